@@ -1,0 +1,58 @@
+"""`asyncdni COMMAND …`: find the command, run it, turn errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from asyncdni import __version__
+from asyncdni.cli import COMMANDS
+from asyncdni.errors import AsyncDNIError
+
+__all__ = ["main"]
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="asyncdni",
+        description="Train a neural network with each stage in a process of its own.",
+        epilog="`asyncdni COMMAND --help` shows an example of each.",
+    )
+    parser.add_argument("--version", action="version", version=f"asyncdni {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    # A worker's start-up is paid once a stage: import one command, not all of them.
+    wanted = COMMANDS if not argv or argv[0] not in COMMANDS else (argv[0],)
+    for name in wanted:
+        module = importlib.import_module(f"asyncdni.cli.{name}")
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=f"example:\n{module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(given).parse_args(given)
+    try:
+        return int(args.run(args))
+    except AsyncDNIError as error:
+        print(f"asyncdni: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("asyncdni: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""One interface for the maths of a stage: arrays in, arrays out. Backends implement `Stage`.
+
+A stage owns its weights, optimizers, generator and the forward state of each batch in flight (its
+slot). It knows nothing of other processes. Arrays that it returns belong to the batch's slot: they
+stay untouched until `release(batch)`, and after that until `sent` says that the transport has let
+go of them.
+
+Values that travel are named: activations come as `{producer: array}`, gradients as
+`{consumer: array}` and go as `{producer: {consumer: array}}`, where producers and consumers are
+names of declared stages ("data" for the data set), so that a stage which was fused from several
+can add up gradients in declared order, under every split to the same bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asyncdni.schedules.base import Source
+
+__all__ = ["Array", "Score", "Stage"]
+
+Array = NDArray[np.generic]
+
+
+@dataclass(slots=True)
+class Score:
+    """Sums over samples of one loss, so that scores of several batches add up."""
+
+    stage: str
+    samples: int = 0
+    loss: float = 0.0  # summed over samples
+    correct: int | None = None  # None where the loss has no notion of a right answer
+    outputs: int = 1  # answers a sample: `correct` counts out of samples * outputs
+
+    def add(self, other: Score) -> None:
+        self.samples += other.samples
+        self.loss += other.loss
+        self.outputs = other.outputs
+        if other.correct is not None:
+            self.correct = (self.correct or 0) + other.correct
+
+
+@dataclass(slots=True)
+class Forwarded:
+    """What a forward gives: the activation that leaves the stage (if any) and its losses' scores."""
+
+    activation: Array | None
+    scores: list[Score] = field(default_factory=list)
+
+
+class Stage(Protocol):
+    """The maths of one worker. Batches are told apart by id; many can be in flight."""
+
+    def forward(
+        self, batch: int, inputs: Mapping[str, Array], context: Array | None
+    ) -> Forwarded:
+        """Training forward (batch statistics). `context` holds the targets, one row a sample."""
+
+    def predict(self, batch: int) -> None:
+        """Ask the generator for the gradient of the activation; keep it in the batch's slot."""
+
+    def backward(
+        self,
+        batch: int,
+        gradients: Mapping[str, Array],
+        *,
+        source: Source,
+        learn: bool,
+        send: bool,
+    ) -> dict[str, dict[str, Array]]:
+        """Push a gradient of the activation (sum of losses, one row a sample) back.
+
+        `learn` accumulates the gradients of the weights; `send` returns the gradients of the
+        inputs, `{producer: {consumer: array}}`, leaving out the data.
+        """
+
+    def update(self) -> None:
+        """One optimizer step on the accumulated gradients divided by the samples in them."""
+
+    def fit(self, batch: int, gradients: Mapping[str, Array]) -> float | None:
+        """Train the generator on the gradient that came back.
+
+        Returns the cosine between the prediction that was applied and that gradient, or None
+        where it was not measured this time.
+        """
+
+    def evaluate(self, inputs: Mapping[str, Array], context: Array | None) -> Forwarded:
+        """Forward with running statistics; nothing is kept."""
+
+    def release(self, batch: int, sent: Callable[[], bool]) -> None:
+        """Give up the batch's slot; it is reused once `sent()` is true."""
+
+    def state(self) -> dict[str, dict[str, Array]]:
+        """Weights and running statistics: `{declared stage: {"0.weight": array, …}}`."""
+
+    def load(self, state: Mapping[str, Mapping[str, Array]]) -> None:
+        """Take over weights and running statistics, as `state` gives them."""

@@ -1,0 +1,16 @@
+"""The commands, by name: one module each, imported only when asked for.
+
+A command module has `HELP` (one line), `EXAMPLE` (command lines for --help), `add_arguments(parser)`
+and `run(args) -> int` (the exit code).
+"""
+
+COMMANDS = (
+    "train",
+    "compare",
+    "coordinator",
+    "worker",
+    "evaluate",
+    "predict",
+    "simulate",
+    "data",
+)

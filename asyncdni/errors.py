@@ -1,0 +1,96 @@
+"""What can go wrong, as one tree. Catch `AsyncDNIError` for all of it.
+
+AsyncDNIError
+├── ConfigError          the experiment file, a flag or a network that does not fit together
+├── DataError            a data set that is missing, corrupt or out of range
+├── ProtocolError        bytes or messages that break the wire protocol
+│   ├── LocalProtocolError     this process was about to break it
+│   └── RemoteProtocolError    a peer broke it
+├── CheckpointError      a run folder or a weight file that can't be read or written
+├── LaunchError          a process that can't be started, or can't reach its coordinator
+├── WorkerLost           a worker that died or fell silent
+├── NumericalError       a loss or gradient that is no longer a finite number
+├── LimitExceeded        a queue, message or time over its limit
+└── Interrupted          the user asked to stop
+
+Each message says what was given, what was expected and what to do. The command line prints it as
+one line and exits with `exit_code`; a worker sends it to its coordinator as (class name, text).
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AsyncDNIError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Interrupted",
+    "LaunchError",
+    "LimitExceeded",
+    "LocalProtocolError",
+    "NumericalError",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "WorkerLost",
+    "by_name",
+]
+
+
+class AsyncDNIError(Exception):
+    """Anything that asyncdni refuses or fails at, with a message meant for the user."""
+
+    exit_code = 1
+
+
+class ConfigError(AsyncDNIError):
+    """The experiment file, a flag or the network they describe can't be used."""
+
+    exit_code = 2
+
+
+class DataError(AsyncDNIError):
+    """A data set is missing, corrupt or holds values that can't be trained on."""
+
+
+class ProtocolError(AsyncDNIError):
+    """The wire protocol was broken."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This process was about to send what the protocol forbids: a bug here."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """A peer sent what the protocol forbids."""
+
+
+class CheckpointError(AsyncDNIError):
+    """A run folder or weight file can't be read or written."""
+
+
+class LaunchError(AsyncDNIError):
+    """A process can't be started or can't reach its coordinator."""
+
+
+class WorkerLost(AsyncDNIError):
+    """A worker died or fell silent."""
+
+
+class NumericalError(AsyncDNIError):
+    """A loss or gradient is no longer a finite number."""
+
+
+class LimitExceeded(AsyncDNIError):
+    """A queue, message or time is over its limit."""
+
+
+class Interrupted(AsyncDNIError):
+    """The user asked to stop."""
+
+    exit_code = 130
+
+
+def by_name(name: str) -> type[AsyncDNIError]:
+    """The error class of that name; `AsyncDNIError` itself for a name that is not one."""
+    found = globals().get(name) if name in __all__ else None
+    return found if isinstance(found, type) else AsyncDNIError

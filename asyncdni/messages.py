@@ -1,0 +1,245 @@
+"""The wire protocol on one page: every message, one frozen type each. See docs/protocol.md.
+
+```
+ worker            coordinator                     producer              consumer
+   │ Hello ────────────► │                            │ Activation ───────► │  (train, evaluate)
+   │ ◄──────────  Welcome│                            │ Barrier ──────────► │
+   │ Ready ────────────► │                            │ ◄────────── Credit  │
+   │ ◄──────────── Start │                            │ ◄──────── Gradient  │
+   │ Report … ─────────► │                            │ ◄───────── Skipped  │
+   │ Drained ──────────► │
+   │ ◄───────── Evaluate │   once all have drained
+   │ Evaluated ────────► │
+   │ ◄───────────── Save │   if there is something to keep
+   │ Saved ────────────► │
+   │ ◄─── Resume | Leave │
+```
+
+Control (left) and data (right) ride on separate sockets. A message is one MessagePack header
+(`[tag, field, …]`) and, for the two that carry tensors, one raw frame a tensor. Tensors are opaque here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "Abort",
+    "Activation",
+    "Barrier",
+    "Beat",
+    "Connect",
+    "Credit",
+    "Drained",
+    "Evaluate",
+    "Evaluated",
+    "Failed",
+    "Gradient",
+    "Hello",
+    "Interrupt",
+    "Leave",
+    "Message",
+    "Ready",
+    "Refused",
+    "Report",
+    "Resume",
+    "Save",
+    "Saved",
+    "Skipped",
+    "Start",
+    "Welcome",
+]
+
+#: Raised with every change that an older peer would not understand.
+PROTOCOL_VERSION = 1
+
+#: The coordinator's name as an address of messages; no stage may be called so.
+COORDINATOR = "coordinator"
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Base of all messages; the tag is the class name."""
+
+
+# --- worker to coordinator -----------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, tag=True):
+    """First word of a worker: which stage it wants and where it listens for data."""
+
+    protocol: int
+    stage: str  # name or index, as given on the command line
+    address: str  # ZeroMQ endpoint of its data socket
+    pid: int
+    host: str
+    allow_import: bool = False
+
+
+class Ready(Message, frozen=True, tag=True):
+    """Stage built, neighbours connected."""
+
+    parameters: int
+
+
+class Drained(Message, frozen=True, tag=True):
+    """Everything up to the barrier is applied; nothing is in flight here."""
+
+    barrier: int
+    batches: int  # training batches forwarded since the start
+
+
+class Evaluated(Message, frozen=True, tag=True):
+    """Sums over the test set of one loss: see `backends.base.Score`."""
+
+    barrier: int
+    stage: str
+    samples: int
+    loss: float
+    correct: int | None
+    outputs: int
+
+
+class Saved(Message, frozen=True, tag=True):
+    """The weights of this worker's stages are on disk."""
+
+    tag: str
+    files: dict[str, str]  # declared stage -> sha256 of its file
+
+
+class Report(Message, frozen=True, tag=True):
+    """Counters and times since the start, sent a few times a second: see `metrics.counters`."""
+
+    counters: dict[str, float | int | None]
+    loss_sum: float = 0.0  # of training batches since the last report
+    loss_samples: int = 0
+
+
+class Failed(Message, frozen=True, tag=True):
+    """The worker stops because of an error."""
+
+    kind: str  # class name out of `errors`, or the exception's own
+    text: str
+    trace: str  # empty for errors meant for the user
+
+
+class Beat(Message, frozen=True, tag=True):
+    """Sign of life, both ways; any other message is one too."""
+
+
+# --- coordinator to worker -----------------------------------------------------------------------
+
+
+class Welcome(Message, frozen=True, tag=True):
+    """You are in: everything the worker needs to build its part."""
+
+    stage: str
+    incarnation: int
+    experiment: dict[str, Any]
+    meta: dict[str, Any]  # shapes of the data: see `datasets.base.Meta`
+    folder: str  # where to write weights; empty: nowhere
+    trace: bool = False  # write every op with its times to that folder
+
+
+class Refused(Message, frozen=True, tag=True):
+    """You are not: the reason, for the user."""
+
+    kind: str
+    text: str
+
+
+class Connect(Message, frozen=True, tag=True):
+    """All are in: where each neighbour listens."""
+
+    addresses: dict[str, str]  # worker -> endpoint
+    incarnations: dict[str, int]
+
+
+class Start(Message, frozen=True, tag=True):
+    """All are ready: go."""
+
+
+class Evaluate(Message, frozen=True, tag=True):
+    """All have drained: run the test set through."""
+
+    barrier: int
+
+
+class Save(Message, frozen=True, tag=True):
+    """Write weights as `tag` ("best", "final")."""
+
+    tag: str
+
+
+class Resume(Message, frozen=True, tag=True):
+    """The barrier is lifted."""
+
+    barrier: int
+
+
+class Leave(Message, frozen=True, tag=True):
+    """All is done: exit 0."""
+
+
+class Interrupt(Message, frozen=True, tag=True):
+    """To the worker that reads the data: set the last barrier now."""
+
+
+class Abort(Message, frozen=True, tag=True):
+    """Something failed elsewhere: exit now."""
+
+    text: str
+
+
+# --- between workers -----------------------------------------------------------------------------
+
+
+class Activation(Message, frozen=True, tag=True):
+    """One batch on its way down. Tensors: "h", and "y" where targets travel along."""
+
+    sender: str  # producing node: a worker's name, or "data"
+    incarnation: int
+    batch: int
+    samples: int
+    tensors: dict[str, Any]
+    evaluate: bool = False
+    last: bool = False  # of the test set
+    waited: bool = False  # its sender was out of credit before
+
+
+class Gradient(Message, frozen=True, tag=True):
+    """The gradient of one batch on its way up, one tensor for each consuming declared stage."""
+
+    sender: str
+    incarnation: int
+    batch: int
+    tensors: dict[str, Any]
+
+
+class Barrier(Message, frozen=True, tag=True):
+    """Travels behind the last activation: drain, then wait for the coordinator."""
+
+    sender: str
+    incarnation: int
+    barrier: int
+    final: bool
+
+
+class Credit(Message, frozen=True, tag=True):
+    """Cumulative counts of activations on one link: duplicates and losses do no harm."""
+
+    sender: str
+    incarnation: int
+    node: str  # of the link's producing end: a worker's name, or "data"
+    taken: int
+    allowed: int
+
+
+class Skipped(Message, frozen=True, tag=True):
+    """No gradient will come for this batch."""
+
+    sender: str
+    incarnation: int
+    batch: int

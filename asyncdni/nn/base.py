@@ -1,0 +1,85 @@
+"""What a layer is, and what belongs to whom.
+
+A layer owns its parameters, its running statistics (`buffers`) and the sums of the parameters'
+gradients (`grads`). The arrays in `params` and `grads` may be replaced by views of one flat vector
+(see `optimizers`), so a layer looks them up by name each time. What a forward leaves behind for its backward belongs to the batch and lives
+in a `Slot`, so that many batches can be in flight. A slot is made by the layer, is reused from batch
+to batch (its arrays are allocated once, for the largest batch seen), and may be handed to
+`backward` several times: a backward changes nothing in it that a second backward needs.
+
+Shapes in comments: B samples, D inputs, H outputs. Gradients are of the summed loss, one row a
+sample; dividing by the number of samples is the optimizer step's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Array", "Layer", "Loss", "Optimizer", "Rng", "Slot", "Streams"]
+
+Array = NDArray[Any]
+Rng = np.random.Generator
+Slot = dict[str, Any]
+#: Random streams by purpose: `streams("init")` is keyed by (seed, layer name, purpose).
+Streams = Callable[[str], Rng]
+
+
+class Layer(Protocol):
+    """One layer: `build` once, then forward and backward for each batch."""
+
+    params: dict[str, Array]  # named as a PyTorch user would expect: "weight", "bias"
+    grads: dict[str, Array]  # same names and shapes
+    fresh: bool  # `grads` hold nothing yet: the next learning backward overwrites them
+    buffers: dict[str, Array]  # running statistics: "running_mean", …
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Output shape for inputs of `shape` (both without the batch axis); allocates nothing.
+        Raises `ConfigError` where the shape does not fit (given, expected)."""
+
+    def build(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
+    ) -> tuple[int, ...]:
+        """Make parameters, gradients and running statistics; returns the output shape."""
+
+    def forward(self, x: Array, slot: Slot) -> Array:
+        """Training forward of (B, *shape); keeps in `slot` what `backward` needs."""
+
+    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
+        """Adds to `grads` if `learn` (overwrites them where `fresh`, and clears that flag);
+        returns the gradient of x if `send`, else None.
+
+        `grad_y` may be overwritten only where the layer's docstring says so."""
+
+    def evaluate(self, x: Array) -> Array:
+        """Forward with running statistics, nothing kept."""
+
+
+class Loss(Protocol):
+    """A loss on a stage's output x (B, K), with targets y: (B,) class ids or (B, K) values."""
+
+    def check(self, shape: tuple[int, ...], y: Array) -> None:
+        """Raises `DataError` where targets y don't fit outputs of `shape` (shape, range)."""
+
+    def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
+        """Sum over samples of the loss, and how many answers are right (None: no such notion);
+        keeps the error in `slot`."""
+
+    def backward(self, slot: Slot) -> Array:
+        """Gradient of the summed loss, (B, K); belongs to the slot."""
+
+    def error(self, x: Array, y: Array, out: Array) -> Array:
+        """The gradient of the summed loss at x, written into `out` (B, K)."""
+
+
+class Optimizer(Protocol):
+    """A step on one flat vector of parameters; owns its moments, named for checkpoints."""
+
+    state: dict[str, Array]
+
+    def step(self, params: Array, grads: Array, rate: float) -> None:
+        """Moves `params` in place by mean gradients `grads` (both (N,)) at learning rate `rate`.
+        May overwrite `grads`."""

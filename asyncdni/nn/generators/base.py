@@ -1,0 +1,41 @@
+"""What a generator is: the local model of the gradient that will come back (DNI paper, section 2).
+
+`predict` is asked once a batch, right after the forward; `fit` when (and if) the true gradient of
+that batch arrives, possibly many batches later. What a prediction leaves behind for its fit belongs
+to the batch's slot. Gradients are of the summed loss, one row a sample.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from asyncdni.nn.base import Array, Slot, Streams
+
+__all__ = ["Generator"]
+
+
+class Generator(Protocol):
+    """Predicts a gradient (B, D) from an activation (B, D) and targets."""
+
+    params: dict[str, Array]  # trained on what comes back (and on labels, for local heads)
+    buffers: dict[str, Array]  # optimizer moments, running scales: for checkpoints
+
+    def build(
+        self,
+        width: int,
+        outputs: int,
+        loss: str,
+        dtype: np.dtype[Any],
+        streams: Streams,
+    ) -> None:
+        """For activations (B, width); `loss` ("cross_entropy", "sigmoid_cross_entropy", "mse") and
+        `outputs` (K) describe the targets: (B,) class ids for cross_entropy, else (B, K)."""
+
+    def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
+        """The predicted gradient (B, D), belonging to the slot. Local heads take their own step
+        here. `rate_scale` is the learning-rate decay of the run at this moment, 1 at the start."""
+
+    def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
+        """One step towards the gradient (B, D) that came back for the slot's batch."""

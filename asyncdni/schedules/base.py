@@ -1,0 +1,125 @@
+"""The words of every schedule: `Op`, `Flight`, `View`, `Schedule`. No time, no tensors, no network.
+
+A schedule is one pure function, `next_op(view)`: it sees ids and counts, and names the next op of
+its stage, or None to wait. Sends follow from ops (a finished Forward sends the activation to every
+consumer, a finished Backward with `send` sends each producer its gradient), so a schedule can't
+deadlock the network by pairing sends wrongly.
+
+Ops are written `2F0`: stage 2, Forward, batch 0. A Backward that only passes the true gradient on
+to the producers, without learning from it, is written with a small letter: `2b0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+__all__ = ["Flight", "Op", "OpKind", "Schedule", "Source", "View"]
+
+
+class OpKind(Enum):
+    """What a stage can be asked to do; the value is its letter in timelines."""
+
+    READ = "R"  # take a batch from the data set (only the worker that hosts the data)
+    FORWARD = "F"
+    PREDICT = "P"  # ask the generator for a gradient
+    BACKWARD = "B"
+    UPDATE = "U"  # one optimizer step on what has been accumulated
+    FIT = "T"  # train the generator on the gradient that came back
+    EVALUATE = "E"  # forward of a test batch with running statistics; nothing is kept
+
+
+class Source(Enum):
+    """Which gradient of its output a Backward starts from."""
+
+    TRUE = "true"  # what the consumers sent, and the stage's own loss
+    SYNTHETIC = "synthetic"  # the generator's prediction
+    DIFFERENCE = "difference"  # true minus synthetic: the late correction
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One piece of work of one stage on one batch."""
+
+    kind: OpKind
+    batch: int
+    source: Source = Source.TRUE  # Backward only
+    learn: bool = True  # Backward: accumulate the gradients of the weights
+    send: bool = True  # Backward: compute the gradients of the inputs and send them
+    last: bool = False  # the batch's forward state is given up after this op
+    evaluate: bool = False  # Read only: a batch of the test set
+
+    @property
+    def letter(self) -> str:
+        """`F`, `B`, …; small for a Backward that does not learn."""
+        letter = self.kind.value
+        return letter if self.learn else letter.lower()
+
+    def __str__(self) -> str:
+        return f"{self.letter}{self.batch}"
+
+
+@dataclass(slots=True)
+class Flight:
+    """A batch in flight: forwarded, and its forward state not yet given up."""
+
+    batch: int
+    samples: int
+    version: int  # updates of the stage when the batch was forwarded
+    done: str = "F"  # letters of the ops done on it, in order
+    arrived: bool = False  # the true gradient is here (from all consumers)
+
+
+class View(Protocol):
+    """What a schedule may know. All of it read-only."""
+
+    @property
+    def has_loss(self) -> bool:
+        """The stage carries a loss of its own."""
+
+    @property
+    def has_consumers(self) -> bool:
+        """Other stages take this stage's activation, so gradients come back from them."""
+
+    @property
+    def has_producers(self) -> bool:
+        """Some input comes from another stage, which wants a gradient (data wants none)."""
+
+    @property
+    def ready(self) -> Sequence[int]:
+        """Batches whose inputs are all here and not yet forwarded, oldest first.
+
+        Empty while a consumer grants no credit.
+        """
+
+    @property
+    def flights(self) -> Mapping[int, Flight]:
+        """Batches in flight, oldest first."""
+
+    @property
+    def newest(self) -> Flight | None:
+        """The batch forwarded last, if it is still in flight."""
+
+    @property
+    def arrived(self) -> Sequence[int]:
+        """Batches in flight whose true gradient is here and not yet used, in order of arrival."""
+
+    @property
+    def unapplied(self) -> int:
+        """Backwards accumulated since the last Update."""
+
+    @property
+    def closed(self) -> bool:
+        """No further batch comes until everything here has been drained."""
+
+
+class Schedule(Protocol):
+    """Which op next? Frozen options and one pure method."""
+
+    def next_op(self, view: View) -> Op | None:
+        """The next op of this stage, or None: wait."""
+
+    def withholds(self, batch: int) -> bool:
+        """True where a stage downstream sends no gradient for `batch`, so none is waited for."""
