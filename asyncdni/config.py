@@ -1,4 +1,4 @@
-"""The experiment file (TOML) as typed, frozen values: one struct a table, a reason beside each default.
+"""The experiment file (TOML) as typed, frozen values: one struct a table, a reason beside each value.
 
 Nothing here reads a file or checks how stages fit together: see `experiment` (file, `--set`,
 messages for the user) and `network` (graph, shapes).

@@ -16,7 +16,8 @@
 ```
 
 Control (left) and data (right) ride on separate sockets. A message is one MessagePack header
-(`[tag, field, …]`) and, for the two that carry tensors, one raw frame a tensor. Tensors are opaque here.
+(`[tag, field, …]`) and, for the two that carry tensors, one raw frame a tensor. Tensors are opaque
+here.
 """
 
 from __future__ import annotations

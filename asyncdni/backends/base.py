@@ -47,7 +47,7 @@ class Score:
 
 @dataclass(slots=True)
 class Forwarded:
-    """What a forward gives: the activation that leaves the stage (if any) and its losses' scores."""
+    """What a forward gives: the activation that leaves the stage (if any) and its losses."""
 
     activation: Array | None
     scores: list[Score] = field(default_factory=list)
@@ -56,9 +56,7 @@ class Forwarded:
 class Stage(Protocol):
     """The maths of one worker. Batches are told apart by id; many can be in flight."""
 
-    def forward(
-        self, batch: int, inputs: Mapping[str, Array], context: Array | None
-    ) -> Forwarded:
+    def forward(self, batch: int, inputs: Mapping[str, Array], context: Array | None) -> Forwarded:
         """Training forward (batch statistics). `context` holds the targets, one row a sample."""
 
     def predict(self, batch: int) -> None:

@@ -1,7 +1,7 @@
 """The commands, by name: one module each, imported only when asked for.
 
-A command module has `HELP` (one line), `EXAMPLE` (command lines for --help), `add_arguments(parser)`
-and `run(args) -> int` (the exit code).
+A command module has `HELP` (one line), `EXAMPLE` (command lines for --help),
+`add_arguments(parser)` and `run(args) -> int` (the exit code).
 """
 
 COMMANDS = (

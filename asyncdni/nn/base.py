@@ -2,10 +2,12 @@
 
 A layer owns its parameters, its running statistics (`buffers`) and the sums of the parameters'
 gradients (`grads`). The arrays in `params` and `grads` may be replaced by views of one flat vector
-(see `optimizers`), so a layer looks them up by name each time. What a forward leaves behind for its backward belongs to the batch and lives
-in a `Slot`, so that many batches can be in flight. A slot is made by the layer, is reused from batch
-to batch (its arrays are allocated once, for the largest batch seen), and may be handed to
-`backward` several times: a backward changes nothing in it that a second backward needs.
+(see `optimizers`), so a layer looks them up by name each time. What a forward leaves behind for
+its backward belongs to the batch and lives in a `Slot`, so that many batches can be in flight. A
+slot starts as an empty dict, which the layer fills; it is reused from batch to batch (its arrays
+are allocated once, for the largest batch seen; a smaller last batch works on views of them), and
+may be handed to `backward` several times: a backward changes nothing in it that a second backward
+needs.
 
 Shapes in comments: B samples, D inputs, H outputs. Gradients are of the summed loss, one row a
 sample; dividing by the number of samples is the optimizer step's business.
