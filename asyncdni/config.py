@@ -1,4 +1,4 @@
-"""The experiment file (TOML) as typed, frozen values: one struct a table, a reason beside each value.
+"""The experiment file (TOML) as typed, frozen values: one struct a table, reasons beside the values.
 
 Nothing here reads a file or checks how stages fit together: see `experiment` (file, `--set`,
 messages for the user) and `network` (graph, shapes).
@@ -24,20 +24,20 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 # --- [data] --------------------------------------------------------------------------------------
 
 
-class Digits(Table, tag_field="name", tag="digits"):
+class Digits(Table, frozen=True, kw_only=True, tag_field="name", tag="digits"):
     """10,000 + 2,000 images of MNIST, embedded in the package."""
 
     batch_size: Count = 256  # the DNI paper's
 
 
-class Mnist(Table, tag_field="name", tag="mnist"):
+class Mnist(Table, frozen=True, kw_only=True, tag_field="name", tag="mnist"):
     """60,000 + 10,000 images, from the data folder."""
 
     batch_size: Count = 256
     path: str = ""  # folder of the four IDX files; empty: $ASYNCDNI_DATA, then the user's cache
 
 
-class Addition(Table, tag_field="name", tag="addition"):
+class Addition(Table, frozen=True, kw_only=True, tag_field="name", tag="addition"):
     """Binary addition (Trask 2017): two numbers in, their sum out."""
 
     batch_size: Count = 10
@@ -46,7 +46,7 @@ class Addition(Table, tag_field="name", tag="addition"):
     test_examples: Count = 100
 
 
-class Npz(Table, tag_field="name", tag="npz"):
+class Npz(Table, frozen=True, kw_only=True, tag_field="name", tag="npz"):
     """Arrays x_train, y_train, x_test, y_test of one .npz file."""
 
     path: str
@@ -58,7 +58,7 @@ Data = Digits | Mnist | Addition | Npz
 # --- [[stages]] ----------------------------------------------------------------------------------
 
 
-class Stage(Table):
+class Stage(Table, frozen=True, kw_only=True):
     """Consecutive layers that are trained by one worker."""
 
     layers: list[str | dict[str, Any]]  # "relu" | { dense = 256 } | { batch_norm = { … } }
@@ -72,18 +72,18 @@ class Stage(Table):
 # --- [schedule] ----------------------------------------------------------------------------------
 
 
-class ErrorGenerator(Table, tag_field="kind", tag="error"):
+class ErrorGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="error"):
     """e = softmax(hC + c) - onehot(y) of a local classifier, sent through a learned map: g = eU."""
 
     head_learning_rate: Positive = 1e-2  # Adam, own cross-entropy, every batch
     rate: Annotated[float, Meta(gt=0, lt=2)] = 0.03  # normalised LMS step of U; unstable from 2
 
 
-class ZeroGenerator(Table, tag_field="kind", tag="zero"):
+class ZeroGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="zero"):
     """Always predicts zero: the control that shows what a generator is worth."""
 
 
-class LinearGenerator(Table, tag_field="kind", tag="linear"):
+class LinearGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="linear"):
     """g = hA + onehot(y)B + c, zero-initialised."""
 
     labels: bool = True
@@ -91,7 +91,7 @@ class LinearGenerator(Table, tag_field="kind", tag="linear"):
     scale_targets: bool = True  # divide targets by their running RMS
 
 
-class LowRankGenerator(Table, tag_field="kind", tag="low_rank"):
+class LowRankGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="low_rank"):
     """The same through `rank` linear units: a fraction of the arithmetic."""
 
     rank: Count = 32
@@ -100,7 +100,7 @@ class LowRankGenerator(Table, tag_field="kind", tag="low_rank"):
     scale_targets: bool = True
 
 
-class MlpGenerator(Table, tag_field="kind", tag="mlp"):
+class MlpGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
     """Hidden layers with batch norm and relu, last layer zero-initialised (the DNI paper's)."""
 
     hidden: tuple[Count, ...] = (256,)
@@ -112,11 +112,11 @@ class MlpGenerator(Table, tag_field="kind", tag="mlp"):
 Generator = ErrorGenerator | ZeroGenerator | LinearGenerator | LowRankGenerator | MlpGenerator
 
 
-class Locked(Table, tag_field="name", tag="locked"):
+class Locked(Table, frozen=True, kw_only=True, tag_field="name", tag="locked"):
     """Forward, update and backward locking: no other batch in flight."""
 
 
-class Synthetic(Table, tag_field="name", tag="synthetic"):
+class Synthetic(Table, frozen=True, kw_only=True, tag_field="name", tag="synthetic"):
     """Update at once from the generator's gradient; train it on what comes back."""
 
     target: Literal["true", "bootstrap"] = "true"
@@ -131,13 +131,13 @@ Schedule = Locked | Synthetic
 # --- [optimizer] ---------------------------------------------------------------------------------
 
 
-class Constant(Table, tag_field="name", tag="constant"):
+class Constant(Table, frozen=True, kw_only=True, tag_field="name", tag="constant"):
     """The learning rate as given."""
 
     warmup_epochs: NonNegative = 0.0  # rises linearly from 0
 
 
-class Step(Table, tag_field="name", tag="step"):
+class Step(Table, frozen=True, kw_only=True, tag_field="name", tag="step"):
     """Multiplied by `factor` after each of `epochs`."""
 
     epochs: list[Positive]
@@ -145,7 +145,7 @@ class Step(Table, tag_field="name", tag="step"):
     warmup_epochs: NonNegative = 0.0
 
 
-class Cosine(Table, tag_field="name", tag="cosine"):
+class Cosine(Table, frozen=True, kw_only=True, tag_field="name", tag="cosine"):
     """Falls to `final` times the learning rate over the whole run."""
 
     final: Fraction = 0.0
@@ -155,7 +155,7 @@ class Cosine(Table, tag_field="name", tag="cosine"):
 Decay = Constant | Step | Cosine
 
 
-class Sgd(Table, tag_field="name", tag="sgd"):
+class Sgd(Table, frozen=True, kw_only=True, tag_field="name", tag="sgd"):
     """Stochastic gradient descent, with momentum and Nesterov's variant on request."""
 
     learning_rate: Positive = 0.1
@@ -166,7 +166,7 @@ class Sgd(Table, tag_field="name", tag="sgd"):
     decay: Decay = Constant()
 
 
-class Adam(Table, tag_field="name", tag="adam"):
+class Adam(Table, frozen=True, kw_only=True, tag_field="name", tag="adam"):
     """Adam; with `weight_decay` AdamW (decoupled)."""
 
     learning_rate: Positive = 1e-3
@@ -183,7 +183,7 @@ Optimizer = Sgd | Adam
 # --- [run], [limits] -----------------------------------------------------------------------------
 
 
-class Run(Table):
+class Run(Table, frozen=True, kw_only=True):
     """How long, from which seed, over how many workers."""
 
     epochs: Annotated[int, Meta(ge=0)] = 5  # 0 writes the initial weights
@@ -194,7 +194,7 @@ class Run(Table):
     dtype: Literal["float32", "float64"] = "float32"
 
 
-class Limits(Table):
+class Limits(Table, frozen=True, kw_only=True):
     """A limit on everything, so that nothing grows or waits for ever."""
 
     window: Count | Literal["auto"] = "auto"  # activations a producer may send ahead
@@ -204,7 +204,7 @@ class Limits(Table):
     silence_s: Positive = 3.0  # without a sign of life: dead
 
 
-class Experiment(Table):
+class Experiment(Table, frozen=True, kw_only=True):
     """One whole experiment."""
 
     data: Data
