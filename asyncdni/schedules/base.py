@@ -6,7 +6,8 @@ consumer, a finished Backward with `send` sends each producer its gradient), so 
 deadlock the network by pairing sends wrongly.
 
 Ops are written `2F0`: stage 2, Forward, batch 0. A Backward that only passes the true gradient on
-to the producers, without learning from it, is written with a small letter: `2b0`.
+to the producers, without learning from it, is written `2b0`; one that learns the difference between
+the true and the synthetic gradient `2C0`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class OpKind(Enum):
     BACKWARD = "B"
     UPDATE = "U"  # one optimizer step on what has been accumulated
     FIT = "T"  # train the generator on the gradient that came back
+    DROP = "X"  # give a batch up: its gradient is no longer waited for (no arithmetic)
     EVALUATE = "E"  # forward of a test batch with running statistics; nothing is kept
 
 
@@ -53,9 +55,10 @@ class Op:
 
     @property
     def letter(self) -> str:
-        """`F`, `B`, …; small for a Backward that does not learn."""
-        letter = self.kind.value
-        return letter if self.learn else letter.lower()
+        """`F`, `B`, …; `b` for a Backward that does not learn, `C` for one that corrects."""
+        if self.source is Source.DIFFERENCE:
+            return "C"
+        return self.kind.value if self.learn else self.kind.value.lower()
 
     def __str__(self) -> str:
         return f"{self.letter}{self.batch}"
@@ -120,6 +123,3 @@ class Schedule(Protocol):
 
     def next_op(self, view: View) -> Op | None:
         """The next op of this stage, or None: wait."""
-
-    def withholds(self, batch: int) -> bool:
-        """True where a stage downstream sends no gradient for `batch`, so none is waited for."""

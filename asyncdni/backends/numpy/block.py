@@ -1,0 +1,238 @@
+"""One declared stage: join of its inputs, layers, loss and optimizer.
+
+A worker's stage is one block, or several that were fused. Weights, optimizer and random streams
+belong to the block and go by its name, so they are the same under every split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from asyncdni import config
+from asyncdni.backends.base import Score
+from asyncdni.errors import DataError, NumericalError
+from asyncdni.network import Node
+from asyncdni.nn.base import Array, Layer, Loss, Slot
+from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.slots import rows
+from asyncdni.nn.losses import make_loss
+from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten
+from asyncdni.nn.rates import scale
+from asyncdni.nn.streams import layer_streams
+
+__all__ = ["Block", "BlockSlot", "Pace"]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a learning-rate schedule measures time by."""
+
+    updates_per_epoch: float
+    total_updates: float
+
+
+@dataclass(slots=True)
+class BlockSlot:
+    """The forward state of one batch in one block."""
+
+    layers: list[Slot]
+    own: Slot = field(default_factory=dict)  # joined inputs, summed gradients
+    loss: Slot = field(default_factory=dict)
+    y: Array | None = None  # the activation
+
+
+class Block:
+    """Forward, backward and update of one declared stage; see `backends.base.Stage`."""
+
+    def __init__(
+        self,
+        node: Node,
+        optimizer: config.Optimizer,
+        *,
+        dtype: np.dtype[Any],
+        seed: int,
+        pace: Pace,
+        allow_import: bool = False,
+    ) -> None:
+        self.node = node
+        self.updates = 0
+        self._pace = pace
+        self._options = optimizer
+        self.dtype = dtype
+        self._layers = [
+            make_layer(spec, where=f"stage {node.name}, layer {i}", allow_import=allow_import)
+            for i, spec in enumerate(node.layers)
+        ]
+        shape = node.joined_shape
+        for i, layer in enumerate(self._layers):
+            shape = layer.build(shape, dtype, layer_streams(seed, f"{node.name}.{i}"))
+        self._params, self._grads = flatten(self._layers)
+        self._optimizer = _make_optimizer(optimizer)
+        self._loss: Loss | None = make_loss(node.loss) if node.loss else None
+
+    @property
+    def learned(self) -> bool:
+        """Gradients have been accumulated since the last update."""
+        return any(not layer.fresh for layer in self._layers)
+
+    def slot(self) -> BlockSlot:
+        return BlockSlot(layers=[{} for _ in self._layers])
+
+    # --- forward ---------------------------------------------------------------------------------
+
+    def forward(
+        self, batch: int, inputs: Sequence[Array], targets: Array | None, slot: BlockSlot
+    ) -> tuple[Array, Score | None]:
+        """Inputs in declared order. Raises `NumericalError` for a loss that is not finite."""
+        x = self._join(inputs, slot.own)
+        for layer, own in zip(self._layers, slot.layers, strict=True):
+            x = layer.forward(x, own)
+        slot.y = x
+        score = self._score(x, targets, slot.loss)
+        if score is not None and not math.isfinite(score.loss):
+            raise NumericalError(
+                f"the loss of stage {self.node.name} is {score.loss} at batch {batch}: "
+                "lower optimizer.learning_rate or set optimizer.clip_norm"
+            )
+        return x, score
+
+    def evaluate(
+        self, inputs: Sequence[Array], targets: Array | None
+    ) -> tuple[Array, Score | None]:
+        """With running statistics, nothing kept."""
+        x = self.activation(inputs)
+        return x, self._score(x, targets, {})
+
+    def activation(self, inputs: Sequence[Array]) -> Array:
+        """With running statistics, without the loss."""
+        x = self._join(inputs, {})
+        for layer in self._layers:
+            x = layer.evaluate(x)
+        return x
+
+    def _join(self, inputs: Sequence[Array], own: Slot) -> Array:
+        if len(inputs) == 1:
+            return inputs[0]
+        shape = (len(inputs[0]), *self.node.joined_shape)
+        joined = rows(own, "joined", shape, self.dtype)
+        if self.node.join == "concat":
+            return np.concatenate(inputs, axis=-1, out=joined)
+        return add_in_order(inputs, joined)
+
+    def _score(self, x: Array, targets: Array | None, slot: Slot) -> Score | None:
+        if self._loss is None:
+            return None
+        if targets is None:
+            raise DataError(f"stage {self.node.name} has a loss but its input carries no targets")
+        loss, correct = self._loss.forward(x, targets, slot)
+        outputs = 1 if targets.ndim == 1 else targets.shape[1]
+        return Score(self.node.name, len(x), float(loss), correct, outputs)
+
+    # --- backward --------------------------------------------------------------------------------
+
+    def backward(
+        self,
+        gradients: Sequence[Array],
+        slot: BlockSlot,
+        *,
+        own_loss: bool,
+        learn: bool,
+        send: bool,
+    ) -> list[Array] | None:
+        """From the consumers' gradients (declared order) and the own loss; None: nothing to do.
+
+        Returns the gradient of each input in declared order; an empty list without `send`.
+        """
+        terms = list(gradients)
+        if own_loss and self._loss is not None:
+            terms.insert(0, self._loss.backward(slot.loss))
+        if not terms:
+            return None
+        grad: Array | None = self._sum(terms, slot)
+        for i in range(len(self._layers) - 1, -1, -1):
+            assert grad is not None
+            grad = self._layers[i].backward(grad, slot.layers[i], learn=learn, send=send or i > 0)
+        return self._split(grad) if send and grad is not None else []
+
+    def _sum(self, terms: list[Array], slot: BlockSlot) -> Array:
+        if len(terms) == 1:
+            return terms[0]
+        assert slot.y is not None
+        return add_in_order(terms, rows(slot.own, "grad_y", slot.y.shape, self.dtype))
+
+    def _split(self, grad: Array) -> list[Array]:
+        shapes = self.node.input_shapes
+        if len(shapes) == 1 or self.node.join == "sum":
+            return [grad] * len(shapes)
+        edges = np.cumsum([shape[-1] for shape in shapes])[:-1]
+        return [np.ascontiguousarray(part) for part in np.split(grad, edges, axis=-1)]
+
+    # --- update ----------------------------------------------------------------------------------
+
+    def rate_scale(self) -> float:
+        """The learning-rate decay at the next update; 1 at the start without warm-up."""
+        decay = self._options.decay
+        options = {
+            name: getattr(decay, name)
+            for name in ("epochs", "factor", "final")
+            if hasattr(decay, name)
+        }
+        return scale(
+            type(decay).__struct_config__.tag,
+            self.updates,
+            updates_per_epoch=self._pace.updates_per_epoch,
+            total_updates=self._pace.total_updates,
+            warmup_epochs=decay.warmup_epochs,
+            **options,
+        )
+
+    def update(self, samples: int) -> None:
+        """One step on the accumulated gradients divided by `samples`."""
+        if self._params.size and self.learned:
+            self._grads *= 1.0 / samples
+            if self._options.clip_norm is not None:
+                clip_by_norm(self._grads, self._options.clip_norm)
+            rate = self._options.learning_rate * self.rate_scale()
+            self._optimizer.step(self._params, self._grads, rate)
+        self.updates += 1
+        for layer in self._layers:
+            layer.fresh = True
+
+    # --- weights ---------------------------------------------------------------------------------
+
+    def parameters(self) -> int:
+        """How many."""
+        return int(self._params.size)
+
+    def state(self) -> dict[str, Array]:
+        """Weights and running statistics, named as in torch.nn.Sequential: "0.weight"."""
+        return {f"{i}.{name}": array for i, name, array in _named(self._layers)}
+
+
+def add_in_order(terms: Sequence[Array], out: Array) -> Array:
+    """Their sum, in the order given and never in another: floating-point sums depend on it."""
+    np.add(terms[0], terms[1], out=out)
+    for term in terms[2:]:
+        out += term
+    return out
+
+
+def _named(layers: Sequence[Layer]) -> list[tuple[int, str, Array]]:
+    return [
+        (i, name, array)
+        for i, layer in enumerate(layers)
+        for name, array in [*layer.params.items(), *layer.buffers.items()]
+    ]
+
+
+def _make_optimizer(options: config.Optimizer) -> Sgd | Adam:
+    match options:
+        case config.Sgd():
+            return Sgd(options.momentum, options.nesterov, options.weight_decay)
+        case config.Adam():
+            return Adam(options.beta1, options.beta2, options.epsilon, options.weight_decay)

@@ -1,0 +1,265 @@
+"""The maths of one worker in NumPy: its blocks as a small graph, and a generator at its exit.
+
+```
+ from producers ──► block ──► block ──┬──► exit ──► to consumers
+                      └──► block (own loss)   │
+                                              └──► generator: ĝ of the exit's activation
+```
+
+Inside the stage gradients are exact; only what comes back to the exit may be synthetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from asyncdni.backends.base import Array, Forwarded
+from asyncdni.backends.numpy.block import Block, BlockSlot, add_in_order
+from asyncdni.errors import CheckpointError, RemoteProtocolError
+from asyncdni.nn.base import Slot
+from asyncdni.nn.generators.base import Generator
+from asyncdni.nn.layers.slots import rows
+from asyncdni.schedules.base import Source
+
+__all__ = ["NumpyStage"]
+
+_DATA = "data"
+#: Stands for the consumers outside, where their gradient is predicted or corrected.
+_SYNTHETIC = ""
+#: The cosine costs three passes over a gradient: it is measured on one fit in so many.
+_COSINE_EVERY = 8
+
+
+@dataclass(slots=True)
+class _Slot:
+    """The forward state of one batch."""
+
+    blocks: dict[str, BlockSlot]
+    context: Array | None = None
+    samples: int = 0
+    prediction: Array | None = None
+    generator: Slot = field(default_factory=dict)
+    own: Slot = field(default_factory=dict)
+
+
+class NumpyStage:
+    """See `backends.base.Stage`."""
+
+    def __init__(
+        self, blocks: Sequence[Block], exit_name: str | None, generator: Generator | None = None
+    ) -> None:
+        self._blocks = {block.node.name: block for block in blocks}
+        self._exit = exit_name
+        self._generator = generator
+        self._slots: dict[int, _Slot] = {}
+        self._retired: list[tuple[_Slot, Callable[[], bool]]] = []
+        self._samples = 0  # in the accumulated gradients
+        self._late_samples = 0  # in late corrections among them
+        self._fits = 0
+        self._relays = self._find_relays()
+
+    def _find_relays(self) -> set[str]:
+        """Blocks through which a gradient reaches a producer outside."""
+        relays: set[str] = set()
+        for name, block in self._blocks.items():
+            outside = any(i not in self._blocks and i != _DATA for i in block.node.inputs)
+            if outside or relays.intersection(block.node.inputs):
+                relays.add(name)
+        return relays
+
+    def parameters(self) -> int:
+        """How many, without the generator's."""
+        return sum(block.parameters() for block in self._blocks.values())
+
+    # --- forward ---------------------------------------------------------------------------------
+
+    def forward(self, batch: int, inputs: Mapping[str, Array], context: Array | None) -> Forwarded:
+        slot = self._slots[batch] = self._acquire()
+        slot.context, slot.prediction = context, None
+        result = Forwarded(None)
+        known = dict(inputs)
+        for name, block in self._blocks.items():
+            xs = self._inputs(block, known)
+            slot.samples = len(xs[0])
+            known[name], score = block.forward(batch, xs, context, slot.blocks[name])
+            if score is not None:
+                result.scores.append(score)
+        result.activation = known[self._exit] if self._exit else None
+        return result
+
+    def evaluate(self, inputs: Mapping[str, Array], context: Array | None) -> Forwarded:
+        result = Forwarded(None)
+        known = dict(inputs)
+        for name, block in self._blocks.items():
+            known[name], score = block.evaluate(self._inputs(block, known), context)
+            if score is not None:
+                result.scores.append(score)
+        result.activation = known[self._exit] if self._exit else None
+        return result
+
+    def outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Activation of every block, with running statistics and without any loss."""
+        known = dict(inputs)
+        for name, block in self._blocks.items():
+            known[name] = block.activation(self._inputs(block, known))
+        return known
+
+    def _inputs(self, block: Block, known: Mapping[str, Array]) -> list[Array]:
+        """In declared order, checked: they may have come over the wire."""
+        xs = [known[name] for name in block.node.inputs]
+        for name, x, shape in zip(block.node.inputs, xs, block.node.input_shapes, strict=True):
+            if x.shape[1:] != shape or x.dtype != block.dtype or len(x) != len(xs[0]):
+                raise RemoteProtocolError(
+                    f"stage {block.node.name} got {x.dtype} {x.shape} from {name}, expected "
+                    f"{block.dtype} {(len(xs[0]), *shape)}"
+                )
+        return xs
+
+    # --- backward --------------------------------------------------------------------------------
+
+    def backward(
+        self,
+        batch: int,
+        gradients: Mapping[str, Array],
+        *,
+        source: Source,
+        learn: bool,
+        send: bool,
+    ) -> dict[str, dict[str, Array]]:
+        slot = self._slots[batch]
+        found: dict[str, dict[str, Array]] = {name: {} for name in self._blocks}
+        if self._exit is not None:
+            found[self._exit] = self._outside(slot, gradients, source)
+        sent: dict[str, dict[str, Array]] = {}
+        for name, block in reversed(self._blocks.items()):
+            if not (learn or name in self._relays):
+                continue
+            pushed = block.backward(
+                _in_order(block, found[name]),
+                slot.blocks[name],
+                own_loss=source is not Source.DIFFERENCE,
+                learn=learn,
+                send=self._wants(block, learn, send),
+            )
+            for producer, grad in zip(block.node.inputs, pushed or (), strict=False):
+                if producer in self._blocks:
+                    found[producer][name] = grad
+                elif producer != _DATA:
+                    sent.setdefault(producer, {})[name] = grad
+        if learn:
+            self._count(slot, source)
+        return sent if send else {}
+
+    def _outside(
+        self, slot: _Slot, gradients: Mapping[str, Array], source: Source
+    ) -> dict[str, Array]:
+        """What comes back to the exit from other workers, or instead of it."""
+        if source is Source.TRUE:
+            return dict(gradients)
+        assert slot.prediction is not None, "a synthetic gradient was not asked for"
+        if source is Source.SYNTHETIC:
+            return {_SYNTHETIC: slot.prediction}
+        true = self._true(slot, gradients)
+        difference = rows(slot.own, "difference", true.shape, true.dtype)
+        return {_SYNTHETIC: np.subtract(true, slot.prediction, out=difference)}
+
+    def _true(self, slot: _Slot, gradients: Mapping[str, Array]) -> Array:
+        assert self._exit is not None
+        terms = _in_order(self._blocks[self._exit], gradients)
+        if len(terms) == 1:
+            return terms[0]
+        return add_in_order(terms, rows(slot.own, "true", terms[0].shape, terms[0].dtype))
+
+    def _wants(self, block: Block, learn: bool, send: bool) -> bool:
+        """Somebody needs the gradient of the block's inputs."""
+        return any(
+            (learn or name in self._relays) if name in self._blocks else send
+            for name in block.node.inputs
+            if name != _DATA
+        )
+
+    def _count(self, slot: _Slot, source: Source) -> None:
+        if source is Source.DIFFERENCE:
+            self._late_samples += slot.samples
+        else:
+            self._samples += slot.samples
+
+    def update(self) -> None:
+        # A late correction goes with the next batch's own gradient, and is divided like it.
+        samples = self._samples or self._late_samples
+        for block in self._blocks.values():
+            block.update(samples)
+        self._samples = self._late_samples = 0
+
+    # --- generator -------------------------------------------------------------------------------
+
+    def predict(self, batch: int) -> None:
+        slot = self._slots[batch]
+        block, generator = self._at_exit()
+        h = slot.blocks[block.node.name].y
+        assert h is not None
+        assert slot.context is not None
+        flat = h.reshape(len(h), -1)
+        predicted = generator.predict(flat, slot.context, slot.generator, block.rate_scale())
+        slot.prediction = predicted.reshape(h.shape)
+
+    def fit(self, batch: int, gradients: Mapping[str, Array]) -> float | None:
+        slot = self._slots[batch]
+        block, generator = self._at_exit()
+        true = self._true(slot, gradients)
+        self._fits += 1
+        cosine = None
+        if self._fits % _COSINE_EVERY == 1 and slot.prediction is not None:
+            cosine = _cosine(slot.prediction, true)
+        generator.fit(true.reshape(len(true), -1), slot.generator, block.rate_scale())
+        return cosine
+
+    def _at_exit(self) -> tuple[Block, Generator]:
+        assert self._exit is not None and self._generator is not None
+        return self._blocks[self._exit], self._generator
+
+    # --- slots -----------------------------------------------------------------------------------
+
+    def release(self, batch: int, sent: Callable[[], bool]) -> None:
+        self._retired.append((self._slots.pop(batch), sent))
+
+    def _acquire(self) -> _Slot:
+        """The slot retired last whose arrays have left: its memory is still in the cache."""
+        for i in range(len(self._retired) - 1, -1, -1):
+            slot, sent = self._retired[i]
+            if sent():
+                del self._retired[i]
+                return slot
+        return _Slot({name: block.slot() for name, block in self._blocks.items()})
+
+    # --- weights ---------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, dict[str, Array]]:
+        return {name: block.state() for name, block in self._blocks.items()}
+
+    def load(self, state: Mapping[str, Mapping[str, Array]]) -> None:
+        for name, arrays in self.state().items():
+            given = state.get(name, {})
+            for key, array in arrays.items():
+                if key not in given or given[key].shape != array.shape:
+                    found = given[key].shape if key in given else "nothing"
+                    raise CheckpointError(
+                        f"weights of stage {name}: {key} is {found}, expected {array.shape}"
+                    )
+                np.copyto(array, given[key])
+
+
+def _in_order(block: Block, gradients: Mapping[str, Array]) -> list[Array]:
+    names = (*block.node.consumers, _SYNTHETIC)
+    return [gradients[name] for name in names if name in gradients]
+
+
+def _cosine(a: Array, b: Array) -> float | None:
+    """Of two arrays as one vector each; None where one of them is zero."""
+    a, b = a.ravel(), b.ravel()
+    norms = math.sqrt(float(np.dot(a, a)) * float(np.dot(b, b)))
+    return float(np.dot(a, b)) / norms if norms > 0 else None

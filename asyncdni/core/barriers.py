@@ -1,0 +1,55 @@
+"""Barriers on their way through one worker.
+
+A barrier comes behind the last activation from every producer, closes the stage, is passed on
+behind the stage's own last activation, and is lifted by the coordinator. Word of the next one may
+come before the coordinator's, because control and data ride on separate sockets.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Barriers"]
+
+
+class Barriers:
+    """The current barrier, and the next one as far as it is here."""
+
+    def __init__(self, inputs: tuple[str, ...]) -> None:
+        self._inputs = frozenset(inputs)
+        self._from: dict[int, set[str]] = {}
+        self._final_of: dict[int, bool] = {}
+        self.current = -1  # number of the barrier that closed the stage last
+        self.final = False
+        self.closed = False
+        self.passed = True
+
+    def fits(self, sender: str, barrier: int) -> bool:
+        """The next barrier, for the first time from this producer."""
+        return (
+            sender in self._inputs
+            and barrier == self.current + 1
+            and sender not in self._from.get(barrier, ())
+        )
+
+    def arrived(self, sender: str, barrier: int, final: bool) -> bool:
+        """Word from one producer; True where this closes the stage."""
+        self._from.setdefault(barrier, set()).add(sender)
+        self._final_of[barrier] = final
+        return self._close_if_complete()
+
+    def set(self, final: bool) -> None:
+        """The host of the data sets the next barrier itself."""
+        self.current += 1
+        self.final, self.closed, self.passed = final, True, False
+
+    def lift(self) -> bool:
+        """The coordinator's word; True where the next barrier is here already."""
+        self.closed = False
+        return self._close_if_complete()
+
+    def _close_if_complete(self) -> bool:
+        following = self.current + 1
+        if self.closed or self._from.get(following, set()) != self._inputs:
+            return False
+        del self._from[following]
+        self.set(self._final_of.pop(following))
+        return True

@@ -1,0 +1,129 @@
+"""Flow by credit: how many activations a producer may send ahead on one link.
+
+Counts are cumulative, so duplicates do no harm and `taken` doubles as the acknowledgement. A
+consumer counts an activation as taken when its forward starts, and then allows `window` more:
+
+```
+producer  sent 1 2 3 4 │ out of credit │ 5 6 │ …
+consumer               taken 2: allowed 6 ──► taken 4: allowed 8 ──►
+```
+
+`window = "auto"` is round trip x rate + 2: too small starves a long link, too large only adds
+staleness. The round trip is measured from a grant to the arrival of the first activation that had
+to wait for it; the smallest of the last few, since noise only adds to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+__all__ = ["Incoming", "Outgoing"]
+
+#: What both ends start from with `window = "auto"`, before anything has been measured.
+INITIAL_WINDOW = 4
+_ROUND_TRIPS_KEPT = 16
+_RATE_MEMORY = 0.9
+
+
+class Outgoing:
+    """The producing end of a link."""
+
+    __slots__ = ("allowed", "sent", "taken", "waited")
+
+    def __init__(self, window: int | str) -> None:
+        self.sent = 0
+        self.taken = 0
+        self.allowed = window if isinstance(window, int) else INITIAL_WINDOW
+        self.waited = False  # out of credit since the last send
+
+    def may_send(self) -> bool:
+        if self.sent < self.allowed:
+            return True
+        self.waited = True
+        return False
+
+    def granted(self, taken: int, allowed: int) -> None:
+        self.taken = max(self.taken, taken)
+        self.allowed = max(self.allowed, allowed)
+
+    def check(self) -> None:
+        assert self.taken <= self.sent <= self.allowed, (self.taken, self.sent, self.allowed)
+
+
+class Incoming:
+    """The consuming end of a link."""
+
+    __slots__ = (
+        "_auto",
+        "_grants",
+        "_interval_s",
+        "_round_trips",
+        "_taken_at",
+        "_window_max",
+        "allowed",
+        "received",
+        "taken",
+        "window",
+    )
+
+    def __init__(self, window: int | str, window_max: int) -> None:
+        self._auto = not isinstance(window, int)
+        self.window = window if isinstance(window, int) else INITIAL_WINDOW
+        self._window_max = window_max
+        self.received = 0
+        self.taken = 0
+        self.allowed = self.window
+        self._grants: deque[tuple[int, float]] = deque()  # (allowed, when)
+        self._round_trips: deque[float] = deque(maxlen=_ROUND_TRIPS_KEPT)
+        self._interval_s = 0.0  # between forwards, smoothed
+        self._taken_at: float | None = None
+
+    def arrived(self, waited: bool, now: float) -> None:
+        """One more activation is here; `waited`: its sender had been out of credit."""
+        self.received += 1
+        granted_at = None
+        while self._grants and self._grants[0][0] < self.received:
+            self._grants.popleft()
+        if self._grants:
+            granted_at = self._grants[0][1]
+        if self._auto and waited and granted_at is not None:
+            self._round_trips.append(now - granted_at)
+            self._resize()
+
+    def take(self, now: float) -> bool:
+        """A forward starts; True where it is time to tell the producer."""
+        self.taken += 1
+        if self._auto and self._taken_at is not None:
+            interval_s = now - self._taken_at
+            memory = _RATE_MEMORY if self._interval_s else 0.0
+            self._interval_s = memory * self._interval_s + (1 - memory) * interval_s
+        self._taken_at = now
+        due = self.taken + self.window
+        if due - self.allowed < _held_back(self.window):
+            return False
+        self.allowed = due
+        self._grants.append((due, now))
+        return True
+
+    def pause(self) -> None:
+        """Nothing comes for a while (a barrier): the gap says nothing about the rate."""
+        self._taken_at = None
+
+    def check(self) -> None:
+        assert self.taken <= self.received <= self.allowed, (
+            self.taken,
+            self.received,
+            self.allowed,
+        )
+
+    def _resize(self) -> None:
+        if self._interval_s > 0:
+            needed = math.ceil(min(self._round_trips) / self._interval_s) + 2
+            needed += _held_back(needed)
+            self.window = max(self.window, min(self._window_max, needed))
+
+
+def _held_back(window: int) -> int:
+    """Grants are given this many at a time, so that not every batch costs a message."""
+    return max(1, min(window // 2, 2 + window // 8))

@@ -1,0 +1,173 @@
+"""What happens to a machine (events) and what it asks of its driver (actions).
+
+A machine (`Worker`, `Coordinator`) is pure: `handle(event, now)` returns actions, `deadline()` says
+when to call again at the latest, `check()` asserts every invariant. Its driver (the runtime or the
+simulator) has four duties:
+
+1. Call `handle` for each message that arrives and for each answer to an action, with the time.
+2. Carry out the actions in the order given; sends must reach each peer in that order.
+3. Answer `Compute` with `Computed` and `Save` with `Stored`, once each.
+4. When `deadline()` has passed without an event, call `handle(Woke(), now)`.
+
+Every action carries its cause: the event that led to it, or the machine's own step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from asyncdni.messages import Message
+from asyncdni.schedules.base import Op
+
+__all__ = [
+    "Action",
+    "Compute",
+    "Computed",
+    "Event",
+    "Exited",
+    "Fail",
+    "Finish",
+    "Machine",
+    "Received",
+    "Record",
+    "Release",
+    "Save",
+    "Send",
+    "Stop",
+    "Stored",
+    "UserStop",
+    "Woke",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Event):
+    """A message arrived; `peer` identifies its control connection (coordinator only)."""
+
+    message: Message
+    peer: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Computed(Event):
+    """An op is done. `outputs` are opaque tensors to send on:
+
+    Read, Forward, Evaluate: {"h": …, "y": …}; Backward: {producer: {consumer: gradient}}."""
+
+    op: Op
+    samples: int = 0
+    outputs: Any = None
+    scores: tuple[Any, ...] = ()  # Evaluate: `backends.base.Score` of each loss here
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Event):
+    """Weights are on disk."""
+
+    tag: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Exited(Event):
+    """A worker process ended (coordinator)."""
+
+    stage: str
+    code: int
+    last_lines: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserStop(Event):
+    """The user asked to stop (coordinator)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Woke(Event):
+    """The deadline has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Base of all actions."""
+
+    cause: object = field(kw_only=True, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Action):
+    """Send a message: to a worker by name, to "coordinator", or to a control connection."""
+
+    to: str | bytes
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Compute(Action):
+    """Carry out an op. `inputs`: Forward, Evaluate {producer: tensors}; Backward, Fit
+    {consumer: gradient} of all consumers (empty for a synthetic gradient)."""
+
+    op: Op
+    inputs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Action):
+    """The batch's forward state is no longer needed."""
+
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Save(Action):
+    """Write the weights as `tag`, then answer `Stored`."""
+
+    tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Action):
+    """The worker is done: leave (`failed` empty), or exit because of what it says."""
+
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Action):
+    """Something worth writing down and showing (coordinator): see `metrics.records`."""
+
+    kind: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish(Action):
+    """The run is over and everyone has left (coordinator)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fail(Action):
+    """The run has failed: class name out of `errors`, and the text for the user (coordinator)."""
+
+    kind: str
+    text: str
+    trace: str = ""
+
+
+class Machine(Protocol):
+    """The contract of both machines with both drivers."""
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What to do about it; `now` in seconds of the driver's clock."""
+
+    def deadline(self) -> float | None:
+        """When to wake the machine even if nothing happens; None: never."""
+
+    def check(self) -> None:
+        """Assert every invariant."""

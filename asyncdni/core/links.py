@@ -1,0 +1,60 @@
+"""All links of one worker: who may send how much to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from asyncdni.core.credit import Incoming, Outgoing
+from asyncdni.core.position import DATA, Position
+
+__all__ = ["Links"]
+
+
+class Links:
+    """Credit by link, from a producing node (a worker's stage, or the data) to a worker."""
+
+    def __init__(self, position: Position, window: int | str, window_max: int) -> None:
+        self._consumers = {position.name: position.consumers, DATA: position.feeds}
+        self.incoming = {node: Incoming(window, window_max) for node in position.inputs}
+        self.outgoing = {
+            (node, to): Outgoing(window)
+            for node, consumers in self._consumers.items()
+            for to in consumers
+        }
+
+    def consumers(self, node: str) -> tuple[str, ...]:
+        """The workers that take what this node of ours produces."""
+        return self._consumers[node]
+
+    def may_send(self, node: str) -> bool:
+        """Every consumer of the node grants credit; links that do not are marked as waiting."""
+        links = [self.outgoing[node, to] for to in self._consumers[node]]
+        return all([link.may_send() for link in links])
+
+    def sent(self, node: str, to: str) -> bool:
+        """Count one activation; True where its sending had to wait for credit."""
+        link = self.outgoing[node, to]
+        link.sent += 1
+        waited, link.waited = link.waited, False
+        return waited
+
+    def take(self, now: float) -> Iterator[tuple[str, Incoming]]:
+        """A forward starts; the links whose producer is due a grant."""
+        for node, link in self.incoming.items():
+            if link.take(now):
+                yield node, link
+
+    def pause(self) -> None:
+        """A barrier has come."""
+        for link in self.incoming.values():
+            link.pause()
+
+    def window(self) -> int | None:
+        """The widest window granted."""
+        return max((link.window for link in self.incoming.values()), default=None)
+
+    def check(self) -> None:
+        for incoming in self.incoming.values():
+            incoming.check()
+        for outgoing in self.outgoing.values():
+            outgoing.check()

@@ -1,0 +1,39 @@
+"""Where a worker stands in the network: all that its logic needs to know of the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DATA", "Position"]
+
+#: The node that hands out batches; it lives in the worker of the first stage that reads it.
+DATA = "data"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Neighbours by name. Producers and consumers in declared order."""
+
+    name: str
+    index: int
+    count: int
+    inputs: tuple[str, ...]  # producing nodes, DATA among them where the stage reads data
+    consumers: tuple[str, ...] = ()
+    has_loss: bool = False
+    host: str = ""  # the worker that hosts the data
+    feeds: tuple[str, ...] = ()  # host only: other workers that read data
+    barriers: tuple[int, ...] = ()  # host only: batches after which a barrier is set, rising
+    test_batches: int = 0  # host only
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """The inputs that want a gradient."""
+        return tuple(node for node in self.inputs if node != DATA)
+
+    @property
+    def hosts_data(self) -> bool:
+        return self.host == self.name
+
+    def home(self, node: str) -> str:
+        """The worker where a producing node lives."""
+        return self.host if node == DATA else node

@@ -1,0 +1,87 @@
+"""What a worker sends: one method for each kind of message, collected as `Send` actions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from asyncdni.core.barriers import Barriers
+from asyncdni.core.events import Action, Computed, Send
+from asyncdni.core.links import Links
+from asyncdni.core.position import Position
+from asyncdni.messages import (
+    COORDINATOR,
+    Activation,
+    Barrier,
+    Credit,
+    Drained,
+    Evaluated,
+    Gradient,
+    Message,
+    Skipped,
+)
+from asyncdni.schedules.base import Op, OpKind
+
+__all__ = ["Post"]
+
+
+class Post:
+    """Sends follow from what has happened; `actions` is where they go, set anew for each event."""
+
+    def __init__(self, position: Position, links: Links) -> None:
+        self._name = position.name
+        self._position = position
+        self._links = links
+        self.incarnation = 0
+        self.actions: list[Action] = []
+
+    def send(self, to: str, message: Message, cause: object) -> None:
+        self.actions.append(Send(to, message, cause=cause))
+
+    def activation(self, node: str, event: Computed, op: Op) -> None:
+        """What a Read, Forward or Evaluate gave, to every consumer of the node."""
+        for to in self._links.consumers(node):
+            message = Activation(
+                sender=node,
+                incarnation=self.incarnation,
+                batch=op.batch,
+                samples=event.samples,
+                tensors=event.outputs,
+                evaluate=op.evaluate or op.kind is OpKind.EVALUATE,
+                last=op.last,
+                waited=self._links.sent(node, to),
+            )
+            self.send(to, message, event)
+
+    def gradients(self, event: Computed, op: Op) -> None:
+        """What a Backward gave, to each producer its part."""
+        for producer, tensors in (event.outputs or {}).items():
+            self.send(producer, Gradient(self._name, self.incarnation, op.batch, tensors), event)
+
+    def skipped(self, batch: int, cause: object) -> None:
+        """No gradient of this batch will come from here."""
+        for producer in self._position.producers:
+            self.send(producer, Skipped(self._name, self.incarnation, batch), cause)
+
+    def credit(self, now: float, cause: object) -> None:
+        """A forward starts: grants to the producers that are due one."""
+        for node, link in self._links.take(now):
+            home = self._position.home(node)
+            if home != self._name:
+                message = Credit(self._name, self.incarnation, node, link.taken, link.allowed)
+                self.send(home, message, cause)
+
+    def barrier(self, node: str, barriers: Barriers, cause: object) -> None:
+        """Behind the node's last activation, to every consumer."""
+        for to in self._links.consumers(node):
+            message = Barrier(node, self.incarnation, barriers.current, barriers.final)
+            self.send(to, message, cause)
+
+    def drained(self, barrier: int, batches: int, cause: object) -> None:
+        self.send(COORDINATOR, Drained(barrier, batches), cause)
+
+    def evaluated(self, barrier: int, scores: Iterable[Any], cause: object) -> None:
+        """The sums over the test set of each loss here (`backends.base.Score`)."""
+        for s in scores:
+            message = Evaluated(barrier, s.stage, s.samples, s.loss, s.correct, s.outputs)
+            self.send(COORDINATOR, message, cause)

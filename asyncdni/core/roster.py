@@ -1,0 +1,77 @@
+"""Who takes part in a run: what the coordinator knows of the plan, and whom it lets in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from asyncdni.messages import PROTOCOL_VERSION, Hello, Refused
+
+__all__ = ["Member", "Roster"]
+
+
+@dataclass(frozen=True)
+class Roster:
+    """What the coordinator must know of the run."""
+
+    workers: tuple[str, ...]  # in order; the first hosts the data
+    members: Mapping[str, tuple[str, ...]]  # declared stages of each worker
+    neighbours: Mapping[str, tuple[str, ...]]
+    losses: tuple[str, ...]  # declared stages that carry a loss
+    barriers: int  # how many the plan has
+    experiment: Mapping[str, Any]
+    meta: Mapping[str, Any]
+    folder: str = ""
+    trace: bool = False
+    has_tests: bool = True
+    startup_s: float = 60.0
+    silence_s: float = 3.0
+
+    def find(self, stage: str) -> str | None:
+        """A worker by its name, a stage of it, or its index."""
+        for name in self.workers:
+            if stage == name or stage in self.members[name]:
+                return name
+        if stage.isdecimal() and int(stage) < len(self.workers):
+            return self.workers[int(stage)]
+        return None
+
+    def refusal(self, hello: Hello, members: Mapping[str, Member]) -> Refused | None:
+        """Why this worker can't be let in; None where it can."""
+        if hello.protocol != PROTOCOL_VERSION:
+            return Refused(
+                "LaunchError",
+                f"this worker speaks protocol {hello.protocol}, its coordinator "
+                f"{PROTOCOL_VERSION}: install the same version of asyncdni on both hosts",
+            )
+        name = self.find(hello.stage)
+        if name is None:
+            known = ", ".join(self.workers)
+            return Refused("LaunchError", f"no stage {hello.stage!r} here; known: {known}")
+        if name in members:
+            taken = members[name].hello
+            return Refused(
+                "LaunchError", f"stage {name} is taken by process {taken.pid} on {taken.host}"
+            )
+        return None
+
+    def missing(self, members: Mapping[str, Member]) -> str:
+        """Who keeps the run from starting."""
+        absent = [name for name in self.workers if name not in members]
+        waited = f"within {self.startup_s:g} s (limits.startup_s)"
+        if absent:
+            return f"no worker for {', '.join(absent)} has joined {waited}"
+        slow = [name for name, member in members.items() if not member.ready]
+        return f"worker {', '.join(slow)} has not become ready {waited}"
+
+
+@dataclass(slots=True)
+class Member:
+    """A worker that has been let in."""
+
+    name: str
+    peer: bytes
+    hello: Hello
+    incarnation: int
+    ready: bool = False

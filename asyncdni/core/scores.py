@@ -1,0 +1,37 @@
+"""The test set's result at one barrier: sums of each loss, and what a user compares runs by."""
+
+from __future__ import annotations
+
+from asyncdni.messages import Evaluated
+
+__all__ = ["Scores"]
+
+
+class Scores:
+    """Scores of every loss of the network. The accuracy is that of the last one which has any."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, Evaluated] = {}
+
+    def add(self, message: Evaluated) -> None:
+        self.stages[message.stage] = message
+
+    @property
+    def loss(self) -> float:
+        """Mean over samples, summed over the network's losses."""
+        return sum(score.loss / max(1, score.samples) for score in self.stages.values())
+
+    @property
+    def accuracy(self) -> float | None:
+        """Right answers out of all, or None where no loss has right answers."""
+        accuracy = None
+        for score in self.stages.values():
+            if score.correct is not None and score.samples:
+                accuracy = score.correct / (score.samples * score.outputs)
+        return accuracy
+
+    def beats(self, other: Scores) -> bool:
+        """Better accuracy; without one, smaller loss."""
+        if self.accuracy is None or other.accuracy is None:
+            return self.loss < other.loss
+        return self.accuracy > other.accuracy

@@ -1,0 +1,37 @@
+"""What happened to each batch, for the moment when something does not fit."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from asyncdni.messages import COORDINATOR, Message
+from asyncdni.schedules.base import Op
+
+__all__ = ["Story"]
+
+_LENGTH = 4096  # events kept
+
+
+class Story:
+    """A ring of what was received and done; text is made only when asked for."""
+
+    def __init__(self) -> None:
+        self._events: deque[tuple[float, int | None, Op | str, str]] = deque(maxlen=_LENGTH)
+
+    def received(self, now: float, message: Message) -> None:
+        """Keeps the message's kind and sender, not the message: its tensors would live on."""
+        batch = getattr(message, "batch", None)
+        sender = getattr(message, "sender", COORDINATOR)
+        self._events.append((now, batch, type(message).__name__, sender))
+
+    def did(self, now: float, op: Op) -> None:
+        self._events.append((now, op.batch, op, ""))
+
+    def of(self, batch: int) -> str:
+        """All that happened to a batch, oldest first."""
+        return ", ".join(
+            f"{now:.6f} s "
+            + (f"did {what}" if isinstance(what, Op) else f"got {what} from {sender}")
+            for now, number, what, sender in self._events
+            if number == batch
+        )

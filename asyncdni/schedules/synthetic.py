@@ -1,0 +1,75 @@
+"""Synthetic: every stage updates at once from its generator's gradient (DNI, section 2).
+
+With `target = "true"` a stage's generator is trained on the true gradient when it comes back,
+matched by batch id, and the stage pushes that gradient on through the batch's own forward state and
+today's weights. The stage without consumers has the true loss and needs no generator:
+
+```
+stage 0  F0 P0 B0 U0 F1 P1 B1 U1 F2 P2 B2 U2 T0 F3 …
+stage 1  .  .  .  .  F0 P0 B0 U0 F1 P1 B1 U1 T0 b0 F2 …
+stage 2  .  .  .  .  .  .  .  .  F0 B0 U0 F1 B1 U1 F2 …
+```
+
+With `target = "bootstrap"` (the paper's) what is sent up is the synthetic gradient pushed back
+through the stage, at once: `B0` sends, and there is no `b0`. With `correct` the difference between
+the true and the synthetic gradient is learned when the true one arrives: `T0 C0 b0`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asyncdni.schedules.base import Flight, Op, OpKind, Source, View
+
+__all__ = ["Synthetic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Synthetic:
+    """Decoupled by synthetic gradients; options as in `config.Synthetic`."""
+
+    bootstrap: bool = False
+    fit_every: int = 1
+    correct: bool = False
+    max_in_flight: int = 256
+
+    def next_op(self, view: View) -> Op | None:
+        newest = view.newest
+        if newest is not None and "U" not in newest.done:
+            return self._learn(view, newest)
+        if view.arrived:
+            return self._use(view, view.flights[view.arrived[0]])
+        if view.ready:
+            if len(view.flights) >= self.max_in_flight:
+                return Op(OpKind.DROP, next(iter(view.flights)), last=True)
+            return Op(OpKind.FORWARD, view.ready[0])
+        if view.closed and view.unapplied and not view.flights:
+            return Op(OpKind.UPDATE, -1)  # late corrections that no later batch takes along
+        return None
+
+    def _learn(self, view: View, flight: Flight) -> Op:
+        """The batch in hand: predict, learn from it, update."""
+        batch, done = flight.batch, flight.done
+        wanted = batch % self.fit_every == 0  # a gradient goes up for this batch
+        if not view.has_consumers:
+            if "B" not in done:
+                return Op(OpKind.BACKWARD, batch, send=wanted and view.has_producers)
+            return Op(OpKind.UPDATE, batch, last=True)
+        if "P" not in done:
+            return Op(OpKind.PREDICT, batch)
+        if "B" not in done:
+            send = self.bootstrap and wanted and view.has_producers
+            return Op(OpKind.BACKWARD, batch, source=Source.SYNTHETIC, send=send)
+        return Op(OpKind.UPDATE, batch, last=not wanted)
+
+    def _use(self, view: View, flight: Flight) -> Op:
+        """A gradient has come back: fit the generator, correct, pass it on."""
+        batch, done = flight.batch, flight.done
+        relay = view.has_producers and not self.bootstrap
+        if "T" not in done:
+            return Op(OpKind.FIT, batch, last=not (self.correct or relay))
+        if self.correct and "C" not in done:
+            return Op(
+                OpKind.BACKWARD, batch, source=Source.DIFFERENCE, send=False, last=not relay
+            )
+        return Op(OpKind.BACKWARD, batch, learn=False, last=True)
