@@ -1,4 +1,4 @@
-"""The experiment file (TOML) as typed, frozen values: one struct a table, reasons beside the values.
+"""The experiment file (TOML) as typed, frozen values: one struct a table, a reason beside a value.
 
 Nothing here reads a file or checks how stages fit together: see `experiment` (file, `--set`,
 messages for the user) and `network` (graph, shapes).
@@ -10,6 +10,39 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+
+__all__ = [
+    "Adam",
+    "Addition",
+    "Constant",
+    "Cosine",
+    "Count",
+    "Data",
+    "Decay",
+    "Digits",
+    "ErrorGenerator",
+    "Experiment",
+    "Fraction",
+    "Generator",
+    "Limits",
+    "LinearGenerator",
+    "Locked",
+    "LowRankGenerator",
+    "MlpGenerator",
+    "Mnist",
+    "NonNegative",
+    "Npz",
+    "Optimizer",
+    "Positive",
+    "Run",
+    "Schedule",
+    "Sgd",
+    "Stage",
+    "Step",
+    "Synthetic",
+    "Table",
+    "ZeroGenerator",
+]
 
 Positive = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -49,7 +82,7 @@ class Addition(Table, frozen=True, kw_only=True, tag_field="name", tag="addition
 class Npz(Table, frozen=True, kw_only=True, tag_field="name", tag="npz"):
     """Arrays x_train, y_train, x_test, y_test of one .npz file."""
 
-    path: str
+    path: Annotated[str, Meta(min_length=1)]
     batch_size: Count = 256
 
 
@@ -61,9 +94,11 @@ Data = Digits | Mnist | Addition | Npz
 class Stage(Table, frozen=True, kw_only=True):
     """Consecutive layers that are trained by one worker."""
 
-    layers: list[str | dict[str, Any]]  # "relu" | { dense = 256 } | { batch_norm = { … } }
+    # "relu" | { dense = 256 } | { batch_norm = { … } }
+    layers: Annotated[list[str | dict[str, Any]], Meta(min_length=1)]
     name: str = ""  # default: stage1, stage2, …
-    inputs: list[str] | None = None  # default: the stage before; "data" is the data set
+    # default: the stage before; "data" is the data set
+    inputs: Annotated[list[str], Meta(min_length=1)] | None = None
     join: Literal["concat", "sum"] = "concat"  # of several inputs
     loss: Literal["cross_entropy", "sigmoid_cross_entropy", "mse"] | None = None
     optimizer: dict[str, Any] = {}  # overrides of [optimizer] for this stage
@@ -140,7 +175,7 @@ class Constant(Table, frozen=True, kw_only=True, tag_field="name", tag="constant
 class Step(Table, frozen=True, kw_only=True, tag_field="name", tag="step"):
     """Multiplied by `factor` after each of `epochs`."""
 
-    epochs: list[Positive]
+    epochs: Annotated[list[Positive], Meta(min_length=1)]
     factor: Positive = 0.1
     warmup_epochs: NonNegative = 0.0
 
@@ -187,7 +222,7 @@ class Run(Table, frozen=True, kw_only=True):
     """How long, from which seed, over how many workers."""
 
     epochs: Annotated[int, Meta(ge=0)] = 5  # 0 writes the initial weights
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one
     evaluate_every: Positive = 1.0  # epochs between evaluations; fractions allowed
     threads: Count = 1  # BLAS threads a worker

@@ -183,7 +183,7 @@ class Block:
             if hasattr(decay, name)
         }
         return scale(
-            type(decay).__struct_config__.tag,
+            str(decay.__struct_config__.tag),
             self.updates,
             updates_per_epoch=self._pace.updates_per_epoch,
             total_updates=self._pace.total_updates,

@@ -158,6 +158,14 @@ class NumpyStage:
         self, slot: _Slot, gradients: Mapping[str, Array], source: Source
     ) -> dict[str, Array]:
         """What comes back to the exit from other workers, or instead of it."""
+        assert self._exit is not None
+        y = slot.blocks[self._exit].y
+        for name, grad in gradients.items():
+            if y is None or grad.shape != y.shape or grad.dtype != y.dtype:
+                raise RemoteProtocolError(
+                    f"stage {self._exit} got a gradient {grad.dtype} {grad.shape} from {name}, "
+                    f"expected {y.dtype if y is not None else ''} {y.shape if y is not None else ''}"
+                )
         if source is Source.TRUE:
             return dict(gradients)
         assert slot.prediction is not None, "a synthetic gradient was not asked for"

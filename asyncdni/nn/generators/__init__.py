@@ -1,0 +1,40 @@
+"""Generators by name: models of the gradient that will come back."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from asyncdni.errors import ConfigError
+from asyncdni.nn.generators.base import Generator
+from asyncdni.nn.generators.error import ErrorGenerator
+from asyncdni.nn.generators.linear import LinearGenerator
+from asyncdni.nn.generators.low_rank import LowRankGenerator
+from asyncdni.nn.generators.mlp import MlpGenerator
+from asyncdni.nn.generators.zero import ZeroGenerator
+
+__all__ = ["GENERATORS", "Generator", "make_generator"]
+
+GENERATORS: dict[str, type[Generator]] = {
+    "error": ErrorGenerator,
+    "linear": LinearGenerator,
+    "low_rank": LowRankGenerator,
+    "mlp": MlpGenerator,
+    "zero": ZeroGenerator,
+}
+
+
+def make_generator(kind: str, **options: Any) -> Generator:
+    """The generator named `kind`, not yet built; raises `ConfigError` for a name or option that
+    it does not know."""
+    made = GENERATORS.get(kind)
+    if made is None:
+        raise ConfigError(f"generator {kind!r} is unknown; choose one of {', '.join(GENERATORS)}")
+    known = list(inspect.signature(made).parameters)
+    unknown = sorted(options.keys() - set(known))
+    if unknown:
+        raise ConfigError(
+            f"generator {kind!r} has no option {', '.join(map(repr, unknown))}; "
+            f"it takes {', '.join(known) or 'none'}"
+        )
+    return made(**options)

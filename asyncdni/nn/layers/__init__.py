@@ -1,0 +1,147 @@
+"""Layers by name, and the parser of a stage's `layers` list.
+
+A layer is written as its name (`"relu"`), as a table of one name and its options
+(`{ dense = { width = 256, bias = false } }`) or, where one option says it all, with that option
+alone (`{ dense = 256 }`). The user's own class is written `package.module:Class` and imported
+only where the worker allows it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from asyncdni.errors import ConfigError
+from asyncdni.nn.base import Layer
+from asyncdni.nn.layers.batch_norm import BatchNorm
+from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.relu import Relu
+from asyncdni.nn.layers.sigmoid import Sigmoid
+from asyncdni.nn.layers.tanh import Tanh
+
+__all__ = ["LAYERS", "BatchNorm", "Dense", "Relu", "Sigmoid", "Tanh", "make_layer"]
+
+LAYERS: dict[str, type[Any]] = {
+    "dense": Dense,
+    "batch_norm": BatchNorm,
+    "relu": Relu,
+    "tanh": Tanh,
+    "sigmoid": Sigmoid,
+}
+
+_METHODS = ("output_shape", "build", "forward", "backward", "evaluate")
+_STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_FIELDS = ("params", "grads", "fresh", "buffers")
+
+
+def make_layer(spec: str | dict[str, Any], *, where: str, allow_import: bool = False) -> Layer:
+    """The layer that one entry of a stage's `layers` describes, not yet built.
+
+    Args:
+        spec: `"relu"`, `{"dense": 256}`, `{"dense": {"width": 256}}` or `{"pkg.mod:Class": {…}}`.
+        where: what error messages begin with, such as "stages[1] (hidden2), layer 0".
+        allow_import: whether `pkg.mod:Class` may import the user's code.
+
+    Raises:
+        ConfigError: naming `where`, what was given and what is known.
+    """
+    try:
+        name, given = _split(spec)
+        kind = _find(name, allow_import)
+        options = _options(name, kind, given)
+        return _checked(name, _construct(name, kind, options))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error.__cause__
+
+
+def _split(spec: object) -> tuple[str, object]:
+    if isinstance(spec, str):
+        return spec, {}
+    if isinstance(spec, dict) and len(spec) == 1:
+        ((name, given),) = spec.items()
+        if isinstance(name, str):
+            return name, given
+    raise ConfigError(
+        f'{spec!r} is no layer: expected a name ("relu") or a table of one name and its options '
+        "({ dense = 256 })"
+    )
+
+
+def _find(name: str, allow_import: bool) -> type[Any]:
+    if name in LAYERS:
+        return LAYERS[name]
+    if ":" not in name:
+        raise ConfigError(
+            f"unknown layer {name!r}: expected one of {', '.join(LAYERS)}, or a class of your own "
+            'as "package.module:Class"'
+        )
+    if not allow_import:
+        raise ConfigError(
+            f"layer {name!r} is code of yours: the worker imports it only if it is started with "
+            "--allow-import"
+        )
+    return _import(name)
+
+
+def _import(name: str) -> type[Any]:
+    module_name, _, class_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError, TypeError) as error:
+        raise ConfigError(f"layer {name!r}: can't import {module_name!r}: {error}") from error
+    kind = getattr(module, class_name, None)
+    if not isinstance(kind, type):
+        raise ConfigError(f"layer {name!r}: module {module_name} has no class {class_name!r}")
+    missing = [method for method in _METHODS if not callable(getattr(kind, method, None))]
+    if missing:
+        raise ConfigError(
+            f"layer {name!r} has no {', '.join(missing)}: see asyncdni.nn.base.Layer for what a "
+            "layer must have"
+        )
+    return kind
+
+
+def _options(name: str, kind: type[Any], given: object) -> dict[str, Any]:
+    known = inspect.signature(kind).parameters
+    if not isinstance(given, dict):
+        positional = [p.name for p in known.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        if not positional:
+            raise ConfigError(f"{name} takes no value on its own, given {given!r}{_listed(known)}")
+        given = {positional[0]: given}
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return given
+    unknown = [str(key) for key in given if key not in known]
+    if unknown:
+        raise ConfigError(f"{name} has no option {unknown[0]!r}{_listed(known)}")
+    needed = [p.name for p in known.values() if p.default is p.empty and p.kind not in _STARRED]
+    missing = [option for option in needed if option not in given]
+    if missing:
+        raise ConfigError(
+            f"{name} needs {missing[0]!r}, as in {{ {name} = {{ {missing[0]} = … }} }}"
+        )
+    return given
+
+
+def _listed(known: Any) -> str:
+    return f": its options are {', '.join(known)}" if known else ": it takes no options"
+
+
+def _construct(name: str, kind: type[Any], options: dict[str, Any]) -> Any:
+    try:
+        return kind(**options)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} can't be made from {options!r}: {error}") from error
+
+
+def _checked(name: str, layer: Any) -> Layer:
+    missing = [field for field in _FIELDS if not hasattr(layer, field)]
+    if missing:
+        raise ConfigError(
+            f"layer {name!r} sets no {', '.join(missing)}: see asyncdni.nn.base.Layer for what a "
+            "layer must have"
+        )
+    found: Layer = layer
+    return found

@@ -1,0 +1,185 @@
+"""Reads, checks and writes experiment files: TOML text, plain tables and `config.Experiment`.
+
+file ──load──► Experiment ──tables──► builtins (to a worker) ──parse──► the same Experiment
+                          ──dumps───► TOML text (in the run folder) ──load──► the same again
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from asyncdni import config, toml
+from asyncdni.errors import ConfigError
+from asyncdni.overrides import Setting, apply, parse_setting
+from asyncdni.schema import EXPERIMENT, OPTIMIZER, checked
+from asyncdni.wording import NAME, shown, stage_place, tag_key, variants
+
+__all__ = ["dumps", "load", "parse", "stage_optimizer", "tables"]
+
+#: Names of the graph and of the control protocol that are no stages.
+RESERVED = ("data", "coordinator")
+
+
+def load(
+    path: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    schedule: str | None = None,
+    seed: int | None = None,
+) -> config.Experiment:
+    """The experiment in the TOML file at `path`, after `overrides` (`section.key=value`).
+
+    `schedule` and `seed` are short for `schedule.name` and `run.seed`. A relative `data.path`
+    means: beside the file where the file says it, in the current folder where `--set` does.
+    Raises `ConfigError` for a file that can't be read and for every mistake in it.
+    """
+    given = _read(path)
+    _make_absolute(given, os.path.dirname(os.path.abspath(path)))
+    settings: list[Setting] = [parse_setting(text) for text in overrides]
+    if schedule is not None:
+        settings.append((("schedule", "name"), schedule))
+    if seed is not None:
+        settings.append((("run", "seed"), seed))
+    apply(given, settings)
+    return parse(given)
+
+
+def parse(tables: Mapping[str, Any]) -> config.Experiment:
+    """The experiment that plain tables describe, stages named and a relative `data.path` absolute.
+
+    Raises `ConfigError`: one line with the place, what was given and what is known or expected.
+    """
+    given: Any = dict(tables) if isinstance(tables, Mapping) else tables
+    if isinstance(given, dict):
+        _name_stages(given)
+        _make_absolute(given, "")
+    experiment = msgspec.convert(checked(given, EXPERIMENT, ""), config.Experiment)
+    _check_names(experiment.stages)
+    for stage in experiment.stages:
+        stage_optimizer(experiment, stage)
+    return experiment
+
+
+def tables(experiment: config.Experiment) -> dict[str, Any]:
+    """Plain builtins, fit for MessagePack; `parse` makes the same experiment of them."""
+    result: dict[str, Any] = msgspec.to_builtins(experiment)
+    return result
+
+
+def dumps(experiment: config.Experiment) -> str:
+    """The whole experiment as TOML, defaults written out; `load` makes the same one of it."""
+    full = tables(experiment)
+    full["stages"] = [_without_defaults(stage) for stage in experiment.stages]
+    return toml.dumps(full)
+
+
+def stage_optimizer(experiment: config.Experiment, stage: config.Stage) -> config.Optimizer:
+    """[optimizer] with the stage's own changes.
+
+    A stage that names another optimizer starts from that one's defaults; of [optimizer] it keeps
+    what differs from its defaults and the other one knows. Raises `ConfigError`.
+    """
+    if not stage.optimizer:
+        return experiment.optimizer
+    merged = _merge(experiment.optimizer, stage.optimizer, OPTIMIZER)
+    index = experiment.stages.index(stage)
+    place = f"{stage_place(index, stage.name)}.optimizer"
+    optimizer: config.Optimizer = msgspec.convert(
+        checked(merged, OPTIMIZER, place), config.Optimizer
+    )
+    return optimizer
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    name = os.fspath(path)
+    try:
+        return tomllib.loads(Path(path).read_bytes().decode())
+    except FileNotFoundError:
+        raise ConfigError(f"{name}: no such file; expected an experiment file (TOML)") from None
+    except OSError as error:
+        raise ConfigError(f"{name}: can't be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{name}: not TOML: line {line} is not UTF-8 text") from None
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
+        raise ConfigError(f"{name}: not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: not usable: lists or tables nested too deeply") from None
+
+
+def _make_absolute(tables: dict[str, Any], folder: str) -> None:
+    data = tables.get("data")
+    path = data.get("path") if isinstance(data, Mapping) else None
+    if isinstance(data, Mapping) and isinstance(path, str) and path:
+        absolute = os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+        tables["data"] = {**data, "path": absolute}
+
+
+def _name_stages(tables: dict[str, Any]) -> None:
+    stages = tables.get("stages")
+    if isinstance(stages, list | tuple):
+        tables["stages"] = [
+            {**stage, "name": f"stage{i}"}
+            if isinstance(stage, Mapping) and stage.get("name", "") == ""
+            else stage
+            for i, stage in enumerate(stages, 1)
+        ]
+
+
+def _check_names(stages: Sequence[config.Stage]) -> None:
+    seen: dict[str, int] = {}
+    for index, stage in enumerate(stages):
+        place = f"{stage_place(index, stage.name)}.name"
+        if not NAME.fullmatch(stage.name):
+            raise ConfigError(
+                f"{place}: expected letters, digits, _ and - only, got {shown(stage.name)}"
+            )
+        if stage.name in RESERVED:
+            raise ConfigError(f"{place}: {stage.name!r} is reserved; choose another name")
+        if stage.name in seen:
+            other = seen[stage.name]
+            raise ConfigError(
+                f"{place}: {stage.name!r} is already stages[{other}]; names must be unique"
+            )
+        seen[stage.name] = index
+
+
+def _merge(base: msgspec.Struct, changes: Any, kind: inspect.Type) -> Any:
+    """Tables of `base` with `changes`, which may name another variant of `kind`."""
+    if not isinstance(changes, Mapping):
+        return changes
+    key, choices = tag_key(kind), variants(kind)
+    old = str(base.__struct_config__.tag)
+    new = changes.get(key, old)
+    fields = {one.encode_name: one for one in choices[old].fields}
+    known = {one.encode_name for one in choices[new].fields} if _names_one(new, choices) else set()
+    merged = {key: new}
+    for name, field in fields.items():
+        own = getattr(base, name)
+        if name in known and (new == old or own != field.default):
+            merged[name] = msgspec.to_builtins(own)
+    for name, change in changes.items():
+        own = getattr(base, name, None)
+        if isinstance(own, msgspec.Struct):
+            change = _merge(own, change, fields[name].type)
+        merged[name] = change
+    return merged
+
+
+def _names_one(tag: object, choices: Mapping[str, object]) -> bool:
+    return isinstance(tag, str) and tag in choices
+
+
+def _without_defaults(stage: config.Stage) -> dict[str, Any]:
+    """The stage's table with its name in front and without what says nothing."""
+    table = msgspec.to_builtins(stage)
+    if stage.join == "concat" and len(stage.inputs or ()) < 2:
+        del table["join"]
+    return {"name": stage.name, **{key: one for key, one in table.items() if one not in ("", {})}}

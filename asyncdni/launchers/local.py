@@ -1,0 +1,100 @@
+"""Worker processes on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from asyncdni.errors import LaunchError
+
+__all__ = ["LocalLauncher", "worker_command"]
+
+#: Every BLAS that NumPy may be built with.
+_THREAD_VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+_LAST_LINES = 5
+_TAIL_BYTES = 4096
+
+
+def worker_command(stage: str, coordinator: str, *, allow_import: bool = False) -> list[str]:
+    """The command line of one worker: the same as a user would type."""
+    command = [sys.executable, "-m", "asyncdni", "worker"]
+    command += ["--stage", stage, "--coordinator", coordinator]
+    return [*command, "--allow-import"] if allow_import else command
+
+
+class LocalLauncher:
+    """Starts command lines, one a worker, and sees to it that none outlives the run.
+
+    Each worker leads a session of its own, so that Ctrl-C reaches the coordinator alone; it learns
+    this process's id, and leaves when that is gone.
+    """
+
+    def __init__(self, logs: Path, threads: int = 1) -> None:
+        self._logs = logs
+        self._threads = threads
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._reported: set[str] = set()
+
+    def start(self, commands: dict[str, Sequence[str]]) -> None:
+        """`commands` by worker. Raises `LaunchError` where one can't be started."""
+        threads = str(self._threads)
+        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, threads)}
+        environment["ASYNCDNI_PARENT_PID"] = str(os.getpid())
+        for name, command in commands.items():
+            try:
+                with open(self._log(name), "wb") as log:
+                    self._processes[name] = subprocess.Popen(
+                        list(command),
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        env=environment,
+                    )
+            except OSError as error:
+                self.stop(0)
+                raise LaunchError(f"can't start worker {name}: {error}") from error
+
+    def exited(self) -> list[tuple[str, int, str]]:
+        """(worker, exit code, last lines) of those that have ended since the last call."""
+        ended = []
+        for name, process in self._processes.items():
+            code = process.poll()
+            if code is not None and name not in self._reported:
+                self._reported.add(name)
+                ended.append((name, code, self._last_lines(name)))
+        return ended
+
+    def stop(self, grace_s: float) -> None:
+        """Wait that long for all to leave by themselves, then make them."""
+        deadline = time.monotonic() + grace_s
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+        for process in self._processes.values():
+            process.wait()
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def _last_lines(self, name: str) -> str:
+        try:
+            with open(self._log(name), "rb") as log:
+                log.seek(0, os.SEEK_END)
+                log.seek(max(0, log.tell() - _TAIL_BYTES))
+                text = log.read().decode(errors="replace")
+        except OSError:
+            return ""
+        return " | ".join(text.strip().splitlines()[-_LAST_LINES:])

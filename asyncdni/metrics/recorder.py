@@ -1,0 +1,107 @@
+"""What a run leaves behind: `metrics.jsonl` line by line, and the summary at its end.
+
+A line of `metrics.jsonl` is one record of the coordinator: {"kind": …, "time_s": …, …}. Kinds:
+joined, start, report (one worker's counters since the start), drained, evaluation, saved, resume.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from asyncdni import __version__
+from asyncdni.errors import CheckpointError
+
+__all__ = ["STAGE_FIELDS", "Recorder"]
+
+#: Fields of each entry of the summary's `stages`; None where a field has no meaning.
+STAGE_FIELDS = (
+    "batches",
+    "updates",
+    "busy_fraction",
+    "compute_s",
+    "generator_s",
+    "transport_s",
+    "wait_s",
+    "cpu_s",
+    "op_cpu_s",
+    "staleness_mean",
+    "staleness_max",
+    "gradient_cosine",
+    "dropped",
+    "window",
+)
+
+
+class Recorder:
+    """Keeps the latest report of every worker and each evaluation."""
+
+    def __init__(self, workers: tuple[str, ...], facts: Mapping[str, Any], folder: Path | None):
+        """`facts` (schedule, seed, …) go into the summary as they are."""
+        self.history: list[dict[str, Any]] = []
+        self.reports: dict[str, dict[str, Any]] = {name: {} for name in workers}
+        self.train_loss: float | None = None  # mean of the last report that had one
+        self._facts = dict(facts)
+        self._began_s: float | None = None
+        self._started_s: float | None = None
+        self._ended_s = 0.0
+        self._file = _open(folder / "metrics.jsonl") if folder else None
+
+    def record(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Take note of one record."""
+        time_s = values["time_s"]
+        if self._began_s is None:
+            self._began_s = time_s
+        self._ended_s = time_s
+        if kind == "start":
+            self._started_s = time_s
+        elif kind == "report":
+            self._report(values["stage"], values["values"])
+        elif kind == "evaluation":
+            keys = ("samples", "train_s", "accuracy", "loss")
+            self.history.append({key: values[key] for key in keys})
+        if self._file is not None:
+            line = {"kind": kind, **values, "time_s": round(time_s - self._began_s, 6)}
+            self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def summary(self, train_s: float) -> dict[str, Any]:
+        """The run in numbers; `train_s` is its training time alone, drains included."""
+        samples = min((int(r.get("samples") or 0) for r in self.reports.values()), default=0)
+        last = self.history[-1] if self.history else {"accuracy": None, "loss": None}
+        began_s = self._began_s or 0.0
+        return {
+            "version": __version__,
+            **self._facts,
+            "workers": len(self.reports),
+            "train_samples": samples,
+            "wall_s": self._ended_s - began_s,
+            "startup_s": self._started_s - began_s if self._started_s is not None else None,
+            "train_s": train_s,
+            "samples_per_s": samples / train_s if train_s > 0 and samples else None,
+            "cpu_s": sum(report.get("cpu_s") or 0.0 for report in self.reports.values()),
+            "test_accuracy": last["accuracy"],
+            "test_loss": last["loss"],
+            "history": self.history,
+            "stages": [
+                {"name": name, **{field: report.get(field) for field in STAGE_FIELDS}}
+                for name, report in self.reports.items()
+            ],
+        }
+
+    def _report(self, stage: str, values: Mapping[str, Any]) -> None:
+        self.reports[stage] = dict(values)
+        if values["loss_samples"]:
+            self.train_loss = values["loss_sum"] / values["loss_samples"]
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        return open(path, "w", buffering=1, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"can't write {path}: {error.strerror}") from error

@@ -1,0 +1,250 @@
+"""A network as a graph of stages: named inputs, fan-in, fan-out, losses, shapes, all checked.
+
+    data ─► hidden1 ─┬─► hidden2 ─┐
+                     └─► hidden3 ─┴─► top (joins both, carries the loss)
+
+Stages may stand in the file in any order. The network has them sorted so that each comes after
+those it reads, and otherwise as declared: "declared order" means this order everywhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from asyncdni import config
+from asyncdni.datasets.base import Meta
+from asyncdni.errors import ConfigError
+from asyncdni.nn.layers import make_layer
+from asyncdni.wording import nearest, shown, stage_place
+
+__all__ = ["DATA", "LayerSpec", "Network", "Node", "Shape", "make_network"]
+
+Shape = tuple[int, ...]  # of one sample, without the batch axis
+LayerSpec = str | dict[str, Any]
+
+#: The node that hands out batches.
+DATA = "data"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One declared stage, with its place in the graph."""
+
+    name: str
+    index: int  # in the network
+    place: str  # in the file: "stages[1] (hidden2)"
+    inputs: tuple[str, ...]  # as declared; DATA among them where the stage reads data
+    consumers: tuple[str, ...]
+    join: Literal["concat", "sum"]
+    input_shapes: tuple[Shape, ...]
+    joined_shape: Shape  # what the first layer gets
+    output_shape: Shape
+    loss: str | None
+    layers: tuple[LayerSpec, ...] = field(hash=False)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Stages, each after those it reads, and the data they are trained on."""
+
+    nodes: tuple[Node, ...]
+    data_shape: Shape
+    targets: Literal["classes", "values"]
+    outputs: int
+
+    def node(self, name: str) -> Node:
+        """The stage of that name; `KeyError` if there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def target_of(self, node: Node) -> tuple[str, int]:
+        """(loss, outputs): what labels mean to the stage's generator.
+
+        The loss is the stage's own or the nearest downstream; the first declared of equally near.
+        """
+        level = [node]
+        while True:  # ends: every stage leads to a loss, or `make_network` refuses it
+            for one in level:
+                if one.loss is not None:
+                    return one.loss, self.outputs
+            names = {name for one in level for name in one.consumers}
+            level = [one for one in self.nodes if one.name in names]
+
+
+def make_network(
+    experiment: config.Experiment, meta: Meta, *, allow_import: bool = False
+) -> Network:
+    """The checked graph of `experiment.stages` (named, as `experiment.parse` gives them).
+
+    Raises `ConfigError` for edges, shapes or losses that do not fit; nothing is allocated.
+    `allow_import` permits layers that are the user's own code.
+    """
+    stages = experiment.stages
+    inputs = _inputs(stages)
+    order = _sorted(stages, inputs)
+    _check_losses(stages, inputs, meta)
+    shapes: dict[str, Shape] = {DATA: tuple(meta.input_shape)}
+    nodes: list[Node] = []
+    for index, position in enumerate(order):
+        stage = stages[position]
+        consumers = tuple(
+            stages[other].name for other in order if stage.name in inputs[stages[other].name]
+        )
+        place = stage_place(position, stage.name)
+        node = _node(stage, index, place, inputs[stage.name], consumers, shapes, allow_import)
+        _check_loss(node, meta)
+        shapes[node.name] = node.output_shape
+        nodes.append(node)
+    return Network(tuple(nodes), tuple(meta.input_shape), meta.targets, meta.outputs)
+
+
+def _inputs(stages: Sequence[config.Stage]) -> dict[str, tuple[str, ...]]:
+    """Stage -> the nodes it reads, each of them known, once, and not the stage itself."""
+    names = [DATA, *(stage.name for stage in stages)]
+    result = {}
+    for index, stage in enumerate(stages):
+        inputs = tuple(stage.inputs) if stage.inputs is not None else (names[index],)
+        place = f"{stage_place(index, stage.name)}.inputs"
+        for name in inputs:
+            if name not in names:
+                close = nearest(name, names) or ";"
+                raise ConfigError(
+                    f"{place}: nothing produces {shown(name)} (edge {name} -> {stage.name}){close} "
+                    f"known: {', '.join(names)}"
+                )
+            if name == stage.name:
+                raise ConfigError(f"{place}: the stage reads itself (edge {name} -> {name})")
+            if inputs.count(name) > 1:
+                raise ConfigError(
+                    f"{place}: {name!r} is given {inputs.count(name)} times; expected each input "
+                    "once"
+                )
+        result[stage.name] = inputs
+    return result
+
+
+def _sorted(stages: Sequence[config.Stage], inputs: Mapping[str, tuple[str, ...]]) -> list[int]:
+    """Positions in the file so that each stage follows its inputs, else as declared (Kahn 1962)."""
+    order: list[int] = []
+    done = {DATA}
+    while len(order) < len(stages):
+        for position, stage in enumerate(stages):
+            if stage.name not in done and done.issuperset(inputs[stage.name]):
+                order.append(position)
+                done.add(stage.name)
+                break
+        else:
+            raise ConfigError(f"stages: {_cycle(inputs, done)}; expected a graph without cycles")
+    return order
+
+
+def _cycle(inputs: Mapping[str, tuple[str, ...]], done: set[str]) -> str:
+    """The edges of one cycle among the stages that are not done."""
+    path = [next(name for name in inputs if name not in done)]
+    while path[-1] not in path[:-1]:
+        path.append(next(name for name in inputs[path[-1]] if name not in done))
+    loop = path[path.index(path[-1]) :][::-1]  # from reader to producer, turned around
+    edges = ", ".join(f"{a} -> {b}" for a, b in itertools.pairwise(loop))
+    return f"the edges {edges} form a cycle"
+
+
+def _check_losses(
+    stages: Sequence[config.Stage], inputs: Mapping[str, tuple[str, ...]], meta: Meta
+) -> None:
+    if all(stage.loss is None for stage in stages):
+        fitting = " or ".join(f'"{loss}"' for loss in _fitting(meta))
+        raise ConfigError(
+            f"stages: none has a loss, so nothing would be learned; expected loss = {fitting} in "
+            "the last one"
+        )
+    read = {name for names in inputs.values() for name in names}
+    for index, stage in enumerate(stages):
+        if stage.loss is None and stage.name not in read:
+            raise ConfigError(
+                f"{stage_place(index, stage.name)}: no stage reads its output and it has no loss; "
+                f"give it a loss, name {stage.name!r} in the inputs of another, or remove it"
+            )
+
+
+def _node(
+    stage: config.Stage,
+    index: int,
+    place: str,
+    inputs: tuple[str, ...],
+    consumers: tuple[str, ...],
+    shapes: Mapping[str, Shape],
+    allow_import: bool,
+) -> Node:
+    given = tuple(shapes[name] for name in inputs)
+    joined = _joined(stage.join, inputs, given, place)
+    return Node(
+        name=stage.name,
+        index=index,
+        place=place,
+        inputs=inputs,
+        consumers=consumers,
+        join=stage.join,
+        input_shapes=given,
+        joined_shape=joined,
+        output_shape=_output_shape(stage.layers, joined, place, allow_import),
+        loss=stage.loss,
+        layers=tuple(stage.layers),
+    )
+
+
+def _joined(
+    join: Literal["concat", "sum"], inputs: tuple[str, ...], shapes: tuple[Shape, ...], place: str
+) -> Shape:
+    """The shape after fan-in: along the last axis for concat, unchanged for sum."""
+    first = shapes[0]
+    if len(shapes) == 1:
+        return first
+    if join == "sum":
+        fits, result, rule = len(set(shapes)) == 1, first, "equal shapes"
+    else:
+        fits = () not in shapes and len({one[:-1] for one in shapes}) == 1
+        result = (*first[:-1], sum(one[-1] for one in shapes)) if fits else first
+        rule = "shapes that differ in the last axis only"
+    if not fits:
+        given = ", ".join(f"{name} {one}" for name, one in zip(inputs, shapes, strict=True))
+        raise ConfigError(f"{place}.inputs: join = {join!r} expects {rule}, got {given}")
+    return result
+
+
+def _output_shape(
+    layers: Sequence[LayerSpec], shape: Shape, place: str, allow_import: bool
+) -> Shape:
+    for index, spec in enumerate(layers):
+        where = f"{place}.layers[{index}]"
+        layer = make_layer(spec, where=where, allow_import=allow_import)
+        try:
+            shape = tuple(layer.output_shape(shape))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    return shape
+
+
+def _fitting(meta: Meta) -> tuple[str, ...]:
+    """The losses that the data set's targets can be used with."""
+    return ("cross_entropy",) if meta.targets == "classes" else ("sigmoid_cross_entropy", "mse")
+
+
+def _check_loss(node: Node, meta: Meta) -> None:
+    if node.loss is None:
+        return
+    kind = f"{meta.outputs} {meta.targets}"
+    if node.loss not in _fitting(meta):
+        raise ConfigError(
+            f"{node.place}.loss: {node.loss} does not fit the data set, whose targets are {kind}; "
+            f"expected {' or '.join(_fitting(meta))}"
+        )
+    if node.output_shape != (meta.outputs,):
+        raise ConfigError(
+            f"{node.place}.loss: {node.loss} over {kind} expects the stage to end in shape "
+            f"{(meta.outputs,)}, got {node.output_shape}"
+        )

@@ -1,0 +1,142 @@
+"""What the generators that regress the gradient on (activation, targets) have in common.
+
+The network z = [h, targets] -> ĝ is made of ordinary layers and trained by Adam on the squared
+distance to the gradient that came back, with today's weights: a fit runs the slot's z through the
+network again, since a prediction made many updates ago says little about the error of now.
+
+Source: the feed-forward synthetic-gradient models of Jaderberg et al., 2017 (arXiv 1608.05343),
+with labels joined to the input (their "conditional" DNI). Targets divided by their running root
+mean square are this project's addition: gradients shrink by orders of magnitude as training goes
+on, and Adam's steps do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from asyncdni.nn.base import Array, Layer, Slot, Streams
+from asyncdni.nn.layers import Dense
+from asyncdni.nn.layers.slots import rows
+from asyncdni.nn.optimizers import Adam, flatten
+
+__all__ = ["Regression"]
+
+#: Of the running mean square of the targets: it remembers some hundred fits.
+DECAY = 0.99
+
+
+class Regression:
+    """A generator whose network is `hidden` layers and then a dense one that starts at zero.
+
+    z (B, D + K) holds one-hot classes, or the K values of other targets as they are; without
+    `labels` it is h alone. `params` and `buffers` are restored by writing into the arrays.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: Sequence[Layer],
+        labels: bool,
+        learning_rate: float,
+        scale_targets: bool,
+    ) -> None:
+        """`learning_rate` is Adam's; `scale_targets` divides targets by their running RMS."""
+        self._hidden = hidden
+        self.labels = labels
+        self.learning_rate = learning_rate
+        self.scale_targets = scale_targets
+        self.params: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
+
+    def build(
+        self, width: int, outputs: int, loss: str, dtype: np.dtype[Any], streams: Streams
+    ) -> None:
+        """Hidden layers draw from streams of their own, named after their position."""
+        self._width = width
+        self._inputs = width + outputs * self.labels
+        self._classes = loss == "cross_entropy"
+        self._dtype = np.dtype(dtype)
+        last = Dense(width)
+        self._layers = [*self._hidden, last]
+        shape: tuple[int, ...] = (self._inputs,)
+        for position, layer in enumerate(self._layers):
+            shape = layer.build(shape, self._dtype, partial(_stream, streams, position))
+        self._vector, self._grads = flatten(self._layers)
+        for array in last.params.values():
+            array.fill(0)
+        self.params = {
+            f"{position}.{name}": array
+            for position, layer in enumerate(self._layers)
+            for name, array in layer.params.items()
+        }
+        self.optimizer = Adam()
+        self.optimizer.start(self._vector)
+        self._square = np.zeros(2)  # decayed sums of the targets' mean squares, and of ones
+        self.buffers = {**self.optimizer.state, "target_square": self._square}
+        self._scratch: list[Slot] = [{} for _ in self._layers]
+        self._residual: Slot = {}
+
+    def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
+        """The network's answer (B, D) to activations h (B, D), in the targets' own scale."""
+        output = self.forward(self._join(h, y, slot))
+        prediction = rows(slot, "prediction", h.shape, self._dtype)
+        return np.multiply(output, self._scale(), out=prediction)
+
+    def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
+        """One Adam step on Σ|ĝ - g / scale|² / 2B."""
+        if self.scale_targets:
+            self._observe(grad)
+        self._accumulate(grad, slot["inputs"])
+        self._grads *= 1 / len(grad)
+        self.optimizer.step(self._vector, self._grads, self.learning_rate * rate_scale)
+
+    def forward(self, x: Array) -> Array:
+        """Through all layers with batch statistics; the result is scratch until the next call."""
+        for layer, slot in zip(self._layers, self._scratch, strict=True):
+            x = layer.forward(x, slot)
+        return x
+
+    def _accumulate(self, grad: Array, z: Array) -> None:
+        """The gradient of Σ|ĝ - g / scale|² / 2 by the weights, summed over samples."""
+        output = self.forward(z)
+        residual = rows(self._residual, "residual", grad.shape, self._dtype)
+        np.multiply(grad, -1 / self._scale(), out=residual)
+        residual += output
+        for position in reversed(range(len(self._layers))):
+            layer = self._layers[position]
+            layer.fresh = True
+            sent = layer.backward(residual, self._scratch[position], learn=True, send=position > 0)
+            if sent is not None:
+                residual = sent
+
+    def _join(self, h: Array, y: Array, slot: Slot) -> Array:
+        """z (B, D + K), kept in the slot for its fit."""
+        z = rows(slot, "inputs_rows", (len(h), self._inputs), self._dtype)
+        z[:, : self._width] = h
+        if self.labels and self._classes:
+            z[:, self._width :] = 0
+            z[:, self._width :][np.arange(len(h)), y] = 1
+        elif self.labels:
+            z[:, self._width :] = y
+        slot["inputs"] = z
+        return z
+
+    def _observe(self, grad: Array) -> None:
+        """Takes a batch of targets (B, D) into their running mean square."""
+        flat = grad.reshape(-1)
+        self._square *= DECAY
+        self._square += (1 - DECAY) * float(flat @ flat) / flat.size, 1 - DECAY
+
+    def _scale(self) -> float:
+        """The running RMS of the targets, 1 before the first."""
+        total, weight = self._square.tolist()
+        return sqrt(total / weight) if total > 0 else 1.0
+
+
+def _stream(streams: Streams, position: int, purpose: str) -> np.random.Generator:
+    return streams(f"generator.{position}.{purpose}")

@@ -1,0 +1,96 @@
+"""The fully connected layer: y = x W' + b."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from asyncdni.errors import ConfigError
+from asyncdni.nn.base import Array, Slot, Streams
+from asyncdni.nn.initialisers import make_initialiser
+from asyncdni.nn.layers.slots import forwarded, gradient, rows
+
+__all__ = ["Dense"]
+
+
+class Dense:
+    """y = x W' + b for x (B, D): weight (H, D) and bias (H,), as torch.nn.Linear has them.
+
+    `width` is H. `init` names the start of the weight (see `initialisers`); the bias starts at 0.
+    """
+
+    def __init__(self, width: int, *, bias: bool = True, init: str = "he_normal") -> None:
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            raise ConfigError(f"width {width!r}: expected a positive whole number of units")
+        if not isinstance(bias, bool):
+            raise ConfigError(f"bias {bias!r}: expected true or false")
+        self.width = width
+        self.bias = bias
+        self.params: dict[str, Array] = {}
+        self.grads: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
+        self.fresh = True
+        self._initialise = make_initialiser(init)
+        self._ones = np.ones(0)  # sums over samples are products with it: BLAS beats np.sum
+        self._more: dict[str, Array] = {}  # a second batch's gradients, before they are added
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) != 1 or shape[0] < 1:
+            raise ConfigError(
+                f"a dense layer takes inputs of shape (D,), not {shape}: flatten them first"
+            )
+        return (self.width,)
+
+    def build(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
+    ) -> tuple[int, ...]:
+        output = self.output_shape(shape)
+        self.params = {"weight": np.empty((self.width, *shape), dtype)}
+        self._initialise(self.params["weight"], streams("init"))
+        if self.bias:
+            self.params["bias"] = np.zeros(self.width, dtype)
+        self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
+        self.fresh = True
+        self._ones = np.ones(0, dtype)
+        self._more = {}
+        return output
+
+    def forward(self, x: Array, slot: Slot) -> Array:
+        """(B, D) to (B, H). Keeps a reference to x, which must stay as it is until the backward."""
+        slot["x"] = x
+        forwarded(slot)
+        y = rows(slot, "y", (len(x), self.width), x.dtype)
+        return self._apply(x, y)
+
+    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
+        x: Array = slot["x"]
+        if learn:
+            self._learn(grad_y, x)
+        if not send:
+            return None
+        grad_x = gradient(slot, x.shape, x.dtype)
+        return np.matmul(grad_y, self.params["weight"], out=grad_x)
+
+    def evaluate(self, x: Array) -> Array:
+        return self._apply(x, np.empty((len(x), self.width), x.dtype))
+
+    def _apply(self, x: Array, y: Array) -> Array:
+        np.matmul(x, self.params["weight"].T, out=y)
+        if self.bias:
+            y += self.params["bias"]
+        return y
+
+    def _learn(self, grad_y: Array, x: Array) -> None:
+        if len(self._ones) < len(x):
+            self._ones = np.ones(len(x), x.dtype)
+        if not self.fresh and not self._more:
+            self._more = {name: np.empty_like(value) for name, value in self.grads.items()}
+        into = self.grads if self.fresh else self._more
+        np.matmul(grad_y.T, x, out=into["weight"])
+        if self.bias:
+            np.matmul(self._ones[: len(x)], grad_y, out=into["bias"])
+        if not self.fresh:
+            for name, more in self._more.items():
+                self.grads[name] += more
+        self.fresh = False

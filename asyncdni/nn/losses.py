@@ -1,0 +1,173 @@
+"""Losses and their gradients: the error that starts every backward.
+
+Values and gradients are of the sum over samples; what one sample's loss is, each class says.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from asyncdni.errors import ConfigError, DataError
+from asyncdni.nn.base import Array, Loss, Slot
+from asyncdni.nn.layers.sigmoid import sigmoid
+from asyncdni.nn.layers.slots import rows
+
+__all__ = [
+    "LOSSES",
+    "CrossEntropy",
+    "MeanSquaredError",
+    "SigmoidCrossEntropy",
+    "make_loss",
+]
+
+
+class CrossEntropy:
+    """-log softmax(x)[y] of logits x (B, K) and class ids y (B,), any integer type.
+
+    The gradient is softmax(x) - onehot(y). A sample is right where its largest logit, the first
+    of equals, is its class.
+    """
+
+    def check(self, shape: tuple[int, ...], y: Array) -> None:
+        """`shape` is (K,) or (B, K). Raises `DataError` unless y is (B,) integers in [0, K)."""
+        classes = shape[-1]
+        if y.ndim != 1 or (len(shape) == 2 and len(y) != shape[0]):
+            raise DataError(
+                f"cross_entropy was given targets of shape {y.shape} for outputs of shape {shape}: "
+                "expected one class id a sample"
+            )
+        if not np.issubdtype(y.dtype, np.integer):
+            raise DataError(
+                f"cross_entropy was given {y.dtype} targets: expected integer class ids"
+            )
+        wrong = y[(y < 0) | (y >= classes)]
+        if wrong.size:
+            raise DataError(
+                f"cross_entropy was given class id {wrong[0]} for {classes} outputs: expected "
+                f"0 to {classes - 1}; relabel the data or widen the last layer"
+            )
+
+    def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
+        slot["error"] = error = rows(slot, "error_rows", x.shape, x.dtype)
+        best = x.argmax(axis=1)
+        total, own = _softmax_error(x, y, best, error)
+        return float(np.log(total).sum() - own.sum()), int(np.count_nonzero(best == y))
+
+    def backward(self, slot: Slot) -> Array:
+        error: Array = slot["error"]
+        return error
+
+    def error(self, x: Array, y: Array, out: Array) -> Array:
+        _softmax_error(x, y, x.argmax(axis=1), out)
+        return out
+
+
+def _softmax_error(x: Array, y: Array, best: Array, out: Array) -> tuple[Array, Array]:
+    """Writes softmax(x) - onehot(y) into `out`.
+
+    Returns the sums of exp(x - max) and the values x[y] - max, both (B,). The maximum is taken off
+    first so that no exp overflows.
+    """
+    samples = np.arange(len(x))
+    np.subtract(x, x[samples, best][:, None], out=out)
+    own = out[samples, y]
+    np.exp(out, out=out)
+    total = np.matmul(out, np.ones(x.shape[1], x.dtype))
+    out /= total[:, None]
+    out[samples, y] -= 1
+    return total, own
+
+
+class SigmoidCrossEntropy:
+    """Binary cross-entropy of logits x (B, K) and targets y (B, K) in [0, 1], summed over the K.
+
+    -y log s(x) - (1 - y) log(1 - s(x)), with s the logistic function; the gradient is s(x) - y.
+    Each output is an answer of its own: right where x > 0 agrees with y > 0.5.
+    """
+
+    def check(self, shape: tuple[int, ...], y: Array) -> None:
+        """`shape` is (K,) or (B, K). Raises `DataError` unless y is (B, K) within [0, 1]."""
+        _check_values("sigmoid_cross_entropy", shape, y)
+        wrong = y[(y < 0) | (y > 1)]
+        if wrong.size:
+            raise DataError(
+                f"sigmoid_cross_entropy was given a target of {wrong[0]}: expected 0 to 1"
+            )
+
+    def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
+        slot["error"] = error = rows(slot, "error_rows", x.shape, x.dtype)
+        # max(x, 0) - x y + log(1 + exp(-|x|)): no exp overflows.
+        np.abs(x, out=error)
+        np.negative(error, out=error)
+        np.exp(error, out=error)
+        np.log1p(error, out=error)
+        loss = float(error.sum() + np.maximum(x, 0).sum() - np.vdot(x, y.astype(x.dtype)))
+        correct = int(np.count_nonzero((x > 0) == (y > 0.5)))
+        self.error(x, y, error)
+        return loss, correct
+
+    def backward(self, slot: Slot) -> Array:
+        error: Array = slot["error"]
+        return error
+
+    def error(self, x: Array, y: Array, out: Array) -> Array:
+        sigmoid(x, out)
+        return np.subtract(out, y, out=out)
+
+
+class MeanSquaredError:
+    """Squared error of x (B, K) against y (B, K), averaged over the K outputs of a sample.
+
+    So the mean over a batch is what torch.nn.MSELoss gives. The gradient is 2 (x - y) / K. There
+    is no right or wrong answer to count.
+    """
+
+    def check(self, shape: tuple[int, ...], y: Array) -> None:
+        """`shape` is (K,) or (B, K). Raises `DataError` unless y is (B, K) finite numbers."""
+        _check_values("mse", shape, y)
+
+    def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
+        slot["error"] = error = rows(slot, "error_rows", x.shape, x.dtype)
+        self.error(x, y, error)
+        # The sum of (x - y)^2 / K, out of the gradient 2 (x - y) / K.
+        return float(np.vdot(error, error)) * x.shape[1] / 4, None
+
+    def backward(self, slot: Slot) -> Array:
+        error: Array = slot["error"]
+        return error
+
+    def error(self, x: Array, y: Array, out: Array) -> Array:
+        np.subtract(x, y, out=out)
+        out *= 2 / x.shape[1]
+        return out
+
+
+def _check_values(name: str, shape: tuple[int, ...], y: Array) -> None:
+    if y.ndim != 2 or y.shape[-len(shape) :] != shape:
+        raise DataError(
+            f"{name} was given targets of shape {y.shape} for outputs of shape {shape}: expected "
+            "one value an output"
+        )
+    if y.dtype.kind not in "fiub":
+        raise DataError(f"{name} was given {y.dtype} targets: expected numbers")
+    bad = ~np.isfinite(y)
+    if bad.any():
+        sample, output = np.argwhere(bad)[0]
+        raise DataError(
+            f"{name} was given a target of {y[sample, output]} (sample {sample}, output {output}): "
+            "expected finite numbers"
+        )
+
+
+LOSSES: dict[str, type[Loss]] = {
+    "cross_entropy": CrossEntropy,
+    "sigmoid_cross_entropy": SigmoidCrossEntropy,
+    "mse": MeanSquaredError,
+}
+
+
+def make_loss(name: str) -> Loss:
+    """The loss of that name. Raises `ConfigError` listing those that are known."""
+    if name not in LOSSES:
+        raise ConfigError(f"unknown loss {name!r}: expected one of {', '.join(LOSSES)}")
+    return LOSSES[name]()

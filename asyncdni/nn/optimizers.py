@@ -1,0 +1,176 @@
+"""Optimizers on one flat vector, in place, and the flattening of layers into such vectors.
+
+Vectors are worked on block by block: a step passes over its arrays ten times, and a block stays in
+the cache from the first pass to the last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from asyncdni.errors import ConfigError, NumericalError
+from asyncdni.nn.base import Array, Layer
+
+__all__ = ["Adam", "Sgd", "clip_by_norm", "flatten"]
+
+_BLOCK = 65536  # elements, about: smaller ones cost more in calls than they save in the cache
+
+
+class Sgd:
+    """Stochastic gradient descent with momentum, as torch.optim.SGD (no dampening).
+
+    Weight decay is added to the gradient. State: "momentum" (N,), where there is momentum.
+    """
+
+    def __init__(
+        self, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+    ) -> None:
+        if nesterov and not momentum:
+            raise ConfigError("nesterov = true needs a momentum above 0")
+        self.momentum = float(momentum)
+        self.nesterov = nesterov
+        self.weight_decay = float(weight_decay)
+        self.state: dict[str, Array] = {}
+        self._scratch = np.empty(0)
+
+    def start(self, params: Array) -> None:
+        """Allocates what `state` lacks, so that a checkpoint can be copied into it.
+
+        The first step does so too.
+        """
+        self._scratch = np.empty(_block_size(params.size), params.dtype)
+        if self.momentum:
+            self.state.setdefault("momentum", np.zeros_like(params))
+
+    def step(self, params: Array, grads: Array, rate: float) -> None:
+        """Moves `params` by -rate * direction. Overwrites `grads`."""
+        if not self._scratch.size:
+            self.start(params)
+        for part in _blocks(params.size):
+            self._step_block(part, params[part], grads[part], float(rate))
+
+    def _step_block(self, part: slice, p: Array, g: Array, rate: float) -> None:
+        t = self._scratch[: p.size]
+        if self.weight_decay:
+            g += np.multiply(p, self.weight_decay, out=t)
+        direction = g
+        if self.momentum:
+            m = self.state["momentum"][part]
+            m *= self.momentum
+            m += g
+            direction = m
+            if self.nesterov:
+                g += np.multiply(m, self.momentum, out=t)
+                direction = g
+        p -= np.multiply(direction, rate, out=t)
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015), as torch.optim.Adam; with weight decay AdamW, decoupled.
+
+    State: "first" and "second" (N,), the discounted sums of gradients and of their squares, and
+    "steps" (). The moments of the paper are (1 - beta) times the sums: keeping sums saves two
+    passes over the vector, and the factors go into the two numbers of `_constants`.
+    """
+
+    def __init__(
+        self,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.beta1 = float(beta1)
+        self.beta2 = float(beta2)
+        self.epsilon = float(epsilon)
+        self.weight_decay = float(weight_decay)
+        self.state: dict[str, Array] = {}
+        self._scratch = np.empty(0)
+
+    def start(self, params: Array) -> None:
+        """Allocates what `state` lacks, so that a checkpoint can be copied into it.
+
+        The first step does so too.
+        """
+        self._scratch = np.empty(_block_size(params.size), params.dtype)
+        self.state.setdefault("first", np.zeros_like(params))
+        self.state.setdefault("second", np.zeros_like(params))
+        self.state.setdefault("steps", np.zeros((), np.int64))
+
+    def step(self, params: Array, grads: Array, rate: float) -> None:
+        """Moves `params` by one step of Adam. Overwrites `grads`."""
+        if not self._scratch.size:
+            self.start(params)
+        self.state["steps"] += 1
+        scale, epsilon = self._constants(int(self.state["steps"]), float(rate))
+        for part in _blocks(params.size):
+            p = params[part]
+            if self.weight_decay:
+                p *= 1 - float(rate) * self.weight_decay
+            p -= self._move(part, grads[part], scale, epsilon)
+
+    def _move(self, part: slice, g: Array, scale: float, epsilon: float) -> Array:
+        m, v, t = self.state["first"][part], self.state["second"][part], self._scratch[: g.size]
+        m *= self.beta1
+        m += g
+        v *= self.beta2
+        v += np.square(g, out=g)
+        np.sqrt(v, out=t)
+        t += epsilon
+        np.divide(m, t, out=t)
+        t *= scale
+        return t
+
+    def _constants(self, steps: int, rate: float) -> tuple[float, float]:
+        """(s, e) so that s * first / (sqrt(second) + e) is the step of the paper's algorithm 1."""
+        first = (1 - self.beta1) / (1 - self.beta1**steps)
+        second = math.sqrt((1 - self.beta2) / (1 - self.beta2**steps))
+        return rate * first / second, self.epsilon / second
+
+
+def clip_by_norm(grads: Array, norm: float) -> float:
+    """Scales `grads` (N,) in place so that its norm is at most `norm`; returns the norm it had.
+
+    Raises `NumericalError` where that is not a finite number.
+    """
+    found = math.sqrt(np.dot(grads, grads))
+    if not math.isfinite(found):
+        raise NumericalError(
+            f"the norm of a gradient is {found}: expected a finite number; lower the learning rate"
+        )
+    if found > norm:
+        grads *= norm / found
+    return found
+
+
+def flatten(layers: Sequence[Layer]) -> tuple[Array, Array]:
+    """All parameters of `layers`, and all gradients, as one vector each (N,), in order.
+
+    Copies the values, then replaces the arrays in each layer's `params` and `grads` by views of
+    the vectors: moving the vectors moves the layers.
+    """
+    return _flatten([layer.params for layer in layers]), _flatten([layer.grads for layer in layers])
+
+
+def _flatten(owners: Sequence[dict[str, Array]]) -> Array:
+    arrays = [array for owner in owners for array in owner.values()]
+    flat = np.concatenate([array.ravel() for array in arrays]) if arrays else np.empty(0)
+    start = 0
+    for owner in owners:
+        for name, array in owner.items():
+            owner[name] = flat[start : start + array.size].reshape(array.shape)
+            start += array.size
+    return flat
+
+
+def _block_size(size: int) -> int:
+    """Even blocks of `_BLOCK` elements, give or take a half: no stub is left over at the end."""
+    return -(-size // max(1, round(size / _BLOCK)))
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    width = max(1, _block_size(size))
+    return (slice(start, start + width) for start in range(0, size, width))

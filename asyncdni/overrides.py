@@ -1,0 +1,130 @@
+"""`--set section.key=value`: changes to the tables of an experiment file before they are checked.
+
+`stages.NAME.key` and `stages.0.key` reach into a stage. Naming another kind of schedule, generator,
+data set, optimizer or decay drops the options of other kinds that the file holds for it. Options
+that were themselves given by `--set` are never dropped: those that don't fit are refused later.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from msgspec import inspect
+
+from asyncdni.errors import ConfigError
+from asyncdni.schema import OPTIMIZER, SECTIONS, default_tag
+from asyncdni.wording import shown, tag_key, unknown, variants
+
+__all__ = ["Path", "Setting", "apply", "parse_setting"]
+
+Path = tuple[str | int, ...]
+Setting = tuple[tuple[str, ...], Any]
+
+
+def parse_setting(text: str) -> Setting:
+    """`a.b=1` as (("a", "b"), 1). The value is TOML; what is no TOML value is a bare string."""
+    left, equals, right = text.partition("=")
+    keys = tuple(key.strip() for key in left.split("."))
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {shown(text)}: expected section.key=value, such as run.epochs=3")
+    return keys, _parse_value(right.strip(), text)
+
+
+def apply(tables: dict[str, Any], settings: Sequence[Setting]) -> set[Path]:
+    """Put `settings` into `tables` (in place), in order; returns the paths that were set."""
+    given = {_put(tables, keys, value) for keys, value in settings}
+    for name, field in SECTIONS.items():
+        if variants(field.type):
+            _drop_left_over(tables.get(name), field.type, default_tag(field), (name,), given)
+    _drop_in_stages(tables, given)
+    return given
+
+
+def _parse_value(text: str, setting: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError) as error:
+        if text[:1] in ("[", "{", '"', "'"):
+            raise ConfigError(f"--set {shown(setting)}: the value is not TOML: {error}") from None
+        return text
+    value = parsed["value"]
+    plain = isinstance(value, bool | int | float | str | list | dict)
+    return value if plain and len(parsed) == 1 else text  # a date is text here
+
+
+def _put(tables: dict[str, Any], keys: tuple[str, ...], value: Any) -> Path:
+    node: Any = tables
+    path: list[str | int] = []
+    for part in keys[:-1]:
+        key = _step(node, part, path, keys)
+        node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
+        path.append(key)
+    key = _step(node, keys[-1], path, keys)
+    node[key] = value
+    return (*path, key)
+
+
+def _step(node: Any, part: str, path: list[str | int], keys: tuple[str, ...]) -> str | int:
+    """The key of `node` that `part` means: itself, a stage's name, or an index."""
+    if isinstance(node, dict):
+        return part
+    place, asked = ".".join(map(str, path)), ".".join(keys)
+    if not isinstance(node, list):
+        raise ConfigError(f"--set {asked}: {place} is {shown(node)}, not a table")
+    names = _stage_names(node) if path == ["stages"] else []
+    if part in names:
+        return names.index(part)
+    if part.isdecimal() and part.isascii() and int(part) < len(node):
+        return int(part)
+    if path == ["stages"]:
+        raise ConfigError(f"--set {asked}: {unknown('stage', part, names)}")
+    raise ConfigError(f"--set {asked}: {place} has items 0 to {len(node) - 1}, got {part!r}")
+
+
+def _stage_names(stages: list[Any]) -> list[str]:
+    tables = [stage if isinstance(stage, Mapping) else {} for stage in stages]
+    return [str(one.get("name") or f"stage{i}") for i, one in enumerate(tables, 1)]
+
+
+def _drop_left_over(
+    table: Any,
+    kind: inspect.Type,
+    default: str | None,
+    path: Path,
+    given: Collection[Path],
+    changed: bool = False,
+) -> None:
+    """Where `given` names another kind for `table`, drop what only other kinds know."""
+    if not isinstance(table, dict):
+        return
+    choices, key = variants(kind), tag_key(kind)
+    tag = table.get(key, default)
+    if not isinstance(tag, str) or tag not in choices:
+        return  # refused later, with the names that are known
+    fields = {field.encode_name: field for field in choices[tag].fields}
+    if changed or (*path, key) in given:
+        others = {field.encode_name for one in choices.values() for field in one.fields}
+        for name in others - set(fields):
+            if not any(one[: len(path) + 1] == (*path, name) for one in given):
+                table.pop(name, None)
+    for name, field in fields.items():
+        if name in table and variants(field.type):
+            _drop_left_over(table[name], field.type, default_tag(field), (*path, name), given)
+
+
+def _drop_in_stages(tables: dict[str, Any], given: Collection[Path]) -> None:
+    """The same for each stage's changes to [optimizer], which follow its kind."""
+    optimizer = tables.get("optimizer")
+    named = default_tag(SECTIONS["optimizer"])
+    if isinstance(optimizer, dict):
+        named = optimizer.get("name", named)
+    changed = ("optimizer", "name") in given
+    stages = tables.get("stages")
+    for index, stage in enumerate(stages if isinstance(stages, list) else []):
+        table = stage.get("optimizer") if isinstance(stage, dict) else None
+        follows = changed and isinstance(table, dict) and "name" not in table
+        _drop_left_over(
+            table, OPTIMIZER, named, ("stages", index, "optimizer"), given, changed=follows
+        )

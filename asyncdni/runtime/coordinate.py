@@ -1,0 +1,107 @@
+"""The loop of the coordinator's process: control messages in, orders out, and a watch on processes.
+
+Ctrl-C (SIGINT) and SIGTERM ask for a stop: the pipe drains, what was learned is saved, all leave. A
+second one ends the run at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from asyncdni.core.coordinator import Coordinator
+from asyncdni.core.events import Event, Exited, Fail, Finish, Received, Record, Send, UserStop, Woke
+from asyncdni.errors import by_name
+from asyncdni.transports.zeromq import CoordinatorTransport
+
+__all__ = ["Launcher", "Observer", "coordinate"]
+
+_LOOK_EVERY_S = 0.1
+
+
+class Launcher(Protocol):
+    """What is needed of a launcher while the run goes on."""
+
+    def exited(self) -> list[tuple[str, int, str]]: ...
+
+
+Observer = Callable[[str, Mapping[str, Any]], None]
+
+
+class _Run:
+    def __init__(
+        self, machine: Coordinator, transport: CoordinatorTransport, observe: Observer
+    ) -> None:
+        self.machine = machine
+        self.transport = transport
+        self.observe = observe
+        self.end: Finish | Fail | None = None
+
+    def handle(self, event: Event) -> None:
+        for action in self.machine.handle(event, time.monotonic()):
+            match action:
+                case Send(to=to, message=message):
+                    assert isinstance(to, bytes)
+                    self.transport.send(to, message)
+                case Record(kind=kind, values=values):
+                    self.observe(kind, values)
+                case Finish() | Fail():
+                    self.end = action
+                case _:
+                    raise TypeError(f"a coordinator's driver can't carry out {action!r}")
+
+
+def coordinate(
+    machine: Coordinator,
+    transport: CoordinatorTransport,
+    observe: Observer,
+    launcher: Launcher | None = None,
+) -> None:
+    """Until the run has ended. Raises the first error of any process, by its class."""
+    run = _Run(machine, transport, observe)
+    with _stop_signals() as stops:
+        seen = 0
+        while run.end is None:
+            for peer, message in transport.receive(_timeout_s(machine)):
+                run.handle(Received(message, peer))
+            for stage, code, last_lines in launcher.exited() if launcher else ():
+                run.handle(Exited(stage, code, last_lines))
+            if len(stops) > seen:
+                seen += 1
+                run.handle(UserStop())
+            run.handle(Woke())
+    if isinstance(run.end, Fail):
+        if run.end.trace:
+            print(run.end.trace, file=sys.stderr)
+        raise by_name(run.end.kind)(run.end.text)
+
+
+def _timeout_s(machine: Coordinator) -> float:
+    deadline = machine.deadline()
+    left_s = _LOOK_EVERY_S if deadline is None else deadline - time.monotonic()
+    return min(_LOOK_EVERY_S, max(0.0, left_s))
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them (in the main thread alone)."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+
+    previous: dict[int, Any] = {}
+    try:
+        for number in map(int, (signal.SIGINT, signal.SIGTERM)):
+            previous[number] = signal.signal(number, note)
+    except ValueError:
+        pass  # not the main thread: the caller's signals are the caller's business
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,226 @@
+"""The loop of a worker process: the only place in it where real time passes.
+
+It carries out what `core.Worker` asks for: computes ops with a backend, sends and receives, saves.
+Ops run on this thread; between two ops the sockets are looked at, unless the schedule is in the
+middle of a batch's own update, which nothing that arrives could change.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from asyncdni.backends.base import Array, Stage
+from asyncdni.core.events import (
+    Action,
+    Compute,
+    Computed,
+    Event,
+    Received,
+    Release,
+    Save,
+    Send,
+    Stop,
+    Stored,
+)
+from asyncdni.core.position import DATA
+from asyncdni.core.worker import Phase, Worker
+from asyncdni.messages import COORDINATOR, Activation, Drained, Gradient, Message, Report
+from asyncdni.runtime.meter import Meter
+from asyncdni.runtime.source import Source
+from asyncdni.runtime.trace import Trace
+from asyncdni.runtime.weights import save_stages
+from asyncdni.schedules.base import OpKind
+
+__all__ = ["Engine", "Transport"]
+
+_REPORT_EVERY_S = 0.5
+#: In the middle of a batch's own update nothing that arrives matters yet.
+_AT_ONCE = frozenset({OpKind.PREDICT, OpKind.BACKWARD, OpKind.UPDATE})
+
+
+class Transport(Protocol):
+    """What the engine needs of the wire; see `transports.zeromq`."""
+
+    def send(self, to: str, message: Message) -> Callable[[], bool] | None: ...
+
+    def receive(self, timeout_s: float | None) -> list[Message]: ...
+
+
+class Engine:
+    """Drives one worker until the coordinator lets it go."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        stage: Stage,
+        transport: Transport,
+        *,
+        exits: Mapping[str, str],
+        source: Source | None = None,
+        folder: str = "",
+        trace: Trace | None = None,
+    ) -> None:
+        """`exits` maps each producing worker to the declared stage whose activation it sends."""
+        self.stopped: Stop | None = None
+        self._worker = worker
+        self._stage = stage
+        self._transport = transport
+        self._stage_of = {**exits, DATA: DATA}
+        self._worker_of = {stage: name for name, stage in exits.items()}
+        self._source = source
+        self._folder = folder
+        self._trace = trace
+        self._meter = Meter()
+        self._pending: Compute | None = None
+        self._unsent: dict[int, list[Callable[[], bool]]] = {}  # by batch
+        self._stored: list[Stored] = []
+        self._loss_sum = 0.0
+        self._loss_samples = 0
+        self._report_at = time.monotonic() + _REPORT_EVERY_S
+
+    def run(self, early: Iterable[Message] = ()) -> Stop:
+        """Until the coordinator says Leave or Abort; `early` is what has arrived before."""
+        for message in early:
+            self._handle(Received(message))
+        while self.stopped is None:
+            if self._pending is not None:
+                compute, self._pending = self._pending, None
+                self._handle(self._compute(compute))
+            while self._stored:
+                self._handle(self._stored.pop())
+            if self._pending is None or self._pending.op.kind not in _AT_ONCE:
+                self._receive()
+        if self._trace is not None:
+            self._trace.write()
+        return self.stopped
+
+    def _receive(self) -> None:
+        idle = self._pending is None
+        began = time.perf_counter()
+        messages = self._transport.receive(_REPORT_EVERY_S if idle else 0.0)
+        self._meter.received(time.perf_counter() - began, idle)
+        for message in messages:
+            self._handle(Received(message))
+        if time.monotonic() >= self._report_at:
+            self._report()
+
+    def _handle(self, event: Event) -> None:
+        for action in self._worker.handle(event, time.monotonic()):
+            self._carry_out(action)
+        if self._worker.phase is Phase.TRAINING:
+            self._meter.resume()
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Compute():
+                self._pending = action
+            case Send(to=to, message=message):
+                assert isinstance(to, str)
+                self._send(to, message)
+            case Release(batch=batch):
+                self._release(batch)
+            case Save(tag=tag):
+                files = save_stages(Path(self._folder, tag), self._stage.state())
+                self._stored.append(Stored(tag, files))
+            case Stop():
+                self.stopped = action
+            case _:
+                raise TypeError(f"an engine can't carry out {action!r}")
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    def _send(self, to: str, message: Message) -> None:
+        if isinstance(message, Drained):
+            self._meter.pause()
+            self._report()  # the coordinator adds up at each barrier
+        began = time.perf_counter()
+        sent = self._transport.send(to, message)
+        self._meter.sent(time.perf_counter() - began)
+        if sent is not None and isinstance(message, Activation | Gradient):
+            self._note_unsent(message, sent)
+
+    def _note_unsent(self, message: Activation | Gradient, sent: Callable[[], bool]) -> None:
+        # Tensors are reused once their batch is released; those of test batches are not.
+        if not (isinstance(message, Activation) and message.evaluate):
+            self._unsent.setdefault(message.batch, []).append(sent)
+
+    def _release(self, batch: int) -> None:
+        waiting = self._unsent.pop(batch, [])
+
+        def sent() -> bool:
+            return all([one() for one in waiting])
+
+        self._stage.release(batch, sent)
+        if self._source is not None:
+            self._source.release(batch, sent)
+
+    def _report(self) -> None:
+        self._report_at = time.monotonic() + _REPORT_EVERY_S
+        counters = {**self._worker.counters(), **self._meter.counters()}
+        self._transport.send(COORDINATOR, Report(counters, self._loss_sum, self._loss_samples))
+        self._loss_sum, self._loss_samples = 0.0, 0
+
+    # --- computing -------------------------------------------------------------------------------
+
+    def _compute(self, compute: Compute) -> Computed:
+        op = compute.op
+        if self._worker.phase is not Phase.TRAINING:
+            return self._dispatch(compute)
+        began, cpu_began = time.perf_counter(), time.thread_time()
+        event = self._dispatch(compute)
+        ended = time.perf_counter()
+        self._meter.op(op.kind, ended - began, time.thread_time() - cpu_began)
+        if self._trace is not None:
+            self._trace.add(op, began, ended)
+        return event
+
+    def _dispatch(self, compute: Compute) -> Computed:
+        op, stage = compute.op, self._stage
+        match op.kind:
+            case OpKind.READ:
+                assert self._source is not None
+                tensors = self._source.read(op)
+                return Computed(op, len(tensors["h"]), tensors)
+            case OpKind.FORWARD | OpKind.EVALUATE:
+                return self._forward(compute)
+            case OpKind.PREDICT:
+                stage.predict(op.batch)
+            case OpKind.BACKWARD:
+                gradients = stage.backward(
+                    op.batch, compute.inputs, source=op.source, learn=op.learn, send=op.send
+                )
+                return Computed(
+                    op, outputs={self._worker_of[name]: g for name, g in gradients.items()}
+                )
+            case OpKind.UPDATE:
+                stage.update()
+            case OpKind.FIT:
+                self._meter.cosine(stage.fit(op.batch, compute.inputs))
+            case _:
+                raise TypeError(f"an engine can't compute {op}")
+        return Computed(op)
+
+    def _forward(self, compute: Compute) -> Computed:
+        op = compute.op
+        inputs: dict[str, Array] = {}
+        context: Array | None = None
+        for node, tensors in compute.inputs.items():
+            inputs[self._stage_of[node]] = tensors["h"]
+            context = tensors.get("y") if context is None else context
+        samples = len(next(iter(inputs.values())))
+        if op.kind is OpKind.EVALUATE:
+            result = self._stage.evaluate(inputs, context)
+        else:
+            result = self._stage.forward(op.batch, inputs, context)
+            self._loss_sum += sum(score.loss for score in result.scores)
+            self._loss_samples += samples if result.scores else 0
+        tensors = {}
+        if result.activation is not None:
+            tensors["h"] = result.activation
+            if context is not None:
+                tensors["y"] = context
+        scores = tuple(result.scores) if op.kind is OpKind.EVALUATE else ()
+        return Computed(op, samples, tensors, scores)

@@ -1,0 +1,219 @@
+"""A worker process from its start to its end: say Hello, build the stage, run, say what failed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from asyncdni import config
+from asyncdni.core.events import Stop
+from asyncdni.core.worker import Worker
+from asyncdni.datasets import load
+from asyncdni.datasets.base import Meta
+from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, by_name
+from asyncdni.messages import (
+    COORDINATOR,
+    PROTOCOL_VERSION,
+    Abort,
+    Connect,
+    Failed,
+    Hello,
+    Message,
+    Ready,
+    Refused,
+    Welcome,
+)
+from asyncdni.plan import Group
+from asyncdni.runtime.build import (
+    Design,
+    make_design,
+    make_position,
+    make_schedule,
+    make_stage,
+)
+from asyncdni.runtime.engine import Engine
+from asyncdni.runtime.source import Source
+from asyncdni.runtime.trace import Trace
+from asyncdni.transports.beat import Heart, orphaned
+from asyncdni.transports.zeromq import WorkerTransport
+
+__all__ = ["run_worker"]
+
+_LINGER_S = 2.0
+_LOOK_EVERY_S = 0.25
+
+
+@dataclass
+class _Joined:
+    """What the coordinator has said so far."""
+
+    welcome: Welcome | None = None
+    connect: Connect | None = None
+
+
+def run_worker(
+    stage: str, coordinator: str, *, timeout_s: float = 30.0, allow_import: bool = False
+) -> None:
+    """Be the worker of `stage` (name or index) until the run is over.
+
+    Raises:
+        LaunchError: no coordinator within `timeout_s`, or it refused this worker.
+        AsyncDNIError: what this worker failed at; the coordinator has been told.
+    """
+    transport = WorkerTransport(coordinator, config.Limits())
+    try:
+        _run(transport, stage, coordinator, timeout_s, allow_import)
+    except KeyboardInterrupt:
+        text = f"worker {stage} was interrupted"
+        transport.send(COORDINATOR, Failed("Interrupted", text, ""))
+        raise Interrupted(text) from None
+    except _Told:
+        raise
+    except AsyncDNIError as error:
+        transport.send(COORDINATOR, Failed(type(error).__name__, str(error), ""))
+        raise
+    except Exception as error:
+        text = f"worker {stage} failed: {type(error).__name__}: {error}"
+        trace = traceback.format_exc()
+        transport.send(COORDINATOR, Failed(AsyncDNIError.__name__, text, trace))
+        print(trace, file=sys.stderr)
+        raise AsyncDNIError(text) from error
+    finally:
+        transport.close(_LINGER_S)
+
+
+class _Told(AsyncDNIError):
+    """The coordinator ended this worker, so there is nothing to tell it."""
+
+
+def _run(
+    transport: WorkerTransport, stage: str, coordinator: str, timeout_s: float, allow_import: bool
+) -> None:
+    transport.send(
+        COORDINATOR,
+        Hello(
+            protocol=PROTOCOL_VERSION,
+            stage=stage,
+            address=transport.address,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            allow_import=allow_import,
+        ),
+    )
+    joined = _Joined()
+    early = _await_welcome(transport, coordinator, timeout_s, joined)
+    welcome = joined.welcome
+    assert welcome is not None
+    meta = msgspec.convert(welcome.meta, Meta)
+    design = make_design(welcome.experiment, meta, allow_import=allow_import)
+    limits = design.experiment.limits
+    heart = Heart(transport.identity, coordinator, limits.silence_s)
+    heart.start()
+    try:
+        with threadpool_limits(design.experiment.run.threads):
+            stop = _train(transport, design, welcome, joined, early)
+    finally:
+        heart.stop()
+    if stop.failed:
+        raise _Told(f"worker {welcome.stage} was stopped by its coordinator: {stop.failed}")
+
+
+def _await_welcome(
+    transport: WorkerTransport, coordinator: str, timeout_s: float, joined: _Joined
+) -> list[Message]:
+    """Until the coordinator has let this worker in; returns what neighbours have sent already."""
+    deadline = time.monotonic() + timeout_s
+    early: list[Message] = []
+    while joined.welcome is None:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise LaunchError(
+                f"no coordinator answered at {coordinator} within {timeout_s:g} s: "
+                "check the address, or wait longer with --timeout"
+            )
+        if orphaned():
+            raise _Told("the process that started this worker is gone")
+        early += _sort_out(transport.receive(min(left_s, _LOOK_EVERY_S)), joined)
+    return early
+
+
+def _sort_out(messages: list[Message], joined: _Joined) -> list[Message]:
+    """Note the coordinator's words about joining; returns all other messages."""
+    others = []
+    for message in messages:
+        match message:
+            case Welcome():
+                joined.welcome = message
+            case Connect():
+                joined.connect = message
+            case Refused(kind=kind, text=text):
+                raise by_name(kind)(text)
+            case Abort(text=text) if joined.connect is None:
+                raise _Told(f"the run was called off: {text}")
+            case _:
+                others.append(message)
+    return others
+
+
+def _train(
+    transport: WorkerTransport,
+    design: Design,
+    welcome: Welcome,
+    joined: _Joined,
+    early: list[Message],
+) -> Stop:
+    group = next(g for g in design.plan.groups if g.name == welcome.stage)
+    stage = make_stage(design, group)
+    source = _make_source(design, group)
+    while joined.connect is None:
+        early += _sort_out(transport.receive(_LOOK_EVERY_S), joined)
+    transport.connect(joined.connect.addresses)
+    limits = design.experiment.limits
+    worker = Worker(
+        make_position(design, group),
+        make_schedule(design.experiment.schedule),
+        window=limits.window,
+        window_max=limits.window_max,
+    )
+    worker.joined(welcome.incarnation, joined.connect.incarnations)
+    trace = None
+    if welcome.trace and welcome.folder:
+        trace = Trace(Path(welcome.folder, "trace", f"{group.name}.jsonl"))
+    engine = Engine(
+        worker,
+        stage,
+        transport,
+        exits=_exits(design),
+        source=source,
+        folder=welcome.folder,
+        trace=trace,
+    )
+    transport.send(COORDINATOR, Ready(stage.parameters()))
+    return engine.run(early)
+
+
+def _make_source(design: Design, group: Group) -> Source | None:
+    if group.index != design.plan.host:
+        return None
+    run = design.experiment.run
+    dataset = load(design.experiment.data, run.seed)
+    return Source(
+        dataset,
+        batch_size=design.experiment.data.batch_size,
+        seed=run.seed,
+        dtype=np.dtype(run.dtype),
+    )
+
+
+def _exits(design: Design) -> dict[str, str]:
+    """The declared stage whose activation each worker sends."""
+    return {g.name: g.exit for g in design.plan.groups if g.exit is not None}

@@ -1,0 +1,77 @@
+"""Writes tables as TOML (toml.io, version 1.0): what `tomllib` reads back to the same values.
+
+Scalars first, then tables as `[a.b]`, lists of tables at the top as `[[a]]`; deeper tables are
+written inline. None means "not given" and is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["dumps"]
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_WIDTH = 100
+
+
+def dumps(tables: Mapping[str, Any]) -> str:
+    """TOML text of tables whose values are tables or lists of tables, without scalars on top."""
+    blocks = []
+    for name, value in tables.items():
+        if isinstance(value, Mapping):
+            blocks += _table(_key(name), value)
+        else:
+            blocks += [f"[[{_key(name)}]]\n{_lines(item)}" for item in value]
+    return "\n".join(blocks)
+
+
+def _table(path: str, table: Mapping[str, Any]) -> list[str]:
+    """The table's own block, then those of the tables in it."""
+    own = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    blocks = [f"[{path}]\n{_lines(own)}"]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            blocks += _table(f"{path}.{_key(key)}", value)
+    return blocks
+
+
+def _lines(table: Mapping[str, Any]) -> str:
+    return "".join(f"{_pair(key, value)}\n" for key, value in table.items() if value is not None)
+
+
+def _pair(key: str, value: Any) -> str:
+    line = f"{_key(key)} = {_value(value)}"
+    if len(line) <= _WIDTH or not isinstance(value, list | tuple):
+        return line
+    items = "".join(f"    {_value(item)},\n" for item in value)
+    return f"{_key(key)} = [\n{items}]"
+
+
+def _value(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case str():
+            return _text(value)
+        case list() | tuple():
+            return f"[{', '.join(_value(item) for item in value)}]"
+        case Mapping():
+            pairs = (f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)
+            inside = ", ".join(pairs)
+            return f"{{ {inside} }}" if inside else "{}"
+        case _:
+            raise TypeError(f"TOML holds no {type(value).__name__}: {value!r}")
+
+
+def _key(key: str) -> str:
+    return key if _BARE.fullmatch(key) else _text(key)
+
+
+def _text(text: str) -> str:
+    # TOML's basic strings escape as JSON's do, and DEL besides.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
