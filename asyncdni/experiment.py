@@ -6,6 +6,7 @@ file ──load──► Experiment ──tables──► builtins (to a worker)
 
 from __future__ import annotations
 
+import copy
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from asyncdni.overrides import Setting, apply, parse_setting
 from asyncdni.schema import EXPERIMENT, OPTIMIZER, checked
 from asyncdni.wording import NAME, shown, stage_place, tag_key, variants
 
-__all__ = ["dumps", "load", "parse", "stage_optimizer", "tables"]
+__all__ = ["change", "dumps", "load", "parse", "stage_optimizer", "tables"]
 
 #: Names of the graph and of the control protocol that are no stages.
 RESERVED = ("data", "coordinator")
@@ -42,6 +43,18 @@ def load(
     """
     given = _read(path)
     _make_absolute(given, os.path.dirname(os.path.abspath(path)))
+    return change(given, overrides, schedule=schedule, seed=seed)
+
+
+def change(
+    tables: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    schedule: str | None = None,
+    seed: int | None = None,
+) -> config.Experiment:
+    """The experiment that plain tables describe, after the same changes as for `load`."""
+    given = copy.deepcopy(dict(tables))
     settings: list[Setting] = [parse_setting(text) for text in overrides]
     if schedule is not None:
         settings.append((("schedule", "name"), schedule))

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from asyncdni.backends.base import Array, Stage
+from asyncdni.backends.base import Stage
+from asyncdni.backends.executor import Executor, Source
 from asyncdni.core.events import (
     Action,
     Compute,
@@ -25,14 +26,12 @@ from asyncdni.core.events import (
     Stop,
     Stored,
 )
-from asyncdni.core.position import DATA
 from asyncdni.core.worker import Phase, Worker
 from asyncdni.messages import COORDINATOR, Activation, Drained, Gradient, Message, Report
 from asyncdni.runtime.meter import Meter
-from asyncdni.runtime.source import Source
 from asyncdni.runtime.trace import Trace
-from asyncdni.runtime.weights import save_stages
 from asyncdni.schedules.base import OpKind
+from asyncdni.weights import save_stages
 
 __all__ = ["Engine", "Transport"]
 
@@ -68,17 +67,13 @@ class Engine:
         self._worker = worker
         self._stage = stage
         self._transport = transport
-        self._stage_of = {**exits, DATA: DATA}
-        self._worker_of = {stage: name for name, stage in exits.items()}
-        self._source = source
         self._folder = folder
         self._trace = trace
         self._meter = Meter()
+        self._executor = Executor(stage, exits, source, self._meter.cosine)
         self._pending: Compute | None = None
         self._unsent: dict[int, list[Callable[[], bool]]] = {}  # by batch
         self._stored: list[Stored] = []
-        self._loss_sum = 0.0
-        self._loss_samples = 0
         self._report_at = time.monotonic() + _REPORT_EVERY_S
 
     def run(self, early: Iterable[Message] = ()) -> Stop:
@@ -153,74 +148,23 @@ class Engine:
         def sent() -> bool:
             return all([one() for one in waiting])
 
-        self._stage.release(batch, sent)
-        if self._source is not None:
-            self._source.release(batch, sent)
+        self._executor.release(batch, sent)
 
     def _report(self) -> None:
         self._report_at = time.monotonic() + _REPORT_EVERY_S
         counters = {**self._worker.counters(), **self._meter.counters()}
-        self._transport.send(COORDINATOR, Report(counters, self._loss_sum, self._loss_samples))
-        self._loss_sum, self._loss_samples = 0.0, 0
+        self._transport.send(COORDINATOR, Report(counters, *self._executor.take_loss()))
 
     # --- computing -------------------------------------------------------------------------------
 
     def _compute(self, compute: Compute) -> Computed:
         op = compute.op
         if self._worker.phase is not Phase.TRAINING:
-            return self._dispatch(compute)
+            return self._executor.compute(compute)
         began, cpu_began = time.perf_counter(), time.thread_time()
-        event = self._dispatch(compute)
+        event = self._executor.compute(compute)
         ended = time.perf_counter()
         self._meter.op(op.kind, ended - began, time.thread_time() - cpu_began)
         if self._trace is not None:
             self._trace.add(op, began, ended)
         return event
-
-    def _dispatch(self, compute: Compute) -> Computed:
-        op, stage = compute.op, self._stage
-        match op.kind:
-            case OpKind.READ:
-                assert self._source is not None
-                tensors = self._source.read(op)
-                return Computed(op, len(tensors["h"]), tensors)
-            case OpKind.FORWARD | OpKind.EVALUATE:
-                return self._forward(compute)
-            case OpKind.PREDICT:
-                stage.predict(op.batch)
-            case OpKind.BACKWARD:
-                gradients = stage.backward(
-                    op.batch, compute.inputs, source=op.source, learn=op.learn, send=op.send
-                )
-                return Computed(
-                    op, outputs={self._worker_of[name]: g for name, g in gradients.items()}
-                )
-            case OpKind.UPDATE:
-                stage.update()
-            case OpKind.FIT:
-                self._meter.cosine(stage.fit(op.batch, compute.inputs))
-            case _:
-                raise TypeError(f"an engine can't compute {op}")
-        return Computed(op)
-
-    def _forward(self, compute: Compute) -> Computed:
-        op = compute.op
-        inputs: dict[str, Array] = {}
-        context: Array | None = None
-        for node, tensors in compute.inputs.items():
-            inputs[self._stage_of[node]] = tensors["h"]
-            context = tensors.get("y") if context is None else context
-        samples = len(next(iter(inputs.values())))
-        if op.kind is OpKind.EVALUATE:
-            result = self._stage.evaluate(inputs, context)
-        else:
-            result = self._stage.forward(op.batch, inputs, context)
-            self._loss_sum += sum(score.loss for score in result.scores)
-            self._loss_samples += samples if result.scores else 0
-        tensors = {}
-        if result.activation is not None:
-            tensors["h"] = result.activation
-            if context is not None:
-                tensors["y"] = context
-        scores = tuple(result.scores) if op.kind is OpKind.EVALUATE else ()
-        return Computed(op, samples, tensors, scores)

@@ -11,13 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from asyncdni import config
+from asyncdni.build import (
+    Design,
+    find_exits,
+    make_design,
+    make_position,
+    make_schedule,
+    make_source,
+    make_stage,
+)
 from asyncdni.core.events import Stop
 from asyncdni.core.worker import Worker
-from asyncdni.datasets import load
 from asyncdni.datasets.base import Meta
 from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, by_name
 from asyncdni.messages import (
@@ -32,16 +39,7 @@ from asyncdni.messages import (
     Refused,
     Welcome,
 )
-from asyncdni.plan import Group
-from asyncdni.runtime.build import (
-    Design,
-    make_design,
-    make_position,
-    make_schedule,
-    make_stage,
-)
 from asyncdni.runtime.engine import Engine
-from asyncdni.runtime.source import Source
 from asyncdni.runtime.trace import Trace
 from asyncdni.transports.beat import Heart, orphaned
 from asyncdni.transports.zeromq import WorkerTransport
@@ -173,7 +171,7 @@ def _train(
 ) -> Stop:
     group = next(g for g in design.plan.groups if g.name == welcome.stage)
     stage = make_stage(design, group)
-    source = _make_source(design, group)
+    source = make_source(design, group)
     while joined.connect is None:
         early += _sort_out(transport.receive(_LOOK_EVERY_S), joined)
     transport.connect(joined.connect.addresses)
@@ -192,28 +190,10 @@ def _train(
         worker,
         stage,
         transport,
-        exits=_exits(design),
+        exits=find_exits(design),
         source=source,
         folder=welcome.folder,
         trace=trace,
     )
     transport.send(COORDINATOR, Ready(stage.parameters()))
     return engine.run(early)
-
-
-def _make_source(design: Design, group: Group) -> Source | None:
-    if group.index != design.plan.host:
-        return None
-    run = design.experiment.run
-    dataset = load(design.experiment.data, run.seed)
-    return Source(
-        dataset,
-        batch_size=design.experiment.data.batch_size,
-        seed=run.seed,
-        dtype=np.dtype(run.dtype),
-    )
-
-
-def _exits(design: Design) -> dict[str, str]:
-    """The declared stage whose activation each worker sends."""
-    return {g.name: g.exit for g in design.plan.groups if g.exit is not None}

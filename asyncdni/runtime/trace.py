@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from asyncdni.runtime.weights import write_atomically
 from asyncdni.schedules.base import Op
+from asyncdni.weights import write_atomically
 
 __all__ = ["OPS_MAX", "Trace"]
 

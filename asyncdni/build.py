@@ -18,7 +18,9 @@ from asyncdni.backends.numpy import NumpyStage
 from asyncdni.backends.numpy.block import Block, Pace
 from asyncdni.core.position import DATA, Position
 from asyncdni.core.roster import Roster
+from asyncdni.datasets import load
 from asyncdni.datasets.base import Meta
+from asyncdni.datasets.source import Source
 from asyncdni.network import Network, make_network
 from asyncdni.nn.generators import make_generator
 from asyncdni.nn.generators.base import Generator
@@ -26,7 +28,16 @@ from asyncdni.nn.streams import layer_streams
 from asyncdni.plan import Group, Plan, make_plan
 from asyncdni.schedules import Locked, Schedule, Synthetic
 
-__all__ = ["Design", "make_design", "make_position", "make_roster", "make_schedule", "make_stage"]
+__all__ = [
+    "Design",
+    "find_exits",
+    "make_design",
+    "make_position",
+    "make_roster",
+    "make_schedule",
+    "make_source",
+    "make_stage",
+]
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,24 @@ def _make_generator(design: Design, group: Group) -> Generator | None:
         streams=layer_streams(run.seed, f"{node.name}.generator"),
     )
     return generator
+
+
+def make_source(design: Design, group: Group) -> Source | None:
+    """Load the data where `group` hosts them. Raises `DataError`."""
+    if group.index != design.plan.host:
+        return None
+    run, data = design.experiment.run, design.experiment.data
+    return Source(
+        load(data, run.seed),
+        batch_size=data.batch_size,
+        seed=run.seed,
+        dtype=np.dtype(run.dtype),
+    )
+
+
+def find_exits(design: Design) -> dict[str, str]:
+    """The declared stage whose activation each worker sends."""
+    return {g.name: g.exit for g in design.plan.groups if g.exit is not None}
 
 
 def make_roster(design: Design, *, folder: str = "", trace: bool = False) -> Roster:

@@ -1,0 +1,45 @@
+"""`asyncdni train`: one command that starts everything, trains, evaluates and leaves a run folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from asyncdni import experiment
+from asyncdni.cli.common import add_experiment, free_folder
+from asyncdni.cli.display import make_display
+from asyncdni.training import train
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
+
+HELP = "train a network on this machine, one worker process a stage"
+EXAMPLE = """\
+  asyncdni train launch/digits.toml
+  asyncdni train launch/mnist.toml --schedule locked --set run.epochs=3 --out runs/locked"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_experiment(parser)
+    parser.add_argument("--schedule", metavar="NAME", help="instead of the file's")
+    parser.add_argument("--seed", type=int, metavar="N", help="instead of the file's")
+    parser.add_argument(
+        "--out", metavar="DIR", help="run folder, new or empty (default: a new one under runs/)"
+    )
+    parser.add_argument("--trace", action="store_true", help="write when each op ran to DIR/trace")
+    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+
+
+def run(args: argparse.Namespace) -> int:
+    chosen = experiment.load(args.file, args.set, schedule=args.schedule, seed=args.seed)
+    name = f"{Path(args.file).stem}-{chosen.schedule.__struct_config__.tag}"
+    folder = Path(args.out) if args.out else free_folder(Path("runs"), name)
+    with make_display(quiet=args.quiet) as display:
+        finished = train(
+            chosen,
+            out=folder,
+            observers=[display],
+            trace=args.trace,
+            allow_import=args.allow_import,
+        )
+        display.finish(finished.summary, folder)
+    return 0

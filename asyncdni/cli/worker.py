@@ -1,0 +1,50 @@
+"""`asyncdni worker`: be one stage of a run whose coordinator is, or will be, at an address."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
+
+HELP = "be the worker of one stage; what to train it gets from the coordinator"
+EXAMPLE = """\
+  asyncdni worker --stage hidden1 --coordinator tcp://192.0.2.7:5555
+  asyncdni worker --stage 2 --coordinator ipc:///tmp/run/coordinator --timeout 60"""
+
+_TIMEOUT_S = 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stage", required=True, metavar="NAME_OR_INDEX", help="which stage to be")
+    parser.add_argument("--coordinator", required=True, metavar="ADDRESS", help="tcp:// or ipc://")
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=_TIMEOUT_S,
+        metavar="SECONDS",
+        help=f"how long to wait for the coordinator (default: {_TIMEOUT_S:g})",
+    )
+    parser.add_argument(
+        "--allow-import",
+        action="store_true",
+        help="import the layers that the experiment names as module:Class: runs that code here",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    # NumPy reads its thread count once, when it is imported: see the launchers' environment.
+    from asyncdni.runtime.join import run_worker
+
+    run_worker(
+        args.stage, args.coordinator, timeout_s=args.timeout, allow_import=args.allow_import
+    )
+    sys.stdout.flush()
+    return 0
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: expected seconds above 0")
+    return seconds

@@ -1,0 +1,136 @@
+"""MNIST (LeCun, Cortes, Burges): 60,000 + 10,000 images of handwritten digits, 28 by 28 pixels.
+
+Four IDX files, gzip or plain, found by name in the folders of `folders.data_folders`. What counts
+is the uncompressed bytes: their sizes and checksums are those of the published files, however they
+have been compressed since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from asyncdni import config
+from asyncdni.datasets.base import Array, Dataset, Meta
+from asyncdni.datasets.folders import data_folders
+from asyncdni.datasets.idx import decompress, parse
+from asyncdni.errors import DataError
+
+__all__ = ["FILES", "META", "File", "checked", "describe", "find", "load", "read"]
+
+
+class File(NamedTuple):
+    """One of the four files, uncompressed."""
+
+    name: str
+    axes: int
+    size: int  # bytes
+    sha256: str
+
+
+#: Training images and labels, test images and labels.
+FILES = (
+    File(
+        "train-images-idx3-ubyte",
+        3,
+        47_040_016,
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ),
+    File(
+        "train-labels-idx1-ubyte",
+        1,
+        60_008,
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    File(
+        "t10k-images-idx3-ubyte",
+        3,
+        7_840_016,
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    File(
+        "t10k-labels-idx1-ubyte",
+        1,
+        10_008,
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+)
+
+#: Pixels row by row, 0 (paper) to 255 (ink), scaled to [0, 1].
+META = Meta(
+    input_shape=(784,), targets="classes", outputs=10, train_samples=60_000, test_samples=10_000
+)
+
+
+def describe(data: config.Mnist) -> Meta:
+    """`META`; touches no file."""
+    return META
+
+
+def load(data: config.Mnist, seed: int) -> Dataset:
+    """All of MNIST; nothing in it depends on the seed.
+
+    Raises `DataError` where a file is missing, damaged or not the published one.
+    """
+    return read(data_folders(data.path, "mnist"))
+
+
+def read(folders: Sequence[Path]) -> Dataset:
+    """MNIST out of the first of `folders` that has each file. Raises `DataError`."""
+    paths = [find(file, folders) for file in FILES]
+    missing = [file.name for file, path in zip(FILES, paths, strict=True) if path is None]
+    if missing:
+        raise DataError(
+            f"MNIST is incomplete: no {', '.join(missing)} (plain or .gz) in any of "
+            f"{', '.join(map(str, folders))}; fetch the four files with `asyncdni data mnist`, or "
+            "set ASYNCDNI_DATA to their folder"
+        )
+    arrays = [_read(file, path) for file, path in zip(FILES, paths, strict=True) if path]
+    x_train, y_train, x_test, y_test = arrays
+    return Dataset("mnist", _flat(x_train), y_train, _flat(x_test), y_test, classes=META.outputs)
+
+
+def find(file: File, folders: Sequence[Path]) -> Path | None:
+    """The first existing path of `file`; None where there is none.
+
+    A file may also be plain or carry the dotted name of some mirrors, `train-images.idx3-ubyte`.
+    """
+    # Compressed first: a fresh fetch, which writes these names, then wins over damaged leftovers.
+    dotted = file.name.replace("-idx", ".idx")
+    names = [f"{name}{end}" for name in (file.name, dotted) for end in (".gz", "")]
+    paths = (folder / name for folder in folders for name in names)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def checked(file: File, content: bytes, source: str) -> bytes:
+    """The uncompressed bytes of `content`, a copy of `file`.
+
+    Raises `DataError` naming `source`, what was given and what was expected, unless they are the
+    published ones.
+    """
+    raw = decompress(content, source, file.size)
+    parse(raw, source, file.axes)
+    given = hashlib.sha256(raw).hexdigest()
+    if given != file.sha256:
+        raise DataError(
+            f"{source}: sha256 of the uncompressed bytes is {given}; expected {file.sha256}"
+        )
+    return raw
+
+
+def _read(file: File, path: Path) -> Array:
+    try:
+        raw = checked(file, path.read_bytes(), str(path))
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from None
+    except DataError as error:
+        raise DataError(
+            f"{error}; fetch it again with `asyncdni data mnist --folder {path.parent}`"
+        ) from None
+    return parse(raw, str(path), file.axes)
+
+
+def _flat(images: Array) -> Array:
+    return images.reshape(len(images), -1)

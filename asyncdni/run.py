@@ -1,0 +1,114 @@
+"""A run folder: what training writes, and what evaluation, prediction and users read.
+
+```
+DIR/experiment.toml   the resolved experiment        DIR/final/STAGE.safetensors   the last weights
+DIR/metrics.jsonl     one record a line              DIR/best/STAGE.safetensors    the best ones
+DIR/summary.json      the run in numbers             DIR/logs/WORKER.log           what workers said
+```
+
+`summary.json` is written last: a folder without one holds a run that did not finish.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asyncdni import config, experiment
+from asyncdni.errors import CheckpointError, ConfigError
+from asyncdni.weights import load_stage, write_atomically
+
+__all__ = ["Run", "create_folder", "open_run"]
+
+_EXPERIMENT = "experiment.toml"
+_SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    summary: dict[str, Any]
+    #: Final weights and running statistics, `"stage.0.weight"`, as `torch.nn` would name them.
+    weights: dict[str, NDArray[Any]] = field(repr=False)
+    experiment: config.Experiment = field(repr=False)
+    folder: Path | None = None
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One entry an evaluation: samples, train_s (training time alone), accuracy, loss."""
+        history: list[dict[str, Any]] = self.summary["history"]
+        return history
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Of the final weights, from 0 to 1; None where no loss has right answers."""
+        accuracy: float | None = self.summary["test_accuracy"]
+        return accuracy
+
+
+def create_folder(path: Path, tables: config.Experiment) -> Path:
+    """Make the folder of a new run and write its experiment there.
+
+    Raises `ConfigError` for a folder that holds something already or can't be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise ConfigError(
+                f"--out {path}: the folder is not empty; expected a new or an empty one, "
+                "so that no earlier run is lost"
+            )
+        (path / "logs").mkdir()
+        write_atomically(path / _EXPERIMENT, experiment.dumps(tables).encode())
+    except OSError as error:
+        raise ConfigError(f"--out {path}: can't be written: {error.strerror}") from error
+    except CheckpointError as error:
+        raise ConfigError(f"--out {path}: {error}") from error
+    return path.resolve()
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """The last file of a run."""
+    write_atomically(folder / _SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def open_run(folder: Path, weights: str = "final") -> Run:
+    """A run from its folder; `weights` is "final" or "best".
+
+    Raises `CheckpointError` for a folder without a whole run, or with weights of another network.
+    """
+    path = folder / _EXPERIMENT
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no run folder: it has no {_EXPERIMENT}")
+    found = experiment.load(path)
+    try:
+        summary = json.loads((folder / _SUMMARY).read_text())
+    except FileNotFoundError:
+        summary = {"history": [], "test_accuracy": None}  # interrupted: weights may be here
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / _SUMMARY} can't be read: {error}") from error
+    return Run(summary, load_weights(folder / weights, found), found, folder)
+
+
+def load_weights(folder: Path, found: config.Experiment) -> dict[str, NDArray[Any]]:
+    """All stages' arrays, `"stage.0.weight"`."""
+    return {
+        f"{stage.name}.{name}": array
+        for stage in found.stages
+        for name, array in load_stage(folder, stage.name).items()
+    }
+
+
+def by_stage(weights: dict[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+    """The same, `{stage: {"0.weight": array}}`."""
+    stages: dict[str, dict[str, NDArray[Any]]] = {}
+    for key, array in weights.items():
+        stage, _, name = key.partition(".")
+        stages.setdefault(stage, {})[name] = np.asarray(array)
+    return stages

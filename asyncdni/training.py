@@ -1,0 +1,163 @@
+"""Train: the coordinator in this process, a worker process a stage on this machine.
+
+`train` is what the command line calls, and what `import asyncdni` offers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from asyncdni import config, experiment
+from asyncdni.build import Design, make_design, make_roster
+from asyncdni.core.coordinator import Coordinator
+from asyncdni.datasets import describe
+from asyncdni.errors import ConfigError
+from asyncdni.launchers.local import LocalLauncher, worker_command
+from asyncdni.metrics.recorder import Recorder
+from asyncdni.run import Run, create_folder, load_weights, write_summary
+from asyncdni.runtime.coordinate import coordinate
+from asyncdni.transports.address import private_folder
+from asyncdni.transports.zeromq import CoordinatorTransport
+
+__all__ = ["Observer", "conduct", "design_of", "train"]
+
+#: Called with each record of the coordinator; see `metrics.recorder`.
+Observer = Callable[[Design, Recorder, str, Mapping[str, Any]], None]
+
+_GRACE_S = 2.0
+_LINGER_S = 0.5
+
+
+def train(
+    source: config.Experiment | Mapping[str, Any] | str | Path,
+    *,
+    schedule: str | None = None,
+    seed: int | None = None,
+    set: Sequence[str] = (),
+    data: Mapping[str, ArrayLike] | None = None,
+    out: str | Path | None = None,
+    observers: Sequence[Observer] = (),
+    trace: bool = False,
+    allow_import: bool = False,
+) -> Run:
+    """Train a network, one worker process a stage, and return weights, history and summary.
+
+    Args:
+        source: an experiment, its tables, or the path of an experiment file.
+        schedule, seed, set: changes to a file, as on the command line.
+        data: arrays x_train, y_train, x_test, y_test to train on, instead of the experiment's data.
+        out: folder to write the run to, new or empty; None: keep nothing on disk.
+        observers: called with every record while the run goes on.
+        trace: write when each op ran to DIR/trace.
+        allow_import: let workers import the layers that the experiment names as "module:Class".
+
+    Raises:
+        AsyncDNIError: one of its classes; whatever ends a run names its place and its cure.
+    """
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(private_folder()))
+        chosen = _resolve(source, schedule, seed, set)
+        if data is not None:
+            chosen = _with_arrays(chosen, data, scratch)
+        design = design_of(chosen, allow_import=allow_import)
+        folder = create_folder(Path(out), chosen) if out is not None else scratch / "run"
+        logs = folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        launcher = LocalLauncher(logs, chosen.run.threads)
+        stack.callback(launcher.stop, _GRACE_S)
+
+        def launch(address: str) -> LocalLauncher:
+            launcher.start(
+                {
+                    group.name: worker_command(group.name, address, allow_import=allow_import)
+                    for group in design.plan.groups
+                }
+            )
+            return launcher
+
+        bind = f"ipc://{scratch / 'coordinator'}"
+        summary = conduct(design, bind, folder, launch=launch, observers=observers, trace=trace)
+        weights = load_weights(folder / "final", chosen)
+        return Run(summary, weights, chosen, folder if out is not None else None)
+
+
+def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Design:
+    """The experiment laid out over its data set. Raises `ConfigError` and `DataError`."""
+    return make_design(chosen, describe(chosen.data), allow_import=allow_import)
+
+
+def conduct(
+    design: Design,
+    bind: str,
+    folder: Path | None,
+    *,
+    launch: Callable[[str], LocalLauncher] | None = None,
+    observers: Sequence[Observer] = (),
+    trace: bool = False,
+) -> dict[str, Any]:
+    """Be the coordinator of one run at address `bind`; returns the summary.
+
+    `launch` starts the workers once the address is known; without it they are started by hand.
+    """
+    chosen = design.experiment
+    roster = make_roster(design, folder=str(folder) if folder else "", trace=trace)
+    recorder = Recorder(roster.workers, _facts(chosen), folder)
+    machine = Coordinator(roster)
+
+    def observe(kind: str, values: Mapping[str, Any]) -> None:
+        recorder.record(kind, values)
+        for observer in observers:
+            observer(design, recorder, kind, values)
+
+    transport = CoordinatorTransport(bind, chosen.limits)
+    try:
+        observe("bound", {"time_s": _now(), "address": transport.address})
+        launcher = launch(transport.address) if launch is not None else None
+        coordinate(machine, transport, observe, launcher)
+    finally:
+        transport.close(_LINGER_S)
+        recorder.close()
+    summary = recorder.summary(machine.train_s)
+    if folder is not None:
+        write_summary(folder, summary)
+    return summary
+
+
+def _facts(chosen: config.Experiment) -> dict[str, Any]:
+    return {
+        "schedule": str(chosen.schedule.__struct_config__.tag),
+        "seed": chosen.run.seed,
+        "batch_size": chosen.data.batch_size,
+        "epochs": chosen.run.epochs,
+        "threads": chosen.run.threads,
+    }
+
+
+def _resolve(
+    source: config.Experiment | Mapping[str, Any] | str | Path,
+    schedule: str | None,
+    seed: int | None,
+    changes: Sequence[str],
+) -> config.Experiment:
+    if isinstance(source, str | Path):
+        return experiment.load(source, changes, schedule=schedule, seed=seed)
+    tables = experiment.tables(source) if isinstance(source, config.Experiment) else source
+    return experiment.change(tables, changes, schedule=schedule, seed=seed)
+
+
+def _with_arrays(
+    chosen: config.Experiment, data: Mapping[str, ArrayLike], scratch: Path
+) -> config.Experiment:
+    expected = {"x_train", "y_train", "x_test", "y_test"}
+    if set(data) != expected:
+        raise ConfigError(f"data has {sorted(data)}, expected {sorted(expected)}")
+    path = scratch / "data.npz"
+    np.savez(path, allow_pickle=False, **{name: np.asarray(a) for name, a in data.items()})
+    changed = {"name": "npz", "path": str(path), "batch_size": chosen.data.batch_size}
+    return experiment.parse({**experiment.tables(chosen), "data": changed})

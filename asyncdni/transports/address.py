@@ -1,0 +1,143 @@
+"""Where sockets listen: `tcp://host:port` or `ipc://path`, checked before ZeroMQ sees them.
+
+ZeroMQ reports a bad address as a bare errno, and binds an ipc path over whatever lies there. Both
+end here in a `LaunchError` that says what to do. IPv4 and host names only. Abstract ipc names
+(`ipc://@name`) are refused: every user of the machine could connect to them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from asyncdni.errors import LaunchError
+
+__all__ = ["IPC_PATH_BYTES_MAX", "Address", "data_endpoint", "parse", "private_folder"]
+
+#: What fits into `sockaddr_un.sun_path` with its closing zero byte.
+IPC_PATH_BYTES_MAX = 107
+
+_WILDCARDS = ("*", "0.0.0.0")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A parsed address: `path` of an ipc socket, or `host` and `port` of a tcp one (0: any)."""
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def endpoint(self) -> str:
+        """As ZeroMQ wants it."""
+        if self.scheme == "ipc":
+            return f"ipc://{self.path}"
+        return f"tcp://{self.host}:{self.port or '*'}"
+
+
+def parse(text: str, *, bind: bool) -> Address:
+    """Check an address to bind to, or to connect to. Raises `LaunchError`."""
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme == "ipc":
+        return _parse_ipc(text, rest, bind=bind)
+    if separator and scheme == "tcp":
+        return _parse_tcp(text, rest, bind=bind)
+    raise LaunchError(f"address {text!r}: expected tcp://host:port or ipc://path")
+
+
+def data_endpoint(coordinator: str) -> Address:
+    """Where a worker's data socket is to be bound, given its coordinator's address.
+
+    The same kind: a fresh path in the same folder, or any port of the interface that reaches the
+    coordinator. Raises `LaunchError`.
+    """
+    address = parse(coordinator, bind=False)
+    if address.scheme == "tcp":
+        return Address("tcp", host=_interface_towards(address))
+    path = os.path.join(os.path.dirname(address.path), f"w{secrets.token_hex(4)}")
+    return parse(f"ipc://{path}", bind=True)
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """A fresh folder for ipc sockets that only this user can enter; removed at the end."""
+    folder = tempfile.mkdtemp(prefix="asyncdni-")
+    if len(os.fsencode(folder)) > IPC_PATH_BYTES_MAX - 20:  # $TMPDIR too long for socket paths
+        os.rmdir(folder)
+        folder = tempfile.mkdtemp(prefix="asyncdni-", dir="/tmp")
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parse_tcp(text: str, rest: str, *, bind: bool) -> Address:
+    host, _, port_text = rest.rpartition(":")
+    if not host or "/" in rest or ":" in host or any(c.isspace() for c in host):
+        raise LaunchError(f"address {text!r}: expected tcp://host:port (IPv4 or a host name)")
+    if bind and port_text == "*":
+        port_text = "0"
+    if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5):
+        raise LaunchError(f"address {text!r}: the port must be a number from 1 to 65535")
+    port = int(port_text)
+    if port > 65535 or (port == 0 and not bind):
+        raise LaunchError(f"address {text!r}: the port must be a number from 1 to 65535")
+    if host in _WILDCARDS and not bind:
+        if host == "*":
+            raise LaunchError(f"address {text!r}: a connection needs the host's name, not '*'")
+        host = "127.0.0.1"  # a coordinator that listens everywhere, seen from its own machine
+    return Address("tcp", host=host, port=port)
+
+
+def _parse_ipc(text: str, path: str, *, bind: bool) -> Address:
+    if not path or path.startswith("@") or "\0" in path:
+        raise LaunchError(f"address {text!r}: expected ipc:// and the path of a socket file")
+    path = os.path.abspath(path)
+    size = len(os.fsencode(path))
+    if size > IPC_PATH_BYTES_MAX:
+        raise LaunchError(
+            f"ipc path {path!r} has {size} bytes, the system allows {IPC_PATH_BYTES_MAX}: "
+            "choose a shorter folder"
+        )
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise LaunchError(f"address {text!r}: there is no folder {folder!r}; create it first")
+    if bind:
+        _check_free(path)
+    return Address("ipc", path=path)
+
+
+def _check_free(path: str) -> None:
+    """ZeroMQ unlinks an ipc path before it binds: make sure that nobody misses what is there."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise LaunchError(f"ipc path {path!r} is a file that is not a socket: choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(path) == 0:
+            raise LaunchError(f"ipc path {path!r} is in use by another process: choose another")
+
+
+def _interface_towards(coordinator: Address) -> str:
+    """The IPv4 address that packets to the coordinator leave from; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((coordinator.host, coordinator.port))
+        except OSError as error:
+            raise LaunchError(
+                f"coordinator {coordinator.endpoint}: {error.strerror or error}; "
+                "check the host's name and the network"
+            ) from error
+        return str(probe.getsockname()[0])

@@ -1,0 +1,129 @@
+"""Signs of life: a tiny thread beats for its worker, so that a long matrix product is no death.
+
+The coordinator answers every beat. A worker whose coordinator falls silent, or whose parent process
+is gone, has nobody left to work for and must not stay behind as an orphan.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import zmq
+
+from asyncdni.errors import LaunchError
+from asyncdni.messages import Beat
+from asyncdni.transports import sockets
+from asyncdni.transports.address import parse
+from asyncdni.transports.codec import HEADER_BYTES_MAX, encode
+from asyncdni.transports.zeromq import HEART_SUFFIX
+
+__all__ = ["PARENT_VARIABLE", "Heart", "Silence", "exit_process"]
+
+#: Environment variable with the process id of the parent that a worker must not outlive.
+PARENT_VARIABLE = "ASYNCDNI_PARENT_PID"
+
+_BEATS_PER_SILENCE = 6  # so that a few lost or late ones do no harm
+
+
+def exit_process(reason: str) -> None:
+    """End this process at once, from any thread, with one line for the user."""
+    os.write(2, f"asyncdni: worker stops: {reason}\n".encode(errors="replace"))
+    os._exit(1)
+
+
+class Silence:
+    """How long nothing has been heard, in time during which this process could listen."""
+
+    def __init__(self, limit_s: float, now: float) -> None:
+        self._limit_s = limit_s
+        self._heard = now
+        self._woke = now
+
+    def too_long(self, heard: bool, now: float) -> bool:
+        """To be asked at each wake-up: `heard` says whether something came since the last one.
+
+        After a long gap between wake-ups this process was stopped (SIGSTOP, a debugger, a laptop's
+        lid) or starved, so the silence was its own: it starts anew.
+        """
+        if heard or now - self._woke > self._limit_s / 2:
+            self._heard = now
+        self._woke = now
+        return now - self._heard > self._limit_s
+
+
+class Heart:
+    """Beats for the worker with `identity` from a daemon thread with a socket of its own.
+
+    Start it once the coordinator has answered the Hello: silence counts from then. `on_lost` is
+    called at most once, in that thread, with the reason. Raises `LaunchError` for a bad
+    coordinator address or parent id.
+    """
+
+    def __init__(
+        self,
+        coordinator: str,
+        identity: bytes,
+        silence_s: float,
+        on_lost: Callable[[str], None] = exit_process,
+    ) -> None:
+        self._endpoint = parse(coordinator, bind=False).endpoint
+        self._identity = identity + HEART_SUFFIX
+        self._silence_s = silence_s
+        self._on_lost = on_lost
+        self._parent = _parent_pid()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop beating and wait until the thread has closed its socket."""
+        self._stopped.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        context: zmq.Context[sockets.Socket] = zmq.Context()
+        try:
+            socket = sockets.open_socket(context, zmq.DEALER, HEADER_BYTES_MAX)
+            socket.setsockopt(zmq.IDENTITY, self._identity)
+            socket.connect(self._endpoint)
+            reason = self._beat_until_lost(socket)
+        finally:
+            context.destroy(linger=0)
+        if reason is not None:
+            self._on_lost(reason)
+
+    def _beat_until_lost(self, socket: sockets.Socket) -> str | None:
+        """The reason, or None when stopped."""
+        silence = Silence(self._silence_s, time.monotonic())
+        beat = encode(Beat())
+        sockets.send(socket, beat)
+        while not self._stopped.wait(self._silence_s / _BEATS_PER_SILENCE):
+            if self._parent is not None and os.getppid() != self._parent:
+                return f"its parent process {self._parent} is gone"
+            if silence.too_long(_drain(socket), time.monotonic()):
+                return f"nothing heard from {self._endpoint} for {self._silence_s:g} s"
+            sockets.send(socket, beat)
+        return None
+
+
+def _drain(socket: sockets.Socket) -> bool:
+    """Read all there is; whatever it says, the coordinator lives."""
+    heard = False
+    while sockets.receive(socket) is not None:
+        heard = True
+    return heard
+
+
+def _parent_pid() -> int | None:
+    text = os.environ.get(PARENT_VARIABLE)
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise LaunchError(f"{PARENT_VARIABLE}={text!r}: expected the parent's process id")
+    return int(text)

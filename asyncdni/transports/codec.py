@@ -1,0 +1,264 @@
+"""Messages to frames and back: see docs/protocol.md. No sockets here; the simulator uses it too.
+
+Frame 0 is a MessagePack array `[tag, field, …]`, the message's fields in order. Of the two messages
+that carry tensors, `tensors` is there a map from name to `[dtype, shape]`, and frames 1, 2, … are
+the tensors' bytes in the map's order: C order, little endian, never copied here.
+
+Bytes from a peer end in a `Message` or in `RemoteProtocolError`, whatever they are. A message that
+no peer would accept ends in `LocalProtocolError` before it leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from asyncdni import messages
+from asyncdni.config import Limits
+from asyncdni.errors import LocalProtocolError, RemoteProtocolError
+from asyncdni.messages import Message
+
+__all__ = [
+    "BETWEEN_WORKERS",
+    "FROM_COORDINATOR",
+    "FROM_WORKER",
+    "HEADER_BYTES_MAX",
+    "Buffer",
+    "decode",
+    "encode",
+    "size",
+]
+
+Buffer = bytes | memoryview | NDArray[Any]
+
+HEADER_BYTES_MAX = 1 << 20  # an experiment or a traceback; tensors are not in the header
+_ITEMS_MAX = 4096  # of one array or map in a header
+_TENSORS_MAX = 256  # of one message
+_NAME_MAX = 256  # characters of a tensor's name
+_DIMENSIONS_MAX = 8
+
+#: Which messages may come from whom. A transport refuses all others at its door.
+FROM_WORKER: frozenset[type[Message]] = frozenset(
+    {
+        messages.Hello,
+        messages.Ready,
+        messages.Drained,
+        messages.Evaluated,
+        messages.Saved,
+        messages.Report,
+        messages.Failed,
+        messages.Beat,
+    }
+)
+FROM_COORDINATOR: frozenset[type[Message]] = frozenset(
+    {
+        messages.Welcome,
+        messages.Refused,
+        messages.Connect,
+        messages.Start,
+        messages.Evaluate,
+        messages.Save,
+        messages.Resume,
+        messages.Leave,
+        messages.Interrupt,
+        messages.Abort,
+        messages.Beat,
+    }
+)
+BETWEEN_WORKERS: frozenset[type[Message]] = frozenset(
+    {
+        messages.Activation,
+        messages.Gradient,
+        messages.Barrier,
+        messages.Credit,
+        messages.Skipped,
+    }
+)
+
+_KINDS: dict[str, type[Message]] = {
+    kind.__name__: kind for kind in FROM_WORKER | FROM_COORDINATOR | BETWEEN_WORKERS
+}
+# Where `tensors` stands in the header, for the messages that have it.
+_TENSORS_AT: dict[type[Message], int] = {
+    kind: 1 + kind.__struct_fields__.index("tensors")
+    for kind in (messages.Activation, messages.Gradient)
+}
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in (
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "bool",
+    )
+}
+_DTYPE_NAMES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in _DTYPES.items()}
+
+# All that the libraries below raise on bad input. MemoryError: a length that no machine can serve.
+_BAD = (
+    ValueError,  # and UnicodeError
+    TypeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    BufferError,
+    msgpack.UnpackException,
+    msgspec.MsgspecError,
+)
+
+
+def encode(message: Message) -> list[Buffer]:
+    """The frames of a message: its header, then its tensors (NumPy arrays) themselves, not copies.
+
+    Raises `LocalProtocolError` for what a peer would have to refuse: a field of the wrong type, a
+    tensor that is no C-contiguous array of a known dtype, a header over `HEADER_BYTES_MAX`.
+    """
+    kind = type(message)
+    frames: list[Buffer] = [b""]
+    try:
+        fields = [kind.__name__, *msgspec.structs.astuple(message)]
+        at = _TENSORS_AT.get(kind)
+        if at is not None:
+            fields[at] = _describe(fields[at], frames)
+        header = msgpack.packb(fields)
+        # Fields are not type-checked when a message is made. Reading the header back costs less
+        # than a microsecond and keeps every bug on this side of the wire.
+        msgspec.convert(_unpack(header), _KINDS[kind.__name__])
+    except KeyError:
+        raise LocalProtocolError(f"{kind.__name__} is not a message") from None
+    except _BAD as error:
+        raise LocalProtocolError(f"{kind.__name__} can't be sent: {error}") from error
+    frames[0] = header
+    return frames
+
+
+def decode(frames: Sequence[Buffer], limits: Limits) -> Message:
+    """The message in these frames; its tensors are read-only views of them.
+
+    Raises `RemoteProtocolError` for anything that is not a message within `limits`.
+    """
+    try:
+        if not frames:
+            raise ValueError("no frames")
+        total = size(frames)
+        if total > limits.message_bytes:
+            raise ValueError(f"{total} bytes, at most {limits.message_bytes} are allowed")
+        fields = _unpack(frames[0])
+        kind = _KINDS[fields[0]]
+        at = _TENSORS_AT.get(kind)
+        if at is not None:
+            fields[at] = _attach(fields[at], frames)
+        elif len(frames) != 1:
+            raise ValueError(f"{kind.__name__} carries no tensors, but has {len(frames)} frames")
+        return msgspec.convert(fields, kind)
+    except (KeyError, IndexError):
+        raise RemoteProtocolError(
+            "bad message: a header must be an array that starts with a known tag and is complete"
+        ) from None
+    except _BAD as error:
+        # The text may quote the peer: not more of it than fits a line or two.
+        raise RemoteProtocolError(
+            f"bad message: {str(error)[:200] or type(error).__name__}"
+        ) from error
+
+
+def size(frames: Sequence[Buffer]) -> int:
+    """Bytes in all frames."""
+    total = 0
+    for frame in frames:
+        total += len(frame) if isinstance(frame, bytes) else frame.nbytes
+    return total
+
+
+def _unpack(header: Buffer) -> list[Any]:
+    if len(header) > HEADER_BYTES_MAX:
+        raise ValueError(f"header of {len(header)} bytes, at most {HEADER_BYTES_MAX} are allowed")
+    fields = msgpack.unpackb(
+        header,
+        strict_map_key=True,
+        max_str_len=HEADER_BYTES_MAX,
+        max_bin_len=0,
+        max_ext_len=0,
+        max_array_len=_ITEMS_MAX,
+        max_map_len=_ITEMS_MAX,
+    )
+    if type(fields) is not list:
+        raise ValueError("the header must be an array")
+    return fields
+
+
+def _describe(tensors: dict[str, Any], frames: list[Buffer]) -> dict[str, Any]:
+    """`{name: [dtype, shape]}`; appends the tensors to `frames`."""
+    specs = {}
+    if len(tensors) > _TENSORS_MAX:
+        raise ValueError(f"{len(tensors)} tensors, at most {_TENSORS_MAX} are allowed")
+    for name, array in tensors.items():
+        _check_name(name)
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"tensor {name!r} is a {type(array).__name__}, not a NumPy array")
+        dtype = _DTYPE_NAMES.get(array.dtype)
+        if dtype is None:
+            raise TypeError(f"tensor {name!r} has dtype {array.dtype}, not one of {list(_DTYPES)}")
+        if not array.flags.c_contiguous or array.ndim > _DIMENSIONS_MAX:
+            raise ValueError(
+                f"tensor {name!r} must be C-contiguous with at most {_DIMENSIONS_MAX} axes"
+            )
+        specs[name] = [dtype, array.shape]
+        frames.append(array)
+    return specs
+
+
+def _attach(specs: Any, frames: Sequence[Buffer]) -> dict[str, NDArray[Any]]:
+    """The tensors described by `specs`, as views of frames 1, 2, …"""
+    if type(specs) is not dict or len(specs) > _TENSORS_MAX:
+        raise ValueError(f"tensors must be a map of at most {_TENSORS_MAX} entries")
+    if len(frames) != 1 + len(specs):
+        raise ValueError(f"{len(specs)} tensors need {1 + len(specs)} frames, got {len(frames)}")
+    tensors = {}
+    for (name, spec), frame in zip(specs.items(), frames[1:], strict=True):
+        _check_name(name)
+        tensors[name] = _view(name, spec, frame)
+    return tensors
+
+
+def _view(name: str, spec: Any, frame: Buffer) -> NDArray[Any]:
+    if type(spec) is not list or len(spec) != 2 or type(spec[1]) is not list:
+        raise ValueError(f"tensor {name!r} must be described as [dtype, shape]")
+    dtype, shape = _DTYPES.get(spec[0]), spec[1]
+    if dtype is None:
+        raise ValueError(f"tensor {name!r} has dtype {spec[0]!r}, not one of {list(_DTYPES)}")
+    if len(shape) > _DIMENSIONS_MAX:
+        raise ValueError(f"tensor {name!r} has {len(shape)} axes, at most {_DIMENSIONS_MAX} are ok")
+    expected = dtype.itemsize  # Python integers: no overflow
+    for length in shape:
+        if type(length) is not int or length < 0:
+            raise ValueError(f"tensor {name!r} has a shape that is not of whole numbers from 0")
+        expected *= length
+    if size((frame,)) != expected:
+        raise ValueError(f"tensor {name!r} needs {expected} bytes, its frame has {size((frame,))}")
+    array = np.ndarray(shape, dtype, buffer=frame)
+    if not array.flags.aligned:
+        # ZeroMQ cuts small frames out of one receive buffer, wherever they happen to start; NumPy
+        # is slow on those, and other libraries refuse them.
+        array = array.copy()
+    array.setflags(write=False)
+    return array
+
+
+def _check_name(name: Any) -> None:
+    if type(name) is not str or len(name) > _NAME_MAX:
+        raise ValueError(f"a tensor's name must be a string of at most {_NAME_MAX} characters")
