@@ -37,6 +37,7 @@ __all__ = [
     "make_schedule",
     "make_source",
     "make_stage",
+    "make_whole_stage",
 ]
 
 
@@ -109,6 +110,18 @@ def make_stage(design: Design, group: Group) -> NumpyStage:
         for node in group.members
     ]
     return NumpyStage(blocks, group.exit, _make_generator(design, group))
+
+
+def make_whole_stage(design: Design) -> NumpyStage:
+    """All declared stages as one, without generators: for using a trained network."""
+    run = config.Run(seed=design.experiment.run.seed, dtype=design.experiment.run.dtype)
+    whole = msgspec.structs.replace(
+        design.experiment,
+        run=msgspec.structs.replace(run, split=[len(design.network.nodes)], epochs=0),
+        schedule=config.Locked(),
+    )
+    alone = make_design(whole, design.meta, allow_import=design.allow_import)
+    return make_stage(alone, alone.plan.groups[0])
 
 
 def _make_generator(design: Design, group: Group) -> Generator | None:

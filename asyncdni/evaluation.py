@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from asyncdni.backends.base import Score
 from asyncdni.backends.numpy import NumpyStage
-from asyncdni.build import Design, make_design, make_whole_stage
+from asyncdni.build import Design, make_whole_stage
 from asyncdni.datasets import load
 from asyncdni.errors import DataError
 from asyncdni.run import Run, by_stage

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -117,7 +118,7 @@ def conduct(
 
     transport = CoordinatorTransport(bind, chosen.limits)
     try:
-        observe("bound", {"time_s": _now(), "address": transport.address})
+        observe("bound", {"time_s": time.monotonic(), "address": transport.address})
         launcher = launch(transport.address) if launch is not None else None
         coordinate(machine, transport, observe, launcher)
     finally:

@@ -21,7 +21,9 @@ EXAMPLE = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser)
-    parser.add_argument("--bind", required=True, metavar="ADDRESS", help="tcp://HOST:PORT or ipc://")
+    parser.add_argument(
+        "--bind", required=True, metavar="ADDRESS", help="tcp://HOST:PORT or ipc://"
+    )
     parser.add_argument("--schedule", metavar="NAME", help="instead of the file's")
     parser.add_argument("--seed", type=int, metavar="N", help="instead of the file's")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`asyncdni train`: one command that starts everything, trains, evaluates and leaves a run folder."""
+"""`asyncdni train`: start everything, train, evaluate, leave a run folder."""
 
 from __future__ import annotations
 

@@ -36,9 +36,7 @@ def run(args: argparse.Namespace) -> int:
     # NumPy reads its thread count once, when it is imported: see the launchers' environment.
     from asyncdni.runtime.join import run_worker
 
-    run_worker(
-        args.stage, args.coordinator, timeout_s=args.timeout, allow_import=args.allow_import
-    )
+    run_worker(args.stage, args.coordinator, timeout_s=args.timeout, allow_import=args.allow_import)
     sys.stdout.flush()
     return 0
 

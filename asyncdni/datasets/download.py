@@ -6,6 +6,7 @@ published ones, then written beside its place and renamed: a folder holds whole,
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import urllib.error
@@ -113,4 +114,5 @@ def _write(path: Path, content: bytes) -> None:
             f"{path}: can't be written ({error.strerror}); choose a folder with --folder"
         ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that can't be written to holds no part
+            partial.unlink(missing_ok=True)

@@ -114,7 +114,7 @@ def _run(
     meta = msgspec.convert(welcome.meta, Meta)
     design = make_design(welcome.experiment, meta, allow_import=allow_import)
     limits = design.experiment.limits
-    heart = Heart(transport.identity, coordinator, limits.silence_s)
+    heart = Heart(coordinator, transport.identity, limits.silence_s)
     heart.start()
     try:
         with threadpool_limits(design.experiment.run.threads):

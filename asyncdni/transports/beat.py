@@ -20,7 +20,7 @@ from asyncdni.transports.address import parse
 from asyncdni.transports.codec import HEADER_BYTES_MAX, encode
 from asyncdni.transports.zeromq import HEART_SUFFIX
 
-__all__ = ["PARENT_VARIABLE", "Heart", "Silence", "exit_process"]
+__all__ = ["PARENT_VARIABLE", "Heart", "Silence", "exit_process", "orphaned"]
 
 #: Environment variable with the process id of the parent that a worker must not outlive.
 PARENT_VARIABLE = "ASYNCDNI_PARENT_PID"
@@ -118,6 +118,12 @@ def _drain(socket: sockets.Socket) -> bool:
     while sockets.receive(socket) is not None:
         heard = True
     return heard
+
+
+def orphaned() -> bool:
+    """The process that started this one is gone; False where nobody is known to have."""
+    parent = _parent_pid()
+    return parent is not None and os.getppid() != parent
 
 
 def _parent_pid() -> int | None:

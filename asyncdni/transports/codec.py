@@ -203,9 +203,9 @@ def _unpack(header: Buffer) -> list[Any]:
 
 def _describe(tensors: dict[str, Any], frames: list[Buffer]) -> dict[str, Any]:
     """`{name: [dtype, shape]}`; appends the tensors to `frames`."""
+    if type(tensors) is not dict or len(tensors) > _TENSORS_MAX:
+        raise ValueError(f"tensors must be a dict of at most {_TENSORS_MAX} entries")
     specs = {}
-    if len(tensors) > _TENSORS_MAX:
-        raise ValueError(f"{len(tensors)} tensors, at most {_TENSORS_MAX} are allowed")
     for name, array in tensors.items():
         _check_name(name)
         if not isinstance(array, np.ndarray):

@@ -5,9 +5,11 @@ Nothing in this module blocks but `wait`.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import zmq
 
@@ -48,15 +50,15 @@ def bind(socket: Socket, address: Address) -> str:
             os.chmod(address.path, 0o600)  # whatever the umask: this user alone may connect
     except (zmq.ZMQError, OSError) as error:
         hint = {
-            zmq.EADDRINUSE: "it is in use: choose another, or port 0 for any",
-            zmq.EADDRNOTAVAIL: "it is no address of this machine",
-            zmq.ENODEV: "it is no address or interface of this machine",
+            errno.EADDRINUSE: "it is in use: choose another, or port 0 for any",
+            errno.EADDRNOTAVAIL: "it is no address of this machine",
+            errno.ENODEV: "it is no address or interface of this machine",
         }.get(error.errno or 0, error.strerror or str(error))
         raise LaunchError(f"can't listen on {address.endpoint}: {hint}") from error
     return socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
-def send(socket: Socket, frames: Sequence[Buffer]) -> Callable[[], bool] | None:
+def send(socket: Socket, frames: Sequence[Any]) -> Callable[[], bool] | None:
     """Queue one message; the header and small tensors as copies, large tensors as they are.
 
     Returns what tells whether ZeroMQ has let go of the large ones, or None if there are none.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import zmq
 
@@ -62,9 +63,7 @@ class WorkerTransport:
         self._neighbours: dict[str, Socket] = {}
         self._endpoints: dict[str, str] = {}
         try:
-            self._control = sockets.open_socket(
-                self._context, zmq.DEALER, max(HEADER_BYTES_MAX, limits.message_bytes)
-            )
+            self._control = sockets.open_socket(self._context, zmq.DEALER, HEADER_BYTES_MAX)
             self._control.setsockopt(zmq.IDENTITY, self.identity)
             self._control.connect(parse(coordinator, bind=False).endpoint)
             self._data = sockets.open_socket(self._context, zmq.PULL, limits.message_bytes)
@@ -197,7 +196,7 @@ class CoordinatorTransport:
         """Close the socket; what has not left after `linger_s` is given up."""
         self._context.destroy(linger=round(linger_s * 1000))
 
-    def _send(self, identity: bytes, frames: list[Buffer]) -> None:
+    def _send(self, identity: bytes, frames: list[Any]) -> None:
         try:
             self._router.send_multipart([identity, *frames], zmq.NOBLOCK)
         except zmq.Again:

@@ -160,11 +160,12 @@ class NumpyStage:
         """What comes back to the exit from other workers, or instead of it."""
         assert self._exit is not None
         y = slot.blocks[self._exit].y
+        assert y is not None
         for name, grad in gradients.items():
-            if y is None or grad.shape != y.shape or grad.dtype != y.dtype:
+            if grad.shape != y.shape or grad.dtype != y.dtype:
                 raise RemoteProtocolError(
                     f"stage {self._exit} got a gradient {grad.dtype} {grad.shape} from {name}, "
-                    f"expected {y.dtype if y is not None else ''} {y.shape if y is not None else ''}"
+                    f"expected {y.dtype} {y.shape}"
                 )
         if source is Source.TRUE:
             return dict(gradients)
