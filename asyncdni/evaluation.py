@@ -13,7 +13,7 @@ from asyncdni.backends.numpy import NumpyStage
 from asyncdni.build import Design, make_whole_stage
 from asyncdni.datasets import load
 from asyncdni.errors import DataError
-from asyncdni.run import Run, by_stage
+from asyncdni.run import Result, by_stage
 from asyncdni.training import design_of
 
 __all__ = ["evaluate", "predict"]
@@ -21,7 +21,7 @@ __all__ = ["evaluate", "predict"]
 Array = NDArray[Any]
 
 
-def evaluate(run: Run, *, allow_import: bool = False) -> dict[str, float | int | None]:
+def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | int | None]:
     """Test samples, accuracy and loss of the run's weights on its test set.
 
     Batches, precision and order are those of the run, so the accuracy repeats its
@@ -41,7 +41,7 @@ def evaluate(run: Run, *, allow_import: bool = False) -> dict[str, float | int |
     return _result(scores)
 
 
-def predict(run: Run, x: Array, *, allow_import: bool = False) -> dict[str, Array]:
+def predict(run: Result, x: Array, *, allow_import: bool = False) -> dict[str, Array]:
     """Output of every stage with a loss for inputs x (N, …), uint8 scaled as in training.
 
     Raises `DataError` for inputs of another shape than the network's.
@@ -63,13 +63,13 @@ def predict(run: Run, x: Array, *, allow_import: bool = False) -> dict[str, Arra
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def _stage(design: Design, run: Run) -> NumpyStage:
+def _stage(design: Design, run: Result) -> NumpyStage:
     stage = make_whole_stage(design)
     stage.load(by_stage(run.weights))
     return stage
 
 
-def _dtype(run: Run) -> np.dtype[Any]:
+def _dtype(run: Result) -> np.dtype[Any]:
     return np.dtype(run.experiment.run.dtype)
 
 

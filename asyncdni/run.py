@@ -23,21 +23,27 @@ from asyncdni import config, experiment
 from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.weights import load_stage, write_atomically
 
-__all__ = ["Run", "create_folder", "open_run"]
+__all__ = ["Result", "by_stage", "create_folder", "load_weights", "open_run", "write_summary"]
 
 _EXPERIMENT = "experiment.toml"
 _SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run."""
+class Result:
+    """A run that has been trained."""
 
-    summary: dict[str, Any]
+    #: Everything in `summary.json`: schedule, seed, samples_per_s, history, stages, …
+    summary: dict[str, Any] = field(repr=False)
     #: Final weights and running statistics, `"stage.0.weight"`, as `torch.nn` would name them.
     weights: dict[str, NDArray[Any]] = field(repr=False)
     experiment: config.Experiment = field(repr=False)
-    folder: Path | None = None
+    folder: Path | None = None  # None: nothing was kept on disk
+
+    def __repr__(self) -> str:
+        schedule, accuracy = self.summary.get("schedule"), self.test_accuracy
+        shown = "unknown" if accuracy is None else f"{accuracy:.4f}"
+        return f"Result(schedule={schedule!r}, test_accuracy={shown}, folder={self.folder})"
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -78,7 +84,7 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     write_atomically(folder / _SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def open_run(folder: Path, weights: str = "final") -> Run:
+def open_run(folder: Path, weights: str = "final") -> Result:
     """A run from its folder; `weights` is "final" or "best".
 
     Raises `CheckpointError` for a folder without a whole run, or with weights of another network.
@@ -93,7 +99,7 @@ def open_run(folder: Path, weights: str = "final") -> Run:
         summary = {"history": [], "test_accuracy": None}  # interrupted: weights may be here
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / _SUMMARY} can't be read: {error}") from error
-    return Run(summary, load_weights(folder / weights, found), found, folder)
+    return Result(summary, load_weights(folder / weights, found), found, folder)
 
 
 def load_weights(folder: Path, found: config.Experiment) -> dict[str, NDArray[Any]]:

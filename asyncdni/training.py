@@ -21,7 +21,7 @@ from asyncdni.datasets import describe
 from asyncdni.errors import ConfigError
 from asyncdni.launchers.local import LocalLauncher, worker_command
 from asyncdni.metrics.recorder import Recorder
-from asyncdni.run import Run, create_folder, load_weights, write_summary
+from asyncdni.run import Result, create_folder, load_weights, write_summary
 from asyncdni.runtime.coordinate import coordinate
 from asyncdni.transports.address import private_folder
 from asyncdni.transports.zeromq import CoordinatorTransport
@@ -46,7 +46,7 @@ def train(
     observers: Sequence[Observer] = (),
     trace: bool = False,
     allow_import: bool = False,
-) -> Run:
+) -> Result:
     """Train a network, one worker process a stage, and return weights, history and summary.
 
     Args:
@@ -85,7 +85,7 @@ def train(
         bind = f"ipc://{scratch / 'coordinator'}"
         summary = conduct(design, bind, folder, launch=launch, observers=observers, trace=trace)
         weights = load_weights(folder / "final", chosen)
-        return Run(summary, weights, chosen, folder if out is not None else None)
+        return Result(summary, weights, chosen, folder if out is not None else None)
 
 
 def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Design:

@@ -12,5 +12,6 @@ COMMANDS = (
     "evaluate",
     "predict",
     "simulate",
+    "timeline",
     "data",
 )

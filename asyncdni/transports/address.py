@@ -8,6 +8,7 @@ end here in a `LaunchError` that says what to do. IPv4 and host names only. Abst
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -24,8 +25,6 @@ __all__ = ["IPC_PATH_BYTES_MAX", "Address", "data_endpoint", "parse", "private_f
 
 #: What fits into `sockaddr_un.sun_path` with its closing zero byte.
 IPC_PATH_BYTES_MAX = 107
-
-_WILDCARDS = ("*", "0.0.0.0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +82,16 @@ def private_folder() -> Iterator[Path]:
 
 def _parse_tcp(text: str, rest: str, *, bind: bool) -> Address:
     host, _, port_text = rest.rpartition(":")
-    if not host or "/" in rest or ":" in host or any(c.isspace() for c in host):
+    if host != "*" and not re.fullmatch(r"[A-Za-z0-9_.-]+", host):
         raise LaunchError(f"address {text!r}: expected tcp://host:port (IPv4 or a host name)")
     if bind and port_text == "*":
         port_text = "0"
-    if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5):
+    port = int(port_text) if re.fullmatch(r"[0-9]{1,5}", port_text) else -1
+    if not int(not bind) <= port <= 65535:
         raise LaunchError(f"address {text!r}: the port must be a number from 1 to 65535")
-    port = int(port_text)
-    if port > 65535 or (port == 0 and not bind):
-        raise LaunchError(f"address {text!r}: the port must be a number from 1 to 65535")
-    if host in _WILDCARDS and not bind:
-        if host == "*":
-            raise LaunchError(f"address {text!r}: a connection needs the host's name, not '*'")
+    if host == "*" and not bind:
+        raise LaunchError(f"address {text!r}: a connection needs the host's name, not '*'")
+    if host == "0.0.0.0" and not bind:
         host = "127.0.0.1"  # a coordinator that listens everywhere, seen from its own machine
     return Address("tcp", host=host, port=port)
 

@@ -69,7 +69,7 @@ class Heart:
         silence_s: float,
         on_lost: Callable[[str], None] = exit_process,
     ) -> None:
-        self._endpoint = parse(coordinator, bind=False).endpoint
+        self._address = parse(coordinator, bind=False)
         self._identity = identity + HEART_SUFFIX
         self._silence_s = silence_s
         self._on_lost = on_lost
@@ -91,7 +91,7 @@ class Heart:
         try:
             socket = sockets.open_socket(context, zmq.DEALER, HEADER_BYTES_MAX)
             socket.setsockopt(zmq.IDENTITY, self._identity)
-            socket.connect(self._endpoint)
+            sockets.connect(socket, self._address)
             reason = self._beat_until_lost(socket)
         finally:
             context.destroy(linger=0)
@@ -107,7 +107,7 @@ class Heart:
             if self._parent is not None and os.getppid() != self._parent:
                 return f"its parent process {self._parent} is gone"
             if silence.too_long(_drain(socket), time.monotonic()):
-                return f"nothing heard from {self._endpoint} for {self._silence_s:g} s"
+                return f"nothing heard from {self._address.endpoint} for {self._silence_s:g} s"
             sockets.send(socket, beat)
         return None
 

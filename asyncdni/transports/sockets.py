@@ -9,6 +9,7 @@ import errno
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import zmq
@@ -17,7 +18,17 @@ from asyncdni.errors import LaunchError, LimitExceeded
 from asyncdni.transports.address import Address
 from asyncdni.transports.codec import Buffer, size
 
-__all__ = ["COPY_BELOW_BYTES", "Socket", "bind", "open_socket", "receive", "send", "wait"]
+__all__ = [
+    "COPY_BELOW_BYTES",
+    "Socket",
+    "bind",
+    "close",
+    "connect",
+    "open_socket",
+    "receive",
+    "send",
+    "wait",
+]
 
 Socket = zmq.Socket[bytes]
 
@@ -56,6 +67,24 @@ def bind(socket: Socket, address: Address) -> str:
         }.get(error.errno or 0, error.strerror or str(error))
         raise LaunchError(f"can't listen on {address.endpoint}: {hint}") from error
     return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def connect(socket: Socket, address: Address) -> None:
+    """Connect, now or whenever the peer is there. Raises `LaunchError`."""
+    try:
+        socket.connect(address.endpoint)
+    except zmq.ZMQError as error:
+        raise LaunchError(f"can't connect to {address.endpoint}: {error.strerror}") from error
+
+
+def close(context: zmq.Context[Socket], address: str, linger_s: float) -> None:
+    """Close all sockets of `context` after at most `linger_s`, and remove the ipc file it bound."""
+    if context.closed:
+        return  # the file may by now be another's
+    context.destroy(linger=round(linger_s * 1000))
+    if address.startswith("ipc://"):  # ZeroMQ leaves it behind
+        with suppress(OSError):
+            os.unlink(address.removeprefix("ipc://"))
 
 
 def send(socket: Socket, frames: Sequence[Any]) -> Callable[[], bool] | None:

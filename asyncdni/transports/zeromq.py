@@ -65,7 +65,7 @@ class WorkerTransport:
         try:
             self._control = sockets.open_socket(self._context, zmq.DEALER, HEADER_BYTES_MAX)
             self._control.setsockopt(zmq.IDENTITY, self.identity)
-            self._control.connect(parse(coordinator, bind=False).endpoint)
+            sockets.connect(self._control, parse(coordinator, bind=False))
             self._data = sockets.open_socket(self._context, zmq.PULL, limits.message_bytes)
             self.address = sockets.bind(self._data, data_endpoint(coordinator))
         except BaseException:
@@ -87,7 +87,7 @@ class WorkerTransport:
             if worker in self._neighbours:
                 self._neighbours.pop(worker).close(linger=0)
             socket = sockets.open_socket(self._context, zmq.PUSH, self._limits.message_bytes)
-            socket.connect(address.endpoint)
+            sockets.connect(socket, address)
             self._neighbours[worker] = socket
             self._endpoints[worker] = endpoint
 
@@ -129,7 +129,7 @@ class WorkerTransport:
 
     def close(self, linger_s: float) -> None:
         """Close all sockets; what has not left after `linger_s` is given up."""
-        self._context.destroy(linger=round(linger_s * 1000))
+        sockets.close(self._context, self.address, linger_s)
 
     def _drain(self) -> list[Message]:
         found: list[Message] = []
@@ -194,7 +194,7 @@ class CoordinatorTransport:
 
     def close(self, linger_s: float) -> None:
         """Close the socket; what has not left after `linger_s` is given up."""
-        self._context.destroy(linger=round(linger_s * 1000))
+        sockets.close(self._context, self.address, linger_s)
 
     def _send(self, identity: bytes, frames: list[Any]) -> None:
         try:

@@ -1,0 +1,64 @@
+"""Ops without arithmetic: only what the core needs to know of them, for runs that are about order
+and time. Tensors are one small token, which the codec can carry too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from asyncdni.backends.base import Score
+from asyncdni.build import Design
+from asyncdni.core.events import Compute, Computed
+from asyncdni.network import DATA
+from asyncdni.plan import Group
+from asyncdni.schedules.base import Op, OpKind
+
+__all__ = ["NullExecutor"]
+
+_TOKEN = np.zeros(1, np.uint8)
+_TOKEN.setflags(write=False)
+
+
+class NullExecutor:
+    """Stands for `backends.executor.Executor`: same samples, same addressees, no values.
+
+    Its scores count samples; their loss is 0, and they have no right answers.
+    """
+
+    def __init__(self, design: Design, group: Group) -> None:
+        plan, meta = design.plan, design.meta
+        self._batch_size = design.experiment.data.batch_size
+        self._per_epoch = plan.batches_per_epoch
+        self._train_samples = meta.train_samples
+        self._test_samples = meta.test_samples
+        self._losses = [node.name for node in group.members if node.loss]
+        self._activation = {"h": _TOKEN, "y": _TOKEN}
+        self._gradients: dict[str, dict[str, np.ndarray]] = {}
+        for node in group.members:
+            for name in node.inputs:
+                if name != DATA and plan.group_of(name) is not group:
+                    home = plan.group_of(name).name
+                    self._gradients.setdefault(home, {})[node.name] = _TOKEN
+
+    def compute(self, compute: Compute) -> Computed:
+        op = compute.op
+        match op.kind:
+            case OpKind.READ | OpKind.FORWARD:
+                return Computed(op, self._samples(op), self._activation)
+            case OpKind.EVALUATE:
+                samples = self._samples(op)
+                scores = tuple(Score(name, samples) for name in self._losses)
+                return Computed(op, samples, self._activation, scores)
+            case OpKind.BACKWARD:
+                return Computed(op, outputs=self._gradients if op.send else {})
+        return Computed(op)
+
+    def release(self, batch: int, sent: Callable[[], bool]) -> None:
+        pass
+
+    def _samples(self, op: Op) -> int:
+        if op.evaluate or op.kind is OpKind.EVALUATE:
+            return min(self._batch_size, self._test_samples - op.batch * self._batch_size)
+        index = op.batch % self._per_epoch
+        return min(self._batch_size, self._train_samples - index * self._batch_size)

@@ -1,0 +1,121 @@
+"""The virtual network: each message takes its time, none overtakes another on its link.
+
+A tensor is copied when it arrives, not when it is sent: until then it belongs to the sender, as a
+buffer does that ZeroMQ has not let go of. A stage that rewrites it too early is found out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+import numpy as np
+
+from asyncdni.config import Limits
+from asyncdni.messages import Activation, Beat, Gradient, Message
+from asyncdni.simulator.agenda import Agenda
+from asyncdni.simulator.conditions import Links, around
+from asyncdni.transports.codec import decode, encode
+
+__all__ = ["Lose", "Parcel", "Wires"]
+
+#: Called with sender, receiver and message of each one sent; true: it is lost.
+Lose = Callable[[str, str, Message], bool]
+Deliver = Callable[[Message], None]
+
+
+class Parcel:
+    """A message on its way whose tensors are still the sender's."""
+
+    __slots__ = ("_message", "gone")
+
+    def __init__(self, message: Message) -> None:
+        self._message: Message | None = message
+        self.gone = False  # arrived or lost: the sender may use its buffers again
+
+    def open(self) -> Message:
+        """The receiver's own copy, once."""
+        message, self._message = self._message, None
+        self.gone = True
+        if isinstance(message, Activation | Gradient):
+            tensors = {name: np.array(tensor) for name, tensor in message.tensors.items()}
+            return msgspec.structs.replace(message, tensors=tensors)
+        assert message is not None
+        return message
+
+
+class EncodedParcel(Parcel):
+    """The same as frames, through the codec of the real wire."""
+
+    __slots__ = ("_frames", "_limits")
+
+    def __init__(self, message: Message, limits: Limits) -> None:
+        super().__init__(message)
+        self._frames = encode(message)
+        self._limits = limits
+
+    def open(self) -> Message:
+        self.gone = True
+        frames = [bytes(memoryview(frame)) for frame in self._frames]
+        return decode(frames, self._limits)
+
+
+class Wires:
+    """All links between all processes. `links` says how slow they are."""
+
+    def __init__(
+        self,
+        agenda: Agenda,
+        links: Links,
+        seed: int,
+        *,
+        copy: bool,
+        codec: Limits | None = None,
+        lose: Lose | None = None,
+    ) -> None:
+        self._agenda = agenda
+        self._links = links
+        self._seed = seed
+        self._copy = copy
+        self._codec = codec
+        self._lose = lose
+        self._random: dict[tuple[str, str], random.Random] = {}
+        self._last: dict[tuple[str, str, bool], float] = {}  # latest arrival by link
+
+    def send(
+        self, sender: str, to: str, message: Message, deliver: Deliver, *, control: bool
+    ) -> Parcel | None:
+        """Deliver later; where tensors are copied on arrival, what says that they have been."""
+        parcel = self._wrap(message)
+        if self._lose is not None and self._lose(sender, to, message):
+            if parcel is not None:
+                parcel.gone = True
+            return parcel
+        arrival = self._arrival(sender, to, control)
+        what = partial(deliver, message) if parcel is None else partial(_open, parcel, deliver)
+        self._agenda.at(arrival, what, idle=isinstance(message, Beat))
+        return parcel
+
+    def _wrap(self, message: Message) -> Parcel | None:
+        if self._codec is not None:
+            return EncodedParcel(message, self._codec)
+        return Parcel(message) if self._copy else None
+
+    def _arrival(self, sender: str, to: str, control: bool) -> float:
+        link = (sender, to)
+        source = self._random.get(link)
+        if source is None:
+            source = self._random[link] = random.Random(f"{self._seed}/{sender}/{to}/link")
+        links = self._links
+        latency_us = links.control_latency_us if control else links.latency_us
+        latency_us = links.between.get(link, latency_us)
+        arrival = self._agenda.now + around(latency_us, links.jitter, source) * 1e-6
+        key = (sender, to, control)
+        arrival = self._last[key] = max(arrival, self._last.get(key, 0.0))
+        return arrival
+
+
+def _open(parcel: Parcel, deliver: Deliver) -> None:
+    deliver(parcel.open())
