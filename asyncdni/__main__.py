@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from asyncdni import __version__
 from asyncdni.cli import COMMANDS
@@ -14,8 +16,15 @@ from asyncdni.errors import AsyncDNIError
 __all__ = ["main"]
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses as everything here does: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"asyncdni: {message}; see `{self.prog} --help`\n")
+
+
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="asyncdni",
         description="Train a neural network with each stage in a process of its own.",
         epilog="`asyncdni COMMAND --help` shows an example of each.",
@@ -40,12 +49,14 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(given).parse_args(given)
+    if argv is None:  # this process is ours
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
+        given = list(sys.argv[1:] if argv is None else argv)
+        args = _parser(given).parse_args(given)
         return int(args.run(args))
     except AsyncDNIError as error:
-        print(f"asyncdni: {error}", file=sys.stderr)
+        print(f"asyncdni: {' | '.join(str(error).splitlines())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("asyncdni: interrupted", file=sys.stderr)

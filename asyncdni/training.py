@@ -22,7 +22,7 @@ from asyncdni.errors import ConfigError
 from asyncdni.launchers.local import LocalLauncher, worker_command
 from asyncdni.metrics.recorder import Recorder
 from asyncdni.run import Result, create_folder, load_weights, write_summary
-from asyncdni.runtime.coordinate import coordinate
+from asyncdni.runtime.coordinate import Launcher, coordinate
 from asyncdni.transports.address import private_folder
 from asyncdni.transports.zeromq import CoordinatorTransport
 
@@ -31,7 +31,6 @@ __all__ = ["Observer", "conduct", "design_of", "train"]
 #: Called with each record of the coordinator; see `metrics.recorder`.
 Observer = Callable[[Design, Recorder, str, Mapping[str, Any]], None]
 
-_GRACE_S = 2.0
 _LINGER_S = 0.5
 
 
@@ -67,11 +66,8 @@ def train(
         if data is not None:
             chosen = _with_arrays(chosen, data, scratch)
         design = design_of(chosen, allow_import=allow_import)
-        folder = create_folder(Path(out), chosen) if out is not None else scratch / "run"
-        logs = folder / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        launcher = LocalLauncher(logs, chosen.run.threads)
-        stack.callback(launcher.stop, _GRACE_S)
+        folder = Path(out) if out is not None else scratch / "run"
+        launcher = stack.enter_context(LocalLauncher(folder / "logs", chosen.run.threads))
 
         def launch(address: str) -> LocalLauncher:
             launcher.start(
@@ -85,7 +81,7 @@ def train(
         bind = f"ipc://{scratch / 'coordinator'}"
         summary = conduct(design, bind, folder, launch=launch, observers=observers, trace=trace)
         weights = load_weights(folder / "final", chosen)
-        return Result(summary, weights, chosen, folder if out is not None else None)
+        return Result(summary, weights, chosen, folder.resolve() if out is not None else None)
 
 
 def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Design:
@@ -96,34 +92,34 @@ def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Desig
 def conduct(
     design: Design,
     bind: str,
-    folder: Path | None,
+    out: Path | None,
     *,
-    launch: Callable[[str], LocalLauncher] | None = None,
+    launch: Callable[[str], Launcher] | None = None,
     observers: Sequence[Observer] = (),
     trace: bool = False,
 ) -> dict[str, Any]:
     """Be the coordinator of one run at address `bind`; returns the summary.
 
+    `out` is the folder of the run, made once the address is bound; None: nothing is written.
     `launch` starts the workers once the address is known; without it they are started by hand.
     """
     chosen = design.experiment
-    roster = make_roster(design, folder=str(folder) if folder else "", trace=trace)
-    recorder = Recorder(roster.workers, _facts(chosen), folder)
-    machine = Coordinator(roster)
+    with ExitStack() as stack:
+        transport = CoordinatorTransport(bind, chosen.limits)
+        stack.callback(transport.close, _LINGER_S)
+        folder = create_folder(out, chosen) if out is not None else None
+        roster = make_roster(design, folder=str(folder) if folder else "", trace=trace)
+        recorder = Recorder(roster.workers, _facts(chosen), folder)
+        stack.callback(recorder.close)
+        machine = Coordinator(roster)
 
-    def observe(kind: str, values: Mapping[str, Any]) -> None:
-        recorder.record(kind, values)
-        for observer in observers:
-            observer(design, recorder, kind, values)
+        def observe(kind: str, values: Mapping[str, Any]) -> None:
+            recorder.record(kind, values)
+            for observer in observers:
+                observer(design, recorder, kind, values)
 
-    transport = CoordinatorTransport(bind, chosen.limits)
-    try:
         observe("bound", {"time_s": time.monotonic(), "address": transport.address})
-        launcher = launch(transport.address) if launch is not None else None
-        coordinate(machine, transport, observe, launcher)
-    finally:
-        transport.close(_LINGER_S)
-        recorder.close()
+        coordinate(machine, transport, observe, launch)
     summary = recorder.summary(machine.train_s)
     if folder is not None:
         write_summary(folder, summary)

@@ -8,7 +8,6 @@ from pathlib import Path
 from asyncdni import experiment
 from asyncdni.cli.common import add_experiment
 from asyncdni.cli.display import make_display
-from asyncdni.run import create_folder
 from asyncdni.training import conduct, design_of
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     chosen = experiment.load(args.file, args.set, schedule=args.schedule, seed=args.seed)
     design = design_of(chosen, allow_import=args.allow_import)
-    folder = create_folder(Path(args.out), chosen) if args.out else None
+    folder = Path(args.out) if args.out else None
     with make_display(quiet=args.quiet) as display:
         summary = conduct(design, args.bind, folder, observers=[display])
         display.finish(summary, folder)

@@ -42,7 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: expected seconds above 0")
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
     return seconds

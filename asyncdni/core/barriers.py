@@ -30,26 +30,24 @@ class Barriers:
             and sender not in self._from.get(barrier, ())
         )
 
-    def arrived(self, sender: str, barrier: int, final: bool) -> bool:
-        """Word from one producer; True where this closes the stage."""
+    def arrived(self, sender: str, barrier: int, final: bool) -> None:
+        """Word from one producer; that of the last one closes the stage."""
         self._from.setdefault(barrier, set()).add(sender)
         self._final_of[barrier] = final
-        return self._close_if_complete()
+        self._close_if_complete()
 
     def set(self, final: bool) -> None:
         """The host of the data sets the next barrier itself."""
         self.current += 1
         self.final, self.closed, self.passed = final, True, False
 
-    def lift(self) -> bool:
-        """The coordinator's word; True where the next barrier is here already."""
+    def lift(self) -> None:
+        """The coordinator's word. The next barrier may be here already."""
         self.closed = False
-        return self._close_if_complete()
+        self._close_if_complete()
 
-    def _close_if_complete(self) -> bool:
+    def _close_if_complete(self) -> None:
         following = self.current + 1
-        if self.closed or self._from.get(following, set()) != self._inputs:
-            return False
-        del self._from[following]
-        self.set(self._final_of.pop(following))
-        return True
+        if not self.closed and self._from.get(following, set()) == self._inputs:
+            del self._from[following]
+            self.set(self._final_of.pop(following))

@@ -17,7 +17,7 @@ the saving do not. A user's stop sets the last barrier at once; what was learned
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -96,7 +96,7 @@ class Coordinator:
         self._by_peer: dict[bytes, str] = {}
         self._liveness = Liveness(roster.silence_s)
         self._at = _Barrier()
-        self._samples = 0  # that reached the first loss, as of the last reports
+        self._samples = 0  # forwarded by the host of the data, as of the last reports
         self._segment_start = 0.0
         self._best: Scores | None = None
         self._stopping_since: float | None = None
@@ -108,12 +108,11 @@ class Coordinator:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """See `events.Machine`. Never raises for what a peer sends."""
-        actions: list[Action] = []
-        self._actions = actions
+        self._actions = []
         if self._began is None:
             self._began = now
         if self.phase is Phase.ENDED:
-            return actions
+            return []
         match event:
             case Received(message=message, peer=peer):
                 self._received(message, peer, now)
@@ -122,11 +121,10 @@ class Coordinator:
             case UserStop():
                 self._user_stop(now)
             case Woke():
-                pass
+                self._watch(now)  # here alone: a word already waiting must be heard before
             case _:
                 raise TypeError(f"a coordinator has no use for {event!r}")
-        self._watch(now)
-        return actions
+        return [replace(action, cause=event) for action in self._actions]
 
     def deadline(self) -> float | None:
         """The earliest moment at which waiting has been too long."""
@@ -161,17 +159,15 @@ class Coordinator:
         match message:
             case Beat():
                 pass
-            case Ready():
+            case Ready() if self.phase is Phase.CONNECTING:
                 self._ready(name, now)
-            case Report(counters=counters, loss_sum=loss, loss_samples=samples):
-                self._samples = max(self._samples, int(counters.get("samples") or 0))
-                values = {"loss_sum": loss, "loss_samples": samples, **counters}
-                self._record("report", now, stage=name, values=values)
-            case Drained(barrier=barrier) if barrier == self.barrier:
+            case Report():
+                self._report(name, message, now)
+            case Drained(barrier=self.barrier) if self.phase is Phase.TRAINING:
                 self._drained(name, now)
-            case Evaluated(barrier=barrier) if barrier == self.barrier:
+            case Evaluated(barrier=self.barrier) if self._may_score(name, message):
                 self._evaluated(message, now)
-            case Saved(tag=tag):
+            case Saved(tag=tag) if tag in self._at.saves[:1]:
                 self._saved(name, tag, now)
             case Failed(kind=kind, text=text, trace=trace):
                 self._fail(Fail(kind, text, trace))
@@ -216,17 +212,24 @@ class Coordinator:
 
     def _ready(self, name: str, now: float) -> None:
         self._members[name].ready = True
-        if self.phase is Phase.CONNECTING and all(m.ready for m in self._members.values()):
+        if all(m.ready for m in self._members.values()):
             self.phase = Phase.TRAINING
             self._segment_start = now
             self._record("start", now)
             self._to_all(Start())
 
+    def _report(self, name: str, report: Report, now: float) -> None:
+        samples = report.counters.get("samples")
+        if isinstance(samples, int):
+            self._samples = max(self._samples, samples)
+        loss = {"loss_sum": report.loss_sum, "loss_samples": report.loss_samples}
+        self._record("report", now, stage=name, values={**loss, **report.counters})
+
     # --- barriers --------------------------------------------------------------------------------
 
     def _drained(self, name: str, now: float) -> None:
         self._at.drained.add(name)
-        if self.phase is not Phase.TRAINING or len(self._at.drained) < len(self._members):
+        if len(self._at.drained) < len(self._members):
             return
         self.train_s += now - self._segment_start
         self._record("drained", now, barrier=self.barrier)
@@ -236,13 +239,18 @@ class Coordinator:
         else:
             self._save(now)
 
+    def _may_score(self, name: str, message: Evaluated) -> bool:
+        """A loss of this worker's, of a test that was asked for (a stop may have cut it short)."""
+        stages = set(self.roster.losses) & set(self.roster.members[name])
+        return message.stage in stages and self.phase in (Phase.EVALUATING, Phase.SAVING)
+
     def _evaluated(self, message: Evaluated, now: float) -> None:
         self._at.scores.add(message)
         if self.phase is not Phase.EVALUATING:
             return  # the user's stop has cut the evaluation short
-        if set(self._at.scores.stages) < set(self.roster.losses):
+        if len(self._at.scores.stages) < len(self.roster.losses):
             return
-        scores = self._at.scores
+        scores = self._at.scores = self._at.scores.ordered(self.roster.losses)
         self._record(
             "evaluation",
             now,
@@ -277,8 +285,6 @@ class Coordinator:
             self._resume(now)
 
     def _saved(self, name: str, tag: str, now: float) -> None:
-        if not self._at.saves or tag != self._at.saves[0]:
-            return
         self._at.saved.add(name)
         if len(self._at.saved) == len(self._members):
             self._record("saved", now, tag=tag)

@@ -18,12 +18,16 @@ from __future__ import annotations
 import math
 from collections import deque
 
-__all__ = ["Incoming", "Outgoing"]
+__all__ = ["Incoming", "Outgoing", "initial_window"]
 
-#: What both ends start from with `window = "auto"`, before anything has been measured.
-INITIAL_WINDOW = 4
+_INITIAL_WINDOW = 4
 _ROUND_TRIPS_KEPT = 16
 _RATE_MEMORY = 0.9
+
+
+def initial_window(window: int | str, window_max: int) -> int:
+    """What both ends start from, before anything has been measured."""
+    return window if isinstance(window, int) else min(_INITIAL_WINDOW, window_max)
 
 
 class Outgoing:
@@ -31,10 +35,10 @@ class Outgoing:
 
     __slots__ = ("allowed", "sent", "taken", "waited")
 
-    def __init__(self, window: int | str) -> None:
+    def __init__(self, allowed: int) -> None:
         self.sent = 0
         self.taken = 0
-        self.allowed = window if isinstance(window, int) else INITIAL_WINDOW
+        self.allowed = allowed
         self.waited = False  # out of credit since the last send
 
     def may_send(self) -> bool:
@@ -69,7 +73,7 @@ class Incoming:
 
     def __init__(self, window: int | str, window_max: int) -> None:
         self._auto = not isinstance(window, int)
-        self.window = window if isinstance(window, int) else INITIAL_WINDOW
+        self.window = initial_window(window, window_max)
         self._window_max = window_max
         self.received = 0
         self.taken = 0
@@ -107,7 +111,7 @@ class Incoming:
         return True
 
     def pause(self) -> None:
-        """Nothing comes for a while (a barrier): the gap says nothing about the rate."""
+        """The gap before the next forward (a barrier, a test) says nothing about the rate."""
         self._taken_at = None
 
     def check(self) -> None:

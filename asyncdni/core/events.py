@@ -7,7 +7,7 @@ simulator) has four duties:
 1. Call `handle` for each message that arrives and for each answer to an action, with the time.
 2. Carry out the actions in the order given; sends must reach each peer in that order.
 3. Answer `Compute` with `Computed` and `Save` with `Stored`, once each.
-4. When `deadline()` has passed without an event, call `handle(Woke(), now)`.
+4. When `deadline()` has passed, call `handle(Woke(), now)`, after whatever has arrived by then.
 
 Every action carries its cause: the event that led to it, or the machine's own step.
 """

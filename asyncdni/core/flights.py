@@ -20,6 +20,7 @@ class Flights:
     def __init__(self, consumers: tuple[str, ...]) -> None:
         self._consumers = consumers
         self._gradients: dict[int, dict[str, Any]] = {}  # by batch, then consumer
+        self._skipped: set[int] = set()  # some consumer's gradient will not come
         self.by_batch: dict[int, Flight] = {}
         self.newest: Flight | None = None
         self.arrived: deque[int] = deque()
@@ -48,6 +49,22 @@ class Flights:
             flight.arrived = True
             self.arrived.append(batch)
         return True
+
+    def gave(self, batch: int, consumer: str) -> bool:
+        """This consumer's gradient is here, of a batch still in flight."""
+        return consumer in self._gradients.get(batch, ())
+
+    def skip(self, batch: int, consumer: str) -> None:
+        """No gradient will come from this consumer, beside the one that may be here already."""
+        if not self.gave(batch, consumer):
+            self._skipped.add(batch)
+
+    def hopeless(self) -> list[int]:
+        """Batches to be dropped: skipped, and their own update is done."""
+        if not self._skipped:
+            return []
+        self._skipped.intersection_update(self.by_batch)
+        return [batch for batch in sorted(self._skipped) if "U" in self.by_batch[batch].done]
 
     def gradients(self, batch: int) -> dict[str, Any]:
         """{consuming declared stage: gradient}, worker by worker in declared order."""

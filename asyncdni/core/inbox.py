@@ -26,6 +26,7 @@ class Inbox:
 
     def __init__(self, producers: tuple[str, ...]) -> None:
         self._producers = producers
+        self._due = dict.fromkeys(producers, 0)  # the id that each must send next
         self._partial: dict[int, Arrival] = {}
         self._complete: dict[int, Arrival] = {}
         self.ready: deque[int] = deque()  # complete and not yet taken, oldest first
@@ -34,12 +35,11 @@ class Inbox:
         return len(self._partial) + len(self._complete)
 
     def add(self, batch: int, node: str, samples: int, tensors: Any, last: bool = False) -> bool:
-        """One input of a batch is here; False if it was here before."""
-        arrival = self._partial.get(batch)
-        if arrival is None:
-            arrival = self._partial[batch] = Arrival(samples, last)
-        if node in arrival.tensors:
+        """One input of a batch is here; False if another was due, or it is unlike its siblings."""
+        arrival = self._partial.setdefault(batch, Arrival(samples, last))
+        if batch != self._due[node] or (samples, last) != (arrival.samples, arrival.last):
             return False
+        self._due[node] = 0 if last else batch + 1
         arrival.tensors[node] = tensors
         if len(arrival.tensors) == len(self._producers):
             del self._partial[batch]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from asyncdni.core.credit import Incoming, Outgoing
+from asyncdni.core.credit import Incoming, Outgoing, initial_window
 from asyncdni.core.position import DATA, Position
 
 __all__ = ["Links"]
@@ -17,7 +17,7 @@ class Links:
         self._consumers = {position.name: position.consumers, DATA: position.feeds}
         self.incoming = {node: Incoming(window, window_max) for node in position.inputs}
         self.outgoing = {
-            (node, to): Outgoing(window)
+            (node, to): Outgoing(initial_window(window, window_max))
             for node, consumers in self._consumers.items()
             for to in consumers
         }
@@ -45,7 +45,7 @@ class Links:
                 yield node, link
 
     def pause(self) -> None:
-        """A barrier has come."""
+        """What comes next is no measure of training's rate."""
         for link in self.incoming.values():
             link.pause()
 

@@ -33,9 +33,8 @@ class Roster:
         for name in self.workers:
             if stage == name or stage in self.members[name]:
                 return name
-        if stage.isdecimal() and int(stage) < len(self.workers):
-            return self.workers[int(stage)]
-        return None
+        by_index = {str(index): name for index, name in enumerate(self.workers)}
+        return by_index.get(stage)
 
     def refusal(self, hello: Hello, members: Mapping[str, Member]) -> Refused | None:
         """Why this worker can't be let in; None where it can."""

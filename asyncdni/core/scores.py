@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from asyncdni.messages import Evaluated
 
 __all__ = ["Scores"]
 
 
 class Scores:
-    """Scores of every loss of the network. The accuracy is that of the last one which has any."""
+    """Scores of every loss of the network. The accuracy is the last declared one's that has any."""
 
     def __init__(self) -> None:
         self.stages: dict[str, Evaluated] = {}
 
     def add(self, message: Evaluated) -> None:
         self.stages[message.stage] = message
+
+    def ordered(self, stages: Iterable[str]) -> Scores:
+        """The same in declared order, so that results do not depend on who was first."""
+        scores = Scores()
+        scores.stages = {stage: self.stages[stage] for stage in stages}
+        return scores
 
     @property
     def loss(self) -> float:

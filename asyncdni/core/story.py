@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from asyncdni.errors import RemoteProtocolError
 from asyncdni.messages import COORDINATOR, Message
 from asyncdni.schedules.base import Op
 
@@ -35,3 +36,13 @@ class Story:
             for now, number, what, sender in self._events
             if number == batch
         )
+
+    def misfit(self, worker: str, phase: str, message: Message) -> RemoteProtocolError:
+        """The error for a message that its sender should not have sent."""
+        sender = getattr(message, "sender", COORDINATOR)
+        batch = getattr(message, "batch", None)
+        what = type(message).__name__ + ("" if batch is None else f" of batch {batch}")
+        text = f"worker {worker} ({phase}) can't use the {what} that {sender} sent"
+        if batch is not None:
+            text += f"; what happened to that batch here: {self.of(batch)}"
+        return RemoteProtocolError(text)

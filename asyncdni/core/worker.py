@@ -103,23 +103,24 @@ class Worker:
         self._train = Inbox(position.inputs)
         self._test = Inbox(position.inputs)
         self._busy: Op | None = None
-        self._skipped: set[int] = set()  # to be dropped once their update is done
         self._scores: dict[str, Any] = {}
-        self._actions: list[Action] = []
         self._story = Story()
 
     # --- the contract of a machine ---------------------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """See `events.Machine`. Raises `RemoteProtocolError` for what a peer must not send."""
-        self._actions = actions = self._post.actions = list[Action]()
+        actions: list[Action] = []
+        self._post.actions = actions
+        if self.phase is Phase.LEFT:
+            return actions
         match event:
             case Received(message=message):
                 self._story.received(now, message)
                 self._received(message, now, event)
             case Computed(op=op):
                 self._story.did(now, op)
-                self._computed(event, op)
+                self._computed(event, op, now)
             case Stored(tag=tag, files=files):
                 self._post.send(COORDINATOR, Saved(tag, files), event)
             case Woke():
@@ -197,18 +198,21 @@ class Worker:
         if sender is None:
             self._ordered(message, cause)
             return
-        known = self.incarnations.get(self.position.home(sender))
+        home = self.position.home(sender)
+        self._expect(home != self.position.name, message)
+        known = self.incarnations.get(home)
         if known is not None and known != getattr(message, "incarnation", known):
             return  # what an older process of that stage has left on the wire
         match message:
             case Activation():
                 self._activation(message, now)
             case Gradient(batch=batch, tensors=tensors):
-                self._expect(sender in self.position.consumers, message)
+                self._expect(self._may_answer(sender, batch), message)
+                self._expect(not self._flights.gave(batch, sender), message)
                 self.late += not self._flights.gradient(batch, sender, tensors)
             case Skipped(batch=batch):
-                self._expect(sender in self.position.consumers, message)
-                self._skipped.add(batch)
+                self._expect(self._may_answer(sender, batch), message)
+                self._flights.skip(batch, sender)
             case Credit(node=node, taken=taken, allowed=allowed):
                 link = self._links.outgoing.get((node, sender))
                 if link is None or taken > link.sent:
@@ -216,8 +220,7 @@ class Worker:
                 link.granted(taken, allowed)
             case Barrier(barrier=barrier, final=final):
                 self._expect(self._barriers.fits(sender, barrier), message)
-                if self._barriers.arrived(sender, barrier, final):
-                    self._links.pause()
+                self._barriers.arrived(sender, barrier, final)
             case _:
                 raise self._misfit(message)
 
@@ -235,9 +238,10 @@ class Worker:
                 self._expect_at(barrier, message)
                 self.phase = Phase.TRAINING
                 self._barriers.lift()
+                self._links.pause()
             case SaveOrder(tag=tag):
                 self._expect(self.phase is Phase.DRAINED, message)
-                self._actions.append(Save(tag, cause=cause))
+                self._post.actions.append(Save(tag, cause=cause))
             case Leave():
                 self._leave(Stop(cause=cause))
             case Abort(text=text):
@@ -252,6 +256,7 @@ class Worker:
         link = self._links.incoming.get(message.sender)
         if link is None or link.received >= link.allowed:
             raise self._misfit(message)
+        self._expect(self.phase is Phase.DRAINED if message.evaluate else not message.last, message)
         link.arrived(message.waited, now)
         inbox = self._test if message.evaluate else self._train
         fits = inbox.add(
@@ -261,34 +266,30 @@ class Worker:
 
     def _leave(self, stop: Stop) -> None:
         self.phase = Phase.LEFT
-        self._actions.append(stop)
+        self._post.actions.append(stop)
+
+    def _may_answer(self, sender: str, batch: int) -> bool:
+        """A consumer, about a batch that was sent to it."""
+        return sender in self.position.consumers and 0 <= batch < self.batches
 
     def _expect_at(self, barrier: int, message: Message) -> None:
-        here = self.phase is Phase.DRAINED and barrier == self._barriers.current
-        self._expect(here, message)
+        self._expect(self.phase is Phase.DRAINED and barrier == self._barriers.current, message)
 
     def _expect(self, fits: bool, message: Message) -> None:
         if not fits:
             raise self._misfit(message)
 
     def _misfit(self, message: Message) -> RemoteProtocolError:
-        batch = getattr(message, "batch", None)
-        what = type(message).__name__ + ("" if batch is None else f" of batch {batch}")
-        story = "" if batch is None else self.story(batch)
-        return RemoteProtocolError(
-            f"worker {self.position.name} ({self.phase.value}) got a {what} from "
-            f"{getattr(message, 'sender', COORDINATOR)} that does not fit"
-            + (f"; what happened to that batch here: {story}" if story else "")
-        )
+        return self._story.misfit(self.position.name, self.phase.value, message)
 
     # --- what has been computed ------------------------------------------------------------------
 
-    def _computed(self, event: Computed, op: Op) -> None:
+    def _computed(self, event: Computed, op: Op, now: float) -> None:
         assert op == self._busy, (op, self._busy)
         self._busy = None
         match op.kind:
             case OpKind.READ:
-                self._has_read(event, op)
+                self._has_read(event, op, now)
             case OpKind.FORWARD:
                 self._flights.forwarded(op.batch, event.samples)
                 self.batches += 1
@@ -304,12 +305,12 @@ class Worker:
         if op.last and op.batch in self.flights and op.kind is not OpKind.EVALUATE:
             self._release(op.batch, event)
 
-    def _has_read(self, event: Computed, op: Op) -> None:
+    def _has_read(self, event: Computed, op: Op, now: float) -> None:
         assert self._host is not None
         self._host.has_read(op)
         if DATA in self._links.incoming:
             inbox = self._test if op.evaluate else self._train
-            self._links.incoming[DATA].received += 1
+            self._links.incoming[DATA].arrived(False, now)
             inbox.add(op.batch, DATA, event.samples, event.outputs, op.last)
         self._post.activation(DATA, event, op)
 
@@ -320,14 +321,13 @@ class Worker:
                 self._scores[score.stage].add(score)
             else:
                 self._scores[score.stage] = score
-        if not op.last:
-            return
-        self._post.evaluated(self._barriers.current, self._scores.values(), event)
-        self._scores = {}
+        if op.last:
+            self._post.evaluated(self._barriers.current, self._scores.values(), event)
+            self._scores = {}
 
     def _release(self, batch: int, cause: object) -> None:
         self._flights.release(batch)
-        self._actions.append(Release(batch, cause=cause))
+        self._post.actions.append(Release(batch, cause=cause))
 
     def _drop(self, batch: int, cause: object) -> None:
         """Give up waiting for a gradient, and tell those who wait for ours."""
@@ -338,8 +338,8 @@ class Worker:
     # --- what comes next -------------------------------------------------------------------------
 
     def _advance(self, cause: object, now: float) -> None:
-        if self._skipped:
-            self._drop_skipped(cause)
+        for batch in self._flights.hopeless():
+            self._drop(batch, cause)
         op: Op | None = None
         if self.phase is Phase.TRAINING:
             op = self._next_op(cause)
@@ -360,7 +360,6 @@ class Worker:
             return op
         if host.at_barrier():
             self._barriers.set(final=host.set_barrier())
-            self._links.pause()
             self._post.barrier(DATA, self._barriers, cause)
             return self.schedule.next_op(self)  # it may have waited for the stage to close
         if self._train.ready or not self._links.may_send(DATA):
@@ -381,19 +380,13 @@ class Worker:
             arrival = (self._train if op.kind is OpKind.FORWARD else self._test).take(op.batch)
             inputs = arrival.tensors
             op = Op(op.kind, op.batch, last=arrival.last)
+            if op.kind is OpKind.EVALUATE:
+                self._links.pause()  # the window is for training's rate
             self._post.credit(now, cause)
         elif op.kind in (OpKind.BACKWARD, OpKind.FIT):
             inputs = self._flights.gradients(op.batch)
         self._busy = op
-        self._actions.append(Compute(op, inputs, cause=cause))
-
-    def _drop_skipped(self, cause: object) -> None:
-        for batch in sorted(self._skipped):
-            flight = self.flights.get(batch)
-            if flight is None or "U" in flight.done:
-                self._skipped.discard(batch)
-                if flight is not None:
-                    self._drop(batch, cause)
+        self._post.actions.append(Compute(op, inputs, cause=cause))
 
     def _pass_barrier(self, cause: object) -> None:
         """Behind the last activation to every consumer; to the coordinator once all is applied."""

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 from asyncdni.errors import LaunchError
 
@@ -22,6 +24,10 @@ _THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 _LAST_LINES = 5
+#: All is saved and they have been let go: how long they may take over their last words.
+_GRACE_S = 10.0
+#: The same after an error, for those who have heard of it; the others have nothing to lose.
+_CUT_S = 1.0
 _TAIL_BYTES = 4096
 
 
@@ -36,7 +42,7 @@ class LocalLauncher:
     """Starts command lines, one a worker, and sees to it that none outlives the run.
 
     Each worker leads a session of its own, so that Ctrl-C reaches the coordinator alone; it learns
-    this process's id, and leaves when that is gone.
+    this process's id, and leaves when that is gone. As a context manager it stops them at the end.
     """
 
     def __init__(self, logs: Path, threads: int = 1) -> None:
@@ -44,6 +50,12 @@ class LocalLauncher:
         self._threads = threads
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._reported: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stop(_GRACE_S if kind is None else _CUT_S)
 
     def start(self, commands: dict[str, Sequence[str]]) -> None:
         """`commands` by worker. Raises `LaunchError` where one can't be started."""
@@ -76,15 +88,17 @@ class LocalLauncher:
         return ended
 
     def stop(self, grace_s: float) -> None:
-        """Wait that long for all to leave by themselves, then make them."""
+        """Wait that long for all to leave by themselves, then make them; Ctrl-C ends the wait."""
         deadline = time.monotonic() + grace_s
-        for process in self._processes.values():
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-        for process in self._processes.values():
-            process.wait()
+        try:
+            for process in self._processes.values():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+        finally:
+            for process in self._processes.values():
+                process.kill()  # does nothing to one that has ended
+            for process in self._processes.values():
+                process.wait()
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"

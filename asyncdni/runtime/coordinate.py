@@ -7,7 +7,6 @@ second one ends the run at once.
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -59,11 +58,15 @@ def coordinate(
     machine: Coordinator,
     transport: CoordinatorTransport,
     observe: Observer,
-    launcher: Launcher | None = None,
+    launch: Callable[[str], Launcher] | None = None,
 ) -> None:
-    """Until the run has ended. Raises the first error of any process, by its class."""
+    """Until the run has ended; `launch` starts the workers of this address, if anybody is to.
+
+    Raises the first error of any process, by its class; a worker's traceback is a note of it.
+    """
     run = _Run(machine, transport, observe)
     with _stop_signals() as stops:
+        launcher = launch(transport.address) if launch is not None else None
         seen = 0
         while run.end is None:
             for peer, message in transport.receive(_timeout_s(machine)):
@@ -75,9 +78,10 @@ def coordinate(
                 run.handle(UserStop())
             run.handle(Woke())
     if isinstance(run.end, Fail):
+        error = by_name(run.end.kind)(run.end.text)
         if run.end.trace:
-            print(run.end.trace, file=sys.stderr)
-        raise by_name(run.end.kind)(run.end.text)
+            error.add_note(run.end.trace)
+        raise error
 
 
 def _timeout_s(machine: Coordinator) -> float:

@@ -68,29 +68,35 @@ def run_worker(
         AsyncDNIError: what this worker failed at; the coordinator has been told.
     """
     transport = WorkerTransport(coordinator, config.Limits())
+    linger_s = _LINGER_S
     try:
         _run(transport, stage, coordinator, timeout_s, allow_import)
     except KeyboardInterrupt:
         text = f"worker {stage} was interrupted"
         transport.send(COORDINATOR, Failed("Interrupted", text, ""))
         raise Interrupted(text) from None
-    except _Told:
+    except (_Told, _Unanswered):
+        linger_s = 0.0
         raise
     except AsyncDNIError as error:
         transport.send(COORDINATOR, Failed(type(error).__name__, str(error), ""))
         raise
     except Exception as error:
-        text = f"worker {stage} failed: {type(error).__name__}: {error}"
+        text = f"worker {stage} failed: {type(error).__name__}: {error}; its log has the traceback"
         trace = traceback.format_exc()
         transport.send(COORDINATOR, Failed(AsyncDNIError.__name__, text, trace))
         print(trace, file=sys.stderr)
         raise AsyncDNIError(text) from error
     finally:
-        transport.close(_LINGER_S)
+        transport.close(linger_s)
 
 
 class _Told(AsyncDNIError):
     """The coordinator ended this worker, so there is nothing to tell it."""
+
+
+class _Unanswered(LaunchError):
+    """There is no coordinator to tell."""
 
 
 def _run(
@@ -134,7 +140,7 @@ def _await_welcome(
     while joined.welcome is None:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise LaunchError(
+            raise _Unanswered(
                 f"no coordinator answered at {coordinator} within {timeout_s:g} s: "
                 "check the address, or wait longer with --timeout"
             )

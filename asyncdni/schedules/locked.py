@@ -5,10 +5,12 @@ no stage works on another batch before this one has been through the whole netwo
 stage's update overlaps with the backward of the stages above it, which changes no result.
 
 ```
-stage 0  F0 .  .  .  B0 U0 F1 .  .  .  B1 U1
-stage 1  .  F0 .  B0 U0 .  .  F1 .  B1 U1 .
-stage 2  .  .  FB U0 .  .  .  .  FB U1 .  .       FB: F0 B0, F1 B1
+stage 0  F0 .  .  .  .  B0 U0 F1 .  .  .  .  B1 U1
+stage 1  .  F0 .  .  B0 U0 .  .  F1 .  .  B1 U1 .
+stage 2  .  .  F0 B0 U0 .  .  .  .  F1 B1 U1 .  .
 ```
+
+A column is a unit of time, `.` is waiting; reading data and messages take none.
 """
 
 from __future__ import annotations

@@ -1,18 +1,44 @@
 """Synthetic: every stage updates at once from its generator's gradient (DNI, section 2).
 
-With `target = "true"` a stage's generator is trained on the true gradient when it comes back,
-matched by batch id, and the stage pushes that gradient on through the batch's own forward state and
-today's weights. The stage without consumers has the true loss and needs no generator:
+With `target = "true"` a stage's generator is trained (T) on the true gradient when it comes back,
+matched by batch id, and the stage pushes that gradient on (b) through the batch's own forward state
+and today's weights. The stage without consumers has the true loss and needs no generator:
 
 ```
-stage 0  F0 P0 B0 U0 F1 P1 B1 U1 F2 P2 B2 U2 T0 F3 …
-stage 1  .  .  .  .  F0 P0 B0 U0 F1 P1 B1 U1 T0 b0 F2 …
-stage 2  .  .  .  .  .  .  .  .  F0 B0 U0 F1 B1 U1 F2 …
+stage 0  F0 P0 B0 U0 F1 P1 B1 U1 T0 F2 P2 B2 U2 T1 .  .  .  .  .  T2
+stage 1  .  F0 P0 B0 U0 T0 b0 F1 P1 B1 U1 T1 b1 F2 P2 B2 U2 T2 b2 .
+stage 2  .  .  F0 B0 U0 .  .  .  F1 B1 U1 .  .  .  F2 B2 U2 .  .  .
 ```
 
 With `target = "bootstrap"` (the paper's) what is sent up is the synthetic gradient pushed back
-through the stage, at once: `B0` sends, and there is no `b0`. With `correct` the difference between
-the true and the synthetic gradient is learned when the true one arrives: `T0 C0 b0`.
+through the stage, at once: B sends, and there is no b:
+
+```
+stage 0  F0 P0 B0 U0 T0 F1 P1 B1 U1 T1 F2 P2 B2 U2 T2 .
+stage 1  .  F0 P0 B0 U0 T0 F1 P1 B1 U1 T1 F2 P2 B2 U2 T2
+stage 2  .  .  F0 B0 U0 .  .  F1 B1 U1 .  .  F2 B2 U2 .
+```
+
+With `correct` the difference between the true and the synthetic gradient is accumulated (C) when
+the true one arrives, and applied with the next batch's update. What no batch takes along is applied
+by an update of its own (U) before the barrier:
+
+```
+stage 0  F0 P0 B0 U0 F1 P1 B1 U1 T0 C0 F2 P2 B2 U2 .  T1 C1 .  .  .  .  .  T2 C2 U
+stage 1  .  F0 P0 B0 U0 T0 C0 b0 F1 P1 B1 U1 T1 C1 b1 F2 P2 B2 U2 T2 C2 b2 U  .  .
+stage 2  .  .  F0 B0 U0 .  .  .  .  F1 B1 U1 .  .  .  .  F2 B2 U2 .  .  .  .  .  .
+```
+
+With `fit_every = 2` only every second batch sends a gradient up; the others are done after U:
+
+```
+stage 0  F0 P0 B0 U0 F1 P1 B1 U1 T0 F2 P2 B2 U2 .  .  .  .  T2
+stage 1  .  F0 P0 B0 U0 T0 b0 F1 P1 B1 U1 F2 P2 B2 U2 T2 b2 .
+stage 2  .  .  F0 B0 U0 .  .  .  F1 B1 U1 .  F2 B2 U2 .  .  .
+```
+
+Three batches each, then the drain of a barrier. A column is a unit of time, `.` is waiting; reading
+data and messages take none.
 """
 
 from __future__ import annotations
@@ -69,7 +95,5 @@ class Synthetic:
         if "T" not in done:
             return Op(OpKind.FIT, batch, last=not (self.correct or relay))
         if self.correct and "C" not in done:
-            return Op(
-                OpKind.BACKWARD, batch, source=Source.DIFFERENCE, send=False, last=not relay
-            )
+            return Op(OpKind.BACKWARD, batch, source=Source.DIFFERENCE, send=False, last=not relay)
         return Op(OpKind.BACKWARD, batch, learn=False, last=True)

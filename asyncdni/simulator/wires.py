@@ -17,7 +17,7 @@ from asyncdni.config import Limits
 from asyncdni.messages import Activation, Beat, Gradient, Message
 from asyncdni.simulator.agenda import Agenda
 from asyncdni.simulator.conditions import Links, around
-from asyncdni.transports.codec import decode, encode
+from asyncdni.transports.codec import Buffer, decode, encode
 
 __all__ = ["Lose", "Parcel", "Wires"]
 
@@ -58,8 +58,7 @@ class EncodedParcel(Parcel):
 
     def open(self) -> Message:
         self.gone = True
-        frames = [bytes(memoryview(frame)) for frame in self._frames]
-        return decode(frames, self._limits)
+        return decode([_bytes(frame) for frame in self._frames], self._limits)
 
 
 class Wires:
@@ -119,3 +118,7 @@ class Wires:
 
 def _open(parcel: Parcel, deliver: Deliver) -> None:
     deliver(parcel.open())
+
+
+def _bytes(frame: Buffer) -> bytes:
+    return frame if isinstance(frame, bytes) else frame.tobytes()

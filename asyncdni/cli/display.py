@@ -1,0 +1,232 @@
+"""What a run shows while it goes on: a picture on a terminal, plain lines anywhere else.
+
+Everything is drawn from within the observer's calls, a few times a second at most: no thread of its
+own competes with the workers. Times are those of the records.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from asyncdni.build import Design
+from asyncdni.cli import panel
+from asyncdni.metrics.recorder import Recorder
+
+__all__ = ["Display", "Lines", "Picture", "Quiet", "make_display"]
+
+_DRAW_EVERY_S = 0.25
+_LINE_EVERY_S = 10.0
+#: Rare, and possibly followed by a long silence: drawn at once.
+_AT_ONCE = frozenset({"bound", "joined", "refused", "start"})
+
+
+class Display(Protocol):
+    """A context manager that observes a run; see `training.Observer`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def __call__(
+        self, design: Design, recorder: Recorder, kind: str, values: Mapping[str, Any]
+    ) -> None: ...
+
+    def finish(self, summary: Mapping[str, Any], folder: Path | None) -> None:
+        """The run is over: show what it came to."""
+
+
+def make_display(quiet: bool, console: Console | None = None) -> Display:
+    """A picture where `console` (default: standard output) is a terminal, else lines."""
+    if quiet:
+        return Quiet()
+    chosen = console or Console(highlight=False)
+    if chosen.is_terminal and not chosen.is_dumb_terminal:
+        return Picture(chosen)
+    return Lines(chosen)
+
+
+class Quiet:
+    """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(
+        self, design: Design, recorder: Recorder, kind: str, values: Mapping[str, Any]
+    ) -> None:
+        pass
+
+    def finish(self, summary: Mapping[str, Any], folder: Path | None) -> None:
+        pass
+
+
+class _Gathering:
+    """Who is still awaited, and how to start them where that is the user's part."""
+
+    def __init__(self, console: Console) -> None:
+        self.by_hand = False
+        self.missing: list[str] = []
+        self._console = console
+
+    def observe(self, design: Design, kind: str, values: Mapping[str, Any]) -> None:
+        if kind == "bound":
+            self.missing = [group.name for group in design.plan.groups]
+            self.by_hand = not _is_private(values["address"])
+            if self.by_hand:
+                self._invite(design, values["address"])
+        elif kind == "joined":
+            self.missing.remove(values["stage"])
+        elif kind == "refused":
+            who = f"process {values['pid']} on {values['host']}"
+            say(self._console, f"refused a worker ({who}): {values['text']}")
+
+    @property
+    def text(self) -> str:
+        if not self.missing:
+            return "connecting"
+        verb = "waiting for" if self.by_hand else "starting"
+        return f"{verb} {', '.join(self.missing)}"
+
+    def _invite(self, design: Design, address: str) -> None:
+        say(self._console, "Start each of these, in any order:")
+        for command in panel.commands(design, address):
+            say(self._console, f"  {command}")
+        if address.startswith("tcp://0.0.0.0:"):
+            say(self._console, "On other hosts put this host's name in place of 127.0.0.1.")
+
+
+class Lines:
+    """Plain lines: the start, each evaluation, progress now and then, the end."""
+
+    def __init__(self, console: Console, title: str = "", *, evaluations: bool = True) -> None:
+        """`title` stands at the start of each line."""
+        self._console = console
+        self._prefix = f"{title}: " if title else ""
+        self._evaluations = evaluations
+        self._gathering = _Gathering(console)
+        self._started_s = 0.0
+        self._said_s = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(
+        self, design: Design, recorder: Recorder, kind: str, values: Mapping[str, Any]
+    ) -> None:
+        self._gathering.observe(design, kind, values)
+        now: float = values["time_s"]
+        if kind == "joined" and self._gathering.by_hand:
+            self._say(
+                now, f"{values['stage']} joined from {values['host']}; {self._gathering.text}"
+            )
+        elif kind == "start":
+            self._started_s = now
+            self._say(now, panel.facts(design))
+        elif kind == "evaluation" and self._evaluations:
+            self._say(now, _evaluation(design, values))
+        elif kind == "report" and now - self._said_s >= _LINE_EVERY_S:
+            progress = panel.measure(design, recorder, now - self._started_s)
+            self._say(now, panel.progress_line(progress))
+
+    def finish(self, summary: Mapping[str, Any], folder: Path | None) -> None:
+        _finish(self._console, summary, folder)
+
+    def _say(self, now: float, line: str) -> None:
+        self._said_s = now
+        say(self._console, self._prefix + line)
+
+
+class Picture:
+    """A terminal's picture, redrawn in place; removed at the end, kept after a failure."""
+
+    def __init__(self, console: Console, title: str = "") -> None:
+        """`title` stands before the facts of the run."""
+        self._console = console
+        self._title = f"{title}: " if title else ""
+        self._gathering = _Gathering(console)
+        self._live: Live | None = None
+        self._started_s: float | None = None
+        self._drawn_s = float("-inf")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stop(keep=kind is not None)
+
+    def __call__(
+        self, design: Design, recorder: Recorder, kind: str, values: Mapping[str, Any]
+    ) -> None:
+        self._gathering.observe(design, kind, values)
+        now: float = values["time_s"]
+        if kind == "start":
+            self._started_s = now
+        if kind in _AT_ONCE or now - self._drawn_s >= _DRAW_EVERY_S:
+            self._drawn_s = now
+            self._draw(self._picture(design, recorder, now))
+
+    def finish(self, summary: Mapping[str, Any], folder: Path | None) -> None:
+        self._stop(keep=False)
+        _finish(self._console, summary, folder)
+
+    def _picture(self, design: Design, recorder: Recorder, now: float) -> RenderableType:
+        title = self._title + panel.facts(design)
+        if self._started_s is None:
+            return f"{title}\n{self._gathering.text}"
+        progress = panel.measure(design, recorder, now - self._started_s)
+        return panel.frame(title, progress, recorder.reports)
+
+    def _draw(self, picture: RenderableType) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        self._live.update(picture, refresh=True)
+
+    def _stop(self, *, keep: bool) -> None:
+        if self._live is not None:
+            self._live.transient = not keep
+            self._live.stop()
+            self._live = None
+
+
+def say(console: Console, line: str) -> None:
+    """One line as it is: not wrapped, so that it can be copied."""
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _evaluation(design: Design, values: Mapping[str, Any]) -> str:
+    epoch = values["samples"] / design.meta.train_samples
+    line = f"epoch {epoch:.4g} of {design.experiment.run.epochs}"
+    shown = panel.score(values["accuracy"], values["loss"])
+    speed = values["samples"] / values["train_s"] if values["train_s"] else 0.0
+    return f"{line}, {shown}, test loss {values['loss']:.4g}, {speed:,.0f} samples/s"
+
+
+def _finish(console: Console, summary: Mapping[str, Any], folder: Path | None) -> None:
+    console.print(panel.stage_table(summary["stages"], ("cpu_s",)))
+    say(console, panel.finished_line(summary, folder))
+
+
+def _is_private(address: str) -> bool:
+    """Whether nobody but this process's own workers knows `address`: see `private_folder`."""
+    scheme, _, path = address.partition("://")
+    folder = os.path.basename(os.path.dirname(path))
+    return scheme == "ipc" and folder.startswith("asyncdni-")

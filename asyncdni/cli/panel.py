@@ -1,0 +1,209 @@
+"""What a run looks like on a screen: figures out of its records, and tables of its stages."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from asyncdni.build import Design
+from asyncdni.metrics.recorder import Recorder
+
+__all__ = [
+    "Progress",
+    "commands",
+    "duration",
+    "facts",
+    "finished_line",
+    "frame",
+    "measure",
+    "stage_table",
+]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    epoch: float  # samples that went through all stages, in epochs
+    epochs: int
+    samples_per_s: float | None  # since the start, evaluations left out
+    left_s: float | None  # until the end, evaluations included
+    train_loss: float | None
+    accuracy: float | None  # of the last evaluation
+    test_loss: float | None
+
+    @property
+    def fraction(self) -> float:
+        return min(1.0, self.epoch / self.epochs) if self.epochs else 1.0
+
+
+def measure(design: Design, recorder: Recorder, elapsed_s: float) -> Progress:
+    """`elapsed_s`: wall time since the start of training."""
+    train_samples, epochs = design.meta.train_samples, design.experiment.run.epochs
+    slowest = min(recorder.reports.values(), key=_samples, default={})
+    samples, wall_s = _samples(slowest), slowest.get("wall_s") or 0.0
+    last = recorder.history[-1] if recorder.history else {"accuracy": None, "loss": None}
+    left = max(0, train_samples * epochs - samples)
+    return Progress(
+        epoch=samples / train_samples,
+        epochs=epochs,
+        samples_per_s=samples / wall_s if samples and wall_s else None,
+        left_s=elapsed_s * left / samples if samples else None,
+        train_loss=recorder.train_loss,
+        accuracy=last["accuracy"],
+        test_loss=last["loss"],
+    )
+
+
+def _samples(report: Mapping[str, Any]) -> int:
+    return int(report.get("samples") or 0)
+
+
+# --- one line ------------------------------------------------------------------------------------
+
+
+def facts(design: Design) -> str:
+    """`synthetic, 4 workers, 10 epochs of 10,000 samples, seed 0`."""
+    run, workers = design.experiment.run, len(design.plan.groups)
+    schedule = design.experiment.schedule.__struct_config__.tag
+    return ", ".join(
+        (
+            str(schedule),
+            _counted(workers, "worker"),
+            f"{_counted(run.epochs, 'epoch')} of {design.meta.train_samples:,} samples",
+            f"seed {run.seed}",
+        )
+    )
+
+
+def score(accuracy: float | None, loss: float | None) -> str:
+    """`test accuracy 97.20 %`, or the loss where nothing is right or wrong; may be empty."""
+    if accuracy is not None:
+        return f"test accuracy {100 * accuracy:.2f} %"
+    return "" if loss is None else f"test loss {loss:.4g}"
+
+
+def finished_line(summary: Mapping[str, Any], folder: Path | None) -> str:
+    """The one line that remains of a run."""
+    speed = summary["samples_per_s"]
+    parts = (
+        score(summary["test_accuracy"], summary["test_loss"]) or "no test set",
+        f"{speed:,.0f} samples/s" if speed else "nothing trained",
+        f"{summary['train_s']:.1f} s of training",
+        f"written to {folder}" if folder else "nothing written",
+    )
+    return ", ".join(parts)
+
+
+def progress_line(progress: Progress) -> str:
+    """`epoch 3.2 of 10, loss 0.1234, 67,475 samples/s, 0:12 left`."""
+    parts = [f"epoch {progress.epoch:.1f} of {progress.epochs}"]
+    if progress.train_loss is not None:
+        parts.append(f"loss {progress.train_loss:.4f}")
+    if progress.samples_per_s is not None:
+        parts.append(f"{progress.samples_per_s:,.0f} samples/s")
+    if progress.left_s is not None:
+        parts.append(f"{duration(progress.left_s)} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `12:30`, `3:05:00`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def commands(design: Design, address: str) -> list[str]:
+    """One `asyncdni worker …` a worker, to be typed on this machine."""
+    # A worker on this machine reaches a socket that listens on every interface through this one.
+    reachable = address.replace("tcp://0.0.0.0:", "tcp://127.0.0.1:")
+    allow = ["--allow-import"] if design.allow_import else []
+    head = ["asyncdni", "worker", "--stage"]
+    return [
+        shlex.join([*head, group.name, "--coordinator", reachable, *allow])
+        for group in design.plan.groups
+    ]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+# --- several lines -------------------------------------------------------------------------------
+
+
+def frame(title: str, progress: Progress, reports: Mapping[str, Mapping[str, Any]]) -> Group:
+    """A whole picture of a run under way, redrawn again and again."""
+    bar = Table.grid(padding=(0, 2), expand=True)
+    bar.add_column(no_wrap=True)
+    bar.add_column(ratio=1)
+    bar.add_column(no_wrap=True, justify="right")
+    left = "" if progress.left_s is None else f"{duration(progress.left_s)} left"
+    bar.add_row(
+        f"epoch {progress.epoch:.1f} of {progress.epochs}",
+        ProgressBar(total=1.0, completed=progress.fraction),
+        left or "starting",
+    )
+    stages = [{"name": name, **report} for name, report in reports.items()]
+    parts: list[RenderableType] = [title, bar, _figures(progress), ""]
+    return Group(*parts, stage_table(stages, ("queue",)))
+
+
+def _figures(progress: Progress) -> str:
+    loss, speed = progress.train_loss, progress.samples_per_s
+    parts = (
+        "" if loss is None else f"loss {loss:.4f}",
+        score(progress.accuracy, progress.test_loss),
+        "" if speed is None else f"{speed:,.0f} samples/s",
+    )
+    return "   ".join(part for part in parts if part)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}"
+
+
+#: Column by field of a stage's counters: heading, and a value as text.
+_COLUMNS = {
+    "batches": ("batches", _number),
+    "updates": ("updates", _number),
+    "busy_fraction": ("busy", "{:.0%}".format),
+    "queue": ("queue", _number),
+    "cpu_s": ("CPU", "{:.1f} s".format),
+    "staleness_mean": ("staleness", "{:.1f}".format),
+    "gradient_cosine": ("agreement", "{:.2f}".format),
+    "dropped": ("dropped", _number),
+}
+_OPTIONAL = ("queue", "cpu_s")
+
+
+def stage_table(stages: Sequence[Mapping[str, Any]], extra: Iterable[str] = ()) -> Table:
+    """A row a stage, of reports or of a summary's entries; `extra` of queue and cpu_s.
+
+    Staleness is the mean age of a gradient in updates, agreement the mean cosine of synthetic and
+    true gradient. A column of batches that were given up appears only where there are any.
+    """
+    hidden = set(_OPTIONAL) - set(extra)
+    if not any(stage.get("dropped") for stage in stages):
+        hidden.add("dropped")
+    shown = [column for column in _COLUMNS.items() if column[0] not in hidden]
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=24)
+    for _, (heading, _) in shown:
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    for stage in stages:
+        cells = (_cell(stage.get(field), text) for field, (_, text) in shown)
+        table.add_row(str(stage["name"]), *cells)
+    return table
+
+
+def _cell(value: float | None, text: Any) -> str:
+    return "-" if value is None else str(text(value))

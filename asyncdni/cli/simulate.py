@@ -1,0 +1,181 @@
+"""`asyncdni simulate`: schedules in virtual time, as timelines and in numbers."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Sequence
+
+from asyncdni import config, experiment
+from asyncdni.build import Design, make_design
+from asyncdni.cli.common import add_experiment
+from asyncdni.datasets import describe
+from asyncdni.errors import AsyncDNIError, ConfigError, by_name
+from asyncdni.simulator import Costs, Links, Result, simulate
+from asyncdni.simulator.timeline import LEGEND, timeline
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
+
+HELP = "run schedules in virtual time: one seed replays one run"
+EXAMPLE = """\
+  asyncdni simulate launch/digits.toml
+  asyncdni simulate launch/digits.toml --seed 7 --latency 1ms --jitter 0.2 --maths"""
+
+_UNITS_US = {"us": 1.0, "ms": 1e3, "s": 1e6}
+_MAX_LISTED = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_experiment(parser)
+    parser.add_argument(
+        "--schedule",
+        metavar="NAME",
+        action="append",
+        help="may be given several times (default: locked and the file's)",
+    )
+    parser.add_argument(
+        "--seed", metavar="N", help="of the run and of all that varies in it (default: the file's)"
+    )
+    parser.add_argument("--maths", action="store_true", help="train for real, with test scores")
+    parser.add_argument(
+        "--latency", metavar="TIME", default="100us", help="one way, such as 1ms (default: 100us)"
+    )
+    parser.add_argument(
+        "--jitter",
+        metavar="SHARE",
+        default="0",
+        help="ops and messages take up to this share less or more time (default: 0)",
+    )
+    parser.add_argument("--batches", metavar="N", default="3", help="how many to draw (default: 3)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Simulates each schedule and prints timelines and a table; raises the first failure."""
+    latency_us, jitter = _latency_us(args.latency), _share("--jitter", args.jitter)
+    batches = _whole("--batches", args.batches)
+    chosen = experiment.load(args.file, args.set, seed=_seed(args.seed))
+    links = Links(latency_us=latency_us, control_latency_us=latency_us, jitter=jitter)
+    results: dict[str, Result] = {}
+    for name in args.schedule or _default_schedules(chosen):
+        if name in results:
+            continue
+        design = _design(args, name)
+        results[name] = _simulate(args, name, design, Costs(jitter=jitter), links)
+        for line in [name, *timeline(results[name].ops, batches=batches), ""]:
+            print(line)
+    print(LEGEND, end="\n\n")
+    print("\n".join(_table(results, maths=args.maths)))
+    return 0
+
+
+def _default_schedules(chosen: config.Experiment) -> list[str]:
+    return list(dict.fromkeys(["locked", str(chosen.schedule.__struct_config__.tag)]))
+
+
+def _design(args: argparse.Namespace, schedule: str) -> Design:
+    chosen = experiment.load(args.file, args.set, schedule=schedule, seed=_seed(args.seed))
+    return make_design(chosen, describe(chosen.data), allow_import=args.allow_import)
+
+
+def _simulate(
+    args: argparse.Namespace, schedule: str, design: Design, costs: Costs, links: Links
+) -> Result:
+    """Raises what the run failed at, with the command that replays it."""
+    seed = design.experiment.run.seed
+    try:
+        result = simulate(design, seed=seed, costs=costs, links=links, maths=args.maths)
+    except AsyncDNIError as error:
+        raise type(error)(f"{error}\nreplay: {_command(args, schedule, seed)}") from error
+    if result.failure is not None:
+        kind = by_name(result.failure.kind)
+        raise kind(f"{result.failure.text}\nreplay: {_command(args, schedule, seed)}")
+    return result
+
+
+def _command(args: argparse.Namespace, schedule: str, seed: int) -> str:
+    words = ["asyncdni", "simulate", args.file, "--seed", str(seed), "--schedule", schedule]
+    words += ["--latency", args.latency, "--jitter", args.jitter]
+    words += [word for setting in args.set for word in ("--set", setting)]
+    words += ["--maths"] if args.maths else []
+    words += ["--allow-import"] if args.allow_import else []
+    return shlex.join(words)
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def _table(results: dict[str, Result], *, maths: bool) -> list[str]:
+    """A line a schedule. Times are virtual: only ratios mean something outside."""
+    head = ["schedule", "samples/s", "x locked", "busy %", "staleness (max)"]
+    rows = [head + ["accuracy"] * maths]
+    locked = results.get("locked")
+    for name, result in results.items():
+        row = [name, f"{result.samples_per_s:,.0f}", _speed_up(result, locked)]
+        row += [_busy(list(result.busy.values())), _staleness(result)]
+        rows.append(row + [_accuracy(result)] * maths)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows]
+    return ["  ".join(cells).rstrip() for cells in lines]
+
+
+def _speed_up(result: Result, locked: Result | None) -> str:
+    if locked is None or not locked.samples_per_s:
+        return "-"
+    return f"{result.samples_per_s / locked.samples_per_s:.2f}"
+
+
+def _busy(shares: Sequence[float]) -> str:
+    """Worker by worker; of many, the least and the most."""
+    percent = [f"{100 * share:.0f}" for share in shares]
+    if len(percent) <= _MAX_LISTED:
+        return " ".join(percent)
+    return f"{100 * min(shares):.0f} to {100 * max(shares):.0f}"
+
+
+def _staleness(result: Result) -> str:
+    """Of the worker whose gradients are oldest, in its updates."""
+    means = [float(own["staleness_mean"] or 0.0) for own in result.counters.values()]
+    oldest = [int(own["staleness_max"] or 0) for own in result.counters.values()]
+    return f"{max(means):.1f} ({max(oldest)})"
+
+
+def _accuracy(result: Result) -> str:
+    accuracy = result.history[-1]["accuracy"] if result.history else None
+    return "-" if accuracy is None else f"{100 * accuracy:.2f} %"
+
+
+# --- flags ---------------------------------------------------------------------------------------
+
+
+def _latency_us(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", text)
+    if match is None:
+        raise ConfigError(
+            f"--latency {text!r}: expected a number and a unit, such as 200us, 1ms or 0.5s"
+        )
+    return float(match[1]) * _UNITS_US[match[2]]
+
+
+def _share(flag: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{flag} {text!r}: expected a number from 0 to 1")
+    return value
+
+
+def _whole(flag: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise ConfigError(f"{flag} {text!r}: expected a whole number from 1")
+    return int(text)
+
+
+def _seed(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal()):
+        raise ConfigError(f"--seed {text!r}: expected a whole number from 0")
+    return int(text)

@@ -1,0 +1,155 @@
+"""Statistics over runs of the same training by several schedules. Nothing is run or printed here.
+
+Runs of one seed belong together: they see the same numbers in the same order, and lie close in
+time. So two schedules are compared seed by seed, and the spread between seeds drops out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "CONFIDENCE",
+    "MEASURES",
+    "Comparison",
+    "Estimate",
+    "Result",
+    "difference",
+    "estimate",
+    "ratio",
+    "student_t",
+]
+
+CONFIDENCE = 0.95
+
+Measure = Callable[[Mapping[str, Any]], float | None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run: what it is called in the comparison, and its summary."""
+
+    name: str
+    seed: int
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` seeds with its 95 % interval; None where one seed can't say."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def excludes(self, value: float) -> bool:
+        """Whether the interval lies wholly on one side of `value`; False without an interval."""
+        if self.low is None or self.high is None:
+            return False
+        return value < self.low or value > self.high
+
+
+def _field(name: str) -> Measure:
+    return lambda summary: summary[name]
+
+
+#: What is measured on every run, by its name in tables and JSON.
+MEASURES: dict[str, Measure] = {
+    name: _field(name)
+    for name in ("samples_per_s", "test_accuracy", "test_loss", "train_s", "cpu_s")
+}
+
+
+def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
+    """Half-width, in standard errors, of the two-sided interval: the quantile of Student's t."""
+    if degrees < 1 or not 0 < confidence < 1:
+        raise ValueError(f"degrees {degrees}, confidence {confidence}: expected >= 1, and 0 to 1")
+    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(degrees)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _within(middle, degrees) < confidence:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(degrees) * math.tan((low + high) / 2)
+
+
+def _within(angle: float, degrees: int) -> float:
+    """P(|T| < sqrt(degrees) tan(angle)): Abramowitz & Stegun, 26.7.3 and 26.7.4."""
+    odd, cosine = degrees % 2, math.cos(angle)
+    term, total = (cosine if odd else 1.0), 0.0
+    for k in range(1 + odd, degrees, 2):
+        total += term
+        term *= cosine * cosine * k / (k + 1)
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
+
+
+def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate | None:
+    """Mean and interval of a normally distributed quantity; None for no values."""
+    n = len(values)
+    if n == 0:
+        return None
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean, None, None, 1)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    half = student_t(n - 1, confidence) * math.sqrt(variance / n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def ratio(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
+    """Geometric mean of a / b over pairs (a, b), all above 0, and the interval of its logarithm."""
+    logs = estimate([math.log(a / b) for a, b in pairs])
+    if logs is None:
+        return None
+    low, high = (None if one is None else math.exp(one) for one in (logs.low, logs.high))
+    return Estimate(math.exp(logs.mean), low, high, logs.n)
+
+
+def difference(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
+    """Mean of a - b over pairs (a, b)."""
+    return estimate([a - b for a, b in pairs])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results of several names over the same seeds, not all of which need be there yet."""
+
+    names: tuple[str, ...]  # in the order of the table
+    results: tuple[Result, ...]
+
+    def estimate(self, name: str, measure: str) -> Estimate | None:
+        """Over the seeds that have been run; None where there is nothing to measure."""
+        return estimate(list(self._values(name, measure).values()))
+
+    def ratio(self, name: str, other: str, measure: str = "samples_per_s") -> Estimate | None:
+        """`name` in units of `other`, paired over the seeds that both have."""
+        return ratio(self._pairs(name, other, measure))
+
+    def difference(self, name: str, other: str, measure: str) -> Estimate | None:
+        """`name` less `other`, paired over the seeds that both have."""
+        return difference(self._pairs(name, other, measure))
+
+    def ranking(self, measure: str = "samples_per_s") -> list[str]:
+        """Names by the geometric mean of `measure`, the largest first; those without are left out.
+
+        Of two names with the same seeds the former's `ratio` to the latter is at least 1.
+        """
+        values = {name: self._values(name, measure).values() for name in self.names}
+        logs = {name: math.fsum(map(math.log, v)) / len(v) for name, v in values.items() if v}
+        return sorted(logs, key=logs.__getitem__, reverse=True)
+
+    def _values(self, name: str, measure: str) -> dict[int, float]:
+        """By seed."""
+        found = MEASURES[measure]
+        values = {one.seed: found(one.summary) for one in self.results if one.name == name}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def _pairs(self, name: str, other: str, measure: str) -> list[tuple[float, float]]:
+        a, b = self._values(name, measure), self._values(other, measure)
+        return [(a[seed], b[seed]) for seed in a if seed in b]

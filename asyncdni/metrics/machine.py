@@ -1,0 +1,49 @@
+"""The machine that measurements were taken on: without it no number means much."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from asyncdni import __version__
+
+__all__ = ["cores", "describe_machine"]
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, Any]:
+    """Cores, processor and versions, fit for JSON. `blas` has one entry a library in use."""
+    return {
+        "cores": cores(),
+        "cpu": _cpu_model() or platform.processor() or None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": [
+            {key: pool.get(key) for key in ("internal_api", "version", "architecture")}
+            for pool in threadpool_info()
+            if pool.get("user_api") == "blas"
+        ],
+        "asyncdni": __version__,
+    }
+
+
+def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    try:
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    models = (line.partition(":") for line in lines if line.startswith("model name"))
+    return next((value.strip() for _, _, value in models), None)

@@ -1,0 +1,362 @@
+"""The real Worker and Coordinator, in virtual time."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import subprocess
+import sys
+from typing import Any
+
+import networks
+import numpy as np
+import pytest
+
+from asyncdni.build import Design, make_stage
+from asyncdni.core.events import Fail, Finish
+from asyncdni.core.worker import Worker
+from asyncdni.errors import AsyncDNIError, ConfigError
+from asyncdni.messages import Beat, Gradient, Hello
+from asyncdni.plan import Group
+from asyncdni.simulator import Costs, Links, Result, simulate
+from asyncdni.weights import load_stage
+
+LOCKED = {"name": "locked"}
+SYNTHETIC = {"name": "synthetic", "generator": {"kind": "linear"}}
+
+
+def random_design(source: random.Random) -> Design:
+    """Any network, schedule, split, window and number of batches that fit together."""
+    stages = source.choice(
+        [networks.chain(length) for length in range(1, 6)]
+        + [networks.fork(), networks.fork("sum"), networks.diamond(), networks.several_readers()]
+    )
+    schedule: dict[str, Any] = LOCKED
+    if source.random() < 0.7:
+        schedule = {
+            **SYNTHETIC,
+            "target": source.choice(["true", "bootstrap"]),
+            "fit_every": source.choice([1, 1, 2, 3]),
+            "correct": source.random() < 0.3,
+        }
+    run: dict[str, Any] = {
+        "epochs": source.choice([0, 1, 2, 3]),
+        "evaluate_every": source.choice([0.2, 0.5, 1.0, 1.7]),
+    }
+    data = {"examples": source.choice([5, 23, 31]), "test_examples": source.choice([3, 5, 12])}
+    limits = {"window": source.choice(["auto", 1, 2, 3, 7])}
+    try:
+        split = random_split(source, len(stages))
+        return networks.design(
+            stages, schedule, data=data, run={**run, "split": split}, limits=limits
+        )
+    except ConfigError:  # such a worker would send on the activations of two stages
+        return networks.design(stages, schedule, data=data, run=run, limits=limits)
+
+
+def random_split(source: random.Random, stages: int) -> list[int]:
+    parts = []
+    while sum(parts) < stages:
+        parts.append(min(source.choice([1, 1, 2]), stages - sum(parts)))
+    return parts
+
+
+def random_conditions(source: random.Random) -> tuple[Costs, Links]:
+    scale = {name: source.choice([0.1, 1.0, 5.0]) for name in ("root", "a", "b", "s1", "top")}
+    links = Links(
+        latency_us=source.choice([1.0, 100.0, 3000.0]),
+        control_latency_us=source.choice([1.0, 500.0]),
+        jitter=source.random(),
+    )
+    return Costs(jitter=source.random(), scale=scale), links
+
+
+def run_seed(seed: int, **options: Any) -> tuple[Design, Result]:
+    source = random.Random(seed)
+    design = random_design(source)
+    costs, links = random_conditions(source)
+    options = {"maths": False, **options}
+    return design, simulate(design, seed=seed, costs=costs, links=links, **options)
+
+
+def assert_complete(design: Design, result: Result) -> None:
+    """Every worker has done every batch, and nothing is left over."""
+    plan, epochs = design.plan, design.experiment.run.epochs
+    assert isinstance(result.end, Finish), result.end
+    for name, counters in result.counters.items():
+        assert counters["batches"] == plan.batches, name
+        assert counters["samples"] == epochs * design.meta.train_samples, name
+        assert counters["in_flight"] == counters["queue"] == counters["dropped"] == 0, name
+        assert counters["late"] == 0, name
+        updates = counters["updates"]
+        correct = getattr(design.experiment.schedule, "correct", False)
+        assert updates >= plan.batches if correct else updates == plan.batches, name
+    assert len(result.history) == len(plan.barriers)
+    assert [h["samples"] for h in result.history] == sorted(h["samples"] for h in result.history)
+    assert ("saved", "final") in [(kind, v.get("tag")) for kind, v in result.records]
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_a_run_finishes_and_its_seed_replays_it(seed: int) -> None:
+    design, result = run_seed(seed)
+    assert_complete(design, result)
+    assert run_seed(seed)[1].digest == result.digest
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_same_with_arithmetic_and_the_codec_of_the_wire(seed: int) -> None:
+    design, result = run_seed(seed, maths=True)
+    assert_complete(design, result)
+    through_codec = run_seed(seed, maths=True, codec=True)[1]
+    assert through_codec.digest == result.digest  # events and weights
+
+
+def test_another_seed_is_another_run() -> None:
+    design = networks.design(networks.chain(3), SYNTHETIC)
+    costs = Costs(jitter=0.1)
+    digests = {simulate(design, seed=s, costs=costs, maths=False).digest for s in range(8)}
+    assert len(digests) == 8
+
+
+def test_a_seed_replays_its_run_in_another_process() -> None:
+    """Whatever the order of Python's sets."""
+    code = "import test_simulator as t; print(t.run_seed(7, maths=True)[1].digest)"
+    environment = {**os.environ, "PYTHONHASHSEED": "1234"}
+    environment["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), os.getcwd()])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == run_seed(7, maths=True)[1].digest
+
+
+def test_data_reach_every_stage_that_reads_them() -> None:
+    design = networks.design(networks.several_readers(), SYNTHETIC, run={"epochs": 3})
+    result = simulate(design, seed=0, maths=True, links=Links(jitter=1.0))
+    assert_complete(design, result)
+    assert set(result.counters) == {"left", "right", "top"}
+
+
+def test_gradients_of_several_consumers_arrive_in_any_order() -> None:
+    orders: dict[int, list[str]] = {}
+
+    def watch(sender: str, to: str, message: object) -> bool:
+        if isinstance(message, Gradient) and to == "root":
+            orders.setdefault(message.batch, []).append(sender)
+        return False
+
+    design = networks.design(networks.fork(), SYNTHETIC, run={"epochs": 8})
+    costs = Costs(jitter=0.9)
+    result = simulate(design, seed=3, costs=costs, maths=False, lose=watch)
+    assert_complete(design, result)
+    assert len({tuple(order) for order in orders.values()}) >= 4
+
+
+def test_no_worker_without_a_batch_to_train_on_is_missing_from_the_evaluation() -> None:
+    """No epochs: the initial weights are evaluated and saved."""
+    design = networks.design(networks.fork(), LOCKED, run={"epochs": 0})
+    result = simulate(design, seed=0, maths=True)
+    assert_complete(design, result)
+    assert [h["samples"] for h in result.history] == [0]
+    assert 0 < result.history[0]["accuracy"] < 1
+    for group in design.plan.groups:
+        for stage, arrays in make_stage(design, group).state().items():
+            for name, array in arrays.items():
+                assert np.array_equal(array, result.weights[stage][name])
+
+
+# --- the user's stop -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_an_interrupted_run_drains_saves_and_leaves(seed: int) -> None:
+    whole = run_seed(seed)[1]
+    moment = random.Random(seed).uniform(0, whole.virtual_s)
+    _, result = run_seed(seed, stop_at_s=moment)
+    if isinstance(result.end, Finish):
+        assert result.digest == whole.digest  # it was over before
+        return
+    assert isinstance(result.end, Fail) and result.end.kind == "Interrupted"
+    if "nothing more was saved" in result.end.text:
+        assert "saved" not in [kind for kind, _ in result.records]
+        return
+    assert ("saved", "final") in [(kind, v.get("tag")) for kind, v in result.records]
+    assert all(own["in_flight"] == own["queue"] == 0 for own in result.counters.values())
+    assert len({own["batches"] for own in result.counters.values()}) == 1
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_a_hang_names_every_worker_and_what_it_waits_for() -> None:
+    design = networks.design(networks.chain(3), LOCKED)
+    with pytest.raises(AsyncDNIError, match="seed 5") as caught:
+        simulate(design, seed=5, maths=False, lose=lambda s, t, m: isinstance(m, Gradient))
+    text = str(caught.value)
+    assert "worker s0: training" in text and "worker top: training" in text
+    assert "in flight [0]" in text and "did F0" in text
+
+
+def test_a_broken_invariant_is_told_with_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Worker.check
+
+    def check(worker: Worker) -> None:
+        honest(worker)
+        assert worker.batches < 3, "three are too many"
+
+    monkeypatch.setattr(Worker, "check", check)
+    design = networks.design(networks.chain(2), SYNTHETIC)
+    with pytest.raises(AsyncDNIError, match=r"seed 9, at \d.*three are too many"):
+        simulate(design, seed=9, maths=False)
+
+
+def test_a_worker_that_never_says_hello_ends_the_run_at_the_deadline() -> None:
+    design = networks.design(networks.chain(3), LOCKED, limits={"startup_s": 20.0})
+    result = simulate(
+        design, seed=0, maths=False, lose=lambda s, t, m: isinstance(m, Hello) and s == "s1",
+        until_s=30.0,
+    )  # fmt: skip
+    assert result.failure is not None and result.failure.kind == "LaunchError"
+    assert "no worker for s1" in result.failure.text
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_long_ops_are_no_sign_of_death_but_silence_is(silent: bool) -> None:
+    design = networks.design(networks.chain(2), LOCKED, run={"epochs": 1})
+    result = simulate(
+        design,
+        seed=0,
+        costs=Costs(backward_us=10e6),
+        maths=False,
+        lose=lambda s, t, m: silent and isinstance(m, Beat),
+    )
+    if silent:
+        assert result.failure is not None and result.failure.kind == "WorkerLost"
+    else:
+        assert_complete(design, result)
+        assert result.train_s > 50
+
+
+def test_a_worker_that_fails_is_the_failure_of_the_run() -> None:
+    optimizer = {"name": "sgd", "learning_rate": 1e30}
+    design = networks.design(networks.chain(2), LOCKED, optimizer=optimizer, run={"epochs": 20})
+    with np.errstate(all="ignore"):
+        result = simulate(design, seed=0, maths=True)
+    assert result.failure is not None and result.failure.kind == "NumericalError"
+    assert "learning_rate" in result.failure.text
+
+
+# --- decoupling ----------------------------------------------------------------------------------
+
+
+class Counting:
+    """A stage that counts the batches it keeps."""
+
+    def __init__(self, stage: Any) -> None:
+        self._stage = stage
+        self.kept = self.most = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stage, name)
+
+    def forward(self, *args: Any) -> Any:
+        self.kept += 1
+        self.most = max(self.most, self.kept)
+        return self._stage.forward(*args)
+
+    def release(self, *args: Any) -> None:
+        self.kept -= 1
+        self._stage.release(*args)
+
+
+def test_hidden_stages_go_on_learning_when_no_gradient_comes_any_more() -> None:
+    """From batch 40 on all gradients are lost: generators predict on, memory stays bounded."""
+    schedule = {**SYNTHETIC, "max_in_flight": 6}
+    design = networks.design(networks.chain(4), schedule, run={"epochs": 200})
+    stages: list[Counting] = []
+
+    def counting(design: Design, group: Group) -> Any:
+        stages.append(Counting(make_stage(design, group)))
+        return stages[-1]
+
+    def lost(sender: str, to: str, message: object) -> bool:
+        return isinstance(message, Gradient) and message.batch >= 40
+
+    def until(moment: float) -> Result:
+        stages.clear()
+        return simulate(design, seed=1, maths=True, lose=lost, until_s=moment, stages=counting)
+
+    early, late = until(0.15), until(0.25)
+    assert early.end is late.end is None
+    for name in ("s0", "s1", "s2"):
+        then, now = early.counters[name], late.counters[name]
+        assert then["batches"] > 50 and then["dropped"] > 0
+        assert now["updates"] > then["updates"] + 50
+        assert now["in_flight"] <= 6
+        assert not np.array_equal(early.weights[name]["0.weight"], late.weights[name]["0.weight"])
+    assert [stage.most for stage in stages] == [6, 6, 6, 1]
+
+
+@pytest.mark.parametrize("target", ["true", "bootstrap"])
+def test_synthetic_outruns_locked_on_four_stages(target: str) -> None:
+    conditions = {"costs": Costs(jitter=0.1), "links": Links(jitter=0.5)}
+    run = {"epochs": 10}
+    speeds = [
+        simulate(design, seed=2, maths=False, **conditions).samples_per_s
+        for schedule in (LOCKED, {**SYNTHETIC, "target": target})
+        for design in [networks.design(networks.chain(4), schedule, run=run)]
+    ]
+    assert speeds[1] > 2.5 * speeds[0]
+
+
+# --- what a result says --------------------------------------------------------------------------
+
+
+def test_one_stage_is_busy_all_the_time_that_it_trains() -> None:
+    """No jitter, no neighbours: 10 batches of read, forward, backward and update, and nothing else
+    but the way of Start and Drained."""
+    design = networks.design(networks.chain(1), LOCKED, run={"epochs": 2, "evaluate_every": 2.0})
+    result = simulate(design, seed=0, maths=False)
+    busy_s = 10 * (50 + 100 + 200 + 50) * 1e-6
+    assert result.train_s == pytest.approx(busy_s + 200e-6)
+    assert result.busy["top"] == pytest.approx(busy_s / result.train_s)
+    assert result.samples == 46
+    assert result.samples_per_s == pytest.approx(46 / result.train_s)
+    letters = "".join(letter for letter, *_ in result.ops["top"])
+    assert letters == "RFBU" * 10
+    assert all(a[3] <= b[2] for a, b in zip(result.ops["top"], result.ops["top"][1:], strict=False))
+
+
+def test_a_worker_of_two_stages_takes_the_time_of_both() -> None:
+    split = networks.design(networks.chain(2), LOCKED, run={"split": [2]})
+    result = simulate(split, seed=0, costs=Costs(scale={"top": 3.0}), maths=False)
+    durations = {op[0]: op[3] - op[2] for op in result.ops["s0+top"]}
+    assert durations["F"] == pytest.approx(400e-6)
+    assert durations["R"] == pytest.approx(50e-6)
+
+
+def test_staleness_grows_with_latency() -> None:
+    def staleness(latency_us: float) -> float:
+        design = networks.design(networks.chain(3), SYNTHETIC, run={"epochs": 10})
+        links = Links(latency_us=latency_us)
+        return float(
+            simulate(design, seed=0, links=links, maths=False).counters["s0"]["staleness_mean"] or 0
+        )
+
+    assert staleness(1.0) < staleness(1000.0) < staleness(5000.0)
+
+
+def test_saves_go_to_disk_where_a_folder_is_given(tmp_path: Any) -> None:
+    design = networks.design(networks.chain(3), SYNTHETIC)
+    result = simulate(design, seed=0, maths=True, folder=tmp_path)
+    for stage, arrays in result.weights.items():
+        saved = load_stage(tmp_path / "final", stage)
+        assert {name: array.tolist() for name, array in saved.items()} == {
+            name: array.tolist() for name, array in arrays.items()
+        }
+
+
+def test_a_result_can_be_kept_and_compared() -> None:
+    design = networks.design(networks.chain(2), LOCKED)
+    result = simulate(design, seed=0, maths=False)
+    assert dataclasses.replace(result) == result
