@@ -100,7 +100,9 @@ def plan_runs(
     for name, seed in order((*schedules, SINGLE), range(first.run.seed, first.run.seed + seeds)):
         schedule = BASELINE if name == SINGLE else name
         fitting = _fitting(changes, schedule, schedules) + (alone if name == SINGLE else [])
-        entries.append(Entry(name, seed, experiment.load(path, fitting, schedule=schedule, seed=seed)))
+        entries.append(
+            Entry(name, seed, experiment.load(path, fitting, schedule=schedule, seed=seed))
+        )
     for entry in entries[: len(schedules) + 1]:  # seeds don't change what fits
         design_of(entry.experiment, allow_import=allow_import)
     return entries
@@ -123,7 +125,7 @@ def run_entry(
 
 
 def document(entries: Sequence[Entry], results: Sequence[Result]) -> dict[str, Any]:
-    """The comparison so far, fit for JSON: machine, one row a name, verdict, every run's summary."""
+    """The comparison so far, fit for JSON: machine, a row a name, verdict, every run's summary."""
     names = tuple(dict.fromkeys(entry.name for entry in entries))
     comparison = Comparison(names, tuple(results))
     folders = {(entry.name, entry.seed): entry.folder for entry in entries}
@@ -145,11 +147,11 @@ def document(entries: Sequence[Entry], results: Sequence[Result]) -> dict[str, A
     }
 
 
-def single_text(threads: int, network: str = "all stages") -> str:
+def single_text(threads: int) -> str:
     """What SINGLE is, for below a table."""
     count = "1 BLAS thread" if threads == 1 else f"{threads} BLAS threads"
     return (
-        f"{SINGLE}: {network} in one worker process with {count}, in strict order (schedule "
+        f"{SINGLE}: all stages in one worker process with {count}, in strict order (schedule "
         f"{BASELINE}), no other worker running: what training without asyncdni would be."
     )
 

@@ -12,6 +12,7 @@ from asyncdni.backends.base import Score
 from asyncdni.backends.numpy import NumpyStage
 from asyncdni.build import Design, make_whole_stage
 from asyncdni.datasets import load
+from asyncdni.datasets.checks import check_contents
 from asyncdni.errors import DataError
 from asyncdni.run import Result, by_stage
 from asyncdni.training import design_of
@@ -44,15 +45,15 @@ def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | in
 def predict(run: Result, x: Array, *, allow_import: bool = False) -> dict[str, Array]:
     """Output of every stage with a loss for inputs x (N, …), uint8 scaled as in training.
 
-    Raises `DataError` for inputs of another shape than the network's.
+    Raises `DataError` for inputs of another shape than the network's, and for NaN and infinity.
     """
-    meta = None
     design = design_of(run.experiment, allow_import=allow_import)
     meta = design.meta
     if x.ndim < 1 or x.shape[1:] != meta.input_shape or not len(x):
         raise DataError(f"x is {x.shape}, expected (samples, {_listed(meta.input_shape)})")
     if x.dtype.kind not in "fu" or (x.dtype.kind == "u" and x.dtype != np.uint8):
         raise DataError(f"x is {x.dtype}, expected floating-point numbers, or uint8 images")
+    check_contents("inputs", {"x": x}, None)
     stage = _stage(design, run)
     losses = [node.name for node in design.network.nodes if node.loss]
     parts: dict[str, list[Array]] = {name: [] for name in losses}

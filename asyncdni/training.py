@@ -118,7 +118,8 @@ def conduct(
             for observer in observers:
                 observer(design, recorder, kind, values)
 
-        observe("bound", {"time_s": time.monotonic(), "address": transport.address})
+        bound = {"address": transport.address, "launched": launch is not None}
+        observe("bound", {"time_s": time.monotonic(), **bound})
         coordinate(machine, transport, observe, launch)
     summary = recorder.summary(machine.train_s)
     if folder is not None:

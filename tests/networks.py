@@ -14,6 +14,8 @@ __all__ = ["BITS", "chain", "design", "diamond", "fork", "several_readers"]
 BITS = 4
 WIDTH = 6
 
+_ADDITION = {"name": "addition", "bits": BITS, "batch_size": 5, "examples": 23}
+
 Tables = list[dict[str, Any]]
 
 
@@ -62,7 +64,7 @@ def design(
 ) -> Design:
     """By default 23 samples in batches of 5, the last of an epoch smaller, for two epochs."""
     tables = {
-        "data": {"name": "addition", "bits": BITS, "batch_size": 5, "examples": 23, **(data or {})},
+        "data": dict(data or {}) if "name" in (data or {}) else {**_ADDITION, **(data or {})},
         "stages": stages,
         "schedule": dict(schedule),
         "optimizer": dict(optimizer or {"name": "adam"}),

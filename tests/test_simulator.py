@@ -272,7 +272,8 @@ class Counting:
 def test_hidden_stages_go_on_learning_when_no_gradient_comes_any_more() -> None:
     """From batch 40 on all gradients are lost: generators predict on, memory stays bounded."""
     schedule = {**SYNTHETIC, "max_in_flight": 6}
-    design = networks.design(networks.chain(4), schedule, run={"epochs": 200})
+    run = {"epochs": 200, "evaluate_every": 200.0}  # a barrier would wait for what is lost
+    design = networks.design(networks.chain(4), schedule, run=run)
     stages: list[Counting] = []
 
     def counting(design: Design, group: Group) -> Any:
@@ -300,7 +301,7 @@ def test_hidden_stages_go_on_learning_when_no_gradient_comes_any_more() -> None:
 @pytest.mark.parametrize("target", ["true", "bootstrap"])
 def test_synthetic_outruns_locked_on_four_stages(target: str) -> None:
     conditions = {"costs": Costs(jitter=0.1), "links": Links(jitter=0.5)}
-    run = {"epochs": 10}
+    run = {"epochs": 10, "evaluate_every": 10.0}
     speeds = [
         simulate(design, seed=2, maths=False, **conditions).samples_per_s
         for schedule in (LOCKED, {**SYNTHETIC, "target": target})
@@ -337,7 +338,8 @@ def test_a_worker_of_two_stages_takes_the_time_of_both() -> None:
 
 def test_staleness_grows_with_latency() -> None:
     def staleness(latency_us: float) -> float:
-        design = networks.design(networks.chain(3), SYNTHETIC, run={"epochs": 10})
+        run = {"epochs": 20, "evaluate_every": 20.0}
+        design = networks.design(networks.chain(3), SYNTHETIC, run=run)
         links = Links(latency_us=latency_us)
         return float(
             simulate(design, seed=0, links=links, maths=False).counters["s0"]["staleness_mean"] or 0

@@ -6,20 +6,20 @@ own competes with the workers. Times are those of the records.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from asyncdni.build import Design
 from asyncdni.cli import panel
 from asyncdni.metrics.recorder import Recorder
 
-__all__ = ["Display", "Lines", "Picture", "Quiet", "make_display"]
+__all__ = ["Display", "Lines", "Picture", "Quiet", "make_display", "say"]
 
 _DRAW_EVERY_S = 0.25
 _LINE_EVERY_S = 10.0
@@ -47,14 +47,17 @@ class Display(Protocol):
         """The run is over: show what it came to."""
 
 
-def make_display(quiet: bool, console: Console | None = None) -> Display:
-    """A picture where `console` (default: standard output) is a terminal, else lines."""
+def make_display(quiet: bool, console: Console | None = None, title: str = "") -> Display:
+    """A picture where `console` (default: standard output) is a terminal, else lines.
+
+    `title` says which one of several runs it is; each of them leaves but one line behind.
+    """
     if quiet:
         return Quiet()
     chosen = console or Console(highlight=False)
     if chosen.is_terminal and not chosen.is_dumb_terminal:
-        return Picture(chosen)
-    return Lines(chosen)
+        return Picture(chosen, title)
+    return Lines(chosen, title)
 
 
 class Quiet:
@@ -86,11 +89,11 @@ class _Gathering:
     def observe(self, design: Design, kind: str, values: Mapping[str, Any]) -> None:
         if kind == "bound":
             self.missing = [group.name for group in design.plan.groups]
-            self.by_hand = not _is_private(values["address"])
+            self.by_hand = not values["launched"]
             if self.by_hand:
                 self._invite(design, values["address"])
         elif kind == "joined":
-            self.missing.remove(values["stage"])
+            self.missing = [name for name in self.missing if name != values["stage"]]
         elif kind == "refused":
             who = f"process {values['pid']} on {values['host']}"
             say(self._console, f"refused a worker ({who}): {values['text']}")
@@ -113,11 +116,10 @@ class _Gathering:
 class Lines:
     """Plain lines: the start, each evaluation, progress now and then, the end."""
 
-    def __init__(self, console: Console, title: str = "", *, evaluations: bool = True) -> None:
-        """`title` stands at the start of each line."""
+    def __init__(self, console: Console, title: str = "") -> None:
+        """With a `title`, one of several runs: it starts each line, and no evaluation has one."""
         self._console = console
-        self._prefix = f"{title}: " if title else ""
-        self._evaluations = evaluations
+        self._title = title
         self._gathering = _Gathering(console)
         self._started_s = 0.0
         self._said_s = 0.0
@@ -140,27 +142,27 @@ class Lines:
         elif kind == "start":
             self._started_s = now
             self._say(now, panel.facts(design))
-        elif kind == "evaluation" and self._evaluations:
+        elif kind == "evaluation" and not self._title:
             self._say(now, _evaluation(design, values))
         elif kind == "report" and now - self._said_s >= _LINE_EVERY_S:
             progress = panel.measure(design, recorder, now - self._started_s)
             self._say(now, panel.progress_line(progress))
 
     def finish(self, summary: Mapping[str, Any], folder: Path | None) -> None:
-        _finish(self._console, summary, folder)
+        _finish(self._console, self._title, summary, folder)
 
     def _say(self, now: float, line: str) -> None:
         self._said_s = now
-        say(self._console, self._prefix + line)
+        say(self._console, f"{self._title}: {line}" if self._title else line)
 
 
 class Picture:
     """A terminal's picture, redrawn in place; removed at the end, kept after a failure."""
 
     def __init__(self, console: Console, title: str = "") -> None:
-        """`title` stands before the facts of the run."""
+        """`title` says which one of several runs it is."""
         self._console = console
-        self._title = f"{title}: " if title else ""
+        self._title = title
         self._gathering = _Gathering(console)
         self._live: Live | None = None
         self._started_s: float | None = None
@@ -185,14 +187,15 @@ class Picture:
 
     def finish(self, summary: Mapping[str, Any], folder: Path | None) -> None:
         self._stop(keep=False)
-        _finish(self._console, summary, folder)
+        _finish(self._console, self._title, summary, folder)
 
     def _picture(self, design: Design, recorder: Recorder, now: float) -> RenderableType:
-        title = self._title + panel.facts(design)
+        head = [self._title] if self._title else []
+        head.append(panel.facts(design))
         if self._started_s is None:
-            return f"{title}\n{self._gathering.text}"
+            return Group(*map(Text, head), Text(self._gathering.text))
         progress = panel.measure(design, recorder, now - self._started_s)
-        return panel.frame(title, progress, recorder.reports)
+        return panel.frame(head, progress, recorder.reports)
 
     def _draw(self, picture: RenderableType) -> None:
         if self._live is None:
@@ -220,13 +223,10 @@ def _evaluation(design: Design, values: Mapping[str, Any]) -> str:
     return f"{line}, {shown}, test loss {values['loss']:.4g}, {speed:,.0f} samples/s"
 
 
-def _finish(console: Console, summary: Mapping[str, Any], folder: Path | None) -> None:
+def _finish(console: Console, title: str, summary: Mapping[str, Any], folder: Path | None) -> None:
+    if title:
+        say(console, f"{title}: {panel.outcome(summary)}")
+        return
     console.print(panel.stage_table(summary["stages"], ("cpu_s",)))
-    say(console, panel.finished_line(summary, folder))
-
-
-def _is_private(address: str) -> bool:
-    """Whether nobody but this process's own workers knows `address`: see `private_folder`."""
-    scheme, _, path = address.partition("://")
-    folder = os.path.basename(os.path.dirname(path))
-    return scheme == "ipc" and folder.startswith("asyncdni-")
+    written = f"written to {folder}" if folder else "nothing written"
+    say(console, f"{panel.outcome(summary)} of training, {written}")

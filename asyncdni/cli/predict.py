@@ -50,13 +50,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(path: Path) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise DataError(
+                f"{path} holds one array without a name; expected an .npz file with an array x, "
+                "as numpy.savez(path, x=…) writes it"
+            )
+        with loaded as archive:
             for name in ("x", "x_test"):
                 if name in archive:
                     return np.asarray(archive[name])
             found = ", ".join(archive.files) or "nothing"
     except FileNotFoundError:
         raise DataError(f"no file {path}") from None
+    except DataError:
+        raise
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is no .npz file of plain arrays: {error}") from error
     except Exception as error:  # zipfile and zlib have errors of their own

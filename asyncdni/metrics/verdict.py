@@ -10,7 +10,7 @@ __all__ = ["accuracy_verdict", "speed_verdict", "verdict"]
 
 
 def verdict(comparison: Comparison) -> list[str]:
-    """Which is fastest, then how accuracies differ, where they do; empty with nothing to compare."""
+    """Which is fastest, then how accuracies differ, where they do; may be empty."""
     sentences = (speed_verdict(comparison), accuracy_verdict(comparison))
     return [sentence for sentence in sentences if sentence]
 
@@ -31,8 +31,10 @@ def speed_verdict(comparison: Comparison) -> str:
     if not clear:
         return f"None is clearly the fastest: {best} was {_joined(close)}."
     sentence = f"Fastest: {best}, {_joined(clear)}"
-    return f"{sentence}; not clearly faster than the rest: {_joined(close)}." if close else (
-        f"{sentence}."
+    return (
+        f"{sentence}; not clearly faster than the rest: {_joined(close)}."
+        if close
+        else (f"{sentence}.")
     )
 
 

@@ -68,14 +68,15 @@ def run_worker(
         AsyncDNIError: what this worker failed at; the coordinator has been told.
     """
     transport = WorkerTransport(coordinator, config.Limits())
+    joined = _Joined()
     linger_s = _LINGER_S
     try:
-        _run(transport, stage, coordinator, timeout_s, allow_import)
+        _run(transport, stage, coordinator, timeout_s, allow_import, joined)
     except KeyboardInterrupt:
         text = f"worker {stage} was interrupted"
         transport.send(COORDINATOR, Failed("Interrupted", text, ""))
         raise Interrupted(text) from None
-    except (_Told, _Unanswered):
+    except _Told:
         linger_s = 0.0
         raise
     except AsyncDNIError as error:
@@ -88,19 +89,20 @@ def run_worker(
         print(trace, file=sys.stderr)
         raise AsyncDNIError(text) from error
     finally:
-        transport.close(linger_s)
+        transport.close(linger_s if joined.welcome is not None else 0.0)
 
 
 class _Told(AsyncDNIError):
     """The coordinator ended this worker, so there is nothing to tell it."""
 
 
-class _Unanswered(LaunchError):
-    """There is no coordinator to tell."""
-
-
 def _run(
-    transport: WorkerTransport, stage: str, coordinator: str, timeout_s: float, allow_import: bool
+    transport: WorkerTransport,
+    stage: str,
+    coordinator: str,
+    timeout_s: float,
+    allow_import: bool,
+    joined: _Joined,
 ) -> None:
     transport.send(
         COORDINATOR,
@@ -113,7 +115,6 @@ def _run(
             allow_import=allow_import,
         ),
     )
-    joined = _Joined()
     early = _await_welcome(transport, coordinator, timeout_s, joined)
     welcome = joined.welcome
     assert welcome is not None
@@ -140,7 +141,7 @@ def _await_welcome(
     while joined.welcome is None:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise _Unanswered(
+            raise LaunchError(
                 f"no coordinator answered at {coordinator} within {timeout_s:g} s: "
                 "check the address, or wait longer with --timeout"
             )

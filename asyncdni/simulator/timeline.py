@@ -28,6 +28,8 @@ _NAME_MAX = 20
 #: The data are read ahead, beside what a timeline is about.
 _HIDDEN = OpKind.READ.value
 _GOES_ON, _WAITS = "-", "."
+#: Sums of the same durations, taken in different orders, differ by rounding.
+_SAME_S = 1e-9
 
 
 def timeline(
@@ -51,7 +53,7 @@ def timeline(
     rows = {name: [_WAITS] * (columns[-1] + 1) for name in ops}
     starts = [start for start, _, _, _ in chosen]
     for column, (_, finish, name, label) in zip(columns, chosen, strict=True):
-        last = columns[bisect_left(starts, finish) - 1]
+        last = columns[bisect_left(starts, finish - _SAME_S) - 1]
         rows[name][column : last + 1] = [label] + [_GOES_ON] * (last - column)
     return _wrapped(rows, cell, width)
 
@@ -73,7 +75,7 @@ def _columns(chosen: Sequence[tuple[float, float, str, str]]) -> list[int]:
     frontier = 0
     running: list[tuple[float, int]] = []  # (end, column)
     for start, end, _, _ in chosen:
-        while running and running[0][0] <= start:
+        while running and running[0][0] <= start + _SAME_S:
             frontier = max(frontier, heapq.heappop(running)[1] + 1)
         columns.append(frontier)
         heapq.heappush(running, (end, frontier))

@@ -57,6 +57,8 @@ __all__ = ["Executor", "TimedOp", "WorkerProcess"]
 TimedOp = tuple[str, int, float, float]
 
 _BEATS_PER_SILENCE = 3
+#: How long a worker waits for a coordinator that does not answer: the default of its command line.
+_JOIN_TIMEOUT_S = 30.0
 
 
 class Executor(Protocol):
@@ -104,6 +106,7 @@ class WorkerProcess:
         self._pace = Pace(world.costs, group.name, names, world.seed)
         self._beat_s = limits.silence_s / _BEATS_PER_SILENCE
         self._incarnation = 0
+        self._welcome = False
         self._connected = False
         self._early: list[Message] = []
         self._unsent: dict[int, list[Parcel]] = {}  # by batch
@@ -134,11 +137,13 @@ class WorkerProcess:
         )
         self._tell(hello)
         self._beat()
+        self._later(_JOIN_TIMEOUT_S, self._give_up)
 
     def _join(self, message: Message) -> None:
         match message:
             case Welcome(incarnation=incarnation):
                 self._incarnation = incarnation
+                self._welcome = True
             case Connect(incarnations=incarnations):
                 self._connected = True
                 self.worker.joined(self._incarnation, incarnations)
@@ -150,6 +155,11 @@ class WorkerProcess:
                 self._exit(1)
             case _:
                 self._early.append(message)
+
+    def _give_up(self) -> None:
+        """No coordinator has answered; its loop may have been over already."""
+        if not self._welcome:
+            self._exit(1)
 
     def _beat(self) -> None:
         self._tell(Beat())

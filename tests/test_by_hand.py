@@ -1,0 +1,296 @@
+"""Runs whose coordinator and workers are started one by one, over tcp, in any order.
+
+Every site asserts at its end that no process and no temporary file is left.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import (
+    ENDLESS,
+    TINY,
+    Command,
+    Site,
+    await_training,
+    free_port,
+    make_site,
+    records,
+    until,
+    until_recorded,
+    weights,
+)
+
+from asyncdni.launchers.local import worker_command
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+#: A protocol that no coordinator speaks yet.
+OTHER_VERSION = """\
+from asyncdni import messages
+messages.PROTOCOL_VERSION += 1
+from asyncdni.__main__ import main
+raise SystemExit(main())
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with make_site(tmp_path) as made:
+        made.write("tiny.toml", TINY)
+        yield made
+
+
+def _coordinator(site: Site, *args: str, port: int = 0) -> Command:
+    bind = f"tcp://127.0.0.1:{port}"
+    return site.start("coordinator", "tiny.toml", "--bind", bind, "--out", "run", *args)
+
+
+def _address(site: Site) -> str:
+    """Where the coordinator listens."""
+    (record,) = until_recorded(site.folder / "run", "bound")
+    address: str = record["address"]
+    return address
+
+
+def _worker(site: Site, stage: str, address: str, *args: str) -> Command:
+    return site.start("worker", "--stage", stage, "--coordinator", address, *args)
+
+
+def _wait_until_joined(site: Site, *stages: str) -> None:
+    until_recorded(site.folder / "run", "joined", len(stages))
+    assert {one["stage"] for one in records(site.folder / "run", "joined")} == set(stages)
+
+
+# --- a whole run ---------------------------------------------------------------------------------
+
+
+def test_workers_in_any_order_give_the_weights_of_train_and_need_no_file(site: Site) -> None:
+    """Some before the coordinator, from a folder without the experiment, named or counted."""
+    text = TINY.replace('"synthetic"', '"locked"').replace("[run]", "[run]\nseed = 3")
+    text = text.replace(
+        'name = "top"', 'name = "middle"\nlayers = ["tanh"]\n[[stages]]\nname = "top"'
+    )
+    site.write("tiny.toml", text)
+    assert site.run("train", "tiny.toml", "--out", "train").code == 0
+    port = free_port()
+    elsewhere = site.write("elsewhere/empty", "").parent
+
+    def worker(stage: str) -> Command:
+        command = worker_command(stage, f"tcp://127.0.0.1:{port}")
+        return site.execute(["env", "-C", str(elsewhere), *command])
+
+    early = [worker("top"), worker("0")]
+    coordinator = _coordinator(site, port=port)
+    _wait_until_joined(site, "top", "hidden")
+    (site.folder / "tiny.toml").unlink()
+    late = worker("middle")
+    for command in (coordinator, *early, late):
+        finished = command.finished()
+        assert (finished.code, finished.err) == (0, "")
+    assert weights(site.folder / "run") == weights(site.folder / "train")
+
+
+def test_the_command_lines_that_the_coordinator_shows_are_enough(site: Site) -> None:
+    port = free_port()
+    coordinator = _coordinator(site, port=port)
+    _address(site)
+    for stage in ("top", "hidden"):
+        assert _worker(site, stage, f"tcp://127.0.0.1:{port}") is not None
+    finished = coordinator.finished()
+    assert finished.code == 0
+    for stage in ("hidden", "top"):
+        assert (
+            f"asyncdni worker --stage {stage} --coordinator tcp://127.0.0.1:{port}" in finished.out
+        )
+
+
+def test_a_run_without_a_folder_writes_nothing(site: Site) -> None:
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    commands = [
+        site.start("coordinator", "tiny.toml", "--bind", address),
+        _worker(site, "top", address),
+        _worker(site, "hidden", address),
+    ]
+    assert [command.finished().code for command in commands] == [0, 0, 0]
+    assert [path.name for path in site.folder.iterdir()] == ["tiny.toml"]
+
+
+def test_an_ipc_address_works_as_well_and_its_sockets_are_removed(site: Site) -> None:
+    (site.temporary / "here").mkdir()
+    address = f"ipc://{site.temporary}/here/coordinator"
+    commands = [
+        site.start("coordinator", "tiny.toml", "--bind", address),
+        _worker(site, "top", address),
+        _worker(site, "hidden", address),
+    ]
+    assert [command.finished().code for command in commands] == [0, 0, 0]
+    (site.temporary / "here").rmdir()  # refused unless empty
+
+
+# --- workers that are not let in -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A coordinator that has a worker for `hidden` and waits for `top`; in the end it comes."""
+    with make_site(tmp_path_factory.mktemp("waiting")) as site:
+        site.write("tiny.toml", TINY)
+        coordinator = _coordinator(site, "--quiet")
+        hidden = _worker(site, "hidden", _address(site))
+        _wait_until_joined(site, "hidden")
+        yield site
+        assert records(site.folder / "run", "refused")  # and the run goes on as if nothing was
+        top = _worker(site, "top", _address(site))
+        for command in (coordinator, hidden, top):
+            finished = command.finished()
+            assert (finished.code, finished.err) == (0, "")
+
+
+def test_a_second_worker_for_a_taken_stage_is_refused(waiting: Site) -> None:
+    taken = records(waiting.folder / "run", "joined")[0]
+    finished = _worker(waiting, "hidden", _address(waiting)).finished()
+    finished.refused("stage hidden is taken", f"process {taken['pid']} on {taken['host']}")
+
+
+def test_a_second_worker_that_counts_its_stage_is_refused(waiting: Site) -> None:
+    _worker(waiting, "0", _address(waiting)).finished().refused("stage hidden is taken")
+
+
+@pytest.mark.parametrize("stage", ["bottom", "2", "-1"])
+def test_a_worker_for_an_unknown_stage_is_refused(waiting: Site, stage: str) -> None:
+    command = waiting.start("worker", f"--stage={stage}", "--coordinator", _address(waiting))
+    command.finished().refused(f"no stage '{stage}'", "known: hidden, top")
+
+
+def test_a_worker_of_another_protocol_version_is_refused(waiting: Site) -> None:
+    args = ["worker", "--stage", "top", "--coordinator", _address(waiting)]
+    finished = waiting.execute([sys.executable, "-c", OTHER_VERSION, *args]).finished()
+    finished.refused("protocol 2", "coordinator 1", "same version of asyncdni")
+
+
+def test_a_worker_without_a_coordinator_gives_up_after_its_timeout(site: Site) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    finished = _worker(site, "hidden", address, "--timeout", "0.3").finished()
+    finished.refused("no coordinator answered", address, "0.3 s", "--timeout")
+
+
+# --- ends ----------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_on_a_coordinator_that_waits_ends_it_and_the_workers_that_joined(
+    site: Site,
+) -> None:
+    coordinator = _coordinator(site)
+    hidden = _worker(site, "hidden", _address(site))
+    _wait_until_joined(site, "hidden")
+    coordinator.interrupt()
+    finished = coordinator.finished()
+    assert finished.code == 130
+    finished.refused("interrupted; nothing more was saved")
+    hidden.finished().refused("the run was called off: interrupted")
+
+
+def test_a_worker_that_dies_in_its_start_up_is_missed_by_name(site: Site) -> None:
+    """It dies before its Hello, so that nobody can know why; the one that joined leaves."""
+    coordinator = _coordinator(site, "--set", "limits.startup_s=2")
+    hidden = _worker(site, "hidden", _address(site))
+    dying = site.execute([sys.executable, "-c", "import asyncdni.runtime.join, os; os._exit(1)"])
+    assert dying.finished().code == 1
+    coordinator.finished().refused("no worker for top has joined within 2 s", "limits.startup_s")
+    hidden.finished().refused("the run was called off: no worker for top")
+
+
+def test_a_worker_that_fails_in_its_start_up_ends_the_run_with_its_words(site: Site) -> None:
+    """It hosts the data, which its machine does not have."""
+    site.write("mnist/README", "to be filled")
+    changes = ["--set", "data.name=mnist", "--set", f"data.path={site.folder / 'mnist'}"]
+    changes += ["--set", "stages.top.layers=[{dense=10}]", "--set", "stages.top.loss=cross_entropy"]
+    site.write("tiny.toml", _without_addition(TINY))
+    coordinator = _coordinator(site, *changes)
+    hidden = _worker(site, "hidden", _address(site))
+    hidden.finished().refused("MNIST is incomplete", "asyncdni data mnist")
+    coordinator.finished().refused("MNIST is incomplete", "asyncdni data mnist")
+
+
+def _without_addition(text: str) -> str:
+    """Without the options that other data sets do not have."""
+    options = ("bits", "examples", "test_examples")
+    return "\n".join(line for line in text.splitlines() if not line.startswith(options)) + "\n"
+
+
+def test_a_worker_that_is_killed_is_missed_within_the_silence_limit(site: Site) -> None:
+    coordinator = _coordinator(site, *ENDLESS, "--set", "limits.silence_s=1")
+    top = _worker(site, "top", _address(site))
+    hidden = _worker(site, "hidden", _address(site))
+    pids = await_training(site.folder / "run")
+    assert pids == {"hidden": hidden.pid, "top": top.pid}
+    top.kill()
+    assert top.finished().code == -signal.SIGKILL
+    line = coordinator.finished().refused(f"worker top (process {top.pid} on ", "no sign of life")
+    said = line.removeprefix("asyncdni: ")
+    hidden.finished().refused("worker hidden was stopped by its coordinator", said)
+
+
+def test_no_worker_outlives_a_killed_coordinator(site: Site) -> None:
+    coordinator = _coordinator(site, *ENDLESS, "--set", "limits.silence_s=1")
+    commands = [_worker(site, stage, _address(site)) for stage in ("top", "hidden")]
+    await_training(site.folder / "run")
+    coordinator.kill()
+    assert coordinator.finished().code == -signal.SIGKILL
+    for command in commands:
+        command.finished().refused("nothing heard from tcp://127.0.0.1", "for 1 s")
+
+
+def test_ctrl_c_in_the_middle_saves_and_lets_workers_go(site: Site) -> None:
+    coordinator = _coordinator(site, *ENDLESS)
+    commands = [_worker(site, stage, _address(site)) for stage in ("top", "hidden")]
+    await_training(site.folder / "run")
+    coordinator.interrupt()
+    finished = coordinator.finished()
+    assert finished.code == 130
+    finished.refused("interrupted after", str(site.folder / "run"))
+    assert [command.finished().code for command in commands] == [0, 0]
+    assert set(weights(site.folder / "run")) == {"hidden.safetensors", "top.safetensors"}
+
+
+# --- the recipe ----------------------------------------------------------------------------------
+
+
+def _recipe(site: Site, *args: str) -> Command:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    script = ["sh", str(LAUNCH / "by-hand.sh"), address, "--out", "run", "--quiet", *args]
+    return site.execute(script, ASYNCDNI=f"{sys.executable} -m asyncdni")
+
+
+def test_the_recipe_trains_the_digits_with_a_command_for_each_process(site: Site) -> None:
+    finished = _recipe(site, "--set", "run.epochs=1").finished()
+    assert (finished.code, finished.err) == (0, "")
+    stages = [one["stage"] for one in records(site.folder / "run", "joined")]
+    assert sorted(stages) == ["classifier", "hidden1", "hidden2", "hidden3"]
+    assert set(weights(site.folder / "run")) == {f"{stage}.safetensors" for stage in stages}
+
+
+def test_ctrl_c_on_the_recipe_saves_and_leaves_nothing_behind(site: Site) -> None:
+    command = _recipe(site, *ENDLESS)
+    until_recorded(site.folder / "run", "report")
+    command.interrupt()  # the whole group, as a terminal does
+    finished = command.finished()
+    assert finished.code == 130
+    finished.refused("interrupted after", str(site.folder / "run"))
+    assert len(weights(site.folder / "run")) == 4
+
+
+def test_the_recipe_gives_up_with_its_coordinator(site: Site) -> None:
+    """Workers that wait for a coordinator which refused its arguments are sent away."""
+    finished = _recipe(site, "--set", "run.epochs=many").finished()
+    assert finished.code == 2
+    assert "run.epochs" in finished.err
+    assert "Traceback" not in finished.err
+    until(lambda: not site.processes(), "the end of all workers")
+    assert os.listdir(site.folder) == ["tiny.toml"]

@@ -1,0 +1,441 @@
+"""Bad input to the commands ends in one line that names place, given and cure, and leaves nothing.
+
+Every site asserts at its end that no process and no temporary file is left.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from processes import TINY, Site, make_site
+
+from asyncdni.datasets.mnist import FILES
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with make_site(tmp_path) as made:
+        yield made
+
+
+def _replaced(old: str, new: str) -> str:
+    assert old in TINY
+    return TINY.replace(old, new)
+
+
+_HIDDEN = 'layers = [{ dense = 8 }, "sigmoid"]'
+_TOP = "layers = [{ dense = 3 }]"
+
+#: What is wrong: (the experiment file, words of the one line).
+EXPERIMENTS = {
+    "unknown key": (_replaced("epochs", "epocs"), ["run", "'epocs'", "did you mean 'epochs'"]),
+    "unknown table": (TINY + "\n[optimiser]\n", ["'optimiser'", "did you mean 'optimizer'"]),
+    "wrong type": (_replaced("epochs = 2", 'epochs = "many"'), ["run.epochs", "integer", "'many'"]),
+    "out of range": (_replaced("batch_size = 10", "batch_size = 0"), ["data.batch_size", "1", "0"]),
+    "unknown layer": (
+        _replaced('"sigmoid"]', '"sigmiod"]'),
+        ["stages[0] (hidden).layers[1]", "'sigmiod'", "dense, batch_norm, relu, tanh, sigmoid"],
+    ),
+    "unknown option of a layer": (
+        _replaced("{ dense = 8 }", "{ dense = { widht = 8 } }"),
+        ["stages[0] (hidden).layers[0]", "'widht'", "width"],
+    ),
+    "unknown schedule": (
+        _replaced('"synthetic"', '"asynchronous"'),
+        ["schedule.name", "'asynchronous'", "locked, synthetic"],
+    ),
+    "unknown data set": (
+        _replaced('"addition"', '"additon"'),
+        ["data.name", "'additon'", "did you mean 'addition'?", "digits, mnist, addition, npz"],
+    ),
+    "unknown loss": (
+        _replaced('"sigmoid_cross_entropy"', '"mes"'),
+        ["stages[1] (top).loss", "'mes'", "did you mean 'mse'?"],
+    ),
+    "a loss that does not fit the targets": (
+        _replaced('"sigmoid_cross_entropy"', '"cross_entropy"'),
+        ["stages[1] (top).loss", "3 values", "sigmoid_cross_entropy or mse"],
+    ),
+    "an output that does not fit the loss": (
+        _replaced(_TOP, "layers = [{ dense = 4 }]"),
+        ["stages[1] (top).loss", "expects the stage to end in shape (3,)", "got (4,)"],
+    ),
+    "branches whose shapes can't be summed": (
+        TINY.replace(_TOP, _TOP + '\ninputs = ["hidden", "data"]\njoin = "sum"'),
+        ["stages[1] (top).inputs", "equal shapes", "hidden (8,)", "data (6,)"],
+    ),
+    "no loss": (_replaced('loss = "sigmoid_cross_entropy"', ""), ["none has a loss"]),
+    "a cycle": (
+        TINY.replace(_HIDDEN, _HIDDEN + '\ninputs = ["top"]'),
+        ["hidden -> top", "top -> hidden", "cycle"],
+    ),
+    "an input that nobody produces": (
+        TINY.replace(_TOP, _TOP + '\ninputs = ["hiden"]'),
+        ["stages[1] (top).inputs", "'hiden'", "did you mean 'hidden'?", "data, hidden, top"],
+    ),
+    "two stages of one name": (_replaced('"top"', '"hidden"'), ["stages[1]", "'hidden'", "unique"]),
+    "a split over more stages than there are": (TINY + "split = [1, 2]\n", ["run.split", "[1, 2]"]),
+    "one training sample alone before a batch norm": (
+        TINY.replace('"sigmoid"]', '"batch_norm"]').replace("examples = 40", "examples = 41"),
+        ["hidden", "batch_norm", "41", "batch_size"],
+    ),
+    "a layer of the user's own": (
+        _replaced('"sigmoid"]', '"mine:Layer"]'),
+        ["stages[0] (hidden).layers[1]", "'mine:Layer'", "--allow-import"],
+    ),
+    "no TOML": ("[data\n", ["tiny.toml", "not TOML", "line 1"]),
+}
+
+
+@pytest.mark.parametrize("case", EXPERIMENTS)
+def test_an_experiment_that_can_not_be_used_is_refused_before_anything_is_written(
+    site: Site, case: str
+) -> None:
+    text, words = EXPERIMENTS[case]
+    file = site.write("tiny.toml", text)
+    site.run("train", file, "--out", "run").refused(*words)
+    assert not (site.folder / "run").exists()
+
+
+ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
+    "no such file": (["train", "missing.toml"], ["missing.toml", "no such file"]),
+    "unknown key": (["train", "tiny.toml", "--set", "run.epoch=3"], ["run", "'epoch'", "epochs"]),
+    "no value": (["train", "tiny.toml", "--set", "run.epochs"], ["--set", "run.epochs"]),
+    "wrong type": (["train", "tiny.toml", "--set", "run.seed=-1"], ["run.seed", "-1"]),
+    "schedule": (["train", "tiny.toml", "--schedule", "lock"], ["'lock'", "locked"]),
+    "coordinator": (
+        ["coordinator", "tiny.toml", "--bind", "tcp://127.0.0.1:0", "--schedule", "lock"],
+        ["'lock'", "locked, synthetic"],
+    ),
+    "unknown option": (["train", "tiny.toml", "--epochs", "3"], ["--epochs", "asyncdni --help"]),
+    "unknown command": (["trian"], ["trian", "train", "--help"]),
+    "seed": (["train", "tiny.toml", "--seed", "many"], ["--seed", "'many'"]),
+    "address": (["coordinator", "tiny.toml", "--bind", "localhost"], ["'localhost'", "tcp://"]),
+    "port": (["worker", "--stage", "0", "--coordinator", "tcp://h:99999"], ["99999", "65535"]),
+    "wait": (
+        ["worker", "--stage", "0", "--coordinator", "tcp://h:1", "--timeout", "soon"],
+        ["--timeout", "'soon'", "seconds above 0"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_arguments_that_can_not_be_used_are_refused(site: Site, case: str) -> None:
+    args, words = ARGUMENTS[case]
+    site.write("tiny.toml", TINY)
+    finished = site.run(*args)
+    finished.refused(*words)
+    assert sorted(path.name for path in site.folder.iterdir()) == ["tiny.toml"]
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+CLASSES = """\
+[data]
+name = "npz"
+path = "data.npz"
+batch_size = 8
+
+[[stages]]
+name = "hidden"
+layers = [{ dense = 4 }, "relu"]
+
+[[stages]]
+name = "top"
+layers = [{ dense = 3 }]
+loss = "cross_entropy"
+
+[run]
+epochs = 1
+"""
+
+
+def _arrays() -> dict[str, Any]:
+    labels = np.arange(16) % 3
+    return {
+        "x_train": np.linspace(-1, 1, 16 * 5, dtype=np.float32).reshape(16, 5),
+        "y_train": labels,
+        "x_test": np.linspace(-1, 1, 16 * 5, dtype=np.float32).reshape(16, 5),
+        "y_test": labels,
+    }
+
+
+def _save(site: Site, **changed: Any) -> Path:
+    site.write("classes.toml", CLASSES)
+    np.savez(site.folder / "data.npz", allow_pickle=False, **{**_arrays(), **changed})
+    return site.folder / "data.npz"
+
+
+def _refused(site: Site, *words: str) -> None:
+    """By `train`, with `words`, before anything was learned."""
+    site.run("train", "classes.toml", "--out", "run").refused(*words)
+    for name in ("final", "best", "summary.json"):
+        assert not (site.folder / "run" / name).exists()
+
+
+def test_labels_out_of_range_are_refused_with_array_and_sample(site: Site) -> None:
+    labels = _arrays()["y_train"]
+    labels[5] = -1
+    _save(site, y_train=labels)
+    _refused(site, "data.npz", "y_train", "-1", "sample 5", "0 to 2")
+
+
+def test_more_classes_than_outputs_are_refused(site: Site) -> None:
+    labels = _arrays()["y_test"]
+    labels[7] = 3
+    _save(site, y_test=labels)
+    _refused(site, "stages[1] (top).loss", "4 classes", "(4,)", "(3,)")
+
+
+def test_nan_in_the_data_is_refused_with_array_and_sample(site: Site) -> None:
+    x = _arrays()["x_train"]
+    x[9, 2] = np.nan
+    _save(site, x_train=x)
+    _refused(site, "data.npz", "x_train", "nan", "sample 9")
+
+
+def test_inputs_of_a_shape_that_a_layer_can_not_take_are_refused(site: Site) -> None:
+    _save(site, x_train=np.zeros((16, 2, 2), "f4"), x_test=np.zeros((16, 2, 2), "f4"))
+    _refused(site, "stages[0] (hidden).layers[0]", "dense", "(D,)", "(2, 2)")
+
+
+def test_a_missing_data_file_is_refused(site: Site) -> None:
+    _save(site).unlink()
+    _refused(site, "data.npz", "no such file", "x_train, y_train, x_test, y_test")
+
+
+def test_a_data_file_without_one_of_the_arrays_is_refused(site: Site) -> None:
+    file = _save(site)
+    np.savez(file, allow_pickle=False, x_train=np.zeros((2, 5)))
+    _refused(site, "data.npz", "y_train", "found x_train")
+
+
+def test_a_truncated_data_file_is_refused(site: Site) -> None:
+    file = _save(site)
+    file.write_bytes(file.read_bytes()[:-200])
+    _refused(site, "data.npz", "damaged")
+
+
+def test_a_data_file_with_flipped_bits_is_refused(site: Site) -> None:
+    file = _save(site)
+    content = bytearray(file.read_bytes())
+    at = content.index(_arrays()["x_train"].tobytes())
+    content[at + 40] ^= 0xFF
+    file.write_bytes(content)
+    _refused(site, "data.npz", "CRC")
+
+
+def test_a_file_of_pickled_objects_is_refused(site: Site) -> None:
+    file = _save(site)
+    np.savez(file, **{**_arrays(), "y_train": np.array([{}] * 16, dtype=object)})
+    _refused(site, "data.npz", "y_train", "pickle", "never loaded")
+
+
+def test_an_mnist_folder_without_its_files_is_refused(site: Site) -> None:
+    (site.folder / "mnist").mkdir()
+    _save(site)
+    changes = ["--set", "data.name=mnist", "--set", "data.path=mnist", "--set", "data.batch_size=9"]
+    changes += ["--set", "stages.top.layers=[{ dense = 10 }]"]
+    finished = site.run("train", "classes.toml", "--out", "run", *changes)
+    finished.refused("MNIST is incomplete", "train-images-idx3-ubyte", "asyncdni data mnist")
+
+
+def test_an_mnist_file_with_another_checksum_is_refused(site: Site) -> None:
+    (site.folder / "mnist").mkdir()
+    _save(site)
+    for file in FILES:
+        path = site.folder / "mnist" / f"{file.name}.gz"
+        samples = 60_000 if file.name.startswith("train") else 10_000
+        shape = (samples, 28, 28)[: file.axes]
+        header = struct.pack(f">I{file.axes}I", 0x800 + file.axes, *shape)
+        path.write_bytes(gzip.compress(header.ljust(file.size, b"\0"), 1))
+    changes = ["--set", "data.name=mnist", "--set", "data.path=mnist"]
+    changes += ["--set", "stages.top.layers=[{ dense = 10 }]"]
+    finished = site.run("train", "classes.toml", "--out", "run", *changes)
+    finished.refused("train-images-idx3-ubyte.gz", "sha256", FILES[0].sha256, "asyncdni data mnist")
+
+
+def test_a_loss_that_stops_being_finite_ends_the_run_with_stage_and_batch(site: Site) -> None:
+    _save(site)
+    changes = ["--set", "optimizer.name=sgd", "--set", "optimizer.learning_rate=1e30"]
+    finished = site.run("train", "classes.toml", "--out", "run", *changes, "--schedule", "locked")
+    finished.refused("loss of stage top is nan at batch 1", "learning_rate", "clip_norm")
+    assert not (site.folder / "run" / "summary.json").exists()
+
+
+# --- places to write to --------------------------------------------------------------------------
+
+
+def test_a_run_folder_below_a_file_is_refused(site: Site) -> None:
+    site.write("tiny.toml", TINY)
+    site.write("plain", "text")
+    site.run("train", "tiny.toml", "--out", "plain/run").refused("--out plain/run", "directory")
+    assert (site.folder / "plain").read_text() == "text"
+
+
+def test_a_run_folder_that_is_a_file_is_refused(site: Site) -> None:
+    site.write("tiny.toml", TINY)
+    site.write("plain", "text")
+    site.run("train", "tiny.toml", "--out", "plain").refused("--out plain", "exists")
+
+
+@pytest.mark.parametrize("command", [["train"], ["coordinator", "--bind", "tcp://127.0.0.1:0"]])
+def test_a_run_folder_that_is_not_empty_is_refused_and_kept(site: Site, command: list[str]) -> None:
+    site.write("tiny.toml", TINY)
+    site.write("run/notes", "precious")
+    finished = site.run(*command, "tiny.toml", "--out", "run")
+    finished.refused("--out run", "not empty", "new or an empty one")
+    assert [path.name for path in (site.folder / "run").iterdir()] == ["notes"]
+
+
+def test_a_port_in_use_is_refused_before_the_run_folder_is_made(site: Site) -> None:
+    site.write("tiny.toml", TINY)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        finished = site.run("coordinator", "tiny.toml", "--bind", address, "--out", "run")
+    finished.refused(address, "in use", "port 0")
+    assert not (site.folder / "run").exists()
+
+
+# --- run folders ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder as `train` leaves it."""
+    folder = tmp_path_factory.mktemp("trained")
+    with make_site(folder) as site:
+        site.write("tiny.toml", TINY)
+        finished = site.run("train", "tiny.toml", "--out", "run", "--quiet")
+        assert finished.code == 0, finished
+    return folder / "run"
+
+
+@pytest.fixture
+def copy(site: Site, trained: Path) -> Path:
+    """A copy of it, to damage."""
+    for path in trained.rglob("*"):
+        if path.is_file():
+            target = site.folder / "run" / path.relative_to(trained)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return site.folder / "run"
+
+
+def test_evaluate_repeats_the_test_accuracy_of_the_summary_exactly(
+    site: Site, trained: Path
+) -> None:
+    finished = site.run("evaluate", trained, "--json")
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["test_accuracy"] is not None
+    assert json.loads(finished.out)["accuracy"] == summary["test_accuracy"]
+    assert json.loads(finished.out)["loss"] == summary["test_loss"]
+    assert (finished.code, finished.err) == (0, "")
+
+
+def test_predict_writes_the_outputs_of_each_loss(site: Site, trained: Path) -> None:
+    np.savez(site.folder / "in.npz", x=np.zeros((7, 6), np.float32))
+    finished = site.run("predict", trained, "in.npz", "--out", "out.npz")
+    assert (finished.code, finished.err) == (0, "")
+    with np.load(site.folder / "out.npz", allow_pickle=False) as outputs:
+        assert outputs["top"].shape == (7, 3)
+        assert np.isfinite(outputs["top"]).all()
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["predict", "--out", "out.npz"]])
+def test_a_folder_that_holds_no_run_is_refused(site: Site, command: list[str]) -> None:
+    np.savez(site.folder / "in.npz", x=np.zeros((7, 6), np.float32))
+    inputs = ["in.npz"] if command[0] == "predict" else []
+    finished = site.run(command[0], "nowhere", *inputs, *command[1:])
+    finished.refused("nowhere is no run folder", "experiment.toml")
+    assert not (site.folder / "out.npz").exists()
+
+
+def test_a_run_without_weights_of_a_stage_is_refused(site: Site, copy: Path) -> None:
+    (copy / "final" / "hidden.safetensors").unlink()
+    site.run("evaluate", copy).refused("no weights of stage hidden", "final/hidden.safetensors")
+
+
+def test_truncated_weights_are_refused(site: Site, copy: Path) -> None:
+    path = copy / "final" / "top.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    site.run("evaluate", copy).refused("top.safetensors", "not a whole safetensors file")
+
+
+def test_weights_of_another_network_are_refused(site: Site, copy: Path) -> None:
+    path = copy / "experiment.toml"
+    path.write_text(path.read_text().replace("dense = 8", "dense = 9"))
+    finished = site.run("evaluate", copy)
+    finished.refused("weights of stage hidden", "0.weight", "(8, 6)", "expected (9, 6)")
+
+
+@pytest.mark.parametrize("name", ["summary.json", "experiment.toml"])
+def test_a_run_folder_with_a_damaged_file_is_refused(site: Site, copy: Path, name: str) -> None:
+    (copy / name).write_text("[" + (copy / name).read_text()[:-5])
+    site.run("evaluate", copy).refused(name)
+
+
+def test_a_run_folder_whose_file_is_a_folder_is_refused(site: Site, copy: Path) -> None:
+    (copy / "final" / "top.safetensors").unlink()
+    (copy / "final" / "top.safetensors").mkdir()
+    site.run("evaluate", copy).refused("top.safetensors", "can't read")
+
+
+INPUTS: dict[str, tuple[Any, list[str]]] = {
+    "another shape": (np.zeros((4, 5), "f4"), ["(4, 5)", "(samples, 6)"]),
+    "no samples": (np.zeros((0, 6), "f4"), ["(0, 6)", "(samples, 6)"]),
+    "integers": (np.zeros((4, 6), "i8"), ["int64", "floating-point"]),
+    "nan": (np.full((4, 6), np.nan, "f4"), ["nan", "sample 0", "finite"]),
+    "objects": (np.array([[None] * 6], dtype=object), ["in.npz", "plain arrays"]),
+}
+
+
+@pytest.mark.parametrize("case", INPUTS)
+def test_predict_refuses_inputs_that_do_not_fit(site: Site, trained: Path, case: str) -> None:
+    x, words = INPUTS[case]
+    np.savez(site.folder / "in.npz", x=x)
+    site.run("predict", trained, "in.npz", "--out", "out.npz").refused(*words)
+    assert not (site.folder / "out.npz").exists()
+
+
+FILES_IN = {
+    "missing": (None, ["no file in.npz"]),
+    "text": (b"1, 2, 3\n", ["in.npz", "no .npz file"]),
+    "empty": (b"", ["in.npz", "no .npz file"]),
+}
+
+
+@pytest.mark.parametrize("case", FILES_IN)
+def test_predict_refuses_files_that_are_none(site: Site, trained: Path, case: str) -> None:
+    content, words = FILES_IN[case]
+    if content is not None:
+        (site.folder / "in.npz").write_bytes(content)
+    site.run("predict", trained, "in.npz", "--out", "out.npz").refused(*words)
+
+
+def test_predict_refuses_a_single_array_file(site: Site, trained: Path) -> None:
+    np.save(site.folder / "in.npy", np.zeros((4, 6), "f4"))
+    finished = site.run("predict", trained, "in.npy", "--out", "out.npz")
+    finished.refused("in.npy", "one array", "numpy.savez")
+
+
+def test_predict_refuses_an_output_that_can_not_be_written(site: Site, trained: Path) -> None:
+    np.savez(site.folder / "in.npz", x=np.zeros((4, 6), "f4"))
+    site.write("plain", "text")
+    finished = site.run("predict", trained, "in.npz", "--out", "plain/out.npz")
+    finished.refused("plain/out.npz", "can't write")
+
+
+def test_the_console_script_and_the_module_are_the_same_command(site: Site) -> None:
+    code = "from asyncdni.__main__ import main; raise SystemExit(main())"
+    finished = site.execute([sys.executable, "-c", code, "train", "missing.toml"]).finished()
+    assert finished == site.run("train", "missing.toml")

@@ -1,0 +1,251 @@
+"""The worker's logic: start, batches, gradients, credit, the end."""
+
+from __future__ import annotations
+
+import pytest
+from hand import FORK, LAST, MIDDLE, Hand, activation, drained, sends, trained
+from pair import Bench, chain
+
+from asyncdni.core.events import (
+    Compute,
+    Release,
+    Stop,
+)
+from asyncdni.core.position import DATA
+from asyncdni.core.worker import Phase
+from asyncdni.messages import (
+    COORDINATOR,
+    Abort,
+    Activation,
+    Barrier,
+    Credit,
+    Drained,
+    Evaluate,
+    Evaluated,
+    Gradient,
+    Interrupt,
+    Leave,
+    Message,
+    Skipped,
+    Start,
+)
+from asyncdni.schedules import Locked, Op, OpKind, Synthetic
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def test_nothing_is_computed_before_start_and_what_came_earlier_is_not_lost() -> None:
+    hand = Hand(MIDDLE)
+    assert hand(activation(0)) == []
+    actions = hand(Start())
+    assert [str(a.op) for a in actions if isinstance(a, Compute)] == ["F0"]
+    assert hand.inputs == {"p": {"h": "h0"}}
+
+
+def test_the_host_reads_one_batch_ahead_and_no_further() -> None:
+    hand = Hand(chain(2)[0], Locked())
+    hand(Start())
+    assert hand.op == Op(OpKind.READ, 0)
+    hand.finish({"h": "x"})
+    assert str(hand.op) == "F0"
+    hand.finish({"h": "h"})
+    assert hand.op == Op(OpKind.READ, 1)
+    assert hand.finish({"h": "x"}) == []  # batch 1 waits for its turn, batch 2 is not read
+
+
+def test_a_finished_forward_sends_the_activation_to_every_consumer() -> None:
+    hand = Hand(FORK)
+    hand(Start())
+    hand(activation(0, "p"))
+    assert hand.op is None  # the other producer's part is missing
+    hand(activation(0, "q", tensors={"h": "other"}))
+    assert list(hand.inputs) == ["p", "q"]
+    sent = sends(hand.finish({"h": "out"}))
+    assert [to for to, _ in sent] == ["c", "d"]
+    expected = Activation("f", 7, 0, 4, {"h": "out"})
+    assert all(message == expected for _, message in sent)
+
+
+def test_a_finished_backward_sends_each_producer_its_gradient() -> None:
+    hand = Hand(LAST)
+    hand(Start())
+    hand(activation(0))
+    hand.finish()
+    assert str(hand.op) == "B0"
+    sent = sends(hand.finish({"p": {"z": "g"}}))
+    assert sent == [("p", Gradient("z", 7, 0, {"z": "g"}))]
+
+
+def test_inputs_arrive_in_declared_order_whoever_was_first() -> None:
+    hand = Hand(FORK)
+    hand(Start())
+    hand(activation(0, "q"))
+    hand(activation(0, "p"))
+    assert list(hand.inputs) == ["p", "q"]
+
+
+def test_without_credit_the_worker_waits_until_it_is_granted() -> None:
+    hand = trained(window=1)
+    hand(activation(1))
+    assert hand.op is None
+    actions = hand(Credit("c", 1, "m", taken=1, allowed=2))
+    assert [str(a.op) for a in actions if isinstance(a, Compute)] == ["F1"]
+    ((_, message),) = sends(hand.finish({"h": "h"}))
+    assert isinstance(message, Activation)
+    assert message.waited
+
+
+def test_duplicate_and_overtaken_credit_does_no_harm() -> None:
+    hand = trained(batches=2, window=2)
+    hand(Credit("c", 1, "m", taken=2, allowed=4))
+    hand(Credit("c", 1, "m", taken=1, allowed=3))
+    hand(Credit("c", 1, "m", taken=2, allowed=4))
+    for batch in (2, 3):
+        hand(activation(batch))
+        hand.finish_until(f"U{batch}")
+    hand(activation(4))
+    assert hand.op is None
+
+
+def test_a_started_forward_grants_its_producer_credit() -> None:
+    hand = Hand(MIDDLE, window=1)
+    hand(Start())
+    assert sends(hand(activation(0))) == [("p", Credit("m", 7, "p", taken=1, allowed=2))]
+
+
+@pytest.mark.parametrize("order", [("c", "d"), ("d", "c")])
+def test_gradients_of_several_consumers_are_given_in_declared_order(order: tuple[str, ...]) -> None:
+    hand = trained(FORK)
+    hand(Gradient(order[0], 1, 0, {order[0]: "g"}))
+    assert hand.op is None
+    hand(Gradient(order[1], 1, 0, {order[1]: "g"}))
+    assert str(hand.op) == "T0"
+    assert list(hand.inputs) == ["c", "d"]
+
+
+def test_a_late_gradient_of_a_batch_given_up_is_counted_and_forgotten() -> None:
+    hand = trained(FORK)
+    hand(Skipped("c", 1, 0))
+    assert hand(Gradient("d", 1, 0, {"d": "g"})) == []
+    assert hand.worker.late == 1
+    assert hand.worker.dropped == 1
+
+
+def test_a_skipped_batch_is_released_and_the_skip_passed_on() -> None:
+    hand = trained(FORK)
+    actions = hand(Skipped("c", 1, 0))
+    assert [a.batch for a in actions if isinstance(a, Release)] == [0]
+    skip = Skipped("f", 7, 0)
+    assert sends(actions) == [("p", skip), ("q", skip)]
+    assert not hand.worker.flights
+
+
+def test_a_skip_while_the_batch_is_being_learned_from_waits_for_its_update() -> None:
+    hand = Hand(MIDDLE)
+    hand(Start())
+    hand(activation(0))
+    hand.finish({"h": "h"})
+    assert str(hand.op) == "P0"
+    assert hand(Skipped("c", 1, 0)) == []
+    hand.finish()
+    assert str(hand.op) == "B0"
+    actions = hand.finish_until("U0")
+    assert [a.batch for a in actions if isinstance(a, Release)] == [0]
+    assert hand.worker.counters()["updates"] == 1
+
+
+def test_a_skip_after_the_bootstrapped_gradient_does_not_take_that_away() -> None:
+    """A consumer that has sent its own prediction up may give the batch up later."""
+    hand = trained(schedule=Synthetic(bootstrap=True))
+    hand(Gradient("c", 1, 0, {"c": "g"}))
+    hand(Skipped("c", 1, 0))
+    assert str(hand.op) == "T0"
+    hand.finish()
+    assert hand.worker.dropped == 0
+
+
+def test_counters_tell_staleness_in_updates_of_the_stage() -> None:
+    hand = trained(batches=3)
+    hand(Gradient("c", 1, 0, {"c": "g"}))
+    hand.finish()
+    counters = hand.worker.counters()
+    assert (counters["staleness_mean"], counters["staleness_max"]) == (3.0, 3)
+    assert (counters["batches"], counters["updates"], counters["samples"]) == (3, 3, 12)
+
+
+def test_another_worker_reads_data_over_the_wire() -> None:
+    """Stage 1 joins the data with stage 0's activation; the data's credit is stage 1's to give."""
+    bench = Bench(chain(2, feeds=("stage 1",), test_batches=2), Synthetic(), window=1).train()
+    fed = bench.messages(Activation, "stage 0", "stage 1")
+    assert [m.batch for m in fed if isinstance(m, Activation) and m.sender == DATA] == [0, 1, 2]
+    assert [op for op in bench.ops("stage 1") if op[0] == "F"] == ["F0", "F1", "F2"]
+    grants = {m.node for m in bench.messages(Credit, "stage 1") if isinstance(m, Credit)}
+    assert grants == {DATA, "stage 0"}
+    assert len(bench.messages(Drained)) == 2
+    bench.order(Evaluate(0))
+    bench.run()
+    (score,) = bench.messages(Evaluated)
+    assert isinstance(score, Evaluated)
+    assert score.samples == 8
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def test_interrupt_sets_the_last_barrier_behind_what_has_been_read() -> None:
+    hand = Hand(chain(2, barriers=(5, 10))[0])
+    hand(Start())
+    hand(Interrupt())  # while batch 0 is being read
+    hand.finish({"h": "x"})
+    actions = hand.finish_until("U0")
+    assert sends(actions, Barrier) == [("stage 1", Barrier("stage 0", 7, 0, True))]
+
+
+def test_interrupt_while_closed_changes_nothing_of_the_drain_under_way() -> None:
+    hand = Hand(chain(2, barriers=(1, 5))[0])
+    hand(Start())
+    hand.finish({"h": "x"})
+    assert sends(hand.finish_until("U0"), Barrier) == [("stage 1", Barrier("stage 0", 7, 0, False))]
+    assert hand(Interrupt()) == []
+    hand(Gradient("stage 1", 1, 0, {"stage 1": "g"}))
+    assert sends(hand.finish_until("T0")) == [(COORDINATOR, Drained(0, 1))]
+
+
+def test_interrupt_before_start_and_in_other_workers_leads_to_no_batch_and_no_action() -> None:
+    host, other = Hand(chain(2)[0]), Hand(LAST)
+    assert host(Interrupt()) == []
+    assert sends(host(Start())) == [
+        ("stage 1", Barrier("stage 0", 7, 0, True)),
+        (COORDINATOR, Drained(0, 0)),
+    ]
+    assert other(Interrupt()) == []
+
+
+def test_interrupt_between_barriers_makes_the_next_one_the_last() -> None:
+    bench = Bench(chain(2, barriers=(1, 9)), Synthetic()).train()
+    bench.order(Interrupt(), "stage 0")
+    bench.resume(0)
+    finals = [m.final for m in bench.messages(Barrier) if isinstance(m, Barrier)]
+    assert finals == [False, True]
+    assert bench.messages(Drained)[2:] == [Drained(1, 1)] * 2
+
+
+@pytest.mark.parametrize(
+    ("order", "failed"),
+    [(Leave(), ""), (Abort("worker b died"), "worker b died"), (Abort(""), "aborted")],
+    ids=str,
+)
+def test_the_worker_stops_when_told_and_says_why(order: Message, failed: str) -> None:
+    actions = drained()(order)
+    assert [a.failed for a in actions if isinstance(a, Stop)] == [failed]
+
+
+def test_abort_comes_through_in_the_middle_of_an_op_and_nothing_follows() -> None:
+    hand = Hand(MIDDLE)
+    hand(Start())
+    hand(activation(0))
+    hand(Abort("no more"))
+    assert hand.worker.phase is Phase.LEFT
+    assert hand.finish({"h": "h"}) == []
+    assert hand(activation(1)) == []
+    assert hand(Leave()) == []
