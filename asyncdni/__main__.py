@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         given = list(sys.argv[1:] if argv is None else argv)
         args = _parser(given).parse_args(given)
+        if getattr(args, "allow_import", False):
+            sys.path.insert(0, "")  # the current folder, where `python -m` looks anyway
         return int(args.run(args))
     except AsyncDNIError as error:
         print(f"asyncdni: {' | '.join(str(error).splitlines())}", file=sys.stderr)

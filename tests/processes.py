@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 #: Ends a test that would hang; nothing takes that long.
 PATIENCE_S = 30.0
@@ -86,7 +86,7 @@ class Command:
     """A command that runs in a session of its own, as a shell would start it."""
 
     def __init__(self, argv: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
-        self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `finished`
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._err = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             list(argv),
@@ -107,15 +107,21 @@ class Command:
         """Send this process alone a signal."""
         os.kill(self.pid, number)
 
-    def running(self) -> bool:
-        return self._process.poll() is None
+    def said(self) -> str:
+        """What it has written to standard output so far."""
+        return _text(self._out)
 
     def finished(self) -> Finished:
         """Wait for its end."""
         self._process.wait(PATIENCE_S)
-        with self._out, self._err:
-            texts = [file.read().decode() for file in (self._out, self._err) if not file.seek(0)]
-        return Finished(self._process.returncode, *texts)
+        return Finished(self._process.returncode, _text(self._out), _text(self._err))
+
+    def close(self) -> None:
+        """End it if it has not ended by itself."""
+        self._process.kill()
+        self._process.wait()
+        self._out.close()
+        self._err.close()
 
 
 class Site:
@@ -124,6 +130,7 @@ class Site:
     def __init__(self, folder: Path, temporary: Path) -> None:
         self.folder = folder
         self.temporary = temporary
+        self.commands: list[Command] = []
         self.environment = {
             **os.environ,
             _MARK: secrets.token_hex(8),
@@ -143,9 +150,15 @@ class Site:
         """`asyncdni` with these arguments."""
         return self.execute([sys.executable, "-m", "asyncdni", *map(str, args)], **variables)
 
+    def python(self, *args: str | Path) -> Command:
+        """The interpreter with these arguments."""
+        return self.execute([sys.executable, *map(str, args)])
+
     def execute(self, argv: Sequence[str], **variables: str) -> Command:
         """Any command line, with more environment variables."""
-        return Command(argv, self.folder, {**self.environment, **variables})
+        command = Command(argv, self.folder, {**self.environment, **variables})
+        self.commands.append(command)
+        return command
 
     def run(self, *args: str | Path, **variables: str) -> Finished:
         """`asyncdni` with these arguments, to its end."""
@@ -174,6 +187,8 @@ def make_site(folder: Path) -> Iterator[Site]:
         finally:
             for pid in site.processes():
                 os.kill(pid, signal.SIGKILL)
+            for command in site.commands:
+                command.close()
 
 
 def records(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -218,6 +233,12 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+def _text(file: IO[bytes]) -> str:
+    """All of it; its position, which the process shares, stays at the end."""
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), size, 0).decode()
 
 
 def _pids() -> list[int]:

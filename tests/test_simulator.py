@@ -171,7 +171,8 @@ def test_no_worker_without_a_batch_to_train_on_is_missing_from_the_evaluation() 
 @pytest.mark.parametrize("seed", range(100))
 def test_an_interrupted_run_drains_saves_and_leaves(seed: int) -> None:
     whole = run_seed(seed)[1]
-    moment = random.Random(seed).uniform(0, whole.virtual_s)
+    start_s = next(values["time_s"] for kind, values in whole.records if kind == "start")
+    moment = random.Random(seed).uniform(0.95 * start_s, whole.virtual_s)
     _, result = run_seed(seed, stop_at_s=moment)
     if isinstance(result.end, Finish):
         assert result.digest == whole.digest  # it was over before
@@ -296,6 +297,21 @@ def test_hidden_stages_go_on_learning_when_no_gradient_comes_any_more() -> None:
         assert now["in_flight"] <= 6
         assert not np.array_equal(early.weights[name]["0.weight"], late.weights[name]["0.weight"])
     assert [stage.most for stage in stages] == [6, 6, 6, 1]
+
+
+@pytest.mark.parametrize("stages", [networks.chain(4), networks.fork(), networks.diamond()])
+@pytest.mark.parametrize("correct", [False, True])
+def test_batches_that_are_given_up_hold_nothing_up(stages: Any, correct: bool) -> None:
+    """Gradients come back too late for a few batches in flight; all drain at each barrier."""
+    schedule = {**SYNTHETIC, "max_in_flight": 2, "correct": correct}
+    design = networks.design(stages, schedule, run={"epochs": 3})
+    links = Links(latency_us=3000.0, jitter=0.9)
+    result = simulate(design, seed=0, costs=Costs(jitter=0.5), links=links, maths=False)
+    assert isinstance(result.end, Finish)
+    assert sum(own["dropped"] for own in result.counters.values()) > 0
+    for counters in result.counters.values():
+        assert counters["batches"] == design.plan.batches
+        assert counters["in_flight"] == 0
 
 
 @pytest.mark.parametrize("target", ["true", "bootstrap"])

@@ -1,0 +1,288 @@
+"""Who may import whom, and what no file may do. Reads the source, runs none of it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "asyncdni"
+ROOT = Path(__file__).parent.parent / PACKAGE
+LINES_MAX = 400
+FUNCTION_LINES_MAX = 60
+
+#: What each package may import of the others. One that is not here, and each module beside the
+#: packages, may import all that leads to no circle, except what ONLY and NEVER below say.
+MAY_IMPORT = {
+    "errors": set[str](),
+    "messages": set[str](),
+    "config": set[str](),
+    "schedules": set[str](),
+    "nn": {"errors"},
+    "core": {"schedules", "messages", "errors"},
+    "backends": {"nn", "network", "schedules.base", "config", "errors"},
+    "datasets": {"nn.streams", "schedules.base", "config", "errors"},
+    "transports": {"messages", "errors", "config"},
+    "launchers": {"config", "errors"},
+    "metrics": {"errors"},
+    "runtime": {
+        *("core", "transports", "backends", "metrics", "datasets", "build", "weights"),
+        *("schedules", "messages", "config", "errors"),
+    },
+    "simulator": {
+        *("core", "transports.codec", "backends", "build", "plan", "network", "weights"),
+        *("schedules", "messages", "config", "errors"),
+    },
+}
+
+#: Single modules that stand between two packages.
+ALSO = {
+    "backends.executor": {"core.events", "core.position"},  # from the core's actions to a stage
+}
+
+#: Packages that nothing outside them imports, but the modules named.
+IMPORTED_BY = {
+    "cli": {"__main__"},
+    "launchers": {"training"},
+    "runtime": {"training", "cli.worker"},
+    "simulator": {"cli.simulate", "cli.timeline"},
+}
+
+#: Libraries that may be imported in one place only.
+ONLY = {
+    "zmq": "transports",
+    "msgpack": "transports",
+    "torch": "backends.torch",
+    "subprocess": "launchers",
+    "rich": "cli",
+    "matplotlib": "metrics",
+    "safetensors": "weights",
+    "ray": "launchers",
+}
+
+PURE = {"zmq", "numpy", "torch", "time", "random", "asyncio", "threading", "os", "logging"}
+#: Libraries that a package must not import.
+NEVER = {
+    "core": PURE | {"datetime", "socket", "secrets", "multiprocessing", "signal"},
+    "schedules": PURE | {"datetime", "socket", "secrets", "multiprocessing", "signal"},
+    # one seed replays one run: time is virtual, and nothing happens beside the agenda
+    "simulator": {"time", "datetime", "threading", "asyncio", "socket", "secrets", "uuid"},
+}
+
+#: Packages that use the standard library and these.
+THIRD_PARTY = {
+    "errors": set[str](),
+    "core": set[str](),
+    "schedules": set[str](),
+    "messages": {"msgspec"},
+    "config": {"msgspec"},
+    "nn": {"numpy"},
+    "launchers": set[str](),
+    "transports": {"zmq", "msgpack", "msgspec", "numpy"},
+}
+
+#: Ways to run code that came as data.
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str  # without the package: "core.worker", "" for the package itself
+    path: Path
+
+    @cached_property
+    def text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    @property
+    def home(self) -> str:
+        """The package that it is in, or itself."""
+        return self.name.partition(".")[0]
+
+
+def load() -> dict[str, Module]:
+    modules = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        modules[name] = Module(name, path)
+    return modules
+
+
+MODULES = load()
+each_module = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+
+
+def imported(module: Module) -> Iterator[str]:
+    """Full names of all modules imported anywhere in it, also where that is done late."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module.path}:{node.lineno}: a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full.removeprefix(f"{PACKAGE}.") in MODULES else node.module
+
+
+def ours(module: Module) -> set[str]:
+    """Modules of the package outside the module's own home; the package itself is left out."""
+    names = {name for name in imported(module) if name.split(".")[0] == PACKAGE}
+    inside = {name.removeprefix(PACKAGE).removeprefix(".") for name in names} - {""}
+    return {name for name in inside if name.partition(".")[0] != module.home}
+
+
+def theirs(module: Module) -> set[str]:
+    return {name.partition(".")[0] for name in imported(module)} - {PACKAGE}
+
+
+def within(name: str, places: set[str]) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+# --- who may import whom -------------------------------------------------------------------------
+
+
+def test_the_table_names_packages_that_exist() -> None:
+    named = {*MAY_IMPORT, *NEVER, *THIRD_PARTY, *IMPORTED_BY, *ALSO}
+    assert {name for name in named if name not in MODULES} == set()
+
+
+@each_module
+def test_modules_import_only_what_the_layers_allow(module: Module) -> None:
+    if module.home not in MAY_IMPORT:
+        return
+    allowed = MAY_IMPORT[module.home] | ALSO.get(module.name, set())
+    assert {name for name in ours(module) if not within(name, allowed)} == set()
+
+
+@each_module
+def test_the_upper_layers_are_imported_by_those_who_run_them_alone(module: Module) -> None:
+    for package, users in IMPORTED_BY.items():
+        if module.name not in users:
+            assert {name for name in ours(module) if within(name, {package})} == set()
+
+
+def test_no_packages_import_each_other_in_a_circle() -> None:
+    """The package's own `__init__` is left out: its public names are looked up when asked for."""
+    uses: dict[str, set[str]] = {}
+    for module in MODULES.values():
+        if module.name:
+            homes = {name.partition(".")[0] for name in ours(module)}
+            uses.setdefault(module.home, set()).update(homes)
+    while True:
+        leaves = {home for home, used in uses.items() if not used & uses.keys()}
+        if not leaves:
+            break
+        uses = {home: used for home, used in uses.items() if home not in leaves}
+    assert uses == {}, "in a circle, or depending on one"
+
+
+def test_importing_the_package_does_not_load_what_runs_the_workers() -> None:
+    top = [node for node in MODULES[""].tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {node.module for node in top if isinstance(node, ast.ImportFrom)}
+    assert {name for name in names if name and name.startswith(PACKAGE)} <= {
+        f"{PACKAGE}.config",
+        f"{PACKAGE}.errors",
+    }
+
+
+# --- libraries -----------------------------------------------------------------------------------
+
+
+@each_module
+def test_each_library_stays_in_its_place(module: Module) -> None:
+    strays = {
+        library
+        for library in theirs(module) & ONLY.keys()
+        if not within(module.name, {ONLY[library]})
+    }
+    assert strays == set()
+
+
+@each_module
+def test_pure_parts_touch_neither_time_nor_chance_nor_arrays_nor_the_system(module: Module) -> None:
+    assert theirs(module) & NEVER.get(module.home, set()) == set()
+
+
+@each_module
+def test_the_lower_layers_need_no_more_than_the_standard_library(module: Module) -> None:
+    if module.home in THIRD_PARTY:
+        foreign = theirs(module) - sys.stdlib_module_names
+        assert foreign <= THIRD_PARTY[module.home]
+
+
+@each_module
+def test_nothing_that_came_as_data_is_run_as_code(module: Module) -> None:
+    assert theirs(module) & UNSAFE_MODULES == set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call):
+            where = f"{module.path}:{node.lineno}"
+            called = node.func.id if isinstance(node.func, ast.Name) else ""
+            assert called not in UNSAFE_CALLS, where
+            for keyword in node.keywords:
+                refused = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+                assert keyword.arg != "allow_pickle" or refused, where
+
+
+def test_a_worker_process_imports_no_display_no_plots_no_launcher() -> None:
+    code = (
+        "import asyncdni.__main__, asyncdni.cli.worker, asyncdni.runtime.join, sys;"
+        "print(*sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "asyncdni.core.worker" in loaded
+    unwanted = {"rich", "matplotlib", "torch"}
+    for name in ("cli.train", "cli.display", "training", "comparison", "launchers", "simulator"):
+        unwanted.add(f"{PACKAGE}.{name}")
+    assert {name for name in loaded if within(name, unwanted)} == set()
+
+
+# --- every file ----------------------------------------------------------------------------------
+
+
+@each_module
+def test_files_and_functions_stay_short(module: Module) -> None:
+    assert len(module.text.splitlines()) <= LINES_MAX
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= FUNCTION_LINES_MAX, f"{module.path}:{node.lineno} {node.name}"
+
+
+@each_module
+def test_every_module_says_what_it_is(module: Module) -> None:
+    """An `__init__` without a line in it has nothing to say."""
+    if module.text:
+        assert ast.get_docstring(module.tree)
+
+
+@each_module
+def test_every_module_with_classes_or_functions_lists_its_public_names(module: Module) -> None:
+    defined = [
+        node
+        for node in module.tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    targets = [
+        target.id
+        for node in module.tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    assert not defined or "__all__" in targets

@@ -1,0 +1,118 @@
+"""What README and docs show is run: commands, examples, files that they point to."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from asyncdni import experiment
+from asyncdni.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of one language ("" for those that name none)."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for found, block in fenced if found == language]
+
+
+def shown_commands() -> list[str]:
+    """Every `asyncdni …` line in the README, in blocks and in code spans."""
+    spans = re.findall(r"`(asyncdni [^`]+)`", README)
+    lines = [line for block in blocks(README, "") for line in block.splitlines()]
+    parts = [part for line in lines for part in line.split("&&")]
+    spans = [span for span in spans if len(span.split()) > 2]  # not a command's bare name
+    return spans + [part.strip() for part in parts if "bin/asyncdni " in part]
+
+
+def parse(command: str) -> argparse.Namespace:
+    words = shlex.split(command.replace("…", ""))
+    words = words[next(i for i, word in enumerate(words) if word.endswith("asyncdni")) + 1 :]
+    module = importlib.import_module(f"asyncdni.cli.{words[0]}")
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    module.add_arguments(parser)
+    return parser.parse_args(words[1:])
+
+
+@pytest.mark.parametrize("command", shown_commands())
+def test_every_command_in_the_readme_is_one_that_the_parser_takes(command: str) -> None:
+    if command.endswith("--help"):
+        return
+    assert parse(command) is not None
+
+
+def test_the_readme_shows_every_command() -> None:
+    assert set(COMMANDS) <= {command.split()[1] for command in shown_commands()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example_that_parses(name: str) -> None:
+    module = importlib.import_module(f"asyncdni.cli.{name}")
+    examples = re.findall(r"asyncdni \w+ [^\n]+", module.EXAMPLE)
+    assert module.HELP and examples
+    for example in examples:
+        assert parse(example.split(" > ")[0]) is not None
+    shown = subprocess.run(
+        [sys.executable, "-m", "asyncdni", name, "--help"], capture_output=True, text=True
+    )
+    assert shown.returncode == 0 and module.EXAMPLE.strip() in shown.stdout
+
+
+def test_the_python_example_runs_as_it_stands() -> None:
+    (example,) = blocks(README, "python")
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    accuracy = float(done.stdout.split()[0])
+    assert accuracy > 0.85
+    assert "(256, 784)" in done.stdout
+
+
+def test_the_experiment_in_the_readme_is_valid_and_whole() -> None:
+    (shown,) = blocks(README, "toml")
+    parsed = experiment.parse(tomllib.loads(shown))
+    assert [stage.name for stage in parsed.stages] == ["hidden1", "classifier"]
+
+
+def test_the_main_command_compares_three_ways(tmp_path: Path) -> None:
+    """The README's own command line, cut down to one epoch."""
+    (line,) = [
+        line
+        for line in README.splitlines()
+        if "asyncdni compare launch/digits" in line and "pip install" in line
+    ]
+    words = shlex.split(line.split("&&")[-1])[1:]
+    command = [sys.executable, "-m", "asyncdni", *words, "--set", "run.epochs=1", "--seeds", "1"]
+    command += ["--out", str(tmp_path / "runs"), "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    text = json.dumps(found)
+    for name in ("locked", "synthetic", "single"):
+        assert name in done.stdout and name in text
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "launch").glob("*.toml")), ids=lambda p: p.name)
+def test_every_recipe_is_a_valid_experiment(recipe: Path) -> None:
+    assert experiment.load(recipe).stages
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_and_links_that_a_page_names_exist(document: Path) -> None:
+    text = document.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    paths = re.findall(r"`((?:asyncdni|launch|docs|benchmarks|tests)/[\w./-]*)`", text)
+    missing = [link for link in links if not (document.parent / link).exists()]
+    missing += [path for path in paths if not (ROOT / path).exists()]
+    assert not missing

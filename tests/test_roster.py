@@ -1,0 +1,69 @@
+"""Whom the coordinator lets in, and whom it misses."""
+
+from __future__ import annotations
+
+import pytest
+from office import NAMES, Office, failure, hello, records, sent
+
+from asyncdni.core.coordinator import Phase
+from asyncdni.core.events import (
+    Woke,
+)
+from asyncdni.messages import (
+    Hello,
+    Ready,
+    Refused,
+    Welcome,
+)
+
+
+@pytest.mark.parametrize(("stage", "name"), [("b", "b"), ("b2", "b"), ("1", "b"), ("0", "a")])
+def test_a_worker_is_found_by_name_by_a_stage_of_it_or_by_index(stage: str, name: str) -> None:
+    ((_, welcome),) = sent(Office().hear("x", hello(stage)), Welcome)
+    assert isinstance(welcome, Welcome)
+    assert welcome.stage == name
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        (hello("a", protocol=99), "speaks protocol 99, its coordinator 1: install the same"),
+        (hello("d"), "no stage 'd' here; known: a, b, c"),
+        (hello("3"), "known: a, b, c"),
+        (hello("²"), "known: a, b, c"),
+        (hello("9" * 5000), "known: a, b, c"),
+        (hello("b"), "stage b is taken by process 5 on h"),
+    ],
+)
+def test_who_does_not_fit_is_refused_with_a_reason_and_the_run_goes_on(
+    word: Hello, expected: str
+) -> None:
+    office = Office()
+    office.hear("b", hello("b"))
+    actions = office.hear("x", word)
+    ((to, refused),) = sent(actions)
+    assert to == "x"
+    assert isinstance(refused, Refused)
+    assert expected in refused.text
+    assert records(actions, "refused")
+    assert office.machine.phase is Phase.GATHERING
+
+
+def test_too_slow_a_start_names_who_is_missing() -> None:
+    office = Office(startup_s=60.0, silence_s=100.0)
+    office(Woke())
+    assert office.machine.deadline() == 160.0
+    office.hear("b", hello("b"))
+    office.now = 160.0
+    fail = failure(office(Woke()))
+    assert fail.kind == "LaunchError"
+    assert fail.text == "no worker for a, c has joined within 60 s (limits.startup_s)"
+
+
+def test_too_slow_a_worker_that_has_joined_is_named_too() -> None:
+    office = Office(silence_s=100.0)
+    for name in NAMES:
+        office.hear(name, hello(name))
+    office.hear("b", Ready(1))
+    office.now = 160.0
+    assert "worker a, c has not become ready within 60 s" in failure(office(Woke())).text
