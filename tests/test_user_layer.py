@@ -72,6 +72,7 @@ def test_it_learns_and_is_saved_evaluated_and_used(site: Site) -> None:
     assert (factor != 2.0).all()
     finished = site.run("evaluate", "run", "--allow-import")
     assert (finished.code, finished.err) == (0, "")
+    site.run("evaluate", "run").refused("'mylayer:Scale'", "--allow-import")
     np.savez(site.folder / "in.npz", x=np.zeros((3, 6), np.float32))
     finished = site.run("predict", "run", "in.npz", "--out", "out.npz", "--allow-import")
     assert (finished.code, finished.err) == (0, "")
@@ -84,14 +85,11 @@ def test_its_numbers_do_not_depend_on_the_split(site: Site) -> None:
     assert weights(site.folder / "one") == weights(site.folder / "two")
 
 
-@pytest.mark.parametrize(
-    "command", [["train"], ["coordinator", "--bind", "tcp://127.0.0.1:0"], ["evaluate"]]
-)
+@pytest.mark.parametrize("command", [["train"], ["coordinator", "--bind", "tcp://127.0.0.1:0"]])
 def test_it_is_refused_without_allow_import(site: Site, command: list[str]) -> None:
-    site.write("run/experiment.toml", SCALED)
-    target = "run" if command == ["evaluate"] else "tiny.toml"
-    finished = site.run(*command, target)
+    finished = site.run(*command, "tiny.toml", "--out", "run")
     finished.refused("stages[0] (hidden).layers[2]", "'mylayer:Scale'", "--allow-import")
+    assert not (site.folder / "run").exists()
 
 
 def test_a_worker_started_by_hand_refuses_it_without_allow_import(site: Site) -> None:

@@ -183,20 +183,22 @@ _COLUMNS = {
     "cpu_s": ("CPU", "{:.1f} s".format),
     "staleness_mean": ("staleness", "{:.1f}".format),
     "gradient_cosine": ("agreement", "{:.2f}".format),
+    "target_cosine": ("with target", "{:.2f}".format),
     "dropped": ("dropped", _number),
 }
 _OPTIONAL = ("queue", "cpu_s")
+_WHERE_ANY = ("dropped", "target_cosine")
 
 
 def stage_table(stages: Sequence[Mapping[str, Any]], extra: Iterable[str] = ()) -> Table:
     """A row a stage, of reports or of a summary's entries; `extra` of queue and cpu_s.
 
     Staleness is the mean age of a gradient in updates, agreement the mean cosine of synthetic and
-    true gradient. A column of batches that were given up appears only where there are any.
+    true gradient. Batches that were given up, and the agreement with targets that are synthetic
+    themselves, have a column only where there are any.
     """
     hidden = set(_OPTIONAL) - set(extra)
-    if not any(stage.get("dropped") for stage in stages):
-        hidden.add("dropped")
+    hidden |= {field for field in _WHERE_ANY if not any(stage.get(field) for stage in stages)}
     shown = [column for column in _COLUMNS.items() if column[0] not in hidden]
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=24)

@@ -19,6 +19,7 @@ __all__ = ["STAGE_FIELDS", "Recorder"]
 #: Fields of each entry of the summary's `stages`; None where a field has no meaning.
 STAGE_FIELDS = (
     "batches",
+    "samples",
     "updates",
     "busy_fraction",
     "compute_s",
@@ -30,6 +31,7 @@ STAGE_FIELDS = (
     "staleness_mean",
     "staleness_max",
     "gradient_cosine",
+    "target_cosine",
     "dropped",
     "window",
 )

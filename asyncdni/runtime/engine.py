@@ -69,7 +69,7 @@ class Engine:
         self._transport = transport
         self._folder = folder
         self._trace = trace
-        self._meter = Meter()
+        self._meter = Meter(bootstrapped=getattr(worker.schedule, "bootstrap", False))
         self._executor = Executor(stage, exits, source, self._meter.cosine)
         self._pending: Compute | None = None
         self._unsent: dict[int, list[Callable[[], bool]]] = {}  # by batch

@@ -18,9 +18,12 @@ class Meter:
     op_cpu_s: CPU time of this thread inside all ops; on shared cores it is less than the wall time.
     transport_s: encoding, decoding, sending and receiving. wait_s: nothing to do.
     cpu_s: CPU time of the whole process, ZeroMQ's threads included.
+    gradient_cosine: mean agreement of the synthetic gradients that were applied with the true ones
+    that came back; target_cosine in its place where what comes back is itself synthetic.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, bootstrapped: bool = False) -> None:
+        self._agreement = "target_cosine" if bootstrapped else "gradient_cosine"
         self.compute_s = 0.0
         self.generator_s = 0.0
         self.op_cpu_s = 0.0
@@ -88,7 +91,7 @@ class Meter:
             "wait_s": self.wait_s,
             "op_cpu_s": self.op_cpu_s,
             "cpu_s": cpu_s,
-            "gradient_cosine": self._cosine_sum / self._cosines if self._cosines else None,
+            self._agreement: self._cosine_sum / self._cosines if self._cosines else None,
         }
 
     def _totals(self) -> tuple[float, float]:
