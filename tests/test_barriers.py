@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hand import FORK, activation, drained, sends, trained
+from hand import FORK, LAST, activation, drained, sends, trained
 from pair import Bench, chain
 
 from asyncdni.backends.base import Score
@@ -109,3 +109,27 @@ def test_weights_are_saved_on_order_and_reported_once_stored() -> None:
     assert [a.tag for a in hand(SaveOrder("best")) if isinstance(a, Save)] == ["best"]
     files = {"z": "f" * 64}
     assert sends(hand(Stored("best", files))) == [(COORDINATOR, Saved("best", files))]
+
+
+def window_after(evaluation_s: float) -> object:
+    """Train, evaluate two batches so far apart, train on, and wait 50 s for credit to bear."""
+    hand = trained(LAST, batches=2)
+    hand(Barrier("p", 1, 0, False))
+    for batch in range(2):
+        hand.now += evaluation_s
+        hand(activation(batch, evaluate=True, last=batch == 1))
+        hand.finish({})
+    hand.now += evaluation_s
+    hand(Resume(0))
+    for batch in range(2, 4):
+        hand(activation(batch))
+        hand.finish_until(f"U{batch}")
+    hand.now += 50.0
+    for batch in range(4, 7):
+        hand(activation(batch, waited=batch == 6))  # the first that the last grant allows
+    return hand.worker.counters()["window"]
+
+
+def test_the_time_that_an_evaluation_takes_says_nothing_about_the_rate_of_training() -> None:
+    assert window_after(1000.0) == window_after(0.0)
+    assert window_after(0.0) != 4  # it has been measured

@@ -109,6 +109,16 @@ def test_last_words_within_the_grace_win_over_the_exit() -> None:
     assert (fail.kind, fail.text) == ("NumericalError", "loss is nan")
 
 
+def test_a_worker_that_has_exited_is_not_called_silent() -> None:
+    office = Office().started()
+    office.now += 2.9
+    office.hear("a", Beat())
+    office.hear("c", Beat())
+    office(Exited("b", 1, ""))
+    office.now += 0.2
+    assert office(Woke()) == []
+
+
 def test_of_two_exits_the_first_is_told() -> None:
     office = Office()
     office(Exited("c", 3, ""))

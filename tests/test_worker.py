@@ -156,12 +156,19 @@ def test_a_skip_while_the_batch_is_being_learned_from_waits_for_its_update() -> 
 
 def test_a_skip_after_the_bootstrapped_gradient_does_not_take_that_away() -> None:
     """A consumer that has sent its own prediction up may give the batch up later."""
-    hand = trained(schedule=Synthetic(bootstrap=True))
+    hand = trained(FORK, schedule=Synthetic(bootstrap=True))
     hand(Gradient("c", 1, 0, {"c": "g"}))
     hand(Skipped("c", 1, 0))
+    hand(Gradient("d", 1, 0, {"d": "g"}))
     assert str(hand.op) == "T0"
-    hand.finish()
     assert hand.worker.dropped == 0
+
+
+def test_what_a_host_keeps_of_its_own_data_link_does_not_grow_with_the_run() -> None:
+    bench = Bench(chain(1, barriers=(200,)), Synthetic()).train()
+    host = bench.workers["stage 0"]
+    assert host.batches == 200
+    assert len(host._links.incoming[DATA]._grants) <= 4
 
 
 def test_counters_tell_staleness_in_updates_of_the_stage() -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from asyncdni.schedules.base import Source
 
-__all__ = ["Array", "Score", "Stage"]
+__all__ = ["Array", "Forwarded", "Score", "Stage"]
 
 Array = NDArray[np.generic]
 

@@ -74,7 +74,7 @@ class Recorder:
 
     def summary(self, train_s: float) -> dict[str, Any]:
         """The run in numbers; `train_s` is its training time alone, drains included."""
-        samples = min((int(r.get("samples") or 0) for r in self.reports.values()), default=0)
+        samples = min((_count(r.get("samples")) for r in self.reports.values()), default=0)
         last = self.history[-1] if self.history else {"accuracy": None, "loss": None}
         began_s = self._began_s or 0.0
         return {
@@ -107,3 +107,8 @@ def _open(path: Path) -> TextIO:
         return open(path, "w", buffering=1, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"can't write {path}: {error.strerror}") from error
+
+
+def _count(value: object) -> int:
+    """A worker's count; 0 for what is none."""
+    return value if isinstance(value, int) else 0

@@ -25,7 +25,7 @@ from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten
 from asyncdni.nn.rates import scale
 from asyncdni.nn.streams import layer_streams
 
-__all__ = ["Block", "BlockSlot", "Pace"]
+__all__ = ["Block", "BlockSlot", "Pace", "add_in_order"]
 
 
 @dataclass(frozen=True)
