@@ -82,7 +82,7 @@ def test_workers_in_any_order_give_the_weights_of_train_and_need_no_file(site: S
 
     def worker(stage: str) -> Command:
         command = worker_command(stage, f"tcp://127.0.0.1:{port}")
-        return site.execute(["env", "-C", str(elsewhere), *command])
+        return site.execute(["sh", "-c", 'cd "$0" && exec "$@"', str(elsewhere), *command])
 
     early = [worker("top"), worker("0")]
     coordinator = _coordinator(site, port=port)

@@ -19,7 +19,7 @@ from asyncdni.simulator.agenda import Agenda
 from asyncdni.simulator.conditions import Links, around
 from asyncdni.transports.codec import Buffer, decode, encode
 
-__all__ = ["Lose", "Parcel", "Wires"]
+__all__ = ["EncodedParcel", "Lose", "Parcel", "Wires"]
 
 #: Called with sender, receiver and message of each one sent; true: it is lost.
 Lose = Callable[[str, str, Message], bool]
