@@ -24,6 +24,7 @@ from asyncdni.datasets.source import Source
 from asyncdni.network import Network, make_network
 from asyncdni.nn.generators import make_generator
 from asyncdni.nn.generators.base import Generator
+from asyncdni.nn.losses import make_loss
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan import Group, Plan, make_plan
 from asyncdni.schedules import Locked, Schedule, Synthetic
@@ -144,12 +145,19 @@ def _make_generator(design: Design, group: Group) -> Generator | None:
 
 
 def make_source(design: Design, group: Group) -> Source | None:
-    """Load the data where `group` hosts them. Raises `DataError`."""
+    """Load the data where `group` hosts them, and hold them against every loss.
+
+    Raises `DataError`."""
     if group.index != design.plan.host:
         return None
     run, data = design.experiment.run, design.experiment.data
+    dataset = load(data, run.seed)
+    for node in design.network.nodes:
+        if node.loss is not None:
+            for targets in (dataset.y_train, dataset.y_test):
+                make_loss(node.loss).check(node.output_shape, targets)
     return Source(
-        load(data, run.seed),
+        dataset,
         batch_size=data.batch_size,
         seed=run.seed,
         dtype=np.dtype(run.dtype),

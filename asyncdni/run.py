@@ -12,10 +12,12 @@ DIR/summary.json      the run in numbers             DIR/logs/WORKER.log        
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,10 +25,22 @@ from asyncdni import config, experiment
 from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.weights import load_stage, write_atomically
 
-__all__ = ["Result", "by_stage", "create_folder", "load_weights", "open_run", "write_summary"]
+__all__ = [
+    "Result",
+    "by_stage",
+    "create_folder",
+    "keep_arrays",
+    "load_weights",
+    "open_run",
+    "write_summary",
+]
 
 _EXPERIMENT = "experiment.toml"
 _SUMMARY = "summary.json"
+_METRICS = "metrics.jsonl"
+_LOGS = "logs"
+#: All that is there before the first weights are saved.
+_EARLY = frozenset({_EXPERIMENT, _METRICS, _LOGS})
 
 
 @dataclass(frozen=True)
@@ -61,22 +75,44 @@ class Result:
 def create_folder(path: Path, tables: config.Experiment) -> Path:
     """Make the folder of a new run and write its experiment there.
 
-    Raises `ConfigError` for a folder that holds something already or can't be written.
+    The folder may hold a run that failed before it saved any weights. Raises `ConfigError` for one
+    that holds anything else, or can't be written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        _clear_what_failed_early(path)
         if any(path.iterdir()):
             raise ConfigError(
                 f"--out {path}: the folder is not empty; expected a new or an empty one, "
                 "so that no earlier run is lost"
             )
-        (path / "logs").mkdir()
+        (path / _LOGS).mkdir()
         write_atomically(path / _EXPERIMENT, experiment.dumps(tables).encode())
     except OSError as error:
         raise ConfigError(f"--out {path}: can't be written: {error.strerror}") from error
     except CheckpointError as error:
         raise ConfigError(f"--out {path}: {error}") from error
     return path.resolve()
+
+
+def keep_arrays(folder: Path, chosen: config.Experiment) -> config.Experiment:
+    """Move the file that the run was trained on into its folder; returns the experiment with it."""
+    assert isinstance(chosen.data, config.Npz)
+    path = folder.resolve() / "data.npz"
+    shutil.move(chosen.data.path, path)
+    moved = msgspec.structs.replace(
+        chosen, data=msgspec.structs.replace(chosen.data, path=str(path))
+    )
+    write_atomically(folder / _EXPERIMENT, experiment.dumps(moved).encode())
+    return moved
+
+
+def _clear_what_failed_early(path: Path) -> None:
+    """Empty the folder of a run that ended before it had saved any weights: nothing is lost."""
+    if (path / _EXPERIMENT).is_file() and {entry.name for entry in path.iterdir()} <= _EARLY:
+        for name in _EARLY - {_LOGS}:
+            (path / name).unlink(missing_ok=True)
+        shutil.rmtree(path / _LOGS, ignore_errors=True)
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from asyncdni.datasets import describe
 from asyncdni.errors import ConfigError
 from asyncdni.launchers.local import LocalLauncher, worker_command
 from asyncdni.metrics.recorder import Recorder
-from asyncdni.run import Result, create_folder, load_weights, write_summary
+from asyncdni.run import Result, create_folder, keep_arrays, load_weights, write_summary
 from asyncdni.runtime.coordinate import Launcher, coordinate
 from asyncdni.transports.address import private_folder
 from asyncdni.transports.zeromq import CoordinatorTransport
@@ -51,7 +51,8 @@ def train(
     Args:
         source: an experiment, its tables, or the path of an experiment file.
         schedule, seed, set: changes to a file, as on the command line.
-        data: arrays x_train, y_train, x_test, y_test to train on, instead of the experiment's data.
+        data: arrays x_train, y_train, x_test, y_test to train on, instead of the experiment's data;
+            kept as DIR/data.npz.
         out: folder to write the run to, new or empty; None: keep nothing on disk.
         observers: called with every record while the run goes on.
         trace: write when each op ran to DIR/trace.
@@ -81,6 +82,8 @@ def train(
         bind = f"ipc://{scratch / 'coordinator'}"
         summary = conduct(design, bind, folder, launch=launch, observers=observers, trace=trace)
         weights = load_weights(folder / "final", chosen)
+        if data is not None and out is not None:
+            chosen = keep_arrays(folder, chosen)
         return Result(summary, weights, chosen, folder.resolve() if out is not None else None)
 
 

@@ -139,7 +139,8 @@ def _labels(path: Path) -> list[Array]:
 
 
 def _classes(labels: list[Array]) -> int:
-    return max(int(part.max()) for part in labels) + 1
+    # At least one, so that labels below 0 are refused as such, by `check_contents`.
+    return max(1, *(int(part.max()) + 1 for part in labels))
 
 
 def _is_column(name: str, form: _Header | Array) -> bool:

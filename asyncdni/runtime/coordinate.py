@@ -1,7 +1,7 @@
 """The loop of the coordinator's process: control messages in, orders out, and a watch on processes.
 
-Ctrl-C (SIGINT) and SIGTERM ask for a stop: the pipe drains, what was learned is saved, all leave. A
-second one ends the run at once.
+Ctrl-C (SIGINT), SIGTERM and a closed terminal (SIGHUP) ask for a stop: the pipe drains, what was
+learned is saved, all leave. A second one ends the run at once.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _timeout_s(machine: Coordinator) -> float:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them (in the main thread alone)."""
+    """Collects SIGINT, SIGTERM and SIGHUP instead of dying of them (in the main thread alone)."""
     received: list[int] = []
 
     def note(number: int, _: object) -> None:
@@ -100,7 +100,9 @@ def _stop_signals() -> Iterator[list[int]]:
 
     previous: dict[int, Any] = {}
     try:
-        for number in map(int, (signal.SIGINT, signal.SIGTERM)):
+        for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # started by nohup
             previous[number] = signal.signal(number, note)
     except ValueError:
         pass  # not the main thread: the caller's signals are the caller's business

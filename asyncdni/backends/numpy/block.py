@@ -93,20 +93,14 @@ class Block:
         for layer, own in zip(self._layers, slot.layers, strict=True):
             x = layer.forward(x, own)
         slot.y = x
-        score = self._score(x, targets, slot.loss)
-        if score is not None and not math.isfinite(score.loss):
-            raise NumericalError(
-                f"the loss of stage {self.node.name} is {score.loss} at batch {batch}: "
-                "lower optimizer.learning_rate or set optimizer.clip_norm"
-            )
-        return x, score
+        return x, self._score(x, targets, slot.loss, f"batch {batch}")
 
     def evaluate(
         self, inputs: Sequence[Array], targets: Array | None
     ) -> tuple[Array, Score | None]:
-        """With running statistics, nothing kept."""
+        """With running statistics, nothing kept. Raises `NumericalError` like `forward`."""
         x = self.activation(inputs)
-        return x, self._score(x, targets, {})
+        return x, self._score(x, targets, {}, "the test set")
 
     def activation(self, inputs: Sequence[Array]) -> Array:
         """With running statistics, without the loss."""
@@ -124,12 +118,17 @@ class Block:
             return np.concatenate(inputs, axis=-1, out=joined)
         return add_in_order(inputs, joined)
 
-    def _score(self, x: Array, targets: Array | None, slot: Slot) -> Score | None:
+    def _score(self, x: Array, targets: Array | None, slot: Slot, at: str) -> Score | None:
         if self._loss is None:
             return None
         if targets is None:
             raise DataError(f"stage {self.node.name} has a loss but its input carries no targets")
         loss, correct = self._loss.forward(x, targets, slot)
+        if not math.isfinite(loss):
+            raise NumericalError(
+                f"the loss of stage {self.node.name} is {loss} at {at}: "
+                "lower optimizer.learning_rate or set optimizer.clip_norm"
+            )
         outputs = 1 if targets.ndim == 1 else targets.shape[1]
         return Score(self.node.name, len(x), float(loss), correct, outputs)
 

@@ -88,8 +88,9 @@ def _import(name: str) -> type[Any]:
     module_name, _, class_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:
-        raise ConfigError(f"layer {name!r}: can't import {module_name!r}: {error}") from error
+    except Exception as error:  # the user's code may fail in any way
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"layer {name!r}: can't import {module_name!r}: {what}") from error
     kind = getattr(module, class_name, None)
     if not isinstance(kind, type):
         raise ConfigError(f"layer {name!r}: module {module_name} has no class {class_name!r}")
