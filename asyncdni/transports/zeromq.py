@@ -220,7 +220,8 @@ class CoordinatorTransport:
 
     def _attribute(self, identity: bytes, frames: list[Buffer]) -> tuple[bytes, Message]:
         message = _decode_from(frames, FROM_WORKER, self._limits)
-        if not identity.endswith(HEART_SUFFIX):
+        # ZeroMQ names peers that do not name themselves: a zero byte, then a number of any bytes.
+        if identity.startswith(b"\0") or not identity.endswith(HEART_SUFFIX):
             return identity, message
         if type(message) is not Beat:
             raise RemoteProtocolError(f"a heart may only beat, not send {type(message).__name__}")
