@@ -16,11 +16,12 @@ import numpy as np
 from asyncdni import config, experiment
 from asyncdni.backends.numpy import NumpyStage
 from asyncdni.backends.numpy.block import Block, Pace
-from asyncdni.core.position import DATA, Position
+from asyncdni.core.position import Position
 from asyncdni.core.roster import Roster
 from asyncdni.datasets import load
 from asyncdni.datasets.base import Meta
 from asyncdni.datasets.source import Source
+from asyncdni.messages import DATA
 from asyncdni.network import Network, make_network
 from asyncdni.nn.generators import make_generator
 from asyncdni.nn.generators.base import Generator

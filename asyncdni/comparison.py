@@ -13,13 +13,13 @@ from typing import Any
 
 from asyncdni import config, experiment
 from asyncdni.errors import AsyncDNIError, ConfigError
+from asyncdni.experiment.overrides import parse_setting
+from asyncdni.experiment.schema import SECTIONS
+from asyncdni.experiment.wording import unknown, variants
 from asyncdni.metrics.comparison import MEASURES, Comparison, Result
 from asyncdni.metrics.machine import describe_machine
 from asyncdni.metrics.verdict import verdict
-from asyncdni.overrides import parse_setting
-from asyncdni.schema import SECTIONS
 from asyncdni.training import Observer, design_of, train
-from asyncdni.wording import unknown, variants
 
 __all__ = [
     "BASELINE",

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from asyncdni.network import DATA, LayerSpec, Network, Node, Shape
+from asyncdni.messages import DATA
+from asyncdni.network import LayerSpec, Network, Node, Shape
 from asyncdni.nn.layers import make_layer
 
 __all__ = ["describe", "dot", "parameters"]

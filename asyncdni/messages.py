@@ -57,8 +57,10 @@ __all__ = [
 #: Raised with every change that an older peer would not understand.
 PROTOCOL_VERSION = 1
 
-#: The coordinator's name as an address of messages; no stage may be called so.
+#: Addresses of messages and names of the graph that no stage may have.
 COORDINATOR = "coordinator"
+#: The node that hands out batches; it lives in the worker of the first stage that reads it.
+DATA = "data"
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -111,7 +113,7 @@ class Saved(Message, frozen=True, tag=True):
 
 
 class Report(Message, frozen=True, tag=True):
-    """Counters and times since the start, sent a few times a second: see `metrics.counters`."""
+    """Counters and times since the start, sent a few times a second: see `metrics.recorder`."""
 
     counters: dict[str, float | int | None]
     loss_sum: float = 0.0  # of training batches since the last report

@@ -17,16 +17,14 @@ from typing import Any, Literal
 from asyncdni import config
 from asyncdni.datasets.base import Meta
 from asyncdni.errors import ConfigError
+from asyncdni.experiment.wording import nearest, shown, stage_place
+from asyncdni.messages import DATA
 from asyncdni.nn.layers import make_layer
-from asyncdni.wording import nearest, shown, stage_place
 
-__all__ = ["DATA", "LayerSpec", "Network", "Node", "Shape", "make_network"]
+__all__ = ["LayerSpec", "Network", "Node", "Shape", "make_network"]
 
 Shape = tuple[int, ...]  # of one sample, without the batch axis
 LayerSpec = str | dict[str, Any]
-
-#: The node that hands out batches.
-DATA = "data"
 
 
 @dataclass(frozen=True)

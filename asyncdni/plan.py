@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from asyncdni import config
 from asyncdni.datasets.base import Meta
 from asyncdni.errors import ConfigError
-from asyncdni.network import DATA, Network, Node
-from asyncdni.wording import unknown
+from asyncdni.experiment.wording import unknown
+from asyncdni.messages import DATA
+from asyncdni.network import Network, Node
 
 __all__ = ["EVALUATIONS_MAX", "Group", "Plan", "barriers", "find_group", "make_plan"]
 

@@ -24,11 +24,12 @@ from asyncdni.core.events import (
     Stop,
     Stored,
 )
-from asyncdni.core.position import DATA, Position
+from asyncdni.core.position import Position
 from asyncdni.core.roster import Roster
 from asyncdni.core.worker import Worker
 from asyncdni.messages import (
     COORDINATOR,
+    DATA,
     PROTOCOL_VERSION,
     Connect,
     Hello,

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "schedules": set[str](),
     "nn": {"errors"},
     "core": {"schedules", "messages", "errors"},
-    "backends": {"nn", "network", "schedules.base", "config", "errors"},
+    "backends": {"nn", "network", "schedules.base", "messages", "config", "errors"},
     "datasets": {"nn.streams", "schedules.base", "config", "errors"},
     "transports": {"messages", "errors", "config"},
     "launchers": {"config", "errors"},
@@ -43,7 +43,7 @@ MAY_IMPORT = {
 
 #: Single modules that stand between two packages.
 ALSO = {
-    "backends.executor": {"core.events", "core.position"},  # from the core's actions to a stage
+    "backends.executor": {"core.events"},  # from the core's actions to a stage
 }
 
 #: Packages that nothing outside them imports, but the modules named.

@@ -18,8 +18,8 @@ from asyncdni.build import Design, make_stage
 from asyncdni.core.events import Finish
 from asyncdni.datasets import load
 from asyncdni.experiment import stage_optimizer
-from asyncdni.messages import Gradient
-from asyncdni.network import DATA, Node
+from asyncdni.messages import DATA, Gradient
+from asyncdni.network import Node
 from asyncdni.nn.layers import make_layer
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.optimizers import Adam, Sgd, flatten

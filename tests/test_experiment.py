@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from asyncdni import config, schema
+from asyncdni import config
 from asyncdni.errors import ConfigError
-from asyncdni.experiment import dumps, load, parse, stage_optimizer, tables
+from asyncdni.experiment import dumps, load, parse, schema, stage_optimizer, tables
 
 EXAMPLE: dict[str, Any] = {
     "data": {"name": "digits", "batch_size": 128},

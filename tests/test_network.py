@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from asyncdni.datasets.base import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.experiment import parse
-from asyncdni.network import DATA, Network, make_network
+from asyncdni.messages import DATA
+from asyncdni.network import Network, make_network
 
 META = Meta(input_shape=(20,), targets="classes", outputs=4, train_samples=100, test_samples=30)
 VALUES = Meta(input_shape=(20,), targets="values", outputs=4, train_samples=100, test_samples=30)

@@ -10,7 +10,7 @@ import pytest
 from asyncdni import config
 from asyncdni.errors import ConfigError
 from asyncdni.experiment import load
-from asyncdni.overrides import parse_setting
+from asyncdni.experiment.overrides import parse_setting
 
 FILE = """
 [data]

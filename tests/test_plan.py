@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from asyncdni.datasets.base import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.experiment import parse
-from asyncdni.network import DATA, make_network
+from asyncdni.messages import DATA
+from asyncdni.network import make_network
 from asyncdni.plan import EVALUATIONS_MAX, Plan, barriers, find_group, make_plan
 
 

@@ -10,10 +10,10 @@ from asyncdni.core.events import (
     UserStop,
     Woke,
 )
-from asyncdni.core.position import DATA
 from asyncdni.errors import RemoteProtocolError
 from asyncdni.messages import (
     COORDINATOR,
+    DATA,
     Barrier,
     Beat,
     Credit,

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdni.toml import dumps
+from asyncdni.experiment.toml import dumps
 
 SCALARS = st.one_of(
     st.text(),

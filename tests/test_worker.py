@@ -11,10 +11,10 @@ from asyncdni.core.events import (
     Release,
     Stop,
 )
-from asyncdni.core.position import DATA
 from asyncdni.core.worker import Phase
 from asyncdni.messages import (
     COORDINATOR,
+    DATA,
     Abort,
     Activation,
     Barrier,

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from asyncdni.backends.base import Array, Stage
 from asyncdni.core.events import Compute, Computed
-from asyncdni.core.position import DATA
+from asyncdni.messages import DATA
 from asyncdni.schedules.base import Op, OpKind
 
 __all__ = ["Executor", "Source"]

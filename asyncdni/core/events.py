@@ -140,7 +140,7 @@ class Stop(Action):
 
 @dataclass(frozen=True, slots=True)
 class Record(Action):
-    """Something worth writing down and showing (coordinator): see `metrics.records`."""
+    """Something worth writing down and showing (coordinator): see `metrics.recorder`."""
 
     kind: str
     values: dict[str, Any]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from asyncdni.core.credit import Incoming, Outgoing, initial_window
-from asyncdni.core.position import DATA, Position
+from asyncdni.core.position import Position
+from asyncdni.messages import DATA
 
 __all__ = ["Links"]
 

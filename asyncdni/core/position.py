@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DATA", "Position"]
+from asyncdni.messages import DATA
 
-#: The node that hands out batches; it lives in the worker of the first stage that reads it.
-DATA = "data"
+__all__ = ["Position"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,12 +40,13 @@ from asyncdni.core.flights import Flights
 from asyncdni.core.host import Host
 from asyncdni.core.inbox import Inbox
 from asyncdni.core.links import Links
-from asyncdni.core.position import DATA, Position
+from asyncdni.core.position import Position
 from asyncdni.core.post import Post
 from asyncdni.core.story import Story
 from asyncdni.errors import RemoteProtocolError
 from asyncdni.messages import (
     COORDINATOR,
+    DATA,
     Abort,
     Activation,
     Barrier,

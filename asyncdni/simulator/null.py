@@ -10,7 +10,7 @@ import numpy as np
 from asyncdni.backends.base import Score
 from asyncdni.build import Design
 from asyncdni.core.events import Compute, Computed
-from asyncdni.network import DATA
+from asyncdni.messages import DATA
 from asyncdni.plan import Group
 from asyncdni.schedules.base import Op, OpKind
 

@@ -20,6 +20,7 @@ import numpy as np
 from asyncdni.backends.base import Array, Forwarded
 from asyncdni.backends.numpy.block import Block, BlockSlot, add_in_order
 from asyncdni.errors import CheckpointError, RemoteProtocolError
+from asyncdni.messages import DATA
 from asyncdni.nn.base import Slot
 from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.layers.slots import rows
@@ -27,7 +28,6 @@ from asyncdni.schedules.base import Source
 
 __all__ = ["NumpyStage"]
 
-_DATA = "data"
 #: Stands for the consumers outside, where their gradient is predicted or corrected.
 _SYNTHETIC = ""
 #: The cosine costs three passes over a gradient: it is measured on one fit in so many.
@@ -66,7 +66,7 @@ class NumpyStage:
         """Blocks through which a gradient reaches a producer outside."""
         relays: set[str] = set()
         for name, block in self._blocks.items():
-            outside = any(i not in self._blocks and i != _DATA for i in block.node.inputs)
+            outside = any(i not in self._blocks and i != DATA for i in block.node.inputs)
             if outside or relays.intersection(block.node.inputs):
                 relays.add(name)
         return relays
@@ -148,7 +148,7 @@ class NumpyStage:
             for producer, grad in zip(block.node.inputs, pushed or (), strict=False):
                 if producer in self._blocks:
                     found[producer][name] = grad
-                elif producer != _DATA:
+                elif producer != DATA:
                     sent.setdefault(producer, {})[name] = grad
         if learn:
             self._count(slot, source)
@@ -188,7 +188,7 @@ class NumpyStage:
         return any(
             (learn or name in self._relays) if name in self._blocks else send
             for name in block.node.inputs
-            if name != _DATA
+            if name != DATA
         )
 
     def _count(self, slot: _Slot, source: Source) -> None:

@@ -15,7 +15,15 @@ from msgspec import inspect
 
 from asyncdni import config
 from asyncdni.errors import ConfigError
-from asyncdni.wording import expected, listed, shown, stage_place, tag_key, unknown, variants
+from asyncdni.experiment.wording import (
+    expected,
+    listed,
+    shown,
+    stage_place,
+    tag_key,
+    unknown,
+    variants,
+)
 
 __all__ = ["EXPERIMENT", "OPTIMIZER", "SECTIONS", "checked", "default_tag"]
 

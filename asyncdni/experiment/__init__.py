@@ -16,16 +16,18 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from asyncdni import config, toml
+from asyncdni import config
 from asyncdni.errors import ConfigError
-from asyncdni.overrides import Setting, apply, parse_setting
-from asyncdni.schema import EXPERIMENT, OPTIMIZER, checked
-from asyncdni.wording import NAME, shown, stage_place, tag_key, variants
+from asyncdni.experiment import toml
+from asyncdni.experiment.overrides import Setting, apply, parse_setting
+from asyncdni.experiment.schema import EXPERIMENT, OPTIMIZER, checked
+from asyncdni.experiment.wording import NAME, shown, stage_place, tag_key, variants
+from asyncdni.messages import COORDINATOR, DATA
 
 __all__ = ["change", "dumps", "load", "parse", "stage_optimizer", "tables"]
 
 #: Names of the graph and of the control protocol that are no stages.
-RESERVED = ("data", "coordinator")
+RESERVED = (DATA, COORDINATOR)
 
 
 def load(
