@@ -22,9 +22,15 @@ def test_a_producer_may_send_its_window_and_then_waits() -> None:
     for _ in range(2):
         assert link.may_send()
         link.sent += 1
-    assert not link.waited
-    assert not link.may_send()
+    assert not link.may_send() and not link.waited
+    link.idle()
     assert link.waited
+
+
+def test_a_producer_with_credit_left_waits_for_something_else() -> None:
+    link = Outgoing(2)
+    link.idle()
+    assert not link.waited
 
 
 def test_counts_are_cumulative_so_an_older_grant_takes_nothing_back() -> None:
@@ -145,6 +151,7 @@ class Line:
             self.producer.sent += 1
             self._after(self.delay_s, "batch", int(self.producer.waited))
             self.producer.waited = False
+        self.producer.idle()
 
     def _consume(self) -> None:
         assert self._free_at is not None
@@ -201,6 +208,8 @@ def test_any_interleaving_keeps_its_counts_and_never_gets_stuck(
             producer.sent += 1
             batches.append(producer.waited)
             producer.waited = False
+        elif what == 0:
+            producer.idle()
         elif what == 1 and batches:
             consumer.arrived(batches.popleft(), now)
         elif what == 2 and consumer.taken < consumer.received:

@@ -62,7 +62,7 @@ __all__ = ["Coordinator", "Phase"]
 #: A dying worker's own account may arrive after the news of its death.
 _LAST_WORDS_S = 0.3
 #: After the user's stop: how long the drain and the saving may take.
-_STOP_S = 1.2
+_STOP_S = 1.0
 
 
 class Phase(Enum):

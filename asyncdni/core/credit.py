@@ -39,13 +39,14 @@ class Outgoing:
         self.sent = 0
         self.taken = 0
         self.allowed = allowed
-        self.waited = False  # out of credit since the last send
+        self.waited = False  # had nothing else to do while out of credit, since the last send
 
     def may_send(self) -> bool:
-        if self.sent < self.allowed:
-            return True
-        self.waited = True
-        return False
+        return self.sent < self.allowed
+
+    def idle(self) -> None:
+        """The producer has nothing to do: without credit, that is what it waits for."""
+        self.waited = self.waited or not self.may_send()
 
     def granted(self, taken: int, allowed: int) -> None:
         self.taken = max(self.taken, taken)

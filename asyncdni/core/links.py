@@ -28,9 +28,13 @@ class Links:
         return self._consumers[node]
 
     def may_send(self, node: str) -> bool:
-        """Every consumer of the node grants credit; links that do not are marked as waiting."""
-        links = [self.outgoing[node, to] for to in self._consumers[node]]
-        return all([link.may_send() for link in links])
+        """Every consumer of the node grants credit."""
+        return all([self.outgoing[node, to].may_send() for to in self._consumers[node]])
+
+    def idle(self) -> None:
+        """There is nothing to do: links without credit are waited for."""
+        for link in self.outgoing.values():
+            link.idle()
 
     def sent(self, node: str, to: str) -> bool:
         """Count one activation; True where its sending had to wait for credit."""

@@ -92,6 +92,7 @@ class Worker:
         self.has_loss = position.has_loss
         self.has_consumers = bool(position.consumers)
         self.has_producers = bool(position.producers)
+        self.has_readers = bool(position.feeds)
         self.batches = 0  # training batches forwarded
         self.samples = 0
         self.dropped = 0  # batches whose gradient was given up
@@ -133,8 +134,7 @@ class Worker:
         return actions
 
     def deadline(self) -> float | None:
-        """A worker waits for events alone."""
-        return None
+        return None  # a worker waits for events alone
 
     def check(self) -> None:
         """Assert every invariant."""
@@ -158,8 +158,7 @@ class Worker:
 
     @property
     def ready(self) -> Sequence[int]:
-        ready = self._train.ready
-        return ready if ready and self._links.may_send(self.position.name) else ()
+        return self._train.ready if self._links.may_send(self.position.name) else ()
 
     @property
     def flights(self) -> Mapping[int, Flight]:
@@ -344,8 +343,10 @@ class Worker:
         op: Op | None = None
         if self.phase is Phase.TRAINING:
             op = self._next_op(cause)
-            if op is None and self.closed:
-                self._pass_barrier(cause)
+            if op is None:
+                self._links.idle()
+                if self.closed:
+                    self._pass_barrier(cause)
         elif self.phase is Phase.DRAINED:
             op = self._next_test_op()
         if op is not None:
@@ -363,9 +364,8 @@ class Worker:
             self._barriers.set(final=host.set_barrier())
             self._post.barrier(DATA, self._barriers, cause)
             return self.schedule.next_op(self)  # it may have waited for the stage to close
-        if self._train.ready or not self._links.may_send(DATA):
-            return None
-        return host.next_read()
+        may_read = not self._train.ready and self.schedule.may_read(self)
+        return host.next_read() if may_read and self._links.may_send(DATA) else None
 
     def _next_test_op(self) -> Op | None:
         if self._test.ready:

@@ -117,9 +117,16 @@ class View(Protocol):
     def closed(self) -> bool:
         """No further batch comes until everything here has been drained."""
 
+    @property
+    def has_readers(self) -> bool:
+        """Other workers get their data from here."""
+
 
 class Schedule(Protocol):
     """Which op next? Frozen options and one pure method."""
 
     def next_op(self, view: View) -> Op | None:
         """The next op of this stage, or None: wait."""
+
+    def may_read(self, view: View) -> bool:
+        """The next batch may be read while nothing else is to be done (host of the data)."""

@@ -34,3 +34,7 @@ class Locked:
                 return Op(OpKind.BACKWARD, flight.batch, send=view.has_producers)
             return None
         return Op(OpKind.FORWARD, view.ready[0]) if view.ready else None
+
+    def may_read(self, view: View) -> bool:
+        # A batch in memory disturbs no one, but one that others get is one that they start on.
+        return not (view.has_readers and view.flights)

@@ -73,6 +73,9 @@ class Synthetic:
             return Op(OpKind.UPDATE, -1)  # late corrections that no later batch takes along
         return None
 
+    def may_read(self, view: View) -> bool:
+        return True
+
     def _learn(self, view: View, flight: Flight) -> Op:
         """The batch in hand: predict, learn from it, update."""
         batch, done = flight.batch, flight.done

@@ -190,17 +190,32 @@ class Block:
             **options,
         )
 
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply what has been accumulated since the last update."""
+        if self.learned:
+            self._grads *= factor
+
     def update(self, samples: int) -> None:
-        """One step on the accumulated gradients divided by `samples`."""
+        """One step on the accumulated gradients divided by `samples`.
+
+        Raises `NumericalError` for a gradient to be clipped that is not finite.
+        """
         if self._params.size and self.learned:
             self._grads *= 1.0 / samples
             if self._options.clip_norm is not None:
-                clip_by_norm(self._grads, self._options.clip_norm)
+                self._clip(self._options.clip_norm)
             rate = self._options.learning_rate * self.rate_scale()
             self._optimizer.step(self._params, self._grads, rate)
         self.updates += 1
         for layer in self._layers:
             layer.fresh = True
+
+    def _clip(self, norm: float) -> None:
+        try:
+            clip_by_norm(self._grads, norm)
+        except NumericalError as error:
+            where = f"stage {self.node.name}, update {self.updates}"
+            raise NumericalError(f"{where}: {error}") from error
 
     # --- weights ---------------------------------------------------------------------------------
 

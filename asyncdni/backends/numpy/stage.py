@@ -58,7 +58,7 @@ class NumpyStage:
         self._slots: dict[int, _Slot] = {}
         self._retired: list[tuple[_Slot, Callable[[], bool]]] = []
         self._samples = 0  # in the accumulated gradients
-        self._late_samples = 0  # in late corrections among them
+        self._corrected = False  # they hold late corrections, as means over their batches
         self._fits = 0
         self._relays = self._find_relays()
 
@@ -131,6 +131,8 @@ class NumpyStage:
         send: bool,
     ) -> dict[str, dict[str, Array]]:
         slot = self._slots[batch]
+        if learn:
+            self._count(slot, source)
         found: dict[str, dict[str, Array]] = {name: {} for name in self._blocks}
         if self._exit is not None:
             found[self._exit] = self._outside(slot, gradients, source)
@@ -150,8 +152,6 @@ class NumpyStage:
                     found[producer][name] = grad
                 elif producer != DATA:
                     sent.setdefault(producer, {})[name] = grad
-        if learn:
-            self._count(slot, source)
         return sent if send else {}
 
     def _outside(
@@ -174,7 +174,9 @@ class NumpyStage:
             return {_SYNTHETIC: slot.prediction}
         true = self._true(slot, gradients)
         difference = rows(slot.own, "difference", true.shape, true.dtype)
-        return {_SYNTHETIC: np.subtract(true, slot.prediction, out=difference)}
+        np.subtract(true, slot.prediction, out=difference)
+        difference *= 1.0 / slot.samples  # a mean: it goes with a batch of any size
+        return {_SYNTHETIC: difference}
 
     def _true(self, slot: _Slot, gradients: Mapping[str, Array]) -> Array:
         assert self._exit is not None
@@ -192,17 +194,23 @@ class NumpyStage:
         )
 
     def _count(self, slot: _Slot, source: Source) -> None:
+        """Late corrections come before the batch that they go with: make them sums like its own."""
         if source is Source.DIFFERENCE:
-            self._late_samples += slot.samples
-        else:
-            self._samples += slot.samples
+            assert not self._samples, "a correction in the middle of a batch's own update"
+            self._corrected = True
+            return
+        self._samples += slot.samples
+        if self._corrected:
+            for block in self._blocks.values():
+                block.scale_gradients(slot.samples)
+            self._corrected = False
 
     def update(self) -> None:
-        # A late correction goes with the next batch's own gradient, and is divided like it.
-        samples = self._samples or self._late_samples
+        # Corrections that no batch took along (the end of a segment) are means already.
+        samples = self._samples or 1
         for block in self._blocks.values():
             block.update(samples)
-        self._samples = self._late_samples = 0
+        self._samples, self._corrected = 0, False
 
     # --- generator -------------------------------------------------------------------------------
 

@@ -1,0 +1,125 @@
+"""The NumPy stage on its own: what an update is divided by, and when a slot is used again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asyncdni import experiment
+from asyncdni.backends.numpy import NumpyStage
+from asyncdni.build import make_design, make_stage
+from asyncdni.datasets.base import Meta
+from asyncdni.errors import NumericalError, RemoteProtocolError
+from asyncdni.schedules.base import Source
+
+WIDTH = 3
+TABLES: dict[str, Any] = {
+    "data": {"name": "npz", "path": "nowhere.npz", "batch_size": 8},
+    "stages": [
+        {"name": "low", "layers": [{"dense": WIDTH}]},
+        {"name": "top", "layers": [{"dense": 2}], "loss": "cross_entropy"},
+    ],
+    "schedule": {"name": "synthetic", "generator": {"kind": "zero"}, "correct": True},
+    "optimizer": {"name": "sgd", "learning_rate": 1.0},
+    "run": {"dtype": "float64"},
+}
+META = Meta((4,), "classes", 2, 64, 8)
+
+
+def low(**optimizer: Any) -> NumpyStage:
+    tables = {**TABLES, "optimizer": {**TABLES["optimizer"], **optimizer}}
+    design = make_design(experiment.parse(tables), META)
+    return make_stage(design, design.plan.groups[0])
+
+
+def inputs(samples: int, seed: int = 0) -> dict[str, Any]:
+    return {"data": np.random.default_rng(seed).normal(size=(samples, 4))}
+
+
+def start(stage: NumpyStage, batch: int, samples: int) -> None:
+    """Forward and predict (zero)."""
+    stage.forward(batch, inputs(samples, batch), np.zeros(samples, np.int64))
+    stage.predict(batch)
+
+
+def learn(stage: NumpyStage, batch: int) -> None:
+    stage.backward(batch, {}, source=Source.SYNTHETIC, learn=True, send=False)
+    stage.update()
+
+
+def correct(stage: NumpyStage, batch: int, samples: int) -> None:
+    gradients = {"top": np.ones((samples, WIDTH))}
+    stage.backward(batch, gradients, source=Source.DIFFERENCE, learn=True, send=False)
+
+
+def bias(stage: NumpyStage) -> np.ndarray:
+    """Its gradient of one sample is the gradient of the output: here 1."""
+    return np.array(stage.state()["low"]["0.bias"])
+
+
+@pytest.mark.parametrize("following", [8, 2])
+def test_a_late_correction_moves_weights_alike_before_a_whole_and_a_short_batch(
+    following: int,
+) -> None:
+    stage = low()
+    start(stage, 0, 8)
+    learn(stage, 0)
+    correct(stage, 0, 8)
+    start(stage, 1, following)
+    before = bias(stage)
+    learn(stage, 1)
+    assert np.allclose(bias(stage) - before, -1.0)
+
+
+@pytest.mark.parametrize("samples", [8, 2])
+def test_corrections_that_no_batch_takes_along_are_each_a_mean_over_their_batch(
+    samples: int,
+) -> None:
+    stage = low()
+    for batch in range(3):
+        start(stage, batch, samples)
+        learn(stage, batch)
+    before = bias(stage)
+    for batch in range(3):
+        correct(stage, batch, samples)
+    stage.update()
+    assert np.allclose(bias(stage) - before, -3.0)
+
+
+def test_a_slot_is_not_used_again_before_its_arrays_have_left() -> None:
+    stage = low()
+    first = stage.forward(0, inputs(8), None).activation
+    assert first is not None
+    kept = first.copy()
+    has_left = False
+    stage.release(0, lambda: has_left)
+    second = stage.forward(1, inputs(8, 1), None).activation
+    assert second is not None and not np.shares_memory(first, second)
+    assert np.array_equal(first, kept)
+    has_left = True
+    third = stage.forward(2, inputs(8, 2), None).activation
+    assert third is not None and np.shares_memory(first, third)
+
+
+def test_a_gradient_of_another_shape_is_the_sender_s_fault() -> None:
+    stage = low()
+    start(stage, 0, 8)
+    wrong = {"top": np.ones((8, WIDTH + 1))}
+    with pytest.raises(RemoteProtocolError, match=r"low got a gradient .* from top, expected"):
+        stage.backward(0, wrong, source=Source.TRUE, learn=True, send=False)
+
+
+def test_an_activation_of_another_shape_is_the_sender_s_fault() -> None:
+    with pytest.raises(RemoteProtocolError, match=r"low got float32 \(8, 4\) from data"):
+        low().forward(0, {"data": np.ones((8, 4), np.float32)}, None)
+
+
+def test_clipping_a_gradient_that_is_not_finite_names_stage_and_update() -> None:
+    stage = low(clip_norm=1.0)
+    start(stage, 0, 8)
+    nan = {"top": np.full((8, WIDTH), np.nan)}
+    stage.backward(0, nan, source=Source.TRUE, learn=True, send=False)
+    with pytest.raises(NumericalError, match="stage low, update 0"):
+        stage.update()
