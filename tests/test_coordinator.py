@@ -56,7 +56,10 @@ def test_workers_may_join_and_get_ready_in_any_order(order: tuple[str, ...]) -> 
     connects = dict(sent(actions, Connect))
     assert connects["a"] == Connect({"b": "tcp://b"}, {"b": 1})
     assert connects["b"] == Connect({"a": "tcp://a", "c": "tcp://c"}, {"a": 1, "c": 1})
-    assert office.hear(order[2], Ready(1)) == office.hear(order[0], Ready(1)) == []
+    for name in (order[2], order[0]):
+        actions = office.hear(name, Ready(5))
+        assert not sent(actions)
+        assert records(actions, "ready")[0]["parameters"] == 5
     assert sorted(sent(office.hear(order[1], Ready(1)), Start)) == to_all(Start())
 
 
@@ -345,3 +348,12 @@ def test_no_sequence_of_events_raises_and_after_the_end_there_is_silence(
         assert not (ended and actions)
         ended += end(actions) is not None
     assert ended == (office.machine.phase is Phase.ENDED)
+
+
+def test_workers_that_have_forwarded_different_numbers_of_batches_end_the_run() -> None:
+    office = Office().started()
+    office.hear("a", Drained(0, 2))
+    office.hear("b", Drained(0, 1))
+    found = failure(office.hear("c", Drained(0, 2)))
+    assert found.kind == "RemoteProtocolError"
+    assert found.text.endswith("different numbers of batches: a 2, b 1, c 2")

@@ -11,6 +11,7 @@ from asyncdni.core.events import (
     Release,
     Stop,
 )
+from asyncdni.core.position import Position
 from asyncdni.core.worker import Phase
 from asyncdni.messages import (
     COORDINATOR,
@@ -256,3 +257,15 @@ def test_abort_comes_through_in_the_middle_of_an_op_and_nothing_follows() -> Non
     assert hand.finish({"h": "h"}) == []
     assert hand(activation(1)) == []
     assert hand(Leave()) == []
+
+
+def test_a_locked_host_keeps_the_next_batch_from_other_readers_until_this_one_is_over() -> None:
+    feeding = Position(
+        "p", 0, 3, inputs=("data",), consumers=("m",), host="p", feeds=("z",), barriers=(4,)
+    )
+    alone = Position("p", 0, 3, inputs=("data",), consumers=("m",), host="p", barriers=(4,))
+    for position, ahead in ((feeding, None), (alone, "R1")):
+        hand = Hand(position, Locked())
+        hand(Start())
+        hand.finish_until("F0")
+        assert (str(hand.op) if hand.op else None) == ahead

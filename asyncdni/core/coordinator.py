@@ -78,7 +78,7 @@ class Phase(Enum):
 class _Barrier:
     """What has come back for the current barrier."""
 
-    drained: set[str] = field(default_factory=set)
+    drained: dict[str, int] = field(default_factory=dict)  # batches forwarded, by worker
     scores: Scores = field(default_factory=Scores)
     saves: list[str] = field(default_factory=list)  # tags still to be saved
     saved: set[str] = field(default_factory=set)
@@ -143,7 +143,7 @@ class Coordinator:
         """Assert every invariant."""
         assert set(self._members) <= set(self.roster.workers)
         assert set(self._by_peer.values()) == set(self._members)
-        assert self._at.drained <= set(self._members)
+        assert set(self._at.drained) <= set(self._members)
         if self.phase not in (Phase.GATHERING, Phase.ENDED):
             assert len(self._members) == len(self.roster.workers)
 
@@ -159,12 +159,12 @@ class Coordinator:
         match message:
             case Beat():
                 pass
-            case Ready() if self.phase is Phase.CONNECTING:
-                self._ready(name, now)
+            case Ready(parameters=parameters) if self.phase is Phase.CONNECTING:
+                self._ready(name, parameters, now)
             case Report():
                 self._report(name, message, now)
             case Drained(barrier=self.barrier) if self.phase is Phase.TRAINING:
-                self._drained(name, now)
+                self._drained(name, message.batches, now)
             case Evaluated(barrier=self.barrier) if self._may_score(name, message):
                 self._evaluated(message, now)
             case Saved(tag=tag) if tag in self._at.saves[:1]:
@@ -210,8 +210,9 @@ class Coordinator:
             incarnations = {other.name: other.incarnation for other in others}
             self._actions.append(Send(member.peer, Connect(addresses, incarnations)))
 
-    def _ready(self, name: str, now: float) -> None:
+    def _ready(self, name: str, parameters: int, now: float) -> None:
         self._members[name].ready = True
+        self._record("ready", now, stage=name, parameters=parameters)
         if all(m.ready for m in self._members.values()):
             self.phase = Phase.TRAINING
             self._segment_start = now
@@ -227,9 +228,14 @@ class Coordinator:
 
     # --- barriers --------------------------------------------------------------------------------
 
-    def _drained(self, name: str, now: float) -> None:
-        self._at.drained.add(name)
+    def _drained(self, name: str, batches: int, now: float) -> None:
+        self._at.drained[name] = batches
         if len(self._at.drained) < len(self._members):
+            return
+        if len(set(self._at.drained.values())) > 1:  # each batch counts once, everywhere
+            counts = ", ".join(f"{stage} {count}" for stage, count in self._at.drained.items())
+            text = f"workers have forwarded different numbers of batches: {counts}"
+            self._fail(Fail("RemoteProtocolError", text))
             return
         self.train_s += now - self._segment_start
         self._record("drained", now, barrier=self.barrier)
