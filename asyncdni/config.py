@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 __all__ = [
+    "MESSAGE_BYTES_MAX",
     "Adam",
     "Addition",
     "Constant",
@@ -49,6 +50,9 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[float, Meta(ge=0)]
 
+#: The most that `[limits] message_bytes` may be: what a worker's data socket takes at all.
+MESSAGE_BYTES_MAX = 2**32 - 1
+
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all tables: unknown keys are refused."""
@@ -67,7 +71,7 @@ class Mnist(Table, frozen=True, kw_only=True, tag_field="name", tag="mnist"):
     """60,000 + 10,000 images, from the data folder."""
 
     batch_size: Count = 256
-    path: str = ""  # folder of the four IDX files; empty: $ASYNCDNI_DATA, then the user's cache
+    path: str = ""  # folder of the files, no other is tried; empty: $ASYNCDNI_DATA, then the cache
 
 
 class Addition(Table, frozen=True, kw_only=True, tag_field="name", tag="addition"):
@@ -234,7 +238,8 @@ class Limits(Table, frozen=True, kw_only=True):
 
     window: Count | Literal["auto"] = "auto"  # activations a producer may send ahead
     window_max: Count = 256  # what `auto` may reach
-    message_bytes: Count = 256 * 1024 * 1024  # one message, frames and all
+    # one message between workers, frames and all
+    message_bytes: Annotated[int, Meta(ge=1, le=MESSAGE_BYTES_MAX)] = 256 * 1024 * 1024
     startup_s: Positive = 60.0  # until every worker has joined
     silence_s: Positive = 3.0  # without a sign of life: dead
 

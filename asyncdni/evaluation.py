@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from asyncdni import config
 from asyncdni.backends.base import Score
 from asyncdni.backends.numpy import NumpyStage
-from asyncdni.build import Design, make_whole_stage
+from asyncdni.build import Design, make_design, make_whole_stage
+from asyncdni.core.scores import Scores
 from asyncdni.datasets import load
 from asyncdni.datasets.checks import check_contents
 from asyncdni.errors import DataError
+from asyncdni.messages import Evaluated
 from asyncdni.run import Result, by_stage
-from asyncdni.training import design_of
 
 __all__ = ["evaluate", "predict"]
 
@@ -25,21 +29,27 @@ Array = NDArray[Any]
 def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | int | None]:
     """Test samples, accuracy and loss of the run's weights on its test set.
 
-    Batches, precision and order are those of the run, so the accuracy repeats its
-    `test_accuracy` exactly.
+    Batches, precision, order and threads are those of the run, so the results repeat its
+    `test_accuracy` and `test_loss` exactly.
+
+    Raises `DataError` where the data set is gone.
     """
-    design = design_of(run.experiment, allow_import=allow_import)
+    data = run.experiment.data
+    if run.folder is None and isinstance(data, config.Npz) and not Path(data.path).exists():
+        raise DataError(
+            f"the test set of this run, {data.path}, is gone: nothing was kept on disk; "
+            "train with out=DIR to evaluate later"
+        )
+    design = _design(run, allow_import)
     stage = _stage(design, run)
-    dataset = load(run.experiment.data, run.experiment.run.seed)
-    scores: dict[str, Score] = {}
-    for index in range(design.plan.test_batches):
-        x, y = dataset.test_batch(index, run.experiment.data.batch_size, _dtype(run))
-        for score in stage.evaluate({"data": x}, y).scores:
-            if score.stage in scores:
-                scores[score.stage].add(score)
-            else:
-                scores[score.stage] = score
-    return _result(scores)
+    dataset = load(data, run.experiment.run.seed)
+    sums = {node.name: Score(node.name) for node in design.network.nodes if node.loss}
+    with threadpool_limits(run.experiment.run.threads):
+        for index in range(design.plan.test_batches):
+            x, y = dataset.test_batch(index, data.batch_size, _dtype(run))
+            for score in stage.evaluate({"data": x}, y).scores:
+                sums[score.stage].add(score)
+    return _result(sums)
 
 
 def predict(run: Result, x: Array, *, allow_import: bool = False) -> dict[str, Array]:
@@ -47,21 +57,26 @@ def predict(run: Result, x: Array, *, allow_import: bool = False) -> dict[str, A
 
     Raises `DataError` for inputs of another shape than the network's, and for NaN and infinity.
     """
-    design = design_of(run.experiment, allow_import=allow_import)
-    meta = design.meta
+    meta = run.meta
     if x.ndim < 1 or x.shape[1:] != meta.input_shape or not len(x):
         raise DataError(f"x is {x.shape}, expected (samples, {_listed(meta.input_shape)})")
     if x.dtype.kind not in "fu" or (x.dtype.kind == "u" and x.dtype != np.uint8):
         raise DataError(f"x is {x.dtype}, expected floating-point numbers, or uint8 images")
     check_contents("inputs", {"x": x}, None)
+    design = _design(run, allow_import)
     stage = _stage(design, run)
     losses = [node.name for node in design.network.nodes if node.loss]
     parts: dict[str, list[Array]] = {name: [] for name in losses}
-    for batch in _batches(x, run.experiment.data.batch_size, _dtype(run)):
-        known = stage.outputs({"data": batch})
-        for name in losses:
-            parts[name].append(known[name])
+    with threadpool_limits(run.experiment.run.threads):
+        for batch in _batches(x, run.experiment.data.batch_size, _dtype(run)):
+            known = stage.outputs({"data": batch})
+            for name in losses:
+                parts[name].append(known[name])
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _design(run: Result, allow_import: bool) -> Design:
+    return make_design(run.experiment, run.meta, allow_import=allow_import)
 
 
 def _stage(design: Design, run: Result) -> NumpyStage:
@@ -84,13 +99,10 @@ def _listed(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
 
-def _result(scores: dict[str, Score]) -> dict[str, float | int | None]:
-    accuracy = None
-    for score in scores.values():
-        if score.correct is not None:
-            accuracy = score.correct / (score.samples * score.outputs)
-    return {
-        "samples": max((score.samples for score in scores.values()), default=0),
-        "accuracy": accuracy,
-        "loss": sum(score.loss / score.samples for score in scores.values()),
-    }
+def _result(sums: dict[str, Score]) -> dict[str, float | int | None]:
+    """What the run's coordinator makes of the same sums."""
+    scores = Scores()
+    for s in sums.values():
+        scores.add(Evaluated(0, s.stage, s.samples, s.loss, s.correct, s.outputs))
+    samples = max((score.samples for score in sums.values()), default=0)
+    return {"samples": samples, "accuracy": scores.accuracy, "loss": scores.loss}

@@ -78,7 +78,6 @@ class Hello(Message, frozen=True, tag=True):
     address: str  # ZeroMQ endpoint of its data socket
     pid: int
     host: str
-    allow_import: bool = False
 
 
 class Ready(Message, frozen=True, tag=True):

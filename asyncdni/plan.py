@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from asyncdni import config
 from asyncdni.datasets.base import Meta
 from asyncdni.errors import ConfigError
-from asyncdni.experiment.wording import unknown
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node
 
-__all__ = ["EVALUATIONS_MAX", "Group", "Plan", "barriers", "find_group", "make_plan"]
+__all__ = ["EVALUATIONS_MAX", "Group", "Plan", "barriers", "make_plan"]
 
 #: More evaluations than any run needs: what a worker keeps stays small.
 EVALUATIONS_MAX = 100_000
+#: Names of workers become names of logs, traces and sockets, which the system limits.
+_NAME_MAX = 64
 
 
 @dataclass(frozen=True)
 class Group:
     """The stages of one worker."""
 
-    name: str  # of its members, joined by "+"
+    name: str  # of its members, "a+b+c", or "first..last" where that is too long
     index: int
     members: tuple[Node, ...]
     producers: tuple[str, ...]  # groups it receives from, and DATA, in order of first use
@@ -92,20 +93,6 @@ def barriers(epochs: int, batches_per_epoch: int, evaluate_every: float) -> tupl
     return (*sorted(position for position in positions if position < total), total)
 
 
-def find_group(plan: Plan, text: str) -> Group:
-    """The group that `--stage` means: its name, the name of a stage in it, or its index."""
-    for group in plan.groups:
-        if text == group.name or any(text == node.name for node in group.members):
-            return group
-    if text.isdecimal() and text.isascii() and int(text) < len(plan.groups):
-        return plan.groups[int(text)]
-    names = [group.name for group in plan.groups]
-    members = [node.name for group in plan.groups for node in group.members]
-    known = dict.fromkeys([*names, *members])
-    last = len(plan.groups) - 1
-    raise ConfigError(f"--stage: {unknown('stage', text, known)}, or an index from 0 to {last}")
-
-
 def _split(split: Sequence[int] | None, network: Network) -> list[int]:
     stages = len(network.nodes)
     if split is None:
@@ -124,9 +111,17 @@ def _groups(network: Network, split: Sequence[int]) -> tuple[Group, ...]:
     for count in split:
         parts.append(network.nodes[start : start + count])
         start += count
-    names = ["+".join(node.name for node in part) for part in parts]
+    names = [_name(part) for part in parts]
     home = {node.name: name for name, part in zip(names, parts, strict=True) for node in part}
     return tuple(_group(name, index, parts[index], home) for index, name in enumerate(names))
+
+
+def _name(members: Sequence[Node]) -> str:
+    """Unique, since workers have neighbouring stages and no stage has a dot in its name."""
+    whole = "+".join(node.name for node in members)
+    if len(whole) <= _NAME_MAX or len(members) == 1:
+        return whole
+    return f"{members[0].name}..{members[-1].name}"
 
 
 def _group(name: str, index: int, members: tuple[Node, ...], home: dict[str, str]) -> Group:

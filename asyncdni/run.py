@@ -6,30 +6,33 @@ DIR/metrics.jsonl     one record a line              DIR/best/STAGE.safetensors 
 DIR/summary.json      the run in numbers             DIR/logs/WORKER.log           what workers said
 ```
 
+`data.npz` is there as well if the caller of `train` gave arrays.
 `summary.json` is written last: a folder without one holds a run that did not finish.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from asyncdni import config, experiment
+from asyncdni.datasets import Meta, describe
 from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.weights import load_stage, write_atomically
 
 __all__ = [
     "Result",
+    "ARRAYS",
     "by_stage",
     "create_folder",
-    "keep_arrays",
+    "discard_folder",
     "load_weights",
     "open_run",
     "write_summary",
@@ -39,8 +42,8 @@ _EXPERIMENT = "experiment.toml"
 _SUMMARY = "summary.json"
 _METRICS = "metrics.jsonl"
 _LOGS = "logs"
-#: All that is there before the first weights are saved.
-_EARLY = frozenset({_EXPERIMENT, _METRICS, _LOGS})
+#: The arrays of a run that was given them as such.
+ARRAYS = "data.npz"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Result:
     #: Final weights and running statistics, `"stage.0.weight"`, as `torch.nn` would name them.
     weights: dict[str, NDArray[Any]] = field(repr=False)
     experiment: config.Experiment = field(repr=False)
+    #: What the network fits: `predict` needs no more of the data set.
+    meta: Meta = field(repr=False)
     folder: Path | None = None  # None: nothing was kept on disk
 
     def __repr__(self) -> str:
@@ -75,12 +80,10 @@ class Result:
 def create_folder(path: Path, tables: config.Experiment) -> Path:
     """Make the folder of a new run and write its experiment there.
 
-    The folder may hold a run that failed before it saved any weights. Raises `ConfigError` for one
-    that holds anything else, or can't be written.
+    Raises `ConfigError` for one that holds anything, or can't be written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _clear_what_failed_early(path)
         if any(path.iterdir()):
             raise ConfigError(
                 f"--out {path}: the folder is not empty; expected a new or an empty one, "
@@ -95,24 +98,17 @@ def create_folder(path: Path, tables: config.Experiment) -> Path:
     return path.resolve()
 
 
-def keep_arrays(folder: Path, chosen: config.Experiment) -> config.Experiment:
-    """Move the file that the run was trained on into its folder; returns the experiment with it."""
-    assert isinstance(chosen.data, config.Npz)
-    path = folder.resolve() / "data.npz"
-    shutil.move(chosen.data.path, path)
-    moved = msgspec.structs.replace(
-        chosen, data=msgspec.structs.replace(chosen.data, path=str(path))
-    )
-    write_atomically(folder / _EXPERIMENT, experiment.dumps(moved).encode())
-    return moved
+def discard_folder(folder: Path, *, made: bool) -> None:
+    """Take back what a run has written before it began to train.
 
-
-def _clear_what_failed_early(path: Path) -> None:
-    """Empty the folder of a run that ended before it had saved any weights: nothing is lost."""
-    if (path / _EXPERIMENT).is_file() and {entry.name for entry in path.iterdir()} <= _EARLY:
-        for name in _EARLY - {_LOGS}:
-            (path / name).unlink(missing_ok=True)
-        shutil.rmtree(path / _LOGS, ignore_errors=True)
+    Nothing else is touched; the folder itself goes too if the run has `made` it.
+    """
+    with contextlib.suppress(OSError):
+        for name in (_EXPERIMENT, _METRICS, ARRAYS):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / _LOGS, ignore_errors=True)
+        if made:
+            folder.rmdir()
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -120,11 +116,13 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     write_atomically(folder / _SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def open_run(folder: Path, weights: str = "final") -> Result:
+def open_run(folder: str | Path, weights: str = "final") -> Result:
     """A run from its folder; `weights` is "final" or "best".
 
-    Raises `CheckpointError` for a folder without a whole run, or with weights of another network.
+    Raises `CheckpointError` for a folder without a whole run, and `DataError` where the run's own
+    data file (of `npz`) is gone.
     """
+    folder = Path(folder)
     path = folder / _EXPERIMENT
     if not path.is_file():
         raise CheckpointError(f"{folder} is no run folder: it has no {_EXPERIMENT}")
@@ -135,7 +133,8 @@ def open_run(folder: Path, weights: str = "final") -> Result:
         summary = {"history": [], "test_accuracy": None}  # interrupted: weights may be here
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / _SUMMARY} can't be read: {error}") from error
-    return Result(summary, load_weights(folder / weights, found), found, folder)
+    loaded = load_weights(folder / weights, found)
+    return Result(summary, loaded, found, describe(found.data), folder)
 
 
 def load_weights(folder: Path, found: config.Experiment) -> dict[str, NDArray[Any]]:

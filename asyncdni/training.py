@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,19 @@ from numpy.typing import ArrayLike
 from asyncdni import config, experiment
 from asyncdni.build import Design, make_design, make_roster
 from asyncdni.core.coordinator import Coordinator
+from asyncdni.core.roster import Roster
 from asyncdni.datasets import describe
-from asyncdni.errors import ConfigError
+from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.launchers.local import LocalLauncher, worker_command
 from asyncdni.metrics.recorder import Recorder
-from asyncdni.run import Result, create_folder, keep_arrays, load_weights, write_summary
+from asyncdni.run import (
+    ARRAYS,
+    Result,
+    create_folder,
+    discard_folder,
+    load_weights,
+    write_summary,
+)
 from asyncdni.runtime.coordinate import Launcher, coordinate
 from asyncdni.transports.address import private_folder
 from asyncdni.transports.zeromq import CoordinatorTransport
@@ -31,7 +41,7 @@ __all__ = ["Observer", "conduct", "design_of", "train"]
 #: Called with each record of the coordinator; see `metrics.recorder`.
 Observer = Callable[[Design, Recorder, str, Mapping[str, Any]], None]
 
-_LINGER_S = 0.5
+_LINGER_S = 0.3
 
 
 def train(
@@ -63,14 +73,19 @@ def train(
     """
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(private_folder()))
-        chosen = _resolve(source, schedule, seed, set)
-        if data is not None:
-            chosen = _with_arrays(chosen, data, scratch)
-        design = design_of(chosen, allow_import=allow_import)
         folder = Path(out) if out is not None else scratch / "run"
+        chosen = _resolve(source, schedule, seed, set)
+        if data is None:
+            design = design_of(chosen, allow_import=allow_import)
+        else:
+            meta = describe(_save_arrays(data, scratch / ARRAYS, chosen.data.batch_size))
+            chosen = _with_arrays(chosen, folder.resolve() / ARRAYS)
+            design = make_design(chosen, meta, allow_import=allow_import)
         launcher = stack.enter_context(LocalLauncher(folder / "logs", chosen.run.threads))
 
         def launch(address: str) -> LocalLauncher:
+            if data is not None:
+                _move(scratch / ARRAYS, folder / ARRAYS)
             launcher.start(
                 {
                     group.name: worker_command(group.name, address, allow_import=allow_import)
@@ -82,9 +97,8 @@ def train(
         bind = f"ipc://{scratch / 'coordinator'}"
         summary = conduct(design, bind, folder, launch=launch, observers=observers, trace=trace)
         weights = load_weights(folder / "final", chosen)
-        if data is not None and out is not None:
-            chosen = keep_arrays(folder, chosen)
-        return Result(summary, weights, chosen, folder.resolve() if out is not None else None)
+        kept = folder.resolve() if out is not None else None
+        return Result(summary, weights, chosen, design.meta, kept)
 
 
 def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Design:
@@ -103,20 +117,29 @@ def conduct(
 ) -> dict[str, Any]:
     """Be the coordinator of one run at address `bind`; returns the summary.
 
-    `out` is the folder of the run, made once the address is bound; None: nothing is written.
+    `out` is the folder of the run, made once the address is bound; None: nothing is written. A run
+    that fails before it trains leaves none, but after an error with a traceback: its logs count.
     `launch` starts the workers once the address is known; without it they are started by hand.
+
+    Raises whatever ends the run, and `CheckpointError` where workers on other hosts have written
+    their weights there.
     """
     chosen = design.experiment
     with ExitStack() as stack:
-        transport = CoordinatorTransport(bind, chosen.limits)
+        transport = CoordinatorTransport(bind)
         stack.callback(transport.close, _LINGER_S)
-        folder = create_folder(out, chosen) if out is not None else None
+        hosts: dict[str, str] = {}  # of workers
+        seen: set[str] = set()  # kinds of records
+        folder = stack.enter_context(_new_folder(out, chosen, seen)) if out is not None else None
         roster = make_roster(design, folder=str(folder) if folder else "", trace=trace)
         recorder = Recorder(roster.workers, _facts(chosen), folder)
         stack.callback(recorder.close)
         machine = Coordinator(roster)
 
         def observe(kind: str, values: Mapping[str, Any]) -> None:
+            seen.add(kind)
+            if kind == "joined":
+                hosts[values["stage"]] = values["host"]
             recorder.record(kind, values)
             for observer in observers:
                 observer(design, recorder, kind, values)
@@ -127,7 +150,37 @@ def conduct(
     summary = recorder.summary(machine.train_s)
     if folder is not None:
         write_summary(folder, summary)
+        _check_weights(folder / "final", roster, hosts)
     return summary
+
+
+@contextmanager
+def _new_folder(out: Path, chosen: config.Experiment, seen: Container[str]) -> Iterator[Path]:
+    """The folder of a run; gone again where the run fails before it starts to train."""
+    made = not os.path.exists(out)
+    folder = create_folder(out, chosen)
+    try:
+        yield folder
+    except BaseException as error:
+        has_traceback = bool(getattr(error, "__notes__", ()))  # a bug: its logs are worth keeping
+        if "start" not in seen and not has_traceback:
+            discard_folder(folder, made=made)
+        raise
+
+
+def _check_weights(folder: Path, roster: Roster, hosts: Mapping[str, str]) -> None:
+    """Raises `CheckpointError` for weights that are not on this host."""
+    missing = [
+        f"{stage} (written on {hosts[worker]} as {folder / stage}.safetensors)"
+        for worker, stages in roster.members.items()
+        for stage in stages
+        if not (folder / f"{stage}.safetensors").is_file()
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks the weights of {', '.join(missing)}: each worker writes to its own "
+            "host; copy the files from there, or use a folder that all hosts share"
+        )
 
 
 def _facts(chosen: config.Experiment) -> dict[str, Any]:
@@ -152,13 +205,21 @@ def _resolve(
     return experiment.change(tables, changes, schedule=schedule, seed=seed)
 
 
-def _with_arrays(
-    chosen: config.Experiment, data: Mapping[str, ArrayLike], scratch: Path
-) -> config.Experiment:
+def _save_arrays(data: Mapping[str, ArrayLike], path: Path, batch_size: int) -> config.Npz:
     expected = {"x_train", "y_train", "x_test", "y_test"}
     if set(data) != expected:
         raise ConfigError(f"data has {sorted(data)}, expected {sorted(expected)}")
-    path = scratch / "data.npz"
     np.savez(path, allow_pickle=False, **{name: np.asarray(a) for name, a in data.items()})
+    return config.Npz(path=str(path), batch_size=batch_size)
+
+
+def _with_arrays(chosen: config.Experiment, path: Path) -> config.Experiment:
     changed = {"name": "npz", "path": str(path), "batch_size": chosen.data.batch_size}
     return experiment.parse({**experiment.tables(chosen), "data": changed})
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        shutil.move(source, target)
+    except OSError as error:
+        raise CheckpointError(f"can't write {target}: {error.strerror}") from error

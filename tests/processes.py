@@ -138,6 +138,7 @@ class Site:
             "OPENBLAS_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+        self.environment.pop("ASYNCDNI_DATA", None)  # a test that wants data says where it is
 
     def write(self, name: str, text: str) -> Path:
         """A file in the site's folder, parents made as needed."""

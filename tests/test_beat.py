@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from asyncdni.config import Limits
 from asyncdni.errors import LaunchError
 from asyncdni.messages import Beat, Message
 from asyncdni.transports.address import private_folder
@@ -24,7 +23,7 @@ PATIENCE_S = 20.0  # ends a test that would hang; nothing takes that long
 def coordinator(monkeypatch: pytest.MonkeyPatch) -> Iterator[CoordinatorTransport]:
     monkeypatch.delenv(PARENT_VARIABLE, raising=False)
     with private_folder() as folder:
-        transport = CoordinatorTransport(f"ipc://{folder}/coordinator", Limits())
+        transport = CoordinatorTransport(f"ipc://{folder}/coordinator")
         yield transport
         transport.close(0)
 

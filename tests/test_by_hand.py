@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 from processes import (
     ENDLESS,
     TINY,
@@ -27,6 +28,8 @@ from processes import (
 )
 
 from asyncdni.launchers.local import worker_command
+from asyncdni.messages import PROTOCOL_VERSION, Hello
+from asyncdni.transports.codec import encode
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 #: A protocol that no coordinator speaks yet.
@@ -257,6 +260,25 @@ def test_ctrl_c_in_the_middle_saves_and_lets_workers_go(site: Site) -> None:
     finished.refused("interrupted after", str(site.folder / "run"))
     assert [command.finished().code for command in commands] == [0, 0]
     assert set(weights(site.folder / "run")) == {"hidden.safetensors", "top.safetensors"}
+
+
+def test_a_peer_that_speaks_nonsense_is_told_of_once_and_recorded(site: Site) -> None:
+    coordinator = _coordinator(site)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.setsockopt(zmq.LINGER, 0)
+        stranger.setsockopt(zmq.IDENTITY, b"who")
+        stranger.connect(_address(site))
+        stranger.send(b"nonsense")
+        stranger.send(b"nonsense")
+        hello = Hello(PROTOCOL_VERSION, "nobody", "tcp://127.0.0.1:1", 1, "here")
+        stranger.send_multipart(encode(hello))  # heard after the nonsense, and answered
+        until_recorded(site.folder / "run", "refused")
+        (rejected,) = records(site.folder / "run", "rejected")
+    assert rejected["peer"] == b"who".hex()
+    assert "bad message" in rejected["text"]
+    coordinator.interrupt()
+    finished = coordinator.finished()
+    assert finished.out.count(f"rejected a message (peer {rejected['peer']}): bad message") == 1
 
 
 # --- the recipe ----------------------------------------------------------------------------------

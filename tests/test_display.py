@@ -192,6 +192,12 @@ def test_a_refused_worker_is_told_of(design: Design) -> None:
     assert lines[0] == "refused a worker (process 7 on there): no stage 'x' here"
 
 
+def test_a_rejected_message_is_told_of_in_one_line(design: Design) -> None:
+    rejected = {"time_s": 100.1, "peer": "00ab", "text": "bad message: no frames"}
+    lines = lines_of(design, [records()[0], ("rejected", rejected), *records()[1:]])
+    assert lines[0] == "rejected a message (peer 00ab): bad message: no frames"
+
+
 def test_one_of_several_runs_leaves_its_start_and_its_outcome(design: Design) -> None:
     assert lines_of(design, records(), "run 2 of 6: locked, seed 0") == [
         "run 2 of 6: locked, seed 0: synthetic, 2 workers, 10 epochs of 100 samples, seed 0",

@@ -25,6 +25,9 @@ from processes import (
     weights,
 )
 
+from asyncdni import training
+from asyncdni.core import coordinator
+from asyncdni.launchers import local
 from asyncdni.weights import load_stage
 
 
@@ -126,6 +129,11 @@ def _assert_saved(site: Site) -> None:
         assert set(arrays) == {"0.weight", "0.bias"}
         assert all(np.isfinite(array).all() for array in arrays.values())
     assert not (site.folder / "run" / "summary.json").exists()
+
+
+def test_what_ctrl_c_may_take_at_each_step_adds_up_to_less_than_two_seconds() -> None:
+    """To drain and save, to send the last words, to let the workers end."""
+    assert coordinator._STOP_S + training._LINGER_S + local._CUT_S < 2.0
 
 
 @pytest.mark.parametrize("schedule", ["locked", "synthetic"])

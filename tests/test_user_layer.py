@@ -108,6 +108,20 @@ def test_workers_started_by_hand_with_allow_import_run_it(site: Site) -> None:
     assert "hidden.safetensors" in weights(site.folder / "run")
 
 
+def test_a_worker_beats_while_it_imports_the_module(site: Site) -> None:
+    """However long that takes, nobody takes it for dead."""
+    check = """\
+import sys
+import threading
+
+if "worker" in sys.argv and all(one.name != "heart" for one in threading.enumerate()):
+    raise ImportError("no heart beats")
+"""
+    site.write("mylayer.py", MODULE + check)
+    finished = site.run("train", "tiny.toml", "--allow-import", "--out", "run")
+    assert (finished.code, finished.err) == (0, "")
+
+
 def _by_hand(site: Site, *args: str) -> tuple[Command, Command]:
     """A coordinator that may import, and a worker for `hidden` with these arguments."""
     bind = ("--bind", "tcp://127.0.0.1:0")

@@ -32,13 +32,14 @@ from asyncdni.messages import (
     Interrupt,
     Message,
     Ready,
+    Refused,
     Start,
 )
-from asyncdni.transports import sockets
+from asyncdni.transports import sockets, zeromq
 from asyncdni.transports.address import private_folder
+from asyncdni.transports.codec import decode
 from asyncdni.transports.zeromq import CoordinatorTransport, WorkerTransport
 
-LIMITS = Limits()
 PATIENCE_S = 20.0  # ends a test that would hang; nothing takes that long
 HELLO = Hello(PROTOCOL_VERSION, "1", "tcp://127.0.0.1:1", 1, "here")
 
@@ -52,14 +53,17 @@ class Site:
         self.folder = stack.enter_context(private_folder())
         self.address = "tcp://127.0.0.1:0" if kind == "tcp" else f"ipc://{self.folder}/coordinator"
 
-    def coordinator(self, limits: Limits = LIMITS) -> CoordinatorTransport:
-        transport = CoordinatorTransport(self.address, limits)
+    def coordinator(self) -> CoordinatorTransport:
+        transport = CoordinatorTransport(self.address)
         self._stack.callback(transport.close, 0)
         self.address = transport.address
         return transport
 
-    def worker(self, limits: Limits = LIMITS) -> WorkerTransport:
-        transport = WorkerTransport(self.address, limits)
+    def worker(self, limits: Limits | None = None) -> WorkerTransport:
+        """With these limits, or those that hold until a worker is told."""
+        transport = WorkerTransport(self.address)
+        if limits is not None:
+            transport.limit(limits)
         self._stack.callback(transport.close, 0)
         return transport
 
@@ -79,7 +83,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield Site(stack, request.param)
 
 
-def pair(site: Site, limits: Limits = LIMITS) -> tuple[WorkerTransport, WorkerTransport]:
+def pair(site: Site, limits: Limits | None = None) -> tuple[WorkerTransport, WorkerTransport]:
     """Two workers; the first is connected to the second under the name "b"."""
     site.coordinator()
     a, b = site.worker(limits), site.worker(limits)
@@ -180,7 +184,11 @@ def test_garbage_is_dropped_by_a_coordinator_and_noted_once_a_peer(
         found = found or coordinator.receive(PATIENCE_S)
     assert [message for _, message in found] == [Ready(1)]
     assert coordinator.rejected_messages == 3
-    assert [identity for identity, _ in coordinator.rejected] == [found[0][0]]
+    ((identity, text),) = coordinator.rejected
+    assert identity == found[0][0]
+    assert stranger.poll(int(PATIENCE_S * 1000))
+    assert decode([stranger.recv()], Limits()) == Refused("RemoteProtocolError", text)
+    assert not stranger.poll(0)  # the first one alone is answered
     worker.send(COORDINATOR, HELLO)
     assert coordinator.receive(PATIENCE_S) == [(worker.identity, HELLO)]
 
@@ -326,15 +334,60 @@ def test_garbage_from_a_neighbour_is_told_with_its_socket(site: Site, frames: li
 
 def test_a_message_over_the_limit_is_not_sent(site: Site) -> None:
     a, b = pair(site, Limits(message_bytes=10_000))
-    with pytest.raises(LimitExceeded, match="message_bytes = 10000"):
+    with pytest.raises(
+        LimitExceeded, match=r"Activation of \d+ bytes .* limits\.message_bytes = 10000"
+    ):
         a.send("b", activation(64 * 64))
     a.send("b", Credit("a", 0, "b", 1, 2))
     assert received(b) == Credit("a", 0, "b", 1, 2)
 
 
-def test_a_peer_that_sends_more_than_the_limit_is_cut_off(site: Site) -> None:
+def test_a_limit_on_messages_between_workers_spares_control(site: Site) -> None:
+    coordinator, worker = site.coordinator(), site.worker(Limits(message_bytes=1))
+    worker.send(COORDINATOR, HELLO)
+    assert coordinator.receive(PATIENCE_S) == [(worker.identity, HELLO)]
+    coordinator.send(worker.identity, Start())
+    assert received(worker) == Start()
+
+
+def test_a_message_over_the_limit_is_an_error_of_its_sender(site: Site) -> None:
+    a, b = pair(site)
+    b.limit(Limits(message_bytes=10_000))
+    a.send("b", activation(64 * 64))
+    with pytest.raises(RemoteProtocolError, match="at most 10000 are allowed"):
+        b.receive(PATIENCE_S)
+
+
+def test_a_limit_above_the_default_is_kept_on_both_sides(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zeromq, "Limits", lambda: Limits(message_bytes=1))  # the default
+    a, b = pair(site, Limits(message_bytes=1_000_000))
+    a.send("b", activation(64 * 64))
+    assert isinstance(received(b), Activation)
+
+
+def test_a_wait_takes_nothing_and_ends_when_something_is_here(site: Site) -> None:
+    a, b = pair(site)
+    credit = Credit("a", 0, "b", 1, 2)
+    a.send("b", credit)
+    b.wait(None)
+    assert b.messages == 0
+    assert b.receive(0) == [credit]
+    b.wait(0.001)
+    assert b.counters() == {
+        "bytes_sent": 0,
+        "bytes_received": a.bytes_sent,
+        "messages": 1,
+    }
+
+
+def test_a_peer_that_sends_a_giant_frame_is_cut_off(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zeromq, "MESSAGE_BYTES_MAX", 10_000)
     site.coordinator()
-    worker = site.worker(Limits(message_bytes=10_000))
+    worker = site.worker()
     greedy = site.raw(zmq.PUSH, worker.address)
     monitor = greedy.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     greedy.send(bytes(20_000))
@@ -389,7 +442,7 @@ def test_a_neighbour_that_has_moved_is_found_again(site: Site) -> None:
 def test_a_port_or_path_in_use_is_told(site: Site) -> None:
     site.coordinator()
     with pytest.raises(LaunchError, match="in use"):
-        CoordinatorTransport(site.address, LIMITS)
+        CoordinatorTransport(site.address)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +450,7 @@ def test_a_port_or_path_in_use_is_told(site: Site) -> None:
 )
 def test_an_address_that_is_not_ours_is_told(address: str) -> None:
     with pytest.raises(LaunchError):
-        CoordinatorTransport(address, LIMITS)
+        CoordinatorTransport(address)
 
 
 def test_the_port_is_the_real_one() -> None:
@@ -417,8 +470,8 @@ def test_only_this_user_may_connect_to_ipc_sockets() -> None:
 
 def test_closing_leaves_no_files_and_no_descriptors(site: Site) -> None:
     def once() -> None:
-        coordinator = CoordinatorTransport(site.address, LIMITS)
-        a, b = (WorkerTransport(coordinator.address, LIMITS) for _ in range(2))
+        coordinator = CoordinatorTransport(site.address)
+        a, b = (WorkerTransport(coordinator.address) for _ in range(2))
         a.connect({"b": b.address})
         a.send("b", activation(1024 * 1024))
         received(b)
@@ -458,5 +511,5 @@ def test_closing_gives_up_what_nobody_takes(site: Site) -> None:
 
 def test_a_worker_that_can_not_listen_leaves_nothing_behind(site: Site) -> None:
     with pytest.raises(LaunchError):
-        WorkerTransport(f"ipc://{site.folder}/missing/coordinator", LIMITS)
+        WorkerTransport(f"ipc://{site.folder}/missing/coordinator")
     assert list(site.folder.iterdir()) == []

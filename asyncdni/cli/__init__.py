@@ -12,6 +12,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "simulate",
+    "graph",
     "timeline",
     "data",
 )

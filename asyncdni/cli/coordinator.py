@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="run folder; workers write their weights to this path on their own host "
-        "(default: nothing is written)",
+        help="run folder; each worker writes its weights to this path on its own host, so that "
+        "over several hosts it must be a shared folder, or the weights copied here by hand: the "
+        "run ends with an error that names those missing (default: nothing is written)",
     )
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
 

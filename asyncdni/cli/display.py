@@ -24,7 +24,7 @@ __all__ = ["Display", "Lines", "Picture", "Quiet", "make_display", "say"]
 _DRAW_EVERY_S = 0.25
 _LINE_EVERY_S = 10.0
 #: Rare, and possibly followed by a long silence: drawn at once.
-_AT_ONCE = frozenset({"bound", "joined", "refused", "start"})
+_AT_ONCE = frozenset({"bound", "joined", "refused", "rejected", "start"})
 
 
 class Display(Protocol):
@@ -97,6 +97,8 @@ class _Gathering:
         elif kind == "refused":
             who = f"process {values['pid']} on {values['host']}"
             say(self._console, f"refused a worker ({who}): {values['text']}")
+        elif kind == "rejected":
+            say(self._console, f"rejected a message (peer {values['peer']}): {values['text']}")
 
     @property
     def text(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from asyncdni.evaluation import evaluate
 from asyncdni.run import open_run
@@ -27,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    result = evaluate(open_run(Path(args.folder), args.weights), allow_import=args.allow_import)
+    result = evaluate(open_run(args.folder, args.weights), allow_import=args.allow_import)
     if args.json:
         print(json.dumps(result))
         return 0

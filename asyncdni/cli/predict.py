@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    trained = open_run(Path(args.folder), args.weights)
+    trained = open_run(args.folder, args.weights)
     outputs = predict(trained, _read(Path(args.input)), allow_import=args.allow_import)
     arrays = dict(outputs)
     last = list(outputs)[-1]

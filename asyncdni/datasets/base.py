@@ -129,7 +129,8 @@ class Dataset:
             np.take(self.x_train, rows, axis=0, out=x, mode="clip")
         else:
             if len(self._scratch) < len(rows):
-                self._scratch = np.empty_like(self.x_train, shape=(batch_size, *x.shape[1:]))
+                rows_max = min(batch_size, len(self.x_train))
+                self._scratch = np.empty_like(self.x_train, shape=(rows_max, *x.shape[1:]))
             scratch = self._scratch[: len(rows)]
             np.take(self.x_train, rows, axis=0, out=scratch, mode="clip")
             _convert(scratch, x)

@@ -1,4 +1,4 @@
-"""Where data files are kept: $ASYNCDNI_DATA, then the user's cache folder."""
+"""Where data files are kept: a given folder, or else $ASYNCDNI_DATA, then the user's cache."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ __all__ = ["cache_folder", "data_folders"]
 def data_folders(given: str, name: str) -> list[Path]:
     """The folders to look in for data set `name`, in order.
 
-    These are `given` (empty: none), $ASYNCDNI_DATA and the cache folder, and of each also its
-    subfolder `name`.
+    These are `given` alone or, where it is empty, $ASYNCDNI_DATA and the cache folder; and of each
+    also its subfolder `name`.
     """
-    named = [Path(text) for text in (given, os.environ.get("ASYNCDNI_DATA", "")) if text]
-    return [folder for base in (*named, cache_folder()) for folder in (base, base / name)]
+    if given:
+        bases = [Path(given)]
+    else:
+        named = os.environ.get("ASYNCDNI_DATA", "")
+        bases = [*([Path(named)] if named else []), cache_folder()]
+    return [folder for base in bases for folder in (base, base / name)]
 
 
 def cache_folder() -> Path:

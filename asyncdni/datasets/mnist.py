@@ -62,6 +62,7 @@ FILES = (
 META = Meta(
     input_shape=(784,), targets="classes", outputs=10, train_samples=60_000, test_samples=10_000
 )
+_CURE = "`asyncdni data mnist`, or set ASYNCDNI_DATA to their folder"
 
 
 def describe(data: config.Mnist) -> Meta:
@@ -74,18 +75,23 @@ def load(data: config.Mnist, seed: int) -> Dataset:
 
     Raises `DataError` where a file is missing, damaged or not the published one.
     """
-    return read(data_folders(data.path, "mnist"))
+    folders = data_folders(data.path, "mnist")
+    if data.path:
+        return read(folders, cure=f"`asyncdni data mnist --folder {data.path}`, or mend data.path")
+    return read(folders)
 
 
-def read(folders: Sequence[Path]) -> Dataset:
-    """MNIST out of the first of `folders` that has each file. Raises `DataError`."""
+def read(folders: Sequence[Path], cure: str = _CURE) -> Dataset:
+    """MNIST out of the first of `folders` that has each file.
+
+    Raises `DataError`, which ends in `cure` where files are missing.
+    """
     paths = [find(file, folders) for file in FILES]
     missing = [file.name for file, path in zip(FILES, paths, strict=True) if path is None]
     if missing:
         raise DataError(
             f"MNIST is incomplete: no {', '.join(missing)} (plain or .gz) in any of "
-            f"{', '.join(map(str, folders))}; fetch the four files with `asyncdni data mnist`, or "
-            "set ASYNCDNI_DATA to their folder"
+            f"{', '.join(map(str, folders))}; fetch the four files with {cure}"
         )
     arrays = [_read(file, path) for file, path in zip(FILES, paths, strict=True) if path]
     x_train, y_train, x_test, y_test = arrays

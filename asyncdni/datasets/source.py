@@ -29,7 +29,8 @@ class Source:
         self._per_epoch = dataset.batches_per_epoch(batch_size)
         self._seed = seed
         self._dtype = dtype
-        self._shape = (batch_size, *dataset.meta.input_shape)
+        rows = min(batch_size, dataset.meta.train_samples)
+        self._shape = (rows, *dataset.meta.input_shape)
         self._in_use: dict[int, NDArray[Any]] = {}
         self._retired: list[tuple[NDArray[Any], Callable[[], bool]]] = []
 

@@ -27,7 +27,7 @@ _LAST_LINES = 5
 #: All is saved and they have been let go: how long they may take over their last words.
 _GRACE_S = 10.0
 #: The same after an error, for those who have heard of it; the others have nothing to lose.
-_CUT_S = 1.0
+_CUT_S = 0.5
 _TAIL_BYTES = 4096
 
 

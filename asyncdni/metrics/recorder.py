@@ -1,13 +1,15 @@
 """What a run leaves behind: `metrics.jsonl` line by line, and the summary at its end.
 
 A line of `metrics.jsonl` is one record of the coordinator: {"kind": …, "time_s": …, …}. Kinds:
-joined, start, report (one worker's counters since the start), drained, evaluation, saved, resume.
+joined, refused, rejected (no message), start, report (one worker's counters since the start),
+drained, evaluation, saved, resume.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,6 +36,9 @@ STAGE_FIELDS = (
     "target_cosine",
     "dropped",
     "window",
+    "bytes_sent",
+    "bytes_received",
+    "messages",
 )
 
 
@@ -52,7 +57,7 @@ class Recorder:
         self._file = _open(folder / "metrics.jsonl") if folder else None
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Take note of one record."""
+        """Take note of one record. Raises `CheckpointError` where it can't be written."""
         time_s = values["time_s"]
         if self._began_s is None:
             self._began_s = time_s
@@ -66,11 +71,14 @@ class Recorder:
             self.history.append({key: values[key] for key in keys})
         if self._file is not None:
             line = {"kind": kind, **values, "time_s": round(time_s - self._began_s, 6)}
-            self._file.write(json.dumps(line) + "\n")
+            with _writing(self._file):
+                self._file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
+        """Raises `CheckpointError` where the last records can't be written."""
         if self._file is not None:
-            self._file.close()
+            with _writing(self._file):
+                self._file.close()
 
     def summary(self, train_s: float) -> dict[str, Any]:
         """The run in numbers; `train_s` is its training time alone, drains included."""
@@ -91,7 +99,11 @@ class Recorder:
             "test_loss": last["loss"],
             "history": self.history,
             "stages": [
-                {"name": name, **{field: report.get(field) for field in STAGE_FIELDS}}
+                {
+                    "name": name,
+                    **{field: report.get(field) for field in STAGE_FIELDS},
+                    "busy_fraction": _busy_fraction(report, train_s),
+                }
                 for name, report in self.reports.items()
             ],
         }
@@ -107,6 +119,22 @@ def _open(path: Path) -> TextIO:
         return open(path, "w", buffering=1, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"can't write {path}: {error.strerror}") from error
+
+
+@contextmanager
+def _writing(file: TextIO) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"can't write {file.name}: {error.strerror}") from error
+
+
+def _busy_fraction(report: Mapping[str, Any], train_s: float) -> float | None:
+    """Of the run's training time, the same for all: a worker's own clock stops when it is through,
+    which would flatter those that are through early."""
+    if "compute_s" not in report or train_s <= 0:
+        return None
+    return float(report["compute_s"] + report["generator_s"]) / train_s
 
 
 def _count(value: object) -> int:

@@ -39,6 +39,7 @@ class _Run:
         self.transport = transport
         self.observe = observe
         self.end: Finish | Fail | None = None
+        self._rejected = 0  # of the transport's, observed so far
 
     def handle(self, event: Event) -> None:
         for action in self.machine.handle(event, time.monotonic()):
@@ -52,6 +53,13 @@ class _Run:
                     self.end = action
                 case _:
                     raise TypeError(f"a coordinator's driver can't carry out {action!r}")
+
+    def tell_rejected(self) -> None:
+        """Peers that the transport has heard nonsense from since the last call."""
+        for peer, text in self.transport.rejected[self._rejected :]:
+            values = {"time_s": time.monotonic(), "peer": peer.hex(), "text": text}
+            self.observe("rejected", values)
+        self._rejected = len(self.transport.rejected)
 
 
 def coordinate(
@@ -71,6 +79,7 @@ def coordinate(
         while run.end is None:
             for peer, message in transport.receive(_timeout_s(machine)):
                 run.handle(Received(message, peer))
+            run.tell_rejected()
             for stage, code, last_lines in launcher.exited() if launcher else ():
                 run.handle(Exited(stage, code, last_lines))
             if len(stops) > seen:

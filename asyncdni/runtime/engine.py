@@ -45,7 +45,11 @@ class Transport(Protocol):
 
     def send(self, to: str, message: Message) -> Callable[[], bool] | None: ...
 
+    def wait(self, timeout_s: float | None) -> None: ...
+
     def receive(self, timeout_s: float | None) -> list[Message]: ...
+
+    def counters(self) -> dict[str, int]: ...
 
 
 class Engine:
@@ -93,10 +97,14 @@ class Engine:
         return self.stopped
 
     def _receive(self) -> None:
-        idle = self._pending is None
         began = time.perf_counter()
-        messages = self._transport.receive(_REPORT_EVERY_S if idle else 0.0)
-        self._meter.received(time.perf_counter() - began, idle)
+        if self._pending is None:
+            self._transport.wait(_REPORT_EVERY_S)
+            waited = time.perf_counter()
+            self._meter.waited(waited - began)
+            began = waited
+        messages = self._transport.receive(0.0)
+        self._meter.moved(time.perf_counter() - began)
         for message in messages:
             self._handle(Received(message))
         if time.monotonic() >= self._report_at:
@@ -133,7 +141,7 @@ class Engine:
             self._report()  # the coordinator adds up at each barrier
         began = time.perf_counter()
         sent = self._transport.send(to, message)
-        self._meter.sent(time.perf_counter() - began)
+        self._meter.moved(time.perf_counter() - began)
         if sent is not None and isinstance(message, Activation | Gradient):
             self._note_unsent(message, sent)
 
@@ -152,7 +160,11 @@ class Engine:
 
     def _report(self) -> None:
         self._report_at = time.monotonic() + _REPORT_EVERY_S
-        counters = {**self._worker.counters(), **self._meter.counters()}
+        counters = {
+            **self._worker.counters(),
+            **self._meter.counters(),
+            **self._transport.counters(),
+        }
         self._transport.send(COORDINATOR, Report(counters, *self._executor.take_loss()))
 
     # --- computing -------------------------------------------------------------------------------

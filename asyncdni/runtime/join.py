@@ -67,7 +67,7 @@ def run_worker(
         LaunchError: no coordinator within `timeout_s`, or it refused this worker.
         AsyncDNIError: what this worker failed at; the coordinator has been told.
     """
-    transport = WorkerTransport(coordinator, config.Limits())
+    transport = WorkerTransport(coordinator)
     joined = _Joined()
     linger_s = _LINGER_S
     try:
@@ -112,18 +112,18 @@ def _run(
             address=transport.address,
             pid=os.getpid(),
             host=socket.gethostname(),
-            allow_import=allow_import,
         ),
     )
     early = _await_welcome(transport, coordinator, timeout_s, joined)
     welcome = joined.welcome
     assert welcome is not None
-    meta = msgspec.convert(welcome.meta, Meta)
-    design = make_design(welcome.experiment, meta, allow_import=allow_import)
-    limits = design.experiment.limits
+    limits = msgspec.convert(welcome.experiment.get("limits", {}), config.Limits)
+    transport.limit(limits)
     heart = Heart(coordinator, transport.identity, limits.silence_s)
-    heart.start()
+    heart.start()  # before the design is made: the user's modules may take their time to import
     try:
+        meta = msgspec.convert(welcome.meta, Meta)
+        design = make_design(welcome.experiment, meta, allow_import=allow_import)
         with threadpool_limits(design.experiment.run.threads):
             stop = _train(transport, design, welcome, joined, early)
     finally:

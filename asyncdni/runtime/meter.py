@@ -16,7 +16,7 @@ class Meter:
 
     compute_s, generator_s: wall time inside ops of layers (with reading data) and of the generator.
     op_cpu_s: CPU time of this thread inside all ops; on shared cores it is less than the wall time.
-    transport_s: encoding, decoding, sending and receiving. wait_s: nothing to do.
+    transport_s: encoding, decoding, sending and receiving. wait_s: nothing to do, nothing here.
     cpu_s: CPU time of the whole process, ZeroMQ's threads included.
     gradient_cosine: mean agreement of the synthetic gradients that were applied with the true ones
     that came back; target_cosine in its place where what comes back is itself synthetic.
@@ -59,16 +59,13 @@ class Meter:
         else:
             self.compute_s += wall_s
 
-    def received(self, wall_s: float, waited: bool) -> None:
-        """A look at the sockets; `waited`: there was nothing else to do."""
-        if self._since is None:
-            return
-        if waited:
+    def waited(self, wall_s: float) -> None:
+        """For something to arrive, as there was nothing else to do."""
+        if self._since is not None:
             self.wait_s += wall_s
-        else:
-            self.transport_s += wall_s
 
-    def sent(self, wall_s: float) -> None:
+    def moved(self, wall_s: float) -> None:
+        """Messages sent or received, or looked for."""
         if self._since is not None:
             self.transport_s += wall_s
 

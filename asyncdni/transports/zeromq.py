@@ -19,9 +19,9 @@ from typing import Any
 
 import zmq
 
-from asyncdni.config import Limits
+from asyncdni.config import MESSAGE_BYTES_MAX, Limits
 from asyncdni.errors import LimitExceeded, LocalProtocolError, RemoteProtocolError
-from asyncdni.messages import COORDINATOR, Beat, Message
+from asyncdni.messages import COORDINATOR, Beat, Message, Refused
 from asyncdni.transports import sockets
 from asyncdni.transports.address import data_endpoint, parse
 from asyncdni.transports.codec import (
@@ -41,6 +41,7 @@ __all__ = ["HEART_SUFFIX", "CoordinatorTransport", "WorkerTransport"]
 #: Ends the identity of a worker's heart; the rest is the worker's own.
 HEART_SUFFIX = b"~"
 
+_CONTROL_LIMITS = Limits(message_bytes=HEADER_BYTES_MAX)  # such a message is a header alone
 _RECEIVED_MAX = 256  # messages of one `receive`, so that its caller gets to act on them
 _REJECTED_MAX = 64  # peers remembered for having sent nonsense
 
@@ -48,17 +49,18 @@ _REJECTED_MAX = 64  # peers remembered for having sent nonsense
 class WorkerTransport:
     """A worker's sockets: one to its coordinator, one for its data, one to each neighbour.
 
-    `coordinator` is the address to connect to; the coordinator need not be there yet. Raises
-    `LaunchError` for an address that can't be used.
+    `coordinator` is the address to connect to; the coordinator need not be there yet. Until
+    `limit` is called, `config.Limits` hold as they are by default. Raises `LaunchError` for an
+    address that can't be used.
     """
 
-    def __init__(self, coordinator: str, limits: Limits) -> None:
+    def __init__(self, coordinator: str) -> None:
         self.coordinator = coordinator
         self.identity = secrets.token_hex(8).encode()
         self.bytes_sent = 0
         self.bytes_received = 0
         self.messages = 0  # sent and received
-        self._limits = limits
+        self._limits = Limits()
         self._context: zmq.Context[Socket] = zmq.Context()
         self._neighbours: dict[str, Socket] = {}
         self._endpoints: dict[str, str] = {}
@@ -66,7 +68,8 @@ class WorkerTransport:
             self._control = sockets.open_socket(self._context, zmq.DEALER, HEADER_BYTES_MAX)
             self._control.setsockopt(zmq.IDENTITY, self.identity)
             sockets.connect(self._control, parse(coordinator, bind=False))
-            self._data = sockets.open_socket(self._context, zmq.PULL, limits.message_bytes)
+            # Its address is in the Hello, and the limit comes with the answer: bound without it.
+            self._data = sockets.open_socket(self._context, zmq.PULL, MESSAGE_BYTES_MAX)
             self.address = sockets.bind(self._data, data_endpoint(coordinator))
         except BaseException:
             self._context.destroy(linger=0)
@@ -74,6 +77,13 @@ class WorkerTransport:
         self._poller = zmq.Poller()
         self._poller.register(self._control, zmq.POLLIN)
         self._poller.register(self._data, zmq.POLLIN)
+
+    def limit(self, limits: Limits) -> None:
+        """What the run allows: from now on no larger message goes out or comes in between workers.
+
+        Control messages have a limit of their own, `codec.HEADER_BYTES_MAX`.
+        """
+        self._limits = limits
 
     def connect(self, endpoints: Mapping[str, str]) -> None:
         """Open a socket to each neighbour (worker -> endpoint), or a new one where it has moved.
@@ -86,7 +96,7 @@ class WorkerTransport:
             address = parse(endpoint, bind=False)
             if worker in self._neighbours:
                 self._neighbours.pop(worker).close(linger=0)
-            socket = sockets.open_socket(self._context, zmq.PUSH, self._limits.message_bytes)
+            socket = sockets.open_socket(self._context, zmq.PUSH, MESSAGE_BYTES_MAX)
             sockets.connect(socket, address)
             self._neighbours[worker] = socket
             self._endpoints[worker] = endpoint
@@ -105,15 +115,19 @@ class WorkerTransport:
             raise LocalProtocolError(f"{type(message).__name__} is no message to {to!r}")
         frames = encode(message)
         total = size(frames)
-        if total > self._limits.message_bytes:
+        if to != COORDINATOR and total > self._limits.message_bytes:
             raise LimitExceeded(
-                f"{type(message).__name__} of {total} bytes is over [limits] message_bytes = "
+                f"{type(message).__name__} of {total} bytes is over limits.message_bytes = "
                 f"{self._limits.message_bytes}: raise it or make batches smaller"
             )
         sent = sockets.send(socket, frames)
         self.bytes_sent += total
         self.messages += 1
         return sent
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Until there is something to receive, or for `timeout_s` (None: for ever)."""
+        sockets.wait(self._poller, timeout_s)
 
     def receive(self, timeout_s: float | None) -> list[Message]:
         """All messages that are here (at most 256), control first.
@@ -123,9 +137,17 @@ class WorkerTransport:
         """
         found = self._drain()
         if not found and timeout_s != 0:
-            sockets.wait(self._poller, timeout_s)
+            self.wait(timeout_s)
             found = self._drain()
         return found
+
+    def counters(self) -> dict[str, int]:
+        """For reports: messages and their bytes since the start, the heart's beats left out."""
+        return {
+            "bytes_sent": self.bytes_sent,
+            "bytes_received": self.bytes_received,
+            "messages": self.messages,
+        }
 
     def close(self, linger_s: float) -> None:
         """Close all sockets; what has not left after `linger_s` is given up."""
@@ -144,8 +166,9 @@ class WorkerTransport:
     def _decode(self, frames: list[Buffer], allowed: frozenset[type[Message]]) -> Message:
         self.bytes_received += size(frames)
         self.messages += 1
+        limits = _CONTROL_LIMITS if allowed is FROM_COORDINATOR else self._limits
         try:
-            return _decode_from(frames, allowed, self._limits)
+            return _decode_from(frames, allowed, limits)
         except RemoteProtocolError as error:
             where = "control" if allowed is FROM_COORDINATOR else "data"
             raise RemoteProtocolError(f"{where} socket {self.address}: {error}") from error
@@ -155,13 +178,13 @@ class CoordinatorTransport:
     """The coordinator's socket, bound to `address`: `tcp://host:port` (port 0: any), `ipc://path`.
 
     Raises `LaunchError` where nothing can be bound. Nonsense from peers is dropped, counted in
-    `rejected_messages`, and its first case a peer noted in `rejected` as (identity, text).
+    `rejected_messages`, and its first case a peer answered with `Refused` and noted in `rejected`
+    as (identity, text).
     """
 
-    def __init__(self, address: str, limits: Limits) -> None:
+    def __init__(self, address: str) -> None:
         self.rejected: list[tuple[bytes, str]] = []
         self.rejected_messages = 0
-        self._limits = limits
         parsed = parse(address, bind=True)
         self._context: zmq.Context[Socket] = zmq.Context()
         try:
@@ -219,7 +242,7 @@ class CoordinatorTransport:
         return found
 
     def _attribute(self, identity: bytes, frames: list[Buffer]) -> tuple[bytes, Message]:
-        message = _decode_from(frames, FROM_WORKER, self._limits)
+        message = _decode_from(frames, FROM_WORKER, _CONTROL_LIMITS)
         # ZeroMQ names peers that do not name themselves: a zero byte, then a number of any bytes.
         if identity.startswith(b"\0") or not identity.endswith(HEART_SUFFIX):
             return identity, message
@@ -234,6 +257,7 @@ class CoordinatorTransport:
             peer != identity for peer, _ in self.rejected
         ):
             self.rejected.append((identity, text))
+            self.send(identity, Refused(RemoteProtocolError.__name__, text))
 
 
 def _decode_from(
