@@ -28,8 +28,8 @@ from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.weights import load_stage, write_atomically
 
 __all__ = [
-    "Result",
     "ARRAYS",
+    "Result",
     "by_stage",
     "create_folder",
     "discard_folder",

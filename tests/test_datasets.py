@@ -12,7 +12,9 @@ import pytest
 from asyncdni import config, datasets
 from asyncdni.datasets import digits, mnist
 from asyncdni.datasets.base import Dataset
+from asyncdni.datasets.source import Source
 from asyncdni.errors import DataError
+from asyncdni.schedules.base import Op, OpKind
 
 
 def numbered(samples: int = 10, test: int = 3) -> Dataset:
@@ -214,3 +216,10 @@ def test_describe_touches_no_file_of_the_built_in_sets(monkeypatch: pytest.Monke
         datasets.describe(data)
     assert datasets.describe(config.Mnist()) == mnist.META
     assert digits.META.train_samples == 10_000
+
+
+def test_buffers_have_no_more_rows_than_the_data_set_has_samples() -> None:
+    source = Source(numbered(10), batch_size=1_000, seed=0, dtype=np.dtype(np.float32))
+    x = source.read(Op(OpKind.FORWARD, 0))["h"]
+    assert x.shape == (10, 2)
+    assert x.base is None or x.base.shape == (10, 2)

@@ -102,19 +102,33 @@ def test_mnist_is_read_packed_or_plain_under_both_names(
     assert dataset.y_test.tobytes() == small_mnist["t10k-labels-idx1-ubyte"][8:]
 
 
-@pytest.mark.parametrize(
-    "where", ["given", "given/mnist", "data", "data/mnist", "cache/asyncdni/mnist"]
-)
+@pytest.mark.parametrize("where", ["data", "data/mnist", "cache/asyncdni/mnist"])
 def test_mnist_is_looked_for_where_the_error_says(
     small_mnist: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setenv("ASYNCDNI_DATA", str(tmp_path / "data"))
+    with pytest.raises(DataError) as caught:
+        datasets.load(config.Mnist(), seed=0)
+    text = str(caught.value)
+    assert str(tmp_path / where) in text and "`asyncdni data mnist`" in text and "\n" not in text
+    assert all(name in text for name in small_mnist)
+    place(tmp_path / where, small_mnist)
+    assert datasets.load(config.Mnist(), seed=0).meta.train_samples == 20
+
+
+@pytest.mark.parametrize("where", ["given", "given/mnist"])
+def test_a_given_folder_is_the_only_one_that_is_looked_at(
+    small_mnist: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setenv("ASYNCDNI_DATA", str(tmp_path / "data"))
+    place(tmp_path / "data", small_mnist)
+    place(tmp_path / "cache" / "asyncdni" / "mnist", small_mnist)
     data = config.Mnist(path=str(tmp_path / "given"))
     with pytest.raises(DataError) as caught:
         datasets.load(data, seed=0)
     text = str(caught.value)
-    assert str(tmp_path / where) in text and "`asyncdni data mnist`" in text and "\n" not in text
-    assert all(name in text for name in small_mnist)
+    assert f"`asyncdni data mnist --folder {tmp_path / 'given'}`" in text and "data.path" in text
+    assert str(tmp_path / where) in text and str(tmp_path / "data") not in text
     place(tmp_path / where, small_mnist)
     assert datasets.load(data, seed=0).meta.train_samples == 20
 

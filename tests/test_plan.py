@@ -1,4 +1,4 @@
-"""Workers and batches: splits of chains and graphs, barriers, `--stage`, lone samples."""
+"""Workers and batches: splits of chains and graphs, barriers, names, lone samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asyncdni.errors import ConfigError
 from asyncdni.experiment import parse
 from asyncdni.messages import DATA
 from asyncdni.network import make_network
-from asyncdni.plan import EVALUATIONS_MAX, Plan, barriers, find_group, make_plan
+from asyncdni.plan import EVALUATIONS_MAX, Plan, barriers, make_plan
 
 
 def meta(train_samples: int = 100) -> Meta:
@@ -258,28 +258,7 @@ def test_other_batches_and_networks_are_taken(stages: Any, keys: Any) -> None:
     assert plan(stages, **keys).batches > 0
 
 
-# --- --stage -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "name"), [("a+b", "a+b"), ("a", "a+b"), ("b", "a+b"), ("0", "a+b"), ("1", "c")]
-)
-def test_a_group_is_found_by_name_member_and_index(text: str, name: str) -> None:
-    assert find_group(plan(CHAIN, [2, 1, 1]), text).name == name
-
-
-def test_a_stage_named_like_an_index_is_found_by_name() -> None:
-    stages = [stage("1"), stage("0", loss=True)]
-    assert find_group(plan(stages), "0").index == 1
-
-
-@pytest.mark.parametrize("text", ["3", "-1", "e", "", "²"])
-def test_an_unknown_stage_is_refused_with_those_known(text: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        find_group(plan(CHAIN, [2, 1, 1]), text)
-    assert str(caught.value) == (
-        f"--stage: unknown stage {text!r}; known: a+b, c, d, a, b, or an index from 0 to 2"
-    )
+# --- names ---------------------------------------------------------------------------------------
 
 
 def test_the_group_of_a_stage_is_found() -> None:
@@ -287,3 +266,22 @@ def test_the_group_of_a_stage_is_found() -> None:
     assert found.group_of("b").name == "a+b"
     with pytest.raises(KeyError):
         found.group_of("x")
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [(21, ["a" * 21 + "+" + "b" * 21 + "+" + "c" * 20]), (22, ["a" * 22 + ".." + "c" * 20])],
+)
+def test_a_name_that_grows_too_long_is_that_of_the_first_and_the_last_stage(
+    width: int, expected: list[str]
+) -> None:
+    stages = [stage("a" * width), stage("b" * width), stage("c" * 20, loss=True)]
+    assert [group.name for group in plan(stages, [3]).groups] == expected
+
+
+def test_shortened_names_are_those_that_neighbours_know() -> None:
+    names = [f"a_rather_long_name_of_stage_{n}" for n in range(6)]
+    stages = [stage(name, loss=name == names[-1]) for name in names]
+    first, second = plan(stages, [3, 3]).groups
+    assert first.name == f"{names[0]}..{names[2]}"
+    assert second.producers == (first.name,) and first.consumers == (second.name,)

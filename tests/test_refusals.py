@@ -175,10 +175,9 @@ def _save(site: Site, **changed: Any) -> Path:
 
 
 def _refused(site: Site, *words: str) -> None:
-    """By `train`, with `words`, before anything was learned."""
+    """By `train`, with `words`, before anything was learned: no folder is in the way of another."""
     site.run("train", "classes.toml", "--out", "run").refused(*words)
-    for name in ("final", "best", "summary.json"):
-        assert not (site.folder / "run" / name).exists()
+    assert not (site.folder / "run").exists()
 
 
 def test_labels_out_of_range_are_refused_with_array_and_sample(site: Site) -> None:
@@ -245,7 +244,10 @@ def test_an_mnist_folder_without_its_files_is_refused(site: Site) -> None:
     changes = ["--set", "data.name=mnist", "--set", "data.path=mnist", "--set", "data.batch_size=9"]
     changes += ["--set", "stages.top.layers=[{ dense = 10 }]"]
     finished = site.run("train", "classes.toml", "--out", "run", *changes)
-    finished.refused("MNIST is incomplete", "train-images-idx3-ubyte", "asyncdni data mnist")
+    folder = str(site.folder / "mnist")
+    cure = f"asyncdni data mnist --folder {folder}"
+    finished.refused("MNIST is incomplete", "train-images-idx3-ubyte", cure)
+    assert not (site.folder / "run").exists()
 
 
 def test_an_mnist_file_with_another_checksum_is_refused(site: Site) -> None:
@@ -261,6 +263,7 @@ def test_an_mnist_file_with_another_checksum_is_refused(site: Site) -> None:
     changes += ["--set", "stages.top.layers=[{ dense = 10 }]"]
     finished = site.run("train", "classes.toml", "--out", "run", *changes)
     finished.refused("train-images-idx3-ubyte.gz", "sha256", FILES[0].sha256, "asyncdni data mnist")
+    assert not (site.folder / "run").exists()
 
 
 def test_a_loss_that_stops_being_finite_ends_the_run_with_stage_and_batch(site: Site) -> None:
@@ -323,3 +326,12 @@ def test_the_console_script_and_the_module_are_the_same_command(site: Site) -> N
     code = "from asyncdni.__main__ import main; raise SystemExit(main())"
     finished = site.execute([sys.executable, "-c", code, "train", "missing.toml"]).finished()
     assert finished == site.run("train", "missing.toml")
+
+
+def test_commands_of_a_test_do_not_see_this_machine_s_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNCDNI_DATA", str(tmp_path))
+    with make_site(tmp_path) as site:
+        code = "import os; print('ASYNCDNI_DATA' in os.environ)"
+        assert site.python("-c", code).finished().out == "False\n"

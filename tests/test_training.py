@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import asyncdni
-from asyncdni.metrics.recorder import STAGE_FIELDS
+from asyncdni import evaluation
+from asyncdni.build import Design
+from asyncdni.errors import CheckpointError, ConfigError, DataError
+from asyncdni.metrics.recorder import STAGE_FIELDS, Recorder
 
 STAGES = [
     asyncdni.Stage(name="hidden", layers=[{"dense": 8}, "batch_norm", "relu"]),
@@ -105,15 +110,135 @@ def test_targets_outside_the_range_of_a_loss_are_refused() -> None:
         asyncdni.train(values, data=arrays(targets))
 
 
-def test_a_folder_whose_run_failed_before_it_saved_anything_is_used_again(tmp_path: Path) -> None:
+def test_a_run_that_fails_before_it_trains_leaves_no_folder_and_may_be_tried_again(
+    tmp_path: Path,
+) -> None:
     bad = arrays()
     bad["x_train"][7, 2] = np.nan
     with pytest.raises(asyncdni.AsyncDNIError, match="x_train"):
         asyncdni.train(TINY, data=bad, out=tmp_path / "run")
-    assert (tmp_path / "run" / "experiment.toml").exists()
+    assert not (tmp_path / "run").exists()
     asyncdni.train(TINY, data=arrays(), out=tmp_path / "run")
     with pytest.raises(asyncdni.AsyncDNIError, match="not empty"):
         asyncdni.train(TINY, data=arrays(), out=tmp_path / "run")
+
+
+def test_a_run_that_fails_early_empties_a_folder_that_was_there(tmp_path: Path) -> None:
+    bad = arrays()
+    bad["x_train"][7, 2] = np.nan
+    with pytest.raises(asyncdni.AsyncDNIError, match="x_train"):
+        asyncdni.train(TINY, data=bad, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["experiment.toml", "metrics.jsonl"])
+def test_a_folder_with_a_file_of_the_users_own_is_refused_and_kept(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("# precious")
+    with pytest.raises(ConfigError, match="not empty"):
+        asyncdni.train(TINY, data=arrays(), out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "# precious"
+
+
+def raising(
+    error: Exception, at: str
+) -> Callable[[Design, Recorder, str, Mapping[str, Any]], None]:
+    """An observer that fails at the first record of one kind."""
+
+    def observe(design: Design, recorder: Recorder, kind: str, values: Mapping[str, Any]) -> None:
+        if kind == at:
+            raise error
+
+    return observe
+
+
+def test_what_failed_with_a_traceback_keeps_its_logs(tmp_path: Path) -> None:
+    error = ValueError("a bug")
+    error.add_note("Traceback …")
+    with pytest.raises(ValueError, match="a bug"):
+        asyncdni.train(
+            TINY, data=arrays(), out=tmp_path / "run", observers=[raising(error, "joined")]
+        )
+    assert {path.name for path in (tmp_path / "run" / "logs").iterdir()} == {
+        "hidden.log",
+        "top.log",
+    }
+
+
+def test_a_run_that_ends_while_it_trains_keeps_its_folder_and_its_arrays(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="halfway"):
+        asyncdni.train(
+            TINY,
+            data=arrays(),
+            out=tmp_path / "run",
+            observers=[raising(ValueError("halfway"), "evaluation")],
+        )
+    kept = asyncdni.load(tmp_path / "run" / "experiment.toml").data
+    assert isinstance(kept, asyncdni.Npz)
+    assert Path(kept.path) == tmp_path / "run" / "data.npz"
+    with np.load(kept.path) as found:
+        assert np.array_equal(found["x_train"], arrays()["x_train"])
+
+
+def test_weights_that_are_not_here_in_the_end_are_named_with_host_and_path(tmp_path: Path) -> None:
+    """As over several hosts, where each worker writes to its own."""
+    hosts = {}
+
+    def lose(design: Design, recorder: Recorder, kind: str, values: Mapping[str, Any]) -> None:
+        if kind == "joined":
+            hosts[values["stage"]] = values["host"]
+        if kind == "saved" and values["tag"] == "final":
+            (tmp_path / "run" / "final" / "top.safetensors").unlink()
+
+    with pytest.raises(CheckpointError) as caught:
+        asyncdni.train(TINY, data=arrays(), out=tmp_path / "run", observers=[lose])
+    path = tmp_path / "run" / "final" / "top.safetensors"
+    text = str(caught.value)
+    assert f"top (written on {hosts['top']} as {path})" in text and "copy" in text
+    assert "hidden" not in text
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_result_in_memory_predicts_and_says_that_its_test_set_is_gone() -> None:
+    found = asyncdni.train(TINY, data=arrays(), set=["run.epochs=1"])
+    (outputs,) = asyncdni.predict(found, arrays()["x_test"]).values()
+    assert (outputs.argmax(axis=1) == arrays()["y_test"]).mean() == found.test_accuracy
+    with pytest.raises(DataError, match=r"is gone: nothing was kept on disk; train with out=DIR"):
+        asyncdni.evaluate(found)
+
+
+def test_a_network_is_used_with_the_threads_of_its_run(
+    result: asyncdni.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+
+    def limited(threads: int) -> threadpool_limits:
+        limits.append(threads)
+        return threadpool_limits(threads)
+
+    monkeypatch.setattr(evaluation, "threadpool_limits", limited)
+    evaluated = asyncdni.evaluate(result)
+    assert evaluated["loss"] == result.summary["test_loss"]
+    asyncdni.predict(result, arrays()["x_test"])
+    assert limits == [result.experiment.run.threads] * 2
+
+
+def test_a_run_is_opened_by_its_path_as_text(result: asyncdni.Result) -> None:
+    again = asyncdni.open_run(str(result.folder))
+    assert (again.folder, again.meta) == (result.folder, result.meta)
+
+
+def test_workers_of_many_stages_have_names_that_files_can_have(tmp_path: Path) -> None:
+    deep = [asyncdni.Stage(name=f"identity_number_{n}", layers=["tanh"]) for n in range(31)]
+    many = asyncdni.Experiment(
+        data=TINY.data, stages=[*deep, STAGES[1]], run=asyncdni.Run(epochs=1, split=[31, 1])
+    )
+    found = asyncdni.train(many, data=arrays(), out=tmp_path / "run", trace=True)
+    names = [stage["name"] for stage in found.summary["stages"]]
+    assert names == ["identity_number_0..identity_number_30", "top"]
+    assert (tmp_path / "run" / "logs" / f"{names[0]}.log").exists()
 
 
 def test_the_public_names_are_what_the_package_says() -> None:

@@ -62,6 +62,7 @@ FILES = (
 META = Meta(
     input_shape=(784,), targets="classes", outputs=10, train_samples=60_000, test_samples=10_000
 )
+
 _CURE = "`asyncdni data mnist`, or set ASYNCDNI_DATA to their folder"
 
 
