@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -119,8 +120,8 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 def open_run(folder: str | Path, weights: str = "final") -> Result:
     """A run from its folder; `weights` is "final" or "best".
 
-    Raises `CheckpointError` for a folder without a whole run, and `DataError` where the run's own
-    data file (of `npz`) is gone.
+    Raises `CheckpointError` for a folder without a whole run, and `DataError` where the data file
+    (of `npz`) of a run that was interrupted is gone.
     """
     folder = Path(folder)
     path = folder / _EXPERIMENT
@@ -134,7 +135,11 @@ def open_run(folder: str | Path, weights: str = "final") -> Result:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / _SUMMARY} can't be read: {error}") from error
     loaded = load_weights(folder / weights, found)
-    return Result(summary, loaded, found, describe(found.data), folder)
+    try:
+        meta = msgspec.convert(summary["data"], Meta) if "data" in summary else describe(found.data)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{folder / _SUMMARY}: data: {error}") from error
+    return Result(summary, loaded, found, meta, folder)
 
 
 def load_weights(folder: Path, found: config.Experiment) -> dict[str, NDArray[Any]]:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -132,7 +133,7 @@ def conduct(
         seen: set[str] = set()  # kinds of records
         folder = stack.enter_context(_new_folder(out, chosen, seen)) if out is not None else None
         roster = make_roster(design, folder=str(folder) if folder else "", trace=trace)
-        recorder = Recorder(roster.workers, _facts(chosen), folder)
+        recorder = Recorder(roster.workers, _facts(design), folder)
         stack.callback(recorder.close)
         machine = Coordinator(roster)
 
@@ -183,13 +184,15 @@ def _check_weights(folder: Path, roster: Roster, hosts: Mapping[str, str]) -> No
         )
 
 
-def _facts(chosen: config.Experiment) -> dict[str, Any]:
+def _facts(design: Design) -> dict[str, Any]:
+    chosen = design.experiment
     return {
         "schedule": str(chosen.schedule.__struct_config__.tag),
         "seed": chosen.run.seed,
         "batch_size": chosen.data.batch_size,
         "epochs": chosen.run.epochs,
         "threads": chosen.run.threads,
+        "data": msgspec.to_builtins(design.meta),
     }
 
 

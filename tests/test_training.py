@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,15 @@ def test_a_run_on_arrays_can_be_evaluated_from_its_folder_later(result: asyncdni
     (outputs,) = asyncdni.predict(again, arrays()["x_test"]).values()
     right = outputs.argmax(axis=1) == arrays()["y_test"]
     assert right.mean() == result.test_accuracy
+
+
+def test_predicting_needs_no_data_set(result: asyncdni.Result, tmp_path: Path) -> None:
+    assert result.folder is not None
+    moved = tmp_path / "moved"
+    shutil.copytree(result.folder, moved)
+    (moved / "data.npz").unlink()
+    outputs = asyncdni.predict(asyncdni.open_run(moved), arrays()["x_test"])
+    assert outputs["top"].shape == (32, 3)
 
 
 def test_the_summary_has_all_fields_and_null_where_they_have_no_meaning(

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 #: What a stage may be called: safe as a file name and in `stages.NAME.key=value`.
-NAME = re.compile(r"[A-Za-z0-9_-]+")
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
