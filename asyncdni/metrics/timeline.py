@@ -146,9 +146,10 @@ def _axis(window_s: float, y: int) -> list[str]:
     parts = []
     for i in range(int(window_s * 1e3 / step_ms) + 1):
         x = _x(i * step_ms / 1e3, 0.0, window_s)
+        anchor = "middle" if x < _WIDTH - 30 else "end"  # the last one must not be cut off
         parts.append(
             f'<line x1="{x:.1f}" y1="{y - 4}" x2="{x:.1f}" y2="{y}" stroke="#888"/>'
-            f'<text x="{x:.1f}" y="{y + 13}" text-anchor="middle" font-size="11">'
+            f'<text x="{x:.1f}" y="{y + 13}" text-anchor="{anchor}" font-size="11">'
             f"{i * step_ms:g} ms</text>"
         )
     return parts
