@@ -110,6 +110,39 @@ def test_no_epochs_leave_the_initial_weights() -> None:
     assert not one.weights["hidden.0.bias"].any() and one.weights["hidden.0.weight"].any()
 
 
+FORK = [
+    {"name": "root", "layers": [{"dense": 6}, "batch_norm", "relu"]},
+    {"name": "left", "inputs": ["root"], "layers": [{"dense": 5}, "tanh"]},
+    {"name": "middle", "inputs": ["root"], "layers": [{"dense": 5}, "relu"]},
+    {"name": "right", "inputs": ["root", "data"], "layers": [{"dense": 5}, "sigmoid"]},
+    {
+        "name": "top",
+        "inputs": ["left", "middle", "right"],
+        "layers": [{"dense": 3}],
+        "loss": "cross_entropy",
+    },
+]
+
+
+def test_a_graph_over_processes_gives_the_weights_of_one_process_to_the_last_bit() -> None:
+    tables: dict[str, Any] = {
+        "data": {"name": "npz", "path": "replaced", "batch_size": 24},  # 128 = 5 x 24 + 8
+        "stages": FORK,
+        "schedule": {"name": "locked"},
+        "run": {"epochs": 4},
+    }
+    spread = asyncdni.train(tables, data=arrays())
+    single = asyncdni.train(tables, data=arrays(), set=["run.split=[5]"])
+    fused = asyncdni.train(tables, data=arrays(), set=["run.split=[1, 4]"])
+    initial = asyncdni.train(tables, data=arrays(), set=["run.epochs=0"])
+    assert [r.summary["workers"] for r in (spread, single, fused)] == [5, 1, 2]
+    for name, weights in single.weights.items():
+        assert np.array_equal(spread.weights[name], weights), name
+        assert np.array_equal(fused.weights[name], weights), name
+    moved = single.weights["root.0.weight"] != initial.weights["root.0.weight"]
+    assert moved.all()
+
+
 def test_targets_outside_the_range_of_a_loss_are_refused() -> None:
     values: dict[str, Any] = {
         "stages": [{"layers": [{"dense": 2}], "loss": "sigmoid_cross_entropy"}],
