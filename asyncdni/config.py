@@ -25,6 +25,7 @@ __all__ = [
     "Experiment",
     "Fraction",
     "Generator",
+    "HeldOut",
     "Limits",
     "LinearGenerator",
     "Locked",
@@ -60,17 +61,23 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 # --- [data] --------------------------------------------------------------------------------------
 
+#: How many training samples are held out to choose options by. They are the same ones for every
+#: seed, and take the place of the test set: all that is called test_… is then measured on them.
+HeldOut = Annotated[int, Meta(ge=0)]
+
 
 class Digits(Table, frozen=True, kw_only=True, tag_field="name", tag="digits"):
     """10,000 + 2,000 images of MNIST, embedded in the package."""
 
     batch_size: Count = 256  # the DNI paper's
+    validation: HeldOut = 0
 
 
 class Mnist(Table, frozen=True, kw_only=True, tag_field="name", tag="mnist"):
     """60,000 + 10,000 images, from the data folder."""
 
     batch_size: Count = 256
+    validation: HeldOut = 0
     path: str = ""  # folder of the files, no other is tried; empty: $ASYNCDNI_DATA, then the cache
 
 
@@ -78,6 +85,7 @@ class Addition(Table, frozen=True, kw_only=True, tag_field="name", tag="addition
     """Binary addition (Trask 2017): two numbers in, their sum out."""
 
     batch_size: Count = 10
+    validation: HeldOut = 0
     bits: Annotated[int, Meta(ge=2, le=62)] = 8  # of the sum; each summand has one bit less
     examples: Count = 100
     test_examples: Count = 100
@@ -88,6 +96,7 @@ class Npz(Table, frozen=True, kw_only=True, tag_field="name", tag="npz"):
 
     path: Annotated[str, Meta(min_length=1)]
     batch_size: Count = 256
+    validation: HeldOut = 0
 
 
 Data = Digits | Mnist | Addition | Npz
@@ -153,6 +162,8 @@ Generator = ErrorGenerator | ZeroGenerator | LinearGenerator | LowRankGenerator 
 
 class Locked(Table, frozen=True, kw_only=True, tag_field="name", tag="locked"):
     """Forward, update and backward locking: no other batch in flight."""
+
+    split_backward: bool = True  # send the gradient that others wait for before learning from it
 
 
 class Synthetic(Table, frozen=True, kw_only=True, tag_field="name", tag="synthetic"):
@@ -230,6 +241,9 @@ class Run(Table, frozen=True, kw_only=True):
     split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one
     evaluate_every: Positive = 1.0  # epochs between evaluations; fractions allowed
     threads: Count = 1  # BLAS threads a worker
+    # cores: "auto" gives neighbours of a locked chain different ones, "none" leaves all to the
+    # system, [0, 1, 0] says the core of each worker; see docs/speed.md
+    pin: Literal["auto", "none"] | list[Annotated[int, Meta(ge=0)]] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
 
 

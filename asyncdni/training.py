@@ -25,6 +25,7 @@ from asyncdni.datasets import describe
 from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.launchers.local import LocalLauncher, worker_command
 from asyncdni.metrics.recorder import Recorder
+from asyncdni.metrics.trace_events import merged_at_end
 from asyncdni.run import (
     ARRAYS,
     Result,
@@ -66,7 +67,8 @@ def train(
             kept as DIR/data.npz.
         out: folder to write the run to, new or empty; None: keep nothing on disk.
         observers: called with every record while the run goes on.
-        trace: write when each op ran to DIR/trace.
+        trace: write every op, message and wait of all workers to DIR/trace.json (for
+            https://ui.perfetto.dev), and each worker's own to DIR/trace.
         allow_import: let workers import the layers that the experiment names as "module:Class".
 
     Raises:
@@ -79,9 +81,13 @@ def train(
         if data is None:
             design = design_of(chosen, allow_import=allow_import)
         else:
-            meta = describe(_save_arrays(data, scratch / ARRAYS, chosen.data.batch_size))
+            _save_arrays(data, scratch / ARRAYS)
+            meta = describe(_npz(scratch / ARRAYS, chosen.data))
             chosen = _with_arrays(chosen, folder.resolve() / ARRAYS)
             design = make_design(chosen, meta, allow_import=allow_import)
+        if trace and out is not None:
+            names = [group.name for group in design.plan.groups]
+            stack.enter_context(merged_at_end(folder, names))  # once the launcher has seen them out
         launcher = stack.enter_context(LocalLauncher(folder / "logs", chosen.run.threads))
 
         def launch(address: str) -> LocalLauncher:
@@ -208,17 +214,20 @@ def _resolve(
     return experiment.change(tables, changes, schedule=schedule, seed=seed)
 
 
-def _save_arrays(data: Mapping[str, ArrayLike], path: Path, batch_size: int) -> config.Npz:
+def _save_arrays(data: Mapping[str, ArrayLike], path: Path) -> None:
     expected = {"x_train", "y_train", "x_test", "y_test"}
     if set(data) != expected:
         raise ConfigError(f"data has {sorted(data)}, expected {sorted(expected)}")
     np.savez(path, allow_pickle=False, **{name: np.asarray(a) for name, a in data.items()})
-    return config.Npz(path=str(path), batch_size=batch_size)
+
+
+def _npz(path: Path, like: config.Data) -> config.Npz:
+    return config.Npz(path=str(path), batch_size=like.batch_size, validation=like.validation)
 
 
 def _with_arrays(chosen: config.Experiment, path: Path) -> config.Experiment:
-    changed = {"name": "npz", "path": str(path), "batch_size": chosen.data.batch_size}
-    return experiment.parse({**experiment.tables(chosen), "data": changed})
+    changed = msgspec.structs.replace(chosen, data=_npz(path, chosen.data))
+    return experiment.parse(experiment.tables(changed))
 
 
 def _move(source: Path, target: Path) -> None:

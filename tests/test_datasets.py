@@ -46,6 +46,14 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert order != list(range(50))
 
 
+def test_the_order_that_is_told_is_the_one_that_is_read() -> None:
+    dataset = numbered(50)
+    order = dataset.order(7, 2)
+    assert order.tolist() == epoch_of(dataset, 2, 8, seed=7)
+    with pytest.raises(ValueError, match="read-only"):
+        order[0] = 1
+
+
 def test_batches_can_be_read_in_any_order_and_again() -> None:
     dataset = numbered(50)
     first = dataset.batch(0, 1, 8, 7, np.float32)

@@ -95,7 +95,7 @@ REFUSALS = [
      "addition, npz"),
     (changed(data={"name": "npz"}), "data.path: missing; expected text that is not empty"),
     (changed(data={"name": "digits", "path": "x"}), "data: key 'path' belongs to data set mnist, "
-     "npz, not to digits; known keys: name, batch_size"),
+     "npz, not to digits; known keys: name, batch_size, validation"),
     ({"stages": EXAMPLE["stages"]}, "data: missing; expected a table whose name is one of digits, "
      "mnist, addition, npz"),
     ({"data": EXAMPLE["data"]}, "stages: missing; expected a list of at least one item, each a "

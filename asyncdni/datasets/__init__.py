@@ -11,6 +11,7 @@ from typing import Any
 from asyncdni import config
 from asyncdni.datasets import addition, digits, mnist, npz
 from asyncdni.datasets.base import Dataset, Meta
+from asyncdni.datasets.validation import described, hold_out
 
 __all__ = ["Dataset", "Meta", "describe", "load"]
 
@@ -32,17 +33,20 @@ _LOAD: dict[type, Callable[[Any, int], Dataset]] = {
 def describe(data: config.Data) -> Meta:
     """Shapes and counts of a data set without loading it; only `npz` touches its file.
 
-    Raises `DataError` where that file is missing, damaged or of another form.
+    `data.validation` is taken off the training samples. Raises `DataError` where that file is
+    missing, damaged or of another form, and `ConfigError` where nothing is left to train on.
     """
-    return _DESCRIBE[type(data)](data)
+    return described(_DESCRIBE[type(data)](data), data.validation)
 
 
 def load(data: config.Data, seed: int) -> Dataset:
     """The data set in memory, checked.
 
     `seed` is the run's: generated data depend on it, so that every schedule of one seed trains on
-    the same samples. Raises `DataError` for what is missing, damaged or can't be trained on.
+    the same samples. With `data.validation`, samples held out of training are the test part.
+    Raises `DataError` for what is missing, damaged or can't be trained on, and `ConfigError` as
+    `describe` does.
     """
     dataset = _LOAD[type(data)](data, seed)
     dataset.validate()
-    return dataset
+    return hold_out(dataset, data.validation)

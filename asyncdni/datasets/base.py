@@ -122,7 +122,7 @@ class Dataset:
             ValueError: for an `out` of another dtype or shape.
         """
         span = _span(index, batch_size, len(self.x_train))
-        rows = self._permutation(seed, epoch)[span]
+        rows = self.order(seed, epoch)[span]
         x = _buffer(out, (len(rows), *self.x_train.shape[1:]), dtype)
         # mode="clip" only skips NumPy's buffering of `out`: rows are always in range.
         if self.x_train.dtype == x.dtype:
@@ -146,10 +146,12 @@ class Dataset:
         _convert(samples, x)
         return x, self._targets(self.y_test[span], x.dtype)
 
-    def _permutation(self, seed: int, epoch: int) -> Array:
+    def order(self, seed: int, epoch: int) -> Array:
+        """Indices into x_train (N,) as `batch` reads them, one batch behind another; read-only."""
         if self._order_of != (seed, epoch):
             rng = stream(seed, "data", "shuffle", epoch)
             self._order = rng.permutation(len(self.x_train))
+            self._order.flags.writeable = False
             self._order_of = (seed, epoch)
         return self._order
 
