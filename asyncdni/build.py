@@ -86,7 +86,7 @@ def make_schedule(options: config.Schedule) -> Schedule:
     """The schedule that the experiment names."""
     match options:
         case config.Locked():
-            return Locked()
+            return Locked(split_backward=options.split_backward)
         case config.Synthetic():
             return Synthetic(
                 bootstrap=options.target == "bootstrap",

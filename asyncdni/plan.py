@@ -65,6 +65,10 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
     """
     run, batch_size = experiment.run, experiment.data.batch_size
     groups = _groups(network, _split(run.split, network))
+    if isinstance(run.pin, list) and len(run.pin) != len(groups):
+        raise ConfigError(
+            f"run.pin: {run.pin} names {len(run.pin)} cores, expected {len(groups)}, one a worker"
+        )
     _check_single_sample(experiment, network, groups, meta)
     readers = [group for group in groups if group.reads_data]
     per_epoch = -(-meta.train_samples // batch_size)

@@ -77,6 +77,10 @@ class Stage(Protocol):
         inputs, `{producer: {consumer: array}}`, leaving out the data.
         """
 
+    def learn(self, batch: int) -> None:
+        """Accumulate the gradients of the weights that the batch's last `backward`, of the true
+        gradient and without `learn`, left out. Both together give what one would, bit by bit."""
+
     def update(self) -> None:
         """One optimizer step on the accumulated gradients divided by the samples in them."""
 

@@ -68,6 +68,8 @@ class Executor:
                 return Computed(
                     op, outputs={self._worker_of[name]: g for name, g in gradients.items()}
                 )
+            case OpKind.LEARN:
+                stage.learn(op.batch)
             case OpKind.UPDATE:
                 stage.update()
             case OpKind.FIT:

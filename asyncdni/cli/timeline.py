@@ -6,13 +6,15 @@ import argparse
 from pathlib import Path
 
 from asyncdni.errors import ConfigError
-from asyncdni.metrics.timeline import Panel, draw, read_trace
+from asyncdni.metrics.drawing import png, svg
+from asyncdni.metrics.timeline import Panel, draw
+from asyncdni.metrics.traces import read_trace
 from asyncdni.run import open_run
 from asyncdni.weights import write_atomically
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-HELP = "draw the timeline of runs made with `train --trace`, as SVG"
+HELP = "draw the timeline of runs made with `train --trace`, as SVG or PNG"
 EXAMPLE = """\
   asyncdni train launch/digits.toml --schedule locked --trace --out runs/a
   asyncdni train launch/digits.toml --trace --out runs/b
@@ -21,19 +23,31 @@ EXAMPLE = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", metavar="DIR", nargs="+", help="run folders, one panel each")
-    parser.add_argument("--out", required=True, metavar="FILE.svg")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="FILE.svg, or FILE.png with pip install 'asyncdni[plot]'",
+    )
     parser.add_argument("--ms", type=float, default=20.0, help="milliseconds shown (default: 20)")
     parser.add_argument(
         "--at", type=float, default=0.5, help="which fraction of the run to begin at (default: 0.5)"
+    )
+    parser.add_argument(
+        "--messages", action="store_true", help="a line for each activation and gradient"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     if not 0 < args.ms < float("inf") or not 0 <= args.at <= 1:
         raise ConfigError(f"--ms {args.ms}, --at {args.at}: expected ms above 0, at from 0 to 1")
+    out = Path(args.out)
+    if out.suffix.lower() not in (".svg", ".png"):
+        raise ConfigError(f"--out {out}: expected a name that ends in .svg or .png")
     panels = [_panel(Path(folder)) for folder in args.folders]
-    picture = draw(panels, args.ms / 1e3, at=args.at)
-    write_atomically(Path(args.out), picture.encode())
+    picture = draw(panels, args.ms / 1e3, at=args.at, messages=args.messages)
+    content = png(picture) if out.suffix.lower() == ".png" else svg(picture).encode()
+    write_atomically(out, content)
     print(args.out)
     return 0
 
@@ -42,7 +56,6 @@ def _panel(folder: Path) -> Panel:
     summary = open_run(folder).summary
     if "stages" not in summary:
         raise ConfigError(f"{folder} holds no finished run: it has no summary.json")
-    stages = [stage["name"] for stage in summary["stages"]]
     rate = summary["samples_per_s"]
     title = summary["schedule"] + (f": {rate:,.0f} samples/s" if rate else "")
-    return Panel(title, read_trace(folder, stages))
+    return Panel(title, [read_trace(folder, stage["name"]) for stage in summary["stages"]])

@@ -25,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="run folder, new or empty (default: a new one under runs/)"
     )
-    parser.add_argument("--trace", action="store_true", help="write when each op ran to DIR/trace")
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="write every op, message and wait to DIR/trace.json, for https://ui.perfetto.dev "
+        "and `asyncdni timeline`",
+    )
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
 

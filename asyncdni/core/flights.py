@@ -83,7 +83,7 @@ class Flights:
         if op.kind is OpKind.UPDATE:
             self.version += 1
             self.unapplied = 0
-        elif op.kind is OpKind.BACKWARD and op.learn:
+        elif op.kind is OpKind.LEARN or (op.kind is OpKind.BACKWARD and op.learn):
             self.unapplied += 1
         if flight is not None and _uses_true_gradient(op):
             staleness = self.version - flight.version
@@ -119,6 +119,6 @@ class Flights:
 
 
 def _uses_true_gradient(op: Op) -> bool:
-    if op.kind is OpKind.FIT:
+    if op.kind is OpKind.FIT or op.kind is OpKind.LEARN:
         return True
     return op.kind is OpKind.BACKWARD and op.learn and op.source is Source.TRUE

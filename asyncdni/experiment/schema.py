@@ -173,6 +173,8 @@ def _fits(value: Any, kind: inspect.Type) -> bool:
             return isinstance(value, str) and value in values
         case inspect.DictType():
             return isinstance(value, Mapping)
+        case inspect.ListType():
+            return isinstance(value, list | tuple)  # its items are checked where it is chosen
         case _:
             raise TypeError(f"config uses a type that schema does not check: {kind}")
 

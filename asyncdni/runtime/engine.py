@@ -37,7 +37,7 @@ __all__ = ["Engine", "Transport"]
 
 _REPORT_EVERY_S = 0.5
 #: In the middle of a batch's own update nothing that arrives matters yet.
-_AT_ONCE = frozenset({OpKind.PREDICT, OpKind.BACKWARD, OpKind.UPDATE})
+_AT_ONCE = (OpKind.PREDICT, OpKind.BACKWARD, OpKind.LEARN, OpKind.UPDATE)
 
 
 class Transport(Protocol):
@@ -102,9 +102,15 @@ class Engine:
             self._transport.wait(_REPORT_EVERY_S)
             waited = time.perf_counter()
             self._meter.waited(waited - began)
+            if self._trace is not None:
+                self._trace.waited(began, waited)
             began = waited
         messages = self._transport.receive(0.0)
-        self._meter.moved(time.perf_counter() - began)
+        ended = time.perf_counter()
+        self._meter.moved(ended - began)
+        if self._trace is not None:
+            for message in messages:
+                self._trace.received(message, ended)
         for message in messages:
             self._handle(Received(message))
         if time.monotonic() >= self._report_at:
@@ -141,7 +147,10 @@ class Engine:
             self._report()  # the coordinator adds up at each barrier
         began = time.perf_counter()
         sent = self._transport.send(to, message)
-        self._meter.moved(time.perf_counter() - began)
+        ended = time.perf_counter()
+        self._meter.moved(ended - began)
+        if self._trace is not None:
+            self._trace.sent(to, message, began, ended)
         if sent is not None and isinstance(message, Activation | Gradient):
             self._note_unsent(message, sent)
 
@@ -176,7 +185,7 @@ class Engine:
         began, cpu_began = time.perf_counter(), time.thread_time()
         event = self._executor.compute(compute)
         ended = time.perf_counter()
-        self._meter.op(op.kind, ended - began, time.thread_time() - cpu_began)
+        self._meter.op(op, ended - began, time.thread_time() - cpu_began)
         if self._trace is not None:
             self._trace.add(op, began, ended)
         return event

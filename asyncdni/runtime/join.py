@@ -39,6 +39,8 @@ from asyncdni.messages import (
     Refused,
     Welcome,
 )
+from asyncdni.metrics.traces import trace_path
+from asyncdni.runtime.affinity import choose_core, pin_process, usable_cores
 from asyncdni.runtime.engine import Engine
 from asyncdni.runtime.trace import Trace
 from asyncdni.transports.beat import Heart, orphaned
@@ -124,12 +126,21 @@ def _run(
     try:
         meta = msgspec.convert(welcome.meta, Meta)
         design = make_design(welcome.experiment, meta, allow_import=allow_import)
+        _pin(design, welcome.stage)
         with threadpool_limits(design.experiment.run.threads):
             stop = _train(transport, design, welcome, joined, early)
     finally:
         heart.stop()
     if stop.failed:
         raise _Told(f"worker {welcome.stage} was stopped by its coordinator: {stop.failed}")
+
+
+def _pin(design: Design, stage: str) -> None:
+    groups = design.plan.groups
+    index = next(group.index for group in groups if group.name == stage)
+    core = choose_core(design.experiment, index, len(groups), usable_cores())
+    if core is not None:
+        pin_process(core)
 
 
 def _await_welcome(
@@ -192,7 +203,7 @@ def _train(
     worker.joined(welcome.incarnation, joined.connect.incarnations)
     trace = None
     if welcome.trace and welcome.folder:
-        trace = Trace(Path(welcome.folder, "trace", f"{group.name}.jsonl"))
+        trace = Trace(trace_path(Path(welcome.folder), group.name))
     engine = Engine(
         worker,
         stage,

@@ -4,36 +4,46 @@ from __future__ import annotations
 
 import time
 
-from asyncdni.schedules.base import OpKind
+from asyncdni.runtime.memory import resident_bytes
+from asyncdni.schedules.base import Op, OpKind
 
 __all__ = ["Meter"]
 
-_GENERATOR = frozenset({OpKind.PREDICT, OpKind.FIT})
+_BACKWARD = OpKind.BACKWARD
+#: The letter of every op but a Backward, which has several: looked up faster than computed.
+_LETTERS = {kind: kind.value for kind in OpKind}
+_GENERATOR = (OpKind.PREDICT.value, OpKind.FIT.value)
 
 
 class Meter:
     """Seconds by purpose, between `resume` and `pause`.
 
+    `counters` gives, for reports:
+
+    wall_s: of this worker's training, up to its last pause or now.
+    op_F_count, op_F_wall_s, op_F_cpu_s, …: how often each op was done, by its letter, and how long
+    it took; CPU time is that of this thread, and on shared cores less than the wall time.
     compute_s, generator_s: wall time inside ops of layers (with reading data) and of the generator.
-    op_cpu_s: CPU time of this thread inside all ops; on shared cores it is less than the wall time.
+    op_cpu_s: CPU time of this thread inside all ops.
     transport_s: encoding, decoding, sending and receiving. wait_s: nothing to do, nothing here.
     cpu_s: CPU time of the whole process, ZeroMQ's threads included.
+    memory_bytes: the resident set now; memory_start_bytes: in the first report of a running
+    training, so that what is allocated once has been. Both None where it can't be read.
     gradient_cosine: mean agreement of the synthetic gradients that were applied with the true ones
     that came back; target_cosine in its place where what comes back is itself synthetic.
     """
 
     def __init__(self, *, bootstrapped: bool = False) -> None:
         self._agreement = "target_cosine" if bootstrapped else "gradient_cosine"
-        self.compute_s = 0.0
-        self.generator_s = 0.0
-        self.op_cpu_s = 0.0
-        self.transport_s = 0.0
-        self.wait_s = 0.0
+        self._ops: dict[str, list[float]] = {}  # by letter: count, wall and CPU seconds
+        self._transport_s = 0.0
+        self._wait_s = 0.0
         self._wall_s = 0.0
         self._cpu_s = 0.0
         self._since: tuple[float, float] | None = None
         self._cosine_sum = 0.0
         self._cosines = 0
+        self._memory_start: int | None = None
 
     @property
     def running(self) -> bool:
@@ -50,24 +60,28 @@ class Meter:
             self._wall_s, self._cpu_s = self._totals()
             self._since = None
 
-    def op(self, kind: OpKind, wall_s: float, cpu_s: float) -> None:
+    def op(self, op: Op, wall_s: float, cpu_s: float) -> None:
+        """One has been done. Called for every op of a run: it must cost next to nothing."""
         if self._since is None:
             return
-        self.op_cpu_s += cpu_s
-        if kind in _GENERATOR:
-            self.generator_s += wall_s
-        else:
-            self.compute_s += wall_s
+        kind = op.kind
+        letter = _LETTERS[kind] if kind is not _BACKWARD else op.letter
+        totals = self._ops.get(letter)
+        if totals is None:
+            totals = self._ops[letter] = [0, 0.0, 0.0]
+        totals[0] += 1
+        totals[1] += wall_s
+        totals[2] += cpu_s
 
     def waited(self, wall_s: float) -> None:
         """For something to arrive, as there was nothing else to do."""
         if self._since is not None:
-            self.wait_s += wall_s
+            self._wait_s += wall_s
 
     def moved(self, wall_s: float) -> None:
         """Messages sent or received, or looked for."""
         if self._since is not None:
-            self.transport_s += wall_s
+            self._transport_s += wall_s
 
     def cosine(self, value: float | None) -> None:
         """Agreement of a synthetic gradient with the true one that came back."""
@@ -76,20 +90,37 @@ class Meter:
             self._cosines += 1
 
     def counters(self) -> dict[str, float | int | None]:
-        """For reports."""
+        """For reports; see above."""
         wall_s, cpu_s = self._totals()
-        busy_s = self.compute_s + self.generator_s
+        generator_s = sum((self._ops[one][1] for one in _GENERATOR if one in self._ops), 0.0)
+        busy_s = sum((totals[1] for totals in self._ops.values()), 0.0)
         return {
             "wall_s": wall_s,
             "busy_fraction": busy_s / wall_s if wall_s > 0 else None,
-            "compute_s": self.compute_s,
-            "generator_s": self.generator_s,
-            "transport_s": self.transport_s,
-            "wait_s": self.wait_s,
-            "op_cpu_s": self.op_cpu_s,
+            "compute_s": busy_s - generator_s,
+            "generator_s": generator_s,
+            "transport_s": self._transport_s,
+            "wait_s": self._wait_s,
+            "op_cpu_s": sum((totals[2] for totals in self._ops.values()), 0.0),
             "cpu_s": cpu_s,
             self._agreement: self._cosine_sum / self._cosines if self._cosines else None,
+            **self._memory(wall_s),
+            **self._by_op(),
         }
+
+    def _memory(self, wall_s: float) -> dict[str, float | int | None]:
+        now = resident_bytes()
+        if self._memory_start is None and wall_s > 0:
+            self._memory_start = now
+        return {"memory_bytes": now, "memory_start_bytes": self._memory_start}
+
+    def _by_op(self) -> dict[str, float | int | None]:
+        found: dict[str, float | int | None] = {}
+        for letter, (count, wall_s, cpu_s) in self._ops.items():
+            found[f"op_{letter}_count"] = int(count)
+            found[f"op_{letter}_wall_s"] = wall_s
+            found[f"op_{letter}_cpu_s"] = cpu_s
+        return found
 
     def _totals(self) -> tuple[float, float]:
         if self._since is None:

@@ -6,8 +6,8 @@ consumer, a finished Backward with `send` sends each producer its gradient), so 
 deadlock the network by pairing sends wrongly.
 
 Ops are written `2F0`: stage 2, Forward, batch 0. A Backward that only passes the true gradient on
-to the producers, without learning from it, is written `2b0`; one that learns the difference between
-the true and the synthetic gradient `2C0`.
+to the producers, without learning from it (or leaving that to a later Learn, `2W0`), is written
+`2b0`; one that learns the difference between the true and the synthetic gradient `2C0`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 __all__ = ["Flight", "Op", "OpKind", "Schedule", "Source", "View"]
 
@@ -27,10 +27,13 @@ class OpKind(Enum):
     FORWARD = "F"
     PREDICT = "P"  # ask the generator for a gradient
     BACKWARD = "B"
+    LEARN = "W"  # accumulate the gradients of the weights that a Backward left for later
     UPDATE = "U"  # one optimizer step on what has been accumulated
     FIT = "T"  # train the generator on the gradient that came back
     DROP = "X"  # give a batch up: its gradient is no longer waited for (no arithmetic)
     EVALUATE = "E"  # forward of a test batch with running statistics; nothing is kept
+
+    __hash__ = object.__hash__  # members are single: quicker than hashing their names
 
 
 class Source(Enum):
@@ -40,10 +43,15 @@ class Source(Enum):
     SYNTHETIC = "synthetic"  # the generator's prediction
     DIFFERENCE = "difference"  # true minus synthetic: the late correction
 
+    __hash__ = object.__hash__
 
-@dataclass(frozen=True, slots=True)
-class Op:
-    """One piece of work of one stage on one batch."""
+
+#: How ops are written, but for those Backwards that have letters of their own.
+_LETTERS = {kind: kind.value for kind in OpKind}
+
+
+class Op(NamedTuple):
+    """One piece of work of one stage on one batch. A tuple, as a run makes thousands a second."""
 
     kind: OpKind
     batch: int
@@ -56,9 +64,9 @@ class Op:
     @property
     def letter(self) -> str:
         """`F`, `B`, …; `b` for a Backward that does not learn, `C` for one that corrects."""
-        if self.source is Source.DIFFERENCE:
-            return "C"
-        return self.kind.value if self.learn else self.kind.value.lower()
+        if self.kind is OpKind.BACKWARD:
+            return "C" if self.source is Source.DIFFERENCE else "B" if self.learn else "b"
+        return _LETTERS[self.kind]
 
     def __str__(self) -> str:
         return f"{self.letter}{self.batch}"

@@ -24,6 +24,7 @@ class Costs:
     predict_us: float = 30.0
     backward_us: float = 200.0
     relay_us: float = 100.0  # a backward that only passes a gradient on
+    learn_us: float = 100.0  # the rest of such a backward
     update_us: float = 50.0
     fit_us: float = 50.0
     evaluate_us: float = 100.0
@@ -43,6 +44,8 @@ class Costs:
                 return self.predict_us
             case OpKind.BACKWARD:
                 return self.backward_us if op.learn else self.relay_us
+            case OpKind.LEARN:
+                return self.learn_us
             case OpKind.UPDATE:
                 return self.update_us
             case OpKind.FIT:

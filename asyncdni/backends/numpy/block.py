@@ -44,6 +44,7 @@ class BlockSlot:
     own: Slot = field(default_factory=dict)  # joined inputs, summed gradients
     loss: Slot = field(default_factory=dict)
     y: Array | None = None  # the activation
+    pushed: dict[int, Array] = field(default_factory=dict)  # by layer: gradients not learnt from
 
 
 class Block:
@@ -145,7 +146,8 @@ class Block:
     ) -> list[Array] | None:
         """From the consumers' gradients (declared order) and the own loss; None: nothing to do.
 
-        Returns the gradient of each input in declared order; an empty list without `send`.
+        Returns the gradient of each input in declared order; an empty list without `send`. What it
+        does not `learn` from is kept for `learn`.
         """
         terms = list(gradients)
         if own_loss and self._loss is not None:
@@ -155,8 +157,16 @@ class Block:
         grad: Array | None = self._sum(terms, slot)
         for i in range(len(self._layers) - 1, -1, -1):
             assert grad is not None
+            if not learn:
+                slot.pushed[i] = grad
             grad = self._layers[i].backward(grad, slot.layers[i], learn=learn, send=send or i > 0)
         return self._split(grad) if send and grad is not None else []
+
+    def learn(self, slot: BlockSlot) -> None:
+        """Accumulate the gradients of the weights that the last `backward` left out."""
+        for i, grad in slot.pushed.items():
+            self._layers[i].backward(grad, slot.layers[i], learn=True, send=False)
+        slot.pushed.clear()
 
     def _sum(self, terms: list[Array], slot: BlockSlot) -> Array:
         if len(terms) == 1:

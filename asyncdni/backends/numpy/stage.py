@@ -41,6 +41,7 @@ class _Slot:
     blocks: dict[str, BlockSlot]
     context: Array | None = None
     samples: int = 0
+    gradients: Mapping[str, Array] = field(default_factory=dict)  # kept for `learn`
     prediction: Array | None = None
     generator: Slot = field(default_factory=dict)
     own: Slot = field(default_factory=dict)
@@ -133,6 +134,8 @@ class NumpyStage:
         slot = self._slots[batch]
         if learn:
             self._count(slot, source)
+        else:
+            slot.gradients = gradients
         found: dict[str, dict[str, Array]] = {name: {} for name in self._blocks}
         if self._exit is not None:
             found[self._exit] = self._outside(slot, gradients, source)
@@ -153,6 +156,16 @@ class NumpyStage:
                 elif producer != DATA:
                     sent.setdefault(producer, {})[name] = grad
         return sent if send else {}
+
+    def learn(self, batch: int) -> None:
+        slot = self._slots[batch]
+        if len(self._relays) < len(self._blocks):  # some blocks have not been pushed through
+            self.backward(batch, slot.gradients, source=Source.TRUE, learn=True, send=False)
+        else:
+            self._count(slot, Source.TRUE)
+            for name, block in reversed(self._blocks.items()):
+                block.learn(slot.blocks[name])
+        slot.gradients = {}
 
     def _outside(
         self, slot: _Slot, gradients: Mapping[str, Array], source: Source

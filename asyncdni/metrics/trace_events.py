@@ -1,0 +1,214 @@
+"""All workers' traces as one DIR/trace.json, for https://ui.perfetto.dev and chrome://tracing.
+
+The format is Chrome's JSON trace events ("Trace Event Format", Duffy and others, 2016). A worker is
+a process with three tracks: its ops, its waiting, its transport. An arrow (a flow, phases `s` and
+`f`) leads from where an activation or a gradient was sent to where it was received. Times are
+microseconds since the first event of any worker. A message is received at a moment; it is drawn
+1 ns wide, as an arrow has to end at something that has a width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from asyncdni.errors import CheckpointError
+from asyncdni.metrics.traces import (
+    OP,
+    OP_NAMES,
+    RECEIVED,
+    SENT,
+    WAIT,
+    Link,
+    WorkerTrace,
+    links,
+    read_trace,
+    trace_path,
+)
+
+__all__ = ["FILE", "merge", "merged_at_end", "trace_events", "write_events"]
+
+FILE = "trace.json"
+_TRACKS = {1: "ops", 2: "waiting", 3: "transport"}
+_OPS, _WAITING, _TRANSPORT = _TRACKS
+#: Lines in one write.
+_BLOCK = 4096
+
+
+def merge(folder: Path, workers: Sequence[str]) -> Path | None:
+    """Write DIR/trace.json from the traces that `workers` (in order) have left in the folder.
+
+    Those that are missing or damaged are named in its `otherData`; None where there are none at
+    all. Raises `CheckpointError` where the file can't be written.
+    """
+    found: list[WorkerTrace] = []
+    missing = {}
+    for worker in workers:
+        try:
+            found.append(read_trace(folder, worker))
+        except CheckpointError as error:
+            missing[worker] = _reason(folder, worker, error)
+    if not found:
+        return None
+    path = folder / FILE
+    write_events(path, found, missing)
+    return path
+
+
+@contextlib.contextmanager
+def merged_at_end(folder: Path, workers: Sequence[str]) -> Iterator[None]:
+    """`merge` when the block is left, also by an error; that counts more than one of the merge."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(CheckpointError):
+            merge(folder, workers)
+        raise
+    merge(folder, workers)
+
+
+def write_events(
+    path: Path, traces: Sequence[WorkerTrace], missing: Mapping[str, str] | None = None
+) -> None:
+    """The file of these traces, whole or not at all. Raises `CheckpointError`."""
+    about = {
+        "producer": "asyncdni",
+        "clock": sorted({trace.clock for trace in traces}),
+        "missing": dict(missing or {}),
+        "not_recorded": {trace.worker: trace.lost for trace in traces if trace.lost},
+    }
+    with _replaced(path) as file:
+        file.write(f'{{"displayTimeUnit":"ms","otherData":{json.dumps(about)},"traceEvents":[')
+        lines = trace_events(traces)
+        separator = "\n"
+        while block := list(islice(lines, _BLOCK)):
+            file.write(separator + ",\n".join(block))
+            separator = ",\n"
+        file.write("\n]}\n")
+
+
+def trace_events(traces: Sequence[WorkerTrace]) -> Iterator[str]:
+    """The JSON text of each event: names of processes and tracks, then the events, then arrows."""
+    zero_s = min((t.events["start_s"].min() for t in traces if len(t.events)), default=0.0)
+    all_times = [_Times(trace, zero_s) for trace in traces]
+    for pid, (trace, times) in enumerate(zip(traces, all_times, strict=True), 1):
+        yield from _metadata(pid, trace.worker)
+        yield from _ops(pid, trace, times)
+        yield from _waits(pid, trace, times)
+        yield from _messages(pid, trace, times)
+        if trace.lost:
+            yield _cut(pid, trace, times)
+    number = 0
+    for link in links(traces):  # all slices are out: Perfetto wants them before their arrows
+        sent = all_times[link.sender].starts[link.sent]
+        received = all_times[link.receiver].starts[link.received]
+        for start, end in zip(sent.tolist(), received.tolist(), strict=True):
+            yield from _arrow(number, link, start, end)
+            number += 1
+
+
+class _Times:
+    """Starts and ends in whole nanoseconds: what did not overlap does not by rounding, either."""
+
+    def __init__(self, trace: WorkerTrace, zero_s: float) -> None:
+        events = trace.events
+        self.starts = np.rint((events["start_s"] - zero_s) * 1e9).astype(np.int64)
+        self.ends = np.rint((events["end_s"] - zero_s) * 1e9).astype(np.int64)
+        received = np.flatnonzero(events["track"] == RECEIVED)
+        # Moments 1 ns wide; those of messages that were received together, side by side.
+        order = np.arange(len(received))
+        self.starts[received] = np.maximum.accumulate(self.starts[received] - order) + order
+        self.ends[received] = self.starts[received] + 1
+
+
+def _metadata(pid: int, worker: str) -> Iterator[str]:
+    def line(name: str, tid: int, args: Mapping[str, object]) -> str:
+        return json.dumps({"ph": "M", "name": name, "pid": pid, "tid": tid, "args": args})
+
+    yield line("process_name", 0, {"name": worker})
+    yield line("process_sort_index", 0, {"sort_index": pid})
+    for tid, name in _TRACKS.items():
+        yield line("thread_name", tid, {"name": name})
+        yield line("thread_sort_index", tid, {"sort_index": tid})
+
+
+def _ops(pid: int, trace: WorkerTrace, times: _Times) -> Iterator[str]:
+    names = [json.dumps(OP_NAMES.get(name, name)) for name in trace.names]
+    head = f'{{"ph":"X","cat":"op","pid":{pid},"tid":{_OPS}'
+    for (_, name, _, batch, *_), when in _timed(trace, OP, times):
+        yield f'{head},"name":{names[name]},{when},"args":{{"batch":{batch}}}}}'
+
+
+def _waits(pid: int, trace: WorkerTrace, times: _Times) -> Iterator[str]:
+    head = f'{{"ph":"X","cat":"wait","name":"wait","pid":{pid},"tid":{_WAITING}'
+    for _, when in _timed(trace, WAIT, times):
+        yield f'{head},{when},"args":{{}}}}'
+
+
+def _messages(pid: int, trace: WorkerTrace, times: _Times) -> Iterator[str]:
+    head = f'{{"ph":"X","cat":"message","pid":{pid},"tid":{_TRANSPORT}'
+    peers = [json.dumps(name) for name in trace.names]
+    for track, verb, preposition in ((SENT, "send", "to"), (RECEIVED, "receive", "from")):
+        names = [json.dumps(f"{verb} {name}") for name in trace.names]
+        for (_, name, peer, batch, *_), when in _timed(trace, track, times):
+            args = f'"{preposition}":{peers[peer]}' + (f',"batch":{batch}' if batch >= 0 else "")
+            yield f'{head},"name":{names[name]},{when},"args":{{{args}}}}}'
+
+
+def _cut(pid: int, trace: WorkerTrace, times: _Times) -> str:
+    """A mark where a worker stopped recording."""
+    name = f"trace cut short: the {trace.lost} events from here on were not recorded"
+    mark = {"ph": "i", "s": "p", "cat": "cut", "name": name, "pid": pid, "tid": _OPS}
+    at_ns = int(times.ends.max(initial=0))
+    return json.dumps({**mark, "ts": at_ns / 1000, "args": {"not_recorded": trace.lost}})
+
+
+def _arrow(number: int, link: Link, start: int, end: int) -> Iterator[str]:
+    common = f'"cat":"message","name":"{link.kind}","id":{number},"tid":{_TRANSPORT}'
+    yield f'{{"ph":"s",{common},"pid":{link.sender + 1},"ts":{_us(start)}}}'
+    yield f'{{"ph":"f","bp":"e",{common},"pid":{link.receiver + 1},"ts":{_us(end)}}}'
+
+
+def _timed(trace: WorkerTrace, track: int, times: _Times) -> Iterator[tuple[Any, str]]:
+    """(fields of the event, its times as JSON)."""
+    places = np.flatnonzero(trace.events["track"] == track)
+    for first in range(0, len(places), _BLOCK):
+        block = places[first : first + _BLOCK]
+        starts, ends = times.starts[block].tolist(), times.ends[block].tolist()
+        for event, start, end in zip(trace.events[block].tolist(), starts, ends, strict=True):
+            yield event, f'"ts":{_us(start)},"dur":{_us(end - start)}'
+
+
+def _us(nanoseconds: int) -> str:
+    return f"{nanoseconds // 1000}.{nanoseconds % 1000:03d}"
+
+
+def _reason(folder: Path, worker: str, error: CheckpointError) -> str:
+    return str(error) if trace_path(folder, worker).exists() else "it has left no trace here"
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[TextIO]:
+    """A file that takes the place of `path` once all has been written to it."""
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"can't write {path}: {error.strerror}") from error
+        raise
