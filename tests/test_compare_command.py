@@ -1,20 +1,18 @@
-"""`asyncdni compare`: its table, and real comparisons of a tiny network."""
+"""`asyncdni compare`: real comparisons of a tiny network; its table has tests of its own."""
 
 from __future__ import annotations
 
-import io
+import argparse
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 
 from asyncdni.__main__ import main
-from asyncdni.cli.compare import make_table
+from asyncdni.cli.compare import add_arguments
 
 EXPERIMENT = """
 [data]
@@ -45,64 +43,6 @@ def command(file: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "asyncdni", "compare", str(file), *arguments]
 
 
-# --- the table -----------------------------------------------------------------------------------
-
-
-def row(name: str, speed: float, ratio: float | None, seeds: int = 3) -> dict[str, Any]:
-    def one(mean: float, half: float) -> dict[str, Any]:
-        known = seeds > 1
-        low, high = (mean - half, mean + half) if known else (None, None)
-        return {"mean": mean, "low": low, "high": high, "n": seeds}
-
-    return {
-        "name": name,
-        "samples_per_s": one(speed, speed / 50),
-        "test_accuracy": one(0.96125, 0.0031),
-        "test_loss": one(0.2, 0.01),
-        "train_s": one(2.71, 0.2),
-        "cpu_s": one(2.84, 0.1),
-        "speedup_over_locked": None if ratio is None else one(ratio, ratio / 10),
-    }
-
-
-def printed(rows: list[dict[str, Any]], width: int, *, ascii_only: bool = False) -> list[str]:
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(make_table({"rows": rows}, width, ascii_only=ascii_only))
-    written = console.file
-    assert isinstance(written, io.StringIO)
-    return [line.rstrip() for line in written.getvalue().splitlines()]
-
-
-def test_a_wide_table_has_each_interval_beside_its_mean() -> None:
-    lines = printed([row("synthetic", 66429, 1.79)], 100)
-    assert " ".join(lines[1].split()) == (
-        "synthetic 66,429 ± 1,329 96.12 ± 0.31 % 2.7 s 2.8 s 1.79 (1.61 to 1.97)"
-    )
-
-
-def test_a_narrow_table_has_each_interval_below_its_mean() -> None:
-    lines = printed([row("synthetic", 1234567, 1.79)], 80)
-    assert " ".join(lines[1].split()) == "synthetic 1,234,567 96.12 % 2.7 s 2.8 s 1.79"
-    assert " ".join(lines[2].split()) == "± 24,691 ± 0.31 % (1.61 to 1.97)"
-    assert max(map(len, lines)) <= 80
-
-
-def test_one_seed_has_no_intervals_and_no_locked_no_speed_up() -> None:
-    lines = printed([row("synthetic", 66429, None, seeds=1)], 80)
-    assert " ".join(lines[1].split()) == "synthetic 66,429 96.12 % 2.7 s 2.8 s -"
-    assert len(lines) == 2
-
-
-def test_without_right_answers_the_loss_takes_the_place_of_the_accuracy() -> None:
-    lines = printed([row("locked", 66429, 1.0) | {"test_accuracy": None}], 100)
-    assert "test loss" in lines[0]
-    assert "0.2000 ± 0.0100" in lines[1]
-
-
-def test_a_terminal_without_unicode_gets_plain_signs() -> None:
-    assert "66,429 +- 1,329" in printed([row("locked", 66429, 1.0)], 100, ascii_only=True)[1]
-
-
 # --- real comparisons ----------------------------------------------------------------------------
 
 
@@ -123,6 +63,7 @@ def test_a_comparison_runs_every_schedule_and_leaves_table_and_json(
         assert json.loads((out / run["folder"] / "summary.json").read_text()) == run["summary"]
     for line in ("run 1 of 3: locked, seed 0: test accuracy", "Fastest: ", "single: all stages in"):
         assert line in done.stdout
+    assert (out / "compare.csv").is_file() and (out / "compare.html").is_file()
 
 
 def test_json_on_standard_output_has_it_to_itself(file: Path, tmp_path: Path) -> None:
@@ -155,8 +96,53 @@ def test_ctrl_c_ends_the_comparison_and_keeps_finished_runs(file: Path, tmp_path
     found = json.loads((out / "compare.json").read_text())
     assert not found["complete"]
     assert 1 <= len(found["runs"]) < 6
-    assert f"finished runs: {len(found['runs'])} of 6, in {out}" in said
+    assert f"finished runs: {len(found['runs'])} of 6, in {out}; the same command with" in said
     assert (out / "locked-seed0" / "summary.json").is_file()
+
+
+def test_a_comparison_that_lost_its_last_runs_does_only_those_again(
+    file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = command(file, "--seeds", "1", "--quiet", "--out", str(out))
+    subprocess.run(first, check=True, timeout=120)
+    whole = json.loads((out / "compare.json").read_text())
+    torn = whole | {"complete": False, "runs": whole["runs"][:1]}
+    (out / "compare.json").write_text(json.dumps(torn))
+    (out / "synthetic-seed0" / "summary.json").unlink()  # as if it had been cut off
+
+    again = command(file, "--seeds", "1", "--resume", str(out), "--target-accuracy", "1%")
+    done = subprocess.run(again, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"1 of 3 runs are finished already, in {out}" in done.stdout
+    assert "run 1 of 3" not in done.stdout and "run 2 of 3: synthetic" in done.stdout
+    found = json.loads((out / "compare.json").read_text())
+    assert found["complete"] and found["targets"] == [0.01]
+    assert found["runs"][0] == whole["runs"][0]  # kept, not run again
+    assert found["runs"][2]["summary"]["wall_s"] != whole["runs"][2]["summary"]["wall_s"]
+    assert (out / "synthetic-seed0" / "summary.json").is_file()
+
+
+def test_every_kind_of_row_is_run_and_measured(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--seeds", "1", "--out", str(out), "--zero-control", "--single-threads", "1,7"]
+    arguments += ["--target-accuracy", "0.1,100%", "--evaluate-every", "20", "--quiet"]
+    done = subprocess.run(command(file, *arguments), capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    found = json.loads((out / "compare.json").read_text())
+    rows = {row["name"]: row for row in found["rows"]}
+    assert {"locked", "synthetic", "synthetic-zero", "single", "single-7"} <= rows.keys()
+    for run in found["runs"]:
+        samples = [one["samples"] for one in run["summary"]["history"]]
+        assert samples == [20, 40, 60, 80, 100]
+    for name in ("locked", "synthetic"):
+        assert rows[name]["ceiling_samples_per_s"]["mean"] > 0
+        assert rows[name]["efficiency"]["mean"] > 0
+        assert 0 < rows[name]["overhead_cpu"]["mean"] < 1
+    assert rows["single"]["ceiling_samples_per_s"] is None
+    assert all(abs(sum(row["shares"].values()) - 1) < 1e-9 for row in rows.values())
+    reached = {target["accuracy"]: target["reached"] for target in rows["locked"]["targets"]}
+    assert reached == {0.1: 1, 1.0: 0}
 
 
 # --- refused before anything runs ----------------------------------------------------------------
@@ -169,6 +155,10 @@ def test_ctrl_c_ends_the_comparison_and_keeps_finished_runs(file: Path, tmp_path
         (["--schedules", "locked,locked"], "locked is given twice"),
         (["--json", "nowhere/found.json"], "--json nowhere/found.json: there is no folder nowhere"),
         (["--set", "run.epochs=0"], "run.epochs"),
+        (["--schedules", "locked", "--zero-control"], "--zero-control"),
+        (["--resume"], "--resume: which comparison?"),
+        (["--resume", "nowhere"], "--resume nowhere: there is no compare.json in it"),
+        (["--resume", "one", "--out", "two"], "--resume one, --out two: two folders"),
     ],
 )
 def test_a_comparison_that_can_not_be_is_refused_with_a_reason(
@@ -192,6 +182,28 @@ def test_a_folder_that_holds_something_is_refused(
     assert "the folder is not empty" in capsys.readouterr().err
 
 
-def test_no_seeds_are_refused(file: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seeds", "0"], "expected at least 1"),
+        (["--evaluate-every", "0"], "expected at least 1"),
+        (["--single-threads", "1,two"], "expected numbers, such as 1,2"),
+        (["--target-accuracy", "97"], "97: expected an accuracy above 0 and up to 1"),
+        (["--target-accuracy", "0.9,,0.8"], "expected an accuracy"),
+        (["--target-accuracy", "high%"], "expected an accuracy"),
+        (["--target-accuracy", "nan"], "expected an accuracy"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(
+    file: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main(["compare", str(file), "--seeds", "0"])
+        main(["compare", str(file), *arguments])
+    assert words in capsys.readouterr().err
+
+
+def test_accuracies_are_given_as_parts_of_one_or_in_percent() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["x.toml", "--target-accuracy", "97.4%, 0.95,0.974"])
+    assert args.target_accuracy == [0.95, 0.974]

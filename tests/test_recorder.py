@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asyncdni.errors import CheckpointError
-from asyncdni.metrics.recorder import Recorder
+from asyncdni.metrics.recorder import STAGE_FIELDS, Recorder
 
 
 def report(stage: str, **values: Any) -> dict[str, Any]:
@@ -39,3 +39,26 @@ def test_workers_are_busy_for_a_share_of_the_training_time_of_the_run() -> None:
     shares = [stage["busy_fraction"] for stage in recorder.summary(6.0)["stages"]]
     assert shares == [0.5, 0.5, None]
     assert recorder.summary(0.0)["stages"][0]["busy_fraction"] is None
+
+
+def test_the_summary_has_the_times_of_each_op() -> None:
+    recorder = Recorder(("busy", "mute"), {}, None)
+    times = {"op_F_count": 8, "op_F_wall_s": 2.0, "op_F_cpu_s": 1.5}
+    late = {"op_b_count": 2, "op_b_wall_s": 0.5, "op_b_cpu_s": 0.25}
+    recorder.record("report", report("busy", op_cpu_s=1.75, **times, **late))
+    busy, mute = recorder.summary(6.0)["stages"]
+    assert busy["ops"] == {
+        "F": {"count": 8, "wall_s": 2.0, "cpu_s": 1.5},
+        "b": {"count": 2, "wall_s": 0.5, "cpu_s": 0.25},
+    }
+    assert busy["op_cpu_s"] == 1.75
+    assert mute["ops"] == {}
+    assert set(busy) == {"name", *STAGE_FIELDS}
+
+
+def test_the_summary_tells_what_memory_a_worker_held_at_first_and_at_last() -> None:
+    recorder = Recorder(("a",), {}, None)
+    for size in (200, 300):
+        recorder.record("report", report("a", memory_bytes=size, memory_start_bytes=200))
+    (stage,) = recorder.summary(1.0)["stages"]
+    assert (stage["memory_start_bytes"], stage["memory_bytes"]) == (200, 300)

@@ -7,6 +7,7 @@ A command module has `HELP` (one line), `EXAMPLE` (command lines for --help),
 COMMANDS = (
     "train",
     "compare",
+    "profile",
     "coordinator",
     "worker",
     "evaluate",

@@ -6,36 +6,36 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from asyncdni.cli.common import add_experiment, free_folder
+from asyncdni.cli.comparison_table import make_tables, notes
 from asyncdni.cli.display import make_display, say
 from asyncdni.comparison import (
-    BASELINE,
+    COMPARISON,
     Entry,
+    discard_unfinished,
     document,
+    finished_runs,
     plan_runs,
     run_entry,
-    single_text,
 )
 from asyncdni.errors import ConfigError, Interrupted
 from asyncdni.metrics.comparison import Result
 from asyncdni.metrics.machine import cores
 from asyncdni.weights import write_atomically
 
-__all__ = ["EXAMPLE", "HELP", "add_arguments", "make_table", "run"]
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
 HELP = "train the same network by several schedules, and in a single process, and compare"
 EXAMPLE = """\
-  asyncdni compare launch/digits.toml --schedules locked,synthetic --seeds 3
+  asyncdni compare launch/digits.toml --schedules locked,synthetic --seeds 5
+  asyncdni compare launch/mnist.toml --seeds 5 --target-accuracy 97%,97.5% --evaluate-every 10000
   asyncdni compare launch/digits.toml --set run.epochs=20 --json - --quiet > comparison.json"""
-
-#: From this width on an interval stands beside its mean, not below it.
-_WIDE = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,13 +53,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="runs of each, with seeds counted up from the file's (default: 2)",
     )
+    _add_rows(parser)
+    _add_targets(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="folder of all runs, new or empty (default: under runs/)"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="go on with the comparison in that folder (default: the one of --out)",
     )
     parser.add_argument(
         "--json", metavar="FILE", help="write the comparison there too; -: to standard output"
     )
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+
+
+def _add_rows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--single-threads",
+        type=_counts,
+        default=[],
+        metavar="N,N",
+        help="compare with a single process of N BLAS threads too; one with all cores always is",
+    )
+    parser.add_argument(
+        "--zero-control",
+        action="store_true",
+        help="run synthetic with generators that always predict zero too, as a control",
+    )
+
+
+def _add_targets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target-accuracy",
+        type=_accuracies,
+        default=[],
+        metavar="A,A",
+        help="measure the training time to each of these test accuracies: 0.975 or 97.5%%",
+    )
+    parser.add_argument(
+        "--evaluate-every",
+        type=_count,
+        metavar="N",
+        help="samples between evaluations, which take no training time (default: as in the file)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,117 +109,91 @@ def run(args: argparse.Namespace) -> int:
         [name.strip() for name in args.schedules.split(",") if name.strip()],
         args.seeds,
         cores=cores(),
+        single_threads=args.single_threads,
+        zero_control=args.zero_control,
+        evaluate_every=args.evaluate_every,
         allow_import=args.allow_import,
     )
     _check_json(args.json)
-    folder = _make_folder(args)
+    if args.resume is None:
+        folder, finished = _make_folder(args), []
+    else:
+        folder = _resumed_folder(args)
+        finished = finished_runs(folder, entries)
+        discard_unfinished(folder, entries, finished)
     # With `--json -` standard output belongs to the JSON alone.
     console = Console(stderr=args.json == "-", highlight=False)
-    found = _run_all(entries, folder, console, quiet=args.quiet, allow_import=args.allow_import)
+    found = _run_all(args, entries, finished, folder, console)
+    _report(args, found, folder, console)
+    return 0
+
+
+def _run_all(
+    args: argparse.Namespace,
+    entries: Sequence[Entry],
+    finished: Sequence[Result],
+    folder: Path,
+    console: Console,
+) -> dict[str, Any]:
+    """The document of all runs; DIR/compare.json holds that of the runs so far at any time."""
+    results = list(finished)
+    found = _write(entries, results, args.target_accuracy, folder)
+    kept = {(one.name, one.seed) for one in finished}
+    if kept and not args.quiet:
+        say(console, f"{len(kept)} of {len(entries)} runs are finished already, in {folder}")
+    for number, entry in enumerate(entries, 1):
+        if (entry.name, entry.seed) in kept:
+            continue
+        title = f"run {number} of {len(entries)}: {entry.name}, seed {entry.seed}"
+        with make_display(args.quiet, console, title=title) as display:
+            try:
+                result = run_entry(entry, folder, [display], allow_import=args.allow_import)
+            except (Interrupted, KeyboardInterrupt) as error:
+                text = f"{str(error) or 'interrupted'}; finished runs: {len(results)}"
+                raise Interrupted(
+                    f"{text} of {len(entries)}, in {folder}; the same command with --resume "
+                    f"{folder} goes on"
+                ) from error
+            display.finish(result.summary, folder / entry.folder)
+        results.append(result)
+        found = _write(entries, results, args.target_accuracy, folder)
+    return found
+
+
+def _write(
+    entries: Sequence[Entry], results: Sequence[Result], targets: Sequence[float], folder: Path
+) -> dict[str, Any]:
+    found = document(entries, results, targets)
+    write_atomically(folder / COMPARISON, (json.dumps(found, indent=2) + "\n").encode())
+    return found
+
+
+def _report(
+    args: argparse.Namespace, found: dict[str, Any], folder: Path, console: Console
+) -> None:
+    from asyncdni.metrics import plots, report  # late: they are long, and only needed now
+
+    written = report.write_reports(found, folder)
     if not args.quiet:
-        _show(console, found, folder)
+        _show(console, found)
+        names = dict.fromkeys(path.relative_to(folder).parts[0] for path in written)
+        if not plots.available():
+            say(console, plots.MISSING_EXTRA)
+        say(console, f"All runs, {COMPARISON}, {', '.join(names)} are in {folder}")
     text = json.dumps(found, indent=2) + "\n"
     if args.json == "-":
         sys.stdout.write(text)
     elif args.json:
         write_atomically(Path(args.json), text.encode())
-    return 0
 
 
-def _run_all(
-    entries: Sequence[Entry], folder: Path, console: Console, *, quiet: bool, allow_import: bool
-) -> dict[str, Any]:
-    """The document of all runs; DIR/compare.json holds that of the runs so far after each."""
-    results: list[Result] = []
-    found: dict[str, Any] = {}
-    for number, entry in enumerate(entries, 1):
-        title = f"run {number} of {len(entries)}: {entry.name}, seed {entry.seed}"
-        with make_display(quiet, console, title=title) as display:
-            try:
-                result = run_entry(entry, folder, [display], allow_import=allow_import)
-            except (Interrupted, KeyboardInterrupt) as error:
-                text = f"{str(error) or 'interrupted'}; finished runs: {len(results)}"
-                raise Interrupted(f"{text} of {len(entries)}, in {folder}") from error
-            display.finish(result.summary, folder / entry.folder)
-        results.append(result)
-        found = document(entries, results)
-        write_atomically(folder / "compare.json", (json.dumps(found, indent=2) + "\n").encode())
-    return found
-
-
-# --- the table -----------------------------------------------------------------------------------
-
-
-def make_table(found: dict[str, Any], width: int, *, ascii_only: bool = False) -> Table:
-    """The rows of `document`, for a console of `width` columns."""
-    sign, joint = "+-" if ascii_only else "±", " " if width >= _WIDE else "\n"
-    speedup = f"speedup_over_{BASELINE}"
-    scored = any(row["test_accuracy"] for row in found["rows"])
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    quality = "test accuracy" if scored else "test loss"
-    for heading in ("samples/s", quality, "training", "CPU", f"times {BASELINE}"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in found["rows"]:
-        table.add_row(
-            row["name"],
-            _with_interval(row["samples_per_s"], "{:,.0f}", sign, joint),
-            _with_interval(row["test_accuracy"], "{:.2f}", sign, joint, 100.0, " %")
-            if scored
-            else _with_interval(row["test_loss"], "{:.4f}", sign, joint),
-            _with_interval(row["train_s"], "{:.1f}", "", "", unit=" s"),
-            _with_interval(row["cpu_s"], "{:.1f}", "", "", unit=" s"),
-            _range(row[speedup], joint),
-        )
-    return table
-
-
-def _with_interval(
-    one: dict[str, Any] | None,
-    form: str,
-    sign: str,
-    joint: str,
-    scale: float = 1.0,
-    unit: str = "",
-) -> str:
-    """`97.25 ± 0.21 %`; without `sign` the mean alone."""
-    if one is None:
-        return "-"
-    mean = form.format(scale * one["mean"])
-    if not sign or one["high"] is None:
-        return mean + unit
-    half = form.format(scale * (one["high"] - one["mean"]))
-    return f"{mean}{unit if joint != ' ' else ''}{joint}{sign} {half}{unit}"
-
-
-def _range(one: dict[str, Any] | None, joint: str) -> str:
-    """`1.45 (1.38 to 1.52)`."""
-    if one is None:
-        return "-"
-    mean = f"{one['mean']:.2f}"
-    return (
-        mean
-        if one["low"] in (None, one["high"])
-        else f"{mean}{joint}({one['low']:.2f} to {one['high']:.2f})"
-    )
-
-
-def _show(console: Console, found: dict[str, Any], folder: Path) -> None:
-    machine, seeds = found["machine"], found["seeds"]
-    ascii_only = console.options.ascii_only
+def _show(console: Console, found: dict[str, Any]) -> None:
+    for table in make_tables(found, console.width, ascii_only=console.options.ascii_only):
+        console.print()
+        console.print(table)
     console.print()
-    console.print(make_table(found, console.width, ascii_only=ascii_only))
-    console.print()
-    interval = "" if len(seeds) == 1 else ", 95 % intervals of the mean (Student's t)"
-    runs = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    lines = (
-        f"{runs}{interval}; {machine['cores']} cores, {machine['cpu'] or 'unknown CPU'}.",
-        single_text(found["rows"][-1]["threads"]),
-        *found["verdict"],
-    )
-    for line in lines:
+    for line in notes(found):
         console.print(line, markup=False, highlight=False)
-    say(console, f"All runs and compare.json are in {folder}")
 
 
 # --- arguments -----------------------------------------------------------------------------------
@@ -190,6 +204,31 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
     return number
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        return [_count(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected numbers, such as 1,2") from None
+
+
+def _accuracies(text: str) -> list[float]:
+    """Parts of one, or percent; rising."""
+    return sorted({_accuracy(part.strip()) for part in text.split(",")})
+
+
+def _accuracy(text: str) -> float:
+    try:
+        # Decimal, so that 97.4% is the same number as 0.974, and as 9740 right out of 10,000.
+        found = float(Decimal(text[:-1]) / 100 if text.endswith("%") else Decimal(text))
+    except InvalidOperation:
+        found = 0.0
+    if not 0 < found <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected an accuracy above 0 and up to 1 (or 100%), such as 0.975 or 97.5%"
+        )
+    return found
 
 
 def _check_json(path: str | None) -> None:
@@ -207,5 +246,17 @@ def _make_folder(args: argparse.Namespace) -> Path:
     except OSError as error:
         raise ConfigError(f"--out {folder}: can't be written: {error.strerror}") from error
     if taken:
-        raise ConfigError(f"--out {folder}: the folder is not empty; expected a new or empty one")
+        raise ConfigError(
+            f"--out {folder}: the folder is not empty; expected a new or empty one, or --resume "
+            "to go on with the comparison in it"
+        )
     return folder
+
+
+def _resumed_folder(args: argparse.Namespace) -> Path:
+    named = [path for path in (args.resume, args.out) if path]
+    if not named:
+        raise ConfigError("--resume: which comparison? Give its folder: --resume DIR")
+    if len({Path(path).resolve() for path in named}) > 1:
+        raise ConfigError(f"--resume {named[0]}, --out {named[1]}: two folders, expected one")
+    return Path(named[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "MEASURES",
     "Comparison",
     "Estimate",
+    "Measure",
     "Result",
     "difference",
     "estimate",
@@ -25,12 +26,17 @@ __all__ = [
 
 CONFIDENCE = 0.95
 
+#: A number of a run's summary, or None where it has none.
 Measure = Callable[[Mapping[str, Any]], float | None]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run: what it is called in the comparison, and its summary."""
+    """One finished run: what it is called in the comparison, and its summary.
+
+    Runs of other programs have a place beside ours: of the summary only those fields are needed
+    that are to be compared (`MEASURES`, `history`, `workers`, `threads`).
+    """
 
     name: str
     seed: int
@@ -54,7 +60,7 @@ class Estimate:
 
 
 def _field(name: str) -> Measure:
-    return lambda summary: summary[name]
+    return lambda summary: summary.get(name)
 
 
 #: What is measured on every run, by its name in tables and JSON.
@@ -118,38 +124,49 @@ def difference(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of several names over the same seeds, not all of which need be there yet."""
+    """Results of several names over the same seeds, not all of which need be there yet.
+
+    A measure is one of `MEASURES` by its name, or any other function of a summary.
+    """
 
     names: tuple[str, ...]  # in the order of the table
     results: tuple[Result, ...]
+    targets: tuple[float, ...] = ()  # test accuracies (0 to 1) whose time is asked for, rising
+    controls: Mapping[str, str] = field(default_factory=dict)  # name -> whose control it is
 
-    def estimate(self, name: str, measure: str) -> Estimate | None:
+    def estimate(self, name: str, measure: str | Measure) -> Estimate | None:
         """Over the seeds that have been run; None where there is nothing to measure."""
-        return estimate(list(self._values(name, measure).values()))
+        return estimate(list(self.values(name, measure).values()))
 
-    def ratio(self, name: str, other: str, measure: str = "samples_per_s") -> Estimate | None:
+    def ratio(
+        self, name: str, other: str, measure: str | Measure = "samples_per_s"
+    ) -> Estimate | None:
         """`name` in units of `other`, paired over the seeds that both have."""
         return ratio(self._pairs(name, other, measure))
 
-    def difference(self, name: str, other: str, measure: str) -> Estimate | None:
+    def difference(self, name: str, other: str, measure: str | Measure) -> Estimate | None:
         """`name` less `other`, paired over the seeds that both have."""
         return difference(self._pairs(name, other, measure))
 
-    def ranking(self, measure: str = "samples_per_s") -> list[str]:
+    def ranking(self, measure: str | Measure = "samples_per_s") -> list[str]:
         """Names by the geometric mean of `measure`, the largest first; those without are left out.
 
         Of two names with the same seeds the former's `ratio` to the latter is at least 1.
         """
-        values = {name: self._values(name, measure).values() for name in self.names}
+        values = {name: self.values(name, measure).values() for name in self.names}
         logs = {name: math.fsum(map(math.log, v)) / len(v) for name, v in values.items() if v}
         return sorted(logs, key=logs.__getitem__, reverse=True)
 
-    def _values(self, name: str, measure: str) -> dict[int, float]:
-        """By seed."""
-        found = MEASURES[measure]
-        values = {one.seed: found(one.summary) for one in self.results if one.name == name}
+    def values(self, name: str, measure: str | Measure) -> dict[int, float]:
+        """By seed, of the runs that have it."""
+        found = MEASURES[measure] if isinstance(measure, str) else measure
+        values = {one.seed: found(one.summary) for one in self.of(name)}
         return {seed: value for seed, value in values.items() if value is not None}
 
-    def _pairs(self, name: str, other: str, measure: str) -> list[tuple[float, float]]:
-        a, b = self._values(name, measure), self._values(other, measure)
+    def of(self, name: str) -> list[Result]:
+        """The runs of `name`, in the order of `results`."""
+        return [one for one in self.results if one.name == name]
+
+    def _pairs(self, name: str, other: str, measure: str | Measure) -> list[tuple[float, float]]:
+        a, b = self.values(name, measure), self.values(other, measure)
         return [(a[seed], b[seed]) for seed in a if seed in b]

@@ -19,17 +19,23 @@ from asyncdni.errors import CheckpointError
 __all__ = ["STAGE_FIELDS", "Recorder"]
 
 #: Fields of each entry of the summary's `stages`; None where a field has no meaning.
+#: `ops` is {letter of the op: {"count": …, "wall_s": …, "cpu_s": …}}; for the others see
+#: `runtime.meter`.
 STAGE_FIELDS = (
     "batches",
     "samples",
     "updates",
+    "wall_s",
     "busy_fraction",
+    "ops",
     "compute_s",
     "generator_s",
     "transport_s",
     "wait_s",
     "cpu_s",
     "op_cpu_s",
+    "memory_start_bytes",
+    "memory_bytes",
     "staleness_mean",
     "staleness_max",
     "gradient_cosine",
@@ -98,14 +104,7 @@ class Recorder:
             "test_accuracy": last["accuracy"],
             "test_loss": last["loss"],
             "history": self.history,
-            "stages": [
-                {
-                    "name": name,
-                    **{field: report.get(field) for field in STAGE_FIELDS},
-                    "busy_fraction": _busy_fraction(report, train_s),
-                }
-                for name, report in self.reports.items()
-            ],
+            "stages": [_stage(name, one, train_s) for name, one in self.reports.items()],
         }
 
     def _report(self, stage: str, values: Mapping[str, Any]) -> None:
@@ -127,6 +126,26 @@ def _writing(file: TextIO) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"can't write {file.name}: {error.strerror}") from error
+
+
+def _stage(name: str, report: Mapping[str, Any], train_s: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        **{field: report.get(field) for field in STAGE_FIELDS},
+        "busy_fraction": _busy_fraction(report, train_s),
+        "ops": _ops(report),
+    }
+
+
+def _ops(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A report is flat: `op_F_cpu_s` is the CPU time of all Forwards."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in report.items():
+        prefix, _, rest = key.partition("_")
+        letter, _, field = rest.partition("_")
+        if prefix == "op" and len(letter) == 1:
+            found.setdefault(letter, {})[field] = value
+    return found
 
 
 def _busy_fraction(report: Mapping[str, Any], train_s: float) -> float | None:

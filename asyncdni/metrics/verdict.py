@@ -1,58 +1,157 @@
-"""What a comparison comes to, in sentences. The same rules whoever wins."""
+"""What a comparison comes to, in one sentence. The same rules whoever wins.
+
+Its clauses: the fastest against each other one; who reaches the accuracy asked for first; where
+accuracies differ beyond chance; what controls show. Controls compete for nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from asyncdni.metrics.comparison import Comparison, Estimate
+from asyncdni.metrics.targets import time_to
 
-__all__ = ["accuracy_verdict", "speed_verdict", "verdict"]
+__all__ = ["accuracy_clause", "control_clause", "speed_clause", "target_clause", "verdict"]
 
-
-def verdict(comparison: Comparison) -> list[str]:
-    """Which is fastest, then how accuracies differ, where they do; may be empty."""
-    sentences = (speed_verdict(comparison), accuracy_verdict(comparison))
-    return [sentence for sentence in sentences if sentence]
+Phrase = Callable[[Estimate], str]
 
 
-def speed_verdict(comparison: Comparison) -> str:
+def verdict(comparison: Comparison) -> str:
+    """One sentence; empty where there is nothing to compare yet."""
+    found = (
+        speed_clause(comparison),
+        target_clause(comparison),
+        accuracy_clause(comparison),
+        control_clause(comparison),
+    )
+    clauses = [clause for clause in found if clause]
+    if not clauses:
+        return ""
+    if max(len(comparison.of(name)) for name in comparison.names) == 1:
+        clauses.append("one seed shows no spread: compare over more (--seeds 5)")
+    text = "; ".join(clauses)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def speed_clause(comparison: Comparison) -> str:
     """The fastest against each other one, and where that is no more than chance."""
-    ranking = comparison.ranking()
+    ranking = [name for name in comparison.ranking() if name not in comparison.controls]
     if len(ranking) < 2:
         return ""
     best, others = ranking[0], ranking[1:]
-    ratios = {other: comparison.ratio(best, other) for other in others}
-    found = {other: one for other, one in ratios.items() if one is not None}
-    if any(one.low is None for one in found.values()):
-        times = _joined([_times(other, one) for other, one in found.items()])
-        return f"Fastest: {best}, {times}. One seed shows no spread: compare over more (--seeds 3)."
-    clear = [_times(other, one) for other, one in found.items() if one.excludes(1.0)]
-    close = [_times(other, one) for other, one in found.items() if not one.excludes(1.0)]
-    if not clear:
-        return f"None is clearly the fastest: {best} was {_joined(close)}."
-    sentence = f"Fastest: {best}, {_joined(clear)}"
-    return (
-        f"{sentence}; not clearly faster than the rest: {_joined(close)}."
-        if close
-        else (f"{sentence}.")
-    )
+    found = {other: comparison.ratio(best, other) for other in others}
+    return _against(found, f"fastest: {best}, ", f"none is clearly the fastest: {best} was ", _fast)
 
 
-def accuracy_verdict(comparison: Comparison) -> str:
+def target_clause(comparison: Comparison) -> str:
+    """Who is first at the highest target that anyone reaches in every run, and by how much.
+
+    Against those that reach it in every run too: of the others some runs would have to be left out,
+    so it is only said in how many they did.
+    """
+    for accuracy in reversed(comparison.targets):
+        counts = _reached(comparison, accuracy)
+        there = [name for name, (reached, runs) in counts.items() if reached == runs]
+        if there:
+            return _first(comparison, accuracy, there, counts)
+    if not comparison.targets or not comparison.results:
+        return ""
+    lowest = comparison.targets[0]
+    return f"none reached {_percent(lowest)} in every run{_failed(_reached(comparison, lowest))}"
+
+
+def accuracy_clause(comparison: Comparison) -> str:
     """The most accurate against those that are clearly less so; empty where none is."""
     measure = "test_accuracy"
-    means = {name: comparison.estimate(name, measure) for name in comparison.names}
+    names = [name for name in comparison.names if name not in comparison.controls]
+    means = {name: comparison.estimate(name, measure) for name in names}
     known = {name: one.mean for name, one in means.items() if one is not None}
     if not known:
         return ""
     best = max(known, key=known.__getitem__)
     found = {name: comparison.difference(best, name, measure) for name in known if name != best}
     worse = [_points(name, one) for name, one in found.items() if one and one.excludes(0.0)]
-    return f"Test accuracies differ: {best} is better by {_joined(worse)}." if worse else ""
+    return f"test accuracies differ: {best} is better by {_joined(worse)}" if worse else ""
 
 
-def _times(name: str, one: Estimate) -> str:
-    return f"{one.mean:.2f} times as fast as {name}{_interval(one, 1.0)}"
+def control_clause(comparison: Comparison) -> str:
+    """Whether what a control lacks is worth anything: clearly more accurate than it, or not."""
+    found = []
+    for control, name in comparison.controls.items():
+        one = comparison.difference(name, control, "test_accuracy")
+        if one is None or one.low is None:
+            continue
+        clear = one.mean > 0 and one.excludes(0.0)
+        said = "is more accurate than" if clear else "is not clearly more accurate than"
+        points = f"{100 * one.mean:.2f} points{_interval(one, 100.0)}"
+        found.append(f"{name} {said} its control {control}, by {points}")
+    return "; ".join(found)
+
+
+def _first(
+    comparison: Comparison,
+    accuracy: float,
+    there: Sequence[str],
+    counts: Mapping[str, tuple[int, int]],
+) -> str:
+    measure, goal = time_to(accuracy), _percent(accuracy)
+    best, *others = (name for name in reversed(comparison.ranking(measure)) if name in there)
+    failed = _failed(counts)
+    if not others:
+        return f"only {best} reached {goal} in every run{failed}"
+    found = {other: comparison.ratio(other, best, measure) for other in others}
+    clear, none = f"first at {goal}: {best}, ", f"none is clearly first at {goal}: {best} was "
+    return _against(found, clear, none, _soon) + failed
+
+
+def _reached(comparison: Comparison, accuracy: float) -> dict[str, tuple[int, int]]:
+    """(runs that reached it, runs) by name, of all that compete and have been run."""
+    measure = time_to(accuracy)
+    return {
+        name: (len(comparison.values(name, measure)), len(comparison.of(name)))
+        for name in comparison.names
+        if name not in comparison.controls and comparison.of(name)
+    }
+
+
+def _failed(counts: Mapping[str, tuple[int, int]]) -> str:
+    """` (locked in 2 of 3)`: those that did not reach it every time."""
+    parts = [f"{name} in {n} of {runs}" for name, (n, runs) in counts.items() if n < runs]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def _against(
+    ratios: Mapping[str, Estimate | None], clear: str, none_clear: str, phrase: Phrase
+) -> str:
+    """The best against all others: `clear`, or `none_clear`, before what it is better by."""
+    found = {other: one for other, one in ratios.items() if one is not None}
+    if not found:
+        return ""
+    known = [one for one in found.values() if one.low is not None]
+    ahead = {other: one for other, one in found.items() if not known or one.excludes(1.0)}
+    close = {other: one for other, one in found.items() if other not in ahead}
+    if not ahead:
+        return none_clear + _joined([_times(other, one, phrase) for other, one in close.items()])
+    text = clear + _joined([_times(other, one, phrase) for other, one in ahead.items()])
+    if close:
+        others = _joined([_times(other, one, phrase) for other, one in close.items()])
+        text += f", not clearly ahead of the rest: {others}"
+    return text
+
+
+def _times(name: str, one: Estimate, phrase: Phrase) -> str:
+    return f"{phrase(one)} {name}{_interval(one, 1.0)}"
+
+
+def _fast(one: Estimate) -> str:
+    return f"{one.mean:.2f} times as fast as"
+
+
+def _soon(one: Estimate) -> str:
+    return f"{one.mean:.2f} times sooner than"
 
 
 def _points(name: str, one: Estimate) -> str:
@@ -62,7 +161,13 @@ def _points(name: str, one: Estimate) -> str:
 def _interval(one: Estimate, scale: float) -> str:
     if one.low is None or one.high is None:
         return ""
-    return f" (95 % interval {scale * one.low:.2f} to {scale * one.high:.2f})"
+    ends = (scale * one.low, scale * one.high)
+    low, high = (f"{end:.2f}" if abs(end) < 100 else f"{end:.3g}" for end in ends)
+    return f" (95 % interval {low} to {high})"
+
+
+def _percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.6g} %"
 
 
 def _joined(parts: Sequence[str]) -> str:

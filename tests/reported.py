@@ -1,0 +1,149 @@
+"""A comparison's document with numbers that are easy to follow, for tests of what is made of it.
+
+Two seeds each of `locked`, of `synthetic`, twice as fast, of its control, which never gets
+anywhere, and of another program that tells little of itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+TARGETS = (0.9, 0.96)
+#: Test accuracies of seed 0 and of seed 1 after each 1000 samples.
+CURVES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "locked": ((0.85, 0.91, 0.96, 0.97), (0.80, 0.92, 0.95, 0.97)),
+    "synthetic": ((0.92, 0.93, 0.95, 0.96), (0.91, 0.89, 0.94, 0.89)),
+    "synthetic-zero": ((0.50, 0.60, 0.60, 0.60), (0.50, 0.50, 0.50, 0.50)),
+    "other": ((0.85, 0.90, 0.91, 0.97), (0.85, 0.90, 0.91, 0.97)),
+}
+SPEEDS = {
+    "locked": (1000.0, 1250.0),
+    "synthetic": (2000.0, 2500.0),
+    "synthetic-zero": (2500.0, 2500.0),
+    "other": (1600.0, 1600.0),
+}
+
+
+def estimate(
+    mean: float, low: float | None = None, high: float | None = None, n: int = 2
+) -> dict[str, Any]:
+    return {"mean": mean, "low": low, "high": high, "n": n}
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """As `asyncdni compare` writes it to compare.json; a new one each time."""
+    return {
+        "complete": True,
+        "machine": {
+            "cores": 2,
+            "cpu": "Abacus 2000",
+            "system": "Linux",
+            "blas": [{"internal_api": "openblas", "version": "0.3", "architecture": None}],
+            "asyncdni": "0.1.0",
+        },
+        "experiment": {
+            "data": {"name": "mnist", "batch_size": 256, "path": ""},
+            "schedule": {"name": "locked"},
+            "stages": [{"name": "a", "layers": [{"dense": 10}, "relu"], "inputs": None}],
+        },
+        "seeds": [0, 1],
+        "targets": list(TARGETS),
+        "rows": rows(),
+        "verdict": "Fastest: synthetic, 2.00 times as fast as locked.",
+        "runs": [run(name, seed) for seed in (0, 1) for name in CURVES],
+        **changes,
+    }
+
+
+def rows() -> list[dict[str, Any]]:
+    locked = {
+        **_row("locked", 1125.0, 1.0),
+        "ceiling_samples_per_s": estimate(1500.0, 1400.0, 1600.0),
+        "efficiency": estimate(0.75, 0.7, 0.8),
+        "overhead_cpu": estimate(0.125, 0.12, 0.13),
+        "shares": _shares(0.4, 0.0),
+        "targets": [_target(0.9, 2, 1.8, 1.0), _target(0.96, 2, 3.1, 1.0)],
+    }
+    synthetic = {
+        **_row("synthetic", 2250.0, 2.0),
+        "shares": _shares(0.6, 0.25),
+        "targets": [_target(0.9, 1, None, 4.0, pairs=1), _target(0.96, 0, None, None)],
+    }
+    zero = {
+        **_row("synthetic-zero", 2500.0, 2.236),
+        "control": True,
+        "targets": [_target(0.9, 0, None, None), _target(0.96, 0, None, None)],
+    }
+    other = {"name": "other", "runs": 2, "samples_per_s": estimate(1600.0, 1600.0, 1600.0)}
+    return [locked, synthetic, zero, other]
+
+
+def run(name: str, seed: int) -> dict[str, Any]:
+    speed = SPEEDS[name][seed]
+    summary: dict[str, Any] = {
+        "samples_per_s": speed,
+        "train_s": 4000 / speed,
+        "history": [
+            {"samples": 1000 * k, "train_s": 1000 * k / speed, "accuracy": a, "loss": 1 - a}
+            for k, a in enumerate(CURVES[name][seed], 1)
+        ],
+    }
+    if name != "other":
+        summary |= {"workers": 2, "threads": 1, "test_accuracy": CURVES[name][seed][-1]}
+        summary |= {"stages": [_stage(2.0, 3), _stage(0.5, 1)]}
+    return {"name": name, "seed": seed, "folder": f"{name}-seed{seed}", "summary": summary}
+
+
+def _row(name: str, speed: float, speedup: float) -> dict[str, Any]:
+    same = name == "locked"
+    return {
+        "name": name,
+        "runs": 2,
+        "workers": 2,
+        "threads": 1,
+        "control": False,
+        "samples_per_s": estimate(speed, 0.9 * speed, 1.1 * speed),
+        "test_accuracy": estimate(0.9, 0.88, 0.92),
+        "test_loss": None,
+        "train_s": estimate(3.6, 3.5, 3.7),
+        "cpu_s": None,
+        "speedup_over_locked": estimate(speedup, None if same else 0.9 * speedup, 1.1 * speedup),
+        "speedup_over_single": None,
+        "ceiling_samples_per_s": None,
+        "efficiency": None,
+        "overhead_cpu": None,
+        "shares": None,
+    }
+
+
+def _target(
+    accuracy: float, reached: int, time_s: float | None, sooner: float | None, pairs: int = 2
+) -> dict[str, Any]:
+    return {
+        "accuracy": accuracy,
+        "reached": reached,
+        "time_s": None if time_s is None else estimate(time_s, time_s - 0.5, time_s + 0.5),
+        "samples": None if time_s is None else estimate(1000 * time_s),
+        "speedup_over_locked": None if sooner is None else estimate(sooner, n=pairs),
+        "speedup_over_single": None,
+    }
+
+
+def _shares(layers: float, generator: float) -> dict[str, float]:
+    rest = 1.0 - layers - generator
+    return {
+        **{"layers": layers, "generator": generator, "transport": 0.0},
+        **{"waiting": rest - 0.01, "other": 0.01},
+    }
+
+
+def _stage(compute_s: float, staleness: int) -> dict[str, Any]:
+    return {
+        "compute_s": compute_s,
+        "generator_s": None,
+        "updates": 10,
+        "staleness_max": staleness,
+        "messages": 7,
+        "bytes_sent": 1_000_000,
+        "dropped": 0,
+    }

@@ -1,0 +1,192 @@
+"""Which runs a comparison is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncdni import comparison as running
+from asyncdni import config
+from asyncdni.comparison import Entry
+from asyncdni.errors import ConfigError
+
+
+def test_runs_are_interleaved_and_the_order_rotates_from_seed_to_seed() -> None:
+    assert running.order(["a", "b", "c"], [7, 8]) == [
+        ("a", 7),
+        ("b", 7),
+        ("c", 7),
+        ("b", 8),
+        ("c", 8),
+        ("a", 8),
+    ]
+
+
+def test_over_as_many_seeds_as_names_each_is_at_each_place_once() -> None:
+    names = ["a", "b", "c"]
+    runs = running.order(names, range(3))
+    places = {(name, index % 3) for index, (name, _) in enumerate(runs)}
+    assert len(places) == 9
+
+
+EXPERIMENT = """
+[data]
+name = "addition"
+
+[[stages]]
+name = "hidden"
+layers = [{ dense = 8 }, "tanh"]
+
+[[stages]]
+name = "output"
+layers = [{ dense = 8 }]
+loss = "sigmoid_cross_entropy"
+
+[schedule]
+name = "synthetic"
+fit_every = 3
+
+[run]
+epochs = 1
+seed = 5
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "addition.toml"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+def plan(
+    file: Path,
+    *changes: str,
+    schedules: str = "locked,synthetic",
+    seeds: int = 2,
+    **more: Any,
+) -> list[Entry]:
+    return running.plan_runs(file, changes, schedules.split(","), seeds, cores=6, **more)
+
+
+def test_every_schedule_and_single_get_the_same_network_data_and_seeds(file: Path) -> None:
+    entries = plan(file)
+    assert [(entry.name, entry.seed) for entry in entries] == [
+        ("locked", 5),
+        ("synthetic", 5),
+        ("single", 5),
+        ("synthetic", 6),
+        ("single", 6),
+        ("locked", 6),
+    ]
+    assert all(entry.experiment.run.seed == entry.seed for entry in entries)
+    assert all(entry.experiment.stages == entries[0].experiment.stages for entry in entries)
+    assert len({entry.folder for entry in entries}) == 6
+
+
+def test_single_is_one_worker_in_strict_order_on_all_cores(file: Path) -> None:
+    single = plan(file, "run.split=[1,1]", "run.threads=1")[2].experiment
+    assert (single.run.split, single.run.threads) == ([2], 6)
+    assert single.schedule.__struct_config__.tag == "locked"
+
+
+def test_options_go_to_the_schedules_that_know_them(file: Path) -> None:
+    locked, synthetic, single, *_ = plan(file, "schedule.correct=true")
+    assert synthetic.experiment.schedule.fit_every == 3
+    assert synthetic.experiment.schedule.correct
+    assert {type(one.experiment.schedule).__name__ for one in (locked, single)} == {"Locked"}
+    assert plan(file, "schedule.fit_every=9", schedules="synthetic")[0].experiment.schedule == (
+        type(synthetic.experiment.schedule)(fit_every=9)
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedules", "words"),
+    [
+        ("lokced,synthetic", "unknown schedule 'lokced', did you mean 'locked'"),
+        ("unheard", "known: locked, synthetic"),
+        ("locked,synthetic,locked", "locked is given twice"),
+        ("single", "single is always compared with"),
+    ],
+)
+def test_schedules_that_make_no_comparison_are_refused(
+    file: Path, schedules: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan(file, schedules=schedules)
+
+
+def test_no_schedules_at_all_are_refused() -> None:
+    with pytest.raises(ConfigError, match="none given"):
+        running.check_schedules([])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("schedule.fit_evry=2", "fit_evry"),
+        ("schedule.name=locked", "--schedules"),
+        ("run.epochs=0", "nothing to compare"),
+        ("run.split=[3]", "run.split"),
+    ],
+)
+def test_what_can_not_run_is_refused_before_anything_runs(
+    file: Path, change: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan(file, change)
+
+
+# --- rows on request -----------------------------------------------------------------------------
+
+
+def test_a_single_process_has_a_row_for_each_number_of_threads(file: Path) -> None:
+    entries = plan(file, seeds=1, single_threads=[1, 6, 2, 1])
+    singles = [entry for entry in entries if entry.name.startswith("single")]
+    assert [(entry.name, entry.experiment.run.threads) for entry in singles] == [
+        ("single", 6),
+        ("single-1", 1),
+        ("single-2", 2),
+    ]
+    assert all(entry.experiment.run.split == [2] for entry in singles)
+
+
+def test_the_control_is_synthetic_with_generators_that_predict_zero(file: Path) -> None:
+    entries = plan(file, "schedule.fit_every=5", seeds=1, zero_control=True)
+    assert [entry.name for entry in entries] == ["locked", "synthetic", "synthetic-zero", "single"]
+    synthetic, control = (entry.experiment.schedule for entry in entries[1:3])
+    assert isinstance(synthetic, config.Synthetic) and isinstance(control, config.Synthetic)
+    assert isinstance(control.generator, config.ZeroGenerator)
+    assert isinstance(synthetic.generator, config.ErrorGenerator)
+    assert control.fit_every == synthetic.fit_every == 5
+
+
+def test_options_of_a_generator_are_none_of_its_control(file: Path) -> None:
+    change = "schedule.generator.rate=0.5"
+    entries = plan(file, change, seeds=1, zero_control=True)
+    schedule = entries[1].experiment.schedule
+    assert isinstance(schedule, config.Synthetic)
+    assert schedule.generator == config.ErrorGenerator(rate=0.5)
+
+
+def test_a_control_of_nothing_is_refused(file: Path) -> None:
+    with pytest.raises(ConfigError, match="--zero-control: synthetic is not compared"):
+        plan(file, schedules="locked", zero_control=True)
+
+
+def test_evaluations_come_every_so_many_samples_in_every_row(file: Path) -> None:
+    """100 samples of training."""
+    entries = plan(file, "run.evaluate_every=7", seeds=1, zero_control=True, evaluate_every=30)
+    assert {entry.experiment.run.evaluate_every for entry in entries} == {0.3}
+
+
+def test_a_run_knows_who_takes_whose_activations(file: Path) -> None:
+    """The data set is no worker."""
+    entries = plan(file, seeds=1)
+    assert [entry.producers for entry in entries] == [
+        {"hidden": (), "output": ("hidden",)},
+        {"hidden": (), "output": ("hidden",)},
+        {"hidden+output": ()},
+    ]
