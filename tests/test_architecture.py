@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "datasets": {"nn.streams", "schedules.base", "config", "errors"},
     "transports": {"messages", "errors", "config"},
     "launchers": {"config", "errors"},
-    "metrics": {"errors"},
+    "metrics": {"weights", "errors"},
     "runtime": {
         *("core", "transports", "backends", "metrics", "datasets", "build", "weights"),
         *("schedules", "messages", "config", "errors"),
@@ -38,6 +38,10 @@ MAY_IMPORT = {
     "simulator": {
         *("core", "transports.codec", "backends", "build", "plan", "network", "weights"),
         *("schedules", "messages", "config", "errors"),
+    },
+    "profiling": {
+        *("core", "transports.codec", "backends", "build", "plan", "network", "metrics"),
+        *("schedules.base", "messages", "config"),
     },
 }
 
@@ -52,6 +56,7 @@ IMPORTED_BY = {
     "launchers": {"training"},
     "runtime": {"training", "cli.worker"},
     "simulator": {"cli.simulate", "cli.timeline"},
+    "profiling": {"cli.profile", "cli.profile_tables"},
 }
 
 #: Libraries that may be imported in one place only.

@@ -1,0 +1,140 @@
+"""How long each op of each declared stage takes, and how many bytes each message has.
+
+The schedules take turns, some batches each, in one process with one BLAS thread, so that a machine
+that grows slower or faster meanwhile does so for all alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from threadpoolctl import threadpool_limits
+
+from asyncdni import config
+from asyncdni.build import Design, make_design
+from asyncdni.messages import Activation, Gradient, Message
+from asyncdni.profiling.rehearsal import Rehearsal
+from asyncdni.schedules.base import Op
+
+__all__ = ["SENDING", "WARM_UP", "Edge", "Measurement", "OpTime", "measure", "schedules_of"]
+
+#: A Backward that also computes and sends the gradient of the inputs; `B` does not.
+SENDING = "B_send"
+#: Batches of one schedule in a row; a multiple of _FIT_EVERY_MAX.
+_SEGMENT = 8
+#: Batches at the start that are not counted: memory is touched for the first time.
+WARM_UP = 2 * _SEGMENT
+#: A rarer fit is measured this often. An op takes as long, however often it is done.
+_FIT_EVERY_MAX = 4
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """CPU seconds of one op on one batch."""
+
+    count: int
+    median_s: float
+    low_s: float  # a quarter took less
+    high_s: float  # a quarter took more
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One kind of message from one node of the graph to another stage."""
+
+    sender: str
+    to: str
+    kind: str  # "activation" or "gradient"
+    header_bytes: int
+    tensor_bytes: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Of every declared stage as a worker of its own."""
+
+    batches: int  # of each schedule, without warming up
+    parameters: dict[str, int]  # by stage, without the generator's
+    times: dict[str, dict[str, OpTime]]  # by stage and letter (or SENDING), of all schedules
+    edges: tuple[Edge, ...]
+
+
+def measure(design: Design, batches: int) -> Measurement:
+    """Train on `batches` batches, and some to warm up, by each schedule in `schedules_of`.
+
+    Raises `DataError` where the data can't be loaded, and what training raises.
+    """
+    segments = (WARM_UP + batches + _SEGMENT - 1) // _SEGMENT
+    notes = _Notes(WARM_UP, WARM_UP + batches)
+    with threadpool_limits(1):
+        rehearsals = [
+            Rehearsal(_apart(design, options), notes, segments=segments, batches=_SEGMENT)
+            for options in schedules_of(design).values()
+        ]
+        for _ in range(segments):
+            for rehearsal in rehearsals:
+                rehearsal.advance()
+    return Measurement(
+        batches=batches,
+        parameters=rehearsals[0].parameters,
+        times=notes.times(),
+        edges=tuple(notes.edges()),
+    )
+
+
+def schedules_of(design: Design) -> dict[str, config.Schedule]:
+    """`locked`, and the experiment's own where it is another."""
+    own = design.experiment.schedule
+    return {"locked": config.Locked(), str(own.__struct_config__.tag): own}
+
+
+def _apart(design: Design, options: config.Schedule) -> Design:
+    """Every stage a worker, under that schedule."""
+    if isinstance(options, config.Synthetic):
+        often = min(options.fit_every, _FIT_EVERY_MAX)
+        options = msgspec.structs.replace(options, fit_every=often)
+    chosen = design.experiment
+    run = msgspec.structs.replace(chosen.run, split=None)
+    changed = msgspec.structs.replace(chosen, run=run, schedule=options)
+    return make_design(changed, design.meta, allow_import=design.allow_import)
+
+
+@dataclass
+class _Notes:
+    """What the rehearsals have shown, of the batches from `first` up to `end`."""
+
+    first: int
+    end: int
+    seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    sizes: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
+
+    def op(self, worker: str, op: Op, cpu_s: float) -> None:
+        if self.first <= op.batch < self.end:
+            letter = SENDING if op.letter == "B" and op.send else op.letter
+            self.seconds.setdefault(worker, {}).setdefault(letter, []).append(cpu_s)
+
+    def message(self, sender: str, to: str, message: Message, frames: Sequence[int]) -> None:
+        if isinstance(message, Activation | Gradient):
+            key = (message.sender, to, type(message).__name__.lower())
+            known = self.sizes.get(key, (0, 0))
+            # The last batch of an epoch may be smaller.
+            self.sizes[key] = max(known[0], frames[0]), max(known[1], sum(frames[1:]))
+
+    def times(self) -> dict[str, dict[str, OpTime]]:
+        return {
+            worker: {letter: _op_time(seconds) for letter, seconds in ops.items()}
+            for worker, ops in self.seconds.items()
+        }
+
+    def edges(self) -> list[Edge]:
+        return [Edge(*key, *sizes) for key, sizes in self.sizes.items()]
+
+
+def _op_time(seconds: Sequence[float]) -> OpTime:
+    if len(seconds) < 2:
+        return OpTime(len(seconds), *[seconds[0]] * 3)
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return OpTime(len(seconds), middle, low, high)

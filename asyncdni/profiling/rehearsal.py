@@ -1,0 +1,137 @@
+"""All workers of a run in this process, by turns: the real logic, the real maths, no waiting.
+
+Each worker goes on until it has nothing to do, then the next one does. With a window of one batch
+between any two that is the order of training: a stage does all that a batch asks of it (F P B U,
+and what has come back for older ones), then the next stage does. Messages are encoded, copied and
+decoded as on the wire, but go straight into the receiver's hands.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from asyncdni.backends.executor import Executor
+from asyncdni.build import (
+    Design,
+    find_exits,
+    make_position,
+    make_schedule,
+    make_source,
+    make_stage,
+)
+from asyncdni.core.events import Action, Compute, Event, Received, Release, Send
+from asyncdni.core.worker import Phase, Worker
+from asyncdni.messages import COORDINATOR, Message, Resume, Start
+from asyncdni.plan import Group
+from asyncdni.schedules.base import Op
+from asyncdni.transports import codec
+
+__all__ = ["Observer", "Rehearsal"]
+
+
+class Observer(Protocol):
+    """Hears of each op and each message between workers."""
+
+    def op(self, worker: str, op: Op, cpu_s: float) -> None:
+        """`cpu_s`: CPU time of this thread inside the op."""
+
+    def message(self, sender: str, to: str, message: Message, frames: Sequence[int]) -> None:
+        """`frames`: bytes of the header and of each tensor."""
+
+
+@dataclass
+class _Desk:
+    """One worker with what has come for it."""
+
+    worker: Worker
+    executor: Executor
+    parameters: int
+    inbox: list[Message] = field(default_factory=list)
+    pending: Compute | None = None
+
+
+class Rehearsal:
+    """`segments` times `batches` training batches of `design`, without tests and saving."""
+
+    def __init__(self, design: Design, observer: Observer, *, segments: int, batches: int) -> None:
+        """Builds stages and loads the data. Raises what these raise."""
+        ends = tuple(batches * (number + 1) for number in range(segments))
+        plan = replace(design.plan, batches=ends[-1], barriers=ends, test_batches=0)
+        self._design = replace(design, plan=plan)
+        self._observer = observer
+        self._desks = {group.name: self._desk(group) for group in plan.groups}
+        self._barrier = -1
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """How many each worker trains, without those of its generator."""
+        return {name: desk.parameters for name, desk in self._desks.items()}
+
+    def advance(self) -> None:
+        """Train on the next segment's batches, until all that they led to is done."""
+        order = Start() if self._barrier < 0 else Resume(self._barrier)
+        self._barrier += 1
+        for desk in self._desks.values():
+            desk.inbox.append(order)
+        while any(desk.inbox for desk in self._desks.values()):
+            for name, desk in self._desks.items():
+                self._go_on(name, desk)
+        drained = all(desk.worker.phase is Phase.DRAINED for desk in self._desks.values())
+        assert drained, "a worker waits for what nobody sends"
+
+    def _desk(self, group: Group) -> _Desk:
+        design = self._design
+        worker = Worker(
+            make_position(design, group),
+            make_schedule(design.experiment.schedule),
+            window=1,
+            window_max=1,
+        )
+        worker.joined(1, {other.name: 1 for other in design.plan.groups})
+        stage = make_stage(design, group)
+        source = make_source(design, group)
+        return _Desk(worker, Executor(stage, find_exits(design), source), stage.parameters())
+
+    def _go_on(self, name: str, desk: _Desk) -> None:
+        """As long as there is something to do."""
+        while desk.inbox or desk.pending is not None:
+            inbox, desk.inbox = desk.inbox, []
+            for message in inbox:
+                self._handle(name, desk, Received(message))
+            compute, desk.pending = desk.pending, None
+            if compute is not None:
+                began = time.thread_time()
+                event = desk.executor.compute(compute)
+                self._observer.op(name, compute.op, time.thread_time() - began)
+                self._handle(name, desk, event)
+
+    def _handle(self, name: str, desk: _Desk, event: Event) -> None:
+        for action in desk.worker.handle(event, time.monotonic()):
+            self._carry_out(name, desk, action)
+
+    def _carry_out(self, name: str, desk: _Desk, action: Action) -> None:
+        match action:
+            case Compute():
+                desk.pending = action
+            case Send(to=to, message=message):
+                if to != COORDINATOR:
+                    assert isinstance(to, str)
+                    self._send(name, to, message)
+            case Release(batch=batch):
+                desk.executor.release(batch, _sent)
+            case _:
+                raise TypeError(f"a rehearsal can't carry out {action!r}")
+
+    def _send(self, sender: str, to: str, message: Message) -> None:
+        frames = [bytes(frame) for frame in codec.encode(message)]
+        self._observer.message(sender, to, message, [len(frame) for frame in frames])
+        limits = self._design.experiment.limits
+        self._desks[to].inbox.append(codec.decode(frames, limits))
+
+
+def _sent() -> bool:
+    """What is sent here is a copy: the original's memory is free at once."""
+    return True

@@ -1,0 +1,148 @@
+"""From measured ops to what the arithmetic allows, under each schedule and split. Fit for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from asyncdni import config
+from asyncdni.build import Design
+from asyncdni.metrics.ceilings import ceiling
+from asyncdni.metrics.machine import describe_machine
+from asyncdni.network import Node
+from asyncdni.profiling.costs import Seconds, producers_of, worker_costs
+from asyncdni.profiling.measurement import WARM_UP, Measurement, schedules_of
+from asyncdni.profiling.splits import best_split
+
+__all__ = ["LEFT_OUT", "document"]
+
+#: What no figure here has in it.
+LEFT_OUT = (
+    "messages and waiting are not in these figures",
+    "each op was measured while no other process used the caches and memory",
+    "workers of several stages are added up, not measured",
+)
+
+
+def document(
+    design: Design, measured: Measurement, *, cores: int, workers: Sequence[int]
+) -> dict[str, Any]:
+    """All that was measured and what follows from it.
+
+    `splits` has the best split for each number of `workers`, from 1 to that of stages; `given` is
+    the experiment's own split; `single` is one process with one thread in strict order.
+    """
+    judge = _Judge(design, measured, cores)
+    return {
+        "machine": describe_machine(),
+        "cores": cores,
+        "batch_size": design.experiment.data.batch_size,
+        "fit_every": getattr(design.experiment.schedule, "fit_every", 1),
+        "batches": measured.batches,
+        "warm_up_batches": WARM_UP,
+        "stages": judge.stages(),
+        "edges": [asdict(edge) for edge in measured.edges],
+        "single": judge.single(),
+        "given": judge.split([len(group.members) for group in design.plan.groups]),
+        "splits": [judge.split(judge.best(count)) for count in workers],
+        "left_out": list(LEFT_OUT),
+    }
+
+
+class _Judge:
+    def __init__(self, design: Design, measured: Measurement, cores: int) -> None:
+        self._design = design
+        self._measured = measured
+        self._cores = cores
+        self._nodes = design.network.nodes
+        self._schedules = schedules_of(design)
+        # Of a whole batch, whose costs these are: the last one of an epoch may be smaller.
+        self._samples = min(design.experiment.data.batch_size, design.meta.train_samples)
+        self._seconds: Seconds = {
+            stage: {letter: one.median_s for letter, one in ops.items()}
+            for stage, ops in measured.times.items()
+        }
+        self._single_s = self._total(self._nodes, config.Locked())
+
+    def stages(self) -> list[dict[str, Any]]:
+        """Every stage as a worker of its own."""
+        return [
+            {
+                "name": node.name,
+                "parameters": self._measured.parameters[node.name],
+                "ops": {
+                    letter: asdict(one) for letter, one in self._measured.times[node.name].items()
+                },
+                "batch_s": {
+                    name: self._total([node], options) for name, options in self._schedules.items()
+                },
+            }
+            for node in self._nodes
+        ]
+
+    def single(self) -> dict[str, Any]:
+        return {"batch_s": self._single_s, "samples_per_s": self._samples / self._single_s}
+
+    def best(self, workers: int) -> list[int]:
+        """The split with the highest ceiling for the experiment's own schedule."""
+        options = self._design.experiment.schedule
+
+        def cost(first: int, end: int) -> float | None:
+            costs = worker_costs(self._nodes[first:end], self._seconds, options)
+            return None if costs is None else sum(costs.values())
+
+        found = best_split(len(self._nodes), workers, self._cores, cost)
+        assert found is not None  # the first stages one by one and all others in one worker will do
+        return found
+
+    def split(self, counts: Sequence[int]) -> dict[str, Any]:
+        """Ceilings of a split that says how many stages each worker gets."""
+        return {
+            "workers": len(counts),
+            "split": list(counts),
+            "schedules": {
+                name: self._ceiling(self._cut(counts), name, options)
+                for name, options in self._schedules.items()
+            },
+        }
+
+    def _cut(self, counts: Sequence[int]) -> list[tuple[Node, ...]]:
+        ends = [sum(counts[: index + 1]) for index in range(len(counts))]
+        return [self._nodes[end - count : end] for count, end in zip(counts, ends, strict=True)]
+
+    def _ceiling(
+        self, cut: Sequence[Sequence[Node]], name: str, options: config.Schedule
+    ) -> dict[str, Any]:
+        names = ["+".join(node.name for node in members) for members in cut]
+        costs = {
+            worker: worker_costs(members, self._seconds, options) or {}
+            for worker, members in zip(names, cut, strict=True)
+        }
+        producers = {
+            worker: [names[index] for index in before]
+            for worker, before in zip(names, producers_of(self._design.network, cut), strict=True)
+        }
+        batches_per_s = ceiling(name, costs, producers, self._cores)
+        totals = {worker: sum(ops.values()) for worker, ops in costs.items()}
+        return {
+            "samples_per_s": self._samples * batches_per_s,
+            "speed_up": self._single_s * batches_per_s,
+            "limit": _limit(1.0 / batches_per_s, totals, self._cores),
+            "slowest": max(totals, key=lambda worker: totals[worker]),
+            "worker_s": totals,
+            "total_s": sum(totals.values()),
+        }
+
+    def _total(self, members: Sequence[Node], options: config.Schedule) -> float:
+        costs = worker_costs(members, self._seconds, options)
+        assert costs is not None  # one stage alone and all together send from one stage at most
+        return sum(costs.values())
+
+
+def _limit(period_s: float, totals: Mapping[str, float], cores: int) -> str:
+    """Which of the three things that hold a schedule back sets the period; the first of equals."""
+    just_above = period_s * (1 - 1e-9)
+    if max(totals.values()) >= just_above:
+        return "worker"
+    return "cores" if sum(totals.values()) / cores >= just_above else "locking"

@@ -1,0 +1,209 @@
+"""All workers in one process, what that measures, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import networks
+import pytest
+from threadpoolctl import threadpool_info
+
+from asyncdni.backends.numpy.block import Block
+from asyncdni.messages import Message
+from asyncdni.profiling.measurement import SENDING, Measurement, OpTime, measure
+from asyncdni.profiling.rehearsal import Rehearsal
+from asyncdni.profiling.report import document
+from asyncdni.schedules.base import Op
+from asyncdni.simulator import simulate
+
+LOCKED = {"name": "locked"}
+SYNTHETIC = {"name": "synthetic", "generator": {"kind": "linear"}, "fit_every": 4}
+
+
+class Listener:
+    """Writes down ops and messages."""
+
+    def __init__(self) -> None:
+        self.ops: list[tuple[str, str]] = []
+        self.sizes: list[tuple[str, str, Message, Sequence[int]]] = []
+
+    def op(self, worker: str, op: Op, cpu_s: float) -> None:
+        assert cpu_s >= 0
+        self.ops.append((worker, str(op)))
+
+    def message(self, sender: str, to: str, message: Message, frames: Sequence[int]) -> None:
+        self.sizes.append((sender, to, message, frames))
+
+
+# --- rehearsal -----------------------------------------------------------------------------------
+
+
+def test_a_rehearsal_does_all_that_a_batch_asks_of_a_stage_before_the_next_stage() -> None:
+    design = networks.design(networks.chain(3), {**SYNTHETIC, "fit_every": 1})
+    heard = Listener()
+    Rehearsal(design, heard, segments=1, batches=1).advance()
+    assert [f"{worker} {op}" for worker, op in heard.ops] == [
+        *("s0 R0", "s0 F0", "s0 P0", "s0 B0", "s0 U0"),
+        *("s1 F0", "s1 P0", "s1 B0", "s1 U0"),
+        *("top F0", "top B0", "top U0"),
+        *("s1 T0", "s1 b0", "s0 T0"),
+    ]
+
+
+@pytest.mark.parametrize("schedule", [LOCKED, SYNTHETIC, {**SYNTHETIC, "correct": True}])
+@pytest.mark.parametrize(
+    "stages", [networks.chain(1), networks.fork(), networks.diamond(), networks.several_readers()]
+)
+def test_a_rehearsal_does_the_ops_of_a_run(stages: networks.Tables, schedule: Any) -> None:
+    """Those that the simulator does on as many batches, whatever their order."""
+    data = {"examples": 40, "test_examples": 5}
+    design = networks.design(stages, schedule, data=data, run={"epochs": 1})
+    heard = Listener()
+    rehearsal = Rehearsal(design, heard, segments=2, batches=4)
+    rehearsal.advance()
+    rehearsal.advance()
+    simulated = simulate(design, seed=0, maths=False).ops
+    expected = {
+        (worker, f"{op}{batch}") for worker, ops in simulated.items() for op, batch, *_ in ops
+    }
+    assert {one for one in heard.ops if not one[1].endswith("-1")} == {
+        one for one in expected if not one[1].endswith("-1")
+    }
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def test_every_op_of_every_stage_is_measured_and_each_message_weighed() -> None:
+    data = {"examples": 40, "batch_size": 10}
+    run = {"split": [2, 1]}
+    design = networks.design(networks.chain(3), SYNTHETIC, data=data, run=run)
+    measured = measure(design, 12)
+    counts = {
+        stage: {letter: one.count for letter, one in ops.items()}
+        for stage, ops in measured.times.items()
+    }
+    both = {"F": 24, "U": 24}
+    assert counts == {
+        "s0": {**both, "R": 24, "P": 12, "B": 24, "T": 3},
+        "s1": {**both, "P": 12, "B": 12, SENDING: 12, "T": 3, "b": 3},
+        "top": {**both, "B": 9, SENDING: 15},
+    }
+    tensors = 10 * networks.WIDTH * 4
+    targets = 10 * networks.BITS * 4
+    assert {(one.sender, one.to, one.kind): one.tensor_bytes for one in measured.edges} == {
+        ("s0", "s1", "activation"): tensors + targets,
+        ("s1", "top", "activation"): tensors + targets,
+        ("top", "s1", "gradient"): tensors,
+        ("s1", "s0", "gradient"): tensors,
+    }
+    assert all(one.header_bytes > 0 for one in measured.edges)
+    assert measured.parameters["top"] == networks.WIDTH * networks.BITS + networks.BITS
+
+
+def test_a_rare_fit_is_measured_more_often_than_it_is_done_and_charged_as_it_is_done() -> None:
+    schedule = {**SYNTHETIC, "fit_every": 50}
+    design = networks.design(networks.chain(2), schedule, data={"examples": 40})
+    measured = measure(design, 8)
+    assert measured.times["s0"]["T"].count == 2
+    found = document(design, measured, cores=2, workers=[2])
+    stage = found["stages"][0]
+    ops = {letter: one["median_s"] for letter, one in stage["ops"].items()}
+    expected = sum(ops[letter] for letter in "RFPBU") + ops["T"] / 50
+    assert stage["batch_s"]["synthetic"] == pytest.approx(expected)
+
+
+def test_ops_are_measured_with_one_blas_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[int] = set()
+
+    def forward(self: Block, *args: Any) -> Any:
+        pools = [one for one in threadpool_info() if one["user_api"] == "blas"]
+        seen.update(one["num_threads"] for one in pools)
+        return original(self, *args)
+
+    original = Block.forward
+    monkeypatch.setattr(Block, "forward", forward)
+    measure(networks.design(networks.chain(2), LOCKED), 1)
+    assert seen <= {1}
+
+
+# --- the document --------------------------------------------------------------------------------
+
+
+def known(**stages: dict[str, float]) -> Measurement:
+    """Microseconds."""
+    return Measurement(
+        batches=9,
+        parameters=dict.fromkeys(stages, 1),
+        times={
+            name: {letter: OpTime(9, us * 1e-6, us * 1e-6, us * 1e-6) for letter, us in ops.items()}
+            for name, ops in stages.items()
+        },
+        edges=(),
+    )
+
+
+MEASURED = known(
+    s0={"R": 10, "F": 100, "P": 20, "B": 100, "U": 30, "T": 40},
+    s1={"F": 80, "P": 20, "B": 80, SENDING: 160, "U": 30, "T": 40, "b": 80},
+    top={"F": 20, "B": 20, SENDING: 40, "U": 10},
+)
+
+
+@pytest.fixture
+def found() -> dict[str, Any]:
+    design = networks.design(networks.chain(3), SYNTHETIC, data={"examples": 40, "batch_size": 10})
+    return document(design, MEASURED, cores=2, workers=[1, 2, 3])
+
+
+def test_known_costs_give_the_ceilings_computed_by_hand(found: dict[str, Any]) -> None:
+    """s0 10 + 100 + 20 + 100 + 30 + 10, s1 80 + 20 + 80 + 30 + 10 + 20, top 20 + 25 + 10."""
+    synthetic = found["given"]["schedules"]["synthetic"]
+    assert synthetic["worker_s"] == pytest.approx({"s0": 270e-6, "s1": 240e-6, "top": 55e-6})
+    assert (synthetic["limit"], synthetic["slowest"]) == ("cores", "s0")
+    assert synthetic["samples_per_s"] == pytest.approx(10 / (565e-6 / 2))
+
+
+def test_single_does_what_locked_does_in_one_process(found: dict[str, Any]) -> None:
+    """R 10, F 200, B 100 + 160 + 40, U 70."""
+    assert found["single"]["batch_s"] == pytest.approx(580e-6)
+    assert found["splits"][0]["schedules"]["synthetic"]["speed_up"] == pytest.approx(1.0)
+
+
+def test_locking_lets_only_updates_and_reading_overlap(found: dict[str, Any]) -> None:
+    """F 200, B 300, the update of s0 30."""
+    locked = found["given"]["schedules"]["locked"]
+    assert locked["limit"] == "locking"
+    assert locked["samples_per_s"] == pytest.approx(10 / 530e-6)
+    assert locked["speed_up"] == pytest.approx(580 / 530)
+
+
+def test_the_best_split_leaves_out_the_generator_that_it_can(found: dict[str, Any]) -> None:
+    """s1 + top: F 100, B of s1 on every fourth batch 160 and else 80, B of top 40, U 40."""
+    two = found["splits"][1]
+    assert two["split"] == [1, 2]
+    fused = two["schedules"]["synthetic"]["worker_s"]["s1+top"]
+    assert fused == pytest.approx((100 + 0.25 * 160 + 0.75 * 80 + 40 + 40) * 1e-6)
+    assert two["schedules"]["synthetic"]["limit"] == "worker"
+
+
+def test_more_cores_move_the_limit_to_the_slowest_worker() -> None:
+    design = networks.design(networks.chain(3), SYNTHETIC)
+    found = document(design, MEASURED, cores=3, workers=[3])
+    assert found["given"]["schedules"]["synthetic"]["limit"] == "worker"
+
+
+def test_a_locked_experiment_has_the_ceilings_of_locked_alone() -> None:
+    design = networks.design(networks.chain(3), LOCKED)
+    found = document(design, MEASURED, cores=2, workers=[3])
+    assert list(found["given"]["schedules"]) == ["locked"]
+
+
+def test_splits_that_can_not_be_are_not_found() -> None:
+    """Any worker with the root of a fork and one of its branches would send on both."""
+    design = networks.design(networks.fork(), LOCKED)
+    ops = {"F": 10.0, "B": 10.0, SENDING: 10.0, "U": 10.0}
+    measured = known(**{node.name: ops for node in design.network.nodes})
+    found = document(design, measured, cores=2, workers=[2])
+    assert [one["split"] for one in found["splits"]] == [[1, 4]]
