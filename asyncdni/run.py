@@ -6,8 +6,8 @@ DIR/metrics.jsonl     one record a line              DIR/best/STAGE.safetensors 
 DIR/summary.json      the run in numbers             DIR/logs/WORKER.log           what workers said
 ```
 
-`data.npz` is there as well if the caller of `train` gave arrays; after `--trace` `trace/WORKER.npz`,
-and `trace.json` for Perfetto.
+`data.npz` is there as well if the caller of `train` gave arrays; after `--trace` so are
+`trace/WORKER.npz`, and `trace.json` for Perfetto.
 `summary.json` is written last: a folder without one holds a run that did not finish.
 """
 

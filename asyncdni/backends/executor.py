@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from asyncdni.backends.base import Array, Stage
+from asyncdni.backends.base import Array, Forwarded, Stage
 from asyncdni.core.events import Compute, Computed
 from asyncdni.messages import DATA
 from asyncdni.schedules.base import Op, OpKind
@@ -48,37 +48,20 @@ class Executor:
         self._worker_of = {stage: name for name, stage in exits.items()}
         self._source = source
         self._note_cosine = note_cosine
+        self._do: dict[OpKind, Callable[[Compute], Computed]] = {
+            OpKind.READ: self._read,
+            OpKind.FORWARD: self._forward,
+            OpKind.PREDICT: self._predict,
+            OpKind.BACKWARD: self._backward,
+            OpKind.LEARN: self._learn,
+            OpKind.UPDATE: self._update,
+            OpKind.FIT: self._fit,
+            OpKind.EVALUATE: self._evaluate,
+        }
 
     def compute(self, compute: Compute) -> Computed:
         """Do it now, on this thread."""
-        op, stage = compute.op, self.stage
-        match op.kind:
-            case OpKind.READ:
-                assert self._source is not None
-                tensors = self._source.read(op)
-                return Computed(op, len(tensors["h"]), tensors)
-            case OpKind.FORWARD | OpKind.EVALUATE:
-                return self._forward(compute)
-            case OpKind.PREDICT:
-                stage.predict(op.batch)
-            case OpKind.BACKWARD:
-                gradients = stage.backward(
-                    op.batch, compute.inputs, source=op.source, learn=op.learn, send=op.send
-                )
-                return Computed(
-                    op, outputs={self._worker_of[name]: g for name, g in gradients.items()}
-                )
-            case OpKind.LEARN:
-                stage.learn(op.batch)
-            case OpKind.UPDATE:
-                stage.update()
-            case OpKind.FIT:
-                cosine = stage.fit(op.batch, compute.inputs)
-                if self._note_cosine is not None:
-                    self._note_cosine(cosine)
-            case _:
-                raise TypeError(f"{op} is no op that a stage can carry out")
-        return Computed(op)
+        return self._do[compute.op.kind](compute)
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
         """Give up a training batch; its arrays are used again once `sent()` is true."""
@@ -92,24 +75,65 @@ class Executor:
         self.loss_sum, self.loss_samples = 0.0, 0
         return taken
 
+    # --- ops -------------------------------------------------------------------------------------
+
+    def _read(self, compute: Compute) -> Computed:
+        assert self._source is not None
+        tensors = self._source.read(compute.op)
+        return Computed(compute.op, len(tensors["h"]), tensors)
+
     def _forward(self, compute: Compute) -> Computed:
+        inputs, context = self._inputs(compute)
+        result = self.stage.forward(compute.op.batch, inputs, context)
+        samples = len(next(iter(inputs.values())))
+        if result.scores:
+            self.loss_sum += sum(score.loss for score in result.scores)
+            self.loss_samples += samples
+        return Computed(compute.op, samples, _tensors(result, context))
+
+    def _evaluate(self, compute: Compute) -> Computed:
+        inputs, context = self._inputs(compute)
+        result = self.stage.evaluate(inputs, context)
+        samples = len(next(iter(inputs.values())))
+        return Computed(compute.op, samples, _tensors(result, context), tuple(result.scores))
+
+    def _predict(self, compute: Compute) -> Computed:
+        self.stage.predict(compute.op.batch)
+        return Computed(compute.op)
+
+    def _backward(self, compute: Compute) -> Computed:
         op = compute.op
+        gradients = self.stage.backward(
+            op.batch, compute.inputs, source=op.source, learn=op.learn, send=op.send
+        )
+        return Computed(op, outputs={self._worker_of[name]: g for name, g in gradients.items()})
+
+    def _learn(self, compute: Compute) -> Computed:
+        self.stage.learn(compute.op.batch)
+        return Computed(compute.op)
+
+    def _update(self, compute: Compute) -> Computed:
+        self.stage.update()
+        return Computed(compute.op)
+
+    def _fit(self, compute: Compute) -> Computed:
+        cosine = self.stage.fit(compute.op.batch, compute.inputs)
+        if self._note_cosine is not None:
+            self._note_cosine(cosine)
+        return Computed(compute.op)
+
+    def _inputs(self, compute: Compute) -> tuple[dict[str, Array], Array | None]:
+        """By declared stage, and the targets that came along."""
         inputs: dict[str, Array] = {}
         context: Array | None = None
         for node, tensors in compute.inputs.items():
             inputs[self._stage_of[node]] = tensors["h"]
             context = tensors.get("y") if context is None else context
-        samples = len(next(iter(inputs.values())))
-        if op.kind is OpKind.EVALUATE:
-            result = self.stage.evaluate(inputs, context)
-        else:
-            result = self.stage.forward(op.batch, inputs, context)
-            self.loss_sum += sum(score.loss for score in result.scores)
-            self.loss_samples += samples if result.scores else 0
-        tensors = {}
-        if result.activation is not None:
-            tensors["h"] = result.activation
-            if context is not None:
-                tensors["y"] = context
-        scores = tuple(result.scores) if op.kind is OpKind.EVALUATE else ()
-        return Computed(op, samples, tensors, scores)
+        return inputs, context
+
+
+def _tensors(result: Forwarded, context: Array | None) -> dict[str, Array]:
+    """What goes on to the consumers."""
+    if result.activation is None:
+        return {}
+    return {"h": result.activation} if context is None else {"h": result.activation, "y": context}

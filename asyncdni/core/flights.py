@@ -77,13 +77,13 @@ class Flights:
 
     def done(self, op: Op) -> None:
         """An op on a batch in flight is done (or an Update on behalf of none)."""
-        flight = self.by_batch.get(op.batch)
+        flight, kind = self.by_batch.get(op.batch), op.kind
         if flight is not None:
             flight.done += op.letter
-        if op.kind is OpKind.UPDATE:
+        if kind is OpKind.UPDATE:
             self.version += 1
             self.unapplied = 0
-        elif op.kind is OpKind.LEARN or (op.kind is OpKind.BACKWARD and op.learn):
+        elif kind is OpKind.LEARN or (kind is OpKind.BACKWARD and op.learn):
             self.unapplied += 1
         if flight is not None and _uses_true_gradient(op):
             staleness = self.version - flight.version

@@ -45,12 +45,12 @@ class Sgd:
         if self.momentum:
             self.state.setdefault("momentum", np.zeros_like(params))
 
-    def step(self, params: Array, grads: Array, rate: float) -> None:
-        """Moves `params` by -rate * direction. Overwrites `grads`."""
+    def step(self, params: Array, grads: Array, rate: float, scale: float = 1.0) -> None:
+        """Moves `params` by -rate * direction for the gradient scale * `grads`, overwritten."""
         if not self._scratch.size:
             self.start(params)
         for part in _blocks(params.size):
-            self._step_block(part, params[part], grads[part], float(rate))
+            self._step_block(part, params[part], _scaled(grads[part], scale), float(rate))
 
     def _step_block(self, part: slice, p: Array, g: Array, rate: float) -> None:
         t = self._scratch[: p.size]
@@ -100,19 +100,19 @@ class Adam:
         self.state.setdefault("second", np.zeros_like(params))
         self.state.setdefault("steps", np.zeros((), np.int64))
 
-    def step(self, params: Array, grads: Array, rate: float) -> None:
-        """Moves `params` by one step of Adam. Overwrites `grads`."""
+    def step(self, params: Array, grads: Array, rate: float, scale: float = 1.0) -> None:
+        """Moves `params` by one step of Adam for the gradient scale * `grads`, overwritten."""
         if not self._scratch.size:
             self.start(params)
         self.state["steps"] += 1
-        scale, epsilon = self._constants(int(self.state["steps"]), float(rate))
+        factor, epsilon = self._constants(int(self.state["steps"]), float(rate))
         for part in _blocks(params.size):
             p = params[part]
             if self.weight_decay:
                 p *= 1 - float(rate) * self.weight_decay
-            p -= self._move(part, grads[part], scale, epsilon)
+            p -= self._move(part, _scaled(grads[part], scale), factor, epsilon)
 
-    def _move(self, part: slice, g: Array, scale: float, epsilon: float) -> Array:
+    def _move(self, part: slice, g: Array, factor: float, epsilon: float) -> Array:
         m, v, t = self.state["first"][part], self.state["second"][part], self._scratch[: g.size]
         m *= self.beta1
         m += g
@@ -121,7 +121,7 @@ class Adam:
         np.sqrt(v, out=t)
         t += epsilon
         np.divide(m, t, out=t)
-        t *= scale
+        t *= factor
         return t
 
     def _constants(self, steps: int, rate: float) -> tuple[float, float]:
@@ -129,6 +129,13 @@ class Adam:
         first = (1 - self.beta1) / (1 - self.beta1**steps)
         second = math.sqrt((1 - self.beta2) / (1 - self.beta2**steps))
         return rate * first / second, self.epsilon / second
+
+
+def _scaled(g: Array, scale: float) -> Array:
+    """In place, block by block like all else: a pass over the whole vector leaves the cache."""
+    if scale != 1.0:
+        g *= scale
+    return g
 
 
 def clip_by_norm(grads: Array, norm: float) -> float:

@@ -7,8 +7,9 @@ belong to the block and go by its name, so they are the same under every split.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,8 @@ class Block:
     ) -> None:
         self.node = node
         self.updates = 0
-        self._pace = pace
+        # Asked for several times between two updates.
+        self._rate_scale = lru_cache(maxsize=1)(_make_rate_scale(optimizer.decay, pace))
         self._options = optimizer
         self.dtype = dtype
         self._layers = [
@@ -185,20 +187,7 @@ class Block:
 
     def rate_scale(self) -> float:
         """The learning-rate decay at the next update; 1 at the start without warm-up."""
-        decay = self._options.decay
-        options = {
-            name: getattr(decay, name)
-            for name in ("epochs", "factor", "final")
-            if hasattr(decay, name)
-        }
-        return scale(
-            str(decay.__struct_config__.tag),
-            self.updates,
-            updates_per_epoch=self._pace.updates_per_epoch,
-            total_updates=self._pace.total_updates,
-            warmup_epochs=decay.warmup_epochs,
-            **options,
-        )
+        return self._rate_scale(self.updates)
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply what has been accumulated since the last update."""
@@ -211,11 +200,13 @@ class Block:
         Raises `NumericalError` for a gradient to be clipped that is not finite.
         """
         if self._params.size and self.learned:
-            self._grads *= 1.0 / samples
+            scale = 1.0 / samples
             if self._options.clip_norm is not None:
+                self._grads *= scale
                 self._clip(self._options.clip_norm)
+                scale = 1.0
             rate = self._options.learning_rate * self.rate_scale()
-            self._optimizer.step(self._params, self._grads, rate)
+            self._optimizer.step(self._params, self._grads, rate, scale)
         self.updates += 1
         for layer in self._layers:
             layer.fresh = True
@@ -252,6 +243,21 @@ def _named(layers: Sequence[Layer]) -> list[tuple[int, str, Array]]:
         for i, layer in enumerate(layers)
         for name, array in [*layer.params.items(), *layer.buffers.items()]
     ]
+
+
+def _make_rate_scale(decay: config.Decay, pace: Pace) -> Callable[[int], float]:
+    """From the index of an update."""
+    options = {
+        name: getattr(decay, name) for name in ("epochs", "factor", "final") if hasattr(decay, name)
+    }
+    return partial(
+        scale,
+        str(decay.__struct_config__.tag),
+        updates_per_epoch=pace.updates_per_epoch,
+        total_updates=pace.total_updates,
+        warmup_epochs=decay.warmup_epochs,
+        **options,
+    )
 
 
 def _make_optimizer(options: config.Optimizer) -> Sgd | Adam:

@@ -20,6 +20,8 @@ def rows(slot: Slot, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
     Rows of a larger array where a larger batch was here before, so always C-contiguous.
     """
     kept: Array | None = slot.get(name)
+    if kept is not None and kept.shape == shape and kept.dtype is dtype:
+        return kept  # nearly always
     if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:] or kept.dtype != dtype:
         kept = slot[name] = np.empty(shape, dtype)
     return kept if len(kept) == shape[0] else kept[: shape[0]]
