@@ -38,11 +38,11 @@ FILES = {256: ROOT / "launch" / "mnist.toml", 1024: ROOT / "launch" / "mnist-wid
 #: KEY=VALUE,VALUE of what is tried, every value of one key with every value of the others.
 GRIDS = {
     "locked": [
-        "optimizer.learning_rate=3e-4,5e-4,1e-3,2e-3,3e-3,5e-3",
+        "optimizer.learning_rate=1e-3,2e-3,3e-3,5e-3,7e-3,1e-2",
         "optimizer.decay.warmup_epochs=0,0.5",
     ],
     "synthetic": [
-        "optimizer.learning_rate=1e-3,2e-3,3e-3",
+        "optimizer.learning_rate=3e-3,5e-3,7e-3",
         "schedule.fit_every=8,16",
         "schedule.generator.rate=0.03,0.1",
     ],
