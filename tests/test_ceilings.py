@@ -21,6 +21,12 @@ CHAIN: Seconds = {
 }
 CHAIN_PRODUCERS = {"a": [], "b": ["a"]}
 
+#: The same with the backward of b in two halves, as in the picture in `metrics.ceilings`.
+HALVES: Seconds = {
+    "a": {"R": 1, "F": 1, "B": 2, "U": 1},
+    "b": {"F": 1, "b": 1, "W": 1, "U": 1},
+}
+
 #: root to left and right, both to top.
 FORK: Seconds = {
     "root": {"F": 1, "B": 1, "U": 1},
@@ -35,6 +41,19 @@ def test_the_period_of_a_locked_chain_is_the_way_down_and_back_and_the_update_of
     None
 ):
     assert ceiling("locked", CHAIN, CHAIN_PRODUCERS, cores=2) == pytest.approx(1 / 7)
+
+
+def test_learning_that_the_producer_does_not_wait_for_is_off_the_locked_circle() -> None:
+    """F, F, b, B and U are 1 + 1 + 1 + 2 + 1; all that b does is 4, all that both do 9."""
+    assert locked_period(HALVES, CHAIN_PRODUCERS) == pytest.approx(6)
+    assert ceiling("locked", HALVES, CHAIN_PRODUCERS, cores=2) == pytest.approx(1 / 6)
+    assert ceiling("locked", HALVES, CHAIN_PRODUCERS, cores=1) == pytest.approx(1 / 9)
+
+
+def test_a_very_slow_second_half_of_a_backward_closes_the_longest_circle() -> None:
+    """F, b, W and U of b are 1 + 1 + 9 + 1; the way through a is still 6."""
+    costs = {**HALVES, "b": {**HALVES["b"], "W": 9.0}}
+    assert locked_period(costs, CHAIN_PRODUCERS) == pytest.approx(12)
 
 
 def test_a_decoupled_chain_is_as_fast_as_its_slowest_worker() -> None:
@@ -116,7 +135,7 @@ BATCH_SIZE = 5
 FREE = Links(latency_us=0.0, control_latency_us=0.0)
 
 schedules = st.one_of(
-    st.just({"name": "locked"}),
+    st.fixed_dictionaries({"name": st.just("locked"), "split_backward": st.booleans()}),
     st.fixed_dictionaries(
         {
             "name": st.just("synthetic"),
@@ -135,6 +154,7 @@ costs = st.builds(
     predict_us=micros,
     backward_us=micros,
     relay_us=micros,
+    learn_us=micros,
     update_us=micros,
     fit_us=micros,
     scale=st.dictionaries(

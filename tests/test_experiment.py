@@ -50,7 +50,7 @@ REFUSALS = [
     (changed(runn={}), "unknown section 'runn', did you mean 'run'? known: data, stages, schedule, "
      "optimizer, run, limits"),
     (changed(run={"epohs": 3}), "run: unknown key 'epohs', did you mean 'epochs'? known: epochs, "
-     "seed, split, evaluate_every, threads, dtype"),
+     "seed, split, evaluate_every, threads, pin, dtype"),
     (changed(run={"epochs": "3"}), "run.epochs: expected an integer of at least 0, got '3'"),
     (changed(run={"epochs": 2.0}), "run.epochs: expected an integer of at least 0, got 2.0"),
     (changed(run={"epochs": True}), "run.epochs: expected an integer of at least 0, got true"),
@@ -68,7 +68,7 @@ REFUSALS = [
     (changed(schedule={"name": "synthethic"}), "schedule.name: unknown schedule 'synthethic', did "
      "you mean 'synthetic'? known: locked, synthetic"),
     (changed(schedule={"name": "locked", "generator": {"kind": "zero"}}), "schedule: key "
-     "'generator' belongs to schedule synthetic, not to locked; known keys: name"),
+     "'generator' belongs to schedule synthetic, not to locked; known keys: name, split_backward"),
     (changed(schedule="locked"), "schedule: expected a table whose name is one of locked, "
      "synthetic, got 'locked'"),
     (changed(schedule={"generator": {"kind": "linaer"}}), "schedule.generator.kind: unknown "

@@ -164,7 +164,8 @@ def test_another_decay_keeps_what_it_knows(file: Path) -> None:
 def test_options_given_by_set_are_never_dropped(file: Path, reverse: bool) -> None:
     overrides = ["schedule.name=locked", "schedule.generator.labels=true"]
     assert refusal(file, *(overrides[::-1] if reverse else overrides)) == (
-        "schedule: key 'generator' belongs to schedule synthetic, not to locked; known keys: name"
+        "schedule: key 'generator' belongs to schedule synthetic, not to locked; known keys: name, "
+        "split_backward"
     )
 
 
@@ -179,4 +180,4 @@ def test_options_of_the_default_kind_need_no_name(tmp_path: Path) -> None:
 def test_a_mistake_in_the_file_is_not_dropped_with_the_old_options(file: Path) -> None:
     file.write_text(FILE.replace("fit_every", "fit_evry"))
     text = refusal(file, schedule="locked")
-    assert text == "schedule (locked): unknown key 'fit_evry'; known: none"
+    assert text == "schedule (locked): unknown key 'fit_evry'; known: split_backward"

@@ -18,6 +18,7 @@ from asyncdni.schedules.base import Op
 from asyncdni.simulator import simulate
 
 LOCKED = {"name": "locked"}
+WHOLE = {"name": "locked", "split_backward": False}
 SYNTHETIC = {"name": "synthetic", "generator": {"kind": "linear"}, "fit_every": 4}
 
 
@@ -51,7 +52,7 @@ def test_a_rehearsal_does_all_that_a_batch_asks_of_a_stage_before_the_next_stage
     ]
 
 
-@pytest.mark.parametrize("schedule", [LOCKED, SYNTHETIC, {**SYNTHETIC, "correct": True}])
+@pytest.mark.parametrize("schedule", [LOCKED, WHOLE, SYNTHETIC, {**SYNTHETIC, "correct": True}])
 @pytest.mark.parametrize(
     "stages", [networks.chain(1), networks.fork(), networks.diamond(), networks.several_readers()]
 )
@@ -87,8 +88,8 @@ def test_every_op_of_every_stage_is_measured_and_each_message_weighed() -> None:
     both = {"F": 24, "U": 24}
     assert counts == {
         "s0": {**both, "R": 24, "P": 12, "B": 24, "T": 3},
-        "s1": {**both, "P": 12, "B": 12, SENDING: 12, "T": 3, "b": 3},
-        "top": {**both, "B": 9, SENDING: 15},
+        "s1": {**both, "P": 12, "B": 12, "b": 15, "W": 12, "T": 3},
+        "top": {**both, "B": 9, SENDING: 3, "b": 12, "W": 12},
     }
     tensors = 10 * networks.WIDTH * 4
     targets = 10 * networks.BITS * 4
@@ -100,6 +101,17 @@ def test_every_op_of_every_stage_is_measured_and_each_message_weighed() -> None:
     }
     assert all(one.header_bytes > 0 for one in measured.edges)
     assert measured.parameters["top"] == networks.WIDTH * networks.BITS + networks.BITS
+
+
+@pytest.mark.parametrize(("schedule", "back"), [(LOCKED, {"b", "W"}), (WHOLE, {SENDING})])
+def test_a_locked_experiment_is_measured_with_its_own_options(
+    schedule: dict[str, Any], back: set[str]
+) -> None:
+    """The backward of s0 is whole in any case: its inputs are data."""
+    design = networks.design(networks.chain(3), schedule, data={"examples": 40})
+    times = measure(design, 4).times
+    assert times["s0"].keys() == {"R", "F", "B", "U"}
+    assert times["s1"].keys() == times["top"].keys() == {"F", *back, "U"}
 
 
 def test_a_rare_fit_is_measured_more_often_than_it_is_done_and_charged_as_it_is_done() -> None:
@@ -146,8 +158,8 @@ def known(**stages: dict[str, float]) -> Measurement:
 
 MEASURED = known(
     s0={"R": 10, "F": 100, "P": 20, "B": 100, "U": 30, "T": 40},
-    s1={"F": 80, "P": 20, "B": 80, SENDING: 160, "U": 30, "T": 40, "b": 80},
-    top={"F": 20, "B": 20, SENDING: 40, "U": 10},
+    s1={"F": 80, "P": 20, "B": 80, "b": 70, "W": 90, "U": 30, "T": 40},
+    top={"F": 20, "B": 20, SENDING: 40, "b": 15, "W": 30, "U": 10},
 )
 
 
@@ -158,25 +170,39 @@ def found() -> dict[str, Any]:
 
 
 def test_known_costs_give_the_ceilings_computed_by_hand(found: dict[str, Any]) -> None:
-    """s0 10 + 100 + 20 + 100 + 30 + 10, s1 80 + 20 + 80 + 30 + 10 + 20, top 20 + 25 + 10."""
+    """s0 10 + 100 + 20 + 100 + 30 + 10, s1 80 + 20 + 80 + 30 + 10 + 17.5, top 20 + 25 + 10."""
     synthetic = found["given"]["schedules"]["synthetic"]
-    assert synthetic["worker_s"] == pytest.approx({"s0": 270e-6, "s1": 240e-6, "top": 55e-6})
+    assert synthetic["worker_s"] == pytest.approx({"s0": 270e-6, "s1": 237.5e-6, "top": 55e-6})
     assert (synthetic["limit"], synthetic["slowest"]) == ("cores", "s0")
-    assert synthetic["samples_per_s"] == pytest.approx(10 / (565e-6 / 2))
+    assert synthetic["samples_per_s"] == pytest.approx(10 / (562.5e-6 / 2))
 
 
 def test_single_does_what_locked_does_in_one_process(found: dict[str, Any]) -> None:
-    """R 10, F 200, B 100 + 160 + 40, U 70."""
+    """R 10, F 200, B 100 + 40 and the halves 70 + 90 of the one that was not measured, U 70."""
     assert found["single"]["batch_s"] == pytest.approx(580e-6)
     assert found["splits"][0]["schedules"]["synthetic"]["speed_up"] == pytest.approx(1.0)
 
 
-def test_locking_lets_only_updates_and_reading_overlap(found: dict[str, Any]) -> None:
-    """F 200, B 300, the update of s0 30."""
+def test_locking_lets_only_reading_and_what_nobody_waits_for_overlap(found: dict[str, Any]) -> None:
+    """F 200, b of top and s1 15 + 70, B and U of s0 100 + 30."""
     locked = found["given"]["schedules"]["locked"]
+    assert locked["worker_s"] == pytest.approx({"s0": 240e-6, "s1": 270e-6, "top": 75e-6})
     assert locked["limit"] == "locking"
-    assert locked["samples_per_s"] == pytest.approx(10 / 530e-6)
-    assert locked["speed_up"] == pytest.approx(580 / 530)
+    assert locked["samples_per_s"] == pytest.approx(10 / 415e-6)
+    assert locked["speed_up"] == pytest.approx(580 / 415)
+
+
+def test_locking_without_halves_waits_for_whole_backwards() -> None:
+    """F 200, B 40 + 160 + 100, the update of s0 30."""
+    design = networks.design(networks.chain(3), WHOLE, data={"examples": 40, "batch_size": 10})
+    measured = known(
+        s0={"R": 10, "F": 100, "B": 100, "U": 30},
+        s1={"F": 80, SENDING: 160, "U": 30},
+        top={"F": 20, SENDING: 40, "U": 10},
+    )
+    found = document(design, measured, cores=2, workers=[1])
+    assert found["given"]["schedules"]["locked"]["samples_per_s"] == pytest.approx(10 / 530e-6)
+    assert found["single"]["batch_s"] == pytest.approx(580e-6)
 
 
 def test_the_best_split_leaves_out_the_generator_that_it_can(found: dict[str, Any]) -> None:
@@ -203,7 +229,7 @@ def test_a_locked_experiment_has_the_ceilings_of_locked_alone() -> None:
 def test_splits_that_can_not_be_are_not_found() -> None:
     """Any worker with the root of a fork and one of its branches would send on both."""
     design = networks.design(networks.fork(), LOCKED)
-    ops = {"F": 10.0, "B": 10.0, SENDING: 10.0, "U": 10.0}
+    ops = {"F": 10.0, "B": 10.0, "b": 10.0, "W": 10.0, "U": 10.0}
     measured = known(**{node.name: ops for node in design.network.nodes})
     found = document(design, measured, cores=2, workers=[2])
     assert [one["split"] for one in found["splits"]] == [[1, 4]]

@@ -26,12 +26,15 @@ def test_stages_messages_splits_and_limits_are_shown(
     found = json.loads(path.read_text())
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines()]
-    heading = ["stage", "R", "F", "P", "B", "B+send", "U", "T", "locked", "synthetic"]
+    heading = ["stage", "R", "F", "P", "B", "B+send", "b", "W", "U", "T", "locked", "synthetic"]
     assert heading in lines
     stage = found["stages"][0]
     assert [stage["name"], f"{stage['ops']['R']['median_s'] * 1e6:,.0f}"] == next(
         line[:2] for line in lines if line[:1] == ["hidden"]
     )
+    stage = found["stages"][1]
+    shown = dict(zip(heading, next(line for line in lines if line[:1] == ["top"]), strict=True))
+    assert shown["W"] == f"{stage['ops']['W']['median_s'] * 1e6:,.0f}" and shown["R"] == "-"
     message = next(one for one in found["edges"] if one["kind"] == "activation")
     assert f"{message['tensor_bytes']:,} + {message['header_bytes']}" in out
     assert message["tensor_bytes"] == 10 * 8 * 4 + 10 * 3 * 4
@@ -56,6 +59,14 @@ def test_a_locked_experiment_is_told_how_to_profile_generators(
 ) -> None:
     assert main(["profile", file, "--batches", "4", "--set", "schedule.name=locked"]) == 0
     assert "--set schedule.name=synthetic" in " ".join(capsys.readouterr().out.split())
+
+
+def test_ops_that_are_done_on_few_batches_are_named(
+    file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", file, "--batches", "8", "--set", "schedule.fit_every=3"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "only every 3rd batch sends gradients: no B+send, b, T on the others." in text
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncdni import config
 from asyncdni.backends.numpy.block import Block
 from asyncdni.build import Design
 from asyncdni.errors import ConfigError
@@ -23,7 +24,6 @@ from asyncdni.profiling.splits import best_split
 from asyncdni.schedules.base import Op
 from asyncdni.simulator import Links, simulate
 
-LOCKED = {"name": "locked"}
 SYNTHETIC = {"name": "synthetic", "generator": {"kind": "linear"}, "fit_every": 4}
 
 
@@ -40,7 +40,7 @@ class Deaf:
 # --- what a worker costs -------------------------------------------------------------------------
 
 SCHEDULES = st.one_of(
-    st.just(LOCKED),
+    st.fixed_dictionaries({"name": st.just("locked"), "split_backward": st.booleans()}),
     st.fixed_dictionaries(
         {
             "name": st.just("synthetic"),
@@ -85,7 +85,7 @@ def _runs(cuts: Sequence[bool]) -> list[list[int]]:
 
 
 #: One second an op, of all kinds.
-ALIKE = dict.fromkeys(["F", "P", "B", SENDING, "U", "T", "b", "C"], 1.0)
+ALIKE = dict.fromkeys(["F", "P", "B", SENDING, "U", "T", "b", "W", "C"], 1.0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,20 +102,21 @@ def test_a_worker_is_charged_each_op_as_often_as_a_run_does_it(design: Design) -
         done = Counter(letter for letter, batch, *_ in ops[group.name] if batch >= 0)
         for letter in "RPT":
             assert charged.get(letter, 0.0) == done[letter] / 8
-        for letter in "FUBC":
+        for letter in "FUBWC":
             assert charged.get(letter, 0.0) == done[letter] / 8 * len(group.members)
         assert bool(charged.get("b")) == bool(done["b"])
 
 
 #: Prices from whose sum the numbers of each kind can be read.
-LEARNS, LEARNS_AND_SENDS, PASSES_ON = 1.0, 1e3, 1e6
+LEARNS, LEARNS_AND_SENDS, PASSES_ON, LEARNS_THE_REST = 1.0, 1e3, 1e6, 1e9
 
 
 @settings(max_examples=60, deadline=None)
 @given(designs())
 def test_a_fused_worker_is_charged_the_backwards_that_its_stages_do(design: Design) -> None:
     prices = {"F": 0.0, "P": 0.0, "U": 0.0, "T": 0.0}
-    prices.update({"B": LEARNS, SENDING: LEARNS_AND_SENDS, "b": PASSES_ON, "C": LEARNS})
+    prices.update({"B": LEARNS, SENDING: LEARNS_AND_SENDS, "C": LEARNS})
+    prices.update({"b": PASSES_ON, "W": LEARNS_THE_REST})
     with pytest.MonkeyPatch.context() as patch:
         done = _count_backwards(patch)
         Rehearsal(design, Deaf(), segments=1, batches=8).advance()
@@ -130,15 +131,44 @@ def test_a_fused_worker_is_charged_the_backwards_that_its_stages_do(design: Desi
 def _count_backwards(patch: pytest.MonkeyPatch) -> Counter[str]:
     """By stage, at the prices above."""
     done: Counter[str] = Counter()
-    original = Block.backward
+    backward, rest = Block.backward, Block.learn
 
     def counted(self: Block, *args: Any, learn: bool, send: bool, **more: Any) -> Any:
         price = LEARNS_AND_SENDS if send else LEARNS
         done[self.node.name] += int(price if learn else PASSES_ON)
-        return original(self, *args, learn=learn, send=send, **more)
+        return backward(self, *args, learn=learn, send=send, **more)
+
+    def counted_rest(self: Block, *args: Any) -> None:
+        done[self.node.name] += int(LEARNS_THE_REST)
+        rest(self, *args)
 
     patch.setattr(Block, "backward", counted)
+    patch.setattr(Block, "learn", counted_rest)
     return done
+
+
+# What was not measured, as no stage does it alone.
+
+FUSED = networks.design(networks.chain(3), SYNTHETIC, run={"split": [1, 2]}).plan.groups[1].members
+
+
+def test_the_halves_of_a_backward_stand_for_one_with_the_gradient_of_the_inputs() -> None:
+    ops = {"F": 0.0, "U": 0.0, "b": 3.0, "W": 4.0}
+    seconds = {"s1": ops, "top": ops}
+    locked = worker_costs(FUSED, seconds, config.Locked())
+    assert locked == {"F": 0.0, "U": 0.0, "R": 0.0, "b": 6.0, "W": 8.0}
+    whole = worker_costs(FUSED, {**seconds, "top": {**ops, SENDING: 5.0}}, config.Synthetic())
+    assert whole == {"F": 0.0, "U": 0.0, "R": 0.0, "B": 7.0 + 5.0}
+
+
+def test_the_second_half_of_a_backward_stands_for_one_that_only_learns() -> None:
+    """The branch of a graph that reads the data is not on the way back: W is a backward of all."""
+    stages = networks.several_readers()
+    design = networks.design(stages, {"name": "locked"}, run={"split": [1, 2]})
+    ops = {"F": 0.0, "U": 0.0}
+    seconds = {"right": {**ops, "B": 1.0}, "top": {**ops, "b": 10.0, "W": 100.0}}
+    costs = worker_costs(design.plan.groups[1].members, seconds, config.Locked())
+    assert costs == {"F": 0.0, "U": 0.0, "R": 0.0, "b": 10.0, "W": 1.0 + 110.0}
 
 
 def test_a_worker_that_would_send_on_two_activations_has_no_price() -> None:

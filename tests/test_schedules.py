@@ -39,7 +39,7 @@ each_picture = pytest.mark.parametrize(
 )
 
 SCHEDULES = st.one_of(
-    st.just(Locked()),
+    st.builds(Locked, split_backward=st.booleans()),
     st.builds(
         Synthetic,
         bootstrap=st.booleans(),
@@ -87,11 +87,28 @@ def test_locked_has_one_batch_in_flight_in_the_whole_network() -> None:
 
 def test_locked_updates_each_stage_once_a_batch_also_for_a_shorter_last_one() -> None:
     bench = Bench(chain(3), Locked(), samples=lambda batch: 1 if batch == 2 else 4).train()
-    expected = ["F0", "B0", "U0", "F1", "B1", "U1", "F2", "B2", "U2"]
-    assert all(bench.ops(name) == expected for name in bench.workers)
+    for name in bench.workers:
+        letters = "FBU" if name == "stage 0" else "FbWU"
+        expected = [f"{letter}{batch}" for batch in range(3) for letter in letters]
+        assert bench.ops(name) == expected
     sizes = [m.samples for m in bench.messages(Activation) if isinstance(m, Activation)]
     assert sorted(sizes) == [1, 1, 4, 4, 4, 4]
     assert all(worker.samples == 9 for worker in bench.workers.values())
+
+
+def test_locked_without_halves_sends_when_the_whole_backward_is_done() -> None:
+    bench = Bench(chain(3, barriers=(2,)), Locked(split_backward=False)).train()
+    assert bench.picture().splitlines() == [
+        "stage 0  F0 .  .  .  .  B0 U0 F1 .  .  .  .  B1 U1",
+        "stage 1  .  F0 .  .  B0 U0 .  .  F1 .  .  B1 U1 .",
+        "stage 2  .  .  F0 B0 U0 .  .  .  .  F1 B1 U1 .  .",
+    ]
+
+
+def test_locked_sends_each_gradient_once_and_before_it_learns() -> None:
+    bench = Bench(chain(3), Locked()).train()
+    sent = [m for m in bench.messages(Gradient, "stage 1") if isinstance(m, Gradient)]
+    assert [m.tensors["stage 1"] for m in sent] == [f"b{batch} of stage 1" for batch in range(3)]
 
 
 @pytest.mark.parametrize("bootstrap", [False, True])
@@ -175,7 +192,8 @@ def test_every_schedule_drains_with_every_batch_updated_once_by_every_stage(
     assert len(bench.messages(Drained)) == count
     for name, worker in bench.workers.items():
         ops = bench.ops(name)
-        for letter in "FBU":
+        halves = isinstance(schedule, Locked) and schedule.split_backward and name != "stage 0"
+        for letter in "FbWU" if halves else "FBU":
             assert [op for op in ops if op in {f"{letter}{i}" for i in range(batches)}] == [
                 f"{letter}{i}" for i in range(batches)
             ]

@@ -60,8 +60,21 @@ def pictures(output: str) -> dict[str, list[str]]:
 
 
 def test_locked_as_a_picture() -> None:
-    """Only one batch is on its way; an update overlaps with the backward above it."""
+    """Only one batch is on its way; what a stage learns (W) and its update overlap with the
+    backward above it. Both take longer than a message, so that columns show what overlaps."""
     design = networks.design(networks.chain(3), {"name": "locked"})
+    costs = Costs(relay_us=100.0, learn_us=200.0, update_us=150.0)
+    result = simulate(design, seed=0, costs=costs, maths=False)
+    assert timeline(result.ops, batches=2) == [
+        "s0   F0 .  .  .  .  B0 U0 F1 .  .  .  .  B1 U1",
+        "s1   .  F0 .  .  b0 W0 U0 .  F1 .  .  b1 W1 U1",
+        "top  .  .  F0 b0 W0 U0 .  .  .  F1 b1 W1 U1 .",
+    ]
+
+
+def test_locked_without_halves_as_a_picture() -> None:
+    """The stage above waits for a whole backward; an update overlaps with the one above it."""
+    design = networks.design(networks.chain(3), {"name": "locked", "split_backward": False})
     result = simulate(design, seed=0, costs=Costs(update_us=350.0), maths=False)
     assert timeline(result.ops, batches=2) == [
         "s0   F0 .  .  .  .  B0 U0 F1 .  .  .  .  B1 U1",

@@ -15,7 +15,7 @@ __all__ = ["show"]
 
 _US = 1e6
 #: Columns of the table in the order of training, and their headings where they differ.
-_OPS = ("R", "F", "P", "B", SENDING, "U", "T", "b", "C")
+_OPS = ("R", "F", "P", "B", SENDING, "b", "W", "U", "T", "C")
 _HEADINGS = {SENDING: "B+send"}
 #: Ceilings as near as this to each other are the same.
 _NEAR = 0.99
@@ -105,13 +105,18 @@ def _notes(found: Mapping[str, Any]) -> str:
     ops = {letter for stage in found["stages"] for letter in stage["ops"]}
     text = ""
     if SENDING in ops:
+        text += "B+send computes the gradient of the inputs too. "
+    if "b" in ops:
         text += (
-            "B+send computes the gradient of the inputs too: under locked, between stages of one "
-            "worker, at a loss. "
+            "b computes that gradient alone, W those of the weights afterwards: between stages of "
+            "one worker both are one backward. "
         )
     if found["fit_every"] > 1:
-        rare = ", ".join(letter for letter in ("T", "b", "C") if letter in ops)
-        text += f"{rare}: on every {_ordinal(found['fit_every'])} batch. "
+        rare = [_HEADINGS.get(one, one) for one in (SENDING, "b", "T", "C") if one in ops]
+        text += (
+            f"Under synthetic only every {_ordinal(found['fit_every'])} batch sends gradients: no "
+            f"{', '.join(rare)} on the others. "
+        )
     return text + _spread(found["stages"])
 
 

@@ -3,6 +3,9 @@
 Fused stages cost what they cost apart, but for the edge between them: no generator stands there
 (no P, no T), the true gradient comes down at once (no b), and the upper stage's backward always
 computes the gradient of its inputs. At the ends of the fused stage all is as the schedule says.
+
+Where no whole backward with the gradient of the inputs was measured, its halves b and W stand for
+it. They take a little longer: a batch norm does some of its sums in both.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ def worker_costs(
     costs = {"F": price.every("F"), "U": price.every("U")}
     costs["R"] = sum(seconds[name].get("R", 0.0) for name in inside)
     if isinstance(schedule, config.Locked):
+        if schedule.split_backward and price.relays:
+            return {**costs, "b": price.relay(), "W": price.learning()}
         return {**costs, "B": price.backward(sending=1.0)}
     share = 1.0 / schedule.fit_every
     sends_on_learning = not exits or schedule.target == "bootstrap"
@@ -58,6 +63,11 @@ class _Price:
         self._members = members
         self._inside = inside
         self._seconds = seconds
+        #: Through which a gradient reaches producers outside.
+        self.relays: set[str] = set()
+        for node in members:
+            if self._outside(node) or self.relays.intersection(node.inputs):
+                self.relays.add(node.name)
 
     def every(self, letter: str) -> float:
         return sum(self._seconds[node.name][letter] for node in self._members)
@@ -69,27 +79,34 @@ class _Price:
             share = sending if self._outside(node) else 0.0
             if self._inside.intersection(node.inputs):
                 share = 1.0
-            total += share * self._first_of(node, SENDING, "B")
-            total += (1.0 - share) * self._first_of(node, "B", SENDING)
+            if share > 0.0:
+                total += share * self._sending(node)
+            if share < 1.0:
+                total += (1.0 - share) * self._learning_alone(node)
         return total
 
     def relay(self) -> float:
         """Passing a true gradient on to producers outside, through all stages on its way."""
-        relays: set[str] = set()
-        for node in self._members:
-            if self._outside(node) or relays.intersection(node.inputs):
-                relays.add(node.name)
-        # A stage that nobody reads is never seen passing on alone: its learning stands for it.
-        on_the_way = [node for node in self._members if node.name in relays]
-        return sum(self._first_of(node, "b", SENDING) for node in on_the_way)
+        on_the_way = [node.name for node in self._members if node.name in self.relays]
+        return sum(self._seconds[name]["b"] for name in on_the_way)
+
+    def learning(self) -> float:
+        """What is left to learn after that; a backward of all where some were not on its way."""
+        if len(self.relays) < len(self._members):  # as in `NumpyStage.learn`
+            return self.backward(sending=0.0)
+        return self.every("W")
 
     def _outside(self, node: Node) -> bool:
         return bool(set(node.inputs) - self._inside - {DATA})
 
-    def _first_of(self, node: Node, *letters: str) -> float:
+    def _sending(self, node: Node) -> float:
+        ops = self._seconds[node.name]
+        return ops[SENDING] if SENDING in ops else ops["b"] + ops["W"]
+
+    def _learning_alone(self, node: Node) -> float:
         """Of the ops that were measured; the later ones take nearly as long."""
         ops = self._seconds[node.name]
-        return next(ops[letter] for letter in letters if letter in ops)
+        return next(ops[letter] for letter in ("B", "C", "W") if letter in ops)
 
 
 def producers_of(network: Network, split: Sequence[Sequence[Node]]) -> list[list[int]]:

@@ -86,8 +86,10 @@ def measure(design: Design, batches: int) -> Measurement:
 
 
 def schedules_of(design: Design) -> dict[str, config.Schedule]:
-    """`locked`, and the experiment's own where it is another."""
+    """`locked`, with the experiment's options where it is locked, and its own where it is not."""
     own = design.experiment.schedule
+    if isinstance(own, config.Locked):
+        return {"locked": own}
     return {"locked": config.Locked(), str(own.__struct_config__.tag): own}
 
 

@@ -37,7 +37,7 @@ def choose_core(
         if pin[index] not in cores:
             raise ConfigError(
                 f"run.pin: worker {index} may not run on core {pin[index]}, only on "
-                f"{', '.join(map(str, cores))}"
+                f"{', '.join(map(str, cores)) or 'what this system chooses'}"
             )
         return pin[index]
     alone = workers == 1 or chosen.run.threads > 1

@@ -21,8 +21,8 @@ from asyncdni.simulator.worker import TimedOp
 __all__ = ["LEGEND", "timeline"]
 
 LEGEND = (
-    "F forward  P predict  B backward  U update  T fit  b passes the gradient on  C corrects\n"
-    "- goes on  . waits; columns keep the order of ops, not their duration"
+    "F forward  P predict  B backward  U update  T fit  b passes the gradient on  W learns\n"
+    "C corrects  - goes on  . waits; columns keep the order of ops, not their duration"
 )
 _NAME_MAX = 20
 #: The data are read ahead, beside what a timeline is about.

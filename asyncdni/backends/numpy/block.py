@@ -168,7 +168,6 @@ class Block:
         """Accumulate the gradients of the weights that the last `backward` left out."""
         for i, grad in slot.pushed.items():
             self._layers[i].backward(grad, slot.layers[i], learn=True, send=False)
-        slot.pushed.clear()
 
     def _sum(self, terms: list[Array], slot: BlockSlot) -> Array:
         if len(terms) == 1:

@@ -46,6 +46,12 @@ class _Slot:
     generator: Slot = field(default_factory=dict)
     own: Slot = field(default_factory=dict)
 
+    def let_go(self) -> None:
+        """Of gradients that came for `learn`: their memory may be a message's."""
+        self.gradients = {}
+        for block in self.blocks.values():
+            block.pushed.clear()
+
 
 class NumpyStage:
     """See `backends.base.Stage`."""
@@ -165,7 +171,7 @@ class NumpyStage:
             self._count(slot, Source.TRUE)
             for name, block in reversed(self._blocks.items()):
                 block.learn(slot.blocks[name])
-        slot.gradients = {}
+        slot.let_go()
 
     def _outside(
         self, slot: _Slot, gradients: Mapping[str, Array], source: Source
@@ -255,7 +261,9 @@ class NumpyStage:
     # --- slots -----------------------------------------------------------------------------------
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
-        self._retired.append((self._slots.pop(batch), sent))
+        slot = self._slots.pop(batch)
+        slot.let_go()  # of what was only passed on
+        self._retired.append((slot, sent))
 
     def _acquire(self) -> _Slot:
         """The slot retired last whose arrays have left: its memory is still in the cache."""
