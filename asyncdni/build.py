@@ -91,6 +91,7 @@ def make_schedule(options: config.Schedule) -> Schedule:
             return Synthetic(
                 bootstrap=options.target == "bootstrap",
                 fit_every=options.fit_every,
+                fit_first=options.fit_first,
                 correct=options.correct,
                 max_in_flight=options.max_in_flight,
             )

@@ -171,7 +171,8 @@ class Synthetic(Table, frozen=True, kw_only=True, tag_field="name", tag="synthet
 
     target: Literal["true", "bootstrap"] = "true"
     generator: Generator = ErrorGenerator()
-    fit_every: Count = 1  # only batches with id % fit_every == 0 send gradients up
+    fit_every: Count = 1  # only batches with id % fit_every == 0 send gradients up …
+    fit_first: Annotated[int, Meta(ge=0)] = 0  # … and the first so many, while generators are new
     correct: bool = False  # apply true minus synthetic when the true gradient arrives
     max_in_flight: Count = 256  # batches whose gradient is awaited; the oldest is given up beyond
 

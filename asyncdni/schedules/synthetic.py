@@ -37,6 +37,8 @@ stage 1  .  F0 P0 B0 U0 T0 b0 F1 P1 B1 U1 F2 P2 B2 U2 T2 b2 .
 stage 2  .  .  F0 B0 U0 .  .  .  F1 B1 U1 .  F2 B2 U2 .  .  .
 ```
 
+The first `fit_first` batches send one in any case, while generators have everything to learn.
+
 Three batches each, then the drain of a barrier. A column is a unit of time, `.` is waiting; reading
 data and messages take none.
 """
@@ -56,6 +58,7 @@ class Synthetic:
 
     bootstrap: bool = False
     fit_every: int = 1
+    fit_first: int = 0
     correct: bool = False
     max_in_flight: int = 256
 
@@ -79,7 +82,8 @@ class Synthetic:
     def _learn(self, view: View, flight: Flight) -> Op:
         """The batch in hand: predict, learn from it, update."""
         batch, done = flight.batch, flight.done
-        wanted = batch % self.fit_every == 0  # a gradient goes up for this batch
+        # A gradient goes up for this batch; its id alone decides, so that all stages agree.
+        wanted = batch < self.fit_first or batch % self.fit_every == 0
         if not view.has_consumers:
             if "B" not in done:
                 return Op(OpKind.BACKWARD, batch, send=wanted and view.has_producers)
