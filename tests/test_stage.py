@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,21 @@ def test_a_slot_is_not_used_again_before_its_arrays_have_left() -> None:
     has_left = True
     third = stage.forward(2, inputs(8, 2), None).activation
     assert third is not None and np.shares_memory(first, third)
+
+
+def test_memory_of_many_batches_in_flight_is_given_back_once_they_are_through() -> None:
+    """Fifty at once, then one at a time: the activations of most are gone."""
+    stage = low()
+    kept = []
+    for batch in range(50):
+        activation = stage.forward(batch, inputs(8), np.zeros(8, np.int64)).activation
+        assert activation is not None
+        kept.append(weakref.ref(activation))
+        del activation
+    assert all(one() is not None for one in kept)
+    for batch in range(50):
+        stage.release(batch, lambda: True)
+    assert sum(one() is not None for one in kept) <= 16
 
 
 def test_a_gradient_of_another_shape_is_the_sender_s_fault() -> None:

@@ -29,6 +29,7 @@ from asyncdni.comparison import Entry, order, run_entry
 from asyncdni.errors import AsyncDNIError
 from asyncdni.metrics.comparison import Estimate, estimate
 from asyncdni.metrics.machine import describe_machine
+from asyncdni.metrics.targets import samples_to
 from asyncdni.training import design_of
 from asyncdni.weights import write_atomically
 
@@ -61,7 +62,8 @@ def main() -> None:
         found = tune(args, settings)
     except AsyncDNIError as error:
         sys.exit(f"error: {error}")
-    chosen = {name: choose(rows) for name, rows in found.items()}
+    rule = choose if args.target_accuracy is None else soonest
+    chosen = {name: rule(rows) for name, rows in found.items()}
     write(args.out / "tuning.json", {"machine": describe_machine(), "rows": records(found)})
     write(args.out / "chosen.json", {name: list(row.setting) for name, row in chosen.items()})
     for name, rows in found.items():
@@ -81,6 +83,12 @@ def parsed() -> argparse.Namespace:
         "--first-seed", type=int, default=100, help="of tuning; the final runs begin with 0"
     )
     parser.add_argument("--validation", type=int, default=5000, metavar="SAMPLES")
+    parser.add_argument(
+        "--target-accuracy",
+        type=float,
+        metavar="A",
+        help="choose by samples to it, from 0 to 1, scored every tenth of an epoch",
+    )
     for name, axes in GRIDS.items():
         parser.add_argument(f"--{name}", nargs="+", default=axes, metavar="KEY=VALUE,VALUE")
     parser.add_argument("--final", action="store_true", help="measure what was chosen")
@@ -101,6 +109,14 @@ class Row:
 
     setting: Setting
     summaries: tuple[dict[str, Any], ...]
+    target: float | None = None  # accuracy
+
+    @property
+    def samples(self) -> list[float | None]:
+        """To the target, of each run; None where it was not reached."""
+        if self.target is None:
+            return []
+        return [samples_to(self.target)(one) for one in self.summaries]
 
     @property
     def accuracies(self) -> list[float]:
@@ -147,6 +163,8 @@ def tune(args: argparse.Namespace, settings: dict[str, list[Setting]]) -> dict[s
         for index, setting in enumerate(found)
     }
     common = [f"data.validation={args.validation}", f"run.epochs={args.epochs}"]
+    if args.target_accuracy is not None:
+        common.append("run.evaluate_every=0.1")
     entries = []
     for key, seed in order(list(named), range(args.first_seed, args.first_seed + args.seeds)):
         schedule, setting = named[key]
@@ -160,7 +178,7 @@ def tune(args: argparse.Namespace, settings: dict[str, list[Setting]]) -> dict[s
         summaries[entry.name].append(summary_of(entry, args.out))
     return {
         name: [
-            Row(setting, tuple(summaries[f"{name}-{index}"]))
+            Row(setting, tuple(summaries[f"{name}-{index}"]), args.target_accuracy)
             for index, setting in enumerate(settings[name])
         ]
         for name in settings
@@ -200,22 +218,32 @@ def choose(rows: Sequence[Row]) -> Row:
     return max(fast, key=lambda row: row.accuracy.mean)
 
 
+def soonest(rows: Sequence[Row]) -> Row:
+    """The other rule: the fewest samples to the target, on average; a run without it loses."""
+    return min(rows, key=lambda row: statistics.fmean(one or math.inf for one in row.samples))
+
+
 def table(name: str, rows: Sequence[Row], chosen: Row) -> str:
     """Most accurate first."""
     seeds = len(rows[0].summaries)
     lines = [
         f"### {name}: {len(rows)} settings, {seeds} seeds\n",
-        "| setting | validation accuracy % | 95 % interval | samples/s | |",
-        "|---|--:|--:|--:|---|",
+        "| setting | validation accuracy % | 95 % interval | samples/s | samples to target | |",
+        "|---|--:|--:|--:|---|---|",
     ]
     for row in sorted(rows, key=lambda row: -row.accuracy.mean):
         one, mark = row.accuracy, "chosen" if row is chosen else ""
         half = "-" if one.high is None else f"± {100 * (one.high - one.mean):.2f}"
         lines.append(
             f"| {', '.join(row.setting)} | {100 * one.mean:.2f} | {half} "
-            f"| {row.samples_per_s:,.0f} | {mark} |"
+            f"| {row.samples_per_s:,.0f} | {in_words(row)} | {mark} |"
         )
     return "\n".join([*lines, ""])
+
+
+def in_words(row: Row) -> str:
+    """Samples to the target, run by run."""
+    return ", ".join("-" if one is None else f"{one:,.0f}" for one in row.samples)
 
 
 def records(found: dict[str, list[Row]]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ __all__ = ["NumpyStage"]
 _SYNTHETIC = ""
 #: The cosine costs three passes over a gradient: it is measured on one fit in so many.
 _COSINE_EVERY = 8
+#: Slots kept for use again. More are free where many batches were in flight once and no longer are.
+_RETIRED_MAX = 16
 
 
 @dataclass(slots=True)
@@ -264,6 +266,8 @@ class NumpyStage:
         slot = self._slots.pop(batch)
         slot.let_go()  # of what was only passed on
         self._retired.append((slot, sent))
+        if len(self._retired) > _RETIRED_MAX:
+            del self._retired[0]  # ZeroMQ keeps what it has still to send
 
     def _acquire(self) -> _Slot:
         """The slot retired last whose arrays have left: its memory is still in the cache."""
