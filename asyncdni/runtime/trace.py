@@ -28,7 +28,7 @@ class Trace:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path.with_suffix(".npz")
+        self._path = path
         self._events = bytearray()
         self._numbers: defaultdict[str, int] = defaultdict()
         self._numbers.default_factory = self._numbers.__len__  # the next number
