@@ -6,6 +6,20 @@ from typing import Any
 
 from asyncdni.metrics.comparison import Comparison, Result
 
+#: An experiment file that trains within a second; tests append further tables.
+ADDITION = """
+[data]
+name = "addition"
+
+[[stages]]
+name = "hidden"
+layers = [{ dense = 8 }, "tanh"]
+
+[[stages]]
+name = "output"
+layers = [{ dense = 8 }]
+loss = "sigmoid_cross_entropy"
+"""
 #: samples/s and test accuracy by seed.
 RECORDED: dict[str, list[tuple[float | None, float | None]]] = {
     "locked": [(34972, 0.9635), (38883, 0.9605), (37722, 0.9615)],

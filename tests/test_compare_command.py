@@ -10,26 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from recorded import ADDITION
 
 from asyncdni.__main__ import main
 from asyncdni.cli.compare import add_arguments
 
-EXPERIMENT = """
-[data]
-name = "addition"
-
-[[stages]]
-name = "hidden"
-layers = [{ dense = 8 }, "tanh"]
-
-[[stages]]
-name = "output"
-layers = [{ dense = 8 }]
-loss = "sigmoid_cross_entropy"
-
+EXPERIMENT = (
+    ADDITION
+    + """
 [run]
 epochs = 1
 """
+)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import ADDITION
 
 from asyncdni import comparison as running
 from asyncdni import config
@@ -31,19 +32,9 @@ def test_over_as_many_seeds_as_names_each_is_at_each_place_once() -> None:
     assert len(places) == 9
 
 
-EXPERIMENT = """
-[data]
-name = "addition"
-
-[[stages]]
-name = "hidden"
-layers = [{ dense = 8 }, "tanh"]
-
-[[stages]]
-name = "output"
-layers = [{ dense = 8 }]
-loss = "sigmoid_cross_entropy"
-
+EXPERIMENT = (
+    ADDITION
+    + """
 [schedule]
 name = "synthetic"
 fit_every = 3
@@ -52,6 +43,7 @@ fit_every = 3
 epochs = 1
 seed = 5
 """
+)
 
 
 @pytest.fixture

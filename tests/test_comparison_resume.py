@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorded import result
+from recorded import ADDITION, result
 
 from asyncdni import experiment
 from asyncdni.comparison import (
@@ -22,26 +22,12 @@ from asyncdni.comparison import (
 from asyncdni.errors import ConfigError
 from asyncdni.metrics.comparison import Result
 
-EXPERIMENT = """
-[data]
-name = "addition"
-
-[[stages]]
-name = "hidden"
-layers = [{ dense = 8 }, "tanh"]
-
-[[stages]]
-name = "output"
-layers = [{ dense = 8 }]
-loss = "sigmoid_cross_entropy"
-"""
-
 Folder = tuple[Path, list[Entry], list[Result]]
 
 
 def plan(path: Path, *changes: str, seeds: int = 2, schedules: str = "locked,synthetic") -> Any:
     file = path / "addition.toml"
-    file.write_text(EXPERIMENT)
+    file.write_text(ADDITION)
     return plan_runs(file, changes, schedules.split(","), seeds, cores=2)
 
 

@@ -3,8 +3,8 @@
 In a locked chain one stage works while the others wait, and what a stage sends is delivered by a
 thread of ZeroMQ's. Left alone, the system likes to put that thread, or the receiver, on the core
 where the sender goes on with what it still has to learn, and the delivery waits. On cores of their
-own neighbours never wait for each other. Decoupled stages all work all the time: there the system
-balances them better than any fixed rule.
+own neighbours never wait for each other. Decoupled stages all work all the time: there no fixed
+rule that was tried did clearly better than the system.
 """
 
 from __future__ import annotations
