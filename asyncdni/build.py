@@ -1,4 +1,4 @@
-"""From an experiment to the parts that run it: positions, schedules, stages.
+"""From an experiment to the parts that run it: design, logic, stage and data of each worker.
 
 Coordinator and workers call the same functions on the same experiment, so that a worker needs no
 more than the experiment's tables and the shapes of the data to find its place.
@@ -16,30 +16,29 @@ import numpy as np
 from asyncdni import config, experiment
 from asyncdni.backends.numpy import NumpyStage
 from asyncdni.backends.numpy.block import Block, Pace
-from asyncdni.core.position import Position
+from asyncdni.backends.numpy.stage import AGREEMENT_EVERY
+from asyncdni.conditions import check_conditions, neighbours
 from asyncdni.core.roster import Roster
+from asyncdni.core.worker import Worker
 from asyncdni.datasets import load
 from asyncdni.datasets.base import Meta
 from asyncdni.datasets.source import Source
-from asyncdni.messages import DATA
+from asyncdni.models import make_exit_generator, make_input_models
 from asyncdni.network import Network, make_network
-from asyncdni.nn.generators import make_generator
-from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.losses import make_loss
-from asyncdni.nn.streams import layer_streams
 from asyncdni.plan import Group, Plan, make_plan
-from asyncdni.schedules import Locked, Schedule, Synthetic
+from asyncdni.rules import check_rules, own_schedule
+from asyncdni.rules import make_worker as _make_worker
 
 __all__ = [
     "Design",
     "find_exits",
     "make_design",
-    "make_position",
     "make_roster",
-    "make_schedule",
     "make_source",
     "make_stage",
     "make_whole_stage",
+    "make_worker",
 ]
 
 
@@ -61,89 +60,66 @@ def make_design(
     parsed = tables if isinstance(tables, config.Experiment) else experiment.parse(tables)
     network = make_network(parsed, meta, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
+    check_conditions(parsed, plan)
+    check_rules(parsed, plan)
     return Design(parsed, meta, network, plan, allow_import)
 
 
-def make_position(design: Design, group: Group) -> Position:
-    """Where the worker of `group` stands."""
-    plan = design.plan
-    hosts = group.index == plan.host
-    return Position(
-        name=group.name,
-        index=group.index,
-        count=len(plan.groups),
-        inputs=group.producers,
-        consumers=group.consumers,
-        has_loss=group.has_loss,
-        host=plan.groups[plan.host].name,
-        feeds=plan.feeds if hosts else (),
-        barriers=plan.barriers if hosts else (),
-        test_batches=plan.test_batches if hosts else 0,
-    )
-
-
-def make_schedule(options: config.Schedule) -> Schedule:
-    """The schedule that the experiment names."""
-    match options:
-        case config.Locked():
-            return Locked(split_backward=options.split_backward)
-        case config.Synthetic():
-            return Synthetic(
-                bootstrap=options.target == "bootstrap",
-                fit_every=options.fit_every,
-                fit_first=options.fit_first,
-                correct=options.correct,
-                max_in_flight=options.max_in_flight,
-            )
+def make_worker(design: Design, group: Group) -> Worker:
+    """The logic of the worker of `group`, ready to be driven."""
+    return _make_worker(design.experiment, design.plan, group)
 
 
 def make_stage(design: Design, group: Group) -> NumpyStage:
     """Build layers, optimizers and generator of one worker, from the experiment's seed."""
     run, plan = design.experiment.run, design.plan
     by_name = {stage.name: stage for stage in design.experiment.stages}
+    schedule = own_schedule(design.experiment, group)
+    total = run.epochs * plan.updates_per_epoch
+    pace = Pace(plan.updates_per_epoch, total, plan.microbatches, plan.batches_per_epoch)
     blocks = [
         Block(
             node,
             experiment.stage_optimizer(design.experiment, by_name[node.name]),
             dtype=np.dtype(run.dtype),
             seed=run.seed,
-            pace=Pace(plan.batches_per_epoch, plan.batches),
+            pace=pace,
+            delayed=schedule if isinstance(schedule, config.Delayed) else None,
             allow_import=design.allow_import,
         )
         for node in group.members
     ]
-    return NumpyStage(blocks, group.exit, _make_generator(design, group))
+    generator = make_exit_generator(schedule, design.network, group, run)
+    if not isinstance(schedule, config.Synthetic):
+        return NumpyStage(blocks, group.exit, generator)
+    return NumpyStage(
+        blocks,
+        group.exit,
+        generator,
+        mix=schedule.mix,
+        input_models=make_input_models(schedule, design.network, group, design.meta, run),
+        agreement_every=AGREEMENT_EVERY if schedule.guard is None else 1,
+    )
 
 
 def make_whole_stage(design: Design) -> NumpyStage:
     """All declared stages as one, without generators: for using a trained network."""
-    run = config.Run(seed=design.experiment.run.seed, dtype=design.experiment.run.dtype)
-    whole = msgspec.structs.replace(
-        design.experiment,
-        run=msgspec.structs.replace(run, split=[len(design.network.nodes)], epochs=0),
+    chosen = design.experiment
+    run = config.Run(
+        seed=chosen.run.seed, dtype=chosen.run.dtype, split=[len(chosen.stages)], epochs=0
+    )
+    stages = [msgspec.structs.replace(stage, schedule={}) for stage in chosen.stages]
+    # What is said of single workers and of the links between them means nothing here.
+    whole = config.Experiment(
+        data=chosen.data,
+        stages=stages,
         schedule=config.Locked(),
+        optimizer=chosen.optimizer,
+        run=run,
+        limits=chosen.limits,
     )
     alone = make_design(whole, design.meta, allow_import=design.allow_import)
     return make_stage(alone, alone.plan.groups[0])
-
-
-def _make_generator(design: Design, group: Group) -> Generator | None:
-    options = getattr(design.experiment.schedule, "generator", None)
-    if options is None or group.exit is None:
-        return None
-    node = design.network.node(group.exit)
-    loss, outputs = design.network.target_of(node)
-    values = msgspec.structs.asdict(options)
-    generator = make_generator(options.__struct_config__.tag, **values)
-    run = design.experiment.run
-    generator.build(
-        width=int(np.prod(node.output_shape)),
-        outputs=outputs,
-        loss=loss,
-        dtype=np.dtype(run.dtype),
-        streams=layer_streams(run.seed, f"{node.name}.generator"),
-    )
-    return generator
 
 
 def make_source(design: Design, group: Group) -> Source | None:
@@ -160,7 +136,8 @@ def make_source(design: Design, group: Group) -> Source | None:
                 make_loss(node.loss).check(node.output_shape, targets)
     return Source(
         dataset,
-        batch_size=data.batch_size,
+        batch_size=design.plan.batch_size,
+        test_batch_size=data.batch_size,
         seed=run.seed,
         dtype=np.dtype(run.dtype),
     )
@@ -177,7 +154,7 @@ def make_roster(design: Design, *, folder: str = "", trace: bool = False) -> Ros
     return Roster(
         workers=tuple(group.name for group in plan.groups),
         members={group.name: tuple(n.name for n in group.members) for group in plan.groups},
-        neighbours={group.name: _neighbours(plan, group) for group in plan.groups},
+        neighbours={group.name: neighbours(plan, group) for group in plan.groups},
         losses=tuple(node.name for node in design.network.nodes if node.loss),
         barriers=len(plan.barriers),
         experiment=experiment.tables(design.experiment),
@@ -188,14 +165,3 @@ def make_roster(design: Design, *, folder: str = "", trace: bool = False) -> Ros
         startup_s=limits.startup_s,
         silence_s=limits.silence_s,
     )
-
-
-def _neighbours(plan: Plan, group: Group) -> tuple[str, ...]:
-    """Whom it sends to: consumers, producers, and along the links from the data."""
-    host = plan.groups[plan.host].name
-    names = [*group.consumers, *(name for name in group.producers if name != DATA)]
-    if group.name == host:
-        names += plan.feeds
-    elif group.reads_data:
-        names.append(host)
-    return tuple(dict.fromkeys(names))

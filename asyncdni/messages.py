@@ -6,7 +6,7 @@
    │ ◄──────────  Welcome│                            │ Barrier ──────────► │
    │ Ready ────────────► │                            │ ◄────────── Credit  │
    │ ◄──────────── Start │                            │ ◄──────── Gradient  │
-   │ Report … ─────────► │                            │ ◄───────── Skipped  │
+   │ Report … ─────────► │                            │ ◄──────── Skipped ► │
    │ Drained ──────────► │
    │ ◄───────── Evaluate │   once all have drained
    │ Evaluated ────────► │
@@ -39,6 +39,7 @@ __all__ = [
     "Evaluated",
     "Failed",
     "Gradient",
+    "Guarded",
     "Hello",
     "Interrupt",
     "Leave",
@@ -55,7 +56,7 @@ __all__ = [
 ]
 
 #: Raised with every change that an older peer would not understand.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 #: Addresses of messages and names of the graph that no stage may have.
 COORDINATOR = "coordinator"
@@ -90,7 +91,7 @@ class Drained(Message, frozen=True, tag=True):
     """Everything up to the barrier is applied; nothing is in flight here."""
 
     barrier: int
-    batches: int  # training batches forwarded since the start
+    batches: int  # training batches that have passed since the start, skipped ones included
 
 
 class Evaluated(Message, frozen=True, tag=True):
@@ -117,6 +118,13 @@ class Report(Message, frozen=True, tag=True):
     counters: dict[str, float | int | None]
     loss_sum: float = 0.0  # of training batches since the last report
     loss_samples: int = 0
+
+
+class Guarded(Message, frozen=True, tag=True):
+    """The guard of this worker's generator has changed its mind."""
+
+    waiting: bool  # for true gradients, from now on
+    cosine: float  # mean agreement of the generator with them, over the guard's window
 
 
 class Failed(Message, frozen=True, tag=True):
@@ -240,7 +248,7 @@ class Credit(Message, frozen=True, tag=True):
 
 
 class Skipped(Message, frozen=True, tag=True):
-    """No gradient will come for this batch."""
+    """From a consumer: no gradient of this batch will come. From a producer: no activation will."""
 
     sender: str
     incarnation: int

@@ -7,7 +7,7 @@ order, so groups can't need each other in a circle, whatever the split.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asyncdni import config
 from asyncdni.datasets.base import Meta
@@ -35,6 +35,8 @@ class Group:
     exit: str | None  # the one member whose activation leaves the group
     has_loss: bool
     reads_data: bool
+    synthetic_inputs: bool = False  # it gets the data as well, to predict its inputs from
+    depth: int = 0  # groups between it and the farthest loss
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,12 @@ class Plan:
 
     groups: tuple[Group, ...]
     host: int  # index of the group that hosts the data: the first that reads it
-    feeds: tuple[str, ...]  # other groups that read data, and get it over the wire
-    batches_per_epoch: int  # the last one may be smaller
+    feeds: tuple[str, ...]  # other groups that get training data over the wire
+    test_feeds: tuple[str, ...]  # those of them that get the test data too
+    batch_size: int  # of what flows: a batch, or a microbatch
+    microbatches: int  # that make one update
+    batches_per_epoch: int  # that flow; the last one may be smaller
+    updates_per_epoch: int
     test_batches: int
     batches: int  # of the whole run
     barriers: tuple[int, ...]  # training batches after which to evaluate; the end is the last
@@ -65,27 +71,54 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
     """
     run, batch_size = experiment.run, experiment.data.batch_size
     groups = _groups(network, _split(run.split, network))
+    if getattr(experiment.schedule, "synthetic_inputs", False):
+        groups = tuple(map(_fed, groups))
     if isinstance(run.pin, list) and len(run.pin) != len(groups):
         raise ConfigError(
             f"run.pin: {run.pin} names {len(run.pin)} cores, expected {len(groups)}, one a worker"
         )
-    _check_single_sample(experiment, network, groups, meta)
+    microbatches = _microbatches(experiment)
+    unit = batch_size // microbatches
+    _check_single_sample(experiment, network, groups, meta, unit)
     readers = [group for group in groups if group.reads_data]
-    per_epoch = -(-meta.train_samples // batch_size)
+    others = [group for group in groups if DATA in group.producers and group is not readers[0]]
+    updates = -(-meta.train_samples // batch_size)
+    batches = -(-meta.train_samples // unit)
     return Plan(
         groups=groups,
         host=readers[0].index,
-        feeds=tuple(group.name for group in readers[1:]),
-        batches_per_epoch=per_epoch,
+        feeds=tuple(group.name for group in others),
+        test_feeds=tuple(group.name for group in others if group.reads_data),
+        batch_size=unit,
+        microbatches=microbatches,
+        batches_per_epoch=batches,
+        updates_per_epoch=updates,
         test_batches=-(-meta.test_samples // batch_size),
-        batches=run.epochs * per_epoch,
-        barriers=barriers(run.epochs, per_epoch, run.evaluate_every),
+        batches=run.epochs * batches,
+        barriers=tuple(
+            barrier // updates * batches + barrier % updates * microbatches
+            for barrier in barriers(run.epochs, updates, run.evaluate_every)
+        ),
     )
 
 
+def _microbatches(experiment: config.Experiment) -> int:
+    """Of one batch; only synchronous pipelines cut it up."""
+    count: int = getattr(experiment.schedule, "microbatches", 1)
+    batch_size = experiment.data.batch_size
+    if batch_size % count:
+        raise ConfigError(
+            f"schedule.microbatches: {count} does not divide data.batch_size = {batch_size}; "
+            "expected one of its divisors"
+        )
+    return count
+
+
 def barriers(epochs: int, batches_per_epoch: int, evaluate_every: float) -> tuple[int, ...]:
-    """Counts of training batches after which to evaluate: every `evaluate_every` epochs, rounded
-    to batches and at least one apart, and at the end. No epochs: once, at 0."""
+    """Counts of training batches (whole ones) after which to evaluate.
+
+    Every `evaluate_every` epochs, rounded to batches and at least one apart, and at the end. No
+    epochs: once, at 0."""
     total = epochs * batches_per_epoch
     step = max(1.0, evaluate_every * batches_per_epoch)
     if total / step > EVALUATIONS_MAX:
@@ -117,7 +150,19 @@ def _groups(network: Network, split: Sequence[int]) -> tuple[Group, ...]:
         start += count
     names = [_name(part) for part in parts]
     home = {node.name: name for name, part in zip(names, parts, strict=True) for node in part}
-    return tuple(_group(name, index, parts[index], home) for index, name in enumerate(names))
+    groups = [_group(name, index, parts[index], home) for index, name in enumerate(names)]
+    depths: dict[str, int] = {}
+    for group in reversed(groups):  # consumers come later
+        depths[group.name] = max((depths[name] + 1 for name in group.consumers), default=0)
+    return tuple(replace(group, depth=depths[group.name]) for group in groups)
+
+
+def _fed(group: Group) -> Group:
+    """With synthetic inputs every group that has producers gets the data as well."""
+    if all(name == DATA for name in group.producers):
+        return group
+    producers = tuple(dict.fromkeys((*group.producers, DATA)))
+    return replace(group, producers=producers, synthetic_inputs=True)
 
 
 def _name(members: Sequence[Node]) -> str:
@@ -154,21 +199,29 @@ def _group(name: str, index: int, members: tuple[Node, ...], home: dict[str, str
 
 
 def _check_single_sample(
-    experiment: config.Experiment, network: Network, groups: Sequence[Group], meta: Meta
+    experiment: config.Experiment,
+    network: Network,
+    groups: Sequence[Group],
+    meta: Meta,
+    batch_size: int,
 ) -> None:
     """A batch norm can't train on a batch of one sample: it has no variance."""
-    batch_size, samples = experiment.data.batch_size, meta.train_samples
+    samples = meta.train_samples
     if batch_size > 1 and samples % batch_size != 1:
         return
     normalised = [node.place for node in network.nodes if any(map(_is_batch_norm, node.layers))]
     if _generators_normalise(experiment.schedule):
         normalised += [f"the generator of {group.exit}" for group in groups if group.exit]
+    if any(group.synthetic_inputs for group in groups):
+        normalised += [f"the input model of {groups[-1].name}"]
     if normalised:
         what = "every training batch" if batch_size == 1 else "the last training batch of an epoch"
+        count = experiment.data.batch_size // batch_size
+        cut = f" in {count} microbatches" if count > 1 else ""
         raise ConfigError(
             f"{normalised[0]}: its batch_norm needs at least 2 samples a batch, but {what} would "
-            f"have 1 (data.batch_size = {batch_size}, {samples} training samples); "
-            f"{_cure(batch_size, samples)}do without batch_norm"
+            f"have 1 (data.batch_size = {experiment.data.batch_size}{cut}, {samples} training "
+            f"samples); {_cure(batch_size, samples) if count == 1 else ''}do without batch_norm"
         )
 
 

@@ -61,15 +61,21 @@ def design(
     optimizer: Mapping[str, Any] | None = None,
     run: Mapping[str, Any] | None = None,
     limits: Mapping[str, Any] | None = None,
+    **tables: Mapping[str, Any],
 ) -> Design:
-    """By default 23 samples in batches of 5, the last of an epoch smaller, for two epochs."""
-    tables = {
-        "data": dict(data or {}) if "name" in (data or {}) else {**_ADDITION, **(data or {})},
-        "stages": stages,
-        "schedule": dict(schedule),
-        "optimizer": dict(optimizer or {"name": "adam"}),
-        "run": {"epochs": 2, **(run or {})},
-        "limits": dict(limits or {}),
-    }
-    chosen = experiment.parse(tables)
+    """By default 23 samples in batches of 5, the last of an epoch smaller, for two epochs.
+
+    `tables`: [staleness], [links], [slow].
+    """
+    chosen = experiment.parse(
+        {
+            "data": dict(data or {}) if "name" in (data or {}) else {**_ADDITION, **(data or {})},
+            "stages": stages,
+            "schedule": dict(schedule),
+            "optimizer": dict(optimizer or {"name": "adam"}),
+            "run": {"epochs": 2, **(run or {})},
+            "limits": dict(limits or {}),
+            **tables,
+        }
+    )
     return make_design(chosen, describe(chosen.data))

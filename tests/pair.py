@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from asyncdni.backends.base import Score
 from asyncdni.core.coordinator import Coordinator
@@ -71,6 +74,15 @@ def chain(
     ]
 
 
+def fed_chain(count: int, **options: Any) -> list[Position]:
+    """A chain whose stages predict their inputs from the data."""
+    first, *others = chain(count, **options)
+    feeds = tuple(position.name for position in others)
+    fed = [replace(p, inputs=(*p.inputs, DATA), synthetic_inputs=True) for p in others]
+    ahead = [replace(p, consumers_ahead=bool(p.consumers)) for p in (first, *fed)]
+    return [replace(ahead[0], train_feeds=feeds), *ahead[1:]]
+
+
 def roster_of(positions: Sequence[Position], **changes: object) -> Roster:
     """What the coordinator of these workers knows."""
     names = tuple(position.name for position in positions)
@@ -94,15 +106,17 @@ class Bench:
     def __init__(
         self,
         positions: Sequence[Position],
-        schedule: Schedule,
+        schedule: Schedule | Callable[[Position], Worker],
         *,
         window: int | str = "auto",
         samples: Callable[[int], int] = lambda batch: 4,
         withheld: Callable[[str, str, Message], bool] = lambda sender, to, message: False,
         coordinator: Coordinator | None = None,
     ) -> None:
-        """`withheld` says which messages never arrive."""
-        self.workers = {p.name: Worker(p, schedule, window=window) for p in positions}
+        """`schedule`: that of all, or what makes each worker; `withheld` says which messages never
+        arrive."""
+        make = schedule if callable(schedule) else partial(_worker, schedule, window)
+        self.workers = {p.name: make(p) for p in positions}
         self.coordinator = coordinator
         self.now = 0.0
         self.timeline: dict[str, list[str]] = {name: [] for name in self.workers}
@@ -245,3 +259,7 @@ class Bench:
         if op.kind is OpKind.EVALUATE and position.has_loss:
             scores = (Score(name, samples, loss=1.0 * samples, correct=samples - 1),)
         return Computed(op, samples, outputs, scores)
+
+
+def _worker(schedule: Schedule, window: int | str, position: Position) -> Worker:
+    return Worker(position, schedule, window=window)

@@ -28,20 +28,23 @@ MAY_IMPORT = {
     "core": {"schedules", "messages", "errors"},
     "backends": {"nn", "network", "schedules.base", "messages", "config", "errors"},
     "datasets": {"nn.streams", "schedules.base", "config", "errors"},
-    "transports": {"messages", "errors", "config"},
+    "transports": {"delays", "messages", "errors", "config"},
+    "rules": {
+        *("core", "schedules", "plan", "conditions", "experiment", "messages", "config", "errors"),
+    },
     "launchers": {"config", "errors"},
-    "metrics": {"weights", "errors"},
+    "metrics": {"core.tally", "weights", "errors"},
     "runtime": {
         *("core", "transports", "backends", "metrics", "datasets", "build", "weights"),
-        *("schedules", "messages", "config", "errors"),
+        *("conditions", "delays", "schedules", "messages", "config", "errors"),
     },
     "simulator": {
         *("core", "transports.codec", "backends", "build", "plan", "network", "weights"),
-        *("schedules", "messages", "config", "errors"),
+        *("conditions", "delays", "schedules", "messages", "config", "errors"),
     },
     "profiling": {
         *("core", "transports.codec", "backends", "build", "plan", "network", "metrics"),
-        *("schedules.base", "messages", "config"),
+        *("schedules.base", "messages", "config", "errors"),
     },
 }
 
@@ -67,6 +70,7 @@ ONLY = {
     "subprocess": "launchers",
     "rich": "cli",
     "matplotlib": "metrics",
+    "tensorboard": "metrics.tensorboard",
     "safetensors": "weights",
     "ray": "launchers",
 }

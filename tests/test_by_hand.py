@@ -174,7 +174,7 @@ def test_a_worker_for_an_unknown_stage_is_refused(waiting: Site, stage: str) -> 
 def test_a_worker_of_another_protocol_version_is_refused(waiting: Site) -> None:
     args = ["worker", "--stage", "top", "--coordinator", _address(waiting)]
     finished = waiting.execute([sys.executable, "-c", OTHER_VERSION, *args]).finished()
-    finished.refused("protocol 2", "coordinator 1", "same version of asyncdni")
+    finished.refused("protocol 3", "coordinator 2", "same version of asyncdni")
 
 
 def test_a_worker_without_a_coordinator_gives_up_after_its_timeout(site: Site) -> None:

@@ -239,8 +239,10 @@ def test_a_stop_before_the_start_ends_the_run_at_once() -> None:
 
 
 def test_a_stop_while_training_drains_skips_the_evaluation_and_saves() -> None:
+    """Samples are counted where the loss is, in worker c."""
     office = Office().started()
-    office.hear("a", Report({"samples": 12_000}))
+    for name, samples in (("a", 13_000), ("b", 12_500), ("c", 12_000)):
+        office.hear(name, Report({"samples": samples}))
     assert sent(office(UserStop())) == [("a", Interrupt())]
     assert sent(office.all_say(Drained(0, 1))) == to_all(Save("final"))
     actions = office.saved("final")

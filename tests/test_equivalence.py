@@ -301,10 +301,19 @@ def loss_with_zero_gradients() -> float:
         {"target": "bootstrap"},
         {"correct": True, "fit_every": 3},
         {"target": "bootstrap", "fit_every": 2},
+        {"target": "half"},
+        {"mix": 0.5},
+        {"update_probability": 0.5},
+        {"synthetic_inputs": True},
+        {"guard": {"window": 8}},
+        {"name": "local_loss"},
+        {"name": "local_loss", "replay": 4, "head": {"hidden": [8]}},
+        {"name": "delayed"},
+        {"name": "delayed", "weights": "current", "look_ahead": 1.0, "anneal_epochs": 3.0},
     ],
     ids=str,
 )
-def test_every_kind_of_synthetic_learns(options: dict[str, Any]) -> None:
+def test_every_way_of_unlocking_learns(options: dict[str, Any]) -> None:
     design = networks.design(networks.chain(3), {"name": "synthetic", **options}, **LEARNING)
     result = simulate(design, seed=7, maths=True, **SHAKEN)
     assert isinstance(result.end, Finish)

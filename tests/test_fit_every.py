@@ -9,7 +9,7 @@ import networks
 import numpy as np
 import pytest
 
-from asyncdni import build
+from asyncdni import models
 from asyncdni.build import Design, make_stage
 from asyncdni.core.events import Finish
 from asyncdni.datasets import load
@@ -59,7 +59,7 @@ def test_without_learning_generators_fit_every_changes_no_weight(
     stages: networks.Tables, split: list[int] | None, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that is skipped are gradients on their way up and what is done with them."""
-    monkeypatch.setattr(build, "make_generator", lambda kind, **options: Fixed())
+    monkeypatch.setattr(models, "make_generator", lambda kind, **options: Fixed())
 
     def trained(fit_every: int) -> tuple[Bits, set[int], set[int]]:
         schedule = {"name": "synthetic", "target": target, "fit_every": fit_every}

@@ -124,7 +124,7 @@ def test_a_fit_follows_the_mean_gradient_of_the_squared_error(
 ) -> None:
     generator = built(kind, labels=labels, scale_targets=scale_targets, learning_rate=0.5)
     shake(generator)
-    generator.optimizer = recorder = Recorder()
+    generator.network.optimizer = recorder = Recorder()
     slot: Slot = {}
     h, y, grad = batch(1)
     generator.predict(h, y, slot, 1.0)

@@ -167,6 +167,49 @@ def test_batches_are_counted_with_the_smaller_last_one() -> None:
     assert found.barriers == (7, 14, 21)
 
 
+def test_microbatches_are_the_batches_that_flow_and_barriers_stand_between_whole_ones() -> None:
+    """100 samples in batches of 16 are 6 whole ones and one of 4: of 4 microbatches, it has 1."""
+    schedule = {"name": "gpipe", "microbatches": 4}
+    found = plan(
+        CHAIN, batch_size=16, train_samples=100, epochs=2, evaluate_every=0.5, schedule=schedule
+    )
+    assert (found.batch_size, found.microbatches) == (4, 4)
+    assert (found.updates_per_epoch, found.batches_per_epoch, found.batches) == (7, 25, 50)
+    assert found.barriers == (16, 25, 37, 50)  # after 4, 7, 7 + 3 and 14 whole batches
+    assert found.test_batches == 2  # of 16, as ever
+
+
+def test_the_last_microbatch_of_an_epoch_may_be_smaller() -> None:
+    schedule = {"name": "1f1b", "microbatches": 3}
+    found = plan(CHAIN, batch_size=6, train_samples=23, epochs=1, schedule=schedule)
+    assert (found.batch_size, found.updates_per_epoch, found.batches_per_epoch) == (2, 4, 12)
+
+
+def test_microbatches_of_one_sample_are_refused_under_batch_norm() -> None:
+    schedule = {"name": "gpipe", "microbatches": 5}
+    assert refusal(NORMALISED, batch_size=5, train_samples=20, schedule=schedule) == (
+        "stages[0] (a): its batch_norm needs at least 2 samples a batch, but every training batch "
+        "would have 1 (data.batch_size = 5 in 5 microbatches, 20 training samples); do without "
+        "batch_norm"
+    )
+
+
+def test_depth_counts_workers_down_to_the_farthest_loss() -> None:
+    depths = {group.name: group.depth for group in plan(GRAPH).groups}
+    assert depths == {"a": 2, "b": 1, "c": 1, "d": 1, "e": 0, "f": 0}
+    assert [group.depth for group in plan(CHAIN, [2, 1, 1]).groups] == [2, 1, 0]
+
+
+def test_synthetic_inputs_give_the_data_to_every_worker_that_has_producers() -> None:
+    schedule = {"name": "synthetic", "synthetic_inputs": True}
+    found = plan(GRAPH, schedule=schedule)
+    assert [group.synthetic_inputs for group in found.groups] == [False, *[True] * 5]
+    assert all(group.producers.count(DATA) == 1 for group in found.groups)
+    assert found.feeds == ("b", "c", "d", "e", "f")
+    assert found.test_feeds == ("c", "f")  # those that read it anyway
+    assert plan(GRAPH).feeds == plan(GRAPH).test_feeds == ("c", "f")
+
+
 @pytest.mark.parametrize(
     ("epochs", "per_epoch", "every", "expected"),
     [

@@ -50,7 +50,25 @@ EXPERIMENTS = {
     ),
     "unknown schedule": (
         _replaced('"synthetic"', '"asynchronous"'),
-        ["schedule.name", "'asynchronous'", "locked, synthetic"],
+        ["schedule.name", "'asynchronous'", "locked, gpipe, 1f1b, delayed, local_loss, synthetic"],
+    ),
+    "an option that the schedule does not have": (
+        _replaced('"synthetic"', '"delayed"\nmicrobatches = 4'),
+        ["schedule", "'microbatches'", "delayed", "weights, look_ahead, anneal_epochs"],
+    ),
+    "microbatches that do not divide the batch": (
+        _replaced('"synthetic"', '"gpipe"\nmicrobatches = 4'),
+        ["schedule.microbatches", "4", "data.batch_size = 10"],
+    ),
+    "a lag below what the schedule needs": (
+        _replaced('"synthetic"', '"1f1b"\nmicrobatches = 5') + "[staleness]\nlag = 0\n",
+        ["staleness", "a lag of 0", "hidden->top", "1f1b needs there: 1"],
+    ),
+    "a stage's own schedule where all have one": (
+        _replaced('"synthetic"', '"delayed"').replace(
+            _TOP, _TOP + '\nschedule = { name = "locked" }'
+        ),
+        ["stages[1] (top).schedule", "under delayed", "under synthetic and local_loss"],
     ),
     "unknown data set": (
         _replaced('"addition"', '"additon"'),
@@ -113,7 +131,7 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
     "schedule": (["train", "tiny.toml", "--schedule", "lock"], ["'lock'", "locked"]),
     "coordinator": (
         ["coordinator", "tiny.toml", "--bind", "tcp://127.0.0.1:0", "--schedule", "lock"],
-        ["'lock'", "locked, synthetic"],
+        ["'lock'", "locked, gpipe, 1f1b"],
     ),
     "unknown option": (["train", "tiny.toml", "--epochs", "3"], ["--epochs", "asyncdni --help"]),
     "unknown command": (["trian"], ["trian", "train", "--help"]),

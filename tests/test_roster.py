@@ -27,7 +27,7 @@ def test_a_worker_is_found_by_name_by_a_stage_of_it_or_by_index(stage: str, name
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        (hello("a", protocol=99), "speaks protocol 99, its coordinator 1: install the same"),
+        (hello("a", protocol=99), "speaks protocol 99, its coordinator 2: install the same"),
         (hello("d"), "no stage 'd' here; known: a, b, c"),
         (hello("3"), "known: a, b, c"),
         (hello("²"), "known: a, b, c"),

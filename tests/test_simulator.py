@@ -272,9 +272,8 @@ class Counting:
 
 def test_hidden_stages_go_on_learning_when_no_gradient_comes_any_more() -> None:
     """From batch 40 on all gradients are lost: generators predict on, memory stays bounded."""
-    schedule = {**SYNTHETIC, "max_in_flight": 6}
     run = {"epochs": 200, "evaluate_every": 200.0}  # a barrier would wait for what is lost
-    design = networks.design(networks.chain(4), schedule, run=run)
+    design = networks.design(networks.chain(4), SYNTHETIC, run=run, staleness={"lag": 5})
     stages: list[Counting] = []
 
     def counting(design: Design, group: Group) -> Any:
@@ -303,8 +302,8 @@ def test_hidden_stages_go_on_learning_when_no_gradient_comes_any_more() -> None:
 @pytest.mark.parametrize("correct", [False, True])
 def test_batches_that_are_given_up_hold_nothing_up(stages: Any, correct: bool) -> None:
     """Gradients come back too late for a few batches in flight; all drain at each barrier."""
-    schedule = {**SYNTHETIC, "max_in_flight": 2, "correct": correct}
-    design = networks.design(stages, schedule, run={"epochs": 3})
+    schedule = {**SYNTHETIC, "correct": correct}
+    design = networks.design(stages, schedule, run={"epochs": 3}, staleness={"lag": 1})
     links = Links(latency_us=3000.0, jitter=0.9)
     result = simulate(design, seed=0, costs=Costs(jitter=0.5), links=links, maths=False)
     assert isinstance(result.end, Finish)

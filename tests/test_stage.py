@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_fit_every import Fixed
 
-from asyncdni import experiment
+from asyncdni import experiment, models
 from asyncdni.backends.numpy import NumpyStage
 from asyncdni.build import make_design, make_stage
 from asyncdni.datasets.base import Meta
@@ -29,8 +30,12 @@ TABLES: dict[str, Any] = {
 META = Meta((4,), "classes", 2, 64, 8)
 
 
-def low(**optimizer: Any) -> NumpyStage:
-    tables = {**TABLES, "optimizer": {**TABLES["optimizer"], **optimizer}}
+def low(schedule: dict[str, Any] | None = None, **optimizer: Any) -> NumpyStage:
+    tables = {
+        **TABLES,
+        "schedule": schedule or TABLES["schedule"],
+        "optimizer": {**TABLES["optimizer"], **optimizer},
+    }
     design = make_design(experiment.parse(tables), META)
     return make_stage(design, design.plan.groups[0])
 
@@ -87,6 +92,51 @@ def test_corrections_that_no_batch_takes_along_are_each_a_mean_over_their_batch(
         correct(stage, batch, samples)
     stage.update()
     assert np.allclose(bias(stage) - before, -3.0)
+
+
+def test_a_mix_learns_its_share_of_a_true_gradient_late_as_a_mean_over_its_batch() -> None:
+    """The generator predicts zero, so all that moves is a quarter of a gradient of ones."""
+    stage = low({"name": "synthetic", "generator": {"kind": "zero"}, "mix": 0.25})
+    start(stage, 0, 8)
+    before = bias(stage)
+    learn(stage, 0)
+    assert np.array_equal(bias(stage), before)
+    ones = {"top": np.ones((8, WIDTH))}
+    stage.backward(0, ones, source=Source.SHARE, learn=True, send=False)
+    start(stage, 1, 2)
+    learn(stage, 1)
+    assert np.allclose(bias(stage) - before, -0.25)
+
+
+def test_a_mix_leaves_the_rest_to_the_synthetic_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "make_generator", lambda kind, **options: Fixed())
+    moved = []
+    for mix in (0.0, 0.25):
+        stage = low({"name": "synthetic", "mix": mix})
+        before = bias(stage)
+        start(stage, 0, 8)
+        learn(stage, 0)
+        moved.append(bias(stage) - before)
+    assert np.allclose(moved[1], 0.75 * moved[0]) and np.abs(moved[0]).max() > 0.1
+
+
+def test_what_is_sent_up_of_a_mix_is_the_whole_true_gradient() -> None:
+    """Only what this stage learns is shared out."""
+    design = make_design(
+        experiment.parse(
+            {
+                **TABLES,
+                "stages": [{"name": "first", "layers": [{"dense": 4}]}, *TABLES["stages"]],
+                "schedule": {"name": "synthetic", "mix": 0.25},
+            }
+        ),
+        META,
+    )
+    stage = make_stage(design, design.plan.groups[1])
+    stage.forward(0, {"first": inputs(8)["data"]}, np.zeros(8, np.int64))
+    ones = np.ones((8, WIDTH))
+    sent = stage.backward(0, {"top": ones}, source=Source.TRUE, learn=False, send=True)
+    assert np.allclose(sent["first"]["low"], ones @ stage.state()["low"]["0.weight"])
 
 
 def test_a_slot_is_not_used_again_before_its_arrays_have_left() -> None:

@@ -27,10 +27,11 @@ from asyncdni.messages import (
     Interrupt,
     Leave,
     Message,
+    Resume,
     Skipped,
     Start,
 )
-from asyncdni.schedules import Locked, Op, OpKind, Synthetic
+from asyncdni.schedules import NEVER, Locked, Op, OpKind, Synthetic
 
 # --- training ------------------------------------------------------------------------------------
 
@@ -65,6 +66,24 @@ def test_a_finished_forward_sends_the_activation_to_every_consumer() -> None:
     assert [to for to, _ in sent] == ["c", "d"]
     expected = Activation("f", 7, 0, 4, {"h": "out"})
     assert all(message == expected for _, message in sent)
+
+
+def test_an_activation_is_not_the_last_because_its_forward_is_the_batch_s_last_op() -> None:
+    """`last` of a message is about the test set."""
+    hand = Hand(MIDDLE, Synthetic(draws=lambda batch: False, asked=NEVER))
+    hand(Start())
+    hand(activation(0))
+    actions = hand.finish({"h": "h"})
+    assert [a.batch for a in actions if isinstance(a, Release)] == [0]
+    assert [getattr(message, "last", None) for _, message in sends(actions)] == [False]
+
+
+def test_what_follows_the_barrier_may_come_before_the_word_that_lifts_it() -> None:
+    """Control and data ride on separate sockets."""
+    hand = drained(MIDDLE)
+    assert hand(activation(0)) == []
+    actions = hand(Resume(0))
+    assert [str(a.op) for a in actions if isinstance(a, Compute)] == ["F0"]
 
 
 def test_a_finished_backward_sends_each_producer_its_gradient() -> None:

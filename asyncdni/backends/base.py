@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from asyncdni.schedules.base import Source
 
-__all__ = ["Array", "Forwarded", "Score", "Stage"]
+__all__ = ["Agreement", "Array", "Forwarded", "Score", "Stage"]
 
 Array = NDArray[np.generic]
 
@@ -51,6 +51,15 @@ class Forwarded:
 
     activation: Array | None
     scores: list[Score] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Agreement:
+    """How a prediction and the true gradient compare, for one batch."""
+
+    cosine: float  # of both as one vector each; 0 where one is zero
+    relative_error: float  # |prediction - gradient| / |gradient|
+    loss: float  # squared distance, mean over samples: what a regression minimises
 
 
 class Stage(Protocol):
@@ -84,12 +93,15 @@ class Stage(Protocol):
     def update(self) -> None:
         """One optimizer step on the accumulated gradients divided by the samples in them."""
 
-    def fit(self, batch: int, gradients: Mapping[str, Array]) -> float | None:
+    def fit(self, batch: int, gradients: Mapping[str, Array]) -> Agreement | None:
         """Train the generator on the gradient that came back.
 
-        Returns the cosine between the prediction that was applied and that gradient, or None
-        where it was not measured this time.
+        Returns how the batch's prediction compares with it, or None where that was not measured
+        this time.
         """
+
+    def fit_input(self, inputs: Mapping[str, Array], context: Array | None) -> None:
+        """Train the input model: from "data" to the activations of the producers."""
 
     def evaluate(self, inputs: Mapping[str, Array], context: Array | None) -> Forwarded:
         """Forward with running statistics; nothing is kept."""

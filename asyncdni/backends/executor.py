@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from asyncdni.backends.base import Array, Forwarded, Stage
+from asyncdni.backends.base import Agreement, Array, Forwarded, Stage
 from asyncdni.core.events import Compute, Computed
 from asyncdni.messages import DATA
 from asyncdni.schedules.base import Op, OpKind
@@ -27,7 +27,8 @@ class Source(Protocol):
 class Executor:
     """Carries out the ops of one worker, with its stage and, where it hosts the data, its source.
 
-    `loss_sum` and `loss_samples` add up the losses of training batches until somebody takes them.
+    `loss_sum` and `loss_samples` add up the losses of training batches, replays left out, until
+    somebody takes them.
     """
 
     def __init__(
@@ -35,11 +36,11 @@ class Executor:
         stage: Stage,
         exits: Mapping[str, str],
         source: Source | None = None,
-        note_cosine: Callable[[float | None], None] | None = None,
+        note: Callable[[Agreement | None], None] | None = None,
     ) -> None:
         """`exits` maps each producing worker to the declared stage whose activation it sends.
 
-        `note_cosine` gets what each Fit measured: see `backends.base.Stage.fit`.
+        `note` gets what each Fit measured: see `backends.base.Stage.fit`.
         """
         self.stage = stage
         self.loss_sum = 0.0
@@ -47,7 +48,7 @@ class Executor:
         self._stage_of = {**exits, DATA: DATA}
         self._worker_of = {stage: name for name, stage in exits.items()}
         self._source = source
-        self._note_cosine = note_cosine
+        self._note = note
         self._do: dict[OpKind, Callable[[Compute], Computed]] = {
             OpKind.READ: self._read,
             OpKind.FORWARD: self._forward,
@@ -56,6 +57,7 @@ class Executor:
             OpKind.LEARN: self._learn,
             OpKind.UPDATE: self._update,
             OpKind.FIT: self._fit,
+            OpKind.FIT_INPUT: self._fit_input,
             OpKind.EVALUATE: self._evaluate,
         }
 
@@ -86,7 +88,7 @@ class Executor:
         inputs, context = self._inputs(compute)
         result = self.stage.forward(compute.op.batch, inputs, context)
         samples = len(next(iter(inputs.values())))
-        if result.scores:
+        if result.scores and not compute.op.replay:
             self.loss_sum += sum(score.loss for score in result.scores)
             self.loss_samples += samples
         return Computed(compute.op, samples, _tensors(result, context))
@@ -117,9 +119,14 @@ class Executor:
         return Computed(compute.op)
 
     def _fit(self, compute: Compute) -> Computed:
-        cosine = self.stage.fit(compute.op.batch, compute.inputs)
-        if self._note_cosine is not None:
-            self._note_cosine(cosine)
+        agreement = self.stage.fit(compute.op.batch, compute.inputs)
+        if self._note is not None:
+            self._note(agreement)
+        cosine = agreement.cosine if agreement is not None else None
+        return Computed(compute.op, cosine=cosine)
+
+    def _fit_input(self, compute: Compute) -> Computed:
+        self.stage.fit_input(*self._inputs(compute))
         return Computed(compute.op)
 
     def _inputs(self, compute: Compute) -> tuple[dict[str, Array], Array | None]:

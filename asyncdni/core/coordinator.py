@@ -44,6 +44,7 @@ from asyncdni.messages import (
     Evaluate,
     Evaluated,
     Failed,
+    Guarded,
     Hello,
     Interrupt,
     Leave,
@@ -96,7 +97,7 @@ class Coordinator:
         self._by_peer: dict[bytes, str] = {}
         self._liveness = Liveness(roster.silence_s)
         self._at = _Barrier()
-        self._samples = 0  # forwarded by the host of the data, as of the last reports
+        self._samples: dict[str, int] = {}  # forwarded, by worker, as of the last reports
         self._segment_start = 0.0
         self._best: Scores | None = None
         self._stopping_since: float | None = None
@@ -163,6 +164,8 @@ class Coordinator:
                 self._ready(name, parameters, now)
             case Report():
                 self._report(name, message, now)
+            case Guarded(waiting=waiting, cosine=cosine):
+                self._record("guard", now, stage=name, waiting=waiting, cosine=cosine)
             case Drained(barrier=self.barrier) if self.phase is Phase.TRAINING:
                 self._drained(name, message.batches, now)
             case Evaluated(barrier=self.barrier) if self._may_score(name, message):
@@ -222,7 +225,7 @@ class Coordinator:
     def _report(self, name: str, report: Report, now: float) -> None:
         samples = report.counters.get("samples")
         if isinstance(samples, int):
-            self._samples = max(self._samples, samples)
+            self._samples[name] = samples
         loss = {"loss_sum": report.loss_sum, "loss_samples": report.loss_samples}
         self._record("report", now, stage=name, values={**loss, **report.counters})
 
@@ -260,7 +263,7 @@ class Coordinator:
         self._record(
             "evaluation",
             now,
-            samples=self._samples,
+            samples=self._samples_learned(),
             train_s=self.train_s,
             accuracy=scores.accuracy,
             loss=scores.loss,
@@ -312,7 +315,7 @@ class Coordinator:
             self._actions.append(Finish())
             return
         saved = f"; weights are in {self.roster.folder}" if self.roster.folder else ""
-        text = f"interrupted after {self._samples:,} samples{saved}"
+        text = f"interrupted after {self._samples_learned():,} samples{saved}"
         self._actions.append(Fail("Interrupted", text))
 
     # --- what goes wrong -------------------------------------------------------------------------
@@ -367,6 +370,16 @@ class Coordinator:
         self.phase = Phase.ENDED
         self._to_all(Abort(fail.text))
         self._actions.append(fail)
+
+    def _samples_learned(self) -> int:
+        """Samples that have reached every loss; a worker may have skipped batches on their way."""
+        losses = set(self.roster.losses)
+        counts = [
+            self._samples.get(name, 0)
+            for name, stages in self.roster.members.items()
+            if losses.intersection(stages)
+        ]
+        return min(counts, default=0)
 
     # --- small things ----------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ class Computed(Event):
     samples: int = 0
     outputs: Any = None
     scores: tuple[Any, ...] = ()  # Evaluate: `backends.base.Score` of each loss here
+    cosine: float | None = None  # Fit: of the prediction and the true gradient, where measured
 
 
 @dataclass(slots=True)

@@ -5,66 +5,92 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from asyncdni.core.tally import Tally
 from asyncdni.schedules.base import Flight, Op, OpKind, Source
 
-__all__ = ["Flights"]
+__all__ = ["AHEAD_MAX", "Flights"]
+
+
+#: How far a consumer that predicts its own inputs may be ahead of the stage that sends them.
+AHEAD_MAX = 4096
 
 
 class Flights:
     """What has been done with each batch, whose gradient is here, and how stale it was.
 
-    Staleness is counted in updates of this stage: between a batch's forward and the moment at
-    which its true gradient is learned from, or fitted to.
+    Staleness is counted in updates of this stage, lag in batches, age in time: each between a
+    batch's forward and the moment at which its true gradient is learned from, or fitted to.
     """
 
     def __init__(self, consumers: tuple[str, ...]) -> None:
         self._consumers = consumers
         self._gradients: dict[int, dict[str, Any]] = {}  # by batch, then consumer
-        self._skipped: set[int] = set()  # some consumer's gradient will not come
+        self._skipped: dict[int, set[str]] = {}  # by batch, consumers whose gradient will not come
+        self._forwarded_at: dict[int, float] = {}
         self.by_batch: dict[int, Flight] = {}
         self.newest: Flight | None = None
         self.arrived: deque[int] = deque()
+        self.last = -1  # the batch forwarded last, or known not to come
+        self.last_forwarded = -1
         self.version = 0  # updates so far
         self.unapplied = 0
-        self.staleness_sum = 0
-        self.staleness_max = 0
-        self.staleness_count = 0
+        self.staleness = Tally()
+        self.lag = Tally()
+        self.age_ms = Tally()
 
     def __len__(self) -> int:
         return len(self.by_batch)
 
-    def forwarded(self, batch: int, samples: int) -> None:
+    def forwarded(self, batch: int, samples: int, now: float) -> None:
         """A forward is done. Without consumers the true gradient is here at once: the loss."""
         flight = Flight(batch, samples, self.version, arrived=not self._consumers)
         self.by_batch[batch] = self.newest = flight
+        self._forwarded_at[batch] = now
+        if batch > self.last:  # and not a replay
+            self.last = self.last_forwarded = batch
+            if batch in self._gradients:
+                self._note_arrival(flight)
+
+    def missed(self, batch: int) -> None:
+        """A batch does not come to this stage; gradients that are here already are for nothing."""
+        self.last = batch
+        self._gradients.pop(batch, None)
+        self._skipped.pop(batch, None)
 
     def gradient(self, batch: int, consumer: str, tensors: Any) -> bool:
-        """One consumer's gradient is here; False where nobody waits for it any more."""
+        """One consumer's gradient is here, for a batch in flight or still to come; False where
+        nobody waits for it any more."""
         flight = self.by_batch.get(batch)
-        if flight is None:
+        if flight is None and batch <= self.last:
             return False
-        parts = self._gradients.setdefault(batch, {})
-        parts[consumer] = tensors
-        if len(parts) == len(self._consumers) and not flight.arrived:
-            flight.arrived = True
-            self.arrived.append(batch)
+        self._gradients.setdefault(batch, {})[consumer] = tensors
+        if flight is not None:
+            self._note_arrival(flight)
         return True
 
     def gave(self, batch: int, consumer: str) -> bool:
-        """This consumer's gradient is here, of a batch still in flight."""
+        """This consumer's gradient is here, of a batch still in flight or to come."""
         return consumer in self._gradients.get(batch, ())
 
     def skip(self, batch: int, consumer: str) -> None:
         """No gradient will come from this consumer, beside the one that may be here already."""
-        if not self.gave(batch, consumer):
-            self._skipped.add(batch)
+        waited_for = batch in self.by_batch or batch > self.last
+        if waited_for and not self.gave(batch, consumer):
+            self._skipped.setdefault(batch, set()).add(consumer)
 
+    @property
     def hopeless(self) -> list[int]:
-        """Batches to be dropped: skipped, and their own update is done."""
+        """Batches in flight whose true gradient will not come whole."""
         if not self._skipped:
             return []
-        self._skipped.intersection_update(self.by_batch)
-        return [batch for batch in sorted(self._skipped) if "U" in self.by_batch[batch].done]
+        return [batch for batch in sorted(self._skipped) if batch in self.by_batch]
+
+    def oldest_owed(self, consumer: str) -> int | None:
+        """The oldest batch in flight whose gradient this consumer still has to send."""
+        for batch, flight in self.by_batch.items():
+            if not flight.arrived and not self.gave(batch, consumer):
+                return batch
+        return None
 
     def gradients(self, batch: int) -> dict[str, Any]:
         """{consuming declared stage: gradient}, worker by worker in declared order."""
@@ -75,7 +101,7 @@ class Flights:
             for stage, tensor in parts.get(consumer, {}).items()
         }
 
-    def done(self, op: Op) -> None:
+    def done(self, op: Op, now: float) -> None:
         """An op on a batch in flight is done (or an Update on behalf of none)."""
         flight, kind = self.by_batch.get(op.batch), op.kind
         if flight is not None:
@@ -86,15 +112,16 @@ class Flights:
         elif kind is OpKind.LEARN or (kind is OpKind.BACKWARD and op.learn):
             self.unapplied += 1
         if flight is not None and _uses_true_gradient(op):
-            staleness = self.version - flight.version
-            self.staleness_sum += staleness
-            self.staleness_count += 1
-            self.staleness_max = max(self.staleness_max, staleness)
+            self.staleness.add(self.version - flight.version)
+            self.lag.add(max(0, self.last_forwarded - op.batch))
+            self.age_ms.add((now - self._forwarded_at[op.batch]) * 1e3)
 
     def release(self, batch: int) -> None:
         """Forget a batch."""
-        del self.by_batch[batch]
+        del self.by_batch[batch], self._forwarded_at[batch]
         self._gradients.pop(batch, None)
+        if self._skipped:
+            self._skipped.pop(batch, None)
         if batch in self.arrived:
             self.arrived.remove(batch)
         if self.newest is not None and self.newest.batch == batch:
@@ -102,20 +129,27 @@ class Flights:
 
     def counters(self) -> dict[str, float | int | None]:
         """For reports."""
-        count = self.staleness_count
         return {
             "updates": self.version,
             "in_flight": len(self),
-            "staleness_mean": self.staleness_sum / count if count else None,
-            "staleness_max": self.staleness_max if count else None,
+            **self.staleness.counters("staleness"),
+            **self.lag.counters("lag"),
+            **self.age_ms.counters("age_ms"),
         }
 
     def check(self) -> None:
         assert set(self.arrived) <= set(self.by_batch)
-        assert set(self._gradients) <= set(self.by_batch)
+        for early in (*self._gradients, *self._skipped):
+            assert early in self.by_batch or self.last < early <= self.last + AHEAD_MAX, early
         for flight in self.by_batch.values():
             assert flight.version <= self.version
             assert flight.done.count("T") <= 1 and flight.done.count("b") <= 1, flight
+
+    def _note_arrival(self, flight: Flight) -> None:
+        parts = self._gradients[flight.batch]
+        if len(parts) == len(self._consumers) and not flight.arrived:
+            flight.arrived = True
+            self.arrived.append(flight.batch)
 
 
 def _uses_true_gradient(op: Op) -> bool:

@@ -13,15 +13,17 @@ __all__ = ["Arrival", "Inbox"]
 class Arrival:
     """The inputs of one batch, as far as they are here."""
 
-    samples: int
+    samples: int = 0  # 0: not known, all so far has been skipped
     last: bool = False  # of the test set
     tensors: dict[str, Any] = field(default_factory=dict)  # by producing node
+    skipped: int = 0  # producers whose activation will not come
 
 
 class Inbox:
     """Joins the activations of several producers by batch id.
 
-    Each producer sends ids in order and leaves none out, so batches complete in order too.
+    Each producer sends ids in order and leaves none out: it says which ones it skips. So batches
+    complete in order too, and one that a producer has skipped is void once all have spoken.
     """
 
     def __init__(self, producers: tuple[str, ...]) -> None:
@@ -36,15 +38,24 @@ class Inbox:
 
     def add(self, batch: int, node: str, samples: int, tensors: Any, last: bool = False) -> bool:
         """One input of a batch is here; False if another was due, or it is unlike its siblings."""
-        arrival = self._partial.setdefault(batch, Arrival(samples, last))
-        if batch != self._due[node] or (samples, last) != (arrival.samples, arrival.last):
+        arrival = self._partial.setdefault(batch, Arrival())
+        if batch != self._due[node]:
             return False
-        self._due[node] = 0 if last else batch + 1
+        if arrival.samples == 0:
+            arrival.samples, arrival.last = samples, last
+        elif (samples, last) != (arrival.samples, arrival.last):
+            return False
         arrival.tensors[node] = tensors
-        if len(arrival.tensors) == len(self._producers):
-            del self._partial[batch]
-            self._complete[batch] = arrival
-            self.ready.append(batch)
+        self._heard(batch, node, arrival)
+        return True
+
+    def skip(self, batch: int, node: str) -> bool:
+        """One input of a training batch will not come; False if another was due."""
+        if batch != self._due[node]:
+            return False
+        arrival = self._partial.setdefault(batch, Arrival())
+        arrival.skipped += 1
+        self._heard(batch, node, arrival)
         return True
 
     def take(self, batch: int) -> Arrival:
@@ -54,6 +65,21 @@ class Inbox:
         arrival.tensors = {node: arrival.tensors[node] for node in self._producers}
         return arrival
 
+    def take_void(self) -> tuple[int, tuple[str, ...]] | None:
+        """The oldest complete batch, if it is void, and the nodes whose activations came for it."""
+        if not self.ready or not self._complete[self.ready[0]].skipped:
+            return None
+        batch = self.ready.popleft()
+        return batch, tuple(self._complete.pop(batch).tensors)
+
     def check(self) -> None:
         assert list(self.ready) == sorted(self.ready), self.ready
         assert set(self.ready) == set(self._complete)
+
+    def _heard(self, batch: int, node: str, arrival: Arrival) -> None:
+        """Of one producer about one batch; `last` ends the test set, whose ids start anew."""
+        self._due[node] = 0 if arrival.last else batch + 1
+        if len(arrival.tensors) + arrival.skipped == len(self._producers):
+            del self._partial[batch]
+            self._complete[batch] = arrival
+            self.ready.append(batch)

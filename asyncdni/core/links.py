@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from asyncdni.core.credit import Incoming, Outgoing, initial_window
 from asyncdni.core.position import Position
@@ -15,7 +15,9 @@ class Links:
     """Credit by link, from a producing node (a worker's stage, or the data) to a worker."""
 
     def __init__(self, position: Position, window: int | str, window_max: int) -> None:
-        self._consumers = {position.name: position.consumers, DATA: position.feeds}
+        everyone = (*position.feeds, *position.train_feeds)
+        self._consumers = {position.name: position.consumers, DATA: everyone}
+        self._testers = {position.name: position.consumers, DATA: position.feeds}
         self.incoming = {node: Incoming(window, window_max) for node in position.inputs}
         self.outgoing = {
             (node, to): Outgoing(initial_window(window, window_max))
@@ -23,13 +25,18 @@ class Links:
             for to in consumers
         }
 
-    def consumers(self, node: str) -> tuple[str, ...]:
+    def consumers(self, node: str, *, evaluate: bool = False) -> tuple[str, ...]:
         """The workers that take what this node of ours produces."""
-        return self._consumers[node]
+        return (self._testers if evaluate else self._consumers)[node]
 
-    def may_send(self, node: str) -> bool:
+    def may_send(self, node: str, *, evaluate: bool = False) -> bool:
         """Every consumer of the node grants credit."""
-        return all([self.outgoing[node, to].may_send() for to in self._consumers[node]])
+        consumers = self.consumers(node, evaluate=evaluate)
+        return all([self.outgoing[node, to].may_send() for to in consumers])
+
+    def has_credit(self, node: str, to: str) -> bool:
+        """This consumer of the node grants credit."""
+        return self.outgoing[node, to].may_send()
 
     def idle(self) -> None:
         """There is nothing to do: links without credit are waited for."""
@@ -43,9 +50,10 @@ class Links:
         waited, link.waited = link.waited, False
         return waited
 
-    def take(self, now: float) -> Iterator[tuple[str, Incoming]]:
-        """A forward starts; the links whose producer is due a grant."""
-        for node, link in self.incoming.items():
+    def take(self, now: float, nodes: Iterable[str]) -> Iterator[tuple[str, Incoming]]:
+        """An op starts on what these nodes have sent; the links whose producer is due a grant."""
+        for node in nodes:
+            link = self.incoming[node]
             if link.take(now):
                 yield node, link
 

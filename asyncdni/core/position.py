@@ -21,6 +21,10 @@ class Position:
     has_loss: bool = False
     host: str = ""  # the worker that hosts the data
     feeds: tuple[str, ...] = ()  # host only: other workers that read data
+    train_feeds: tuple[str, ...] = ()  # host only: those that predict their inputs from it
+    synthetic_inputs: bool = False  # trains on predictions of its inputs, made from the data
+    consumers_ahead: bool = False  # they do, and may be ahead of this stage
+    reads_data: bool = False  # DATA is an input of its own, not of its input model alone
     barriers: tuple[int, ...] = ()  # host only: batches after which a barrier is set, rising
     test_batches: int = 0  # host only
 
@@ -28,6 +32,16 @@ class Position:
     def producers(self) -> tuple[str, ...]:
         """The inputs that want a gradient."""
         return tuple(node for node in self.inputs if node != DATA)
+
+    @property
+    def train_inputs(self) -> tuple[str, ...]:
+        """The nodes that a training batch needs something from."""
+        return (DATA,) if self.synthetic_inputs else self.inputs
+
+    @property
+    def test_inputs(self) -> tuple[str, ...]:
+        """The nodes that a test batch needs something from: never synthetic."""
+        return self.producers if self.synthetic_inputs and not self.reads_data else self.inputs
 
     @property
     def hosts_data(self) -> bool:

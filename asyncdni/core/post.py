@@ -17,6 +17,7 @@ from asyncdni.messages import (
     Drained,
     Evaluated,
     Gradient,
+    Guarded,
     Message,
     Skipped,
 )
@@ -38,20 +39,34 @@ class Post:
     def send(self, to: str, message: Message, cause: object) -> None:
         self.actions.append(Send(to, message, cause=cause))
 
-    def activation(self, node: str, event: Computed, op: Op) -> None:
-        """What a Read, Forward or Evaluate gave, to every consumer of the node."""
-        for to in self._links.consumers(node):
+    def activation(self, node: str, event: Computed, op: Op, *, skips: bool = False) -> list[str]:
+        """What a Read, Forward or Evaluate gave, to every consumer of the node.
+
+        `skips`: one that grants no credit gets word that it will not come. Returns those."""
+        evaluate = op.evaluate or op.kind is OpKind.EVALUATE
+        skipped = []
+        for to in self._links.consumers(node, evaluate=evaluate):
+            if skips and not self._links.has_credit(node, to):
+                skipped.append(to)
+                self.send(to, Skipped(node, self.incarnation, op.batch), event)
+                continue
             message = Activation(
                 sender=node,
                 incarnation=self.incarnation,
                 batch=op.batch,
                 samples=event.samples,
                 tensors=event.outputs,
-                evaluate=op.evaluate or op.kind is OpKind.EVALUATE,
-                last=op.last,
+                evaluate=evaluate,
+                last=evaluate and op.last,  # a forward's `last` is about its own state
                 waited=self._links.sent(node, to),
             )
             self.send(to, message, event)
+        return skipped
+
+    def missed(self, batch: int, cause: object) -> None:
+        """A batch has not come here, so it goes to no consumer."""
+        for to in self._links.consumers(self._name):
+            self.send(to, Skipped(self._name, self.incarnation, batch), cause)
 
     def gradients(self, event: Computed, op: Op) -> None:
         """What a Backward gave, to each producer its part."""
@@ -63,9 +78,9 @@ class Post:
         for producer in self._position.producers:
             self.send(producer, Skipped(self._name, self.incarnation, batch), cause)
 
-    def credit(self, now: float, cause: object) -> None:
-        """A forward starts: grants to the producers that are due one."""
-        for node, link in self._links.take(now):
+    def credit(self, now: float, nodes: Iterable[str], cause: object) -> None:
+        """What these nodes sent is being used: grants to the producers that are due one."""
+        for node, link in self._links.take(now, nodes):
             home = self._position.home(node)
             if home != self._name:
                 message = Credit(self._name, self.incarnation, node, link.taken, link.allowed)
@@ -76,6 +91,9 @@ class Post:
         for to in self._links.consumers(node):
             message = Barrier(node, self.incarnation, barriers.current, barriers.final)
             self.send(to, message, cause)
+
+    def guarded(self, waiting: bool, cosine: float, cause: object) -> None:
+        self.send(COORDINATOR, Guarded(waiting, cosine), cause)
 
     def drained(self, barrier: int, batches: int, cause: object) -> None:
         self.send(COORDINATOR, Drained(barrier, batches), cause)

@@ -13,17 +13,19 @@ Rules:
 2. A finished Forward sends the activation to every consumer, a finished Backward each producer its
    gradient, a started Forward may grant the producers credit.
 3. The host of the data reads one batch ahead, and sets the barriers of the plan.
-4. Whatever a peer sends that does not fit is its fault: `RemoteProtocolError`, with the story of
+4. A batch that a producer has skipped is void: consumers and producers are told, and it counts as
+   having passed.
+5. No forward takes a link beyond its bound on lag.
+6. Whatever a peer sends that does not fit is its fault: `RemoteProtocolError`, with the story of
    the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from asyncdni.core.barriers import Barriers
 from asyncdni.core.events import (
     Action,
     Compute,
@@ -36,13 +38,14 @@ from asyncdni.core.events import (
     Stored,
     Woke,
 )
-from asyncdni.core.flights import Flights
-from asyncdni.core.host import Host
-from asyncdni.core.inbox import Inbox
-from asyncdni.core.links import Links
+from asyncdni.core.guard import Guard
+from asyncdni.core.lag import Lag
+from asyncdni.core.mail import Mail
 from asyncdni.core.position import Position
 from asyncdni.core.post import Post
+from asyncdni.core.replay import Replay
 from asyncdni.core.story import Story
+from asyncdni.core.view import WorkerView
 from asyncdni.errors import RemoteProtocolError
 from asyncdni.messages import (
     COORDINATOR,
@@ -62,9 +65,12 @@ from asyncdni.messages import (
     Start,
 )
 from asyncdni.messages import Save as SaveOrder
-from asyncdni.schedules.base import Flight, Op, OpKind, Schedule
+from asyncdni.schedules.base import Op, OpKind, Schedule
 
 __all__ = ["Phase", "Worker"]
+
+#: Ops that work on what has come from producers.
+_TAKING = (OpKind.FORWARD, OpKind.EVALUATE, OpKind.FIT_INPUT)
 
 
 class Phase(Enum):
@@ -74,7 +80,7 @@ class Phase(Enum):
     LEFT = "left"
 
 
-class Worker:
+class Worker(WorkerView):
     """One stage's part in a run. It is also the `View` that its schedule sees."""
 
     def __init__(
@@ -84,29 +90,28 @@ class Worker:
         *,
         window: int | str = "auto",
         window_max: int = 256,
+        lag: Lag | None = None,
+        skips: bool = False,
+        replay: Replay | None = None,
+        guard: Guard | None = None,
     ) -> None:
-        self.position = position
+        """`skips`: towards a consumer without credit it learns on instead of waiting."""
+        super().__init__(
+            position,
+            window=window,
+            window_max=window_max,
+            lag=lag,
+            skips=skips,
+            replay=replay,
+            guard=guard,
+        )
         self.schedule = schedule
         self.phase = Phase.IDLE
-        self.incarnations: dict[str, int] = {}  # of the neighbours
-        self.has_loss = position.has_loss
-        self.has_consumers = bool(position.consumers)
-        self.has_producers = bool(position.producers)
-        self.has_readers = bool(position.feeds)
-        self.batches = 0  # training batches forwarded
-        self.samples = 0
-        self.dropped = 0  # batches whose gradient was given up
-        self.late = 0  # gradients that came for a batch given up
-        self._flights = Flights(position.consumers)
-        self._links = Links(position, window, window_max)
         self._post = Post(position, self._links)
-        self._barriers = Barriers(position.inputs)
-        self._host = Host(position) if position.hosts_data else None
-        self._train = Inbox(position.inputs)
-        self._test = Inbox(position.inputs)
+        self._story = Story()
+        self._mail = Mail(position, self._flights, self._links, self._inputs, self._misfit)
         self._busy: Op | None = None
         self._scores: dict[str, Any] = {}
-        self._story = Story()
 
     # --- the contract of a machine ---------------------------------------------------------------
 
@@ -138,12 +143,9 @@ class Worker:
 
     def check(self) -> None:
         """Assert every invariant."""
-        for part in (self._flights, self._train, self._test, self._links):
-            part.check()
-        if self.phase is Phase.DRAINED:
+        super().check()
+        if self.phase is Phase.DRAINED:  # inputs of what comes after the barrier may be here
             assert not self.flights and not self.unapplied
-        if self._host is not None:
-            assert self.batches <= self._host.read
 
     def story(self, batch: int) -> str:
         """All that happened to a batch here, one line an event, oldest first."""
@@ -152,73 +154,29 @@ class Worker:
     def joined(self, incarnation: int, neighbours: Mapping[str, int]) -> None:
         """The coordinator has let this worker in, and said which processes its neighbours are."""
         self._post.incarnation = incarnation
-        self.incarnations = dict(neighbours)
-
-    # --- the schedule's view ---------------------------------------------------------------------
-
-    @property
-    def ready(self) -> Sequence[int]:
-        return self._train.ready if self._links.may_send(self.position.name) else ()
-
-    @property
-    def flights(self) -> Mapping[int, Flight]:
-        return self._flights.by_batch
-
-    @property
-    def newest(self) -> Flight | None:
-        return self._flights.newest
-
-    @property
-    def arrived(self) -> Sequence[int]:
-        return self._flights.arrived
-
-    @property
-    def unapplied(self) -> int:
-        return self._flights.unapplied
-
-    @property
-    def closed(self) -> bool:
-        return self._barriers.closed
-
-    def counters(self) -> dict[str, float | int | None]:
-        """For reports: what has been done, and how long the queues are right now."""
-        return {
-            "batches": self.batches,
-            "samples": self.samples,
-            "queue": len(self._train),
-            "dropped": self.dropped,
-            "window": self._links.window(),
-            **self._flights.counters(),
-        }
+        self._mail.incarnations = dict(neighbours)
 
     # --- what arrives ----------------------------------------------------------------------------
 
     def _received(self, message: Message, now: float, cause: object) -> None:
-        sender = getattr(message, "sender", None)
-        if sender is None:
+        if getattr(message, "sender", None) is None:
             self._ordered(message, cause)
-            return
-        home = self.position.home(sender)
-        self._expect(home != self.position.name, message)
-        known = self.incarnations.get(home)
-        if known is not None and known != getattr(message, "incarnation", known):
-            return  # what an older process of that stage has left on the wire
+        elif self._mail.is_current(message):
+            self._mail_came(message, now)
+
+    def _mail_came(self, message: Message, now: float) -> None:
         match message:
             case Activation():
-                self._activation(message, now)
-            case Gradient(batch=batch, tensors=tensors):
-                self._expect(self._may_answer(sender, batch), message)
-                self._expect(not self._flights.gave(batch, sender), message)
-                self.late += not self._flights.gradient(batch, sender, tensors)
-            case Skipped(batch=batch):
-                self._expect(self._may_answer(sender, batch), message)
-                self._flights.skip(batch, sender)
-            case Credit(node=node, taken=taken, allowed=allowed):
-                link = self._links.outgoing.get((node, sender))
-                if link is None or taken > link.sent:
-                    raise self._misfit(message)
-                link.granted(taken, allowed)
-            case Barrier(barrier=barrier, final=final):
+                in_test = self.phase is Phase.DRAINED
+                self._expect(in_test if message.evaluate else not message.last, message)
+                self._mail.activation(message, now)
+            case Gradient():
+                self.late += not self._mail.gradient(message)
+            case Skipped():
+                self._mail.skipped(message)
+            case Credit():
+                self._mail.credit(message)
+            case Barrier(sender=sender, barrier=barrier, final=final):
                 self._expect(self._barriers.fits(sender, barrier), message)
                 self._barriers.arrived(sender, barrier, final)
             case _:
@@ -239,6 +197,7 @@ class Worker:
                 self.phase = Phase.TRAINING
                 self._barriers.lift()
                 self._links.pause()
+                self._inputs.replay.clear()
             case SaveOrder(tag=tag):
                 self._expect(self.phase is Phase.DRAINED, message)
                 self._post.actions.append(Save(tag, cause=cause))
@@ -252,25 +211,9 @@ class Worker:
             case _:
                 raise self._misfit(message)
 
-    def _activation(self, message: Activation, now: float) -> None:
-        link = self._links.incoming.get(message.sender)
-        if link is None or link.received >= link.allowed:
-            raise self._misfit(message)
-        self._expect(self.phase is Phase.DRAINED if message.evaluate else not message.last, message)
-        link.arrived(message.waited, now)
-        inbox = self._test if message.evaluate else self._train
-        fits = inbox.add(
-            message.batch, message.sender, message.samples, message.tensors, message.last
-        )
-        self._expect(fits, message)
-
     def _leave(self, stop: Stop) -> None:
         self.phase = Phase.LEFT
         self._post.actions.append(stop)
-
-    def _may_answer(self, sender: str, batch: int) -> bool:
-        """A consumer, about a batch that was sent to it."""
-        return sender in self.position.consumers and 0 <= batch < self.batches
 
     def _expect_at(self, barrier: int, message: Message) -> None:
         self._expect(self.phase is Phase.DRAINED and barrier == self._barriers.current, message)
@@ -291,28 +234,53 @@ class Worker:
             case OpKind.READ:
                 self._has_read(event, op, now)
             case OpKind.FORWARD:
-                self._flights.forwarded(op.batch, event.samples)
-                self.batches += 1
-                self.samples += event.samples
-                self._post.activation(self.position.name, event, op)
+                self._has_forwarded(event, op, now)
             case OpKind.EVALUATE:
                 self._has_evaluated(event, op)
+            case OpKind.FIT_INPUT:
+                pass
             case OpKind.BACKWARD:
-                self._flights.done(op)
+                self._flights.done(op, now)
                 self._post.gradients(event, op)
             case _:
-                self._flights.done(op)
+                self._flights.done(op, now)
+                if op.kind is OpKind.FIT and self._guard is not None:
+                    self._has_agreed(self._guard, event)
         if op.last and op.batch in self.flights and op.kind is not OpKind.EVALUATE:
             self._release(op.batch, event)
+
+    def _has_forwarded(self, event: Computed, op: Op, now: float) -> None:
+        self._flights.forwarded(op.batch, event.samples, now)
+        if op.replay:
+            return
+        self.batches += 1
+        self.samples += event.samples
+        self._lag.forwarded(op.batch, self._flights)
+        without = self._post.activation(self.position.name, event, op, skips=self._skips)
+        for consumer in without:
+            self._flights.skip(op.batch, consumer)
+        self.skipped += bool(without)
+        if op.skip:
+            self._post.skipped(op.batch, event)
+
+    def _has_agreed(self, guard: Guard, event: Computed) -> None:
+        if guard.note(event.cosine):
+            self._post.guarded(guard.waiting, guard.mean, event)
 
     def _has_read(self, event: Computed, op: Op, now: float) -> None:
         assert self._host is not None
         self._host.has_read(op)
         if DATA in self._links.incoming:
-            inbox = self._test if op.evaluate else self._train
             self._links.incoming[DATA].arrived(False, now)
-            inbox.add(op.batch, DATA, event.samples, event.outputs, op.last)
-        self._post.activation(DATA, event, op)
+            self._inputs.add(
+                op.batch,
+                DATA,
+                event.samples,
+                event.outputs,
+                evaluate=op.evaluate,
+                last=op.last,
+            )
+        self._post.activation(DATA, event, op, skips=self._skips and not op.evaluate)
 
     def _has_evaluated(self, event: Computed, op: Op) -> None:
         self._post.activation(self.position.name, event, op)
@@ -335,11 +303,21 @@ class Worker:
         self._release(batch, cause)
         self._post.skipped(batch, cause)
 
+    def _pass_over(self, now: float, cause: object) -> None:
+        """Batches that can't be used: whoever sends to or gets from this stage is told."""
+        for batch, nodes, in_training in self._inputs.voids():
+            self._post.credit(now, nodes, cause)
+            if in_training:
+                self.missed += 1
+                self._flights.missed(batch)
+                self._post.missed(batch, cause)
+                self._post.skipped(batch, cause)
+
     # --- what comes next -------------------------------------------------------------------------
 
     def _advance(self, cause: object, now: float) -> None:
-        for batch in self._flights.hopeless():
-            self._drop(batch, cause)
+        if self._inputs.any_skipped:
+            self._pass_over(now, cause)
         op: Op | None = None
         if self.phase is Phase.TRAINING:
             op = self._next_op(cause)
@@ -353,37 +331,54 @@ class Worker:
             self._start(op, cause, now)
 
     def _next_op(self, cause: object) -> Op | None:
-        op = self.schedule.next_op(self)
-        while op is not None and op.kind is OpKind.DROP:
-            self._drop(op.batch, cause)
-            op = self.schedule.next_op(self)
+        op = self._scheduled(cause)
         host = self._host
         if op is not None or host is None or self.closed:
             return op
         if host.at_barrier():
             self._barriers.set(final=host.set_barrier())
             self._post.barrier(DATA, self._barriers, cause)
-            return self.schedule.next_op(self)  # it may have waited for the stage to close
-        may_read = not self._train.ready and self.schedule.may_read(self)
-        return host.next_read() if may_read and self._links.may_send(DATA) else None
+            return self._scheduled(cause)  # it may have waited for the stage to close
+        may_read = not self._inputs.train.ready and self.schedule.may_read(self)
+        may_send = self._skips or self._links.may_send(DATA)
+        return host.next_read() if may_read and may_send else None
+
+    def _scheduled(self, cause: object) -> Op | None:
+        """The schedule's choice, once all has been given up that is to be given up first."""
+        while (op := self.schedule.next_op(self)) is not None:
+            if op.kind is OpKind.DROP:
+                self._drop(op.batch, cause)
+                continue
+            if op.kind is not OpKind.FORWARD or op.replay:
+                return op
+            overdue = self._lag.overdue(op.batch, self._flights)
+            if overdue is None:
+                return op
+            self._drop(overdue, cause)
+        return None
 
     def _next_test_op(self) -> Op | None:
-        if self._test.ready:
+        if self._inputs.test.ready:
             if self._links.may_send(self.position.name):
-                return Op(OpKind.EVALUATE, self._test.ready[0])
-        elif self._host is not None and self._host.testing and self._links.may_send(DATA):
+                return Op(OpKind.EVALUATE, self._inputs.test.ready[0])
+        elif self._host is not None and self._host.testing and self._may_send_tests():
             return self._host.next_test_read()
         return None
 
+    def _may_send_tests(self) -> bool:
+        return self._links.may_send(DATA, evaluate=True)
+
     def _start(self, op: Op, cause: object, now: float) -> None:
         inputs: dict[str, Any] = {}
-        if op.kind in (OpKind.FORWARD, OpKind.EVALUATE):
-            arrival = (self._train if op.kind is OpKind.FORWARD else self._test).take(op.batch)
+        if op.kind in _TAKING:
+            if op.kind is OpKind.FORWARD:
+                self._queue.add(self.queued)
+            arrival, nodes = self._inputs.take(op)
             inputs = arrival.tensors
-            op = Op(op.kind, op.batch, last=arrival.last)
             if op.kind is OpKind.EVALUATE:
+                op = Op(op.kind, op.batch, last=arrival.last)
                 self._links.pause()  # the window is for training's rate
-            self._post.credit(now, cause)
+            self._post.credit(now, nodes, cause)
         elif op.kind in (OpKind.BACKWARD, OpKind.FIT):
             inputs = self._flights.gradients(op.batch)
         self._busy = op
@@ -392,9 +387,9 @@ class Worker:
     def _pass_barrier(self, cause: object) -> None:
         """Behind the last activation to every consumer; to the coordinator once all is applied."""
         barriers = self._barriers
-        if not barriers.passed and not len(self._train):
+        if not barriers.passed and not self.queued:
             barriers.passed = True
             self._post.barrier(self.position.name, barriers, cause)
-        if barriers.passed and not self.flights and not self.unapplied:
+        if barriers.passed and self._inputs.empty and not self.flights and not self.unapplied:
             self.phase = Phase.DRAINED
-            self._post.drained(barriers.current, self.batches, cause)
+            self._post.drained(barriers.current, self.batches + self.missed, cause)

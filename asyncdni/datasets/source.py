@@ -22,10 +22,18 @@ class Source:
     """
 
     def __init__(
-        self, dataset: Dataset, *, batch_size: int, seed: int, dtype: np.dtype[Any]
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        seed: int,
+        dtype: np.dtype[Any],
+        test_batch_size: int | None = None,
     ) -> None:
+        """`test_batch_size`: where it is not the same, as with microbatches."""
         self._dataset = dataset
         self._batch_size = batch_size
+        self._test_batch_size = test_batch_size or batch_size
         self._per_epoch = dataset.batches_per_epoch(batch_size)
         self._seed = seed
         self._dtype = dtype
@@ -37,7 +45,7 @@ class Source:
     def read(self, op: Op) -> dict[str, NDArray[Any]]:
         """{"h": inputs (B, …), "y": targets}."""
         if op.evaluate:
-            x, y = self._dataset.test_batch(op.batch, self._batch_size, self._dtype)
+            x, y = self._dataset.test_batch(op.batch, self._test_batch_size, self._dtype)
             return {"h": x, "y": y}
         buffer = self._in_use[op.batch] = self._acquire()
         epoch, index = divmod(op.batch, self._per_epoch)

@@ -19,12 +19,13 @@ from msgspec import inspect
 from asyncdni import config
 from asyncdni.errors import ConfigError
 from asyncdni.experiment import toml
+from asyncdni.experiment.conditions import check_texts
 from asyncdni.experiment.overrides import Setting, apply, parse_setting
-from asyncdni.experiment.schema import EXPERIMENT, OPTIMIZER, checked
+from asyncdni.experiment.schema import EXPERIMENT, OPTIMIZER, SCHEDULE, checked
 from asyncdni.experiment.wording import NAME, shown, stage_place, tag_key, variants
 from asyncdni.messages import COORDINATOR, DATA
 
-__all__ = ["change", "dumps", "load", "parse", "stage_optimizer", "tables"]
+__all__ = ["change", "dumps", "load", "parse", "stage_optimizer", "stage_schedule", "tables"]
 
 #: Names of the graph and of the control protocol that are no stages.
 RESERVED = (DATA, COORDINATOR)
@@ -77,6 +78,7 @@ def parse(tables: Mapping[str, Any]) -> config.Experiment:
         _make_absolute(given, "")
     experiment = msgspec.convert(checked(given, EXPERIMENT, ""), config.Experiment)
     _check_names(experiment.stages)
+    check_texts(experiment)
     for stage in experiment.stages:
         stage_optimizer(experiment, stage)
     return experiment
@@ -90,7 +92,7 @@ def tables(experiment: config.Experiment) -> dict[str, Any]:
 
 def dumps(experiment: config.Experiment) -> str:
     """The whole experiment as TOML, defaults written out; `load` makes the same one of it."""
-    full = tables(experiment)
+    full: dict[str, Any] = _without_empty_tables(tables(experiment))
     full["stages"] = [_without_defaults(stage) for stage in experiment.stages]
     return toml.dumps(full)
 
@@ -110,6 +112,16 @@ def stage_optimizer(experiment: config.Experiment, stage: config.Stage) -> confi
         checked(merged, OPTIMIZER, place), config.Optimizer
     )
     return optimizer
+
+
+def stage_schedule(experiment: config.Experiment, stage: config.Stage) -> config.Schedule:
+    """[schedule] with the stage's own changes, or another that it names. Raises `ConfigError`."""
+    if not stage.schedule:
+        return experiment.schedule
+    merged = _merge(experiment.schedule, stage.schedule, SCHEDULE)
+    place = f"{stage_place(experiment.stages.index(stage), stage.name)}.schedule"
+    schedule: config.Schedule = msgspec.convert(checked(merged, SCHEDULE, place), config.Schedule)
+    return schedule
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -182,14 +194,26 @@ def _merge(base: msgspec.Struct, changes: Any, kind: inspect.Type) -> Any:
             merged[name] = msgspec.to_builtins(own)
     for name, change in changes.items():
         own = getattr(base, name, None)
-        if isinstance(own, msgspec.Struct):
-            change = _merge(own, change, fields[name].type)
+        if isinstance(own, msgspec.Struct) and isinstance(change, Mapping):
+            kind_of_field = fields[name].type
+            if variants(kind_of_field):
+                change = _merge(own, change, kind_of_field)
+            else:
+                change = {**msgspec.to_builtins(own), **change}
         merged[name] = change
     return merged
 
 
 def _names_one(tag: object, choices: Mapping[str, object]) -> bool:
     return isinstance(tag, str) and tag in choices
+
+
+def _without_empty_tables(value: Any) -> Any:
+    """Without tables of names that name nothing, and without what is not given."""
+    if not isinstance(value, dict):
+        return value
+    rest = {key: _without_empty_tables(one) for key, one in value.items()}
+    return {key: one for key, one in rest.items() if one not in (None, {})}
 
 
 def _without_defaults(stage: config.Stage) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import inspect
 
 from asyncdni.errors import ConfigError
-from asyncdni.experiment.schema import OPTIMIZER, SECTIONS, default_tag
+from asyncdni.experiment.schema import OPTIMIZER, SCHEDULE, SECTIONS, default_tag
 from asyncdni.experiment.wording import shown, tag_key, unknown, variants
 
 __all__ = ["Path", "Setting", "apply", "parse_setting"]
@@ -26,7 +26,7 @@ Setting = tuple[tuple[str, ...], Any]
 def parse_setting(text: str) -> Setting:
     """`a.b=1` as (("a", "b"), 1). The value is TOML; what is no TOML value is a bare string."""
     left, equals, right = text.partition("=")
-    keys = tuple(key.strip() for key in left.split("."))
+    keys = tuple(_unquoted(key.strip()) for key in left.split("."))
     if not equals or not all(keys):
         raise ConfigError(f"--set {shown(text)}: expected section.key=value, such as run.epochs=3")
     return keys, _parse_value(right.strip(), text)
@@ -34,12 +34,39 @@ def parse_setting(text: str) -> Setting:
 
 def apply(tables: dict[str, Any], settings: Sequence[Setting]) -> set[Path]:
     """Put `settings` into `tables` (in place), in order; returns the paths that were set."""
+    before = _schedule_name(tables)
     given = {_put(tables, keys, value) for keys, value in settings}
+    if _schedule_name(tables) != before:
+        _drop_rules_of(tables, given)
     for name, field in SECTIONS.items():
         if variants(field.type):
             _drop_left_over(tables.get(name), field.type, default_tag(field), (name,), given)
     _drop_in_stages(tables, given)
     return given
+
+
+def _schedule_name(tables: Mapping[str, Any]) -> object:
+    schedule = tables.get("schedule")
+    named = schedule.get("name") if isinstance(schedule, Mapping) else None
+    return named or default_tag(SECTIONS["schedule"])
+
+
+def _drop_rules_of(tables: dict[str, Any], given: Collection[Path]) -> None:
+    """What a file says beside [schedule] belongs to the schedule that it names: schedules of single
+    stages, and the bound on lag."""
+    if not any(path[0] == "staleness" for path in given):
+        tables.pop("staleness", None)
+    stages = tables.get("stages")
+    for index, stage in enumerate(stages if isinstance(stages, list) else []):
+        if isinstance(stage, dict) and not any(
+            path[:3] == ("stages", index, "schedule") for path in given
+        ):
+            stage.pop("schedule", None)
+
+
+def _unquoted(key: str) -> str:
+    """TOML wants quotes around "a->b"; here they are not needed, but may be given."""
+    return key[1:-1] if len(key) > 2 and key[0] == key[-1] == '"' else key
 
 
 def _parse_value(text: str, setting: str) -> Any:
@@ -115,16 +142,15 @@ def _drop_left_over(
 
 
 def _drop_in_stages(tables: dict[str, Any], given: Collection[Path]) -> None:
-    """The same for each stage's changes to [optimizer], which follow its kind."""
-    optimizer = tables.get("optimizer")
-    named = default_tag(SECTIONS["optimizer"])
-    if isinstance(optimizer, dict):
-        named = optimizer.get("name", named)
-    changed = ("optimizer", "name") in given
-    stages = tables.get("stages")
-    for index, stage in enumerate(stages if isinstance(stages, list) else []):
-        table = stage.get("optimizer") if isinstance(stage, dict) else None
-        follows = changed and isinstance(table, dict) and "name" not in table
-        _drop_left_over(
-            table, OPTIMIZER, named, ("stages", index, "optimizer"), given, changed=follows
-        )
+    """The same for each stage's changes to [optimizer] and [schedule], which follow their kind."""
+    for section, kind in (("optimizer", OPTIMIZER), ("schedule", SCHEDULE)):
+        run_table = tables.get(section)
+        named = default_tag(SECTIONS[section])
+        if isinstance(run_table, dict):
+            named = run_table.get("name", named)
+        changed = (section, "name") in given
+        stages = tables.get("stages")
+        for index, stage in enumerate(stages if isinstance(stages, list) else []):
+            table = stage.get(section) if isinstance(stage, dict) else None
+            follows = changed and isinstance(table, dict) and "name" not in table
+            _drop_left_over(table, kind, named, ("stages", index, section), given, changed=follows)

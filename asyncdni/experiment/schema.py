@@ -20,15 +20,17 @@ from asyncdni.experiment.wording import (
     listed,
     shown,
     stage_place,
+    table_key,
     tag_key,
     unknown,
     variants,
 )
 
-__all__ = ["EXPERIMENT", "OPTIMIZER", "SECTIONS", "checked", "default_tag"]
+__all__ = ["EXPERIMENT", "OPTIMIZER", "SCHEDULE", "SECTIONS", "checked", "default_tag"]
 
 EXPERIMENT = inspect.type_info(config.Experiment)
 OPTIMIZER = inspect.type_info(config.Optimizer)
+SCHEDULE = inspect.type_info(config.Schedule)
 
 _INT_LIMIT = 2**63  # what MessagePack and TOML both hold
 _DEPTH_MAX = 8  # of the options of a layer
@@ -48,8 +50,13 @@ def checked(value: Any, kind: inspect.Type, place: str) -> Any:
             return _table(value, kind, place, place)
         case inspect.ListType() | inspect.VarTupleType():
             return _list(value, kind, place)
-        case inspect.DictType():
+        case inspect.DictType(value_type=inspect.AnyType()):
             return _plain(_table_given(value, place), place)
+        case inspect.DictType(value_type=item):
+            given = _table_given(value, place)
+            return {
+                key: checked(one, item, f"{place}.{table_key(key)}") for key, one in given.items()
+            }
         case inspect.LiteralType(values=values) if isinstance(value, str) and value not in values:
             raise ConfigError(f"{place}: {unknown(_noun(place), value, map(str, values))}")
         case _ if _fits(value, kind):

@@ -6,14 +6,13 @@ written inline. None means "not given" and is left out.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from asyncdni.experiment.wording import quoted, table_key
+
 __all__ = ["dumps"]
 
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
 _WIDTH = 100
 
 
@@ -22,19 +21,19 @@ def dumps(tables: Mapping[str, Any]) -> str:
     blocks = []
     for name, value in tables.items():
         if isinstance(value, Mapping):
-            blocks += _table(_key(name), value)
+            blocks += _table(table_key(name), value)
         else:
-            blocks += [f"[[{_key(name)}]]\n{_lines(item)}" for item in value]
+            blocks += [f"[[{table_key(name)}]]\n{_lines(item)}" for item in value]
     return "\n".join(blocks)
 
 
 def _table(path: str, table: Mapping[str, Any]) -> list[str]:
-    """The table's own block, then those of the tables in it."""
+    """The table's own block, if it needs one, then those of the tables in it."""
     own = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    blocks = [f"[{path}]\n{_lines(own)}"]
+    blocks = [f"[{path}]\n{_lines(own)}"] if own or not table else []
     for key, value in table.items():
         if isinstance(value, Mapping):
-            blocks += _table(f"{path}.{_key(key)}", value)
+            blocks += _table(f"{path}.{table_key(key)}", value)
     return blocks
 
 
@@ -43,11 +42,11 @@ def _lines(table: Mapping[str, Any]) -> str:
 
 
 def _pair(key: str, value: Any) -> str:
-    line = f"{_key(key)} = {_value(value)}"
+    line = f"{table_key(key)} = {_value(value)}"
     if len(line) <= _WIDTH or not isinstance(value, list | tuple):
         return line
     items = "".join(f"    {_value(item)},\n" for item in value)
-    return f"{_key(key)} = [\n{items}]"
+    return f"{table_key(key)} = [\n{items}]"
 
 
 def _value(value: Any) -> str:
@@ -57,21 +56,12 @@ def _value(value: Any) -> str:
         case int() | float():
             return repr(value)
         case str():
-            return _text(value)
+            return quoted(value)
         case list() | tuple():
             return f"[{', '.join(_value(item) for item in value)}]"
         case Mapping():
-            pairs = (f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)
+            pairs = (f"{table_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)
             inside = ", ".join(pairs)
             return f"{{ {inside} }}" if inside else "{}"
         case _:
             raise TypeError(f"TOML holds no {type(value).__name__}: {value!r}")
-
-
-def _key(key: str) -> str:
-    return key if _BARE.fullmatch(key) else _text(key)
-
-
-def _text(text: str) -> str:
-    # TOML's basic strings escape as JSON's do, and DEL besides.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

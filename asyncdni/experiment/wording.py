@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable
 
@@ -13,8 +14,10 @@ __all__ = [
     "expected",
     "listed",
     "nearest",
+    "quoted",
     "shown",
     "stage_place",
+    "table_key",
     "tag_key",
     "unknown",
     "variants",
@@ -22,6 +25,7 @@ __all__ = [
 
 #: What a stage may be called: safe as a file name and in `stages.NAME.key=value`.
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
@@ -52,6 +56,17 @@ def stage_place(index: int, name: object) -> str:
     """`stages[1] (hidden2)`: how messages name a stage of the file."""
     known_name = isinstance(name, str) and NAME.fullmatch(name)
     return f"stages[{index}] ({name})" if known_name else f"stages[{index}]"
+
+
+def table_key(key: str) -> str:
+    """A key of a table as TOML writes it: `hidden1`, or `"hidden1->hidden2"`."""
+    return key if _BARE_KEY.fullmatch(key) else quoted(key)
+
+
+def quoted(text: str) -> str:
+    """Text as TOML writes it, on one line."""
+    # TOML's basic strings escape as JSON's do, and DEL besides.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def unknown(noun: str, given: object, names: Iterable[str]) -> str:

@@ -18,13 +18,12 @@ from asyncdni.build import (
     Design,
     find_exits,
     make_design,
-    make_position,
-    make_schedule,
     make_source,
     make_stage,
+    make_worker,
 )
+from asyncdni.conditions import link_delays, slow_of
 from asyncdni.core.events import Stop
-from asyncdni.core.worker import Worker
 from asyncdni.datasets.base import Meta
 from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, by_name
 from asyncdni.messages import (
@@ -192,14 +191,10 @@ def _train(
     source = make_source(design, group)
     while joined.connect is None:
         early += _sort_out(transport.receive(_LOOK_EVERY_S), joined)
+    experiment, plan = design.experiment, design.plan
+    transport.emulate(link_delays(experiment, plan, group.name, experiment.run.seed))
     transport.connect(joined.connect.addresses)
-    limits = design.experiment.limits
-    worker = Worker(
-        make_position(design, group),
-        make_schedule(design.experiment.schedule),
-        window=limits.window,
-        window_max=limits.window_max,
-    )
+    worker = make_worker(design, group)
     worker.joined(welcome.incarnation, joined.connect.incarnations)
     trace = None
     if welcome.trace and welcome.folder:
@@ -212,6 +207,7 @@ def _train(
         source=source,
         folder=welcome.folder,
         trace=trace,
+        slow=slow_of(experiment, plan, group.name, experiment.run.seed),
     )
     transport.send(COORDINATOR, Ready(stage.parameters()))
     return engine.run(early)

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from asyncdni.schedules.asked import ALWAYS, NEVER, Asked
 from asyncdni.schedules.base import Flight, Op, OpKind, Schedule, Source, View
+from asyncdni.schedules.delayed import Delayed
+from asyncdni.schedules.draw import draw
+from asyncdni.schedules.gpipe import Gpipe
+from asyncdni.schedules.groups import Groups
+from asyncdni.schedules.local_loss import LocalLoss
 from asyncdni.schedules.locked import Locked
+from asyncdni.schedules.one_f_one_b import OneF1B
 from asyncdni.schedules.synthetic import Synthetic
 
 __all__ = [
+    "ALWAYS",
+    "NEVER",
+    "Asked",
+    "Delayed",
     "Flight",
+    "Gpipe",
+    "Groups",
+    "LocalLoss",
     "Locked",
+    "OneF1B",
     "Op",
     "OpKind",
     "Schedule",
     "Source",
     "Synthetic",
     "View",
+    "draw",
 ]

@@ -7,7 +7,8 @@ deadlock the network by pairing sends wrongly.
 
 Ops are written `2F0`: stage 2, Forward, batch 0. A Backward that only passes the true gradient on
 to the producers, without learning from it (or leaving that to a later Learn, `2W0`), is written
-`2b0`; one that learns the difference between the true and the synthetic gradient `2C0`.
+`2b0`; one that learns the difference between the true and the synthetic gradient `2C0`; one that
+learns a share of the true gradient `2M0`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class OpKind(Enum):
     LEARN = "W"  # accumulate the gradients of the weights that a Backward left for later
     UPDATE = "U"  # one optimizer step on what has been accumulated
     FIT = "T"  # train the generator on the gradient that came back
+    FIT_INPUT = "S"  # train the input model on the activation that came
     DROP = "X"  # give a batch up: its gradient is no longer waited for (no arithmetic)
     EVALUATE = "E"  # forward of a test batch with running statistics; nothing is kept
 
@@ -42,12 +44,15 @@ class Source(Enum):
     TRUE = "true"  # what the consumers sent, and the stage's own loss
     SYNTHETIC = "synthetic"  # the generator's prediction
     DIFFERENCE = "difference"  # true minus synthetic: the late correction
+    SHARE = "share"  # the true gradient times its share in a mix, late
 
     __hash__ = object.__hash__
 
 
 #: How ops are written, but for those Backwards that have letters of their own.
 _LETTERS = {kind: kind.value for kind in OpKind}
+#: Of late Backwards, which learn what the batch's own update could not.
+_LATE = {Source.DIFFERENCE: "C", Source.SHARE: "M"}
 
 
 class Op(NamedTuple):
@@ -60,12 +65,14 @@ class Op(NamedTuple):
     send: bool = True  # Backward: compute the gradients of the inputs and send them
     last: bool = False  # the batch's forward state is given up after this op
     evaluate: bool = False  # Read only: a batch of the test set
+    skip: bool = False  # Forward only: tell producers that no gradient of this batch will come
+    replay: bool = False  # Forward only: learn from an input once more, sending nothing on
 
     @property
     def letter(self) -> str:
-        """`F`, `B`, …; `b` for a Backward that does not learn, `C` for one that corrects."""
+        """`F`, `B`, …; `b` for a Backward that does not learn, `C` and `M` for late ones."""
         if self.kind is OpKind.BACKWARD:
-            return "C" if self.source is Source.DIFFERENCE else "B" if self.learn else "b"
+            return _LATE.get(self.source) or ("B" if self.learn else "b")
         return _LETTERS[self.kind]
 
     def __str__(self) -> str:
@@ -102,8 +109,16 @@ class View(Protocol):
     def ready(self) -> Sequence[int]:
         """Batches whose inputs are all here and not yet forwarded, oldest first.
 
-        Empty while a consumer grants no credit.
+        Empty while a consumer grants no credit, and at the bound on lag.
         """
+
+    @property
+    def queued(self) -> int:
+        """Batches on their way in: those of `ready`, and all that may not be forwarded yet."""
+
+    @property
+    def last(self) -> int:
+        """The batch forwarded last; -1 before the first."""
 
     @property
     def flights(self) -> Mapping[int, Flight]:
@@ -116,6 +131,22 @@ class View(Protocol):
     @property
     def arrived(self) -> Sequence[int]:
         """Batches in flight whose true gradient is here and not yet used, in order of arrival."""
+
+    @property
+    def hopeless(self) -> Sequence[int]:
+        """Batches in flight whose true gradient will not come."""
+
+    @property
+    def true_inputs(self) -> Sequence[int]:
+        """Batches whose true input is here for the input model to learn from."""
+
+    @property
+    def replayable(self) -> Sequence[int]:
+        """Batches to learn from once more: least used first, the freshest among them."""
+
+    @property
+    def waiting(self) -> bool:
+        """The guard says: wait for true gradients."""
 
     @property
     def unapplied(self) -> int:

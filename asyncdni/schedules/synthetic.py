@@ -39,14 +39,57 @@ stage 2  .  .  F0 B0 U0 .  .  .  F1 B1 U1 .  F2 B2 U2 .  .  .
 
 The first `fit_first` batches send one in any case, while generators have everything to learn.
 
+With `mix` the true gradient's share is accumulated (M) when it arrives and applied with the next
+batch's update, as a correction is; the synthetic gradient has the rest. `mix = 1` asks no generator
+and is `delayed`:
+
+```
+stage 0  F0 P0 B0 U0 F1 P1 B1 U1 T0 M0 F2 P2 B2 U2 .  T1 M1 .  .  .  .  .  T2 M2 U
+stage 1  .  F0 P0 B0 U0 T0 M0 b0 F1 P1 B1 U1 T1 M1 b1 F2 P2 B2 U2 T2 M2 b2 U  .  .
+stage 2  .  .  F0 B0 U0 .  .  .  .  F1 B1 U1 .  .  .  .  F2 B2 U2 .  .  .  .  .  .
+```
+
+With `update_probability` a stage learns from a batch only where its draw says so (the paper's
+section 3.1.3), and otherwise forwards it alone; what comes back is fitted to and passed on all the
+same. Where the loss does not learn, no gradient comes. Stage 0 does not learn from batch 1, stage 2
+not from batch 2:
+
+```
+stage 0  F0 P0 B0 U0 F1 F2 P2 B2 U2 T0 F3 P3 B3 U3 P1 T1 .  .  .  .  .  .  .  T3
+stage 1  .  F0 P0 B0 U0 T0 b0 F1 P1 B1 U1 T1 b1 F2 P2 B2 U2 F3 P3 B3 U3 T3 b3 .
+stage 2  .  .  F0 B0 U0 .  .  .  F1 B1 U1 .  .  .  F2 .  .  .  F3 B3 U3 .  .  .
+```
+
+With `synthetic_inputs` (complete unlock, section 2) a stage gets the network's input with the data
+and forwards what its input model makes of it, without waiting for the stage before; the true
+activation trains the input model (S) when it comes:
+
+```
+stage 0  F0 P0 B0 U0 F1 P1 B1 U1 T0 F2 P2 B2 U2 .  T1 .  .  .  .  .  .  T2
+stage 1  F0 P0 B0 U0 T0 b0 S0 S1 F1 P1 B1 U1 T1 b1 S2 F2 P2 B2 U2 T2 b2 .
+stage 2  F0 B0 U0 S0 F1 B1 U1 .  .  S1 F2 B2 U2 .  .  .  S2 .  .  .  .  .
+```
+
+While the guard says so a stage waits for the true gradient, one batch at a time, learns from that,
+and goes on asking and fitting its generator, so that the guard can tell when it agrees again.
+Stage 0 waits here:
+
+```
+stage 0  F0 .  .  .  .  .  .  P0 T0 B0 U0 F1 .  .  .  .  .  .  P1 T1 B1 U1
+stage 1  .  F0 P0 B0 U0 T0 b0 .  .  .  .  .  F1 P1 B1 U1 T1 b1 .  .  .  .
+stage 2  .  .  F0 B0 U0 .  .  .  .  .  .  .  .  F1 B1 U1 .  .  .  .  .  .
+```
+
 Three batches each, then the drain of a barrier. A column is a unit of time, `.` is waiting; reading
 data and messages take none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from asyncdni.schedules.asked import ALWAYS, Asked
 from asyncdni.schedules.base import Flight, Op, OpKind, Source, View
 
 __all__ = ["Synthetic"]
@@ -57,21 +100,27 @@ class Synthetic:
     """Decoupled by synthetic gradients; options as in `config.Synthetic`."""
 
     bootstrap: bool = False
-    fit_every: int = 1
-    fit_first: int = 0
+    half: bool = False  # every second batch that sends a gradient sends a bootstrapped one
+    asked: Asked = ALWAYS  # for gradients, by the producers
     correct: bool = False
-    max_in_flight: int = 256
+    mix: float = 0.0
+    draws: Callable[[int], bool] | None = None  # this stage learns from the batch; None: from all
+    send_at_once: bool = False  # producers are locked to this stage: they learn from its gradient
 
     def next_op(self, view: View) -> Op | None:
         newest = view.newest
-        if newest is not None and "U" not in newest.done:
+        learned = newest is None or "U" in newest.done
+        if newest is not None and not learned and self._learns_at_once(view, newest):
             return self._learn(view, newest)
         if view.arrived:
             return self._use(view, view.flights[view.arrived[0]])
-        if view.ready:
-            if len(view.flights) >= self.max_in_flight:
-                return Op(OpKind.DROP, next(iter(view.flights)), last=True)
-            return Op(OpKind.FORWARD, view.ready[0])
+        for batch in view.hopeless:
+            return Op(OpKind.DROP, batch, last=True)
+        if view.true_inputs:
+            return Op(OpKind.FIT_INPUT, view.true_inputs[0])
+        ready = view.ready
+        if ready and (learned or not view.waiting):
+            return self._forward(view, ready[0])
         if view.closed and view.unapplied and not view.flights:
             return Op(OpKind.UPDATE, -1)  # late corrections that no later batch takes along
         return None
@@ -79,28 +128,74 @@ class Synthetic:
     def may_read(self, view: View) -> bool:
         return True
 
+    # --- the batch in hand -----------------------------------------------------------------------
+
+    def _forward(self, view: View, batch: int) -> Op:
+        """What no gradient is asked of and nothing is learned from is done with its forward."""
+        if self._drawn(batch) and (self._predicts(view) or not view.has_consumers):
+            return Op(OpKind.FORWARD, batch)
+        asked = self.asked.of(batch)
+        if not view.has_consumers:
+            return Op(OpKind.FORWARD, batch, last=True, skip=asked)
+        skip = asked and self._bootstrapped(batch) and not self._drawn(batch)
+        return Op(OpKind.FORWARD, batch, last=not asked, skip=skip)
+
+    def _learns_at_once(self, view: View, flight: Flight) -> bool:
+        """Its own update, which is not done, needs no true gradient from elsewhere."""
+        if "T" in flight.done or not self._drawn(flight.batch):
+            return False
+        return self._predicts(view) or not view.has_consumers
+
+    def _predicts(self, view: View) -> bool:
+        return self.mix < 1 and not view.waiting
+
     def _learn(self, view: View, flight: Flight) -> Op:
         """The batch in hand: predict, learn from it, update."""
         batch, done = flight.batch, flight.done
-        # A gradient goes up for this batch; its id alone decides, so that all stages agree.
-        wanted = batch < self.fit_first or batch % self.fit_every == 0
+        asked = self.asked.of(batch)
         if not view.has_consumers:
             if "B" not in done:
-                return Op(OpKind.BACKWARD, batch, send=wanted and view.has_producers)
+                send = view.has_producers and (asked or self.send_at_once)
+                return Op(OpKind.BACKWARD, batch, send=send)
             return Op(OpKind.UPDATE, batch, last=True)
         if "P" not in done:
             return Op(OpKind.PREDICT, batch)
         if "B" not in done:
-            send = self.bootstrap and wanted and view.has_producers
+            send = view.has_producers and self._sends_at_once(batch)
             return Op(OpKind.BACKWARD, batch, source=Source.SYNTHETIC, send=send)
-        return Op(OpKind.UPDATE, batch, last=not wanted)
+        return Op(OpKind.UPDATE, batch, last=not asked)
+
+    # --- a gradient has come back ----------------------------------------------------------------
 
     def _use(self, view: View, flight: Flight) -> Op:
-        """A gradient has come back: fit the generator, correct, pass it on."""
+        """Fit the generator, learn what is left to learn, pass it on."""
         batch, done = flight.batch, flight.done
-        relay = view.has_producers and not self.bootstrap
-        if "T" not in done:
-            return Op(OpKind.FIT, batch, last=not (self.correct or relay))
-        if self.correct and "C" not in done:
-            return Op(OpKind.BACKWARD, batch, source=Source.DIFFERENCE, send=False, last=not relay)
+        drawn = self._drawn(batch)
+        late = drawn and "U" not in done  # its update waited for this gradient
+        relay = view.has_producers and not self._sends_at_once(batch) and not late
+        more = drawn and not late and (self.correct or self.mix > 0)
+        if self.mix < 1:
+            if "P" not in done:
+                return Op(OpKind.PREDICT, batch)
+            if "T" not in done:
+                return Op(OpKind.FIT, batch, last=not (late or relay or more))
+        if late:
+            if "B" not in done:
+                return Op(OpKind.BACKWARD, batch, send=view.has_producers)
+            return Op(OpKind.UPDATE, batch, last=True)
+        source = Source.DIFFERENCE if self.correct else Source.SHARE
+        if more and not ("C" in done or "M" in done):
+            return Op(OpKind.BACKWARD, batch, source=source, send=False, last=not relay)
         return Op(OpKind.BACKWARD, batch, learn=False, last=True)
+
+    # --- by the batch's id -----------------------------------------------------------------------
+
+    def _drawn(self, batch: int) -> bool:
+        return self.draws is None or self.draws(batch)
+
+    def _bootstrapped(self, batch: int) -> bool:
+        """What is sent up for it is synthetic, pushed back through the stage at once."""
+        return self.bootstrap or (self.half and batch // max(1, self.asked.every) % 2 == 1)
+
+    def _sends_at_once(self, batch: int) -> bool:
+        return self.send_at_once or (self._bootstrapped(batch) and self.asked.of(batch))

@@ -1,4 +1,7 @@
-"""What a simulated run takes for granted: how long ops and messages take. All of it virtual."""
+"""What a simulated run takes for granted: how long ops and messages take. All of it virtual.
+
+The conditions of the experiment ([links], [slow]) come on top: see `delays`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from asyncdni.delays import Slow
 from asyncdni.schedules.base import Op, OpKind
 
 __all__ = ["Costs", "Links", "Pace", "around"]
@@ -27,6 +31,7 @@ class Costs:
     learn_us: float = 100.0  # the rest of such a backward
     update_us: float = 50.0
     fit_us: float = 50.0
+    fit_input_us: float = 100.0
     evaluate_us: float = 100.0
     save_us: float = 1000.0
     startup_us: float = 100_000.0  # from the start of a process to its Hello
@@ -50,6 +55,8 @@ class Costs:
                 return self.update_us
             case OpKind.FIT:
                 return self.fit_us
+            case OpKind.FIT_INPUT:
+                return self.fit_input_us
             case OpKind.EVALUATE:
                 return self.evaluate_us
         raise ValueError(f"{op} takes no time of its own")
@@ -66,21 +73,30 @@ class Links:
 
 
 #: Ops of the generator, which stands at a worker's exit, and of the data: no stage's own.
-_NOT_OF_LAYERS = frozenset({OpKind.READ, OpKind.PREDICT, OpKind.FIT})
+_NOT_OF_LAYERS = frozenset({OpKind.READ, OpKind.PREDICT, OpKind.FIT, OpKind.FIT_INPUT})
 
 
 class Pace:
     """How long each op of one worker takes. A worker of several stages takes as long as all."""
 
-    def __init__(self, costs: Costs, name: str, members: tuple[str, ...], seed: int) -> None:
+    def __init__(
+        self,
+        costs: Costs,
+        name: str,
+        members: tuple[str, ...],
+        seed: int,
+        slow: Slow | None = None,
+    ) -> None:
         self._costs = costs
         self._random = random.Random(f"{seed}/{name}/pace")
         self._scale = sum(costs.scale.get(member, 1.0) for member in members)
+        self._slow = slow
 
     def op_s(self, op: Op) -> float:
-        """Seconds."""
+        """Seconds, those included that a slowed worker sleeps after it."""
         scale = 1.0 if op.kind in _NOT_OF_LAYERS else self._scale
-        return self._seconds(self._costs.of(op) * scale)
+        took_s = self._seconds(self._costs.of(op) * scale)
+        return took_s if self._slow is None else took_s + self._slow.after(op, took_s)
 
     def save_s(self) -> float:
         return self._seconds(self._costs.save_us)

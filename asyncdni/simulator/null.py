@@ -28,7 +28,8 @@ class NullExecutor:
 
     def __init__(self, design: Design, group: Group) -> None:
         plan, meta = design.plan, design.meta
-        self._batch_size = design.experiment.data.batch_size
+        self._batch_size = plan.batch_size
+        self._test_batch_size = design.experiment.data.batch_size
         self._per_epoch = plan.batches_per_epoch
         self._train_samples = meta.train_samples
         self._test_samples = meta.test_samples
@@ -59,6 +60,7 @@ class NullExecutor:
 
     def _samples(self, op: Op) -> int:
         if op.evaluate or op.kind is OpKind.EVALUATE:
-            return min(self._batch_size, self._test_samples - op.batch * self._batch_size)
+            size = self._test_batch_size
+            return min(size, self._test_samples - op.batch * size)
         index = op.batch % self._per_epoch
         return min(self._batch_size, self._train_samples - index * self._batch_size)

@@ -19,6 +19,8 @@ import numpy as np
 from asyncdni.backends.base import Array, Stage
 from asyncdni.backends.executor import Executor
 from asyncdni.build import Design, find_exits, make_roster, make_source, make_stage
+from asyncdni.conditions import link_delays
+from asyncdni.delays import LinkDelay
 from asyncdni.errors import AsyncDNIError
 from asyncdni.plan import Group
 from asyncdni.simulator.agenda import Agenda
@@ -26,6 +28,7 @@ from asyncdni.simulator.conditions import Costs, Links
 from asyncdni.simulator.coordinator import CoordinatorProcess
 from asyncdni.simulator.null import NullExecutor
 from asyncdni.simulator.result import Result, training_s
+from asyncdni.simulator.sizes import EstimatedBytes, tensor_bytes
 from asyncdni.simulator.wires import Lose, Wires
 from asyncdni.simulator.worker import WorkerProcess
 from asyncdni.simulator.world import World
@@ -59,7 +62,8 @@ def simulate(
 
     Args:
         seed: of all that varies in time; weights and the order of data go by `run.seed`.
-        costs, links: how long ops and messages take.
+        costs, links: how long ops and messages take by themselves; [slow] and [links] of the
+            experiment come on top. Without `maths`, sizes of messages are estimated by shapes.
         maths: train for real, with real test scores; without it, only order and time are real.
         check: assert every invariant of a machine after each of its events.
         codec: encode and decode every message as for the wire.
@@ -105,7 +109,14 @@ class _Simulation:
         limits = design.experiment.limits
         self.agenda = Agenda()
         wires = Wires(
-            self.agenda, links, seed, copy=copy, codec=limits if codec else None, lose=lose
+            self.agenda,
+            links,
+            seed,
+            copy=copy,
+            codec=limits if codec else None,
+            lose=lose,
+            delays=_delays(design, seed),
+            size=tensor_bytes if copy else EstimatedBytes(design),
         )
         self._seed = seed
         self._design = design
@@ -190,6 +201,15 @@ class _Simulation:
             records=self.coordinator.records,
             weights=weights,
         )
+
+
+def _delays(design: Design, seed: int) -> dict[tuple[str, str], LinkDelay]:
+    """Of all links between workers that the experiment makes slow."""
+    return {
+        (group.name, receiver): delay
+        for group in design.plan.groups
+        for receiver, delay in link_delays(design.experiment, design.plan, group.name, seed).items()
+    }
 
 
 def _busy(process: WorkerProcess, train_s: float) -> float:

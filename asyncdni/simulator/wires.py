@@ -7,16 +7,18 @@ buffer does that ZeroMQ has not let go of. A stage that rewrites it too early is
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import msgspec
 import numpy as np
 
 from asyncdni.config import Limits
+from asyncdni.delays import LinkDelay
 from asyncdni.messages import Activation, Beat, Gradient, Message
 from asyncdni.simulator.agenda import Agenda
 from asyncdni.simulator.conditions import Links, around
+from asyncdni.simulator.sizes import MessageBytes, tensor_bytes
 from asyncdni.transports.codec import Buffer, decode, encode
 
 __all__ = ["EncodedParcel", "Lose", "Parcel", "Wires"]
@@ -62,7 +64,11 @@ class EncodedParcel(Parcel):
 
 
 class Wires:
-    """All links between all processes. `links` says how slow they are."""
+    """All links between all processes. `links` says how slow they are by themselves.
+
+    A message of a link in `delays`, by (sender, receiver), is held before as long as that says, its
+    size being what `size` says of it.
+    """
 
     def __init__(
         self,
@@ -73,6 +79,8 @@ class Wires:
         copy: bool,
         codec: Limits | None = None,
         lose: Lose | None = None,
+        delays: Mapping[tuple[str, str], LinkDelay] | None = None,
+        size: MessageBytes = tensor_bytes,
     ) -> None:
         self._agenda = agenda
         self._links = links
@@ -80,6 +88,8 @@ class Wires:
         self._copy = copy
         self._codec = codec
         self._lose = lose
+        self._delays = delays or {}
+        self._size = size
         self._random: dict[tuple[str, str], random.Random] = {}
         self._last: dict[tuple[str, str, bool], float] = {}  # latest arrival by link
 
@@ -92,7 +102,8 @@ class Wires:
             if parcel is not None:
                 parcel.gone = True
             return parcel
-        arrival = self._arrival(sender, to, control)
+        leaves = self._agenda.now if control else self._leaves(sender, to, message)
+        arrival = self._arrival(sender, to, leaves, control)
         what = partial(deliver, message) if parcel is None else partial(_open, parcel, deliver)
         self._agenda.at(arrival, what, idle=isinstance(message, Beat))
         return parcel
@@ -102,7 +113,14 @@ class Wires:
             return EncodedParcel(message, self._codec)
         return Parcel(message) if self._copy else None
 
-    def _arrival(self, sender: str, to: str, control: bool) -> float:
+    def _leaves(self, sender: str, to: str, message: Message) -> float:
+        """When the sender lets it go: at once, but for the conditions of the experiment."""
+        delay = self._delays.get((sender, to))
+        if delay is None:
+            return self._agenda.now
+        return delay.due(self._agenda.now, self._size(sender, to, message))
+
+    def _arrival(self, sender: str, to: str, leaves: float, control: bool) -> float:
         link = (sender, to)
         source = self._random.get(link)
         if source is None:
@@ -110,7 +128,7 @@ class Wires:
         links = self._links
         latency_us = links.control_latency_us if control else links.latency_us
         latency_us = links.between.get(link, latency_us)
-        arrival = self._agenda.now + around(latency_us, links.jitter, source) * 1e-6
+        arrival = leaves + around(latency_us, links.jitter, source) * 1e-6
         key = (sender, to, control)
         arrival = self._last[key] = max(arrival, self._last.get(key, 0.0))
         return arrival

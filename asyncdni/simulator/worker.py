@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol, TypeGuard
 
 from asyncdni.backends.base import Array, Stage
-from asyncdni.build import make_position, make_schedule
+from asyncdni.build import make_worker
+from asyncdni.conditions import slow_of
 from asyncdni.core.events import (
     Action,
     Compute,
@@ -26,7 +27,7 @@ from asyncdni.core.events import (
     Stored,
     Woke,
 )
-from asyncdni.core.worker import Phase, Worker
+from asyncdni.core.worker import Phase
 from asyncdni.errors import AsyncDNIError
 from asyncdni.messages import (
     COORDINATOR,
@@ -92,18 +93,14 @@ class WorkerProcess:
         self.alive = True
         self.ops: list[TimedOp] = []  # of training
         self.stage = stage
-        self.worker = Worker(
-            make_position(design, group),
-            make_schedule(design.experiment.schedule),
-            window=limits.window,
-            window_max=limits.window_max,
-        )
+        self.worker = make_worker(design, group)
         self._world = world
         self._index = group.index
         self._executor = executor
         self._exited = exited
         self._folder = folder
-        self._pace = Pace(world.costs, group.name, names, world.seed)
+        slow = slow_of(design.experiment, design.plan, group.name, world.seed)
+        self._pace = Pace(world.costs, group.name, names, world.seed, slow)
         self._beat_s = limits.silence_s / _BEATS_PER_SILENCE
         self._incarnation = 0
         self._welcome = False

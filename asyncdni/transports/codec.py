@@ -51,6 +51,7 @@ FROM_WORKER: frozenset[type[Message]] = frozenset(
         messages.Evaluated,
         messages.Saved,
         messages.Report,
+        messages.Guarded,
         messages.Failed,
         messages.Beat,
     }

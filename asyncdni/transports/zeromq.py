@@ -8,18 +8,22 @@
 ```
 
 Control and data ride on separate sockets, so that no order waits behind tensors. Sends never
-block. A transport belongs to the thread that made it; `beat.Heart` has a socket of its own.
+block. A transport belongs to the thread that made it; `beat.Heart` has a socket of its own. Where
+links are to be slow, the data sockets of those belong to a thread that delays what is sent: see
+`emulation`.
 """
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import zmq
 
 from asyncdni.config import MESSAGE_BYTES_MAX, Limits
+from asyncdni.delays import LinkDelay
 from asyncdni.errors import LimitExceeded, LocalProtocolError, RemoteProtocolError
 from asyncdni.messages import COORDINATOR, Beat, Message, Refused
 from asyncdni.transports import sockets
@@ -34,6 +38,7 @@ from asyncdni.transports.codec import (
     encode,
     size,
 )
+from asyncdni.transports.emulation import Emulation
 from asyncdni.transports.sockets import Socket
 
 __all__ = ["HEART_SUFFIX", "CoordinatorTransport", "WorkerTransport"]
@@ -64,6 +69,7 @@ class WorkerTransport:
         self._context: zmq.Context[Socket] = zmq.Context()
         self._neighbours: dict[str, Socket] = {}
         self._endpoints: dict[str, str] = {}
+        self._emulation: Emulation | None = None
         try:
             self._control = sockets.open_socket(self._context, zmq.DEALER, HEADER_BYTES_MAX)
             self._control.setsockopt(zmq.IDENTITY, self.identity)
@@ -85,6 +91,11 @@ class WorkerTransport:
         """
         self._limits = limits
 
+    def emulate(self, delays: Mapping[str, LinkDelay]) -> None:
+        """Hold back all messages to these workers as long as `delays` say; before `connect`."""
+        if delays:
+            self._emulation = Emulation(delays)
+
     def connect(self, endpoints: Mapping[str, str]) -> None:
         """Open a socket to each neighbour (worker -> endpoint), or a new one where it has moved.
 
@@ -94,10 +105,12 @@ class WorkerTransport:
             if self._endpoints.get(worker) == endpoint:
                 continue
             address = parse(endpoint, bind=False)
-            if worker in self._neighbours:
-                self._neighbours.pop(worker).close(linger=0)
             socket = sockets.open_socket(self._context, zmq.PUSH, MESSAGE_BYTES_MAX)
             sockets.connect(socket, address)
+            if self._emulation is not None and worker in self._emulation:
+                self._emulation.connect(worker, socket)
+            elif worker in self._neighbours:
+                self._neighbours[worker].close(linger=0)
             self._neighbours[worker] = socket
             self._endpoints[worker] = endpoint
 
@@ -120,7 +133,11 @@ class WorkerTransport:
                 f"{type(message).__name__} of {total} bytes is over limits.message_bytes = "
                 f"{self._limits.message_bytes}: raise it or make batches smaller"
             )
-        sent = sockets.send(socket, frames)
+        sent = None
+        if self._emulation is not None and to in self._emulation:
+            self._emulation.send(to, frames)
+        else:
+            sent = sockets.send(socket, frames)
         self.bytes_sent += total
         self.messages += 1
         return sent
@@ -133,8 +150,11 @@ class WorkerTransport:
         """All messages that are here (at most 256), control first.
 
         Waits up to `timeout_s` (None: for ever) for the first. Tensors are read-only views of
-        ZeroMQ's memory, which lives as long as they do. Raises `RemoteProtocolError`.
+        ZeroMQ's memory, which lives as long as they do. Raises `RemoteProtocolError`, and what the
+        thread that delays messages has failed at.
         """
+        if self._emulation is not None:
+            self._emulation.check()
         found = self._drain()
         if not found and timeout_s != 0:
             self.wait(timeout_s)
@@ -150,8 +170,12 @@ class WorkerTransport:
         }
 
     def close(self, linger_s: float) -> None:
-        """Close all sockets; what has not left after `linger_s` is given up."""
-        sockets.close(self._context, self.address, linger_s)
+        """Close all sockets; what has not left after `linger_s` is given up, held or not."""
+        ends_at = time.monotonic() + linger_s
+        if self._emulation is not None:
+            self._emulation.close(linger_s)
+        left_s = max(0.0, ends_at - time.monotonic()) if linger_s else 0.0
+        sockets.close(self._context, self.address, left_s)
 
     def _drain(self) -> list[Message]:
         found: list[Message] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from asyncdni import config
 from asyncdni.backends.base import Score
+from asyncdni.backends.numpy.versions import Version, Versions
 from asyncdni.errors import DataError, NumericalError
 from asyncdni.network import Node
 from asyncdni.nn.base import Array, Layer, Loss, Slot
@@ -28,13 +30,25 @@ from asyncdni.nn.streams import layer_streams
 
 __all__ = ["Block", "BlockSlot", "Pace", "add_in_order"]
 
+_AS_THEY_ARE = nullcontext()
+
 
 @dataclass(frozen=True)
 class Pace:
-    """What a learning-rate schedule measures time by."""
+    """What a learning-rate schedule measures time by: the batches that have come, not the updates,
+    of which a stage may make more or fewer than planned (replays, random updates)."""
 
-    updates_per_epoch: float
-    total_updates: float
+    updates_per_epoch: int
+    total_updates: int
+    microbatches: int = 1  # of an update
+    batches_per_epoch: int = 0  # microbatches; not needed where there is one an update
+
+    def update_of(self, batch: int) -> int:
+        """The index of the update that a batch or microbatch is meant for."""
+        if self.microbatches == 1:
+            return batch
+        epoch, position = divmod(batch, self.batches_per_epoch)
+        return epoch * self.updates_per_epoch + position // self.microbatches
 
 
 @dataclass(slots=True)
@@ -46,6 +60,7 @@ class BlockSlot:
     loss: Slot = field(default_factory=dict)
     y: Array | None = None  # the activation
     pushed: dict[int, Array] = field(default_factory=dict)  # by layer: gradients not learnt from
+    version: Version | None = None  # of the weights it was forwarded with, where that matters
 
 
 class Block:
@@ -59,10 +74,14 @@ class Block:
         dtype: np.dtype[Any],
         seed: int,
         pace: Pace,
+        delayed: config.Delayed | None = None,
         allow_import: bool = False,
     ) -> None:
+        """`delayed`: what to do about gradients that come late; None: they don't."""
         self.node = node
         self.updates = 0
+        self._newest = 0  # batch forwarded
+        self._pace = pace
         # Asked for several times between two updates.
         self._rate_scale = lru_cache(maxsize=1)(_make_rate_scale(optimizer.decay, pace))
         self._options = optimizer
@@ -77,6 +96,8 @@ class Block:
         self._params, self._grads = flatten(self._layers)
         self._optimizer = _make_optimizer(optimizer)
         self._loss: Loss | None = make_loss(node.loss) if node.loss else None
+        self._versions = self._make_versions(delayed, pace) if delayed is not None else None
+        self._staleness = 0  # of the gradient learned from last, in updates
 
     @property
     def learned(self) -> bool:
@@ -92,9 +113,11 @@ class Block:
         self, batch: int, inputs: Sequence[Array], targets: Array | None, slot: BlockSlot
     ) -> tuple[Array, Score | None]:
         """Inputs in declared order. Raises `NumericalError` for a loss that is not finite."""
+        self._newest = max(self._newest, batch)  # a replay is older
         x = self._join(inputs, slot.own)
-        for layer, own in zip(self._layers, slot.layers, strict=True):
-            x = layer.forward(x, own)
+        with self._weights_of_forward(slot):
+            for layer, own in zip(self._layers, slot.layers, strict=True):
+                x = layer.forward(x, own)
         slot.y = x
         return x, self._score(x, targets, slot.loss, f"batch {batch}")
 
@@ -157,17 +180,39 @@ class Block:
         if not terms:
             return None
         grad: Array | None = self._sum(terms, slot)
-        for i in range(len(self._layers) - 1, -1, -1):
-            assert grad is not None
-            if not learn:
-                slot.pushed[i] = grad
-            grad = self._layers[i].backward(grad, slot.layers[i], learn=learn, send=send or i > 0)
+        with self._weights_of_backward(slot, learn):
+            for i in range(len(self._layers) - 1, -1, -1):
+                assert grad is not None
+                if not learn:
+                    slot.pushed[i] = grad
+                layer, own = self._layers[i], slot.layers[i]
+                grad = layer.backward(grad, own, learn=learn, send=send or i > 0)
         return self._split(grad) if send and grad is not None else []
 
     def learn(self, slot: BlockSlot) -> None:
         """Accumulate the gradients of the weights that the last `backward` left out."""
-        for i, grad in slot.pushed.items():
-            self._layers[i].backward(grad, slot.layers[i], learn=True, send=False)
+        with self._weights_of_backward(slot, learn=True):
+            for i, grad in slot.pushed.items():
+                self._layers[i].backward(grad, slot.layers[i], learn=True, send=False)
+
+    def release(self, slot: BlockSlot) -> None:
+        """The batch is through with its weights."""
+        if self._versions is not None and slot.version is not None:
+            self._versions.give_back(slot.version)
+            slot.version = None
+
+    def _weights_of_forward(self, slot: BlockSlot) -> AbstractContextManager[None]:
+        if self._versions is None:
+            return _AS_THEY_ARE
+        slot.version = self._versions.take()
+        return self._versions.forward(slot.version)
+
+    def _weights_of_backward(self, slot: BlockSlot, learn: bool) -> AbstractContextManager[None]:
+        if self._versions is None or slot.version is None:
+            return _AS_THEY_ARE
+        if learn:
+            self._staleness = self.updates - slot.version.number
+        return self._versions.backward(slot.version)
 
     def _sum(self, terms: list[Array], slot: BlockSlot) -> Array:
         if len(terms) == 1:
@@ -185,8 +230,8 @@ class Block:
     # --- update ----------------------------------------------------------------------------------
 
     def rate_scale(self) -> float:
-        """The learning-rate decay at the next update; 1 at the start without warm-up."""
-        return self._rate_scale(self.updates)
+        """The learning-rate decay now; 1 at the start without warm-up."""
+        return self._rate_scale(self._pace.update_of(self._newest))
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply what has been accumulated since the last update."""
@@ -204,11 +249,30 @@ class Block:
                 self._grads *= scale
                 self._clip(self._options.clip_norm)
                 scale = 1.0
-            rate = self._options.learning_rate * self.rate_scale()
-            self._optimizer.step(self._params, self._grads, rate, scale)
+            self._step(scale)
         self.updates += 1
         for layer in self._layers:
             layer.fresh = True
+
+    def _step(self, scale: float) -> None:
+        rate = self._options.learning_rate * self.rate_scale()
+        versions = self._versions
+        if versions is None:
+            self._optimizer.step(self._params, self._grads, rate, scale)
+            return
+        versions.before_update()
+        rate *= versions.rate_factor(self._staleness)
+        self._optimizer.step(self._params, self._grads, rate, scale)
+        versions.after_update()
+
+    def _make_versions(self, delayed: config.Delayed, pace: Pace) -> Versions:
+        return Versions(
+            self._layers,
+            self._params,
+            stash=delayed.weights == "stash",
+            look_ahead=delayed.look_ahead,
+            anneal_updates=delayed.anneal_epochs * pace.updates_per_epoch,
+        )
 
     def _clip(self, norm: float) -> None:
         try:

@@ -17,21 +17,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from asyncdni.backends.base import Array, Forwarded
+from asyncdni.backends.base import Agreement, Array, Forwarded
 from asyncdni.backends.numpy.block import Block, BlockSlot, add_in_order
 from asyncdni.errors import CheckpointError, RemoteProtocolError
 from asyncdni.messages import DATA
 from asyncdni.nn.base import Slot
 from asyncdni.nn.generators.base import Generator
+from asyncdni.nn.input_model import InputModel
 from asyncdni.nn.layers.slots import rows
 from asyncdni.schedules.base import Source
 
-__all__ = ["NumpyStage"]
+__all__ = ["AGREEMENT_EVERY", "NumpyStage"]
 
 #: Stands for the consumers outside, where their gradient is predicted or corrected.
 _SYNTHETIC = ""
-#: The cosine costs three passes over a gradient: it is measured on one fit in so many.
-_COSINE_EVERY = 8
+#: Late parts of an update: they come without the stage's own loss, as means over their batch.
+_LATE = (Source.DIFFERENCE, Source.SHARE)
+#: It costs three passes over a gradient: it is measured on one fit in so many.
+AGREEMENT_EVERY = 8
 #: Slots kept for use again. More are free where many batches were in flight once and no longer are.
 _RETIRED_MAX = 16
 
@@ -59,8 +62,17 @@ class NumpyStage:
     """See `backends.base.Stage`."""
 
     def __init__(
-        self, blocks: Sequence[Block], exit_name: str | None, generator: Generator | None = None
+        self,
+        blocks: Sequence[Block],
+        exit_name: str | None,
+        generator: Generator | None = None,
+        *,
+        mix: float = 0.0,
+        input_models: Mapping[str, InputModel] | None = None,
+        agreement_every: int = AGREEMENT_EVERY,
     ) -> None:
+        """`mix`: the true gradient's share; `input_models`: by producer, for synthetic inputs;
+        `agreement_every`: fits from one measurement of the generator to the next."""
         self._blocks = {block.node.name: block for block in blocks}
         self._exit = exit_name
         self._generator = generator
@@ -68,8 +80,16 @@ class NumpyStage:
         self._retired: list[tuple[_Slot, Callable[[], bool]]] = []
         self._samples = 0  # in the accumulated gradients
         self._corrected = False  # they hold late corrections, as means over their batches
+        self._mix = mix
+        self._input_models = dict(input_models or {})
+        self._agreement_every = agreement_every
         self._fits = 0
         self._relays = self._find_relays()
+        self._shapes = {
+            name: shape
+            for block in blocks
+            for name, shape in zip(block.node.inputs, block.node.input_shapes, strict=True)
+        }
 
     def _find_relays(self) -> set[str]:
         """Blocks through which a gradient reaches a producer outside."""
@@ -90,7 +110,7 @@ class NumpyStage:
         slot = self._slots[batch] = self._acquire()
         slot.context, slot.prediction = context, None
         result = Forwarded(None)
-        known = dict(inputs)
+        known = {**inputs, **self._predicted_inputs(inputs, context)}
         for name, block in self._blocks.items():
             xs = self._inputs(block, known)
             slot.samples = len(xs[0])
@@ -154,7 +174,7 @@ class NumpyStage:
             pushed = block.backward(
                 _in_order(block, found[name]),
                 slot.blocks[name],
-                own_loss=source is not Source.DIFFERENCE,
+                own_loss=source not in _LATE,
                 learn=learn,
                 send=self._wants(block, learn, send),
             )
@@ -190,14 +210,25 @@ class NumpyStage:
                 )
         if source is Source.TRUE:
             return dict(gradients)
-        assert slot.prediction is not None, "a synthetic gradient was not asked for"
         if source is Source.SYNTHETIC:
-            return {_SYNTHETIC: slot.prediction}
+            return {_SYNTHETIC: self._synthetic(slot)}
         true = self._true(slot, gradients)
-        difference = rows(slot.own, "difference", true.shape, true.dtype)
-        np.subtract(true, slot.prediction, out=difference)
-        difference *= 1.0 / slot.samples  # a mean: it goes with a batch of any size
-        return {_SYNTHETIC: difference}
+        late = rows(slot.own, "late", true.shape, true.dtype)
+        if source is Source.DIFFERENCE:
+            assert slot.prediction is not None, "a synthetic gradient was not asked for"
+            np.subtract(true, slot.prediction, out=late)
+        share = self._mix if source is Source.SHARE else 1.0
+        # A mean over samples: it goes with a batch of any size.
+        np.multiply(true if source is Source.SHARE else late, share / slot.samples, out=late)
+        return {_SYNTHETIC: late}
+
+    def _synthetic(self, slot: _Slot) -> Array:
+        """The prediction, or what a mix leaves of it."""
+        assert slot.prediction is not None, "a synthetic gradient was not asked for"
+        if not self._mix:
+            return slot.prediction
+        mixed = rows(slot.own, "mixed", slot.prediction.shape, slot.prediction.dtype)
+        return np.multiply(slot.prediction, 1.0 - self._mix, out=mixed)
 
     def _true(self, slot: _Slot, gradients: Mapping[str, Array]) -> Array:
         assert self._exit is not None
@@ -216,7 +247,7 @@ class NumpyStage:
 
     def _count(self, slot: _Slot, source: Source) -> None:
         """Late corrections come before the batch that they go with: make them sums like its own."""
-        if source is Source.DIFFERENCE:
+        if source in _LATE:
             assert not self._samples, "a correction in the middle of a batch's own update"
             self._corrected = True
             return
@@ -245,26 +276,56 @@ class NumpyStage:
         predicted = generator.predict(flat, slot.context, slot.generator, block.rate_scale())
         slot.prediction = predicted.reshape(h.shape)
 
-    def fit(self, batch: int, gradients: Mapping[str, Array]) -> float | None:
+    def fit(self, batch: int, gradients: Mapping[str, Array]) -> Agreement | None:
         slot = self._slots[batch]
         block, generator = self._at_exit()
         true = self._true(slot, gradients)
         self._fits += 1
-        cosine = None
-        if self._fits % _COSINE_EVERY == 1 and slot.prediction is not None:
-            cosine = _cosine(slot.prediction, true)
+        agreement = None
+        measured = (self._fits - 1) % self._agreement_every == 0
+        if measured and slot.prediction is not None:
+            agreement = _compare(slot.prediction, true)
         generator.fit(true.reshape(len(true), -1), slot.generator, block.rate_scale())
-        return cosine
+        return agreement
 
     def _at_exit(self) -> tuple[Block, Generator]:
         assert self._exit is not None and self._generator is not None
         return self._blocks[self._exit], self._generator
+
+    # --- synthetic inputs ------------------------------------------------------------------------
+
+    def _predicted_inputs(
+        self, inputs: Mapping[str, Array], context: Array | None
+    ) -> dict[str, Array]:
+        """Of producers whose activations are not waited for."""
+        if not self._input_models:
+            return {}
+        x = inputs[DATA]
+        found = {}
+        for producer, model in self._input_models.items():
+            h = model.predict(x.reshape(len(x), -1), context)
+            found[producer] = h.reshape(len(x), *self._shapes[producer])
+        return found
+
+    def fit_input(self, inputs: Mapping[str, Array], context: Array | None) -> None:
+        x = inputs[DATA]
+        rate_scale = next(iter(self._blocks.values())).rate_scale()
+        for producer, model in self._input_models.items():
+            h, shape = inputs[producer], (len(x), *self._shapes[producer])
+            if h.shape != shape or h.dtype != x.dtype:
+                raise RemoteProtocolError(
+                    f"the input model got {h.dtype} {h.shape} from {producer}, "
+                    f"expected {x.dtype} {shape}"
+                )
+            model.fit(x.reshape(len(x), -1), context, h.reshape(len(h), -1), rate_scale)
 
     # --- slots -----------------------------------------------------------------------------------
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
         slot = self._slots.pop(batch)
         slot.let_go()  # of what was only passed on
+        for name, block in self._blocks.items():
+            block.release(slot.blocks[name])
         self._retired.append((slot, sent))
         if len(self._retired) > _RETIRED_MAX:
             del self._retired[0]  # ZeroMQ keeps what it has still to send
@@ -300,8 +361,14 @@ def _in_order(block: Block, gradients: Mapping[str, Array]) -> list[Array]:
     return [gradients[name] for name in names if name in gradients]
 
 
-def _cosine(a: Array, b: Array) -> float | None:
-    """Of two arrays as one vector each; None where one of them is zero."""
-    a, b = a.ravel(), b.ravel()
-    norms = math.sqrt(float(np.dot(a, a)) * float(np.dot(b, b)))
-    return float(np.dot(a, b)) / norms if norms > 0 else None
+def _compare(prediction: Array, true: Array) -> Agreement:
+    """|p - g|² is worked out from three products, without an array of differences."""
+    p, g = prediction.ravel(), true.ravel()
+    pp, gg, pg = float(np.dot(p, p)), float(np.dot(g, g)), float(np.dot(p, g))
+    apart = max(0.0, pp - 2 * pg + gg)
+    norms = math.sqrt(pp * gg)
+    return Agreement(
+        cosine=pg / norms if norms > 0 else 0.0,
+        relative_error=math.sqrt(apart / gg) if gg > 0 else 0.0,
+        loss=apart / len(true),
+    )

@@ -13,16 +13,16 @@ on, and Adam's steps do not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from asyncdni.nn.base import Array, Layer, Slot, Streams
+from asyncdni.nn.generators.targets import join
 from asyncdni.nn.layers import Dense
 from asyncdni.nn.layers.slots import rows
-from asyncdni.nn.optimizers import Adam, flatten
+from asyncdni.nn.sequential import Sequential
 
 __all__ = ["Regression"]
 
@@ -57,29 +57,17 @@ class Regression:
         self, width: int, outputs: int, loss: str, dtype: np.dtype[Any], streams: Streams
     ) -> None:
         """Hidden layers draw from streams of their own, named after their position."""
-        self._width = width
         self._inputs = width + outputs * self.labels
         self._classes = loss == "cross_entropy"
         self._dtype = np.dtype(dtype)
-        last = Dense(width)
-        self._layers = [*self._hidden, last]
-        shape: tuple[int, ...] = (self._inputs,)
-        for position, layer in enumerate(self._layers):
-            shape = layer.build(shape, self._dtype, partial(_stream, streams, position))
-        self._vector, self._grads = flatten(self._layers)
-        for array in last.params.values():
-            array.fill(0)
-        self.params = {
-            f"{position}.{name}": array
-            for position, layer in enumerate(self._layers)
-            for name, array in layer.params.items()
-        }
-        self.optimizer = Adam()
-        self.optimizer.start(self._vector)
+        layers = [*self._hidden, Dense(width, init="zeros")]
+        self.network = Sequential(layers, self.learning_rate)
+        self.network.build(self._inputs, self._dtype, streams, "generator")
+        self.params = self.network.params
         self._square = np.zeros(2)  # decayed sums of the targets' mean squares, and of ones
-        self.buffers = {**self.optimizer.state, "target_square": self._square}
-        self._scratch: list[Slot] = [{} for _ in self._layers]
-        self._residual: Slot = {}
+        self.buffers = {**self.network.buffers, "target_square": self._square}
+        self._slots = self.network.slots()
+        self._scratch: Slot = {}
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
         """The network's answer (B, D) to activations h (B, D), in the targets' own scale."""
@@ -91,38 +79,24 @@ class Regression:
         """One Adam step on Σ|ĝ - g / scale|² / 2B."""
         if self.scale_targets:
             self._observe(grad)
-        self._accumulate(grad, slot["inputs"])
-        self._grads *= 1 / len(grad)
-        self.optimizer.step(self._vector, self._grads, self.learning_rate * rate_scale)
-
-    def forward(self, x: Array) -> Array:
-        """Through all layers with batch statistics; the result is scratch until the next call."""
-        for layer, slot in zip(self._layers, self._scratch, strict=True):
-            x = layer.forward(x, slot)
-        return x
-
-    def _accumulate(self, grad: Array, z: Array) -> None:
-        """The gradient of Σ|ĝ - g / scale|² / 2 by the weights, summed over samples."""
-        output = self.forward(z)
-        residual = rows(self._residual, "residual", grad.shape, self._dtype)
+        output = self.forward(slot["inputs"])
+        residual = rows(self._scratch, "residual", grad.shape, self._dtype)
         np.multiply(grad, -1 / self._scale(), out=residual)
         residual += output
-        for position in reversed(range(len(self._layers))):
-            layer = self._layers[position]
-            layer.fresh = True
-            sent = layer.backward(residual, self._scratch[position], learn=True, send=position > 0)
-            if sent is not None:
-                residual = sent
+        self.network.backward(residual, self._slots, send=False)
+        self.network.step(len(grad), rate_scale)
+
+    def forward(self, z: Array) -> Array:
+        """Through all layers with batch statistics; the result is scratch until the next call."""
+        return self.network.forward(z, self._slots)
 
     def _join(self, h: Array, y: Array, slot: Slot) -> Array:
         """z (B, D + K), kept in the slot for its fit."""
         z = rows(slot, "inputs_rows", (len(h), self._inputs), self._dtype)
-        z[:, : self._width] = h
-        if self.labels and self._classes:
-            z[:, self._width :] = 0
-            z[:, self._width :][np.arange(len(h)), y] = 1
-        elif self.labels:
-            z[:, self._width :] = y
+        if self.labels:
+            join(h, y, self._classes, z)
+        else:
+            z[...] = h
         slot["inputs"] = z
         return z
 
@@ -136,7 +110,3 @@ class Regression:
         """The running RMS of the targets, 1 before the first."""
         total, weight = self._square.tolist()
         return sqrt(total / weight) if total > 0 else 1.0
-
-
-def _stream(streams: Streams, position: int, purpose: str) -> np.random.Generator:
-    return streams(f"generator.{position}.{purpose}")

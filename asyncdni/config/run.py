@@ -1,0 +1,39 @@
+"""[run] and [limits]: how long, over how many workers, and no more than what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from asyncdni.config.base import Count, Positive, Table
+
+__all__ = ["MESSAGE_BYTES_MAX", "Limits", "Run"]
+
+#: The most that `[limits] message_bytes` may be: what a worker's data socket takes at all.
+MESSAGE_BYTES_MAX = 2**32 - 1
+
+
+class Run(Table, frozen=True, kw_only=True):
+    """How long, from which seed, over how many workers."""
+
+    epochs: Annotated[int, Meta(ge=0)] = 5  # 0 writes the initial weights
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one
+    evaluate_every: Positive = 1.0  # epochs between evaluations; fractions allowed
+    threads: Count = 1  # BLAS threads a worker
+    # cores: "auto" gives neighbours of a locked chain different ones, "none" leaves all to the
+    # system, [0, 1, 0] says the core of each worker; see docs/speed.md
+    pin: Literal["auto", "none"] | list[Annotated[int, Meta(ge=0)]] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+class Limits(Table, frozen=True, kw_only=True):
+    """A limit on everything, so that nothing grows or waits for ever."""
+
+    window: Count | Literal["auto"] = "auto"  # activations a producer may send ahead
+    window_max: Count = 256  # what `auto` may reach
+    # one message between workers, frames and all
+    message_bytes: Annotated[int, Meta(ge=1, le=MESSAGE_BYTES_MAX)] = 256 * 1024 * 1024
+    startup_s: Positive = 60.0  # until every worker has joined
+    silence_s: Positive = 3.0  # without a sign of life: dead

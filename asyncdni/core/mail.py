@@ -1,0 +1,86 @@
+"""What neighbours send, held against what they may send, and put where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from asyncdni.core.flights import AHEAD_MAX, Flights
+from asyncdni.core.inputs import Inputs
+from asyncdni.core.links import Links
+from asyncdni.core.position import Position
+from asyncdni.errors import RemoteProtocolError
+from asyncdni.messages import Activation, Credit, Gradient, Message, Skipped
+
+__all__ = ["Mail"]
+
+
+class Mail:
+    """Each method raises `RemoteProtocolError` for a message that does not fit."""
+
+    def __init__(
+        self,
+        position: Position,
+        flights: Flights,
+        links: Links,
+        inputs: Inputs,
+        misfit: Callable[[Message], RemoteProtocolError],
+    ) -> None:
+        """`misfit` makes the error for a message that does not fit."""
+        self.incarnations: dict[str, int] = {}  # of the neighbours
+        self._position = position
+        self._flights = flights
+        self._links = links
+        self._inputs = inputs
+        self._misfit = misfit
+
+    def is_current(self, message: Message) -> bool:
+        """Not what an older process of that stage has left on the wire."""
+        home = self._position.home(getattr(message, "sender", ""))
+        self._expect(home != self._position.name, message)
+        known = self.incarnations.get(home)
+        return known is None or known == getattr(message, "incarnation", known)
+
+    def activation(self, message: Activation, now: float) -> None:
+        link = self._links.incoming.get(message.sender)
+        if link is None or link.received >= link.allowed:
+            raise self._misfit(message)
+        link.arrived(message.waited, now)
+        fits = self._inputs.add(
+            message.batch,
+            message.sender,
+            message.samples,
+            message.tensors,
+            evaluate=message.evaluate,
+            last=message.last,
+        )
+        self._expect(fits, message)
+
+    def gradient(self, message: Gradient) -> bool:
+        """False where nobody waits for it any more."""
+        batch, sender = message.batch, message.sender
+        self._expect(self._may_answer(sender, batch), message)
+        self._expect(not self._flights.gave(batch, sender), message)
+        return self._flights.gradient(batch, sender, message.tensors)
+
+    def skipped(self, message: Skipped) -> None:
+        batch, sender = message.batch, message.sender
+        if sender in self._position.inputs:
+            self._expect(self._inputs.skip(batch, sender), message)
+            return
+        self._expect(self._may_answer(sender, batch), message)
+        self._flights.skip(batch, sender)
+
+    def credit(self, message: Credit) -> None:
+        link = self._links.outgoing.get((message.node, message.sender))
+        if link is None or message.taken > link.sent:
+            raise self._misfit(message)
+        link.granted(message.taken, message.allowed)
+
+    def _may_answer(self, sender: str, batch: int) -> bool:
+        """A consumer, about a batch that was sent to it, or will be if it need not wait for it."""
+        ahead = AHEAD_MAX if self._position.consumers_ahead else 0
+        return sender in self._position.consumers and 0 <= batch <= self._flights.last + ahead
+
+    def _expect(self, fits: bool, message: Message) -> None:
+        if not fits:
+            raise self._misfit(message)

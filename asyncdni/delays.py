@@ -1,0 +1,86 @@
+"""How a link or a worker is made slow: pure arithmetic, the same for real and simulated runs.
+
+What varies is drawn from streams keyed by (seed, names), so that the same experiment meets the same
+jitter and the same pauses again, message by message and forward by forward.
+"""
+
+from __future__ import annotations
+
+import random
+
+from asyncdni.schedules.base import Op, OpKind
+
+__all__ = ["LinkDelay", "Slow"]
+
+
+class LinkDelay:
+    """When the messages from one worker to another are to arrive, in the order of their sending.
+
+    ```
+    sent ──► waits for the one before ──► bytes / bandwidth ──► latency + jitter ──► due
+                 (bandwidth only)          (occupies the link)   (any number at once)
+    ```
+    """
+
+    def __init__(
+        self,
+        *,
+        latency_s: float = 0.0,
+        jitter_s: float = 0.0,
+        bytes_per_s: float | None = None,
+        seed: int,
+        sender: str,
+        receiver: str,
+    ) -> None:
+        """`jitter_s`: up to so much more, evenly drawn; `bytes_per_s` None: no limit."""
+        self.latency_s = latency_s
+        self.jitter_s = jitter_s
+        self.bytes_per_s = bytes_per_s
+        self._random = random.Random(f"{seed}/{sender}/{receiver}/conditions")
+        self._free_at = 0.0  # when the last message has left the sender's end
+        self._due = 0.0  # of the last message
+
+    def due(self, now: float, message_bytes: int) -> float:
+        """The moment, on the clock of `now` (seconds), at which a message sent now is due.
+
+        Never before that of an earlier message: a late one holds up those behind it.
+        """
+        leaves = now
+        if self.bytes_per_s is not None:
+            leaves = max(now, self._free_at) + message_bytes / self.bytes_per_s
+            self._free_at = leaves
+        drawn_s = self._random.random() * self.jitter_s if self.jitter_s else 0.0
+        self._due = max(self._due, leaves + self.latency_s + drawn_s)
+        return self._due
+
+
+class Slow:
+    """How long a worker must sleep after its ops to be as slow as was asked. Sleep is no CPU time.
+
+    `factor` (at least 1): each op takes so many times as long. `pause_s`: in addition, after a
+    forward, with probability `chance`.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        worker: str,
+        *,
+        factor: float = 1.0,
+        pause_s: float = 0.0,
+        chance: float = 0.0,
+    ) -> None:
+        self._factor = factor
+        self._pause_s = pause_s
+        self._chance = chance
+        self._random = random.Random(f"{seed}/{worker}/slow")
+
+    def after(self, op: Op, wall_s: float) -> float:
+        """Seconds to sleep after `op`, which has taken `wall_s`. Evaluations are not slowed."""
+        if op.evaluate or op.kind is OpKind.EVALUATE:
+            return 0.0
+        sleep_s = (self._factor - 1.0) * wall_s
+        # Drawn for every forward, so that the n-th one pauses or not whatever ran in between.
+        if op.kind is OpKind.FORWARD and self._random.random() < self._chance:
+            sleep_s += self._pause_s
+        return sleep_s

@@ -1,0 +1,78 @@
+"""A small network of its own beside a stage: layers in a row, and the Adam that moves them.
+
+Generators, local heads and input models are made of it. Its gradients serve one step and are then
+overwritten: nothing accumulates over batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from asyncdni.nn.base import Array, Layer, Slot, Streams
+from asyncdni.nn.optimizers import Adam, flatten
+
+__all__ = ["Sequential"]
+
+
+class Sequential:
+    """x (B, D) -> layers[0] -> … -> layers[-1].
+
+    `params` are named "<position>.<name>" and `buffers` hold Adam's moments; both are restored by
+    writing into the arrays. Running statistics of batch norms are never used, so they are no part
+    of `buffers`.
+    """
+
+    def __init__(self, layers: Sequence[Layer], learning_rate: float) -> None:
+        self.layers = layers
+        self.learning_rate = learning_rate
+        self.params: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
+
+    def build(self, inputs: int, dtype: np.dtype[Any], streams: Streams, name: str) -> None:
+        """For x (B, inputs). Layers draw from streams "<name>.<position>.<purpose>"."""
+        shape: tuple[int, ...] = (inputs,)
+        for position, layer in enumerate(self.layers):
+            shape = layer.build(shape, dtype, partial(_stream, streams, f"{name}.{position}"))
+        self._vector, self._grads = flatten(self.layers)
+        self.params = {
+            f"{position}.{key}": array
+            for position, layer in enumerate(self.layers)
+            for key, array in layer.params.items()
+        }
+        self.optimizer = Adam()
+        self.optimizer.start(self._vector)
+        self.buffers = dict(self.optimizer.state)
+
+    def slots(self) -> list[Slot]:
+        """What a forward leaves behind for its backward, a slot a layer; empty."""
+        return [{} for _ in self.layers]
+
+    def forward(self, x: Array, slots: Sequence[Slot]) -> Array:
+        """With batch statistics; the result belongs to the slots."""
+        for layer, slot in zip(self.layers, slots, strict=True):
+            x = layer.forward(x, slot)
+        return x
+
+    def backward(self, grad: Array, slots: Sequence[Slot], *, send: bool) -> Array | None:
+        """Learns from `grad`, of the loss summed over the batch; returns the gradient of x, which
+        belongs to the slots, if `send`."""
+        sent: Array | None = grad
+        for position in reversed(range(len(self.layers))):
+            assert sent is not None
+            layer = self.layers[position]
+            layer.fresh = True
+            sent = layer.backward(sent, slots[position], learn=True, send=send or position > 0)
+        return sent
+
+    def step(self, samples: int, rate_scale: float) -> None:
+        """One step of Adam on the mean over `samples` of what `backward` has learnt."""
+        self._grads *= 1 / samples
+        self.optimizer.step(self._vector, self._grads, self.learning_rate * rate_scale)
+
+
+def _stream(streams: Streams, name: str, purpose: str) -> np.random.Generator:
+    return streams(f"{name}.{purpose}")

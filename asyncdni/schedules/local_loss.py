@@ -1,0 +1,62 @@
+"""Local loss: every stage learns from a local head alone, and nothing comes back.
+
+Decoupled greedy learning (Belilovsky et al. 2019, arXiv 1901.08164, section 3). P asks the head for
+the gradient of its loss by the stage's activation; the last stage has the true loss:
+
+```
+stage 0  F0 P0 B0 U0 F1 P1 B1 U1 F2 P2 B2 U2 .
+stage 1  .  F0 P0 B0 U0 F1 P1 B1 U1 F2 P2 B2 U2
+stage 2  .  .  F0 B0 U0 .  F1 B1 U1 .  F2 B2 U2
+```
+
+With `replay` a stage that has no new input learns from one that it has seen (F P B U again, nothing
+is sent on): the least used first, among them the freshest (the asynchronous variant of the paper,
+section 4, there for all inputs; here new ones are taken in order, so that none is missed and each
+counts once). Stage 2 has nothing new after its first batch:
+
+```
+stage 0  F0 P0 B0 U0 F1 P1 B1 U1 F2 P2 B2 U2 .  .  .  .  .  .  .  .
+stage 1  .  F0 P0 B0 U0 F0 P0 B0 U0 F1 P1 B1 U1 F2 P2 B2 U2 .  .  .
+stage 2  .  .  F0 B0 U0 F0 B0 U0 F0 B0 U0 F1 B1 U1 F1 B1 U1 F2 B2 U2
+```
+
+A column is a unit of time, `.` is waiting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asyncdni.schedules.base import Flight, Op, OpKind, Source, View
+
+__all__ = ["LocalLoss"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalLoss:
+    """Learn at once, from the head or the own loss."""
+
+    send_at_once: bool = False  # producers are locked to this stage: they learn from its gradient
+
+    def next_op(self, view: View) -> Op | None:
+        newest = view.newest
+        if newest is not None:
+            return self._learn(view, newest)
+        if view.ready:
+            return Op(OpKind.FORWARD, view.ready[0])
+        if view.replayable and not view.closed:
+            return Op(OpKind.FORWARD, view.replayable[0], replay=True)
+        return None
+
+    def may_read(self, view: View) -> bool:
+        return True
+
+    def _learn(self, view: View, flight: Flight) -> Op:
+        batch, done = flight.batch, flight.done
+        if view.has_consumers and "P" not in done:
+            return Op(OpKind.PREDICT, batch)
+        if "B" not in done:
+            source = Source.SYNTHETIC if view.has_consumers else Source.TRUE
+            send = self.send_at_once and view.has_producers
+            return Op(OpKind.BACKWARD, batch, source=source, send=send)
+        return Op(OpKind.UPDATE, batch, last=True)

@@ -1,0 +1,216 @@
+"""delayed: true gradients late, through the weights of the forward or today's; equal to what it
+must equal, and to a reference of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import networks
+import numpy as np
+import pytest
+from accumulation import accumulated, bits
+from random_runs import skip_connections
+
+from asyncdni.build import Design
+from asyncdni.core.events import Finish
+from asyncdni.datasets import load
+from asyncdni.nn.base import Array
+from asyncdni.simulator import Costs, Links, Result, simulate
+
+SHAKEN: dict[str, Any] = {"costs": Costs(jitter=0.9), "links": Links(jitter=1.0)}
+NETWORKS: dict[str, tuple[networks.Tables, list[int] | None]] = {
+    "chain": (networks.chain(4, norm=True), None),
+    "fused": (networks.chain(5), [1, 3, 1]),
+    "fork": (networks.fork(), None),
+    "two losses": (networks.diamond(), None),
+    "skip connections": (skip_connections(), None),
+    "several readers": (networks.several_readers(), None),
+}
+each_network = pytest.mark.parametrize(
+    ("stages", "split"), list(NETWORKS.values()), ids=list(NETWORKS)
+)
+
+
+def run(
+    stages: networks.Tables, schedule: dict[str, Any], seed: int = 1, **more: Any
+) -> tuple[Design, Result]:
+    tables = {key: more.pop(key) for key in ("run", "optimizer", "staleness") if key in more}
+    design = networks.design(stages, schedule, **{"run": {"epochs": 4}, **tables})
+    result = simulate(design, seed=seed, maths=True, **{**SHAKEN, **more})
+    assert isinstance(result.end, Finish)
+    return design, result
+
+
+# --- what it must equal --------------------------------------------------------------------------
+
+
+@each_network
+@pytest.mark.parametrize(
+    "options", [{}, {"weights": "current"}, {"split_backward": False}, {"anneal_epochs": 2.0}]
+)
+def test_with_one_batch_in_flight_it_is_locked(
+    stages: networks.Tables, split: list[int] | None, options: dict[str, Any]
+) -> None:
+    """To the last bit, and so backpropagation in one process. (Nothing is stale, so no learning
+    rate is lowered.)"""
+    one = {"run": {"epochs": 3, "split": split}, "staleness": {"lag": 0}}
+    design, result = run(stages, {"name": "delayed", **options}, **one)
+    assert bits(result.weights) == accumulated(design)
+    assert {own["staleness_max"] for own in result.counters.values()} == {0}
+
+
+@each_network
+@pytest.mark.parametrize("lag", [None, 1, 5])
+def test_a_mix_of_true_gradients_alone_is_delayed(
+    stages: networks.Tables, split: list[int] | None, lag: int | None
+) -> None:
+    """The same ops at the same times, and the same weights to the last bit."""
+    more = {"run": {"epochs": 3, "split": split}, "staleness": {} if lag is None else {"lag": lag}}
+    current = {"name": "delayed", "weights": "current", "split_backward": False}
+    expected = run(stages, current, **more)[1]
+    found = run(stages, {"name": "synthetic", "mix": 1.0}, **more)[1]
+    assert found.ops == expected.ops
+    assert bits(found.weights) == bits(expected.weights)
+    stale = [own["staleness_max"] or 0 for own in expected.counters.values()]
+    assert max(stale) > 0
+
+
+def test_late_gradients_are_not_backpropagation() -> None:
+    """The control of the first test."""
+    design, result = run(networks.chain(4), {"name": "delayed"})
+    assert bits(result.weights) != accumulated(design)
+
+
+def test_stashed_and_current_weights_are_two_rules() -> None:
+    stashed = run(networks.chain(4), {"name": "delayed", "split_backward": False})[1]
+    current = run(networks.chain(4), {"name": "delayed", "weights": "current"})[1]
+    assert bits(stashed.weights) != bits(current.weights)
+
+
+# --- its order -----------------------------------------------------------------------------------
+
+
+@each_network
+@pytest.mark.parametrize("lag", [None, 0, 3])
+def test_each_gradient_is_applied_at_once_and_in_order(
+    stages: networks.Tables, split: list[int] | None, lag: int | None
+) -> None:
+    for seed in range(2):
+        design, result = run(
+            stages,
+            {"name": "delayed"},
+            seed=seed,
+            run={"epochs": 2, "split": split},
+            staleness={} if lag is None else {"lag": lag},
+        )
+        for group in design.plan.groups:
+            ops = [op[:2] for op in result.ops[group.name] if op[0] not in "RE"]
+            batches = list(range(design.plan.batches))
+            for letters in ("F", "bB", "WB", "U"):
+                assert [batch for letter, batch in ops if letter in letters] == batches
+            assert_updates_follow(ops)
+            bound = group.depth if lag is None else lag
+            assert most_ahead(ops) <= bound
+
+
+def assert_updates_follow(ops: list[Any]) -> None:
+    """b W U, or B U, without anything between."""
+    for i, (letter, batch) in enumerate(ops):
+        if letter == "b":
+            assert ops[i + 1 : i + 3] == [("W", batch), ("U", batch)]
+        elif letter == "B":
+            assert ops[i + 1] == ("U", batch)
+
+
+def most_ahead(ops: list[Any]) -> int:
+    """Of a forward, ahead of the oldest batch that has not been pushed back."""
+    back, most = 0, 0
+    for letter, batch in ops:
+        if letter == "F":
+            most = max(most, batch - back)
+        back += letter in "bB"
+    return most
+
+
+# --- a reference of its own ----------------------------------------------------------------------
+
+
+class Stage:
+    """x Wᵀ + c, then relu but for the last; gradient descent. Nothing of the package is in it."""
+
+    def __init__(self, state: dict[str, Array], *, last: bool, stash: bool) -> None:
+        self.weight, self.bias = state["0.weight"].copy(), state["0.bias"].copy()
+        self._last, self._stash = last, stash
+        self._kept: dict[int, tuple[Any, Any, Any]] = {}
+        self._grads: tuple[Any, Any] = (0.0, 0.0)
+
+    def forward(self, batch: int, x: Any) -> Any:
+        z = x @ self.weight.T + self.bias
+        self._kept[batch] = (x, z, self.weight.copy())
+        return z if self._last else np.maximum(z, 0.0)
+
+    def backward(self, batch: int, grad: Any) -> Any:
+        x, z, weight = self._kept.pop(batch)
+        grad = grad if self._last else grad * (z > 0)
+        self._grads = (grad.T @ x / len(x), grad.sum(axis=0) / len(x))
+        return grad @ (weight if self._stash else self.weight)
+
+    def update(self, rate: float) -> None:
+        self.weight = self.weight - rate * self._grads[0]
+        self.bias = self.bias - rate * self._grads[1]
+
+
+def replayed(design: Design, result: Result, start: Any, *, stash: bool) -> dict[str, Any]:
+    """Weights after the forwards, backwards and updates of `result`, in their order in time."""
+    names = [group.name for group in design.plan.groups]
+    stages = {name: Stage(start[name], last=name == "top", stash=stash) for name in names}
+    chosen, plan = design.experiment, design.plan
+    dataset = load(chosen.data, chosen.run.seed)
+    moments = sorted(
+        (began, names.index(name), letter, batch)
+        for name in names
+        for letter, batch, began, _ in result.ops[name]
+        if letter in "FBU"
+    )
+    down: dict[tuple[int, int], Any] = {}
+    up: dict[tuple[int, int], Any] = {}
+    for _, index, letter, batch in moments:
+        stage = stages[names[index]]
+        epoch, number = divmod(batch, plan.batches_per_epoch)
+        x, y = dataset.batch(
+            epoch, number, chosen.data.batch_size, chosen.run.seed, np.dtype("float64")
+        )
+        if letter == "F":
+            out = down[index, batch] = stage.forward(batch, down[index - 1, batch] if index else x)
+            if index == len(names) - 1:
+                up[index, batch] = 1.0 / (1.0 + np.exp(-out)) - y
+        elif letter == "B":
+            up[index - 1, batch] = stage.backward(batch, up[index, batch])
+        else:
+            stage.update(chosen.optimizer.learning_rate)
+    return {
+        name: {"0.weight": stage.weight, "0.bias": stage.bias} for name, stage in stages.items()
+    }
+
+
+@pytest.mark.parametrize("weights", ["stash", "current"])
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_pipedream_by_the_book(weights: str, seed: int) -> None:
+    """Every gradient is that of its batch's own weights, and is taken off today's."""
+    design, result = run(
+        networks.chain(4),
+        {"name": "delayed", "weights": weights, "split_backward": False},
+        seed=seed,
+        run={"epochs": 6, "dtype": "float64"},
+        optimizer={"name": "sgd", "learning_rate": 0.5},
+    )
+    initial = networks.design(
+        networks.chain(4), {"name": "locked"}, run={"epochs": 0, "dtype": "float64"}
+    )
+    start = simulate(initial, seed=0, maths=True).weights
+    expected = replayed(design, result, start, stash=weights == "stash")
+    for name, own in expected.items():
+        for key, array in own.items():
+            np.testing.assert_allclose(result.weights[name][key], array, rtol=1e-9, atol=1e-12)
+    stale = [result.counters[name]["staleness_max"] for name in expected]
+    assert stale[0] and stale[0] >= 2
