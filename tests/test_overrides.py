@@ -9,7 +9,7 @@ import pytest
 
 from asyncdni import config
 from asyncdni.errors import ConfigError
-from asyncdni.experiment import load
+from asyncdni.experiment import dumps, load
 from asyncdni.experiment.overrides import parse_setting
 
 FILE = """
@@ -130,8 +130,26 @@ def test_another_schedule_drops_the_options_of_the_old_one(file: Path) -> None:
 
 
 def test_an_unknown_schedule_is_refused_with_those_known(file: Path) -> None:
-    text = "schedule.name: unknown schedule 'gpipe'; known: locked, synthetic"
-    assert refusal(file, schedule="gpipe") == text
+    text = (
+        "schedule.name: unknown schedule 'chimera'; known: locked, gpipe, 1f1b, delayed, "
+        "local_loss, synthetic"
+    )
+    assert refusal(file, schedule="chimera") == text
+
+
+def test_another_schedule_drops_what_stages_changed_of_the_old_one(file: Path) -> None:
+    own = ["stages.0.schedule.fit_every=2", "stages.0.schedule.split_backward=false"]
+    text = dumps(load(file, ["schedule.name=synthetic", own[0]]))
+    file.write_text(text)
+    assert load(file).stages[0].schedule == {"fit_every": 2}
+    assert load(file, schedule="locked").stages[0].schedule == {}
+    assert load(file, own[1:], schedule="locked").stages[0].schedule == {"split_backward": False}
+
+
+def test_a_key_may_be_quoted_as_toml_wants_it(file: Path) -> None:
+    for key in ("a->b", '"a->b"'):
+        between = load(file, [f"links.between.{key}.latency=5ms"]).links.between
+        assert between == {"a->b": config.Link(latency="5ms")}
 
 
 def test_another_generator_keeps_the_options_it_knows(file: Path) -> None:

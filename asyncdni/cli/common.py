@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
-__all__ = ["add_experiment", "free_folder"]
+from asyncdni.errors import ConfigError
+
+__all__ = ["add_conditions", "add_experiment", "condition_flags", "free_folder", "settings"]
 
 
 def add_experiment(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +26,57 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let workers import the layers that the file names as module:Class",
     )
+
+
+def add_conditions(parser: argparse.ArgumentParser, *, latency: bool = True) -> None:
+    """Slow links and slow workers: short for --set links.latency=… and the like.
+
+    `latency` False leaves --latency to the command, and out of `settings`.
+    """
+    if latency:
+        parser.add_argument(
+            "--latency", metavar="TIME", help="make all links between workers slower, such as 10ms"
+        )
+    parser.add_argument(
+        "--jitter", metavar="TIME", help="by up to so much more, drawn for each message"
+    )
+    parser.add_argument(
+        "--bandwidth", metavar="RATE", help="let all links carry no more, such as 100Mbit/s"
+    )
+    parser.add_argument(
+        "--slow",
+        metavar="NAME=FACTOR",
+        action="append",
+        default=[],
+        help="let a stage take so many times as long for each op; may be given several times",
+    )
+
+
+def settings(args: argparse.Namespace) -> list[str]:
+    """What --set says, and after it what the flags of `add_conditions` say in the same form.
+
+    Raises `ConfigError`.
+    """
+    chosen = [f"links.{flag}={json.dumps(text)}" for flag, text in _link_flags(args).items()]
+    return [*args.set, *chosen, *map(_slow_setting, args.slow)]
+
+
+def condition_flags(args: argparse.Namespace) -> list[str]:
+    """The flags of `add_conditions` that were given, as words of a command line."""
+    words = [f"--{flag}={text}" for flag, text in _link_flags(args).items()]
+    return words + [f"--slow={text}" for text in args.slow]
+
+
+def _link_flags(args: argparse.Namespace) -> dict[str, str]:
+    texts = {flag: getattr(args, flag, None) for flag in ("latency", "jitter", "bandwidth")}
+    return {flag: text for flag, text in texts.items() if text is not None}
+
+
+def _slow_setting(text: str) -> str:
+    name, equals, factor = text.partition("=")
+    if not (name and equals and factor):
+        raise ConfigError(f"--slow {text!r}: expected NAME=FACTOR, such as hidden2=3")
+    return f"slow.{name}.factor={factor}"
 
 
 def free_folder(parent: Path, name: str) -> Path:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from asyncdni import experiment
-from asyncdni.cli.common import add_experiment
+from asyncdni.cli.common import add_conditions, add_experiment, settings
 from asyncdni.cli.display import make_display
 from asyncdni.training import conduct, design_of
 
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--schedule", metavar="NAME", help="instead of the file's")
     parser.add_argument("--seed", type=int, metavar="N", help="instead of the file's")
+    add_conditions(parser)
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    chosen = experiment.load(args.file, args.set, schedule=args.schedule, seed=args.seed)
+    chosen = experiment.load(args.file, settings(args), schedule=args.schedule, seed=args.seed)
     design = design_of(chosen, allow_import=args.allow_import)
     folder = Path(args.out) if args.out else None
     with make_display(quiet=args.quiet) as display:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 from collections.abc import Sequence
 
 from asyncdni import config, experiment
 from asyncdni.build import Design, make_design
-from asyncdni.cli.common import add_experiment
+from asyncdni.cli.common import add_conditions, add_experiment, condition_flags, settings
 from asyncdni.datasets import describe
 from asyncdni.errors import AsyncDNIError, ConfigError, by_name
 from asyncdni.simulator import Costs, Links, Result, simulate
@@ -20,9 +19,8 @@ __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 HELP = "run schedules in virtual time: one seed replays one run"
 EXAMPLE = """\
   asyncdni simulate launch/digits.toml
-  asyncdni simulate launch/digits.toml --seed 7 --latency 1ms --jitter 0.2 --maths"""
+  asyncdni simulate launch/digits.toml --seed 7 --latency 1ms --vary 0.2 --maths"""
 
-_UNITS_US = {"us": 1.0, "ms": 1e3, "s": 1e6}
 _MAX_LISTED = 8
 
 
@@ -38,30 +36,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", metavar="N", help="of the run and of all that varies in it (default: the file's)"
     )
     parser.add_argument("--maths", action="store_true", help="train for real, with test scores")
+    add_conditions(parser)
     parser.add_argument(
-        "--latency", metavar="TIME", default="100us", help="one way, such as 1ms (default: 100us)"
-    )
-    parser.add_argument(
-        "--jitter",
+        "--vary",
         metavar="SHARE",
         default="0",
-        help="ops and messages take up to this share less or more time (default: 0)",
+        help="ops, and the 100 us that a message takes anyway, take up to this share less or more "
+        "time (default: 0)",
     )
     parser.add_argument("--batches", metavar="N", default="3", help="how many to draw (default: 3)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Simulates each schedule and prints timelines and a table; raises the first failure."""
-    latency_us, jitter = _latency_us(args.latency), _share("--jitter", args.jitter)
-    batches = _whole("--batches", args.batches)
-    chosen = experiment.load(args.file, args.set, seed=_seed(args.seed))
-    links = Links(latency_us=latency_us, control_latency_us=latency_us, jitter=jitter)
+    vary, batches = _share("--vary", args.vary), _whole("--batches", args.batches)
+    chosen = experiment.load(args.file, settings(args), seed=_seed(args.seed))
     results: dict[str, Result] = {}
     for name in args.schedule or _default_schedules(chosen):
         if name in results:
             continue
         design = _design(args, name)
-        results[name] = _simulate(args, name, design, Costs(jitter=jitter), links)
+        results[name] = _simulate(args, name, design, vary)
         for line in [name, *timeline(results[name].ops, batches=batches), ""]:
             print(line)
     print(LEGEND, end="\n\n")
@@ -74,15 +69,14 @@ def _default_schedules(chosen: config.Experiment) -> list[str]:
 
 
 def _design(args: argparse.Namespace, schedule: str) -> Design:
-    chosen = experiment.load(args.file, args.set, schedule=schedule, seed=_seed(args.seed))
+    chosen = experiment.load(args.file, settings(args), schedule=schedule, seed=_seed(args.seed))
     return make_design(chosen, describe(chosen.data), allow_import=args.allow_import)
 
 
-def _simulate(
-    args: argparse.Namespace, schedule: str, design: Design, costs: Costs, links: Links
-) -> Result:
+def _simulate(args: argparse.Namespace, schedule: str, design: Design, vary: float) -> Result:
     """Raises what the run failed at, with the command that replays it."""
     seed = design.experiment.run.seed
+    costs, links = Costs(jitter=vary), Links(jitter=vary)
     try:
         result = simulate(design, seed=seed, costs=costs, links=links, maths=args.maths)
     except AsyncDNIError as error:
@@ -95,7 +89,7 @@ def _simulate(
 
 def _command(args: argparse.Namespace, schedule: str, seed: int) -> str:
     words = ["asyncdni", "simulate", args.file, "--seed", str(seed), "--schedule", schedule]
-    words += ["--latency", args.latency, "--jitter", args.jitter]
+    words += [*condition_flags(args), "--vary", args.vary]
     words += [word for setting in args.set for word in ("--set", setting)]
     words += ["--maths"] if args.maths else []
     words += ["--allow-import"] if args.allow_import else []
@@ -146,15 +140,6 @@ def _accuracy(result: Result) -> str:
 
 
 # --- flags ---------------------------------------------------------------------------------------
-
-
-def _latency_us(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", text)
-    if match is None:
-        raise ConfigError(
-            f"--latency {text!r}: expected a number and a unit, such as 200us, 1ms or 0.5s"
-        )
-    return float(match[1]) * _UNITS_US[match[2]]
 
 
 def _share(flag: str, text: str) -> float:

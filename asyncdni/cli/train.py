@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from asyncdni import experiment
-from asyncdni.cli.common import add_experiment, free_folder
+from asyncdni.cli.common import add_conditions, add_experiment, free_folder, settings
 from asyncdni.cli.display import make_display
 from asyncdni.training import train
 
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser)
     parser.add_argument("--schedule", metavar="NAME", help="instead of the file's")
     parser.add_argument("--seed", type=int, metavar="N", help="instead of the file's")
+    add_conditions(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="run folder, new or empty (default: a new one under runs/)"
     )
@@ -31,11 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write every op, message and wait to DIR/trace.json, for https://ui.perfetto.dev "
         "and `asyncdni timeline`",
     )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write event files to DIR/tensorboard (extra: tensorboard)",
+    )
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
 
 def run(args: argparse.Namespace) -> int:
-    chosen = experiment.load(args.file, args.set, schedule=args.schedule, seed=args.seed)
+    chosen = experiment.load(args.file, settings(args), schedule=args.schedule, seed=args.seed)
     name = f"{Path(args.file).stem}-{chosen.schedule.__struct_config__.tag}"
     folder = Path(args.out) if args.out else free_folder(Path("runs"), name)
     with make_display(quiet=args.quiet) as display:
@@ -44,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             out=folder,
             observers=[display],
             trace=args.trace,
+            tensorboard=args.tensorboard,
             allow_import=args.allow_import,
         )
         display.finish(finished.summary, folder)
