@@ -7,7 +7,8 @@ DIR/summary.json      the run in numbers             DIR/logs/WORKER.log        
 ```
 
 `data.npz` is there as well if the caller of `train` gave arrays; after `--trace` so are
-`trace/WORKER.npz`, and `trace.json` for Perfetto.
+`trace/WORKER.npz`, and `trace.json` for Perfetto; after `--tensorboard` the event files of
+`tensorboard`.
 `summary.json` is written last: a folder without one holds a run that did not finish.
 """
 

@@ -25,6 +25,7 @@ from asyncdni.datasets import describe
 from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.launchers.local import LocalLauncher, worker_command
 from asyncdni.metrics.recorder import Recorder
+from asyncdni.metrics.tensorboard import EventFiles
 from asyncdni.metrics.trace_events import merged_at_end
 from asyncdni.run import (
     ARRAYS,
@@ -56,6 +57,7 @@ def train(
     out: str | Path | None = None,
     observers: Sequence[Observer] = (),
     trace: bool = False,
+    tensorboard: bool = False,
     allow_import: bool = False,
 ) -> Result:
     """Train a network, one worker process a stage, and return weights, history and summary.
@@ -69,6 +71,8 @@ def train(
         observers: called with every record while the run goes on.
         trace: write every op, message and wait of all workers to DIR/trace.json (for
             https://ui.perfetto.dev), and each worker's own to DIR/trace.
+        tensorboard: write event files to DIR/tensorboard while the run goes on; needs the extra of
+            that name, and `out`.
         allow_import: let workers import the layers that the experiment names as "module:Class".
 
     Raises:
@@ -82,9 +86,8 @@ def train(
             design = design_of(chosen, allow_import=allow_import)
         else:
             _save_arrays(data, scratch / ARRAYS)
-            meta = describe(_npz(scratch / ARRAYS, chosen.data))
-            chosen = _with_arrays(chosen, folder.resolve() / ARRAYS)
-            design = make_design(chosen, meta, allow_import=allow_import)
+            design = _design_of_arrays(chosen, scratch / ARRAYS, folder, allow_import)
+            chosen = design.experiment
         if trace and out is not None:
             names = [group.name for group in design.plan.groups]
             stack.enter_context(merged_at_end(folder, names))  # once the launcher has seen them out
@@ -93,19 +96,29 @@ def train(
         def launch(address: str) -> LocalLauncher:
             if data is not None:
                 _move(scratch / ARRAYS, folder / ARRAYS)
-            launcher.start(
-                {
-                    group.name: worker_command(group.name, address, allow_import=allow_import)
-                    for group in design.plan.groups
-                }
-            )
+            launcher.start(_worker_commands(design, address))
             return launcher
 
         bind = f"ipc://{scratch / 'coordinator'}"
+        if tensorboard:
+            observers = [*observers, stack.enter_context(_event_files(out))]
         summary = conduct(design, bind, folder, launch=launch, observers=observers, trace=trace)
         weights = load_weights(folder / "final", chosen)
         kept = folder.resolve() if out is not None else None
         return Result(summary, weights, chosen, design.meta, kept)
+
+
+def _worker_commands(design: Design, address: str) -> dict[str, Sequence[str]]:
+    return {
+        group.name: worker_command(group.name, address, allow_import=design.allow_import)
+        for group in design.plan.groups
+    }
+
+
+def _event_files(out: str | Path | None) -> EventFiles:
+    if out is None:
+        raise ConfigError("tensorboard: event files need a run folder to be kept in, give out=DIR")
+    return EventFiles(Path(out))
 
 
 def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Design:
@@ -223,6 +236,16 @@ def _save_arrays(data: Mapping[str, ArrayLike], path: Path) -> None:
 
 def _npz(path: Path, like: config.Data) -> config.Npz:
     return config.Npz(path=str(path), batch_size=like.batch_size, validation=like.validation)
+
+
+def _design_of_arrays(
+    chosen: config.Experiment, arrays: Path, folder: Path, allow_import: bool
+) -> Design:
+    """The arrays are at `arrays` still, and will be in the folder of the run."""
+    meta = describe(_npz(arrays, chosen.data))
+    return make_design(
+        _with_arrays(chosen, folder.resolve() / ARRAYS), meta, allow_import=allow_import
+    )
 
 
 def _with_arrays(chosen: config.Experiment, path: Path) -> config.Experiment:

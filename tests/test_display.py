@@ -172,6 +172,29 @@ def test_a_progress_line_comes_after_ten_silent_seconds_and_not_before(design: D
     ]
 
 
+GUARD = {"time_s": 100.9, "stage": "hidden", "waiting": True, "cosine": -0.031}
+
+
+def test_what_a_guard_decides_is_told_of(design: Design) -> None:
+    over = {**GUARD, "time_s": 101.3, "waiting": False, "cosine": 0.125}
+    lines = lines_of(design, [*records()[:7], ("guard", GUARD), ("guard", over), *records()[7:]])
+    assert lines[1:3] == [
+        "hidden waits for true gradients: its generator's agree by -0.03 only",
+        "hidden goes on with synthetic gradients: they agree by 0.12",
+    ]
+    titled = lines_of(design, [*records(), ("guard", GUARD)], "run 1 of 2: synthetic, seed 0")
+    assert len(titled) == 2
+
+
+def test_batches_that_did_not_come_count_as_progress_and_not_as_speed(design: Design) -> None:
+    skipping = report("output", 200, batches=20, missed=20, wall_s=1.0)
+    recorder = feed(Quiet(), design, [*records()[:9]])
+    recorder.record("report", {"time_s": 101.5, **report("hidden", 410, wall_s=1.0)})
+    recorder.record("report", {"time_s": 101.5, **skipping})
+    progress = panel.measure(design, recorder, 1.0)
+    assert (progress.epoch, progress.samples_per_s) == (4.0, 200.0)
+
+
 def test_workers_started_by_hand_get_their_command_lines(design: Design) -> None:
     lines = lines_of(design, records(BY_HAND))
     assert lines[:6] == [
@@ -224,6 +247,30 @@ def test_the_picture_shows_progress_and_every_stage(design: Design, width: int) 
     assert frame[5].split() == ["hidden", "30", "30", "72%", "3", "6.9", "0.60"]
     assert frame[6].split() == ["output", "25", "25", "72%", "3", "0.0", "-"]
     assert max(map(len, frame)) <= width
+
+
+def test_the_picture_has_room_for_all_that_can_go_wrong(design: Design) -> None:
+    made, written = console(True, 100)
+    troubled = {"dropped": 123, "skipped": 4567, "missed": 0, "waiting": 1, "slowed_s": 2.5}
+    counts = {"batches": 123456, "updates": 123456, "target_cosine": 0.5, "gradient_cosine": None}
+    given = [*records()[:-2], ("report", {"time_s": 101.5, **report("hidden", 300)})]
+    given[-1][1]["values"].update(troubled | counts)
+    with Picture(made) as display:
+        feed(display, design, given)
+        frame = last_frame(written).splitlines()
+    headings = ["dropped", "skipped"]
+    assert frame[4].split() == [*HEADINGS[:4], "queue", "staleness", "with", "target", *headings]
+    assert frame[5].split()[-4:] == ["123", "4,567", "waits", "slow"]
+    assert max(map(len, frame)) <= 100
+
+
+def test_what_a_guard_decides_stays_above_the_picture(design: Design) -> None:
+    made, written = console(True)
+    with Picture(made) as display:
+        later = ("report", {"time_s": 102.5, **report("hidden", 400)})
+        feed(display, design, [*records(), ("guard", GUARD), later])
+        assert "waits for true gradients" not in last_frame(written)  # nor was it erased
+    assert written.getvalue().count("hidden waits for true gradients: its generator's") == 1
 
 
 def test_the_picture_says_who_is_missing(design: Design) -> None:

@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
-from asyncdni.backends.base import Stage
-from asyncdni.core.events import Stop
+from asyncdni.backends.base import Agreement, Forwarded, Stage
+from asyncdni.core.events import Action, Compute, Computed, Stop
 from asyncdni.core.worker import Phase, Worker
+from asyncdni.delays import Slow
 from asyncdni.messages import Leave, Message, Report, Start
 from asyncdni.runtime import engine, meter
 from asyncdni.runtime.engine import Engine
@@ -96,6 +98,135 @@ def test_reports_count_what_went_over_the_wire(monkeypatch: pytest.MonkeyPatch) 
     assert counters["messages"] == 2
 
 
+# --- a worker that was made slow -----------------------------------------------------------------
+
+OVERSLEPT_S = 0.5
+
+
+class _Nap:
+    """Stands for `time`: a sleep is always too long by as much."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self._clock = clock
+        self.perf_counter = self.monotonic = self.process_time = self.thread_time = clock
+        self.asked: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.asked.append(seconds)
+        self._clock.now += seconds + OVERSLEPT_S
+
+
+class _Forwards:
+    """A machine that forwards so many batches at once, and then has nothing to do."""
+
+    phase = Phase.TRAINING
+    schedule = None
+
+    def __init__(self, batches: int) -> None:
+        self._left = list(range(batches))
+        self._busy = False
+
+    def handle(self, event: object, now: float) -> list[Action]:
+        if getattr(event, "message", None) == Leave():
+            return [Stop()]
+        self._busy = self._busy and not isinstance(event, Computed)
+        if self._busy or not self._left:
+            return []
+        self._busy = True
+        op = Op(OpKind.FORWARD, self._left.pop(0))
+        return [Compute(op, {"data": {"h": np.zeros((4, 1))}})]
+
+    def counters(self) -> dict[str, int]:
+        return {}
+
+
+class _Layers:
+    """A stage whose forward takes two seconds."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self._clock = clock
+
+    def forward(self, batch: int, inputs: object, context: object) -> Forwarded:
+        self._clock.now += 2.0
+        return Forwarded(None)
+
+
+def _run_slowed(monkeypatch: pytest.MonkeyPatch, batches: int, **slow: float) -> tuple[Any, _Nap]:
+    clock = _Clock()
+    nap = _Nap(clock)
+    for module in (engine, meter):
+        monkeypatch.setattr(module, "time", nap)
+    wire = _Wire(clock, [Start()] * batches + [Start(), Leave()])
+    driven = Engine(
+        cast(Worker, _Forwards(batches)),
+        cast(Stage, _Layers(clock)),
+        wire,
+        exits={},
+        slow=Slow(0, "a", **slow),
+    )
+    driven.run(early=[Start()])
+    return wire.reports[-1].counters, nap
+
+
+def test_sleep_makes_ops_as_slow_as_asked_and_is_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, nap = _run_slowed(monkeypatch, 3, factor=3.0)
+    assert nap.asked == [4.0, 3.5, 3.5]  # what was too much is taken off the next
+    assert found["slowed_s"] == 3 * 4.0 + OVERSLEPT_S
+    assert found["compute_s"] == 3 * 2.0
+
+
+def test_a_pause_comes_after_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = _run_slowed(monkeypatch, 2, pause_s=8.0, chance=1.0)
+    assert found["slowed_s"] == 2 * 8.0 + OVERSLEPT_S
+
+
+def test_a_worker_that_is_not_to_be_slow_never_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, nap = _run_slowed(monkeypatch, 2)
+    assert nap.asked == [] and found["slowed_s"] == 0
+
+
+def test_forwards_are_timed_from_the_first_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = _run_slowed(monkeypatch, 3)
+    assert found["stream_samples"] == 2 * 4
+    assert found["stream_s"] == 2 * (2.0 + RECEIVE_S)
+
+
+# --- rates without fills and drains --------------------------------------------------------------
+
+
+def test_the_stretch_of_forwards_ends_at_a_barrier() -> None:
+    counted = Meter()
+    counted.forwarded(4, 0.0)  # not training yet
+    counted.resume()
+    for at_s in (1.0, 2.0, 4.0):
+        counted.forwarded(4, at_s)
+    counted.pause()
+    counted.forwarded(4, 50.0)
+    counted.resume()
+    for at_s in (100.0, 101.0):
+        counted.forwarded(2, at_s)
+    found = counted.counters()
+    assert (found["stream_s"], found["stream_samples"]) == (3.0 + 1.0, 2 * 4 + 2)
+
+
+# --- agreement -----------------------------------------------------------------------------------
+
+
+def test_agreement_is_the_mean_of_what_was_measured() -> None:
+    counted = Meter()
+    for found in (Agreement(1.0, 0.5, 4.0), None, Agreement(0.5, 0.25, 2.0)):
+        counted.agreement(found)
+    counters = counted.counters()
+    names = ("agreements", "gradient_cosine", "gradient_error", "generator_loss")
+    assert [counters[name] for name in names] == [2, 0.75, 0.375, 3.0]
+
+
+def test_agreement_with_what_is_synthetic_itself_has_another_name() -> None:
+    counters = Meter(bootstrapped=True).counters()
+    assert "gradient_cosine" not in counters
+    assert counters["target_cosine"] is None and counters["agreements"] == 0
+
+
 # --- ops -----------------------------------------------------------------------------------------
 
 CORRECTING = Op(OpKind.BACKWARD, 4, source=Source.DIFFERENCE, send=False)
@@ -131,8 +262,9 @@ def test_sums_are_those_of_all_ops_with_the_generators_apart() -> None:
     counted.op(Op(OpKind.FORWARD, 0), 3.0, 2.0)
     counted.op(Op(OpKind.PREDICT, 0), 0.5, 0.25)
     counted.op(Op(OpKind.FIT, 0), 1.0, 0.5)
+    counted.op(Op(OpKind.FIT_INPUT, 1), 0.25, 0.25)
     found = counted.counters()
-    assert (found["compute_s"], found["generator_s"], found["op_cpu_s"]) == (3.0, 1.5, 2.75)
+    assert (found["compute_s"], found["generator_s"], found["op_cpu_s"]) == (3.0, 1.75, 3.0)
 
 
 def test_ops_outside_training_count_nowhere() -> None:

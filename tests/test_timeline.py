@@ -50,6 +50,18 @@ def test_ops_outside_of_the_window_are_left_out_and_those_across_its_end_are_cut
     assert found[1][2] == pytest.approx(found[0][2] * 0.5 / 0.8)
 
 
+def test_the_sleep_of_a_slow_worker_is_no_work() -> None:
+    slow = trace(
+        "low",
+        ("op", "F", "", 0, 5.0, 5.25),
+        ("slow", "", "", None, 5.25, 6.0),
+        ("op", "B", "", 0, 6.0, 6.0),
+    )
+    drawing = draw([panel(slow)], 1.0, at=0.0)
+    assert boxes(drawing)[0][0] == "made slow: 750000 µs"
+    assert "25%" in words(drawing) and "made slow" in words(drawing)
+
+
 def test_the_window_begins_with_a_forward_of_the_first_stage() -> None:
     first = ops(
         *(

@@ -19,6 +19,7 @@ from asyncdni.metrics.traces import (
     RECEIVED,
     RECORD,
     SENT,
+    SLOWED,
     WAIT,
     encode,
     links,
@@ -54,17 +55,19 @@ def test_what_was_recorded_comes_back_in_order(recording: Trace, tmp_path: Path)
     late = Op(OpKind.BACKWARD, 1, source=Source.DIFFERENCE)
     recording.waited(1.0, 1.5)
     recording.received(Gradient("top", 1, 1, {}), 1.5)
-    recording.add(late, 1.5, 2.25)
+    recording.add(late, 1.5, 2.0)
+    recording.slowed(2.0, 2.25)
     recording.sent("top", activation(), 2.25, 2.5)
     recording.add(Op(OpKind.BACKWARD, 2, learn=False), 2.5, 3.0)
     recording.write()
     assert described(tmp_path, OP) == [("C", "", 1), ("b", "", 2)]
     assert described(tmp_path, WAIT) == [("", "", -1)]
+    assert described(tmp_path, SLOWED) == [("", "", -1)]
     assert described(tmp_path, SENT) == [("activation", "top", 3)]
     assert described(tmp_path, RECEIVED) == [("gradient", "top", 1)]
     events = read_trace(tmp_path, "low").events
-    assert events["start_s"].tolist() == [1.0, 1.5, 1.5, 2.25, 2.5]
-    assert events["end_s"].tolist() == [1.5, 1.5, 2.25, 2.5, 3.0]
+    assert events["start_s"].tolist() == [1.0, 1.5, 1.5, 2.0, 2.25, 2.5]
+    assert events["end_s"].tolist() == [1.5, 1.5, 2.0, 2.25, 2.5, 3.0]
 
 
 def test_data_and_test_batches_are_told_from_activations(recording: Trace, tmp_path: Path) -> None:

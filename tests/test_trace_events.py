@@ -43,6 +43,14 @@ def slices(found: list[dict[str, Any]], pid: int, tid: int) -> list[dict[str, An
     return [e for e in found if e["ph"] == "X" and (e["pid"], e["tid"]) == (pid, tid)]
 
 
+def test_the_sleep_of_a_slow_worker_follows_its_op() -> None:
+    slow = trace("low", ("op", "F", "", 0, 1.0, 1.5), ("slow", "", "", None, 1.5, 2.5))
+    forward, nap = slices(events(slow), 1, 1)
+    assert (forward["name"], nap["name"], nap["cat"]) == ("forward", "made slow", "slow")
+    assert (nap["ts"], nap["dur"]) == (forward["ts"] + forward["dur"], 1e6)
+    assert_well_formed({"traceEvents": events(slow)}, ["low"])
+
+
 def written(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(path.read_text())
     return document

@@ -15,7 +15,7 @@ import asyncdni
 from asyncdni import evaluation
 from asyncdni.build import Design
 from asyncdni.errors import CheckpointError, ConfigError, DataError
-from asyncdni.metrics.recorder import STAGE_FIELDS, Recorder
+from asyncdni.metrics.recorder import DISTRIBUTIONS, STAGE_FIELDS, Recorder
 
 STAGES = [
     asyncdni.Stage(name="hidden", layers=[{"dense": 8}, "batch_norm", "relu"]),
@@ -89,7 +89,8 @@ def test_the_summary_has_all_fields_and_null_where_they_have_no_meaning(
         assert summary[name] is not None
     assert summary["train_samples"] == 20 * 128
     hidden, top = summary["stages"]
-    assert set(hidden) == {"name", *STAGE_FIELDS}
+    assert set(hidden) == {"name", "lag_by_link", *STAGE_FIELDS, *DISTRIBUTIONS}
+    assert hidden["staleness"]["max"] == hidden["staleness_max"]
     assert hidden["updates"] == top["updates"] == 160
     assert hidden["gradient_cosine"] is not None and top["gradient_cosine"] is None
     assert top["generator_s"] == 0 and top["staleness_max"] == 0

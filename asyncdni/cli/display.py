@@ -116,10 +116,10 @@ class _Gathering:
 
 
 class Lines:
-    """Plain lines: the start, each evaluation, progress now and then, the end."""
+    """Plain lines: the start, each evaluation, what guards do, progress now and then, the end."""
 
     def __init__(self, console: Console, title: str = "") -> None:
-        """With a `title`, one of several runs: it starts each line, and no evaluation has one."""
+        """With a `title`, one of several runs: it starts each; evaluations have none."""
         self._console = console
         self._title = title
         self._gathering = _Gathering(console)
@@ -149,6 +149,8 @@ class Lines:
         elif kind == "report" and now - self._said_s >= _LINE_EVERY_S:
             progress = panel.measure(design, recorder, now - self._started_s)
             self._say(now, panel.progress_line(progress))
+        elif kind == "guard" and not self._title:
+            self._say(now, panel.guard_line(values))
 
     def finish(self, summary: Mapping[str, Any], folder: Path | None) -> None:
         _finish(self._console, self._title, summary, folder)
@@ -183,6 +185,8 @@ class Picture:
         now: float = values["time_s"]
         if kind == "start":
             self._started_s = now
+        elif kind == "guard" and not self._title:
+            say(self._console, panel.guard_line(values))
         if kind in _AT_ONCE or now - self._drawn_s >= _DRAW_EVERY_S:
             self._drawn_s = now
             self._draw(self._picture(design, recorder, now))

@@ -21,6 +21,7 @@ __all__ = [
     "duration",
     "facts",
     "frame",
+    "guard_line",
     "measure",
     "outcome",
     "progress_line",
@@ -33,7 +34,7 @@ __all__ = [
 class Progress:
     """How far a run has come."""
 
-    epoch: float  # samples that went through all stages, in epochs
+    epoch: float  # samples that went through all stages, or were skipped on the way, in epochs
     epochs: int
     samples_per_s: float | None  # since the start, evaluations left out
     left_s: float | None  # until the end, evaluations included
@@ -49,14 +50,14 @@ class Progress:
 def measure(design: Design, recorder: Recorder, elapsed_s: float) -> Progress:
     """`elapsed_s`: wall time since the start of training."""
     train_samples, epochs = design.meta.train_samples, design.experiment.run.epochs
-    slowest = min(recorder.reports.values(), key=_samples, default={})
-    samples, wall_s = _samples(slowest), slowest.get("wall_s") or 0.0
+    slowest = min(recorder.reports.values(), key=_passed, default={})
+    samples, wall_s = _passed(slowest), slowest.get("wall_s") or 0.0
     last = recorder.history[-1] if recorder.history else {"accuracy": None, "loss": None}
     left = max(0, train_samples * epochs - samples)
     return Progress(
         epoch=samples / train_samples,
         epochs=epochs,
-        samples_per_s=samples / wall_s if samples and wall_s else None,
+        samples_per_s=_samples(slowest) / wall_s if samples and wall_s else None,
         left_s=elapsed_s * left / samples if samples else None,
         train_loss=recorder.train_loss,
         accuracy=last["accuracy"],
@@ -66,6 +67,13 @@ def measure(design: Design, recorder: Recorder, elapsed_s: float) -> Progress:
 
 def _samples(report: Mapping[str, Any]) -> int:
     return int(report.get("samples") or 0)
+
+
+def _passed(report: Mapping[str, Any]) -> float:
+    """Samples that a stage is through with: its own, and those of batches that did not come."""
+    samples, batches = _samples(report), report.get("batches") or 0
+    missed = report.get("missed") or 0
+    return samples * (1 + missed / batches) if batches else 0.0
 
 
 # --- one line ------------------------------------------------------------------------------------
@@ -134,6 +142,14 @@ def commands(design: Design, address: str) -> list[str]:
     ]
 
 
+def guard_line(values: Mapping[str, Any]) -> str:
+    """What a stage's guard has decided: `hidden1 waits for true gradients: …`."""
+    agree = "" if values.get("cosine") is None else f" by {values['cosine']:.2f}"
+    if values["waiting"]:
+        return f"{values['stage']} waits for true gradients: its generator's agree{agree} only"
+    return f"{values['stage']} goes on with synthetic gradients: they agree{agree}"
+
+
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
@@ -185,29 +201,42 @@ _COLUMNS = {
     "gradient_cosine": ("agreement", "{:.2f}".format),
     "target_cosine": ("with target", "{:.2f}".format),
     "dropped": ("dropped", _number),
+    "skipped": ("skipped", _number),
+    "missed": ("missed", _number),
+    "state": ("", str),
 }
 _OPTIONAL = ("queue", "cpu_s")
-_WHERE_ANY = ("dropped", "target_cosine")
+_WHERE_ANY = ("dropped", "skipped", "missed", "target_cosine", "state")
 
 
 def stage_table(stages: Sequence[Mapping[str, Any]], extra: Iterable[str] = ()) -> Table:
     """A row a stage, of reports or of a summary's entries; `extra` of queue and cpu_s.
 
     Staleness is the mean age of a gradient in updates, agreement the mean cosine of synthetic and
-    true gradient. Batches that were given up, and the agreement with targets that are synthetic
-    themselves, have a column only where there are any.
+    true gradient. Batches that were given up (dropped), not sent on (skipped) or did not come
+    (missed), the agreement with targets that are synthetic themselves, and how a stage fares
+    (waits for true gradients, was made slow) have a column only where there are any.
     """
+    rows = [{**stage, "state": _state(stage)} for stage in stages]
     hidden = set(_OPTIONAL) - set(extra)
-    hidden |= {field for field in _WHERE_ANY if not any(stage.get(field) for stage in stages)}
+    hidden |= {field for field in _WHERE_ANY if not any(row.get(field) for row in rows)}
+    if "target_cosine" not in hidden and not any(row.get("gradient_cosine") for row in rows):
+        hidden.add("gradient_cosine")
     shown = [column for column in _COLUMNS.items() if column[0] not in hidden]
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=24)
     for _, (heading, _) in shown:
         table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
-    for stage in stages:
-        cells = (_cell(stage.get(field), text) for field, (_, text) in shown)
-        table.add_row(str(stage["name"]), *cells)
+    for row in rows:
+        cells = (_cell(row.get(field), text) for field, (_, text) in shown)
+        table.add_row(str(row["name"]), *cells)
     return table
+
+
+def _state(stage: Mapping[str, Any]) -> str:
+    """`waits`, `slow`, both or neither."""
+    waits = "waits" if stage.get("waiting") else ""
+    return " ".join(filter(None, (waits, "slow" if stage.get("slowed_s") else "")))
 
 
 def _cell(value: float | None, text: Any) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from asyncdni.errors import CheckpointError
 from asyncdni.metrics.drawing import Box, Drawing, Line, Words
-from asyncdni.metrics.traces import GRADIENT, OP, OP_NAMES, WAIT, WorkerTrace, links
+from asyncdni.metrics.traces import GRADIENT, OP, OP_NAMES, SLOWED, WAIT, WorkerTrace, links
 
 __all__ = ["Panel", "draw"]
 
@@ -27,14 +27,17 @@ COLOURS = {
     "b": "#e9bd91",
     "W": "#c98a4a",
     "C": "#b8604a",
+    "M": "#a8483a",
     "U": "#5a9a5a",
     "P": "#9a6fb0",
     "T": "#c9aed6",
+    "S": "#b98fa8",
     "R": "#a8a8a8",
     "E": "#6f8f8f",
 }
 _UNKNOWN = "#000000"
 _GROUND = "#f1f1f1"
+_SLOWED = "#d9d2b0"
 _DOWN, _UP = "#1f3f60", "#b05a10"  # activations, gradients
 _WIDTH = 960
 _LABEL = 90
@@ -137,6 +140,9 @@ def _row(trace: WorkerTrace, window: _Window, y: int) -> Iterator[Shape]:
             title = f"waited {_span(start_s, end_s)}"
             yield Box(left, y, right - left, _BAR, "#ffffff")
             yield Box(left, y, right - left, _BAR, "#ffffff", title, hatched=True)
+    for *_, start_s, end_s in window.part(trace.on(SLOWED)).tolist():
+        left, right = window.x(start_s), window.x(end_s)
+        yield Box(left, y, right - left, _BAR, _SLOWED, f"made slow: {_span(start_s, end_s)}")
     for _, number, _, batch, start_s, end_s in ops:
         yield from _op(trace.names[number], batch, start_s, end_s, window, y)
     busy = sum(window.inside_s(start_s, end_s) for *_, start_s, end_s in ops) / window.length_s
@@ -184,6 +190,7 @@ def _legend(shapes: Sequence[Shape], y: int) -> tuple[list[Shape], int]:
     hatched = any(isinstance(shape, Box) and shape.hatched for shape in shapes)
     named = [(COLOURS[letter], OP_NAMES[letter]) for letter in COLOURS]
     items = [(colour, name) for colour, name in named if colour in colours]
+    items += [(_SLOWED, "made slow")] if _SLOWED in colours else []
     items += [("", "waiting")] if hatched else []
     items += [(_GROUND, "messages, other" if hatched else "no op")]
     items += [(c, name) for c, name in ((_DOWN, "activation"), (_UP, "gradient")) if c in strokes]

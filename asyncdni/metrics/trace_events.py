@@ -1,7 +1,8 @@
 """All workers' traces as one DIR/trace.json, for https://ui.perfetto.dev and chrome://tracing.
 
 The format is Chrome's JSON trace events ("Trace Event Format", Duffy and others, 2016). A worker is
-a process with three tracks: its ops, its waiting, its transport. An arrow (a flow, phases `s` and
+a process with three tracks: its ops (and the sleep of one that was made slow), its waiting, its
+transport. An arrow (a flow, phases `s` and
 `f`) leads from where an activation or a gradient was sent to where it was received. Times are
 microseconds since the first event of any worker. A message is received at a moment; it is drawn
 1 ns wide, as an arrow has to end at something that has a width.
@@ -26,6 +27,7 @@ from asyncdni.metrics.traces import (
     OP_NAMES,
     RECEIVED,
     SENT,
+    SLOWED,
     WAIT,
     Link,
     WorkerTrace,
@@ -145,6 +147,9 @@ def _ops(pid: int, trace: WorkerTrace, times: _Times) -> Iterator[str]:
     head = f'{{"ph":"X","cat":"op","pid":{pid},"tid":{_OPS}'
     for (_, name, _, batch, *_), when in _timed(trace, OP, times):
         yield f'{head},"name":{names[name]},{when},"args":{{"batch":{batch}}}}}'
+    head = f'{{"ph":"X","cat":"slow","name":"made slow","pid":{pid},"tid":{_OPS}'
+    for _, when in _timed(trace, SLOWED, times):
+        yield f'{head},{when},"args":{{}}}}'
 
 
 def _waits(pid: int, trace: WorkerTrace, times: _Times) -> Iterator[str]:

@@ -37,6 +37,7 @@ __all__ = [
     "RECEIVED",
     "RECORD",
     "SENT",
+    "SLOWED",
     "WAIT",
     "Link",
     "WorkerTrace",
@@ -57,7 +58,7 @@ RECORD = np.dtype(
         ("end_s", "<f8"),
     ]
 )
-OP, WAIT, SENT, RECEIVED = range(4)
+OP, WAIT, SENT, RECEIVED, SLOWED = range(5)
 NO_BATCH = -1
 
 #: Kinds of messages that carry tensors of a training batch. DATA is the node of that name, too.
@@ -70,9 +71,11 @@ OP_NAMES = {
     "b": "true gradient passed on",
     "W": "weights' gradients",
     "C": "late correction",
+    "M": "late share of the true gradient",
     "U": "update",
     "P": "generator predicts",
     "T": "generator is fitted",
+    "S": "input model is fitted",
     "R": "data",
     "E": "evaluation",
 }
@@ -89,7 +92,7 @@ class WorkerTrace:
     clock: str = ""
 
     def on(self, track: int) -> NDArray[Any]:
-        """The events of OP, WAIT, SENT or RECEIVED, in order."""
+        """The events of OP, WAIT, SENT, RECEIVED or SLOWED, in order."""
         chosen: NDArray[Any] = self.events[self.events["track"] == track]
         return chosen
 

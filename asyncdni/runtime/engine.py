@@ -27,10 +27,11 @@ from asyncdni.core.events import (
     Stored,
 )
 from asyncdni.core.worker import Phase, Worker
+from asyncdni.delays import Slow
 from asyncdni.messages import COORDINATOR, Activation, Drained, Gradient, Message, Report
 from asyncdni.runtime.meter import Meter
 from asyncdni.runtime.trace import Trace
-from asyncdni.schedules.base import OpKind
+from asyncdni.schedules.base import Op, OpKind, Schedule
 from asyncdni.weights import save_stages
 
 __all__ = ["Engine", "Transport"]
@@ -65,6 +66,7 @@ class Engine:
         source: Source | None = None,
         folder: str = "",
         trace: Trace | None = None,
+        slow: Slow | None = None,
     ) -> None:
         """`exits` maps each producing worker to the declared stage whose activation it sends."""
         self.stopped: Stop | None = None
@@ -73,8 +75,10 @@ class Engine:
         self._transport = transport
         self._folder = folder
         self._trace = trace
-        self._meter = Meter(bootstrapped=getattr(worker.schedule, "bootstrap", False))
-        self._executor = Executor(stage, exits, source, self._meter.cosine)
+        self._slow = slow
+        self._owed_s = 0.0  # sleep that `slow` asks for; below zero after one that was too long
+        self._meter = Meter(bootstrapped=_bootstrapped(worker.schedule))
+        self._executor = Executor(stage, exits, source, self._meter.agreement)
         self._pending: Compute | None = None
         self._unsent: dict[int, list[Callable[[], bool]]] = {}  # by batch
         self._stored: list[Stored] = []
@@ -186,6 +190,29 @@ class Engine:
         event = self._executor.compute(compute)
         ended = time.perf_counter()
         self._meter.op(op, ended - began, time.thread_time() - cpu_began)
+        if op.kind is OpKind.FORWARD and not op.replay:
+            self._meter.forwarded(event.samples, ended)
         if self._trace is not None:
             self._trace.add(op, began, ended)
+        if self._slow is not None:
+            self._sleep_after(op, ended - began, self._slow)
         return event
+
+    def _sleep_after(self, op: Op, wall_s: float, slow: Slow) -> None:
+        """Before what the op gave is sent: for the others it has taken so long."""
+        # A sleep is always somewhat too long, by as much as a short op takes; so keep accounts.
+        self._owed_s += slow.after(op, wall_s)
+        if self._owed_s <= 0.0:
+            return
+        began = time.perf_counter()
+        time.sleep(self._owed_s)
+        ended = time.perf_counter()
+        self._owed_s -= ended - began
+        self._meter.slowed(ended - began)
+        if self._trace is not None:
+            self._trace.slowed(began, ended)
+
+
+def _bootstrapped(schedule: Schedule) -> bool:
+    """Some of the gradients that come back are synthetic themselves."""
+    return getattr(schedule, "bootstrap", False) or getattr(schedule, "half", False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from asyncdni.backends.base import Agreement
 from asyncdni.runtime.memory import resident_bytes
 from asyncdni.schedules.base import Op, OpKind
 
@@ -12,7 +13,7 @@ __all__ = ["Meter"]
 _BACKWARD = OpKind.BACKWARD
 #: The letter of every op but a Backward, which has several: looked up faster than computed.
 _LETTERS = {kind: kind.value for kind in OpKind}
-_GENERATOR = (OpKind.PREDICT.value, OpKind.FIT.value)
+_GENERATOR = (OpKind.PREDICT.value, OpKind.FIT.value, OpKind.FIT_INPUT.value)
 
 
 class Meter:
@@ -23,26 +24,39 @@ class Meter:
     wall_s: of this worker's training, up to its last pause or now.
     op_F_count, op_F_wall_s, op_F_cpu_s, …: how often each op was done, by its letter, and how long
     it took; CPU time is that of this thread, and on shared cores less than the wall time.
-    compute_s, generator_s: wall time inside ops of layers (with reading data) and of the generator.
+    compute_s, generator_s: wall time inside ops of layers (with reading data) and of the generator
+    and the input model.
     op_cpu_s: CPU time of this thread inside all ops.
     transport_s: encoding, decoding, sending and receiving. wait_s: nothing to do, nothing here.
+    slowed_s: slept after ops, as `[slow]` asks.
+    stream_s, stream_samples: summed over the stretches between barriers, the time from the end of
+    the first Forward to that of the last, and the samples of all but the first: a rate without the
+    filling and draining of the pipe.
     cpu_s: CPU time of the whole process, ZeroMQ's threads included.
     memory_bytes: the resident set now; memory_start_bytes: in the first report of a running
     training, so that what is allocated once has been. Both None where it can't be read.
-    gradient_cosine: mean agreement of the synthetic gradients that were applied with the true ones
-    that came back; target_cosine in its place where what comes back is itself synthetic.
+    agreements: how often a generator's gradient, as it was applied, was compared with the true one
+    that came back; the following are means over them, None before the first.
+    gradient_cosine: cosine of the angle between both; target_cosine in its place where what comes
+    back is itself synthetic, always or at times.
+    gradient_error: |synthetic - true| / |true|, norms of the whole batch.
+    generator_loss: the generator's mean squared error a sample.
     """
 
     def __init__(self, *, bootstrapped: bool = False) -> None:
-        self._agreement = "target_cosine" if bootstrapped else "gradient_cosine"
+        self._cosine = "target_cosine" if bootstrapped else "gradient_cosine"
         self._ops: dict[str, list[float]] = {}  # by letter: count, wall and CPU seconds
         self._transport_s = 0.0
         self._wait_s = 0.0
+        self._slowed_s = 0.0
+        self._stream_s = 0.0
+        self._stream_samples = 0
+        self._forward_s: float | None = None  # when the last Forward of this stretch ended
         self._wall_s = 0.0
         self._cpu_s = 0.0
         self._since: tuple[float, float] | None = None
-        self._cosine_sum = 0.0
-        self._cosines = 0
+        self._agreements = 0
+        self._agreement_sums = [0.0, 0.0, 0.0]  # cosine, relative error, loss
         self._memory_start: int | None = None
 
     @property
@@ -59,6 +73,7 @@ class Meter:
         if self._since is not None:
             self._wall_s, self._cpu_s = self._totals()
             self._since = None
+            self._forward_s = None
 
     def op(self, op: Op, wall_s: float, cpu_s: float) -> None:
         """One has been done. Called for every op of a run: it must cost next to nothing."""
@@ -83,11 +98,28 @@ class Meter:
         if self._since is not None:
             self._transport_s += wall_s
 
-    def cosine(self, value: float | None) -> None:
-        """Agreement of a synthetic gradient with the true one that came back."""
-        if value is not None:
-            self._cosine_sum += value
-            self._cosines += 1
+    def slowed(self, wall_s: float) -> None:
+        """Slept, to be as slow as was asked."""
+        if self._since is not None:
+            self._slowed_s += wall_s
+
+    def forwarded(self, samples: int, at_s: float) -> None:
+        """A Forward of a new batch has ended, at `at_s` of any one clock."""
+        if self._since is None:
+            return
+        if self._forward_s is not None:
+            self._stream_s += at_s - self._forward_s
+            self._stream_samples += samples
+        self._forward_s = at_s
+
+    def agreement(self, found: Agreement | None) -> None:
+        """What a Fit has measured, if it has."""
+        if found is not None:
+            self._agreements += 1
+            sums = self._agreement_sums
+            sums[0] += found.cosine
+            sums[1] += found.relative_error
+            sums[2] += found.loss
 
     def counters(self) -> dict[str, float | int | None]:
         """For reports; see above."""
@@ -101,12 +133,20 @@ class Meter:
             "generator_s": generator_s,
             "transport_s": self._transport_s,
             "wait_s": self._wait_s,
+            "slowed_s": self._slowed_s,
+            "stream_s": self._stream_s,
+            "stream_samples": self._stream_samples,
             "op_cpu_s": sum((totals[2] for totals in self._ops.values()), 0.0),
             "cpu_s": cpu_s,
-            self._agreement: self._cosine_sum / self._cosines if self._cosines else None,
+            **self._agreed(),
             **self._memory(wall_s),
             **self._by_op(),
         }
+
+    def _agreed(self) -> dict[str, float | int | None]:
+        count, names = self._agreements, (self._cosine, "gradient_error", "generator_loss")
+        means = [total / count if count else None for total in self._agreement_sums]
+        return {"agreements": count, **dict(zip(names, means, strict=True))}
 
     def _memory(self, wall_s: float) -> dict[str, float | int | None]:
         now = resident_bytes()

@@ -44,6 +44,10 @@ class Trace:
         """There was nothing to do."""
         self._note(traces.WAIT, "", "", traces.NO_BATCH, start_s, end_s)
 
+    def slowed(self, start_s: float, end_s: float) -> None:
+        """The worker has slept after an op, as it was asked to be slow."""
+        self._note(traces.SLOWED, "", "", traces.NO_BATCH, start_s, end_s)
+
     def sent(self, to: str, message: Message, start_s: float, end_s: float) -> None:
         """A message has been handed to the transport, for the worker `to` or the coordinator."""
         batch = getattr(message, "batch", traces.NO_BATCH)
