@@ -147,3 +147,39 @@ def _stage(compute_s: float, staleness: int) -> dict[str, Any]:
         "bytes_sent": 1_000_000,
         "dropped": 0,
     }
+
+
+LATENCIES = (0.0, 0.01)
+
+
+def at_latencies() -> dict[str, Any]:
+    """The same at two latencies, where `locked` has a tenth of its speed; `other` has no links."""
+    slow = {"locked": 0.1, "synthetic": 0.98, "synthetic-zero": 1.0}
+    found = document(latencies=list(LATENCIES), verdict=["At 0 ms: this.", "At 10 ms: that."])
+    found["rows"] = [
+        {**_scaled(row, slow.get(row["name"], 1.0) if latency_s else 1.0), "latency_s": latency_s}
+        for latency_s in LATENCIES
+        for row in rows()
+    ]
+    found["runs"] = []
+    for latency_s in LATENCIES:
+        for name in CURVES:
+            for seed in (0, 1):
+                one = run(name, seed)
+                one["summary"]["samples_per_s"] *= slow.get(name, 1.0) if latency_s else 1.0
+                where = None if name == "other" else latency_s
+                if where == latency_s or latency_s == 0.0:
+                    found["runs"].append({**one, "latency_s": where})
+    return found
+
+
+def _scaled(row: dict[str, Any], factor: float) -> dict[str, Any]:
+    speed = {key: factor * row["samples_per_s"][key] for key in ("mean", "low", "high")}
+    has_links = row["name"] != "other"
+    return {
+        **row,
+        "samples_per_s": {**speed, "n": 2},
+        "stream_samples_per_s": {**speed, "n": 2} if has_links else None,
+        "kept_samples_per_s": estimate(factor) if has_links else None,
+        "kept_stream_samples_per_s": estimate(factor) if has_links else None,
+    }

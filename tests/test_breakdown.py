@@ -57,6 +57,29 @@ def test_the_ceiling_is_set_by_the_cpu_times_of_the_runs_own_ops(
     assert found == pytest.approx(25_000 / seconds)
 
 
+def test_updates_of_groups_that_were_cut_short_do_not_lower_the_ceiling() -> None:
+    """b updates 25 times, on 4 microbatches each; five more times on fewer, and it is as fast."""
+    ops = {"F": (100, 1.0, 1.0), "B": (100, 2.0, 2.0)}
+    found = []
+    for updates in (25, 30):
+        b = worker("b", {**ops, "U": (updates, 0.1 * updates, 0.1 * updates)})
+        summary = two_workers("gpipe", stages=[worker("a", ops), b])
+        found.append(ceiling_samples_per_s(summary, CHAIN, 2, microbatches=4))
+    assert found[0] == found[1]
+    # a group: F of a, 4 x (F + B) of b, B of a, and the update of b is off a's circle: 0.15 s
+    assert found[0] == pytest.approx(4 * 250 / max(0.15, 4 * 0.03 + 0.1))
+
+
+def test_latency_and_lag_are_part_of_the_ceiling() -> None:
+    plain, slow, ahead = (
+        ceiling_samples_per_s(two_workers("delayed"), CHAIN, 2, latency_s=latency_s, lag=lag)
+        for latency_s, lag in ((0.0, None), (1.0, None), (1.0, 3))
+    )
+    assert plain == pytest.approx(25_000 / 4.0)
+    assert slow == pytest.approx(250 * 2 / 2.055)
+    assert ahead == pytest.approx(250 * 4 / 2.055)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

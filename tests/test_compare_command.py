@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,41 @@ def test_every_kind_of_row_is_run_and_measured(file: Path, tmp_path: Path) -> No
     assert reached == {0.1: 1, 1.0: 0}
 
 
+def test_schedules_are_compared_at_every_latency_and_gone_on_with(
+    file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--schedules", "locked,gpipe,synthetic", "--latencies", "0ms,5ms", "--seeds", "1"]
+    arguments += ["--set", "schedule.microbatches=5", "--out", str(out)]
+    done = subprocess.run(command(file, *arguments), capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "run 4 of 7: locked at 5 ms, seed 0: test accuracy" in done.stdout
+    assert "At 5 ms links synthetic is " in done.stdout
+    found = json.loads((out / "compare.json").read_text())
+    assert found["complete"] and found["latencies"] == [0.0, 0.005]
+    assert len(found["runs"]) == 7 and len(found["rows"]) == 8
+    rows = {(row["name"], row["latency_s"]): row for row in found["rows"]}
+    # 10 batches a way down and back apart, each at least 2 x 5 ms: what was asked, at the least
+    assert rows["locked", 0.005]["train_s"]["mean"] >= 10 * 2 * 0.005
+    assert rows["locked", 0.005]["efficiency"]["mean"] <= 1.0
+    for name in ("compare.csv", "compare.html"):
+        assert "synthetic" in (out / name).read_text()
+
+    whole = dict(found)
+    shutil.rmtree(out / "synthetic-5ms-seed0")
+    again = subprocess.run(
+        command(file, *arguments, "--resume", str(out)),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "6 of 7 runs are finished already" in again.stdout
+    found = json.loads((out / "compare.json").read_text())
+    assert found["runs"][0] == whole["runs"][0]
+    assert {run["folder"] for run in found["runs"]} == {run["folder"] for run in whole["runs"]}
+
+
 # --- refused before anything runs ----------------------------------------------------------------
 
 
@@ -148,6 +184,11 @@ def test_every_kind_of_row_is_run_and_measured(file: Path, tmp_path: Path) -> No
         (["--json", "nowhere/found.json"], "--json nowhere/found.json: there is no folder nowhere"),
         (["--set", "run.epochs=0"], "run.epochs"),
         (["--schedules", "locked", "--zero-control"], "--zero-control"),
+        (["--latencies", "0ms,soon"], "--latencies: expected a time from 0s to 60s"),
+        (["--latencies", "1ms,0.001s"], "--latencies: 1ms and 0.001s are the same"),
+        (["--latency=-5ms"], "--latencies: expected a time"),
+        (["--slow", "hidden"], "--slow 'hidden': expected NAME=FACTOR"),
+        (["--schedules", "gpipe", "--set", "schedule.microbatches=3"], "gpipe: schedule.microb"),
         (["--resume"], "--resume: which comparison?"),
         (["--resume", "nowhere"], "--resume nowhere: there is no compare.json in it"),
         (["--resume", "one", "--out", "two"], "--resume one, --out two: two folders"),

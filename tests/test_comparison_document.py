@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from recorded import RECORDED, recorded, result, two_workers
 from asyncdni import comparison as running
 from asyncdni import experiment
 from asyncdni.comparison import Entry
+from asyncdni.errors import ConfigError
 from asyncdni.metrics.comparison import MEASURES, Result
 from asyncdni.metrics.machine import cores, describe_machine
 from asyncdni.metrics.verdict import verdict
@@ -114,8 +116,7 @@ def test_a_target_out_of_reach_has_nothing_but_a_count(file: Path) -> None:
         "reached": 0,
         "time_s": None,
         "samples": None,
-        "speedup_over_locked": None,
-        "speedup_over_single": None,
+        **{f"speedup_over_{name}": None for name in ("locked", "gpipe", "1f1b", "single")},
     }
 
 
@@ -163,6 +164,7 @@ def test_runs_of_another_program_get_a_row_of_their_own(file: Path) -> None:
     assert row["samples_per_s"]["mean"] == 90_000.0
     assert row["speedup_over_single"]["mean"] == pytest.approx(90_000 / 63252)
     missing = {"test_accuracy", "test_loss", "cpu_s", "shares", "efficiency", "overhead_cpu"}
+    missing |= {"stream_samples_per_s"}
     assert {name for name in (*MEASURES, *missing) if row[name] is None} == missing
     assert row["targets"][0]["reached"] == 0
     assert found["runs"][-1]["folder"] is None
@@ -174,6 +176,126 @@ def test_results_alone_make_a_document(file: Path) -> None:
     found = running.document([], [result("torch", 4, 90_000, 0.96)])
     assert [row["name"] for row in found["rows"]] == ["torch"]
     assert (found["seeds"], found["experiment"]) == ([4], None)
+
+
+# --- several latencies ---------------------------------------------------------------------------
+
+
+def runs_at_latencies(entries: list[Entry]) -> list[Result]:
+    """Locked is ten times slower at 10 ms, and a little slower from seed to seed."""
+    found = []
+    for entry in entries:
+        speed = 1e4 / (1 + entry.seed) / (10 if entry.name == "locked" and entry.latency_s else 1)
+        one = result(entry.name, entry.seed, speed, 0.96)
+        found.append(replace(one, latency_s=entry.latency_s))
+    return found
+
+
+def test_at_several_latencies_there_is_a_row_for_each_name_at_each(file: Path) -> None:
+    entries = plan(file, latencies=["0ms", "10ms"])
+    results = runs_at_latencies(entries)
+    found = running.document(entries, results, [0.95])
+    assert found["complete"] and found["latencies"] == [0.0, 0.01]
+    assert [(row["name"], row["latency_s"]) for row in found["rows"]] == [
+        (name, latency_s) for latency_s in (0.0, 0.01) for name in ("locked", "synthetic", "single")
+    ]
+    assert not running.document(entries, results[1:], [0.95])["complete"]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_each_latency_has_ratios_of_its_own_and_single_stands_for_all(file: Path) -> None:
+    entries = plan(file, latencies=["0ms", "10ms"])
+    rows = running.document(entries, runs_at_latencies(entries), [0.95])["rows"]
+    found = {(row["name"], row["latency_s"]): row for row in rows}
+    over = [found["synthetic", at]["speedup_over_locked"]["mean"] for at in (0.0, 0.01)]
+    assert over == pytest.approx([1.0, 10.0])
+    for latency_s in (0.0, 0.01):
+        single = found["single", latency_s]
+        assert single["samples_per_s"]["n"] == 3
+        assert found["synthetic", latency_s]["speedup_over_single"]["mean"] == pytest.approx(1.0)
+    (target,) = found["synthetic", 0.01]["targets"]
+    assert target["speedup_over_locked"]["mean"] == pytest.approx(10.0)
+
+
+def test_what_is_left_of_the_speed_is_told_of_rows_with_links(file: Path) -> None:
+    entries = plan(file, latencies=["0ms", "10ms"])
+    rows = running.document(entries, runs_at_latencies(entries))["rows"]
+    left = {(row["name"], row["latency_s"]): row["kept_samples_per_s"] for row in rows}
+    assert left["locked", 0.01]["mean"] == pytest.approx(0.1)
+    assert left["synthetic", 0.01]["mean"] == pytest.approx(1.0)
+    assert left["locked", 0.0]["mean"] == 1.0
+    assert left["single", 0.01] is None
+
+
+def test_the_verdict_is_a_sentence_for_each_latency_and_one_over_all(file: Path) -> None:
+    entries = plan(file, latencies=["0ms", "10ms"])
+    first, second, third = running.document(entries, runs_at_latencies(entries), [0.95])["verdict"]
+    assert first.startswith("At 0 ms links synthetic is 1.00 times as fast as locked")
+    assert "synthetic reaches 95 % 10.00 times sooner than locked" in second
+    assert third.startswith("At 10 ms links, of its samples/s at 0 ms, locked keeps 10 %")
+
+
+def test_one_seed_at_several_latencies_is_told_to_be_too_few(file: Path) -> None:
+    entries = running.plan_runs(file, [], ["locked"], 1, cores=2, latencies=["0ms", "10ms"])
+    assert running.document(entries, runs_at_latencies(entries))["verdict"][-1] == (
+        "One seed shows no spread: compare over more (--seeds 5)."
+    )
+
+
+def test_latency_lowers_the_ceiling_of_what_waits_for_it(file: Path) -> None:
+    entries = running.plan_runs(
+        file, [], ["locked", "synthetic"], 1, cores=2, latencies=["0ms", "50ms"]
+    )
+    results = [
+        Result(one.name, one.seed, two_workers(one.name), one.latency_s)
+        for one in entries
+        if one.name != "single"
+    ]
+    rows = running.document(entries, results)["rows"]
+    found = {
+        (row["name"], row["latency_s"]): row["ceiling_samples_per_s"]
+        for row in rows
+        if row["name"] != "single"
+    }
+    assert found["synthetic", 0.05] == found["synthetic", 0.0]
+    batch_s = [250 / found["locked", latency_s]["mean"] for latency_s in (0.0, 0.05)]
+    assert batch_s == pytest.approx([max(0.055, 0.075 / cores()), 0.055 + 2 * 0.05])
+
+
+# --- what can't be compared ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            "stages.a.layers=[{dense=9},'tanh']",
+            r"a.layers\[0\].dense is 8 there and 9 here",
+        ),
+        ("stages.a.name=c", "the stages are a, b there and c, b here"),
+        ("stages.b.loss=mse", "b.loss is 'sigmoid_cross_entropy' there and 'mse' here"),
+        ("data.examples=50", "data.examples is 100 there and 50 here"),
+        ("data.validation=10", "data.validation is 0 there and 10 here"),
+    ],
+)
+def test_runs_of_different_networks_are_refused(file: Path, change: str, words: str) -> None:
+    others = running.plan_runs(file, [change], ["synthetic"], 1, cores=2)
+    with pytest.raises(ConfigError, match=words) as caught:
+        running.document([*plan(file), *others], [])
+    assert str(caught.value).startswith("locked, seed 0 and synthetic, seed 0 are of different")
+    assert "\n" not in str(caught.value)
+
+
+def test_runs_that_are_trained_in_other_ways_are_compared(file: Path) -> None:
+    changes = ["data.batch_size=20", "optimizer.learning_rate=0.5", "run.epochs=2"]
+    others = running.plan_runs(file, changes, ["synthetic"], 1, cores=2)
+    assert running.document([*plan(file, "locked"), *others], [])["rows"]
+
+
+def test_there_is_no_ceiling_where_a_stage_has_a_schedule_of_its_own(file: Path) -> None:
+    entries = running.plan_runs(file, ["stages.a.schedule.name=locked"], ["synthetic"], 1, cores=2)
+    results = [Result("synthetic", 0, two_workers("synthetic"))]
+    assert running.document(entries, results)["rows"][0]["ceiling_samples_per_s"] is None
 
 
 def test_the_machine_is_described() -> None:

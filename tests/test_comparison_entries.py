@@ -98,7 +98,7 @@ def test_options_go_to_the_schedules_that_know_them(file: Path) -> None:
     ("schedules", "words"),
     [
         ("lokced,synthetic", "unknown schedule 'lokced', did you mean 'locked'"),
-        ("unheard", "known: locked, synthetic"),
+        ("unheard", "known: locked, gpipe, 1f1b, delayed, local_loss, synthetic"),
         ("locked,synthetic,locked", "locked is given twice"),
         ("single", "single is always compared with"),
     ],
@@ -182,3 +182,100 @@ def test_a_run_knows_who_takes_whose_activations(file: Path) -> None:
         {"hidden": (), "output": ("hidden",)},
         {"hidden+output": ()},
     ]
+
+
+# --- schedules of all kinds ----------------------------------------------------------------------
+
+ALL = "locked,gpipe,1f1b,delayed,local_loss,synthetic"
+
+
+def by_name(entries: list[Entry]) -> dict[str, config.Experiment]:
+    return {entry.name: entry.experiment for entry in entries}
+
+
+def test_an_option_of_some_schedules_goes_to_all_that_know_it(file: Path) -> None:
+    changes = ("schedule.microbatches=5", "schedule.on_full=skip", "schedule.split_backward=false")
+    found = by_name(plan(file, *changes, schedules=ALL, seeds=1))
+    schedules = {name: one.schedule for name, one in found.items()}
+    whole = {name: getattr(one, "split_backward", None) for name, one in schedules.items()}
+    assert whole == {
+        **dict.fromkeys(("locked", "gpipe", "1f1b", "delayed", "single"), False),
+        **dict.fromkeys(("local_loss", "synthetic")),
+    }
+    for name in ("gpipe", "1f1b"):
+        assert getattr(schedules[name], "microbatches", None) == 5
+    for name in ("local_loss", "synthetic"):
+        assert getattr(schedules[name], "on_full", None) == "skip"
+
+
+def test_what_one_schedule_can_not_run_is_refused_with_its_name(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^gpipe: schedule.microbatches: 3 does not divide"):
+        plan(file, "schedule.microbatches=3", schedules="locked,gpipe")
+
+
+def test_bounds_on_lag_are_for_those_that_are_ahead_of_gradients(file: Path) -> None:
+    changes = ("staleness.lag=7", "schedule.microbatches=5")
+    found = by_name(plan(file, *changes, schedules=ALL, seeds=1))
+    assert {name: one.staleness.lag for name, one in found.items()} == {
+        **dict.fromkeys(("delayed", "synthetic"), 7),
+        **dict.fromkeys(("locked", "gpipe", "1f1b", "local_loss", "single")),
+    }
+
+
+def test_schedules_of_single_stages_stay_where_they_have_meaning(file: Path) -> None:
+    changes = ["schedule.microbatches=5", "stages.hidden.schedule.name=locked"]
+    found = by_name(plan(file, *changes, schedules=ALL, seeds=1))
+    own = {name for name, one in found.items() if one.stages[0].schedule}
+    assert own == {"local_loss", "synthetic"}
+    changes[1] = "stages.hidden.schedule.generator.kind=zero"  # options of the file's schedule
+    found = by_name(plan(file, *changes, schedules=ALL, seeds=1))
+    assert {name for name, one in found.items() if one.stages[0].schedule} == {"synthetic"}
+
+
+# --- latencies -----------------------------------------------------------------------------------
+
+
+def test_every_schedule_is_run_at_every_latency_and_single_once(file: Path) -> None:
+    entries = plan(file, seeds=2, latencies=["10ms", "0ms"], single_threads=[1])
+    assert [(entry.name, entry.latency_s) for entry in entries[:6]] == [
+        *(("locked", 0.0), ("synthetic", 0.0), ("locked", 0.01), ("synthetic", 0.01)),
+        *(("single", None), ("single-1", None)),
+    ]
+    assert len(entries) == 12 and len({entry.key for entry in entries}) == 12
+    assert [entry.experiment.links.latency for entry in entries[:5]] == [
+        *("0ms", "0ms", "10ms", "10ms", "0ms"),
+    ]
+    assert [entry.folder for entry in entries[2:5]] == [
+        *("locked-10ms-seed5", "synthetic-10ms-seed5", "single-seed5"),
+    ]
+    assert (entries[2].title, entries[4].title) == ("locked at 10 ms, seed 5", "single, seed 5")
+
+
+def test_one_latency_alone_is_that_of_every_run(file: Path) -> None:
+    entries = plan(file, seeds=1, latencies=["10ms"])
+    assert {entry.latency_s for entry in entries} == {None}
+    assert [entry.experiment.links.latency for entry in entries] == ["10ms", "10ms", "0ms"]
+    assert entries[0].folder == "locked-seed5"
+
+
+def test_single_has_no_links_and_no_slow_worker(file: Path) -> None:
+    changes = ['links.between={"hidden->output"={latency="5ms"}}', "slow.hidden.factor=3"]
+    locked, _, single = plan(file, *changes, seeds=1)
+    assert locked.experiment.links.between and locked.experiment.slow
+    assert single.experiment.links == config.Links() and not single.experiment.slow
+
+
+@pytest.mark.parametrize(
+    ("latencies", "words"),
+    [
+        (["10ms", "0.01s"], "--latencies: 10ms and 0.01s are the same"),
+        (["10ms", "soon"], "--latencies: expected a time from 0s to 60s"),
+        (["-1ms"], "--latencies: expected a time"),
+        (["2min"], "--latencies: expected a time"),
+    ],
+)
+def test_latencies_that_make_no_comparison_are_refused(
+    file: Path, latencies: list[str], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan(file, latencies=latencies)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,16 @@ from asyncdni.metrics.comparison import Result
 Folder = tuple[Path, list[Entry], list[Result]]
 
 
-def plan(path: Path, *changes: str, seeds: int = 2, schedules: str = "locked,synthetic") -> Any:
+def plan(
+    path: Path,
+    *changes: str,
+    seeds: int = 2,
+    schedules: str = "locked,synthetic",
+    latencies: Sequence[str] = (),
+) -> Any:
     file = path / "addition.toml"
     file.write_text(ADDITION)
-    return plan_runs(file, changes, schedules.split(","), seeds, cores=2)
+    return plan_runs(file, changes, schedules.split(","), seeds, cores=2, latencies=latencies)
 
 
 @pytest.fixture
@@ -80,6 +87,12 @@ def test_what_others_left_in_the_folder_stays(interrupted: Folder) -> None:
         ({"change": "run.epochs=9"}, "experiment.run.epochs is 5 there and 9 here"),
         ({"change": "data.batch_size=20"}, "experiment.data.batch_size is 10 there and 20 here"),
         (
+            {"change": "stages.hidden.layers=[{dense=9},'tanh']"},
+            r"it holds runs of another network: hidden.layers\[0\].dense is 8 there and 9 here",
+        ),
+        ({"change": "data.examples=50"}, "another network: data.examples is 100 there and 50 here"),
+        ({"latencies": ["0ms", "1ms"]}, r"latencies is \[\] there and \[0.0, 0.001\] here"),
+        (
             {"change": "schedule.fit_every=4"},
             "experiment of synthetic-seed0.schedule.fit_every is 1 there and 4 here",
         ),
@@ -92,6 +105,21 @@ def test_another_comparison_is_refused_with_what_differs(
     with pytest.raises(ConfigError, match=words) as caught:
         finished_runs(interrupted[0], plan(tmp_path, *changes, **other))
     assert "\n" not in str(caught.value)
+
+
+def test_runs_at_several_latencies_are_kept_each_by_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "comparison"
+    entries = plan(tmp_path, latencies=["0ms", "10ms"], seeds=1)
+    results = []
+    for entry in entries[1:3]:  # synthetic at 0 ms, locked at 10 ms
+        (folder / entry.folder).mkdir(parents=True)
+        (folder / entry.folder / "experiment.toml").write_text(experiment.dumps(entry.experiment))
+        one = result(entry.name, entry.seed, 5e4, 0.96)
+        results.append(replace(one, latency_s=entry.latency_s))
+    write(folder, document(entries, results))
+    assert finished_runs(folder, entries) == results
+    assert discard_unfinished(folder, entries, results) == []
+    assert discard_unfinished(folder, entries, results[1:]) == [folder / "synthetic-0ms-seed0"]
 
 
 def test_runs_of_another_machine_are_not_mixed_with_those_of_this_one(

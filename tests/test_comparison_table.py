@@ -157,6 +157,20 @@ def test_a_row_of_which_nothing_is_known_is_full_of_dashes() -> None:
         assert cells[0] == "torch" and set(cells[1:]) == {"-"}
 
 
+def test_ratios_to_many_baselines_have_a_table_of_their_own() -> None:
+    pipelines = {f"speedup_over_{name}": one(2.5, 0.1) for name in ("gpipe", "1f1b")}
+    found = document(row(**pipelines, targets=[target(**pipelines)]))
+    for width in (80, 110):
+        first, second, third, fourth, *_ = printed(found, width)
+        assert not any("times" in line for line in first)
+        heading = words(" ".join(second[: 2 if width == 80 else 1]))
+        for name in ("locked", "gpipe", "1f1b", "single"):
+            assert heading.count(name) == 1
+        assert "2.50" in second[-2 if width == 80 else -1]
+        assert third[0].startswith("to 97.5 %") and "sooner than" in fourth[0]
+        assert max(len(line) for line in (*first, *second, *third, *fourth)) <= width
+
+
 # --- time to an accuracy -------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from asyncdni.backends.numpy.block import Block
+from asyncdni.errors import ConfigError
 from asyncdni.messages import Message
 from asyncdni.profiling.measurement import SENDING, Measurement, OpTime, measure
 from asyncdni.profiling.rehearsal import Rehearsal
@@ -52,7 +53,13 @@ def test_a_rehearsal_does_all_that_a_batch_asks_of_a_stage_before_the_next_stage
     ]
 
 
-@pytest.mark.parametrize("schedule", [LOCKED, WHOLE, SYNTHETIC, {**SYNTHETIC, "correct": True}])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        *(LOCKED, WHOLE, SYNTHETIC, {**SYNTHETIC, "correct": True}),
+        *({"name": "delayed"}, {"name": "local_loss"}),
+    ],
+)
 @pytest.mark.parametrize(
     "stages", [networks.chain(1), networks.fork(), networks.diamond(), networks.several_readers()]
 )
@@ -224,6 +231,67 @@ def test_a_locked_experiment_has_the_ceilings_of_locked_alone() -> None:
     design = networks.design(networks.chain(3), LOCKED)
     found = document(design, MEASURED, cores=2, workers=[3])
     assert list(found["given"]["schedules"]) == ["locked"]
+
+
+@pytest.mark.parametrize("name", ["gpipe", "1f1b"])
+def test_a_pipeline_is_priced_by_its_microbatches(name: str) -> None:
+    """Five of two samples, all with b and W but those of s0; U 30 / 5, 30 / 5 and 10 / 5."""
+    schedule = {"name": name, "microbatches": 5}
+    data = {"examples": 40, "batch_size": 10}
+    design = networks.design(networks.chain(3), schedule, data=data)
+    found = document(design, MEASURED, cores=3, workers=[3])
+    ceiling = found["given"]["schedules"][name]
+    assert ceiling["worker_s"] == pytest.approx({"s0": 216e-6, "s1": 246e-6, "top": 67e-6})
+    assert (found["batch_size"], found["microbatches"]) == (2, 5)
+    assert (ceiling["limit"], ceiling["slowest"]) == ("worker", "s1")
+    assert ceiling["samples_per_s"] == pytest.approx(2 / 246e-6)
+    assert found["single"]["samples_per_s"] == pytest.approx(2 / 580e-6)
+    measured = measure(design, 4)
+    assert {one.tensor_bytes for one in measured.edges if one.kind == "gradient"} == {
+        2 * networks.WIDTH * 4
+    }
+
+
+def test_a_stage_with_a_local_loss_asks_its_head_and_sends_nothing_back() -> None:
+    """s0 10 + 100 + 20 + 100 + 30, s1 80 + 20 + 80 + 30, top 20 + 20 + 10."""
+    design = networks.design(networks.chain(3), {"name": "local_loss"})
+    found = document(design, MEASURED, cores=3, workers=[3])
+    costs = found["given"]["schedules"]["local_loss"]["worker_s"]
+    assert costs == pytest.approx({"s0": 260e-6, "s1": 210e-6, "top": 50e-6})
+    assert measure(design, 4).times["s1"].keys() >= {"F", "P", "B", "U"}
+
+
+def test_a_delayed_pipeline_does_what_locked_does_without_waiting() -> None:
+    design = networks.design(networks.chain(3), {"name": "delayed"})
+    schedules = document(design, MEASURED, cores=3, workers=[3])["given"]["schedules"]
+    assert schedules["delayed"]["worker_s"] == schedules["locked"]["worker_s"]
+    assert schedules["delayed"]["limit"] == "worker"
+    assert schedules["locked"]["limit"] == "locking"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mix": 0.5}, "schedule.mix is set: which ops a batch takes then varies"),
+        ({"update_probability": 0.5}, "schedule.update_probability is set"),
+        ({"synthetic_inputs": True}, "schedule.synthetic_inputs is set"),
+        ({"guard": {}}, "schedule.guard is set"),
+        ({"target": "half"}, "schedule.target is 'half'"),
+    ],
+)
+def test_ops_that_vary_from_batch_to_batch_are_not_priced(
+    options: dict[str, Any], words: str
+) -> None:
+    design = networks.design(networks.chain(3), {"name": "synthetic", **options})
+    with pytest.raises(ConfigError, match=words):
+        measure(design, 4)
+
+
+def test_a_stage_with_a_schedule_of_its_own_is_not_priced() -> None:
+    first, *others = networks.chain(3)
+    stages = [{**first, "schedule": {"name": "locked"}}, *others]
+    with pytest.raises(ConfigError, match="stage s0 has a schedule of its own"):
+        measure(networks.design(stages, {"name": "synthetic"}), 4)
 
 
 def test_splits_that_can_not_be_are_not_found() -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Any
 
-from reported import document, run
+from reported import CURVES, at_latencies, document, run
 
 from asyncdni.metrics.flat_runs import evaluations_csv, flat_runs, runs_csv
 
@@ -97,3 +97,16 @@ def test_every_evaluation_is_a_line() -> None:
 def test_runs_without_evaluations_have_no_such_lines() -> None:
     bare = {"name": "other", "seed": 0, "summary": {"samples_per_s": 1.0}}
     assert lines(evaluations_csv(document(runs=[bare]))) == []
+
+
+def test_at_several_latencies_every_line_says_which_was_its() -> None:
+    read = lines(runs_csv(at_latencies()))
+    assert list(read[0])[:3] == ["name", "latency_s", "seed"]
+    found = {(line["name"], line["latency_s"]) for line in read}
+    assert found == {
+        *((name, at) for name in CURVES if name != "other" for at in ("0.0", "0.01")),
+        ("other", ""),
+    }
+    first = lines(evaluations_csv(at_latencies()))[0]
+    assert list(first)[:3] == ["name", "latency_s", "seed"]
+    assert "latency_s" not in lines(runs_csv(document()))[0]

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from reported import document, estimate, rows, run
+from reported import at_latencies, document, estimate, rows, run
 
 from asyncdni.metrics.markup import Markup, element, together
 from asyncdni.metrics.numerals import as_estimate, fixed, interval, percent
@@ -166,6 +166,54 @@ def test_settings_in_which_rows_differ_are_told_of_each_row() -> None:
     assert "schedule of the first run" not in words
     told = words.index("schedule of synthetic")
     assert words[told + 1] == 'name = "synthetic", fit_every = 4'
+
+
+# --- several latencies ---------------------------------------------------------------------------
+
+
+def latency_page() -> Page:
+    return Page(render_page(at_latencies(), {}))
+
+
+def test_over_the_latency_there_is_a_table_a_measure_and_a_column_a_latency() -> None:
+    found = latency_page()
+    locked, synthetic, zero, other = found.table("Over the latency")
+    assert locked == {"": "locked", "0 ms": "1,125 | 1,012 to 1,238", "10 ms": "112 | 101 to 124"}
+    assert synthetic["10 ms"] == "2,205 | 1,984 to 2,426"
+    assert zero[""] == "synthetic-zero | control"
+    assert other["0 ms"] == other["10 ms"] == "1,600"
+    kept = found.table("Over the latency", 2)
+    assert [line["10 ms"] for line in kept] == ["10.0 %", "98.0 %", "100.0 %", "–"]  # noqa: RUF001
+    titles = {"Samples/s", "Part of that at the least latency", "Training time to 90 %, s"}
+    assert titles <= set(found.words)
+
+
+def test_each_latency_has_sections_of_its_own() -> None:
+    found = latency_page()
+    for section in ("Results", "Speed-ups", "Time to an accuracy", "Ceiling and efficiency"):
+        assert found.table(f"{section} at 0 ms") and found.table(f"{section} at 10 ms")
+        assert section not in found.sections
+    assert found.table("Results at 10 ms")[0]["samples/s"] == "112 | 101 to 124"
+    assert found.table("Results at 10 ms")[0]["without drains"] == "112 | 101 to 124"
+
+
+def test_every_run_says_at_which_latency_it_was() -> None:
+    lines = latency_page().table("Every run")
+    assert [(line[""], line["latency"], line["seed"]) for line in lines[:5]] == [
+        *(("locked", "0 ms", "0"), ("locked", "0 ms", "1"), ("locked", "10 ms", "0")),
+        *(("locked", "10 ms", "1"), ("synthetic", "0 ms", "0")),
+    ]
+    assert [line["latency"] for line in lines[-2:]] == ["–", "–"]  # noqa: RUF001
+
+
+def test_the_page_of_several_latencies_has_one_title_and_a_sentence_for_each() -> None:
+    found = latency_page()
+    assert found.words.count("A comparison of locked, synthetic and other") == 2
+    assert {"At 0 ms: this.", "At 10 ms: that."} <= set(found.words)
+    assert found.words[found.words.index("latencies of links") + 1] == "0 ms, 10 ms"
+    assert "Latency is emulated" in found.text
+    assert "Latency is emulated" not in page().text
+    assert "Over the latency" not in page().sections
 
 
 # --- words ---------------------------------------------------------------------------------------

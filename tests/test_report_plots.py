@@ -7,12 +7,13 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pytest
-from reported import CURVES, document, rows, run
+from reported import CURVES, at_latencies, document, estimate, rows, run
 
 from asyncdni.metrics import breakdown
 from asyncdni.metrics.palette import SHARES, row_colours
 from asyncdni.metrics.plot_bars import draw_shares, draw_speed, draw_times
 from asyncdni.metrics.plot_curves import draw_curves, mean_curve
+from asyncdni.metrics.plot_latency import draw_speed_over_latency, draw_times_over_latency
 from asyncdni.metrics.plots import draw_plots, inline
 
 pytest.importorskip("matplotlib")
@@ -191,6 +192,79 @@ def test_shares_are_stacked_to_the_whole() -> None:
 
 def test_the_parts_of_the_time_are_those_that_are_measured() -> None:
     assert tuple(SHARES) == breakdown.SHARES
+
+
+# --- over the latency ----------------------------------------------------------------------------
+
+
+def lines_of(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
+    """(x, y) of each row's line, by its label."""
+    found = {}
+    for container in axes.containers:
+        line = container.lines[0]
+        found[container.get_label()] = (list(line.get_xdata()), list(line.get_ydata()))
+    return found
+
+
+def test_speed_is_a_line_a_row_over_the_milliseconds() -> None:
+    figure = draw_speed_over_latency(at_latencies())
+    assert figure is not None
+    (axes,) = figure.axes
+    found = lines_of(axes)
+    assert found["locked"] == ([0.0, 10.0], pytest.approx([1125.0, 112.5]))
+    assert found["synthetic-zero (control)"][1] == pytest.approx([2500.0, 2500.0])
+    assert found["other"] == ([0.0, 10.0], [1600.0, 1600.0]), "what has no links is level"
+    assert (axes.get_xscale(), axes.get_yscale()) == ("symlog", "log")
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "10"]
+
+
+def test_ceilings_are_dotted_in_the_colour_of_their_row() -> None:
+    figure = draw_speed_over_latency(at_latencies())
+    assert figure is not None
+    (line,) = [one for one in figure.axes[0].lines if one.get_linestyle() == ":"]
+    assert list(line.get_ydata()) == [1500.0, 1500.0]
+    assert line.get_color() == row_colours(rows())["locked"]
+
+
+def test_drains_are_left_out_of_speeds_only_if_all_rows_know_them() -> None:
+    found = at_latencies()
+    figure = draw_speed_over_latency(found)
+    assert figure is not None
+    assert figure.axes[0].get_ylabel() == "samples per second", "other knows nothing of drains"
+    for row in found["rows"]:
+        row["stream_samples_per_s"] = estimate(7.0)
+    figure = draw_speed_over_latency(found)
+    assert figure is not None
+    assert figure.axes[0].get_ylabel() == "samples per second, fills and drains left out"
+    assert lines_of(figure.axes[0])["locked"][1] == [7.0, 7.0]
+
+
+def test_times_have_a_panel_for_each_target_that_all_runs_of_a_row_reached() -> None:
+    found = at_latencies()
+    empty = [{"accuracy": accuracy, "reached": 0, "time_s": None} for accuracy in (0.9, 0.96)]
+    found["rows"] = [{"targets": empty, **row} for row in found["rows"]]
+    figure = draw_times_over_latency(found)
+    assert figure is not None
+    assert [axes.get_title("left") for axes in figure.axes] == [
+        *("to 90 % test accuracy", "to 96 % test accuracy"),
+    ]
+    assert lines_of(figure.axes[0]) == {"locked": ([0.0, 10.0], [1.8, 1.8])}
+
+
+def test_at_several_latencies_every_plot_is_drawn_at_each() -> None:
+    found = at_latencies()
+    found["rows"] = [row for row in found["rows"] if row["name"] != "other"]
+    plots = draw_plots(found)
+    assert plots.keys() == {
+        *(f"{name}-{at}" for name in ALL for at in ("0ms", "10ms")),
+        *("speed_over_latency", "time_over_latency"),
+    }
+    assert any(text.startswith("112 of") for text in words(plots["samples_per_s-10ms"].svg))
+
+
+def test_one_latency_has_nothing_over_it() -> None:
+    assert draw_speed_over_latency(document()) is None
+    assert draw_times_over_latency(document()) is None
 
 
 # --- colours and words ---------------------------------------------------------------------------

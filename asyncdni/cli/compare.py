@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from asyncdni.cli.common import add_experiment, free_folder
+from asyncdni.cli.common import add_conditions, add_experiment, free_folder, settings
 from asyncdni.cli.comparison_table import make_tables, notes
 from asyncdni.cli.display import make_display, say
 from asyncdni.comparison import (
@@ -35,6 +35,7 @@ HELP = "train the same network by several schedules, and in a single process, an
 EXAMPLE = """\
   asyncdni compare launch/digits.toml --schedules locked,synthetic --seeds 5
   asyncdni compare launch/mnist.toml --seeds 5 --target-accuracy 97%,97.5% --evaluate-every 10000
+  asyncdni compare launch/digits.toml --schedules locked,1f1b,synthetic --latencies 0ms,10ms,50ms
   asyncdni compare launch/digits.toml --set run.epochs=20 --json - --quiet > comparison.json"""
 
 
@@ -42,10 +43,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser)
     parser.add_argument(
         "--schedules",
+        type=_texts,
         default="locked,synthetic",
         metavar="NAME,NAME",
-        help="which to compare with a single process (default: locked,synthetic)",
+        help="which to compare with a single process, of locked, gpipe, 1f1b, delayed, local_loss "
+        "and synthetic (default: locked,synthetic)",
     )
+    parser.add_argument(
+        "--latencies",
+        "--latency",
+        type=_texts,
+        default=[],
+        metavar="TIME,TIME",
+        help="compare at each of these one-way latencies of all links between workers, such as "
+        "0ms,10ms (default: as in the file)",
+    )
+    add_conditions(parser, latency=False)
     parser.add_argument(
         "--seeds",
         type=_count,
@@ -105,13 +118,14 @@ def _add_targets(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     entries = plan_runs(
         args.file,
-        args.set,
-        [name.strip() for name in args.schedules.split(",") if name.strip()],
+        settings(args),
+        args.schedules,
         args.seeds,
         cores=cores(),
         single_threads=args.single_threads,
         zero_control=args.zero_control,
         evaluate_every=args.evaluate_every,
+        latencies=args.latencies,
         allow_import=args.allow_import,
     )
     _check_json(args.json)
@@ -138,13 +152,13 @@ def _run_all(
     """The document of all runs; DIR/compare.json holds that of the runs so far at any time."""
     results = list(finished)
     found = _write(entries, results, args.target_accuracy, folder)
-    kept = {(one.name, one.seed) for one in finished}
+    kept = {(one.name, one.latency_s, one.seed) for one in finished}
     if kept and not args.quiet:
         say(console, f"{len(kept)} of {len(entries)} runs are finished already, in {folder}")
     for number, entry in enumerate(entries, 1):
-        if (entry.name, entry.seed) in kept:
+        if entry.key in kept:
             continue
-        title = f"run {number} of {len(entries)}: {entry.name}, seed {entry.seed}"
+        title = f"run {number} of {len(entries)}: {entry.title}"
         with make_display(args.quiet, console, title=title) as display:
             try:
                 result = run_entry(entry, folder, [display], allow_import=args.allow_import)
@@ -197,6 +211,10 @@ def _show(console: Console, found: dict[str, Any]) -> None:
 
 
 # --- arguments -----------------------------------------------------------------------------------
+
+
+def _texts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _count(text: str) -> int:

@@ -8,14 +8,19 @@ from typing import Any
 
 from rich.table import Table
 
-from asyncdni.comparison import BASELINE, SINGLE, ZERO
+from asyncdni.cli.latency_table import make_latency_tables
+from asyncdni.comparison import BASELINE, ZERO
+from asyncdni.metrics.baselines import BASELINES, SINGLE
 from asyncdni.metrics.breakdown import SHARES
+from asyncdni.metrics.latencies import latencies_of, latency_words
+from asyncdni.metrics.phrases import accuracy_words
 
 __all__ = ["make_tables", "notes"]
 
 #: From this width on an interval stands beside its mean, not below it.
 _WIDE = 100
-_OVER = (BASELINE, SINGLE)
+#: Beside so many columns of ratios there is room for others.
+_RATIOS_MAX = 2
 
 Row = Mapping[str, Any]  # one of `document`'s
 Estimate = Mapping[str, Any] | None  # {mean, low, high, n}
@@ -39,11 +44,15 @@ class _Style:
 def make_tables(found: Mapping[str, Any], width: int, *, ascii_only: bool = False) -> list[Table]:
     """Of a `document`, for a console of `width` columns.
 
-    Speed and accuracy; the time to each target; where CPU and time went.
+    Speed and accuracy; the time to each target; where CPU and time went. Of several latencies, what
+    `latency_table` has.
     """
+    if latencies_of(found):
+        return make_latency_tables(found, width, ascii_only=ascii_only)
     style = _Style(width >= _WIDE, ascii_only)
-    tables = [_results(found["rows"], style)]
-    tables += [_target(found["rows"], k, style) for k in range(len(found["targets"]))]
+    tables = _results(found["rows"], style)
+    for index in range(len(found["targets"])):
+        tables += _target(found["rows"], index, style)
     return tables + _breakdown(found["rows"], style)
 
 
@@ -53,7 +62,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     interval = "" if len(seeds) == 1 else ", 95 % intervals of the mean (Student's t)"
     runs = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
     lines = [f"{runs}{interval}; {machine['cores']} cores, {machine['cpu'] or 'unknown CPU'}."]
-    lines += [_single_text(row) for row in found["rows"] if _is_single(row)]
+    singles = {row["name"]: row for row in found["rows"] if _is_single(row)}
+    lines += map(_single_text, singles.values())
     if any(row["name"] == ZERO for row in found["rows"]):
         lines.append(f"{ZERO}: the control, with gradients of zero in place of its generators'.")
     if found["targets"]:
@@ -61,13 +71,31 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             "time to an accuracy: training alone, up to the first of two evaluations in a row that "
             "are there."
         )
-    if any(row["overhead_cpu"] or row["efficiency"] for row in found["rows"]):
+    if latencies_of(found):
+        lines += _latency_notes(found)
+    elif any(row["overhead_cpu"] or row["efficiency"] for row in found["rows"]):
         lines.append(
             "overhead: CPU time outside ops. ceiling: the samples/s that the CPU times of a run's "
             f"own ops allow on {machine['cores']} cores, and how much of it was reached. Then how "
             "workers spent the time of training."
         )
-    return [*lines, *filter(None, [found["verdict"]])]
+    return [*lines, *_said(found)]
+
+
+def _latency_notes(found: Mapping[str, Any]) -> list[str]:
+    least = latency_words(latencies_of(found)[0])
+    return [
+        f"latency: one way, of all links between workers; {SINGLE} has none, was run once and "
+        "stands for every one.",
+        f"kept: part of the samples/s at {least}, fills and drains of the pipe left out where they "
+        "are known. of the ceiling: part of what the CPU times of a run's own ops and the latency "
+        f"allow on {found['machine']['cores']} cores.",
+    ]
+
+
+def _said(found: Mapping[str, Any]) -> list[str]:
+    said = found["verdict"]
+    return [said] if said and isinstance(said, str) else list(said)
 
 
 def _is_single(row: Row) -> bool:
@@ -88,7 +116,7 @@ def _single_text(row: Row) -> str:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def _results(rows: Sequence[Row], style: _Style) -> Table:
+def _results(rows: Sequence[Row], style: _Style) -> list[Table]:
     scored = any(row["test_accuracy"] for row in rows)
     columns = {
         "samples/s": [_estimate(row["samples_per_s"], style) for row in rows],
@@ -99,12 +127,11 @@ def _results(rows: Sequence[Row], style: _Style) -> Table:
             for row in rows
         ],
         "training": [_mean(row["train_s"], _seconds(row["train_s"]) + " s") for row in rows],
-        **_speedups(rows, style, "times"),
     }
-    return _table("", rows, columns)
+    return _beside("", rows, columns, _speedups(rows, style, "times"))
 
 
-def _target(rows: Sequence[Row], index: int, style: _Style) -> Table:
+def _target(rows: Sequence[Row], index: int, style: _Style) -> list[Table]:
     """Where not all runs are there, how many pairs a ratio is of."""
     targets = [row["targets"][index] for row in rows]
     columns = {
@@ -117,9 +144,22 @@ def _target(rows: Sequence[Row], index: int, style: _Style) -> Table:
             for target in targets
         ],
         "samples": [_estimate(target["samples"], style) for target in targets],
-        **_speedups(targets, style, "sooner than", [row["runs"] for row in rows]),
     }
-    return _table(f"to {100 * targets[0]['accuracy']:.6g} %", rows, columns)
+    title = f"to {accuracy_words(targets[0]['accuracy'])}"
+    ratios = _speedups(targets, style, "sooner than", [row["runs"] for row in rows])
+    return _beside(title, rows, columns, ratios)
+
+
+def _beside(
+    title: str,
+    rows: Sequence[Row],
+    columns: Mapping[str, Sequence[str]],
+    ratios: Mapping[str, Sequence[str]],
+) -> list[Table]:
+    """One table, or one for the ratios where there are many."""
+    if len(ratios) <= _RATIOS_MAX:
+        return [_table(title, rows, {**columns, **ratios})]
+    return [_table(title, rows, columns), _table(title, rows, ratios)]
 
 
 def _breakdown(rows: Sequence[Row], style: _Style) -> list[Table]:
@@ -156,8 +196,8 @@ def _speedups(
 ) -> dict[str, list[str]]:
     """Columns of ratios to rows that are there; `runs` of each, where fewer may be paired."""
     columns: dict[str, list[str]] = {}
-    for other in _OVER:
-        found = [one[f"speedup_over_{other}"] for one in ones]
+    for other in BASELINES:
+        found = [one.get(f"speedup_over_{other}") for one in ones]
         if any(found):
             counts = runs or [one["n"] if one else 0 for one in found]
             cells = [_ratio(one, style, n) for one, n in zip(found, counts, strict=True)]

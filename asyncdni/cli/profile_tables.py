@@ -17,6 +17,13 @@ _US = 1e6
 #: Columns of the table in the order of training, and their headings where they differ.
 _OPS = ("R", "F", "P", "B", SENDING, "b", "W", "U", "T", "C")
 _HEADINGS = {SENDING: "B+send"}
+#: What keeps a stage from going on, by schedule.
+_LOCKING = {
+    "locked": "no stage begins a batch before it has updated on the one before",
+    "gpipe": "no stage begins a batch before it has updated on the microbatches of the one before",
+    "1f1b": "no stage begins a batch before it has updated on the microbatches of the one before",
+    "delayed": "no stage may be farther ahead of the gradients that it awaits",
+}
 #: Ceilings as near as this to each other are the same.
 _NEAR = 0.99
 
@@ -111,6 +118,11 @@ def _notes(found: Mapping[str, Any]) -> str:
             "b computes that gradient alone, W those of the weights afterwards: between stages of "
             "one worker both are one backward. "
         )
+    if found["microbatches"] > 1:
+        text += (
+            f"This is a microbatch, {found['microbatches']} of which make one update (U); figures "
+            "of single and locked are for batches of this size too. "
+        )
     if found["fit_every"] > 1:
         rare = [_HEADINGS.get(one, one) for one in (SENDING, "b", "T", "C") if one in ops]
         text += (
@@ -145,7 +157,7 @@ def _verdict(found: Mapping[str, Any], micro: str) -> list[str]:
     for name, one in given["schedules"].items():
         lines.append(
             f"{name} over {_split(given)}: at most {one['samples_per_s']:,.0f} samples/s, "
-            f"{one['speed_up']:.2f} times single. {_limits(one, found['cores'], micro)}"
+            f"{one['speed_up']:.2f} times single. {_limits(name, one, found['cores'], micro)}"
         )
     if len(given["schedules"]) == 1:
         lines.append(
@@ -163,7 +175,7 @@ def _fewest(splits: Sequence[Mapping[str, Any]], name: str) -> str:
     return f"For the highest ceiling of {name} above, take run.split = {first['split']}."
 
 
-def _limits(one: Mapping[str, Any], count: int, micro: str) -> str:
+def _limits(name: str, one: Mapping[str, Any], count: int, micro: str) -> str:
     """What a faster run would need more of."""
     needs = f"{one['slowest']} with {_us(one['worker_s'][one['slowest']])} {micro} a batch"
     if one["limit"] == "worker":
@@ -171,7 +183,7 @@ def _limits(one: Mapping[str, Any], count: int, micro: str) -> str:
     if one["limit"] == "cores":
         work = f"{_us(one['total_s'])} {micro} of work a batch"
         return f"{_cores(count)} for {work} limit it; slowest worker: {needs}."
-    return "Locking limits it: no stage begins a batch before it has updated on the one before."
+    return f"Locking limits it: {_LOCKING[name]}."
 
 
 def _split(split: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Which runs a comparison is made of, and the training of one.
 
 Rows: each schedule; on request `synthetic-zero`, its control, whose generators always predict zero;
-`single`, one process with all cores; on request more of it, with other numbers of threads.
+`single`, one process with all cores; on request more of it, with other numbers of threads. At
+several latencies of links each row is run at each of them, but for `single`, which has no links.
 """
 
 from __future__ import annotations
@@ -9,37 +10,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from asyncdni import config, experiment
+from asyncdni.comparison.rows import (
+    Row,
+    at_latencies,
+    check_schedules,
+    fitting,
+    single_row,
+    zero_row,
+)
 from asyncdni.datasets import describe
 from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.experiment.overrides import parse_setting
-from asyncdni.experiment.schema import SECTIONS
-from asyncdni.experiment.wording import unknown, variants
 from asyncdni.messages import DATA
 from asyncdni.metrics.comparison import Result
+from asyncdni.metrics.latencies import latency_words, suffix
 from asyncdni.training import Observer, design_of, train
 
 __all__ = [
-    "BASELINE",
-    "SINGLE",
-    "ZERO",
     "Entry",
-    "check_schedules",
+    "Key",
     "order",
     "plan_runs",
     "run_entry",
 ]
 
-#: All stages in one worker process with all cores, always part of a comparison.
-SINGLE = "single"
-#: The other row that speed-ups are over, where it is part of a comparison.
-BASELINE = "locked"
-#: The control of `synthetic`: what is learned without any gradient from a generator.
-ZERO = "synthetic-zero"
-
-_CONTROLLED = "synthetic"
-_SCHEDULES = variants(SECTIONS["schedule"].type)
+#: Name, latency in seconds (or None), seed.
+Key = tuple[str, float | None, int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,40 +51,33 @@ class Entry:
     experiment: config.Experiment
     #: By worker, the workers whose activations it takes; without it a run has no ceiling.
     producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Seconds, one way, where latencies are compared; None otherwise, and for a run without links.
+    latency_s: float | None = None
+
+    @property
+    def key(self) -> Key:
+        """What tells it from all other runs of the comparison."""
+        return self.name, self.latency_s, self.seed
+
+    @property
+    def title(self) -> str:
+        """`locked at 10 ms, seed 0`."""
+        where = "" if self.latency_s is None else f" at {latency_words(self.latency_s)}"
+        return f"{self.name}{where}, seed {self.seed}"
 
     @property
     def folder(self) -> str:
         """Of the run, inside the comparison's."""
-        return f"{self.name}-seed{self.seed}"
+        return f"{self.name}{suffix(self.latency_s)}-seed{self.seed}"
 
 
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    schedule: str
-    changes: Sequence[str]
-
-
-def order(names: Sequence[str], seeds: Iterable[int]) -> list[tuple[str, int]]:
+def order(names: Sequence[T], seeds: Iterable[int]) -> list[tuple[T, int]]:
     """(name, seed) of each run: all names for the first seed, then, rotated by one, the next."""
     return [
         (names[(turn + k) % len(names)], seed)
         for turn, seed in enumerate(seeds)
         for k in range(len(names))
     ]
-
-
-def check_schedules(names: Sequence[str]) -> None:
-    """Raises `ConfigError` for none, one twice, an unknown one, and SINGLE."""
-    if not names:
-        raise ConfigError(f"--schedules: none given; known: {', '.join(_SCHEDULES)}")
-    for index, name in enumerate(names):
-        if name == SINGLE:
-            raise ConfigError(f"--schedules: {SINGLE} is always compared with; leave it out")
-        if name not in _SCHEDULES:
-            raise ConfigError(f"--schedules: {unknown('schedule', name, _SCHEDULES)}")
-        if name in names[:index]:
-            raise ConfigError(f"--schedules: {name} is given twice; expected each once")
 
 
 def plan_runs(
@@ -97,6 +90,7 @@ def plan_runs(
     single_threads: Sequence[int] = (),
     zero_control: bool = False,
     evaluate_every: int | None = None,
+    latencies: Sequence[str] = (),
     allow_import: bool = False,
 ) -> list[Entry]:
     """All runs in their order, each checked; seeds count up from the file's.
@@ -109,20 +103,25 @@ def plan_runs(
         single_threads: further rows `single-N` of one process with N BLAS threads.
         zero_control: a row ZERO.
         evaluate_every: samples between evaluations, in place of `run.evaluate_every`.
+        latencies: one-way latencies of all links, such as 10ms, each of which is compared; one
+            alone is that of every run, none is as the file says.
 
     Raises `ConfigError` and `DataError` before anything runs.
     """
     check_schedules(schedules)
-    first = experiment.load(path, _fitting(changes, schedules[0], schedules), schedule=schedules[0])
-    if first.run.epochs == 0:
+    file = experiment.load(path, [text for text in changes if not _is_of_schedule(text)])
+    if file.run.epochs == 0:
         raise ConfigError("run.epochs: 0 leaves nothing to compare; expected at least 1")
-    changes = [*changes, *_evaluations(first, evaluate_every)]
-    rows = [_Row(name, name, _fitting(changes, name, schedules)) for name in schedules]
-    rows += [_zero(changes, schedules)] if zero_control else []
-    baseline = _fitting(changes, BASELINE, schedules)
-    counts = dict.fromkeys((cores, *single_threads))
-    rows += [_single(threads, cores, baseline, first) for threads in counts]
-    return _entries(path, rows, range(first.run.seed, first.run.seed + seeds), allow_import)
+    changes = [*changes, *_evaluations(file, evaluate_every)]
+    rows = [Row(name, name, fitting(file, changes, name, schedules)) for name in schedules]
+    rows += [zero_row(file, changes, schedules)] if zero_control else []
+    rows = at_latencies(rows, latencies)
+    rows += [
+        single_row(file, changes, schedules, threads=threads, cores=cores)
+        for threads in dict.fromkeys((cores, *single_threads))
+    ]
+    first = file.run.seed
+    return _entries(path, rows, range(first, first + seeds), allow_import)
 
 
 def run_entry(
@@ -137,77 +136,41 @@ def run_entry(
             allow_import=allow_import,
         )
     except AsyncDNIError as error:
-        raise type(error)(f"{entry.name}, seed {entry.seed}: {error}") from error
-    return Result(entry.name, entry.seed, finished.summary)
+        raise type(error)(f"{entry.title}: {error}") from error
+    return Result(entry.name, entry.seed, finished.summary, entry.latency_s)
 
 
-# --- rows ----------------------------------------------------------------------------------------
+def _is_of_schedule(text: str) -> bool:
+    keys, _ = parse_setting(text)
+    return keys[0] == "schedule"
 
 
-def _zero(changes: Sequence[str], schedules: Sequence[str]) -> _Row:
-    if _CONTROLLED not in schedules:
-        raise ConfigError(
-            f"--zero-control: {_CONTROLLED} is not compared, so there is nothing to control; "
-            f"name it with --schedules, given: {','.join(schedules)}"
-        )
-    own = [text for text in changes if parse_setting(text)[0][:2] != ("schedule", "generator")]
-    fitting = _fitting(own, _CONTROLLED, schedules)
-    return _Row(ZERO, _CONTROLLED, [*fitting, 'schedule.generator={kind="zero"}'])
-
-
-def _single(threads: int, cores: int, changes: Sequence[str], first: config.Experiment) -> _Row:
-    name = SINGLE if threads == cores else f"{SINGLE}-{threads}"
-    alone = [f"run.split=[{len(first.stages)}]", f"run.threads={threads}"]
-    return _Row(name, BASELINE, [*changes, *alone])
-
-
-def _evaluations(first: config.Experiment, samples: int | None) -> list[str]:
+def _evaluations(file: config.Experiment, samples: int | None) -> list[str]:
     if samples is None:
         return []
-    return [f"run.evaluate_every={samples / describe(first.data).train_samples!r}"]
+    return [f"run.evaluate_every={samples / describe(file.data).train_samples!r}"]
 
 
 def _entries(
-    path: str | Path, rows: Sequence[_Row], seeds: Iterable[int], allow_import: bool
+    path: str | Path, rows: Sequence[Row], seeds: Iterable[int], allow_import: bool
 ) -> list[Entry]:
-    """What fits and who sends to whom are the same for all seeds."""
-    by_name = {row.name: row for row in rows}
+    """What fits and who sends to whom are the same for all seeds and latencies."""
     producers: dict[str, Mapping[str, tuple[str, ...]]] = {}
     entries = []
-    for name, seed in order(list(by_name), seeds):
-        row = by_name[name]
+    for row, seed in order(rows, seeds):
         chosen = experiment.load(path, row.changes, schedule=row.schedule, seed=seed)
-        if name not in producers:
-            producers[name] = _producers(chosen, allow_import)
-        entries.append(Entry(name, seed, chosen, producers[name]))
+        if row.name not in producers:
+            producers[row.name] = _producers(row.name, chosen, allow_import)
+        entries.append(Entry(row.name, seed, chosen, producers[row.name], row.latency_s))
     return entries
 
 
-def _producers(chosen: config.Experiment, allow_import: bool) -> dict[str, tuple[str, ...]]:
-    groups = design_of(chosen, allow_import=allow_import).plan.groups
+def _producers(
+    name: str, chosen: config.Experiment, allow_import: bool
+) -> dict[str, tuple[str, ...]]:
+    """Raises, with the row's name, what a run of it would raise before it begins."""
+    try:
+        groups = design_of(chosen, allow_import=allow_import).plan.groups
+    except AsyncDNIError as error:
+        raise type(error)(f"{name}: {error}") from error
     return {group.name: tuple(p for p in group.producers if p != DATA) for group in groups}
-
-
-# --- options of schedules ------------------------------------------------------------------------
-
-
-def _fitting(changes: Sequence[str], schedule: str, schedules: Sequence[str]) -> list[str]:
-    """`changes` without options that only others of `schedules` know.
-
-    What none of them knows stays in, to be refused with the names that are known.
-    """
-    return [text for text in changes if _fits(text, schedule, schedules)]
-
-
-def _fits(text: str, schedule: str, schedules: Sequence[str]) -> bool:
-    keys, _ = parse_setting(text)
-    if keys[0] != "schedule":
-        return True
-    if len(keys) == 1 or keys[1] == "name":
-        raise ConfigError(f"--set {text}: name the schedules to compare with --schedules")
-    owners = [name for name in schedules if keys[1] in _options(name)]
-    return not owners or schedule in owners
-
-
-def _options(schedule: str) -> set[str]:
-    return {field.encode_name for field in _SCHEDULES[schedule].fields}

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncdni import config, experiment
+from asyncdni import experiment
 from asyncdni.comparison.entries import Entry
+from asyncdni.comparison.networks import difference, network_difference, tables_of
 from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.metrics.comparison import Result
 from asyncdni.metrics.machine import describe_machine
@@ -32,19 +33,24 @@ def finished_runs(folder: Path, entries: Sequence[Entry]) -> list[Result]:
     a comparison, and for one of other rows, seeds, experiments, machine or versions.
     """
     found = _read(folder)
-    runs = {(one["name"], one["seed"]): one["summary"] for one in found["runs"]}
+    here = tables_of(entries[0].experiment)
+    _check_network(folder, found["experiment"], here)
+    runs = {
+        (one["name"], one.get("latency_s"), one["seed"]): one["summary"] for one in found["runs"]
+    }
     pairs = (
         ("seeds", found["seeds"], sorted({entry.seed for entry in entries})),
         ("rows", _names(found["rows"]), list(dict.fromkeys(entry.name for entry in entries))),
-        ("experiment", found["experiment"], _tables(entries[0].experiment)),
+        ("latencies", found.get("latencies", []), _latencies(entries)),
+        ("experiment", found["experiment"], here),
         ("machine", found["machine"], json.loads(json.dumps(describe_machine()))),
     )
-    for name, there, here in pairs:
-        _check(folder, name, there, here)
+    for name, old, new in pairs:
+        _check(folder, name, old, new)
     results = []
     for entry in entries:
-        if (entry.name, entry.seed) in runs and _is_whole(folder, entry):
-            results.append(Result(entry.name, entry.seed, runs[entry.name, entry.seed]))
+        if entry.key in runs and _is_whole(folder, entry):
+            results.append(Result(entry.name, entry.seed, runs[entry.key], entry.latency_s))
     return results
 
 
@@ -55,8 +61,8 @@ def discard_unfinished(
 
     Raises `ConfigError` where one can't be removed.
     """
-    kept = {(one.name, one.seed) for one in finished}
-    paths = [folder / entry.folder for entry in entries if (entry.name, entry.seed) not in kept]
+    kept = {(one.name, one.latency_s, one.seed) for one in finished}
+    paths = [folder / entry.folder for entry in entries if entry.key not in kept]
     removed = [path for path in paths if path.exists()]
     for path in removed:
         try:
@@ -92,36 +98,40 @@ def _is_whole(folder: Path, entry: Entry) -> bool:
     if not path.is_file():
         return False
     try:
-        there = _tables(experiment.load(path))
+        there = tables_of(experiment.load(path))
     except AsyncDNIError as error:
         raise ConfigError(f"--resume {folder}: {error}") from error
-    _check(folder, f"experiment of {entry.folder}", there, _tables(entry.experiment))
+    _check(folder, f"experiment of {entry.folder}", there, tables_of(entry.experiment))
     return True
 
 
 def _check(folder: Path, name: str, there: Any, here: Any) -> None:
     if there == here:
         return
-    place, old, new = _difference(name, there, here)
+    place, old, new = difference(name, there, here)
     raise ConfigError(
         f"--resume {folder}: it holds another comparison: {place} is {json.dumps(old)} there and "
         f"{json.dumps(new)} here; give the same command as at first, or another folder with --out"
     )
 
 
-def _difference(place: str, there: Any, here: Any) -> tuple[str, Any, Any]:
-    """Where two tables first differ, and the values there."""
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for key in sorted(there.keys() | here.keys()):
-            if there.get(key) != here.get(key):
-                return _difference(f"{place}.{key}", there.get(key), here.get(key))
-    return place, there, here
+def _check_network(folder: Path, there: Any, here: Mapping[str, Any]) -> None:
+    """`there`: the experiment's tables in the document; what is none differs in more than that."""
+    if not isinstance(there, Mapping) or not {"data", "stages"} <= there.keys():
+        return
+    found = network_difference(there, here)
+    if found:
+        raise ConfigError(
+            f"--resume {folder}: it holds runs of another network: {found}; runs of different "
+            "networks can't be compared, so choose another folder with --out"
+        )
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [row["name"] for row in rows]
+    """Of the rows, each once, whatever the number of latencies."""
+    return list(dict.fromkeys(row["name"] for row in rows))
 
 
-def _tables(chosen: config.Experiment) -> Any:
-    """As they come back from JSON."""
-    return json.loads(json.dumps(experiment.tables(chosen)))
+def _latencies(entries: Sequence[Entry]) -> list[float]:
+    found = {entry.latency_s for entry in entries}
+    return sorted(latency_s for latency_s in found if latency_s is not None)

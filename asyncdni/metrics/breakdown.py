@@ -45,9 +45,15 @@ def overhead_cpu(summary: Summary) -> float | None:
 
 
 def ceiling_samples_per_s(
-    summary: Summary, producers: Mapping[str, Sequence[str]], cores: int
+    summary: Summary,
+    producers: Mapping[str, Sequence[str]],
+    cores: int,
+    *,
+    microbatches: int = 1,
+    lag: int | None = None,
+    latency_s: float = 0.0,
 ) -> float | None:
-    """What the CPU times of this run's own ops allow at most; see `ceilings`.
+    """What the CPU times of this run's own ops allow at most; see `ceilings`, arguments and all.
 
     `producers` maps each worker to those whose activations it takes. None for a single worker, for
     workers with several BLAS threads, and where no ceiling is known for the schedule.
@@ -56,17 +62,30 @@ def ceiling_samples_per_s(
     if len(workers) < 2 or summary.get("threads") != 1 or not batches:
         return None
     costs = {
-        one["name"]: {letter: op["cpu_s"] / batches for letter, op in one["ops"].items()}
-        for one in workers
-        if one.get("ops")
+        one["name"]: _costs(one["ops"], batches, microbatches) for one in workers if one.get("ops")
     }
     if len(costs) < len(workers):
         return None
     try:
-        batches_per_s = ceiling(summary["schedule"], costs, producers, cores)
+        batches_per_s = ceiling(
+            *(summary["schedule"], costs, producers, cores),
+            microbatches=microbatches,
+            lag=lag,
+            latency_s=latency_s,
+        )
     except ValueError:  # a schedule without a known one, or times too short to be read
         return None
     return batches_per_s * float(summary["train_samples"]) / batches
+
+
+def _costs(ops: Mapping[str, Any], batches: int, microbatches: int) -> dict[str, float]:
+    """CPU seconds per batch (per microbatch, where an update takes several) by letter."""
+    costs = {letter: op["cpu_s"] / batches for letter, op in ops.items()}
+    update = ops.get("U")
+    if microbatches > 1 and update and update["count"]:
+        # Groups that an epoch's end cuts short have updates of their own: no group needs those.
+        costs["U"] = update["cpu_s"] / update["count"] / microbatches
+    return costs
 
 
 def _seconds(worker: Mapping[str, Any], train_s: float) -> dict[str, float]:

@@ -1,49 +1,34 @@
 """The most batches a second that arithmetic allows: a runtime without any overhead would reach it.
 
-A worker does one op at a time, and an op's result is there when the whole op is done. Messages are
-free, memory is equally fast for all, and up to `cores` workers compute at once. Under these rules
-no order of ops is faster than `ceiling`, and no runtime makes up for it by clever sending.
+A worker does one op at a time, and an op's result is there when the whole op is done. Memory is
+equally fast for all, and up to `cores` workers compute at once. Messages are free, but for the
+latency that links are given. Under these rules no order of ops is faster than `ceiling`, and no
+runtime makes up for it by clever sending.
 
 Three things hold a schedule back, and the scarcest decides:
 
 - **cores**: a batch needs so many CPU seconds in all workers together, and no more than `cores` of
   them are done in a second;
 - **the slowest worker**: each batch takes all of its ops there, one after the other;
-- **locking** (`locked` only): a stage can't forward the next batch before it has updated on this
-  one. That closes a circle through every stage, and a batch's period is at least the longest one:
+- **locking** (but for `synthetic` and `local_loss`): a stage forwards no further before it has
+  learned from what it has forwarded. `locking` has the seconds.
 
-```
-stage 0  F0 R1 .  B0 B0 U0 F1 R2 .  B1 B1 U1      B: 2 units of time, all others 1
-stage 1  .  F0 b0 W0 U0 .  .  F1 b1 W1 U1 .
-         |<---- period --->|                      F of 0, F of 1, b of 1, B of 0, U of 0 = 6
-```
-
-From its forward on, a batch goes down to a loss and back by the slowest way, then stage 0 updates:
-only then can it begin the next batch. What stage 1 learns and its update (W, U) are off that way,
-they overlap with the backward of stage 0 and with the next forward there; so is the reading of the
-next batch. The circles through the later stages alone (F, b, W and U of stage 1 here) are shorter
-unless their updates are very slow; `ceiling` takes the longest of all. In a network with branches
-the way down may go through one branch and the way back through another: both branches must be
-through before the join and the fork go on.
-
-Where other workers read the data too, `locked` as it is does not read ahead: it then stays below
-its ceiling by one reading.
-
-A decoupled schedule has no such circle: every stage updates at once from its own generator, so
-with enough batches on the way only its cores and its slowest worker hold it back.
+A schedule that is decoupled by local gradients updates at once: with enough batches on the way only
+its cores and its slowest worker hold it back, and the latency of links does not. (A bound on lag
+that is tighter than the way there and back would; it is not counted.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["ceiling", "locked_period"]
+from asyncdni.metrics.locking import Ops, locking_period
 
-#: Seconds of one worker for one training batch, by the letter of the op (`schedules.base`).
-Ops = Mapping[str, float]
+__all__ = ["SCHEDULES", "ceiling"]
 
-_LOCKED = "locked"
-_DECOUPLED = ("synthetic",)
+_DECOUPLED = ("local_loss", "synthetic")
+#: Those that a ceiling is known for.
+SCHEDULES = ("locked", "gpipe", "1f1b", "delayed", *_DECOUPLED)
 
 
 def ceiling(
@@ -51,64 +36,51 @@ def ceiling(
     costs: Mapping[str, Ops],
     producers: Mapping[str, Sequence[str]],
     cores: int,
+    *,
+    microbatches: int = 1,
+    lag: int | None = None,
+    latency_s: float = 0.0,
 ) -> float:
     """The most training batches per second that `schedule` can reach on `cores` cores.
 
+    A batch is what flows through the workers: a microbatch under `gpipe` and `1f1b`.
+
     Args:
-        schedule: `locked` or `synthetic`.
+        schedule: one of `SCHEDULES`.
         costs: by worker, in an order in which producers come first: CPU seconds per training batch
-            under this schedule, by op (R F P B W U T b C). An op that is done on every fourth batch
-            counts a quarter; evaluation does not belong here.
+            under this schedule, by op (R F P B W U T S b C M). An op that is done on every fourth
+            batch counts a quarter, as the one update of four microbatches does; evaluation does not
+            belong here.
         producers: by worker, the other workers whose activations it takes; none for those that
             only read data, which may be left out.
         cores: how many workers can compute at the same time.
+        microbatches: of a group, under `gpipe` and `1f1b`.
+        lag: how many batches a worker may be ahead of the gradients it awaits, under `delayed`; as
+            many as there are workers between it and the farthest loss where it is None.
+        latency_s: one way, of each message between workers.
 
     For one worker this is 1 / its total, whatever the schedule and the cores: its ops follow one
     another. Raises `ValueError` for an unknown schedule, for producers that are no earlier worker
-    of `costs`, for fewer than one core, and for costs that are negative or all zero.
+    of `costs`, for fewer than one core or microbatch, for a lag or a latency below 0, and for costs
+    that are negative or all zero.
     """
-    if schedule != _LOCKED and schedule not in _DECOUPLED:
-        known = ", ".join((_LOCKED, *_DECOUPLED))
+    if schedule not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
         raise ValueError(f"no ceiling is known for the schedule {schedule!r}, expected {known}")
-    if cores < 1:
-        raise ValueError(f"{cores} cores, expected at least 1")
+    for count, what in ((cores, "cores"), (microbatches, "microbatches")):
+        if count < 1:
+            raise ValueError(f"{count} {what}, expected at least 1")
+    if not 0.0 <= latency_s < float("inf") or (lag is not None and lag < 0):
+        raise ValueError(f"latency {latency_s} s, lag {lag}, expected 0 or more")
     _check(costs, producers)
     totals = [sum(ops.values()) for ops in costs.values()]
     period = max(max(totals), sum(totals) / cores)
-    if schedule == _LOCKED:
-        period = max(period, locked_period(costs, producers))
+    if schedule not in _DECOUPLED:
+        locked = locking_period(
+            schedule, costs, producers, microbatches=microbatches, lag=lag, latency_s=latency_s
+        )
+        period = max(period, locked)
     return 1.0 / period
-
-
-def locked_period(costs: Mapping[str, Ops], producers: Mapping[str, Sequence[str]]) -> float:
-    """Seconds that locking alone sets between two batches: the longest circle (see above).
-
-    Arguments as for `ceiling`; only F, B, b, W and U count, and any number of cores is at hand.
-    """
-    return max(_circle(name, costs, producers) for name in costs)
-
-
-def _circle(start: str, costs: Mapping[str, Ops], producers: Mapping[str, Sequence[str]]) -> float:
-    """From the forward of `start`, down to a loss, back, and through its update: longest path."""
-    down: dict[str, float] = {start: costs[start].get("F", 0.0)}
-    for name in costs:  # producers come first
-        before = [down[one] for one in producers.get(name, ()) if one in down]
-        if before:
-            down[name] = max(before) + costs[name].get("F", 0.0)
-    # The moment at which each may begin its backward: after its own forward, after all consumers'.
-    begin = dict(down)
-    for name in reversed(down):
-        done = begin[name] + _back(costs[name])
-        for one in producers.get(name, ()):
-            if one in down:
-                begin[one] = max(begin[one], done)
-    own = costs[start]
-    return begin[start] + _back(own) + own.get("W", 0.0) + own.get("U", 0.0)
-
-
-def _back(ops: Ops) -> float:
-    """Until the producers have their gradient: a whole backward, or the half that they wait for."""
-    return ops.get("B", 0.0) + ops.get("b", 0.0)
 
 
 def _check(costs: Mapping[str, Ops], producers: Mapping[str, Sequence[str]]) -> None:

@@ -7,7 +7,7 @@ time. So two schedules are compared seed by seed, and the spread between seeds d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = [
     "Estimate",
     "Measure",
     "Result",
+    "at",
     "difference",
     "estimate",
     "ratio",
@@ -41,6 +42,8 @@ class Result:
     name: str
     seed: int
     summary: Mapping[str, Any]
+    #: Seconds, one way, of the links; None where all runs have the same, and for a run without any.
+    latency_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,20 @@ def _field(name: str) -> Measure:
 #: What is measured on every run, by its name in tables and JSON.
 MEASURES: dict[str, Measure] = {
     name: _field(name)
-    for name in ("samples_per_s", "test_accuracy", "test_loss", "train_s", "cpu_s")
+    for name in (
+        "samples_per_s",
+        "stream_samples_per_s",  # the same with the filling and draining of the pipe left out
+        "test_accuracy",
+        "test_loss",
+        "train_s",
+        "cpu_s",
+    )
 }
+
+
+def at(latency_s: float | None, results: Iterable[Result]) -> tuple[Result, ...]:
+    """Those at that latency, and those without links, which stand for every one."""
+    return tuple(one for one in results if one.latency_s in (None, latency_s))
 
 
 def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
@@ -125,6 +140,8 @@ def difference(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
 @dataclass(frozen=True)
 class Comparison:
     """Results of several names over the same seeds, not all of which need be there yet.
+
+    All are at one latency: see `at`.
 
     A measure is one of `MEASURES` by its name, or any other function of a summary.
     """

@@ -7,13 +7,23 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from asyncdni.metrics.latencies import latencies_of
 from asyncdni.metrics.targets import time_to
 
 __all__ = ["COUNTERS", "evaluations_csv", "flat_runs", "runs_csv", "time_key"]
 
 _FROM_SUMMARY = (
     *("workers", "threads", "schedule", "batch_size", "epochs", "train_samples"),
-    *("samples_per_s", "train_s", "wall_s", "startup_s", "cpu_s", "test_accuracy", "test_loss"),
+    *(
+        "samples_per_s",
+        "stream_samples_per_s",
+        "train_s",
+        "wall_s",
+        "startup_s",
+        "cpu_s",
+        "test_accuracy",
+        "test_loss",
+    ),
 )
 _EVALUATION = ("samples", "train_s", "accuracy", "loss")
 
@@ -33,15 +43,15 @@ COUNTERS: dict[str, Callable[[Iterable[float]], float]] = {
 
 
 def flat_runs(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per run: name, seed, its summary's numbers, time to each target, counters over all stages.
+    """Per run: name, latency where several are compared, seed, its summary's numbers, time to each
+    target, counters over all stages.
 
     Seconds and bytes; None where a run has no such number, or did not reach the target.
     """
     controls = {row["name"] for row in found["rows"] if row.get("control")}
     return [
         {
-            "name": run["name"],
-            "seed": run["seed"],
+            **_place(run, found),
             "control": run["name"] in controls,
             **{key: run["summary"].get(key) for key in _FROM_SUMMARY},
             **{
@@ -68,14 +78,21 @@ def runs_csv(found: Mapping[str, Any]) -> str:
 
 def evaluations_csv(found: Mapping[str, Any]) -> str:
     """One line an evaluation of a run; `train_s` is training time alone."""
+    first = [*_place({"name": "", "seed": 0}, found)]
     return _csv(
-        ["name", "seed", *_EVALUATION],
+        [*first, *_EVALUATION],
         (
-            {"name": run["name"], "seed": run["seed"], **{key: one.get(key) for key in _EVALUATION}}
+            {**_place(run, found), **{key: one.get(key) for key in _EVALUATION}}
             for run in found["runs"]
             for one in run["summary"].get("history") or ()
         ),
     )
+
+
+def _place(run: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a run from all others."""
+    where = {"latency_s": run.get("latency_s")} if latencies_of(found) else {}
+    return {"name": run["name"], **where, "seed": run["seed"]}
 
 
 def _counters(stages: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -46,15 +46,24 @@ def _sentences(found: Mapping[str, Any]) -> Iterable[str]:
         yield (
             "The ceiling is arithmetic on the CPU times of the run's own ops: no more batches a "
             "second than the slowest worker can do, and no more than all cores can do of the work "
-            "of all workers together; a locked row also has to wait for each batch to go down and "
-            "back before the next. Efficiency is the part of it that was reached. An op that grows "
-            "slower because cores share caches and memory lowers the ceiling too."
+            "of all workers together. Rows that wait for true gradients are held back further: a "
+            "locked one by each batch's way down and back before the next, gpipe and 1f1b by that "
+            "of each group of microbatches, delayed by that of as many batches as it may be ahead; "
+            "the latency that links were given is on that way. Efficiency is the part of it that "
+            "was reached. An op that grows slower because cores share caches and memory lowers the "
+            "ceiling too."
+        )
+    if found.get("latencies"):
+        yield (
+            "Latency is emulated: each message between workers is handed over so much later than "
+            "it was sent, and holds up no other link. A comparison at several latencies is one at "
+            "each of them, in the same interleaved order."
         )
     if "single" in names:
         yield (
             "single: all stages in one worker process and in strict order, with as many BLAS "
-            "threads as the table says and no other worker running: what training without "
-            "asyncdni would be."
+            "threads as the table says, no links and no other worker running: what training "
+            "without asyncdni would be."
         )
     if any(row.get("control") for row in found["rows"]):
         yield (

@@ -7,13 +7,15 @@ that came with the document could not bring them in either.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
 from asyncdni.metrics import page_tables as tables
+from asyncdni.metrics.latencies import latencies_of, latency_words, slices, suffix
 from asyncdni.metrics.markup import Markup, element, together
 from asyncdni.metrics.measuring import how_it_was_measured
+from asyncdni.metrics.phrases import joined
 
 __all__ = ["render_page"]
 
@@ -36,8 +38,8 @@ def render_page(found: Found, plots: Mapping[str, str], missing_plots: str = "")
         plots: SVG elements by the names of `plots.draw_plots`, to stand in the page.
         missing_plots: what to say where there are none.
     """
-    names = [row["name"] for row in found["rows"] if not row.get("control")]
-    title = f"A comparison of {_joined(names)}"
+    names = dict.fromkeys(row["name"] for row in found["rows"] if not row.get("control"))
+    title = f"A comparison of {joined([*names]) or 'nothing'}"
     style = files("asyncdni.metrics").joinpath("page.css").read_text(encoding="utf-8")
     head = element(
         "head",
@@ -60,36 +62,66 @@ def render_page(found: Found, plots: Mapping[str, str], missing_plots: str = "")
 
 def _sections(found: Found, plots: Mapping[str, str]) -> Iterable[Markup]:
     yield _section("Machine", _machine(found.get("machine") or {}))
-    yield _section(
-        "Experiment", _experiment(found.get("experiment") or {}, found.get("schedules") or {})
-    )
-    yield _section(
-        "Results",
-        tables.main_table(found),
-        _note(_MEANS),
-        _figure(plots, "samples_per_s", _SPEED),
-    )
-    yield _section("Speed-ups", tables.speedups_table(found), _note(_PAIRED))
-    yield _section(
-        "Accuracy on the way",
-        _figure(plots, "accuracy_over_time", _CURVES),
-        _figure(plots, "accuracy_over_samples", _SAMPLES),
-    )
-    yield _section(
-        "Time to an accuracy",
-        _figure(plots, "time_to_target", _TIMES),
-        *(part for target in found.get("targets") or () for part in _target(found, target)),
-    )
-    yield _section("Ceiling and efficiency", tables.ceilings_table(found), _note(_CEILING))
-    yield _section(
-        "Where the time went",
-        _figure(plots, "shares", _SHARES),
-        tables.shares_table(found),
-    )
+    yield _section("Experiment", _experiment(found))
+    if latencies_of(found):
+        yield _section(
+            "Over the latency",
+            _figure(plots, "speed_over_latency", _OVER),
+            _figure(plots, "time_over_latency", _TIMES_OVER),
+            *(
+                part
+                for title, table in tables.latency_tables(found)
+                for part in (element("h3", title), table)
+            ),
+            _note(_LINKS),
+        )
+    for latency_s, part in slices(found):
+        yield from _results(part, plots, latency_s)
     yield _section("Every run", tables.runs_table(found), *_counters(found), _note(_FILES))
     yield _section("How it was measured", how_it_was_measured(found))
 
 
+def _results(found: Found, plots: Mapping[str, str], latency_s: float | None) -> Iterable[Markup]:
+    """All that there is to show at one latency."""
+    where = "" if latency_s is None else f" at {latency_words(latency_s)}"
+    end = suffix(latency_s)
+    yield _section(
+        f"Results{where}",
+        tables.main_table(found),
+        _note(_MEANS),
+        _figure(plots, f"samples_per_s{end}", _SPEED),
+    )
+    yield _section(f"Speed-ups{where}", tables.speedups_table(found), _note(_PAIRED))
+    yield _section(
+        f"Accuracy on the way{where}",
+        _figure(plots, f"accuracy_over_time{end}", _CURVES),
+        _figure(plots, f"accuracy_over_samples{end}", _SAMPLES),
+    )
+    yield _section(
+        f"Time to an accuracy{where}",
+        _figure(plots, f"time_to_target{end}", _TIMES),
+        *(part for target in found.get("targets") or () for part in _target(found, target)),
+    )
+    yield _section(f"Ceiling and efficiency{where}", tables.ceilings_table(found), _note(_CEILING))
+    yield _section(
+        f"Where the time went{where}",
+        _figure(plots, f"shares{end}", _SHARES),
+        tables.shares_table(found),
+    )
+
+
+_OVER = (
+    "Samples per second over the one-way latency of all links. Points: means, with their 95 % "
+    "intervals; dotted: ceilings, where they are known. Both axes are logarithmic, but for 0 ms."
+)
+_TIMES_OVER = (
+    "Training time to each target over the same. A point stands only where all runs of a row "
+    "reached it."
+)
+_LINKS = (
+    "The latency is one way, of all links between workers. What has no links, such as single, was "
+    "run once and stands for every latency. Below, everything at each latency by itself."
+)
 _MEANS = (
     "Means over the runs, and below them their 95 % intervals (Student's t). Workers are "
     "processes; BLAS threads are each worker's own."
@@ -112,9 +144,9 @@ _TIMES = (
     "reached it; rings are single runs."
 )
 _CEILING = (
-    "The ceiling is what the CPU times of the run's own ops allow at most if messages were free: "
-    "see below. CPU time outside maths is that of messages, the loop and other threads, as part "
-    "of all CPU time of the workers."
+    "The ceiling is what the CPU times of the run's own ops allow at most, under the latency that "
+    "links were given, if messages were free otherwise: see below. CPU time outside maths is that "
+    "of messages, the loop and other threads, as part of all CPU time of the workers."
 )
 _SHARES = (
     "Parts of the training time of a row's workers, means over workers and runs. Waiting: for "
@@ -165,11 +197,13 @@ def _words(value: Any) -> str:
     return str(value)
 
 
-def _experiment(experiment: Mapping[str, Any], schedules: Mapping[str, Any]) -> Markup:
+def _experiment(found: Found) -> Markup:
     """Tables as in the experiment file, one line each; stages a line each.
 
-    The experiment is that of the first run; `schedules` are the tables in which rows differ.
+    The experiment is that of the first run; schedules, and latencies, are what rows differ in.
     """
+    experiment, schedules = found.get("experiment") or {}, found.get("schedules") or {}
+    latencies = [latency_words(latency_s) for latency_s in latencies_of(found)]
     lines: dict[str, Markup] = {}
     for table, value in experiment.items():
         if table != "schedule":
@@ -178,6 +212,8 @@ def _experiment(experiment: Mapping[str, Any], schedules: Mapping[str, Any]) -> 
             lines |= {f"schedule of {name}": _lines([one]) for name, one in schedules.items()}
         else:
             lines["schedule of the first run"] = _lines([value])
+    if latencies:
+        lines["latencies of links"] = together([", ".join(latencies)])
     return _facts({name: text for name, text in lines.items() if text})
 
 
@@ -233,9 +269,3 @@ def _figure(plots: Mapping[str, str], name: str, caption: str) -> Markup:
 def _facts(facts: Mapping[str, str], kind: str | None = None) -> Markup:
     pairs = [element("dt", name) + element("dd", value) for name, value in facts.items()]
     return element("dl", *map(Markup, pairs), class_=kind) if pairs else Markup()
-
-
-def _joined(parts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    *head, last = parts or ("nothing",)
-    return f"{', '.join(head)} and {last}" if head else last

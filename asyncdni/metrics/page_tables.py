@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncdni.metrics.flat_runs import flat_runs, time_key
+from asyncdni.metrics.latencies import latencies_of, latency_words
 from asyncdni.metrics.markup import Markup, element, together
 from asyncdni.metrics.numerals import MISSING, as_estimate, fixed, interval, percent
 from asyncdni.metrics.palette import SHARES, row_colours
@@ -17,6 +18,7 @@ from asyncdni.metrics.palette import SHARES, row_colours
 __all__ = [
     "ceilings_table",
     "counters_table",
+    "latency_tables",
     "main_table",
     "runs_table",
     "shares_table",
@@ -40,12 +42,30 @@ def main_table(found: Found) -> Markup:
         _Column("runs", lambda row: fixed(row.get("runs"))),
         _Column("workers \N{MULTIPLICATION SIGN} threads", _processes),
         _mean("samples/s", "samples_per_s"),
+        *([_mean("without drains", "stream_samples_per_s")] if _at_latencies(found) else []),
         _mean("test accuracy", "test_accuracy", 2, 100.0, "\N{NO-BREAK SPACE}%"),
         _mean("test loss", "test_loss", 4),
         _mean("training, s", "train_s", 2),
         _mean("CPU, s", "cpu_s", 2),
     ]
     return _rows_table(found, found["rows"], columns)
+
+
+def latency_tables(found: Found) -> list[tuple[str, Markup]]:
+    """(what it shows, table): a line a row of the comparison, a column a latency."""
+    share = (1, 100.0, "\N{NO-BREAK SPACE}%")
+    tables = [
+        ("Samples/s", _by_latency(found, "samples_per_s")),
+        ("Samples/s, fills and drains left out", _by_latency(found, "stream_samples_per_s")),
+        ("Part of that at the least latency", _by_latency(found, _kept_key(found), *share)),
+        ("Test accuracy", _by_latency(found, "test_accuracy", 2, *share[1:])),
+        ("Part of the ceiling", _by_latency(found, "efficiency", *share)),
+    ]
+    for index, target in enumerate(found.get("targets") or ()):
+        rows = [{**row, **row["targets"][index]} for row in found["rows"] if row.get("targets")]
+        title = f"Training time to {100 * target:.6g} %, s"
+        tables.append((title, _by_latency({**found, "rows": rows}, "time_s", 2)))
+    return [(title, table) for title, table in tables if table]
 
 
 def speedups_table(found: Found) -> Markup:
@@ -100,6 +120,7 @@ def runs_table(found: Found) -> Markup:
         [
             _plain("samples", "train_samples"),
             _plain("samples/s", "samples_per_s"),
+            *([_plain("without drains", "stream_samples_per_s")] if _at_latencies(found) else []),
             _Column("test accuracy", lambda run: percent(run["test_accuracy"])),
             _plain("test loss", "test_loss", 4),
             _plain("training, s", "train_s", 2),
@@ -132,6 +153,27 @@ def _processes(row: Row) -> str:
     """`4 x 1`: BLAS threads are each worker's own."""
     known = [row.get("workers"), row.get("threads")]
     return MISSING if known == [None, None] else " \N{MULTIPLICATION SIGN} ".join(map(fixed, known))
+
+
+def _at_latencies(found: Found) -> bool:
+    return any(row.get("latency_s") is not None for row in found["rows"])
+
+
+def _kept_key(found: Found) -> str:
+    streamed = any(row.get("kept_stream_samples_per_s") for row in found["rows"])
+    return "kept_stream_samples_per_s" if streamed else "kept_samples_per_s"
+
+
+def _by_latency(
+    found: Found, key: str, digits: int = 0, scale: float = 1.0, unit: str = ""
+) -> Markup:
+    lines: dict[str, dict[str, Any]] = {}
+    for row in found["rows"]:
+        line = lines.setdefault(row["name"], {"name": row["name"], "control": row.get("control")})
+        line[latency_words(row["latency_s"])] = row.get(key)
+    words = [latency_words(latency_s) for latency_s in latencies_of(found)]
+    columns = [_mean(one, one, digits, scale, unit) for one in words]
+    return _rows_table(found, list(lines.values()), columns) if lines else Markup()
 
 
 # --- columns -------------------------------------------------------------------------------------
@@ -187,13 +229,24 @@ def _rows_table(found: Found, lines: Sequence[Row], columns: Sequence[_Column]) 
 
 
 def _single_runs(found: Found, columns: Sequence[_Column]) -> Markup:
-    """In the order of rows, then seeds, whatever the order they were run in."""
+    """In the order of rows, latencies, seeds, whatever the order they were run in."""
     order = {row["name"]: index for index, row in enumerate(found["rows"])}
-    runs = sorted(flat_runs(found), key=lambda run: (order[run["name"]], run["seed"]))
+    runs = sorted(
+        flat_runs(found),
+        key=lambda run: (order[run["name"]], run.get("latency_s") or 0.0, run["seed"]),
+    )
     colours = row_colours(found["rows"])
-    heads = [[_name(run, colours[run["name"]]), str(run["seed"])] for run in runs]
-    table = _table(["", "seed"], heads, runs, columns)
+    where = ["latency"] if latencies_of(found) else []
+    heads = [
+        [_name(run, colours[run["name"]]), *(_latency(run) for _ in where), str(run["seed"])]
+        for run in runs
+    ]
+    table = _table(["", *where, "seed"], heads, runs, columns)
     return element("div", table, class_="dense") if table else table
+
+
+def _latency(run: Row) -> str:
+    return MISSING if run["latency_s"] is None else latency_words(run["latency_s"])
 
 
 def _table(

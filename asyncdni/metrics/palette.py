@@ -2,7 +2,7 @@
 
 Rows take the colours of Okabe and Ito ("Color universal design", 2008), told apart by all kinds of
 colour vision, in an order that keeps neighbours far apart. Yellow is left out, it is lost on white,
-and the blue is a little lighter, so that it is not lost on black.
+and the blue is a little lighter, so that it is not lost on black. A violet and a brown follow them.
 The parts of a worker's time have colours of their own (Paul Tol's muted scheme), so that none is
 taken for a row.
 """
@@ -14,7 +14,17 @@ from typing import Any
 
 __all__ = ["SHARES", "row_colours", "row_label"]
 
-_ROWS = ("#1a80bb", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#858585")
+_ROWS = (
+    "#1a80bb",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    "#858585",
+    "#7a5fc4",
+    "#8c6239",
+)
 
 #: Part of the wall time of all workers -> (colour, what it is called).
 SHARES = {
@@ -27,7 +37,7 @@ SHARES = {
 
 
 def row_colours(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """`#rrggbb` by the row's name; from the eighth row on they repeat."""
+    """`#rrggbb` by the row's name; from the tenth row on they repeat."""
     names = dict.fromkeys(row["name"] for row in rows)
     return {name: _ROWS[index % len(_ROWS)] for index, name in enumerate(names)}
 

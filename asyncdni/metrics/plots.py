@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from asyncdni.metrics.latencies import slices, suffix
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -68,21 +70,35 @@ def available() -> bool:
 
 
 def draw_plots(found: Mapping[str, Any]) -> dict[str, Plot]:
-    """By file name, those that the document has numbers for. Needs matplotlib."""
+    """By file name, those that the document has numbers for; of several latencies one of each kind
+    at each (`shares-10ms`), and those over the latency. Needs matplotlib."""
     from matplotlib import rc_context
 
-    from asyncdni.metrics.plot_bars import draw_shares, draw_speed, draw_times
-    from asyncdni.metrics.plot_curves import draw_curves
+    from asyncdni.metrics.plot_latency import draw_speed_over_latency, draw_times_over_latency
 
     with rc_context(_STYLE):
         figures = {
-            "accuracy_over_time": draw_curves(found, "train_s"),
-            "accuracy_over_samples": draw_curves(found, "samples"),
-            "samples_per_s": draw_speed(found),
-            "time_to_target": draw_times(found),
-            "shares": draw_shares(found),
+            "speed_over_latency": draw_speed_over_latency(found),
+            "time_over_latency": draw_times_over_latency(found),
         }
+        for latency_s, part in slices(found):
+            drawn = _figures(part)
+            figures |= {f"{name}{suffix(latency_s)}": one for name, one in drawn.items()}
         return {name: _rendered(name, one) for name, one in figures.items() if one is not None}
+
+
+def _figures(found: Mapping[str, Any]) -> dict[str, Figure | None]:
+    """At one latency."""
+    from asyncdni.metrics.plot_bars import draw_shares, draw_speed, draw_times
+    from asyncdni.metrics.plot_curves import draw_curves
+
+    return {
+        "accuracy_over_time": draw_curves(found, "train_s"),
+        "accuracy_over_samples": draw_curves(found, "samples"),
+        "samples_per_s": draw_speed(found),
+        "time_to_target": draw_times(found),
+        "shares": draw_shares(found),
+    }
 
 
 def inline(name: str, svg: bytes) -> str:

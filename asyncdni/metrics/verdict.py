@@ -9,9 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from asyncdni.metrics.comparison import Comparison, Estimate
+from asyncdni.metrics.phrases import accuracy_words, interval_words, joined
 from asyncdni.metrics.targets import time_to
 
-__all__ = ["accuracy_clause", "control_clause", "speed_clause", "target_clause", "verdict"]
+__all__ = [
+    "accuracy_clause",
+    "control_clause",
+    "failed_words",
+    "reached_counts",
+    "speed_clause",
+    "target_clause",
+    "verdict",
+]
 
 Phrase = Callable[[Estimate], str]
 
@@ -50,14 +59,15 @@ def target_clause(comparison: Comparison) -> str:
     so it is only said in how many they did.
     """
     for accuracy in reversed(comparison.targets):
-        counts = _reached(comparison, accuracy)
+        counts = reached_counts(comparison, accuracy)
         there = [name for name, (reached, runs) in counts.items() if reached == runs]
         if there:
             return _first(comparison, accuracy, there, counts)
     if not comparison.targets or not comparison.results:
         return ""
     lowest = comparison.targets[0]
-    return f"none reached {_percent(lowest)} in every run{_failed(_reached(comparison, lowest))}"
+    failed = failed_words(reached_counts(comparison, lowest))
+    return f"none reached {accuracy_words(lowest)} in every run{failed}"
 
 
 def accuracy_clause(comparison: Comparison) -> str:
@@ -71,7 +81,7 @@ def accuracy_clause(comparison: Comparison) -> str:
     best = max(known, key=known.__getitem__)
     found = {name: comparison.difference(best, name, measure) for name in known if name != best}
     worse = [_points(name, one) for name, one in found.items() if one and one.excludes(0.0)]
-    return f"test accuracies differ: {best} is better by {_joined(worse)}" if worse else ""
+    return f"test accuracies differ: {best} is better by {joined(worse)}" if worse else ""
 
 
 def control_clause(comparison: Comparison) -> str:
@@ -83,7 +93,7 @@ def control_clause(comparison: Comparison) -> str:
             continue
         clear = one.mean > 0 and one.excludes(0.0)
         said = "is more accurate than" if clear else "is not clearly more accurate than"
-        points = f"{100 * one.mean:.2f} points{_interval(one, 100.0)}"
+        points = f"{100 * one.mean:.2f} points{interval_words(one, 100.0)}"
         found.append(f"{name} {said} its control {control}, by {points}")
     return "; ".join(found)
 
@@ -94,9 +104,9 @@ def _first(
     there: Sequence[str],
     counts: Mapping[str, tuple[int, int]],
 ) -> str:
-    measure, goal = time_to(accuracy), _percent(accuracy)
+    measure, goal = time_to(accuracy), accuracy_words(accuracy)
     best, *others = (name for name in reversed(comparison.ranking(measure)) if name in there)
-    failed = _failed(counts)
+    failed = failed_words(counts)
     if not others:
         return f"only {best} reached {goal} in every run{failed}"
     found = {other: comparison.ratio(other, best, measure) for other in others}
@@ -104,7 +114,7 @@ def _first(
     return _against(found, clear, none, _soon) + failed
 
 
-def _reached(comparison: Comparison, accuracy: float) -> dict[str, tuple[int, int]]:
+def reached_counts(comparison: Comparison, accuracy: float) -> dict[str, tuple[int, int]]:
     """(runs that reached it, runs) by name, of all that compete and have been run."""
     measure = time_to(accuracy)
     return {
@@ -114,7 +124,7 @@ def _reached(comparison: Comparison, accuracy: float) -> dict[str, tuple[int, in
     }
 
 
-def _failed(counts: Mapping[str, tuple[int, int]]) -> str:
+def failed_words(counts: Mapping[str, tuple[int, int]]) -> str:
     """` (locked in 2 of 3)`: those that did not reach it every time."""
     parts = [f"{name} in {n} of {runs}" for name, (n, runs) in counts.items() if n < runs]
     return f" ({', '.join(parts)})" if parts else ""
@@ -134,16 +144,16 @@ def _against(
     ahead = {other: one for other, one in found.items() if not known or one.excludes(1.0)}
     close = {other: one for other, one in found.items() if other not in ahead}
     if not ahead:
-        return none_clear + _joined([_times(other, one, phrase) for other, one in close.items()])
-    text = clear + _joined([_times(other, one, phrase) for other, one in ahead.items()])
+        return none_clear + joined([_times(other, one, phrase) for other, one in close.items()])
+    text = clear + joined([_times(other, one, phrase) for other, one in ahead.items()])
     if close:
-        others = _joined([_times(other, one, phrase) for other, one in close.items()])
+        others = joined([_times(other, one, phrase) for other, one in close.items()])
         text += f", not clearly ahead of the rest: {others}"
     return text
 
 
 def _times(name: str, one: Estimate, phrase: Phrase) -> str:
-    return f"{phrase(one)} {name}{_interval(one, 1.0)}"
+    return f"{phrase(one)} {name}{interval_words(one)}"
 
 
 def _fast(one: Estimate) -> str:
@@ -155,22 +165,4 @@ def _soon(one: Estimate) -> str:
 
 
 def _points(name: str, one: Estimate) -> str:
-    return f"{100 * one.mean:.2f} points than {name}{_interval(one, 100.0)}"
-
-
-def _interval(one: Estimate, scale: float) -> str:
-    if one.low is None or one.high is None:
-        return ""
-    ends = (scale * one.low, scale * one.high)
-    low, high = (f"{end:.2f}" if abs(end) < 100 else f"{end:.3g}" for end in ends)
-    return f" (95 % interval {low} to {high})"
-
-
-def _percent(accuracy: float) -> str:
-    return f"{100 * accuracy:.6g} %"
-
-
-def _joined(parts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    *head, last = parts
-    return f"{', '.join(head)} and {last}" if head else last
+    return f"{100 * one.mean:.2f} points than {name}{interval_words(one, 100.0)}"

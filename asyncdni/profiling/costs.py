@@ -28,17 +28,20 @@ def worker_costs(
 ) -> dict[str, float] | None:
     """Seconds per training batch by the letter of the op, as `metrics.ceilings.ceiling` takes them.
 
-    An op that is done on every m-th batch counts 1/m. None where such a worker can't be: it would
-    send on the activations of two stages.
+    An op that is done on every m-th batch counts 1/m, as does the update of m microbatches. None
+    where such a worker can't be: it would send on the activations of two stages.
     """
     inside = {node.name for node in members}
     exits = [node.name for node in members if set(node.consumers) - inside]
     if len(exits) > 1:
         return None
     price = _Price(members, inside, seconds)
-    costs = {"F": price.every("F"), "U": price.every("U")}
+    costs = {"F": price.every("F"), "U": price.every("U") / getattr(schedule, "microbatches", 1)}
     costs["R"] = sum(seconds[name].get("R", 0.0) for name in inside)
-    if isinstance(schedule, config.Locked):
+    if isinstance(schedule, config.LocalLoss):
+        head = {"P": seconds[exits[0]]["P"]} if exits else {}
+        return {**costs, **head, "B": price.backward(sending=0.0)}
+    if not isinstance(schedule, config.Synthetic):
         if schedule.split_backward and price.relays:
             return {**costs, "b": price.relay(), "W": price.learning()}
         return {**costs, "B": price.backward(sending=1.0)}

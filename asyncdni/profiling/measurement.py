@@ -15,11 +15,21 @@ from threadpoolctl import threadpool_limits
 
 from asyncdni import config
 from asyncdni.build import Design, make_design
+from asyncdni.errors import ConfigError
 from asyncdni.messages import Activation, Gradient, Message
 from asyncdni.profiling.rehearsal import Rehearsal
 from asyncdni.schedules.base import Op
 
-__all__ = ["SENDING", "WARM_UP", "Edge", "Measurement", "OpTime", "measure", "schedules_of"]
+__all__ = [
+    "SENDING",
+    "WARM_UP",
+    "Edge",
+    "Measurement",
+    "OpTime",
+    "check_priced",
+    "measure",
+    "schedules_of",
+]
 
 #: A Backward that also computes and sends the gradient of the inputs; `B` does not.
 SENDING = "B_send"
@@ -65,14 +75,18 @@ class Measurement:
 def measure(design: Design, batches: int) -> Measurement:
     """Train on `batches` batches, and some to warm up, by each schedule in `schedules_of`.
 
-    Raises `DataError` where the data can't be loaded, and what training raises.
+    Schedules that wait for true gradients do the same ops as `locked`: that is rehearsed in their
+    place, on microbatches where they cut batches up. Raises `ConfigError` for options that are not
+    priced (see `check_priced`), `DataError` where the data can't be loaded, and what training
+    raises.
     """
+    check_priced(design)
     segments = (WARM_UP + batches + _SEGMENT - 1) // _SEGMENT
     notes = _Notes(WARM_UP, WARM_UP + batches)
     with threadpool_limits(1):
         rehearsals = [
             Rehearsal(_apart(design, options), notes, segments=segments, batches=_SEGMENT)
-            for options in schedules_of(design).values()
+            for options in _rehearsed(design)
         ]
         for _ in range(segments):
             for rehearsal in rehearsals:
@@ -85,12 +99,39 @@ def measure(design: Design, batches: int) -> Measurement:
     )
 
 
+def check_priced(design: Design) -> None:
+    """Raises `ConfigError` for a schedule whose ops differ from batch to batch, or stage to stage,
+    in ways that no sum over single ops has."""
+    schedule = design.experiment.schedule
+    named = next((stage.name for stage in design.experiment.stages if stage.schedule), None)
+    wrong = "" if named is None else f"stage {named} has a schedule of its own"
+    if isinstance(schedule, config.Synthetic):
+        plain = config.Synthetic()
+        for key in ("mix", "update_probability", "synthetic_inputs", "guard"):
+            if getattr(schedule, key) != getattr(plain, key):
+                wrong = f"schedule.{key} is set"
+        if schedule.target == "half":
+            wrong = "schedule.target is 'half'"
+    if wrong:
+        raise ConfigError(
+            f"{wrong}: which ops a batch takes then varies, and a profile can't tell what it "
+            "costs; leave it out, or train with it and see the summary's times"
+        )
+
+
 def schedules_of(design: Design) -> dict[str, config.Schedule]:
-    """`locked`, with the experiment's options where it is locked, and its own where it is not."""
+    """`locked`, with the experiment's options where it has them, and its own where it is not."""
     own = design.experiment.schedule
-    if isinstance(own, config.Locked):
-        return {"locked": own}
-    return {"locked": config.Locked(), str(own.__struct_config__.tag): own}
+    locked = config.Locked(split_backward=getattr(own, "split_backward", True))
+    return {"locked": locked, str(own.__struct_config__.tag): own}
+
+
+def _rehearsed(design: Design) -> list[config.Schedule]:
+    """Those of `schedules_of` whose ops are not those of another one."""
+    decoupled = (config.Synthetic, config.LocalLoss)
+    return [
+        one for one in schedules_of(design).values() if isinstance(one, (config.Locked, *decoupled))
+    ]
 
 
 def _apart(design: Design, options: config.Schedule) -> Design:
@@ -98,9 +139,19 @@ def _apart(design: Design, options: config.Schedule) -> Design:
     if isinstance(options, config.Synthetic):
         often = min(options.fit_every, _FIT_EVERY_MAX)
         options = msgspec.structs.replace(options, fit_every=often)
+    elif isinstance(options, config.LocalLoss):
+        options = msgspec.structs.replace(options, replay=0)
     chosen = design.experiment
-    run = msgspec.structs.replace(chosen.run, split=None)
-    changed = msgspec.structs.replace(chosen, run=run, schedule=options)
+    changed = msgspec.structs.replace(
+        chosen,
+        data=msgspec.structs.replace(chosen.data, batch_size=design.plan.batch_size),
+        run=msgspec.structs.replace(chosen.run, split=None),
+        schedule=options,
+        # Each stage by itself: what is said of links and workers means nothing here.
+        staleness=config.Staleness(),
+        links=config.Links(),
+        slow={},
+    )
     return make_design(changed, design.meta, allow_import=design.allow_import)
 
 

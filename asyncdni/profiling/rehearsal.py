@@ -13,15 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import msgspec
+
 from asyncdni.backends.executor import Executor
-from asyncdni.build import (
-    Design,
-    find_exits,
-    make_position,
-    make_schedule,
-    make_source,
-    make_stage,
-)
+from asyncdni.build import Design, find_exits, make_source, make_stage, make_worker
 from asyncdni.core.events import Action, Compute, Event, Received, Release, Send
 from asyncdni.core.worker import Phase, Worker
 from asyncdni.messages import COORDINATOR, Message, Resume, Start
@@ -60,7 +55,9 @@ class Rehearsal:
         """Builds stages and loads the data. Raises what these raise."""
         ends = tuple(batches * (number + 1) for number in range(segments))
         plan = replace(design.plan, batches=ends[-1], barriers=ends, test_batches=0)
-        self._design = replace(design, plan=plan)
+        limits = msgspec.structs.replace(design.experiment.limits, window=1, window_max=1)
+        chosen = msgspec.structs.replace(design.experiment, limits=limits)
+        self._design = replace(design, experiment=chosen, plan=plan)
         self._observer = observer
         self._desks = {group.name: self._desk(group) for group in plan.groups}
         self._barrier = -1
@@ -84,12 +81,7 @@ class Rehearsal:
 
     def _desk(self, group: Group) -> _Desk:
         design = self._design
-        worker = Worker(
-            make_position(design, group),
-            make_schedule(design.experiment.schedule),
-            window=1,
-            window_max=1,
-        )
+        worker = make_worker(design, group)
         worker.joined(1, {other.name: 1 for other in design.plan.groups})
         stage = make_stage(design, group)
         source = make_source(design, group)

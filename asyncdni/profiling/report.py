@@ -31,13 +31,15 @@ def document(
     """All that was measured and what follows from it.
 
     `splits` has the best split for each number of `workers`, from 1 to that of stages; `given` is
-    the experiment's own split; `single` is one process with one thread in strict order.
+    the experiment's own split; `single` is one process with one thread in strict order. A batch is
+    a microbatch where the schedule cuts batches up into `microbatches`.
     """
     judge = _Judge(design, measured, cores)
     return {
         "machine": describe_machine(),
         "cores": cores,
-        "batch_size": design.experiment.data.batch_size,
+        "batch_size": design.plan.batch_size,
+        "microbatches": design.plan.microbatches,
         "fit_every": getattr(design.experiment.schedule, "fit_every", 1),
         "batches": measured.batches,
         "warm_up_batches": WARM_UP,
@@ -58,7 +60,7 @@ class _Judge:
         self._nodes = design.network.nodes
         self._schedules = schedules_of(design)
         # Of a whole batch, whose costs these are: the last one of an epoch may be smaller.
-        self._samples = min(design.experiment.data.batch_size, design.meta.train_samples)
+        self._samples = min(design.plan.batch_size, design.meta.train_samples)
         self._seconds: Seconds = {
             stage: {letter: one.median_s for letter, one in ops.items()}
             for stage, ops in measured.times.items()
@@ -123,7 +125,11 @@ class _Judge:
             worker: [names[index] for index in before]
             for worker, before in zip(names, producers_of(self._design.network, cut), strict=True)
         }
-        batches_per_s = ceiling(name, costs, producers, self._cores)
+        batches_per_s = ceiling(
+            *(name, costs, producers, self._cores),
+            microbatches=self._design.plan.microbatches,
+            lag=self._design.experiment.staleness.lag,
+        )
         totals = {worker: sum(ops.values()) for worker, ops in costs.items()}
         return {
             "samples_per_s": self._samples * batches_per_s,
