@@ -5,19 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmarking import module, run
 
 from asyncdni import experiment
+from asyncdni.metrics.targets import crossing
 from asyncdni.training import train
-
-ROOT = Path(__file__).parents[1]
-BENCHMARKS = ROOT / "benchmarks"
 
 #: 512 samples to train on and 9,488 to be scored on; the last batch of an epoch is smaller.
 TINY = """
@@ -59,23 +56,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)
     return path
-
-
-def run(script: str, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done
-
-
-def module(script: str) -> ModuleType:
-    name = script.replace("/", "_").removesuffix(".py")
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / script)
-    assert spec is not None and spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[name] = found  # where dataclasses look for their module
-    spec.loader.exec_module(found)
-    return found
 
 
 # --- peers ---------------------------------------------------------------------------------------
@@ -162,7 +142,8 @@ def test_speedup_measures_every_row_and_goes_on_where_it_stopped(
     file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    first = speedup(file, out, "--seeds", 2, "--zero-control")
+    rows = ["--seeds", 2, "--zero-control", "--schedules", "locked", "synthetic"]
+    first = speedup(file, out, *rows)
     found = json.loads((out / "results.json").read_text())
     names = ["locked", "synthetic", "synthetic-zero", "single", "single-1"]
     assert [row["name"] for row in found["rows"]] == names
@@ -173,12 +154,15 @@ def test_speedup_measures_every_row_and_goes_on_where_it_stopped(
     pairs = [(one["above"], one["below"]) for one in found["ratios"]["samples/s"]]
     assert ("locked", "single-1") in pairs and ("synthetic", "locked") in pairs
     assert all(one["ratio"]["n"] == 2 for one in found["ratios"]["samples/s"])
-    assert "| time to 30 % | times | pairs |" in first.stdout
+    assert "| to 30 %, times sooner than | locked | single | single-1 |" in first.stdout
 
     shutil.rmtree(out / "single-seed4")
     (out / "synthetic-seed3" / "summary.json").unlink()
-    again = speedup(file, out, "--seeds", 2, "--zero-control")
-    assert again.stderr.split("\n")[:-1] == ["synthetic, seed 3", "single, seed 4"]
+    part = speedup(file, out, *rows, "--only", "sing*")
+    assert part.stderr == "single, seed 4\n"
+    assert json.loads((out / "results.json").read_text())["complete"] is False
+    again = speedup(file, out, *rows)
+    assert again.stderr == "synthetic, seed 3\n"
 
     other = speedup(file, out, "--seeds", 1, "--zero-control", code=1)
     assert "holds runs of another command" in other.stderr
@@ -201,12 +185,123 @@ def test_speedup_gives_each_schedule_its_options_and_the_peer_those_of_locked(
         runs = script.plan(script.parsed())
     finally:
         sys.argv = sys_argv
-    rates = {one.name: one.experiment.optimizer.learning_rate for one in runs[:4]}
-    assert rates == {"locked": 2e-3, "synthetic": 4e-3, "single": 2e-3, "single-1": 2e-3}
-    assert runs[1].experiment.schedule.fit_every == 2
-    name, _, command = runs[4]
+    ours = {one.name: one.experiment for one in runs[:-1]}
+    rates = {name: one.optimizer.learning_rate for name, one in ours.items()}
+    like_locked = ("locked", "gpipe", "1f1b", "delayed", "local_loss", "single", "single-1")
+    assert rates == {**dict.fromkeys(like_locked, 2e-3), "synthetic": 4e-3}
+    assert ours["synthetic"].schedule.fit_every == 2
+    name, _, command = runs[-1]
     assert name == "torch-2" and "optimizer.learning_rate=2e-3" in command
     assert f"run.evaluate_every={6000 / 512!r}" in command
+
+
+def test_the_speedups_best_rule_is_one_whose_every_run_reaches_the_target() -> None:
+    script = module("speedup/run.py")
+    row = {"targets": [{"time_s": 1.0}]}
+    rows = [{"name": "delayed", **row}, {"name": "synthetic", "targets": [{"time_s": None}]}]
+    times = [
+        {"above": "locked", "below": name, "ratio": ratio}
+        for name, ratio in (("delayed", 1.8), ("synthetic", 9.0))
+    ]
+    ratios = {"samples/s": [], "time to 97.5 %": times}
+    found = "".join(script.claims({"rows": rows, "ratios": ratios, "targets": [0.975]}))
+    assert "| time to 97.5 %, locked / delayed | 1.7 | 1.80 | met |" in found
+    assert "| samples/s, delayed / locked | 1.85 | - | not measured |" in found
+
+
+# --- latency -------------------------------------------------------------------------------------
+
+
+SHOWN = ("locked", "synthetic")
+
+
+def latency(file: Path, results: Path, *arguments: object, code: int = 0) -> Any:
+    settings = ["--latencies", "0ms", "2ms", "--time-at", "2ms", "--target-accuracy", 0.3]
+    settings += ["--evaluate-every", 128, "--set", "run.epochs=6", "--seeds", 1, "--rate", 100]
+    settings += ["--seconds", 0.1, "--only", ": locked", ": synthetic", "--results", results]
+    return run("latency/run.py", "--file", file, *settings, *arguments, code=code)
+
+
+def test_latency_measures_speed_and_time_and_goes_on_where_it_stopped(
+    file: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "runs.json"
+    latency(file, results)
+    found = json.loads(results.read_text())
+    runs = {one["key"]: one for one in found["runs"]}
+    names = [f"{kind}: {row}" for kind in ("speed, 0ms", "speed, 2ms") for row in SHOWN]
+    assert [*runs] == [f"{name}/0" for name in [*names, *(f"time, 2ms: {row}" for row in SHOWN)]]
+    assert runs["speed, 0ms: synthetic/0"]["train_samples"] == 10 * 96, "0.1 s at 100 batches/s"
+    timed = runs["time, 2ms: locked/0"]["history"]
+    assert timed[-2] == crossing(timed, 0.3) and len(timed) < 24, "not stopped at the target"
+
+    assert "--resume goes on" in latency(file, results, code=1).stderr
+    del found["runs"][3]
+    results.write_text(json.dumps(found))
+    again = latency(file, results, "--resume")
+    assert again.stderr.startswith("1 of 1: speed, 2ms: synthetic/0 ")
+
+
+def test_a_latency_run_is_as_long_as_its_links_allow(file: Path) -> None:
+    """A round trip of 200 ms, 100 batches a second at most, 2 seconds."""
+    script = module("latency/run.py")
+    words = ["--file", str(file), "--latencies", "100ms", "--rate", "100", "--seconds", "2"]
+    jobs = {one.name: one.experiment for one in script.plan(script.parsed([*words, "--time-at"]))}
+    data = {name.rpartition(": ")[2]: (one.data, one.run) for name, one in jobs.items()}
+    length = {
+        name: (one.epochs, (10000 - data.validation) / 96) for name, (data, one) in data.items()
+    }
+    assert jobs["speed, 100ms: delayed, full"].staleness.lag == 21
+    assert length["locked"] == length["1f1b"] == (1, 10)
+    assert length["delayed"] == (1, 18), "two batches in flight"
+    assert length["single"] == length["synthetic"] == (2, 104), "whole epochs of whole batches"
+    assert all(one.evaluate_every == one.epochs for _, one in data.values())
+
+
+def test_the_latency_targets_are_judged_by_pairs_of_one_seed(tmp_path: Path) -> None:
+    script, tables = module("latency/run.py"), module("latency/latency_tables.py")
+    runs = script.Runs(tmp_path / "none.json")
+    for seed, factor in ((0, 14.0), (1, 18.0)):
+        for row, speed in (("locked", 10.0 * (seed + 1)), ("synthetic", factor * 10 * (seed + 1))):
+            key = f"speed, 10ms: {row}/{seed}"
+            runs.found[key] = {"key": key, "samples_per_s": speed}
+    claim = tables.claim(runs, 0.97)
+    assert "| 15 | 15.87 (" in claim, "the geometric mean of 14 and 18"
+    assert (claim.count("| met |"), claim.count("| not measured |")) == (1, 2)
+
+
+# --- straggler -----------------------------------------------------------------------------------
+
+
+def test_straggler_slows_one_stage_and_measures_all(file: Path, tmp_path: Path) -> None:
+    arguments = ["--file", file, "--stage", "hidden", "--only", "locked", "--batches", 40]
+    results = tmp_path / "runs.json"
+    run("straggler/run.py", *arguments, "--seeds", 1, "--results", results)
+    runs = {one["key"]: one for one in json.loads(results.read_text())["runs"]}
+    assert [*runs] == ["locked: normal/0", "locked: random/0", "locked: factor/0"]
+    slept = [one["stages"]["hidden"]["slowed_s"] for one in runs.values()]
+    assert slept[0] == 0 and min(slept[1:]) > 0
+    assert not any(one["stages"]["classifier"]["slowed_s"] for one in runs.values())
+    assert {one["stages"]["hidden"]["updates"] for one in runs.values()} == {40}
+
+
+def test_a_straggler_loses_twice_the_time_of_a_batch_at_its_normal_pace(
+    file: Path, tmp_path: Path
+) -> None:
+    script = module("straggler/run.py")
+    words = ["--file", str(file), "--stage", "hidden", "--only", "local_loss, skip, replay"]
+    job = script.plan(script.parsed([*words, "--seeds", "1"]))[1]
+    runs = script.Runs(tmp_path / "none.json")
+    key = job.key.replace("random", "normal")
+    stage = {"wall_s": 1.0, "batches": 60, "replays": 40, "updates": 100}
+    runs.found[key] = {"key": key, "stages": {"hidden": stage}}
+    slow = script.slowed(job, runs, "hidden").slow["hidden"]
+    assert (slow.pause, slow.chance) == ("200.000ms", 0.1), "20 ms a forward on average"
+
+    slower = {"hidden": {**stage, "wall_s": 4.0, "updates": 200}}
+    runs.found[job.key] = {"key": job.key, "stages": slower}
+    row = job.name.removesuffix(": random")
+    assert script.kept(runs, row, row, "random", "hidden").mean == pytest.approx(0.5)
 
 
 # --- accuracy ------------------------------------------------------------------------------------
