@@ -27,7 +27,7 @@ from asyncdni.models import make_exit_generator, make_input_models
 from asyncdni.network import Network, make_network
 from asyncdni.nn.losses import make_loss
 from asyncdni.plan import Group, Plan, make_plan
-from asyncdni.rules import check_rules, own_schedule
+from asyncdni.rules import check_rules, late_gradients, own_schedule
 from asyncdni.rules import make_worker as _make_worker
 
 __all__ = [
@@ -75,6 +75,7 @@ def make_stage(design: Design, group: Group) -> NumpyStage:
     run, plan = design.experiment.run, design.plan
     by_name = {stage.name: stage for stage in design.experiment.stages}
     schedule = own_schedule(design.experiment, group)
+    delayed = late_gradients(design.experiment, plan, group)
     total = run.epochs * plan.updates_per_epoch
     pace = Pace(plan.updates_per_epoch, total, plan.microbatches, plan.batches_per_epoch)
     blocks = [
@@ -84,7 +85,7 @@ def make_stage(design: Design, group: Group) -> NumpyStage:
             dtype=np.dtype(run.dtype),
             seed=run.seed,
             pace=pace,
-            delayed=schedule if isinstance(schedule, config.Delayed) else None,
+            delayed=delayed,
             allow_import=design.allow_import,
         )
         for node in group.members

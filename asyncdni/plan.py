@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from asyncdni import config
 from asyncdni.datasets.base import Meta
 from asyncdni.errors import ConfigError
+from asyncdni.experiment import stage_schedule
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node
 
-__all__ = ["EVALUATIONS_MAX", "Group", "Plan", "barriers", "make_plan"]
+__all__ = ["EVALUATIONS_MAX", "Group", "Plan", "barriers", "make_plan", "own_schedule"]
 
 #: More evaluations than any run needs: what a worker keeps stays small.
 EVALUATIONS_MAX = 100_000
@@ -210,10 +211,12 @@ def _check_single_sample(
     if batch_size > 1 and samples % batch_size != 1:
         return
     normalised = [node.place for node in network.nodes if any(map(_is_batch_norm, node.layers))]
-    if _generators_normalise(experiment.schedule):
-        normalised += [f"the generator of {group.exit}" for group in groups if group.exit]
-    if any(group.synthetic_inputs for group in groups):
-        normalised += [f"the input model of {groups[-1].name}"]
+    for group in groups:
+        own = own_schedule(experiment, group)
+        if group.exit and _generator_normalises(own):
+            normalised.append(f"the generator of {group.exit}")
+        if group.synthetic_inputs and isinstance(own, config.Synthetic) and own.input_model.hidden:
+            normalised.append(f"the input model of {group.name}")
     if normalised:
         what = "every training batch" if batch_size == 1 else "the last training batch of an epoch"
         count = experiment.data.batch_size // batch_size
@@ -225,7 +228,15 @@ def _check_single_sample(
         )
 
 
-def _generators_normalise(schedule: config.Schedule) -> bool:
+def own_schedule(experiment: config.Experiment, group: Group) -> config.Schedule:
+    """Of the stage whose activation leaves the group (within it gradients are exact anyway), or of
+    its last one."""
+    name = group.exit or group.members[-1].name
+    stage = next(stage for stage in experiment.stages if stage.name == name)
+    return stage_schedule(experiment, stage)
+
+
+def _generator_normalises(schedule: config.Schedule) -> bool:
     generator = getattr(schedule, "generator", None)
     return isinstance(generator, config.MlpGenerator) and bool(generator.hidden)
 

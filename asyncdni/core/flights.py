@@ -11,7 +11,8 @@ from asyncdni.schedules.base import Flight, Op, OpKind, Source
 __all__ = ["AHEAD_MAX", "Flights"]
 
 
-#: How far a consumer that predicts its own inputs may be ahead of the stage that sends them.
+#: How far a consumer that predicts its own inputs may be ahead of the stage that sends them: what
+#: comes for later batches is let go of.
 AHEAD_MAX = 4096
 
 
@@ -26,7 +27,7 @@ class Flights:
         self._consumers = consumers
         self._gradients: dict[int, dict[str, Any]] = {}  # by batch, then consumer
         self._skipped: dict[int, set[str]] = {}  # by batch, consumers whose gradient will not come
-        self._forwarded_at: dict[int, float] = {}
+        self._forwarded_at: dict[int, tuple[float, int]] = {}  # when, and the last batch then
         self.by_batch: dict[int, Flight] = {}
         self.newest: Flight | None = None
         self.arrived: deque[int] = deque()
@@ -45,11 +46,11 @@ class Flights:
         """A forward is done. Without consumers the true gradient is here at once: the loss."""
         flight = Flight(batch, samples, self.version, arrived=not self._consumers)
         self.by_batch[batch] = self.newest = flight
-        self._forwarded_at[batch] = now
         if batch > self.last:  # and not a replay
             self.last = self.last_forwarded = batch
             if batch in self._gradients:
                 self._note_arrival(flight)
+        self._forwarded_at[batch] = now, self.last_forwarded
 
     def missed(self, batch: int) -> None:
         """A batch does not come to this stage; gradients that are here already are for nothing."""
@@ -61,7 +62,7 @@ class Flights:
         """One consumer's gradient is here, for a batch in flight or still to come; False where
         nobody waits for it any more."""
         flight = self.by_batch.get(batch)
-        if flight is None and batch <= self.last:
+        if flight is None and not self.last < batch <= self.last + AHEAD_MAX:
             return False
         self._gradients.setdefault(batch, {})[consumer] = tensors
         if flight is not None:
@@ -74,7 +75,7 @@ class Flights:
 
     def skip(self, batch: int, consumer: str) -> None:
         """No gradient will come from this consumer, beside the one that may be here already."""
-        waited_for = batch in self.by_batch or batch > self.last
+        waited_for = batch in self.by_batch or self.last < batch <= self.last + AHEAD_MAX
         if waited_for and not self.gave(batch, consumer):
             self._skipped.setdefault(batch, set()).add(consumer)
 
@@ -113,8 +114,9 @@ class Flights:
             self.unapplied += 1
         if flight is not None and _uses_true_gradient(op):
             self.staleness.add(self.version - flight.version)
-            self.lag.add(max(0, self.last_forwarded - op.batch))
-            self.age_ms.add((now - self._forwarded_at[op.batch]) * 1e3)
+            then, last = self._forwarded_at[op.batch]
+            self.lag.add(self.last_forwarded - last)
+            self.age_ms.add((now - then) * 1e3)
 
     def release(self, batch: int) -> None:
         """Forget a batch."""

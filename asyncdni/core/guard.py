@@ -14,6 +14,7 @@ Each change empties the window, so that what it was decided by is not used twice
 from __future__ import annotations
 
 from collections import deque
+from math import isfinite
 
 __all__ = ["Guard"]
 
@@ -30,10 +31,9 @@ class Guard:
         self._cosines: deque[float] = deque(maxlen=window)
 
     def note(self, cosine: float | None) -> bool:
-        """One more fit; True where it changes `waiting`. None: a prediction of zero, which agrees
-        with nothing."""
+        """One more fit; True where it changes `waiting`. None and NaN agree with nothing."""
         cosines = self._cosines
-        cosines.append(cosine or 0.0)
+        cosines.append(cosine if cosine is not None and isfinite(cosine) else 0.0)
         if len(cosines) < (cosines.maxlen or 1):
             return False
         mean = sum(cosines) / len(cosines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from asyncdni.core.flights import AHEAD_MAX, Flights
+from asyncdni.core.flights import Flights
 from asyncdni.core.inputs import Inputs
 from asyncdni.core.links import Links
 from asyncdni.core.position import Position
@@ -78,8 +78,8 @@ class Mail:
 
     def _may_answer(self, sender: str, batch: int) -> bool:
         """A consumer, about a batch that was sent to it, or will be if it need not wait for it."""
-        ahead = AHEAD_MAX if self._position.consumers_ahead else 0
-        return sender in self._position.consumers and 0 <= batch <= self._flights.last + ahead
+        known = batch <= self._flights.last or self._position.consumers_ahead
+        return sender in self._position.consumers and batch >= 0 and known
 
     def _expect(self, fits: bool, message: Message) -> None:
         if not fits:

@@ -24,7 +24,7 @@ __all__ = ["WorkerView"]
 
 
 class WorkerView:
-    """The state of one worker; all that is public is the schedule's `View`, and read-only to it."""
+    """The state of one worker; what the schedule may know of it is its `View`."""
 
     def __init__(
         self,
@@ -119,6 +119,7 @@ class WorkerView:
             "missed": self.missed,
             "skipped": self.skipped,
             "dropped": self.dropped,
+            "late": self.late,
             "replays": self._inputs.replay.count,
             "waiting": int(self.waiting),
             "fallbacks": self._guard.fallbacks if self._guard is not None else 0,

@@ -50,6 +50,7 @@ STAGE_FIELDS = (
     "gradient_error",
     "generator_loss",
     "dropped",
+    "late",
     "skipped",
     "missed",
     "replays",

@@ -6,6 +6,8 @@ what a schedule's options mean.
 
 from __future__ import annotations
 
+import msgspec
+
 from asyncdni import config
 from asyncdni.core.guard import Guard
 from asyncdni.core.lag import Lag
@@ -19,7 +21,14 @@ from asyncdni.rules.lag import lag_bounds
 from asyncdni.rules.own import own_schedule
 from asyncdni.rules.schedule import make_schedule
 
-__all__ = ["check_rules", "make_position", "make_schedule", "make_worker", "own_schedule"]
+__all__ = [
+    "check_rules",
+    "late_gradients",
+    "make_position",
+    "make_schedule",
+    "make_worker",
+    "own_schedule",
+]
 
 
 def make_position(plan: Plan, group: Group) -> Position:
@@ -60,6 +69,19 @@ def make_worker(experiment: config.Experiment, plan: Plan, group: Group) -> Work
         replay=_make_replay(options, plan, group),
         guard=_make_guard(options, group),
     )
+
+
+def late_gradients(
+    experiment: config.Experiment, plan: Plan, group: Group
+) -> config.Delayed | None:
+    """What the maths of a stage must know of gradients that come late; None where none does."""
+    options = own_schedule(experiment, group)
+    if not isinstance(options, config.Delayed):
+        return None
+    bounds, _ = lag_bounds(experiment, plan, group)
+    if not any(bounds.values()):  # weights are kept for nobody
+        return msgspec.structs.replace(options, weights="current")
+    return options
 
 
 def _make_replay(options: config.Schedule, plan: Plan, group: Group) -> Replay | None:

@@ -9,7 +9,12 @@ from asyncdni.errors import ConfigError
 from asyncdni.experiment.wording import stage_place
 from asyncdni.plan import Group, Plan
 from asyncdni.rules.lag import check_lag
-from asyncdni.rules.own import is_locked_to_consumers, own_schedule, sends_at_once
+from asyncdni.rules.own import (
+    hears_synthetic,
+    is_locked_to_consumers,
+    own_schedule,
+    sends_at_once,
+)
 
 __all__ = ["check_rules"]
 
@@ -30,6 +35,15 @@ def check_rules(experiment: config.Experiment, plan: Plan) -> None:
     if isinstance(experiment.schedule, config.Synthetic):
         _check_synthetic(experiment.schedule)
     _check_own(experiment, plan)
+    for group in plan.groups:
+        own = own_schedule(experiment, group)
+        if isinstance(own, config.Synthetic):
+            _check_synthetic(own)
+            _refuse(
+                own.guard is not None and hears_synthetic(experiment, plan, group),
+                f"schedule.guard: what comes back to stage {group.exit} is synthetic: a consumer "
+                "sends it at once, as stages are locked to it; a guard needs true gradients",
+            )
     check_lag(experiment, plan)
 
 
@@ -55,6 +69,11 @@ def _check_synthetic(options: config.Synthetic) -> None:
         "is; expected mix below 1",
     )
     guard = options.guard
+    _refuse(
+        options.mix == 1 and guard is not None,
+        "schedule.guard: with mix = 1 no generator is asked, so there is none to guard; expected "
+        "mix below 1",
+    )
     _refuse(
         guard is not None and not true,
         "schedule.guard: it compares with true gradients, so it needs target = 'true', got "

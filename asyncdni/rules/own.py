@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from asyncdni import config, experiment
-from asyncdni.plan import Group, Plan
+from asyncdni import config
+from asyncdni.plan import Group, Plan, own_schedule
 
-__all__ = ["is_locked_to_consumers", "own_schedule", "sends_at_once"]
-
-
-def own_schedule(chosen: config.Experiment, group: Group) -> config.Schedule:
-    """Of the stage whose activation leaves the group (within it gradients are exact anyway), or of
-    its last one."""
-    name = group.exit or group.members[-1].name
-    stage = next(stage for stage in chosen.stages if stage.name == name)
-    return experiment.stage_schedule(chosen, stage)
+__all__ = ["hears_synthetic", "is_locked_to_consumers", "own_schedule", "sends_at_once"]
 
 
 def is_locked_to_consumers(chosen: config.Experiment, group: Group) -> bool:
@@ -29,3 +21,19 @@ def sends_at_once(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
         for one in plan.groups
         if one.name in group.producers
     )
+
+
+def hears_synthetic(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
+    """What comes back to it is itself synthetic, at least in part."""
+    return any(
+        _sends_synthetic(chosen, plan, one) for one in plan.groups if one.name in group.consumers
+    )
+
+
+def _sends_synthetic(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
+    own = own_schedule(chosen, group)
+    if not group.consumers:
+        return False  # it has the true loss
+    if isinstance(own, config.Synthetic):
+        return own.target != "true" or sends_at_once(chosen, plan, group)
+    return hears_synthetic(chosen, plan, group)

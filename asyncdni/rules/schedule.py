@@ -8,7 +8,7 @@ from functools import partial
 
 from asyncdni import config
 from asyncdni.plan import Group, Plan
-from asyncdni.rules.own import own_schedule, sends_at_once
+from asyncdni.rules.own import hears_synthetic, own_schedule, sends_at_once
 from asyncdni.schedules import (
     ALWAYS,
     NEVER,
@@ -53,6 +53,8 @@ def make_schedule(experiment: config.Experiment, plan: Plan, group: Group) -> Sc
                 mix=options.mix,
                 draws=_draws(options, experiment.run.seed, group),
                 send_at_once=at_once,
+                hears_synthetic=options.target != "true"
+                or hears_synthetic(experiment, plan, group),
             )
 
 

@@ -1,8 +1,9 @@
 """The loop of a worker process: the only place in it where real time passes.
 
 It carries out what `core.Worker` asks for: computes ops with a backend, sends and receives, saves.
-Ops run on this thread; between two ops the sockets are looked at, unless the schedule is in the
-middle of a batch's own update, which nothing that arrives could change.
+Ops run on this thread. The sockets are looked at after an op and before the schedule chooses the
+next one, so that it knows of all that has come; but not in the middle of a batch's own update,
+which nothing that arrives could change.
 """
 
 from __future__ import annotations
@@ -31,14 +32,12 @@ from asyncdni.delays import Slow
 from asyncdni.messages import COORDINATOR, Activation, Drained, Gradient, Message, Report
 from asyncdni.runtime.meter import Meter
 from asyncdni.runtime.trace import Trace
-from asyncdni.schedules.base import Op, OpKind, Schedule
+from asyncdni.schedules.base import Op, OpKind
 from asyncdni.weights import save_stages
 
 __all__ = ["Engine", "Transport"]
 
 _REPORT_EVERY_S = 0.5
-#: In the middle of a batch's own update nothing that arrives matters yet.
-_AT_ONCE = (OpKind.PREDICT, OpKind.BACKWARD, OpKind.LEARN, OpKind.UPDATE)
 
 
 class Transport(Protocol):
@@ -77,7 +76,7 @@ class Engine:
         self._trace = trace
         self._slow = slow
         self._owed_s = 0.0  # sleep that `slow` asks for; below zero after one that was too long
-        self._meter = Meter(bootstrapped=_bootstrapped(worker.schedule))
+        self._meter = Meter(bootstrapped=getattr(worker.schedule, "hears_synthetic", False))
         self._executor = Executor(stage, exits, source, self._meter.agreement)
         self._pending: Compute | None = None
         self._unsent: dict[int, list[Callable[[], bool]]] = {}  # by batch
@@ -91,24 +90,30 @@ class Engine:
         while self.stopped is None:
             if self._pending is not None:
                 compute, self._pending = self._pending, None
-                self._handle(self._compute(compute))
+                event = self._compute(compute)
+                if not _in_one_go(compute.op):
+                    self._look()
+                self._handle(event)
             while self._stored:
                 self._handle(self._stored.pop())
-            if self._pending is None or self._pending.op.kind not in _AT_ONCE:
-                self._receive()
+            if self._pending is None and self.stopped is None:
+                self._wait()
+                self._look()
         if self._trace is not None:
             self._trace.write()
         return self.stopped
 
-    def _receive(self) -> None:
+    def _wait(self) -> None:
         began = time.perf_counter()
-        if self._pending is None:
-            self._transport.wait(_REPORT_EVERY_S)
-            waited = time.perf_counter()
-            self._meter.waited(waited - began)
-            if self._trace is not None:
-                self._trace.waited(began, waited)
-            began = waited
+        self._transport.wait(_REPORT_EVERY_S)
+        ended = time.perf_counter()
+        self._meter.waited(ended - began)
+        if self._trace is not None:
+            self._trace.waited(began, ended)
+
+    def _look(self) -> None:
+        """Hand the worker what has arrived; it does not wait."""
+        began = time.perf_counter()
         messages = self._transport.receive(0.0)
         ended = time.perf_counter()
         self._meter.moved(ended - began)
@@ -213,6 +218,6 @@ class Engine:
             self._trace.slowed(began, ended)
 
 
-def _bootstrapped(schedule: Schedule) -> bool:
-    """Some of the gradients that come back are synthetic themselves."""
-    return getattr(schedule, "bootstrap", False) or getattr(schedule, "half", False)
+def _in_one_go(op: Op) -> bool:
+    """What follows is settled: the batch's own update."""
+    return op.kind is OpKind.PREDICT or (op.kind is OpKind.BACKWARD and op.learn and not op.last)

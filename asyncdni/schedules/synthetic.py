@@ -97,7 +97,7 @@ __all__ = ["Synthetic"]
 
 @dataclass(frozen=True, slots=True)
 class Synthetic:
-    """Decoupled by synthetic gradients; options as in `config.Synthetic`."""
+    """Decoupled by synthetic gradients; made from `config.Synthetic` by `rules.schedule`."""
 
     bootstrap: bool = False
     half: bool = False  # every second batch that sends a gradient sends a bootstrapped one
@@ -106,6 +106,7 @@ class Synthetic:
     mix: float = 0.0
     draws: Callable[[int], bool] | None = None  # this stage learns from the batch; None: from all
     send_at_once: bool = False  # producers are locked to this stage: they learn from its gradient
+    hears_synthetic: bool = False  # what comes back is no true gradient; for reports alone
 
     def next_op(self, view: View) -> Op | None:
         newest = view.newest

@@ -33,8 +33,9 @@ __all__ = ["AGREEMENT_EVERY", "NumpyStage"]
 _SYNTHETIC = ""
 #: Late parts of an update: they come without the stage's own loss, as means over their batch.
 _LATE = (Source.DIFFERENCE, Source.SHARE)
-#: It costs three passes over a gradient: it is measured on one fit in so many.
-AGREEMENT_EVERY = 8
+#: It costs three passes over a gradient: it is measured on one fit in so many. An odd number, or
+#: with `target = "half"` it would be measured on targets of one kind alone.
+AGREEMENT_EVERY = 7
 #: Slots kept for use again. More are free where many batches were in flight once and no longer are.
 _RETIRED_MAX = 16
 
@@ -365,7 +366,8 @@ def _compare(prediction: Array, true: Array) -> Agreement:
     """|p - g|² is worked out from three products, without an array of differences."""
     p, g = prediction.ravel(), true.ravel()
     pp, gg, pg = float(np.dot(p, p)), float(np.dot(g, g)), float(np.dot(p, g))
-    apart = max(0.0, pp - 2 * pg + gg)
+    apart = pp - 2 * pg + gg
+    apart = 0.0 if apart < 0 else apart  # rounding; a NaN stays one
     norms = math.sqrt(pp * gg)
     return Agreement(
         cosine=pg / norms if norms > 0 else 0.0,
