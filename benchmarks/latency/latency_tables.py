@@ -261,7 +261,8 @@ def draw(runs: Runs, path: Path) -> None:
     alone = at(runs, "speed", LATENCIES[0]).estimate(SINGLE, SPEED)
     if alone is not None:
         axes.axhline(alone.mean, color="#1f2329", linestyle=":", label=f"{SINGLE}, no links")
-    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xscale("symlog", linthresh=1, linscale=0.6)
+    axes.set_xlim(-0.2, 125)
     axes.set_yscale("log")
     marks = [1000 * seconds(text, "") for text in LATENCIES]
     axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
