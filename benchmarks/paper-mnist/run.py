@@ -15,7 +15,6 @@ Source: Jaderberg et al., 2017, Decoupled Neural Interfaces using Synthetic Grad
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,19 +24,16 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "shared"))
 
+from command import carry_out, parser_of, wanted  # noqa: E402
 from sweep import (  # noqa: E402
     Job,
     Runs,
     cell,
-    fill_in,
     layered,
     machine_line,
-    run_all,
     seeded,
     table,
 )
-
-from asyncdni.errors import AsyncDNIError  # noqa: E402
 
 RESULTS, README = HERE / "results" / "mnist.json", HERE / "README.md"
 LAYERS = (3, 4, 5, 6)
@@ -98,7 +94,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
     for layers in args.layers:
         for column in COLUMNS:
             name = key(column.name, layers)
-            if args.only and not any(fnmatch.fnmatch(name, f"*{part}*") for part in args.only):
+            if not wanted(name, args):
                 continue
             optimizer = {"name": "adam", "learning_rate": column.rate, "decay": DECAY}
             tables = layered(layers, column.schedule, data, optimizer, epochs=args.epochs)
@@ -110,36 +106,9 @@ def plan(args: argparse.Namespace) -> list[Job]:
 
 
 def main() -> None:
-    args = parsed()
-    runs = Runs(args.results)
-    try:
-        if args.readme:
-            fill_in(README, tables_of(runs))
-            return
-        run_all(plan(args), runs, workers=args.jobs, resume=args.resume)
-        for content in tables_of(runs).values():
-            print(content, end="\n\n")
-    except AsyncDNIError as error:
-        sys.exit(f"error: {error}")
-
-
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser = parser_of(__doc__, RESULTS, epochs=12)
     parser.add_argument("--layers", type=int, nargs="+", choices=LAYERS, default=LAYERS)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", metavar="PART", help="of a setting's name, * allowed")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
-    parser.add_argument(
-        "--validation", type=int, default=0, metavar="SAMPLES", help="score on held-out samples"
-    )
-    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
-    return parser.parse_args()
+    carry_out(parser.parse_args(), plan, tables_of, README)
 
 
 # --- tables --------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ virtual time with real maths (see ../shared/sweep.py), so a seed gives one resul
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,15 +21,14 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "shared"))
 
+from command import carry_out, parser_of, wanted  # noqa: E402
 from sweep import (  # noqa: E402
     Far,
     Job,
     Runs,
     cell,
-    fill_in,
     layered,
     machine_line,
-    run_all,
     seeded,
     table,
 )
@@ -135,7 +133,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
     data = {"name": args.data, "validation": args.validation}
     for rule, layers, lag, far in settings():
         name = key(rule, layers, lag, far)
-        if args.only and not any(fnmatch.fnmatch(name, f"*{part}*") for part in args.only):
+        if not wanted(name, args):
             continue
         schedule = rule.schedule(lag, args.epochs)
         optimizer = OPTIMIZER | {"learning_rate": RATE * rule.rate}
@@ -150,39 +148,17 @@ def plan(args: argparse.Namespace) -> list[Job]:
 
 
 def main() -> None:
-    args = parsed()
-    runs = Runs(args.results)
-    try:
-        if args.readme:
-            fill_in(README, tables_of(runs))
-            draw(runs, HERE / "results" / "frontier.svg")
-            return
-        run_all(plan(args), runs, workers=args.jobs, resume=args.resume)
-        for content in tables_of(runs).values():
-            print(content, end="\n\n")
-    except AsyncDNIError as error:
-        sys.exit(f"error: {error}")
-
-
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = parser_of(__doc__, RESULTS, epochs=5)
     parser.add_argument(
         "--more-seeds", type=int, default=3, help="of what the claims rest on, in addition"
     )
-    parser.add_argument("--only", nargs="+", metavar="PART", help="of a setting's name, * allowed")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
-    parser.add_argument(
-        "--validation", type=int, default=0, metavar="SAMPLES", help="score on held-out samples"
+    carry_out(
+        parser.parse_args(),
+        plan,
+        tables_of,
+        README,
+        lambda runs: draw(runs, HERE / "results" / "frontier.svg"),
     )
-    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
-    return parser.parse_args()
 
 
 # --- tables --------------------------------------------------------------------------------------
