@@ -26,15 +26,15 @@ _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z/]+)")
 _SHOWN_MAX = 40  # characters of what was given
 
 
-def seconds(text: str, place: str) -> float:
+def seconds(text: str, place: str, most_s: float = SECONDS_MAX) -> float:
     """`"10ms"` as 0.01; units us, ms, s, min. `place` names the value in messages.
 
-    Raises `ConfigError` for anything else, and for more than `SECONDS_MAX`.
+    Raises `ConfigError` for anything else, and for more than `most_s`.
     """
     value = _convert(text, _SECONDS)
-    if value is None or value > SECONDS_MAX:
+    if value is None or value > most_s:
         raise ConfigError(
-            f"{place}: expected a time from 0s to {SECONDS_MAX:g}s, such as 10ms (units: "
+            f"{place}: expected a time from 0s to {most_s:g}s, such as 10ms (units: "
             f"{', '.join(_SECONDS)}), got {_shown(text)}"
         )
     return value

@@ -18,7 +18,7 @@ from safetensors.numpy import save as to_bytes
 
 from asyncdni.errors import CheckpointError
 
-__all__ = ["load_stage", "save_stages", "write_atomically"]
+__all__ = ["decode_arrays", "load_stage", "save_stages", "sync_folder", "write_atomically"]
 
 Array = NDArray[Any]
 
@@ -40,23 +40,31 @@ def load_stage(folder: Path, stage: str) -> dict[str, Array]:
     """The weights of one declared stage. Raises `CheckpointError` for a missing or torn file."""
     path = folder / f"{stage}.safetensors"
     try:
-        return load_bytes(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"no weights of stage {stage} at {path}") from None
     except OSError as error:
         raise CheckpointError(f"can't read {path}: {error.strerror}") from error
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+    return decode_arrays(content, str(path))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write through a temporary file beside it. Raises `CheckpointError`."""
+def decode_arrays(content: bytes, name: str) -> dict[str, Array]:
+    """From the bytes of a safetensors file called `name`. Raises `CheckpointError`."""
+    try:
+        return load_bytes(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{name} is not a whole safetensors file: {error}") from error
+
+
+def write_atomically(path: Path, *content: bytes | memoryview) -> None:
+    """Write the pieces of it through a temporary file beside it. Raises `CheckpointError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                for piece in content:
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -67,3 +75,16 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise CheckpointError(f"can't write {path}: {error.strerror}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in it last: without this a power cut may undo a rename. Raises
+    `CheckpointError`."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise CheckpointError(f"can't write {folder}: {error.strerror}") from error

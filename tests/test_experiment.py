@@ -42,9 +42,12 @@ def refusal(given_tables: Any) -> str:
     return text
 
 
+DATA_SETS = (
+    "digits, mnist, addition, npz, digit_pairs, cifar10, copy, repeat_copy, text, trigonometry"
+)
 REFUSALS = [
     (changed(runn={}), "unknown section 'runn', did you mean 'run'? known: data, stages, schedule, "
-     "optimizer, run, limits, staleness, links, slow"),
+     "optimizer, run, limits, staleness, checkpoint, recovery, numbers, links, slow"),
     (changed(run={"epohs": 3}), "run: unknown key 'epohs', did you mean 'epochs'? known: epochs, "
      "seed, split, evaluate_every, threads, pin, dtype"),
     (changed(run={"epochs": "3"}), "run.epochs: expected an integer of at least 0, got '3'"),
@@ -86,14 +89,15 @@ REFUSALS = [
     (changed(optimizer={"decay": {"name": "step"}}), "optimizer.decay.epochs: missing; expected a "
      "list of at least one item, each a number above 0"),
     (changed(data={"name": "digit"}), "data.name: unknown data set 'digit', did you mean "
-     "'digits'? known: digits, mnist, addition, npz"),
-    (changed(data={"batch_size": 3}), "data.name: missing; expected one of digits, mnist, "
-     "addition, npz"),
+     f"'digits'? known: {DATA_SETS}"),
+    (changed(data={"batch_size": 3}), "data.name: missing; expected one of "
+     f"{DATA_SETS}"),
     (changed(data={"name": "npz"}), "data.path: missing; expected text that is not empty"),
     (changed(data={"name": "digits", "path": "x"}), "data: key 'path' belongs to data set mnist, "
-     "npz, not to digits; known keys: name, batch_size, validation"),
-    ({"stages": EXAMPLE["stages"]}, "data: missing; expected a table whose name is one of digits, "
-     "mnist, addition, npz"),
+     "npz, digit_pairs, cifar10, text, not to digits; known keys: name, batch_size, validation, "
+     "planes"),
+    ({"stages": EXAMPLE["stages"]}, "data: missing; expected a table whose name is one of "
+     f"{DATA_SETS}"),
     ({"data": EXAMPLE["data"]}, "stages: missing; expected a list of at least one item, each a "
      "table"),
     (changed(stages=[]), "stages: expected a list of at least one item, each a table, got []"),

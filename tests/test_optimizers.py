@@ -11,7 +11,7 @@ from asyncdni.errors import ConfigError, NumericalError
 from asyncdni.nn import optimizers
 from asyncdni.nn.base import Optimizer
 from asyncdni.nn.layers import BatchNorm, Dense, Relu
-from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten
+from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, finite_norm, flatten, norm
 from asyncdni.nn.streams import layer_streams, stream
 
 Make = Callable[[], Optimizer]
@@ -128,16 +128,19 @@ def test_nesterov_without_momentum_is_refused() -> None:
 
 def test_clipping_scales_a_long_gradient_and_leaves_a_short_one() -> None:
     grads = np.array([3.0, 4.0])
-    assert clip_by_norm(grads, 10.0) == 5.0
+    assert norm(grads) == 5.0
+    clip_by_norm(grads, 5.0, 10.0)
     np.testing.assert_array_equal(grads, [3.0, 4.0])
-    assert clip_by_norm(grads, 1.0) == 5.0
+    clip_by_norm(grads, 5.0, 1.0)
     np.testing.assert_allclose(grads, [0.6, 0.8])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_clipping_refuses_a_gradient_that_is_no_longer_finite(bad: float) -> None:
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e20])
+def test_a_norm_tells_of_any_element_that_is_not_finite_or_can_t_be_squared(bad: float) -> None:
+    """1e20 has no square in float32."""
+    assert finite_norm(np.array([1.0, 2.0, 2.0], "float32")) == 3.0
     with pytest.raises(NumericalError, match="norm of a gradient is"):
-        clip_by_norm(np.array([1.0, bad], "float32"), 1.0)
+        finite_norm(np.array([1.0, bad], "float32"))
 
 
 # --- flatten ---------------------------------------------------------------------------------

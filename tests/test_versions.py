@@ -139,7 +139,7 @@ def test_no_copy_is_kept_of_weights_that_no_batch_in_flight_was_forwarded_with()
     """One batch at a time: each is released before the update it led to is over."""
     stage = middle()
     (block,) = stage._blocks.values()
-    versions = block._versions
+    versions = block.versions
     assert versions is not None
     for batch in range(4):
         forward(stage, batch)

@@ -91,7 +91,10 @@ class Stage(Protocol):
         gradient and without `learn`, left out. Both together give what one would, bit by bit."""
 
     def update(self) -> None:
-        """One optimizer step on the accumulated gradients divided by the samples in them."""
+        """One optimizer step on the accumulated gradients divided by the samples in them.
+
+        Raises `NumericalError` for gradients that are no numbers, or leaves the step out: see
+        `config.Numbers`. So do `forward`, `predict` and the fits."""
 
     def fit(self, batch: int, gradients: Mapping[str, Array]) -> Agreement | None:
         """Train the generator on the gradient that came back.
@@ -114,3 +117,27 @@ class Stage(Protocol):
 
     def load(self, state: Mapping[str, Mapping[str, Array]]) -> None:
         """Take over weights and running statistics, as `state` gives them."""
+
+    def parameters(self) -> int:
+        """How many weights, without the generator's."""
+
+    def snapshot(self) -> dict[str, dict[str, Array]]:
+        """All that decides how training goes on, copied: `state` and what is beside it (optimizer,
+        generator, counters; `{declared stage: {"optimizer.first": array, …}}`).
+
+        Batches in flight are not part of it, and no gradients may have been accumulated."""
+
+    def restore(self, state: Mapping[str, Mapping[str, Array]]) -> list[str]:
+        """Take over what `snapshot` gave, here or under another split, to the same bits; forgets
+        first. Returns what the user should know: models that begin anew, or are not needed.
+
+        Raises `CheckpointError`, with all as it was but forgotten, for the state of another
+        network."""
+
+    def forget(self) -> None:
+        """Let go of every batch in flight and of accumulated gradients; `release` of such a batch
+        does nothing from here on, and its arrays are not used again. Weights, optimizer and
+        generator stay."""
+
+    def skips(self) -> dict[str, int]:
+        """Counters of what `[numbers] policy = "skip"` has left out, by name."""

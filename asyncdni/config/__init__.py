@@ -17,6 +17,7 @@ from asyncdni.config.base import (
     Positive,
     Table,
 )
+from asyncdni.config.checkpoint import Checkpoint, Recovery
 from asyncdni.config.conditions import (
     Link,
     Links,
@@ -30,6 +31,7 @@ from asyncdni.config.data import (
     Mnist,
     Npz,
 )
+from asyncdni.config.numbers import Numbers
 from asyncdni.config.optimizer import (
     Adam,
     Constant,
@@ -69,6 +71,7 @@ __all__ = [
     "MESSAGE_BYTES_MAX",
     "Adam",
     "Addition",
+    "Checkpoint",
     "Constant",
     "Cosine",
     "Count",
@@ -96,10 +99,12 @@ __all__ = [
     "Mnist",
     "NonNegative",
     "Npz",
+    "Numbers",
     "OnFull",
     "OneF1B",
     "Optimizer",
     "Positive",
+    "Recovery",
     "Run",
     "Schedule",
     "Sgd",
@@ -138,5 +143,8 @@ class Experiment(Table, frozen=True, kw_only=True):
     run: Run = Run()
     limits: Limits = Limits()
     staleness: Staleness = Staleness()
+    checkpoint: Checkpoint = Checkpoint()
+    recovery: Recovery = Recovery()
+    numbers: Numbers = Numbers()
     links: Links = Links()
     slow: dict[str, Slow] = {}  # by worker

@@ -1,18 +1,43 @@
-"""[data]: what is trained on."""
+"""[data]: what is trained on. First samples that stand by themselves, then sequences.
+
+Sequences are read in windows of T steps of B parallel streams: `window` is T, `batch_size` is B,
+and one window of one stream is what counts as a sample.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from asyncdni.config.base import Count, Table
+from asyncdni.config.base import Count, Positive, Table
 
-__all__ = ["Addition", "Data", "Digits", "HeldOut", "Mnist", "Npz"]
+__all__ = [
+    "Addition",
+    "Cifar10",
+    "Copy",
+    "Data",
+    "DigitPairs",
+    "Digits",
+    "HeldOut",
+    "Mnist",
+    "Npz",
+    "RepeatCopy",
+    "Samples",
+    "Text",
+    "Trigonometry",
+    "Windows",
+]
 
 #: How many training samples are held out to choose options by. They are the same ones for every
 #: seed, and take the place of the test set: all that is called test_… is then measured on them.
 HeldOut = Annotated[int, Meta(ge=0)]
+
+#: Steps whose targets the generators of recurrent layers see coming: "coming" in the context.
+Ahead = Annotated[int, Meta(ge=0)]
+
+
+# --- samples -------------------------------------------------------------------------------------
 
 
 class Digits(Table, frozen=True, kw_only=True, tag_field="name", tag="digits"):
@@ -20,6 +45,7 @@ class Digits(Table, frozen=True, kw_only=True, tag_field="name", tag="digits"):
 
     batch_size: Count = 256  # the DNI paper's
     validation: HeldOut = 0
+    planes: bool = False  # images (1, 28, 28) in place of pixels (784,)
 
 
 class Mnist(Table, frozen=True, kw_only=True, tag_field="name", tag="mnist"):
@@ -28,6 +54,7 @@ class Mnist(Table, frozen=True, kw_only=True, tag_field="name", tag="mnist"):
     batch_size: Count = 256
     validation: HeldOut = 0
     path: str = ""  # folder of the files, no other is tried; empty: $ASYNCDNI_DATA, then the cache
+    planes: bool = False  # images (1, 28, 28) in place of pixels (784,)
 
 
 class Addition(Table, frozen=True, kw_only=True, tag_field="name", tag="addition"):
@@ -48,4 +75,85 @@ class Npz(Table, frozen=True, kw_only=True, tag_field="name", tag="npz"):
     validation: HeldOut = 0
 
 
-Data = Digits | Mnist | Addition | Npz
+class DigitPairs(Table, frozen=True, kw_only=True, tag_field="name", tag="digit_pairs"):
+    """Two kinds of digits to tell apart (Seo 2018): the first is 0, the second 1."""
+
+    batch_size: Count = 1
+    validation: HeldOut = 0
+    source: Literal["digits", "mnist"] = "digits"
+    path: str = ""  # of mnist, as there
+    first: Annotated[int, Meta(ge=0, le=9)] = 0
+    second: Annotated[int, Meta(ge=0, le=9)] = 1
+    examples: Count = 100
+    test_examples: Count = 20
+    steps: Count = 1  # above 1: the same image at so many time stamps, (steps, 784)
+
+
+class Cifar10(Table, frozen=True, kw_only=True, tag_field="name", tag="cifar10"):
+    """50,000 + 10,000 colour images (3, 32, 32), the binary version, from the data folder."""
+
+    batch_size: Count = 256
+    validation: HeldOut = 0
+    path: str = ""  # folder of the files, as with mnist
+
+
+# --- sequences -----------------------------------------------------------------------------------
+
+
+class Copy(Table, frozen=True, kw_only=True, tag_field="name", tag="copy"):
+    """Bits are shown, then to be recalled (Graves 2014, Jaderberg 2017)."""
+
+    batch_size: Count = 32
+    validation: HeldOut = 0  # sequences of each stream, in place of test_sequences
+    window: Count = 5
+    length: Count = 10  # bits
+    # 0: sequences have the full length; k: they begin with 1 and are one longer every k epochs
+    grow: Annotated[int, Meta(ge=0)] = 0
+    sequences: Count = 50  # of the full length, that an epoch takes; shorter ones are more
+    test_sequences: Count = 10  # of each stream, of the full length
+    ahead: Ahead = 0
+
+
+class RepeatCopy(Table, frozen=True, kw_only=True, tag_field="name", tag="repeat_copy"):
+    """Bits are shown, then to be recalled several times over (Graves 2014, Jaderberg 2017)."""
+
+    batch_size: Count = 32
+    validation: HeldOut = 0  # sequences of each stream, in place of test_sequences
+    window: Count = 5
+    length: Count = 5  # bits
+    repeats: Count = 5
+    # 0: sequences have the full size; k: they begin with 1 bit once, and every k epochs have one
+    # repeat more or, where these are as many as the bits, one bit more
+    grow: Annotated[int, Meta(ge=0)] = 0
+    sequences: Count = 50  # of the full size, that an epoch takes; smaller ones are more
+    test_sequences: Count = 10  # of each stream, of the full size
+    ahead: Ahead = 0
+
+
+class Text(Table, frozen=True, kw_only=True, tag_field="name", tag="text"):
+    """The next character of a text, UTF-8, at every step."""
+
+    path: str = ""  # of the file, which may be gzip; empty: Shakespeare's plays in the data folder
+    batch_size: Count = 32
+    validation: HeldOut = 0  # characters at the end of the training part, in place of the test part
+    window: Count = 20
+    encoding: Literal["one_hot", "ids"] = "one_hot"  # ids are for an embedding layer
+    test_part: Annotated[float, Meta(gt=0, lt=1)] = 0.1  # of the text, its end
+    ahead: Ahead = 0
+
+
+class Trigonometry(Table, frozen=True, kw_only=True, tag_field="name", tag="trigonometry"):
+    """The next point (cos, sin) of a circle at every step; streams differ in their start."""
+
+    batch_size: Count = 1
+    validation: HeldOut = 0  # windows between the points of training and test, in place of the test
+    window: Count = 5
+    period: Positive = 20.0  # steps
+    points: Count = 500  # of one stream in an epoch
+    test_points: Count = 100
+    ahead: Ahead = 0
+
+
+Samples = Digits | Mnist | Addition | Npz | DigitPairs | Cifar10
+Windows = Copy | RepeatCopy | Text | Trigonometry
+Data = Samples | Windows

@@ -36,4 +36,8 @@ class Limits(Table, frozen=True, kw_only=True):
     # one message between workers, frames and all
     message_bytes: Annotated[int, Meta(ge=1, le=MESSAGE_BYTES_MAX)] = 256 * 1024 * 1024
     startup_s: Positive = 60.0  # until every worker has joined
-    silence_s: Positive = 3.0  # without a sign of life: dead
+    # without a sign of life: dead; more where a worker's signs have been coming irregularly
+    silence_s: Positive = 1.0
+    stuck_s: Positive = 60.0  # alive, but not through with one op: as good as dead
+    # address space of a worker; one that grows beyond it is started again; None: no limit
+    memory_bytes: Annotated[int, Meta(ge=2**28)] | None = None

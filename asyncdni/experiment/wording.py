@@ -104,8 +104,13 @@ def expected(kind: inspect.Type) -> str:
 
 def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
     words = {"of at least": kind.ge, "above": kind.gt, "of at most": kind.le, "below": kind.lt}
-    limits = [f"{word} {limit:g}" for word, limit in words.items() if limit is not None]
+    limits = [f"{word} {_number(limit)}" for word, limit in words.items() if limit is not None]
     return " " + " and ".join(limits) if limits else ""
+
+
+def _number(value: float) -> str:
+    """Whole ones in full: they may be bytes."""
+    return f"{value:.0f}" if value == int(value) else f"{value:g}"
 
 
 def variants(kind: inspect.Type) -> dict[str, inspect.StructType]:

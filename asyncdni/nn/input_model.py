@@ -73,7 +73,8 @@ class InputModel:
     def fit(self, x: Array, y: Array | None, h: Array, rate_scale: float) -> float:
         """One step of Adam on Σ|ĥ - h|² / 2B towards the activation h (B, D) that came.
 
-        Returns the mean of (ĥ - h)² over samples and units before the step."""
+        Returns the mean of (ĥ - h)² over samples and units before the step. Raises
+        `NumericalError`, with the model as it was, where the step's gradient is not finite."""
         predicted = self._forward(x, y)
         residual = np.subtract(predicted, h, out=rows(self._scratch, "residual", h.shape, h.dtype))
         flat = residual.reshape(-1)

@@ -14,7 +14,7 @@ import numpy as np
 from asyncdni.errors import ConfigError, NumericalError
 from asyncdni.nn.base import Array, Layer
 
-__all__ = ["Adam", "Sgd", "clip_by_norm", "flatten"]
+__all__ = ["Adam", "Sgd", "clip_by_norm", "finite_norm", "flatten", "norm"]
 
 _BLOCK = 65536  # elements, about: smaller ones cost more in calls than they save in the cache
 
@@ -138,19 +138,23 @@ def _scaled(g: Array, scale: float) -> Array:
     return g
 
 
-def clip_by_norm(grads: Array, norm: float) -> float:
-    """Scales `grads` (N,) in place so that its norm is at most `norm`; returns the norm it had.
+def norm(vector: Array) -> float:
+    """Of a vector, or of an array as one; not finite as soon as one element is not."""
+    return math.sqrt(np.vdot(vector, vector))  # unlike np.dot it does not warn of an overflow
 
-    Raises `NumericalError` where that is not a finite number.
-    """
-    found = math.sqrt(np.dot(grads, grads))
+
+def finite_norm(grads: Array) -> float:
+    """The norm of `grads`. Raises `NumericalError` where that is not a finite number."""
+    found = norm(grads)
     if not math.isfinite(found):
-        raise NumericalError(
-            f"the norm of a gradient is {found}: expected a finite number; lower the learning rate"
-        )
-    if found > norm:
-        grads *= norm / found
+        raise NumericalError(f"the norm of a gradient is {found}, expected a finite number")
     return found
+
+
+def clip_by_norm(grads: Array, found: float, most: float) -> None:
+    """Scales `grads` (N,), whose norm is `found`, in place so that it is at most `most`."""
+    if found > most:
+        grads *= most / found
 
 
 def flatten(layers: Sequence[Layer]) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from asyncdni.nn.base import Array, Layer, Slot, Streams
-from asyncdni.nn.optimizers import Adam, flatten
+from asyncdni.nn.optimizers import Adam, finite_norm, flatten
 
 __all__ = ["Sequential"]
 
@@ -69,8 +69,11 @@ class Sequential:
         return sent
 
     def step(self, samples: int, rate_scale: float) -> None:
-        """One step of Adam on the mean over `samples` of what `backward` has learnt."""
+        """One step of Adam on the mean over `samples` of what `backward` has learnt.
+
+        Raises `NumericalError`, before anything has moved, for a gradient that is not finite."""
         self._grads *= 1 / samples
+        finite_norm(self._grads)
         self.optimizer.step(self._vector, self._grads, self.learning_rate * rate_scale)
 
 

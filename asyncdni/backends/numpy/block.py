@@ -7,60 +7,32 @@ belong to the block and go by its name, so they are the same under every split.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from asyncdni import config
 from asyncdni.backends.base import Score
-from asyncdni.backends.numpy.versions import Version, Versions
+from asyncdni.backends.numpy.numbers import Watch
+from asyncdni.backends.numpy.pace import Pace, make_rate_scale
+from asyncdni.backends.numpy.slot import BlockSlot
+from asyncdni.backends.numpy.versions import Versions
 from asyncdni.errors import DataError, NumericalError
 from asyncdni.network import Node
 from asyncdni.nn.base import Array, Layer, Loss, Slot
 from asyncdni.nn.layers import make_layer
 from asyncdni.nn.layers.slots import rows
 from asyncdni.nn.losses import make_loss
-from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten
-from asyncdni.nn.rates import scale
+from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten, norm
 from asyncdni.nn.streams import layer_streams
 
 __all__ = ["Block", "BlockSlot", "Pace", "add_in_order"]
 
 _AS_THEY_ARE = nullcontext()
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What a learning-rate schedule measures time by: the batches that have come, not the updates,
-    of which a stage may make more or fewer than planned (replays, random updates)."""
-
-    updates_per_epoch: int
-    total_updates: int
-    microbatches: int = 1  # of an update
-    batches_per_epoch: int = 0  # microbatches; not needed where there is one an update
-
-    def update_of(self, batch: int) -> int:
-        """The index of the update that a batch or microbatch is meant for."""
-        if self.microbatches == 1:
-            return batch
-        epoch, position = divmod(batch, self.batches_per_epoch)
-        return epoch * self.updates_per_epoch + position // self.microbatches
-
-
-@dataclass(slots=True)
-class BlockSlot:
-    """The forward state of one batch in one block."""
-
-    layers: list[Slot]
-    own: Slot = field(default_factory=dict)  # joined inputs, summed gradients
-    loss: Slot = field(default_factory=dict)
-    y: Array | None = None  # the activation
-    pushed: dict[int, Array] = field(default_factory=dict)  # by layer: gradients not learnt from
-    version: Version | None = None  # of the weights it was forwarded with, where that matters
+_STOP = config.Numbers()
 
 
 class Block:
@@ -75,15 +47,18 @@ class Block:
         seed: int,
         pace: Pace,
         delayed: config.Delayed | None = None,
+        numbers: config.Numbers = _STOP,
         allow_import: bool = False,
     ) -> None:
-        """`delayed`: what to do about gradients that come late; None: they don't."""
+        """`delayed`: what to do about gradients that come late; None: they don't. `numbers`: what
+        to do about those that are not finite."""
         self.node = node
         self.updates = 0
-        self._newest = 0  # batch forwarded
+        self.newest = 0  # batch forwarded
+        self.watch = Watch(numbers, node.name)
         self._pace = pace
         # Asked for several times between two updates.
-        self._rate_scale = lru_cache(maxsize=1)(_make_rate_scale(optimizer.decay, pace))
+        self._rate_scale = lru_cache(maxsize=1)(make_rate_scale(optimizer.decay, pace))
         self._options = optimizer
         self.dtype = dtype
         self._layers = [
@@ -94,9 +69,10 @@ class Block:
         for i, layer in enumerate(self._layers):
             shape = layer.build(shape, dtype, layer_streams(seed, f"{node.name}.{i}"))
         self._params, self._grads = flatten(self._layers)
-        self._optimizer = _make_optimizer(optimizer)
+        self.optimizer = _make_optimizer(optimizer)
+        self.optimizer.start(self._params)
         self._loss: Loss | None = make_loss(node.loss) if node.loss else None
-        self._versions = self._make_versions(delayed, pace) if delayed is not None else None
+        self.versions = self._make_versions(delayed, pace) if delayed is not None else None
         self._staleness = 0  # of the gradient learned from last, in updates
 
     @property
@@ -112,21 +88,38 @@ class Block:
     def forward(
         self, batch: int, inputs: Sequence[Array], targets: Array | None, slot: BlockSlot
     ) -> tuple[Array, Score | None]:
-        """Inputs in declared order. Raises `NumericalError` for a loss that is not finite."""
-        self._newest = max(self._newest, batch)  # a replay is older
+        """Inputs in declared order. A loss that is not finite, or explodes, raises
+        `NumericalError`; under `numbers.policy = "skip"` it gives no score, and a gradient of NaN,
+        so that all stages leave the batch's update out."""
+        self.newest = max(self.newest, batch)  # a replay is older
         x = self._join(inputs, slot.own)
         with self._weights_of_forward(slot):
             for layer, own in zip(self._layers, slot.layers, strict=True):
                 x = layer.forward(x, own)
         slot.y = x
-        return x, self._score(x, targets, slot.loss, f"batch {batch}")
+        score = self._score(x, targets, slot.loss)
+        if score is None:
+            return x, None
+        fault = self.watch.fault("loss", score.loss / score.samples)
+        if fault is None:
+            return x, score
+        self.watch.leave_out(f"the loss of stage {self.node.name} {fault} at batch {batch}")
+        self._loss_gradient(slot).fill(np.nan)
+        return x, None
 
     def evaluate(
         self, inputs: Sequence[Array], targets: Array | None
     ) -> tuple[Array, Score | None]:
-        """With running statistics, nothing kept. Raises `NumericalError` like `forward`."""
+        """With running statistics, nothing kept. Raises `NumericalError` for a loss that is not
+        finite, whatever `numbers.policy`: there is no other batch to judge the weights by."""
         x = self.activation(inputs)
-        return x, self._score(x, targets, {}, "the test set")
+        score = self._score(x, targets, {})
+        if score is not None and not math.isfinite(score.loss):
+            raise NumericalError(
+                f"the loss of stage {self.node.name} is {score.loss} at the test set: "
+                "lower optimizer.learning_rate or set optimizer.clip_norm"
+            )
+        return x, score
 
     def activation(self, inputs: Sequence[Array]) -> Array:
         """With running statistics, without the loss."""
@@ -144,19 +137,18 @@ class Block:
             return np.concatenate(inputs, axis=-1, out=joined)
         return add_in_order(inputs, joined)
 
-    def _score(self, x: Array, targets: Array | None, slot: Slot, at: str) -> Score | None:
+    def _score(self, x: Array, targets: Array | None, slot: Slot) -> Score | None:
         if self._loss is None:
             return None
         if targets is None:
             raise DataError(f"stage {self.node.name} has a loss but its input carries no targets")
         loss, correct = self._loss.forward(x, targets, slot)
-        if not math.isfinite(loss):
-            raise NumericalError(
-                f"the loss of stage {self.node.name} is {loss} at {at}: "
-                "lower optimizer.learning_rate or set optimizer.clip_norm"
-            )
         outputs = 1 if targets.ndim == 1 else targets.shape[1]
         return Score(self.node.name, len(x), float(loss), correct, outputs)
+
+    def _loss_gradient(self, slot: BlockSlot) -> Array:
+        assert self._loss is not None
+        return self._loss.backward(slot.loss)
 
     # --- backward --------------------------------------------------------------------------------
 
@@ -176,7 +168,7 @@ class Block:
         """
         terms = list(gradients)
         if own_loss and self._loss is not None:
-            terms.insert(0, self._loss.backward(slot.loss))
+            terms.insert(0, self._loss_gradient(slot))
         if not terms:
             return None
         grad: Array | None = self._sum(terms, slot)
@@ -197,22 +189,22 @@ class Block:
 
     def release(self, slot: BlockSlot) -> None:
         """The batch is through with its weights."""
-        if self._versions is not None and slot.version is not None:
-            self._versions.give_back(slot.version)
+        if self.versions is not None and slot.version is not None:
+            self.versions.give_back(slot.version)
             slot.version = None
 
     def _weights_of_forward(self, slot: BlockSlot) -> AbstractContextManager[None]:
-        if self._versions is None:
+        if self.versions is None:
             return _AS_THEY_ARE
-        slot.version = self._versions.take()
-        return self._versions.forward(slot.version)
+        slot.version = self.versions.take()
+        return self.versions.forward(slot.version)
 
     def _weights_of_backward(self, slot: BlockSlot, learn: bool) -> AbstractContextManager[None]:
-        if self._versions is None or slot.version is None:
+        if self.versions is None or slot.version is None:
             return _AS_THEY_ARE
         if learn:
             self._staleness = self.updates - slot.version.number
-        return self._versions.backward(slot.version)
+        return self.versions.backward(slot.version)
 
     def _sum(self, terms: list[Array], slot: BlockSlot) -> Array:
         if len(terms) == 1:
@@ -231,7 +223,7 @@ class Block:
 
     def rate_scale(self) -> float:
         """The learning-rate decay now; 1 at the start without warm-up."""
-        return self._rate_scale(self._pace.update_of(self._newest))
+        return self._rate_scale(self._pace.update_of(self.newest))
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply what has been accumulated since the last update."""
@@ -241,28 +233,46 @@ class Block:
     def update(self, samples: int) -> None:
         """One step on the accumulated gradients divided by `samples`.
 
-        Raises `NumericalError` for a gradient to be clipped that is not finite.
+        A gradient whose norm is not finite, or explodes, raises `NumericalError`; under
+        `numbers.policy = "skip"` the step is left out and counted.
         """
         if self._params.size and self.learned:
-            scale = 1.0 / samples
-            if self._options.clip_norm is not None:
-                self._grads *= scale
-                self._clip(self._options.clip_norm)
-                scale = 1.0
-            self._step(scale)
-        self.updates += 1
+            self._update(1.0 / samples)
+        else:
+            self.updates += 1
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what has been accumulated since the last update."""
         for layer in self._layers:
             layer.fresh = True
 
+    def _update(self, scale: float) -> None:
+        most = self._options.clip_norm
+        if most is not None:
+            self._grads *= scale
+            scale = 1.0
+        found = norm(self._grads)
+        fault = self.watch.fault("gradient", found * scale)
+        if fault is not None:
+            where = f"stage {self.node.name}, update {self.updates}"
+            self.watch.update_left_out(f"{where}: the norm of its gradient {fault}")
+            return
+        if most is not None:
+            clip_by_norm(self._grads, found, most)
+        self._step(scale)
+        self.updates += 1
+        self.watch.updated()
+
     def _step(self, scale: float) -> None:
         rate = self._options.learning_rate * self.rate_scale()
-        versions = self._versions
+        versions = self.versions
         if versions is None:
-            self._optimizer.step(self._params, self._grads, rate, scale)
+            self.optimizer.step(self._params, self._grads, rate, scale)
             return
         versions.before_update()
         rate *= versions.rate_factor(self._staleness)
-        self._optimizer.step(self._params, self._grads, rate, scale)
+        self.optimizer.step(self._params, self._grads, rate, scale)
         versions.after_update()
 
     def _make_versions(self, delayed: config.Delayed, pace: Pace) -> Versions:
@@ -273,13 +283,6 @@ class Block:
             look_ahead=delayed.look_ahead,
             anneal_updates=delayed.anneal_epochs * pace.updates_per_epoch,
         )
-
-    def _clip(self, norm: float) -> None:
-        try:
-            clip_by_norm(self._grads, norm)
-        except NumericalError as error:
-            where = f"stage {self.node.name}, update {self.updates}"
-            raise NumericalError(f"{where}: {error}") from error
 
     # --- weights ---------------------------------------------------------------------------------
 
@@ -306,21 +309,6 @@ def _named(layers: Sequence[Layer]) -> list[tuple[int, str, Array]]:
         for i, layer in enumerate(layers)
         for name, array in [*layer.params.items(), *layer.buffers.items()]
     ]
-
-
-def _make_rate_scale(decay: config.Decay, pace: Pace) -> Callable[[int], float]:
-    """From the index of an update."""
-    options = {
-        name: getattr(decay, name) for name in ("epochs", "factor", "final") if hasattr(decay, name)
-    }
-    return partial(
-        scale,
-        str(decay.__struct_config__.tag),
-        updates_per_epoch=pace.updates_per_epoch,
-        total_updates=pace.total_updates,
-        warmup_epochs=decay.warmup_epochs,
-        **options,
-    )
 
 
 def _make_optimizer(options: config.Optimizer) -> Sgd | Adam:

@@ -11,52 +11,25 @@ Inside the stage gradients are exact; only what comes back to the exit may be sy
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from asyncdni.backends.base import Agreement, Array, Forwarded
-from asyncdni.backends.numpy.block import Block, BlockSlot, add_in_order
-from asyncdni.errors import CheckpointError, RemoteProtocolError
+from asyncdni.backends.numpy.block import Block
+from asyncdni.backends.numpy.exit import AGREEMENT_EVERY, LATE, Exit, in_order
+from asyncdni.backends.numpy.slot import StageSlot
+from asyncdni.backends.numpy.state import Part, parts_of, restore, snapshot
+from asyncdni.errors import CheckpointError, NumericalError, RemoteProtocolError
 from asyncdni.messages import DATA
-from asyncdni.nn.base import Slot
 from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.input_model import InputModel
-from asyncdni.nn.layers.slots import rows
 from asyncdni.schedules.base import Source
 
 __all__ = ["AGREEMENT_EVERY", "NumpyStage"]
 
-#: Stands for the consumers outside, where their gradient is predicted or corrected.
-_SYNTHETIC = ""
-#: Late parts of an update: they come without the stage's own loss, as means over their batch.
-_LATE = (Source.DIFFERENCE, Source.SHARE)
-#: It costs three passes over a gradient: it is measured on one fit in so many. An odd number, or
-#: with `target = "half"` it would be measured on targets of one kind alone.
-AGREEMENT_EVERY = 7
 #: Slots kept for use again. More are free where many batches were in flight once and no longer are.
 _RETIRED_MAX = 16
-
-
-@dataclass(slots=True)
-class _Slot:
-    """The forward state of one batch."""
-
-    blocks: dict[str, BlockSlot]
-    context: Array | None = None
-    samples: int = 0
-    gradients: Mapping[str, Array] = field(default_factory=dict)  # kept for `learn`
-    prediction: Array | None = None
-    generator: Slot = field(default_factory=dict)
-    own: Slot = field(default_factory=dict)
-
-    def let_go(self) -> None:
-        """Of gradients that came for `learn`: their memory may be a message's."""
-        self.gradients = {}
-        for block in self.blocks.values():
-            block.pushed.clear()
 
 
 class NumpyStage:
@@ -75,16 +48,20 @@ class NumpyStage:
         """`mix`: the true gradient's share; `input_models`: by producer, for synthetic inputs;
         `agreement_every`: fits from one measurement of the generator to the next."""
         self._blocks = {block.node.name: block for block in blocks}
-        self._exit = exit_name
-        self._generator = generator
-        self._slots: dict[int, _Slot] = {}
-        self._retired: list[tuple[_Slot, Callable[[], bool]]] = []
+        self._exit: Exit | None = None
+        if exit_name is not None:
+            block = self._blocks[exit_name]
+            self._exit = Exit(block, generator, mix=mix, agreement_every=agreement_every)
+        self._slots: dict[int, StageSlot] = {}
+        self._retired: list[tuple[StageSlot, Callable[[], bool]]] = []
         self._samples = 0  # in the accumulated gradients
         self._corrected = False  # they hold late corrections, as means over their batches
-        self._mix = mix
         self._input_models = dict(input_models or {})
-        self._agreement_every = agreement_every
-        self._fits = 0
+        #: The block that an input model belongs to: the first to read what it predicts.
+        self._readers = {
+            producer: next(block for block in blocks if producer in block.node.inputs)
+            for producer in self._input_models
+        }
         self._relays = self._find_relays()
         self._shapes = {
             name: shape
@@ -118,7 +95,7 @@ class NumpyStage:
             known[name], score = block.forward(batch, xs, context, slot.blocks[name])
             if score is not None:
                 result.scores.append(score)
-        result.activation = known[self._exit] if self._exit else None
+        result.activation = known[self._exit.block.node.name] if self._exit else None
         return result
 
     def evaluate(self, inputs: Mapping[str, Array], context: Array | None) -> Forwarded:
@@ -128,7 +105,7 @@ class NumpyStage:
             known[name], score = block.evaluate(self._inputs(block, known), context)
             if score is not None:
                 result.scores.append(score)
-        result.activation = known[self._exit] if self._exit else None
+        result.activation = known[self._exit.block.node.name] if self._exit else None
         return result
 
     def outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -167,15 +144,16 @@ class NumpyStage:
             slot.gradients = gradients
         found: dict[str, dict[str, Array]] = {name: {} for name in self._blocks}
         if self._exit is not None:
-            found[self._exit] = self._outside(slot, gradients, source)
+            start = self._exit.gradients(batch, slot, gradients, source)
+            found[self._exit.block.node.name] = start
         sent: dict[str, dict[str, Array]] = {}
         for name, block in reversed(self._blocks.items()):
             if not (learn or name in self._relays):
                 continue
             pushed = block.backward(
-                _in_order(block, found[name]),
+                in_order(block, found[name]),
                 slot.blocks[name],
-                own_loss=source not in _LATE,
+                own_loss=source not in LATE,
                 learn=learn,
                 send=self._wants(block, learn, send),
             )
@@ -196,48 +174,6 @@ class NumpyStage:
                 block.learn(slot.blocks[name])
         slot.let_go()
 
-    def _outside(
-        self, slot: _Slot, gradients: Mapping[str, Array], source: Source
-    ) -> dict[str, Array]:
-        """What comes back to the exit from other workers, or instead of it."""
-        assert self._exit is not None
-        y = slot.blocks[self._exit].y
-        assert y is not None
-        for name, grad in gradients.items():
-            if grad.shape != y.shape or grad.dtype != y.dtype:
-                raise RemoteProtocolError(
-                    f"stage {self._exit} got a gradient {grad.dtype} {grad.shape} from {name}, "
-                    f"expected {y.dtype} {y.shape}"
-                )
-        if source is Source.TRUE:
-            return dict(gradients)
-        if source is Source.SYNTHETIC:
-            return {_SYNTHETIC: self._synthetic(slot)}
-        true = self._true(slot, gradients)
-        late = rows(slot.own, "late", true.shape, true.dtype)
-        if source is Source.DIFFERENCE:
-            assert slot.prediction is not None, "a synthetic gradient was not asked for"
-            np.subtract(true, slot.prediction, out=late)
-        share = self._mix if source is Source.SHARE else 1.0
-        # A mean over samples: it goes with a batch of any size.
-        np.multiply(true if source is Source.SHARE else late, share / slot.samples, out=late)
-        return {_SYNTHETIC: late}
-
-    def _synthetic(self, slot: _Slot) -> Array:
-        """The prediction, or what a mix leaves of it."""
-        assert slot.prediction is not None, "a synthetic gradient was not asked for"
-        if not self._mix:
-            return slot.prediction
-        mixed = rows(slot.own, "mixed", slot.prediction.shape, slot.prediction.dtype)
-        return np.multiply(slot.prediction, 1.0 - self._mix, out=mixed)
-
-    def _true(self, slot: _Slot, gradients: Mapping[str, Array]) -> Array:
-        assert self._exit is not None
-        terms = _in_order(self._blocks[self._exit], gradients)
-        if len(terms) == 1:
-            return terms[0]
-        return add_in_order(terms, rows(slot.own, "true", terms[0].shape, terms[0].dtype))
-
     def _wants(self, block: Block, learn: bool, send: bool) -> bool:
         """Somebody needs the gradient of the block's inputs."""
         return any(
@@ -246,9 +182,9 @@ class NumpyStage:
             if name != DATA
         )
 
-    def _count(self, slot: _Slot, source: Source) -> None:
+    def _count(self, slot: StageSlot, source: Source) -> None:
         """Late corrections come before the batch that they go with: make them sums like its own."""
-        if source in _LATE:
+        if source in LATE:
             assert not self._samples, "a correction in the middle of a batch's own update"
             self._corrected = True
             return
@@ -268,30 +204,12 @@ class NumpyStage:
     # --- generator -------------------------------------------------------------------------------
 
     def predict(self, batch: int) -> None:
-        slot = self._slots[batch]
-        block, generator = self._at_exit()
-        h = slot.blocks[block.node.name].y
-        assert h is not None
-        assert slot.context is not None
-        flat = h.reshape(len(h), -1)
-        predicted = generator.predict(flat, slot.context, slot.generator, block.rate_scale())
-        slot.prediction = predicted.reshape(h.shape)
+        assert self._exit is not None
+        self._exit.predict(batch, self._slots[batch])
 
     def fit(self, batch: int, gradients: Mapping[str, Array]) -> Agreement | None:
-        slot = self._slots[batch]
-        block, generator = self._at_exit()
-        true = self._true(slot, gradients)
-        self._fits += 1
-        agreement = None
-        measured = (self._fits - 1) % self._agreement_every == 0
-        if measured and slot.prediction is not None:
-            agreement = _compare(slot.prediction, true)
-        generator.fit(true.reshape(len(true), -1), slot.generator, block.rate_scale())
-        return agreement
-
-    def _at_exit(self) -> tuple[Block, Generator]:
-        assert self._exit is not None and self._generator is not None
-        return self._blocks[self._exit], self._generator
+        assert self._exit is not None
+        return self._exit.fit(batch, self._slots[batch], gradients)
 
     # --- synthetic inputs ------------------------------------------------------------------------
 
@@ -318,12 +236,19 @@ class NumpyStage:
                     f"the input model got {h.dtype} {h.shape} from {producer}, "
                     f"expected {x.dtype} {shape}"
                 )
-            model.fit(x.reshape(len(x), -1), context, h.reshape(len(h), -1), rate_scale)
+            try:
+                model.fit(x.reshape(len(x), -1), context, h.reshape(len(h), -1), rate_scale)
+            except NumericalError as error:
+                reader = self._readers[producer]
+                what = f"the input model of stage {reader.node.name} for {producer}: {error}"
+                reader.watch.fit_left_out(what)
 
     # --- slots -----------------------------------------------------------------------------------
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
-        slot = self._slots.pop(batch)
+        slot = self._slots.pop(batch, None)
+        if slot is None:
+            return  # forgotten
         slot.let_go()  # of what was only passed on
         for name, block in self._blocks.items():
             block.release(slot.blocks[name])
@@ -331,14 +256,23 @@ class NumpyStage:
         if len(self._retired) > _RETIRED_MAX:
             del self._retired[0]  # ZeroMQ keeps what it has still to send
 
-    def _acquire(self) -> _Slot:
+    def forget(self) -> None:
+        for slot in self._slots.values():
+            for name, block in self._blocks.items():
+                block.release(slot.blocks[name])
+        self._slots.clear()
+        for block in self._blocks.values():
+            block.forget()
+        self._samples, self._corrected = 0, False
+
+    def _acquire(self) -> StageSlot:
         """The slot retired last whose arrays have left: its memory is still in the cache."""
         for i in range(len(self._retired) - 1, -1, -1):
             slot, sent = self._retired[i]
             if sent():
                 del self._retired[i]
                 return slot
-        return _Slot({name: block.slot() for name, block in self._blocks.items()})
+        return StageSlot({name: block.slot() for name, block in self._blocks.items()})
 
     # --- weights ---------------------------------------------------------------------------------
 
@@ -356,21 +290,31 @@ class NumpyStage:
                     )
                 np.copyto(array, given[key])
 
+    def snapshot(self) -> dict[str, dict[str, Array]]:
+        assert not any(block.learned for block in self._blocks.values()), "gradients not applied"
+        return {name: snapshot(parts) for name, parts in self._parts().items()}
 
-def _in_order(block: Block, gradients: Mapping[str, Array]) -> list[Array]:
-    names = (*block.node.consumers, _SYNTHETIC)
-    return [gradients[name] for name in names if name in gradients]
+    def restore(self, state: Mapping[str, Mapping[str, Array]]) -> list[str]:
+        self.forget()
+        return restore(self._parts(), state)
 
+    def skips(self) -> dict[str, int]:
+        """ "skipped_updates" and "skipped_fits" (late gradients among them), summed over declared
+        stages: what `numbers.policy = "skip"` has left out."""
+        watches = [block.watch for block in self._blocks.values()]
+        return {
+            "skipped_updates": sum(watch.updates_left_out for watch in watches),
+            "skipped_fits": sum(watch.fits_left_out for watch in watches),
+        }
 
-def _compare(prediction: Array, true: Array) -> Agreement:
-    """|p - g|² is worked out from three products, without an array of differences."""
-    p, g = prediction.ravel(), true.ravel()
-    pp, gg, pg = float(np.dot(p, p)), float(np.dot(g, g)), float(np.dot(p, g))
-    apart = pp - 2 * pg + gg
-    apart = 0.0 if apart < 0 else apart  # rounding; a NaN stays one
-    norms = math.sqrt(pp * gg)
-    return Agreement(
-        cosine=pg / norms if norms > 0 else 0.0,
-        relative_error=math.sqrt(apart / gg) if gg > 0 else 0.0,
-        loss=apart / len(true),
-    )
+    def _parts(self) -> dict[str, list[Part]]:
+        found = {}
+        for name, block in self._blocks.items():
+            own = self._exit if self._exit is not None and self._exit.block is block else None
+            models = {
+                producer: model
+                for producer, model in self._input_models.items()
+                if self._readers[producer] is block
+            }
+            found[name] = parts_of(block, own, models)
+        return found

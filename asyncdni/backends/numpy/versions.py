@@ -102,6 +102,24 @@ class Versions:
             ahead += self._params
             self._current.vector, self._before = ahead, None
 
+    # --- state -----------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Array]:
+        """What the next forwards depend on, copied: "number" (), and looking ahead "ahead" (N,)."""
+        arrays: dict[str, Array] = {"number": np.array(self._current.number, np.int64)}
+        if self._look_ahead:
+            vector = self._current.vector
+            arrays["ahead"] = (self._params if vector is None else vector).copy()
+        return arrays
+
+    def restore(self, arrays: dict[str, Array]) -> None:
+        """Go on from what `snapshot` gave; takes the arrays over."""
+        self._current = Version(int(arrays["number"]), arrays.get("ahead"))
+
+    def begin(self, number: int) -> None:
+        """Go on after so many updates with the weights as they are."""
+        self._current = Version(number)
+
     @contextmanager
     def _in_use(self, vector: Array | None) -> Iterator[None]:
         if vector is None:

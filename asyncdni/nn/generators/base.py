@@ -3,6 +3,8 @@
 `predict` is asked once a batch, right after the forward; `fit` when (and if) the true gradient of
 that batch arrives, possibly many batches later. What a prediction leaves behind for its fit belongs
 to the batch's slot. Gradients are of the summed loss, one row a sample.
+
+A step whose gradient is not finite is not taken: both methods raise `NumericalError` instead.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import numpy as np
 from asyncdni.nn.base import Array, Loss, Slot, Streams
 from asyncdni.nn.layers.slots import rows
 from asyncdni.nn.losses import make_loss
-from asyncdni.nn.optimizers import Adam
+from asyncdni.nn.optimizers import Adam, finite_norm
 
 __all__ = ["ErrorGenerator"]
 
@@ -93,6 +93,7 @@ class ErrorGenerator:
         change = np.matmul(error.T, grad, out=self._change)
         change -= np.matmul(gram, self.params["map"], out=self._pulled)
         change *= self.rate * rate_scale / energy
+        finite_norm(change)
         self.params["map"] += change
 
     def _step_head(self, h: Array, error: Array, rate_scale: float) -> None:
@@ -102,4 +103,5 @@ class ErrorGenerator:
         np.matmul(error.T, h, out=self._weight_grad)
         np.matmul(self._ones[: len(h)], error, out=self._bias_grad)
         self._head_grad *= 1 / len(h)
+        finite_norm(self._head_grad)
         self.optimizer.step(self._head, self._head_grad, self.head_learning_rate * rate_scale)

@@ -13,11 +13,12 @@ on, and Adam's steps do not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
 
+from asyncdni.errors import NumericalError
 from asyncdni.nn.base import Array, Layer, Slot, Streams
 from asyncdni.nn.generators.targets import join
 from asyncdni.nn.layers import Dense
@@ -101,10 +102,15 @@ class Regression:
         return z
 
     def _observe(self, grad: Array) -> None:
-        """Takes a batch of targets (B, D) into their running mean square."""
+        """Takes a batch of targets (B, D) into their running mean square.
+
+        Raises `NumericalError`, and takes nothing in, where it would not be finite."""
         flat = grad.reshape(-1)
+        square = float(flat @ flat) / flat.size
+        if not isfinite(square + self._square[0]):
+            raise NumericalError("the running mean square of its targets is no longer finite")
         self._square *= DECAY
-        self._square += (1 - DECAY) * float(flat @ flat) / flat.size, 1 - DECAY
+        self._square += (1 - DECAY) * square, 1 - DECAY
 
     def _scale(self) -> float:
         """The running RMS of the targets, 1 before the first."""

@@ -18,7 +18,8 @@ class BatchNorm:
 
     Training normalises by the batch's own mean and (biased) variance, and moves `running_mean`
     and `running_var` (unbiased) towards them by the fraction `momentum`, in the order of the
-    forwards; `evaluate` normalises by the running ones.
+    forwards; `evaluate` normalises by the running ones. A batch whose variance is not finite
+    leaves the running ones as they are: they would never be rid of it.
     """
 
     def __init__(self, *, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
@@ -102,6 +103,8 @@ class BatchNorm:
         return self._ones[: len(x)]
 
     def _track(self, mean: Array, unbiased_var: Array) -> None:
+        if not np.isfinite(unbiased_var).all():
+            return
         for name, value in (("running_mean", mean), ("running_var", unbiased_var)):
             running = self.buffers[name]
             running *= 1 - self.momentum

@@ -1,0 +1,31 @@
+"""What outlives a process: cuts of the whole run, and rolling snapshots of single stages.
+
+```
+DIR/checkpoints/000012/STAGE.safetensors    all state of one declared stage, at a drained barrier
+DIR/checkpoints/000012/manifest.json        written last: without it there is no cut
+DIR/snapshots/STAGE.{0,1}.safetensors       the last two snapshots, overwritten in turn
+```
+
+Functions over folders, which keep nothing in memory. Every error is a `CheckpointError`, one line.
+"""
+
+from __future__ import annotations
+
+from asyncdni.checkpoint.cuts import commit, cut_folder, latest, next_cut
+from asyncdni.checkpoint.files import read_state, write_state
+from asyncdni.checkpoint.identity import differences, identity
+from asyncdni.checkpoint.manifest import Manifest
+from asyncdni.checkpoint.snapshots import discard_snapshots
+
+__all__ = [
+    "Manifest",
+    "commit",
+    "cut_folder",
+    "differences",
+    "discard_snapshots",
+    "identity",
+    "latest",
+    "next_cut",
+    "read_state",
+    "write_state",
+]

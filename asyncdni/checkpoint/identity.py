@@ -1,0 +1,76 @@
+"""What a checkpoint belongs to: network, kinds of optimizer, data and how they are cut up.
+
+The rest of an experiment means nothing to it: length, split, schedule, rates, limits, conditions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from asyncdni import config, experiment
+from asyncdni.checkpoint.manifest import Manifest
+from asyncdni.datasets.base import Meta
+from asyncdni.messages import DATA
+
+__all__ = ["differences", "identity"]
+
+_SHOWN_MAX = 60  # characters of one value
+
+
+def identity(chosen: config.Experiment, meta: Meta) -> dict[str, Any]:
+    """For a manifest: what must be the same for its state to be used, as plain JSON."""
+    data = msgspec.to_builtins(chosen.data)
+    data.pop("path", None)  # the same samples may lie elsewhere today
+    found = {
+        "network": {stage.name: _stage(chosen, i) for i, stage in enumerate(chosen.stages)},
+        "data": data | {"shapes": msgspec.to_builtins(meta)},
+        "run": {"seed": chosen.run.seed, "dtype": chosen.run.dtype},
+        # positions count them
+        "schedule": {"microbatches": getattr(chosen.schedule, "microbatches", 1)},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found))  # tuples are lists from here on
+    return plain
+
+
+def _stage(chosen: config.Experiment, index: int) -> dict[str, Any]:
+    """With defaults filled in: a stage reads the one before it."""
+    stage = chosen.stages[index]
+    before = chosen.stages[index - 1].name if index else DATA
+    optimizer = experiment.stage_optimizer(chosen, stage)
+    return {
+        "layers": stage.layers,
+        "inputs": stage.inputs or [before],
+        "join": stage.join,
+        "loss": stage.loss,
+        "optimizer": str(optimizer.__struct_config__.tag),
+    }
+
+
+def differences(manifest: Manifest, chosen: config.Experiment, meta: Meta) -> list[str]:
+    """Why the checkpoint is not of this experiment, a line each; none where it is.
+
+    Each names the place, what the checkpoint has there and what the experiment has:
+    `network.hidden2.layers: [{"dense": 128}, "relu"] in the checkpoint, [{"dense": 64}, "relu"] in
+    the experiment`.
+    """
+    return list(_compare("", manifest.identity, identity(chosen, meta)))
+
+
+def _compare(place: str, then: Any, now: Any) -> Iterator[str]:
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys((*then, *now)):
+            inner = f"{place}.{key}" if place else str(key)
+            yield from _compare(inner, then.get(key), now.get(key))
+    elif then != now:
+        yield f"{place}: {_shown(then)} in the checkpoint, {_shown(now)} in the experiment"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN_MAX else f"{text[: _SHOWN_MAX - 3]}..."
