@@ -117,6 +117,26 @@ def test_batches_in_buffers_of_the_caller_stay_apart(stored: Any) -> None:
     assert np.shares_memory(out, buffers[0])
 
 
+def test_batches_are_read_by_name_as_well() -> None:
+    dataset = numbered(50)
+    x, y = dataset.batch(1, 2, 8, 7, np.float64)
+    read = dataset.read(1, 2, 8, 7, np.float64)
+    assert read.keys() == {"h", "y"} and (read["h"] == x).all() and (read["y"] == y).all()
+    x, y = dataset.test_batch(1, 2, np.float32)
+    read = dataset.read_test(1, 2, np.float32)
+    assert (read["h"] == x).all() and (read["y"] == y).all() and read["h"].dtype == np.float32
+
+
+def test_a_read_goes_into_the_buffer_of_the_caller() -> None:
+    out = np.empty((8, 2), np.float32)
+    assert np.shares_memory(numbered(50).read(0, 0, 8, 0, np.float32, out)["h"], out)
+
+
+def test_all_targets_are_there_to_be_held_against_a_loss() -> None:
+    train, test = numbered(10, test=3).targets()
+    assert train.tolist() == list(range(10)) and test.tolist() == [0, 1, 2]
+
+
 def test_batches_are_copies_of_the_data() -> None:
     dataset = numbered()
     dataset.test_batch(0, 3, np.float32)[0][:] = -1

@@ -275,8 +275,16 @@ def test_batch_norm_refuses_to_train_on_one_sample() -> None:
 
 
 def test_every_registered_layer_is_made_by_its_name() -> None:
+    needed: dict[str, Any] = {
+        "dense": 3,
+        "conv2d": {"channels": 3, "kernel": 2},
+        "max_pool": 2,
+        "average_pool": 2,
+        "reshape": [2, 2],
+        "embedding": {"tokens": 3, "width": 2},
+    }
     for name, kind in LAYERS.items():
-        spec = {"dense": 3} if name == "dense" else name
+        spec = {name: needed[name]} if name in needed else name
         assert type(make_layer(spec, where="test")) is kind
 
 
@@ -324,11 +332,18 @@ def test_a_layer_that_can_not_be_made_is_refused(spec: Any, message: str) -> Non
     assert str(caught.value).startswith(WHERE)
 
 
-@pytest.mark.parametrize("name", ["dense", "batch_norm"])
-def test_inputs_of_several_axes_are_refused(name: str) -> None:
-    layer = make_layer(SPECS[name], where="test")
-    with pytest.raises(ConfigError, match=r"\(D,\), not \(1, 28, 28\)"):
-        layer.output_shape((1, 28, 28))
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("dense", (1, 28, 28), r"\(D,\), not \(1, 28, 28\): flatten them first"),
+        ("batch_norm", (28, 28), r"\(D,\) or \(C, H, W\), not \(28, 28\)"),
+    ],
+)
+def test_inputs_of_another_number_of_axes_are_refused(
+    name: str, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_layer(SPECS[name], where="test").output_shape(shape)
 
 
 class Halved(Relu):

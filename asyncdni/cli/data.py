@@ -8,28 +8,27 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from asyncdni.datasets import download, mnist
+from asyncdni.datasets import archives, download, mnist
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-HELP = "fetch a data set (digits and addition need none)"
+HELP = "fetch a data set (most need none)"
 EXAMPLE = """  asyncdni data mnist
-  asyncdni data mnist --folder data/mnist"""
+  asyncdni data cifar10 --folder data/cifar10"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=("mnist",), help="which data set")
+    parser.add_argument("name", choices=("mnist", *archives.ARCHIVES), help="which data set")
     parser.add_argument(
         "--folder",
         type=Path,
         metavar="DIR",
-        help="where to put its files (default: mnist in $ASYNCDNI_DATA or in the cache folder)",
+        help="where to put its files (default: a folder in $ASYNCDNI_DATA or in the cache folder)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Fetches what is not there yet, or not right; raises `DataError` if that fails."""
-    folder = args.folder or download.default_folder()
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(
@@ -39,11 +38,24 @@ def run(args: argparse.Namespace) -> int:
         transient=True,
         disable=not console.is_terminal,
     ) as bars:
-        _fetch_all(folder, bars)
+        if args.name in archives.ARCHIVES:
+            _fetch_archive(archives.ARCHIVES[args.name], args.folder, bars)
+        else:
+            _fetch_mnist(args.folder or download.default_folder(), bars)
     return 0
 
 
-def _fetch_all(folder: Path, bars: Progress) -> None:
+def _fetch_archive(archive: archives.Archive, given: Path | None, bars: Progress) -> None:
+    folder = given or archives.folder_of(archive)
+    if archives.held(archive, folder):
+        _say(bars, f"{folder}: {', '.join(archive.sizes)} already there")
+        return
+    mirror = archives.fetch(archive, folder, _progress(bars, archive.name))
+    for name in archive.sizes:
+        _say(bars, f"{folder / name}: fetched from {mirror}")
+
+
+def _fetch_mnist(folder: Path, bars: Progress) -> None:
     mirrors = list(download.MIRRORS)
     for file in mnist.FILES:
         if path := download.held(file, folder):

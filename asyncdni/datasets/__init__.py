@@ -1,6 +1,7 @@
 """What is trained on: one module a data set, each with `describe(data)` and `load(data, seed)`.
 
-A new one gets a struct in `config` (its name and options), a module here, and a line below.
+A new one gets a struct in `config` (its name and options), a module here, and a line below: among
+the samples, which stand by themselves, or among the windows of sequences.
 """
 
 from __future__ import annotations
@@ -8,45 +9,105 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from asyncdni import config
-from asyncdni.datasets import addition, digits, mnist, npz
-from asyncdni.datasets.base import Dataset, Meta
+from asyncdni.config import data as options
+from asyncdni.datasets import (
+    addition,
+    cifar10,
+    copying,
+    digit_pairs,
+    digits,
+    mnist,
+    npz,
+    text,
+    trigonometry,
+)
+from asyncdni.datasets.base import Dataset
+from asyncdni.datasets.batches import Batches
+from asyncdni.datasets.meta import Meta, Tensor, misfit
+from asyncdni.datasets.sequences import Sequences
 from asyncdni.datasets.validation import described, hold_out
+from asyncdni.errors import ConfigError
 
-__all__ = ["Dataset", "Meta", "describe", "load"]
+__all__ = [
+    "Batches",
+    "Dataset",
+    "Meta",
+    "Sequences",
+    "Tensor",
+    "describe",
+    "load",
+    "misfit",
+    "open_batches",
+]
 
 _DESCRIBE: dict[type, Callable[[Any], Meta]] = {
-    config.Digits: digits.describe,
-    config.Mnist: mnist.describe,
-    config.Addition: addition.describe,
-    config.Npz: npz.describe,
+    options.Digits: digits.describe,
+    options.Mnist: mnist.describe,
+    options.Addition: addition.describe,
+    options.Npz: npz.describe,
+    options.DigitPairs: digit_pairs.describe,
+    options.Cifar10: cifar10.describe,
+    options.Copy: copying.describe,
+    options.RepeatCopy: copying.describe,
+    options.Text: text.describe,
+    options.Trigonometry: trigonometry.describe,
 }
 
-_LOAD: dict[type, Callable[[Any, int], Dataset]] = {
-    config.Digits: digits.load,
-    config.Mnist: mnist.load,
-    config.Addition: addition.load,
-    config.Npz: npz.load,
+_SAMPLES: dict[type, Callable[[Any, int], Dataset]] = {
+    options.Digits: digits.load,
+    options.Mnist: mnist.load,
+    options.Addition: addition.load,
+    options.Npz: npz.load,
+    options.DigitPairs: digit_pairs.load,
+    options.Cifar10: cifar10.load,
+}
+
+_WINDOWS: dict[type, Callable[[Any, int], Sequences]] = {
+    options.Copy: copying.load,
+    options.RepeatCopy: copying.load,
+    options.Text: text.load,
+    options.Trigonometry: trigonometry.load,
 }
 
 
-def describe(data: config.Data) -> Meta:
-    """Shapes and counts of a data set without loading it; only `npz` touches its file.
+def describe(data: options.Data) -> Meta:
+    """Shapes and counts of a data set without loading it; only `npz`, `cifar10` and `text` look at
+    their files.
 
-    `data.validation` is taken off the training samples. Raises `DataError` where that file is
-    missing, damaged or of another form, and `ConfigError` where nothing is left to train on.
+    `data.validation` is taken off the training samples. Raises `DataError` where such a file is
+    missing, damaged or of another form, and `ConfigError` for options that don't go together, as
+    where nothing is left to train on.
     """
-    return described(_DESCRIBE[type(data)](data), data.validation)
+    meta = _DESCRIBE[type(data)](data)
+    # Windows have been held out by now: single ones can't be taken out of a sequence.
+    return meta if type(data) in _WINDOWS else described(meta, data.validation)
 
 
-def load(data: config.Data, seed: int) -> Dataset:
-    """The data set in memory, checked.
+def open_batches(data: options.Data, seed: int) -> Batches:
+    """Any data set, checked and ready to be read from.
 
     `seed` is the run's: generated data depend on it, so that every schedule of one seed trains on
-    the same samples. With `data.validation`, samples held out of training are the test part.
+    the same samples. With `data.validation`, what is held out of training is the test part.
     Raises `DataError` for what is missing, damaged or can't be trained on, and `ConfigError` as
     `describe` does.
     """
-    dataset = _LOAD[type(data)](data, seed)
+    if type(data) not in _WINDOWS:
+        return load(data, seed)
+    sequences = _WINDOWS[type(data)](data, seed)
+    sequences.validate()
+    return sequences
+
+
+def load(data: options.Data, seed: int) -> Dataset:
+    """The arrays of a set of samples in memory; arguments and errors as for `open_batches`.
+
+    Raises `ConfigError` for sequences, which have none.
+    """
+    if type(data) in _WINDOWS:
+        raise ConfigError(
+            f"data.name: {data.__struct_config__.tag!r} is made of windows of sequences; "
+            "expected a set of single samples here"
+        )
+    dataset = _SAMPLES[type(data)](data, seed)
     dataset.validate()
     return hold_out(dataset, data.validation)

@@ -1,4 +1,4 @@
-"""A data set in memory, kept as compact as it came, and the batches that are read from it.
+"""Samples in memory, kept as compact as they came, and the batches that are read from them.
 
 Images stay uint8 and are scaled to [0, 1] when a batch is read, so that MNIST takes 55 MB and not
 220. The order of an epoch is a permutation keyed by (seed, epoch) and nothing else: every schedule,
@@ -9,31 +9,19 @@ Shapes in comments: N samples, B samples of one batch.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from asyncdni.datasets.checks import check_contents, check_forms
+from asyncdni.datasets.meta import Array, Meta, Tensor
 from asyncdni.nn.streams import stream
 
-__all__ = ["ARRAYS", "Array", "Dataset", "Meta"]
+__all__ = ["ARRAYS", "Array", "Dataset", "Meta", "Tensor", "buffer_for"]
 
-Array = NDArray[Any]
-
-#: The arrays of every data set, by name.
+#: The arrays of every set of samples, by name.
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-
-
-class Meta(msgspec.Struct, frozen=True):
-    """What a network must fit, known without loading the samples."""
-
-    input_shape: tuple[int, ...]  # of one sample
-    targets: Literal["classes", "values"]
-    outputs: int  # classes, or values a sample
-    train_samples: int
-    test_samples: int
 
 
 class Dataset:
@@ -123,7 +111,7 @@ class Dataset:
         """
         span = _span(index, batch_size, len(self.x_train))
         rows = self.order(seed, epoch)[span]
-        x = _buffer(out, (len(rows), *self.x_train.shape[1:]), dtype)
+        x = buffer_for(out, (len(rows), *self.x_train.shape[1:]), dtype)
         # mode="clip" only skips NumPy's buffering of `out`: rows are always in range.
         if self.x_train.dtype == x.dtype:
             np.take(self.x_train, rows, axis=0, out=x, mode="clip")
@@ -142,9 +130,31 @@ class Dataset:
         """Test batch `index`, in stored order; arguments, results and errors as for `batch`."""
         span = _span(index, batch_size, len(self.x_test))
         samples = self.x_test[span]
-        x = _buffer(out, samples.shape, dtype)
+        x = buffer_for(out, samples.shape, dtype)
         _convert(samples, x)
         return x, self._targets(self.y_test[span], x.dtype)
+
+    def read(
+        self,
+        epoch: int,
+        index: int,
+        batch_size: int,
+        seed: int,
+        dtype: DTypeLike,
+        out: Array | None = None,
+    ) -> dict[str, Array]:
+        """As `batch`: {"h": x, "y": y}."""
+        x, y = self.batch(epoch, index, batch_size, seed, dtype, out)
+        return {"h": x, "y": y}
+
+    def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
+        """As `test_batch`: {"h": x, "y": y}."""
+        x, y = self.test_batch(index, batch_size, dtype)
+        return {"h": x, "y": y}
+
+    def targets(self) -> tuple[Array, ...]:
+        """All y, stored as they came: what a loss must be able to learn."""
+        return self.y_train, self.y_test
 
     def order(self, seed: int, epoch: int) -> Array:
         """Indices into x_train (N,) as `batch` reads them, one batch behind another; read-only."""
@@ -167,7 +177,10 @@ def _span(index: int, batch_size: int, samples: int) -> slice:
     return slice(start, min(start + batch_size, samples))
 
 
-def _buffer(out: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+def buffer_for(out: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """The first rows of `out`, or a new array where it is None: C-contiguous, of that form.
+
+    Raises `ValueError` for an `out` of another dtype or shape."""
     if out is None:
         return np.empty(shape, dtype=dtype)
     fits = out.shape[1:] == shape[1:] and len(out) >= shape[0] and out.flags.c_contiguous

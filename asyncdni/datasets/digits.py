@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from asyncdni import config
-from asyncdni.datasets import npz
+from asyncdni.datasets import mnist, npz
 from asyncdni.datasets.base import Dataset, Meta
 
 __all__ = ["FILE", "META", "describe", "load"]
@@ -25,10 +25,11 @@ META = Meta(
 
 
 def describe(data: config.Digits) -> Meta:
-    """`META`; touches no file."""
-    return META
+    """`META`, or that of image planes; touches no file."""
+    return mnist.described_as(META, planes=data.planes)
 
 
 def load(data: config.Digits, seed: int) -> Dataset:
     """The embedded images; nothing in them depends on the seed."""
-    return Dataset("digits", **npz.read(FILE), classes=META.outputs)
+    images = Dataset("digits", **npz.read(FILE), classes=META.outputs)
+    return mnist.as_planes(images, planes=data.planes)

@@ -12,13 +12,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from asyncdni import config
 from asyncdni.datasets.base import Array, Dataset, Meta
 from asyncdni.datasets.folders import data_folders
 from asyncdni.datasets.idx import decompress, parse
 from asyncdni.errors import DataError
 
-__all__ = ["FILES", "META", "File", "checked", "describe", "find", "load", "read"]
+__all__ = [
+    "FILES",
+    "META",
+    "File",
+    "as_planes",
+    "checked",
+    "describe",
+    "described_as",
+    "find",
+    "load",
+    "read",
+]
 
 
 class File(NamedTuple):
@@ -63,12 +76,15 @@ META = Meta(
     input_shape=(784,), targets="classes", outputs=10, train_samples=60_000, test_samples=10_000
 )
 
+#: Of an image with `planes`: channels, rows, columns.
+_PLANES = (1, 28, 28)
+
 _CURE = "`asyncdni data mnist`, or set ASYNCDNI_DATA to their folder"
 
 
 def describe(data: config.Mnist) -> Meta:
-    """`META`; touches no file."""
-    return META
+    """`META`, or that of image planes; touches no file."""
+    return described_as(META, planes=data.planes)
 
 
 def load(data: config.Mnist, seed: int) -> Dataset:
@@ -77,9 +93,27 @@ def load(data: config.Mnist, seed: int) -> Dataset:
     Raises `DataError` where a file is missing, damaged or not the published one.
     """
     folders = data_folders(data.path, "mnist")
-    if data.path:
-        return read(folders, cure=f"`asyncdni data mnist --folder {data.path}`, or mend data.path")
-    return read(folders)
+    cure = f"`asyncdni data mnist --folder {data.path}`, or mend data.path" if data.path else _CURE
+    return as_planes(read(folders, cure), planes=data.planes)
+
+
+def described_as(meta: Meta, *, planes: bool) -> Meta:
+    """`meta` of images that come as pixels (784,) or, with `planes`, as (1, 28, 28)."""
+    return msgspec.structs.replace(meta, input_shape=_PLANES) if planes else meta
+
+
+def as_planes(dataset: Dataset, *, planes: bool) -> Dataset:
+    """The same images, the same memory, as `described_as` says."""
+    if not planes:
+        return dataset
+    return Dataset(
+        dataset.source,
+        dataset.x_train.reshape(-1, *_PLANES),
+        dataset.y_train,
+        dataset.x_test.reshape(-1, *_PLANES),
+        dataset.y_test,
+        dataset.classes,
+    )
 
 
 def read(folders: Sequence[Path], cure: str = _CURE) -> Dataset:

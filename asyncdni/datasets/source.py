@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asyncdni.datasets.base import Dataset
+from asyncdni.datasets.batches import Batches
 from asyncdni.schedules.base import Op
 
 __all__ = ["Source"]
@@ -23,7 +23,7 @@ class Source:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Batches,
         *,
         batch_size: int,
         seed: int,
@@ -43,16 +43,14 @@ class Source:
         self._retired: list[tuple[NDArray[Any], Callable[[], bool]]] = []
 
     def read(self, op: Op) -> dict[str, NDArray[Any]]:
-        """{"h": inputs (B, …), "y": targets}."""
+        """The arrays of a batch by name: see `datasets.meta.Meta`."""
         if op.evaluate:
-            x, y = self._dataset.test_batch(op.batch, self._test_batch_size, self._dtype)
-            return {"h": x, "y": y}
+            return self._dataset.read_test(op.batch, self._test_batch_size, self._dtype)
         buffer = self._in_use[op.batch] = self._acquire()
         epoch, index = divmod(op.batch, self._per_epoch)
-        x, y = self._dataset.batch(
+        return self._dataset.read(
             epoch, index, self._batch_size, self._seed, self._dtype, out=buffer
         )
-        return {"h": x, "y": y}
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
         """The worker that hosts the data is through with a batch."""

@@ -15,19 +15,51 @@ from typing import Any
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Layer
 from asyncdni.nn.layers.batch_norm import BatchNorm
+from asyncdni.nn.layers.batch_norm_2d import BatchNorm2d
+from asyncdni.nn.layers.conv2d import Conv2d
 from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.dropout import Dropout
+from asyncdni.nn.layers.embedding import Embedding
+from asyncdni.nn.layers.layer_norm import LayerNorm
+from asyncdni.nn.layers.pooling import AveragePool, MaxPool
 from asyncdni.nn.layers.relu import Relu
+from asyncdni.nn.layers.reshape import Flatten, Reshape
 from asyncdni.nn.layers.sigmoid import Sigmoid
 from asyncdni.nn.layers.tanh import Tanh
 
-__all__ = ["LAYERS", "BatchNorm", "Dense", "Relu", "Sigmoid", "Tanh", "make_layer"]
+__all__ = [
+    "LAYERS",
+    "AveragePool",
+    "BatchNorm",
+    "BatchNorm2d",
+    "Conv2d",
+    "Dense",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "LayerNorm",
+    "MaxPool",
+    "Relu",
+    "Reshape",
+    "Sigmoid",
+    "Tanh",
+    "make_layer",
+]
 
 LAYERS: dict[str, type[Any]] = {
     "dense": Dense,
-    "batch_norm": BatchNorm,
+    "batch_norm": BatchNorm2d,  # of vectors too
     "relu": Relu,
     "tanh": Tanh,
     "sigmoid": Sigmoid,
+    "conv2d": Conv2d,
+    "max_pool": MaxPool,
+    "average_pool": AveragePool,
+    "flatten": Flatten,
+    "reshape": Reshape,
+    "dropout": Dropout,
+    "layer_norm": LayerNorm,
+    "embedding": Embedding,
 }
 
 _METHODS = ("output_shape", "build", "forward", "backward", "evaluate")

@@ -1,0 +1,69 @@
+"""What is known of a data set without its samples: the shapes that networks and peers go by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+__all__ = ["Array", "Meta", "Tensor", "misfit"]
+
+Array = NDArray[Any]
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """One array of a batch, without the batch axis."""
+
+    shape: tuple[int, ...]
+    dtype: Literal["bool", "float"]  # "float": the run's
+
+
+class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a network must fit.
+
+    A batch is {"h": inputs (B, *input_shape), "y": targets} and what `context` names, B rows each.
+    y is (B,) int64 class ids or (B, outputs) values; with `steps`, one target a step: (B, steps) or
+    (B, steps, outputs). Known to the context:
+
+    * "first", "last": the window begins, ends a sequence of that stream.
+    * "mask": which steps count, in the loss and among the answers; all where it is absent.
+    * "coming": the targets after the window's end, for generators, in training only.
+    """
+
+    input_shape: tuple[int, ...]  # of one sample
+    targets: Literal["classes", "values"]
+    outputs: int  # classes, or values a sample (a step)
+    train_samples: int  # of an epoch; windows are counted once for each of their streams
+    test_samples: int
+    steps: int = 0  # of a window, each with a target of its own; 0: one target a sample
+    context: dict[str, Tensor] = {}
+    vocabulary: str = ""  # of a text: its characters in the order of their ids
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """What a stage with a loss must end in: (outputs,), or (steps, outputs)."""
+        return (self.steps, self.outputs) if self.steps else (self.outputs,)
+
+
+def misfit(meta: Meta, tensors: Mapping[str, Array], rows: int, dtype: DTypeLike) -> str | None:
+    """Why "y" and the context of a batch of `rows` samples are not what `meta` says, as in
+    `mask is float32 (32, 4), expected bool (32, 5)`; None where they are."""
+    steps = (meta.steps,) if meta.steps else ()
+    expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+    if meta.targets == "classes":
+        expected = {"y": (np.dtype(np.int64), (rows, *steps))}
+    else:
+        expected = {"y": (np.dtype(dtype), (rows, *steps, meta.outputs))}
+    for name, tensor in meta.context.items():
+        kind = np.dtype(np.bool_ if tensor.dtype == "bool" else dtype)
+        expected[name] = (kind, (rows, *tensor.shape))
+    for name, (kind, shape) in expected.items():
+        array = tensors.get(name)
+        if array is None:
+            return f"{name} is missing, expected {kind} {shape}"
+        if array.dtype != kind or array.shape != shape:
+            return f"{name} is {array.dtype} {array.shape}, expected {kind} {shape}"
+    return None

@@ -1,0 +1,94 @@
+"""Embedding: a vector for each of a few things, such as letters, that go by their numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from asyncdni.errors import ConfigError, DataError
+from asyncdni.nn.base import Array, Slot, Streams
+from asyncdni.nn.initialisers import make_initialiser
+from asyncdni.nn.layers.slots import forwarded, gradient, rows
+
+__all__ = ["Embedding"]
+
+
+class Embedding:
+    """Rows of weight (tokens, width), as torch.nn.Embedding: ids (B, …) to y (B, …, width).
+
+    Ids are whole numbers from 0 below `tokens`, of any integer type or as floats. The gradient of
+    the weight is of all rows, zero where no id of the batch points; that of the ids is zero, as
+    there is no step between two of them.
+    """
+
+    def __init__(self, tokens: int, *, width: int, init: str = "normal:1") -> None:
+        for name, value in (("tokens", tokens), ("width", width)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} {value!r}: expected a positive whole number")
+        self.tokens = tokens
+        self.width = width
+        self.params: dict[str, Array] = {}
+        self.grads: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
+        self.fresh = True
+        self._initialise = make_initialiser(init)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape, self.width)
+
+    def build(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
+    ) -> tuple[int, ...]:
+        self.params = {"weight": np.empty((self.tokens, self.width), dtype)}
+        self._initialise(self.params["weight"], streams("init"))
+        self.grads = {"weight": np.zeros_like(self.params["weight"])}
+        self.fresh = True
+        return self.output_shape(shape)
+
+    def forward(self, x: Array, slot: Slot) -> Array:
+        """Raises `DataError` for an id that has no row."""
+        forwarded(slot)
+        weight = self.params["weight"]
+        slot["ids"] = ids = self._checked(x)
+        return self._look_up(ids, rows(slot, "y", (*x.shape, self.width), weight.dtype))
+
+    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
+        """Zeros of the ids' shape, if `send`."""
+        ids: Array = slot["ids"]
+        if learn:
+            self._learn(grad_y.reshape(-1, self.width), ids.reshape(-1))
+        if not send:
+            return None
+        grad_x = gradient(slot, ids.shape, grad_y.dtype)
+        grad_x.fill(0)
+        return grad_x
+
+    def evaluate(self, x: Array) -> Array:
+        weight = self.params["weight"]
+        return self._look_up(self._checked(x), np.empty((*x.shape, self.width), weight.dtype))
+
+    def _look_up(self, ids: Array, y: Array) -> Array:
+        # They are in range: without "clip", take would write to a copy of `y` first.
+        return np.take(self.params["weight"], ids, axis=0, out=y, mode="clip")
+
+    def _checked(self, x: Array) -> Array:
+        with np.errstate(invalid="ignore"):  # NaN: the comparison tells
+            ids = x.astype(np.int64)
+        wrong = x[(ids < 0) | (ids >= self.tokens) | (ids != x)]
+        if wrong.size:
+            raise DataError(
+                f"an embedding layer was given the id {wrong[0]}: expected a whole number from 0 "
+                f"to {self.tokens - 1}; recode the data or raise tokens"
+            )
+        return ids
+
+    def _learn(self, grad_y: Array, ids: Array) -> None:
+        """Sums the gradients of equal ids, which a stable sort brings together in their order."""
+        grad = self.grads["weight"]
+        if self.fresh:
+            grad.fill(0)
+        self.fresh = False
+        order = np.argsort(ids, kind="stable")
+        found, starts = np.unique(ids[order], return_index=True)
+        grad[found] += np.add.reduceat(grad_y[order], starts, axis=0)

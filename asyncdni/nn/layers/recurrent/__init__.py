@@ -1,0 +1,1 @@
+"""Recurrent layers: windows of a stream, state carried between them, futures predicted."""

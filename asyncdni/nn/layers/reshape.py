@@ -1,0 +1,74 @@
+"""Other shapes of the same numbers: flatten and reshape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from asyncdni.errors import ConfigError
+from asyncdni.nn.base import Array, Slot, Streams
+from asyncdni.nn.layers.elementwise import Elementwise
+
+__all__ = ["Flatten", "Reshape"]
+
+
+class Reshape(Elementwise):
+    """x (B, …) as (B, *shape), the same numbers in the same order and the same memory.
+
+    `shape` is without the batch axis; one of its numbers may be -1: what is left over for it.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        given = list(shape) if isinstance(shape, list | tuple) else []
+        whole = [one for one in given if isinstance(one, int) and not isinstance(one, bool)]
+        if len(whole) != len(given) or not given or given.count(-1) > 1 or _wrong(given):
+            raise ConfigError(
+                f"shape {shape!r}: expected a list of positive whole numbers, without the batch "
+                "axis; one of them may be -1"
+            )
+        self.shape = tuple(given)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        numbers, known = math.prod(shape), math.prod(one for one in self.shape if one > 0)
+        fits = numbers % known == 0 if -1 in self.shape else numbers == known
+        if not fits or not numbers:
+            raise ConfigError(
+                f"a reshape layer to {self.shape} takes inputs of "
+                f"{'a multiple of ' if -1 in self.shape else ''}{known} numbers, not {numbers} of "
+                f"shape {shape}"
+            )
+        return tuple(numbers // known if one < 0 else one for one in self.shape)
+
+    def build(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
+    ) -> tuple[int, ...]:
+        self.fresh = True
+        self._from, self._to = shape, self.output_shape(shape)
+        return self._to
+
+    def forward(self, x: Array, slot: Slot) -> Array:
+        """A view of x."""
+        return x.reshape(len(x), *self._to)
+
+    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
+        """A view of `grad_y`, if `send`."""
+        self.fresh = self.fresh and not learn
+        return grad_y.reshape(len(grad_y), *self._from) if send else None
+
+    def evaluate(self, x: Array) -> Array:
+        return x.reshape(len(x), *self._to)
+
+
+class Flatten(Reshape):
+    """x (B, …) as (B, D)."""
+
+    def __init__(self) -> None:
+        super().__init__([-1])
+
+
+def _wrong(given: list[int]) -> bool:
+    return any(one < 1 and one != -1 for one in given)
