@@ -10,9 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from wire import make_keys
 
-from asyncdni.errors import LaunchError
-from asyncdni.transports.address import IPC_PATH_BYTES_MAX, data_endpoint, parse, private_folder
+from asyncdni.errors import ConfigError, LaunchError
+from asyncdni.transports.address import (
+    IPC_PATH_BYTES_MAX,
+    check_secure,
+    data_endpoint,
+    join_key,
+    parse,
+    private_folder,
+    split_key,
+)
 
 
 @pytest.fixture
@@ -131,3 +140,89 @@ def test_a_worker_listens_on_the_interface_that_reaches_its_coordinator() -> Non
 def test_an_unknown_host_is_named() -> None:
     with pytest.raises(LaunchError, match=r"no-such-host\.invalid"):
         data_endpoint("tcp://no-such-host.invalid:5555")
+
+
+# --- who else may come ---------------------------------------------------------------------------
+
+OPEN = [
+    "tcp://192.0.2.7:5555",
+    "tcp://node-3.cluster:5555",
+    "tcp://0.0.0.0:5555",
+    "tcp://*:5555",
+    "tcp://*:0",
+    "tcp://127.0.0.1.example.org:5555",
+    "tcp://localhost.example.org:5555",
+    "tcp://1270.0.0.1:5555",
+]
+
+
+@pytest.mark.parametrize("address", OPEN)
+def test_an_address_off_this_host_needs_keys_or_a_loud_word(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"--keys DIR \(`asyncdni keys new DIR`.* --insecure"):
+        check_secure(address, None, insecure=False)
+    check_secure(address, None, insecure=True)
+    check_secure(address, make_keys(), insecure=False)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["tcp://127.0.0.1:5555", "tcp://127.8.8.8:0", "tcp://localhost:5555", "ipc:///any/where"],
+)
+def test_an_address_of_this_host_alone_needs_neither(address: str) -> None:
+    check_secure(address, None, insecure=False)
+
+
+def test_what_is_no_address_is_not_secure() -> None:
+    with pytest.raises(LaunchError):
+        check_secure("udp://127.0.0.1:5555", None, insecure=False)
+
+
+@pytest.mark.parametrize("bind", [True, False])
+@pytest.mark.parametrize("mode", [0o755, 0o711, 0o710, 0o701, 0o1777])
+def test_a_folder_that_others_may_enter_is_no_place_for_a_socket(
+    folder: Path, mode: int, bind: bool
+) -> None:
+    inner = folder / "inner"
+    inner.mkdir()
+    inner.chmod(mode)
+    folder.chmod(0o755)
+    with pytest.raises(LaunchError, match="other users may enter"):
+        parse(f"ipc://{inner}/run", bind=bind)
+    inner.chmod(0o700)
+    parse(f"ipc://{inner}/run", bind=bind)
+
+
+def test_an_open_folder_behind_a_closed_one_is_closed(folder: Path) -> None:
+    (folder / "inner").mkdir()
+    (folder / "inner").chmod(0o777)
+    parse(f"ipc://{folder}/inner/run", bind=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give folders away")
+def test_a_folder_of_another_user_is_no_place_for_a_socket(folder: Path) -> None:
+    os.chown(folder, 12345, -1)
+    with pytest.raises(LaunchError, match="other users may enter"):
+        parse(f"ipc://{folder}/run", bind=True)
+
+
+def test_a_link_to_a_folder_is_as_open_as_that_folder(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        os.chmod(place, 0o755)
+        (folder / "link").symlink_to(place)
+        with pytest.raises(LaunchError, match="other users may enter"):
+            parse(f"ipc://{folder}/link/run", bind=True)
+
+
+def test_a_key_stays_with_its_endpoint() -> None:
+    key = bytes(range(32))
+    for endpoint in ("tcp://192.0.2.7:5555", "ipc:///tmp/a?key=b/w1"):
+        assert split_key(join_key(endpoint, key)) == (endpoint, key)
+        assert split_key(endpoint) == (endpoint, None)
+
+
+@pytest.mark.parametrize("tail", ["", "0" * 63, "0" * 65, "G" * 64, "A" * 64])
+def test_what_is_no_key_is_left_in_the_endpoint_and_refused_there(tail: str) -> None:
+    endpoint, key = split_key(f"tcp://127.0.0.1:5?key={tail}")
+    assert key is None
+    with pytest.raises(LaunchError):
+        parse(endpoint, bind=False)

@@ -44,7 +44,7 @@ def test_a_heart_beats_for_its_worker_until_it_is_stopped(
 
 def test_a_silent_coordinator_is_lost(coordinator: CoordinatorTransport) -> None:
     reasons: queue.Queue[str] = queue.Queue()
-    heart = Heart(coordinator.address, b"worker", 0.1, reasons.put)
+    heart = Heart(coordinator.address, b"worker", 0.1, reasons.put, patience_s=0.1)
     heart.start()  # nobody receives, so nobody answers
     reason = reasons.get(timeout=PATIENCE_S)
     heart.stop()
@@ -95,7 +95,7 @@ def test_a_worker_without_a_coordinator_ends_with_one_line(
     program = (
         "import threading\n"
         "from asyncdni.transports.beat import Heart\n"
-        f"Heart({coordinator.address!r}, b'worker', 0.1).start()\n"
+        f"Heart({coordinator.address!r}, b'worker', 0.1, patience_s=0.1).start()\n"
         "threading.Event().wait()\n"
     )
     done = subprocess.run(

@@ -44,6 +44,7 @@ FIELDS = {
     str: st.text(),
     bool: st.booleans(),
     int | None: st.none() | st.integers(0, 2**63),
+    list[str]: st.lists(st.text(), max_size=3),
     dict[str, str]: st.dictionaries(st.text(), st.text(), max_size=3),
     dict[str, int]: st.dictionaries(st.text(), st.integers(0, 2**63), max_size=3),
     dict[str, float | int | None]: st.dictionaries(
@@ -345,7 +346,7 @@ def test_a_tensor_that_no_peer_would_take_is_refused_before_it_leaves(tensor: ob
         Gradient("b", 1, 1, [np.zeros(2)]),  # type: ignore[arg-type]
         Gradient("b", 1, 1, {3: np.zeros(2)}),  # type: ignore[dict-item]
         Gradient("b", 1, 1, {"x" * 300: np.zeros(2)}),
-        Welcome("a", 0, {"nested": {1: 2}}, {}, ""),
+        Welcome("a", 0, {"nested": {1: 2}}, {}, "", "initial"),
         messages.Save("\ud800"),
         messages.Save("x" * codec.HEADER_BYTES_MAX),
         Message(),
@@ -361,7 +362,7 @@ def test_endless_nesting_is_refused_before_it_leaves() -> None:
     loop: dict[str, object] = {}
     loop["loop"] = loop
     with pytest.raises(LocalProtocolError):
-        encode(Welcome("a", 0, loop, {}, ""))
+        encode(Welcome("a", 0, loop, {}, "", "initial"))
 
 
 def test_a_message_without_fields_is_its_tag() -> None:

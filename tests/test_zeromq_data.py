@@ -11,6 +11,7 @@ import zmq
 from wire import HELLO, PATIENCE_S, Site, activation, pair, received, wait_until
 
 from asyncdni.config import Limits
+from asyncdni.delays import LinkDelay
 from asyncdni.errors import (
     LaunchError,
     LimitExceeded,
@@ -20,13 +21,14 @@ from asyncdni.errors import (
 from asyncdni.messages import (
     COORDINATOR,
     Activation,
+    Close,
     Credit,
     Gradient,
-    Interrupt,
     Ready,
     Start,
 )
-from asyncdni.transports import sockets, zeromq
+from asyncdni.transports import arrivals, sockets
+from asyncdni.transports.codec import decode
 
 
 @pytest.fixture(params=["ipc", "tcp"])
@@ -120,13 +122,13 @@ def test_control_comes_before_data(site: Site) -> None:
     credit = Credit("peer", 0, "worker", 1, 2)
     peer.send("worker", credit)
     poller = zmq.Poller()
-    poller.register(worker._data, zmq.POLLIN)
+    poller.register(worker._arrivals.socket, zmq.POLLIN)
     assert poller.poll(int(PATIENCE_S * 1000))
-    coordinator.send(worker.identity, Interrupt())
+    coordinator.send(worker.identity, Close("final"))
     poller = zmq.Poller()
     poller.register(worker._control, zmq.POLLIN)
     assert poller.poll(int(PATIENCE_S * 1000))
-    assert worker.receive(PATIENCE_S) == [Interrupt(), credit]
+    assert worker.receive(PATIENCE_S) == [Close("final"), credit]
 
 
 @pytest.mark.parametrize(
@@ -139,11 +141,39 @@ def test_control_comes_before_data(site: Site) -> None:
     ],
     ids=repr,
 )
-def test_garbage_from_a_neighbour_is_told_with_its_socket(site: Site, frames: list[bytes]) -> None:
-    site.coordinator()
+def test_garbage_on_the_data_socket_is_dropped_and_counted(site: Site, frames: list[bytes]) -> None:
+    a, b = pair(site)
+    stranger = site.raw(zmq.PUSH, b.address)
+    for number in range(1, 4):
+        stranger.send_multipart(frames)
+        assert b.receive(PATIENCE_S) == []
+        assert b.counters()["rejected_messages"] == number
+    assert len(b.rejected) == 3 and b.rejected[0].startswith("dropped a message: ")
+    assert b.take_accused() == []  # nobody knows who it was
+    a.send("b", Credit("a", 0, "b", 1, 2))
+    assert received(b) == Credit("a", 0, "b", 1, 2)
+
+
+def test_of_much_garbage_only_the_first_is_told(site: Site) -> None:
+    _, b = pair(site)
+    stranger = site.raw(zmq.PUSH, b.address)
+    for _ in range(100):
+        stranger.send(b"garbage")
+    while b.counters()["rejected_messages"] < 100:
+        b.receive(PATIENCE_S)
+    assert len(b.rejected) == 16
+
+
+def test_garbage_from_the_coordinator_is_told_with_its_address(site: Site) -> None:
+    router = site.raw(zmq.ROUTER)
+    router.bind(site.address)
+    site.address = router.getsockopt_string(zmq.LAST_ENDPOINT)
     worker = site.worker()
-    site.raw(zmq.PUSH, worker.address).send_multipart(frames)
-    with pytest.raises(RemoteProtocolError, match=f"data socket {worker.address}: "):
+    worker.send(COORDINATOR, HELLO)
+    assert router.poll(int(PATIENCE_S * 1000))
+    identity, _ = router.recv_multipart()
+    router.send_multipart([identity, b"garbage"])
+    with pytest.raises(RemoteProtocolError, match=f"control socket to {site.address}: "):
         worker.receive(PATIENCE_S)
 
 
@@ -165,18 +195,34 @@ def test_a_limit_on_messages_between_workers_spares_control(site: Site) -> None:
     assert received(worker) == Start()
 
 
-def test_a_message_over_the_limit_is_an_error_of_its_sender(site: Site) -> None:
+def test_a_message_over_the_limit_is_dropped_by_its_receiver(site: Site) -> None:
     a, b = pair(site)
-    b.limit(Limits(message_bytes=10_000))
+    b.limit(Limits(message_bytes=16_500))  # more than any frame of it has
     a.send("b", activation(64 * 64))
-    with pytest.raises(RemoteProtocolError, match="at most 10000 are allowed"):
-        b.receive(PATIENCE_S)
+    assert b.receive(PATIENCE_S) == []
+    assert b.rejected[0].endswith("at most 16500 are allowed")
+
+
+def test_a_frame_over_the_limit_is_not_even_read_over_tcp() -> None:
+    with ExitStack() as stack:
+        site = Site(stack, "tcp")
+        a, b = pair(site)
+        b.limit(Limits(message_bytes=10_000))
+        greedy = site.raw(zmq.PUSH, b.address)
+        monitor = greedy.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        greedy.send(bytes(20_000))
+        assert monitor.poll(int(PATIENCE_S * 1000))
+        greedy.disable_monitor()
+        monitor.close()
+        a.send("b", Credit("a", 0, "b", 1, 2))
+        assert received(b) == Credit("a", 0, "b", 1, 2)
+        assert b.rejected == []
 
 
 def test_a_limit_above_the_default_is_kept_on_both_sides(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zeromq, "Limits", lambda: Limits(message_bytes=1))  # the default
+    monkeypatch.setattr(arrivals, "Limits", lambda: Limits(message_bytes=1))  # the default
     a, b = pair(site, Limits(message_bytes=1_000_000))
     a.send("b", activation(64 * 64))
     assert isinstance(received(b), Activation)
@@ -188,19 +234,22 @@ def test_a_wait_takes_nothing_and_ends_when_something_is_here(site: Site) -> Non
     a.send("b", credit)
     b.wait(None)
     assert b.messages == 0
-    assert b.receive(0) == [credit]
+    while not (found := b.receive(0)):
+        b.wait(None)  # a peer that connects ends a wait as well
+    assert found == [credit]
     b.wait(0.001)
     assert b.counters() == {
         "bytes_sent": 0,
         "bytes_received": a.bytes_sent,
         "messages": 1,
+        "rejected_messages": 0,
     }
 
 
 def test_a_peer_that_sends_a_giant_frame_is_cut_off(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zeromq, "MESSAGE_BYTES_MAX", 10_000)
+    monkeypatch.setattr(arrivals, "MESSAGE_BYTES_MAX", 10_000)
     site.coordinator()
     worker = site.worker()
     greedy = site.raw(zmq.PUSH, worker.address)
@@ -249,3 +298,57 @@ def test_a_neighbour_that_has_moved_is_found_again(site: Site) -> None:
     a.connect({"b": new.address})
     a.send("b", Credit("a", 0, "b", 1, 2))
     assert received(new) == Credit("a", 0, "b", 1, 2)
+
+
+def test_connecting_again_to_the_same_place_keeps_the_link_and_its_queue(site: Site) -> None:
+    site.coordinator()
+    a = site.worker()
+    nobody = f"ipc://{site.folder}/later"
+    a.connect({"b": nobody})
+    a.send("b", Credit("a", 0, "b", 1, 2))
+    for _ in range(3):
+        a.connect({"b": nobody})
+    a.send("b", Credit("a", 0, "b", 3, 4))
+    late = site.raw(zmq.PULL)
+    late.bind(nobody)
+    for taken in (1, 3):
+        assert late.poll(int(PATIENCE_S * 1000))
+        assert decode([late.recv()], Limits()) == Credit("a", 0, "b", taken, taken + 1)
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["plain", "emulated"])
+def test_what_is_sent_to_a_lost_neighbour_is_dropped_until_it_is_connected(
+    site: Site, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "_QUEUE_MAX", 8)
+    site.coordinator()
+    a, b = site.worker(), site.worker()
+    if slow:
+        a.emulate({"b": LinkDelay(latency_s=0.001, seed=0, sender="a", receiver="b")})
+    a.connect({"b": f"ipc://{site.folder}/nobody"})
+    a.send("b", Credit("a", 0, "b", 0, 0))
+    a.lose("b")
+    for taken in range(100):  # more than any queue holds
+        assert a.send("b", Credit("a", 0, "b", taken, taken)) is None
+    a.connect({"b": b.address})
+    a.send("b", Credit("a", 0, "b", 100, 100))
+    assert received(b) == Credit("a", 0, "b", 100, 100)
+
+
+def test_a_lost_neighbour_may_be_where_it_was(site: Site) -> None:
+    a, b = pair(site)
+    a.lose("b")
+    a.send("b", Credit("a", 0, "b", 1, 1))
+    a.connect({"b": b.address})
+    a.send("b", Credit("a", 0, "b", 2, 2))
+    assert received(b) == Credit("a", 0, "b", 2, 2)
+
+
+def test_losing_a_neighbour_releases_what_was_queued_for_it(site: Site) -> None:
+    site.coordinator()
+    a = site.worker()
+    a.connect({"b": f"ipc://{site.folder}/nobody"})
+    sent = a.send("b", activation(1024 * 1024))
+    assert sent is not None and not sent()
+    a.lose("b")
+    wait_until(sent)

@@ -17,6 +17,7 @@ from asyncdni.messages import (
     Message,
 )
 from asyncdni.transports.address import private_folder
+from asyncdni.transports.curve import Keys, new_pair
 from asyncdni.transports.zeromq import CoordinatorTransport, WorkerTransport
 
 PATIENCE_S = 20.0  # ends a test that would hang; nothing takes that long
@@ -26,34 +27,42 @@ HELLO = Hello(PROTOCOL_VERSION, "1", "tcp://127.0.0.1:1", 1, "here")
 class Site:
     """A coordinator's address of one kind, and everything opened there, closed at the end."""
 
-    def __init__(self, stack: ExitStack, kind: str) -> None:
+    def __init__(self, stack: ExitStack, kind: str, keys: Keys | None = None) -> None:
         self._stack = stack
         self.kind = kind
+        self.keys = keys
         self.folder = stack.enter_context(private_folder())
         self.address = "tcp://127.0.0.1:0" if kind == "tcp" else f"ipc://{self.folder}/coordinator"
 
     def coordinator(self) -> CoordinatorTransport:
-        transport = CoordinatorTransport(self.address)
+        transport = CoordinatorTransport(self.address, self.keys)
         self._stack.callback(transport.close, 0)
         self.address = transport.address
         return transport
 
     def worker(self, limits: Limits | None = None) -> WorkerTransport:
         """With these limits, or those that hold until a worker is told."""
-        transport = WorkerTransport(self.address)
+        transport = WorkerTransport(self.address, self.keys)
         if limits is not None:
             transport.limit(limits)
         self._stack.callback(transport.close, 0)
         return transport
 
-    def raw(self, kind: int, address: str) -> zmq.Socket[bytes]:
-        """A peer that keeps to no protocol."""
+    def raw(self, kind: int, address: str | None = None) -> zmq.Socket[bytes]:
+        """A peer that keeps to no protocol; without an address it is connected nowhere."""
         context = zmq.Context()
         self._stack.callback(context.destroy, 0)
         peer = context.socket(kind)
         self._stack.callback(peer.close, 0)
-        peer.connect(address)
+        if address is not None:
+            peer.connect(address)
         return peer
+
+
+def make_keys() -> Keys:
+    """As of one `asyncdni keys new`, without a folder."""
+    coordinator, worker = new_pair(), new_pair()
+    return Keys(coordinator.public, worker.public, coordinator, worker)
 
 
 def pair(site: Site, limits: Limits | None = None) -> tuple[WorkerTransport, WorkerTransport]:

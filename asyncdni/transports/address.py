@@ -2,7 +2,8 @@
 
 ZeroMQ reports a bad address as a bare errno, and binds an ipc path over whatever lies there. Both
 end here in a `LaunchError` that says what to do. IPv4 and host names only. Abstract ipc names
-(`ipc://@name`) are refused: every user of the machine could connect to them.
+(`ipc://@name`) are refused: every user of the machine could connect to them. So are paths in
+folders that others may enter.
 """
 
 from __future__ import annotations
@@ -18,13 +19,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from asyncdni.errors import LaunchError
+from asyncdni.errors import ConfigError, LaunchError
 
-__all__ = ["IPC_PATH_BYTES_MAX", "Address", "data_endpoint", "parse", "private_folder"]
+if TYPE_CHECKING:
+    from asyncdni.transports.curve import Keys
+
+__all__ = [
+    "IPC_PATH_BYTES_MAX",
+    "Address",
+    "check_secure",
+    "data_endpoint",
+    "join_key",
+    "parse",
+    "private_folder",
+    "split_key",
+]
 
 #: What fits into `sockaddr_un.sun_path` with its closing zero byte.
 IPC_PATH_BYTES_MAX = 107
+
+_KEY = re.compile(r"(.*)\?key=([0-9a-f]{64})", re.DOTALL)
+_LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}")
+_MAY_ENTER = stat.S_IXGRP | stat.S_IXOTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +70,33 @@ def parse(text: str, *, bind: bool) -> Address:
     if separator and scheme == "tcp":
         return _parse_tcp(text, rest, bind=bind)
     raise LaunchError(f"address {text!r}: expected tcp://host:port or ipc://path")
+
+
+def check_secure(address: str, keys: Keys | None, insecure: bool) -> None:
+    """Refuse an address that other hosts can reach where there are no keys to keep them out.
+
+    Whatever is not ipc or loopback counts as such an address: all interfaces, and every host name
+    but "localhost". Raises `ConfigError`, and `LaunchError` for what is no address.
+    """
+    if keys is not None or insecure or address.startswith("ipc://"):
+        return
+    if _LOOPBACK.fullmatch(parse(address, bind=True).host):
+        return
+    raise ConfigError(
+        f"{address} is not of this host alone: give --keys DIR (`asyncdni keys new DIR` makes "
+        "them), or say --insecure to let everybody read and change what is sent"
+    )
+
+
+def join_key(endpoint: str, key: bytes) -> str:
+    """An endpoint as neighbours are told it, with the public key (32 bytes) of who listens."""
+    return f"{endpoint}?key={key.hex()}"
+
+
+def split_key(endpoint: str) -> tuple[str, bytes | None]:
+    """What `join_key` has joined; None where there is no key."""
+    found = _KEY.fullmatch(endpoint)
+    return (found[1], bytes.fromhex(found[2])) if found else (endpoint, None)
 
 
 def data_endpoint(coordinator: str) -> Address:
@@ -109,9 +154,24 @@ def _parse_ipc(text: str, path: str, *, bind: bool) -> Address:
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise LaunchError(f"address {text!r}: there is no folder {folder!r}; create it first")
+    if not _is_private(folder):
+        raise LaunchError(
+            f"address {text!r}: other users may enter {folder!r}; choose a folder of your own, "
+            "made with mkdir -m 700"
+        )
     if bind:
         _check_free(path)
     return Address("ipc", path=path)
+
+
+def _is_private(folder: str) -> bool:
+    """Some folder on the way there is this user's, and closed to all others."""
+    way = Path(os.path.realpath(folder))
+    for place in (way, *way.parents):
+        status = os.stat(place)
+        if status.st_uid == os.geteuid() and not status.st_mode & _MAY_ENTER:
+            return True
+    return False
 
 
 def _check_free(path: str) -> None:

@@ -18,7 +18,8 @@ from asyncdni.messages import Beat
 from asyncdni.transports import sockets
 from asyncdni.transports.address import parse
 from asyncdni.transports.codec import HEADER_BYTES_MAX, encode
-from asyncdni.transports.zeromq import HEART_SUFFIX
+from asyncdni.transports.coordinator import HEART_SUFFIX
+from asyncdni.transports.curve import Keys, as_client, worker_pair
 
 __all__ = ["PARENT_VARIABLE", "Heart", "Silence", "exit_process", "orphaned"]
 
@@ -26,6 +27,10 @@ __all__ = ["PARENT_VARIABLE", "Heart", "Silence", "exit_process", "orphaned"]
 PARENT_VARIABLE = "ASYNCDNI_PARENT_PID"
 
 _BEATS_PER_SILENCE = 6  # so that a few lost or late ones do no harm
+#: A worker waits longer for its coordinator than that for it: one that is busy for a moment keeps
+#: all workers waiting, and those who leave have to be started again.
+_PATIENCE = 3.0
+_PATIENCE_S_MIN = 3.0
 
 
 def exit_process(reason: str) -> None:
@@ -57,9 +62,11 @@ class Silence:
 class Heart:
     """Beats for the worker with `identity` from a daemon thread with a socket of its own.
 
-    Start it once the coordinator has answered the Hello: silence counts from then. `on_lost` is
-    called at most once, in that thread, with the reason. Raises `LaunchError` for a bad
-    coordinator address or parent id.
+    Start it once the coordinator has answered the Hello: silence counts from then. The coordinator
+    takes a worker for dead after about `silence_s`; `on_lost` is called at most once, in that
+    thread, with the reason, when the coordinator itself has been silent for `patience_s` (default:
+    the longer of 3 s and 3 `silence_s`) or the parent process is gone. Raises `LaunchError` for a
+    bad coordinator address or parent id, `ConfigError` for keys that are the coordinator's alone.
     """
 
     def __init__(
@@ -68,10 +75,18 @@ class Heart:
         identity: bytes,
         silence_s: float,
         on_lost: Callable[[str], None] = exit_process,
+        *,
+        keys: Keys | None = None,
+        patience_s: float | None = None,
     ) -> None:
         self._address = parse(coordinator, bind=False)
         self._identity = identity + HEART_SUFFIX
-        self._silence_s = silence_s
+        self._keys = keys
+        self._pair = worker_pair(keys) if keys is not None else None
+        self._beat_every_s = silence_s / _BEATS_PER_SILENCE
+        if patience_s is None:
+            patience_s = max(_PATIENCE_S_MIN, _PATIENCE * silence_s)
+        self._patience_s = patience_s
         self._on_lost = on_lost
         self._parent = _parent_pid()
         self._stopped = threading.Event()
@@ -91,6 +106,8 @@ class Heart:
         try:
             socket = sockets.open_socket(context, zmq.DEALER, HEADER_BYTES_MAX)
             socket.setsockopt(zmq.IDENTITY, self._identity)
+            if self._keys is not None and self._pair is not None:
+                as_client(socket, self._pair, self._keys.coordinator_public)
             sockets.connect(socket, self._address)
             reason = self._beat_until_lost(socket)
         finally:
@@ -100,14 +117,14 @@ class Heart:
 
     def _beat_until_lost(self, socket: sockets.Socket) -> str | None:
         """The reason, or None when stopped."""
-        silence = Silence(self._silence_s, time.monotonic())
+        silence = Silence(self._patience_s, time.monotonic())
         beat = encode(Beat())
         sockets.send(socket, beat)
-        while not self._stopped.wait(self._silence_s / _BEATS_PER_SILENCE):
+        while not self._stopped.wait(self._beat_every_s):
             if self._parent is not None and os.getppid() != self._parent:
                 return f"its parent process {self._parent} is gone"
             if silence.too_long(_drain(socket), time.monotonic()):
-                return f"nothing heard from {self._address.endpoint} for {self._silence_s:g} s"
+                return f"nothing heard from {self._address.endpoint} for {self._patience_s:g} s"
             sockets.send(socket, beat)
         return None
 

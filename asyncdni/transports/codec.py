@@ -30,6 +30,7 @@ __all__ = [
     "HEADER_BYTES_MAX",
     "Buffer",
     "decode",
+    "decode_from",
     "encode",
     "size",
 ]
@@ -53,6 +54,8 @@ FROM_WORKER: frozenset[type[Message]] = frozenset(
         messages.Report,
         messages.Guarded,
         messages.Failed,
+        messages.Built,
+        messages.Accused,
         messages.Beat,
     }
 )
@@ -66,7 +69,9 @@ FROM_COORDINATOR: frozenset[type[Message]] = frozenset(
         messages.Save,
         messages.Resume,
         messages.Leave,
-        messages.Interrupt,
+        messages.Lost,
+        messages.Rejoin,
+        messages.Close,
         messages.Abort,
         messages.Beat,
     }
@@ -175,6 +180,16 @@ def decode(frames: Sequence[Buffer], limits: Limits) -> Message:
         raise RemoteProtocolError(
             f"bad message: {str(error)[:200] or type(error).__name__}"
         ) from error
+
+
+def decode_from(
+    frames: Sequence[Buffer], allowed: frozenset[type[Message]], limits: Limits
+) -> Message:
+    """As `decode`, for a peer that may send messages of these kinds alone."""
+    message = decode(frames, limits)
+    if type(message) not in allowed:
+        raise RemoteProtocolError(f"{type(message).__name__} may not come from this peer")
+    return message
 
 
 def size(frames: Sequence[Buffer]) -> int:

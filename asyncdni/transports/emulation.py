@@ -53,15 +53,15 @@ class Emulation:
         return worker in self._delays
 
     def connect(self, worker: str, socket: Socket) -> None:
-        """Send to `worker` by `socket`; what is still held for an older one is given up."""
+        """Send to `worker` by `socket` from now on."""
         with self._changed:
-            old = self._sockets.get(worker)
-            if old is not None:
-                self._held = [entry for entry in self._held if entry[2] is not old]
-                heapq.heapify(self._held)
-                self._retired.append(old)
-                self._changed.notify()
+            self._retire(worker)
             self._sockets[worker] = socket
+
+    def disconnect(self, worker: str) -> None:
+        """Give up what is held for `worker`, and close its socket."""
+        with self._changed:
+            self._retire(worker)
 
     def send(self, worker: str, frames: Sequence[Buffer]) -> None:
         """Copy `frames`, and send them when they are due. Never blocks.
@@ -94,6 +94,14 @@ class Emulation:
                 self._ends_at = time.monotonic() + linger_s
                 self._changed.notify()
         self._thread.join()
+
+    def _retire(self, worker: str) -> None:
+        old = self._sockets.pop(worker, None)
+        if old is not None:
+            self._held = [entry for entry in self._held if entry[2] is not old]
+            heapq.heapify(self._held)
+            self._retired.append(old)
+            self._changed.notify()
 
     def _run(self) -> None:
         while (next_one := self._take()) is not None:

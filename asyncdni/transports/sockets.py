@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -25,9 +26,12 @@ __all__ = [
     "close",
     "connect",
     "open_socket",
+    "rebind",
     "receive",
+    "receive_from",
     "send",
     "wait",
+    "wait_until",
 ]
 
 Socket = zmq.Socket[bytes]
@@ -37,8 +41,15 @@ Socket = zmq.Socket[bytes]
 #: 256 KiB it is even. Measured: benchmarks/transport.
 COPY_BELOW_BYTES = 384 * 1024
 
-#: Messages in one direction of a link. A backstop: credit stops activations long before.
+#: Messages that wait to be sent to one peer. A backstop: credit stops activations long before.
 _QUEUE_MAX = 65536
+#: Messages of one peer that wait to be read; more wait at their sender. What a flood can fill.
+_UNREAD_MAX = 1024
+#: Encryption makes frames longer than what is in them.
+_OVERHEAD_BYTES = 64
+#: Until a new connection has shown its key, or is closed.
+_HANDSHAKE_MS = 5000
+_REBIND_S = 1.0
 
 _READABLE = int(zmq.POLLIN)  # the flag itself takes longer to compare
 _WAIT_MAX_MS = 24 * 3600 * 1000  # keeps any timeout within ZeroMQ's integers
@@ -49,17 +60,19 @@ def open_socket(context: zmq.Context[Socket], kind: int, frame_bytes_max: int) -
     socket: Socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, _QUEUE_MAX)
-    socket.setsockopt(zmq.RCVHWM, _QUEUE_MAX)
-    socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)
+    socket.setsockopt(zmq.RCVHWM, _UNREAD_MAX)
+    socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max + _OVERHEAD_BYTES)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     return socket
 
 
 def bind(socket: Socket, address: Address) -> str:
     """Bind, and give the endpoint with its real port. Raises `LaunchError`."""
+    umask = os.umask(0o077)  # no other user may connect to an ipc socket, from the first moment
     try:
         socket.bind(address.endpoint)
         if address.path:
-            os.chmod(address.path, 0o600)  # whatever the umask: this user alone may connect
+            os.chmod(address.path, 0o600)
     except (zmq.ZMQError, OSError) as error:
         hint = {
             errno.EADDRINUSE: "it is in use: choose another, or port 0 for any",
@@ -67,7 +80,28 @@ def bind(socket: Socket, address: Address) -> str:
             errno.ENODEV: "it is no address or interface of this machine",
         }.get(error.errno or 0, error.strerror or str(error))
         raise LaunchError(f"can't listen on {address.endpoint}: {hint}") from error
+    finally:
+        os.umask(umask)
     return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def rebind(socket: Socket, endpoint: str, frame_bytes_max: int) -> None:
+    """Have a socket that is bound to a tcp endpoint drop peers with frames over a new limit.
+
+    A limit holds for connections that come after it was bound. Raises `LaunchError` where somebody
+    else has taken the port meanwhile.
+    """
+    socket.unbind(endpoint)
+    socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max + _OVERHEAD_BYTES)
+    ends_at = time.monotonic() + _REBIND_S
+    while True:
+        try:
+            socket.bind(endpoint)
+            return
+        except zmq.ZMQError as error:  # ZeroMQ's own thread may not have let go of it yet
+            if error.errno != errno.EADDRINUSE or time.monotonic() > ends_at:
+                raise LaunchError(f"can't listen on {endpoint}: {error.strerror}") from error
+        time.sleep(0.001)
 
 
 def connect(socket: Socket, address: Address) -> None:
@@ -119,18 +153,56 @@ def receive(socket: Socket) -> list[Buffer] | None:
 
     Its first frame is copied, since headers are small; the others are views of ZeroMQ's memory.
     """
-    # Asking first costs 1 µs, an exception 2: most looks find nothing.
-    events = socket.getsockopt(zmq.EVENTS)
-    assert isinstance(events, int)
-    if not events & _READABLE:
+    if not _readable(socket):
         return None
     try:
         frames: list[Buffer] = [socket.recv(zmq.NOBLOCK)]
     except zmq.Again:
         return None
+    _receive_rest(socket, frames)
+    return frames
+
+
+def receive_from(socket: Socket) -> tuple[list[Buffer], bytes] | None:
+    """As `receive`, with the public key (32 bytes) of the peer that has sent it.
+
+    Only of a socket whose peers have all shown one: see `gate`.
+    """
+    if not _readable(socket):
+        return None
+    try:
+        first = socket.recv(zmq.NOBLOCK, copy=False)
+    except zmq.Again:
+        return None
+    key = first.get("User-Id")
+    assert isinstance(key, str)
+    frames: list[Buffer] = [first.bytes]
+    _receive_rest(socket, frames)
+    return frames, bytes.fromhex(key)
+
+
+def _readable(socket: Socket) -> bool:
+    # Asking first costs 1 µs, an exception 2: most looks find nothing.
+    events = socket.getsockopt(zmq.EVENTS)
+    assert isinstance(events, int)
+    return bool(events & _READABLE)
+
+
+def _receive_rest(socket: Socket, frames: list[Buffer]) -> None:
     while socket.getsockopt(zmq.RCVMORE):  # a message arrives whole: this can't block
         frames.append(socket.recv(zmq.NOBLOCK, copy=False).buffer)
-    return frames
+
+
+def wait_until(poller: zmq.Poller, timeout_s: float | None, done: Callable[[], bool]) -> None:
+    """Wait for `done` to become true, asked whenever a socket has something, or for `timeout_s`."""
+    ends_at = None if timeout_s is None else time.monotonic() + timeout_s
+    left_s = timeout_s
+    while left_s is None or left_s > 0:
+        wait(poller, left_s)
+        if done():
+            return
+        if ends_at is not None:
+            left_s = ends_at - time.monotonic()
 
 
 def wait(poller: zmq.Poller, timeout_s: float | None) -> None:

@@ -1,0 +1,133 @@
+"""What neighbours send: a worker's data socket, who may come in there, and what is dropped.
+
+Anybody who gets in may send anything. A message that is none is dropped and counted; where the run
+has keys it is known from whom it came, and that neighbour is cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import zmq
+
+from asyncdni.config import MESSAGE_BYTES_MAX, Limits
+from asyncdni.errors import RemoteProtocolError
+from asyncdni.messages import DATA, Message
+from asyncdni.transports import sockets
+from asyncdni.transports.address import Address, join_key
+from asyncdni.transports.codec import BETWEEN_WORKERS, Buffer, decode_from, size
+from asyncdni.transports.curve import KeyPair, as_server
+from asyncdni.transports.gate import Gate
+from asyncdni.transports.sockets import Socket
+
+__all__ = ["Arrivals"]
+
+_TEXTS_MAX = 16  # lines for the worker's log
+
+
+class Arrivals:
+    """The data socket. `pair` is the worker's own, where the run has keys.
+
+    `rejected` has a line about each of the first messages that were dropped and the first peers
+    that were refused. Raises `LaunchError` where the socket can't be bound to `address`.
+    """
+
+    def __init__(
+        self, context: zmq.Context[Socket], address: Address, pair: KeyPair | None
+    ) -> None:
+        self._limits = Limits()
+        self.bytes_received = 0
+        self.messages = 0
+        self.rejected: list[str] = []
+        self.rejected_messages = 0
+        self._accused: list[tuple[str, str]] = []
+        self._names: dict[bytes, str] = {}  # neighbours by key
+        self._cut_off: set[bytes] = set()
+        self._gate: Gate | None = None
+        self.socket = sockets.open_socket(context, zmq.PULL, MESSAGE_BYTES_MAX)
+        if pair is not None:
+            self._gate = Gate(context, final=False)
+            as_server(self.socket, pair)
+        self.endpoint = sockets.bind(self.socket, address)
+        #: As neighbours must be told it.
+        self.address = self.endpoint
+        if pair is not None:
+            self.address = join_key(self.endpoint, pair.public_bytes)
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Have `poller` see whatever comes."""
+        poller.register(self.socket, zmq.POLLIN)
+        if self._gate is not None:
+            poller.register(self._gate.socket, zmq.POLLIN)
+
+    def limit(self, limits: Limits) -> None:
+        """No larger message is taken from now on. Before any neighbour connects.
+
+        It bounds as well what a stranger can make this process hold: ZeroMQ keeps a frame of a
+        connection whole before it looks at the key. Raises `LaunchError` where the port is lost.
+        """
+        self._limits = limits
+        if self.endpoint.startswith("tcp://"):  # ipc: no stranger gets that far
+            sockets.rebind(self.socket, self.endpoint, limits.message_bytes)
+
+    def admit(self, keys: Mapping[str, bytes]) -> None:
+        """From now on these neighbours alone are heard, by their public keys (32 bytes)."""
+        if self._gate is not None:
+            self._names = {key: worker for worker, key in keys.items()}
+            self._gate.known = set(self._names)
+            self._cut_off.clear()
+
+    def receive(self, count: int) -> list[Message]:
+        """The messages among the next `count` that are here; answers those who want to come in."""
+        if self._gate is not None:
+            self._note(self._gate.answer())
+        found: list[Message] = []
+        for _ in range(count):  # nonsense counts, or a flood would never end
+            received = self._next()
+            if received is None:
+                break
+            message = self._judge(*received)
+            if message is not None:
+                found.append(message)
+        return found
+
+    def take_accused(self) -> list[tuple[str, str]]:
+        """Neighbours that have been cut off since the last call, and for what."""
+        accused, self._accused = self._accused, []
+        return accused
+
+    def _next(self) -> tuple[list[Buffer], bytes | None] | None:
+        if self._gate is not None:
+            return sockets.receive_from(self.socket)
+        frames = sockets.receive(self.socket)
+        return None if frames is None else (frames, None)
+
+    def _judge(self, frames: list[Buffer], key: bytes | None) -> Message | None:
+        """None for what is dropped. `key` is None where the run has none."""
+        self.bytes_received += size(frames)
+        self.messages += 1
+        if key is not None and key not in self._names:
+            self.rejected_messages += key in self._cut_off
+            return None  # from one that was let in, and has been cut off or replaced
+        try:
+            message = decode_from(frames, BETWEEN_WORKERS, self._limits)
+            if key is not None and getattr(message, "sender", "") not in (self._names[key], DATA):
+                raise RemoteProtocolError("bad message: it says that it is another worker's")
+        except RemoteProtocolError as error:
+            self._reject(str(error), key)
+            return None
+        return message
+
+    def _reject(self, text: str, key: bytes | None) -> None:
+        self.rejected_messages += 1
+        if key is None or self._gate is None:
+            self._note([f"dropped a message: {text}"])
+            return
+        worker = self._names.pop(key)
+        self._gate.known.discard(key)
+        self._cut_off.add(key)
+        self._accused.append((worker, text))
+        self._note([f"cut off worker {worker}: {text}"])
+
+    def _note(self, lines: list[str]) -> None:
+        self.rejected += lines[: max(0, _TEXTS_MAX - len(self.rejected))]

@@ -1,0 +1,64 @@
+"""Who may connect: answers to ZeroMQ's questions about keys (ZAP, rfc.zeromq.org/spec/27).
+
+One gate serves all sockets of a context. ZeroMQ asks it about every handshake, and the handshake
+waits for the answer: without a gate's `answer` nobody comes in. It must be there before the first
+socket of its context is bound.
+"""
+
+from __future__ import annotations
+
+import zmq
+from zmq.utils import z85
+
+from asyncdni.transports import sockets
+from asyncdni.transports.sockets import Socket
+
+__all__ = ["Gate"]
+
+_ENDPOINT = "inproc://zeromq.zap.01"
+_VERSION = b"1.0"
+_NOTED_MAX = 64  # strangers, each noted once
+
+
+class Gate:
+    """Lets in the owners of known public keys.
+
+    `known` are their keys (32 bytes each), the caller's to change at any time; a message that comes
+    over such a connection carries the key as 64 hexadecimal digits (`sockets.receive_from`).
+    Strangers are counted in `refused`, each time they try.
+    """
+
+    def __init__(self, context: zmq.Context[Socket], *, final: bool) -> None:
+        """`final`: a stranger is refused for good, and told; otherwise it may try again later,
+        as one whose key becomes known too late."""
+        self.known: set[bytes] = set()
+        self.refused = 0
+        self._final = final
+        self._strangers: set[bytes] = set()
+        self.socket: Socket = context.socket(zmq.REP)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind(_ENDPOINT)
+
+    def answer(self) -> list[str]:
+        """Answer all who wait; never blocks. Returns a line about each new stranger."""
+        noted: list[str] = []
+        while (request := sockets.receive(self.socket)) is not None:
+            _, number, _, address, _, mechanism, *credentials = map(bytes, request)
+            key = credentials[0] if credentials else b""
+            if mechanism == b"CURVE" and key in self.known:
+                self._reply(number, b"200", b"", key.hex().encode())
+            else:
+                self._reply(number, b"400" if self._final else b"300", b"unknown key", b"")
+                noted += self._note(key, address.decode(errors="replace"))
+        return noted
+
+    def _note(self, key: bytes, address: str) -> list[str]:
+        self.refused += 1
+        if key in self._strangers or len(self._strangers) >= _NOTED_MAX:
+            return []
+        self._strangers.add(key)
+        who = z85.encode(key).decode() if len(key) == 32 else "none"
+        return [f"refused a peer at {address or 'this host'}: unknown key {who}"]
+
+    def _reply(self, number: bytes, status: bytes, text: bytes, user: bytes) -> None:
+        self.socket.send_multipart([_VERSION, number, status, text, user, b""], zmq.NOBLOCK)
