@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_info
 from asyncdni.backends.numpy.block import Block
 from asyncdni.errors import ConfigError
 from asyncdni.messages import Message
+from asyncdni.profiling import measurement
 from asyncdni.profiling.measurement import SENDING, Measurement, OpTime, measure
 from asyncdni.profiling.rehearsal import Rehearsal
 from asyncdni.profiling.report import document
@@ -33,6 +34,9 @@ class Listener:
     def op(self, worker: str, op: Op, cpu_s: float) -> None:
         assert cpu_s >= 0
         self.ops.append((worker, str(op)))
+
+    def handled(self, cpu_s: float) -> None:
+        assert cpu_s >= 0
 
     def message(self, sender: str, to: str, message: Message, frames: Sequence[int]) -> None:
         self.sizes.append((sender, to, message, frames))
@@ -147,6 +151,24 @@ def test_ops_are_measured_with_one_blas_thread(monkeypatch: pytest.MonkeyPatch) 
     assert seen <= {1}
 
 
+def test_before_a_cold_measurement_s_turns_caches_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    forward = Block.forward
+
+    def noted(self: Block, *args: Any) -> Any:
+        calls.append("F")
+        return forward(self, *args)
+
+    monkeypatch.setattr(Block, "forward", noted)
+    monkeypatch.setattr(measurement, "make_forget", lambda: lambda: calls.append("forget"))
+    measure(networks.design(networks.chain(2), LOCKED), 1)
+    assert "forget" not in calls
+    calls.clear()
+    found = measure(networks.design(networks.chain(2), LOCKED), 1, cold=True)
+    assert all(calls[at - 1] == "forget" for at, call in enumerate(calls) if call == "F")
+    assert found.event.count > 0 and found.event.low_s > 0
+
+
 # --- the document --------------------------------------------------------------------------------
 
 
@@ -160,6 +182,7 @@ def known(**stages: dict[str, float]) -> Measurement:
             for name, ops in stages.items()
         },
         edges=(),
+        event=OpTime(9, 1e-5, 1e-5, 1e-5),
     )
 
 

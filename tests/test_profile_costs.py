@@ -36,6 +36,9 @@ class Deaf:
     def message(self, sender: str, to: str, message: Message, frames: Sequence[int]) -> None:
         pass
 
+    def handled(self, cpu_s: float) -> None:
+        pass
+
 
 # --- what a worker costs -------------------------------------------------------------------------
 

@@ -10,14 +10,14 @@ it. They take a little longer: a batch norm does some of its sums in both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from asyncdni import config
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node
 from asyncdni.profiling.measurement import SENDING
 
-__all__ = ["Seconds", "producers_of", "worker_costs"]
+__all__ = ["Seconds", "op_costs", "producers_of", "worker_costs"]
 
 #: By declared stage and op: seconds on a batch for which the op is done.
 Seconds = Mapping[str, Mapping[str, float]]
@@ -57,6 +57,33 @@ def worker_costs(
         if schedule.correct:
             costs["C"] = share * price.backward(sending=0.0)
     return costs
+
+
+def op_costs(members: Sequence[Node], seconds: Seconds) -> dict[str, float]:
+    """Seconds of each op of such a worker, by its letter or SENDING, each time that it is done.
+
+    Ops whose parts have not all been measured are left out."""
+    inside = {node.name for node in members}
+    price = _Price(members, inside, seconds)
+    ways: dict[str, Callable[[], float]] = {
+        "F": lambda: price.every("F"),
+        "U": lambda: price.every("U"),
+        "B": lambda: price.backward(sending=0.0),
+        SENDING: lambda: price.backward(sending=1.0),
+        "b": price.relay,
+        "W": price.learning,
+        "C": lambda: price.backward(sending=0.0),
+    }
+    exits = [node.name for node in members if set(node.consumers) - inside]
+    for letter in ("P", "T"):
+        ways[letter] = lambda letter=letter: seconds[exits[0]][letter]  # type: ignore[misc]
+    found = {"R": sum(seconds[name].get("R", 0.0) for name in inside)}
+    for letter, way in ways.items():
+        try:
+            found[letter] = way()
+        except (KeyError, IndexError, StopIteration):
+            continue
+    return found
 
 
 class _Price:

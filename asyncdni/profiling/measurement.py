@@ -17,8 +17,10 @@ from asyncdni import config
 from asyncdni.build import Design, make_design
 from asyncdni.errors import ConfigError
 from asyncdni.messages import Activation, Gradient, Message
+from asyncdni.profiling.caches import make_forget
 from asyncdni.profiling.rehearsal import Rehearsal
 from asyncdni.schedules.base import Op
+from asyncdni.simulator import SENDING
 
 __all__ = [
     "SENDING",
@@ -31,8 +33,6 @@ __all__ = [
     "schedules_of",
 ]
 
-#: A Backward that also computes and sends the gradient of the inputs; `B` does not.
-SENDING = "B_send"
 #: Batches of one schedule in a row; a multiple of _FIT_EVERY_MAX.
 _SEGMENT = 8
 #: Batches at the start that are not counted: memory is touched for the first time.
@@ -70,10 +70,14 @@ class Measurement:
     parameters: dict[str, int]  # by stage, without the generator's
     times: dict[str, dict[str, OpTime]]  # by stage and letter (or SENDING), of all schedules
     edges: tuple[Edge, ...]
+    event: OpTime  # CPU seconds of a worker's logic, for the first event of its turn
 
 
-def measure(design: Design, batches: int) -> Measurement:
+def measure(design: Design, batches: int, *, cold: bool = False) -> Measurement:
     """Train on `batches` batches, and some to warm up, by each schedule in `schedules_of`.
+
+    `cold`: before each turn of a worker the processor's caches forget what is in them, as they do
+    where other workers have had its core. Without that, they have what a turn of each worker needs.
 
     Schedules that wait for true gradients do the same ops as `locked`: that is rehearsed in their
     place, on microbatches where they cut batches up. Raises `ConfigError` for options that are not
@@ -81,11 +85,17 @@ def measure(design: Design, batches: int) -> Measurement:
     raises.
     """
     check_priced(design)
+    forget = make_forget() if cold else None
     segments = (WARM_UP + batches + _SEGMENT - 1) // _SEGMENT
     notes = _Notes(WARM_UP, WARM_UP + batches)
     with threadpool_limits(1):
         rehearsals = [
-            Rehearsal(_apart(design, options), notes, segments=segments, batches=_SEGMENT)
+            Rehearsal(
+                *(_apart(design, options), notes),
+                segments=segments,
+                batches=_SEGMENT,
+                before_turn=forget,
+            )
             for options in _rehearsed(design)
         ]
         for _ in range(segments):
@@ -96,6 +106,7 @@ def measure(design: Design, batches: int) -> Measurement:
         parameters=rehearsals[0].parameters,
         times=notes.times(),
         edges=tuple(notes.edges()),
+        event=_op_time(notes.events),
     )
 
 
@@ -163,6 +174,7 @@ class _Notes:
     end: int
     seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     sizes: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
+    events: list[float] = field(default_factory=list)
 
     def op(self, worker: str, op: Op, cpu_s: float) -> None:
         if self.first <= op.batch < self.end:
@@ -175,6 +187,9 @@ class _Notes:
             known = self.sizes.get(key, (0, 0))
             # The last batch of an epoch may be smaller.
             self.sizes[key] = max(known[0], frames[0]), max(known[1], sum(frames[1:]))
+
+    def handled(self, cpu_s: float) -> None:
+        self.events.append(cpu_s)
 
     def times(self) -> dict[str, dict[str, OpTime]]:
         return {

@@ -9,7 +9,7 @@ decoded as on the wire, but go straight into the receiver's hands.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from asyncdni.backends.executor import Executor
 from asyncdni.build import Design, find_exits, make_source, make_stage, make_worker
 from asyncdni.core.events import Action, Compute, Event, Received, Release, Send
 from asyncdni.core.worker import Phase, Worker
-from asyncdni.messages import COORDINATOR, Message, Resume, Start
+from asyncdni.messages import COORDINATOR, Connect, Message, Resume, Start
 from asyncdni.plan import Group
 from asyncdni.schedules.base import Op
 from asyncdni.transports import codec
@@ -36,6 +36,9 @@ class Observer(Protocol):
     def message(self, sender: str, to: str, message: Message, frames: Sequence[int]) -> None:
         """`frames`: bytes of the header and of each tensor."""
 
+    def handled(self, cpu_s: float) -> None:
+        """CPU time of this thread inside a worker's logic, for the first event of a turn."""
+
 
 @dataclass
 class _Desk:
@@ -46,19 +49,31 @@ class _Desk:
     parameters: int
     inbox: list[Message] = field(default_factory=list)
     pending: Compute | None = None
+    turn_begins: bool = False
 
 
 class Rehearsal:
     """`segments` times `batches` training batches of `design`, without tests and saving."""
 
-    def __init__(self, design: Design, observer: Observer, *, segments: int, batches: int) -> None:
-        """Builds stages and loads the data. Raises what these raise."""
+    def __init__(
+        self,
+        design: Design,
+        observer: Observer,
+        *,
+        segments: int,
+        batches: int,
+        before_turn: Callable[[], None] | None = None,
+    ) -> None:
+        """Builds stages and loads the data. Raises what these raise.
+
+        `before_turn` is called before each turn of a worker that has something to do."""
         ends = tuple(batches * (number + 1) for number in range(segments))
         plan = replace(design.plan, batches=ends[-1], barriers=ends, test_batches=0)
         limits = msgspec.structs.replace(design.experiment.limits, window=1, window_max=1)
         chosen = msgspec.structs.replace(design.experiment, limits=limits)
         self._design = replace(design, experiment=chosen, plan=plan)
         self._observer = observer
+        self._before_turn = before_turn
         self._desks = {group.name: self._desk(group) for group in plan.groups}
         self._barrier = -1
 
@@ -82,13 +97,16 @@ class Rehearsal:
     def _desk(self, group: Group) -> _Desk:
         design = self._design
         worker = make_worker(design, group)
-        worker.joined(1, {other.name: 1 for other in design.plan.groups})
+        worker.joined(Connect(1, {}, {other.name: 1 for other in design.plan.groups}))
         stage = make_stage(design, group)
         source = make_source(design, group)
         return _Desk(worker, Executor(stage, find_exits(design), source), stage.parameters())
 
     def _go_on(self, name: str, desk: _Desk) -> None:
         """As long as there is something to do."""
+        desk.turn_begins = bool(desk.inbox) or desk.pending is not None
+        if self._before_turn is not None and desk.turn_begins:
+            self._before_turn()
         while desk.inbox or desk.pending is not None:
             inbox, desk.inbox = desk.inbox, []
             for message in inbox:
@@ -101,7 +119,13 @@ class Rehearsal:
                 self._handle(name, desk, event)
 
     def _handle(self, name: str, desk: _Desk, event: Event) -> None:
-        for action in desk.worker.handle(event, time.monotonic()):
+        now, began = time.monotonic(), time.thread_time()
+        actions = desk.worker.handle(event, now)
+        took_s = time.thread_time() - began
+        if desk.turn_begins:
+            self._observer.handled(took_s)
+            desk.turn_begins = False
+        for action in actions:
             self._carry_out(name, desk, action)
 
     def _carry_out(self, name: str, desk: _Desk, action: Action) -> None:

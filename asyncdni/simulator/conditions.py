@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from asyncdni.delays import Slow
 from asyncdni.schedules.base import Op, OpKind
 
-__all__ = ["Costs", "Links", "Pace", "around"]
+__all__ = ["SENDING", "Burden", "Costs", "Hop", "Hosts", "Links", "Pace", "Span", "around"]
+
+#: A Backward that also computes and sends the gradient of the inputs, in `Costs.measured`; `B`
+#: there does not.
+SENDING = "B_send"
+#: Microseconds of what was done a moment ago, and of the same once caches have forgotten it.
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Costs:
     startup_us: float = 100_000.0  # from the start of a process to its Hello
     jitter: float = 0.0  # each takes between 1 - jitter and 1 + jitter times as long
     scale: Mapping[str, float] = field(default_factory=dict)  # by declared stage; default 1
+    # By worker and letter of the op (or SENDING), in place of all that: what was measured.
+    measured: Mapping[str, Mapping[str, Span]] = field(default_factory=dict)
 
     def of(self, op: Op) -> float:
         """Microseconds of an op at a stage of scale 1."""
@@ -60,6 +68,47 @@ class Costs:
             case OpKind.EVALUATE:
                 return self.evaluate_us
         raise ValueError(f"{op} takes no time of its own")
+
+
+@dataclass(frozen=True)
+class Hop:
+    """CPU time of a message from one worker to another."""
+
+    send: Span = (0.0, 0.0)  # with that of the threads that move it, at both ends
+    receive: Span = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Burden:
+    """CPU time of a worker's process beside its ops."""
+
+    event: Span = (0.0, 0.0)  # of any: the machine's logic, the loop around it
+    message: Hop = Hop()  # without tensors
+    tensors: Mapping[tuple[str, str], Hop] = field(default_factory=dict)  # (sender, receiver)
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Machines that workers share, each host an equal part of the network's order.
+
+    They take turns as Linux lets them. A worker keeps its core while it has something to do, for at
+    most `slice_us` where others wait for that core (its base slice on two cores). One that wakes up
+    gets its last core, or one that is idle, or waits for its last one; a core that is idle takes it
+    over after `steals_us` (a tick of the scheduler), not at once.
+
+    What a worker does again costs the first value of its `Span`, and a share 1 - exp(-x) of what
+    the second is above it: x is t / forgets_us for a time t that others have been on its core
+    since, and t / fades_us for a time t that it has not been on a core.
+    """
+
+    cores: int  # of each
+    count: int = 1
+    pins: Mapping[str, int] = field(default_factory=dict)  # worker -> core of its host
+    burden: Burden = Burden()
+    slice_us: float = 1400.0
+    steals_us: float = 4000.0
+    forgets_us: float = 200.0
+    fades_us: float = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -88,15 +137,42 @@ class Pace:
         slow: Slow | None = None,
     ) -> None:
         self._costs = costs
+        self._measured = costs.measured.get(name, {})
+        self._spans: dict[tuple[object, ...], Span] = {}
         self._random = random.Random(f"{seed}/{name}/pace")
         self._scale = sum(costs.scale.get(member, 1.0) for member in members)
         self._slow = slow
 
     def op_s(self, op: Op) -> float:
         """Seconds, those included that a slowed worker sleeps after it."""
-        scale = 1.0 if op.kind in _NOT_OF_LAYERS else self._scale
-        took_s = self._seconds(self._costs.of(op) * scale)
+        took_s = self._seconds(self.span_us(op)[0])
         return took_s if self._slow is None else took_s + self._slow.after(op, took_s)
+
+    def span_us(self, op: Op) -> Span:
+        """CPU time, without `Costs.jitter`."""
+        like = op.kind, op.learn, op.send, op.source
+        found = self._spans.get(like)
+        if found is None:
+            found = self._spans[like] = self._span_us(op)
+        return found
+
+    def _span_us(self, op: Op) -> Span:
+        if self._measured:
+            letter = op.letter
+            key = SENDING if letter == "B" and op.send else letter
+            if key in self._measured:
+                return self._measured[key]
+        scale = 1.0 if op.kind in _NOT_OF_LAYERS else self._scale
+        mean = self._costs.of(op) * scale
+        return mean, mean
+
+    def sleep_s(self, op: Op, took_s: float) -> float:
+        """After an op that has taken so long: what slows a worker is no CPU time."""
+        return 0.0 if self._slow is None else self._slow.after(op, took_s)
+
+    def vary(self, seconds: float) -> float:
+        """By `Costs.jitter`."""
+        return around(seconds, self._costs.jitter, self._random)
 
     def save_s(self) -> float:
         return self._seconds(self._costs.save_us)
