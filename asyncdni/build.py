@@ -18,6 +18,7 @@ from asyncdni.backends.numpy import NumpyStage
 from asyncdni.backends.numpy.block import Block, Pace
 from asyncdni.backends.numpy.stage import AGREEMENT_EVERY
 from asyncdni.conditions import check_conditions, neighbours
+from asyncdni.core.counts import Counts
 from asyncdni.core.roster import Roster
 from asyncdni.core.worker import Worker
 from asyncdni.datasets import load
@@ -26,8 +27,8 @@ from asyncdni.datasets.source import Source
 from asyncdni.models import make_exit_generator, make_input_models
 from asyncdni.network import Network, make_network
 from asyncdni.nn.losses import make_loss
-from asyncdni.plan import Group, Plan, make_plan
-from asyncdni.rules import check_rules, late_gradients, own_schedule
+from asyncdni.plan import Group, Plan, cut_every_s, make_plan, snapshot_every_s
+from asyncdni.rules import check_rules, late_gradients, learns_alone, own_schedule
 from asyncdni.rules import make_worker as _make_worker
 
 __all__ = [
@@ -62,12 +63,14 @@ def make_design(
     plan = make_plan(parsed, network, meta)
     check_conditions(parsed, plan)
     check_rules(parsed, plan)
+    for every in (cut_every_s, snapshot_every_s):
+        every(parsed.checkpoint)
     return Design(parsed, meta, network, plan, allow_import)
 
 
-def make_worker(design: Design, group: Group) -> Worker:
-    """The logic of the worker of `group`, ready to be driven."""
-    return _make_worker(design.experiment, design.plan, group)
+def make_worker(design: Design, group: Group, counts: Counts | None = None) -> Worker:
+    """The logic of the worker of `group` for one round; `counts` go on from earlier ones."""
+    return _make_worker(design.experiment, design.plan, group, counts)
 
 
 def make_stage(design: Design, group: Group) -> NumpyStage:
@@ -86,6 +89,7 @@ def make_stage(design: Design, group: Group) -> NumpyStage:
             seed=run.seed,
             pace=pace,
             delayed=delayed,
+            numbers=design.experiment.numbers,
             allow_import=design.allow_import,
         )
         for node in group.members
@@ -151,13 +155,12 @@ def find_exits(design: Design) -> dict[str, str]:
 
 def make_roster(design: Design, *, folder: str = "", trace: bool = False) -> Roster:
     """What the coordinator must know."""
-    plan, limits = design.plan, design.experiment.limits
+    plan, limits, chosen = design.plan, design.experiment.limits, design.experiment
     return Roster(
         workers=tuple(group.name for group in plan.groups),
         members={group.name: tuple(n.name for n in group.members) for group in plan.groups},
         neighbours={group.name: neighbours(plan, group) for group in plan.groups},
         losses=tuple(node.name for node in design.network.nodes if node.loss),
-        barriers=len(plan.barriers),
         experiment=experiment.tables(design.experiment),
         meta=msgspec.to_builtins(design.meta),
         folder=folder,
@@ -165,4 +168,10 @@ def make_roster(design: Design, *, folder: str = "", trace: bool = False) -> Ros
         has_tests=plan.test_batches > 0,
         startup_s=limits.startup_s,
         silence_s=limits.silence_s,
+        stuck_s=limits.stuck_s,
+        restarts=chosen.recovery.restarts,
+        goes_on=all(learns_alone(own_schedule(chosen, group)) for group in plan.groups),
+        rolls_back=chosen.numbers.policy == "roll_back",
+        cut_every_s=cut_every_s(chosen.checkpoint),
+        cut_positions=frozenset(plan.cuts),
     )

@@ -3,16 +3,19 @@
 ```
  worker            coordinator                     producer              consumer
    │ Hello ────────────► │                            │ Activation ───────► │  (train, evaluate)
-   │ ◄──────────  Welcome│                            │ Barrier ──────────► │
-   │ Ready ────────────► │                            │ ◄────────── Credit  │
-   │ ◄──────────── Start │                            │ ◄──────── Gradient  │
-   │ Report … ─────────► │                            │ ◄──────── Skipped ► │
-   │ Drained ──────────► │
-   │ ◄───────── Evaluate │   once all have drained
-   │ Evaluated ────────► │
-   │ ◄───────────── Save │   if there is something to keep
-   │ Saved ────────────► │
-   │ ◄─── Resume | Leave │
+   │ ◄────────── Welcome │                            │ Barrier ──────────► │
+   │ Built ────────────► │ ◄─┐                        │ ◄────────── Credit  │
+   │ ◄────────── Connect │   │ a round                │ ◄──────── Gradient  │
+   │ Ready ────────────► │   │                        │ ◄──────── Skipped ► │
+   │ ◄──────────── Start │   │
+   │ Report … ─────────► │   │
+   │ Drained ──────────► │   │
+   │ ◄───────── Evaluate │   │  once all have drained
+   │ Evaluated ────────► │   │
+   │ ◄───────────── Save │   │  if there is something to keep
+   │ Saved ────────────► │   │
+   │ ◄─── Resume | Leave │   │
+   │ ◄───── Lost, Rejoin │ ──┘  some worker has died
 ```
 
 Control (left) and data (right) ride on separate sockets. A message is one MessagePack header
@@ -29,9 +32,12 @@ import msgspec
 __all__ = [
     "PROTOCOL_VERSION",
     "Abort",
+    "Accused",
     "Activation",
     "Barrier",
     "Beat",
+    "Built",
+    "Close",
     "Connect",
     "Credit",
     "Drained",
@@ -41,11 +47,12 @@ __all__ = [
     "Gradient",
     "Guarded",
     "Hello",
-    "Interrupt",
     "Leave",
+    "Lost",
     "Message",
     "Ready",
     "Refused",
+    "Rejoin",
     "Report",
     "Resume",
     "Save",
@@ -56,7 +63,7 @@ __all__ = [
 ]
 
 #: Raised with every change that an older peer would not understand.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 #: Addresses of messages and names of the graph that no stage may have.
 COORDINATOR = "coordinator"
@@ -81,17 +88,38 @@ class Hello(Message, frozen=True, tag=True):
     host: str
 
 
-class Ready(Message, frozen=True, tag=True):
-    """Stage built, neighbours connected."""
+class Built(Message, frozen=True, tag=True):
+    """Stage built and its state restored: ready to be connected."""
 
+    incarnation: int
     parameters: int
+    position: int  # training batches that have passed here, skipped ones included
+    updates: int  # that the state has seen
+    read: int  # training batches read by the host of the data; 0 elsewhere
+    notes: list[str] = []  # what could not be restored, for the user
+
+
+class Ready(Message, frozen=True, tag=True):
+    """Neighbours connected."""
+
+    incarnation: int
 
 
 class Drained(Message, frozen=True, tag=True):
     """Everything up to the barrier is applied; nothing is in flight here."""
 
+    incarnation: int
     barrier: int
-    batches: int  # training batches that have passed since the start, skipped ones included
+    kind: str  # of the barrier
+    position: int  # training batches that have passed here, skipped ones included
+
+
+class Accused(Message, frozen=True, tag=True):
+    """A neighbour has broken the protocol; what it sent has been dropped."""
+
+    worker: str
+    incarnation: int  # of the neighbour
+    text: str
 
 
 class Evaluated(Message, frozen=True, tag=True):
@@ -106,7 +134,7 @@ class Evaluated(Message, frozen=True, tag=True):
 
 
 class Saved(Message, frozen=True, tag=True):
-    """The weights of this worker's stages are on disk."""
+    """The weights, or all state, of this worker's stages are on disk."""
 
     tag: str
     files: dict[str, str]  # declared stage -> sha256 of its file
@@ -149,7 +177,8 @@ class Welcome(Message, frozen=True, tag=True):
     incarnation: int
     experiment: dict[str, Any]
     meta: dict[str, Any]  # shapes of the data: see `datasets.base.Meta`
-    folder: str  # where to write weights; empty: nowhere
+    folder: str  # of the run, where weights are written; empty: nowhere
+    restore: str  # the state to start from: see `Rejoin`
     trace: bool = False  # write every op with its times to that folder
 
 
@@ -161,14 +190,35 @@ class Refused(Message, frozen=True, tag=True):
 
 
 class Connect(Message, frozen=True, tag=True):
-    """All are in: where each neighbour listens."""
+    """All are built: where each neighbour listens, and where in the data the round starts."""
 
+    incarnation: int  # of the receiver
     addresses: dict[str, str]  # worker -> endpoint
     incarnations: dict[str, int]
+    start: int = 0  # the next training batch to be read
+    barrier: int = 0  # number of the next barrier
+    planned: int = 0  # how many barriers of the plan have been lifted
 
 
 class Start(Message, frozen=True, tag=True):
     """All are ready: go."""
+
+
+class Lost(Message, frozen=True, tag=True):
+    """A neighbour is dead, and will be replaced: go on without it until then."""
+
+    worker: str
+
+
+class Rejoin(Message, frozen=True, tag=True):
+    """Drop what is in flight and join the next round, from the state that `restore` names.
+
+    "keep": as it is; "initial": as from the seed; "snapshots": the worker's own last one;
+    "checkpoints/NUMBER": that cut. The last two are folders in the folder of the run.
+    """
+
+    incarnation: int
+    restore: str
 
 
 class Evaluate(Message, frozen=True, tag=True):
@@ -178,7 +228,7 @@ class Evaluate(Message, frozen=True, tag=True):
 
 
 class Save(Message, frozen=True, tag=True):
-    """Write weights as `tag` ("best", "final")."""
+    """Write weights as `tag` ("best", "final"), or the whole state as "checkpoints/NUMBER"."""
 
     tag: str
 
@@ -193,8 +243,10 @@ class Leave(Message, frozen=True, tag=True):
     """All is done: exit 0."""
 
 
-class Interrupt(Message, frozen=True, tag=True):
-    """To the worker that reads the data: set the last barrier now."""
+class Close(Message, frozen=True, tag=True):
+    """To the worker that reads the data: set a barrier of this kind as soon as may be."""
+
+    kind: str  # "checkpoint" or "final"
 
 
 class Abort(Message, frozen=True, tag=True):
@@ -234,7 +286,7 @@ class Barrier(Message, frozen=True, tag=True):
     sender: str
     incarnation: int
     barrier: int
-    final: bool
+    kind: str  # "evaluate", "checkpoint", "final"
 
 
 class Credit(Message, frozen=True, tag=True):

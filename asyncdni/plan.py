@@ -15,13 +15,27 @@ from asyncdni.errors import ConfigError
 from asyncdni.experiment import stage_schedule
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node
+from asyncdni.quantities import seconds
 
-__all__ = ["EVALUATIONS_MAX", "Group", "Plan", "barriers", "make_plan", "own_schedule"]
+__all__ = [
+    "EVALUATIONS_MAX",
+    "Group",
+    "Plan",
+    "barriers",
+    "cut_every_s",
+    "make_plan",
+    "own_schedule",
+    "snapshot_every_s",
+]
 
-#: More evaluations than any run needs: what a worker keeps stays small.
+#: More barriers than any run needs: what a worker keeps stays small.
 EVALUATIONS_MAX = 100_000
 #: Names of workers become names of logs, traces and sockets, which the system limits.
 _NAME_MAX = 64
+#: In place of a time between checkpoints.
+NEVER = "never"
+#: No run can want to wait longer between two of them.
+LONGEST_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,9 @@ class Plan:
     updates_per_epoch: int
     test_batches: int
     batches: int  # of the whole run
-    barriers: tuple[int, ...]  # training batches after which to evaluate; the end is the last
+    barriers: tuple[int, ...]  # training batches after which all drain; the end is the last
+    cuts: tuple[int, ...] = ()  # those of them after which there is to be a checkpoint …
+    cut_barriers: tuple[int, ...] = ()  # … and nothing else
 
     def group_of(self, stage: str) -> Group:
         """The group that the declared stage is in; `KeyError` if there is none."""
@@ -85,6 +101,16 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
     others = [group for group in groups if DATA in group.producers and group is not readers[0]]
     updates = -(-meta.train_samples // batch_size)
     batches = -(-meta.train_samples // unit)
+
+    def positions(every_epochs: float, name: str) -> tuple[int, ...]:
+        return tuple(
+            barrier // updates * batches + barrier % updates * microbatches
+            for barrier in barriers(run.epochs, updates, every_epochs, name)
+        )
+
+    evaluations = positions(run.evaluate_every, "run.evaluate_every")
+    every = experiment.checkpoint.every
+    cuts = () if isinstance(every, str) else positions(every, "checkpoint.every")
     return Plan(
         groups=groups,
         host=readers[0].index,
@@ -96,11 +122,24 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
         updates_per_epoch=updates,
         test_batches=-(-meta.test_samples // batch_size),
         batches=run.epochs * batches,
-        barriers=tuple(
-            barrier // updates * batches + barrier % updates * microbatches
-            for barrier in barriers(run.epochs, updates, run.evaluate_every)
-        ),
+        barriers=tuple(sorted({*evaluations, *cuts})),
+        cuts=cuts,
+        cut_barriers=tuple(sorted({*cuts} - {*evaluations})),
     )
+
+
+def cut_every_s(checkpoint: config.Checkpoint) -> float | None:
+    """Seconds between checkpoints; None where they go by epochs, or come at the end alone."""
+    every = checkpoint.every
+    if not isinstance(every, str) or every == NEVER:
+        return None
+    return seconds(every, "checkpoint.every", LONGEST_S)
+
+
+def snapshot_every_s(checkpoint: config.Checkpoint) -> float | None:
+    """Seconds between a worker's own snapshots; None: there are none."""
+    every = checkpoint.snapshot_every
+    return None if every == NEVER else seconds(every, "checkpoint.snapshot_every", LONGEST_S)
 
 
 def _microbatches(experiment: config.Experiment) -> int:
@@ -115,17 +154,19 @@ def _microbatches(experiment: config.Experiment) -> int:
     return count
 
 
-def barriers(epochs: int, batches_per_epoch: int, evaluate_every: float) -> tuple[int, ...]:
-    """Counts of training batches (whole ones) after which to evaluate.
+def barriers(
+    epochs: int, batches_per_epoch: int, every_epochs: float, name: str = "run.evaluate_every"
+) -> tuple[int, ...]:
+    """Counts of training batches (whole ones) after which to stop for what `name` asks for.
 
-    Every `evaluate_every` epochs, rounded to batches and at least one apart, and at the end. No
+    Every `every_epochs` epochs, rounded to batches and at least one apart, and at the end. No
     epochs: once, at 0."""
     total = epochs * batches_per_epoch
-    step = max(1.0, evaluate_every * batches_per_epoch)
+    step = max(1.0, every_epochs * batches_per_epoch)
     if total / step > EVALUATIONS_MAX:
         raise ConfigError(
-            f"run.evaluate_every: {evaluate_every:g} asks for {total / step:.0f} evaluations in "
-            f"{epochs} epochs, expected at most {EVALUATIONS_MAX}; raise it or lower run.epochs"
+            f"{name}: {every_epochs:g} asks for {total / step:.0f} barriers in {epochs} epochs, "
+            f"expected at most {EVALUATIONS_MAX}; raise it or lower run.epochs"
         )
     positions = {round(k * step) for k in range(1, int(total / step) + 1)}
     return (*sorted(position for position in positions if position < total), total)

@@ -6,6 +6,9 @@ DIR/metrics.jsonl     one record a line              DIR/best/STAGE.safetensors 
 DIR/summary.json      the run in numbers             DIR/logs/WORKER.log           what workers said
 ```
 
+Of a run that may have to go on: `checkpoints/NUMBER` with the state of all stages and a manifest,
+`snapshots/STAGE.safetensors` with that of each by itself (see `checkpoint`), and while a
+coordinator has the folder, `lock`.
 `data.npz` is there as well if the caller of `train` gave arrays; after `--trace` so are
 `trace/WORKER.npz`, and `trace.json` for Perfetto; after `--tensorboard` the event files of
 `tensorboard`.
@@ -32,19 +35,29 @@ from asyncdni.weights import load_stage, write_atomically
 
 __all__ = [
     "ARRAYS",
+    "CHECKPOINTS",
+    "EXPERIMENT",
+    "METRICS",
+    "SNAPSHOTS",
+    "SUMMARY",
     "Result",
     "by_stage",
     "create_folder",
     "discard_folder",
     "load_weights",
     "open_run",
+    "reopen_folder",
     "write_summary",
 ]
 
-_EXPERIMENT = "experiment.toml"
-_SUMMARY = "summary.json"
-_METRICS = "metrics.jsonl"
+#: The experiment with all its defaults, the summary, and the records of the coordinator.
+EXPERIMENT = "experiment.toml"
+SUMMARY = "summary.json"
+METRICS = "metrics.jsonl"
 _LOGS = "logs"
+#: Folders of states that belong to a run; `messages.Rejoin` names them so too.
+CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"
 #: The arrays of a run that was given them as such.
 ARRAYS = "data.npz"
 
@@ -93,12 +106,24 @@ def create_folder(path: Path, tables: config.Experiment) -> Path:
                 "so that no earlier run is lost"
             )
         (path / _LOGS).mkdir()
-        write_atomically(path / _EXPERIMENT, experiment.dumps(tables).encode())
+        write_atomically(path / EXPERIMENT, experiment.dumps(tables).encode())
     except OSError as error:
         raise ConfigError(f"--out {path}: can't be written: {error.strerror}") from error
     except CheckpointError as error:
         raise ConfigError(f"--out {path}: {error}") from error
     return path.resolve()
+
+
+def reopen_folder(folder: Path, tables: config.Experiment) -> Path:
+    """The folder of a run that is taken up again, with this experiment; it is not finished any
+    more. Raises `CheckpointError`."""
+    write_atomically(folder / EXPERIMENT, experiment.dumps(tables).encode())
+    try:
+        (folder / SUMMARY).unlink(missing_ok=True)
+        (folder / _LOGS).mkdir(exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder} can't be written: {error.strerror}") from error
+    return folder.resolve()
 
 
 def discard_folder(folder: Path, *, made: bool) -> None:
@@ -107,16 +132,17 @@ def discard_folder(folder: Path, *, made: bool) -> None:
     Nothing else is touched; the folder itself goes too if the run has `made` it.
     """
     with contextlib.suppress(OSError):
-        for name in (_EXPERIMENT, _METRICS, ARRAYS):
+        for name in (EXPERIMENT, METRICS, ARRAYS):
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / _LOGS, ignore_errors=True)
+        for name in (_LOGS, CHECKPOINTS, SNAPSHOTS):
+            shutil.rmtree(folder / name, ignore_errors=True)
         if made:
             folder.rmdir()
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """The last file of a run."""
-    write_atomically(folder / _SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+    write_atomically(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def open_run(folder: str | Path, weights: str = "final") -> Result:
@@ -126,21 +152,21 @@ def open_run(folder: str | Path, weights: str = "final") -> Result:
     (of `npz`) of a run that was interrupted is gone.
     """
     folder = Path(folder)
-    path = folder / _EXPERIMENT
+    path = folder / EXPERIMENT
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no run folder: it has no {_EXPERIMENT}")
+        raise CheckpointError(f"{folder} is no run folder: it has no {EXPERIMENT}")
     found = experiment.load(path)
     try:
-        summary = json.loads((folder / _SUMMARY).read_text())
+        summary = json.loads((folder / SUMMARY).read_text())
     except FileNotFoundError:
         summary = {"history": [], "test_accuracy": None}  # interrupted: weights may be here
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / _SUMMARY} can't be read: {error}") from error
+        raise CheckpointError(f"{folder / SUMMARY} can't be read: {error}") from error
     loaded = load_weights(folder / weights, found)
     try:
         meta = msgspec.convert(summary["data"], Meta) if "data" in summary else describe(found.data)
     except msgspec.ValidationError as error:
-        raise CheckpointError(f"{folder / _SUMMARY}: data: {error}") from error
+        raise CheckpointError(f"{folder / SUMMARY}: data: {error}") from error
     return Result(summary, loaded, found, meta, folder)
 
 

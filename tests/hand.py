@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from asyncdni.core.barriers import EVALUATE
 from asyncdni.core.events import (
     Action,
     Compute,
@@ -17,6 +18,7 @@ from asyncdni.core.worker import Phase, Worker
 from asyncdni.messages import (
     Activation,
     Barrier,
+    Connect,
     Message,
     Start,
 )
@@ -27,6 +29,14 @@ LAST = Position("z", 2, 3, inputs=("p",), has_loss=True, host="p")
 FORK = Position("f", 1, 4, inputs=("p", "q"), consumers=("c", "d"), host="p")
 
 
+def connect(position: Position, **changes: Any) -> Connect:
+    """Into the first round as incarnation 7; all neighbours are incarnation 1."""
+    homes = {position.home(node) for node in position.inputs} - {position.name}
+    others = homes | {*position.consumers, *position.feeds, *position.train_feeds}
+    values = {"incarnation": 7, "addresses": {}, "incarnations": dict.fromkeys(sorted(others), 1)}
+    return Connect(**{**values, **changes})
+
+
 class Hand:
     """Drives one worker by hand and finishes its ops on request."""
 
@@ -34,7 +44,7 @@ class Hand:
         self, position: Position, schedule: Schedule | None = None, **options: Any
     ) -> None:
         self.worker = Worker(position, schedule or Synthetic(), **options)
-        self.worker.joined(7, {})
+        self.worker.joined(connect(position))
         self.now = 0.0
         self.op: Op | None = None
         self.inputs: dict[str, Any] = {}
@@ -94,6 +104,6 @@ def drained(position: Position = LAST) -> Hand:
     hand = Hand(position)
     hand(Start())
     for node in position.inputs:
-        hand(Barrier(node, 1, 0, False))
+        hand(Barrier(node, 1, 0, EVALUATE))
     assert hand.worker.phase is Phase.DRAINED
     return hand

@@ -14,18 +14,23 @@ from functools import partial
 from typing import Any
 
 from asyncdni.backends.base import Score
-from asyncdni.core.coordinator import Coordinator
+from asyncdni.core.coordinator import Coordinator, Phase
 from asyncdni.core.events import (
     Action,
+    Commit,
     Compute,
     Computed,
     Event,
+    Exited,
+    Launch,
+    Machine,
     Received,
     Release,
     Save,
     Send,
     Stop,
     Stored,
+    Woke,
 )
 from asyncdni.core.position import Position
 from asyncdni.core.roster import Roster
@@ -34,10 +39,13 @@ from asyncdni.messages import (
     COORDINATOR,
     DATA,
     PROTOCOL_VERSION,
+    Accused,
+    Built,
     Connect,
     Hello,
     Message,
     Ready,
+    Rejoin,
     Resume,
     Start,
     Welcome,
@@ -45,6 +53,9 @@ from asyncdni.messages import (
 from asyncdni.schedules import Op, OpKind, Schedule
 
 Sent = tuple[str, str, Message]
+_DEAD = "!"  # behind the peer of a process that has died
+_NEXT = "'"  # in its place behind that of the next one
+_SOON_S = 100.0
 
 
 def chain(
@@ -91,7 +102,6 @@ def roster_of(positions: Sequence[Position], **changes: object) -> Roster:
         "members": {name: (name,) for name in names},
         "neighbours": {name: tuple(other for other in names if other != name) for name in names},
         "losses": tuple(position.name for position in positions if position.has_loss),
-        "barriers": len(positions[0].barriers),
         "experiment": {},
         "meta": {},
         "folder": "runs/1",
@@ -116,7 +126,8 @@ class Bench:
         """`schedule`: that of all, or what makes each worker; `withheld` says which messages never
         arrive."""
         make = schedule if callable(schedule) else partial(_worker, schedule, window)
-        self.workers = {p.name: make(p) for p in positions}
+        self._make = {p.name: partial(make, p) for p in positions}
+        self.workers = {name: make_one() for name, make_one in self._make.items()}
         self.coordinator = coordinator
         self.now = 0.0
         self.timeline: dict[str, list[str]] = {name: [] for name in self.workers}
@@ -124,10 +135,19 @@ class Bench:
         self.released: list[tuple[str, int]] = []
         self.stopped: dict[str, Stop] = {}
         self.said: list[Action] = []  # by the coordinator, beside what it sent
+        self.disk: dict[tuple[str, str], dict[str, int]] = {}  # counts, by folder and worker
+        self._peers = {name: name for name in self.workers}  # the process that lives
         self._busy: dict[str, Compute] = {}
-        self._events: deque[tuple[str, Event]] = deque()  # on their way, in order
+        self._events: deque[tuple[str, Machine, Event]] = deque()  # on their way, in order
+        self._apart: set[str] = set()  # built, and not yet connected: …
+        self._early: dict[str, list[Event]] = {}  # … what neighbours have sent meanwhile
+        self.handled = 0  # events so far
+        self.kills: dict[int, str] = {}  # who dies before which of them
         self._samples = samples
         self._withheld = withheld
+        if coordinator is None:
+            for worker in self.workers.values():
+                worker.joined(Connect(1, {}, dict.fromkeys(self.workers, 1)))
 
     # --- what tests do ---------------------------------------------------------------------------
 
@@ -139,8 +159,34 @@ class Bench:
     def join(self) -> None:
         """Every worker says Hello."""
         for name in self.workers:
-            hello = Hello(PROTOCOL_VERSION, name, f"inproc://{name}", 1, "here")
-            self.handle(COORDINATOR, Received(hello, name.encode()))
+            if not self._peers[name].endswith(_DEAD):
+                self.handle(COORDINATOR, self._hello(name))
+
+    def kill(self, name: str) -> None:
+        """The worker's process dies, and its driver sees that."""
+        self._die(name)
+        self._carry_on()
+
+    def wake(self) -> None:
+        """The coordinator is woken when it wants to be, which must be soon."""
+        assert self.coordinator is not None
+        deadline = self.coordinator.deadline()
+        assert deadline is not None and deadline < self.now + _SOON_S, f"stuck:\n{self.picture()}"
+        self.now = max(self.now, deadline)
+        self.handle(COORDINATOR, Woke())
+
+    def end(self, columns_max: int = 1000) -> Bench:
+        """Until the run has ended."""
+        assert self.coordinator is not None
+        for _ in range(columns_max):
+            if self.coordinator.phase is Phase.ENDED:
+                return self
+            deadline = self.coordinator.deadline()
+            if self._busy and (deadline is None or deadline > self.now):
+                self._column()
+            else:
+                self.wake()
+        raise AssertionError(f"no end after {columns_max} columns:\n{self.picture()}")
 
     def run(self, columns_max: int = 1000) -> Bench:
         """Until nobody computes."""
@@ -184,18 +230,51 @@ class Bench:
 
     def handle(self, name: str, event: Event) -> None:
         """One event in; carry out what comes out, and what comes of that."""
-        self._events.append((name, event))
+        self._put(name, event)
+        self._carry_on()
+
+    # --- the driver ------------------------------------------------------------------------------
+
+    def _carry_on(self) -> None:
         while self._events:
-            name, event = self._events.popleft()
-            machine = self.coordinator if name == COORDINATOR else self.workers[name]
-            assert machine is not None
+            name, machine, event = self._events.popleft()
+            self.handled += 1
+            if self.handled in self.kills:
+                self._die(self.kills[self.handled])
+            if self._is_void(name, machine, event):
+                continue
+            if name in self._apart and hasattr(getattr(event, "message", None), "sender"):
+                self._early[name].append(event)
+                continue
+            machine = self._machine(name)
             actions = machine.handle(event, self.now)
+            if isinstance(event, Computed) and event.op.kind is OpKind.UPDATE:
+                self._keep("snapshots", name)
             machine.check()
             for action in actions:
                 assert action.cause is event, action
                 self._carry_out(name, action)
 
-    # --- the driver ------------------------------------------------------------------------------
+    def _machine(self, name: str) -> Machine:
+        if name != COORDINATOR:
+            return self.workers[name]
+        assert self.coordinator is not None
+        return self.coordinator
+
+    def _put(self, name: str, event: Event) -> None:
+        self._events.append((name, self._machine(name), event))
+
+    def _is_void(self, name: str, machine: Machine, event: Event) -> bool:
+        """The process is dead, or the answer is to a `Worker` of an earlier round."""
+        if self._peers.get(name, "").endswith(_DEAD):
+            return True
+        return isinstance(event, Computed | Stored) and machine is not self._machine(name)
+
+    def _die(self, name: str) -> None:
+        if not self._peers[name].endswith(_DEAD):
+            self._busy.pop(name, None)
+            self._peers[name] += _DEAD
+            self._put(COORDINATOR, Exited(name, -9, ""))
 
     def _column(self) -> None:
         """Everyone at work works for one unit of time."""
@@ -205,7 +284,7 @@ class Bench:
         self.now += 1.0
         done = dict(self._busy)
         for name in reversed(self.workers):
-            if name in done:
+            if name in done and self._busy.get(name) is done[name]:
                 del self._busy[name]
                 self.handle(name, self._result(name, done[name].op))
 
@@ -214,7 +293,7 @@ class Bench:
             case Compute(op=op):
                 assert name not in self._busy
                 if op.kind is OpKind.READ:
-                    self._events.append((name, self._result(name, op)))
+                    self._put(name, self._result(name, op))
                 else:
                     self._busy[name] = action
             case Send(to=bytes() as peer, message=message):
@@ -224,29 +303,65 @@ class Bench:
             case Release(batch=batch):
                 self.released.append((name, batch))
             case Save(tag=tag):
-                self._events.append((name, Stored(tag, {name: "0" * 64})))
+                self._keep(tag, name)
+                self._put(name, Stored(tag, {name: "0" * 64}))
+            case Stop(rejoin=Rejoin() as order):
+                self._busy.pop(name, None)
+                self._build(name, order.incarnation, order.restore)
             case Stop():
                 self.stopped[name] = action
+            case Commit(tag=tag):
+                self._put(name, Stored(tag))
+            case Launch(stage=stage):
+                self.said.append(action)
+                self._peers[stage] = self._peers[stage].replace(_DEAD, _NEXT)
+                self._put(COORDINATOR, self._hello(stage))
             case _:
                 assert name == COORDINATOR, action
                 self.said.append(action)
 
     def _send(self, name: str, to: str, message: Message) -> None:
+        assert not isinstance(message, Accused), message
         self.sent.append((name, to, message))
         if self._withheld(name, to, message) or (to == COORDINATOR and self.coordinator is None):
             return
-        self._events.append((to, Received(message, name.encode())))
+        self._put(to, Received(message, self._peers.get(name, name).encode()))
 
-    def _obey(self, name: str, message: Message) -> None:
+    def _hello(self, name: str) -> Received:
+        hello = Hello(PROTOCOL_VERSION, name, f"inproc://{name}", 1, "here")
+        return Received(hello, self._peers[name].encode())
+
+    def _obey(self, peer: str, message: Message) -> None:
         """What a worker's process does before its logic takes over."""
+        name = peer.rstrip(_NEXT + _DEAD)
+        if self._peers[name] != peer or peer.endswith(_DEAD):
+            return  # it is dead
         match message:
-            case Welcome():
-                pass
-            case Connect(incarnations=incarnations):
-                self.workers[name].joined(1, incarnations)
-                self._send(name, COORDINATOR, Ready(parameters=1))
+            case Welcome(incarnation=incarnation, restore=restore):
+                self._build(name, incarnation, restore)
+            case Connect():
+                self.workers[name].joined(message)
+                self._send(name, COORDINATOR, Ready(message.incarnation))
+                self._apart.discard(name)
+                for event in self._early.pop(name, ()):
+                    self._put(name, event)
             case _:
-                self._events.append((name, Received(message)))
+                self._put(name, Received(message))
+
+    def _build(self, name: str, incarnation: int, restore: str) -> None:
+        """A worker for a new round, with what it is to count on from."""
+        kept = self.workers[name].counts.state()
+        state = kept if restore == "keep" else self.disk.get((restore, name), {})
+        worker = self.workers[name] = self._make[name]()
+        counts = worker.counts
+        counts.restore(state)
+        self._apart.add(name)
+        self._early.setdefault(name, [])
+        told = Built(incarnation, 1, counts.position, counts.updates, counts.read)
+        self._send(name, COORDINATOR, told)
+
+    def _keep(self, tag: str, name: str) -> None:
+        self.disk[tag, name] = self.workers[name].counts.state()
 
     def _result(self, name: str, op: Op) -> Computed:
         position = self.workers[name].position

@@ -33,18 +33,22 @@ MAY_IMPORT = {
         *("core", "schedules", "plan", "conditions", "experiment", "messages", "config", "errors"),
     },
     "launchers": {"config", "errors"},
+    "checkpoint": {"weights", "experiment", "datasets.base", "messages", "config", "errors"},
     "metrics": {"core.tally", "weights", "errors"},
     "runtime": {
-        *("core", "transports", "backends", "metrics", "datasets", "build", "weights"),
+        *("core", "transports", "backends", "metrics", "datasets", "build", "plan"),
+        *("weights", "checkpoint"),
         *("conditions", "delays", "schedules", "messages", "config", "errors"),
     },
     "simulator": {
         *("core", "transports.codec", "backends", "build", "plan", "network", "weights"),
-        *("conditions", "delays", "schedules", "messages", "config", "errors"),
+        *("checkpoint", "conditions", "delays", "schedules", "quantities", "messages"),
+        *("config", "errors"),
     },
     "profiling": {
-        *("core", "transports.codec", "backends", "build", "plan", "network", "metrics"),
-        *("schedules.base", "messages", "config", "errors"),
+        *("core", "transports", "backends", "build", "plan", "network", "metrics"),
+        *("simulator", "experiment", "conditions", "datasets.base", "quantities"),
+        *("delays", "schedules.base", "messages", "config", "errors"),
     },
 }
 
@@ -56,10 +60,13 @@ ALSO = {
 #: Packages that nothing outside them imports, but the modules named.
 IMPORTED_BY = {
     "cli": {"__main__"},
-    "launchers": {"training"},
-    "runtime": {"training", "cli.worker"},
-    "simulator": {"cli.simulate", "cli.timeline"},
-    "profiling": {"cli.profile", "cli.profile_tables"},
+    "launchers": {"training", "conducting"},
+    "runtime": {"conducting", "cli.worker"},
+    "simulator": {
+        *("cli.simulate", "cli.simulated_faults", "cli.timeline"),
+        *("profiling.measurement", "profiling.prediction", "profiling.prices"),
+    },
+    "profiling": {"cli.profile", "cli.profile_tables", "cli.advise", "cli.advise_table"},
 }
 
 #: Libraries that may be imported in one place only.

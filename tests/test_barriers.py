@@ -6,6 +6,7 @@ from hand import FORK, LAST, activation, drained, sends, trained
 from pair import Bench, chain
 
 from asyncdni.backends.base import Score
+from asyncdni.core.barriers import EVALUATE, FINAL
 from asyncdni.core.events import (
     Save,
     Stored,
@@ -33,44 +34,44 @@ def test_a_stage_closes_when_the_barrier_is_here_from_all_producers() -> None:
         hand(Gradient(consumer, 1, 0, {consumer: "g"}))
     hand.finish_until("T0")
     hand.finish({"p": {"f": "g"}, "q": {"f": "g"}})
-    assert hand(Barrier("q", 1, 0, True)) == []
-    barrier = Barrier("f", 7, 0, True)
-    sent = sends(hand(Barrier("p", 1, 0, True)))
-    assert sent == [("c", barrier), ("d", barrier), (COORDINATOR, Drained(0, 1))]
+    assert hand(Barrier("q", 1, 0, FINAL)) == []
+    barrier = Barrier("f", 7, 0, FINAL)
+    sent = sends(hand(Barrier("p", 1, 0, FINAL)))
+    assert sent == [("c", barrier), ("d", barrier), (COORDINATOR, Drained(7, 0, FINAL, 1))]
 
 
 def test_the_barrier_passes_on_at_once_but_the_drain_waits_for_gradients() -> None:
     hand = trained()
-    assert sends(hand(Barrier("p", 1, 0, True))) == [("c", Barrier("m", 7, 0, True))]
+    assert sends(hand(Barrier("p", 1, 0, FINAL))) == [("c", Barrier("m", 7, 0, FINAL))]
     assert hand.worker.phase is Phase.TRAINING
     hand(Gradient("c", 1, 0, {"c": "g"}))
     hand.finish_until("T0")
-    assert sends(hand.finish({}), Drained) == [(COORDINATOR, Drained(0, 1))]
+    assert sends(hand.finish({}), Drained) == [(COORDINATOR, Drained(7, 0, FINAL, 1))]
     assert hand.worker.phase is Phase.DRAINED
 
 
 def test_the_barrier_stays_behind_a_batch_that_waits_for_credit() -> None:
     hand = trained(window=1)
     hand(activation(1))
-    assert sends(hand(Barrier("p", 1, 0, True)), Barrier) == []
+    assert sends(hand(Barrier("p", 1, 0, FINAL)), Barrier) == []
     hand(Credit("c", 1, "m", taken=1, allowed=2))
     assert str(hand.op) == "F1"
     actions = hand.finish_until("U1")
-    assert sends(actions, Barrier) == [("c", Barrier("m", 7, 0, True))]
+    assert sends(actions, Barrier) == [("c", Barrier("m", 7, 0, FINAL))]
 
 
 def test_the_next_barrier_may_come_before_word_to_resume() -> None:
     hand = drained()
     hand(activation(0))
-    assert hand(Barrier("p", 1, 1, True)) == []
+    assert hand(Barrier("p", 1, 1, FINAL)) == []
     hand(Resume(0))
     assert str(hand.op) == "F0"
-    assert sends(hand.finish_until("U0")) == [(COORDINATOR, Drained(1, 1))]
+    assert sends(hand.finish_until("U0")) == [(COORDINATOR, Drained(7, 1, FINAL, 1))]
 
 
 def test_without_epochs_the_barrier_lies_before_the_first_batch() -> None:
     bench = Bench(chain(3, barriers=(0,)), Synthetic()).train()
-    assert bench.messages(Drained) == [Drained(0, 0)] * 3
+    assert bench.messages(Drained) == [Drained(1, 0, FINAL, 0)] * 3
     assert bench.messages(Activation) == []
 
 
@@ -82,7 +83,7 @@ def test_a_test_set_runs_through_and_its_scores_are_summed_up_to_the_last_batch(
         actions = hand.finish({}, scores=(Score("z", 2, loss=1.5, correct=1),))
         scores = sends(actions, Evaluated)
     assert scores == [(COORDINATOR, Evaluated(0, "z", 6, 4.5, 3, 1))]
-    assert hand.worker.batches == 0  # test batches are no training
+    assert hand.worker.counts.batches == 0  # test batches are no training
 
 
 def test_each_evaluation_starts_from_nothing() -> None:
@@ -114,7 +115,7 @@ def test_weights_are_saved_on_order_and_reported_once_stored() -> None:
 def window_after(evaluation_s: float) -> object:
     """Train, evaluate two batches so far apart, train on, and wait 50 s for credit to bear."""
     hand = trained(LAST, batches=2)
-    hand(Barrier("p", 1, 0, False))
+    hand(Barrier("p", 1, 0, EVALUATE))
     for batch in range(2):
         hand.now += evaluation_s
         hand(activation(batch, evaluate=True, last=batch == 1))

@@ -174,7 +174,11 @@ def test_a_worker_for_an_unknown_stage_is_refused(waiting: Site, stage: str) -> 
 def test_a_worker_of_another_protocol_version_is_refused(waiting: Site) -> None:
     args = ["worker", "--stage", "top", "--coordinator", _address(waiting)]
     finished = waiting.execute([sys.executable, "-c", OTHER_VERSION, *args]).finished()
-    finished.refused("protocol 3", "coordinator 2", "same version of asyncdni")
+    finished.refused(
+        f"protocol {PROTOCOL_VERSION + 1}",
+        f"coordinator {PROTOCOL_VERSION}",
+        "same version of asyncdni",
+    )
 
 
 def test_a_worker_without_a_coordinator_gives_up_after_its_timeout(site: Site) -> None:
@@ -227,27 +231,68 @@ def _without_addition(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith(options)) + "\n"
 
 
-def test_a_worker_that_is_killed_is_missed_within_the_silence_limit(site: Site) -> None:
-    coordinator = _coordinator(site, *ENDLESS, "--set", "limits.silence_s=1")
+def test_a_worker_that_is_killed_is_replaced_by_hand(site: Site) -> None:
+    """The coordinator shows what to type; the run goes on with whoever comes."""
+    args = ("--set", "run.epochs=2000", "--set", "run.evaluate_every=2000")
+    coordinator = _coordinator(site, *args)
     top = _worker(site, "top", _address(site))
     hidden = _worker(site, "hidden", _address(site))
     pids = await_training(site.folder / "run")
     assert pids == {"hidden": hidden.pid, "top": top.pid}
     top.kill()
     assert top.finished().code == -signal.SIGKILL
+    (waiting,) = until_recorded(site.folder / "run", "waiting")
+    address = _address(site)
+    assert waiting["command"] == f"asyncdni worker --stage top --coordinator {address}"
+    again = site.start(*waiting["command"].split()[1:])
+    for command in (coordinator, hidden, again):
+        finished = command.finished()
+        assert (finished.code, finished.err) == (0, "")
+    (lost,) = records(site.folder / "run", "lost")
+    assert f"worker top (process {top.pid} on " in lost["text"]
+    assert "no sign of life" in lost["text"]
+    assert f"waiting for top; start it: {waiting['command']}" in coordinator.said()
+
+
+def test_without_a_folder_the_first_death_ends_the_run(site: Site) -> None:
+    """There is nothing that anybody could be restored from."""
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    coordinator = site.start("coordinator", "tiny.toml", "--bind", address, *ENDLESS)
+    top, hidden = _worker(site, "top", address), _worker(site, "hidden", address)
+    until(lambda: "synthetic, 2 workers" in coordinator.said(), "the start")
+    top.kill()
     line = coordinator.finished().refused(f"worker top (process {top.pid} on ", "no sign of life")
     said = line.removeprefix("asyncdni: ")
     hidden.finished().refused("worker hidden was stopped by its coordinator", said)
 
 
 def test_no_worker_outlives_a_killed_coordinator(site: Site) -> None:
-    coordinator = _coordinator(site, *ENDLESS, "--set", "limits.silence_s=1")
+    coordinator = _coordinator(site, *ENDLESS)
     commands = [_worker(site, stage, _address(site)) for stage in ("top", "hidden")]
     await_training(site.folder / "run")
     coordinator.kill()
     assert coordinator.finished().code == -signal.SIGKILL
     for command in commands:
-        command.finished().refused("nothing heard from tcp://127.0.0.1", "for 1 s")
+        command.finished().refused("worker stops: nothing heard from tcp://127.0.0.1", "for 3 s")
+
+
+def test_a_killed_coordinator_is_started_again_and_goes_on(site: Site) -> None:
+    args = ("--set", "run.epochs=2000", "--set", "run.evaluate_every=2000")
+    coordinator = _coordinator(site, *args, "--set", "checkpoint.snapshot_every=20ms")
+    address = _address(site)
+    old = [_worker(site, stage, address) for stage in ("top", "hidden")]
+    await_training(site.folder / "run")
+    coordinator.kill()
+    coordinator.finished()
+    again = site.start("coordinator", "--resume", "run", "--bind", address)
+    for command in old:  # they notice, or are told that their place is taken
+        command.finished().refused()
+    new = [_worker(site, stage, address) for stage in ("top", "hidden")]
+    for command in (again, *new):
+        finished = command.finished()
+        assert (finished.code, finished.err) == (0, "")
+    assert [one["restore"] for one in records(site.folder / "run", "resumed")] == ["snapshots"]
 
 
 def test_ctrl_c_in_the_middle_saves_and_lets_workers_go(site: Site) -> None:

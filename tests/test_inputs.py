@@ -63,6 +63,59 @@ def test_ids_of_the_test_set_start_anew_after_its_last_batch() -> None:
         assert inbox.take(1).last
 
 
+def test_what_is_of_no_use_leaves_nothing_behind() -> None:
+    """Its sender is lost next: no batch may come to be void that never was under way."""
+    inbox = Inbox(("p",))
+    assert not inbox.add(2, "p", 4, "x")
+    assert len(inbox) == 0
+    inbox.lose("p")
+    assert inbox.take_void() is None
+
+
+def test_a_round_may_start_at_any_batch() -> None:
+    inbox = Inbox(("p", "q"))
+    inbox.begin(7)
+    assert not inbox.add(0, "p", 4, "x")
+    assert inbox.add(7, "p", 4, "x") and inbox.add(7, "q", 4, "x")
+    assert list(inbox.ready) == [7]
+
+
+def test_of_a_lost_producer_what_others_have_sent_or_will_send_is_void() -> None:
+    inbox = Inbox(("p", "q"))
+    for batch in range(3):
+        assert inbox.add(batch, "q", 4, "x")
+    assert inbox.add(0, "p", 4, "x")
+    inbox.lose("p")
+    assert inbox.take_void() is None  # batch 0 is whole, and comes first
+    inbox.take(0)
+    assert [inbox.take_void() for _ in range(3)] == [(1, ("q",)), (2, ("q",)), None]
+    assert inbox.add(3, "q", 4, "x")
+    assert inbox.take_void() == (3, ("q",))
+
+
+def test_what_a_lost_producer_has_sent_ahead_is_used_when_the_rest_comes() -> None:
+    inbox = Inbox(("p", "q"))
+    for batch in range(2):
+        assert inbox.add(batch, "p", 4, "x")
+    inbox.lose("p")
+    assert inbox.add(0, "q", 4, "y") and inbox.skip(1, "q")
+    assert inbox.take(0).tensors == {"p": "x", "q": "y"}
+    assert inbox.take_void() == (1, ("p",))
+
+
+def test_batches_that_two_lost_ones_owe_are_void_once_and_in_order() -> None:
+    inbox = Inbox(("p", "q", "r"))
+    for batch in range(3):
+        assert inbox.add(batch, "r", 4, "x")
+    assert inbox.add(0, "p", 4, "x") and inbox.add(0, "q", 4, "x") and inbox.add(1, "p", 4, "x")
+    inbox.lose("p")
+    assert list(inbox.ready) == [0]  # 1 and 2 still wait for q
+    inbox.lose("q")
+    inbox.take(0)
+    assert [inbox.take_void() for _ in range(3)] == [(1, ("r", "p")), (2, ("r",)), None]
+    inbox.check()
+
+
 # --- all of a worker's ---------------------------------------------------------------------------
 
 

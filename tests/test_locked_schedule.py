@@ -23,7 +23,7 @@ def test_locked_updates_each_stage_once_a_batch_also_for_a_shorter_last_one() ->
         assert bench.ops(name) == expected
     sizes = [m.samples for m in bench.messages(Activation) if isinstance(m, Activation)]
     assert sorted(sizes) == [1, 1, 4, 4, 4, 4]
-    assert all(worker.samples == 9 for worker in bench.workers.values())
+    assert all(worker.counts.samples == 9 for worker in bench.workers.values())
 
 
 def test_locked_without_halves_sends_when_the_whole_backward_is_done() -> None:

@@ -54,6 +54,9 @@ class _Wire:
         self._clock.now += RECEIVE_S
         return [self._messages.pop(0)]
 
+    def take_accused(self) -> list[tuple[str, str]]:
+        return []
+
     def counters(self) -> dict[str, int]:
         return {"bytes_sent": 3, "bytes_received": 5, "messages": 2}
 
@@ -77,7 +80,7 @@ def _run(monkeypatch: pytest.MonkeyPatch) -> _Wire:
     for module in (engine, meter):
         monkeypatch.setattr(module, "time", SimpleNamespace(**dict.fromkeys(names, clock)))
     wire = _Wire(clock, [Start(), Start(), Leave()])
-    driven = Engine(cast(Worker, _Idle()), cast(Stage, None), wire, exits={})
+    driven = Engine(cast(Worker, _Idle()), cast(Stage, _Layers(clock)), wire, exits={})
     driven.run(early=[Start()])
     return wire
 
@@ -145,6 +148,9 @@ class _Layers:
 
     def __init__(self, clock: _Clock) -> None:
         self._clock = clock
+
+    def skips(self) -> dict[str, int]:
+        return {}
 
     def forward(self, batch: int, inputs: object, context: object) -> Forwarded:
         self._clock.now += 2.0

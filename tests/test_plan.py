@@ -51,6 +51,7 @@ def plan(
     batch_size: int = 10,
     train_samples: int = 100,
     schedule: dict[str, Any] | None = None,
+    checkpoint: dict[str, Any] | None = None,
     **run: Any,
 ) -> Plan:
     experiment = parse(
@@ -58,6 +59,7 @@ def plan(
             "data": {"name": "digits", "batch_size": batch_size},
             "stages": stages,
             "schedule": schedule or {"name": "synthetic"},
+            "checkpoint": checkpoint or {},
             "run": {"split": split, **run},
         }
     )
@@ -248,9 +250,46 @@ def test_barriers_rise_and_end_with_the_run(epochs: int, per_epoch: int, every: 
 def test_more_evaluations_than_sensible_are_refused() -> None:
     text = refusal(CHAIN, epochs=10**12)
     assert text == (
-        "run.evaluate_every: 1 asks for 1000000000000 evaluations in 1000000000000 epochs, "
+        "run.evaluate_every: 1 asks for 1000000000000 barriers in 1000000000000 epochs, "
         f"expected at most {EVALUATIONS_MAX}; raise it or lower run.epochs"
     )
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def test_by_default_checkpoints_go_by_time_and_add_no_barrier() -> None:
+    found = plan(CHAIN, epochs=3)
+    assert (found.cuts, found.cut_barriers) == ((), ())
+
+
+def test_checkpoints_by_epochs_are_barriers_of_the_plan() -> None:
+    """Ten batches an epoch: evaluations after 10, 20 and 30, checkpoints after 5, 10, …"""
+    found = plan(CHAIN, epochs=3, checkpoint={"every": 0.5})
+    assert found.cuts == (5, 10, 15, 20, 25, 30)
+    assert found.barriers == (5, 10, 15, 20, 25, 30)
+    assert found.cut_barriers == (5, 15, 25)  # for nothing else
+
+
+def test_the_end_is_for_a_checkpoint_and_an_evaluation_whatever_the_steps() -> None:
+    found = plan(CHAIN, epochs=3, evaluate_every=2.0, checkpoint={"every": 1.3})
+    assert found.barriers == (13, 20, 26, 30)
+    assert found.cuts == (13, 26, 30)
+    assert found.cut_barriers == (13, 26)
+
+
+def test_checkpoints_by_epochs_part_no_batch_into_its_microbatches() -> None:
+    """100 samples in batches of 16, each of 4 microbatches but the last one of 1: see above."""
+    schedule = {"name": "gpipe", "microbatches": 4}
+    sizes = {"batch_size": 16, "train_samples": 100, "epochs": 1}
+    found = plan(CHAIN, schedule=schedule, checkpoint={"every": 0.3}, **sizes)
+    assert found.cuts == (8, 16, 24, 25)
+    assert found.barriers == (8, 16, 24, 25)
+
+
+def test_more_checkpoints_than_sensible_are_refused_by_their_own_name() -> None:
+    text = refusal(CHAIN, epochs=10**6, evaluate_every=1e6, checkpoint={"every": 0.1})
+    assert text.startswith("checkpoint.every: 0.1 asks for ")
 
 
 # --- a batch of one sample -----------------------------------------------------------------------

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from office import NAMES, Office, failure, hello, records, sent
+from office import Office, failure, hello, records, sent
 
 from asyncdni.core.coordinator import Phase
 from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.messages import (
+    PROTOCOL_VERSION,
     Hello,
-    Ready,
     Refused,
     Welcome,
 )
@@ -27,7 +27,10 @@ def test_a_worker_is_found_by_name_by_a_stage_of_it_or_by_index(stage: str, name
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        (hello("a", protocol=99), "speaks protocol 99, its coordinator 2: install the same"),
+        (
+            hello("a", protocol=99),
+            f"protocol 99, its coordinator {PROTOCOL_VERSION}: install",
+        ),
         (hello("d"), "no stage 'd' here; known: a, b, c"),
         (hello("3"), "known: a, b, c"),
         (hello("²"), "known: a, b, c"),
@@ -60,10 +63,21 @@ def test_too_slow_a_start_names_who_is_missing() -> None:
     assert fail.text == "no worker for a, c has joined within 60 s (limits.startup_s)"
 
 
-def test_too_slow_a_worker_that_has_joined_is_named_too() -> None:
-    office = Office(silence_s=100.0)
-    for name in NAMES:
-        office.hear(name, hello(name))
-    office.hear("b", Ready(1))
+@pytest.mark.parametrize("state", ["gathering", "connecting"])
+def test_too_slow_a_worker_that_has_joined_is_named_too(state: str) -> None:
+    """One that does not build its part, or finds its neighbours not."""
+    office = getattr(Office(silence_s=100.0, stuck_s=100.0), state)()
+    if state == "gathering":
+        office.build("b")
+    else:
+        office.ready("b")
     office.now = 160.0
     assert "worker a, c has not become ready within 60 s" in failure(office(Woke())).text
+
+
+def test_the_place_of_one_that_has_died_is_free() -> None:
+    office = Office().started()
+    ((_, refused),) = sent(office.hear("x", hello("b")))
+    assert isinstance(refused, Refused)
+    office.kill("b")
+    assert sent(office.join("b"), Welcome)

@@ -101,7 +101,7 @@ def test_every_schedule_drains_with_every_batch_done_once_by_every_stage(
     bench = Bench(chain(count, barriers=(batches,)), make).train()
     assert len(bench.messages(Drained)) == count
     for name, worker in bench.workers.items():
-        assert worker.batches == batches
+        assert worker.counts.batches == batches
         assert sorted(b for n, b in bench.released if n == name) == list(range(batches))
         learned = [op for op in bench.ops(name) if op[0] in "BW"]
         assert [op[1:] for op in learned] == [str(batch) for batch in range(batches)]

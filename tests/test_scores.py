@@ -8,7 +8,6 @@ import pytest
 from office import Office, records, sent, to_all
 
 from asyncdni.messages import (
-    Drained,
     Evaluated,
     Resume,
     Save,
@@ -28,10 +27,10 @@ from asyncdni.messages import (
 def test_the_best_is_told_by_accuracy_or_by_loss_where_there_is_none(
     first: dict[str, Any], second: dict[str, Any], better: bool
 ) -> None:
-    office = Office(barriers=3).evaluating()
+    office = Office().evaluating()
     office.score(**first)
     office.saved("best")
-    office.all_say(Drained(1, 4))
+    office.drain(position=4)
     expected = to_all(Save("best")) if better else to_all(Resume(1))
     assert sent(office.score(**second)) == expected
 

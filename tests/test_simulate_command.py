@@ -235,8 +235,10 @@ def test_a_failure_prints_the_command_that_replays_it(
 def test_a_hang_prints_the_command_that_replays_it(
     file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from asyncdni.core.standstill import Standstill
     from asyncdni.simulator.wires import Wires
 
+    monkeypatch.setattr(Standstill, "deadline", lambda _: None)
     send = Wires.send
 
     def lossy(wires: Wires, sender: str, to: str, message: object, *rest: object, **more: object):

@@ -73,7 +73,9 @@ def test_jitter_adds_up_to_what_was_asked_and_goes_by_the_seed() -> None:
 
 def test_bandwidth_takes_time_by_the_size_of_messages() -> None:
     """Locked: nothing shares a link, so each message takes its bytes over the rate."""
-    added = run(design(links={"bandwidth": "10kB/s"})).train_s - run(design()).train_s
+    never = {"snapshot_every": "never"}  # they take their time as well
+    slow = run(design(links={"bandwidth": "10kB/s"}, checkpoint=never))
+    added = slow.train_s - run(design(checkpoint=never)).train_s
     samples, width, labels = 2 * 23, networks.WIDTH * 4, networks.BITS * 4
     down = 2 * samples * (width + labels)  # activations with targets, over two links
     up = 2 * samples * width

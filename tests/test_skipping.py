@@ -11,6 +11,7 @@ from hand import FORK, LAST, MIDDLE, Hand, activation, sends
 from random_runs import skip_connections
 
 from asyncdni.build import Design, make_whole_stage
+from asyncdni.core.barriers import FINAL
 from asyncdni.core.events import Compute, Finish, Release
 from asyncdni.datasets import load
 from asyncdni.messages import DATA, Activation, Barrier, Credit, Drained, Gradient, Skipped, Start
@@ -73,7 +74,7 @@ def test_a_batch_that_a_producer_skips_is_passed_over_and_everyone_is_told() -> 
     told = [to for to, message in sends(actions) if message == skip]
     assert sorted(map(str, told)) == ["c", "d", "p", "q"]
     assert not [a for a in actions if isinstance(a, Compute)]
-    assert hand.worker.counters()["missed"] == 1 and hand.worker.batches == 0
+    assert hand.worker.counters()["missed"] == 1 and hand.worker.counts.batches == 0
 
 
 def test_an_activation_that_came_in_vain_is_granted_again() -> None:
@@ -88,7 +89,7 @@ def test_a_gradient_of_a_batch_that_was_passed_over_is_dropped() -> None:
     hand(Start())
     hand(Skipped("p", 1, 0))
     assert hand(Gradient("c", 1, 0, {"c": "g"})) == []
-    assert hand.worker.late == 1
+    assert hand.worker.counts.late == 1
 
 
 def test_missed_batches_count_as_passed_at_the_barrier() -> None:
@@ -97,8 +98,8 @@ def test_missed_batches_count_as_passed_at_the_barrier() -> None:
     hand(activation(0))
     hand.finish_until("U0")
     hand(Skipped("p", 1, 1))
-    (drained,) = sends(hand(Barrier("p", 1, 0, True)), Drained)
-    assert drained[1] == Drained(0, 2)
+    (drained,) = sends(hand(Barrier("p", 1, 0, FINAL)), Drained)
+    assert drained[1] == Drained(7, 0, FINAL, 2)
 
 
 def test_a_skipped_batch_does_not_use_up_credit() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hand import FORK, MIDDLE, Hand, activation, drained, trained
+from hand import FORK, MIDDLE, Hand, activation, connect, drained, sends, trained
 from pair import chain
 
+from asyncdni.core.barriers import FINAL
 from asyncdni.core.events import (
+    Action,
     UserStop,
     Woke,
 )
@@ -14,6 +16,7 @@ from asyncdni.errors import RemoteProtocolError
 from asyncdni.messages import (
     COORDINATOR,
     DATA,
+    Accused,
     Barrier,
     Beat,
     Credit,
@@ -30,7 +33,7 @@ from asyncdni.messages import Save as SaveOrder
 
 def test_words_of_an_older_process_of_a_stage_are_ignored() -> None:
     hand = Hand(MIDDLE)
-    hand.worker.joined(7, {"p": 2, "c": 1})
+    hand.worker.joined(connect(MIDDLE, incarnations={"p": 2, "c": 1}))
     hand(Start())
     assert hand(activation(0, incarnation=1)) == []
     hand(activation(0, incarnation=2))
@@ -40,8 +43,8 @@ def test_words_of_an_older_process_of_a_stage_are_ignored() -> None:
 HOST = chain(2, barriers=(1, 9))[0]
 
 
-def cases() -> dict[str, tuple[Hand, Message]]:
-    """A worker, and what it must not get."""
+def of_neighbours() -> dict[str, tuple[Hand, Message]]:
+    """A worker, and what it must not get of a neighbour."""
     return {
         "an activation of no producer": (trained(), activation(1, "c")),
         "an activation twice": (trained(), activation(0)),
@@ -50,8 +53,6 @@ def cases() -> dict[str, tuple[Hand, Message]]:
         "a test batch while training": (trained(), activation(0, evaluate=True)),
         "a last training batch": (trained(), activation(1, last=True)),
         "a test batch out of order": (drained(), activation(1, evaluate=True)),
-        "data for the host of the data": (trained(HOST, 0), activation(0, DATA)),
-        "a barrier of data for the host": (trained(HOST, 0), Barrier(DATA, 1, 0, True)),
         "a gradient from a producer": (trained(), Gradient("p", 1, 0, {})),
         "a gradient of a batch to come": (trained(), Gradient("c", 1, 1, {})),
         "a gradient of no batch": (trained(), Gradient("c", 1, -1, {})),
@@ -60,25 +61,35 @@ def cases() -> dict[str, tuple[Hand, Message]]:
         "credit of nobody": (trained(), Credit("p", 1, "m", 1, 9)),
         "credit for another node": (trained(), Credit("c", 1, DATA, 1, 9)),
         "more taken than sent": (trained(), Credit("c", 1, "m", taken=2, allowed=9)),
-        "a barrier of no producer": (trained(), Barrier("c", 1, 0, True)),
-        "a barrier too far": (trained(), Barrier("p", 1, 1, True)),
+        "a barrier of no producer": (trained(), Barrier("c", 1, 0, FINAL)),
+        "a barrier too far": (trained(), Barrier("p", 1, 1, FINAL)),
+    }
+
+
+def of_the_coordinator() -> dict[str, tuple[Hand, Message]]:
+    """A worker, and what it must not get of the coordinator."""
+    return {
         "Start twice": (trained(), Start()),
         "Evaluate while training": (trained(), Evaluate(0)),
         "Resume while training": (trained(), Resume(0)),
         "Save while training": (trained(), SaveOrder("best")),
         "Evaluate of another barrier": (drained(), Evaluate(1)),
         "Resume of another barrier": (drained(), Resume(-1)),
-        "a word of workers": (trained(), Drained(0, 1)),
+        "a word of workers": (trained(), Drained(1, 0, FINAL, 1)),
         "a beat": (trained(), Beat()),
     }
 
 
-@pytest.mark.parametrize("case", cases())
-def test_whatever_does_not_fit_is_the_peers_fault(case: str) -> None:
-    hand, message = cases()[case]
-    with pytest.raises(RemoteProtocolError) as caught:
-        hand(message)
-    text = str(caught.value)
+def accused(actions: list[Action]) -> Accused:
+    """The one whom the coordinator is told of; others may be told what they need not wait for."""
+    (to, message), *others = sends(actions)
+    assert to == COORDINATOR
+    assert isinstance(message, Accused)
+    assert all(isinstance(other, Skipped) and to != message.worker for to, other in others)
+    return message
+
+
+def check_text(text: str, hand: Hand, message: Message) -> None:
     sender = getattr(message, "sender", COORDINATOR)
     assert text.startswith(f"worker {hand.worker.position.name} ")
     assert type(message).__name__ in text
@@ -88,27 +99,63 @@ def test_whatever_does_not_fit_is_the_peers_fault(case: str) -> None:
         assert f"got {type(message).__name__} from {sender}" in text
 
 
-def test_more_activations_than_granted_are_refused() -> None:
-    hand = Hand(MIDDLE, window=2)
-    hand(activation(0))
-    hand(activation(1))
-    with pytest.raises(RemoteProtocolError, match="batch 2"):
-        hand(activation(2))
+@pytest.mark.parametrize("case", of_neighbours())
+def test_a_neighbour_whose_word_does_not_fit_is_accused_and_not_heard_any_more(case: str) -> None:
+    hand, message = of_neighbours()[case]
+    found = accused(hand(message))
+    sender = message.sender  # type: ignore[attr-defined]
+    assert (found.worker, found.incarnation) == (sender, 1)
+    check_text(found.text, hand, message)
+    for later in (message, activation(1, sender), Gradient(sender, 1, 0, {sender: "g"})):
+        assert hand(later) == []
+    assert hand.op is None
 
 
-def test_parts_of_one_batch_with_different_sizes_are_refused() -> None:
-    hand = Hand(FORK)
-    hand(activation(0, "p"))
-    with pytest.raises(RemoteProtocolError, match="batch 0"):
-        hand(activation(0, "q", samples=5))
-
-
-def test_a_second_barrier_and_a_second_gradient_from_the_same_sender_are_refused() -> None:
-    for message in (Barrier("p", 1, 0, True), Gradient("c", 1, 0, {"c": "g"})):
-        hand = trained(FORK)
+@pytest.mark.parametrize("case", of_the_coordinator())
+def test_a_word_of_the_coordinator_that_does_not_fit_is_an_error(case: str) -> None:
+    hand, message = of_the_coordinator()[case]
+    with pytest.raises(RemoteProtocolError) as caught:
         hand(message)
-        with pytest.raises(RemoteProtocolError, match=f"that {message.sender} sent"):
-            hand(message)
+    check_text(str(caught.value), hand, message)
+
+
+@pytest.mark.parametrize("sender", [DATA, "stage 0", COORDINATOR, "x"])
+def test_what_no_neighbour_can_have_sent_is_dropped_and_nobody_accused(sender: str) -> None:
+    """Neither may the host be accused of what it can't have sent, nor the coordinator be lost."""
+    hand = trained(HOST, 0)
+    assert hand(activation(0, sender)) == []
+    assert hand(Barrier(sender, 1, 0, FINAL)) == []
+    hand.finish({"h": "x"})
+    hand.finish_until("U0")
+    hand(Gradient("stage 1", 1, 0, {"stage 1": "g"}))
+    assert [to for to, _ in sends(hand.finish_until("T0"))] == [COORDINATOR]
+
+
+def test_more_activations_than_granted_are_a_misfit() -> None:
+    hand = Hand(MIDDLE, window=2)
+    assert hand(activation(0)) == hand(activation(1)) == []
+    found = accused(hand(activation(2)))
+    assert found.worker == "p"
+    assert "batch 2" in found.text
+
+
+def test_parts_of_one_batch_with_different_sizes_do_not_fit() -> None:
+    hand = Hand(FORK)
+    assert hand(activation(0, "p")) == []
+    assert accused(hand(activation(0, "q", samples=5))).worker == "q"
+
+
+def test_a_second_barrier_and_a_second_gradient_from_the_same_sender_do_not_fit() -> None:
+    for message in (Barrier("p", 1, 0, FINAL), Gradient("c", 1, 0, {"c": "g"})):
+        hand = trained(FORK)
+        assert hand(message) == []
+        assert accused(hand(message)).worker == message.sender
+
+
+def test_an_accused_neighbour_is_accused_once_until_it_has_been_replaced() -> None:
+    hand = trained()
+    accused(hand(activation(0)))
+    assert hand(activation(0)) == hand(Gradient("p", 1, 0, {})) == []
 
 
 def test_the_story_of_a_batch_tells_what_came_and_what_was_done_in_order() -> None:

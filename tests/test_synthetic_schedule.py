@@ -87,7 +87,7 @@ def test_a_batch_that_is_not_learned_from_is_still_fitted_to_and_passed_on() -> 
     assert letters(bench, "stage 1", "b") == ["b0", "b1", "b2"]
     assert not letters(bench, "stage 1", "B") and not letters(bench, "stage 1", "U")
     assert letters(bench, "stage 0", "T") == ["T0", "T1", "T2"]
-    assert bench.workers["stage 1"].batches == 3
+    assert bench.workers["stage 1"].counts.batches == 3
 
 
 def test_where_the_loss_does_not_learn_its_producers_are_told_that_nothing_comes() -> None:
@@ -122,7 +122,7 @@ def with_lag(batches: int, lag: int) -> Bench:
 def test_the_oldest_batch_is_given_up_where_too_many_wait_for_their_gradient() -> None:
     bench = with_lag(6, lag=1)
     middle = bench.workers["stage 1"]
-    assert middle.dropped == 4  # 4 and 5 are still waited for
+    assert middle.counts.dropped == 4  # 4 and 5 are still waited for
     assert [batch for name, batch in bench.released if name == "stage 1"] == [0, 1, 2, 3]
     skipped = [m.batch for m in bench.messages(Skipped, "stage 1") if isinstance(m, Skipped)]
     assert skipped == [0, 1, 2, 3]
@@ -139,7 +139,7 @@ def test_who_waits_for_a_batch_that_was_given_up_gives_it_up_too() -> None:
 def test_with_no_lag_at_all_each_batch_is_given_up_for_the_next() -> None:
     bench = with_lag(4, lag=0)
     assert letters(bench, "stage 1", "F") == ["F0", "F1", "F2", "F3"]
-    assert bench.workers["stage 1"].dropped == 3
+    assert bench.workers["stage 1"].counts.dropped == 3
 
 
 def test_a_batch_is_learned_from_before_it_is_given_up() -> None:

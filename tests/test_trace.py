@@ -86,8 +86,8 @@ def test_messages_without_a_batch_or_a_sender_are_recorded_too(
 ) -> None:
     recording.received(Start(), 0.0)
     recording.add(F3, 0.0, 1.0)
-    recording.sent("top", Barrier("low", 1, 7, final=False), 1.0, 1.0)
-    recording.sent(COORDINATOR, Drained(7, 4), 1.0, 1.0)
+    recording.sent("top", Barrier("low", 1, 7, "evaluate"), 1.0, 1.0)
+    recording.sent(COORDINATOR, Drained(1, 7, "evaluate", 4), 1.0, 1.0)
     recording.write()
     assert described(tmp_path, RECEIVED) == [("start", "", -1)]
     assert described(tmp_path, SENT) == [("barrier", "top", -1), ("drained", COORDINATOR, -1)]

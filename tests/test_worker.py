@@ -6,6 +6,7 @@ import pytest
 from hand import FORK, LAST, MIDDLE, Hand, activation, drained, sends, trained
 from pair import Bench, chain
 
+from asyncdni.core.barriers import EVALUATE, FINAL
 from asyncdni.core.events import (
     Compute,
     Release,
@@ -19,12 +20,12 @@ from asyncdni.messages import (
     Abort,
     Activation,
     Barrier,
+    Close,
     Credit,
     Drained,
     Evaluate,
     Evaluated,
     Gradient,
-    Interrupt,
     Leave,
     Message,
     Resume,
@@ -147,8 +148,8 @@ def test_a_late_gradient_of_a_batch_given_up_is_counted_and_forgotten() -> None:
     hand = trained(FORK)
     hand(Skipped("c", 1, 0))
     assert hand(Gradient("d", 1, 0, {"d": "g"})) == []
-    assert hand.worker.late == 1
-    assert hand.worker.dropped == 1
+    assert hand.worker.counts.late == 1
+    assert hand.worker.counts.dropped == 1
 
 
 def test_a_skipped_batch_is_released_and_the_skip_passed_on() -> None:
@@ -181,13 +182,13 @@ def test_a_skip_after_the_bootstrapped_gradient_does_not_take_that_away() -> Non
     hand(Skipped("c", 1, 0))
     hand(Gradient("d", 1, 0, {"d": "g"}))
     assert str(hand.op) == "T0"
-    assert hand.worker.dropped == 0
+    assert hand.worker.counts.dropped == 0
 
 
 def test_what_a_host_keeps_of_its_own_data_link_does_not_grow_with_the_run() -> None:
     bench = Bench(chain(1, barriers=(200,)), Synthetic()).train()
     host = bench.workers["stage 0"]
-    assert host.batches == 200
+    assert host.counts.batches == 200
     assert len(host._links.incoming[DATA]._grants) <= 4
 
 
@@ -219,42 +220,44 @@ def test_another_worker_reads_data_over_the_wire() -> None:
 # --- the end -------------------------------------------------------------------------------------
 
 
-def test_interrupt_sets_the_last_barrier_behind_what_has_been_read() -> None:
+def test_a_stop_sets_the_last_barrier_behind_what_has_been_read() -> None:
     hand = Hand(chain(2, barriers=(5, 10))[0])
     hand(Start())
-    hand(Interrupt())  # while batch 0 is being read
+    hand(Close(FINAL))  # while batch 0 is being read
     hand.finish({"h": "x"})
     actions = hand.finish_until("U0")
-    assert sends(actions, Barrier) == [("stage 1", Barrier("stage 0", 7, 0, True))]
+    assert sends(actions, Barrier) == [("stage 1", Barrier("stage 0", 7, 0, FINAL))]
 
 
-def test_interrupt_while_closed_changes_nothing_of_the_drain_under_way() -> None:
+def test_a_stop_while_closed_changes_nothing_of_the_drain_under_way() -> None:
     hand = Hand(chain(2, barriers=(1, 5))[0])
     hand(Start())
     hand.finish({"h": "x"})
-    assert sends(hand.finish_until("U0"), Barrier) == [("stage 1", Barrier("stage 0", 7, 0, False))]
-    assert hand(Interrupt()) == []
-    hand(Gradient("stage 1", 1, 0, {"stage 1": "g"}))
-    assert sends(hand.finish_until("T0")) == [(COORDINATOR, Drained(0, 1))]
-
-
-def test_interrupt_before_start_and_in_other_workers_leads_to_no_batch_and_no_action() -> None:
-    host, other = Hand(chain(2)[0]), Hand(LAST)
-    assert host(Interrupt()) == []
-    assert sends(host(Start())) == [
-        ("stage 1", Barrier("stage 0", 7, 0, True)),
-        (COORDINATOR, Drained(0, 0)),
+    assert sends(hand.finish_until("U0"), Barrier) == [
+        ("stage 1", Barrier("stage 0", 7, 0, EVALUATE))
     ]
-    assert other(Interrupt()) == []
+    assert hand(Close(FINAL)) == []
+    hand(Gradient("stage 1", 1, 0, {"stage 1": "g"}))
+    assert sends(hand.finish_until("T0")) == [(COORDINATOR, Drained(7, 0, EVALUATE, 1))]
 
 
-def test_interrupt_between_barriers_makes_the_next_one_the_last() -> None:
+def test_a_stop_before_start_and_in_other_workers_leads_to_no_batch_and_no_action() -> None:
+    host, other = Hand(chain(2)[0]), Hand(LAST)
+    assert host(Close(FINAL)) == []
+    assert sends(host(Start())) == [
+        ("stage 1", Barrier("stage 0", 7, 0, FINAL)),
+        (COORDINATOR, Drained(7, 0, FINAL, 0)),
+    ]
+    assert other(Close(FINAL)) == []
+
+
+def test_a_stop_between_barriers_makes_the_next_one_the_last() -> None:
     bench = Bench(chain(2, barriers=(1, 9)), Synthetic()).train()
-    bench.order(Interrupt(), "stage 0")
+    bench.order(Close(FINAL), "stage 0")
     bench.resume(0)
-    finals = [m.final for m in bench.messages(Barrier) if isinstance(m, Barrier)]
-    assert finals == [False, True]
-    assert bench.messages(Drained)[2:] == [Drained(1, 1)] * 2
+    kinds = [m.kind for m in bench.messages(Barrier) if isinstance(m, Barrier)]
+    assert kinds == [EVALUATE, FINAL]
+    assert bench.messages(Drained)[2:] == [Drained(1, 1, FINAL, 1)] * 2
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,19 @@ from pathlib import Path
 
 from asyncdni.errors import ConfigError
 
-__all__ = ["add_conditions", "add_experiment", "condition_flags", "free_folder", "settings"]
+__all__ = [
+    "add_conditions",
+    "add_experiment",
+    "condition_flags",
+    "free_folder",
+    "settings",
+]
 
 
-def add_experiment(parser: argparse.ArgumentParser) -> None:
+def add_experiment(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """The experiment file and changes to it."""
-    parser.add_argument("file", metavar="FILE.toml", help="the experiment")
+    nargs = "?" if optional else None
+    parser.add_argument("file", metavar="FILE.toml", nargs=nargs, help="the experiment")
     parser.add_argument(
         "--set",
         metavar="SECTION.KEY=VALUE",

@@ -5,42 +5,59 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from asyncdni import experiment
-from asyncdni.cli.common import add_conditions, add_experiment, settings
+from asyncdni.cli.common import add_conditions, add_experiment
 from asyncdni.cli.display import make_display
+from asyncdni.cli.resume import add_resume, chosen_run, complete_line
+from asyncdni.cli.secure import add_security, flags, keys_for
+from asyncdni.resume import is_complete
 from asyncdni.training import conduct, design_of
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
 HELP = "coordinate a run whose workers are started by hand, in any order, on any hosts"
 EXAMPLE = """\
-  asyncdni coordinator launch/digits.toml --bind tcp://0.0.0.0:5555 --out runs/by-hand
-  then, for each stage:  asyncdni worker --stage 0 --coordinator tcp://HOST:5555"""
+  asyncdni keys new keys
+  asyncdni coordinator launch/digits.toml --bind tcp://0.0.0.0:5555 --keys keys --out runs/by-hand
+  then, for each stage:  asyncdni worker --stage 0 --coordinator tcp://HOST:5555 --keys keys"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_experiment(parser)
+    add_experiment(parser, optional=True)
     parser.add_argument(
         "--bind", required=True, metavar="ADDRESS", help="tcp://HOST:PORT or ipc://"
     )
+    add_security(parser)
     parser.add_argument("--schedule", metavar="NAME", help="instead of the file's")
-    parser.add_argument("--seed", type=int, metavar="N", help="instead of the file's")
     add_conditions(parser)
     parser.add_argument(
         "--out",
         metavar="DIR",
         help="run folder; each worker writes its weights to this path on its own host, so that "
         "over several hosts it must be a shared folder, or the weights copied here by hand: the "
-        "run ends with an error that names those missing (default: nothing is written)",
+        "run ends with an error that names those missing (default: nothing is written, so that a "
+        "worker that dies ends the run)",
     )
+    add_resume(parser)
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
 
 def run(args: argparse.Namespace) -> int:
-    chosen = experiment.load(args.file, settings(args), schedule=args.schedule, seed=args.seed)
+    keys = keys_for(args, args.bind)
+    chosen = chosen_run(args)
+    folder = args.resume or args.out
+    if args.resume and is_complete(Path(args.resume), chosen):
+        print(complete_line(args.resume, chosen))
+        return 0
     design = design_of(chosen, allow_import=args.allow_import)
-    folder = Path(args.out) if args.out else None
     with make_display(quiet=args.quiet) as display:
-        summary = conduct(design, args.bind, folder, observers=[display])
-        display.finish(summary, folder)
+        summary = conduct(
+            design,
+            args.bind,
+            Path(folder) if folder else None,
+            observers=[display],
+            resume=args.resume is not None,
+            keys=keys,
+            flags=flags(args),
+        )
+        display.finish(summary, Path(folder) if folder else None)
     return 0

@@ -6,7 +6,7 @@ own competes with the workers. Times are those of the records.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from asyncdni.build import Design
-from asyncdni.cli import panel
+from asyncdni.cli import mishaps, panel
 from asyncdni.metrics.recorder import Recorder
 
 __all__ = ["Display", "Lines", "Picture", "Quiet", "make_display", "say"]
@@ -91,7 +91,9 @@ class _Gathering:
             self.missing = [group.name for group in design.plan.groups]
             self.by_hand = not values["launched"]
             if self.by_hand:
-                self._invite(design, values["address"])
+                self._invite(values["commands"], values["address"])
+        elif kind == "lost":
+            self.missing = [*self.missing, values["stage"]]
         elif kind == "joined":
             self.missing = [name for name in self.missing if name != values["stage"]]
         elif kind == "refused":
@@ -107,9 +109,9 @@ class _Gathering:
         verb = "waiting for" if self.by_hand else "starting"
         return f"{verb} {', '.join(self.missing)}"
 
-    def _invite(self, design: Design, address: str) -> None:
+    def _invite(self, commands: Iterable[str], address: str) -> None:
         say(self._console, "Start each of these, in any order:")
-        for command in panel.commands(design, address):
+        for command in commands:
             say(self._console, f"  {command}")
         if address.startswith("tcp://0.0.0.0:"):
             say(self._console, "On other hosts put this host's name in place of 127.0.0.1.")
@@ -151,6 +153,8 @@ class Lines:
             self._say(now, panel.progress_line(progress))
         elif kind == "guard" and not self._title:
             self._say(now, panel.guard_line(values))
+        elif (line := mishaps.line(kind, values)) is not None:
+            self._say(now, line)
 
     def finish(self, summary: Mapping[str, Any], folder: Path | None) -> None:
         _finish(self._console, self._title, summary, folder)
@@ -187,6 +191,8 @@ class Picture:
             self._started_s = now
         elif kind == "guard" and not self._title:
             say(self._console, panel.guard_line(values))
+        elif (line := mishaps.line(kind, values)) is not None:
+            say(self._console, f"{self._title}: {line}" if self._title else line)
         if kind in _AT_ONCE or now - self._drawn_s >= _DRAW_EVERY_S:
             self._drawn_s = now
             self._draw(self._picture(design, recorder, now))

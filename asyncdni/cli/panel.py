@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ from asyncdni.metrics.recorder import Recorder
 
 __all__ = [
     "Progress",
-    "commands",
     "duration",
     "facts",
     "frame",
@@ -128,18 +126,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def commands(design: Design, address: str) -> list[str]:
-    """One `asyncdni worker …` a worker, to be typed on this machine."""
-    # A worker on this machine reaches a socket that listens on every interface through this one.
-    reachable = address.replace("tcp://0.0.0.0:", "tcp://127.0.0.1:")
-    allow = ["--allow-import"] if design.allow_import else []
-    head = ["asyncdni", "worker", "--stage"]
-    return [
-        shlex.join([*head, group.name, "--coordinator", reachable, *allow])
-        for group in design.plan.groups
-    ]
 
 
 def guard_line(values: Mapping[str, Any]) -> str:

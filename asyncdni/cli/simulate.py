@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from asyncdni import config, experiment
 from asyncdni.build import Design, make_design
 from asyncdni.cli.common import add_conditions, add_experiment, condition_flags, settings
+from asyncdni.cli.simulated_faults import Totals, happened, is_due_to_disk, totals_table
 from asyncdni.datasets import describe
 from asyncdni.errors import AsyncDNIError, ConfigError, by_name
-from asyncdni.simulator import Costs, Links, Result, simulate
+from asyncdni.simulator import Costs, Faults, Links, Result, simulate
+from asyncdni.simulator.faults import parse_faults
 from asyncdni.simulator.timeline import LEGEND, timeline
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
@@ -19,7 +21,9 @@ __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 HELP = "run schedules in virtual time: one seed replays one run"
 EXAMPLE = """\
   asyncdni simulate launch/digits.toml
-  asyncdni simulate launch/digits.toml --seed 7 --latency 1ms --vary 0.2 --maths"""
+  asyncdni simulate launch/digits.toml --seed 7 --latency 1ms --vary 0.2 --maths
+  asyncdni simulate launch/digits.toml --faults "crash hidden1 at 250ms"
+  asyncdni simulate launch/digits.toml --faults "crashes=2, partitions=1" --runs 100"""
 
 _MAX_LISTED = 8
 
@@ -45,23 +49,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "time (default: 0)",
     )
     parser.add_argument("--batches", metavar="N", default="3", help="how many to draw (default: 3)")
+    parser.add_argument(
+        "--faults",
+        metavar="LIST",
+        help="what goes wrong: rates (so many a second of virtual time) and lines of a script, "
+        "'crashes=2, breaks=1; crash NAME at 2.5s', or a TOML file of them; see docs/simulation.md",
+    )
+    parser.add_argument(
+        "--runs",
+        metavar="N",
+        help="so many runs from --seed on, added up; the first failure ends it",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Simulates each schedule and prints timelines and a table; raises the first failure."""
     vary, batches = _share("--vary", args.vary), _whole("--batches", args.batches)
+    faults = parse_faults(args.faults) if args.faults is not None else None
     chosen = experiment.load(args.file, settings(args), seed=_seed(args.seed))
+    schedules = list(dict.fromkeys(args.schedule or _default_schedules(chosen)))
+    if args.runs is not None:
+        _many(args, schedules, _whole("--runs", args.runs), vary, faults)
+        return 0
     results: dict[str, Result] = {}
-    for name in args.schedule or _default_schedules(chosen):
-        if name in results:
-            continue
+    for name in schedules:
         design = _design(args, name)
-        results[name] = _simulate(args, name, design, vary)
-        for line in [name, *timeline(results[name].ops, batches=batches), ""]:
+        results[name] = _simulate(args, name, design, vary, faults)
+        lines = timeline(results[name].ops, batches=batches)
+        told = happened(results[name]) if faults is not None else ()
+        for line in [name, *lines, *told, ""]:
             print(line)
     print(LEGEND, end="\n\n")
     print("\n".join(_table(results, maths=args.maths)))
     return 0
+
+
+def _many(
+    args: argparse.Namespace, schedules: list[str], runs: int, vary: float, faults: Faults | None
+) -> None:
+    totals = {name: Totals() for name in schedules}
+    for name in schedules:
+        first = _design(args, name).experiment.run.seed
+        for seed in range(first, first + runs):
+            args.seed = str(seed)
+            totals[name].add(_simulate(args, name, _design(args, name), vary, faults))
+        args.seed = str(first)
+    print("\n".join(totals_table(totals)))
 
 
 def _default_schedules(chosen: config.Experiment) -> list[str]:
@@ -73,15 +106,22 @@ def _design(args: argparse.Namespace, schedule: str) -> Design:
     return make_design(chosen, describe(chosen.data), allow_import=args.allow_import)
 
 
-def _simulate(args: argparse.Namespace, schedule: str, design: Design, vary: float) -> Result:
-    """Raises what the run failed at, with the command that replays it."""
+def _simulate(
+    args: argparse.Namespace, schedule: str, design: Design, vary: float, faults: Faults | None
+) -> Result:
+    """Raises what the run failed at, with the command that replays it; but not where the fault was
+    one that ends a run."""
     seed = design.experiment.run.seed
     costs, links = Costs(jitter=vary), Links(jitter=vary)
     try:
-        result = simulate(design, seed=seed, costs=costs, links=links, maths=args.maths)
+        result = simulate(
+            design, seed=seed, costs=costs, links=links, maths=args.maths, faults=faults
+        )
+    except ConfigError:
+        raise
     except AsyncDNIError as error:
         raise type(error)(f"{error}\nreplay: {_command(args, schedule, seed)}") from error
-    if result.failure is not None:
+    if result.failure is not None and not is_due_to_disk(result):
         kind = by_name(result.failure.kind)
         raise kind(f"{result.failure.text}\nreplay: {_command(args, schedule, seed)}")
     return result
@@ -92,6 +132,7 @@ def _command(args: argparse.Namespace, schedule: str, seed: int) -> str:
     words += [*condition_flags(args), "--vary", args.vary]
     words += [word for setting in args.set for word in ("--set", setting)]
     words += ["--maths"] if args.maths else []
+    words += ["--faults", args.faults] if args.faults is not None else []
     words += ["--allow-import"] if args.allow_import else []
     return shlex.join(words)
 

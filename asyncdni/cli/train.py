@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from asyncdni import experiment
 from asyncdni.cli.common import add_conditions, add_experiment, free_folder, settings
 from asyncdni.cli.display import make_display
+from asyncdni.cli.resume import add_resume, chosen_run, complete_line
+from asyncdni.resume import is_complete
 from asyncdni.training import train
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
@@ -15,17 +16,19 @@ __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 HELP = "train a network on this machine, one worker process a stage"
 EXAMPLE = """\
   asyncdni train launch/digits.toml
-  asyncdni train launch/mnist.toml --schedule locked --set run.epochs=3 --out runs/locked"""
+  asyncdni train launch/mnist.toml --schedule locked --set run.epochs=3 --out runs/locked
+  asyncdni train --resume runs/locked"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_experiment(parser)
+    add_experiment(parser, optional=True)
     parser.add_argument("--schedule", metavar="NAME", help="instead of the file's")
     parser.add_argument("--seed", type=int, metavar="N", help="instead of the file's")
     add_conditions(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="run folder, new or empty (default: a new one under runs/)"
     )
+    add_resume(parser)
     parser.add_argument(
         "--trace",
         action="store_true",
@@ -41,13 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    chosen = experiment.load(args.file, settings(args), schedule=args.schedule, seed=args.seed)
-    name = f"{Path(args.file).stem}-{chosen.schedule.__struct_config__.tag}"
-    folder = Path(args.out) if args.out else free_folder(Path("runs"), name)
+    chosen = chosen_run(args)
+    if args.resume is not None and is_complete(Path(args.resume), chosen):
+        print(complete_line(args.resume, chosen))
+        return 0
+    name = f"{Path(args.file or '').stem}-{chosen.schedule.__struct_config__.tag}"
+    folder = Path(args.resume or args.out or free_folder(Path("runs"), name))
+    where = {"resume": folder, "set": settings(args)} if args.resume else {"out": folder}
     with make_display(quiet=args.quiet) as display:
         finished = train(
-            chosen,
-            out=folder,
+            None if args.resume else chosen,
+            **where,
             observers=[display],
             trace=args.trace,
             tensorboard=args.tensorboard,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
+from asyncdni.cli.secure import add_security, keys_for
+
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
 HELP = "be the worker of one stage; what to train it gets from the coordinator"
 EXAMPLE = """\
-  asyncdni worker --stage hidden1 --coordinator tcp://192.0.2.7:5555
+  asyncdni worker --stage hidden1 --coordinator tcp://192.0.2.7:5555 --keys keys
   asyncdni worker --stage 2 --coordinator ipc:///tmp/run/coordinator --timeout 60"""
 
 _TIMEOUT_S = 30.0
@@ -18,6 +20,7 @@ _TIMEOUT_S = 30.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", required=True, metavar="NAME_OR_INDEX", help="which stage to be")
     parser.add_argument("--coordinator", required=True, metavar="ADDRESS", help="tcp:// or ipc://")
+    add_security(parser)
     parser.add_argument(
         "--timeout",
         type=_seconds,
@@ -36,7 +39,13 @@ def run(args: argparse.Namespace) -> int:
     # NumPy reads its thread count once, when it is imported: see the launchers' environment.
     from asyncdni.runtime.join import run_worker
 
-    run_worker(args.stage, args.coordinator, timeout_s=args.timeout, allow_import=args.allow_import)
+    run_worker(
+        args.stage,
+        args.coordinator,
+        timeout_s=args.timeout,
+        allow_import=args.allow_import,
+        keys=keys_for(args, args.coordinator),
+    )
     sys.stdout.flush()
     return 0
 

@@ -7,7 +7,10 @@ come before the coordinator's, because control and data ride on separate sockets
 
 from __future__ import annotations
 
-__all__ = ["Barriers"]
+__all__ = ["CHECKPOINT", "EVALUATE", "FINAL", "Barriers"]
+
+#: What all drain for.
+EVALUATE, CHECKPOINT, FINAL = "evaluate", "checkpoint", "final"
 
 
 class Barriers:
@@ -16,11 +19,15 @@ class Barriers:
     def __init__(self, inputs: tuple[str, ...]) -> None:
         self._inputs = frozenset(inputs)
         self._from: dict[int, set[str]] = {}
-        self._final_of: dict[int, bool] = {}
+        self._kind_of: dict[int, str] = {}
         self.current = -1  # number of the barrier that closed the stage last
-        self.final = False
+        self.kind = EVALUATE
         self.closed = False
         self.passed = True
+
+    def begin(self, barrier: int) -> None:
+        """This one is the next."""
+        self.current = barrier - 1
 
     def fits(self, sender: str, barrier: int) -> bool:
         """The next barrier, for the first time from this producer."""
@@ -30,16 +37,16 @@ class Barriers:
             and sender not in self._from.get(barrier, ())
         )
 
-    def arrived(self, sender: str, barrier: int, final: bool) -> None:
+    def arrived(self, sender: str, barrier: int, kind: str) -> None:
         """Word from one producer; that of the last one closes the stage."""
         self._from.setdefault(barrier, set()).add(sender)
-        self._final_of[barrier] = final
+        self._kind_of[barrier] = kind
         self._close_if_complete()
 
-    def set(self, final: bool) -> None:
+    def set(self, kind: str) -> None:
         """The host of the data sets the next barrier itself."""
         self.current += 1
-        self.final, self.closed, self.passed = final, True, False
+        self.kind, self.closed, self.passed = kind, True, False
 
     def lift(self) -> None:
         """The coordinator's word. The next barrier may be here already."""
@@ -50,4 +57,4 @@ class Barriers:
         following = self.current + 1
         if not self.closed and self._from.get(following, set()) == self._inputs:
             del self._from[following]
-            self.set(self._final_of.pop(following))
+            self.set(self._kind_of.pop(following))

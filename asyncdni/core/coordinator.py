@@ -1,52 +1,56 @@
-"""The logic of the coordinator: admit, start, watch, order what happens at barriers, stop.
-
-No tensor passes through it.
+"""The logic of the coordinator: order what happens at barriers, watch, and stop. No tensor passes
+through it. Who is there, and what becomes of those who die, is `core.gathering`'s business.
 
 ```
- GATHERING ── all said Hello ──► CONNECTING ── all Ready ──► TRAINING ◄───────────┐
-                                                                │ all Drained     │ Resume
-                                                            EVALUATING            │
-                                                                │ all Evaluated   │
-                                                             SAVING ── all Saved ─┴─► ENDED
- anything that fails: Abort to all ──────────────────────────────────────────────► ENDED
+ GATHERING ──► CONNECTING ──► TRAINING ◄──────────────────────────────────────┐
+                                 │ all Drained                                │ Resume
+                 evaluate, final │ checkpoint                                 │
+                            EVALUATING ── all Evaluated ──► SAVING ── all Saved ─┴─► ENDED
+                                 └─────────────────────────────► committed
+ anything that can't be mended: Abort to all ────────────────────────────────────► ENDED
 ```
 
-Training time runs from Start or Resume to the last Drained: the drain counts, the evaluation and
-the saving do not. A user's stop sets the last barrier at once; what was learned is saved.
+Training time runs from Start or Resume to the last Drained: the drain counts, and so does the time
+that a death costs; the evaluation and the saving do not. A user's stop sets the last barrier at
+once; what was learned is saved.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from enum import Enum
-from typing import Any
+from copy import deepcopy
+from dataclasses import replace
 
+from asyncdni.core.barriers import CHECKPOINT, FINAL
+from asyncdni.core.deaths import Deaths
 from asyncdni.core.events import (
     Action,
+    Commit,
     Event,
     Exited,
     Fail,
     Finish,
     Received,
-    Record,
     Send,
+    Stored,
     UserStop,
     Woke,
 )
-from asyncdni.core.liveness import Liveness
-from asyncdni.core.roster import Member, Roster
-from asyncdni.core.scores import Scores
+from asyncdni.core.gathering import Phase
+from asyncdni.core.ledger import Ledger
+from asyncdni.core.roster import Roster
+from asyncdni.core.steps import Steps
 from asyncdni.messages import (
     Abort,
+    Accused,
     Beat,
-    Connect,
+    Built,
+    Close,
     Drained,
     Evaluate,
     Evaluated,
     Failed,
     Guarded,
     Hello,
-    Interrupt,
     Leave,
     Message,
     Ready,
@@ -54,64 +58,43 @@ from asyncdni.messages import (
     Resume,
     Save,
     Saved,
-    Start,
-    Welcome,
 )
 
 __all__ = ["Coordinator", "Phase"]
 
-#: A dying worker's own account may arrive after the news of its death.
-_LAST_WORDS_S = 0.3
 #: After the user's stop: how long the drain and the saving may take.
-_STOP_S = 1.0
+_STOP_S = 3.0
+#: Tags of cuts begin with their folder.
+_CUTS = "checkpoints/"
+_AT_WORK = (Phase.TRAINING, Phase.MENDING, Phase.EVALUATING, Phase.SAVING)
 
 
-class Phase(Enum):
-    GATHERING = "waiting for workers"
-    CONNECTING = "connecting"
-    TRAINING = "training"
-    EVALUATING = "evaluating"
-    SAVING = "saving"
-    ENDED = "ended"
+class Coordinator(Deaths):
+    """One run, from the first Hello to the end; `ledger`: from where an earlier one has stopped."""
 
+    def __init__(self, roster: Roster, ledger: Ledger | None = None) -> None:
+        super().__init__(roster, ledger)
+        self._at = Steps()
+        self._committing: tuple[Ledger, float] | None = None  # and since when it is being saved
+        self._closing = False  # a barrier for a checkpoint has been ordered
 
-@dataclass(slots=True)
-class _Barrier:
-    """What has come back for the current barrier."""
+    @property
+    def train_s(self) -> float:
+        """Training time up to the last barrier."""
+        return self.ledger.train_s
 
-    drained: dict[str, int] = field(default_factory=dict)  # batches forwarded, by worker
-    scores: Scores = field(default_factory=Scores)
-    saves: list[str] = field(default_factory=list)  # tags still to be saved
-    saved: set[str] = field(default_factory=set)
-
-
-class Coordinator:
-    """One run, from the first Hello to the end."""
-
-    def __init__(self, roster: Roster) -> None:
-        self.roster = roster
-        self.phase = Phase.GATHERING
-        self.train_s = 0.0  # up to the last barrier
-        self.barrier = 0
-        self._members: dict[str, Member] = {}
-        self._by_peer: dict[bytes, str] = {}
-        self._liveness = Liveness(roster.silence_s)
-        self._at = _Barrier()
-        self._samples: dict[str, int] = {}  # forwarded, by worker, as of the last reports
-        self._segment_start = 0.0
-        self._best: Scores | None = None
-        self._stopping_since: float | None = None
-        self._dead: tuple[float, Fail] | None = None
-        self._began: float | None = None
-        self._actions: list[Action] = []
+    @property
+    def barrier(self) -> int:
+        """The number of the current barrier."""
+        return self.ledger.barrier
 
     # --- the contract of a machine ---------------------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """See `events.Machine`. Never raises for what a peer sends."""
         self._actions = []
-        if self._began is None:
-            self._began = now
+        if self._since is None and not self._started:
+            self._since = now
         if self.phase is Phase.ENDED:
             return []
         match event:
@@ -121,6 +104,8 @@ class Coordinator:
                 self._exited(event, now)
             case UserStop():
                 self._user_stop(now)
+            case Stored(tag=tag):
+                self._committed(tag, now)
             case Woke():
                 self._watch(now)  # here alone: a word already waiting must be heard before
             case _:
@@ -128,25 +113,24 @@ class Coordinator:
         return [replace(action, cause=event) for action in self._actions]
 
     def deadline(self) -> float | None:
-        """The earliest moment at which waiting has been too long."""
-        if self.phase is Phase.ENDED or self._began is None:
+        """The earliest moment at which something is due, or waiting has been too long."""
+        if self.phase is Phase.ENDED or (self._since is None and not self._started):
             return None
-        times = [self._liveness.deadline()]
-        if self.phase in (Phase.GATHERING, Phase.CONNECTING):
-            times.append(self._began + self.roster.startup_s)
+        times = [self._liveness.deadline(), self._progress.deadline(), self._recovery.deadline()]
+        if self._since is not None:
+            times.append(self._since + self.roster.startup_s)
         if self._stopping_since is not None:
             times.append(self._stopping_since + _STOP_S)
-        if self._dead is not None:
-            times.append(self._dead[0])
+        times += [moment for moment, _ in self._dead.values()]
+        times += [self._next_cut_s, self._standstill_s]
         return min((time for time in times if time is not None), default=None)
 
     def check(self) -> None:
         """Assert every invariant."""
-        assert set(self._members) <= set(self.roster.workers)
-        assert set(self._by_peer.values()) == set(self._members)
-        assert set(self._at.drained) <= set(self._members)
-        if self.phase not in (Phase.GATHERING, Phase.ENDED):
-            assert len(self._members) == len(self.roster.workers)
+        super().check()
+        if self.phase is not Phase.ENDED:
+            assert set(self._at.drained) <= set(self._members)
+            assert set(self._at.saved) <= set(self._members)
 
     # --- messages --------------------------------------------------------------------------------
 
@@ -155,94 +139,90 @@ class Coordinator:
         if name is None:
             if isinstance(message, Hello):
                 self._hello(message, peer, now)
-            return  # a stranger's word, or one from a process that was refused
+            else:  # a stranger, or one that was held to be dead and comes back
+                self._actions.append(Send(peer, Abort("another process has taken its place")))
+            return
         self._liveness.heard(name, now)
+        if name in self._progress and not isinstance(message, Beat):
+            self._progress.heard(name, now)
         match message:
             case Beat():
                 pass
-            case Ready(parameters=parameters) if self.phase is Phase.CONNECTING:
-                self._ready(name, parameters, now)
+            case Built():
+                self._built(name, message, now)
+            case Ready():
+                self._ready(name, message, now)
             case Report():
                 self._report(name, message, now)
             case Guarded(waiting=waiting, cosine=cosine):
                 self._record("guard", now, stage=name, waiting=waiting, cosine=cosine)
+            case Accused():
+                self._accused(name, message, now)
+            case Failed():
+                self._failed(name, message, now)
+            case Drained() | Evaluated() | Saved():
+                self._at_barrier(name, message, now)
+            case _:
+                self._misfit(name, message, now)
+
+    def _at_barrier(self, name: str, message: Drained | Evaluated | Saved, now: float) -> None:
+        """A step of a barrier; one from before a death means nothing any more."""
+        if self.phase in (Phase.GATHERING, Phase.CONNECTING, Phase.MENDING):
+            return
+        self._standstill.moved(now)
+        match message:
+            case Drained(incarnation=number) if number != self._members[name].incarnation:
+                pass
             case Drained(barrier=self.barrier) if self.phase is Phase.TRAINING:
-                self._drained(name, message.batches, now)
+                self._drained(name, message, now)
             case Evaluated(barrier=self.barrier) if self._may_score(name, message):
                 self._evaluated(message, now)
             case Saved(tag=tag) if tag in self._at.saves[:1]:
-                self._saved(name, tag, now)
-            case Failed(kind=kind, text=text, trace=trace):
-                self._fail(Fail(kind, text, trace))
+                self._saved(name, message, now)
             case _:
-                text = f"worker {name} sent a {type(message).__name__} that does not fit"
-                self._fail(Fail("RemoteProtocolError", f"{text} ({self.phase.value})"))
-
-    def _hello(self, hello: Hello, peer: bytes, now: float) -> None:
-        refusal = self.roster.refusal(hello, self._members)
-        if refusal is not None:
-            self._actions.append(Send(peer, refusal))
-            self._record("refused", now, host=hello.host, pid=hello.pid, text=refusal.text)
-            return
-        name = self.roster.find(hello.stage)
-        assert name is not None
-        member = Member(name, peer, hello, incarnation=1)
-        self._members[name] = member
-        self._by_peer[peer] = name
-        self._liveness.heard(name, now)
-        self._record("joined", now, stage=name, pid=hello.pid, host=hello.host)
-        self._to(
-            name,
-            Welcome(
-                stage=name,
-                incarnation=member.incarnation,
-                experiment=dict(self.roster.experiment),
-                meta=dict(self.roster.meta),
-                folder=self.roster.folder,
-                trace=self.roster.trace,
-            ),
-        )
-        if len(self._members) == len(self.roster.workers):
-            self._connect()
-
-    def _connect(self) -> None:
-        self.phase = Phase.CONNECTING
-        for name, member in self._members.items():
-            others = [self._members[other] for other in self.roster.neighbours[name]]
-            addresses = {other.name: other.hello.address for other in others}
-            incarnations = {other.name: other.incarnation for other in others}
-            self._actions.append(Send(member.peer, Connect(addresses, incarnations)))
-
-    def _ready(self, name: str, parameters: int, now: float) -> None:
-        self._members[name].ready = True
-        self._record("ready", now, stage=name, parameters=parameters)
-        if all(m.ready for m in self._members.values()):
-            self.phase = Phase.TRAINING
-            self._segment_start = now
-            self._record("start", now)
-            self._to_all(Start())
+                self._misfit(name, message, now)
 
     def _report(self, name: str, report: Report, now: float) -> None:
-        samples = report.counters.get("samples")
+        counters = report.counters
+        samples, updates = counters.get("samples"), counters.get("updates")
         if isinstance(samples, int):
-            self._samples[name] = samples
+            self.ledger.samples[name] = samples
+        if isinstance(updates, int):
+            built = self._members[name].built
+            if built is not None and updates > built.updates:
+                self._recovery.learned(name)
+            self._updates[name] = updates
+        passed = (counters.get("batches"), counters.get("missed"))
+        self._positions[name] = sum(count for count in passed if isinstance(count, int))
         loss = {"loss_sum": report.loss_sum, "loss_samples": report.loss_samples}
-        self._record("report", now, stage=name, values={**loss, **report.counters})
+        ops = counters.get("ops")
+        if isinstance(ops, int):
+            self._standstill.done(name, ops, now)
+        self._record("report", now, stage=name, values={**loss, **counters})
 
     # --- barriers --------------------------------------------------------------------------------
 
-    def _drained(self, name: str, batches: int, now: float) -> None:
-        self._at.drained[name] = batches
-        if len(self._at.drained) < len(self._members):
+    def _forget_barrier(self) -> None:
+        self._at.take_back(self.ledger)
+        self._at = Steps()
+        self._closing = False
+
+    def _drained(self, name: str, message: Drained, now: float) -> None:
+        at = self._at
+        at.drained[name] = message.position
+        if not self._all_here or len(at.drained) < len(self._members):
             return
-        if len(set(self._at.drained.values())) > 1:  # each batch counts once, everywhere
-            counts = ", ".join(f"{stage} {count}" for stage, count in self._at.drained.items())
+        if len(set(at.drained.values())) > 1:  # each batch counts once, everywhere
+            counts = ", ".join(f"{stage} {count}" for stage, count in at.drained.items())
             text = f"workers have forwarded different numbers of batches: {counts}"
-            self._fail(Fail("RemoteProtocolError", text))
+            self._once_more("RemoteProtocolError", text, now)
             return
-        self.train_s += now - self._segment_start
+        at.kind, at.position = message.kind, message.position
+        assert self._segment_start is not None
+        self.ledger.train_s += now - self._segment_start
+        self._segment_start = None
         self._record("drained", now, barrier=self.barrier)
-        if self.roster.has_tests and self._stopping_since is None:
+        if at.kind != CHECKPOINT and self.roster.has_tests and self._stopping_since is None:
             self.phase = Phase.EVALUATING
             self._to_all(Evaluate(self.barrier))
         else:
@@ -260,29 +240,37 @@ class Coordinator:
         if len(self._at.scores.stages) < len(self.roster.losses):
             return
         scores = self._at.scores = self._at.scores.ordered(self.roster.losses)
-        self._record(
-            "evaluation",
-            now,
-            samples=self._samples_learned(),
-            train_s=self.train_s,
-            accuracy=scores.accuracy,
-            loss=scores.loss,
-        )
-        if self._best is None or scores.beats(self._best):
-            self._best = scores
+        entry = {
+            "samples": self._samples_learned(),
+            "train_s": self.train_s,
+            "accuracy": scores.accuracy,
+            "loss": scores.loss,
+        }
+        self._record("evaluation", now, **entry)
+        self._at.before = len(self.ledger.history), self.ledger.best
+        if self.ledger.evaluated(scores, entry):
             self._at.saves.append("best")
         self._save(now)
 
     def _is_final(self) -> bool:
-        return self._stopping_since is not None or self.barrier + 1 == self.roster.barriers
+        return self._stopping_since is not None or self._at.kind == FINAL
 
     def _save(self, now: float) -> None:
         self.phase = Phase.SAVING
+        self._at.since = now
         if self._is_final():
             self._at.saves.append("final")
         if not self.roster.folder:
             self._at.saves.clear()
+        elif self._cut_is_due(now):
+            self._add_cut()
         self._save_next(now)
+
+    def _add_cut(self) -> None:
+        """To what is to be saved, unless it is there already."""
+        if self.roster.folder and not any(map(_is_cut, self._at.saves)):
+            self.ledger.cut += 1
+            self._at.saves.append(f"{_CUTS}{self.ledger.cut:06d}")
 
     def _save_next(self, now: float) -> None:
         if self._at.saves:
@@ -293,18 +281,52 @@ class Coordinator:
         else:
             self._resume(now)
 
-    def _saved(self, name: str, tag: str, now: float) -> None:
-        self._at.saved.add(name)
-        if len(self._at.saved) == len(self._members):
+    def _saved(self, name: str, message: Saved, now: float) -> None:
+        saved, tag = self._at.saved, message.tag
+        saved[name] = message.files
+        if len(saved) < len(self._members):
+            return
+        if _is_cut(tag):
+            files = {stage: digest for part in saved.values() for stage, digest in part.items()}
+            self._commit(tag, files)
+        else:
             self._record("saved", now, tag=tag)
             self._at.saves.pop(0)
             self._save_next(now)
 
+    def _commit(self, tag: str, files: dict[str, str]) -> None:
+        """The cut is what comes after this barrier."""
+        cut = deepcopy(self.ledger)
+        cut.start, cut.restore = self._at.position, tag
+        cut.barrier, cut.planned = self.barrier + 1, self._planned()
+        self._committing = cut, self._at.since
+        self._actions.append(Commit(tag, files, cut.state()))
+
+    def _committed(self, tag: str, now: float) -> None:
+        if self._committing is None or self._committing[0].restore != tag:
+            return
+        (self._cut, since), self._committing = self._committing, None
+        self._cut_s = now
+        self._record("cut", now, number=self._cut.cut, took_s=now - since)
+        if self.phase is Phase.SAVING and self._at.saves[:1] == [tag]:
+            self._at.saves.pop(0)
+            self._save_next(now)
+
+    def _planned(self) -> int:
+        """Barriers of the plan that will have been lifted with this one."""
+        kind, position = self._at.kind, self._at.position
+        ordered = kind == CHECKPOINT and position not in self.roster.cut_positions
+        cut_short = self._stopping_since is not None and not self._at.scores.stages
+        return self.ledger.planned + (not ordered and not cut_short)
+
     def _resume(self, now: float) -> None:
         self._to_all(Resume(self.barrier))
-        self.barrier += 1
-        self._at = _Barrier()
+        self.ledger.planned = self._planned()
+        self.ledger.barrier += 1
+        self._at.before = None
+        self._forget_barrier()
         self.phase = Phase.TRAINING
+        self._standstill.moved(now)
         self._segment_start = now
         self._record("resume", now)
 
@@ -318,81 +340,59 @@ class Coordinator:
         text = f"interrupted after {self._samples_learned():,} samples{saved}"
         self._actions.append(Fail("Interrupted", text))
 
-    # --- what goes wrong -------------------------------------------------------------------------
+    # --- checkpoints -----------------------------------------------------------------------------
 
-    def _exited(self, event: Exited, now: float) -> None:
-        if self._dead is not None:
-            return
-        text = f"worker {event.stage} died with {_exit_text(event.code)}"
-        if event.last_lines:
-            text += f"; its last lines: {event.last_lines}"
-        self._dead = (now + _LAST_WORDS_S, Fail("WorkerLost", text))
-        self._liveness.forget(event.stage)
+    def _cut_is_due(self, now: float) -> bool:
+        at, every_s = self._at, self.roster.cut_every_s
+        if self._is_final() or at.kind == CHECKPOINT or at.position in self.roster.cut_positions:
+            return True
+        return every_s is not None and self._cut_s is not None and now >= self._cut_s + every_s
+
+    @property
+    def _next_cut_s(self) -> float | None:
+        """When a barrier for a checkpoint is to be ordered."""
+        every_s = self.roster.cut_every_s if self.roster.folder else None
+        if every_s is None or self.phase is not Phase.TRAINING or self._closing:
+            return None
+        return self._cut_s + every_s if self._cut_s is not None else None
+
+    # --- stopping ---------------------------------------------------------------------------------
 
     def _user_stop(self, now: float) -> None:
-        running = self.phase in (Phase.TRAINING, Phase.EVALUATING, Phase.SAVING)
-        if self._stopping_since is not None or not running:
+        if self._stopping_since is not None or self.phase not in _AT_WORK:
             self._fail(Fail("Interrupted", "interrupted; nothing more was saved"))
-            return
-        self._stopping_since = now
+        elif self.phase is Phase.MENDING:
+            text = "interrupted while a worker was being replaced; nothing more was saved"
+            self._fail(Fail("Interrupted", text))
+        else:
+            self._stopping_since = now
+            self._stop_work(now)
+
+    def _stop_work(self, now: float) -> None:
         if self.phase is Phase.TRAINING:
-            self._to(self.roster.workers[0], Interrupt())
+            self._to(self.roster.workers[0], Close(FINAL))
         elif self.phase is Phase.EVALUATING:
             self._save(now)  # leave the test set where it is
         elif "final" not in self._at.saves:
             self._at.saves.append("final")
+            self._add_cut()
 
     def _watch(self, now: float) -> None:
-        """Whatever has taken too long."""
+        """Whatever is due, or has taken too long."""
         if self.phase is Phase.ENDED:
             return
-        if self._dead is not None and now >= self._dead[0]:
-            self._fail(self._dead[1])
-            return
-        silent = self._liveness.silent(now)
-        if silent is not None:
-            name, silence_s = silent
-            hello = self._members[name].hello
-            text = f"worker {name} (process {hello.pid} on {hello.host}) has shown no sign of life"
-            self._fail(Fail("WorkerLost", f"{text} for {silence_s:.1f} s"))
-            return
-        assert self._began is not None
-        starting = self.phase in (Phase.GATHERING, Phase.CONNECTING)
-        if starting and now - self._began >= self.roster.startup_s:
-            self._fail(Fail("LaunchError", self.roster.missing(self._members)))
-        elif self._stopping_since is not None and now - self._stopping_since >= _STOP_S:
-            text = f"interrupted; the last weights could not be saved within {_STOP_S} s"
+        self._watch_deaths(now)
+        self._watch_standstill(now)
+        self._watch_late(now)
+        self._launch(now)
+        cut_s = self._next_cut_s
+        if cut_s is not None and now >= cut_s:
+            self._closing = True
+            self._to(self.roster.workers[0], Close(CHECKPOINT))
+        if self._stopping_since is not None and now >= self._stopping_since + _STOP_S:
+            text = f"interrupted; the last weights could not be saved within {_STOP_S:g} s"
             self._fail(Fail("Interrupted", text))
 
-    def _fail(self, fail: Fail) -> None:
-        if self.phase is Phase.ENDED:
-            return
-        self.phase = Phase.ENDED
-        self._to_all(Abort(fail.text))
-        self._actions.append(fail)
 
-    def _samples_learned(self) -> int:
-        """Samples that have reached every loss; a worker may have skipped batches on their way."""
-        losses = set(self.roster.losses)
-        counts = [
-            self._samples.get(name, 0)
-            for name, stages in self.roster.members.items()
-            if losses.intersection(stages)
-        ]
-        return min(counts, default=0)
-
-    # --- small things ----------------------------------------------------------------------------
-
-    def _to(self, name: str, message: Message) -> None:
-        self._actions.append(Send(self._members[name].peer, message))
-
-    def _to_all(self, message: Message) -> None:
-        for name in self._members:
-            self._to(name, message)
-
-    def _record(self, kind: str, now: float, **values: Any) -> None:
-        self._actions.append(Record(kind, {"time_s": now, **values}))
-
-
-def _exit_text(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {-code}"
+def _is_cut(tag: str) -> bool:
+    return tag.startswith(_CUTS)

@@ -19,17 +19,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from asyncdni.messages import Message
+from asyncdni.messages import Message, Rejoin
 from asyncdni.schedules.base import Op
 
 __all__ = [
     "Action",
+    "Commit",
     "Compute",
     "Computed",
     "Event",
     "Exited",
     "Fail",
     "Finish",
+    "Launch",
     "Machine",
     "Received",
     "Record",
@@ -71,10 +73,10 @@ class Computed(Event):
 
 @dataclass(slots=True)
 class Stored(Event):
-    """Weights are on disk."""
+    """Weights or state are on disk (worker); a cut has been committed (coordinator)."""
 
     tag: str
-    files: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -129,16 +131,18 @@ class Release(Action):
 
 @dataclass(slots=True)
 class Save(Action):
-    """Write the weights as `tag`, then answer `Stored`."""
+    """Write the weights as `tag`, or all state where it is a cut's, then answer `Stored`."""
 
     tag: str
 
 
 @dataclass(slots=True)
 class Stop(Action):
-    """The worker is done: leave (`failed` empty), or exit because of what it says."""
+    """The worker is done: leave (`failed` empty), or exit because of what it says, or join the next
+    round with a new `Worker`."""
 
     failed: str = ""
+    rejoin: Rejoin | None = None
 
 
 @dataclass(slots=True)
@@ -147,6 +151,25 @@ class Record(Action):
 
     kind: str
     values: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Launch(Action):
+    """Start a new process for this stage; whatever is left of an older one is to be killed
+    (coordinator)."""
+
+    stage: str
+
+
+@dataclass(slots=True)
+class Commit(Action):
+    """All files of a cut are on disk: write its manifest, then answer `Stored` (coordinator).
+
+    `state` is the coordinator's own: see `core.ledger.Ledger`."""
+
+    tag: str  # "checkpoints/NUMBER"
+    files: dict[str, str]  # declared stage -> sha256
+    state: dict[str, Any]
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from asyncdni.core.tally import Tally
+from asyncdni.core.counts import Counts
 from asyncdni.schedules.base import Flight, Op, OpKind, Source
 
 __all__ = ["AHEAD_MAX", "Flights"]
@@ -23,8 +23,9 @@ class Flights:
     batch's forward and the moment at which its true gradient is learned from, or fitted to.
     """
 
-    def __init__(self, consumers: tuple[str, ...]) -> None:
+    def __init__(self, consumers: tuple[str, ...], counts: Counts | None = None) -> None:
         self._consumers = consumers
+        self._counts = counts or Counts()
         self._gradients: dict[int, dict[str, Any]] = {}  # by batch, then consumer
         self._skipped: dict[int, set[str]] = {}  # by batch, consumers whose gradient will not come
         self._forwarded_at: dict[int, tuple[float, int]] = {}  # when, and the last batch then
@@ -33,11 +34,16 @@ class Flights:
         self.arrived: deque[int] = deque()
         self.last = -1  # the batch forwarded last, or known not to come
         self.last_forwarded = -1
-        self.version = 0  # updates so far
         self.unapplied = 0
-        self.staleness = Tally()
-        self.lag = Tally()
-        self.age_ms = Tally()
+
+    @property
+    def version(self) -> int:
+        """Updates so far."""
+        return self._counts.updates
+
+    def begin(self, start: int) -> None:
+        """This batch is the first to come."""
+        self.last = self.last_forwarded = start - 1
 
     def __len__(self) -> int:
         return len(self.by_batch)
@@ -108,15 +114,16 @@ class Flights:
         if flight is not None:
             flight.done += op.letter
         if kind is OpKind.UPDATE:
-            self.version += 1
+            self._counts.updates += 1
             self.unapplied = 0
         elif kind is OpKind.LEARN or (kind is OpKind.BACKWARD and op.learn):
             self.unapplied += 1
         if flight is not None and _uses_true_gradient(op):
-            self.staleness.add(self.version - flight.version)
+            counts = self._counts
+            counts.staleness.add(counts.updates - flight.version)
             then, last = self._forwarded_at[op.batch]
-            self.lag.add(self.last_forwarded - last)
-            self.age_ms.add((now - then) * 1e3)
+            counts.lag.add(self.last_forwarded - last)
+            counts.age_ms.add((now - then) * 1e3)
 
     def release(self, batch: int) -> None:
         """Forget a batch."""
@@ -129,15 +136,11 @@ class Flights:
         if self.newest is not None and self.newest.batch == batch:
             self.newest = None
 
-    def counters(self) -> dict[str, float | int | None]:
-        """For reports."""
-        return {
-            "updates": self.version,
-            "in_flight": len(self),
-            **self.staleness.counters("staleness"),
-            **self.lag.counters("lag"),
-            **self.age_ms.counters("age_ms"),
-        }
+    def lose(self, consumer: str) -> None:
+        """It is dead: what it has not sent will not come."""
+        for batch, flight in self.by_batch.items():
+            if not flight.arrived:
+                self.skip(batch, consumer)
 
     def check(self) -> None:
         assert set(self.arrived) <= set(self.by_batch)

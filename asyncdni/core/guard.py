@@ -24,7 +24,6 @@ class Guard:
 
     def __init__(self, window: int, below: float, above: float) -> None:
         self.waiting = False
-        self.fallbacks = 0
         self.mean = 0.0  # of the window that made the last change
         self._below = below
         self._above = above
@@ -40,7 +39,6 @@ class Guard:
         change = mean >= self._above if self.waiting else mean < self._below
         if change:
             self.waiting = not self.waiting
-            self.fallbacks += self.waiting
             self.mean = mean
             cosines.clear()
         return change

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from asyncdni.core.barriers import CHECKPOINT, EVALUATE, FINAL
+from asyncdni.core.counts import Counts
 from asyncdni.core.position import Position
 from asyncdni.schedules.base import Op, OpKind
 
@@ -11,24 +13,41 @@ __all__ = ["Host"]
 class Host:
     """Position in the data: training batches in order, the test set after each barrier."""
 
-    def __init__(self, position: Position) -> None:
-        self._stops = list(position.barriers)
+    def __init__(self, position: Position, counts: Counts) -> None:
+        self._stops = [
+            (batch, _kind(number, position)) for number, batch in enumerate(position.barriers)
+        ]
+        self._group_ends = position.group_end
         self._test_batches = position.test_batches
         self._tested: int | None = None  # test batches read; None: not testing
-        self.read = 0  # training batches read; ids are never reused
+        self._reading = False  # a training batch, at this moment
+        self._counts = counts
+
+    @property
+    def read(self) -> int:
+        """Training batches read; ids are never reused."""
+        return self._counts.read
+
+    def begin(self, planned: int) -> None:
+        """So many barriers of the plan have been lifted; after the last one nothing is read."""
+        self._stops = self._stops[planned:] or [(self.read, FINAL)]
 
     def at_barrier(self) -> bool:
         """The plan has a barrier here."""
-        return bool(self._stops) and self.read >= self._stops[0]
+        return bool(self._stops) and self.read >= self._stops[0][0]
 
-    def set_barrier(self) -> bool:
-        """Take the barrier off the plan; True where it is the last."""
-        self._stops.pop(0)
-        return not self._stops
+    def set_barrier(self) -> str:
+        """Take the barrier off the plan; its kind."""
+        return self._stops.pop(0)[1]
 
-    def interrupt(self) -> None:
-        """Make the next barrier the last, and have it now."""
-        self._stops = [self.read]
+    def close(self, kind: str) -> None:
+        """Have a barrier of that kind as soon as may be; after a final one comes no other."""
+        if kind == FINAL:
+            self._stops = [(self.read, FINAL)]
+            return
+        stop = self._group_ends(self.read + self._reading)
+        if self._stops and stop < self._stops[0][0]:  # otherwise the plan's does as well
+            self._stops.insert(0, (stop, kind))
 
     def begin_test(self) -> None:
         self._tested = 0 if self._test_batches else None
@@ -39,6 +58,7 @@ class Host:
 
     def next_read(self) -> Op:
         """Read the next training batch."""
+        self._reading = True
         return Op(OpKind.READ, self.read)
 
     def next_test_read(self) -> Op:
@@ -49,8 +69,15 @@ class Host:
 
     def has_read(self, op: Op) -> None:
         if not op.evaluate:
-            self.read += 1
+            self._counts.read += 1
+            self._reading = False
         elif op.last:
             self._tested = None
         else:
             self._tested = op.batch + 1
+
+
+def _kind(number: int, position: Position) -> str:
+    if number == len(position.barriers) - 1:
+        return FINAL
+    return CHECKPOINT if position.barriers[number] in position.cuts else EVALUATE

@@ -29,6 +29,7 @@ class Inbox:
     def __init__(self, producers: tuple[str, ...]) -> None:
         self._producers = producers
         self._due = dict.fromkeys(producers, 0)  # the id that each must send next
+        self._lost: set[str] = set()  # producers that are dead
         self._partial: dict[int, Arrival] = {}
         self._complete: dict[int, Arrival] = {}
         self.ready: deque[int] = deque()  # complete and not yet taken, oldest first
@@ -38,9 +39,9 @@ class Inbox:
 
     def add(self, batch: int, node: str, samples: int, tensors: Any, last: bool = False) -> bool:
         """One input of a batch is here; False if another was due, or it is unlike its siblings."""
-        arrival = self._partial.setdefault(batch, Arrival())
         if batch != self._due[node]:
             return False
+        arrival = self._partial.setdefault(batch, Arrival())
         if arrival.samples == 0:
             arrival.samples, arrival.last = samples, last
         elif (samples, last) != (arrival.samples, arrival.last):
@@ -57,6 +58,16 @@ class Inbox:
         arrival.skipped += 1
         self._heard(batch, node, arrival)
         return True
+
+    def begin(self, start: int) -> None:
+        """This batch is the first to come."""
+        self._due = dict.fromkeys(self._due, start)
+
+    def lose(self, node: str) -> None:
+        """A producer is dead: what it has not sent, of batches that others have, will not come."""
+        self._lost.add(node)
+        for batch in sorted(self._partial):
+            self._without_lost(batch)
 
     def take(self, batch: int) -> Arrival:
         """Hand over a complete batch, inputs in declared order of the producers."""
@@ -83,3 +94,12 @@ class Inbox:
             del self._partial[batch]
             self._complete[batch] = arrival
             self.ready.append(batch)
+        elif self._lost:
+            self._without_lost(batch)
+
+    def _without_lost(self, batch: int) -> None:
+        for node in self._lost:
+            if batch in self._partial and self._due[node] <= batch:
+                arrival = self._partial[batch]
+                arrival.skipped += 1
+                self._heard(batch, node, arrival)

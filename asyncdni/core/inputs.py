@@ -77,6 +77,19 @@ class Inputs:
             fits = self.true.skip(batch, node)
         return fits
 
+    def begin(self, start: int) -> None:
+        """This training batch is the first to come."""
+        self.train.begin(start)
+        self.true.begin(start)
+
+    def lose(self, node: str) -> None:
+        """No activation will come from there any more."""
+        self.any_skipped = True
+        if node in self.train_nodes:
+            self.train.lose(node)
+        if self.true_nodes:
+            self.true.lose(node)
+
     def voids(self) -> Iterator[tuple[int, tuple[str, ...], bool]]:
         """(batch, nodes whose activations came in vain, it was to be trained on) of each batch that
         can't be used and is next in line."""

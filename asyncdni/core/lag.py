@@ -26,10 +26,11 @@ class Lag:
         self._bounds = dict(bounds or {})
         self.greatest = dict.fromkeys(self._bounds, 0)  # that has been, by consumer
 
-    @property
-    def max(self) -> int:
-        """The greatest lag of any link so far."""
-        return max(self.greatest.values(), default=0)
+    def carry(self, greatest: dict[str, int]) -> None:
+        """Note the greatest lags there, on top of those of earlier rounds."""
+        for consumer in self._bounds:
+            greatest.setdefault(consumer, 0)
+        self.greatest = greatest
 
     def overdue(self, batch: int, flights: Flights) -> int | None:
         """The batch whose gradient keeps `batch` from being forwarded, if there is one."""
@@ -41,9 +42,9 @@ class Lag:
 
     def forwarded(self, batch: int, flights: Flights) -> None:
         """Take note of the lag that this forward makes."""
-        for consumer, greatest in self.greatest.items():
+        for consumer in self._bounds:
             owed = flights.oldest_owed(consumer)
-            if owed is not None and batch - owed > greatest:
+            if owed is not None and batch - owed > self.greatest[consumer]:
                 self.greatest[consumer] = batch - owed
 
     def check(self, flights: Flights) -> None:

@@ -18,6 +18,7 @@ class Links:
         everyone = (*position.feeds, *position.train_feeds)
         self._consumers = {position.name: position.consumers, DATA: everyone}
         self._testers = {position.name: position.consumers, DATA: position.feeds}
+        self._lost: set[str] = set()
         self.incoming = {node: Incoming(window, window_max) for node in position.inputs}
         self.outgoing = {
             (node, to): Outgoing(initial_window(window, window_max))
@@ -32,11 +33,18 @@ class Links:
     def may_send(self, node: str, *, evaluate: bool = False) -> bool:
         """Every consumer of the node grants credit."""
         consumers = self.consumers(node, evaluate=evaluate)
-        return all([self.outgoing[node, to].may_send() for to in consumers])
+        return all([self.outgoing[node, to].may_send() or to in self._lost for to in consumers])
 
-    def has_credit(self, node: str, to: str) -> bool:
-        """This consumer of the node grants credit."""
-        return self.outgoing[node, to].may_send()
+    def takes(self, node: str, to: str, *, waits: bool) -> bool:
+        """This consumer lives, and grants credit (`waits`: as it must, for what is sent)."""
+        return to not in self._lost and (waits or self.outgoing[node, to].may_send())
+
+    def lose(self, worker: str) -> None:
+        """It is dead: nothing goes there, and nobody waits for its credit."""
+        self._lost.add(worker)
+
+    def is_lost(self, worker: str) -> bool:
+        return worker in self._lost
 
     def idle(self) -> None:
         """There is nothing to do: links without credit are waited for."""

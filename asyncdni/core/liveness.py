@@ -1,8 +1,20 @@
-"""Who has shown a sign of life, and since when not."""
+"""Who has shown a sign of life, and since when not.
+
+Signs come at intervals that depend on the machine: a thread on an overloaded host may sleep for
+half a second between two. So the limit adapts: silence is death once it has lasted `silence_s` and
+is far beyond the longest that this worker has been silent for lately.
+"""
 
 from __future__ import annotations
 
 __all__ = ["Liveness"]
+
+#: Times the longest silence of late that are still no sign of death …
+_MARGIN = 3.0
+#: … but no more than so many times the limit that was asked for.
+_STRETCH_MAX = 5.0
+#: How much of the longest silence is remembered with each new sign.
+_MEMORY = 0.98
 
 
 class Liveness:
@@ -11,21 +23,36 @@ class Liveness:
     def __init__(self, silence_s: float) -> None:
         self._silence_s = silence_s
         self._heard: dict[str, float] = {}
+        self._longest: dict[str, float] = {}  # silence, fading
 
     def heard(self, name: str, now: float) -> None:
+        silence_s = now - self._heard.get(name, now)
+        self._longest[name] = max(silence_s, _MEMORY * self._longest.get(name, 0.0))
         self._heard[name] = now
 
     def forget(self, name: str) -> None:
         self._heard.pop(name, None)
+        self._longest.pop(name, None)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._heard
+
+    def limit_s(self, name: str) -> float:
+        """The silence of this one that counts as death."""
+        most = _STRETCH_MAX * self._silence_s
+        return min(most, max(self._silence_s, _MARGIN * self._longest[name]))
 
     def deadline(self) -> float | None:
         """When the next one will have been silent for too long."""
-        return min(self._heard.values()) + self._silence_s if self._heard else None
+        return min((self._ends(name) for name in self._heard), default=None)
 
     def silent(self, now: float) -> tuple[str, float] | None:
-        """The one silent for longest, and for how long, if that is beyond the limit."""
+        """The one whose silence has been too long for the longest, and for how long it was silent;
+        None where there is none."""
         if not self._heard:
             return None
-        name = min(self._heard, key=lambda key: self._heard[key])
-        silence_s = now - self._heard[name]
-        return (name, silence_s) if silence_s >= self._silence_s else None
+        name = min(self._heard, key=self._ends)
+        return (name, now - self._heard[name]) if now >= self._ends(name) else None
+
+    def _ends(self, name: str) -> float:
+        return self._heard[name] + self.limit_s(name)

@@ -13,6 +13,8 @@ from asyncdni.messages import Activation, Credit, Gradient, Message, Skipped
 
 __all__ = ["Mail"]
 
+_NOBODY = -1  # no process has this incarnation
+
 
 class Mail:
     """Each method raises `RemoteProtocolError` for a message that does not fit."""
@@ -40,10 +42,14 @@ class Mail:
         known = self.incarnations.get(home)
         return known is None or known == getattr(message, "incarnation", known)
 
+    def lose(self, worker: str) -> None:
+        """Whatever still comes from it is not wanted."""
+        self.incarnations[worker] = _NOBODY
+
     def activation(self, message: Activation, now: float) -> None:
         link = self._links.incoming.get(message.sender)
-        if link is None or link.received >= link.allowed:
-            raise self._misfit(message)
+        self._expect(link is not None and link.received < link.allowed, message)
+        assert link is not None
         link.arrived(message.waited, now)
         fits = self._inputs.add(
             message.batch,
@@ -72,8 +78,8 @@ class Mail:
 
     def credit(self, message: Credit) -> None:
         link = self._links.outgoing.get((message.node, message.sender))
-        if link is None or message.taken > link.sent:
-            raise self._misfit(message)
+        self._expect(link is not None and message.taken <= link.sent, message)
+        assert link is not None
         link.granted(message.taken, message.allowed)
 
     def _may_answer(self, sender: str, batch: int) -> bool:

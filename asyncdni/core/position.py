@@ -26,6 +26,9 @@ class Position:
     consumers_ahead: bool = False  # they do, and may be ahead of this stage
     reads_data: bool = False  # DATA is an input of its own, not of its input model alone
     barriers: tuple[int, ...] = ()  # host only: batches after which a barrier is set, rising
+    cuts: tuple[int, ...] = ()  # host only: those of them that are for a checkpoint alone
+    microbatches: int = 1  # host only: that make one update, …
+    per_epoch: int = 0  # … and that make an epoch; 0: there is one an update
     test_batches: int = 0  # host only
 
     @property
@@ -46,6 +49,14 @@ class Position:
     @property
     def hosts_data(self) -> bool:
         return self.host == self.name
+
+    def group_end(self, batch: int) -> int:
+        """The first id from `batch` on before which no group of microbatches is cut in two."""
+        if self.microbatches == 1:
+            return batch
+        epoch, index = divmod(batch, self.per_epoch)
+        groups = -(-index // self.microbatches)
+        return epoch * self.per_epoch + min(groups * self.microbatches, self.per_epoch)
 
     def home(self, node: str) -> str:
         """The worker where a producing node lives."""

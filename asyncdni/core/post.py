@@ -11,6 +11,7 @@ from asyncdni.core.links import Links
 from asyncdni.core.position import Position
 from asyncdni.messages import (
     COORDINATOR,
+    Accused,
     Activation,
     Barrier,
     Credit,
@@ -37,16 +38,19 @@ class Post:
         self.actions: list[Action] = []
 
     def send(self, to: str, message: Message, cause: object) -> None:
-        self.actions.append(Send(to, message, cause=cause))
+        """Nothing goes to the dead."""
+        if not self._links.is_lost(to):
+            self.actions.append(Send(to, message, cause=cause))
 
     def activation(self, node: str, event: Computed, op: Op, *, skips: bool = False) -> list[str]:
         """What a Read, Forward or Evaluate gave, to every consumer of the node.
 
-        `skips`: one that grants no credit gets word that it will not come. Returns those."""
+        `skips`: one that grants no credit gets word that it will not come. Returns those, and the
+        dead."""
         evaluate = op.evaluate or op.kind is OpKind.EVALUATE
         skipped = []
         for to in self._links.consumers(node, evaluate=evaluate):
-            if skips and not self._links.has_credit(node, to):
+            if not self._links.takes(node, to, waits=not skips):
                 skipped.append(to)
                 self.send(to, Skipped(node, self.incarnation, op.batch), event)
                 continue
@@ -89,14 +93,18 @@ class Post:
     def barrier(self, node: str, barriers: Barriers, cause: object) -> None:
         """Behind the node's last activation, to every consumer."""
         for to in self._links.consumers(node):
-            message = Barrier(node, self.incarnation, barriers.current, barriers.final)
+            message = Barrier(node, self.incarnation, barriers.current, barriers.kind)
             self.send(to, message, cause)
 
     def guarded(self, waiting: bool, cosine: float, cause: object) -> None:
         self.send(COORDINATOR, Guarded(waiting, cosine), cause)
 
-    def drained(self, barrier: int, batches: int, cause: object) -> None:
-        self.send(COORDINATOR, Drained(barrier, batches), cause)
+    def drained(self, barriers: Barriers, position: int, cause: object) -> None:
+        message = Drained(self.incarnation, barriers.current, barriers.kind, position)
+        self.send(COORDINATOR, message, cause)
+
+    def accused(self, worker: str, incarnation: int, text: str, cause: object) -> None:
+        self.send(COORDINATOR, Accused(worker, incarnation, text), cause)
 
     def evaluated(self, barrier: int, scores: Iterable[Any], cause: object) -> None:
         """The sums over the test set of each loss here (`backends.base.Score`)."""

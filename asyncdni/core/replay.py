@@ -18,7 +18,6 @@ class Replay:
         self._uses_max = uses_max
         self._kept: dict[int, Arrival] = {}  # oldest first
         self._uses: dict[int, int] = {}
-        self.count = 0  # replays so far
 
     def keep(self, batch: int, arrival: Arrival) -> None:
         """A new input is being used for the first time."""
@@ -38,7 +37,6 @@ class Replay:
 
     def use(self, batch: int) -> Arrival:
         """Once more."""
-        self.count += 1
         arrival = self._kept[batch]
         self._uses[batch] += 1
         if self._uses[batch] >= self._uses_max:

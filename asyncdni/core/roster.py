@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from asyncdni.messages import PROTOCOL_VERSION, Hello, Refused
+from asyncdni.messages import PROTOCOL_VERSION, Built, Hello, Refused
 
 __all__ = ["Member", "Roster"]
 
@@ -19,14 +19,19 @@ class Roster:
     members: Mapping[str, tuple[str, ...]]  # declared stages of each worker
     neighbours: Mapping[str, tuple[str, ...]]
     losses: tuple[str, ...]  # declared stages that carry a loss
-    barriers: int  # how many the plan has
     experiment: Mapping[str, Any]
     meta: Mapping[str, Any]
     folder: str = ""
     trace: bool = False
     has_tests: bool = True
     startup_s: float = 60.0
-    silence_s: float = 3.0
+    silence_s: float = 1.0
+    stuck_s: float = 60.0
+    restarts: int = 5  # deaths in a row that a worker is forgiven, where there is a folder
+    goes_on: bool = False  # a worker learns by itself while a neighbour is dead
+    rolls_back: bool = False  # when a number has gone wrong
+    cut_every_s: float | None = None  # between checkpoints; None: by position, or at the end alone
+    cut_positions: frozenset[int] = frozenset()  # batches after which one is taken
 
     def find(self, stage: str) -> str | None:
         """A worker by its name, a stage of it, or its index."""
@@ -61,7 +66,8 @@ class Roster:
         waited = f"within {self.startup_s:g} s (limits.startup_s)"
         if absent:
             return f"no worker for {', '.join(absent)} has joined {waited}"
-        slow = [name for name, member in members.items() if not member.ready]
+        unbuilt = [name for name, member in members.items() if member.built is None]
+        slow = unbuilt or [name for name, member in members.items() if not member.ready]
         return f"worker {', '.join(slow)} has not become ready {waited}"
 
 
@@ -73,4 +79,6 @@ class Member:
     peer: bytes
     hello: Hello
     incarnation: int
+    restore: str  # what it was told to start from
+    built: Built | None = None  # in this round
     ready: bool = False

@@ -38,8 +38,8 @@ class Scores:
                 accuracy = score.correct / (score.samples * score.outputs)
         return accuracy
 
-    def beats(self, other: Scores) -> bool:
+    def beats(self, accuracy: float | None, loss: float | None) -> bool:
         """Better accuracy; without one, smaller loss."""
-        if self.accuracy is None or other.accuracy is None:
-            return self.loss < other.loss
-        return self.accuracy > other.accuracy
+        if self.accuracy is None or accuracy is None:
+            return loss is None or self.loss < loss
+        return self.accuracy > accuracy

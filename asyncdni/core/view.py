@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from asyncdni.core.barriers import Barriers
+from asyncdni.core.counts import Counts
 from asyncdni.core.flights import Flights
 from asyncdni.core.guard import Guard
 from asyncdni.core.host import Host
@@ -17,7 +18,6 @@ from asyncdni.core.lag import Lag
 from asyncdni.core.links import Links
 from asyncdni.core.position import Position
 from asyncdni.core.replay import Replay
-from asyncdni.core.tally import Tally
 from asyncdni.schedules.base import Flight
 
 __all__ = ["WorkerView"]
@@ -36,27 +36,23 @@ class WorkerView:
         skips: bool,
         replay: Replay | None,
         guard: Guard | None,
+        counts: Counts | None,
     ) -> None:
         self.position = position
         self.has_loss = position.has_loss
         self.has_consumers = bool(position.consumers)
         self.has_producers = bool(position.producers)
         self.has_readers = bool(position.feeds or position.train_feeds)
-        self.batches = 0  # training batches forwarded
-        self.samples = 0
-        self.missed = 0  # batches that some producer has skipped
-        self.skipped = 0  # batches not sent to some consumer
-        self.dropped = 0  # batches whose gradient was given up
-        self.late = 0  # gradients that came for a batch given up
-        self._flights = Flights(position.consumers)
+        self.counts = counts or Counts()
+        self._flights = Flights(position.consumers, self.counts)
         self._links = Links(position, window, window_max)
         self._barriers = Barriers(position.inputs)
-        self._host = Host(position) if position.hosts_data else None
+        self._host = Host(position, self.counts) if position.hosts_data else None
         self._inputs = Inputs(position, replay)
         self._lag = lag or Lag()
+        self._lag.carry(self.counts.lags)
         self._guard = guard
         self._skips = skips
-        self._queue = Tally()
 
     @property
     def ready(self) -> Sequence[int]:
@@ -113,21 +109,11 @@ class WorkerView:
     def counters(self) -> dict[str, float | int | None]:
         """For reports: what has been done, and how long the queues are right now."""
         return {
-            "batches": self.batches,
-            "samples": self.samples,
+            **self.counts.counters(),
             "queue": self.queued,
-            "missed": self.missed,
-            "skipped": self.skipped,
-            "dropped": self.dropped,
-            "late": self.late,
-            "replays": self._inputs.replay.count,
+            "in_flight": len(self._flights),
             "waiting": int(self.waiting),
-            "fallbacks": self._guard.fallbacks if self._guard is not None else 0,
             "window": self._links.window(),
-            **self._queue.counters("queue"),
-            **self._flights.counters(),
-            "lag_max": self._lag.max,
-            **{f"lag_to_{to}": lag for to, lag in self._lag.greatest.items()},
         }
 
     def check(self) -> None:
@@ -136,4 +122,4 @@ class WorkerView:
             part.check()
         self._lag.check(self._flights)
         if self._host is not None:
-            assert self.batches + self.missed <= self._host.read
+            assert self.counts.position <= self._host.read

@@ -16,55 +16,23 @@ Rules:
 4. A batch that a producer has skipped is void: consumers and producers are told, and it counts as
    having passed.
 5. No forward takes a link beyond its bound on lag.
-6. Whatever a peer sends that does not fit is its fault: `RemoteProtocolError`, with the story of
-   the batch.
+6. A neighbour that is dead is not waited for, and nothing goes there. One that sends what does not
+   fit is as good as dead: the coordinator hears of it, with the story of the batch.
+7. A worker lives for one round. A word to join the next one ends it; its `Counts` go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
-from asyncdni.core.events import (
-    Action,
-    Compute,
-    Computed,
-    Event,
-    Received,
-    Release,
-    Save,
-    Stop,
-    Stored,
-    Woke,
-)
+from asyncdni.core.arrivals import Arrivals, Phase
+from asyncdni.core.counts import Counts
+from asyncdni.core.events import Action, Compute, Computed, Event, Received, Stored, Woke
 from asyncdni.core.guard import Guard
 from asyncdni.core.lag import Lag
-from asyncdni.core.mail import Mail
 from asyncdni.core.position import Position
-from asyncdni.core.post import Post
 from asyncdni.core.replay import Replay
-from asyncdni.core.story import Story
-from asyncdni.core.view import WorkerView
-from asyncdni.errors import RemoteProtocolError
-from asyncdni.messages import (
-    COORDINATOR,
-    DATA,
-    Abort,
-    Activation,
-    Barrier,
-    Credit,
-    Evaluate,
-    Gradient,
-    Interrupt,
-    Leave,
-    Message,
-    Resume,
-    Saved,
-    Skipped,
-    Start,
-)
-from asyncdni.messages import Save as SaveOrder
+from asyncdni.messages import COORDINATOR, DATA, Saved
 from asyncdni.schedules.base import Op, OpKind, Schedule
 
 __all__ = ["Phase", "Worker"]
@@ -73,14 +41,7 @@ __all__ = ["Phase", "Worker"]
 _TAKING = (OpKind.FORWARD, OpKind.EVALUATE, OpKind.FIT_INPUT)
 
 
-class Phase(Enum):
-    IDLE = "idle"
-    TRAINING = "training"
-    DRAINED = "drained"
-    LEFT = "left"
-
-
-class Worker(WorkerView):
+class Worker(Arrivals):
     """One stage's part in a run. It is also the `View` that its schedule sees."""
 
     def __init__(
@@ -94,8 +55,11 @@ class Worker(WorkerView):
         skips: bool = False,
         replay: Replay | None = None,
         guard: Guard | None = None,
+        counts: Counts | None = None,
     ) -> None:
-        """`skips`: towards a consumer without credit it learns on instead of waiting."""
+        """`skips`: towards a consumer without credit it learns on instead of waiting.
+
+        `counts`: what has been done in earlier rounds."""
         super().__init__(
             position,
             window=window,
@@ -104,12 +68,9 @@ class Worker(WorkerView):
             skips=skips,
             replay=replay,
             guard=guard,
+            counts=counts,
         )
         self.schedule = schedule
-        self.phase = Phase.IDLE
-        self._post = Post(position, self._links)
-        self._story = Story()
-        self._mail = Mail(position, self._flights, self._links, self._inputs, self._misfit)
         self._busy: Op | None = None
         self._scores: dict[str, Any] = {}
 
@@ -151,85 +112,12 @@ class Worker(WorkerView):
         """All that happened to a batch here, one line an event, oldest first."""
         return self._story.of(batch)
 
-    def joined(self, incarnation: int, neighbours: Mapping[str, int]) -> None:
-        """The coordinator has let this worker in, and said which processes its neighbours are."""
-        self._post.incarnation = incarnation
-        self._mail.incarnations = dict(neighbours)
-
-    # --- what arrives ----------------------------------------------------------------------------
-
-    def _received(self, message: Message, now: float, cause: object) -> None:
-        if getattr(message, "sender", None) is None:
-            self._ordered(message, cause)
-        elif self._mail.is_current(message):
-            self._mail_came(message, now)
-
-    def _mail_came(self, message: Message, now: float) -> None:
-        match message:
-            case Activation():
-                in_test = self.phase is Phase.DRAINED
-                self._expect(in_test if message.evaluate else not message.last, message)
-                self._mail.activation(message, now)
-            case Gradient():
-                self.late += not self._mail.gradient(message)
-            case Skipped():
-                self._mail.skipped(message)
-            case Credit():
-                self._mail.credit(message)
-            case Barrier(sender=sender, barrier=barrier, final=final):
-                self._expect(self._barriers.fits(sender, barrier), message)
-                self._barriers.arrived(sender, barrier, final)
-            case _:
-                raise self._misfit(message)
-
-    def _ordered(self, message: Message, cause: object) -> None:
-        """A word of the coordinator."""
-        match message:
-            case Start():
-                self._expect(self.phase is Phase.IDLE, message)
-                self.phase = Phase.TRAINING
-            case Evaluate(barrier=barrier):
-                self._expect_at(barrier, message)
-                if self._host is not None:
-                    self._host.begin_test()
-            case Resume(barrier=barrier):
-                self._expect_at(barrier, message)
-                self.phase = Phase.TRAINING
-                self._barriers.lift()
-                self._links.pause()
-                self._inputs.replay.clear()
-            case SaveOrder(tag=tag):
-                self._expect(self.phase is Phase.DRAINED, message)
-                self._post.actions.append(Save(tag, cause=cause))
-            case Leave():
-                self._leave(Stop(cause=cause))
-            case Abort(text=text):
-                self._leave(Stop(text or "aborted", cause=cause))
-            case Interrupt():
-                if self._host is not None:
-                    self._host.interrupt()
-            case _:
-                raise self._misfit(message)
-
-    def _leave(self, stop: Stop) -> None:
-        self.phase = Phase.LEFT
-        self._post.actions.append(stop)
-
-    def _expect_at(self, barrier: int, message: Message) -> None:
-        self._expect(self.phase is Phase.DRAINED and barrier == self._barriers.current, message)
-
-    def _expect(self, fits: bool, message: Message) -> None:
-        if not fits:
-            raise self._misfit(message)
-
-    def _misfit(self, message: Message) -> RemoteProtocolError:
-        return self._story.misfit(self.position.name, self.phase.value, message)
-
     # --- what has been computed ------------------------------------------------------------------
 
     def _computed(self, event: Computed, op: Op, now: float) -> None:
         assert op == self._busy, (op, self._busy)
         self._busy = None
+        self.counts.ops += 1
         match op.kind:
             case OpKind.READ:
                 self._has_read(event, op, now)
@@ -253,18 +141,19 @@ class Worker(WorkerView):
         self._flights.forwarded(op.batch, event.samples, now)
         if op.replay:
             return
-        self.batches += 1
-        self.samples += event.samples
+        self.counts.batches += 1
+        self.counts.samples += event.samples
         self._lag.forwarded(op.batch, self._flights)
         without = self._post.activation(self.position.name, event, op, skips=self._skips)
         for consumer in without:
             self._flights.skip(op.batch, consumer)
-        self.skipped += bool(without)
+        self.counts.skipped += bool(without)
         if op.skip:
             self._post.skipped(op.batch, event)
 
     def _has_agreed(self, guard: Guard, event: Computed) -> None:
         if guard.note(event.cosine):
+            self.counts.fallbacks += guard.waiting
             self._post.guarded(guard.waiting, guard.mean, event)
 
     def _has_read(self, event: Computed, op: Op, now: float) -> None:
@@ -293,13 +182,9 @@ class Worker(WorkerView):
             self._post.evaluated(self._barriers.current, self._scores.values(), event)
             self._scores = {}
 
-    def _release(self, batch: int, cause: object) -> None:
-        self._flights.release(batch)
-        self._post.actions.append(Release(batch, cause=cause))
-
     def _drop(self, batch: int, cause: object) -> None:
         """Give up waiting for a gradient, and tell those who wait for ours."""
-        self.dropped += 1
+        self.counts.dropped += 1
         self._release(batch, cause)
         self._post.skipped(batch, cause)
 
@@ -308,7 +193,7 @@ class Worker(WorkerView):
         for batch, nodes, in_training in self._inputs.voids():
             self._post.credit(now, nodes, cause)
             if in_training:
-                self.missed += 1
+                self.counts.missed += 1
                 self._flights.missed(batch)
                 self._post.missed(batch, cause)
                 self._post.skipped(batch, cause)
@@ -336,7 +221,7 @@ class Worker(WorkerView):
         if op is not None or host is None or self.closed:
             return op
         if host.at_barrier():
-            self._barriers.set(final=host.set_barrier())
+            self._barriers.set(host.set_barrier())
             self._post.barrier(DATA, self._barriers, cause)
             return self._scheduled(cause)  # it may have waited for the stage to close
         may_read = not self._inputs.train.ready and self.schedule.may_read(self)
@@ -372,7 +257,8 @@ class Worker(WorkerView):
         inputs: dict[str, Any] = {}
         if op.kind in _TAKING:
             if op.kind is OpKind.FORWARD:
-                self._queue.add(self.queued)
+                self.counts.queue.add(self.queued)
+                self.counts.replays += op.replay
             arrival, nodes = self._inputs.take(op)
             inputs = arrival.tensors
             if op.kind is OpKind.EVALUATE:
@@ -392,4 +278,4 @@ class Worker(WorkerView):
             self._post.barrier(self.position.name, barriers, cause)
         if barriers.passed and self._inputs.empty and not self.flights and not self.unapplied:
             self.phase = Phase.DRAINED
-            self._post.drained(barriers.current, self.batches + self.missed, cause)
+            self._post.drained(barriers, self.counts.position, cause)

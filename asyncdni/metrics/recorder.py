@@ -2,21 +2,28 @@
 
 A line of `metrics.jsonl` is one record of the coordinator: {"kind": …, "time_s": …, …}. Kinds:
 joined, refused, rejected (no message), start, report (one worker's counters since the start),
-guard (a stage waits for true gradients, or does no longer), drained, evaluation, saved, resume.
+guard (a stage waits for true gradients, or does no longer), drained, evaluation, saved, resume, cut
+(a checkpoint). Of deaths: lost, accused (for breaking the protocol), launch, waiting (for a process
+to be started by hand), round (all join anew), note (a state that could not be restored), back,
+numbers (gone wrong), stuck (nothing has moved for too long). Of a run that is taken up again:
+resumed, passed_over (a broken checkpoint).
 What the counters mean stands in docs/telemetry.md.
+
+A run that is taken up again appends to its file: its summary is of all that stands there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from asyncdni import __version__
 from asyncdni.core.tally import EDGE_NAMES, read_distribution
-from asyncdni.errors import CheckpointError
+from asyncdni.metrics.mishaps import Mishaps
+from asyncdni.metrics.processes import Processes
+from asyncdni.metrics.record_file import check_there, open_records, read_records, writing
 
 __all__ = ["DISTRIBUTIONS", "STAGE_FIELDS", "Recorder"]
 
@@ -52,6 +59,8 @@ STAGE_FIELDS = (
     "dropped",
     "late",
     "skipped",
+    "skipped_updates",
+    "skipped_fits",
     "missed",
     "replays",
     "fallbacks",
@@ -60,6 +69,8 @@ STAGE_FIELDS = (
     "bytes_sent",
     "bytes_received",
     "messages",
+    "snapshots",
+    "snapshot_s",
 )
 
 #: Tallies that a stage's entry has as tables beside those fields, and whether they count whole
@@ -72,42 +83,71 @@ class Recorder:
     """Keeps the latest report of every worker and each evaluation."""
 
     def __init__(self, workers: tuple[str, ...], facts: Mapping[str, Any], folder: Path | None):
-        """`facts` (schedule, seed, …) go into the summary as they are."""
+        """`facts` (schedule, seed, …) go into the summary as they are.
+
+        What `folder` holds of the run already is read, and added to. Raises `CheckpointError` where
+        that can't be done.
+        """
         self.history: list[dict[str, Any]] = []
         self.reports: dict[str, dict[str, Any]] = {name: {} for name in workers}
         self.train_loss: float | None = None  # mean of the last report that had one
         self.guard: list[dict[str, Any]] = []  # time_s since the first record, stage, waiting, …
+        self.mishaps = Mishaps()
+        self.trained_s = 0.0  # training time up to the last record, as far as records tell
+        self._training_since_s: float | None = None
+        self._processes = {name: Processes() for name in workers}
         self._with_loss: set[str] = set()  # workers that carry a loss
         self._facts = dict(facts)
-        self._began_s: float | None = None
-        self._started_s: float | None = None
+        self._began_s: float | None = None  # of the first record, on the clock of this process
+        self._started_s: float | None = None  # as the following: since the first record of all
         self._ended_s = 0.0
-        self._file = _open(folder / "metrics.jsonl") if folder else None
+        self._file: TextIO | None = None
+        if folder is not None:
+            path = folder / "metrics.jsonl"
+            for record in read_records(path):
+                self._note(record["kind"], record)
+            self._add_segment()  # which a death has cut short
+            self._file = open_records(path)
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
         """Take note of one record. Raises `CheckpointError` where it can't be written."""
-        time_s = values["time_s"]
         if self._began_s is None:
-            self._began_s = time_s
-        self._ended_s = time_s
-        if kind == "start":
-            self._started_s = time_s
-        elif kind == "report":
+            self._began_s = values["time_s"] - self._ended_s
+        line = {"kind": kind, **values, "time_s": round(values["time_s"] - self._began_s, 6)}
+        self._note(kind, line)
+        if self._file is not None:
+            check_there(self._file)
+            with writing(self._file):
+                self._file.write(json.dumps(line) + "\n")
+
+    def _note(self, kind: str, values: Mapping[str, Any]) -> None:
+        self._ended_s = values["time_s"]
+        self.mishaps.note(kind, values)
+        if kind in ("start", "resume"):
+            self._training_since_s = self._ended_s
+            if self._started_s is None:
+                self._started_s = self._ended_s
+        elif kind == "drained":
+            self._add_segment()
+        elif kind == "joined" and values["stage"] in self._processes:
+            self._processes[values["stage"]].joined()
+        elif kind == "report" and values["stage"] in self._processes:
             self._report(values["stage"], values["values"])
         elif kind == "guard":
-            self.guard.append({**values, "time_s": round(time_s - self._began_s, 6)})
+            self.guard.append({key: one for key, one in values.items() if key != "kind"})
         elif kind == "evaluation":
             keys = ("samples", "train_s", "accuracy", "loss")
             self.history.append({key: values[key] for key in keys})
-        if self._file is not None:
-            line = {"kind": kind, **values, "time_s": round(time_s - self._began_s, 6)}
-            with _writing(self._file):
-                self._file.write(json.dumps(line) + "\n")
+
+    def _add_segment(self) -> None:
+        if self._training_since_s is not None:
+            self.trained_s += self._ended_s - self._training_since_s
+        self._training_since_s = None
 
     def close(self) -> None:
         """Raises `CheckpointError` where the last records can't be written."""
         if self._file is not None:
-            with _writing(self._file):
+            with writing(self._file):
                 self._file.close()
 
     def summary(self, train_s: float) -> dict[str, Any]:
@@ -120,14 +160,13 @@ class Recorder:
         streams = [_stream(report) for report in self._loss_reports()]
         known = [rate for rate in streams if rate is not None]
         last = self.history[-1] if self.history else {"accuracy": None, "loss": None}
-        began_s = self._began_s or 0.0
         return {
             "version": __version__,
             **self._facts,
             "workers": len(self.reports),
             "train_samples": samples,
-            "wall_s": self._ended_s - began_s,
-            "startup_s": self._started_s - began_s if self._started_s is not None else None,
+            "wall_s": self._ended_s,
+            "startup_s": self._started_s,
             "train_s": train_s,
             "samples_per_s": samples / train_s if train_s > 0 and samples else None,
             "stream_samples_per_s": min(known) if len(known) == len(streams) > 0 else None,
@@ -136,6 +175,7 @@ class Recorder:
             "test_loss": last["loss"],
             "history": self.history,
             "guard": self.guard,
+            **self.mishaps.summary(),
             "stages": [_stage(name, one, train_s) for name, one in self.reports.items()],
         }
 
@@ -151,25 +191,10 @@ class Recorder:
         ]
 
     def _report(self, stage: str, values: Mapping[str, Any]) -> None:
-        self.reports[stage] = dict(values)
+        self.reports[stage] = self._processes[stage].reported(values)
         if values["loss_samples"]:
             self._with_loss.add(stage)
             self.train_loss = values["loss_sum"] / values["loss_samples"]
-
-
-def _open(path: Path) -> TextIO:
-    try:
-        return open(path, "w", buffering=1, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"can't write {path}: {error.strerror}") from error
-
-
-@contextmanager
-def _writing(file: TextIO) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"can't write {file.name}: {error.strerror}") from error
 
 
 def _stage(name: str, report: Mapping[str, Any], train_s: float) -> dict[str, Any]:

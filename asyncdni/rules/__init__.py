@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from asyncdni import config
+from asyncdni.core.counts import Counts
 from asyncdni.core.guard import Guard
 from asyncdni.core.lag import Lag
 from asyncdni.core.position import Position
@@ -18,12 +19,13 @@ from asyncdni.messages import DATA
 from asyncdni.plan import Group, Plan
 from asyncdni.rules.checks import check_rules
 from asyncdni.rules.lag import lag_bounds
-from asyncdni.rules.own import own_schedule
+from asyncdni.rules.own import learns_alone, own_schedule
 from asyncdni.rules.schedule import make_schedule
 
 __all__ = [
     "check_rules",
     "late_gradients",
+    "learns_alone",
     "make_position",
     "make_schedule",
     "make_worker",
@@ -50,12 +52,17 @@ def make_position(plan: Plan, group: Group) -> Position:
         consumers_ahead=ahead,
         reads_data=group.reads_data,
         barriers=plan.barriers if hosts else (),
+        cuts=plan.cut_barriers if hosts else (),
+        microbatches=plan.microbatches if hosts else 1,
+        per_epoch=plan.batches_per_epoch if hosts else 0,
         test_batches=plan.test_batches if hosts else 0,
     )
 
 
-def make_worker(experiment: config.Experiment, plan: Plan, group: Group) -> Worker:
-    """The logic of one worker, ready to be driven."""
+def make_worker(
+    experiment: config.Experiment, plan: Plan, group: Group, counts: Counts | None = None
+) -> Worker:
+    """The logic of one worker for one round; `counts` go on from earlier ones."""
     options = own_schedule(experiment, group)
     limits = experiment.limits
     bounds, drop = lag_bounds(experiment, plan, group)
@@ -68,6 +75,7 @@ def make_worker(experiment: config.Experiment, plan: Plan, group: Group) -> Work
         skips=getattr(options, "on_full", "wait") == "skip",
         replay=_make_replay(options, plan, group),
         guard=_make_guard(options, group),
+        counts=counts,
     )
 
 

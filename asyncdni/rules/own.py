@@ -5,13 +5,26 @@ from __future__ import annotations
 from asyncdni import config
 from asyncdni.plan import Group, Plan, own_schedule
 
-__all__ = ["hears_synthetic", "is_locked_to_consumers", "own_schedule", "sends_at_once"]
+__all__ = [
+    "hears_synthetic",
+    "is_locked_to_consumers",
+    "learns_alone",
+    "own_schedule",
+    "sends_at_once",
+]
 
 
 def is_locked_to_consumers(chosen: config.Experiment, group: Group) -> bool:
     """In a decoupled run it waits for the gradient that its consumers send."""
     decoupled = isinstance(chosen.schedule, config.Synthetic | config.LocalLoss)
     return decoupled and isinstance(own_schedule(chosen, group), config.Locked)
+
+
+def learns_alone(schedule: config.Schedule) -> bool:
+    """A stage of this schedule goes on learning while no gradient comes."""
+    if isinstance(schedule, config.Synthetic):
+        return schedule.mix < 1
+    return isinstance(schedule, config.LocalLoss)
 
 
 def sends_at_once(chosen: config.Experiment, plan: Plan, group: Group) -> bool:

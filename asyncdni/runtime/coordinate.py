@@ -13,13 +13,30 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from asyncdni.core.coordinator import Coordinator
-from asyncdni.core.events import Event, Exited, Fail, Finish, Received, Record, Send, UserStop, Woke
+from asyncdni.core.events import (
+    Commit,
+    Event,
+    Exited,
+    Fail,
+    Finish,
+    Launch,
+    Received,
+    Record,
+    Send,
+    Stored,
+    UserStop,
+    Woke,
+)
 from asyncdni.errors import by_name
 from asyncdni.transports.zeromq import CoordinatorTransport
 
 __all__ = ["Launcher", "Observer", "coordinate"]
 
-_LOOK_EVERY_S = 0.1
+#: A dead worker keeps its neighbours waiting until it is noticed; a look takes some 50 µs.
+_LOOK_EVERY_S = 0.02
+#: After a longer time without a look (SIGSTOP, a laptop's lid, a slow disk) this process was the
+#: silent one: for as long again nobody is held to have been.
+_GAP_S = 0.5
 
 
 class Launcher(Protocol):
@@ -27,32 +44,48 @@ class Launcher(Protocol):
 
     def exited(self) -> list[tuple[str, int, str]]: ...
 
+    def restart(self, name: str) -> None: ...
+
 
 Observer = Callable[[str, Mapping[str, Any]], None]
 
 
 class _Run:
     def __init__(
-        self, machine: Coordinator, transport: CoordinatorTransport, observe: Observer
+        self,
+        machine: Coordinator,
+        transport: CoordinatorTransport,
+        observe: Observer,
+        commit: Callable[[Commit], None],
+        command: Callable[[str], str],
     ) -> None:
         self.machine = machine
         self.transport = transport
         self.observe = observe
+        self.launcher: Launcher | None = None
         self.end: Finish | Fail | None = None
+        self._commit = commit
+        self._command = command
+        self._looked_s = time.monotonic()
+        self._patient_until_s = 0.0
         self._rejected = 0  # of the transport's, observed so far
 
     def handle(self, event: Event) -> None:
-        for action in self.machine.handle(event, time.monotonic()):
-            match action:
-                case Send(to=to, message=message):
-                    assert isinstance(to, bytes)
-                    self.transport.send(to, message)
-                case Record(kind=kind, values=values):
-                    self.observe(kind, values)
-                case Finish() | Fail():
-                    self.end = action
-                case _:
-                    raise TypeError(f"a coordinator's driver can't carry out {action!r}")
+        events = [event]
+        while events:
+            for action in self.machine.handle(events.pop(0), time.monotonic()):
+                answer = self._carry_out(action)
+                if answer is not None:
+                    events.append(answer)
+
+    def wake(self) -> None:
+        """Let the machine see what time it is, unless it has been asleep itself until just now."""
+        now = time.monotonic()
+        if now - self._looked_s > _GAP_S:
+            self._patient_until_s = now + _GAP_S
+        self._looked_s = now
+        if now >= self._patient_until_s:
+            self.handle(Woke())
 
     def tell_rejected(self) -> None:
         """Peers that the transport has heard nonsense from since the last call."""
@@ -61,20 +94,53 @@ class _Run:
             self.observe("rejected", values)
         self._rejected = len(self.transport.rejected)
 
+    def _carry_out(self, action: object) -> Event | None:
+        """The answer to it, where there is one."""
+        match action:
+            case Send(to=to, message=message):
+                assert isinstance(to, bytes)
+                self.transport.send(to, message)
+            case Record(kind=kind, values=values):
+                self.observe(kind, values)
+            case Launch(stage=stage):
+                self._launch(stage)
+            case Commit(tag=tag):
+                self._commit(action)
+                return Stored(tag)
+            case Finish() | Fail():
+                self.end = action
+            case _:
+                raise TypeError(f"a coordinator's driver can't carry out {action!r}")
+        return None
+
+    def _launch(self, stage: str) -> None:
+        if self.launcher is not None:
+            self.launcher.restart(stage)
+            return
+        values = {"time_s": time.monotonic(), "stage": stage, "command": self._command(stage)}
+        self.observe("waiting", values)
+
 
 def coordinate(
     machine: Coordinator,
     transport: CoordinatorTransport,
     observe: Observer,
     launch: Callable[[str], Launcher] | None = None,
+    *,
+    commit: Callable[[Commit], None],
+    command: Callable[[str], str],
 ) -> None:
-    """Until the run has ended; `launch` starts the workers of this address, if anybody is to.
+    """Until the run has ended.
 
-    Raises the first error of any process, by its class; a worker's traceback is a note of it.
+    `launch` starts the workers of this address, if anybody is to; where nobody is, `command` gives
+    the command line that starts one. `commit` writes the manifest of a cut.
+
+    Raises the first error of any process, by its class (a worker's traceback is a note of it), and
+    what `launch`, the launcher or `commit` raise.
     """
-    run = _Run(machine, transport, observe)
+    run = _Run(machine, transport, observe, commit, command)
     with _stop_signals() as stops:
-        launcher = launch(transport.address) if launch is not None else None
+        run.launcher = launcher = launch(transport.address) if launch is not None else None
         seen = 0
         while run.end is None:
             for peer, message in transport.receive(_timeout_s(machine)):
@@ -85,7 +151,7 @@ def coordinate(
             if len(stops) > seen:
                 seen += 1
                 run.handle(UserStop())
-            run.handle(Woke())
+            run.wake()
     if isinstance(run.end, Fail):
         error = by_name(run.end.kind)(run.end.text)
         if run.end.trace:

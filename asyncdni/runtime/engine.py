@@ -1,9 +1,10 @@
 """The loop of a worker process: the only place in it where real time passes.
 
-It carries out what `core.Worker` asks for: computes ops with a backend, sends and receives, saves.
-Ops run on this thread. The sockets are looked at after an op and before the schedule chooses the
-next one, so that it knows of all that has come; but not in the middle of a batch's own update,
-which nothing that arrives could change.
+It carries out what `core.Worker` asks for in one round: computes ops with a backend, sends and
+receives, saves. Ops run on this thread. The sockets are looked at after an op and before the
+schedule chooses the next one, so that it knows of all that has come; but not in the middle of a
+batch's own update, which nothing that arrives could change. Rolling snapshots are written there as
+well: see `snapshots`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol
 
 from asyncdni.backends.base import Stage
 from asyncdni.backends.executor import Executor, Source
+from asyncdni.checkpoint import write_state
 from asyncdni.core.events import (
     Action,
     Compute,
@@ -29,8 +31,21 @@ from asyncdni.core.events import (
 )
 from asyncdni.core.worker import Phase, Worker
 from asyncdni.delays import Slow
-from asyncdni.messages import COORDINATOR, Activation, Drained, Gradient, Message, Report
+from asyncdni.messages import (
+    COORDINATOR,
+    Accused,
+    Activation,
+    Drained,
+    Gradient,
+    Lost,
+    Message,
+    Rejoin,
+    Report,
+)
+from asyncdni.runtime.forsaken import Forsaken
+from asyncdni.runtime.inspection import Inspection
 from asyncdni.runtime.meter import Meter
+from asyncdni.runtime.snapshots import Snapshots
 from asyncdni.runtime.trace import Trace
 from asyncdni.schedules.base import Op, OpKind
 from asyncdni.weights import save_stages
@@ -38,6 +53,8 @@ from asyncdni.weights import save_stages
 __all__ = ["Engine", "Transport"]
 
 _REPORT_EVERY_S = 0.5
+#: Saves under a tag that begins like this are of the whole state.
+_CUTS = "checkpoints/"
 
 
 class Transport(Protocol):
@@ -49,11 +66,15 @@ class Transport(Protocol):
 
     def receive(self, timeout_s: float | None) -> list[Message]: ...
 
+    def lose(self, worker: str) -> None: ...
+
+    def take_accused(self) -> list[tuple[str, str]]: ...
+
     def counters(self) -> dict[str, int]: ...
 
 
 class Engine:
-    """Drives one worker until the coordinator lets it go."""
+    """Drives one worker through one round."""
 
     def __init__(
         self,
@@ -66,42 +87,105 @@ class Engine:
         folder: str = "",
         trace: Trace | None = None,
         slow: Slow | None = None,
+        meter: Meter | None = None,
+        snapshots: Snapshots | None = None,
+        forsaken: Forsaken | None = None,
+        inspection: Inspection | None = None,
     ) -> None:
         """`exits` maps each producing worker to the declared stage whose activation it sends."""
         self.stopped: Stop | None = None
+        self.left: list[Message] = []  # what came behind the word that ended the round
         self._worker = worker
         self._stage = stage
         self._transport = transport
+        self._source = source
         self._folder = folder
         self._trace = trace
         self._slow = slow
         self._owed_s = 0.0  # sleep that `slow` asks for; below zero after one that was too long
-        self._meter = Meter(bootstrapped=getattr(worker.schedule, "hears_synthetic", False))
+        self._meter = meter or Meter()
+        self._snapshots = snapshots
+        self._forsaken = forsaken
+        self._inspection = inspection
         self._executor = Executor(stage, exits, source, self._meter.agreement)
         self._pending: Compute | None = None
         self._unsent: dict[int, list[Callable[[], bool]]] = {}  # by batch
+        self._read: set[int] = set()  # training batches read and not released yet
         self._stored: list[Stored] = []
         self._report_at = time.monotonic() + _REPORT_EVERY_S
 
     def run(self, early: Iterable[Message] = ()) -> Stop:
-        """Until the coordinator says Leave or Abort; `early` is what has arrived before."""
-        for message in early:
-            self._handle(Received(message))
-        while self.stopped is None:
-            if self._pending is not None:
-                compute, self._pending = self._pending, None
-                event = self._compute(compute)
-                if not _in_one_go(compute.op):
-                    self._look()
-                self._handle(event)
-            while self._stored:
-                self._handle(self._stored.pop())
-            if self._pending is None and self.stopped is None:
-                self._wait()
-                self._look()
-        if self._trace is not None:
-            self._trace.write()
+        """Until the coordinator says Leave, Abort or Rejoin, or is gone.
+
+        `early` is what has arrived before. Raises what an op or the saving has failed at.
+        """
+        try:
+            self._take(early)
+            while self.stopped is None:
+                self._turn()
+        finally:
+            self._meter.pause()
+            self._let_go()
         return self.stopped
+
+    def report(self) -> None:
+        """Tell the coordinator all counters as of now."""
+        self._report_at = time.monotonic() + _REPORT_EVERY_S
+        counters = {
+            **self._worker.counters(),
+            **self._meter.counters(),
+            **self._transport.counters(),
+            **self._stage.skips(),
+            **(self._snapshots.counters() if self._snapshots is not None else {}),
+        }
+        self._transport.send(COORDINATOR, Report(counters, *self._executor.take_loss()))
+
+    def _turn(self) -> None:
+        if self._forsaken is not None and self._forsaken.reason is not None:
+            self._leave(self._forsaken.reason)
+        elif self._pending is not None:
+            self._step(self._pending)
+        while self._stored:
+            self._handle(self._stored.pop())
+        if self._pending is None and self.stopped is None:
+            self._wait()
+            self._take(self._look())
+
+    def _step(self, compute: Compute) -> None:
+        self._pending = None
+        event = self._compute(compute)
+        arrived = [] if _in_one_go(compute.op) else self._look()
+        if any(type(message) is Rejoin for message in arrived):
+            self._handle(event)  # first, so that what has been learned is counted
+            self._take(arrived)
+        else:
+            self._take(arrived)
+            self._handle(event)
+        if compute.op.kind is OpKind.UPDATE:
+            self._snapshot_if_due()
+
+    def _snapshot_if_due(self) -> None:
+        snapshots = self._snapshots
+        if snapshots is None or self._worker.unapplied or time.monotonic() < snapshots.due_s:
+            return
+        if self._worker.phase is Phase.TRAINING:
+            snapshots.write(self._stage, self._worker.counts)
+
+    def _leave(self, reason: str) -> None:
+        """Nobody is left to work for: keep what there is, once it is whole."""
+        if self._pending is not None and self._worker.unapplied:
+            self._step(self._pending)  # in the middle of an update
+            return
+        if self._snapshots is not None and self._snapshots.wanted and not self._worker.unapplied:
+            self._snapshots.write(self._stage, self._worker.counts)
+        self.stopped = Stop(failed=reason)
+
+    def _let_go(self) -> None:
+        """Of buffers of the data that no later round will release."""
+        if self._source is not None:
+            for batch in self._read:
+                self._source.release(batch, self._sent(batch))
+            self._read.clear()
 
     def _wait(self) -> None:
         began = time.perf_counter()
@@ -111,8 +195,8 @@ class Engine:
         if self._trace is not None:
             self._trace.waited(began, ended)
 
-    def _look(self) -> None:
-        """Hand the worker what has arrived; it does not wait."""
+    def _look(self) -> list[Message]:
+        """What has arrived; it does not wait."""
         began = time.perf_counter()
         messages = self._transport.receive(0.0)
         ended = time.perf_counter()
@@ -120,10 +204,37 @@ class Engine:
         if self._trace is not None:
             for message in messages:
                 self._trace.received(message, ended)
+        for worker, text in self._transport.take_accused():
+            accused = self._inspection.accuse(worker, text) if self._inspection else None
+            if accused is not None:
+                self._accuse(accused)
+        return messages
+
+    def _take(self, messages: Iterable[Message]) -> None:
+        """Hand the worker what has arrived."""
         for message in messages:
-            self._handle(Received(message))
+            if self.stopped is not None:
+                self.left.append(message)
+            elif not self._unfit(message):
+                self._handle(Received(message))
+                if type(message) is Lost:
+                    self._transport.lose(message.worker)
         if time.monotonic() >= self._report_at:
-            self._report()
+            self.report()
+
+    def _unfit(self, message: Message) -> bool:
+        """Whether a neighbour's tensors can't be used; it is accused then."""
+        if self._inspection is None:
+            return False
+        accused = self._inspection.accusation(message, self._worker.flights)
+        return accused is not None and self._accuse(accused)
+
+    def _accuse(self, accused: Accused) -> bool:
+        """From now on this neighbour is as good as dead."""
+        self._transport.send(COORDINATOR, accused)
+        self._handle(Received(Lost(accused.worker)))
+        self._transport.lose(accused.worker)
+        return True
 
     def _handle(self, event: Event) -> None:
         for action in self._worker.handle(event, time.monotonic()):
@@ -141,19 +252,26 @@ class Engine:
             case Release(batch=batch):
                 self._release(batch)
             case Save(tag=tag):
-                files = save_stages(Path(self._folder, tag), self._stage.state())
-                self._stored.append(Stored(tag, files))
+                self._stored.append(Stored(tag, self._save(tag)))
             case Stop():
                 self.stopped = action
             case _:
                 raise TypeError(f"an engine can't carry out {action!r}")
+
+    def _save(self, tag: str) -> dict[str, str]:
+        """Weights, or for a cut all state; the digests of the files by declared stage."""
+        folder = Path(self._folder, tag)
+        if tag.startswith(_CUTS):
+            counts = self._worker.counts.state()
+            return write_state(folder, self._stage.snapshot(), counts, durable=True)
+        return save_stages(folder, self._stage.state())
 
     # --- sending ---------------------------------------------------------------------------------
 
     def _send(self, to: str, message: Message) -> None:
         if isinstance(message, Drained):
             self._meter.pause()
-            self._report()  # the coordinator adds up at each barrier
+            self.report()  # the coordinator adds up at each barrier
         began = time.perf_counter()
         sent = self._transport.send(to, message)
         ended = time.perf_counter()
@@ -169,26 +287,20 @@ class Engine:
             self._unsent.setdefault(message.batch, []).append(sent)
 
     def _release(self, batch: int) -> None:
+        self._read.discard(batch)
+        self._executor.release(batch, self._sent(batch))
+
+    def _sent(self, batch: int) -> Callable[[], bool]:
+        """Whether all that the batch's arrays are in has left by now."""
         waiting = self._unsent.pop(batch, [])
-
-        def sent() -> bool:
-            return all([one() for one in waiting])
-
-        self._executor.release(batch, sent)
-
-    def _report(self) -> None:
-        self._report_at = time.monotonic() + _REPORT_EVERY_S
-        counters = {
-            **self._worker.counters(),
-            **self._meter.counters(),
-            **self._transport.counters(),
-        }
-        self._transport.send(COORDINATOR, Report(counters, *self._executor.take_loss()))
+        return lambda: all([one() for one in waiting])
 
     # --- computing -------------------------------------------------------------------------------
 
     def _compute(self, compute: Compute) -> Computed:
         op = compute.op
+        if op.kind is OpKind.READ and not op.evaluate:
+            self._read.add(op.batch)
         if self._worker.phase is not Phase.TRAINING:
             return self._executor.compute(compute)
         began, cpu_began = time.perf_counter(), time.thread_time()

@@ -1,11 +1,14 @@
-"""How much memory this process holds."""
+"""How much memory this process holds, and may hold."""
 
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
-__all__ = ["resident_bytes"]
+from asyncdni.errors import ConfigError
+
+__all__ = ["limit_memory", "resident_bytes"]
 
 _STATM = Path("/proc/self/statm")  # Linux: sizes in pages, the second is the resident set
 
@@ -20,3 +23,22 @@ def resident_bytes(statm: Path = _STATM) -> int | None:
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
+
+
+def limit_memory(bytes_max: int, statm: Path = _STATM) -> None:
+    """From now on this process has no more address space: what asks for more gets `MemoryError`.
+
+    Raises `ConfigError` where it has more already.
+    """
+    try:
+        held = int(statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        held = 0
+    if held >= bytes_max:
+        raise ConfigError(
+            f"limits.memory_bytes: {bytes_max} is less than the {held} bytes of address space that "
+            "a worker has before it builds anything; raise it"
+        )
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = bytes_max if hard == resource.RLIM_INFINITY else min(bytes_max, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))

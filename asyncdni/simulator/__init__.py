@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from asyncdni.simulator.conditions import Costs, Links
+from asyncdni.simulator.conditions import SENDING, Burden, Costs, Hop, Hosts, Links, Span
+from asyncdni.simulator.faults import Faults
 from asyncdni.simulator.result import Result
+from asyncdni.simulator.round import TimedOp
 from asyncdni.simulator.simulation import simulate
-from asyncdni.simulator.worker import TimedOp
 
-__all__ = ["Costs", "Links", "Result", "TimedOp", "simulate"]
+__all__ = [
+    "SENDING",
+    "Burden",
+    "Costs",
+    "Faults",
+    "Hop",
+    "Hosts",
+    "Links",
+    "Result",
+    "Span",
+    "TimedOp",
+    "simulate",
+]

@@ -38,7 +38,10 @@ class Agenda:
         heapq.heappush(self._heap, (time_s, self._sequence, idle, what))
 
     def after(self, delay_s: float, what: Callable[[], None], *, idle: bool = False) -> None:
-        self.at(self.now + delay_s, what, idle=idle)
+        assert delay_s >= 0.0, delay_s
+        self._sequence += 1
+        self._working += not idle
+        heapq.heappush(self._heap, (self.now + delay_s, self._sequence, idle, what))
 
     def step(self) -> None:
         """Go to the next entry's moment and let it happen."""

@@ -1,60 +1,202 @@
-"""The coordinator's process in virtual time, and the launcher that tells it who has exited."""
+"""The coordinator's process in virtual time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from asyncdni.core.coordinator import Coordinator
-from asyncdni.core.events import Event, Exited, Fail, Finish, Received, Record, Send, UserStop, Woke
+from asyncdni.core.events import (
+    Action,
+    Commit,
+    Event,
+    Exited,
+    Fail,
+    Finish,
+    Launch,
+    Received,
+    Record,
+    Send,
+    Stored,
+    UserStop,
+    Woke,
+)
+from asyncdni.core.ledger import Ledger
 from asyncdni.core.roster import Roster
-from asyncdni.messages import COORDINATOR, Message
-from asyncdni.simulator.world import Alarm, World
+from asyncdni.errors import CheckpointError
+from asyncdni.messages import COORDINATOR, Beat, Message
+from asyncdni.simulator.clock import Alarm
+from asyncdni.simulator.launcher import Launcher
+from asyncdni.simulator.world import World
 
-__all__ = ["CoordinatorProcess"]
+__all__ = ["CoordinatorProcess", "Records"]
 
-#: How long the launcher takes to see that a process has ended.
-_NOTICED_AFTER_S = 0.1
+Records = list[tuple[str, dict[str, Any]]]
+
+#: After a longer pause of its own nobody is held to have been silent, for as long again.
+_GAP_S = 0.5
+#: How long workers have to leave by themselves at the end; then they are killed.
+_GRACE_S = 2.0
 
 
 class CoordinatorProcess:
-    """Drives one `Coordinator`."""
+    """Drives one `Coordinator`. `died` is called where the disk has torn it down in a commit."""
 
-    def __init__(self, world: World, roster: Roster) -> None:
-        self.machine = Coordinator(roster)
-        self.records: list[tuple[str, dict[str, Any]]] = []
+    def __init__(
+        self,
+        world: World,
+        roster: Roster,
+        launcher: Launcher,
+        records: Records,
+        *,
+        ledger: Ledger | None = None,
+        number: int = 1,
+        died: Callable[[], None] | None = None,
+    ) -> None:
+        """`records`: where what is to be written down goes."""
+        self.key = f"{COORDINATOR}#{number}"
+        self.machine = Coordinator(roster, ledger)
         self.end: Finish | Fail | None = None
+        self.alive = True
         self._world = world
-        self._alarm = Alarm(world.agenda, self.machine, partial(self._handle, Woke()))
+        self._launcher = launcher
+        self._records = records
+        self._died = died
+        self.clock = world.mischance.clock()
+        self._pauses = 0
+        self._backlog: list[Callable[[], None]] = []
+        self._idle_since = self._patient_until = 0.0
+        self._alarm = Alarm(world.agenda, self.machine, self._wake, self.clock)
+
+    # --- life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """The process begins: it looks at the clock for the first time."""
+        """The process begins: it looks at the clock for the first time, and starts the workers."""
         self._handle(Woke())
+        self._launcher.start(self, self.exited)
+
+    def kill(self) -> None:
+        """It has ended without a word, and nobody watches its workers' processes any more."""
+        self.alive = self._launcher.alive = False
+        self._backlog.clear()
+
+    def pause(self, for_s: float) -> None:
+        """SIGSTOP, and SIGCONT later."""
+        self._stand_still()
+        self._world.agenda.after(for_s, self._go_on)
+
+    def _stand_still(self) -> None:
+        if not self._pauses:
+            self._idle_since = self._world.agenda.now
+        self._pauses += 1
+
+    def _go_on(self) -> None:
+        self._pauses -= 1
+        self._work_off()
+
+    def _work_off(self) -> None:
+        now = self._world.agenda.now
+        if not self._pauses and now - self._idle_since > _GAP_S:
+            self._patient_until = now + _GAP_S
+        while self._backlog and not self._pauses:
+            self._backlog.pop(0)()
+
+    @property
+    def busy(self) -> bool:
+        """It runs, and the run is not over."""
+        return self.alive and self.end is None
+
+    def _now(self, what: Callable[[], None]) -> None:
+        if not self.busy:
+            return
+        if self._pauses or self._backlog:
+            self._backlog.append(what)
+        else:
+            what()
+
+    # --- events ----------------------------------------------------------------------------------
 
     def receive(self, peer: bytes, message: Message) -> None:
         """A message of the control connection `peer` has arrived."""
+        self._now(partial(self._received, peer, message))
+
+    def _received(self, peer: bytes, message: Message) -> None:
+        if type(message) is Beat:
+            self._world.from_coordinator(self.key, peer, Beat())  # whoever it is
         self._handle(Received(message, peer))
 
     def user_stop(self) -> None:
-        self._handle(UserStop())
+        self._now(partial(self._handle, UserStop()))
 
     def exited(self, name: str, code: int) -> None:
-        """A worker's process has ended; the launcher will notice."""
-        what = partial(self._handle, Exited(name, code, ""))
-        self._world.agenda.after(_NOTICED_AFTER_S, what)
+        """A worker's process has ended."""
+        self._now(partial(self._handle, Exited(name, code, "")))
+
+    def _wake(self) -> None:
+        self._now(self._woke)
+
+    def _woke(self) -> None:
+        if self._world.agenda.now < self._patient_until:
+            self._alarm.snooze(self._patient_until)
+        else:
+            self._handle(Woke())
 
     def _handle(self, event: Event) -> None:
-        if self.end is not None:
-            return  # its loop is over
-        for action in self._world.handle(COORDINATOR, self.machine, event):
-            match action:
-                case Send(to=to, message=message):
-                    assert isinstance(to, bytes)
-                    self._world.from_coordinator(to, message)
-                case Record(kind=kind, values=values):
-                    self.records.append((kind, values))
-                case Finish() | Fail():
-                    self.end = action
-                case _:
-                    raise TypeError(f"a coordinator's driver can't carry out {action!r}")
+        if not self.busy:
+            return
+        for action in self._world.handle(COORDINATOR, self.machine, event, self.clock):
+            self._carry_out(action)
         self._alarm.reset()
+
+    # --- actions ---------------------------------------------------------------------------------
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Send(to=to, message=message):
+                assert isinstance(to, bytes)
+                self._world.from_coordinator(self.key, to, message)
+            case Record(kind=kind, values=values):
+                self._records.append((kind, values))
+            case Launch(stage=stage):
+                self._launcher.restart(stage)
+            case Commit():
+                self._commit(action)
+            case Finish() | Fail():
+                self._finish(action)
+            case _:
+                raise TypeError(f"a coordinator's driver can't carry out {action!r}")
+
+    def _finish(self, end: Finish | Fail) -> None:
+        self.end = end
+        self._launcher.alive = False
+        self._world.agenda.after(_GRACE_S, self._launcher.stop, idle=True)
+
+    def _commit(self, cut: Commit) -> None:
+        chance = self._world.mischance.save()
+        took_s = self._world.costs.save_us * 1e-6 + chance.extra_s
+        if chance.torn and self._died is not None:
+            self._world.agenda.after(took_s / 2, self._died)
+            return
+        self._stand_still()  # it waits for the disk, and does nothing else
+        self._world.agenda.after(took_s, partial(self._has_written, cut, chance.fails))
+
+    def _has_written(self, cut: Commit, fails: bool) -> None:
+        if not self.busy:
+            return
+        try:
+            if fails:
+                text = f"the manifest of {cut.tag} can't be written: the disk is full (simulated)"
+                raise CheckpointError(text)
+            self._world.disk.commit(cut)
+        except CheckpointError as error:
+            self._give_up(Fail(CheckpointError.__name__, str(error)))
+            return
+        self._handle(Stored(cut.tag))
+        self._pauses -= 1
+        self._work_off()
+
+    def _give_up(self, fail: Fail) -> None:
+        """An error of the driver's own: its workers are killed."""
+        self._finish(fail)
+        self._launcher.stop()

@@ -7,7 +7,7 @@ from typing import Any
 
 from asyncdni.backends.base import Array
 from asyncdni.core.events import Fail, Finish
-from asyncdni.simulator.worker import TimedOp
+from asyncdni.simulator.round import TimedOp
 
 __all__ = ["Result", "training_s"]
 
@@ -28,8 +28,11 @@ class Result:
     ops: dict[str, list[TimedOp]]  # of training, in order: (letter, batch, start, end)
     busy: dict[str, float]  # share of the training time spent in ops
     counters: dict[str, dict[str, float | int | None]]  # see `core.worker.Worker.counters`
-    records: Records  # of the coordinator, in order: (kind, values)
+    records: Records  # of the coordinators, in order: (kind, values)
+    history: list[dict[str, Any]]  # each that counts: samples, train_s, accuracy, loss
     weights: dict[str, dict[str, Array]]  # by declared stage; empty without the maths
+    cpu_s: dict[str, float]  # by worker, of all it did; empty where none shares a core
+    mishaps: dict[str, int]  # faults that have happened, by kind
 
     @property
     def failure(self) -> Fail | None:
@@ -39,13 +42,6 @@ class Result:
     def samples_per_s(self) -> float:
         """In virtual time; 0 where nothing was trained."""
         return self.samples / self.train_s if self.train_s > 0 else 0.0
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """Each evaluation: samples, train_s, accuracy, loss."""
-        keys = ("samples", "train_s", "accuracy", "loss")
-        found = [values for kind, values in self.records if kind == "evaluation"]
-        return [{key: values[key] for key in keys} for values in found]
 
 
 def training_s(records: Records, now: float) -> float:

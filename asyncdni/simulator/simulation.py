@@ -10,37 +10,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from functools import partial
+import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from asyncdni.backends.base import Array, Stage
-from asyncdni.backends.executor import Executor
-from asyncdni.build import Design, find_exits, make_roster, make_source, make_stage
-from asyncdni.conditions import link_delays
+from asyncdni.backends.base import Array
+from asyncdni.build import Design, make_stage
+from asyncdni.conditions import link_delays, neighbours
+from asyncdni.core.events import Finish
+from asyncdni.core.ledger import Ledger
 from asyncdni.delays import LinkDelay
 from asyncdni.errors import AsyncDNIError
-from asyncdni.plan import Group
+from asyncdni.simulator.account import check_account
 from asyncdni.simulator.agenda import Agenda
-from asyncdni.simulator.conditions import Costs, Links
-from asyncdni.simulator.coordinator import CoordinatorProcess
-from asyncdni.simulator.null import NullExecutor
+from asyncdni.simulator.cast import Cast
+from asyncdni.simulator.collection import seldom_collected
+from asyncdni.simulator.conditions import Costs, Hosts, Links
+from asyncdni.simulator.cores import Cores
+from asyncdni.simulator.disk import Disk
+from asyncdni.simulator.faults import Faults, check_faults
+from asyncdni.simulator.faulty import FaultyWires
+from asyncdni.simulator.mischance import Mischance
+from asyncdni.simulator.mischief import Mischief
 from asyncdni.simulator.result import Result, training_s
+from asyncdni.simulator.round import TimedOp
 from asyncdni.simulator.sizes import EstimatedBytes, tensor_bytes
 from asyncdni.simulator.wires import Lose, Wires
-from asyncdni.simulator.worker import WorkerProcess
+from asyncdni.simulator.worker import Arithmetic, MakeStage, WorkerProcess
 from asyncdni.simulator.world import World
 
-__all__ = ["MakeStage", "simulate"]
-
-#: Builds the stage of one worker.
-MakeStage = Callable[[Design, Group], Stage]
+__all__ = ["simulate"]
 
 EVENTS_MAX = 100_000_000
-#: Stands for a run folder where nothing is written.
-_NO_FOLDER = "memory (simulated)"
 
 
 def simulate(
@@ -49,6 +52,7 @@ def simulate(
     seed: int,
     costs: Costs | None = None,
     links: Links | None = None,
+    hosts: Hosts | None = None,
     maths: bool,
     check: bool = True,
     codec: bool = False,
@@ -57,6 +61,8 @@ def simulate(
     folder: Path | None = None,
     lose: Lose | None = None,
     stages: MakeStage = make_stage,
+    ledger: Ledger | None = None,
+    faults: Faults | None = None,
 ) -> Result:
     """Run `design` from the first Hello to the last Leave, in virtual time.
 
@@ -64,32 +70,41 @@ def simulate(
         seed: of all that varies in time; weights and the order of data go by `run.seed`.
         costs, links: how long ops and messages take by themselves; [slow] and [links] of the
             experiment come on top. Without `maths`, sizes of messages are estimated by shapes.
+        hosts: machines whose cores the workers share; None: each has its own, used by ops alone.
         maths: train for real, with real test scores; without it, only order and time are real.
-        check: assert every invariant of a machine after each of its events.
-        codec: encode and decode every message as for the wire.
-        stop_at_s: the moment at which the user asks to stop.
-        until_s: the moment at which to stop looking; the run is left as it is then.
-        folder: where saves are written (with `maths`); None: they are recorded only.
+        check, codec: assert every invariant of a machine after each of its events; encode and
+            decode every message as for the wire.
+        stop_at_s, until_s: when the user asks to stop; when to stop looking, whatever there is.
+        folder: where weights, cuts and snapshots are written (with `maths`); None: in memory.
         lose: says of each message whether the network loses it.
         stages: builds each worker's stage (with `maths`).
+        ledger: from where an earlier run in `folder` goes on; None: from its beginning.
+        faults: what goes wrong. A coordinator that dies is followed by one that resumes the run.
 
-    Returns what happened, a failed run included: see `Result.failure`. Raises `AsyncDNIError` where
-    the machines break an invariant or hang; the message says who waits for what, and the seed.
+    Returns what happened, failed or not: see `Result.failure`. Raises `AsyncDNIError` where the
+    machines break an invariant or hang, or samples are not accounted for: who waits for what.
     """
+    chosen = faults or Faults()
     simulation = _Simulation(
         design,
-        seed=seed,
-        costs=costs or Costs(),
-        links=links or Links(),
-        check=check,
-        codec=codec,
-        copy=maths,
-        lose=lose,
+        World(
+            design,
+            seed,
+            costs or Costs(),
+            agenda := Agenda(),
+            _make_wires(design, agenda, links or Links(), seed, maths, codec, lose, chosen),
+            Disk(design, folder if maths else None),
+            check,
+        ),
+        Arithmetic(stages if maths else None, folder if maths else None),
+        chosen,
+        hosts,
     )
-    simulation.populate(stages if maths else None, folder)
+    simulation.begin(ledger)
     if stop_at_s is not None:
-        simulation.agenda.at(stop_at_s, simulation.coordinator.user_stop)
-    simulation.run(until_s)
+        agenda.at(stop_at_s, simulation.cast.user_stop)
+    with seldom_collected():
+        simulation.run(until_s)
     return simulation.result()
 
 
@@ -97,61 +112,38 @@ class _Simulation:
     def __init__(
         self,
         design: Design,
-        *,
-        seed: int,
-        costs: Costs,
-        links: Links,
-        check: bool,
-        codec: bool,
-        copy: bool,
-        lose: Lose | None,
+        world: World,
+        arithmetic: Arithmetic,
+        faults: Faults,
+        hosts: Hosts | None,
     ) -> None:
         limits = design.experiment.limits
-        self.agenda = Agenda()
-        wires = Wires(
-            self.agenda,
-            links,
-            seed,
-            copy=copy,
-            codec=limits if codec else None,
-            lose=lose,
-            delays=_delays(design, seed),
-            size=tensor_bytes if copy else EstimatedBytes(design),
-        )
-        self._seed = seed
-        self._design = design
-        self._world = World(design, seed, costs, self.agenda, wires, check)
-        self._workers: list[WorkerProcess] = []
         # Beyond every deadline of the machines: what has not moved by then never will.
-        self._patience_s = limits.startup_s + 2 * limits.silence_s
-        self.coordinator = CoordinatorProcess(self._world, make_roster(design, folder=_NO_FOLDER))
-        self._world.hear = self.coordinator.receive
-
-    def populate(self, stages: MakeStage | None, folder: Path | None) -> None:
-        """Create the processes and let them start. No `stages`: no arithmetic."""
-        design = self._design
-        for group in design.plan.groups:
-            stage: Stage | None = None
-            executor: Executor | NullExecutor = NullExecutor(design, group)
-            if stages is not None:
-                stage = stages(design, group)
-                executor = Executor(stage, find_exits(design), make_source(design, group))
-            exited = partial(self.coordinator.exited, group.name)
-            process = WorkerProcess(
-                self._world, group, executor, exited, stage=stage, folder=folder
+        self._patience_s = limits.startup_s + limits.stuck_s + 2 * limits.silence_s
+        self._design = design
+        self._world = world
+        self.cast = Cast(design, world, arithmetic, faults.resume_s)
+        self._mischief: Mischief | None = None
+        if hosts is not None:
+            names = [group.name for group in design.plan.groups]
+            world.cores = Cores(world.agenda, hosts, names)
+        if isinstance(world.wires, FaultyWires):
+            check_faults(faults, list(self.cast.ops))
+            world.mischance = _mischance(faults, world.seed)
+            self._mischief = Mischief(
+                faults, world.seed, world.agenda, world.wires, _links(design), self.cast
             )
-            self._workers.append(process)
-            self._world.processes[process.name] = process
-            self._world.by_peer[process.peer] = process
-        self.agenda.at(0.0, self.coordinator.start)
-        for process in self._workers:
-            process.start()
+
+    def begin(self, ledger: Ledger | None) -> None:
+        self.cast.begin(ledger)
+        if self._mischief is not None:
+            self._mischief.start()
 
     def run(self, until_s: float | None) -> None:
         """Until the coordinator is through and every process has ended, or until then."""
-        agenda = self.agenda
+        agenda = self._world.agenda
         try:
-            while not self._over():
+            while not self.cast.gone:
                 moment = agenda.next_at
                 if until_s is not None and (moment is None or moment > until_s):
                     agenda.now = max(agenda.now, until_s)
@@ -161,46 +153,102 @@ class _Simulation:
                 if agenda.entries >= EVENTS_MAX:
                     raise self._error(f"the run has not ended after {EVENTS_MAX:,} entries")
                 agenda.step()
+            self._check_account()
         except AssertionError as error:
             raise self._error(f"an invariant is broken: {error}") from error
 
-    def _over(self) -> bool:
-        return self.coordinator.end is not None and not any(one.alive for one in self._workers)
+    def _check_account(self) -> None:
+        if isinstance(self.cast.coordinator.end, Finish):
+            samples = self._design.meta.train_samples
+            check_account(self._design.plan, samples, self.cast.newest().values())
 
     def _hangs(self, moment: float | None) -> bool:
         if moment is None:
             return True
-        return self.agenda.only_idle and moment - self.agenda.progress_at > self._patience_s
+        agenda = self._world.agenda
+        return agenda.only_idle and moment - agenda.progress_at > self._patience_s
 
     def _error(self, what: str) -> AsyncDNIError:
-        lines = [f"seed {self._seed}, at {self.agenda.now:.6f} s: {what}"]
-        machine = self.coordinator.machine
+        world, machine = self._world, self.cast.coordinator.machine
+        lines = [f"seed {world.seed}, at {world.agenda.now:.6f} s: {what}"]
         lines.append(f"coordinator: {machine.phase.value}, barrier {machine.barrier}")
-        lines += [_state(process) for process in self._workers]
+        lines += [_state(process) for process in self.cast.newest().values()]
         return AsyncDNIError("\n  ".join(lines))
 
     def result(self) -> Result:
-        workers = self._workers
-        train_s = training_s(self.coordinator.records, self.agenda.now)
+        cast, world = self.cast, self._world
+        workers = list(cast.newest().values())
+        train_s = training_s(cast.records, cast.coordinator.clock.reading(world.agenda.now))
         weights = {
             stage: {name: array.copy() for name, array in arrays.items()}
             for process in workers
-            for stage, arrays in process.state().items()
+            for stage, arrays in process.weights().items()
         }
+        cores = world.cores
         return Result(
-            seed=self._seed,
-            end=self.coordinator.end,
-            digest=_digest(self._world.log.digest(), weights),
-            events=self._world.log.events,
-            virtual_s=self.agenda.now,
+            seed=world.seed,
+            end=cast.coordinator.end,
+            digest=_digest(world.log.digest(), weights),
+            events=world.log.events,
+            virtual_s=world.agenda.now,
             train_s=train_s,
-            samples=min(process.worker.samples for process in workers),
-            ops={process.name: process.ops for process in workers},
-            busy={process.name: _busy(process, train_s) for process in workers},
-            counters={process.name: _counters(process) for process in workers},
-            records=self.coordinator.records,
+            samples=min(process.worker.counts.samples for process in workers),
+            ops=cast.ops,
+            busy={name: _busy(ops, train_s) for name, ops in cast.ops.items()},
+            counters={process.name: process.worker.counters() for process in workers},
+            records=cast.records,
+            history=list(cast.coordinator.machine.ledger.history),
             weights=weights,
+            cpu_s={} if cores is None else {one.name: cores.busy_s(one.name) for one in workers},
+            mishaps=self._mishaps(),
         )
+
+    def _mishaps(self) -> dict[str, int]:
+        if self._mischief is None:
+            return {}
+        return dict(sorted((self._mischief.counts + self._world.mischance.counts).items()))
+
+
+def _make_wires(
+    design: Design,
+    agenda: Agenda,
+    links: Links,
+    seed: int,
+    maths: bool,
+    codec: bool,
+    lose: Lose | None,
+    faults: Faults,
+) -> Wires:
+    options: dict[str, Any] = {
+        "copy": maths,
+        "codec": design.experiment.limits if codec else None,
+        "lose": lose,
+        "delays": _delays(design, seed),
+        "size": tensor_bytes if maths else EstimatedBytes(design),
+    }
+    if not faults.any:
+        return Wires(agenda, links, seed, **options)
+    slow = {"delay_s": faults.delay_s, "jitter_s": faults.jitter_s}
+    return FaultyWires(agenda, links, seed, **slow, **options)
+
+
+def _mischance(faults: Faults, seed: int) -> Mischance:
+    return Mischance(
+        slow=faults.slow_saves,
+        slow_s=faults.slow_save_s,
+        fail=faults.failed_saves,
+        torn=faults.torn_saves,
+        skew_s=faults.skew_s,
+        drift=faults.drift,
+        most=faults.most,
+        source=random.Random(f"{seed}/mischance"),
+    )
+
+
+def _links(design: Design) -> list[tuple[str, str]]:
+    """Between workers, both ways."""
+    groups = design.plan.groups
+    return [(one.name, to) for one in groups for to in neighbours(design.plan, one)]
 
 
 def _delays(design: Design, seed: int) -> dict[tuple[str, str], LinkDelay]:
@@ -212,12 +260,8 @@ def _delays(design: Design, seed: int) -> dict[tuple[str, str], LinkDelay]:
     }
 
 
-def _busy(process: WorkerProcess, train_s: float) -> float:
-    return sum(end - start for _, _, start, end in process.ops) / train_s if train_s > 0 else 0.0
-
-
-def _counters(process: WorkerProcess) -> dict[str, float | int | None]:
-    return {**process.worker.counters(), "late": process.worker.late}
+def _busy(ops: list[TimedOp], train_s: float) -> float:
+    return sum(end - start for _, _, start, end in ops) / train_s if train_s > 0 else 0.0
 
 
 def _digest(events: str, weights: dict[str, dict[str, Array]]) -> str:
@@ -234,7 +278,7 @@ def _state(process: WorkerProcess) -> str:
     alive = worker.phase.value if process.alive else f"{worker.phase.value}, exited"
     counters = ", ".join(f"{name} {value}" for name, value in worker.counters().items() if value)
     closed = ", closed" if worker.closed else ""
-    batch = next(iter([*worker.flights, *worker.ready]), worker.batches - 1)
+    batch = next(iter([*worker.flights, *worker.ready]), worker.counts.batches - 1)
     return (
         f"worker {process.name}: {alive}{closed}; {counters or 'nothing done'}; "
         f"in flight {list(worker.flights)}, ready {list(worker.ready)}; "

@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from asyncdni.schedules.base import OpKind
-from asyncdni.simulator.worker import TimedOp
+from asyncdni.simulator.round import TimedOp
 
 __all__ = ["LEGEND", "timeline"]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from asyncdni.config import Limits
 from asyncdni.delays import LinkDelay
-from asyncdni.messages import Activation, Beat, Gradient, Message
+from asyncdni.messages import Activation, Beat, Gradient, Message, Report
 from asyncdni.simulator.agenda import Agenda
 from asyncdni.simulator.conditions import Links, around
 from asyncdni.simulator.sizes import MessageBytes, tensor_bytes
@@ -91,22 +91,36 @@ class Wires:
         self._delays = delays or {}
         self._size = size
         self._random: dict[tuple[str, str], random.Random] = {}
-        self._last: dict[tuple[str, str, bool], float] = {}  # latest arrival by link
+        self._last: dict[tuple[str, str, bool], float] = {}  # latest arrival by connection
 
     def send(
-        self, sender: str, to: str, message: Message, deliver: Deliver, *, control: bool
+        self,
+        sender: str,
+        to: str,
+        message: Message,
+        deliver: Deliver,
+        *,
+        control: bool,
+        ends: tuple[str, str] | None = None,
     ) -> Parcel | None:
-        """Deliver later; where tensors are copied on arrival, what says that they have been."""
+        """Deliver later; where tensors are copied on arrival, what says that they have been.
+
+        `ends`: which processes of these names it goes between, each pair by a connection of its
+        own."""
         parcel = self._wrap(message)
         if self._lose is not None and self._lose(sender, to, message):
             if parcel is not None:
                 parcel.gone = True
             return parcel
         leaves = self._agenda.now if control else self._leaves(sender, to, message)
-        arrival = self._arrival(sender, to, leaves, control)
+        arrival = self._arrival(sender, to, leaves, control, ends or (sender, to))
         what = partial(deliver, message) if parcel is None else partial(_open, parcel, deliver)
-        self._agenda.at(arrival, what, idle=isinstance(message, Beat))
+        self._agenda.at(arrival, what, idle=isinstance(message, Beat | Report))
         return parcel
+
+    def apart(self, one: str, other: str) -> bool:
+        """Nothing gets from one process to the other now."""
+        return False
 
     def _wrap(self, message: Message) -> Parcel | None:
         if self._codec is not None:
@@ -120,7 +134,9 @@ class Wires:
             return self._agenda.now
         return delay.due(self._agenda.now, self._size(sender, to, message))
 
-    def _arrival(self, sender: str, to: str, leaves: float, control: bool) -> float:
+    def _arrival(
+        self, sender: str, to: str, leaves: float, control: bool, ends: tuple[str, str]
+    ) -> float:
         link = (sender, to)
         source = self._random.get(link)
         if source is None:
@@ -129,7 +145,7 @@ class Wires:
         latency_us = links.control_latency_us if control else links.latency_us
         latency_us = links.between.get(link, latency_us)
         arrival = leaves + around(latency_us, links.jitter, source) * 1e-6
-        key = (sender, to, control)
+        key = (*ends, control)
         arrival = self._last[key] = max(arrival, self._last.get(key, 0.0))
         return arrival
 

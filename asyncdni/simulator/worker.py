@@ -1,256 +1,247 @@
-"""A worker process in virtual time: joins, computes, sends, beats, leaves, as the real one does.
-
-It has one thread, like the real one: while an op takes its time, messages are received, but nothing
-else is computed.
-"""
+"""A worker process in virtual time: it joins rounds, computes, sends, beats, leaves, as the real
+one does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeGuard
 
 from asyncdni.backends.base import Array, Stage
-from asyncdni.build import make_worker
+from asyncdni.backends.executor import Executor as StageExecutor
+from asyncdni.backends.executor import Source
+from asyncdni.build import Design, find_exits, make_source, make_worker
 from asyncdni.conditions import slow_of
-from asyncdni.core.events import (
-    Action,
-    Compute,
-    Computed,
-    Event,
-    Received,
-    Release,
-    Save,
-    Send,
-    Stop,
-    Stored,
-    Woke,
-)
-from asyncdni.core.worker import Phase
-from asyncdni.errors import AsyncDNIError
+from asyncdni.core.events import Stop
+from asyncdni.errors import AsyncDNIError, NumericalError
 from asyncdni.messages import (
-    COORDINATOR,
     PROTOCOL_VERSION,
     Abort,
-    Activation,
-    Beat,
+    Built,
     Connect,
-    Drained,
     Failed,
-    Gradient,
     Hello,
+    Leave,
     Message,
     Ready,
     Refused,
-    Report,
+    Rejoin,
     Welcome,
 )
 from asyncdni.plan import Group
 from asyncdni.simulator.conditions import Pace
-from asyncdni.simulator.wires import Parcel
-from asyncdni.simulator.world import Alarm, World
-from asyncdni.weights import save_stages
+from asyncdni.simulator.keeping import Keeping
+from asyncdni.simulator.null import NullExecutor
+from asyncdni.simulator.process import Office, Process
+from asyncdni.simulator.round import Executor, Round, TimedOp
+from asyncdni.simulator.world import World
 
-__all__ = ["Executor", "TimedOp", "WorkerProcess"]
+__all__ = ["Arithmetic", "MakeStage", "WorkerProcess"]
 
-#: (letter, batch, start, end): seconds of virtual time.
-TimedOp = tuple[str, int, float, float]
+#: Builds the stage of one worker.
+MakeStage = Callable[[Design, Group], Stage]
 
-_BEATS_PER_SILENCE = 3
 #: How long a worker waits for a coordinator that does not answer: the default of its command line.
 _JOIN_TIMEOUT_S = 30.0
 
 
-class Executor(Protocol):
-    """`backends.executor.Executor`, or one without arithmetic."""
+@dataclass(frozen=True)
+class Arithmetic:
+    """Whether there is any, and where its results are written."""
 
-    def compute(self, compute: Compute) -> Computed: ...
+    stages: MakeStage | None = None  # None: only order and time are real
+    folder: Path | None = None
 
-    def release(self, batch: int, sent: Callable[[], bool]) -> None: ...
 
-
-class WorkerProcess:
-    """Drives one `Worker`. `exited(code)` is called once, when the process has ended."""
+class WorkerProcess(Process):
+    """The rounds of one process."""
 
     def __init__(
         self,
         world: World,
         group: Group,
-        executor: Executor,
-        exited: Callable[[int], None],
-        *,
-        stage: Stage | None = None,
-        folder: Path | None = None,
-        process: int = 1,
+        number: int,
+        office: Office,
+        ended: Callable[[int], None],
+        arithmetic: Arithmetic,
+        ops: list[TimedOp],
     ) -> None:
-        """`stage`: whose weights are saved, if there are any; `process`: which one of this name."""
+        """`number`: which one of this name; `ops`: where its ops are noted."""
+        super().__init__(world, group.name, number, office, ended)
         design = world.design
-        limits = design.experiment.limits
+        self._group = group
+        self._arithmetic = arithmetic
+        self._ops = ops
         names = tuple(node.name for node in group.members)
-        self.name = group.name
-        self.peer = f"{group.name}#{process}".encode()
-        self.alive = True
-        self.ops: list[TimedOp] = []  # of training
-        self.stage = stage
-        self.worker = make_worker(design, group)
-        self._world = world
-        self._index = group.index
-        self._executor = executor
-        self._exited = exited
-        self._folder = folder
         slow = slow_of(design.experiment, design.plan, group.name, world.seed)
         self._pace = Pace(world.costs, group.name, names, world.seed, slow)
-        self._beat_s = limits.silence_s / _BEATS_PER_SILENCE
-        self._incarnation = 0
-        self._welcome = False
-        self._connected = False
+        stages = arithmetic.stages
+        build = partial(stages, design, group) if stages is not None else None
+        self._keeping = Keeping(
+            self, group, self._pace, build, arithmetic.folder, failed=self._failed
+        )
+        self._source: Source | None = None
+        self._welcomed = False
+        self._order: Rejoin | None = None  # the newest
+        self._building = False
+        self._round: Round | None = None
         self._early: list[Message] = []
-        self._unsent: dict[int, list[Parcel]] = {}  # by batch
-        self._alarm = Alarm(world.agenda, self.worker, partial(self._handle, Woke()))
+        self.worker = make_worker(design, group, self._keeping.counts)
 
     def start(self) -> None:
         """The process begins."""
-        self._later(self._pace.startup_s(), self._hello)
+        self.later(self._pace.startup_s(), self._hello)
 
-    def receive(self, message: Message) -> None:
-        """A message has arrived."""
-        if not self.alive:
-            return
-        if self._connected:
-            self._handle(Received(message))
-        else:
-            self._join(message)
+    def weights(self) -> dict[str, dict[str, Array]]:
+        """By declared stage; none without arithmetic."""
+        return self._keeping.weights()
 
-    # --- joining and leaving ---------------------------------------------------------------------
+    @property
+    def ids(self) -> set[int] | None:
+        """Of the batches that it has learned from; None where files of before do not say."""
+        return self._keeping.ids
+
+    # --- joining ---------------------------------------------------------------------------------
 
     def _hello(self) -> None:
         hello = Hello(
             protocol=PROTOCOL_VERSION,
             stage=self.name,
-            address=f"virtual://{self.name}",
-            pid=self._index,
+            address=self.address,
+            pid=self._group.index,
             host="simulator",
         )
-        self._tell(hello)
-        self._beat()
-        self._later(_JOIN_TIMEOUT_S, self._give_up)
-
-    def _join(self, message: Message) -> None:
-        match message:
-            case Welcome(incarnation=incarnation):
-                self._incarnation = incarnation
-                self._welcome = True
-            case Connect(incarnations=incarnations):
-                self._connected = True
-                self.worker.joined(self._incarnation, incarnations)
-                self._tell(Ready(0))
-                early, self._early = self._early, []
-                for one in early:
-                    self.receive(one)
-            case Refused() | Abort():
-                self._exit(1)
-            case _:
-                self._early.append(message)
+        self.tell(hello)
+        self.later(_JOIN_TIMEOUT_S, self._give_up)
 
     def _give_up(self) -> None:
         """No coordinator has answered; its loop may have been over already."""
-        if not self._welcome:
-            self._exit(1)
+        if not self._welcomed:
+            self.exit(1)
 
-    def _beat(self) -> None:
-        self._tell(Beat())
-        self._world.agenda.after(self._beat_s, partial(self._if_alive, self._beat), idle=True)
+    def take(self, message: Message) -> None:
+        """A message has arrived, and is not a beat."""
+        if self._round is not None:
+            self._round.take(message)
+        else:
+            self._sort(message)
 
-    def _exit(self, code: int) -> None:
-        self.alive = False
-        self._exited(code)
-
-    def _fail(self, error: AsyncDNIError) -> None:
-        self._tell(Failed(type(error).__name__, str(error), ""))
-        self._exit(1)
-
-    # --- events and actions ----------------------------------------------------------------------
-
-    def _handle(self, event: Event) -> None:
-        if not self.alive:
-            return
-        try:
-            actions = self._world.handle(self.name, self.worker, event)
-        except AsyncDNIError as error:
-            self._fail(error)
-            return
-        for action in actions:
-            self._carry_out(action)
-        self._alarm.reset()
-
-    def _carry_out(self, action: Action) -> None:
-        match action:
-            case Compute(op=op):
-                training = self.worker.phase is Phase.TRAINING
-                began = self._world.agenda.now
-                self._later(self._pace.op_s(op), partial(self._computed, action, began, training))
-            case Send(to=to, message=message):
-                assert isinstance(to, str)
-                self._send(to, message)
-            case Release(batch=batch):
-                waiting = self._unsent.pop(batch, [])
-                self._executor.release(batch, lambda: all(parcel.gone for parcel in waiting))
-            case Save(tag=tag):
-                self._later(self._pace.save_s(), partial(self._save, tag))
-            case Stop(failed=failed):
-                self._exit(1 if failed else 0)
+    def _sort(self, message: Message) -> None:
+        """What comes between rounds."""
+        match message:
+            case Welcome(incarnation=incarnation, restore=restore):
+                self._welcomed = True
+                self.begin_to_beat()
+                self._follow(Rejoin(incarnation, restore))
+            case Rejoin():
+                self._follow(message)
+            case Connect(incarnation=incarnation):
+                if self._order is not None and incarnation == self._order.incarnation:
+                    self._connected(message)
+            case Refused() | Abort() | Leave():
+                self.exit(1)
             case _:
-                raise TypeError(f"a worker's driver can't carry out {action!r}")
+                self._early.append(message)
 
-    def _computed(self, compute: Compute, began: float, training: bool) -> None:
-        op = compute.op
+    def _follow(self, order: Rejoin) -> None:
+        if self._order is not None and order.incarnation <= self._order.incarnation:
+            return
+        self._order = order
+        if not self._building:
+            self._build()
+
+    def _build(self) -> None:
+        """Reading the state takes about as long as writing it."""
+        self._building = True
+        assert self._order is not None
+        self.later(self._pace.save_s(), partial(self._has_built, self._order))
+
+    def _has_built(self, order: Rejoin) -> None:
+        self._building = False
+        if order is not self._order:
+            self._build()  # for the newest, without a word about this one
+            return
         try:
-            event = self._executor.compute(compute)
+            notes = self._keeping.restore(order.restore)
         except AsyncDNIError as error:
-            self._fail(error)
+            self._failed(error)
             return
-        if training:
-            self.ops.append((op.letter, op.batch, began, self._world.agenda.now))
-        self._handle(event)
+        counts, stage = self._keeping.counts, self._keeping.stage
+        built = Built(
+            incarnation=order.incarnation,
+            parameters=stage.parameters() if stage is not None else 0,
+            position=counts.position,
+            updates=counts.updates,
+            read=counts.read,
+            notes=notes,
+        )
+        self.tell(built)
 
-    def _save(self, tag: str) -> None:
-        files = dict[str, str]()
-        if self._folder is not None and self.stage is not None:
-            files = save_stages(self._folder / tag, self.state())
-        self._handle(Stored(tag, files))
+    def _connected(self, connect: Connect) -> None:
+        """The round begins."""
+        self.addresses = dict(connect.addresses)
+        design, group = self.world.design, self._group
+        self.worker = make_worker(design, group, self._keeping.counts)
+        self.worker.joined(connect)
+        self._round = Round(
+            self,
+            self.worker,
+            self._executor(),
+            self._keeping,
+            self._pace,
+            self._ops,
+            stopped=self._stopped,
+            failed=self._failed,
+        )
+        self.tell(Ready(connect.incarnation))
+        early, self._early = self._early, []
+        for message in early:
+            self.receive(message)
 
-    def state(self) -> dict[str, dict[str, Array]]:
-        """Weights by declared stage; none without arithmetic."""
-        return self.stage.state() if self.stage is not None else {}
+    def _executor(self) -> Executor:
+        stage, design = self._keeping.stage, self.world.design
+        if stage is None:
+            return NullExecutor(design, self._group)
+        if self._source is None:
+            self._source = make_source(design, self._group)
+        return StageExecutor(stage, find_exits(design), self._source)
 
-    # --- sending ---------------------------------------------------------------------------------
+    # --- the end of a round ----------------------------------------------------------------------
 
-    def _send(self, to: str, message: Message) -> None:
-        if to == COORDINATOR:
-            if isinstance(message, Drained):
-                self._tell(Report(self.worker.counters()))  # the coordinator adds up at barriers
-            self._tell(message)
+    def _stopped(self, stop: Stop, left: list[Message]) -> None:
+        self._round = None
+        if stop.rejoin is None:
+            self.exit(1 if stop.failed else 0)
             return
-        parcel = self._world.to_worker(self.name, to, message)
-        if parcel is not None and _reuses_buffers(message):
-            self._unsent.setdefault(message.batch, []).append(parcel)
+        self._follow(stop.rejoin)
+        for message in left:
+            self._sort(message)
 
-    def _tell(self, message: Message) -> None:
-        self._world.to_coordinator(self.name, self.peer, message)
+    def _failed(self, error: AsyncDNIError) -> None:
+        policy = self.world.design.experiment.numbers.policy
+        if self._round is not None:
+            self._round.let_go()
+            if isinstance(error, NumericalError):
+                self._round.report()
+        self._round = None
+        self.tell(Failed(type(error).__name__, str(error), ""))
+        if not (isinstance(error, NumericalError) and policy == "roll_back"):
+            self.exit(1)  # otherwise there will be another round
 
-    # --- time ------------------------------------------------------------------------------------
+    def exit(self, code: int) -> None:
+        if self._round is not None:
+            self._round.over = True
+        super().exit(code)
 
-    def _later(self, delay_s: float, what: Callable[[], None]) -> None:
-        self._world.agenda.after(delay_s, partial(self._if_alive, what))
+    def forsaken(self) -> None:
+        """Keep what there is, once it is whole, and leave."""
+        if self._round is not None and self._round.busy:
+            self._round.after_op = self._leave
+        else:
+            self._leave()
 
-    def _if_alive(self, what: Callable[[], None]) -> None:
-        if self.alive:
-            what()
-
-
-def _reuses_buffers(message: Message) -> TypeGuard[Activation | Gradient]:
-    """Its tensors are used again once its batch is released; those of test batches are not."""
-    if isinstance(message, Activation):
-        return not message.evaluate
-    return isinstance(message, Gradient)
+    def _leave(self) -> None:
+        if self._round is not None and not self.worker.unapplied:
+            self._keeping.last_snapshot()
+        self.exit(1)

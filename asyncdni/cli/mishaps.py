@@ -1,0 +1,50 @@
+"""One line for each thing that has gone wrong in a run, and for what was done about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["line"]
+
+
+def line(kind: str, values: Mapping[str, Any]) -> str | None:
+    """What a record says of a mishap; None for all others."""
+    match kind:
+        case "lost" | "stuck":
+            return f"{kind}: {values['text']}"
+        case "accused":
+            return f"{values['by']} accuses {values['stage']}: {values['text']}"
+        case "launch":
+            more = f", attempt {values['attempt']}" if values["attempt"] > 1 else ""
+            return f"starting {values['stage']} again{more}"
+        case "waiting":
+            return f"waiting for {values['stage']}; start it: {values['command']}"
+        case "round" if values["incarnation"] > 1:  # otherwise all join for the first time
+            return f"all join again at batch {values['start']:,}, {_from(values['restore'])}"
+        case "back":
+            lost = values["lost_updates"]
+            counted = f"{lost:,} update{'' if lost == 1 else 's'} lost"
+            return f"{values['stage']} is back after {values['down_s']:.2f} s, {counted}"
+        case "numbers":
+            return f"back to the last checkpoint: {values['text']}"
+        case "resumed":
+            return f"going on at batch {values['start']:,}, {_from(values['restore'])}"
+        case "passed_over":
+            return f"passed over: {values['text']}"
+        case "note":
+            return f"{values['stage']}: {values['text']}"
+    return None
+
+
+def _from(restore: str) -> str:
+    """Where the state comes from: see `messages.Rejoin`."""
+    match restore:
+        case "keep":
+            return "each with the state that it has"
+        case "initial":
+            return "from the initial weights"
+        case "snapshots":
+            return "each from its last snapshot"
+        case _:
+            return f"from {restore}"

@@ -1,0 +1,194 @@
+"""Be the coordinator of one run: address, folder, records, checkpoints, summary."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from asyncdni import config
+from asyncdni.build import Design, make_roster
+from asyncdni.committing import make_commit
+from asyncdni.core.coordinator import Coordinator
+from asyncdni.core.events import Commit
+from asyncdni.core.ledger import Ledger
+from asyncdni.core.roster import Roster
+from asyncdni.errors import CheckpointError
+from asyncdni.launchers.by_hand import typed_command
+from asyncdni.lock import locked
+from asyncdni.metrics.recorder import Recorder
+from asyncdni.resume import Beginning, find_beginning
+from asyncdni.run import create_folder, discard_folder, reopen_folder, write_summary
+from asyncdni.runtime.coordinate import Launcher, coordinate
+from asyncdni.transports.curve import Keys
+from asyncdni.transports.zeromq import CoordinatorTransport
+
+__all__ = ["Observer", "conduct"]
+
+#: Called with each record of the coordinator; see `metrics.recorder`.
+Observer = Callable[[Design, Recorder, str, Mapping[str, Any]], None]
+
+_LINGER_S = 0.3
+
+
+def conduct(
+    design: Design,
+    bind: str,
+    out: Path | None,
+    *,
+    launch: Callable[[str], Launcher] | None = None,
+    observers: Sequence[Observer] = (),
+    trace: bool = False,
+    resume: bool = False,
+    keys: Keys | None = None,
+    flags: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Be the coordinator of one run at address `bind`; returns the summary.
+
+    `out` is the folder of the run, made once the address is bound; None: nothing is written. A run
+    that fails before it trains leaves none, but after an error with a traceback: its logs count.
+    With `resume` it is the folder of a run that goes on. `launch` starts the workers once the
+    address is known; without it they are started by hand, with `flags` on their command lines.
+    Whoever wants to take part must have the `keys`, where there are any.
+
+    Raises whatever ends the run, and `CheckpointError` where workers on other hosts have written
+    their weights there.
+    """
+    with ExitStack() as stack:
+        transport = CoordinatorTransport(bind, keys)
+        stack.callback(transport.close, _LINGER_S)
+        seen: set[str] = set()  # kinds of records
+        folder = None
+        if out is not None:
+            opened = _old_folder(out) if resume else _new_folder(out, design.experiment, seen)
+            folder = stack.enter_context(opened)
+        roster = make_roster(design, folder=str(folder) if folder else "", trace=trace)
+        recorder = Recorder(roster.workers, _facts(design), folder)
+        stack.callback(recorder.close)
+        beginning = Beginning(Ledger())
+        if resume and folder is not None:
+            beginning = find_beginning(folder, design, recorder.history, recorder.trained_s)
+            reopen_folder(folder, design.experiment)
+        machine = Coordinator(roster, beginning.ledger)
+        said = _Said(design, recorder, machine, observers, seen)
+        commit: Callable[[Commit], None] = _never_called
+        if folder is not None:
+            commit = make_commit(folder, design, said.hosts, said.note)
+        if resume:
+            said.resumed(beginning)
+
+        def command(stage: str) -> str:
+            address, may_import = transport.address, design.allow_import
+            return typed_command(stage, address, flags, allow_import=may_import)
+
+        commands = [command(name) for name in roster.workers] if launch is None else []
+        said.bound(transport.address, commands)
+        coordinate(machine, transport, said, launch, commit=commit, command=command)
+    summary = recorder.summary(machine.train_s)
+    if folder is not None:
+        write_summary(folder, summary)
+        _check_weights(folder / "final", roster, said.hosts)
+    return summary
+
+
+class _Said:
+    """Passes each record to the recorder, and then to the observers."""
+
+    def __init__(
+        self,
+        design: Design,
+        recorder: Recorder,
+        machine: Coordinator,
+        observers: Sequence[Observer],
+        seen: set[str],
+    ) -> None:
+        self.hosts: dict[str, str] = {}  # of workers
+        self._design = design
+        self._recorder = recorder
+        self._machine = machine
+        self._observers = observers
+        self._seen = seen
+
+    def __call__(self, kind: str, values: Mapping[str, Any]) -> None:
+        self._seen.add(kind)
+        if kind == "joined":
+            self.hosts[values["stage"]] = values["host"]
+        self._recorder.record(kind, values)
+        if kind in ("round", "resumed"):  # evaluations that have been gone back behind are void
+            self._recorder.history[:] = self._machine.ledger.history
+        for observer in self._observers:
+            observer(self._design, self._recorder, kind, values)
+
+    def bound(self, address: str, commands: list[str]) -> None:
+        """`commands` are to be typed by somebody; none where the workers are launched."""
+        values = {"address": address, "launched": not commands, "commands": commands}
+        self("bound", {"time_s": time.monotonic(), **values})
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+        self("note", {"time_s": time.monotonic(), "stage": "coordinator", "text": text})
+
+    def resumed(self, beginning: Beginning) -> None:
+        for text in beginning.passed_over:
+            self("passed_over", {"time_s": time.monotonic(), "text": text})
+        ledger = beginning.ledger
+        values = {"restore": ledger.restore, "start": ledger.start}
+        self("resumed", {"time_s": time.monotonic(), **values})
+
+
+def _never_called(_: object) -> None:
+    raise AssertionError("a run without a folder takes no checkpoints")
+
+
+@contextmanager
+def _new_folder(out: Path, chosen: config.Experiment, seen: Container[str]) -> Iterator[Path]:
+    """The folder of a run; gone again where the run fails before it starts to train."""
+    made = not os.path.exists(out)
+    folder = create_folder(out, chosen)
+    try:
+        with locked(folder):
+            yield folder
+    except BaseException as error:
+        has_traceback = bool(getattr(error, "__notes__", ()))  # a bug: its logs are worth keeping
+        if "start" not in seen and not has_traceback:
+            discard_folder(folder, made=made)
+        raise
+
+
+@contextmanager
+def _old_folder(out: Path) -> Iterator[Path]:
+    folder = out.resolve()
+    with locked(folder):
+        yield folder
+
+
+def _check_weights(folder: Path, roster: Roster, hosts: Mapping[str, str]) -> None:
+    """Raises `CheckpointError` for weights that are not on this host."""
+    missing = [
+        f"{stage} (written on {hosts[worker]} as {folder / stage}.safetensors)"
+        for worker, stages in roster.members.items()
+        for stage in stages
+        if not (folder / f"{stage}.safetensors").is_file()
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks the weights of {', '.join(missing)}: each worker writes to its own "
+            "host; copy the files from there, or use a folder that all hosts share"
+        )
+
+
+def _facts(design: Design) -> dict[str, Any]:
+    chosen = design.experiment
+    return {
+        "schedule": str(chosen.schedule.__struct_config__.tag),
+        "seed": chosen.run.seed,
+        "batch_size": chosen.data.batch_size,
+        "epochs": chosen.run.epochs,
+        "threads": chosen.run.threads,
+        "data": msgspec.to_builtins(design.meta),
+    }

@@ -1,0 +1,255 @@
+"""Who is in a run: let workers in and connect them, in rounds. `core.deaths` opens new ones.
+
+```
+ Hello, Welcome, Built        Connect, Ready          Start
+ GATHERING ── all built ──► CONNECTING ── all ready ──► TRAINING … EVALUATING … SAVING
+     ▲                          │ one dies                │ one dies
+     └──────── Rejoin ──────────┴─────────────────────────┤ and gradients are waited for: back to
+     ▲                                                    │ the last cut, all of them
+     └──────── Rejoin ─────────────────── MENDING ◄───────┘ and all learn by themselves: the others
+                 one built from its snapshot                go on without it
+```
+
+Each round has a new incarnation number, which makes void whatever is still on the wire.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from enum import Enum
+from typing import Any
+
+from asyncdni.core.events import Action, Fail, Record, Send
+from asyncdni.core.ledger import Ledger
+from asyncdni.core.liveness import Liveness
+from asyncdni.core.recovery import Recovery
+from asyncdni.core.roster import Member, Roster
+from asyncdni.core.standstill import Standstill
+from asyncdni.messages import (
+    Abort,
+    Built,
+    Connect,
+    Hello,
+    Message,
+    Ready,
+    Rejoin,
+    Start,
+    Welcome,
+)
+
+__all__ = ["Gathering", "Phase"]
+
+
+class Phase(Enum):
+    GATHERING = "waiting for workers"
+    CONNECTING = "connecting"
+    TRAINING = "training"
+    MENDING = "training without a worker"
+    EVALUATING = "evaluating"
+    SAVING = "saving"
+    ENDED = "ended"
+
+
+class Gathering:
+    """The half of a coordinator that knows who is there."""
+
+    def __init__(self, roster: Roster, ledger: Ledger | None = None) -> None:
+        self.roster = roster
+        self.ledger = ledger or Ledger()
+        self.phase = Phase.GATHERING
+        self._cut = deepcopy(self.ledger)  # what a round that goes back starts from
+        self._cut_s: float | None = None  # when it was taken, or the run began
+        self._members: dict[str, Member] = {}
+        self._by_peer: dict[bytes, str] = {}
+        self._liveness = Liveness(roster.silence_s)  # by signs of life
+        self._progress = Liveness(roster.stuck_s)  # by words of the thread that computes
+        self._standstill = Standstill(roster.stuck_s)  # of all of them
+        self._recovery = Recovery(roster.restarts if roster.folder else 0)
+        self._incarnation = 1  # of the round, or of whoever comes next
+        self._restore = self.ledger.restore  # of the round
+        self._start = 0  # where the data stand at least
+        self._updates: dict[str, int] = {}  # by worker, as of the last reports
+        self._positions: dict[str, int] = {}  # likewise: training batches that have passed there
+        self._since: float | None = None  # when gathering or mending began
+        self._segment_start: float | None = None  # of training time
+        self._started = False  # there has been a round
+        self._dead: dict[
+            str, tuple[float, str]
+        ] = {}  # until when last words may come, and the news
+        self._stopping_since: float | None = None
+        self._actions: list[Action] = []
+
+    def check(self) -> None:
+        """Assert every invariant."""
+        assert set(self._members) <= set(self.roster.workers)
+        assert set(self._by_peer.values()) == set(self._members)
+        if self.phase not in (Phase.GATHERING, Phase.MENDING, Phase.ENDED):
+            assert self._all_here
+            assert all(m.incarnation <= self._incarnation for m in self._members.values())
+            assert self.phase is Phase.CONNECTING or all(m.ready for m in self._members.values())
+
+    @property
+    def _all_here(self) -> bool:
+        return len(self._members) == len(self.roster.workers)
+
+    @property
+    def _all_built(self) -> bool:
+        return self._all_here and all(m.built is not None for m in self._members.values())
+
+    # --- coming in -------------------------------------------------------------------------------
+
+    def _hello(self, hello: Hello, peer: bytes, now: float) -> None:
+        refusal = self.roster.refusal(hello, self._members)
+        if refusal is not None:
+            self._actions.append(Send(peer, refusal))
+            self._record("refused", now, host=hello.host, pid=hello.pid, text=refusal.text)
+            return
+        name = self.roster.find(hello.stage)
+        assert name is not None
+        alone = self.phase is Phase.MENDING or self._restore == "keep"
+        restore = "snapshots" if alone else self._restore
+        member = Member(name, peer, hello, self._incarnation, restore)
+        self._members[name] = member
+        self._by_peer[peer] = name
+        self._recovery.came(name)
+        self._dead.pop(name, None)
+        self._liveness.heard(name, now)
+        self._record("joined", now, stage=name, pid=hello.pid, host=hello.host)
+        self._to(
+            name,
+            Welcome(
+                stage=name,
+                incarnation=member.incarnation,
+                experiment=dict(self.roster.experiment),
+                meta=dict(self.roster.meta),
+                folder=self.roster.folder,
+                restore=restore,
+                trace=self.roster.trace,
+            ),
+        )
+
+    def _built(self, name: str, built: Built, now: float) -> None:
+        member = self._members[name]
+        if built.incarnation != member.incarnation:
+            return  # of a round that is over
+        if member.built is not None:
+            self._misfit(name, built, now)
+            return
+        member.built = built
+        for text in built.notes:
+            self._record("note", now, stage=name, text=text)
+        if not self._all_built:
+            return
+        if self.phase is Phase.MENDING:
+            self._open_round("keep", now)
+        elif self.phase is Phase.GATHERING:
+            self._connect(now)
+
+    def _connect(self, now: float) -> None:
+        """All are built: the round starts where the farthest of them is."""
+        self.phase = Phase.CONNECTING
+        built = [member.built for member in self._members.values() if member.built is not None]
+        start = max(self._start, *(max(one.position, one.read) for one in built))
+        for name, member in self._members.items():
+            others = [self._members[other] for other in self.roster.neighbours[name]]
+            connect = Connect(
+                incarnation=member.incarnation,
+                addresses={other.name: other.hello.address for other in others},
+                incarnations={other.name: other.incarnation for other in others},
+                start=start,
+                barrier=self.ledger.barrier,
+                planned=self.ledger.planned,
+            )
+            self._to(name, connect)
+        if self._started or start:
+            number, restore = self._incarnation, self._restore
+            self._record("round", now, incarnation=number, restore=restore, start=start)
+
+    def _ready(self, name: str, ready: Ready, now: float) -> None:
+        member = self._members[name]
+        if ready.incarnation != member.incarnation:
+            return
+        if self.phase is not Phase.CONNECTING:
+            self._misfit(name, ready, now)
+            return
+        member.ready = True
+        self._progress.heard(name, now)
+        parameters = member.built.parameters if member.built is not None else 0
+        self._record("ready", now, stage=name, parameters=parameters)
+        if not all(m.ready for m in self._members.values()):
+            return
+        self.phase = Phase.TRAINING
+        self._standstill.moved(now)
+        self._since, self._start = None, 0
+        if self._segment_start is None:
+            self._segment_start = now
+            self._record("resume" if self._started else "start", now)
+        if not self._started:
+            self._cut_s = now
+        self._started = True
+        for back in list(self._recovery.down_since):
+            self._back(back, now)
+        self._to_all(Start())
+
+    def _back(self, name: str, now: float) -> None:
+        """Say what a death has cost."""
+        built = self._members[name].built
+        restored = built.updates if built is not None else 0
+        # Those that all go back are made again, to the same bit: none is lost.
+        goes_back = self._restore not in ("keep", "snapshots")
+        lost = 0 if goes_back else max(0, self._updates.get(name, 0) - restored)
+        down_s = self._recovery.back(name, now)
+        self._record("back", now, stage=name, down_s=down_s, lost_updates=lost)
+
+    def _open_round(self, restore: str, now: float) -> None:
+        """Everybody who is here drops what is in flight and joins anew."""
+        self.phase = Phase.GATHERING
+        self._since = now
+        self._incarnation += 1
+        self._restore = restore
+        self._forget_barrier()
+        for name, member in self._members.items():
+            self._progress.forget(name)
+            # Who has not built anything yet has nothing to keep.
+            if restore != "keep" or member.built is not None:
+                member.restore = restore
+            member.incarnation = self._incarnation
+            member.built, member.ready = None, False
+            self._to(name, Rejoin(member.incarnation, member.restore))
+
+    def _forget_barrier(self) -> None:
+        """What has come back for the current one; the next round has it again."""
+        raise NotImplementedError
+
+    def _misfit(self, name: str, message: Message, now: float) -> None:
+        """A word that this worker should not have sent."""
+        raise NotImplementedError
+
+    def _fail(self, fail: Fail) -> None:
+        if self.phase is Phase.ENDED:
+            return
+        self.phase = Phase.ENDED
+        self._to_all(Abort(fail.text))
+        self._actions.append(fail)
+
+    def _samples_learned(self) -> int:
+        """Samples that have reached every loss; a worker may have skipped batches on their way."""
+        losses = set(self.roster.losses)
+        counts = [
+            self.ledger.samples.get(name, 0)
+            for name, stages in self.roster.members.items()
+            if losses.intersection(stages)
+        ]
+        return min(counts, default=0)
+
+    # --- small things ----------------------------------------------------------------------------
+
+    def _to(self, name: str, message: Message) -> None:
+        self._actions.append(Send(self._members[name].peer, message))
+
+    def _to_all(self, message: Message) -> None:
+        for name in self._members:
+            self._to(name, message)
+
+    def _record(self, kind: str, now: float, **values: Any) -> None:
+        self._actions.append(Record(kind, {"time_s": now, **values}))

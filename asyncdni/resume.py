@@ -1,0 +1,190 @@
+"""A run that has ended before its time is taken up again: with what, and from where.
+
+From the newest whole checkpoint; or, where every stage learns by itself and all of them have left a
+rolling snapshot that is newer, from those.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asyncdni import config, experiment
+from asyncdni.build import Design, make_roster
+from asyncdni.checkpoint import Manifest, differences, latest, next_cut, read_state
+from asyncdni.core.ledger import Ledger
+from asyncdni.errors import CheckpointError, ConfigError
+from asyncdni.run import CHECKPOINTS, EXPERIMENT, SNAPSHOTS, SUMMARY
+
+__all__ = ["Beginning", "changed_experiment", "find_beginning", "is_complete"]
+
+#: What may be changed about a run that has begun: nothing of what its weights mean.
+_HARMLESS = (
+    *("run.epochs", "run.split", "run.threads", "run.pin", "run.evaluate_every", "data.path"),
+    *("checkpoint", "recovery", "limits", "links", "slow", "numbers", "staleness", "schedule"),
+)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run goes on."""
+
+    ledger: Ledger
+    passed_over: list[str] = field(default_factory=list)  # broken checkpoints, each with what is
+
+
+def changed_experiment(folder: Path, changes: Sequence[str]) -> config.Experiment:
+    """The experiment of the run in `folder`, with `changes` (`section.key=value`).
+
+    Raises `ConfigError` for a folder without a run, and for a change of the network, the data, the
+    seed, or anything else that would make another run of it.
+    """
+    path = folder / EXPERIMENT
+    if not path.is_file():
+        raise ConfigError(f"--resume {folder}: no run is there, it has no {EXPERIMENT}")
+    there = experiment.load(path)
+    chosen = experiment.change(experiment.tables(there), changes)
+    for place, old, new in _differences(experiment.tables(there), experiment.tables(chosen)):
+        if not any(place == one or place.startswith(f"{one}.") for one in _HARMLESS):
+            if place.startswith("stages.") and ".schedule" in place:
+                continue
+            raise ConfigError(
+                f"--resume {folder}: {place} is {_shown(old)} there and {_shown(new)} here, which "
+                f"makes another run; only {', '.join(_HARMLESS)} may change"
+            )
+    return chosen
+
+
+def is_complete(folder: Path, chosen: config.Experiment) -> bool:
+    """The run in `folder` has been trained to its end, and `chosen` asks for no more epochs.
+
+    Raises `ConfigError` where it asks for fewer.
+    """
+    try:
+        epochs = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["epochs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # the summary is the last thing that a run writes
+    if chosen.run.epochs < epochs:
+        raise ConfigError(
+            f"--resume {folder}: run.epochs = {chosen.run.epochs}, but it has been trained for "
+            f"{epochs} already"
+        )
+    return bool(chosen.run.epochs == epochs)
+
+
+def find_beginning(
+    folder: Path, design: Design, history: list[dict[str, Any]], trained_s: float
+) -> Beginning:
+    """Where the run in `folder` goes on with `design`.
+
+    `history` has all evaluations so far, `trained_s` is all training time: it stays spent. A run of
+    which nothing has been kept yet begins anew. Raises `ConfigError` for a checkpoint of another
+    network, and `CheckpointError` where there are checkpoints, but none that is whole.
+    """
+    manifest, passed_over = latest(folder / CHECKPOINTS)
+    ledger = Ledger()
+    if manifest is not None:
+        found = differences(manifest, design.experiment, design.meta)
+        if found:
+            raise ConfigError(f"--resume {folder}: {'; '.join(found)}")
+        ledger = _ledger(manifest)
+    span = _snapshot_span(folder, design)
+    if span is not None and span[0] > ledger.start:
+        ledger = _from_snapshots(ledger, span[1], history)
+    _fit(folder, ledger, design)
+    ledger.train_s = max(ledger.train_s, trained_s)
+    ledger.cut = next_cut(folder / CHECKPOINTS) - 1
+    return Beginning(ledger, passed_over)
+
+
+def _ledger(manifest: Manifest) -> Ledger:
+    try:
+        return Ledger.restored(manifest.coordinator, f"{CHECKPOINTS}/{manifest.number:06d}")
+    except KeyError as error:
+        raise CheckpointError(
+            f"checkpoint {manifest.number} does not say {error} of its coordinator"
+        ) from None
+
+
+def _from_snapshots(cut: Ledger, start: int, history: list[dict[str, Any]]) -> Ledger:
+    """The stages have gone on since the cut, and so have the evaluations."""
+    since = history[len(cut.history) :]
+    best = cut.best
+    for entry in since:
+        if best is None or _better(entry, best):
+            best = {"accuracy": entry["accuracy"], "loss": entry["loss"]}
+    return Ledger(
+        start=start,
+        barrier=cut.barrier,
+        planned=cut.planned,
+        train_s=cut.train_s,
+        history=[*cut.history, *since],
+        best=best,
+        samples=cut.samples,
+        cut=cut.cut,
+        restore=SNAPSHOTS,
+    )
+
+
+def _better(entry: Mapping[str, Any], best: Mapping[str, float | None]) -> bool:
+    """Better accuracy; without one, smaller loss."""
+    accuracy, before = entry["accuracy"], best["accuracy"]
+    if accuracy is None or before is None:
+        loss = best["loss"]
+        return loss is None or bool(entry["loss"] < loss)
+    return bool(accuracy > before)
+
+
+def _snapshot_span(folder: Path, design: Design) -> tuple[int, int] | None:
+    """The positions of the stages that are behind and ahead of all others, by their snapshots; None
+    where one has none that is whole, or can't go on from its own."""
+    if not make_roster(design).goes_on:
+        return None
+    positions = []
+    for group in design.plan.groups:
+        try:
+            _, counts = read_state(folder / SNAPSHOTS, [n.name for n in group.members], None)
+        except CheckpointError:
+            return None
+        positions.append(counts.get("batches", 0) + counts.get("missed", 0))
+        positions.append(max(positions[-1], counts.get("read", 0)))
+    return min(positions), max(positions)
+
+
+def _fit(folder: Path, ledger: Ledger, design: Design) -> None:
+    """The ledger to a plan that may have changed since: other barriers, other workers."""
+    barriers, batches = design.plan.barriers, design.plan.batches
+    if ledger.start > batches:
+        raise ConfigError(
+            f"--resume {folder}: run.epochs = {design.experiment.run.epochs} is {batches} batches, "
+            f"but it has been trained for {ledger.start} already"
+        )
+    done, due = barriers[: ledger.planned], barriers[ledger.planned :]
+    if any(one > ledger.start for one in done) or any(one < ledger.start for one in due):
+        ledger.planned = bisect_right(barriers, ledger.start)
+    # The last one is had again by a run that has died behind it, so that it comes to an end.
+    ledger.planned = min(ledger.planned, len(barriers) - 1)
+    names = {group.name for group in design.plan.groups}
+    ledger.samples = {name: count for name, count in ledger.samples.items() if name in names}
+
+
+def _differences(there: Any, here: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(place, old, new) of every value that is not the same."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in {**there, **here}:
+            yield from _differences(there.get(key), here.get(key), f"{place}.{key}".lstrip("."))
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for index, (old, new) in enumerate(zip(there, here, strict=True)):
+            name = old.get("name", index) if isinstance(old, Mapping) else index
+            yield from _differences(old, new, f"{place}.{name}")
+    elif there != here:
+        yield place, there, here
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

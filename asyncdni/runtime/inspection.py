@@ -1,0 +1,119 @@
+"""Tensors that neighbours send, held against the network before anybody computes with them.
+
+The core knows which messages fit; to it tensors are opaque. A wrong shape, type or label would end
+the worker in the middle of an op, for a fault that is its neighbour's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from asyncdni.backends.base import Array
+from asyncdni.build import Design, find_exits
+from asyncdni.messages import DATA, Accused, Activation, Gradient, Message
+from asyncdni.plan import Group
+from asyncdni.schedules.base import Flight
+
+__all__ = ["Inspection"]
+
+_Shape = tuple[int, ...]
+
+
+class Inspection:
+    """Knows what each neighbour of one worker may send in one round: shapes of a sample, types."""
+
+    def __init__(self, design: Design, group: Group, incarnations: Mapping[str, int]) -> None:
+        """`incarnations` of the neighbours: what older ones have sent is not looked at."""
+        network, meta = design.network, design.meta
+        self._host = design.plan.groups[design.plan.host].name
+        self._incarnations = dict(incarnations)
+        self._dtype = np.dtype(design.experiment.run.dtype)
+        self._classes = meta.outputs if meta.targets == "classes" else None
+        self._target: _Shape = () if self._classes is not None else (meta.outputs,)
+        exits = find_exits(design)
+        self._activations: dict[str, _Shape] = {
+            name: meta.input_shape if name == DATA else network.node(exits[name]).output_shape
+            for name in group.producers
+        }
+        self._exit: _Shape = ()
+        self._readers: dict[str, set[str]] = {}  # by consumer, the stages that read from here
+        if group.exit is not None:
+            self._exit = network.node(group.exit).output_shape
+            for other in design.plan.groups:
+                readers = {node.name for node in other.members if group.exit in node.inputs}
+                if other.name in group.consumers:
+                    self._readers[other.name] = readers
+
+    def accusation(self, message: Message, flights: Mapping[int, Flight]) -> Accused | None:
+        """What the coordinator is to be told of its sender; None where the tensors are right.
+
+        `flights` are the batches in flight, which say how many rows their gradients must have. A
+        neighbour is accused once: from then on nothing of it is used.
+        """
+        if not isinstance(message, Activation | Gradient):
+            return None
+        home = self._host if message.sender == DATA else message.sender
+        if self._incarnations.get(home) != message.incarnation:
+            return None
+        text = self._misfit(message, flights)
+        if text is None:
+            return None
+        what = f"the {type(message).__name__} of batch {message.batch} from worker {home}"
+        return self.accuse(home, f"{what} does not fit: {text}")
+
+    def accuse(self, worker: str, text: str) -> Accused | None:
+        """What the coordinator is to be told of this neighbour; None where it has been already."""
+        incarnation = self._incarnations.pop(worker, None)
+        return None if incarnation is None else Accused(worker, incarnation, text)
+
+    def _misfit(self, message: Message, flights: Mapping[int, Flight]) -> str | None:
+        match message:
+            case Activation(sender=sender, tensors=tensors, samples=samples):
+                shape = self._activations.get(sender)
+                if shape is None:
+                    return None  # the core knows better what to say
+                found = _named(tensors, {"h", "y"}) or _misfit(
+                    "h", tensors["h"], (samples, *shape), self._dtype
+                )
+                return found or self._wrong_targets(tensors["y"], samples)
+            case Gradient(sender=sender, tensors=tensors, batch=batch):
+                readers = self._readers.get(sender)
+                if readers is None:
+                    return None
+                flight = flights.get(batch)
+                return _named(tensors, readers) or self._wrong_gradients(tensors, flight)
+        return None
+
+    def _wrong_targets(self, y: Array, samples: int) -> str | None:
+        dtype = self._dtype if self._classes is None else np.dtype(np.int64)
+        found = _misfit("y", y, (samples, *self._target), dtype)
+        if found or self._classes is None or not len(y):
+            return found
+        least, most = int(y.min()), int(y.max())
+        if least < 0 or most >= self._classes:
+            return f"its y has labels from {least} to {most}, expected 0 to {self._classes - 1}"
+        return None
+
+    def _wrong_gradients(self, tensors: Mapping[str, Array], flight: Flight | None) -> str | None:
+        for name, grad in tensors.items():
+            # A batch that is still to come here may have any number of them.
+            rows = grad.shape[:1] if flight is None else (flight.samples,)
+            found = _misfit(f"gradient for {name}", grad, (*rows, *self._exit), self._dtype)
+            if found:
+                return found
+        return None
+
+
+def _named(tensors: Mapping[str, Any], expected: set[str]) -> str | None:
+    if set(tensors) == expected:
+        return None
+    return f"it has tensors {sorted(tensors)}, expected {sorted(expected)}"
+
+
+def _misfit(name: str, found: Array, shape: _Shape, dtype: np.dtype[Any]) -> str | None:
+    if found.shape == shape and found.dtype == dtype:
+        return None
+    return f"its {name} is {found.dtype} {found.shape}, expected {dtype} {shape}"

@@ -1,0 +1,46 @@
+"""The state that a stage begins a round with, as the coordinator names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from asyncdni.backends.base import Stage
+from asyncdni.checkpoint import discard_snapshots, read_state
+from asyncdni.core.counts import Counts
+from asyncdni.errors import CheckpointError
+from asyncdni.runtime.snapshots import SNAPSHOTS
+
+__all__ = ["restored_stage"]
+
+_Stage = TypeVar("_Stage", bound=Stage)
+
+
+def restored_stage(
+    build: Callable[[], _Stage], folder: Path, restore: str, stages: Sequence[str], counts: Counts
+) -> tuple[_Stage, list[str]]:
+    """A stage made by `build`, in the state that `restore` names (see `messages.Rejoin`), and what
+    the user should know of it; `counts` count on from there.
+
+    A snapshot that is missing or damaged is told of, and the stage begins as from the seed. When
+    all go back, snapshots from after that must not be gone on from. Raises `CheckpointError` for a
+    cut that can't be used.
+    """
+    counts.restore({})
+    stage = build()
+    if restore == "keep":  # in a process that has nothing to keep yet
+        return stage, []
+    if restore != SNAPSHOTS:
+        discard_snapshots(folder / SNAPSHOTS)  # of all: nobody writes one before all are built
+    if restore == "initial":
+        return stage, []
+    try:
+        state, found = read_state(folder / restore, stages, None)
+        notes = stage.restore(state)
+    except CheckpointError as error:
+        if restore != SNAPSHOTS:
+            raise
+        return build(), [f"{error}; {', '.join(stages)} begin anew"]
+    counts.restore(found)
+    return stage, notes

@@ -1,0 +1,119 @@
+"""The folder of a simulated run: what is there outlives the processes that wrote it.
+
+In memory; where a real folder is given, cuts and snapshots are written there as well, and read from
+there, through the code of real runs. What a process was writing when it died is not there at all,
+as files are replaced in one go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from asyncdni import checkpoint
+from asyncdni.backends.base import Array
+from asyncdni.build import Design
+from asyncdni.core.events import Commit
+from asyncdni.errors import CheckpointError
+from asyncdni.plan import Group
+
+__all__ = ["CUTS", "SNAPSHOTS", "Disk", "Saved"]
+
+#: Folders of the run's.
+CUTS, SNAPSHOTS = "checkpoints/", "snapshots"
+
+State = Mapping[str, Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """All that decides how one worker goes on."""
+
+    state: State  # by declared stage; empty without arithmetic
+    counts: Mapping[str, int]
+    learned: frozenset[int] | None  # ids behind `counts`, for the account at the end; None: unknown
+
+
+class Disk:
+    """What has been written, by folder and worker; and the coordinator's state, by cut."""
+
+    def __init__(self, design: Design, folder: Path | None = None) -> None:
+        self._cuts: dict[str, str] = {}  # committed, oldest first: the coordinator's state
+        self._design = design
+        self._folder = folder
+        self._keep = design.experiment.checkpoint.keep
+        self._saved: dict[str, dict[str, Saved]] = {}
+
+    def write(self, folder: str, group: Group, saved: Saved) -> dict[str, str]:
+        """The SHA-256 of each declared stage's state."""
+        self._saved.setdefault(folder, {})[group.name] = saved
+        if self._folder is None:
+            return {node.name: _digest(saved.state.get(node.name, {})) for node in group.members}
+        return checkpoint.write_state(
+            self._folder / folder, saved.state, saved.counts, durable=folder != SNAPSHOTS
+        )
+
+    def read(self, folder: str, group: Group) -> Saved | None:
+        """None where there is nothing of that worker. Raises `CheckpointError`."""
+        found = self._saved.get(folder, {}).get(group.name)
+        if self._folder is None:
+            return found
+        names = [node.name for node in group.members]
+        try:
+            state, counts = checkpoint.read_state(self._folder / folder, names, None)
+        except CheckpointError:
+            if folder == SNAPSHOTS:
+                return None
+            raise
+        return Saved(state, counts, _learned(counts) if found is None else found.learned)
+
+    def commit(self, cut: Commit) -> None:
+        """Make it count, and forget all but the last few. Raises `CheckpointError`."""
+        self._cuts[cut.tag] = json.dumps(cut.state)
+        for tag in list(self._cuts)[: -self._keep]:
+            del self._cuts[tag], self._saved[tag]
+        if self._folder is not None:
+            checkpoint.commit(self._folder / CUTS, self._manifest(cut), self._keep)
+
+    def newest_cut(self) -> tuple[str, dict[str, Any]] | None:
+        """Its folder, and the coordinator's state."""
+        if not self._cuts:
+            return None
+        tag, state = list(self._cuts.items())[-1]
+        return tag, json.loads(state)
+
+    def snapshots(self) -> dict[str, Saved]:
+        """The last one of each worker that has left one."""
+        return dict(self._saved.get(SNAPSHOTS, {}))
+
+    def _manifest(self, cut: Commit) -> checkpoint.Manifest:
+        state: dict[str, Any] = msgspec.to_builtins(cut.state)
+        return checkpoint.Manifest(
+            number=state["cut"],
+            files=cut.files,
+            start=state["start"],
+            planned=state["planned"],
+            barrier=state["barrier"],
+            identity=checkpoint.identity(self._design.experiment, self._design.meta),
+            coordinator=state,
+        )
+
+
+def _learned(counts: Mapping[str, int]) -> frozenset[int] | None:
+    """What an earlier run has left does not say which batches were missed, if any were."""
+    return None if counts["missed"] else frozenset(range(counts["batches"]))
+
+
+def _digest(arrays: Mapping[str, Array]) -> str:
+    whole = hashlib.sha256()
+    for name, array in arrays.items():
+        whole.update(name.encode())
+        whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()

@@ -1,0 +1,178 @@
+"""What is to go wrong in a simulated run, as one struct, and as text.
+
+```
+crashes=2, pauses=1, pause_s=3, torn_saves=0.1; crash hidden1 at 2.5s
+```
+
+Rates are of random faults, so many a second of virtual time, each at a moment, a process and of a
+size drawn from the run's seed. Lines of a script happen as they say: see `simulator.script`.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from asyncdni.errors import ConfigError
+from asyncdni.simulator.script import Mishap, parse_line
+
+__all__ = ["Faults", "check_faults", "parse_faults"]
+
+Rate = Annotated[float, Meta(ge=0, le=1000)]  # a second
+Seconds = Annotated[float, Meta(ge=0, le=3600)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of what may go wrong. Sizes are means: each is drawn evenly from 0 to twice that."""
+
+    crashes: Rate = 0.0  # of a worker's process: SIGKILL
+    coordinator_crashes: Rate = 0.0  # of the coordinator's; somebody resumes the run …
+    resume_s: Seconds = 4.0  # … after so long
+    pauses: Rate = 0.0  # of a process, the coordinator's among them: SIGSTOP, then SIGCONT
+    pause_s: Seconds = 0.5
+    slowdowns: Rate = 0.0  # of a worker: ops take `slow_factor` times as long for a while
+    slow_s: Seconds = 0.5
+    slow_factor: Annotated[float, Meta(ge=1, le=1000)] = 5.0
+    partitions: Rate = 0.0  # between two groups of processes: what is sent waits until it heals …
+    partition_s: Seconds = 0.5
+    resets: Share = 0.0  # … or connections break by it, this share of them
+    breaks: Rate = 0.0  # of one connection: the oldest of what is on its way is lost …
+    # … and between workers the first of the rest is delivered twice, this share of times
+    duplicates: Share = 0.0
+    delay_s: Seconds = 0.0  # more for every message
+    jitter_s: Seconds = 0.0  # more for every message, evenly drawn from 0 to that; order is kept
+    skew_s: Seconds = 0.0  # clocks of processes are off by up to so much …
+    drift: Annotated[float, Meta(ge=0, le=0.1)] = 0.0  # … and go too fast or slow by up to that
+    slow_saves: Share = 0.0  # of all saves, snapshots among them
+    slow_save_s: Seconds = 0.5
+    failed_saves: Share = 0.0  # the disk is full
+    torn_saves: Share = 0.0  # the process dies in the middle of it
+    most: Annotated[int, Meta(ge=0)] = 20  # random faults in all, so that a run comes to its end
+    script: tuple[str, ...] = ()
+
+    @property
+    def mishaps(self) -> list[Mishap]:
+        """What the script says. Raises `ConfigError`."""
+        return [parse_line(line) for line in self.script]
+
+    @property
+    def any(self) -> bool:
+        """Something may go wrong."""
+        return self != Faults(most=self.most)
+
+    def __str__(self) -> str:
+        """As text that `parse_faults` reads."""
+        default = Faults()
+        words = [
+            f"{name}={getattr(self, name):g}"
+            for name in self.__struct_fields__
+            if name != "script" and getattr(self, name) != getattr(default, name)
+        ]
+        return "; ".join([", ".join(words)] * bool(words) + list(self.script))
+
+
+#: What a size is the size of.
+_NEEDS = {
+    "resume_s": ("coordinator_crashes", "torn_saves"),
+    "pause_s": ("pauses",),
+    "slow_s": ("slowdowns",),
+    "slow_factor": ("slowdowns",),
+    "partition_s": ("partitions",),
+    "resets": ("partitions",),
+    "duplicates": ("breaks", "partitions"),
+    "slow_save_s": ("slow_saves",),
+}
+
+#: Lines of a script that leave something open.
+_SCRIPTED = {"partition": "partitions", "break": "breaks"}
+
+
+def parse_faults(text: str) -> Faults:
+    """From text as above, or from the TOML file that it names (the same names, and `script`).
+
+    Raises `ConfigError` for what is no fault, and for faults that make no sense together.
+    """
+    tables = _from_file(Path(text)) if text.endswith(".toml") else _from_text(text)
+    try:
+        faults = msgspec.convert(tables, Faults)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"--faults: {_plain(str(error))}") from None
+    _check_sense(faults, tables)
+    return faults
+
+
+def check_faults(faults: Faults, workers: Sequence[str]) -> None:
+    """Raises `ConfigError` where the script names a process that the run does not have."""
+    for mishap in faults.mishaps:
+        mishap.check(workers)
+
+
+def _from_text(text: str) -> dict[str, Any]:
+    tables: dict[str, Any] = {}
+    script: list[str] = []
+    for part in filter(None, (one.strip() for one in text.replace(",", ";").split(";"))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            script.append(part)
+            continue
+        name = name.strip()
+        if name in tables:
+            raise ConfigError(f"--faults: {name} is given twice")
+        tables[name] = _number(name, value.strip())
+    return {**tables, "script": script} if script else tables
+
+
+def _number(name: str, text: str) -> float | int:
+    try:
+        number = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"--faults: {name}={text}: expected a number")
+    return number
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--faults {path}: can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--faults {path}: {error}") from error
+
+
+def _plain(text: str) -> str:
+    """Of msgspec's words, ours."""
+    if text.startswith("Object contains unknown field"):
+        name = text.split("`")[1]
+        known = ", ".join(Faults.__struct_fields__)
+        return f"there is no fault {name!r}; known: {known}"
+    what, _, where = text.partition(" - at ")
+    return f"{where.strip('`').removeprefix('$.')}: {what[0].lower()}{what[1:]}"
+
+
+def _check_sense(faults: Faults, given: dict[str, Any]) -> None:
+    scripted = {_SCRIPTED.get(mishap.kind) for mishap in faults.mishaps}
+    for size, needed in _NEEDS.items():
+        if size in given and not any(getattr(faults, one) or one in scripted for one in needed):
+            raise ConfigError(
+                f"--faults: {size} says how bad {' or '.join(needed)} are, but there are none"
+            )
+    share = faults.slow_saves + faults.failed_saves + faults.torn_saves
+    if share > 1:
+        raise ConfigError(
+            f"--faults: slow_saves, failed_saves and torn_saves are shares of all saves, and make "
+            f"{share:g} together, expected at most 1"
+        )
+    if not faults.mishaps and not faults.any:
+        raise ConfigError(
+            "--faults: nothing is to go wrong; expected rates such as crashes=2, or lines such as "
+            "'crash hidden1 at 2.5s'"
+        )

@@ -1,0 +1,335 @@
+"""Deaths of workers as the coordinator sees them: how they are found out, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from office import NAMES, Office, end, failure, hello, records, sent, to_all
+
+from asyncdni.core.barriers import FINAL
+from asyncdni.core.coordinator import Phase
+from asyncdni.core.events import Action, Exited, Fail, Received, UserStop, Woke
+from asyncdni.messages import (
+    Abort,
+    Accused,
+    Beat,
+    Connect,
+    Drained,
+    Evaluated,
+    Failed,
+    Lost,
+    Message,
+    Ready,
+    Rejoin,
+    Report,
+    Saved,
+    Start,
+    Welcome,
+)
+
+Way = Callable[[Office], list[Action]]
+
+
+def by_signal(office: Office) -> list[Action]:
+    return office.kill("b", -9)
+
+
+def by_exit_code(office: Office) -> list[Action]:
+    assert office.kill("b", 1) == []  # last words may still come
+    return office.wake()
+
+
+def by_silence(office: Office) -> list[Action]:
+    office.now += 0.9
+    for name in ("a", "c"):
+        office.hear(name, Beat())
+    return office.wake(0.1)
+
+
+def by_accusation(office: Office) -> list[Action]:
+    return office.hear("a", Accused("b", office.told["b"].incarnation, "b sent nonsense"))
+
+
+def by_misfit(office: Office) -> list[Action]:
+    return office.hear("b", Start())
+
+
+def by_memory(office: Office) -> list[Action]:
+    return office.hear("b", Failed("MemoryError", "out of memory", "Traceback"))
+
+
+WAYS = {
+    "signal": (by_signal, "WorkerLost"),
+    "exit code": (by_exit_code, "WorkerLost"),
+    "silence": (by_silence, "WorkerLost"),
+    "accusation": (by_accusation, "RemoteProtocolError"),
+    "misfit": (by_misfit, "RemoteProtocolError"),
+    "memory": (by_memory, "MemoryError"),
+}
+STATES = ("started", "evaluating", "saving")
+
+each_way = pytest.mark.parametrize(("way", "kind"), WAYS.values(), ids=WAYS)
+each_state = pytest.mark.parametrize("state", STATES)
+
+
+def at(state: str, **roster: Any) -> Office:
+    office = getattr(Office(**roster), state)()
+    assert isinstance(office, Office)
+    return office
+
+
+# --- whatever the death, whenever it comes -------------------------------------------------------
+
+
+@each_state
+@each_way
+def test_without_recovery_it_ends_the_run(way: Way, kind: str, state: str) -> None:
+    office = at(state, restarts=0)
+    actions = way(office)
+    assert failure(actions).kind == kind
+    assert set(NAMES) - {"b"} <= {name for name, _ in sent(actions, Abort)}
+    assert office.launched == []
+
+
+@each_state
+@each_way
+def test_without_a_folder_there_is_nothing_to_recover_from(way: Way, kind: str, state: str) -> None:
+    if state != "saving":  # there is none to save to
+        assert failure(way(at(state, folder=""))).kind == kind
+
+
+@each_state
+@each_way
+def test_where_gradients_are_waited_for_all_go_back(way: Way, kind: str, state: str) -> None:
+    office = at(state)
+    actions = way(office)
+    number = office.told["a"].incarnation
+    assert number > 1
+    assert sent(actions) == [(name, Rejoin(number, "initial")) for name in ("a", "c")]
+    assert records(actions, "lost")[0]["stage"] == "b"
+    assert office.phase is Phase.GATHERING
+    assert office.build("a", "c") == []
+    actions = office.replace("b")
+    ((_, welcome),) = sent(actions, Welcome)
+    assert isinstance(welcome, Welcome)
+    assert welcome.restore == "initial"
+    assert {name for name, _ in sent(actions, Connect)} == set(NAMES)
+    actions = office.ready()
+    assert sent(actions) == to_all(Start())
+    assert records(actions, "back")[0]["lost_updates"] == 0
+    assert office.launched == ["b"]
+
+
+@each_state
+@each_way
+def test_where_all_learn_by_themselves_the_others_go_on(way: Way, kind: str, state: str) -> None:
+    office = at(state, goes_on=True)
+    actions = way(office)
+    assert sent(actions) == [(name, Lost("b")) for name in ("a", "c")]
+    assert office.phase is Phase.MENDING
+    actions = office.replace("b")
+    ((_, welcome),) = sent(actions, Welcome)
+    assert isinstance(welcome, Welcome)
+    assert welcome.restore == "snapshots"
+    number = office.told["a"].incarnation
+    assert number > welcome.incarnation > 1
+    assert sent(actions, Rejoin) == to_all(Rejoin(number, "keep"))
+    assert {name for name, _ in sent(office.build(), Connect)} == set(NAMES)
+    assert sent(office.ready()) == to_all(Start())
+    assert office.phase is Phase.TRAINING
+
+
+@each_way
+def test_after_a_stop_it_ends_the_run(way: Way, kind: str) -> None:
+    office = at("started")
+    office(UserStop())
+    fail = failure(way(office))
+    assert fail.kind == "Interrupted"
+    assert fail.text.startswith("interrupted; ")
+    assert fail.text.endswith("so nothing more was saved")
+
+
+# --- how they are found out ----------------------------------------------------------------------
+
+
+def test_silence_names_the_worker_and_any_word_breaks_it() -> None:
+    office = Office(restarts=0, silence_s=3.0).started()
+    office.now += 2.9
+    for name in ("a", "c"):
+        office.hear(name, Beat())
+    assert office(Woke()) == []
+    assert office.machine.deadline() == 103.0
+    office.now = 103.0
+    actions = office(Woke())
+    fail = failure(actions)
+    assert fail.kind == "WorkerLost"
+    assert fail.text == "worker b (process 5 on h) has shown no sign of life for 3.0 s"
+    assert {("a", Abort(fail.text)), ("c", Abort(fail.text))} <= set(sent(actions))
+
+
+def test_words_already_waiting_are_heard_before_anyone_is_called_silent() -> None:
+    """A coordinator that was itself stopped for a while finds them all at once."""
+    office = Office().started()
+    office.now += 50.0
+    assert [office.hear(name, Beat()) for name in NAMES] == [[], [], []]
+    assert office(Woke()) == []
+
+
+def test_all_who_are_silent_are_found_at_one_waking() -> None:
+    office = Office().started()
+    office.now += 5.0
+    office.hear("a", Beat())
+    actions = office(Woke())
+    assert sorted(record["stage"] for record in records(actions, "lost")) == ["b", "c"]
+    assert sorted(office.launched) == ["b", "c"]
+
+
+def test_a_worker_that_beats_but_computes_nothing_for_too_long_is_stuck() -> None:
+    office = Office(restarts=0, stuck_s=5.0).started()
+    for second in range(5):
+        office.now += 1.0
+        office.all_say(Beat())
+        for name in ("a", "c"):
+            office.hear(name, Report({"updates": second}))
+        actions = office(Woke())
+    assert failure(actions).text == "worker b (process 5 on h) has not moved for 5.0 s"
+
+
+def test_before_all_have_started_nobody_is_held_to_be_stuck() -> None:
+    """Building may take its time: it has a limit of its own."""
+    office = Office(stuck_s=5.0).gathering()
+    for _ in range(10):
+        office.now += 1.0
+        office.all_say(Beat())
+        assert office(Woke()) == []
+
+
+def test_nor_while_a_round_is_being_made() -> None:
+    office = Office(stuck_s=5.0).started()
+    office.kill("b")
+    office.wake()
+    for _ in range(10):
+        office.now += 0.9
+        office.hear("a", Beat())
+        office.hear("c", Beat())
+        assert office(Woke()) == []
+
+
+def test_a_worker_that_is_killed_is_told_with_its_last_lines() -> None:
+    office = Office(restarts=0).started()
+    fail = failure(office(Exited("b", -9, "segfault | core dumped")))
+    assert fail.kind == "WorkerLost"
+    assert fail.text == "worker b died with signal 9; its last lines: segfault | core dumped"
+
+
+def test_last_words_within_the_grace_win_over_the_exit() -> None:
+    office = Office().started()
+    office(Exited("b", 1, ""))
+    office.now += 10.0  # late, but the words were waiting
+    fail = failure(office.hear("b", Failed("DataError", "row 3 is short", "")))
+    assert (fail.kind, fail.text) == ("DataError", "row 3 is short")
+
+
+def test_a_worker_that_has_exited_is_not_called_silent() -> None:
+    office = Office(silence_s=3.0).started()
+    office.now += 2.9
+    office.hear("a", Beat())
+    office.hear("c", Beat())
+    office(Exited("b", 1, ""))
+    office.now += 0.2
+    assert office(Woke()) == []
+
+
+def test_the_exit_of_one_that_is_known_to_be_dead_is_no_second_death() -> None:
+    office = Office(restarts=1).started()
+    by_accusation(office)
+    assert office.kill("b") == office.kill("b", 1) == []
+    office.build("a", "c")
+    office.replace("b")
+    office.ready()
+    assert office.phase is Phase.TRAINING
+
+
+@pytest.mark.parametrize("kind", ["ConfigError", "DataError", "CheckpointError", "AsyncDNIError"])
+def test_what_would_happen_again_ends_the_run(kind: str) -> None:
+    office = Office().started()
+    fail = failure(office.hear("b", Failed(kind, "row 3", "Traceback")))
+    assert (fail.kind, fail.text, fail.trace) == (kind, "row 3", "Traceback")
+
+
+def test_the_first_error_aborts_all_and_nothing_comes_after_it() -> None:
+    office = Office().started()
+    actions = office.hear("b", Failed("DataError", "row 3", "Traceback"))
+    assert end(actions) == Fail("DataError", "row 3", "Traceback", cause=actions[0].cause)
+    assert sent(actions) == to_all(Abort("row 3"))
+    later = [Exited("b", 1, ""), UserStop(), Woke(), Received(Failed("X", "late", ""), b"a")]
+    assert [office(event) for event in later] == [[]] * 4
+
+
+@pytest.mark.parametrize(
+    ("state", "name", "message"),
+    [
+        ("gathering", "a", Ready(1)),
+        ("started", "a", hello("a")),
+        ("started", "a", Ready(1)),
+        ("started", "a", Drained(1, 1, FINAL, 0)),
+        ("started", "c", Evaluated(0, "c", 1, 1.0, 1, 1)),
+        ("started", "a", Saved("best", {})),
+        ("started", "a", Start()),
+        ("evaluating", "a", Drained(1, 0, FINAL, 2)),
+        ("evaluating", "c", Evaluated(1, "c", 1, 1.0, 1, 1)),
+        ("evaluating", "c", Evaluated(0, "b", 1, 1.0, 1, 1)),
+        ("evaluating", "a", Evaluated(0, "c", 1, 1.0, 1, 1)),
+        ("saving", "a", Saved("final", {})),
+    ],
+)
+def test_a_word_that_does_not_fit_is_the_death_of_its_sender(
+    state: str, name: str, message: Message
+) -> None:
+    office = at(state)
+    phase = office.phase
+    (record,) = records(office.hear(name, message), "lost")
+    assert record["stage"] == name
+    assert f"worker {name} sent a {type(message).__name__} that does not fit" in record["text"]
+    assert phase.value in record["text"]
+
+
+def test_a_second_word_that_all_is_built_does_not_fit() -> None:
+    office = Office().started()
+    assert records(office.build("a"), "lost")[0]["stage"] == "a"
+
+
+@pytest.mark.parametrize(("worker", "incarnation"), [("b", 2), ("b", 0), ("x", 1), ("data", 1)])
+def test_an_accusation_of_nobody_who_is_here_is_ignored(worker: str, incarnation: int) -> None:
+    """Its process has been replaced since, or there never was one."""
+    assert Office().started().hear("a", Accused(worker, incarnation, "x")) == []
+
+
+def test_an_accusation_is_recorded_with_who_has_made_it() -> None:
+    (record,) = records(by_accusation(Office().started()), "accused")
+    assert (record["stage"], record["by"], record["text"]) == ("b", "a", "b sent nonsense")
+
+
+# --- deaths before the start ---------------------------------------------------------------------
+
+
+def test_of_two_exits_before_the_start_the_first_is_told() -> None:
+    """What keeps a worker from starting would do so again."""
+    office = Office()
+    office(Exited("c", 3, ""))
+    office(Exited("a", 1, ""))
+    actions = office.wake(1.0)
+    assert failure(actions).text == "worker c died with exit code 3"
+
+
+def test_a_worker_that_is_killed_before_the_start_is_started_again() -> None:
+    office = Office().gathering()
+    office.kill("b")
+    actions = office.replace("b")
+    assert isinstance(office.told["b"], Welcome)
+    assert office.told["b"].restore == "initial"
+    assert sent(actions, Rejoin) == []
+    assert {name for name, _ in sent(office.build("a", "c"), Connect)} == set(NAMES)
+    assert sent(office.ready()) == to_all(Start())

@@ -1,0 +1,173 @@
+"""What is learned in spite of everything, with real maths: the same bits, where nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import pytest
+
+from asyncdni.build import Design
+from asyncdni.checkpoint import latest
+from asyncdni.core.events import Finish
+from asyncdni.resume import find_beginning
+from asyncdni.simulator import Costs, Faults, Links, Result, simulate
+
+SYNCHRONOUS = [{"name": "locked"}, *({"name": n, "microbatches": 2} for n in ("gpipe", "1f1b"))]
+NETWORKS = {
+    "chain": networks.chain(3, norm=True),
+    "fork": networks.fork(),
+    "diamond": networks.diamond(),
+}
+ASYNCHRONOUS: dict[str, dict[str, Any]] = {
+    "delayed": {"name": "delayed"},
+    "local_loss": {"name": "local_loss", "replay": 2, "uses_max": 3},
+    "synthetic": {"name": "synthetic"},
+    "bootstrapped": {"name": "synthetic", "target": "bootstrap", "fit_every": 2},
+    "corrected": {"name": "synthetic", "correct": True},
+    "mixed": {"name": "synthetic", "mix": 0.5},
+    "synthetic inputs": {"name": "synthetic", "synthetic_inputs": True},
+    "skipping": {"name": "synthetic", "on_full": "skip"},
+}
+
+
+def bits(result: Result) -> dict[str, dict[str, bytes]]:
+    return {
+        stage: {name: array.tobytes() for name, array in arrays.items()}
+        for stage, arrays in result.weights.items()
+    }
+
+
+def losses(result: Result) -> list[float]:
+    return [entry["loss"] for entry in result.history]
+
+
+def design(stages: Any, schedule: Any, **checkpoint: Any) -> Design:
+    return networks.design(
+        stages,
+        schedule,
+        data={"batch_size": 6, "examples": 32},
+        run={"epochs": 6},
+        checkpoint={"every": 0.5, **checkpoint},
+        recovery={"restarts": 1000},
+        limits={"stuck_s": 5.0, "window": 3},
+    )
+
+
+# --- synchronous schedules -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("stages", NETWORKS.values(), ids=list(NETWORKS))
+@pytest.mark.parametrize("schedule", SYNCHRONOUS, ids=lambda table: str(table["name"]))
+def test_synchronous_schedules_end_with_the_same_bits(
+    schedule: Any, stages: Any, seed: int
+) -> None:
+    """Whatever dies, pauses, breaks or is torn, the coordinator included."""
+    chosen = design(stages, schedule)
+    faults = Faults(
+        crashes=8,
+        coordinator_crashes=0.5 * (seed % 2),
+        pauses=1,
+        pause_s=1,
+        breaks=10,
+        torn_saves=0.05,
+        most=6,
+    )
+    result = simulate(chosen, seed=seed, maths=True, faults=faults)
+    assert isinstance(result.end, Finish) and sum(result.mishaps.values()) > 1
+    plain = simulate(chosen, seed=0, maths=True)
+    assert bits(result) == bits(plain) and losses(result) == losses(plain)
+
+
+def test_without_going_back_the_bits_would_differ() -> None:
+    """The control: a schedule that goes on does not repeat what was lost."""
+    chosen = design(networks.chain(3), {"name": "synthetic"}, every="never")
+    plain = simulate(chosen, seed=0, maths=True)
+    crash = Faults(script=("crash s1 at 108ms",))
+    result = simulate(chosen, seed=0, maths=True, faults=crash)
+    assert isinstance(result.end, Finish) and result.mishaps == {"crash": 1}
+    assert bits(result) != bits(plain)
+
+
+# --- going on from a cut -------------------------------------------------------------------------
+
+#: Stages of different speed, and gradients that come late.
+UNEVEN: dict[str, Any] = {
+    "costs": Costs(scale={"s1": 3.0, "a": 2.0, "long": 2.5}),
+    "links": Links(latency_us=900.0, control_latency_us=500.0),
+}
+
+
+@pytest.mark.parametrize("stages", [networks.chain(4), networks.fork(), networks.diamond()])
+@pytest.mark.parametrize("schedule", ASYNCHRONOUS.values(), ids=list(ASYNCHRONOUS))
+def test_an_asynchronous_run_goes_on_from_a_cut_to_the_same_bits(
+    schedule: Any, stages: Any
+) -> None:
+    """Its coordinator dies behind a barrier; another resumes from there. Nothing of what decides
+    the order of events may get lost."""
+    chosen = design(stages, schedule, every=1.0, snapshot_every="never", keep=3)
+    plain = simulate(chosen, seed=0, maths=True, **UNEVEN)
+    assert max(own["staleness_max"] or 0 for own in plain.counters.values()) or (
+        schedule["name"] == "local_loss"
+    )
+    cuts = [values["time_s"] for kind, values in plain.records if kind == "cut"]
+    for cut_s in cuts[1:4:2]:
+        crash = Faults(script=(f"crash coordinator at {cut_s + 0.004:.6f}s",))
+        result = simulate(chosen, seed=0, maths=True, faults=crash, **UNEVEN)
+        (again,) = (values for kind, values in result.records if kind == "round")
+        assert again["restore"].startswith("checkpoints/") and again["start"] > 0
+        assert bits(result) == bits(plain) and losses(result) == losses(plain)
+
+
+@pytest.mark.parametrize("schedule", [{"name": "locked"}, {"name": "synthetic"}])
+def test_a_simulated_run_is_resumed_from_real_files_by_the_code_of_real_runs(
+    schedule: Any, tmp_path: Path
+) -> None:
+    chosen = design(networks.chain(3), schedule, every=1.0, snapshot_every="never")
+    plain = simulate(chosen, seed=0, maths=True)
+    cuts = [values["time_s"] for kind, values in plain.records if kind == "cut"]
+    simulate(chosen, seed=0, maths=True, folder=tmp_path, until_s=cuts[2] + 0.004)
+    manifest, passed_over = latest(tmp_path / "checkpoints")
+    assert manifest is not None and manifest.number == 3 and not passed_over
+    ledger = find_beginning(tmp_path, chosen, [], 0.0).ledger
+    result = simulate(chosen, seed=0, maths=True, folder=tmp_path, ledger=ledger)
+    assert bits(result) == bits(plain) and losses(result) == losses(plain)
+
+
+# --- decoupled learning --------------------------------------------------------------------------
+
+
+def test_synthetic_learns_although_its_stages_keep_dying() -> None:
+    """The only copy of a stage, again and again: the accuracy stays within a few points."""
+    chosen = networks.design(
+        networks.chain(3),
+        {"name": "synthetic"},
+        data={"batch_size": 16, "examples": 256, "test_examples": 256},
+        optimizer={"name": "adam", "learning_rate": 0.01},
+        run={"epochs": 60, "evaluate_every": 30.0},
+        checkpoint={"every": "never", "snapshot_every": "20ms"},
+        recovery={"restarts": 1000},
+    )
+    costs = Costs(read_us=3000.0, startup_us=20_000.0)
+    plain = simulate(chosen, seed=0, maths=True, costs=costs)
+    faults = Faults(crashes=3, most=12)
+    result = simulate(chosen, seed=0, maths=True, costs=costs, faults=faults)
+    assert isinstance(result.end, Finish) and result.mishaps["crash"] > 5
+    accuracies = [run.history[-1]["accuracy"] for run in (plain, result)]
+    assert accuracies[0] > 0.8
+    assert np.diff(accuracies)[0] > -0.05
+
+
+@pytest.mark.parametrize("every", ["1ms", "3ms", "7ms", 0.5])
+@pytest.mark.parametrize("schedule", SYNCHRONOUS, ids=lambda table: str(table["name"]))
+def test_cuts_at_any_moment_leave_what_is_learned_as_it_is(schedule: Any, every: Any) -> None:
+    """Also where a batch is being read in the middle of a group of microbatches."""
+    costs = Costs(read_us=300.0, jitter=0.5)
+    chosen = design(networks.chain(3), schedule, every=every)
+    often = simulate(chosen, seed=0, maths=True, costs=costs)
+    never = simulate(design(networks.chain(3), schedule, every="never"), seed=0, maths=True)
+    assert len([kind for kind, _ in often.records if kind == "cut"]) > 4
+    assert bits(often) == bits(never)

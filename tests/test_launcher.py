@@ -1,0 +1,113 @@
+"""Processes on this machine: started, started again, told of once, and none left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import until
+
+from asyncdni.errors import LaunchError
+from asyncdni.launchers.by_hand import typed_command
+from asyncdni.launchers.local import LocalLauncher
+
+Exited = tuple[str, int, str]
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Iterator[LocalLauncher]:
+    with LocalLauncher(tmp_path) as made:
+        yield made
+        made.stop(0)
+
+
+def script(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def pid_in(log: Path, line: int = 0) -> int | None:
+    """The process id that a worker has written as that line of its log."""
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return int(lines[line]) if len(lines) > line and lines[line].endswith("\n") else None
+
+
+SAY_PID_AND_SLEEP = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+DEAF = (
+    "import os, signal\n"
+    "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
+    "    signal.signal(number, signal.SIG_IGN)\n"
+    "print(os.getpid(), flush=True)\n"
+    "while True: signal.pause()"
+)
+
+
+def test_an_end_is_told_once_with_code_and_last_lines(launcher: LocalLauncher) -> None:
+    launcher.start({"a": script("print('one\\ntwo'); raise SystemExit(3)")})
+    assert until(launcher.exited, "its end") == [("a", 3, "one | two")]
+    assert launcher.exited() == []
+
+
+def test_a_process_started_again_has_its_own_end_and_its_own_last_lines(
+    launcher: LocalLauncher, tmp_path: Path
+) -> None:
+    counting = "import os, sys; print('first' if os.path.getsize(sys.argv[1]) == 0 else 'later')"
+    launcher.start({"a": [*script(counting), str(tmp_path / "a.log")]})
+    assert until(launcher.exited, "the first end") == [("a", 0, "first")]
+    launcher.restart("a")
+    assert until(launcher.exited, "the second end") == [("a", 0, "later")]
+    assert (tmp_path / "a.log").read_text() == "first\nlater\n"
+
+
+@pytest.mark.parametrize("code", [SAY_PID_AND_SLEEP, DEAF], ids=["lives", "ignores signals"])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_starting_again_kills_what_is_left_of_the_process_before(
+    launcher: LocalLauncher, tmp_path: Path, code: str, stopped: bool
+) -> None:
+    launcher.start({"a": script(code)})
+    old = until(lambda: pid_in(tmp_path / "a.log"), "the first process")
+    if stopped:
+        os.kill(old, signal.SIGSTOP)
+    launcher.restart("a")
+    assert not Path(f"/proc/{old}").exists()  # reaped too
+    new = until(lambda: pid_in(tmp_path / "a.log", 1), "the second process")
+    assert new != old
+    assert launcher.exited() == []  # the old one's end is nobody's business any more
+
+
+def test_stopping_leaves_no_process_and_no_zombie_whatever_they_ignore(tmp_path: Path) -> None:
+    with LocalLauncher(tmp_path) as launcher:
+        launcher.start({"a": script(DEAF), "b": script(DEAF)})
+        logs = (tmp_path / "a.log", tmp_path / "b.log")
+        pids = [until(lambda log=log: pid_in(log), "a process") for log in logs]  # type: ignore[misc]
+        launcher.stop(0)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_command_that_does_not_exist_is_named(launcher: LocalLauncher) -> None:
+    with pytest.raises(LaunchError, match=r"can't start worker a: .*no/such/program"):
+        launcher.start({"a": ["no/such/program"]})
+
+
+def test_logs_that_can_not_be_written_are_named_at_a_restart(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    with LocalLauncher(logs) as launcher:
+        launcher.start({"a": script("pass")})
+        until(launcher.exited, "its end")
+        (logs / "a.log").unlink()
+        logs.rmdir()
+        with pytest.raises(LaunchError, match=r"can't start worker a: .*a\.log"):
+            launcher.restart("a")
+
+
+def test_a_command_to_be_typed_reaches_a_socket_that_listens_everywhere() -> None:
+    flags = ["--keys", "/my keys"]
+    line = typed_command("top", "tcp://0.0.0.0:5555", flags, allow_import=True)
+    assert line == (
+        "asyncdni worker --stage top --coordinator tcp://127.0.0.1:5555 --keys '/my keys' "
+        "--allow-import"
+    )

@@ -1,0 +1,116 @@
+"""How far a run has come: into a manifest and back, and back to the last cut."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from asyncdni.core.ledger import Ledger
+from asyncdni.core.scores import Scores
+from asyncdni.messages import Evaluated
+
+
+def scores(correct: int | None, loss: float = 1.0) -> Scores:
+    found = Scores()
+    found.add(Evaluated(0, "c", 10, loss * 10, correct, 1))
+    return found
+
+
+def ledger() -> Ledger:
+    entry = {"samples": 40, "train_s": 1.5, "accuracy": 0.5, "loss": 1.0}
+    return Ledger(
+        start=12,
+        barrier=3,
+        planned=2,
+        train_s=1.5,
+        history=[entry],
+        best={"accuracy": 0.5, "loss": 1.0},
+        samples={"a": 48, "b": 40},
+        cut=4,
+    )
+
+
+def test_what_goes_into_a_manifest_comes_back_from_it() -> None:
+    """By way of JSON, as a manifest is."""
+    state = json.loads(json.dumps(ledger().state()))
+    again = Ledger.restored(state, "checkpoints/000004")
+    assert again.state() == ledger().state()
+    assert again.restore == "checkpoints/000004"
+
+
+def test_a_run_that_has_not_been_evaluated_comes_back_too() -> None:
+    state = json.loads(json.dumps(Ledger().state()))
+    assert Ledger.restored(state, "snapshots") == Ledger(restore="snapshots")
+
+
+def test_what_else_stands_in_a_manifest_is_left_there() -> None:
+    state = {**ledger().state(), "of a later version": 1}
+    assert Ledger.restored(state, "x").state() == ledger().state()
+
+
+@pytest.mark.parametrize("name", sorted(Ledger().state()))
+def test_a_manifest_without_some_value_is_none(name: str) -> None:
+    state = ledger().state()
+    del state[name]
+    with pytest.raises(KeyError, match=name):
+        Ledger.restored(state, "x")
+
+
+def test_a_state_is_a_copy() -> None:
+    one = ledger()
+    state = one.state()
+    one.history.append({})
+    one.samples["a"] = 0
+    assert one.best is not None
+    one.best["loss"] = 0.0
+    assert state == ledger().state()
+
+
+def test_going_back_forgets_results_and_keeps_time_and_numbers() -> None:
+    """Barriers and cuts go on being numbered, and time that was spent stays spent."""
+    cut, now = ledger(), ledger()
+    now.barrier, now.planned, now.train_s, now.cut, now.start = 9, 7, 8.0, 5, 30
+    now.samples["a"] = 200
+    now.evaluated(scores(9), {"accuracy": 0.9})
+    now.back_to(cut)
+    assert (now.start, now.planned, now.samples) == (cut.start, cut.planned, cut.samples)
+    assert (now.history, now.best) == (cut.history, cut.best)
+    assert (now.barrier, now.train_s, now.cut) == (9, 8.0, 5)
+
+
+def test_what_happens_after_going_back_does_not_change_the_cut() -> None:
+    cut, now = ledger(), ledger()
+    now.back_to(cut)
+    now.evaluated(scores(9), {"accuracy": 0.9})
+    now.history[0]["accuracy"] = 0.0
+    now.samples["a"] = 0
+    assert cut == ledger()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "better"),
+    [
+        ((5, 1.0), (6, 9.0), True),
+        ((5, 1.0), (5, 0.1), False),
+        ((None, 2.0), (None, 1.0), True),
+        ((None, 1.0), (None, 2.0), False),
+    ],
+)
+def test_each_evaluation_is_noted_and_the_best_is_known(
+    first: Any, second: Any, better: bool
+) -> None:
+    one = Ledger()
+    assert one.evaluated(scores(*first), {"number": 1})
+    before = deepcopy(one.best)
+    assert one.evaluated(scores(*second), {"number": 2}) is better
+    assert (one.best != before) is better
+    assert [entry["number"] for entry in one.history] == [1, 2]
+
+
+def test_the_best_is_known_after_coming_back_from_a_manifest() -> None:
+    again = Ledger.restored(json.loads(json.dumps(ledger().state())), "x")
+    assert not again.evaluated(scores(5), {})
+    assert again.evaluated(scores(6), {})

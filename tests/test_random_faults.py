@@ -1,0 +1,56 @@
+"""Hundreds of runs in which anything may go wrong, over all schedules, each invariant checked after
+each event: each comes to its end with all samples accounted for, and a seed replays its run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from random_faults import SCHEDULES, assert_survived, draw_faulty_run
+
+from asyncdni.__main__ import main
+from asyncdni.simulator.faults import parse_faults
+from asyncdni.simulator.launcher import Launcher
+
+
+@pytest.mark.parametrize("seed", range(85))
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_run_survives_whatever_goes_wrong(name: str, seed: int) -> None:
+    run = draw_faulty_run(seed, (name,))
+    assert_survived(run, run.simulate())
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_seed_replays_its_run_faults_included(seed: int) -> None:
+    run = draw_faulty_run(seed)
+    assert run.simulate().digest == run.simulate().digest
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_same_with_arithmetic_and_the_codec_of_the_wire(seed: int) -> None:
+    run = draw_faulty_run(seed)
+    result = run.simulate(maths=True)
+    assert_survived(run, result)
+    assert run.simulate(maths=True, codec=True).digest == result.digest
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_faults_are_replayed_from_their_text(seed: int) -> None:
+    faults = draw_faulty_run(seed).faults
+    assert not faults.any or parse_faults(str(faults)) == faults
+
+
+def test_a_failure_prints_the_command_that_replays_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many runs the first one that fails; here, as nobody starts a dead worker again."""
+    monkeypatch.setattr(Launcher, "restart", lambda *_: None)
+    seeds = (seed for seed in range(100) if draw_faulty_run(seed).faults.crashes > 1)
+    words = draw_faulty_run(next(seeds)).words(tmp_path / "drawn.toml")
+    assert main([*words[1:], "--runs", "20"]) == 1
+    first = capsys.readouterr().err
+    command = first.partition("replay: ")[2]
+    assert "--faults" in command and "--runs" not in command
+    assert main(shlex.split(command)[1:]) == 1
+    assert capsys.readouterr().err == first

@@ -1,0 +1,224 @@
+"""What else than a signal takes a worker down: memory, numbers, an exit, a coordinator asleep.
+
+A layer of the user's own misbehaves once, in the first process that comes to its batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from processes import Site, make_site, records, weights
+from test_recovery import BATCHES, THREE, finished
+
+from asyncdni.core.coordinator import Coordinator
+from asyncdni.core.events import Action, Commit, Event, Finish, Launch, Received, Stored, Woke
+from asyncdni.errors import CheckpointError, ConfigError
+from asyncdni.runtime import coordinate as coordinate_module
+from asyncdni.runtime.coordinate import coordinate
+from asyncdni.runtime.memory import limit_memory
+from asyncdni.transports.zeromq import CoordinatorTransport
+from asyncdni.weights import load_stage
+
+LAYER = '''\
+"""Passes on what comes, but for one batch, once in a run."""
+
+import os
+import pathlib
+
+import numpy as np
+
+DONE = pathlib.Path(__file__).with_name("done")
+
+
+class Bad:
+    def __init__(self, at: int, how: str) -> None:
+        self.at, self.how, self.forwards = at, how, 0
+        self.params, self.grads, self.buffers, self.fresh = {}, {}, {}, True
+
+    def output_shape(self, shape):
+        return shape
+
+    def build(self, shape, dtype, streams):
+        return shape
+
+    def forward(self, x, slot):
+        self.forwards += 1
+        if self.forwards == self.at and not DONE.exists():
+            DONE.touch()
+            return getattr(self, self.how)(x)
+        return x
+
+    def memory(self, x):
+        return np.zeros(2**62, np.uint8)
+
+    def nan(self, x):
+        return x * np.float32("nan")
+
+    def exit(self, x):
+        print("out of tune", flush=True)
+        os._exit(7)
+
+    def backward(self, grad_y, slot, *, learn, send):
+        return grad_y if send else None
+
+    def evaluate(self, x):
+        return x
+'''
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with make_site(tmp_path) as made:
+        made.write("bad.py", LAYER)
+        yield made
+
+
+def run(site: Site, how: str, *args: str, at: int = 60) -> dict[str, Any]:
+    """The summary of a run to the end in which `how` happens."""
+    layer = f'{{ "bad:Bad" = {{ at = {at}, how = "{how}" }} }}'
+    text = THREE.replace('"tanh"]', f'"tanh", {layer}]')
+    site.write("three.toml", text.partition("[slow.one]")[0])
+    flags = ("--allow-import", "--out", "run", *args)
+    return finished(site, site.start("train", "three.toml", *flags))
+
+
+@pytest.mark.parametrize("how", ["memory", "exit"])
+def test_a_worker_that_has_no_memory_or_exits_is_replaced_and_nothing_is_lost(
+    site: Site, how: str
+) -> None:
+    summary = run(site, how)
+    (lost,) = records(site.folder / "run", "lost")
+    expected = {
+        "memory": "worker two failed: worker two is out of memory: Unable to allocate",
+        "exit": "worker two died with exit code 7; its last lines: out of tune",
+    }
+    assert lost["text"].startswith(expected[how])
+    assert {stage["batches"] for stage in summary["stages"]} == {BATCHES}
+    after = weights(site.folder / "run")
+    again = site.run("train", "three.toml", "--allow-import", "--out", "straight")
+    assert again.code == 0  # in which nothing happens any more
+    assert weights(site.folder / "straight") == after
+
+
+def test_numbers_that_go_wrong_end_the_run_by_default(site: Site) -> None:
+    layer = '{ "bad:Bad" = { at = 60, how = "nan" } }'
+    site.write("three.toml", THREE.replace('"tanh"]', f'"tanh", {layer}]'))
+    done = site.run("train", "three.toml", "--allow-import", "--out", "run")
+    done.refused("nan")
+
+
+@pytest.mark.parametrize("schedule", ["locked", "synthetic"])
+def test_with_roll_back_all_return_to_the_checkpoint_and_go_on_behind_the_batch(
+    site: Site, schedule: str
+) -> None:
+    summary = run(site, "nan", "--set", "numbers.policy=roll_back", "--schedule", schedule)
+    (wrong,) = records(site.folder / "run", "numbers")
+    assert "nan" in wrong["text"]
+    (opened,) = records(site.folder / "run", "round")
+    assert opened["restore"].startswith("checkpoints/")
+    assert opened["start"] >= 60
+    assert (summary["rollbacks"], summary["restarts"]) == (1, 0)  # all processes have stayed
+    for stage in summary["stages"]:
+        assert stage["missed"] > 0
+        assert stage["batches"] + stage["missed"] == BATCHES
+    for stage in ("one", "two", "three"):
+        arrays = load_stage(site.folder / "run" / "final", stage)
+        assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_a_memory_limit_below_what_a_process_has_is_refused(tmp_path: Path) -> None:
+    statm = tmp_path / "statm"
+    statm.write_text("100000 5000 0 0 0 0 0\n")
+    held = 100000 * os.sysconf("SC_PAGE_SIZE")
+    with pytest.raises(ConfigError, match=f"limits.memory_bytes: {held} is less than the {held}"):
+        limit_memory(held, statm)
+
+
+# --- the coordinator's own loop ------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self, *times: float) -> None:
+        self._times = list(times)
+
+    def monotonic(self) -> float:
+        return self._times.pop(0) if len(self._times) > 1 else self._times[0]
+
+
+class Office:
+    """Ends at the first word that it is woken by, or does what it is asked to first."""
+
+    def __init__(self, *asked: Action) -> None:
+        self.asked = list(asked)
+        self.events: list[Event] = []
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        self.events.append(event)
+        if isinstance(event, Woke):
+            return [self.asked.pop(0)] if self.asked else [Finish()]
+        return []
+
+    def deadline(self) -> None:
+        return None
+
+
+def transport(looks: int) -> CoordinatorTransport:
+    """One that has something to tell, late: at its second look and from then on."""
+    arrivals = [[], *[[(b"a", "late news")]] * looks]
+    return cast(
+        CoordinatorTransport,
+        SimpleNamespace(receive=lambda timeout_s: arrivals.pop(0), rejected=[], address="ipc://x"),
+    )
+
+
+def drive(office: Office, **options: Any) -> None:
+    values = {"commit": lambda cut: None, "command": lambda stage: f"start {stage}", **options}
+    observe = values.pop("observe", lambda kind, values: None)
+    coordinate(cast(Coordinator, office), transport(9), observe, **values)
+
+
+def test_a_coordinator_that_was_asleep_hears_what_has_come_before_it_calls_anybody_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(0.0, 100.0, 100.1, 100.2, 100.7)
+    monkeypatch.setattr(coordinate_module, "time", clock)
+    office = Office()
+    drive(office)
+    assert isinstance(office.events[0], Received)
+    assert [type(event) for event in office.events].count(Woke) == 1
+
+
+def test_without_a_launcher_the_user_is_told_what_to_type() -> None:
+    told: list[tuple[str, Any]] = []
+    drive(Office(Launch("b")), observe=lambda kind, values: told.append((kind, values)))
+    ((kind, values),) = told
+    assert kind == "waiting"
+    assert (values["stage"], values["command"]) == ("b", "start b")
+
+
+def test_a_launcher_is_asked_for_a_new_process() -> None:
+    asked: list[str] = []
+    launcher = SimpleNamespace(exited=lambda: [], restart=asked.append)
+    drive(Office(Launch("b")), launch=lambda address: launcher)
+    assert asked == ["b"]
+
+
+def test_a_checkpoint_is_committed_and_answered() -> None:
+    office, cuts = Office(Commit("checkpoints/000001", {}, {})), []
+    drive(office, commit=cuts.append)
+    assert [cut.tag for cut in cuts] == ["checkpoints/000001"]
+    assert Stored("checkpoints/000001") in office.events
+
+
+def test_a_checkpoint_that_can_not_be_committed_ends_the_run() -> None:
+    def full(cut: Commit) -> None:
+        raise CheckpointError("disk full")
+
+    with pytest.raises(CheckpointError, match="disk full"):
+        drive(Office(Commit("checkpoints/000001", {}, {})), commit=full)
