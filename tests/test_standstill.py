@@ -64,7 +64,7 @@ def test_all_join_anew_as_after_a_death_but_nobody_has_died(goes_on: bool, resto
     office = Office(goes_on=goes_on, stuck_s=5.0).started()
     actions = alive(office, 6, ops=7)
     (record,) = records(actions, "stuck")
-    assert record["text"] == "nothing has moved for 5 s (limits.stuck_s)"
+    assert record["text"] == "nothing has moved for 5 s (limits.stuck_s) while training"
     assert sent(actions) == to_all(Rejoin(office.told["a"].incarnation, restore))
     assert office.launched == []
     office.build()
@@ -86,14 +86,16 @@ def test_at_the_same_batch_again_and_again_it_ends_the_run() -> None:
         office.ready()
     fail = failure(alive(office, 6, ops=3))
     assert fail.kind == "LimitExceeded"
-    assert fail.text.startswith("nothing has moved for 5 s (limits.stuck_s), 3 times at the same")
+    assert fail.text.startswith(
+        "nothing has moved for 5 s (limits.stuck_s) while training, 3 times"
+    )
 
 
 def test_without_recovery_the_first_ends_the_run() -> None:
     office = Office(stuck_s=5.0, folder="").started()
     fail = failure(alive(office, 6, ops=1))
     assert fail.kind == "LimitExceeded"
-    assert fail.text == "nothing has moved for 5 s (limits.stuck_s) (training)"
+    assert fail.text == "nothing has moved for 5 s (limits.stuck_s) while training"
 
 
 def test_the_steps_of_a_barrier_are_moves_too() -> None:
