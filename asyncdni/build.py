@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from asyncdni import config, experiment
 from asyncdni.backends.numpy import NumpyStage
@@ -21,7 +22,7 @@ from asyncdni.conditions import check_conditions, neighbours
 from asyncdni.core.counts import Counts
 from asyncdni.core.roster import Roster
 from asyncdni.core.worker import Worker
-from asyncdni.datasets import load
+from asyncdni.datasets import open_batches
 from asyncdni.datasets.base import Meta
 from asyncdni.datasets.source import Source
 from asyncdni.models import make_exit_generator, make_input_models
@@ -91,12 +92,13 @@ def make_stage(design: Design, group: Group) -> NumpyStage:
             delayed=delayed,
             numbers=design.experiment.numbers,
             allow_import=design.allow_import,
+            streams=design.experiment.data.batch_size if "first" in design.meta.context else None,
         )
         for node in group.members
     ]
     generator = make_exit_generator(schedule, design.network, group, run)
     if not isinstance(schedule, config.Synthetic):
-        return NumpyStage(blocks, group.exit, generator)
+        return NumpyStage(blocks, group.exit, generator, steps=design.meta.steps)
     return NumpyStage(
         blocks,
         group.exit,
@@ -104,6 +106,7 @@ def make_stage(design: Design, group: Group) -> NumpyStage:
         mix=schedule.mix,
         input_models=make_input_models(schedule, design.network, group, design.meta, run),
         agreement_every=AGREEMENT_EVERY if schedule.guard is None else 1,
+        steps=design.meta.steps,
     )
 
 
@@ -134,11 +137,11 @@ def make_source(design: Design, group: Group) -> Source | None:
     if group.index != design.plan.host:
         return None
     run, data = design.experiment.run, design.experiment.data
-    dataset = load(data, run.seed)
+    dataset = open_batches(data, run.seed)
     for node in design.network.nodes:
         if node.loss is not None:
-            for targets in (dataset.y_train, dataset.y_test):
-                make_loss(node.loss).check(node.output_shape, targets)
+            for targets in dataset.targets():
+                make_loss(node.loss).check(node.output_shape[-1:], _flat(targets, design.meta))
     return Source(
         dataset,
         batch_size=design.plan.batch_size,
@@ -146,6 +149,11 @@ def make_source(design: Design, group: Group) -> Source | None:
         seed=run.seed,
         dtype=np.dtype(run.dtype),
     )
+
+
+def _flat(targets: NDArray[Any], meta: Meta) -> NDArray[Any]:
+    """One row a step where steps have targets of their own."""
+    return targets.reshape(-1, *targets.shape[2:]) if meta.steps else targets
 
 
 def find_exits(design: Design) -> dict[str, str]:

@@ -15,7 +15,7 @@ from asyncdni.backends.base import Score
 from asyncdni.backends.numpy import NumpyStage
 from asyncdni.build import Design, make_design, make_whole_stage
 from asyncdni.core.scores import Scores
-from asyncdni.datasets import load
+from asyncdni.datasets import open_batches
 from asyncdni.datasets.checks import check_contents
 from asyncdni.errors import DataError
 from asyncdni.messages import Evaluated
@@ -42,12 +42,13 @@ def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | in
         )
     design = _design(run, allow_import)
     stage = _stage(design, run)
-    dataset = load(data, run.experiment.run.seed)
+    dataset = open_batches(data, run.experiment.run.seed)
     sums = {node.name: Score(node.name) for node in design.network.nodes if node.loss}
     with threadpool_limits(run.experiment.run.threads):
         for index in range(design.plan.test_batches):
-            x, y = dataset.test_batch(index, data.batch_size, _dtype(run))
-            for score in stage.evaluate({"data": x}, y).scores:
+            context = dataset.read_test(index, data.batch_size, _dtype(run))
+            x = context.pop("h")
+            for score in stage.evaluate({"data": x}, context).scores:
                 sums[score.stage].add(score)
     return _result(sums)
 
@@ -103,6 +104,6 @@ def _result(sums: dict[str, Score]) -> dict[str, float | int | None]:
     """What the run's coordinator makes of the same sums."""
     scores = Scores()
     for s in sums.values():
-        scores.add(Evaluated(0, s.stage, s.samples, s.loss, s.correct, s.outputs))
+        scores.add(Evaluated(0, s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps))
     samples = max((score.samples for score in sums.values()), default=0)
     return {"samples": samples, "accuracy": scores.accuracy, "loss": scores.loss}

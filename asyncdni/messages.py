@@ -131,6 +131,7 @@ class Evaluated(Message, frozen=True, tag=True):
     loss: float
     correct: int | None
     outputs: int
+    steps: int | None = None  # of windows, those that count: the loss is summed over them
 
 
 class Saved(Message, frozen=True, tag=True):
@@ -259,7 +260,7 @@ class Abort(Message, frozen=True, tag=True):
 
 
 class Activation(Message, frozen=True, tag=True):
-    """One batch on its way down. Tensors: "h", and "y" where targets travel along."""
+    """One batch on its way down. Tensors: "h", and what travels along: see `datasets.meta`."""
 
     sender: str  # producing node: a worker's name, or "data"
     incarnation: int

@@ -6,6 +6,9 @@ in every process and under every split.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import msgspec
 import numpy as np
 
@@ -13,7 +16,7 @@ from asyncdni import config
 from asyncdni.datasets.base import Meta
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node
-from asyncdni.nn.generators import make_generator
+from asyncdni.nn.generators import MAP_GENERATORS, make_generator
 from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.generators.head import LocalHead
 from asyncdni.nn.input_model import InputModel
@@ -27,18 +30,33 @@ def make_exit_generator(
     schedule: config.Schedule, network: Network, group: Group, run: config.Run
 ) -> Generator | None:
     """What gives the group's exit a gradient at once; None where it waits, or has no consumers."""
-    generator = _new_generator(schedule)
-    if generator is None or group.exit is None:
+    if group.exit is None:
         return None
     node = network.node(group.exit)
+    row = network.row_shape(node.output_shape)
     loss, outputs = network.target_of(node)
-    generator.build(
-        width=_size(node.output_shape),
+    build = partial(
+        _build,
+        width=_size(row),
         outputs=outputs,
         loss=loss,
         dtype=np.dtype(run.dtype),
         streams=layer_streams(run.seed, f"{node.name}.generator"),
     )
+    match schedule:
+        case config.LocalLoss(head=head):
+            return build(LocalHead(hidden=head.hidden, learning_rate=head.learning_rate))
+        case config.Synthetic(generator=options) if schedule.mix < 1:
+            kind, values = str(options.__struct_config__.tag), msgspec.structs.asdict(options)
+            if len(row) == 3 and kind in MAP_GENERATORS:
+                return build(MAP_GENERATORS[kind](**values), shape=row)
+            values.pop("cells", None)  # of feature maps
+            return build(make_generator(kind, **values))
+    return None
+
+
+def _build(generator: Generator, **options: Any) -> Generator:
+    generator.build(**options)
     return generator
 
 
@@ -55,16 +73,6 @@ def make_input_models(
             if name != DATA and name not in members and name not in found:
                 found[name] = _input_model(schedule.input_model, network, node, name, meta, run)
     return found
-
-
-def _new_generator(schedule: config.Schedule) -> Generator | None:
-    match schedule:
-        case config.LocalLoss(head=head):
-            return LocalHead(hidden=head.hidden, learning_rate=head.learning_rate)
-        case config.Synthetic(generator=options) if schedule.mix < 1:
-            values = msgspec.structs.asdict(options)
-            return make_generator(str(options.__struct_config__.tag), **values)
-    return None
 
 
 def _input_model(

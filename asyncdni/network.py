@@ -52,6 +52,13 @@ class Network:
     data_shape: Shape
     targets: Literal["classes", "values"]
     outputs: int
+    steps: int = 0  # of a window, each with a target of its own; 0: one target a sample
+
+    def row_shape(self, shape: Shape) -> Shape:
+        """What a generator sees as one sample of activations of `shape`: one step, where the
+        targets have a time axis and `shape` begins with it."""
+        timed = self.steps and len(shape) > 1 and shape[0] == self.steps
+        return shape[1:] if timed else shape
 
     def node(self, name: str) -> Node:
         """The stage of that name; `KeyError` if there is none."""
@@ -98,7 +105,7 @@ def make_network(
         _check_loss(node, meta)
         shapes[node.name] = node.output_shape
         nodes.append(node)
-    return Network(tuple(nodes), tuple(meta.input_shape), meta.targets, meta.outputs)
+    return Network(tuple(nodes), tuple(meta.input_shape), meta.targets, meta.outputs, meta.steps)
 
 
 def _inputs(stages: Sequence[config.Stage]) -> dict[str, tuple[str, ...]]:
@@ -241,8 +248,8 @@ def _check_loss(node: Node, meta: Meta) -> None:
             f"{node.place}.loss: {node.loss} does not fit the data set, whose targets are {kind}; "
             f"expected {' or '.join(_fitting(meta))}"
         )
-    if node.output_shape != (meta.outputs,):
+    if node.output_shape != meta.output_shape:
         raise ConfigError(
             f"{node.place}.loss: {node.loss} over {kind} expects the stage to end in shape "
-            f"{(meta.outputs,)}, got {node.output_shape}"
+            f"{meta.output_shape}, got {node.output_shape}"
         )

@@ -65,7 +65,7 @@ def _learn(stage: NumpyStage, microbatches: list[tuple[Array, Array]]) -> None:
     if not microbatches:
         return
     for number, (x, y) in enumerate(microbatches):
-        stage.forward(number, {DATA: x}, y)
+        stage.forward(number, {DATA: x}, {"y": y})
     for number in range(len(microbatches)):
         stage.backward(number, {}, source=Source.TRUE, learn=True, send=False)
     stage.update()

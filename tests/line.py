@@ -83,10 +83,10 @@ class Line:
         for group, stage in zip(self._groups, self.stages, strict=True):
             inputs = {producer: h}
             if group.synthetic_inputs:
-                result = stage.forward(batch, {DATA: x}, y)
-                stage.fit_input({**inputs, DATA: x}, y)
+                result = stage.forward(batch, {DATA: x}, {"y": y})
+                stage.fit_input({**inputs, DATA: x}, {"y": y})
             else:
-                result = stage.forward(batch, inputs, y)
+                result = stage.forward(batch, inputs, {"y": y})
             if self._learns_at_once(stage):
                 stage.predict(batch)
                 stage.backward(batch, {}, source=Source.SYNTHETIC, learn=True, send=False)

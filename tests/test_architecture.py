@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "datasets": {"nn.streams", "schedules.base", "config", "errors"},
     "transports": {"delays", "messages", "errors", "config"},
     "rules": {
-        *("core", "schedules", "plan", "conditions", "experiment", "messages", "config", "errors"),
+        *("core", "schedules", "plan", "network", "conditions", "experiment", "messages"),
+        *("config", "errors"),
     },
     "launchers": {"config", "errors"},
     "checkpoint": {"weights", "experiment", "datasets.base", "messages", "config", "errors"},

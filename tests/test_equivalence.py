@@ -213,7 +213,7 @@ class Oracle:
         name = self._exit
         producers = []
         for own, stage in self._downstream:
-            h = stage.forward(-1, {name: h}, y).activation
+            h = stage.forward(-1, {name: h}, {"y": y}).activation
             producers.append(name)
             name = own
         grads: dict[str, Any] = {}

@@ -101,7 +101,7 @@ def one_by_one(design: Design, fit_every: int) -> Bits:
         producer, sent = DATA, {}
         for name, stage in stages.items():
             last = name == "top"
-            x = stage.forward(batch, {producer: x}, y).activation
+            x = stage.forward(batch, {producer: x}, {"y": y}).activation
             if not last:
                 stage.predict(batch)
             source = Source.TRUE if last else Source.SYNTHETIC

@@ -13,7 +13,7 @@ import pytest
 from asyncdni import config
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot
-from asyncdni.nn.generators import GENERATORS, make_generator
+from asyncdni.nn.generators import GENERATORS, MAP_GENERATORS, make_generator
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.streams import layer_streams
 
@@ -375,11 +375,14 @@ def test_every_layer_of_a_generator_starts_from_numbers_of_its_own() -> None:
 
 def test_generators_and_their_tables_in_the_experiment_file_agree() -> None:
     tables = {table.__struct_config__.tag: table for table in get_args(config.Generator)}
-    assert tables.keys() == GENERATORS.keys()
+    assert tables.keys() == GENERATORS.keys() | MAP_GENERATORS.keys()
     for kind, table in tables.items():
         fields = {field.name: field.default for field in msgspec.structs.fields(table)}
-        parameters = inspect.signature(GENERATORS[kind]).parameters.values()
-        assert {option.name: option.default for option in parameters} == fields
+        found = {}
+        for made in (GENERATORS.get(kind), MAP_GENERATORS.get(kind)):
+            parameters = inspect.signature(made).parameters.values() if made is not None else ()
+            found.update({option.name: option.default for option in parameters})
+        assert found == fields
 
 
 def test_an_unknown_name_or_option_is_refused_with_the_known_ones() -> None:

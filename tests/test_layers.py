@@ -282,6 +282,8 @@ def test_every_registered_layer_is_made_by_its_name() -> None:
         "average_pool": 2,
         "reshape": [2, 2],
         "embedding": {"tokens": 3, "width": 2},
+        "rnn": 4,
+        "lstm": 4,
     }
     for name, kind in LAYERS.items():
         spec = {name: needed[name]} if name in needed else name
@@ -335,7 +337,7 @@ def test_a_layer_that_can_not_be_made_is_refused(spec: Any, message: str) -> Non
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("dense", (1, 28, 28), r"\(D,\), not \(1, 28, 28\): flatten them first"),
+        ("dense", (1, 28, 28), r"shape \(D,\), or windows .*, not \(1, 28, 28\): flatten them first"),
         ("batch_norm", (28, 28), r"\(D,\) or \(C, H, W\), not \(28, 28\)"),
     ],
 )

@@ -137,7 +137,7 @@ def test_no_agreement_is_measured_on_what_is_not_a_number() -> None:
     one = line("generator-error", SKIP)
     stage = one.stages[0]
     x, y = one.batch(0)
-    stage.forward(0, {"data": x}, y)
+    stage.forward(0, {"data": x}, {"y": y})
     stage.predict(0)
     grad = np.full((len(x), networks.WIDTH), np.nan, np.float32)
     assert stage.fit(0, {"s1": grad}) is None
@@ -215,7 +215,7 @@ def test_a_test_loss_that_is_not_finite_is_an_error_under_every_policy(policy: s
     top = one.stages[-1]
     h = np.full((len(x), networks.WIDTH), np.nan, np.float32)
     with pytest.raises(NumericalError, match="loss of stage top is nan at the test set"):
-        top.evaluate({"s2": h}, y)
+        top.evaluate({"s2": h}, {"y": y})
 
 
 def test_a_batch_whose_variance_is_not_finite_leaves_the_running_statistics() -> None:
@@ -323,7 +323,7 @@ def test_a_gradient_from_another_worker_that_is_not_finite_is_named() -> None:
     one = line("stash", {})
     stage = one.stages[1]
     x = np.ones((6, networks.WIDTH), np.float32)
-    stage.forward(0, {"s0": x}, None)
+    stage.forward(0, {"s0": x}, {})
     stage.backward(0, {"s2": x * np.inf}, source=Source.TRUE, learn=True, send=True)
     with pytest.raises(NumericalError, match="stage s1, update 0: the norm of its gradient is"):
         stage.update()

@@ -193,7 +193,7 @@ def test_tests_see_one_set_of_weights_and_all_samples(schedule: dict[str, Any]) 
     whole.load(result.weights)
     data = load(design.experiment.data, design.experiment.run.seed)
     x, y = np.asarray(data.x_test, np.float32), data.y_test
-    score = whole.evaluate({DATA: x}, np.asarray(y, np.float32)).scores[0]
+    score = whole.evaluate({DATA: x}, {"y": np.asarray(y, np.float32)}).scores[0]
     last = result.history[-1]
     assert score.correct is not None
     assert last["accuracy"] == pytest.approx(score.correct / (score.samples * score.outputs))

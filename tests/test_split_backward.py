@@ -87,7 +87,7 @@ class Bench:
             if name not in self._names
         }
         targets = rng.integers(0, 2, size=(samples, networks.BITS)).astype(np.float32)
-        self.stage.forward(batch, inputs, targets)
+        self.stage.forward(batch, inputs, {"y": targets})
 
     def gradients(self, batch: int, samples: int) -> dict[str, Array]:
         """From each consumer outside."""

@@ -46,7 +46,7 @@ def inputs(samples: int, seed: int = 0) -> dict[str, Any]:
 
 def start(stage: NumpyStage, batch: int, samples: int) -> None:
     """Forward and predict (zero)."""
-    stage.forward(batch, inputs(samples, batch), np.zeros(samples, np.int64))
+    stage.forward(batch, inputs(samples, batch), {"y": np.zeros(samples, np.int64)})
     stage.predict(batch)
 
 
@@ -133,7 +133,7 @@ def test_what_is_sent_up_of_a_mix_is_the_whole_true_gradient() -> None:
         META,
     )
     stage = make_stage(design, design.plan.groups[1])
-    stage.forward(0, {"first": inputs(8)["data"]}, np.zeros(8, np.int64))
+    stage.forward(0, {"first": inputs(8)["data"]}, {"y": np.zeros(8, np.int64)})
     ones = np.ones((8, WIDTH))
     sent = stage.backward(0, {"top": ones}, source=Source.TRUE, learn=False, send=True)
     assert np.allclose(sent["first"]["low"], ones @ stage.state()["low"]["0.weight"])
@@ -141,16 +141,16 @@ def test_what_is_sent_up_of_a_mix_is_the_whole_true_gradient() -> None:
 
 def test_a_slot_is_not_used_again_before_its_arrays_have_left() -> None:
     stage = low()
-    first = stage.forward(0, inputs(8), None).activation
+    first = stage.forward(0, inputs(8), {}).activation
     assert first is not None
     kept = first.copy()
     has_left = False
     stage.release(0, lambda: has_left)
-    second = stage.forward(1, inputs(8, 1), None).activation
+    second = stage.forward(1, inputs(8, 1), {}).activation
     assert second is not None and not np.shares_memory(first, second)
     assert np.array_equal(first, kept)
     has_left = True
-    third = stage.forward(2, inputs(8, 2), None).activation
+    third = stage.forward(2, inputs(8, 2), {}).activation
     assert third is not None and np.shares_memory(first, third)
 
 
@@ -159,7 +159,7 @@ def test_memory_of_many_batches_in_flight_is_given_back_once_they_are_through() 
     stage = low()
     kept = []
     for batch in range(50):
-        activation = stage.forward(batch, inputs(8), np.zeros(8, np.int64)).activation
+        activation = stage.forward(batch, inputs(8), {"y": np.zeros(8, np.int64)}).activation
         assert activation is not None
         kept.append(weakref.ref(activation))
         del activation
@@ -179,7 +179,7 @@ def test_a_gradient_of_another_shape_is_the_sender_s_fault() -> None:
 
 def test_an_activation_of_another_shape_is_the_sender_s_fault() -> None:
     with pytest.raises(RemoteProtocolError, match=r"low got float32 \(8, 4\) from data"):
-        low().forward(0, {"data": np.ones((8, 4), np.float32)}, None)
+        low().forward(0, {"data": np.ones((8, 4), np.float32)}, {})
 
 
 def test_clipping_a_gradient_that_is_not_finite_names_stage_and_update() -> None:

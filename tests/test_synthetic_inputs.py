@@ -150,7 +150,7 @@ def test_tests_go_through_true_activations(stages: networks.Tables) -> None:
     whole.load(result.weights)
     data = load(design.experiment.data, design.experiment.run.seed)
     x = np.asarray(data.x_test, np.float32)
-    scores = whole.evaluate({DATA: x}, np.asarray(data.y_test, np.float32)).scores
+    scores = whole.evaluate({DATA: x}, {"y": np.asarray(data.y_test, np.float32)}).scores
     loss = sum(score.loss / score.samples for score in scores)
     assert result.history[-1]["loss"] == pytest.approx(loss, rel=1e-5)
 

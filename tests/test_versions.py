@@ -44,7 +44,7 @@ def grad_of(batch: int) -> Array:
 
 
 def forward(stage: NumpyStage, batch: int) -> Array:
-    y = stage.forward(batch, {"low": inputs(batch)}, None).activation
+    y = stage.forward(batch, {"low": inputs(batch)}, {}).activation
     assert y is not None
     return y.copy()
 
@@ -170,7 +170,7 @@ def test_looking_ahead_moves_forwards_alone() -> None:
     stage = middle(look_ahead=3.0)
     forward(stage, 0)
     change(stage, 0, halves=False)
-    found = stage.evaluate({"low": inputs(5)}, None).activation
+    found = stage.evaluate({"low": inputs(5)}, {}).activation
     assert found is not None
     np.testing.assert_allclose(found, through(weights(stage), inputs(5)))
 

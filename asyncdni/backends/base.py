@@ -22,27 +22,38 @@ from numpy.typing import NDArray
 
 from asyncdni.schedules.base import Source
 
-__all__ = ["Agreement", "Array", "Forwarded", "Score", "Stage"]
+__all__ = ["Agreement", "Array", "Context", "Forwarded", "Score", "Stage"]
 
 Array = NDArray[np.generic]
+#: What travels beside the activation, one row a sample: "y", the targets, and see `datasets.meta`.
+Context = Mapping[str, Array]
 
 
 @dataclass(slots=True)
 class Score:
-    """Sums over samples of one loss, so that scores of several batches add up."""
+    """Sums over samples (or steps) of one loss, so that scores of several batches add up."""
 
     stage: str
     samples: int = 0
     loss: float = 0.0  # summed over samples
     correct: int | None = None  # None where the loss has no notion of a right answer
     outputs: int = 1  # answers a sample: `correct` counts out of samples * outputs
+    #: Of windows, the steps that count: they take the place of samples. None: samples do.
+    steps: int | None = None
 
     def add(self, other: Score) -> None:
+        if other.steps is not None:
+            self.steps = (self.steps or 0) + other.steps
         self.samples += other.samples
         self.loss += other.loss
         self.outputs = other.outputs
         if other.correct is not None:
             self.correct = (self.correct or 0) + other.correct
+
+    @property
+    def count(self) -> int:
+        """What the loss is a sum over: samples, or steps of windows."""
+        return self.samples if self.steps is None else self.steps
 
 
 @dataclass(slots=True)
@@ -65,8 +76,9 @@ class Agreement:
 class Stage(Protocol):
     """The maths of one worker. Batches are told apart by id; many can be in flight."""
 
-    def forward(self, batch: int, inputs: Mapping[str, Array], context: Array | None) -> Forwarded:
-        """Training forward (batch statistics). `context` holds the targets, one row a sample."""
+    def forward(self, batch: int, inputs: Mapping[str, Array], context: Context) -> Forwarded:
+        """Training forward (batch statistics). `context` has "y", the targets, and what else
+        travels along, one row a sample; nothing where no targets are needed."""
 
     def predict(self, batch: int) -> None:
         """Ask the generator for the gradient of the activation; keep it in the batch's slot."""
@@ -103,11 +115,12 @@ class Stage(Protocol):
         this time.
         """
 
-    def fit_input(self, inputs: Mapping[str, Array], context: Array | None) -> None:
+    def fit_input(self, inputs: Mapping[str, Array], context: Context) -> None:
         """Train the input model: from "data" to the activations of the producers."""
 
-    def evaluate(self, inputs: Mapping[str, Array], context: Array | None) -> Forwarded:
-        """Forward with running statistics; nothing is kept."""
+    def evaluate(self, inputs: Mapping[str, Array], context: Context) -> Forwarded:
+        """Forward with running statistics. Nothing is kept but the state of recurrent layers, from
+        one test window to the next, until context["first"] says that a sequence begins."""
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
         """Give up the batch's slot; it is reused once `sent()` is true."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from asyncdni.backends.base import Agreement, Array, Forwarded, Stage
+from asyncdni.backends.base import Agreement, Array, Context, Forwarded, Stage
 from asyncdni.core.events import Compute, Computed
 from asyncdni.messages import DATA
 from asyncdni.schedules.base import Op, OpKind
@@ -28,7 +28,7 @@ class Executor:
     """Carries out the ops of one worker, with its stage and, where it hosts the data, its source.
 
     `loss_sum` and `loss_samples` add up the losses of training batches, replays left out, until
-    somebody takes them.
+    somebody takes them; of windows, the steps that count stand in the place of samples.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Executor:
         samples = len(next(iter(inputs.values())))
         if result.scores and not compute.op.replay:
             self.loss_sum += sum(score.loss for score in result.scores)
-            self.loss_samples += samples
+            self.loss_samples += max(score.count for score in result.scores)
         return Computed(compute.op, samples, _tensors(result, context))
 
     def _evaluate(self, compute: Compute) -> Computed:
@@ -129,18 +129,17 @@ class Executor:
         self.stage.fit_input(*self._inputs(compute))
         return Computed(compute.op)
 
-    def _inputs(self, compute: Compute) -> tuple[dict[str, Array], Array | None]:
-        """By declared stage, and the targets that came along."""
+    def _inputs(self, compute: Compute) -> tuple[dict[str, Array], Context]:
+        """By declared stage, and the context that came along."""
         inputs: dict[str, Array] = {}
-        context: Array | None = None
+        context: dict[str, Array] = {}
         for node, tensors in compute.inputs.items():
             inputs[self._stage_of[node]] = tensors["h"]
-            context = tensors.get("y") if context is None else context
+            if not context:
+                context = {name: array for name, array in tensors.items() if name != "h"}
         return inputs, context
 
 
-def _tensors(result: Forwarded, context: Array | None) -> dict[str, Array]:
+def _tensors(result: Forwarded, context: Context) -> dict[str, Array]:
     """What goes on to the consumers."""
-    if result.activation is None:
-        return {}
-    return {"h": result.activation} if context is None else {"h": result.activation, "y": context}
+    return {} if result.activation is None else {"h": result.activation, **context}

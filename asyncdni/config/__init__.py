@@ -25,11 +25,19 @@ from asyncdni.config.conditions import (
 )
 from asyncdni.config.data import (
     Addition,
+    Cifar10,
+    Copy,
     Data,
+    DigitPairs,
     Digits,
     HeldOut,
     Mnist,
     Npz,
+    RepeatCopy,
+    Samples,
+    Text,
+    Trigonometry,
+    Windows,
 )
 from asyncdni.config.numbers import Numbers
 from asyncdni.config.optimizer import (
@@ -47,6 +55,7 @@ from asyncdni.config.run import (
     Run,
 )
 from asyncdni.config.schedule import (
+    ConvolutionalGenerator,
     Delayed,
     ErrorGenerator,
     Generator,
@@ -72,12 +81,16 @@ __all__ = [
     "Adam",
     "Addition",
     "Checkpoint",
+    "Cifar10",
     "Constant",
+    "ConvolutionalGenerator",
+    "Copy",
     "Cosine",
     "Count",
     "Data",
     "Decay",
     "Delayed",
+    "DigitPairs",
     "Digits",
     "ErrorGenerator",
     "Experiment",
@@ -105,7 +118,9 @@ __all__ = [
     "Optimizer",
     "Positive",
     "Recovery",
+    "RepeatCopy",
     "Run",
+    "Samples",
     "Schedule",
     "Sgd",
     "Slow",
@@ -114,6 +129,9 @@ __all__ = [
     "Step",
     "Synthetic",
     "Table",
+    "Text",
+    "Trigonometry",
+    "Windows",
     "ZeroGenerator",
 ]
 

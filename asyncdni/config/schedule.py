@@ -9,6 +9,7 @@ from msgspec import Meta
 from asyncdni.config.base import Count, Fraction, NonNegative, Positive, Table
 
 __all__ = [
+    "ConvolutionalGenerator",
     "Delayed",
     "ErrorGenerator",
     "Generator",
@@ -35,6 +36,9 @@ class ErrorGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="er
 
     head_learning_rate: Positive = 1e-2  # Adam, own cross-entropy, every batch
     rate: Annotated[float, Meta(gt=0, lt=2)] = 0.03  # normalised LMS step of U; unstable from 2
+    cells: Count = (
+        4  # of feature maps: the classifier sees the means of cells x cells cells a plane
+    )
 
 
 class ZeroGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="zero"):
@@ -67,7 +71,26 @@ class MlpGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="mlp"
     scale_targets: bool = True
 
 
-Generator = ErrorGenerator | ZeroGenerator | LinearGenerator | LowRankGenerator | MlpGenerator
+class ConvolutionalGenerator(
+    Table, frozen=True, kw_only=True, tag_field="kind", tag="convolutional"
+):
+    """Of feature maps: convolutions of the activation with labels as channels (the DNI paper's)."""
+
+    hidden: tuple[Count, ...] = (64, 64)  # channels of each hidden layer
+    kernel: Count = 5
+    labels: bool = True
+    learning_rate: Positive = 3e-3
+    scale_targets: bool = True
+
+
+Generator = (
+    ErrorGenerator
+    | ZeroGenerator
+    | LinearGenerator
+    | LowRankGenerator
+    | MlpGenerator
+    | ConvolutionalGenerator
+)
 
 
 class LocalHead(Table, frozen=True, kw_only=True):

@@ -109,5 +109,5 @@ class Post:
     def evaluated(self, barrier: int, scores: Iterable[Any], cause: object) -> None:
         """The sums over the test set of each loss here (`backends.base.Score`)."""
         for s in scores:
-            message = Evaluated(barrier, s.stage, s.samples, s.loss, s.correct, s.outputs)
+            message = Evaluated(barrier, s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps)
             self.send(COORDINATOR, message, cause)

@@ -26,16 +26,17 @@ class Scores:
 
     @property
     def loss(self) -> float:
-        """Mean over samples, summed over the network's losses."""
-        return sum(score.loss / max(1, score.samples) for score in self.stages.values())
+        """Mean over samples (of windows: steps), summed over the network's losses."""
+        return sum(score.loss / max(1, _count(score)) for score in self.stages.values())
 
     @property
     def accuracy(self) -> float | None:
         """Right answers out of all, or None where no loss has right answers."""
         accuracy = None
         for score in self.stages.values():
-            if score.correct is not None and score.samples:
-                accuracy = score.correct / (score.samples * score.outputs)
+            count = _count(score)
+            if score.correct is not None and count:
+                accuracy = score.correct / (count * score.outputs)
         return accuracy
 
     def beats(self, accuracy: float | None, loss: float | None) -> bool:
@@ -43,3 +44,8 @@ class Scores:
         if self.accuracy is None or accuracy is None:
             return loss is None or self.loss < loss
         return self.accuracy > accuracy
+
+
+def _count(score: Evaluated) -> int:
+    """What the loss is a sum over."""
+    return score.samples if score.steps is None else score.steps

@@ -15,6 +15,7 @@ from asyncdni.rules.own import (
     own_schedule,
     sends_at_once,
 )
+from asyncdni.rules.windows import check_windows
 
 __all__ = ["check_rules"]
 
@@ -44,6 +45,7 @@ def check_rules(experiment: config.Experiment, plan: Plan) -> None:
                 f"schedule.guard: what comes back to stage {group.exit} is synthetic: a consumer "
                 "sends it at once, as stages are locked to it; a guard needs true gradients",
             )
+    check_windows(experiment, plan)
     check_lag(experiment, plan)
 
 

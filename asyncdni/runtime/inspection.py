@@ -13,6 +13,7 @@ import numpy as np
 
 from asyncdni.backends.base import Array
 from asyncdni.build import Design, find_exits
+from asyncdni.datasets.meta import misfit
 from asyncdni.messages import DATA, Accused, Activation, Gradient, Message
 from asyncdni.plan import Group
 from asyncdni.schedules.base import Flight
@@ -31,8 +32,9 @@ class Inspection:
         self._host = design.plan.groups[design.plan.host].name
         self._incarnations = dict(incarnations)
         self._dtype = np.dtype(design.experiment.run.dtype)
+        self._meta = meta
         self._classes = meta.outputs if meta.targets == "classes" else None
-        self._target: _Shape = () if self._classes is not None else (meta.outputs,)
+        self._tensors = {"h", "y", *meta.context}
         exits = find_exits(design)
         self._activations: dict[str, _Shape] = {
             name: meta.input_shape if name == DATA else network.node(exits[name]).output_shape
@@ -75,10 +77,10 @@ class Inspection:
                 shape = self._activations.get(sender)
                 if shape is None:
                     return None  # the core knows better what to say
-                found = _named(tensors, {"h", "y"}) or _misfit(
+                found = _named(tensors, self._tensors) or _misfit(
                     "h", tensors["h"], (samples, *shape), self._dtype
                 )
-                return found or self._wrong_targets(tensors["y"], samples)
+                return found or self._wrong_context(tensors, samples)
             case Gradient(sender=sender, tensors=tensors, batch=batch):
                 readers = self._readers.get(sender)
                 if readers is None:
@@ -87,11 +89,11 @@ class Inspection:
                 return _named(tensors, readers) or self._wrong_gradients(tensors, flight)
         return None
 
-    def _wrong_targets(self, y: Array, samples: int) -> str | None:
-        dtype = self._dtype if self._classes is None else np.dtype(np.int64)
-        found = _misfit("y", y, (samples, *self._target), dtype)
+    def _wrong_context(self, tensors: Mapping[str, Array], samples: int) -> str | None:
+        found = misfit(self._meta, tensors, samples, self._dtype)
+        y = tensors["y"]
         if found or self._classes is None or not len(y):
-            return found
+            return found and f"its {found}"
         least, most = int(y.min()), int(y.max())
         if least < 0 or most >= self._classes:
             return f"its y has labels from {least} to {most}, expected 0 to {self._classes - 1}"

@@ -45,7 +45,11 @@ class EstimatedBytes:
                 width = math.prod(network.node(group.exit).output_shape)
                 self._sample_bytes[group.name] = width * itemsize
         targets = 8 if network.targets == "classes" else network.outputs * itemsize
-        self._context_bytes = {"y": targets, "x": data_bytes}  # of a sample, by tensor
+        # Of a sample, by tensor.
+        self._context_bytes = {"y": targets * max(1, network.steps), "x": data_bytes}
+        for name, tensor in design.meta.context.items():
+            size = 1 if tensor.dtype == "bool" else itemsize
+            self._context_bytes[name] = math.prod(tensor.shape) * size
         # By (producing worker, consumer), the samples of batches whose gradient has not come yet.
         self._samples: dict[tuple[str, str], dict[int, int]] = {}
 

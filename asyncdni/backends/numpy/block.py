@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from asyncdni import config
-from asyncdni.backends.base import Score
+from asyncdni.backends.base import Context, Score
 from asyncdni.backends.numpy.numbers import Watch
 from asyncdni.backends.numpy.pace import Pace, make_rate_scale
 from asyncdni.backends.numpy.slot import BlockSlot
@@ -24,14 +24,18 @@ from asyncdni.errors import DataError, NumericalError
 from asyncdni.network import Node
 from asyncdni.nn.base import Array, Layer, Loss, Slot
 from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.recurrent.base import Recurrent
 from asyncdni.nn.layers.slots import rows
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten, norm
 from asyncdni.nn.streams import layer_streams
+from asyncdni.nn.window_loss import WindowLoss
 
 __all__ = ["Block", "BlockSlot", "Pace", "add_in_order"]
 
 _AS_THEY_ARE = nullcontext()
+#: Arrays of layers that begin so belong to the streams of a run and not to the network.
+_CARRIED = "carried."
 _STOP = config.Numbers()
 
 
@@ -49,9 +53,11 @@ class Block:
         delayed: config.Delayed | None = None,
         numbers: config.Numbers = _STOP,
         allow_import: bool = False,
+        streams: int | None = None,
     ) -> None:
         """`delayed`: what to do about gradients that come late; None: they don't. `numbers`: what
-        to do about those that are not finite."""
+        to do about those that are not finite. `streams`: whose state recurrent layers carry from
+        one batch to the next; None: each sample is a whole sequence."""
         self.node = node
         self.updates = 0
         self.newest = 0  # batch forwarded
@@ -72,6 +78,17 @@ class Block:
         self.optimizer = _make_optimizer(optimizer)
         self.optimizer.start(self._params)
         self._loss: Loss | None = make_loss(node.loss) if node.loss else None
+        self._windows = None  # the same loss, where there are targets for each step
+        if self._loss is not None and len(node.output_shape) > 1:
+            self._windows = WindowLoss(self._loss)
+        self._recurrent = {
+            i: layer for i, layer in enumerate(self._layers) if isinstance(layer, Recurrent)
+        }
+        self._streams = streams
+        if streams is not None:
+            for layer in self._recurrent.values():
+                layer.start(streams)  # so that there is something for a checkpoint to go into
+        self._tested: dict[int, Array] = {}  # by layer, the state after the last test window
         self.versions = self._make_versions(delayed, pace) if delayed is not None else None
         self._staleness = 0  # of the gradient learned from last, in updates
 
@@ -86,34 +103,48 @@ class Block:
     # --- forward ---------------------------------------------------------------------------------
 
     def forward(
-        self, batch: int, inputs: Sequence[Array], targets: Array | None, slot: BlockSlot
+        self, batch: int, inputs: Sequence[Array], context: Context, slot: BlockSlot
     ) -> tuple[Array, Score | None]:
         """Inputs in declared order. A loss that is not finite, or explodes, raises
         `NumericalError`; under `numbers.policy = "skip"` it gives no score, and a gradient of NaN,
         so that all stages leave the batch's update out."""
         self.newest = max(self.newest, batch)  # a replay is older
         x = self._join(inputs, slot.own)
+        self._brief(batch, context, len(x), slot)
         with self._weights_of_forward(slot):
             for layer, own in zip(self._layers, slot.layers, strict=True):
                 x = layer.forward(x, own)
         slot.y = x
-        score = self._score(x, targets, slot.loss)
+        score = self._with_own_losses(self._score(x, context, slot.loss), slot)
         if score is None:
             return x, None
-        fault = self.watch.fault("loss", score.loss / score.samples)
+        fault = self.watch.fault("loss", score.loss / max(1, score.count))
         if fault is None:
             return x, score
         self.watch.leave_out(f"the loss of stage {self.node.name} {fault} at batch {batch}")
-        self._loss_gradient(slot).fill(np.nan)
+        if self._loss is not None:
+            self._loss_gradient(slot).fill(np.nan)
         return x, None
 
-    def evaluate(
-        self, inputs: Sequence[Array], targets: Array | None
-    ) -> tuple[Array, Score | None]:
-        """With running statistics, nothing kept. Raises `NumericalError` for a loss that is not
-        finite, whatever `numbers.policy`: there is no other batch to judge the weights by."""
-        x = self.activation(inputs)
-        score = self._score(x, targets, {})
+    def _brief(self, batch: int, context: Context, samples: int, slot: BlockSlot) -> None:
+        """Tell the layers which batch it is and what came along with it."""
+        if self._recurrent and "first" not in context:
+            always = np.ones(samples, np.bool_)
+            context = {**context, "first": always, "last": always}
+        for own in slot.layers:
+            own["batch"], own["context"] = batch, context
+
+    def evaluate(self, inputs: Sequence[Array], context: Context) -> tuple[Array, Score | None]:
+        """With running statistics; losses that layers have of their own are no part of the score.
+        Raises `NumericalError` for a loss that is not finite, whatever `numbers.policy`: there is
+        no other batch to judge the weights by."""
+        x = self._join(inputs, {})
+        for i, layer in enumerate(self._layers):
+            if i in self._recurrent and "first" in context:
+                x = self._continued(i, x, context["first"])
+            else:
+                x = layer.evaluate(x)
+        score = self._score(x, context, {})
         if score is not None and not math.isfinite(score.loss):
             raise NumericalError(
                 f"the loss of stage {self.node.name} is {score.loss} at the test set: "
@@ -121,8 +152,19 @@ class Block:
             )
         return x, score
 
+    def _continued(self, i: int, x: Array, first: Array) -> Array:
+        """The recurrent layer's output for the test window that follows the last one."""
+        state = self._tested.get(i)
+        if state is not None and len(state) == len(x):
+            state = np.where(first[:, None], 0, state).astype(state.dtype, copy=False)
+        else:
+            state = None
+        y, end = self._recurrent[i].continued(x, state)
+        self._tested[i] = end
+        return y
+
     def activation(self, inputs: Sequence[Array]) -> Array:
-        """With running statistics, without the loss."""
+        """With running statistics, without the loss; every sample is a sequence of its own."""
         x = self._join(inputs, {})
         for layer in self._layers:
             x = layer.evaluate(x)
@@ -137,16 +179,31 @@ class Block:
             return np.concatenate(inputs, axis=-1, out=joined)
         return add_in_order(inputs, joined)
 
-    def _score(self, x: Array, targets: Array | None, slot: Slot) -> Score | None:
+    def _score(self, x: Array, context: Context, slot: Slot) -> Score | None:
         if self._loss is None:
             return None
+        targets = context.get("y")
         if targets is None:
             raise DataError(f"stage {self.node.name} has a loss but its input carries no targets")
-        loss, correct = self._loss.forward(x, targets, slot)
-        outputs = 1 if targets.ndim == 1 else targets.shape[1]
-        return Score(self.node.name, len(x), float(loss), correct, outputs)
+        outputs = 1 if targets.ndim < x.ndim else targets.shape[-1]
+        if self._windows is None:
+            loss, correct = self._loss.forward(x, targets, slot)
+            return Score(self.node.name, len(x), float(loss), correct, outputs)
+        loss, correct, steps = self._windows.forward(x, targets, context.get("mask"), slot)
+        return Score(self.node.name, len(x), float(loss), correct, outputs, steps)
+
+    def _with_own_losses(self, score: Score | None, slot: BlockSlot) -> Score | None:
+        """Those that layers have, such as the divergence of a `gaussian`, added."""
+        terms = [own["loss"] for own in slot.layers if "loss" in own]
+        if terms:
+            assert slot.y is not None
+            score = score or Score(self.node.name, len(slot.y))
+            score.loss += sum(terms)
+        return score
 
     def _loss_gradient(self, slot: BlockSlot) -> Array:
+        if self._windows is not None:
+            return self._windows.backward(slot.loss)
         assert self._loss is not None
         return self._loss.backward(slot.loss)
 
@@ -172,6 +229,9 @@ class Block:
         if not terms:
             return None
         grad: Array | None = self._sum(terms, slot)
+        rate_scale = self.rate_scale()
+        for own in slot.layers:
+            own["own_loss"], own["rate_scale"] = own_loss, rate_scale
         with self._weights_of_backward(slot, learn):
             for i in range(len(self._layers) - 1, -1, -1):
                 assert grad is not None
@@ -185,6 +245,7 @@ class Block:
         """Accumulate the gradients of the weights that the last `backward` left out."""
         with self._weights_of_backward(slot, learn=True):
             for i, grad in slot.pushed.items():
+                slot.layers[i]["own_loss"] = True
                 self._layers[i].backward(grad, slot.layers[i], learn=True, send=False)
 
     def release(self, slot: BlockSlot) -> None:
@@ -292,7 +353,22 @@ class Block:
 
     def state(self) -> dict[str, Array]:
         """Weights and running statistics, named as in torch.nn.Sequential: "0.weight"."""
-        return {f"{i}.{name}": array for i, name, array in _named(self._layers)}
+        return {
+            f"{i}.{name}": array
+            for i, name, array in _named(self._layers)
+            if not name.startswith(_CARRIED)
+        }
+
+    def carried(self) -> dict[str, Array]:
+        """What belongs to the streams of this very run, named as in `state`; nothing where each
+        sample is a whole sequence."""
+        if self._streams is None:
+            return {}
+        return {
+            f"{i}.{name}": array
+            for i, name, array in _named(self._layers)
+            if name.startswith(_CARRIED)
+        }
 
 
 def add_in_order(terms: Sequence[Array], out: Array) -> Array:

@@ -12,8 +12,11 @@ from asyncdni.backends.numpy.block import Block, add_in_order
 from asyncdni.backends.numpy.slot import StageSlot
 from asyncdni.errors import NumericalError, RemoteProtocolError
 from asyncdni.nn.generators.base import Generator
+from asyncdni.nn.generators.error import ErrorGenerator
+from asyncdni.nn.generators.head import LocalHead
 from asyncdni.nn.layers.slots import rows
 from asyncdni.nn.optimizers import norm
+from asyncdni.nn.window_loss import by_step, counted
 from asyncdni.schedules.base import Source
 
 __all__ = ["AGREEMENT_EVERY", "LATE", "Exit", "in_order"]
@@ -31,15 +34,24 @@ class Exit:
     """Of one block, whose activation leaves the stage."""
 
     def __init__(
-        self, block: Block, generator: Generator | None, *, mix: float, agreement_every: int
+        self,
+        block: Block,
+        generator: Generator | None,
+        *,
+        mix: float,
+        agreement_every: int,
+        steps: int = 0,
     ) -> None:
         """`mix`: the true gradient's share; `agreement_every`: fits from one measurement of the
-        generator to the next."""
+        generator to the next; `steps`: of windows whose steps have targets of their own."""
         self.block = block
         self.generator = generator
         self.fits = 0
         self._mix = mix
         self._agreement_every = agreement_every
+        shape = block.node.output_shape
+        #: The activation has a time axis as the targets have: each step is a row to the generator.
+        self._timed = bool(steps) and len(shape) > 1 and shape[0] == steps
 
     # --- gradients -------------------------------------------------------------------------------
 
@@ -105,17 +117,38 @@ class Exit:
     def predict(self, batch: int, slot: StageSlot) -> None:
         """Keep the generator's gradient in the slot; NaN where it has none that is a number."""
         assert self.generator is not None
-        assert slot.context is not None
         h = self._activation(slot)
-        flat = h.reshape(len(h), -1)
-        scale = self.block.rate_scale()
         try:
-            predicted = self.generator.predict(flat, slot.context, slot.generator, scale)
+            predicted = self._predicted(self.generator, h, slot)
         except NumericalError as error:
             self._fit_left_out(batch, error)
             slot.prediction = np.full_like(h, np.nan)  # so that the update is left out as well
         else:
             slot.prediction = predicted.reshape(h.shape)
+
+    def _predicted(self, generator: Generator, h: Array, slot: StageSlot) -> Array:
+        """The gradient as rows; zero at steps that an own loss of the generator does not see."""
+        flat, y = self._rows(h), slot.context["y"]
+        if self._timed:
+            y = by_step(y)
+        scale, chosen = self.block.rate_scale(), self._chosen(generator, slot)
+        if chosen is None:
+            return generator.predict(flat, y, slot.generator, scale)
+        found = rows(slot.own, "predicted", flat.shape, flat.dtype)
+        found[...] = 0
+        if len(chosen):
+            found[chosen] = generator.predict(flat[chosen], y[chosen], slot.generator, scale)
+        return found
+
+    def _rows(self, array: Array) -> Array:
+        """A row a sample, or a step: what the generator sees."""
+        count = array.shape[0] * array.shape[1] if self._timed else len(array)
+        return array.reshape(count, -1)
+
+    def _chosen(self, generator: Generator, slot: StageSlot) -> Array | None:
+        """Rows that a generator with a loss of its own may learn from; None: all."""
+        own_loss = isinstance(generator, ErrorGenerator | LocalHead)
+        return counted(slot.context.get("mask")) if own_loss and self._timed else None
 
     def fit(self, batch: int, slot: StageSlot, gradients: Mapping[str, Array]) -> Agreement | None:
         """See `backends.base.Stage.fit`."""
@@ -130,8 +163,10 @@ class Exit:
         try:
             if fault is not None:
                 raise NumericalError(f"the true gradient that came back {fault}")
-            flat = true.reshape(len(true), -1)
-            self.generator.fit(flat, slot.generator, self.block.rate_scale())
+            flat, chosen = self._rows(true), self._chosen(self.generator, slot)
+            if chosen is None or len(chosen):
+                flat = flat if chosen is None else flat[chosen]
+                self.generator.fit(flat, slot.generator, self.block.rate_scale())
         except NumericalError as error:
             self._fit_left_out(batch, error)
         return agreement

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from asyncdni.backends.base import Array
+from asyncdni.backends.base import Array, Context
 from asyncdni.backends.numpy.versions import Version
 from asyncdni.nn.base import Slot
 
@@ -29,7 +29,7 @@ class StageSlot:
     """The forward state of one batch in all blocks, and at the exit."""
 
     blocks: dict[str, BlockSlot]
-    context: Array | None = None
+    context: Context = field(default_factory=dict)
     samples: int = 0
     gradients: Mapping[str, Array] = field(default_factory=dict)  # kept for `learn`
     prediction: Array | None = None

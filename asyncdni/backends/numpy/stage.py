@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from asyncdni.backends.base import Agreement, Array, Forwarded
+from asyncdni.backends.base import Agreement, Array, Context, Forwarded
 from asyncdni.backends.numpy.block import Block
 from asyncdni.backends.numpy.exit import AGREEMENT_EVERY, LATE, Exit, in_order
 from asyncdni.backends.numpy.slot import StageSlot
@@ -44,14 +44,18 @@ class NumpyStage:
         mix: float = 0.0,
         input_models: Mapping[str, InputModel] | None = None,
         agreement_every: int = AGREEMENT_EVERY,
+        steps: int = 0,
     ) -> None:
         """`mix`: the true gradient's share; `input_models`: by producer, for synthetic inputs;
-        `agreement_every`: fits from one measurement of the generator to the next."""
+        `agreement_every`: fits from one measurement of the generator to the next; `steps`: of
+        windows whose steps have targets of their own."""
         self._blocks = {block.node.name: block for block in blocks}
         self._exit: Exit | None = None
         if exit_name is not None:
             block = self._blocks[exit_name]
-            self._exit = Exit(block, generator, mix=mix, agreement_every=agreement_every)
+            self._exit = Exit(
+                block, generator, mix=mix, agreement_every=agreement_every, steps=steps
+            )
         self._slots: dict[int, StageSlot] = {}
         self._retired: list[tuple[StageSlot, Callable[[], bool]]] = []
         self._samples = 0  # in the accumulated gradients
@@ -84,7 +88,7 @@ class NumpyStage:
 
     # --- forward ---------------------------------------------------------------------------------
 
-    def forward(self, batch: int, inputs: Mapping[str, Array], context: Array | None) -> Forwarded:
+    def forward(self, batch: int, inputs: Mapping[str, Array], context: Context) -> Forwarded:
         slot = self._slots[batch] = self._acquire()
         slot.context, slot.prediction = context, None
         result = Forwarded(None)
@@ -98,7 +102,7 @@ class NumpyStage:
         result.activation = known[self._exit.block.node.name] if self._exit else None
         return result
 
-    def evaluate(self, inputs: Mapping[str, Array], context: Array | None) -> Forwarded:
+    def evaluate(self, inputs: Mapping[str, Array], context: Context) -> Forwarded:
         result = Forwarded(None)
         known = dict(inputs)
         for name, block in self._blocks.items():
@@ -213,20 +217,18 @@ class NumpyStage:
 
     # --- synthetic inputs ------------------------------------------------------------------------
 
-    def _predicted_inputs(
-        self, inputs: Mapping[str, Array], context: Array | None
-    ) -> dict[str, Array]:
+    def _predicted_inputs(self, inputs: Mapping[str, Array], context: Context) -> dict[str, Array]:
         """Of producers whose activations are not waited for."""
         if not self._input_models:
             return {}
         x = inputs[DATA]
         found = {}
         for producer, model in self._input_models.items():
-            h = model.predict(x.reshape(len(x), -1), context)
+            h = model.predict(x.reshape(len(x), -1), context.get("y"))
             found[producer] = h.reshape(len(x), *self._shapes[producer])
         return found
 
-    def fit_input(self, inputs: Mapping[str, Array], context: Array | None) -> None:
+    def fit_input(self, inputs: Mapping[str, Array], context: Context) -> None:
         x = inputs[DATA]
         rate_scale = next(iter(self._blocks.values())).rate_scale()
         for producer, model in self._input_models.items():
@@ -236,8 +238,9 @@ class NumpyStage:
                     f"the input model got {h.dtype} {h.shape} from {producer}, "
                     f"expected {x.dtype} {shape}"
                 )
+            y = context.get("y")
             try:
-                model.fit(x.reshape(len(x), -1), context, h.reshape(len(h), -1), rate_scale)
+                model.fit(x.reshape(len(x), -1), y, h.reshape(len(h), -1), rate_scale)
             except NumericalError as error:
                 reader = self._readers[producer]
                 what = f"the input model of stage {reader.node.name} for {producer}: {error}"

@@ -7,13 +7,15 @@ from typing import Any
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.generators.base import Generator
+from asyncdni.nn.generators.convolutional import ConvolutionalGenerator
 from asyncdni.nn.generators.error import ErrorGenerator
+from asyncdni.nn.generators.feature_map import FeatureMapErrorGenerator
 from asyncdni.nn.generators.linear import LinearGenerator
 from asyncdni.nn.generators.low_rank import LowRankGenerator
 from asyncdni.nn.generators.mlp import MlpGenerator
 from asyncdni.nn.generators.zero import ZeroGenerator
 
-__all__ = ["GENERATORS", "Generator", "make_generator"]
+__all__ = ["GENERATORS", "MAP_GENERATORS", "Generator", "make_generator"]
 
 GENERATORS: dict[str, type[Generator]] = {
     "error": ErrorGenerator,
@@ -23,10 +25,16 @@ GENERATORS: dict[str, type[Generator]] = {
     "zero": ZeroGenerator,
 }
 
+#: Those made for feature maps (C, H, W), whose `build` is told that shape.
+MAP_GENERATORS: dict[str, type[ConvolutionalGenerator | FeatureMapErrorGenerator]] = {
+    "error": FeatureMapErrorGenerator,
+    "convolutional": ConvolutionalGenerator,
+}
+
 
 def make_generator(kind: str, **options: Any) -> Generator:
-    """The generator named `kind`, not yet built; raises `ConfigError` for a name or option that
-    it does not know."""
+    """The generator of vectors named `kind`, not yet built; raises `ConfigError` for a name or
+    option that it does not know."""
     made = GENERATORS.get(kind)
     if made is None:
         raise ConfigError(f"generator {kind!r} is unknown; choose one of {', '.join(GENERATORS)}")

@@ -20,8 +20,11 @@ from asyncdni.nn.layers.conv2d import Conv2d
 from asyncdni.nn.layers.dense import Dense
 from asyncdni.nn.layers.dropout import Dropout
 from asyncdni.nn.layers.embedding import Embedding
+from asyncdni.nn.layers.gaussian import Gaussian
 from asyncdni.nn.layers.layer_norm import LayerNorm
 from asyncdni.nn.layers.pooling import AveragePool, MaxPool
+from asyncdni.nn.layers.recurrent.lstm import Lstm
+from asyncdni.nn.layers.recurrent.rnn import Rnn
 from asyncdni.nn.layers.relu import Relu
 from asyncdni.nn.layers.reshape import Flatten, Reshape
 from asyncdni.nn.layers.sigmoid import Sigmoid
@@ -37,10 +40,13 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flatten",
+    "Gaussian",
     "LayerNorm",
+    "Lstm",
     "MaxPool",
     "Relu",
     "Reshape",
+    "Rnn",
     "Sigmoid",
     "Tanh",
     "make_layer",
@@ -60,6 +66,9 @@ LAYERS: dict[str, type[Any]] = {
     "dropout": Dropout,
     "layer_norm": LayerNorm,
     "embedding": Embedding,
+    "gaussian": Gaussian,
+    "rnn": Rnn,
+    "lstm": Lstm,
 }
 
 _METHODS = ("output_shape", "build", "forward", "backward", "evaluate")

@@ -17,6 +17,8 @@ __all__ = ["Dense"]
 class Dense:
     """y = x W' + b for x (B, D): weight (H, D) and bias (H,), as torch.nn.Linear has them.
 
+    Windows x (B, T, D) go through it step by step, to (B, T, H).
+
     `width` is H. `init` names the start of the weight (see `initialisers`); the bias starts at 0.
     """
 
@@ -36,17 +38,18 @@ class Dense:
         self._more: dict[str, Array] = {}  # a second batch's gradients, before they are added
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if len(shape) != 1 or shape[0] < 1:
+        if len(shape) not in (1, 2) or min(shape) < 1:
             raise ConfigError(
-                f"a dense layer takes inputs of shape (D,), not {shape}: flatten them first"
+                f"a dense layer takes inputs of shape (D,), or windows of shape (T, D), not "
+                f"{shape}: flatten them first"
             )
-        return (self.width,)
+        return (*shape[:-1], self.width)
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
     ) -> tuple[int, ...]:
         output = self.output_shape(shape)
-        self.params = {"weight": np.empty((self.width, *shape), dtype)}
+        self.params = {"weight": np.empty((self.width, shape[-1]), dtype)}
         self._initialise(self.params["weight"], streams("init"))
         if self.bias:
             self.params["bias"] = np.zeros(self.width, dtype)
@@ -60,20 +63,20 @@ class Dense:
         """(B, D) to (B, H). Keeps a reference to x, which must stay as it is until the backward."""
         slot["x"] = x
         forwarded(slot)
-        y = rows(slot, "y", (len(x), self.width), x.dtype)
+        y = rows(slot, "y", (*x.shape[:-1], self.width), x.dtype)
         return self._apply(x, y)
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
         x: Array = slot["x"]
         if learn:
-            self._learn(grad_y, x)
+            self._learn(grad_y.reshape(-1, self.width), x.reshape(-1, x.shape[-1]))
         if not send:
             return None
         grad_x = gradient(slot, x.shape, x.dtype)
         return np.matmul(grad_y, self.params["weight"], out=grad_x)
 
     def evaluate(self, x: Array) -> Array:
-        return self._apply(x, np.empty((len(x), self.width), x.dtype))
+        return self._apply(x, np.empty((*x.shape[:-1], self.width), x.dtype))
 
     def _apply(self, x: Array, y: Array) -> Array:
         np.matmul(x, self.params["weight"].T, out=y)
