@@ -36,6 +36,9 @@ HeldOut = Annotated[int, Meta(ge=0)]
 #: Steps whose targets the generators of recurrent layers see coming: "coming" in the context.
 Ahead = Annotated[int, Meta(ge=0)]
 
+#: What is to be told of a sample: its label, or itself (by an autoencoder).
+Targets = Literal["labels", "inputs"]
+
 
 # --- samples -------------------------------------------------------------------------------------
 
@@ -46,6 +49,7 @@ class Digits(Table, frozen=True, kw_only=True, tag_field="name", tag="digits"):
     batch_size: Count = 256  # the DNI paper's
     validation: HeldOut = 0
     planes: bool = False  # images (1, 28, 28) in place of pixels (784,)
+    targets: Targets = "labels"
 
 
 class Mnist(Table, frozen=True, kw_only=True, tag_field="name", tag="mnist"):
@@ -55,6 +59,7 @@ class Mnist(Table, frozen=True, kw_only=True, tag_field="name", tag="mnist"):
     validation: HeldOut = 0
     path: str = ""  # folder of the files, no other is tried; empty: $ASYNCDNI_DATA, then the cache
     planes: bool = False  # images (1, 28, 28) in place of pixels (784,)
+    targets: Targets = "labels"
 
 
 class Addition(Table, frozen=True, kw_only=True, tag_field="name", tag="addition"):

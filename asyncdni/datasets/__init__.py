@@ -24,6 +24,7 @@ from asyncdni.datasets import (
 from asyncdni.datasets.base import Dataset
 from asyncdni.datasets.batches import Batches
 from asyncdni.datasets.meta import Meta, Tensor, misfit
+from asyncdni.datasets.reconstruction import Reconstruction, described_as_inputs
 from asyncdni.datasets.sequences import Sequences
 from asyncdni.datasets.validation import described, hold_out
 from asyncdni.errors import ConfigError
@@ -79,8 +80,10 @@ def describe(data: options.Data) -> Meta:
     where nothing is left to train on.
     """
     meta = _DESCRIBE[type(data)](data)
-    # Windows have been held out by now: single ones can't be taken out of a sequence.
-    return meta if type(data) in _WINDOWS else described(meta, data.validation)
+    if type(data) in _WINDOWS:
+        return meta  # held out by now: single windows can't be taken out of a sequence
+    meta = described(meta, data.validation)
+    return described_as_inputs(meta) if _to_itself(data) else meta
 
 
 def open_batches(data: options.Data, seed: int) -> Batches:
@@ -92,7 +95,8 @@ def open_batches(data: options.Data, seed: int) -> Batches:
     `describe` does.
     """
     if type(data) not in _WINDOWS:
-        return load(data, seed)
+        dataset = load(data, seed)
+        return Reconstruction(dataset) if _to_itself(data) else dataset
     sequences = _WINDOWS[type(data)](data, seed)
     sequences.validate()
     return sequences
@@ -111,3 +115,7 @@ def load(data: options.Data, seed: int) -> Dataset:
     dataset = _SAMPLES[type(data)](data, seed)
     dataset.validate()
     return hold_out(dataset, data.validation)
+
+
+def _to_itself(data: options.Data) -> bool:
+    return getattr(data, "targets", "labels") == "inputs"

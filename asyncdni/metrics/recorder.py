@@ -90,13 +90,13 @@ class Recorder:
         """
         self.history: list[dict[str, Any]] = []
         self.reports: dict[str, dict[str, Any]] = {name: {} for name in workers}
-        self.train_loss: float | None = None  # mean of the last report that had one
+        self.train_loss: float | None = None  # of the last reports, summed over the losses
         self.guard: list[dict[str, Any]] = []  # time_s since the first record, stage, waiting, …
         self.mishaps = Mishaps()
         self.trained_s = 0.0  # training time up to the last record, as far as records tell
         self._training_since_s: float | None = None
         self._processes = {name: Processes() for name in workers}
-        self._with_loss: set[str] = set()  # workers that carry a loss
+        self._losses: dict[str, float] = {}  # of workers that carry one, the last mean
         self._facts = dict(facts)
         self._began_s: float | None = None  # of the first record, on the clock of this process
         self._started_s: float | None = None  # as the following: since the first record of all
@@ -186,15 +186,15 @@ class Recorder:
 
     def _loss_reports(self) -> list[dict[str, Any]]:
         """Of the workers that carry a loss; of all while none has reported one."""
-        return [r for name, r in self.reports.items() if name in self._with_loss] or [
+        return [r for name, r in self.reports.items() if name in self._losses] or [
             *self.reports.values()
         ]
 
     def _report(self, stage: str, values: Mapping[str, Any]) -> None:
         self.reports[stage] = self._processes[stage].reported(values)
         if values["loss_samples"]:
-            self._with_loss.add(stage)
-            self.train_loss = values["loss_sum"] / values["loss_samples"]
+            self._losses[stage] = values["loss_sum"] / values["loss_samples"]
+            self.train_loss = sum(self._losses.values())
 
 
 def _stage(name: str, report: Mapping[str, Any], train_s: float) -> dict[str, Any]:

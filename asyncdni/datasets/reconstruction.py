@@ -1,0 +1,69 @@
+"""`[data] targets = "inputs"`: samples are to be made again from what a network keeps of them.
+
+For autoencoders. The targets are the inputs, flattened, as values of [0, 1] where these are images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+from numpy.typing import DTypeLike
+
+from asyncdni.datasets.base import Dataset
+from asyncdni.datasets.meta import Array, Meta
+
+__all__ = ["Reconstruction", "described_as_inputs"]
+
+
+def described_as_inputs(meta: Meta) -> Meta:
+    """`meta` with its inputs as targets."""
+    return msgspec.structs.replace(meta, targets="values", outputs=math.prod(meta.input_shape))
+
+
+class Reconstruction:
+    """The batches of `dataset` with "y" (B, outputs) a view of "h": see `batches.Batches`."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    @property
+    def meta(self) -> Meta:
+        return described_as_inputs(self._dataset.meta)
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        return self._dataset.batches_per_epoch(batch_size)
+
+    def test_batches(self, batch_size: int) -> int:
+        return self._dataset.test_batches(batch_size)
+
+    def read(
+        self,
+        epoch: int,
+        index: int,
+        batch_size: int,
+        seed: int,
+        dtype: DTypeLike,
+        out: Array | None = None,
+    ) -> dict[str, Array]:
+        """Raises as `Dataset.read` does."""
+        return _to_itself(self._dataset.read(epoch, index, batch_size, seed, dtype, out))
+
+    def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
+        """Raises as `Dataset.read_test` does."""
+        return _to_itself(self._dataset.read_test(index, batch_size, dtype))
+
+    def targets(self) -> Iterable[Array]:
+        """Of the first test batch: all images are alike in what they may hold."""
+        yield self.read_test(0, 1, np.float32)["y"]
+
+    def validate(self) -> None:
+        """Raises `DataError` as `Dataset.validate` does."""
+        self._dataset.validate()
+
+
+def _to_itself(tensors: dict[str, Array]) -> dict[str, Array]:
+    x = tensors["h"]
+    return {"h": x, "y": x.reshape(len(x), -1)}
