@@ -220,8 +220,8 @@ def test_nan_in_the_data_is_refused_with_array_and_sample(site: Site) -> None:
 
 
 def test_inputs_of_a_shape_that_a_layer_can_not_take_are_refused(site: Site) -> None:
-    _save(site, x_train=np.zeros((16, 2, 2), "f4"), x_test=np.zeros((16, 2, 2), "f4"))
-    _refused(site, "stages[0] (hidden).layers[0]", "dense", "(D,)", "(2, 2)")
+    _save(site, x_train=np.zeros((16, 1, 2, 2), "f4"), x_test=np.zeros((16, 1, 2, 2), "f4"))
+    _refused(site, "stages[0] (hidden).layers[0]", "dense", "(D,)", "(1, 2, 2)")
 
 
 def test_a_missing_data_file_is_refused(site: Site) -> None:
