@@ -71,7 +71,8 @@ REFUSALS = [
     (changed(schedule="locked"), "schedule: expected a table whose name is one of locked, "
      "gpipe, 1f1b, delayed, local_loss, synthetic, got 'locked'"),
     (changed(schedule={"generator": {"kind": "linaer"}}), "schedule.generator.kind: unknown "
-     "generator 'linaer', did you mean 'linear'? known: error, zero, linear, low_rank, mlp, convolutional"),
+     "generator 'linaer', did you mean 'linear'? known: error, zero, linear, low_rank, mlp, "
+     "convolutional"),
     (changed(schedule={"generator": {"kind": "error", "rate": 2}}), "schedule.generator.rate: "
      "expected a number above 0 and below 2, got 2"),
     (changed(schedule={"generator": {"kind": "mlp", "hidden": 256}}), "schedule.generator.hidden: "
@@ -95,7 +96,7 @@ REFUSALS = [
     (changed(data={"name": "npz"}), "data.path: missing; expected text that is not empty"),
     (changed(data={"name": "digits", "path": "x"}), "data: key 'path' belongs to data set mnist, "
      "npz, digit_pairs, cifar10, text, not to digits; known keys: name, batch_size, validation, "
-     "planes"),
+     "planes, targets"),
     ({"stages": EXAMPLE["stages"]}, "data: missing; expected a table whose name is one of "
      f"{DATA_SETS}"),
     ({"data": EXAMPLE["data"]}, "stages: missing; expected a list of at least one item, each a "

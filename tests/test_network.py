@@ -222,7 +222,9 @@ def test_values_need_a_loss_of_values() -> None:
 
 
 def test_a_layer_that_gets_another_shape_is_named_with_both_shapes() -> None:
-    meta = Meta(input_shape=(1, 6, 4), targets="classes", outputs=4, train_samples=9, test_samples=9)
+    meta = Meta(
+        input_shape=(1, 6, 4), targets="classes", outputs=4, train_samples=9, test_samples=9
+    )
     text = refusal({"name": "top", "layers": [{"dense": 4}], "loss": "cross_entropy"}, meta=meta)
     assert text.startswith("stages[0] (top).layers[0]: a dense layer takes inputs of shape (D,)")
     assert "(1, 6, 4)" in text

@@ -236,11 +236,12 @@ def learn(stage: Any, design: Design, batches: range) -> None:
         stage.release(batch, lambda: True)
 
 
-def test_the_state_of_streams_is_in_snapshots_and_not_among_the_weights() -> None:
-    design = copying(LOCKED, run={"split": [3]})
+def test_streams_and_futures_are_in_snapshots_and_not_among_the_weights() -> None:
+    stages = recurrent(**FUTURE)
+    design = copying(LOCKED, stages, data={"ahead": 3}, run={"split": [3]})
     stage = make_stage(design, design.plan.groups[0])
-    assert "0.carried.state" in stage.snapshot()["s0"]
-    assert not any("carried" in name for arrays in stage.state().values() for name in arrays)
+    assert {"0.carried.state", "0.future.weight"} <= stage.snapshot()["s0"].keys()
+    assert stage.state()["s0"].keys() == {"0.weight_ih", "0.weight_hh", "0.bias"}
 
 
 def test_samples_that_are_whole_sequences_begin_anew_with_each_batch() -> None:

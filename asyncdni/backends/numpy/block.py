@@ -34,8 +34,10 @@ from asyncdni.nn.window_loss import WindowLoss
 __all__ = ["Block", "BlockSlot", "Pace", "add_in_order"]
 
 _AS_THEY_ARE = nullcontext()
-#: Arrays of layers that begin so belong to the streams of a run and not to the network.
+#: Arrays of layers that begin so serve training alone: what is carried from window to window belongs
+#: to the streams of a run, and futures are generators.
 _CARRIED = "carried."
+_TRAINING = (_CARRIED, "future.")
 _STOP = config.Numbers()
 
 
@@ -356,18 +358,17 @@ class Block:
         return {
             f"{i}.{name}": array
             for i, name, array in _named(self._layers)
-            if not name.startswith(_CARRIED)
+            if not name.startswith(_TRAINING)
         }
 
-    def carried(self) -> dict[str, Array]:
-        """What belongs to the streams of this very run, named as in `state`; nothing where each
-        sample is a whole sequence."""
-        if self._streams is None:
-            return {}
+    def training_state(self) -> dict[str, Array]:
+        """What else layers need to go on with training, named as in `state`: generators of
+        recurrent ones and, unless each sample is a whole sequence, the state of the streams."""
+        wanted = _TRAINING if self._streams is not None else _TRAINING[1:]
         return {
             f"{i}.{name}": array
             for i, name, array in _named(self._layers)
-            if name.startswith(_CARRIED)
+            if name.startswith(wanted)
         }
 
 

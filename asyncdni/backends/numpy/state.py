@@ -67,7 +67,7 @@ def parts_of(block: Block, exit_: Exit | None, models: Mapping[str, InputModel])
         block.updates, block.newest = int(done["updates"]), int(done["newest"])
 
     parts = [
-        Part("", block.state() | block.carried()),
+        Part("", block.state() | block.training_state()),
         Part("optimizer.", block.optimizer.state),
         Part("counters.", done, after=count_on),
         Part("numbers.", block.watch.means, new=""),
