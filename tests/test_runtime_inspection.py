@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from networks import BITS, WIDTH, chain, design, several_readers
+from streaming import copying
 
 from asyncdni.build import Design
 from asyncdni.messages import Accused, Activation, Credit, Gradient, Message
@@ -147,3 +148,21 @@ def test_a_label_out_of_range_accuses_the_host_of_the_data(label: int) -> None:
     assert "expected 0 to 9" in accused.text
     right = activation(sender="data", tensors={"h": x, "y": y.clip(0, 9)})
     assert inspection(1, made).accusation(right, {}) is None
+
+
+def test_what_travels_with_windows_is_looked_at_as_well() -> None:
+    made = copying({"name": "locked"})
+    h, y = np.zeros((4, 3, 5), F32), np.zeros((4, 3, 1), F32)
+    context = {
+        "first": np.zeros(4, bool),
+        "last": np.zeros(4, bool),
+        "mask": np.zeros((4, 3), bool),
+    }
+    right = activation(samples=4, tensors={"h": h, "y": y, **context})
+    assert inspection(1, made).accusation(right, FLIGHTS) is None
+    wrong = activation(
+        samples=4, tensors={"h": h, "y": y, **context, "mask": np.zeros((4, 3), F32)}
+    )
+    found = inspection(1, made).accusation(wrong, FLIGHTS)
+    assert found is not None
+    assert found.text.endswith("its mask is float32 (4, 3), expected bool (4, 3)")
