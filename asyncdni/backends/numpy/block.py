@@ -34,8 +34,8 @@ from asyncdni.nn.window_loss import WindowLoss
 __all__ = ["Block", "BlockSlot", "Pace", "add_in_order"]
 
 _AS_THEY_ARE = nullcontext()
-#: Arrays of layers that begin so serve training alone: what is carried from window to window belongs
-#: to the streams of a run, and futures are generators.
+#: Arrays of layers that begin so serve training alone: what is carried from window to window
+#: belongs to the streams of a run, and futures are generators.
 _CARRIED = "carried."
 _TRAINING = (_CARRIED, "future.")
 _STOP = config.Numbers()
