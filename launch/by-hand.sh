@@ -5,8 +5,8 @@
 #   launch/by-hand.sh [ADDRESS] [ARGUMENTS OF THE COORDINATOR …]
 #   launch/by-hand.sh tcp://127.0.0.1:6000 --set run.epochs=10 --out runs/by-hand
 #
-# On several hosts: the coordinator with --bind tcp://0.0.0.0:5555, each worker on its host with
-# --coordinator tcp://HOST:5555. Workers need neither the experiment file nor each other's
+# On several hosts: the coordinator with --bind tcp://0.0.0.0:5555 --keys DIR, each worker with --keys DIR and
+# --coordinator tcp://HOST:5555 (`asyncdni keys new DIR`). Workers need neither the experiment file nor others'
 # addresses; the worker of the first stage needs the data set.
 #
 # Ctrl-C stops the coordinator, which has all workers save what was learned (with --out) and leave.

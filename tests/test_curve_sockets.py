@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import msgspec
@@ -183,6 +183,23 @@ def test_a_coordinator_without_keys_is_not_obeyed(site: Site) -> None:
     assert "uses no keys" in refusal(coordinator, site.worker())
 
 
+def test_what_a_worker_says_to_a_coordinator_that_has_refused_it_is_no_error(site: Site) -> None:
+    site.keys = None
+    coordinator = site.coordinator()
+    site.keys = KEYS
+    worker = site.worker()
+    monitor = worker._handshake
+    assert monitor is not None
+    for _ in range(int(PATIENCE_S * 100)):
+        coordinator.receive(0.001)
+        if monitor.socket.poll(10):
+            break
+    for _ in range(20):
+        worker.send(COORDINATOR, HELLO)
+        coordinator.receive(0.01)
+    assert "uses no keys" in refusal(coordinator, worker)
+
+
 def test_a_host_has_to_have_the_keys_of_the_part_it_plays(site: Site) -> None:
     site.keys = Keys(KEYS.coordinator_public, KEYS.worker_public, KEYS.coordinator, None)
     site.coordinator()
@@ -202,7 +219,8 @@ def test_strangers_at_a_data_socket_are_refused_and_noted(site: Site) -> None:
     plain = site.raw(zmq.PUSH, split_key(b.address)[0])
     others = [stranger(site, b.address, pair) for pair in (own, KEYS.worker)]
     for socket in (plain, *others):
-        socket.send(codec.encode(credit(9))[0], zmq.NOBLOCK)
+        with suppress(zmq.Again):  # it has been refused by now
+            socket.send(codec.encode(credit(9))[0], zmq.NOBLOCK)
     while len(b.rejected) < 2:
         assert b.receive(0.01) == []
     assert {own.public.decode() in line for line in b.rejected} == {True, False}

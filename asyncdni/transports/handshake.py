@@ -10,8 +10,8 @@ from asyncdni.transports.sockets import Socket
 
 __all__ = ["Handshake"]
 
-#: Handshakes in a row that the other side has broken off without a word: what a server does to
-#: those who call it by another's key. One or two may be due to a coordinator that dies.
+#: Handshakes that the other side has broken off without a word: what a server does to those who
+#: call it by another's key. One or two may be due to a coordinator that dies.
 _BROKEN_OFF_MAX = 5
 
 
@@ -56,10 +56,15 @@ class Handshake:
             if self._keys:
                 return "uses no keys: start it with --keys, or this worker without"
             return "lets in workers with keys alone: give this one --keys DIR"
-        self._broken_off += 1
-        if self._keys and self._broken_off >= _BROKEN_OFF_MAX:
+        self._broken_off += 1  # which may be all that is seen of any of the above
+        if self._broken_off < _BROKEN_OFF_MAX:
+            return ""
+        if self._keys:
             return (
-                "breaks off every handshake: it has other keys than this worker expects; give "
-                "both the keys of one `asyncdni keys new`"
+                "breaks off every handshake: it has other keys than this worker expects, or uses "
+                "no keys; give both the keys of one `asyncdni keys new`"
             )
-        return ""
+        return (
+            "breaks off every handshake: it may be one that lets in workers with keys alone: give "
+            "this one --keys DIR"
+        )

@@ -131,7 +131,7 @@ class WorkerTransport:
         frames = encode(message)
         total = size(frames)
         if to == COORDINATOR:
-            sent = sockets.send(self._control, frames)
+            sent = self._tell(frames)
         else:
             self._check_size(message, total)
             sent = self._neighbours.send(to, frames)
@@ -195,6 +195,14 @@ class WorkerTransport:
         self._neighbours.close(linger_s)
         left_s = max(0.0, ends_at - time.monotonic()) if linger_s else 0.0
         sockets.close(self._context, self._arrivals.endpoint, left_s)
+
+    def _tell(self, frames: list[Buffer]) -> Callable[[], bool] | None:
+        try:
+            return sockets.send(self._control, frames)
+        except LimitExceeded:
+            if self._handshake is None:
+                raise
+            return None  # ZeroMQ has given up: the handshake has failed, as `receive` will say
 
     def _check_size(self, message: Message, total: int) -> None:
         allowed = self._message_bytes_max
