@@ -191,7 +191,8 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="fill in its tables, measure nothing")
     args = parser.parse_args()
     if args.readme:
-        kept = {name: json.loads(path.read_text()) for name, path in KEPT.items()}
+        found = {name: path for name, path in KEPT.items() if path.exists()}
+        kept = {name: json.loads(path.read_text()) for name, path in found.items()}
         fill_in(HERE / "README.md", {name: table(one, list(STAGES)) for name, one in kept.items()})
         return
     if torch is not None:
