@@ -52,7 +52,8 @@ def scene(stages: int = 4, hosts: int = 4, cores: int = 1, **tables: Any) -> Sce
     top = {"layers": [{"dense": 8}], "name": "top", "loss": "sigmoid_cross_entropy"}
     data = {"name": "addition", "examples": 4000, "test_examples": 8, "batch_size": 8}
     chosen = experiment.parse({"data": data, "stages": [hidden] * (stages - 1) + [top], **tables})
-    return Scene(chosen, describe(chosen.data), WIRE, cores=cores, hosts=hosts, batches=8)
+    meta = describe(chosen.data)
+    return Scene(chosen, meta, WIRE, cores=cores, hosts=hosts, batches=8, events=4000)
 
 
 # --- what is advised -----------------------------------------------------------------------------

@@ -116,10 +116,10 @@ def test_a_pipe_that_is_not_full_yet_promises_no_more_than_cores_can_do() -> Non
     assert 8 / found.samples_per_s >= sum(found.work_s.values()) / 2 * 0.999
 
 
-def test_a_thousand_stages_are_predicted() -> None:
-    made = design(1024, {"name": "delayed"})
-    found = predict(made, prices(made), cores=1024, events=1)
-    assert math.isfinite(found.samples_per_s) and len(found.idle) == 1024
+def test_hundreds_of_stages_are_predicted() -> None:
+    made = design(256, {"name": "delayed"})
+    found = predict(made, prices(made), cores=256, events=1)
+    assert math.isfinite(found.samples_per_s) and len(found.idle) == 256
     assert 8 / found.samples_per_s == pytest.approx(3.5e-3, rel=0.2)
 
 

@@ -97,7 +97,12 @@ def _row(
 
 def _predicted(scene: Scene, candidate: Candidate) -> Prediction:
     hosts = min(scene.hosts, len(candidate.design.plan.groups))
-    return predict(candidate.design, candidate.prices, cores=scene.cores, hosts=hosts)
+    return predict(
+        *(candidate.design, candidate.prices),
+        cores=scene.cores,
+        hosts=hosts,
+        events=scene.events,
+    )
 
 
 def _with_lag(

@@ -15,6 +15,7 @@ from asyncdni.conditions import neighbours
 from asyncdni.datasets.base import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.profiling.costs import worker_costs
+from asyncdni.profiling.prediction import EVENTS
 from asyncdni.profiling.prices import Prices, price
 from asyncdni.profiling.splits import best_split
 from asyncdni.profiling.wire import Wire
@@ -45,6 +46,7 @@ class Scene:
     hosts: int
     batches: int  # to measure ops on
     allow_import: bool = False
+    events: int = EVENTS  # of each simulated run, about
     _prices: dict[tuple[bool, int], Prices] = field(default_factory=dict)
 
     def candidate(self, schedule: str, workers: int, *, lag: int | None = None) -> Candidate:

@@ -20,10 +20,10 @@ from asyncdni.errors import AsyncDNIError
 from asyncdni.profiling.prices import Prices, burden_of, costs_of, links_of
 from asyncdni.simulator import Hosts, Result, simulate
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["EVENTS", "Prediction", "predict"]
 
 #: Of one simulated run, about: a second or two.
-_EVENTS = 60_000
+EVENTS = 60_000
 _EVENTS_A_BATCH = 8  # of a worker
 _BATCHES_MAX = 320
 _BATCHES_MIN = 5
@@ -55,7 +55,7 @@ def predict(
     *,
     cores: int,
     hosts: int = 1,
-    events: int = _EVENTS,
+    events: int = EVENTS,
 ) -> Prediction:
     """The run that `design` is, its slow links included, on `hosts` machines of so many cores.
 
