@@ -12,8 +12,9 @@ from asyncdni.simulator.world import World
 __all__ = ["Office", "Process"]
 
 _BEATS_PER_SILENCE = 3
-#: Of its coordinator's silence, in `limits.silence_s`: then there is nobody left to work for.
-_SILENCES = 3.0
+#: Of its coordinator's silence, in `limits.silence_s` and in seconds, the longer one: then there is
+#: nobody left to work for.
+_SILENCES, _SILENCE_MIN_S = 3.0, 3.0
 
 
 class Office(Protocol):
@@ -68,10 +69,6 @@ class Process:
         while self._backlog and not self._pauses:
             self._backlog.pop(0)()
 
-    @property
-    def paused(self) -> bool:
-        return self._pauses > 0
-
     def later(self, delay_s: float, what: Callable[[], None], *, idle: bool = False) -> None:
         """After a while, if it lives then."""
         self.world.agenda.after(delay_s, partial(self.now, what), idle=idle)
@@ -119,7 +116,8 @@ class Process:
         self._beat()
 
     def _beat(self) -> None:
-        now, limit_s = self.world.agenda.now, _SILENCES * self._silence_s
+        now = self.world.agenda.now
+        limit_s = max(_SILENCE_MIN_S, _SILENCES * self._silence_s)
         if now - self._looked_s > limit_s / 2:
             self._heard_s = now  # it was paused, so the silence was its own
         self._looked_s = now
