@@ -140,5 +140,7 @@ def assert_survived(run: FaultyRun, result: Result) -> None:
         return
     assert isinstance(result.end, Finish)
     plan = run.design.plan
-    assert len(result.history) == len(set(plan.barriers) - set(plan.cut_barriers))
-    assert ("saved", "final") in [(kind, values.get("tag")) for kind, values in result.records]
+    planned = len(set(plan.barriers) - set(plan.cut_barriers))
+    assert len(result.history) == planned, f"{len(result.history)} evaluations of {planned}"
+    saved = [values["tag"] for kind, values in result.records if kind == "saved"]
+    assert "final" in saved, f"no final weights, but {saved}"

@@ -114,3 +114,16 @@ def test_the_best_is_known_after_coming_back_from_a_manifest() -> None:
     again = Ledger.restored(json.loads(json.dumps(ledger().state())), "x")
     assert not again.evaluated(scores(5), {})
     assert again.evaluated(scores(6), {})
+
+
+@pytest.mark.parametrize(("start", "planned", "left"), [(30, 2, 2), (29, 1, 1), (9, 0, 0)])
+def test_barriers_that_all_are_behind_again_are_taken_back_with_their_evaluations(
+    start: int, planned: int, left: int
+) -> None:
+    one = Ledger()
+    for position in (10, 30):
+        one.evaluated(scores(1), {"position": position})
+        one.lift(position, one.planned + 1, len(one.history) - 1)
+    one = Ledger.restored(json.loads(json.dumps(one.state())), "x")
+    one.behind(start)
+    assert (one.planned, len(one.history), len(one.lifted)) == (planned, left, left)

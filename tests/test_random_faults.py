@@ -21,6 +21,12 @@ def test_a_run_survives_whatever_goes_wrong(name: str, seed: int) -> None:
     assert_survived(run, run.simulate())
 
 
+@pytest.mark.parametrize("seed", [1000726, 1000741])
+def test_a_barrier_that_all_are_thrown_back_behind_is_had_again_and_counts_once(seed: int) -> None:
+    run = draw_faulty_run(seed, ("synthetic",))
+    assert_survived(run, run.simulate())
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_a_seed_replays_its_run_faults_included(seed: int) -> None:
     run = draw_faulty_run(seed)

@@ -298,7 +298,7 @@ class Coordinator(Deaths):
         """The cut is what comes after this barrier."""
         cut = deepcopy(self.ledger)
         cut.start, cut.restore = self._at.position, tag
-        cut.barrier, cut.planned = self.barrier + 1, self._planned()
+        self._at.lift(cut, self._planned())
         self._committing = cut, self._at.since
         self._actions.append(Commit(tag, files, cut.state()))
 
@@ -321,8 +321,7 @@ class Coordinator(Deaths):
 
     def _resume(self, now: float) -> None:
         self._to_all(Resume(self.barrier))
-        self.ledger.planned = self._planned()
-        self.ledger.barrier += 1
+        self._at.lift(self.ledger, self._planned())
         self._at.before = None
         self._forget_barrier()
         self.phase = Phase.TRAINING

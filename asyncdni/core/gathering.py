@@ -150,6 +150,8 @@ class Gathering:
         self.phase = Phase.CONNECTING
         built = [member.built for member in self._members.values() if member.built is not None]
         start = max(self._start, *(max(one.position, one.read) for one in built))
+        if self._restore in ("keep", "snapshots"):
+            self.ledger.behind(start)
         for name, member in self._members.items():
             others = [self._members[other] for other in self.roster.neighbours[name]]
             connect = Connect(

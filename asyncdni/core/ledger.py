@@ -26,6 +26,8 @@ class Ledger:
     best: dict[str, float | None] | None = None  # accuracy and loss
     samples: dict[str, int] = field(default_factory=dict)  # forwarded, by worker
     cut: int = 0  # number of the last one; 0: none yet
+    # of barriers that have been lifted: position, and before it `planned` and the evaluations
+    lifted: list[list[int]] = field(default_factory=list)
     restore: str = "initial"  # what a round that goes back starts from: see `messages.Rejoin`
 
     def state(self) -> dict[str, Any]:
@@ -39,6 +41,7 @@ class Ledger:
             "best": None if self.best is None else dict(self.best),
             "samples": dict(self.samples),
             "cut": self.cut,
+            "lifted": [list(one) for one in self.lifted],
         }
 
     @classmethod
@@ -56,6 +59,17 @@ class Ledger:
         self.best = {"accuracy": scores.accuracy, "loss": scores.loss}
         return True
 
+    def lift(self, position: int, planned: int, evaluations: int) -> None:
+        """A barrier is behind: so many of the plan are by now, so many evaluations were before."""
+        self.lifted.append([position, self.planned, evaluations])
+        self.planned = planned
+
+    def behind(self, start: int) -> None:
+        """Nobody who is left is farther than `start`: later barriers will be had again."""
+        while self.lifted and self.lifted[-1][0] > start:
+            _, self.planned, evaluations = self.lifted.pop()
+            del self.history[evaluations:]
+
     def back_to(self, cut: Ledger) -> None:
         """What has been since is to be done again. Time that was spent stays spent, and barriers
         go on being numbered."""
@@ -63,3 +77,4 @@ class Ledger:
         self.history = [dict(entry) for entry in cut.history]
         self.best = None if cut.best is None else dict(cut.best)
         self.samples = dict(cut.samples)
+        self.lifted = [list(one) for one in cut.lifted]
