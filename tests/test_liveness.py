@@ -28,8 +28,8 @@ def test_nobody_is_missed_before_the_first_sign() -> None:
 
 def test_with_regular_signs_silence_is_death_after_the_time_that_was_asked_for() -> None:
     liveness, last = heard([0.2] * 50)
-    assert liveness.deadline() == last + 1.0
     assert liveness.silent(last + 0.99) is None
+    assert liveness.deadline() == last + 1.0
     name, silence_s = liveness.silent(last + 1.0) or ("", 0.0)
     assert (name, silence_s) == ("a", 1.0)
 
@@ -87,3 +87,19 @@ def test_who_speaks_three_times_as_often_as_asked_is_never_given_more_time(
 def test_the_limit_stays_between_what_was_asked_for_and_five_times_that(gaps: list[float]) -> None:
     liveness, _ = heard(gaps)
     assert 1.0 <= liveness.limit_s("a") <= 5.0
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.0, 3.0)), min_size=1, max_size=30))
+def test_there_is_a_deadline_before_anybody_has_been_silent_for_too_long(
+    signs: list[tuple[str, float]],
+) -> None:
+    liveness, now, last = Liveness(1.0), 0.0, dict[str, float]()
+    for name, gap in signs:
+        now += gap
+        liveness.silent(now)
+        liveness.heard(name, now)
+        last[name] = now
+        deadline = liveness.deadline()
+        ends = min(moment + liveness.limit_s(name) for name, moment in last.items())
+        assert deadline is not None and deadline <= ends
+        assert liveness.silent(ends) is not None or deadline < ends

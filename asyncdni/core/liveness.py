@@ -7,6 +7,8 @@ is far beyond the longest that this worker has been silent for lately.
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["Liveness"]
 
 #: Times the longest silence of late that are still no sign of death …
@@ -24,11 +26,15 @@ class Liveness:
         self._silence_s = silence_s
         self._heard: dict[str, float] = {}
         self._longest: dict[str, float] = {}  # silence, fading
+        # Nobody is silent for too long before this: with a thousand workers, to look at each of
+        # them after every message would be most of a coordinator's work.
+        self._not_before = math.inf
 
     def heard(self, name: str, now: float) -> None:
         silence_s = now - self._heard.get(name, now)
         self._longest[name] = max(silence_s, _MEMORY * self._longest.get(name, 0.0))
         self._heard[name] = now
+        self._not_before = min(self._not_before, now + self._silence_s)
 
     def forget(self, name: str) -> None:
         self._heard.pop(name, None)
@@ -43,16 +49,17 @@ class Liveness:
         return min(most, max(self._silence_s, _MARGIN * self._longest[name]))
 
     def deadline(self) -> float | None:
-        """When the next one will have been silent for too long."""
-        return min((self._ends(name) for name in self._heard), default=None)
+        """When to ask who is silent: not later than when the next one has been for too long."""
+        return self._not_before if self._heard else None
 
     def silent(self, now: float) -> tuple[str, float] | None:
         """The one whose silence has been too long for the longest, and for how long it was silent;
         None where there is none."""
-        if not self._heard:
+        if not self._heard or now < self._not_before:
             return None
         name = min(self._heard, key=self._ends)
-        return (name, now - self._heard[name]) if now >= self._ends(name) else None
+        self._not_before = self._ends(name)
+        return (name, now - self._heard[name]) if now >= self._not_before else None
 
     def _ends(self, name: str) -> float:
         return self._heard[name] + self.limit_s(name)
