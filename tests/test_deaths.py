@@ -10,7 +10,7 @@ from office import NAMES, Office, end, failure, hello, records, sent, to_all
 
 from asyncdni.core.barriers import FINAL
 from asyncdni.core.coordinator import Phase
-from asyncdni.core.events import Action, Exited, Fail, Received, UserStop, Woke
+from asyncdni.core.events import Action, Exited, Fail, Received, Rejected, UserStop, Woke
 from asyncdni.messages import (
     Abort,
     Accused,
@@ -60,12 +60,17 @@ def by_memory(office: Office) -> list[Action]:
     return office.hear("b", Failed("MemoryError", "out of memory", "Traceback"))
 
 
+def by_nonsense(office: Office) -> list[Action]:
+    return office(Rejected(b"b", "a Ready without a field"))
+
+
 WAYS = {
     "signal": (by_signal, "WorkerLost"),
     "exit code": (by_exit_code, "WorkerLost"),
     "silence": (by_silence, "WorkerLost"),
     "accusation": (by_accusation, "RemoteProtocolError"),
     "misfit": (by_misfit, "RemoteProtocolError"),
+    "nonsense": (by_nonsense, "RemoteProtocolError"),
     "memory": (by_memory, "MemoryError"),
 }
 STATES = ("started", "evaluating", "saving")
@@ -333,3 +338,11 @@ def test_a_worker_that_is_killed_before_the_start_is_started_again() -> None:
     assert sent(actions, Rejoin) == []
     assert {name for name, _ in sent(office.build("a", "c"), Connect)} == set(NAMES)
     assert sent(office.ready()) == to_all(Start())
+
+
+@each_state
+def test_nonsense_of_a_stranger_is_noted_and_no_more(state: str) -> None:
+    office = at(state)
+    actions = office(Rejected(b"\0abcd", "not a message"))
+    assert [one["text"] for one in records(actions, "rejected")] == ["not a message"]
+    assert len(actions) == 1

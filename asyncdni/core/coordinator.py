@@ -30,6 +30,7 @@ from asyncdni.core.events import (
     Fail,
     Finish,
     Received,
+    Rejected,
     Send,
     Stored,
     UserStop,
@@ -100,6 +101,8 @@ class Coordinator(Deaths):
         match event:
             case Received(message=message, peer=peer):
                 self._received(message, peer, now)
+            case Rejected():
+                self._rejected(event, now)
             case Exited():
                 self._exited(event, now)
             case UserStop():

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from asyncdni.core.events import Exited, Fail, Launch
+from asyncdni.core.events import Exited, Fail, Launch, Rejected
 from asyncdni.core.gathering import Gathering, Phase
 from asyncdni.messages import Accused, Failed, Lost, Message
 
@@ -124,6 +124,13 @@ class Deaths(Gathering):
             self._fail(Fail("RemoteProtocolError", text))
         else:
             self._lost(name, text, now)
+
+    def _rejected(self, event: Rejected, now: float) -> None:
+        """Strangers are let be; a worker that talks nonsense is not trusted with a stage."""
+        self._record("rejected", now, peer=event.peer.hex(), text=event.text)
+        name = self._by_peer.get(event.peer)
+        if name is not None:
+            self._cut_off(name, f"worker {name} sent what is no message: {event.text}", now)
 
     def _accused(self, name: str, message: Accused, now: float) -> None:
         member = self._members.get(message.worker)

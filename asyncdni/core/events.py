@@ -35,6 +35,7 @@ __all__ = [
     "Machine",
     "Received",
     "Record",
+    "Rejected",
     "Release",
     "Save",
     "Send",
@@ -86,6 +87,14 @@ class Exited(Event):
     stage: str
     code: int
     last_lines: str
+
+
+@dataclass(slots=True)
+class Rejected(Event):
+    """What came from this peer was no message; "" where it got no identity (coordinator)."""
+
+    peer: bytes
+    text: str
 
 
 @dataclass(slots=True)

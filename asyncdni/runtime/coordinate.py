@@ -22,13 +22,14 @@ from asyncdni.core.events import (
     Launch,
     Received,
     Record,
+    Rejected,
     Send,
     Stored,
     UserStop,
     Woke,
 )
 from asyncdni.errors import by_name
-from asyncdni.transports.zeromq import CoordinatorTransport
+from asyncdni.transports.coordinator import HEART_SUFFIX, CoordinatorTransport
 
 __all__ = ["Launcher", "Observer", "coordinate"]
 
@@ -90,8 +91,7 @@ class _Run:
     def tell_rejected(self) -> None:
         """Peers that the transport has heard nonsense from since the last call."""
         for peer, text in self.transport.rejected[self._rejected :]:
-            values = {"time_s": time.monotonic(), "peer": peer.hex(), "text": text}
-            self.observe("rejected", values)
+            self.handle(Rejected(peer.removesuffix(HEART_SUFFIX), text))
         self._rejected = len(self.transport.rejected)
 
     def _carry_out(self, action: object) -> Event | None:
