@@ -10,7 +10,8 @@ from asyncdni.schedules.base import Flight, Op, OpKind, Source
 
 __all__ = ["AHEAD_MAX", "Flights"]
 
-
+#: Ops that learn from a gradient; the weights do, or the generator (Fit).
+_LEARNING = frozenset({OpKind.BACKWARD, OpKind.LEARN, OpKind.FIT})
 #: How far a consumer that predicts its own inputs may be ahead of the stage that sends them: what
 #: comes for later batches is let go of.
 AHEAD_MAX = 4096
@@ -101,7 +102,9 @@ class Flights:
 
     def gradients(self, batch: int) -> dict[str, Any]:
         """{consuming declared stage: gradient}, worker by worker in declared order."""
-        parts = self._gradients.get(batch, {})
+        parts = self._gradients.get(batch)
+        if not parts:
+            return {}
         return {
             stage: tensor
             for consumer in self._consumers
@@ -116,14 +119,18 @@ class Flights:
         if kind is OpKind.UPDATE:
             self._counts.updates += 1
             self.unapplied = 0
-        elif kind is OpKind.LEARN or (kind is OpKind.BACKWARD and op.learn):
-            self.unapplied += 1
-        if flight is not None and _uses_true_gradient(op):
-            counts = self._counts
-            counts.staleness.add(counts.updates - flight.version)
-            then, last = self._forwarded_at[op.batch]
-            counts.lag.add(self.last_forwarded - last)
-            counts.age_ms.add((now - then) * 1e3)
+        elif op.learn and kind in _LEARNING:
+            self.unapplied += kind is not OpKind.FIT
+            if flight is not None and op.source is Source.TRUE:
+                self._note_age(flight, now)
+
+    def _note_age(self, flight: Flight, now: float) -> None:
+        """Of a true gradient that is being learned from."""
+        counts = self._counts
+        counts.staleness.add(counts.updates - flight.version)
+        then, last = self._forwarded_at[flight.batch]
+        counts.lag.add(self.last_forwarded - last)
+        counts.age_ms.add((now - then) * 1e3)
 
     def release(self, batch: int) -> None:
         """Forget a batch."""
@@ -155,9 +162,3 @@ class Flights:
         if len(parts) == len(self._consumers) and not flight.arrived:
             flight.arrived = True
             self.arrived.append(flight.batch)
-
-
-def _uses_true_gradient(op: Op) -> bool:
-    if op.kind is OpKind.FIT or op.kind is OpKind.LEARN:
-        return True
-    return op.kind is OpKind.BACKWARD and op.learn and op.source is Source.TRUE

@@ -38,7 +38,9 @@ from asyncdni.schedules.base import Op, OpKind, Schedule
 __all__ = ["Phase", "Worker"]
 
 #: Ops that work on what has come from producers.
-_TAKING = (OpKind.FORWARD, OpKind.EVALUATE, OpKind.FIT_INPUT)
+_TAKING = frozenset({OpKind.FORWARD, OpKind.EVALUATE, OpKind.FIT_INPUT})
+#: Ops that work on what has come from consumers.
+_GRADED = frozenset({OpKind.BACKWARD, OpKind.FIT})
 
 
 class Worker(Arrivals):
@@ -73,6 +75,18 @@ class Worker(Arrivals):
         self.schedule = schedule
         self._busy: Op | None = None
         self._scores: dict[str, Any] = {}
+        # A table, as this is asked after every op of a run.
+        self._after = {
+            OpKind.READ: self._has_read,
+            OpKind.FORWARD: self._has_forwarded,
+            OpKind.PREDICT: self._has_done,
+            OpKind.BACKWARD: self._has_gone_back,
+            OpKind.LEARN: self._has_done,
+            OpKind.UPDATE: self._has_done,
+            OpKind.FIT: self._has_fitted,
+            OpKind.FIT_INPUT: self._has_fitted_input,
+            OpKind.EVALUATE: self._has_evaluated,
+        }
 
     # --- the contract of a machine ---------------------------------------------------------------
 
@@ -118,24 +132,24 @@ class Worker(Arrivals):
         assert op == self._busy, (op, self._busy)
         self._busy = None
         self.counts.ops += 1
-        match op.kind:
-            case OpKind.READ:
-                self._has_read(event, op, now)
-            case OpKind.FORWARD:
-                self._has_forwarded(event, op, now)
-            case OpKind.EVALUATE:
-                self._has_evaluated(event, op)
-            case OpKind.FIT_INPUT:
-                pass
-            case OpKind.BACKWARD:
-                self._flights.done(op, now)
-                self._post.gradients(event, op)
-            case _:
-                self._flights.done(op, now)
-                if op.kind is OpKind.FIT and self._guard is not None:
-                    self._has_agreed(self._guard, event)
+        self._after[op.kind](event, op, now)
         if op.last and op.batch in self.flights and op.kind is not OpKind.EVALUATE:
             self._release(op.batch, event)
+
+    def _has_done(self, event: Computed, op: Op, now: float) -> None:
+        self._flights.done(op, now)
+
+    def _has_gone_back(self, event: Computed, op: Op, now: float) -> None:
+        self._flights.done(op, now)
+        self._post.gradients(event, op)
+
+    def _has_fitted(self, event: Computed, op: Op, now: float) -> None:
+        self._flights.done(op, now)
+        if self._guard is not None:
+            self._has_agreed(self._guard, event)
+
+    def _has_fitted_input(self, event: Computed, op: Op, now: float) -> None:
+        """Nobody waits for that."""
 
     def _has_forwarded(self, event: Computed, op: Op, now: float) -> None:
         self._flights.forwarded(op.batch, event.samples, now)
@@ -171,7 +185,7 @@ class Worker(Arrivals):
             )
         self._post.activation(DATA, event, op, skips=self._skips and not op.evaluate)
 
-    def _has_evaluated(self, event: Computed, op: Op) -> None:
+    def _has_evaluated(self, event: Computed, op: Op, now: float) -> None:
         self._post.activation(self.position.name, event, op)
         for score in event.scores:
             if score.stage in self._scores:
@@ -265,7 +279,7 @@ class Worker(Arrivals):
                 op = Op(op.kind, op.batch, last=arrival.last)
                 self._links.pause()  # the window is for training's rate
             self._post.credit(now, nodes, cause)
-        elif op.kind in (OpKind.BACKWARD, OpKind.FIT):
+        elif op.kind in _GRADED:
             inputs = self._flights.gradients(op.batch)
         self._busy = op
         self._post.actions.append(Compute(op, inputs, cause=cause))

@@ -73,7 +73,8 @@ class Cast:
     @property
     def gone(self) -> bool:
         """And so is everybody else."""
-        return self.over and not any(process.alive for process in self.everyone)
+        over = self.coordinator.end is not None  # asked after every event: so not by `self.over`
+        return over and not any(process.alive for process in self.everyone)
 
     def newest(self) -> dict[str, WorkerProcess]:
         """The last process of each worker, in the network's order."""

@@ -50,8 +50,7 @@ class Log:
 def _told(event: Event) -> Any:
     """What tells it from any other; encoded soon, before anybody can change it."""
     if type(event) is Computed:
-        op = event.op
-        return op.letter, op.batch, op.last, op.evaluate, event.samples
+        return event.op, event.samples
     if type(event) is Received:
         message = event.message
         at = _TENSORS_AT.get(type(message))

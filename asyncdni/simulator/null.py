@@ -18,6 +18,8 @@ __all__ = ["NullExecutor"]
 
 _TOKEN = np.zeros(1, np.uint8)
 _TOKEN.setflags(write=False)
+#: What nobody else gets anything of.
+_ALONE = frozenset(OpKind) - {OpKind.READ, OpKind.FORWARD, OpKind.EVALUATE, OpKind.BACKWARD}
 
 
 class NullExecutor:
@@ -44,16 +46,15 @@ class NullExecutor:
 
     def compute(self, compute: Compute) -> Computed:
         op = compute.op
-        match op.kind:
-            case OpKind.READ | OpKind.FORWARD:
-                return Computed(op, self._samples(op), self._activation)
-            case OpKind.EVALUATE:
-                samples = self._samples(op)
-                scores = tuple(Score(name, samples) for name in self._losses)
-                return Computed(op, samples, self._activation, scores)
-            case OpKind.BACKWARD:
-                return Computed(op, outputs=self._gradients if op.send else {})
-        return Computed(op)
+        if op.kind in _ALONE:
+            return Computed(op)
+        if op.kind is OpKind.BACKWARD:
+            return Computed(op, outputs=self._gradients if op.send else {})
+        samples = self._samples(op)
+        scores: tuple[Score, ...] = ()
+        if op.kind is OpKind.EVALUATE:
+            scores = tuple(Score(name, samples) for name in self._losses)
+        return Computed(op, samples, self._activation, scores)
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
         pass

@@ -73,25 +73,26 @@ class Process:
         """After a while, if it lives then."""
         self.world.agenda.after(delay_s, partial(self.now, what), idle=idle)
 
+    @property
+    def is_awake(self) -> bool:
+        """What comes now is done at once."""
+        return self.alive and not self._pauses and not self._backlog
+
     def now(self, what: Callable[[], None]) -> None:
         """At once, or as soon as it is paused no more."""
-        if not self.alive:
-            return
-        if self._pauses or self._backlog:
-            self._backlog.append(what)
-        else:
+        if self.is_awake:
             what()
+        elif self.alive:
+            self._backlog.append(what)
 
     # --- messages --------------------------------------------------------------------------------
 
     def receive(self, message: Message) -> None:
         """A message has arrived."""
-        if not self.alive:
-            return
-        if self._pauses or self._backlog:
-            self._backlog.append(partial(self._receive, message))
-        else:
+        if self.is_awake:
             self._receive(message)
+        elif self.alive:
+            self._backlog.append(partial(self._receive, message))
 
     def _receive(self, message: Message) -> None:
         if not self.alive:

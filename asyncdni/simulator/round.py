@@ -181,12 +181,13 @@ class Round:
     def _has_taken(self, compute: Compute, began: float, training: bool) -> None:
         """The op is over, but for what makes this process slower than it should be."""
         process = self._process
-        what = partial(self._computed, compute, began, training)
         if process.slowness > 1.0:
             extra_s = (process.slowness - 1.0) * (self._world.agenda.now - began)
-            process.later(extra_s, what)
+            process.later(extra_s, partial(self._computed, compute, began, training))
+        elif process.is_awake:
+            self._computed(compute, began, training)
         else:
-            process.now(what)
+            process.now(partial(self._computed, compute, began, training))
 
     def _computed(self, compute: Compute, began: float, training: bool) -> None:
         if self.over:

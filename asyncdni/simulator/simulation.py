@@ -148,7 +148,7 @@ class _Simulation:
                 if until_s is not None and (moment is None or moment > until_s):
                     agenda.now = max(agenda.now, until_s)
                     return
-                if self._hangs(moment):
+                if moment is None or (agenda.only_idle and self._hangs(moment)):
                     raise self._error("the run hangs: nothing but beats is left to happen")
                 if agenda.entries >= EVENTS_MAX:
                     raise self._error(f"the run has not ended after {EVENTS_MAX:,} entries")
@@ -162,11 +162,9 @@ class _Simulation:
             samples = self._design.meta.train_samples
             check_account(self._design.plan, samples, self.cast.newest().values())
 
-    def _hangs(self, moment: float | None) -> bool:
-        if moment is None:
-            return True
-        agenda = self._world.agenda
-        return agenda.only_idle and moment - agenda.progress_at > self._patience_s
+    def _hangs(self, moment: float) -> bool:
+        """Nothing but beats has happened for too long, nor will."""
+        return moment - self._world.agenda.progress_at > self._patience_s
 
     def _error(self, what: str) -> AsyncDNIError:
         world, machine = self._world, self.cast.coordinator.machine
