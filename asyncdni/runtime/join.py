@@ -9,6 +9,7 @@ import sys
 import traceback
 
 import msgspec
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from asyncdni import config
@@ -123,7 +124,8 @@ def _work(transport: WorkerTransport, inbox: Inbox, forsaken: Forsaken, allow_im
     meta = msgspec.convert(welcome.meta, Meta)
     design = make_design(welcome.experiment, meta, allow_import=allow_import)
     _pin(design, welcome.stage)
-    with threadpool_limits(design.experiment.run.threads):
+    # What goes wrong in numbers is found out where it matters: see [numbers].
+    with threadpool_limits(design.experiment.run.threads), np.errstate(all="ignore"):
         stop = Session(transport, inbox, forsaken, design, welcome).run()
     forsaken.check()
     if stop.failed:
