@@ -103,7 +103,6 @@ def simulate(
     simulation.begin(ledger)
     if stop_at_s is not None:
         agenda.at(stop_at_s, simulation.cast.user_stop)
-    # As in a worker's process: what goes wrong in numbers is found out where it matters.
     with seldom_collected(), np.errstate(all="ignore"):
         simulation.run(until_s)
     return simulation.result()
