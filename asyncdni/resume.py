@@ -94,7 +94,10 @@ def find_beginning(
         ledger = _ledger(manifest)
     span = _snapshot_span(folder, design)
     if span is not None and span[0] > ledger.start:
-        ledger = _from_snapshots(ledger, span[1], history)
+        _go_on(ledger, history)
+        ledger.resumed(span, design.plan.barriers, SNAPSHOTS)
+    else:
+        _fit_plan(ledger, design.plan.barriers)
     _fit(folder, ledger, design)
     ledger.train_s = max(ledger.train_s, trained_s)
     ledger.cut = next_cut(folder / CHECKPOINTS) - 1
@@ -110,24 +113,12 @@ def _ledger(manifest: Manifest) -> Ledger:
         ) from None
 
 
-def _from_snapshots(cut: Ledger, start: int, history: list[dict[str, Any]]) -> Ledger:
-    """The stages have gone on since the cut, and so have the evaluations."""
-    since = history[len(cut.history) :]
-    best = cut.best
-    for entry in since:
-        if best is None or _better(entry, best):
-            best = {"accuracy": entry["accuracy"], "loss": entry["loss"]}
-    return Ledger(
-        start=start,
-        barrier=cut.barrier,
-        planned=cut.planned,
-        train_s=cut.train_s,
-        history=[*cut.history, *since],
-        best=best,
-        samples=cut.samples,
-        cut=cut.cut,
-        restore=SNAPSHOTS,
-    )
+def _go_on(ledger: Ledger, history: list[dict[str, Any]]) -> None:
+    """The stages have gone on since the cut that it is of, and so have the evaluations."""
+    for entry in history[len(ledger.history) :]:
+        ledger.history.append(entry)
+        if ledger.best is None or _better(entry, ledger.best):
+            ledger.best = {"accuracy": entry["accuracy"], "loss": entry["loss"]}
 
 
 def _better(entry: Mapping[str, Any], best: Mapping[str, float | None]) -> bool:
@@ -155,19 +146,24 @@ def _snapshot_span(folder: Path, design: Design) -> tuple[int, int] | None:
     return min(positions), max(positions)
 
 
-def _fit(folder: Path, ledger: Ledger, design: Design) -> None:
-    """The ledger to a plan that may have changed since: other barriers, other workers."""
-    barriers, batches = design.plan.barriers, design.plan.batches
-    if ledger.start > batches:
-        raise ConfigError(
-            f"--resume {folder}: run.epochs = {design.experiment.run.epochs} is {batches} batches, "
-            f"but it has been trained for {ledger.start} already"
-        )
+def _fit_plan(ledger: Ledger, barriers: Sequence[int]) -> None:
+    """The ledger of a cut to a plan that may have changed since."""
     done, due = barriers[: ledger.planned], barriers[ledger.planned :]
     if any(one > ledger.start for one in done) or any(one < ledger.start for one in due):
         ledger.planned = bisect_right(barriers, ledger.start)
     # The last one is had again by a run that has died behind it, so that it comes to an end.
     ledger.planned = min(ledger.planned, len(barriers) - 1)
+    ledger.forget_from(barriers[ledger.planned])
+
+
+def _fit(folder: Path, ledger: Ledger, design: Design) -> None:
+    """The ledger to a run that may have become too short, and to its workers."""
+    batches = design.plan.batches
+    if ledger.start > batches:
+        raise ConfigError(
+            f"--resume {folder}: run.epochs = {design.experiment.run.epochs} is {batches} batches, "
+            f"but it has been trained for {ledger.start} already"
+        )
     names = {group.name for group in design.plan.groups}
     ledger.samples = {name: count for name, count in ledger.samples.items() if name in names}
 

@@ -122,8 +122,31 @@ def test_barriers_that_all_are_behind_again_are_taken_back_with_their_evaluation
 ) -> None:
     one = Ledger()
     for position in (10, 30):
-        one.evaluated(scores(1), {"position": position})
-        one.lift(position, one.planned + 1, len(one.history) - 1)
+        one.evaluated(scores(1), {"batches": position})
+        one.lift(position, one.planned + 1)
     one = Ledger.restored(json.loads(json.dumps(one.state())), "x")
     one.behind(start)
     assert (one.planned, len(one.history), len(one.lifted)) == (planned, left, left)
+
+
+@pytest.mark.parametrize(
+    ("span", "planned", "left"),
+    [
+        ((12, 15), 1, [10]),
+        ((10, 10), 1, [10]),
+        ((19, 20), 1, [10]),  # nobody has been beyond 20
+        ((19, 22), 1, [10]),  # that was not evaluated, or not for all
+        ((25, 30), 3, [10, 30]),
+        ((19, 31), 3, [10, 30]),
+        ((40, 40), 3, [10, 30]),
+    ],
+)
+def test_a_run_that_goes_on_from_snapshots_is_past_barriers_that_have_been_evaluated(
+    span: tuple[int, int], planned: int, left: list[int]
+) -> None:
+    """Of those at 10, 20, 30 and 40 the second has not been, and the last one is had again."""
+    history = [{"batches": batches} for batches in (10, 30, 40)]
+    one = Ledger(history=history)
+    one.resumed(span, [10, 20, 30, 40], "snapshots")
+    assert (one.start, one.planned, one.restore) == (span[1], planned, "snapshots")
+    assert [entry["batches"] for entry in one.history] == left

@@ -244,6 +244,7 @@ class Coordinator(Deaths):
             return
         scores = self._at.scores = self._at.scores.ordered(self.roster.losses)
         entry = {
+            "batches": self._at.position,
             "samples": self._samples_learned(),
             "train_s": self.train_s,
             "accuracy": scores.accuracy,
@@ -301,7 +302,7 @@ class Coordinator(Deaths):
         """The cut is what comes after this barrier."""
         cut = deepcopy(self.ledger)
         cut.start, cut.restore = self._at.position, tag
-        self._at.lift(cut, self._planned())
+        cut.lift(self._at.position, self._planned())
         self._committing = cut, self._at.since
         self._actions.append(Commit(tag, files, cut.state()))
 
@@ -324,7 +325,7 @@ class Coordinator(Deaths):
 
     def _resume(self, now: float) -> None:
         self._to_all(Resume(self.barrier))
-        self._at.lift(self.ledger, self._planned())
+        self.ledger.lift(self._at.position, self._planned())
         self._at.before = None
         self._forget_barrier()
         self.phase = Phase.TRAINING

@@ -5,7 +5,8 @@ A ledger goes into the manifest of every cut as plain values, and comes back fro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +23,12 @@ class Ledger:
     barrier: int = 0  # number of the next barrier
     planned: int = 0  # barriers of the plan that have been lifted
     train_s: float = 0.0  # up to the last barrier
-    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an evaluation
+    # one entry an evaluation: batches (where the data stood), samples, train_s, accuracy, loss
+    history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, float | None] | None = None  # accuracy and loss
     samples: dict[str, int] = field(default_factory=dict)  # forwarded, by worker
     cut: int = 0  # number of the last one; 0: none yet
-    # of barriers that have been lifted: position, and before it `planned` and the evaluations
+    # of barriers that have been lifted: position, and `planned` before it
     lifted: list[list[int]] = field(default_factory=list)
     restore: str = "initial"  # what a round that goes back starts from: see `messages.Rejoin`
 
@@ -59,16 +61,36 @@ class Ledger:
         self.best = {"accuracy": scores.accuracy, "loss": scores.loss}
         return True
 
-    def lift(self, position: int, planned: int, evaluations: int) -> None:
-        """A barrier is behind: so many of the plan are by now, so many evaluations were before."""
-        self.lifted.append([position, self.planned, evaluations])
+    def lift(self, position: int, planned: int) -> None:
+        """A barrier is behind: so many of the plan are by now."""
+        self.lifted.append([position, self.planned])
         self.planned = planned
+        self.barrier += 1
 
     def behind(self, start: int) -> None:
         """Nobody who is left is farther than `start`: later barriers will be had again."""
         while self.lifted and self.lifted[-1][0] > start:
-            _, self.planned, evaluations = self.lifted.pop()
-            del self.history[evaluations:]
+            self.planned = self.lifted.pop()[1]
+        self.forget_from(start + 1)
+
+    def resumed(self, span: tuple[int, int], barriers: Sequence[int], restore: str) -> None:
+        """A new run goes on from what workers have saved by themselves: where the first is, as far
+        as `span` says where the last and the first of them are.
+
+        Past `barriers` of the plan before the last, and past those between that have been
+        evaluated; but not past the plan's last one, so that the run comes to its end.
+        """
+        behind, self.start = span
+        self.restore = restore
+        self.forget_from(self.start + 1)
+        evaluated = max((entry.get("batches", 0) for entry in self.history), default=0)
+        done = max(bisect_left(barriers, behind), bisect_right(barriers, evaluated))
+        self.planned = min(done, len(barriers) - 1)
+        self.forget_from(barriers[self.planned])
+
+    def forget_from(self, position: int) -> None:
+        """What has been evaluated there or later will be so again."""
+        self.history = [entry for entry in self.history if entry.get("batches", 0) < position]
 
     def back_to(self, cut: Ledger) -> None:
         """What has been since is to be done again. Time that was spent stays spent, and barriers

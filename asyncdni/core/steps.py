@@ -29,9 +29,3 @@ class Steps:
         if self.before is not None:
             count, ledger.best = self.before
             del ledger.history[count:]
-
-    def lift(self, ledger: Ledger, planned: int) -> None:
-        """This barrier is behind that ledger, and so many of the plan with it."""
-        evaluations = len(ledger.history) if self.before is None else self.before[0]
-        ledger.lift(self.position, planned, evaluations)
-        ledger.barrier += 1

@@ -27,6 +27,9 @@ from asyncdni.metrics.record_file import check_there, open_records, read_records
 
 __all__ = ["DISTRIBUTIONS", "STAGE_FIELDS", "Recorder"]
 
+#: Fields of each entry of the summary's `history`. batches: where the data stood.
+_EVALUATION = ("batches", "samples", "train_s", "accuracy", "loss")
+
 #: Fields of each entry of the summary's `stages`; None where a field has no meaning.
 #: `ops` is {letter of the op: {"count": …, "wall_s": …, "cpu_s": …}}. For the others see
 #: `runtime.meter`, `core.worker` and `DISTRIBUTIONS`.
@@ -136,8 +139,7 @@ class Recorder:
         elif kind == "guard":
             self.guard.append({key: one for key, one in values.items() if key != "kind"})
         elif kind == "evaluation":
-            keys = ("samples", "train_s", "accuracy", "loss")
-            self.history.append({key: values[key] for key in keys})
+            self.history.append({key: values[key] for key in _EVALUATION if key in values})
 
     def _add_segment(self) -> None:
         if self._training_since_s is not None:
