@@ -39,7 +39,7 @@ from asyncdni.core.events import (
 from asyncdni.core.gathering import Phase
 from asyncdni.core.ledger import Ledger
 from asyncdni.core.roster import Roster
-from asyncdni.core.steps import Steps
+from asyncdni.core.steps import CUTS, Steps, is_cut
 from asyncdni.messages import (
     Abort,
     Accused,
@@ -65,8 +65,6 @@ __all__ = ["Coordinator", "Phase"]
 
 #: After the user's stop: how long the drain and the saving may take.
 _STOP_S = 3.0
-#: Tags of cuts begin with their folder.
-_CUTS = "checkpoints/"
 _AT_WORK = (Phase.TRAINING, Phase.MENDING, Phase.EVALUATING, Phase.SAVING)
 
 
@@ -272,9 +270,9 @@ class Coordinator(Deaths):
 
     def _add_cut(self) -> None:
         """To what is to be saved, unless it is there already."""
-        if self.roster.folder and not any(map(_is_cut, self._at.saves)):
+        if self.roster.folder and not any(map(is_cut, self._at.saves)):
             self.ledger.cut += 1
-            self._at.saves.append(f"{_CUTS}{self.ledger.cut:06d}")
+            self._at.saves.append(f"{CUTS}{self.ledger.cut:06d}")
 
     def _save_next(self, now: float) -> None:
         if self._at.saves:
@@ -290,7 +288,7 @@ class Coordinator(Deaths):
         saved[name] = message.files
         if len(saved) < len(self._members):
             return
-        if _is_cut(tag):
+        if is_cut(tag):
             files = {stage: digest for part in saved.values() for stage, digest in part.items()}
             self._commit(tag, files)
         else:
@@ -395,7 +393,3 @@ class Coordinator(Deaths):
         if self._stopping_since is not None and now >= self._stopping_since + _STOP_S:
             text = f"interrupted; the last weights could not be saved within {_STOP_S:g} s"
             self._fail(Fail("Interrupted", text))
-
-
-def _is_cut(tag: str) -> bool:
-    return tag.startswith(_CUTS)

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from asyncdni.core.ledger import Ledger
 from asyncdni.core.scores import Scores
 
-__all__ = ["Steps"]
+__all__ = ["CUTS", "Steps", "is_cut"]
+
+#: Tags of cuts begin with their folder.
+CUTS = "checkpoints/"
 
 
 @dataclass(slots=True)
@@ -29,3 +32,8 @@ class Steps:
         if self.before is not None:
             count, ledger.best = self.before
             del ledger.history[count:]
+
+
+def is_cut(tag: str) -> bool:
+    """What is saved under it is a state to go on from."""
+    return tag.startswith(CUTS)
