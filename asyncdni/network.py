@@ -26,6 +26,8 @@ __all__ = ["LayerSpec", "Network", "Node", "Shape", "make_network"]
 Shape = tuple[int, ...]  # of one sample, without the batch axis
 LayerSpec = str | dict[str, Any]
 
+_AXES = {-1: "last", -3: "channel"}
+
 
 @dataclass(frozen=True)
 class Node:
@@ -42,6 +44,11 @@ class Node:
     output_shape: Shape
     loss: str | None
     layers: tuple[LayerSpec, ...] = field(hash=False)
+
+    @property
+    def join_axis(self) -> int:
+        """Along which concat joins: channels of feature maps (C, H, W), else the last one."""
+        return _join_axis(self.joined_shape)
 
 
 @dataclass(frozen=True)
@@ -169,10 +176,12 @@ def _check_losses(
         )
     read = {name for names in inputs.values() for name in names}
     for index, stage in enumerate(stages):
-        if stage.loss is None and stage.name not in read:
+        name = stage.name
+        if stage.loss is None and name not in read:
             raise ConfigError(
-                f"{stage_place(index, stage.name)}: no stage reads its output and it has no loss; "
-                f"give it a loss, name {stage.name!r} in the inputs of another, or remove it"
+                f"{stage_place(index, name)}: no stage reads its output (edge {name} -> nothing) "
+                f"and it has no loss; give it a loss, name {name!r} in the inputs of another, or "
+                "remove it"
             )
 
 
@@ -205,20 +214,26 @@ def _node(
 def _joined(
     join: Literal["concat", "sum"], inputs: tuple[str, ...], shapes: tuple[Shape, ...], place: str
 ) -> Shape:
-    """The shape after fan-in: along the last axis for concat, unchanged for sum."""
+    """The shape after fan-in: along one axis for concat, unchanged for sum."""
     first = shapes[0]
     if len(shapes) == 1:
         return first
     if join == "sum":
         fits, result, rule = len(set(shapes)) == 1, first, "equal shapes"
     else:
-        fits = () not in shapes and len({one[:-1] for one in shapes}) == 1
-        result = (*first[:-1], sum(one[-1] for one in shapes)) if fits else first
-        rule = "shapes that differ in the last axis only"
+        axis = len(first) + _join_axis(first)
+        fits = first != () and len({(len(s), *s[:axis], *s[axis + 1 :]) for s in shapes}) == 1
+        width = sum(one[axis] for one in shapes) if fits else 0
+        result = (*first[:axis], width, *first[axis + 1 :])
+        rule = f"shapes that differ in the {_AXES[_join_axis(first)]} axis only"
     if not fits:
         given = ", ".join(f"{name} {one}" for name, one in zip(inputs, shapes, strict=True))
         raise ConfigError(f"{place}.inputs: join = {join!r} expects {rule}, got {given}")
     return result
+
+
+def _join_axis(shape: Shape) -> int:
+    return -3 if len(shape) >= 3 else -1
 
 
 def _output_shape(

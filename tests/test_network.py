@@ -93,7 +93,22 @@ class Flatten:
         return x.reshape(len(x), -1)
 
 
-def test_images_are_joined_along_their_last_axis() -> None:
+def test_feature_maps_are_joined_along_their_channels() -> None:
+    meta = Meta(
+        input_shape=(3, 6, 4), targets="classes", outputs=4, train_samples=9, test_samples=9
+    )
+    maps = {"name": "maps", "layers": [{"conv2d": {"channels": 2, "kernel": 3, "padding": "same"}}]}
+    flat = top(layers=["flatten", {"dense": 4}], inputs=[DATA, "maps"])
+    experiment = parse({"data": {"name": "digits"}, "stages": [maps, flat]})
+    found = make_network(experiment, meta).node("top")
+    assert found.joined_shape == (5, 6, 4)
+    maps["layers"] = [{"conv2d": {"channels": 2, "kernel": 3}}]
+    experiment = parse({"data": {"name": "digits"}, "stages": [maps, flat]})
+    with pytest.raises(ConfigError, match=r"differ in the channel axis only, got data \(3, 6, 4\)"):
+        make_network(experiment, meta)
+
+
+def test_windows_are_joined_along_their_last_axis() -> None:
     meta = Meta(input_shape=(3, 2), targets="classes", outputs=4, train_samples=9, test_samples=9)
     images = [{"name": name, "layers": ["relu"], "inputs": [DATA]} for name in "ab"]
     flat = top(layers=[{f"{__name__}:Flatten": {}}, {"dense": 4}], inputs=["b", "a"])
@@ -186,8 +201,8 @@ REFUSALS = [
     ),
     (
         [stage("a"), stage("unread", inputs=["a"]), top(inputs=["a"])],
-        "stages[1] (unread): no stage reads its output and it has no loss; give it a loss, name "
-        "'unread' in the inputs of another, or remove it",
+        "stages[1] (unread): no stage reads its output (edge unread -> nothing) and it has no "
+        "loss; give it a loss, name 'unread' in the inputs of another, or remove it",
     ),
     (
         [stage("a", 8), stage("b", 9, inputs=[DATA]), top(inputs=["a", "b"], join="sum")],

@@ -16,22 +16,22 @@ import numpy as np
 
 from asyncdni import config
 from asyncdni.backends.base import Context, Score
+from asyncdni.backends.numpy.joining import add_in_order, join, split
 from asyncdni.backends.numpy.numbers import Watch
 from asyncdni.backends.numpy.pace import Pace, make_rate_scale
+from asyncdni.backends.numpy.scoring import Scoring, with_own_losses
 from asyncdni.backends.numpy.slot import BlockSlot
 from asyncdni.backends.numpy.versions import Versions
-from asyncdni.errors import DataError, NumericalError
+from asyncdni.errors import NumericalError
 from asyncdni.network import Node
-from asyncdni.nn.base import Array, Layer, Loss, Slot
+from asyncdni.nn.base import Array, Layer, Slot
 from asyncdni.nn.layers import make_layer
 from asyncdni.nn.layers.recurrent.base import Recurrent
 from asyncdni.nn.layers.slots import rows
-from asyncdni.nn.losses import make_loss
 from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten, norm
 from asyncdni.nn.streams import layer_streams
-from asyncdni.nn.window_loss import WindowLoss
 
-__all__ = ["Block", "BlockSlot", "Pace", "add_in_order"]
+__all__ = ["Block", "BlockSlot", "Pace"]
 
 _AS_THEY_ARE = nullcontext()
 #: Arrays of layers that begin so serve training alone: what is carried from window to window
@@ -79,10 +79,7 @@ class Block:
         self._params, self._grads = flatten(self._layers)
         self.optimizer = _make_optimizer(optimizer)
         self.optimizer.start(self._params)
-        self._loss: Loss | None = make_loss(node.loss) if node.loss else None
-        self._windows = None  # the same loss, where there are targets for each step
-        if self._loss is not None and len(node.output_shape) > 1:
-            self._windows = WindowLoss(self._loss)
+        self._scoring = Scoring(node) if node.loss else None
         self._recurrent = {
             i: layer for i, layer in enumerate(self._layers) if isinstance(layer, Recurrent)
         }
@@ -111,21 +108,22 @@ class Block:
         `NumericalError`; under `numbers.policy = "skip"` it gives no score, and a gradient of NaN,
         so that all stages leave the batch's update out."""
         self.newest = max(self.newest, batch)  # a replay is older
-        x = self._join(inputs, slot.own)
+        x = join(self.node, inputs, slot.own)
         self._brief(batch, context, len(x), slot)
         with self._weights_of_forward(slot):
             for layer, own in zip(self._layers, slot.layers, strict=True):
                 x = layer.forward(x, own)
         slot.y = x
-        score = self._with_own_losses(self._score(x, context, slot.loss), slot)
+        score = self._score(x, context, slot.loss)
+        score = with_own_losses(score, slot.layers, self.node.name, len(x))
         if score is None:
             return x, None
         fault = self.watch.fault("loss", score.loss / max(1, score.count))
         if fault is None:
             return x, score
         self.watch.leave_out(f"the loss of stage {self.node.name} {fault} at batch {batch}")
-        if self._loss is not None:
-            self._loss_gradient(slot).fill(np.nan)
+        if self._scoring is not None:
+            self._scoring.backward(slot.loss).fill(np.nan)
         return x, None
 
     def _brief(self, batch: int, context: Context, samples: int, slot: BlockSlot) -> None:
@@ -140,7 +138,7 @@ class Block:
         """With running statistics; losses that layers have of their own are no part of the score.
         Raises `NumericalError` for a loss that is not finite, whatever `numbers.policy`: there is
         no other batch to judge the weights by."""
-        x = self._join(inputs, {})
+        x = join(self.node, inputs, {})
         for i, layer in enumerate(self._layers):
             if i in self._recurrent and "first" in context:
                 x = self._continued(i, x, context["first"])
@@ -167,47 +165,13 @@ class Block:
 
     def activation(self, inputs: Sequence[Array]) -> Array:
         """With running statistics, without the loss; every sample is a sequence of its own."""
-        x = self._join(inputs, {})
+        x = join(self.node, inputs, {})
         for layer in self._layers:
             x = layer.evaluate(x)
         return x
 
-    def _join(self, inputs: Sequence[Array], own: Slot) -> Array:
-        if len(inputs) == 1:
-            return inputs[0]
-        shape = (len(inputs[0]), *self.node.joined_shape)
-        joined = rows(own, "joined", shape, self.dtype)
-        if self.node.join == "concat":
-            return np.concatenate(inputs, axis=-1, out=joined)
-        return add_in_order(inputs, joined)
-
     def _score(self, x: Array, context: Context, slot: Slot) -> Score | None:
-        if self._loss is None:
-            return None
-        targets = context.get("y")
-        if targets is None:
-            raise DataError(f"stage {self.node.name} has a loss but its input carries no targets")
-        outputs = 1 if targets.ndim < x.ndim else targets.shape[-1]
-        if self._windows is None:
-            loss, correct = self._loss.forward(x, targets, slot)
-            return Score(self.node.name, len(x), float(loss), correct, outputs)
-        loss, correct, steps = self._windows.forward(x, targets, context.get("mask"), slot)
-        return Score(self.node.name, len(x), float(loss), correct, outputs, steps)
-
-    def _with_own_losses(self, score: Score | None, slot: BlockSlot) -> Score | None:
-        """Those that layers have, such as the divergence of a `gaussian`, added."""
-        terms = [own["loss"] for own in slot.layers if "loss" in own]
-        if terms:
-            assert slot.y is not None
-            score = score or Score(self.node.name, len(slot.y))
-            score.loss += sum(terms)
-        return score
-
-    def _loss_gradient(self, slot: BlockSlot) -> Array:
-        if self._windows is not None:
-            return self._windows.backward(slot.loss)
-        assert self._loss is not None
-        return self._loss.backward(slot.loss)
+        return None if self._scoring is None else self._scoring.forward(x, context, slot)
 
     # --- backward --------------------------------------------------------------------------------
 
@@ -226,8 +190,8 @@ class Block:
         does not `learn` from is kept for `learn`.
         """
         terms = list(gradients)
-        if own_loss and self._loss is not None:
-            terms.insert(0, self._loss_gradient(slot))
+        if own_loss and self._scoring is not None:
+            terms.insert(0, self._scoring.backward(slot.loss))
         if not terms:
             return None
         grad: Array | None = self._sum(terms, slot)
@@ -241,7 +205,7 @@ class Block:
                     slot.pushed[i] = grad
                 layer, own = self._layers[i], slot.layers[i]
                 grad = layer.backward(grad, own, learn=learn, send=send or i > 0)
-        return self._split(grad) if send and grad is not None else []
+        return split(self.node, grad) if send and grad is not None else []
 
     def learn(self, slot: BlockSlot) -> None:
         """Accumulate the gradients of the weights that the last `backward` left out."""
@@ -274,13 +238,6 @@ class Block:
             return terms[0]
         assert slot.y is not None
         return add_in_order(terms, rows(slot.own, "grad_y", slot.y.shape, self.dtype))
-
-    def _split(self, grad: Array) -> list[Array]:
-        shapes = self.node.input_shapes
-        if len(shapes) == 1 or self.node.join == "sum":
-            return [grad] * len(shapes)
-        edges = np.cumsum([shape[-1] for shape in shapes])[:-1]
-        return [np.ascontiguousarray(part) for part in np.split(grad, edges, axis=-1)]
 
     # --- update ----------------------------------------------------------------------------------
 
@@ -370,14 +327,6 @@ class Block:
             for i, name, array in _named(self._layers)
             if name.startswith(wanted)
         }
-
-
-def add_in_order(terms: Sequence[Array], out: Array) -> Array:
-    """Their sum, in the order given and never in another: floating-point sums depend on it."""
-    np.add(terms[0], terms[1], out=out)
-    for term in terms[2:]:
-        out += term
-    return out
 
 
 def _named(layers: Sequence[Layer]) -> list[tuple[int, str, Array]]:

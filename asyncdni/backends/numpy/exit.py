@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from asyncdni.backends.base import Agreement, Array
-from asyncdni.backends.numpy.block import Block, add_in_order
+from asyncdni.backends.numpy.block import Block
+from asyncdni.backends.numpy.joining import add_in_order
 from asyncdni.backends.numpy.slot import StageSlot
 from asyncdni.errors import NumericalError, RemoteProtocolError
 from asyncdni.nn.generators.base import Generator
