@@ -1,62 +1,145 @@
-"""A network for people: a text table, and Graphviz text for `dot -Tsvg`."""
+"""A network and its workers for people: text tables, and the words of a drawing."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from asyncdni.messages import DATA
+from asyncdni import config
+from asyncdni.build import Design
+from asyncdni.models import make_exit_generator, make_input_models
 from asyncdni.network import LayerSpec, Network, Node, Shape
+from asyncdni.nn.base import Layer
 from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.recurrent.base import Recurrent
+from asyncdni.plan import Group
+from asyncdni.rules import own_schedule
 
-__all__ = ["describe", "dot", "parameters"]
+__all__ = [
+    "Model",
+    "count",
+    "describe",
+    "describe_workers",
+    "layer_text",
+    "models_of",
+    "parameters",
+    "schedule_text",
+    "shape_text",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What stands in for something that has not come."""
+
+    title: str  # "error generator", "local head", "input model of hidden1"
+    stage: str  # whose activation it sees, or makes
+    parameters: int
+
+
+# --- tables --------------------------------------------------------------------------------------
 
 
 def describe(network: Network, *, allow_import: bool = False) -> str:
     """A line a stage: inputs, layers, output shape, loss and number of parameters."""
     rows = [("stage", "inputs", "layers", "output", "loss", "parameters")]
     counts = [parameters(node, allow_import=allow_import) for node in network.nodes]
-    for node, count in zip(network.nodes, counts, strict=True):
-        layers = ", ".join(map(_layer, node.layers))
-        output = _shape(node.output_shape)
-        rows.append((node.name, _inputs(node), layers, output, node.loss or "-", f"{count:,}"))
+    for node, number in zip(network.nodes, counts, strict=True):
+        layers = ", ".join(map(layer_text, node.layers))
+        output = shape_text(node.output_shape)
+        rows.append((node.name, _inputs(node), layers, output, node.loss or "-", f"{number:,}"))
     rows.append(("total", "", "", "", "", f"{sum(counts):,}"))
     return _aligned(rows)
 
 
-def dot(network: Network) -> str:
-    """The graph in Graphviz' language; edges carry the shape of what flows along them."""
-    lines = ["digraph network {", "    rankdir=LR", "    node [shape=box]"]
-    lines.append(f"    {_node(DATA, DATA, _shape(network.data_shape))}")
-    for node in network.nodes:
-        loss = [f"loss: {node.loss}"] if node.loss else []
-        lines.append(f"    {_node(node.name, node.name, *map(_layer, node.layers), *loss)}")
-    for node in network.nodes:
-        for name, shape in zip(node.inputs, node.input_shapes, strict=True):
-            lines.append(f'    "{name}" -> "{node.name}" [label="{_shape(shape)}"]')
-    return "\n".join([*lines, "}"]) + "\n"
+def describe_workers(design: Design) -> str:
+    """A line a worker: schedule, to whom it sends what, and the models that unlock it."""
+    rows = [("worker", "schedule", "sends", "to", "models", "their parameters")]
+    for group in design.plan.groups:
+        models = models_of(design, group)
+        sends, to = "-", "-"
+        if group.exit is not None:
+            shape = shape_text(design.network.node(group.exit).output_shape)
+            sends, to = f"{group.exit} {shape}", ", ".join(group.consumers)
+        titles = ", ".join(model.title for model in models) or "-"
+        total = f"{sum(model.parameters for model in models):,}"
+        rows.append((group.name, schedule_text(design, group), sends, to, titles, total))
+    return _aligned(rows)
+
+
+def schedule_text(design: Design, group: Group) -> str:
+    """The worker's schedule: "synthetic", "1f1b, 4 microbatches"."""
+    own = own_schedule(design.experiment, group)
+    name = str(own.__struct_config__.tag)
+    microbatches = getattr(own, "microbatches", 1)
+    return f"{name}, {microbatches} microbatches" if microbatches > 1 else name
+
+
+# --- sizes ---------------------------------------------------------------------------------------
 
 
 def parameters(node: Node, *, allow_import: bool = False) -> int:
     """How many numbers the stage learns. Builds its layers, one at a time, to count them."""
-    shape, count = node.joined_shape, 0
+    return sum(count(layer) for layer in _built(node, allow_import))
+
+
+def models_of(design: Design, group: Group) -> list[Model]:
+    """Built to be counted: the generator or local head at the worker's exit, its input models, and
+    the generators of its recurrent layers, which predict what comes after a window."""
+    own, run = own_schedule(design.experiment, group), design.experiment.run
+    found = []
+    generator = make_exit_generator(own, design.network, group, run)
+    if generator is not None and group.exit is not None:
+        found.append(Model(_title(own), group.exit, count(generator)))
+    inputs = make_input_models(own, design.network, group, design.meta, run)
+    for producer, model in inputs.items():
+        reader = next(node.name for node in group.members if producer in node.inputs)
+        found.append(Model(f"input model of {producer}", reader, count(model)))
+    for node in group.members:
+        found += _futures(node, design.allow_import)
+    return found
+
+
+def count(model: Any) -> int:
+    """Numbers in the `params` of a layer or model."""
+    return sum(int(value.size) for value in model.params.values())
+
+
+def _futures(node: Node, allow_import: bool) -> list[Model]:
+    """Generators in time; their maps are among the buffers, which the stage's optimizer leaves."""
+    if not any("future" in layer_text(spec) for spec in node.layers):
+        return []  # nothing to build
+    return [
+        Model("future generator", node.name, int(layer.buffers["future.weight"].size))
+        for layer in _built(node, allow_import)
+        if isinstance(layer, Recurrent) and layer.future is not None
+    ]
+
+
+def _built(node: Node, allow_import: bool) -> Sequence[Layer]:
+    shape, layers = node.joined_shape, []
     for index, spec in enumerate(node.layers):
         where = f"{node.place}.layers[{index}]"
         layer = make_layer(spec, where=where, allow_import=allow_import)
         shape = layer.build(shape, np.dtype(np.float32), lambda purpose: np.random.default_rng(0))
-        count += sum(int(value.size) for value in layer.params.values())
-    return count
+        layers.append(layer)
+    return layers
 
 
-def _inputs(node: Node) -> str:
-    sign = " + " if node.join == "sum" else ", "
-    return sign.join(node.inputs)
+def _title(schedule: config.Schedule) -> str:
+    if isinstance(schedule, config.Synthetic):
+        return f"{schedule.generator.__struct_config__.tag} generator"
+    return "local head"
 
 
-def _layer(spec: LayerSpec) -> str:
+# --- words ---------------------------------------------------------------------------------------
+
+
+def layer_text(spec: LayerSpec) -> str:
     """As in the file, without the punctuation: `dense 256`, `dense width=256 bias=false`."""
     if isinstance(spec, str):
         return spec
@@ -66,12 +149,18 @@ def _layer(spec: LayerSpec) -> str:
     return " ".join([name, *(f"{key}={_option(value)}" for key, value in options.items())])
 
 
+def shape_text(shape: Shape) -> str:
+    """`16 x 14 x 14`."""
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def _inputs(node: Node) -> str:
+    sign = " + " if node.join == "sum" else ", "
+    return sign.join(node.inputs)
+
+
 def _option(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _shape(shape: Shape) -> str:
-    return " x ".join(map(str, shape)) or "scalar"
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
@@ -82,8 +171,3 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
         cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
         lines.append("  ".join([*cells, row[-1].rjust(widths[-1])]))
     return "\n".join(lines) + "\n"
-
-
-def _node(name: str, *lines: str) -> str:
-    label = "\\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in lines)
-    return f'"{name}" [label="{label}"]'

@@ -1,9 +1,13 @@
-"""The table and the Graphviz text of a network."""
+"""The tables of a network and its workers."""
 
 from __future__ import annotations
 
+import networks
+import pytest
+from streaming import copying, recurrent
+
 from asyncdni.datasets.base import Meta
-from asyncdni.describe import describe, dot, parameters
+from asyncdni.describe import Model, describe, describe_workers, models_of, parameters
 from asyncdni.experiment import parse
 from asyncdni.network import make_network
 
@@ -43,18 +47,60 @@ def test_parameters_are_weights_biases_and_scales() -> None:
     assert [parameters(node) for node in NETWORK.nodes] == [20 * 8 + 8 + 16, 64, 8 * 4 + 4]
 
 
-def test_the_graph_names_nodes_and_the_shapes_between_them() -> None:
-    assert dot(NETWORK) == (
-        "digraph network {\n"
-        "    rankdir=LR\n"
-        "    node [shape=box]\n"
-        '    "data" [label="data\\n20"]\n'
-        '    "a" [label="a\\ndense 8\\nbatch_norm\\nrelu"]\n'
-        '    "b" [label="b\\ndense width=8 bias=false"]\n'
-        '    "top" [label="top\\ndense 4\\nloss: cross_entropy"]\n'
-        '    "data" -> "a" [label="20"]\n'
-        '    "a" -> "b" [label="8"]\n'
-        '    "a" -> "top" [label="8"]\n'
-        '    "b" -> "top" [label="8"]\n'
-        "}\n"
+LINEAR = {"kind": "linear", "labels": False}
+
+
+def test_the_table_of_workers_says_who_sends_what_to_whom_and_by_which_rule() -> None:
+    """7 inputs and 4 values: the data are two numbers of 3 bits, their sum has 4."""
+    stages = networks.diamond()
+    stages[1]["schedule"] = {"name": "locked"}
+    design = networks.design(stages, {"name": "synthetic", "generator": LINEAR})
+    assert describe_workers(design) == (
+        "worker  schedule   sends   to                models            their parameters\n"
+        "root    synthetic  root 6  long, top, aside  linear generator                42\n"
+        "long    locked     long 6  top               -                                0\n"
+        "top     synthetic  -       -                 -                                0\n"
+        "aside   synthetic  -       -                 -                                0\n"
     )
+
+
+def test_stages_of_one_worker_share_a_line_and_a_generator() -> None:
+    design = networks.design(
+        networks.chain(3), {"name": "gpipe", "microbatches": 5}, run={"split": [2, 1]}
+    )
+    assert describe_workers(design).splitlines()[1].split() == [
+        *("s0+s1", "gpipe,", "5", "microbatches", "s1", "6", "top", "-", "0")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"name": "locked"}, []),
+        ({"name": "local_loss"}, [Model("local head", "s0", 6 * 4 + 4)]),
+        ({"name": "synthetic"}, [Model("error generator", "s0", 2 * 6 * 4 + 4)]),
+        ({"name": "synthetic", "mix": 1}, []),
+    ],
+    ids=["locked", "local_loss", "synthetic", "mixed"],
+)
+def test_the_models_of_a_worker_follow_from_its_schedule(
+    schedule: dict[str, object], expected: list[Model]
+) -> None:
+    design = networks.design(networks.chain(2), schedule)
+    assert models_of(design, design.plan.groups[0]) == expected
+    assert models_of(design, design.plan.groups[1]) == []
+
+
+def test_models_of_inputs_and_of_the_future_are_counted_too() -> None:
+    model = {"hidden": []}
+    design = networks.design(
+        networks.chain(2),
+        {"name": "synthetic", "synthetic_inputs": True, "input_model": model},
+    )
+    (found,) = models_of(design, design.plan.groups[1])
+    width = design.meta.input_shape[0]
+    assert found == Model("input model of s0", "top", width * 6 + 6)
+    design = copying({"name": "locked"}, recurrent("lstm", labels=6), data={"ahead": 3})
+    found = models_of(design, design.plan.groups[0])[0]
+    state = 10  # five units, each with a cell
+    assert found == Model("future generator", "s0", state * (state + 6 + 1))

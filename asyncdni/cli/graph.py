@@ -1,4 +1,4 @@
-"""`asyncdni graph`: the network of an experiment as a table, and as a graph for Graphviz."""
+"""`asyncdni graph`: the network of an experiment as tables, and drawn by Graphviz."""
 
 from __future__ import annotations
 
@@ -6,30 +6,69 @@ import argparse
 from pathlib import Path
 
 from asyncdni import experiment
+from asyncdni.build import Design, make_design
 from asyncdni.cli.common import add_experiment
 from asyncdni.datasets import describe as describe_data
-from asyncdni.describe import describe, dot
-from asyncdni.network import make_network
+from asyncdni.describe import describe, describe_workers
+from asyncdni.errors import ConfigError
+from asyncdni.graphviz import FORMATS, dot, draw
 from asyncdni.weights import write_atomically
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-HELP = "show the stages of a network: inputs, layers, shapes and parameters"
+HELP = "show the graph of a network: stages, shapes, parameters, generators, workers"
 EXAMPLE = """\
   asyncdni graph launch/digits.toml
-  asyncdni graph launch/digits.toml --dot digits.dot
-  then, with Graphviz:  dot -Tsvg digits.dot > digits.svg"""
+  asyncdni graph launch/digits.toml --split 2,2 --out digits.svg
+  asyncdni graph launch/digits.toml --out digits.dot
+  the last one without Graphviz, for any program that reads its language"""
+
+_TEXTS = ("dot", "gv")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser)
-    parser.add_argument("--dot", metavar="FILE", help="write the graph in Graphviz' language")
+    parser.add_argument(
+        "--split",
+        metavar="N,N,…",
+        help="stages of each worker, in place of the file's run.split (default: one each)",
+    )
+    parser.add_argument(
+        "--out",
+        "--dot",
+        metavar="FILE",
+        help="write the graph too: .dot or .gv in Graphviz' language, or, drawn by Graphviz, "
+        + ", ".join(f".{form}" for form in FORMATS),
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    chosen = experiment.load(args.file, args.set)
-    network = make_network(chosen, describe_data(chosen.data), allow_import=args.allow_import)
-    print(describe(network, allow_import=args.allow_import), end="")
-    if args.dot:
-        write_atomically(Path(args.dot), dot(network).encode())
+    form = _form(args.out) if args.out else None
+    changes = [*args.set, *([f"run.split={_split(args.split)}"] if args.split else [])]
+    chosen = experiment.load(args.file, changes)
+    design = make_design(chosen, describe_data(chosen.data), allow_import=args.allow_import)
+    if form is not None:
+        write_atomically(Path(args.out), _content(design, form))
+    print(describe(design.network, allow_import=args.allow_import))
+    print(describe_workers(design), end="")
     return 0
+
+
+def _form(out: str) -> str:
+    form = Path(out).suffix.removeprefix(".").lower()
+    if form not in (*_TEXTS, *FORMATS):
+        known = ", ".join(f".{one}" for one in (*_TEXTS, *FORMATS))
+        raise ConfigError(f"--out {out}: expected a name that ends in one of {known}")
+    return form
+
+
+def _split(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ConfigError(f"--split {text!r}: expected stages of each worker, such as 2,1,1")
+    return [int(part) for part in parts]
+
+
+def _content(design: Design, form: str) -> bytes:
+    text = dot(design)
+    return text.encode() if form in _TEXTS else draw(text, form)
