@@ -17,6 +17,7 @@ from asyncdni.build import Design, make_design, make_whole_stage
 from asyncdni.core.scores import Scores
 from asyncdni.datasets import open_batches
 from asyncdni.datasets.checks import check_contents
+from asyncdni.datasets.meta import Meta
 from asyncdni.errors import DataError
 from asyncdni.messages import Evaluated
 from asyncdni.run import Result, by_stage
@@ -32,7 +33,7 @@ def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | in
     Batches, precision, order and threads are those of the run, so the results repeat its
     `test_accuracy` and `test_loss` exactly.
 
-    Raises `DataError` where the data set is gone.
+    Raises `DataError` where the data set is gone, or has other shapes or counts than the run's.
     """
     data = run.experiment.data
     if run.folder is None and isinstance(data, config.Npz) and not Path(data.path).exists():
@@ -43,6 +44,7 @@ def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | in
     design = _design(run, allow_import)
     stage = _stage(design, run)
     dataset = open_batches(data, run.experiment.run.seed)
+    _check_same(run.meta, dataset.meta)
     sums = {node.name: Score(node.name) for node in design.network.nodes if node.loss}
     with threadpool_limits(run.experiment.run.threads):
         for index in range(design.plan.test_batches):
@@ -74,6 +76,17 @@ def predict(run: Result, x: Array, *, allow_import: bool = False) -> dict[str, A
             for name in losses:
                 parts[name].append(known[name])
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _check_same(then: Meta, now: Meta) -> None:
+    """What the network fits, and the test part: it may be repeated on nothing else."""
+    for name in ("input_shape", "targets", "outputs", "steps", "test_samples", "vocabulary"):
+        before, after = getattr(then, name), getattr(now, name)
+        if before != after:
+            raise DataError(
+                f"the data set is not that of the run: its {name} is {after!r}, expected "
+                f"{before!r}; mend [data] in experiment.toml, or the file that it names"
+            )
 
 
 def _design(run: Result, allow_import: bool) -> Design:

@@ -292,7 +292,7 @@ def test_an_experiment_file_of_another_network_is_refused_naming_the_difference(
     text = (copy / "experiment.toml").read_text()
     assert "dense = 10" in text
     (copy / "experiment.toml").write_text(text.replace("dense = 10", "dense = 11"))
-    resume(site).refused("--resume", "network.two.layers", '{"dense": 10}', '{"dense": 11}')
+    resume(site).refused("--resume", "network.two.layers[0].dense: 10 in the checkpoint, 11")
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(site: Site, copy: Path) -> None:

@@ -54,8 +54,8 @@ def differences(manifest: Manifest, chosen: config.Experiment, meta: Meta) -> li
     """Why the checkpoint is not of this experiment, a line each; none where it is.
 
     Each names the place, what the checkpoint has there and what the experiment has:
-    `network.hidden2.layers: [{"dense": 128}, "relu"] in the checkpoint, [{"dense": 64}, "relu"] in
-    the experiment`.
+    `network.hidden2.layers[0].dense: 128 in the checkpoint, 64 in the experiment`. Lists of
+    different lengths are shown whole.
     """
     return list(_compare("", manifest.identity, identity(chosen, meta)))
 
@@ -65,6 +65,9 @@ def _compare(place: str, then: Any, now: Any) -> Iterator[str]:
         for key in dict.fromkeys((*then, *now)):
             inner = f"{place}.{key}" if place else str(key)
             yield from _compare(inner, then.get(key), now.get(key))
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for index, (before, after) in enumerate(zip(then, now, strict=True)):
+            yield from _compare(f"{place}[{index}]", before, after)
     elif then != now:
         yield f"{place}: {_shown(then)} in the checkpoint, {_shown(now)} in the experiment"
 

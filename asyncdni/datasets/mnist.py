@@ -152,7 +152,12 @@ def checked(file: File, content: bytes, source: str) -> bytes:
     published ones.
     """
     raw = decompress(content, source, file.size)
-    parse(raw, source, file.axes)
+    found = parse(raw, source, file.axes)
+    if len(raw) != file.size:
+        raise DataError(
+            f"{source}: holds an array of shape {found.shape}, {len(raw)} bytes; expected "
+            f"{file.size}, those of MNIST's {file.name}"
+        )
     given = hashlib.sha256(raw).hexdigest()
     if given != file.sha256:
         raise DataError(
