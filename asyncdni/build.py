@@ -168,7 +168,7 @@ def make_roster(design: Design, *, folder: str = "", trace: bool = False) -> Ros
         workers=tuple(group.name for group in plan.groups),
         members={group.name: tuple(n.name for n in group.members) for group in plan.groups},
         neighbours={group.name: neighbours(plan, group) for group in plan.groups},
-        losses=tuple(node.name for node in design.network.nodes if node.loss),
+        losses=tuple(node.name for node in design.network.nodes if node.scored),
         experiment=experiment.tables(design.experiment),
         meta=msgspec.to_builtins(design.meta),
         folder=folder,

@@ -45,7 +45,7 @@ def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | in
     stage = _stage(design, run)
     dataset = open_batches(data, run.experiment.run.seed)
     _check_same(run.meta, dataset.meta)
-    sums = {node.name: Score(node.name) for node in design.network.nodes if node.loss}
+    sums = {node.name: Score(node.name) for node in design.network.nodes if node.scored}
     with threadpool_limits(run.experiment.run.threads):
         for index in range(design.plan.test_batches):
             context = dataset.read_test(index, data.batch_size, _dtype(run))

@@ -43,7 +43,13 @@ class Node:
     joined_shape: Shape  # what the first layer gets
     output_shape: Shape
     loss: str | None
+    own_loss: bool  # a layer has a loss of its own, such as the divergence of a gaussian
     layers: tuple[LayerSpec, ...] = field(hash=False)
+
+    @property
+    def scored(self) -> bool:
+        """It adds to the loss of the test."""
+        return self.loss is not None or self.own_loss
 
     @property
     def join_axis(self) -> int:
@@ -207,6 +213,7 @@ def _node(
         joined_shape=joined,
         output_shape=_output_shape(stage.layers, joined, place, allow_import),
         loss=stage.loss,
+        own_loss=_own_loss(stage.layers, place, allow_import),
         layers=tuple(stage.layers),
     )
 
@@ -247,6 +254,11 @@ def _output_shape(
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
     return shape
+
+
+def _own_loss(layers: Sequence[LayerSpec], place: str, allow_import: bool) -> bool:
+    made = (make_layer(spec, where=place, allow_import=allow_import) for spec in layers)
+    return any(hasattr(layer, "own_loss") for layer in made)
 
 
 def _fitting(meta: Meta) -> tuple[str, ...]:

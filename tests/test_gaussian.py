@@ -149,3 +149,10 @@ def test_what_does_not_fit_is_refused() -> None:
         Gaussian().output_shape((3,))
     with pytest.raises(ConfigError, match="weight -1: expected a number of at least 0"):
         Gaussian(weight=-1)
+
+
+def test_the_test_loss_has_the_divergence_of_training_in_it() -> None:
+    layer, slot = built(weight=0.5), {"batch": 0}
+    x = inputs()
+    layer.forward(x, slot)
+    assert layer.own_loss(x) == pytest.approx(slot["loss"], rel=1e-12)

@@ -18,7 +18,7 @@ class Roster:
     workers: tuple[str, ...]  # in order; the first hosts the data
     members: Mapping[str, tuple[str, ...]]  # declared stages of each worker
     neighbours: Mapping[str, tuple[str, ...]]
-    losses: tuple[str, ...]  # declared stages that carry a loss
+    losses: tuple[str, ...]  # declared stages that carry a loss, or layers with one of their own
     experiment: Mapping[str, Any]
     meta: Mapping[str, Any]
     folder: str = ""

@@ -35,7 +35,7 @@ class NullExecutor:
         self._per_epoch = plan.batches_per_epoch
         self._train_samples = meta.train_samples
         self._test_samples = meta.test_samples
-        self._losses = [node.name for node in group.members if node.loss]
+        self._losses = [node.name for node in group.members if node.scored]
         self._activation = {name: _TOKEN for name in ("h", "y", *meta.context)}
         self._gradients: dict[str, dict[str, np.ndarray]] = {}
         for node in group.members:

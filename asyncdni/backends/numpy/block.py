@@ -135,16 +135,18 @@ class Block:
             own["batch"], own["context"] = batch, context
 
     def evaluate(self, inputs: Sequence[Array], context: Context) -> tuple[Array, Score | None]:
-        """With running statistics; losses that layers have of their own are no part of the score.
+        """With running statistics; losses that layers have of their own are part of the score.
         Raises `NumericalError` for a loss that is not finite, whatever `numbers.policy`: there is
         no other batch to judge the weights by."""
-        x = join(self.node, inputs, {})
+        x, own = join(self.node, inputs, {}), list[Slot]()
         for i, layer in enumerate(self._layers):
+            if hasattr(layer, "own_loss"):
+                own.append({"loss": layer.own_loss(x)})
             if i in self._recurrent and "first" in context:
                 x = self._continued(i, x, context["first"])
             else:
                 x = layer.evaluate(x)
-        score = self._score(x, context, {})
+        score = with_own_losses(self._score(x, context, {}), own, self.node.name, len(x))
         if score is not None and not math.isfinite(score.loss):
             raise NumericalError(
                 f"the loss of stage {self.node.name} is {score.loss} at the test set: "

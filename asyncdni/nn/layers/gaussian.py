@@ -23,10 +23,10 @@ class Gaussian:
     The noise is keyed by (seed, layer name, batch id): the caller sets slot["batch"] before the
     forward, and a batch that comes twice is given the same noise. Evaluation returns the means.
 
-    The layer has a loss of its own, `weight` * KL. Its value, summed over samples, is left in
-    slot["loss"] (float) for the stage to add to its score, and its gradient is added in the
-    backward, unless the caller has set slot["own_loss"] to False: for a second backward of the
-    same batch, which must not add it again.
+    The layer has a loss of its own, `weight` * KL, in training and in the test. Its value, summed
+    over samples, is left in slot["loss"] (float) for the stage to add to its score, and its
+    gradient is added in the backward, unless the caller has set slot["own_loss"] to False: for a
+    second backward of the same batch, which must not add it again.
     """
 
     def __init__(self, *, weight: float = 1.0) -> None:
@@ -94,6 +94,11 @@ class Gaussian:
 
     def evaluate(self, x: Array) -> Array:
         return np.ascontiguousarray(x[:, : x.shape[1] // 2])
+
+    def own_loss(self, x: Array) -> float:
+        """What the layer adds to the test loss for x (B, 2 Z): `weight` * KL, summed."""
+        mean, log_variance = np.split(x, 2, axis=1)
+        return self.weight * _divergence(mean, log_variance, np.exp(0.5 * log_variance))
 
 
 def _divergence(mean: Array, log_variance: Array, deviation: Array) -> float:
