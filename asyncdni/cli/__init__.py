@@ -14,6 +14,7 @@ COMMANDS = (
     "keys",
     "evaluate",
     "predict",
+    "sample",
     "simulate",
     "graph",
     "timeline",

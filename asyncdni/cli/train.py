@@ -7,6 +7,7 @@ from pathlib import Path
 
 from asyncdni.cli.common import add_conditions, add_experiment, free_folder, settings
 from asyncdni.cli.display import make_display
+from asyncdni.cli.leaving import leave
 from asyncdni.cli.resume import add_resume, chosen_run, complete_line
 from asyncdni.resume import is_complete
 from asyncdni.training import train
@@ -61,4 +62,5 @@ def run(args: argparse.Namespace) -> int:
             allow_import=args.allow_import,
         )
         display.finish(finished.summary, folder)
+    leave(finished, allow_import=args.allow_import, quiet=args.quiet)
     return 0

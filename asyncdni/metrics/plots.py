@@ -19,7 +19,17 @@ from asyncdni.metrics.latencies import slices, suffix
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["GRID", "INK", "MISSING_EXTRA", "MUTED", "Plot", "available", "draw_plots", "inline"]
+__all__ = [
+    "GRID",
+    "INK",
+    "MISSING_EXTRA",
+    "MUTED",
+    "STYLE",
+    "Plot",
+    "available",
+    "draw_plots",
+    "inline",
+]
 
 #: What to say where there is no matplotlib.
 MISSING_EXTRA = (
@@ -29,7 +39,7 @@ MISSING_EXTRA = (
 INK, MUTED, GRID = "#1f2329", "#68707a", "#dfe3e8"
 _GROUND = "#ffffff"
 _CSS = {_GROUND: "none", INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"}
-_STYLE: Any = {  # matplotlib types the keys, one by one, since 3.11 only
+STYLE: Any = {  # matplotlib types the keys, one by one, since 3.11 only
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
     "font.size": 9,
@@ -76,7 +86,7 @@ def draw_plots(found: Mapping[str, Any]) -> dict[str, Plot]:
 
     from asyncdni.metrics.plot_latency import draw_speed_over_latency, draw_times_over_latency
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figures = {
             "speed_over_latency": draw_speed_over_latency(found),
             "time_over_latency": draw_times_over_latency(found),
