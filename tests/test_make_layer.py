@@ -26,6 +26,8 @@ def test_every_registered_layer_is_made_by_its_name() -> None:
         "embedding": {"tokens": 3, "width": 2},
         "rnn": 4,
         "lstm": 4,
+        "step": 0,
+        "zeros": 4,
     }
     for name, kind in LAYERS.items():
         spec = {name: needed[name]} if name in needed else name

@@ -29,6 +29,7 @@ from asyncdni.nn.layers.relu import Relu
 from asyncdni.nn.layers.reshape import Flatten, Reshape
 from asyncdni.nn.layers.sigmoid import Sigmoid
 from asyncdni.nn.layers.tanh import Tanh
+from asyncdni.nn.layers.unrolled import StepOf, Zeros
 
 __all__ = [
     "LAYERS",
@@ -48,7 +49,9 @@ __all__ = [
     "Reshape",
     "Rnn",
     "Sigmoid",
+    "StepOf",
     "Tanh",
+    "Zeros",
     "make_layer",
 ]
 
@@ -69,6 +72,8 @@ LAYERS: dict[str, type[Any]] = {
     "gaussian": Gaussian,
     "rnn": Rnn,
     "lstm": Lstm,
+    "step": StepOf,
+    "zeros": Zeros,
 }
 
 _METHODS = ("output_shape", "build", "forward", "backward", "evaluate")
