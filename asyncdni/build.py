@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from asyncdni import config, experiment
 from asyncdni.backends.numpy import NumpyStage
 from asyncdni.backends.numpy.block import Block, Pace
+from asyncdni.backends.numpy.sharing import Sharing
 from asyncdni.backends.numpy.stage import AGREEMENT_EVERY
 from asyncdni.conditions import check_conditions, neighbours
 from asyncdni.core.counts import Counts
@@ -28,13 +29,14 @@ from asyncdni.datasets.source import Source
 from asyncdni.models import make_exit_generator, make_input_models
 from asyncdni.network import Network, make_network
 from asyncdni.nn.losses import make_loss
-from asyncdni.plan import Group, Plan, cut_every_s, make_plan, snapshot_every_s
-from asyncdni.rules import check_rules, late_gradients, learns_alone, own_schedule
+from asyncdni.plan import Group, Plan, cut_every_s, make_plan, shared_with, snapshot_every_s
+from asyncdni.rules import check_rules, goes_on, late_gradients, own_schedule
 from asyncdni.rules import make_worker as _make_worker
 
 __all__ = [
     "Design",
     "find_exits",
+    "find_shares",
     "make_design",
     "make_roster",
     "make_source",
@@ -85,7 +87,7 @@ def make_stage(design: Design, group: Group) -> NumpyStage:
     blocks = [
         Block(
             node,
-            experiment.stage_optimizer(design.experiment, by_name[node.name]),
+            experiment.stage_optimizer(design.experiment, by_name[node.owner]),
             dtype=np.dtype(run.dtype),
             seed=run.seed,
             pace=pace,
@@ -97,12 +99,14 @@ def make_stage(design: Design, group: Group) -> NumpyStage:
         for node in group.members
     ]
     generator = make_exit_generator(schedule, design.network, group, run)
+    sharing = Sharing(blocks, [design.network.sharers(node.name) for node in group.members])
     if not isinstance(schedule, config.Synthetic):
-        return NumpyStage(blocks, group.exit, generator, steps=design.meta.steps)
+        return NumpyStage(blocks, group.exit, generator, steps=design.meta.steps, sharing=sharing)
     return NumpyStage(
         blocks,
         group.exit,
         generator,
+        sharing=sharing,
         mix=schedule.mix,
         input_models=make_input_models(schedule, design.network, group, design.meta, run),
         agreement_every=AGREEMENT_EVERY if schedule.guard is None else 1,
@@ -161,6 +165,11 @@ def find_exits(design: Design) -> dict[str, str]:
     return {g.name: g.exit for g in design.plan.groups if g.exit is not None}
 
 
+def find_shares(design: Design, group: Group) -> dict[str, tuple[str, ...]]:
+    """{other worker: stages of `group` whose weights it has as well}."""
+    return shared_with(design.plan.groups, group)
+
+
 def make_roster(design: Design, *, folder: str = "", trace: bool = False) -> Roster:
     """What the coordinator must know."""
     plan, limits, chosen = design.plan, design.experiment.limits, design.experiment
@@ -178,7 +187,7 @@ def make_roster(design: Design, *, folder: str = "", trace: bool = False) -> Ros
         silence_s=limits.silence_s,
         stuck_s=limits.stuck_s,
         restarts=chosen.recovery.restarts,
-        goes_on=all(learns_alone(own_schedule(chosen, group)) for group in plan.groups),
+        goes_on=goes_on(chosen, plan),
         rolls_back=chosen.numbers.policy == "roll_back",
         cut_every_s=cut_every_s(chosen.checkpoint),
         cut_positions=frozenset(plan.cuts),

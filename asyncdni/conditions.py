@@ -13,7 +13,7 @@ from asyncdni import config
 from asyncdni.delays import LinkDelay, Slow
 from asyncdni.errors import ConfigError
 from asyncdni.messages import DATA
-from asyncdni.plan import Group, Plan
+from asyncdni.plan import Group, Plan, shared_with
 from asyncdni.quantities import bytes_per_second, seconds
 
 __all__ = ["check_conditions", "find_link", "find_worker", "link_delays", "neighbours", "slow_of"]
@@ -45,14 +45,15 @@ def check_conditions(experiment: config.Experiment, plan: Plan) -> None:
 
 
 def neighbours(plan: Plan, group: Group) -> tuple[str, ...]:
-    """Whom a worker sends to: consumers, producers, and along the links from the data."""
+    """Whom a worker sends to: consumers, producers, along the links from the data, and those that
+    have stages of the same weights."""
     host = plan.groups[plan.host].name
     names = [*group.consumers, *(name for name in group.producers if name != DATA)]
     if group.name == host:
         names += plan.feeds
     elif DATA in group.producers:
         names.append(host)
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys([*names, *shared_with(plan.groups, group)]))
 
 
 def link_delays(

@@ -45,14 +45,20 @@ class Model:
 
 
 def describe(network: Network, *, allow_import: bool = False) -> str:
-    """A line a stage: inputs, layers, output shape, loss and number of parameters."""
+    """A line a stage: inputs, layers, output shape, loss and number of parameters.
+
+    A set of weights that several stages use counts once, at the stage that has it."""
     rows = [("stage", "inputs", "layers", "output", "loss", "parameters")]
-    counts = [parameters(node, allow_import=allow_import) for node in network.nodes]
-    for node, number in zip(network.nodes, counts, strict=True):
+    total = 0
+    for node in network.nodes:
+        count = f"of {node.weights}"
+        if not node.weights:
+            own = parameters(node, allow_import=allow_import)
+            count, total = f"{own:,}", total + own
         layers = ", ".join(map(layer_text, node.layers))
         output = shape_text(node.output_shape)
-        rows.append((node.name, _inputs(node), layers, output, node.loss or "-", f"{number:,}"))
-    rows.append(("total", "", "", "", "", f"{sum(counts):,}"))
+        rows.append((node.name, _inputs(node), layers, output, node.loss or "-", count))
+    rows.append(("total", "", "", "", "", f"{total:,}"))
     return _aligned(rows)
 
 

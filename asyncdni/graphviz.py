@@ -94,11 +94,12 @@ def _cluster(design: Design, group: Group) -> Iterator[str]:
 
 
 def _stage(design: Design, node: Node) -> list[str]:
-    number = parameters(node, allow_import=design.allow_import)
+    number = f"{parameters(node, allow_import=design.allow_import):,} parameters"
+    weights = f"weights of {node.weights}" if node.weights else number
     joined = [f"{node.join} of {len(node.inputs)}"] if len(node.inputs) > 1 else []
     loss = [f"loss: {node.loss}"] if node.loss else []
     layers = map(layer_text, node.layers)
-    return [node.name, *joined, *layers, *loss, f"{number:,} parameters"]
+    return [node.name, *joined, *layers, *loss, weights]
 
 
 def _model(model: Model) -> Iterator[str]:

@@ -9,8 +9,8 @@
    │ Ready ────────────► │   │                        │ ◄──────── Skipped ► │
    │ ◄──────────── Start │   │
    │ Report … ─────────► │   │
-   │ Drained ──────────► │   │
-   │ ◄───────── Evaluate │   │  once all have drained
+   │ Drained ──────────► │   │                      sharer                sharer
+   │ ◄───────── Evaluate │   │  once all have drained │ ◄───────── Shared ► │
    │ Evaluated ────────► │   │
    │ ◄───────────── Save │   │  if there is something to keep
    │ Saved ────────────► │   │
@@ -19,8 +19,8 @@
 ```
 
 Control (left) and data (right) ride on separate sockets. A message is one MessagePack header
-(`[tag, field, …]`) and, for the two that carry tensors, one raw frame a tensor. Tensors are opaque
-here.
+(`[tag, field, …]`) and, for the three that carry tensors, one raw frame a tensor. Tensors are
+opaque here.
 """
 
 from __future__ import annotations
@@ -57,13 +57,14 @@ __all__ = [
     "Resume",
     "Save",
     "Saved",
+    "Shared",
     "Skipped",
     "Start",
     "Welcome",
 ]
 
 #: Raised with every change that an older peer would not understand.
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 #: Addresses of messages and names of the graph that no stage may have.
 COORDINATOR = "coordinator"
@@ -306,3 +307,13 @@ class Skipped(Message, frozen=True, tag=True):
     sender: str
     incarnation: int
     batch: int
+
+
+class Shared(Message, frozen=True, tag=True):
+    """To a worker that has stages of the same weights: the gradients of one update, summed over its
+    samples, one vector for each declared stage that has learned from them."""
+
+    sender: str
+    incarnation: int
+    batch: int  # that the update is made on behalf of
+    tensors: dict[str, Any]

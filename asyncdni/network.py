@@ -20,6 +20,7 @@ from asyncdni.errors import ConfigError
 from asyncdni.experiment.wording import nearest, shown, stage_place
 from asyncdni.messages import DATA
 from asyncdni.nn.layers import make_layer
+from asyncdni.sharing import check_alike, check_sharing
 
 __all__ = ["LayerSpec", "Network", "Node", "Shape", "make_network"]
 
@@ -45,6 +46,12 @@ class Node:
     loss: str | None
     own_loss: bool  # a layer has a loss of its own, such as the divergence of a gaussian
     layers: tuple[LayerSpec, ...] = field(hash=False)
+    weights: str = ""  # the stage whose weights it uses; empty: its own
+
+    @property
+    def owner(self) -> str:
+        """The stage that all who use these weights name, or that is named by nobody."""
+        return self.weights or self.name
 
     @property
     def scored(self) -> bool:
@@ -80,6 +87,11 @@ class Network:
                 return node
         raise KeyError(name)
 
+    def sharers(self, name: str) -> tuple[str, ...]:
+        """All stages that use the weights of this one, itself among them, in declared order."""
+        owner = self.node(name).owner
+        return tuple(node.name for node in self.nodes if node.owner == owner)
+
     def target_of(self, node: Node) -> tuple[str, int]:
         """(loss, outputs): what labels mean to the stage's generator.
 
@@ -103,6 +115,7 @@ def make_network(
     `allow_import` permits layers that are the user's own code.
     """
     stages = experiment.stages
+    check_sharing(stages)
     inputs = _inputs(stages)
     order = _sorted(stages, inputs)
     _check_losses(stages, inputs, meta)
@@ -118,7 +131,12 @@ def make_network(
         _check_loss(node, meta)
         shapes[node.name] = node.output_shape
         nodes.append(node)
-    return Network(tuple(nodes), tuple(meta.input_shape), meta.targets, meta.outputs, meta.steps)
+    network = Network(tuple(nodes), tuple(meta.input_shape), meta.targets, meta.outputs, meta.steps)
+    for node in network.nodes:
+        owner = network.node(node.owner)
+        forms = [(one.joined_shape, one.layers) for one in (node, owner)]
+        check_alike(node.place, forms[0], owner.name, forms[1])
+    return network
 
 
 def _inputs(stages: Sequence[config.Stage]) -> dict[str, tuple[str, ...]]:
@@ -215,6 +233,7 @@ def _node(
         loss=stage.loss,
         own_loss=_own_loss(stage.layers, place, allow_import),
         layers=tuple(stage.layers),
+        weights=stage.weights,
     )
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "cut_every_s",
     "make_plan",
     "own_schedule",
+    "shared_with",
     "snapshot_every_s",
 ]
 
@@ -126,6 +127,17 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
         cuts=cuts,
         cut_barriers=tuple(sorted({*cuts} - {*evaluations})),
     )
+
+
+def shared_with(groups: Sequence[Group], group: Group) -> dict[str, tuple[str, ...]]:
+    """{other worker: stages of `group` whose weights some stage there uses as well}, in order."""
+    found = {}
+    for other in groups:
+        owners = {node.owner for node in other.members}
+        mine = tuple(node.name for node in group.members if node.owner in owners)
+        if mine and other.name != group.name:
+            found[other.name] = mine
+    return found
 
 
 def cut_every_s(checkpoint: config.Checkpoint) -> float | None:

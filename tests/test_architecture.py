@@ -39,11 +39,11 @@ MAY_IMPORT = {
     "runtime": {
         *("core", "transports", "backends", "metrics", "datasets", "build", "plan"),
         *("weights", "checkpoint"),
-        *("conditions", "delays", "schedules", "messages", "config", "errors"),
+        *("conditions", "delays", "describe", "schedules", "messages", "config", "errors"),
     },
     "simulator": {
         *("core", "transports.codec", "backends", "build", "plan", "network", "weights"),
-        *("checkpoint", "conditions", "delays", "schedules", "quantities", "messages"),
+        *("checkpoint", "conditions", "delays", "describe", "schedules", "quantities", "messages"),
         *("config", "errors"),
     },
     "profiling": {

@@ -115,7 +115,7 @@ REFUSALS = [
      "'sigmoid_cross_entropy', got 3"),
     (stage(join="add"), "stages[1] (top).join: unknown join 'add'; known: concat, sum"),
     (stage(input=["data"]), "stages[1] (top): unknown key 'input', did you mean 'inputs'? known: "
-     "layers, name, inputs, join, loss, optimizer, schedule"),
+     "layers, name, inputs, join, loss, weights, optimizer, schedule"),
     (stage(inputs="data"), "stages[1] (top).inputs: expected a list of at least one item, each "
      "text, got 'data'"),
     (stage(name="a b"), "stages[1].name: expected letters, digits, _ and - only, got 'a b'"),

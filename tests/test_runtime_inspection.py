@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from networks import BITS, WIDTH, chain, design, several_readers
 from streaming import copying
+from tied import tied_chain
 
 from asyncdni.build import Design
-from asyncdni.messages import Accused, Activation, Credit, Gradient, Message
+from asyncdni.messages import Accused, Activation, Credit, Gradient, Message, Shared
 from asyncdni.runtime.inspection import Inspection
 from asyncdni.schedules.base import Flight
 
@@ -115,6 +116,22 @@ def test_a_gradient_of_a_batch_that_is_still_to_come_may_have_any_rows() -> None
     assert inspection(1).accusation(gradient(batch=7, tensors=rows), FLIGHTS) is None
     scalar = {"top": np.zeros((), F32)}
     assert inspection(1).accusation(gradient(batch=7, tensors=scalar), FLIGHTS) is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"s2": np.zeros(WIDTH * WIDTH + WIDTH, F32)}, None),
+        ({}, None),  # it has not learned
+        ({"s2": np.zeros(3, F32)}, "its gradient of s2 is float32 (3,), expected float32 (42,)"),
+        ({"s0": np.zeros(3, F32)}, "it has tensors ['s0'], expected of ['s2']"),
+    ],
+)
+def test_a_gradient_of_shared_weights_must_have_their_size(given: Any, text: str | None) -> None:
+    inspected = inspection(1, design(tied_chain(), {"name": "locked"}))
+    accused = inspected.accusation(Shared("s2", 2, 0, given), {})
+    what = "the Shared of batch 0 from worker s2 does not fit: "
+    assert accused == (None if text is None else Accused("s2", 2, what + text))
 
 
 def test_a_neighbour_is_accused_once() -> None:

@@ -102,11 +102,19 @@ class Stage(Protocol):
         """Accumulate the gradients of the weights that the batch's last `backward`, of the true
         gradient and without `learn`, left out. Both together give what one would, bit by bit."""
 
-    def update(self) -> None:
+    def update(self) -> dict[str, Array]:
         """One optimizer step on the accumulated gradients divided by the samples in them.
+
+        Not of weights that stages elsewhere use as well: their gradients (N,) are returned by
+        declared stage, those of stages that have learned, for `apply`. Each is an array by itself.
 
         Raises `NumericalError` for gradients that are no numbers, or leaves the step out: see
         `config.Numbers`. So do `forward`, `predict` and the fits."""
+
+    def apply(self, batch: int, gradients: Mapping[str, Array]) -> None:
+        """The step that the oldest `update` without one has left out, on its gradients and those
+        of stages elsewhere: summed in declared order, so that all make the same step. `batch`: what
+        it is made on behalf of. Raises as `update` does."""
 
     def fit(self, batch: int, gradients: Mapping[str, Array]) -> Agreement | None:
         """Train the generator on the gradient that came back.

@@ -5,7 +5,7 @@ Both drivers use it: the engine of a worker process, and the simulator when it d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from asyncdni.backends.base import Agreement, Array, Context, Forwarded, Stage
@@ -37,8 +37,10 @@ class Executor:
         exits: Mapping[str, str],
         source: Source | None = None,
         note: Callable[[Agreement | None], None] | None = None,
+        shares: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """`exits` maps each producing worker to the declared stage whose activation it sends.
+        """`exits` maps each producing worker to the declared stage whose activation it sends,
+        `shares` each worker with stages of the same weights to those here.
 
         `note` gets what each Fit measured: see `backends.base.Stage.fit`.
         """
@@ -49,6 +51,7 @@ class Executor:
         self._worker_of = {stage: name for name, stage in exits.items()}
         self._source = source
         self._note = note
+        self._shares = shares or {}
         self._do: dict[OpKind, Callable[[Compute], Computed]] = {
             OpKind.READ: self._read,
             OpKind.FORWARD: self._forward,
@@ -56,6 +59,7 @@ class Executor:
             OpKind.BACKWARD: self._backward,
             OpKind.LEARN: self._learn,
             OpKind.UPDATE: self._update,
+            OpKind.APPLY: self._apply,
             OpKind.FIT: self._fit,
             OpKind.FIT_INPUT: self._fit_input,
             OpKind.EVALUATE: self._evaluate,
@@ -115,7 +119,17 @@ class Executor:
         return Computed(compute.op)
 
     def _update(self, compute: Compute) -> Computed:
-        self.stage.update()
+        gradients = self.stage.update()
+        outputs = {
+            sharer: {stage: gradients[stage] for stage in stages if stage in gradients}
+            for sharer, stages in self._shares.items()
+        }
+        return Computed(compute.op, outputs=outputs)
+
+    def _apply(self, compute: Compute) -> Computed:
+        inputs = compute.inputs.values()
+        gradients = {stage: array for part in inputs for stage, array in part.items()}
+        self.stage.apply(compute.op.batch, gradients)
         return Computed(compute.op)
 
     def _fit(self, compute: Compute) -> Computed:

@@ -41,7 +41,8 @@ def _stage(chosen: config.Experiment, index: int) -> dict[str, Any]:
     stage = chosen.stages[index]
     before = chosen.stages[index - 1].name if index else DATA
     optimizer = experiment.stage_optimizer(chosen, stage)
-    return {
+    shared = {"weights": stage.weights} if stage.weights else {}
+    return shared | {
         "layers": stage.layers,
         "inputs": stage.inputs or [before],
         "join": stage.join,

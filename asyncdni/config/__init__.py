@@ -146,6 +146,7 @@ class Stage(Table, frozen=True, kw_only=True):
     inputs: Annotated[list[str], Meta(min_length=1)] | None = None
     join: Literal["concat", "sum"] = "concat"  # of several inputs
     loss: Literal["cross_entropy", "sigmoid_cross_entropy", "mse"] | None = None
+    weights: str = ""  # of that stage, in place of its own: one set, its gradients summed
     optimizer: dict[str, Any] = {}  # overrides of [optimizer] for this stage
     # overrides of [schedule]; { name = "locked" }: it waits for the gradient of its consumers
     schedule: dict[str, Any] = {}

@@ -31,6 +31,7 @@ from asyncdni.messages import (
     Message,
     Rejoin,
     Resume,
+    Shared,
     Skipped,
     Start,
 )
@@ -54,7 +55,9 @@ class Arrivals(WorkerView):
         self.phase = Phase.IDLE
         self._post = Post(position, self._links)
         self._story = Story()
-        self._mail = Mail(position, self._flights, self._links, self._inputs, self._misfit)
+        self._mail = Mail(
+            position, self._flights, self._links, self._inputs, self._shares, self._misfit
+        )
 
     def joined(self, connect: Connect) -> None:
         """The coordinator has said which processes the neighbours are, and where the data stand."""
@@ -103,6 +106,8 @@ class Arrivals(WorkerView):
                 self._mail.activation(message, now)
             case Gradient():
                 self.counts.late += not self._mail.gradient(message)
+            case Shared():
+                self._mail.shared(message)
             case Skipped():
                 self._mail.skipped(message)
             case Credit():

@@ -63,7 +63,8 @@ class Received(Event):
 class Computed(Event):
     """An op is done. `outputs` are opaque tensors to send on:
 
-    Read, Forward, Evaluate: {"h": …, "y": …}; Backward: {producer: {consumer: gradient}}."""
+    Read, Forward, Evaluate: {"h": …, "y": …}; Backward: {producer: {consumer: gradient}};
+    Update: {sharer: {declared stage: gradient of its weights}}."""
 
     op: Op
     samples: int = 0
@@ -125,7 +126,8 @@ class Send(Action):
 @dataclass(slots=True)
 class Compute(Action):
     """Carry out an op. `inputs`: Forward, Evaluate {producer: tensors}; Backward, Fit
-    {consumer: gradient} of all consumers (empty for a synthetic gradient)."""
+    {consumer: gradient} of all consumers (empty for a synthetic gradient); Apply {sharer:
+    {declared stage: gradient of its weights}}."""
 
     op: Op
     inputs: dict[str, Any]

@@ -8,8 +8,9 @@ from asyncdni.core.flights import Flights
 from asyncdni.core.inputs import Inputs
 from asyncdni.core.links import Links
 from asyncdni.core.position import Position
+from asyncdni.core.shares import Shares
 from asyncdni.errors import RemoteProtocolError
-from asyncdni.messages import Activation, Credit, Gradient, Message, Skipped
+from asyncdni.messages import Activation, Credit, Gradient, Message, Shared, Skipped
 
 __all__ = ["Mail"]
 
@@ -25,6 +26,7 @@ class Mail:
         flights: Flights,
         links: Links,
         inputs: Inputs,
+        shares: Shares,
         misfit: Callable[[Message], RemoteProtocolError],
     ) -> None:
         """`misfit` makes the error for a message that does not fit."""
@@ -33,6 +35,7 @@ class Mail:
         self._flights = flights
         self._links = links
         self._inputs = inputs
+        self._shares = shares
         self._misfit = misfit
 
     def is_current(self, message: Message) -> bool:
@@ -67,6 +70,9 @@ class Mail:
         self._expect(self._may_answer(sender, batch), message)
         self._expect(not self._flights.gave(batch, sender), message)
         return self._flights.gradient(batch, sender, message.tensors)
+
+    def shared(self, message: Shared) -> None:
+        self._expect(self._shares.came(message.sender, message.batch, message.tensors), message)
 
     def skipped(self, message: Skipped) -> None:
         batch, sender = message.batch, message.sender

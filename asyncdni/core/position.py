@@ -18,6 +18,7 @@ class Position:
     count: int
     inputs: tuple[str, ...]  # producing nodes, DATA among them where the stage reads data
     consumers: tuple[str, ...] = ()
+    sharers: tuple[str, ...] = ()  # workers that have stages of the same weights
     has_loss: bool = False
     host: str = ""  # the worker that hosts the data
     feeds: tuple[str, ...] = ()  # host only: other workers that read data

@@ -20,6 +20,7 @@ from asyncdni.messages import (
     Gradient,
     Guarded,
     Message,
+    Shared,
     Skipped,
 )
 from asyncdni.schedules.base import Op, OpKind
@@ -76,6 +77,11 @@ class Post:
         """What a Backward gave, to each producer its part."""
         for producer, tensors in (event.outputs or {}).items():
             self.send(producer, Gradient(self._name, self.incarnation, op.batch, tensors), event)
+
+    def shares(self, event: Computed, op: Op) -> None:
+        """What an Update gave of weights that others have too, to each its part."""
+        for sharer, tensors in (event.outputs or {}).items():
+            self.send(sharer, Shared(self._name, self.incarnation, op.batch, tensors), event)
 
     def skipped(self, batch: int, cause: object) -> None:
         """No gradient of this batch will come from here."""

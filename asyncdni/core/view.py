@@ -1,7 +1,8 @@
 """What a worker consists of, and what its schedule and its reports may know of that.
 
 The parts: flights (batches in flight), inputs (batches on their way in), links (credit), barriers,
-the host of the data, the bound on lag, the guard. `core.worker` moves them.
+the host of the data, the bound on lag, weights shared with others, the guard. `core.worker` moves
+them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from asyncdni.core.lag import Lag
 from asyncdni.core.links import Links
 from asyncdni.core.position import Position
 from asyncdni.core.replay import Replay
+from asyncdni.core.shares import Shares
 from asyncdni.schedules.base import Flight
 
 __all__ = ["WorkerView"]
@@ -36,6 +38,7 @@ class WorkerView:
         skips: bool,
         replay: Replay | None,
         guard: Guard | None,
+        shares: Shares | None,
         counts: Counts | None,
     ) -> None:
         self.position = position
@@ -52,6 +55,7 @@ class WorkerView:
         self._lag = lag or Lag()
         self._lag.carry(self.counts.lags)
         self._guard = guard
+        self._shares = shares or Shares()
         self._skips = skips
 
     @property
@@ -60,7 +64,9 @@ class WorkerView:
         if not ready or not (self._skips or self._links.may_send(self.position.name)):
             return ()
         held = not self._lag.drop and self._lag.overdue(ready[0], self._flights) is not None
-        return () if held else ready
+        if held or (self._shares.pending and self._shares.hold(ready[0])):
+            return ()
+        return ready
 
     @property
     def queued(self) -> int:
@@ -121,5 +127,6 @@ class WorkerView:
         for part in (self._flights, self._inputs, self._links):
             part.check()
         self._lag.check(self._flights)
+        self._shares.check(self._flights.last_forwarded)
         if self._host is not None:
             assert self.counts.position <= self._host.read

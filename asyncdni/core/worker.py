@@ -18,7 +18,10 @@ Rules:
 5. No forward takes a link beyond its bound on lag.
 6. A neighbour that is dead is not waited for, and nothing goes there. One that sends what does not
    fit is as good as dead: the coordinator hears of it, with the story of the batch.
-7. A worker lives for one round. A word to join the next one ends it; its `Counts` go on.
+7. An Update of weights that other workers have too is made in two: it hands its gradients to them,
+   and an Apply steps once theirs have come; in the order of batches, before the next forward or
+   when there is nothing else to do. A stage drains of it, too.
+8. A worker lives for one round. A word to join the next one ends it; its `Counts` go on.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from asyncdni.core.guard import Guard
 from asyncdni.core.lag import Lag
 from asyncdni.core.position import Position
 from asyncdni.core.replay import Replay
+from asyncdni.core.shares import Shares
 from asyncdni.messages import COORDINATOR, DATA, Saved
 from asyncdni.schedules.base import Op, OpKind, Schedule
 
@@ -57,11 +61,13 @@ class Worker(Arrivals):
         skips: bool = False,
         replay: Replay | None = None,
         guard: Guard | None = None,
+        shares: Shares | None = None,
         counts: Counts | None = None,
     ) -> None:
         """`skips`: towards a consumer without credit it learns on instead of waiting.
 
-        `counts`: what has been done in earlier rounds."""
+        `shares`: of weights that it has in common with others; `counts`: what has been done in
+        earlier rounds."""
         super().__init__(
             position,
             window=window,
@@ -70,6 +76,7 @@ class Worker(Arrivals):
             skips=skips,
             replay=replay,
             guard=guard,
+            shares=shares,
             counts=counts,
         )
         self.schedule = schedule
@@ -82,7 +89,8 @@ class Worker(Arrivals):
             OpKind.PREDICT: self._has_done,
             OpKind.BACKWARD: self._has_gone_back,
             OpKind.LEARN: self._has_done,
-            OpKind.UPDATE: self._has_done,
+            OpKind.UPDATE: self._has_shared if position.sharers else self._has_done,
+            OpKind.APPLY: self._has_applied,
             OpKind.FIT: self._has_fitted,
             OpKind.FIT_INPUT: self._has_fitted_input,
             OpKind.EVALUATE: self._has_evaluated,
@@ -120,7 +128,7 @@ class Worker(Arrivals):
         """Assert every invariant."""
         super().check()
         if self.phase is Phase.DRAINED:  # inputs of what comes after the barrier may be here
-            assert not self.flights and not self.unapplied
+            assert not self.flights and not self.unapplied and not self._shares.pending
 
     def story(self, batch: int) -> str:
         """All that happened to a batch here, one line an event, oldest first."""
@@ -142,6 +150,15 @@ class Worker(Arrivals):
     def _has_gone_back(self, event: Computed, op: Op, now: float) -> None:
         self._flights.done(op, now)
         self._post.gradients(event, op)
+
+    def _has_shared(self, event: Computed, op: Op, now: float) -> None:
+        """An Update of weights that others have as well."""
+        self._flights.done(op, now)
+        self._shares.handed_over(op.batch)
+        self._post.shares(event, op)
+
+    def _has_applied(self, event: Computed, op: Op, now: float) -> None:
+        """The Update before it has been counted."""
 
     def _has_fitted(self, event: Computed, op: Op, now: float) -> None:
         self._flights.done(op, now)
@@ -231,6 +248,10 @@ class Worker(Arrivals):
 
     def _next_op(self, cause: object) -> Op | None:
         op = self._scheduled(cause)
+        if self._shares.pending and (op is None or op.kind is OpKind.FORWARD):
+            shared = self._shares.complete
+            if shared is not None:  # and not in the middle of a batch's own update
+                return Op(OpKind.APPLY, shared)
         host = self._host
         if op is not None or host is None or self.closed:
             return op
@@ -281,6 +302,8 @@ class Worker(Arrivals):
             self._post.credit(now, nodes, cause)
         elif op.kind in _GRADED:
             inputs = self._flights.gradients(op.batch)
+        elif op.kind is OpKind.APPLY:
+            inputs = self._shares.take(op.batch)
         self._busy = op
         self._post.actions.append(Compute(op, inputs, cause=cause))
 
@@ -290,6 +313,7 @@ class Worker(Arrivals):
         if not barriers.passed and not self.queued:
             barriers.passed = True
             self._post.barrier(self.position.name, barriers, cause)
-        if barriers.passed and self._inputs.empty and not self.flights and not self.unapplied:
+        waits = self.flights or self.unapplied or self._shares.pending
+        if barriers.passed and self._inputs.empty and not waits:
             self.phase = Phase.DRAINED
             self._post.drained(barriers, self.counts.position, cause)

@@ -73,6 +73,7 @@ OP_NAMES = {
     "C": "late correction",
     "M": "late share of the true gradient",
     "U": "update",
+    "A": "update of shared weights",
     "P": "generator predicts",
     "T": "generator is fitted",
     "S": "input model is fitted",

@@ -116,6 +116,9 @@ def check_priced(design: Design) -> None:
     schedule = design.experiment.schedule
     named = next((stage.name for stage in design.experiment.stages if stage.schedule), None)
     wrong = "" if named is None else f"stage {named} has a schedule of its own"
+    shared = next((node.name for node in design.network.nodes if node.weights), None)
+    if shared is not None:
+        wrong = f"stage {shared} uses the weights of another one"
     if isinstance(schedule, config.Synthetic):
         plain = config.Synthetic()
         for key in ("mix", "update_probability", "synthetic_inputs", "guard"):

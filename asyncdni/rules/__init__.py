@@ -14,16 +14,19 @@ from asyncdni.core.guard import Guard
 from asyncdni.core.lag import Lag
 from asyncdni.core.position import Position
 from asyncdni.core.replay import Replay
+from asyncdni.core.shares import Shares
 from asyncdni.core.worker import Worker
 from asyncdni.messages import DATA
-from asyncdni.plan import Group, Plan
+from asyncdni.plan import Group, Plan, shared_with
 from asyncdni.rules.checks import check_rules
 from asyncdni.rules.lag import lag_bounds
 from asyncdni.rules.own import learns_alone, own_schedule
 from asyncdni.rules.schedule import make_schedule
+from asyncdni.rules.sharing import goes_on, sharing_bounds
 
 __all__ = [
     "check_rules",
+    "goes_on",
     "late_gradients",
     "learns_alone",
     "make_position",
@@ -44,6 +47,7 @@ def make_position(plan: Plan, group: Group) -> Position:
         count=len(plan.groups),
         inputs=group.producers,
         consumers=group.consumers,
+        sharers=tuple(shared_with(plan.groups, group)),
         has_loss=group.has_loss,
         host=plan.groups[plan.host].name,
         feeds=plan.test_feeds if hosts else (),
@@ -66,8 +70,10 @@ def make_worker(
     options = own_schedule(experiment, group)
     limits = experiment.limits
     bounds, drop = lag_bounds(experiment, plan, group)
+    position = make_position(plan, group)
+    bound, ahead = sharing_bounds(experiment, plan, group)
     return Worker(
-        make_position(plan, group),
+        position,
         make_schedule(experiment, plan, group),
         window=limits.window,
         window_max=limits.window_max,
@@ -75,6 +81,7 @@ def make_worker(
         skips=getattr(options, "on_full", "wait") == "skip",
         replay=_make_replay(options, plan, group),
         guard=_make_guard(options, group),
+        shares=Shares(position.sharers, bound=bound, ahead=ahead),
         counts=counts,
     )
 

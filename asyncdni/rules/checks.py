@@ -15,6 +15,7 @@ from asyncdni.rules.own import (
     own_schedule,
     sends_at_once,
 )
+from asyncdni.rules.sharing import check_sharing_rules
 from asyncdni.rules.windows import check_windows
 
 __all__ = ["check_rules"]
@@ -47,6 +48,7 @@ def check_rules(experiment: config.Experiment, plan: Plan) -> None:
             )
     check_windows(experiment, plan)
     check_lag(experiment, plan)
+    check_sharing_rules(experiment, plan)
 
 
 def _check_synthetic(options: config.Synthetic) -> None:

@@ -10,7 +10,7 @@ well: see `snapshots`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -91,8 +91,9 @@ class Engine:
         snapshots: Snapshots | None = None,
         forsaken: Forsaken | None = None,
         inspection: Inspection | None = None,
+        shares: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """`exits` maps each producing worker to the declared stage whose activation it sends."""
+        """`exits` and `shares`: see `Executor`."""
         self.stopped: Stop | None = None
         self.left: list[Message] = []  # what came behind the word that ended the round
         self._worker = worker
@@ -107,7 +108,7 @@ class Engine:
         self._snapshots = snapshots
         self._forsaken = forsaken
         self._inspection = inspection
-        self._executor = Executor(stage, exits, source, self._meter.agreement)
+        self._executor = Executor(stage, exits, source, self._meter.agreement, shares)
         self._pending: Compute | None = None
         self._unsent: dict[int, list[Callable[[], bool]]] = {}  # by batch
         self._read: set[int] = set()  # training batches read and not released yet

@@ -14,8 +14,9 @@ import numpy as np
 from asyncdni.backends.base import Array
 from asyncdni.build import Design, find_exits
 from asyncdni.datasets.meta import misfit
-from asyncdni.messages import DATA, Accused, Activation, Gradient, Message
-from asyncdni.plan import Group
+from asyncdni.describe import parameters
+from asyncdni.messages import DATA, Accused, Activation, Gradient, Message, Shared
+from asyncdni.plan import Group, shared_with
 from asyncdni.schedules.base import Flight
 
 __all__ = ["Inspection"]
@@ -48,6 +49,16 @@ class Inspection:
                 readers = {node.name for node in other.members if group.exit in node.inputs}
                 if other.name in group.consumers:
                     self._readers[other.name] = readers
+        groups = design.plan.groups
+        #: By worker and stage there, the length of the gradient of weights that are used here too.
+        self._vectors = {
+            other.name: {
+                name: parameters(network.node(name), allow_import=design.allow_import)
+                for name in shared_with(groups, other)[group.name]
+            }
+            for other in groups
+            if group.name in shared_with(groups, other)
+        }
 
     def accusation(self, message: Message, flights: Mapping[int, Flight]) -> Accused | None:
         """What the coordinator is to be told of its sender; None where the tensors are right.
@@ -55,7 +66,7 @@ class Inspection:
         `flights` are the batches in flight, which say how many rows their gradients must have. A
         neighbour is accused once: from then on nothing of it is used.
         """
-        if not isinstance(message, Activation | Gradient):
+        if not isinstance(message, Activation | Gradient | Shared):
             return None
         home = self._host if message.sender == DATA else message.sender
         if self._incarnations.get(home) != message.incarnation:
@@ -87,6 +98,19 @@ class Inspection:
                     return None
                 flight = flights.get(batch)
                 return _named(tensors, readers) or self._wrong_gradients(tensors, flight)
+            case Shared(sender=sender, tensors=tensors):
+                return self._wrong_vectors(tensors, self._vectors.get(sender, {}))
+        return None
+
+    def _wrong_vectors(
+        self, tensors: Mapping[str, Array], lengths: Mapping[str, int]
+    ) -> str | None:
+        if not set(tensors) <= set(lengths):
+            return f"it has tensors {sorted(tensors)}, expected of {sorted(lengths)}"
+        for name, gradient in tensors.items():
+            found = _misfit(f"gradient of {name}", gradient, (lengths[name],), self._dtype)
+            if found:
+                return found
         return None
 
     def _wrong_context(self, tensors: Mapping[str, Array], samples: int) -> str | None:

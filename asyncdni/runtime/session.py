@@ -15,7 +15,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from asyncdni.backends.numpy import NumpyStage
-from asyncdni.build import Design, find_exits, make_roster, make_source, make_stage, make_worker
+from asyncdni.build import (
+    Design,
+    find_exits,
+    find_shares,
+    make_roster,
+    make_source,
+    make_stage,
+    make_worker,
+)
 from asyncdni.conditions import link_delays, slow_of
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import Stop
@@ -152,6 +160,7 @@ class Session:
             stage,
             self._transport,
             exits=find_exits(self._design),
+            shares=find_shares(self._design, self._group),
             source=self._source,
             folder=self._welcome.folder,
             trace=self._trace,

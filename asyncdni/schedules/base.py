@@ -30,6 +30,7 @@ class OpKind(Enum):
     BACKWARD = "B"
     LEARN = "W"  # accumulate the gradients of the weights that a Backward left for later
     UPDATE = "U"  # one optimizer step on what has been accumulated
+    APPLY = "A"  # one on what the sharers of weights have accumulated, once all of it is here
     FIT = "T"  # train the generator on the gradient that came back
     FIT_INPUT = "S"  # train the input model on the activation that came
     DROP = "X"  # give a batch up: its gradient is no longer waited for (no arithmetic)

@@ -59,7 +59,7 @@ class Costs:
                 return self.backward_us if op.learn else self.relay_us
             case OpKind.LEARN:
                 return self.learn_us
-            case OpKind.UPDATE:
+            case OpKind.UPDATE | OpKind.APPLY:
                 return self.update_us
             case OpKind.FIT:
                 return self.fit_us

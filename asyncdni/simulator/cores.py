@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from asyncdni.core.events import Action, Compute, Event, Received, Send
-from asyncdni.messages import Activation, Gradient, Message
+from asyncdni.messages import Activation, Gradient, Message, Shared
 from asyncdni.schedules.base import Op
 from asyncdni.simulator.agenda import Agenda
 from asyncdni.simulator.conditions import Hop, Hosts, Pace, Span
@@ -142,7 +142,7 @@ class Cores:
 
     def _hop(self, sender: str, to: str, message: Message) -> Hop:
         burden = self._burden
-        if isinstance(message, Activation | Gradient):
+        if isinstance(message, Activation | Gradient | Shared):
             return burden.tensors.get((sender, to), burden.message)
         return burden.message
 

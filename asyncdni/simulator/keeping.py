@@ -8,7 +8,7 @@ from pathlib import Path
 from asyncdni.backends.base import Array, Stage
 from asyncdni.core.counts import Counts
 from asyncdni.errors import CheckpointError
-from asyncdni.plan import Group, snapshot_every_s
+from asyncdni.plan import Group, shared_with, snapshot_every_s
 from asyncdni.simulator.conditions import Pace
 from asyncdni.simulator.disk import CUTS, SNAPSHOTS, Saved
 from asyncdni.simulator.process import Process
@@ -45,7 +45,10 @@ class Keeping:
         self._failed = failed
         self._has_state = False
         self._is_new = True  # the stage
-        self._every_s = snapshot_every_s(self._world.design.experiment.checkpoint)
+        design = self._world.design
+        # One whose weights wait for the gradients of others could not go on from its own.
+        alone = not shared_with(design.plan.groups, group)
+        self._every_s = snapshot_every_s(design.experiment.checkpoint) if alone else None
         self._snapshot_at = self._next_snapshot()
 
     # --- state -----------------------------------------------------------------------------------

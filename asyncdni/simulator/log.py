@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 
 from asyncdni.core.events import Computed, Event, Received
-from asyncdni.messages import Activation, Gradient, Message
+from asyncdni.messages import Activation, Gradient, Message, Shared
 
 __all__ = ["Log"]
 
 _ENTRIES_KEPT = 512
 #: Where those are among the fields of the messages that carry any.
 _TENSORS_AT: dict[type[Message], int] = {
-    kind: kind.__struct_fields__.index("tensors") for kind in (Activation, Gradient)
+    kind: kind.__struct_fields__.index("tensors") for kind in (Activation, Gradient, Shared)
 }
 
 

@@ -11,7 +11,7 @@ from asyncdni.backends.base import Score
 from asyncdni.build import Design
 from asyncdni.core.events import Compute, Computed
 from asyncdni.messages import DATA
-from asyncdni.plan import Group
+from asyncdni.plan import Group, shared_with
 from asyncdni.schedules.base import Op, OpKind
 
 __all__ = ["NullExecutor"]
@@ -19,7 +19,9 @@ __all__ = ["NullExecutor"]
 _TOKEN = np.zeros(1, np.uint8)
 _TOKEN.setflags(write=False)
 #: What nobody else gets anything of.
-_ALONE = frozenset(OpKind) - {OpKind.READ, OpKind.FORWARD, OpKind.EVALUATE, OpKind.BACKWARD}
+_ALONE = frozenset(OpKind) - {
+    *(OpKind.READ, OpKind.FORWARD, OpKind.EVALUATE, OpKind.BACKWARD, OpKind.UPDATE),
+}
 
 
 class NullExecutor:
@@ -43,11 +45,17 @@ class NullExecutor:
                 if name != DATA and plan.group_of(name) is not group:
                     home = plan.group_of(name).name
                     self._gradients.setdefault(home, {})[node.name] = _TOKEN
+        self._shares = {
+            sharer: dict.fromkeys(names, _TOKEN)
+            for sharer, names in shared_with(plan.groups, group).items()
+        }
 
     def compute(self, compute: Compute) -> Computed:
         op = compute.op
         if op.kind in _ALONE:
             return Computed(op)
+        if op.kind is OpKind.UPDATE:
+            return Computed(op, outputs=self._shares)
         if op.kind is OpKind.BACKWARD:
             return Computed(op, outputs=self._gradients if op.send else {})
         samples = self._samples(op)

@@ -9,7 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from asyncdni.build import Design
-from asyncdni.messages import DATA, Activation, Gradient, Message
+from asyncdni.describe import parameters
+from asyncdni.messages import DATA, Activation, Gradient, Message, Shared
+from asyncdni.plan import shared_with
 
 __all__ = ["EstimatedBytes", "MessageBytes", "tensor_bytes"]
 
@@ -24,7 +26,7 @@ class MessageBytes(Protocol):
 
 def tensor_bytes(sender: str, to: str, message: Message) -> int:
     """Of the tensors that `message` carries."""
-    if isinstance(message, Activation | Gradient):
+    if isinstance(message, Activation | Gradient | Shared):
         return sum(tensor.nbytes for tensor in message.tensors.values())
     return 0
 
@@ -50,6 +52,13 @@ class EstimatedBytes:
         for name, tensor in design.meta.context.items():
             size = 1 if tensor.dtype == "bool" else itemsize
             self._context_bytes[name] = math.prod(tensor.shape) * size
+        #: Of the gradient of weights that several workers have, by declared stage.
+        self._weights_bytes = {
+            name: parameters(network.node(name), allow_import=design.allow_import) * itemsize
+            for group in design.plan.groups
+            for names in shared_with(design.plan.groups, group).values()
+            for name in names
+        }
         # By (producing worker, consumer), the samples of batches whose gradient has not come yet.
         self._samples: dict[tuple[str, str], dict[int, int]] = {}
 
@@ -63,6 +72,8 @@ class EstimatedBytes:
             case Gradient(batch=batch, tensors=tensors):
                 samples = self._samples.get((to, sender), {}).pop(batch, 0)
                 return samples * self._sample_bytes[to] * len(tensors)
+            case Shared(tensors=tensors):
+                return sum(self._weights_bytes[name] for name in tensors)
         return 0
 
     def _note(self, link: tuple[str, str], batch: int, samples: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from asyncdni.config import Limits
 from asyncdni.delays import LinkDelay
-from asyncdni.messages import Activation, Beat, Gradient, Message, Report
+from asyncdni.messages import Activation, Beat, Gradient, Message, Report, Shared
 from asyncdni.simulator.agenda import Agenda
 from asyncdni.simulator.conditions import Links, around
 from asyncdni.simulator.sizes import MessageBytes, tensor_bytes
@@ -41,7 +41,7 @@ class Parcel:
         """The receiver's own copy, once."""
         message, self._message = self._message, None
         self.gone = True
-        if isinstance(message, Activation | Gradient):
+        if isinstance(message, Activation | Gradient | Shared):
             tensors = {name: np.array(tensor) for name, tensor in message.tensors.items()}
             return msgspec.structs.replace(message, tensors=tensors)
         assert message is not None

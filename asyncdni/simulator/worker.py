@@ -11,7 +11,7 @@ from pathlib import Path
 from asyncdni.backends.base import Array, Stage
 from asyncdni.backends.executor import Executor as StageExecutor
 from asyncdni.backends.executor import Source
-from asyncdni.build import Design, find_exits, make_source, make_worker
+from asyncdni.build import Design, find_exits, find_shares, make_source, make_worker
 from asyncdni.conditions import slow_of
 from asyncdni.core.events import Stop
 from asyncdni.errors import AsyncDNIError, NumericalError
@@ -205,7 +205,8 @@ class WorkerProcess(Process):
             return NullExecutor(design, self._group)
         if self._source is None:
             self._source = make_source(design, self._group)
-        return StageExecutor(stage, find_exits(design), self._source)
+        shares = find_shares(design, self._group)
+        return StageExecutor(stage, find_exits(design), self._source, shares=shares)
 
     # --- the end of a round ----------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Messages to frames and back: see docs/protocol.md. No sockets here; the simulator uses it too.
 
-Frame 0 is a MessagePack array `[tag, field, …]`, the message's fields in order. Of the two messages
-that carry tensors, `tensors` is there a map from name to `[dtype, shape]`, and frames 1, 2, … are
-the tensors' bytes in the map's order: C order, little endian, never copied here.
+Frame 0 is a MessagePack array `[tag, field, …]`, the message's fields in order. Of the three
+messages that carry tensors, `tensors` is there a map from name to `[dtype, shape]`, and frames 1,
+2, … are the tensors' bytes in the map's order: C order, little endian, never copied here.
 
 Bytes from a peer end in a `Message` or in `RemoteProtocolError`, whatever they are. A message that
 no peer would accept ends in `LocalProtocolError` before it leaves.
@@ -82,6 +82,7 @@ BETWEEN_WORKERS: frozenset[type[Message]] = frozenset(
         messages.Gradient,
         messages.Barrier,
         messages.Credit,
+        messages.Shared,
         messages.Skipped,
     }
 )
@@ -92,7 +93,7 @@ _KINDS: dict[str, type[Message]] = {
 # Where `tensors` stands in the header, for the messages that have it.
 _TENSORS_AT: dict[type[Message], int] = {
     kind: 1 + kind.__struct_fields__.index("tensors")
-    for kind in (messages.Activation, messages.Gradient)
+    for kind in (messages.Activation, messages.Gradient, messages.Shared)
 }
 
 _DTYPES: dict[str, np.dtype[Any]] = {

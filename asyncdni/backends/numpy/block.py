@@ -66,17 +66,14 @@ class Block:
         self.watch = Watch(numbers, node.name)
         self._pace = pace
         # Asked for several times between two updates.
-        self._rate_scale = lru_cache(maxsize=1)(make_rate_scale(optimizer.decay, pace))
+        self._rate_scale = lru_cache(maxsize=2)(make_rate_scale(optimizer.decay, pace))
         self._options = optimizer
         self.dtype = dtype
-        self._layers = [
-            make_layer(spec, where=f"stage {node.name}, layer {i}", allow_import=allow_import)
-            for i, spec in enumerate(node.layers)
-        ]
-        shape = node.joined_shape
-        for i, layer in enumerate(self._layers):
-            shape = layer.build(shape, dtype, layer_streams(seed, f"{node.name}.{i}"))
+        self._layers = _built(node, node.name, dtype, seed, allow_import)
         self._params, self._grads = flatten(self._layers)
+        if node.weights:  # all that is random but the weights is its own
+            there = _built(node, node.weights, dtype, seed, allow_import)
+            np.copyto(self._params, flatten(there)[0])
         self.optimizer = _make_optimizer(optimizer)
         self.optimizer.start(self._params)
         self._scoring = Scoring(node) if node.loss else None
@@ -95,6 +92,11 @@ class Block:
     def learned(self) -> bool:
         """Gradients have been accumulated since the last update."""
         return any(not layer.fresh for layer in self._layers)
+
+    @property
+    def gradient(self) -> Array:
+        """What has been accumulated (N,), in the order of the parameters; where `learned`."""
+        return self._grads
 
     def slot(self) -> BlockSlot:
         return BlockSlot(layers=[{} for _ in self._layers])
@@ -243,9 +245,9 @@ class Block:
 
     # --- update ----------------------------------------------------------------------------------
 
-    def rate_scale(self) -> float:
-        """The learning-rate decay now; 1 at the start without warm-up."""
-        return self._rate_scale(self._pace.update_of(self.newest))
+    def rate_scale(self, batch: int | None = None) -> float:
+        """The learning-rate decay at `batch` (None: now); 1 at the start without warm-up."""
+        return self._rate_scale(self._pace.update_of(self.newest if batch is None else batch))
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply what has been accumulated since the last update."""
@@ -264,12 +266,22 @@ class Block:
             self.updates += 1
         self.forget()
 
+    def update_on(self, gradient: Array | None, samples: int, batch: int | None) -> None:
+        """`update` on a `gradient` (N,) that was summed elsewhere, on behalf of `batch` (None: the
+        newest); None: no stage that uses these weights has learned."""
+        if gradient is None:
+            self.updates += 1
+        else:
+            np.copyto(self._grads, gradient)
+            self._update(1.0 / samples, batch)
+        self.forget()
+
     def forget(self) -> None:
         """Let go of what has been accumulated since the last update."""
         for layer in self._layers:
             layer.fresh = True
 
-    def _update(self, scale: float) -> None:
+    def _update(self, scale: float, batch: int | None = None) -> None:
         most = self._options.clip_norm
         if most is not None:
             self._grads *= scale
@@ -282,12 +294,12 @@ class Block:
             return
         if most is not None:
             clip_by_norm(self._grads, found, most)
-        self._step(scale)
+        self._step(scale, batch)
         self.updates += 1
         self.watch.updated()
 
-    def _step(self, scale: float) -> None:
-        rate = self._options.learning_rate * self.rate_scale()
+    def _step(self, scale: float, batch: int | None) -> None:
+        rate = self._options.learning_rate * self.rate_scale(batch)
         versions = self.versions
         if versions is None:
             self.optimizer.step(self._params, self._grads, rate, scale)
@@ -329,6 +341,20 @@ class Block:
             for i, name, array in _named(self._layers)
             if name.startswith(wanted)
         }
+
+
+def _built(
+    node: Node, name: str, dtype: np.dtype[Any], seed: int, allow_import: bool
+) -> list[Layer]:
+    """The layers of `node` as they are at the start of a stage of that name."""
+    layers = [
+        make_layer(spec, where=f"stage {node.name}, layer {i}", allow_import=allow_import)
+        for i, spec in enumerate(node.layers)
+    ]
+    shape = node.joined_shape
+    for i, layer in enumerate(layers):
+        shape = layer.build(shape, dtype, layer_streams(seed, f"{name}.{i}"))
+    return layers
 
 
 def _named(layers: Sequence[Layer]) -> list[tuple[int, str, Array]]:

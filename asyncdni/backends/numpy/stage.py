@@ -18,6 +18,7 @@ import numpy as np
 from asyncdni.backends.base import Agreement, Array, Context, Forwarded
 from asyncdni.backends.numpy.block import Block
 from asyncdni.backends.numpy.exit import AGREEMENT_EVERY, LATE, Exit, in_order
+from asyncdni.backends.numpy.sharing import Sharing
 from asyncdni.backends.numpy.slot import StageSlot
 from asyncdni.backends.numpy.state import Part, parts_of, restore, snapshot
 from asyncdni.errors import CheckpointError, NumericalError, RemoteProtocolError
@@ -45,10 +46,11 @@ class NumpyStage:
         input_models: Mapping[str, InputModel] | None = None,
         agreement_every: int = AGREEMENT_EVERY,
         steps: int = 0,
+        sharing: Sharing | None = None,
     ) -> None:
         """`mix`: the true gradient's share; `input_models`: by producer, for synthetic inputs;
         `agreement_every`: fits from one measurement of the generator to the next; `steps`: of
-        windows whose steps have targets of their own."""
+        windows whose steps have targets of their own; `sharing`: of weights used several times."""
         self._blocks = {block.node.name: block for block in blocks}
         self._exit: Exit | None = None
         if exit_name is not None:
@@ -58,6 +60,7 @@ class NumpyStage:
             )
         self._slots: dict[int, StageSlot] = {}
         self._retired: list[tuple[StageSlot, Callable[[], bool]]] = []
+        self._sharing = sharing or Sharing()
         self._samples = 0  # in the accumulated gradients
         self._corrected = False  # they hold late corrections, as means over their batches
         self._input_models = dict(input_models or {})
@@ -198,12 +201,18 @@ class NumpyStage:
                 block.scale_gradients(slot.samples)
             self._corrected = False
 
-    def update(self) -> None:
+    def update(self) -> dict[str, Array]:
         # Corrections that no batch took along (the end of a segment) are means already.
         samples = self._samples or 1
-        for block in self._blocks.values():
-            block.update(samples)
+        for name, block in self._blocks.items():
+            if name not in self._sharing.stages:
+                block.update(samples)
         self._samples, self._corrected = 0, False
+        return self._sharing.update(samples)
+
+    def apply(self, batch: int, gradients: Mapping[str, Array]) -> None:
+        assert not self._samples, "a shared update in the middle of a batch's own"
+        self._sharing.apply(batch, gradients)
 
     # --- generator -------------------------------------------------------------------------------
 
@@ -266,6 +275,7 @@ class NumpyStage:
         self._slots.clear()
         for block in self._blocks.values():
             block.forget()
+        self._sharing.forget()
         self._samples, self._corrected = 0, False
 
     def _acquire(self) -> StageSlot:
@@ -295,6 +305,7 @@ class NumpyStage:
 
     def snapshot(self) -> dict[str, dict[str, Array]]:
         assert not any(block.learned for block in self._blocks.values()), "gradients not applied"
+        assert not self._sharing.waits, "gradients of other workers awaited"
         return {name: snapshot(parts) for name, parts in self._parts().items()}
 
     def restore(self, state: Mapping[str, Mapping[str, Array]]) -> list[str]:
