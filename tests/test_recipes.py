@@ -39,6 +39,17 @@ def test_digits_0_and_1_are_told_apart(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_recurrence_unrolled_over_workers_tells_digits_apart(schedule: str) -> None:
+    """Both time stamps, each in a worker, end with the same weights."""
+    design = recipe("unrolled-rnn", "run.epochs=3", schedule=schedule)
+    assert [len(group.members) for group in design.plan.groups] == [3, 2, 1]
+    result = simulate(design, seed=0, maths=True)
+    assert result.history[-1]["accuracy"] >= 0.95
+    first, second = (result.weights[name]["0.weight"] for name in ("stamp1", "stamp2"))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_small_convolutional_network_learns_digits(schedule: str) -> None:
     small = ["data.name=digits", "data.validation=8000", "data.batch_size=100", "run.epochs=1"]
     design = recipe("mnist-conv", *small, schedule=schedule)
