@@ -50,7 +50,8 @@ BATCHES = 5
 def grid(batches: int = BATCHES) -> list[Position]:
     """Two stages beside each other, joined by the third one, which reads data too."""
     host, middle, _ = chain(3, barriers=(2, batches), test_batches=1)
-    last = Position("stage 2", 2, 3, ("stage 0", "stage 1", DATA), (), True, "stage 0")
+    inputs = ("stage 0", "stage 1", DATA)
+    last = Position("stage 2", 2, 3, inputs, has_loss=True, host="stage 0")
     host = replace(host, consumers=("stage 1", "stage 2"), feeds=("stage 2",))
     return [host, middle, replace(last, reads_data=True)]
 
