@@ -175,6 +175,8 @@ def test_a_stop_before_the_workers_have_joined_ends_everything(
 _INTERRUPTED_IMPORT = """\
 import os, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
+
 class Finder:
     def find_spec(self, name, *_):
         if name == "numpy":
