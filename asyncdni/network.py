@@ -44,6 +44,7 @@ class Node:
     joined_shape: Shape  # what the first layer gets
     output_shape: Shape
     loss: str | None
+    answers: bool  # its loss may count right ones
     own_loss: bool  # a layer has a loss of its own, such as the divergence of a gaussian
     layers: tuple[LayerSpec, ...] = field(hash=False)
     weights: str = ""  # the stage whose weights it uses; empty: its own
@@ -127,7 +128,9 @@ def make_network(
             stages[other].name for other in order if stage.name in inputs[stages[other].name]
         )
         place = stage_place(position, stage.name)
-        node = _node(stage, index, place, inputs[stage.name], consumers, shapes, allow_import)
+        node = _node(
+            stage, index, place, inputs[stage.name], consumers, shapes, meta.answers, allow_import
+        )
         _check_loss(node, meta)
         shapes[node.name] = node.output_shape
         nodes.append(node)
@@ -216,6 +219,7 @@ def _node(
     inputs: tuple[str, ...],
     consumers: tuple[str, ...],
     shapes: Mapping[str, Shape],
+    answers: bool,
     allow_import: bool,
 ) -> Node:
     given = tuple(shapes[name] for name in inputs)
@@ -231,6 +235,7 @@ def _node(
         joined_shape=joined,
         output_shape=_output_shape(stage.layers, joined, place, allow_import),
         loss=stage.loss,
+        answers=answers,
         own_loss=_own_loss(stage.layers, place, allow_import),
         layers=tuple(stage.layers),
         weights=stage.weights,

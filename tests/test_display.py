@@ -146,6 +146,14 @@ def lines_of(design: Design, given: Iterable[Record], title: str = "") -> list[s
     return written.getvalue().splitlines()
 
 
+def test_where_nothing_is_right_or_wrong_the_loss_is_told_once(design: Design) -> None:
+    told = [
+        (kind, {**values, "accuracy": None} if kind == "evaluation" else values)
+        for kind, values in records()
+    ]
+    assert lines_of(design, told)[1] == "epoch 2 of 10, test loss 0.2783, 400 samples/s"
+
+
 def test_lines_tell_start_evaluation_and_end(design: Design) -> None:
     lines = lines_of(design, records())
     assert lines[0] == "synthetic, 2 workers, 10 epochs of 100 samples, seed 0"

@@ -11,7 +11,7 @@ from sampled import autoencoder, circle, letters, recipe, run_of
 
 from asyncdni.build import make_design, make_whole_stage
 from asyncdni.errors import CheckpointError, ConfigError, DataError
-from asyncdni.evaluation import predict
+from asyncdni.evaluation import evaluate, predict
 from asyncdni.run import Result, by_stage
 from asyncdni.sampling.curve import as_csv, continue_curve, tells_points
 from asyncdni.sampling.images import as_images, image_shape
@@ -238,3 +238,8 @@ def test_a_run_is_sampled_with_its_own_weights() -> None:
         for layer in stage.layers:
             h = layer.evaluate(h)
     np.testing.assert_array_equal(h, whole.outputs({"data": x})["decoder"])
+
+
+def test_an_autoencoder_has_a_loss_but_no_answers_that_are_right_or_wrong() -> None:
+    told = evaluate(autoencoder())
+    assert told["accuracy"] is None and told["loss"] is not None

@@ -232,7 +232,8 @@ def _evaluation(design: Design, values: Mapping[str, Any]) -> str:
     line = f"epoch {epoch:.4g} of {design.experiment.run.epochs}"
     shown = panel.score(values["accuracy"], values["loss"])
     speed = values["samples"] / values["train_s"] if values["train_s"] else 0.0
-    return f"{line}, {shown}, test loss {values['loss']:.4g}, {speed:,.0f} samples/s"
+    loss = "" if values["accuracy"] is None else f", test loss {values['loss']:.4g}"
+    return f"{line}, {shown}{loss}, {speed:,.0f} samples/s"
 
 
 def _finish(console: Console, title: str, summary: Mapping[str, Any], folder: Path | None) -> None:

@@ -40,6 +40,7 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
     test_samples: int
     steps: int = 0  # of a window, each with a target of its own; 0: one target a sample
     context: dict[str, Tensor] = {}
+    answers: bool = True  # targets are what an output can be right about
     vocabulary: str = ""  # of a text: its characters in the order of their ids
 
     @property

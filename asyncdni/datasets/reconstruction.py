@@ -20,7 +20,8 @@ __all__ = ["Reconstruction", "described_as_inputs"]
 
 def described_as_inputs(meta: Meta) -> Meta:
     """`meta` with its inputs as targets."""
-    return msgspec.structs.replace(meta, targets="values", outputs=math.prod(meta.input_shape))
+    outputs = math.prod(meta.input_shape)
+    return msgspec.structs.replace(meta, targets="values", outputs=outputs, answers=False)
 
 
 class Reconstruction:

@@ -21,6 +21,7 @@ class Scoring:
         """Raises `ConfigError` for a loss that is not known."""
         assert node.loss is not None
         self._name = node.name
+        self._answers = node.answers
         self._loss = make_loss(node.loss)
         # The same loss, where there are targets for each step.
         self._windows = WindowLoss(self._loss) if len(node.output_shape) > 1 else None
@@ -33,9 +34,15 @@ class Scoring:
         outputs = 1 if targets.ndim < x.ndim else targets.shape[-1]
         if self._windows is None:
             loss, correct = self._loss.forward(x, targets, slot)
-            return Score(self._name, len(x), float(loss), correct, outputs)
+            return self._score(len(x), loss, correct, outputs)
         loss, correct, steps = self._windows.forward(x, targets, context.get("mask"), slot)
-        return Score(self._name, len(x), float(loss), correct, outputs, steps)
+        return self._score(len(x), loss, correct, outputs, steps)
+
+    def _score(
+        self, count: int, loss: float, correct: int | None, outputs: int, steps: int | None = None
+    ) -> Score:
+        right = correct if self._answers else None
+        return Score(self._name, count, float(loss), right, outputs, steps)
 
     def backward(self, slot: Slot) -> Array:
         """The gradient of the slot's last outputs, belonging to the slot."""
