@@ -21,6 +21,13 @@ def test_a_run_survives_whatever_goes_wrong(name: str, seed: int) -> None:
     assert_survived(run, run.simulate())
 
 
+def test_checkpoints_by_the_clock_do_not_hide_that_nothing_moves() -> None:
+    run = draw_faulty_run(1001887, ("gpipe",))
+    result = run.simulate()
+    assert_survived(run, result)
+    assert any(kind == "stuck" for kind, _ in result.records)
+
+
 @pytest.mark.parametrize("seed", [1000726, 1000741])
 def test_a_barrier_that_all_are_thrown_back_behind_is_had_again_and_counts_once(seed: int) -> None:
     run = draw_faulty_run(seed, ("synthetic",))

@@ -29,6 +29,20 @@ def test_a_new_count_of_any_worker_is_a_move_and_the_same_one_again_is_none() ->
     assert still.deadline() == 19.0
 
 
+def test_barriers_are_no_progress_and_no_standing_still() -> None:
+    still = Standstill(5.0)
+    still.done("a", 1, 10.0)
+    for moment in (12.0, 15.0):  # 2 s of nothing before each, and a second at each
+        still.pause(moment)
+        still.moved(moment + 0.5)
+        still.go_on(moment + 1.0)
+    assert still.deadline() == 10.0 + 5.0 + 2.0
+    still.pause(17.0)
+    still.done("a", 2, 17.5)
+    still.go_on(18.0)
+    assert still.deadline() == 23.0
+
+
 def test_standstills_without_progress_between_them_are_in_a_row() -> None:
     still = Standstill(5.0)
     counts = []

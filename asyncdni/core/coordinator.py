@@ -170,7 +170,8 @@ class Coordinator(Deaths):
         """A step of a barrier; one from before a death means nothing any more."""
         if self.phase in (Phase.GATHERING, Phase.CONNECTING, Phase.MENDING):
             return
-        self._standstill.moved(now)
+        if self.phase is not Phase.TRAINING:
+            self._standstill.moved(now)
         match message:
             case Drained(incarnation=number) if number != self._members[name].incarnation:
                 pass
@@ -223,6 +224,7 @@ class Coordinator(Deaths):
         self.ledger.train_s += now - self._segment_start
         self._segment_start = None
         self._record("drained", now, barrier=self.barrier)
+        self._standstill.pause(now)
         if at.kind != CHECKPOINT and self.roster.has_tests and self._stopping_since is None:
             self.phase = Phase.EVALUATING
             self._to_all(Evaluate(self.barrier))
@@ -327,7 +329,7 @@ class Coordinator(Deaths):
         self._at.before = None
         self._forget_barrier()
         self.phase = Phase.TRAINING
-        self._standstill.moved(now)
+        self._standstill.go_on(now)
         self._segment_start = now
         self._record("resume", now)
 

@@ -28,7 +28,7 @@ class Ledger:
     best: dict[str, float | None] | None = None  # accuracy and loss
     samples: dict[str, int] = field(default_factory=dict)  # forwarded, by worker
     cut: int = 0  # number of the last one; 0: none yet
-    # of barriers that have been lifted: position, and `planned` before it
+    # those of the plan: position, and `planned` before
     lifted: list[list[int]] = field(default_factory=list)
     restore: str = "initial"  # what a round that goes back starts from: see `messages.Rejoin`
 
@@ -63,7 +63,8 @@ class Ledger:
 
     def lift(self, position: int, planned: int) -> None:
         """A barrier is behind: so many of the plan are by now."""
-        self.lifted.append([position, self.planned])
+        if planned != self.planned:
+            self.lifted.append([position, self.planned])
         self.planned = planned
         self.barrier += 1
 

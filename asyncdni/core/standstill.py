@@ -19,6 +19,7 @@ class Standstill:
         self._limit_s = limit_s
         self._ops: dict[str, int] = {}
         self._moved: float | None = None
+        self._stood_s = 0.0  # before the barrier that they are at
         self._position = -1  # of the worker that was behind all others, at the last standstill
         self.in_a_row = 0  # standstills at the same position
 
@@ -26,11 +27,21 @@ class Standstill:
         """How many ops a worker says it has done."""
         if self._ops.get(name) != ops:
             self._ops[name] = ops
-            self._moved = now
+            self._moved, self._stood_s = now, 0.0
 
     def moved(self, now: float) -> None:
         """Something else has happened that was waited for."""
         self._moved = now
+
+    def pause(self, now: float) -> None:
+        """All are at a barrier: nobody has to do anything there, and what is done is no progress.
+        Those for checkpoints come by the clock, whether anything moves between them or not."""
+        self._stood_s = 0.0 if self._moved is None else now - self._moved
+        self._moved = now
+
+    def go_on(self, now: float) -> None:
+        """The barrier is behind them."""
+        self._moved, self._stood_s = now - self._stood_s, 0.0
 
     def deadline(self) -> float | None:
         return None if self._moved is None else self._moved + self._limit_s
