@@ -25,6 +25,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from asyncdni.nn.base import Array, Slot
+from asyncdni.nn.layers.channels_last import apart
 from asyncdni.nn.layers.slots import rows
 from asyncdni.nn.layers.windows import Geometry, filled_rows
 
@@ -56,7 +57,7 @@ class _Lowering:
         shape = (len(x), g.size[0], self._span, g.channels)
         self._last = filled_rows(self._scratch, "last", shape, x.dtype, 0)
         inner = self._last[:, :, self._inner]
-        np.copyto(inner, x[:, :, :, self._seen].transpose(0, 2, 3, 1))
+        np.copyto(inner, apart(x, self._scratch)[:, :, :, self._seen].transpose(0, 2, 3, 1))
 
     def columns_first(self) -> Array:
         """(n Wo, H kw C) of what was taken."""
@@ -154,7 +155,7 @@ class KernelGradient:
         g = self._geometry
         flat = rows(self._scratch, "grads", (grad_y.size,), grad_y.dtype)
         grads = flat.reshape(g.outputs[0], len(grad_y), g.outputs[1], g.filters)
-        np.copyto(grads, grad_y.transpose(2, 0, 3, 1))
+        np.copyto(grads, apart(grad_y, self._scratch).transpose(2, 0, 3, 1))
         return grads.reshape(g.outputs[0], -1, g.filters)
 
     def _ones_for(self, flat: Array) -> Array:

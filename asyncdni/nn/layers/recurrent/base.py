@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,18 @@ from asyncdni.nn.layers.recurrent.returns import Window
 from asyncdni.nn.layers.slots import forwarded, gradient, rows
 
 __all__ = ["Recurrent"]
+
+
+class _Sent(NamedTuple):
+    """What the last backward went through, where it did not learn; its dz is still in scratch."""
+
+    slot: Slot
+    grad_y: Array
+    own: bool
+    start: Array
+
+    def is_of(self, slot: Slot, grad_y: Array, own: bool) -> bool:
+        return self.slot is slot and self.grad_y is grad_y and self.own == own
 
 
 class Recurrent:
@@ -83,6 +95,7 @@ class Recurrent:
         self.fresh = True
         self._initialise = make_initialiser(init or f"uniform:{1 / math.sqrt(units)!r}")
         self._scratch: Slot = {}
+        self._sent: _Sent | None = None
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) != 2 or min(shape) < 1:
@@ -111,6 +124,7 @@ class Recurrent:
         self._carried = Carried(self.PARTS * self.units, self._dtype)
         self.buffers = {"carried.newest": self._carried.newest}
         self._scratch = {}
+        self._sent = None
         if self.future is not None:
             self.future.build(self.PARTS * self.units, self.units, self._dtype)
             self.buffers.update(self.future.buffers)
@@ -132,6 +146,7 @@ class Recurrent:
         changed in the middle of a sequence, for a batch that was there before and for a context
         that does not fit."""
         forwarded(slot)
+        self._sent = None
         streams, steps = x.shape[:2]
         slot["window"] = self._carried.advance(slot)
         slot["first"] = first = flags(slot, "first", streams)
@@ -195,9 +210,8 @@ class Recurrent:
             return None
         xs: Array = slot["inputs"]
         own: bool = slot.get("own_loss", True)
-        dz = rows(self._scratch, "dz", slot["gates"].shape, self._dtype)
-        end = self._end(slot, own)
-        start = self._back(slot, self._by_step(grad_y, len(xs)), end, dz)
+        dz, start = self._through(grad_y, slot, own)
+        self._sent = None if learn else _Sent(slot, grad_y, own, start)
         if learn:
             self._learn(dz, xs, slot["hidden"])
             if own and self.future is not None and not slot["learned"]:
@@ -211,6 +225,17 @@ class Recurrent:
         grad_x = gradient(slot, (streams, steps, width), self._dtype)
         grad_x[...] = pushed.swapaxes(0, 1)
         return grad_x
+
+    def _through(self, grad_y: Array, slot: Slot, own: bool) -> tuple[Array, Array]:
+        """Back through the window: gradients of the gates' inputs (T, B, G H), scratch, and of the
+        state at its start (B, S). The backward just before may have done so: a stage that others
+        wait for first sends, and then learns from the same gradient."""
+        gates: Array = slot["gates"]
+        dz = rows(self._scratch, "dz", gates.shape, self._dtype)
+        if self._sent is not None and self._sent.is_of(slot, grad_y, own):
+            return dz, self._sent.start
+        grads = self._by_step(grad_y, len(gates))
+        return dz, self._back(slot, grads, self._end(slot, own), dz)
 
     def _back(
         self, kept: Mapping[str, Array], grads: Sequence[Array | None], end: Array, dz: Array
