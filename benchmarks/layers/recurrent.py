@@ -1,6 +1,7 @@
 """What a window of a recurrent layer costs: ours against PyTorch's and the bare matrix products.
 
     python benchmarks/layers/recurrent.py [--units 64 256] [--out FILE.json]
+    python benchmarks/layers/recurrent.py --readme
 
 A window of 20 steps of 64 streams, as many inputs as units, float32, one thread, timed as in
 `run.py`. PyTorch's backward is autograd's. Processors with AVX-512 need a word: PyTorch's LSTM uses
@@ -8,6 +9,8 @@ it, whatever NumPy's BLAS does, so compare like with like:
 
     OPENBLAS_CORETYPE=Haswell ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/layers/recurrent.py
     OPENBLAS_CORETYPE=SkylakeX python benchmarks/layers/recurrent.py
+
+`--readme` fills in the tables of README.md from the results that are kept here.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ from threadpoolctl import threadpool_limits
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent / "shared"))
 
 from run import FLOAT, Operation, Side, measure, numbers, table, torch  # noqa: E402
+from sweep import fill_in  # noqa: E402
 
 from asyncdni.metrics.machine import describe_machine  # noqa: E402
 from asyncdni.nn.base import Slot  # noqa: E402
@@ -35,6 +40,11 @@ from asyncdni.nn.streams import layer_streams  # noqa: E402
 from asyncdni.weights import write_atomically  # noqa: E402
 
 STREAMS, STEPS = 64, 20
+#: Kept results, by the name of their marker in README.md.
+KEPT = {
+    "recurrent-avx2": HERE / "results/recurrent-avx2.json",
+    "recurrent-avx512": HERE / "results/recurrent-avx512.json",
+}
 
 
 def operations(units: int) -> Iterator[Operation]:
@@ -113,6 +123,17 @@ class Products:
         np.matmul(self.wide, self.weight, out=self.flat)
 
 
+def tables(path: Path) -> str:
+    """Of a kept result, one for each number of units."""
+    found = json.loads(path.read_text())
+    parts = [
+        table(int(name.split()[1]), rounds).replace("### width", "Units:")
+        for name, rounds in found.items()
+        if name.startswith("units")
+    ]
+    return "\n".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -120,7 +141,11 @@ def main() -> None:
     parser.add_argument("--units", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="all rounds, in microseconds")
+    parser.add_argument("--readme", action="store_true", help="fill in its tables, measure nothing")
     args = parser.parse_args()
+    if args.readme:
+        fill_in(HERE / "README.md", {name: tables(path) for name, path in KEPT.items()})
+        return
     if torch is not None:
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
