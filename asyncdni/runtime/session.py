@@ -55,15 +55,12 @@ class Session:
         design: Design,
         welcome: Welcome,
     ) -> None:
-        """Raises `DataError` where the data that this worker hosts can't be used, and
-        `CheckpointError` where the folder of the run can't be made on this host."""
+        """Raises `DataError` where the data that this worker hosts can't be used."""
         self._transport = transport
         self._inbox = inbox
         self._forsaken = forsaken
         self._design = design
         self._welcome = welcome
-        if welcome.folder:
-            _make_folder(welcome.folder)
         self._group = next(g for g in design.plan.groups if g.name == welcome.stage)
         self._stages = [node.name for node in self._group.members]
         self._counts = Counts()
@@ -85,7 +82,8 @@ class Session:
     def run(self) -> Stop:
         """Until the coordinator says Leave or Abort.
 
-        Raises what this worker has failed at, and `Told` once the coordinator is gone.
+        Raises what this worker has failed at, such as `CheckpointError` where the folder of the run
+        can't be made on this host, and `Told` once the coordinator is gone.
         """
         order = Rejoin(self._welcome.incarnation, self._welcome.restore)
         while True:
@@ -134,6 +132,9 @@ class Session:
         )
 
     def _connected(self, stage: NumpyStage, connect: Connect) -> Stop:
+        # Not before all are built: a run that fails until then takes its folder away again.
+        if self._welcome.folder:
+            _make_folder(self._welcome.folder)
         self._transport.connect(connect.addresses)
         engine = self._engine(stage, connect)
         self._transport.send(COORDINATOR, Ready(connect.incarnation))
