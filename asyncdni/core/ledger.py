@@ -28,7 +28,7 @@ class Ledger:
     best: dict[str, float | None] | None = None  # accuracy and loss
     samples: dict[str, int] = field(default_factory=dict)  # forwarded, by worker
     cut: int = 0  # number of the last one; 0: none yet
-    # those of the plan: position, and `planned` before
+    # of barriers of the plan that have been lifted: position, and `planned` before
     lifted: list[list[int]] = field(default_factory=list)
     restore: str = "initial"  # what a round that goes back starts from: see `messages.Rejoin`
 
