@@ -73,14 +73,14 @@ def conduct(
         beginning = Beginning(Ledger())
         if resume and folder is not None:
             beginning = find_beginning(folder, design, recorder.history, recorder.trained_s)
-            reopen_folder(folder, design.experiment)
         machine = Coordinator(roster, beginning.ledger)
         said = _Said(design, recorder, machine, observers, seen)
         commit: Callable[[Commit], None] = _never_called
         if folder is not None:
             commit = make_commit(folder, design, said.hosts, said.note)
-        if resume:
+        if resume and folder is not None:
             said.resumed(beginning)
+            reopen_folder(folder, design.experiment)  # once what is new about it is recorded
 
         def command(stage: str) -> str:
             address, may_import = transport.address, design.allow_import
@@ -139,6 +139,9 @@ class _Said:
         ledger = beginning.ledger
         values = {"restore": ledger.restore, "start": ledger.start}
         self("resumed", {"time_s": time.monotonic(), **values})
+        for place, old, new in beginning.changes:
+            changed = {"place": place, "old": old, "new": new, "batches": ledger.start}
+            self("changed", {"time_s": time.monotonic(), **changed})
 
 
 def _never_called(_: object) -> None:

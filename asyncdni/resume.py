@@ -22,11 +22,18 @@ from asyncdni.run import CHECKPOINTS, EXPERIMENT, SNAPSHOTS, SUMMARY
 
 __all__ = ["Beginning", "changed_experiment", "find_beginning", "is_complete"]
 
-#: What may be changed about a run that has begun: nothing of what its weights mean.
-_HARMLESS = (
+#: What may be changed about a run that has begun: all that makes neither another network nor other
+#: samples, nor gives them in another order. So its state means the same before and after.
+_CHANGEABLE = (
     *("run.epochs", "run.split", "run.threads", "run.pin", "run.evaluate_every", "data.path"),
-    *("checkpoint", "recovery", "limits", "links", "slow", "numbers", "staleness", "schedule"),
+    # rates, decay, weight decay, clipping: not the kind, whose state is kept
+    *("optimizer", "stages.NAME.optimizer"),
+    *("schedule", "stages.NAME.schedule", "staleness", "links", "slow"),
+    *("checkpoint", "recovery", "limits", "numbers"),
 )
+
+#: A place in an experiment, and what is there before and after.
+Change = tuple[str, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Beginning:
 
     ledger: Ledger
     passed_over: list[str] = field(default_factory=list)  # broken checkpoints, each with what is
+    changes: list[Change] = field(default_factory=list)  # of the experiment, since it was left
 
 
 def changed_experiment(folder: Path, changes: Sequence[str]) -> config.Experiment:
@@ -49,14 +57,39 @@ def changed_experiment(folder: Path, changes: Sequence[str]) -> config.Experimen
     there = experiment.load(path)
     chosen = experiment.change(experiment.tables(there), changes)
     for place, old, new in _differences(experiment.tables(there), experiment.tables(chosen)):
-        if not any(place == one or place.startswith(f"{one}.") for one in _HARMLESS):
-            if place.startswith("stages.") and ".schedule" in place:
-                continue
+        if not _may_change(place):
             raise ConfigError(
                 f"--resume {folder}: {place} is {_shown(old)} there and {_shown(new)} here, which "
-                f"makes another run; only {', '.join(_HARMLESS)} may change"
+                f"makes another run; only {', '.join(_CHANGEABLE)} may change"
             )
+    _check_optimizers(folder, there, chosen)
     return chosen
+
+
+def _may_change(place: str) -> bool:
+    head, *rest = place.split(".")
+    general = ".".join([head, "NAME", *rest[1:]]) if head == "stages" else place
+    return any(general == one or general.startswith(f"{one}.") for one in _CHANGEABLE)
+
+
+def _check_optimizers(folder: Path, there: config.Experiment, here: config.Experiment) -> None:
+    """What an optimizer remembers is kept, so it must mean something to the one that goes on."""
+    for old, new in zip(there.stages, here.stages, strict=True):
+        before = _remembers(experiment.stage_optimizer(there, old))
+        after = _remembers(experiment.stage_optimizer(here, new))
+        if before != after:
+            raise ConfigError(
+                f"--resume {folder}: the optimizer of stage {old.name} is {before} there and "
+                f"{after} here, but its state is kept; rates, decay, weight_decay and clip_norm "
+                "may change, and momentum from one value above 0 to another"
+            )
+
+
+def _remembers(optimizer: config.Optimizer) -> str:
+    """The kind of an optimizer's state, in words."""
+    if isinstance(optimizer, config.Sgd):
+        return "sgd with momentum" if optimizer.momentum else "sgd without momentum"
+    return str(optimizer.__struct_config__.tag)
 
 
 def is_complete(folder: Path, chosen: config.Experiment) -> bool:
@@ -101,7 +134,9 @@ def find_beginning(
     _fit(folder, ledger, design)
     ledger.train_s = max(ledger.train_s, trained_s)
     ledger.cut = next_cut(folder / CHECKPOINTS) - 1
-    return Beginning(ledger, passed_over)
+    there = experiment.tables(experiment.load(folder / EXPERIMENT))
+    changes = list(_differences(there, experiment.tables(design.experiment)))
+    return Beginning(ledger, passed_over, changes)
 
 
 def _ledger(manifest: Manifest) -> Ledger:
@@ -168,7 +203,7 @@ def _fit(folder: Path, ledger: Ledger, design: Design) -> None:
     ledger.samples = {name: count for name, count in ledger.samples.items() if name in names}
 
 
-def _differences(there: Any, here: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differences(there: Any, here: Any, place: str = "") -> Iterator[Change]:
     """(place, old, new) of every value that is not the same."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in {**there, **here}:

@@ -198,6 +198,32 @@ def test_a_complete_run_says_so_and_more_epochs_make_it_longer(site: Site) -> No
     assert weights(site.folder / "run") == weights(site.folder / "straight")
 
 
+def test_another_learning_rate_counts_from_where_the_run_is_taken_up(site: Site) -> None:
+    """As if the rate had fallen there by itself, to the last bit: the optimizers' state is kept."""
+    rates = ("--set", "optimizer.learning_rate=0.01", "--set", "stages.two.optimizer={beta1=0.8}")
+    fall = ("--set", "optimizer.decay={name='step', epochs=[2], factor=0.1}")
+    assert start(site, *SHORT, *rates).finished().code == 0
+    finished = resume(site, "--set", "run.epochs=4", "--set", "optimizer.learning_rate=0.001")
+    assert (finished.code, finished.err) == (0, "")
+    assert "optimizer.learning_rate is 0.001 from here on, and was 0.01" in finished.out
+    changes = summary_of(site)["changes"]
+    assert [(one["place"], one["old"], one["new"]) for one in changes] == [
+        ("optimizer.learning_rate", 0.01, 0.001),
+        ("run.epochs", 2, 4),
+    ]
+    assert {one["batches"] for one in changes} == {10}
+    kept = asyncdni.load(site.folder / "run" / "experiment.toml")
+    assert getattr(kept.optimizer, "learning_rate", None) == 0.001
+    straight = ("--out", "straight", *SHORT[2:], *rates, *fall, "--set", "run.epochs=4")
+    assert site.run("train", "three.toml", *straight).code == 0
+    assert weights(site.folder / "run") == weights(site.folder / "straight")
+    before = weights(site.folder / "run")
+    finished = resume(site, "--set", "stages.two.optimizer.learning_rate=0.5")
+    assert (finished.code, finished.err) == (0, "")
+    assert "complete" in finished.out and "with whatever else is changed" in finished.out
+    assert weights(site.folder / "run") == before
+
+
 def test_a_run_that_died_behind_its_last_barrier_comes_to_its_end(site: Site) -> None:
     assert start(site, *SHORT).finished().code == 0
     before, history = weights(site.folder / "run"), history_of(site)
@@ -266,7 +292,11 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
         ["stages.two.layers=[{dense=9}]"],
         ["stages.two.layers", '{"dense": 10}', '{"dense": 9}'],
     ),
-    "optimizer": (["optimizer.learning_rate=0.5"], ["optimizer.learning_rate", "0.5"]),
+    "optimizer": (["optimizer.name=sgd"], ["stage one", "adam there", "sgd without momentum here"]),
+    "optimizer of a stage": (
+        ["stages.two.optimizer={name='sgd', momentum=0.5}"],
+        ["stage two", "adam there", "sgd with momentum here"],
+    ),
     "precision": (["run.dtype=float64"], ["run.dtype", '"float32"', '"float64"']),
     "microbatches": (
         ["schedule.name=gpipe", "schedule.microbatches=2"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,9 @@ def line(kind: str, values: Mapping[str, Any]) -> str | None:
             return f"back to the last checkpoint: {values['text']}"
         case "resumed":
             return f"going on at batch {values['start']:,}, {_from(values['restore'])}"
+        case "changed":
+            old, new = json.dumps(values["old"]), json.dumps(values["new"])
+            return f"{values['place']} is {new} from here on, and was {old}"
         case "passed_over":
             return f"passed over: {values['text']}"
         case "note":

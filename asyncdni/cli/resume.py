@@ -19,7 +19,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
         "--resume",
         metavar="DIR",
         help="in place of FILE.toml and --out: go on with the run in this folder, from its newest "
-        "whole checkpoint; --set may change its length, its split and its limits",
+        "whole checkpoint; --set may change its length, its learning rates, its split and more",
     )
 
 
@@ -44,5 +44,5 @@ def complete_line(folder: str, chosen: config.Experiment) -> str:
     epochs = chosen.run.epochs
     return (
         f"the run in {folder} is complete, after {epochs} epochs; --set run.epochs={epochs + 1} "
-        "or more makes it longer"
+        "or more makes it longer, with whatever else is changed"
     )

@@ -6,7 +6,7 @@ guard (a stage waits for true gradients, or does no longer), drained, evaluation
 (a checkpoint). Of deaths: lost, accused (for breaking the protocol), launch, waiting (for a process
 to be started by hand), round (all join anew), note (a state that could not be restored), back,
 numbers (gone wrong), stuck (nothing has moved for too long). Of a run that is taken up again:
-resumed, passed_over (a broken checkpoint).
+resumed, changed (of the experiment, from there on), passed_over (a broken checkpoint).
 What the counters mean stands in docs/telemetry.md.
 
 A run that is taken up again appends to its file: its summary is of all that stands there.
@@ -29,6 +29,10 @@ __all__ = ["DISTRIBUTIONS", "STAGE_FIELDS", "Recorder"]
 
 #: Fields of each entry of the summary's `history`. batches: where the data stood.
 _EVALUATION = ("batches", "samples", "train_s", "accuracy", "loss")
+
+#: Fields of each entry of the summary's `changes`: what was changed by `--resume --set`, and where
+#: the data stood.
+_CHANGE = ("batches", "place", "old", "new")
 
 #: Fields of each entry of the summary's `stages`; None where a field has no meaning.
 #: `ops` is {letter of the op: {"count": …, "wall_s": …, "cpu_s": …}}. For the others see
@@ -95,6 +99,7 @@ class Recorder:
         self.reports: dict[str, dict[str, Any]] = {name: {} for name in workers}
         self.train_loss: float | None = None  # of the last reports, summed over the losses
         self.guard: list[dict[str, Any]] = []  # time_s since the first record, stage, waiting, …
+        self.changes: list[dict[str, Any]] = []  # of the experiment: place, old, new, batches
         self.mishaps = Mishaps()
         self.trained_s = 0.0  # training time up to the last record, as far as records tell
         self._training_since_s: float | None = None
@@ -138,6 +143,8 @@ class Recorder:
             self._report(values["stage"], values["values"])
         elif kind == "guard":
             self.guard.append({key: one for key, one in values.items() if key != "kind"})
+        elif kind == "changed":
+            self.changes.append({key: values[key] for key in _CHANGE})
         elif kind == "evaluation":
             self.history.append({key: values[key] for key in _EVALUATION if key in values})
 
@@ -177,6 +184,7 @@ class Recorder:
             "test_loss": last["loss"],
             "history": self.history,
             "guard": self.guard,
+            "changes": self.changes,
             **self.mishaps.summary(),
             "stages": [_stage(name, one, train_s) for name, one in self.reports.items()],
         }
