@@ -55,6 +55,8 @@ class Design:
     network: Network
     plan: Plan
     allow_import: bool = False
+    #: Weights that stages begin with in place of the seed's, "0.weight" by stage: see `given`.
+    init: Mapping[str, Mapping[str, NDArray[Any]]] | None = None
 
 
 def make_design(
@@ -77,7 +79,16 @@ def make_worker(design: Design, group: Group, counts: Counts | None = None) -> W
 
 
 def make_stage(design: Design, group: Group) -> NumpyStage:
-    """Build layers, optimizers and generator of one worker, from the experiment's seed."""
+    """Build layers, optimizers and generator of one worker, from the experiment's seed, and from
+    the weights that the design begins with."""
+    stage = _seeded_stage(design, group)
+    if design.init is not None:
+        own = stage.state()
+        stage.load({name: design.init.get(name, arrays) for name, arrays in own.items()})
+    return stage
+
+
+def _seeded_stage(design: Design, group: Group) -> NumpyStage:
     run, plan = design.experiment.run, design.plan
     by_name = {stage.name: stage for stage in design.experiment.stages}
     schedule = own_schedule(design.experiment, group)

@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from asyncdni import config
 from asyncdni.build import Design, make_roster
 from asyncdni.committing import make_commit
 from asyncdni.core.coordinator import Coordinator
@@ -19,6 +18,7 @@ from asyncdni.core.events import Commit
 from asyncdni.core.ledger import Ledger
 from asyncdni.core.roster import Roster
 from asyncdni.errors import CheckpointError
+from asyncdni.given import begins_with, keep
 from asyncdni.launchers.by_hand import typed_command
 from asyncdni.lock import locked
 from asyncdni.metrics.recorder import Recorder
@@ -65,7 +65,7 @@ def conduct(
         seen: set[str] = set()  # kinds of records
         folder = None
         if out is not None:
-            opened = _old_folder(out) if resume else _new_folder(out, design.experiment, seen)
+            opened = _old_folder(out) if resume else _new_folder(out, design, seen)
             folder = stack.enter_context(opened)
         roster = make_roster(design, folder=str(folder) if folder else "", trace=trace)
         recorder = Recorder(roster.workers, _facts(design), folder)
@@ -81,6 +81,8 @@ def conduct(
         if resume and folder is not None:
             said.resumed(beginning)
             reopen_folder(folder, design.experiment)  # once what is new about it is recorded
+        elif begun := begins_with(design.experiment):
+            said.note(begun)
 
         def command(stage: str) -> str:
             address, may_import = transport.address, design.allow_import
@@ -149,11 +151,12 @@ def _never_called(_: object) -> None:
 
 
 @contextmanager
-def _new_folder(out: Path, chosen: config.Experiment, seen: Container[str]) -> Iterator[Path]:
+def _new_folder(out: Path, design: Design, seen: Container[str]) -> Iterator[Path]:
     """The folder of a run; gone again where the run fails before it starts to train."""
     made = not os.path.exists(out)
-    folder = create_folder(out, chosen)
+    folder = create_folder(out, design.experiment)
     try:
+        keep(folder, design)
         with locked(folder):
             yield folder
     except BaseException as error:
@@ -193,5 +196,6 @@ def _facts(design: Design) -> dict[str, Any]:
         "batch_size": chosen.data.batch_size,
         "epochs": chosen.run.epochs,
         "threads": chosen.run.threads,
+        "init": begins_with(chosen) or None,
         "data": msgspec.to_builtins(design.meta),
     }

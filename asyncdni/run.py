@@ -9,7 +9,8 @@ DIR/summary.json      the run in numbers             DIR/logs/WORKER.log        
 Of a run that may have to go on: `checkpoints/NUMBER` with the state of all stages and a manifest,
 `snapshots/STAGE.safetensors` with that of each by itself (see `checkpoint`), and while a
 coordinator has the folder, `lock`.
-`data.npz` is there as well if the caller of `train` gave arrays; after `--trace` so are
+`data.npz` is there as well if the caller of `train` gave arrays, and after `--init` a copy of the
+weights that it has begun with, `init/STAGE.safetensors`; after `--trace` so are
 `trace/WORKER.npz`, and `trace.json` for Perfetto; after `--tensorboard` the event files of
 `tensorboard`.
 `summary.json` is written last: a folder without one holds a run that did not finish.
@@ -31,12 +32,13 @@ from numpy.typing import NDArray
 from asyncdni import config, experiment
 from asyncdni.datasets import Meta, describe
 from asyncdni.errors import CheckpointError, ConfigError
-from asyncdni.weights import load_stage, write_atomically
+from asyncdni.weights import encoded, load_stage, write_atomically
 
 __all__ = [
     "ARRAYS",
     "CHECKPOINTS",
     "EXPERIMENT",
+    "INIT",
     "METRICS",
     "SNAPSHOTS",
     "SUMMARY",
@@ -60,6 +62,8 @@ CHECKPOINTS = "checkpoints"
 SNAPSHOTS = "snapshots"
 #: The arrays of a run that was given them as such.
 ARRAYS = "data.npz"
+#: The weights that it was given to begin with: see `given`.
+INIT = "init"
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ class Result:
     #: What the network fits: `predict` needs no more of the data set.
     meta: Meta = field(repr=False)
     folder: Path | None = None  # None: nothing was kept on disk
+
+    def save(self, path: str | Path) -> None:
+        """Write all weights to one safetensors file, "STAGE.0.weight": for `--init`, and for
+        `load_state_dict` of PyTorch. Raises `CheckpointError`."""
+        write_atomically(Path(path), encoded(self.weights))
 
     def __repr__(self) -> str:
         schedule, accuracy = self.summary.get("schedule"), self.test_accuracy
@@ -134,7 +143,7 @@ def discard_folder(folder: Path, *, made: bool) -> None:
     with contextlib.suppress(OSError):
         for name in (EXPERIMENT, METRICS, ARRAYS):
             (folder / name).unlink(missing_ok=True)
-        for name in (_LOGS, CHECKPOINTS, SNAPSHOTS):
+        for name in (_LOGS, CHECKPOINTS, SNAPSHOTS, INIT):
             shutil.rmtree(folder / name, ignore_errors=True)
         if made:
             folder.rmdir()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from asyncdni.build import Design, make_design
 from asyncdni.conducting import Observer, conduct
 from asyncdni.datasets import describe
 from asyncdni.errors import ConfigError
+from asyncdni.given import begin_with
 from asyncdni.launchers.local import LocalLauncher, worker_command
 from asyncdni.metrics.tensorboard import EventFiles
 from asyncdni.metrics.trace_events import merged_at_end
@@ -36,6 +38,7 @@ def train(
     set: Sequence[str] = (),
     data: Mapping[str, ArrayLike] | None = None,
     out: str | Path | None = None,
+    init: str | Path | Mapping[str, ArrayLike] | None = None,
     resume: str | Path | None = None,
     observers: Sequence[Observer] = (),
     trace: bool = False,
@@ -50,22 +53,23 @@ def train(
         data: arrays x_train, y_train, x_test, y_test to train on, instead of the experiment's data;
             kept as DIR/data.npz.
         out: folder to write the run to, new or empty; None: keep nothing on disk.
-        resume: the folder of a run that goes on, in place of `source`, `data` and `out`: from its
-            newest whole checkpoint, or newer snapshots. One that is complete is only read.
+        init: weights to begin with, in place of `run.init`: a path as there, or arrays
+            "STAGE.0.weight" such as `Result.weights`; kept as DIR/init.
+        resume: the folder of a run that goes on, in place of `source`, `data`, `init` and `out`:
+            from its newest whole checkpoint, or newer snapshots. One that is complete is only read.
         observers: called with every record while the run goes on.
         trace: write every op, message and wait of all workers to DIR/trace.json (for
             https://ui.perfetto.dev), and each worker's own to DIR/trace.
-        tensorboard: write event files to DIR/tensorboard while the run goes on; needs the extra of
-            that name, and `out`.
+        tensorboard: write event files to DIR/tensorboard; needs the extra of that name, and `out`.
         allow_import: let workers import the layers that the experiment names as "module:Class".
 
     Raises:
         AsyncDNIError: one of its classes; whatever ends a run names its place and its cure.
     """
     if resume is None:
-        chosen = _resolve(source, schedule, seed, set)
+        chosen = _resolve(source, schedule, seed, [*set, *_init_setting(init)])
     else:
-        _check_alone(source=source, schedule=schedule, seed=seed, data=data, out=out)
+        _check_alone(source=source, schedule=schedule, seed=seed, data=data, out=out, init=init)
         chosen = changed_experiment(Path(resume), set)
         if is_complete(Path(resume), chosen):
             return open_run(resume)
@@ -75,10 +79,10 @@ def train(
         folder = Path(scratch / "run" if kept is None else kept)
         arrays = scratch / ARRAYS if data is not None else None
         design = _design(chosen, data, arrays, folder, allow_import)
+        design = design if resume else begin_with(design, _arrays_of(init))
         launch = _launch(stack, design, folder, arrays)
-        if trace and kept is not None:
-            names = [group.name for group in design.plan.groups]
-            stack.enter_context(merged_at_end(folder, names))  # once the launcher has seen them out
+        if trace and kept is not None:  # merged once the launcher has seen them out
+            stack.enter_context(merged_at_end(folder, [g.name for g in design.plan.groups]))
         if tensorboard:
             observers = [*observers, stack.enter_context(_event_files(kept))]
         bind, again = f"ipc://{scratch / 'coordinator'}", resume is not None
@@ -106,6 +110,16 @@ def _check_alone(**given: object) -> None:
             f"resume: a run goes on as it was, in its own folder, so {' and '.join(names)} can't "
             "be given; for changes that may be made to it use set"
         )
+
+
+def _init_setting(init: object) -> list[str]:
+    """Digests of other weights, which the source may hold, are not meant."""
+    path = [f"run.init={json.dumps(str(init))}"] if isinstance(init, str | Path) else []
+    return path if init is None else [*path, "run.init_sha256={}"]
+
+
+def _arrays_of(init: object) -> Mapping[str, ArrayLike] | None:
+    return init if isinstance(init, Mapping) else None
 
 
 def _design(

@@ -18,7 +18,15 @@ from safetensors.numpy import save as to_bytes
 
 from asyncdni.errors import CheckpointError
 
-__all__ = ["decode_arrays", "load_stage", "save_stages", "sync_folder", "write_atomically"]
+__all__ = [
+    "Array",
+    "decode_arrays",
+    "encoded",
+    "load_stage",
+    "save_stages",
+    "sync_folder",
+    "write_atomically",
+]
 
 Array = NDArray[Any]
 
@@ -30,10 +38,15 @@ def save_stages(folder: Path, state: Mapping[str, Mapping[str, Array]]) -> dict[
     """
     digests = {}
     for stage, arrays in state.items():
-        content = to_bytes({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        content = encoded(arrays)
         write_atomically(folder / f"{stage}.safetensors", content)
         digests[stage] = hashlib.sha256(content).hexdigest()
     return digests
+
+
+def encoded(arrays: Mapping[str, Array]) -> bytes:
+    """The bytes of a safetensors file with these arrays."""
+    return to_bytes({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
 def load_stage(folder: Path, stage: str) -> dict[str, Array]:

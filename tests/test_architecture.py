@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "metrics": {"core.tally", "weights", "errors"},
     "runtime": {
         *("core", "transports", "backends", "metrics", "datasets", "build", "plan"),
-        *("weights", "checkpoint"),
+        *("weights", "checkpoint", "given"),
         *("conditions", "delays", "describe", "schedules", "messages", "config", "errors"),
     },
     "simulator": {

@@ -28,12 +28,17 @@ def identity(chosen: config.Experiment, meta: Meta) -> dict[str, Any]:
     found = {
         "network": {stage.name: _stage(chosen, i) for i, stage in enumerate(chosen.stages)},
         "data": data | {"shapes": msgspec.to_builtins(meta)},
-        "run": {"seed": chosen.run.seed, "dtype": chosen.run.dtype},
+        "run": {"seed": chosen.run.seed, "dtype": chosen.run.dtype} | _given(chosen.run),
         # positions count them
         "schedule": {"microbatches": getattr(chosen.schedule, "microbatches", 1)},
     }
     plain: dict[str, Any] = json.loads(json.dumps(found))  # tuples are lists from here on
     return plain
+
+
+def _given(run: config.Run) -> dict[str, Any]:
+    """The weights that it has begun with, where those are not the seed's."""
+    return {"init_sha256": run.init_sha256} if run.init_sha256 else {}
 
 
 def _stage(chosen: config.Experiment, index: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from asyncdni.errors import ConfigError
 __all__ = [
     "add_conditions",
     "add_experiment",
+    "add_init",
     "condition_flags",
     "free_folder",
     "settings",
@@ -32,6 +33,16 @@ def add_experiment(parser: argparse.ArgumentParser, *, optional: bool = False) -
         "--allow-import",
         action="store_true",
         help="let workers import the layers that the file names as module:Class",
+    )
+
+
+def add_init(parser: argparse.ArgumentParser) -> None:
+    """Short for --set run.init=…"""
+    parser.add_argument(
+        "--init",
+        metavar="PATH",
+        help="begin with these weights: a run folder, a folder of STAGE.safetensors, or one "
+        ".safetensors file of arrays STAGE.0.weight (of some stages: --set run.init_stages=[…])",
     )
 
 
@@ -60,12 +71,15 @@ def add_conditions(parser: argparse.ArgumentParser, *, latency: bool = True) -> 
 
 
 def settings(args: argparse.Namespace) -> list[str]:
-    """What --set says, and after it what the flags of `add_conditions` say in the same form.
+    """What --set says, and after it what the flags of `add_init` and `add_conditions` say in the
+    same form.
 
     Raises `ConfigError`.
     """
+    init = getattr(args, "init", None)
+    begin = [] if init is None else [f"run.init={json.dumps(init)}", "run.init_sha256={}"]
     chosen = [f"links.{flag}={json.dumps(text)}" for flag, text in _link_flags(args).items()]
-    return [*args.set, *chosen, *map(_slow_setting, args.slow)]
+    return [*args.set, *begin, *chosen, *map(_slow_setting, args.slow)]
 
 
 def condition_flags(args: argparse.Namespace) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from asyncdni.cli.common import add_conditions, add_experiment, free_folder, settings
+from asyncdni.cli.common import add_conditions, add_experiment, add_init, free_folder, settings
 from asyncdni.cli.comparison_table import make_tables, notes
 from asyncdni.cli.display import make_display, say
 from asyncdni.comparison import (
@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "0ms,10ms (default: as in the file)",
     )
     add_conditions(parser, latency=False)
+    add_init(parser)
     parser.add_argument(
         "--seeds",
         type=_count,

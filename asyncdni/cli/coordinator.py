@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from asyncdni.cli.common import add_conditions, add_experiment
+from asyncdni.cli.common import add_conditions, add_experiment, add_init
 from asyncdni.cli.display import make_display
 from asyncdni.cli.resume import add_resume, chosen_run, complete_line
 from asyncdni.cli.secure import add_security, flags, keys_for
+from asyncdni.errors import ConfigError
+from asyncdni.given import begin_with
 from asyncdni.resume import is_complete
 from asyncdni.training import conduct, design_of
 
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run ends with an error that names those missing (default: nothing is written, so that a "
         "worker that dies ends the run)",
     )
+    add_init(parser)
     add_resume(parser)
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
@@ -49,6 +52,13 @@ def run(args: argparse.Namespace) -> int:
         print(complete_line(args.resume, chosen))
         return 0
     design = design_of(chosen, allow_import=args.allow_import)
+    if args.resume is None:
+        design = begin_with(design)
+    if design.init is not None and folder is None:
+        raise ConfigError(
+            "run.init: workers read given weights from the folder of the run; give --out DIR, on a "
+            "disk that all hosts share"
+        )
     with make_display(quiet=args.quiet) as display:
         summary = conduct(
             design,

@@ -30,7 +30,8 @@ def chosen_run(args: argparse.Namespace) -> config.Experiment:
     seed = getattr(args, "seed", None)
     if args.resume is None:
         return experiment.load(args.file, settings(args), schedule=args.schedule, seed=seed)
-    for flag, value in (("--out", args.out), ("--schedule", args.schedule), ("--seed", seed)):
+    given = {"--out": args.out, "--schedule": args.schedule, "--seed": seed, "--init": args.init}
+    for flag, value in given.items():
         if value is not None:
             raise ConfigError(
                 f"--resume {args.resume}: {flag} can't be given, a run goes on as it was and in "

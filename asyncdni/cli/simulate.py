@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from asyncdni import config, experiment
 from asyncdni.build import Design, make_design
-from asyncdni.cli.common import add_conditions, add_experiment, condition_flags, settings
+from asyncdni.cli.common import add_conditions, add_experiment, add_init, condition_flags, settings
 from asyncdni.cli.simulated_faults import Totals, happened, is_due_to_disk, totals_table
 from asyncdni.datasets import describe
 from asyncdni.errors import AsyncDNIError, ConfigError, by_name
+from asyncdni.given import begin_with
 from asyncdni.simulator import Costs, Faults, Links, Result, simulate
 from asyncdni.simulator.faults import parse_faults
 from asyncdni.simulator.timeline import LEGEND, timeline
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--maths", action="store_true", help="train for real, with test scores")
     add_conditions(parser)
+    add_init(parser)
     parser.add_argument(
         "--vary",
         metavar="SHARE",
@@ -103,7 +105,8 @@ def _default_schedules(chosen: config.Experiment) -> list[str]:
 
 def _design(args: argparse.Namespace, schedule: str) -> Design:
     chosen = experiment.load(args.file, settings(args), schedule=schedule, seed=_seed(args.seed))
-    return make_design(chosen, describe(chosen.data), allow_import=args.allow_import)
+    design = make_design(chosen, describe(chosen.data), allow_import=args.allow_import)
+    return begin_with(design)
 
 
 def _simulate(
@@ -131,6 +134,7 @@ def _command(args: argparse.Namespace, schedule: str, seed: int) -> str:
     words = ["asyncdni", "simulate", args.file, "--seed", str(seed), "--schedule", schedule]
     words += [*condition_flags(args), "--vary", args.vary]
     words += [word for setting in args.set for word in ("--set", setting)]
+    words += ["--init", args.init] if args.init is not None else []
     words += ["--maths"] if args.maths else []
     words += ["--faults", args.faults] if args.faults is not None else []
     words += ["--allow-import"] if args.allow_import else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from asyncdni.cli.common import add_conditions, add_experiment, free_folder, settings
+from asyncdni.cli.common import add_conditions, add_experiment, add_init, free_folder, settings
 from asyncdni.cli.display import make_display
 from asyncdni.cli.leaving import leave
 from asyncdni.cli.resume import add_resume, chosen_run, complete_line
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="run folder, new or empty (default: a new one under runs/)"
     )
+    add_init(parser)
     add_resume(parser)
     parser.add_argument(
         "--trace",

@@ -8,11 +8,14 @@ several latencies of links each row is run at each of them, but for `single`, wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from asyncdni import config, experiment
+from asyncdni.build import Design
 from asyncdni.comparison.rows import (
     Row,
     at_latencies,
@@ -24,6 +27,7 @@ from asyncdni.comparison.rows import (
 from asyncdni.datasets import describe
 from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.experiment.overrides import parse_setting
+from asyncdni.given import begin_with
 from asyncdni.messages import DATA
 from asyncdni.metrics.comparison import Result
 from asyncdni.metrics.latencies import latency_words, suffix
@@ -155,22 +159,29 @@ def _entries(
     path: str | Path, rows: Sequence[Row], seeds: Iterable[int], allow_import: bool
 ) -> list[Entry]:
     """What fits and who sends to whom are the same for all seeds and latencies."""
-    producers: dict[str, Mapping[str, tuple[str, ...]]] = {}
+    designs: dict[str, Design] = {}
     entries = []
     for row, seed in order(rows, seeds):
         chosen = experiment.load(path, row.changes, schedule=row.schedule, seed=seed)
-        if row.name not in producers:
-            producers[row.name] = _producers(row.name, chosen, allow_import)
-        entries.append(Entry(row.name, seed, chosen, producers[row.name], row.latency_s))
+        if row.name not in designs:
+            designs[row.name] = _design(row.name, chosen, allow_import)
+        design = designs[row.name]
+        given = design.experiment.run.init_sha256  # the same weights for all
+        run = msgspec.structs.replace(chosen.run, init_sha256=given)
+        chosen = msgspec.structs.replace(chosen, run=run)
+        entries.append(Entry(row.name, seed, chosen, _producers(design), row.latency_s))
     return entries
 
 
-def _producers(
-    name: str, chosen: config.Experiment, allow_import: bool
-) -> dict[str, tuple[str, ...]]:
+def _design(name: str, chosen: config.Experiment, allow_import: bool) -> Design:
     """Raises, with the row's name, what a run of it would raise before it begins."""
     try:
-        groups = design_of(chosen, allow_import=allow_import).plan.groups
+        design = begin_with(design_of(chosen, allow_import=allow_import))
     except AsyncDNIError as error:
         raise type(error)(f"{name}: {error}") from error
+    return replace(design, init=None)
+
+
+def _producers(design: Design) -> dict[str, tuple[str, ...]]:
+    groups = design.plan.groups
     return {group.name: tuple(p for p in group.producers if p != DATA) for group in groups}

@@ -26,6 +26,11 @@ class Run(Table, frozen=True, kw_only=True):
     # system, [0, 1, 0] says the core of each worker; see docs/speed.md
     pin: Literal["auto", "none"] | list[Annotated[int, Meta(ge=0)]] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
+    # weights to begin with: a run folder, a folder of STAGE.safetensors, or one .safetensors file
+    init: str = ""
+    # stages that take theirs from there, the others begin as the seed says; None: all of them
+    init_stages: Annotated[list[str], Meta(min_length=1)] | None = None
+    init_sha256: dict[str, str] = {}  # by stage, of what was taken; a run fills it in
 
 
 class Limits(Table, frozen=True, kw_only=True):

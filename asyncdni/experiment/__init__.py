@@ -30,6 +30,9 @@ __all__ = ["change", "dumps", "load", "parse", "stage_optimizer", "stage_schedul
 #: Names of the graph and of the control protocol that are no stages.
 RESERVED = (DATA, COORDINATOR)
 
+#: Values that are paths, by section and key.
+_PATHS = (("data", "path"), ("run", "init"))
+
 
 def load(
     path: str | os.PathLike[str],
@@ -40,8 +43,9 @@ def load(
 ) -> config.Experiment:
     """The experiment in the TOML file at `path`, after `overrides` (`section.key=value`).
 
-    `schedule` and `seed` are short for `schedule.name` and `run.seed`. A relative `data.path`
-    means: beside the file where the file says it, in the current folder where `--set` does.
+    `schedule` and `seed` are short for `schedule.name` and `run.seed`. A relative `data.path` or
+    `run.init` means: beside the file where the file says it, in the current folder where `--set`
+    does.
     Raises `ConfigError` for a file that can't be read and for every mistake in it.
     """
     given = _read(path)
@@ -68,7 +72,7 @@ def change(
 
 
 def parse(tables: Mapping[str, Any]) -> config.Experiment:
-    """The experiment that plain tables describe, stages named and a relative `data.path` absolute.
+    """The experiment that plain tables describe, stages named and relative paths absolute.
 
     Raises `ConfigError`: one line with the place, what was given and what is known or expected.
     """
@@ -142,11 +146,12 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _make_absolute(tables: dict[str, Any], folder: str) -> None:
-    data = tables.get("data")
-    path = data.get("path") if isinstance(data, Mapping) else None
-    if isinstance(data, Mapping) and isinstance(path, str) and path:
-        absolute = os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
-        tables["data"] = {**data, "path": absolute}
+    for section, key in _PATHS:
+        table = tables.get(section)
+        path = table.get(key) if isinstance(table, Mapping) else None
+        if isinstance(table, Mapping) and isinstance(path, str) and path:
+            absolute = os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+            tables[section] = {**table, key: absolute}
 
 
 def _name_stages(tables: dict[str, Any]) -> None:

@@ -18,29 +18,35 @@ _Stage = TypeVar("_Stage", bound=Stage)
 
 
 def restored_stage(
-    build: Callable[[], _Stage], folder: Path, restore: str, stages: Sequence[str], counts: Counts
+    build: Callable[[], _Stage],
+    begin: Callable[[], _Stage],
+    folder: Path,
+    restore: str,
+    stages: Sequence[str],
+    counts: Counts,
 ) -> tuple[_Stage, list[str]]:
-    """A stage made by `build`, in the state that `restore` names (see `messages.Rejoin`), and what
-    the user should know of it; `counts` count on from there.
+    """A stage in the state that `restore` names (see `messages.Rejoin`), and what the user should
+    know of it; `counts` count on from there. `build` makes one whose state is then replaced,
+    `begin` one as it is at the beginning of the run.
 
-    A snapshot that is missing or damaged is told of, and the stage begins as from the seed. When
-    all go back, snapshots from after that must not be gone on from. Raises `CheckpointError` for a
-    cut that can't be used.
+    A snapshot that is missing or damaged is told of, and the stage begins anew. When all go back,
+    snapshots from after that must not be gone on from. Raises `CheckpointError` for a cut that
+    can't be used, and what `begin` raises.
     """
     counts.restore({})
-    stage = build()
     if restore == "keep":  # in a process that has nothing to keep yet
-        return stage, []
+        return begin(), []
     if restore != SNAPSHOTS:
         discard_snapshots(folder / SNAPSHOTS)  # of all: nobody writes one before all are built
     if restore == "initial":
-        return stage, []
+        return begin(), []
+    stage = build()
     try:
         state, found = read_state(folder / restore, stages, None)
         notes = stage.restore(state)
     except CheckpointError as error:
         if restore != SNAPSHOTS:
             raise
-        return build(), [f"{error}; {', '.join(stages)} begin anew"]
+        return begin(), [f"{error}; {', '.join(stages)} begin anew"]
     counts.restore(found)
     return stage, notes

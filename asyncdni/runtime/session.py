@@ -28,6 +28,7 @@ from asyncdni.conditions import link_delays, slow_of
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import Stop
 from asyncdni.errors import CheckpointError, NumericalError
+from asyncdni.given import kept
 from asyncdni.messages import COORDINATOR, Built, Connect, Failed, Ready, Rejoin, Welcome
 from asyncdni.metrics.traces import trace_path
 from asyncdni.plan import snapshot_every_s
@@ -111,9 +112,11 @@ class Session:
         if restore == "keep" and self._stage is not None:
             self._stage.forget()
             return self._stage, []
+        folder = Path(self._welcome.folder)
         self._stage, notes = restored_stage(
             lambda: make_stage(self._design, self._group),
-            Path(self._welcome.folder),
+            lambda: make_stage(kept(folder, self._design, self._stages), self._group),
+            folder,
             restore,
             self._stages,
             self._counts,
