@@ -23,6 +23,7 @@ from asyncdni.launchers.by_hand import typed_command
 from asyncdni.lock import locked
 from asyncdni.metrics.recorder import Recorder
 from asyncdni.resume import Beginning, find_beginning
+from asyncdni.rules import is_repeatable
 from asyncdni.run import create_folder, discard_folder, reopen_folder, write_summary
 from asyncdni.runtime.coordinate import Launcher, coordinate
 from asyncdni.transports.curve import Keys
@@ -193,6 +194,7 @@ def _facts(design: Design) -> dict[str, Any]:
     return {
         "schedule": str(chosen.schedule.__struct_config__.tag),
         "seed": chosen.run.seed,
+        "repeatable": is_repeatable(chosen, design.plan),
         "batch_size": chosen.data.batch_size,
         "epochs": chosen.run.epochs,
         "threads": chosen.run.threads,

@@ -9,9 +9,12 @@ import pytest
 from recorded import ADDITION
 
 from asyncdni import comparison as running
-from asyncdni import config
+from asyncdni import config, experiment
+from asyncdni.build import make_whole_stage
 from asyncdni.comparison import Entry
 from asyncdni.errors import ConfigError
+from asyncdni.training import design_of
+from asyncdni.weights import save_stages
 
 
 def test_runs_are_interleaved_and_the_order_rotates_from_seed_to_seed() -> None:
@@ -279,3 +282,17 @@ def test_latencies_that_make_no_comparison_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         plan(file, latencies=latencies)
+
+
+def test_all_rows_and_seeds_begin_with_the_weights_that_are_given(
+    file: Path, tmp_path: Path
+) -> None:
+    chosen = experiment.load(file)
+    whole = make_whole_stage(design_of(chosen)).state()
+    save_stages(tmp_path / "given", whole)
+    entries = plan(file, f"run.init='{tmp_path / 'given'}'")
+    digests = [entry.experiment.run.init_sha256 for entry in entries]
+    assert digests[0].keys() == whole.keys()
+    assert all(one == digests[0] for one in digests)
+    with pytest.raises(ConfigError, match=r"^locked: run\.init: .*No such file"):
+        plan(file, "run.init=nowhere")

@@ -156,7 +156,7 @@ def test_where_nothing_is_right_or_wrong_the_loss_is_told_once(design: Design) -
 
 def test_lines_tell_start_evaluation_and_end(design: Design) -> None:
     lines = lines_of(design, records())
-    assert lines[0] == "synthetic, 2 workers, 10 epochs of 100 samples, seed 0"
+    assert lines[0] == "synthetic, 2 workers, 10 epochs of 100 samples, seed 0 (not repeatable)"
     assert lines[1] == ("epoch 2 of 10, test accuracy 91.55 %, test loss 0.2783, 400 samples/s")
     assert lines[2].split() == [*HEADINGS[:4], "CPU", *HEADINGS[4:]]
     assert lines[3].split() == ["hidden", "30", "30", "72%", "0.3", "s", "6.9", "0.60"]
@@ -233,7 +233,8 @@ def test_a_rejected_message_is_told_of_in_one_line(design: Design) -> None:
 
 def test_one_of_several_runs_leaves_its_start_and_its_outcome(design: Design) -> None:
     assert lines_of(design, records(), "run 2 of 6: locked, seed 0") == [
-        "run 2 of 6: locked, seed 0: synthetic, 2 workers, 10 epochs of 100 samples, seed 0",
+        "run 2 of 6: locked, seed 0: synthetic, 2 workers, 10 epochs of 100 samples, "
+        "seed 0 (not repeatable)",
         "run 2 of 6: locked, seed 0: test accuracy 91.55 %, 312 samples/s, 0.8 s",
     ]
 
@@ -247,7 +248,9 @@ def test_the_picture_shows_progress_and_every_stage(design: Design, width: int) 
     with Picture(made) as display:
         feed(display, design, records())
         frame = last_frame(written).splitlines()
-    assert frame[0].startswith("synthetic, 2 workers, 10 epochs of 100 samples, seed 0")
+    assert frame[0].startswith(
+        "synthetic, 2 workers, 10 epochs of 100 samples, seed 0 (not repeatable)"
+    )
     # 250 of 1,000 samples took 1 s; the other 750 will take 3.
     assert re.fullmatch(r"epoch 2\.5 of 10  [━╸╺ ]+  0:03 left", frame[1])
     assert frame[2].rstrip() == "loss 0.2500   test accuracy 91.55 %   500 samples/s"

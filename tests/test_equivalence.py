@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import networks
 import numpy as np
@@ -25,6 +26,7 @@ from asyncdni.nn.losses import make_loss
 from asyncdni.nn.optimizers import Adam, Sgd, flatten
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan import Group
+from asyncdni.rules import is_repeatable, repeatable_words
 from asyncdni.schedules.base import Source
 from asyncdni.simulator import Costs, Links, Result, simulate
 
@@ -120,6 +122,54 @@ def assert_same_bits(result: Result, expected: Weights) -> None:
             found = result.weights[stage][name]
             assert found.dtype == array.dtype, (stage, name)
             assert found.tobytes() == array.tobytes(), (stage, name)
+
+
+# --- one seed, one result ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"name": kind.__struct_config__.tag} for kind in get_args(config.Schedule)),
+        {"name": "local_loss", "replay": 2},
+        {"name": "local_loss", "on_full": "skip"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_a_run_says_whether_its_seed_repeats_it(options: dict[str, Any]) -> None:
+    """However long ops and messages take; what does not repeat shows it sooner or later."""
+    options = {"microbatches": 5, **options} if options["name"] in ("gpipe", "1f1b") else options
+    tight = {"limits": {"window": 1}, "slow": {"s2": {"factor": 3}}}
+    apart = networks.design(networks.chain(4), options, run={"epochs": 2}, **tight)
+    found = {weights_digest(simulate(apart, seed=s, maths=True, **SHAKEN)) for s in range(3)}
+    assert is_repeatable(apart.experiment, apart.plan) == (len(found) == 1)
+    alone = networks.design(networks.chain(4), options, run={"epochs": 1, "split": [4]})
+    assert is_repeatable(alone.experiment, alone.plan)
+    found = {weights_digest(simulate(alone, seed=s, maths=True, **SHAKEN)) for s in range(2)}
+    assert len(found) == 1
+
+
+def test_weights_that_workers_share_are_repeatable_only_where_all_wait() -> None:
+    stages = networks.chain(4)
+    stages[2]["weights"] = "s1"
+    for name, repeats in (("locked", True), ("local_loss", False)):
+        made = networks.design(stages, {"name": name})
+        assert is_repeatable(made.experiment, made.plan) is repeats
+
+
+def test_each_schedule_is_among_those_that_repeat_or_among_those_that_do_not() -> None:
+    repeated, _, others = repeatable_words().partition(";")
+    for kind in get_args(config.Schedule):
+        assert str(kind.__struct_config__.tag) in (repeated if kind.repeatable else others)
+
+
+def weights_digest(result: Result) -> str:
+    assert isinstance(result.end, Finish), result.end
+    digest = hashlib.sha256()
+    for arrays in result.weights.values():
+        for array in arrays.values():
+            digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 # --- locked --------------------------------------------------------------------------------------

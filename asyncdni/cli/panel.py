@@ -13,6 +13,7 @@ from rich.text import Text
 
 from asyncdni.build import Design
 from asyncdni.metrics.recorder import Recorder
+from asyncdni.rules import is_repeatable
 
 __all__ = [
     "Progress",
@@ -26,6 +27,10 @@ __all__ = [
     "score",
     "stage_table",
 ]
+
+
+#: Behind the seed of a run whose weights depend on when messages arrive: see docs/schedules.md.
+NO_REPEAT = " (not repeatable)"
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def _passed(report: Mapping[str, Any]) -> float:
 
 
 def facts(design: Design) -> str:
-    """`synthetic, 4 workers, 10 epochs of 10,000 samples, seed 0`."""
+    """`locked, 4 workers, 10 epochs of 10,000 samples, seed 0`, and whether the seed repeats it."""
     run, workers = design.experiment.run, len(design.plan.groups)
     schedule = design.experiment.schedule.__struct_config__.tag
     return ", ".join(
@@ -86,7 +91,7 @@ def facts(design: Design) -> str:
             str(schedule),
             _counted(workers, "worker"),
             f"{_counted(run.epochs, 'epoch')} of {design.meta.train_samples:,} samples",
-            f"seed {run.seed}",
+            f"seed {run.seed}{'' if is_repeatable(design.experiment, design.plan) else NO_REPEAT}",
         )
     )
 

@@ -10,6 +10,7 @@ from asyncdni.cli.display import make_display
 from asyncdni.cli.leaving import leave
 from asyncdni.cli.resume import add_resume, chosen_run, complete_line
 from asyncdni.resume import is_complete
+from asyncdni.rules import repeatable_words
 from asyncdni.training import train
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
@@ -24,7 +25,9 @@ EXAMPLE = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser, optional=True)
     parser.add_argument("--schedule", metavar="NAME", help="instead of the file's")
-    parser.add_argument("--seed", type=int, metavar="N", help="instead of the file's")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help=f"instead of the file's; {repeatable_words()}"
+    )
     add_conditions(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="run folder, new or empty (default: a new one under runs/)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -120,15 +120,21 @@ class Guard(Table, frozen=True, kw_only=True):
 OnFull = Literal["wait", "skip"]
 
 
+# Each schedule says whether it is `repeatable`: the same seed gives the same weights to the last
+# bit, however long ops and messages take.
+
+
 class Locked(Table, frozen=True, kw_only=True, tag_field="name", tag="locked"):
     """Forward, update and backward locking: no other batch in flight."""
 
+    repeatable: ClassVar[bool] = True
     split_backward: bool = True  # send the gradient that others wait for before learning from it
 
 
 class Gpipe(Table, frozen=True, kw_only=True, tag_field="name", tag="gpipe"):
     """Synchronous pipeline: all forwards of a batch's microbatches, then all backwards, flush."""
 
+    repeatable: ClassVar[bool] = True
     microbatches: Count = 4  # of a batch; data.batch_size must be a multiple
     split_backward: bool = True
 
@@ -136,6 +142,7 @@ class Gpipe(Table, frozen=True, kw_only=True, tag_field="name", tag="gpipe"):
 class OneF1B(Table, frozen=True, kw_only=True, tag_field="name", tag="1f1b"):
     """Synchronous pipeline: one forward, one backward, so that fewer microbatches are in flight."""
 
+    repeatable: ClassVar[bool] = True
     microbatches: Count = 4
     split_backward: bool = True
 
@@ -143,6 +150,7 @@ class OneF1B(Table, frozen=True, kw_only=True, tag_field="name", tag="1f1b"):
 class Delayed(Table, frozen=True, kw_only=True, tag_field="name", tag="delayed"):
     """Asynchronous pipeline without a flush: true gradients, late."""
 
+    repeatable: ClassVar[bool] = False  # what an update sees goes by when messages arrive
     weights: Literal["stash", "current"] = "stash"  # that a backward goes through
     look_ahead: NonNegative = 0.0  # forward with the weights moved on by so many last updates
     anneal_epochs: NonNegative = 0.0  # divide learning rates by the staleness, less and less so
@@ -152,6 +160,7 @@ class Delayed(Table, frozen=True, kw_only=True, tag_field="name", tag="delayed")
 class LocalLoss(Table, frozen=True, kw_only=True, tag_field="name", tag="local_loss"):
     """Greedy: every stage learns from a local head alone; nothing comes back."""
 
+    repeatable: ClassVar[bool] = True  # while no worker dies; not with replay, nor skipping
     head: LocalHead = LocalHead()
     replay: Annotated[int, Meta(ge=0)] = 0  # inputs kept to learn from while no new one is here
     uses_max: Annotated[int, Meta(ge=2)] = 4  # how often a stage may learn from one input
@@ -161,6 +170,7 @@ class LocalLoss(Table, frozen=True, kw_only=True, tag_field="name", tag="local_l
 class Synthetic(Table, frozen=True, kw_only=True, tag_field="name", tag="synthetic"):
     """Update at once from the generator's gradient; train it on what comes back."""
 
+    repeatable: ClassVar[bool] = False  # what an update sees goes by when messages arrive
     target: Literal["true", "bootstrap", "half"] = "true"  # half: of the batches each
     generator: Generator = ErrorGenerator()
     fit_every: Count = 1  # only batches with id % fit_every == 0 send gradients up …

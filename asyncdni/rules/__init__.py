@@ -21,18 +21,20 @@ from asyncdni.plan import Group, Plan, shared_with
 from asyncdni.rules.checks import check_rules
 from asyncdni.rules.lag import lag_bounds
 from asyncdni.rules.own import learns_alone, own_schedule
-from asyncdni.rules.schedule import make_schedule
+from asyncdni.rules.schedule import is_repeatable, make_schedule, repeatable_words
 from asyncdni.rules.sharing import goes_on, sharing_bounds
 
 __all__ = [
     "check_rules",
     "goes_on",
+    "is_repeatable",
     "late_gradients",
     "learns_alone",
     "make_position",
     "make_schedule",
     "make_worker",
     "own_schedule",
+    "repeatable_words",
 ]
 
 

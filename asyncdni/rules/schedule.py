@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 from asyncdni import config
-from asyncdni.plan import Group, Plan
+from asyncdni.plan import Group, Plan, shared_with
 from asyncdni.rules.own import hears_synthetic, own_schedule, sends_at_once
 from asyncdni.schedules import (
     ALWAYS,
@@ -24,7 +25,34 @@ from asyncdni.schedules import (
     draw,
 )
 
-__all__ = ["make_schedule"]
+__all__ = ["is_repeatable", "make_schedule", "repeatable_words"]
+
+
+def is_repeatable(experiment: config.Experiment, plan: Plan) -> bool:
+    """Another run of the experiment ends with the same weights, to the last bit; so does any with
+    one worker, which waits for nobody."""
+    own = [own_schedule(experiment, group) for group in plan.groups]
+    if len(own) == 1:
+        return True
+    if any(shared_with(plan.groups, group) for group in plan.groups):
+        return all(isinstance(one, config.Locked | config.Gpipe | config.OneF1B) for one in own)
+    return all(
+        one.repeatable and not getattr(one, "replay", 0) and getattr(one, "on_full", "") != "skip"
+        for one in (experiment.schedule, *own)
+    )
+
+
+def repeatable_words() -> str:
+    """Which schedules repeat a run by its seed, for the user."""
+    by_answer: dict[bool, list[str]] = {True: [], False: []}
+    for kind in get_args(config.Schedule):
+        by_answer[kind.repeatable].append(str(kind.__struct_config__.tag))
+    always, never = (", ".join(by_answer[answer]) for answer in (True, False))
+    return (
+        f"the same seed repeats a run to the last bit under {always} (this one while no worker "
+        f"dies, without replay and skipping), and in one worker; {never} are not repeatable: their "
+        "weights depend on when messages arrive; `asyncdni simulate` repeats any run"
+    )
 
 
 def make_schedule(experiment: config.Experiment, plan: Plan, group: Group) -> Schedule:
