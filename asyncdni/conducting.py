@@ -74,6 +74,7 @@ def conduct(
         beginning = Beginning(Ledger())
         if resume and folder is not None:
             beginning = find_beginning(folder, design, recorder.history, recorder.trained_s)
+            beginning.ledger.updates = recorder.updates
         machine = Coordinator(roster, beginning.ledger)
         said = _Said(design, recorder, machine, observers, seen)
         commit: Callable[[Commit], None] = _never_called

@@ -125,10 +125,35 @@ def test_after_a_crash_locked_goes_back_to_the_last_cut(stage: str) -> None:
     result = run(design(), f"crash {stage} at 200ms")
     assert isinstance(result.end, Finish) and result.mishaps == {"crash": 1}
     (lost,), (back,) = values(result, "lost"), values(result, "back")
-    assert lost["stage"] == back["stage"] == stage and back["lost_updates"] == 0
+    assert lost["stage"] == back["stage"] == stage and back["again"]
     (again,) = values(result, "round")
+    assert again["again"] and again["lost_updates"].get(stage, 0) == back["lost_updates"]
     assert again["restore"].startswith("checkpoints/") and again["start"] % 5 == 0
     assert all(not own["missed"] for own in result.counters.values())
+
+
+@pytest.mark.parametrize("schedule", [LOCKED, SYNTHETIC], ids=["goes back", "goes on"])
+def test_a_stage_that_dies_after_the_same_batch_each_time_is_given_up(
+    schedule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a number of batches that its weights have learned from, wherever the data are."""
+    honest = Keeping.learned
+
+    def learned(keeping: Keeping, batch: int) -> None:
+        honest(keeping, batch)
+        if keeping._group.name == "s1" and keeping.counts.batches == 700:
+            keeping._process.exit(-9)
+
+    monkeypatch.setattr(Keeping, "learned", learned)
+    tables = {
+        "run": {"epochs": 2000, "evaluate_every": 2000.0},
+        "checkpoint": {"every": "300ms", "snapshot_every": "300ms"},
+        "recovery": {"restarts": 2},
+    }
+    result = run(design(schedule, **tables), "crash top at 1us")
+    assert isinstance(result.end, Fail) and result.end.kind == "WorkerLost"
+    assert "worker s1 died with signal 9; in 3 tries it has not got farther" in result.end.text
+    assert 3 <= len(values(result, "lost")) <= 7
 
 
 def test_before_the_first_cut_locked_begins_anew() -> None:

@@ -25,7 +25,7 @@ SHOWN: dict[str, tuple[dict[str, Any], str]] = {
         "all join again at batch 1,234, each with the state that it has",
     ),
     "back": (
-        {"stage": "b", "down_s": 0.514, "lost_updates": 1},
+        {"stage": "b", "down_s": 0.514, "lost_updates": 1, "again": False},
         "b is back after 0.51 s, 1 update lost",
     ),
     "numbers": ({"stage": "b", "text": "loss is nan"}, "back to the last checkpoint: loss is nan"),
@@ -61,6 +61,24 @@ def test_a_round_says_what_it_starts_from(restore: str, shown: str) -> None:
     assert mishaps.line("round", {**values, "incarnation": 1}) is None  # for the first time
 
 
+def test_what_is_to_be_done_again_is_not_called_lost() -> None:
+    back = {"stage": "b", "down_s": 0.514, "lost_updates": 300, "again": True}
+    assert mishaps.line("back", back) == "b is back after 0.51 s, 300 updates to be done again"
+    told = {"lost_updates": {"a": 800, "b": 300}, "again": True}
+    values = {"incarnation": 2, "restore": "initial", "start": 0, **told}
+    counted = "of all workers together 1,100 updates to be done again"
+    assert mishaps.line("round", values) == (
+        f"all join again at batch 0, from the initial weights; {counted}"
+    )
+    assert mishaps.line("round", {**values, "incarnation": 1}) == counted  # a run taken up again
+
+
+def test_where_each_keeps_its_state_only_the_one_that_comes_back_is_said_to_have_lost() -> None:
+    values = {"incarnation": 2, "restore": "keep", "start": 5, "lost_updates": {"b": 3}}
+    line = mishaps.line("round", {**values, "again": False})
+    assert line == "all join again at batch 5, each with the state that it has"
+
+
 # --- the summary ---------------------------------------------------------------------------------
 
 
@@ -87,6 +105,17 @@ def test_the_summary_adds_up_what_deaths_and_checkpoints_have_cost() -> None:
     expected = {"restarts": 2, "lost_updates": 7, "down_s": 0.75, "rollbacks": 1, "resumes": 1}
     assert {name: found[name] for name in expected} == expected
     assert (found["cuts"], found["checkpoint_s"]) == (1, 0.125)
+
+
+def test_the_summary_counts_what_each_worker_had_done_since_the_state_it_came_back_with() -> None:
+    recorder = Recorder(("a", "b"), {}, None)
+    for lost in ({"a": 5, "b": 2}, {}, {"b": 1}):
+        values = {"incarnation": 2, "restore": "initial", "start": 0, "again": True}
+        record(recorder, "round", lost_updates=lost, **values)
+        record(recorder, "back", stage="b", lost_updates=9, down_s=0.5, again=True)
+    found = recorder.summary(1.0)
+    assert found["lost_updates"] == 8
+    assert [stage["lost_updates"] for stage in found["stages"]] == [5, 3]
 
 
 def test_times_add_up_over_the_processes_of_a_worker_and_what_its_state_counts_does_not() -> None:

@@ -5,6 +5,9 @@ First the rule by itself, then the coordinator that goes by it.
 
 from __future__ import annotations
 
+import random
+from itertools import accumulate, takewhile
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,13 +55,68 @@ def test_without_restarts_no_death_is_forgiven() -> None:
     assert recovery.deadline() is None
 
 
-def test_who_has_learned_starts_anew() -> None:
+def test_who_gets_farther_than_ever_before_starts_anew() -> None:
     recovery = Recovery(1)
-    for _ in range(5):
-        assert recovery.died("a", 3.0)
-        assert recovery.deadline() == 3.0
-        recovery.learned("a")
-    assert recovery.attempt("a") == 0
+    for deadly in (30, 60, 90, 120, 150):
+        assert _dies_at(recovery, list(range(10, deadly, 10))) == [True]
+        assert recovery.deadline() == 0.0
+        assert recovery.attempt("a") == 1
+
+
+def test_who_learns_what_it_had_learned_before_does_not() -> None:
+    recovery = Recovery(3)
+    assert _dies_at(recovery, [90]) == [True]
+    assert _dies_at(recovery, [20, 60], [30, 89], [90]) == [True, True, False]
+    assert recovery.died_at("a") == 90
+
+
+def test_the_farthest_of_all_deaths_counts_and_not_the_last() -> None:
+    recovery = Recovery(2)
+    assert _dies_at(recovery, [90], [10], [50]) == [True, True, False]
+
+
+def test_a_report_more_before_the_same_death_is_no_progress() -> None:
+    """It dies at batch 100 each time, and reports at other moments before."""
+    recovery = Recovery(4)
+    assert _dies_at(recovery, [40, 80], [30, 70, 99], [35, 95], [45, 85]) == [True] * 4
+    assert _dies_at(recovery, [50, 98]) == [False]
+
+
+def test_a_jump_in_the_data_is_nothing_learned() -> None:
+    """The others have gone on: its round starts far ahead, with the weights that it had."""
+    recovery = Recovery(2)
+    for start, forgiven in ((0, True), (5000, True), (9000, False)):
+        recovery.begins("a", start)
+        recovery.reported("a", 90, start + 90)
+        assert recovery.died("a", 0.0) is forgiven
+
+
+def _dies_at(recovery: Recovery, *lives: list[int]) -> list[bool]:
+    """A worker goes back to the start each time, makes such reports, and dies; what is forgiven."""
+    found = []
+    for reports in lives:
+        recovery.begins("a", 0)
+        for learned in reports:
+            recovery.reported("a", learned, learned)
+        found.append(recovery.died("a", 0.0))
+    return found
+
+
+@given(deadly=st.integers(0, 3000), restarts=st.integers(1, 6), seed=st.integers(0, 10_000))
+def test_one_that_dies_at_the_same_batch_is_given_up_however_its_reports_fall(
+    deadly: int, restarts: int, seed: int
+) -> None:
+    """Whatever is reported last before each death, it is seldom farther than before and soon never:
+    what may come between two reports is known by then."""
+    recovery, source, deaths = Recovery(restarts), random.Random(seed), 0
+    forgiven = [True]
+    while forgiven == [True]:
+        most = source.choice([10, 100, 1000])  # between two reports
+        steps = accumulate(source.randint(1, most) for _ in range(deadly))
+        forgiven = _dies_at(recovery, list(takewhile(lambda batch: batch <= deadly, steps)))
+        deaths += 1
+    assert recovery.attempt("a") == restarts + 1
+    assert deaths <= 12 * (restarts + 1)
 
 
 def test_each_is_started_once_and_not_before_its_time() -> None:
@@ -112,11 +170,27 @@ def test_one_that_dies_again_and_again_is_started_later_each_time_and_then_given
     assert fail.text == "worker b died with signal 9; in 4 tries it has not learned anything"
 
 
-def test_one_that_has_learned_in_between_may_die_as_often_as_it_likes() -> None:
+def test_one_that_gets_farther_in_between_may_die_as_often_as_it_likes() -> None:
     office = Office(restarts=1).started()
-    for _ in range(5):
+    for death in range(5):
         office.mend()
-        office.learn("b", 1)
+        for updates in range(10, 40 + 30 * death, 10):
+            office.learn("b", updates)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_one_that_dies_at_the_same_batch_again_and_again_is_given_up(goes_on: bool) -> None:
+    """Where all go back to a checkpoint, and where it begins from its last snapshot."""
+    office = Office(restarts=3, goes_on=goes_on).started()
+    office.learn("b", 1990)
+    for updates in (1995, 1980, 1992):
+        office.mend(**({"updates": 1900, "position": 1900} if goes_on else {}))
+        office.learn("b", updates)
+    fail = failure(office.kill("b"))
+    assert fail.kind == "WorkerLost"
+    assert fail.text == (
+        "worker b died with signal 9; in 4 tries it has not got farther than batch 1,995 or so"
+    )
 
 
 def test_what_it_had_learned_before_it_died_does_not_count() -> None:

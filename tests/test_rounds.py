@@ -283,14 +283,63 @@ def test_updates_since_the_snapshot_are_reported_lost_and_how_long_it_took() -> 
     assert record["down_s"] == pytest.approx(0.7)
 
 
-def test_where_all_go_back_nothing_is_lost_as_all_is_done_again() -> None:
+def test_where_all_go_back_the_updates_that_are_to_be_done_again_are_told_of_all() -> None:
     office = Office().started()
+    for name, updates in (("a", 60), ("b", 50)):
+        office.learn(name, updates)
+    office.kill("b")
+    office.build("a", "c", updates=42)
+    (opened,) = records(office.replace("b", updates=42), "round")
+    assert (opened["lost_updates"], opened["again"]) == ({"a": 18, "b": 8}, True)
+    (record,) = records(office.ready(), "back")
+    assert (record["stage"], record["lost_updates"], record["again"]) == ("b", 8, True)
+
+
+def test_updates_that_were_gone_back_behind_count_once_however_often_a_worker_dies() -> None:
+    office = Office().started()
+    office.learn("a", 60)
     office.learn("b", 50)
     office.kill("b")
     office.build("a", "c")
-    office.replace("b")
+    told = records(office.replace("b"), "round")
+    office.kill("b")  # before all are ready
+    office.build("a", "c")
+    told += records(office.replace("b"), "round")
+    assert [one["lost_updates"] for one in told] == [{"a": 60, "b": 50}, {}]
     (record,) = records(office.ready(), "back")
-    assert record["lost_updates"] == 0
+    assert record["lost_updates"] == 50
+    office.learn("b", 7)
+    office.kill("a")
+    office.build("b", "c")
+    (opened,) = records(office.replace("a"), "round")
+    assert opened["lost_updates"] == {"b": 7}
+    (record,) = records(office.ready(), "back")
+    assert (record["stage"], record["lost_updates"]) == ("a", 0)
+
+
+def test_behind_numbers_that_went_wrong_what_is_gone_back_behind_is_lost() -> None:
+    office = Office(rolls_back=True).started()
+    office.learn("b", 50)
+    office.hear("b", Failed("NumericalError", "the loss is nan", ""))
+    (opened,) = records(office.build(), "round")
+    assert (opened["start"], opened["lost_updates"], opened["again"]) == (51, {"b": 50}, False)
+
+
+@pytest.mark.parametrize(("restore", "again"), [("checkpoints/000001", True), ("snapshots", False)])
+def test_a_run_that_is_taken_up_again_tells_what_an_earlier_one_had_done_since(
+    restore: str, again: bool
+) -> None:
+    ledger = Ledger(start=40, cut=1, restore=restore, updates={"a": 40, "b": 55})
+    office = Office(ledger).gathering()
+    (opened,) = records(office.build(position=40, updates=40, read=40), "round")
+    assert (opened["lost_updates"], opened["again"]) == ({"b": 15}, again)
+    assert office.machine.updates == {"a": 40, "b": 40, "c": 40}
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_tells_that_all_is_done_again() -> None:
+    office = Office(Ledger(updates={"a": 40})).gathering()
+    (opened,) = records(office.build(), "round")
+    assert (opened["start"], opened["lost_updates"], opened["again"]) == (0, {"a": 40}, True)
 
 
 def test_the_time_that_a_death_costs_is_training_time() -> None:

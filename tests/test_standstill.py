@@ -105,6 +105,21 @@ def test_at_the_same_batch_again_and_again_it_ends_the_run() -> None:
     )
 
 
+def test_standstills_at_batches_that_had_been_passed_before_are_in_a_row() -> None:
+    """All go back to the last cut, so that one comes before another and yet gets no farther."""
+    office, stuck = Office(stuck_s=5.0, restarts=3).started(), 0
+    for batch in (30, 20, 30, 20):
+        for name in NAMES:
+            office.hear(name, Report({"updates": batch, "batches": batch, "missed": 0}))
+        actions = alive(office, 6, ops=batch)
+        if office.phase is Phase.ENDED:
+            break
+        stuck += len(records(actions, "stuck"))
+        office.build()
+        office.ready()
+    assert stuck == 3 and failure(actions).text.endswith("4 times at the same batch")
+
+
 def test_without_recovery_the_first_ends_the_run() -> None:
     office = Office(stuck_s=5.0, folder="").started()
     fail = failure(alive(office, 6, ops=1))

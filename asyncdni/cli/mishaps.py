@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["line"]
+__all__ = ["line", "undone"]
 
 
 def line(kind: str, values: Mapping[str, Any]) -> str | None:
@@ -21,12 +21,11 @@ def line(kind: str, values: Mapping[str, Any]) -> str | None:
             return f"starting {values['stage']} again{more}"
         case "waiting":
             return f"waiting for {values['stage']}; start it: {values['command']}"
-        case "round" if values["incarnation"] > 1:  # otherwise all join for the first time
-            return f"all join again at batch {values['start']:,}, {_from(values['restore'])}"
+        case "round":
+            return _round(values)
         case "back":
-            lost = values["lost_updates"]
-            counted = f"{lost:,} update{'' if lost == 1 else 's'} lost"
-            return f"{values['stage']} is back after {values['down_s']:.2f} s, {counted}"
+            away = f"{values['stage']} is back after {values['down_s']:.2f} s"
+            return f"{away}, {undone(values['lost_updates'], values)}"
         case "numbers":
             return f"back to the last checkpoint: {values['text']}"
         case "resumed":
@@ -39,6 +38,25 @@ def line(kind: str, values: Mapping[str, Any]) -> str | None:
         case "note":
             return f"{values['stage']}: {values['text']}"
     return None
+
+
+def _round(values: Mapping[str, Any]) -> str | None:
+    """What is gone back behind is said here, of all workers, where they go back together."""
+    updates = sum(values.get("lost_updates", {}).values())
+    alone = values["restore"] == "keep"  # then it is said of the one that comes back
+    counted = (
+        f"; of all workers together {undone(updates, values)}" if updates and not alone else ""
+    )
+    if values["incarnation"] > 1:
+        start = f"all join again at batch {values['start']:,}"
+        return f"{start}, {_from(values['restore'])}{counted}"
+    return counted.removeprefix("; ") or None  # all join for the first time
+
+
+def undone(updates: int, values: Mapping[str, Any]) -> str:
+    """So many updates, behind which a record `back` or `round` says that workers have gone back."""
+    noun = "update" if updates == 1 else "updates"
+    return f"{updates:,} {noun} {'to be done again' if values.get('again') else 'lost'}"
 
 
 def _from(restore: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from asyncdni.cli.mishaps import undone
 from asyncdni.errors import CheckpointError
+from asyncdni.metrics.mishaps import Mishaps
 from asyncdni.simulator import Result
 
 __all__ = ["Totals", "happened", "is_due_to_disk", "totals_table"]
@@ -32,9 +34,8 @@ def happened(result: Result) -> Iterator[str]:
             case "round":
                 yield f"{moment}round {values['incarnation']} from {values['restore']}"
             case "back":
-                lost = values["lost_updates"]
                 away = f"{values['stage']} is back after {values['down_s']:.3f} s"
-                yield f"{moment}{away}; {lost} updates lost"
+                yield f"{moment}{away}; {undone(values['lost_updates'], values)}"
     if result.failure is not None:
         yield f"  it has ended: {result.failure.text}"
 
@@ -47,8 +48,7 @@ class Totals:
         self.ended_by_disk = 0
         self.mishaps: Counter[str] = Counter()
         self.rounds = 0
-        self.lost_updates = 0
-        self.down_s = 0.0
+        self.cost = Mishaps()
         self.events = 0
 
     def add(self, result: Result) -> None:
@@ -58,19 +58,18 @@ class Totals:
         self.events += result.events
         for kind, values in result.records:
             self.rounds += kind == "round"
-            if kind == "back":
-                self.lost_updates += values["lost_updates"]
-                self.down_s += values["down_s"]
+            self.cost.note(kind, values)
 
 
 def totals_table(totals: Mapping[str, Totals]) -> list[str]:
     """A line a schedule, and below it what has gone wrong."""
     lines = []
     for name, one in totals.items():
+        cost = one.cost.summary()
         lines.append(
             f"{name}: {one.runs} runs, {one.events:,} events, every sample accounted for; "
-            f"{one.rounds} rounds after deaths, {one.down_s:.1f} s without a worker (virtual), "
-            f"{one.lost_updates:,} updates lost"
+            f"{one.rounds} rounds after deaths, {cost['down_s']:.1f} s without a worker (virtual), "
+            f"{cost['lost_updates']:,} updates lost or to be done again"
         )
         if one.mishaps:
             lines.append(f"  faults: {_listed(one.mishaps)}")

@@ -87,6 +87,11 @@ class Coordinator(Deaths):
         """The number of the current barrier."""
         return self.ledger.barrier
 
+    @property
+    def updates(self) -> dict[str, int]:
+        """By worker, as last reported."""
+        return dict(self._updates)
+
     # --- the contract of a machine ---------------------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -190,12 +195,11 @@ class Coordinator(Deaths):
         if isinstance(samples, int):
             self.ledger.samples[name] = samples
         if isinstance(updates, int):
-            built = self._members[name].built
-            if built is not None and updates > built.updates:
-                self._recovery.learned(name)
             self._updates[name] = updates
-        passed = (counters.get("batches"), counters.get("missed"))
-        self._positions[name] = sum(count for count in passed if isinstance(count, int))
+        learned, missed = (_whole(counters.get(one)) for one in ("batches", "missed"))
+        self._positions[name] = learned + missed
+        if self._members[name].ready:  # otherwise it speaks of a round that is over
+            self._recovery.reported(name, learned, learned + missed)
         loss = {"loss_sum": report.loss_sum, "loss_samples": report.loss_samples}
         ops = counters.get("ops")
         if isinstance(ops, int):
@@ -395,3 +399,8 @@ class Coordinator(Deaths):
         if self._stopping_since is not None and now >= self._stopping_since + _STOP_S:
             text = f"interrupted; the last weights could not be saved within {_STOP_S:g} s"
             self._fail(Fail("Interrupted", text))
+
+
+def _whole(count: object) -> int:
+    """A worker's count; 0 for what is none."""
+    return count if isinstance(count, int) else 0

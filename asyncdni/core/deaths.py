@@ -210,10 +210,12 @@ class Deaths(Gathering):
             self._actions.append(Launch(name))
 
     def _too_often(self, name: str, text: str) -> str:
-        tries = self._recovery.attempt(name)
+        tries, batch = self._recovery.attempt(name), self._recovery.died_at(name)
         if self._recovery.is_off or tries <= 1:
             return text
-        return f"{text}; in {tries} tries it has not learned anything"
+        if not batch:
+            return f"{text}; in {tries} tries it has not learned anything"
+        return f"{text}; in {tries} tries it has not got farther than batch {batch:,} or so"
 
 
 def _exit_text(code: int) -> str:

@@ -68,7 +68,10 @@ class Gathering:
         self._incarnation = 1  # of the round, or of whoever comes next
         self._restore = self.ledger.restore  # of the round
         self._start = 0  # where the data stand at least
-        self._updates: dict[str, int] = {}  # by worker, as of the last reports
+        # By worker, as of the last reports; those of an earlier coordinator's time among them.
+        self._updates = dict(self.ledger.updates)
+        self._undone: dict[str, int] = {}  # updates behind which workers have gone back since then
+        self._again = False  # those updates are done again in this round, of the same batches
         self._positions: dict[str, int] = {}  # likewise: training batches that have passed there
         self._since: float | None = None  # when gathering or mending began
         self._segment_start: float | None = None  # of training time
@@ -150,8 +153,11 @@ class Gathering:
         self.phase = Phase.CONNECTING
         built = [member.built for member in self._members.values() if member.built is not None]
         start = max(self._start, *(max(one.position, one.read) for one in built))
-        if self._restore in ("keep", "snapshots"):
+        each_its_own = self._restore in ("keep", "snapshots")
+        if each_its_own:
             self.ledger.behind(start)
+        self._again = not each_its_own and start == self._cut.start
+        undone = self._count_undone()
         for name, member in self._members.items():
             others = [self._members[other] for other in self.roster.neighbours[name]]
             connect = Connect(
@@ -163,9 +169,22 @@ class Gathering:
                 planned=self.ledger.planned,
             )
             self._to(name, connect)
-        if self._started or start:
-            number, restore = self._incarnation, self._restore
-            self._record("round", now, incarnation=number, restore=restore, start=start)
+            self._recovery.begins(name, start)
+        if self._started or start or undone:
+            values = {"incarnation": self._incarnation, "restore": self._restore, "start": start}
+            self._record("round", now, **values, lost_updates=undone, again=self._again)
+
+    def _count_undone(self) -> dict[str, int]:
+        """By worker, the updates that it had made after the state that it begins with now."""
+        found = {}
+        for name, member in self._members.items():
+            restored = member.built.updates if member.built is not None else 0
+            undone = self._updates.get(name, restored) - restored
+            self._updates[name] = restored  # the next round has these behind it
+            if undone > 0:
+                found[name] = undone
+                self._undone[name] = self._undone.get(name, 0) + undone
+        return found
 
     def _ready(self, name: str, ready: Ready, now: float) -> None:
         member = self._members[name]
@@ -191,17 +210,13 @@ class Gathering:
         self._started = True
         for back in list(self._recovery.down_since):
             self._back(back, now)
+        self._undone.clear()
         self._to_all(Start())
 
     def _back(self, name: str, now: float) -> None:
         """Say what a death has cost."""
-        built = self._members[name].built
-        restored = built.updates if built is not None else 0
-        # Those that all go back are made again, to the same bit: none is lost.
-        goes_back = self._restore not in ("keep", "snapshots")
-        lost = 0 if goes_back else max(0, self._updates.get(name, 0) - restored)
-        down_s = self._recovery.back(name, now)
-        self._record("back", now, stage=name, down_s=down_s, lost_updates=lost)
+        values = {"down_s": self._recovery.back(name, now), "again": self._again}
+        self._record("back", now, stage=name, lost_updates=self._undone.get(name, 0), **values)
 
     def _open_round(self, restore: str, now: float) -> None:
         """Everybody who is here drops what is in flight and joins anew."""

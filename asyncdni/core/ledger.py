@@ -31,6 +31,8 @@ class Ledger:
     # of barriers of the plan that have been lifted: position, and `planned` before
     lifted: list[list[int]] = field(default_factory=list)
     restore: str = "initial"  # what a round that goes back starts from: see `messages.Rejoin`
+    # of an earlier coordinator's time, by worker, as last reported; not in the manifest
+    updates: dict[str, int] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         """For the manifest of the cut that this is."""

@@ -20,8 +20,9 @@ class Standstill:
         self._ops: dict[str, int] = {}
         self._moved: float | None = None
         self._stood_s = 0.0  # before the barrier that they are at
-        self._position = -1  # of the worker that was behind all others, at the last standstill
-        self.in_a_row = 0  # standstills at the same position
+        # Of the worker that was behind all others, at the standstill that was farthest in the data.
+        self._position = -1
+        self.in_a_row = 0  # standstills without having got farther
 
     def done(self, name: str, ops: int, now: float) -> None:
         """How many ops a worker says it has done."""
@@ -50,5 +51,5 @@ class Standstill:
         """Something is done about it; `positions` of the workers in the data."""
         position = min(positions.values(), default=0)
         self.in_a_row = 1 if position > self._position else self.in_a_row + 1
-        self._position = position
+        self._position = max(self._position, position)
         self._moved = now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ class Mishaps:
     `summary` gives:
 
     restarts: processes started, or asked for, in place of dead ones.
-    lost_updates: of stages that came back from a state older than the one that died.
+    lost_updates: that workers had made, as of their last reports, after the state that a later round
+    began from; those that are done again among them.
     down_s: time without one of the workers, summed over deaths.
     rollbacks: returns to a checkpoint because of numbers that had gone wrong.
     resumes: how often the run was taken up again after its end by `--resume`.
@@ -22,9 +24,10 @@ class Mishaps:
     """
 
     def __init__(self) -> None:
+        self.lost_updates: Counter[str] = Counter()  # by worker
+        self._told_by_round = False
         self._sums: dict[str, float] = {
             "restarts": 0,
-            "lost_updates": 0,
             "down_s": 0.0,
             "rollbacks": 0,
             "resumes": 0,
@@ -38,8 +41,12 @@ class Mishaps:
         match kind:
             case "launch":
                 sums["restarts"] += 1
+            case "round":
+                self._told_by_round = "lost_updates" in values
+                self.lost_updates.update(values.get("lost_updates", {}))
             case "back":
-                sums["lost_updates"] += values["lost_updates"]
+                if not self._told_by_round:  # a run of before, which told of its dead alone
+                    self.lost_updates[values["stage"]] += values["lost_updates"]
                 sums["down_s"] += values["down_s"]
             case "numbers":
                 sums["rollbacks"] += 1
@@ -50,4 +57,4 @@ class Mishaps:
                 sums["checkpoint_s"] += values["took_s"]
 
     def summary(self) -> dict[str, float]:
-        return dict(self._sums)
+        return {**self._sums, "lost_updates": self.lost_updates.total()}

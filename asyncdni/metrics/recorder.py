@@ -186,8 +186,16 @@ class Recorder:
             "guard": self.guard,
             "changes": self.changes,
             **self.mishaps.summary(),
-            "stages": [_stage(name, one, train_s) for name, one in self.reports.items()],
+            "stages": [
+                {**_stage(name, one, train_s), "lost_updates": self.mishaps.lost_updates[name]}
+                for name, one in self.reports.items()
+            ],
         }
+
+    @property
+    def updates(self) -> dict[str, int]:
+        """By worker, as last reported."""
+        return {name: _count(report.get("updates")) for name, report in self.reports.items()}
 
     @property
     def loss_samples(self) -> int:

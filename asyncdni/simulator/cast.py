@@ -57,8 +57,10 @@ class Cast:
             self._world.agenda.after(resumed_after_s, self._resume)
 
     def _resume(self) -> None:
-        history = self.coordinator.machine.ledger.history
-        self.begin(find_ledger(self._design, self._world.disk, history))
+        machine = self.coordinator.machine
+        ledger = find_ledger(self._design, self._world.disk, machine.ledger.history)
+        ledger.updates = machine.updates
+        self.begin(ledger)
 
     @property
     def over(self) -> bool:

@@ -71,7 +71,7 @@ class Totals:
         self.standstills += kinds["stuck"]
         self.resumed += max(0, kinds["start"] - 1)
         backs = [values for kind, values in result.records if kind == "back"]
-        self.lost_updates += sum(values["lost_updates"] for values in backs)
+        self.lost_updates += sum(one["lost_updates"] for one in backs if not one["again"])
 
     def include(self, other: Totals) -> None:
         for name, value in vars(other).items():

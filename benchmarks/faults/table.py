@@ -119,7 +119,7 @@ def _facts(result: Result) -> dict[str, Any]:
         "stuck": found.count("stuck"),
         "rounds": rounds,
         "down_s": max((values["down_s"] for values in backs), default=0.0),
-        "lost_updates": sum(values["lost_updates"] for values in backs),
+        "lost_updates": sum(one["lost_updates"] for one in backs if not one["again"]),
         "missed": {name: int(own["missed"] or 0) for name, own in result.counters.items()},
         "virtual_s": result.virtual_s,
         "accuracy": result.history[-1]["accuracy"] if result.history else None,
