@@ -43,14 +43,12 @@ def line(kind: str, values: Mapping[str, Any]) -> str | None:
 def _round(values: Mapping[str, Any]) -> str | None:
     """What is gone back behind is said here, of all workers, where they go back together."""
     updates = sum(values.get("lost_updates", {}).values())
-    alone = values["restore"] == "keep"  # then it is said of the one that comes back
-    counted = (
-        f"; of all workers together {undone(updates, values)}" if updates and not alone else ""
-    )
-    if values["incarnation"] > 1:
+    told = values["restore"] == "keep"  # when one of them comes back
+    words = [f"of all workers together {undone(updates, values)}"] * (updates > 0 and not told)
+    if values["incarnation"] > 1:  # otherwise all join for the first time
         start = f"all join again at batch {values['start']:,}"
-        return f"{start}, {_from(values['restore'])}{counted}"
-    return counted.removeprefix("; ") or None  # all join for the first time
+        words.insert(0, f"{start}, {_from(values['restore'])}")
+    return "; ".join(words) or None
 
 
 def undone(updates: int, values: Mapping[str, Any]) -> str:

@@ -15,8 +15,8 @@ class Mishaps:
     `summary` gives:
 
     restarts: processes started, or asked for, in place of dead ones.
-    lost_updates: that workers had made, as of their last reports, after the state that a later round
-    began from; those that are done again among them.
+    lost_updates: that workers had made, as of their last reports, after the state that a later
+    round began from; those that are done again among them.
     down_s: time without one of the workers, summed over deaths.
     rollbacks: returns to a checkpoint because of numbers that had gone wrong.
     resumes: how often the run was taken up again after its end by `--resume`.
