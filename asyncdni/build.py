@@ -181,7 +181,9 @@ def find_shares(design: Design, group: Group) -> dict[str, tuple[str, ...]]:
     return shared_with(design.plan.groups, group)
 
 
-def make_roster(design: Design, *, folder: str = "", trace: bool = False) -> Roster:
+def make_roster(
+    design: Design, *, folder: str = "", trace: bool = False, launched: bool = True
+) -> Roster:
     """What the coordinator must know."""
     plan, limits, chosen = design.plan, design.experiment.limits, design.experiment
     return Roster(
@@ -194,6 +196,7 @@ def make_roster(design: Design, *, folder: str = "", trace: bool = False) -> Ros
         folder=folder,
         trace=trace,
         has_tests=plan.test_batches > 0,
+        launched=launched,
         startup_s=limits.startup_s,
         silence_s=limits.silence_s,
         stuck_s=limits.stuck_s,

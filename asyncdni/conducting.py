@@ -68,7 +68,8 @@ def conduct(
         if out is not None:
             opened = _old_folder(out) if resume else _new_folder(out, design, seen)
             folder = stack.enter_context(opened)
-        roster = make_roster(design, folder=str(folder) if folder else "", trace=trace)
+        where, launched = str(folder) if folder else "", launch is not None
+        roster = make_roster(design, folder=where, trace=trace, launched=launched)
         recorder = Recorder(roster.workers, _facts(design), folder)
         stack.callback(recorder.close)
         beginning = Beginning(Ledger())

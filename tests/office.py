@@ -16,6 +16,8 @@ from asyncdni.core.events import (
     Fail,
     Finish,
     Launch,
+    Look,
+    Looked,
     Received,
     Record,
     Send,
@@ -23,6 +25,7 @@ from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.core.ledger import Ledger
+from asyncdni.core.liveness import Sight
 from asyncdni.messages import (
     PROTOCOL_VERSION,
     Abort,
@@ -69,12 +72,20 @@ class Office:
         self.now = 100.0
         self.told: dict[str, Welcome | Rejoin] = {}  # how each was let in last
         self.launched: list[str] = []
+        self.sights: dict[str, Sight] = {}  # what their processes look like; STILL unless set
         self._peers = {name: name for name in NAMES}
 
     def __call__(self, event: Event) -> list[Action]:
-        actions = self.machine.handle(event, self.now)
-        self.machine.check()
-        assert all(action.cause is event for action in actions)
+        """What comes of it; looks at processes are answered at once."""
+        actions: list[Action] = []
+        events = [event]
+        while events:
+            found = self.machine.handle(events[0], self.now)
+            self.machine.check()
+            assert all(action.cause is events[0] for action in found)
+            looks = [action.stage for action in found if isinstance(action, Look)]
+            events[:1] = [Looked(stage, self.sights.get(stage, Sight.STILL)) for stage in looks]
+            actions += [action for action in found if not isinstance(action, Look)]
         for name, message in sent(actions):
             if isinstance(message, Welcome | Rejoin):
                 self.told[name] = message

@@ -32,7 +32,7 @@ MAY_IMPORT = {
         *("core", "schedules", "plan", "network", "conditions", "experiment", "messages"),
         *("config", "errors"),
     },
-    "launchers": {"config", "errors"},
+    "launchers": {"core.liveness", "config", "errors"},
     "checkpoint": {"weights", "experiment", "datasets.base", "messages", "config", "errors"},
     "metrics": {"core.tally", "weights", "errors"},
     "runtime": {

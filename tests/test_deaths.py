@@ -10,7 +10,17 @@ from office import NAMES, Office, end, failure, hello, records, sent, to_all
 
 from asyncdni.core.barriers import FINAL
 from asyncdni.core.coordinator import Phase
-from asyncdni.core.events import Action, Exited, Fail, Received, Rejected, UserStop, Woke
+from asyncdni.core.events import (
+    Action,
+    Exited,
+    Fail,
+    Looked,
+    Received,
+    Rejected,
+    UserStop,
+    Woke,
+)
+from asyncdni.core.liveness import Sight
 from asyncdni.messages import (
     Abort,
     Accused,
@@ -45,7 +55,7 @@ def by_silence(office: Office) -> list[Action]:
     office.now += 0.9
     for name in ("a", "c"):
         office.hear(name, Beat())
-    return office.wake(0.1)
+    return [*office(Woke()), *office.wake(0.1)]
 
 
 def by_accusation(office: Office) -> list[Action]:
@@ -186,9 +196,56 @@ def test_all_who_are_silent_are_found_at_one_waking() -> None:
     office = Office().started()
     office.now += 5.0
     office.hear("a", Beat())
-    actions = office(Woke())
+    assert office(Woke()) == []  # it may have been asleep itself
+    actions = office.wake()
     assert sorted(record["stage"] for record in records(actions, "lost")) == ["b", "c"]
     assert sorted(office.launched) == ["b", "c"]
+
+
+def silent(office: Office, seconds: float) -> list[Action]:
+    """b says nothing for so long; the others beat, and the coordinator wakes when it wants to."""
+    ends, lost = office.now + seconds, list[Action]()
+    while not lost and office.now < ends:
+        office.now = min(ends, max(office.machine.deadline() or ends, office.now))
+        for name in ("a", "c"):
+            office.hear(name, Beat())
+            office.hear(name, Report({}))
+        lost = [one for one in office(Woke()) if isinstance(one, Fail)]
+    return lost
+
+
+def test_a_silent_worker_that_is_starved_is_not_dead_however_long_it_lasts() -> None:
+    office = Office(restarts=0).started()
+    office.sights["b"] = Sight.STARVED
+    assert silent(office, 50.0) == []
+    office.sights["b"] = Sight.STILL  # and then it is stopped
+    died = office.now
+    assert "no sign of life for 1.0 s" in failure(silent(office, 5.0)).text
+    assert office.now < died + 1.5
+
+
+def test_one_that_is_starved_for_as_long_as_one_may_be_stuck_is_replaced() -> None:
+    office = Office(restarts=0, stuck_s=30.0).started()
+    office.sights["b"] = Sight.STARVED
+    assert "has not moved for 30.0 s" in failure(silent(office, 100.0)).text
+
+
+@pytest.mark.parametrize("sight", [Sight.BUSY, Sight.UNSEEN])
+def test_one_that_computes_or_is_out_of_sight_is_given_five_times_as_long(sight: Sight) -> None:
+    office = Office(restarts=0).started()
+    office.sights["b"] = sight
+    assert silent(office, 4.9) == []
+    office.hear("b", Beat())
+    assert "no sign of life for 5.0 s" in failure(silent(office, 5.1)).text
+
+
+def test_nobody_is_looked_at_who_has_spoken_or_is_gone() -> None:
+    office = Office().started()
+    assert office(Looked("b", Sight.STILL)) == []
+    office.kill("b")
+    office.wake()
+    assert office(Looked("b", Sight.STILL)) == []
+    assert office(Looked("x", Sight.STILL)) == []
 
 
 def test_a_worker_that_beats_but_computes_nothing_for_too_long_is_stuck() -> None:

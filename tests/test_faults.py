@@ -71,6 +71,7 @@ def test_the_same_names_in_a_file(tmp_path: Path) -> None:
         ("crash coordinator at 2s", Mishap("crash", 2.0, ("coordinator",), for_s=4.0)),
         ("crash coordinator at 2s for 1s", Mishap("crash", 2.0, ("coordinator",), for_s=1.0)),
         ("pause s1 at 1s for 3s", Mishap("pause", 1.0, ("s1",), for_s=3.0)),
+        ("starve s1 at 1s for 3s", Mishap("starve", 1.0, ("s1",), for_s=3.0)),
         ("slow s1 by 5 at 1s for 500ms", Mishap("slow", 1.0, ("s1",), (), 0.5, 5.0)),
         ("partition a&b|c at 1s for 1s", Mishap("partition", 1.0, ("a", "b"), ("c",), 1.0)),
         ("break a>b at 1s", Mishap("break", 1.0, ("a",), ("b",))),
@@ -228,11 +229,28 @@ def test_a_long_pause_is_a_death_and_who_comes_back_does_no_harm(schedule: Any) 
             told.append(to)
         return False
 
-    script = ("pause s1 at 150ms for 2500ms", "partition s1|coordinator at 151ms for 2s")
-    result = run(design(schedule), *script, lose=watch, costs=Costs(read_us=40_000.0))
+    script = ("pause s1 at 150ms for 7500ms", "partition s1|coordinator at 151ms for 7s")
+    result = run(design(schedule), *script, lose=watch, costs=Costs(read_us=100_000.0))
     assert isinstance(result.end, Finish)
     assert [one["stage"] for one in values(result, "lost")] == ["s1"]
     assert "s1" in told
+
+
+@pytest.mark.parametrize("schedule", [LOCKED, SYNTHETIC])
+def test_who_is_starved_is_not_dead_and_who_is_stopped_then_is(schedule: Any) -> None:
+    """However long it lasts, and though the others hear nothing of it."""
+    result = run(design(schedule), "starve s1 at 150ms for 40s")
+    assert isinstance(result.end, Finish) and not values(result, "lost")
+    assert result.virtual_s > 40.0
+    result = run(design(schedule), "starve s1 at 150ms for 5s", "pause s1 at 160ms for 20s")
+    assert isinstance(result.end, Finish)
+    (lost,) = values(result, "lost")
+    assert lost["stage"] == "s1" and lost["time_s"] < 2.0
+
+
+def test_who_is_out_of_sight_is_given_longer() -> None:
+    assert not values(run(design(), "partition s1|coordinator at 150ms for 3s"), "lost")
+    assert values(run(design(), "partition s1|coordinator at 150ms for 7s"), "lost")
 
 
 def test_a_paused_coordinator_holds_nobody_for_dead() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdni.core.liveness import Liveness
+from asyncdni.core.liveness import Liveness, Sight
 
 
 def heard(gaps: Sequence[float], silence_s: float = 1.0) -> tuple[Liveness, float]:
@@ -73,6 +73,29 @@ def test_who_is_forgotten_is_not_missed_and_starts_with_the_limit_that_was_asked
     assert liveness.deadline() is None
     liveness.heard("a", now + 50.0)
     assert liveness.limit_s("a") == 1.0
+
+
+def test_who_is_doubted_is_named_before_its_limit_and_again_and_at_it() -> None:
+    liveness, named = Liveness(1.0, doubt=0.5), list[float]()
+    liveness.heard("a", 0.0)
+    while not named or named[-1] < 1.5:
+        now = liveness.deadline() or 0.0
+        if liveness.silent(now) is not None:
+            named.append(now)
+            liveness.doubted("a", now)
+    assert named == [0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.375, 1.5]
+
+
+def test_being_starved_is_a_sign_of_life_but_no_habit() -> None:
+    """It does not make the limit any longer."""
+    liveness = Liveness(1.0, doubt=0.5)
+    liveness.heard("a", 0.0)
+    assert not liveness.is_death("a", Sight.STARVED, 3.0)
+    assert liveness.limit_s("a") == 1.0
+    assert not liveness.is_death("a", Sight.STILL, 3.9)
+    assert not liveness.is_death("a", Sight.BUSY, 3.95)
+    assert not liveness.is_death("a", Sight.STILL, 4.0)  # it has to be so at two looks in a row
+    assert liveness.is_death("a", Sight.STILL, 4.0)
 
 
 @given(st.lists(st.floats(0.0, 0.333), min_size=1, max_size=30), st.floats(0.1, 10.0))

@@ -11,7 +11,7 @@ from itertools import accumulate, takewhile
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from office import Office, failure, records
+from office import Office, failure, hello, records
 
 from asyncdni.core.coordinator import Phase
 from asyncdni.core.events import Woke
@@ -245,9 +245,52 @@ def test_one_that_does_not_come_in_time_is_started_again_until_that_was_too_ofte
     fail = failure(office.wake(20.0))
     assert fail.kind == "WorkerLost"
     assert fail.text == (
-        "worker b has not become ready within 20 s (limits.startup_s); in 3 tries it has not "
+        "worker b has not joined within 20 s (limits.startup_s); in 3 tries it has not "
         "learned anything"
     )
+    assert fail.stages == ("b",)  # whose log may say more
+
+
+@pytest.mark.parametrize("state", ["nothing", "gathering", "connecting"])
+def test_one_that_hangs_before_the_first_round_is_replaced_like_any_other(state: str) -> None:
+    """Before its Hello, before all is built, or before it has connected."""
+    office = Office(restarts=2, startup_s=20.0, silence_s=1e6, stuck_s=1e6)
+    if state == "nothing":
+        for name in ("a", "c"):
+            office.hear(name, hello(name))
+    else:
+        getattr(office, state)()
+    if state != "connecting":
+        office.build("a", "c")
+    for tries in range(3):
+        if state == "connecting":
+            office.ready("a", "c")
+        actions = office.wake(20.0)
+        if tries < 2:
+            assert [r["stage"] for r in records(actions, "lost")] == ["b"]
+            if len(office.launched) == tries:
+                office.wake()
+            if state != "nothing":
+                office.join("b")
+            if state == "connecting":
+                office.build()
+    what = "joined" if state == "nothing" else "become ready"
+    fail = failure(actions)
+    assert office.launched == ["b", "b"] and fail.stages == ("b",)
+    assert fail.text == (
+        f"worker b has not {what} within 20 s (limits.startup_s); in 3 tries it has not learned "
+        "anything"
+    )
+
+
+def test_before_the_first_round_one_that_is_to_be_started_by_hand_is_not_replaced() -> None:
+    office = Office(startup_s=20.0, silence_s=1e6, stuck_s=1e6, launched=False)
+    office.hear("a", hello("a"))
+    office.hear("b", hello("b"))
+    office.build("b")
+    fail = failure(office.wake(20.0))
+    assert fail.text == "no worker for c has joined within 20 s (limits.startup_s)"
+    assert (fail.kind, fail.stages, office.launched) == ("LaunchError", ("c",), [])
 
 
 def test_one_that_does_not_build_or_connect_in_time_is_replaced_and_no_other() -> None:

@@ -53,7 +53,7 @@ def test_who_does_not_fit_is_refused_with_a_reason_and_the_run_goes_on(
 
 
 def test_too_slow_a_start_names_who_is_missing() -> None:
-    office = Office(startup_s=60.0, silence_s=100.0)
+    office = Office(startup_s=60.0, silence_s=100.0, restarts=0)
     office(Woke())
     assert office.machine.deadline() == 160.0
     office.hear("b", hello("b"))
@@ -66,7 +66,7 @@ def test_too_slow_a_start_names_who_is_missing() -> None:
 @pytest.mark.parametrize("state", ["gathering", "connecting"])
 def test_too_slow_a_worker_that_has_joined_is_named_too(state: str) -> None:
     """One that does not build its part, or finds its neighbours not."""
-    office = getattr(Office(silence_s=100.0, stuck_s=100.0), state)()
+    office = getattr(Office(silence_s=100.0, stuck_s=100.0, restarts=0), state)()
     if state == "gathering":
         office.build("b")
     else:

@@ -214,14 +214,28 @@ def test_a_broken_invariant_is_told_with_the_seed(monkeypatch: pytest.MonkeyPatc
         simulate(design, seed=9, maths=False)
 
 
-def test_a_worker_that_never_says_hello_ends_the_run_at_the_deadline() -> None:
-    design = networks.design(networks.chain(3), LOCKED, limits={"startup_s": 20.0})
+def test_a_worker_that_never_says_hello_is_replaced_and_then_given_up() -> None:
+    tables = {"limits": {"startup_s": 20.0}, "recovery": {"restarts": 1}}
+    design = networks.design(networks.chain(3), LOCKED, **tables)
     result = simulate(
         design, seed=0, maths=False, lose=lambda s, t, m: isinstance(m, Hello) and s == "s1",
-        until_s=30.0,
+        until_s=50.0,
     )  # fmt: skip
-    assert result.failure is not None and result.failure.kind == "LaunchError"
-    assert "no worker for s1" in result.failure.text
+    assert result.failure is not None and result.failure.kind == "WorkerLost"
+    assert "s1 has not joined within 20 s (limits.startup_s); in 2 tries" in result.failure.text
+
+
+def test_a_worker_whose_first_process_never_says_hello_is_replaced() -> None:
+    design = networks.design(networks.chain(3), LOCKED, limits={"startup_s": 20.0})
+    lost: list[str] = []
+
+    def lose(sender: str, to: str, message: object) -> bool:
+        first = isinstance(message, Hello) and sender == "s1" and not lost
+        lost.extend(["s1"] * first)
+        return first
+
+    assert_complete(design, simulate(design, seed=0, maths=False, lose=lose))
+    assert lost
 
 
 @pytest.mark.parametrize("silent", [False, True])

@@ -29,6 +29,7 @@ from asyncdni.core.events import (
     Exited,
     Fail,
     Finish,
+    Looked,
     Received,
     Rejected,
     Send,
@@ -108,6 +109,9 @@ class Coordinator(Deaths):
                 self._rejected(event, now)
             case Exited():
                 self._exited(event, now)
+            case Looked():
+                self._looked(event, now)
+                self._launch(now)
             case UserStop():
                 self._user_stop(now)
             case Stored(tag=tag):
@@ -389,6 +393,7 @@ class Coordinator(Deaths):
         if self.phase is Phase.ENDED:
             return
         self._watch_deaths(now)
+        self._watch_silence(now)
         self._watch_standstill(now)
         self._watch_late(now)
         self._launch(now)

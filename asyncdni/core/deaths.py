@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from asyncdni.core.events import Exited, Fail, Launch, Rejected
+from asyncdni.core.events import Exited, Fail, Launch, Look, Looked, Rejected
 from asyncdni.core.gathering import Gathering, Phase
 from asyncdni.messages import Accused, Failed, Lost, Message
 
@@ -50,7 +50,7 @@ class Deaths(Gathering):
             self._dead[name] = (now + _LAST_WORDS_S, text)
 
     def _watch_deaths(self, now: float) -> None:
-        """Last words that have not come, silence, and ops without an end."""
+        """Last words that have not come, and ops without an end."""
         for name, (moment, text) in list(self._dead.items()):
             if now < moment or self.phase is Phase.ENDED:
                 continue
@@ -58,13 +58,25 @@ class Deaths(Gathering):
                 self._lost(name, text, now)
             else:  # what keeps it from starting would do so again
                 self._fail(Fail("WorkerLost", text))
-        silences = ((self._liveness, "shown no sign of life"), (self._progress, "not moved"))
-        for signs, what in silences:
-            while self.phase is not Phase.ENDED and (silent := signs.silent(now)) is not None:
-                name, silence_s = silent
-                hello = self._members[name].hello
-                text = f"worker {name} (process {hello.pid} on {hello.host}) has {what}"
-                self._lost(name, f"{text} for {silence_s:.1f} s", now)
+        while self.phase is not Phase.ENDED and (silent := self._progress.silent(now)) is not None:
+            self._fell_silent(silent[0], "not moved", silent[1], now)
+
+    def _watch_silence(self, now: float) -> None:
+        """Who is silent may be dead, or just not have been let to speak: have a look."""
+        while self.phase is not Phase.ENDED and (silent := self._liveness.silent(now)) is not None:
+            self._liveness.doubted(silent[0], now)
+            self._actions.append(Look(silent[0]))
+
+    def _looked(self, event: Looked, now: float) -> None:
+        name, sight = event.stage, event.sight
+        if name in self._liveness and self._liveness.is_death(name, sight, now):
+            silence_s = self._liveness.silence_s(name, now)
+            self._fell_silent(name, "shown no sign of life", silence_s, now)
+
+    def _fell_silent(self, name: str, what: str, silence_s: float, now: float) -> None:
+        hello = self._members[name].hello
+        text = f"worker {name} (process {hello.pid} on {hello.host}) has {what}"
+        self._lost(name, f"{text} for {silence_s:.1f} s", now)
 
     @property
     def _standstill_s(self) -> float | None:
@@ -98,14 +110,21 @@ class Deaths(Gathering):
         if self._since is None or now < self._since + self.roster.startup_s:
             return
         late = [name for name in self.roster.workers if not self._is_in_time(name)]
-        if not self._started or self._recovery.is_off or not late:
-            self._fail(Fail("LaunchError", self.roster.missing(self._members)))
+        # Before the first round nobody has seen a worker that is to be started by hand: there is no
+        # process that another one could take the place of.
+        replaced = self._started or self.roster.launched
+        if not replaced or self._recovery.is_off or not late:
+            absent = [name for name in late if name not in self._members]
+            about = absent or (late if self.roster.launched else [])
+            text = self.roster.missing(self._members)
+            self._fail(Fail("LaunchError", text, stages=tuple(about)))
             return
         self._since = now
+        limit = f"{self.roster.startup_s:g} s (limits.startup_s)"
         for name in late:
             if self.phase is not Phase.ENDED:
-                limit = f"{self.roster.startup_s:g} s (limits.startup_s)"
-                self._lost(name, f"worker {name} has not become ready within {limit}", now)
+                what = "become ready" if name in self._members else "joined"
+                self._lost(name, f"worker {name} has not {what} within {limit}", now)
 
     def _is_in_time(self, name: str) -> bool:
         member = self._members.get(name)
@@ -173,7 +192,7 @@ class Deaths(Gathering):
         self._progress.forget(name)
         self._incarnation += 1
         if not self._recovery.died(name, now):
-            self._fail(Fail("WorkerLost", self._too_often(name, text)))
+            self._fail(Fail("WorkerLost", self._too_often(name, text), stages=(name,)))
             return
         if self._stopping_since is not None:
             self._fail(Fail("Interrupted", f"interrupted; {text}, so nothing more was saved"))

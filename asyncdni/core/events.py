@@ -6,7 +6,8 @@ simulator) has four duties:
 
 1. Call `handle` for each message that arrives and for each answer to an action, with the time.
 2. Carry out the actions in the order given; sends must reach each peer in that order.
-3. Answer `Compute` with `Computed` and `Save` with `Stored`, once each.
+3. Answer `Compute` with `Computed`, `Save` and `Commit` with `Stored`, and `Look` with `Looked`,
+   once each.
 4. When `deadline()` has passed, call `handle(Woke(), now)`, after whatever has arrived by then.
 
 Every action carries its cause: the event that led to it, or the machine's own step. Events and
@@ -19,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from asyncdni.core.liveness import Sight
 from asyncdni.messages import Message, Rejoin
 from asyncdni.schedules.base import Op
 
@@ -32,6 +34,8 @@ __all__ = [
     "Fail",
     "Finish",
     "Launch",
+    "Look",
+    "Looked",
     "Machine",
     "Received",
     "Record",
@@ -88,6 +92,14 @@ class Exited(Event):
     stage: str
     code: int
     last_lines: str
+
+
+@dataclass(slots=True)
+class Looked(Event):
+    """What a worker's process looks like from outside (coordinator)."""
+
+    stage: str
+    sight: Sight
 
 
 @dataclass(slots=True)
@@ -173,6 +185,13 @@ class Launch(Action):
 
 
 @dataclass(slots=True)
+class Look(Action):
+    """Have a look at this worker's process, which is silent, then answer `Looked` (coordinator)."""
+
+    stage: str
+
+
+@dataclass(slots=True)
 class Commit(Action):
     """All files of a cut are on disk: write its manifest, then answer `Stored` (coordinator).
 
@@ -190,11 +209,15 @@ class Finish(Action):
 
 @dataclass(slots=True)
 class Fail(Action):
-    """The run has failed: class name out of `errors`, and the text for the user (coordinator)."""
+    """The run has failed: class name out of `errors`, and the text for the user (coordinator).
+
+    `stages`: workers that it is about, of which the driver may know more: their last lines, or what
+    to type to start them."""
 
     kind: str
     text: str
     trace: str = ""
+    stages: tuple[str, ...] = ()
 
 
 class Machine(Protocol):

@@ -39,6 +39,9 @@ from asyncdni.messages import (
 
 __all__ = ["Gathering", "Phase"]
 
+#: Share of the silence that counts as death after which somebody has a look.
+_DOUBT = 0.5
+
 
 class Phase(Enum):
     GATHERING = "waiting for workers"
@@ -61,7 +64,7 @@ class Gathering:
         self._cut_s: float | None = None  # when it was taken, or the run began
         self._members: dict[str, Member] = {}
         self._by_peer: dict[bytes, str] = {}
-        self._liveness = Liveness(roster.silence_s)  # by signs of life
+        self._liveness = Liveness(roster.silence_s, doubt=_DOUBT)  # by signs of life
         self._progress = Liveness(roster.stuck_s)  # by words of the thread that computes
         self._standstill = Standstill(roster.stuck_s)  # of all of them
         self._recovery = Recovery(roster.restarts if roster.folder else 0)

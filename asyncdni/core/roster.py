@@ -27,6 +27,7 @@ class Roster:
     startup_s: float = 60.0
     silence_s: float = 1.0
     stuck_s: float = 60.0
+    launched: bool = True  # by the coordinator's driver; otherwise workers are started by hand
     restarts: int = 5  # deaths in a row that a worker is forgiven, where there is a folder
     goes_on: bool = False  # a worker learns by itself while a neighbour is dead
     rolls_back: bool = False  # when a number has gone wrong

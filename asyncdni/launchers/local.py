@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from asyncdni.core.liveness import Sight
 from asyncdni.errors import LaunchError
 
 __all__ = ["LocalLauncher", "worker_command"]
@@ -30,6 +31,14 @@ _GRACE_S = 10.0
 #: The same after an error, for those who have heard of it; the others have nothing to lose.
 _CUT_S = 0.5
 _TAIL_BYTES = 4096
+#: How long a killed process may take to be gone. One that waits for a disk which does not answer
+#: may take for ever, and must not be waited for.
+_KILL_S = 2.0
+#: States of threads, as Linux has them: stopped, by a signal or a debugger; and those that would go
+#: on at once if they were given a core, or what they read from the disk.
+_HELD, _WANTING = frozenset("Tt"), frozenset("RD")
+#: Who has been given half a core or more is not starved.
+_FREELY = 0.5
 
 
 def worker_command(stage: str, coordinator: str, *, allow_import: bool = False) -> list[str]:
@@ -46,6 +55,7 @@ class _Started:
     process: subprocess.Popen[bytes]
     log_start: int  # where in the worker's log its own words begin
     reported: bool = False
+    looked: tuple[float, float] | None = None  # when, and its CPU time by then, in seconds
 
 
 class LocalLauncher:
@@ -61,6 +71,7 @@ class LocalLauncher:
         self._threads = threads
         self._commands: dict[str, list[str]] = {}
         self._processes: dict[str, _Started] = {}
+        self._undying: list[subprocess.Popen[bytes]] = []  # killed, and not gone yet
 
     def __enter__(self) -> Self:
         return self
@@ -82,11 +93,35 @@ class LocalLauncher:
         old = self._processes.pop(name, None)
         if old is not None:
             old.process.kill()  # does nothing to one that has ended; SIGKILL wakes a stopped one
-            old.process.wait()
+            if not _ended(old.process, _KILL_S):
+                self._undying.append(old.process)
         self._start(name)
+
+    def look(self, name: str) -> Sight:
+        """What a worker's process looks like; since the last look at it, where that is the
+        question."""
+        one = self._processes.get(name)
+        found = None if one is None else _threads(one.process.pid)
+        if one is None or found is None:
+            return Sight.UNSEEN
+        states, cpu_s = found
+        now = time.monotonic()
+        (since, before_s), one.looked = one.looked or (now, cpu_s), (now, cpu_s)
+        if states & _HELD:
+            return Sight.STILL
+        given = (cpu_s - before_s) >= _FREELY * (now - since) > 0.0
+        if states & _WANTING and not given:
+            return Sight.STARVED
+        return Sight.BUSY if cpu_s > before_s else Sight.STILL
+
+    def last_lines(self, name: str) -> str:
+        """What a worker's process has said last, in one line; "" where it has said nothing."""
+        one = self._processes.get(name)
+        return "" if one is None else self._last_lines(name, one.log_start)
 
     def exited(self) -> list[tuple[str, int, str]]:
         """(worker, exit code, last lines) of processes that have ended; each is told once."""
+        self._undying = [one for one in self._undying if one.poll() is None]
         ended = []
         for name, one in self._processes.items():
             code = one.process.poll()
@@ -106,8 +141,8 @@ class LocalLauncher:
         finally:
             for process in processes:
                 process.kill()
-            for process in processes:
-                process.wait()
+            for process in [*processes, *self._undying]:
+                _ended(process, _KILL_S)
 
     def _start(self, name: str) -> None:
         environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self._threads))}
@@ -139,3 +174,28 @@ class LocalLauncher:
         except OSError:
             return ""
         return " | ".join(text.strip().splitlines()[-_LAST_LINES:])
+
+
+def _ended(process: subprocess.Popen[bytes], within_s: float) -> bool:
+    try:
+        process.wait(within_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _threads(pid: int) -> tuple[set[str], float] | None:
+    """States of all threads of a child of this process, and the CPU time of all together in
+    seconds; None where the system does not tell (see proc(5))."""
+    states, ticks = set(), 0
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+            if int(fields[1]) != os.getpid():
+                return None  # /proc is that of another namespace
+            states.add(fields[0].decode())
+            ticks += int(fields[11]) + int(fields[12])
+        return states, ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None

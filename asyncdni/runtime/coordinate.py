@@ -20,6 +20,8 @@ from asyncdni.core.events import (
     Fail,
     Finish,
     Launch,
+    Look,
+    Looked,
     Received,
     Record,
     Rejected,
@@ -28,7 +30,8 @@ from asyncdni.core.events import (
     UserStop,
     Woke,
 )
-from asyncdni.errors import by_name
+from asyncdni.core.liveness import Sight
+from asyncdni.errors import LaunchError, by_name
 from asyncdni.transports.coordinator import HEART_SUFFIX, CoordinatorTransport
 
 __all__ = ["Launcher", "Observer", "coordinate"]
@@ -46,6 +49,10 @@ class Launcher(Protocol):
     def exited(self) -> list[tuple[str, int, str]]: ...
 
     def restart(self, name: str) -> None: ...
+
+    def look(self, name: str) -> Sight: ...
+
+    def last_lines(self, name: str) -> str: ...
 
 
 Observer = Callable[[str, Mapping[str, Any]], None]
@@ -104,6 +111,9 @@ class _Run:
                 self.observe(kind, values)
             case Launch(stage=stage):
                 self._launch(stage)
+            case Look(stage=stage):
+                sight = self.launcher.look(stage) if self.launcher is not None else Sight.UNSEEN
+                return Looked(stage, sight)
             case Commit(tag=tag):
                 self._commit(action)
                 return Stored(tag)
@@ -119,6 +129,19 @@ class _Run:
             return
         values = {"time_s": time.monotonic(), "stage": stage, "command": self._command(stage)}
         self.observe("waiting", values)
+
+    def full_text(self, fail: Fail) -> str:
+        """With what only this process knows of the workers that have failed."""
+        text = fail.text
+        for stage in fail.stages:
+            if self.launcher is None:
+                missing = fail.kind == LaunchError.__name__
+                more = f"start it: {self._command(stage)}" if missing else ""
+            else:
+                lines = self.launcher.last_lines(stage)
+                more = f"the last lines of {stage}: {lines}" if lines and lines not in text else ""
+            text += f"; {more}" * bool(more)
+        return text
 
 
 def coordinate(
@@ -153,7 +176,7 @@ def coordinate(
                 run.handle(UserStop())
             run.wake()
     if isinstance(run.end, Fail):
-        error = by_name(run.end.kind)(run.end.text)
+        error = by_name(run.end.kind)(run.full_text(run.end))
         if run.end.trace:
             error.add_note(run.end.trace)
         raise error

@@ -13,7 +13,7 @@ from typing import Protocol
 from asyncdni.errors import LaunchError, by_name
 from asyncdni.messages import Abort, Connect, Leave, Message, Refused, Rejoin, Welcome
 from asyncdni.runtime.forsaken import Forsaken, Told
-from asyncdni.transports.beat import orphaned
+from asyncdni.transports.beat import parent_lives
 
 __all__ = ["Inbox"]
 
@@ -62,18 +62,20 @@ class Inbox:
                     pass  # an order that belonged to a round which is over here
 
     def await_welcome(self, coordinator: str, timeout_s: float) -> Welcome:
-        """Until the coordinator has let this worker in. Raises `LaunchError` after `timeout_s`."""
+        """Until the coordinator has let this worker in. Raises `LaunchError` after `timeout_s`,
+        unless it is known to live."""
         deadline = time.monotonic() + timeout_s
         while self.welcome is None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
+            left_s, lives = deadline - time.monotonic(), parent_lives()
+            if left_s <= 0 and lives is None:
                 raise LaunchError(
                     f"no coordinator answered at {coordinator} within {timeout_s:g} s: "
                     "check the address, or wait longer with --timeout"
                 )
-            if orphaned():
+            if lives is False:
                 raise Told("the process that started this worker is gone")
-            self.put(self._transport.receive(min(left_s, _LOOK_EVERY_S)))
+            wait_s = _LOOK_EVERY_S if lives else min(left_s, _LOOK_EVERY_S)
+            self.put(self._transport.receive(wait_s))
         return self.welcome
 
     def newer(self, incarnation: int) -> Rejoin | None:

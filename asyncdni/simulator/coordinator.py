@@ -15,6 +15,8 @@ from asyncdni.core.events import (
     Fail,
     Finish,
     Launch,
+    Look,
+    Looked,
     Received,
     Record,
     Send,
@@ -145,8 +147,13 @@ class CoordinatorProcess:
     def _handle(self, event: Event) -> None:
         if not self.busy:
             return
-        for action in self._world.handle(COORDINATOR, self.machine, event, self.clock):
-            self._carry_out(action)
+        events = [event]
+        while events:
+            for action in self._world.handle(COORDINATOR, self.machine, events.pop(0), self.clock):
+                if type(action) is Look:
+                    events.append(Looked(action.stage, self._launcher.look(action.stage)))
+                else:
+                    self._carry_out(action)
         self._alarm.reset()
 
     # --- actions ---------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     resume_s: Seconds = 4.0  # … after so long
     pauses: Rate = 0.0  # of a process, the coordinator's among them: SIGSTOP, then SIGCONT
     pause_s: Seconds = 0.5
+    starvations: Rate = 0.0  # of a process, likewise: others take all cores of its host for a while
+    starve_s: Seconds = 2.0
     slowdowns: Rate = 0.0  # of a worker: ops take `slow_factor` times as long for a while
     slow_s: Seconds = 0.5
     slow_factor: Annotated[float, Meta(ge=1, le=1000)] = 5.0
@@ -82,6 +84,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 _NEEDS = {
     "resume_s": ("coordinator_crashes", "torn_saves"),
     "pause_s": ("pauses",),
+    "starve_s": ("starvations",),
     "slow_s": ("slowdowns",),
     "slow_factor": ("slowdowns",),
     "partition_s": ("partitions",),

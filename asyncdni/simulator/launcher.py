@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from asyncdni.core.liveness import Sight
 from asyncdni.plan import Group
 from asyncdni.simulator.process import Office
 from asyncdni.simulator.round import TimedOp
@@ -53,6 +54,12 @@ class Launcher:
         """A new process; what is left of the old one is killed, unless it is out of reach."""
         self._kill(self._current[name])
         self._start(self._groups[name])
+
+    def look(self, name: str) -> Sight:
+        """What a worker's process looks like, unless it is out of reach."""
+        process = self._current[name]
+        apart = self._world.wires.apart(self._office.key, process.key)
+        return Sight.UNSEEN if apart else process.sight
 
     def stop(self) -> None:
         """Kill whoever is left and in reach."""

@@ -23,6 +23,7 @@ _RATES = {
     "crash": "crashes",
     "coordinator crash": "coordinator_crashes",
     "pause": "pauses",
+    "starve": "starvations",
     "slow": "slowdowns",
     "partition": "partitions",
     "break": "breaks",
@@ -101,6 +102,8 @@ class Mischief:
                 return Mishap("crash", now, (COORDINATOR,), (), self._about(faults.resume_s))
             case "pause":
                 return Mishap(kind, now, (draw.choice(everyone),), (), self._about(faults.pause_s))
+            case "starve":
+                return Mishap(kind, now, (draw.choice(everyone),), (), self._about(faults.starve_s))
             case "slow":
                 factor, for_s = faults.slow_factor, self._about(faults.slow_s)
                 return Mishap(kind, now, (draw.choice(names),), (), for_s, factor)
@@ -132,6 +135,7 @@ class Mischief:
         do: dict[str, Callable[[Mishap], bool]] = {
             "crash": self._crash,
             "pause": self._pause,
+            "starve": self._pause,
             "slow": self._slow,
             "partition": self._partition,
             "break": self._break,
@@ -158,12 +162,12 @@ class Mischief:
     def _pause(self, mishap: Mishap) -> bool:
         (name,) = mishap.who
         if name == COORDINATOR:
-            self._scene.coordinator.pause(mishap.for_s)
+            self._scene.coordinator.pause(mishap.for_s)  # nobody has a look at it
             return True
         process = self._scene.newest().get(name)
         if process is None or not process.alive:
             return False
-        process.pause(mishap.for_s)
+        process.pause(mishap.for_s, starved=mishap.kind == "starve")
         return True
 
     def _slow(self, mishap: Mishap) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from asyncdni.core.liveness import Sight
 from asyncdni.messages import Beat, Message
 from asyncdni.simulator.world import World
 
@@ -14,7 +15,7 @@ __all__ = ["Office", "Process"]
 _BEATS_PER_SILENCE = 3
 #: Of its coordinator's silence, in `limits.silence_s` and in seconds, the longer one: then there is
 #: nobody left to work for.
-_SILENCES, _SILENCE_MIN_S = 3.0, 3.0
+_SILENCES, _SILENCE_MIN_S = 10.0, 3.0
 
 
 class Office(Protocol):
@@ -47,7 +48,7 @@ class Process:
         self._ended = ended
         self._hear = partial(office.receive, self.peer)
         self._silence_s = world.design.experiment.limits.silence_s
-        self._pauses = 0
+        self._pauses = self._starvations = 0
         self._backlog: list[Callable[[], None]] = []
         self._heard_s = self._looked_s = 0.0
 
@@ -59,13 +60,21 @@ class Process:
             self._backlog.clear()
             self._ended(code)
 
-    def pause(self, for_s: float) -> None:
-        """SIGSTOP, and SIGCONT later."""
+    def pause(self, for_s: float, *, starved: bool = False) -> None:
+        """SIGSTOP, and SIGCONT later; or `starved`: its host has no core to spare for so long."""
         self._pauses += 1
-        self.world.agenda.after(for_s, self._go_on)
+        self._starvations += starved
+        self.world.agenda.after(for_s, partial(self._go_on, starved))
 
-    def _go_on(self) -> None:
+    @property
+    def sight(self) -> Sight:
+        """What its process looks like from outside, where it has not spoken for a while."""
+        stopped = self._pauses > self._starvations
+        return Sight.STARVED if self._starvations and not stopped else Sight.STILL
+
+    def _go_on(self, starved: bool) -> None:
         self._pauses -= 1
+        self._starvations -= starved
         while self._backlog and not self._pauses:
             self._backlog.pop(0)()
 

@@ -2,6 +2,7 @@
 
 ```
 crash hidden1 at 2.5s                      pause hidden1 at 1s for 3s
+starve hidden1 at 1s for 3s
 crash coordinator at 2s for 4s             slow hidden1 by 5 at 1s for 500ms
 partition hidden1|hidden2 at 1s for 0.5s   break hidden1>hidden2 at 1s
 partition data1&hidden1|coordinator at 1s for 2s
@@ -32,11 +33,12 @@ _LINE = re.compile(
 _FORMS = {
     "crash": "crash NAME at TIME",
     "pause": "pause NAME at TIME for TIME",
+    "starve": "starve NAME at TIME for TIME",
     "slow": "slow NAME by FACTOR at TIME for TIME",
     "partition": "partition NAME&NAME|NAME at TIME for TIME",
     "break": "break NAME>NAME at TIME",
 }
-_LASTING = ("pause", "slow", "partition")
+_LASTING = ("pause", "starve", "slow", "partition")
 _BETWEEN = {"partition": "|", "break": ">"}
 
 

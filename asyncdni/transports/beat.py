@@ -21,7 +21,7 @@ from asyncdni.transports.codec import HEADER_BYTES_MAX, encode
 from asyncdni.transports.coordinator import HEART_SUFFIX
 from asyncdni.transports.curve import Keys, as_client, worker_pair
 
-__all__ = ["PARENT_VARIABLE", "Heart", "Silence", "exit_process", "orphaned"]
+__all__ = ["PARENT_VARIABLE", "Heart", "Silence", "exit_process", "parent_lives"]
 
 #: Environment variable with the process id of the parent that a worker must not outlive.
 PARENT_VARIABLE = "ASYNCDNI_PARENT_PID"
@@ -29,7 +29,7 @@ PARENT_VARIABLE = "ASYNCDNI_PARENT_PID"
 _BEATS_PER_SILENCE = 6  # so that a few lost or late ones do no harm
 #: A worker waits longer for its coordinator than that for it: one that is busy for a moment keeps
 #: all workers waiting, and those who leave have to be started again.
-_PATIENCE = 3.0
+_PATIENCE = 10.0
 _PATIENCE_S_MIN = 3.0
 
 
@@ -64,8 +64,9 @@ class Heart:
 
     Start it once the coordinator has answered the Hello: silence counts from then. The coordinator
     takes a worker for dead after about `silence_s`; `on_lost` is called at most once, in that
-    thread, with the reason, when the coordinator itself has been silent for `patience_s` (default:
-    the longer of 3 s and 3 `silence_s`) or the parent process is gone. Raises `LaunchError` for a
+    thread, with the reason: the parent process, which is the coordinator's, is gone; or, where it
+    was not started by one, the coordinator has been silent for `patience_s` (default: the longer of
+    3 s and 10 `silence_s`). Raises `LaunchError` for a
     bad coordinator address or parent id, `ConfigError` for keys that are the coordinator's alone.
     """
 
@@ -121,9 +122,11 @@ class Heart:
         beat = encode(Beat())
         sockets.send(socket, beat)
         while not self._stopped.wait(self._beat_every_s):
-            if self._parent is not None and os.getppid() != self._parent:
-                return f"its parent process {self._parent} is gone"
-            if silence.too_long(_drain(socket), time.monotonic()):
+            heard = _drain(socket)
+            if self._parent is not None:  # as long as it lives it is busy, and not dead
+                if os.getppid() != self._parent:
+                    return f"its parent process {self._parent} is gone"
+            elif silence.too_long(heard, time.monotonic()):
                 return f"nothing heard from {self._address.endpoint} for {self._patience_s:g} s"
             sockets.send(socket, beat)
         return None
@@ -137,10 +140,11 @@ def _drain(socket: sockets.Socket) -> bool:
     return heard
 
 
-def orphaned() -> bool:
-    """The process that started this one is gone; False where nobody is known to have."""
+def parent_lives() -> bool | None:
+    """Whether the coordinator's process, which has started this one, is there; None where this one
+    was started by hand."""
     parent = _parent_pid()
-    return parent is not None and os.getppid() != parent
+    return None if parent is None else os.getppid() == parent
 
 
 def _parent_pid() -> int | None:
