@@ -46,12 +46,14 @@ def names(kind: type[Message]) -> str:
     return kind.__name__
 
 
-def acquainted(site: Site, *others: str) -> tuple[WorkerTransport, ...]:
-    """Workers a, b and `others`, each told where all the rest are, as the coordinator does."""
+def acquainted(site: Site, *more: str) -> tuple[WorkerTransport, ...]:
+    """Workers a, b and `more`, each told where all the rest are, as the coordinator does. The data
+    are at a."""
     site.coordinator()
-    workers = {name: site.worker() for name in ("a", "b", *others)}
+    workers = {name: site.worker() for name in ("a", "b", *more)}
     for name, worker in workers.items():
-        worker.connect({n: w.address for n, w in workers.items() if n != name})
+        others = {n: w.address for n, w in workers.items() if n != name}
+        worker.connect(others, host="a")
     return tuple(workers.values())
 
 
@@ -293,9 +295,15 @@ def test_a_neighbour_that_speaks_for_another_is_cut_off_and_named(site: Site) ->
     assert deliver(a, b, credit(1)) == credit(1)
 
 
-def test_the_host_of_the_data_speaks_for_it(site: Site) -> None:
-    a, b = acquainted(site)
+def test_the_host_of_the_data_alone_speaks_for_it(site: Site) -> None:
+    a, b, c = acquainted(site, "c")
     assert deliver(a, b, credit(1, "data")) == credit(1, "data")
+    c.send("b", credit(1, "data"))
+    assert b.receive(PATIENCE_S) == []
+    ((worker, text),) = b.take_accused()
+    assert (worker, text.endswith("which worker c does not host")) == ("c", True)
+    b.lose("c")
+    assert deliver(a, b, credit(2, "data")) == credit(2, "data")
 
 
 def test_a_replaced_neighbour_is_heard_by_its_new_key_alone(site: Site) -> None:

@@ -138,7 +138,8 @@ class Session:
         # Not before all are built: a run that fails until then takes its folder away again.
         if self._welcome.folder:
             _make_folder(self._welcome.folder)
-        self._transport.connect(connect.addresses)
+        host = self._design.plan.groups[self._design.plan.host].name
+        self._transport.connect(connect.addresses, host=host)
         engine = self._engine(stage, connect)
         self._transport.send(COORDINATOR, Ready(connect.incarnation))
         try:

@@ -42,6 +42,7 @@ class Arrivals:
         self.rejected_messages = 0
         self._accused: list[tuple[str, str]] = []
         self._names: dict[bytes, str] = {}  # neighbours by key
+        self._host = ""  # the one of them that speaks for the data as well
         self._cut_off: set[bytes] = set()
         self._gate: Gate | None = None
         self.socket = sockets.open_socket(context, zmq.PULL, MESSAGE_BYTES_MAX)
@@ -70,8 +71,10 @@ class Arrivals:
         if self.endpoint.startswith("tcp://"):  # ipc: no stranger gets that far
             sockets.rebind(self.socket, self.endpoint, limits.message_bytes)
 
-    def admit(self, keys: Mapping[str, bytes]) -> None:
-        """From now on these neighbours alone are heard, by their public keys (32 bytes)."""
+    def admit(self, keys: Mapping[str, bytes], host: str) -> None:
+        """From now on these neighbours alone are heard, by their public keys (32 bytes); each for
+        itself, and `host` for the data as well."""
+        self._host = host
         if self._gate is not None:
             self._names = {key: worker for worker, key in keys.items()}
             self._gate.known = set(self._names)
@@ -111,12 +114,19 @@ class Arrivals:
             return None  # from one that was let in, and has been cut off or replaced
         try:
             message = decode_from(frames, BETWEEN_WORKERS, self._limits)
-            if key is not None and getattr(message, "sender", "") not in (self._names[key], DATA):
-                raise RemoteProtocolError("bad message: it says that it is another worker's")
+            if key is not None:
+                self._check_sender(getattr(message, "sender", ""), self._names[key])
         except RemoteProtocolError as error:
             self._reject(str(error), key)
             return None
         return message
+
+    def _check_sender(self, said: str, worker: str) -> None:
+        if said == DATA and worker != self._host:
+            what = f"the data's, which worker {worker} does not host"
+            raise RemoteProtocolError(f"bad message: it says that it is {what}")
+        if said not in (worker, DATA):
+            raise RemoteProtocolError("bad message: it says that it is another worker's")
 
     def _reject(self, text: str, key: bytes | None) -> None:
         self.rejected_messages += 1

@@ -54,6 +54,7 @@ class WorkerTransport:
         self._control_bytes = 0  # received
         self._messages = 0  # sent, and received from the coordinator
         self._message_bytes_max = Limits().message_bytes
+        self._host = ""  # the neighbour that hosts the data, if one does
         self._shut_out = False  # the coordinator does not let us in, and never will
         member = worker_pair(keys) if keys is not None else None
         pair = new_pair() if keys is not None else None
@@ -101,20 +102,23 @@ class WorkerTransport:
         """Hold back all messages to these workers as long as `delays` say; before `connect`."""
         self._neighbours.emulate(delays)
 
-    def connect(self, endpoints: Mapping[str, str]) -> None:
+    def connect(self, endpoints: Mapping[str, str], *, host: str = "") -> None:
         """Where each neighbour listens (worker -> endpoint). May be called again and again.
+
+        With keys each of them is heard for itself alone, and `host` for the data as well.
 
         A link to an endpoint that stays the same stays as it is, with all that is queued; one to a
         neighbour that has moved or was lost starts anew, and what was queued is dropped. Raises
         `LaunchError` for an endpoint that can't be used.
         """
+        self._host = host
         self._neighbours.connect(endpoints)
-        self._arrivals.admit(self._neighbours.keys)
+        self._arrivals.admit(self._neighbours.keys, host)
 
     def lose(self, worker: str) -> None:
         """A neighbour is dead: drop what is queued for it, and what will be until `connect`."""
         self._neighbours.lose(worker)
-        self._arrivals.admit(self._neighbours.keys)
+        self._arrivals.admit(self._neighbours.keys, self._host)
 
     def send(self, to: str, message: Message) -> Callable[[], bool] | None:
         """Send to a connected worker, or to `messages.COORDINATOR`; never blocks.
