@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from asyncdni import config
+from asyncdni.core.position import Rows
 from asyncdni.datasets.base import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.experiment import stage_schedule
@@ -65,7 +66,8 @@ class Plan:
     test_feeds: tuple[str, ...]  # those of them that get the test data too
     batch_size: int  # of what flows: a batch, or a microbatch
     microbatches: int  # that make one update
-    batches_per_epoch: int  # that flow; the last one may be smaller
+    batches_per_epoch: int  # that flow; the last one may be smaller, …
+    rows: Rows  # … as this says
     updates_per_epoch: int
     test_batches: int
     batches: int  # of the whole run
@@ -120,6 +122,7 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
         batch_size=unit,
         microbatches=microbatches,
         batches_per_epoch=batches,
+        rows=Rows(unit, meta.train_samples, batch_size, meta.test_samples),
         updates_per_epoch=updates,
         test_batches=-(-meta.test_samples // batch_size),
         batches=run.epochs * batches,

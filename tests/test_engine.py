@@ -301,7 +301,7 @@ class Strict:
     def accuse(self, worker: str, text: str) -> Accused:
         return Accused(worker, 1, text)
 
-    def accusation(self, message: Message, flights: object) -> Accused | None:
+    def accusation(self, message: Message) -> Accused | None:
         return Accused("b", 1, "wrong shape") if isinstance(message, Activation) else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hand import FORK, LAST, MIDDLE, Hand, activation, drained, sends, trained
 from pair import Bench, chain
@@ -12,12 +14,13 @@ from asyncdni.core.events import (
     Release,
     Stop,
 )
-from asyncdni.core.position import Position
+from asyncdni.core.position import Position, Rows
 from asyncdni.core.worker import Phase
 from asyncdni.messages import (
     COORDINATOR,
     DATA,
     Abort,
+    Accused,
     Activation,
     Barrier,
     Close,
@@ -103,6 +106,31 @@ def test_inputs_arrive_in_declared_order_whoever_was_first() -> None:
     hand(activation(0, "q"))
     hand(activation(0, "p"))
     assert list(hand.inputs) == ["p", "q"]
+
+
+def test_a_batch_with_other_rows_than_the_plan_says_is_dropped_and_its_sender_accused() -> None:
+    position = replace(LAST, rows=Rows(4, 10, 4, 6))  # 4 4 2, and 4 2 to test on
+    for batch, samples, right in ((0, 4, True), (0, 0, False), (0, 1, False), (0, 5, False)):
+        hand = Hand(position)
+        hand(Start())
+        accused = sends(hand(activation(batch, samples=samples)), Accused)
+        assert ([message for _, message in accused] == []) == right
+        assert (hand.op is not None) == right
+        for _, message in accused:
+            assert isinstance(message, Accused)
+            assert (message.worker, f"it has {samples} rows, not 4" in message.text) == ("p", True)
+
+
+def test_only_the_last_test_batch_may_be_the_last_one() -> None:
+    for batch, last, right in ((0, False, True), (0, True, False), (1, True, True)):
+        hand = drained(replace(LAST, rows=Rows(4, 10, 4, 6)))
+        hand(Evaluate(0))
+        for before in range(batch):
+            hand(activation(before, evaluate=True))
+            hand.finish()
+        samples = (4, 2)[batch]
+        actions = hand(activation(batch, samples=samples, evaluate=True, last=last))
+        assert (sends(actions, Accused) == []) == right, (batch, last)
 
 
 def test_without_credit_the_worker_waits_until_it_is_granted() -> None:

@@ -165,8 +165,8 @@ class Arrivals(WorkerView):
         if not fits:
             raise self._misfit(message)
 
-    def _misfit(self, message: Message) -> RemoteProtocolError:
-        return self._story.misfit(self.position.name, self.phase.value, message)
+    def _misfit(self, message: Message, why: str = "") -> RemoteProtocolError:
+        return self._story.misfit(self.position.name, self.phase.value, message, why)
 
     def _release(self, batch: int, cause: object) -> None:
         self._flights.release(batch)

@@ -27,9 +27,9 @@ class Mail:
         links: Links,
         inputs: Inputs,
         shares: Shares,
-        misfit: Callable[[Message], RemoteProtocolError],
+        misfit: Callable[[Message, str], RemoteProtocolError],
     ) -> None:
-        """`misfit` makes the error for a message that does not fit."""
+        """`misfit` makes the error for a message that does not fit, and says what is wrong."""
         self.incarnations: dict[str, int] = {}  # of the neighbours
         self._position = position
         self._flights = flights
@@ -53,6 +53,7 @@ class Mail:
         link = self._links.incoming.get(message.sender)
         self._expect(link is not None and link.received < link.allowed, message)
         assert link is not None
+        self._check_rows(message)
         link.arrived(message.waited, now)
         fits = self._inputs.add(
             message.batch,
@@ -93,6 +94,17 @@ class Mail:
         known = batch <= self._flights.last or self._position.consumers_ahead
         return sender in self._position.consumers and batch >= 0 and known
 
-    def _expect(self, fits: bool, message: Message) -> None:
+    def _check_rows(self, message: Activation) -> None:
+        """An activation has the samples of its batch, and is the last of the test set or not."""
+        rows, batch, evaluate = self._position.rows, message.batch, message.evaluate
+        if rows is None:
+            return
+        due = rows.of_test(batch) if evaluate else rows.of(batch)
+        self._expect(message.samples == due, message, f"it has {message.samples} rows, not {due}")
+        last = evaluate and rows.ends_test(batch)
+        end = "the last" if last else "not the last"
+        self._expect(message.last == last, message, f"that batch is {end} of the test set")
+
+    def _expect(self, fits: bool, message: Message, why: str = "") -> None:
         if not fits:
-            raise self._misfit(message)
+            raise self._misfit(message, why)

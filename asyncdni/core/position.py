@@ -6,7 +6,30 @@ from dataclasses import dataclass
 
 from asyncdni.messages import DATA
 
-__all__ = ["Position"]
+__all__ = ["Position", "Rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How many samples each batch of a run has: its size, or what an epoch leaves for its last."""
+
+    size: int  # of what flows in training, a batch or a microbatch …
+    epoch: int  # … of which so many samples make an epoch
+    test_size: int
+    tests: int  # samples of the test set
+
+    def of(self, batch: int) -> int:
+        """Of a training batch."""
+        per_epoch = -(-self.epoch // self.size)
+        return min(self.size, self.epoch - batch % per_epoch * self.size)
+
+    def of_test(self, batch: int) -> int:
+        """Of a test batch; 0 and less behind the last one."""
+        return min(self.test_size, self.tests - batch * self.test_size)
+
+    def ends_test(self, batch: int) -> bool:
+        """It is the last one of the test set."""
+        return self.of_test(batch) > 0 >= self.of_test(batch + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +54,7 @@ class Position:
     microbatches: int = 1  # host only: that make one update, …
     per_epoch: int = 0  # … and that make an epoch; 0: there is one an update
     test_batches: int = 0  # host only
+    rows: Rows | None = None  # of each batch; None: any number
 
     @property
     def producers(self) -> tuple[str, ...]:

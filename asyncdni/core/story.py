@@ -37,12 +37,13 @@ class Story:
             if number == batch
         )
 
-    def misfit(self, worker: str, phase: str, message: Message) -> RemoteProtocolError:
-        """The error for a message that its sender should not have sent."""
+    def misfit(self, worker: str, phase: str, message: Message, why: str) -> RemoteProtocolError:
+        """The error for a message that its sender should not have sent; `why` may be empty."""
         sender = getattr(message, "sender", COORDINATOR)
         batch = getattr(message, "batch", None)
         what = type(message).__name__ + ("" if batch is None else f" of batch {batch}")
         text = f"worker {worker} ({phase}) can't use the {what} that {sender} sent"
+        text += f": {why}" * bool(why)
         if batch is not None:
             text += f"; what happened to that batch here: {self.of(batch)}"
         return RemoteProtocolError(text)

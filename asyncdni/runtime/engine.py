@@ -227,7 +227,7 @@ class Engine:
         """Whether a neighbour's tensors can't be used; it is accused then."""
         if self._inspection is None:
             return False
-        accused = self._inspection.accusation(message, self._worker.flights)
+        accused = self._inspection.accusation(message)
         return accused is not None and self._accuse(accused)
 
     def _accuse(self, accused: Accused) -> bool:

@@ -10,7 +10,7 @@ from asyncdni.simulator.worker import WorkerProcess
 __all__ = ["check_account"]
 
 
-def check_account(plan: Plan, train_samples: int, workers: Iterable[WorkerProcess]) -> None:
+def check_account(plan: Plan, workers: Iterable[WorkerProcess]) -> None:
     """Asserts it, of the last process of each worker, by what it says and by the ids that the
     simulator has noted of each forward behind its state."""
     host = plan.groups[plan.host].name
@@ -24,10 +24,5 @@ def check_account(plan: Plan, train_samples: int, workers: Iterable[WorkerProces
             continue
         assert len(ids) == counts.batches, f"{name}: {len(ids)} ids, but {said}"
         assert not ids or 0 <= min(ids) <= max(ids) < plan.batches, f"{name}: {min(ids)}"
-        samples = sum(_samples(plan, train_samples, batch) for batch in ids)
+        samples = sum(map(plan.rows.of, ids))
         assert samples == counts.samples, f"{name}: {samples} samples, but it says {counts.samples}"
-
-
-def _samples(plan: Plan, train_samples: int, batch: int) -> int:
-    index = batch % plan.batches_per_epoch
-    return min(plan.batch_size, train_samples - index * plan.batch_size)

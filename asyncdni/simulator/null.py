@@ -12,7 +12,7 @@ from asyncdni.build import Design
 from asyncdni.core.events import Compute, Computed
 from asyncdni.messages import DATA
 from asyncdni.plan import Group, shared_with
-from asyncdni.schedules.base import Op, OpKind
+from asyncdni.schedules.base import OpKind
 
 __all__ = ["NullExecutor"]
 
@@ -32,11 +32,7 @@ class NullExecutor:
 
     def __init__(self, design: Design, group: Group) -> None:
         plan, meta = design.plan, design.meta
-        self._batch_size = plan.batch_size
-        self._test_batch_size = design.experiment.data.batch_size
-        self._per_epoch = plan.batches_per_epoch
-        self._train_samples = meta.train_samples
-        self._test_samples = meta.test_samples
+        self._rows = plan.rows
         self._losses = [node.name for node in group.members if node.scored]
         self._activation = {name: _TOKEN for name in ("h", "y", *meta.context)}
         self._gradients: dict[str, dict[str, np.ndarray]] = {}
@@ -58,7 +54,8 @@ class NullExecutor:
             return Computed(op, outputs=self._shares)
         if op.kind is OpKind.BACKWARD:
             return Computed(op, outputs=self._gradients if op.send else {})
-        samples = self._samples(op)
+        tests = op.evaluate or op.kind is OpKind.EVALUATE
+        samples = self._rows.of_test(op.batch) if tests else self._rows.of(op.batch)
         scores: tuple[Score, ...] = ()
         if op.kind is OpKind.EVALUATE:
             scores = tuple(Score(name, samples) for name in self._losses)
@@ -66,10 +63,3 @@ class NullExecutor:
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
         pass
-
-    def _samples(self, op: Op) -> int:
-        if op.evaluate or op.kind is OpKind.EVALUATE:
-            size = self._test_batch_size
-            return min(size, self._test_samples - op.batch * size)
-        index = op.batch % self._per_epoch
-        return min(self._batch_size, self._train_samples - index * self._batch_size)

@@ -159,8 +159,7 @@ class _Simulation:
 
     def _check_account(self) -> None:
         if isinstance(self.cast.coordinator.end, Finish):
-            samples = self._design.meta.train_samples
-            check_account(self._design.plan, samples, self.cast.newest().values())
+            check_account(self._design.plan, self.cast.newest().values())
 
     def _hangs(self, moment: float) -> bool:
         """Nothing but beats has happened for too long, nor will."""
