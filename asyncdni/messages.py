@@ -6,7 +6,8 @@
    │ ◄────────── Welcome │                            │ Barrier ──────────► │
    │ Built ────────────► │ ◄─┐                        │ ◄────────── Credit  │
    │ ◄────────── Connect │   │ a round                │ ◄──────── Gradient  │
-   │ Ready ────────────► │   │                        │ ◄──────── Skipped ► │
+   │ Unheard … ────────► │   │                        │ ◄──────── Skipped ► │
+   │ Ready ────────────► │   │                        │ ◄─────── Greeting ► │  (before training)
    │ ◄──────────── Start │   │
    │ Report … ─────────► │   │
    │ Drained ──────────► │   │                      sharer                sharer
@@ -45,6 +46,7 @@ __all__ = [
     "Evaluated",
     "Failed",
     "Gradient",
+    "Greeting",
     "Guarded",
     "Hello",
     "Leave",
@@ -60,11 +62,12 @@ __all__ = [
     "Shared",
     "Skipped",
     "Start",
+    "Unheard",
     "Welcome",
 ]
 
 #: Raised with every change that an older peer would not understand.
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 #: Addresses of messages and names of the graph that no stage may have.
 COORDINATOR = "coordinator"
@@ -101,9 +104,16 @@ class Built(Message, frozen=True, tag=True):
 
 
 class Ready(Message, frozen=True, tag=True):
-    """Neighbours connected."""
+    """All neighbours have been greeted, and their greetings have come."""
 
     incarnation: int
+
+
+class Unheard(Message, frozen=True, tag=True):
+    """The greetings of these neighbours have not come for some time; each time that changes."""
+
+    incarnation: int
+    workers: list[str]
 
 
 class Drained(Message, frozen=True, tag=True):
@@ -258,6 +268,14 @@ class Abort(Message, frozen=True, tag=True):
 
 
 # --- between workers -----------------------------------------------------------------------------
+
+
+class Greeting(Message, frozen=True, tag=True):
+    """First on every link of a round: whoever gets it has been reached. Again until `Start`."""
+
+    sender: str  # a worker's name
+    incarnation: int
+    to: str  # the worker that it is meant for, as another may listen at that address
 
 
 class Activation(Message, frozen=True, tag=True):

@@ -44,7 +44,6 @@ from asyncdni.messages import (
     Connect,
     Hello,
     Message,
-    Ready,
     Rejoin,
     Resume,
     Start,
@@ -341,7 +340,7 @@ class Bench:
                 self._build(name, incarnation, restore)
             case Connect():
                 self.workers[name].joined(message)
-                self._send(name, COORDINATOR, Ready(message.incarnation))
+                self._put(name, Woke())
                 self._apart.discard(name)
                 for event in self._early.pop(name, ()):
                     self._put(name, event)

@@ -37,6 +37,7 @@ def sample(kind: type[Message]) -> Message:
     for field in msgspec.structs.fields(kind):
         if field.required:
             values[field.name] = TENSORS if field.name == "tensors" else SAMPLES.get(field.type, {})
+    values.update({"workers": ["b"]} if "workers" in values else {})
     values.update({"sender": "a"} if "sender" in values else {})
     values.update({"correct": None} if "correct" in values else {})
     return kind(**values)
@@ -259,6 +260,21 @@ def test_a_neighbour_that_calls_before_it_is_known_gets_in_later(
         assert b.receive(0.01) == []
     b.connect({"a": a.address})
     assert received(b) == credit(1)
+
+
+def test_a_neighbour_that_calls_a_moment_too_early_waits_and_is_no_stranger(site: Site) -> None:
+    site.coordinator()
+    a, b = site.worker(), site.worker()
+    b.expect()
+    a.connect({"b": b.address})
+    a.send("b", credit(1))
+    gate = b._arrivals._gate
+    assert gate is not None
+    while gate._at_gate is None:
+        assert b.receive(0.01) == []
+    b.connect({"a": a.address})
+    assert received(b) == credit(1)
+    assert (gate.refused, b.rejected) == (0, [])
 
 
 def test_an_endpoint_without_a_key_is_refused_and_so_is_one_with(site: Site) -> None:

@@ -12,7 +12,7 @@ import pytest
 from asyncdni.backends.base import Forwarded, Stage
 from asyncdni.checkpoint import read_state
 from asyncdni.core.counts import Counts
-from asyncdni.core.events import Action, Compute, Computed, Received, Save, Stop
+from asyncdni.core.events import Action, Compute, Computed, Received, Save, Stop, Woke
 from asyncdni.core.worker import Phase, Worker
 from asyncdni.errors import CheckpointError
 from asyncdni.messages import (
@@ -83,6 +83,9 @@ class Machine:
         self._ops = list(ops)
         self._busy = False
 
+    def deadline(self) -> float | None:
+        return None
+
     def handle(self, event: object, now: float) -> list[Action]:
         if self.phase is Phase.LEFT:
             return []
@@ -99,6 +102,8 @@ class Machine:
                 return [Save(tag)]
             case Received(message=message):
                 self.heard.append(message)
+            case Woke():
+                pass
             case Computed(op=op):
                 self.heard.append(op)
                 self.counts.updates += op.kind is OpKind.UPDATE

@@ -11,6 +11,7 @@ from typing import Any
 
 from asyncdni.core.barriers import CHECKPOINT
 from asyncdni.core.events import Release, Save, Stop
+from asyncdni.core.greetings import Greetings
 from asyncdni.core.mail import Mail
 from asyncdni.core.position import Position
 from asyncdni.core.post import Post
@@ -26,6 +27,7 @@ from asyncdni.messages import (
     Credit,
     Evaluate,
     Gradient,
+    Greeting,
     Leave,
     Lost,
     Message,
@@ -50,9 +52,10 @@ class Phase(Enum):
 class Arrivals(WorkerView):
     """The receiving half of a worker."""
 
-    def __init__(self, position: Position, **options: Any) -> None:
+    def __init__(self, position: Position, *, patience_s: float, **options: Any) -> None:
         super().__init__(position, **options)
         self.phase = Phase.IDLE
+        self._greetings = Greetings(patience_s)
         self._post = Post(position, self._links)
         self._story = Story()
         self._mail = Mail(
@@ -63,6 +66,7 @@ class Arrivals(WorkerView):
         """The coordinator has said which processes the neighbours are, and where the data stand."""
         self._post.incarnation = connect.incarnation
         self._mail.incarnations = dict(connect.incarnations)
+        self._greetings.begin(connect.incarnations)
         self.counts.begin(connect.start)
         self._flights.begin(connect.start)
         self._inputs.begin(connect.start)
@@ -76,10 +80,32 @@ class Arrivals(WorkerView):
             self._ordered(message, cause)
             return
         try:
-            if self._mail.is_current(message):
+            if not self._mail.is_current(message):
+                return
+            if isinstance(message, Greeting):
+                self._greeted(message, cause)
+            else:
                 self._mail_came(message, now)
         except RemoteProtocolError as error:
             self._accuse(self.position.home(sender), message, str(error), cause)
+
+    def _greeted(self, greeting: Greeting, cause: object) -> None:
+        """One that was meant for another says only that an address is wrong."""
+        if greeting.to == self.position.name and self.phase is Phase.IDLE:
+            self._greetings.heard(greeting.sender)
+            self._say_if_ready(cause)
+
+    def _say_if_ready(self, cause: object) -> None:
+        if self._greetings.complete():
+            self._post.ready(cause)
+
+    def _greet(self, now: float, cause: object) -> None:
+        """Until the round starts: greet the neighbours, and tell of those that can't be heard."""
+        self._post.greetings(self._greetings.greet(now), cause)
+        self._say_if_ready(cause)
+        unheard = self._greetings.tell(now)
+        if unheard:
+            self._post.unheard(unheard, cause)
 
     def _accuse(self, worker: str, message: Message, text: str, cause: object) -> None:
         if worker not in self._mail.incarnations:

@@ -60,6 +60,7 @@ from asyncdni.messages import (
     Resume,
     Save,
     Saved,
+    Unheard,
 )
 
 __all__ = ["Coordinator", "Phase"]
@@ -162,6 +163,8 @@ class Coordinator(Deaths):
                 self._built(name, message, now)
             case Ready():
                 self._ready(name, message, now)
+            case Unheard():
+                self._unheard(name, message, now)
             case Report():
                 self._report(name, message, now)
             case Guarded(waiting=waiting, cosine=cosine):

@@ -109,6 +109,9 @@ class Deaths(Gathering):
         """A round that has not come about in time, with those that keep it from doing so."""
         if self._since is None or now < self._since + self.roster.startup_s:
             return
+        if any(member.unheard for member in self._members.values()):
+            self._apart(now)
+            return
         late = [name for name in self.roster.workers if not self._is_in_time(name)]
         # Before the first round nobody has seen a worker that is to be started by hand: there is no
         # process that another one could take the place of.
@@ -125,6 +128,14 @@ class Deaths(Gathering):
             if self.phase is not Phase.ENDED:
                 what = "become ready" if name in self._members else "joined"
                 self._lost(name, f"worker {name} has not {what} within {limit}", now)
+
+    def _apart(self, now: float) -> None:
+        """Workers that live but do not reach each other: new processes would not do so either."""
+        text = self.roster.missing(self._members)
+        if self._started:
+            self._once_more("LaunchError", text, now)
+        else:
+            self._fail(Fail("LaunchError", text))
 
     def _is_in_time(self, name: str) -> bool:
         member = self._members.get(name)

@@ -1,7 +1,7 @@
 """Who is in a run: let workers in and connect them, in rounds. `core.deaths` opens new ones.
 
 ```
- Hello, Welcome, Built        Connect, Ready          Start
+ Hello, Welcome, Built   Connect, greetings, Ready    Start
  GATHERING ── all built ──► CONNECTING ── all ready ──► TRAINING … EVALUATING … SAVING
      ▲                          │ one dies                │ one dies
      └──────── Rejoin ──────────┴─────────────────────────┤ and gradients are waited for: back to
@@ -26,6 +26,7 @@ from asyncdni.core.recovery import Recovery
 from asyncdni.core.roster import Member, Roster
 from asyncdni.core.standstill import Standstill
 from asyncdni.messages import (
+    COORDINATOR,
     Abort,
     Built,
     Connect,
@@ -34,6 +35,7 @@ from asyncdni.messages import (
     Ready,
     Rejoin,
     Start,
+    Unheard,
     Welcome,
 )
 
@@ -196,7 +198,7 @@ class Gathering:
         if self.phase is not Phase.CONNECTING:
             self._misfit(name, ready, now)
             return
-        member.ready = True
+        member.ready, member.unheard = True, ()
         self._progress.heard(name, now)
         parameters = member.built.parameters if member.built is not None else 0
         self._record("ready", now, stage=name, parameters=parameters)
@@ -216,6 +218,20 @@ class Gathering:
         self._undone.clear()
         self._to_all(Start())
 
+    def _unheard(self, name: str, message: Unheard, now: float) -> None:
+        """Links over which nothing comes to this worker: said at once, to whom can open a port."""
+        member = self._members[name]
+        if message.incarnation != member.incarnation or self.phase is not Phase.CONNECTING:
+            return
+        if member.ready or not set(message.workers) <= set(self.roster.neighbours[name]):
+            self._misfit(name, message, now)
+            return
+        news = [other for other in message.workers if other not in member.unheard]
+        member.unheard = tuple(message.workers)
+        for other in news:
+            text = self.roster.unreached(self._members[other], member)
+            self._record("note", now, stage=COORDINATOR, text=text)
+
     def _back(self, name: str, now: float) -> None:
         """Say what a death has cost."""
         values = {"down_s": self._recovery.back(name, now), "again": self._again}
@@ -234,7 +250,7 @@ class Gathering:
             if restore != "keep" or member.built is not None:
                 member.restore = restore
             member.incarnation = self._incarnation
-            member.built, member.ready = None, False
+            member.built, member.ready, member.unheard = None, False, ()
             self._to(name, Rejoin(member.incarnation, member.restore))
 
     def _forget_barrier(self) -> None:

@@ -18,10 +18,13 @@ from asyncdni.messages import (
     Drained,
     Evaluated,
     Gradient,
+    Greeting,
     Guarded,
     Message,
+    Ready,
     Shared,
     Skipped,
+    Unheard,
 )
 from asyncdni.schedules.base import Op, OpKind
 
@@ -42,6 +45,16 @@ class Post:
         """Nothing goes to the dead."""
         if not self._links.is_lost(to):
             self.actions.append(Send(to, message, cause=cause))
+
+    def greetings(self, workers: Iterable[str], cause: object) -> None:
+        for to in workers:
+            self.send(to, Greeting(self._name, self.incarnation, to), cause)
+
+    def unheard(self, workers: list[str], cause: object) -> None:
+        self.send(COORDINATOR, Unheard(self.incarnation, workers), cause)
+
+    def ready(self, cause: object) -> None:
+        self.send(COORDINATOR, Ready(self.incarnation), cause)
 
     def activation(self, node: str, event: Computed, op: Op, *, skips: bool = False) -> list[str]:
         """What a Read, Forward or Evaluate gave, to every consumer of the node.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 from asyncdni.messages import PROTOCOL_VERSION, Built, Hello, Refused
 
 __all__ = ["Member", "Roster"]
+
+#: Addresses that mean another place on every host.
+_ONE_HOST = re.compile(r"ipc://|tcp://(127\.|0\.0\.0\.0:|localhost:)")
+_NUMERIC = re.compile(r"ipc://|tcp://[0-9.]+:")
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,35 @@ class Roster:
             )
         return None
 
+    def unreached(self, sender: Member, receiver: Member) -> str:
+        """That nothing gets from one worker to another, and what a person can do about it."""
+        ends = sender.hello, receiver.hello
+        address = receiver.hello.address.partition("?")[0]  # without the key
+        text = f"worker {sender.name} on {ends[0].host} can't reach worker {receiver.name}"
+        text += f" on {ends[1].host} at {address}: "
+        chosen = f"asyncdni worker --stage {receiver.name} --bind tcp://HOST:PORT"
+        if _ONE_HOST.match(address) and ends[0].host != ends[1].host:
+            return (
+                f"{text}that is an address of {ends[1].host} alone; start it there with `{chosen}`"
+            )
+        what = "open that port in the firewalls between them"
+        if not _NUMERIC.match(address):
+            what = f"see whether {ends[0].host} knows that name, or {what}"
+        return f"{text}{what}, or choose an address that is open with `{chosen}`"
+
     def missing(self, members: Mapping[str, Member]) -> str:
         """Who keeps the run from starting."""
-        absent = [name for name in self.workers if name not in members]
         waited = f"within {self.startup_s:g} s (limits.startup_s)"
+        apart = [
+            self.unreached(members[other], member)
+            for member in members.values()
+            for other in member.unheard
+            if other in members
+        ]
+        if apart:
+            more = f"; and {len(apart) - 1} more such links" if len(apart) > 1 else ""
+            return f"not all workers have reached each other {waited}: {apart[0]}{more}"
+        absent = [name for name in self.workers if name not in members]
         if absent:
             return f"no worker for {', '.join(absent)} has joined {waited}"
         unbuilt = [name for name, member in members.items() if member.built is None]
@@ -83,3 +113,4 @@ class Member:
     restore: str  # what it was told to start from
     built: Built | None = None  # in this round
     ready: bool = False
+    unheard: tuple[str, ...] = ()  # neighbours that can't reach it, by its own word

@@ -21,7 +21,8 @@ Rules:
 7. An Update of weights that other workers have too is made in two: it hands its gradients to them,
    and an Apply steps once theirs have come; in the order of batches, before the next forward or
    when there is nothing else to do. A stage drains of it, too.
-8. A worker lives for one round. A word to join the next one ends it; its `Counts` go on.
+8. Before `Start` it greets its neighbours, and is ready once their greetings have come.
+9. A worker lives for one round. A word to join the next one ends it; its `Counts` go on.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 from asyncdni.core.arrivals import Arrivals, Phase
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import Action, Compute, Computed, Event, Received, Stored, Woke
+from asyncdni.core.greetings import PATIENCE_S
 from asyncdni.core.guard import Guard
 from asyncdni.core.lag import Lag
 from asyncdni.core.position import Position
@@ -63,13 +65,15 @@ class Worker(Arrivals):
         guard: Guard | None = None,
         shares: Shares | None = None,
         counts: Counts | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         """`skips`: towards a consumer without credit it learns on instead of waiting.
 
         `shares`: of weights that it has in common with others; `counts`: what has been done in
-        earlier rounds."""
+        earlier rounds; `patience_s`: see `Greetings`."""
         super().__init__(
             position,
+            patience_s=patience_s,
             window=window,
             window_max=window_max,
             lag=lag,
@@ -114,7 +118,8 @@ class Worker(Arrivals):
             case Stored(tag=tag, files=files):
                 self._post.send(COORDINATOR, Saved(tag, files), event)
             case Woke():
-                pass
+                if self.phase is Phase.IDLE:
+                    self._greet(now, event)
             case _:
                 raise TypeError(f"a worker has no use for {event!r}")
         if self._busy is None:
@@ -122,7 +127,8 @@ class Worker(Arrivals):
         return actions
 
     def deadline(self) -> float | None:
-        return None  # a worker waits for events alone
+        """When to greet again; from `Start` on a worker waits for events alone."""
+        return self._greetings.deadline() if self.phase is Phase.IDLE else None
 
     def check(self) -> None:
         """Assert every invariant."""

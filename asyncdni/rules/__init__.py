@@ -10,6 +10,7 @@ import msgspec
 
 from asyncdni import config
 from asyncdni.core.counts import Counts
+from asyncdni.core.greetings import PATIENCE_S
 from asyncdni.core.guard import Guard
 from asyncdni.core.lag import Lag
 from asyncdni.core.position import Position
@@ -36,6 +37,10 @@ __all__ = [
     "own_schedule",
     "repeatable_words",
 ]
+
+
+#: A short `startup_s` must not be over before anybody has said why.
+_PATIENCES_OF_STARTUP = 4
 
 
 def make_position(plan: Plan, group: Group) -> Position:
@@ -86,6 +91,7 @@ def make_worker(
         guard=_make_guard(options, group),
         shares=Shares(position.sharers, bound=bound, ahead=ahead),
         counts=counts,
+        patience_s=min(PATIENCE_S, limits.startup_s / _PATIENCES_OF_STARTUP),
     )
 
 

@@ -28,6 +28,7 @@ from asyncdni.core.events import (
     Send,
     Stop,
     Stored,
+    Woke,
 )
 from asyncdni.core.worker import Phase, Worker
 from asyncdni.delays import Slow
@@ -121,6 +122,7 @@ class Engine:
         `early` is what has arrived before. Raises what an op or the saving has failed at.
         """
         try:
+            self._handle(Woke())  # it greets its neighbours
             self._take(early)
             while self.stopped is None:
                 self._turn()
@@ -151,6 +153,9 @@ class Engine:
         if self._pending is None and self.stopped is None:
             self._wait()
             self._take(self._look())
+            deadline = self._worker.deadline()
+            if deadline is not None and time.monotonic() >= deadline:
+                self._handle(Woke())
 
     def _step(self, compute: Compute) -> None:
         self._pending = None

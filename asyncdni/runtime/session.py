@@ -29,7 +29,7 @@ from asyncdni.core.counts import Counts
 from asyncdni.core.events import Stop
 from asyncdni.errors import CheckpointError, NumericalError
 from asyncdni.given import kept
-from asyncdni.messages import COORDINATOR, Built, Connect, Failed, Ready, Rejoin, Welcome
+from asyncdni.messages import COORDINATOR, Built, Connect, Failed, Rejoin, Welcome
 from asyncdni.metrics.traces import trace_path
 from asyncdni.plan import snapshot_every_s
 from asyncdni.runtime.engine import Engine
@@ -102,6 +102,7 @@ class Session:
         newer = self._inbox.newer(order.incarnation)
         if newer is not None:
             return Stop(rejoin=newer)
+        self._transport.expect()
         self._transport.send(COORDINATOR, self._built(order.incarnation, stage, notes))
         connect = self._inbox.await_connect(order.incarnation)
         if isinstance(connect, Rejoin):
@@ -141,7 +142,6 @@ class Session:
         host = self._design.plan.groups[self._design.plan.host].name
         self._transport.connect(connect.addresses, host=host)
         engine = self._engine(stage, connect)
-        self._transport.send(COORDINATOR, Ready(connect.incarnation))
         try:
             stop = engine.run(self._inbox.take_early())
         except NumericalError as error:

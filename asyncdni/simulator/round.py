@@ -103,6 +103,10 @@ class Round:
         """An op is under way."""
         return self._busy
 
+    def begin(self) -> None:
+        """It greets its neighbours."""
+        self._handle(Woke())
+
     def take(self, message: Message) -> None:
         """A message has arrived."""
         if self._held or (self._busy and type(message) is Rejoin):

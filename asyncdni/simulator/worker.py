@@ -24,7 +24,6 @@ from asyncdni.messages import (
     Hello,
     Leave,
     Message,
-    Ready,
     Refused,
     Rejoin,
     Welcome,
@@ -194,7 +193,7 @@ class WorkerProcess(Process):
             stopped=self._stopped,
             failed=self._failed,
         )
-        self.tell(Ready(connect.incarnation))
+        self._round.begin()
         early, self._early = self._early, []
         for message in early:
             self.receive(message)

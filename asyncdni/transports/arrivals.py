@@ -71,6 +71,11 @@ class Arrivals:
         if self.endpoint.startswith("tcp://"):  # ipc: no stranger gets that far
             sockets.rebind(self.socket, self.endpoint, limits.message_bytes)
 
+    def expect(self) -> None:
+        """Neighbours will call that are not known yet: they wait until `admit`."""
+        if self._gate is not None:
+            self._gate.waits = True
+
     def admit(self, keys: Mapping[str, bytes], host: str) -> None:
         """From now on these neighbours alone are heard, by their public keys (32 bytes); each for
         itself, and `host` for the data as well."""
@@ -78,6 +83,7 @@ class Arrivals:
         if self._gate is not None:
             self._names = {key: worker for worker, key in keys.items()}
             self._gate.known = set(self._names)
+            self._gate.waits = False
             self._cut_off.clear()
 
     def receive(self, count: int) -> list[Message]:

@@ -48,6 +48,7 @@ FROM_WORKER: frozenset[type[Message]] = frozenset(
     {
         messages.Hello,
         messages.Ready,
+        messages.Unheard,
         messages.Drained,
         messages.Evaluated,
         messages.Saved,
@@ -78,6 +79,7 @@ FROM_COORDINATOR: frozenset[type[Message]] = frozenset(
 )
 BETWEEN_WORKERS: frozenset[type[Message]] = frozenset(
     {
+        messages.Greeting,
         messages.Activation,
         messages.Gradient,
         messages.Barrier,

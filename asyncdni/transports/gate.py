@@ -11,6 +11,7 @@ import zmq
 from zmq.utils import z85
 
 from asyncdni.transports import sockets
+from asyncdni.transports.codec import Buffer
 from asyncdni.transports.sockets import Socket
 
 __all__ = ["Gate"]
@@ -32,9 +33,13 @@ class Gate:
         """`final`: a stranger is refused for good, and told; otherwise it may try again later,
         as one whose key becomes known too late."""
         self.known: set[bytes] = set()
+        #: Word is awaited of who is to be known: until then strangers wait at the gate, since one
+        #: that is not let in would try again after a whole handshake's time.
+        self.waits = False
         self.refused = 0
         self._final = final
         self._strangers: set[bytes] = set()
+        self._at_gate: list[Buffer] | None = None  # the one request that has not been answered
         self.socket: Socket = context.socket(zmq.REP)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind(_ENDPOINT)
@@ -42,10 +47,15 @@ class Gate:
     def answer(self) -> list[str]:
         """Answer all who wait; never blocks. Returns a line about each new stranger."""
         noted: list[str] = []
-        while (request := sockets.receive(self.socket)) is not None:
+        while (request := self._at_gate or sockets.receive(self.socket)) is not None:
+            self._at_gate = None
             _, number, _, address, _, mechanism, *credentials = map(bytes, request)
             key = credentials[0] if credentials else b""
-            if mechanism == b"CURVE" and key in self.known:
+            known = mechanism == b"CURVE" and key in self.known
+            if self.waits and not known:
+                self._at_gate = request
+                break
+            if known:
                 self._reply(number, b"200", b"", key.hex().encode())
             else:
                 self._reply(number, b"400" if self._final else b"300", b"unknown key", b"")

@@ -1,7 +1,7 @@
 """A worker's way to its neighbours: one socket each, replaced or given up as they move or die.
 
-A socket is opened when the first message goes to its neighbour, not before: all workers know their
-neighbours' keys by then, so that none of them is taken for a stranger.
+A socket is opened when the first message goes to its neighbour. Where that does not know this
+worker's key yet, it keeps it waiting for a moment: see `gate`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from asyncdni.transports.emulation import Emulation
 from asyncdni.transports.sockets import Socket
 
 __all__ = ["Neighbours"]
+
+#: Of one try to connect. By itself the kernel would try less and less often where a firewall drops
+#: everything, and find out late that it no longer does.
+_CONNECT_MS = 3000
 
 
 class Neighbours:
@@ -106,6 +110,7 @@ class Neighbours:
             )
         address, key = self._targets[worker]
         socket = sockets.open_socket(self._context, zmq.PUSH, MESSAGE_BYTES_MAX)
+        socket.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
         if self._pair is not None and key is not None:
             as_client(socket, self._pair, key)
         sockets.connect(socket, address)

@@ -102,6 +102,11 @@ class WorkerTransport:
         """Hold back all messages to these workers as long as `delays` say; before `connect`."""
         self._neighbours.emulate(delays)
 
+    def expect(self) -> None:
+        """The coordinator may tell all workers to connect from now on: neighbours that were told
+        before this one are kept waiting until its own `connect`."""
+        self._arrivals.expect()
+
     def connect(self, endpoints: Mapping[str, str], *, host: str = "") -> None:
         """Where each neighbour listens (worker -> endpoint). May be called again and again.
 
