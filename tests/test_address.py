@@ -15,8 +15,9 @@ from wire import make_keys
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.transports.address import (
     IPC_PATH_BYTES_MAX,
+    advertised,
     check_secure,
-    data_endpoint,
+    data_endpoints,
     join_key,
     parse,
     private_folder,
@@ -123,23 +124,63 @@ def test_a_private_folder_is_short_even_where_the_temporary_folder_is_not(
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
     with private_folder() as path:
-        data_endpoint(f"ipc://{path}/coordinator")
+        data_endpoints(f"ipc://{path}/coordinator")
     assert list(deep.iterdir()) == []
 
 
 def test_a_worker_listens_in_the_folder_of_its_coordinator(folder: Path) -> None:
-    first, second = (data_endpoint(f"ipc://{folder}/coordinator") for _ in range(2))
+    ((first,), (second,)) = (data_endpoints(f"ipc://{folder}/coordinator") for _ in range(2))
     assert os.path.dirname(first.path) == str(folder)
     assert first != second
 
 
 def test_a_worker_listens_on_the_interface_that_reaches_its_coordinator() -> None:
-    assert data_endpoint("tcp://localhost:5555").endpoint == "tcp://127.0.0.1:*"
+    (only,) = data_endpoints("tcp://localhost:5555")
+    assert only.endpoint == "tcp://127.0.0.1:*"
+
+
+def test_a_worker_listens_where_it_is_told_to() -> None:
+    for text, ports in (
+        ("tcp://0.0.0.0:6000", [6000]),
+        ("tcp://eth0:6000-6003", [6000, 6001, 6002, 6003]),
+        ("tcp://127.0.0.1:*", [0]),
+    ):
+        found = data_endpoints("tcp://localhost:5555", text)
+        assert sorted(one.port for one in found) == ports
+        assert {one.host for one in found} == {text[6:].rpartition(":")[0]}
+    for text in (
+        "tcp://h:7-6",
+        "tcp://h:0-6",
+        "tcp://h:1-65536",
+        "tcp://h:a-b",
+        "h:6000",
+        "udp://h:1",
+    ):
+        with pytest.raises(LaunchError, match="address"):
+            data_endpoints("tcp://localhost:5555", text)
+
+
+def test_neighbours_are_told_an_address_that_they_can_connect_to(folder: Path) -> None:
+    here = "tcp://localhost:5555"
+    assert advertised("tcp://10.0.0.1:6000", here) == "tcp://10.0.0.1:6000"
+    assert advertised("tcp://0.0.0.0:6000", here) == "tcp://127.0.0.1:6000"
+    assert advertised("tcp://0.0.0.0:6000", here, "tcp://outside:7000") == "tcp://outside:7000"
+    assert advertised("tcp://0.0.0.0:6000", here, "tcp://outside:*") == "tcp://outside:6000"
+    assert advertised("ipc:///run/w", here) == "ipc:///run/w"
+    for endpoint, coordinator, chosen in (
+        ("tcp://10.0.0.1:6000", here, "tcp://0.0.0.0:6000"),
+        ("tcp://10.0.0.1:6000", here, "tcp://*:6000"),
+        ("tcp://10.0.0.1:6000", here, f"ipc://{folder}/w"),
+        ("ipc:///run/w", here, "tcp://outside:*"),
+        ("tcp://0.0.0.0:6000", f"ipc://{folder}/coordinator", None),
+    ):
+        with pytest.raises(LaunchError, match=r"expected|name one"):
+            advertised(endpoint, coordinator, chosen)
 
 
 def test_an_unknown_host_is_named() -> None:
     with pytest.raises(LaunchError, match=r"no-such-host\.invalid"):
-        data_endpoint("tcp://no-such-host.invalid:5555")
+        data_endpoints("tcp://no-such-host.invalid:5555")
 
 
 # --- who else may come ---------------------------------------------------------------------------

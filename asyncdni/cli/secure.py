@@ -28,16 +28,17 @@ def add_security(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def keys_for(args: argparse.Namespace, address: str) -> Keys | None:
-    """The keys to use there; None where there are to be none.
+def keys_for(args: argparse.Namespace, *addresses: str) -> Keys | None:
+    """The keys to use at these addresses; None where there are to be none.
 
-    Raises `ConfigError` for an address that other hosts can reach and neither of the flags, and for
+    Raises `ConfigError` for one that other hosts can reach and neither of the flags, and for
     keys that can't be used.
     """
     if args.keys and args.insecure:
         raise ConfigError("--keys and --insecure: expected one of them, not both")
     keys = load_keys(args.keys) if args.keys else None
-    check_secure(address, keys, args.insecure)
+    for address in addresses:
+        check_secure(address, keys, args.insecure)
     return keys
 
 

@@ -12,6 +12,8 @@ __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 HELP = "be the worker of one stage; what to train it gets from the coordinator"
 EXAMPLE = """\
   asyncdni worker --stage hidden1 --coordinator tcp://192.0.2.7:5555 --keys keys
+  asyncdni worker --stage 1 --coordinator tcp://192.0.2.7:5555 --keys keys \\
+                  --bind tcp://0.0.0.0:6000-6099
   asyncdni worker --stage 2 --coordinator ipc:///tmp/run/coordinator --timeout 60"""
 
 _TIMEOUT_S = 30.0
@@ -20,6 +22,20 @@ _TIMEOUT_S = 30.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", required=True, metavar="NAME_OR_INDEX", help="which stage to be")
     parser.add_argument("--coordinator", required=True, metavar="ADDRESS", help="tcp:// or ipc://")
+    parser.add_argument(
+        "--bind",
+        metavar="ADDRESS",
+        help="where to listen for the neighbours, which send their data straight to this worker: "
+        "tcp://HOST:PORT or tcp://HOST:FIRST-LAST, a port of these that is free (default: "
+        "any port of the interface that reaches the coordinator). Every worker's port must be open "
+        "to the hosts of its neighbours, the coordinator's to all",
+    )
+    parser.add_argument(
+        "--advertise",
+        metavar="ADDRESS",
+        help="what neighbours are told to connect to, tcp://HOST:PORT, where a container or a "
+        "router makes that another address than the one of --bind",
+    )
     add_security(parser)
     parser.add_argument(
         "--timeout",
@@ -44,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
         args.coordinator,
         timeout_s=args.timeout,
         allow_import=args.allow_import,
-        keys=keys_for(args, args.coordinator),
+        keys=keys_for(args, args.coordinator, *filter(None, (args.bind,))),
+        bind=args.bind,
+        advertise=args.advertise,
     )
     sys.stdout.flush()
     return 0

@@ -72,15 +72,14 @@ class Roster:
         address = receiver.hello.address.partition("?")[0]  # without the key
         text = f"worker {sender.name} on {ends[0].host} can't reach worker {receiver.name}"
         text += f" on {ends[1].host} at {address}: "
-        chosen = f"asyncdni worker --stage {receiver.name} --bind tcp://HOST:PORT"
+        chosen = (
+            f"an open one with `asyncdni worker --stage {receiver.name} --bind tcp://HOST:PORT`"
+        )
         if _ONE_HOST.match(address) and ends[0].host != ends[1].host:
-            return (
-                f"{text}that is an address of {ends[1].host} alone; start it there with `{chosen}`"
-            )
-        what = "open that port in the firewalls between them"
+            return f"{text}that is an address of {ends[1].host} alone, choose {chosen} there"
         if not _NUMERIC.match(address):
-            what = f"see whether {ends[0].host} knows that name, or {what}"
-        return f"{text}{what}, or choose an address that is open with `{chosen}`"
+            text += f"see whether {ends[0].host} knows that name, or "
+        return f"{text}open that port in the firewalls between them, or choose {chosen}"
 
     def missing(self, members: Mapping[str, Member]) -> str:
         """Who keeps the run from starting."""

@@ -40,14 +40,18 @@ def run_worker(
     timeout_s: float = 30.0,
     allow_import: bool = False,
     keys: Keys | None = None,
+    bind: str | None = None,
+    advertise: str | None = None,
 ) -> None:
     """Be the worker of `stage` (name or index) until the run is over.
+
+    `bind` and `advertise`: see `WorkerTransport`.
 
     Raises:
         LaunchError: no coordinator within `timeout_s`, or it refused this worker.
         AsyncDNIError: what this worker failed at; the coordinator has been told.
     """
-    transport = WorkerTransport(coordinator, keys)
+    transport = WorkerTransport(coordinator, keys, bind=bind, advertise=advertise)
     forsaken = Forsaken()
     inbox = Inbox(transport, forsaken)
     linger_s = _LINGER_S

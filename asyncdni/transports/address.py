@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 __all__ = [
     "IPC_PATH_BYTES_MAX",
     "Address",
+    "advertised",
     "check_secure",
-    "data_endpoint",
+    "data_endpoints",
     "join_key",
     "parse",
     "private_folder",
@@ -42,6 +43,7 @@ IPC_PATH_BYTES_MAX = 107
 
 _KEY = re.compile(r"(.*)\?key=([0-9a-f]{64})", re.DOTALL)
 _LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}")
+_EVERYWHERE = ("0.0.0.0", "*")
 _MAY_ENTER = stat.S_IXGRP | stat.S_IXOTH
 
 
@@ -80,7 +82,7 @@ def check_secure(address: str, keys: Keys | None, insecure: bool) -> None:
     """
     if keys is not None or insecure or address.startswith("ipc://"):
         return
-    if _LOOPBACK.fullmatch(parse(address, bind=True).host):
+    if _LOOPBACK.fullmatch(_chosen(address)[0].host):
         return
     raise ConfigError(
         f"{address} is not of this host alone: give --keys DIR (`asyncdni keys new DIR` makes "
@@ -99,17 +101,66 @@ def split_key(endpoint: str) -> tuple[str, bytes | None]:
     return (found[1], bytes.fromhex(found[2])) if found else (endpoint, None)
 
 
-def data_endpoint(coordinator: str) -> Address:
-    """Where a worker's data socket is to be bound, given its coordinator's address.
+def data_endpoints(coordinator: str, bind: str | None = None) -> list[Address]:
+    """Where a worker's data socket may be bound: at the first that is free.
 
-    The same kind: a fresh path in the same folder, or any port of the interface that reaches the
-    coordinator. Raises `LaunchError`.
+    `bind` as the user has chosen it, `tcp://HOST:PORT`, `tcp://HOST:FIRST-LAST` or `ipc://PATH`.
+    None: the coordinator's kind, a fresh path in the same folder, or any port of the interface that
+    reaches it. Raises `LaunchError`.
     """
+    if bind is not None:
+        return _chosen(bind)
     address = parse(coordinator, bind=False)
     if address.scheme == "tcp":
-        return Address("tcp", host=_interface_towards(address))
+        return [Address("tcp", host=_interface_towards(address))]
     path = os.path.join(os.path.dirname(address.path), f"w{secrets.token_hex(4)}")
-    return parse(f"ipc://{path}", bind=True)
+    return [parse(f"ipc://{path}", bind=True)]
+
+
+def advertised(endpoint: str, coordinator: str, chosen: str | None = None) -> str:
+    """What neighbours are to be told of a socket that is bound to `endpoint`.
+
+    `chosen` by the user, as where a container or a router has another address outside; its port 0
+    or * is the endpoint's. None: the endpoint itself; where that is every interface, the one that
+    reaches the coordinator. Raises `LaunchError`.
+    """
+    if not endpoint.startswith("tcp://"):
+        if chosen is not None:
+            raise LaunchError(f"--advertise {chosen}: expected none where the socket is {endpoint}")
+        return endpoint
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if chosen is not None:
+        address = parse(chosen, bind=True)
+        if not address.host or address.host in _EVERYWHERE:
+            raise LaunchError(
+                f"--advertise {chosen}: expected tcp://HOST:PORT that other hosts can connect to"
+            )
+        return f"tcp://{address.host}:{address.port or port}"
+    if host not in _EVERYWHERE:
+        return endpoint
+    towards = parse(coordinator, bind=False)
+    if towards.scheme != "tcp":
+        raise LaunchError(
+            f"--bind {endpoint}: with a coordinator at {coordinator} nobody can tell which of this "
+            "host's addresses is meant; name one, or give --advertise tcp://HOST:PORT"
+        )
+    return f"tcp://{_interface_towards(towards)}:{port}"
+
+
+def _chosen(bind: str) -> list[Address]:
+    """A range of ports from a place in the midst of it, so that workers which start at the same
+    moment do not get in each other's way."""
+    found = re.fullmatch(r"(tcp://.*:)([0-9]{1,5})-([0-9]{1,5})", bind)
+    if found is None:
+        return [parse(bind, bind=True)]
+    first, last = int(found[2]), int(found[3])
+    if not 0 < first <= last:
+        raise LaunchError(
+            f"address {bind!r}: expected ports FIRST-LAST, the first not above the last"
+        )
+    ports = [*range(first, last + 1)]
+    start = secrets.randbelow(len(ports))
+    return [parse(f"{found[1]}{port}", bind=True) for port in ports[start:] + ports[:start]]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ has keys it is known from whom it came, and that neighbour is cut off.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import zmq
 
@@ -14,7 +14,7 @@ from asyncdni.config import MESSAGE_BYTES_MAX, Limits
 from asyncdni.errors import RemoteProtocolError
 from asyncdni.messages import DATA, Message
 from asyncdni.transports import sockets
-from asyncdni.transports.address import Address, join_key
+from asyncdni.transports.address import Address
 from asyncdni.transports.codec import BETWEEN_WORKERS, Buffer, decode_from, size
 from asyncdni.transports.curve import KeyPair, as_server
 from asyncdni.transports.gate import Gate
@@ -26,14 +26,15 @@ _TEXTS_MAX = 16  # lines for the worker's log
 
 
 class Arrivals:
-    """The data socket. `pair` is the worker's own, where the run has keys.
+    """The data socket, bound to the first of `addresses` that is free. `pair` is the worker's own,
+    where the run has keys.
 
     `rejected` has a line about each of the first messages that were dropped and the first peers
-    that were refused. Raises `LaunchError` where the socket can't be bound to `address`.
+    that were refused. Raises `LaunchError` where the socket can't be bound to any.
     """
 
     def __init__(
-        self, context: zmq.Context[Socket], address: Address, pair: KeyPair | None
+        self, context: zmq.Context[Socket], addresses: Sequence[Address], pair: KeyPair | None
     ) -> None:
         self._limits = Limits()
         self.bytes_received = 0
@@ -49,11 +50,7 @@ class Arrivals:
         if pair is not None:
             self._gate = Gate(context, final=False)
             as_server(self.socket, pair)
-        self.endpoint = sockets.bind(self.socket, address)
-        #: As neighbours must be told it.
-        self.address = self.endpoint
-        if pair is not None:
-            self.address = join_key(self.endpoint, pair.public_bytes)
+        self.endpoint = sockets.bind_to_one(self.socket, addresses)
 
     def register(self, poller: zmq.Poller) -> None:
         """Have `poller` see whatever comes."""
@@ -83,8 +80,9 @@ class Arrivals:
         if self._gate is not None:
             self._names = {key: worker for worker, key in keys.items()}
             self._gate.known = set(self._names)
-            self._gate.waits = False
             self._cut_off.clear()
+            self._gate.waits = False
+            self._note(self._gate.answer())  # who waits there wakes nobody
 
     def receive(self, count: int) -> list[Message]:
         """The messages among the next `count` that are here; answers those who want to come in."""

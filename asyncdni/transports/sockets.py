@@ -23,6 +23,7 @@ __all__ = [
     "COPY_BELOW_BYTES",
     "Socket",
     "bind",
+    "bind_to_one",
     "close",
     "connect",
     "open_socket",
@@ -83,6 +84,14 @@ def bind(socket: Socket, address: Address) -> str:
     finally:
         os.umask(umask)
     return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def bind_to_one(socket: Socket, addresses: Sequence[Address]) -> str:
+    """Bind to the first of them that is free, as `bind` does. Raises `LaunchError` for none."""
+    for address in addresses[:-1]:
+        with suppress(LaunchError):
+            return bind(socket, address)
+    return bind(socket, addresses[-1])
 
 
 def rebind(socket: Socket, endpoint: str, frame_bytes_max: int) -> None:

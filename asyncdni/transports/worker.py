@@ -13,7 +13,7 @@ from asyncdni.delays import LinkDelay
 from asyncdni.errors import LaunchError, LimitExceeded, LocalProtocolError, RemoteProtocolError
 from asyncdni.messages import COORDINATOR, Message
 from asyncdni.transports import sockets
-from asyncdni.transports.address import data_endpoint, parse
+from asyncdni.transports.address import advertised, data_endpoints, join_key, parse
 from asyncdni.transports.arrivals import Arrivals
 from asyncdni.transports.codec import (
     BETWEEN_WORKERS,
@@ -43,11 +43,21 @@ class WorkerTransport:
     `limit` is called, `config.Limits` hold as they are by default. Nonsense from neighbours is
     dropped and counted, and where there are keys they are cut off: see `arrivals`.
 
+    `bind` is where it listens for its neighbours, and `advertise` what they are told, where these
+    are not to be found out from the coordinator's address: see `address.data_endpoints`.
+
     Raises `LaunchError` for an address that can't be used, `ConfigError` for keys that are the
     coordinator's alone.
     """
 
-    def __init__(self, coordinator: str, keys: Keys | None = None) -> None:
+    def __init__(
+        self,
+        coordinator: str,
+        keys: Keys | None = None,
+        *,
+        bind: str | None = None,
+        advertise: str | None = None,
+    ) -> None:
         self.coordinator = coordinator
         self.identity = secrets.token_hex(8).encode()
         self.bytes_sent = 0
@@ -70,7 +80,11 @@ class WorkerTransport:
             )
             sockets.connect(self._control, parse(coordinator, bind=False))
             # Its address is in the Hello, and the limit comes with the answer: bound without it.
-            self._arrivals = Arrivals(self._context, data_endpoint(coordinator), pair)
+            self._arrivals = Arrivals(self._context, data_endpoints(coordinator, bind), pair)
+            #: What neighbours must be told to connect to.
+            self.address = advertised(self._arrivals.endpoint, coordinator, advertise)
+            if pair is not None:
+                self.address = join_key(self.address, pair.public_bytes)
         except BaseException:
             self._context.destroy(linger=0)
             raise
@@ -78,11 +92,6 @@ class WorkerTransport:
         self._poller.register(self._control, zmq.POLLIN)
         self._poller.register(self._handshake.socket, zmq.POLLIN)
         self._arrivals.register(self._poller)
-
-    @property
-    def address(self) -> str:
-        """What neighbours must be told to connect to."""
-        return self._arrivals.address
 
     @property
     def rejected(self) -> list[str]:
