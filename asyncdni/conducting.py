@@ -139,6 +139,11 @@ class _Said:
         self("note", {"time_s": time.monotonic(), "stage": "coordinator", "text": text})
 
     def resumed(self, beginning: Beginning) -> None:
+        """The run goes on, and with what."""
+        damaged = self._recorder.damaged
+        if damaged:
+            lines = "1 line" if damaged == 1 else f"{damaged:,} lines"
+            self.note(f"of metrics.jsonl {lines} passed over: damaged")
         for text in beginning.passed_over:
             self("passed_over", {"time_s": time.monotonic(), "text": text})
         ledger = beginning.ledger

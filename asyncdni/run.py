@@ -8,7 +8,7 @@ DIR/summary.json      the run in numbers             DIR/logs/WORKER.log        
 
 Of a run that may have to go on: `checkpoints/NUMBER` with the state of all stages and a manifest,
 `snapshots/STAGE.safetensors` with that of each by itself (see `checkpoint`), and while a
-coordinator has the folder, `lock`.
+coordinator has the folder, `lock` and `reports.jsonl` (see `metrics.record_file`).
 `data.npz` is there as well if the caller of `train` gave arrays, and after `--init` a copy of the
 weights that it has begun with, `init/STAGE.safetensors`; after `--trace` so are
 `trace/WORKER.npz`, and `trace.json` for Perfetto; after `--tensorboard` the event files of
@@ -56,6 +56,7 @@ __all__ = [
 EXPERIMENT = "experiment.toml"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
+REPORTS = "reports.jsonl"
 _LOGS = "logs"
 #: Folders of states that belong to a run; `messages.Rejoin` names them so too.
 CHECKPOINTS = "checkpoints"
@@ -141,7 +142,7 @@ def discard_folder(folder: Path, *, made: bool) -> None:
     Nothing else is touched; the folder itself goes too if the run has `made` it.
     """
     with contextlib.suppress(OSError):
-        for name in (EXPERIMENT, METRICS, ARRAYS):
+        for name in (EXPERIMENT, METRICS, REPORTS, ARRAYS):
             (folder / name).unlink(missing_ok=True)
         for name in (_LOGS, CHECKPOINTS, SNAPSHOTS, INIT):
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from asyncdni.cli import mishaps
 from asyncdni.errors import CheckpointError
+from asyncdni.metrics.record_file import Thinning
 from asyncdni.metrics.recorder import Recorder
 
 SHOWN: dict[str, tuple[dict[str, Any], str]] = {
@@ -197,8 +200,120 @@ def test_a_worker_of_another_split_is_left_out(tmp_path: Path) -> None:
     again.close()
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[]", '{"kind": "start"}', '{"time_s": "x"}'])
-def test_a_file_that_holds_anything_else_is_named_with_the_line(tmp_path: Path, line: str) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "bound", "time_s": 0}\n' + line + "\n")
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2: expected a record"):
-        Recorder(("a",), {}, tmp_path)
+def test_damaged_lines_are_passed_over_and_counted(tmp_path: Path) -> None:
+    first_part(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    first = Recorder(("a",), {}, tmp_path)
+    known = first.summary(1.0)
+    first.close()
+    damages = [b"nonsense", b"[]", b'{"kind": "start"}', b'{"time_s": "x"}', b"\0" * 5000]
+    damages += [b'{"kind": "note", "time_s": NaN}', b'{"kind": "note\xff", "time_s": 0.1}']
+    damages += [b'{"kind": "evaluation", "time_s": 1.0, "sampleS": 40}']
+    damages += [b'{"kind": "report", "time_s": 1.0, "stagE": "a"}', b"[" * 100_000]
+    for line in damages:
+        path.write_bytes(line + b"\n" + whole)
+        again = Recorder(("a",), {}, tmp_path)
+        assert again.damaged == 1, line[:60]
+        assert again.summary(1.0) == known
+        again.close()
+
+
+def test_a_file_in_which_any_byte_has_changed_is_read(tmp_path: Path) -> None:
+    first_part(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in (0x01, 0x20, 0x80):
+            changed = bytearray(whole)
+            changed[place] ^= bit
+            path.write_bytes(changed)
+            again = Recorder(("a",), {}, tmp_path)
+            assert again.damaged <= 2  # where it was the end of a line, two have become one
+            again.close()
+
+
+# --- thinned -------------------------------------------------------------------------------------
+
+
+def kept(thinning: Thinning, times: Iterable[float]) -> list[float]:
+    return [time_s for time_s in times if thinning.keeps("a", time_s)]
+
+
+def test_reports_are_kept_the_more_seldom_the_older_their_process_is() -> None:
+    thinning = Thinning(workers=3)
+    thinning.joined("a", 100.0)
+    times = kept(thinning, [100.0 + 0.5 * tick for tick in range(1, 2 * 3600)])
+    assert times[:3] == [100.5, 101.0, 102.0]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert max(gaps) == 60.0 and len(times) < 80
+    ages = [time_s - 100.0 for time_s in times]
+    assert all(gap <= max(0.5, age) for gap, age in zip(gaps, ages, strict=False))
+    thinning.joined("a", 4000.0)
+    assert kept(thinning, [4000.5, 4001.0]) == [4000.5, 4001.0]
+
+
+def test_all_workers_together_keep_as_many_reports_a_day_however_many_they_are() -> None:
+    for workers in (60, 1000):
+        thinning = Thinning(workers)
+        day = [1e6 + 0.5 * tick for tick in range(2 * 86400)]
+        thinning.joined("a", 0.0)
+        assert len(kept(thinning, day)) * workers <= 90_000
+
+
+def counters(updates: int, losses: int = 1) -> dict[str, Any]:
+    return {"loss_sum": 2.0 * losses, "loss_samples": losses, "updates": updates}
+
+
+def reported(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [one["values"] for one in map(json.loads, lines) if one["kind"] == "report"]
+
+
+def test_losses_of_reports_that_are_not_kept_go_into_the_next(tmp_path: Path) -> None:
+    recorder = Recorder(("a",), {}, tmp_path)
+    record(recorder, "joined", 0.0, stage="a", pid=1, host="h")
+    for tick in range(1, 200):
+        record(recorder, "report", 0.5 * tick, stage="a", values=counters(tick))
+    assert len(reported(tmp_path)) < 20
+    record(recorder, "lost", 100.0, stage="a", text="killed")
+    assert reported(tmp_path)[-1]["updates"] == 199  # what was reported before a death is kept
+    record(recorder, "report", 101.0, stage="a", values=counters(200))
+    recorder.close()
+    found = reported(tmp_path)
+    assert found[-1]["updates"] == 200  # and the last one of all
+    assert sum(one["loss_samples"] for one in found) == 200
+    assert all(one["loss_sum"] == 2.0 * one["loss_samples"] for one in found)
+    assert not (tmp_path / "reports.jsonl").exists()
+
+
+def test_a_kill_loses_no_report(tmp_path: Path) -> None:
+    """Whatever is in the file of records, the newest reports are beside it."""
+    killed = Recorder(("a", "b"), {}, tmp_path)
+    for stage in ("a", "b"):
+        record(killed, "joined", 0.0, stage=stage, pid=1, host="h")
+    for tick in range(1, 150):
+        for stage in ("a", "b"):
+            record(killed, "report", 0.5 * tick, stage=stage, values=counters(tick))
+    assert reported(tmp_path)[-1]["updates"] < 140
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("metrics.jsonl", "reports.jsonl"):
+        shutil.copy(tmp_path / name, copy / name)
+    killed.close()
+    again = Recorder(("a", "b"), {}, copy)
+    assert [again.reports[stage]["updates"] for stage in ("a", "b")] == [149, 148]
+    again.close()
+    assert [one["updates"] for one in reported(copy)[-2:]] == [149, 148]
+    assert [again.reports[stage]["updates"] for stage in ("a", "b")] == [149, 148]
+
+
+def test_damage_to_the_newest_reports_does_no_harm(tmp_path: Path) -> None:
+    first_part(tmp_path)
+    newest = tmp_path / "reports.jsonl"
+    old = {"kind": "report", "time_s": 0.5, "stage": "a", "values": {"loss_samples": 0}}
+    for content in (b"\0" * 100 + b"\n", b'{"kind": "repo', json.dumps(old).encode() + b"\n"):
+        newest.write_bytes(content)
+        again = Recorder(("a",), {}, tmp_path)
+        assert again.damaged == 0 and again.reports["a"]["compute_s"] == 2.0
+        again.close()

@@ -1,50 +1,201 @@
-"""The file of a run's records, a line of JSON each: read again, and added to after a death."""
+"""The file of a run's records, a line of JSON each: added to, thinned, and read again.
+
+Reports come twice a second from every worker for as long as a run lasts. All of them are shown, but
+not all are kept: from one kept report of a worker's process to the next it takes as long as the
+process is old by then, half a second at first and a minute at last. So the beginning is told in
+detail, and a worker adds some 3 MB a day. The newest report of each worker is never lost: until it
+is in the file, `reports.jsonl` beside it has it, overwritten again and again.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from asyncdni.errors import CheckpointError
 
-__all__ = ["check_there", "open_records", "read_records", "writing"]
+__all__ = ["RecordFile", "Thinning", "newest_reports", "read_records"]
 
 _BLOCK_BYTES = 65536
+#: Beside the file of records: the newest report of each worker that is not in there.
+_NEWEST = "reports.jsonl"
+#: Between two reports that are kept, at least and at most.
+_GAP_MIN_S = 0.5
+_GAP_MAX_S = 60.0  # and a second for each worker: so a run adds the same, however many it has
+#: Reports come somewhat sooner or later than they should.
+_UNPUNCTUAL_S = 0.1
+#: Of a number in a report; times are then right to a microsecond for a quarter of an hour.
+_DIGITS = 9
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records in a `metrics.jsonl`, a torn last line left out; none where there is no file.
+class Thinning:
+    """Which reports are kept, of processes that grow older."""
 
-    Raises `CheckpointError` for a file that holds anything else.
+    def __init__(self, workers: int) -> None:
+        self._longest_s = max(_GAP_MAX_S, float(workers))
+        self._began_s: dict[str, float] = {}  # of the process that is there, by worker
+        self._kept_s: dict[str, float] = {}  # when the last report of its was
+
+    def joined(self, stage: str, time_s: float) -> None:
+        """A new process takes the worker's place: it is told in detail again."""
+        self._began_s[stage] = time_s
+        self._kept_s.pop(stage, None)
+
+    def keeps(self, stage: str, time_s: float) -> bool:
+        """Whether a report that comes now is to be kept. (It then is.)"""
+        kept_s = self._kept_s.get(stage)
+        if kept_s is not None:
+            age_s = kept_s - self._began_s.setdefault(stage, kept_s)
+            gap_s = min(self._longest_s, max(_GAP_MIN_S, age_s))
+            if kept_s <= time_s < kept_s + gap_s - _UNPUNCTUAL_S:
+                return False
+        self._kept_s[stage] = time_s
+        return True
+
+
+class RecordFile:
+    """A `metrics.jsonl` that is added to, behind its last whole line."""
+
+    def __init__(self, path: Path, workers: int) -> None:
+        """Raises `CheckpointError` where it can't be written."""
+        self._file = _opened(path)
+        self._thinning = Thinning(workers)
+        self._waiting: dict[str, str] = {}  # lines of the newest reports that are not kept, yet
+        self._losses: dict[str, tuple[float, int]] = {}  # of reports since: sum, samples
+        self._newest = path.with_name(_NEWEST)
+        self._newest_s = -math.inf  # when that was written
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add one record, unless it is a report that is not kept. Raises `CheckpointError` where it
+        can't be written."""
+        _check_there(self._file)
+        kind = record["kind"]
+        if kind == "report":
+            self._report(record)
+            return
+        if kind in ("lost", "joined"):  # before it, all that its last process has done
+            self._keep_waiting(record["stage"])
+        if kind == "joined":
+            self._thinning.joined(record["stage"], record["time_s"])
+        self.add(record)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """One record, whatever it is."""
+        self._write(json.dumps(record))
+
+    def close(self) -> None:
+        """With the last report of each worker. Raises `CheckpointError` where that can't be
+        written."""
+        try:
+            for stage in list(self._waiting):
+                self._keep_waiting(stage)
+        finally:
+            with _writing(self._file):
+                self._file.close()
+        with contextlib.suppress(OSError):
+            self._newest.unlink(missing_ok=True)
+
+    def _report(self, record: Mapping[str, Any]) -> None:
+        stage, time_s = record["stage"], record["time_s"]
+        self._waiting[stage] = json.dumps({**record, "values": self._summed(stage, record)})
+        if self._thinning.keeps(stage, time_s):
+            self._keep_waiting(stage)
+        elif time_s >= self._newest_s + _GAP_MIN_S:
+            self._newest_s = time_s
+            self._overwrite_newest()
+
+    def _summed(self, stage: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A report's counters are sums since the start, but losses are since the last report."""
+        values = {name: _rounded(value) for name, value in record["values"].items()}
+        total, samples = self._losses.get(stage, (0.0, 0))
+        total += values["loss_sum"]
+        samples += values["loss_samples"]
+        self._losses[stage] = total, samples
+        return {**values, "loss_sum": total, "loss_samples": samples}
+
+    def _keep_waiting(self, stage: str) -> None:
+        line = self._waiting.pop(stage, None)
+        self._losses.pop(stage, None)
+        if line is not None:
+            self._write(line)
+
+    def _overwrite_newest(self) -> None:
+        """In place, as it is not worth a flush to the disk: a line that is torn is passed over, and
+        one that is left of before is older than what the file of records has."""
+        content = "".join(f"{line}\n" for line in self._waiting.values()).encode()
+        try:
+            handle = os.open(self._newest, os.O_WRONLY | os.O_CREAT, 0o666)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.truncate()
+        except OSError:
+            pass  # a full disk is for the file of records to tell
+
+    def _write(self, line: str) -> None:
+        with _writing(self._file):
+            self._file.write(line + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float) and math.isfinite(value):
+        return float(f"{value:.{_DIGITS}g}")
+    return value
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The records in a `metrics.jsonl`, None for each line that a power cut or a fault of the disk
+    has spoilt; nothing where there is no file.
+
+    A last line without an end was never written, and is passed over. Raises `CheckpointError`
+    where the file can't be read.
     """
     if path.exists() and not path.is_file():
         return  # a device: nothing can be read back
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.endswith("\n"):
-                    yield _parse(line, f"{path}, line {number}")
+        with open(path, "rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield _parsed(line)
     except FileNotFoundError:
         return  # a new run
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"can't read {path}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"can't read {path}: {error.strerror}") from error
 
 
-def _parse(line: str, place: str) -> dict[str, Any]:
+def newest_reports(path: Path, known_s: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Reports that a coordinator which was killed had not put into its `metrics.jsonl`, at `path`,
+    yet; `known_s`: the time of the last one in there, by worker."""
+    try:
+        found = list(read_records(path.with_name(_NEWEST)))
+    except CheckpointError:
+        return []
+    return [
+        record
+        for record in found
+        if record is not None
+        and record["kind"] == "report"
+        and record["time_s"] > known_s.get(str(record.get("stage")), -math.inf)
+    ]
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """None for what is no record."""
     try:
         record = json.loads(line)
         record["time_s"] = float(record["time_s"])
         record["kind"] = str(record["kind"])
-    except (ValueError, TypeError, KeyError):
-        raise CheckpointError(f"{place}: expected a record, got {line.strip()[:60]!r}") from None
-    return dict(record)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return dict(record) if math.isfinite(record["time_s"]) else None
 
 
-def open_records(path: Path) -> TextIO:
+def _opened(path: Path) -> TextIO:
     """To be written at its end, behind the last whole line."""
     try:
         if path.is_file():
@@ -68,7 +219,7 @@ def _end_of_lines(file: BinaryIO) -> int:
     return 0
 
 
-def check_there(file: TextIO) -> None:
+def _check_there(file: TextIO) -> None:
     """Raises `CheckpointError` for a file that has been removed: with it went the whole run."""
     if os.fstat(file.fileno()).st_nlink == 0:
         folder = os.path.dirname(file.name)
@@ -76,7 +227,7 @@ def check_there(file: TextIO) -> None:
 
 
 @contextmanager
-def writing(file: TextIO) -> Iterator[None]:
+def _writing(file: TextIO) -> Iterator[None]:
     """Raises `CheckpointError` for what the system says of a write."""
     try:
         yield

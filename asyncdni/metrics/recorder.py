@@ -9,26 +9,27 @@ numbers (gone wrong), stuck (nothing has moved for too long). Of a run that is t
 resumed, changed (of the experiment, from there on), passed_over (a broken checkpoint).
 What the counters mean stands in docs/telemetry.md.
 
-A run that is taken up again appends to its file: its summary is of all that stands there.
+A run that is taken up again appends to its file: its summary is of all that stands there. Reports
+are thinned there as a run gets older: see `record_file`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from asyncdni import __version__
 from asyncdni.core.tally import EDGE_NAMES, read_distribution
 from asyncdni.metrics.mishaps import Mishaps
 from asyncdni.metrics.processes import Processes
-from asyncdni.metrics.record_file import check_there, open_records, read_records, writing
+from asyncdni.metrics.record_file import RecordFile, newest_reports, read_records
 
 __all__ = ["DISTRIBUTIONS", "STAGE_FIELDS", "Recorder"]
 
-#: Fields of each entry of the summary's `history`. batches: where the data stood.
-_EVALUATION = ("batches", "samples", "train_s", "accuracy", "loss")
+#: Fields of each entry of the summary's `history`, beside `batches`: where the data stood (runs of
+#: early versions do not say).
+_EVALUATION = ("samples", "train_s", "accuracy", "loss")
 
 #: Fields of each entry of the summary's `changes`: what was changed by `--resume --set`, and where
 #: the data stood.
@@ -92,9 +93,10 @@ class Recorder:
     def __init__(self, workers: tuple[str, ...], facts: Mapping[str, Any], folder: Path | None):
         """`facts` (schedule, seed, …) go into the summary as they are.
 
-        What `folder` holds of the run already is read, and added to. Raises `CheckpointError` where
-        that can't be done.
+        What `folder` holds of the run already is read, and added to; `damaged` counts the lines
+        there that are no records. Raises `CheckpointError` where that can't be done.
         """
+        self.damaged = 0
         self.history: list[dict[str, Any]] = []
         self.reports: dict[str, dict[str, Any]] = {name: {} for name in workers}
         self.train_loss: float | None = None  # of the last reports, summed over the losses
@@ -109,13 +111,16 @@ class Recorder:
         self._began_s: float | None = None  # of the first record, on the clock of this process
         self._started_s: float | None = None  # as the following: since the first record of all
         self._ended_s = 0.0
-        self._file: TextIO | None = None
+        self._file: RecordFile | None = None
         if folder is not None:
             path = folder / "metrics.jsonl"
-            for record in read_records(path):
-                self._note(record["kind"], record)
+            reported_s = self._read(read_records(path))
+            newest = newest_reports(path, reported_s)
+            self._read(newest)
             self._add_segment()  # which a death has cut short
-            self._file = open_records(path)
+            self._file = RecordFile(path, len(workers))
+            for record in newest:
+                self._file.add(record)
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
         """Take note of one record. Raises `CheckpointError` where it can't be written."""
@@ -124,12 +129,26 @@ class Recorder:
         line = {"kind": kind, **values, "time_s": round(values["time_s"] - self._began_s, 6)}
         self._note(kind, line)
         if self._file is not None:
-            check_there(self._file)
-            with writing(self._file):
-                self._file.write(json.dumps(line) + "\n")
+            self._file.write(line)
+
+    def _read(self, records: Iterable[dict[str, Any] | None]) -> dict[str, float]:
+        """Take note of what an earlier process has recorded; when each worker's last report was."""
+        reported_s: dict[str, float] = {}
+        for record in records:
+            try:
+                if record is None:
+                    raise ValueError("no record")
+                self._note(record["kind"], record)
+                if record["kind"] == "report":
+                    reported_s[record["stage"]] = record["time_s"]
+            except (KeyError, TypeError, ValueError, AttributeError):
+                self.damaged += 1
+        return reported_s
 
     def _note(self, kind: str, values: Mapping[str, Any]) -> None:
-        self._ended_s = values["time_s"]
+        # A report may be kept later than what came behind it.
+        is_late = kind == "report" and values["time_s"] < self._ended_s
+        self._ended_s = self._ended_s if is_late else values["time_s"]
         self.mishaps.note(kind, values)
         if kind in ("start", "resume"):
             self._training_since_s = self._ended_s
@@ -146,7 +165,8 @@ class Recorder:
         elif kind == "changed":
             self.changes.append({key: values[key] for key in _CHANGE})
         elif kind == "evaluation":
-            self.history.append({key: values[key] for key in _EVALUATION if key in values})
+            batches = {"batches": values["batches"]} if "batches" in values else {}
+            self.history.append(batches | {key: values[key] for key in _EVALUATION})
 
     def _add_segment(self) -> None:
         if self._training_since_s is not None:
@@ -156,8 +176,7 @@ class Recorder:
     def close(self) -> None:
         """Raises `CheckpointError` where the last records can't be written."""
         if self._file is not None:
-            with writing(self._file):
-                self._file.close()
+            self._file.close()
 
     def summary(self, train_s: float) -> dict[str, Any]:
         """The run in numbers; `train_s` is its training time alone, drains included.
