@@ -135,6 +135,16 @@ def test_each_worker_is_a_run_with_its_curves_over_samples(tmp_path: Path) -> No
 
 
 @needs_tensorboard
+def test_the_older_a_run_the_wider_its_points_are_apart(tmp_path: Path) -> None:
+    reports = [report(tick, float(tick), loss_sum=3.0, loss_samples=1) for tick in range(1, 1001)]
+    with EventFiles(tmp_path) as files:
+        feed(files, [("report", {"stage": "a", "values": values}) for values in reports])
+    found = curve(tmp_path / "tensorboard" / "a", "train/loss")
+    assert len(found) < 150 and found[0][0] == 1 and found[-1][0] == 1000
+    assert {loss for _, loss in found} == {3.0}
+
+
+@needs_tensorboard
 def test_evaluations_are_those_of_the_whole_run(tmp_path: Path) -> None:
     with EventFiles(tmp_path) as files:
         feed(files, RECORDS)

@@ -27,7 +27,7 @@ _BLOCK_BYTES = 65536
 _NEWEST = "reports.jsonl"
 #: Between two reports that are kept, at least and at most.
 _GAP_MIN_S = 0.5
-_GAP_MAX_S = 60.0  # and a second for each worker: so a run adds the same, however many it has
+_GAP_MAX_S = 60.0  # a second for each worker where that is more: so all together add the same
 #: Reports come somewhat sooner or later than they should.
 _UNPUNCTUAL_S = 0.1
 #: Of a number in a report; times are then right to a microsecond for a quarter of an hour.
@@ -35,10 +35,13 @@ _DIGITS = 9
 
 
 class Thinning:
-    """Which reports are kept, of processes that grow older."""
+    """Which reports are kept, of processes that grow older.
 
-    def __init__(self, workers: int) -> None:
-        self._longest_s = max(_GAP_MAX_S, float(workers))
+    `share`: of the age of a process, from one kept report to the next.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
         self._began_s: dict[str, float] = {}  # of the process that is there, by worker
         self._kept_s: dict[str, float] = {}  # when the last report of its was
 
@@ -52,7 +55,8 @@ class Thinning:
         kept_s = self._kept_s.get(stage)
         if kept_s is not None:
             age_s = kept_s - self._began_s.setdefault(stage, kept_s)
-            gap_s = min(self._longest_s, max(_GAP_MIN_S, age_s))
+            longest_s = max(_GAP_MAX_S, float(len(self._kept_s)))
+            gap_s = min(longest_s, max(_GAP_MIN_S, self._share * age_s))
             if kept_s <= time_s < kept_s + gap_s - _UNPUNCTUAL_S:
                 return False
         self._kept_s[stage] = time_s
@@ -62,10 +66,10 @@ class Thinning:
 class RecordFile:
     """A `metrics.jsonl` that is added to, behind its last whole line."""
 
-    def __init__(self, path: Path, workers: int) -> None:
+    def __init__(self, path: Path) -> None:
         """Raises `CheckpointError` where it can't be written."""
         self._file = _opened(path)
-        self._thinning = Thinning(workers)
+        self._thinning = Thinning(1.0)
         self._waiting: dict[str, str] = {}  # lines of the newest reports that are not kept, yet
         self._losses: dict[str, tuple[float, int]] = {}  # of reports since: sum, samples
         self._newest = path.with_name(_NEWEST)

@@ -118,7 +118,7 @@ class Recorder:
             newest = newest_reports(path, reported_s)
             self._read(newest)
             self._add_segment()  # which a death has cut short
-            self._file = RecordFile(path, len(workers))
+            self._file = RecordFile(path)
             for record in newest:
                 self._file.add(record)
 

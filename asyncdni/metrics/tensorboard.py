@@ -5,7 +5,7 @@ shows as a run of its own: one chart then has the same curve of all of them. The
 the samples that the worker has done; of evaluations, those that the whole network has.
 
 Counters of reports are sums since the start; what is written here is how things were between two
-reports of a worker, so that changes show.
+reports of a worker, so that changes show. Not every report is written: see `record_file.Thinning`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from asyncdni.core.tally import EDGES, Distribution, read_distribution
 from asyncdni.errors import CheckpointError, ConfigError
+from asyncdni.metrics.record_file import Thinning
 
 __all__ = ["FOLDER", "EventFiles", "stage_scalars"]
 
@@ -26,6 +27,9 @@ __all__ = ["FOLDER", "EventFiles", "stage_scalars"]
 FOLDER = "tensorboard"
 
 _FLUSH_S = 5.0
+#: From one report that is written to the next, of the age of the worker's process: a curve has some
+#: hundred points in ten minutes, and one a minute later on.
+_SPACING = 0.05
 #: Tags of shares of the time between two reports, and the counter in seconds behind each.
 _SHARES = {
     "time/busy": ("compute_s", "generator_s"),
@@ -115,7 +119,9 @@ class EventFiles:
         self._open: Callable[..., Any] = EventFileWriter
         self._event, self._summary, self._histogram = event_pb2, summary_pb2, histogram_pb2
         self._writers: dict[str, Any] = {}  # by worker; "": of the whole run
-        self._before: dict[str, Counters] = {}  # the last report of each worker
+        self._before: dict[str, Counters] = {}  # the last report of each worker that was written
+        self._waiting: dict[str, tuple[float, Counters]] = {}  # when the newest came, if it was not
+        self._thinning = Thinning(_SPACING)
         self._epoch_s: float | None = None  # the time of day at time_s = 0
 
     def __enter__(self) -> EventFiles:
@@ -135,7 +141,9 @@ class EventFiles:
         """
         if self._epoch_s is None:
             self._epoch_s = time.time() - values["time_s"]
-        if kind == "report":
+        if kind == "joined":
+            self._thinning.joined(values["stage"], values["time_s"])
+        elif kind == "report":
             self._report(values["stage"], values["values"], values["time_s"])
         elif kind == "evaluation":
             keys = {"test/accuracy": "accuracy", "test/loss": "loss"}
@@ -148,12 +156,24 @@ class EventFiles:
 
     def close(self) -> None:
         """Raises `CheckpointError` where the last records can't be written."""
-        writers, self._writers = self._writers, {}
-        with self._writing():
-            for writer in writers.values():
-                writer.close()
+        try:
+            for stage, (time_s, now) in self._waiting.items():
+                self._write_report(stage, now, time_s)
+        finally:
+            self._waiting.clear()
+            writers, self._writers = self._writers, {}
+            with self._writing():
+                for writer in writers.values():
+                    writer.close()
 
     def _report(self, stage: str, now: Counters, time_s: float) -> None:
+        _, earlier = self._waiting.get(stage, (0.0, {}))
+        losses = {key: now[key] + earlier.get(key, 0) for key in ("loss_sum", "loss_samples")}
+        self._waiting[stage] = time_s, {**now, **losses}
+        if self._thinning.keeps(stage, time_s):
+            self._write_report(stage, self._waiting.pop(stage)[1], time_s)
+
+    def _write_report(self, stage: str, now: Counters, time_s: float) -> None:
         before, self._before[stage] = self._before.get(stage, {}), now
         samples = now.get("samples") or 0
         if not samples:
