@@ -12,6 +12,7 @@ from typing import NoReturn
 from asyncdni import __version__
 from asyncdni.cli import COMMANDS
 from asyncdni.errors import AsyncDNIError
+from asyncdni.imports import leave_out_current_folder, look_in_current_folder
 
 __all__ = ["main"]
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = list(sys.argv[1:] if argv is None else argv)
         args = _parser(given).parse_args(given)
         if getattr(args, "allow_import", False):
-            sys.path.insert(0, "")  # the current folder, where `python -m` looks anyway
+            look_in_current_folder()
         return int(args.run(args))
     except AsyncDNIError as error:
         print(f"asyncdni: {' | '.join(str(error).splitlines())}", file=sys.stderr)
@@ -71,4 +72,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    leave_out_current_folder()  # where `python -m` looks first, whatever lies there
     sys.exit(main())

@@ -19,6 +19,7 @@ from asyncdni.core.ledger import Ledger
 from asyncdni.core.roster import Roster
 from asyncdni.errors import CheckpointError
 from asyncdni.given import begins_with, keep
+from asyncdni.imports import check_may_train
 from asyncdni.launchers.by_hand import typed_command
 from asyncdni.lock import locked
 from asyncdni.metrics.recorder import Recorder
@@ -60,6 +61,7 @@ def conduct(
     Raises whatever ends the run, and `CheckpointError` where workers on other hosts have written
     their weights there.
     """
+    check_may_train()
     with ExitStack() as stack:
         transport = CoordinatorTransport(bind, keys)
         stack.callback(transport.close, _LINGER_S)

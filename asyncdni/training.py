@@ -20,6 +20,7 @@ from asyncdni.conducting import Observer, conduct
 from asyncdni.datasets import describe
 from asyncdni.errors import ConfigError
 from asyncdni.given import begin_with
+from asyncdni.imports import check_may_train
 from asyncdni.launchers.local import LocalLauncher, worker_command
 from asyncdni.metrics.tensorboard import EventFiles
 from asyncdni.metrics.trace_events import merged_at_end
@@ -66,6 +67,7 @@ def train(
     Raises:
         AsyncDNIError: one of its classes; whatever ends a run names its place and its cure.
     """
+    check_may_train()
     if resume is None:
         chosen = _resolve(source, schedule, seed, [*set, *_init_setting(init)])
     else:

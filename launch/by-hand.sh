@@ -12,7 +12,7 @@
 # Ctrl-C stops the coordinator, which has all workers save what was learned (with --out) and leave.
 set -eu
 
-asyncdni=${ASYNCDNI:-asyncdni} # or "python3 -m asyncdni"
+asyncdni=${ASYNCDNI:-asyncdni} # or "python3 -P -m asyncdni"
 experiment=$(dirname "$0")/digits.toml
 address=tcp://127.0.0.1:5555
 case "${1:-}" in

@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "messages": set[str](),
     "config": set[str](),
     "schedules": set[str](),
-    "nn": {"errors"},
+    "imports": {"errors"},
+    "nn": {"imports", "errors"},
     "core": {"schedules", "messages", "errors"},
     "backends": {"nn", "network", "schedules.base", "messages", "config", "errors"},
     "datasets": {"nn.streams", "schedules.base", "config", "errors"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {
         *("core", "schedules", "plan", "network", "conditions", "experiment", "messages"),
         *("config", "errors"),
     },
-    "launchers": {"core.liveness", "config", "errors"},
+    "launchers": {"core.liveness", "imports", "config", "errors"},
     "checkpoint": {"weights", "experiment", "datasets.base", "messages", "config", "errors"},
     "metrics": {"core.tally", "weights", "errors"},
     "runtime": {

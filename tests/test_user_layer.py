@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,6 +163,8 @@ def test_an_error_in_it_carries_the_workers_traceback_in_python(
 MISTAKES = {
     "no module": ("yourlayer:Scale", ["can't import 'yourlayer'"]),
     "no class": ("mylayer:Scales", ["module mylayer has no class 'Scales'"]),
+    "a name of Python's": ("token:Scale", ["token.py", "give yours another name"]),
+    "a script's": ("__main__:Scale", ["a worker is another program", '"FILE:Scale"']),
     "no layer": ("mylayer:Nothing", ["output_shape, build, forward, backward, evaluate"]),
     "no option": ("mylayer:Scale", ["no option 'last'", "first, fail_at"]),
 }
@@ -183,3 +186,46 @@ def test_the_console_script_finds_it_in_the_current_folder_too(site: Site) -> No
     argv = ["train", "tiny.toml", "--allow-import", "--out", "run"]
     finished = site.python(script, *argv).finished()
     assert (finished.code, finished.err) == (0, "")
+
+
+# --- whose Python it is that a worker runs in ----------------------------------------------------
+
+
+def test_no_file_of_the_users_takes_the_place_of_another_module(site: Site) -> None:
+    """Neither of Python's modules nor of those of packages; the layer's own is found."""
+    for name in ("token", "types", "random", "tomllib", "msgpack", "numpy"):
+        site.write(f"{name}.py", 'open("ran", "a").write(__name__)\nraise ImportError("no")\n')
+    argv = [sys.executable, "-P", "-m", "asyncdni", "train", "tiny.toml", "--out", "run"]
+    finished = site.execute([*argv, "--allow-import"]).finished()
+    assert (finished.code, finished.err) == (0, "")
+    assert not (site.folder / "ran").exists()
+
+
+def test_a_worker_that_may_import_looks_exactly_where_its_parent_does(site: Site) -> None:
+    site.write("mylayer.py", MODULE + "import sys\nprint('looks in', sys.path)\n")
+    script = """\
+import sys
+sys.path.insert(1, "here")
+import asyncdni
+if __name__ == "__main__":
+    asyncdni.train("tiny.toml", out="run", allow_import=True)
+"""
+    site.write("scripts/train.py", script)
+    (site.folder / "mylayer.py").rename(site.folder / "scripts" / "mylayer.py")
+    finished = site.python("scripts/train.py").finished()
+    assert finished.code == 0, finished.err
+    parents = finished.out.strip().replace("'here'", repr(str(site.folder / "here")))
+    assert parents.startswith(f"looks in ['{site.folder}/scripts', '{site.folder}/here', ")
+    assert (site.folder / "run" / "logs" / "hidden.log").read_text().strip() == parents
+
+
+def test_a_script_that_trains_where_its_layer_is_imported_ends_with_a_line(site: Site) -> None:
+    call = 'open("runs", "a").write("x")\n'
+    call += 'import asyncdni\nasyncdni.train("tiny.toml", allow_import=True)\n'
+    site.write("mylayer.py", MODULE + call)
+    finished = site.python("mylayer.py").finished()
+    assert finished.code == 1
+    last = finished.err.splitlines()[-1]
+    assert "module mylayer trains while it is imported" in last
+    assert 'if __name__ == "__main__":' in last
+    assert (site.folder / "runs").read_text() == "xx"  # as a script, and as a module: no more

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from asyncdni.cli.secure import add_security, keys_for
+from asyncdni.imports import look_where_parent_does, mark_worker
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -55,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
     # NumPy reads its thread count once, when it is imported: see the launchers' environment.
     from asyncdni.runtime.join import run_worker
 
+    mark_worker(args.stage)
+    if args.allow_import:
+        look_where_parent_does()
     run_worker(
         args.stage,
         args.coordinator,

@@ -14,9 +14,14 @@ from typing import Self
 
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import LaunchError
+from asyncdni.imports import PATH_VARIABLE, path_of_this_process
 
 __all__ = ["LocalLauncher", "worker_command"]
 
+#: What a worker runs: see there.
+_ENTRY = Path(__file__).with_name("entry.py")
+#: Of Python's flags, by name in `sys.flags`, those that say where modules come from.
+_WORLD_FLAGS = {"isolated": "-I", "ignore_environment": "-E", "no_user_site": "-s"}
 #: Every BLAS that NumPy may be built with.
 _THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
@@ -42,8 +47,9 @@ _FREELY = 0.5
 
 
 def worker_command(stage: str, coordinator: str, *, allow_import: bool = False) -> list[str]:
-    """The command line of one worker: the same as a user would type."""
-    command = [sys.executable, "-m", "asyncdni", "worker"]
+    """The command line of one worker: what a user would type, by this process's own Python."""
+    flags = [flag for name, flag in _WORLD_FLAGS.items() if getattr(sys.flags, name)]
+    command = [sys.executable, "-P", *flags, str(_ENTRY), "worker"]
     command += ["--stage", stage, "--coordinator", coordinator]
     return [*command, "--allow-import"] if allow_import else command
 
@@ -147,6 +153,7 @@ class LocalLauncher:
     def _start(self, name: str) -> None:
         environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self._threads))}
         environment["ASYNCDNI_PARENT_PID"] = str(os.getpid())
+        environment[PATH_VARIABLE] = path_of_this_process()
         try:
             with open(self._log(name), "ab") as log:
                 process = subprocess.Popen(

@@ -120,6 +120,6 @@ def _log(folder: Path, name: str) -> Path:
 
 def _start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "asyncdni", *words]
+    command = [sys.executable, "-P", "-m", "asyncdni", *words]
     with open(log, "wb") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=file)

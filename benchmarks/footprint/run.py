@@ -89,7 +89,7 @@ def mean_of(sizes: list[float], tenth: int) -> float:
 
 
 def train(width: int, schedule: str, out: Path, *options: str) -> None:
-    command = [sys.executable, "-m", "asyncdni", "train", str(FILES[width]), "--quiet"]
+    command = [sys.executable, "-P", "-m", "asyncdni", "train", str(FILES[width]), "--quiet"]
     subprocess.run([*command, "--schedule", schedule, "--out", str(out), *options], check=True)
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
+from types import ModuleType
 from typing import Any
 
-from asyncdni.errors import ConfigError
+from asyncdni.errors import AsyncDNIError, ConfigError
+from asyncdni.imports import importing
 from asyncdni.nn.base import Layer
 from asyncdni.nn.layers.batch_norm import BatchNorm
 from asyncdni.nn.layers.batch_norm_2d import BatchNorm2d
@@ -132,14 +135,23 @@ def _find(name: str, allow_import: bool) -> type[Any]:
 
 def _import(name: str) -> type[Any]:
     module_name, _, class_name = name.partition(":")
+    if module_name == "__main__":
+        raise ConfigError(
+            f"layer {name!r}: a worker is another program than yours; put the class into a file "
+            f'FILE.py of its own, and name it as "FILE:{class_name}"'
+        )
     try:
-        module = importlib.import_module(module_name)
+        with importing(module_name):
+            module = importlib.import_module(module_name)
     except Exception as error:  # the user's code may fail in any way
-        what = f"{type(error).__name__}: {error}"
+        ours = isinstance(error, AsyncDNIError)
+        what = str(error) if ours else f"{type(error).__name__}: {error}"
         raise ConfigError(f"layer {name!r}: can't import {module_name!r}: {what}") from error
     kind = getattr(module, class_name, None)
     if not isinstance(kind, type):
-        raise ConfigError(f"layer {name!r}: module {module_name} has no class {class_name!r}")
+        raise ConfigError(
+            f"layer {name!r}: module {module_name} has no class {class_name!r}{_whose(module)}"
+        )
     missing = [method for method in _METHODS if not callable(getattr(kind, method, None))]
     if missing:
         raise ConfigError(
@@ -147,6 +159,13 @@ def _import(name: str) -> type[Any]:
             "layer must have"
         )
     return kind
+
+
+def _whose(module: ModuleType) -> str:
+    """Where it comes from: there may be another of that name."""
+    file = getattr(module, "__file__", None) or "part of Python"
+    own = module.__name__.partition(".")[0] in sys.stdlib_module_names
+    return f"; it is {file}" + (", a module of Python's: give yours another name" if own else "")
 
 
 def _options(name: str, kind: type[Any], given: object) -> dict[str, Any]:

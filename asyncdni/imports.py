@@ -1,0 +1,110 @@
+"""Where Python looks for modules, and what may not happen while the user's own are imported.
+
+A process of ours finds nothing in the current folder and in the folder of a script, where anybody's
+`token.py` may lie, before it has been told to import the user's layers. From then on a worker looks
+exactly where its parent does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from asyncdni.errors import ConfigError
+
+__all__ = [
+    "PATH_VARIABLE",
+    "check_may_train",
+    "importing",
+    "leave_out_current_folder",
+    "look_in_current_folder",
+    "look_where_parent_does",
+    "mark_worker",
+    "path_of_this_process",
+]
+
+#: Environment variable with what `path_of_this_process` returns; `launchers.entry` reads it first.
+PATH_VARIABLE = "ASYNCDNI_SYS_PATH"
+#: Environment variable with the stage of the worker that a process is, or descends from.
+_WORKER_VARIABLE = "ASYNCDNI_WORKER"
+
+#: The module that is being imported for a layer; empty: none is.
+_importing: ContextVar[str] = ContextVar("importing", default="")
+
+
+def path_of_this_process() -> str:
+    """As JSON: `path`, where this process looks for modules, and `own`, the folders among them that
+    are there only because it was started in them, or by a script in them."""
+    entries = [entry or _current() for entry in sys.path if _is_text(entry)]
+    path = [os.path.abspath(entry) for entry in entries if entry]
+    script = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    starting = {_current(), os.path.dirname(os.path.realpath(script)) if script else ""} - {""}
+    own = [entry for entry in path if os.path.realpath(entry) in starting]
+    return json.dumps({"path": path, "own": own})
+
+
+def leave_out_current_folder() -> None:
+    """To be called of a module that `python -m` has started: of what it looks in, the first."""
+    if not sys.flags.safe_path and sys.path[0] == _current():
+        del sys.path[0]
+
+
+def look_in_current_folder() -> None:
+    """Too, behind all others: a file there that is named like a module of Python's, or of a package
+    that we need, takes nobody's place."""
+    here = _current()
+    if here and here not in sys.path:
+        sys.path.append(here)
+
+
+def look_where_parent_does() -> None:
+    """Of a worker that was started by a launcher, once it has imported all that it needs itself."""
+    text = os.environ.get(PATH_VARIABLE)
+    if text is not None:
+        sys.path[:] = json.loads(text)["path"]
+
+
+@contextmanager
+def importing(module: str) -> Iterator[None]:
+    """While `module` is imported for a layer, nothing may be trained."""
+    token = _importing.set(module)
+    try:
+        yield
+    finally:
+        _importing.reset(token)
+
+
+def mark_worker(stage: str) -> None:
+    """This process is the worker of a stage: neither it nor what it starts may train."""
+    os.environ[_WORKER_VARIABLE] = stage
+
+
+def check_may_train() -> None:
+    """Raises `ConfigError` where each worker of a run would start a run of its own, without end."""
+    module, stage = _importing.get(), os.environ.get(_WORKER_VARIABLE)
+    if module:
+        where = f"module {module} trains while it is imported for its layers"
+    elif stage is not None:
+        where = f"training was begun inside the worker of stage {stage}"
+    else:
+        return
+    raise ConfigError(
+        f"{where}; every worker imports it too, so put what trains under "
+        '`if __name__ == "__main__":`, or into another file'
+    )
+
+
+def _current() -> str:
+    """The current folder; empty where it has been removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
+def _is_text(entry: object) -> bool:
+    return isinstance(entry, str)
