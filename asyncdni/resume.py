@@ -18,6 +18,7 @@ from asyncdni.build import Design, make_roster
 from asyncdni.checkpoint import Manifest, differences, latest, next_cut, read_state
 from asyncdni.core.ledger import Ledger
 from asyncdni.errors import CheckpointError, ConfigError
+from asyncdni.files import read_file
 from asyncdni.run import CHECKPOINTS, EXPERIMENT, SNAPSHOTS, SUMMARY
 
 __all__ = ["Beginning", "changed_experiment", "find_beginning", "is_complete"]
@@ -98,7 +99,7 @@ def is_complete(folder: Path, chosen: config.Experiment) -> bool:
     Raises `ConfigError` where it asks for fewer.
     """
     try:
-        epochs = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["epochs"]
+        epochs = json.loads(read_file(folder / SUMMARY))["epochs"]
     except (OSError, ValueError, KeyError, TypeError):
         return False  # the summary is the last thing that a run writes
     if chosen.run.epochs < epochs:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from asyncdni import config, experiment
 from asyncdni.datasets import Meta, describe
 from asyncdni.errors import CheckpointError, ConfigError
+from asyncdni.files import read_file
 from asyncdni.weights import encoded, load_stage, write_atomically
 
 __all__ = [
@@ -110,18 +111,26 @@ def create_folder(path: Path, tables: config.Experiment) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
+        if any(path.iterdir()) or not _made(path / _LOGS):
             raise ConfigError(
                 f"--out {path}: the folder is not empty; expected a new or an empty one, "
                 "so that no earlier run is lost"
             )
-        (path / _LOGS).mkdir()
         write_atomically(path / EXPERIMENT, experiment.dumps(tables).encode())
     except OSError as error:
         raise ConfigError(f"--out {path}: can't be written: {error.strerror}") from error
     except CheckpointError as error:
         raise ConfigError(f"--out {path}: {error}") from error
     return path.resolve()
+
+
+def _made(folder: Path) -> bool:
+    """Whether this process has; of several that begin a run there in the same moment one will."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def reopen_folder(folder: Path, tables: config.Experiment) -> Path:
@@ -167,7 +176,7 @@ def open_run(folder: str | Path, weights: str = "final") -> Result:
         raise CheckpointError(f"{folder} is no run folder: it has no {EXPERIMENT}")
     found = experiment.load(path)
     try:
-        summary = json.loads((folder / SUMMARY).read_text())
+        summary = json.loads(read_file(folder / SUMMARY))
     except FileNotFoundError:
         summary = {"history": [], "test_accuracy": None}  # interrupted: weights may be here
     except (OSError, ValueError) as error:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.numpy import load as load_bytes
 from safetensors.numpy import save as to_bytes
 
 from asyncdni.errors import CheckpointError
+from asyncdni.files import read_file, replaced
 
 __all__ = [
     "Array",
@@ -53,7 +52,7 @@ def load_stage(folder: Path, stage: str) -> dict[str, Array]:
     """The weights of one declared stage. Raises `CheckpointError` for a missing or torn file."""
     path = folder / f"{stage}.safetensors"
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"no weights of stage {stage} at {path}") from None
     except OSError as error:
@@ -73,19 +72,9 @@ def write_atomically(path: Path, *content: bytes | memoryview) -> None:
     """Write the pieces of it through a temporary file beside it. Raises `CheckpointError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                for piece in content:
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with replaced(path) as file:
+            for piece in content:
+                file.write(piece)
     except OSError as error:
         raise CheckpointError(f"can't write {path}: {error.strerror}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import json
 import os
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from asyncdni import checkpoint, weights
+from asyncdni import checkpoint
 from asyncdni.checkpoint import (
     Manifest,
     commit,
@@ -289,12 +290,12 @@ def fail(number: int) -> Any:
     return failing
 
 
-@pytest.mark.parametrize("step", ["mkstemp", "fsync", "replace"])
+@pytest.mark.parametrize("step", ["open", "fsync", "replace"])
 def test_a_full_disk_leaves_no_half_of_a_cut_and_the_one_before_whole(
     root: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut(root, 1)
-    owner = weights.tempfile if step == "mkstemp" else os
+    owner = builtins if step == "open" else os
     with monkeypatch.context() as patch:
         patch.setattr(owner, step, fail(errno.ENOSPC))
         with pytest.raises(CheckpointError, match=r"can't write .*: No space left on device"):
@@ -304,14 +305,14 @@ def test_a_full_disk_leaves_no_half_of_a_cut_and_the_one_before_whole(
     assert [path.name for path in cut_folder(root, 2).iterdir()] == []
 
 
-@pytest.mark.parametrize("step", ["mkstemp", "fsync", "replace"])
+@pytest.mark.parametrize("step", ["open", "fsync", "replace"])
 def test_a_disk_that_is_full_at_the_commit_leaves_the_cuts_before(
     root: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut(root, 1, keep=1)
     files = write_state(cut_folder(root, 2), state(2), COUNTS, durable=True)
     with monkeypatch.context() as patch:
-        patch.setattr(weights.tempfile if step == "mkstemp" else os, step, fail(errno.ENOSPC))
+        patch.setattr(builtins if step == "open" else os, step, fail(errno.ENOSPC))
         with pytest.raises(CheckpointError, match="No space left on device"):
             commit(root, manifest(2, files), 1)
     found, _ = latest(root)

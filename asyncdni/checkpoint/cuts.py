@@ -11,6 +11,7 @@ from pathlib import Path
 from asyncdni.checkpoint.files import stage_file
 from asyncdni.checkpoint.manifest import Manifest, manifest_file, read_manifest, write_manifest
 from asyncdni.errors import CheckpointError
+from asyncdni.files import open_file
 from asyncdni.weights import sync_folder
 
 __all__ = ["commit", "cut_folder", "latest", "next_cut"]
@@ -82,7 +83,7 @@ def _whole(own: Path, number: int) -> Manifest:
     for stage, digest in manifest.files.items():
         path = stage_file(own, stage)
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None

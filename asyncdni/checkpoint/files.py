@@ -10,6 +10,7 @@ from pathlib import Path
 from asyncdni.checkpoint.encoding import Array, decode, encode
 from asyncdni.checkpoint.snapshots import read_snapshots, slots, write_snapshots
 from asyncdni.errors import CheckpointError
+from asyncdni.files import read_file
 from asyncdni.weights import sync_folder, write_atomically
 
 __all__ = ["read_state", "stage_file", "write_state"]
@@ -95,7 +96,7 @@ def _read(
 ) -> tuple[dict[str, Array], dict[str, str]]:
     path = stage_file(folder, stage)
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"no state of stage {stage}: {path} is missing") from None
     except OSError as error:

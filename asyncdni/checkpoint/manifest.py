@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from asyncdni.errors import CheckpointError
+from asyncdni.files import read_file
 from asyncdni.weights import write_atomically
 
 __all__ = ["VERSION", "Manifest", "manifest_file", "read_manifest", "write_manifest"]
@@ -60,7 +61,7 @@ def read_manifest(folder: Path) -> Manifest:
     of another version."""
     path = manifest_file(folder)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {path.name}: it was not finished") from None
     except OSError as error:

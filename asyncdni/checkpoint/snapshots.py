@@ -23,6 +23,7 @@ from asyncdni.checkpoint.encoding import (
     metadata_of,
 )
 from asyncdni.errors import CheckpointError
+from asyncdni.files import check_file, open_file, read_file
 
 __all__ = ["discard_snapshots", "read_snapshots", "slots", "write_snapshots"]
 
@@ -53,7 +54,8 @@ def _overwrite(path: Path, pieces: Sequence[Piece]) -> None:
     """Torn, to whoever looks, until it is done."""
     head = pieces[0]
     assert isinstance(head, bytes)
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+    check_file(path)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         file.write(bytes(LENGTH_BYTES))
         file.flush()
         file.write(head[LENGTH_BYTES:])
@@ -68,7 +70,7 @@ def _overwrite(path: Path, pieces: Sequence[Piece]) -> None:
 def _serial(path: Path) -> int:
     """From 1; 0 for a file that is missing, torn or not a snapshot."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             length = header_length(file.read(LENGTH_BYTES))
             return int(metadata_of(file.read(length)).get("serial", "0")) if length else 0
     except (OSError, ValueError):
@@ -83,7 +85,7 @@ def read_snapshots(folder: Path, stages: Sequence[str]) -> dict[str, Content]:
         own: dict[int, Content] = {}
         for path in slots(folder, stage):
             try:
-                arrays, noted = decode(path.read_bytes(), str(path))
+                arrays, noted = decode(read_file(path), str(path))
                 if noted.get("stage") != stage:
                     raise CheckpointError(f"{path} holds stage {noted.get('stage')!r}")
                 own[int(noted["serial"])] = arrays, noted

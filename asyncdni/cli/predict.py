@@ -10,6 +10,7 @@ import numpy as np
 
 from asyncdni.errors import DataError
 from asyncdni.evaluation import predict
+from asyncdni.files import read_file
 from asyncdni.run import open_run
 from asyncdni.weights import write_atomically
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(path: Path) -> np.ndarray:
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = np.load(io.BytesIO(read_file(path)), allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             raise DataError(
                 f"{path} holds one array without a name; expected an .npz file with an array x, "
@@ -65,7 +66,9 @@ def _read(path: Path) -> np.ndarray:
         raise DataError(f"no file {path}") from None
     except DataError:
         raise
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
         raise DataError(f"{path} is no .npz file of plain arrays: {error}") from error
     except Exception as error:  # zipfile and zlib have errors of their own
         raise DataError(f"{path} can't be read: {error}") from error

@@ -16,6 +16,7 @@ from asyncdni import experiment
 from asyncdni.comparison.entries import Entry
 from asyncdni.comparison.networks import difference, network_difference, tables_of
 from asyncdni.errors import AsyncDNIError, ConfigError
+from asyncdni.files import read_file
 from asyncdni.metrics.comparison import Result
 from asyncdni.metrics.machine import describe_machine
 
@@ -75,7 +76,7 @@ def discard_unfinished(
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / COMPARISON
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_file(path))
     except FileNotFoundError:
         raise ConfigError(
             f"--resume {folder}: there is no {COMPARISON} in it; expected the folder of a "

@@ -8,6 +8,7 @@ from pathlib import Path
 from asyncdni.datasets.mnist import FILES, File, checked, find
 from asyncdni.datasets.transfer import Progress, base_folder, receive, write
 from asyncdni.errors import DataError
+from asyncdni.files import read_file
 
 __all__ = ["MIRRORS", "Progress", "default_folder", "fetch", "held"]
 
@@ -35,7 +36,7 @@ def held(file: File, folder: Path) -> Path | None:
     if path is None:
         return None
     try:
-        checked(file, path.read_bytes(), str(path))
+        checked(file, read_file(path), str(path))
     except (OSError, DataError):
         return None
     return path

@@ -19,6 +19,7 @@ from asyncdni.datasets.base import Array, Dataset, Meta
 from asyncdni.datasets.folders import data_folders
 from asyncdni.datasets.idx import decompress, parse
 from asyncdni.errors import DataError
+from asyncdni.files import read_file
 
 __all__ = [
     "FILES",
@@ -168,7 +169,7 @@ def checked(file: File, content: bytes, source: str) -> bytes:
 
 def _read(file: File, path: Path) -> Array:
     try:
-        raw = checked(file, path.read_bytes(), str(path))
+        raw = checked(file, read_file(path), str(path))
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from None
     except DataError as error:

@@ -25,6 +25,7 @@ from asyncdni import config
 from asyncdni.datasets.base import ARRAYS, Array, Dataset, Meta
 from asyncdni.datasets.checks import check_forms
 from asyncdni.errors import DataError
+from asyncdni.files import open_file
 
 __all__ = ["describe", "load", "read"]
 
@@ -72,7 +73,7 @@ def read(path: Path) -> dict[str, Array]:
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             yield archive
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
@@ -85,8 +86,10 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
             f"{path}: damaged, or no .npz file at all ({error}); "
             "expected what numpy.savez or numpy.savez_compressed writes"
         ) from None
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from None
     # NotImplementedError, RuntimeError: zip members that are encrypted or packed in other ways.
-    except (OSError, EOFError, ValueError, zlib.error, NotImplementedError, RuntimeError) as error:
+    except (EOFError, ValueError, zlib.error, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path}: can't be read ({error}); write it anew") from None
 
 

@@ -23,6 +23,7 @@ from asyncdni.datasets.idx import decompress
 from asyncdni.datasets.meta import Array, Meta
 from asyncdni.datasets.sequences import Sequence, Sequences, describe_windows
 from asyncdni.errors import DataError
+from asyncdni.files import read_file
 from asyncdni.nn.streams import stream
 
 __all__ = [
@@ -130,7 +131,7 @@ def find(path: str) -> Path:
 def read(path: Path) -> str:
     """The whole file as text. Raises `DataError` for one that is missing, empty or no UTF-8."""
     try:
-        raw = decompress(path.read_bytes(), str(path), BYTES_MAX)
+        raw = decompress(read_file(path), str(path), BYTES_MAX)
         text = raw.decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}); expected a text file") from None

@@ -6,7 +6,6 @@ place and renamed: a folder holds whole, right files only.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import urllib.error
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from asyncdni.datasets.folders import cache_folder
 from asyncdni.errors import DataError
+from asyncdni.files import replaced
 
 __all__ = ["Progress", "base_folder", "receive", "write"]
 
@@ -67,18 +67,14 @@ def receive(
 
 def write(path: Path, content: bytes) -> None:
     """All of `content` or nothing, even if this process is killed. Raises `DataError`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
+        with replaced(path) as file:
+            file.write(content)
     except OSError as error:
         raise DataError(
             f"{path}: can't be written ({error.strerror}); choose a folder with --folder"
         ) from None
-    finally:
-        with contextlib.suppress(OSError):  # a folder that can't be written to holds no part
-            partial.unlink(missing_ok=True)
 
 
 def _received(mirror: str, name: str, bytes_max: int, progress: Progress) -> bytes:

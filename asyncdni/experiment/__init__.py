@@ -10,7 +10,6 @@ import copy
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,6 +22,7 @@ from asyncdni.experiment.conditions import check_texts
 from asyncdni.experiment.overrides import Setting, apply, parse_setting
 from asyncdni.experiment.schema import EXPERIMENT, OPTIMIZER, SCHEDULE, checked
 from asyncdni.experiment.wording import NAME, shown, stage_place, tag_key, variants
+from asyncdni.files import decode_text, read_file
 from asyncdni.messages import COORDINATOR, DATA
 
 __all__ = ["change", "dumps", "load", "parse", "stage_optimizer", "stage_schedule", "tables"]
@@ -131,7 +131,7 @@ def stage_schedule(experiment: config.Experiment, stage: config.Stage) -> config
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     name = os.fspath(path)
     try:
-        return tomllib.loads(Path(path).read_bytes().decode())
+        return tomllib.loads(decode_text(read_file(path)))
     except FileNotFoundError:
         raise ConfigError(f"{name}: no such file; expected an experiment file (TOML)") from None
     except OSError as error:

@@ -202,6 +202,8 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 def _opened(path: Path) -> TextIO:
     """To be written at its end, behind the last whole line."""
     try:
+        if path.is_fifo():
+            raise CheckpointError(f"can't write {path}: it is a pipe, expected a file")
         if path.is_file():
             with open(path, "rb+") as whole:
                 whole.truncate(_end_of_lines(whole))

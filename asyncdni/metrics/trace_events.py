@@ -11,9 +11,8 @@ microseconds since the first event of any worker. A message is received at a mom
 from __future__ import annotations
 
 import contextlib
+import io
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from asyncdni.errors import CheckpointError
+from asyncdni.files import replaced
 from asyncdni.metrics.traces import (
     OP,
     OP_NAMES,
@@ -203,17 +203,10 @@ def _reason(folder: Path, worker: str, error: CheckpointError) -> str:
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[TextIO]:
     """A file that takes the place of `path` once all has been written to it."""
-    temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"can't write {path}: {error.strerror}") from error
-        raise
+        with replaced(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8")
+            yield text
+            text.detach()  # what it has buffered goes to the file, which stays open
+    except OSError as error:
+        raise CheckpointError(f"can't write {path}: {error.strerror}") from error

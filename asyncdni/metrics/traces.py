@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncdni.errors import CheckpointError
+from asyncdni.files import open_file
 
 __all__ = [
     "ACTIVATION",
@@ -142,7 +143,7 @@ def read_trace(folder: Path, worker: str) -> WorkerTrace:
     """The trace of one worker of a run made with `--trace`. Raises `CheckpointError`."""
     path = trace_path(folder, worker)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as found:
             events, lost, clock = found["events"], int(found["lost"]), str(found["clock"])
             names = tuple(found["names"].tolist())
     except FileNotFoundError:

@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from asyncdni.errors import ConfigError
+from asyncdni.files import decode_text, read_file
 from asyncdni.simulator.script import Mishap, parse_line
 
 __all__ = ["Faults", "check_faults", "parse_faults"]
@@ -144,7 +145,7 @@ def _number(name: str, text: str) -> float | int:
 
 def _from_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(decode_text(read_file(path)))
     except OSError as error:
         raise ConfigError(f"--faults {path}: can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
