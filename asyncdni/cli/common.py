@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from asyncdni.errors import ConfigError
@@ -13,7 +16,7 @@ __all__ = [
     "add_experiment",
     "add_init",
     "condition_flags",
-    "free_folder",
+    "new_folder",
     "settings",
 ]
 
@@ -100,10 +103,31 @@ def _slow_setting(text: str) -> str:
     return f"slow.{name}.factor={factor}"
 
 
-def free_folder(parent: Path, name: str) -> Path:
-    """parent/name, or the first of parent/name-2, parent/name-3, … that is not there yet."""
-    folder, number = parent / name, 1
-    while folder.exists():
-        number += 1
-        folder = parent / f"{name}-{number}"
-    return folder
+@contextmanager
+def new_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A new folder of this run's own: parent/name, or the first of parent/name-2, parent/name-3, …
+    that nobody has. Gone again at the end where nothing has been put into it.
+
+    Raises `ConfigError` where none can be made.
+    """
+    folder = _make_first_free(parent, name)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # refused unless empty
+
+
+def _make_first_free(parent: Path, name: str) -> Path:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            folder = parent / (name if number == 1 else f"{name}-{number}")
+            with suppress(FileExistsError):
+                folder.mkdir()  # by one process alone, however many want it
+                return folder
+    except OSError as error:
+        raise ConfigError(
+            f"{parent / name}: can't be made: {error.strerror}; name a folder with --out"
+        ) from error
+    raise AssertionError("there is always a next number")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from asyncdni.cli.common import add_conditions, add_experiment, add_init, free_folder, settings
+from asyncdni.cli.common import add_conditions, add_experiment, add_init, new_folder, settings
 from asyncdni.cli.comparison_table import make_tables, notes
 from asyncdni.cli.display import make_display, say
 from asyncdni.comparison import (
@@ -25,6 +26,7 @@ from asyncdni.comparison import (
     run_entry,
 )
 from asyncdni.errors import ConfigError, Interrupted
+from asyncdni.lock import LOCK, locked
 from asyncdni.metrics.comparison import Result
 from asyncdni.metrics.machine import cores
 from asyncdni.weights import write_atomically
@@ -130,16 +132,13 @@ def run(args: argparse.Namespace) -> int:
         allow_import=args.allow_import,
     )
     _check_json(args.json)
-    if args.resume is None:
-        folder, finished = _make_folder(args), []
-    else:
-        folder = _resumed_folder(args)
-        finished = finished_runs(folder, entries)
-        discard_unfinished(folder, entries, finished)
     # With `--json -` standard output belongs to the JSON alone.
     console = Console(stderr=args.json == "-", highlight=False)
-    found = _run_all(args, entries, finished, folder, console)
-    _report(args, found, folder, console)
+    with _new_folder(args) if args.resume is None else _old_folder(args, entries) as folder:
+        finished = [] if args.resume is None else finished_runs(folder, entries)
+        discard_unfinished(folder, entries, finished)
+        found = _run_all(args, entries, finished, folder, console)
+        _report(args, found, folder, console)
     return 0
 
 
@@ -256,12 +255,23 @@ def _check_json(path: str | None) -> None:
         raise ConfigError(f"--json {path}: there is no folder {Path(path).parent}; create it first")
 
 
-def _make_folder(args: argparse.Namespace) -> Path:
-    name = f"{Path(args.file).stem}-compare"
-    folder = Path(args.out) if args.out else free_folder(Path("runs"), name)
+@contextmanager
+def _new_folder(args: argparse.Namespace) -> Iterator[Path]:
+    if not args.out:
+        with new_folder(Path("runs"), f"{Path(args.file).stem}-compare") as made, locked(made):
+            yield made
+        return
+    folder = Path(args.out)
+    _check_empty(folder)  # before anything is written to it
+    with locked(folder):
+        _check_empty(folder)
+        yield folder
+
+
+def _check_empty(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        taken = any(folder.iterdir())
+        taken = any(path.name != LOCK for path in folder.iterdir())
     except OSError as error:
         raise ConfigError(f"--out {folder}: can't be written: {error.strerror}") from error
     if taken:
@@ -269,7 +279,14 @@ def _make_folder(args: argparse.Namespace) -> Path:
             f"--out {folder}: the folder is not empty; expected a new or empty one, or --resume "
             "to go on with the comparison in it"
         )
-    return folder
+
+
+@contextmanager
+def _old_folder(args: argparse.Namespace, entries: Sequence[Entry]) -> Iterator[Path]:
+    folder = _resumed_folder(args)
+    finished_runs(folder, entries)  # raises `ConfigError` for what is no folder of this comparison
+    with locked(folder):
+        yield folder
 
 
 def _resumed_folder(args: argparse.Namespace) -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
-from asyncdni.cli.common import add_conditions, add_experiment, add_init, free_folder, settings
+from asyncdni import config
+from asyncdni.cli.common import add_conditions, add_experiment, add_init, new_folder, settings
 from asyncdni.cli.display import make_display
 from asyncdni.cli.leaving import leave
 from asyncdni.cli.resume import add_resume, chosen_run, complete_line
@@ -54,7 +56,14 @@ def run(args: argparse.Namespace) -> int:
         print(complete_line(args.resume, chosen))
         return 0
     name = f"{Path(args.file or '').stem}-{chosen.schedule.__struct_config__.tag}"
-    folder = Path(args.resume or args.out or free_folder(Path("runs"), name))
+    given = args.resume or args.out
+    opened = nullcontext(Path(given)) if given else new_folder(Path("runs"), name)
+    with opened as folder:
+        _train(args, chosen, folder)
+    return 0
+
+
+def _train(args: argparse.Namespace, chosen: config.Experiment, folder: Path) -> None:
     where = {"resume": folder, "set": settings(args)} if args.resume else {"out": folder}
     with make_display(quiet=args.quiet) as display:
         finished = train(
@@ -67,4 +76,3 @@ def run(args: argparse.Namespace) -> int:
         )
         display.finish(finished.summary, folder)
     leave(finished, allow_import=args.allow_import, quiet=args.quiet)
-    return 0
