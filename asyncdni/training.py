@@ -26,7 +26,7 @@ from asyncdni.metrics.tensorboard import EventFiles
 from asyncdni.metrics.trace_events import merged_at_end
 from asyncdni.resume import changed_experiment, is_complete
 from asyncdni.run import ARRAYS, Result, load_weights, open_run
-from asyncdni.transports.address import private_folder
+from asyncdni.transports.address import holds_sockets, private_folder
 
 __all__ = ["Observer", "conduct", "design_of", "train"]
 
@@ -76,8 +76,8 @@ def train(
         if is_complete(Path(resume), chosen):
             return open_run(resume)
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(private_folder()))
         kept = out if resume is None else resume
+        scratch, sockets = _own_folders(stack, files=kept is None or data is not None)
         folder = Path(scratch / "run" if kept is None else kept)
         arrays = scratch / ARRAYS if data is not None else None
         design = _design(chosen, data, arrays, folder, allow_import)
@@ -87,7 +87,7 @@ def train(
             stack.enter_context(merged_at_end(folder, [g.name for g in design.plan.groups]))
         if tensorboard:
             observers = [*observers, stack.enter_context(_event_files(kept))]
-        bind, again = f"ipc://{scratch / 'coordinator'}", resume is not None
+        bind, again = f"ipc://{sockets / 'coordinator'}", resume is not None
         summary = conduct(
             design, bind, folder, launch=launch, observers=observers, trace=trace, resume=again
         )
@@ -97,6 +97,14 @@ def train(
 def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Design:
     """The experiment laid out over its data set. Raises `ConfigError` and `DataError`."""
     return make_design(chosen, describe(chosen.data), allow_import=allow_import)
+
+
+def _own_folders(stack: ExitStack, *, files: bool) -> tuple[Path, Path]:
+    """For files, where there will be any, and for sockets; one and the same where that can be."""
+    scratch = stack.enter_context(private_folder(sockets=not files))
+    if holds_sockets(scratch):
+        return scratch, scratch
+    return scratch, stack.enter_context(private_folder())
 
 
 def _result(design: Design, summary: dict[str, Any], folder: Path, *, kept: bool) -> Result:

@@ -7,6 +7,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from asyncdni.transports.address import (
     advertised,
     check_secure,
     data_endpoints,
+    holds_sockets,
     join_key,
     parse,
     private_folder,
@@ -126,6 +128,57 @@ def test_a_private_folder_is_short_even_where_the_temporary_folder_is_not(
     with private_folder() as path:
         data_endpoints(f"ipc://{path}/coordinator")
     assert list(deep.iterdir()) == []
+
+
+def test_a_folder_whose_owner_was_killed_is_removed_by_the_next_and_no_other_is(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with private_folder() as living, ExitStack() as dead:
+        old = dead.enter_context(private_folder())
+        (old / "run" / "logs").mkdir(parents=True)
+        (old / "run" / "logs" / "a.log").touch()
+        makeshift = folder / "asyncdni-makeshift"  # of an older version, or not yet held
+        makeshift.mkdir(mode=0o700)
+        elsewhere = folder / "elsewhere"  # of the user's own
+        elsewhere.mkdir(mode=0o700)
+        (elsewhere / ".asyncdni-owner").touch()
+        (folder / "asyncdni-link").symlink_to(elsewhere)
+        with private_folder():
+            assert {living, old, makeshift, elsewhere} < set(folder.iterdir())
+        _let_go(old)
+        with private_folder():
+            assert not old.exists()
+        assert {living, makeshift, elsewhere} < set(folder.iterdir())
+        assert (elsewhere / ".asyncdni-owner").exists()
+
+
+def _let_go(folder: Path) -> None:
+    """What the system does of a process that is killed: nobody holds its lock any more."""
+    copy = folder / "copy"
+    copy.touch(mode=0o600)
+    copy.rename(folder / ".asyncdni-owner")
+
+
+def test_large_files_go_where_the_user_wants_temporary_files(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    deep = folder / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with private_folder(sockets=False) as path:
+        assert path.parent == deep
+        assert not holds_sockets(path)
+
+
+def test_places_that_can_not_be_written_to_are_passed_over_and_named(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "gone"))
+    with private_folder() as path:
+        assert path.parent == Path("/tmp")
+    with pytest.raises(LaunchError, match=r"gone: No such file or directory\): set TMPDIR"):
+        private_folder(sockets=False).__enter__()
 
 
 def test_a_worker_listens_in_the_folder_of_its_coordinator(folder: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import traceback
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ from asyncdni.runtime.forsaken import Forsaken, Told
 from asyncdni.runtime.inbox import Inbox
 from asyncdni.runtime.memory import limit_memory
 from asyncdni.runtime.session import Session
+from asyncdni.transports.address import remove_ownerless
 from asyncdni.transports.beat import Heart
 from asyncdni.transports.curve import Keys
 from asyncdni.transports.zeromq import WorkerTransport
@@ -83,6 +85,8 @@ def run_worker(
         for text in transport.rejected:
             print(f"asyncdni: {text}", file=sys.stderr)
         transport.close(linger_s if inbox.welcome is not None else 0.0)
+        if forsaken.reason is not None and coordinator.startswith("ipc://"):
+            remove_ownerless(Path(coordinator.removeprefix("ipc://")).parent)
 
 
 def _last_words(stage: str, error: BaseException) -> Failed:

@@ -8,6 +8,7 @@ folders that others may enter.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -16,7 +17,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,14 +33,21 @@ __all__ = [
     "advertised",
     "check_secure",
     "data_endpoints",
+    "holds_sockets",
     "join_key",
     "parse",
     "private_folder",
+    "remove_ownerless",
     "split_key",
 ]
 
 #: What fits into `sockaddr_un.sun_path` with its closing zero byte.
 IPC_PATH_BYTES_MAX = 107
+
+#: Of what is added to the path of a folder for the sockets in it, at most.
+_SOCKET_BYTES = 20
+_PREFIX = "asyncdni-"
+_OWNER = ".asyncdni-owner"
 
 _KEY = re.compile(r"(.*)\?key=([0-9a-f]{64})", re.DOTALL)
 _LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}")
@@ -163,17 +171,116 @@ def _chosen(bind: str) -> list[Address]:
     return [parse(f"{found[1]}{port}", bind=True) for port in ports[start:] + ports[:start]]
 
 
+# --- folders of a process's own ------------------------------------------------------------------
+
+
 @contextmanager
-def private_folder() -> Iterator[Path]:
-    """A fresh folder for ipc sockets that only this user can enter; removed at the end."""
-    folder = tempfile.mkdtemp(prefix="asyncdni-")
-    if len(os.fsencode(folder)) > IPC_PATH_BYTES_MAX - 20:  # $TMPDIR too long for socket paths
-        os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="asyncdni-", dir="/tmp")
+def private_folder(*, sockets: bool = True) -> Iterator[Path]:
+    """A fresh folder that only this user can enter; removed at the end, or, where this process is
+    killed, by the next one of this user that makes one.
+
+    With `sockets` its path is short enough for them, if need be in another place than $TMPDIR,
+    which may be small: large files go into one without. Raises `LaunchError` where no place can be
+    written to.
+    """
+    folder = _make_private(sockets)
+    owned = _own(folder)
     try:
         yield Path(folder)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+        if owned is not None:
+            os.close(owned)
+
+
+def holds_sockets(folder: Path) -> bool:
+    """Whether paths in it are short enough for sockets."""
+    return len(os.fsencode(folder)) <= IPC_PATH_BYTES_MAX - _SOCKET_BYTES
+
+
+def remove_ownerless(folder: str | Path) -> None:
+    """Remove a private folder of this user's whose process has ended without doing so.
+
+    A process holds a file in its folder as long as it lives, by a lock that the system itself lets
+    go of. Whatever has no such file, another name, or is another user's, is left alone.
+    """
+    with suppress(OSError):
+        status = os.lstat(folder)
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if not ours or not os.path.basename(folder).startswith(_PREFIX):
+            return
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(os.path.join(folder, _OWNER), flags)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(folder)
+        finally:
+            os.close(handle)
+
+
+def _make_private(sockets: bool) -> str:
+    failures = []
+    for place in _places(sockets):
+        try:
+            _sweep(place)
+            folder = tempfile.mkdtemp(prefix=_PREFIX, dir=place)
+        except OSError as error:
+            failures.append(f"{place}: {error.strerror}")
+            continue
+        if _is_private(folder) and (not sockets or holds_sockets(Path(folder))):
+            return folder
+        os.rmdir(folder)
+        failures.append(f"{place}: its path is too long, or its folders are open to all")
+    raise LaunchError(
+        f"no place for a temporary folder ({'; '.join(failures)}): set TMPDIR to a folder that you "
+        f"can write to, with a path of less than {IPC_PATH_BYTES_MAX - _SOCKET_BYTES - 20} bytes"
+    )
+
+
+def _places(sockets: bool) -> Iterator[str]:
+    """Where to make a folder, the best first."""
+    with suppress(FileNotFoundError):  # none can be written to, of those that it knows
+        yield tempfile.gettempdir()
+    if sockets:
+        own = os.environ.get("XDG_RUNTIME_DIR", "")
+        yield from ("/tmp", *([own] if os.path.isabs(own) else []), "/var/tmp", "/dev/shm")
+
+
+def _own(folder: str) -> int | None:
+    """Hold the file of its owner, which is there only once it is held; None: it can't be."""
+    path = os.path.join(folder, _OWNER)
+    try:
+        handle = os.open(f"{path}.new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(f"{path}.new", path)
+    except OSError:  # a file system without locks: nobody will take it for left behind
+        os.close(handle)
+        return None
+    return handle
+
+
+def _sweep(place: str) -> None:
+    with os.scandir(place) as entries:
+        for name in [entry.name for entry in entries if entry.name.startswith(_PREFIX)]:
+            remove_ownerless(os.path.join(place, name))
+
+
+def _remove(folder: str | Path) -> None:
+    """The file of its owner after all else, so that what is half removed can be found again."""
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path, ignore_errors=True)
+            elif name != _OWNER:
+                os.unlink(path)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- parsing -------------------------------------------------------------------------------------
 
 
 def _parse_tcp(text: str, rest: str, *, bind: bool) -> Address:
