@@ -265,7 +265,7 @@ def test_a_neighbour_that_calls_before_it_is_known_gets_in_later(
 def test_a_neighbour_that_calls_a_moment_too_early_waits_and_is_no_stranger(site: Site) -> None:
     site.coordinator()
     a, b = site.worker(), site.worker()
-    b.expect()
+    b.await_neighbours()
     a.connect({"b": b.address})
     a.send("b", credit(1))
     gate = b._arrivals._gate

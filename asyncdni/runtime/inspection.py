@@ -68,6 +68,19 @@ class Inspection:
             if group.name in shared_with(groups, other)
         }
 
+    def message_bytes(self, rows: int) -> int:
+        """Of all tensors of the longest message that a neighbour may send, where no batch has more
+        samples than `rows`."""
+        item = self._dtype.itemsize
+        steps = max(1, self._meta.steps)
+        context = steps * (8 if self._classes is not None else self._meta.outputs * item)
+        context += sum(math.prod(one.shape) * item for one in self._meta.context.values())
+        activations = [math.prod(shape) * item + context for shape in self._activations.values()]
+        readers = max(map(len, self._readers.values()), default=0)
+        gradients = math.prod(self._exit) * item * readers
+        vectors = [sum(lengths.values()) * item for lengths in self._vectors.values()]
+        return max(rows * max([gradients, *activations]), *vectors, 0)
+
     def accusation(self, message: Message) -> Accused | None:
         """What the coordinator is to be told of its sender; None where the tensors are right.
 

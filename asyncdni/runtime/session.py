@@ -78,6 +78,11 @@ class Session:
         experiment, plan = design.experiment, design.plan
         seed = experiment.run.seed
         self._slow = slow_of(experiment, plan, self._group.name, seed)
+        inspection = Inspection(design, self._group, {})
+        neighbours = make_roster(design).neighbours[self._group.name]
+        transport.expect(
+            inspection.message_bytes(experiment.data.batch_size), peers=len(neighbours)
+        )
         transport.emulate(link_delays(experiment, plan, self._group.name, seed))
 
     def run(self) -> Stop:
@@ -102,7 +107,7 @@ class Session:
         newer = self._inbox.newer(order.incarnation)
         if newer is not None:
             return Stop(rejoin=newer)
-        self._transport.expect()
+        self._transport.await_neighbours()
         self._transport.send(COORDINATOR, self._built(order.incarnation, stage, notes))
         connect = self._inbox.await_connect(order.incarnation)
         if isinstance(connect, Rejoin):

@@ -15,9 +15,16 @@ from asyncdni.errors import RemoteProtocolError
 from asyncdni.messages import DATA, Message
 from asyncdni.transports import sockets
 from asyncdni.transports.address import Address
-from asyncdni.transports.codec import BETWEEN_WORKERS, Buffer, decode_from, size
+from asyncdni.transports.codec import (
+    BETWEEN_WORKERS,
+    HEADER_BYTES_MAX,
+    Buffer,
+    decode_from,
+    size,
+)
 from asyncdni.transports.curve import KeyPair, as_server
 from asyncdni.transports.gate import Gate
+from asyncdni.transports.port import Port
 from asyncdni.transports.sockets import Socket
 
 __all__ = ["Arrivals"]
@@ -46,11 +53,23 @@ class Arrivals:
         self._host = ""  # the one of them that speaks for the data as well
         self._cut_off: set[bytes] = set()
         self._gate: Gate | None = None
+        self._port: Port | None = None
         self.socket = sockets.open_socket(context, zmq.PULL, MESSAGE_BYTES_MAX)
         if pair is not None:
             self._gate = Gate(context, final=False)
             as_server(self.socket, pair)
+        if addresses[0].scheme == "tcp":  # to an ipc socket no stranger gets
+            # Nobody has anything to send before all have been let in, and know their limits.
+            self._port = Port(
+                self.socket,
+                HEADER_BYTES_MAX,
+                unread=sockets.UNREAD_MAX,
+                peers=1,
+                keys=pair is not None,
+            )
         self.endpoint = sockets.bind_to_one(self.socket, addresses)
+        if self._port is not None:
+            self._port.start()
 
     def register(self, poller: zmq.Poller) -> None:
         """Have `poller` see whatever comes."""
@@ -65,10 +84,17 @@ class Arrivals:
         connection whole before it looks at the key. Raises `LaunchError` where the port is lost.
         """
         self._limits = limits
-        if self.endpoint.startswith("tcp://"):  # ipc: no stranger gets that far
+        if self._port is not None:
+            self._port.message_bytes = limits.message_bytes
             sockets.rebind(self.socket, self.endpoint, limits.message_bytes)
 
-    def expect(self) -> None:
+    def expect(self, message_bytes: int, peers: int) -> None:
+        """So long is the longest message, header left out, that one of so many neighbours sends."""
+        if self._port is not None:
+            self._port.message_bytes = min(message_bytes, self._limits.message_bytes)
+            self._port.peers = max(1, peers)
+
+    def await_neighbours(self) -> None:
         """Neighbours will call that are not known yet: they wait until `admit`."""
         if self._gate is not None:
             self._gate.waits = True
@@ -88,6 +114,8 @@ class Arrivals:
         """The messages among the next `count` that are here; answers those who want to come in."""
         if self._gate is not None:
             self._note(self._gate.answer())
+        if self._port is not None:
+            self._tell_closed(self._port)
         found: list[Message] = []
         for _ in range(count):  # nonsense counts, or a flood would never end
             received = self._next()
@@ -98,16 +126,36 @@ class Arrivals:
                 found.append(message)
         return found
 
+    def close(self) -> None:
+        """Before the socket is closed."""
+        if self._port is not None:
+            self._port.close()
+
     def take_accused(self) -> list[tuple[str, str]]:
         """Neighbours that have been cut off since the last call, and for what."""
         accused, self._accused = self._accused, []
         return accused
 
     def _next(self) -> tuple[list[Buffer], bytes | None] | None:
-        if self._gate is not None:
-            return sockets.receive_from(self.socket)
-        frames = sockets.receive(self.socket)
-        return None if frames is None else (frames, None)
+        if self._port is None and self._gate is None:
+            frames = sockets.receive(self.socket)
+            return None if frames is None else (frames, None)
+        received = sockets.receive_from(self.socket, keys=self._gate is not None)
+        if received is None:
+            if self._port is not None:
+                self._port.emptied()
+            return None
+        frames, origin = received
+        if self._port is not None:
+            self._port.heard(origin.descriptor, size(frames), len(frames), origin.key or b"")
+        return frames, origin.key
+
+    def _tell_closed(self, port: Port) -> None:
+        for key, text in port.take_closed():
+            if key in self._names:
+                self._reject(text, key)
+            else:
+                self._note([text])
 
     def _judge(self, frames: list[Buffer], key: bytes | None) -> Message | None:
         """None for what is dropped. `key` is None where the run has none."""

@@ -19,9 +19,11 @@ from asyncdni.transports.codec import (
     Buffer,
     decode_from,
     encode,
+    size,
 )
 from asyncdni.transports.curve import Keys, as_server, coordinator_pair
 from asyncdni.transports.gate import Gate
+from asyncdni.transports.port import Port
 from asyncdni.transports.sockets import Socket
 
 __all__ = ["HEART_SUFFIX", "CoordinatorTransport"]
@@ -30,7 +32,8 @@ __all__ = ["HEART_SUFFIX", "CoordinatorTransport"]
 HEART_SUFFIX = b"~"
 
 _LIMITS = Limits(message_bytes=HEADER_BYTES_MAX)  # such a message is a header alone
-_RECEIVED_MAX = 256  # messages of one `receive`, so that its caller gets to act on them
+_RECEIVED_MAX = 256  # messages of one `receive`, so that its caller gets to act on them …
+_RECEIVED_BYTES_MAX = 1 << 22  # … soon, however long they are
 _REJECTED_MAX = 64  # peers remembered for having sent nonsense
 
 
@@ -50,6 +53,7 @@ class CoordinatorTransport:
         pair = coordinator_pair(keys) if keys is not None else None
         parsed = parse(address, bind=True)
         self._gate: Gate | None = None
+        self._port: Port | None = None
         self._context: zmq.Context[Socket] = zmq.Context()
         try:
             self._router = sockets.open_socket(self._context, zmq.ROUTER, HEADER_BYTES_MAX)
@@ -58,7 +62,13 @@ class CoordinatorTransport:
                 self._gate.known.add(z85.decode(keys.worker_public))
                 as_server(self._router, pair)
             self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            if parsed.scheme == "tcp":  # to an ipc socket no stranger gets
+                self._port = Port(
+                    self._router, HEADER_BYTES_MAX, unread=4, peers=16, keys=keys is not None
+                )
             self.address = sockets.bind(self._router, parsed)
+            if self._port is not None:
+                self._port.start()
         except BaseException:
             self._context.destroy(linger=0)
             raise
@@ -92,6 +102,9 @@ class CoordinatorTransport:
 
     def close(self, linger_s: float) -> None:
         """Close the socket; what has not left after `linger_s` is given up."""
+        if self._port is not None:
+            self._port.close()
+            self._port = None
         sockets.close(self._context, self.address, linger_s)
 
     def _send(self, identity: bytes, frames: list[Any]) -> None:
@@ -106,17 +119,34 @@ class CoordinatorTransport:
     def _drain(self) -> list[tuple[bytes, Message]]:
         if self._gate is not None:
             self.rejected += [(b"", text) for text in self._gate.answer()]
+        if self._port is not None:
+            self.rejected += self._port.take_closed()
         found: list[tuple[bytes, Message]] = []
+        bytes_left = _RECEIVED_BYTES_MAX
         for _ in range(_RECEIVED_MAX):
-            frames = sockets.receive(self._router)
+            frames = self._next()
             if frames is None:
                 break
+            bytes_left -= size(frames)
             identity = bytes(frames[0])
             try:
                 found.append(self._attribute(identity, frames[1:]))
             except RemoteProtocolError as error:
                 self._reject(identity, str(error))
+            if bytes_left < 0:
+                break
         return found
+
+    def _next(self) -> list[Buffer] | None:
+        if self._port is None:
+            return sockets.receive(self._router)
+        received = sockets.receive_from(self._router, keys=False)
+        if received is None:
+            self._port.emptied()
+            return None
+        frames, origin = received
+        self._port.heard(origin.descriptor, size(frames), len(frames), bytes(frames[0]))
+        return frames
 
     def _attribute(self, identity: bytes, frames: list[Buffer]) -> tuple[bytes, Message]:
         message = decode_from(frames, FROM_WORKER, _LIMITS)

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -21,6 +21,8 @@ from asyncdni.transports.codec import Buffer, size
 
 __all__ = [
     "COPY_BELOW_BYTES",
+    "UNREAD_MAX",
+    "Origin",
     "Socket",
     "bind",
     "bind_to_one",
@@ -45,7 +47,7 @@ COPY_BELOW_BYTES = 384 * 1024
 #: Messages that wait to be sent to one peer. A backstop: credit stops activations long before.
 _QUEUE_MAX = 65536
 #: Messages of one peer that wait to be read; more wait at their sender. What a flood can fill.
-_UNREAD_MAX = 1024
+UNREAD_MAX = 1024
 #: Encryption makes frames longer than what is in them.
 _OVERHEAD_BYTES = 64
 #: Until a new connection has shown its key, or is closed.
@@ -61,7 +63,7 @@ def open_socket(context: zmq.Context[Socket], kind: int, frame_bytes_max: int) -
     socket: Socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, _QUEUE_MAX)
-    socket.setsockopt(zmq.RCVHWM, _UNREAD_MAX)
+    socket.setsockopt(zmq.RCVHWM, UNREAD_MAX)
     socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max + _OVERHEAD_BYTES)
     socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     return socket
@@ -172,22 +174,27 @@ def receive(socket: Socket) -> list[Buffer] | None:
     return frames
 
 
-def receive_from(socket: Socket) -> tuple[list[Buffer], bytes] | None:
-    """As `receive`, with the public key (32 bytes) of the peer that has sent it.
+class Origin(NamedTuple):
+    """Over which connection a message has come."""
 
-    Only of a socket whose peers have all shown one: see `gate`.
-    """
+    descriptor: int  # -1 where ZeroMQ does not know
+    key: bytes | None  # the public key (32 bytes) that its peer has shown, where it has
+
+
+def receive_from(socket: Socket, *, keys: bool) -> tuple[list[Buffer], Origin] | None:
+    """As `receive`, with where it has come from. `keys`: all peers have shown one (see `gate`)."""
     if not _readable(socket):
         return None
     try:
         first = socket.recv(zmq.NOBLOCK, copy=False)
     except zmq.Again:
         return None
-    key = first.get("User-Id")
-    assert isinstance(key, str)
+    descriptor = first.get(zmq.SRCFD)
+    assert isinstance(descriptor, int)
+    key = bytes.fromhex(str(first.get("User-Id"))) if keys else None
     frames: list[Buffer] = [first.bytes]
     _receive_rest(socket, frames)
-    return frames, bytes.fromhex(key)
+    return frames, Origin(descriptor, key)
 
 
 def _readable(socket: Socket) -> bool:

@@ -107,14 +107,21 @@ class WorkerTransport:
         self._message_bytes_max = limits.message_bytes
         self._arrivals.limit(limits)
 
+    def expect(self, message_bytes: int, peers: int) -> None:
+        """What neighbours have to send: so many of them, and none a message with longer tensors.
+
+        Over tcp, who sends more without an end to it is shut out. Nobody else can know sooner.
+        """
+        self._arrivals.expect(message_bytes, peers)
+
     def emulate(self, delays: Mapping[str, LinkDelay]) -> None:
         """Hold back all messages to these workers as long as `delays` say; before `connect`."""
         self._neighbours.emulate(delays)
 
-    def expect(self) -> None:
+    def await_neighbours(self) -> None:
         """The coordinator may tell all workers to connect from now on: neighbours that were told
         before this one are kept waiting until its own `connect`."""
-        self._arrivals.expect()
+        self._arrivals.await_neighbours()
 
     def connect(self, endpoints: Mapping[str, str], *, host: str = "") -> None:
         """Where each neighbour listens (worker -> endpoint). May be called again and again.
@@ -212,6 +219,7 @@ class WorkerTransport:
         ends_at = time.monotonic() + linger_s
         self._neighbours.close(linger_s)
         left_s = max(0.0, ends_at - time.monotonic()) if linger_s else 0.0
+        self._arrivals.close()
         sockets.close(self._context, self._arrivals.endpoint, left_s)
 
     def _tell(self, frames: list[Buffer]) -> Callable[[], bool] | None:
