@@ -107,8 +107,8 @@ def _numbers(folder: Path) -> list[int]:
 def _has_manifest(own: Path) -> bool:
     try:
         read_manifest(own)
-    except CheckpointError:
-        return False
+    except CheckpointError as error:
+        return isinstance(error.__cause__, OSError)  # one that can't be read just now may be whole
     return True
 
 

@@ -9,6 +9,7 @@ is of one serial: never one stage of now and the other of before.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,12 +69,17 @@ def _overwrite(path: Path, pieces: Sequence[Piece]) -> None:
 
 
 def _serial(path: Path) -> int:
-    """From 1; 0 for a file that is missing, torn or not a snapshot."""
+    """From 1; 0 for a file that is missing, torn or not a snapshot. Raises `OSError` where no file
+    can be opened just now: the newest must not be taken for the one to be overwritten."""
     try:
         with open_file(path) as file:
             length = header_length(file.read(LENGTH_BYTES))
             return int(metadata_of(file.read(length)).get("serial", "0")) if length else 0
-    except (OSError, ValueError):
+    except ValueError:
+        return 0
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return 0
 
 

@@ -32,6 +32,7 @@ from asyncdni.core.events import (
 )
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import LaunchError, by_name
+from asyncdni.runtime.memory import written
 from asyncdni.transports.coordinator import HEART_SUFFIX, CoordinatorTransport
 
 __all__ = ["Launcher", "Observer", "coordinate"]
@@ -115,7 +116,7 @@ class _Run:
                 sight = self.launcher.look(stage) if self.launcher is not None else Sight.UNSEEN
                 return Looked(stage, sight)
             case Commit(tag=tag):
-                self._commit(action)
+                written(lambda: self._commit(action))
                 return Stored(tag)
             case Finish() | Fail():
                 self.end = action

@@ -45,6 +45,7 @@ from asyncdni.messages import (
 )
 from asyncdni.runtime.forsaken import Forsaken
 from asyncdni.runtime.inspection import Inspection
+from asyncdni.runtime.memory import written
 from asyncdni.runtime.meter import Meter
 from asyncdni.runtime.snapshots import Snapshots
 from asyncdni.runtime.trace import Trace
@@ -258,7 +259,8 @@ class Engine:
             case Release(batch=batch):
                 self._release(batch)
             case Save(tag=tag):
-                self._stored.append(Stored(tag, self._save(tag)))
+                files = written(lambda: self._save(tag))
+                self._stored.append(Stored(tag, files))
             case Stop():
                 self.stopped = action
             case _:

@@ -1,14 +1,23 @@
-"""How much memory this process holds, and may hold."""
+"""What this process holds and may hold: memory, and descriptors of files."""
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from asyncdni.errors import ConfigError
+from asyncdni.errors import CheckpointError, ConfigError
 
-__all__ = ["limit_memory", "resident_bytes"]
+__all__ = ["limit_memory", "resident_bytes", "written"]
+
+T = TypeVar("T")
+
+_NO_DESCRIPTOR_S = 5.0
+_AGAIN_S = 0.01
 
 _STATM = Path("/proc/self/statm")  # Linux: sizes in pages, the second is the resident set
 
@@ -42,3 +51,21 @@ def limit_memory(bytes_max: int, statm: Path = _STATM) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = bytes_max if hard == resource.RLIM_INFINITY else min(bytes_max, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+
+
+def written(write: Callable[[], T], patience_s: float = _NO_DESCRIPTOR_S) -> T:
+    """What `write` gives, which is done once more for as long as no file can be opened.
+
+    Strangers may have taken all descriptors for a moment, until they are turned away: see
+    `transports.port`. Raises what `write` raises for another reason, or still after `patience_s`.
+    """
+    ends_at = time.monotonic() + patience_s
+    while True:
+        try:
+            return write()
+        except CheckpointError as error:
+            cause = error.__cause__
+            lacking = isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE)
+            if not lacking or time.monotonic() > ends_at:
+                raise
+        time.sleep(_AGAIN_S)

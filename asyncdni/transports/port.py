@@ -43,6 +43,7 @@ _FRAME_BYTES = 64
 #: Connections that have sent no whole message, at most; the oldest of more are closed.
 _UNHEARD_MAX = 1024
 _CONNECTIONS_MAX = 8192
+_DESCRIPTORS = 1 << 16  # that a process asks for
 _TELL_EVERY_S = 10.0
 
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
@@ -269,6 +270,13 @@ class Port:
 
 
 def _descriptors() -> int:
-    """How many this process may have open."""
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return 4 * _CONNECTIONS_MAX if soft == resource.RLIM_INFINITY else soft
+    """How many this process may have open, once it has asked for as many as make sense."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _DESCRIPTORS
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft < wanted:
+        with suppress(OSError, ValueError):  # some systems let it have fewer than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return soft

@@ -1,6 +1,6 @@
 """ZeroMQ sockets as all transports here use them: limits, bind errors, frames in and out.
 
-Nothing in this module blocks but `wait`.
+Nothing in this module blocks for long but `wait`.
 """
 
 from __future__ import annotations
@@ -53,20 +53,38 @@ _OVERHEAD_BYTES = 64
 #: Until a new connection has shown its key, or is closed.
 _HANDSHAKE_MS = 5000
 _REBIND_S = 1.0
+_NO_DESCRIPTOR_S = 5.0
+_AGAIN_S = 0.001
 
 _READABLE = int(zmq.POLLIN)  # the flag itself takes longer to compare
 _WAIT_MAX_MS = 24 * 3600 * 1000  # keeps any timeout within ZeroMQ's integers
 
 
 def open_socket(context: zmq.Context[Socket], kind: int, frame_bytes_max: int) -> Socket:
-    """A socket that never keeps its context alive (linger 0) and drops peers with giant frames."""
-    socket: Socket = context.socket(kind)
+    """A socket that never keeps its context alive (linger 0) and drops peers with giant frames.
+
+    Raises `LaunchError` where this process has no descriptor left for it.
+    """
+    socket = _new_socket(context, kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, _QUEUE_MAX)
     socket.setsockopt(zmq.RCVHWM, UNREAD_MAX)
     socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max + _OVERHEAD_BYTES)
     socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     return socket
+
+
+def _new_socket(context: zmq.Context[Socket], kind: int) -> Socket:
+    ends_at = time.monotonic() + _NO_DESCRIPTOR_S
+    while True:
+        try:
+            return context.socket(kind)
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or time.monotonic() > ends_at:
+                raise LaunchError(
+                    f"can't open a socket: {error.strerror}; see ulimit -n"
+                ) from error
+        time.sleep(_AGAIN_S)  # strangers that have taken them are being turned away: see `port`
 
 
 def bind(socket: Socket, address: Address) -> str:
@@ -112,7 +130,7 @@ def rebind(socket: Socket, endpoint: str, frame_bytes_max: int) -> None:
         except zmq.ZMQError as error:  # ZeroMQ's own thread may not have let go of it yet
             if error.errno != errno.EADDRINUSE or time.monotonic() > ends_at:
                 raise LaunchError(f"can't listen on {endpoint}: {error.strerror}") from error
-        time.sleep(0.001)
+        time.sleep(_AGAIN_S)
 
 
 def connect(socket: Socket, address: Address) -> None:
