@@ -33,6 +33,7 @@ __all__ = [
     "RemoteProtocolError",
     "WorkerLost",
     "by_name",
+    "legible",
 ]
 
 
@@ -94,3 +95,23 @@ def by_name(name: str) -> type[AsyncDNIError]:
     """The error class of that name; `AsyncDNIError` itself for a name that is not one."""
     found = globals().get(name) if name in __all__ else None
     return found if isinstance(found, type) else AsyncDNIError
+
+
+def legible(text: str, characters_max: int, *, lines: bool = False) -> str:
+    """Text of somebody else as it may be shown: without what would steer a terminal or hide in it
+    (escape sequences, marks of direction), on one line unless `lines`, and cut where it is longer.
+    """
+    if text.isprintable() and len(text) <= characters_max:
+        return text
+    kept = text[:characters_max]
+    if not kept.isprintable():
+        kept = "".join(one if _is_legible(one, lines) else _REPLACED[one.isspace()] for one in kept)
+    left = len(text) - len(kept)
+    return f"{kept}… ({left:,} characters more)" if left > 0 else kept
+
+
+_REPLACED = ("?", " ")
+
+
+def _is_legible(character: str, lines: bool) -> bool:
+    return character.isprintable() or (lines and character in "\n\t")

@@ -85,7 +85,7 @@ def test_workers_go_on_exchanging_while_nonsense_pours_in(site: Site) -> None:
         handled = sum(worker.messages for worker in (a, b))
     rejected = sum(worker.counters()["rejected_messages"] for worker in (a, b))
     assert rejected > MESSAGES / 2
-    assert len(a.rejected) == len(b.rejected) == 16
+    assert len(a.rejected) == len(b.rejected) == 17  # the last one counts the others
     assert rss_bytes() - before < GROWTH_BYTES_MAX
 
 

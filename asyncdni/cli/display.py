@@ -100,7 +100,8 @@ class _Gathering:
             who = f"process {values['pid']} on {values['host']}"
             say(self._console, f"refused a worker ({who}): {values['text']}")
         elif kind == "rejected":
-            say(self._console, f"rejected a message (peer {values['peer']}): {values['text']}")
+            what = f"rejected a message (peer {values['peer']}): " if values["peer"] else ""
+            say(self._console, f"{what}{values['text']}")
 
     @property
     def text(self) -> str:

@@ -157,7 +157,7 @@ class Deaths(Gathering):
 
     def _rejected(self, event: Rejected, now: float) -> None:
         """Strangers are let be; a worker that talks nonsense is not trusted with a stage."""
-        self._record("rejected", now, peer=event.peer.hex(), text=event.text)
+        self._complain("rejected", now, event.text, peer=event.peer.hex())
         name = self._by_peer.get(event.peer)
         if name is not None:
             self._cut_off(name, f"worker {name} sent what is no message: {event.text}", now)

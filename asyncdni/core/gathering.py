@@ -43,6 +43,7 @@ __all__ = ["Gathering", "Phase"]
 
 #: Share of the silence that counts as death after which somebody has a look.
 _DOUBT = 0.5
+_COMPLAINTS_IN_FULL = 32  # of one kind
 
 
 class Phase(Enum):
@@ -85,6 +86,7 @@ class Gathering:
             str, tuple[float, str]
         ] = {}  # until when last words may come, and the news
         self._stopping_since: float | None = None
+        self._complaints: dict[str, int] = {}  # by kind of record
         self._actions: list[Action] = []
 
     def check(self) -> None:
@@ -110,7 +112,7 @@ class Gathering:
         refusal = self.roster.refusal(hello, self._members)
         if refusal is not None:
             self._actions.append(Send(peer, refusal))
-            self._record("refused", now, host=hello.host, pid=hello.pid, text=refusal.text)
+            self._complain("refused", now, refusal.text, host=hello.host, pid=hello.pid)
             return
         name = self.roster.find(hello.stage)
         assert name is not None
@@ -286,6 +288,16 @@ class Gathering:
     def _to_all(self, message: Message) -> None:
         for name in self._members:
             self._to(name, message)
+
+    def _complain(self, kind: str, now: float, text: str, **values: Any) -> None:
+        """Record what strangers can bring about as often as they like: the first few times, and
+        then whenever their number has doubled."""
+        count = self._complaints[kind] = self._complaints.get(kind, 0) + 1
+        if count > _COMPLAINTS_IN_FULL:
+            if count & (count - 1):
+                return
+            text = f"{text} ({count:,} times so far, of various kinds)"
+        self._record(kind, now, **values, text=text)
 
     def _record(self, kind: str, now: float, **values: Any) -> None:
         self._actions.append(Record(kind, {"time_s": now, **values}))

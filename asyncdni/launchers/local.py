@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from asyncdni.core.liveness import Sight
-from asyncdni.errors import LaunchError
+from asyncdni.errors import LaunchError, legible
 from asyncdni.imports import PATH_VARIABLE, path_of_this_process
 
 __all__ = ["LocalLauncher", "worker_command"]
@@ -31,6 +31,7 @@ _THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 _LAST_LINES = 5
+_LINE_CHARACTERS = 1000
 #: All is saved and they have been let go: how long they may take over their last words.
 _GRACE_S = 10.0
 #: The same after an error, for those who have heard of it; the others have nothing to lose.
@@ -180,7 +181,8 @@ class LocalLauncher:
                 text = log.read().decode(errors="replace")
         except OSError:
             return ""
-        return " | ".join(text.strip().splitlines()[-_LAST_LINES:])
+        lines = text.strip().splitlines()[-_LAST_LINES:]
+        return " | ".join(legible(line, _LINE_CHARACTERS) for line in lines)
 
 
 def _ended(process: subprocess.Popen[bytes], within_s: float) -> bool:

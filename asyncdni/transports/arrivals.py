@@ -47,6 +47,7 @@ class Arrivals:
         self.bytes_received = 0
         self.messages = 0
         self.rejected: list[str] = []
+        self.unnoted = 0  # lines that are not among these
         self.rejected_messages = 0
         self._accused: list[tuple[str, str]] = []
         self._names: dict[bytes, str] = {}  # neighbours by key
@@ -192,4 +193,6 @@ class Arrivals:
         self._note([f"cut off worker {worker}: {text}"])
 
     def _note(self, lines: list[str]) -> None:
-        self.rejected += lines[: max(0, _TEXTS_MAX - len(self.rejected))]
+        fitting = max(0, _TEXTS_MAX - len(self.rejected))
+        self.rejected += lines[:fitting]
+        self.unnoted += len(lines[fitting:])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from asyncdni import messages
 from asyncdni.config import Limits
-from asyncdni.errors import LocalProtocolError, RemoteProtocolError
+from asyncdni.errors import LocalProtocolError, RemoteProtocolError, legible
 from asyncdni.messages import Message
 
 __all__ = [
@@ -42,6 +42,7 @@ _ITEMS_MAX = 4096  # of one array or map in a header
 _TENSORS_MAX = 256  # of one message
 _NAME_MAX = 256  # characters of a tensor's name
 _DIMENSIONS_MAX = 8
+_QUOTED_MAX = 200  # characters of what is wrong with a message
 
 #: Which messages may come from whom. A transport refuses all others at its door.
 FROM_WORKER: frozenset[type[Message]] = frozenset(
@@ -96,6 +97,30 @@ _KINDS: dict[str, type[Message]] = {
 _TENSORS_AT: dict[type[Message], int] = {
     kind: 1 + kind.__struct_fields__.index("tensors")
     for kind in (messages.Activation, messages.Gradient, messages.Shared)
+}
+
+_NAME, _ADDRESS, _TEXT, _TRACE = 256, 512, 4096, 65536  # characters
+_LIST_MAX = 64  # entries of a list of texts
+#: Fields with text of the sender's that may be shown or recorded: how many characters are kept.
+#: A name that is longer is none of this run, whole or cut.
+_TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
+    messages.Hello: (("stage", _NAME), ("address", _ADDRESS), ("host", _NAME)),
+    messages.Built: (("notes", _TEXT),),
+    messages.Drained: (("kind", _NAME),),
+    messages.Evaluated: (("stage", _NAME),),
+    messages.Saved: (("tag", _NAME),),
+    messages.Report: (("counters", _NAME),),
+    messages.Accused: (("worker", _NAME), ("text", _TEXT)),
+    messages.Failed: (("kind", _NAME), ("text", _TEXT), ("trace", _TRACE)),
+    messages.Refused: (("kind", _NAME), ("text", _TEXT)),
+    messages.Abort: (("text", _TEXT),),
+    messages.Lost: (("worker", _NAME),),
+    messages.Activation: (("sender", _NAME),),
+    messages.Gradient: (("sender", _NAME),),
+    messages.Shared: (("sender", _NAME),),
+    messages.Barrier: (("sender", _NAME), ("kind", _NAME)),
+    messages.Credit: (("sender", _NAME), ("node", _NAME)),
+    messages.Skipped: (("sender", _NAME),),
 }
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -181,18 +206,34 @@ def decode(frames: Sequence[Buffer], limits: Limits) -> Message:
     except _BAD as error:
         # The text may quote the peer: not more of it than fits a line or two.
         raise RemoteProtocolError(
-            f"bad message: {str(error)[:200] or type(error).__name__}"
+            f"bad message: {legible(str(error), _QUOTED_MAX) or type(error).__name__}"
         ) from error
 
 
 def decode_from(
     frames: Sequence[Buffer], allowed: frozenset[type[Message]], limits: Limits
 ) -> Message:
-    """As `decode`, for a peer that may send messages of these kinds alone."""
+    """As `decode`, for a peer that may send messages of these kinds alone; their texts are made
+    legible and cut, so that whoever gets the message may show and record them."""
     message = decode(frames, limits)
     if type(message) not in allowed:
         raise RemoteProtocolError(f"{type(message).__name__} may not come from this peer")
-    return message
+    return _with_legible_texts(message)
+
+
+def _with_legible_texts(message: Message) -> Message:
+    changed = {}
+    for name, most in _TEXTS.get(type(message), ()):
+        given = getattr(message, name)
+        if type(given) is str:
+            kept: Any = legible(given, most, lines=name == "trace")
+        elif type(given) is list:
+            kept = [legible(text, most) for text in given[:_LIST_MAX]]
+        else:
+            kept = {legible(key, most): value for key, value in given.items()}
+        if kept != given:
+            changed[name] = kept
+    return msgspec.structs.replace(message, **changed) if changed else message
 
 
 def size(frames: Sequence[Buffer]) -> int:

@@ -19,6 +19,7 @@ __all__ = ["Gate"]
 _ENDPOINT = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
 _NOTED_MAX = 64  # strangers, each noted once
+_ANSWERED_MAX = 256  # of one `answer`
 
 
 class Gate:
@@ -45,10 +46,14 @@ class Gate:
         self.socket.bind(_ENDPOINT)
 
     def answer(self) -> list[str]:
-        """Answer all who wait; never blocks. Returns a line about each new stranger."""
+        """Answer those who wait; never blocks. Returns a line about each new stranger, and beyond
+        some of them one whenever the number of refusals has doubled."""
         noted: list[str] = []
-        while (request := self._at_gate or sockets.receive(self.socket)) is not None:
+        for _turn in range(_ANSWERED_MAX):  # or a flood would never end
+            request = self._at_gate or sockets.receive(self.socket)
             self._at_gate = None
+            if request is None:
+                break
             _, number, _, address, _, mechanism, *credentials = map(bytes, request)
             key = credentials[0] if credentials else b""
             known = mechanism == b"CURVE" and key in self.known
@@ -65,7 +70,9 @@ class Gate:
     def _note(self, key: bytes, address: str) -> list[str]:
         self.refused += 1
         if key in self._strangers or len(self._strangers) >= _NOTED_MAX:
-            return []
+            if self.refused <= _NOTED_MAX or self.refused & (self.refused - 1):
+                return []
+            return [f"refused peers {self.refused:,} times so far, the last one at {address}"]
         self._strangers.add(key)
         who = z85.encode(key).decode() if len(key) == 32 else "none"
         return [f"refused a peer at {address or 'this host'}: unknown key {who}"]

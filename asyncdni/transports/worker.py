@@ -96,7 +96,8 @@ class WorkerTransport:
     @property
     def rejected(self) -> list[str]:
         """For the log: the first messages that were dropped, and peers that were refused."""
-        return self._arrivals.rejected
+        more = self._arrivals.unnoted
+        return [*self._arrivals.rejected, *([f"and {more:,} more of these"] if more else [])]
 
     def limit(self, limits: Limits) -> None:
         """What the run allows: from now on no larger message goes out or comes in between workers.
