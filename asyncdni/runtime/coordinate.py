@@ -77,7 +77,6 @@ class _Run:
         self._command = command
         self._looked_s = time.monotonic()
         self._patient_until_s = 0.0
-        self._rejected = 0  # of the transport's, observed so far
 
     def handle(self, event: Event) -> None:
         events = [event]
@@ -98,9 +97,10 @@ class _Run:
 
     def tell_rejected(self) -> None:
         """Peers that the transport has heard nonsense from since the last call."""
-        for peer, text in self.transport.rejected[self._rejected :]:
+        rejected = self.transport.rejected
+        while rejected:
+            peer, text = rejected.pop(0)
             self.handle(Rejected(peer.removesuffix(HEART_SUFFIX), text))
-        self._rejected = len(self.transport.rejected)
 
     def _carry_out(self, action: object) -> Event | None:
         """The answer to it, where there is one."""

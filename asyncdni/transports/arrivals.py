@@ -6,6 +6,8 @@ has keys it is known from whom it came, and that neighbour is cut off.
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 import zmq
@@ -32,6 +34,9 @@ __all__ = ["Arrivals"]
 _TEXTS_MAX = 16  # lines for the worker's log
 
 
+_Received = tuple[list[Buffer], bytes | None]  # frames, and the key of who has sent them
+
+
 class Arrivals:
     """The data socket, bound to the first of `addresses` that is free. `pair` is the worker's own,
     where the run has keys.
@@ -55,6 +60,9 @@ class Arrivals:
         self._cut_off: set[bytes] = set()
         self._gate: Gate | None = None
         self._port: Port | None = None
+        #: Held by whoever uses the socket: the worker's thread, or the port's while that computes.
+        self.attended = threading.RLock()
+        self._ahead: deque[_Received] = deque()  # read, and not yet received
         self.socket = sockets.open_socket(context, zmq.PULL, MESSAGE_BYTES_MAX)
         if pair is not None:
             self._gate = Gate(context, final=False)
@@ -67,6 +75,7 @@ class Arrivals:
                 unread=sockets.UNREAD_MAX,
                 peers=1,
                 keys=pair is not None,
+                read_ahead=self._read_ahead,
             )
         self.endpoint = sockets.bind_to_one(self.socket, addresses)
         if self._port is not None:
@@ -87,7 +96,8 @@ class Arrivals:
         self._limits = limits
         if self._port is not None:
             self._port.message_bytes = limits.message_bytes
-            sockets.rebind(self.socket, self.endpoint, limits.message_bytes)
+            with self.attended:
+                sockets.rebind(self.socket, self.endpoint, limits.message_bytes)
 
     def expect(self, message_bytes: int, peers: int) -> None:
         """So long is the longest message, header left out, that one of so many neighbours sends."""
@@ -118,14 +128,21 @@ class Arrivals:
         if self._port is not None:
             self._tell_closed(self._port)
         found: list[Message] = []
-        for _ in range(count):  # nonsense counts, or a flood would never end
-            received = self._next()
-            if received is None:
-                break
-            message = self._judge(*received)
-            if message is not None:
-                found.append(message)
+        with self.attended:
+            for _ in range(count):  # nonsense counts, or a flood would never end
+                received = self._ahead.popleft() if self._ahead else self._next()
+                if received is None:
+                    break
+                message = self._judge(*received)
+                if message is not None:
+                    found.append(message)
         return found
+
+    def wait(self, poller: zmq.Poller, timeout_s: float | None) -> None:
+        """`sockets.wait` with a poller that knows this socket; not where something is here."""
+        with self.attended:
+            if not self._ahead:
+                sockets.wait(poller, timeout_s)
 
     def close(self) -> None:
         """Before the socket is closed."""
@@ -137,7 +154,19 @@ class Arrivals:
         accused, self._accused = self._accused, []
         return accused
 
-    def _next(self) -> tuple[list[Buffer], bytes | None] | None:
+    def _read_ahead(self) -> None:
+        if not self.attended.acquire(blocking=False):
+            return  # the worker is about to read by itself
+        try:
+            while len(self._ahead) < sockets.UNREAD_MAX:
+                received = self._next()
+                if received is None:
+                    break
+                self._ahead.append(received)
+        finally:
+            self.attended.release()
+
+    def _next(self) -> _Received | None:
         if self._port is None and self._gate is None:
             frames = sockets.receive(self.socket)
             return None if frames is None else (frames, None)

@@ -34,6 +34,7 @@ HEART_SUFFIX = b"~"
 _LIMITS = Limits(message_bytes=HEADER_BYTES_MAX)  # such a message is a header alone
 _RECEIVED_MAX = 256  # messages of one `receive`, so that its caller gets to act on them …
 _RECEIVED_BYTES_MAX = 1 << 22  # … soon, however long they are
+_UNSENT_MAX = 1024  # answers that wait for one peer, who may never read them
 _REJECTED_MAX = 64  # peers remembered for having sent nonsense
 
 
@@ -42,8 +43,9 @@ class CoordinatorTransport:
 
     Raises `LaunchError` where nothing can be bound. Nonsense from peers is dropped, counted in
     `rejected_messages`, and its first case a peer answered with `Refused` and noted in `rejected`
-    as (identity, text). So are peers refused for their key, without an identity (b""). Raises
-    `ConfigError` for keys of a worker alone.
+    as (identity, text). So are peers refused for their key, without an identity (b""), and those
+    that hold too much: see `port`. Who acts on `rejected` empties it. Raises `ConfigError` for
+    keys of a worker alone.
     """
 
     def __init__(self, address: str, keys: Keys | None = None) -> None:
@@ -62,7 +64,9 @@ class CoordinatorTransport:
                 self._gate.known.add(z85.decode(keys.worker_public))
                 as_server(self._router, pair)
             self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            self._router.setsockopt(zmq.SNDHWM, _UNSENT_MAX)
             if parsed.scheme == "tcp":  # to an ipc socket no stranger gets
+                # Workers send some messages a second, and hardly ever one that is long.
                 self._port = Port(
                     self._router, HEADER_BYTES_MAX, unread=4, peers=16, keys=keys is not None
                 )

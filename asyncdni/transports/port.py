@@ -52,6 +52,7 @@ _COUNTED = struct.Struct("=QQ")  # of `struct tcp_info`: tcpi_bytes_acked, tcpi_
 _COUNTED_AT = 120
 _INFO_BYTES = _COUNTED_AT + _COUNTED.size
 _TCP_INFO = getattr(system, "TCP_INFO", None)
+_QUEUED_MAX = 1 << 23
 _QUEUED = struct.Struct("=i")
 
 
@@ -86,12 +87,20 @@ class Port:
         unread: int,
         peers: int,
         keys: bool,
+        read_ahead: Callable[[], None] = lambda: None,
     ) -> None:
-        """`keys`: nobody without one is let in."""
+        """
+        Args:
+            keys: nobody without one is let in.
+            read_ahead: to take out, in the thread of the port, all whole messages that can be
+                taken out just now, and to say so here: what is left then has no end. It is called
+                when more is held than one message may have, and nobody has read for a while.
+        """
         self.message_bytes = message_bytes
         self.unread = unread
         self.peers = peers
         self._keys = keys
+        self._read_ahead = read_ahead
         # The other half is for the files of the run, and for what has not been closed yet.
         descriptors = _descriptors()
         self._unheard_max = max(1, min(_UNHEARD_MAX, descriptors // 4))
@@ -193,7 +202,10 @@ class Port:
                 self._shut_out(descriptor, text)
         self._emptied_at_look = self._times_emptied
         self._share_out()
-        return any(one.held > _MUCH_BYTES for one in self._connections.values())
+        most = max((one.held for one in self._connections.values()), default=0)
+        if most > self.message_bytes + _SLACK_BYTES and not was_emptied:
+            self._read_ahead()
+        return most > _MUCH_BYTES
 
     def _measure(self, descriptor: int, one: _Connection, was_emptied: bool) -> str:
         """How much is held of a connection; what is wrong with that, or nothing."""
@@ -243,14 +255,14 @@ class Port:
         connection = self._connections.pop(descriptor)
         with suppress(OSError), self._probed(descriptor, connection.inode) as probe:
             host, port = probe.getpeername()[:2]
-            probe.shutdown(system.SHUT_RDWR)
             closed = connection.who, f"closed the connection from {host}:{port}: {text}"
             self._closed.append(closed)
+            _end(probe)
 
     def _turn_away(self, descriptor: int) -> None:
         connection = self._connections.pop(descriptor)
         with suppress(OSError), self._probed(descriptor, connection.inode) as probe:
-            probe.shutdown(system.SHUT_RDWR)
+            _end(probe)
             self._turned_away += 1
 
     @contextmanager
@@ -267,6 +279,14 @@ class Port:
             yield probe
         finally:
             os.dup2(self._blank, probe.fileno(), inheritable=False)
+
+
+def _end(connection: system.socket) -> None:
+    """Have ZeroMQ read the end of it next, and close it: at once, and with nothing kept."""
+    connection.setsockopt(system.SOL_SOCKET, system.SO_LINGER, struct.pack("=ii", 1, 0))
+    connection.shutdown(system.SHUT_RDWR)
+    with suppress(BlockingIOError):
+        connection.recv(_QUEUED_MAX, system.MSG_DONTWAIT | getattr(system, "MSG_TRUNC", 0))
 
 
 def _descriptors() -> int:

@@ -170,7 +170,7 @@ class WorkerTransport:
 
         May end sooner, as when a peer wants to connect.
         """
-        sockets.wait(self._poller, timeout_s)
+        self._arrivals.wait(self._poller, timeout_s)
 
     def receive(self, timeout_s: float | None) -> list[Message]:
         """All messages that are here (at most 256), control first; none if all were nonsense.
@@ -190,7 +190,8 @@ class WorkerTransport:
             found.extend(self._drain())
             return self.messages > before
 
-        sockets.wait_until(self._poller, timeout_s, came)
+        with self._arrivals.attended:
+            sockets.wait_until(self._poller, timeout_s, came)
         return found
 
     def take_accused(self) -> list[tuple[str, str]]:
