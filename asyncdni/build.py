@@ -205,4 +205,5 @@ def make_roster(
         rolls_back=chosen.numbers.policy == "roll_back",
         cut_every_s=cut_every_s(chosen.checkpoint),
         cut_positions=frozenset(plan.cuts),
+        batches=plan.batches,
     )

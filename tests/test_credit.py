@@ -18,7 +18,7 @@ WINDOWS = st.one_of(st.just("auto"), st.integers(1, 40))
 
 
 def test_a_producer_may_send_its_window_and_then_waits() -> None:
-    link = Outgoing(2)
+    link = Outgoing(2, 64)
     for _ in range(2):
         assert link.may_send()
         link.sent += 1
@@ -28,13 +28,13 @@ def test_a_producer_may_send_its_window_and_then_waits() -> None:
 
 
 def test_a_producer_with_credit_left_waits_for_something_else() -> None:
-    link = Outgoing(2)
+    link = Outgoing(2, 64)
     link.idle()
     assert not link.waited
 
 
 def test_counts_are_cumulative_so_an_older_grant_takes_nothing_back() -> None:
-    link = Outgoing(4)
+    link = Outgoing(4, 64)
     link.sent = 4
     link.granted(taken=3, allowed=7)
     link.granted(taken=2, allowed=6)
@@ -125,7 +125,7 @@ class Line:
 
     def __post_init__(self) -> None:
         self.consumer = Incoming(self.window, self.window_max)
-        self.producer = Outgoing(initial_window(self.window, self.window_max))
+        self.producer = Outgoing(self.window, self.window_max)
         self._free_at: float | None = 0.0
         self._events: list[tuple[float, int, str, tuple[int, ...]]] = []
         self._order = count()
@@ -199,7 +199,7 @@ def test_the_window_never_exceeds_its_maximum(
 def test_any_interleaving_keeps_its_counts_and_never_gets_stuck(
     window: int | str, data: st.DataObject
 ) -> None:
-    producer, consumer = Outgoing(initial_window(window, 64)), Incoming(window, 64)
+    producer, consumer = Outgoing(window, 64), Incoming(window, 64)
     batches: deque[bool] = deque()
     grants: list[tuple[int, int]] = []  # arrive in any order, lost or twice
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from office import NAMES, Office, end, failure, hello, records, sent, to_all
+from office import NAMES, Office, built, end, failure, hello, records, sent, to_all
 
-from asyncdni.core.barriers import FINAL
+from asyncdni.core.barriers import EVALUATE, FINAL
 from asyncdni.core.coordinator import Phase
 from asyncdni.core.events import (
     Action,
@@ -29,6 +29,7 @@ from asyncdni.messages import (
     Drained,
     Evaluated,
     Failed,
+    Guarded,
     Lost,
     Message,
     Ready,
@@ -356,6 +357,47 @@ def test_a_word_that_does_not_fit_is_the_death_of_its_sender(
     assert record["stage"] == name
     assert f"worker {name} sent a {type(message).__name__} that does not fit" in record["text"]
     assert phase.value in record["text"]
+
+
+HUGE = 2**62
+ABSURD: list[tuple[str, str, Message, str]] = [
+    *(
+        ("gathering", "a", built(**{field: value}), f"its {field} are {value}")
+        for field in ("parameters", "position", "updates", "read")
+        for value in (-1, HUGE)
+    ),
+    *(
+        ("started", "a", Report({field: value}), f"its {field} are {value}")
+        for field in ("samples", "updates", "batches", "missed", "ops")
+        for value in (-1, 0.5, float("nan"), HUGE)
+    ),
+    ("started", "a", Report({"batches": 40, "missed": 2000}), "its batches and missed are 2040"),
+    ("started", "a", Report({}, float("nan"), 1), "its loss_sum is nan"),
+    ("started", "a", Report({}, 0.0, -1), "its loss_samples are -1"),
+    ("started", "a", Guarded(True, float("inf")), "its cosine is inf"),
+    ("started", "a", Drained(1, 0, "soon", 2), "its kind is 'soon'"),
+    ("started", "a", Drained(1, 0, EVALUATE, HUGE), f"its position are {HUGE}"),
+    ("started", "a", Accused("c", 1, "x"), "c sends nothing to it"),
+    ("evaluating", "c", Evaluated(0, "c", 11, 1.0, 1, 1), "its samples are 11, not 10"),
+    ("evaluating", "c", Evaluated(0, "c", 10, float("nan"), 1, 1), "its loss is nan"),
+    ("evaluating", "c", Evaluated(0, "c", 10, 1.0, 11, 1), "its correct are 11"),
+    ("evaluating", "c", Evaluated(0, "c", 10, 1.0, 1, -1), "its outputs are -1"),
+    ("evaluating", "c", Evaluated(0, "c", 10, 1.0, 1, 1, -5), "its samples or steps are -5"),
+    ("saving", "a", Saved("best", {"b": "0" * 64}), "1 stages of others"),
+    ("saving", "a", Saved("best", {"a": "../../x"}), "the sha256 of a is none"),
+]
+
+
+@pytest.mark.parametrize(("state", "name", "message", "why"), ABSURD)
+def test_a_number_that_can_not_be_is_the_death_of_its_sender_and_goes_nowhere(
+    state: str, name: str, message: Message, why: str
+) -> None:
+    office = at(state, batches=40, meta={"test_samples": 10})
+    actions = office.hear(name, message)
+    (record,) = records(actions, "lost")
+    assert record["stage"] == name and why in record["text"]
+    assert not records(actions, "report") and not records(actions, "evaluation")
+    assert office.machine.phase is not Phase.ENDED
 
 
 def test_a_second_word_that_all_is_built_does_not_fit() -> None:

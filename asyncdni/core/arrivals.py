@@ -56,14 +56,20 @@ class Arrivals(WorkerView):
         super().__init__(position, **options)
         self.phase = Phase.IDLE
         self._greetings = Greetings(patience_s)
+        self._senders_known = True
         self._post = Post(position, self._links)
         self._story = Story()
         self._mail = Mail(
             position, self._flights, self._links, self._inputs, self._shares, self._misfit
         )
 
-    def joined(self, connect: Connect) -> None:
-        """The coordinator has said which processes the neighbours are, and where the data stand."""
+    def joined(self, connect: Connect, *, senders_known: bool = True) -> None:
+        """The coordinator has said which processes the neighbours are, and where the data stand.
+
+        `senders_known`: whoever a message says it is from has sent it, as keys prove. Where that is
+        not so, a word that its sender would have no reason to send is held to be somebody else's.
+        """
+        self._senders_known = senders_known
         self._post.incarnation = connect.incarnation
         self._mail.incarnations = dict(connect.incarnations)
         self._greetings.begin(connect.incarnations)
@@ -87,7 +93,8 @@ class Arrivals(WorkerView):
             else:
                 self._mail_came(message, now)
         except RemoteProtocolError as error:
-            self._accuse(self.position.home(sender), message, str(error), cause)
+            if self._senders_known or self._mail.fits_its_link(message):
+                self._accuse(self.position.home(sender), message, str(error), cause)
 
     def _greeted(self, greeting: Greeting, cause: object) -> None:
         """One that was meant for another says only that an address is wrong."""
@@ -139,7 +146,7 @@ class Arrivals(WorkerView):
             case Credit():
                 self._mail.credit(message)
             case Barrier(sender=sender, barrier=barrier, kind=kind):
-                self._expect(self._barriers.fits(sender, barrier), message)
+                self._expect(self._barriers.fits(sender, barrier, kind), message)
                 self._barriers.arrived(sender, barrier, kind)
             case _:
                 raise self._misfit(message)

@@ -7,10 +7,10 @@ come before the coordinator's, because control and data ride on separate sockets
 
 from __future__ import annotations
 
-__all__ = ["CHECKPOINT", "EVALUATE", "FINAL", "Barriers"]
+__all__ = ["CHECKPOINT", "EVALUATE", "FINAL", "KINDS", "Barriers"]
 
 #: What all drain for.
-EVALUATE, CHECKPOINT, FINAL = "evaluate", "checkpoint", "final"
+KINDS = EVALUATE, CHECKPOINT, FINAL = "evaluate", "checkpoint", "final"
 
 
 class Barriers:
@@ -29,10 +29,11 @@ class Barriers:
         """This one is the next."""
         self.current = barrier - 1
 
-    def fits(self, sender: str, barrier: int) -> bool:
+    def fits(self, sender: str, barrier: int, kind: str) -> bool:
         """The next barrier, for the first time from this producer."""
         return (
             sender in self._inputs
+            and kind in KINDS
             and barrier == self.current + 1
             and sender not in self._from.get(barrier, ())
         )

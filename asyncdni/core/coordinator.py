@@ -21,6 +21,7 @@ from copy import deepcopy
 from dataclasses import replace
 
 from asyncdni.core.barriers import CHECKPOINT, FINAL
+from asyncdni.core.claims import Claims
 from asyncdni.core.deaths import Deaths
 from asyncdni.core.events import (
     Action,
@@ -75,6 +76,7 @@ class Coordinator(Deaths):
 
     def __init__(self, roster: Roster, ledger: Ledger | None = None) -> None:
         super().__init__(roster, ledger)
+        self._claims = Claims(roster)
         self._at = Steps()
         self._committing: tuple[Ledger, float] | None = None  # and since when it is being saved
         self._closing = False  # a barrier for a checkpoint has been ordered
@@ -156,6 +158,10 @@ class Coordinator(Deaths):
         self._liveness.heard(name, now)
         if name in self._progress and not isinstance(message, Beat):
             self._progress.heard(name, now)
+        fault = self._claims.fault(name, message)
+        if fault is not None:
+            self._misfit(name, message, now, fault)
+            return
         match message:
             case Beat():
                 pass

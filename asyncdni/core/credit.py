@@ -33,12 +33,13 @@ def initial_window(window: int | str, window_max: int) -> int:
 class Outgoing:
     """The producing end of a link."""
 
-    __slots__ = ("allowed", "sent", "taken", "waited")
+    __slots__ = ("allowed", "sent", "taken", "waited", "widest")
 
-    def __init__(self, allowed: int) -> None:
+    def __init__(self, window: int | str, window_max: int) -> None:
+        self.widest = window if isinstance(window, int) else window_max
         self.sent = 0
         self.taken = 0
-        self.allowed = allowed
+        self.allowed = initial_window(window, window_max)
         self.waited = False  # had nothing else to do while out of credit, since the last send
 
     def may_send(self) -> bool:
@@ -47,6 +48,10 @@ class Outgoing:
     def idle(self) -> None:
         """The producer has nothing to do: without credit, that is what it waits for."""
         self.waited = self.waited or not self.may_send()
+
+    def fits(self, taken: int, allowed: int) -> bool:
+        """The other end can have taken so many, and allow so many more."""
+        return 0 <= taken <= self.sent and allowed <= taken + self.widest
 
     def granted(self, taken: int, allowed: int) -> None:
         self.taken = max(self.taken, taken)

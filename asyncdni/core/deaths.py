@@ -143,10 +143,10 @@ class Deaths(Gathering):
             member.ready or (member.built is not None and self.phase is not Phase.CONNECTING)
         )
 
-    def _misfit(self, name: str, message: Message, now: float) -> None:
+    def _misfit(self, name: str, message: Message, now: float, why: str = "") -> None:
         what = type(message).__name__
         text = f"worker {name} sent a {what} that does not fit ({self.phase.value})"
-        self._cut_off(name, text, now)
+        self._cut_off(name, f"{text}: {why}" if why else text, now)
 
     def _cut_off(self, name: str, text: str, now: float) -> None:
         """A worker has broken the protocol: a new process may keep it."""
@@ -166,6 +166,9 @@ class Deaths(Gathering):
         member = self._members.get(message.worker)
         if member is None or member.incarnation != message.incarnation:
             return  # it has been replaced since
+        if message.worker not in self.roster.neighbours[name]:
+            self._misfit(name, message, now, f"{message.worker} sends nothing to it")
+            return
         self._record("accused", now, stage=message.worker, by=name, text=message.text)
         self._cut_off(message.worker, message.text, now)
 

@@ -259,7 +259,7 @@ class Gathering:
         """What has come back for the current one; the next round has it again."""
         raise NotImplementedError
 
-    def _misfit(self, name: str, message: Message, now: float) -> None:
+    def _misfit(self, name: str, message: Message, now: float, why: str = "") -> None:
         """A word that this worker should not have sent."""
         raise NotImplementedError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from asyncdni.core.credit import Incoming, Outgoing, initial_window
+from asyncdni.core.credit import Incoming, Outgoing
 from asyncdni.core.position import Position
 from asyncdni.messages import DATA
 
@@ -21,7 +21,7 @@ class Links:
         self._lost: set[str] = set()
         self.incoming = {node: Incoming(window, window_max) for node in position.inputs}
         self.outgoing = {
-            (node, to): Outgoing(initial_window(window, window_max))
+            (node, to): Outgoing(window, window_max)
             for node, consumers in self._consumers.items()
             for to in consumers
         }

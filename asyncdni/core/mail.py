@@ -10,7 +10,7 @@ from asyncdni.core.links import Links
 from asyncdni.core.position import Position
 from asyncdni.core.shares import Shares
 from asyncdni.errors import RemoteProtocolError
-from asyncdni.messages import Activation, Credit, Gradient, Message, Shared, Skipped
+from asyncdni.messages import Activation, Barrier, Credit, Gradient, Message, Shared, Skipped
 
 __all__ = ["Mail"]
 
@@ -44,6 +44,20 @@ class Mail:
         self._expect(home != self._position.name, message)
         known = self.incarnations.get(home)
         return known is None or known == getattr(message, "incarnation", known)
+
+    def fits_its_link(self, message: Message) -> bool:
+        """Such a message goes from its sender to here at all."""
+        sender, position = getattr(message, "sender", ""), self._position
+        match message:
+            case Activation() | Barrier():
+                return sender in position.inputs
+            case Gradient():
+                return sender in position.consumers
+            case Shared():
+                return sender in position.sharers
+            case Credit(node=node):
+                return (node, sender) in self._links.outgoing
+        return sender in (*position.inputs, *position.consumers)
 
     def lose(self, worker: str) -> None:
         """Whatever still comes from it is not wanted."""
@@ -85,8 +99,11 @@ class Mail:
 
     def credit(self, message: Credit) -> None:
         link = self._links.outgoing.get((message.node, message.sender))
-        self._expect(link is not None and message.taken <= link.sent, message)
+        self._expect(link is not None, message)
         assert link is not None
+        taken, allowed = message.taken, message.allowed
+        why = f"of {link.sent} sent it says {taken} taken, {allowed} allowed"
+        self._expect(link.fits(taken, allowed), message, why)
         link.granted(message.taken, message.allowed)
 
     def _may_answer(self, sender: str, batch: int) -> bool:

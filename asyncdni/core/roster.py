@@ -38,6 +38,7 @@ class Roster:
     rolls_back: bool = False  # when a number has gone wrong
     cut_every_s: float | None = None  # between checkpoints; None: by position, or at the end alone
     cut_positions: frozenset[int] = frozenset()  # batches after which one is taken
+    batches: int = 0  # training batches of the whole run; 0: not known
 
     def find(self, stage: str) -> str | None:
         """A worker by its name, a stage of it, or its index."""

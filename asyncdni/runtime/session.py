@@ -161,7 +161,7 @@ class Session:
 
     def _engine(self, stage: NumpyStage, connect: Connect) -> Engine:
         worker = make_worker(self._design, self._group, self._counts)
-        worker.joined(connect)
+        worker.joined(connect, senders_known=self._transport.knows_senders)
         if self._meter is None:
             hears_synthetic = getattr(worker.schedule, "hears_synthetic", False)
             self._meter = Meter(bootstrapped=hears_synthetic)

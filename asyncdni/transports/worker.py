@@ -64,6 +64,8 @@ class WorkerTransport:
         self._control_bytes = 0  # received
         self._messages = 0  # sent, and received from the coordinator
         self._message_bytes_max = Limits().message_bytes
+        #: With keys nobody can send in another's name.
+        self.knows_senders = keys is not None
         self._host = ""  # the neighbour that hosts the data, if one does
         self._shut_out = False  # the coordinator does not let us in, and never will
         member = worker_pair(keys) if keys is not None else None
