@@ -279,11 +279,9 @@ def test_a_neighbour_that_calls_a_moment_too_early_waits_and_is_no_stranger(site
 
 def test_an_endpoint_without_a_key_is_refused_and_so_is_one_with(site: Site) -> None:
     a, b = acquainted(site)
-    with pytest.raises(LaunchError, match="has no key, expected one"):
-        a.connect({"b": split_key(b.address)[0]})
+    assert "has no key, expected one" in a.connect({"b": split_key(b.address)[0]})["b"]
     site.keys = None
-    with pytest.raises(LaunchError, match="has a key, expected none"):
-        site.worker().connect({"b": b.address})
+    assert "has a key, expected none" in site.worker().connect({"b": b.address})["b"]
 
 
 # --- who is cut off ------------------------------------------------------------------------------

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from hand import FORK, LAST, MIDDLE, Hand, activation, drained, sends, trained
+from hand import FORK, LAST, MIDDLE, Hand, activation, connect, drained, sends, trained
 from pair import Bench, chain
 
 from asyncdni.core.barriers import EVALUATE, FINAL
 from asyncdni.core.events import (
+    Action,
     Compute,
     Release,
     Stop,
@@ -32,6 +34,7 @@ from asyncdni.messages import (
     Leave,
     Message,
     Resume,
+    Shared,
     Skipped,
     Start,
 )
@@ -131,6 +134,63 @@ def test_only_the_last_test_batch_may_be_the_last_one() -> None:
         samples = (4, 2)[batch]
         actions = hand(activation(batch, samples=samples, evaluate=True, last=last))
         assert (sends(actions, Accused) == []) == right, (batch, last)
+
+
+def accused(actions: list[Action]) -> list[str]:
+    return [
+        message.worker for _, message in sends(actions, Accused) if isinstance(message, Accused)
+    ]
+
+
+def test_a_consumer_can_take_and_allow_no_more_than_its_window() -> None:
+    """One batch has been sent; with more allowed this worker would be at fault, by its own."""
+    for taken, allowed, right in (
+        *((1, 5, True), (0, 4, True), (0, -9, True), (1, 1, True)),
+        *((1, 6, False), (0, 2**62, False), (2, 4, False), (-1, 3, False)),
+    ):
+        hand = trained(window=4)
+        actions = hand(Credit("c", 1, "m", taken, allowed))
+        assert accused(actions) == ([] if right else ["c"]), (taken, allowed)
+
+
+def test_with_automatic_windows_the_widest_is_what_counts() -> None:
+    for allowed, right in ((101, True), (102, False)):
+        hand = trained(window_max=100)
+        assert (accused(hand(Credit("c", 1, "m", 1, allowed))) == []) == right
+
+
+def test_a_barrier_of_no_kind_is_dropped() -> None:
+    hand = trained()
+    assert accused(hand(Barrier("p", 1, 0, "soon"))) == ["p"]
+    assert not hand.worker.closed
+
+
+OUT_OF_PLACE = [
+    Gradient("p", 1, 0, {"p": "g"}),
+    Gradient(DATA, 1, 0, {"p": "g"}),
+    Credit("p", 1, "m", 0, 1),
+    Credit("c", 1, "p", 0, 1),
+    Barrier("c", 1, 0, FINAL),
+    activation(1, "c"),
+    activation(1, DATA),
+    Shared("c", 1, 0, {}),
+]
+
+
+@pytest.mark.parametrize(
+    "message", OUT_OF_PLACE, ids=lambda one: f"{type(one).__name__}-{one.sender}"
+)
+def test_what_nobody_would_send_accuses_only_who_is_known_to_have_sent_it(message: Any) -> None:
+    """Without keys anybody may have done so in that worker's name; p hosts the data."""
+    for known in (True, False):
+        hand = Hand(MIDDLE)
+        hand.worker.joined(connect(MIDDLE), senders_known=known)
+        hand(Start())
+        home = "p" if message.sender == DATA else message.sender
+        assert accused(hand(message)) == ([home] if known else [])
+    hand = Hand(MIDDLE)
+    hand.worker.joined(connect(MIDDLE), senders_known=False)
+    assert accused(hand(activation(5, "p"))) == ["p"]  # its own link: nobody can tell
 
 
 def test_without_credit_the_worker_waits_until_it_is_granted() -> None:

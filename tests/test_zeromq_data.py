@@ -13,7 +13,6 @@ from wire import HELLO, PATIENCE_S, Site, activation, pair, received, wait_until
 from asyncdni.config import Limits
 from asyncdni.delays import LinkDelay
 from asyncdni.errors import (
-    LaunchError,
     LimitExceeded,
     LocalProtocolError,
     RemoteProtocolError,
@@ -287,8 +286,9 @@ def test_a_message_in_the_wrong_direction_is_not_sent(site: Site) -> None:
 
 def test_an_endpoint_that_is_none_is_told(site: Site) -> None:
     site.coordinator()
-    with pytest.raises(LaunchError, match="expected tcp://host:port"):
-        site.worker().connect({"b": "nonsense"})
+    worker = site.worker()
+    assert "expected tcp://host:port" in worker.connect({"b": "nonsense"})["b"]
+    assert worker.send("b", Credit("a", 0, "b", 1, 2)) is None
 
 
 def test_a_neighbour_that_has_moved_is_found_again(site: Site) -> None:

@@ -29,7 +29,7 @@ from asyncdni.core.counts import Counts
 from asyncdni.core.events import Stop
 from asyncdni.errors import CheckpointError, NumericalError
 from asyncdni.given import kept
-from asyncdni.messages import COORDINATOR, Built, Connect, Failed, Rejoin, Welcome
+from asyncdni.messages import COORDINATOR, Accused, Built, Connect, Failed, Rejoin, Welcome
 from asyncdni.metrics.traces import trace_path
 from asyncdni.plan import snapshot_every_s
 from asyncdni.runtime.engine import Engine
@@ -144,8 +144,7 @@ class Session:
         # Not before all are built: a run that fails until then takes its folder away again.
         if self._welcome.folder:
             _make_folder(self._welcome.folder)
-        host = self._design.plan.groups[self._design.plan.host].name
-        self._transport.connect(connect.addresses, host=host)
+        self._connect(connect)
         engine = self._engine(stage, connect)
         try:
             stop = engine.run(self._inbox.take_early())
@@ -158,6 +157,13 @@ class Session:
             stop = Stop(rejoin=self._inbox.await_order(connect.incarnation))
         self._inbox.put(engine.left)
         return stop
+
+    def _connect(self, connect: Connect) -> None:
+        """Who says that it listens where nobody can is at fault for that, and not this worker."""
+        host = self._design.plan.groups[self._design.plan.host].name
+        for worker, text in self._transport.connect(connect.addresses, host=host).items():
+            accused = Accused(worker, connect.incarnations[worker], text)
+            self._transport.send(COORDINATOR, accused)
 
     def _engine(self, stage: NumpyStage, connect: Connect) -> Engine:
         worker = make_worker(self._design, self._group, self._counts)

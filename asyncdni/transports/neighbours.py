@@ -45,17 +45,23 @@ class Neighbours:
         if delays and self._emulation is None:
             self._emulation = Emulation(delays)
 
-    def connect(self, endpoints: Mapping[str, str]) -> None:
+    def connect(self, endpoints: Mapping[str, str]) -> dict[str, str]:
         """Where each worker is from now on: see `WorkerTransport.connect`."""
+        unusable = {}
         for worker, endpoint in endpoints.items():
             if self._endpoints.get(worker) == endpoint and worker not in self._lost:
                 continue
-            target = self._target(worker, endpoint)
             self.lose(worker)
+            try:
+                target = self._target(worker, endpoint)
+            except LaunchError as error:
+                unusable[worker] = str(error)
+                continue
             self._lost.discard(worker)
             self._endpoints[worker], self._targets[worker] = endpoint, target
             if target[1] is not None:
                 self.keys[worker] = target[1]
+        return unusable
 
     def lose(self, worker: str) -> None:
         """Drop what is queued for `worker`, and all that is sent to it until it is connected."""
@@ -101,7 +107,10 @@ class Neighbours:
                 f"worker {worker} at {text} has {has}, expected {expected}: give all processes of "
                 "a run --keys, or none"
             )
-        return parse(text, bind=False), key
+        try:
+            return parse(text, bind=False), key
+        except LaunchError as error:
+            raise LaunchError(f"worker {worker} can't be reached: {error}") from error
 
     def _open(self, worker: str) -> Socket:
         if worker not in self._targets:

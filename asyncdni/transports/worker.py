@@ -126,18 +126,19 @@ class WorkerTransport:
         before this one are kept waiting until its own `connect`."""
         self._arrivals.await_neighbours()
 
-    def connect(self, endpoints: Mapping[str, str], *, host: str = "") -> None:
+    def connect(self, endpoints: Mapping[str, str], *, host: str = "") -> dict[str, str]:
         """Where each neighbour listens (worker -> endpoint). May be called again and again.
 
         With keys each of them is heard for itself alone, and `host` for the data as well.
 
         A link to an endpoint that stays the same stays as it is, with all that is queued; one to a
-        neighbour that has moved or was lost starts anew, and what was queued is dropped. Raises
-        `LaunchError` for an endpoint that can't be used.
+        neighbour that has moved or was lost starts anew, and what was queued is dropped. Returns
+        those whose endpoint can't be used, and why: they are lost.
         """
         self._host = host
-        self._neighbours.connect(endpoints)
+        unusable = self._neighbours.connect(endpoints)
         self._arrivals.admit(self._neighbours.keys, host)
+        return unusable
 
     def lose(self, worker: str) -> None:
         """A neighbour is dead: drop what is queued for it, and what will be until `connect`."""
