@@ -76,6 +76,21 @@ def test_a_living_parent_is_no_reason(
     assert reasons.empty()
 
 
+def test_a_parent_that_lives_is_busy_and_not_dead_however_long_it_says_nothing(
+    coordinator: CoordinatorTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PARENT_VARIABLE, str(os.getppid()))
+    monkeypatch.setattr(Silence, "too_long", lambda *_: True)
+    reasons: queue.Queue[str] = queue.Queue()
+    heart = Heart(coordinator.address, b"worker", 0.1, reasons.put, patience_s=0.1)
+    heart.start()
+    beats = 0
+    while beats < 3:
+        beats += len(coordinator.receive(PATIENCE_S))
+    heart.stop()
+    assert reasons.empty()
+
+
 def test_a_heart_that_never_started_can_be_stopped(coordinator: CoordinatorTransport) -> None:
     Heart(coordinator.address, b"worker", 3.0).stop()
 

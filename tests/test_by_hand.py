@@ -268,7 +268,7 @@ def test_without_a_folder_the_first_death_ends_the_run(site: Site) -> None:
 
 
 def test_no_worker_outlives_a_killed_coordinator(site: Site) -> None:
-    coordinator = _coordinator(site, *ENDLESS)
+    coordinator = _coordinator(site, *ENDLESS, "--set", "limits.silence_s=0.3")
     commands = [_worker(site, stage, _address(site)) for stage in ("top", "hidden")]
     await_training(site.folder / "run")
     coordinator.kill()

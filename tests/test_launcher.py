@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from processes import until
 
+from asyncdni.core.liveness import Sight
 from asyncdni.errors import LaunchError
+from asyncdni.launchers import local
 from asyncdni.launchers.by_hand import typed_command
 from asyncdni.launchers.local import LocalLauncher
 
@@ -36,6 +38,7 @@ def pid_in(log: Path, line: int = 0) -> int | None:
 
 
 SAY_PID_AND_SLEEP = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+SPINNING = "import os; print(os.getpid(), flush=True)\nwhile True: pass"
 DEAF = (
     "import os, signal\n"
     "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
@@ -76,6 +79,86 @@ def test_starting_again_kills_what_is_left_of_the_process_before(
     new = until(lambda: pid_in(tmp_path / "a.log", 1), "the second process")
     assert new != old
     assert launcher.exited() == []  # the old one's end is nobody's business any more
+
+
+# --- what a silent process looks like ------------------------------------------------------------
+
+
+def test_a_process_that_waits_is_still_and_so_is_one_that_is_stopped(
+    launcher: LocalLauncher, tmp_path: Path
+) -> None:
+    launcher.start({"a": script(SAY_PID_AND_SLEEP), "b": script(SPINNING)})
+    a, b = (until(lambda n=n: pid_in(tmp_path / f"{n}.log"), n) for n in "ab")  # type: ignore[misc]
+    until(lambda: launcher.look("a") is Sight.STILL, "a process that waits")
+    os.kill(b, signal.SIGSTOP)
+    until(lambda: launcher.look("b") is Sight.STILL, "a process that is stopped")
+    os.kill(a, signal.SIGKILL)
+
+
+def test_a_process_that_computes_or_would_like_to_is_not_still(
+    launcher: LocalLauncher, tmp_path: Path
+) -> None:
+    """Which of both depends on what else the machine does."""
+    launcher.start({"a": script(SPINNING)})
+    until(lambda: pid_in(tmp_path / "a.log"), "a process")
+    seen = {launcher.look("a") for _ in range(100)}
+    assert Sight.STARVED in seen  # at the first look nobody knows what it has been given
+    assert seen <= {Sight.STARVED, Sight.BUSY}
+
+
+@pytest.mark.parametrize(
+    ("states", "cpu_s", "sight"),
+    [
+        ("S", 0.00, Sight.STILL),
+        ("T", 0.90, Sight.STILL),
+        ("St", 0.90, Sight.STILL),  # held by a debugger
+        ("R", 0.00, Sight.STARVED),
+        ("SR", 0.30, Sight.STARVED),
+        ("SD", 0.00, Sight.STARVED),
+        ("R", 0.90, Sight.BUSY),
+        ("S", 0.02, Sight.BUSY),
+    ],
+)
+def test_what_its_threads_do_and_the_time_that_they_were_given_tell_what_it_is(
+    launcher: LocalLauncher,
+    monkeypatch: pytest.MonkeyPatch,
+    states: str,
+    cpu_s: float,
+    sight: Sight,
+) -> None:
+    """In the second since the last look."""
+    launcher.start({"a": script(SAY_PID_AND_SLEEP)})
+    looks = [({"S"}, 5.0), (set(states), 5.0 + cpu_s)]
+    times = [100.0, 101.0]
+    monkeypatch.setattr(local, "_threads", lambda pid: looks.pop(0))
+    with monkeypatch.context() as patched:
+        patched.setattr(local.time, "monotonic", lambda: times.pop(0))
+        launcher.look("a")
+        assert launcher.look("a") is sight
+
+
+def test_a_process_of_which_the_system_tells_nothing_is_out_of_sight(
+    launcher: LocalLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher.start({"a": script(SAY_PID_AND_SLEEP)})
+    assert launcher.look("b") is Sight.UNSEEN
+    monkeypatch.setattr(local.os, "listdir", lambda path: ["1"])  # of another namespace
+    assert launcher.look("a") is Sight.UNSEEN
+    monkeypatch.setattr(local.os, "listdir", lambda path: ["no such thread"])
+    assert launcher.look("a") is Sight.UNSEEN
+
+
+def test_a_killed_process_that_does_not_go_away_is_not_waited_for(
+    launcher: LocalLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for a disk that does not answer."""
+    launcher.start({"a": script(SAY_PID_AND_SLEEP)})
+    until(lambda: pid_in(tmp_path / "a.log"), "the first process")
+    with monkeypatch.context() as patched:
+        patched.setattr(local, "_KILL_S", 0.0)
+        launcher.restart("a")
+    until(lambda: pid_in(tmp_path / "a.log", 1), "the second process")
+    until(lambda: not launcher.exited() and not launcher._undying, "the end of the first")
 
 
 def test_stopping_leaves_no_process_and_no_zombie_whatever_they_ignore(tmp_path: Path) -> None:

@@ -256,8 +256,30 @@ def test_a_worker_that_hangs_is_named_with_its_process(site: Site) -> None:
 
 def test_workers_that_never_join_end_the_run_after_the_limit(site: Site) -> None:
     variables = _patch_workers(site, "import signal\nsignal.pause()")
-    finished = site.run("train", "tiny.toml", "--set", "limits.startup_s=0.5", **variables)
+    limits = ("--set", "limits.startup_s=0.5", "--set", "recovery.restarts=0")
+    finished = site.run("train", "tiny.toml", *limits, **variables)
     finished.refused("no worker for hidden, top has joined within 0.5 s", "limits.startup_s")
+
+
+def test_a_worker_that_hangs_before_its_first_word_is_replaced(site: Site) -> None:
+    """In an import, or on a disk that does not answer: its process lives and says nothing."""
+    flag = site.folder / "hung"
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "if 'worker' in sys.orig_argv and 'top' in sys.orig_argv:\n"
+        f"    flag = pathlib.Path({str(flag)!r})\n"
+        "    if not flag.exists():\n"
+        "        flag.touch()\n"
+        "        signal.pause()\n"
+    )
+    site.write("patch/sitecustomize.py", code)
+    finished = site.run(
+        *("train", "tiny.toml", "--out", "run", "--set", "limits.startup_s=8"),
+        PYTHONPATH=str(site.folder / "patch"),
+    )
+    assert (finished.code, finished.err) == (0, "")
+    lost = records(site.folder / "run", "lost")
+    assert "worker top has not joined within 8 s (limits.startup_s)" in {r["text"] for r in lost}
 
 
 # --- a coordinator that dies ---------------------------------------------------------------------

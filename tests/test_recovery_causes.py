@@ -17,8 +17,21 @@ from processes import Site, make_site, records, weights
 from test_recovery import BATCHES, THREE, finished
 
 from asyncdni.core.coordinator import Coordinator
-from asyncdni.core.events import Action, Commit, Event, Finish, Launch, Received, Stored, Woke
-from asyncdni.errors import CheckpointError, ConfigError
+from asyncdni.core.events import (
+    Action,
+    Commit,
+    Event,
+    Fail,
+    Finish,
+    Launch,
+    Look,
+    Looked,
+    Received,
+    Stored,
+    Woke,
+)
+from asyncdni.core.liveness import Sight
+from asyncdni.errors import CheckpointError, ConfigError, LaunchError, WorkerLost
 from asyncdni.runtime import coordinate as coordinate_module
 from asyncdni.runtime.coordinate import coordinate
 from asyncdni.runtime.memory import limit_memory
@@ -207,6 +220,33 @@ def test_a_launcher_is_asked_for_a_new_process() -> None:
     launcher = SimpleNamespace(exited=lambda: [], restart=asked.append)
     drive(Office(Launch("b")), launch=lambda address: launcher)
     assert asked == ["b"]
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_silent_worker_is_looked_at_by_whoever_has_started_it(launched: bool) -> None:
+    launcher = SimpleNamespace(exited=lambda: [], look=lambda name: Sight.STARVED)
+    office = Office(Look("b"))
+    drive(office, launch=(lambda address: launcher) if launched else None)
+    assert Looked("b", Sight.STARVED if launched else Sight.UNSEEN) in office.events
+
+
+@pytest.mark.parametrize("said", ["", "importing numpy", "known"])
+def test_the_end_of_a_run_is_told_with_the_last_lines_of_whoever_it_is_about(said: str) -> None:
+    launcher = SimpleNamespace(exited=lambda: [], last_lines=lambda name: said)
+    fail = Fail("WorkerLost", "b is lost; known", stages=("b",))
+    with pytest.raises(WorkerLost) as caught:
+        drive(Office(fail), launch=lambda address: launcher)
+    more = "; the last lines of b: importing numpy" if said == "importing numpy" else ""
+    assert str(caught.value) == f"b is lost; known{more}"
+
+
+def test_a_run_that_nobody_has_joined_tells_what_to_type() -> None:
+    with pytest.raises(LaunchError) as caught:
+        drive(Office(Fail("LaunchError", "no worker for b", stages=("b",))))
+    assert str(caught.value) == "no worker for b; start it: start b"
+    with pytest.raises(WorkerLost) as lost:  # which no other process would change
+        drive(Office(Fail("WorkerLost", "b is lost", stages=("b",))))
+    assert str(lost.value) == "b is lost"
 
 
 def test_a_checkpoint_is_committed_and_answered() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -20,6 +21,7 @@ from asyncdni.messages import (
 from asyncdni.runtime import forsaken as forsaken_module
 from asyncdni.runtime.forsaken import Forsaken, Told
 from asyncdni.runtime.inbox import Inbox
+from asyncdni.transports.beat import PARENT_VARIABLE
 
 CREDIT = Credit("a", 1, "a", 0, 1)
 
@@ -36,6 +38,20 @@ class Wire:
 
 def inbox(*arrivals: list[Message]) -> Inbox:
     return Inbox(Wire(*arrivals), Forsaken())
+
+
+def test_a_coordinator_that_is_known_to_live_is_waited_for_however_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    welcome = Welcome("a", 1, {}, {}, "", "initial")
+    monkeypatch.setenv(PARENT_VARIABLE, str(os.getppid()))
+    assert inbox([], [], [welcome]).await_welcome("ipc://x", 0.0) == welcome
+    monkeypatch.setenv(PARENT_VARIABLE, "1" if os.getppid() != 1 else "2")
+    with pytest.raises(Told, match="the process that started this worker is gone"):
+        inbox([]).await_welcome("ipc://x", 0.0)
+    monkeypatch.delenv(PARENT_VARIABLE)
+    with pytest.raises(LaunchError, match="no coordinator answered"):
+        inbox([]).await_welcome("ipc://x", 0.0)
 
 
 def connect(incarnation: int) -> Connect:
