@@ -7,7 +7,8 @@
 #
 # On several hosts: the coordinator with --bind tcp://0.0.0.0:5555 --keys DIR, each worker with --keys DIR and
 # --coordinator tcp://HOST:5555 (`asyncdni keys new DIR`). Workers need neither the experiment file nor others'
-# addresses; the worker of the first stage needs the data set.
+# addresses; the worker of the first stage needs the data set. Each listens at a port of its own for those next to it,
+# any free one or as --bind tcp://0.0.0.0:6000-6099 says: SECURITY.md has the ports that must be open.
 #
 # Ctrl-C stops the coordinator, which has all workers save what was learned (with --out) and leave.
 set -eu

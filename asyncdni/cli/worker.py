@@ -13,8 +13,7 @@ __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 HELP = "be the worker of one stage; what to train it gets from the coordinator"
 EXAMPLE = """\
   asyncdni worker --stage hidden1 --coordinator tcp://192.0.2.7:5555 --keys keys
-  asyncdni worker --stage 1 --coordinator tcp://192.0.2.7:5555 --keys keys \\
-                  --bind tcp://0.0.0.0:6000-6099
+  asyncdni worker --stage 1 --coordinator tcp://HOST:5555 --keys keys --bind tcp://0.0.0.0:6000-6099
   asyncdni worker --stage 2 --coordinator ipc:///tmp/run/coordinator --timeout 60"""
 
 _TIMEOUT_S = 30.0

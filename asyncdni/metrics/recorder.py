@@ -4,7 +4,8 @@ A line of `metrics.jsonl` is one record of the coordinator: {"kind": …, "time_
 joined, refused, rejected (no message), start, report (one worker's counters since the start),
 guard (a stage waits for true gradients, or does no longer), drained, evaluation, saved, resume, cut
 (a checkpoint). Of deaths: lost, accused (for breaking the protocol), launch, waiting (for a process
-to be started by hand), round (all join anew), note (a state that could not be restored), back,
+to be started by hand), round (all join anew), note (a state that could not be restored, a link that
+carries nothing), back,
 numbers (gone wrong), stuck (nothing has moved for too long). Of a run that is taken up again:
 resumed, changed (of the experiment, from there on), passed_over (a broken checkpoint).
 What the counters mean stands in docs/telemetry.md.
