@@ -19,7 +19,6 @@ from asyncdni.transports import sockets
 from asyncdni.transports.address import Address
 from asyncdni.transports.codec import (
     BETWEEN_WORKERS,
-    HEADER_BYTES_MAX,
     Buffer,
     decode_from,
     size,
@@ -68,10 +67,9 @@ class Arrivals:
             self._gate = Gate(context, final=False)
             as_server(self.socket, pair)
         if addresses[0].scheme == "tcp":  # to an ipc socket no stranger gets
-            # Nobody has anything to send before all have been let in, and know their limits.
             self._port = Port(
                 self.socket,
-                HEADER_BYTES_MAX,
+                self._limits.message_bytes,
                 unread=sockets.UNREAD_MAX,
                 peers=1,
                 keys=pair is not None,

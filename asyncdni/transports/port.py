@@ -210,6 +210,8 @@ class Port:
     def _measure(self, descriptor: int, one: _Connection, was_emptied: bool) -> str:
         """How much is held of a connection; what is wrong with that, or nothing."""
         assert _TCP_INFO is not None
+        # Before what has come: what is read in between must not seem to have never come.
+        read = one.read
         with self._probed(descriptor, one.inode) as probe:
             info = probe.getsockopt(system.IPPROTO_TCP, _TCP_INFO, _INFO_BYTES)
             queued = fcntl.ioctl(probe, termios.FIONREAD, bytes(_QUEUED.size))
@@ -217,10 +219,9 @@ class Port:
             return ""  # an older kernel
         sent, received = _COUNTED.unpack_from(info, _COUNTED_AT)
         received -= _QUEUED.unpack(queued)[0]
-        counted = one.read - one.forgiven
         # What had come by the last look and is not read, though all was read since, has no end.
-        one.part = max(0, one.received - counted) if was_emptied else 0
-        one.held = received - counted
+        one.part = max(0, one.received - (one.read - one.forgiven)) if was_emptied else 0
+        one.held = received - (read - one.forgiven)
         one.received = received
         if one.held < 0:
             one.forgiven -= one.held
