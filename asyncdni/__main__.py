@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,9 +13,15 @@ from typing import NoReturn
 from asyncdni import __version__
 from asyncdni.cli import COMMANDS
 from asyncdni.errors import AsyncDNIError
-from asyncdni.imports import leave_out_current_folder, look_in_current_folder
+from asyncdni.imports import current_folder, leave_out_current_folder, look_in_current_folder
 
 __all__ = ["main"]
+
+
+_NOWHERE = (
+    "asyncdni: the current folder has been removed: change to another, or give paths that begin "
+    "with /"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,10 +55,18 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _say_anything() -> None:
+    """What the terminal has no characters for becomes escapes; it ends nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     if argv is None:  # this process is ours
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+        _say_anything()
     try:
         given = list(sys.argv[1:] if argv is None else argv)
         args = _parser(given).parse_args(given)
@@ -61,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AsyncDNIError as error:
         print(f"asyncdni: {' | '.join(str(error).splitlines())}", file=sys.stderr)
         return error.exit_code
+    except FileNotFoundError:
+        if current_folder():
+            raise
+        print(_NOWHERE, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("asyncdni: interrupted", file=sys.stderr)
         return 130

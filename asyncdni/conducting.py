@@ -17,7 +17,7 @@ from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import Commit
 from asyncdni.core.ledger import Ledger
 from asyncdni.core.roster import Roster
-from asyncdni.errors import CheckpointError
+from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.given import begins_with, keep
 from asyncdni.imports import check_may_train
 from asyncdni.launchers.by_hand import typed_command
@@ -62,6 +62,7 @@ def conduct(
     their weights there.
     """
     check_may_train()
+    _check_name(out)
     with ExitStack() as stack:
         transport = CoordinatorTransport(bind, keys)
         stack.callback(transport.close, _LINGER_S)
@@ -154,6 +155,16 @@ class _Said:
         for place, old, new in beginning.changes:
             changed = {"place": place, "old": old, "new": new, "batches": ledger.start}
             self("changed", {"time_s": time.monotonic(), **changed})
+
+
+def _check_name(out: Path | None) -> None:
+    """Raises `ConfigError` for a path that workers can't be told of."""
+    try:
+        os.fspath(out.resolve() if out is not None else "").encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"--out {out}: its whole path must be UTF-8; choose another folder"
+        ) from None
 
 
 def _never_called(_: object) -> None:

@@ -19,6 +19,7 @@ from asyncdni.errors import ConfigError
 __all__ = [
     "PATH_VARIABLE",
     "check_may_train",
+    "current_folder",
     "importing",
     "leave_out_current_folder",
     "look_in_current_folder",
@@ -39,24 +40,26 @@ _importing: ContextVar[str] = ContextVar("importing", default="")
 def path_of_this_process() -> str:
     """As JSON: `path`, where this process looks for modules, and `own`, the folders among them that
     are there only because it was started in them, or by a script in them."""
-    entries = [entry or _current() for entry in sys.path if _is_text(entry)]
+    entries = [entry or current_folder() for entry in sys.path if _is_text(entry)]
     path = [os.path.abspath(entry) for entry in entries if entry]
     script = getattr(sys.modules.get("__main__"), "__file__", None) or ""
-    starting = {_current(), os.path.dirname(os.path.realpath(script)) if script else ""} - {""}
+    starting = {current_folder(), os.path.dirname(os.path.realpath(script)) if script else ""} - {
+        ""
+    }
     own = [entry for entry in path if os.path.realpath(entry) in starting]
     return json.dumps({"path": path, "own": own})
 
 
 def leave_out_current_folder() -> None:
     """To be called of a module that `python -m` has started: of what it looks in, the first."""
-    if not sys.flags.safe_path and sys.path[0] == _current():
+    if not sys.flags.safe_path and sys.path[0] == current_folder():
         del sys.path[0]
 
 
 def look_in_current_folder() -> None:
     """Too, behind all others: a file there that is named like a module of Python's, or of a package
     that we need, takes nobody's place."""
-    here = _current()
+    here = current_folder()
     if here and here not in sys.path:
         sys.path.append(here)
 
@@ -98,7 +101,7 @@ def check_may_train() -> None:
     )
 
 
-def _current() -> str:
+def current_folder() -> str:
     """The current folder; empty where it has been removed."""
     try:
         return os.getcwd()

@@ -126,6 +126,8 @@ def _make_first_free(parent: Path, name: str) -> Path:
             with suppress(FileExistsError):
                 folder.mkdir()  # by one process alone, however many want it
                 return folder
+    except FileNotFoundError:
+        raise  # there is no current folder to make it in
     except OSError as error:
         raise ConfigError(
             f"{parent / name}: can't be made: {error.strerror}; name a folder with --out"

@@ -25,7 +25,7 @@ from asyncdni.comparison import (
     plan_runs,
     run_entry,
 )
-from asyncdni.errors import ConfigError, Interrupted
+from asyncdni.errors import AsyncDNIError, ConfigError, Interrupted
 from asyncdni.lock import LOCK, locked
 from asyncdni.metrics.comparison import Result
 from asyncdni.metrics.machine import cores
@@ -187,7 +187,13 @@ def _report(
 ) -> None:
     from asyncdni.metrics import plots, report  # late: they are long, and only needed now
 
-    written = report.write_reports(found, folder)
+    try:
+        written = report.write_reports(found, folder)
+    except AsyncDNIError:
+        raise
+    except Exception as error:  # drawing needs fonts, caches and more of the user's machine
+        say(console, f"No plots: {type(error).__name__}: {' | '.join(str(error).splitlines())}")
+        written = report.write_reports(found, folder, plots=False)
     if not args.quiet:
         _show(console, found)
         names = dict.fromkeys(path.relative_to(folder).parts[0] for path in written)

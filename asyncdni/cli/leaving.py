@@ -17,8 +17,9 @@ def leave(run: Result, *, allow_import: bool, quiet: bool) -> None:
         return
     try:
         files = leave_samples(run, allow_import=allow_import)
-    except AsyncDNIError as error:
-        said = f"No pictures of the run: {error}"
+    except Exception as error:  # drawing needs fonts, caches and more of the user's machine
+        name = "" if isinstance(error, AsyncDNIError) else f"{type(error).__name__}: "
+        said = f"No pictures of the run: {name}{' | '.join(str(error).splitlines())}"
     else:
         missing = [] if plots.available() else [plots.MISSING_EXTRA]
         names = ", ".join(path.name for path in files)

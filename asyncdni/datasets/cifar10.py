@@ -15,7 +15,7 @@ import numpy as np
 
 from asyncdni.config.data import Cifar10
 from asyncdni.datasets.base import Array, Dataset, Meta
-from asyncdni.datasets.folders import data_folders
+from asyncdni.datasets.folders import data_folders, listed
 from asyncdni.errors import DataError
 
 __all__ = [
@@ -77,7 +77,7 @@ def find(path: str) -> list[Path]:
         cure = f" --folder {path}`, or mend data.path" if path else "`, or set ASYNCDNI_DATA"
         raise DataError(
             f"CIFAR-10 is incomplete: no {', '.join(missing)} in any of "
-            f"{', '.join(map(str, folders))}; fetch it with `asyncdni data cifar10{cure}"
+            f"{listed(folders)}; fetch it with `asyncdni data cifar10{cure}"
         )
     return [file for file in found if file is not None]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["cache_folder", "data_folders"]
+__all__ = ["cache_folder", "data_folders", "listed"]
 
 
 def data_folders(given: str, name: str) -> list[Path]:
@@ -19,20 +20,33 @@ def data_folders(given: str, name: str) -> list[Path]:
         bases = [Path(given)]
     else:
         named = os.environ.get("ASYNCDNI_DATA", "")
-        bases = [*([Path(named)] if named else []), cache_folder()]
+        cache = cache_folder()
+        bases = [*([Path(named)] if named else []), *([cache] if cache else [])]
     return [folder for base in bases for folder in (base, base / name)]
 
 
-def cache_folder() -> Path:
-    """The user's folder for files that can be fetched again, `asyncdni` in it."""
+def listed(folders: Sequence[Path]) -> str:
+    """In an error message, where has been looked."""
+    return ", ".join(map(str, folders)) or "$ASYNCDNI_DATA, which is not set (nor is there a home)"
+
+
+def cache_folder() -> Path | None:
+    """The user's folder for files that can be fetched again, `asyncdni` in it; None where the user
+    has no home, as in a container with a user id that has no name."""
+    try:
+        return _caches() / "asyncdni"
+    except RuntimeError:
+        return None
+
+
+def _caches() -> Path:
+    """Raises `RuntimeError` without a home."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification has relative paths ignored.
     if given and Path(given).is_absolute():
-        base = Path(given)
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path.home() / ".cache"
-    return base / "asyncdni"
+        return Path(given)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    return Path.home() / ".cache"

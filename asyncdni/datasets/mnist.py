@@ -16,7 +16,7 @@ import msgspec
 
 from asyncdni import config
 from asyncdni.datasets.base import Array, Dataset, Meta
-from asyncdni.datasets.folders import data_folders
+from asyncdni.datasets.folders import data_folders, listed
 from asyncdni.datasets.idx import decompress, parse
 from asyncdni.errors import DataError
 from asyncdni.files import read_file
@@ -127,7 +127,7 @@ def read(folders: Sequence[Path], cure: str = _CURE) -> Dataset:
     if missing:
         raise DataError(
             f"MNIST is incomplete: no {', '.join(missing)} (plain or .gz) in any of "
-            f"{', '.join(map(str, folders))}; fetch the four files with {cure}"
+            f"{listed(folders)}; fetch the four files with {cure}"
         )
     arrays = [_read(file, path) for file, path in zip(FILES, paths, strict=True) if path]
     x_train, y_train, x_test, y_test = arrays

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from asyncdni.config.data import Text
-from asyncdni.datasets.folders import data_folders
+from asyncdni.datasets.folders import data_folders, listed
 from asyncdni.datasets.idx import decompress
 from asyncdni.datasets.meta import Array, Meta
 from asyncdni.datasets.sequences import Sequence, Sequences, describe_windows
@@ -123,7 +123,7 @@ def find(path: str) -> Path:
         if candidate.is_file():
             return candidate
     raise DataError(
-        f"no {FILES[0]} (plain or .gz) in any of {', '.join(map(str, folders))}; fetch it with "
+        f"no {FILES[0]} (plain or .gz) in any of {listed(folders)}; fetch it with "
         "`asyncdni data shakespeare`, or name a text of your own with data.path"
     )
 

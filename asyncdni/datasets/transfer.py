@@ -27,9 +27,17 @@ _PIECE_BYTES = 1 << 16
 
 
 def base_folder() -> Path:
-    """Where a fetch belongs: in $ASYNCDNI_DATA, or else in the user's cache folder."""
+    """Where a fetch belongs: in $ASYNCDNI_DATA, or else in the user's cache folder.
+
+    Raises `DataError` for a user without a home."""
     given = os.environ.get("ASYNCDNI_DATA", "")
-    return Path(given) if given else cache_folder()
+    base = Path(given) if given else cache_folder()
+    if base is None:
+        raise DataError(
+            "there is no home folder to keep data in: name a folder with --folder, or set "
+            "ASYNCDNI_DATA"
+        )
+    return base
 
 
 def receive(

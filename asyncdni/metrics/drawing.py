@@ -12,6 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from asyncdni.errors import ConfigError
+from asyncdni.metrics.plots import import_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -104,6 +105,7 @@ def _element(shape: Box | Line | Words) -> str:
 def png(drawing: Drawing) -> bytes:
     """The same as pixels, two to a unit. Raises `ConfigError` without the extra `plot`."""
     try:
+        import_matplotlib()
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(

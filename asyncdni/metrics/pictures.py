@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncdni.metrics.palette import row_colours
-from asyncdni.metrics.plots import GRID, INK, MUTED, STYLE
+from asyncdni.metrics.plots import GRID, INK, MUTED, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,10 +58,8 @@ def predictions_picture(images: Array, truth: Sequence[str], told: Sequence[str]
 
 
 def _png(draw: Callable[[], Figure]) -> bytes:
-    from matplotlib import rc_context
-
     file = io.BytesIO()
-    with rc_context(STYLE):
+    with styled():
         draw().savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
     return file.getvalue()
 

@@ -8,8 +8,10 @@ follows the reader's light or dark scheme, while the files stand on white.
 from __future__ import annotations
 
 import io
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,9 @@ __all__ = [
     "Plot",
     "available",
     "draw_plots",
+    "import_matplotlib",
     "inline",
+    "styled",
 ]
 
 #: What to say where there is no matplotlib.
@@ -79,14 +83,33 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
+def import_matplotlib() -> None:
+    """For pictures without a screen: what $MPLBACKEND says of one, which may be nonsense on this
+    machine, is not looked at. Raises `ImportError`."""
+    given = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib  # noqa: F401 - reads its settings
+    finally:
+        if given is not None:
+            os.environ["MPLBACKEND"] = given
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in our style. Needs matplotlib."""
+    import_matplotlib()
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        yield
+
+
 def draw_plots(found: Mapping[str, Any]) -> dict[str, Plot]:
     """By file name, those that the document has numbers for; of several latencies one of each kind
     at each (`shares-10ms`), and those over the latency. Needs matplotlib."""
-    from matplotlib import rc_context
-
     from asyncdni.metrics.plot_latency import draw_speed_over_latency, draw_times_over_latency
 
-    with rc_context(STYLE):
+    with styled():
         figures = {
             "speed_over_latency": draw_speed_over_latency(found),
             "time_over_latency": draw_times_over_latency(found),
