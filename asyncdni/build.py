@@ -23,9 +23,10 @@ from asyncdni.conditions import check_conditions, neighbours
 from asyncdni.core.counts import Counts
 from asyncdni.core.roster import Roster
 from asyncdni.core.worker import Worker
-from asyncdni.datasets import open_batches
+from asyncdni.datasets import checksums, open_batches, other_parts
 from asyncdni.datasets.base import Meta
 from asyncdni.datasets.source import Source
+from asyncdni.errors import DataError
 from asyncdni.models import make_exit_generator, make_input_models
 from asyncdni.network import Network, make_network
 from asyncdni.nn.losses import make_loss
@@ -35,6 +36,7 @@ from asyncdni.rules import make_worker as _make_worker
 
 __all__ = [
     "Design",
+    "check_targets",
     "find_exits",
     "find_shares",
     "make_design",
@@ -148,15 +150,18 @@ def make_whole_stage(design: Design) -> NumpyStage:
 def make_source(design: Design, group: Group) -> Source | None:
     """Load the data where `group` hosts them, and hold them against every loss.
 
-    Raises `DataError`."""
+    Raises `DataError`, also where the files of this host are not those of the coordinator's."""
     if group.index != design.plan.host:
         return None
     run, data = design.experiment.run, design.experiment.data
+    others = other_parts(design.meta.checksums, checksums(data))
+    if others:
+        raise DataError(
+            f"{getattr(data, 'path', 'the data set')} on this host has other contents in "
+            f"{', '.join(others)} than the coordinator's; expected the same files on both"
+        )
     dataset = open_batches(data, run.seed)
-    for node in design.network.nodes:
-        if node.loss is not None:
-            for targets in dataset.targets():
-                make_loss(node.loss).check(node.output_shape[-1:], _flat(targets, design.meta))
+    check_targets(design, dataset.targets())
     return Source(
         dataset,
         batch_size=design.plan.batch_size,
@@ -164,6 +169,17 @@ def make_source(design: Design, group: Group) -> Source | None:
         seed=run.seed,
         dtype=np.dtype(run.dtype),
     )
+
+
+def check_targets(design: Design, found: Mapping[str, NDArray[Any]]) -> None:
+    """Raises `DataError`, with the name of the array, for targets that a loss can't learn."""
+    losses = [(make_loss(n.loss), n.output_shape[-1:]) for n in design.network.nodes if n.loss]
+    for name, targets in found.items():
+        for loss, shape in losses:
+            try:
+                loss.check(shape, _flat(targets, design.meta))
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
 
 
 def _flat(targets: NDArray[Any], meta: Meta) -> NDArray[Any]:

@@ -302,5 +302,19 @@ def _check_loss(node: Node, meta: Meta) -> None:
     if node.output_shape != meta.output_shape:
         raise ConfigError(
             f"{node.place}.loss: {node.loss} over {kind} expects the stage to end in shape "
-            f"{meta.output_shape}, got {node.output_shape}"
+            f"{meta.output_shape}, got {node.output_shape}; {_told(meta)}"
         )
+
+
+def _told(meta: Meta) -> str:
+    """What the targets are, and what to do where the last layer is not made for them."""
+    if meta.vocabulary:
+        return f"the text has {meta.outputs} different characters: change the last layer"
+    if meta.targets == "classes":
+        return (
+            f"the labels, y_train and y_test, go up to {meta.outputs - 1}: change the last layer, "
+            "or number the labels from 0 without gaps"
+        )
+    each = "step" if meta.steps else "sample"
+    count = f"{meta.outputs} value{'s' if meta.outputs > 1 else ''}"
+    return f"the targets have {count} a {each}: change the last layer or the data"

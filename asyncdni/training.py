@@ -14,10 +14,10 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from asyncdni import config, experiment
-from asyncdni.arrays import design_of_arrays, move_arrays, save_arrays
+from asyncdni.arrays import design_of_arrays, move_arrays
 from asyncdni.build import Design, make_design
 from asyncdni.conducting import Observer, conduct
-from asyncdni.datasets import describe
+from asyncdni.datasets import identify
 from asyncdni.errors import ConfigError
 from asyncdni.given import begin_with
 from asyncdni.imports import check_may_train
@@ -96,7 +96,7 @@ def train(
 
 def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Design:
     """The experiment laid out over its data set. Raises `ConfigError` and `DataError`."""
-    return make_design(chosen, describe(chosen.data), allow_import=allow_import)
+    return make_design(chosen, identify(chosen.data), allow_import=allow_import)
 
 
 def _own_folders(stack: ExitStack, *, files: bool) -> tuple[Path, Path]:
@@ -141,8 +141,7 @@ def _design(
 ) -> Design:
     if data is None or arrays is None:
         return design_of(chosen, allow_import=allow_import)
-    save_arrays(data, arrays)
-    return design_of_arrays(chosen, arrays, folder, allow_import=allow_import)
+    return design_of_arrays(chosen, data, arrays, folder, allow_import=allow_import)
 
 
 def _launch(

@@ -133,7 +133,7 @@ def test_a_read_goes_into_the_buffer_of_the_caller() -> None:
 
 
 def test_all_targets_are_there_to_be_held_against_a_loss() -> None:
-    train, test = numbered(10, test=3).targets()
+    train, test = numbered(10, test=3).targets().values()
     assert train.tolist() == list(range(10)) and test.tolist() == [0, 1, 2]
 
 
@@ -185,9 +185,9 @@ REFUSED = [
     ({"y_test": np.array([0, 1, -1])}, "y_test has label -1 in sample 2; expected 0 to 2"),
     (
         {"y_test": np.array([0.0, 1.5, 1])},
-        "y_test has shape (3,) and dtype float64; expected (samp",
+        "y_test has shape (3,) and dtype float64; expected class ids (samp",
     ),
-    ({"y_test": np.zeros((3, 1), int)}, "y_test has shape (3, 1) and dtype int64; expected (sampl"),
+    ({"y_test": np.zeros((3, 1), int)}, "y_test has shape (3, 1) and dtype int64; expected class"),
     (
         {"y_train": np.zeros(5, int)},
         "x_train has 6 samples and y_train 5; expected as many of each",

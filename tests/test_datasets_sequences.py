@@ -172,7 +172,7 @@ def test_windows_are_described_as_they_are(data: Windows) -> None:
             assert tensors["h"].dtype == dtype
             assert tensors.keys() == {"h", "y", *meta.context}
             assert all(array.flags.c_contiguous for array in tensors.values())
-    assert [y.shape for y in opened.targets()] == [(size, meta.steps, meta.outputs)] * 2
+    assert [y.shape for y in opened.targets().values()] == [(size, meta.steps, meta.outputs)] * 2
 
 
 @each_kind

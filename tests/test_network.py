@@ -216,7 +216,8 @@ REFUSALS = [
     (
         [stage("a"), top(layers=[{"dense": 5}])],
         "stages[1] (top).loss: cross_entropy over 4 classes expects the stage to end in shape "
-        "(4,), got (5,)",
+        "(4,), got (5,); the labels, y_train and y_test, go up to 3: change the last layer, or "
+        "number the labels from 0 without gaps",
     ),
 ]
 

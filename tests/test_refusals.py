@@ -222,14 +222,14 @@ def test_labels_out_of_range_are_refused_with_array_and_sample(site: Site) -> No
     labels = _arrays()["y_train"]
     labels[5] = -1
     _save(site, y_train=labels)
-    _refused(site, "data.npz", "y_train", "-1", "sample 5", "0 to 2")
+    _refused(site, "data.npz", "y_train", "-1", "sample 5", "whole numbers from 0")
 
 
 def test_more_classes_than_outputs_are_refused(site: Site) -> None:
     labels = _arrays()["y_test"]
     labels[7] = 3
     _save(site, y_test=labels)
-    _refused(site, "stages[1] (top).loss", "4 classes", "(4,)", "(3,)")
+    _refused(site, "stages[1] (top).loss", "y_train and y_test, go up to 3", "(4,)", "(3,)")
 
 
 def test_nan_in_the_data_is_refused_with_array_and_sample(site: Site) -> None:

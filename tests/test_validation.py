@@ -123,7 +123,8 @@ def test_mnist_is_split_as_studies_split_it_without_touching_a_file() -> None:
         ROOT / "launch" / "mnist.toml", ["data.validation=5000", "data.path=nowhere"]
     )
     design = design_of(chosen)
-    assert design.meta == Meta((784,), "classes", 10, 55_000, 5_000)
+    pixels = datasets.Inputs("uint8", 0, 255)
+    assert design.meta == Meta((784,), "classes", 10, 55_000, 5_000, inputs=pixels)
     assert design.plan.batches_per_epoch == -(-55_000 // 256)
     assert design.plan.test_batches == -(-5_000 // 256)
 

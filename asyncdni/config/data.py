@@ -22,6 +22,7 @@ __all__ = [
     "HeldOut",
     "Mnist",
     "Npz",
+    "NpzTargets",
     "RepeatCopy",
     "Samples",
     "Text",
@@ -38,6 +39,10 @@ Ahead = Annotated[int, Meta(ge=0)]
 
 #: What is to be told of a sample: its label, or itself (by an autoencoder).
 Targets = Literal["labels", "inputs"]
+
+#: What the numbers y of an .npz file are: whole numbers that name classes, or values. "auto": what
+#: the losses of the network learn; where they learn both or none, values if y is floating.
+NpzTargets = Literal["auto", "classes", "values", "inputs"]
 
 
 # --- samples -------------------------------------------------------------------------------------
@@ -78,6 +83,7 @@ class Npz(Table, frozen=True, kw_only=True, tag_field="name", tag="npz"):
     path: Annotated[str, Meta(min_length=1)]
     batch_size: Count = 256
     validation: HeldOut = 0
+    targets: NpzTargets = "auto"
 
 
 class DigitPairs(Table, frozen=True, kw_only=True, tag_field="name", tag="digit_pairs"):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from asyncdni.config import data as options
 from asyncdni.datasets import (
     addition,
@@ -23,7 +25,7 @@ from asyncdni.datasets import (
 )
 from asyncdni.datasets.base import Dataset
 from asyncdni.datasets.batches import Batches
-from asyncdni.datasets.meta import Meta, Tensor, misfit
+from asyncdni.datasets.meta import Inputs, Meta, Tensor, misfit, other_parts
 from asyncdni.datasets.reconstruction import Reconstruction, described_as_inputs
 from asyncdni.datasets.sequences import Sequences
 from asyncdni.datasets.validation import described, hold_out
@@ -32,13 +34,17 @@ from asyncdni.errors import ConfigError
 __all__ = [
     "Batches",
     "Dataset",
+    "Inputs",
     "Meta",
     "Sequences",
     "Tensor",
+    "checksums",
     "describe",
+    "identify",
     "load",
     "misfit",
     "open_batches",
+    "other_parts",
 ]
 
 _DESCRIBE: dict[type, Callable[[Any], Meta]] = {
@@ -52,6 +58,24 @@ _DESCRIBE: dict[type, Callable[[Any], Meta]] = {
     options.RepeatCopy: copying.describe,
     options.Text: text.describe,
     options.Trigonometry: trigonometry.describe,
+}
+
+_CHECKSUMS: dict[type, Callable[[Any], dict[str, str]]] = {
+    options.Npz: npz.checksums,
+    options.Cifar10: cifar10.checksums,
+    options.Text: text.checksums,
+}
+
+_PIXELS = Inputs("uint8", 0, 255)
+
+#: Of samples that stand by themselves: others are never asked about but step by step.
+_INPUTS: dict[type, Callable[[Any], Inputs]] = {
+    options.Digits: lambda _: _PIXELS,
+    options.Mnist: lambda _: _PIXELS,
+    options.Addition: lambda _: Inputs("float", 0, 1),
+    options.Npz: npz.inputs,
+    options.DigitPairs: lambda _: _PIXELS,
+    options.Cifar10: lambda _: _PIXELS,
 }
 
 _SAMPLES: dict[type, Callable[[Any, int], Dataset]] = {
@@ -84,6 +108,22 @@ def describe(data: options.Data) -> Meta:
         return meta  # held out by now: single windows can't be taken out of a sequence
     meta = described(meta, data.validation)
     return described_as_inputs(meta) if _to_itself(data) else meta
+
+
+def identify(data: options.Data) -> Meta:
+    """`describe`, with what tells these samples from others of the same shapes: the kind and range
+    of inputs, and checksums. Errors as for `describe`."""
+    measure = _INPUTS.get(type(data))
+    return msgspec.structs.replace(
+        describe(data), inputs=measure(data) if measure else None, checksums=checksums(data)
+    )
+
+
+def checksums(data: options.Data) -> dict[str, str]:
+    """Of arrays or files, by name; none of sets that are published, and known byte by byte, or made
+    by their options alone. Raises `DataError` for files that can't be read."""
+    found = _CHECKSUMS.get(type(data))
+    return found(data) if found else {}
 
 
 def open_batches(data: options.Data, seed: int) -> Batches:

@@ -44,7 +44,7 @@ class Dataset:
         Args:
             source: file or name, for error messages.
             x_train, x_test: (N, *input_shape), floating, or uint8 to be scaled by 1/255.
-            y_train, y_test: (N,) whole-number class ids, or (N, K) floating values.
+            y_train, y_test: (N,) whole-number class ids, or (N, K) values of any type.
             classes: how many classes there are; None for values.
         """
         self.source = source
@@ -152,9 +152,9 @@ class Dataset:
         x, y = self.test_batch(index, batch_size, dtype)
         return {"h": x, "y": y}
 
-    def targets(self) -> tuple[Array, ...]:
-        """All y, stored as they came: what a loss must be able to learn."""
-        return self.y_train, self.y_test
+    def targets(self) -> dict[str, Array]:
+        """All y by name, stored as they came: what a loss must be able to learn."""
+        return {"y_train": self.y_train, "y_test": self.y_test}
 
     def order(self, seed: int, epoch: int) -> Array:
         """Indices into x_train (N,) as `batch` reads them, one batch behind another; read-only."""

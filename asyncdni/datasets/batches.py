@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Protocol
 
 from numpy.typing import DTypeLike
@@ -43,8 +43,9 @@ class Batches(Protocol):
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
         """Test batch `index`. Raises `IndexError` as `read` does."""
 
-    def targets(self) -> Iterable[Array]:
-        """Targets that stand for all: what a loss must be able to learn."""
+    def targets(self) -> Mapping[str, Array]:
+        """Targets that stand for all, by the name of their array: what a loss must be able to
+        learn."""
 
     def validate(self) -> None:
         """Raises `DataError` for what can't be trained on."""

@@ -8,6 +8,7 @@ the published archive puts them. Files of fewer records, or of more, are read as
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ __all__ = [
     "PACKED_FOLDER",
     "RECORD_BYTES",
     "TEST_FILE",
+    "checksums",
     "describe",
     "find",
     "load",
@@ -63,6 +65,11 @@ def load(data: Cifar10, seed: int) -> Dataset:
     return Dataset("cifar10", x_train, y_train, x_test, y_test, classes=_CLASSES)
 
 
+def checksums(data: Cifar10) -> dict[str, str]:
+    """The SHA-256 of each of the six files, by name. Raises `DataError` as `describe` does."""
+    return {path.name: _sha256(path) for path in find(data.path)}
+
+
 def find(path: str) -> list[Path]:
     """The five training files and the test file: in the folder `path` or, where that is empty, in
     the data folders. Raises `DataError` where one is missing."""
@@ -80,6 +87,14 @@ def find(path: str) -> list[Path]:
             f"{listed(folders)}; fetch it with `asyncdni data cifar10{cure}"
         )
     return [file for file in found if file is not None]
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from None
 
 
 def _first(name: str, folders: Sequence[Path]) -> Path | None:

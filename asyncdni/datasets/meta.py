@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Array", "Meta", "Tensor", "misfit"]
+__all__ = ["Array", "Inputs", "Meta", "Tensor", "misfit", "other_parts"]
 
 Array = NDArray[Any]
 
@@ -21,8 +21,18 @@ class Tensor(msgspec.Struct, frozen=True):
     dtype: Literal["bool", "float"]  # "float": the run's
 
 
+class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of which kind and size the numbers x are, as they are stored."""
+
+    kind: Literal["uint8", "float"]  # uint8 is scaled by 1/255
+    low: float
+    high: float
+    #: Of 99 in 100 training samples the largest |x| is at least this.
+    least: float = 0.0
+
+
 class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a network must fit.
+    """What a network must fit, and of which samples it is known.
 
     A batch is {"h": inputs (B, *input_shape), "y": targets} and what `context` names, B rows each.
     y is (B,) int64 class ids or (B, outputs) values; with `steps`, one target a step: (B, steps) or
@@ -42,6 +52,9 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
     context: dict[str, Tensor] = {}
     answers: bool = True  # targets are what an output can be right about
     vocabulary: str = ""  # of a text: its characters in the order of their ids
+    inputs: Inputs | None = None  # None: not known, as of runs of earlier versions
+    #: Of arrays or files, by name. None of those that are published, or made by the options alone.
+    checksums: dict[str, str] = {}
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -68,3 +81,11 @@ def misfit(meta: Meta, tensors: Mapping[str, Array], rows: int, dtype: DTypeLike
         if array.dtype != kind or array.shape != shape:
             return f"{name} is {array.dtype} {array.shape}, expected {kind} {shape}"
     return None
+
+
+def other_parts(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The names of arrays or files whose checksums are not what they were; none where one side is
+    not known."""
+    if not then or not now:
+        return []
+    return [name for name in {**then, **now} if then.get(name) != now.get(name)]

@@ -112,9 +112,10 @@ class Sequences:
         _check_index(index, self.test_batches(batch_size))
         return self._read(self._seed, None, index, self._test_windows, dtype, None)
 
-    def targets(self) -> tuple[Array, ...]:
+    def targets(self) -> dict[str, Array]:
         """y of the first training window and of the first test window, float32 where values."""
-        return tuple(tensors["y"] for tensors in self._first_windows())
+        train, test = self._first_windows()
+        return {"y of training": train["y"], "y of the test": test["y"]}
 
     def validate(self) -> None:
         """Raises `DataError` where the task's sequences are not what `meta` says."""

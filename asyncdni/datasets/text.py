@@ -11,6 +11,7 @@ A mean loss of cross-entropy, in nats a character, is 1/ln 2 times as much in bi
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence as Listed
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,7 @@ __all__ = [
     "BYTES_MAX",
     "FILES",
     "Characters",
+    "checksums",
     "decode",
     "describe",
     "encode",
@@ -111,6 +113,11 @@ def load(data: Text, seed: int) -> Sequences:
     )
 
 
+def checksums(data: Text) -> dict[str, str]:
+    """The SHA-256 of the unpacked text. Raises `DataError` as `describe` does."""
+    return {"text": f"sha256 {hashlib.sha256(_unpacked(find(data.path))).hexdigest()}"}
+
+
 def find(path: str) -> Path:
     """The file at `path` or, where that is empty, the one of `FILES` in the data folders.
 
@@ -131,10 +138,7 @@ def find(path: str) -> Path:
 def read(path: Path) -> str:
     """The whole file as text. Raises `DataError` for one that is missing, empty or no UTF-8."""
     try:
-        raw = decompress(read_file(path), str(path), BYTES_MAX)
-        text = raw.decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); expected a text file") from None
+        text = _unpacked(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: byte {error.start} is {error.object[error.start]:#04x}, no UTF-8; "
@@ -143,6 +147,13 @@ def read(path: Path) -> str:
     if not text:
         raise DataError(f"{path}: is empty; expected a text to learn from")
     return text
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        return decompress(read_file(path), str(path), BYTES_MAX)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}); expected a text file") from None
 
 
 def encode(text: str, vocabulary: str) -> Array:

@@ -27,6 +27,13 @@ from asyncdni.messages import COORDINATOR, DATA
 
 __all__ = ["change", "dumps", "load", "parse", "stage_optimizer", "stage_schedule", "tables"]
 
+#: What a loss can be trained on, of the numbers y of an .npz file.
+_LEARNED: dict[str, config.NpzTargets] = {
+    "cross_entropy": "classes",
+    "sigmoid_cross_entropy": "values",
+    "mse": "values",
+}
+
 #: Names of the graph and of the control protocol that are no stages.
 RESERVED = (DATA, COORDINATOR)
 
@@ -72,7 +79,8 @@ def change(
 
 
 def parse(tables: Mapping[str, Any]) -> config.Experiment:
-    """The experiment that plain tables describe, stages named and relative paths absolute.
+    """The experiment that plain tables describe, stages named, relative paths absolute, and "auto"
+    for `data.targets` what the losses learn, where they agree.
 
     Raises `ConfigError`: one line with the place, what was given and what is known or expected.
     """
@@ -81,6 +89,7 @@ def parse(tables: Mapping[str, Any]) -> config.Experiment:
         _name_stages(given)
         _make_absolute(given, "")
     experiment = msgspec.convert(checked(given, EXPERIMENT, ""), config.Experiment)
+    experiment = _with_targets(experiment)
     _check_names(experiment.stages)
     check_texts(experiment)
     for stage in experiment.stages:
@@ -152,6 +161,15 @@ def _make_absolute(tables: dict[str, Any], folder: str) -> None:
         if isinstance(table, Mapping) and isinstance(path, str) and path:
             absolute = os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
             tables[section] = {**table, key: absolute}
+
+
+def _with_targets(experiment: config.Experiment) -> config.Experiment:
+    data = experiment.data
+    kinds = {_LEARNED.get(stage.loss) for stage in experiment.stages if stage.loss is not None}
+    if not isinstance(data, config.Npz) or data.targets != "auto" or len(kinds) != 1:
+        return experiment
+    found = msgspec.structs.replace(data, targets=kinds.pop() or "auto")
+    return msgspec.structs.replace(experiment, data=found)
 
 
 def _name_stages(tables: dict[str, Any]) -> None:

@@ -40,11 +40,12 @@ class CrossEntropy:
             raise DataError(
                 f"cross_entropy was given {y.dtype} targets: expected integer class ids"
             )
-        wrong = y[(y < 0) | (y >= classes)]
-        if wrong.size:
+        wrong = (y < 0) | (y >= classes)
+        if wrong.any():
+            first = int(wrong.argmax())
             raise DataError(
-                f"cross_entropy was given class id {wrong[0]} for {classes} outputs: expected "
-                f"0 to {classes - 1}; relabel the data or widen the last layer"
+                f"cross_entropy was given class id {y[first]} for {classes} outputs (sample "
+                f"{first}): expected 0 to {classes - 1}; relabel the data or widen the last layer"
             )
 
     def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
@@ -88,10 +89,12 @@ class SigmoidCrossEntropy:
     def check(self, shape: tuple[int, ...], y: Array) -> None:
         """`shape` is (K,) or (B, K). Raises `DataError` unless y is (B, K) within [0, 1]."""
         _check_values("sigmoid_cross_entropy", shape, y)
-        wrong = y[(y < 0) | (y > 1)]
-        if wrong.size:
+        wrong = (y < 0) | (y > 1)
+        if wrong.any():
+            sample, output = np.argwhere(wrong)[0]
             raise DataError(
-                f"sigmoid_cross_entropy was given a target of {wrong[0]}: expected 0 to 1"
+                f"sigmoid_cross_entropy was given a target of {y[sample, output]} (sample "
+                f"{sample}, output {output}): expected 0 to 1; scale the targets, or use mse"
             )
 
     def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:

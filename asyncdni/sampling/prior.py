@@ -18,7 +18,7 @@ from asyncdni.evaluation import predict
 from asyncdni.nn.layers import Gaussian
 from asyncdni.nn.streams import stream
 from asyncdni.run import Result
-from asyncdni.sampling.images import as_images
+from asyncdni.sampling.images import as_images, image_shape
 from asyncdni.sampling.stages import TrainedStage, applied, joined, load_stages
 
 __all__ = ["Reconstructions", "draw_images", "has_prior", "reconstruct"]
@@ -36,7 +36,8 @@ def has_prior(run: Result) -> bool:
     """Whether the run is of an autoencoder of images with a `gaussian` layer in it."""
     to_itself = getattr(run.experiment.data, "targets", "labels") == "inputs"
     named = [_name(spec) for stage in run.experiment.stages for spec in stage.layers]
-    return to_itself and named.count("gaussian") == 1
+    shown = image_shape(run.meta.input_shape) is not None
+    return to_itself and shown and named.count("gaussian") == 1
 
 
 def draw_images(
