@@ -25,7 +25,7 @@ from asyncdni.lock import locked
 from asyncdni.metrics.recorder import Recorder
 from asyncdni.resume import Beginning, find_beginning
 from asyncdni.rules import is_repeatable
-from asyncdni.run import create_folder, discard_folder, reopen_folder, write_summary
+from asyncdni.run import create_folder, discard_folder, reopen_folder, write_data, write_summary
 from asyncdni.runtime.coordinate import Launcher, coordinate
 from asyncdni.transports.curve import Keys
 from asyncdni.transports.zeromq import CoordinatorTransport
@@ -79,6 +79,8 @@ def conduct(
         if resume and folder is not None:
             beginning = find_beginning(folder, design, recorder.history, recorder.trained_s)
             beginning.ledger.updates = recorder.updates
+        if folder is not None:
+            write_data(folder, design.experiment, design.meta)
         machine = Coordinator(roster, beginning.ledger)
         said = _Said(design, recorder, machine, observers, seen)
         commit: Callable[[Commit], None] = _never_called

@@ -17,9 +17,17 @@ from asyncdni import config, experiment
 from asyncdni.build import Design, make_roster
 from asyncdni.checkpoint import Manifest, differences, latest, next_cut, read_state
 from asyncdni.core.ledger import Ledger
-from asyncdni.errors import CheckpointError, ConfigError
+from asyncdni.datasets import other_parts
+from asyncdni.errors import CheckpointError, ConfigError, DataError
 from asyncdni.files import read_file
-from asyncdni.run import CHECKPOINTS, EXPERIMENT, SNAPSHOTS, SUMMARY
+from asyncdni.run import (
+    CHECKPOINTS,
+    EXPERIMENT,
+    SNAPSHOTS,
+    SUMMARY,
+    known_data,
+    load_experiment,
+)
 
 __all__ = ["Beginning", "changed_experiment", "find_beginning", "is_complete"]
 
@@ -55,7 +63,7 @@ def changed_experiment(folder: Path, changes: Sequence[str]) -> config.Experimen
     path = folder / EXPERIMENT
     if not path.is_file():
         raise ConfigError(f"--resume {folder}: no run is there, it has no {EXPERIMENT}")
-    there = experiment.load(path)
+    there = load_experiment(folder)
     chosen = experiment.change(experiment.tables(there), changes)
     for place, old, new in _differences(experiment.tables(there), experiment.tables(chosen)):
         if not _may_change(place):
@@ -117,8 +125,10 @@ def find_beginning(
 
     `history` has all evaluations so far, `trained_s` is all training time: it stays spent. A run of
     which nothing has been kept yet begins anew. Raises `ConfigError` for a checkpoint of another
-    network, and `CheckpointError` where there are checkpoints, but none that is whole.
+    network, `DataError` for other samples, and `CheckpointError` where there are checkpoints, but
+    none that is whole.
     """
+    _check_samples(folder, design)
     manifest, passed_over = latest(folder / CHECKPOINTS)
     ledger = Ledger()
     if manifest is not None:
@@ -135,9 +145,20 @@ def find_beginning(
     _fit(folder, ledger, design)
     ledger.train_s = max(ledger.train_s, trained_s)
     ledger.cut = next_cut(folder / CHECKPOINTS) - 1
-    there = experiment.tables(experiment.load(folder / EXPERIMENT))
+    there = experiment.tables(load_experiment(folder))
     changes = list(_differences(there, experiment.tables(design.experiment)))
     return Beginning(ledger, passed_over, changes)
+
+
+def _check_samples(folder: Path, design: Design) -> None:
+    known = known_data(folder)
+    others = other_parts(known.checksums, design.meta.checksums) if known else []
+    if others:
+        raise DataError(
+            f"--resume {folder}: {getattr(design.experiment.data, 'path', 'the data set')} does "
+            "not hold the samples that the run was trained on: other contents in "
+            f"{', '.join(others)}; put the data back, or begin a new run with these"
+        )
 
 
 def _ledger(manifest: Manifest) -> Ledger:

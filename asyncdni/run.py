@@ -9,6 +9,9 @@ DIR/summary.json      the run in numbers             DIR/logs/WORKER.log        
 Of a run that may have to go on: `checkpoints/NUMBER` with the state of all stages and a manifest,
 `snapshots/STAGE.safetensors` with that of each by itself (see `checkpoint`), and while a
 coordinator has the folder, `lock` and `reports.jsonl` (see `metrics.record_file`).
+`data.json` says what is known of the data: shapes, kind and range of inputs, checksums, and where
+they lie as seen from here. So a run that was interrupted can be read without them, other samples
+are not taken for them, and a folder that has moved together with its data still finds them.
 `data.npz` is there as well if the caller of `train` gave arrays, and after `--init` a copy of the
 weights that it has begun with, `init/STAGE.safetensors`; after `--trace` so are
 `trace/WORKER.npz`, and `trace.json` for Perfetto; after `--tensorboard` the event files of
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,14 +34,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncdni import config, experiment
-from asyncdni.datasets import Meta, describe
-from asyncdni.errors import CheckpointError, ConfigError
+from asyncdni.datasets import Meta, checksums, identify, other_parts
+from asyncdni.errors import CheckpointError, ConfigError, DataError
 from asyncdni.files import read_file
 from asyncdni.weights import encoded, load_stage, write_atomically
 
 __all__ = [
     "ARRAYS",
     "CHECKPOINTS",
+    "DATA",
     "EXPERIMENT",
     "INIT",
     "METRICS",
@@ -47,9 +52,12 @@ __all__ = [
     "by_stage",
     "create_folder",
     "discard_folder",
+    "known_data",
+    "load_experiment",
     "load_weights",
     "open_run",
     "reopen_folder",
+    "write_data",
     "write_summary",
 ]
 
@@ -58,6 +66,7 @@ EXPERIMENT = "experiment.toml"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 REPORTS = "reports.jsonl"
+DATA = "data.json"
 _LOGS = "logs"
 #: Folders of states that belong to a run; `messages.Rejoin` names them so too.
 CHECKPOINTS = "checkpoints"
@@ -116,7 +125,7 @@ def create_folder(path: Path, tables: config.Experiment) -> Path:
                 f"--out {path}: the folder is not empty; expected a new or an empty one, "
                 "so that no earlier run is lost"
             )
-        write_atomically(path / EXPERIMENT, experiment.dumps(tables).encode())
+        _write_experiment(path, tables)
     except OSError as error:
         raise ConfigError(f"--out {path}: can't be written: {error.strerror}") from error
     except CheckpointError as error:
@@ -136,7 +145,7 @@ def _made(folder: Path) -> bool:
 def reopen_folder(folder: Path, tables: config.Experiment) -> Path:
     """The folder of a run that is taken up again, with this experiment; it is not finished any
     more. Raises `CheckpointError`."""
-    write_atomically(folder / EXPERIMENT, experiment.dumps(tables).encode())
+    _write_experiment(folder, tables)
     try:
         (folder / SUMMARY).unlink(missing_ok=True)
         (folder / _LOGS).mkdir(exist_ok=True)
@@ -151,12 +160,92 @@ def discard_folder(folder: Path, *, made: bool) -> None:
     Nothing else is touched; the folder itself goes too if the run has `made` it.
     """
     with contextlib.suppress(OSError):
-        for name in (EXPERIMENT, METRICS, REPORTS, ARRAYS):
+        for name in (EXPERIMENT, METRICS, REPORTS, DATA, ARRAYS):
             (folder / name).unlink(missing_ok=True)
         for name in (_LOGS, CHECKPOINTS, SNAPSHOTS, INIT):
             shutil.rmtree(folder / name, ignore_errors=True)
         if made:
             folder.rmdir()
+
+
+def write_data(folder: Path, chosen: config.Experiment, meta: Meta) -> None:
+    """Note what is known of the data of the run. Raises `CheckpointError`."""
+    path = getattr(chosen.data, "path", "")
+    content = {"meta": msgspec.to_builtins(meta)}
+    if path:
+        with contextlib.suppress(ValueError):  # on another drive there is no such path
+            content["path_from_here"] = os.path.relpath(path, folder.resolve())
+    write_atomically(folder / DATA, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def known_data(folder: Path) -> Meta | None:
+    """What a run knows of its data; None for a folder of an earlier version without a summary.
+
+    Raises `CheckpointError`."""
+    for name, key in ((DATA, "meta"), (SUMMARY, "data")):
+        found = _read_json(folder / name)
+        if key in found:
+            try:
+                return msgspec.convert(found[key], Meta)
+            except msgspec.ValidationError as error:
+                raise CheckpointError(f"{folder / name}: {key}: {error}") from error
+    return None
+
+
+def load_experiment(folder: Path) -> config.Experiment:
+    """The experiment of the run in `folder`; its data are found again where the folder, or what it
+    lies in, has been moved, renamed or copied.
+
+    Raises `CheckpointError` for a folder without a run, and `ConfigError` as `experiment.load`.
+    """
+    if not (folder / EXPERIMENT).is_file():
+        raise CheckpointError(f"{folder} is no run folder: it has no {EXPERIMENT}")
+    chosen = experiment.load(folder / EXPERIMENT)
+    path = getattr(chosen.data, "path", "")
+    if not path:
+        return chosen
+    own, beside = folder / ARRAYS, _read_json(folder / DATA).get("path_from_here")
+    # Runs of earlier versions say where they were made.
+    at_first = [own] if beside is None and Path(path).name == ARRAYS else []
+    then = [folder / beside] if isinstance(beside, str) else []
+    there = [os.path.abspath(p) for p in (*at_first, path, *then) if os.path.exists(p)]
+    found = [
+        msgspec.structs.replace(chosen.data, path=place) for place in dict.fromkeys(there)
+    ] or [chosen.data]
+    if len(found) > 1:
+        known = known_data(folder)
+        found.sort(key=lambda data: known is not None and _differs(known, data))
+    return msgspec.structs.replace(chosen, data=found[0])
+
+
+def _differs(known: Meta, data: config.Data) -> bool:
+    try:
+        return bool(other_parts(known.checksums, checksums(data)))
+    except DataError:
+        return True
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty for a file that is not there. Raises `CheckpointError`."""
+    try:
+        found = json.loads(read_file(path))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} can't be read: it holds no table")
+    return found
+
+
+def _write_experiment(folder: Path, chosen: config.Experiment) -> None:
+    """Data that lie in the folder are named as seen from there."""
+    path = getattr(chosen.data, "path", "")
+    if path and Path(path).is_relative_to(folder.resolve()):
+        inside = str(Path(path).relative_to(folder.resolve()))
+        data = msgspec.structs.replace(chosen.data, path=inside)
+        chosen = msgspec.structs.replace(chosen, data=data)
+    write_atomically(folder / EXPERIMENT, experiment.dumps(chosen).encode())
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -167,25 +256,14 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 def open_run(folder: str | Path, weights: str = "final") -> Result:
     """A run from its folder; `weights` is "final" or "best".
 
-    Raises `CheckpointError` for a folder without a whole run, and `DataError` where the data file
-    (of `npz`) of a run that was interrupted is gone.
+    Raises `CheckpointError` for a folder without a whole run.
     """
     folder = Path(folder)
-    path = folder / EXPERIMENT
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is no run folder: it has no {EXPERIMENT}")
-    found = experiment.load(path)
-    try:
-        summary = json.loads(read_file(folder / SUMMARY))
-    except FileNotFoundError:
-        summary = {"history": [], "test_accuracy": None}  # interrupted: weights may be here
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / SUMMARY} can't be read: {error}") from error
+    found = load_experiment(folder)
+    # Interrupted: weights may be here.
+    summary = _read_json(folder / SUMMARY) or {"history": [], "test_accuracy": None}
     loaded = load_weights(folder / weights, found)
-    try:
-        meta = msgspec.convert(summary["data"], Meta) if "data" in summary else describe(found.data)
-    except msgspec.ValidationError as error:
-        raise CheckpointError(f"{folder / SUMMARY}: data: {error}") from error
+    meta = known_data(folder) or identify(found.data)
     return Result(summary, loaded, found, meta, folder)
 
 

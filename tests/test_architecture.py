@@ -39,7 +39,7 @@ MAY_IMPORT = {
         "files",
         "weights",
         "experiment",
-        "datasets.base",
+        "datasets.meta",
         "messages",
         "config",
         "errors",

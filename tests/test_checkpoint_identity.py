@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import networks
 import pytest
 
 from asyncdni.checkpoint import Manifest, differences, identity
+from asyncdni.datasets import Inputs, Meta
 
 
 def differ(stages: Any = None, **tables: Any) -> list[str]:
@@ -72,3 +74,27 @@ def test_what_means_nothing_to_the_state_may_change(tables: dict[str, Any]) -> N
 def test_another_network_data_or_order_is_named(stages: Any, tables: Any, line: str) -> None:
     found = differ(stages, **tables)
     assert any(one.startswith(line) for one in found), found
+
+
+def of_samples(then: Meta, now: Meta) -> list[str]:
+    """Between checkpoints of one experiment on two sets of samples of the same shapes."""
+    chosen = networks.design(networks.chain(3), {"name": "locked"}).experiment
+    found = identity(chosen, then)
+    made = Manifest(number=1, files={}, start=0, planned=0, barrier=0, identity=found)
+    return differences(made, chosen, now)
+
+
+def test_other_samples_of_the_same_shapes_are_named() -> None:
+    meta = networks.design(networks.chain(3), {"name": "locked"}).meta
+    first, second = (
+        msgspec.structs.replace(meta, checksums={"x_train": "1", "y_train": one}) for one in "23"
+    )
+    assert of_samples(first, second) == ["data: other contents in y_train"]
+    assert of_samples(first, first) == []
+    assert of_samples(meta, first) == of_samples(first, meta) == []  # one side does not know
+
+
+def test_what_follows_from_the_samples_makes_no_difference() -> None:
+    meta = networks.design(networks.chain(3), {"name": "locked"}).meta
+    measured = msgspec.structs.replace(meta, inputs=Inputs("float", 0, 1), answers=False)
+    assert of_samples(meta, measured) == of_samples(measured, meta) == []

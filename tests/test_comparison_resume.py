@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from recorded import ADDITION, result
 
@@ -20,8 +21,10 @@ from asyncdni.comparison import (
     finished_runs,
     plan_runs,
 )
+from asyncdni.datasets import checksums
 from asyncdni.errors import ConfigError
 from asyncdni.metrics.comparison import Result
+from asyncdni.run import create_folder
 
 Folder = tuple[Path, list[Entry], list[Result]]
 
@@ -157,3 +160,51 @@ def test_an_experiment_that_can_not_be_read_is_named(interrupted: Folder) -> Non
     (folder / entries[0].folder / "experiment.toml").write_text("=")
     with pytest.raises(ConfigError, match=r"--resume .*experiment.toml: not TOML"):
         finished_runs(folder, entries)
+
+
+# --- the samples ---------------------------------------------------------------------------------
+
+
+def on_arrays(folder: Path, y_test: Sequence[int] = (0, 1)) -> list[Entry]:
+    """The same comparison on samples of the user's own, in `folder`."""
+    folder.mkdir(exist_ok=True)
+    x, y = np.zeros((2, 3), np.float32), np.array([0, 1])
+    np.savez(folder / "d.npz", x_train=x, y_train=y, x_test=x, y_test=np.array(y_test))
+    (folder / "own.toml").write_text(
+        'data = { name = "npz", path = "d.npz" }\n'
+        '[[stages]]\nlayers = [{ dense = 2 }]\nloss = "cross_entropy"\n'
+    )
+    return plan_runs(folder / "own.toml", [], ["locked"], 1, cores=1)
+
+
+def finished_on_arrays(folder: Path, **summary: Any) -> list[Entry]:
+    entries = on_arrays(folder)
+    results = [result(entry.name, entry.seed, 5e4, 0.96) for entry in entries]
+    results = [replace(one, summary={**one.summary, **summary}) for one in results]
+    for entry in entries:
+        create_folder(folder / "runs" / entry.folder, entry.experiment)
+    write(folder / "runs", document(entries, results))
+    return entries
+
+
+def test_a_comparison_that_has_moved_with_its_samples_goes_on(tmp_path: Path) -> None:
+    known = checksums(on_arrays(tmp_path / "a")[0].experiment.data)
+    finished_on_arrays(tmp_path / "a", data={"checksums": known})
+    (tmp_path / "a").rename(tmp_path / "b")
+    entries = on_arrays(tmp_path / "b")
+    assert len(finished_runs(tmp_path / "b" / "runs", entries)) == len(entries)
+
+
+def test_a_comparison_on_other_samples_is_not_gone_on_with(tmp_path: Path) -> None:
+    known = checksums(on_arrays(tmp_path / "a")[0].experiment.data)
+    finished_on_arrays(tmp_path / "a", data={"checksums": known})
+    with pytest.raises(ConfigError, match=r"runs on other samples: .*d\.npz .* contents in y_test"):
+        finished_runs(tmp_path / "a" / "runs", on_arrays(tmp_path / "a", (1, 0)))
+
+
+def test_samples_of_which_nothing_is_known_must_lie_where_they_lay(tmp_path: Path) -> None:
+    entries = finished_on_arrays(tmp_path / "a")
+    assert len(finished_runs(tmp_path / "a" / "runs", entries)) == len(entries)
+    (tmp_path / "a").rename(tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"data\.path"):
+        finished_runs(tmp_path / "b" / "runs", on_arrays(tmp_path / "b"))

@@ -13,21 +13,26 @@ import msgspec
 
 from asyncdni import config, experiment
 from asyncdni.checkpoint.manifest import Manifest
-from asyncdni.datasets.base import Meta
+from asyncdni.datasets.meta import Meta, other_parts
 from asyncdni.messages import DATA
 
 __all__ = ["differences", "identity"]
+
+#: What follows from the rest, and checkpoints of earlier versions do not tell.
+_FOLLOWING = frozenset({"data.targets", "data.shapes.answers"})
 
 _SHOWN_MAX = 60  # characters of one value
 
 
 def identity(chosen: config.Experiment, meta: Meta) -> dict[str, Any]:
     """For a manifest: what must be the same for its state to be used, as plain JSON."""
-    data = msgspec.to_builtins(chosen.data)
+    data, shapes = msgspec.to_builtins(chosen.data), msgspec.to_builtins(meta)
     data.pop("path", None)  # the same samples may lie elsewhere today
+    shapes.pop("inputs", None)  # follow from the samples
     found = {
         "network": {stage.name: _stage(chosen, i) for i, stage in enumerate(chosen.stages)},
-        "data": data | {"shapes": msgspec.to_builtins(meta)},
+        "samples": shapes.pop("checksums", {}),
+        "data": data | {"shapes": shapes},
         "run": {"seed": chosen.run.seed, "dtype": chosen.run.dtype} | _given(chosen.run),
         # positions count them
         "schedule": {"microbatches": getattr(chosen.schedule, "microbatches", 1)},
@@ -63,10 +68,15 @@ def differences(manifest: Manifest, chosen: config.Experiment, meta: Meta) -> li
     `network.hidden2.layers[0].dense: 128 in the checkpoint, 64 in the experiment`. Lists of
     different lengths are shown whole.
     """
-    return list(_compare("", manifest.identity, identity(chosen, meta)))
+    then, now = dict(manifest.identity), identity(chosen, meta)
+    samples = other_parts(then.pop("samples", {}), now.pop("samples"))
+    others = [f"data: other contents in {', '.join(samples)}"] if samples else []
+    return [*_compare("", then, now), *others]
 
 
 def _compare(place: str, then: Any, now: Any) -> Iterator[str]:
+    if place in _FOLLOWING and (then is None or now is None):
+        return
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys((*then, *now)):
             inner = f"{place}.{key}" if place else str(key)

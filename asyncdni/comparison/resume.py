@@ -12,30 +12,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncdni import experiment
+from asyncdni import config, experiment
 from asyncdni.comparison.entries import Entry
 from asyncdni.comparison.networks import difference, network_difference, tables_of
+from asyncdni.datasets import checksums, other_parts
 from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.files import read_file
 from asyncdni.metrics.comparison import Result
 from asyncdni.metrics.machine import describe_machine
+from asyncdni.run import EXPERIMENT, load_experiment
 
 __all__ = ["COMPARISON", "discard_unfinished", "finished_runs"]
 
 #: The document of the runs so far, in the folder of a comparison.
 COMPARISON = "compare.json"
-_EXPERIMENT = "experiment.toml"
 
 
 def finished_runs(folder: Path, entries: Sequence[Entry]) -> list[Result]:
     """The runs of `entries` that folder/compare.json holds, in their order.
 
     A run whose own folder is gone counts as not finished. Raises `ConfigError` for a folder without
-    a comparison, and for one of other rows, seeds, experiments, machine or versions.
+    a comparison, and for one of other rows, seeds, experiments, samples, machine or versions. The
+    same samples may lie elsewhere than they did.
     """
     found = _read(folder)
     here = tables_of(entries[0].experiment)
-    _check_network(folder, found["experiment"], here)
+    same = _are_samples_of(folder, found["runs"], entries[0].experiment.data)
+    there = _tables(found["experiment"], here, same)
+    _check_network(folder, there, here)
     runs = {
         (one["name"], one.get("latency_s"), one["seed"]): one["summary"] for one in found["runs"]
     }
@@ -43,14 +47,14 @@ def finished_runs(folder: Path, entries: Sequence[Entry]) -> list[Result]:
         ("seeds", found["seeds"], sorted({entry.seed for entry in entries})),
         ("rows", _names(found["rows"]), list(dict.fromkeys(entry.name for entry in entries))),
         ("latencies", found.get("latencies", []), _latencies(entries)),
-        ("experiment", found["experiment"], here),
+        ("experiment", there, here),
         ("machine", found["machine"], json.loads(json.dumps(describe_machine()))),
     )
     for name, old, new in pairs:
         _check(folder, name, old, new)
     results = []
     for entry in entries:
-        if entry.key in runs and _is_whole(folder, entry):
+        if entry.key in runs and _is_whole(folder, entry, same):
             results.append(Result(entry.name, entry.seed, runs[entry.key], entry.latency_s))
     return results
 
@@ -93,17 +97,44 @@ def _read(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _is_whole(folder: Path, entry: Entry) -> bool:
+def _is_whole(folder: Path, entry: Entry, same: bool) -> bool:
     """Whether the run's folder is there; raises `ConfigError` for one of another experiment."""
-    path = folder / entry.folder / _EXPERIMENT
-    if not path.is_file():
+    if not (folder / entry.folder / EXPERIMENT).is_file():
         return False
     try:
-        there = tables_of(experiment.load(path))
+        there = tables_of(load_experiment(folder / entry.folder))
     except AsyncDNIError as error:
         raise ConfigError(f"--resume {folder}: {error}") from error
-    _check(folder, f"experiment of {entry.folder}", there, tables_of(entry.experiment))
+    here = tables_of(entry.experiment)
+    _check(folder, f"experiment of {entry.folder}", _tables(there, here, same), here)
     return True
+
+
+def _are_samples_of(folder: Path, runs: Sequence[Mapping[str, Any]], data: config.Data) -> bool:
+    """Whether `data` are known to hold the samples of the runs. Raises `ConfigError` where they
+    hold others."""
+    samples = checksums(data)
+    known = [one["summary"].get("data", {}).get("checksums", {}) for one in runs]
+    others = next(filter(None, (other_parts(one, samples) for one in known)), [])
+    if others:
+        raise ConfigError(
+            f"--resume {folder}: it holds runs on other samples: "
+            f"{getattr(data, 'path', 'the data set')} has other contents in {', '.join(others)}; "
+            "put the data back, or begin another comparison with --out"
+        )
+    return not samples or all(known)
+
+
+def _tables(there: Any, here: Mapping[str, Any], same: bool) -> Any:
+    """Tables as this version writes them and, where the samples are the `same`, with the place
+    where they lie now. What can't be read stays as it is."""
+    try:
+        read = tables_of(experiment.parse(there))
+    except AsyncDNIError:
+        return there
+    if same and "path" in read["data"] and "path" in here["data"]:
+        read["data"]["path"] = here["data"]["path"]
+    return read
 
 
 def _check(folder: Path, name: str, there: Any, here: Any) -> None:
