@@ -13,6 +13,8 @@ AsyncDNIError
 ├── LimitExceeded        a queue, message or time over its limit
 └── Interrupted          the user asked to stop
 
+`DataWarning` is no error: data that are used, though they are not what a run was trained on.
+
 Each message says what was given, what was expected and what to do. The command line prints it as
 one line and exits with `exit_code`; a worker sends it to its coordinator as (class name, text).
 """
@@ -24,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DataWarning",
     "Interrupted",
     "LaunchError",
     "LimitExceeded",
@@ -51,6 +54,10 @@ class ConfigError(AsyncDNIError):
 
 class DataError(AsyncDNIError):
     """A data set is missing, corrupt or holds values that can't be trained on."""
+
+
+class DataWarning(UserWarning):
+    """Data are used, but are not those that a run was trained on, or not on their scale."""
 
 
 class ProtocolError(AsyncDNIError):
@@ -94,7 +101,9 @@ class Interrupted(AsyncDNIError):
 def by_name(name: str) -> type[AsyncDNIError]:
     """The error class of that name; `AsyncDNIError` itself for a name that is not one."""
     found = globals().get(name) if name in __all__ else None
-    return found if isinstance(found, type) else AsyncDNIError
+    if isinstance(found, type) and issubclass(found, AsyncDNIError):
+        return found
+    return AsyncDNIError
 
 
 def legible(text: str, characters_max: int, *, lines: bool = False) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from asyncdni import config
@@ -15,10 +16,11 @@ from asyncdni.backends.base import Score
 from asyncdni.backends.numpy import NumpyStage
 from asyncdni.build import Design, make_design, make_whole_stage
 from asyncdni.core.scores import Scores
-from asyncdni.datasets import open_batches
-from asyncdni.datasets.checks import check_contents
-from asyncdni.datasets.meta import Meta
-from asyncdni.errors import DataError
+from asyncdni.datasets import checksums, identify, open_batches
+from asyncdni.datasets.checks import as_numbers, check_contents, check_inputs
+from asyncdni.datasets.inputs import measured, other_kind, other_scale
+from asyncdni.datasets.meta import Inputs, Meta, other_parts
+from asyncdni.errors import DataError, DataWarning
 from asyncdni.messages import Evaluated
 from asyncdni.run import Result, by_stage
 
@@ -33,7 +35,8 @@ def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | in
     Batches, precision, order and threads are those of the run, so the results repeat its
     `test_accuracy` and `test_loss` exactly.
 
-    Raises `DataError` where the data set is gone, or has other shapes or counts than the run's.
+    Raises `DataError` where the data set is gone, has other shapes or counts than the run's, or
+    inputs on another scale. Other samples of the same shapes give a `DataWarning`.
     """
     data = run.experiment.data
     if run.folder is None and isinstance(data, config.Npz) and not Path(data.path).exists():
@@ -45,6 +48,8 @@ def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | in
     stage = _stage(design, run)
     dataset = open_batches(data, run.experiment.run.seed)
     _check_same(run.meta, dataset.meta)
+    for text in _other_samples(run):
+        warnings.warn(text, DataWarning, stacklevel=2)
     sums = {node.name: Score(node.name) for node in design.network.nodes if node.scored}
     with threadpool_limits(run.experiment.run.threads):
         for index in range(design.plan.test_batches):
@@ -55,17 +60,17 @@ def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | in
     return _result(sums)
 
 
-def predict(run: Result, x: Array, *, allow_import: bool = False) -> dict[str, Array]:
-    """Output of every stage with a loss for inputs x (N, …), uint8 scaled as in training.
+def predict(run: Result, x: ArrayLike, *, allow_import: bool = False) -> dict[str, Array]:
+    """Output of every stage with a loss for inputs x (N, …), floating or uint8, which is scaled by
+    1/255 as in training.
 
-    Raises `DataError` for inputs of another shape than the network's, and for NaN and infinity.
+    Raises `DataError` for inputs that are no numbers, of another shape than the network's, NaN or
+    infinite, and where training was on uint8 and these are floats on another scale than 0 to 1, or
+    the other way round. Inputs much larger or smaller than those of training give a `DataWarning`.
     """
-    meta = run.meta
-    if x.ndim < 1 or x.shape[1:] != meta.input_shape or not len(x):
-        raise DataError(f"x is {x.shape}, expected (samples, {_listed(meta.input_shape)})")
-    if x.dtype.kind not in "fu" or (x.dtype.kind == "u" and x.dtype != np.uint8):
-        raise DataError(f"x is {x.dtype}, expected floating-point numbers, or uint8 images")
-    check_contents("inputs", {"x": x}, None)
+    x = as_numbers("inputs", "x", x)
+    for text in _check_inputs(run.meta, x):
+        warnings.warn(text, DataWarning, stacklevel=2)
     design = _design(run, allow_import)
     stage = _stage(design, run)
     losses = [node.name for node in design.network.nodes if node.loss]
@@ -76,6 +81,40 @@ def predict(run: Result, x: Array, *, allow_import: bool = False) -> dict[str, A
             for name in losses:
                 parts[name].append(known[name])
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _check_inputs(meta: Meta, x: Array) -> Iterator[str]:
+    """Raises `DataError` for inputs that can't be used; says what is doubtful about others."""
+    if x.ndim < 1 or x.shape[1:] != meta.input_shape or not len(x):
+        raise DataError(f"x is {x.shape}, expected (samples, {_listed(meta.input_shape)})")
+    check_inputs("inputs", "x", x)
+    check_contents("inputs", {"x": x}, None)
+    yield from _check_scale("x is", meta.inputs, measured(x))
+
+
+def _check_scale(which: str, trained: Inputs | None, given: Inputs | None) -> Iterator[str]:
+    """Likewise, by what is known of inputs."""
+    if trained is None or given is None:
+        return
+    refused = other_kind(trained, given)
+    if refused:
+        raise DataError(f"{which} {refused}")
+    doubted = other_scale(trained, given)
+    if doubted:
+        yield f"{which} {doubted}"
+
+
+def _other_samples(run: Result) -> Iterator[str]:
+    """What differs from the samples of the run. Raises `DataError` for another kind of inputs."""
+    data = run.experiment.data
+    others = other_parts(run.meta.checksums, checksums(data))
+    if not others:
+        return
+    yield from _check_scale("x_train is", run.meta.inputs, identify(data).inputs)
+    held = f"{getattr(data, 'path', 'the data set')} does not hold the samples of the run: "
+    untouched = not data.validation and set(others) <= {"x_train", "y_train"}
+    of_test = "the test set is the same" if untouched else "the result is that of another test set"
+    yield f"{held}other contents in {', '.join(others)}; {of_test}"
 
 
 def _check_same(then: Meta, now: Meta) -> None:

@@ -10,9 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from processes import TINY, Site, make_site
+from sampled import kept, letters, run_of
+
+from asyncdni import config, experiment
+from asyncdni.__main__ import main
+from asyncdni.datasets import Inputs, identify
+from asyncdni.errors import CheckpointError, DataError, DataWarning, by_name
+from asyncdni.resume import changed_experiment, find_beginning
+from asyncdni.run import Result, create_folder, load_experiment, open_run, write_data
+from asyncdni.training import design_of
 
 
 @pytest.fixture
@@ -105,9 +115,9 @@ def test_a_run_folder_whose_file_is_a_folder_is_refused(site: Site, copy: Path) 
 INPUTS: dict[str, tuple[Any, list[str]]] = {
     "another shape": (np.zeros((4, 5), "f4"), ["(4, 5)", "(samples, 6)"]),
     "no samples": (np.zeros((0, 6), "f4"), ["(0, 6)", "(samples, 6)"]),
-    "integers": (np.zeros((4, 6), "i8"), ["int64", "floating-point"]),
+    "integers": (np.zeros((4, 6), "i8"), ["x is of dtype int64", "float32"]),
     "nan": (np.full((4, 6), np.nan, "f4"), ["nan", "sample 0", "finite"]),
-    "objects": (np.array([[None] * 6], dtype=object), ["in.npz", "plain arrays"]),
+    "objects": (np.array([[None] * 6], dtype=object), ["in.npz", "x holds Python objects"]),
 }
 
 
@@ -120,7 +130,7 @@ def test_predict_refuses_inputs_that_do_not_fit(site: Site, trained: Path, case:
 
 
 FILES_IN = {
-    "missing": (None, ["no file in.npz"]),
+    "missing": (None, ["in.npz: no such file"]),
     "text": (b"1, 2, 3\n", ["in.npz", "no .npz file"]),
     "empty": (b"", ["in.npz", "no .npz file"]),
 }
@@ -145,3 +155,128 @@ def test_predict_refuses_an_output_that_can_not_be_written(site: Site, trained: 
     site.write("plain", "text")
     finished = site.run("predict", trained, "in.npz", "--out", "plain/out.npz")
     finished.refused("plain/out.npz", "can't write")
+
+
+# --- the data of a run: which they are, and where ------------------------------------------------
+
+STAGES = [{"name": "top", "layers": [{"dense": 2}], "loss": "cross_entropy"}]
+
+
+def written(path: Path, label: int = 0) -> Path:
+    """Samples that differ in one label."""
+    x, y = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([0, 1, 0, label])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+    return path
+
+
+def run_on(path: Path, folder: Path) -> Result:
+    """A run folder on the data at `path`, as it is once training is over."""
+    run = run_of({"name": "npz", "path": str(path)}, STAGES)
+    found = kept(run, folder)
+    write_data(folder, run.experiment, identify(run.experiment.data))
+    return found
+
+
+def place(folder: Path) -> str:
+    data = load_experiment(folder).data
+    assert isinstance(data, config.Npz)
+    return data.path
+
+
+def test_data_in_the_folder_itself_go_with_it(tmp_path: Path) -> None:
+    run = run_of({"name": "npz", "path": str(written(tmp_path / "d.npz"))}, STAGES)
+    inside = msgspec.structs.replace(run.experiment.data, path=str(tmp_path / "run" / "data.npz"))
+    create_folder(tmp_path / "run", msgspec.structs.replace(run.experiment, data=inside))
+    written(tmp_path / "run" / "data.npz")
+    (tmp_path / "run").rename(tmp_path / "other")
+    assert 'path = "data.npz"' in (tmp_path / "other" / "experiment.toml").read_text()
+    assert place(tmp_path / "other") == str(tmp_path / "other" / "data.npz")
+
+
+def test_data_beside_a_folder_are_found_where_both_have_moved(tmp_path: Path) -> None:
+    run_on(written(tmp_path / "a" / "d.npz"), tmp_path / "a" / "runs" / "one")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert place(tmp_path / "b" / "runs" / "one") == str(tmp_path / "b" / "d.npz")
+    assert place(tmp_path / "b" / "runs" / "one") == changed_path(tmp_path / "b" / "runs" / "one")
+    (tmp_path / "b" / "runs" / "one").rename(tmp_path / "alone")
+    written(tmp_path / "a" / "d.npz")
+    assert place(tmp_path / "alone") == str(tmp_path / "a" / "d.npz")
+
+
+def changed_path(folder: Path) -> str:
+    data = changed_experiment(folder, ["run.epochs=9"]).data
+    assert isinstance(data, config.Npz)
+    return data.path
+
+
+def test_of_two_files_the_one_with_the_samples_of_the_run_is_taken(tmp_path: Path) -> None:
+    run_on(written(tmp_path / "a" / "d.npz"), tmp_path / "a" / "one")
+    (tmp_path / "a").rename(tmp_path / "b")
+    written(tmp_path / "a" / "d.npz", label=1)
+    assert place(tmp_path / "b" / "one") == str(tmp_path / "b" / "d.npz")
+    written(tmp_path / "b" / "d.npz", label=1)
+    written(tmp_path / "a" / "d.npz")
+    assert place(tmp_path / "b" / "one") == str(tmp_path / "a" / "d.npz")
+
+
+def test_a_folder_of_an_earlier_version_finds_its_arrays(tmp_path: Path) -> None:
+    run = run_on(written(tmp_path / "d.npz"), tmp_path / "now")
+    data = config.Npz(path=str(tmp_path / "before" / "data.npz"))
+    old = config.Experiment(data=data, stages=run.experiment.stages)
+    (tmp_path / "now" / "experiment.toml").write_text(experiment.dumps(old))
+    (tmp_path / "now" / "data.json").unlink()
+    assert place(tmp_path / "now") == data.path  # nothing is there
+    written(tmp_path / "now" / "data.npz")
+    assert place(tmp_path / "now") == str(tmp_path / "now" / "data.npz")
+    assert open_run(tmp_path / "now").meta.inputs is None
+
+
+def test_a_run_that_was_interrupted_can_be_read_without_its_data(tmp_path: Path) -> None:
+    run_on(written(tmp_path / "d.npz"), tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "d.npz").unlink()
+    meta = open_run(tmp_path / "run").meta
+    assert meta.input_shape == (3,) and meta.inputs == Inputs("float", 0, 11, least=2)
+
+
+def test_what_is_known_of_the_data_may_be_damaged(tmp_path: Path) -> None:
+    run_on(written(tmp_path / "d.npz"), tmp_path / "run")
+    for content, words in (("[1", "can't be read"), ("[1]", "no table"), ('{"meta": 1}', "meta")):
+        (tmp_path / "run" / "data.json").write_text(content)
+        with pytest.raises(CheckpointError, match=rf"data\.json.*{words}"):
+            open_run(tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_with_other_samples(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_on(written(tmp_path / "d.npz"), folder)
+    design = design_of(changed_experiment(folder, []))
+    assert find_beginning(folder, design, [], 0.0).ledger.start == 0
+    written(tmp_path / "d.npz", label=1)
+    design = design_of(changed_experiment(folder, []))
+    words = r"d\.npz does not hold the samples .*: other contents in y_train, y_test; put the data"
+    with pytest.raises(DataError, match=words):
+        find_beginning(folder, design, [], 0.0)
+
+
+def test_what_is_doubtful_about_data_is_said_on_standard_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_on(written(tmp_path / "d.npz"), tmp_path / "run")
+    np.savez(tmp_path / "i.npz", x=np.full((2, 3), 1e3))
+    given, out = str(tmp_path / "i.npz"), str(tmp_path / "o.npz")
+    assert main(["predict", str(tmp_path / "run"), given, "--out", out]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("asyncdni: warning: x is floating numbers from 1000 to 1000, but the r")
+    assert by_name(DataWarning.__name__).__name__ == "AsyncDNIError"
+
+
+def test_labels_of_steps_are_the_largest_outputs_of_each(tmp_path: Path) -> None:
+    run = kept(letters(tmp_path / "t.txt", "abcabcab" * 40), tmp_path / "run")
+    np.savez(tmp_path / "i.npz", x=np.zeros((7, 5, 3)))
+    out = tmp_path / "o.npz"
+    assert main(["predict", str(run.folder), str(tmp_path / "i.npz"), "--out", str(out)]) == 0
+    with np.load(out) as found:
+        assert (found["label"] == found["readout"].argmax(axis=2)).all()
+        assert found["label"].shape == (7, 5)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
@@ -14,7 +16,7 @@ from threadpoolctl import threadpool_limits
 import asyncdni
 from asyncdni import evaluation
 from asyncdni.build import Design
-from asyncdni.errors import CheckpointError, ConfigError, DataError
+from asyncdni.errors import CheckpointError, ConfigError, DataError, DataWarning
 from asyncdni.metrics.recorder import DISTRIBUTIONS, STAGE_FIELDS, Recorder
 
 STAGES = [
@@ -70,6 +72,85 @@ def test_a_run_on_arrays_can_be_evaluated_from_its_folder_later(result: asyncdni
     (outputs,) = asyncdni.predict(again, arrays()["x_test"]).values()
     right = outputs.argmax(axis=1) == arrays()["y_test"]
     assert right.mean() == result.test_accuracy
+
+
+def test_a_folder_that_has_moved_still_finds_its_arrays(
+    result: asyncdni.Result, tmp_path: Path
+) -> None:
+    assert result.folder is not None
+    shutil.copytree(result.folder, tmp_path / "moved")
+    again = asyncdni.open_run(tmp_path / "moved")
+    assert asyncdni.evaluate(again)["accuracy"] == result.test_accuracy
+
+
+def test_evaluating_on_other_samples_is_warned_of(result: asyncdni.Result, tmp_path: Path) -> None:
+    assert result.folder is not None
+    shutil.copytree(result.folder, tmp_path / "moved")
+    again = asyncdni.open_run(tmp_path / "moved")
+    for change, words in (
+        (
+            {"y_test": arrays()["y_test"][::-1]},
+            "other contents in y_test; the result is that",
+        ),
+        (
+            {"y_train": arrays()["y_train"][::-1]},
+            "other contents in y_train; the test set is",
+        ),
+    ):
+        np.savez(tmp_path / "moved" / "data.npz", **{**arrays(), **change})
+        with pytest.warns(DataWarning, match=words):
+            asyncdni.evaluate(again)
+    pixels = {name: array.astype(np.uint8) for name, array in arrays().items() if name[0] == "x"}
+    np.savez(tmp_path / "moved" / "data.npz", **{**arrays(), **pixels})
+    with pytest.raises(DataError, match="x_train is uint8, scaled by 1/255, from"):
+        asyncdni.evaluate(again)
+
+
+def test_inputs_on_another_scale_are_warned_of_or_refused(result: asyncdni.Result) -> None:
+    x = arrays()["x_test"]
+    with pytest.warns(DataWarning, match="x is floating numbers from .* but the run was trained o"):
+        asyncdni.predict(result, x * 100)
+    with pytest.raises(DataError, match="x is uint8, scaled by 1/255, from"):
+        asyncdni.predict(result, np.abs(x).astype(np.uint8))
+    old = dataclasses.replace(result, meta=msgspec.structs.replace(result.meta, inputs=None))
+    assert asyncdni.predict(old, x * 100)["top"].shape == (32, 3)
+
+
+def test_inputs_may_be_whatever_holds_numbers(result: asyncdni.Result) -> None:
+    x = arrays()["x_test"]
+    expected = asyncdni.predict(result, x)["top"]
+    for given in (x.tolist(), x.astype(">f4"), np.asfortranarray(x)):
+        assert (asyncdni.predict(result, given)["top"] == expected).all()
+    for given, words in ((None, "x is None"), ([[1, 2], [3]], "x is a list that can't be read")):
+        with pytest.raises(DataError, match=words):
+            asyncdni.predict(result, given)
+
+
+def test_arrays_that_can_not_be_trained_on_are_refused_by_name(tmp_path: Path) -> None:
+    labels = arrays()["y_train"]
+    for name, given, words in (
+        ("y_test", None, "y_test is None"),
+        ("x_train", arrays()["x_train"].astype(object), "x_train holds numbers as Python objects"),
+        ("x_train", [[1, 2], [3]], "x_train is a list that can't be read as an array"),
+        ("y_train", labels - 1, "y_train .* has label -1 in sample"),
+        ("y_train", labels + 0.5, r"y_train .* has label \d.5 in sample 0"),
+    ):
+        with pytest.raises(DataError, match=f"^data: {words}"):
+            asyncdni.train(TINY, data={**arrays(), name: given}, out=tmp_path / "run")
+    values = ["stages.top.loss=sigmoid_cross_entropy", "stages.top.layers=[{dense=1}]"]
+    with pytest.raises(DataError, match=r"^y_train: .* was given a target of 2 \(sample"):
+        asyncdni.train(TINY, data=arrays(), set=values, out=tmp_path / "run")
+    for data, words in (([1], "data is a list"), ({**arrays(), "z": 1}, "data has .*'z'")):
+        with pytest.raises(ConfigError, match=words):
+            asyncdni.train(TINY, data=data, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mean_squared_error_has_no_accuracy() -> None:
+    change = ["stages.top.loss=mse", "stages.top.layers=[{dense=1}]", "run.epochs=1"]
+    found = asyncdni.train(TINY, data=arrays(), set=change)
+    assert found.test_accuracy is None and found.summary["test_loss"] > 0
+    assert found.experiment.data.targets == "values"
 
 
 def test_predicting_needs_no_data_set(result: asyncdni.Result, tmp_path: Path) -> None:
@@ -157,10 +238,9 @@ def test_targets_outside_the_range_of_a_loss_are_refused() -> None:
 def test_a_run_that_fails_before_it_trains_leaves_no_folder_and_may_be_tried_again(
     tmp_path: Path,
 ) -> None:
-    bad = arrays()
-    bad["x_train"][7, 2] = np.nan
-    with pytest.raises(asyncdni.AsyncDNIError, match="x_train"):
-        asyncdni.train(TINY, data=bad, out=tmp_path / "run")
+    broken = [raising(DataError("no more"), "joined")]
+    with pytest.raises(DataError, match="no more"):
+        asyncdni.train(TINY, data=arrays(), out=tmp_path / "run", observers=broken)
     assert not (tmp_path / "run").exists()
     asyncdni.train(TINY, data=arrays(), out=tmp_path / "run")
     with pytest.raises(asyncdni.AsyncDNIError, match="not empty"):
@@ -168,10 +248,9 @@ def test_a_run_that_fails_before_it_trains_leaves_no_folder_and_may_be_tried_aga
 
 
 def test_a_run_that_fails_early_empties_a_folder_that_was_there(tmp_path: Path) -> None:
-    bad = arrays()
-    bad["x_train"][7, 2] = np.nan
-    with pytest.raises(asyncdni.AsyncDNIError, match="x_train"):
-        asyncdni.train(TINY, data=bad, out=tmp_path)
+    broken = [raising(DataError("no more"), "joined")]
+    with pytest.raises(DataError, match="no more"):
+        asyncdni.train(TINY, data=arrays(), out=tmp_path, observers=broken)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -219,6 +298,7 @@ def test_a_run_that_ends_while_it_trains_keeps_its_folder_and_its_arrays(tmp_pat
             out=tmp_path / "run",
             observers=[raising(ValueError("halfway"), "evaluation")],
         )
+    assert 'path = "data.npz"' in (tmp_path / "run" / "experiment.toml").read_text()
     kept = asyncdni.load(tmp_path / "run" / "experiment.toml").data
     assert isinstance(kept, asyncdni.Npz)
     assert Path(kept.path) == tmp_path / "run" / "data.npz"

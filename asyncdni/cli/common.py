@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from asyncdni.errors import ConfigError
+from asyncdni.errors import ConfigError, DataWarning
 
 __all__ = [
     "add_conditions",
@@ -18,6 +20,7 @@ __all__ = [
     "condition_flags",
     "new_folder",
     "settings",
+    "warnings_said",
 ]
 
 
@@ -133,3 +136,13 @@ def _make_first_free(parent: Path, name: str) -> Path:
             f"{parent / name}: can't be made: {error.strerror}; name a folder with --out"
         ) from error
     raise AssertionError("there is always a next number")
+
+
+@contextmanager
+def warnings_said() -> Iterator[None]:
+    """What data are warned of meanwhile goes to standard error, a line each."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", DataWarning)
+        yield
+    for one in found:
+        print(f"asyncdni: warning: {one.message}", file=sys.stderr)

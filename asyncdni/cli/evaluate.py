@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from asyncdni.cli.common import warnings_said
 from asyncdni.evaluation import evaluate
 from asyncdni.run import open_run
 
@@ -26,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    result = evaluate(open_run(args.folder, args.weights), allow_import=args.allow_import)
+    with warnings_said():
+        result = evaluate(open_run(args.folder, args.weights), allow_import=args.allow_import)
     if args.json:
         print(json.dumps(result))
         return 0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from asyncdni.errors import DataError
+from asyncdni.cli.common import warnings_said
+from asyncdni.datasets.npz import read_one
 from asyncdni.evaluation import predict
-from asyncdni.files import read_file
 from asyncdni.run import open_run
 from asyncdni.weights import write_atomically
 
@@ -35,41 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     trained = open_run(args.folder, args.weights)
-    outputs = predict(trained, _read(Path(args.input)), allow_import=args.allow_import)
+    x = read_one(Path(args.input), ("x", "x_test"))
+    with warnings_said():
+        outputs = predict(trained, x, allow_import=args.allow_import)
     arrays = dict(outputs)
     last = list(outputs)[-1]
     losses = {stage.name: stage.loss for stage in trained.experiment.stages}
     if losses[last] == "cross_entropy":
-        arrays["label"] = outputs[last].argmax(axis=1)
+        arrays["label"] = outputs[last].argmax(axis=-1)
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
     write_atomically(Path(args.out), content.getvalue())
     shown = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
     print(f"{args.out}: {shown}")
     return 0
-
-
-def _read(path: Path) -> np.ndarray:
-    try:
-        loaded = np.load(io.BytesIO(read_file(path)), allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise DataError(
-                f"{path} holds one array without a name; expected an .npz file with an array x, "
-                "as numpy.savez(path, x=…) writes it"
-            )
-        with loaded as archive:
-            for name in ("x", "x_test"):
-                if name in archive:
-                    return np.asarray(archive[name])
-            found = ", ".join(archive.files) or "nothing"
-    except FileNotFoundError:
-        raise DataError(f"no file {path}") from None
-    except DataError:
-        raise
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path} is no .npz file of plain arrays: {error}") from error
-    except Exception as error:  # zipfile and zlib have errors of their own
-        raise DataError(f"{path} can't be read: {error}") from error
-    raise DataError(f"{path} holds {found}, expected an array x")
