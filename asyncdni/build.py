@@ -33,6 +33,7 @@ from asyncdni.nn.losses import make_loss
 from asyncdni.plan import Group, Plan, cut_every_s, make_plan, shared_with, snapshot_every_s
 from asyncdni.rules import check_rules, goes_on, late_gradients, own_schedule
 from asyncdni.rules import make_worker as _make_worker
+from asyncdni.sizes import check_messages
 
 __all__ = [
     "Design",
@@ -70,6 +71,7 @@ def make_design(
     plan = make_plan(parsed, network, meta)
     check_conditions(parsed, plan)
     check_rules(parsed, plan)
+    check_messages(parsed, network, plan, meta, allow_import=allow_import)
     for every in (cut_every_s, snapshot_every_s):
         every(parsed.checkpoint)
     return Design(parsed, meta, network, plan, allow_import)

@@ -26,11 +26,13 @@ from asyncdni.metrics.recorder import Recorder
 from asyncdni.resume import Beginning, find_beginning
 from asyncdni.rules import is_repeatable
 from asyncdni.run import create_folder, discard_folder, reopen_folder, write_data, write_summary
+from asyncdni.runtime.affinity import choose_core, usable_cores
 from asyncdni.runtime.coordinate import Launcher, coordinate
+from asyncdni.sizes import check_memory
 from asyncdni.transports.curve import Keys
 from asyncdni.transports.zeromq import CoordinatorTransport
 
-__all__ = ["Observer", "conduct"]
+__all__ = ["Observer", "check_host", "conduct"]
 
 #: Called with each record of the coordinator; see `metrics.recorder`.
 Observer = Callable[[Design, Recorder, str, Mapping[str, Any]], None]
@@ -104,6 +106,16 @@ def conduct(
         write_summary(folder, summary)
         _check_weights(folder / "final", roster, said.hosts)
     return summary
+
+
+def check_host(design: Design) -> None:
+    """Raises `ConfigError` where this machine has not the cores, or not the memory, for all workers
+    of the design."""
+    groups = design.plan.groups
+    for group in groups:
+        choose_core(design.experiment, group.index, len(groups), usable_cores())
+    parts = design.experiment, design.network, design.plan, design.meta
+    check_memory(*parts, allow_import=design.allow_import)
 
 
 class _Said:

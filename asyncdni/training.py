@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from asyncdni import config, experiment
 from asyncdni.arrays import design_of_arrays, move_arrays
 from asyncdni.build import Design, make_design
-from asyncdni.conducting import Observer, conduct
+from asyncdni.conducting import Observer, check_host, conduct
 from asyncdni.datasets import identify
 from asyncdni.errors import ConfigError
 from asyncdni.given import begin_with
@@ -147,7 +147,9 @@ def _design(
 def _launch(
     stack: ExitStack, design: Design, folder: Path, arrays: Path | None
 ) -> Callable[[str], LocalLauncher]:
-    """What starts the workers, once the folder is made; `arrays` are to be moved there."""
+    """What starts the workers, once the folder is made; `arrays` are to be moved there. Raises
+    `ConfigError` where this machine can't hold them."""
+    check_host(design)
     run = design.experiment.run
     launcher = stack.enter_context(LocalLauncher(folder / "logs", run.threads))
 

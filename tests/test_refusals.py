@@ -312,11 +312,12 @@ def test_a_loss_that_stops_being_finite_ends_the_run_with_stage_and_batch(site: 
     assert not (site.folder / "run" / "summary.json").exists()
 
 
-def test_a_message_over_the_limit_ends_the_run_with_what_to_set(site: Site) -> None:
+def test_a_message_over_the_limit_is_refused_with_what_to_set(site: Site) -> None:
     site.write("tiny.toml", TINY)
     finished = site.run("train", "tiny.toml", "--out", "run", "--set", "limits.message_bytes=300")
-    assert finished.code == 1
-    finished.refused("Activation of ", "bytes is over limits.message_bytes = 300")
+    assert finished.code == 2
+    finished.refused("hidden", "Activation of ", "bytes is over limits.message_bytes = 300")
+    assert not (site.folder / "run").exists()
 
 
 def test_a_limit_that_no_socket_keeps_is_refused(site: Site) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from asyncdni.config.base import Count, Table
+from asyncdni.config.base import Count, Table, Whole
 
 __all__ = ["Checkpoint", "Recovery"]
 
@@ -25,4 +25,4 @@ class Recovery(Table, frozen=True, kw_only=True):
     """Workers that die are started again."""
 
     # deaths of one worker in a row without having learned in between; 0: the first ends the run
-    restarts: Annotated[int, Meta(ge=0)] = 5
+    restarts: Whole = 5

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from asyncdni.config.base import Count, Positive, Table
+from asyncdni.config.base import Count, Positive, Table, Whole
 
 __all__ = [
     "Addition",
@@ -32,10 +32,10 @@ __all__ = [
 
 #: How many training samples are held out to choose options by. They are the same ones for every
 #: seed, and take the place of the test set: all that is called test_… is then measured on them.
-HeldOut = Annotated[int, Meta(ge=0)]
+HeldOut = Whole
 
 #: Steps whose targets the generators of recurrent layers see coming: "coming" in the context.
-Ahead = Annotated[int, Meta(ge=0)]
+Ahead = Whole
 
 #: What is to be told of a sample: its label, or itself (by an autoencoder).
 Targets = Literal["labels", "inputs"]
@@ -119,7 +119,7 @@ class Copy(Table, frozen=True, kw_only=True, tag_field="name", tag="copy"):
     window: Count = 5
     length: Count = 10  # bits
     # 0: sequences have the full length; k: they begin with 1 and are one longer every k epochs
-    grow: Annotated[int, Meta(ge=0)] = 0
+    grow: Whole = 0
     sequences: Count = 50  # of the full length, that an epoch takes; shorter ones are more
     test_sequences: Count = 10  # of each stream, of the full length
     ahead: Ahead = 0
@@ -135,7 +135,7 @@ class RepeatCopy(Table, frozen=True, kw_only=True, tag_field="name", tag="repeat
     repeats: Count = 5
     # 0: sequences have the full size; k: they begin with 1 bit once, and every k epochs have one
     # repeat more or, where these are as many as the bits, one bit more
-    grow: Annotated[int, Meta(ge=0)] = 0
+    grow: Whole = 0
     sequences: Count = 50  # of the full size, that an epoch takes; smaller ones are more
     test_sequences: Count = 10  # of each stream, of the full size
     ahead: Ahead = 0

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
-from asyncdni.config.base import Count, Fraction, NonNegative, Positive, Table
+from asyncdni.config.base import Count, Fraction, NonNegative, Positive, Table, Whole
 
 __all__ = [
     "ConvolutionalGenerator",
@@ -162,7 +162,7 @@ class LocalLoss(Table, frozen=True, kw_only=True, tag_field="name", tag="local_l
 
     repeatable: ClassVar[bool] = True  # while no worker dies; not with replay, nor skipping
     head: LocalHead = LocalHead()
-    replay: Annotated[int, Meta(ge=0)] = 0  # inputs kept to learn from while no new one is here
+    replay: Whole = 0  # inputs kept to learn from while no new one is here
     uses_max: Annotated[int, Meta(ge=2)] = 4  # how often a stage may learn from one input
     on_full: OnFull = "wait"
 
@@ -174,7 +174,7 @@ class Synthetic(Table, frozen=True, kw_only=True, tag_field="name", tag="synthet
     target: Literal["true", "bootstrap", "half"] = "true"  # half: of the batches each
     generator: Generator = ErrorGenerator()
     fit_every: Count = 1  # only batches with id % fit_every == 0 send gradients up …
-    fit_first: Annotated[int, Meta(ge=0)] = 0  # … and the first so many, while generators are new
+    fit_first: Whole = 0  # … and the first so many, while generators are new
     correct: bool = False  # apply true minus synthetic when the true gradient arrives
     mix: Fraction = 0.0  # share of the true gradient in an update, the rest is synthetic
     # a stage learns from a batch with this probability, and only passes it on otherwise
@@ -193,7 +193,7 @@ Schedule = Locked | Gpipe | OneF1B | Delayed | LocalLoss | Synthetic
 class Staleness(Table, frozen=True, kw_only=True):
     """The contract on lag: how many batches a stage may be ahead of the gradients it awaits."""
 
-    lag: Annotated[int, Meta(ge=0)] | None = None  # batches; None: what the schedule needs
-    links: dict[str, Annotated[int, Meta(ge=0)]] = {}  # { "hidden1->hidden2" = 8 }
+    lag: Whole | None = None  # batches; None: what the schedule needs
+    links: dict[str, Whole] = {}  # { "hidden1->hidden2" = 8 }
     # wait for the gradient, or give it up (synthetic only); None: as the schedule does
     at_bound: Literal["wait", "drop"] | None = None

@@ -6,7 +6,8 @@ the samples, which stand by themselves, or among the windows of sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -29,7 +30,7 @@ from asyncdni.datasets.meta import Inputs, Meta, Tensor, misfit, other_parts
 from asyncdni.datasets.reconstruction import Reconstruction, described_as_inputs
 from asyncdni.datasets.sequences import Sequences
 from asyncdni.datasets.validation import described, hold_out
-from asyncdni.errors import ConfigError
+from asyncdni.errors import ConfigError, DataError
 
 __all__ = [
     "Batches",
@@ -103,7 +104,8 @@ def describe(data: options.Data) -> Meta:
     missing, damaged or of another form, and `ConfigError` for options that don't go together, as
     where nothing is left to train on.
     """
-    meta = _DESCRIBE[type(data)](data)
+    with _readable(data):
+        meta = _DESCRIBE[type(data)](data)
     if type(data) in _WINDOWS:
         return meta  # held out by now: single windows can't be taken out of a sequence
     meta = described(meta, data.validation)
@@ -137,7 +139,8 @@ def open_batches(data: options.Data, seed: int) -> Batches:
     if type(data) not in _WINDOWS:
         dataset = load(data, seed)
         return Reconstruction(dataset) if _to_itself(data) else dataset
-    sequences = _WINDOWS[type(data)](data, seed)
+    with _readable(data):
+        sequences = _WINDOWS[type(data)](data, seed)
     sequences.validate()
     return sequences
 
@@ -152,9 +155,22 @@ def load(data: options.Data, seed: int) -> Dataset:
             f"data.name: {data.__struct_config__.tag!r} is made of windows of sequences; "
             "expected a set of single samples here"
         )
-    dataset = _SAMPLES[type(data)](data, seed)
+    with _readable(data):
+        dataset = _SAMPLES[type(data)](data, seed)
     dataset.validate()
     return hold_out(dataset, data.validation)
+
+
+@contextmanager
+def _readable(data: options.Data) -> Iterator[None]:
+    """What the system says of a path that nobody could have foreseen, in one line."""
+    try:
+        yield
+    except OSError as error:
+        where = getattr(data, "path", "") or error.filename or "its folder"
+        raise DataError(
+            f"data set {data.__struct_config__.tag}: can't read {where}: {error.strerror or error}"
+        ) from error
 
 
 def _to_itself(data: options.Data) -> bool:

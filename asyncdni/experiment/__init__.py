@@ -68,7 +68,10 @@ def change(
     seed: int | None = None,
 ) -> config.Experiment:
     """The experiment that plain tables describe, after the same changes as for `load`."""
-    given = copy.deepcopy(dict(tables))
+    try:
+        given = copy.deepcopy(dict(tables))
+    except RecursionError:
+        raise ConfigError("experiment: lists or tables nested too deeply") from None
     settings: list[Setting] = [parse_setting(text) for text in overrides]
     if schedule is not None:
         settings.append((("schedule", "name"), schedule))
@@ -92,8 +95,9 @@ def parse(tables: Mapping[str, Any]) -> config.Experiment:
     experiment = _with_targets(experiment)
     _check_names(experiment.stages)
     check_texts(experiment)
-    for stage in experiment.stages:
-        stage_optimizer(experiment, stage)
+    for index, stage in enumerate(experiment.stages):
+        place = f"{stage_place(index, stage.name)}.optimizer" if stage.optimizer else "optimizer"
+        _check_optimizer(stage_optimizer(experiment, stage), place)
     return experiment
 
 
@@ -181,6 +185,11 @@ def _name_stages(tables: dict[str, Any]) -> None:
             else stage
             for i, stage in enumerate(stages, 1)
         ]
+
+
+def _check_optimizer(optimizer: config.Optimizer, place: str) -> None:
+    if isinstance(optimizer, config.Sgd) and optimizer.nesterov and not optimizer.momentum:
+        raise ConfigError(f"{place}.nesterov: true needs a momentum above 0, got momentum = 0")
 
 
 def _check_names(stages: Sequence[config.Stage]) -> None:

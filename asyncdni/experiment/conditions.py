@@ -18,19 +18,24 @@ __all__ = ["check_texts"]
 
 def check_texts(experiment: config.Experiment) -> None:
     """Raises `ConfigError`."""
-    links = experiment.links
-    _check_link(links, "links")
+    links, stuck_s = experiment.links, experiment.limits.stuck_s
+    _check_link(links, "links", stuck_s)
     _check_keys(links.between, "links.between")
     for key, link in links.between.items():
-        _check_link(link, f"links.between.{table_key(key)}")
+        _check_link(link, f"links.between.{table_key(key)}", stuck_s)
     for name, slow in experiment.slow.items():
         _check_slow(slow, f"slow.{table_key(name)}")
     _check_keys(experiment.staleness.links, "staleness.links")
 
 
-def _check_link(link: config.Link, place: str) -> None:
-    seconds(link.latency, f"{place}.latency")
-    seconds(link.jitter, f"{place}.jitter")
+def _check_link(link: config.Link, place: str, stuck_s: float) -> None:
+    longest_s = seconds(link.latency, f"{place}.latency") + seconds(link.jitter, f"{place}.jitter")
+    if longest_s >= stuck_s:
+        raise ConfigError(
+            f"{place}: a latency of {link.latency} and a jitter of {link.jitter} reach "
+            f"limits.stuck_s = {stuck_s:g}, after which a run that waits is held to stand still; "
+            "lower them or raise that"
+        )
     if link.bandwidth:
         bytes_per_second(link.bandwidth, f"{place}.bandwidth")
 

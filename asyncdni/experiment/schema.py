@@ -7,6 +7,7 @@ expected, and the nearest known name. What passes is accepted by `msgspec.conver
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import msgspec
 from msgspec import inspect
 
 from asyncdni import config
+from asyncdni.config.base import COUNT_MAX
 from asyncdni.errors import ConfigError
 from asyncdni.experiment.wording import (
     expected,
@@ -34,6 +36,10 @@ SCHEDULE = inspect.type_info(config.Schedule)
 
 _INT_LIMIT = 2**63  # what MessagePack and TOML both hold
 _DEPTH_MAX = 8  # of the options of a layer
+#: Characters of a text, as many as a path may have, and of a key: they come back in messages.
+_TEXT_MAX = 4096
+_KEY_MAX = 256
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def checked(value: Any, kind: inspect.Type, place: str) -> Any:
@@ -162,6 +168,11 @@ def _table_given(value: Any, place: str) -> Mapping[str, Any]:
     for key in value:
         if not _fits(key, _TEXT):
             raise ConfigError(f"{place or 'experiment'}: expected keys of text, got {shown(key)}")
+        if len(key) > _KEY_MAX:
+            raise ConfigError(
+                f"{place or 'experiment'}: expected keys of at most {_KEY_MAX} characters, got "
+                f"{shown(key)}"
+            )
     return value
 
 
@@ -173,7 +184,7 @@ def _fits(value: Any, kind: inspect.Type) -> bool:
             number = _is_int(value) or (isinstance(value, float) and math.isfinite(value))
             return number and _within(value, kind)
         case inspect.StrType(min_length=least):
-            return isinstance(value, str) and len(value) >= (least or 0) and _is_unicode(value)
+            return isinstance(value, str) and len(value) >= (least or 0) and _is_plain(value)
         case inspect.BoolType():
             return isinstance(value, bool)
         case inspect.LiteralType(values=values):
@@ -190,9 +201,11 @@ def _is_int(value: Any) -> bool:
     return type(value) is int and -_INT_LIMIT <= value < _INT_LIMIT
 
 
-def _is_unicode(text: str) -> bool:
-    """False for undecodable bytes of a command line, which come as lone surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+def _is_plain(text: str) -> bool:
+    """False for undecodable bytes of a command line, which come as lone surrogates, and for what no
+    name and no path of anybody's has: it would break out of messages, and out of file names."""
+    surrogate = any("\ud800" <= letter <= "\udfff" for letter in text)
+    return not surrogate and len(text) <= _TEXT_MAX and _CONTROL.search(text) is None
 
 
 def _within(value: float, kind: inspect.IntType | inspect.FloatType) -> bool:
@@ -208,8 +221,14 @@ def _mismatch(value: object, kind: inspect.Type, place: str) -> ConfigError:
     limit = ""
     if isinstance(value, int) and not -_INT_LIMIT <= value < _INT_LIMIT:
         limit = " (integers must fit in 64 bits)"
+    elif isinstance(value, int) and getattr(kind, "le", None) == COUNT_MAX and value > COUNT_MAX:
+        limit = f" (no count may be above {COUNT_MAX})"
     elif isinstance(value, float) and not math.isfinite(value):
         limit = " (numbers must be finite)"
+    elif isinstance(value, str) and len(value) > _TEXT_MAX:
+        limit = f" (text may have at most {_TEXT_MAX} characters)"
+    elif isinstance(value, str) and _CONTROL.search(value):
+        limit = " (text may hold no control characters)"
     return ConfigError(f"{place}: expected {expected(kind)}, got {shown(value)}{limit}")
 
 

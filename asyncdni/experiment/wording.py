@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 from msgspec import inspect
 
+from asyncdni.config.base import COUNT_MAX
+
 __all__ = [
     "NAME",
     "expected",
@@ -103,7 +105,8 @@ def expected(kind: inspect.Type) -> str:
 
 
 def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
-    words = {"of at least": kind.ge, "above": kind.gt, "of at most": kind.le, "below": kind.lt}
+    most = None if kind.le == COUNT_MAX else kind.le  # said where it matters
+    words = {"of at least": kind.ge, "above": kind.gt, "of at most": most, "below": kind.lt}
     limits = [f"{word} {_number(limit)}" for word, limit in words.items() if limit is not None]
     return " " + " and ".join(limits) if limits else ""
 

@@ -40,7 +40,8 @@ class Layer(Protocol):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Output shape for inputs of `shape` (both without the batch axis); allocates nothing.
-        Raises `ConfigError` where the shape does not fit (given, expected)."""
+        Raises `ConfigError` where the shape does not fit (given, expected). A layer whose weights
+        may be large says so beforehand by `size(shape)`, their elements."""
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams

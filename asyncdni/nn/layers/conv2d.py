@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,6 +60,10 @@ class Conv2d:
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         _, height, width = planes(shape, where="a conv2d layer")
         return (self.channels, *self.windows.counts((height, width), where="a conv2d layer"))
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        return self.channels * shape[0] * math.prod(self.windows.kernel)
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams

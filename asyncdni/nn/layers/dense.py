@@ -45,6 +45,10 @@ class Dense:
             )
         return (*shape[:-1], self.width)
 
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        return self.width * shape[-1]
+
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
     ) -> tuple[int, ...]:

@@ -37,6 +37,10 @@ class Embedding:
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape, self.width)
 
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        return self.tokens * self.width
+
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
     ) -> tuple[int, ...]:

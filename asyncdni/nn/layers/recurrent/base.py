@@ -104,6 +104,10 @@ class Recurrent:
             )
         return (self.units,) if self.last_only else (shape[0], self.units)
 
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        return self.GATES * self.units * (shape[1] + self.units)
+
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
     ) -> tuple[int, ...]:
