@@ -200,7 +200,12 @@ def find_shares(design: Design, group: Group) -> dict[str, tuple[str, ...]]:
 
 
 def make_roster(
-    design: Design, *, folder: str = "", trace: bool = False, launched: bool = True
+    design: Design,
+    *,
+    folder: str = "",
+    term: int = 0,
+    trace: bool = False,
+    launched: bool = True,
 ) -> Roster:
     """What the coordinator must know."""
     plan, limits, chosen = design.plan, design.experiment.limits, design.experiment
@@ -212,6 +217,7 @@ def make_roster(
         experiment=experiment.tables(design.experiment),
         meta=msgspec.to_builtins(design.meta),
         folder=folder,
+        term=term,
         trace=trace,
         has_tests=plan.test_batches > 0,
         launched=launched,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from asyncdni.build import Design
-from asyncdni.checkpoint import Manifest, commit, identity
+from asyncdni.checkpoint import Claim, Manifest, commit, identity
 from asyncdni.core.events import Commit
 from asyncdni.run import CHECKPOINTS
 
@@ -15,7 +14,7 @@ __all__ = ["make_commit"]
 
 
 def make_commit(
-    folder: Path, design: Design, hosts: Mapping[str, str], tell: Callable[[str], None]
+    claim: Claim, design: Design, hosts: Mapping[str, str], tell: Callable[[str], None]
 ) -> Callable[[Commit], None]:
     """What writes the manifest of a cut in the run's folder.
 
@@ -24,9 +23,11 @@ def make_commit(
     from this folder: `tell` gets that, once. Raises `CheckpointError` where a manifest can't be
     written.
     """
+    folder = claim.folder
     told: list[str] = []
 
     def committed(cut: Commit) -> None:
+        claim.check()
         missing = [s for s in cut.files if not (folder / cut.tag / f"{s}.safetensors").is_file()]
         if missing and set(hosts.values()) != {socket.gethostname()}:
             if not told:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from asyncdni.build import Design, make_roster
+from asyncdni.checkpoint import Claim, new_term
 from asyncdni.committing import make_commit
 from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import Commit
@@ -22,6 +23,7 @@ from asyncdni.given import begins_with, keep
 from asyncdni.imports import check_may_train
 from asyncdni.launchers.by_hand import typed_command
 from asyncdni.lock import locked
+from asyncdni.messages import COORDINATOR
 from asyncdni.metrics.recorder import Recorder
 from asyncdni.resume import Beginning, find_beginning
 from asyncdni.rules import is_repeatable
@@ -69,12 +71,13 @@ def conduct(
         transport = CoordinatorTransport(bind, keys)
         stack.callback(transport.close, _LINGER_S)
         seen: set[str] = set()  # kinds of records
-        folder = None
+        claim = None
         if out is not None:
             opened = _old_folder(out) if resume else _new_folder(out, design, seen)
-            folder = stack.enter_context(opened)
-        where, launched = str(folder) if folder else "", launch is not None
-        roster = make_roster(design, folder=where, trace=trace, launched=launched)
+            claim = stack.enter_context(opened)
+        folder, term = (claim.folder, claim.order[0]) if claim is not None else (None, 0)
+        where, launched = str(folder or ""), launch is not None
+        roster = make_roster(design, folder=where, term=term, trace=trace, launched=launched)
         recorder = Recorder(roster.workers, _facts(design), folder)
         stack.callback(recorder.close)
         beginning = Beginning(Ledger())
@@ -86,8 +89,8 @@ def conduct(
         machine = Coordinator(roster, beginning.ledger)
         said = _Said(design, recorder, machine, observers, seen)
         commit: Callable[[Commit], None] = _never_called
-        if folder is not None:
-            commit = make_commit(folder, design, said.hosts, said.note)
+        if claim is not None:
+            commit = make_commit(claim, design, said.hosts, said.note)
         if resume and folder is not None:
             said.resumed(beginning)
             reopen_folder(folder, design.experiment)  # once what is new about it is recorded
@@ -102,9 +105,10 @@ def conduct(
         said.bound(transport.address, commands)
         coordinate(machine, transport, said, launch, commit=commit, command=command)
     summary = recorder.summary(machine.train_s)
-    if folder is not None:
-        write_summary(folder, summary)
-        _check_weights(folder / "final", roster, said.hosts)
+    if claim is not None:
+        claim.check()
+        write_summary(claim.folder, summary)
+        _check_weights(claim.folder / "final", roster, said.hosts)
     return summary
 
 
@@ -181,19 +185,26 @@ def _check_name(out: Path | None) -> None:
         ) from None
 
 
+def _claimed(folder: Path) -> Claim:
+    """From now on the run is this process's. Raises `CheckpointError`."""
+    claim = Claim(folder, (COORDINATOR,), (new_term(folder), 0))
+    claim.make()
+    return claim
+
+
 def _never_called(_: object) -> None:
     raise AssertionError("a run without a folder takes no checkpoints")
 
 
 @contextmanager
-def _new_folder(out: Path, design: Design, seen: Container[str]) -> Iterator[Path]:
+def _new_folder(out: Path, design: Design, seen: Container[str]) -> Iterator[Claim]:
     """The folder of a run; gone again where the run fails before it starts to train."""
     made = not os.path.exists(out)
     folder = create_folder(out, design.experiment)
     try:
         keep(folder, design)
         with locked(folder):
-            yield folder
+            yield _claimed(folder)
     except BaseException as error:
         has_traceback = bool(getattr(error, "__notes__", ()))  # a bug: its logs are worth keeping
         if "start" not in seen and not has_traceback:
@@ -202,10 +213,10 @@ def _new_folder(out: Path, design: Design, seen: Container[str]) -> Iterator[Pat
 
 
 @contextmanager
-def _old_folder(out: Path) -> Iterator[Path]:
+def _old_folder(out: Path) -> Iterator[Claim]:
     folder = out.resolve()
     with locked(folder):
-        yield folder
+        yield _claimed(folder)
 
 
 def _check_weights(folder: Path, roster: Roster, hosts: Mapping[str, str]) -> None:

@@ -192,6 +192,8 @@ class Welcome(Message, frozen=True, tag=True):
     folder: str  # of the run, where weights are written; empty: nowhere
     restore: str  # the state to start from: see `Rejoin`
     trace: bool = False  # write every op with its times to that folder
+    term: int = 0  # of the coordinator that has the run, larger than of those before: see `claims`
+    cut: str = ""  # the newest checkpoint; a stage without a whole snapshot begins from there
 
 
 class Refused(Message, frozen=True, tag=True):

@@ -8,7 +8,8 @@ DIR/summary.json      the run in numbers             DIR/logs/WORKER.log        
 
 Of a run that may have to go on: `checkpoints/NUMBER` with the state of all stages and a manifest,
 `snapshots/STAGE.safetensors` with that of each by itself (see `checkpoint`), and while a
-coordinator has the folder, `lock` and `reports.jsonl` (see `metrics.record_file`).
+coordinator has the folder, `lock`, `owners` (see `checkpoint.claims`) and `reports.jsonl` (see
+`metrics.record_file`).
 `data.json` says what is known of the data: shapes, kind and range of inputs, checksums, and where
 they lie as seen from here. So a run that was interrupted can be read without them, other samples
 are not taken for them, and a folder that has moved together with its data still finds them.
@@ -34,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncdni import config, experiment
+from asyncdni.checkpoint import OWNERS
 from asyncdni.datasets import Meta, checksums, identify, other_parts
 from asyncdni.errors import CheckpointError, ConfigError, DataError
 from asyncdni.files import read_file
@@ -162,7 +164,7 @@ def discard_folder(folder: Path, *, made: bool) -> None:
     with contextlib.suppress(OSError):
         for name in (EXPERIMENT, METRICS, REPORTS, DATA, ARRAYS):
             (folder / name).unlink(missing_ok=True)
-        for name in (_LOGS, CHECKPOINTS, SNAPSHOTS, INIT):
+        for name in (_LOGS, CHECKPOINTS, SNAPSHOTS, OWNERS, INIT):
             shutil.rmtree(folder / name, ignore_errors=True)
         if made:
             folder.rmdir()

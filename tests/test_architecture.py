@@ -36,13 +36,8 @@ MAY_IMPORT = {
     },
     "launchers": {"core.liveness", "imports", "config", "errors"},
     "checkpoint": {
-        "files",
-        "weights",
-        "experiment",
-        "datasets.meta",
-        "messages",
-        "config",
-        "errors",
+        *("files", "weights", "experiment", "datasets.meta", "messages", "config", "errors"),
+        "core.counts",
     },
     "metrics": {"files", "core.tally", "weights", "errors"},
     "runtime": {

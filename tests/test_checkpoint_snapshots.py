@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from asyncdni.checkpoint import discard_snapshots, read_state, snapshots, write_state
+from asyncdni.checkpoint import (
+    Claim,
+    discard_snapshots,
+    new_term,
+    read_newest,
+    read_state,
+    snapshots,
+    write_state,
+)
+from asyncdni.core.counts import Counts
 from asyncdni.errors import CheckpointError
+from asyncdni.runtime.restoring import restored_stage
 
 STAGES = "low", "top"
 
@@ -152,6 +163,139 @@ def test_a_smaller_state_leaves_nothing_of_the_larger_one(tmp_path: Path) -> Non
     write_state(tmp_path, {"low": {"b": np.zeros(1)}}, {"batches": 3}, durable=False)
     found, counts = read_state(tmp_path, ["low"], None)
     assert counts == {"batches": 3} and found["low"].keys() == {"b"}
+
+
+def test_those_of_a_later_process_are_newer_whatever_comes_after_them(tmp_path: Path) -> None:
+    """An earlier one has been stopped in the middle of writing, and wakes up."""
+    folder = tmp_path / "snapshots"
+    claims = [Claim(tmp_path, STAGES, order) for order in ((1, 7), (2, 1), (2, 2))]
+
+    def write_as(number: int, seed: int) -> None:
+        write_state(folder, state(seed), {"batches": seed}, durable=False, claim=claims[number])
+
+    for number, claim in enumerate(claims):
+        for seed in (10 * number + 1, 10 * number + 2, 10 * number + 3):
+            write_as(number, seed)
+            assert read(folder) == seed
+        for earlier in claims[:number]:  # it had looked before the others came
+            shutil.rmtree(tmp_path / "owners")
+            write_state(folder, state(99), {"batches": 99}, durable=False, claim=earlier)
+            assert read(folder) == 10 * number + 3
+            write_as(number, 10 * number + 3)
+            claim.make()
+        claim.make()
+        for earlier in claims[:number]:
+            with pytest.raises(CheckpointError, match="a later process has taken over stage low"):
+                write_state(folder, state(1), {"batches": 1}, durable=False, claim=earlier)
+            with pytest.raises(CheckpointError, match="writes nothing more"):
+                write_state(tmp_path / "c/000001", state(1), {}, durable=True, claim=earlier)
+            with pytest.raises(CheckpointError, match="has taken over"):
+                earlier.make()
+
+
+def test_a_claim_that_is_damaged_or_gone_is_made_again(tmp_path: Path) -> None:
+    claim = Claim(tmp_path, STAGES, (5, 3))
+    claim.make()
+    path = tmp_path / "owners" / "low"
+    whole = path.read_bytes()
+    for place in range(len(whole) - 1):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        claim.check()
+    path.unlink()
+    claim.make()
+    assert path.read_bytes() == whole
+
+
+def test_terms_grow_also_where_the_clock_has_been_put_back(tmp_path: Path) -> None:
+    first = new_term(tmp_path)
+    Claim(tmp_path, ("coordinator",), (first + 10**15, 0)).make()
+    later = Claim(tmp_path, ("coordinator",), (new_term(tmp_path), 0))
+    assert later.order[0] > first + 10**15
+    assert not later.sees_coordinator
+    later.make()
+    assert Claim(tmp_path, ("low",), later.order).sees_coordinator
+    assert not Claim(tmp_path, ("low",), (first, 0)).sees_coordinator
+    with pytest.raises(CheckpointError, match="a later process has taken over the run"):
+        Claim(tmp_path, ("coordinator",), (first, 0)).check()
+
+
+# --- in their place ------------------------------------------------------------------------------
+
+CUTS = ["checkpoints/000003", "checkpoints/000002"]
+
+
+def run_folder(folder: Path) -> None:
+    """Snapshots of batch 5, cuts of 3 and 2."""
+    (folder / "checkpoints").mkdir()
+    for seed in (2, 3):
+        own = folder / "checkpoints" / f"{seed:06d}"
+        write_state(own, state(seed), {"batches": seed}, durable=True)
+    for seed in (4, 5):
+        write(folder / "snapshots", seed)
+
+
+def newest(folder: Path) -> tuple[str, int, int]:
+    """Where the newest state is from, of which batch, and how many were passed over."""
+    place, found, counts, wrong = read_newest(folder, STAGES, "snapshots", CUTS)
+    assert {float(array[0, 0]) for own in found.values() for array in own.values()} == {
+        float(counts["batches"])
+    }
+    return place, counts["batches"], len(wrong)
+
+
+def test_without_a_whole_snapshot_the_newest_cut_that_is_whole_is_read(tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    assert newest(tmp_path) == ("snapshots", 5, 0)
+    for path in (tmp_path / "snapshots").glob("top.*"):
+        path.write_bytes(b"")
+    assert newest(tmp_path) == (CUTS[0], 3, 1)
+    path = tmp_path / CUTS[0] / "top.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert newest(tmp_path) == (CUTS[1], 2, 2)
+    (tmp_path / CUTS[0] / "low.safetensors").unlink()
+    assert newest(tmp_path) == (CUTS[1], 2, 1)
+    (tmp_path / CUTS[1] / "top.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no whole snapshot.*000002/top\.safetensors"):
+        newest(tmp_path)
+
+
+def test_a_cut_that_is_newer_than_the_snapshot_is_read_in_its_place(tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    write_state(tmp_path / CUTS[0], state(6), {"batches": 4, "missed": 2}, durable=True)
+    place, _, counts, wrong = read_newest(tmp_path, STAGES, "snapshots", CUTS)
+    assert (place, counts["missed"], wrong) == (CUTS[0], 2, [])
+
+
+class Built:
+    """A stage that knows its state."""
+
+    seed = 0.0
+
+    def restore(self, found: dict[str, dict[str, Any]]) -> list[str]:
+        self.seed = float(found["low"]["0.weight"][0, 0])
+        return []
+
+
+def test_what_a_stage_begins_with_is_told(tmp_path: Path) -> None:
+    run_folder(tmp_path)
+
+    def restored(cut: str) -> tuple[float, int, list[str]]:
+        counts = Counts()
+        stage, notes = restored_stage(cast(Any, Built), tmp_path, "snapshots", cut, STAGES, counts)
+        return stage.seed, counts.position, notes
+
+    assert restored(CUTS[0]) == (5.0, 5, [])
+    discard_snapshots(tmp_path / "snapshots")
+    seed, position, (note,) = restored(CUTS[0])
+    assert (seed, position) == (3.0, 3)
+    assert note.endswith("low, top from checkpoints/000003, batch 3")
+    assert restored(CUTS[1])[:2] == (2.0, 2)  # one that was gone back behind is not looked at
+    seed, position, (note,) = restored("")
+    assert (seed, position) == (0.0, 0) and note.endswith("low, top begin anew")
 
 
 def test_workers_write_side_by_side(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from asyncdni.messages import (
     Resume,
     Save,
     Saved,
+    Welcome,
 )
 
 CUT = "checkpoints/000001"
@@ -381,3 +382,25 @@ def test_nobody_has_died_of_a_number() -> None:
     rolled_back(office, 0)
     assert office.launched == []
     assert set(office.told) == set(NAMES)
+
+
+# --- in place of a snapshot ----------------------------------------------------------------------
+
+
+def test_a_stage_that_comes_back_by_itself_is_told_the_newest_cut() -> None:
+    office = patient(goes_on=True, term=7)
+    assert [office.told[name].cut for name in NAMES] == [""] * 3
+    office.wake()
+    cut_at(office, 2)
+    office.kill("b")
+    office.wake()
+    office.join("b")
+    welcome = office.told["b"]
+    assert isinstance(welcome, Welcome)
+    assert (welcome.restore, welcome.cut, welcome.term) == ("snapshots", CUT, 7)
+
+
+def test_so_is_one_of_a_run_that_is_taken_up_again_from_its_snapshots() -> None:
+    office = Office(Ledger(cut=4, restore="snapshots"), goes_on=True)
+    office.join("a")
+    assert isinstance(office.told["a"], Welcome) and office.told["a"].cut == "checkpoints/000004"

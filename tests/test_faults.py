@@ -10,9 +10,10 @@ import pytest
 
 from asyncdni.build import Design
 from asyncdni.core.events import Fail, Finish
-from asyncdni.errors import AsyncDNIError, ConfigError
+from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError
 from asyncdni.messages import Abort, Gradient
 from asyncdni.simulator import Costs, Faults, Links, Result, simulate
+from asyncdni.simulator.disk import Disk, Saved
 from asyncdni.simulator.faults import parse_faults
 from asyncdni.simulator.keeping import Keeping
 from asyncdni.simulator.script import Mishap, parse_line
@@ -194,6 +195,34 @@ def test_a_stage_comes_back_from_its_snapshot_and_its_lost_updates_are_told() ->
     assert [one["text"] for one in values(result, "note")]
 
 
+def test_a_stage_without_a_snapshot_goes_on_from_the_last_cut() -> None:
+    saves = {"every": 1.0, "snapshot_every": "never"}
+    chosen = design(SYNTHETIC, run={"epochs": 40, "evaluate_every": 5.0}, checkpoint=saves)
+    for stage in ("s0", "top"):
+        result = run(chosen, f"crash {stage} at 200ms")
+        assert isinstance(result.end, Finish)
+        (note,), (back,) = values(result, "note"), values(result, "back")
+        newest = max(
+            one["number"] for one in values(result, "cut") if one["time_s"] < note["time_s"]
+        )
+        assert note["text"] == f"it goes on from checkpoints/{newest:06d}"
+        assert back["lost_updates"] < 20
+
+
+def test_a_process_that_has_been_replaced_writes_nothing_more() -> None:
+    chosen = design(SYNTHETIC)
+    disk, group = Disk(chosen), chosen.plan.groups[1]
+    old, new = ((1, 5), Saved({}, {"batches": 9}, None)), ((2, 1), Saved({}, {"batches": 3}, None))
+    for order, saved in (old, new):
+        disk.claim(group, order)
+        disk.write("snapshots", group, saved, order)
+    with pytest.raises(CheckpointError, match="a later process has taken over s1"):
+        disk.write("snapshots", group, old[1], old[0])
+    with pytest.raises(CheckpointError, match="a later process has taken over s1"):
+        disk.claim(group, old[0])
+    assert disk.read("snapshots", group) == new[1]
+
+
 def test_a_coordinator_that_crashes_is_resumed_from_the_last_cut() -> None:
     result = run(design(), "crash coordinator at 250ms for 5s")
     assert isinstance(result.end, Finish) and result.mishaps == {"coordinator crash": 1}
@@ -371,6 +400,6 @@ def test_a_batch_that_is_not_accounted_for_is_found_out(monkeypatch: pytest.Monk
 
 
 def test_a_batch_that_is_learned_from_twice_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Keeping, "restore", lambda keeping, _: keeping.ids.add(12) or [])
+    monkeypatch.setattr(Keeping, "restore", lambda keeping, *_: keeping.ids.add(12) or [])
     with pytest.raises(AsyncDNIError, match=r"top#1 has learned from batch 12 twice"):
         simulate(design(stages=networks.chain(1)), seed=0, maths=False)

@@ -4,6 +4,7 @@
 DIR/checkpoints/000012/STAGE.safetensors    all state of one declared stage, at a drained barrier
 DIR/checkpoints/000012/manifest.json        written last: without it there is no cut
 DIR/snapshots/STAGE.{0,1}.safetensors       the last two snapshots, overwritten in turn
+DIR/owners/STAGE                            the process that may write them
 ```
 
 Functions over folders, which keep nothing in memory. Every error is a `CheckpointError`, one line.
@@ -11,21 +12,27 @@ Functions over folders, which keep nothing in memory. Every error is a `Checkpoi
 
 from __future__ import annotations
 
-from asyncdni.checkpoint.cuts import commit, cut_folder, latest, next_cut
-from asyncdni.checkpoint.files import read_state, write_state
+from asyncdni.checkpoint.claims import OWNERS, Claim, new_term
+from asyncdni.checkpoint.cuts import commit, cut_folder, cuts_until, latest, next_cut
+from asyncdni.checkpoint.files import read_newest, read_state, write_state
 from asyncdni.checkpoint.identity import differences, identity
 from asyncdni.checkpoint.manifest import Manifest
 from asyncdni.checkpoint.snapshots import discard_snapshots
 
 __all__ = [
+    "OWNERS",
+    "Claim",
     "Manifest",
     "commit",
     "cut_folder",
+    "cuts_until",
     "differences",
     "discard_snapshots",
     "identity",
     "latest",
+    "new_term",
     "next_cut",
+    "read_newest",
     "read_state",
     "write_state",
 ]

@@ -14,7 +14,7 @@ from asyncdni.errors import CheckpointError
 from asyncdni.files import open_file
 from asyncdni.weights import sync_folder
 
-__all__ = ["commit", "cut_folder", "latest", "next_cut"]
+__all__ = ["commit", "cut_folder", "cuts_until", "latest", "next_cut"]
 
 _NUMBERED = re.compile(r"[0-9]{6,18}")
 
@@ -28,6 +28,12 @@ def next_cut(folder: Path) -> int:
     """A number that no cut in `folder` has had, whole or not; 1 at first. Raises
     `CheckpointError`."""
     return max(_numbers(folder), default=0) + 1
+
+
+def cuts_until(folder: Path, newest: int) -> list[int]:
+    """Numbers of all cuts up to `newest`, whole or not, the newest first. Raises
+    `CheckpointError`."""
+    return sorted((n for n in _numbers(folder) if n <= newest), reverse=True)
 
 
 def commit(folder: Path, manifest: Manifest, keep: int) -> None:

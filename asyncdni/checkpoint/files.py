@@ -7,13 +7,22 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from asyncdni.checkpoint.encoding import Array, decode, encode
+from asyncdni.checkpoint.claims import Claim
+from asyncdni.checkpoint.encoding import (
+    LENGTH_BYTES,
+    Array,
+    decode,
+    encode,
+    header_length,
+    metadata_of,
+)
 from asyncdni.checkpoint.snapshots import read_snapshots, slots, write_snapshots
+from asyncdni.core.counts import farthest_first
 from asyncdni.errors import CheckpointError
 from asyncdni.files import read_file
 from asyncdni.weights import sync_folder, write_atomically
 
-__all__ = ["read_state", "stage_file", "write_state"]
+__all__ = ["read_newest", "read_state", "stage_file", "write_state"]
 
 State = dict[str, dict[str, Array]]
 
@@ -29,6 +38,7 @@ def write_state(
     counts: Mapping[str, int],
     *,
     durable: bool,
+    claim: Claim | None = None,
 ) -> dict[str, str]:
     """Write `{declared stage: {name: array}}`, one file a stage, `counts` in each.
 
@@ -40,18 +50,22 @@ def write_state(
         counts: what the worker has done up to here.
         durable: through to the disk, replacing each file in one go. Otherwise the older of each
             stage's last two snapshots is overwritten, which no power cut but any kill survives.
+        claim: of the process that writes; None: nobody else can be there.
 
     Returns:
         The SHA-256 of each file by stage, for the manifest; of snapshots nothing.
 
     Raises:
-        CheckpointError: the folder can't be written. What was committed is as it was.
+        CheckpointError: the folder can't be written, or a later process has taken over a stage.
+            What was committed is as it was.
     """
     noted = {"counts": json.dumps(dict(counts))}
     try:
         if not durable:
+            if claim is not None:
+                claim.check()
             folder.mkdir(exist_ok=True)
-            write_snapshots(folder, state, noted)
+            write_snapshots(folder, state, noted, claim.order if claim is not None else (0, 0))
             return {}
         for made in (folder.parent, folder):
             made.mkdir(exist_ok=True)
@@ -60,6 +74,8 @@ def write_state(
     digests = {}
     for stage, arrays in state.items():
         pieces = encode(arrays, {"stage": stage, **noted})
+        if claim is not None:
+            claim.check()
         write_atomically(stage_file(folder, stage), *pieces)
         digest = hashlib.sha256()
         for piece in pieces:
@@ -89,6 +105,44 @@ def read_state(
     state = {stage: arrays for stage, (arrays, _) in found.items()}
     counts = [_counts(stage_file(folder, stage), noted) for stage, (_, noted) in found.items()]
     return state, min(counts, key=lambda one: one.get("batches", 0), default={})
+
+
+def read_newest(
+    run: Path, stages: Sequence[str], snapshots: str, cuts: Sequence[str]
+) -> tuple[str, State, dict[str, int], list[str]]:
+    """What stages that learn by themselves go on from: of their snapshots and their states in
+    `cuts` (folders in that of the run, the newest first), the whole one that has come farthest.
+
+    Returns the folder that it is from, the state, what its worker had done, and what is wrong with
+    those that had to be passed over. Raises `CheckpointError` where none is whole.
+    """
+    wrong: list[str] = []
+    known = {cut: found for cut in cuts if (found := _glance(run / cut, stages))}
+    try:
+        state, counts = read_state(run / snapshots, stages, None)
+        known = {snapshots: counts, **known}
+    except CheckpointError as error:
+        wrong.append(str(error))
+    for place in farthest_first(known):
+        if place == snapshots:
+            return place, state, counts, wrong
+        try:
+            return place, *read_state(run / place, stages, None), wrong
+        except CheckpointError as error:
+            wrong.append(str(error))
+    raise CheckpointError("; ".join(wrong))
+
+
+def _glance(folder: Path, stages: Sequence[str]) -> dict[str, int]:
+    """What the first of `stages` has done by its file in a cut, unchecked; empty if that is not to
+    be had."""
+    path = stage_file(folder, stages[0])
+    try:
+        with path.open("rb") as file:
+            header = file.read(header_length(file.read(LENGTH_BYTES)))
+        return _counts(path, metadata_of(header))
+    except (OSError, CheckpointError):
+        return {}
 
 
 def _read(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from asyncdni.core.tally import Tally
 
-__all__ = ["Counts"]
+__all__ = ["Counts", "farthest_first"]
 
 #: What a stage's state on disk is worth: it counts again from there once it is restored.
 _STATE = ("batches", "missed", "samples", "updates", "read")
@@ -78,3 +78,14 @@ class Counts:
             "lag_max": max(self.lags.values(), default=0),
             **{f"lag_to_{to}": lag for to, lag in self.lags.items()},
         }
+
+
+def farthest_first(states: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """States of one worker on disk, by where they are and with what it had done by then (see
+    `Counts.state`): the one to go on from, and what to try if it is damaged. The first of equals
+    comes first."""
+
+    def position(place: str) -> int:
+        return states[place].get("batches", 0) + states[place].get("missed", 0)
+
+    return sorted(states, key=position, reverse=True)

@@ -25,6 +25,7 @@ from asyncdni.core.liveness import Liveness
 from asyncdni.core.recovery import Recovery
 from asyncdni.core.roster import Member, Roster
 from asyncdni.core.standstill import Standstill
+from asyncdni.core.steps import CUTS, is_cut
 from asyncdni.messages import (
     COORDINATOR,
     Abort,
@@ -135,8 +136,17 @@ class Gathering:
                 folder=self.roster.folder,
                 restore=restore,
                 trace=self.roster.trace,
+                term=self.roster.term,
+                cut=self._newest_cut,
             ),
         )
+
+    @property
+    def _newest_cut(self) -> str:
+        """Where a stage that learns by itself may go on if it has no snapshot; empty: nowhere."""
+        if is_cut(self._cut.restore):
+            return self._cut.restore
+        return f"{CUTS}{self._cut.cut:06d}" if self._cut.cut else ""
 
     def _built(self, name: str, built: Built, now: float) -> None:
         member = self._members[name]

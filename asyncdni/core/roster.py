@@ -27,6 +27,7 @@ class Roster:
     experiment: Mapping[str, Any]
     meta: Mapping[str, Any]
     folder: str = ""
+    term: int = 0  # of the coordinator, larger than that of all that have had the run before
     trace: bool = False
     has_tests: bool = True
     startup_s: float = 60.0

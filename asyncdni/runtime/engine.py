@@ -16,7 +16,7 @@ from typing import Protocol
 
 from asyncdni.backends.base import Stage
 from asyncdni.backends.executor import Executor, Source
-from asyncdni.checkpoint import write_state
+from asyncdni.checkpoint import Claim, write_state
 from asyncdni.core.events import (
     Action,
     Compute,
@@ -87,6 +87,7 @@ class Engine:
         exits: Mapping[str, str],
         source: Source | None = None,
         folder: str = "",
+        claim: Claim | None = None,
         trace: Trace | None = None,
         slow: Slow | None = None,
         meter: Meter | None = None,
@@ -95,7 +96,7 @@ class Engine:
         inspection: Inspection | None = None,
         shares: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """`exits` and `shares`: see `Executor`."""
+        """`exits` and `shares`: see `Executor`; `claim`: of this process to the run's `folder`."""
         self.stopped: Stop | None = None
         self.left: list[Message] = []  # what came behind the word that ended the round
         self._worker = worker
@@ -103,6 +104,7 @@ class Engine:
         self._transport = transport
         self._source = source
         self._folder = folder
+        self._claim = claim
         self._trace = trace
         self._slow = slow
         self._owed_s = 0.0  # sleep that `slow` asks for; below zero after one that was too long
@@ -176,7 +178,7 @@ class Engine:
         if snapshots is None or self._worker.unapplied or time.monotonic() < snapshots.due_s:
             return
         if self._worker.phase is Phase.TRAINING:
-            snapshots.write(self._stage, self._worker.counts)
+            snapshots.write(self._stage, self._worker.counts, self._claim)
 
     def _leave(self, reason: str) -> None:
         """Nobody is left to work for: keep what there is, once it is whole."""
@@ -184,7 +186,7 @@ class Engine:
             self._step(self._pending)  # in the middle of an update
             return
         if self._snapshots is not None and self._snapshots.wanted and not self._worker.unapplied:
-            self._snapshots.write(self._stage, self._worker.counts)
+            self._snapshots.write(self._stage, self._worker.counts, self._claim)
         self.stopped = Stop(failed=reason)
 
     def _let_go(self) -> None:
@@ -271,7 +273,8 @@ class Engine:
         folder = Path(self._folder, tag)
         if tag.startswith(_CUTS):
             counts = self._worker.counts.state()
-            return write_state(folder, self._stage.snapshot(), counts, durable=True)
+            state = self._stage.snapshot()
+            return write_state(folder, state, counts, durable=True, claim=self._claim)
         return save_stages(folder, self._stage.state())
 
     # --- sending ---------------------------------------------------------------------------------

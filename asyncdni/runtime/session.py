@@ -24,6 +24,7 @@ from asyncdni.build import (
     make_stage,
     make_worker,
 )
+from asyncdni.checkpoint import Claim
 from asyncdni.conditions import link_delays, slow_of
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import Stop
@@ -124,6 +125,7 @@ class Session:
             lambda: make_stage(kept(folder, self._design, self._stages), self._group),
             folder,
             restore,
+            self._welcome.cut,
             self._stages,
             self._counts,
         )
@@ -142,10 +144,14 @@ class Session:
 
     def _connected(self, stage: NumpyStage, connect: Connect) -> Stop:
         # Not before all are built: a run that fails until then takes its folder away again.
+        claim = None
         if self._welcome.folder:
             _make_folder(self._welcome.folder)
+            order = self._welcome.term, connect.incarnation
+            claim = Claim(Path(self._welcome.folder), self._stages, order)
+            claim.make()
         self._connect(connect)
-        engine = self._engine(stage, connect)
+        engine = self._engine(stage, connect, claim)
         try:
             stop = engine.run(self._inbox.take_early())
         except NumericalError as error:
@@ -165,7 +171,7 @@ class Session:
             accused = Accused(worker, connect.incarnations[worker], text)
             self._transport.send(COORDINATOR, accused)
 
-    def _engine(self, stage: NumpyStage, connect: Connect) -> Engine:
+    def _engine(self, stage: NumpyStage, connect: Connect, claim: Claim | None) -> Engine:
         worker = make_worker(self._design, self._group, self._counts)
         worker.joined(connect, senders_known=self._transport.knows_senders)
         if self._meter is None:
@@ -179,6 +185,7 @@ class Session:
             shares=find_shares(self._design, self._group),
             source=self._source,
             folder=self._welcome.folder,
+            claim=claim,
             trace=self._trace,
             slow=self._slow,
             meter=self._meter,

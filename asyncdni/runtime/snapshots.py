@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from asyncdni.backends.base import Stage
-from asyncdni.checkpoint import write_state
+from asyncdni.checkpoint import Claim, write_state
 from asyncdni.core.counts import Counts
 from asyncdni.errors import CheckpointError
 
@@ -43,14 +43,16 @@ class Snapshots:
     def wanted(self) -> bool:
         return self._every_s < _NEVER
 
-    def write(self, stage: Stage, counts: Counts) -> None:
+    def write(self, stage: Stage, counts: Counts, claim: Claim | None = None) -> None:
         """Now, on this thread; the stage has applied all that it has accumulated.
 
-        Raises `CheckpointError` where the folder of the run is gone.
+        One of a process that has been replaced, by `claim`, is not written. Raises
+        `CheckpointError` where the folder of the run is gone.
         """
         began = time.monotonic()
         try:
-            write_state(self._folder, stage.snapshot(), counts.state(), durable=False)
+            state = stage.snapshot()
+            write_state(self._folder, state, counts.state(), durable=False, claim=claim)
             self.count += 1
         except CheckpointError as error:
             if not self._folder.parent.is_dir():

@@ -41,7 +41,7 @@ class Cast:
         self._own_records = len(self.records)
         self.coordinator = CoordinatorProcess(
             self._world,
-            make_roster(self._design, folder=_NO_FOLDER),
+            make_roster(self._design, folder=_NO_FOLDER, term=self.coordinators),
             Launcher(self._world, self._arithmetic, self.everyone, self.ops),
             self.records,
             ledger=ledger,

@@ -20,6 +20,7 @@ import numpy as np
 from asyncdni import checkpoint
 from asyncdni.backends.base import Array
 from asyncdni.build import Design
+from asyncdni.core.counts import farthest_first
 from asyncdni.core.events import Commit
 from asyncdni.errors import CheckpointError
 from asyncdni.plan import Group
@@ -50,9 +51,24 @@ class Disk:
         self._folder = folder
         self._keep = design.experiment.checkpoint.keep
         self._saved: dict[str, dict[str, Saved]] = {}
+        self._owners: dict[str, tuple[int, int]] = {}  # by worker: see `checkpoint.claims`
 
-    def write(self, folder: str, group: Group, saved: Saved) -> dict[str, str]:
-        """The SHA-256 of each declared stage's state."""
+    def claim(self, group: Group, order: tuple[int, int]) -> None:
+        """The worker's stages belong to the process of this term and incarnation from now on.
+        Raises `CheckpointError` where they belong to a later one."""
+        self._check(group, order)
+        self._owners[group.name] = order
+
+    def _check(self, group: Group, order: tuple[int, int]) -> None:
+        if order < self._owners.get(group.name, (0, 0)):
+            raise CheckpointError(f"a later process has taken over {group.name}")
+
+    def write(
+        self, folder: str, group: Group, saved: Saved, order: tuple[int, int]
+    ) -> dict[str, str]:
+        """The SHA-256 of each declared stage's state. Raises `CheckpointError` for a process that
+        has been replaced."""
+        self._check(group, order)
         self._saved.setdefault(folder, {})[group.name] = saved
         if self._folder is None:
             return {node.name: _digest(saved.state.get(node.name, {})) for node in group.members}
@@ -73,6 +89,16 @@ class Disk:
                 return None
             raise
         return Saved(state, counts, _learned(counts) if found is None else found.learned)
+
+    def find(self, restore: str, cut: str, group: Group) -> tuple[str, Saved | None]:
+        """What the worker is to go on from, and the folder that it is in: from `restore`; in place
+        of its snapshots from the newest cut up to `cut`, if that has come farther."""
+        if restore != SNAPSHOTS:
+            return restore, self.read(restore, group)
+        cuts = [tag for tag in reversed(self._cuts) if tag <= cut]
+        found = {place: saved for place in (SNAPSHOTS, *cuts) if (saved := self.read(place, group))}
+        order = farthest_first({place: saved.counts for place, saved in found.items()})
+        return (order[0], found[order[0]]) if order else (restore, None)
 
     def commit(self, cut: Commit) -> None:
         """Make it count, and forget all but the last few. Raises `CheckpointError`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from asyncdni.backends.base import Array, Stage
@@ -44,6 +46,7 @@ class Keeping:
         self._folder = folder
         self._failed = failed
         self._has_state = False
+        self._order = (0, 0)
         self._is_new = True  # the stage
         design = self._world.design
         # One whose weights wait for the gradients of others could not go on from its own.
@@ -53,8 +56,15 @@ class Keeping:
 
     # --- state -----------------------------------------------------------------------------------
 
-    def restore(self, restore: str) -> list[str]:
-        """Begin a round from what `restore` names (see `messages.Rejoin`); notes for the user."""
+    def claim(self, order: tuple[int, int]) -> None:
+        """The stages belong to this process from now on: see `checkpoint.claims`. Raises
+        `CheckpointError` where they belong to a later one."""
+        self._order = order
+        self._world.disk.claim(self._group, order)
+
+    def restore(self, restore: str, cut: str) -> list[str]:
+        """Begin a round from what `restore` names (see `messages.Rejoin`), in place of a snapshot
+        from `cut` (see `messages.Welcome`) if need be; notes for the user."""
         if restore == "keep" and self._has_state:
             if self.stage is not None:
                 self.stage.forget()
@@ -67,14 +77,15 @@ class Keeping:
         self._is_new = False
         if restore in ("initial", "keep"):
             return []
-        saved = self._world.disk.read(restore, self._group)
+        place, saved = self._world.disk.find(restore, cut, self._group)
         if saved is None and restore != SNAPSHOTS:
             raise CheckpointError(f"no state of {self._group.name} in {restore}")
         if saved is None:
             return ["there is no snapshot; it begins anew"]
         self.counts.restore(saved.counts)
         self.ids = None if saved.learned is None else set(saved.learned)
-        return self.stage.restore(saved.state) if self.stage is not None else []
+        notes = [] if place == restore else [f"it goes on from {place}"]
+        return [*notes, *(self.stage.restore(saved.state) if self.stage is not None else [])]
 
     def learned(self, batch: int) -> None:
         """One more batch has been forwarded to be learned from."""
@@ -109,15 +120,16 @@ class Keeping:
             self._process.later(took_s / 2, self._die)
             return
 
-        def write() -> None:
-            self._world.disk.write(SNAPSHOTS, self._group, saved)
-
-        self._process.later(took_s, write, idle=True)
+        self._process.later(took_s, partial(self._write_snapshot, saved), idle=True)
 
     def last_snapshot(self) -> None:
         """Before the process leaves because its coordinator is gone."""
         if self._every_s is not None:
-            self._world.disk.write(SNAPSHOTS, self._group, self._saved())
+            self._write_snapshot(self._saved())
+
+    def _write_snapshot(self, saved: Saved) -> None:
+        with contextlib.suppress(CheckpointError):  # of one that has been replaced
+            self._world.disk.write(SNAPSHOTS, self._group, saved, self._order)
 
     def _next_snapshot(self) -> float | None:
         return None if self._every_s is None else self._world.agenda.now + self._every_s
@@ -132,8 +144,13 @@ class Keeping:
         def finish() -> None:
             if chance.fails:
                 self._failed(CheckpointError(f"{self._group.name} can't write {tag}: {_FULL}"))
+                return
+            try:
+                files = self._write(tag)
+            except CheckpointError as error:
+                self._failed(error)
             else:
-                done(self._write(tag))
+                done(files)
 
         if chance.torn:
             self._process.later(took_s / 2, self._die)
@@ -142,7 +159,7 @@ class Keeping:
 
     def _write(self, tag: str) -> dict[str, str]:
         if tag.startswith(CUTS):
-            return self._world.disk.write(tag, self._group, self._saved())
+            return self._world.disk.write(tag, self._group, self._saved(), self._order)
         if self._folder is not None and self.stage is not None:
             return save_stages(self._folder / tag, self.weights())
         return {}

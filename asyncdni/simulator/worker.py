@@ -14,7 +14,7 @@ from asyncdni.backends.executor import Source
 from asyncdni.build import Design, find_exits, find_shares, make_source, make_worker
 from asyncdni.conditions import slow_of
 from asyncdni.core.events import Stop
-from asyncdni.errors import AsyncDNIError, NumericalError
+from asyncdni.errors import AsyncDNIError, CheckpointError, NumericalError
 from asyncdni.messages import (
     PROTOCOL_VERSION,
     Abort,
@@ -81,7 +81,7 @@ class WorkerProcess(Process):
             self, group, self._pace, build, arithmetic.folder, failed=self._failed
         )
         self._source: Source | None = None
-        self._welcomed = False
+        self._welcome: Welcome | None = None
         self._order: Rejoin | None = None  # the newest
         self._building = False
         self._round: Round | None = None
@@ -116,7 +116,7 @@ class WorkerProcess(Process):
 
     def _give_up(self) -> None:
         """No coordinator has answered; its loop may have been over already."""
-        if not self._welcomed:
+        if self._welcome is None:
             self.exit(1)
 
     def take(self, message: Message) -> None:
@@ -130,7 +130,7 @@ class WorkerProcess(Process):
         """What comes between rounds."""
         match message:
             case Welcome(incarnation=incarnation, restore=restore):
-                self._welcomed = True
+                self._welcome = message
                 self.begin_to_beat()
                 self._follow(Rejoin(incarnation, restore))
             case Rejoin():
@@ -158,11 +158,12 @@ class WorkerProcess(Process):
 
     def _has_built(self, order: Rejoin) -> None:
         self._building = False
+        assert self._welcome is not None
         if order is not self._order:
             self._build()  # for the newest, without a word about this one
             return
         try:
-            notes = self._keeping.restore(order.restore)
+            notes = self._keeping.restore(order.restore, self._welcome.cut)
         except AsyncDNIError as error:
             self._failed(error)
             return
@@ -179,6 +180,12 @@ class WorkerProcess(Process):
 
     def _connected(self, connect: Connect) -> None:
         """The round begins."""
+        assert self._welcome is not None
+        try:
+            self._keeping.claim((self._welcome.term, connect.incarnation))
+        except CheckpointError as error:
+            self._failed(error)
+            return
         self.addresses = dict(connect.addresses)
         design, group = self.world.design, self._group
         self.worker = make_worker(design, group, self._keeping.counts)
