@@ -27,6 +27,7 @@ from asyncdni.run import (
     SUMMARY,
     known_data,
     load_experiment,
+    load_weights,
 )
 
 __all__ = ["Beginning", "changed_experiment", "find_beginning", "is_complete"]
@@ -102,7 +103,8 @@ def _remembers(optimizer: config.Optimizer) -> str:
 
 
 def is_complete(folder: Path, chosen: config.Experiment) -> bool:
-    """The run in `folder` has been trained to its end, and `chosen` asks for no more epochs.
+    """The run in `folder` has been trained to its end, its final weights are whole, and `chosen`
+    asks for no more epochs.
 
     Raises `ConfigError` where it asks for fewer.
     """
@@ -115,6 +117,10 @@ def is_complete(folder: Path, chosen: config.Experiment) -> bool:
             f"--resume {folder}: run.epochs = {chosen.run.epochs}, but it has been trained for "
             f"{epochs} already"
         )
+    try:
+        load_weights(folder / "final", chosen)
+    except CheckpointError:
+        return False  # its last checkpoint has them
     return bool(chosen.run.epochs == epochs)
 
 

@@ -3,6 +3,7 @@
 ```
 DIR/experiment.toml   the resolved experiment        DIR/final/STAGE.safetensors   the last weights
 DIR/metrics.jsonl     one record a line              DIR/best/STAGE.safetensors    the best ones
+                                                     … and a manifest.json with their checksums
 DIR/summary.json      the run in numbers             DIR/logs/WORKER.log           what workers said
 ```
 
@@ -26,6 +27,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncdni import config, experiment
-from asyncdni.checkpoint import OWNERS
+from asyncdni.checkpoint import (
+    OWNERS,
+    WeightsManifest,
+    compare,
+    identity,
+    latest,
+    read_weights,
+    settle_weights,
+)
 from asyncdni.datasets import Meta, checksums, identify, other_parts
 from asyncdni.errors import CheckpointError, ConfigError, DataError
 from asyncdni.files import read_file
-from asyncdni.weights import encoded, load_stage, write_atomically
+from asyncdni.weights import encoded, write_atomically
 
 __all__ = [
     "ARRAYS",
@@ -70,6 +80,8 @@ METRICS = "metrics.jsonl"
 REPORTS = "reports.jsonl"
 DATA = "data.json"
 _LOGS = "logs"
+#: Weights that are kept, by name.
+_WEIGHTS = ("final", "best")
 #: Folders of states that belong to a run; `messages.Rejoin` names them so too.
 CHECKPOINTS = "checkpoints"
 SNAPSHOTS = "snapshots"
@@ -147,6 +159,8 @@ def _made(folder: Path) -> bool:
 def reopen_folder(folder: Path, tables: config.Experiment) -> Path:
     """The folder of a run that is taken up again, with this experiment; it is not finished any
     more. Raises `CheckpointError`."""
+    for tag in _WEIGHTS:
+        settle_weights(folder / tag)
     _write_experiment(folder, tables)
     try:
         (folder / SUMMARY).unlink(missing_ok=True)
@@ -264,18 +278,57 @@ def open_run(folder: str | Path, weights: str = "final") -> Result:
     found = load_experiment(folder)
     # Interrupted: weights may be here.
     summary = _read_json(folder / SUMMARY) or {"history": [], "test_accuracy": None}
-    loaded = load_weights(folder / weights, found)
+    loaded, manifest = _checked_weights(folder, weights, found)
     meta = known_data(folder) or identify(found.data)
+    if manifest is not None:
+        _check_belongs(folder, manifest, identity(found, meta))
     return Result(summary, loaded, found, meta, folder)
 
 
 def load_weights(folder: Path, found: config.Experiment) -> dict[str, NDArray[Any]]:
-    """All stages' arrays, `"stage.0.weight"`."""
-    return {
-        f"{stage.name}.{name}": array
-        for stage in found.stages
-        for name, array in load_stage(folder, stage.name).items()
-    }
+    """All stages' arrays, `"stage.0.weight"`. Raises `CheckpointError` for any that is missing or
+    damaged, and names what is whole in its place."""
+    return _checked_weights(folder.parent, folder.name, found)[0]
+
+
+def _checked_weights(
+    folder: Path, tag: str, found: config.Experiment
+) -> tuple[dict[str, NDArray[Any]], WeightsManifest | None]:
+    names = [stage.name for stage in found.stages]
+    try:
+        state, manifest = read_weights(folder / tag, names)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_in_its_place(folder, tag, names)}") from error
+    arrays = {f"{name}.{key}": one for name in names for key, one in state[name].items()}
+    return arrays, manifest
+
+
+def _in_its_place(folder: Path, tag: str, names: list[str]) -> str:
+    """What can be used where the weights `tag` can't."""
+    for other in _WEIGHTS:
+        with contextlib.suppress(CheckpointError):
+            if other != tag and read_weights(folder / other, names)[1] is not None:
+                return f"; its {other} weights are whole: use those (--weights {other})"
+    with contextlib.suppress(CheckpointError):
+        newest, _ = latest(folder / CHECKPOINTS)
+        if newest is not None and tag == "final":
+            return (
+                f"; checkpoint {newest.number} is whole: `asyncdni train --resume {folder}` goes "
+                "on from there and writes them again"
+            )
+    return ""
+
+
+def _check_belongs(folder: Path, manifest: WeightsManifest, now: Mapping[str, Any]) -> None:
+    """Raises `CheckpointError` for weights of another network, seed or precision."""
+    about = ("network", "run")  # whether the data are those of the run is asked where they are read
+    then = {name: manifest.identity.get(name) for name in about}
+    found = list(compare(then, {name: now[name] for name in about}, of="the weights"))
+    if found:
+        raise CheckpointError(
+            f"the weights in {folder / manifest.tag} are of another experiment than "
+            f"{folder / EXPERIMENT}: {'; '.join(found)}"
+        )
 
 
 def by_stage(weights: dict[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:

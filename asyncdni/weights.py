@@ -48,8 +48,10 @@ def encoded(arrays: Mapping[str, Array]) -> bytes:
     return to_bytes({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
-def load_stage(folder: Path, stage: str) -> dict[str, Array]:
-    """The weights of one declared stage. Raises `CheckpointError` for a missing or torn file."""
+def load_stage(folder: Path, stage: str, digest: str | None = None) -> dict[str, Array]:
+    """The weights of one declared stage; `digest`: the SHA-256 of the file, where it is known.
+
+    Raises `CheckpointError` for a file that is missing, torn, or another one."""
     path = folder / f"{stage}.safetensors"
     try:
         content = read_file(path)
@@ -57,6 +59,11 @@ def load_stage(folder: Path, stage: str) -> dict[str, Array]:
         raise CheckpointError(f"no weights of stage {stage} at {path}") from None
     except OSError as error:
         raise CheckpointError(f"can't read {path}: {error.strerror}") from error
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise CheckpointError(
+            f"{path} is damaged, or of other weights: its sha256 is not that in manifest.json "
+            "beside it"
+        )
     return decode_arrays(content, str(path))
 
 

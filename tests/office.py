@@ -26,6 +26,7 @@ from asyncdni.core.events import (
 )
 from asyncdni.core.ledger import Ledger
 from asyncdni.core.liveness import Sight
+from asyncdni.core.steps import is_cut
 from asyncdni.messages import (
     PROTOCOL_VERSION,
     Abort,
@@ -140,11 +141,14 @@ class Office:
         return self.hear("c", Evaluated(self.machine.barrier, "c", 10, loss, correct, 1))
 
     def saved(self, tag: str) -> list[Action]:
-        return [
+        """All have saved that; of weights, the manifest is written as well."""
+        actions = [
             action
             for name in NAMES
             for action in self.hear(name, Saved(tag, dict.fromkeys(MEMBERS[name], name * 64)))
         ]
+        commits = [action.tag for action in actions if isinstance(action, Commit)]
+        return self(Stored(tag)) if commits == [tag] and not is_cut(tag) else actions
 
     def committed(self, number: int = 1) -> list[Action]:
         """All have saved that cut, and its manifest is written."""

@@ -81,7 +81,7 @@ def latest(folder: Path) -> tuple[Manifest | None, list[str]]:
 
 
 def _whole(own: Path, number: int) -> Manifest:
-    manifest = read_manifest(own)
+    manifest = read_manifest(own, Manifest)
     if manifest.number != number:
         raise CheckpointError(
             f"{own} holds the manifest of cut {manifest.number}, expected {number}"
@@ -112,7 +112,7 @@ def _numbers(folder: Path) -> list[int]:
 
 def _has_manifest(own: Path) -> bool:
     try:
-        read_manifest(own)
+        read_manifest(own, Manifest)
     except CheckpointError as error:
         return isinstance(error.__cause__, OSError)  # one that can't be read just now may be whole
     return True

@@ -16,7 +16,7 @@ from asyncdni.checkpoint.manifest import Manifest
 from asyncdni.datasets.meta import Meta, other_parts
 from asyncdni.messages import DATA
 
-__all__ = ["differences", "identity"]
+__all__ = ["compare", "differences", "identity"]
 
 #: What follows from the rest, and checkpoints of earlier versions do not tell.
 _FOLLOWING = frozenset({"data.targets", "data.shapes.answers"})
@@ -71,21 +71,22 @@ def differences(manifest: Manifest, chosen: config.Experiment, meta: Meta) -> li
     then, now = dict(manifest.identity), identity(chosen, meta)
     samples = other_parts(then.pop("samples", {}), now.pop("samples"))
     others = [f"data: other contents in {', '.join(samples)}"] if samples else []
-    return [*_compare("", then, now), *others]
+    return [*compare(then, now), *others]
 
 
-def _compare(place: str, then: Any, now: Any) -> Iterator[str]:
+def compare(then: Any, now: Any, place: str = "", of: str = "the checkpoint") -> Iterator[str]:
+    """The differences of two identities, or of parts of them at `place`; `of`: what has `then`."""
     if place in _FOLLOWING and (then is None or now is None):
         return
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys((*then, *now)):
             inner = f"{place}.{key}" if place else str(key)
-            yield from _compare(inner, then.get(key), now.get(key))
+            yield from compare(then.get(key), now.get(key), inner, of)
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
         for index, (before, after) in enumerate(zip(then, now, strict=True)):
-            yield from _compare(f"{place}[{index}]", before, after)
+            yield from compare(before, after, f"{place}[{index}]", of)
     elif then != now:
-        yield f"{place}: {_shown(then)} in the checkpoint, {_shown(now)} in the experiment"
+        yield f"{place}: {_shown(then)} in {of}, {_shown(now)} in the experiment"
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,5 @@
-"""The file that makes a cut: which files belong to it, where training stood, of which experiment.
+"""The file that makes a cut, or weights, whole: which files belong to it, where training stood, of
+which experiment.
 
 JSON, so that anybody can read it, with the SHA-256 of its own content: a change by hand is noticed.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -17,7 +18,14 @@ from asyncdni.errors import CheckpointError
 from asyncdni.files import read_file
 from asyncdni.weights import write_atomically
 
-__all__ = ["VERSION", "Manifest", "manifest_file", "read_manifest", "write_manifest"]
+__all__ = [
+    "VERSION",
+    "Manifest",
+    "WeightsManifest",
+    "manifest_file",
+    "read_manifest",
+    "write_manifest",
+]
 
 #: Of the format of manifests, and of the files that they are about.
 VERSION = 1
@@ -37,15 +45,32 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     barrier: _Number  # number of the next barrier
     identity: dict[str, Any]  # of the experiment: see `identity`
     coordinator: dict[str, Any] = {}  # its own state (train_s, history, best, …); plain JSON
+    experiment: str = ""  # SHA-256 of experiment.toml as it was; empty: of an early version
     version: int = VERSION
 
 
+class WeightsManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Weights of the whole network at a drained barrier, and the result of their evaluation."""
+
+    tag: str  # "best" or "final"
+    files: dict[str, _Digest]  # SHA-256 of STAGE.safetensors, by declared stage
+    batches: _Number  # that they have learned from
+    accuracy: float | None  # on the test set; None as well where there was no evaluation
+    loss: float | None
+    identity: dict[str, Any]  # of the experiment: see `identity`
+    experiment: str  # SHA-256 of experiment.toml as it was
+    version: int = VERSION
+
+
+_Kind = TypeVar("_Kind", Manifest, WeightsManifest)
+
+
 def manifest_file(folder: Path) -> Path:
-    """Of the cut in `folder`."""
+    """Of the cut, or the weights, in `folder`."""
     return folder / "manifest.json"
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest | WeightsManifest) -> None:
     """Write it, in one go and through to the disk. Raises `CheckpointError`.
 
     Numbers that are not finite are kept (as NaN and Infinity, which JSON proper has no words for).
@@ -56,9 +81,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(manifest_file(folder), text.encode())
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Of the cut in `folder`. Raises `CheckpointError` for one that is missing, damaged, edited or
-    of another version."""
+def read_manifest(folder: Path, kind: type[_Kind]) -> _Kind:
+    """Of the cut, or the weights, in `folder`. Raises `CheckpointError` for one that is missing,
+    damaged, edited or of another version."""
     path = manifest_file(folder)
     try:
         content = json.loads(read_file(path))
@@ -80,7 +105,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} was edited by hand or is damaged: its {_SUM} does not fit its content"
         )
     try:
-        return msgspec.convert(content, Manifest)
+        return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path} is not a manifest: {error}") from error
 

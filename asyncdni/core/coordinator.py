@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 from asyncdni.core.barriers import CHECKPOINT, FINAL
 from asyncdni.core.claims import Claims
@@ -307,13 +308,18 @@ class Coordinator(Deaths):
         saved[name] = message.files
         if len(saved) < len(self._members):
             return
+        files = {stage: digest for part in saved.values() for stage, digest in part.items()}
         if is_cut(tag):
-            files = {stage: digest for part in saved.values() for stage, digest in part.items()}
             self._commit(tag, files)
         else:
-            self._record("saved", now, tag=tag)
-            self._at.saves.pop(0)
-            self._save_next(now)
+            self._actions.append(Commit(tag, files, self._result()))
+
+    def _result(self) -> dict[str, Any]:
+        """Of the weights at this barrier; they may not have been evaluated."""
+        scores = self._at.scores
+        known = len(scores.stages) == len(self.roster.losses) > 0
+        accuracy, loss = (scores.accuracy, scores.loss) if known else (None, None)
+        return {"batches": self._at.position, "accuracy": accuracy, "loss": loss}
 
     def _commit(self, tag: str, files: dict[str, str]) -> None:
         """The cut is what comes after this barrier."""
@@ -324,11 +330,19 @@ class Coordinator(Deaths):
         self._actions.append(Commit(tag, files, cut.state()))
 
     def _committed(self, tag: str, now: float) -> None:
+        if not is_cut(tag):
+            self._record("saved", now, tag=tag)
+            self._saved_all(tag, now)
+            return
         if self._committing is None or self._committing[0].restore != tag:
             return
         (self._cut, since), self._committing = self._committing, None
         self._cut_s = now
         self._record("cut", now, number=self._cut.cut, took_s=now - since)
+        self._saved_all(tag, now)
+
+    def _saved_all(self, tag: str, now: float) -> None:
+        """What was ordered first is done, unless a death has come in between."""
         if self.phase is Phase.SAVING and self._at.saves[:1] == [tag]:
             self._at.saves.pop(0)
             self._save_next(now)

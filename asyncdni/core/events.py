@@ -193,11 +193,13 @@ class Look(Action):
 
 @dataclass(slots=True)
 class Commit(Action):
-    """All files of a cut are on disk: write its manifest, then answer `Stored` (coordinator).
+    """All files of a cut, or of weights, are on disk: write the manifest, then answer `Stored`
+    (coordinator).
 
-    `state` is the coordinator's own: see `core.ledger.Ledger`."""
+    `state` is the coordinator's own, see `core.ledger.Ledger`; of weights `batches`, `accuracy` and
+    `loss`."""
 
-    tag: str  # "checkpoints/NUMBER"
+    tag: str  # "checkpoints/NUMBER", "best" or "final"
     files: dict[str, str]  # declared stage -> sha256
     state: dict[str, Any]
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from asyncdni.backends.base import Stage
 from asyncdni.backends.executor import Executor, Source
-from asyncdni.checkpoint import Claim, write_state
+from asyncdni.checkpoint import Claim, write_state, write_weights
 from asyncdni.core.events import (
     Action,
     Compute,
@@ -50,7 +50,6 @@ from asyncdni.runtime.meter import Meter
 from asyncdni.runtime.snapshots import Snapshots
 from asyncdni.runtime.trace import Trace
 from asyncdni.schedules.base import Op, OpKind
-from asyncdni.weights import save_stages
 
 __all__ = ["Engine", "Transport"]
 
@@ -275,7 +274,8 @@ class Engine:
             counts = self._worker.counts.state()
             state = self._stage.snapshot()
             return write_state(folder, state, counts, durable=True, claim=self._claim)
-        return save_stages(folder, self._stage.state())
+        shared = self._claim is not None and self._claim.sees_coordinator
+        return write_weights(folder, self._stage.state(), self._claim, shared=shared)
 
     # --- sending ---------------------------------------------------------------------------------
 

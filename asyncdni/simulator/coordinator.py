@@ -26,6 +26,7 @@ from asyncdni.core.events import (
 )
 from asyncdni.core.ledger import Ledger
 from asyncdni.core.roster import Roster
+from asyncdni.core.steps import is_cut
 from asyncdni.errors import CheckpointError
 from asyncdni.messages import COORDINATOR, Beat, Message
 from asyncdni.simulator.clock import Alarm
@@ -180,6 +181,10 @@ class CoordinatorProcess:
         self._world.agenda.after(_GRACE_S, self._launcher.stop, idle=True)
 
     def _commit(self, cut: Commit) -> None:
+        if not is_cut(cut.tag):  # of weights: the manifest takes no time
+            self._world.disk.commit_weights(cut)
+            self._handle(Stored(cut.tag))
+            return
         chance = self._world.mischance.save()
         took_s = self._world.costs.save_us * 1e-6 + chance.extra_s
         if chance.torn and self._died is not None:

@@ -108,6 +108,17 @@ class Disk:
         if self._folder is not None:
             checkpoint.commit(self._folder / CUTS, self._manifest(cut), self._keep)
 
+    def commit_weights(self, kept: Commit) -> None:
+        """Weights, which only a real folder has. Raises `CheckpointError`."""
+        if self._folder is not None and kept.files:
+            manifest = checkpoint.weights_manifest(
+                kept.tag, kept.files, kept.state, identity=self._identity(), experiment=""
+            )
+            checkpoint.commit_weights(self._folder / kept.tag, manifest)
+
+    def _identity(self) -> dict[str, Any]:
+        return checkpoint.identity(self._design.experiment, self._design.meta)
+
     def newest_cut(self) -> tuple[str, dict[str, Any]] | None:
         """Its folder, and the coordinator's state."""
         if not self._cuts:
@@ -127,7 +138,7 @@ class Disk:
             start=state["start"],
             planned=state["planned"],
             barrier=state["barrier"],
-            identity=checkpoint.identity(self._design.experiment, self._design.meta),
+            identity=self._identity(),
             coordinator=state,
         )
 

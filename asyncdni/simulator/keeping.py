@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from asyncdni.backends.base import Array, Stage
+from asyncdni.checkpoint import write_weights
 from asyncdni.core.counts import Counts
 from asyncdni.errors import CheckpointError
 from asyncdni.plan import Group, shared_with, snapshot_every_s
 from asyncdni.simulator.conditions import Pace
 from asyncdni.simulator.disk import CUTS, SNAPSHOTS, Saved
 from asyncdni.simulator.process import Process
-from asyncdni.weights import save_stages
 
 __all__ = ["Keeping"]
 
@@ -161,7 +161,7 @@ class Keeping:
         if tag.startswith(CUTS):
             return self._world.disk.write(tag, self._group, self._saved(), self._order)
         if self._folder is not None and self.stage is not None:
-            return save_stages(self._folder / tag, self.weights())
+            return write_weights(self._folder / tag, self.weights(), None, shared=True)
         return {}
 
     def _die(self) -> None:
