@@ -24,11 +24,13 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-from asyncdni import config, experiment
+from asyncdni import config
 from asyncdni.build import Design, make_whole_stage
+from asyncdni.checkpoint import read_weights
 from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.experiment.wording import nearest
-from asyncdni.run import EXPERIMENT, INIT, by_stage, load_weights
+from asyncdni.files import read_file
+from asyncdni.run import EXPERIMENT, INIT, by_stage, load_experiment, load_weights
 from asyncdni.weights import Array, decode_arrays, load_stage, save_stages
 
 __all__ = ["begin_with", "begins_with", "keep", "kept"]
@@ -119,14 +121,12 @@ def kept(folder: Path, design: Design, stages: Iterable[str]) -> Design:
 
 def _read(path: Path, place: str) -> Weights:
     try:
-        if path.exists() and not path.is_dir() and not path.is_file():
-            raise ConfigError(f"{place}: neither a file nor a folder")
         if not path.is_dir():
-            return by_stage(decode_arrays(path.read_bytes(), str(path)))
+            return by_stage(decode_arrays(read_file(path), str(path)))
         if (path / EXPERIMENT).is_file():
-            return by_stage(load_weights(path / "final", experiment.load(path / EXPERIMENT)))
+            return by_stage(load_weights(path / "final", load_experiment(path)))
         names = sorted(file.stem for file in path.glob(f"[!.]*{_SUFFIX}"))
-        found = {name: load_stage(path, name) for name in names}
+        found, _ = read_weights(path, names)  # held against their manifest, where there is one
     except CheckpointError as error:
         raise ConfigError(f"{place}: {error}") from error
     except OSError as error:
