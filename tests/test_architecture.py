@@ -34,7 +34,7 @@ MAY_IMPORT = {
         *("core", "schedules", "plan", "network", "conditions", "experiment", "messages"),
         *("config", "errors"),
     },
-    "launchers": {"core.liveness", "imports", "config", "errors"},
+    "launchers": {"core.liveness", "files", "imports", "config", "errors"},
     "checkpoint": {
         *("files", "weights", "experiment", "datasets.meta", "messages", "config", "errors"),
         "core.counts",

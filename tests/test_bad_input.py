@@ -4,16 +4,26 @@ one line and an exit code, whatever the command."""
 from __future__ import annotations
 
 import gzip
+import io
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from asyncdni.__main__ import main
+import asyncdni
+from asyncdni import experiment
+from asyncdni.__main__ import _say_anything, main
+from asyncdni.cli.leaving import leave
+from asyncdni.datasets.base import Meta
 from asyncdni.datasets.cifar10 import FILES, IMAGE_SHAPE, RECORD_BYTES, TEST_FILE
 from asyncdni.datasets.mnist import FILES as MNIST
+from asyncdni.errors import ConfigError
+from asyncdni.run import Result
 
 STREAMS = """
 [[stages]]
@@ -289,3 +299,80 @@ def test_using_a_run_whose_file_was_changed(
 ) -> None:
     edit(copied, old, new)
     assert expected in refused(capsys, "evaluate", copied)
+
+
+# --- surroundings --------------------------------------------------------------------------------
+
+
+def test_a_current_folder_that_is_gone_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    (tmp_path / "run.toml").write_text(COPY)
+    line = refused(capsys, "train", tmp_path / "run.toml", "--out", "run")
+    assert "the current folder has been removed" in line
+
+
+def test_a_file_that_is_not_there_is_not_taken_for_that(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise FileNotFoundError("a bug")
+
+    monkeypatch.setattr("asyncdni.cli.train.chosen_run", missing)
+    with pytest.raises(FileNotFoundError, match="a bug"):
+        main(["train", "run.toml"])
+
+
+def test_a_run_folder_whose_path_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(COPY)
+    out = tmp_path / os.fsdecode(b"\xff")
+    with pytest.raises(ConfigError, match="must be UTF-8"):
+        asyncdni.train(tmp_path / "run.toml", out=out)
+    assert not out.exists()
+
+
+def test_what_the_output_has_no_characters_for_becomes_escapes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    _say_anything()
+    print("20 \u00b5s, \udcff", flush=True)
+    assert written.getvalue() == b"20 \\xb5s, \\udcff\n"
+
+
+def test_a_json_file_that_is_none_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").write_text(COPY)
+    words = ["profile", tmp_path / "run.toml", "--json", "/dev/null"]
+    assert "it is a device, expected a file" in refused(capsys, *words)
+
+
+def test_pictures_that_can_not_be_drawn_are_said_and_end_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no fonts\nhere")
+
+    monkeypatch.setattr("asyncdni.sampling.album.has_something_to_show", lambda run: True)
+    monkeypatch.setattr("asyncdni.sampling.album.leave_samples", fail)
+    chosen = experiment.parse({"data": {"name": "digits"}, "stages": [{"layers": ["relu"]}]})
+    run = Result({}, {}, chosen, Meta((1,), "classes", 2, 1, 1))
+    leave(run, allow_import=False, quiet=False)
+    assert capsys.readouterr().out == "No pictures of the run: RuntimeError: no fonts | here\n"
+
+
+def test_pictures_need_no_screen_whatever_matplotlib_is_told_of_one() -> None:
+    pytest.importorskip("matplotlib")
+    code = "from asyncdni.metrics.plots import styled\nwith styled(): pass\n"
+    code += "import os; print(os.environ['MPLBACKEND'])"
+    environment = {**os.environ, "MPLBACKEND": "nonsense"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("nonsense\n", "")

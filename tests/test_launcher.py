@@ -175,6 +175,12 @@ def test_a_command_that_does_not_exist_is_named(launcher: LocalLauncher) -> None
         launcher.start({"a": ["no/such/program"]})
 
 
+def test_a_log_that_is_a_pipe_is_not_waited_for(launcher: LocalLauncher, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.log")
+    with pytest.raises(LaunchError, match=r"can't start worker a: .*it is a pipe"):
+        launcher.start({"a": script("pass")})
+
+
 def test_logs_that_can_not_be_written_are_named_at_a_restart(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()

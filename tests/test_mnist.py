@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from asyncdni import config, datasets
-from asyncdni.datasets import folders, idx, make_digits, mnist
+from asyncdni.datasets import folders, idx, make_digits, mnist, transfer
 from asyncdni.datasets.base import ARRAYS, Meta
 from asyncdni.errors import DataError
 
@@ -194,3 +194,22 @@ def test_the_cache_folder_is_the_platforms(monkeypatch: pytest.MonkeyPatch) -> N
     assert folders.cache_folder() == Path("/local/asyncdni")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert folders.cache_folder() == Path("/xdg/asyncdni")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user id has no name."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    for name in ("XDG_CACHE_HOME", "ASYNCDNI_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    for data in (config.Mnist(), config.Cifar10(), config.Text()):
+        with pytest.raises(DataError, match=r"in any of .*ASYNCDNI_DATA, which is not set"):
+            datasets.open_batches(data, seed=0)
+    with pytest.raises(DataError, match=r"no home folder .*--folder"):
+        transfer.base_folder()
+    monkeypatch.setenv("ASYNCDNI_DATA", "/data")
+    assert transfer.base_folder() == Path("/data")
+    assert folders.data_folders("", "mnist") == [Path("/data"), Path("/data/mnist")]

@@ -12,11 +12,13 @@ from itertools import count
 from pathlib import Path
 
 from asyncdni.errors import ConfigError, DataWarning
+from asyncdni.files import check_file
 
 __all__ = [
     "add_conditions",
     "add_experiment",
     "add_init",
+    "check_json",
     "condition_flags",
     "new_folder",
     "settings",
@@ -104,6 +106,18 @@ def _slow_setting(text: str) -> str:
     if not (name and equals and factor):
         raise ConfigError(f"--slow {text!r}: expected NAME=FACTOR, such as hidden2=3")
     return f"slow.{name}.factor={factor}"
+
+
+def check_json(path: str | None) -> None:
+    """What --json names, before hours of work and not after. Raises `ConfigError`."""
+    if not path or path == "-":
+        return
+    if not Path(path).absolute().parent.is_dir():
+        raise ConfigError(f"--json {path}: there is no folder {Path(path).parent}; create it first")
+    try:
+        check_file(path)
+    except OSError as error:
+        raise ConfigError(f"--json {path}: {error.strerror}; -: to standard output") from error
 
 
 @contextmanager

@@ -13,7 +13,14 @@ from typing import Any
 
 from rich.console import Console
 
-from asyncdni.cli.common import add_conditions, add_experiment, add_init, new_folder, settings
+from asyncdni.cli.common import (
+    add_conditions,
+    add_experiment,
+    add_init,
+    check_json,
+    new_folder,
+    settings,
+)
 from asyncdni.cli.comparison_table import make_tables, notes
 from asyncdni.cli.display import make_display, say
 from asyncdni.comparison import (
@@ -131,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         latencies=args.latencies,
         allow_import=args.allow_import,
     )
-    _check_json(args.json)
+    check_json(args.json)
     # With `--json -` standard output belongs to the JSON alone.
     console = Console(stderr=args.json == "-", highlight=False)
     with _new_folder(args) if args.resume is None else _old_folder(args, entries) as folder:
@@ -253,12 +260,6 @@ def _accuracy(text: str) -> float:
             f"{text}: expected an accuracy above 0 and up to 1 (or 100%), such as 0.975 or 97.5%"
         )
     return found
-
-
-def _check_json(path: str | None) -> None:
-    """Before hours of training, not after."""
-    if path and path != "-" and not Path(path).absolute().parent.is_dir():
-        raise ConfigError(f"--json {path}: there is no folder {Path(path).parent}; create it first")
 
 
 @contextmanager

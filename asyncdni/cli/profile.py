@@ -12,7 +12,7 @@ from rich.console import Console
 
 from asyncdni import experiment
 from asyncdni.build import make_design
-from asyncdni.cli.common import add_experiment
+from asyncdni.cli.common import add_experiment, check_json
 from asyncdni.cli.profile_tables import show
 from asyncdni.datasets import describe
 from asyncdni.errors import ConfigError
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = experiment.load(args.file, args.set)
     design = make_design(chosen, describe(chosen.data), allow_import=args.allow_import)
     workers = _workers(args.workers, len(design.network.nodes))
-    _check_json(args.json)
+    check_json(args.json)
     measured = measure(design, args.batches)
     found = document(design, measured, cores=args.cores or cores(), workers=workers)
     # With `--json -` standard output belongs to the JSON alone.
@@ -90,9 +90,3 @@ def _workers(given: Sequence[int] | None, stages: int) -> list[int]:
             f"--workers {wanted[-1]}: expected at most {stages}, one for each stage of the network"
         )
     return wanted
-
-
-def _check_json(path: str | None) -> None:
-    """Before the measurement, not after."""
-    if path and path != "-" and not Path(path).absolute().parent.is_dir():
-        raise ConfigError(f"--json {path}: there is no folder {Path(path).parent}; create it first")

@@ -14,6 +14,7 @@ from typing import Self
 
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import LaunchError, legible
+from asyncdni.files import check_file
 from asyncdni.imports import PATH_VARIABLE, path_of_this_process
 
 __all__ = ["LocalLauncher", "worker_command"]
@@ -156,6 +157,7 @@ class LocalLauncher:
         environment["ASYNCDNI_PARENT_PID"] = str(os.getpid())
         environment[PATH_VARIABLE] = path_of_this_process()
         try:
+            check_file(self._log(name))
             with open(self._log(name), "ab") as log:
                 process = subprocess.Popen(
                     self._commands[name],

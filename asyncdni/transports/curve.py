@@ -203,7 +203,7 @@ def _check_closed(path: Path, status: os.stat_result, mode: str) -> None:
 
 def _parse(path: Path, role: str, content: bytes) -> tuple[KeyPair, bytes]:
     try:
-        fields = tomllib.loads(content.decode())
+        fields = tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} is damaged: {error}; expected keys made by `asyncdni keys new`"
