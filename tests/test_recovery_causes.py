@@ -243,7 +243,7 @@ def test_the_end_of_a_run_is_told_with_the_last_lines_of_whoever_it_is_about(sai
 def test_a_run_that_nobody_has_joined_tells_what_to_type() -> None:
     with pytest.raises(LaunchError) as caught:
         drive(Office(Fail("LaunchError", "no worker for b", stages=("b",))))
-    assert str(caught.value) == "no worker for b; start it: start b"
+    assert str(caught.value) == "no worker for b; to be started by: start b"
     with pytest.raises(WorkerLost) as lost:  # which no other process would change
         drive(Office(Fail("WorkerLost", "b is lost", stages=("b",))))
     assert str(lost.value) == "b is lost"

@@ -133,16 +133,17 @@ class _Run:
 
     def full_text(self, fail: Fail) -> str:
         """With what only this process knows of the workers that have failed."""
-        text = fail.text
-        for stage in fail.stages:
-            if self.launcher is None:
-                missing = fail.kind == LaunchError.__name__
-                more = f"start it: {self._command(stage)}" if missing else ""
-            else:
-                lines = self.launcher.last_lines(stage)
-                more = f"the last lines of {stage}: {lines}" if lines and lines not in text else ""
-            text += f"; {more}" * bool(more)
-        return text
+        if self.launcher is None:
+            missing = fail.stages if fail.kind == LaunchError.__name__ else ()
+            commands = [self._command(stage) for stage in missing]
+            return "; to be started by: ".join([fail.text, *commands])
+        said = {stage: self.launcher.last_lines(stage) for stage in fail.stages}
+        more = [
+            f"the last lines of {stage}: {lines}"
+            for stage, lines in said.items()
+            if lines and lines not in fail.text
+        ]
+        return "; ".join([fail.text, *more])
 
 
 def coordinate(
