@@ -6,6 +6,7 @@ Every site asserts at its end that no process and no temporary file is left.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,12 @@ def copy(site: Site, trained: Path) -> Path:
     return site.folder / "run"
 
 
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 0x80
+    path.write_bytes(content)
+
+
 def test_evaluate_repeats_the_test_accuracy_of_the_summary_exactly(
     site: Site, trained: Path
 ) -> None:
@@ -90,14 +97,31 @@ def test_a_run_without_weights_of_a_stage_is_refused(site: Site, copy: Path) -> 
 def test_truncated_weights_are_refused(site: Site, copy: Path) -> None:
     path = copy / "final" / "top.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
-    site.run("evaluate", copy).refused("top.safetensors", "not a whole safetensors file")
+    site.run("evaluate", copy).refused("top.safetensors is damaged", "--weights best")
 
 
 def test_weights_of_another_network_are_refused(site: Site, copy: Path) -> None:
     path = copy / "experiment.toml"
     path.write_text(path.read_text().replace("dense = 8", "dense = 9"))
     finished = site.run("evaluate", copy)
+    finished.refused("layers[0].dense: 8 in the weights, 9 in the experiment")
+    (copy / "final" / "manifest.json").unlink()
+    finished = site.run("evaluate", copy)
     finished.refused("weights of stage hidden", "0.weight", "(8, 6)", "expected (9, 6)")
+
+
+def test_a_complete_run_whose_final_weights_are_damaged_makes_them_again(
+    site: Site, copy: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in (copy / "final").glob("*.safetensors")}
+    shutil.rmtree(copy / "best")
+    flip(copy / "final" / "hidden.safetensors")
+    told = site.run("evaluate", copy).refused("is damaged", "is whole", "--resume")
+    assert "hidden.safetensors" in told
+    assert site.run("train", "--resume", copy, "--quiet").code == 0
+    after = {path.name: path.read_bytes() for path in (copy / "final").glob("*.safetensors")}
+    assert after == before
+    assert site.run("evaluate", copy).code == 0
 
 
 @pytest.mark.parametrize("name", ["summary.json", "experiment.toml"])
