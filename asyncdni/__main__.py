@@ -22,12 +22,14 @@ _NOWHERE = (
     "asyncdni: the current folder has been removed: change to another, or give paths that begin "
     "with /"
 )
+_MESSAGE_MAX = 500  # characters; it quotes what was given
 
 
 class _Parser(argparse.ArgumentParser):
     """Refuses as everything here does: in one line."""
 
     def error(self, message: str) -> NoReturn:
+        message = message if len(message) <= _MESSAGE_MAX else f"{message[:_MESSAGE_MAX]}..."
         self.exit(2, f"asyncdni: {message}; see `{self.prog} --help`\n")
 
 

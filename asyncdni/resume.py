@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from asyncdni import config, experiment
 from asyncdni.build import Design, make_roster
 from asyncdni.checkpoint import Manifest, differences, latest, next_cut, read_state
@@ -41,6 +43,9 @@ _CHANGEABLE = (
     *("schedule", "stages.NAME.schedule", "staleness", "links", "slow"),
     *("checkpoint", "recovery", "limits", "numbers"),
 )
+
+#: Of generators and their like.
+_RATES = ("learning_rate", "head_learning_rate", "rate")
 
 #: A place in an experiment, and what is there before and after.
 Change = tuple[str, Any, Any]
@@ -73,6 +78,7 @@ def changed_experiment(folder: Path, changes: Sequence[str]) -> config.Experimen
                 f"makes another run; only {', '.join(_CHANGEABLE)} may change"
             )
     _check_optimizers(folder, there, chosen)
+    _check_models(folder, there, chosen)
     return chosen
 
 
@@ -93,6 +99,30 @@ def _check_optimizers(folder: Path, there: config.Experiment, here: config.Exper
                 f"{after} here, but its state is kept; rates, decay, weight_decay and clip_norm "
                 "may change, and momentum from one value above 0 to another"
             )
+
+
+def _check_models(folder: Path, there: config.Experiment, here: config.Experiment) -> None:
+    """So is what generators, local heads and input models have learned, where both have some."""
+    for old, new in zip(there.stages, here.stages, strict=True):
+        before = _models(experiment.stage_schedule(there, old))
+        after = _models(experiment.stage_schedule(here, new))
+        for name in before.keys() & after.keys():
+            if before[name] != after[name]:
+                raise ConfigError(
+                    f"--resume {folder}: the {name} of stage {old.name} is {_shown(before[name])} "
+                    f"there and {_shown(after[name])} here, but what it has learned is kept; its "
+                    "rates may change"
+                )
+
+
+def _models(schedule: config.Schedule) -> dict[str, dict[str, Any]]:
+    """What they are made of, by name, without their rates."""
+    found = {}
+    for name in ("generator", "head", "input_model"):
+        options = msgspec.to_builtins(getattr(schedule, name, {}))
+        if options and options.get("kind") != "zero":  # which learns nothing
+            found[name] = {key: one for key, one in options.items() if key not in _RATES}
+    return found
 
 
 def _remembers(optimizer: config.Optimizer) -> str:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from asyncdni import experiment
+from asyncdni.__main__ import main
 from asyncdni.build import Design, make_design, make_roster, make_source, make_stage
 from asyncdni.conducting import check_host
 from asyncdni.core.events import Finish
@@ -253,7 +254,7 @@ def test_what_workers_would_fail_at_is_refused_before_they_start() -> None:
     refused("limits.stuck_s = 60", links={"latency": "59s", "jitter": "1s"})
     refused("control characters", run={"init": "a\nb"})
     refused("at most 4096 characters", run={"init": "x" * 5000})
-    refused("at most 256 characters", slow={"x" * 5000: {}})
+    refused("at most 256 characters", slow={"x" * 300: {}})
 
 
 def test_names_of_files_that_the_system_does_not_take_are_refused_as_data() -> None:
@@ -341,3 +342,36 @@ def test_text_of_any_kind_is_refused_in_one_line(case: str, tmp_path: Path) -> N
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < LINE_MAX
     assert msgspec.json.encode(str(caught.value))  # and is Unicode
+
+
+# --- command lines -------------------------------------------------------------------------------
+
+ENDLESS = "9" * 5000
+COMMANDS = (
+    ("simulate", "FILE", "--seed", ENDLESS),
+    ("simulate", "FILE", "--runs", ENDLESS),
+    ("simulate", "FILE", "--batches", ENDLESS),
+    ("train", "FILE", "--seed", ENDLESS),
+    ("train", "FILE", "--seed", str(2**63)),
+    ("train", "FILE", "--init", ""),
+    ("train", "FILE", "--out", ""),
+    ("train", ""),
+    ("compare", "FILE", "--seeds", "1000000000000"),
+    ("coordinator", "FILE", "--bind", "tcp://127.0.0.1:99999"),
+    ("worker", "--stage", "0", "--coordinator", "tcp://127.0.0.1:1", "--timeout", "nan"),
+)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: "-".join(words)[:40])
+def test_numbers_and_paths_of_a_command_line_are_refused_in_one_line(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text(experiment.dumps(experiment.parse(base("locked"))))
+    try:
+        code = main([str(file) if word == "FILE" else word for word in words])
+    except SystemExit as ended:  # argparse's
+        code = int(ended.code or 0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code in (1, 2) and line.startswith("asyncdni: ") and len(line) < 700
+    assert [path.name for path in tmp_path.iterdir()] == ["some.toml"]

@@ -284,6 +284,11 @@ def test_latencies_that_make_no_comparison_are_refused(
         plan(file, latencies=latencies)
 
 
+def test_more_seeds_than_anybody_waits_for_are_refused(file: Path) -> None:
+    with pytest.raises(ConfigError, match="--seeds: expected at most 10000"):
+        plan(file, seeds=10**12)
+
+
 def test_all_rows_and_seeds_begin_with_the_weights_that_are_given(
     file: Path, tmp_path: Path
 ) -> None:

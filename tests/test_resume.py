@@ -18,6 +18,7 @@ from test_recovery import BATCHES, STAGES, THREE, until_learning
 
 import asyncdni
 from asyncdni.errors import ConfigError
+from asyncdni.resume import changed_experiment
 
 
 @pytest.fixture
@@ -382,3 +383,24 @@ def test_the_python_interface_takes_a_run_up_too(copy: Path) -> None:
         asyncdni.train(copy / "experiment.toml", resume=copy)
     with pytest.raises(ConfigError, match="out can't be given"):
         asyncdni.train(resume=copy, out=copy)
+
+
+def test_models_of_another_make_are_refused_and_their_rates_may_change(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text(THREE.replace('"locked"', '"synthetic"'))
+    path.write_text(asyncdni.experiment.dumps(asyncdni.load(path)))
+    for changes, words in (
+        (["schedule.generator={kind='linear'}"], "the generator of stage one is"),
+        (["stages.two.schedule={generator={kind='error', cells=2}}"], "the generator of stage two"),
+        (["schedule.input_model.hidden=[3]"], "the input_model of stage one is"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            changed_experiment(tmp_path, changes)
+    for harmless in (
+        "schedule.generator.rate=0.1",
+        "schedule.fit_every=4",
+        "schedule.name=locked",
+        "schedule.generator={kind='zero'}",
+        "optimizer.decay={name='cosine'}",
+    ):
+        changed_experiment(tmp_path, [harmless])

@@ -85,6 +85,8 @@ def settings(args: argparse.Namespace) -> list[str]:
     Raises `ConfigError`.
     """
     init = getattr(args, "init", None)
+    if init == "":
+        raise ConfigError("--init '': expected the path of a run folder, or of weights")
     begin = [] if init is None else [f"run.init={json.dumps(init)}", "run.init_sha256={}"]
     chosen = [f"links.{flag}={json.dumps(text)}" for flag, text in _link_flags(args).items()]
     return [*args.set, *begin, *chosen, *map(_slow_setting, args.slow)]

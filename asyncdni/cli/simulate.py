@@ -12,6 +12,7 @@ from asyncdni.cli.common import add_conditions, add_experiment, add_init, condit
 from asyncdni.cli.simulated_faults import Totals, happened, is_due_to_disk, totals_table
 from asyncdni.datasets import describe
 from asyncdni.errors import AsyncDNIError, ConfigError, by_name
+from asyncdni.experiment.wording import shown
 from asyncdni.given import begin_with
 from asyncdni.simulator import Costs, Faults, Links, Result, simulate
 from asyncdni.simulator.faults import parse_faults
@@ -27,6 +28,7 @@ EXAMPLE = """\
   asyncdni simulate launch/digits.toml --faults "crashes=2, partitions=1" --runs 100"""
 
 _MAX_LISTED = 8
+_DIGITS_MAX = 19
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,14 +200,19 @@ def _share(flag: str, text: str) -> float:
 
 
 def _whole(flag: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise ConfigError(f"{flag} {text!r}: expected a whole number from 1")
+    if not (_is_number(text) and int(text) > 0):
+        raise ConfigError(f"{flag} {shown(text)}: expected a whole number from 1")
     return int(text)
 
 
 def _seed(text: str | None) -> int | None:
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal()):
-        raise ConfigError(f"--seed {text!r}: expected a whole number from 0")
+    if not _is_number(text):
+        raise ConfigError(f"--seed {shown(text)}: expected a whole number from 0")
     return int(text)
+
+
+def _is_number(text: str) -> bool:
+    """Whole, from 0, and of no more digits than a seed may have."""
+    return text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX

@@ -11,6 +11,7 @@ from asyncdni.cli.common import add_conditions, add_experiment, add_init, new_fo
 from asyncdni.cli.display import make_display
 from asyncdni.cli.leaving import leave
 from asyncdni.cli.resume import add_resume, chosen_run, complete_line
+from asyncdni.errors import ConfigError
 from asyncdni.resume import is_complete
 from asyncdni.rules import repeatable_words
 from asyncdni.training import train
@@ -51,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.out == "":
+        raise ConfigError("--out '': expected the path of a folder, new or empty")
     chosen = chosen_run(args)
     if args.resume is not None and is_complete(Path(args.resume), chosen):
         print(complete_line(args.resume, chosen))

@@ -41,6 +41,8 @@ __all__ = [
     "run_entry",
 ]
 
+_SEEDS_MAX = 10_000
+
 #: Name, latency in seconds (or None), seed.
 Key = tuple[str, float | None, int]
 T = TypeVar("T")
@@ -113,6 +115,8 @@ def plan_runs(
     Raises `ConfigError` and `DataError` before anything runs.
     """
     check_schedules(schedules)
+    if seeds > _SEEDS_MAX:
+        raise ConfigError(f"--seeds: expected at most {_SEEDS_MAX} runs of each, got {seeds}")
     file = experiment.load(path, [text for text in changes if not _is_of_schedule(text)])
     if file.run.epochs == 0:
         raise ConfigError("run.epochs: 0 leaves nothing to compare; expected at least 1")

@@ -142,7 +142,7 @@ def stage_schedule(experiment: config.Experiment, stage: config.Stage) -> config
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    name = os.fspath(path)
+    name = os.fspath(path) or "''"
     try:
         return tomllib.loads(decode_text(read_file(path)))
     except FileNotFoundError:

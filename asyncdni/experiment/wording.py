@@ -113,7 +113,7 @@ def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
 
 def _number(value: float) -> str:
     """Whole ones in full: they may be bytes."""
-    return f"{value:.0f}" if value == int(value) else f"{value:g}"
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def variants(kind: inspect.Type) -> dict[str, inspect.StructType]:
