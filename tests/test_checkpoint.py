@@ -18,6 +18,7 @@ from asyncdni.checkpoint import (
     Manifest,
     commit,
     cut_folder,
+    cuts,
     latest,
     next_cut,
     read_state,
@@ -343,3 +344,17 @@ def test_removing_an_old_cut_takes_its_manifest_first(
     cut(root, 2, keep=1)
     names = sorted(path.name for path in cut_folder(root, 1).iterdir())
     assert names == ["low.safetensors", "top.safetensors"]
+
+
+def test_a_cut_that_can_t_be_read_just_now_is_not_removed_as_a_torn_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(root, 1)
+
+    def unreadable(own: Path) -> Manifest:
+        raise CheckpointError(f"can't read {own}") from OSError(errno.EMFILE, "no descriptor")
+
+    monkeypatch.setattr(cuts, "read_manifest", unreadable)
+    cut(root, 2)
+    monkeypatch.undo()
+    assert sorted(path.name for path in root.iterdir()) == ["000001", "000002"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -310,3 +311,24 @@ def test_all_are_discarded_and_nothing_else(tmp_path: Path) -> None:
     discard_snapshots(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["low.safetensors"]
     discard_snapshots(tmp_path / "nowhere")
+
+
+def test_without_descriptors_the_newest_snapshot_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "snapshots"
+    for seed in (1, 2, 3):
+        write(folder, seed)
+    real, tries = Path.open, []
+
+    def opened(path: Path, *given: Any, **named: Any) -> Any:
+        tries.append(path)
+        if len(tries) <= len(STAGES) * 2:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *given, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(CheckpointError, match="Too many open files"):
+        write(folder, 4)
+    monkeypatch.undo()
+    assert read(folder) == 3

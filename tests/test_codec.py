@@ -367,3 +367,38 @@ def test_endless_nesting_is_refused_before_it_leaves() -> None:
 
 def test_a_message_without_fields_is_its_tag() -> None:
     assert encode(Beat()) == [msgpack.packb(["Beat"])]
+
+
+# --- texts of others -----------------------------------------------------------------------------
+
+
+def test_texts_of_a_peer_are_made_legible_and_cut_at_the_door() -> None:
+    escape = "\x1b]0;owned\x07\u202e\n"
+    kinds = frozenset({messages.Hello, messages.Failed, messages.Built, Report})
+    hostile = messages.Hello(4, escape, "tcp://h:1", 5, escape + "h" * 900_000)
+    found = codec.decode_from(encode(hostile), kinds, LIMITS)
+    assert isinstance(found, messages.Hello)
+    assert found.stage == "?]0;owned?? "
+    assert found.host.startswith("?]0;owned?? hhh")
+    assert found.host.endswith("… (899,756 characters more)")
+    assert len(found.host) < 300
+    for message in (
+        messages.Failed("ConfigError", "so Grün ist Größe", "line 1\n\tline 2\n"),
+        messages.Built(1, 2, 3, 4, 5, ["a note"]),
+        Report({"samples": 3}),
+    ):
+        assert codec.decode_from(encode(message), kinds, LIMITS) == message
+    many = messages.Built(1, 2, 3, 4, 5, [escape] * 100)
+    built = codec.decode_from(encode(many), kinds, LIMITS)
+    assert isinstance(built, messages.Built)
+    assert built.notes == ["?]0;owned?? "] * 64
+    report = codec.decode_from(encode(Report({escape: 1})), kinds, LIMITS)
+    assert isinstance(report, Report)
+    assert report.counters == {"?]0;owned?? ": 1}
+
+
+def test_what_is_wrong_with_a_message_is_told_legibly() -> None:
+    header = msgpack.packb(["Activation", "\x1b[2J", 0, 0, 0, {"\x1b[2J": ["\x1b[2J", [1]]}])
+    with pytest.raises(RemoteProtocolError) as refused:
+        decode([header, b"1234"], LIMITS)
+    assert str(refused.value).isprintable()

@@ -21,6 +21,7 @@ from asyncdni.core.events import (
     Finish,
     Received,
     Record,
+    Rejected,
     Stored,
     UserStop,
     Woke,
@@ -322,3 +323,22 @@ def test_no_sequence_of_events_raises_and_after_the_end_there_is_silence(
         assert not (ended and actions)
         ended += end(actions) is not None
     assert ended == (office.phase is Phase.ENDED)
+
+
+# --- what strangers repeat -----------------------------------------------------------------------
+
+
+def test_what_strangers_repeat_is_recorded_a_few_times_and_then_counted() -> None:
+    office = Office()
+    office.started()
+    for event, kind in (
+        (Received(hello("nosuch"), b"stranger"), "refused"),
+        (Rejected(b"stranger", "no message"), "rejected"),
+    ):
+        texts = []
+        for _ in range(300):
+            texts += [one["text"] for one in records(office(event), kind)]
+        assert len(texts) == 32 + 3  # and the 64th, the 128th, the 256th
+        assert len(set(texts[:32])) == 1
+        assert texts[-1].startswith(texts[0])
+        assert "256 times so far" in texts[-1]

@@ -5,6 +5,7 @@ A layer of the user's own misbehaves once, in the first process that comes to it
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ from asyncdni.core.liveness import Sight
 from asyncdni.errors import CheckpointError, ConfigError, LaunchError, WorkerLost
 from asyncdni.runtime import coordinate as coordinate_module
 from asyncdni.runtime.coordinate import coordinate
-from asyncdni.runtime.memory import limit_memory
+from asyncdni.runtime.memory import limit_memory, written
 from asyncdni.transports.zeromq import CoordinatorTransport
 from asyncdni.weights import load_stage
 
@@ -262,3 +263,28 @@ def test_a_checkpoint_that_can_not_be_committed_ends_the_run() -> None:
 
     with pytest.raises(CheckpointError, match="disk full"):
         drive(Office(Commit("checkpoints/000001", {}, {})), commit=full)
+
+
+# --- descriptors that strangers have taken -------------------------------------------------------
+
+
+def lacking(code: int) -> CheckpointError:
+    error = CheckpointError("can't write")
+    error.__cause__ = OSError(code, os.strerror(code))
+    return error
+
+
+def test_what_can_t_be_written_for_want_of_descriptors_is_written_once_there_are_some() -> None:
+    left = [lacking(errno.EMFILE), lacking(errno.ENFILE)]
+
+    def write() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    assert written(write) == "done"
+    for code, patience_s in ((errno.ENOSPC, 60.0), (errno.EMFILE, -1.0)):
+        left = [lacking(code), lacking(code)]
+        with pytest.raises(CheckpointError):
+            written(write, patience_s)
+        assert len(left) == 1  # not tried again
