@@ -33,6 +33,7 @@ from asyncdni.nn.losses import make_loss
 from asyncdni.plan import Group, Plan, cut_every_s, make_plan, shared_with, snapshot_every_s
 from asyncdni.rules import check_rules, goes_on, late_gradients, own_schedule
 from asyncdni.rules import make_worker as _make_worker
+from asyncdni.schedules.groups import Groups
 from asyncdni.sizes import check_messages
 
 __all__ = [
@@ -206,8 +207,9 @@ def make_roster(
     term: int = 0,
     trace: bool = False,
     launched: bool = True,
+    resume: str = "",
 ) -> Roster:
-    """What the coordinator must know."""
+    """What the coordinator must know; for the last two see `Roster`."""
     plan, limits, chosen = design.plan, design.experiment.limits, design.experiment
     return Roster(
         workers=tuple(group.name for group in plan.groups),
@@ -230,4 +232,6 @@ def make_roster(
         cut_every_s=cut_every_s(chosen.checkpoint),
         cut_positions=frozenset(plan.cuts),
         batches=plan.batches,
+        groups=Groups(plan.microbatches, plan.batches_per_epoch),
+        resume=resume,
     )

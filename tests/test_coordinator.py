@@ -164,18 +164,20 @@ def test_workers_that_have_forwarded_different_numbers_of_batches_end_the_run() 
 
 # --- the user's stop -----------------------------------------------------------------------------
 
+RESUME = "asyncdni train --resume runs/1"
+
 
 @pytest.mark.parametrize("state", ["gathering", "connecting"])
 def test_a_stop_before_the_start_ends_the_run_at_once(state: str) -> None:
-    office = getattr(Office(), state)()
+    office = getattr(Office(resume=RESUME), state)()
     actions = office(UserStop())
-    assert sent(actions) == to_all(Abort("interrupted; nothing more was saved"))
+    assert sent(actions) == to_all(Abort("interrupted; nothing had been learned yet"))
     assert failure(actions).kind == "Interrupted"
 
 
 def test_a_stop_while_training_drains_skips_the_evaluation_and_saves() -> None:
     """Samples are counted where the loss is, in worker c."""
-    office = Office().started()
+    office = Office(resume=RESUME).started()
     for name, samples in (("a", 13_000), ("b", 12_500), ("c", 12_000)):
         office.hear(name, Report({"samples": samples}))
     assert sent(office(UserStop())) == [("a", Close(FINAL))]
@@ -185,7 +187,8 @@ def test_a_stop_while_training_drains_skips_the_evaluation_and_saves() -> None:
     assert sent(actions) == to_all(Leave())
     assert end(actions) == Fail(
         "Interrupted",
-        "interrupted after 12,000 samples; weights are in runs/1",
+        f"interrupted after 12,000 samples; all is kept in runs/1: `{RESUME}` goes on",
+        orderly=True,
         cause=actions[0].cause,
     )
 
@@ -195,7 +198,8 @@ def test_a_stop_without_a_folder_drains_and_saves_nothing() -> None:
     office(UserStop())
     actions = office.drain(kind=FINAL)
     assert sent(actions) == to_all(Leave())
-    assert failure(actions).text == "interrupted after 0 samples"
+    nothing = "nothing is kept, as there is no run folder"
+    assert failure(actions).text == f"interrupted after 0 samples; {nothing}"
 
 
 def test_a_stop_while_evaluating_leaves_the_test_set_where_it_is() -> None:
@@ -208,7 +212,7 @@ def test_a_stop_while_evaluating_leaves_the_test_set_where_it_is() -> None:
 
 def test_a_stop_while_the_best_is_being_saved_saves_the_final_weights_and_all_state_next() -> None:
     office = Office().saving()
-    assert office(UserStop()) == []
+    assert sent(office(UserStop())) == []
     assert sent(office.saved("best")) == to_all(Save("final"))
     assert sent(office.saved("final")) == to_all(Save("checkpoints/000001"))
     assert failure(office.committed()).kind == "Interrupted"
@@ -224,20 +228,77 @@ def test_a_stop_while_a_cut_is_being_saved_takes_no_second_one() -> None:
 
 @pytest.mark.parametrize("state", ["started", "evaluating", "saving"])
 def test_a_second_stop_ends_the_run_at_once(state: str) -> None:
-    office = getattr(Office(), state)()
+    office = getattr(Office(resume=RESUME), state)()
     office(UserStop())
-    actions = office(UserStop())
-    assert sent(actions, Abort) == to_all(Abort("interrupted; nothing more was saved"))
-    assert failure(actions).kind == "Interrupted"
-
-
-def test_a_drain_that_takes_too_long_after_a_stop_is_given_up() -> None:
-    office = Office(silence_s=100.0).started()
-    office(UserStop())
-    fail = failure(office.wake())
-    assert office.now == 103.0
+    assert office(UserStop()) == []  # the same one, told twice
+    office.now += 0.3
+    fail = failure(office(UserStop()))
     assert fail.kind == "Interrupted"
-    assert "could not be saved" in fail.text
+    none = f"runs/1 has no checkpoint yet: `{RESUME}` begins anew"
+    assert fail.text == f"interrupted; saving was cut short; {none}"
+
+
+def test_what_a_stop_that_was_cut_short_can_go_on_from_is_named() -> None:
+    for goes_on, kept in ((False, ""), (True, ", and maybe newer snapshots")):
+        office = Office(cut_positions=frozenset({2}), resume=RESUME, goes_on=goes_on).started()
+        office.drain(kind=CHECKPOINT)
+        office.committed()
+        office(UserStop())
+        office.now += 0.3
+        text = failure(office(UserStop())).text
+        assert f"runs/1 has checkpoints/000001{kept}: `{RESUME}` goes on from there" in text
+
+
+def test_a_stop_may_take_as_long_as_the_drain_and_the_saving_move() -> None:
+    office = Office(silence_s=1000.0, stuck_s=10.0).started()
+    office(UserStop())
+    for ops in range(1, 9):  # a slow worker, op by op
+        office.now += 9.0
+        for name in NAMES:
+            office.hear(name, Report({"ops": ops, "in_flight": ops}))
+        assert end(office(Woke())) is None
+    office.drain(kind=FINAL)
+    for name in NAMES:  # and slow disks
+        office.now += 9.0
+        office.hear(name, Saved("final", {}))
+        assert end(office(Woke())) is None
+    assert sent(office.committed()) == to_all(Leave())
+
+
+def test_what_does_not_move_any_more_ends_a_stop() -> None:
+    office = Office(silence_s=1000.0, stuck_s=10.0, goes_on=True).started()
+    office.all_say(Report({"ops": 1}))
+    office(UserStop())
+    office.now += 5.0
+    office.all_say(Report({"ops": 1}))
+    office.now += 5.0
+    fail = failure(office(Woke()))
+    assert fail.kind == "Interrupted" and "nothing has moved for 10 s" in fail.text
+    office = Office(silence_s=1000.0, stuck_s=10.0).started()
+    office(UserStop())
+    office.drain(kind=FINAL)
+    office.now += 10.0  # and who is still saving by then
+    fail = failure(office(Woke()))
+    assert fail.kind == "Interrupted" and "has not moved for 10.0 s" in fail.text
+
+
+def test_how_far_a_stop_has_come_is_told_now_and_then() -> None:
+    office = Office().started()
+    office.hear("b", Report({"in_flight": 7}))
+    told = records(office(UserStop()), "stopping")
+    for _ in range(5):  # twice a second, as workers report
+        office.now += 0.5
+        told += records(office.hear("b", Report({"in_flight": 4})), "stopping")
+    told += records(office.drain(kind=FINAL), "stopping")
+    found = [(one["phase"], one["batches"]) for one in told]
+    assert found == [("training", 7), ("training", 4), ("saving", 4)]
+
+
+def test_no_checkpoint_is_ordered_behind_a_stop() -> None:
+    office = Office(cut_every_s=1.0, silence_s=1000.0).started()
+    office(UserStop())
+    office.now += 5.0
+    assert sent(office(Woke())) == []
 
 
 # --- all of it -----------------------------------------------------------------------------------

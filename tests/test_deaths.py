@@ -25,6 +25,7 @@ from asyncdni.messages import (
     Abort,
     Accused,
     Beat,
+    Close,
     Connect,
     Drained,
     Evaluated,
@@ -35,6 +36,7 @@ from asyncdni.messages import (
     Ready,
     Rejoin,
     Report,
+    Save,
     Saved,
     Start,
     Welcome,
@@ -158,13 +160,36 @@ def test_where_all_learn_by_themselves_the_others_go_on(way: Way, kind: str, sta
 
 
 @each_way
-def test_after_a_stop_it_ends_the_run(way: Way, kind: str) -> None:
-    office = at("started")
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_after_a_stop_it_is_replaced_as_ever_and_all_is_saved_then(
+    way: Way, kind: str, goes_on: bool
+) -> None:
+    office = at("started", goes_on=goes_on)
+    office(UserStop())
+    assert end(way(office)) is None
+    office.build("a", "c") if not goes_on else None
+    office.replace("b")
+    office.build() if goes_on else None
+    assert sent(office.ready()) == [("a", Start()), ("a", Close(FINAL)), *to_all(Start())[1:]]
+    assert sent(office.drain(kind=FINAL)) == to_all(Save("final"))
+
+
+@each_way
+def test_after_a_stop_it_ends_the_run_where_nobody_else_would_start_it(way: Way, kind: str) -> None:
+    office = at("started", launched=False, resume="asyncdni train --resume runs/1")
     office(UserStop())
     fail = failure(way(office))
     assert fail.kind == "Interrupted"
     assert fail.text.startswith("interrupted; ")
-    assert fail.text.endswith("so nothing more was saved")
+    assert fail.text.endswith("no checkpoint yet: `asyncdni train --resume runs/1` begins anew")
+
+
+def test_a_worker_that_was_told_to_stop_by_others_is_replaced() -> None:
+    office = at("started")
+    assert end(office.hear("b", Failed("Interrupted", "worker b was interrupted", ""))) is None
+    office.build("a", "c")
+    office.replace("b")
+    assert sent(office.ready()) == to_all(Start())
 
 
 # --- how they are found out ----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from asyncdni.build import Design
 from asyncdni.checkpoint import latest
-from asyncdni.core.events import Finish
+from asyncdni.core.events import Fail, Finish
 from asyncdni.resume import find_beginning
 from asyncdni.simulator import Costs, Faults, Links, Result, simulate
 
@@ -135,6 +136,36 @@ def test_a_simulated_run_is_resumed_from_real_files_by_the_code_of_real_runs(
     ledger = find_beginning(tmp_path, chosen, [], 0.0).ledger
     result = simulate(chosen, seed=0, maths=True, folder=tmp_path, ledger=ledger)
     assert bits(result) == bits(plain) and losses(result) == losses(plain)
+
+
+@pytest.mark.parametrize("schedule", SYNCHRONOUS, ids=lambda table: str(table["name"]))
+def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_bits(
+    schedule: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also between the microbatches of a group: whenever one was read or learned from."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug here
+    chosen = networks.design(
+        networks.chain(3, norm=True),
+        schedule,
+        data={"batch_size": 4, "examples": 10},
+        run={"epochs": 2},
+        checkpoint={"every": "never", "snapshot_every": "never"},
+    )
+    shaken: dict[str, Any] = {"costs": Costs(read_us=200.0, jitter=0.5), "links": UNEVEN["links"]}
+    plain = simulate(chosen, seed=0, maths=True, **shaken)
+    moments = [end for letter, *_, end in plain.ops["s0"] if letter in "RU"]
+    stopped = set()
+    for number, moment in enumerate(moments[:-1]):
+        folder = tmp_path / str(number)
+        first = simulate(
+            chosen, seed=0, maths=True, folder=folder, stop_at_s=moment + 1e-6, **shaken
+        )
+        assert isinstance(first.end, Fail) and first.end.kind == "Interrupted"
+        ledger = find_beginning(folder, chosen, [], 0.0).ledger
+        stopped.add(ledger.start)
+        result = simulate(chosen, seed=1, maths=True, folder=folder, ledger=ledger, **shaken)
+        assert bits(result) == bits(plain) and losses(result) == losses(plain)
+    assert len(stopped) >= 4
 
 
 # --- decoupled learning --------------------------------------------------------------------------

@@ -119,11 +119,21 @@ def test_a_barrier_of_the_plan_that_is_as_near_serves_for_it(read: int) -> None:
     assert stops(host) == [(6, EVALUATE), (12, FINAL)]
 
 
-def test_a_final_one_comes_at_once_and_none_after_it() -> None:
-    host = host_of(6, 12, read=5, micro=4)
-    host.close(CHECKPOINT)
-    host.close(FINAL)  # in the middle of a group: what there is of it is learned from
-    assert stops(host) == [(5, FINAL)]
+def test_a_final_one_comes_where_the_group_ends_too_and_none_after_it() -> None:
+    for read, end in ((4, 4), (5, 8), (6, 8), (9, 10), (17, 18)):  # as above
+        host = host_of(18, 20, read=read, micro=4)
+        host.close(CHECKPOINT)
+        host.close(FINAL)
+        assert stops(host) == [(end, FINAL)]
+
+
+def test_a_batch_that_is_being_read_still_belongs_to_what_comes_before_it() -> None:
+    host = host_of(20, read=4, micro=4)
+    op = host.next_read()
+    host.close(FINAL)
+    assert not host.at_barrier()
+    host.has_read(op)
+    assert stops(host) == [(8, FINAL)]
 
 
 def test_after_the_final_one_nothing_is_ordered_any_more() -> None:

@@ -3,6 +3,7 @@ each event: each comes to its end with all samples accounted for, and a seed rep
 
 from __future__ import annotations
 
+import random
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from random_faults import SCHEDULES, assert_survived, draw_faulty_run
 
 from asyncdni.__main__ import main
+from asyncdni.core.events import Fail
 from asyncdni.simulator.faults import parse_faults
 from asyncdni.simulator.launcher import Launcher
 
@@ -19,6 +21,24 @@ from asyncdni.simulator.launcher import Launcher
 def test_a_run_survives_whatever_goes_wrong(name: str, seed: int) -> None:
     run = draw_faulty_run(seed, (name,))
     assert_survived(run, run.simulate())
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_stop_comes_to_an_end_whatever_goes_wrong_meanwhile(name: str) -> None:
+    """In order, all being saved; or with what keeps it from that."""
+    orderly = 0
+    for seed in range(5):
+        run = draw_faulty_run(seed, (name,))
+        moment = random.Random(seed).uniform(0.3, 1.0) * run.simulate().virtual_s
+        result = run.simulate(stop_at_s=moment)
+        if isinstance(result.end, Fail) and result.end.orderly:
+            orderly += 1
+            assert ("saved", "final") in [(kind, v.get("tag")) for kind, v in result.records]
+            assert (
+                len({(c["batches"] or 0) + (c["missed"] or 0) for c in result.counters.values()})
+                == 1
+            )
+    assert orderly
 
 
 def test_checkpoints_by_the_clock_do_not_hide_that_nothing_moves() -> None:

@@ -51,8 +51,6 @@ def test_a_run_that_the_user_stops_drains_saves_and_leaves(seed: int) -> None:
         assert result.digest == whole.digest  # it was over before
         return
     assert isinstance(result.end, Fail) and result.end.kind == "Interrupted", result.end
-    if "could not be saved" in result.end.text:  # slow machines on slow links
-        return
     assert ("saved", "final") in [(kind, v.get("tag")) for kind, v in result.records]
     assert all(own["in_flight"] == own["queue"] == 0 for own in result.counters.values())
     passed = {(own["batches"] or 0) + (own["missed"] or 0) for own in result.counters.values()}

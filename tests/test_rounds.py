@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from office import NAMES, Office, built, failure, hello, records, sent, to_all
 
-from asyncdni.core.barriers import EVALUATE
+from asyncdni.core.barriers import EVALUATE, FINAL
 from asyncdni.core.coordinator import Phase
 from asyncdni.core.events import Action, UserStop
 from asyncdni.core.ledger import Ledger
 from asyncdni.messages import (
     Abort,
+    Close,
     Connect,
     Drained,
     Evaluated,
@@ -262,8 +263,22 @@ def test_two_that_die_at_once_are_both_replaced_before_all_go_on() -> None:
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
-def test_a_stop_while_a_worker_is_replaced_ends_the_run_at_once(goes_on: bool) -> None:
+def test_a_stop_while_a_worker_is_replaced_waits_for_it_to_save_all(goes_on: bool) -> None:
     office = Office(goes_on=goes_on).started()
+    office.kill("b")
+    assert sent(office(UserStop())) == []
+    others = ("a", "c")
+    if not goes_on:
+        office.build(*others)
+    office.replace("b")
+    if goes_on:
+        office.build()
+    assert ("a", Close(FINAL)) in sent(office.ready())
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_but_not_where_it_is_to_be_started_by_hand(goes_on: bool) -> None:
+    office = Office(goes_on=goes_on, launched=False).started()
     office.kill("b")
     actions = office(UserStop())
     assert failure(actions).kind == "Interrupted"

@@ -11,8 +11,12 @@ through it. Who is there, and what becomes of those who die, is `core.gathering`
 ```
 
 Training time runs from Start or Resume to the last Drained: the drain counts, and so does the time
-that a death costs; the evaluation and the saving do not. A user's stop sets the last barrier at
-once; what was learned is saved.
+that a death costs; the evaluation and the saving do not.
+
+A user's stop sets the last barrier where the current update's batches end: a run that is taken up
+again from there does what it would have done anyway. Draining and saving may take as long as they
+move; a worker that dies meanwhile is replaced, and the barrier set again. A second stop ends the
+run at once.
 """
 
 from __future__ import annotations
@@ -67,9 +71,11 @@ from asyncdni.messages import (
 
 __all__ = ["Coordinator", "Phase"]
 
-#: After the user's stop: how long the drain and the saving may take.
-_STOP_S = 3.0
-_AT_WORK = (Phase.TRAINING, Phase.MENDING, Phase.EVALUATING, Phase.SAVING)
+#: Signals that come together are one request: `timeout` sends its own twice, systemd SIGTERM and
+#: SIGHUP, and of a terminal that is closed both the kernel and the shell tell.
+_TOGETHER_S = 0.25
+#: How often it is said how far the user's stop has come.
+_TELL_EVERY_S = 2.0
 
 
 class Coordinator(Deaths):
@@ -81,6 +87,7 @@ class Coordinator(Deaths):
         self._at = Steps()
         self._committing: tuple[Ledger, float] | None = None  # and since when it is being saved
         self._closing = False  # a barrier for a checkpoint has been ordered
+        self._told_s = 0.0  # when it was said last how far a stop has come
 
     @property
     def train_s(self) -> float:
@@ -133,8 +140,6 @@ class Coordinator(Deaths):
         times = [self._liveness.deadline(), self._progress.deadline(), self._recovery.deadline()]
         if self._since is not None:
             times.append(self._since + self.roster.startup_s)
-        if self._stopping_since is not None:
-            times.append(self._stopping_since + _STOP_S)
         times += [moment for moment, _ in self._dead.values()]
         times += [self._next_cut_s, self._standstill_s]
         return min((time for time in times if time is not None), default=None)
@@ -214,11 +219,14 @@ class Coordinator(Deaths):
         self._positions[name] = learned + missed
         if self._members[name].ready:  # otherwise it speaks of a round that is over
             self._recovery.reported(name, learned, learned + missed)
+        self._in_flight[name] = _whole(counters.get("in_flight"))
         loss = {"loss_sum": report.loss_sum, "loss_samples": report.loss_samples}
         ops = counters.get("ops")
         if isinstance(ops, int):
             self._standstill.done(name, ops, now)
         self._record("report", now, stage=name, values={**loss, **counters})
+        if self._stopping_since is not None and now >= self._told_s + _TELL_EVERY_S:
+            self._tell_stopping(now)
 
     # --- barriers --------------------------------------------------------------------------------
 
@@ -280,6 +288,8 @@ class Coordinator(Deaths):
     def _save(self, now: float) -> None:
         self.phase = Phase.SAVING
         self._at.since = now
+        if self._stopping_since is not None:
+            self._tell_stopping(now)
         if self._is_final():
             self._at.saves.append("final")
         if not self.roster.folder:
@@ -370,9 +380,11 @@ class Coordinator(Deaths):
         if self._stopping_since is None:
             self._actions.append(Finish())
             return
-        saved = f"; weights are in {self.roster.folder}" if self.roster.folder else ""
-        text = f"interrupted after {self._samples_learned():,} samples{saved}"
-        self._actions.append(Fail("Interrupted", text))
+        kept = self._kept
+        if self.roster.resume:
+            kept = f"all is kept in {self.roster.folder}: `{self.roster.resume}` goes on"
+        text = f"interrupted after {self._samples_learned():,} samples; {kept}"
+        self._actions.append(Fail("Interrupted", text, orderly=True))
 
     # --- checkpoints -----------------------------------------------------------------------------
 
@@ -388,26 +400,34 @@ class Coordinator(Deaths):
         every_s = self.roster.cut_every_s if self.roster.folder else None
         if every_s is None or self.phase is not Phase.TRAINING or self._closing:
             return None
+        if self._stopping_since is not None:
+            return None  # the last one is on its way
         return self._cut_s + every_s if self._cut_s is not None else None
 
     # --- stopping ---------------------------------------------------------------------------------
 
     def _user_stop(self, now: float) -> None:
-        if self._stopping_since is not None or self.phase not in _AT_WORK:
-            self._fail(Fail("Interrupted", "interrupted; nothing more was saved"))
-        elif self.phase is Phase.MENDING:
-            text = "interrupted while a worker was being replaced; nothing more was saved"
-            self._fail(Fail("Interrupted", text))
+        if self._stopping_since is not None:
+            if now >= self._stopping_since + _TOGETHER_S:
+                self._fail(self._interrupted("saving was cut short"))
+        elif not self._started or (not self.roster.launched and not self._all_here):
+            self._fail(self._interrupted())  # nobody to wait for may ever come
         else:
             self._stopping_since = now
+            self._tell_stopping(now)
             self._stop_work(now)
+
+    def _tell_stopping(self, now: float) -> None:
+        self._told_s = now
+        batches = max(self._in_flight.values(), default=0)
+        self._record("stopping", now, phase=self.phase.value, batches=batches)
 
     def _stop_work(self, now: float) -> None:
         if self.phase is Phase.TRAINING:
             self._to(self.roster.workers[0], Close(FINAL))
         elif self.phase is Phase.EVALUATING:
             self._save(now)  # leave the test set where it is
-        elif "final" not in self._at.saves:
+        elif self.phase is Phase.SAVING and "final" not in self._at.saves:
             self._at.saves.append("final")
             self._add_cut()
 
@@ -424,9 +444,6 @@ class Coordinator(Deaths):
         if cut_s is not None and now >= cut_s:
             self._closing = True
             self._to(self.roster.workers[0], Close(CHECKPOINT))
-        if self._stopping_since is not None and now >= self._stopping_since + _STOP_S:
-            text = f"interrupted; the last weights could not be saved within {_STOP_S:g} s"
-            self._fail(Fail("Interrupted", text))
 
 
 def _whole(count: object) -> int:

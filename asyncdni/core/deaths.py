@@ -22,7 +22,7 @@ _ALL_AT_WORK = (Phase.TRAINING, Phase.EVALUATING, Phase.SAVING)
 #: A dying worker's own account may arrive after the news of its death.
 _LAST_WORDS_S = 0.3
 #: What ends a worker but not the run: a new process may fare better.
-_OF_THE_PROCESS = frozenset({"MemoryError"})
+_OF_THE_PROCESS = frozenset({"MemoryError", "Interrupted"})
 #: How often numbers may go wrong after one and the same cut.
 _ROLLBACKS_MAX = 5
 
@@ -59,7 +59,10 @@ class Deaths(Gathering):
             else:  # what keeps it from starting would do so again
                 self._fail(Fail("WorkerLost", text))
         while self.phase is not Phase.ENDED and (silent := self._progress.silent(now)) is not None:
-            self._fell_silent(silent[0], "not moved", silent[1], now)
+            if self._stopping_since is not None:  # it had its time to save
+                self._fail(self._interrupted(self._silence(silent[0], "not moved", silent[1])))
+            else:
+                self._lost(silent[0], self._silence(silent[0], "not moved", silent[1]), now)
 
     def _watch_silence(self, now: float) -> None:
         """Who is silent may be dead, or just not have been let to speak: have a look."""
@@ -71,12 +74,12 @@ class Deaths(Gathering):
         name, sight = event.stage, event.sight
         if name in self._liveness and self._liveness.is_death(name, sight, now):
             silence_s = self._liveness.silence_s(name, now)
-            self._fell_silent(name, "shown no sign of life", silence_s, now)
+            self._lost(name, self._silence(name, "shown no sign of life", silence_s), now)
 
-    def _fell_silent(self, name: str, what: str, silence_s: float, now: float) -> None:
+    def _silence(self, name: str, what: str, silence_s: float) -> str:
         hello = self._members[name].hello
-        text = f"worker {name} (process {hello.pid} on {hello.host}) has {what}"
-        self._lost(name, f"{text} for {silence_s:.1f} s", now)
+        process = f"process {hello.pid} on {hello.host}"
+        return f"worker {name} ({process}) has {what} for {silence_s:.1f} s"
 
     @property
     def _standstill_s(self) -> float | None:
@@ -93,6 +96,9 @@ class Deaths(Gathering):
 
     def _once_more(self, kind: str, text: str, now: float) -> None:
         """A message has been lost: throw away what all remember of this round, and have another."""
+        if self._stopping_since is not None:
+            self._fail(self._interrupted(text))
+            return
         self._standstill.noticed(self._positions, now)
         times = self._standstill.in_a_row
         if self._recovery.is_off or times > self.roster.restarts:
@@ -108,6 +114,9 @@ class Deaths(Gathering):
     def _watch_late(self, now: float) -> None:
         """A round that has not come about in time, with those that keep it from doing so."""
         if self._since is None or now < self._since + self.roster.startup_s:
+            return
+        if self._stopping_since is not None:
+            self._fail(self._interrupted(self.roster.missing(self._members)))
             return
         if any(member.unheard for member in self._members.values()):
             self._apart(now)
@@ -191,7 +200,7 @@ class Deaths(Gathering):
             self._fail(Fail(message.kind, text))
             return
         self._record("numbers", now, stage=name, text=message.text)
-        self._start = 1 + max(self._positions.values(), default=0)
+        self._start = self.roster.groups.end_from(1 + max(self._positions.values(), default=0))
         self._open_round(self._cut.restore, now)
 
     # --- what is done about it -------------------------------------------------------------------
@@ -205,11 +214,12 @@ class Deaths(Gathering):
         self._liveness.forget(name)
         self._progress.forget(name)
         self._incarnation += 1
-        if not self._recovery.died(name, now):
-            self._fail(Fail("WorkerLost", self._too_often(name, text), stages=(name,)))
+        forgiven = self._recovery.died(name, now)
+        if self._stopping_since is not None and not (self.roster.launched and forgiven):
+            self._fail(self._interrupted(text))
             return
-        if self._stopping_since is not None:
-            self._fail(Fail("Interrupted", f"interrupted; {text}, so nothing more was saved"))
+        if not forgiven:
+            self._fail(Fail("WorkerLost", self._too_often(name, text), stages=(name,)))
             return
         self._record("lost", now, stage=name, text=text)
         if self.phase is Phase.GATHERING:

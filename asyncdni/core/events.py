@@ -211,7 +211,8 @@ class Finish(Action):
 
 @dataclass(slots=True)
 class Fail(Action):
-    """The run has failed: class name out of `errors`, and the text for the user (coordinator).
+    """The run has failed, or the user has stopped it: class name out of `errors`, and the text for
+    the user (coordinator).
 
     `stages`: workers that it is about, of which the driver may know more: their last lines, or what
     to type to start them."""
@@ -220,6 +221,7 @@ class Fail(Action):
     text: str
     trace: str = ""
     stages: tuple[str, ...] = ()
+    orderly: bool = False  # all is saved, and everyone has been told to leave
 
 
 class Machine(Protocol):

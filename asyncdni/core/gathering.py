@@ -80,13 +80,14 @@ class Gathering:
         self._undone: dict[str, int] = {}  # updates behind which workers have gone back since then
         self._again = False  # those updates are done again in this round, of the same batches
         self._positions: dict[str, int] = {}  # likewise: training batches that have passed there
+        self._in_flight: dict[str, int] = {}  # likewise: those not through with yet
         self._since: float | None = None  # when gathering or mending began
         self._segment_start: float | None = None  # of training time
         self._started = False  # there has been a round
         self._dead: dict[
             str, tuple[float, str]
         ] = {}  # until when last words may come, and the news
-        self._stopping_since: float | None = None
+        self._stopping_since: float | None = None  # when the user has asked for it
         self._complaints: dict[str, int] = {}  # by kind of record
         self._actions: list[Action] = []
 
@@ -229,6 +230,8 @@ class Gathering:
             self._back(back, now)
         self._undone.clear()
         self._to_all(Start())
+        if self._stopping_since is not None:
+            self._stop_work(now)
 
     def _unheard(self, name: str, message: Unheard, now: float) -> None:
         """Links over which nothing comes to this worker: said at once, to whom can open a port."""
@@ -269,6 +272,10 @@ class Gathering:
         """What has come back for the current one; the next round has it again."""
         raise NotImplementedError
 
+    def _stop_work(self, now: float) -> None:
+        """The user wants the run to stop: set the last barrier."""
+        raise NotImplementedError
+
     def _misfit(self, name: str, message: Message, now: float, why: str = "") -> None:
         """A word that this worker should not have sent."""
         raise NotImplementedError
@@ -289,6 +296,24 @@ class Gathering:
             if losses.intersection(stages)
         ]
         return min(counts, default=0)
+
+    def _interrupted(self, why: str = "") -> Fail:
+        """The user's stop has come to an end at once, without a barrier."""
+        return Fail("Interrupted", "; ".join(filter(None, ("interrupted", why, self._kept))))
+
+    @property
+    def _kept(self) -> str:
+        """What there is to go on from without another checkpoint, and how."""
+        if not self._started and self._cut.restore == "initial":
+            return "nothing had been learned yet"
+        if not self.roster.resume:
+            return "nothing is kept, as there is no run folder"
+        none = self._cut.restore == "initial"
+        kept = f"{self.roster.folder} has {'no checkpoint yet' if none else self._cut.restore}"
+        if self.roster.goes_on:
+            kept += ", but maybe snapshots" if none else ", and maybe newer snapshots"
+        goes_on = "begins anew" if none and not self.roster.goes_on else "goes on from there"
+        return f"{kept}: `{self.roster.resume}` {goes_on}"
 
     # --- small things ----------------------------------------------------------------------------
 

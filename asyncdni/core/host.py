@@ -41,12 +41,12 @@ class Host:
         return self._stops.pop(0)[1]
 
     def close(self, kind: str) -> None:
-        """Have a barrier of that kind as soon as may be; after a final one comes no other."""
-        if kind == FINAL:
-            self._stops = [(self.read, FINAL)]
-            return
+        """Have a barrier of that kind where the current group of microbatches ends; after a final
+        one comes no other."""
         stop = self._group_ends(self.read + self._reading)
-        if self._stops and stop < self._stops[0][0]:  # otherwise the plan's does as well
+        if kind == FINAL:
+            self._stops = [(stop, FINAL)]
+        elif self._stops and stop < self._stops[0][0]:  # otherwise the plan's does as well
             self._stops.insert(0, (stop, kind))
 
     def begin_test(self) -> None:

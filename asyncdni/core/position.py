@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asyncdni.messages import DATA
+from asyncdni.schedules.groups import Groups
 
 __all__ = ["Position", "Rows"]
 
@@ -77,11 +78,7 @@ class Position:
 
     def group_end(self, batch: int) -> int:
         """The first id from `batch` on before which no group of microbatches is cut in two."""
-        if self.microbatches == 1:
-            return batch
-        epoch, index = divmod(batch, self.per_epoch)
-        groups = -(-index // self.microbatches)
-        return epoch * self.per_epoch + min(groups * self.microbatches, self.per_epoch)
+        return Groups(self.microbatches, self.per_epoch).end_from(batch)
 
     def home(self, node: str) -> str:
         """The worker where a producing node lives."""

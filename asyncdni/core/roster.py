@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncdni.messages import PROTOCOL_VERSION, Built, Hello, Refused
+from asyncdni.schedules.groups import Groups
 
 __all__ = ["Member", "Roster"]
 
 #: Addresses that mean another place on every host.
 _ONE_HOST = re.compile(r"ipc://|tcp://(127\.|0\.0\.0\.0:|localhost:)")
 _NUMERIC = re.compile(r"ipc://|tcp://[0-9.]+:")
+
+
+_SINGLE = Groups(1, 0)  # each batch makes an update
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ class Roster:
     rolls_back: bool = False  # when a number has gone wrong
     cut_every_s: float | None = None  # between checkpoints; None: by position, or at the end alone
     cut_positions: frozenset[int] = frozenset()  # batches after which one is taken
+    groups: Groups = _SINGLE  # batches that make one update together
     batches: int = 0  # training batches of the whole run; 0: not known
+    resume: str = ""  # what to type for the run to go on from its folder; "": nothing stays there
 
     def find(self, stage: str) -> str | None:
         """A worker by its name, a stage of it, or its index."""

@@ -21,6 +21,14 @@ class Groups:
         position = batch % self.per_epoch
         return position == self.per_epoch - 1 or position % self.size == self.size - 1
 
+    def end_from(self, batch: int) -> int:
+        """The first id from `batch` on before which no group is cut in two."""
+        if self.size == 1:
+            return batch
+        epoch, index = divmod(batch, self.per_epoch)
+        groups = -(-index // self.size)
+        return epoch * self.per_epoch + min(groups * self.size, self.per_epoch)
+
     def forwarded(self, view: View) -> bool:
-        """The whole group has been; a barrier (the user's stop) may cut one short."""
+        """The whole group has been; a barrier may cut one short where nothing more comes."""
         return self.ends(view.last) or (view.closed and not view.queued)
