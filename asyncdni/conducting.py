@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,10 @@ from asyncdni.build import Design, make_roster
 from asyncdni.checkpoint import Claim, new_term
 from asyncdni.committing import make_commit
 from asyncdni.core.coordinator import Coordinator
-from asyncdni.core.events import Commit
 from asyncdni.core.ledger import Ledger
 from asyncdni.core.roster import Roster
-from asyncdni.errors import CheckpointError, ConfigError
-from asyncdni.given import begins_with, keep
+from asyncdni.errors import CheckpointError, ConfigError, Interrupted
+from asyncdni.given import begins_with, save_given
 from asyncdni.imports import check_may_train
 from asyncdni.launchers.by_hand import typed_command
 from asyncdni.lock import locked
@@ -29,7 +30,7 @@ from asyncdni.resume import Beginning, find_beginning
 from asyncdni.rules import is_repeatable
 from asyncdni.run import create_folder, discard_folder, reopen_folder, write_data, write_summary
 from asyncdni.runtime.affinity import choose_core, usable_cores
-from asyncdni.runtime.coordinate import Launcher, coordinate
+from asyncdni.runtime.coordinate import Launcher, Stops, coordinate
 from asyncdni.sizes import check_memory
 from asyncdni.transports.curve import Keys
 from asyncdni.transports.zeromq import CoordinatorTransport
@@ -53,6 +54,7 @@ def conduct(
     resume: bool = False,
     keys: Keys | None = None,
     flags: Sequence[str] = (),
+    keep: bool = True,
 ) -> dict[str, Any]:
     """Be the coordinator of one run at address `bind`; returns the summary.
 
@@ -60,10 +62,11 @@ def conduct(
     that fails before it trains leaves none, but after an error with a traceback: its logs count.
     With `resume` it is the folder of a run that goes on. `launch` starts the workers once the
     address is known; without it they are started by hand, with `flags` on their command lines.
-    Whoever wants to take part must have the `keys`, where there are any.
+    Whoever wants to take part must have the `keys`, where there are any. `keep`: the folder
+    outlives the run. An exception of an observer stops it as a user does, and is raised at the end.
 
-    Raises whatever ends the run, and `CheckpointError` where workers on other hosts have written
-    their weights there.
+    Raises whatever ends the run, `Interrupted` after a user's stop, and `CheckpointError` where
+    workers on other hosts have written their weights there.
     """
     check_may_train()
     _check_name(out)
@@ -71,45 +74,42 @@ def conduct(
         transport = CoordinatorTransport(bind, keys)
         stack.callback(transport.close, _LINGER_S)
         seen: set[str] = set()  # kinds of records
-        claim = None
-        if out is not None:
-            opened = _old_folder(out) if resume else _new_folder(out, design, seen)
-            claim = stack.enter_context(opened)
+        opened = _old_folder(out) if resume else _new_folder(out, design, seen)
+        claim = stack.enter_context(opened)
         folder, term = (claim.folder, claim.order[0]) if claim is not None else (None, 0)
-        where, launched = str(folder or ""), launch is not None
-        roster = make_roster(design, folder=where, term=term, trace=trace, launched=launched)
+        by_hand = launch is None
+        again = _to_resume(folder, bind, flags, design, by_hand=by_hand) if keep else ""
+        home = {"folder": str(folder or ""), "resume": again}
+        roster = make_roster(design, **home, term=term, trace=trace, launched=not by_hand)
         recorder = Recorder(roster.workers, _facts(design), folder)
         stack.callback(recorder.close)
-        beginning = Beginning(Ledger())
-        if resume and folder is not None:
-            beginning = find_beginning(folder, design, recorder.history, recorder.trained_s)
-            beginning.ledger.updates = recorder.updates
-        if folder is not None:
-            write_data(folder, design.experiment, design.meta)
+        beginning = _beginning(design, folder, recorder) if resume else Beginning(Ledger())
         machine = Coordinator(roster, beginning.ledger)
-        said = _Said(design, recorder, machine, observers, seen)
-        commit: Callable[[Commit], None] = _never_called
-        if claim is not None:
-            commit = make_commit(claim, design, said.hosts, said.note)
-        if resume and folder is not None:
-            said.resumed(beginning)
-            reopen_folder(folder, design.experiment)  # once what is new about it is recorded
-        elif begun := begins_with(design.experiment):
-            said.note(begun)
-
-        def command(stage: str) -> str:
-            address, may_import = transport.address, design.allow_import
-            return typed_command(stage, address, flags, allow_import=may_import)
-
-        commands = [command(name) for name in roster.workers] if launch is None else []
-        said.bound(transport.address, commands)
-        coordinate(machine, transport, said, launch, commit=commit, command=command)
-    summary = recorder.summary(machine.train_s)
+        said = _Said(design, recorder, machine, observers, seen, stops := Stops())
+        _begin(said, beginning, design, folder, resume=resume)
+        command = partial(_command, design, transport.address, flags)
+        said.bound(transport.address, [*map(command, roster.workers)] if by_hand else [])
+        commit = make_commit(claim, design, said.hosts, said.note) if claim else _never_called
+        with _saying_of_stops(said, roster, folder if keep else None):
+            coordinate(
+                machine, transport, said, launch, commit=commit, command=command, stops=stops
+            )
+    summary = said.summary()
     if claim is not None:
         claim.check()
         write_summary(claim.folder, summary)
         _check_weights(claim.folder / "final", roster, said.hosts)
+    if stops.error is not None:
+        raise stops.error
     return summary
+
+
+def _beginning(design: Design, folder: Path | None, recorder: Recorder) -> Beginning:
+    """From where the run in `folder` goes on."""
+    assert folder is not None, "a run without a folder can't be resumed"
+    beginning = find_beginning(folder, design, recorder.history, recorder.trained_s)
+    beginning.ledger.updates = recorder.updates
+    return beginning
 
 
 def check_host(design: Design) -> None:
@@ -122,6 +122,34 @@ def check_host(design: Design) -> None:
     check_memory(*parts, allow_import=design.allow_import)
 
 
+def _begin(
+    said: _Said, beginning: Beginning, design: Design, folder: Path | None, *, resume: bool
+) -> None:
+    """Record with what the run begins or goes on, and write down what it belongs to."""
+    if folder is not None:
+        write_data(folder, design.experiment, design.meta)
+    if resume and folder is not None:
+        said.resumed(beginning)
+        reopen_folder(folder, design.experiment)  # once what is new about it is recorded
+    elif begun := begins_with(design.experiment):
+        said.note(begun)
+
+
+def _command(design: Design, address: str, flags: Sequence[str], stage: str) -> str:
+    return typed_command(stage, address, flags, allow_import=design.allow_import)
+
+
+def _to_resume(
+    folder: Path | None, bind: str, flags: Sequence[str], design: Design, *, by_hand: bool
+) -> str:
+    """What to type for the run to go on from its folder; empty where it has none."""
+    if folder is None:
+        return ""
+    words = ["asyncdni", "coordinator" if by_hand else "train", "--resume", str(folder)]
+    words += ["--bind", bind, *flags] if by_hand else []
+    return shlex.join([*words, "--allow-import"] if design.allow_import else words)
+
+
 class _Said:
     """Passes each record to the recorder, and then to the observers."""
 
@@ -132,13 +160,15 @@ class _Said:
         machine: Coordinator,
         observers: Sequence[Observer],
         seen: set[str],
+        stops: Stops,
     ) -> None:
         self.hosts: dict[str, str] = {}  # of workers
         self._design = design
         self._recorder = recorder
         self._machine = machine
-        self._observers = observers
+        self._observers = list(observers)
         self._seen = seen
+        self._stops = stops
 
     def __call__(self, kind: str, values: Mapping[str, Any]) -> None:
         self._seen.add(kind)
@@ -147,8 +177,16 @@ class _Said:
         self._recorder.record(kind, values)
         if kind in ("round", "resumed"):  # evaluations that have been gone back behind are void
             self._recorder.history[:] = self._machine.ledger.history
-        for observer in self._observers:
-            observer(self._design, self._recorder, kind, values)
+        for observer in list(self._observers):
+            try:
+                observer(self._design, self._recorder, kind, values)
+            except BaseException as error:  # what has been learned is not this one's to lose
+                self._observers.remove(observer)
+                self._stops.failed(error)
+
+    def summary(self) -> dict[str, Any]:
+        """The run in numbers, so far."""
+        return self._recorder.summary(self._machine.train_s)
 
     def bound(self, address: str, commands: list[str]) -> None:
         """`commands` are to be typed by somebody; none where the workers are launched."""
@@ -197,12 +235,15 @@ def _never_called(_: object) -> None:
 
 
 @contextmanager
-def _new_folder(out: Path, design: Design, seen: Container[str]) -> Iterator[Claim]:
-    """The folder of a run; gone again where the run fails before it starts to train."""
+def _new_folder(out: Path | None, design: Design, seen: Container[str]) -> Iterator[Claim | None]:
+    """The folder of a run, if any; gone again where the run fails before it starts to train."""
+    if out is None:
+        yield None
+        return
     made = not os.path.exists(out)
     folder = create_folder(out, design.experiment)
     try:
-        keep(folder, design)
+        save_given(folder, design)
         with locked(folder):
             yield _claimed(folder)
     except BaseException as error:
@@ -213,10 +254,27 @@ def _new_folder(out: Path, design: Design, seen: Container[str]) -> Iterator[Cla
 
 
 @contextmanager
-def _old_folder(out: Path) -> Iterator[Claim]:
+def _old_folder(out: Path | None) -> Iterator[Claim]:
+    assert out is not None, "a run without a folder can't be resumed"
     folder = out.resolve()
     with locked(folder):
         yield _claimed(folder)
+
+
+@contextmanager
+def _saying_of_stops(said: _Said, roster: Roster, kept: Path | None) -> Iterator[None]:
+    """Add to `Interrupted` what it has to tell: the run so far, its folder where that is `kept`,
+    and which weights are not on this host."""
+    try:
+        yield
+    except Interrupted as stop:
+        stop.summary, stop.folder = said.summary(), kept
+        if stop.orderly and kept is not None:
+            try:
+                _check_weights(kept / "final", roster, said.hosts)
+            except CheckpointError as error:
+                stop.args = (f"{stop}; but {error}",)
+        raise
 
 
 def _check_weights(folder: Path, roster: Roster, hosts: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ AsyncDNIError
 ├── WorkerLost           a worker that died or fell silent
 ├── NumericalError       a loss or gradient that is no longer a finite number
 ├── LimitExceeded        a queue, message or time over its limit
-└── Interrupted          the user asked to stop
+└── Interrupted          the user asked to stop; `asyncdni.train` raises KeyboardInterrupt from it
 
 `DataWarning` is no error: data that are used, though they are not what a run was trained on.
 
@@ -20,6 +20,9 @@ one line and exits with `exit_code`; a worker sends it to its coordinator as (cl
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 __all__ = [
     "AsyncDNIError",
@@ -93,9 +96,21 @@ class LimitExceeded(AsyncDNIError):
 
 
 class Interrupted(AsyncDNIError):
-    """The user asked to stop."""
+    """The user asked to stop: by Ctrl-C, SIGTERM or SIGHUP, or by ending the program around a run.
+
+    A script gets `KeyboardInterrupt` from `asyncdni.train`, once all has been saved, and this as
+    its `__cause__`. The exit code is the one that shells expect: 128 and the signal's number.
+    """
 
     exit_code = 130
+    #: All was saved before the end; otherwise the text says what there is to go on from.
+    orderly = False
+    #: The run's folder; None: nothing is kept on disk.
+    folder: Path | None = None
+    #: The run in numbers up to here, as in `summary.json`.
+    summary: dict[str, Any] | None = None
+    #: The `asyncdni.Result` so far, of an orderly stop of a run that keeps nothing on disk.
+    result: Any = None
 
 
 def by_name(name: str) -> type[AsyncDNIError]:

@@ -33,7 +33,7 @@ from asyncdni.files import read_file
 from asyncdni.run import EXPERIMENT, INIT, by_stage, load_experiment, load_weights
 from asyncdni.weights import Array, decode_arrays, load_stage, save_stages
 
-__all__ = ["begin_with", "begins_with", "keep", "kept"]
+__all__ = ["begin_with", "begins_with", "kept", "save_given"]
 
 Weights = dict[str, dict[str, Array]]  # {stage: {"0.weight": array}}
 
@@ -86,7 +86,7 @@ def begins_with(chosen: config.Experiment) -> str:
     )
 
 
-def keep(folder: Path, design: Design) -> None:
+def save_given(folder: Path, design: Design) -> None:
     """Write them to `folder`/init. Raises `CheckpointError`."""
     if design.init is not None:
         save_stages(folder / INIT, design.init)

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from asyncdni.arrays import design_of_arrays, move_arrays
 from asyncdni.build import Design, make_design
 from asyncdni.conducting import Observer, check_host, conduct
 from asyncdni.datasets import identify
-from asyncdni.errors import ConfigError
+from asyncdni.errors import ConfigError, Interrupted
 from asyncdni.given import begin_with
 from asyncdni.imports import check_may_train
 from asyncdni.launchers.local import LocalLauncher, worker_command
@@ -64,8 +66,13 @@ def train(
         tensorboard: write event files to DIR/tensorboard; needs the extra of that name, and `out`.
         allow_import: let workers import the layers that the experiment names as "module:Class".
 
+    A stop (Ctrl-C, SIGTERM, SIGHUP, an exception of an observer; in a thread other than the main
+    one the program's end) lets the current update end and saves all; a second one ends at once.
+
     Raises:
         AsyncDNIError: one of its classes; whatever ends a run names its place and its cure.
+        KeyboardInterrupt: after a stop. It says what is kept and where; its `__cause__` is an
+            `errors.Interrupted` with the `folder`, or without `out` with the `result` so far.
     """
     check_may_train()
     if resume is None:
@@ -75,7 +82,7 @@ def train(
         chosen = changed_experiment(Path(resume), set)
         if is_complete(Path(resume), chosen):
             return open_run(resume)
-    with ExitStack() as stack:
+    with _as_scripts_expect(), _awaited_at_exit(), ExitStack() as stack:
         kept = out if resume is None else resume
         scratch, sockets = _own_folders(stack, files=kept is None or data is not None)
         folder = Path(scratch / "run" if kept is None else kept)
@@ -83,15 +90,49 @@ def train(
         design = _design(chosen, data, arrays, folder, allow_import)
         design = design if resume else begin_with(design, _arrays_of(init))
         launch = _launch(stack, design, folder, arrays)
-        if trace and kept is not None:  # merged once the launcher has seen them out
-            stack.enter_context(merged_at_end(folder, [g.name for g in design.plan.groups]))
+        if trace and kept is not None:  # once the launcher has seen them out
+            stack.enter_context(merged_at_end(folder, _workers(design)))
         if tensorboard:
             observers = [*observers, stack.enter_context(_event_files(kept))]
         bind, again = f"ipc://{sockets / 'coordinator'}", resume is not None
-        summary = conduct(
-            design, bind, folder, launch=launch, observers=observers, trace=trace, resume=again
-        )
-        return _result(design, summary, folder, kept=kept is not None)
+        options = {"launch": launch, "observers": observers, "trace": trace, "resume": again}
+        return _conducted(design, bind, folder, keep=kept is not None, **options)
+
+
+def _conducted(design: Design, bind: str, folder: Path, *, keep: bool, **options: Any) -> Result:
+    """The run from its start to its end; for `options` see `conduct`."""
+    try:
+        summary = conduct(design, bind, folder, keep=keep, **options)
+    except Interrupted as stop:
+        if stop.orderly and not keep and stop.summary is not None:
+            stop.result = _result(design, stop.summary, folder, kept=False)
+        raise
+    return _result(design, summary, folder, kept=keep)
+
+
+@contextmanager
+def _awaited_at_exit() -> Iterator[None]:
+    """A program that ends waits for the run that one of its threads is at, and stops."""
+    if threading.current_thread() is threading.main_thread():
+        yield
+        return
+    done = threading.Event()
+    atexit.register(done.wait)
+    try:
+        yield
+    finally:
+        atexit.unregister(done.wait)
+        done.set()
+
+
+@contextmanager
+def _as_scripts_expect() -> Iterator[None]:
+    """After a stop: what `except Exception` lets through, so that loops around a run end too."""
+    try:
+        yield
+    except Interrupted as stop:
+        hint = "; the run so far is in __cause__.result" if stop.result is not None else ""
+        raise KeyboardInterrupt(f"{stop}{hint}") from stop
 
 
 def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Design:
@@ -162,10 +203,14 @@ def _launch(
     return launch
 
 
+def _workers(design: Design) -> list[str]:
+    return [group.name for group in design.plan.groups]
+
+
 def _worker_commands(design: Design, address: str) -> dict[str, Sequence[str]]:
     return {
-        group.name: worker_command(group.name, address, allow_import=design.allow_import)
-        for group in design.plan.groups
+        name: worker_command(name, address, allow_import=design.allow_import)
+        for name in _workers(design)
     }
 
 

@@ -17,7 +17,7 @@ from asyncdni.checkpoint import identity
 from asyncdni.core.counts import Counts
 from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.experiment import dumps
-from asyncdni.given import begin_with, keep, kept
+from asyncdni.given import begin_with, kept, save_given
 from asyncdni.resume import changed_experiment
 from asyncdni.run import by_stage
 from asyncdni.runtime.restoring import restored_stage
@@ -182,7 +182,7 @@ def test_paths_that_hold_no_weights_are_refused_naming_them(tmp_path: Path) -> N
 
 def test_a_worker_begins_with_the_copy_and_knows_whether_it_is_the_same(tmp_path: Path) -> None:
     begun = begin_with(design(), flat(trained()))
-    keep(tmp_path, begun)
+    save_given(tmp_path, begun)
     told = replace(begun, init=None)  # a worker knows the digests alone
     group = told.plan.groups[1]
     stage, notes = restored_stage(

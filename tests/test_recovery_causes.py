@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,19 +24,22 @@ from asyncdni.core.events import (
     Action,
     Commit,
     Event,
+    Exited,
     Fail,
     Finish,
     Launch,
     Look,
     Looked,
     Received,
+    Record,
     Stored,
+    UserStop,
     Woke,
 )
 from asyncdni.core.liveness import Sight
-from asyncdni.errors import CheckpointError, ConfigError, LaunchError, WorkerLost
+from asyncdni.errors import CheckpointError, ConfigError, Interrupted, LaunchError, WorkerLost
 from asyncdni.runtime import coordinate as coordinate_module
-from asyncdni.runtime.coordinate import coordinate
+from asyncdni.runtime.coordinate import Stops, coordinate
 from asyncdni.runtime.memory import limit_memory, written
 from asyncdni.transports.zeromq import CoordinatorTransport
 from asyncdni.weights import load_stage
@@ -193,6 +198,7 @@ def transport(looks: int) -> CoordinatorTransport:
 
 def drive(office: Office, **options: Any) -> None:
     values = {"commit": lambda cut: None, "command": lambda stage: f"start {stage}", **options}
+    values.setdefault("stops", Stops())
     observe = values.pop("observe", lambda kind, values: None)
     coordinate(cast(Coordinator, office), transport(9), observe, **values)
 
@@ -248,6 +254,53 @@ def test_a_run_that_nobody_has_joined_tells_what_to_type() -> None:
     with pytest.raises(WorkerLost) as lost:  # which no other process would change
         drive(Office(Fail("WorkerLost", "b is lost", stages=("b",))))
     assert str(lost.value) == "b is lost"
+
+
+def test_a_process_that_can_not_be_started_has_died_at_once() -> None:
+    """So that it is tried again, as often as others are."""
+
+    def restart(name: str) -> None:
+        raise LaunchError("can't start worker b: no more processes")
+
+    office = Office(Launch("b"))
+    drive(office, launch=lambda address: SimpleNamespace(exited=lambda: [], restart=restart))
+    assert Exited("b", 1, "can't start worker b: no more processes") in office.events
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_asks_for_a_stop_and_becomes_the_exit_code(number: int) -> None:
+    office = Office(Record("x", {}), Fail("Interrupted", "all is kept", orderly=True))
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="all is kept") as caught:
+        drive(office, observe=lambda kind, values: signal.raise_signal(number))
+    assert UserStop() in office.events
+    assert (caught.value.exit_code, caught.value.orderly) == (128 + number, True)
+    assert signal.getsignal(number) is before
+
+
+def test_what_an_observer_has_raised_is_raised_behind_the_stop_and_says_what_is_kept() -> None:
+    for error in (ValueError("x"), SystemExit(7), KeyboardInterrupt()):
+        end = Fail("Interrupted", "all is kept", orderly=True)
+        stops, office = Stops(), Office(Record("x", {}), end)
+
+        def observe(kind: str, values: Any, stops: Stops = stops, e: Any = error) -> None:
+            stops.failed(e)
+
+        with pytest.raises(type(error)) as caught:
+            drive(office, observe=observe, stops=stops)
+        assert caught.value is error and error.__notes__ == ["all is kept"]
+        assert office.events.count(UserStop()) == 1
+
+
+def test_a_run_in_a_thread_stops_when_the_program_around_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stops = Stops()
+    assert not stops.take()
+    ended = SimpleNamespace(is_alive=lambda: False)
+    monkeypatch.setattr(threading, "main_thread", lambda: ended)
+    assert stops.take()
+    assert not stops.take()  # once
 
 
 def test_a_checkpoint_is_committed_and_answered() -> None:

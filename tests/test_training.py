@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ from threadpoolctl import threadpool_limits
 import asyncdni
 from asyncdni import evaluation
 from asyncdni.build import Design
-from asyncdni.errors import CheckpointError, ConfigError, DataError, DataWarning
+from asyncdni.checkpoint import latest
+from asyncdni.errors import CheckpointError, ConfigError, DataError, DataWarning, Interrupted
 from asyncdni.metrics.recorder import DISTRIBUTIONS, STAGE_FIELDS, Recorder
+from asyncdni.training import _awaited_at_exit
 
 STAGES = [
     asyncdni.Stage(name="hidden", layers=[{"dense": 8}, "batch_norm", "relu"]),
@@ -304,6 +309,95 @@ def test_a_run_that_ends_while_it_trains_keeps_its_folder_and_its_arrays(tmp_pat
     assert Path(kept.path) == tmp_path / "run" / "data.npz"
     with np.load(kept.path) as found:
         assert np.array_equal(found["x_train"], arrays()["x_train"])
+
+
+# --- stops ---------------------------------------------------------------------------------------
+
+
+def stopping(
+    at: str, stop: Callable[[], object]
+) -> Callable[[Design, Recorder, str, Mapping[str, Any]], None]:
+    """An observer that calls `stop` at the first record of one kind."""
+    seen: list[str] = []
+
+    def observe(design: Design, recorder: Recorder, kind: str, values: Mapping[str, Any]) -> None:
+        if kind == at and not seen:
+            seen.append(kind)
+            stop()
+
+    return observe
+
+
+def train_endlessly(out: Path | None, observer: Any) -> None:
+    endless = ["run.epochs=1000000", "run.evaluate_every=10"]
+    asyncdni.train(TINY, data=arrays(), set=endless, out=out, observers=[observer])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_script_gets_a_keyboard_interrupt_that_says_where_all_is_kept(
+    tmp_path: Path, number: int
+) -> None:
+    """So that `except Exception` around many runs does not go on with the next one."""
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match=r"all is kept in .*run: `asyncdni train") as caught:
+        train_endlessly(out, stopping("evaluation", lambda: signal.raise_signal(number)))
+    assert type(caught.value) is KeyboardInterrupt  # of others Python makes an exit code of 1
+    stop = caught.value.__cause__
+    assert isinstance(stop, Interrupted)
+    assert (stop.folder, stop.exit_code, stop.result) == (out, 128 + number, None)
+    manifest, _ = latest(out / "checkpoints")
+    assert manifest is not None and manifest.start >= 80
+
+
+def test_without_a_folder_the_interrupt_carries_what_was_learned() -> None:
+    interrupt = stopping("evaluation", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match=r"nothing is kept.*result") as caught:
+        train_endlessly(None, interrupt)
+    stop = caught.value.__cause__
+    assert isinstance(stop, Interrupted) and stop.folder is None
+    assert isinstance(stop.result, asyncdni.Result)
+    assert stop.result.history[-1]["accuracy"] == stop.result.test_accuracy
+    assert stop.result.weights["top.0.weight"].shape == (3, 8)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("mine"), SystemExit(7)], ids=lambda e: type(e).__name__
+)
+def test_an_observer_that_raises_loses_nothing_of_what_was_learned(
+    tmp_path: Path, error: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        train_endlessly(tmp_path / "run", stopping("evaluation", fail))
+    assert caught.value is error
+    (note,) = error.__notes__
+    assert "all is kept" in note
+    assert latest(tmp_path / "run" / "checkpoints")[0] is not None
+    assert (note in capsys.readouterr().err) == isinstance(error, SystemExit)
+
+
+def test_a_program_that_ends_waits_for_the_run_of_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Callable[[], object]] = []
+    monkeypatch.setattr(atexit, "register", asked.append)
+    monkeypatch.setattr(atexit, "unregister", asked.remove)
+    during = []
+
+    def run() -> None:
+        with _awaited_at_exit():
+            during.extend(asked)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    (wait,) = during
+    wait()  # which is over by now
+    assert asked == []
+    with _awaited_at_exit():  # the main thread ends with the program anyway
+        assert asked == []
 
 
 def test_weights_that_are_not_here_in_the_end_are_named_with_host_and_path(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One line for each thing that has gone wrong in a run, and for what was done about it."""
+"""One line for each thing that has come between in a run, and for what was done about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["line", "undone"]
 
 
 def line(kind: str, values: Mapping[str, Any]) -> str | None:
-    """What a record says of a mishap; None for all others."""
+    """What a record says of a mishap, or of the user's stop; None for all others."""
     match kind:
         case "lost" | "stuck":
             return f"{kind}: {values['text']}"
@@ -35,6 +35,12 @@ def line(kind: str, values: Mapping[str, Any]) -> str | None:
             return f"{values['place']} is {new} from here on, and was {old}"
         case "passed_over":
             return f"passed over: {values['text']}"
+        case "stopping":
+            what = values["phase"]
+            if what == "training":
+                count = values["batches"]
+                what = f"{count:,} batch{'' if count == 1 else 'es'} in flight"
+            return f"stopping: {what}; Ctrl-C again ends it at once"
         case "note":
             return f"{values['stage']}: {values['text']}"
     return None

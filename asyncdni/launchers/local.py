@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from asyncdni.core.liveness import Sight
-from asyncdni.errors import LaunchError, legible
+from asyncdni.errors import Interrupted, LaunchError, legible
 from asyncdni.files import check_file
 from asyncdni.imports import PATH_VARIABLE, path_of_this_process
 
@@ -84,8 +84,9 @@ class LocalLauncher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.stop(_GRACE_S if kind is None else _CUT_S)
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        let_go = error is None or (isinstance(error, Interrupted) and error.orderly)
+        self.stop(_GRACE_S if let_go else _CUT_S)
 
     def start(self, commands: dict[str, Sequence[str]]) -> None:
         """`commands` by worker. Raises `LaunchError` where one can't be started."""

@@ -5,9 +5,9 @@ joined, refused, rejected (no message), start, report (one worker's counters sin
 guard (a stage waits for true gradients, or does no longer), drained, evaluation, saved, resume, cut
 (a checkpoint). Of deaths: lost, accused (for breaking the protocol), launch, waiting (for a process
 to be started by hand), round (all join anew), note (a state that could not be restored, a link that
-carries nothing), back,
-numbers (gone wrong), stuck (nothing has moved for too long). Of a run that is taken up again:
-resumed, changed (of the experiment, from there on), passed_over (a broken checkpoint).
+carries nothing), back, numbers (gone wrong), stuck (nothing has moved for too long). stopping: how
+far a user's stop has come. Of a run that is taken up again: resumed, changed (of the experiment,
+from there on), passed_over (a broken checkpoint).
 What the counters mean stands in docs/telemetry.md.
 
 A run that is taken up again appends to its file: its summary is of all that stands there. Reports

@@ -1,12 +1,15 @@
 """The loop of the coordinator's process: control messages in, orders out, and a watch on processes.
 
 Ctrl-C (SIGINT), SIGTERM and a closed terminal (SIGHUP) ask for a stop: the pipe drains, what was
-learned is saved, all leave. A second one ends the run at once.
+learned is saved, all leave. A second one ends the run at once. An exception of an observer and the
+end of the program around a run that goes on in a thread are such requests too.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,11 +34,11 @@ from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.core.liveness import Sight
-from asyncdni.errors import LaunchError, by_name
+from asyncdni.errors import Interrupted, LaunchError, by_name
 from asyncdni.runtime.memory import written
 from asyncdni.transports.coordinator import HEART_SUFFIX, CoordinatorTransport
 
-__all__ = ["Launcher", "Observer", "coordinate"]
+__all__ = ["Launcher", "Observer", "Stops", "coordinate"]
 
 #: A dead worker keeps its neighbours waiting until it is noticed; a look takes some 50 µs.
 _LOOK_EVERY_S = 0.02
@@ -57,6 +60,55 @@ class Launcher(Protocol):
 
 
 Observer = Callable[[str, Mapping[str, Any]], None]
+
+
+class Stops:
+    """Requests to stop that come from outside the run, each given out once."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None  # of an observer, to be raised at the end
+        self.numbers: list[int] = []  # of signals
+        self._waiting = 0
+        self._program_ends = False
+
+    def signalled(self, number: int, _: object = None) -> None:
+        """As a signal's handler."""
+        self.numbers.append(number)
+        self._waiting += 1
+
+    def failed(self, error: BaseException) -> None:
+        """An observer has raised that; the first one counts."""
+        if self.error is None:
+            self.error = error
+            self._waiting += 1
+
+    def take(self) -> bool:
+        """There is a request that has not been taken yet."""
+        if not self._program_ends and not threading.main_thread().is_alive():
+            self._program_ends = True  # of whose threads this is one
+            self._waiting += 1
+        if not self._waiting:
+            return False
+        self._waiting -= 1
+        return True
+
+    @contextmanager
+    def collecting_signals(self) -> Iterator[None]:
+        """SIGINT, SIGTERM and SIGHUP are requests, and end nothing (in the main thread alone)."""
+        previous: dict[int, Any] = {}
+        try:
+            for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # started by nohup
+                previous[number] = signal.signal(number, self.signalled)
+        except ValueError:
+            pass  # not the main thread: the caller's signals are the caller's business
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                # None: somebody's who knows no Python, and can't be put back from here.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class _Run:
@@ -111,7 +163,7 @@ class _Run:
             case Record(kind=kind, values=values):
                 self.observe(kind, values)
             case Launch(stage=stage):
-                self._launch(stage)
+                return self._launch(stage)
             case Look(stage=stage):
                 sight = self.launcher.look(stage) if self.launcher is not None else Sight.UNSEEN
                 return Looked(stage, sight)
@@ -124,12 +176,16 @@ class _Run:
                 raise TypeError(f"a coordinator's driver can't carry out {action!r}")
         return None
 
-    def _launch(self, stage: str) -> None:
+    def _launch(self, stage: str) -> Event | None:
         if self.launcher is not None:
-            self.launcher.restart(stage)
-            return
+            try:
+                self.launcher.restart(stage)
+            except LaunchError as error:
+                return Exited(stage, 1, str(error))  # as a process that has died at once
+            return None
         values = {"time_s": time.monotonic(), "stage": stage, "command": self._command(stage)}
         self.observe("waiting", values)
+        return None
 
     def full_text(self, fail: Fail) -> str:
         """With what only this process knows of the workers that have failed."""
@@ -154,60 +210,53 @@ def coordinate(
     *,
     commit: Callable[[Commit], None],
     command: Callable[[str], str],
+    stops: Stops,
 ) -> None:
-    """Until the run has ended.
+    """Until the run has ended. Signals are added to `stops`.
 
     `launch` starts the workers of this address, if anybody is to; where nobody is, `command` gives
     the command line that starts one. `commit` writes the manifest of a cut.
 
     Raises the first error of any process, by its class (a worker's traceback is a note of it), and
-    what `launch`, the launcher or `commit` raise.
+    what `launch` or `commit` raise; after a stop `Interrupted`, or what an observer has raised.
     """
     run = _Run(machine, transport, observe, commit, command)
-    with _stop_signals() as stops:
+    with stops.collecting_signals():
+        if stops.error is not None:
+            raise stops.error  # before anything has been started
         run.launcher = launcher = launch(transport.address) if launch is not None else None
-        seen = 0
         while run.end is None:
             for peer, message in transport.receive(_timeout_s(machine)):
                 run.handle(Received(message, peer))
             run.tell_rejected()
             for stage, code, last_lines in launcher.exited() if launcher else ():
                 run.handle(Exited(stage, code, last_lines))
-            if len(stops) > seen:
-                seen += 1
+            while stops.take():
                 run.handle(UserStop())
             run.wake()
     if isinstance(run.end, Fail):
-        error = by_name(run.end.kind)(run.full_text(run.end))
-        if run.end.trace:
-            error.add_note(run.end.trace)
-        raise error
+        raise _error(run.end, run.full_text(run.end), stops)
+
+
+def _error(fail: Fail, text: str, stops: Stops) -> BaseException:
+    """What a run has ended with; `text` is for the user."""
+    error = by_name(fail.kind)(text)
+    if fail.trace:
+        error.add_note(fail.trace)
+    if isinstance(error, Interrupted):
+        error.orderly = fail.orderly
+        if stops.numbers:
+            error.exit_code = 128 + stops.numbers[-1]
+        if stops.error is not None:
+            if fail.orderly:
+                stops.error.add_note(fail.text)
+            if isinstance(stops.error, SystemExit):  # which says nothing by itself
+                print(f"asyncdni: {error}", file=sys.stderr)
+            return stops.error
+    return error
 
 
 def _timeout_s(machine: Coordinator) -> float:
     deadline = machine.deadline()
     left_s = _LOOK_EVERY_S if deadline is None else deadline - time.monotonic()
     return min(_LOOK_EVERY_S, max(0.0, left_s))
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and SIGHUP instead of dying of them (in the main thread alone)."""
-    received: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        received.append(number)
-
-    previous: dict[int, Any] = {}
-    try:
-        for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
-            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # started by nohup
-            previous[number] = signal.signal(number, note)
-    except ValueError:
-        pass  # not the main thread: the caller's signals are the caller's business
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
