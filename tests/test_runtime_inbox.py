@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 
 import pytest
@@ -19,7 +20,7 @@ from asyncdni.messages import (
     Welcome,
 )
 from asyncdni.runtime import forsaken as forsaken_module
-from asyncdni.runtime.forsaken import Forsaken, Told
+from asyncdni.runtime.forsaken import Forsaken, Signals, Told
 from asyncdni.runtime.inbox import Inbox
 from asyncdni.transports.beat import PARENT_VARIABLE
 
@@ -136,3 +137,41 @@ def test_a_worker_that_is_too_busy_to_leave_is_ended(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(forsaken_module, "_GRACE_S", 0.01)
     Forsaken()("nothing heard")
     assert ended.wait(30)
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+
+def test_a_worker_leaves_stopping_to_its_coordinator_until_it_is_told_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever has started it by hand gets one line."""
+    clock = [10.0]
+    monkeypatch.setattr(forsaken_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.delenv("ASYNCDNI_PARENT_PID", raising=False)
+    reasons: list[str] = []
+    forsaken = Forsaken()
+    monkeypatch.setattr(Forsaken, "__call__", lambda _, reason: reasons.append(reason))
+    signals = Signals("b", forsaken)
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.heard():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)  # at the same moment: systemd sends both
+        assert reasons == [] and signals.ended_by is None
+        clock[0] += 1.0
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert reasons == ["it got signal 15 more than once"] and signals.ended_by == signal.SIGTERM
+    assert capfd.readouterr().err == (
+        "asyncdni: worker b goes on until its coordinator stops: stop that one, or signal this "
+        "worker again to end it alone\n"
+    )
+
+
+def test_a_worker_that_was_launched_has_nobody_to_tell(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ASYNCDNI_PARENT_PID", "1")
+    with Signals("b", Forsaken()).heard():
+        signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err == ""

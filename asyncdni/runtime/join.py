@@ -19,7 +19,7 @@ from asyncdni.datasets.base import Meta
 from asyncdni.errors import AsyncDNIError, Interrupted, LimitExceeded
 from asyncdni.messages import COORDINATOR, PROTOCOL_VERSION, Failed, Hello, Message
 from asyncdni.runtime.affinity import choose_core, pin_process, usable_cores
-from asyncdni.runtime.forsaken import Forsaken, Told
+from asyncdni.runtime.forsaken import Forsaken, Signals, Told
 from asyncdni.runtime.inbox import Inbox
 from asyncdni.runtime.memory import limit_memory
 from asyncdni.runtime.session import Session
@@ -51,10 +51,12 @@ def run_worker(
 
     Raises:
         LaunchError: no coordinator within `timeout_s`, or it refused this worker.
+        Interrupted: it was signalled again and again; see `forsaken.Signals`.
         AsyncDNIError: what this worker failed at; the coordinator has been told.
     """
     transport = WorkerTransport(coordinator, keys, bind=bind, advertise=advertise)
     forsaken = Forsaken()
+    signals = Signals(stage, forsaken)
     inbox = Inbox(transport, forsaken)
     linger_s = _LINGER_S
     try:
@@ -65,12 +67,17 @@ def run_worker(
         )
         heart.start()  # before all is built: the user's modules may take their time to import
         try:
-            _work(transport, inbox, forsaken, allow_import)
+            with signals.heard():
+                _work(transport, inbox, forsaken, allow_import)
         finally:
             heart.stop()
-    except Told:
+    except Told as error:
         linger_s = 0.0
-        raise
+        if signals.ended_by is None:
+            raise
+        stop = Interrupted(str(error))
+        stop.exit_code = 128 + signals.ended_by
+        raise stop from None
     except (Exception, KeyboardInterrupt) as error:
         failed = _last_words(stage, error)
         with contextlib.suppress(AsyncDNIError):  # where nobody takes it, the first error counts

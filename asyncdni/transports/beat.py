@@ -6,6 +6,7 @@ is gone, has nobody left to work for and must not stay behind as an orphan.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -35,7 +36,8 @@ _PATIENCE_S_MIN = 3.0
 
 def exit_process(reason: str) -> None:
     """End this process at once, from any thread, with one line for the user."""
-    os.write(2, f"asyncdni: worker stops: {reason}\n".encode(errors="replace"))
+    with contextlib.suppress(OSError):  # nobody may read that
+        os.write(2, f"asyncdni: worker stops: {reason}\n".encode(errors="replace"))
     os._exit(1)
 
 
