@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from asyncdni import __version__
-from asyncdni.cli import COMMANDS
-from asyncdni.errors import AsyncDNIError
+from asyncdni.cli import COMMANDS, LASTING
+from asyncdni.cli.output import Output, ReaderGone, open_standard_files, outputs
+from asyncdni.errors import AsyncDNIError, Interrupted
 from asyncdni.imports import current_folder, leave_out_current_folder, look_in_current_folder
 
 __all__ = ["main"]
@@ -66,31 +67,65 @@ def _say_anything() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    caught: list[int] = []
     if argv is None:  # this process is ours
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+        open_standard_files()
         _say_anything()
+        _clean_up_after(caught)
     try:
-        given = list(sys.argv[1:] if argv is None else argv)
-        args = _parser(given).parse_args(given)
+        with outputs() as out:
+            return _run(list(sys.argv[1:] if argv is None else argv), out, caught)
+    finally:
+        if argv is None:  # a second Ctrl-C may come while Python tidies up
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run(argv: Sequence[str], out: Output, caught: list[int]) -> int:
+    try:
+        args = _parser(argv).parse_args(argv)
+        out.goes_on = args.command in LASTING
         if getattr(args, "allow_import", False):
             look_in_current_folder()
-        return int(args.run(args))
+        code = int(args.run(args))
+        out.flush()
+        return code
     except AsyncDNIError as error:
-        print(f"asyncdni: {' | '.join(str(error).splitlines())}", file=sys.stderr)
-        return error.exit_code
+        return _say(error, caught)
+    except KeyboardInterrupt as error:
+        return _say(_stop_behind(error), caught)
     except FileNotFoundError:
         if current_folder():
             raise
         print(_NOWHERE, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("asyncdni: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
+    except ReaderGone:
         return 141
-    finally:
-        if argv is None:  # a second Ctrl-C may come while Python tidies up
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _stop_behind(error: BaseException | None) -> Interrupted:
+    """What a run has said of a stop; one more Ctrl-C may have come on top of it."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__cause__ or error.__context__
+    return error or Interrupted("interrupted")
+
+
+def _say(error: AsyncDNIError, caught: list[int]) -> int:
+    print(f"asyncdni: {' | '.join(str(error).splitlines())}", file=sys.stderr)
+    if isinstance(error, Interrupted) and caught:
+        return 128 + caught[-1]
+    return error.exit_code
+
+
+def _clean_up_after(caught: list[int]) -> None:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does; their numbers are added to `caught`."""
+
+    def interrupt(number: int, _: object) -> None:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, interrupt)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -100,8 +100,9 @@ class Command:
         self.pid = self._process.pid
 
     def interrupt(self) -> None:
-        """What Ctrl-C in its terminal does."""
-        os.killpg(self.pid, signal.SIGINT)
+        """What Ctrl-C in its terminal does; nothing once it has ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGINT)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send this process alone a signal."""
@@ -110,6 +111,10 @@ class Command:
     def said(self) -> str:
         """What it has written to standard output so far."""
         return _text(self._out)
+
+    def has_ended(self) -> bool:
+        """Without waiting for it."""
+        return self._process.poll() is not None
 
     def finished(self) -> Finished:
         """Wait for its end."""

@@ -5,8 +5,10 @@ Every site asserts at its end that no process and no temporary file is left.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import indent
@@ -22,12 +24,10 @@ from processes import (
     make_site,
     records,
     until,
+    until_recorded,
     weights,
 )
 
-from asyncdni import conducting
-from asyncdni.core import coordinator
-from asyncdni.launchers import local
 from asyncdni.weights import load_stage
 
 
@@ -131,29 +131,43 @@ def _assert_saved(site: Site) -> None:
     assert not (site.folder / "run" / "summary.json").exists()
 
 
-def test_what_ctrl_c_may_take_at_each_step_adds_up_to_less_than_four_seconds() -> None:
-    """To drain and save all state, to send the last words, to let the workers end."""
-    assert coordinator._STOP_S + conducting._LINGER_S + local._CUT_S < 4.0
-
-
 @pytest.mark.parametrize("schedule", ["locked", "synthetic"])
 def test_ctrl_c_in_the_middle_of_training_saves_what_was_learned(site: Site, schedule: str) -> None:
     command, _ = _start_endless(site, "--schedule", schedule)
     command.interrupt()
     finished = command.finished()
     assert finished.code == 130
-    finished.refused("interrupted after", "samples", str(site.folder / "run"))
+    run = site.folder / "run"
+    finished.refused("interrupted after", f"all is kept in {run}: `asyncdni train --resume {run}`")
+    assert [one["phase"] for one in records(run, "stopping")] == ["training", "saving"]
     _assert_saved(site)
     assert site.run("evaluate", "run").out.startswith("final weights: accuracy ")
 
 
-def test_sigterm_in_the_middle_of_training_saves_what_was_learned(site: Site) -> None:
-    command, _ = _start_endless(site)
-    command.kill(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes_at_once_saves_what_was_learned(
+    site: Site, number: signal.Signals
+) -> None:
+    """As schedulers, service managers and closed terminals send it; some of them twice."""
+    command, pids = _start_endless(site)
+    for pid in [*pids.values(), command.pid, command.pid]:
+        os.kill(pid, number)
     finished = command.finished()
-    assert finished.code == 130
+    assert finished.code == 128 + number
     finished.refused("interrupted after", str(site.folder / "run"))
+    assert len(records(site.folder / "run", "joined")) == 2  # nobody had to be replaced
     _assert_saved(site)
+
+
+@pytest.mark.parametrize("out", ["gone", "/dev/full", "closed"])
+def test_a_run_whose_output_nobody_reads_goes_on_to_its_end(site: Site, out: str) -> None:
+    write = {"gone": "| true", "/dev/full": "> /dev/full", "closed": ">&-"}[out]
+    words = f"'{sys.executable}' -m asyncdni train tiny.toml --out run {write}"
+    finished = site.execute(["bash", "-o", "pipefail", "-c", words]).finished()
+    assert finished.code == 0
+    assert (site.folder / "run" / "summary.json").is_file()
+    said = "asyncdni: standard output can't be written any more"
+    assert len(finished.err.splitlines()) == finished.err.startswith(said) == (out != "closed")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -167,7 +181,7 @@ def test_a_stop_before_the_workers_have_joined_ends_everything(
     until(lambda: all(log.exists() and log.read_text() for log in logs), "two workers")
     command.kill(number)
     finished = command.finished()
-    assert finished.code == 130
+    assert finished.code == 128 + number
     finished.refused("interrupted")
     assert not (site.folder / "run" / "final").exists()
 
@@ -193,24 +207,16 @@ def test_ctrl_c_while_the_command_starts_is_one_line_too(site: Site) -> None:
     assert (finished.code, finished.err) == (130, "asyncdni: interrupted\n")
 
 
-def test_ctrl_c_twice_in_a_row_ends_everything_with_one_line(site: Site) -> None:
-    command, _ = _start_endless(site)
-    command.interrupt()
-    command.interrupt()
-    finished = command.finished()
-    assert finished.code == 130
-    finished.refused("interrupted")
-
-
 def test_a_second_ctrl_c_ends_a_run_whose_workers_do_not_react(site: Site) -> None:
     command, pids = _start_endless(site, "--set", "limits.silence_s=60")
     for pid in pids.values():
         os.kill(pid, signal.SIGSTOP)
     command.interrupt()
-    command.interrupt()
+    until_recorded(site.folder / "run", "stopping")
+    until(lambda: command.interrupt() or command.has_ended(), "the end")  # impatiently
     finished = command.finished()
     assert finished.code == 130
-    finished.refused("interrupted")
+    finished.refused("interrupted; saving was cut short", "has no checkpoint yet")
 
 
 def test_weights_that_can_not_be_written_end_the_run_with_their_path(site: Site) -> None:
@@ -242,10 +248,20 @@ def test_a_worker_that_dies_in_its_start_up_is_named_with_its_exit_code(site: Si
     finished.refused("died with exit code 3", "its last lines: no such library")
 
 
-def test_a_worker_that_is_terminated_ends_the_run_by_its_name(site: Site) -> None:
+def test_a_worker_that_is_signalled_again_and_again_ends_and_is_replaced(site: Site) -> None:
+    """The first signal it leaves to its coordinator."""
     command, pids = _start_endless(site)
-    os.kill(pids["top"], signal.SIGTERM)
-    command.finished().refused("worker top was interrupted")
+
+    def has_ended() -> bool:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids["top"], signal.SIGTERM)
+        return bool(records(site.folder / "run", "lost"))
+
+    until(has_ended, "the end of worker top")
+    until_recorded(site.folder / "run", "back")
+    command.interrupt()
+    assert command.finished().code == 130
+    _assert_saved(site)
 
 
 def test_a_worker_that_hangs_is_named_with_its_process(site: Site) -> None:

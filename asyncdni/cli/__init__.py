@@ -20,3 +20,6 @@ COMMANDS = (
     "timeline",
     "data",
 )
+
+#: Those that do more than print, and go on when nobody reads what they say.
+LASTING = ("train", "compare", "coordinator", "worker")

@@ -169,16 +169,22 @@ def _run_all(
         with make_display(args.quiet, console, title=title) as display:
             try:
                 result = run_entry(entry, folder, [display], allow_import=args.allow_import)
-            except (Interrupted, KeyboardInterrupt) as error:
-                text = f"{str(error) or 'interrupted'}; finished runs: {len(results)}"
-                raise Interrupted(
-                    f"{text} of {len(entries)}, in {folder}; the same command with --resume "
-                    f"{folder} goes on"
-                ) from error
+            except KeyboardInterrupt as error:
+                raise _interrupted(error, len(results), len(entries), folder) from error
             display.finish(result.summary, folder / entry.folder)
         results.append(result)
         found = _write(entries, results, args.target_accuracy, folder)
     return found
+
+
+def _interrupted(error: KeyboardInterrupt, finished: int, runs: int, folder: Path) -> Interrupted:
+    stop = Interrupted(
+        f"interrupted; finished runs: {finished} of {runs}, in {folder}; the same command with "
+        f"--resume {folder} goes on, and does the one under way again"
+    )
+    if isinstance(error.__cause__, Interrupted):
+        stop.exit_code = error.__cause__.exit_code
+    return stop
 
 
 def _write(

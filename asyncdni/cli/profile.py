@@ -63,13 +63,13 @@ def run(args: argparse.Namespace) -> int:
     check_json(args.json)
     measured = measure(design, args.batches)
     found = document(design, measured, cores=args.cores or cores(), workers=workers)
+    text = json.dumps(found, indent=2) + "\n"
+    if args.json and args.json != "-":  # first: whoever reads the tables may not read to their end
+        write_atomically(Path(args.json), text.encode())
     # With `--json -` standard output belongs to the JSON alone.
     show(Console(stderr=args.json == "-", highlight=False), found)
-    text = json.dumps(found, indent=2) + "\n"
     if args.json == "-":
         sys.stdout.write(text)
-    elif args.json:
-        write_atomically(Path(args.json), text.encode())
     return 0
 
 

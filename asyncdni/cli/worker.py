@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from asyncdni.cli.secure import add_security, keys_for
 from asyncdni.imports import look_where_parent_does, mark_worker
@@ -67,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
         bind=args.bind,
         advertise=args.advertise,
     )
-    sys.stdout.flush()
     return 0
 
 
