@@ -106,6 +106,7 @@ _LIST_MAX = 64  # entries of a list of texts
 _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
     messages.Hello: (("stage", _NAME), ("address", _ADDRESS), ("host", _NAME)),
     messages.Built: (("notes", _TEXT),),
+    messages.Unheard: (("workers", _NAME),),
     messages.Drained: (("kind", _NAME),),
     messages.Evaluated: (("stage", _NAME),),
     messages.Saved: (("tag", _NAME),),
@@ -115,6 +116,7 @@ _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
     messages.Refused: (("kind", _NAME), ("text", _TEXT)),
     messages.Abort: (("text", _TEXT),),
     messages.Lost: (("worker", _NAME),),
+    messages.Greeting: (("sender", _NAME), ("to", _NAME)),
     messages.Activation: (("sender", _NAME),),
     messages.Gradient: (("sender", _NAME),),
     messages.Shared: (("sender", _NAME),),
