@@ -66,13 +66,12 @@ def train(
         tensorboard: write event files to DIR/tensorboard; needs the extra of that name, and `out`.
         allow_import: let workers import the layers that the experiment names as "module:Class".
 
-    A stop (Ctrl-C, SIGTERM, SIGHUP, an exception of an observer; in a thread other than the main
-    one the program's end) lets the current update end and saves all; a second one ends at once.
+    A stop (Ctrl-C, SIGTERM, SIGHUP, an observer's exception, in a thread the program's end) lets
+    the current update end and saves all; a second one ends the run at once.
 
     Raises:
         AsyncDNIError: one of its classes; whatever ends a run names its place and its cure.
-        KeyboardInterrupt: after a stop. It says what is kept and where; its `__cause__` is an
-            `errors.Interrupted` with the `folder`, or without `out` with the `result` so far.
+        KeyboardInterrupt: after a stop, with what is kept; see its cause, `errors.Interrupted`.
     """
     check_may_train()
     if resume is None:
@@ -90,13 +89,19 @@ def train(
         design = _design(chosen, data, arrays, folder, allow_import)
         design = design if resume else begin_with(design, _arrays_of(init))
         launch = _launch(stack, design, folder, arrays)
-        if trace and kept is not None:  # once the launcher has seen them out
-            stack.enter_context(merged_at_end(folder, _workers(design)))
-        if tensorboard:
-            observers = [*observers, stack.enter_context(_event_files(kept))]
-        bind, again = f"ipc://{sockets / 'coordinator'}", resume is not None
-        options = {"launch": launch, "observers": observers, "trace": trace, "resume": again}
-        return _conducted(design, bind, folder, keep=kept is not None, **options)
+        files = _files_besides(stack, design, kept, trace=trace, tensorboard=tensorboard)
+        bind, heard = f"ipc://{sockets / 'coordinator'}", [*observers, *files]
+        ways = {"launch": launch, "trace": trace, "resume": resume is not None}
+        return _conducted(design, bind, folder, keep=kept is not None, observers=heard, **ways)
+
+
+def _files_besides(
+    stack: ExitStack, design: Design, kept: str | Path | None, *, trace: bool, tensorboard: bool
+) -> list[Observer]:
+    """See to the files that were asked for; those of its writers that must hear of records."""
+    if trace and kept is not None:  # merged once the launcher has seen the workers out
+        stack.enter_context(merged_at_end(Path(kept), _workers(design)))
+    return [stack.enter_context(_event_files(kept))] if tensorboard else []
 
 
 def _conducted(design: Design, bind: str, folder: Path, *, keep: bool, **options: Any) -> Result:

@@ -14,6 +14,7 @@ from pair import Bench, chain, roster_of
 from asyncdni.core.barriers import CHECKPOINT, EVALUATE, FINAL
 from asyncdni.core.coordinator import Coordinator, Phase
 from asyncdni.core.events import (
+    Commit,
     Computed,
     Event,
     Exited,
@@ -108,7 +109,9 @@ def test_all_drained_then_evaluate_save_the_best_and_resume() -> None:
     assert (record["accuracy"], record["loss"]) == (0.7, 2.0)
     assert sent(actions) == to_all(Save("best"))
     assert office.hear("a", Saved("best", {})) == office.hear("c", Saved("best", {})) == []
-    assert sent(office.hear("b", Saved("best", {}))) == to_all(Resume(0))
+    (commit,) = office.hear("b", Saved("best", {}))
+    assert isinstance(commit, Commit) and commit.tag == "best"
+    assert sent(office(Stored("best"))) == to_all(Resume(0))
     assert office.machine.barrier == 1
 
 
@@ -262,6 +265,7 @@ def test_a_stop_may_take_as_long_as_the_drain_and_the_saving_move() -> None:
         office.now += 9.0
         office.hear(name, Saved("final", {}))
         assert end(office(Woke())) is None
+    office(Stored("final"))
     assert sent(office.committed()) == to_all(Leave())
 
 
