@@ -199,7 +199,7 @@ def test_ctrl_c_on_a_coordinator_that_waits_ends_it_and_the_workers_that_joined(
     coordinator.interrupt()
     finished = coordinator.finished()
     assert finished.code == 130
-    finished.refused("interrupted; nothing more was saved")
+    finished.refused("interrupted; nothing had been learned yet")
     hidden.finished().refused("the run was called off: interrupted")
 
 

@@ -140,9 +140,9 @@ REFUSALS = [
     ({"split": [2, 2], "links": {"between": {"s0->s2": {}, "s1->s2": {}}}},
      "links.between.\"s1->s2\": means the same as links.between.\"s0->s2\"; expected one of them"),
     ({"slow": {"s1": {"factor": 0.5}}}, "slow.s1.factor: expected a number of at least 1 and of at "
-     "most 1000, got 0.5"),
+     "most 100000, got 0.5"),
     ({"slow": {"s1": {"factor": float("inf")}}}, "slow.s1.factor: expected a number of at least "
-     "1 and of at most 1000, got inf (numbers must be finite)"),
+     "1 and of at most 100000, got inf (numbers must be finite)"),
     ({"links": {"latency": "60s"}}, "links: a latency of 60s and a jitter of 0ms reach "
      "limits.stuck_s = 60, after which a run that waits is held to stand still; lower them or "
      "raise that"),

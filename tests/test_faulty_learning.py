@@ -14,6 +14,7 @@ from asyncdni.build import Design
 from asyncdni.checkpoint import latest
 from asyncdni.core.events import Fail, Finish
 from asyncdni.resume import find_beginning
+from asyncdni.run import create_folder
 from asyncdni.simulator import Costs, Faults, Links, Result, simulate
 
 SYNCHRONOUS = [{"name": "locked"}, *({"name": n, "microbatches": 2} for n in ("gpipe", "1f1b"))]
@@ -130,6 +131,7 @@ def test_a_simulated_run_is_resumed_from_real_files_by_the_code_of_real_runs(
     chosen = design(networks.chain(3), schedule, every=1.0, snapshot_every="never")
     plain = simulate(chosen, seed=0, maths=True)
     cuts = [values["time_s"] for kind, values in plain.records if kind == "cut"]
+    create_folder(tmp_path, chosen.experiment)
     simulate(chosen, seed=0, maths=True, folder=tmp_path, until_s=cuts[2] + 0.004)
     manifest, passed_over = latest(tmp_path / "checkpoints")
     assert manifest is not None and manifest.number == 3 and not passed_over
@@ -156,7 +158,7 @@ def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_bits(
     moments = [end for letter, *_, end in plain.ops["s0"] if letter in "RU"]
     stopped = set()
     for number, moment in enumerate(moments[:-1]):
-        folder = tmp_path / str(number)
+        folder = create_folder(tmp_path / str(number), chosen.experiment)
         first = simulate(
             chosen, seed=0, maths=True, folder=folder, stop_at_s=moment + 1e-6, **shaken
         )

@@ -28,6 +28,6 @@ class Links(Link, frozen=True, kw_only=True):
 class Slow(Table, frozen=True, kw_only=True):
     """A worker on a slower or a busy machine: it sleeps after what it has done."""
 
-    factor: Annotated[float, Meta(ge=1, le=1000)] = 1.0  # each op takes so many times as long
+    factor: Annotated[float, Meta(ge=1, le=100_000)] = 1.0  # each op takes so many times as long
     pause: str = "0ms"  # in addition, after a forward …
     chance: Fraction = 0.0  # … with this probability
