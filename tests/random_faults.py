@@ -128,6 +128,9 @@ def _draw_faults(source: random.Random) -> Faults:
         "slow_save_s": ("slow_saves", source.choice([0.05, 0.5])),
     }
     drawn |= {size: value for size, (rate, value) in sizes.items() if drawn[rate]}
+    drawn["starvations"] = sometimes(0.3, 0.5, 2.0)
+    if drawn["starvations"]:
+        drawn["starve_s"] = source.choice([0.3, 2.0, 8.0])
     return Faults(**drawn)
 
 

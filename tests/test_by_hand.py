@@ -144,7 +144,7 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A coordinator that has a worker for `hidden` and waits for `top`; in the end it comes."""
     with make_site(tmp_path_factory.mktemp("waiting")) as site:
         site.write("tiny.toml", TINY)
-        coordinator = _coordinator(site, "--quiet")
+        coordinator = _coordinator(site, "--quiet", "--set", "limits.startup_s=600")
         hidden = _worker(site, "hidden", _address(site))
         _wait_until_joined(site, "hidden")
         yield site
