@@ -231,7 +231,7 @@ def until_recorded(folder: Path, kind: str, count: int = 1) -> list[dict[str, An
 
 def weights(folder: Path, tag: str = "final") -> dict[str, bytes]:
     """The weight files of a run, byte by byte."""
-    return {path.name: path.read_bytes() for path in sorted((folder / tag).iterdir())}
+    return {path.name: path.read_bytes() for path in sorted((folder / tag).glob("*.safetensors"))}
 
 
 def free_port() -> int:

@@ -60,6 +60,7 @@ def test_a_run_with_keys_over_tcp_trains_to_its_end(site: Site) -> None:
     assert records(site.folder / "run", "rejected") == []
     assert sorted(path.name for path in (site.folder / "run" / "final").iterdir()) == [
         "hidden.safetensors",
+        "manifest.json",
         "top.safetensors",
     ]
 

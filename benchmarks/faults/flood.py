@@ -145,7 +145,8 @@ def train(args: argparse.Namespace, schedule: str, wire: str, *, flooded: bool) 
             summary = run.summary()
             reports = {one["stage"]: one["values"] for one in run.records("report")}
             kinds = {kind: len(run.records(kind)) for kind in ("rejected", "accused", "lost")}
-        weights = {p.name: p.read_bytes().hex() for p in sorted((folder / "final").iterdir())}
+        paths = sorted((folder / "final").glob("*.safetensors"))
+        weights = {path.name: path.read_bytes().hex() for path in paths}
     if flooded and not still_on:
         raise AsyncDNIError("the run has ended before the flood: raise --epochs")
     rejected = {name: values.get("rejected_messages") for name, values in reports.items()}
