@@ -286,7 +286,9 @@ def test_what_a_stage_begins_with_is_told(tmp_path: Path) -> None:
 
     def restored(cut: str) -> tuple[float, int, list[str]]:
         counts = Counts()
-        stage, notes = restored_stage(cast(Any, Built), tmp_path, "snapshots", cut, STAGES, counts)
+        build = cast(Any, Built)
+        found = restored_stage(build, build, tmp_path, "snapshots", cut, STAGES, counts)
+        stage, notes = found
         return stage.seed, counts.position, notes
 
     assert restored(CUTS[0]) == (5.0, 5, [])
@@ -319,15 +321,15 @@ def test_without_descriptors_the_newest_snapshot_is_not_overwritten(
     folder = tmp_path / "snapshots"
     for seed in (1, 2, 3):
         write(folder, seed)
-    real, tries = Path.open, []
+    real, tries = snapshots.open_file, []
 
-    def opened(path: Path, *given: Any, **named: Any) -> Any:
+    def opened(path: Path) -> Any:
         tries.append(path)
         if len(tries) <= len(STAGES) * 2:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return real(path, *given, **named)
+        return real(path)
 
-    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(snapshots, "open_file", opened)
     with pytest.raises(CheckpointError, match="Too many open files"):
         write(folder, 4)
     monkeypatch.undo()

@@ -16,14 +16,13 @@ import pytest
 
 from asyncdni import config, experiment
 from asyncdni.checkpoint import read_state
-from asyncdni.checkpoint.manifest import read_manifest
+from asyncdni.checkpoint.manifest import Manifest, read_manifest
 from asyncdni.cli.common import new_folder
-from asyncdni.cli.predict import _read
 from asyncdni.datasets import npz, text, transfer
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, DataError
 from asyncdni.files import open_file, read_file, replaced
 from asyncdni.lock import LOCK, locked
-from asyncdni.metrics.record_file import open_records
+from asyncdni.metrics.record_file import RecordFile
 from asyncdni.metrics.traces import read_trace, trace_path
 from asyncdni.run import create_folder
 from asyncdni.simulator.faults import _from_file
@@ -85,13 +84,13 @@ READERS = {
     "run.toml": experiment.load,
     "data.npz": lambda path: npz.describe(config.Npz(path=str(path))),
     "text.txt": text.read,
-    "in.npz": _read,
+    "in.npz": lambda path: npz.read_one(path, ["x"]),
     "top.safetensors": lambda path: load_stage(path.parent, "top"),
     "cut/top.safetensors": lambda path: read_state(path.parent, ["top"], {}),
     "snapshots/top.0.safetensors": lambda path: read_state(path.parent, ["top"], None),
-    "manifest.json": lambda path: read_manifest(path.parent),
+    "manifest.json": lambda path: read_manifest(path.parent, Manifest),
     "faults.toml": _from_file,
-    "metrics.jsonl": open_records,
+    "metrics.jsonl": RecordFile,
 }
 
 
@@ -224,6 +223,6 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path) -> None:
 
 def test_arrays_in_a_file_are_read_as_before(tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", x=np.ones((2, 3)))
-    assert _read(tmp_path / "in.npz").shape == (2, 3)
-    with pytest.raises(DataError, match="no file"):
-        _read(tmp_path / "none.npz")
+    assert npz.read_one(tmp_path / "in.npz", ["x"]).shape == (2, 3)
+    with pytest.raises(DataError, match="no such file"):
+        npz.read_one(tmp_path / "none.npz", ["x"])

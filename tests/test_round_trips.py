@@ -59,6 +59,9 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.sampled_from(["/a b", "/ä\n\"'\\\x7f\x01"])
         case inspect.ListType() | inspect.VarTupleType():
             return st.lists(values(kind.item_type), min_size=kind.min_length or 0, max_size=3)
+        case inspect.DictType():
+            items = values(kind.key_type), values(kind.value_type)
+            return st.dictionaries(*items, max_size=2)
         case inspect.UnionType():
             return st.one_of([values(one) for one in kind.types])
         case inspect.StructType():

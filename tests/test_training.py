@@ -175,7 +175,7 @@ def test_the_summary_has_all_fields_and_null_where_they_have_no_meaning(
         assert summary[name] is not None
     assert summary["train_samples"] == 20 * 128
     hidden, top = summary["stages"]
-    assert set(hidden) == {"name", "lag_by_link", *STAGE_FIELDS, *DISTRIBUTIONS}
+    assert set(hidden) == {"name", "lag_by_link", "lost_updates", *STAGE_FIELDS, *DISTRIBUTIONS}
     assert hidden["staleness"]["max"] == hidden["staleness_max"]
     assert hidden["updates"] == top["updates"] == 160
     assert hidden["gradient_cosine"] is not None and top["gradient_cosine"] is None

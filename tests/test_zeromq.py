@@ -174,7 +174,7 @@ def test_only_this_user_may_connect_to_ipc_sockets() -> None:
         site = Site(stack, "ipc")
         site.coordinator()
         site.worker()
-        modes = [stat.S_IMODE(path.stat().st_mode) for path in site.folder.iterdir()]
+        modes = [stat.S_IMODE(path.stat().st_mode) for path in site.sockets()]
         assert modes == [0o600, 0o600]
 
 
@@ -194,7 +194,7 @@ def test_closing_leaves_no_files_and_no_descriptors(site: Site) -> None:
     once()
     if before:
         assert len(list(Path("/proc/self/fd").iterdir())) == before
-    assert list(site.folder.iterdir()) == []
+    assert site.sockets() == []
 
 
 def test_closing_flushes_what_was_sent(site: Site) -> None:
@@ -222,4 +222,4 @@ def test_closing_gives_up_what_nobody_takes(site: Site) -> None:
 def test_a_worker_that_can_not_listen_leaves_nothing_behind(site: Site) -> None:
     with pytest.raises(LaunchError):
         WorkerTransport(f"ipc://{site.folder}/missing/coordinator")
-    assert list(site.folder.iterdir()) == []
+    assert site.sockets() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import zmq
@@ -39,6 +40,10 @@ class Site:
         self._stack.callback(transport.close, 0)
         self.address = transport.address
         return transport
+
+    def sockets(self) -> list[Path]:
+        """All in the folder but the mark of whose it is."""
+        return [path for path in self.folder.iterdir() if not path.name.startswith(".")]
 
     def worker(self, limits: Limits | None = None) -> WorkerTransport:
         """With these limits, or those that hold until a worker is told."""

@@ -118,8 +118,10 @@ def stopped(folder: Path) -> None:
     tables = {**TABLES, "run": {"epochs": 10**6, "evaluate_every": 1e6}}
     try:
         asyncdni.train(tables, out=folder, observers=[stop])
-    except Interrupted:
-        return
+    except KeyboardInterrupt as stop:
+        if isinstance(stop.__cause__, Interrupted):
+            return
+        raise
     raise AssertionError("the stop has not ended the run")
 
 

@@ -137,8 +137,8 @@ def _trained(job: Job) -> Mapping[str, Any]:
 
     try:
         return train(job.experiment, observers=[watch]).summary
-    except Interrupted:
-        if not reached:
+    except KeyboardInterrupt as stop:
+        if not reached or not isinstance(stop.__cause__, Interrupted):
             raise
         return reached
 
