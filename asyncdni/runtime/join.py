@@ -92,7 +92,7 @@ def run_worker(
         for text in transport.rejected:
             print(f"asyncdni: {text}", file=sys.stderr)
         transport.close(linger_s if inbox.welcome is not None else 0.0)
-        if forsaken.reason is not None and coordinator.startswith("ipc://"):
+        if coordinator.startswith("ipc://"):  # its folder stays where it was killed
             remove_ownerless(Path(coordinator.removeprefix("ipc://")).parent)
 
 
