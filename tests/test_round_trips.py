@@ -122,6 +122,8 @@ def experiments(draw: st.DrawFn) -> config.Experiment:
         if name not in ("stages", *CONDITIONS)
     }
     given_tables = draw(st.fixed_dictionaries({**sections, **CONDITIONS}))
+    if not given_tables["optimizer"].get("momentum"):
+        given_tables["optimizer"].pop("nesterov", None)  # refused without
     # No link may be as long as a run may stand still.
     given_tables["limits"]["stuck_s"] = draw(st.floats(1000, 1e6))
     names = draw(st.lists(NAMES, min_size=1, max_size=3, unique=True))
