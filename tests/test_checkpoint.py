@@ -351,7 +351,7 @@ def test_a_cut_that_can_t_be_read_just_now_is_not_removed_as_a_torn_one(
 ) -> None:
     cut(root, 1)
 
-    def unreadable(own: Path) -> Manifest:
+    def unreadable(own: Path, kind: object) -> Manifest:
         raise CheckpointError(f"can't read {own}") from OSError(errno.EMFILE, "no descriptor")
 
     monkeypatch.setattr(cuts, "read_manifest", unreadable)

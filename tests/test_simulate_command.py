@@ -198,7 +198,7 @@ def test_flags_for_conditions_are_short_for_settings(
         (["--slow", "stage2"], "--slow 'stage2': expected NAME=FACTOR, such as hidden2=3"),
         (
             ["--slow", "stage2=0.5"],
-            "slow.stage2.factor: expected a number of at least 1 and of at most 1000, got 0.5",
+            "slow.stage2.factor: expected a number of at least 1 and of at most 100000, got 0.5",
         ),
         (["--slow", "stage9=2"], "slow.stage9: there is no worker or stage 'stage9'"),
         (["--vary", "1.5"], "--vary '1.5': expected a number from 0 to 1"),
