@@ -18,13 +18,13 @@ from asyncdni.errors import ConfigError
 
 __all__ = [
     "PATH_VARIABLE",
+    "being_worker",
     "check_may_train",
     "current_folder",
     "importing",
     "leave_out_current_folder",
     "look_in_current_folder",
     "look_where_parent_does",
-    "mark_worker",
     "path_of_this_process",
 ]
 
@@ -81,9 +81,14 @@ def importing(module: str) -> Iterator[None]:
         _importing.reset(token)
 
 
-def mark_worker(stage: str) -> None:
-    """This process is the worker of a stage: neither it nor what it starts may train."""
+@contextmanager
+def being_worker(stage: str) -> Iterator[None]:
+    """While this process is the worker of a stage, neither it nor what it starts may train."""
     os.environ[_WORKER_VARIABLE] = stage
+    try:
+        yield
+    finally:
+        del os.environ[_WORKER_VARIABLE]
 
 
 def check_may_train() -> None:

@@ -250,7 +250,7 @@ def test_what_workers_would_fail_at_is_refused_before_they_start() -> None:
     refused("limits.stuck_s", "at most 1000000", limits={"stuck_s": 1e308})
     refused("run.threads", "above 2147483647", run={"threads": 2**40})
     refused("run.pin", "may not run on core 99999", run={"pin": [99999, 0, 0]})
-    refused("slow.s1.factor", "at most 1000", slow={"s1": {"factor": 1e9}})
+    refused("slow.s1.factor", "at most 100000", slow={"s1": {"factor": 1e9}})
     refused("limits.stuck_s = 60", links={"latency": "59s", "jitter": "1s"})
     refused("control characters", run={"init": "a\nb"})
     refused("at most 4096 characters", run={"init": "x" * 5000})

@@ -170,7 +170,7 @@ def test_paths_that_hold_no_weights_are_refused_naming_them(tmp_path: Path) -> N
         ("nowhere", "No such file"),
         ("text", "not a whole safetensors file"),
         ("empty", "expected a run folder"),
-        ("/dev/null", "neither a file nor a folder"),
+        ("/dev/null", "it is a device, expected a file"),
     ):
         with pytest.raises(ConfigError, match=words) as caught:
             begin_with(design(init=str(tmp_path / name)))
@@ -190,6 +190,7 @@ def test_a_worker_begins_with_the_copy_and_knows_whether_it_is_the_same(tmp_path
         lambda: make_stage(kept(tmp_path, told, ["s1"]), group),
         tmp_path,
         "initial",
+        "",
         ["s1"],
         Counts(),
     )

@@ -67,6 +67,9 @@ class _Idle:
     phase = Phase.TRAINING
     schedule = None
 
+    def deadline(self) -> float | None:
+        return None
+
     def handle(self, event: object, now: float) -> list[Stop]:
         return [Stop()] if getattr(event, "message", None) == Leave() else []
 
@@ -128,6 +131,9 @@ class _Forwards:
     def __init__(self, batches: int) -> None:
         self._left = list(range(batches))
         self._busy = False
+
+    def deadline(self) -> float | None:
+        return None
 
     def handle(self, event: object, now: float) -> list[Action]:
         if getattr(event, "message", None) == Leave():

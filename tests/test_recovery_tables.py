@@ -77,7 +77,10 @@ def test_all_of_it_survives_a_file(tmp_path: Any) -> None:
             {"limits": {"memory_bytes": 1000}},
             "limits.memory_bytes: expected an integer of at least 2",
         ),
-        ({"limits": {"silence_s": 0}}, "limits.silence_s: expected a number above 0, got 0"),
+        (
+            {"limits": {"silence_s": 0}},
+            "limits.silence_s: expected a number of at least 0.01",
+        ),
     ],
 )
 def test_a_mistake_is_refused_with_place_and_what_was_expected(

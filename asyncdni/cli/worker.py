@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from asyncdni.cli.secure import add_security, keys_for
-from asyncdni.imports import look_where_parent_does, mark_worker
+from asyncdni.imports import being_worker, look_where_parent_does
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -54,18 +54,18 @@ def run(args: argparse.Namespace) -> int:
     # NumPy reads its thread count once, when it is imported: see the launchers' environment.
     from asyncdni.runtime.join import run_worker
 
-    mark_worker(args.stage)
-    if args.allow_import:
-        look_where_parent_does()
-    run_worker(
-        args.stage,
-        args.coordinator,
-        timeout_s=args.timeout,
-        allow_import=args.allow_import,
-        keys=keys_for(args, args.coordinator, *filter(None, (args.bind,))),
-        bind=args.bind,
-        advertise=args.advertise,
-    )
+    with being_worker(args.stage):
+        if args.allow_import:
+            look_where_parent_does()
+        run_worker(
+            args.stage,
+            args.coordinator,
+            timeout_s=args.timeout,
+            allow_import=args.allow_import,
+            keys=keys_for(args, args.coordinator, *filter(None, (args.bind,))),
+            bind=args.bind,
+            advertise=args.advertise,
+        )
     return 0
 
 
