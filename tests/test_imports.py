@@ -61,7 +61,9 @@ def test_nothing_trains_while_a_layer_is_imported_or_in_a_worker(
     ):
         asyncdni.train("no.toml")
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    with imports.being_worker("top"):
-        with pytest.raises(ConfigError, match=r"inside the worker of stage top; .* under `if"):
-            asyncdni.train("no.toml")
+    with (
+        imports.being_worker("top"),
+        pytest.raises(ConfigError, match=r"inside the worker of stage top; .* under `if"),
+    ):
+        asyncdni.train("no.toml")
     imports.check_may_train()
