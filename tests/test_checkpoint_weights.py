@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class Steps:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
         self.left = left
-        for module, name in ((os, "rename"), (os, "replace"), (shutil, "rmtree"), (os, "unlink")):
+        calls = (os, "rename"), (os, "replace"), (shutil, "rmtree"), (os, "unlink")
+        for module, name in (*calls, (weights, "_exchange")):
             monkeypatch.setattr(module, name, self._counted(getattr(module, name)))
 
     def _counted(self, real: Any) -> Any:
@@ -83,9 +85,13 @@ def killed_after(steps: int, folder: Path, value: int, monkeypatch: pytest.Monke
     return False
 
 
+@pytest.mark.parametrize("in_one_step", [True, False])
 def test_a_kill_at_any_step_leaves_the_old_weights_or_the_new_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_step: bool
 ) -> None:
+    """Also where the system can't let two folders change places."""
+    if not in_one_step:
+        monkeypatch.setattr(weights, "_exchange", lambda *_: False)
     seen = set()
     for before in (0, 1):  # none at all, or some
         steps = 0
@@ -114,6 +120,20 @@ def test_a_kill_at_any_step_leaves_the_old_weights_or_the_new_ones(
             assert value_of(folder) == 4
         assert steps > 4
     assert seen >= {(0, 0), (0, 2), (1, 1), (1, 2)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs renameat2")
+def test_on_linux_there_are_weights_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "best"
+    save(folder, 1)
+    steps = 0
+    while killed_after(steps, folder, 2, monkeypatch):
+        assert {path.name for path in folder.iterdir()} >= {"low.safetensors", "top.safetensors"}
+        steps += 1
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert not weights._exchange(one, other)  # neither is there
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,19 @@
 
 ```
 DIR/best.new/STAGE.safetensors    as the workers write them
-DIR/best.new/manifest.json        once all have: now they count, and take the place of
-DIR/best/…                        what was there, which is DIR/best.old until it is removed
+DIR/best.new/manifest.json        once all have: the two folders change places, and
+DIR/best.old/…                    what was there before is removed
 ```
 
-A kill at any moment leaves those of before, or the new ones. Folders of early versions have no
-manifest: they are read as they are.
+A kill at any moment leaves those of before, or the new ones. Where the system can let two folders
+change places in one step, nobody ever sees none; elsewhere a reader finds them under one of the
+other names. Folders of early versions have no manifest: they are read as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +33,9 @@ from asyncdni.errors import CheckpointError
 from asyncdni.weights import load_stage, save_stages, sync_folder
 
 __all__ = ["commit_weights", "read_weights", "settle_weights", "weights_manifest", "write_weights"]
+
+#: Of renameat2(2): relative to the current folder; atomically exchange.
+_HERE, _EXCHANGE = -100, 2
 
 Weights = dict[str, dict[str, Array]]
 
@@ -77,11 +82,10 @@ def commit_weights(folder: Path, manifest: WeightsManifest) -> None:
 def settle_weights(folder: Path) -> None:
     """End what a coordinator that was killed had begun. Raises `CheckpointError`."""
     new, old = _new(folder), _old(folder)
-    if _is_committed(new):
-        _swap(folder)
-    elif not folder.exists() and old.exists():
+    place = _present(folder)
+    if place != folder:
         with _writing(folder):
-            os.rename(old, folder)
+            os.rename(place, folder)
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -139,16 +143,29 @@ def _is_committed(new: Path) -> bool:
 
 
 def _swap(folder: Path) -> None:
-    old = _old(folder)
+    new, old = _new(folder), _old(folder)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"can't write {folder}: it is there and no folder; move it away")
     with _writing(folder):
         shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
+        if not folder.exists():
+            os.rename(new, folder)
+        elif _exchange(new, folder):
+            os.rename(new, old)  # by its name no longer what is to come
+        else:
             os.rename(folder, old)
-        os.rename(_new(folder), folder)
+            os.rename(new, folder)
     sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where the system or the disk can't."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:  # Linux has it
+        return False
+    paths = os.fsencode(one), os.fsencode(other)
+    return bool(rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0)
 
 
 @contextlib.contextmanager
