@@ -175,7 +175,8 @@ class _Said:
         if kind == "joined":
             self.hosts[values["stage"]] = values["host"]
         self._recorder.record(kind, values)
-        if kind in ("round", "resumed"):  # evaluations that have been gone back behind are void
+        # Evaluations that have been gone back behind are void; very many are thinned out.
+        if kind in ("round", "resumed", "resume"):
             self._recorder.history[:] = self._machine.ledger.history
         for observer in list(self._observers):
             try:

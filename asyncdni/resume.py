@@ -174,7 +174,7 @@ def find_beginning(
         ledger = _ledger(manifest)
     span = _snapshot_span(folder, design)
     if span is not None and span[0] > ledger.start:
-        _go_on(ledger, history)
+        ledger.go_on(history)
         ledger.resumed(span, design.plan.barriers, SNAPSHOTS)
     else:
         _fit_plan(ledger, design.plan.barriers)
@@ -204,23 +204,6 @@ def _ledger(manifest: Manifest) -> Ledger:
         raise CheckpointError(
             f"checkpoint {manifest.number} does not say {error} of its coordinator"
         ) from None
-
-
-def _go_on(ledger: Ledger, history: list[dict[str, Any]]) -> None:
-    """The stages have gone on since the cut that it is of, and so have the evaluations."""
-    for entry in history[len(ledger.history) :]:
-        ledger.history.append(entry)
-        if ledger.best is None or _better(entry, ledger.best):
-            ledger.best = {"accuracy": entry["accuracy"], "loss": entry["loss"]}
-
-
-def _better(entry: Mapping[str, Any], best: Mapping[str, float | None]) -> bool:
-    """Better accuracy; without one, smaller loss."""
-    accuracy, before = entry["accuracy"], best["accuracy"]
-    if accuracy is None or before is None:
-        loss = best["loss"]
-        return loss is None or bool(entry["loss"] < loss)
-    return bool(accuracy > before)
 
 
 def _snapshot_span(folder: Path, design: Design) -> tuple[int, int] | None:

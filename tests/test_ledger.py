@@ -150,3 +150,31 @@ def test_a_run_that_goes_on_from_snapshots_is_past_barriers_that_have_been_evalu
     one.resumed(span, [10, 20, 30, 40], "snapshots")
     assert (one.start, one.planned, one.restore) == (span[1], planned, "snapshots")
     assert [entry["batches"] for entry in one.history] == left
+
+
+def entries(*batches: int) -> list[dict[str, Any]]:
+    return [{"batches": b, "accuracy": b / 1e6, "loss": 1.0} for b in batches]
+
+
+def test_a_history_of_very_many_evaluations_is_thinned_between_its_ends() -> None:
+    known = Ledger(history=entries(*range(1, 10_001)))
+    known.lift(10_000, 1)
+    assert len(known.history) == 10_000
+    for position in range(10_001, 40_001):
+        known.history += entries(position)
+        known.lift(position, position)
+    found = [entry["batches"] for entry in known.history]
+    assert found[0] == 1 and found[-1] == 40_000
+    assert found == sorted(found) and 5_000 <= len(found) <= 10_000
+    assert len(known.lifted) == 10_000 and known.lifted[-1][0] == 40_000
+
+
+def test_evaluations_since_the_cut_are_taken_over_each_once() -> None:
+    """Also where its own are thinned out, and some were had again."""
+    known = Ledger(history=entries(2, 6), best={"accuracy": 1.0, "loss": 1.0})
+    known.go_on(entries(2, 4, 6, 8, 10, 8, 10, 12))
+    assert [entry["batches"] for entry in known.history] == [2, 6, 8, 10, 12]
+    assert known.best == {"accuracy": 1.0, "loss": 1.0}
+    known = Ledger(best={"accuracy": 0.0, "loss": 1.0})
+    known.go_on(entries(2, 4))
+    assert known.best == {"accuracy": 4 / 1e6, "loss": 1.0}

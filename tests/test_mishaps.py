@@ -13,7 +13,7 @@ import pytest
 
 from asyncdni.cli import mishaps
 from asyncdni.errors import CheckpointError
-from asyncdni.metrics.record_file import Thinning
+from asyncdni.metrics.record_file import Barriers, Thinning
 from asyncdni.metrics.recorder import Recorder
 
 SHOWN: dict[str, tuple[dict[str, Any], str]] = {
@@ -306,6 +306,45 @@ def test_a_kill_loses_no_report(tmp_path: Path) -> None:
     again.close()
     assert [one["updates"] for one in reported(copy)[-2:]] == [149, 148]
     assert [again.reports[stage]["updates"] for stage in ("a", "b")] == [149, 148]
+
+
+def barrier(recorder: Recorder, number: int, time_s: float) -> None:
+    """A tenth of a second of training, and as much of evaluation."""
+    record(recorder, "drained", time_s + 0.1, barrier=number)
+    scores = {"accuracy": 0.5, "loss": float(number)}
+    place = {"batches": number, "samples": number, "train_s": 0.1 * number}
+    record(recorder, "evaluation", time_s + 0.15, **place, **scores)
+    record(recorder, "resume", time_s + 0.2)
+
+
+def test_barriers_are_kept_one_a_second_and_half_a_minute_of_them_whenever_they_come() -> None:
+    barriers = Barriers()
+    assert all(barriers.keeps(float(second)) for second in range(1000))
+    often = [0.1 * tick for tick in range(10_000, 20_000)]
+    kept = [time_s for time_s in often if barriers.keeps(time_s)]
+    assert kept[:30] == often[:30]
+    assert len(kept) == pytest.approx(30 + 1000, abs=2)
+
+
+def test_of_very_many_evaluations_the_last_is_kept_and_all_training_time(tmp_path: Path) -> None:
+    killed = Recorder(("a",), {}, tmp_path)
+    record(killed, "start", 0.0)
+    for number in range(1, 501):
+        barrier(killed, number, 0.2 * (number - 1))
+        record(killed, "report", 0.2 * number, stage="a", values=counters(number))
+    assert len(killed.history) == 500
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("metrics.jsonl", "reports.jsonl"):
+        shutil.copy(tmp_path / name, copy / name)
+    killed.close()
+    for folder, missing in ((tmp_path, 0), (copy, 4)):
+        again = Recorder(("a",), {}, folder)
+        assert 100 <= len(again.history) <= 200
+        assert [entry["batches"] for entry in again.history[:30]] == list(range(1, 31))
+        assert again.history[-1]["batches"] >= 500 - missing
+        assert again.trained_s == pytest.approx(50.0, abs=0.5)
+        again.close()
 
 
 def test_damage_to_the_newest_reports_does_no_harm(tmp_path: Path) -> None:

@@ -14,6 +14,12 @@ from asyncdni.core.scores import Scores
 
 __all__ = ["Ledger"]
 
+#: Entries of a history. Where there are more, every other one is left out: it is a curve, and a
+#: run may evaluate many times a second for days.
+_HISTORY_MAX = 10_000
+#: Barriers that may be taken back; those of before the last checkpoint never are.
+_LIFTED_MAX = 10_000
+
 
 @dataclass(slots=True)
 class Ledger:
@@ -67,8 +73,22 @@ class Ledger:
         """A barrier is behind: so many of the plan are by now."""
         if planned != self.planned:
             self.lifted.append([position, self.planned])
+            del self.lifted[:-_LIFTED_MAX]
         self.planned = planned
         self.barrier += 1
+        if len(self.history) > _HISTORY_MAX:  # the first and the last one stay
+            del self.history[len(self.history) - 2 : 0 : -2]
+
+    def go_on(self, history: Sequence[dict[str, Any]]) -> None:
+        """The stages have gone on since the cut that this is of, and so have the evaluations: those
+        of `history`, as they were recorded, that are behind its own."""
+        last = max((entry.get("batches", 0) for entry in self.history), default=0)
+        # Those that have been gone back behind were had again.
+        later = {b: entry for entry in history if (b := entry.get("batches", 0)) > last}
+        for entry in later.values():
+            self.history.append(entry)
+            if self.best is None or _better(entry, self.best):
+                self.best = {"accuracy": entry["accuracy"], "loss": entry["loss"]}
 
     def behind(self, start: int) -> None:
         """Nobody who is left is farther than `start`: later barriers will be had again."""
@@ -103,3 +123,12 @@ class Ledger:
         self.best = None if cut.best is None else dict(cut.best)
         self.samples = dict(cut.samples)
         self.lifted = [list(one) for one in cut.lifted]
+
+
+def _better(entry: Mapping[str, Any], best: Mapping[str, float | None]) -> bool:
+    """Better accuracy; without one, smaller loss."""
+    accuracy, before = entry["accuracy"], best["accuracy"]
+    if accuracy is None or before is None:
+        loss = best["loss"]
+        return loss is None or bool(entry["loss"] < loss)
+    return bool(accuracy > before)

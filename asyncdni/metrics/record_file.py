@@ -5,6 +5,10 @@ not all are kept: from one kept report of a worker's process to the next it take
 process is old by then, half a second at first and a minute at last. So the beginning is told in
 detail, and a worker adds some 3 MB a day. The newest report of each worker is never lost: until it
 is in the file, `reports.jsonl` beside it has it, overwritten again and again.
+
+Barriers are kept one a second: half a minute's worth whenever they come. Of others their
+evaluation is left out, and with it that the run drained and went on; but for the last evaluation,
+which waits as reports do.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import Any, BinaryIO, TextIO
 
 from asyncdni.errors import CheckpointError
 
-__all__ = ["RecordFile", "Thinning", "newest_reports", "read_records"]
+__all__ = ["Barriers", "RecordFile", "Thinning", "newest_records", "read_records"]
 
 _BLOCK_BYTES = 65536
 #: Beside the file of records: the newest report of each worker that is not in there.
@@ -30,6 +34,8 @@ _GAP_MIN_S = 0.5
 _GAP_MAX_S = 60.0  # a second for each worker where that is more: so all together add the same
 #: Reports come somewhat sooner or later than they should.
 _UNPUNCTUAL_S = 0.1
+#: Barriers that are kept without a pause between them, at most.
+_BARRIERS = 30.0
 #: Of a number in a report; times are then right to a microsecond for a quarter of an hour.
 _DIGITS = 9
 
@@ -63,6 +69,23 @@ class Thinning:
         return True
 
 
+class Barriers:
+    """Which barriers are kept: one a second, and those that were saved up for in half a minute."""
+
+    def __init__(self) -> None:
+        self._credit = _BARRIERS
+        self._last_s = 0.0
+
+    def keeps(self, time_s: float) -> bool:
+        """Whether one that comes now is to be kept. (It then is.)"""
+        self._credit = min(_BARRIERS, self._credit + max(0.0, time_s - self._last_s))
+        self._last_s = time_s
+        if self._credit < 1.0:
+            return False
+        self._credit -= 1.0
+        return True
+
+
 class RecordFile:
     """A `metrics.jsonl` that is added to, behind its last whole line."""
 
@@ -70,18 +93,23 @@ class RecordFile:
         """Raises `CheckpointError` where it can't be written."""
         self._file = _opened(path)
         self._thinning = Thinning(1.0)
+        self._barriers = Barriers()
+        self._leaves_out = False  # what comes of the present barrier
+        self._evaluation: list[str] = []  # the line of the newest one, if it is not kept
         self._waiting: dict[str, str] = {}  # lines of the newest reports that are not kept, yet
         self._losses: dict[str, tuple[float, int]] = {}  # of reports since: sum, samples
         self._newest = path.with_name(_NEWEST)
         self._newest_s = -math.inf  # when that was written
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add one record, unless it is a report that is not kept. Raises `CheckpointError` where it
+        """Add one record, unless it is one that is not kept. Raises `CheckpointError` where it
         can't be written."""
         _check_there(self._file)
         kind = record["kind"]
         if kind == "report":
             self._report(record)
+            return
+        if kind in ("drained", "evaluation", "resume") and not self._of_kept_barrier(record):
             return
         if kind in ("lost", "joined"):  # before it, all that its last process has done
             self._keep_waiting(record["stage"])
@@ -99,11 +127,24 @@ class RecordFile:
         try:
             for stage in list(self._waiting):
                 self._keep_waiting(stage)
+            for line in self._evaluation:
+                self._write(line)
         finally:
             with _writing(self._file):
                 self._file.close()
         with contextlib.suppress(OSError):
             self._newest.unlink(missing_ok=True)
+
+    def _of_kept_barrier(self, record: Mapping[str, Any]) -> bool:
+        kind = record["kind"]
+        if kind == "drained":
+            self._leaves_out = not self._barriers.keeps(record["time_s"])
+        leaves_out = self._leaves_out
+        if kind == "evaluation":
+            self._evaluation = [json.dumps(record)] if leaves_out else []
+        elif kind == "resume":
+            self._leaves_out = False
+        return not leaves_out
 
     def _report(self, record: Mapping[str, Any]) -> None:
         stage, time_s = record["stage"], record["time_s"]
@@ -132,7 +173,8 @@ class RecordFile:
     def _overwrite_newest(self) -> None:
         """In place, as it is not worth a flush to the disk: a line that is torn is passed over, and
         one that is left of before is older than what the file of records has."""
-        content = "".join(f"{line}\n" for line in self._waiting.values()).encode()
+        lines = [*self._waiting.values(), *self._evaluation]
+        content = "".join(f"{line}\n" for line in lines).encode()
         try:
             handle = os.open(self._newest, os.O_WRONLY | os.O_CREAT, 0o666)
             with os.fdopen(handle, "wb") as file:
@@ -172,9 +214,10 @@ def read_records(path: Path) -> Iterator[dict[str, Any] | None]:
         raise CheckpointError(f"can't read {path}: {error.strerror}") from error
 
 
-def newest_reports(path: Path, known_s: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Reports that a coordinator which was killed had not put into its `metrics.jsonl`, at `path`,
-    yet; `known_s`: the time of the last one in there, by worker."""
+def newest_records(path: Path, known_s: Mapping[Any, float]) -> list[dict[str, Any]]:
+    """Reports, and the evaluation, that a coordinator which was killed had not put into its
+    `metrics.jsonl`, at `path`, yet; `known_s`: the time of the last one in there, by kind and
+    worker (None for evaluations)."""
     try:
         found = list(read_records(path.with_name(_NEWEST)))
     except CheckpointError:
@@ -183,8 +226,8 @@ def newest_reports(path: Path, known_s: Mapping[str, float]) -> list[dict[str, A
         record
         for record in found
         if record is not None
-        and record["kind"] == "report"
-        and record["time_s"] > known_s.get(str(record.get("stage")), -math.inf)
+        and record["kind"] in ("report", "evaluation")
+        and record["time_s"] > known_s.get((record["kind"], record.get("stage")), -math.inf)
     ]
 
 

@@ -24,7 +24,7 @@ from asyncdni import __version__
 from asyncdni.core.tally import EDGE_NAMES, read_distribution
 from asyncdni.metrics.mishaps import Mishaps
 from asyncdni.metrics.processes import Processes
-from asyncdni.metrics.record_file import RecordFile, newest_reports, read_records
+from asyncdni.metrics.record_file import RecordFile, newest_records, read_records
 
 __all__ = ["DISTRIBUTIONS", "STAGE_FIELDS", "Recorder"]
 
@@ -115,8 +115,8 @@ class Recorder:
         self._file: RecordFile | None = None
         if folder is not None:
             path = folder / "metrics.jsonl"
-            reported_s = self._read(read_records(path))
-            newest = newest_reports(path, reported_s)
+            known_s = self._read(read_records(path))
+            newest = newest_records(path, known_s)
             self._read(newest)
             self._add_segment()  # which a death has cut short
             self._file = RecordFile(path)
@@ -132,26 +132,29 @@ class Recorder:
         if self._file is not None:
             self._file.write(line)
 
-    def _read(self, records: Iterable[dict[str, Any] | None]) -> dict[str, float]:
-        """Take note of what an earlier process has recorded; when each worker's last report was."""
-        reported_s: dict[str, float] = {}
+    def _read(self, records: Iterable[dict[str, Any] | None]) -> dict[Any, float]:
+        """Take note of what an earlier process has recorded; the time of the last record of each
+        kind and worker."""
+        last_s: dict[Any, float] = {}
         for record in records:
             try:
                 if record is None:
                     raise ValueError("no record")
                 self._note(record["kind"], record)
-                if record["kind"] == "report":
-                    reported_s[record["stage"]] = record["time_s"]
+                last_s[record["kind"], record.get("stage")] = record["time_s"]
             except (KeyError, TypeError, ValueError, AttributeError):
                 self.damaged += 1
-        return reported_s
+        return last_s
 
     def _note(self, kind: str, values: Mapping[str, Any]) -> None:
-        # A report may be kept later than what came behind it.
-        is_late = kind == "report" and values["time_s"] < self._ended_s
+        # These may be kept later than what came behind them.
+        is_late = kind in ("report", "evaluation") and values["time_s"] < self._ended_s
+        if kind == "bound":
+            self._add_segment()  # of an earlier process, which a death has cut short
         self._ended_s = self._ended_s if is_late else values["time_s"]
         self.mishaps.note(kind, values)
         if kind in ("start", "resume"):
+            self._add_segment()  # where it is not kept that the run drained
             self._training_since_s = self._ended_s
             if self._started_s is None:
                 self._started_s = self._ended_s
@@ -166,6 +169,9 @@ class Recorder:
         elif kind == "changed":
             self.changes.append({key: values[key] for key in _CHANGE})
         elif kind == "evaluation":
+            self.trained_s = float(values["train_s"])  # up to here, barriers left out included
+            if self._training_since_s is not None:
+                self._training_since_s = values["time_s"]
             batches = {"batches": values["batches"]} if "batches" in values else {}
             self.history.append(batches | {key: values[key] for key in _EVALUATION})
 

@@ -25,6 +25,6 @@ def find_ledger(design: Design, disk: Disk, history: list[dict[str, Any]]) -> Le
     positions = [one.counts["batches"] + one.counts["missed"] for one in saved.values()]
     if min(positions) > ledger.start:
         first = max(*positions, *(one.counts["read"] for one in saved.values()))
-        ledger.history += history[len(ledger.history) :]
+        ledger.go_on(history)
         ledger.resumed((min(positions), first), design.plan.barriers, SNAPSHOTS)
     return ledger
