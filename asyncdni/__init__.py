@@ -34,8 +34,8 @@ from asyncdni.errors import AsyncDNIError
 if TYPE_CHECKING:
     from asyncdni.evaluation import evaluate, predict
     from asyncdni.experiment import load
-    from asyncdni.run import Result, open_run
-    from asyncdni.training import train
+    from asyncdni.launch.train import train
+    from asyncdni.store.run import Result, open_run
 
 __all__ = [
     "Adam",
@@ -68,12 +68,12 @@ __version__ = "0.1.0"
 
 # A worker imports this package too, and has no use for the launcher behind `train`.
 _LAZY = {
-    "Result": "run",
+    "Result": "store.run",
     "evaluate": "evaluation",
     "load": "experiment",
-    "open_run": "run",
+    "open_run": "store.run",
     "predict": "evaluation",
-    "train": "training",
+    "train": "launch.train",
 }
 
 

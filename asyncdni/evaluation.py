@@ -12,17 +12,23 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from asyncdni import config
-from asyncdni.backends.base import Score
-from asyncdni.backends.numpy import NumpyStage
-from asyncdni.build import Design, make_design, make_whole_stage
-from asyncdni.core.scores import Scores
-from asyncdni.datasets import checksums, identify, open_batches
-from asyncdni.datasets.checks import as_numbers, check_contents, check_inputs
-from asyncdni.datasets.inputs import measured, other_kind, other_scale
-from asyncdni.datasets.meta import Inputs, Meta, other_parts
+from asyncdni.core.ledger import Scores
+from asyncdni.data import checksums, identify, open_batches
+from asyncdni.data.checks import (
+    as_numbers,
+    check_contents,
+    check_inputs,
+    measured,
+    other_kind,
+    other_scale,
+)
+from asyncdni.data.meta import Inputs, Meta, other_parts
 from asyncdni.errors import DataError, DataWarning
 from asyncdni.messages import Evaluated
-from asyncdni.run import Result, by_stage
+from asyncdni.plan.build import Design, make_design, make_whole_stage
+from asyncdni.stages.base import Score
+from asyncdni.stages.numpy.stage import NumpyStage
+from asyncdni.store.run import Result, by_stage
 
 __all__ = ["evaluate", "predict"]
 

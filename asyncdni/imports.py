@@ -28,7 +28,7 @@ __all__ = [
     "path_of_this_process",
 ]
 
-#: Environment variable with what `path_of_this_process` returns; `launchers.entry` reads it first.
+#: Environment variable with what `path_of_this_process` returns; `launch.entry` reads it first.
 PATH_VARIABLE = "ASYNCDNI_SYS_PATH"
 #: Environment variable with the stage of the worker that a process is, or descends from.
 _WORKER_VARIABLE = "ASYNCDNI_WORKER"

@@ -134,7 +134,7 @@ class Accused(Message, frozen=True, tag=True):
 
 
 class Evaluated(Message, frozen=True, tag=True):
-    """Sums over the test set of one loss: see `backends.base.Score`."""
+    """Sums over the test set of one loss: see `stages.base.Score`."""
 
     barrier: int
     stage: str
@@ -153,7 +153,7 @@ class Saved(Message, frozen=True, tag=True):
 
 
 class Report(Message, frozen=True, tag=True):
-    """Counters and times since the start, sent a few times a second: see `metrics.recorder`."""
+    """Counters and times since the start, sent a few times a second: see `report.records`."""
 
     counters: dict[str, float | int | None]
     loss_sum: float = 0.0  # of training batches since the last report
@@ -188,7 +188,7 @@ class Welcome(Message, frozen=True, tag=True):
     stage: str
     incarnation: int
     experiment: dict[str, Any]
-    meta: dict[str, Any]  # shapes of the data: see `datasets.base.Meta`
+    meta: dict[str, Any]  # shapes of the data: see `data.base.Meta`
     folder: str  # of the run, where weights are written; empty: nowhere
     restore: str  # the state to start from: see `Rejoin`
     trace: bool = False  # write every op with its times to that folder
@@ -281,7 +281,7 @@ class Greeting(Message, frozen=True, tag=True):
 
 
 class Activation(Message, frozen=True, tag=True):
-    """One batch on its way down. Tensors: "h", and what travels along: see `datasets.meta`."""
+    """One batch on its way down. Tensors: "h", and what travels along: see `data.meta`."""
 
     sender: str  # producing node: a worker's name, or "data"
     incarnation: int

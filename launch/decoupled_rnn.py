@@ -21,10 +21,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from asyncdni import config, experiment
-from asyncdni.datasets import describe, open_batches
+from asyncdni.data import describe, open_batches
 from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.network import make_network
-from asyncdni.nn.layers import Dense, Rnn, make_layer
+from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.recurrent import Rnn
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.streams import layer_streams
 

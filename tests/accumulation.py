@@ -8,12 +8,12 @@ import msgspec
 import numpy as np
 
 from asyncdni import config
-from asyncdni.backends.numpy import NumpyStage
-from asyncdni.build import Design, make_design, make_stage
-from asyncdni.datasets import load
+from asyncdni.data import load
 from asyncdni.messages import DATA
 from asyncdni.nn.base import Array
+from asyncdni.plan.build import Design, make_design, make_stage
 from asyncdni.schedules.base import Source
+from asyncdni.stages.numpy.stage import NumpyStage
 
 __all__ = ["Bits", "accumulated", "bits"]
 

@@ -10,9 +10,7 @@ import pytest
 from gradcheck import numeric_gradient
 from windows import INPUTS, STREAMS, UNITS, Run, built, numbers
 
-from asyncdni.nn.layers.recurrent.base import Recurrent
-from asyncdni.nn.layers.recurrent.lstm import Lstm
-from asyncdni.nn.layers.recurrent.rnn import Rnn
+from asyncdni.nn.layers.recurrent import Lstm, Recurrent, Rnn
 
 __all__ = [
     "LENGTH",

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from asyncdni.core.barriers import EVALUATE
-from asyncdni.core.events import (
-    Action,
-    Compute,
-    Computed,
-    Event,
-    Received,
-    Send,
-)
-from asyncdni.core.position import Position
+from asyncdni.core.events import Action, Compute, Computed, Event, Received, Send
+from asyncdni.core.position import EVALUATE, Position
 from asyncdni.core.worker import Phase, Worker
-from asyncdni.messages import (
-    Activation,
-    Barrier,
-    Connect,
-    Message,
-    Start,
-)
-from asyncdni.schedules import Op, OpKind, Schedule, Synthetic
+from asyncdni.messages import Activation, Barrier, Connect, Message, Start
+from asyncdni.schedules.base import Op, OpKind, Schedule
+from asyncdni.schedules.synthetic import Synthetic
 
 MIDDLE = Position("m", 1, 3, inputs=("p",), consumers=("c",), host="p")
 LAST = Position("z", 2, 3, inputs=("p",), has_loss=True, host="p")

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from asyncdni.backends.numpy import NumpyStage
-from asyncdni.build import Design, make_stage
 from asyncdni.messages import DATA
 from asyncdni.nn.base import Array
+from asyncdni.plan.build import Design, make_stage
 from asyncdni.schedules.base import Source
+from asyncdni.stages.numpy.stage import NumpyStage
 
 __all__ = ["Bits", "Line", "bits"]
 

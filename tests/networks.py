@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asyncdni import experiment
-from asyncdni.build import Design, make_design
-from asyncdni.datasets import describe
+from asyncdni.data import describe
+from asyncdni.plan.build import Design, make_design
 
 __all__ = ["BITS", "chain", "design", "diamond", "fork", "several_readers"]
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from pair import chain, roster_of
 
-from asyncdni.core.barriers import EVALUATE
-from asyncdni.core.coordinator import Coordinator, Phase
+from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import (
     Action,
     Commit,
@@ -24,9 +23,10 @@ from asyncdni.core.events import (
     Stored,
     Woke,
 )
-from asyncdni.core.ledger import Ledger
+from asyncdni.core.ledger import Ledger, is_cut
 from asyncdni.core.liveness import Sight
-from asyncdni.core.steps import is_cut
+from asyncdni.core.members import Phase
+from asyncdni.core.position import EVALUATE
 from asyncdni.messages import (
     PROTOCOL_VERSION,
     Abort,

@@ -13,8 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from asyncdni.backends.base import Score
-from asyncdni.core.coordinator import Coordinator, Phase
+from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import (
     Action,
     Commit,
@@ -32,8 +31,8 @@ from asyncdni.core.events import (
     Stored,
     Woke,
 )
+from asyncdni.core.members import Phase, Roster
 from asyncdni.core.position import Position
-from asyncdni.core.roster import Roster
 from asyncdni.core.worker import Worker
 from asyncdni.messages import (
     COORDINATOR,
@@ -49,7 +48,8 @@ from asyncdni.messages import (
     Start,
     Welcome,
 )
-from asyncdni.schedules import Op, OpKind, Schedule
+from asyncdni.schedules.base import Op, OpKind, Schedule
+from asyncdni.stages.base import Score
 
 Sent = tuple[str, str, Message]
 _DEAD = "!"  # behind the peer of a process that has died

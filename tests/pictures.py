@@ -9,28 +9,18 @@ from typing import Any
 
 from pair import Bench, chain, fed_chain
 
-from asyncdni.core.guard import Guard
-from asyncdni.core.lag import Lag
+from asyncdni.core.flights import Guard, Lag
+from asyncdni.core.inputs import Replay
 from asyncdni.core.position import Position
-from asyncdni.core.replay import Replay
 from asyncdni.core.worker import Worker
-from asyncdni.schedules import (
-    Asked,
-    Delayed,
-    Gpipe,
-    Groups,
-    LocalLoss,
-    Locked,
-    OneF1B,
-    Schedule,
-    Synthetic,
-    delayed,
-    gpipe,
-    local_loss,
-    locked,
-    one_f_one_b,
-    synthetic,
-)
+from asyncdni.schedules import delayed, gpipe, local_loss, locked, one_f_one_b, synthetic
+from asyncdni.schedules.base import Asked, Groups, Schedule
+from asyncdni.schedules.delayed import Delayed
+from asyncdni.schedules.gpipe import Gpipe
+from asyncdni.schedules.local_loss import LocalLoss
+from asyncdni.schedules.locked import Locked
+from asyncdni.schedules.one_f_one_b import OneF1B
+from asyncdni.schedules.synthetic import Synthetic
 
 MODULES = (locked, gpipe, one_f_one_b, delayed, local_loss, synthetic)
 

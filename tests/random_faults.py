@@ -12,10 +12,12 @@ import networks
 from random_runs import draw_schedule, draw_split, draw_stages
 
 from asyncdni import experiment
-from asyncdni.build import Design
 from asyncdni.core.events import Fail, Finish
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.faults import Faults
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import ConfigError
-from asyncdni.simulator import Costs, Faults, Links, Result, simulate
+from asyncdni.plan.build import Design
 
 __all__ = ["SCHEDULES", "FaultyRun", "assert_survived", "draw_faulty_run"]
 

@@ -14,9 +14,9 @@ from typing import Any
 import networks
 import numpy as np
 
-from asyncdni.build import Design
 from asyncdni.errors import ConfigError
 from asyncdni.messages import DATA
+from asyncdni.plan.build import Design
 
 __all__ = ["BATCH", "draw_design", "draw_maps", "draw_windows", "images", "letters"]
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import networks
 
-from asyncdni.build import Design
 from asyncdni.core.events import Finish
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import ConfigError
-from asyncdni.simulator import Costs, Links, Result, simulate
+from asyncdni.plan.build import Design
 
 __all__ = [
     "assert_complete",

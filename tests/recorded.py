@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from asyncdni.metrics.comparison import Comparison, Result
+from asyncdni.report.statistics import Comparison, Result
 
 #: An experiment file that trains within a second; tests append further tables.
 ADDITION = """

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from asyncdni import experiment
-from asyncdni.build import make_design, make_whole_stage
-from asyncdni.datasets import describe
-from asyncdni.run import Result, by_stage, create_folder, write_summary
-from asyncdni.simulator import simulate
-from asyncdni.weights import save_stages
+from asyncdni.data import describe
+from asyncdni.drivers.virtual.simulation import simulate
+from asyncdni.plan.build import make_design, make_whole_stage
+from asyncdni.store.run import Result, by_stage, create_folder, write_summary
+from asyncdni.store.tensors import save_stages
 
 __all__ = ["LAUNCH", "autoencoder", "circle", "kept", "letters", "recipe", "run_of"]
 

@@ -8,22 +8,21 @@ from typing import Any
 import numpy as np
 
 from asyncdni import config
-from asyncdni.build import Design
-from asyncdni.datasets import open_batches
+from asyncdni.data import open_batches
 from asyncdni.messages import DATA
 from asyncdni.network import Node
 from asyncdni.nn.base import Array
 from asyncdni.nn.layers import make_layer
-from asyncdni.nn.layers.recurrent.base import Recurrent
-from asyncdni.nn.losses import make_loss
+from asyncdni.nn.layers.recurrent import Recurrent
+from asyncdni.nn.losses import WindowLoss, make_loss
 from asyncdni.nn.optimizers import Adam, Sgd, flatten
 from asyncdni.nn.streams import layer_streams
-from asyncdni.nn.window_loss import WindowLoss
+from asyncdni.plan.build import Design
 
 __all__ = ["Weights", "train"]
 
 Weights = dict[str, dict[str, Array]]
-#: Arrays of layers that are no weights: see `backends.numpy.block`.
+#: Arrays of layers that are no weights: see `stages.numpy.block`.
 _TRAINING = ("carried.", "future.")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import networks
 
-from asyncdni.build import Design
+from asyncdni.plan.build import Design
 
 __all__ = ["COPY", "copying", "recurrent"]
 

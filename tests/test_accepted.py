@@ -19,18 +19,18 @@ from msgspec import inspect
 
 from asyncdni import experiment
 from asyncdni.__main__ import main
-from asyncdni.build import Design, make_design, make_roster, make_source, make_stage
-from asyncdni.conducting import check_host
 from asyncdni.core.events import Finish
-from asyncdni.datasets import describe
+from asyncdni.data import describe
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.experiment.schema import EXPERIMENT
-from asyncdni.launchers.local import worker_command
+from asyncdni.launch.conduct import check_host
+from asyncdni.launch.local import worker_command
 from asyncdni.messages import Welcome
 from asyncdni.nn.layers import LAYERS
-from asyncdni.simulator import simulate
-from asyncdni.sizes import check_memory, worker_bytes
-from asyncdni.transports.codec import encode
+from asyncdni.plan.build import Design, make_design, make_roster, make_source, make_stage
+from asyncdni.plan.sizes import check_memory, worker_bytes
+from asyncdni.wire.codec import encode
 
 INTEGERS = (0, -1, 1, 2, 3, 4, 5, 7, 64, 10**6, 2**31 - 1, 2**31, 2**62, 2**63 - 1, 2**63, 10**30)
 FLOATS = (0.0, -1.0, 0.5, 1.0, 2.5, 1e-320, 1e-9, 1e9, 1e300, 1e308, float("nan"), float("inf"))

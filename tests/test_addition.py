@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asyncdni import config, datasets
-from asyncdni.datasets.base import Meta
+from asyncdni import config
+from asyncdni import data as datasets
+from asyncdni.data.meta import Meta
 
 
 @pytest.mark.parametrize("bits", [2, 8, 62])

@@ -14,7 +14,7 @@ import pytest
 from wire import make_keys
 
 from asyncdni.errors import ConfigError, LaunchError
-from asyncdni.transports.address import (
+from asyncdni.wire.address import (
     IPC_PATH_BYTES_MAX,
     advertised,
     check_secure,

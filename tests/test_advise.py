@@ -11,14 +11,13 @@ from rich.console import Console
 
 from asyncdni import experiment
 from asyncdni.__main__ import main
-from asyncdni.cli import advise_table
-from asyncdni.datasets import describe
+from asyncdni.cli import advise as advise_table
+from asyncdni.data import describe
 from asyncdni.errors import ConfigError
-from asyncdni.profiling import advice, candidates
-from asyncdni.profiling.advice import Advice, Row, advise
-from asyncdni.profiling.candidates import Scene
-from asyncdni.profiling.prediction import Prediction
-from asyncdni.profiling.prices import Prices
+from asyncdni.profiling import advice
+from asyncdni.profiling import advice as candidates
+from asyncdni.profiling.advice import Advice, Row, Scene, advise
+from asyncdni.profiling.prediction import Prediction, Prices
 from asyncdni.profiling.wire import Hop, Wire
 
 FREE = Hop(0.0, 0.0, 0.0, 0.0)

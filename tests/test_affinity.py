@@ -14,8 +14,8 @@ import pytest
 from processes import ENDLESS, TINY, Site, await_training, make_site
 
 from asyncdni import config, experiment
+from asyncdni.drivers.real.machine import choose_core, usable_cores
 from asyncdni.errors import ConfigError
-from asyncdni.runtime.affinity import choose_core, usable_cores
 
 LOCKED = {"name": "locked"}
 SYNTHETIC = {"name": "synthetic", "generator": {"kind": "zero"}}
@@ -116,7 +116,7 @@ def test_the_option_reaches_the_workers_as_it_was_given(pin: Any) -> None:
 _PIN = """\
 import os, threading
 from pathlib import Path
-from asyncdni.runtime.affinity import pin_process, usable_cores
+from asyncdni.drivers.real.machine import pin_process, usable_cores
 
 end = threading.Event()
 before = threading.Thread(target=end.wait)

@@ -18,12 +18,12 @@ import pytest
 import asyncdni
 from asyncdni import experiment
 from asyncdni.__main__ import _say_anything, main
-from asyncdni.cli.leaving import leave
-from asyncdni.datasets.base import Meta
-from asyncdni.datasets.cifar10 import FILES, IMAGE_SHAPE, RECORD_BYTES, TEST_FILE
-from asyncdni.datasets.mnist import FILES as MNIST
+from asyncdni.cli.train import leave
+from asyncdni.data.cifar10 import FILES, IMAGE_SHAPE, RECORD_BYTES, TEST_FILE
+from asyncdni.data.meta import Meta
+from asyncdni.data.mnist import FILES as MNIST
 from asyncdni.errors import ConfigError
-from asyncdni.run import Result
+from asyncdni.store.run import Result
 
 STREAMS = """
 [[stages]]
@@ -322,7 +322,7 @@ def test_a_file_that_is_not_there_is_not_taken_for_that(
     def missing(*_: object) -> None:
         raise FileNotFoundError("a bug")
 
-    monkeypatch.setattr("asyncdni.cli.train.chosen_run", missing)
+    monkeypatch.setattr("asyncdni.cli.common.chosen_run", missing)
     with pytest.raises(FileNotFoundError, match="a bug"):
         main(["train", "run.toml"])
 
@@ -359,8 +359,8 @@ def test_pictures_that_can_not_be_drawn_are_said_and_end_nothing(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no fonts\nhere")
 
-    monkeypatch.setattr("asyncdni.sampling.album.has_something_to_show", lambda run: True)
-    monkeypatch.setattr("asyncdni.sampling.album.leave_samples", fail)
+    monkeypatch.setattr("asyncdni.report.album.has_something_to_show", lambda run: True)
+    monkeypatch.setattr("asyncdni.report.album.leave_samples", fail)
     chosen = experiment.parse({"data": {"name": "digits"}, "stages": [{"layers": ["relu"]}]})
     run = Result({}, {}, chosen, Meta((1,), "classes", 2, 1, 1))
     leave(run, allow_import=False, quiet=False)
@@ -369,7 +369,7 @@ def test_pictures_that_can_not_be_drawn_are_said_and_end_nothing(
 
 def test_pictures_need_no_screen_whatever_matplotlib_is_told_of_one() -> None:
     pytest.importorskip("matplotlib")
-    code = "from asyncdni.metrics.plots import styled\nwith styled(): pass\n"
+    code = "from asyncdni.report.plots import styled\nwith styled(): pass\n"
     code += "import os; print(os.environ['MPLBACKEND'])"
     environment = {**os.environ, "MPLBACKEND": "nonsense"}
     done = subprocess.run(

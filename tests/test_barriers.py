@@ -5,12 +5,8 @@ from __future__ import annotations
 from hand import FORK, LAST, activation, drained, sends, trained
 from pair import Bench, chain
 
-from asyncdni.backends.base import Score
-from asyncdni.core.barriers import EVALUATE, FINAL
-from asyncdni.core.events import (
-    Save,
-    Stored,
-)
+from asyncdni.core.events import Save, Stored
+from asyncdni.core.position import EVALUATE, FINAL
 from asyncdni.core.worker import Phase
 from asyncdni.messages import (
     COORDINATOR,
@@ -25,7 +21,9 @@ from asyncdni.messages import (
     Saved,
 )
 from asyncdni.messages import Save as SaveOrder
-from asyncdni.schedules import Op, OpKind, Synthetic
+from asyncdni.schedules.base import Op, OpKind
+from asyncdni.schedules.synthetic import Synthetic
+from asyncdni.stages.base import Score
 
 
 def test_a_stage_closes_when_the_barrier_is_here_from_all_producers() -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from recorded import recorded, result
 
-from asyncdni.metrics.baselines import kept, kept_sentence, latency_sentence
-from asyncdni.metrics.comparison import Comparison
+from asyncdni.report.statistics import Comparison
+from asyncdni.report.verdict import kept, kept_sentence, latency_sentence
 
 Runs = list[tuple[float | None, float | None]]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from asyncdni.errors import DataError
-from asyncdni.nn.layers import BatchNorm, BatchNorm2d, batch_norm_2d
+from asyncdni.nn.layers import normalisation as batch_norm_2d
+from asyncdni.nn.layers.normalisation import BatchNorm, BatchNorm2d
 from asyncdni.nn.streams import layer_streams, stream
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}

@@ -12,9 +12,9 @@ import pytest
 
 from asyncdni.errors import LaunchError
 from asyncdni.messages import Beat, Message
-from asyncdni.transports.address import private_folder
-from asyncdni.transports.beat import PARENT_VARIABLE, Heart, Silence
-from asyncdni.transports.zeromq import CoordinatorTransport
+from asyncdni.wire.address import private_folder
+from asyncdni.wire.beat import PARENT_VARIABLE, Heart, Silence
+from asyncdni.wire.coordinator import CoordinatorTransport
 
 PATIENCE_S = 20.0  # ends a test that would hang; nothing takes that long
 
@@ -109,7 +109,7 @@ def test_a_worker_without_a_coordinator_ends_with_one_line(
 ) -> None:
     program = (
         "import threading\n"
-        "from asyncdni.transports.beat import Heart\n"
+        "from asyncdni.wire.beat import Heart\n"
         f"Heart({coordinator.address!r}, b'worker', 0.1, patience_s=0.1).start()\n"
         "threading.Event().wait()\n"
     )

@@ -13,8 +13,8 @@ import pytest
 from benchmarking import module, run
 
 from asyncdni import experiment
-from asyncdni.metrics.targets import crossing
-from asyncdni.training import train
+from asyncdni.launch.train import train
+from asyncdni.report.statistics import crossing
 
 #: 512 samples to train on and 9,488 to be scored on; the last batch of an epoch is smaller.
 TINY = """

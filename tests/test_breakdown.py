@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from recorded import two_workers, worker
 
-from asyncdni.metrics.breakdown import SHARES, ceiling_samples_per_s, overhead_cpu, shares
+from asyncdni.report.breakdown import SHARES, ceiling_samples_per_s, overhead_cpu, shares
 
 CHAIN = {"a": (), "b": ("a",)}
 

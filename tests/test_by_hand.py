@@ -27,9 +27,9 @@ from processes import (
     weights,
 )
 
-from asyncdni.launchers.local import worker_command
+from asyncdni.launch.local import worker_command
 from asyncdni.messages import PROTOCOL_VERSION, Hello
-from asyncdni.transports.codec import encode
+from asyncdni.wire.codec import encode
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 #: A protocol that no coordinator speaks yet.
@@ -207,7 +207,9 @@ def test_a_worker_that_dies_in_its_start_up_is_missed_by_name(site: Site) -> Non
     """It dies before its Hello, so that nobody can know why; the one that joined leaves."""
     coordinator = _coordinator(site, "--set", "limits.startup_s=8")
     hidden = _worker(site, "hidden", _address(site))
-    dying = site.execute([sys.executable, "-c", "import asyncdni.runtime.join, os; os._exit(1)"])
+    dying = site.execute(
+        [sys.executable, "-c", "import asyncdni.drivers.real.process, os; os._exit(1)"]
+    )
     assert dying.finished().code == 1
     coordinator.finished().refused(
         "no worker for top has joined within 8 s (limits.startup_s); to be started by: "

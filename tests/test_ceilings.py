@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncdni.metrics.ceilings import ceiling
-from asyncdni.metrics.locking import locking_period
-from asyncdni.simulator import Costs, Links, Result, simulate
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import Result, simulate
+from asyncdni.report.breakdown import ceiling, locking_period
 
 Seconds = dict[str, dict[str, float]]
 
@@ -22,7 +22,7 @@ CHAIN: Seconds = {
 }
 CHAIN_PRODUCERS = {"a": [], "b": ["a"]}
 
-#: The same with the backward of b in two halves, as in the picture in `metrics.ceilings`.
+#: The same with the backward of b in two halves, as in the picture in `report.breakdown`.
 HALVES: Seconds = {
     "a": {"R": 1, "F": 1, "B": 2, "U": 1},
     "b": {"F": 1, "b": 1, "W": 1, "U": 1},

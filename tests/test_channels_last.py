@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from asyncdni.nn.base import Slot
-from asyncdni.nn.layers import Conv2d, MaxPool
-from asyncdni.nn.layers.channels_last import apart
+from asyncdni.nn.layers.convolution import Conv2d
+from asyncdni.nn.layers.pooling import MaxPool
+from asyncdni.nn.layers.windows import apart
 from asyncdni.nn.streams import layer_streams, stream
 
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from asyncdni import checkpoint
-from asyncdni.checkpoint import (
+from asyncdni.errors import CheckpointError
+from asyncdni.store import checkpoint
+from asyncdni.store import checkpoint as cuts
+from asyncdni.store.checkpoint import (
     Manifest,
     commit,
     cut_folder,
-    cuts,
     latest,
     next_cut,
     read_state,
     write_state,
 )
-from asyncdni.errors import CheckpointError
 
 STAGES = "low", "top"
 COUNTS = {"batches": 5, "missed": 1}

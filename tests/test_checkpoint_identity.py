@@ -8,8 +8,8 @@ import msgspec
 import networks
 import pytest
 
-from asyncdni.checkpoint import Manifest, differences, identity
-from asyncdni.datasets import Inputs, Meta
+from asyncdni.data.meta import Inputs, Meta
+from asyncdni.store.checkpoint import Manifest, differences, identity
 
 
 def differ(stages: Any = None, **tables: Any) -> list[str]:

@@ -14,9 +14,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncdni import checkpoint, weights
-from asyncdni.checkpoint import Manifest, commit, cut_folder, latest, read_state, write_state
 from asyncdni.errors import CheckpointError
+from asyncdni.store import checkpoint
+from asyncdni.store import tensors as weights
+from asyncdni.store.checkpoint import Manifest, commit, cut_folder, latest, read_state, write_state
 
 STAGES = "low", "top"
 EXAMPLES = settings(max_examples=300, deadline=None)

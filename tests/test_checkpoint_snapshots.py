@@ -11,18 +11,18 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from asyncdni.checkpoint import (
+from asyncdni.core.counts import Counts
+from asyncdni.drivers.real.process import restored_stage
+from asyncdni.errors import CheckpointError
+from asyncdni.store import checkpoint as snapshots
+from asyncdni.store.checkpoint import (
     Claim,
     discard_snapshots,
     new_term,
     read_newest,
     read_state,
-    snapshots,
     write_state,
 )
-from asyncdni.core.counts import Counts
-from asyncdni.errors import CheckpointError
-from asyncdni.runtime.restoring import restored_stage
 
 STAGES = "low", "top"
 

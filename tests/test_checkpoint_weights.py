@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncdni.checkpoint import (
+from asyncdni.errors import CheckpointError
+from asyncdni.store import checkpoint as weights
+from asyncdni.store.checkpoint import (
     Claim,
     WeightsManifest,
     commit_weights,
     read_weights,
     settle_weights,
-    weights,
     weights_manifest,
     write_weights,
 )
-from asyncdni.errors import CheckpointError
-from asyncdni.weights import save_stages
+from asyncdni.store.tensors import save_stages
 
 STAGES = "low", "top"
 

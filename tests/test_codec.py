@@ -14,8 +14,8 @@ from asyncdni import messages
 from asyncdni.config import Limits
 from asyncdni.errors import LocalProtocolError, RemoteProtocolError
 from asyncdni.messages import Activation, Beat, Credit, Gradient, Message, Report, Start, Welcome
-from asyncdni.transports import codec
-from asyncdni.transports.codec import decode, encode
+from asyncdni.wire import codec
+from asyncdni.wire.codec import decode, encode
 
 LIMITS = Limits()
 KINDS = sorted(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from recorded import recorded, result
 
-from asyncdni.metrics.comparison import (
+from asyncdni.report.statistics import (
     Comparison,
     Estimate,
     Result,

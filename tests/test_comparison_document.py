@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from recorded import RECORDED, recorded, result, two_workers
 
-from asyncdni import comparison as running
 from asyncdni import experiment
-from asyncdni.comparison import Entry
 from asyncdni.errors import ConfigError
-from asyncdni.metrics.comparison import MEASURES, Result
-from asyncdni.metrics.machine import cores, describe_machine
-from asyncdni.metrics.verdict import verdict
+from asyncdni.launch import compare as running
+from asyncdni.launch.compare import Entry
+from asyncdni.report.machine import cores, describe_machine
+from asyncdni.report.statistics import MEASURES, Result
+from asyncdni.report.verdict import verdict
 
 EXPERIMENT = """
 [data]

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from recorded import ADDITION
 
-from asyncdni import comparison as running
 from asyncdni import config, experiment
-from asyncdni.build import make_whole_stage
-from asyncdni.comparison import Entry
 from asyncdni.errors import ConfigError
-from asyncdni.training import design_of
-from asyncdni.weights import save_stages
+from asyncdni.launch import compare as running
+from asyncdni.launch.compare import Entry
+from asyncdni.launch.train import design_of
+from asyncdni.plan.build import make_whole_stage
+from asyncdni.store.tensors import save_stages
 
 
 def test_runs_are_interleaved_and_the_order_rotates_from_seed_to_seed() -> None:

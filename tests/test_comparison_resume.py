@@ -13,7 +13,9 @@ import pytest
 from recorded import ADDITION, result
 
 from asyncdni import experiment
-from asyncdni.comparison import (
+from asyncdni.data import checksums
+from asyncdni.errors import ConfigError
+from asyncdni.launch.compare import (
     COMPARISON,
     Entry,
     discard_unfinished,
@@ -21,10 +23,8 @@ from asyncdni.comparison import (
     finished_runs,
     plan_runs,
 )
-from asyncdni.datasets import checksums
-from asyncdni.errors import ConfigError
-from asyncdni.metrics.comparison import Result
-from asyncdni.run import create_folder
+from asyncdni.report.statistics import Result
+from asyncdni.store.run import create_folder
 
 Folder = tuple[Path, list[Entry], list[Result]]
 

@@ -10,10 +10,16 @@ import networks
 import pytest
 
 from asyncdni import config, experiment
-from asyncdni.build import Design, make_design
-from asyncdni.conditions import check_conditions, find_link, link_delays, neighbours, slow_of
 from asyncdni.errors import ConfigError
-from asyncdni.plan import make_plan
+from asyncdni.plan.build import Design, make_design
+from asyncdni.plan.conditions import (
+    check_conditions,
+    find_link,
+    link_delays,
+    neighbours,
+    slow_of,
+)
+from asyncdni.plan.plan import make_plan
 from asyncdni.schedules.base import Op, OpKind
 
 FORWARD = Op(OpKind.FORWARD, 0)

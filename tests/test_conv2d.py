@@ -10,7 +10,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.layers import Conv2d, conv2d, correlation, im2col, make_layer
+from asyncdni.nn.layers import convolution as conv2d
+from asyncdni.nn.layers import correlation, im2col, make_layer
+from asyncdni.nn.layers.convolution import Conv2d
 from asyncdni.nn.streams import layer_streams, stream
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}

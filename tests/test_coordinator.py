@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from office import NAMES, Office, built, end, failure, hello, records, sent, to_all
 from pair import Bench, chain, roster_of
 
-from asyncdni.core.barriers import CHECKPOINT, EVALUATE, FINAL
-from asyncdni.core.coordinator import Coordinator, Phase
+from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import (
     Commit,
     Computed,
@@ -27,6 +26,8 @@ from asyncdni.core.events import (
     UserStop,
     Woke,
 )
+from asyncdni.core.members import Phase
+from asyncdni.core.position import CHECKPOINT, EVALUATE, FINAL
 from asyncdni.messages import (
     Abort,
     Accused,
@@ -47,7 +48,8 @@ from asyncdni.messages import (
     Start,
     Welcome,
 )
-from asyncdni.schedules import Op, OpKind, Synthetic
+from asyncdni.schedules.base import Op, OpKind
+from asyncdni.schedules.synthetic import Synthetic
 
 # --- the start -----------------------------------------------------------------------------------
 

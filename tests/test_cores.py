@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from asyncdni.core.events import Compute, Computed, Received, Send
 from asyncdni.delays import Slow
+from asyncdni.drivers.virtual.clock import Agenda
+from asyncdni.drivers.virtual.cores import Cores
+from asyncdni.drivers.virtual.costs import Burden, Costs, Hop, Hosts, Links, Pace
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.messages import Activation, Credit
 from asyncdni.schedules.base import Op, OpKind
-from asyncdni.simulator import Burden, Costs, Hop, Hosts, Links, simulate
-from asyncdni.simulator.agenda import Agenda
-from asyncdni.simulator.conditions import Pace
-from asyncdni.simulator.cores import Cores
 
 FORWARD = Op(OpKind.FORWARD, 0)
 QUICK = Hosts(cores=1, slice_us=1000.0, steals_us=500.0, forgets_us=100.0, fades_us=1e12)

@@ -8,11 +8,12 @@ import pytest
 from hand import LAST, MIDDLE, Hand, activation, connect, trained
 
 from asyncdni.core.counts import Counts
-from asyncdni.core.lag import Lag
+from asyncdni.core.flights import Lag
 from asyncdni.core.position import Position
 from asyncdni.core.worker import Worker
 from asyncdni.messages import DATA, Gradient, Rejoin, Start
-from asyncdni.schedules import OpKind, Synthetic
+from asyncdni.schedules.base import OpKind
+from asyncdni.schedules.synthetic import Synthetic
 
 HOST = Position(
     "p", 0, 2, inputs=(DATA,), consumers=("m",), host="p", barriers=(5, 9), test_batches=1

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdni.core.credit import Incoming, Outgoing, initial_window
+from asyncdni.core.links import Incoming, Outgoing, initial_window
 
 WINDOWS = st.one_of(st.just("auto"), st.integers(1, 40))
 

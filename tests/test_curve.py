@@ -12,7 +12,7 @@ import zmq
 
 from asyncdni.cli import keys as command
 from asyncdni.errors import ConfigError
-from asyncdni.transports.curve import (
+from asyncdni.wire.curve import (
     KeyPair,
     coordinator_pair,
     load_keys,

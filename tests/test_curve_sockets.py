@@ -15,11 +15,12 @@ from wire import HELLO, PATIENCE_S, Site, activation, make_keys, received, wait_
 
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.messages import COORDINATOR, Activation, Beat, Credit, Message, Start
-from asyncdni.transports import codec, sockets
-from asyncdni.transports.address import split_key
-from asyncdni.transports.beat import PARENT_VARIABLE, Heart
-from asyncdni.transports.curve import KeyPair, Keys, as_client, new_pair
-from asyncdni.transports.zeromq import CoordinatorTransport, WorkerTransport
+from asyncdni.wire import codec, sockets
+from asyncdni.wire.address import split_key
+from asyncdni.wire.beat import PARENT_VARIABLE, Heart
+from asyncdni.wire.coordinator import CoordinatorTransport
+from asyncdni.wire.curve import KeyPair, Keys, as_client, new_pair
+from asyncdni.wire.worker import WorkerTransport
 
 KEYS = make_keys()
 SAMPLES = {int: 3, float: 0.5, str: "text", bool: True}

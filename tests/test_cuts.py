@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from office import MEMBERS, NAMES, Office, failure, records, sent, to_all
 
-from asyncdni.core.barriers import CHECKPOINT, EVALUATE, FINAL
-from asyncdni.core.coordinator import Phase
 from asyncdni.core.events import Action, Commit, Stored, UserStop
 from asyncdni.core.ledger import Ledger
+from asyncdni.core.members import Phase
+from asyncdni.core.position import CHECKPOINT, EVALUATE, FINAL
 from asyncdni.messages import (
     Close,
     Connect,

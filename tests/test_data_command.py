@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from asyncdni.__main__ import main
-from asyncdni.datasets import download, mnist
+from asyncdni.data import mnist
+from asyncdni.data import mnist as download
 
 
 class Mirror:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncdni import config, datasets
-from asyncdni.datasets import digits, mnist
-from asyncdni.datasets.base import Dataset
-from asyncdni.datasets.source import Source
+from asyncdni import config
+from asyncdni import data as datasets
+from asyncdni.data import digits, mnist
+from asyncdni.data.base import Dataset, Source
 from asyncdni.errors import DataError
 from asyncdni.schedules.base import Op, OpKind
 

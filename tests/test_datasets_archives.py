@@ -13,7 +13,7 @@ import pytest
 from test_data_command import Mirror
 
 from asyncdni.__main__ import main
-from asyncdni.datasets import archives, text
+from asyncdni.data import archives, text
 
 PARTS = {
     name: bytes([number]) * 3073 for number, name in enumerate(archives.ARCHIVES["cifar10"].sizes)

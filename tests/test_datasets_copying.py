@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdni import datasets
-from asyncdni.config.data import Copy, RepeatCopy
-from asyncdni.datasets.copying import Size, next_size, sizes
+from asyncdni import data as datasets
+from asyncdni.config import Copy, RepeatCopy
+from asyncdni.data.copying import Size, next_size, sizes
 from asyncdni.errors import ConfigError
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncdni import config, datasets
-from asyncdni.config.data import Cifar10, DigitPairs
-from asyncdni.datasets import cifar10
+from asyncdni import config
+from asyncdni import data as datasets
+from asyncdni.config import Cifar10, DigitPairs
+from asyncdni.data import cifar10
 from asyncdni.errors import ConfigError, DataError
 
 # --- planes --------------------------------------------------------------------------------------

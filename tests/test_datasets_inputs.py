@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncdni.datasets.checks import as_numbers
-from asyncdni.datasets.inputs import measured, other_kind, other_scale
-from asyncdni.datasets.meta import Inputs
+from asyncdni.data.checks import as_numbers, measured, other_kind, other_scale
+from asyncdni.data.meta import Inputs
 from asyncdni.errors import DataError
 
 RNG = np.random.default_rng(0)

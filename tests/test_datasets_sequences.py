@@ -8,11 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from asyncdni import config, datasets
-from asyncdni.config.data import Copy, RepeatCopy, Trigonometry, Windows
-from asyncdni.datasets.meta import Meta, Tensor, misfit
-from asyncdni.datasets.sequences import Sequence, Sequences, describe_windows, one_hot
-from asyncdni.datasets.source import Source
+from asyncdni import config
+from asyncdni import data as datasets
+from asyncdni.config import Copy, RepeatCopy, Trigonometry, Windows
+from asyncdni.data.base import Source
+from asyncdni.data.meta import Meta, Tensor, misfit
+from asyncdni.data.sequences import Sequence, Sequences, describe_windows, one_hot
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.schedules.base import Op, OpKind
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdni import datasets
-from asyncdni.config.data import Text
-from asyncdni.datasets import text as texts
+from asyncdni import data as datasets
+from asyncdni.config import Text
+from asyncdni.data import text as texts
 from asyncdni.errors import DataError
 
 WORDS = "".join(chr(97 + i * i % 23) for i in range(1000))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asyncdni import datasets
-from asyncdni.config.data import Trigonometry
-from asyncdni.datasets.meta import Array
-from asyncdni.datasets.trigonometry import points
+from asyncdni import data as datasets
+from asyncdni.config import Trigonometry
+from asyncdni.data.meta import Array
+from asyncdni.data.trigonometry import points
 from asyncdni.errors import ConfigError
 
 

@@ -8,19 +8,10 @@ from typing import Any
 import pytest
 from office import NAMES, Office, built, end, failure, hello, records, sent, to_all
 
-from asyncdni.core.barriers import EVALUATE, FINAL
-from asyncdni.core.coordinator import Phase
-from asyncdni.core.events import (
-    Action,
-    Exited,
-    Fail,
-    Looked,
-    Received,
-    Rejected,
-    UserStop,
-    Woke,
-)
+from asyncdni.core.events import Action, Exited, Fail, Looked, Received, Rejected, UserStop, Woke
 from asyncdni.core.liveness import Sight
+from asyncdni.core.members import Phase
+from asyncdni.core.position import EVALUATE, FINAL
 from asyncdni.messages import (
     Abort,
     Accused,

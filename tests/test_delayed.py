@@ -11,11 +11,12 @@ import pytest
 from accumulation import accumulated, bits
 from random_runs import skip_connections
 
-from asyncdni.build import Design
 from asyncdni.core.events import Finish
-from asyncdni.datasets import load
+from asyncdni.data import load
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.nn.base import Array
-from asyncdni.simulator import Costs, Links, Result, simulate
+from asyncdni.plan.build import Design
 
 SHAKEN: dict[str, Any] = {"costs": Costs(jitter=0.9), "links": Links(jitter=1.0)}
 NETWORKS: dict[str, tuple[networks.Tables, list[int] | None]] = {

@@ -6,10 +6,10 @@ import networks
 import pytest
 from streaming import copying, recurrent
 
-from asyncdni.datasets.base import Meta
-from asyncdni.describe import Model, describe, describe_workers, models_of, parameters
+from asyncdni.data.meta import Meta
 from asyncdni.experiment import parse
 from asyncdni.network import make_network
+from asyncdni.plan.describe import Model, describe, describe_workers, models_of, parameters
 
 META = Meta(input_shape=(20,), targets="classes", outputs=4, train_samples=100, test_samples=30)
 NETWORK = make_network(

@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from asyncdni import experiment
-from asyncdni.build import Design
-from asyncdni.cli import panel
+from asyncdni.cli import display as panel
 from asyncdni.cli.display import Lines, Picture, Quiet, make_display
-from asyncdni.metrics.recorder import Recorder
-from asyncdni.training import design_of
+from asyncdni.launch.train import design_of
+from asyncdni.plan.build import Design
+from asyncdni.report.records import Recorder
 
 Record = tuple[str, dict[str, Any]]
 

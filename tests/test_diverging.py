@@ -6,7 +6,7 @@ import networks
 import pytest
 
 from asyncdni.core.events import Fail
-from asyncdni.simulator import simulate
+from asyncdni.drivers.virtual.simulation import simulate
 
 _STAGES = [
     {"layers": [{"dense": 8}, "batch_norm", "relu"], "name": "hidden"},

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from asyncdni.errors import ConfigError, DataError
-from asyncdni.nn.layers import Dropout, make_layer
+from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.noise import Dropout
 from asyncdni.nn.streams import layer_streams
 
 SHAPE = (20, 30)

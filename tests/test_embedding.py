@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from asyncdni.errors import ConfigError, DataError
-from asyncdni.nn.layers import Embedding, make_layer
+from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.embedding import Embedding
 from asyncdni.nn.streams import layer_streams, stream
 
 TOKENS, WIDTH = 6, 3

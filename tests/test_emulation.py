@@ -18,8 +18,8 @@ from wire import HELLO, PATIENCE_S, Site, activation, received, wait_until
 from asyncdni.delays import LinkDelay
 from asyncdni.errors import LimitExceeded
 from asyncdni.messages import COORDINATOR, Activation, Credit, Gradient, Message
-from asyncdni.transports import emulation, sockets
-from asyncdni.transports.zeromq import WorkerTransport
+from asyncdni.wire import emulation, sockets
+from asyncdni.wire.worker import WorkerTransport
 
 FOR_EVER_S = 50.0  # longer than any test waits
 

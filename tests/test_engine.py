@@ -9,11 +9,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from asyncdni.backends.base import Forwarded, Stage
-from asyncdni.checkpoint import read_state
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import Action, Compute, Computed, Received, Save, Stop, Woke
 from asyncdni.core.worker import Phase, Worker
+from asyncdni.drivers.real.engine import Engine, Forsaken, Snapshots
+from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.errors import CheckpointError
 from asyncdni.messages import (
     Accused,
@@ -26,14 +26,10 @@ from asyncdni.messages import (
     Report,
     Saved,
 )
-from asyncdni.messages import (
-    Save as SaveOrder,
-)
-from asyncdni.runtime.engine import Engine
-from asyncdni.runtime.forsaken import Forsaken
-from asyncdni.runtime.inspection import Inspection
-from asyncdni.runtime.snapshots import Snapshots
+from asyncdni.messages import Save as SaveOrder
 from asyncdni.schedules.base import Op, OpKind
+from asyncdni.stages.base import Forwarded, Stage
+from asyncdni.store.checkpoint import read_state
 
 CREDIT = Credit("b", 1, "a", 0, 1)
 REJOIN = Rejoin(2, "keep")

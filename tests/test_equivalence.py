@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 
 from asyncdni import config
-from asyncdni.backends.base import Forwarded
-from asyncdni.backends.numpy import NumpyStage
-from asyncdni.backends.numpy.block import Block, Pace
-from asyncdni.build import Design, make_stage
 from asyncdni.core.events import Finish
-from asyncdni.datasets import load
+from asyncdni.data import load
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.experiment import stage_optimizer
 from asyncdni.messages import DATA, Gradient
 from asyncdni.network import Node
@@ -25,10 +23,13 @@ from asyncdni.nn.layers import make_layer
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.optimizers import Adam, Sgd, flatten
 from asyncdni.nn.streams import layer_streams
-from asyncdni.plan import Group
-from asyncdni.rules import is_repeatable, repeatable_words
+from asyncdni.plan.build import Design, make_stage
+from asyncdni.plan.plan import Group
+from asyncdni.plan.rules import is_repeatable, repeatable_words
 from asyncdni.schedules.base import Source
-from asyncdni.simulator import Costs, Links, Result, simulate
+from asyncdni.stages.base import Forwarded
+from asyncdni.stages.numpy.block import Block, Pace
+from asyncdni.stages.numpy.stage import NumpyStage
 
 LOCKED = {"name": "locked"}
 SYNTHETIC = {"name": "synthetic", "generator": {"kind": "linear", "learning_rate": 0.01}}

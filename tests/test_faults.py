@@ -8,15 +8,15 @@ from typing import Any
 import networks
 import pytest
 
-from asyncdni.build import Design
 from asyncdni.core.events import Fail, Finish
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.disk import Disk, Saved
+from asyncdni.drivers.virtual.faults import Faults, Mishap, parse_faults, parse_line
+from asyncdni.drivers.virtual.process import Keeping
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError
 from asyncdni.messages import Abort, Gradient
-from asyncdni.simulator import Costs, Faults, Links, Result, simulate
-from asyncdni.simulator.disk import Disk, Saved
-from asyncdni.simulator.faults import parse_faults
-from asyncdni.simulator.keeping import Keeping
-from asyncdni.simulator.script import Mishap, parse_line
+from asyncdni.plan.build import Design
 
 LOCKED = {"name": "locked"}
 SYNTHETIC = {"name": "synthetic", "generator": {"kind": "linear"}}

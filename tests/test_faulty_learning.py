@@ -10,12 +10,14 @@ import networks
 import numpy as np
 import pytest
 
-from asyncdni.build import Design
-from asyncdni.checkpoint import latest
 from asyncdni.core.events import Fail, Finish
-from asyncdni.resume import find_beginning
-from asyncdni.run import create_folder
-from asyncdni.simulator import Costs, Faults, Links, Result, simulate
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.faults import Faults
+from asyncdni.drivers.virtual.simulation import Result, simulate
+from asyncdni.plan.build import Design
+from asyncdni.store.checkpoint import latest
+from asyncdni.store.resume import find_beginning
+from asyncdni.store.run import create_folder
 
 SYNCHRONOUS = [{"name": "locked"}, *({"name": n, "microbatches": 2} for n in ("gpipe", "1f1b"))]
 NETWORKS = {

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from asyncdni.core.events import Event, Woke
+from asyncdni.drivers.virtual.clock import Agenda, Alarm, Clock
+from asyncdni.drivers.virtual.costs import Links
+from asyncdni.drivers.virtual.wires import FaultyWires
 from asyncdni.messages import Credit, Message
-from asyncdni.simulator import Links
-from asyncdni.simulator.agenda import Agenda
-from asyncdni.simulator.clock import Alarm, Clock
-from asyncdni.simulator.faulty import FaultyWires
 
 LATENCY_S = 0.001
 

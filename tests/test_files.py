@@ -15,18 +15,17 @@ import numpy as np
 import pytest
 
 from asyncdni import config, experiment
-from asyncdni.checkpoint import read_state
-from asyncdni.checkpoint.manifest import Manifest, read_manifest
 from asyncdni.cli.common import new_folder
-from asyncdni.datasets import npz, text, transfer
+from asyncdni.data import download as transfer
+from asyncdni.data import npz, text
+from asyncdni.drivers.virtual.faults import _from_file
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, DataError
-from asyncdni.files import open_file, read_file, replaced
-from asyncdni.lock import LOCK, locked
-from asyncdni.metrics.record_file import RecordFile
-from asyncdni.metrics.traces import read_trace, trace_path
-from asyncdni.run import create_folder
-from asyncdni.simulator.faults import _from_file
-from asyncdni.weights import load_stage, write_atomically
+from asyncdni.files import LOCK, locked, open_file, read_file, replaced
+from asyncdni.report.records import RecordFile
+from asyncdni.report.traces import read_trace, trace_path
+from asyncdni.store.checkpoint import Manifest, read_manifest, read_state
+from asyncdni.store.run import create_folder
+from asyncdni.store.tensors import load_stage, write_atomically
 
 NETWORK = """\
 [data]

@@ -9,14 +9,15 @@ import networks
 import numpy as np
 import pytest
 
-from asyncdni import models
-from asyncdni.build import Design, make_stage
 from asyncdni.core.events import Finish
-from asyncdni.datasets import load
+from asyncdni.data import load
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.messages import DATA, Gradient
 from asyncdni.nn.base import Array, Slot, Streams
+from asyncdni.plan import build as models
+from asyncdni.plan.build import Design, make_stage
 from asyncdni.schedules.base import Source
-from asyncdni.simulator import Costs, Links, simulate
 
 SHAKEN = {"costs": Costs(jitter=0.9), "links": Links(jitter=1.0)}
 

@@ -8,7 +8,7 @@ from futures import STEPS, WINDOWS, Kind, each_kind, gradient_of_window, predict
 from gradcheck import numeric_gradient
 from windows import STREAMS, UNITS, Run, built, numbers, whole
 
-from asyncdni.nn.layers.recurrent.lstm import Lstm
+from asyncdni.nn.layers.recurrent import Lstm
 
 # --- targets -------------------------------------------------------------------------------------
 

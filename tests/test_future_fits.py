@@ -20,7 +20,7 @@ from futures import (
 from windows import INPUTS, STREAMS, UNITS, numbers
 
 from asyncdni.errors import DataError
-from asyncdni.nn.layers.recurrent.auxiliary import Auxiliary
+from asyncdni.nn.layers.future import Auxiliary
 
 # --- teaching ------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import pytest
 from gradcheck import assert_gradient
 
 from asyncdni.errors import ConfigError, DataError
-from asyncdni.nn.layers.gaussian import Gaussian
+from asyncdni.nn.layers.noise import Gaussian
 from asyncdni.nn.streams import layer_streams, stream
 
 SAMPLES, CODES = 6, 3

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 import asyncdni
-from asyncdni.build import Design, make_stage, make_whole_stage
-from asyncdni.checkpoint import identity
 from asyncdni.core.counts import Counts
+from asyncdni.drivers.real.process import restored_stage
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.experiment import dumps
-from asyncdni.given import begin_with, kept, save_given
-from asyncdni.resume import changed_experiment
-from asyncdni.run import by_stage
-from asyncdni.runtime.restoring import restored_stage
-from asyncdni.simulator import simulate
-from asyncdni.weights import save_stages
+from asyncdni.plan.build import Design, make_stage, make_whole_stage
+from asyncdni.store.checkpoint import identity
+from asyncdni.store.given import begin_with, kept, save_given
+from asyncdni.store.resume import changed_experiment
+from asyncdni.store.run import by_stage
+from asyncdni.store.tensors import save_stages
 
 LOCKED = {"name": "locked"}
 State = dict[str, dict[str, np.ndarray]]

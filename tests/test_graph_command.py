@@ -9,10 +9,10 @@ import pytest
 from processes import TINY
 
 from asyncdni.__main__ import main
-from asyncdni.build import make_design
-from asyncdni.datasets import describe
+from asyncdni.data import describe
 from asyncdni.experiment import load
-from asyncdni.graphviz import dot
+from asyncdni.plan.build import make_design
+from asyncdni.plan.describe import dot
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from random_graphs import Draw, draw_design, draw_maps, draw_windows, images, letters
 
-from asyncdni.build import Design, make_whole_stage
 from asyncdni.core.events import Finish
-from asyncdni.datasets import open_batches
+from asyncdni.data import open_batches
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.messages import DATA
 from asyncdni.network import LayerSpec, Node
-from asyncdni.simulator import simulate
+from asyncdni.plan.build import Design, make_whole_stage
 
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional

@@ -11,9 +11,10 @@ from random_graphs import Draw, draw_design, draw_maps, draw_windows, images, le
 from random_runs import assert_complete
 from single_process import train
 
-from asyncdni.build import Design
 from asyncdni.core.events import Finish
-from asyncdni.simulator import Costs, Links, simulate
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import simulate
+from asyncdni.plan.build import Design
 
 SHAKEN = {"costs": Costs(jitter=0.9), "links": Links(jitter=1.0)}
 SEEDS = range(20)

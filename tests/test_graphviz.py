@@ -10,7 +10,7 @@ import networks
 import pytest
 
 from asyncdni.errors import ConfigError, LaunchError
-from asyncdni.graphviz import FORMATS, dot, draw
+from asyncdni.plan.describe import FORMATS, dot, draw
 
 ZERO = {"name": "synthetic", "generator": {"kind": "zero"}}
 

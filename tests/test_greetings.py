@@ -10,13 +10,14 @@ from hand import MIDDLE, Hand, activation, sends
 from office import Office, end, failure, hello, records
 from pair import Bench, chain, roster_of
 
-from asyncdni.build import Design
-from asyncdni.core.coordinator import Coordinator, Phase
+from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import Fail, Finish, Woke
-from asyncdni.core.greetings import PATIENCE_S
+from asyncdni.core.links import PATIENCE_S
+from asyncdni.core.members import Phase
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.messages import COORDINATOR, Greeting, Message, Ready, Start, Unheard
-from asyncdni.schedules import Locked
-from asyncdni.simulator import simulate
+from asyncdni.plan.build import Design
+from asyncdni.schedules.locked import Locked
 
 FROM_P, FROM_C = Greeting("p", 1, "m"), Greeting("c", 1, "m")
 OURS = [("c", Greeting("m", 7, "c")), ("p", Greeting("m", 7, "p"))]

@@ -10,13 +10,14 @@ from hand import MIDDLE, Hand, activation, sends
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdni.backends.base import Agreement
-from asyncdni.build import Design, make_stage
 from asyncdni.core.events import Computed, Finish
-from asyncdni.core.guard import Guard
+from asyncdni.core.flights import Guard
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.messages import COORDINATOR, Gradient, Guarded, Lost, Start
-from asyncdni.plan import Group
-from asyncdni.simulator import Costs, Links, simulate
+from asyncdni.plan.build import Design, make_stage
+from asyncdni.plan.plan import Group
+from asyncdni.stages.base import Agreement
 
 COSINES = st.one_of(st.none(), st.floats(-1, 1))
 

@@ -13,7 +13,7 @@ from gradcheck import assert_gradient, numeric_gradient
 from asyncdni import config
 from asyncdni.nn.base import Array, Slot
 from asyncdni.nn.generators.base import Generator
-from asyncdni.nn.generators.head import LocalHead
+from asyncdni.nn.generators.error import LocalHead
 from asyncdni.nn.losses import LOSSES, make_loss
 from asyncdni.nn.streams import layer_streams
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from asyncdni.core.inbox import Inbox
-from asyncdni.core.inputs import Inputs
+from asyncdni.core.inputs import Inbox, Inputs, Replay
 from asyncdni.core.position import Position
-from asyncdni.core.replay import Replay
 from asyncdni.messages import DATA
-from asyncdni.schedules import Op, OpKind
+from asyncdni.schedules.base import Op, OpKind
 
 JOIN = Position("j", 2, 4, inputs=("p", "q"), host="p")
 FED = Position("f", 1, 3, inputs=("p", DATA), consumers=("c",), host="p", synthetic_inputs=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from processes import TINY, Command, Site, free_port, make_site, records, until_recorded, weights
 
-from asyncdni.transports.curve import new_keys
+from asyncdni.wire.curve import new_keys
 
 
 @pytest.fixture

@@ -20,16 +20,13 @@ from asyncdni.core.events import Finish, Record
 from asyncdni.core.position import Position
 from asyncdni.core.worker import Worker
 from asyncdni.messages import DATA, Activation, Drained, Gradient, Lost, Skipped
-from asyncdni.schedules import (
-    Delayed,
-    Gpipe,
-    Groups,
-    LocalLoss,
-    Locked,
-    OneF1B,
-    Schedule,
-    Synthetic,
-)
+from asyncdni.schedules.base import Groups, Schedule
+from asyncdni.schedules.delayed import Delayed
+from asyncdni.schedules.gpipe import Gpipe
+from asyncdni.schedules.local_loss import LocalLoss
+from asyncdni.schedules.locked import Locked
+from asyncdni.schedules.one_f_one_b import OneF1B
+from asyncdni.schedules.synthetic import Synthetic
 
 WAITING: dict[str, Schedule | Callable[[Position], Worker]] = {
     "locked": Locked(),

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdni.core.flights import Flights
-from asyncdni.core.lag import Lag
+from asyncdni.core.flights import Flights, Lag
 
 
 def forwarded(batches: int, consumers: tuple[str, ...] = ("c", "d")) -> Flights:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from reported import LATENCIES, at_latencies, document
 
-from asyncdni.metrics.latencies import at_latency, latencies_of, latency_words, slices, suffix
+from asyncdni.report.statistics import at_latency, latencies_of, latency_words, slices, suffix
 
 
 @pytest.mark.parametrize(

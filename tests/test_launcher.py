@@ -13,9 +13,8 @@ from processes import until
 
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import LaunchError
-from asyncdni.launchers import local
-from asyncdni.launchers.by_hand import typed_command
-from asyncdni.launchers.local import LocalLauncher
+from asyncdni.launch import local
+from asyncdni.launch.local import LocalLauncher, typed_command
 
 Exited = tuple[str, int, str]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.layers import LayerNorm, make_layer
+from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.normalisation import LayerNorm
 from asyncdni.nn.streams import layer_streams, stream
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from asyncdni.errors import DataError
 from asyncdni.nn.base import Layer
-from asyncdni.nn.layers import BatchNorm, make_layer
+from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.normalisation import BatchNorm
 from asyncdni.nn.streams import layer_streams, stream
 
 INPUTS = 5

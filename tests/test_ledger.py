@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from asyncdni.core.ledger import Ledger
-from asyncdni.core.scores import Scores
+from asyncdni.core.ledger import Ledger, Scores
 from asyncdni.messages import Evaluated
 
 

@@ -28,8 +28,8 @@ from processes import (
     weights,
 )
 
-from asyncdni.transports.address import remove_ownerless
-from asyncdni.weights import load_stage
+from asyncdni.store.tensors import load_stage
+from asyncdni.wire.address import remove_ownerless
 
 
 @pytest.fixture

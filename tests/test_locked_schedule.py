@@ -5,7 +5,7 @@ from __future__ import annotations
 from pair import Bench, chain
 
 from asyncdni.messages import Activation, Gradient
-from asyncdni.schedules import Locked
+from asyncdni.schedules.locked import Locked
 
 
 def test_locked_has_one_batch_in_flight_in_the_whole_network() -> None:

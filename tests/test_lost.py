@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from pair import chain
 from pictures import bounded
 
-from asyncdni.core.barriers import EVALUATE, FINAL
 from asyncdni.core.events import Computed, Release, Stop
-from asyncdni.core.position import Position
+from asyncdni.core.position import EVALUATE, FINAL, Position
 from asyncdni.core.worker import Phase
 from asyncdni.messages import (
     COORDINATOR,
@@ -33,18 +32,13 @@ from asyncdni.messages import (
     Skipped,
     Start,
 )
-from asyncdni.schedules import (
-    Delayed,
-    Gpipe,
-    Groups,
-    LocalLoss,
-    Locked,
-    OneF1B,
-    Op,
-    OpKind,
-    Schedule,
-    Synthetic,
-)
+from asyncdni.schedules.base import Groups, Op, OpKind, Schedule
+from asyncdni.schedules.delayed import Delayed
+from asyncdni.schedules.gpipe import Gpipe
+from asyncdni.schedules.local_loss import LocalLoss
+from asyncdni.schedules.locked import Locked
+from asyncdni.schedules.one_f_one_b import OneF1B
+from asyncdni.schedules.synthetic import Synthetic
 
 JOIN = Position("j", 2, 4, inputs=("p", "q"), consumers=("c",), host="h")
 FED = Position("f", 1, 3, inputs=("p", DATA), consumers=("c",), host="h", synthetic_inputs=True)

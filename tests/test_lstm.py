@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from windows import INPUTS, STREAMS, UNITS, Run, built, numbers
 
-from asyncdni.nn.layers.recurrent.lstm import Lstm
+from asyncdni.nn.layers.recurrent import Lstm
 
 STEPS, LENGTH = 3, 9
 

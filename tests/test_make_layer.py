@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.layers import LAYERS, BatchNorm, Dense, Relu, make_layer
+from asyncdni.nn.layers import LAYERS, make_layer
+from asyncdni.nn.layers.activations import Relu
+from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.normalisation import BatchNorm
 from asyncdni.nn.streams import layer_streams
 
 WHERE = "stages[1] (hidden2), layer 0"

@@ -11,8 +11,7 @@ from gradcheck import assert_gradient
 from asyncdni.errors import ConfigError, NumericalError
 from asyncdni.nn.base import Array, Slot
 from asyncdni.nn.generators.convolutional import ConvolutionalGenerator
-from asyncdni.nn.generators.error import ErrorGenerator
-from asyncdni.nn.generators.feature_map import FeatureMapErrorGenerator
+from asyncdni.nn.generators.error import ErrorGenerator, FeatureMapErrorGenerator
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.streams import layer_streams
 

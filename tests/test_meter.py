@@ -11,16 +11,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from asyncdni.backends.base import Agreement, Forwarded, Stage
 from asyncdni.core.events import Action, Compute, Computed, Stop
 from asyncdni.core.worker import Phase, Worker
 from asyncdni.delays import Slow
+from asyncdni.drivers.real import engine, meter
+from asyncdni.drivers.real.engine import Engine
+from asyncdni.drivers.real.machine import resident_bytes
+from asyncdni.drivers.real.meter import Meter
 from asyncdni.messages import Leave, Message, Report, Start
-from asyncdni.runtime import engine, meter
-from asyncdni.runtime.engine import Engine
-from asyncdni.runtime.memory import resident_bytes
-from asyncdni.runtime.meter import Meter
 from asyncdni.schedules.base import Op, OpKind, Source
+from asyncdni.stages.base import Agreement, Forwarded, Stage
 
 WAIT_S, RECEIVE_S = 8.0, 2.0
 

@@ -13,9 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncdni import config, datasets
-from asyncdni.datasets import folders, idx, make_digits, mnist, transfer
-from asyncdni.datasets.base import ARRAYS, Meta
+from asyncdni import config
+from asyncdni import data as datasets
+from asyncdni.data import download as folders
+from asyncdni.data import download as transfer
+from asyncdni.data import make_digits, mnist
+from asyncdni.data import mnist as idx
+from asyncdni.data.base import ARRAYS
+from asyncdni.data.meta import Meta
 from asyncdni.errors import DataError
 
 DIGITS_SHA256 = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdni.datasets.base import Meta
+from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.experiment import parse
 from asyncdni.messages import DATA

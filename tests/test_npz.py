@@ -12,12 +12,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from asyncdni import config, datasets, experiment
-from asyncdni.build import make_source
-from asyncdni.datasets import npz
-from asyncdni.datasets.base import Dataset, Meta
+from asyncdni import config, experiment
+from asyncdni import data as datasets
+from asyncdni.data import npz
+from asyncdni.data.base import Dataset
+from asyncdni.data.meta import Meta
 from asyncdni.errors import DataError
-from asyncdni.training import design_of
+from asyncdni.launch.train import design_of
+from asyncdni.plan.build import make_source
 
 
 def arrays(**changed: Any) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from line import Line, bits
 from test_state import SCHEDULES, make
 
 from asyncdni import config
-from asyncdni.backends.numpy.numbers import Watch
-from asyncdni.build import make_stage
 from asyncdni.errors import NumericalError
-from asyncdni.nn.layers import BatchNorm
+from asyncdni.nn.layers.normalisation import BatchNorm
 from asyncdni.nn.streams import layer_streams
+from asyncdni.plan.build import make_stage
 from asyncdni.schedules.base import Source
+from asyncdni.stages.numpy.block import Watch
 
 BAD = pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
 RAISING = pytest.mark.parametrize("policy", ["stop", "roll_back"])

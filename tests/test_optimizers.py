@@ -10,7 +10,9 @@ import pytest
 from asyncdni.errors import ConfigError, NumericalError
 from asyncdni.nn import optimizers
 from asyncdni.nn.base import Optimizer
-from asyncdni.nn.layers import BatchNorm, Dense, Relu
+from asyncdni.nn.layers.activations import Relu
+from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.normalisation import BatchNorm
 from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, finite_norm, flatten, norm
 from asyncdni.nn.streams import layer_streams, stream
 

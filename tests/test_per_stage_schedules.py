@@ -10,11 +10,12 @@ import pytest
 from accumulation import accumulated, bits
 from test_fit_every import Fixed
 
-from asyncdni import models
-from asyncdni.build import Design
 from asyncdni.core.events import Finish
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.messages import Gradient
-from asyncdni.simulator import Costs, Links, Result, simulate
+from asyncdni.plan import build as models
+from asyncdni.plan.build import Design
 
 SHAKEN: dict[str, Any] = {"costs": Costs(jitter=0.9), "links": Links(latency_us=500.0, jitter=1.0)}
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncdni.metrics import pictures
+from asyncdni.report import pictures
 
 matplotlib = pytest.importorskip("matplotlib")
 

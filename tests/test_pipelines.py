@@ -9,10 +9,11 @@ import pytest
 from accumulation import accumulated, bits
 from random_runs import skip_connections
 
-from asyncdni.build import Design
 from asyncdni.core.events import Fail, Finish
-from asyncdni.plan import Group
-from asyncdni.simulator import Costs, Links, Result, simulate
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import Result, simulate
+from asyncdni.plan.build import Design
+from asyncdni.plan.plan import Group
 
 NAMES = ["gpipe", "1f1b"]
 SHAKEN = {"costs": Costs(jitter=0.9), "links": Links(latency_us=300.0, jitter=1.0)}

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdni.datasets.base import Meta
+from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.experiment import parse
 from asyncdni.messages import DATA
 from asyncdni.network import make_network
-from asyncdni.plan import EVALUATIONS_MAX, Plan, barriers, make_plan
+from asyncdni.plan.plan import EVALUATIONS_MAX, Plan, barriers, make_plan
 
 
 def meta(train_samples: int = 100) -> Meta:

@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.layers import AveragePool, MaxPool, make_layer, pooling
+from asyncdni.nn.layers import make_layer, pooling
+from asyncdni.nn.layers.pooling import AveragePool, MaxPool
 from asyncdni.nn.streams import layer_streams, stream
 
 both = pytest.mark.parametrize("kind", [MaxPool, AveragePool])

@@ -13,9 +13,9 @@ from wire import HELLO, PATIENCE_S, Site, activation, make_keys, pair, received,
 
 from asyncdni.config import Limits
 from asyncdni.messages import COORDINATOR, Ready, Start
-from asyncdni.transports import port
-from asyncdni.transports.address import split_key
-from asyncdni.transports.worker import WorkerTransport
+from asyncdni.wire import port
+from asyncdni.wire.address import split_key
+from asyncdni.wire.worker import WorkerTransport
 
 pytestmark = pytest.mark.skipif(
     not hasattr(socket, "TCP_INFO"), reason="this system does not tell what a connection has sent"

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from pair import Bench, chain, roster_of
 from pictures import depth
 
-from asyncdni.core.barriers import CHECKPOINT, EVALUATE, FINAL
 from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import Finish
-from asyncdni.core.host import Host
-from asyncdni.core.position import Position
+from asyncdni.core.position import CHECKPOINT, EVALUATE, FINAL, Host, Position
 from asyncdni.core.worker import Worker
 from asyncdni.messages import DATA, Drained
-from asyncdni.schedules import Gpipe, Groups, OneF1B, Op, OpKind
+from asyncdni.schedules.base import Groups, Op, OpKind
+from asyncdni.schedules.gpipe import Gpipe
+from asyncdni.schedules.one_f_one_b import OneF1B
 
 
 def host_position(microbatches: int = 1, per_epoch: int = 0, **fields: Any) -> Position:

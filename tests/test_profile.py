@@ -9,15 +9,16 @@ import networks
 import pytest
 from threadpoolctl import threadpool_info
 
-from asyncdni.backends.numpy.block import Block
+from asyncdni.drivers.virtual.costs import SENDING
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.errors import ConfigError
 from asyncdni.messages import Message
 from asyncdni.profiling import measurement
-from asyncdni.profiling.measurement import SENDING, Measurement, OpTime, measure
+from asyncdni.profiling.measurement import Measurement, OpTime, measure
 from asyncdni.profiling.rehearsal import Rehearsal
 from asyncdni.profiling.report import document
 from asyncdni.schedules.base import Op
-from asyncdni.simulator import simulate
+from asyncdni.stages.numpy.block import Block
 
 LOCKED = {"name": "locked"}
 WHOLE = {"name": "locked", "split_backward": False}

@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncdni import config
-from asyncdni.backends.numpy.block import Block
-from asyncdni.build import Design
+from asyncdni.drivers.virtual.costs import SENDING, Links
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.errors import ConfigError
 from asyncdni.messages import Message
-from asyncdni.profiling.costs import Seconds, worker_costs
-from asyncdni.profiling.measurement import SENDING
+from asyncdni.plan.build import Design
+from asyncdni.profiling.advice import best_split
+from asyncdni.profiling.prediction import Seconds, worker_costs
 from asyncdni.profiling.rehearsal import Rehearsal
-from asyncdni.profiling.splits import best_split
 from asyncdni.schedules.base import Op
-from asyncdni.simulator import Links, simulate
+from asyncdni.stages.numpy.block import Block
 
 SYNTHETIC = {"name": "synthetic", "generator": {"kind": "linear"}, "fit_every": 4}
 

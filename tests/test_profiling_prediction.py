@@ -8,11 +8,10 @@ from typing import Any
 import networks
 import pytest
 
-from asyncdni.build import Design
 from asyncdni.errors import AsyncDNIError
+from asyncdni.plan.build import Design
 from asyncdni.profiling import prediction
-from asyncdni.profiling.prediction import predict
-from asyncdni.profiling.prices import Prices
+from asyncdni.profiling.prediction import Prices, predict
 from asyncdni.profiling.wire import Hop, Wire
 
 FREE = Hop(0.0, 0.0, 0.0, 0.0)
@@ -88,7 +87,7 @@ def test_bandwidth_limits_every_schedule() -> None:
     """1,000 bytes of a batch of 8 at 100 kB/s take 10 ms, however decoupled."""
     made = design(3, SYNTHETIC, links={"bandwidth": "25kB/s"})
     found = predict(made, prices(made), cores=3)
-    sent = 8 * (5 * 4 + 8)  # estimated by shapes: see `simulator.sizes`
+    sent = 8 * (5 * 4 + 8)  # estimated by shapes: see `drivers.virtual.costs`
     assert found.samples_per_s <= 8 / (sent / 25e3) * 1.3
     assert found.limit == "waiting"
 

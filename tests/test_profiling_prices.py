@@ -7,11 +7,10 @@ from typing import Any
 import networks
 import pytest
 
+from asyncdni.drivers.virtual.costs import SENDING
 from asyncdni.messages import DATA
-from asyncdni.profiling.costs import op_costs
-from asyncdni.profiling.prices import Prices, burden_of, costs_of, links_of, price
+from asyncdni.profiling.prediction import Prices, burden_of, costs_of, links_of, op_costs, price
 from asyncdni.profiling.wire import Hop, Wire
-from asyncdni.simulator import SENDING
 
 SYNTHETIC = {"name": "synthetic", "generator": {"kind": "linear"}, "fit_every": 4}
 OPS = {"F": 1.0, "P": 10.0, "B": 100.0, SENDING: 200.0, "b": 1e3, "W": 1e4, "U": 1e5, "T": 1e6}

@@ -8,7 +8,7 @@ import pytest
 
 from asyncdni.errors import LaunchError
 from asyncdni.profiling import wire
-from asyncdni.profiling.caches import last_level_bytes
+from asyncdni.profiling.measurement import last_level_bytes
 from asyncdni.profiling.wire import Hop, Wire, measure_wire
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdni.errors import ConfigError
-from asyncdni.quantities import bytes_per_second, seconds
+from asyncdni.experiment.schema import bytes_per_second, seconds
 
 
 @pytest.mark.parametrize(

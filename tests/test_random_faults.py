@@ -12,8 +12,8 @@ from random_faults import SCHEDULES, assert_survived, draw_faulty_run
 
 from asyncdni.__main__ import main
 from asyncdni.core.events import Fail
-from asyncdni.simulator.faults import parse_faults
-from asyncdni.simulator.launcher import Launcher
+from asyncdni.drivers.virtual.coordinator import Launcher
+from asyncdni.drivers.virtual.faults import parse_faults
 
 
 @pytest.mark.parametrize("seed", range(85))

@@ -9,7 +9,7 @@ import pytest
 from random_runs import assert_complete, run_seed
 
 from asyncdni.core.events import Fail, Finish
-from asyncdni.simulator import Result
+from asyncdni.drivers.virtual.simulation import Result
 
 NAMES = ("locked", "gpipe", "1f1b", "delayed", "local_loss", "synthetic")
 

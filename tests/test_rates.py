@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.rates import RATES, scale
+from asyncdni.nn.optimizers import RATES, scale
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "constant": {},

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from asyncdni import experiment
-from asyncdni.build import make_design
 from asyncdni.core.events import Finish
-from asyncdni.datasets import cifar10, describe
-from asyncdni.simulator import Result, simulate
+from asyncdni.data import cifar10, describe
+from asyncdni.drivers.virtual.simulation import Result, simulate
+from asyncdni.plan.build import make_design
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 RECIPES = sorted(LAUNCH.glob("*.toml"))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from asyncdni import experiment
-from asyncdni.build import Design, make_design, make_whole_stage
-from asyncdni.datasets import describe, open_batches
-from asyncdni.simulator import simulate
+from asyncdni.data import describe, open_batches
+from asyncdni.drivers.virtual.simulation import simulate
+from asyncdni.plan.build import Design, make_design, make_whole_stage
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 SCHEDULES = ["locked", "synthetic"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from asyncdni.core.tally import Tally
+from asyncdni.core.counts import Tally
 from asyncdni.errors import CheckpointError
-from asyncdni.metrics.recorder import DISTRIBUTIONS, STAGE_FIELDS, Recorder
+from asyncdni.report.records import DISTRIBUTIONS, STAGE_FIELDS, Recorder
 
 
 def report(stage: str, **values: Any) -> dict[str, Any]:

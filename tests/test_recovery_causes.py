@@ -37,12 +37,12 @@ from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.core.liveness import Sight
+from asyncdni.drivers.real import coordinator as coordinate_module
+from asyncdni.drivers.real.coordinator import Stops, coordinate
+from asyncdni.drivers.real.machine import limit_memory, written
 from asyncdni.errors import CheckpointError, ConfigError, Interrupted, LaunchError, WorkerLost
-from asyncdni.runtime import coordinate as coordinate_module
-from asyncdni.runtime.coordinate import Stops, coordinate
-from asyncdni.runtime.memory import limit_memory, written
-from asyncdni.transports.zeromq import CoordinatorTransport
-from asyncdni.weights import load_stage
+from asyncdni.store.tensors import load_stage
+from asyncdni.wire.coordinator import CoordinatorTransport
 
 LAYER = '''\
 """Passes on what comes, but for one batch, once in a run."""

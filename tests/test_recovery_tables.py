@@ -8,10 +8,10 @@ import networks
 import pytest
 
 from asyncdni import config
-from asyncdni.build import make_roster
 from asyncdni.errors import ConfigError
 from asyncdni.experiment import dumps, load, parse
-from asyncdni.plan import cut_every_s, snapshot_every_s
+from asyncdni.plan.build import make_roster
+from asyncdni.plan.plan import cut_every_s, snapshot_every_s
 
 
 def experiment(**tables: Any) -> config.Experiment:

@@ -11,9 +11,7 @@ from gradcheck import assert_gradient
 from windows import INPUTS, STREAMS, UNITS, Run, built, numbers
 
 from asyncdni.errors import ConfigError, DataError
-from asyncdni.nn.layers.recurrent.base import Recurrent
-from asyncdni.nn.layers.recurrent.lstm import Lstm
-from asyncdni.nn.layers.recurrent.rnn import Rnn
+from asyncdni.nn.layers.recurrent import Lstm, Recurrent, Rnn
 from asyncdni.nn.streams import layer_streams
 
 STEPS = 3

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from windows import INPUTS, STREAMS, UNITS, built, numbers
 
-from asyncdni.nn.layers.recurrent.base import Recurrent
-from asyncdni.nn.layers.recurrent.lstm import Lstm
-from asyncdni.nn.layers.recurrent.rnn import Rnn
+from asyncdni.nn.layers.recurrent import Lstm, Recurrent, Rnn
 
 STEPS = 3
 FUTURE = {"lambda": 0.0, "scale": 0.5}

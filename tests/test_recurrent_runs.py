@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from streaming import copying, recurrent
 
-from asyncdni.build import Design, make_source, make_stage, make_whole_stage
-from asyncdni.datasets import open_batches
+from asyncdni.data import open_batches
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot
-from asyncdni.nn.layers import Dense, Lstm
+from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.recurrent import Lstm
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.optimizers import Adam, flatten
 from asyncdni.nn.streams import layer_streams
+from asyncdni.plan.build import Design, make_source, make_stage, make_whole_stage
 from asyncdni.schedules.base import Op, OpKind, Source
-from asyncdni.simulator import simulate
 
 LOCKED = {"name": "locked"}
 SYNTHETIC = {"name": "synthetic"}

@@ -18,7 +18,7 @@ import pytest
 from processes import TINY, Finished, Site, make_site
 
 from asyncdni.__main__ import main
-from asyncdni.datasets.mnist import FILES
+from asyncdni.data.mnist import FILES
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from pair import Bench, chain
 
 from asyncdni.core.events import Finish
-from asyncdni.core.inbox import Arrival
+from asyncdni.core.inputs import Arrival, Replay
 from asyncdni.core.position import Position
-from asyncdni.core.replay import Replay
 from asyncdni.core.worker import Worker
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.messages import Activation, Gradient
-from asyncdni.schedules import LocalLoss
-from asyncdni.simulator import Costs, Links, simulate
+from asyncdni.schedules.local_loss import LocalLoss
 
 
 def used(replay: Replay, times: int) -> list[int]:

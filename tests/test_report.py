@@ -11,9 +11,8 @@ from reported import document
 from test_report_page import Page
 
 from asyncdni.errors import CheckpointError
-from asyncdni.metrics import plots
-from asyncdni.metrics.flat_runs import evaluations_csv, runs_csv
-from asyncdni.metrics.report import write_reports
+from asyncdni.report import plots, write_reports
+from asyncdni.report.statistics import evaluations_csv, runs_csv
 
 NAMES = ["compare.csv", "compare-evaluations.csv", "compare.html"]
 

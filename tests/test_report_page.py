@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from reported import at_latencies, document, estimate, rows, run
 
-from asyncdni.metrics.markup import Markup, element, together
-from asyncdni.metrics.numerals import as_estimate, fixed, interval, percent
-from asyncdni.metrics.page import render_page
+from asyncdni.report.page import Markup, element, render_page, together
+from asyncdni.report.verdict import as_estimate, fixed, interval, percent
 
 HOSTILE = """<script>alert(1)</script>"'><img src=x onerror=alert(2)>&amp;"""
 VOID = {"meta", "br"}

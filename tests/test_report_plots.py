@@ -9,12 +9,20 @@ from typing import Any
 import pytest
 from reported import CURVES, at_latencies, document, estimate, rows, run
 
-from asyncdni.metrics import breakdown
-from asyncdni.metrics.palette import SHARES, row_colours
-from asyncdni.metrics.plot_bars import draw_shares, draw_speed, draw_times
-from asyncdni.metrics.plot_curves import draw_curves, mean_curve
-from asyncdni.metrics.plot_latency import draw_speed_over_latency, draw_times_over_latency
-from asyncdni.metrics.plots import draw_plots, inline
+from asyncdni.report import breakdown
+from asyncdni.report.plots import (
+    SHARES,
+    draw_curves,
+    draw_plots,
+    draw_shares,
+    draw_speed,
+    draw_speed_over_latency,
+    draw_times,
+    draw_times_over_latency,
+    inline,
+    mean_curve,
+    row_colours,
+)
 
 pytest.importorskip("matplotlib")
 

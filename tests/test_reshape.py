@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.layers import Reshape, make_layer
+from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.reshape import Reshape
 from asyncdni.nn.streams import layer_streams
 
 

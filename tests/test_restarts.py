@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from office import Office, failure, hello, records
 
-from asyncdni.core.coordinator import Phase
 from asyncdni.core.events import Woke
-from asyncdni.core.recovery import Recovery
+from asyncdni.core.members import Phase, Recovery
 
 
 def waits(deaths: int) -> list[float]:

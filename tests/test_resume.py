@@ -18,7 +18,7 @@ from test_recovery import BATCHES, STAGES, THREE, until_learning
 
 import asyncdni
 from asyncdni.errors import ConfigError
-from asyncdni.resume import changed_experiment
+from asyncdni.store.resume import changed_experiment
 
 
 @pytest.fixture

@@ -5,16 +5,9 @@ from __future__ import annotations
 import pytest
 from office import Office, failure, hello, records, sent
 
-from asyncdni.core.coordinator import Phase
-from asyncdni.core.events import (
-    Woke,
-)
-from asyncdni.messages import (
-    PROTOCOL_VERSION,
-    Hello,
-    Refused,
-    Welcome,
-)
+from asyncdni.core.events import Woke
+from asyncdni.core.members import Phase
+from asyncdni.messages import PROTOCOL_VERSION, Hello, Refused, Welcome
 
 
 @pytest.mark.parametrize(("stage", "name"), [("b", "b"), ("b2", "b"), ("1", "b"), ("0", "a")])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from office import NAMES, Office, built, failure, hello, records, sent, to_all
 
-from asyncdni.core.barriers import EVALUATE, FINAL
-from asyncdni.core.coordinator import Phase
 from asyncdni.core.events import Action, UserStop
 from asyncdni.core.ledger import Ledger
+from asyncdni.core.members import Phase
+from asyncdni.core.position import EVALUATE, FINAL
 from asyncdni.messages import (
     Abort,
     Close,

@@ -7,12 +7,15 @@ from typing import Any
 import networks
 import pytest
 
-from asyncdni.build import Design, make_worker
 from asyncdni.core.worker import Worker
 from asyncdni.errors import ConfigError
-from asyncdni.rules import make_schedule
-from asyncdni.rules.lag import SYNTHETIC_LAG, lag_bounds
-from asyncdni.schedules import NEVER, Asked, LocalLoss, Locked, OneF1B, Synthetic
+from asyncdni.plan.build import Design, make_worker
+from asyncdni.plan.rules import SYNTHETIC_LAG, lag_bounds, make_schedule
+from asyncdni.schedules.base import NEVER, Asked
+from asyncdni.schedules.local_loss import LocalLoss
+from asyncdni.schedules.locked import Locked
+from asyncdni.schedules.one_f_one_b import OneF1B
+from asyncdni.schedules.synthetic import Synthetic
 
 CHAIN = networks.chain(4)
 FORK = networks.fork()

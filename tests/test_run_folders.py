@@ -19,11 +19,12 @@ from sampled import kept, letters, run_of
 
 from asyncdni import config, experiment
 from asyncdni.__main__ import main
-from asyncdni.datasets import Inputs, identify
+from asyncdni.data import identify
+from asyncdni.data.meta import Inputs
 from asyncdni.errors import CheckpointError, DataError, DataWarning, by_name
-from asyncdni.resume import changed_experiment, find_beginning
-from asyncdni.run import Result, create_folder, load_experiment, open_run, write_data
-from asyncdni.training import design_of
+from asyncdni.launch.train import design_of
+from asyncdni.store.resume import changed_experiment, find_beginning
+from asyncdni.store.run import Result, create_folder, load_experiment, open_run, write_data
 
 
 @pytest.fixture

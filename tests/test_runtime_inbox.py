@@ -8,21 +8,12 @@ import threading
 
 import pytest
 
+from asyncdni.drivers.real import engine as forsaken_module
+from asyncdni.drivers.real.engine import Forsaken, Signals, Told
+from asyncdni.drivers.real.process import Inbox
 from asyncdni.errors import LaunchError
-from asyncdni.messages import (
-    Abort,
-    Connect,
-    Credit,
-    Leave,
-    Message,
-    Refused,
-    Rejoin,
-    Welcome,
-)
-from asyncdni.runtime import forsaken as forsaken_module
-from asyncdni.runtime.forsaken import Forsaken, Signals, Told
-from asyncdni.runtime.inbox import Inbox
-from asyncdni.transports.beat import PARENT_VARIABLE
+from asyncdni.messages import Abort, Connect, Credit, Leave, Message, Refused, Rejoin, Welcome
+from asyncdni.wire.beat import PARENT_VARIABLE
 
 CREDIT = Credit("a", 1, "a", 0, 1)
 

@@ -11,10 +11,10 @@ from networks import BITS, WIDTH, chain, design, several_readers
 from streaming import copying
 from tied import tied_chain
 
-from asyncdni.build import Design
+from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.errors import NumericalError
 from asyncdni.messages import Accused, Activation, Credit, Gradient, Message, Shared
-from asyncdni.runtime.inspection import Inspection
+from asyncdni.plan.build import Design
 
 F32 = np.float32
 

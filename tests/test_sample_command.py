@@ -8,9 +8,9 @@ import pytest
 from sampled import LAUNCH, autoencoder, circle, kept, letters, run_of
 
 from asyncdni.__main__ import main
-from asyncdni.cli.leaving import leave
-from asyncdni.metrics import plots
-from asyncdni.sampling.album import leave_samples
+from asyncdni.cli.train import leave
+from asyncdni.report import plots
+from asyncdni.report.album import leave_samples
 
 PNG = b"\x89PNG\r\n"
 HISTORY = [

@@ -9,17 +9,26 @@ import numpy as np
 import pytest
 from sampled import autoencoder, circle, letters, recipe, run_of
 
-from asyncdni.build import make_design, make_whole_stage
 from asyncdni.errors import CheckpointError, ConfigError, DataError
 from asyncdni.evaluation import evaluate, predict
-from asyncdni.run import Result, by_stage
-from asyncdni.sampling.curve import as_csv, continue_curve, tells_points
-from asyncdni.sampling.images import as_images, image_shape
-from asyncdni.sampling.predictions import predict_images, tells_images_apart
-from asyncdni.sampling.prior import draw_images, has_prior, reconstruct
-from asyncdni.sampling.stages import load_stages
-from asyncdni.sampling.stepping import Stepper
-from asyncdni.sampling.text import continue_text, tells_characters
+from asyncdni.plan.build import make_design, make_whole_stage
+from asyncdni.sampling import (
+    Stepper,
+    as_csv,
+    as_images,
+    continue_curve,
+    continue_text,
+    draw_images,
+    has_prior,
+    image_shape,
+    load_stages,
+    predict_images,
+    reconstruct,
+    tells_characters,
+    tells_images_apart,
+    tells_points,
+)
+from asyncdni.store.run import Result, by_stage
 
 ALPHABET = "abcdefgh\n" * 60
 

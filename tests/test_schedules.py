@@ -16,17 +16,13 @@ from pictures import CASES, SHOWN, Case, bounded, pictures
 from asyncdni.core.position import Position
 from asyncdni.core.worker import Worker
 from asyncdni.messages import Drained
-from asyncdni.schedules import (
-    Asked,
-    Delayed,
-    Gpipe,
-    Groups,
-    LocalLoss,
-    Locked,
-    OneF1B,
-    Schedule,
-    Synthetic,
-)
+from asyncdni.schedules.base import Asked, Groups, Schedule
+from asyncdni.schedules.delayed import Delayed
+from asyncdni.schedules.gpipe import Gpipe
+from asyncdni.schedules.local_loss import LocalLoss
+from asyncdni.schedules.locked import Locked
+from asyncdni.schedules.one_f_one_b import OneF1B
+from asyncdni.schedules.synthetic import Synthetic
 
 DOCS = Path(__file__).parent.parent / "docs" / "schedules.md"
 

@@ -7,11 +7,7 @@ from typing import Any
 import pytest
 from office import Office, records, sent, to_all
 
-from asyncdni.messages import (
-    Evaluated,
-    Resume,
-    Save,
-)
+from asyncdni.messages import Evaluated, Resume, Save
 
 
 @pytest.mark.parametrize(

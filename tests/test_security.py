@@ -17,9 +17,10 @@ from wire import HELLO, PATIENCE_S, Site, make_keys, received
 from asyncdni.config import Limits
 from asyncdni.errors import CheckpointError, RemoteProtocolError
 from asyncdni.messages import COORDINATOR, Credit, Ready, Refused
-from asyncdni.transports.address import split_key
-from asyncdni.transports.zeromq import CoordinatorTransport, WorkerTransport
-from asyncdni.weights import load_stage
+from asyncdni.store.tensors import load_stage
+from asyncdni.wire.address import split_key
+from asyncdni.wire.coordinator import CoordinatorTransport
+from asyncdni.wire.worker import WorkerTransport
 
 MESSAGES = 20_000
 GROWTH_BYTES_MAX = 32 * 2**20

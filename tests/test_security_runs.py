@@ -10,12 +10,12 @@ import pytest
 import zmq
 from processes import TINY, Command, Site, free_port, make_site, records, until_recorded
 
-from asyncdni.transports.curve import as_client, load_keys, new_keys, worker_pair
+from asyncdni.wire.curve import as_client, load_keys, new_keys, worker_pair
 
 #: A worker that sends its neighbours nonsense in place of its 5th message to them.
 TRAITOR = """\
 import itertools, sys
-from asyncdni.transports.neighbours import Neighbours
+from asyncdni.wire.worker import Neighbours
 count, true_send = itertools.count(1), Neighbours.send
 def send(self, to, frames):
     return true_send(self, to, [b"nonsense"] if next(count) == 5 else frames)

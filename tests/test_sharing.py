@@ -10,14 +10,13 @@ from gradcheck import assert_gradient
 from networks import chain, design
 from tied import assert_alike, tied_chain, unrolled
 
-from asyncdni.backends.numpy import NumpyStage
-from asyncdni.build import Design, make_stage, make_whole_stage
-from asyncdni.checkpoint.identity import identity
-from asyncdni.datasets import load
-from asyncdni.describe import describe
+from asyncdni.data import load
 from asyncdni.errors import CheckpointError, ConfigError, RemoteProtocolError
-from asyncdni.graphviz import dot
+from asyncdni.plan.build import Design, make_stage, make_whole_stage
+from asyncdni.plan.describe import describe, dot
 from asyncdni.schedules.base import Source
+from asyncdni.stages.numpy.stage import NumpyStage
+from asyncdni.store.checkpoint import identity
 
 PLAIN = {"name": "sgd", "learning_rate": 1.0}
 

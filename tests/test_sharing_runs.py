@@ -11,11 +11,13 @@ from networks import Tables, design
 from random_faults import FaultyRun, assert_survived, draw_faulty_run
 from tied import GRAPHS, assert_alike, tied_chain, tied_fork, unrolled
 
-from asyncdni.build import Design
 from asyncdni.core.events import Finish
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.faults import Faults
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import ConfigError
 from asyncdni.messages import Shared
-from asyncdni.simulator import Costs, Faults, Links, Result, simulate
+from asyncdni.plan.build import Design
 
 SHAKEN = {"costs": Costs(jitter=0.9), "links": Links(jitter=1.0)}
 SYNCHRONOUS: list[dict[str, Any]] = [

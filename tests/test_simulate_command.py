@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from asyncdni.__main__ import main
+from asyncdni.drivers.virtual.costs import Costs
+from asyncdni.drivers.virtual.simulation import simulate
+from asyncdni.drivers.virtual.timeline import timeline
 from asyncdni.messages import Gradient
-from asyncdni.simulator import Costs, simulate
-from asyncdni.simulator.timeline import timeline
 
 EXPERIMENT = """
 [data]
@@ -238,8 +239,8 @@ def test_a_failure_prints_the_command_that_replays_it(
 def test_a_hang_prints_the_command_that_replays_it(
     file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asyncdni.core.standstill import Standstill
-    from asyncdni.simulator.wires import Wires
+    from asyncdni.core.liveness import Standstill
+    from asyncdni.drivers.virtual.wires import Wires
 
     monkeypatch.setattr(Standstill, "deadline", lambda _: None)
     send = Wires.send

@@ -10,14 +10,14 @@ import networks
 import pytest
 
 from asyncdni import experiment
-from asyncdni.build import Design, make_design
 from asyncdni.config import Limits
 from asyncdni.delays import LinkDelay
+from asyncdni.drivers.virtual.clock import Agenda
+from asyncdni.drivers.virtual.costs import Links, tensor_bytes
+from asyncdni.drivers.virtual.simulation import Result, simulate
+from asyncdni.drivers.virtual.wires import Wires
 from asyncdni.messages import Activation, Credit, Gradient, Message
-from asyncdni.simulator import Links, Result, simulate
-from asyncdni.simulator.agenda import Agenda
-from asyncdni.simulator.sizes import tensor_bytes
-from asyncdni.simulator.wires import Wires
+from asyncdni.plan.build import Design, make_design
 
 BATCHES = 10  # of `networks.design`: two epochs of five
 

@@ -13,15 +13,16 @@ import networks
 import numpy as np
 import pytest
 
-from asyncdni.build import Design, make_stage
 from asyncdni.core.events import Fail, Finish
-from asyncdni.core.standstill import Standstill
+from asyncdni.core.liveness import Standstill
 from asyncdni.core.worker import Worker
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.messages import Beat, Gradient, Hello
-from asyncdni.plan import Group
-from asyncdni.simulator import Costs, Links, Result, simulate
-from asyncdni.weights import load_stage
+from asyncdni.plan.build import Design, make_stage
+from asyncdni.plan.plan import Group
+from asyncdni.store.tensors import load_stage
 
 LOCKED = {"name": "locked"}
 SYNTHETIC = {"name": "synthetic", "generator": {"kind": "linear"}}

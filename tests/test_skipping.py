@@ -10,12 +10,13 @@ import pytest
 from hand import FORK, LAST, MIDDLE, Hand, activation, sends
 from random_runs import skip_connections
 
-from asyncdni.build import Design, make_whole_stage
-from asyncdni.core.barriers import FINAL
 from asyncdni.core.events import Compute, Finish, Release
-from asyncdni.datasets import load
+from asyncdni.core.position import FINAL
+from asyncdni.data import load
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.messages import DATA, Activation, Barrier, Credit, Drained, Gradient, Skipped, Start
-from asyncdni.simulator import Costs, Links, Result, simulate
+from asyncdni.plan.build import Design, make_whole_stage
 
 NETWORKS = {
     "chain": networks.chain(4),

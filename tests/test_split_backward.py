@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from processes import TINY, Site, make_site, weights
 
-from asyncdni.backends.numpy import NumpyStage
-from asyncdni.build import make_stage
 from asyncdni.core.events import Finish
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.messages import DATA
 from asyncdni.nn.base import Array
-from asyncdni.plan import Group
+from asyncdni.plan.build import make_stage
+from asyncdni.plan.plan import Group
 from asyncdni.schedules.base import Source
-from asyncdni.simulator import Costs, Links, simulate
+from asyncdni.stages.numpy.stage import NumpyStage
 
 LOCKED = {"name": "locked"}
 SHAKEN = {"costs": Costs(jitter=0.9), "links": Links(jitter=1.0)}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from benchmarking import module
 
-from asyncdni.config.schedule import Locked
+from asyncdni.config import Locked
 
 LETTERS = "".join(map(chr, range(40, 105)))  # as many as the network of the file takes
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from test_fit_every import Fixed
 
-from asyncdni import experiment, models
-from asyncdni.backends.numpy import NumpyStage
-from asyncdni.build import make_design, make_stage
-from asyncdni.datasets.base import Meta
+from asyncdni import experiment
+from asyncdni.data.meta import Meta
 from asyncdni.errors import NumericalError, RemoteProtocolError
+from asyncdni.plan import build as models
+from asyncdni.plan.build import make_design, make_stage
 from asyncdni.schedules.base import Source
+from asyncdni.stages.numpy.stage import NumpyStage
 
 WIDTH = 3
 TABLES: dict[str, Any] = {

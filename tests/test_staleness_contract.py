@@ -9,12 +9,12 @@ import networks
 import pytest
 from random_runs import skip_connections
 
-from asyncdni.build import Design
 from asyncdni.core.events import Finish
-from asyncdni.core.flights import Flights
-from asyncdni.core.lag import Lag
+from asyncdni.core.flights import Flights, Lag
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import AsyncDNIError
-from asyncdni.simulator import Costs, Links, Result, simulate
+from asyncdni.plan.build import Design
 
 NETWORKS = {
     "chain": networks.chain(4),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from office import NAMES, Office, failure, records, sent, to_all
 
-from asyncdni.core.coordinator import Phase
 from asyncdni.core.events import Action
-from asyncdni.core.standstill import Standstill
+from asyncdni.core.liveness import Standstill
+from asyncdni.core.members import Phase
 from asyncdni.messages import Rejoin, Report, Start
 
 # --- the rule ------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from line import Line, bits
 
-from asyncdni.build import Design
-from asyncdni.checkpoint import read_state, write_state
 from asyncdni.errors import CheckpointError
+from asyncdni.plan.build import Design
 from asyncdni.schedules.base import Source
+from asyncdni.store.checkpoint import read_state, write_state
 
 BEFORE, AFTER = 7, 6
 LOCKED = {"name": "locked"}

@@ -6,12 +6,8 @@ import pytest
 from hand import FORK, MIDDLE, Hand, activation, connect, drained, sends, trained
 from pair import chain
 
-from asyncdni.core.barriers import FINAL
-from asyncdni.core.events import (
-    Action,
-    UserStop,
-    Woke,
-)
+from asyncdni.core.events import Action, UserStop, Woke
+from asyncdni.core.position import FINAL
 from asyncdni.errors import RemoteProtocolError
 from asyncdni.messages import (
     COORDINATOR,

@@ -10,13 +10,14 @@ import pytest
 from pair import Bench, fed_chain
 from random_runs import skip_connections
 
-from asyncdni.build import Design, make_stage, make_whole_stage
 from asyncdni.core.events import Finish
-from asyncdni.datasets import load
+from asyncdni.data import load
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.messages import DATA, Activation, Drained
-from asyncdni.plan import Group
-from asyncdni.schedules import Synthetic
-from asyncdni.simulator import Costs, Links, Result, simulate
+from asyncdni.plan.build import Design, make_stage, make_whole_stage
+from asyncdni.plan.plan import Group
+from asyncdni.schedules.synthetic import Synthetic
 
 SCHEDULE = {"name": "synthetic", "synthetic_inputs": True}
 NETWORKS = {

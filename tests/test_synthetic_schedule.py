@@ -11,9 +11,11 @@ from random_runs import skip_connections
 from asyncdni.core.events import Finish
 from asyncdni.core.position import Position
 from asyncdni.core.worker import Worker
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.messages import DATA, Gradient, Message, Skipped
-from asyncdni.schedules import Asked, Synthetic
-from asyncdni.simulator import Costs, Links, simulate
+from asyncdni.schedules.base import Asked
+from asyncdni.schedules.synthetic import Synthetic
 
 
 def gradients(bench: Bench, sender: str, to: str = "") -> list[Gradient]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdni.core.tally import EDGE_NAMES, EDGES, Distribution, Tally, read_distribution
+from asyncdni.core.counts import EDGE_NAMES, EDGES, Distribution, Tally, read_distribution
 
 ages = st.lists(st.floats(0, 20_000), min_size=1, max_size=200)
 counts = st.lists(st.integers(0, 20_000), min_size=1, max_size=200)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asyncdni.metrics.targets import crossing, samples_to, time_to
+from asyncdni.report.statistics import crossing, samples_to, time_to
 
 
 def history(*accuracies: float | None) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import asyncdni
-from asyncdni.core.tally import Tally
+from asyncdni.core.counts import Tally
 from asyncdni.errors import CheckpointError, ConfigError
-from asyncdni.metrics.tensorboard import EventFiles, stage_scalars
+from asyncdni.report.tensorboard import EventFiles, stage_scalars
 
 needs_tensorboard = pytest.mark.skipif(
     find_spec("tensorboard") is None,

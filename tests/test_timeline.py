@@ -15,9 +15,8 @@ from processes import TINY, make_site
 from tracing import assert_well_formed, ops, trace
 
 from asyncdni.errors import CheckpointError, ConfigError
-from asyncdni.metrics.drawing import Box, Drawing, Line, Words, png, svg
-from asyncdni.metrics.timeline import COLOURS, Panel, draw
-from asyncdni.metrics.traces import OP, OP_NAMES, WorkerTrace, read_trace
+from asyncdni.report.timeline import COLOURS, Box, Drawing, Line, Panel, Words, draw, png, svg
+from asyncdni.report.traces import OP, OP_NAMES, WorkerTrace, read_trace
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from asyncdni.nn.base import Layer
-from asyncdni.nn.layers import BatchNorm, Dense, Relu, Sigmoid, Tanh
+from asyncdni.nn.layers.activations import Relu, Sigmoid, Tanh
+from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.normalisation import BatchNorm
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.optimizers import Adam, Sgd
 from asyncdni.nn.streams import layer_streams, stream

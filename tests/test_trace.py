@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from tracing import trace
 
+from asyncdni.drivers.real import meter as module
+from asyncdni.drivers.real.meter import Trace
 from asyncdni.errors import CheckpointError
 from asyncdni.messages import COORDINATOR, DATA, Activation, Barrier, Drained, Gradient, Start
-from asyncdni.metrics.traces import (
+from asyncdni.report.traces import (
     OP,
     RECEIVED,
     RECORD,
@@ -26,8 +28,6 @@ from asyncdni.metrics.traces import (
     read_trace,
     trace_path,
 )
-from asyncdni.runtime import trace as module
-from asyncdni.runtime.trace import Trace
 from asyncdni.schedules.base import Op, OpKind, Source
 
 F3 = Op(OpKind.FORWARD, 3)

@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 from tracing import assert_well_formed, ops, trace
 
+from asyncdni.drivers.real.meter import Trace
 from asyncdni.errors import CheckpointError, WorkerLost
-from asyncdni.metrics.trace_events import merge, merged_at_end, trace_events, write_events
-from asyncdni.metrics.traces import WorkerTrace, trace_path
-from asyncdni.runtime.trace import Trace
+from asyncdni.report.traces import (
+    WorkerTrace,
+    merge,
+    merged_at_end,
+    trace_events,
+    trace_path,
+    write_events,
+)
 from asyncdni.schedules.base import Op, OpKind
 
 LOW = trace(
@@ -196,7 +202,7 @@ def test_a_failure_half_way_leaves_what_was_there(
 ) -> None:
     path = tmp_path / "trace.json"
     path.write_text("before")
-    monkeypatch.setattr("asyncdni.metrics.trace_events.links", lambda _: 1 / 0)
+    monkeypatch.setattr("asyncdni.report.traces.links", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_events(path, [LOW])
     assert path.read_text() == "before"

@@ -18,11 +18,11 @@ from threadpoolctl import threadpool_limits
 
 import asyncdni
 from asyncdni import evaluation
-from asyncdni.build import Design
-from asyncdni.checkpoint import latest
 from asyncdni.errors import CheckpointError, ConfigError, DataError, DataWarning, Interrupted
-from asyncdni.metrics.recorder import DISTRIBUTIONS, STAGE_FIELDS, Recorder
-from asyncdni.training import _awaited_at_exit
+from asyncdni.launch.train import _awaited_at_exit
+from asyncdni.plan.build import Design
+from asyncdni.report.records import DISTRIBUTIONS, STAGE_FIELDS, Recorder
+from asyncdni.store.checkpoint import latest
 
 STAGES = [
     asyncdni.Stage(name="hidden", layers=[{"dense": 8}, "batch_norm", "relu"]),

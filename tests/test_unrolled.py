@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.layers import StepOf, Zeros, make_layer
+from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.unrolled import StepOf, Zeros
 from asyncdni.nn.streams import layer_streams
 
 F64 = np.dtype("float64")

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncdni.core.events import Finish
-from asyncdni.rules import make_schedule
-from asyncdni.schedules import Synthetic, draw
-from asyncdni.simulator import Costs, Links, simulate
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.simulation import simulate
+from asyncdni.plan.rules import make_schedule
+from asyncdni.schedules.base import draw
+from asyncdni.schedules.synthetic import Synthetic
 
 NAMES = ["s0", "s1", "s2", "top"]
 

@@ -12,7 +12,7 @@ from processes import TINY, Command, Site, make_site, until_recorded, weights
 
 import asyncdni
 from asyncdni.errors import AsyncDNIError
-from asyncdni.weights import load_stage
+from asyncdni.store.tensors import load_stage
 
 MODULE = '''\
 """Scales each feature by a learned factor."""

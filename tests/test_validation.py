@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncdni import config, datasets, experiment
-from asyncdni.build import make_design
-from asyncdni.datasets.base import Dataset, Meta
-from asyncdni.datasets.validation import described, hold_out
+from asyncdni import config, experiment
+from asyncdni import data as datasets
+from asyncdni.data.base import Dataset
+from asyncdni.data.derived import described, hold_out
+from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.evaluation import evaluate
-from asyncdni.training import design_of, train
+from asyncdni.launch.train import design_of, train
+from asyncdni.plan.build import make_design
 
 ROOT = Path(__file__).parents[1]
 

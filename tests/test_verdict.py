@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from recorded import RECORDED, recorded, result
 
-from asyncdni.metrics.comparison import Comparison
-from asyncdni.metrics.verdict import (
+from asyncdni.report.statistics import Comparison
+from asyncdni.report.verdict import (
     accuracy_clause,
     control_clause,
     speed_clause,

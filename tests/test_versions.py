@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from asyncdni import experiment
-from asyncdni.backends.numpy import NumpyStage
-from asyncdni.build import make_design, make_stage
-from asyncdni.datasets.base import Meta
+from asyncdni.data.meta import Meta
 from asyncdni.nn.base import Array
+from asyncdni.plan.build import make_design, make_stage
 from asyncdni.schedules.base import Source
+from asyncdni.stages.numpy.stage import NumpyStage
 
 META = Meta((4,), "classes", 2, 64, 8)
 SAMPLES = 5

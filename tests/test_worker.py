@@ -9,14 +9,8 @@ import pytest
 from hand import FORK, LAST, MIDDLE, Hand, activation, connect, drained, sends, trained
 from pair import Bench, chain
 
-from asyncdni.core.barriers import EVALUATE, FINAL
-from asyncdni.core.events import (
-    Action,
-    Compute,
-    Release,
-    Stop,
-)
-from asyncdni.core.position import Position, Rows
+from asyncdni.core.events import Action, Compute, Release, Stop
+from asyncdni.core.position import EVALUATE, FINAL, Position, Rows
 from asyncdni.core.worker import Phase
 from asyncdni.messages import (
     COORDINATOR,
@@ -38,7 +32,9 @@ from asyncdni.messages import (
     Skipped,
     Start,
 )
-from asyncdni.schedules import NEVER, Locked, Op, OpKind, Synthetic
+from asyncdni.schedules.base import NEVER, Op, OpKind
+from asyncdni.schedules.locked import Locked
+from asyncdni.schedules.synthetic import Synthetic
 
 # --- training ------------------------------------------------------------------------------------
 

@@ -15,20 +15,11 @@ import zmq
 from wire import HELLO, PATIENCE_S, Site, activation, pair, received, wait_until
 
 from asyncdni.config import Limits
-from asyncdni.errors import (
-    LaunchError,
-)
-from asyncdni.messages import (
-    COORDINATOR,
-    Beat,
-    Gradient,
-    Message,
-    Ready,
-    Refused,
-    Start,
-)
-from asyncdni.transports.codec import decode
-from asyncdni.transports.zeromq import CoordinatorTransport, WorkerTransport
+from asyncdni.errors import LaunchError
+from asyncdni.messages import COORDINATOR, Beat, Gradient, Message, Ready, Refused, Start
+from asyncdni.wire.codec import decode
+from asyncdni.wire.coordinator import CoordinatorTransport
+from asyncdni.wire.worker import WorkerTransport
 
 
 @pytest.fixture(params=["ipc", "tcp"])

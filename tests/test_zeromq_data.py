@@ -12,22 +12,11 @@ from wire import HELLO, PATIENCE_S, Site, activation, pair, received, wait_until
 
 from asyncdni.config import Limits
 from asyncdni.delays import LinkDelay
-from asyncdni.errors import (
-    LimitExceeded,
-    LocalProtocolError,
-    RemoteProtocolError,
-)
-from asyncdni.messages import (
-    COORDINATOR,
-    Activation,
-    Close,
-    Credit,
-    Gradient,
-    Ready,
-    Start,
-)
-from asyncdni.transports import arrivals, sockets
-from asyncdni.transports.codec import decode
+from asyncdni.errors import LimitExceeded, LocalProtocolError, RemoteProtocolError
+from asyncdni.messages import COORDINATOR, Activation, Close, Credit, Gradient, Ready, Start
+from asyncdni.wire import sockets
+from asyncdni.wire import worker as arrivals
+from asyncdni.wire.codec import decode
 
 
 @pytest.fixture(params=["ipc", "tcp"])

@@ -9,16 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from asyncdni.metrics.traces import (
-    NO_BATCH,
-    OP,
-    RECEIVED,
-    RECORD,
-    SENT,
-    SLOWED,
-    WAIT,
-    WorkerTrace,
-)
+from asyncdni.report.traces import NO_BATCH, OP, RECEIVED, RECORD, SENT, SLOWED, WAIT, WorkerTrace
 
 TRACKS = {"op": OP, "wait": WAIT, "sent": SENT, "received": RECEIVED, "slow": SLOWED}
 #: What each phase has to have: process_name and the like, slices, marks, starts and ends of arrows.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from asyncdni.nn.layers.recurrent.base import Recurrent
+from asyncdni.nn.layers.recurrent import Recurrent
 from asyncdni.nn.streams import layer_streams, stream
 
 __all__ = ["INPUTS", "STREAMS", "UNITS", "Run", "built", "numbers", "whole"]

@@ -11,15 +11,11 @@ import numpy as np
 import zmq
 
 from asyncdni.config import Limits
-from asyncdni.messages import (
-    PROTOCOL_VERSION,
-    Activation,
-    Hello,
-    Message,
-)
-from asyncdni.transports.address import private_folder
-from asyncdni.transports.curve import Keys, new_pair
-from asyncdni.transports.zeromq import CoordinatorTransport, WorkerTransport
+from asyncdni.messages import PROTOCOL_VERSION, Activation, Hello, Message
+from asyncdni.wire.address import private_folder
+from asyncdni.wire.coordinator import CoordinatorTransport
+from asyncdni.wire.curve import Keys, new_pair
+from asyncdni.wire.worker import WorkerTransport
 
 PATIENCE_S = 20.0  # ends a test that would hang; nothing takes that long
 HELLO = Hello(PROTOCOL_VERSION, "1", "tcp://127.0.0.1:1", 1, "here")

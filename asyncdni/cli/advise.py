@@ -3,22 +3,186 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+from collections.abc import Sequence
 
 from rich.console import Console
+from rich.table import Table
 
 from asyncdni import experiment
-from asyncdni.build import make_design
-from asyncdni.cli.advise_table import show
 from asyncdni.cli.common import add_conditions, add_experiment, settings
-from asyncdni.datasets import describe
+from asyncdni.data import describe
 from asyncdni.errors import ConfigError
-from asyncdni.metrics.machine import cores
-from asyncdni.profiling.advice import advise
-from asyncdni.profiling.candidates import Scene, is_slow
+from asyncdni.plan.build import make_design
+from asyncdni.profiling.advice import Advice, Row, Scene, advise, is_slow
 from asyncdni.profiling.measurement import check_priced
+from asyncdni.profiling.prediction import Prediction
 from asyncdni.profiling.wire import measure_wire
+from asyncdni.report.machine import cores
 
-__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run", "show"]
+
+# --- advise table --------------------------------------------------------------------------------
+#
+# How `asyncdni advise` shows what was predicted: a table, and a verdict in words.
+
+#: A gain below this is none worth the other gradients.
+_PAYS = 1.1
+_EQUAL = 0.97
+_CAVEAT = (
+    "Predicted from what ops and messages cost on this machine just now: throughput alone, within "
+    "some 15 % of what runs gave where that was checked (benchmarks/scale). Other processors have "
+    "other costs. What a schedule does to accuracy is not predicted: `asyncdni compare` measures "
+    "it."
+)
+
+
+def show(console: Console, scene: Scene, advice: Advice, *, asked: int) -> None:
+    """`asked`: how many workers there may be; fewer are used where there are fewer stages."""
+    stages = len(scene.chosen.stages)
+    workers = min(asked, stages)
+    if asked > stages:
+        _say(
+            console,
+            f"The network has {_count(stages, 'stage')}: {_count(asked, 'worker')} can't all have "
+            f"one, so {workers} are used. Cut its layers into more stages to use more.",
+        )
+    _say(console, f"Predicted for {_place(scene, workers)}:\n")
+    console.print(_table(advice))
+    for row in advice.rows:
+        if row.refused:
+            _say(console, f"{row.name} is not possible: {row.refused}")
+    _say(console, "\n" + _verdict(advice))
+    _say(console, _limit(advice, scene))
+    greedy = next((row for row in advice.rows if row.schedule == "local_loss"), None)
+    if greedy and greedy.prediction and _rate(greedy) > _rate(advice.best):
+        _say(console, f"local_loss is faster still, but learns greedily: see the table. {_CAVEAT}")
+    else:
+        _say(console, _CAVEAT)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False)
+
+
+def _place(scene: Scene, workers: int) -> str:
+    links = scene.chosen.links
+    text = f"{_count(workers, 'worker')} on {_count(scene.hosts, 'host')} of "
+    text += _count(scene.cores, "core")
+    said = [f"{key} {getattr(links, key)}" for key in ("latency", "jitter", "bandwidth")]
+    asked = [one for one in said if not one.endswith((" ", " 0ms"))]
+    if asked:
+        text += f", links {'between hosts ' if scene.hosts < workers else ''}of {', '.join(asked)}"
+    elif is_slow(links):
+        text += ", links as in the file"
+    return text
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def _table(advice: Advice) -> Table:
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    table.add_column("schedule", no_wrap=True)
+    table.add_column("split", overflow="fold")
+    for heading in ("samples/s", "x locked", "idle %", "staleness"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("limited by", overflow="fold")
+    locked = next((row for row in advice.rows if row.name == "locked"), advice.alone)
+    for row in advice.rows:
+        if row.prediction is not None:
+            table.add_row(*_cells(row, row.prediction, _rate(locked)))
+    return table
+
+
+def _cells(row: Row, found: Prediction, locked: float) -> list[str]:
+    return [
+        row.name,
+        _split(found.split),
+        f"{found.samples_per_s:,.0f}",
+        f"{found.samples_per_s / locked:.2f}",
+        f"{100 * sum(found.idle.values()) / len(found.idle):.0f}",
+        f"{max(one or 0.0 for one in found.staleness.values()):.1f}",
+        _limiting(found),
+    ]
+
+
+def _limiting(found: Prediction) -> str:
+    if found.limit == "worker":
+        return "its work" if len(found.split) == 1 else found.slowest
+    return found.limit
+
+
+def _split(split: Sequence[int]) -> str:
+    """1 + 1 + 2; many equal ones in a row as 6 x 1."""
+    runs = [(size, len(list(run))) for size, run in itertools.groupby(split)]
+    return " + ".join(
+        f"{many} x {size}" if many > 2 else " + ".join([str(size)] * many) for size, many in runs
+    )
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def _verdict(advice: Advice) -> str:
+    decoupled, waiting = advice.decoupled, advice.waiting
+    if decoupled is None:
+        if len(advice.rows) == 1:
+            return "There is one worker: nothing to decouple."
+        return f"Whether decoupling pays is not known. Best is {_described(advice.best)}."
+    gain = _rate(decoupled) / _rate(waiting)
+    if gain >= _PAYS:
+        return (
+            f"Decoupling pays here: {_described(decoupled)} is {gain:.1f} times as fast as the "
+            f"best that waits for gradients, {_described(waiting)}."
+        )
+    if gain >= _EQUAL:
+        return (
+            f"Decoupling gains little here: {_described(decoupled)} is about as fast as "
+            f"{_described(waiting)}, which waits for gradients."
+        )
+    return (
+        f"Decoupling doesn't pay here: take {_described(waiting)}; the fastest with it is "
+        f"{_described(decoupled)}."
+    )
+
+
+def _described(row: Row) -> str:
+    """synthetic over 4 workers (run.split = [1, 1, 1, 1]; 80,000 samples/s)."""
+    assert row.prediction is not None
+    rate = f"{_rate(row):,.0f} samples/s"
+    if row.workers == 1:
+        return f"one worker with all stages ({rate})"
+    split = list(row.prediction.split)
+    named = f"run.split = {split}" if any(size > 1 for size in split) else "a stage each"
+    return f"{row.name} over {row.workers} workers ({named}; {rate})"
+
+
+def _limit(advice: Advice, scene: Scene) -> str:
+    found = advice.best.prediction
+    assert found is not None
+    works = f"{1e3 * found.work_s[found.slowest]:.2f} ms of work a batch"
+    total = f"{1e3 * sum(found.work_s.values()):.2f} ms"
+    words = {
+        "worker": f"the slowest worker, {found.slowest} with {works}; split its stages, or make "
+        "them smaller",
+        "cores": f"the cores: a batch takes {total} of work in all, on "
+        f"{_count(scene.hosts, 'host')} of {_count(scene.cores, 'core')}",
+        "latency": "the latency of the links",
+        "bandwidth": "the bandwidth of the links",
+        "locking": "waiting: workers wait for each other's activations and gradients",
+    }
+    return f"What limits {advice.best.name}: {words[advice.limit]}."
+
+
+def _rate(row: Row) -> float:
+    assert row.prediction is not None
+    return row.prediction.samples_per_s
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
 
 HELP = "predict every schedule on machines and links you name: which to take, and what limits it"
 EXAMPLE = """\

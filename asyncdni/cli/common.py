@@ -11,15 +11,25 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from asyncdni import config, experiment
 from asyncdni.errors import ConfigError, DataWarning
 from asyncdni.files import check_file
+from asyncdni.store.resume import changed_experiment
+from asyncdni.wire.address import check_secure
+from asyncdni.wire.curve import Keys, load_keys
 
 __all__ = [
     "add_conditions",
     "add_experiment",
     "add_init",
+    "add_resume",
+    "add_security",
     "check_json",
+    "chosen_run",
+    "complete_line",
     "condition_flags",
+    "flags",
+    "keys_for",
     "new_folder",
     "settings",
     "warnings_said",
@@ -162,3 +172,86 @@ def warnings_said() -> Iterator[None]:
         yield
     for one in found:
         print(f"asyncdni: warning: {one.message}", file=sys.stderr)
+
+
+# --- secure --------------------------------------------------------------------------------------
+#
+# `--keys` and `--insecure`: what keeps strangers away from an address.
+
+
+def add_security(parser: argparse.ArgumentParser) -> None:
+    """The two flags."""
+    parser.add_argument(
+        "--keys",
+        metavar="DIR",
+        help="folder with the keys of the run (`asyncdni keys new DIR` makes them): all is "
+        "encrypted, and nobody without keys takes part; needed for every address that other hosts "
+        "can reach",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="do without keys: who reaches the address can read and change all that is sent",
+    )
+
+
+def keys_for(args: argparse.Namespace, *addresses: str) -> Keys | None:
+    """The keys to use at these addresses; None where there are to be none.
+
+    Raises `ConfigError` for one that other hosts can reach and neither of the flags, and for
+    keys that can't be used.
+    """
+    if args.keys and args.insecure:
+        raise ConfigError("--keys and --insecure: expected one of them, not both")
+    keys = load_keys(args.keys) if args.keys else None
+    for address in addresses:
+        check_secure(address, keys, args.insecure)
+    return keys
+
+
+def flags(args: argparse.Namespace) -> list[str]:
+    """The same on the command line of a worker of this run, on this host."""
+    if args.keys:
+        return ["--keys", str(Path(args.keys).resolve())]
+    return ["--insecure"] if args.insecure else []
+
+
+# --- resume --------------------------------------------------------------------------------------
+#
+# `--resume DIR` in place of an experiment file: a run that goes on.
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """The flag; the command's FILE.toml must be optional."""
+    parser.add_argument(
+        "--resume",
+        metavar="DIR",
+        help="in place of FILE.toml and --out: go on with the run in this folder, from its newest "
+        "whole checkpoint; --set may change its length, its learning rates, its split and more",
+    )
+
+
+def chosen_run(args: argparse.Namespace) -> config.Experiment:
+    """The experiment that the flags ask for. Raises `ConfigError`."""
+    if (args.file is None) == (args.resume is None):
+        raise ConfigError("expected an experiment, FILE.toml, or --resume DIR, and not both")
+    seed = getattr(args, "seed", None)
+    if args.resume is None:
+        return experiment.load(args.file, settings(args), schedule=args.schedule, seed=seed)
+    given = {"--out": args.out, "--schedule": args.schedule, "--seed": seed, "--init": args.init}
+    for flag, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"--resume {args.resume}: {flag} can't be given, a run goes on as it was and in "
+                "its own folder; for changes that may be made use --set"
+            )
+    return changed_experiment(Path(args.resume), settings(args))
+
+
+def complete_line(folder: str, chosen: config.Experiment) -> str:
+    """What is said of a run that needs nothing more."""
+    epochs = chosen.run.epochs
+    return (
+        f"the run in {folder} is complete, after {epochs} epochs; --set run.epochs={epochs + 1} "
+        "or more makes it longer, with whatever else is changed"
+    )

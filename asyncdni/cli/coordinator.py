@@ -5,14 +5,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from asyncdni.cli.common import add_conditions, add_experiment, add_init
+from asyncdni.cli.common import (
+    add_conditions,
+    add_experiment,
+    add_init,
+    add_resume,
+    add_security,
+    chosen_run,
+    complete_line,
+    flags,
+    keys_for,
+)
 from asyncdni.cli.display import make_display
-from asyncdni.cli.resume import add_resume, chosen_run, complete_line
-from asyncdni.cli.secure import add_security, flags, keys_for
 from asyncdni.errors import ConfigError
-from asyncdni.given import begin_with
-from asyncdni.resume import is_complete
-from asyncdni.training import conduct, design_of
+from asyncdni.launch.conduct import conduct
+from asyncdni.launch.train import design_of
+from asyncdni.store.given import begin_with
+from asyncdni.store.resume import is_complete
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 

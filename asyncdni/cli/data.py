@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from asyncdni.datasets import archives, download, mnist
+from asyncdni.data import archives, mnist
+from asyncdni.data import mnist as download
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 

@@ -7,7 +7,7 @@ import json
 
 from asyncdni.cli.common import warnings_said
 from asyncdni.evaluation import evaluate
-from asyncdni.run import open_run
+from asyncdni.store.run import open_run
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 

@@ -6,13 +6,12 @@ import argparse
 from pathlib import Path
 
 from asyncdni import experiment
-from asyncdni.build import Design, make_design
 from asyncdni.cli.common import add_experiment
-from asyncdni.datasets import describe as describe_data
-from asyncdni.describe import describe, describe_workers
+from asyncdni.data import describe as describe_data
 from asyncdni.errors import ConfigError
-from asyncdni.graphviz import FORMATS, dot, draw
-from asyncdni.weights import write_atomically
+from asyncdni.plan.build import Design, make_design
+from asyncdni.plan.describe import FORMATS, describe, describe_workers, dot, draw
+from asyncdni.store.tensors import write_atomically
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 

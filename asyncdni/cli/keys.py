@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from asyncdni.transports.curve import new_keys
+from asyncdni.wire.curve import new_keys
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 

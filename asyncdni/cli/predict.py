@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from asyncdni.cli.common import warnings_said
-from asyncdni.datasets.npz import read_one
+from asyncdni.data.npz import read_one
 from asyncdni.evaluation import predict
-from asyncdni.run import open_run
-from asyncdni.weights import write_atomically
+from asyncdni.store.run import open_run
+from asyncdni.store.tensors import write_atomically
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 

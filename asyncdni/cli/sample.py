@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from asyncdni.errors import ConfigError
-from asyncdni.metrics import plots
-from asyncdni.run import Result, open_run
-from asyncdni.sampling.album import write_curve, write_images, write_reconstructions
-from asyncdni.sampling.curve import continue_curve, tells_points
-from asyncdni.sampling.prior import draw_images, has_prior, reconstruct
-from asyncdni.sampling.text import continue_text, tells_characters
+from asyncdni.report import plots
+from asyncdni.report.album import write_curve, write_images, write_reconstructions
+from asyncdni.sampling import (
+    continue_curve,
+    continue_text,
+    draw_images,
+    has_prior,
+    reconstruct,
+    tells_characters,
+    tells_points,
+)
+from asyncdni.store.run import Result, open_run
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 

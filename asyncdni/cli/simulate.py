@@ -4,21 +4,107 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from asyncdni import config, experiment
-from asyncdni.build import Design, make_design
 from asyncdni.cli.common import add_conditions, add_experiment, add_init, condition_flags, settings
-from asyncdni.cli.simulated_faults import Totals, happened, is_due_to_disk, totals_table
-from asyncdni.datasets import describe
-from asyncdni.errors import AsyncDNIError, ConfigError, by_name
-from asyncdni.experiment.wording import shown
-from asyncdni.given import begin_with
-from asyncdni.simulator import Costs, Faults, Links, Result, simulate
-from asyncdni.simulator.faults import parse_faults
-from asyncdni.simulator.timeline import LEGEND, timeline
+from asyncdni.cli.display import undone
+from asyncdni.data import describe
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.faults import Faults, parse_faults
+from asyncdni.drivers.virtual.simulation import Result, simulate
+from asyncdni.drivers.virtual.timeline import LEGEND, timeline
+from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, by_name
+from asyncdni.experiment.schema import shown
+from asyncdni.plan.build import Design, make_design
+from asyncdni.report.records import Mishaps
+from asyncdni.store.given import begin_with
 
-__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
+__all__ = [
+    "EXAMPLE",
+    "HELP",
+    "Totals",
+    "add_arguments",
+    "happened",
+    "is_due_to_disk",
+    "run",
+    "totals_table",
+]
+
+# --- simulated faults ----------------------------------------------------------------------------
+#
+# What has gone wrong in simulated runs, and what it has cost, as text.
+
+
+def is_due_to_disk(result: Result) -> bool:
+    """The run has failed because the disk was full: no run can do without its checkpoints."""
+    failure = result.failure
+    full = "failed save" in result.mishaps
+    return full and failure is not None and failure.kind == CheckpointError.__name__
+
+
+def happened(result: Result) -> Iterator[str]:
+    """A line a fault, a death, a return, a standstill."""
+    if not result.mishaps:
+        yield f"faults: none, for the run was over after {result.virtual_s:.3f} s"
+        return
+    yield f"faults: {_listed(result.mishaps)}"
+    for kind, values in result.records:
+        moment = f"  {values.get('time_s', 0.0):.3f} s: "
+        match kind:
+            case "lost" | "accused" | "stuck":
+                yield moment + values["text"]
+            case "round":
+                yield f"{moment}round {values['incarnation']} from {values['restore']}"
+            case "back":
+                away = f"{values['stage']} is back after {values['down_s']:.3f} s"
+                yield f"{moment}{away}; {undone(values['lost_updates'], values)}"
+    if result.failure is not None:
+        yield f"  it has ended: {result.failure.text}"
+
+
+class Totals:
+    """Sums over runs."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.ended_by_disk = 0
+        self.mishaps: Counter[str] = Counter()
+        self.rounds = 0
+        self.cost = Mishaps()
+        self.events = 0
+
+    def add(self, result: Result) -> None:
+        self.runs += 1
+        self.ended_by_disk += result.failure is not None
+        self.mishaps.update(result.mishaps)
+        self.events += result.events
+        for kind, values in result.records:
+            self.rounds += kind == "round"
+            self.cost.note(kind, values)
+
+
+def totals_table(totals: Mapping[str, Totals]) -> list[str]:
+    """A line a schedule, and below it what has gone wrong."""
+    lines = []
+    for name, one in totals.items():
+        cost = one.cost.summary()
+        lines.append(
+            f"{name}: {one.runs} runs, {one.events:,} events, every sample accounted for; "
+            f"{one.rounds} rounds after deaths, {cost['down_s']:.1f} s without a worker (virtual), "
+            f"{cost['lost_updates']:,} updates lost or to be done again"
+        )
+        if one.mishaps:
+            lines.append(f"  faults: {_listed(one.mishaps)}")
+        if one.ended_by_disk:
+            lines.append(f"  {one.ended_by_disk} ended by a full disk, as they must")
+    return lines
+
+
+def _listed(mishaps: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(mishaps.items()))
+
 
 HELP = "run schedules in virtual time: one seed replays one run"
 EXAMPLE = """\

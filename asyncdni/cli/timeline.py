@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 
 from asyncdni.errors import ConfigError
-from asyncdni.metrics.drawing import png, svg
-from asyncdni.metrics.timeline import Panel, draw
-from asyncdni.metrics.traces import read_trace
-from asyncdni.run import open_run
-from asyncdni.weights import write_atomically
+from asyncdni.report.timeline import Panel, draw, png, svg
+from asyncdni.report.traces import read_trace
+from asyncdni.store.run import open_run
+from asyncdni.store.tensors import write_atomically
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 

@@ -7,16 +7,49 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from asyncdni import config
-from asyncdni.cli.common import add_conditions, add_experiment, add_init, new_folder, settings
+from asyncdni.cli.common import (
+    add_conditions,
+    add_experiment,
+    add_init,
+    add_resume,
+    chosen_run,
+    complete_line,
+    new_folder,
+    settings,
+)
 from asyncdni.cli.display import make_display
-from asyncdni.cli.leaving import leave
-from asyncdni.cli.resume import add_resume, chosen_run, complete_line
-from asyncdni.errors import ConfigError
-from asyncdni.resume import is_complete
-from asyncdni.rules import repeatable_words
-from asyncdni.training import train
+from asyncdni.errors import AsyncDNIError, ConfigError
+from asyncdni.launch.train import train
+from asyncdni.plan.rules import repeatable_words
+from asyncdni.store.resume import is_complete
+from asyncdni.store.run import Result
 
-__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "leave", "run"]
+
+# --- leaving -------------------------------------------------------------------------------------
+#
+# The end of `asyncdni train`: what the network has learnt, to look at, in the run's folder.
+
+
+def leave(run: Result, *, allow_import: bool, quiet: bool) -> None:
+    """Write pictures and samples, and say so; the run is over and can't fail by them any more."""
+    from asyncdni.report import plots
+    from asyncdni.report.album import has_something_to_show, leave_samples
+
+    if not has_something_to_show(run):
+        return
+    try:
+        files = leave_samples(run, allow_import=allow_import)
+    except Exception as error:  # drawing needs fonts, caches and more of the user's machine
+        name = "" if isinstance(error, AsyncDNIError) else f"{type(error).__name__}: "
+        said = f"No pictures of the run: {name}{' | '.join(str(error).splitlines())}"
+    else:
+        missing = [] if plots.available() else [plots.MISSING_EXTRA]
+        names = ", ".join(path.name for path in files)
+        said = "\n".join([*([f"To look at: {names}"] if files else []), *missing])
+    if not quiet:
+        print(said)
+
 
 HELP = "train a network on this machine, one worker process a stage"
 EXAMPLE = """\

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from asyncdni.cli.secure import add_security, keys_for
+from asyncdni.cli.common import add_security, keys_for
 from asyncdni.imports import being_worker, look_where_parent_does
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     # NumPy reads its thread count once, when it is imported: see the launchers' environment.
-    from asyncdni.runtime.join import run_worker
+    from asyncdni.drivers.real.process import run_worker
 
     with being_worker(args.stage):
         if args.allow_import:

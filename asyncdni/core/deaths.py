@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from asyncdni.core.events import Exited, Fail, Launch, Look, Looked, Rejected
-from asyncdni.core.gathering import Gathering, Phase
+from asyncdni.core.members import Gathering, Phase
 from asyncdni.messages import Accused, Failed, Lost, Message
 
 __all__ = ["Deaths"]

@@ -73,7 +73,7 @@ class Computed(Event):
     op: Op
     samples: int = 0
     outputs: Any = None
-    scores: tuple[Any, ...] = ()  # Evaluate: `backends.base.Score` of each loss here
+    scores: tuple[Any, ...] = ()  # Evaluate: `stages.base.Score` of each loss here
     cosine: float | None = None  # Fit: of the prediction and the true gradient, where measured
 
 
@@ -170,7 +170,7 @@ class Stop(Action):
 
 @dataclass(slots=True)
 class Record(Action):
-    """Something worth writing down and showing (coordinator): see `metrics.recorder`."""
+    """Something worth writing down and showing (coordinator): see `report.records`."""
 
     kind: str
     values: dict[str, Any]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from asyncdni.core.counts import Counts
 from asyncdni.schedules.base import Flight, Op, OpKind, Source
 
-__all__ = ["AHEAD_MAX", "Flights"]
+__all__ = ["AHEAD_MAX", "Flights", "Guard", "Lag"]
 
 #: Ops that learn from a gradient; the weights do, or the generator (Fit).
 _LEARNING = frozenset({OpKind.BACKWARD, OpKind.LEARN, OpKind.FIT})
@@ -162,3 +164,92 @@ class Flights:
         if len(parts) == len(self._consumers) and not flight.arrived:
             flight.arrived = True
             self.arrived.append(flight.batch)
+
+
+# --- lag -----------------------------------------------------------------------------------------
+#
+# The contract on staleness: how far a stage may be ahead of the gradients that it awaits.
+#
+# The lag of a link is counted in batches: the one forwarded last minus the oldest one whose
+# gradient this consumer still owes. It never exceeds the link's bound; `check` asserts it.
+#
+# ```
+# forwarded  0 1 2 3 4        bound 3: batch 5 would be 4 ahead of batch 1
+# owed         1   3 4        "wait": 5 is not forwarded;  "drop": 1 is given up first
+# ```
+
+
+class Lag:
+    """Bounds by consumer; no bound where there is none."""
+
+    def __init__(self, bounds: Mapping[str, int] | None = None, *, drop: bool = False) -> None:
+        self.drop = drop  # the oldest batch is given up at the bound; otherwise forwards wait
+        self._bounds = dict(bounds or {})
+        self.greatest = dict.fromkeys(self._bounds, 0)  # that has been, by consumer
+
+    def carry(self, greatest: dict[str, int]) -> None:
+        """Note the greatest lags there, on top of those of earlier rounds."""
+        for consumer in self._bounds:
+            greatest.setdefault(consumer, 0)
+        self.greatest = greatest
+
+    def overdue(self, batch: int, flights: Flights) -> int | None:
+        """The batch whose gradient keeps `batch` from being forwarded, if there is one."""
+        for consumer, bound in self._bounds.items():
+            owed = flights.oldest_owed(consumer)
+            if owed is not None and batch - owed > bound:
+                return owed
+        return None
+
+    def forwarded(self, batch: int, flights: Flights) -> None:
+        """Take note of the lag that this forward makes."""
+        for consumer in self._bounds:
+            owed = flights.oldest_owed(consumer)
+            if owed is not None and batch - owed > self.greatest[consumer]:
+                self.greatest[consumer] = batch - owed
+
+    def check(self, flights: Flights) -> None:
+        """Assert that no link is beyond its bound."""
+        last = flights.last_forwarded
+        overdue = self.overdue(last, flights)
+        assert overdue is None, f"batch {last} is too far ahead of batch {overdue}: {self._bounds}"
+
+
+# --- guard ---------------------------------------------------------------------------------------
+#
+# Whether a stage may trust its generator: the mean cosine to the true gradients over a window.
+#
+# ```
+# above  . . . . . . . . . . . . . . *  . . .     a full window at or over `above`: go on
+#        *                       *
+# below  . . * . . . . . . . * . . . . . . .      a full window under `below`: wait
+#                *   *   *
+#        learns  | waits             | learns at once
+# ```
+#
+# Each change empties the window, so that what it was decided by is not used twice.
+
+
+class Guard:
+    """`waiting`: learn from true gradients alone."""
+
+    def __init__(self, window: int, below: float, above: float) -> None:
+        self.waiting = False
+        self.mean = 0.0  # of the window that made the last change
+        self._below = below
+        self._above = above
+        self._cosines: deque[float] = deque(maxlen=window)
+
+    def note(self, cosine: float | None) -> bool:
+        """One more fit; True where it changes `waiting`. None and NaN agree with nothing."""
+        cosines = self._cosines
+        cosines.append(cosine if cosine is not None and isfinite(cosine) else 0.0)
+        if len(cosines) < (cosines.maxlen or 1):
+            return False
+        mean = sum(cosines) / len(cosines)
+        change = mean >= self._above if self.waiting else mean < self._below
+        if change:
+            self.waiting = not self.waiting
+            self.mean = mean
+            cosines.clear()
+        return change

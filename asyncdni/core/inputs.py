@@ -12,16 +12,175 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from asyncdni.core.inbox import Arrival, Inbox
+from asyncdni.core.flights import Flights
+from asyncdni.core.links import Links
 from asyncdni.core.position import Position
-from asyncdni.core.replay import Replay
-from asyncdni.messages import DATA
+from asyncdni.core.shares import Shares
+from asyncdni.errors import RemoteProtocolError
+from asyncdni.messages import DATA, Activation, Barrier, Credit, Gradient, Message, Shared, Skipped
 from asyncdni.schedules.base import Op, OpKind
 
-__all__ = ["Inputs"]
+__all__ = ["Arrival", "Inbox", "Inputs", "Mail", "Replay"]
+
+# --- inbox ---------------------------------------------------------------------------------------
+#
+# Batches on their way in: what has come from which producer, and what is complete.
+
+
+@dataclass(slots=True)
+class Arrival:
+    """The inputs of one batch, as far as they are here."""
+
+    samples: int = 0  # 0: not known, all so far has been skipped
+    last: bool = False  # of the test set
+    tensors: dict[str, Any] = field(default_factory=dict)  # by producing node
+    skipped: int = 0  # producers whose activation will not come
+
+
+class Inbox:
+    """Joins the activations of several producers by batch id.
+
+    Each producer sends ids in order and leaves none out: it says which ones it skips. So batches
+    complete in order too, and one that a producer has skipped is void once all have spoken.
+    """
+
+    def __init__(self, producers: tuple[str, ...]) -> None:
+        self._producers = producers
+        self._due = dict.fromkeys(producers, 0)  # the id that each must send next
+        self._lost: set[str] = set()  # producers that are dead
+        self._partial: dict[int, Arrival] = {}
+        self._complete: dict[int, Arrival] = {}
+        self.ready: deque[int] = deque()  # complete and not yet taken, oldest first
+
+    def __len__(self) -> int:
+        return len(self._partial) + len(self._complete)
+
+    def add(self, batch: int, node: str, samples: int, tensors: Any, last: bool = False) -> bool:
+        """One input of a batch is here; False if another was due, or it is unlike its siblings."""
+        if batch != self._due[node]:
+            return False
+        arrival = self._partial.setdefault(batch, Arrival())
+        if arrival.samples == 0:
+            arrival.samples, arrival.last = samples, last
+        elif (samples, last) != (arrival.samples, arrival.last):
+            return False
+        arrival.tensors[node] = tensors
+        self._heard(batch, node, arrival)
+        return True
+
+    def skip(self, batch: int, node: str) -> bool:
+        """One input of a training batch will not come; False if another was due."""
+        if batch != self._due[node]:
+            return False
+        arrival = self._partial.setdefault(batch, Arrival())
+        arrival.skipped += 1
+        self._heard(batch, node, arrival)
+        return True
+
+    def begin(self, start: int) -> None:
+        """This batch is the first to come."""
+        self._due = dict.fromkeys(self._due, start)
+
+    def lose(self, node: str) -> None:
+        """A producer is dead: what it has not sent, of batches that others have, will not come."""
+        self._lost.add(node)
+        for batch in sorted(self._partial):
+            self._without_lost(batch)
+
+    def take(self, batch: int) -> Arrival:
+        """Hand over a complete batch, inputs in declared order of the producers."""
+        self.ready.remove(batch)
+        arrival = self._complete.pop(batch)
+        arrival.tensors = {node: arrival.tensors[node] for node in self._producers}
+        return arrival
+
+    def take_void(self) -> tuple[int, tuple[str, ...]] | None:
+        """The oldest complete batch, if it is void, and the nodes whose activations came for it."""
+        if not self.ready or not self._complete[self.ready[0]].skipped:
+            return None
+        batch = self.ready.popleft()
+        return batch, tuple(self._complete.pop(batch).tensors)
+
+    def check(self) -> None:
+        assert list(self.ready) == sorted(self.ready), self.ready
+        assert set(self.ready) == set(self._complete)
+
+    def _heard(self, batch: int, node: str, arrival: Arrival) -> None:
+        """Of one producer about one batch; `last` ends the test set, whose ids start anew."""
+        self._due[node] = 0 if arrival.last else batch + 1
+        if len(arrival.tensors) + arrival.skipped == len(self._producers):
+            del self._partial[batch]
+            self._complete[batch] = arrival
+            self.ready.append(batch)
+        elif self._lost:
+            self._without_lost(batch)
+
+    def _without_lost(self, batch: int) -> None:
+        for node in self._lost:
+            if batch in self._partial and self._due[node] <= batch:
+                arrival = self._partial[batch]
+                arrival.skipped += 1
+                self._heard(batch, node, arrival)
+
+
+# --- replay --------------------------------------------------------------------------------------
+#
+# Inputs that a stage keeps to learn from once more while no new one is here.
+
+
+class Replay:
+    """The last `size` inputs, each used at most `uses_max` times, its first use included.
+
+    The least used comes first, the freshest among them (Belilovsky et al. 2019, section 4).
+    """
+
+    def __init__(self, size: int, uses_max: int) -> None:
+        self._size = size
+        self._uses_max = uses_max
+        self._kept: dict[int, Arrival] = {}  # oldest first
+        self._uses: dict[int, int] = {}
+
+    def keep(self, batch: int, arrival: Arrival) -> None:
+        """A new input is being used for the first time."""
+        if self._size == 0:
+            return
+        if len(self._kept) == self._size:
+            self._forget(next(iter(self._kept)))
+        self._kept[batch] = arrival
+        self._uses[batch] = 1
+
+    @property
+    def preferred(self) -> tuple[int, ...]:
+        """The next one to use, if any is left."""
+        if not self._kept:
+            return ()
+        return (min(self._kept, key=lambda batch: (self._uses[batch], -batch)),)
+
+    def use(self, batch: int) -> Arrival:
+        """Once more."""
+        arrival = self._kept[batch]
+        self._uses[batch] += 1
+        if self._uses[batch] >= self._uses_max:
+            self._forget(batch)
+        return arrival
+
+    def clear(self) -> None:
+        """After a barrier old inputs are too old."""
+        self._kept.clear()
+        self._uses.clear()
+
+    def check(self) -> None:
+        assert len(self._kept) <= self._size
+        assert self._kept.keys() == self._uses.keys()
+        assert all(1 <= uses < self._uses_max for uses in self._uses.values())
+
+    def _forget(self, batch: int) -> None:
+        del self._kept[batch], self._uses[batch]
 
 
 class Inputs:
@@ -117,3 +276,120 @@ class Inputs:
     def check(self) -> None:
         for part in (self.train, self.test, self.true, self.replay):
             part.check()
+
+
+# --- mail ----------------------------------------------------------------------------------------
+#
+# What neighbours send, held against what they may send, and put where it belongs.
+
+_NOBODY = -1  # no process has this incarnation
+
+
+class Mail:
+    """Each method raises `RemoteProtocolError` for a message that does not fit."""
+
+    def __init__(
+        self,
+        position: Position,
+        flights: Flights,
+        links: Links,
+        inputs: Inputs,
+        shares: Shares,
+        misfit: Callable[[Message, str], RemoteProtocolError],
+    ) -> None:
+        """`misfit` makes the error for a message that does not fit, and says what is wrong."""
+        self.incarnations: dict[str, int] = {}  # of the neighbours
+        self._position = position
+        self._flights = flights
+        self._links = links
+        self._inputs = inputs
+        self._shares = shares
+        self._misfit = misfit
+
+    def is_current(self, message: Message) -> bool:
+        """Not what an older process of that stage has left on the wire."""
+        home = self._position.home(getattr(message, "sender", ""))
+        self._expect(home != self._position.name, message)
+        known = self.incarnations.get(home)
+        return known is None or known == getattr(message, "incarnation", known)
+
+    def fits_its_link(self, message: Message) -> bool:
+        """Such a message goes from its sender to here at all."""
+        sender, position = getattr(message, "sender", ""), self._position
+        match message:
+            case Activation() | Barrier():
+                return sender in position.inputs
+            case Gradient():
+                return sender in position.consumers
+            case Shared():
+                return sender in position.sharers
+            case Credit(node=node):
+                return (node, sender) in self._links.outgoing
+        return sender in (*position.inputs, *position.consumers)
+
+    def lose(self, worker: str) -> None:
+        """Whatever still comes from it is not wanted."""
+        self.incarnations[worker] = _NOBODY
+
+    def activation(self, message: Activation, now: float) -> None:
+        link = self._links.incoming.get(message.sender)
+        self._expect(link is not None and link.received < link.allowed, message)
+        assert link is not None
+        self._check_rows(message)
+        link.arrived(message.waited, now)
+        fits = self._inputs.add(
+            message.batch,
+            message.sender,
+            message.samples,
+            message.tensors,
+            evaluate=message.evaluate,
+            last=message.last,
+        )
+        self._expect(fits, message)
+
+    def gradient(self, message: Gradient) -> bool:
+        """False where nobody waits for it any more."""
+        batch, sender = message.batch, message.sender
+        self._expect(self._may_answer(sender, batch), message)
+        self._expect(not self._flights.gave(batch, sender), message)
+        return self._flights.gradient(batch, sender, message.tensors)
+
+    def shared(self, message: Shared) -> None:
+        self._expect(self._shares.came(message.sender, message.batch, message.tensors), message)
+
+    def skipped(self, message: Skipped) -> None:
+        batch, sender = message.batch, message.sender
+        if sender in self._position.inputs:
+            self._expect(self._inputs.skip(batch, sender), message)
+            return
+        self._expect(self._may_answer(sender, batch), message)
+        self._flights.skip(batch, sender)
+
+    def credit(self, message: Credit) -> None:
+        link = self._links.outgoing.get((message.node, message.sender))
+        self._expect(link is not None, message)
+        assert link is not None
+        taken, allowed = message.taken, message.allowed
+        why = f"of {link.sent} sent it says {taken} taken, {allowed} allowed"
+        self._expect(link.fits(taken, allowed), message, why)
+        link.granted(message.taken, message.allowed)
+
+    def _may_answer(self, sender: str, batch: int) -> bool:
+        """A consumer, about a batch that was sent to it, or will be if it need not wait for it."""
+        known = batch <= self._flights.last or self._position.consumers_ahead
+        return sender in self._position.consumers and batch >= 0 and known
+
+    def _check_rows(self, message: Activation) -> None:
+        """An activation has the samples of its batch, and is the last of the test set or not."""
+        rows, batch, evaluate = self._position.rows, message.batch, message.evaluate
+        if rows is None:
+            return
+        due = rows.of_test(batch) if evaluate else rows.of(batch)
+        self._expect(message.samples == due, message, f"it has {message.samples} rows, not {due}")
+        last = evaluate and rows.ends_test(batch)
+        end = "the last" if last else "not the last"
+        self._expect(message.last == last, message, f"that batch is {end} of the test set")
+
+    def _expect(self, fits: bool, message: Message, why: str = "") -> None:
+        if not fits:
+            raise self._misfit(message, why)

@@ -6,13 +6,60 @@ A ledger goes into the manifest of every cut as plain values, and comes back fro
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from asyncdni.core.scores import Scores
+from asyncdni.messages import Evaluated
 
-__all__ = ["Ledger"]
+__all__ = ["CUTS", "Ledger", "Scores", "Steps", "is_cut"]
+
+# --- scores --------------------------------------------------------------------------------------
+#
+# The test set's result at one barrier: sums of each loss, and what a user compares runs by.
+
+
+class Scores:
+    """Scores of every loss of the network. The accuracy is the last declared one's that has any."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, Evaluated] = {}
+
+    def add(self, message: Evaluated) -> None:
+        self.stages[message.stage] = message
+
+    def ordered(self, stages: Iterable[str]) -> Scores:
+        """The same in declared order, so that results do not depend on who was first."""
+        scores = Scores()
+        scores.stages = {stage: self.stages[stage] for stage in stages}
+        return scores
+
+    @property
+    def loss(self) -> float:
+        """Mean over samples (of windows: steps), summed over the network's losses."""
+        return sum(score.loss / max(1, _count(score)) for score in self.stages.values())
+
+    @property
+    def accuracy(self) -> float | None:
+        """Right answers out of all, or None where no loss has right answers."""
+        accuracy = None
+        for score in self.stages.values():
+            count = _count(score)
+            if score.correct is not None and count:
+                accuracy = score.correct / (count * score.outputs)
+        return accuracy
+
+    def beats(self, accuracy: float | None, loss: float | None) -> bool:
+        """Better accuracy; without one, smaller loss."""
+        if self.accuracy is None or accuracy is None:
+            return loss is None or self.loss < loss
+        return self.accuracy > accuracy
+
+
+def _count(score: Evaluated) -> int:
+    """What the loss is a sum over."""
+    return score.samples if score.steps is None else score.steps
+
 
 #: Entries of a history. Where there are more, every other one is left out: it is a curve, and a
 #: run may evaluate many times a second for days.
@@ -132,3 +179,37 @@ def _better(entry: Mapping[str, Any], best: Mapping[str, float | None]) -> bool:
         loss = best["loss"]
         return loss is None or bool(entry["loss"] < loss)
     return bool(accuracy > before)
+
+
+# --- steps ---------------------------------------------------------------------------------------
+#
+# The steps of one barrier, as far as they have been done.
+
+#: Tags of cuts begin with their folder.
+CUTS = "checkpoints/"
+
+
+@dataclass(slots=True)
+class Steps:
+    """What has come back for the current barrier."""
+
+    kind: str = ""
+    position: int = 0
+    drained: dict[str, int] = field(default_factory=dict)  # position, by worker
+    scores: Scores = field(default_factory=Scores)
+    saves: list[str] = field(default_factory=list)  # tags still to be saved
+    saved: dict[str, dict[str, str]] = field(default_factory=dict)  # by worker, of the first tag
+    since: float = 0.0  # when the first of them was ordered
+    # before the evaluation: entries of the history, and the best one
+    before: tuple[int, dict[str, float | None] | None] | None = None
+
+    def take_back(self, ledger: Ledger) -> None:
+        """The evaluation, from there: it will be had again."""
+        if self.before is not None:
+            count, ledger.best = self.before
+            del ledger.history[count:]
+
+
+def is_cut(tag: str) -> bool:
+    """What is saved under it is a state to go on from."""
+    return tag.startswith(CUTS)

@@ -2,13 +2,148 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 
-from asyncdni.core.credit import Incoming, Outgoing
 from asyncdni.core.position import Position
 from asyncdni.messages import DATA
 
-__all__ = ["Links"]
+__all__ = ["PATIENCE_S", "Greetings", "Incoming", "Links", "Outgoing", "initial_window"]
+
+# --- credit --------------------------------------------------------------------------------------
+#
+# Flow by credit: how many activations a producer may send ahead on one link.
+#
+# Counts are cumulative, so duplicates do no harm and `taken` doubles as the acknowledgement. A
+# consumer counts an activation as taken when its forward starts, and then allows `window` more:
+#
+# ```
+# producer  sent 1 2 3 4 │ out of credit │ 5 6 │ …
+# consumer               taken 2: allowed 6 ──► taken 4: allowed 8 ──►
+# ```
+#
+# `window = "auto"` is round trip x rate + 2: too small starves a long link, too large only adds
+# staleness. The round trip is measured from a grant to the arrival of the first activation that had
+# to wait for it; the smallest of the last few, since noise only adds to it.
+
+_INITIAL_WINDOW = 4
+_ROUND_TRIPS_KEPT = 16
+_RATE_MEMORY = 0.9
+
+
+def initial_window(window: int | str, window_max: int) -> int:
+    """What both ends start from, before anything has been measured."""
+    return window if isinstance(window, int) else min(_INITIAL_WINDOW, window_max)
+
+
+class Outgoing:
+    """The producing end of a link."""
+
+    __slots__ = ("allowed", "sent", "taken", "waited", "widest")
+
+    def __init__(self, window: int | str, window_max: int) -> None:
+        self.widest = window if isinstance(window, int) else window_max
+        self.sent = 0
+        self.taken = 0
+        self.allowed = initial_window(window, window_max)
+        self.waited = False  # had nothing else to do while out of credit, since the last send
+
+    def may_send(self) -> bool:
+        return self.sent < self.allowed
+
+    def idle(self) -> None:
+        """The producer has nothing to do: without credit, that is what it waits for."""
+        self.waited = self.waited or not self.may_send()
+
+    def fits(self, taken: int, allowed: int) -> bool:
+        """The other end can have taken so many, and allow so many more."""
+        return 0 <= taken <= self.sent and allowed <= taken + self.widest
+
+    def granted(self, taken: int, allowed: int) -> None:
+        self.taken = max(self.taken, taken)
+        self.allowed = max(self.allowed, allowed)
+
+    def check(self) -> None:
+        assert self.taken <= self.sent <= self.allowed, (self.taken, self.sent, self.allowed)
+
+
+class Incoming:
+    """The consuming end of a link."""
+
+    __slots__ = (
+        "_auto",
+        "_grants",
+        "_interval_s",
+        "_round_trips",
+        "_taken_at",
+        "_window_max",
+        "allowed",
+        "received",
+        "taken",
+        "window",
+    )
+
+    def __init__(self, window: int | str, window_max: int) -> None:
+        self._auto = not isinstance(window, int)
+        self.window = initial_window(window, window_max)
+        self._window_max = window_max
+        self.received = 0
+        self.taken = 0
+        self.allowed = self.window
+        self._grants: deque[tuple[int, float]] = deque()  # (allowed, when)
+        self._round_trips: deque[float] = deque(maxlen=_ROUND_TRIPS_KEPT)
+        self._interval_s = 0.0  # between forwards, smoothed
+        self._taken_at: float | None = None
+
+    def arrived(self, waited: bool, now: float) -> None:
+        """One more activation is here; `waited`: its sender had been out of credit."""
+        self.received += 1
+        granted_at = None
+        while self._grants and self._grants[0][0] < self.received:
+            self._grants.popleft()
+        if self._grants:
+            granted_at = self._grants[0][1]
+        if self._auto and waited and granted_at is not None:
+            self._round_trips.append(now - granted_at)
+            self._resize()
+
+    def take(self, now: float) -> bool:
+        """A forward starts; True where it is time to tell the producer."""
+        self.taken += 1
+        if self._auto and self._taken_at is not None:
+            interval_s = now - self._taken_at
+            memory = _RATE_MEMORY if self._interval_s else 0.0
+            self._interval_s = memory * self._interval_s + (1 - memory) * interval_s
+        self._taken_at = now
+        due = self.taken + self.window
+        if due - self.allowed < _held_back(self.window):
+            return False
+        self.allowed = due
+        self._grants.append((due, now))
+        return True
+
+    def pause(self) -> None:
+        """The gap before the next forward (a barrier, a test) says nothing about the rate."""
+        self._taken_at = None
+
+    def check(self) -> None:
+        assert self.taken <= self.received <= self.allowed, (
+            self.taken,
+            self.received,
+            self.allowed,
+        )
+
+    def _resize(self) -> None:
+        if self._interval_s > 0:
+            needed = math.ceil(min(self._round_trips) / self._interval_s) + 2
+            needed += _held_back(needed)
+            self.window = max(self.window, min(self._window_max, needed))
+
+
+def _held_back(window: int) -> int:
+    """Grants are given this many at a time, so that not every batch costs a message."""
+    return max(1, min(window // 2, 2 + window // 8))
 
 
 class Links:
@@ -79,3 +214,75 @@ class Links:
             incoming.check()
         for outgoing in self.outgoing.values():
             outgoing.check()
+
+
+# --- greetings -----------------------------------------------------------------------------------
+#
+# Whether all links of a worker carry something, before anybody trains: greetings, both ways.
+#
+# Each worker of a round greets all its neighbours until the round starts. One that has heard them
+# all is ready; so once all are ready, every link has been proven in each direction, to the very
+# process that is meant. One that has waited for too long tells whom it has not heard.
+#
+# ```
+#  A                B                       coordinator
+#  │ Greeting ─────►│                             │
+#  │ x◄─── Greeting │ Ready ────────────────────► │
+#  │ Unheard(B) ────────────────────────────────► │ "B can't reach A at tcp://…"
+# ```
+
+#: How long a neighbour may take before the coordinator is told that it is not heard.
+PATIENCE_S = 5.0
+
+#: A greeting is lost with the connection that it was sent over.
+_AGAIN_S = 1.0
+
+
+class Greetings:
+    """Whom a worker has heard in this round, and when it has to say something about that."""
+
+    def __init__(self, patience_s: float) -> None:
+        """`patience_s`: after so long the coordinator is told of those who have not been heard."""
+        self.ready = False
+        self._patience_s = patience_s
+        self._neighbours: tuple[str, ...] = ()
+        self._unheard: set[str] = set()
+        self._due = -math.inf  # when to greet next
+        self._patient_until: float | None = None
+        self._told: list[str] = []
+
+    def begin(self, neighbours: Iterable[str]) -> None:
+        """These are to be greeted, and heard."""
+        self._neighbours = tuple(neighbours)
+        self._unheard = set(self._neighbours)
+
+    def heard(self, worker: str) -> None:
+        self._unheard.discard(worker)
+
+    def complete(self) -> bool:
+        """True once: when all have been heard, and greeted."""
+        if self.ready or self._unheard or self._patient_until is None:
+            return False
+        self.ready = True
+        return True
+
+    def greet(self, now: float) -> tuple[str, ...]:
+        """Whom to greet now; nobody before it is time."""
+        if now < self._due:
+            return ()
+        if self._patient_until is None:
+            self._patient_until = now + self._patience_s
+        self._due = now + _AGAIN_S
+        return self._neighbours
+
+    def tell(self, now: float) -> list[str]:
+        """Of whom the coordinator is to be told that nothing has come; empty where there is no news
+        of that."""
+        if self._patient_until is None or now < self._patient_until:
+            return []
+        unheard = [name for name in self._neighbours if name in self._unheard]
+        told, self._told = self._told, unheard
+        return unheard if unheard != told else []
+
+    def deadline(self) -> float:
+        return self._due

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from asyncdni.core.counts import Counts
 from asyncdni.messages import DATA
-from asyncdni.schedules.groups import Groups
+from asyncdni.schedules.base import Groups, Op, OpKind
 
-__all__ = ["Position", "Rows"]
+__all__ = ["CHECKPOINT", "EVALUATE", "FINAL", "KINDS", "Barriers", "Host", "Position", "Rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +84,141 @@ class Position:
     def home(self, node: str) -> str:
         """The worker where a producing node lives."""
         return self.host if node == DATA else node
+
+
+# --- barriers ------------------------------------------------------------------------------------
+#
+# Barriers on their way through one worker.
+#
+# A barrier comes behind the last activation from every producer, closes the stage, is passed on
+# behind the stage's own last activation, and is lifted by the coordinator. Word of the next one may
+# come before the coordinator's, because control and data ride on separate sockets.
+
+#: What all drain for.
+KINDS = EVALUATE, CHECKPOINT, FINAL = "evaluate", "checkpoint", "final"
+
+
+class Barriers:
+    """The current barrier, and the next one as far as it is here."""
+
+    def __init__(self, inputs: tuple[str, ...]) -> None:
+        self._inputs = frozenset(inputs)
+        self._from: dict[int, set[str]] = {}
+        self._kind_of: dict[int, str] = {}
+        self.current = -1  # number of the barrier that closed the stage last
+        self.kind = EVALUATE
+        self.closed = False
+        self.passed = True
+
+    def begin(self, barrier: int) -> None:
+        """This one is the next."""
+        self.current = barrier - 1
+
+    def fits(self, sender: str, barrier: int, kind: str) -> bool:
+        """The next barrier, for the first time from this producer."""
+        return (
+            sender in self._inputs
+            and kind in KINDS
+            and barrier == self.current + 1
+            and sender not in self._from.get(barrier, ())
+        )
+
+    def arrived(self, sender: str, barrier: int, kind: str) -> None:
+        """Word from one producer; that of the last one closes the stage."""
+        self._from.setdefault(barrier, set()).add(sender)
+        self._kind_of[barrier] = kind
+        self._close_if_complete()
+
+    def set(self, kind: str) -> None:
+        """The host of the data sets the next barrier itself."""
+        self.current += 1
+        self.kind, self.closed, self.passed = kind, True, False
+
+    def lift(self) -> None:
+        """The coordinator's word. The next barrier may be here already."""
+        self.closed = False
+        self._close_if_complete()
+
+    def _close_if_complete(self) -> None:
+        following = self.current + 1
+        if not self.closed and self._from.get(following, set()) == self._inputs:
+            del self._from[following]
+            self.set(self._kind_of.pop(following))
+
+
+# --- host ----------------------------------------------------------------------------------------
+#
+# The data as a node of the graph: what its host reads next, and where it sets barriers.
+
+
+class Host:
+    """Position in the data: training batches in order, the test set after each barrier."""
+
+    def __init__(self, position: Position, counts: Counts) -> None:
+        self._stops = [
+            (batch, _kind(number, position)) for number, batch in enumerate(position.barriers)
+        ]
+        self._group_ends = position.group_end
+        self._test_batches = position.test_batches
+        self._tested: int | None = None  # test batches read; None: not testing
+        self._reading = False  # a training batch, at this moment
+        self._counts = counts
+
+    @property
+    def read(self) -> int:
+        """Training batches read; ids are never reused."""
+        return self._counts.read
+
+    def begin(self, planned: int) -> None:
+        """So many barriers of the plan have been lifted; after the last one nothing is read."""
+        self._stops = self._stops[planned:] or [(self.read, FINAL)]
+
+    def at_barrier(self) -> bool:
+        """The plan has a barrier here."""
+        return bool(self._stops) and self.read >= self._stops[0][0]
+
+    def set_barrier(self) -> str:
+        """Take the barrier off the plan; its kind."""
+        return self._stops.pop(0)[1]
+
+    def close(self, kind: str) -> None:
+        """Have a barrier of that kind where the current group of microbatches ends; after a final
+        one comes no other."""
+        stop = self._group_ends(self.read + self._reading)
+        if kind == FINAL:
+            self._stops = [(stop, FINAL)]
+        elif self._stops and stop < self._stops[0][0]:  # otherwise the plan's does as well
+            self._stops.insert(0, (stop, kind))
+
+    def begin_test(self) -> None:
+        self._tested = 0 if self._test_batches else None
+
+    @property
+    def testing(self) -> bool:
+        return self._tested is not None
+
+    def next_read(self) -> Op:
+        """Read the next training batch."""
+        self._reading = True
+        return Op(OpKind.READ, self.read)
+
+    def next_test_read(self) -> Op:
+        """Read the next test batch."""
+        assert self._tested is not None
+        last = self._tested + 1 == self._test_batches
+        return Op(OpKind.READ, self._tested, evaluate=True, last=last)
+
+    def has_read(self, op: Op) -> None:
+        if not op.evaluate:
+            self._counts.read += 1
+            self._reading = False
+        elif op.last:
+            self._tested = None
+        else:
+            self._tested = op.batch + 1
+
+
+def _kind(number: int, position: Position) -> str:
+    if number == len(position.barriers) - 1:
+        return FINAL
+    return CHECKPOINT if position.barriers[number] in position.cuts else EVALUATE

@@ -27,21 +27,344 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
-from asyncdni.core.arrivals import Arrivals, Phase
 from asyncdni.core.counts import Counts
-from asyncdni.core.events import Action, Compute, Computed, Event, Received, Stored, Woke
-from asyncdni.core.greetings import PATIENCE_S
-from asyncdni.core.guard import Guard
-from asyncdni.core.lag import Lag
-from asyncdni.core.position import Position
-from asyncdni.core.replay import Replay
+from asyncdni.core.events import (
+    Action,
+    Compute,
+    Computed,
+    Event,
+    Received,
+    Release,
+    Save,
+    Stop,
+    Stored,
+    Woke,
+)
+from asyncdni.core.flights import Flights, Guard, Lag
+from asyncdni.core.inputs import Inputs, Mail, Replay
+from asyncdni.core.links import PATIENCE_S, Greetings, Links
+from asyncdni.core.position import CHECKPOINT, Barriers, Host, Position
+from asyncdni.core.post import Post, Story
 from asyncdni.core.shares import Shares
-from asyncdni.messages import COORDINATOR, DATA, Saved
-from asyncdni.schedules.base import Op, OpKind, Schedule
+from asyncdni.errors import RemoteProtocolError
+from asyncdni.messages import (
+    COORDINATOR,
+    DATA,
+    Abort,
+    Activation,
+    Barrier,
+    Close,
+    Connect,
+    Credit,
+    Evaluate,
+    Gradient,
+    Greeting,
+    Leave,
+    Lost,
+    Message,
+    Rejoin,
+    Resume,
+    Saved,
+    Shared,
+    Skipped,
+    Start,
+)
+from asyncdni.messages import Save as SaveOrder
+from asyncdni.schedules.base import Flight, Op, OpKind, Schedule
 
-__all__ = ["Phase", "Worker"]
+__all__ = ["Arrivals", "Phase", "Worker", "WorkerView"]
+
+# --- view ----------------------------------------------------------------------------------------
+#
+# What a worker consists of, and what its schedule and its reports may know of that.
+#
+# The parts: flights (batches in flight), inputs (batches on their way in), links (credit),
+# barriers, the host of the data, the bound on lag, weights shared with others, the guard.
+# `core.worker` moves them.
+
+
+class WorkerView:
+    """The state of one worker; what the schedule may know of it is its `View`."""
+
+    def __init__(
+        self,
+        position: Position,
+        *,
+        window: int | str,
+        window_max: int,
+        lag: Lag | None,
+        skips: bool,
+        replay: Replay | None,
+        guard: Guard | None,
+        shares: Shares | None,
+        counts: Counts | None,
+    ) -> None:
+        self.position = position
+        self.has_loss = position.has_loss
+        self.has_consumers = bool(position.consumers)
+        self.has_producers = bool(position.producers)
+        self.has_readers = bool(position.feeds or position.train_feeds)
+        self.counts = counts or Counts()
+        self._flights = Flights(position.consumers, self.counts)
+        self._links = Links(position, window, window_max)
+        self._barriers = Barriers(position.inputs)
+        self._host = Host(position, self.counts) if position.hosts_data else None
+        self._inputs = Inputs(position, replay)
+        self._lag = lag or Lag()
+        self._lag.carry(self.counts.lags)
+        self._guard = guard
+        self._shares = shares or Shares()
+        self._skips = skips
+
+    @property
+    def ready(self) -> Sequence[int]:
+        ready = self._inputs.train.ready
+        if not ready or not (self._skips or self._links.may_send(self.position.name)):
+            return ()
+        held = not self._lag.drop and self._lag.overdue(ready[0], self._flights) is not None
+        if held or (self._shares.pending and self._shares.hold(ready[0])):
+            return ()
+        return ready
+
+    @property
+    def queued(self) -> int:
+        return len(self._inputs.train)
+
+    @property
+    def last(self) -> int:
+        return self._flights.last
+
+    @property
+    def flights(self) -> Mapping[int, Flight]:
+        return self._flights.by_batch
+
+    @property
+    def newest(self) -> Flight | None:
+        return self._flights.newest
+
+    @property
+    def arrived(self) -> Sequence[int]:
+        return self._flights.arrived
+
+    @property
+    def hopeless(self) -> Sequence[int]:
+        return self._flights.hopeless
+
+    @property
+    def true_inputs(self) -> Sequence[int]:
+        return self._inputs.true_ready
+
+    @property
+    def replayable(self) -> Sequence[int]:
+        return self._inputs.replay.preferred
+
+    @property
+    def waiting(self) -> bool:
+        return self._guard is not None and self._guard.waiting
+
+    @property
+    def unapplied(self) -> int:
+        return self._flights.unapplied
+
+    @property
+    def closed(self) -> bool:
+        return self._barriers.closed
+
+    def counters(self) -> dict[str, float | int | None]:
+        """For reports: what has been done, and how long the queues are right now."""
+        return {
+            **self.counts.counters(),
+            "queue": self.queued,
+            "in_flight": len(self._flights),
+            "waiting": int(self.waiting),
+            "window": self._links.window(),
+        }
+
+    def check(self) -> None:
+        """Assert every invariant of the parts."""
+        for part in (self._flights, self._inputs, self._links):
+            part.check()
+        self._lag.check(self._flights)
+        self._shares.check(self._flights.last_forwarded)
+        if self._host is not None:
+            assert self.counts.position <= self._host.read
+
+
+# --- arrivals ------------------------------------------------------------------------------------
+#
+# What arrives at a worker: mail of its neighbours, orders of the coordinator.
+#
+# A message that does not fit is its sender's fault. A neighbour's is dropped, and the neighbour
+# accused; the coordinator's ends the worker.
+
+
+class Phase(Enum):
+    IDLE = "idle"
+    TRAINING = "training"
+    DRAINED = "drained"
+    LEFT = "left"
+
+
+class Arrivals(WorkerView):
+    """The receiving half of a worker."""
+
+    def __init__(self, position: Position, *, patience_s: float, **options: Any) -> None:
+        super().__init__(position, **options)
+        self.phase = Phase.IDLE
+        self._greetings = Greetings(patience_s)
+        self._senders_known = True
+        self._post = Post(position, self._links)
+        self._story = Story()
+        self._mail = Mail(
+            position, self._flights, self._links, self._inputs, self._shares, self._misfit
+        )
+
+    def joined(self, connect: Connect, *, senders_known: bool = True) -> None:
+        """The coordinator has said which processes the neighbours are, and where the data stand.
+
+        `senders_known`: whoever a message says it is from has sent it, as keys prove. Where that is
+        not so, a word that its sender would have no reason to send is held to be somebody else's.
+        """
+        self._senders_known = senders_known
+        self._post.incarnation = connect.incarnation
+        self._mail.incarnations = dict(connect.incarnations)
+        self._greetings.begin(connect.incarnations)
+        self.counts.begin(connect.start)
+        self._flights.begin(connect.start)
+        self._inputs.begin(connect.start)
+        self._barriers.begin(connect.barrier)
+        if self._host is not None:
+            self._host.begin(connect.planned)
+
+    def _received(self, message: Message, now: float, cause: object) -> None:
+        sender = getattr(message, "sender", None)
+        if sender is None:
+            self._ordered(message, cause)
+            return
+        try:
+            if not self._mail.is_current(message):
+                return
+            if isinstance(message, Greeting):
+                self._greeted(message, cause)
+            else:
+                self._mail_came(message, now)
+        except RemoteProtocolError as error:
+            if self._senders_known or self._mail.fits_its_link(message):
+                self._accuse(self.position.home(sender), message, str(error), cause)
+
+    def _greeted(self, greeting: Greeting, cause: object) -> None:
+        """One that was meant for another says only that an address is wrong."""
+        if greeting.to == self.position.name and self.phase is Phase.IDLE:
+            self._greetings.heard(greeting.sender)
+            self._say_if_ready(cause)
+
+    def _say_if_ready(self, cause: object) -> None:
+        if self._greetings.complete():
+            self._post.ready(cause)
+
+    def _greet(self, now: float, cause: object) -> None:
+        """Until the round starts: greet the neighbours, and tell of those that can't be heard."""
+        self._post.greetings(self._greetings.greet(now), cause)
+        self._say_if_ready(cause)
+        unheard = self._greetings.tell(now)
+        if unheard:
+            self._post.unheard(unheard, cause)
+
+    def _accuse(self, worker: str, message: Message, text: str, cause: object) -> None:
+        if worker not in self._mail.incarnations:
+            return  # no neighbour's word: nobody can tell who has sent it
+        incarnation = getattr(message, "incarnation", 0)
+        self._post.accused(worker, incarnation, text, cause)
+        self._lose(worker)
+
+    def _lose(self, worker: str) -> None:
+        """Go on without a neighbour until a new round."""
+        self._links.lose(worker)
+        self._mail.lose(worker)
+        if worker in self.position.consumers:
+            self._flights.lose(worker)
+        for node in self.position.inputs:
+            if self.position.home(node) == worker != self.position.name:
+                self._inputs.lose(node)
+
+    def _mail_came(self, message: Message, now: float) -> None:
+        match message:
+            case Activation():
+                in_test = self.phase is Phase.DRAINED
+                self._expect(in_test if message.evaluate else not message.last, message)
+                self._mail.activation(message, now)
+            case Gradient():
+                self.counts.late += not self._mail.gradient(message)
+            case Shared():
+                self._mail.shared(message)
+            case Skipped():
+                self._mail.skipped(message)
+            case Credit():
+                self._mail.credit(message)
+            case Barrier(sender=sender, barrier=barrier, kind=kind):
+                self._expect(self._barriers.fits(sender, barrier, kind), message)
+                self._barriers.arrived(sender, barrier, kind)
+            case _:
+                raise self._misfit(message)
+
+    def _ordered(self, message: Message, cause: object) -> None:
+        """A word of the coordinator."""
+        match message:
+            case Start():
+                self._expect(self.phase is Phase.IDLE, message)
+                self.phase = Phase.TRAINING
+            case Evaluate(barrier=barrier):
+                self._expect_at(barrier, message)
+                if self._host is not None:
+                    self._host.begin_test()
+            case Resume(barrier=barrier):
+                self._expect_at(barrier, message)
+                self.phase = Phase.TRAINING
+                self._barriers.lift()
+                self._links.pause()
+                self._inputs.replay.clear()
+            case SaveOrder(tag=tag):
+                self._expect(self.phase is Phase.DRAINED, message)
+                self._post.actions.append(Save(tag, cause=cause))
+            case Leave():
+                self._leave(Stop(cause=cause))
+            case Abort(text=text):
+                self._leave(Stop(text or "aborted", cause=cause))
+            case Close(kind=kind):
+                # A barrier that is being set will do for a checkpoint; another would follow it.
+                if self._host is not None and not (self.closed and kind == CHECKPOINT):
+                    self._host.close(kind)
+            case Lost(worker=worker):
+                self._lose(worker)
+            case Rejoin():
+                for batch in list(self.flights):
+                    self._release(batch, cause)
+                self._leave(Stop(rejoin=message, cause=cause))
+            case _:
+                raise self._misfit(message)
+
+    def _leave(self, stop: Stop) -> None:
+        self.phase = Phase.LEFT
+        self._post.actions.append(stop)
+
+    def _expect_at(self, barrier: int, message: Message) -> None:
+        self._expect(self.phase is Phase.DRAINED and barrier == self._barriers.current, message)
+
+    def _expect(self, fits: bool, message: Message) -> None:
+        if not fits:
+            raise self._misfit(message)
+
+    def _misfit(self, message: Message, why: str = "") -> RemoteProtocolError:
+        return self._story.misfit(self.position.name, self.phase.value, message, why)
+
+    def _release(self, batch: int, cause: object) -> None:
+        self._flights.release(batch)
+        self._post.actions.append(Release(batch, cause=cause))
+
 
 #: Ops that work on what has come from producers.
 _TAKING = frozenset({OpKind.FORWARD, OpKind.EVALUATE, OpKind.FIT_INPUT})

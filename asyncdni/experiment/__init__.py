@@ -18,10 +18,19 @@ from msgspec import inspect
 from asyncdni import config
 from asyncdni.errors import ConfigError
 from asyncdni.experiment import toml
-from asyncdni.experiment.conditions import check_texts
 from asyncdni.experiment.overrides import Setting, apply, parse_setting
-from asyncdni.experiment.schema import EXPERIMENT, OPTIMIZER, SCHEDULE, checked
-from asyncdni.experiment.wording import NAME, shown, stage_place, tag_key, variants
+from asyncdni.experiment.schema import (
+    EXPERIMENT,
+    NAME,
+    OPTIMIZER,
+    SCHEDULE,
+    check_texts,
+    checked,
+    shown,
+    stage_place,
+    tag_key,
+    variants,
+)
 from asyncdni.files import decode_text, read_file
 from asyncdni.messages import COORDINATOR, DATA
 

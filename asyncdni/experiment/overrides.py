@@ -14,8 +14,16 @@ from typing import Any
 from msgspec import inspect
 
 from asyncdni.errors import ConfigError
-from asyncdni.experiment.schema import OPTIMIZER, SCHEDULE, SECTIONS, default_tag
-from asyncdni.experiment.wording import shown, tag_key, unknown, variants
+from asyncdni.experiment.schema import (
+    OPTIMIZER,
+    SCHEDULE,
+    SECTIONS,
+    default_tag,
+    shown,
+    tag_key,
+    unknown,
+    variants,
+)
 
 __all__ = ["Path", "Setting", "apply", "parse_setting"]
 

@@ -6,29 +6,153 @@ expected, and the nearest known name. What passes is accepted by `msgspec.conver
 
 from __future__ import annotations
 
+import difflib
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
 from asyncdni import config
-from asyncdni.config.base import COUNT_MAX
+from asyncdni.config import COUNT_MAX
 from asyncdni.errors import ConfigError
-from asyncdni.experiment.wording import (
-    expected,
-    listed,
-    shown,
-    stage_place,
-    table_key,
-    tag_key,
-    unknown,
-    variants,
-)
 
-__all__ = ["EXPERIMENT", "OPTIMIZER", "SCHEDULE", "SECTIONS", "checked", "default_tag"]
+__all__ = [
+    "BYTES_PER_S_MAX",
+    "BYTES_PER_S_MIN",
+    "EXPERIMENT",
+    "NAME",
+    "OPTIMIZER",
+    "SCHEDULE",
+    "SECONDS_MAX",
+    "SECTIONS",
+    "bytes_per_second",
+    "check_texts",
+    "checked",
+    "default_tag",
+    "expected",
+    "listed",
+    "nearest",
+    "quoted",
+    "seconds",
+    "shown",
+    "stage_place",
+    "table_key",
+    "tag_key",
+    "unknown",
+    "variants",
+]
+
+# --- wording -------------------------------------------------------------------------------------
+#
+# The words of messages about experiments: what was given, what is expected, what is known.
+
+#: What a stage may be called: safe as a file name and in `stages.NAME.key=value`.
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """`, did you mean 'x'?` for the known name most like `name`, or nothing."""
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for the end of a message: `a, b, c`."""
+    return ", ".join(names) or "none"
+
+
+def shown(value: object) -> str:
+    """A given value on one line, cut where it is long."""
+    match value:
+        case bool():
+            text = "true" if value else "false"
+        case int() | float() | str() | list() | tuple() | None | dict():
+            text = repr(value)
+        case _:
+            text = f"{value!r} ({type(value).__name__})"
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def stage_place(index: int, name: object) -> str:
+    """`stages[1] (hidden2)`: how messages name a stage of the file."""
+    known_name = isinstance(name, str) and NAME.fullmatch(name)
+    return f"stages[{index}] ({name})" if known_name else f"stages[{index}]"
+
+
+def table_key(key: str) -> str:
+    """A key of a table as TOML writes it: `hidden1`, or `"hidden1->hidden2"`."""
+    return key if _BARE_KEY.fullmatch(key) else quoted(key)
+
+
+def quoted(text: str) -> str:
+    """Text as TOML writes it, on one line."""
+    # TOML's basic strings escape as JSON's do, and DEL besides.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def unknown(noun: str, given: object, names: Iterable[str]) -> str:
+    """`unknown loss 'mes', did you mean 'mse'? known: mse, …`"""
+    names = list(names)
+    return f"unknown {noun} {shown(given)}{nearest(given, names) or ';'} known: {listed(names)}"
+
+
+def expected(kind: inspect.Type) -> str:
+    """What a value of `kind` looks like, in words: `an integer of at least 1`."""
+    match kind:
+        case inspect.IntType():
+            return f"an integer{_bounds(kind)}"
+        case inspect.FloatType():
+            return f"a number{_bounds(kind)}"
+        case inspect.StrType(min_length=least):
+            return "text that is not empty" if least else "text"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.LiteralType(values=values):
+            return ("one of " if len(values) > 1 else "") + listed(repr(one) for one in values)
+        case inspect.ListType(item_type=item, min_length=least):
+            return f"a list{' of at least one item' if least else ''}, each {expected(item)}"
+        case inspect.VarTupleType(item_type=item):
+            return f"a list, each {expected(item)}"
+        case inspect.UnionType() if variants(kind):
+            return f"a table whose {tag_key(kind)} is one of {listed(variants(kind))}"
+        case inspect.UnionType(types=types):
+            return " or ".join(
+                expected(one) for one in types if not isinstance(one, inspect.NoneType)
+            )
+        case _:
+            return "a table"
+
+
+def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
+    most = None if kind.le == COUNT_MAX else kind.le  # said where it matters
+    words = {"of at least": kind.ge, "above": kind.gt, "of at most": most, "below": kind.lt}
+    limits = [f"{word} {_number(limit)}" for word, limit in words.items() if limit is not None]
+    return " " + " and ".join(limits) if limits else ""
+
+
+def _number(value: float) -> str:
+    """Whole ones in full: they may be bytes."""
+    return str(int(value)) if value == int(value) else f"{value:g}"
+
+
+def variants(kind: inspect.Type) -> dict[str, inspect.StructType]:
+    """The kinds a table may be of, by the tag that says so; empty for anything else."""
+    if not isinstance(kind, inspect.UnionType):
+        return {}
+    structs = [one for one in kind.types if isinstance(one, inspect.StructType)]
+    return {str(one.tag): one for one in structs if one.tag is not None}
+
+
+def tag_key(kind: inspect.Type) -> str:
+    """The key that tells the variants of `kind` apart: "name" or "kind"."""
+    return next(str(one.tag_field) for one in variants(kind).values())
+
 
 EXPERIMENT = inspect.type_info(config.Experiment)
 OPTIMIZER = inspect.type_info(config.Optimizer)
@@ -246,3 +370,113 @@ assert isinstance(EXPERIMENT, inspect.StructType)
 SECTIONS = _fields(EXPERIMENT)
 _TEXT = inspect.StrType()
 _SCALARS = (_TEXT, inspect.BoolType(), inspect.IntType(), inspect.FloatType())
+
+
+# --- quantities ----------------------------------------------------------------------------------
+#
+# Times and rates as people write them: "10ms", "100Mbit/s".
+
+SECONDS_MAX = 60.0  # no link and no pause that is worth emulating takes longer
+BYTES_PER_S_MIN = 1e3
+BYTES_PER_S_MAX = 1e12
+
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
+_BYTES_PER_S = {
+    "kbit/s": 1e3 / 8,
+    "Mbit/s": 1e6 / 8,
+    "Gbit/s": 1e9 / 8,
+    "kB/s": 1e3,
+    "MB/s": 1e6,
+    "GB/s": 1e9,
+}
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z/]+)")
+_SHOWN_MAX = 40  # characters of what was given
+
+
+def seconds(text: str, place: str, most_s: float = SECONDS_MAX) -> float:
+    """`"10ms"` as 0.01; units us, ms, s, min. `place` names the value in messages.
+
+    Raises `ConfigError` for anything else, and for more than `most_s`.
+    """
+    value = _convert(text, _SECONDS)
+    if value is None or value > most_s:
+        raise ConfigError(
+            f"{place}: expected a time from 0s to {most_s:g}s, such as 10ms (units: "
+            f"{', '.join(_SECONDS)}), got {_shown(text)}"
+        )
+    return value
+
+
+def bytes_per_second(text: str, place: str) -> float:
+    """`"100Mbit/s"` as 12.5e6; units kbit/s, Mbit/s, Gbit/s, kB/s, MB/s, GB/s, powers of 1000.
+
+    Raises `ConfigError` for anything else, and for what is not between 1 kB/s and 1000 GB/s.
+    """
+    value = _convert(text, _BYTES_PER_S)
+    if value is None or not BYTES_PER_S_MIN <= value <= BYTES_PER_S_MAX:
+        raise ConfigError(
+            f"{place}: expected a rate from 1kB/s to 1000GB/s, such as 100Mbit/s (units: "
+            f"{', '.join(_BYTES_PER_S)}), got {_shown(text)}"
+        )
+    return value
+
+
+def _convert(text: str, units: Mapping[str, float]) -> float | None:
+    match = _QUANTITY.fullmatch(text)
+    if match is None or match[2] not in units:
+        return None
+    return float(match[1]) * units[match[2]]
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_MAX else f"{text[: _SHOWN_MAX - 3]}...")
+
+
+# --- conditions ----------------------------------------------------------------------------------
+#
+# Checks of [links], [slow] and [staleness] that types can't express: texts with units, link names.
+#
+# Whether a name is one of the run shows once the stages are laid out over workers: see
+# `asyncdni.conditions`.
+
+
+def check_texts(experiment: config.Experiment) -> None:
+    """Raises `ConfigError`."""
+    links, stuck_s = experiment.links, experiment.limits.stuck_s
+    _check_link(links, "links", stuck_s)
+    _check_keys(links.between, "links.between")
+    for key, link in links.between.items():
+        _check_link(link, f"links.between.{table_key(key)}", stuck_s)
+    for name, slow in experiment.slow.items():
+        _check_slow(slow, f"slow.{table_key(name)}")
+    _check_keys(experiment.staleness.links, "staleness.links")
+
+
+def _check_link(link: config.Link, place: str, stuck_s: float) -> None:
+    longest_s = seconds(link.latency, f"{place}.latency") + seconds(link.jitter, f"{place}.jitter")
+    if longest_s >= stuck_s:
+        raise ConfigError(
+            f"{place}: a latency of {link.latency} and a jitter of {link.jitter} reach "
+            f"limits.stuck_s = {stuck_s:g}, after which a run that waits is held to stand still; "
+            "lower them or raise that"
+        )
+    if link.bandwidth:
+        bytes_per_second(link.bandwidth, f"{place}.bandwidth")
+
+
+def _check_slow(slow: config.Slow, place: str) -> None:
+    pause_s = seconds(slow.pause, f"{place}.pause")
+    if bool(pause_s) != bool(slow.chance):
+        raise ConfigError(
+            f"{place}: a pause of {slow.pause} with chance {slow.chance:g} is none; give both "
+            "pause and chance, or neither"
+        )
+
+
+def _check_keys(keys: Iterable[str], place: str) -> None:
+    for key in keys:
+        sender, arrow, receiver = key.partition("->")
+        if not (sender and arrow and receiver):
+            raise ConfigError(
+                f'{place}: expected names of links, such as "hidden1->hidden2", got {shown(key)}'
+            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from asyncdni.experiment.wording import quoted, table_key
+from asyncdni.experiment.schema import quoted, table_key
 
 __all__ = ["dumps"]
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from asyncdni.nn.base import Array, Layer, Slot, Streams
-from asyncdni.nn.generators.targets import join
-from asyncdni.nn.layers import BatchNorm, Dense, Relu
-from asyncdni.nn.layers.slots import rows
+from asyncdni.nn.base import Array, Layer, Slot, Streams, rows
+from asyncdni.nn.generators.base import join
+from asyncdni.nn.layers.activations import Relu
+from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.normalisation import BatchNorm
 from asyncdni.nn.sequential import Sequential
 
 __all__ = ["InputModel"]

@@ -7,20 +7,21 @@ that grows slower or faster meanwhile does so for all alike.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from asyncdni import config
-from asyncdni.build import Design, make_design
+from asyncdni.drivers.virtual.costs import SENDING
 from asyncdni.errors import ConfigError
 from asyncdni.messages import Activation, Gradient, Message
-from asyncdni.profiling.caches import make_forget
+from asyncdni.plan.build import Design, make_design
 from asyncdni.profiling.rehearsal import Rehearsal
 from asyncdni.schedules.base import Op
-from asyncdni.simulator import SENDING
 
 __all__ = [
     "SENDING",
@@ -29,9 +30,54 @@ __all__ = [
     "Measurement",
     "OpTime",
     "check_priced",
+    "last_level_bytes",
+    "make_forget",
     "measure",
     "schedules_of",
 ]
+
+# --- caches --------------------------------------------------------------------------------------
+#
+# Caches that have forgotten: what an op costs a worker that others have taken the core from.
+
+#: Where the system does not say.
+_USUAL_BYTES = 32 * 2**20
+_BYTES_MAX = 256 * 2**20
+_LINE_BYTES = 64
+#: Caches don't throw out the oldest strictly: somewhat more than they hold must be touched.
+_MORE = 1.5
+
+
+def make_forget() -> Callable[[], None]:
+    """A function after which none of what was used before it is in this core's caches.
+
+    It reads more memory than they hold, for some milliseconds."""
+    memory = np.ones(round(_MORE * last_level_bytes()), np.uint8)
+    lines = memory[::_LINE_BYTES]
+
+    def forget() -> None:
+        lines.sum()
+
+    return forget
+
+
+def last_level_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
+    """Of the largest cache; a usual size where the system does not say, or says what can't be."""
+    sizes = [_bytes(path) for path in folder.glob("index*/size")]
+    largest = max(sizes, default=0)
+    return min(largest, _BYTES_MAX) if largest else _USUAL_BYTES
+
+
+def _bytes(path: Path) -> int:
+    """Of "32768K"; 0 for what is no size."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return 0
+    number, unit = text[:-1], text[-1:]
+    factor = {"K": 2**10, "M": 2**20}.get(unit, 0)
+    return int(number) * factor if number.isdecimal() else 0
+
 
 #: Batches of one schedule in a row; a multiple of _FIT_EVERY_MAX.
 _SEGMENT = 8

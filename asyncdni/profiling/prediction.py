@@ -9,18 +9,305 @@ is added: no worker and no host does more than one CPU second a second and core.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from asyncdni import config
-from asyncdni.build import Design
+from asyncdni.drivers.virtual.costs import SENDING, Burden, Costs, Hop, Hosts, Links, Span
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import AsyncDNIError
-from asyncdni.profiling.prices import Prices, burden_of, costs_of, links_of
-from asyncdni.simulator import Hosts, Result, simulate
+from asyncdni.messages import DATA
+from asyncdni.network import Network, Node
+from asyncdni.plan.build import Design
+from asyncdni.profiling.measurement import Measurement, measure
+from asyncdni.profiling.wire import Wire
 
-__all__ = ["EVENTS", "Prediction", "predict"]
+__all__ = [
+    "EVENTS",
+    "Prediction",
+    "Prices",
+    "Seconds",
+    "burden_of",
+    "costs_of",
+    "links_of",
+    "op_costs",
+    "predict",
+    "price",
+    "producers_of",
+    "worker_costs",
+]
+
+# --- costs ---------------------------------------------------------------------------------------
+#
+# What a worker of several neighbouring stages spends on a batch, from what each stage spends.
+#
+# Fused stages cost what they cost apart, but for the edge between them: no generator stands there
+# (no P, no T), the true gradient comes down at once (no b), and the upper stage's backward always
+# computes the gradient of its inputs. At the ends of the fused stage all is as the schedule says.
+#
+# Where no whole backward with the gradient of the inputs was measured, its halves b and W stand for
+# it. They take a little longer: a batch norm does some of its sums in both.
+
+#: By declared stage and op: seconds on a batch for which the op is done.
+Seconds = Mapping[str, Mapping[str, float]]
+
+
+def worker_costs(
+    members: Sequence[Node], seconds: Seconds, schedule: config.Schedule
+) -> dict[str, float] | None:
+    """Seconds per training batch by the letter of the op, as `report.breakdown.ceiling` takes them.
+
+    An op that is done on every m-th batch counts 1/m, as does the update of m microbatches. None
+    where such a worker can't be: it would send on the activations of two stages.
+    """
+    inside = {node.name for node in members}
+    exits = [node.name for node in members if set(node.consumers) - inside]
+    if len(exits) > 1:
+        return None
+    price = _Price(members, inside, seconds)
+    costs = {"F": price.every("F"), "U": price.every("U") / getattr(schedule, "microbatches", 1)}
+    costs["R"] = sum(seconds[name].get("R", 0.0) for name in inside)
+    if isinstance(schedule, config.LocalLoss):
+        head = {"P": seconds[exits[0]]["P"]} if exits else {}
+        return {**costs, **head, "B": price.backward(sending=0.0)}
+    if not isinstance(schedule, config.Synthetic):
+        if schedule.split_backward and price.relays:
+            return {**costs, "b": price.relay(), "W": price.learning()}
+        return {**costs, "B": price.backward(sending=1.0)}
+    share = 1.0 / schedule.fit_every
+    sends_on_learning = not exits or schedule.target == "bootstrap"
+    costs["B"] = price.backward(sending=share if sends_on_learning else 0.0)
+    if exits:
+        exit_ops = seconds[exits[0]]
+        costs["P"] = exit_ops["P"]
+        costs["T"] = share * exit_ops["T"]
+        if schedule.target == "true":
+            costs["b"] = share * price.relay()
+        if schedule.correct:
+            costs["C"] = share * price.backward(sending=0.0)
+    return costs
+
+
+def op_costs(members: Sequence[Node], seconds: Seconds) -> dict[str, float]:
+    """Seconds of each op of such a worker, by its letter or SENDING, each time that it is done.
+
+    Ops whose parts have not all been measured are left out."""
+    inside = {node.name for node in members}
+    price = _Price(members, inside, seconds)
+    ways: dict[str, Callable[[], float]] = {
+        "F": lambda: price.every("F"),
+        "U": lambda: price.every("U"),
+        "B": lambda: price.backward(sending=0.0),
+        SENDING: lambda: price.backward(sending=1.0),
+        "b": price.relay,
+        "W": price.learning,
+        "C": lambda: price.backward(sending=0.0),
+    }
+    exits = [node.name for node in members if set(node.consumers) - inside]
+    for letter in ("P", "T"):
+        ways[letter] = lambda letter=letter: seconds[exits[0]][letter]  # type: ignore[misc]
+    found = {"R": sum(seconds[name].get("R", 0.0) for name in inside)}
+    for letter, way in ways.items():
+        try:
+            found[letter] = way()
+        except (KeyError, IndexError, StopIteration):
+            continue
+    return found
+
+
+class _Price:
+    """Sums over the members of one worker."""
+
+    def __init__(self, members: Sequence[Node], inside: set[str], seconds: Seconds) -> None:
+        self._members = members
+        self._inside = inside
+        self._seconds = seconds
+        #: Through which a gradient reaches producers outside.
+        self.relays: set[str] = set()
+        for node in members:
+            if self._outside(node) or self.relays.intersection(node.inputs):
+                self.relays.add(node.name)
+
+    def every(self, letter: str) -> float:
+        return sum(self._seconds[node.name][letter] for node in self._members)
+
+    def backward(self, *, sending: float) -> float:
+        """Learning from a gradient; on that share of the batches producers outside get one too."""
+        total = 0.0
+        for node in self._members:
+            share = sending if self._outside(node) else 0.0
+            if self._inside.intersection(node.inputs):
+                share = 1.0
+            if share > 0.0:
+                total += share * self._sending(node)
+            if share < 1.0:
+                total += (1.0 - share) * self._learning_alone(node)
+        return total
+
+    def relay(self) -> float:
+        """Passing a true gradient on to producers outside, through all stages on its way."""
+        on_the_way = [node.name for node in self._members if node.name in self.relays]
+        return sum(self._seconds[name]["b"] for name in on_the_way)
+
+    def learning(self) -> float:
+        """What is left to learn after that; a backward of all where some were not on its way."""
+        if len(self.relays) < len(self._members):  # as in `NumpyStage.learn`
+            return self.backward(sending=0.0)
+        return self.every("W")
+
+    def _outside(self, node: Node) -> bool:
+        return bool(set(node.inputs) - self._inside - {DATA})
+
+    def _sending(self, node: Node) -> float:
+        ops = self._seconds[node.name]
+        return ops[SENDING] if SENDING in ops else ops["b"] + ops["W"]
+
+    def _learning_alone(self, node: Node) -> float:
+        """Of the ops that were measured; the later ones take nearly as long."""
+        ops = self._seconds[node.name]
+        return next(ops[letter] for letter in ("B", "C", "W") if letter in ops)
+
+
+def producers_of(network: Network, split: Sequence[Sequence[Node]]) -> list[list[int]]:
+    """For each worker, the indices of those whose activations it takes."""
+    home = {node.name: index for index, members in enumerate(split) for node in members}
+    assert len(home) == len(network.nodes)
+    return [
+        sorted({home[name] for node in members for name in node.inputs if name != DATA} - {index})
+        for index, members in enumerate(split)
+    ]
+
+
+# --- prices --------------------------------------------------------------------------------------
+#
+# What everything costs a run on this machine: ops, messages, logic; warm and cold.
+#
+# Measured once for a network, and good for every split of it, every schedule that does the same ops
+# on batches of the same size, and any links: `Prices` give what the simulator takes for granted.
+
+_US = 1e6
+#: The CPU time of whole processes beside their ops is so many times that of what is measured of it
+#: here, logic and messages one by one: meters, buffers to give back, changes of process. Found
+#: once, by comparing predicted with real runs of two to eight workers (see benchmarks/scale).
+_WHOLE = 1.6
+#: Of the measurement with cold caches, which takes far longer a batch and varies less.
+_COLD_SHARE = 4
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Seconds and bytes. Each pair is (warm, cold)."""
+
+    warm: Seconds  # by declared stage and letter of the op
+    cold: Seconds
+    event_s: tuple[float, float]  # a worker's logic, and the look for messages after it
+    wire: Wire
+    activation_bytes: Mapping[str, int]  # by declared stage that sends it, or DATA
+    gradient_bytes: Mapping[str, int]  # by declared stage that gets it
+
+
+def price(design: Design, wire: Wire, batches: int) -> Prices:
+    """Measure the ops of `design` under its schedule and `locked`, on some `batches` batches.
+
+    Raises what `measurement.measure` raises."""
+    warm = measure(design, batches)
+    cold = measure(design, -(-batches // _COLD_SHARE), cold=True)
+    sizes: dict[str, dict[str, int]] = {"activation": {}, "gradient": {}}
+    for edge in warm.edges:
+        stage = edge.sender if edge.kind == "activation" else edge.to
+        sizes[edge.kind][stage] = edge.tensor_bytes
+    return Prices(
+        warm=_medians(warm),
+        cold=_medians(cold),
+        event_s=(
+            warm.event.median_s + wire.look_s[0],
+            cold.event.median_s + wire.look_s[1],
+        ),
+        wire=wire,
+        activation_bytes=sizes["activation"],
+        gradient_bytes=sizes["gradient"],
+    )
+
+
+def _medians(measured: Measurement) -> dict[str, dict[str, float]]:
+    return {
+        stage: {letter: one.median_s for letter, one in ops.items()}
+        for stage, ops in measured.times.items()
+    }
+
+
+# --- what the simulator takes for granted --------------------------------------------------------
+
+
+def costs_of(design: Design, prices: Prices) -> Costs:
+    """Of each op of each worker. Reading, saving and leaving are no part of training."""
+    measured: dict[str, dict[str, Span]] = {}
+    for group in design.plan.groups:
+        warm, cold = (op_costs(group.members, one) for one in (prices.warm, prices.cold))
+        spans = {letter: _span(seconds, cold[letter]) for letter, seconds in warm.items()}
+        if group.index == design.plan.host:
+            home = _reader(prices)
+            spans["R"] = _span(prices.warm[home]["R"], prices.cold[home]["R"])
+        measured[group.name] = spans
+    return Costs(measured=measured)
+
+
+def burden_of(design: Design, prices: Prices) -> Burden:
+    """Of the logic and of each link's messages."""
+    wire = prices.wire
+    tensors = {link: _hop(wire, size) for link, size in _tensors(design, prices).items()}
+    event = _span(*(_WHOLE * one for one in prices.event_s))
+    return Burden(event=event, message=_hop(wire, 0), tensors=tensors)
+
+
+def _hop(wire: Wire, size: int) -> Hop:
+    warm, cold = wire.warm_hop(size), wire.cold_hop(size)
+    return Hop(
+        send=_span(_WHOLE * (warm.send_s + warm.move_s), _WHOLE * (cold.send_s + cold.move_s)),
+        receive=_span(_WHOLE * warm.receive_s, _WHOLE * cold.receive_s),
+    )
+
+
+def links_of(design: Design, prices: Prices) -> Links:
+    """How long a message takes beside the work of those that move it, caches being cold.
+
+    The slow links of the experiment come on top."""
+    between = {link: _latency(prices, size) for link, size in _tensors(design, prices).items()}
+    small_us = _latency(prices, 0)
+    return Links(latency_us=small_us, control_latency_us=small_us, between=between)
+
+
+def _latency(prices: Prices, size: int) -> float:
+    """Microseconds: the sender's logic decides to send it, and it does."""
+    hop = prices.wire.cold_hop(size)
+    return (prices.event_s[1] + hop.latency_s) * _US
+
+
+def _tensors(design: Design, prices: Prices) -> dict[tuple[str, str], int]:
+    """Bytes of what one worker sends another; of the data's reader, its activations."""
+    found: dict[tuple[str, str], int] = {}
+    host = design.plan.groups[design.plan.host].name
+    for group in design.plan.groups:
+        for to in group.consumers:
+            assert group.exit is not None
+            found[group.name, to] = prices.activation_bytes[group.exit]
+            found[to, group.name] = prices.gradient_bytes.get(group.exit, 0)
+    for to in design.plan.feeds:
+        found.setdefault((host, to), prices.activation_bytes[DATA])
+    return found
+
+
+def _reader(prices: Prices) -> str:
+    """The stage that read the data when each was a worker of its own."""
+    return next(stage for stage, ops in prices.warm.items() if "R" in ops)
+
+
+def _span(warm_s: float, cold_s: float) -> Span:
+    """In microseconds. What varies is not let make anything quicker in the cold."""
+    return warm_s * _US, max(warm_s, cold_s) * _US
+
 
 #: Of one simulated run, about: a second or two.
 EVENTS = 60_000
@@ -142,7 +429,7 @@ def _shortened(design: Design, units: int) -> Design:
 
 
 def _pins(design: Design, cores: int) -> dict[str, int]:
-    """As `runtime.affinity` does it."""
+    """As `drivers.real.machine` does it."""
     run, groups = design.experiment.run, design.plan.groups
     if isinstance(run.pin, list):
         return {group.name: run.pin[group.index] % cores for group in groups}

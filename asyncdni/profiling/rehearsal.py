@@ -15,14 +15,14 @@ from typing import Protocol
 
 import msgspec
 
-from asyncdni.backends.executor import Executor
-from asyncdni.build import Design, find_exits, make_source, make_stage, make_worker
 from asyncdni.core.events import Action, Compute, Event, Received, Release, Send
 from asyncdni.core.worker import Phase, Worker
 from asyncdni.messages import COORDINATOR, Connect, Message, Resume, Start
-from asyncdni.plan import Group
+from asyncdni.plan.build import Design, find_exits, make_source, make_stage, make_worker
+from asyncdni.plan.plan import Group
 from asyncdni.schedules.base import Op
-from asyncdni.transports import codec
+from asyncdni.stages.executor import Executor
+from asyncdni.wire import codec
 
 __all__ = ["Observer", "Rehearsal"]
 

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 from asyncdni import config
-from asyncdni.build import Design
-from asyncdni.metrics.ceilings import ceiling
-from asyncdni.metrics.machine import describe_machine
 from asyncdni.network import Node
-from asyncdni.profiling.costs import Seconds, producers_of, worker_costs
+from asyncdni.plan.build import Design
+from asyncdni.profiling.advice import best_split
 from asyncdni.profiling.measurement import WARM_UP, Measurement, schedules_of
-from asyncdni.profiling.splits import best_split
+from asyncdni.profiling.prediction import Seconds, producers_of, worker_costs
+from asyncdni.report.breakdown import ceiling
+from asyncdni.report.machine import describe_machine
 
 __all__ = ["LEFT_OUT", "document"]
 

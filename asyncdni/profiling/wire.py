@@ -18,9 +18,10 @@ import numpy as np
 from asyncdni.delays import LinkDelay
 from asyncdni.errors import LaunchError
 from asyncdni.messages import Activation, Credit, Message
-from asyncdni.profiling.caches import make_forget
-from asyncdni.transports.address import private_folder
-from asyncdni.transports.zeromq import CoordinatorTransport, WorkerTransport
+from asyncdni.profiling.measurement import make_forget
+from asyncdni.wire.address import private_folder
+from asyncdni.wire.coordinator import CoordinatorTransport
+from asyncdni.wire.worker import WorkerTransport
 
 __all__ = ["Hop", "Wire", "measure_wire"]
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from asyncdni.schedules.asked import ALWAYS, NEVER, Asked
-from asyncdni.schedules.base import Flight, Op, OpKind, Schedule, Source, View
+from asyncdni.schedules.base import (
+    ALWAYS,
+    NEVER,
+    Asked,
+    Flight,
+    Groups,
+    Op,
+    OpKind,
+    Schedule,
+    Source,
+    View,
+    draw,
+)
 from asyncdni.schedules.delayed import Delayed
-from asyncdni.schedules.draw import draw
 from asyncdni.schedules.gpipe import Gpipe
-from asyncdni.schedules.groups import Groups
 from asyncdni.schedules.local_loss import LocalLoss
 from asyncdni.schedules.locked import Locked
 from asyncdni.schedules.one_f_one_b import OneF1B

@@ -18,7 +18,21 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-__all__ = ["Flight", "Op", "OpKind", "Schedule", "Source", "View"]
+__all__ = [
+    "ALWAYS",
+    "NEVER",
+    "Asked",
+    "Flight",
+    "Groups",
+    "Op",
+    "OpKind",
+    "Schedule",
+    "Source",
+    "View",
+    "draw",
+    "pushed_back",
+    "step_back",
+]
 
 
 class OpKind(Enum):
@@ -170,3 +184,93 @@ class Schedule(Protocol):
 
     def may_read(self, view: View) -> bool:
         """The next batch may be read while nothing else is to be done (host of the data)."""
+
+
+# --- groups --------------------------------------------------------------------------------------
+#
+# Microbatches in groups: the accumulated gradients of each group make one update.
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Which ids belong together: `size` a group; the last group of an epoch may be shorter."""
+
+    size: int
+    per_epoch: int  # microbatches
+
+    def ends(self, batch: int) -> bool:
+        """The batch is the last of its group."""
+        position = batch % self.per_epoch
+        return position == self.per_epoch - 1 or position % self.size == self.size - 1
+
+    def end_from(self, batch: int) -> int:
+        """The first id from `batch` on before which no group is cut in two."""
+        if self.size == 1:
+            return batch
+        epoch, index = divmod(batch, self.per_epoch)
+        groups = -(-index // self.size)
+        return epoch * self.per_epoch + min(groups * self.size, self.per_epoch)
+
+    def forwarded(self, view: View) -> bool:
+        """The whole group has been; a barrier may cut one short where nothing more comes."""
+        return self.ends(view.last) or (view.closed and not view.queued)
+
+
+# --- asked ---------------------------------------------------------------------------------------
+#
+# Which batches a gradient is sent up for: the id alone decides, so that all stages agree.
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The first `first` batches, and then each whose id is a multiple of `every` (0: none)."""
+
+    every: int = 1
+    first: int = 0
+
+    def of(self, batch: int) -> bool:
+        return batch < self.first or (self.every > 0 and batch % self.every == 0)
+
+
+ALWAYS = Asked()
+NEVER = Asked(every=0)
+
+
+# --- draw ----------------------------------------------------------------------------------------
+#
+# Draws that every process agrees on, without a generator's state: a number in, a number out.
+
+_MASK = 2**64 - 1
+
+
+def draw(key: int, batch: int) -> float:
+    """Uniform in [0, 1), for each key and batch another (SplitMix64: Steele et al. 2014)."""
+    state = (key + (batch + 1) * 0x9E3779B97F4A7C15) & _MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (state ^ (state >> 31)) / 2.0**64
+
+
+# --- backward ------------------------------------------------------------------------------------
+#
+# The way back of one batch, in two halves or whole: shared by the schedules that wait for it.
+#
+# Only what others wait for comes first: a stage sends the gradient of its inputs (b) before it
+# works out those of its weights (W), which overlaps with the backward of the stages below and
+# changes no result (Rae et al. 2024, "2BP", arXiv 2405.18047; Qi et al. 2023, "Zero bubble pipeline
+# parallelism", arXiv 2401.10241). A stage that has nothing to send keeps its backward whole (B).
+
+
+def pushed_back(flight: Flight) -> bool:
+    """The gradient has been through the stage."""
+    return "b" in flight.done or "B" in flight.done
+
+
+def step_back(flight: Flight, *, split: bool, send: bool) -> Op:
+    """The next op of a batch whose gradient is here, up to its own update."""
+    done = flight.done
+    if "B" in done or "W" in done:
+        return Op(OpKind.UPDATE, flight.batch, last=True)
+    if "b" in done:
+        return Op(OpKind.LEARN, flight.batch)
+    return Op(OpKind.BACKWARD, flight.batch, learn=not (split and send), send=send)

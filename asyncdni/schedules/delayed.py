@@ -13,15 +13,14 @@ stage 2  .  .  F0 b0 W0 U0 F1 b1 W1 U1 F2 b2 W2 U2 F3 b3 W3 U3 F4 b4 W4 U4 .
 
 A column is a unit of time, `.` is waiting. With a lag of 0 this is `locked`. Which weights a
 backward goes through (those of the batch's own forward, or today's), whether forwards look ahead,
-and how rates follow staleness is the stage's business: see `backends.numpy.block`.
+and how rates follow staleness is the stage's business: see `stages.numpy.block`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asyncdni.schedules.backward import step_back
-from asyncdni.schedules.base import Flight, Op, OpKind, View
+from asyncdni.schedules.base import Flight, Op, OpKind, View, step_back
 
 __all__ = ["Delayed"]
 

@@ -19,9 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asyncdni.schedules.backward import pushed_back
-from asyncdni.schedules.base import Op, OpKind, View
-from asyncdni.schedules.groups import Groups
+from asyncdni.schedules.base import Groups, Op, OpKind, View, pushed_back
 
 __all__ = ["Gpipe", "back", "rest"]
 

@@ -20,9 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asyncdni.schedules.asked import ALWAYS, Asked
-from asyncdni.schedules.backward import step_back
-from asyncdni.schedules.base import Op, OpKind, View
+from asyncdni.schedules.base import ALWAYS, Asked, Op, OpKind, View, step_back
 
 __all__ = ["Locked"]
 

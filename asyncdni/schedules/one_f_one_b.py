@@ -19,10 +19,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asyncdni.schedules.backward import pushed_back
-from asyncdni.schedules.base import Op, OpKind, View
+from asyncdni.schedules.base import Groups, Op, OpKind, View, pushed_back
 from asyncdni.schedules.gpipe import back, rest
-from asyncdni.schedules.groups import Groups
 
 __all__ = ["OneF1B"]
 

@@ -89,15 +89,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from asyncdni.schedules.asked import ALWAYS, Asked
-from asyncdni.schedules.base import Flight, Op, OpKind, Source, View
+from asyncdni.schedules.base import ALWAYS, Asked, Flight, Op, OpKind, Source, View
 
 __all__ = ["Synthetic"]
 
 
 @dataclass(frozen=True, slots=True)
 class Synthetic:
-    """Decoupled by synthetic gradients; made from `config.Synthetic` by `rules.schedule`."""
+    """Decoupled by synthetic gradients; made from `config.Synthetic` by `plan.rules`."""
 
     bootstrap: bool = False
     half: bool = False  # every second batch that sends a gradient sends a bootstrapped one

@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from asyncdni import experiment
-from asyncdni.comparison import Entry, order, run_entry
 from asyncdni.errors import AsyncDNIError
-from asyncdni.metrics.comparison import Estimate, estimate
-from asyncdni.metrics.machine import describe_machine
-from asyncdni.metrics.targets import samples_to
-from asyncdni.training import design_of
-from asyncdni.weights import write_atomically
+from asyncdni.launch.compare import Entry, order, run_entry
+from asyncdni.launch.train import design_of
+from asyncdni.report.machine import describe_machine
+from asyncdni.report.statistics import Estimate, estimate, samples_to
+from asyncdni.store.tensors import write_atomically
 
 ROOT = Path(__file__).parents[2]
 SPEEDUP = ROOT / "benchmarks" / "speedup" / "run.py"

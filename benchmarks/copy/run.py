@@ -37,7 +37,7 @@ from sweep import Runs, fill_in, table  # noqa: E402
 from train import Settings, train  # noqa: E402
 
 from asyncdni.errors import AsyncDNIError  # noqa: E402
-from asyncdni.metrics.machine import describe_machine  # noqa: E402
+from asyncdni.report.machine import describe_machine  # noqa: E402
 
 RESULTS, README = HERE / "results" / "lengths.json", HERE / "README.md"
 STEPS = (2, 3, 4, 5)

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tasks import INPUTS, Curriculum, Piece, draw
 
 from asyncdni.nn.base import Slot
-from asyncdni.nn.layers import Dense
-from asyncdni.nn.layers.recurrent.lstm import Lstm
+from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.recurrent import Lstm
 from asyncdni.nn.optimizers import Adam, clip_by_norm, finite_norm, flatten
 from asyncdni.nn.streams import layer_streams, stream
 

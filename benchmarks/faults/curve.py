@@ -24,11 +24,11 @@ from by_hand import free_port, started
 from sweep import fill_in, table
 from timed import plus_minus, with_interval
 
-from asyncdni.comparison import order
 from asyncdni.errors import AsyncDNIError
-from asyncdni.metrics.comparison import MEASURES, Comparison, Result
-from asyncdni.metrics.machine import describe_machine
-from asyncdni.transports.curve import new_keys
+from asyncdni.launch.compare import order
+from asyncdni.report.machine import describe_machine
+from asyncdni.report.statistics import MEASURES, Comparison, Result
+from asyncdni.wire.curve import new_keys
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "curve.json", HERE / "README.md"

@@ -32,7 +32,7 @@ from nonsense import make_nonsense, templates
 from sweep import fill_in, table
 
 from asyncdni.errors import AsyncDNIError
-from asyncdni.metrics.machine import describe_machine
+from asyncdni.report.machine import describe_machine
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "flood.json", HERE / "README.md"

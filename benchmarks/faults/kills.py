@@ -32,8 +32,8 @@ from sweep import fill_in, table
 
 from asyncdni import experiment
 from asyncdni.errors import AsyncDNIError
-from asyncdni.metrics.machine import describe_machine
-from asyncdni.training import train
+from asyncdni.launch.train import train
+from asyncdni.report.machine import describe_machine
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "kills.json", HERE / "README.md"

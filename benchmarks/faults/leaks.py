@@ -30,8 +30,8 @@ from sweep import fill_in
 
 import asyncdni
 from asyncdni.errors import Interrupted, NumericalError
-from asyncdni.metrics.machine import describe_machine
-from asyncdni.weights import write_atomically
+from asyncdni.report.machine import describe_machine
+from asyncdni.store.tensors import write_atomically
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "leaks.json", HERE / "README.md"

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from asyncdni.messages import Message
-from asyncdni.transports.codec import BETWEEN_WORKERS, FROM_COORDINATOR, FROM_WORKER, encode
+from asyncdni.wire.codec import BETWEEN_WORKERS, FROM_COORDINATOR, FROM_WORKER, encode
 
 __all__ = ["make_nonsense", "templates"]
 

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from timed import Job, Runs, comparison, fill_in, plus_minus, run_in_turn, table, with_interval
 
 from asyncdni import experiment
-from asyncdni.comparison import order
 from asyncdni.errors import AsyncDNIError
-from asyncdni.metrics.comparison import MEASURES
+from asyncdni.launch.compare import order
+from asyncdni.report.statistics import MEASURES
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "overhead.json", HERE / "README.md"

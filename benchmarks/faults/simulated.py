@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from random_faults import SCHEDULES, assert_survived, draw_faulty_run
 from sweep import fill_in
 
+from asyncdni.drivers.virtual.simulation import Result
 from asyncdni.errors import AsyncDNIError
-from asyncdni.metrics.machine import describe_machine
-from asyncdni.simulator import Result
-from asyncdni.weights import write_atomically
+from asyncdni.report.machine import describe_machine
+from asyncdni.store.tensors import write_atomically
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "simulated.json", HERE / "README.md"

@@ -24,10 +24,12 @@ from sweep import fill_in
 from threadpoolctl import threadpool_limits
 
 from asyncdni import experiment
-from asyncdni.build import Design, make_design
-from asyncdni.datasets import describe
-from asyncdni.simulator import Costs, Faults, Result, simulate
-from asyncdni.weights import write_atomically
+from asyncdni.data import describe
+from asyncdni.drivers.virtual.costs import Costs
+from asyncdni.drivers.virtual.faults import Faults
+from asyncdni.drivers.virtual.simulation import Result, simulate
+from asyncdni.plan.build import Design, make_design
+from asyncdni.store.tensors import write_atomically
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "table.json", HERE / "README.md"

@@ -19,8 +19,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from asyncdni.metrics.comparison import estimate
-from asyncdni.metrics.traces import OP, read_trace
+from asyncdni.report.statistics import estimate
+from asyncdni.report.traces import OP, read_trace
 
 ROOT = Path(__file__).parents[2]
 FILES = {256: ROOT / "launch" / "mnist.toml", 1024: ROOT / "launch" / "mnist-wide.toml"}
@@ -57,7 +57,7 @@ def print_starts(args: argparse.Namespace, scratch: Path) -> None:
 
 def seconds_to_first_batch(width: int, schedule: str, out: Path) -> float:
     """From before the command's process exists to the end of the first forward in it."""
-    began_s = time.perf_counter()  # one clock for all processes: see asyncdni.metrics.traces
+    began_s = time.perf_counter()  # one clock for all processes: see asyncdni.report.traces
     train(width, schedule, out, "--trace", "--set", "run.epochs=1")
     stages = json.loads((out / "summary.json").read_text())["stages"]
     trace = read_trace(out, stages[0]["name"])

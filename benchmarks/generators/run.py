@@ -24,10 +24,13 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from asyncdni.nn import rates
+from asyncdni.nn import optimizers as rates
 from asyncdni.nn.base import Array, Layer, Slot
-from asyncdni.nn.generators import GENERATORS, Generator, make_generator
-from asyncdni.nn.layers import BatchNorm, Dense, Relu
+from asyncdni.nn.generators import GENERATORS, make_generator
+from asyncdni.nn.generators.base import Generator
+from asyncdni.nn.layers.activations import Relu
+from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.normalisation import BatchNorm
 from asyncdni.nn.losses import CrossEntropy
 from asyncdni.nn.optimizers import Adam, flatten
 from asyncdni.nn.streams import layer_streams, stream

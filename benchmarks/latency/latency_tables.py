@@ -13,10 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from timed import Runs, comparison, machine_line, plus_minus, table, verdict, with_interval
 
 from asyncdni.errors import AsyncDNIError
-from asyncdni.metrics.comparison import Comparison, Estimate
-from asyncdni.metrics.palette import row_colours
-from asyncdni.metrics.targets import samples_to, time_to
-from asyncdni.quantities import seconds
+from asyncdni.experiment.schema import seconds
+from asyncdni.report.plots import row_colours
+from asyncdni.report.statistics import Comparison, Estimate, samples_to, time_to
 
 __all__ = [
     "FULL",

@@ -35,11 +35,11 @@ from latency_tables import (
 from timed import Job, Runs, fill_in, run_in_turn, shortened, wanted
 
 from asyncdni import experiment
-from asyncdni.comparison import order
-from asyncdni.datasets import describe
+from asyncdni.data import describe
 from asyncdni.errors import AsyncDNIError
-from asyncdni.metrics.machine import cores
-from asyncdni.quantities import seconds
+from asyncdni.experiment.schema import seconds
+from asyncdni.launch.compare import order
+from asyncdni.report.machine import cores
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "mnist.json", HERE / "README.md"

@@ -36,12 +36,14 @@ sys.path.insert(0, str(HERE.parent / "shared"))
 from run import FLOAT, Operation, Rounds, Side, measure, numbers, torch  # noqa: E402
 from sweep import fill_in  # noqa: E402
 
-from asyncdni.metrics.machine import describe_machine  # noqa: E402
-from asyncdni.nn.base import Layer, Slot  # noqa: E402
-from asyncdni.nn.layers import AveragePool, BatchNorm2d, Conv2d, MaxPool, Relu  # noqa: E402
-from asyncdni.nn.layers.slots import forwarded  # noqa: E402
+from asyncdni.nn.base import Layer, Slot, forwarded  # noqa: E402
+from asyncdni.nn.layers.activations import Relu  # noqa: E402
+from asyncdni.nn.layers.convolution import Conv2d  # noqa: E402
+from asyncdni.nn.layers.normalisation import BatchNorm2d  # noqa: E402
+from asyncdni.nn.layers.pooling import AveragePool, MaxPool  # noqa: E402
 from asyncdni.nn.streams import layer_streams  # noqa: E402
-from asyncdni.weights import write_atomically  # noqa: E402
+from asyncdni.report.machine import describe_machine  # noqa: E402
+from asyncdni.store.tensors import write_atomically  # noqa: E402
 
 KERNEL, BORDER = 5, 2
 

@@ -32,12 +32,11 @@ sys.path.insert(0, str(HERE.parent / "shared"))
 from run import FLOAT, Operation, Side, measure, numbers, table, torch  # noqa: E402
 from sweep import fill_in  # noqa: E402
 
-from asyncdni.metrics.machine import describe_machine  # noqa: E402
 from asyncdni.nn.base import Slot  # noqa: E402
-from asyncdni.nn.layers.recurrent.lstm import Lstm  # noqa: E402
-from asyncdni.nn.layers.recurrent.rnn import Rnn  # noqa: E402
+from asyncdni.nn.layers.recurrent import Lstm, Rnn  # noqa: E402
 from asyncdni.nn.streams import layer_streams  # noqa: E402
-from asyncdni.weights import write_atomically  # noqa: E402
+from asyncdni.report.machine import describe_machine  # noqa: E402
+from asyncdni.store.tensors import write_atomically  # noqa: E402
 
 STREAMS, STEPS = 64, 20
 #: Kept results, by the name of their marker in README.md.

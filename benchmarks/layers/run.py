@@ -21,14 +21,16 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from asyncdni.metrics.machine import describe_machine
 from asyncdni.nn.base import Layer, Slot
 from asyncdni.nn.generators import make_generator
-from asyncdni.nn.layers import BatchNorm, Dense, Relu
+from asyncdni.nn.layers.activations import Relu
+from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.normalisation import BatchNorm
 from asyncdni.nn.losses import CrossEntropy
 from asyncdni.nn.optimizers import Adam
 from asyncdni.nn.streams import layer_streams
-from asyncdni.weights import write_atomically
+from asyncdni.report.machine import describe_machine
+from asyncdni.store.tensors import write_atomically
 
 try:
     import torch

@@ -31,14 +31,14 @@ from sweep import fill_in, table  # noqa: E402
 from timed import plus_minus, verdict, with_interval  # noqa: E402
 
 from asyncdni import experiment  # noqa: E402
-from asyncdni.comparison import Entry, order, plan_runs, run_entry  # noqa: E402
-from asyncdni.config.data import Text  # noqa: E402
-from asyncdni.datasets import text  # noqa: E402
+from asyncdni.config import Text  # noqa: E402
+from asyncdni.data import text  # noqa: E402
 from asyncdni.errors import AsyncDNIError  # noqa: E402
-from asyncdni.metrics.breakdown import ceiling_samples_per_s  # noqa: E402
-from asyncdni.metrics.comparison import Comparison, Result  # noqa: E402
-from asyncdni.metrics.machine import cores, describe_machine  # noqa: E402
-from asyncdni.weights import write_atomically  # noqa: E402
+from asyncdni.launch.compare import Entry, order, plan_runs, run_entry  # noqa: E402
+from asyncdni.report.breakdown import ceiling_samples_per_s  # noqa: E402
+from asyncdni.report.machine import cores, describe_machine  # noqa: E402
+from asyncdni.report.statistics import Comparison, Result  # noqa: E402
+from asyncdni.store.tensors import write_atomically  # noqa: E402
 
 FILE = HERE / "stacked.toml"
 #: Kept results, by the name of their marker in README.md.

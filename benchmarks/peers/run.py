@@ -17,11 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from asyncdni.comparison import order
-from asyncdni.metrics.comparison import Comparison, Result
-from asyncdni.metrics.machine import describe_machine
-from asyncdni.metrics.numerals import fixed, interval
-from asyncdni.weights import write_atomically
+from asyncdni.launch.compare import order
+from asyncdni.report.machine import describe_machine
+from asyncdni.report.statistics import Comparison, Result
+from asyncdni.report.verdict import fixed, interval
+from asyncdni.store.tensors import write_atomically
 
 HERE = Path(__file__).parent
 LAUNCH = HERE.parents[1] / "launch"

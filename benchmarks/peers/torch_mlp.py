@@ -27,13 +27,16 @@ import msgspec
 import numpy as np
 
 from asyncdni import config, experiment
-from asyncdni.build import Design, make_whole_stage
-from asyncdni.datasets import load
+from asyncdni.data import load
 from asyncdni.errors import AsyncDNIError
-from asyncdni.nn.layers import BatchNorm, Dense, Relu, Sigmoid, Tanh, make_layer
-from asyncdni.nn.rates import scale
-from asyncdni.training import design_of
-from asyncdni.weights import write_atomically
+from asyncdni.launch.train import design_of
+from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.activations import Relu, Sigmoid, Tanh
+from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.normalisation import BatchNorm
+from asyncdni.nn.optimizers import scale
+from asyncdni.plan.build import Design, make_whole_stage
+from asyncdni.store.tensors import write_atomically
 
 # Else helper processes of torch.compile are still busy when training begins.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

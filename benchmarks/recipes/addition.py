@@ -35,7 +35,7 @@ from told import told  # noqa: E402
 
 from asyncdni import experiment  # noqa: E402
 from asyncdni.errors import AsyncDNIError  # noqa: E402
-from asyncdni.metrics.machine import describe_machine  # noqa: E402
+from asyncdni.report.machine import describe_machine  # noqa: E402
 
 RESULTS, README = HERE / "results" / "addition.json", HERE / "README.md"
 PICTURE = HERE / "results" / "addition.png"

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from asyncdni import config
-from asyncdni.backends.base import Array, Context, Forwarded
-from asyncdni.backends.numpy import NumpyStage
-from asyncdni.build import Design, make_design, make_stage
-from asyncdni.datasets import describe, open_batches
-from asyncdni.datasets.base import Dataset
+from asyncdni.data import describe, open_batches
+from asyncdni.data.base import Dataset
+from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.errors import AsyncDNIError
-from asyncdni.nn.layers.sigmoid import sigmoid
-from asyncdni.plan import Group
-from asyncdni.simulator import simulate
+from asyncdni.nn.base import Array
+from asyncdni.nn.layers.activations import sigmoid
+from asyncdni.plan.build import Design, make_design, make_stage
+from asyncdni.plan.plan import Group
+from asyncdni.stages.base import Context, Forwarded
+from asyncdni.stages.numpy.stage import NumpyStage
 
 __all__ = ["Point", "train"]
 

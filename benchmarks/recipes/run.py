@@ -26,7 +26,7 @@ from sweep import Job, Runs, cell, machine_line, seeded, table  # noqa: E402
 from told import told  # noqa: E402
 
 from asyncdni import experiment  # noqa: E402
-from asyncdni.metrics.comparison import Estimate, difference, estimate  # noqa: E402
+from asyncdni.report.statistics import Estimate, difference, estimate  # noqa: E402
 
 RESULTS, README = HERE / "results" / "recipes.json", HERE / "README.md"
 LAUNCH = HERE.parents[1] / "launch"

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from asyncdni import experiment
-from asyncdni.build import Design, make_design
-from asyncdni.datasets import describe
-from asyncdni.metrics.machine import describe_machine
-from asyncdni.profiling.prediction import predict
-from asyncdni.profiling.prices import Prices
+from asyncdni.data import describe
+from asyncdni.drivers.virtual.simulation import simulate
+from asyncdni.plan.build import Design, make_design
+from asyncdni.profiling.prediction import Prices, predict
 from asyncdni.profiling.wire import Hop, Wire
-from asyncdni.simulator import simulate
+from asyncdni.report.machine import describe_machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "events.json"

@@ -28,13 +28,12 @@ from scale_tables import tables_of
 from timed import Runs, fill_in, wanted
 
 from asyncdni import config, experiment
-from asyncdni.build import Design
 from asyncdni.errors import AsyncDNIError
-from asyncdni.metrics.machine import cores, describe_machine
-from asyncdni.profiling.prediction import Prediction, predict
-from asyncdni.profiling.prices import Prices, price
+from asyncdni.launch.train import design_of, train
+from asyncdni.plan.build import Design
+from asyncdni.profiling.prediction import Prediction, Prices, predict, price
 from asyncdni.profiling.wire import measure_wire
-from asyncdni.training import design_of, train
+from asyncdni.report.machine import cores, describe_machine
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "mnist.json", HERE / "README.md"

@@ -33,14 +33,16 @@ from typing import Any, Literal
 from threadpoolctl import threadpool_limits
 
 from asyncdni import experiment
-from asyncdni.build import make_design
 from asyncdni.core.events import Finish
-from asyncdni.datasets import describe
+from asyncdni.data import describe
+from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.virtual.process import TimedOp
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import AsyncDNIError
-from asyncdni.metrics.comparison import Estimate, difference, estimate
-from asyncdni.metrics.machine import describe_machine
-from asyncdni.simulator import Costs, Links, Result, TimedOp, simulate
-from asyncdni.weights import write_atomically
+from asyncdni.plan.build import make_design
+from asyncdni.report.machine import describe_machine
+from asyncdni.report.statistics import Estimate, difference, estimate
+from asyncdni.store.tensors import write_atomically
 
 __all__ = [
     "Far",

@@ -28,13 +28,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sweep import Runs, fill_in, table
 
 from asyncdni import config, experiment
-from asyncdni.datasets import describe
+from asyncdni.data import describe
 from asyncdni.errors import AsyncDNIError, Interrupted, NumericalError
-from asyncdni.metrics.comparison import Comparison, Estimate, Result
-from asyncdni.metrics.machine import describe_machine
-from asyncdni.metrics.recorder import Recorder
-from asyncdni.metrics.targets import crossing
-from asyncdni.training import train
+from asyncdni.launch.train import train
+from asyncdni.report.machine import describe_machine
+from asyncdni.report.records import Recorder
+from asyncdni.report.statistics import Comparison, Estimate, Result, crossing
 
 __all__ = [
     "Job",

@@ -29,14 +29,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from sweep import fill_in, table
 
 from asyncdni import experiment
-from asyncdni.comparison import Entry, document, order, plan_runs, run_entry
-from asyncdni.datasets import describe
+from asyncdni.data import describe
 from asyncdni.errors import AsyncDNIError
-from asyncdni.metrics.comparison import Comparison, Estimate, Measure, Result
-from asyncdni.metrics.machine import cores
-from asyncdni.metrics.numerals import as_estimate, fixed, interval
-from asyncdni.metrics.targets import time_to
-from asyncdni.weights import write_atomically
+from asyncdni.launch.compare import Entry, document, order, plan_runs, run_entry
+from asyncdni.report.machine import cores
+from asyncdni.report.statistics import Comparison, Estimate, Measure, Result, time_to
+from asyncdni.report.verdict import as_estimate, fixed, interval
+from asyncdni.store.tensors import write_atomically
 
 ROOT = Path(__file__).parents[2]
 TORCH = ROOT / "benchmarks" / "peers" / "torch_mlp.py"
@@ -208,7 +207,7 @@ def result_of(run: Run, args: argparse.Namespace) -> Result | None:
 def collected(
     runs: Sequence[Run], results: Sequence[Result], targets: Sequence[float]
 ) -> dict[str, Any]:
-    """`comparison.document` of all runs with the ratios of the claim, fit for JSON."""
+    """`launch.compare` of all runs with the ratios of the claim, fit for JSON."""
     found = document([run for run in runs if isinstance(run, Entry)], results, targets)
     names = [row["name"] for row in found["rows"] if not row["control"]]
     comparison = Comparison(tuple(names), tuple(results))

@@ -34,7 +34,7 @@ from sweep import (  # noqa: E402
 )
 
 from asyncdni.errors import AsyncDNIError  # noqa: E402
-from asyncdni.metrics.comparison import Estimate  # noqa: E402
+from asyncdni.report.statistics import Estimate  # noqa: E402
 
 RESULTS, README = HERE / "results" / "mnist.json", HERE / "README.md"
 LAYERS, DEPTHS = 4, (3, 5, 6)

@@ -35,9 +35,9 @@ from timed import (
 )
 
 from asyncdni import config, experiment
-from asyncdni.comparison import order
 from asyncdni.errors import AsyncDNIError
-from asyncdni.metrics.comparison import Estimate, Measure
+from asyncdni.launch.compare import order
+from asyncdni.report.statistics import Estimate, Measure
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "mnist.json", HERE / "README.md"

@@ -25,8 +25,8 @@ import zmq
 
 from asyncdni.config import Limits
 from asyncdni.messages import Activation, Credit, Message
-from asyncdni.transports.address import private_folder
-from asyncdni.transports.codec import decode, encode
+from asyncdni.wire.address import private_folder
+from asyncdni.wire.codec import decode, encode
 
 SIZES = (16, 64, 256, 512, 1024)  # KiB
 #: How a tensor is sent, how it is received.

@@ -8,12 +8,13 @@ from typing import Any
 from asyncdni.errors import ConfigError
 from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.generators.convolutional import ConvolutionalGenerator
-from asyncdni.nn.generators.error import ErrorGenerator
-from asyncdni.nn.generators.feature_map import FeatureMapErrorGenerator
-from asyncdni.nn.generators.linear import LinearGenerator
-from asyncdni.nn.generators.low_rank import LowRankGenerator
-from asyncdni.nn.generators.mlp import MlpGenerator
-from asyncdni.nn.generators.zero import ZeroGenerator
+from asyncdni.nn.generators.error import ErrorGenerator, FeatureMapErrorGenerator
+from asyncdni.nn.generators.regression import (
+    LinearGenerator,
+    LowRankGenerator,
+    MlpGenerator,
+    ZeroGenerator,
+)
 
 __all__ = ["GENERATORS", "MAP_GENERATORS", "Generator", "make_generator"]
 

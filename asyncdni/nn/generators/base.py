@@ -15,7 +15,7 @@ import numpy as np
 
 from asyncdni.nn.base import Array, Slot, Streams
 
-__all__ = ["Generator"]
+__all__ = ["Generator", "join"]
 
 
 class Generator(Protocol):
@@ -41,3 +41,20 @@ class Generator(Protocol):
 
     def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
         """One step towards the gradient (B, D) that came back for the slot's batch."""
+
+
+# --- targets -------------------------------------------------------------------------------------
+#
+# Targets as inputs: what a model that is conditioned on labels sees beside its other input.
+
+
+def join(x: Array, y: Array, classes: bool, out: Array) -> Array:
+    """[x, onehot(y)] of class ids y (B,), else [x, y], written into `out` (B, D + K)."""
+    width = x.shape[1]
+    out[:, :width] = x
+    if classes:
+        out[:, width:] = 0
+        out[:, width:][np.arange(len(x)), y] = 1
+    else:
+        out[:, width:] = y
+    return out

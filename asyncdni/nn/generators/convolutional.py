@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from asyncdni.nn.base import Array, Layer, Slot, Streams
+from asyncdni.nn.base import Array, Layer, Slot, Streams, rows
 from asyncdni.nn.generators.regression import Regression
-from asyncdni.nn.layers import BatchNorm2d, Conv2d, Flatten, Relu, Reshape
-from asyncdni.nn.layers.slots import rows
+from asyncdni.nn.layers.activations import Relu
+from asyncdni.nn.layers.convolution import Conv2d
+from asyncdni.nn.layers.normalisation import BatchNorm2d
+from asyncdni.nn.layers.reshape import Flatten, Reshape
 from asyncdni.nn.layers.windows import planes
 from asyncdni.nn.sequential import Sequential
 

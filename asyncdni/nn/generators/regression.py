@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import NumericalError
-from asyncdni.nn.base import Array, Layer, Slot, Streams
-from asyncdni.nn.generators.targets import join
-from asyncdni.nn.layers import Dense
-from asyncdni.nn.layers.slots import rows
+from asyncdni.nn.base import Array, Layer, Slot, Streams, rows
+from asyncdni.nn.generators.base import join
+from asyncdni.nn.layers.activations import Relu
+from asyncdni.nn.layers.dense import Dense
+from asyncdni.nn.layers.normalisation import BatchNorm
 from asyncdni.nn.sequential import Sequential
 
-__all__ = ["Regression"]
+__all__ = ["LinearGenerator", "LowRankGenerator", "MlpGenerator", "Regression", "ZeroGenerator"]
 
 #: Of the running mean square of the targets: it remembers some hundred fits.
 DECAY = 0.99
@@ -116,3 +117,101 @@ class Regression:
         """The running RMS of the targets, 1 before the first."""
         total, weight = self._square.tolist()
         return sqrt(total / weight) if total > 0 else 1.0
+
+
+# --- linear --------------------------------------------------------------------------------------
+#
+# A linear map of activation and targets.
+
+
+class LinearGenerator(Regression):
+    """ĝ = h A + onehot(y) B + c, all zero at the start: one dense layer on [h, onehot(y)]."""
+
+    def __init__(
+        self, *, labels: bool = True, learning_rate: float = 3e-3, scale_targets: bool = True
+    ) -> None:
+        super().__init__(
+            hidden=[], labels=labels, learning_rate=learning_rate, scale_targets=scale_targets
+        )
+
+
+# --- low rank ------------------------------------------------------------------------------------
+#
+# A linear map of activation and targets through a few units.
+
+
+class LowRankGenerator(Regression):
+    """[h, onehot(y)] -> `rank` linear units -> ĝ: a fraction of the full map's arithmetic.
+
+    Only the second map starts at zero; were both to, neither would ever move."""
+
+    def __init__(
+        self,
+        *,
+        rank: int = 32,
+        labels: bool = True,
+        learning_rate: float = 3e-3,
+        scale_targets: bool = True,
+    ) -> None:
+        super().__init__(
+            hidden=[Dense(rank)],
+            labels=labels,
+            learning_rate=learning_rate,
+            scale_targets=scale_targets,
+        )
+
+
+# --- mlp -----------------------------------------------------------------------------------------
+#
+# Hidden layers of activation and targets: the DNI paper's generator of feed-forward networks.
+
+
+class MlpGenerator(Regression):
+    """[h, onehot(y)] -> (dense, batch norm, relu) for each of `hidden` -> ĝ.
+
+    The running statistics of the batch norms are never used, so they are no part of `buffers`."""
+
+    def __init__(
+        self,
+        *,
+        hidden: Sequence[int] = (256,),
+        labels: bool = True,
+        learning_rate: float = 3e-3,
+        scale_targets: bool = True,
+    ) -> None:
+        layers: list[Layer] = []
+        for units in hidden:
+            layers += Dense(units), BatchNorm(), Relu()
+        super().__init__(
+            hidden=layers,
+            labels=labels,
+            learning_rate=learning_rate,
+            scale_targets=scale_targets,
+        )
+
+
+# --- zero ----------------------------------------------------------------------------------------
+#
+# The control: a generator that knows nothing.
+
+
+class ZeroGenerator:
+    """Always predicts zero, so its stage does not learn: shows what another generator is worth."""
+
+    def __init__(self) -> None:
+        self.params: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
+
+    def build(
+        self, width: int, outputs: int, loss: str, dtype: np.dtype[Any], streams: Streams
+    ) -> None:
+        """Nothing to make."""
+
+    def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
+        """Zeros (B, D); written each time, as a backward may have used the array as scratch."""
+        prediction = rows(slot, "prediction", h.shape, h.dtype)
+        prediction.fill(0)
+        return prediction
+
+    def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
+        """Nothing to learn."""

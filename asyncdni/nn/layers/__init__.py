@@ -17,21 +17,15 @@ from typing import Any
 from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.imports import importing
 from asyncdni.nn.base import Layer
-from asyncdni.nn.layers.batch_norm import BatchNorm
-from asyncdni.nn.layers.batch_norm_2d import BatchNorm2d
-from asyncdni.nn.layers.conv2d import Conv2d
+from asyncdni.nn.layers.activations import Relu, Sigmoid, Tanh
+from asyncdni.nn.layers.convolution import Conv2d
 from asyncdni.nn.layers.dense import Dense
-from asyncdni.nn.layers.dropout import Dropout
 from asyncdni.nn.layers.embedding import Embedding
-from asyncdni.nn.layers.gaussian import Gaussian
-from asyncdni.nn.layers.layer_norm import LayerNorm
+from asyncdni.nn.layers.noise import Dropout, Gaussian
+from asyncdni.nn.layers.normalisation import BatchNorm, BatchNorm2d, LayerNorm
 from asyncdni.nn.layers.pooling import AveragePool, MaxPool
-from asyncdni.nn.layers.recurrent.lstm import Lstm
-from asyncdni.nn.layers.recurrent.rnn import Rnn
-from asyncdni.nn.layers.relu import Relu
+from asyncdni.nn.layers.recurrent import Lstm, Rnn
 from asyncdni.nn.layers.reshape import Flatten, Reshape
-from asyncdni.nn.layers.sigmoid import Sigmoid
-from asyncdni.nn.layers.tanh import Tanh
 from asyncdni.nn.layers.unrolled import StepOf, Zeros
 
 __all__ = [

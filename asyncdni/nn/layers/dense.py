@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.base import Array, Slot, Streams
+from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
 from asyncdni.nn.initialisers import make_initialiser
-from asyncdni.nn.layers.slots import forwarded, gradient, rows
 
 __all__ = ["Dense"]
 

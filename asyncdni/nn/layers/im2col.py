@@ -15,8 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from asyncdni.nn.base import Array, Slot
-from asyncdni.nn.layers.slots import rows
+from asyncdni.nn.base import Array, Slot, rows
 from asyncdni.nn.layers.windows import Geometry, filled_rows
 
 __all__ = ["Correlation", "KernelGradient"]

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.base import Array, Slot, Streams
-from asyncdni.nn.layers.channels_last import apart
-from asyncdni.nn.layers.elementwise import Elementwise
-from asyncdni.nn.layers.slots import forwarded, gradient, rows
-from asyncdni.nn.layers.windows import Windows, filled_rows, pair, planes
+from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
+from asyncdni.nn.layers.activations import Elementwise
+from asyncdni.nn.layers.windows import Windows, apart, filled_rows, pair, planes
 
 __all__ = ["AveragePool", "MaxPool"]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
-from asyncdni.nn.layers.elementwise import Elementwise
+from asyncdni.nn.layers.activations import Elementwise
 
 __all__ = ["Flatten", "Reshape"]
 

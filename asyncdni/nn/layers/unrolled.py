@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.base import Array, Slot, Streams
-from asyncdni.nn.layers.elementwise import Elementwise
-from asyncdni.nn.layers.slots import forwarded, gradient, rows
+from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
+from asyncdni.nn.layers.activations import Elementwise
 
 __all__ = ["StepOf", "Zeros"]
 

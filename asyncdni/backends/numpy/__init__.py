@@ -1,7 +1,0 @@
-"""Stages in NumPy, with hand-written backward passes."""
-
-from __future__ import annotations
-
-from asyncdni.backends.numpy.stage import NumpyStage
-
-__all__ = ["NumpyStage"]

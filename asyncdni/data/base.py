@@ -1,0 +1,257 @@
+"""Samples in memory, kept as compact as they came, and the batches that are read from them.
+
+Images stay uint8 and are scaled to [0, 1] when a batch is read, so that MNIST takes 55 MB and not
+220. The order of an epoch is a permutation keyed by (seed, epoch) and nothing else: every schedule,
+split and batch size sees the samples in the same order.
+
+Shapes in comments: N samples, B samples of one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from asyncdni.data.checks import check_contents, check_forms
+from asyncdni.data.meta import Array, Batches, Meta, Tensor
+from asyncdni.nn.streams import stream
+from asyncdni.schedules.base import Op
+
+__all__ = ["ARRAYS", "Array", "Dataset", "Meta", "Source", "Tensor", "buffer_for"]
+
+#: The arrays of every set of samples, by name.
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+class Dataset:
+    """Training and test samples, read in batches.
+
+    Batches are independent of each other, so many can be in flight; the object itself serves one
+    thread at a time.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        x_train: Array,
+        y_train: Array,
+        x_test: Array,
+        y_test: Array,
+        classes: int | None,
+    ) -> None:
+        """
+        Args:
+            source: file or name, for error messages.
+            x_train, x_test: (N, *input_shape), floating, or uint8 to be scaled by 1/255.
+            y_train, y_test: (N,) whole-number class ids, or (N, K) values of any type.
+            classes: how many classes there are; None for values.
+        """
+        self.source = source
+        self.classes = classes
+        self.x_train = np.ascontiguousarray(x_train)
+        self.y_train = np.ascontiguousarray(y_train)
+        self.x_test = np.ascontiguousarray(x_test)
+        self.y_test = np.ascontiguousarray(y_test)
+        self._order: Array = np.empty(0, dtype=np.int64)
+        self._order_of: tuple[int, int] | None = None  # (seed, epoch)
+        self._scratch = np.empty((0, *self.x_train.shape[1:]), dtype=self.x_train.dtype)
+
+    @property
+    def meta(self) -> Meta:
+        """Shapes and counts."""
+        values = self.classes is None
+        return Meta(
+            input_shape=self.x_train.shape[1:],
+            targets="values" if values else "classes",
+            outputs=self.y_train.shape[1] if self.classes is None else self.classes,
+            train_samples=len(self.x_train),
+            test_samples=len(self.x_test),
+        )
+
+    def validate(self) -> None:
+        """Raises `DataError` for anything that can't be trained on: arrays that are empty or don't
+        fit each other, NaN and infinity, labels out of range."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        check_forms(self.source, arrays, values=self.classes is None)
+        check_contents(self.source, arrays, self.classes)
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        """Training batches of one epoch, the smaller last one included."""
+        return -(-len(self.x_train) // batch_size)
+
+    def test_batches(self, batch_size: int) -> int:
+        """Batches of the test set, the smaller last one included."""
+        return -(-len(self.x_test) // batch_size)
+
+    def batch(
+        self,
+        epoch: int,
+        index: int,
+        batch_size: int,
+        seed: int,
+        dtype: DTypeLike,
+        out: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Training batch `index` of `epoch`, in the order that (seed, epoch) stands for.
+
+        The last batch holds what is left over: 1 to `batch_size` samples.
+
+        Args:
+            out: C-contiguous buffer (at least B, *input_shape) of `dtype` to hold x; None: a new
+                array.
+
+        Returns:
+            x (B, *input_shape), C-contiguous, of `dtype`: `out[:B]` where `out` is given;
+            y (B,) int64 class ids, or (B, K) values of `dtype`; always a new array.
+
+        Raises:
+            IndexError: for an index outside of 0 … `batches_per_epoch` - 1.
+            ValueError: for an `out` of another dtype or shape.
+        """
+        span = _span(index, batch_size, len(self.x_train))
+        rows = self.order(seed, epoch)[span]
+        x = buffer_for(out, (len(rows), *self.x_train.shape[1:]), dtype)
+        # mode="clip" only skips NumPy's buffering of `out`: rows are always in range.
+        if self.x_train.dtype == x.dtype:
+            np.take(self.x_train, rows, axis=0, out=x, mode="clip")
+        else:
+            if len(self._scratch) < len(rows):
+                rows_max = min(batch_size, len(self.x_train))
+                self._scratch = np.empty_like(self.x_train, shape=(rows_max, *x.shape[1:]))
+            scratch = self._scratch[: len(rows)]
+            np.take(self.x_train, rows, axis=0, out=scratch, mode="clip")
+            _convert(scratch, x)
+        return x, self._targets(self.y_train[rows], x.dtype)
+
+    def test_batch(
+        self, index: int, batch_size: int, dtype: DTypeLike, out: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Test batch `index`, in stored order; arguments, results and errors as for `batch`."""
+        span = _span(index, batch_size, len(self.x_test))
+        samples = self.x_test[span]
+        x = buffer_for(out, samples.shape, dtype)
+        _convert(samples, x)
+        return x, self._targets(self.y_test[span], x.dtype)
+
+    def read(
+        self,
+        epoch: int,
+        index: int,
+        batch_size: int,
+        seed: int,
+        dtype: DTypeLike,
+        out: Array | None = None,
+    ) -> dict[str, Array]:
+        """As `batch`: {"h": x, "y": y}."""
+        x, y = self.batch(epoch, index, batch_size, seed, dtype, out)
+        return {"h": x, "y": y}
+
+    def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
+        """As `test_batch`: {"h": x, "y": y}."""
+        x, y = self.test_batch(index, batch_size, dtype)
+        return {"h": x, "y": y}
+
+    def targets(self) -> dict[str, Array]:
+        """All y by name, stored as they came: what a loss must be able to learn."""
+        return {"y_train": self.y_train, "y_test": self.y_test}
+
+    def order(self, seed: int, epoch: int) -> Array:
+        """Indices into x_train (N,) as `batch` reads them, one batch behind another; read-only."""
+        if self._order_of != (seed, epoch):
+            rng = stream(seed, "data", "shuffle", epoch)
+            self._order = rng.permutation(len(self.x_train))
+            self._order.flags.writeable = False
+            self._order_of = (seed, epoch)
+        return self._order
+
+    def _targets(self, y: Array, dtype: np.dtype[Any]) -> Array:
+        # int64 is NumPy's index type and the one PyTorch's cross-entropy asks for.
+        return y.astype(dtype if self.classes is None else np.int64)
+
+
+def _span(index: int, batch_size: int, samples: int) -> slice:
+    start = index * batch_size
+    if not 0 <= start < samples:
+        raise IndexError(f"batch {index} of {batch_size} samples is not among {samples} samples")
+    return slice(start, min(start + batch_size, samples))
+
+
+def buffer_for(out: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """The first rows of `out`, or a new array where it is None: C-contiguous, of that form.
+
+    Raises `ValueError` for an `out` of another dtype or shape."""
+    if out is None:
+        return np.empty(shape, dtype=dtype)
+    fits = out.shape[1:] == shape[1:] and len(out) >= shape[0] and out.flags.c_contiguous
+    if out.dtype != dtype or not fits:
+        raise ValueError(
+            f"out is {out.shape} {out.dtype}; expected C-contiguous {np.dtype(dtype)} of {shape}, "
+            "or more rows"
+        )
+    return out[: shape[0]]
+
+
+def _convert(samples: Array, x: Array) -> None:
+    np.copyto(x, samples, casting="same_kind" if samples.dtype.kind == "f" else "safe")
+    if samples.dtype == np.uint8:
+        # Twice over the batch, yet faster than one mixed multiply, which casts in small pieces.
+        np.multiply(x, x.dtype.type(1 / 255), out=x)
+
+
+# --- source --------------------------------------------------------------------------------------
+#
+# The data node's hands: reads the batches that the core asks for, by id.
+
+
+class Source:
+    """Batch b of the run is batch b modulo (batches per epoch) of its epoch.
+
+    Training batches are read into buffers that are used again when their batch has been released
+    and the transport has let go of them.
+    """
+
+    def __init__(
+        self,
+        dataset: Batches,
+        *,
+        batch_size: int,
+        seed: int,
+        dtype: np.dtype[Any],
+        test_batch_size: int | None = None,
+    ) -> None:
+        """`test_batch_size`: where it is not the same, as with microbatches."""
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._test_batch_size = test_batch_size or batch_size
+        self._per_epoch = dataset.batches_per_epoch(batch_size)
+        self._seed = seed
+        self._dtype = dtype
+        rows = min(batch_size, dataset.meta.train_samples)
+        self._shape = (rows, *dataset.meta.input_shape)
+        self._in_use: dict[int, NDArray[Any]] = {}
+        self._retired: list[tuple[NDArray[Any], Callable[[], bool]]] = []
+
+    def read(self, op: Op) -> dict[str, NDArray[Any]]:
+        """The arrays of a batch by name: see `data.meta.Meta`."""
+        if op.evaluate:
+            return self._dataset.read_test(op.batch, self._test_batch_size, self._dtype)
+        buffer = self._in_use[op.batch] = self._acquire()
+        epoch, index = divmod(op.batch, self._per_epoch)
+        return self._dataset.read(
+            epoch, index, self._batch_size, self._seed, self._dtype, out=buffer
+        )
+
+    def release(self, batch: int, sent: Callable[[], bool]) -> None:
+        """The worker that hosts the data is through with a batch."""
+        self._retired.append((self._in_use.pop(batch), sent))
+
+    def _acquire(self) -> NDArray[Any]:
+        for i in range(len(self._retired) - 1, -1, -1):
+            buffer, sent = self._retired[i]
+            if sent():
+                del self._retired[i]
+                return buffer
+        return np.empty(self._shape, self._dtype)

@@ -1,0 +1,124 @@
+"""`[data] validation = N`: N training samples take the place of the test set.
+
+Hyper-parameters are then chosen without a look at the test set. Which samples are held out depends
+on their number alone: they are the last N of a permutation that has nothing to do with the run's
+seed, so every run of a study is judged by the same ones, and a larger N only adds to a smaller.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+from numpy.typing import DTypeLike
+
+from asyncdni.data.base import Dataset
+from asyncdni.data.meta import Array, Meta
+from asyncdni.errors import ConfigError
+from asyncdni.nn.streams import stream
+
+__all__ = ["Reconstruction", "described", "described_as_inputs", "hold_out"]
+
+#: Of the permutation; a seed like any other, and no run's.
+_SEED = 0
+
+
+def described(meta: Meta, count: int) -> Meta:
+    """`meta` once `count` samples are held out. Raises `ConfigError` if none is left to train on.
+
+    0 changes nothing.
+    """
+    if count == 0:
+        return meta
+    if count >= meta.train_samples:
+        raise ConfigError(
+            f"data.validation: {count} leaves nothing to train on; expected less than "
+            f"{meta.train_samples}, the number of training samples"
+        )
+    return msgspec.structs.replace(
+        meta, train_samples=meta.train_samples - count, test_samples=count
+    )
+
+
+def hold_out(dataset: Dataset, count: int) -> Dataset:
+    """The same with `count` training samples in place of the test samples; 0 changes nothing.
+
+    Both parts keep the stored order. Raises `ConfigError` as `described` does.
+    """
+    if count == 0:
+        return dataset
+    samples = described(dataset.meta, count).train_samples + count
+    held = np.zeros(samples, bool)
+    held[stream(_SEED, "data", "validation").permutation(samples)[-count:]] = True
+    return Dataset(
+        dataset.source,
+        dataset.x_train[~held],
+        dataset.y_train[~held],
+        dataset.x_train[held],
+        dataset.y_train[held],
+        dataset.classes,
+    )
+
+
+# --- reconstruction ------------------------------------------------------------------------------
+#
+# `[data] targets = "inputs"`: samples are to be made again from what a network keeps of them.
+#
+# For autoencoders. The targets are the inputs, flattened, as values of [0, 1] where these are
+# images.
+
+
+def described_as_inputs(meta: Meta) -> Meta:
+    """`meta` with its inputs as targets."""
+    outputs = math.prod(meta.input_shape)
+    return msgspec.structs.replace(meta, targets="values", outputs=outputs, answers=False)
+
+
+class Reconstruction:
+    """The batches of `dataset` with "y" (B, outputs) a view of "h": see `batches.Batches`."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    @property
+    def meta(self) -> Meta:
+        return described_as_inputs(self._dataset.meta)
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        return self._dataset.batches_per_epoch(batch_size)
+
+    def test_batches(self, batch_size: int) -> int:
+        return self._dataset.test_batches(batch_size)
+
+    def read(
+        self,
+        epoch: int,
+        index: int,
+        batch_size: int,
+        seed: int,
+        dtype: DTypeLike,
+        out: Array | None = None,
+    ) -> dict[str, Array]:
+        """Raises as `Dataset.read` does."""
+        return _to_itself(self._dataset.read(epoch, index, batch_size, seed, dtype, out))
+
+    def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
+        """Raises as `Dataset.read_test` does."""
+        return _to_itself(self._dataset.read_test(index, batch_size, dtype))
+
+    def targets(self) -> dict[str, Array]:
+        """All inputs, but of uint8, which is scaled to [0, 1], one."""
+        found = {"x_train": self._dataset.x_train, "x_test": self._dataset.x_test}
+        if found["x_train"].dtype == np.uint8:
+            return {"x_test": self.read_test(0, 1, np.float32)["y"]}
+        return {name: x.reshape(len(x), -1) for name, x in found.items()}
+
+    def validate(self) -> None:
+        """Raises `DataError` as `Dataset.validate` does."""
+        self._dataset.validate()
+
+
+def _to_itself(tensors: dict[str, Array]) -> dict[str, Array]:
+    x = tensors["h"]
+    return {"h": x, "y": x.reshape(len(x), -1)}

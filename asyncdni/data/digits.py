@@ -1,0 +1,36 @@
+"""10,000 + 2,000 images of MNIST, embedded in the package: real data without a download.
+
+Each class has 1,000 training and 200 test images, spread evenly over MNIST's own order, which is
+not uniform (the second half of its test set is the harder one). The rule: of the n images of a
+class in file order, numbered 0 … n - 1, those numbered floor(i n / m) for i = 0 … m - 1, where m
+is 1,000 or 200; all that are chosen stay in file order. `make_digits` builds the file again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from asyncdni import config
+from asyncdni.data import mnist, npz
+from asyncdni.data.base import Dataset
+from asyncdni.data.meta import Meta
+
+__all__ = ["FILE", "META", "describe", "load"]
+
+FILE = Path(__file__).with_name("digits.npz")
+
+#: As MNIST's, with fewer samples.
+META = Meta(
+    input_shape=(784,), targets="classes", outputs=10, train_samples=10_000, test_samples=2_000
+)
+
+
+def describe(data: config.Digits) -> Meta:
+    """`META`, or that of image planes; touches no file."""
+    return mnist.described_as(META, planes=data.planes)
+
+
+def load(data: config.Digits, seed: int) -> Dataset:
+    """The embedded images; nothing in them depends on the seed."""
+    images = Dataset("digits", **npz.read(FILE), classes=META.outputs)
+    return mnist.as_planes(images, planes=data.planes)

@@ -1,0 +1,148 @@
+"""Getting a file from one of several mirrors, checked before anything is written.
+
+It is held in memory until its bytes have proved to be the published ones, then written beside its
+place and renamed: a folder holds whole, right files only.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from asyncdni.errors import DataError
+from asyncdni.files import replaced
+
+__all__ = ["Progress", "base_folder", "cache_folder", "data_folders", "listed", "receive", "write"]
+
+# --- folders -------------------------------------------------------------------------------------
+#
+# Where data files are kept: a given folder, or else $ASYNCDNI_DATA, then the user's cache.
+
+
+def data_folders(given: str, name: str) -> list[Path]:
+    """The folders to look in for data set `name`, in order.
+
+    These are `given` alone or, where it is empty, $ASYNCDNI_DATA and the cache folder; and of each
+    also its subfolder `name`.
+    """
+    if given:
+        bases = [Path(given)]
+    else:
+        named = os.environ.get("ASYNCDNI_DATA", "")
+        cache = cache_folder()
+        bases = [*([Path(named)] if named else []), *([cache] if cache else [])]
+    return [folder for base in bases for folder in (base, base / name)]
+
+
+def listed(folders: Sequence[Path]) -> str:
+    """In an error message, where has been looked."""
+    return ", ".join(map(str, folders)) or "$ASYNCDNI_DATA, which is not set (nor is there a home)"
+
+
+def cache_folder() -> Path | None:
+    """The user's folder for files that can be fetched again, `asyncdni` in it; None where the user
+    has no home, as in a container with a user id that has no name."""
+    try:
+        return _caches() / "asyncdni"
+    except RuntimeError:
+        return None
+
+
+def _caches() -> Path:
+    """Raises `RuntimeError` without a home."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification has relative paths ignored.
+    if given and Path(given).is_absolute():
+        return Path(given)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    return Path.home() / ".cache"
+
+
+#: Called with bytes received so far and their total, None where the mirror doesn't tell it.
+Progress = Callable[[int, int | None], None]
+
+_TIMEOUT_S = 15.0  # to connect, and between two pieces
+_PIECE_BYTES = 1 << 16
+
+
+def base_folder() -> Path:
+    """Where a fetch belongs: in $ASYNCDNI_DATA, or else in the user's cache folder.
+
+    Raises `DataError` for a user without a home."""
+    given = os.environ.get("ASYNCDNI_DATA", "")
+    base = Path(given) if given else cache_folder()
+    if base is None:
+        raise DataError(
+            "there is no home folder to keep data in: name a folder with --folder, or set "
+            "ASYNCDNI_DATA"
+        )
+    return base
+
+
+def receive(
+    name: str,
+    mirrors: Sequence[str],
+    check: Callable[[bytes, str], object],
+    *,
+    bytes_max: int,
+    progress: Progress,
+    cure: str,
+) -> tuple[bytes, str]:
+    """The bytes of `name` and the mirror that had them, the first of `mirrors` with right ones.
+
+    `check(content, mirror)` raises `DataError` for other bytes than the published ones; packed or
+    not, there are at most `bytes_max`, the size unpacked. Raises `DataError` if no mirror gives
+    them, saying why, for each, and what to do: `cure`.
+    """
+    reasons = []
+    for mirror in mirrors:
+        try:
+            content = _received(mirror, name, bytes_max, progress)
+            check(content, mirror)
+        except DataError as error:
+            reasons.append(str(error))
+        except urllib.error.HTTPError as error:
+            error.close()  # it holds the connection
+            reasons.append(f"{mirror}: {error}")
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+            reasons.append(f"{mirror}: {reason}")
+        else:
+            return content, mirror
+    raise DataError(f"no mirror gave {name} ({'; '.join(reasons)}); {cure}")
+
+
+def write(path: Path, content: bytes) -> None:
+    """All of `content` or nothing, even if this process is killed. Raises `DataError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise DataError(
+            f"{path}: can't be written ({error.strerror}); choose a folder with --folder"
+        ) from None
+
+
+def _received(mirror: str, name: str, bytes_max: int, progress: Progress) -> bytes:
+    pieces = bytearray()
+    with urllib.request.urlopen(f"{mirror}{name}", timeout=_TIMEOUT_S) as response:
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else None
+        while piece := response.read(_PIECE_BYTES):
+            pieces += piece
+            progress(len(pieces), total)
+            # Packed, they are shorter than the file itself: more is something else.
+            if len(pieces) > bytes_max:
+                raise DataError(f"{mirror}: longer than the {bytes_max} bytes of the file unpacked")
+    if total is not None and len(pieces) < total:
+        raise DataError(f"{mirror}: broke off after {len(pieces)} of {total} bytes")
+    return bytes(pieces)

@@ -1,0 +1,246 @@
+"""Sequences, read in windows of T steps of B parallel streams.
+
+```
+ epoch     ├──── sequence 0 ────┼──── sequence 1 ────┼ idle ┤
+ window    0      1      2      3      4      5      6      7
+ first     1                    1                    1      1
+ last                    1                    1      1      1
+```
+
+Window w of an epoch is its batch w. All streams begin and end a sequence together, on the border of
+a window; an epoch begins with the start of one. Windows that are left over at the end of an epoch,
+too few for a whole sequence, stand idle: nothing in, nothing asked. Test windows follow each other
+likewise, so that the state can be carried through a long text.
+
+Nothing is remembered from one window to the next but what can be made again: a window depends on
+(seed, epoch, index) alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import DTypeLike
+
+from asyncdni.data.base import buffer_for
+from asyncdni.data.meta import Array, Meta, Tensor, misfit
+from asyncdni.errors import ConfigError, DataError
+
+__all__ = ["Sequence", "Sequences", "Task", "describe_windows", "one_hot"]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence of each of B streams: L steps, a whole number of windows."""
+
+    x: Array  # (B, L, *inputs of a step), or (B, L) ids that are read as one-hot vectors
+    y: Array  # (B, L) class ids, or (B, L, K) values
+    mask: Array | None = None  # (B, L) bool: steps that count; all
+    hints: Array | None = None  # (B, L, H): of each step's target, what generators see; y itself
+
+
+class Task(Protocol):
+    """What the sequences are. `epoch` is None for those of the test part.
+
+    They have a mask, unless one sequence fills an epoch: idle windows need one."""
+
+    def windows(self, epoch: int | None) -> int:
+        """Of each sequence of that epoch."""
+
+    def sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
+        """Sequence `number` of that epoch, the same whenever it is asked for."""
+
+
+class Sequences:
+    """The windows of a task: see `batches.Batches`. Serves one thread at a time."""
+
+    def __init__(
+        self, source: str, meta: Meta, task: Task, *, streams: int, ahead: int, seed: int
+    ) -> None:
+        """
+        Args:
+            source: file or name, for error messages.
+            meta: as `describe_windows` makes it.
+            ahead: steps whose targets are in the context as "coming"; 0: none are.
+            seed: of the test part.
+        """
+        self.source = source
+        self.meta = meta
+        self.task = task
+        self.streams = streams
+        self._ahead = ahead
+        self._seed = seed
+        self._windows = meta.train_samples // streams
+        self._test_windows = meta.test_samples // streams
+        self._held: Sequence | None = None  # the one that was read last …
+        self._held_of: tuple[int, int | None, int] | None = None  # … and its (seed, epoch, number)
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        """Windows of an epoch. Raises `ConfigError` for another `batch_size` than the streams."""
+        self._check_streams(batch_size)
+        return self._windows
+
+    def test_batches(self, batch_size: int) -> int:
+        """Windows of the test part. Raises `ConfigError` as `batches_per_epoch` does."""
+        self._check_streams(batch_size)
+        return self._test_windows
+
+    def read(
+        self,
+        epoch: int,
+        index: int,
+        batch_size: int,
+        seed: int,
+        dtype: DTypeLike,
+        out: Array | None = None,
+    ) -> dict[str, Array]:
+        """Window `index` of `epoch`: "h", "y", "first", "last" and what else `meta` names.
+
+        Raises:
+            ConfigError: for another `batch_size` than the number of streams.
+            IndexError: for an index outside of 0 … `batches_per_epoch` - 1.
+            ValueError: for an `out` of another dtype or shape than (at least B, *input_shape).
+        """
+        _check_index(index, self.batches_per_epoch(batch_size))
+        return self._read(seed, epoch, index, self._windows, dtype, out)
+
+    def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
+        """Window `index` of the test part; arguments, results and errors as for `read`."""
+        _check_index(index, self.test_batches(batch_size))
+        return self._read(self._seed, None, index, self._test_windows, dtype, None)
+
+    def targets(self) -> dict[str, Array]:
+        """y of the first training window and of the first test window, float32 where values."""
+        train, test = self._first_windows()
+        return {"y of training": train["y"], "y of the test": test["y"]}
+
+    def validate(self) -> None:
+        """Raises `DataError` where the task's sequences are not what `meta` says."""
+        for tensors in self._first_windows():
+            wrong = misfit(self.meta, tensors, self.streams, np.float32)
+            if wrong is None and not np.isfinite(tensors["h"]).all():
+                wrong = "an input is not a finite number"
+            if wrong:
+                raise DataError(f"{self.source}: {wrong}")
+
+    def _first_windows(self) -> tuple[dict[str, Array], dict[str, Array]]:
+        streams, dtype = self.streams, np.float32
+        return self.read(0, 0, streams, self._seed, dtype), self.read_test(0, streams, dtype)
+
+    def _check_streams(self, batch_size: int) -> None:
+        if batch_size != self.streams:
+            raise ConfigError(
+                f"data.batch_size: windows of {self.streams} streams were asked for {batch_size} "
+                "at a time; expected all streams in each batch, and schedule.microbatches = 1"
+            )
+
+    def _read(
+        self,
+        seed: int,
+        epoch: int | None,
+        index: int,
+        windows: int,
+        dtype: DTypeLike,
+        out: Array | None,
+    ) -> dict[str, Array]:
+        each = self.task.windows(epoch)
+        number, place = divmod(index, each)
+        if number < windows // each:
+            sequence = self._sequence(seed, epoch, number)
+        else:
+            sequence, place = _idle(self._sequence(seed, epoch, 0), self.meta.steps), 0
+        return self._cut(sequence, place, np.dtype(dtype), out)
+
+    def _sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
+        wanted = seed, epoch, number
+        if self._held is None or self._held_of != wanted:
+            self._held, self._held_of = self.task.sequence(seed, epoch, number), wanted
+        return self._held
+
+    def _cut(
+        self, sequence: Sequence, place: int, dtype: np.dtype[np.generic], out: Array | None
+    ) -> dict[str, Array]:
+        """Window `place` of the sequence."""
+        steps = self.meta.steps
+        start, end = place * steps, (place + 1) * steps
+        x = buffer_for(out, (self.streams, *self.meta.input_shape), dtype)
+        _fill(x, sequence.x[:, start:end])
+        kind = np.int64 if self.meta.targets == "classes" else dtype
+        tensors = {
+            "h": x,
+            "y": np.array(sequence.y[:, start:end], kind, order="C"),
+            "first": np.full(self.streams, start == 0),
+            "last": np.full(self.streams, end == sequence.y.shape[1]),
+        }
+        if sequence.mask is not None:
+            tensors["mask"] = np.array(sequence.mask[:, start:end], np.bool_, order="C")
+        if self._ahead:
+            tensors["coming"] = self._coming(sequence, end, dtype)
+        return tensors
+
+    def _coming(self, sequence: Sequence, end: int, dtype: np.dtype[np.generic]) -> Array:
+        """What is to come after step `end`, (B, ahead * H); zero beyond the sequence's end."""
+        hints = sequence.y if sequence.hints is None else sequence.hints
+        wide = self.meta.context["coming"].shape[0] // self._ahead
+        coming = np.zeros((self.streams, self._ahead, wide), dtype)
+        part = hints[:, end : end + self._ahead]
+        _fill(coming[:, : part.shape[1]], part)
+        return coming.reshape(self.streams, -1)
+
+
+def describe_windows(
+    meta: Meta, *, streams: int, ahead: int, masked: bool, hints: int | None = None
+) -> Meta:
+    """`meta`, which counts windows of one stream, for so many streams and with its context.
+
+    `hints`: numbers that stand for one coming target; by default the outputs."""
+    context = {"first": Tensor((), "bool"), "last": Tensor((), "bool")}
+    if masked:
+        context["mask"] = Tensor((meta.steps,), "bool")
+    if ahead:
+        context["coming"] = Tensor((ahead * (hints or meta.outputs),), "float")
+    return msgspec.structs.replace(
+        meta,
+        train_samples=meta.train_samples * streams,
+        test_samples=meta.test_samples * streams,
+        context=context,
+    )
+
+
+def one_hot(ids: Array, classes: int, dtype: DTypeLike) -> Array:
+    """(…) ids to (…, classes)."""
+    out = np.empty((*ids.shape, classes), dtype)
+    _fill(out, ids)
+    return out
+
+
+def _fill(out: Array, values: Array) -> None:
+    """Copies, ids as one-hot vectors where `out` has one axis more."""
+    if values.ndim == out.ndim:
+        out[...] = values
+        return
+    out[...] = 0
+    np.put_along_axis(out, values[..., None].astype(np.intp), 1, axis=-1)
+
+
+def _idle(like: Sequence, steps: int) -> Sequence:
+    """One window long: zeros, of which nothing counts."""
+    streams = len(like.y)
+
+    def zeros(array: Array) -> Array:
+        return np.zeros((streams, steps, *array.shape[2:]), array.dtype)
+
+    return Sequence(
+        zeros(like.x),
+        zeros(like.y),
+        mask=np.zeros((streams, steps), np.bool_),
+        hints=None if like.hints is None else zeros(like.hints),
+    )
+
+
+def _check_index(index: int, windows: int) -> None:
+    if not 0 <= index < windows:
+        raise IndexError(f"window {index} is not among {windows}")

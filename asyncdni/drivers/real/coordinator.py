@@ -1,0 +1,262 @@
+"""The loop of the coordinator's process: control messages in, orders out, and a watch on processes.
+
+Ctrl-C (SIGINT), SIGTERM and a closed terminal (SIGHUP) ask for a stop: the pipe drains, what was
+learned is saved, all leave. A second one ends the run at once. An exception of an observer and the
+end of the program around a run that goes on in a thread are such requests too.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from asyncdni.core.coordinator import Coordinator
+from asyncdni.core.events import (
+    Commit,
+    Event,
+    Exited,
+    Fail,
+    Finish,
+    Launch,
+    Look,
+    Looked,
+    Received,
+    Record,
+    Rejected,
+    Send,
+    Stored,
+    UserStop,
+    Woke,
+)
+from asyncdni.core.liveness import Sight
+from asyncdni.drivers.real.machine import written
+from asyncdni.errors import Interrupted, LaunchError, by_name
+from asyncdni.wire.coordinator import HEART_SUFFIX, CoordinatorTransport
+
+__all__ = ["Launcher", "Observer", "Stops", "coordinate"]
+
+#: A dead worker keeps its neighbours waiting until it is noticed; a look takes some 50 µs.
+_LOOK_EVERY_S = 0.02
+#: After a longer time without a look (SIGSTOP, a laptop's lid, a slow disk) this process was the
+#: silent one: for as long again nobody is held to have been.
+_GAP_S = 0.5
+
+
+class Launcher(Protocol):
+    """What is needed of a launcher while the run goes on."""
+
+    def exited(self) -> list[tuple[str, int, str]]: ...
+
+    def restart(self, name: str) -> None: ...
+
+    def look(self, name: str) -> Sight: ...
+
+    def last_lines(self, name: str) -> str: ...
+
+
+Observer = Callable[[str, Mapping[str, Any]], None]
+
+
+class Stops:
+    """Requests to stop that come from outside the run, each given out once."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None  # of an observer, to be raised at the end
+        self.numbers: list[int] = []  # of signals
+        self._waiting = 0
+        self._program_ends = False
+
+    def signalled(self, number: int, _: object = None) -> None:
+        """As a signal's handler."""
+        self.numbers.append(number)
+        self._waiting += 1
+
+    def failed(self, error: BaseException) -> None:
+        """An observer has raised that; the first one counts."""
+        if self.error is None:
+            self.error = error
+            self._waiting += 1
+
+    def take(self) -> bool:
+        """There is a request that has not been taken yet."""
+        if not self._program_ends and not threading.main_thread().is_alive():
+            self._program_ends = True  # of whose threads this is one
+            self._waiting += 1
+        if not self._waiting:
+            return False
+        self._waiting -= 1
+        return True
+
+    @contextmanager
+    def collecting_signals(self) -> Iterator[None]:
+        """SIGINT, SIGTERM and SIGHUP are requests, and end nothing (in the main thread alone)."""
+        previous: dict[int, Any] = {}
+        try:
+            for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # started by nohup
+                previous[number] = signal.signal(number, self.signalled)
+        except ValueError:
+            pass  # not the main thread: the caller's signals are the caller's business
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                # None: somebody's who knows no Python, and can't be put back from here.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class _Run:
+    def __init__(
+        self,
+        machine: Coordinator,
+        transport: CoordinatorTransport,
+        observe: Observer,
+        commit: Callable[[Commit], None],
+        command: Callable[[str], str],
+    ) -> None:
+        self.machine = machine
+        self.transport = transport
+        self.observe = observe
+        self.launcher: Launcher | None = None
+        self.end: Finish | Fail | None = None
+        self._commit = commit
+        self._command = command
+        self._looked_s = time.monotonic()
+        self._patient_until_s = 0.0
+
+    def handle(self, event: Event) -> None:
+        events = [event]
+        while events:
+            for action in self.machine.handle(events.pop(0), time.monotonic()):
+                answer = self._carry_out(action)
+                if answer is not None:
+                    events.append(answer)
+
+    def wake(self) -> None:
+        """Let the machine see what time it is, unless it has been asleep itself until just now."""
+        now = time.monotonic()
+        if now - self._looked_s > _GAP_S:
+            self._patient_until_s = now + _GAP_S
+        self._looked_s = now
+        if now >= self._patient_until_s:
+            self.handle(Woke())
+
+    def tell_rejected(self) -> None:
+        """Peers that the transport has heard nonsense from since the last call."""
+        rejected = self.transport.rejected
+        while rejected:
+            peer, text = rejected.pop(0)
+            self.handle(Rejected(peer.removesuffix(HEART_SUFFIX), text))
+
+    def _carry_out(self, action: object) -> Event | None:
+        """The answer to it, where there is one."""
+        match action:
+            case Send(to=to, message=message):
+                assert isinstance(to, bytes)
+                self.transport.send(to, message)
+            case Record(kind=kind, values=values):
+                self.observe(kind, values)
+            case Launch(stage=stage):
+                return self._launch(stage)
+            case Look(stage=stage):
+                sight = self.launcher.look(stage) if self.launcher is not None else Sight.UNSEEN
+                return Looked(stage, sight)
+            case Commit(tag=tag):
+                written(lambda: self._commit(action))
+                return Stored(tag)
+            case Finish() | Fail():
+                self.end = action
+            case _:
+                raise TypeError(f"a coordinator's driver can't carry out {action!r}")
+        return None
+
+    def _launch(self, stage: str) -> Event | None:
+        if self.launcher is not None:
+            try:
+                self.launcher.restart(stage)
+            except LaunchError as error:
+                return Exited(stage, 1, str(error))  # as a process that has died at once
+            return None
+        values = {"time_s": time.monotonic(), "stage": stage, "command": self._command(stage)}
+        self.observe("waiting", values)
+        return None
+
+    def full_text(self, fail: Fail) -> str:
+        """With what only this process knows of the workers that have failed."""
+        if self.launcher is None:
+            missing = fail.stages if fail.kind == LaunchError.__name__ else ()
+            commands = [self._command(stage) for stage in missing]
+            return "; to be started by: ".join([fail.text, *commands])
+        said = {stage: self.launcher.last_lines(stage) for stage in fail.stages}
+        more = [
+            f"the last lines of {stage}: {lines}"
+            for stage, lines in said.items()
+            if lines and lines not in fail.text
+        ]
+        return "; ".join([fail.text, *more])
+
+
+def coordinate(
+    machine: Coordinator,
+    transport: CoordinatorTransport,
+    observe: Observer,
+    launch: Callable[[str], Launcher] | None = None,
+    *,
+    commit: Callable[[Commit], None],
+    command: Callable[[str], str],
+    stops: Stops,
+) -> None:
+    """Until the run has ended. Signals are added to `stops`.
+
+    `launch` starts the workers of this address, if anybody is to; where nobody is, `command` gives
+    the command line that starts one. `commit` writes the manifest of a cut.
+
+    Raises the first error of any process, by its class (a worker's traceback is a note of it), and
+    what `launch` or `commit` raise; after a stop `Interrupted`, or what an observer has raised.
+    """
+    run = _Run(machine, transport, observe, commit, command)
+    with stops.collecting_signals():
+        if stops.error is not None:
+            raise stops.error  # before anything has been started
+        run.launcher = launcher = launch(transport.address) if launch is not None else None
+        while run.end is None:
+            for peer, message in transport.receive(_timeout_s(machine)):
+                run.handle(Received(message, peer))
+            run.tell_rejected()
+            for stage, code, last_lines in launcher.exited() if launcher else ():
+                run.handle(Exited(stage, code, last_lines))
+            while stops.take():
+                run.handle(UserStop())
+            run.wake()
+    if isinstance(run.end, Fail):
+        raise _error(run.end, run.full_text(run.end), stops)
+
+
+def _error(fail: Fail, text: str, stops: Stops) -> BaseException:
+    """What a run has ended with; `text` is for the user."""
+    error = by_name(fail.kind)(text)
+    if fail.trace:
+        error.add_note(fail.trace)
+    if isinstance(error, Interrupted):
+        error.orderly = fail.orderly
+        if stops.numbers:
+            error.exit_code = 128 + stops.numbers[-1]
+        if stops.error is not None:
+            if fail.orderly:
+                stops.error.add_note(fail.text)
+            if isinstance(stops.error, SystemExit):  # which says nothing by itself
+                print(f"asyncdni: {error}", file=sys.stderr)
+            return stops.error
+    return error
+
+
+def _timeout_s(machine: Coordinator) -> float:
+    deadline = machine.deadline()
+    left_s = _LOOK_EVERY_S if deadline is None else deadline - time.monotonic()
+    return min(_LOOK_EVERY_S, max(0.0, left_s))

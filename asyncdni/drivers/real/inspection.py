@@ -1,0 +1,199 @@
+"""Tensors that neighbours send, held against the network before anybody computes with them.
+
+The core knows which messages fit; to it tensors are opaque. A wrong shape, type or label would end
+the worker in the middle of an op, for a fault that is its neighbour's. So would a NaN, which goes
+through every layer until some later stage has a loss of NaN, and seems to be what has diverged.
+
+Whether all elements are finite is seen from the product of a tensor with itself, one pass over
+memory at the speed of a copy: 2 µs for 64 KiB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from asyncdni.data.meta import misfit
+from asyncdni.errors import NumericalError
+from asyncdni.messages import DATA, Accused, Activation, Gradient, Message, Shared
+from asyncdni.nn.base import Array
+from asyncdni.plan.build import Design, find_exits
+from asyncdni.plan.describe import parameters
+from asyncdni.plan.plan import Group, shared_with
+
+__all__ = ["Inspection"]
+
+_Shape = tuple[int, ...]
+
+
+class Inspection:
+    """Knows what each neighbour of one worker may send in one round: shapes of a sample, types."""
+
+    def __init__(self, design: Design, group: Group, incarnations: Mapping[str, int]) -> None:
+        """`incarnations` of the neighbours: what older ones have sent is not looked at."""
+        network, meta = design.network, design.meta
+        self._host = design.plan.groups[design.plan.host].name
+        self._incarnations = dict(incarnations)
+        self._dtype = np.dtype(design.experiment.run.dtype)
+        self._rows = design.plan.rows
+        self._name = group.name
+        self._skips = design.experiment.numbers.policy == "skip"
+        self._meta = meta
+        self._classes = meta.outputs if meta.targets == "classes" else None
+        self._tensors = {"h", "y", *meta.context}
+        self._exits = exits = find_exits(design)
+        self._activations: dict[str, _Shape] = {
+            name: meta.input_shape if name == DATA else network.node(exits[name]).output_shape
+            for name in group.producers
+        }
+        self._exit: _Shape = ()
+        self._readers: dict[str, set[str]] = {}  # by consumer, the stages that read from here
+        if group.exit is not None:
+            self._exit = network.node(group.exit).output_shape
+            for other in design.plan.groups:
+                readers = {node.name for node in other.members if group.exit in node.inputs}
+                if other.name in group.consumers:
+                    self._readers[other.name] = readers
+        groups = design.plan.groups
+        #: By worker and stage there, the length of the gradient of weights that are used here too.
+        self._vectors = {
+            other.name: {
+                name: parameters(network.node(name), allow_import=design.allow_import)
+                for name in shared_with(groups, other)[group.name]
+            }
+            for other in groups
+            if group.name in shared_with(groups, other)
+        }
+
+    def message_bytes(self, rows: int) -> int:
+        """Of all tensors of the longest message that a neighbour may send, where no batch has more
+        samples than `rows`."""
+        item = self._dtype.itemsize
+        steps = max(1, self._meta.steps)
+        context = steps * (8 if self._classes is not None else self._meta.outputs * item)
+        context += sum(math.prod(one.shape) * item for one in self._meta.context.values())
+        activations = [math.prod(shape) * item + context for shape in self._activations.values()]
+        readers = max(map(len, self._readers.values()), default=0)
+        gradients = math.prod(self._exit) * item * readers
+        vectors = [sum(lengths.values()) * item for lengths in self._vectors.values()]
+        return max(rows * max([gradients, *activations]), *vectors, 0)
+
+    def accusation(self, message: Message) -> Accused | None:
+        """What the coordinator is to be told of its sender; None where the tensors are right.
+
+        A neighbour is accused once: from then on nothing of it is used. Raises `NumericalError`,
+        with the stage that has sent it, for a tensor that is not finite: a stage that diverges is
+        no worse than others, and would do so again. Under `numbers.policy = "skip"` those of
+        training are let through, as every stage leaves such a batch out.
+        """
+        if not isinstance(message, Activation | Gradient | Shared):
+            return None
+        home = self._host if message.sender == DATA else message.sender
+        if self._incarnations.get(home) != message.incarnation:
+            return None
+        text = self._misfit(message)
+        if text is None:
+            self._check_numbers(home, message)
+            return None
+        what = f"the {type(message).__name__} of batch {message.batch} from worker {home}"
+        return self.accuse(home, f"{what} does not fit: {text}")
+
+    def accuse(self, worker: str, text: str) -> Accused | None:
+        """What the coordinator is to be told of this neighbour; None where it has been already."""
+        incarnation = self._incarnations.pop(worker, None)
+        return None if incarnation is None else Accused(worker, incarnation, text)
+
+    def _check_numbers(self, home: str, message: Activation | Gradient | Shared) -> None:
+        if self._skips and not getattr(message, "evaluate", False):
+            return
+        for name, array in message.tensors.items():
+            if array.dtype == self._dtype and not _is_finite(array):
+                raise NumericalError(self._not_finite(home, message, name))
+
+    def _not_finite(self, home: str, message: Activation | Gradient | Shared, name: str) -> str:
+        what = f"of batch {message.batch} to worker {self._name}, in which not all is finite"
+        if isinstance(message, Activation) and (message.sender == DATA or name != "h"):
+            return (
+                f"worker {home} has sent data {what}: look for NaN and infinity in the data set, "
+                "or for a fault of that host"
+            )
+        kind = type(message).__name__.lower()
+        stage = self._exits[home] if isinstance(message, Activation) else name
+        return (
+            f"stage {stage} has sent the {kind} {what}: its numbers have gone wrong, lower "
+            "optimizer.learning_rate or set optimizer.clip_norm, or leave such updates out with "
+            'numbers.policy = "skip"'
+        )
+
+    def _misfit(self, message: Message) -> str | None:
+        match message:
+            case Activation(sender=sender, tensors=tensors):
+                shape = self._activations.get(sender)
+                if shape is None:
+                    return None  # the core knows better what to say
+                of = self._rows.of_test if message.evaluate else self._rows.of
+                rows = max(0, of(message.batch))
+                if message.samples != rows:
+                    return f"it says that it has {message.samples} rows, expected {rows}"
+                found = _named(tensors, self._tensors) or _misfit(
+                    "h", tensors["h"], (rows, *shape), self._dtype
+                )
+                return found or self._wrong_context(tensors, rows)
+            case Gradient(sender=sender, tensors=tensors, batch=batch):
+                readers = self._readers.get(sender)
+                if readers is None:
+                    return None
+                return _named(tensors, readers) or self._wrong_gradients(tensors, batch)
+            case Shared(sender=sender, tensors=tensors):
+                return self._wrong_vectors(tensors, self._vectors.get(sender, {}))
+        return None
+
+    def _wrong_vectors(
+        self, tensors: Mapping[str, Array], lengths: Mapping[str, int]
+    ) -> str | None:
+        if not set(tensors) <= set(lengths):
+            return f"it has tensors {sorted(tensors)}, expected of {sorted(lengths)}"
+        for name, gradient in tensors.items():
+            found = _misfit(f"gradient of {name}", gradient, (lengths[name],), self._dtype)
+            if found:
+                return found
+        return None
+
+    def _wrong_context(self, tensors: Mapping[str, Array], samples: int) -> str | None:
+        found = misfit(self._meta, tensors, samples, self._dtype)
+        y = tensors["y"]
+        if found or self._classes is None or not len(y):
+            return found and f"its {found}"
+        least, most = int(y.min()), int(y.max())
+        if least < 0 or most >= self._classes:
+            return f"its y has labels from {least} to {most}, expected 0 to {self._classes - 1}"
+        return None
+
+    def _wrong_gradients(self, tensors: Mapping[str, Array], batch: int) -> str | None:
+        shape = (self._rows.of(batch), *self._exit)
+        for name, grad in tensors.items():
+            found = _misfit(f"gradient for {name}", grad, shape, self._dtype)
+            if found:
+                return found
+        return None
+
+
+def _named(tensors: Mapping[str, Any], expected: set[str]) -> str | None:
+    if set(tensors) == expected:
+        return None
+    return f"it has tensors {sorted(tensors)}, expected {sorted(expected)}"
+
+
+def _misfit(name: str, found: Array, shape: _Shape, dtype: np.dtype[Any]) -> str | None:
+    if found.shape == shape and found.dtype == dtype:
+        return None
+    return f"its {name} is {found.dtype} {found.shape}, expected {dtype} {shape}"
+
+
+def _is_finite(array: Array) -> bool:
+    flat = array.reshape(-1)
+    # The product overflows before its elements do.
+    return math.isfinite(float(flat.dot(flat))) or bool(np.isfinite(flat).all())

@@ -1,0 +1,126 @@
+"""Which core a worker may run on.
+
+In a locked chain one stage works while the others wait, and what a stage sends is delivered by a
+thread of ZeroMQ's. Left alone, the system likes to put that thread, or the receiver, on the core
+where the sender goes on with what it still has to learn, and the delivery waits. On cores of their
+own neighbours never wait for each other. Decoupled stages all work all the time: there no fixed
+rule that was tried did clearly better than the system.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from asyncdni import config
+from asyncdni.errors import CheckpointError, ConfigError
+
+__all__ = [
+    "choose_core",
+    "limit_memory",
+    "pin_process",
+    "resident_bytes",
+    "usable_cores",
+    "written",
+]
+
+
+def usable_cores() -> list[int]:
+    """Cores that this process may use; empty where the system does not say (macOS)."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def choose_core(
+    chosen: config.Experiment, index: int, workers: int, cores: Sequence[int]
+) -> int | None:
+    """The core for worker `index` of `workers`, whose process may use `cores`; None: any of them.
+
+    Raises `ConfigError` for a core in `run.pin` that is none of `cores`.
+    """
+    pin = chosen.run.pin
+    if isinstance(pin, list):
+        if pin[index] not in cores:
+            raise ConfigError(
+                f"run.pin: worker {index} may not run on core {pin[index]}, only on "
+                f"{', '.join(map(str, cores)) or 'what this system chooses'}"
+            )
+        return pin[index]
+    alone = workers == 1 or chosen.run.threads > 1
+    if pin == "none" or alone or not isinstance(chosen.schedule, config.Locked) or not cores:
+        return None
+    return cores[index % len(cores)]
+
+
+def pin_process(core: int) -> None:
+    """Keep all threads of this process, those of ZeroMQ among them, on one of `usable_cores`."""
+    os.sched_setaffinity(0, {core})  # threads started from now on follow this one
+    for task in Path("/proc/self/task").glob("*"):
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(task.name), {core})
+
+
+# --- memory --------------------------------------------------------------------------------------
+#
+# What this process holds and may hold: memory, and descriptors of files.
+
+T = TypeVar("T")
+
+_NO_DESCRIPTOR_S = 5.0
+_AGAIN_S = 0.01
+
+_STATM = Path("/proc/self/statm")  # Linux: sizes in pages, the second is the resident set
+
+
+def resident_bytes(statm: Path = _STATM) -> int | None:
+    """The resident set right now, pages shared with others included; None where none can be read.
+
+    The peak, which every system gives, would not do: it never falls, and so hides whether memory
+    still grows.
+    """
+    try:
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def limit_memory(bytes_max: int, statm: Path = _STATM) -> None:
+    """From now on this process has no more address space: what asks for more gets `MemoryError`.
+
+    Raises `ConfigError` where it has more already.
+    """
+    try:
+        held = int(statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        held = 0
+    if held >= bytes_max:
+        raise ConfigError(
+            f"limits.memory_bytes: {bytes_max} is less than the {held} bytes of address space that "
+            "a worker has before it builds anything; raise it"
+        )
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = bytes_max if hard == resource.RLIM_INFINITY else min(bytes_max, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+
+
+def written(write: Callable[[], T], patience_s: float = _NO_DESCRIPTOR_S) -> T:
+    """What `write` gives, which is done once more for as long as no file can be opened.
+
+    Strangers may have taken all descriptors for a moment, until they are turned away: see
+    `wire.port`. Raises what `write` raises for another reason, or still after `patience_s`.
+    """
+    ends_at = time.monotonic() + patience_s
+    while True:
+        try:
+            return write()
+        except CheckpointError as error:
+            cause = error.__cause__
+            lacking = isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE)
+            if not lacking or time.monotonic() > ends_at:
+                raise
+        time.sleep(_AGAIN_S)

@@ -1,0 +1,283 @@
+"""What a simulated run takes for granted: how long ops and messages take. All of it virtual.
+
+The conditions of the experiment ([links], [slow]) come on top: see `delays`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from asyncdni.delays import Slow
+from asyncdni.messages import DATA, Activation, Gradient, Message, Shared
+from asyncdni.plan.build import Design
+from asyncdni.plan.describe import parameters
+from asyncdni.plan.plan import shared_with
+from asyncdni.schedules.base import Op, OpKind
+
+__all__ = [
+    "SENDING",
+    "Burden",
+    "Costs",
+    "EstimatedBytes",
+    "Hop",
+    "Hosts",
+    "Links",
+    "MessageBytes",
+    "Pace",
+    "Span",
+    "around",
+    "tensor_bytes",
+]
+
+#: A Backward that also computes and sends the gradient of the inputs, in `Costs.measured`; `B`
+#: there does not.
+SENDING = "B_send"
+#: Microseconds of what was done a moment ago, and of the same once caches have forgotten it.
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Microseconds of each op at one stage, and by how much they vary.
+
+    The defaults are in proportion to a dense layer of 256 on a batch of 256: a backward is two
+    matrix products where a forward is one, the generator's share is small.
+    """
+
+    read_us: float = 50.0
+    forward_us: float = 100.0
+    predict_us: float = 30.0
+    backward_us: float = 200.0
+    relay_us: float = 100.0  # a backward that only passes a gradient on
+    learn_us: float = 100.0  # the rest of such a backward
+    update_us: float = 50.0
+    fit_us: float = 50.0
+    fit_input_us: float = 100.0
+    evaluate_us: float = 100.0
+    save_us: float = 1000.0
+    startup_us: float = 100_000.0  # from the start of a process to its Hello
+    jitter: float = 0.0  # each takes between 1 - jitter and 1 + jitter times as long
+    scale: Mapping[str, float] = field(default_factory=dict)  # by declared stage; default 1
+    # By worker and letter of the op (or SENDING), in place of all that: what was measured.
+    measured: Mapping[str, Mapping[str, Span]] = field(default_factory=dict)
+
+    def of(self, op: Op) -> float:
+        """Microseconds of an op at a stage of scale 1."""
+        match op.kind:
+            case OpKind.READ:
+                return self.read_us
+            case OpKind.FORWARD:
+                return self.forward_us
+            case OpKind.PREDICT:
+                return self.predict_us
+            case OpKind.BACKWARD:
+                return self.backward_us if op.learn else self.relay_us
+            case OpKind.LEARN:
+                return self.learn_us
+            case OpKind.UPDATE | OpKind.APPLY:
+                return self.update_us
+            case OpKind.FIT:
+                return self.fit_us
+            case OpKind.FIT_INPUT:
+                return self.fit_input_us
+            case OpKind.EVALUATE:
+                return self.evaluate_us
+        raise ValueError(f"{op} takes no time of its own")
+
+
+@dataclass(frozen=True)
+class Hop:
+    """CPU time of a message from one worker to another."""
+
+    send: Span = (0.0, 0.0)  # with that of the threads that move it, at both ends
+    receive: Span = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Burden:
+    """CPU time of a worker's process beside its ops."""
+
+    event: Span = (0.0, 0.0)  # of any: the machine's logic, the loop around it
+    message: Hop = Hop()  # without tensors
+    tensors: Mapping[tuple[str, str], Hop] = field(default_factory=dict)  # (sender, receiver)
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Machines that workers share, each host an equal part of the network's order.
+
+    They take turns as Linux lets them. A worker keeps its core while it has something to do, for at
+    most `slice_us` where others wait for that core (its base slice on two cores). One that wakes up
+    gets its last core, or one that is idle, or waits for its last one; a core that is idle takes it
+    over after `steals_us` (a tick of the scheduler), not at once.
+
+    What a worker does again costs the first value of its `Span`, and a share 1 - exp(-x) of what
+    the second is above it: x is t / forgets_us for a time t that others have been on its core
+    since, and t / fades_us for a time t that it has not been on a core.
+    """
+
+    cores: int  # of each
+    count: int = 1
+    pins: Mapping[str, int] = field(default_factory=dict)  # worker -> core of its host
+    burden: Burden = Burden()
+    slice_us: float = 1400.0
+    steals_us: float = 4000.0
+    forgets_us: float = 200.0
+    fades_us: float = 10_000.0
+
+
+@dataclass(frozen=True)
+class Links:
+    """Microseconds of each message on its way, one way. Each link keeps the order of sending."""
+
+    latency_us: float = 100.0  # between workers
+    control_latency_us: float = 100.0  # to and from the coordinator, on links of their own
+    jitter: float = 0.0  # each takes between 1 - jitter and 1 + jitter times as long
+    between: Mapping[tuple[str, str], float] = field(default_factory=dict)  # (sender, receiver)
+
+
+#: Ops of the generator, which stands at a worker's exit, and of the data: no stage's own.
+_NOT_OF_LAYERS = frozenset({OpKind.READ, OpKind.PREDICT, OpKind.FIT, OpKind.FIT_INPUT})
+
+
+class Pace:
+    """How long each op of one worker takes. A worker of several stages takes as long as all."""
+
+    def __init__(
+        self,
+        costs: Costs,
+        name: str,
+        members: tuple[str, ...],
+        seed: int,
+        slow: Slow | None = None,
+    ) -> None:
+        self._costs = costs
+        self._measured = costs.measured.get(name, {})
+        self._spans: dict[tuple[object, ...], Span] = {}
+        self._random = random.Random(f"{seed}/{name}/pace")
+        self._scale = sum(costs.scale.get(member, 1.0) for member in members)
+        self._slow = slow
+
+    def op_s(self, op: Op) -> float:
+        """Seconds, those included that a slowed worker sleeps after it."""
+        took_s = self._seconds(self.span_us(op)[0])
+        return took_s if self._slow is None else took_s + self._slow.after(op, took_s)
+
+    def span_us(self, op: Op) -> Span:
+        """CPU time, without `Costs.jitter`."""
+        like = op.kind, op.learn, op.send, op.source
+        found = self._spans.get(like)
+        if found is None:
+            found = self._spans[like] = self._span_us(op)
+        return found
+
+    def _span_us(self, op: Op) -> Span:
+        if self._measured:
+            letter = op.letter
+            key = SENDING if letter == "B" and op.send else letter
+            if key in self._measured:
+                return self._measured[key]
+        scale = 1.0 if op.kind in _NOT_OF_LAYERS else self._scale
+        mean = self._costs.of(op) * scale
+        return mean, mean
+
+    def sleep_s(self, op: Op, took_s: float) -> float:
+        """After an op that has taken so long: what slows a worker is no CPU time."""
+        return 0.0 if self._slow is None else self._slow.after(op, took_s)
+
+    def vary(self, seconds: float) -> float:
+        """By `Costs.jitter`."""
+        return around(seconds, self._costs.jitter, self._random)
+
+    def save_s(self) -> float:
+        return self._seconds(self._costs.save_us)
+
+    def startup_s(self) -> float:
+        return self._seconds(self._costs.startup_us)
+
+    def _seconds(self, microseconds: float) -> float:
+        return around(microseconds, self._costs.jitter, self._random) * 1e-6
+
+
+def around(mean: float, jitter: float, source: random.Random) -> float:
+    """Uniform between (1 - jitter) and (1 + jitter) times the mean."""
+    return mean * (1.0 + jitter * (2.0 * source.random() - 1.0)) if jitter else mean
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+#
+# How many bytes messages would have on the wire, headers left out: links of limited bandwidth
+# take their time by it.
+
+_BATCHES_KEPT = 4096  # of a link; no gradient comes back later than that
+
+
+class MessageBytes(Protocol):
+    """Bytes of a message from one worker to another."""
+
+    def __call__(self, sender: str, to: str, message: Message) -> int: ...
+
+
+def tensor_bytes(sender: str, to: str, message: Message) -> int:
+    """Of the tensors that `message` carries."""
+    if isinstance(message, Activation | Gradient | Shared):
+        return sum(tensor.nbytes for tensor in message.tensors.values())
+    return 0
+
+
+class EstimatedBytes:
+    """The same for runs without arithmetic, whose tensors are tokens: by the shapes of the network.
+
+    A gradient has as many samples as the activation of its batch that went the other way.
+    """
+
+    def __init__(self, design: Design) -> None:
+        network = design.network
+        itemsize = np.dtype(design.experiment.run.dtype).itemsize
+        data_bytes = math.prod(network.data_shape) * itemsize
+        self._sample_bytes = {DATA: data_bytes}  # of an activation, by producing node
+        for group in design.plan.groups:
+            if group.exit is not None:
+                width = math.prod(network.node(group.exit).output_shape)
+                self._sample_bytes[group.name] = width * itemsize
+        targets = 8 if network.targets == "classes" else network.outputs * itemsize
+        # Of a sample, by tensor.
+        self._context_bytes = {"y": targets * max(1, network.steps), "x": data_bytes}
+        for name, tensor in design.meta.context.items():
+            size = 1 if tensor.dtype == "bool" else itemsize
+            self._context_bytes[name] = math.prod(tensor.shape) * size
+        #: Of the gradient of weights that several workers have, by declared stage.
+        self._weights_bytes = {
+            name: parameters(network.node(name), allow_import=design.allow_import) * itemsize
+            for group in design.plan.groups
+            for names in shared_with(design.plan.groups, group).values()
+            for name in names
+        }
+        # By (producing worker, consumer), the samples of batches whose gradient has not come yet.
+        self._samples: dict[tuple[str, str], dict[int, int]] = {}
+
+    def __call__(self, sender: str, to: str, message: Message) -> int:
+        match message:
+            case Activation(sender=node, samples=samples, tensors=tensors):
+                if not message.evaluate:
+                    self._note((sender, to), message.batch, samples)
+                context = sum(self._context_bytes.get(name, 0) for name in tensors)
+                return samples * (self._sample_bytes[node] + context)
+            case Gradient(batch=batch, tensors=tensors):
+                samples = self._samples.get((to, sender), {}).pop(batch, 0)
+                return samples * self._sample_bytes[to] * len(tensors)
+            case Shared(tensors=tensors):
+                return sum(self._weights_bytes[name] for name in tensors)
+        return 0
+
+    def _note(self, link: tuple[str, str], batch: int, samples: int) -> None:
+        kept = self._samples.setdefault(link, {})
+        kept[batch] = samples
+        if len(kept) > _BATCHES_KEPT:  # some schedules send no gradients back
+            del kept[next(iter(kept))]

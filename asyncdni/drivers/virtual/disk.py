@@ -1,0 +1,156 @@
+"""The folder of a simulated run: what is there outlives the processes that wrote it.
+
+In memory; where a real folder is given, cuts and snapshots are written there as well, and read from
+there, through the code of real runs. What a process was writing when it died is not there at all,
+as files are replaced in one go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from asyncdni.core.counts import farthest_first
+from asyncdni.core.events import Commit
+from asyncdni.errors import CheckpointError
+from asyncdni.nn.base import Array
+from asyncdni.plan.build import Design
+from asyncdni.plan.plan import Group
+from asyncdni.store import checkpoint
+
+__all__ = ["CUTS", "SNAPSHOTS", "Disk", "Saved"]
+
+#: Folders of the run's.
+CUTS, SNAPSHOTS = "checkpoints/", "snapshots"
+
+State = Mapping[str, Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """All that decides how one worker goes on."""
+
+    state: State  # by declared stage; empty without arithmetic
+    counts: Mapping[str, int]
+    learned: frozenset[int] | None  # ids behind `counts`, for the account at the end; None: unknown
+
+
+class Disk:
+    """What has been written, by folder and worker; and the coordinator's state, by cut."""
+
+    def __init__(self, design: Design, folder: Path | None = None) -> None:
+        self._cuts: dict[str, str] = {}  # committed, oldest first: the coordinator's state
+        self._design = design
+        self._folder = folder
+        self._keep = design.experiment.checkpoint.keep
+        self._saved: dict[str, dict[str, Saved]] = {}
+        self._owners: dict[str, tuple[int, int]] = {}  # by worker: see `store.checkpoint`
+
+    def claim(self, group: Group, order: tuple[int, int]) -> None:
+        """The worker's stages belong to the process of this term and incarnation from now on.
+        Raises `CheckpointError` where they belong to a later one."""
+        self._check(group, order)
+        self._owners[group.name] = order
+
+    def _check(self, group: Group, order: tuple[int, int]) -> None:
+        if order < self._owners.get(group.name, (0, 0)):
+            raise CheckpointError(f"a later process has taken over {group.name}")
+
+    def write(
+        self, folder: str, group: Group, saved: Saved, order: tuple[int, int]
+    ) -> dict[str, str]:
+        """The SHA-256 of each declared stage's state. Raises `CheckpointError` for a process that
+        has been replaced."""
+        self._check(group, order)
+        self._saved.setdefault(folder, {})[group.name] = saved
+        if self._folder is None:
+            return {node.name: _digest(saved.state.get(node.name, {})) for node in group.members}
+        return checkpoint.write_state(
+            self._folder / folder, saved.state, saved.counts, durable=folder != SNAPSHOTS
+        )
+
+    def read(self, folder: str, group: Group) -> Saved | None:
+        """None where there is nothing of that worker. Raises `CheckpointError`."""
+        found = self._saved.get(folder, {}).get(group.name)
+        if self._folder is None:
+            return found
+        names = [node.name for node in group.members]
+        try:
+            state, counts = checkpoint.read_state(self._folder / folder, names, None)
+        except CheckpointError:
+            if folder == SNAPSHOTS:
+                return None
+            raise
+        return Saved(state, counts, _learned(counts) if found is None else found.learned)
+
+    def find(self, restore: str, cut: str, group: Group) -> tuple[str, Saved | None]:
+        """What the worker is to go on from, and the folder that it is in: from `restore`; in place
+        of its snapshots from the newest cut up to `cut`, if that has come farther."""
+        if restore != SNAPSHOTS:
+            return restore, self.read(restore, group)
+        cuts = [tag for tag in reversed(self._cuts) if tag <= cut]
+        found = {place: saved for place in (SNAPSHOTS, *cuts) if (saved := self.read(place, group))}
+        order = farthest_first({place: saved.counts for place, saved in found.items()})
+        return (order[0], found[order[0]]) if order else (restore, None)
+
+    def commit(self, cut: Commit) -> None:
+        """Make it count, and forget all but the last few. Raises `CheckpointError`."""
+        self._cuts[cut.tag] = json.dumps(cut.state)
+        for tag in list(self._cuts)[: -self._keep]:
+            del self._cuts[tag], self._saved[tag]
+        if self._folder is not None:
+            checkpoint.commit(self._folder / CUTS, self._manifest(cut), self._keep)
+
+    def commit_weights(self, kept: Commit) -> None:
+        """Weights, which only a real folder has. Raises `CheckpointError`."""
+        if self._folder is not None and kept.files:
+            manifest = checkpoint.weights_manifest(
+                kept.tag, kept.files, kept.state, identity=self._identity(), experiment=""
+            )
+            checkpoint.commit_weights(self._folder / kept.tag, manifest)
+
+    def _identity(self) -> dict[str, Any]:
+        return checkpoint.identity(self._design.experiment, self._design.meta)
+
+    def newest_cut(self) -> tuple[str, dict[str, Any]] | None:
+        """Its folder, and the coordinator's state."""
+        if not self._cuts:
+            return None
+        tag, state = list(self._cuts.items())[-1]
+        return tag, json.loads(state)
+
+    def snapshots(self) -> dict[str, Saved]:
+        """The last one of each worker that has left one."""
+        return dict(self._saved.get(SNAPSHOTS, {}))
+
+    def _manifest(self, cut: Commit) -> checkpoint.Manifest:
+        state: dict[str, Any] = msgspec.to_builtins(cut.state)
+        return checkpoint.Manifest(
+            number=state["cut"],
+            files=cut.files,
+            start=state["start"],
+            planned=state["planned"],
+            barrier=state["barrier"],
+            identity=self._identity(),
+            coordinator=state,
+        )
+
+
+def _learned(counts: Mapping[str, int]) -> frozenset[int] | None:
+    """What an earlier run has left does not say which batches were missed, if any were."""
+    return None if counts["missed"] else frozenset(range(counts["batches"]))
+
+
+def _digest(arrays: Mapping[str, Array]) -> str:
+    whole = hashlib.sha256()
+    for name, array in arrays.items():
+        whole.update(name.encode())
+        whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()

@@ -1,0 +1,781 @@
+"""Compare schedules by running them: the same network, data and seeds, turn by turn.
+
+Runs are interleaved, seed by seed, and the order rotates from seed to seed, so that a machine that
+grows slower or faster with time does so for all alike. The statistics are `report.statistics`.
+`rows` says what is compared, `entries` plans the runs and trains one; `document` makes of their
+results what is written and shown; `networks` refuses what can't be compared; `resume` goes on with
+a comparison that was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from asyncdni import config, experiment
+from asyncdni.data import checksums, describe
+from asyncdni.data.meta import other_parts
+from asyncdni.errors import AsyncDNIError, ConfigError
+from asyncdni.experiment.overrides import parse_setting
+from asyncdni.experiment.schema import SECTIONS, seconds, shown, unknown, variants
+from asyncdni.files import read_file
+from asyncdni.launch.conduct import Observer
+from asyncdni.launch.train import design_of, train
+from asyncdni.messages import DATA
+from asyncdni.plan.build import Design
+from asyncdni.report.breakdown import SHARES, ceiling_samples_per_s, overhead_cpu, shares
+from asyncdni.report.machine import cores, describe_machine
+from asyncdni.report.statistics import (
+    MEASURES,
+    Comparison,
+    Estimate,
+    Measure,
+    Result,
+    at,
+    latency_words,
+    samples_to,
+    suffix,
+    time_to,
+)
+from asyncdni.report.verdict import (
+    BASELINES,
+    SINGLE,
+    kept,
+    kept_sentence,
+    latency_sentence,
+    verdict,
+)
+from asyncdni.store.given import begin_with
+from asyncdni.store.run import EXPERIMENT, load_experiment
+
+__all__ = [
+    "BASELINE",
+    "COMPARISON",
+    "ZERO",
+    "Entry",
+    "Key",
+    "Row",
+    "at_latencies",
+    "check_same_network",
+    "check_schedules",
+    "difference",
+    "discard_unfinished",
+    "document",
+    "finished_runs",
+    "fitting",
+    "network_difference",
+    "order",
+    "plan_runs",
+    "run_entry",
+    "single_row",
+    "tables_of",
+    "zero_row",
+]
+
+# --- rows ----------------------------------------------------------------------------------------
+#
+# The rows of a comparison: what each changes about the experiment file.
+#
+# A row takes from the file, and from `--set`, what its schedule knows: options of schedules go to
+# those that know them, bounds on lag to those that are ahead of gradients, and a schedule that a
+# stage has of its own to those that it can stand beside. `single` has no links and no slow worker.
+
+#: What `single`, all stages in one worker process with all cores, is trained by.
+BASELINE = "locked"
+#: The control of `synthetic`: what is learned without any gradient from a generator.
+ZERO = "synthetic-zero"
+
+_CONTROLLED = "synthetic"
+_SCHEDULES = variants(SECTIONS["schedule"].type)
+#: Those in which a stage may have a schedule of its own.
+_DECOUPLED = ("local_loss", "synthetic")
+#: Those that a bound on lag means something to.
+_AHEAD = ("delayed", "synthetic")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a comparison, at one latency."""
+
+    name: str
+    schedule: str
+    changes: Sequence[str]  # as for --set
+    latency_s: float | None = None
+
+
+def check_schedules(names: Sequence[str]) -> None:
+    """Raises `ConfigError` for none, one twice, an unknown one, and SINGLE."""
+    if not names:
+        raise ConfigError(f"--schedules: none given; known: {', '.join(_SCHEDULES)}")
+    for index, name in enumerate(names):
+        if name == SINGLE:
+            raise ConfigError(f"--schedules: {SINGLE} is always compared with; leave it out")
+        if name not in _SCHEDULES:
+            raise ConfigError(f"--schedules: {unknown('schedule', name, _SCHEDULES)}")
+        if name in names[:index]:
+            raise ConfigError(f"--schedules: {name} is given twice; expected each once")
+
+
+def fitting(
+    file: config.Experiment, changes: Sequence[str], schedule: str, schedules: Sequence[str]
+) -> list[str]:
+    """`changes` that are meant for `schedule`, and what takes back what in `file` is not.
+
+    What none of `schedules` knows stays in, to be refused with the names that are known.
+    """
+    meant = [text for text in changes if _fits(text, schedule, schedules)]
+    return [*meant, *_taken_back(file, schedule)]
+
+
+def zero_row(file: config.Experiment, changes: Sequence[str], schedules: Sequence[str]) -> Row:
+    """The control. Raises `ConfigError` where there is nothing to control."""
+    if _CONTROLLED not in schedules:
+        raise ConfigError(
+            f"--zero-control: {_CONTROLLED} is not compared, so there is nothing to control; "
+            f"name it with --schedules, given: {','.join(schedules)}"
+        )
+    own = [text for text in changes if parse_setting(text)[0][:2] != ("schedule", "generator")]
+    meant = fitting(file, own, _CONTROLLED, schedules)
+    return Row(ZERO, _CONTROLLED, [*meant, 'schedule.generator={kind="zero"}'])
+
+
+def single_row(
+    file: config.Experiment,
+    changes: Sequence[str],
+    schedules: Sequence[str],
+    *,
+    threads: int,
+    cores: int,
+) -> Row:
+    """One process with that many BLAS threads; SINGLE itself has as many as there are cores."""
+    name = SINGLE if threads == cores else f"{SINGLE}-{threads}"
+    alone = [f"run.split=[{len(file.stages)}]", f"run.threads={threads}", "links={}", "slow={}"]
+    return Row(name, BASELINE, [*fitting(file, changes, BASELINE, schedules), *alone])
+
+
+def at_latencies(rows: Iterable[Row], texts: Sequence[str]) -> list[Row]:
+    """`rows` with each latency (10ms) on all links, one after the other; none: as they are.
+
+    One alone is no second key. Raises `ConfigError`.
+    """
+    rows, found = list(rows), dict[float, str]()
+    for text in texts:
+        latency_s = seconds(text, "--latencies")
+        if latency_s in found:
+            raise ConfigError(f"--latencies: {found[latency_s]} and {text} are the same")
+        found[latency_s] = text
+    if not found:
+        return rows
+    return [
+        replace(
+            row,
+            changes=[*row.changes, f'links.latency="{text}"'],
+            latency_s=latency_s if len(found) > 1 else None,
+        )
+        for latency_s, text in sorted(found.items())
+        for row in rows
+    ]
+
+
+def _fits(text: str, schedule: str, schedules: Sequence[str]) -> bool:
+    keys, _ = parse_setting(text)
+    if keys[0] != "schedule":
+        return True
+    if len(keys) == 1 or keys[1] == "name":
+        raise ConfigError(f"--set {text}: name the schedules to compare with --schedules")
+    owners = [name for name in schedules if keys[1] in _options(name)]
+    return not owners or schedule in owners
+
+
+def _options(schedule: str) -> set[str]:
+    return {field.encode_name for field in _SCHEDULES[schedule].fields}
+
+
+def _taken_back(file: config.Experiment, schedule: str) -> list[str]:
+    changes = [] if schedule in _AHEAD else ["staleness={}"]
+    if schedule == file.schedule.__struct_config__.tag:
+        return changes
+    return changes + [
+        f"stages.{stage.name}.schedule={{}}"
+        for stage in file.stages
+        if stage.schedule and not _stands_beside(stage.schedule, schedule)
+    ]
+
+
+def _stands_beside(own: Mapping[str, object], schedule: str) -> bool:
+    return schedule in _DECOUPLED and own == {"name": BASELINE}
+
+
+# --- entries -------------------------------------------------------------------------------------
+#
+# Which runs a comparison is made of, and the training of one.
+#
+# Rows: each schedule; on request `synthetic-zero`, its control, whose generators always predict
+# zero; `single`, one process with all cores; on request more of it, with other numbers of threads.
+# At several latencies of links each row is run at each of them, but for `single`, which has no
+# links.
+
+_SEEDS_MAX = 10_000
+
+#: Name, latency in seconds (or None), seed.
+Key = tuple[str, float | None, int]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a comparison."""
+
+    name: str  # of its row
+    seed: int
+    experiment: config.Experiment
+    #: By worker, the workers whose activations it takes; without it a run has no ceiling.
+    producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Seconds, one way, where latencies are compared; None otherwise, and for a run without links.
+    latency_s: float | None = None
+
+    @property
+    def key(self) -> Key:
+        """What tells it from all other runs of the comparison."""
+        return self.name, self.latency_s, self.seed
+
+    @property
+    def title(self) -> str:
+        """`locked at 10 ms, seed 0`."""
+        where = "" if self.latency_s is None else f" at {latency_words(self.latency_s)}"
+        return f"{self.name}{where}, seed {self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Of the run, inside the comparison's."""
+        return f"{self.name}{suffix(self.latency_s)}-seed{self.seed}"
+
+
+def order(names: Sequence[T], seeds: Iterable[int]) -> list[tuple[T, int]]:
+    """(name, seed) of each run: all names for the first seed, then, rotated by one, the next."""
+    return [
+        (names[(turn + k) % len(names)], seed)
+        for turn, seed in enumerate(seeds)
+        for k in range(len(names))
+    ]
+
+
+def plan_runs(
+    path: str | Path,
+    changes: Sequence[str],
+    schedules: Sequence[str],
+    seeds: int,
+    *,
+    cores: int,
+    single_threads: Sequence[int] = (),
+    zero_control: bool = False,
+    evaluate_every: int | None = None,
+    latencies: Sequence[str] = (),
+    allow_import: bool = False,
+) -> list[Entry]:
+    """All runs in their order, each checked; seeds count up from the file's.
+
+    Args:
+        path, changes: the experiment file and `--set`; options of a schedule go to those schedules
+            that know them.
+        schedules: a row each.
+        cores: BLAS threads of the row SINGLE.
+        single_threads: further rows `single-N` of one process with N BLAS threads.
+        zero_control: a row ZERO.
+        evaluate_every: samples between evaluations, in place of `run.evaluate_every`.
+        latencies: one-way latencies of all links, such as 10ms, each of which is compared; one
+            alone is that of every run, none is as the file says.
+
+    Raises `ConfigError` and `DataError` before anything runs.
+    """
+    check_schedules(schedules)
+    if seeds > _SEEDS_MAX:
+        raise ConfigError(f"--seeds: expected at most {_SEEDS_MAX} runs of each, got {seeds}")
+    file = experiment.load(path, [text for text in changes if not _is_of_schedule(text)])
+    if file.run.epochs == 0:
+        raise ConfigError("run.epochs: 0 leaves nothing to compare; expected at least 1")
+    changes = [*changes, *_evaluations(file, evaluate_every)]
+    rows = [Row(name, name, fitting(file, changes, name, schedules)) for name in schedules]
+    rows += [zero_row(file, changes, schedules)] if zero_control else []
+    rows = at_latencies(rows, latencies)
+    rows += [
+        single_row(file, changes, schedules, threads=threads, cores=cores)
+        for threads in dict.fromkeys((cores, *single_threads))
+    ]
+    first = file.run.seed
+    return _entries(path, rows, range(first, first + seeds), allow_import)
+
+
+def run_entry(
+    entry: Entry, folder: Path, observers: Sequence[Observer] = (), *, allow_import: bool = False
+) -> Result:
+    """Train in `folder`/`entry.folder`. Raises what training raises, with the run's name."""
+    try:
+        finished = train(
+            entry.experiment,
+            out=folder / entry.folder,
+            observers=observers,
+            allow_import=allow_import,
+        )
+    except AsyncDNIError as error:
+        raise type(error)(f"{entry.title}: {error}") from error
+    return Result(entry.name, entry.seed, finished.summary, entry.latency_s)
+
+
+def _is_of_schedule(text: str) -> bool:
+    keys, _ = parse_setting(text)
+    return keys[0] == "schedule"
+
+
+def _evaluations(file: config.Experiment, samples: int | None) -> list[str]:
+    if samples is None:
+        return []
+    return [f"run.evaluate_every={samples / describe(file.data).train_samples!r}"]
+
+
+def _entries(
+    path: str | Path, rows: Sequence[Row], seeds: Iterable[int], allow_import: bool
+) -> list[Entry]:
+    """What fits and who sends to whom are the same for all seeds and latencies."""
+    designs: dict[str, Design] = {}
+    entries = []
+    for row, seed in order(rows, seeds):
+        chosen = experiment.load(path, row.changes, schedule=row.schedule, seed=seed)
+        if row.name not in designs:
+            designs[row.name] = _design(row.name, chosen, allow_import)
+        design = designs[row.name]
+        given = design.experiment.run.init_sha256  # the same weights for all
+        run = msgspec.structs.replace(chosen.run, init_sha256=given)
+        chosen = msgspec.structs.replace(chosen, run=run)
+        entries.append(Entry(row.name, seed, chosen, _producers(design), row.latency_s))
+    return entries
+
+
+def _design(name: str, chosen: config.Experiment, allow_import: bool) -> Design:
+    """Raises, with the row's name, what a run of it would raise before it begins."""
+    try:
+        design = begin_with(design_of(chosen, allow_import=allow_import))
+    except AsyncDNIError as error:
+        raise type(error)(f"{name}: {error}") from error
+    return replace(design, init=None)
+
+
+def _producers(design: Design) -> dict[str, tuple[str, ...]]:
+    groups = design.plan.groups
+    return {group.name: tuple(p for p in group.producers if p != DATA) for group in groups}
+
+
+# --- networks ------------------------------------------------------------------------------------
+#
+# Runs are compared only if they train the same network on the same data.
+
+#: What makes a stage part of another network; the rest is how it is trained.
+_STRUCTURE = ("name", "layers", "inputs", "join", "loss")
+Tables = Mapping[str, Any]  # of an experiment
+
+
+def check_same_network(entries: Sequence[Entry]) -> None:
+    """Raises `ConfigError` where not all have the same stages and the same data."""
+    if not entries:
+        return
+    first, *others = entries
+    there = tables_of(first.experiment)
+    for entry in others:
+        found = network_difference(there, tables_of(entry.experiment))
+        if found:
+            raise ConfigError(
+                f"{first.title} and {entry.title} are of different networks: {found}; only runs of "
+                "the same network and data are compared"
+            )
+
+
+def network_difference(there: Tables, here: Tables) -> str:
+    """Where the networks or data of two experiments differ, in words; empty where they don't."""
+    for key in sorted((there["data"].keys() | here["data"].keys()) - {"batch_size"}):
+        old, new = there["data"].get(key), here["data"].get(key)
+        if old != new:
+            return f"data.{key} is {shown(old)} there and {shown(new)} here"
+    names = [[stage["name"] for stage in one["stages"]] for one in (there, here)]
+    if names[0] != names[1]:
+        return f"the stages are {', '.join(names[0])} there and {', '.join(names[1])} here"
+    for old, new in zip(there["stages"], here["stages"], strict=True):
+        for key in _STRUCTURE:
+            if old.get(key) != new.get(key):
+                place, *ends = difference(f"{old['name']}.{key}", old.get(key), new.get(key))
+                return f"{place} is {shown(ends[0])} there and {shown(ends[1])} here"
+    return ""
+
+
+def tables_of(chosen: config.Experiment) -> Any:
+    """An experiment as it comes back from JSON."""
+    return json.loads(json.dumps(experiment.tables(chosen)))
+
+
+def difference(place: str, there: Any, here: Any) -> tuple[str, Any, Any]:
+    """Where two nested values first differ, and what is there."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in sorted(there.keys() | here.keys()):
+            if there.get(key) != here.get(key):
+                return difference(f"{place}.{key}", there.get(key), here.get(key))
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for index, (old, new) in enumerate(zip(there, here, strict=True)):
+            if old != new:
+                return difference(f"{place}[{index}]", old, new)
+    return place, there, here
+
+
+# --- resume --------------------------------------------------------------------------------------
+#
+# Go on with a comparison that was interrupted: what is finished stays, the rest is done.
+#
+# Only where nothing has changed: the same rows, seeds and experiments on the same machine with the
+# same versions. Anything else would be runs that can't be compared in one table.
+
+#: The document of the runs so far, in the folder of a comparison.
+COMPARISON = "compare.json"
+
+
+def finished_runs(folder: Path, entries: Sequence[Entry]) -> list[Result]:
+    """The runs of `entries` that folder/compare.json holds, in their order.
+
+    A run whose own folder is gone counts as not finished. Raises `ConfigError` for a folder without
+    a comparison, and for one of other rows, seeds, experiments, samples, machine or versions. The
+    same samples may lie elsewhere than they did.
+    """
+    found = _read(folder)
+    here = tables_of(entries[0].experiment)
+    same = _are_samples_of(folder, found["runs"], entries[0].experiment.data)
+    there = _tables(found["experiment"], here, same)
+    _check_network(folder, there, here)
+    runs = {
+        (one["name"], one.get("latency_s"), one["seed"]): one["summary"] for one in found["runs"]
+    }
+    pairs = (
+        ("seeds", found["seeds"], sorted({entry.seed for entry in entries})),
+        ("rows", _names(found["rows"]), list(dict.fromkeys(entry.name for entry in entries))),
+        ("latencies", found.get("latencies", []), _latencies(entries)),
+        ("experiment", there, here),
+        ("machine", found["machine"], json.loads(json.dumps(describe_machine()))),
+    )
+    for name, old, new in pairs:
+        _check(folder, name, old, new)
+    results = []
+    for entry in entries:
+        if entry.key in runs and _is_whole(folder, entry, same):
+            results.append(Result(entry.name, entry.seed, runs[entry.key], entry.latency_s))
+    return results
+
+
+def discard_unfinished(
+    folder: Path, entries: Sequence[Entry], finished: Sequence[Result]
+) -> list[Path]:
+    """Remove the folders of all other runs of `entries`; returns those that were there.
+
+    Raises `ConfigError` where one can't be removed.
+    """
+    kept = {(one.name, one.latency_s, one.seed) for one in finished}
+    paths = [folder / entry.folder for entry in entries if entry.key not in kept]
+    removed = [path for path in paths if path.exists()]
+    for path in removed:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            raise ConfigError(f"--resume: can't remove {path}: {error.strerror}") from error
+    return removed
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / COMPARISON
+    try:
+        found = json.loads(read_file(path))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--resume {folder}: there is no {COMPARISON} in it; expected the folder of a "
+            "comparison (--out DIR without --resume begins one)"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--resume {folder}: {COMPARISON} can't be read: {error}") from error
+    expected = {"seeds", "rows", "experiment", "machine", "runs"}
+    if not isinstance(found, dict) or not expected <= found.keys():
+        raise ConfigError(
+            f"--resume {folder}: {COMPARISON} lacks some of {', '.join(sorted(expected))}; it was "
+            "not written by this version, so begin a new comparison"
+        )
+    return found
+
+
+def _is_whole(folder: Path, entry: Entry, same: bool) -> bool:
+    """Whether the run's folder is there; raises `ConfigError` for one of another experiment."""
+    if not (folder / entry.folder / EXPERIMENT).is_file():
+        return False
+    try:
+        there = tables_of(load_experiment(folder / entry.folder))
+    except AsyncDNIError as error:
+        raise ConfigError(f"--resume {folder}: {error}") from error
+    here = tables_of(entry.experiment)
+    _check(folder, f"experiment of {entry.folder}", _tables(there, here, same), here)
+    return True
+
+
+def _are_samples_of(folder: Path, runs: Sequence[Mapping[str, Any]], data: config.Data) -> bool:
+    """Whether `data` are known to hold the samples of the runs. Raises `ConfigError` where they
+    hold others."""
+    samples = checksums(data)
+    known = [one["summary"].get("data", {}).get("checksums", {}) for one in runs]
+    others = next(filter(None, (other_parts(one, samples) for one in known)), [])
+    if others:
+        raise ConfigError(
+            f"--resume {folder}: it holds runs on other samples: "
+            f"{getattr(data, 'path', 'the data set')} has other contents in {', '.join(others)}; "
+            "put the data back, or begin another comparison with --out"
+        )
+    return not samples or all(known)
+
+
+def _tables(there: Any, here: Mapping[str, Any], same: bool) -> Any:
+    """Tables as this version writes them and, where the samples are the `same`, with the place
+    where they lie now. What can't be read stays as it is."""
+    try:
+        read = tables_of(experiment.parse(there))
+    except AsyncDNIError:
+        return there
+    if same and "path" in read["data"] and "path" in here["data"]:
+        read["data"]["path"] = here["data"]["path"]
+    return read
+
+
+def _check(folder: Path, name: str, there: Any, here: Any) -> None:
+    if there == here:
+        return
+    place, old, new = difference(name, there, here)
+    raise ConfigError(
+        f"--resume {folder}: it holds another comparison: {place} is {json.dumps(old)} there and "
+        f"{json.dumps(new)} here; give the same command as at first, or another folder with --out"
+    )
+
+
+def _check_network(folder: Path, there: Any, here: Mapping[str, Any]) -> None:
+    """`there`: the experiment's tables in the document; what is none differs in more than that."""
+    if not isinstance(there, Mapping) or not {"data", "stages"} <= there.keys():
+        return
+    found = network_difference(there, here)
+    if found:
+        raise ConfigError(
+            f"--resume {folder}: it holds runs of another network: {found}; runs of different "
+            "networks can't be compared, so choose another folder with --out"
+        )
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of the rows, each once, whatever the number of latencies."""
+    return list(dict.fromkeys(row["name"] for row in rows))
+
+
+def _latencies(entries: Sequence[Entry]) -> list[float]:
+    found = {entry.latency_s for entry in entries}
+    return sorted(latency_s for latency_s in found if latency_s is not None)
+
+
+# --- document ------------------------------------------------------------------------------------
+#
+# A comparison as plain tables, fit for JSON: what is written, drawn, and shown.
+#
+# ```
+# complete   whether every planned run is in it        targets      accuracies, rising
+# machine    what it was measured on                   verdict      a sentence, or one a latency
+# seeds      of all runs                               experiment   tables of the first run
+# schedules  tables by name                            latencies    seconds, rising, if compared
+# rows       one a name and latency: see `_row`        runs         name, seed, folder, summary, …
+# ```
+#
+# An estimate is {mean, low, high, n}: over n seeds, with a 95 % interval (None for one seed).
+# Ratios are paired by seed; they and their intervals are of logarithms. What the latency of rows
+# and runs means is told by `report.statistics`.
+
+#: The control, and whose.
+_CONTROLS = {ZERO: "synthetic"}
+_SPEEDS = ("samples_per_s", "stream_samples_per_s")
+
+
+def document(
+    entries: Sequence[Entry], results: Sequence[Result], targets: Sequence[float] = ()
+) -> dict[str, Any]:
+    """The comparison so far; `results` may be of further names than those of `entries`.
+
+    So runs of other programs get rows of their own, after ours; see `report.statistics.Result`
+    for what their summaries need. `targets` are test accuracies from 0 to 1. Raises `ConfigError`
+    for entries of different networks or data.
+    """
+    check_same_network(entries)
+    planned = {entry.key: entry for entry in entries}
+    comparisons = _by_latency(entries, results, targets)
+    first = next(iter(comparisons.values()))
+    latencies = [latency_s for latency_s in comparisons if latency_s is not None]
+    return {
+        "complete": planned.keys() <= {_key(one) for one in results},
+        "machine": describe_machine(),
+        "seeds": sorted({entry.seed for entry in entries} or {one.seed for one in results}),
+        "latencies": latencies,
+        "targets": list(first.targets),
+        "experiment": tables_of(entries[0].experiment) if entries else None,
+        "schedules": {entry.name: tables_of(entry.experiment)["schedule"] for entry in entries},
+        "rows": _rows(comparisons, entries),
+        "verdict": _sentences(comparisons) if latencies else verdict(first),
+        "runs": [_run(one, planned.get(_key(one))) for one in results],
+    }
+
+
+def _by_latency(
+    entries: Sequence[Entry], results: Sequence[Result], targets: Sequence[float]
+) -> dict[float | None, Comparison]:
+    """Under None alone where there is one latency."""
+    names = tuple(dict.fromkeys([*(e.name for e in entries), *(r.name for r in results)]))
+    controls = {control: of for control, of in _CONTROLS.items() if control in names}
+    found = {entry.latency_s for entry in entries} | {one.latency_s for one in results}
+    latencies = sorted(latency_s for latency_s in found if latency_s is not None)
+    goals = tuple(sorted(set(targets)))
+    return {
+        latency_s: Comparison(names, at(latency_s, results), goals, controls)
+        for latency_s in latencies or (None,)
+    }
+
+
+def _sentences(comparisons: Mapping[float | None, Comparison]) -> list[str]:
+    known = {latency_s: one for latency_s, one in comparisons.items() if latency_s is not None}
+    found = [latency_sentence(one, latency_s) for latency_s, one in known.items()]
+    found.append(kept_sentence(known))
+    if max(len(one.of(name)) for one in known.values() for name in one.names) == 1:
+        found.append("One seed shows no spread: compare over more (--seeds 5).")
+    return [sentence for sentence in found if sentence]
+
+
+def _key(one: Result) -> Key:
+    return one.name, one.latency_s, one.seed
+
+
+def _run(one: Result, entry: Entry | None) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "latency_s": one.latency_s,
+        "seed": one.seed,
+        "folder": entry.folder if entry else None,
+        "summary": dict(one.summary),
+    }
+
+
+def _rows(
+    comparisons: Mapping[float | None, Comparison], entries: Sequence[Entry]
+) -> list[dict[str, Any]]:
+    ceilings = {(entry.name, entry.latency_s): _ceiling(entry) for entry in entries}
+    rows = []
+    for latency_s, comparison in comparisons.items():
+        for name in comparison.names:
+            row = _row(comparison, name, ceilings.get((name, latency_s), _unknown))
+            rows.append({**row, "latency_s": latency_s, **_kept(comparisons, latency_s, name)})
+    return rows
+
+
+def _kept(
+    comparisons: Mapping[float | None, Comparison], latency_s: float | None, name: str
+) -> dict[str, Any]:
+    """Of the speed at the least latency; nothing where there is but one."""
+    known = {one: comparison for one, comparison in comparisons.items() if one is not None}
+    if latency_s is None:
+        return {}
+    return {f"kept_{measure}": _plain(kept(known, latency_s, name, measure)) for measure in _SPEEDS}
+
+
+def _row(comparison: Comparison, name: str, ceiling: Measure) -> dict[str, Any]:
+    """Ratios are None where there is nothing to pair with."""
+    first = next((one.summary for one in comparison.of(name)), {})
+
+    def efficiency(summary: Mapping[str, Any]) -> float | None:
+        most, speed = ceiling(summary), summary.get("samples_per_s")
+        return speed / most if most and speed else None
+
+    return {
+        "name": name,
+        "runs": len(comparison.of(name)),
+        "workers": first.get("workers"),
+        "threads": first.get("threads"),
+        "control": name in comparison.controls,
+        **{measure: _plain(comparison.estimate(name, measure)) for measure in MEASURES},
+        **{f"speedup_over_{other}": _plain(comparison.ratio(name, other)) for other in BASELINES},
+        "ceiling_samples_per_s": _plain(comparison.estimate(name, ceiling)),
+        "efficiency": _plain(comparison.estimate(name, efficiency)),
+        "overhead_cpu": _plain(comparison.estimate(name, overhead_cpu)),
+        "shares": _shares(comparison, name),
+        "targets": [_target(comparison, name, accuracy) for accuracy in comparison.targets],
+    }
+
+
+def _target(comparison: Comparison, name: str, accuracy: float) -> dict[str, Any]:
+    """Means are given where every run is there; ratios over the pairs that are, of which `n` tells.
+
+    A ratio is how many times sooner than the other row.
+    """
+    time = time_to(accuracy)
+    reached = len(comparison.values(name, time))
+    whole = reached == len(comparison.of(name))
+    return {
+        "accuracy": accuracy,
+        "reached": reached,
+        "time_s": _plain(comparison.estimate(name, time)) if whole else None,
+        "samples": _plain(comparison.estimate(name, samples_to(accuracy))) if whole else None,
+        **{
+            f"speedup_over_{other}": _plain(comparison.ratio(other, name, time))
+            for other in BASELINES
+        },
+    }
+
+
+def _shares(comparison: Comparison, name: str) -> dict[str, float] | None:
+    """Means over runs, which sum to 1 as those of each run do."""
+    known = [one for one in (shares(run.summary) for run in comparison.of(name)) if one]
+    if not known:
+        return None
+    return {part: sum(one[part] for one in known) / len(known) for part in SHARES}
+
+
+def _ceiling(entry: Entry) -> Measure:
+    """None is known where stages go by schedules of their own."""
+    if any(stage.schedule for stage in entry.experiment.stages):
+        return _unknown
+    return lambda summary: ceiling_samples_per_s(
+        summary,
+        entry.producers,
+        cores(),
+        microbatches=getattr(entry.experiment.schedule, "microbatches", 1),
+        lag=_lag(entry),
+        latency_s=_least_latency(entry.experiment),
+    )
+
+
+def _lag(entry: Entry) -> int | None:
+    """The greatest that any worker may have; None: what the schedule gives each of them."""
+    staleness = entry.experiment.staleness
+    if not staleness.links:
+        return staleness.lag
+    usual = len(entry.producers) if staleness.lag is None else staleness.lag
+    return max(usual, *staleness.links.values())
+
+
+def _least_latency(chosen: config.Experiment) -> float:
+    """Of all links that are named and those that are not: no ceiling is too low for any of them."""
+    links = (chosen.links, *chosen.links.between.values())
+    return min(seconds(link.latency, "links.latency") for link in links)
+
+
+def _unknown(summary: Mapping[str, Any]) -> float | None:
+    """The ceiling of another program's run, among others."""
+    return None
+
+
+def _plain(one: Estimate | None) -> dict[str, Any] | None:
+    return None if one is None else asdict(one)

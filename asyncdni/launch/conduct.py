@@ -1,0 +1,384 @@
+"""Be the coordinator of one run: address, folder, records, checkpoints, summary."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from asyncdni.core.coordinator import Coordinator
+from asyncdni.core.events import Commit
+from asyncdni.core.ledger import Ledger, is_cut
+from asyncdni.core.members import Roster
+from asyncdni.drivers.real.coordinator import Launcher, Stops, coordinate
+from asyncdni.drivers.real.machine import choose_core, usable_cores
+from asyncdni.errors import CheckpointError, ConfigError, Interrupted
+from asyncdni.files import locked
+from asyncdni.imports import check_may_train
+from asyncdni.launch.local import typed_command
+from asyncdni.messages import COORDINATOR
+from asyncdni.plan.build import Design, make_roster
+from asyncdni.plan.rules import is_repeatable
+from asyncdni.plan.sizes import check_memory
+from asyncdni.report.records import Recorder
+from asyncdni.store.checkpoint import (
+    Claim,
+    Manifest,
+    WeightsManifest,
+    commit,
+    commit_weights,
+    identity,
+    new_term,
+    weights_manifest,
+)
+from asyncdni.store.given import begins_with, save_given
+from asyncdni.store.resume import Beginning, find_beginning
+from asyncdni.store.run import (
+    CHECKPOINTS,
+    EXPERIMENT,
+    create_folder,
+    discard_folder,
+    reopen_folder,
+    write_data,
+    write_summary,
+)
+from asyncdni.wire.coordinator import CoordinatorTransport
+from asyncdni.wire.curve import Keys
+
+__all__ = ["Observer", "check_host", "conduct", "make_commit"]
+
+# --- committing ----------------------------------------------------------------------------------
+#
+# Make what the workers have saved a checkpoint of the run, or its best or final weights.
+
+
+def make_commit(
+    claim: Claim, design: Design, hosts: Mapping[str, str], tell: Callable[[str], None]
+) -> Callable[[Commit], None]:
+    """What writes the manifest of a cut, or of weights, in the run's folder.
+
+    `hosts` are those of the workers, by name, as they are known by then. Where a worker writes to a
+    disk of its own host, the workers can go back to such a cut, but no run can be taken up again
+    from this folder: `tell` gets that, once. Raises `CheckpointError` where a manifest can't be
+    written.
+    """
+    folder = claim.folder
+    experiment = sha256((folder / EXPERIMENT).read_bytes()).hexdigest()
+    told: list[str] = []
+
+    def committed(cut: Commit) -> None:
+        claim.check()
+        if not is_cut(cut.tag):
+            commit_weights(folder / cut.tag, _weights(cut, design, experiment))
+            return
+        missing = [s for s in cut.files if not (folder / cut.tag / f"{s}.safetensors").is_file()]
+        if missing and set(hosts.values()) != {socket.gethostname()}:
+            if not told:
+                told.append(missing[0])
+                tell(
+                    f"{folder / cut.tag} lacks the state of {', '.join(missing)}, which is on "
+                    "other hosts: to take this run up again its folder must be a shared one"
+                )
+            return
+        manifest = _manifest(cut, design, experiment)
+        commit(folder / CHECKPOINTS, manifest, design.experiment.checkpoint.keep)
+
+    return committed
+
+
+def _weights(kept: Commit, design: Design, experiment: str) -> WeightsManifest:
+    belongs = {"identity": identity(design.experiment, design.meta), "experiment": experiment}
+    return weights_manifest(kept.tag, kept.files, kept.state, **belongs)
+
+
+def _manifest(cut: Commit, design: Design, experiment: str) -> Manifest:
+    state = cut.state
+    return Manifest(
+        number=int(cut.tag.rpartition("/")[2]),
+        files=cut.files,
+        start=state["start"],
+        planned=state["planned"],
+        barrier=state["barrier"],
+        identity=identity(design.experiment, design.meta),
+        coordinator=state,
+        experiment=experiment,
+    )
+
+
+#: Called with each record of the coordinator; see `report.records`.
+Observer = Callable[[Design, Recorder, str, Mapping[str, Any]], None]
+
+_LINGER_S = 0.3
+
+
+def conduct(
+    design: Design,
+    bind: str,
+    out: Path | None,
+    *,
+    launch: Callable[[str], Launcher] | None = None,
+    observers: Sequence[Observer] = (),
+    trace: bool = False,
+    resume: bool = False,
+    keys: Keys | None = None,
+    flags: Sequence[str] = (),
+    keep: bool = True,
+) -> dict[str, Any]:
+    """Be the coordinator of one run at address `bind`; returns the summary.
+
+    `out` is the folder of the run, made once the address is bound; None: nothing is written. A run
+    that fails before it trains leaves none, but after an error with a traceback: its logs count.
+    With `resume` it is the folder of a run that goes on. `launch` starts the workers once the
+    address is known; without it they are started by hand, with `flags` on their command lines.
+    Whoever wants to take part must have the `keys`, where there are any. `keep`: the folder
+    outlives the run. An exception of an observer stops it as a user does, and is raised at the end.
+
+    Raises whatever ends the run, `Interrupted` after a user's stop, and `CheckpointError` where
+    workers on other hosts have written their weights there.
+    """
+    check_may_train()
+    _check_name(out)
+    with ExitStack() as stack:
+        transport = CoordinatorTransport(bind, keys)
+        stack.callback(transport.close, _LINGER_S)
+        seen: set[str] = set()  # kinds of records
+        opened = _old_folder(out) if resume else _new_folder(out, design, seen)
+        claim = stack.enter_context(opened)
+        folder, term = (claim.folder, claim.order[0]) if claim is not None else (None, 0)
+        by_hand = launch is None
+        again = _to_resume(folder, bind, flags, design, by_hand=by_hand) if keep else ""
+        home = {"folder": str(folder or ""), "resume": again}
+        roster = make_roster(design, **home, term=term, trace=trace, launched=not by_hand)
+        recorder = Recorder(roster.workers, _facts(design), folder)
+        stack.callback(recorder.close)
+        beginning = _beginning(design, folder, recorder) if resume else Beginning(Ledger())
+        machine = Coordinator(roster, beginning.ledger)
+        said = _Said(design, recorder, machine, observers, seen, stops := Stops())
+        _begin(said, beginning, design, folder, resume=resume)
+        command = partial(_command, design, transport.address, flags)
+        said.bound(transport.address, [*map(command, roster.workers)] if by_hand else [])
+        commit = make_commit(claim, design, said.hosts, said.note) if claim else _never_called
+        with _saying_of_stops(said, roster, folder if keep else None):
+            coordinate(
+                machine, transport, said, launch, commit=commit, command=command, stops=stops
+            )
+    summary = said.summary()
+    if claim is not None:
+        claim.check()
+        write_summary(claim.folder, summary)
+        _check_weights(claim.folder / "final", roster, said.hosts)
+    if stops.error is not None:
+        raise stops.error
+    return summary
+
+
+def _beginning(design: Design, folder: Path | None, recorder: Recorder) -> Beginning:
+    """From where the run in `folder` goes on."""
+    assert folder is not None, "a run without a folder can't be resumed"
+    beginning = find_beginning(folder, design, recorder.history, recorder.trained_s)
+    beginning.ledger.updates = recorder.updates
+    return beginning
+
+
+def check_host(design: Design) -> None:
+    """Raises `ConfigError` where this machine has not the cores, or not the memory, for all workers
+    of the design."""
+    groups = design.plan.groups
+    for group in groups:
+        choose_core(design.experiment, group.index, len(groups), usable_cores())
+    parts = design.experiment, design.network, design.plan, design.meta
+    check_memory(*parts, allow_import=design.allow_import)
+
+
+def _begin(
+    said: _Said, beginning: Beginning, design: Design, folder: Path | None, *, resume: bool
+) -> None:
+    """Record with what the run begins or goes on, and write down what it belongs to."""
+    if folder is not None:
+        write_data(folder, design.experiment, design.meta)
+    if resume and folder is not None:
+        said.resumed(beginning)
+        reopen_folder(folder, design.experiment)  # once what is new about it is recorded
+    elif begun := begins_with(design.experiment):
+        said.note(begun)
+
+
+def _command(design: Design, address: str, flags: Sequence[str], stage: str) -> str:
+    return typed_command(stage, address, flags, allow_import=design.allow_import)
+
+
+def _to_resume(
+    folder: Path | None, bind: str, flags: Sequence[str], design: Design, *, by_hand: bool
+) -> str:
+    """What to type for the run to go on from its folder; empty where it has none."""
+    if folder is None:
+        return ""
+    words = ["asyncdni", "coordinator" if by_hand else "train", "--resume", str(folder)]
+    words += ["--bind", bind, *flags] if by_hand else []
+    return shlex.join([*words, "--allow-import"] if design.allow_import else words)
+
+
+class _Said:
+    """Passes each record to the recorder, and then to the observers."""
+
+    def __init__(
+        self,
+        design: Design,
+        recorder: Recorder,
+        machine: Coordinator,
+        observers: Sequence[Observer],
+        seen: set[str],
+        stops: Stops,
+    ) -> None:
+        self.hosts: dict[str, str] = {}  # of workers
+        self._design = design
+        self._recorder = recorder
+        self._machine = machine
+        self._observers = list(observers)
+        self._seen = seen
+        self._stops = stops
+
+    def __call__(self, kind: str, values: Mapping[str, Any]) -> None:
+        self._seen.add(kind)
+        if kind == "joined":
+            self.hosts[values["stage"]] = values["host"]
+        self._recorder.record(kind, values)
+        # Evaluations that have been gone back behind are void; very many are thinned out.
+        if kind in ("round", "resumed", "resume"):
+            self._recorder.history[:] = self._machine.ledger.history
+        for observer in list(self._observers):
+            try:
+                observer(self._design, self._recorder, kind, values)
+            except BaseException as error:  # what has been learned is not this one's to lose
+                self._observers.remove(observer)
+                self._stops.failed(error)
+
+    def summary(self) -> dict[str, Any]:
+        """The run in numbers, so far."""
+        return self._recorder.summary(self._machine.train_s)
+
+    def bound(self, address: str, commands: list[str]) -> None:
+        """`commands` are to be typed by somebody; none where the workers are launched."""
+        values = {"address": address, "launched": not commands, "commands": commands}
+        self("bound", {"time_s": time.monotonic(), **values})
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+        self("note", {"time_s": time.monotonic(), "stage": "coordinator", "text": text})
+
+    def resumed(self, beginning: Beginning) -> None:
+        """The run goes on, and with what."""
+        damaged = self._recorder.damaged
+        if damaged:
+            lines = "1 line" if damaged == 1 else f"{damaged:,} lines"
+            self.note(f"of metrics.jsonl {lines} passed over: damaged")
+        for text in beginning.passed_over:
+            self("passed_over", {"time_s": time.monotonic(), "text": text})
+        ledger = beginning.ledger
+        values = {"restore": ledger.restore, "start": ledger.start}
+        self("resumed", {"time_s": time.monotonic(), **values})
+        for place, old, new in beginning.changes:
+            changed = {"place": place, "old": old, "new": new, "batches": ledger.start}
+            self("changed", {"time_s": time.monotonic(), **changed})
+
+
+def _check_name(out: Path | None) -> None:
+    """Raises `ConfigError` for a path that workers can't be told of."""
+    try:
+        os.fspath(out.resolve() if out is not None else "").encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"--out {out}: its whole path must be UTF-8; choose another folder"
+        ) from None
+
+
+def _claimed(folder: Path) -> Claim:
+    """From now on the run is this process's. Raises `CheckpointError`."""
+    claim = Claim(folder, (COORDINATOR,), (new_term(folder), 0))
+    claim.make()
+    return claim
+
+
+def _never_called(_: object) -> None:
+    raise AssertionError("a run without a folder takes no checkpoints")
+
+
+@contextmanager
+def _new_folder(out: Path | None, design: Design, seen: Container[str]) -> Iterator[Claim | None]:
+    """The folder of a run, if any; gone again where the run fails before it starts to train."""
+    if out is None:
+        yield None
+        return
+    made = not os.path.exists(out)
+    folder = create_folder(out, design.experiment)
+    try:
+        save_given(folder, design)
+        with locked(folder):
+            yield _claimed(folder)
+    except BaseException as error:
+        has_traceback = bool(getattr(error, "__notes__", ()))  # a bug: its logs are worth keeping
+        if "start" not in seen and not has_traceback:
+            discard_folder(folder, made=made)
+        raise
+
+
+@contextmanager
+def _old_folder(out: Path | None) -> Iterator[Claim]:
+    assert out is not None, "a run without a folder can't be resumed"
+    folder = out.resolve()
+    with locked(folder):
+        yield _claimed(folder)
+
+
+@contextmanager
+def _saying_of_stops(said: _Said, roster: Roster, kept: Path | None) -> Iterator[None]:
+    """Add to `Interrupted` what it has to tell: the run so far, its folder where that is `kept`,
+    and which weights are not on this host."""
+    try:
+        yield
+    except Interrupted as stop:
+        stop.summary, stop.folder = said.summary(), kept
+        if stop.orderly and kept is not None:
+            try:
+                _check_weights(kept / "final", roster, said.hosts)
+            except CheckpointError as error:
+                stop.args = (f"{stop}; but {error}",)
+        raise
+
+
+def _check_weights(folder: Path, roster: Roster, hosts: Mapping[str, str]) -> None:
+    """Raises `CheckpointError` for weights that are not on this host."""
+    missing = [
+        f"{stage} (written on {hosts[worker]} as {folder / stage}.safetensors)"
+        for worker, stages in roster.members.items()
+        for stage in stages
+        if not (folder / f"{stage}.safetensors").is_file()
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks the weights of {', '.join(missing)}: each worker writes to its own "
+            "host; copy the files from there, or use a folder that all hosts share"
+        )
+
+
+def _facts(design: Design) -> dict[str, Any]:
+    chosen = design.experiment
+    return {
+        "schedule": str(chosen.schedule.__struct_config__.tag),
+        "seed": chosen.run.seed,
+        "repeatable": is_repeatable(chosen, design.plan),
+        "batch_size": chosen.data.batch_size,
+        "epochs": chosen.run.epochs,
+        "threads": chosen.run.threads,
+        "init": begins_with(chosen) or None,
+        "data": msgspec.to_builtins(design.meta),
+    }

@@ -1,0 +1,317 @@
+"""Train: the coordinator in this process, a worker process a stage on this machine.
+
+`train` is what the command line calls, and what `import asyncdni` offers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike
+
+from asyncdni import config, experiment
+from asyncdni.data import identify, npz
+from asyncdni.data.base import ARRAYS as NAMES
+from asyncdni.data.checks import as_numbers
+from asyncdni.data.derived import Reconstruction
+from asyncdni.data.meta import Array
+from asyncdni.errors import CheckpointError, ConfigError, Interrupted
+from asyncdni.imports import check_may_train
+from asyncdni.launch.conduct import Observer, check_host, conduct
+from asyncdni.launch.local import LocalLauncher, worker_command
+from asyncdni.plan.build import Design, check_targets, make_design
+from asyncdni.report.tensorboard import EventFiles
+from asyncdni.report.traces import merged_at_end
+from asyncdni.store.given import begin_with
+from asyncdni.store.resume import changed_experiment, is_complete
+from asyncdni.store.run import ARRAYS, Result, load_weights, open_run
+from asyncdni.wire.address import holds_sockets, private_folder
+
+__all__ = ["Observer", "conduct", "design_of", "design_of_arrays", "move_arrays", "train"]
+
+# --- arrays --------------------------------------------------------------------------------------
+#
+# Arrays given to `train` in place of a data set: kept in the folder of the run as `data.npz`.
+
+
+def design_of_arrays(
+    chosen: config.Experiment,
+    data: Mapping[str, ArrayLike],
+    arrays: Path,
+    folder: Path,
+    *,
+    allow_import: bool,
+) -> Design:
+    """Check `data` and write it to `arrays`, from where it is to be moved to the folder of the run.
+
+    Raises `ConfigError` for other arrays than x_train, y_train, x_test and y_test, and `DataError`
+    for what can't be trained on; `CheckpointError` where `arrays` can't be written.
+    """
+    given = _given(data)
+    changed = msgspec.structs.replace(chosen, data=_npz(folder.resolve() / ARRAYS, chosen.data))
+    parsed = experiment.parse(experiment.tables(changed))
+    assert isinstance(parsed.data, config.Npz)
+    found = npz.dataset("data", given, parsed.data.targets)
+    found.validate()
+    _save(arrays, given)
+    meta = identify(msgspec.structs.replace(parsed.data, path=str(arrays)))
+    design = make_design(parsed, meta, allow_import=allow_import)
+    to_itself = parsed.data.targets == "inputs"
+    check_targets(design, (Reconstruction(found) if to_itself else found).targets())
+    return design
+
+
+def move_arrays(source: Path, target: Path) -> None:
+    """Raises `CheckpointError`."""
+    try:
+        shutil.move(source, target)
+    except OSError as error:
+        raise CheckpointError(f"can't write {target}: {error.strerror}") from error
+
+
+def _save(path: Path, arrays: Mapping[str, Array]) -> None:
+    try:
+        np.savez(path, allow_pickle=False, **arrays)
+    except OSError as error:
+        raise CheckpointError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def _given(data: Mapping[str, ArrayLike]) -> dict[str, Array]:
+    if not isinstance(data, Mapping):
+        raise ConfigError(
+            f"data is a {type(data).__name__}, expected a dict of the arrays {', '.join(NAMES)}"
+        )
+    if set(data) != set(NAMES):
+        raise ConfigError(f"data has {sorted(map(str, data))}, expected {sorted(NAMES)}")
+    # In C's order, whose rows can be read one by one.
+    return {name: np.ascontiguousarray(as_numbers("data", name, data[name])) for name in NAMES}
+
+
+def _npz(path: Path, like: config.Data) -> config.Npz:
+    """`like` may be of any kind: "labels" of another set say nothing of these."""
+    targets: config.NpzTargets = "auto"
+    if isinstance(like, config.Npz):
+        targets = like.targets
+    elif getattr(like, "targets", "") == "inputs":
+        targets = "inputs"
+    return config.Npz(
+        path=str(path),
+        batch_size=like.batch_size,
+        validation=like.validation,
+        targets=targets,
+    )
+
+
+def train(
+    source: config.Experiment | Mapping[str, Any] | str | Path | None = None,
+    *,
+    schedule: str | None = None,
+    seed: int | None = None,
+    set: Sequence[str] = (),
+    data: Mapping[str, ArrayLike] | None = None,
+    out: str | Path | None = None,
+    init: str | Path | Mapping[str, ArrayLike] | None = None,
+    resume: str | Path | None = None,
+    observers: Sequence[Observer] = (),
+    trace: bool = False,
+    tensorboard: bool = False,
+    allow_import: bool = False,
+) -> Result:
+    """Train a network, one worker process a stage, and return weights, history and summary.
+
+    Args:
+        source: an experiment, its tables, or the path of an experiment file.
+        schedule, seed, set: changes to a file, as on the command line.
+        data: arrays x_train, y_train, x_test, y_test to train on, instead of the experiment's data;
+            kept as DIR/data.npz.
+        out: folder to write the run to, new or empty; None: keep nothing on disk.
+        init: weights to begin with, in place of `run.init`: a path as there, or arrays
+            "STAGE.0.weight" such as `Result.weights`; kept as DIR/init.
+        resume: the folder of a run that goes on, in place of `source`, `data`, `init` and `out`:
+            from its newest whole checkpoint, or newer snapshots. One that is complete is only read.
+        observers: called with every record while the run goes on.
+        trace: write every op, message and wait of all workers to DIR/trace.json (for
+            https://ui.perfetto.dev), and each worker's own to DIR/trace.
+        tensorboard: write event files to DIR/tensorboard; needs the extra of that name, and `out`.
+        allow_import: let workers import the layers that the experiment names as "module:Class".
+
+    A stop (Ctrl-C, SIGTERM, SIGHUP, an observer's exception, in a thread the program's end) lets
+    the current update end and saves all; a second one ends the run at once.
+
+    Raises:
+        AsyncDNIError: one of its classes; whatever ends a run names its place and its cure.
+        KeyboardInterrupt: after a stop, with what is kept; see its cause, `errors.Interrupted`.
+    """
+    check_may_train()
+    if resume is None:
+        chosen = _resolve(source, schedule, seed, [*set, *_init_setting(init)])
+    else:
+        _check_alone(source=source, schedule=schedule, seed=seed, data=data, out=out, init=init)
+        chosen = changed_experiment(Path(resume), set)
+        if is_complete(Path(resume), chosen):
+            return open_run(resume)
+    with _as_scripts_expect(), _awaited_at_exit(), ExitStack() as stack:
+        kept = out if resume is None else resume
+        scratch, sockets = _own_folders(stack, files=kept is None or data is not None)
+        folder = Path(scratch / "run" if kept is None else kept)
+        arrays = scratch / ARRAYS if data is not None else None
+        design = _design(chosen, data, arrays, folder, allow_import)
+        design = design if resume else begin_with(design, _arrays_of(init))
+        launch = _launch(stack, design, folder, arrays)
+        files = _files_besides(stack, design, kept, trace=trace, tensorboard=tensorboard)
+        bind, heard = f"ipc://{sockets / 'coordinator'}", [*observers, *files]
+        ways = {"launch": launch, "trace": trace, "resume": resume is not None}
+        return _conducted(design, bind, folder, keep=kept is not None, observers=heard, **ways)
+
+
+def _files_besides(
+    stack: ExitStack, design: Design, kept: str | Path | None, *, trace: bool, tensorboard: bool
+) -> list[Observer]:
+    """See to the files that were asked for; those of its writers that must hear of records."""
+    if trace and kept is not None:  # merged once the launcher has seen the workers out
+        stack.enter_context(merged_at_end(Path(kept), _workers(design)))
+    return [stack.enter_context(_event_files(kept))] if tensorboard else []
+
+
+def _conducted(design: Design, bind: str, folder: Path, *, keep: bool, **options: Any) -> Result:
+    """The run from its start to its end; for `options` see `conduct`."""
+    try:
+        summary = conduct(design, bind, folder, keep=keep, **options)
+    except Interrupted as stop:
+        if stop.orderly and not keep and stop.summary is not None:
+            stop.result = _result(design, stop.summary, folder, kept=False)
+        raise
+    return _result(design, summary, folder, kept=keep)
+
+
+@contextmanager
+def _awaited_at_exit() -> Iterator[None]:
+    """A program that ends waits for the run that one of its threads is at, and stops."""
+    if threading.current_thread() is threading.main_thread():
+        yield
+        return
+    done = threading.Event()
+    atexit.register(done.wait)
+    try:
+        yield
+    finally:
+        atexit.unregister(done.wait)
+        done.set()
+
+
+@contextmanager
+def _as_scripts_expect() -> Iterator[None]:
+    """After a stop: what `except Exception` lets through, so that loops around a run end too."""
+    try:
+        yield
+    except Interrupted as stop:
+        hint = "; the run so far is in __cause__.result" if stop.result is not None else ""
+        raise KeyboardInterrupt(f"{stop}{hint}") from stop
+
+
+def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Design:
+    """The experiment laid out over its data set. Raises `ConfigError` and `DataError`."""
+    return make_design(chosen, identify(chosen.data), allow_import=allow_import)
+
+
+def _own_folders(stack: ExitStack, *, files: bool) -> tuple[Path, Path]:
+    """For files, where there will be any, and for sockets; one and the same where that can be."""
+    scratch = stack.enter_context(private_folder(sockets=not files))
+    if holds_sockets(scratch):
+        return scratch, scratch
+    return scratch, stack.enter_context(private_folder())
+
+
+def _result(design: Design, summary: dict[str, Any], folder: Path, *, kept: bool) -> Result:
+    weights = load_weights(folder / "final", design.experiment)
+    where = folder.resolve() if kept else None
+    return Result(summary, weights, design.experiment, design.meta, where)
+
+
+def _check_alone(**given: object) -> None:
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise ConfigError(
+            f"resume: a run goes on as it was, in its own folder, so {' and '.join(names)} can't "
+            "be given; for changes that may be made to it use set"
+        )
+
+
+def _init_setting(init: object) -> list[str]:
+    """Digests of other weights, which the source may hold, are not meant."""
+    path = [f"run.init={json.dumps(str(init))}"] if isinstance(init, str | Path) else []
+    return path if init is None else [*path, "run.init_sha256={}"]
+
+
+def _arrays_of(init: object) -> Mapping[str, ArrayLike] | None:
+    return init if isinstance(init, Mapping) else None
+
+
+def _design(
+    chosen: config.Experiment,
+    data: Mapping[str, ArrayLike] | None,
+    arrays: Path | None,
+    folder: Path,
+    allow_import: bool,
+) -> Design:
+    if data is None or arrays is None:
+        return design_of(chosen, allow_import=allow_import)
+    return design_of_arrays(chosen, data, arrays, folder, allow_import=allow_import)
+
+
+def _launch(
+    stack: ExitStack, design: Design, folder: Path, arrays: Path | None
+) -> Callable[[str], LocalLauncher]:
+    """What starts the workers, once the folder is made; `arrays` are to be moved there. Raises
+    `ConfigError` where this machine can't hold them."""
+    check_host(design)
+    run = design.experiment.run
+    launcher = stack.enter_context(LocalLauncher(folder / "logs", run.threads))
+
+    def launch(address: str) -> LocalLauncher:
+        if arrays is not None:
+            move_arrays(arrays, folder / ARRAYS)
+        launcher.start(_worker_commands(design, address))
+        return launcher
+
+    return launch
+
+
+def _workers(design: Design) -> list[str]:
+    return [group.name for group in design.plan.groups]
+
+
+def _worker_commands(design: Design, address: str) -> dict[str, Sequence[str]]:
+    return {
+        name: worker_command(name, address, allow_import=design.allow_import)
+        for name in _workers(design)
+    }
+
+
+def _event_files(folder: str | Path | None) -> EventFiles:
+    if folder is None:
+        raise ConfigError("tensorboard: event files need a run folder to be kept in, give out=DIR")
+    return EventFiles(Path(folder))
+
+
+def _resolve(
+    source: config.Experiment | Mapping[str, Any] | str | Path | None,
+    schedule: str | None,
+    seed: int | None,
+    changes: Sequence[str],
+) -> config.Experiment:
+    if source is None:
+        raise ConfigError("train: expected an experiment, or resume=DIR")
+    if isinstance(source, str | Path):
+        return experiment.load(source, changes, schedule=schedule, seed=seed)
+    tables = experiment.tables(source) if isinstance(source, config.Experiment) else source
+    return experiment.change(tables, changes, schedule=schedule, seed=seed)

@@ -1,0 +1,129 @@
+"""What activation functions share: the shape is kept, and there is nothing to learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
+
+__all__ = ["Elementwise", "Relu", "Sigmoid", "Tanh", "sigmoid"]
+
+
+class Elementwise:
+    """Base of layers y = f(x), element by element, for inputs of any shape."""
+
+    def __init__(self) -> None:
+        self.params: dict[str, Array] = {}
+        self.grads: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
+        self.fresh = True
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def build(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
+    ) -> tuple[int, ...]:
+        self.fresh = True
+        return shape
+
+
+# --- relu ----------------------------------------------------------------------------------------
+#
+# Rectified linear units: y = max(x, 0).
+
+
+class Relu(Elementwise):
+    """y = max(x, 0), of any shape; the slope at 0 is 0."""
+
+    def build(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
+    ) -> tuple[int, ...]:
+        # NumPy's maximum of two arrays is twice as fast as that of an array and a number.
+        self._zeros = np.zeros(shape, dtype)
+        return super().build(shape, dtype, streams)
+
+    def forward(self, x: Array, slot: Slot) -> Array:
+        forwarded(slot)
+        slot["output"] = y = rows(slot, "y", x.shape, x.dtype)
+        return np.maximum(x, self._zeros, out=y)
+
+    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
+        self.fresh = self.fresh and not learn
+        if not send:
+            return None
+        y: Array = slot["output"]
+        passes = np.greater(y, 0, out=rows(slot, "passes", y.shape, np.dtype(bool)))
+        return np.multiply(grad_y, passes, out=gradient(slot, y.shape, y.dtype))
+
+    def evaluate(self, x: Array) -> Array:
+        y: Array = np.maximum(x, self._zeros)
+        return y
+
+
+# --- sigmoid -------------------------------------------------------------------------------------
+#
+# The logistic function.
+
+
+def sigmoid(x: Array, out: Array) -> Array:
+    """1 / (1 + exp(-x)) written into `out`, as (1 + tanh(x/2)) / 2: no exp, so no overflow."""
+    np.multiply(x, 0.5, out=out)
+    np.tanh(out, out=out)
+    out += 1
+    out *= 0.5
+    return out
+
+
+class Sigmoid(Elementwise):
+    """y = 1 / (1 + exp(-x)), of any shape; y' = y (1 - y)."""
+
+    def forward(self, x: Array, slot: Slot) -> Array:
+        forwarded(slot)
+        slot["output"] = y = rows(slot, "y", x.shape, x.dtype)
+        return sigmoid(x, y)
+
+    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
+        self.fresh = self.fresh and not learn
+        if not send:
+            return None
+        y: Array = slot["output"]
+        grad_x = gradient(slot, y.shape, y.dtype)
+        np.subtract(1, y, out=grad_x)
+        grad_x *= y
+        grad_x *= grad_y
+        return grad_x
+
+    def evaluate(self, x: Array) -> Array:
+        return sigmoid(x, np.empty_like(x))
+
+
+# --- tanh ----------------------------------------------------------------------------------------
+#
+# The hyperbolic tangent.
+
+
+class Tanh(Elementwise):
+    """y = tanh(x), of any shape; y' = 1 - y^2."""
+
+    def forward(self, x: Array, slot: Slot) -> Array:
+        forwarded(slot)
+        slot["output"] = y = rows(slot, "y", x.shape, x.dtype)
+        return np.tanh(x, out=y)
+
+    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
+        self.fresh = self.fresh and not learn
+        if not send:
+            return None
+        y: Array = slot["output"]
+        grad_x = gradient(slot, y.shape, y.dtype)
+        np.multiply(y, y, out=grad_x)
+        np.subtract(1, grad_x, out=grad_x)
+        grad_x *= grad_y
+        return grad_x
+
+    def evaluate(self, x: Array) -> Array:
+        y: Array = np.tanh(x)
+        return y

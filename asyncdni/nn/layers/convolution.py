@@ -1,0 +1,203 @@
+"""Two-dimensional convolution (correlation, as all frameworks name it) of feature maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from asyncdni.errors import ConfigError
+from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
+from asyncdni.nn.initialisers import make_initialiser
+from asyncdni.nn.layers import correlation, im2col
+from asyncdni.nn.layers.windows import Geometry, Pair, Windows, pair, planes
+
+__all__ = ["Conv2d"]
+
+#: Up to so many lowering whole windows is faster; at 8 both ways cost the same.
+FEW_CHANNELS = 4
+
+
+class Conv2d:
+    """y = w * x + b for x (B, C, H, W): weight (O, C, kh, kw), bias (O,), as torch.nn.Conv2d.
+
+    Outside, arrays are as PyTorch has them, (samples, channels, height, width) in C order; inside,
+    a few samples at a time are turned to channels last, which is how the products run fastest (see
+    `correlation`; images of few channels are left as they are, see `im2col`). Of a batch, only x
+    and y are kept.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        bias: bool = True,
+        init: str = "he_normal",
+    ) -> None:
+        """`channels` is O. `kernel`, `stride` and `padding` are one number for both axes or
+        [vertical, horizontal]; padding "valid" is 0, and "same" keeps height and width (of an even
+        kernel's border the odd one goes after, as in PyTorch). `init` names the start of the
+        weight, of fan-in C kh kw (see `initialisers`); the bias starts at 0."""
+        if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+            raise ConfigError(f"channels {channels!r}: expected a positive whole number")
+        if not isinstance(bias, bool):
+            raise ConfigError(f"bias {bias!r}: expected true or false")
+        self.channels = channels
+        self.windows = _windows(kernel, stride, padding)
+        self.bias = bias
+        self.params: dict[str, Array] = {}
+        self.grads: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
+        self.fresh = True
+        self._initialise = make_initialiser(init)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        _, height, width = planes(shape, where="a conv2d layer")
+        return (self.channels, *self.windows.counts((height, width), where="a conv2d layer"))
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        return self.channels * shape[0] * math.prod(self.windows.kernel)
+
+    def build(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
+    ) -> tuple[int, ...]:
+        output = self.output_shape(shape)
+        weight = np.empty((self.channels, shape[0], *self.windows.kernel), dtype)
+        self._initialise(weight.reshape(self.channels, -1), streams("init"))
+        self.params = {"weight": weight}
+        if self.bias:
+            self.params["bias"] = np.zeros(self.channels, dtype)
+        self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
+        self.fresh = True
+        geometry = Geometry(
+            channels=shape[0],
+            size=(shape[1], shape[2]),
+            filters=self.channels,
+            outputs=(output[1], output[2]),
+            kernel=self.windows.kernel,
+            stride=self.windows.stride,
+            corner=self.windows.before,
+        )
+        self._forward = _make_correlation(geometry)
+        self._kernel_gradient = _make_gradient(geometry)
+        self._phases = list(_phases(geometry))
+        return output
+
+    def forward(self, x: Array, slot: Slot) -> Array:
+        """(B, C, H, W) to (B, O, Ho, Wo). Keeps a reference to x, which must stay as it is until
+        the backward."""
+        slot["x"] = x
+        forwarded(slot)
+        return self._apply(x, rows(slot, "y", self._y_shape(x), x.dtype))
+
+    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
+        x: Array = slot["x"]
+        if learn:
+            self._learn(grad_y, x)
+        if not send:
+            return None
+        return self._pull(grad_y, gradient(slot, x.shape, x.dtype))
+
+    def evaluate(self, x: Array) -> Array:
+        return self._apply(x, np.empty(self._y_shape(x), x.dtype))
+
+    def _y_shape(self, x: Array) -> tuple[int, ...]:
+        return (len(x), *self.output_shape(x.shape[1:]))
+
+    def _apply(self, x: Array, y: Array) -> Array:
+        kernel = np.ascontiguousarray(self.params["weight"].transpose(2, 3, 1, 0))
+        return self._forward.apply(x, kernel, self.params.get("bias"), y)
+
+    def _learn(self, grad_y: Array, x: Array) -> None:
+        weight, bias = self._kernel_gradient.apply(x, grad_y)
+        found = {"weight": weight.transpose(3, 2, 0, 1), "bias": bias}
+        for name, grad in self.grads.items():
+            if self.fresh:
+                grad[...] = found[name]
+            else:
+                grad += found[name]
+        self.fresh = False
+
+    def _pull(self, grad_y: Array, grad_x: Array) -> Array:
+        weight = self.params["weight"]
+        for phase in self._phases:
+            phase.pull(grad_y, weight, grad_x)
+        return grad_x
+
+
+class _Phase:
+    """Every sh-th row and sw-th column of the gradient of x: they see the same part of the kernel,
+    turned around, at stride 1. With a stride of 1 there is one phase, the whole."""
+
+    def __init__(self, geometry: Geometry, first: Pair) -> None:
+        g = geometry
+        self._places = slice(first[0], None, g.stride[0]), slice(first[1], None, g.stride[1])
+        taps, size, corner = [], [], []
+        for axis in (0, 1):
+            # x[first + u stride] is under kernel element start + m stride of output u + ahead - m
+            at, stride = first[axis] + g.corner[axis], g.stride[axis]
+            start, ahead = at % stride, at // stride
+            count = len(range(start, g.kernel[axis], stride))
+            taps.append(range(start, g.kernel[axis], stride)[::-1])
+            size.append(len(range(first[axis], g.size[axis], stride)))
+            corner.append(count - 1 - ahead)
+        self._down, self._across = list(taps[0]), list(taps[1])
+        turned = Geometry(
+            channels=g.filters,
+            size=g.outputs,
+            filters=g.channels,
+            outputs=(size[0], size[1]),
+            kernel=(len(taps[0]), len(taps[1])),
+            corner=(corner[0], corner[1]),
+        )
+        self._correlation = _make_correlation(turned)
+
+    def pull(self, grad_y: Array, weight: Array, grad_x: Array) -> None:
+        down, across = self._places
+        out = grad_x[:, :, down, across]
+        if not (self._down and self._across):
+            out.fill(0)  # a stride above the kernel: no window sees these
+            return
+        kernel = weight[:, :, self._down][..., self._across].transpose(2, 3, 0, 1)
+        self._correlation.apply(grad_y, np.ascontiguousarray(kernel), None, out)
+
+
+def _make_correlation(geometry: Geometry) -> correlation.Correlation | im2col.Correlation:
+    few = geometry.channels <= FEW_CHANNELS
+    return im2col.Correlation(geometry) if few else correlation.Correlation(geometry)
+
+
+def _make_gradient(geometry: Geometry) -> correlation.KernelGradient | im2col.KernelGradient:
+    few = geometry.channels <= FEW_CHANNELS
+    return im2col.KernelGradient(geometry) if few else correlation.KernelGradient(geometry)
+
+
+def _phases(geometry: Geometry) -> Iterator[_Phase]:
+    for down in range(min(geometry.stride[0], geometry.size[0])):
+        for across in range(min(geometry.stride[1], geometry.size[1])):
+            yield _Phase(geometry, (down, across))
+
+
+def _windows(
+    kernel: int | Sequence[int], stride: int | Sequence[int], padding: int | Sequence[int] | str
+) -> Windows:
+    size, step = pair("kernel", kernel, least=1), pair("stride", stride, least=1)
+    if padding == "same":
+        if step != (1, 1):
+            raise ConfigError(f'padding "same" goes with a stride of 1, not {stride!r}')
+        before = (size[0] - 1) // 2, (size[1] - 1) // 2
+        after = size[0] // 2, size[1] // 2
+        return Windows(size, step, before, after)
+    if isinstance(padding, str) and padding != "valid":
+        raise ConfigError(
+            f'padding {padding!r}: expected "same", "valid", a whole number of at least 0, or two '
+            "as [vertical, horizontal]"
+        )
+    border = (0, 0) if padding == "valid" else pair("padding", padding, least=0)
+    return Windows(size, step, border, border)

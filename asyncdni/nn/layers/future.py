@@ -1,0 +1,497 @@
+"""The gradient of all loss after a window with respect to the state at its end, predicted.
+
+A linear map of the state, zero at the start, that may also see the coming targets while training
+(labels). Targets of recurrent synthetic gradients: Jaderberg et al. 2017 (arXiv 1608.05343,
+section 2.1); λ-returns of them: Pemberton and Costa 2024 (BP(λ), arXiv 2401.07044). Targets
+divided by their running root mean square, labels and normalised least mean squares are as in this
+package's feed-forward generators.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite, sqrt
+from typing import Any, Protocol
+
+import numpy as np
+
+from asyncdni.errors import ConfigError, DataError
+from asyncdni.nn.base import Array, Slot, rows
+from asyncdni.nn.optimizers import Adam, norm
+
+__all__ = [
+    "Aside",
+    "Auxiliary",
+    "Future",
+    "NextWindow",
+    "Predict",
+    "Push",
+    "Returns",
+    "Sweep",
+    "Window",
+    "coming",
+    "flags",
+    "make_future",
+]
+
+# --- returns -------------------------------------------------------------------------------------
+#
+# Targets of the generator at a window's end: from the next window, or swept back over many.
+#
+# The gradient G of all loss after window k, with respect to the state s at its end, is
+#
+#     G(k) = ∂(loss of window k + 1)/∂s(k) + J' [(1 - λ) ĝ(k + 1) + λ G(k + 1)],   J = ∂s(k+1)/∂s(k)
+#
+# and 0 at a sequence's end. λ = 0 needs no more than the next window's own backward; λ = 1 is the
+# true gradient. States are those of the forwards, weights today's.
+
+#: (inputs (B, I), last (B,), out (B, S)) -> the generator's prediction of today.
+Predict = Callable[[Array, Array, Array], Array]
+#: (arrays kept of a window, gradient of the state at its end) -> that at its start, both (B, S).
+Push = Callable[[Mapping[str, Array], Array], Array]
+#: (inputs (B, I) at a window's end, prediction (B, S) at the next one's, whether sequences go on
+#: from one to the other (B,)) -> gradient of the state (B, S) that joins the target.
+Aside = Callable[[Array, Array, Array], Array]
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window after its backward."""
+
+    number: int  # consecutive windows have consecutive numbers
+    inputs: Array  # (B, I): what the generator sees at its end
+    first: Array  # (B,) bool: it begins a sequence
+    last: Array  # (B,) bool: it ends one
+    start: Array  # (B, S): the gradient of the state at its start, future predicted
+    predicted: Array  # (B, S): that future, of the state at its end
+    kept: Mapping[str, Array]  # for `Push`
+
+
+class Returns(Protocol):
+    """What is kept of windows until the targets of their ends are known."""
+
+    def start(
+        self,
+        streams: int,
+        inputs: int,
+        state: int,
+        kept: Mapping[str, tuple[int, ...]],
+        dtype: np.dtype[Any],
+    ) -> dict[str, Array]:
+        """Allocates it, empty, for inputs (B, inputs) and states (B, state); returns it, to be
+        restored by writing into the arrays."""
+
+    def observe(
+        self, window: Window, predict: Predict, push: Push, aside: Aside | None
+    ) -> Iterable[tuple[Array, Array]]:
+        """Windows come in order. Gives inputs (B, I) with their targets (B, S)."""
+
+
+class NextWindow:
+    """λ = 0: a window's target is what the next window's backward arrives at."""
+
+    def start(
+        self,
+        streams: int,
+        inputs: int,
+        state: int,
+        kept: Mapping[str, tuple[int, ...]],
+        dtype: np.dtype[Any],
+    ) -> dict[str, Array]:
+        self._inputs = np.zeros((streams, inputs), dtype)
+        self._last = np.zeros(streams, np.bool_)
+        self._number = np.array(-1, np.int64)  # of the window that waits; -1: none
+        return {"inputs": self._inputs, "last": self._last, "number": self._number}
+
+    def observe(
+        self, window: Window, predict: Predict, push: Push, aside: Aside | None
+    ) -> Iterable[tuple[Array, Array]]:
+        if self._number >= 0 and window.number == self._number + 1:
+            goes_on = ~(self._last | window.first)
+            target = window.start.copy()
+            if aside is not None:
+                target += aside(self._inputs, window.predicted, goes_on)
+            target[~goes_on] = 0
+            yield self._inputs, target
+        self._inputs[...] = window.inputs
+        self._last[...] = window.last
+        self._number[...] = window.number
+
+
+class Sweep:
+    """λ above 0: windows are kept, and swept back over when all sequences end or `windows` of
+    them are there. In the latter case the newest begins the next sweep."""
+
+    def __init__(self, lambda_: float, windows: int) -> None:
+        self._lambda = lambda_
+        self._windows = windows
+
+    def start(
+        self,
+        streams: int,
+        inputs: int,
+        state: int,
+        kept: Mapping[str, tuple[int, ...]],
+        dtype: np.dtype[Any],
+    ) -> dict[str, Array]:
+        self._kept = {
+            name: np.zeros((self._windows, *shape), dtype) for name, shape in kept.items()
+        }
+        self._inputs = np.zeros((self._windows, streams, inputs), dtype)
+        self._first, self._last = np.zeros((2, self._windows, streams), np.bool_)
+        self._state = state
+        self._count = np.array(0, np.int64)
+        self._number = np.array(-1, np.int64)  # of the newest
+        whole = {"inputs": self._inputs, "first": self._first, "last": self._last}
+        return {**self._kept, **whole, "count": self._count, "number": self._number}
+
+    def observe(
+        self, window: Window, predict: Predict, push: Push, aside: Aside | None
+    ) -> Iterable[tuple[Array, Array]]:
+        if window.number != self._number + 1:
+            self._count[...] = 0
+        self._number[...] = window.number
+        self._put(int(self._count), window)
+        self._count += 1
+        ended = bool(window.last.all())
+        if ended or self._count == self._windows:
+            yield from self._sweep(ended, predict, push, aside)
+            self._restart(ended)
+
+    def _put(self, place: int, window: Window) -> None:
+        self._inputs[place] = window.inputs
+        self._first[place] = window.first
+        self._last[place] = window.last
+        for name, array in self._kept.items():
+            given = window.kept[name]
+            if given.shape != array.shape[1:]:
+                raise DataError(
+                    f"a recurrent layer whose future has lambda above 0 was given a window of "
+                    f"another length: its {name} are {given.shape}, expected {array.shape[1:]}; "
+                    "make all windows equally long, or set lambda = 0"
+                )
+            array[place] = given
+
+    def _sweep(
+        self, ended: bool, predict: Predict, push: Push, aside: Aside | None
+    ) -> Iterable[tuple[Array, Array]]:
+        """From the newest window to the oldest, but that each window is predicted before the
+        fit: a target must not know the step that it causes."""
+        newest = int(self._count) - 1
+        guess = self._guess(newest, predict)
+        after = guess  # zero where a sequence ends
+        if ended:
+            yield self._inputs[newest], after
+        for k in range(newest, 0, -1):
+            end = (1 - self._lambda) * guess + self._lambda * after
+            end[self._last[k]] = 0
+            goes_on = ~(self._last[k - 1] | self._first[k])
+            after = push({name: array[k] for name, array in self._kept.items()}, end).copy()
+            if aside is not None:
+                after += aside(self._inputs[k - 1], guess, goes_on)
+            after[~goes_on] = 0
+            guess = self._guess(k - 1, predict)
+            yield self._inputs[k - 1], after
+
+    def _guess(self, place: int, predict: Predict) -> Array:
+        inputs = self._inputs[place]
+        out = np.empty((len(inputs), self._state), inputs.dtype)
+        return predict(inputs, self._last[place], out)
+
+    def _restart(self, ended: bool) -> None:
+        if ended:
+            self._count[...] = 0
+            return
+        newest = int(self._count) - 1
+        for array in (*self._kept.values(), self._inputs, self._first, self._last):
+            array[0] = array[newest]
+        self._count[...] = 1
+
+
+# --- auxiliary -----------------------------------------------------------------------------------
+#
+# The auxiliary task of recurrent synthetic gradients: foretell the next window's prediction.
+#
+# From the state s(k) at a window's end a linear map A guesses what the generator will say at the
+# end of the next one, ĝ(k + 1). The error is a loss of its own, w |A s(k) - ĝ(k + 1)|^2 / 2 in
+# units of the targets' root mean square, and asks the state to keep what matters more than one
+# window ahead. It is known one window late, so its gradient with respect to s(k) joins the target
+# of the generator at s(k), and reaches the layer through the generator as all loss of the future
+# does.
+#
+# Source of the task: Jaderberg et al. 2017 (arXiv 1608.05343), section 3.2 (DNI + Aux), which
+# pushes the error back at once instead.
+
+
+class Auxiliary:
+    """ "weight" A (S, S + 1), zero at the start; its Adam's moments are in `buffers` beside it."""
+
+    def __init__(self, weight: float, learning_rate: float) -> None:
+        """`weight` w of the task in the loss; `learning_rate` of A's own Adam."""
+        self.weight = weight
+        self.learning_rate = learning_rate
+        self.buffers: dict[str, Array] = {}
+
+    def build(self, state: int, dtype: np.dtype[Any]) -> None:
+        """For states (B, state)."""
+        self._map = np.zeros((state, state + 1), dtype)
+        self._optimizer = Adam()
+        self._optimizer.start(self._map.reshape(-1))
+        self.buffers = {"weight": self._map, **self._optimizer.state}
+
+    def gradient(self, state: Array, foretold: Array, goes_on: Array, rate_scale: float) -> Array:
+        """∂(its loss)/∂state (B, S), zero where the sequence does not go on (goes_on (B,) bool);
+        then one step of A. `foretold` ĝ(k + 1) (B, S) is in units of the targets' RMS."""
+        ones = np.ones((len(state), 1), state.dtype)
+        inputs = np.concatenate((state, ones), axis=1)
+        error = inputs @ self._map.T - foretold
+        error[~goes_on] = 0
+        grad: Array = error @ self._map[:, :-1]
+        grad *= self.weight
+        change = error.T @ inputs
+        change /= len(state)
+        if np.isfinite(change).all():
+            rate = self.learning_rate * rate_scale
+            self._optimizer.step(self._map.reshape(-1), change.reshape(-1), rate)
+        return grad
+
+
+# --- context -------------------------------------------------------------------------------------
+#
+# What travels with a window of a stream: where sequences begin and end, and what is coming.
+#
+# The caller puts it into the slot before the forward, under "context": "first" (B,) bool, the
+# window begins a new sequence of that stream; "last" (B,) bool, it ends one; "coming" (B, …), the
+# targets after the window's end, which only generators see. "batch" (int) is the window's id. All
+# may be left out: then windows follow each other without end.
+
+
+def flags(slot: Slot, name: str, streams: int) -> Array:
+    """`name` ("first" or "last") of each stream, (B,) bool; a copy. All False where it is absent.
+
+    Raises `DataError` for another shape."""
+    given = slot.get("context", {}).get(name)
+    if given is None:
+        return np.zeros(streams, np.bool_)
+    found = np.array(given, np.bool_)
+    if found.shape != (streams,):
+        raise DataError(
+            f"context {name!r} has shape {found.shape}, expected ({streams},): one flag a stream"
+        )
+    return found
+
+
+def coming(slot: Slot, streams: int, width: int) -> Array:
+    """The targets after the window's end, (B, width), as they were given.
+
+    Raises `DataError` where they are missing or of another size."""
+    given = slot.get("context", {}).get("coming")
+    if given is None:
+        raise DataError(
+            f"a recurrent layer's future sees {width} coming targets, but the data has none: "
+            "choose data with 'coming' in its context, or set labels = 0"
+        )
+    found = np.asarray(given).reshape(len(given), -1)
+    if found.shape != (streams, width):
+        raise DataError(
+            f"context 'coming' has shape {np.shape(given)}: expected {streams} streams of {width} "
+            "numbers each, as the future's labels say"
+        )
+    return found
+
+
+#: Of the running mean square of the targets: it remembers some hundred fits.
+DECAY = 0.99
+#: Mean square of an input below which normalised least mean squares hardly moves the map.
+RIDGE = 1e-6
+#: Of the auxiliary map's Adam.
+AUXILIARY_RATE = 1e-3
+
+
+class Future:
+    """ĝ = W [state, coming targets, 1] for a state (B, S): "future.weight" (S, S + labels + 1).
+
+    All of its arrays are in `buffers`: they are no parameters of the layer, whose optimizer would
+    move them. A fit whose target is not finite is left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        labels: int = 0,
+        lambda_: float = 0.0,
+        windows: int = 64,
+        scale: float = 1.0,
+        cell: bool = True,
+        optimizer: str = "adam",
+        learning_rate: float = 1e-3,
+        scale_targets: bool = True,
+        auxiliary: float = 0.0,
+    ) -> None:
+        """Args (`lambda_` may be written `lambda` in a file):
+        labels: how many numbers of the context's "coming" it sees; 0: the state alone.
+        lambda_: 0, the target is the gradient at the start of the next window, whose own future
+            is predicted (bootstrap); 1, the gradient swept back from the sequence's end; between,
+            λ-returns.
+        windows: how many are kept for the sweep at most, where lambda_ is above 0; a longer
+            sequence is swept in pieces, each with a prediction at its end.
+        scale: what the layer multiplies predictions by in its own update.
+        cell: whether the layer's own update uses the gradient of the cell (LSTM) too.
+        optimizer: "adam", or "nlms", normalised least mean squares.
+        learning_rate: of Adam, or the share of its error that nlms removes (stable below 2).
+        scale_targets: divide targets by their running root mean square (adam).
+        auxiliary: weight of the auxiliary task (see `auxiliary`), which has an Adam of its own.
+        """
+        _check(labels=(labels, 0), windows=(windows, 2))
+        _check_number("lambda", lambda_, 0, 1)
+        _check_number("scale", scale, 0, float("inf"))
+        _check_number("learning_rate", learning_rate, 0, float("inf"))
+        _check_number("auxiliary", auxiliary, 0, float("inf"))
+        if optimizer not in ("adam", "nlms"):
+            raise ConfigError(f"optimizer {optimizer!r}: expected adam or nlms")
+        for name, value in (("cell", cell), ("scale_targets", scale_targets)):
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} {value!r}: expected true or false")
+        self.labels = labels
+        self.lambda_ = float(lambda_)
+        self.windows = windows
+        self.scale = float(scale)
+        self.cell = cell
+        self.learning_rate = float(learning_rate)
+        self.scale_targets = scale_targets and optimizer == "adam"
+        self.bootstrapped = self.lambda_ == 0
+        self.buffers: dict[str, Array] = {}
+        self._adam = optimizer == "adam"
+        self._auxiliary = Auxiliary(float(auxiliary), AUXILIARY_RATE) if auxiliary else None
+
+    @property
+    def trusts_all(self) -> bool:
+        """The layer's update uses predictions as they are."""
+        return self.scale == 1 and self.cell
+
+    def build(self, state: int, units: int, dtype: np.dtype[Any]) -> None:
+        """For a state (B, state) whose first `units` columns are the output."""
+        self._state, self._units, self._dtype = state, units, dtype
+        self._inputs = state + self.labels + 1
+        self._map, self._change = np.zeros((2, state, self._inputs), dtype)
+        self._square = np.zeros(2)  # decayed sums of the targets' mean squares, and of ones
+        self.buffers = {"future.weight": self._map, "future.target_square": self._square}
+        self._optimizer = Adam()
+        if self._adam:
+            self._optimizer.start(self._map.reshape(-1))
+            moments = self._optimizer.state.items()
+            self.buffers.update({f"future.{name}": moment for name, moment in moments})
+        if self._auxiliary is not None:
+            self._auxiliary.build(state, self._dtype)
+            beside = self._auxiliary.buffers.items()
+            self.buffers.update({f"future.auxiliary.{name}": array for name, array in beside})
+        self._scratch: Slot = {}
+        self._returns: Returns = NextWindow()
+
+    def start(self, streams: int, kept: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+        """Makes what is kept of windows until their target is known; `kept` gives the shapes of
+        what the sweep needs of each. Returns it for checkpoints."""
+        self._returns = NextWindow() if self.bootstrapped else Sweep(self.lambda_, self.windows)
+        made = self._returns.start(streams, self._inputs, self._state, kept, self._dtype)
+        return {f"carried.{name}": array for name, array in made.items()}
+
+    # --- predictions -----------------------------------------------------------------------------
+
+    def see(self, state: Array, slot: Slot) -> None:
+        """Keeps in the slot what the prediction and its fit see of the window's end, (B, I)."""
+        seen = slot["seen"] = rows(slot, "seen_rows", (len(state), self._inputs), self._dtype)
+        seen[:, : self._state] = state
+        if self.labels:
+            seen[:, self._state : -1] = coming(slot, len(state), self.labels)
+        seen[:, -1] = 1
+
+    def predict(self, slot: Slot) -> Array:
+        """The gradient of the state at the window's end, (B, S); zero where a sequence ends."""
+        out = rows(slot, "prediction", (len(slot["seen"]), self._state), self._dtype)
+        return self.predicted(slot["seen"], slot["last"], out)
+
+    def predicted(self, inputs: Array, last: Array, out: Array) -> Array:
+        """As `predict`, for inputs (B, I) and last (B,) bool, written into `out` (B, S)."""
+        np.matmul(inputs, self._map.T, out=out)
+        out *= self._rms()
+        out[last] = 0
+        return out
+
+    def trusted(self, predicted: Array) -> Array:
+        """What the layer's own update uses of a prediction (B, S)."""
+        if self.trusts_all:
+            return predicted
+        used = rows(self._scratch, "used", predicted.shape, self._dtype)
+        np.multiply(predicted, self.scale, out=used)
+        if not self.cell:
+            used[:, self._units :] = 0
+        return used
+
+    # --- learning --------------------------------------------------------------------------------
+
+    def observe(self, window: Window, push: Push, rate_scale: float) -> None:
+        """The window's backward is done: fits to all targets that are known now."""
+        aside = None if self._auxiliary is None else partial(self._aside, rate_scale)
+        for inputs, target in self._returns.observe(window, self.predicted, push, aside):
+            self.fit(inputs, target, rate_scale)
+
+    def _aside(self, rate_scale: float, inputs: Array, predicted: Array, goes_on: Array) -> Array:
+        """What the auxiliary task adds to a target (B, S)."""
+        assert self._auxiliary is not None
+        rms = self._rms()
+        state = inputs[:, : self._state]
+        grad = self._auxiliary.gradient(state, predicted / rms, goes_on, rate_scale)
+        grad *= rms
+        return grad
+
+    def fit(self, inputs: Array, target: Array, rate_scale: float) -> None:
+        """One step towards targets (B, S) for inputs (B, I)."""
+        square = norm(target) ** 2 / target.size
+        if not isfinite(square) or not np.isfinite(inputs).all():
+            return
+        if self.scale_targets:
+            self._square *= DECAY
+            self._square += (1 - DECAY) * square, 1 - DECAY
+        error = rows(self._scratch, "error", target.shape, self._dtype)
+        np.multiply(target, -1 / self._rms(), out=error)
+        error += np.matmul(inputs, self._map.T)
+        np.matmul(error.T, inputs, out=self._change)
+        if self._adam:
+            self._change /= len(inputs)
+            rate = self.learning_rate * rate_scale
+            self._optimizer.step(self._map.reshape(-1), self._change.reshape(-1), rate)
+        else:
+            energy = norm(inputs) ** 2 + RIDGE * inputs.size
+            self._change *= self.learning_rate * rate_scale / energy
+            self._map -= self._change
+
+    def _rms(self) -> float:
+        """The running root mean square of the targets, 1 before the first."""
+        total, weight = self._square.tolist()
+        return sqrt(total / weight) if total > 0 else 1.0
+
+
+def make_future(options: Mapping[str, Any]) -> Future:
+    """From a table of options, where `lambda_` is written `lambda`. Raises `ConfigError`."""
+    known = [name.removesuffix("_") for name in inspect.signature(Future).parameters]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"future has no option {unknown[0]!r}: its options are {', '.join(known)}"
+        )
+    return Future(**{"lambda_" if name == "lambda" else name: options[name] for name in options})
+
+
+def _check(**wholes: tuple[object, int]) -> None:
+    for name, (value, least) in wholes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"{name} {value!r}: expected a whole number of at least {least}")
+
+
+def _check_number(name: str, value: object, least: float, most: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not least <= value <= most:  # type: ignore[operator]
+        raise ConfigError(f"{name} {value!r}: expected a number from {least} to {most}")

@@ -1,1 +1,0 @@
-"""Recurrent layers: windows of a stream, state carried between them, futures predicted."""

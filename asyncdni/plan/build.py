@@ -1,0 +1,335 @@
+"""From an experiment to the parts that run it: design, logic, stage and data of each worker.
+
+Coordinator and workers call the same functions on the same experiment, so that a worker needs no
+more than the experiment's tables and the shapes of the data to find its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from asyncdni import config, experiment
+from asyncdni.core.counts import Counts
+from asyncdni.core.members import Roster
+from asyncdni.core.worker import Worker
+from asyncdni.data import checksums, open_batches
+from asyncdni.data.base import Source
+from asyncdni.data.meta import Meta, other_parts
+from asyncdni.errors import DataError
+from asyncdni.messages import DATA
+from asyncdni.network import Network, Node, make_network
+from asyncdni.nn.generators import MAP_GENERATORS, make_generator
+from asyncdni.nn.generators.base import Generator
+from asyncdni.nn.generators.error import LocalHead
+from asyncdni.nn.input_model import InputModel
+from asyncdni.nn.losses import make_loss
+from asyncdni.nn.streams import layer_streams
+from asyncdni.plan.conditions import check_conditions, neighbours
+from asyncdni.plan.plan import (
+    Group,
+    Plan,
+    cut_every_s,
+    make_plan,
+    own_schedule,
+    shared_with,
+    snapshot_every_s,
+)
+from asyncdni.plan.rules import check_rules, goes_on, late_gradients
+from asyncdni.plan.rules import make_worker as _make_worker
+from asyncdni.plan.sizes import check_messages
+from asyncdni.schedules.base import Groups
+from asyncdni.stages.numpy.block import Block, Pace
+from asyncdni.stages.numpy.exit import AGREEMENT_EVERY
+from asyncdni.stages.numpy.stage import NumpyStage, Sharing
+
+__all__ = [
+    "Design",
+    "check_targets",
+    "find_exits",
+    "find_shares",
+    "make_design",
+    "make_exit_generator",
+    "make_input_models",
+    "make_roster",
+    "make_source",
+    "make_stage",
+    "make_whole_stage",
+    "make_worker",
+]
+
+# --- models --------------------------------------------------------------------------------------
+#
+# The models that stand in for what has not come: generators, local heads, input models.
+#
+# All are built from the experiment's seed and the name of a declared stage, so that they are the
+# same in every process and under every split.
+
+
+def make_exit_generator(
+    schedule: config.Schedule, network: Network, group: Group, run: config.Run
+) -> Generator | None:
+    """What gives the group's exit a gradient at once; None where it waits, or has no consumers."""
+    if group.exit is None:
+        return None
+    node = network.node(group.exit)
+    row = network.row_shape(node.output_shape)
+    loss, outputs = network.target_of(node)
+    build = partial(
+        _build,
+        width=_size(row),
+        outputs=outputs,
+        loss=loss,
+        dtype=np.dtype(run.dtype),
+        streams=layer_streams(run.seed, f"{node.name}.generator"),
+    )
+    match schedule:
+        case config.LocalLoss(head=head):
+            return build(LocalHead(hidden=head.hidden, learning_rate=head.learning_rate))
+        case config.Synthetic(generator=options) if schedule.mix < 1:
+            kind, values = str(options.__struct_config__.tag), msgspec.structs.asdict(options)
+            if len(row) == 3 and kind in MAP_GENERATORS:
+                return build(MAP_GENERATORS[kind](**values), shape=row)
+            values.pop("cells", None)  # of feature maps
+            return build(make_generator(kind, **values))
+    return None
+
+
+def _build(generator: Generator, **options: Any) -> Generator:
+    generator.build(**options)
+    return generator
+
+
+def make_input_models(
+    schedule: config.Schedule, network: Network, group: Group, meta: Meta, run: config.Run
+) -> dict[str, InputModel]:
+    """By declared producer in another group; none where inputs are waited for."""
+    if not (group.synthetic_inputs and isinstance(schedule, config.Synthetic)):
+        return {}
+    members = {node.name for node in group.members}
+    found: dict[str, InputModel] = {}
+    for node in group.members:
+        for name in node.inputs:
+            if name != DATA and name not in members and name not in found:
+                found[name] = _input_model(schedule.input_model, network, node, name, meta, run)
+    return found
+
+
+def _input_model(
+    options: config.InputModel,
+    network: Network,
+    reader: Node,
+    producer: str,
+    meta: Meta,
+    run: config.Run,
+) -> InputModel:
+    loss, outputs = network.target_of(reader)
+    model = InputModel(
+        hidden=options.hidden, labels=options.labels, learning_rate=options.learning_rate
+    )
+    model.build(
+        inputs=_size(meta.input_shape),
+        outputs=outputs,
+        width=_size(network.node(producer).output_shape),
+        loss=loss,
+        dtype=np.dtype(run.dtype),
+        streams=layer_streams(run.seed, f"{reader.name}.input.{producer}"),
+    )
+    return model
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape))
+
+
+@dataclass(frozen=True)
+class Design:
+    """An experiment, checked and laid out."""
+
+    experiment: config.Experiment
+    meta: Meta
+    network: Network
+    plan: Plan
+    allow_import: bool = False
+    #: Weights that stages begin with in place of the seed's, "0.weight" by stage: see `given`.
+    init: Mapping[str, Mapping[str, NDArray[Any]]] | None = None
+
+
+def make_design(
+    tables: Mapping[str, Any] | config.Experiment, meta: Meta, *, allow_import: bool = False
+) -> Design:
+    """Raises `ConfigError` for anything that does not fit together."""
+    parsed = tables if isinstance(tables, config.Experiment) else experiment.parse(tables)
+    network = make_network(parsed, meta, allow_import=allow_import)
+    plan = make_plan(parsed, network, meta)
+    check_conditions(parsed, plan)
+    check_rules(parsed, plan)
+    check_messages(parsed, network, plan, meta, allow_import=allow_import)
+    for every in (cut_every_s, snapshot_every_s):
+        every(parsed.checkpoint)
+    return Design(parsed, meta, network, plan, allow_import)
+
+
+def make_worker(design: Design, group: Group, counts: Counts | None = None) -> Worker:
+    """The logic of the worker of `group` for one round; `counts` go on from earlier ones."""
+    return _make_worker(design.experiment, design.plan, group, counts)
+
+
+def make_stage(design: Design, group: Group) -> NumpyStage:
+    """Build layers, optimizers and generator of one worker, from the experiment's seed, and from
+    the weights that the design begins with."""
+    stage = _seeded_stage(design, group)
+    if design.init is not None:
+        own = stage.state()
+        stage.load({name: design.init.get(name, arrays) for name, arrays in own.items()})
+    return stage
+
+
+def _seeded_stage(design: Design, group: Group) -> NumpyStage:
+    run, plan = design.experiment.run, design.plan
+    by_name = {stage.name: stage for stage in design.experiment.stages}
+    schedule = own_schedule(design.experiment, group)
+    delayed = late_gradients(design.experiment, plan, group)
+    total = run.epochs * plan.updates_per_epoch
+    pace = Pace(plan.updates_per_epoch, total, plan.microbatches, plan.batches_per_epoch)
+    blocks = [
+        Block(
+            node,
+            experiment.stage_optimizer(design.experiment, by_name[node.owner]),
+            dtype=np.dtype(run.dtype),
+            seed=run.seed,
+            pace=pace,
+            delayed=delayed,
+            numbers=design.experiment.numbers,
+            allow_import=design.allow_import,
+            streams=design.experiment.data.batch_size if "first" in design.meta.context else None,
+        )
+        for node in group.members
+    ]
+    generator = make_exit_generator(schedule, design.network, group, run)
+    sharing = Sharing(blocks, [design.network.sharers(node.name) for node in group.members])
+    if not isinstance(schedule, config.Synthetic):
+        return NumpyStage(blocks, group.exit, generator, steps=design.meta.steps, sharing=sharing)
+    return NumpyStage(
+        blocks,
+        group.exit,
+        generator,
+        sharing=sharing,
+        mix=schedule.mix,
+        input_models=make_input_models(schedule, design.network, group, design.meta, run),
+        agreement_every=AGREEMENT_EVERY if schedule.guard is None else 1,
+        steps=design.meta.steps,
+    )
+
+
+def make_whole_stage(design: Design) -> NumpyStage:
+    """All declared stages as one, without generators: for using a trained network."""
+    chosen = design.experiment
+    run = config.Run(
+        seed=chosen.run.seed, dtype=chosen.run.dtype, split=[len(chosen.stages)], epochs=0
+    )
+    stages = [msgspec.structs.replace(stage, schedule={}) for stage in chosen.stages]
+    # What is said of single workers and of the links between them means nothing here.
+    whole = config.Experiment(
+        data=chosen.data,
+        stages=stages,
+        schedule=config.Locked(),
+        optimizer=chosen.optimizer,
+        run=run,
+        limits=chosen.limits,
+    )
+    alone = make_design(whole, design.meta, allow_import=design.allow_import)
+    return make_stage(alone, alone.plan.groups[0])
+
+
+def make_source(design: Design, group: Group) -> Source | None:
+    """Load the data where `group` hosts them, and hold them against every loss.
+
+    Raises `DataError`, also where the files of this host are not those of the coordinator's."""
+    if group.index != design.plan.host:
+        return None
+    run, data = design.experiment.run, design.experiment.data
+    others = other_parts(design.meta.checksums, checksums(data))
+    if others:
+        raise DataError(
+            f"{getattr(data, 'path', 'the data set')} on this host has other contents in "
+            f"{', '.join(others)} than the coordinator's; expected the same files on both"
+        )
+    dataset = open_batches(data, run.seed)
+    check_targets(design, dataset.targets())
+    return Source(
+        dataset,
+        batch_size=design.plan.batch_size,
+        test_batch_size=data.batch_size,
+        seed=run.seed,
+        dtype=np.dtype(run.dtype),
+    )
+
+
+def check_targets(design: Design, found: Mapping[str, NDArray[Any]]) -> None:
+    """Raises `DataError`, with the name of the array, for targets that a loss can't learn."""
+    losses = [(make_loss(n.loss), n.output_shape[-1:]) for n in design.network.nodes if n.loss]
+    for name, targets in found.items():
+        for loss, shape in losses:
+            try:
+                loss.check(shape, _flat(targets, design.meta))
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
+
+
+def _flat(targets: NDArray[Any], meta: Meta) -> NDArray[Any]:
+    """One row a step where steps have targets of their own."""
+    return targets.reshape(-1, *targets.shape[2:]) if meta.steps else targets
+
+
+def find_exits(design: Design) -> dict[str, str]:
+    """The declared stage whose activation each worker sends."""
+    return {g.name: g.exit for g in design.plan.groups if g.exit is not None}
+
+
+def find_shares(design: Design, group: Group) -> dict[str, tuple[str, ...]]:
+    """{other worker: stages of `group` whose weights it has as well}."""
+    return shared_with(design.plan.groups, group)
+
+
+def make_roster(
+    design: Design,
+    *,
+    folder: str = "",
+    term: int = 0,
+    trace: bool = False,
+    launched: bool = True,
+    resume: str = "",
+) -> Roster:
+    """What the coordinator must know; for the last two see `Roster`."""
+    plan, limits, chosen = design.plan, design.experiment.limits, design.experiment
+    return Roster(
+        workers=tuple(group.name for group in plan.groups),
+        members={group.name: tuple(n.name for n in group.members) for group in plan.groups},
+        neighbours={group.name: neighbours(plan, group) for group in plan.groups},
+        losses=tuple(node.name for node in design.network.nodes if node.scored),
+        experiment=experiment.tables(design.experiment),
+        meta=msgspec.to_builtins(design.meta),
+        folder=folder,
+        term=term,
+        trace=trace,
+        has_tests=plan.test_batches > 0,
+        launched=launched,
+        startup_s=limits.startup_s,
+        silence_s=limits.silence_s,
+        stuck_s=limits.stuck_s,
+        restarts=chosen.recovery.restarts,
+        goes_on=goes_on(chosen, plan),
+        rolls_back=chosen.numbers.policy == "roll_back",
+        cut_every_s=cut_every_s(chosen.checkpoint),
+        cut_positions=frozenset(plan.cuts),
+        batches=plan.batches,
+        groups=Groups(plan.microbatches, plan.batches_per_epoch),
+        resume=resume,
+    )

@@ -1,0 +1,171 @@
+"""[links] and [slow] of an experiment, laid out: which link and which worker they mean.
+
+They name workers, or any of a worker's declared stages: the experiment keeps its meaning under
+another `run.split`. A link whose ends a split puts into one worker is none, and its conditions mean
+nothing. A named link has the conditions of its own table alone.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from asyncdni import config
+from asyncdni.delays import LinkDelay, Slow
+from asyncdni.errors import ConfigError
+from asyncdni.experiment.schema import bytes_per_second, seconds
+from asyncdni.messages import DATA
+from asyncdni.plan.plan import Group, Plan, shared_with
+
+__all__ = ["check_conditions", "find_link", "find_worker", "link_delays", "neighbours", "slow_of"]
+
+_ARROW = "->"
+_Named = TypeVar("_Named")
+
+
+def check_conditions(experiment: config.Experiment, plan: Plan) -> None:
+    """Every name in [links.between], [slow] and [staleness.links] is one of the run, named once.
+
+    Raises `ConfigError`.
+    """
+    _named_links(experiment, plan)
+    _named_workers(experiment, plan)
+    found = dict[tuple[str, str], str]()
+    for key in experiment.staleness.links:
+        place = _place("staleness.links", key)
+        link = find_link(plan, key, place)
+        if link is None:
+            continue
+        sender, receiver = link
+        if receiver not in _group(plan, sender).consumers:
+            raise ConfigError(
+                f"{place}: {receiver} takes no activations of {sender}; expected a link from a "
+                "producer to its consumer"
+            )
+        _note(found, link, place)
+
+
+def neighbours(plan: Plan, group: Group) -> tuple[str, ...]:
+    """Whom a worker sends to: consumers, producers, along the links from the data, and those that
+    have stages of the same weights."""
+    host = plan.groups[plan.host].name
+    names = [*group.consumers, *(name for name in group.producers if name != DATA)]
+    if group.name == host:
+        names += plan.feeds
+    elif DATA in group.producers:
+        names.append(host)
+    return tuple(dict.fromkeys([*names, *shared_with(plan.groups, group)]))
+
+
+def link_delays(
+    experiment: config.Experiment, plan: Plan, worker: str, seed: int
+) -> dict[str, LinkDelay]:
+    """By receiver, the delays of all links from `worker` that are to be slower than they are."""
+    named = _named_links(experiment, plan)
+    delays = {}
+    for receiver in neighbours(plan, _group(plan, worker)):
+        place, link = named.get((worker, receiver), ("links", experiment.links))
+        delay = LinkDelay(
+            latency_s=seconds(link.latency, f"{place}.latency"),
+            jitter_s=seconds(link.jitter, f"{place}.jitter"),
+            bytes_per_s=bytes_per_second(link.bandwidth, f"{place}.bandwidth")
+            if link.bandwidth
+            else None,
+            seed=seed,
+            sender=worker,
+            receiver=receiver,
+        )
+        if delay.latency_s or delay.jitter_s or delay.bytes_per_s is not None:
+            delays[receiver] = delay
+    return delays
+
+
+def slow_of(experiment: config.Experiment, plan: Plan, worker: str, seed: int) -> Slow | None:
+    """What slows `worker`; None: nothing does."""
+    named = _named_workers(experiment, plan).get(worker)
+    if named is None:
+        return None
+    place, slow = named
+    return Slow(
+        seed,
+        worker,
+        factor=slow.factor,
+        pause_s=seconds(slow.pause, f"{place}.pause"),
+        chance=slow.chance,
+    )
+
+
+def find_worker(plan: Plan, name: str, place: str) -> str:
+    """The worker called `name`, or the one that has the stage, or all the stages ("a+b"), named.
+
+    Raises `ConfigError`, saying that `place` names none.
+    """
+    stages = set(name.split("+"))
+    for group in plan.groups:
+        if name == group.name or stages <= {node.name for node in group.members}:
+            return group.name
+    known = [group.name for group in plan.groups]
+    raise ConfigError(
+        f"{place}: there is no worker or stage {name!r}; the workers are {', '.join(known)}"
+    )
+
+
+def find_link(plan: Plan, key: str, place: str) -> tuple[str, str] | None:
+    """(sender, receiver), both workers, of the link that `key` ("hidden1->hidden2") names.
+
+    None where one worker has both ends. Raises `ConfigError` where there is no such link.
+    """
+    sender, _, receiver = key.partition(_ARROW)
+    link = find_worker(plan, sender, place), find_worker(plan, receiver, place)
+    if sender == receiver:
+        raise ConfigError(f"{place}: expected two ends that differ")
+    if link[0] == link[1]:
+        return None
+    receivers = neighbours(plan, _group(plan, link[0]))
+    if link[1] not in receivers:
+        raise ConfigError(
+            f"{place}: {link[0]} sends nothing to {link[1]}, only to "
+            f"{', '.join(receivers) or 'no other worker'}"
+        )
+    return link
+
+
+def _named_links(
+    experiment: config.Experiment, plan: Plan
+) -> dict[tuple[str, str], tuple[str, config.Link]]:
+    """(place, conditions) by (sender, receiver)."""
+    found = dict[tuple[str, str], str]()
+    named = {}
+    for key, conditions in experiment.links.between.items():
+        place = _place("links.between", key)
+        link = find_link(plan, key, place)
+        if link is not None:
+            _note(found, link, place)
+            named[link] = (place, conditions)
+    return named
+
+
+def _named_workers(experiment: config.Experiment, plan: Plan) -> dict[str, tuple[str, config.Slow]]:
+    """(place, conditions) by worker."""
+    found = dict[str, str]()
+    named = {}
+    for key, conditions in experiment.slow.items():
+        place = _place("slow", key)
+        worker = find_worker(plan, key, place)
+        _note(found, worker, place)
+        named[worker] = (place, conditions)
+    return named
+
+
+def _note(found: dict[_Named, str], what: _Named, place: str) -> None:
+    """Refuses a second name for the same."""
+    if what in found:
+        raise ConfigError(f"{place}: means the same as {found[what]}; expected one of them")
+    found[what] = place
+
+
+def _group(plan: Plan, worker: str) -> Group:
+    return next(group for group in plan.groups if group.name == worker)
+
+
+def _place(table: str, key: str) -> str:
+    return f'{table}."{key}"' if _ARROW in key else f"{table}.{key}"

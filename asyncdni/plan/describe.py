@@ -1,0 +1,286 @@
+"""A network and its workers for people: text tables, and the words of a drawing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from asyncdni import config
+from asyncdni.errors import ConfigError, LaunchError
+from asyncdni.messages import DATA
+from asyncdni.network import LayerSpec, Network, Node, Shape
+from asyncdni.nn.base import Layer
+from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.recurrent import Recurrent
+from asyncdni.plan.build import Design, make_exit_generator, make_input_models
+from asyncdni.plan.plan import Group, own_schedule
+
+__all__ = [
+    "FORMATS",
+    "Model",
+    "count",
+    "describe",
+    "describe_workers",
+    "dot",
+    "draw",
+    "layer_text",
+    "models_of",
+    "parameters",
+    "schedule_text",
+    "shape_text",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What stands in for something that has not come."""
+
+    title: str  # "error generator", "local head", "input model of hidden1"
+    stage: str  # whose activation it sees, or makes
+    parameters: int
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def describe(network: Network, *, allow_import: bool = False) -> str:
+    """A line a stage: inputs, layers, output shape, loss and number of parameters.
+
+    A set of weights that several stages use counts once, at the stage that has it."""
+    rows = [("stage", "inputs", "layers", "output", "loss", "parameters")]
+    total = 0
+    for node in network.nodes:
+        count = f"of {node.weights}"
+        if not node.weights:
+            own = parameters(node, allow_import=allow_import)
+            count, total = f"{own:,}", total + own
+        layers = ", ".join(map(layer_text, node.layers))
+        output = shape_text(node.output_shape)
+        rows.append((node.name, _inputs(node), layers, output, node.loss or "-", count))
+    rows.append(("total", "", "", "", "", f"{total:,}"))
+    return _aligned(rows)
+
+
+def describe_workers(design: Design) -> str:
+    """A line a worker: schedule, to whom it sends what, and the models that unlock it."""
+    rows = [("worker", "schedule", "sends", "to", "models", "their parameters")]
+    for group in design.plan.groups:
+        models = models_of(design, group)
+        sends, to = "-", "-"
+        if group.exit is not None:
+            shape = shape_text(design.network.node(group.exit).output_shape)
+            sends, to = f"{group.exit} {shape}", ", ".join(group.consumers)
+        titles = ", ".join(model.title for model in models) or "-"
+        total = f"{sum(model.parameters for model in models):,}"
+        rows.append((group.name, schedule_text(design, group), sends, to, titles, total))
+    return _aligned(rows)
+
+
+def schedule_text(design: Design, group: Group) -> str:
+    """The worker's schedule: "synthetic", "1f1b, 4 microbatches"."""
+    own = own_schedule(design.experiment, group)
+    name = str(own.__struct_config__.tag)
+    microbatches = getattr(own, "microbatches", 1)
+    return f"{name}, {microbatches} microbatches" if microbatches > 1 else name
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def parameters(node: Node, *, allow_import: bool = False) -> int:
+    """How many numbers the stage learns. Builds its layers, one at a time, to count them."""
+    return sum(count(layer) for layer in _built(node, allow_import))
+
+
+def models_of(design: Design, group: Group) -> list[Model]:
+    """Built to be counted: the generator or local head at the worker's exit, its input models, and
+    the generators of its recurrent layers, which predict what comes after a window."""
+    own, run = own_schedule(design.experiment, group), design.experiment.run
+    found = []
+    generator = make_exit_generator(own, design.network, group, run)
+    if generator is not None and group.exit is not None:
+        found.append(Model(_title(own), group.exit, count(generator)))
+    inputs = make_input_models(own, design.network, group, design.meta, run)
+    for producer, model in inputs.items():
+        reader = next(node.name for node in group.members if producer in node.inputs)
+        found.append(Model(f"input model of {producer}", reader, count(model)))
+    for node in group.members:
+        found += _futures(node, design.allow_import)
+    return found
+
+
+def count(model: Any) -> int:
+    """Numbers in the `params` of a layer or model."""
+    return sum(int(value.size) for value in model.params.values())
+
+
+def _futures(node: Node, allow_import: bool) -> list[Model]:
+    """Generators in time; their maps are among the buffers, which the stage's optimizer leaves."""
+    if not any("future" in layer_text(spec) for spec in node.layers):
+        return []  # nothing to build
+    return [
+        Model("future generator", node.name, int(layer.buffers["future.weight"].size))
+        for layer in _built(node, allow_import)
+        if isinstance(layer, Recurrent) and layer.future is not None
+    ]
+
+
+def _built(node: Node, allow_import: bool) -> Sequence[Layer]:
+    shape, layers = node.joined_shape, []
+    for index, spec in enumerate(node.layers):
+        where = f"{node.place}.layers[{index}]"
+        layer = make_layer(spec, where=where, allow_import=allow_import)
+        shape = layer.build(shape, np.dtype(np.float32), lambda purpose: np.random.default_rng(0))
+        layers.append(layer)
+    return layers
+
+
+def _title(schedule: config.Schedule) -> str:
+    if isinstance(schedule, config.Synthetic):
+        return f"{schedule.generator.__struct_config__.tag} generator"
+    return "local head"
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def layer_text(spec: LayerSpec) -> str:
+    """As in the file, without the punctuation: `dense 256`, `dense width=256 bias=false`."""
+    if isinstance(spec, str):
+        return spec
+    ((name, options),) = spec.items()
+    if not isinstance(options, dict):
+        return f"{name} {_option(options)}"
+    return " ".join([name, *(f"{key}={_option(value)}" for key, value in options.items())])
+
+
+def shape_text(shape: Shape) -> str:
+    """`16 x 14 x 14`."""
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def _inputs(node: Node) -> str:
+    sign = " + " if node.join == "sum" else ", "
+    return sign.join(node.inputs)
+
+
+def _option(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns as wide as their widest cell; the last one, of numbers, to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
+        lines.append("  ".join([*cells, row[-1].rjust(widths[-1])]))
+    return "\n".join(lines) + "\n"
+
+
+# --- graphviz ------------------------------------------------------------------------------------
+#
+# A network for Graphviz: stages in the clusters of their workers, drawn by `dot` where it is.
+#
+#     data ─► [ worker a: stage ─► stage ┈ generator ] ─► [ worker b: … ]
+#
+# The language: Gansner, Koutsofios and North, "Drawing graphs with dot" (2015).
+
+#: That `draw` can be asked for.
+FORMATS = ("svg", "png", "pdf")
+
+_INDENT = " " * 4
+
+
+def dot(design: Design) -> str:
+    """The graph in Graphviz' language: a box a stage with its layers, loss and parameters, a
+    cluster a worker with its schedule, an ellipse a generator or other model with its size; edges
+    carry the shape of one sample of what flows along them."""
+    lines = [
+        "rankdir=LR",
+        "fontname=Helvetica",
+        "node [shape=box fontname=Helvetica]",
+        "edge [fontname=Helvetica fontsize=11]",
+    ]
+    for group in design.plan.groups:
+        lines += _cluster(design, group)
+    for node in design.network.nodes:
+        for name, shape in zip(node.inputs, node.input_shapes, strict=True):
+            lines.append(f"{_quoted(name)} -> {_quoted(node.name)} [{_label(shape_text(shape))}]")
+    return "\n".join(["digraph network {", *(_INDENT + line for line in lines), "}"]) + "\n"
+
+
+def draw(text: str, form: str) -> bytes:
+    """What Graphviz makes of `text`, in one of `FORMATS`.
+
+    Raises `ConfigError` where Graphviz is not installed and `LaunchError` where it fails.
+    """
+    program = shutil.which("dot")
+    if program is None:
+        raise ConfigError(
+            f"{form.upper()} is drawn by Graphviz, whose program dot is not on the PATH; install "
+            "it (apt install graphviz, brew install graphviz), or give --out a name that ends in "
+            ".dot"
+        )
+    try:
+        done = subprocess.run([program, f"-T{form}"], input=text.encode(), capture_output=True)
+    except OSError as error:
+        raise LaunchError(f"{program} can't be started: {error.strerror}") from error
+    if done.returncode != 0 or not done.stdout:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise LaunchError(
+            f"{program} -T{form} ended with exit code {done.returncode}: "
+            f"{said[0] if said else 'it said nothing'}; --out with a name that ends in .dot writes "
+            "the graph without it"
+        )
+    return done.stdout
+
+
+def _cluster(design: Design, group: Group) -> Iterator[str]:
+    """The data are read, and kept, by the worker that hosts them."""
+    yield f'subgraph "cluster_{group.index}" {{'
+    title = _label(f"worker {group.name} ({schedule_text(design, group)})")
+    yield f"{_INDENT}{title} labeljust=l style=rounded color=gray50"
+    if group.index == design.plan.host:
+        name = str(design.experiment.data.__struct_config__.tag)
+        label = _label(DATA, name, shape_text(design.network.data_shape))
+        yield f"{_INDENT}{_quoted(DATA)} [{label} shape=cylinder]"
+    for node in group.members:
+        yield f"{_INDENT}{_quoted(node.name)} [{_label(*_stage(design, node))}]"
+    for model in models_of(design, group):
+        yield from (_INDENT + line for line in _model(model))
+    yield "}"
+
+
+def _stage(design: Design, node: Node) -> list[str]:
+    number = f"{parameters(node, allow_import=design.allow_import):,} parameters"
+    weights = f"weights of {node.weights}" if node.weights else number
+    joined = [f"{node.join} of {len(node.inputs)}"] if len(node.inputs) > 1 else []
+    loss = [f"loss: {node.loss}"] if node.loss else []
+    layers = map(layer_text, node.layers)
+    return [node.name, *joined, *layers, *loss, weights]
+
+
+def _model(model: Model) -> Iterator[str]:
+    name = _quoted(f"{model.stage}: {model.title}")  # no stage has a colon in its name
+    label = _label(model.title, f"{model.parameters:,} parameters")
+    yield f"{name} [{label} shape=ellipse style=dashed]"
+    stage = _quoted(model.stage)
+    yield f"{stage} -> {name} [style=dashed dir=both]"
+    yield f"{{ rank=same {stage} {name} }}"  # beside its stage, not in the way to the next one
+
+
+def _label(*lines: str) -> str:
+    """Of several lines."""
+    return "label=" + _quoted("\n".join(lines))
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

@@ -1,0 +1,308 @@
+"""Who runs what, and when: stages grouped into workers, batches, and the barriers between them.
+
+A worker gets neighbouring stages of the network's order. Edges only ever lead forward in that
+order, so groups can't need each other in a circle, whatever the split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from asyncdni import config
+from asyncdni.core.position import Rows
+from asyncdni.data.meta import Meta
+from asyncdni.errors import ConfigError
+from asyncdni.experiment import stage_schedule
+from asyncdni.experiment.schema import seconds
+from asyncdni.messages import DATA
+from asyncdni.network import Network, Node
+
+__all__ = [
+    "EVALUATIONS_MAX",
+    "Group",
+    "Plan",
+    "barriers",
+    "cut_every_s",
+    "make_plan",
+    "own_schedule",
+    "shared_with",
+    "snapshot_every_s",
+]
+
+#: More barriers than any run needs: what a worker keeps stays small.
+EVALUATIONS_MAX = 100_000
+#: Names of workers become names of logs, traces and sockets, which the system limits.
+_NAME_MAX = 64
+#: In place of a time between checkpoints.
+NEVER = "never"
+#: No run can want to wait longer between two of them.
+LONGEST_S = 86_400.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """The stages of one worker."""
+
+    name: str  # of its members, "a+b+c", or "first..last" where that is too long
+    index: int
+    members: tuple[Node, ...]
+    producers: tuple[str, ...]  # groups it receives from, and DATA, in order of first use
+    consumers: tuple[str, ...]  # groups that receive from it
+    exit: str | None  # the one member whose activation leaves the group
+    has_loss: bool
+    reads_data: bool
+    synthetic_inputs: bool = False  # it gets the data as well, to predict its inputs from
+    depth: int = 0  # groups between it and the farthest loss
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The workers of a run and its batches."""
+
+    groups: tuple[Group, ...]
+    host: int  # index of the group that hosts the data: the first that reads it
+    feeds: tuple[str, ...]  # other groups that get training data over the wire
+    test_feeds: tuple[str, ...]  # those of them that get the test data too
+    batch_size: int  # of what flows: a batch, or a microbatch
+    microbatches: int  # that make one update
+    batches_per_epoch: int  # that flow; the last one may be smaller, …
+    rows: Rows  # … as this says
+    updates_per_epoch: int
+    test_batches: int
+    batches: int  # of the whole run
+    barriers: tuple[int, ...]  # training batches after which all drain; the end is the last
+    cuts: tuple[int, ...] = ()  # those of them after which there is to be a checkpoint …
+    cut_barriers: tuple[int, ...] = ()  # … and nothing else
+
+    def group_of(self, stage: str) -> Group:
+        """The group that the declared stage is in; `KeyError` if there is none."""
+        for group in self.groups:
+            if any(node.name == stage for node in group.members):
+                return group
+        raise KeyError(stage)
+
+
+def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Plan:
+    """Split `network` over workers and count batches, as `experiment.run` and `.data` say.
+
+    Raises `ConfigError` for a split that does not fit the network, and for a training batch of one
+    sample where a batch norm would see it.
+    """
+    run, batch_size = experiment.run, experiment.data.batch_size
+    groups = _groups(network, _split(run.split, network))
+    if getattr(experiment.schedule, "synthetic_inputs", False):
+        groups = tuple(map(_fed, groups))
+    if isinstance(run.pin, list) and len(run.pin) != len(groups):
+        raise ConfigError(
+            f"run.pin: {run.pin} names {len(run.pin)} cores, expected {len(groups)}, one a worker"
+        )
+    microbatches = _microbatches(experiment)
+    unit = batch_size // microbatches
+    _check_single_sample(experiment, network, groups, meta, unit)
+    readers = [group for group in groups if group.reads_data]
+    others = [group for group in groups if DATA in group.producers and group is not readers[0]]
+    updates = -(-meta.train_samples // batch_size)
+    batches = -(-meta.train_samples // unit)
+
+    def positions(every_epochs: float, name: str) -> tuple[int, ...]:
+        return tuple(
+            barrier // updates * batches + barrier % updates * microbatches
+            for barrier in barriers(run.epochs, updates, every_epochs, name)
+        )
+
+    evaluations = positions(run.evaluate_every, "run.evaluate_every")
+    every = experiment.checkpoint.every
+    cuts = () if isinstance(every, str) else positions(every, "checkpoint.every")
+    return Plan(
+        groups=groups,
+        host=readers[0].index,
+        feeds=tuple(group.name for group in others),
+        test_feeds=tuple(group.name for group in others if group.reads_data),
+        batch_size=unit,
+        microbatches=microbatches,
+        batches_per_epoch=batches,
+        rows=Rows(unit, meta.train_samples, batch_size, meta.test_samples),
+        updates_per_epoch=updates,
+        test_batches=-(-meta.test_samples // batch_size),
+        batches=run.epochs * batches,
+        barriers=tuple(sorted({*evaluations, *cuts})),
+        cuts=cuts,
+        cut_barriers=tuple(sorted({*cuts} - {*evaluations})),
+    )
+
+
+def shared_with(groups: Sequence[Group], group: Group) -> dict[str, tuple[str, ...]]:
+    """{other worker: stages of `group` whose weights some stage there uses as well}, in order."""
+    found = {}
+    for other in groups:
+        owners = {node.owner for node in other.members}
+        mine = tuple(node.name for node in group.members if node.owner in owners)
+        if mine and other.name != group.name:
+            found[other.name] = mine
+    return found
+
+
+def cut_every_s(checkpoint: config.Checkpoint) -> float | None:
+    """Seconds between checkpoints; None where they go by epochs, or come at the end alone."""
+    every = checkpoint.every
+    if not isinstance(every, str) or every == NEVER:
+        return None
+    return seconds(every, "checkpoint.every", LONGEST_S)
+
+
+def snapshot_every_s(checkpoint: config.Checkpoint) -> float | None:
+    """Seconds between a worker's own snapshots; None: there are none."""
+    every = checkpoint.snapshot_every
+    return None if every == NEVER else seconds(every, "checkpoint.snapshot_every", LONGEST_S)
+
+
+def _microbatches(experiment: config.Experiment) -> int:
+    """Of one batch; only synchronous pipelines cut it up."""
+    count: int = getattr(experiment.schedule, "microbatches", 1)
+    batch_size = experiment.data.batch_size
+    if batch_size % count:
+        raise ConfigError(
+            f"schedule.microbatches: {count} does not divide data.batch_size = {batch_size}; "
+            "expected one of its divisors"
+        )
+    return count
+
+
+def barriers(
+    epochs: int, batches_per_epoch: int, every_epochs: float, name: str = "run.evaluate_every"
+) -> tuple[int, ...]:
+    """Counts of training batches (whole ones) after which to stop for what `name` asks for.
+
+    Every `every_epochs` epochs, rounded to batches and at least one apart, and at the end. No
+    epochs: once, at 0."""
+    total = epochs * batches_per_epoch
+    step = max(1.0, every_epochs * batches_per_epoch)
+    if total / step > EVALUATIONS_MAX:
+        raise ConfigError(
+            f"{name}: {every_epochs:g} asks for {total / step:.0f} barriers in {epochs} epochs, "
+            f"expected at most {EVALUATIONS_MAX}; raise it or lower run.epochs"
+        )
+    positions = {round(k * step) for k in range(1, int(total / step) + 1)}
+    return (*sorted(position for position in positions if position < total), total)
+
+
+def _split(split: Sequence[int] | None, network: Network) -> list[int]:
+    stages = len(network.nodes)
+    if split is None:
+        return [1] * stages
+    if sum(split) != stages:
+        raise ConfigError(
+            f"run.split: {list(split)} gives {sum(split)} stages to workers, expected {stages}, "
+            "as many as the network has"
+        )
+    return list(split)
+
+
+def _groups(network: Network, split: Sequence[int]) -> tuple[Group, ...]:
+    parts: list[tuple[Node, ...]] = []
+    start = 0
+    for count in split:
+        parts.append(network.nodes[start : start + count])
+        start += count
+    names = [_name(part) for part in parts]
+    home = {node.name: name for name, part in zip(names, parts, strict=True) for node in part}
+    groups = [_group(name, index, parts[index], home) for index, name in enumerate(names)]
+    depths: dict[str, int] = {}
+    for group in reversed(groups):  # consumers come later
+        depths[group.name] = max((depths[name] + 1 for name in group.consumers), default=0)
+    return tuple(replace(group, depth=depths[group.name]) for group in groups)
+
+
+def _fed(group: Group) -> Group:
+    """With synthetic inputs every group that has producers gets the data as well."""
+    if all(name == DATA for name in group.producers):
+        return group
+    producers = tuple(dict.fromkeys((*group.producers, DATA)))
+    return replace(group, producers=producers, synthetic_inputs=True)
+
+
+def _name(members: Sequence[Node]) -> str:
+    """Unique, since workers have neighbouring stages and no stage has a dot in its name."""
+    whole = "+".join(node.name for node in members)
+    if len(whole) <= _NAME_MAX or len(members) == 1:
+        return whole
+    return f"{members[0].name}..{members[-1].name}"
+
+
+def _group(name: str, index: int, members: tuple[Node, ...], home: dict[str, str]) -> Group:
+    """`home` says which group each declared stage is in."""
+    sources = [home.get(node, DATA) for member in members for node in member.inputs]
+    readers = {home[node] for member in members for node in member.consumers} - {name}
+    exits = [
+        member.name for member in members if any(home[node] != name for node in member.consumers)
+    ]
+    if len(exits) > 1:
+        raise ConfigError(
+            f"run.split: worker {name} would send on the activations of {' and '.join(exits)}, "
+            "expected those of one stage; split so that they are in different workers, or their "
+            "readers in the same one"
+        )
+    return Group(
+        name=name,
+        index=index,
+        members=members,
+        producers=tuple(dict.fromkeys(source for source in sources if source != name)),
+        consumers=tuple(group for group in dict.fromkeys(home.values()) if group in readers),
+        exit=exits[0] if exits else None,
+        has_loss=any(member.loss is not None for member in members),
+        reads_data=DATA in sources,
+    )
+
+
+def _check_single_sample(
+    experiment: config.Experiment,
+    network: Network,
+    groups: Sequence[Group],
+    meta: Meta,
+    batch_size: int,
+) -> None:
+    """A batch norm can't train on a batch of one sample: it has no variance."""
+    samples = meta.train_samples
+    if batch_size > 1 and samples % batch_size != 1:
+        return
+    normalised = [node.place for node in network.nodes if any(map(_is_batch_norm, node.layers))]
+    for group in groups:
+        own = own_schedule(experiment, group)
+        if group.exit and _generator_normalises(own):
+            normalised.append(f"the generator of {group.exit}")
+        if group.synthetic_inputs and isinstance(own, config.Synthetic) and own.input_model.hidden:
+            normalised.append(f"the input model of {group.name}")
+    if normalised:
+        what = "every training batch" if batch_size == 1 else "the last training batch of an epoch"
+        count = experiment.data.batch_size // batch_size
+        cut = f" in {count} microbatches" if count > 1 else ""
+        raise ConfigError(
+            f"{normalised[0]}: its batch_norm needs at least 2 samples a batch, but {what} would "
+            f"have 1 (data.batch_size = {experiment.data.batch_size}{cut}, {samples} training "
+            f"samples); {_cure(batch_size, samples) if count == 1 else ''}do without batch_norm"
+        )
+
+
+def own_schedule(experiment: config.Experiment, group: Group) -> config.Schedule:
+    """Of the stage whose activation leaves the group (within it gradients are exact anyway), or of
+    its last one."""
+    name = group.exit or group.members[-1].name
+    stage = next(stage for stage in experiment.stages if stage.name == name)
+    return stage_schedule(experiment, stage)
+
+
+def _generator_normalises(schedule: config.Schedule) -> bool:
+    generator = getattr(schedule, "generator", None)
+    return isinstance(generator, config.MlpGenerator) and bool(generator.hidden)
+
+
+def _is_batch_norm(layer: object) -> bool:
+    return layer == "batch_norm" or (isinstance(layer, dict) and "batch_norm" in layer)
+
+
+def _cure(batch_size: int, samples: int) -> str:
+    """The next batch size that leaves no single sample over."""
+    larger = range(batch_size + 1, samples + 1)
+    fitting = next((size for size in larger if samples % size != 1), None)
+    return f"use data.batch_size = {fitting} or " if fitting else ""

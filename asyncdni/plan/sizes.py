@@ -1,0 +1,190 @@
+"""How large the messages and the workers of a design get, by its shapes: nothing is allocated.
+
+Parameters count four times: weights, gradients and what an optimizer remembers of each. Slots of
+batches in flight, and what layers need besides, come on top, so that a worker needs more than is
+said here, never less.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from asyncdni import config, experiment
+from asyncdni.data.meta import Meta
+from asyncdni.errors import ConfigError, ProtocolError
+from asyncdni.messages import DATA, Welcome
+from asyncdni.network import Network, Node
+from asyncdni.nn.layers import make_layer
+from asyncdni.plan.plan import Group, Plan, own_schedule, shared_with
+from asyncdni.wire.codec import encode
+
+__all__ = ["check_memory", "check_messages", "worker_bytes"]
+
+_COPIES = 4  # of parameters
+#: Of a header, and of the names of tensors: less than that.
+_HEADER_BYTES = 512
+_GIB = 2**30
+
+
+# --- messages ------------------------------------------------------------------------------------
+
+
+def check_messages(
+    chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, *, allow_import: bool
+) -> None:
+    """Raises `ConfigError` for an experiment that no message can hold, and for what a worker would
+    send beyond `limits.message_bytes`."""
+    try:
+        encode(Welcome("", 0, experiment.tables(chosen), msgspec.to_builtins(meta), "", ""))
+    except ProtocolError as error:
+        raise ConfigError(f"the experiment is too large to be told to workers: {error}") from error
+    limit = chosen.limits.message_bytes
+    for sender, what, size in _messages(chosen, network, plan, meta, allow_import):
+        if size + _HEADER_BYTES > limit:
+            raise ConfigError(
+                f"worker {sender} would send more than it may: with its header the {what} of "
+                f"{size} bytes is over limits.message_bytes = {limit}; raise it, or lower "
+                "data.batch_size"
+            )
+
+
+def _messages(
+    chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, allow_import: bool
+) -> Iterable[tuple[str, str, int]]:
+    """(sender, kind, bytes of the tensors) of the largest of each kind and link."""
+    itemsize = np.dtype(chosen.run.dtype).itemsize
+    trained = min(plan.batch_size, meta.train_samples)
+    samples = max(trained, min(chosen.data.batch_size, meta.test_samples))
+    targets = 8 if network.targets == "classes" else network.outputs * itemsize
+    context = targets * max(1, network.steps)
+    context += sum(math.prod(tensor.shape) * itemsize for tensor in meta.context.values())
+    data = math.prod(network.data_shape) * itemsize
+    if plan.feeds:
+        yield plan.groups[plan.host].name, "Activation", samples * (data + context)
+    for group in plan.groups:
+        if group.exit is not None:
+            row = math.prod(network.node(group.exit).output_shape) * itemsize
+            yield group.name, "Activation", samples * (row + context)
+            for consumer in plan.groups:
+                readers = sum(group.exit in node.inputs for node in consumer.members)
+                if readers and consumer.name != group.name:
+                    yield consumer.name, "Gradient", trained * row * readers
+        for stages in shared_with(plan.groups, group).values():
+            shared = sum(_parameters(network.node(name), allow_import) for name in stages)
+            yield group.name, "Shared", shared * itemsize
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def check_memory(
+    chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, *, allow_import: bool
+) -> None:
+    """Raises `ConfigError` where this machine can't hold all workers at once."""
+    has = _memory_bytes()
+    needs = {
+        group.name: worker_bytes(chosen, network, plan, meta, group, allow_import=allow_import)
+        for group in plan.groups
+    }
+    total = sum(needs.values())
+    if has and total > has:
+        largest = max(needs, key=lambda name: needs[name])
+        raise ConfigError(
+            f"the workers need at least {total / _GIB:,.1f} GiB of memory, {largest} alone "
+            f"{needs[largest] / _GIB:,.1f} GiB, and this machine has {has / _GIB:,.1f} GiB; make "
+            "layers, generators or data.batch_size smaller, or spread the workers over several "
+            "machines (asyncdni coordinator)"
+        )
+
+
+def worker_bytes(
+    chosen: config.Experiment,
+    network: Network,
+    plan: Plan,
+    meta: Meta,
+    group: Group,
+    *,
+    allow_import: bool = False,
+) -> int:
+    """What the worker of `group` needs at least."""
+    schedule = own_schedule(chosen, group)
+    parameters = sum(_parameters(node, allow_import) for node in group.members)
+    parameters += _exit_parameters(schedule, network, group)
+    parameters += _input_parameters(schedule, network, group)
+    rows = sum(math.prod(node.output_shape) for node in group.members)
+    samples = min(plan.batch_size, meta.train_samples)
+    data = 0
+    if group.index == plan.host and isinstance(chosen.data, config.Addition | config.DigitPairs):
+        held = chosen.data.examples + chosen.data.test_examples
+        data = held * (math.prod(meta.input_shape) + meta.outputs)
+    itemsize = np.dtype(chosen.run.dtype).itemsize
+    return itemsize * (_COPIES * parameters + samples * rows + data)
+
+
+def _parameters(node: Node, allow_import: bool) -> int:
+    """Of the layers of one stage; those of the user's own count nothing."""
+    found, shape = 0, node.joined_shape
+    for index, spec in enumerate(node.layers):
+        where = f"{node.place}.layers[{index}]"
+        layer: Any = make_layer(spec, where=where, allow_import=allow_import)
+        size = getattr(layer, "size", None)
+        found += size(shape) if callable(size) else 0
+        shape = tuple(layer.output_shape(shape))
+    return found
+
+
+def _exit_parameters(schedule: config.Schedule, network: Network, group: Group) -> int:
+    """Of the generator, or of the local head, at the worker's exit."""
+    if group.exit is None:
+        return 0
+    node = network.node(group.exit)
+    row = network.row_shape(node.output_shape)
+    width, (_, outputs) = math.prod(row), network.target_of(node)
+    match schedule:
+        case config.LocalLoss(head=head):
+            return _chain((width, *head.hidden, outputs))
+        case config.Synthetic(generator=generator) if schedule.mix < 1:
+            inputs = width + outputs * getattr(generator, "labels", False)
+            match generator:
+                case config.LinearGenerator():
+                    return _chain((inputs, width))
+                case config.LowRankGenerator(rank=rank):
+                    return _chain((inputs, rank, width))
+                case config.MlpGenerator(hidden=hidden):
+                    return _chain((inputs, *hidden, width))
+                case config.ConvolutionalGenerator(hidden=hidden, kernel=kernel):
+                    planes = row[0] + outputs * generator.labels
+                    return _chain((planes, *hidden, row[0])) * kernel**2
+    return 0
+
+
+def _input_parameters(schedule: config.Schedule, network: Network, group: Group) -> int:
+    """Of the models that predict what comes from other workers."""
+    if not (group.synthetic_inputs and isinstance(schedule, config.Synthetic)):
+        return 0
+    members = {node.name for node in group.members}
+    producers = {name for node in group.members for name in node.inputs} - members - {DATA}
+    options, data = schedule.input_model, math.prod(network.data_shape)
+    inputs = data + network.outputs * options.labels
+    widths = (math.prod(network.node(name).output_shape) for name in producers)
+    return sum(_chain((inputs, *options.hidden, width)) for width in widths)
+
+
+def _chain(widths: Sequence[int]) -> int:
+    """Weights of dense layers from each width to the next."""
+    return sum(a * b for a, b in itertools.pairwise(widths))
+
+
+def _memory_bytes() -> int:
+    """Of this machine; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0

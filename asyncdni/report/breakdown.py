@@ -1,0 +1,368 @@
+"""Where the time of a run went, and how close it came to what its own arithmetic allows.
+
+All from the summary of one run. What it lacks, as those of other programs do, is None here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "SCHEDULES",
+    "SHARES",
+    "Ops",
+    "ceiling",
+    "ceiling_samples_per_s",
+    "locking_period",
+    "overhead_cpu",
+    "shares",
+]
+
+# --- locking -------------------------------------------------------------------------------------
+#
+# What waiting for true gradients costs: the longest circle through the workers of a schedule.
+#
+# **`locked`**: a stage can't forward the next batch before it has updated on this one. That closes
+# a circle through every stage, and a batch's period is at least the longest one:
+#
+# ```
+# stage 0  F0 R1 .  B0 B0 U0 F1 R2 .  B1 B1 U1      B: 2 units of time, all others 1
+# stage 1  .  F0 b0 W0 U0 .  .  F1 b1 W1 U1 .
+#          |<---- period --->|                      F of 0, F of 1, b of 1, B of 0, U of 0 = 6
+# ```
+#
+# From its forward on, a batch goes down to a loss and back by the slowest way, then stage 0
+# updates: only then can it begin the next batch. What stage 1 learns and its update (W, U) are off
+# that way, they overlap with the backward of stage 0 and with the next forward there; so is the
+# reading of the next batch. The circles through the later stages alone (F, b, W and U of stage 1
+# here) are shorter unless their updates are very slow; the longest of all counts. In a network with
+# branches the way down may go through one branch and the way back through another: both branches
+# must be through before the join and the fork go on. Where links have a latency, each step down and
+# each step back takes so much longer: a chain of n workers loses 2 (n - 1) latencies a batch.
+#
+# Where other workers read the data too, `locked` as it is does not read ahead: it then stays below
+# its ceiling by one reading.
+#
+# **`gpipe`, `1f1b`**: the same circle, of a group of microbatches that end in one update; per
+# microbatch it is as many times shorter. They follow each other down and back, each stage takes one
+# at a time, and a gradient goes up before W is done. `gpipe` forwards the whole group before the
+# first backward; in `1f1b` a stage has at most one microbatch more under way than there are stages
+# between it and the farthest loss. So latency costs `gpipe` one way down and back a group, while
+# `1f1b`, which waits for gradients before it sends more, pays it several times.
+#
+# ```
+# stage 0  F0 F1 F2 .  .  .  .  B0 B0 B1 B1 B2 B2 U
+# stage 1  .  F0 F1 F2 b0 W0 b1 W1 b2 W2 U  .  .  .       (GPipe; W waits where b can be sent)
+# ```
+#
+# **`delayed`**: a stage may be `lag` batches ahead of the gradient that it awaits: so many more are
+# on the circle of `locked` at a time. Without latency that is enough to be busy all the time.
+
+#: Seconds of one worker for one training batch, by the letter of the op (`schedules.base`).
+Ops = Mapping[str, float]
+Producers = Mapping[str, Sequence[str]]
+
+_GROUPED = ("gpipe", "1f1b")
+
+
+def locking_period(
+    schedule: str,
+    costs: Mapping[str, Ops],
+    producers: Producers,
+    *,
+    microbatches: int = 1,
+    lag: int | None = None,
+    latency_s: float = 0.0,
+) -> float:
+    """Seconds that locking alone sets between two batches (microbatches), on any number of cores.
+
+    `schedule`: `locked`, `gpipe`, `1f1b` or `delayed`. All else as for `ceilings.ceiling`; only
+    F, B, b, W and U count.
+    """
+    ahead = _distances(costs, producers)
+    longest = 0.0
+    for start in costs:
+        group = _Group(start, costs, producers, latency_s)
+        if schedule in _GROUPED:
+            group.go(microbatches, None if schedule == "gpipe" else ahead)
+            shared_by = microbatches
+        else:
+            group.go(1)
+            own = ahead[start] if lag is None else lag
+            shared_by = 1 + own if schedule == "delayed" else 1
+        longest = max(longest, group.updated() / shared_by)
+    return longest
+
+
+def _distances(costs: Mapping[str, Ops], producers: Producers) -> dict[str, int]:
+    """Workers between each and the farthest loss, that one included."""
+    found = dict.fromkeys(costs, 0)
+    for name in reversed(list(costs)):  # consumers come first
+        for one in producers.get(name, ()):
+            found[one] = max(found[one], found[name] + 1)
+    return found
+
+
+class _Group:
+    """Microbatches from the first forward of `start`, at time 0, down and back, each op at the
+    earliest; workers that get nothing from `start` keep nobody waiting."""
+
+    def __init__(
+        self, start: str, costs: Mapping[str, Ops], producers: Producers, latency_s: float
+    ) -> None:
+        self._start, self._costs, self._latency_s = start, costs, latency_s
+        self._below = [start]
+        self._producers: dict[str, list[str]] = {start: []}
+        self._consumers: defaultdict[str, list[str]] = defaultdict(list)
+        for name in costs:  # producers come first
+            before = [one for one in producers.get(name, ()) if one in self._producers]
+            if before and name != start:
+                self._below.append(name)
+                self._producers[name] = before
+                for one in before:
+                    self._consumers[one].append(name)
+        self._forwarded: dict[str, list[float]] = {name: [] for name in self._below}
+        self._pushed_back: dict[str, list[float]] = {name: [] for name in self._below}
+
+    def go(self, count: int, ahead: Mapping[str, int] | None = None) -> None:
+        """`ahead`: how many each may have under way besides one; None: all, and no backward is
+        done before the last forward."""
+        if ahead is None:
+            for _ in range(count):
+                self._all_forward(count)
+            for index in range(count):
+                self._all_back(index, after=count - 1)
+            return
+        for index in range(count):
+            for name in self._below:
+                self._forward(name, index, ahead[name])
+            self._all_back(index, after=index)
+
+    def updated(self) -> float:
+        """When `start` has updated: after its last W, and all of its own work."""
+        ops, done = self._costs[self._start], self._pushed_back[self._start]
+        learned = done[-1] + ops.get("W", 0.0)
+        busy = len(done) * (ops.get("F", 0.0) + _back(ops) + ops.get("W", 0.0))
+        return max(learned, busy) + len(done) * ops.get("U", 0.0)
+
+    def _all_forward(self, most: int) -> None:
+        for name in self._below:
+            self._forward(name, len(self._forwarded[name]), most)
+
+    def _all_back(self, index: int, after: int) -> None:
+        for name in reversed(self._below):
+            self._push_back(name, index, after)
+
+    def _forward(self, name: str, index: int, ahead: int) -> None:
+        own = self._forwarded[name]
+        begin = own[-1] if own else 0.0
+        for one in self._producers[name]:
+            begin = max(begin, self._forwarded[one][index] + self._latency_s)
+        if index > ahead:
+            begin = max(begin, self._pushed_back[name][index - ahead - 1])
+        own.append(begin + self._costs[name].get("F", 0.0))
+
+    def _push_back(self, name: str, index: int, after: int) -> None:
+        """After the forward of microbatch `after` here, and its gradient from all consumers."""
+        ops, own, forwarded = self._costs[name], self._pushed_back[name], self._forwarded[name]
+        begin = max(forwarded[after], own[-1] if own else 0.0)
+        for one in self._consumers[name]:
+            begin = max(begin, self._pushed_back[one][index] + self._latency_s)
+        # One op at a time: as many forwards and backwards have been here since the first began.
+        first = forwarded[0] - ops.get("F", 0.0)
+        busy = first + (index + 1) * (ops.get("F", 0.0) + _back(ops))
+        own.append(max(begin + _back(ops), busy))
+
+
+def _back(ops: Ops) -> float:
+    """Until the producers have their gradient: a whole backward, or the half that they wait for."""
+    return ops.get("B", 0.0) + ops.get("b", 0.0)
+
+
+# --- ceilings ------------------------------------------------------------------------------------
+#
+# The most batches a second that arithmetic allows: a runtime without any overhead would reach it.
+#
+# A worker does one op at a time, and an op's result is there when the whole op is done. Memory is
+# equally fast for all, and up to `cores` workers compute at once. Messages are free, but for the
+# latency that links are given. Under these rules no order of ops is faster than `ceiling`, and no
+# runtime makes up for it by clever sending.
+#
+# Three things hold a schedule back, and the scarcest decides:
+#
+# - **cores**: a batch needs so many CPU seconds in all workers together, and no more than `cores`
+# of
+#   them are done in a second;
+# - **the slowest worker**: each batch takes all of its ops there, one after the other;
+# - **locking** (but for `synthetic` and `local_loss`): a stage forwards no further before it has
+#   learned from what it has forwarded. `locking` has the seconds.
+#
+# A schedule that is decoupled by local gradients updates at once: with enough batches on the way
+# only its cores and its slowest worker hold it back, and the latency of links does not. (A bound on
+# lag that is tighter than the way there and back would; it is not counted.)
+
+_DECOUPLED = ("local_loss", "synthetic")
+#: Those that a ceiling is known for.
+SCHEDULES = ("locked", "gpipe", "1f1b", "delayed", *_DECOUPLED)
+
+
+def ceiling(
+    schedule: str,
+    costs: Mapping[str, Ops],
+    producers: Mapping[str, Sequence[str]],
+    cores: int,
+    *,
+    microbatches: int = 1,
+    lag: int | None = None,
+    latency_s: float = 0.0,
+) -> float:
+    """The most training batches per second that `schedule` can reach on `cores` cores.
+
+    A batch is what flows through the workers: a microbatch under `gpipe` and `1f1b`.
+
+    Args:
+        schedule: one of `SCHEDULES`.
+        costs: by worker, in an order in which producers come first: CPU seconds per training batch
+            under this schedule, by op (R F P B W U T S b C M). An op that is done on every fourth
+            batch counts a quarter, as the one update of four microbatches does; evaluation does not
+            belong here.
+        producers: by worker, the other workers whose activations it takes; none for those that
+            only read data, which may be left out.
+        cores: how many workers can compute at the same time.
+        microbatches: of a group, under `gpipe` and `1f1b`.
+        lag: how many batches a worker may be ahead of the gradients it awaits, under `delayed`; as
+            many as there are workers between it and the farthest loss where it is None.
+        latency_s: one way, of each message between workers.
+
+    For one worker this is 1 / its total, whatever the schedule and the cores: its ops follow one
+    another. Raises `ValueError` for an unknown schedule, for producers that are no earlier worker
+    of `costs`, for fewer than one core or microbatch, for a lag or a latency below 0, and for costs
+    that are negative or all zero.
+    """
+    if schedule not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
+        raise ValueError(f"no ceiling is known for the schedule {schedule!r}, expected {known}")
+    for count, what in ((cores, "cores"), (microbatches, "microbatches")):
+        if count < 1:
+            raise ValueError(f"{count} {what}, expected at least 1")
+    if not 0.0 <= latency_s < float("inf") or (lag is not None and lag < 0):
+        raise ValueError(f"latency {latency_s} s, lag {lag}, expected 0 or more")
+    _check(costs, producers)
+    totals = [sum(ops.values()) for ops in costs.values()]
+    period = max(max(totals), sum(totals) / cores)
+    if schedule not in _DECOUPLED:
+        locked = locking_period(
+            schedule, costs, producers, microbatches=microbatches, lag=lag, latency_s=latency_s
+        )
+        period = max(period, locked)
+    return 1.0 / period
+
+
+def _check(costs: Mapping[str, Ops], producers: Mapping[str, Sequence[str]]) -> None:
+    seen: set[str] = set()
+    for name, ops in costs.items():
+        for letter, seconds in ops.items():
+            if not 0.0 <= seconds < float("inf"):
+                raise ValueError(f"{letter} of {name} takes {seconds} s, expected 0 or more")
+        strange = [one for one in producers.get(name, ()) if one not in seen]
+        if strange:
+            raise ValueError(f"{name} takes activations of {strange[0]}, which is no worker before")
+        seen.add(name)
+    if not any(seconds for ops in costs.values() for seconds in ops.values()):
+        raise ValueError("no op takes any time, expected costs above 0 of at least one worker")
+
+
+#: Parts of a worker's training time, in the order of tables.
+SHARES = ("layers", "generator", "transport", "waiting", "other")
+
+Summary = Mapping[str, Any]
+
+
+def shares(summary: Summary) -> dict[str, float] | None:
+    """Parts of the run's training time by what workers did with it: their mean, summing to 1.
+
+    layers and generator: inside ops. transport: sending and receiving. waiting: for something to
+    arrive, and, once through with what is before a barrier, for the others. other: the rest.
+    """
+    workers, train_s = summary.get("stages") or (), summary.get("train_s") or 0.0
+    known = [_seconds(one, train_s) for one in workers if one.get("wall_s") is not None]
+    if train_s <= 0 or not known or len(known) < len(workers):
+        return None
+    parts = [{name: one[name] / sum(one.values()) for name in SHARES} for one in known]
+    return {name: sum(part[name] for part in parts) / len(parts) for name in SHARES}
+
+
+def overhead_cpu(summary: Summary) -> float | None:
+    """Part of all workers' CPU time that was spent outside ops: messages, the loop, other threads.
+
+    None where ops have several BLAS threads: only one of them is measured.
+    """
+    workers = summary.get("stages") or ()
+    if summary.get("threads") != 1 or any(one.get("op_cpu_s") is None for one in workers):
+        return None
+    cpu_s = sum(one["cpu_s"] for one in workers)
+    return (cpu_s - sum(one["op_cpu_s"] for one in workers)) / cpu_s if cpu_s > 0 else None
+
+
+def ceiling_samples_per_s(
+    summary: Summary,
+    producers: Mapping[str, Sequence[str]],
+    cores: int,
+    *,
+    microbatches: int = 1,
+    lag: int | None = None,
+    latency_s: float = 0.0,
+) -> float | None:
+    """What the CPU times of this run's own ops allow at most; see `ceilings`, arguments and all.
+
+    `producers` maps each worker to those whose activations it takes. None for a single worker, for
+    workers with several BLAS threads, and where no ceiling is known for the schedule.
+    """
+    workers, batches = summary.get("stages") or (), _batches(summary)
+    if len(workers) < 2 or summary.get("threads") != 1 or not batches:
+        return None
+    costs = {
+        one["name"]: _costs(one["ops"], batches, microbatches) for one in workers if one.get("ops")
+    }
+    if len(costs) < len(workers):
+        return None
+    try:
+        batches_per_s = ceiling(
+            *(summary["schedule"], costs, producers, cores),
+            microbatches=microbatches,
+            lag=lag,
+            latency_s=latency_s,
+        )
+    except ValueError:  # a schedule without a known one, or times too short to be read
+        return None
+    return batches_per_s * float(summary["train_samples"]) / batches
+
+
+def _costs(ops: Mapping[str, Any], batches: int, microbatches: int) -> dict[str, float]:
+    """CPU seconds per batch (per microbatch, where an update takes several) by letter."""
+    costs = {letter: op["cpu_s"] / batches for letter, op in ops.items()}
+    update = ops.get("U")
+    if microbatches > 1 and update and update["count"]:
+        # Groups that an epoch's end cuts short have updates of their own: no group needs those.
+        costs["U"] = update["cpu_s"] / update["count"] / microbatches
+    return costs
+
+
+def _seconds(worker: Mapping[str, Any], train_s: float) -> dict[str, float]:
+    """By `SHARES`. A worker's own clock stops at a barrier that others have yet to reach."""
+    wall_s = worker["wall_s"]
+    parts = {
+        "layers": worker["compute_s"],
+        "generator": worker["generator_s"],
+        "transport": worker["transport_s"],
+        "waiting": worker["wait_s"],
+    }
+    other = max(0.0, wall_s - sum(parts.values()))
+    parts["waiting"] += max(0.0, train_s - wall_s)
+    return {**parts, "other": other}
+
+
+def _batches(summary: Summary) -> int:
+    return min((one.get("batches") or 0 for one in summary.get("stages") or ()), default=0)

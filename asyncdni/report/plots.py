@@ -1,0 +1,668 @@
+"""Plots of a comparison, with matplotlib: SVG to read and to put into a page, PNG to show around.
+
+matplotlib is an extra (`plot`) and is imported only where something is drawn. Axes and words are
+drawn in few known colours, which `inline` turns into CSS variables: in a page the same picture
+follows the reader's light or dark scheme, while the files stand on white.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from asyncdni.report.statistics import Estimate, flat_runs, latencies_of, slices, suffix, time_key
+from asyncdni.report.verdict import as_estimate, fixed, percent
+
+__all__ = [
+    "GRID",
+    "INK",
+    "MISSING_EXTRA",
+    "MUTED",
+    "SHARES",
+    "STYLE",
+    "Plot",
+    "available",
+    "draw_curves",
+    "draw_plots",
+    "draw_shares",
+    "draw_speed",
+    "draw_speed_over_latency",
+    "draw_times",
+    "draw_times_over_latency",
+    "import_matplotlib",
+    "inline",
+    "mean_curve",
+    "row_colours",
+    "row_label",
+    "styled",
+]
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+#: What to say where there is no matplotlib.
+MISSING_EXTRA = (
+    "Plots are left out, they need matplotlib: install it with pip install 'asyncdni[plot]'"
+)
+
+INK, MUTED, GRID = "#1f2329", "#68707a", "#dfe3e8"
+_GROUND = "#ffffff"
+_CSS = {_GROUND: "none", INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"}
+STYLE: Any = {  # matplotlib types the keys, one by one, since 3.11 only
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
+    "font.size": 9,
+    "figure.facecolor": _GROUND,
+    "axes.facecolor": _GROUND,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a name with dollars in it is no formula
+    "svg.fonttype": "none",  # words stay words: to be searched, read aloud, and coloured by CSS
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One picture, on white."""
+
+    svg: bytes
+    png: bytes
+
+
+def available() -> bool:
+    """Whether matplotlib is installed; it is not imported."""
+    return find_spec("matplotlib") is not None
+
+
+def import_matplotlib() -> None:
+    """For pictures without a screen: what $MPLBACKEND says of one, which may be nonsense on this
+    machine, is not looked at. Raises `ImportError`."""
+    given = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib  # noqa: F401 - reads its settings
+    finally:
+        if given is not None:
+            os.environ["MPLBACKEND"] = given
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in our style. Needs matplotlib."""
+    import_matplotlib()
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        yield
+
+
+def draw_plots(found: Mapping[str, Any]) -> dict[str, Plot]:
+    """By file name, those that the document has numbers for; of several latencies one of each kind
+    at each (`shares-10ms`), and those over the latency. Needs matplotlib."""
+
+    with styled():
+        figures = {
+            "speed_over_latency": draw_speed_over_latency(found),
+            "time_over_latency": draw_times_over_latency(found),
+        }
+        for latency_s, part in slices(found):
+            drawn = _figures(part)
+            figures |= {f"{name}{suffix(latency_s)}": one for name, one in drawn.items()}
+        return {name: _rendered(name, one) for name, one in figures.items() if one is not None}
+
+
+def _figures(found: Mapping[str, Any]) -> dict[str, Figure | None]:
+    """At one latency."""
+
+    return {
+        "accuracy_over_time": draw_curves(found, "train_s"),
+        "accuracy_over_samples": draw_curves(found, "samples"),
+        "samples_per_s": draw_speed(found),
+        "time_to_target": draw_times(found),
+        "shares": draw_shares(found),
+    }
+
+
+def inline(name: str, svg: bytes) -> str:
+    """The SVG element alone, to stand in an HTML page among others.
+
+    Its ids begin with `name`, it takes the width it is given, and INK, MUTED and GRID become the
+    CSS variables --ink, --muted and --line; its ground is transparent.
+    """
+    text = svg.decode()
+    text = text[text.index("<svg") :]
+    for unwanted in (r"<metadata>.*?</metadata>", r'<style type="text/css">.*?</style>'):
+        text = re.sub(unwanted, "", text, flags=re.DOTALL)
+    head, rest = text.split(">", 1)
+    head = re.sub(r' (?:width|height|version|xmlns|xmlns:xlink)="[^"]*"', "", head)
+    rest = re.sub(r'\bid="|href="#|url\(#', lambda match: f"{match[0]}{name}-", rest)
+    rest = rest.replace("xlink:href", "href")
+    for colour, variable in _CSS.items():
+        rest = rest.replace(colour, variable)
+    return f"{head}>{rest}".strip()
+
+
+def _rendered(name: str, figure: Figure) -> Plot:
+    from matplotlib import rc_context
+
+    svg, png = io.BytesIO(), io.BytesIO()
+    # Ids from the name and no date: the same numbers give the same file.
+    with rc_context({"svg.hashsalt": name}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(svg, format="svg", metadata=nothing)
+    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+    return Plot(svg.getvalue(), png.getvalue())
+
+
+# --- palette -------------------------------------------------------------------------------------
+#
+# One colour a row, the same in every plot and table.
+#
+# Rows take the colours of Okabe and Ito ("Color universal design", 2008), told apart by all kinds
+# of colour vision, in an order that keeps neighbours far apart. Yellow is left out, it is lost on
+# white, and the blue is a little lighter, so that it is not lost on black. A violet and a brown
+# follow them. The parts of a worker's time have colours of their own (Paul Tol's muted scheme), so
+# that none is taken for a row.
+
+_ROWS = (
+    "#1a80bb",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    "#858585",
+    "#7a5fc4",
+    "#8c6239",
+)
+
+#: Part of the wall time of all workers -> (colour, what it is called).
+SHARES = {
+    "layers": ("#44aa99", "layer maths"),
+    "generator": ("#cc6677", "generator maths"),
+    "transport": ("#ddcc77", "transport"),
+    "waiting": ("#d3d7dc", "waiting"),
+    "other": ("#a3aab3", "other"),
+}
+
+
+def row_colours(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """`#rrggbb` by the row's name; from the tenth row on they repeat."""
+    names = dict.fromkeys(row["name"] for row in rows)
+    return {name: _ROWS[index % len(_ROWS)] for index, name in enumerate(names)}
+
+
+def row_label(row: Mapping[str, Any]) -> str:
+    """The row's name, marked where it is a control."""
+    return f"{row['name']} (control)" if row.get("control") else str(row["name"])
+
+
+# --- plot bars -----------------------------------------------------------------------------------
+#
+# Bars of a comparison: speed beside its ceiling, time to each target, and where the time went.
+#
+# A bar is the mean over the seeds, the line through its end the 95 % interval, a ring each run.
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+_WIDTH = 7.4
+_ROW = 0.42  # inches
+_THICK = 0.62  # of a row
+#: On the light colours of SHARES in both schemes, so no colour that a page replaces.
+_ON_SHARES = "#15181c"
+_CEILING = "; dashed: the ceiling that the run's own op times set"
+_SPEEDS = ("samples_per_s", "ceiling_samples_per_s")
+
+
+def draw_speed(found: Mapping[str, Any]) -> Figure | None:
+    """Samples a second of each row, and how many its ceiling allows."""
+    rows = [row for row in found["rows"] if row.get("samples_per_s") is not None]
+    if not rows:
+        return None
+    figure, (axes,) = _figure(0.8 + _ROW * len(rows))
+    runs, colours = flat_runs(found), row_colours(found["rows"])
+    for y, row in enumerate(rows):
+        speed, ceiling = (as_estimate(row.get(key)) for key in _SPEEDS)
+        assert speed is not None
+        values = [run["samples_per_s"] for run in runs if run["name"] == row["name"]]
+        each = [value for value in values if value is not None]
+        _bar(axes, y, speed, row, colours[row["name"]])
+        if ceiling is not None:
+            rest = ceiling.mean - speed.mean
+            axes.barh(y, rest, _THICK, speed.mean, fc="none", ec=MUTED, ls="--")
+        if len(each) > 1:
+            _rings(axes, y, each)
+        ends = [speed.mean, speed.high, ceiling and ceiling.mean, *each]
+        _beside(axes, y, ends, _speed_label(speed, ceiling, row))
+    known = any(row.get("ceiling_samples_per_s") for row in rows)
+    axes.set_xlabel(f"samples per second{_CEILING if known else ''}")
+    _finish([axes], rows, room=1.38 if known else 1.16)
+    return figure
+
+
+def draw_times(found: Mapping[str, Any]) -> Figure | None:
+    """Seconds of training to each target that any run reached: a panel each, on one scale."""
+    rows, runs, colours = found["rows"], flat_runs(found), row_colours(found["rows"])
+    targets = [
+        target
+        for target in found.get("targets") or ()
+        if any(run[time_key(target)] is not None for run in runs)
+    ]
+    if not targets:
+        return None
+    figure, panels = _figure(len(targets) * (len(rows) * _ROW + 0.45) + 0.5, len(targets))
+    for axes, target in zip(panels, targets, strict=True):
+        for y, row in enumerate(rows):
+            values = [run[time_key(target)] for run in runs if run["name"] == row["name"]]
+            _time(axes, y, _mean_time(row, target), values, row, colours[row["name"]])
+        axes.set_title(f"to {100 * target:.6g} % test accuracy", loc="left")
+    _finish(panels, rows, room=1.16)
+    panels[-1].set_xlabel("training time in seconds, evaluations left out")
+    return figure
+
+
+def draw_shares(found: Mapping[str, Any]) -> Figure | None:
+    """Parts of the wall time of all workers of a row."""
+    rows = [row for row in found["rows"] if row.get("shares")]
+    if not rows:
+        return None
+    figure, (axes,) = _figure(0.8 + _ROW * len(rows))
+    for y, row in enumerate(rows):
+        left = 0.0
+        for part, (colour, _) in SHARES.items():
+            share = row["shares"].get(part) or 0.0
+            axes.barh(y, share, _THICK, left, color=colour)
+            if share >= 0.045:  # narrower ones have no room for words
+                text = f"{100 * share:.0f} %"
+                axes.text(left + share / 2, y, text, ha="center", va="center", color=_ON_SHARES)
+            left += share
+    _legend(figure)
+    _finish([axes], rows, room=1.0)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_xlabel("share of the wall time of all workers")
+    return figure
+
+
+def _figure(height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
+
+
+def _bar(axes: Axes, y: int, one: Estimate, row: Mapping[str, Any], colour: str) -> None:
+    hatch = "////" if row.get("control") else None
+    face = "none" if hatch else colour
+    axes.barh(y, one.mean, _THICK, facecolor=face, edgecolor=colour, hatch=hatch)
+    if one.low is not None and one.high is not None:
+        spread = [[one.mean - one.low], [one.high - one.mean]]
+        axes.errorbar(one.mean, y, xerr=spread, color=INK, linewidth=1.2, capsize=3)
+
+
+def _rings(axes: Axes, y: int, values: Sequence[float]) -> None:
+    offsets = [y + 0.2] * len(values)  # below the interval, not under it
+    axes.scatter(values, offsets, s=9, facecolor="none", edgecolor=INK, linewidth=0.6, zorder=3)
+
+
+def _beside(axes: Axes, y: int, ends: Sequence[float | None], text: str, colour: str = INK) -> None:
+    """Words to the right of all that is drawn in the row."""
+    x = max((end for end in ends if end is not None), default=0.0)
+    axes.annotate(text, (x, y), (6, 0), textcoords="offset points", va="center", color=colour)
+
+
+def _speed_label(speed: Estimate, ceiling: Estimate | None, row: Mapping[str, Any]) -> str:
+    efficiency = as_estimate(row.get("efficiency"))
+    if ceiling is None:
+        return fixed(speed.mean)
+    text = f"{fixed(speed.mean)} of {fixed(ceiling.mean)}"
+    return text if efficiency is None else f"{text} ({percent(efficiency.mean, 0)})"
+
+
+def _mean_time(row: Mapping[str, Any], target: float) -> Estimate | None:
+    """Seconds; None unless all runs of the row reached the target."""
+    entries = [one for one in row.get("targets") or () if one["accuracy"] == target]
+    return as_estimate(entries[0].get("time_s")) if entries else None
+
+
+def _time(
+    axes: Axes,
+    y: int,
+    mean: Estimate | None,
+    values: Sequence[float | None],
+    row: Mapping[str, Any],
+    colour: str,
+) -> None:
+    known = [value for value in values if value is not None]
+    if len(values) > 1:
+        _rings(axes, y, known)
+    if mean is None:
+        _beside(axes, y, known, f"reached by {len(known)} of {len(values)} runs", MUTED)
+    else:
+        _bar(axes, y, mean, row, colour)
+        _beside(axes, y, [mean.mean, mean.high, *known], fixed(mean.mean, 2, " s"))
+
+
+def _legend(figure: Figure) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=colour, label=label) for colour, label in SHARES.values()]
+    figure.legend(handles=patches, loc="outside upper left", ncols=len(patches))
+
+
+def _finish(panels: Sequence[Axes], rows: Sequence[Mapping[str, Any]], *, room: float) -> None:
+    """Names at the left, the first row at the top; `room` times the longest bar, for the words."""
+    right = max(axes.dataLim.x1 for axes in panels)
+    for axes in panels:
+        axes.set_yticks(range(len(rows)), [row_label(row) for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(0.0, room * right)
+        axes.grid(axis="x")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+
+
+# --- plot curves ---------------------------------------------------------------------------------
+#
+# How good the network was after so many seconds, or samples: every seed, and the mean of each row.
+#
+# Accuracies are drawn over the logarithm of the error, where the last tenths of a point are as wide
+# as the first ones: on a plain scale all curves end in one line.
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+History = Sequence[Mapping[str, Any]]
+_LABELS = {"train_s": "training time in seconds, evaluations left out", "samples": "samples"}
+_MARKERS = "osD^vPX"
+#: Accuracies in per cent that may stand beside the axis: the fewer first, if they are enough.
+_TICKS = (
+    (0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9),
+    (*range(0, 90, 10), *range(90, 97), 97, 97.5, 98, 98.5, *(99 + k / 10 for k in range(10))),
+    (*range(0, 90, 2), *(90 + k / 2 for k in range(18)), *(99 + k / 10 for k in range(10))),
+)
+_TICKS_MIN = 4
+
+
+def draw_curves(found: Mapping[str, Any], along: str) -> Figure | None:
+    """Test accuracy (test loss where there is none) over `along`: train_s or samples."""
+    from matplotlib.figure import Figure
+
+    measure = _measure(found)
+    if measure is None:
+        return None
+    figure = Figure(figsize=(7.4, 4.1), layout="constrained")
+    axes = figure.subplots()
+    colours = row_colours(found["rows"])
+    floor = _smallest_error(found) / 2 if measure == "accuracy" else 0.0
+    for index, row in enumerate(found["rows"]):
+        histories = [
+            [_point(one, along, measure, floor) for one in history if one.get(measure) is not None]
+            for history in _histories(found, row["name"])
+        ]
+        _row(axes, histories, row, colours[row["name"]], _MARKERS[index % len(_MARKERS)])
+    if measure == "accuracy":
+        _accuracy_axis(axes, found.get("targets") or (), floor)
+    else:
+        axes.set_ylabel("test loss")
+    _plain_axis(axes, along)
+    figure.legend(loc="outside upper left", ncols=min(len(found["rows"]), 5))
+    return figure
+
+
+def mean_curve(histories: Sequence[Sequence[tuple[float, float, float]]]) -> list[list[float]]:
+    """[x, y] of each evaluation that all have, told by its samples: both are means over the seeds.
+
+    Each point is (samples, x, y). Curves of unlike length end together, so that no mean jumps
+    where a seed drops out.
+    """
+    at: defaultdict[float, list[tuple[float, float]]] = defaultdict(list)
+    for history in histories:
+        for samples, x, y in history:
+            at[samples].append((x, y))
+    return [
+        [sum(values) / len(values) for values in zip(*points, strict=True)]
+        for _, points in sorted(at.items())
+        if len(points) == len(histories)
+    ]
+
+
+def _measure(found: Mapping[str, Any]) -> str | None:
+    """What to draw: the loss only where no run has an accuracy."""
+    known = {key for one in _evaluations(found) for key in one if one[key] is not None}
+    return next((key for key in ("accuracy", "loss") if key in known), None)
+
+
+def _histories(found: Mapping[str, Any], name: str) -> list[History]:
+    summaries = [run["summary"] for run in found["runs"] if run["name"] == name]
+    return [history for summary in summaries if (history := summary.get("history"))]
+
+
+def _evaluations(found: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    return (one for row in found["rows"] for h in _histories(found, row["name"]) for one in h)
+
+
+def _smallest_error(found: Mapping[str, Any]) -> float:
+    """Above 0: an error of none at all has no logarithm, and is drawn at half of this one."""
+    scores = [one["accuracy"] for one in _evaluations(found) if one.get("accuracy") is not None]
+    return min((1.0 - score for score in scores if score < 1.0), default=1e-3)
+
+
+def _point(
+    one: Mapping[str, Any], along: str, measure: str, floor: float
+) -> tuple[float, float, float]:
+    y = max(1.0 - one[measure], floor) if measure == "accuracy" else one[measure]
+    return one["samples"], one[along], y
+
+
+def _row(
+    axes: Axes,
+    histories: Sequence[Sequence[tuple[float, float, float]]],
+    row: Mapping[str, Any],
+    colour: str,
+    marker: str,
+) -> None:
+    histories = [history for history in histories if history]
+    mean = mean_curve(histories) if histories else []
+    if not mean:
+        return
+    if len(histories) > 1:
+        for history in histories:
+            _, x, y = zip(*history, strict=True)
+            axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.4)
+    axes.plot(
+        *zip(*mean, strict=True),
+        color=colour,
+        linewidth=1.9,
+        linestyle=(0, (4, 1.5)) if row.get("control") else "-",
+        marker=marker,
+        markersize=4,
+        markevery=max(1, len(mean) // 12),
+        label=row_label(row),
+    )
+
+
+def _accuracy_axis(axes: Axes, targets: Sequence[float], floor: float) -> None:
+    """`axes` hold errors: written as accuracies, the best at the top."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    for target in targets:
+        if target < 1.0:
+            axes.axhline(1.0 - target, color=MUTED, linewidth=0.9, linestyle=":", zorder=1)
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(high, 1.0), low)
+    errors = {percent: max(1.0 - percent / 100, floor) for ticks in _TICKS for percent in ticks}
+    inside = [[one for one in ticks if low <= errors[one] <= high] for ticks in _TICKS]
+    chosen = next((ticks for ticks in inside if len(ticks) >= _TICKS_MIN), inside[-1])
+    axes.yaxis.set_major_locator(FixedLocator([errors[one] for one in chosen]))
+    axes.yaxis.set_major_formatter(FixedFormatter([f"{one:g} %" for one in chosen]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylabel("test accuracy")
+
+
+def _plain_axis(axes: Axes, along: str) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    axes.set_xlim(left=0.0)
+    axes.set_xlabel(_LABELS[along])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.grid(axis="both")
+
+
+# --- plot latency --------------------------------------------------------------------------------
+#
+# Speed and time to each target over the latency of the links: one line a row, both axes log.
+#
+# A point is the mean over the seeds, the line through it the 95 % interval. What has no links is
+# level. No latency at all has no logarithm: it stands at the left, as far from the least one above
+# it as that makes visible.
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+Row = Mapping[str, Any]
+Value = Callable[[Row], Any]  # of a row at one latency: an estimate, or None
+
+_SPEED = "stream_samples_per_s"
+
+
+def draw_speed_over_latency(found: Mapping[str, Any]) -> Figure | None:
+    """Samples a second, fills and drains left out where all rows know them, and their ceilings."""
+    rows = found["rows"]
+    if not latencies_of(found) or not any(row.get("samples_per_s") for row in rows):
+        return None
+    known = [row for row in rows if row.get("runs")]
+    streamed = all(row.get(_SPEED) for row in known)
+    key = _SPEED if streamed else "samples_per_s"
+    figure, (axes,) = _latency_figure(1)
+    _lines(axes, found, lambda row: row.get(key))
+    _ceilings(axes, found)
+    axes.set_ylabel(f"samples per second{', fills and drains left out' if streamed else ''}")
+    _finish_latency(figure, [axes], found)
+    return figure
+
+
+def draw_times_over_latency(found: Mapping[str, Any]) -> Figure | None:
+    """Seconds of training to each target that all runs of any row reached: a panel each."""
+    rows, targets = found["rows"], found.get("targets") or ()
+    reached = [
+        index
+        for index in range(len(targets))
+        if any(row["targets"][index]["time_s"] for row in rows if row.get("targets"))
+    ]
+    if not latencies_of(found) or not reached:
+        return None
+    figure, panels = _latency_figure(len(reached))
+    for axes, index in zip(panels, reached, strict=True):
+        _lines(axes, found, _time_to(index))
+        axes.set_ylabel("training time in seconds")
+        axes.set_title(f"to {100 * targets[index]:.6g} % test accuracy", loc="left")
+    _finish_latency(figure, panels, found)
+    return figure
+
+
+def _latency_figure(panels: int) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.4, 0.6 + 3.6 * panels), layout="constrained")
+    return figure, list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
+
+
+def _lines(axes: Axes, found: Mapping[str, Any], value: Value) -> None:
+    colours = row_colours(found["rows"])
+    for index, (name, rows) in enumerate(_by_name(found).items()):
+        points = [(1000 * row["latency_s"], as_estimate(value(row))) for row in rows]
+        known = [(x, one) for x, one in points if one is not None]
+        if not known:
+            continue
+        axes.errorbar(
+            [x for x, _ in known],
+            [one.mean for _, one in known],
+            yerr=_spread([one for _, one in known]),
+            color=colours[name],
+            linewidth=1.7,
+            linestyle=(0, (4, 1.5)) if rows[0].get("control") else "-",
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=4.5,
+            capsize=3,
+            elinewidth=1.0,
+            label=row_label(rows[0]),
+        )
+
+
+def _time_to(index: int) -> Value:
+    return lambda row: row["targets"][index]["time_s"]
+
+
+def _spread(found: Sequence[Any]) -> list[list[float]]:
+    """Below and above each mean; an interval that goes below 0 has no end on a log axis."""
+    below = [
+        one.mean - max(one.low, 0.01 * one.mean) if one.low is not None else 0.0 for one in found
+    ]
+    above = [one.high - one.mean if one.high is not None else 0.0 for one in found]
+    return [below, above]
+
+
+def _ceilings(axes: Axes, found: Mapping[str, Any]) -> None:
+    """Dotted, in the colour of the row."""
+    colours = row_colours(found["rows"])
+    for name, rows in _by_name(found).items():
+        points = [
+            (1000 * row["latency_s"], as_estimate(row.get("ceiling_samples_per_s"))) for row in rows
+        ]
+        known = [(x, one.mean) for x, one in points if one is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), color=colours[name], linewidth=1.0, linestyle=":")
+
+
+def _by_name(found: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """Rows of each name, at rising latency."""
+    names = dict.fromkeys(row["name"] for row in found["rows"])
+    return {name: [row for row in found["rows"] if row["name"] == name] for name in names}
+
+
+def _finish_latency(figure: Figure, panels: Sequence[Axes], found: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    ticks = [1000 * one for one in latencies_of(found)]
+    least = min(one for one in ticks if one > 0)
+    for axes in panels:
+        axes.set_yscale("log")
+        axes.set_xscale("symlog", linthresh=least, linscale=0.6)
+        axes.set_xlim(-0.2 * least if ticks[0] == 0 else 0.8 * least, 1.25 * ticks[-1])
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        axes.grid(axis="both")
+    panels[-1].set_xlabel("one-way latency of the links in milliseconds")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), 5))

@@ -1,0 +1,394 @@
+"""Statistics over runs of the same training by several schedules. Nothing is run or printed here.
+
+Runs of one seed belong together: they see the same numbers in the same order, and lie close in
+time. So two schedules are compared seed by seed, and the spread between seeds drops out.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = [
+    "CONFIDENCE",
+    "COUNTERS",
+    "MEASURES",
+    "Comparison",
+    "Estimate",
+    "Measure",
+    "Result",
+    "at",
+    "at_latency",
+    "crossing",
+    "difference",
+    "estimate",
+    "evaluations_csv",
+    "flat_runs",
+    "latencies_of",
+    "latency_words",
+    "ratio",
+    "runs_csv",
+    "samples_to",
+    "slices",
+    "student_t",
+    "suffix",
+    "time_key",
+    "time_to",
+]
+
+CONFIDENCE = 0.95
+
+#: A number of a run's summary, or None where it has none.
+Measure = Callable[[Mapping[str, Any]], float | None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run: what it is called in the comparison, and its summary.
+
+    Runs of other programs have a place beside ours: of the summary only those fields are needed
+    that are to be compared (`MEASURES`, `history`, `workers`, `threads`).
+    """
+
+    name: str
+    seed: int
+    summary: Mapping[str, Any]
+    #: Seconds, one way, of the links; None where all runs have the same, and for a run without any.
+    latency_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` seeds with its 95 % interval; None where one seed can't say."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def excludes(self, value: float) -> bool:
+        """Whether the interval lies wholly on one side of `value`; False without an interval."""
+        if self.low is None or self.high is None:
+            return False
+        return value < self.low or value > self.high
+
+
+def _field(name: str) -> Measure:
+    return lambda summary: summary.get(name)
+
+
+#: What is measured on every run, by its name in tables and JSON.
+MEASURES: dict[str, Measure] = {
+    name: _field(name)
+    for name in (
+        "samples_per_s",
+        "stream_samples_per_s",  # the same with the filling and draining of the pipe left out
+        "test_accuracy",
+        "test_loss",
+        "train_s",
+        "cpu_s",
+    )
+}
+
+
+def at(latency_s: float | None, results: Iterable[Result]) -> tuple[Result, ...]:
+    """Those at that latency, and those without links, which stand for every one."""
+    return tuple(one for one in results if one.latency_s in (None, latency_s))
+
+
+def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
+    """Half-width, in standard errors, of the two-sided interval: the quantile of Student's t."""
+    if degrees < 1 or not 0 < confidence < 1:
+        raise ValueError(f"degrees {degrees}, confidence {confidence}: expected >= 1, and 0 to 1")
+    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(degrees)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _within(middle, degrees) < confidence:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(degrees) * math.tan((low + high) / 2)
+
+
+def _within(angle: float, degrees: int) -> float:
+    """P(|T| < sqrt(degrees) tan(angle)): Abramowitz & Stegun, 26.7.3 and 26.7.4."""
+    odd, cosine = degrees % 2, math.cos(angle)
+    term, total = (cosine if odd else 1.0), 0.0
+    for k in range(1 + odd, degrees, 2):
+        total += term
+        term *= cosine * cosine * k / (k + 1)
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
+
+
+def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate | None:
+    """Mean and interval of a normally distributed quantity; None for no values."""
+    n = len(values)
+    if n == 0:
+        return None
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean, None, None, 1)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    half = student_t(n - 1, confidence) * math.sqrt(variance / n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def ratio(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
+    """Geometric mean of a / b over pairs (a, b), all above 0, and the interval of its logarithm."""
+    logs = estimate([math.log(a / b) for a, b in pairs])
+    if logs is None:
+        return None
+    low, high = (None if one is None else math.exp(one) for one in (logs.low, logs.high))
+    return Estimate(math.exp(logs.mean), low, high, logs.n)
+
+
+def difference(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
+    """Mean of a - b over pairs (a, b)."""
+    return estimate([a - b for a, b in pairs])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results of several names over the same seeds, not all of which need be there yet.
+
+    All are at one latency: see `at`.
+
+    A measure is one of `MEASURES` by its name, or any other function of a summary.
+    """
+
+    names: tuple[str, ...]  # in the order of the table
+    results: tuple[Result, ...]
+    targets: tuple[float, ...] = ()  # test accuracies (0 to 1) whose time is asked for, rising
+    controls: Mapping[str, str] = field(default_factory=dict)  # name -> whose control it is
+
+    def estimate(self, name: str, measure: str | Measure) -> Estimate | None:
+        """Over the seeds that have been run; None where there is nothing to measure."""
+        return estimate(list(self.values(name, measure).values()))
+
+    def ratio(
+        self, name: str, other: str, measure: str | Measure = "samples_per_s"
+    ) -> Estimate | None:
+        """`name` in units of `other`, paired over the seeds that both have."""
+        return ratio(self._pairs(name, other, measure))
+
+    def difference(self, name: str, other: str, measure: str | Measure) -> Estimate | None:
+        """`name` less `other`, paired over the seeds that both have."""
+        return difference(self._pairs(name, other, measure))
+
+    def ranking(self, measure: str | Measure = "samples_per_s") -> list[str]:
+        """Names by the geometric mean of `measure`, the largest first; those without are left out.
+
+        Of two names with the same seeds the former's `ratio` to the latter is at least 1.
+        """
+        values = {name: self.values(name, measure).values() for name in self.names}
+        logs = {name: math.fsum(map(math.log, v)) / len(v) for name, v in values.items() if v}
+        return sorted(logs, key=logs.__getitem__, reverse=True)
+
+    def values(self, name: str, measure: str | Measure) -> dict[int, float]:
+        """By seed, of the runs that have it."""
+        found = MEASURES[measure] if isinstance(measure, str) else measure
+        values = {one.seed: found(one.summary) for one in self.of(name)}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def of(self, name: str) -> list[Result]:
+        """The runs of `name`, in the order of `results`."""
+        return [one for one in self.results if one.name == name]
+
+    def _pairs(self, name: str, other: str, measure: str | Measure) -> list[tuple[float, float]]:
+        a, b = self.values(name, measure), self.values(other, measure)
+        return [(a[seed], b[seed]) for seed in a if seed in b]
+
+
+# --- targets -------------------------------------------------------------------------------------
+#
+# When a run has reached an accuracy: what decides whether more samples a second are worth it.
+#
+# A run is there at the first of two consecutive evaluations that are at or above the target: one
+# alone may be luck, and the last evaluation of a run has no other after it. Evaluations take no
+# training time, so the finer they are spaced, the finer the time is known.
+
+
+def crossing(history: Sequence[Mapping[str, Any]], accuracy: float) -> Mapping[str, Any] | None:
+    """The evaluation of a summary's `history` at which `accuracy` (0 to 1) is reached, or None.
+
+    What counts is the first of two in a row; one whose accuracy is unknown is below.
+    """
+    for one, after in itertools.pairwise(history):
+        if _is_there(one, accuracy) and _is_there(after, accuracy):
+            return one
+    return None
+
+
+def time_to(accuracy: float) -> Measure:
+    """Seconds of training until a run has reached `accuracy`; None for one that has not."""
+    return _at(accuracy, "train_s")
+
+
+def samples_to(accuracy: float) -> Measure:
+    """Samples until a run has reached `accuracy`; None for one that has not."""
+    return _at(accuracy, "samples")
+
+
+def _at(accuracy: float, field: str) -> Measure:
+    def measure(summary: Mapping[str, Any]) -> float | None:
+        found = crossing(summary.get("history") or (), accuracy)
+        return None if found is None else float(found[field])
+
+    return measure
+
+
+def _is_there(evaluation: Mapping[str, Any], accuracy: float) -> bool:
+    return evaluation["accuracy"] is not None and evaluation["accuracy"] >= accuracy
+
+
+# --- latencies -----------------------------------------------------------------------------------
+#
+# The second key of a comparison's document: the latency of links, where runs differ in it.
+#
+# Such a document has `latencies` (seconds, rising), a row for each name at each of them, and in
+# each row and run a `latency_s`: None for runs that have no links, which stand for every latency.
+# Any other document has one latency, told by its experiment, and None everywhere. What is counted
+# or drawn at one latency is so in `slices`: documents of one latency each.
+
+Found = Mapping[str, Any]
+
+
+def latencies_of(found: Found) -> list[float]:
+    """Those that are compared, in seconds; none where all runs have the same."""
+    return list(found.get("latencies") or ())
+
+
+def latency_words(latency_s: float) -> str:
+    """`10 ms`."""
+    return f"{1000 * latency_s:g} ms"
+
+
+def suffix(latency_s: float | None) -> str:
+    """For names of files: `-10ms`, or nothing."""
+    return "" if latency_s is None else f"-{1000 * latency_s:g}ms"
+
+
+def slices(found: Found) -> list[tuple[float | None, Found]]:
+    """(latency, the document at it) of each; a document of one latency is its own only slice."""
+    every = latencies_of(found)
+    return [(one, at_latency(found, one)) for one in every] if every else [(None, found)]
+
+
+def at_latency(found: Found, latency_s: float) -> Found:
+    """Rows and runs at one latency, as a document of that latency alone, without a verdict."""
+    return {
+        **found,
+        "latencies": [],
+        "verdict": "",
+        "rows": [row for row in found["rows"] if row["latency_s"] == latency_s],
+        "runs": [run for run in found["runs"] if run["latency_s"] in (None, latency_s)],
+    }
+
+
+# --- flat runs -----------------------------------------------------------------------------------
+#
+# Every run of a comparison's document as one flat line: for CSV, the page, and dots in plots.
+
+_FROM_SUMMARY = (
+    *("workers", "threads", "schedule", "batch_size", "epochs", "train_samples"),
+    *(
+        "samples_per_s",
+        "stream_samples_per_s",
+        "train_s",
+        "wall_s",
+        "startup_s",
+        "cpu_s",
+        "test_accuracy",
+        "test_loss",
+    ),
+)
+_EVALUATION = ("samples", "train_s", "accuracy", "loss")
+
+#: Counter of a stage -> how those of all stages become the run's.
+COUNTERS: dict[str, Callable[[Iterable[float]], float]] = {
+    "compute_s": sum,
+    "generator_s": sum,
+    "transport_s": sum,
+    "wait_s": sum,
+    "op_cpu_s": sum,
+    "updates": sum,
+    "staleness_max": max,
+    "messages": sum,
+    "bytes_sent": sum,
+    "dropped": sum,
+}
+
+
+def flat_runs(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Per run: name, latency where several are compared, seed, its summary's numbers, time to each
+    target, counters over all stages.
+
+    Seconds and bytes; None where a run has no such number, or did not reach the target.
+    """
+    controls = {row["name"] for row in found["rows"] if row.get("control")}
+    return [
+        {
+            **_place(run, found),
+            "control": run["name"] in controls,
+            **{key: run["summary"].get(key) for key in _FROM_SUMMARY},
+            **{
+                time_key(target): time_to(target)(run["summary"])
+                for target in found.get("targets") or ()
+            },
+            **_counters(run["summary"].get("stages") or ()),
+            "folder": run.get("folder"),
+        }
+        for run in found["runs"]
+    ]
+
+
+def time_key(target: float) -> str:
+    """Key of the training seconds until an accuracy: `time_to_0.975_s`."""
+    return f"time_to_{target:g}_s"
+
+
+def runs_csv(found: Mapping[str, Any]) -> str:
+    """One line a run, so that the statistics can be done again by other means."""
+    lines = flat_runs(found)
+    return _csv(list(lines[0]) if lines else ["name", "seed"], lines)
+
+
+def evaluations_csv(found: Mapping[str, Any]) -> str:
+    """One line an evaluation of a run; `train_s` is training time alone."""
+    first = [*_place({"name": "", "seed": 0}, found)]
+    return _csv(
+        [*first, *_EVALUATION],
+        (
+            {**_place(run, found), **{key: one.get(key) for key in _EVALUATION}}
+            for run in found["runs"]
+            for one in run["summary"].get("history") or ()
+        ),
+    )
+
+
+def _place(run: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a run from all others."""
+    where = {"latency_s": run.get("latency_s")} if latencies_of(found) else {}
+    return {"name": run["name"], **where, "seed": run["seed"]}
+
+
+def _counters(stages: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    found = {}
+    for name, over_stages in COUNTERS.items():
+        values = [stage[name] for stage in stages if stage.get(name) is not None]
+        found[name] = over_stages(values) if values else None
+    return found
+
+
+def _csv(keys: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

@@ -1,0 +1,401 @@
+"""What a comparison comes to, in one sentence. The same rules whoever wins.
+
+Its clauses: the fastest against each other one; who reaches the accuracy asked for first; where
+accuracies differ beyond chance; what controls show. Controls compete for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from asyncdni.report.statistics import Comparison, Estimate, latency_words, ratio, time_to
+
+__all__ = [
+    "BASELINES",
+    "MISSING",
+    "SINGLE",
+    "accuracy_clause",
+    "accuracy_words",
+    "as_estimate",
+    "control_clause",
+    "failed_words",
+    "fixed",
+    "interval",
+    "interval_words",
+    "joined",
+    "kept",
+    "kept_sentence",
+    "latency_sentence",
+    "percent",
+    "reached_counts",
+    "speed_clause",
+    "target_clause",
+    "verdict",
+]
+
+# --- numerals ------------------------------------------------------------------------------------
+#
+# Numbers of a comparison's document as text: what is null or missing there is a dash here.
+
+MISSING = "\N{EN DASH}"
+
+
+def as_estimate(value: Any) -> Estimate | None:
+    """Of an `Estimate` that went through JSON, or of a bare number: one without an interval."""
+    if value is None:
+        return None
+    if isinstance(value, int | float):
+        return Estimate(float(value), None, None, 1)
+    return Estimate(value["mean"], value.get("low"), value.get("high"), value.get("n", 1))
+
+
+def fixed(value: Any, digits: int = 0, unit: str = "", scale: float = 1.0) -> str:
+    """`29,310`, `97.25 %`; bare words stay what they are."""
+    if value is None:
+        return MISSING
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{scale * value:,.{digits}f}{unit}"
+
+
+def percent(value: Any, digits: int = 2) -> str:
+    """`97.25 %` of 0.9725, with a space that does not break."""
+    return fixed(value, digits, "\N{NO-BREAK SPACE}%", 100.0)
+
+
+def interval(one: Estimate | None, digits: int = 0, scale: float = 1.0) -> str:
+    """`28,623 to 29,996`; empty where there is none, or none of any width."""
+    if one is None or one.low is None or one.high is None or one.low == one.high:
+        return ""
+    return f"{fixed(one.low, digits, scale=scale)} to {fixed(one.high, digits, scale=scale)}"
+
+
+# --- phrases -------------------------------------------------------------------------------------
+#
+# Parts of sentences about estimates.
+
+
+def interval_words(one: Estimate, scale: float = 1.0, *, said: bool = False) -> str:
+    """` (95 % interval 1.23 to 2.94)`; empty where there is none.
+
+    ` (1.23 to 2.94)` where it is `said` already what is in brackets.
+    """
+    if one.low is None or one.high is None:
+        return ""
+    ends = (scale * one.low, scale * one.high)
+    low, high = (f"{end:.2f}" if abs(end) < 100 else f"{end:.3g}" for end in ends)
+    return f" ({'' if said else '95 % interval '}{low} to {high})"
+
+
+def accuracy_words(accuracy: float) -> str:
+    """`97.5 %` of 0.975."""
+    return f"{100 * accuracy:.6g} %"
+
+
+def joined(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`; nothing for none."""
+    if not parts:
+        return ""
+    *head, last = parts
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+Phrase = Callable[[Estimate], str]
+
+
+def verdict(comparison: Comparison) -> str:
+    """One sentence; empty where there is nothing to compare yet."""
+    found = (
+        speed_clause(comparison),
+        target_clause(comparison),
+        accuracy_clause(comparison),
+        control_clause(comparison),
+    )
+    clauses = [clause for clause in found if clause]
+    if not clauses:
+        return ""
+    if max(len(comparison.of(name)) for name in comparison.names) == 1:
+        clauses.append("one seed shows no spread: compare over more (--seeds 5)")
+    text = "; ".join(clauses)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def speed_clause(comparison: Comparison) -> str:
+    """The fastest against each other one, and where that is no more than chance."""
+    ranking = [name for name in comparison.ranking() if name not in comparison.controls]
+    if len(ranking) < 2:
+        return ""
+    best, others = ranking[0], ranking[1:]
+    found = {other: comparison.ratio(best, other) for other in others}
+    return _against(found, f"fastest: {best}, ", f"none is clearly the fastest: {best} was ", _fast)
+
+
+def target_clause(comparison: Comparison) -> str:
+    """Who is first at the highest target that anyone reaches in every run, and by how much.
+
+    Against those that reach it in every run too: of the others some runs would have to be left out,
+    so it is only said in how many they did.
+    """
+    for accuracy in reversed(comparison.targets):
+        counts = reached_counts(comparison, accuracy)
+        there = [name for name, (reached, runs) in counts.items() if reached == runs]
+        if there:
+            return _first(comparison, accuracy, there, counts)
+    if not comparison.targets or not comparison.results:
+        return ""
+    lowest = comparison.targets[0]
+    failed = failed_words(reached_counts(comparison, lowest))
+    return f"none reached {accuracy_words(lowest)} in every run{failed}"
+
+
+def accuracy_clause(comparison: Comparison) -> str:
+    """The most accurate against those that are clearly less so; empty where none is."""
+    measure = "test_accuracy"
+    names = [name for name in comparison.names if name not in comparison.controls]
+    means = {name: comparison.estimate(name, measure) for name in names}
+    known = {name: one.mean for name, one in means.items() if one is not None}
+    if not known:
+        return ""
+    best = max(known, key=known.__getitem__)
+    found = {name: comparison.difference(best, name, measure) for name in known if name != best}
+    worse = [_points(name, one) for name, one in found.items() if one and one.excludes(0.0)]
+    return f"test accuracies differ: {best} is better by {joined(worse)}" if worse else ""
+
+
+def control_clause(comparison: Comparison) -> str:
+    """Whether what a control lacks is worth anything: clearly more accurate than it, or not."""
+    found = []
+    for control, name in comparison.controls.items():
+        one = comparison.difference(name, control, "test_accuracy")
+        if one is None or one.low is None:
+            continue
+        clear = one.mean > 0 and one.excludes(0.0)
+        said = "is more accurate than" if clear else "is not clearly more accurate than"
+        points = f"{100 * one.mean:.2f} points{interval_words(one, 100.0)}"
+        found.append(f"{name} {said} its control {control}, by {points}")
+    return "; ".join(found)
+
+
+def _first(
+    comparison: Comparison,
+    accuracy: float,
+    there: Sequence[str],
+    counts: Mapping[str, tuple[int, int]],
+) -> str:
+    measure, goal = time_to(accuracy), accuracy_words(accuracy)
+    best, *others = (name for name in reversed(comparison.ranking(measure)) if name in there)
+    failed = failed_words(counts)
+    if not others:
+        return f"only {best} reached {goal} in every run{failed}"
+    found = {other: comparison.ratio(other, best, measure) for other in others}
+    clear, none = f"first at {goal}: {best}, ", f"none is clearly first at {goal}: {best} was "
+    return _against(found, clear, none, _soon) + failed
+
+
+def reached_counts(comparison: Comparison, accuracy: float) -> dict[str, tuple[int, int]]:
+    """(runs that reached it, runs) by name, of all that compete and have been run."""
+    measure = time_to(accuracy)
+    return {
+        name: (len(comparison.values(name, measure)), len(comparison.of(name)))
+        for name in comparison.names
+        if name not in comparison.controls and comparison.of(name)
+    }
+
+
+def failed_words(counts: Mapping[str, tuple[int, int]]) -> str:
+    """` (locked in 2 of 3)`: those that did not reach it every time."""
+    parts = [f"{name} in {n} of {runs}" for name, (n, runs) in counts.items() if n < runs]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def _against(
+    ratios: Mapping[str, Estimate | None], clear: str, none_clear: str, phrase: Phrase
+) -> str:
+    """The best against all others: `clear`, or `none_clear`, before what it is better by."""
+    found = {other: one for other, one in ratios.items() if one is not None}
+    if not found:
+        return ""
+    known = [one for one in found.values() if one.low is not None]
+    ahead = {other: one for other, one in found.items() if not known or one.excludes(1.0)}
+    close = {other: one for other, one in found.items() if other not in ahead}
+    if not ahead:
+        return none_clear + joined([_times(other, one, phrase) for other, one in close.items()])
+    text = clear + joined([_times(other, one, phrase) for other, one in ahead.items()])
+    if close:
+        others = joined([_times(other, one, phrase) for other, one in close.items()])
+        text += f", not clearly ahead of the rest: {others}"
+    return text
+
+
+def _times(name: str, one: Estimate, phrase: Phrase) -> str:
+    return f"{phrase(one)} {name}{interval_words(one)}"
+
+
+def _fast(one: Estimate) -> str:
+    return f"{one.mean:.2f} times as fast as"
+
+
+def _soon(one: Estimate) -> str:
+    return f"{one.mean:.2f} times sooner than"
+
+
+def _points(name: str, one: Estimate) -> str:
+    return f"{100 * one.mean:.2f} points than {name}{interval_words(one, 100.0)}"
+
+
+# --- baselines -----------------------------------------------------------------------------------
+#
+# What schedules are held against at each latency: one process, and the synchronous schedules.
+#
+# Where `verdict` says who is ahead of whom, this says what every other schedule is worth beside
+# every baseline, whichever of them is ahead.
+
+#: One process that has all stages, and no links.
+SINGLE = "single"
+BASELINES = ("locked", "gpipe", "1f1b", SINGLE)
+
+#: How many times better a name is than another; None where that can't be told.
+Gain = Callable[[str, str], Estimate | None]
+Words = Callable[[str, Estimate], tuple[str, Estimate]]
+_SPEEDS = {
+    "stream_samples_per_s": "samples/s, fills and drains left out,",
+    "samples_per_s": "samples/s",
+}
+
+
+def latency_sentence(comparison: Comparison, latency_s: float) -> str:
+    """What comes of a comparison at this latency; empty where there is nothing to compare yet.
+
+    The speed of the fastest beside every baseline, and who reaches the highest target how much
+    sooner than each of them; of baselines alone, what `verdict` says of them.
+    """
+    rivals = [name for name in comparison.ranking() if _competes(name, comparison)]
+    if rivals:
+        found = [*_speeds(comparison, rivals), *_time_ratios(comparison, rivals)]
+    else:
+        found = [speed_clause(comparison), target_clause(comparison)]
+    found += [accuracy_clause(comparison), control_clause(comparison)]
+    clauses = [clause for clause in found if clause]
+    return f"At {latency_words(latency_s)} links {'; '.join(clauses)}." if clauses else ""
+
+
+def kept(
+    comparisons: Mapping[float, Comparison], latency_s: float, name: str, measure: str
+) -> Estimate | None:
+    """`measure` at this latency in units of that at the least one, paired by seed.
+
+    None where that can't be told, and for what has no links.
+    """
+    if not _has_links(name, comparisons[latency_s]):
+        return None
+    least = comparisons[min(comparisons)].values(name, measure)
+    here = comparisons[latency_s].values(name, measure)
+    return ratio([(here[seed], least[seed]) for seed in here if seed in least])
+
+
+def kept_sentence(comparisons: Mapping[float, Comparison]) -> str:
+    """How much of its speed each schedule keeps at the highest latency; empty where none is known.
+
+    With fills and drains left out where all of them are measured so.
+    """
+    least, most = min(comparisons), max(comparisons)
+    last = comparisons[most]
+    names = [n for n in last.names if _has_links(n, last) and n not in last.controls]
+    for measure, words in _SPEEDS.items():
+        found = [(name, kept(comparisons, most, name, measure)) for name in names]
+        known = [(name, one) for name, one in found if one is not None]
+        if known and len(known) == len(found):
+            there = f"of its {words} at {latency_words(least)}"
+            return f"At {latency_words(most)} links, {there}, {joined(_kept_parts(known))}."
+    return ""
+
+
+def _competes(name: str, comparison: Comparison) -> bool:
+    return not (_is_baseline(name) or name in comparison.controls)
+
+
+def _is_baseline(name: str) -> bool:
+    return name in BASELINES or name.startswith(f"{SINGLE}-")
+
+
+def _has_links(name: str, comparison: Comparison) -> bool:
+    return any(one.latency_s is not None for one in comparison.of(name))
+
+
+def _speeds(comparison: Comparison, rivals: Sequence[str]) -> list[str]:
+    """Of the fastest; of all where no target says what their speed is worth."""
+    others = [name for name in comparison.names if _is_baseline(name)]
+    found = []
+    for name in rivals[:1] if comparison.targets else rivals:
+        parts = _parts(name, others, comparison.ratio, _faster)
+        if parts:
+            place = f" (the fastest of {joined(rivals)})" if name == rivals[0] else ""
+            found.append(f"{name}{place if rivals[1:] else ''} is {joined(parts)}")
+    return found
+
+
+def _time_ratios(comparison: Comparison, rivals: Sequence[str]) -> list[str]:
+    """To the highest target that any of `rivals` reaches in every run, the first of them first."""
+    for accuracy in reversed(comparison.targets):
+        counts = reached_counts(comparison, accuracy)
+        there = {name for name, (reached, runs) in counts.items() if reached == runs}
+        measure = time_to(accuracy)
+        able = [n for n in reversed(comparison.ranking(measure)) if n in there and n in rivals]
+        if able:
+            others = [n for n in comparison.names if n in there and _is_baseline(n)]
+            found = [_time(comparison, name, others, accuracy) for name in able]
+            return [*found[:-1], found[-1] + failed_words(counts)]
+    if not comparison.targets:
+        return []
+    lowest = comparison.targets[0]
+    counts = reached_counts(comparison, lowest)
+    failed = failed_words({name: counts[name] for name in rivals})
+    none = f"none of {joined(rivals)} reaches" if rivals[1:] else f"{rivals[0]} does not reach"
+    return [f"{none} {accuracy_words(lowest)} in every run{failed}"]
+
+
+def _time(comparison: Comparison, name: str, others: Sequence[str], accuracy: float) -> str:
+    measure = time_to(accuracy)
+
+    def gain(one: str, other: str) -> Estimate | None:
+        return comparison.ratio(other, one, measure)
+
+    goal = f"{name} reaches {accuracy_words(accuracy)}"
+    return f"{goal} {joined(_parts(name, others, gain, _sooner))}".rstrip()
+
+
+def _parts(name: str, others: Sequence[str], gain: Gain, words: Words) -> list[str]:
+    """`name` against each of `others` that it can be compared with."""
+    found = [(other, gain(name, other)) for other in others]
+    known = [words(other, one) for other, one in found if one is not None]
+    return [f"{text}{_spread(one, first=k == 0)}" for k, (text, one) in enumerate(known)]
+
+
+def _faster(other: str, one: Estimate) -> tuple[str, Estimate]:
+    return f"{one.mean:.2f} times as fast as {other}", one
+
+
+def _sooner(other: str, one: Estimate) -> tuple[str, Estimate]:
+    """And what is to be told as so many times, which is never less than one."""
+    if one.mean >= 1.0:
+        return f"{one.mean:.2f} times sooner than {other}", one
+    low, high = (None if end is None else 1.0 / end for end in (one.high, one.low))
+    later = Estimate(1.0 / one.mean, low, high, one.n)
+    return f"{later.mean:.2f} times later than {other}", later
+
+
+def _spread(one: Estimate, *, first: bool) -> str:
+    """The interval, and that it leaves no difference beyond doubt."""
+    words = interval_words(one, said=not first)
+    return words if one.low is None or one.excludes(1.0) else f"{words[:-1]}: not clear)"
+
+
+def _kept_parts(found: Sequence[tuple[str, Estimate]]) -> list[str]:
+    return [
+        f"{name} keeps {100 * one.mean:.3g} %{interval_words(one, 100.0, said=index > 0)}"
+        for index, (name, one) in enumerate(found)
+    ]

@@ -1,0 +1,617 @@
+"""One declared stage: join of its inputs, layers, loss and optimizer.
+
+A worker's stage is one block, or several that were fused. Weights, optimizer and random streams
+belong to the block and go by its name, so they are the same under every split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from asyncdni import config
+from asyncdni.errors import DataError, NumericalError
+from asyncdni.network import Node
+from asyncdni.nn.base import Array, Layer, Slot, rows
+from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.recurrent import Recurrent
+from asyncdni.nn.losses import WindowLoss, make_loss
+from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten, norm, scale
+from asyncdni.nn.streams import layer_streams
+from asyncdni.stages.base import Context, Score
+from asyncdni.stages.numpy.versions import Version, Versions
+
+__all__ = [
+    "Block",
+    "BlockSlot",
+    "Pace",
+    "Scoring",
+    "StageSlot",
+    "Watch",
+    "add_in_order",
+    "join",
+    "make_rate_scale",
+    "split",
+    "with_own_losses",
+]
+
+# --- slot ----------------------------------------------------------------------------------------
+#
+# What a stage keeps of one batch between its ops.
+
+
+@dataclass(slots=True)
+class BlockSlot:
+    """The forward state of one batch in one block."""
+
+    layers: list[Slot]
+    own: Slot = field(default_factory=dict)  # joined inputs, summed gradients
+    loss: Slot = field(default_factory=dict)
+    y: Array | None = None  # the activation
+    pushed: dict[int, Array] = field(default_factory=dict)  # by layer: gradients not learnt from
+    version: Version | None = None  # of the weights it was forwarded with, where that matters
+
+
+@dataclass(slots=True)
+class StageSlot:
+    """The forward state of one batch in all blocks, and at the exit."""
+
+    blocks: dict[str, BlockSlot]
+    context: Context = field(default_factory=dict)
+    samples: int = 0
+    gradients: Mapping[str, Array] = field(default_factory=dict)  # kept for `learn`
+    prediction: Array | None = None
+    generator: Slot = field(default_factory=dict)
+    own: Slot = field(default_factory=dict)
+
+    def let_go(self) -> None:
+        """Of gradients that came for `learn`: their memory may be a message's."""
+        self.gradients = {}
+        for block in self.blocks.values():
+            block.pushed.clear()
+
+
+# --- scoring -------------------------------------------------------------------------------------
+#
+# The loss of a declared stage: of one output a sample, or of one a step of windows.
+
+
+class Scoring:
+    """Scores outputs (B, K) or, of windows, (B, T, K) by the loss that `node` names."""
+
+    def __init__(self, node: Node) -> None:
+        """Raises `ConfigError` for a loss that is not known."""
+        assert node.loss is not None
+        self._name = node.name
+        self._answers = node.answers
+        self._loss = make_loss(node.loss)
+        # The same loss, where there are targets for each step.
+        self._windows = WindowLoss(self._loss) if len(node.output_shape) > 1 else None
+
+    def forward(self, x: Array, context: Context, slot: Slot) -> Score:
+        """Raises `DataError` where no targets came along."""
+        targets = context.get("y")
+        if targets is None:
+            raise DataError(f"stage {self._name} has a loss but its input carries no targets")
+        outputs = 1 if targets.ndim < x.ndim else targets.shape[-1]
+        if self._windows is None:
+            loss, correct = self._loss.forward(x, targets, slot)
+            return self._score(len(x), loss, correct, outputs)
+        loss, correct, steps = self._windows.forward(x, targets, context.get("mask"), slot)
+        return self._score(len(x), loss, correct, outputs, steps)
+
+    def _score(
+        self, count: int, loss: float, correct: int | None, outputs: int, steps: int | None = None
+    ) -> Score:
+        right = correct if self._answers else None
+        return Score(self._name, count, float(loss), right, outputs, steps)
+
+    def backward(self, slot: Slot) -> Array:
+        """The gradient of the slot's last outputs, belonging to the slot."""
+        return (self._windows or self._loss).backward(slot)
+
+
+def with_own_losses(
+    score: Score | None, layers: Iterable[Slot], name: str, samples: int
+) -> Score | None:
+    """`score` and the losses that layers have of their own, such as the divergence of a `gaussian`;
+    `name` is the stage's, `samples` the batch's size."""
+    terms = [own["loss"] for own in layers if "loss" in own]
+    if terms:
+        score = score or Score(name, samples)
+        score.loss += sum(terms)
+    return score
+
+
+# --- pace ----------------------------------------------------------------------------------------
+#
+# The learning-rate decay of a stage: how far the run has come, and what the rate is then.
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a learning-rate schedule measures time by: the batches that have come, not the updates,
+    of which a stage may make more or fewer than planned (replays, random updates)."""
+
+    updates_per_epoch: int
+    total_updates: int
+    microbatches: int = 1  # of an update
+    batches_per_epoch: int = 0  # microbatches; not needed where there is one an update
+
+    def update_of(self, batch: int) -> int:
+        """The index of the update that a batch or microbatch is meant for."""
+        if self.microbatches == 1:
+            return batch
+        epoch, position = divmod(batch, self.batches_per_epoch)
+        return epoch * self.updates_per_epoch + position // self.microbatches
+
+
+def make_rate_scale(decay: config.Decay, pace: Pace) -> Callable[[int], float]:
+    """The factor of the learning rate, from the index of an update."""
+    options = {
+        name: getattr(decay, name) for name in ("epochs", "factor", "final") if hasattr(decay, name)
+    }
+    return partial(
+        scale,
+        str(decay.__struct_config__.tag),
+        updates_per_epoch=pace.updates_per_epoch,
+        total_updates=pace.total_updates,
+        warmup_epochs=decay.warmup_epochs,
+        **options,
+    )
+
+
+# --- numbers -------------------------------------------------------------------------------------
+#
+# Numbers gone wrong: how a stage notices a loss or gradient that is not finite, or explodes.
+#
+# The squared norm of a vector is one product with itself, and not finite as soon as one element is
+# not; so it tells all that must be known of an update before a weight has moved. It also overflows
+# for finite elements that no training gets over (1.8e19 in float32): they count as infinite.
+
+#: Values before the running mean says anything, and the weight of a new one from then on.
+_WARM_UP = 100
+_SHARE = 0.01
+_CURE = "lower optimizer.learning_rate or set optimizer.clip_norm"
+
+
+class Watch:
+    """Over the numbers of one declared stage, as `[numbers]` asks.
+
+    `means` has for each quantity its running mean and how many values have gone into it, (2,)
+    float64; empty where explosions are not watched for. The mean is that of all of the first
+    `_WARM_UP` values and forgets from then on; zeros, which generators start with, are left out.
+    """
+
+    def __init__(self, options: config.Numbers, stage: str) -> None:
+        self.updates_left_out = 0
+        self.fits_left_out = 0
+        self._options = options
+        self._stage = stage
+        self._in_a_row = 0
+        watched = ("loss", "gradient", "true_gradient") if options.explode is not None else ()
+        self.means: dict[str, Array] = {name: np.zeros(2) for name in watched}
+
+    def fault(self, quantity: str, value: float) -> str | None:
+        """What is wrong with a value (a loss a sample, a norm), or None, and then it has been
+        taken into its running mean."""
+        if not math.isfinite(value):
+            return f"is {value}"
+        running = self.means.get(quantity)
+        if running is None or value == 0.0:
+            return None
+        mean, seen = running.tolist()
+        explode = self._options.explode
+        if seen >= _WARM_UP and explode is not None and value > explode * mean:
+            return (
+                f"is {value:.4g}, more than {explode:g} (numbers.explode) times its running mean "
+                f"of {mean:.4g}"
+            )
+        running += (value - mean) * max(1.0 / (seen + 1.0), _SHARE), 1.0
+        return None
+
+    def leave_out(self, what: str) -> None:
+        """Under `skip`, go on without it. Raises `NumericalError` under the other policies."""
+        if self._options.policy != "skip":
+            raise NumericalError(
+                f'{what}: {_CURE}, or leave such updates out with numbers.policy = "skip"'
+            )
+
+    def update_left_out(self, what: str) -> None:
+        """Count it. Raises `NumericalError` like `leave_out`, and after too many in a row."""
+        self.leave_out(what)
+        self.updates_left_out += 1
+        self._in_a_row += 1
+        if self._in_a_row >= self._options.skips_max:
+            raise NumericalError(
+                f"stage {self._stage} has left out {self._in_a_row} updates in a row "
+                f"(numbers.skips_max), so skipping does not help: {_CURE}; the last time {what}"
+            )
+
+    def fit_left_out(self, what: str) -> None:
+        """Count it. Raises `NumericalError` like `leave_out`."""
+        self.leave_out(what)
+        self.fits_left_out += 1
+
+    def updated(self) -> None:
+        """An update was made."""
+        self._in_a_row = 0
+
+
+# --- joining -------------------------------------------------------------------------------------
+#
+# A stage's inputs become one array, and its gradient that of each input.
+
+
+def join(node: Node, inputs: Sequence[Array], own: Slot) -> Array:
+    """Their sum or concatenation, as `node` says, in an array of the slot; one alone as it is."""
+    if len(inputs) == 1:
+        return inputs[0]
+    joined = rows(own, "joined", (len(inputs[0]), *node.joined_shape), inputs[0].dtype)
+    if node.join == "concat":
+        return np.concatenate(inputs, axis=node.join_axis, out=joined)
+    return add_in_order(inputs, joined)
+
+
+def split(node: Node, grad: Array) -> list[Array]:
+    """The gradient of each input in declared order, from that of what they were joined to."""
+    shapes = node.input_shapes
+    if len(shapes) == 1 or node.join == "sum":
+        return [grad] * len(shapes)
+    axis = node.join_axis
+    edges = np.cumsum([shape[axis] for shape in shapes])[:-1]
+    return [np.ascontiguousarray(part) for part in np.split(grad, edges, axis=axis)]
+
+
+def add_in_order(terms: Sequence[Array], out: Array) -> Array:
+    """Their sum, in the order given and never in another: floating-point sums depend on it."""
+    np.add(terms[0], terms[1], out=out)
+    for term in terms[2:]:
+        out += term
+    return out
+
+
+_AS_THEY_ARE = nullcontext()
+#: Arrays of layers that begin so serve training alone: what is carried from window to window
+#: belongs to the streams of a run, and futures are generators.
+_CARRIED = "carried."
+_TRAINING = (_CARRIED, "future.")
+_STOP = config.Numbers()
+
+
+class Block:
+    """Forward, backward and update of one declared stage; see `stages.base.Stage`."""
+
+    def __init__(
+        self,
+        node: Node,
+        optimizer: config.Optimizer,
+        *,
+        dtype: np.dtype[Any],
+        seed: int,
+        pace: Pace,
+        delayed: config.Delayed | None = None,
+        numbers: config.Numbers = _STOP,
+        allow_import: bool = False,
+        streams: int | None = None,
+    ) -> None:
+        """`delayed`: what to do about gradients that come late; None: they don't. `numbers`: what
+        to do about those that are not finite. `streams`: whose state recurrent layers carry from
+        one batch to the next; None: each sample is a whole sequence."""
+        self.node = node
+        self.updates = 0
+        self.newest = 0  # batch forwarded
+        self.watch = Watch(numbers, node.name)
+        self._pace = pace
+        # Asked for several times between two updates.
+        self._rate_scale = lru_cache(maxsize=2)(make_rate_scale(optimizer.decay, pace))
+        self._options = optimizer
+        self.dtype = dtype
+        self._layers = _built(node, node.name, dtype, seed, allow_import)
+        self._params, self._grads = flatten(self._layers)
+        if node.weights:  # all that is random but the weights is its own
+            there = _built(node, node.weights, dtype, seed, allow_import)
+            np.copyto(self._params, flatten(there)[0])
+        self.optimizer = _make_optimizer(optimizer)
+        self.optimizer.start(self._params)
+        self._scoring = Scoring(node) if node.loss else None
+        self._recurrent = {
+            i: layer for i, layer in enumerate(self._layers) if isinstance(layer, Recurrent)
+        }
+        self._streams = streams
+        if streams is not None:
+            for layer in self._recurrent.values():
+                layer.start(streams)  # so that there is something for a checkpoint to go into
+        self._tested: dict[int, Array] = {}  # by layer, the state after the last test window
+        self.versions = self._make_versions(delayed, pace) if delayed is not None else None
+        self._staleness = 0  # of the gradient learned from last, in updates
+
+    @property
+    def learned(self) -> bool:
+        """Gradients have been accumulated since the last update."""
+        return any(not layer.fresh for layer in self._layers)
+
+    @property
+    def gradient(self) -> Array:
+        """What has been accumulated (N,), in the order of the parameters; where `learned`."""
+        return self._grads
+
+    def slot(self) -> BlockSlot:
+        return BlockSlot(layers=[{} for _ in self._layers])
+
+    # --- forward ---------------------------------------------------------------------------------
+
+    def forward(
+        self, batch: int, inputs: Sequence[Array], context: Context, slot: BlockSlot
+    ) -> tuple[Array, Score | None]:
+        """Inputs in declared order. A loss that is not finite, or explodes, raises
+        `NumericalError`; under `numbers.policy = "skip"` it gives no score, and a gradient of NaN,
+        so that all stages leave the batch's update out."""
+        self.newest = max(self.newest, batch)  # a replay is older
+        x = join(self.node, inputs, slot.own)
+        self._brief(batch, context, len(x), slot)
+        with self._weights_of_forward(slot):
+            for layer, own in zip(self._layers, slot.layers, strict=True):
+                x = layer.forward(x, own)
+        slot.y = x
+        score = self._score(x, context, slot.loss)
+        score = with_own_losses(score, slot.layers, self.node.name, len(x))
+        if score is None:
+            return x, None
+        fault = self.watch.fault("loss", score.loss / max(1, score.count))
+        if fault is None:
+            return x, score
+        self.watch.leave_out(f"the loss of stage {self.node.name} {fault} at batch {batch}")
+        if self._scoring is not None:
+            self._scoring.backward(slot.loss).fill(np.nan)
+        return x, None
+
+    def _brief(self, batch: int, context: Context, samples: int, slot: BlockSlot) -> None:
+        """Tell the layers which batch it is and what came along with it."""
+        if self._recurrent and "first" not in context:
+            always = np.ones(samples, np.bool_)
+            context = {**context, "first": always, "last": always}
+        for own in slot.layers:
+            own["batch"], own["context"] = batch, context
+
+    def evaluate(self, inputs: Sequence[Array], context: Context) -> tuple[Array, Score | None]:
+        """With running statistics; losses that layers have of their own are part of the score.
+        Raises `NumericalError` for a loss that is not finite, whatever `numbers.policy`: there is
+        no other batch to judge the weights by."""
+        x, own = join(self.node, inputs, {}), list[Slot]()
+        for i, layer in enumerate(self._layers):
+            if hasattr(layer, "own_loss"):
+                own.append({"loss": layer.own_loss(x)})
+            if i in self._recurrent and "first" in context:
+                x = self._continued(i, x, context["first"])
+            else:
+                x = layer.evaluate(x)
+        score = with_own_losses(self._score(x, context, {}), own, self.node.name, len(x))
+        if score is not None and not math.isfinite(score.loss):
+            raise NumericalError(
+                f"the loss of stage {self.node.name} is {score.loss} at the test set: "
+                "lower optimizer.learning_rate or set optimizer.clip_norm"
+            )
+        return x, score
+
+    def _continued(self, i: int, x: Array, first: Array) -> Array:
+        """The recurrent layer's output for the test window that follows the last one."""
+        state = self._tested.get(i)
+        if state is not None and len(state) == len(x):
+            state = np.where(first[:, None], 0, state).astype(state.dtype, copy=False)
+        else:
+            state = None
+        y, end = self._recurrent[i].continued(x, state)
+        self._tested[i] = end
+        return y
+
+    def activation(self, inputs: Sequence[Array]) -> Array:
+        """With running statistics, without the loss; every sample is a sequence of its own."""
+        x = join(self.node, inputs, {})
+        for layer in self._layers:
+            x = layer.evaluate(x)
+        return x
+
+    def _score(self, x: Array, context: Context, slot: Slot) -> Score | None:
+        return None if self._scoring is None else self._scoring.forward(x, context, slot)
+
+    # --- backward --------------------------------------------------------------------------------
+
+    def backward(
+        self,
+        gradients: Sequence[Array],
+        slot: BlockSlot,
+        *,
+        own_loss: bool,
+        learn: bool,
+        send: bool,
+    ) -> list[Array] | None:
+        """From the consumers' gradients (declared order) and the own loss; None: nothing to do.
+
+        Returns the gradient of each input in declared order; an empty list without `send`. What it
+        does not `learn` from is kept for `learn`.
+        """
+        terms = list(gradients)
+        if own_loss and self._scoring is not None:
+            terms.insert(0, self._scoring.backward(slot.loss))
+        if not terms:
+            return None
+        grad: Array | None = self._sum(terms, slot)
+        rate_scale = self.rate_scale()
+        for own in slot.layers:
+            own["own_loss"], own["rate_scale"] = own_loss, rate_scale
+        with self._weights_of_backward(slot, learn):
+            for i in range(len(self._layers) - 1, -1, -1):
+                assert grad is not None
+                if not learn:
+                    slot.pushed[i] = grad
+                layer, own = self._layers[i], slot.layers[i]
+                grad = layer.backward(grad, own, learn=learn, send=send or i > 0)
+        return split(self.node, grad) if send and grad is not None else []
+
+    def learn(self, slot: BlockSlot) -> None:
+        """Accumulate the gradients of the weights that the last `backward` left out."""
+        with self._weights_of_backward(slot, learn=True):
+            for i, grad in slot.pushed.items():
+                slot.layers[i]["own_loss"] = True
+                self._layers[i].backward(grad, slot.layers[i], learn=True, send=False)
+
+    def release(self, slot: BlockSlot) -> None:
+        """The batch is through with its weights."""
+        if self.versions is not None and slot.version is not None:
+            self.versions.give_back(slot.version)
+            slot.version = None
+
+    def _weights_of_forward(self, slot: BlockSlot) -> AbstractContextManager[None]:
+        if self.versions is None:
+            return _AS_THEY_ARE
+        slot.version = self.versions.take()
+        return self.versions.forward(slot.version)
+
+    def _weights_of_backward(self, slot: BlockSlot, learn: bool) -> AbstractContextManager[None]:
+        if self.versions is None or slot.version is None:
+            return _AS_THEY_ARE
+        if learn:
+            self._staleness = self.updates - slot.version.number
+        return self.versions.backward(slot.version)
+
+    def _sum(self, terms: list[Array], slot: BlockSlot) -> Array:
+        if len(terms) == 1:
+            return terms[0]
+        assert slot.y is not None
+        return add_in_order(terms, rows(slot.own, "grad_y", slot.y.shape, self.dtype))
+
+    # --- update ----------------------------------------------------------------------------------
+
+    def rate_scale(self, batch: int | None = None) -> float:
+        """The learning-rate decay at `batch` (None: now); 1 at the start without warm-up."""
+        return self._rate_scale(self._pace.update_of(self.newest if batch is None else batch))
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply what has been accumulated since the last update."""
+        if self.learned:
+            self._grads *= factor
+
+    def update(self, samples: int) -> None:
+        """One step on the accumulated gradients divided by `samples`.
+
+        A gradient whose norm is not finite, or explodes, raises `NumericalError`; under
+        `numbers.policy = "skip"` the step is left out and counted.
+        """
+        if self._params.size and self.learned:
+            self._update(1.0 / samples)
+        else:
+            self.updates += 1
+        self.forget()
+
+    def update_on(self, gradient: Array | None, samples: int, batch: int | None) -> None:
+        """`update` on a `gradient` (N,) that was summed elsewhere, on behalf of `batch` (None: the
+        newest); None: no stage that uses these weights has learned."""
+        if gradient is None:
+            self.updates += 1
+        else:
+            np.copyto(self._grads, gradient)
+            self._update(1.0 / samples, batch)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what has been accumulated since the last update."""
+        for layer in self._layers:
+            layer.fresh = True
+
+    def _update(self, scale: float, batch: int | None = None) -> None:
+        most = self._options.clip_norm
+        if most is not None:
+            self._grads *= scale
+            scale = 1.0
+        found = norm(self._grads)
+        fault = self.watch.fault("gradient", found * scale)
+        if fault is not None:
+            where = f"stage {self.node.name}, update {self.updates}"
+            self.watch.update_left_out(f"{where}: the norm of its gradient {fault}")
+            return
+        if most is not None:
+            clip_by_norm(self._grads, found, most)
+        self._step(scale, batch)
+        self.updates += 1
+        self.watch.updated()
+
+    def _step(self, scale: float, batch: int | None) -> None:
+        rate = self._options.learning_rate * self.rate_scale(batch)
+        versions = self.versions
+        if versions is None:
+            self.optimizer.step(self._params, self._grads, rate, scale)
+            return
+        versions.before_update()
+        rate *= versions.rate_factor(self._staleness)
+        self.optimizer.step(self._params, self._grads, rate, scale)
+        versions.after_update()
+
+    def _make_versions(self, delayed: config.Delayed, pace: Pace) -> Versions:
+        return Versions(
+            self._layers,
+            self._params,
+            stash=delayed.weights == "stash",
+            look_ahead=delayed.look_ahead,
+            anneal_updates=delayed.anneal_epochs * pace.updates_per_epoch,
+        )
+
+    # --- weights ---------------------------------------------------------------------------------
+
+    def parameters(self) -> int:
+        """How many."""
+        return int(self._params.size)
+
+    def state(self) -> dict[str, Array]:
+        """Weights and running statistics, named as in torch.nn.Sequential: "0.weight"."""
+        return {
+            f"{i}.{name}": array
+            for i, name, array in _named(self._layers)
+            if not name.startswith(_TRAINING)
+        }
+
+    def training_state(self) -> dict[str, Array]:
+        """What else layers need to go on with training, named as in `state`: generators of
+        recurrent ones and, unless each sample is a whole sequence, the state of the streams."""
+        wanted = _TRAINING if self._streams is not None else _TRAINING[1:]
+        return {
+            f"{i}.{name}": array
+            for i, name, array in _named(self._layers)
+            if name.startswith(wanted)
+        }
+
+
+def _built(
+    node: Node, name: str, dtype: np.dtype[Any], seed: int, allow_import: bool
+) -> list[Layer]:
+    """The layers of `node` as they are at the start of a stage of that name."""
+    layers = [
+        make_layer(spec, where=f"stage {node.name}, layer {i}", allow_import=allow_import)
+        for i, spec in enumerate(node.layers)
+    ]
+    shape = node.joined_shape
+    for i, layer in enumerate(layers):
+        shape = layer.build(shape, dtype, layer_streams(seed, f"{name}.{i}"))
+    return layers
+
+
+def _named(layers: Sequence[Layer]) -> list[tuple[int, str, Array]]:
+    return [
+        (i, name, array)
+        for i, layer in enumerate(layers)
+        for name, array in [*layer.params.items(), *layer.buffers.items()]
+    ]
+
+
+def _make_optimizer(options: config.Optimizer) -> Sgd | Adam:
+    match options:
+        case config.Sgd():
+            return Sgd(options.momentum, options.nesterov, options.weight_decay)
+        case config.Adam():
+            return Adam(options.beta1, options.beta2, options.epsilon, options.weight_decay)

@@ -1,0 +1,425 @@
+"""The maths of one worker in NumPy: its blocks as a small graph, and a generator at its exit.
+
+```
+ from producers ──► block ──► block ──┬──► exit ──► to consumers
+                      └──► block (own loss)   │
+                                              └──► generator: ĝ of the exit's activation
+```
+
+Inside the stage gradients are exact; only what comes back to the exit may be synthetic.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from asyncdni.errors import CheckpointError, NumericalError, RemoteProtocolError
+from asyncdni.messages import DATA
+from asyncdni.nn.base import Array
+from asyncdni.nn.generators.base import Generator
+from asyncdni.nn.input_model import InputModel
+from asyncdni.schedules.base import Source
+from asyncdni.stages.base import Agreement, Context, Forwarded
+from asyncdni.stages.numpy.block import Block, StageSlot, add_in_order
+from asyncdni.stages.numpy.exit import AGREEMENT_EVERY, LATE, Exit, in_order
+from asyncdni.stages.numpy.state import Part, parts_of, restore, snapshot
+
+__all__ = ["AGREEMENT_EVERY", "NumpyStage", "Sharing"]
+
+# --- sharing -------------------------------------------------------------------------------------
+#
+# Sets of weights that several stages use: one step on the sum of their gradients, at every copy.
+#
+# Copies begin alike. A sum is made in declared order and every copy's optimizer makes the same step
+# on it, so they stay alike to the last bit, whether their stages live in one worker or in several.
+
+
+class Sharing:
+    """The part that one worker's blocks have in such sets."""
+
+    def __init__(self, blocks: Iterable[Block] = (), sharers: Iterable[Sequence[str]] = ()) -> None:
+        """`sharers`: of each block, the stages with its weights, in declared order."""
+        self._blocks = {block.node.name: block for block in blocks if block.parameters()}
+        sets = {names: None for names in map(tuple, sharers) if len(names) > 1}
+        here = [names for names in sets if self._blocks.keys() & set(names)]
+        self._inside = [names for names in here if self._blocks.keys() >= set(names)]
+        self._across = [names for names in here if names not in self._inside]
+        #: Those here that share their weights.
+        self.stages = {name for names in here for name in names} & set(self._blocks)
+        #: Of each update that waits for other workers: its samples, and the gradients from here.
+        self._waiting: deque[tuple[int, dict[str, Array]]] = deque()
+
+    @property
+    def waits(self) -> bool:
+        """For gradients of other workers."""
+        return bool(self._waiting)
+
+    def update(self, samples: int) -> dict[str, Array]:
+        """Steps of the sets that are all here; copies of the gradients (N,) of all others, by
+        declared stage, which are kept for `apply`."""
+        for names in self._inside:
+            self._step(names, self._gradients(names), samples, None)
+        if not self._across:
+            return {}
+        given: dict[str, Array] = {}
+        for names in self._across:
+            given |= self._gradients(names)
+            for name in self.stages.intersection(names):
+                self._blocks[name].forget()
+        self._waiting.append((samples, given))
+        return given
+
+    def apply(self, batch: int, gradients: Mapping[str, Array]) -> None:
+        """The step of the oldest update that waits, with the gradients from elsewhere.
+
+        Raises `RemoteProtocolError` for a gradient of another shape or type."""
+        samples, own = self._waiting.popleft()
+        for names in self._across:
+            found = {name: g for name, g in {**own, **gradients}.items() if name in names}
+            self._step(names, found, samples, batch)
+
+    def forget(self) -> None:
+        """No gradients will come for what waits for them."""
+        self._waiting.clear()
+
+    def _gradients(self, names: Sequence[str]) -> dict[str, Array]:
+        blocks = [self._blocks[name] for name in names if name in self._blocks]
+        return {block.node.name: block.gradient.copy() for block in blocks if block.learned}
+
+    def _step(
+        self,
+        names: Sequence[str],
+        gradients: Mapping[str, Array],
+        samples: int,
+        batch: int | None,
+    ) -> None:
+        """`batch`: None for the newest."""
+        terms = [gradients[name] for name in names if name in gradients]
+        blocks = [self._blocks[name] for name in names if name in self._blocks]
+        for term in terms:
+            _check(term, blocks[0])
+        total = _sum(terms)
+        for block in blocks:
+            block.update_on(total, samples, batch)
+
+
+def _sum(terms: Sequence[Array]) -> Array | None:
+    if len(terms) < 2:
+        return terms[0] if terms else None
+    return add_in_order(terms, np.empty_like(terms[0]))
+
+
+def _check(gradient: Array, block: Block) -> None:
+    if gradient.shape != (block.parameters(),) or gradient.dtype != block.dtype:
+        raise RemoteProtocolError(
+            f"a gradient of the weights that stage {block.node.name} shares is {gradient.dtype} "
+            f"{gradient.shape}, expected {block.dtype} {(block.parameters(),)}"
+        )
+
+
+#: Slots kept for use again. More are free where many batches were in flight once and no longer are.
+_RETIRED_MAX = 16
+
+
+class NumpyStage:
+    """See `stages.base.Stage`."""
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        exit_name: str | None,
+        generator: Generator | None = None,
+        *,
+        mix: float = 0.0,
+        input_models: Mapping[str, InputModel] | None = None,
+        agreement_every: int = AGREEMENT_EVERY,
+        steps: int = 0,
+        sharing: Sharing | None = None,
+    ) -> None:
+        """`mix`: the true gradient's share; `input_models`: by producer, for synthetic inputs;
+        `agreement_every`: fits from one measurement of the generator to the next; `steps`: of
+        windows whose steps have targets of their own; `sharing`: of weights used several times."""
+        self._blocks = {block.node.name: block for block in blocks}
+        self._exit: Exit | None = None
+        if exit_name is not None:
+            block = self._blocks[exit_name]
+            self._exit = Exit(
+                block, generator, mix=mix, agreement_every=agreement_every, steps=steps
+            )
+        self._slots: dict[int, StageSlot] = {}
+        self._retired: list[tuple[StageSlot, Callable[[], bool]]] = []
+        self._sharing = sharing or Sharing()
+        self._samples = 0  # in the accumulated gradients
+        self._corrected = False  # they hold late corrections, as means over their batches
+        self._input_models = dict(input_models or {})
+        #: The block that an input model belongs to: the first to read what it predicts.
+        self._readers = {
+            producer: next(block for block in blocks if producer in block.node.inputs)
+            for producer in self._input_models
+        }
+        self._relays = self._find_relays()
+        self._shapes = {
+            name: shape
+            for block in blocks
+            for name, shape in zip(block.node.inputs, block.node.input_shapes, strict=True)
+        }
+
+    def _find_relays(self) -> set[str]:
+        """Blocks through which a gradient reaches a producer outside."""
+        relays: set[str] = set()
+        for name, block in self._blocks.items():
+            outside = any(i not in self._blocks and i != DATA for i in block.node.inputs)
+            if outside or relays.intersection(block.node.inputs):
+                relays.add(name)
+        return relays
+
+    def parameters(self) -> int:
+        """How many, without the generator's."""
+        return sum(block.parameters() for block in self._blocks.values())
+
+    # --- forward ---------------------------------------------------------------------------------
+
+    def forward(self, batch: int, inputs: Mapping[str, Array], context: Context) -> Forwarded:
+        slot = self._slots[batch] = self._acquire()
+        slot.context, slot.prediction = context, None
+        result = Forwarded(None)
+        known = {**inputs, **self._predicted_inputs(inputs, context)}
+        for name, block in self._blocks.items():
+            xs = self._inputs(block, known)
+            slot.samples = len(xs[0])
+            known[name], score = block.forward(batch, xs, context, slot.blocks[name])
+            if score is not None:
+                result.scores.append(score)
+        result.activation = known[self._exit.block.node.name] if self._exit else None
+        return result
+
+    def evaluate(self, inputs: Mapping[str, Array], context: Context) -> Forwarded:
+        result = Forwarded(None)
+        known = dict(inputs)
+        for name, block in self._blocks.items():
+            known[name], score = block.evaluate(self._inputs(block, known), context)
+            if score is not None:
+                result.scores.append(score)
+        result.activation = known[self._exit.block.node.name] if self._exit else None
+        return result
+
+    def outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Activation of every block, with running statistics and without any loss."""
+        known = dict(inputs)
+        for name, block in self._blocks.items():
+            known[name] = block.activation(self._inputs(block, known))
+        return known
+
+    def _inputs(self, block: Block, known: Mapping[str, Array]) -> list[Array]:
+        """In declared order, checked: they may have come over the wire."""
+        xs = [known[name] for name in block.node.inputs]
+        for name, x, shape in zip(block.node.inputs, xs, block.node.input_shapes, strict=True):
+            if x.shape[1:] != shape or x.dtype != block.dtype or len(x) != len(xs[0]):
+                raise RemoteProtocolError(
+                    f"stage {block.node.name} got {x.dtype} {x.shape} from {name}, expected "
+                    f"{block.dtype} {(len(xs[0]), *shape)}"
+                )
+        return xs
+
+    # --- backward --------------------------------------------------------------------------------
+
+    def backward(
+        self,
+        batch: int,
+        gradients: Mapping[str, Array],
+        *,
+        source: Source,
+        learn: bool,
+        send: bool,
+    ) -> dict[str, dict[str, Array]]:
+        slot = self._slots[batch]
+        if learn:
+            self._count(slot, source)
+        else:
+            slot.gradients = gradients
+        found: dict[str, dict[str, Array]] = {name: {} for name in self._blocks}
+        if self._exit is not None:
+            start = self._exit.gradients(batch, slot, gradients, source)
+            found[self._exit.block.node.name] = start
+        sent: dict[str, dict[str, Array]] = {}
+        for name, block in reversed(self._blocks.items()):
+            if not (learn or name in self._relays):
+                continue
+            pushed = block.backward(
+                in_order(block, found[name]),
+                slot.blocks[name],
+                own_loss=source not in LATE,
+                learn=learn,
+                send=self._wants(block, learn, send),
+            )
+            for producer, grad in zip(block.node.inputs, pushed or (), strict=False):
+                if producer in self._blocks:
+                    found[producer][name] = grad
+                elif producer != DATA:
+                    sent.setdefault(producer, {})[name] = grad
+        return sent if send else {}
+
+    def learn(self, batch: int) -> None:
+        slot = self._slots[batch]
+        if len(self._relays) < len(self._blocks):  # some blocks have not been pushed through
+            self.backward(batch, slot.gradients, source=Source.TRUE, learn=True, send=False)
+        else:
+            self._count(slot, Source.TRUE)
+            for name, block in reversed(self._blocks.items()):
+                block.learn(slot.blocks[name])
+        slot.let_go()
+
+    def _wants(self, block: Block, learn: bool, send: bool) -> bool:
+        """Somebody needs the gradient of the block's inputs."""
+        return any(
+            (learn or name in self._relays) if name in self._blocks else send
+            for name in block.node.inputs
+            if name != DATA
+        )
+
+    def _count(self, slot: StageSlot, source: Source) -> None:
+        """Late corrections come before the batch that they go with: make them sums like its own."""
+        if source in LATE:
+            assert not self._samples, "a correction in the middle of a batch's own update"
+            self._corrected = True
+            return
+        self._samples += slot.samples
+        if self._corrected:
+            for block in self._blocks.values():
+                block.scale_gradients(slot.samples)
+            self._corrected = False
+
+    def update(self) -> dict[str, Array]:
+        # Corrections that no batch took along (the end of a segment) are means already.
+        samples = self._samples or 1
+        for name, block in self._blocks.items():
+            if name not in self._sharing.stages:
+                block.update(samples)
+        self._samples, self._corrected = 0, False
+        return self._sharing.update(samples)
+
+    def apply(self, batch: int, gradients: Mapping[str, Array]) -> None:
+        assert not self._samples, "a shared update in the middle of a batch's own"
+        self._sharing.apply(batch, gradients)
+
+    # --- generator -------------------------------------------------------------------------------
+
+    def predict(self, batch: int) -> None:
+        assert self._exit is not None
+        self._exit.predict(batch, self._slots[batch])
+
+    def fit(self, batch: int, gradients: Mapping[str, Array]) -> Agreement | None:
+        assert self._exit is not None
+        return self._exit.fit(batch, self._slots[batch], gradients)
+
+    # --- synthetic inputs ------------------------------------------------------------------------
+
+    def _predicted_inputs(self, inputs: Mapping[str, Array], context: Context) -> dict[str, Array]:
+        """Of producers whose activations are not waited for."""
+        if not self._input_models:
+            return {}
+        x = inputs[DATA]
+        found = {}
+        for producer, model in self._input_models.items():
+            h = model.predict(x.reshape(len(x), -1), context.get("y"))
+            found[producer] = h.reshape(len(x), *self._shapes[producer])
+        return found
+
+    def fit_input(self, inputs: Mapping[str, Array], context: Context) -> None:
+        x = inputs[DATA]
+        rate_scale = next(iter(self._blocks.values())).rate_scale()
+        for producer, model in self._input_models.items():
+            h, shape = inputs[producer], (len(x), *self._shapes[producer])
+            if h.shape != shape or h.dtype != x.dtype:
+                raise RemoteProtocolError(
+                    f"the input model got {h.dtype} {h.shape} from {producer}, "
+                    f"expected {x.dtype} {shape}"
+                )
+            y = context.get("y")
+            try:
+                model.fit(x.reshape(len(x), -1), y, h.reshape(len(h), -1), rate_scale)
+            except NumericalError as error:
+                reader = self._readers[producer]
+                what = f"the input model of stage {reader.node.name} for {producer}: {error}"
+                reader.watch.fit_left_out(what)
+
+    # --- slots -----------------------------------------------------------------------------------
+
+    def release(self, batch: int, sent: Callable[[], bool]) -> None:
+        slot = self._slots.pop(batch, None)
+        if slot is None:
+            return  # forgotten
+        slot.let_go()  # of what was only passed on
+        for name, block in self._blocks.items():
+            block.release(slot.blocks[name])
+        self._retired.append((slot, sent))
+        if len(self._retired) > _RETIRED_MAX:
+            del self._retired[0]  # ZeroMQ keeps what it has still to send
+
+    def forget(self) -> None:
+        for slot in self._slots.values():
+            for name, block in self._blocks.items():
+                block.release(slot.blocks[name])
+        self._slots.clear()
+        for block in self._blocks.values():
+            block.forget()
+        self._sharing.forget()
+        self._samples, self._corrected = 0, False
+
+    def _acquire(self) -> StageSlot:
+        """The slot retired last whose arrays have left: its memory is still in the cache."""
+        for i in range(len(self._retired) - 1, -1, -1):
+            slot, sent = self._retired[i]
+            if sent():
+                del self._retired[i]
+                return slot
+        return StageSlot({name: block.slot() for name, block in self._blocks.items()})
+
+    # --- weights ---------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, dict[str, Array]]:
+        return {name: block.state() for name, block in self._blocks.items()}
+
+    def load(self, state: Mapping[str, Mapping[str, Array]]) -> None:
+        for name, arrays in self.state().items():
+            given = state.get(name, {})
+            for key, array in arrays.items():
+                if key not in given or given[key].shape != array.shape:
+                    found = given[key].shape if key in given else "nothing"
+                    raise CheckpointError(
+                        f"weights of stage {name}: {key} is {found}, expected {array.shape}"
+                    )
+                np.copyto(array, given[key])
+
+    def snapshot(self) -> dict[str, dict[str, Array]]:
+        assert not any(block.learned for block in self._blocks.values()), "gradients not applied"
+        assert not self._sharing.waits, "gradients of other workers awaited"
+        return {name: snapshot(parts) for name, parts in self._parts().items()}
+
+    def restore(self, state: Mapping[str, Mapping[str, Array]]) -> list[str]:
+        self.forget()
+        return restore(self._parts(), state)
+
+    def skips(self) -> dict[str, int]:
+        """ "skipped_updates" and "skipped_fits" (late gradients among them), summed over declared
+        stages: what `numbers.policy = "skip"` has left out."""
+        watches = [block.watch for block in self._blocks.values()]
+        return {
+            "skipped_updates": sum(watch.updates_left_out for watch in watches),
+            "skipped_fits": sum(watch.fits_left_out for watch in watches),
+        }
+
+    def _parts(self) -> dict[str, list[Part]]:
+        found = {}
+        for name, block in self._blocks.items():
+            own = self._exit if self._exit is not None and self._exit.block is block else None
+            models = {
+                producer: model
+                for producer, model in self._input_models.items()
+                if self._readers[producer] is block
+            }
+            found[name] = parts_of(block, own, models)
+        return found

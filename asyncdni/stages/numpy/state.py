@@ -1,0 +1,193 @@
+"""All that decides how a stage goes on: named arrays, taken and put back by declared stage.
+
+```
+0.weight 1.running_mean …    of its layers            optimizer.first …  of its optimizer
+counters.updates …           what it has done         versions.ahead …   for gradients that are late
+generator.map … head.… exit.fits    at the exit       input_model.PRODUCER.0.weight …
+numbers.gradient …           running means, where explosions are watched for
+```
+
+Another split may need other models than the one that wrote: what is not there starts anew and what
+nobody needs is left, both with a note. Everything else must fit exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from asyncdni.errors import CheckpointError
+from asyncdni.nn.base import Array
+from asyncdni.nn.generators.error import LocalHead
+from asyncdni.nn.input_model import InputModel
+from asyncdni.stages.numpy.block import Block
+from asyncdni.stages.numpy.exit import Exit
+
+__all__ = ["Part", "parts_of", "restore", "snapshot"]
+
+_DIFFERENCES_MAX = 3  # that a message names
+
+#: What may be in a file and not be needed, by the start of its names; empty: not worth a note.
+_UNUSED = {
+    "generator.": "its generator is not needed: the gradients of its activation are waited for",
+    "head.": "its local head is not needed: the gradients of its activation are waited for",
+    "input_model.": "an input model is not needed: the activations are waited for",
+    "exit.": "",
+    "versions.": "",
+    "numbers.": "",
+}
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Part:
+    """Live arrays whose names begin with `prefix`."""
+
+    prefix: str
+    arrays: dict[str, Array]
+    new: str | None = None  # the note where a file has none of them; None: it must have them
+    after: Callable[[], None] = _nothing  # once the arrays have been written into
+    otherwise: Callable[[], None] = _nothing  # where a file has none of them
+
+    def named(self) -> dict[str, Array]:
+        return {self.prefix + name: array for name, array in self.arrays.items()}
+
+
+def parts_of(block: Block, exit_: Exit | None, models: Mapping[str, InputModel]) -> list[Part]:
+    """Of one declared stage: `exit_` where it is the block's own, `models` by producer that the
+    block is the first to read."""
+    done = {"updates": _count(block.updates), "newest": _count(block.newest)}
+
+    def count_on() -> None:
+        block.updates, block.newest = int(done["updates"]), int(done["newest"])
+
+    parts = [
+        Part("", block.state() | block.training_state()),
+        Part("optimizer.", block.optimizer.state),
+        Part("counters.", done, after=count_on),
+        Part("numbers.", block.watch.means, new=""),
+        *_versions(block),
+    ]
+    if exit_ is not None and exit_.generator is not None:
+        parts += _models_of(exit_)
+    for producer, model in models.items():
+        note = f"the input model for {producer} starts anew: the checkpoint has none"
+        parts.append(Part(f"input_model.{producer}.", model.params | model.buffers, new=note))
+    return parts
+
+
+def _versions(block: Block) -> list[Part]:
+    versions = block.versions
+    if versions is None:
+        return []
+    arrays = versions.snapshot()
+    note = "its first forwards do not look ahead: the checkpoint does not say where to"
+    return [
+        Part(
+            "versions.",
+            arrays,
+            new=note if "ahead" in arrays else "",
+            after=lambda: versions.restore(arrays),
+            otherwise=lambda: versions.begin(block.updates),
+        )
+    ]
+
+
+def _models_of(exit_: Exit) -> list[Part]:
+    generator = exit_.generator
+    assert generator is not None
+    fits = _count(exit_.fits)
+
+    def count_on() -> None:
+        exit_.fits = int(fits)
+
+    head = isinstance(generator, LocalHead)
+    what = "local head" if head else "generator"
+    note = f"its {what} starts anew: the checkpoint has none"
+    arrays = generator.params | generator.buffers
+    return [
+        Part("head." if head else "generator.", arrays, new=note),
+        Part("exit.", {"fits": fits}, new="", after=count_on),
+    ]
+
+
+def _count(number: int) -> Array:
+    return np.array(number, np.int64)
+
+
+def snapshot(parts: Iterable[Part]) -> dict[str, Array]:
+    """Copies of one declared stage's arrays."""
+    return {name: array.copy() for part in parts for name, array in part.named().items()}
+
+
+def restore(parts: Mapping[str, list[Part]], given: Mapping[str, Mapping[str, Array]]) -> list[str]:
+    """Write what `given` has of each stage into the arrays of its parts; returns notes.
+
+    Raises `CheckpointError`, before anything is written, where names, shapes or dtypes differ.
+    """
+    notes: list[str] = []
+    for stage, own in parts.items():
+        arrays = given.get(stage, {})
+        _check(stage, [part for part in own if _needs(part, arrays)], arrays)
+        notes += [f"stage {stage}: {one}" for one in _notes(own, arrays)]
+    for stage, own in parts.items():
+        for part in own:
+            _write(part, given.get(stage, {}))
+    return notes
+
+
+def _write(part: Part, arrays: Mapping[str, Array]) -> None:
+    if not _needs(part, arrays):
+        part.otherwise()
+        return
+    for name, array in part.named().items():
+        np.copyto(array, arrays[name])
+    part.after()
+
+
+def _needs(part: Part, arrays: Mapping[str, Array]) -> bool:
+    """The part is restored, not begun anew."""
+    return part.new is None or (bool(part.arrays) and _has(arrays, part.prefix))
+
+
+def _has(arrays: Mapping[str, Array], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in arrays)
+
+
+def _check(stage: str, used: Iterable[Part], arrays: Mapping[str, Array]) -> None:
+    expected = {name: array for part in used for name, array in part.named().items()}
+    claimed = tuple(part.prefix for part in used if part.prefix)
+    wrong = [
+        f"{name} is {_form(arrays.get(name))}, expected {_form(array)}"
+        for name, array in expected.items()
+        if _form(arrays.get(name)) != _form(array)
+    ]
+    wrong += [
+        f"{name} is {_form(array)}, expected no such array"
+        for name, array in arrays.items()
+        if name not in expected
+        and (name.startswith(claimed) or not name.startswith(tuple(_UNUSED)))
+    ]
+    if wrong:
+        more = len(wrong) - _DIFFERENCES_MAX
+        shown = "; ".join(wrong[:_DIFFERENCES_MAX]) + (f"; and {more} more" if more > 0 else "")
+        raise CheckpointError(f"the state of stage {stage} is not of this network: {shown}")
+
+
+def _form(array: Array | None) -> str:
+    return "missing" if array is None else f"{array.dtype} {array.shape}"
+
+
+def _notes(parts: Iterable[Part], arrays: Mapping[str, Array]) -> Iterable[str]:
+    for part in parts:
+        if part.new and part.arrays and not _needs(part, arrays):
+            yield part.new
+    for prefix, note in _UNUSED.items():
+        wanted = any(part.arrays and part.prefix.startswith(prefix) for part in parts)
+        if note and not wanted and _has(arrays, prefix):
+            yield note

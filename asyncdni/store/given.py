@@ -1,0 +1,225 @@
+"""The weights that a run is given to begin with: read, held against the network, and kept.
+
+```
+--init runs/x               the last weights of that run (those that `evaluate` takes)
+--init runs/x/best          any folder of STAGE.safetensors with arrays "0.weight", "0.bias"
+--init weights.safetensors  one file with arrays "STAGE.0.weight", as `Result.save` writes it
+DIR/init                    what was taken of them, in the folder of the run that has begun with it
+```
+
+Running statistics come along; optimizers, generators and input models begin anew. A run that goes
+back to its start, or is taken up again before its first checkpoint, begins with DIR/init again, and
+needs what it was given no more. Its digests are part of the experiment, so that every worker knows
+whether it has read the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike
+
+from asyncdni import config
+from asyncdni.errors import CheckpointError, ConfigError
+from asyncdni.experiment.schema import nearest
+from asyncdni.files import read_file
+from asyncdni.plan.build import Design, make_whole_stage
+from asyncdni.store.checkpoint import read_weights
+from asyncdni.store.run import EXPERIMENT, INIT, by_stage, load_experiment, load_weights
+from asyncdni.store.tensors import Array, decode_arrays, load_stage, save_stages
+
+__all__ = ["begin_with", "begins_with", "kept", "save_given"]
+
+Weights = dict[str, dict[str, Array]]  # {stage: {"0.weight": array}}
+
+_SUFFIX = ".safetensors"
+#: PyTorch's batch norms count their batches, which means nothing here.
+_NOT_NEEDED = "num_batches_tracked"
+
+
+def begin_with(design: Design, arrays: Mapping[str, ArrayLike] | None = None) -> Design:
+    """`design` with the weights that its experiment's `run.init` names, or with `arrays`
+    ("STAGE.0.weight"), and with their digests in its experiment; as it is where none are given.
+
+    Raises `ConfigError` in one line that names every array that is missing, superfluous, of another
+    shape or type, or not finite.
+    """
+    run = design.experiment.run
+    if arrays is None and not run.init:
+        if run.init_sha256 or run.init_stages is not None:
+            raise ConfigError(
+                "run.init: missing; expected the weights that run.init_stages and run.init_sha256 "
+                "are about"
+            )
+        return design
+    place = f"run.init: {run.init}" if arrays is None else "init"
+    given = _read(Path(run.init), place) if arrays is None else by_stage(_plain(arrays))
+    stage = make_whole_stage(design)
+    init = _taken(given, stage.state(), run, place)
+    _check_shared(design, init, place)
+    digests = {name: _digest(own) for name, own in init.items()}
+    if run.init_sha256 and run.init_sha256 != digests:
+        changed = [n for n in digests if run.init_sha256.get(n) != digests[n]]
+        raise ConfigError(
+            f"{place}: the weights of {', '.join(changed) or 'some stages'} are not those that "
+            "run.init_sha256 tells of; leave it out to begin with these"
+        )
+    begun = msgspec.structs.replace(run, init_sha256=digests)
+    chosen = msgspec.structs.replace(design.experiment, run=begun)
+    return replace(design, experiment=chosen, init=init)
+
+
+def begins_with(chosen: config.Experiment) -> str:
+    """For the user: what a run has begun with; empty where that is the seed's weights."""
+    run = chosen.run
+    if not run.init_sha256:
+        return ""
+    where = run.init or "the arrays that were given"
+    return (
+        f"{', '.join(run.init_sha256)} begin with the weights of {where}; optimizers, generators "
+        "and input models begin anew"
+    )
+
+
+def save_given(folder: Path, design: Design) -> None:
+    """Write them to `folder`/init. Raises `CheckpointError`."""
+    if design.init is not None:
+        save_stages(folder / INIT, design.init)
+
+
+def kept(folder: Path, design: Design, stages: Iterable[str]) -> Design:
+    """`design` with what `folder`/init has of `stages`, for a stage that begins with it.
+
+    Raises `CheckpointError` where that is not what the run was given.
+    """
+    digests = design.experiment.run.init_sha256
+    init: Weights = {}
+    for stage in (name for name in stages if name in digests):
+        try:
+            own = load_stage(folder / INIT, stage)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; the run begins with given weights, so every host must find the copy in "
+                f"{folder / INIT}: share the run's folder, or copy it there"
+            ) from error
+        if _digest(own) != digests[stage]:
+            raise CheckpointError(
+                f"{folder / INIT / (stage + _SUFFIX)} is not what this run was given: "
+                "it is damaged, or of another run"
+            )
+        init[stage] = own
+    return replace(design, init=init or None)
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _read(path: Path, place: str) -> Weights:
+    try:
+        if not path.is_dir():
+            return by_stage(decode_arrays(read_file(path), str(path)))
+        if (path / EXPERIMENT).is_file():
+            return by_stage(load_weights(path / "final", load_experiment(path)))
+        names = sorted(file.stem for file in path.glob(f"[!.]*{_SUFFIX}"))
+        found, _ = read_weights(path, names)  # held against their manifest, where there is one
+    except CheckpointError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{place}: can't be read: {error.strerror or error}") from error
+    if not found:
+        raise ConfigError(
+            f"{place}: expected a run folder, a folder of STAGE{_SUFFIX} or one {_SUFFIX} file "
+            f'with arrays such as "STAGE.0.weight"; this folder holds neither {EXPERIMENT} nor '
+            f"a {_SUFFIX} file"
+        )
+    return found
+
+
+def _plain(arrays: Mapping[str, ArrayLike]) -> dict[str, Array]:
+    return {str(name): np.asarray(array) for name, array in arrays.items()}
+
+
+# --- holding them against the network ------------------------------------------------------------
+
+
+def _taken(
+    given: Weights, own: Mapping[str, Mapping[str, Array]], run: config.Run, place: str
+) -> Weights:
+    """Of all stages, or of those in `run.init_stages`, in the precision of the network."""
+    wanted = list(own) if run.init_stages is None else run.init_stages
+    for name in wanted:
+        if name not in own:
+            known = f"{nearest(name, own) or ';'} known: {', '.join(own)}"
+            raise ConfigError(f"run.init_stages: there is no stage {name!r}{known}")
+    wrong = []
+    if run.init_stages is None:
+        wrong += [f"it has no stage {name}" for name in own if name not in given]
+        wrong += [f"the network has no stage {name!r}" for name in given if name not in own]
+    else:
+        wrong += [f"it has no stage {name}" for name in wanted if name not in given]
+    there = [name for name in wanted if name in given]
+    for name in there:
+        wrong += [f"{name}.{text}" for text in _misfits(given[name], own[name])]
+    if wrong:
+        some = (
+            " (run.init_stages names those to take, if not all)" if run.init_stages is None else ""
+        )
+        raise ConfigError(f"{place}: not the weights of this network: {'; '.join(wrong)}{some}")
+    return {
+        name: {key: given[name][key].astype(like.dtype) for key, like in own[name].items()}
+        for name in there
+    }
+
+
+def _misfits(given: Mapping[str, Array], own: Mapping[str, Array]) -> Iterator[str]:
+    for key, like in own.items():
+        if key not in given:
+            yield f"{key} is missing, expected {like.shape}"
+        elif given[key].shape != like.shape:
+            yield f"{key} is {given[key].shape}, expected {like.shape}"
+        elif given[key].dtype.kind != like.dtype.kind:
+            yield f"{key} is {given[key].dtype}, expected {like.dtype}"
+        elif not _is_finite(given[key], like):
+            yield f"{key} holds NaN or infinity"
+    for key in sorted(given):
+        if key not in own and key.rpartition(".")[2] != _NOT_NEEDED:
+            yield f"{key} is not expected"
+
+
+def _is_finite(array: Array, like: Array) -> bool:
+    """Also in the precision of the network."""
+    with np.errstate(over="ignore"):
+        return like.dtype.kind != "f" or bool(np.isfinite(array.astype(like.dtype)).all())
+
+
+def _check_shared(design: Design, init: Weights, place: str) -> None:
+    """Stages that use one set of weights get the same ones, or none."""
+    for node in design.network.nodes:
+        if node.owner == node.name:
+            continue
+        if (node.name in init) != (node.owner in init):
+            raise ConfigError(
+                f"run.init_stages: {node.name} uses the weights of {node.owner}; expected both of "
+                "them, or neither"
+            )
+        own, there = init.get(node.name, {}), init.get(node.owner, {})
+        differ = [k for k in own if ".running_" not in k and not np.array_equal(own[k], there[k])]
+        if differ:
+            raise ConfigError(
+                f"{place}: {node.name} uses the weights of {node.owner}, but {', '.join(differ)} "
+                "of the two are not the same"
+            )
+
+
+def _digest(arrays: Mapping[str, Array]) -> str:
+    """Of names, shapes, types and numbers, however they are kept in a file."""
+    whole = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        whole.update(f"{name} {array.dtype.newbyteorder('<').str} {array.shape}\n".encode())
+        whole.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    return whole.hexdigest()

@@ -1,0 +1,358 @@
+"""Where sockets listen: `tcp://host:port` or `ipc://path`, checked before ZeroMQ sees them.
+
+ZeroMQ reports a bad address as a bare errno, and binds an ipc path over whatever lies there. Both
+end here in a `LaunchError` that says what to do. IPv4 and host names only. Abstract ipc names
+(`ipc://@name`) are refused: every user of the machine could connect to them. So are paths in
+folders that others may enter.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asyncdni.errors import ConfigError, LaunchError
+
+if TYPE_CHECKING:
+    from asyncdni.wire.curve import Keys
+
+__all__ = [
+    "IPC_PATH_BYTES_MAX",
+    "Address",
+    "advertised",
+    "check_secure",
+    "data_endpoints",
+    "holds_sockets",
+    "join_key",
+    "parse",
+    "private_folder",
+    "remove_ownerless",
+    "split_key",
+]
+
+#: What fits into `sockaddr_un.sun_path` with its closing zero byte.
+IPC_PATH_BYTES_MAX = 107
+
+#: Of what is added to the path of a folder for the sockets in it, at most.
+_SOCKET_BYTES = 20
+_PREFIX = "asyncdni-"
+_OWNER = ".asyncdni-owner"
+
+_KEY = re.compile(r"(.*)\?key=([0-9a-f]{64})", re.DOTALL)
+_LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}")
+_EVERYWHERE = ("0.0.0.0", "*")
+_MAY_ENTER = stat.S_IXGRP | stat.S_IXOTH
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A parsed address: `path` of an ipc socket, or `host` and `port` of a tcp one (0: any)."""
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def endpoint(self) -> str:
+        """As ZeroMQ wants it."""
+        if self.scheme == "ipc":
+            return f"ipc://{self.path}"
+        return f"tcp://{self.host}:{self.port or '*'}"
+
+
+def parse(text: str, *, bind: bool) -> Address:
+    """Check an address to bind to, or to connect to. Raises `LaunchError`."""
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme == "ipc":
+        return _parse_ipc(text, rest, bind=bind)
+    if separator and scheme == "tcp":
+        return _parse_tcp(text, rest, bind=bind)
+    raise LaunchError(f"address {text!r}: expected tcp://host:port or ipc://path")
+
+
+def check_secure(address: str, keys: Keys | None, insecure: bool) -> None:
+    """Refuse an address that other hosts can reach where there are no keys to keep them out.
+
+    Whatever is not ipc or loopback counts as such an address: all interfaces, and every host name
+    but "localhost". Raises `ConfigError`, and `LaunchError` for what is no address.
+    """
+    if keys is not None or insecure or address.startswith("ipc://"):
+        return
+    if _LOOPBACK.fullmatch(_chosen(address)[0].host):
+        return
+    raise ConfigError(
+        f"{address} is not of this host alone: give --keys DIR (`asyncdni keys new DIR` makes "
+        "them), or say --insecure to let everybody read and change what is sent"
+    )
+
+
+def join_key(endpoint: str, key: bytes) -> str:
+    """An endpoint as neighbours are told it, with the public key (32 bytes) of who listens."""
+    return f"{endpoint}?key={key.hex()}"
+
+
+def split_key(endpoint: str) -> tuple[str, bytes | None]:
+    """What `join_key` has joined; None where there is no key."""
+    found = _KEY.fullmatch(endpoint)
+    return (found[1], bytes.fromhex(found[2])) if found else (endpoint, None)
+
+
+def data_endpoints(coordinator: str, bind: str | None = None) -> list[Address]:
+    """Where a worker's data socket may be bound: at the first that is free.
+
+    `bind` as the user has chosen it, `tcp://HOST:PORT`, `tcp://HOST:FIRST-LAST` or `ipc://PATH`.
+    None: the coordinator's kind, a fresh path in the same folder, or any port of the interface that
+    reaches it. Raises `LaunchError`.
+    """
+    if bind is not None:
+        return _chosen(bind)
+    address = parse(coordinator, bind=False)
+    if address.scheme == "tcp":
+        return [Address("tcp", host=_interface_towards(address))]
+    path = os.path.join(os.path.dirname(address.path), f"w{secrets.token_hex(4)}")
+    return [parse(f"ipc://{path}", bind=True)]
+
+
+def advertised(endpoint: str, coordinator: str, chosen: str | None = None) -> str:
+    """What neighbours are to be told of a socket that is bound to `endpoint`.
+
+    `chosen` by the user, as where a container or a router has another address outside; its port 0
+    or * is the endpoint's. None: the endpoint itself; where that is every interface, the one that
+    reaches the coordinator. Raises `LaunchError`.
+    """
+    if not endpoint.startswith("tcp://"):
+        if chosen is not None:
+            raise LaunchError(f"--advertise {chosen}: expected none where the socket is {endpoint}")
+        return endpoint
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if chosen is not None:
+        address = parse(chosen, bind=True)
+        if not address.host or address.host in _EVERYWHERE:
+            raise LaunchError(
+                f"--advertise {chosen}: expected tcp://HOST:PORT that other hosts can connect to"
+            )
+        return f"tcp://{address.host}:{address.port or port}"
+    if host not in _EVERYWHERE:
+        return endpoint
+    towards = parse(coordinator, bind=False)
+    if towards.scheme != "tcp":
+        raise LaunchError(
+            f"--bind {endpoint}: with a coordinator at {coordinator} nobody can tell which of this "
+            "host's addresses is meant; name one, or give --advertise tcp://HOST:PORT"
+        )
+    return f"tcp://{_interface_towards(towards)}:{port}"
+
+
+def _chosen(bind: str) -> list[Address]:
+    """A range of ports from a place in the midst of it, so that workers which start at the same
+    moment do not get in each other's way."""
+    found = re.fullmatch(r"(tcp://.*:)([0-9]{1,5})-([0-9]{1,5})", bind)
+    if found is None:
+        return [parse(bind, bind=True)]
+    first, last = int(found[2]), int(found[3])
+    if not 0 < first <= last:
+        raise LaunchError(
+            f"address {bind!r}: expected ports FIRST-LAST, the first not above the last"
+        )
+    ports = [*range(first, last + 1)]
+    start = secrets.randbelow(len(ports))
+    return [parse(f"{found[1]}{port}", bind=True) for port in ports[start:] + ports[:start]]
+
+
+# --- folders of a process's own ------------------------------------------------------------------
+
+
+@contextmanager
+def private_folder(*, sockets: bool = True) -> Iterator[Path]:
+    """A fresh folder that only this user can enter; removed at the end, or, where this process is
+    killed, by the next one of this user that makes one.
+
+    With `sockets` its path is short enough for them, if need be in another place than $TMPDIR,
+    which may be small: large files go into one without. Raises `LaunchError` where no place can be
+    written to.
+    """
+    folder = _make_private(sockets)
+    owned = _own(folder)
+    try:
+        yield Path(folder)
+    finally:
+        _remove(folder)
+        if owned is not None:
+            os.close(owned)
+
+
+def holds_sockets(folder: Path) -> bool:
+    """Whether paths in it are short enough for sockets."""
+    return len(os.fsencode(folder)) <= IPC_PATH_BYTES_MAX - _SOCKET_BYTES
+
+
+def remove_ownerless(folder: str | Path) -> None:
+    """Remove a private folder of this user's whose process has ended without doing so.
+
+    A process holds a file in its folder as long as it lives, by a lock that the system itself lets
+    go of. Whatever has no such file, another name, or is another user's, is left alone.
+    """
+    with suppress(OSError):
+        status = os.lstat(folder)
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if not ours or not os.path.basename(folder).startswith(_PREFIX):
+            return
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(os.path.join(folder, _OWNER), flags)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(folder)
+        finally:
+            os.close(handle)
+
+
+def _make_private(sockets: bool) -> str:
+    failures = []
+    for place in _places(sockets):
+        try:
+            _sweep(place)
+            folder = tempfile.mkdtemp(prefix=_PREFIX, dir=place)
+        except OSError as error:
+            failures.append(f"{place}: {error.strerror}")
+            continue
+        if _is_private(folder) and (not sockets or holds_sockets(Path(folder))):
+            return folder
+        os.rmdir(folder)
+        failures.append(f"{place}: its path is too long, or its folders are open to all")
+    raise LaunchError(
+        f"no place for a temporary folder ({'; '.join(failures)}): set TMPDIR to a folder that you "
+        f"can write to, with a path of less than {IPC_PATH_BYTES_MAX - _SOCKET_BYTES - 20} bytes"
+    )
+
+
+def _places(sockets: bool) -> Iterator[str]:
+    """Where to make a folder, the best first."""
+    with suppress(FileNotFoundError):  # none can be written to, of those that it knows
+        yield tempfile.gettempdir()
+    if sockets:
+        own = os.environ.get("XDG_RUNTIME_DIR", "")
+        yield from ("/tmp", *([own] if os.path.isabs(own) else []), "/var/tmp", "/dev/shm")
+
+
+def _own(folder: str) -> int | None:
+    """Hold the file of its owner, which is there only once it is held; None: it can't be."""
+    path = os.path.join(folder, _OWNER)
+    try:
+        handle = os.open(f"{path}.new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(f"{path}.new", path)
+    except OSError:  # a file system without locks: nobody will take it for left behind
+        os.close(handle)
+        return None
+    return handle
+
+
+def _sweep(place: str) -> None:
+    with os.scandir(place) as entries:
+        for name in [entry.name for entry in entries if entry.name.startswith(_PREFIX)]:
+            remove_ownerless(os.path.join(place, name))
+
+
+def _remove(folder: str | Path) -> None:
+    """The file of its owner after all else, so that what is half removed can be found again."""
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path, ignore_errors=True)
+            elif name != _OWNER:
+                os.unlink(path)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- parsing -------------------------------------------------------------------------------------
+
+
+def _parse_tcp(text: str, rest: str, *, bind: bool) -> Address:
+    host, _, port_text = rest.rpartition(":")
+    if host != "*" and not re.fullmatch(r"[A-Za-z0-9_.-]+", host):
+        raise LaunchError(f"address {text!r}: expected tcp://host:port (IPv4 or a host name)")
+    if bind and port_text == "*":
+        port_text = "0"
+    port = int(port_text) if re.fullmatch(r"[0-9]{1,5}", port_text) else -1
+    if not int(not bind) <= port <= 65535:
+        raise LaunchError(f"address {text!r}: the port must be a number from 1 to 65535")
+    if host == "*" and not bind:
+        raise LaunchError(f"address {text!r}: a connection needs the host's name, not '*'")
+    if host == "0.0.0.0" and not bind:
+        host = "127.0.0.1"  # a coordinator that listens everywhere, seen from its own machine
+    return Address("tcp", host=host, port=port)
+
+
+def _parse_ipc(text: str, path: str, *, bind: bool) -> Address:
+    if not path or path.startswith("@") or "\0" in path:
+        raise LaunchError(f"address {text!r}: expected ipc:// and the path of a socket file")
+    path = os.path.abspath(path)
+    size = len(os.fsencode(path))
+    if size > IPC_PATH_BYTES_MAX:
+        raise LaunchError(
+            f"ipc path {path!r} has {size} bytes, the system allows {IPC_PATH_BYTES_MAX}: "
+            "choose a shorter folder"
+        )
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise LaunchError(f"address {text!r}: there is no folder {folder!r}; create it first")
+    if not _is_private(folder):
+        raise LaunchError(
+            f"address {text!r}: other users may enter {folder!r}; choose a folder of your own, "
+            "made with mkdir -m 700"
+        )
+    if bind:
+        _check_free(path)
+    return Address("ipc", path=path)
+
+
+def _is_private(folder: str) -> bool:
+    """Some folder on the way there is this user's, and closed to all others."""
+    way = Path(os.path.realpath(folder))
+    for place in (way, *way.parents):
+        status = os.stat(place)
+        if status.st_uid == os.geteuid() and not status.st_mode & _MAY_ENTER:
+            return True
+    return False
+
+
+def _check_free(path: str) -> None:
+    """ZeroMQ unlinks an ipc path before it binds: make sure that nobody misses what is there."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise LaunchError(f"ipc path {path!r} is a file that is not a socket: choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(path) == 0:
+            raise LaunchError(f"ipc path {path!r} is in use by another process: choose another")
+
+
+def _interface_towards(coordinator: Address) -> str:
+    """The IPv4 address that packets to the coordinator leave from; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((coordinator.host, coordinator.port))
+        except OSError as error:
+            raise LaunchError(
+                f"coordinator {coordinator.endpoint}: {error.strerror or error}; "
+                "check the host's name and the network"
+            ) from error
+        return str(probe.getsockname()[0])

@@ -1,0 +1,158 @@
+"""Signs of life: a tiny thread beats for its worker, so that a long matrix product is no death.
+
+The coordinator answers every beat. A worker whose coordinator falls silent, or whose parent process
+is gone, has nobody left to work for and must not stay behind as an orphan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import zmq
+
+from asyncdni.errors import LaunchError
+from asyncdni.messages import Beat
+from asyncdni.wire import sockets
+from asyncdni.wire.address import parse
+from asyncdni.wire.codec import HEADER_BYTES_MAX, encode
+from asyncdni.wire.coordinator import HEART_SUFFIX
+from asyncdni.wire.curve import Keys, as_client, worker_pair
+
+__all__ = ["PARENT_VARIABLE", "Heart", "Silence", "exit_process", "parent_lives"]
+
+#: Environment variable with the process id of the parent that a worker must not outlive.
+PARENT_VARIABLE = "ASYNCDNI_PARENT_PID"
+
+_BEATS_PER_SILENCE = 6  # so that a few lost or late ones do no harm
+#: A worker waits longer for its coordinator than that for it: one that is busy for a moment keeps
+#: all workers waiting, and those who leave have to be started again.
+_PATIENCE = 10.0
+_PATIENCE_S_MIN = 3.0
+
+
+def exit_process(reason: str) -> None:
+    """End this process at once, from any thread, with one line for the user."""
+    with contextlib.suppress(OSError):  # nobody may read that
+        os.write(2, f"asyncdni: worker stops: {reason}\n".encode(errors="replace"))
+    os._exit(1)
+
+
+class Silence:
+    """How long nothing has been heard, in time during which this process could listen."""
+
+    def __init__(self, limit_s: float, now: float) -> None:
+        self._limit_s = limit_s
+        self._heard = now
+        self._woke = now
+
+    def too_long(self, heard: bool, now: float) -> bool:
+        """To be asked at each wake-up: `heard` says whether something came since the last one.
+
+        After a long gap between wake-ups this process was stopped (SIGSTOP, a debugger, a laptop's
+        lid) or starved, so the silence was its own: it starts anew.
+        """
+        if heard or now - self._woke > self._limit_s / 2:
+            self._heard = now
+        self._woke = now
+        return now - self._heard > self._limit_s
+
+
+class Heart:
+    """Beats for the worker with `identity` from a daemon thread with a socket of its own.
+
+    Start it once the coordinator has answered the Hello: silence counts from then. The coordinator
+    takes a worker for dead after about `silence_s`; `on_lost` is called at most once, in that
+    thread, with the reason: the parent process, which is the coordinator's, is gone; or, where it
+    was not started by one, the coordinator has been silent for `patience_s` (default: the longer of
+    3 s and 10 `silence_s`). Raises `LaunchError` for a
+    bad coordinator address or parent id, `ConfigError` for keys that are the coordinator's alone.
+    """
+
+    def __init__(
+        self,
+        coordinator: str,
+        identity: bytes,
+        silence_s: float,
+        on_lost: Callable[[str], None] = exit_process,
+        *,
+        keys: Keys | None = None,
+        patience_s: float | None = None,
+    ) -> None:
+        self._address = parse(coordinator, bind=False)
+        self._identity = identity + HEART_SUFFIX
+        self._keys = keys
+        self._pair = worker_pair(keys) if keys is not None else None
+        self._beat_every_s = silence_s / _BEATS_PER_SILENCE
+        if patience_s is None:
+            patience_s = max(_PATIENCE_S_MIN, _PATIENCE * silence_s)
+        self._patience_s = patience_s
+        self._on_lost = on_lost
+        self._parent = _parent_pid()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop beating and wait until the thread has closed its socket."""
+        self._stopped.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        context: zmq.Context[sockets.Socket] = zmq.Context()
+        try:
+            socket = sockets.open_socket(context, zmq.DEALER, HEADER_BYTES_MAX)
+            socket.setsockopt(zmq.IDENTITY, self._identity)
+            if self._keys is not None and self._pair is not None:
+                as_client(socket, self._pair, self._keys.coordinator_public)
+            sockets.connect(socket, self._address)
+            reason = self._beat_until_lost(socket)
+        finally:
+            context.destroy(linger=0)
+        if reason is not None:
+            self._on_lost(reason)
+
+    def _beat_until_lost(self, socket: sockets.Socket) -> str | None:
+        """The reason, or None when stopped."""
+        silence = Silence(self._patience_s, time.monotonic())
+        beat = encode(Beat())
+        sockets.send(socket, beat)
+        while not self._stopped.wait(self._beat_every_s):
+            heard = _drain(socket)
+            if self._parent is not None:  # as long as it lives it is busy, and not dead
+                if os.getppid() != self._parent:
+                    return f"its parent process {self._parent} is gone"
+            elif silence.too_long(heard, time.monotonic()):
+                return f"nothing heard from {self._address.endpoint} for {self._patience_s:g} s"
+            sockets.send(socket, beat)
+        return None
+
+
+def _drain(socket: sockets.Socket) -> bool:
+    """Read all there is; whatever it says, the coordinator lives."""
+    heard = False
+    while sockets.receive(socket) is not None:
+        heard = True
+    return heard
+
+
+def parent_lives() -> bool | None:
+    """Whether the coordinator's process, which has started this one, is there; None where this one
+    was started by hand."""
+    parent = _parent_pid()
+    return None if parent is None else os.getppid() == parent
+
+
+def _parent_pid() -> int | None:
+    text = os.environ.get(PARENT_VARIABLE)
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise LaunchError(f"{PARENT_VARIABLE}={text!r}: expected the parent's process id")
+    return int(text)
