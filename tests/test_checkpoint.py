@@ -340,7 +340,7 @@ def test_removing_an_old_cut_takes_its_manifest_first(
 ) -> None:
     """Whoever is killed in the middle leaves no cut with a manifest and half of its files."""
     cut(root, 1, keep=1)
-    monkeypatch.setattr(checkpoint.cuts.shutil, "rmtree", lambda *given, **options: None)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *given, **options: None)
     cut(root, 2, keep=1)
     names = sorted(path.name for path in cut_folder(root, 1).iterdir())
     assert names == ["low.safetensors", "top.safetensors"]
