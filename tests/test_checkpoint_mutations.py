@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncdni.errors import CheckpointError
-from asyncdni.store import checkpoint
 from asyncdni.store import tensors as weights
 from asyncdni.store.checkpoint import Manifest, commit, cut_folder, latest, read_state, write_state
 
