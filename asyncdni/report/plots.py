@@ -17,15 +17,22 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from asyncdni.report.statistics import Estimate, flat_runs, latencies_of, slices, suffix, time_key
-from asyncdni.report.verdict import as_estimate, fixed, percent
+from asyncdni.report.columns import (
+    SHARES,
+    as_estimate,
+    fixed,
+    flat_runs,
+    percent,
+    time_key,
+)
+from asyncdni.report.statistics import Estimate, latencies_of, slices, suffix
 
 __all__ = [
     "GRID",
     "INK",
     "MISSING_EXTRA",
     "MUTED",
-    "SHARES",
+    "SHARE_COLOURS",
     "STYLE",
     "Plot",
     "available",
@@ -45,8 +52,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
 
 #: What to say where there is no matplotlib.
 MISSING_EXTRA = (
@@ -197,13 +204,13 @@ _ROWS = (
     "#8c6239",
 )
 
-#: Part of the wall time of all workers -> (colour, what it is called).
-SHARES = {
-    "layers": ("#44aa99", "layer maths"),
-    "generator": ("#cc6677", "generator maths"),
-    "transport": ("#ddcc77", "transport"),
-    "waiting": ("#d3d7dc", "waiting"),
-    "other": ("#a3aab3", "other"),
+#: Colour of each part of the wall time of all workers.
+SHARE_COLOURS = {
+    "layers": "#44aa99",
+    "generator": "#cc6677",
+    "transport": "#ddcc77",
+    "waiting": "#d3d7dc",
+    "other": "#a3aab3",
 }
 
 
@@ -224,15 +231,10 @@ def row_label(row: Mapping[str, Any]) -> str:
 #
 # A bar is the mean over the seeds, the line through its end the 95 % interval, a ring each run.
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
 _WIDTH = 7.4
 _ROW = 0.42  # inches
 _THICK = 0.62  # of a row
-#: On the light colours of SHARES in both schemes, so no colour that a page replaces.
+#: On the light SHARE_COLOURS in both schemes, so no colour that a page replaces.
 _ON_SHARES = "#15181c"
 _CEILING = "; dashed: the ceiling that the run's own op times set"
 _SPEEDS = ("samples_per_s", "ceiling_samples_per_s")
@@ -293,7 +295,7 @@ def draw_shares(found: Mapping[str, Any]) -> Figure | None:
     figure, (axes,) = _figure(0.8 + _ROW * len(rows))
     for y, row in enumerate(rows):
         left = 0.0
-        for part, (colour, _) in SHARES.items():
+        for part, colour in SHARE_COLOURS.items():
             share = row["shares"].get(part) or 0.0
             axes.barh(y, share, _THICK, left, color=colour)
             if share >= 0.045:  # narrower ones have no room for words
@@ -369,7 +371,8 @@ def _time(
 def _legend(figure: Figure) -> None:
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=colour, label=label) for colour, label in SHARES.values()]
+    words = {one.name: one.page.heading for one in SHARES if one.page}
+    patches = [Patch(color=colour, label=words[part]) for part, colour in SHARE_COLOURS.items()]
     figure.legend(handles=patches, loc="outside upper left", ncols=len(patches))
 
 
@@ -391,11 +394,6 @@ def _finish(panels: Sequence[Axes], rows: Sequence[Mapping[str, Any]], *, room: 
 #
 # Accuracies are drawn over the logarithm of the error, where the last tenths of a point are as wide
 # as the first ones: on a plain scale all curves end in one line.
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 
 History = Sequence[Mapping[str, Any]]
 _LABELS = {"train_s": "training time in seconds, evaluations left out", "samples": "samples"}
@@ -542,11 +540,6 @@ def _plain_axis(axes: Axes, along: str) -> None:
 # A point is the mean over the seeds, the line through it the 95 % interval. What has no links is
 # level. No latency at all has no logarithm: it stands at the left, as far from the least one above
 # it as that makes visible.
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 
 Row = Mapping[str, Any]
 Value = Callable[[Row], Any]  # of a row at one latency: an estimate, or None
