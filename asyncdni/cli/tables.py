@@ -10,6 +10,7 @@ from rich.table import Table
 
 from asyncdni.launch.compare import BASELINE, ZERO
 from asyncdni.report.columns import (
+    COLUMNS,
     SHARES,
     SOONER,
     SPEED_UP,
@@ -149,10 +150,11 @@ def _ratios(rows: Sequence[Row], style: _Style, column: Column) -> dict[str, lis
 def _latency_tables(found: Mapping[str, Any], width: int, style: _Style) -> list[Table]:
     """Where the latencies don't fit the console side by side, they go on in a further table."""
     names = ("samples_per_s", "stream_samples_per_s", "kept", "test_accuracy")
+    measures: list[tuple[Column, str, int | None]]
     measures = [(column, "", None) for column in columns(*names)]
     for index, accuracy in enumerate(found["targets"]):
-        measures += [(one, accuracy_words(accuracy), index) for one in columns("time_or_reached")]
-    measures += [(column, "", None) for column in columns("efficiency")]
+        measures.append((COLUMNS["time_or_reached"], accuracy_words(accuracy), index))
+    measures.append((COLUMNS["efficiency"], "", None))
     fitting = max(1, (width - _NAME) // _COLUMN)
     every = latencies_of(found)
     made = []
