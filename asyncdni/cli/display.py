@@ -106,8 +106,8 @@ def facts(design: Design) -> str:
     return ", ".join(
         (
             str(schedule),
-            counted(workers, "worker"),
-            f"{counted(run.epochs, 'epoch')} of {design.meta.train_samples:,} samples",
+            counted(workers, "worker", ","),
+            f"{counted(run.epochs, 'epoch', ',')} of {design.meta.train_samples:,} samples",
             f"seed {run.seed}{'' if is_repeatable(design.experiment, design.plan) else NO_REPEAT}",
         )
     )

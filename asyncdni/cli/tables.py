@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from asyncdni.launch.compare import BASELINE, ZERO
@@ -25,7 +26,7 @@ from asyncdni.report.columns import (
 from asyncdni.report.statistics import at_latency, latencies_of, latency_words
 from asyncdni.report.verdict import BASELINES, SINGLE
 
-__all__ = ["make_tables", "notes", "plain_table"]
+__all__ = ["make_tables", "notes", "plain_table", "say_wrapped"]
 
 #: From this width on an interval stands beside its mean, not below it.
 _WIDE = 100
@@ -44,6 +45,11 @@ def plain_table(first: str, headings: Iterable[str] = (), *, fold: bool = False)
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
+
+
+def say_wrapped(console: Console, text: str) -> None:
+    """Print words as they are, in lines as long as the console is wide."""
+    console.print(text, markup=False)
 
 
 @dataclass(frozen=True)

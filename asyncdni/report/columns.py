@@ -109,9 +109,9 @@ def accuracy_words(accuracy: float) -> str:
     return f"{100 * accuracy:.6g} %"
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, spec: str = "") -> str:
     """`1 pair`, `2 pairs`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:{spec}} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
