@@ -156,7 +156,10 @@ def _run_all(
     folder: Path,
     console: Console,
 ) -> dict[str, Any]:
-    """The document of all runs; DIR/compare.json holds that of the runs so far at any time."""
+    """Train what is not finished; returns the document of all runs.
+
+    At any time DIR/compare.json holds the document of the runs so far.
+    """
     results = list(finished)
     found = _write(entries, results, args.target_accuracy, folder)
     kept = {(one.name, one.latency_s, one.seed) for one in finished}
@@ -252,7 +255,7 @@ def _counts(text: str) -> list[int]:
 
 
 def _accuracies(text: str) -> list[float]:
-    """Parts of one, or percent; rising."""
+    """Accuracies from 0 to 1, given so or as percent; rising."""
     return sorted({_accuracy(part.strip()) for part in text.split(",")})
 
 
