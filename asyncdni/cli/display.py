@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -34,12 +34,10 @@ __all__ = [
     "duration",
     "facts",
     "frame",
-    "guard_line",
     "incident_line",
     "make_display",
     "measure",
     "outcome",
-    "progress_line",
     "say",
     "score",
     "stage_table",
@@ -131,7 +129,7 @@ def outcome(summary: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def progress_line(progress: Progress) -> str:
+def _progress_line(progress: Progress) -> str:
     """`epoch 3.2 of 10, loss 0.1234, 67,475 samples/s, 0:12 left`."""
     parts = [f"epoch {progress.epoch:.1f} of {progress.epochs}"]
     if progress.train_loss is not None:
@@ -150,7 +148,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def guard_line(values: Mapping[str, Any]) -> str:
+def _guard_line(values: Mapping[str, Any]) -> str:
     """What the guard of a stage has decided: `hidden1 waits for true gradients: …`."""
     agree = "" if values.get("cosine") is None else f" by {values['cosine']:.2f}"
     if values["waiting"]:
@@ -322,17 +320,8 @@ _LINE_EVERY_S = 10.0
 _AT_ONCE = frozenset({"bound", "joined", "refused", "rejected", "start"})
 
 
-class Display(Protocol):
-    """A context manager that observes a run; see `training.Observer`."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+class Display(AbstractContextManager["Display", None], Protocol):
+    """A context manager that observes a run; see `launch.conduct.Observer`."""
 
     def __call__(
         self, design: Design, recorder: Recorder, kind: str, values: Mapping[str, Any]
@@ -355,11 +344,8 @@ def make_display(quiet: bool, console: Console | None = None, title: str = "") -
     return Lines(chosen, title)
 
 
-class Quiet:
+class Quiet(AbstractContextManager["Quiet", None]):
     """Shows nothing."""
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -413,7 +399,7 @@ class _Gathering:
             say(self._console, "On other hosts put this host's name in place of 127.0.0.1.")
 
 
-class Lines:
+class Lines(AbstractContextManager["Lines", None]):
     """Shows plain lines: start, evaluations, guards, incidents, progress now and then, end."""
 
     def __init__(self, console: Console, title: str = "") -> None:
@@ -424,9 +410,6 @@ class Lines:
         self._gathering = _Gathering(console)
         self._started_s = 0.0
         self._said_s = 0.0
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -447,9 +430,9 @@ class Lines:
             self._say(now, _evaluation(design, values))
         elif kind == "report" and now - self._said_s >= _LINE_EVERY_S:
             progress = measure(design, recorder, now - self._started_s)
-            self._say(now, progress_line(progress))
+            self._say(now, _progress_line(progress))
         elif kind == "guard" and not self._title:
-            self._say(now, guard_line(values))
+            self._say(now, _guard_line(values))
         elif (line := incident_line(kind, values)) is not None:
             self._say(now, line)
 
@@ -461,7 +444,7 @@ class Lines:
         say(self._console, f"{self._title}: {line}" if self._title else line)
 
 
-class Picture:
+class Picture(AbstractContextManager["Picture", None]):
     """Shows a picture on a terminal, redrawn in place; it stays there only after a failure."""
 
     def __init__(self, console: Console, title: str = "") -> None:
@@ -472,9 +455,6 @@ class Picture:
         self._live: Live | None = None
         self._started_s: float | None = None
         self._drawn_s = float("-inf")
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop(keep=kind is not None)
@@ -487,7 +467,7 @@ class Picture:
         if kind == "start":
             self._started_s = now
         elif kind == "guard" and not self._title:
-            say(self._console, guard_line(values))
+            say(self._console, _guard_line(values))
         elif (line := incident_line(kind, values)) is not None:
             say(self._console, f"{self._title}: {line}" if self._title else line)
         if kind in _AT_ONCE or now - self._drawn_s >= _DRAW_EVERY_S:

@@ -61,20 +61,16 @@ __all__ = [
     "Key",
     "Row",
     "at_latencies",
-    "check_same_network",
     "check_schedules",
     "difference",
     "discard_unfinished",
     "document",
     "finished_runs",
     "fitting",
-    "network_difference",
     "order",
     "plan_runs",
     "run_entry",
-    "single_row",
     "tables_of",
-    "zero_row",
 ]
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -132,7 +128,7 @@ def fitting(
     return [*meant, *_taken_back(file, schedule)]
 
 
-def zero_row(file: config.Experiment, changes: Sequence[str], schedules: Sequence[str]) -> Row:
+def _zero_row(file: config.Experiment, changes: Sequence[str], schedules: Sequence[str]) -> Row:
     """The control. Raises `ConfigError` where there is nothing to control."""
     if _CONTROLLED not in schedules:
         raise ConfigError(
@@ -144,7 +140,7 @@ def zero_row(file: config.Experiment, changes: Sequence[str], schedules: Sequenc
     return Row(ZERO, _CONTROLLED, [*meant, 'schedule.generator={kind="zero"}'])
 
 
-def single_row(
+def _single_row(
     file: config.Experiment,
     changes: Sequence[str],
     schedules: Sequence[str],
@@ -298,10 +294,10 @@ def plan_runs(
         raise ConfigError("run.epochs: 0 leaves nothing to compare; expected at least 1")
     changes = [*changes, *_evaluations(file, evaluate_every)]
     rows = [Row(name, name, fitting(file, changes, name, schedules)) for name in schedules]
-    rows += [zero_row(file, changes, schedules)] if zero_control else []
+    rows += [_zero_row(file, changes, schedules)] if zero_control else []
     rows = at_latencies(rows, latencies)
     rows += [
-        single_row(file, changes, schedules, threads=threads, cores=cores)
+        _single_row(file, changes, schedules, threads=threads, cores=cores)
         for threads in dict.fromkeys((cores, *single_threads))
     ]
     first = file.run.seed
@@ -375,14 +371,14 @@ _STRUCTURE = ("name", "layers", "inputs", "join", "loss")
 Tables = Mapping[str, Any]  # of an experiment
 
 
-def check_same_network(entries: Sequence[Entry]) -> None:
+def _check_same_network(entries: Sequence[Entry]) -> None:
     """Raises `ConfigError` unless all runs train the same network on the same data."""
     if not entries:
         return
     first, *others = entries
     there = tables_of(first.experiment)
     for entry in others:
-        found = network_difference(there, tables_of(entry.experiment))
+        found = _network_difference(there, tables_of(entry.experiment))
         if found:
             raise ConfigError(
                 f"{first.title} and {entry.title} are of different networks: {found}; only runs of "
@@ -390,7 +386,7 @@ def check_same_network(entries: Sequence[Entry]) -> None:
             )
 
 
-def network_difference(there: Tables, here: Tables) -> str:
+def _network_difference(there: Tables, here: Tables) -> str:
     """Where the networks or data of two experiments differ, in words; empty where they don't."""
     for key in sorted((there["data"].keys() | here["data"].keys()) - {"batch_size"}):
         old, new = there["data"].get(key), here["data"].get(key)
@@ -561,7 +557,7 @@ def _check_network(folder: Path, there: Any, here: Mapping[str, Any]) -> None:
     """
     if not isinstance(there, Mapping) or not {"data", "stages"} <= there.keys():
         return
-    found = network_difference(there, here)
+    found = _network_difference(there, here)
     if found:
         raise ConfigError(
             f"--resume {folder}: it holds runs of another network: {found}; runs of different "
@@ -607,7 +603,7 @@ def document(
     their own, after ours; see `report.statistics.Result` for what their summaries need. `targets`
     are test accuracies from 0 to 1. Raises `ConfigError` for entries of different networks or data.
     """
-    check_same_network(entries)
+    _check_same_network(entries)
     planned = {entry.key: entry for entry in entries}
     comparisons = _by_latency(entries, results, targets)
     first = next(iter(comparisons.values()))

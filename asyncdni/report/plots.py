@@ -50,7 +50,6 @@ __all__ = [
     "inline",
     "mean_curve",
     "row_colours",
-    "row_label",
     "styled",
 ]
 
@@ -221,7 +220,7 @@ def row_colours(rows: Iterable[Row]) -> dict[str, str]:
     return {name: _ROWS[index % len(_ROWS)] for index, name in enumerate(names)}
 
 
-def row_label(row: Row) -> str:
+def _row_label(row: Row) -> str:
     """The row's name, marked where it is a control."""
     return f"{row['name']} (control)" if row.get("control") else str(row["name"])
 
@@ -383,7 +382,7 @@ def _finish(panels: Sequence[Axes], rows: Sequence[Row], *, room: float) -> None
     """Names at the left, the first row at the top; `room` times the longest bar, for the words."""
     right = max(axes.dataLim.x1 for axes in panels)
     for axes in panels:
-        axes.set_yticks(range(len(rows)), [row_label(row) for row in rows])
+        axes.set_yticks(range(len(rows)), [_row_label(row) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(0.0, room * right)
@@ -499,7 +498,7 @@ def _row(
         marker=marker,
         markersize=4,
         markevery=max(1, len(mean) // 12),
-        label=row_label(row),
+        label=_row_label(row),
     )
 
 
@@ -593,7 +592,7 @@ def _lines(axes: Axes, found: Mapping[str, Any], value: Value) -> None:
             markersize=4.5,
             capsize=3,
             elinewidth=1.0,
-            label=row_label(rows[0]),
+            label=_row_label(rows[0]),
         )
 
 

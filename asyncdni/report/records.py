@@ -47,8 +47,6 @@ __all__ = [
     "RecordFile",
     "Recorder",
     "Thinning",
-    "newest_records",
-    "read_records",
 ]
 
 # --- the file ------------------------------------------------------------------------------------
@@ -241,7 +239,7 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any] | None]:
+def _read_records(path: Path) -> Iterator[dict[str, Any] | None]:
     """The records in a `metrics.jsonl`; nothing where there is no file.
 
     A line that a power cut or a fault of the disk has spoilt is None. A last line without an end
@@ -260,14 +258,14 @@ def read_records(path: Path) -> Iterator[dict[str, Any] | None]:
         raise CheckpointError(f"can't read {path}: {error.strerror}") from error
 
 
-def newest_records(path: Path, known_s: Mapping[Any, float]) -> list[dict[str, Any]]:
+def _newest_records(path: Path, known_s: Mapping[Any, float]) -> list[dict[str, Any]]:
     """Reports and evaluations that a killed coordinator had not yet put into `path`, its
     `metrics.jsonl`.
 
     `known_s`: the time of the last record in there, by kind and worker (None for evaluations).
     """
     try:
-        found = list(read_records(path.with_name(_NEWEST)))
+        found = list(_read_records(path.with_name(_NEWEST)))
     except CheckpointError:
         return []
     return [
@@ -477,8 +475,8 @@ class Recorder:
         self._file: RecordFile | None = None
         if folder is not None:
             path = folder / "metrics.jsonl"
-            known_s = self._read(read_records(path))
-            newest = newest_records(path, known_s)
+            known_s = self._read(_read_records(path))
+            newest = _newest_records(path, known_s)
             self._read(newest)
             self._add_segment()  # the coordinator's death has cut it short
             self._file = RecordFile(path)

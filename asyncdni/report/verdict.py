@@ -17,20 +17,17 @@ __all__ = [
     "SINGLE",
     "accuracy_clause",
     "control_clause",
-    "failed_words",
-    "interval_words",
     "joined",
     "kept",
     "kept_sentence",
     "latency_sentence",
-    "reached_counts",
     "speed_clause",
     "target_clause",
     "verdict",
 ]
 
 
-def interval_words(one: Estimate, scale: float = 1.0, *, said: bool = False) -> str:
+def _interval_words(one: Estimate, scale: float = 1.0, *, said: bool = False) -> str:
     """` (95 % interval 1.23 to 2.94)`, or ` (1.23 to 2.94)` where the reader has been told (`said`)
     what stands in brackets; empty where there is none.
     """
@@ -86,14 +83,14 @@ def target_clause(comparison: Comparison) -> str:
     have to be left out, so the clause only says in how many runs they reached it.
     """
     for accuracy in reversed(comparison.targets):
-        counts = reached_counts(comparison, accuracy)
+        counts = _reached_counts(comparison, accuracy)
         there = [name for name, (reached, runs) in counts.items() if reached == runs]
         if there:
             return _first(comparison, accuracy, there, counts)
     if not comparison.targets or not comparison.results:
         return ""
     lowest = comparison.targets[0]
-    failed = failed_words(reached_counts(comparison, lowest))
+    failed = _failed_words(_reached_counts(comparison, lowest))
     return f"none reached {accuracy_words(lowest)} in every run{failed}"
 
 
@@ -120,7 +117,7 @@ def control_clause(comparison: Comparison) -> str:
             continue
         clear = one.mean > 0 and one.excludes(0.0)
         said = "is more accurate than" if clear else "is not clearly more accurate than"
-        points = f"{100 * one.mean:.2f} points{interval_words(one, 100.0)}"
+        points = f"{100 * one.mean:.2f} points{_interval_words(one, 100.0)}"
         found.append(f"{name} {said} its control {control}, by {points}")
     return "; ".join(found)
 
@@ -133,7 +130,7 @@ def _first(
 ) -> str:
     measure, goal = time_to(accuracy), accuracy_words(accuracy)
     best, *others = (name for name in reversed(comparison.ranking(measure)) if name in there)
-    failed = failed_words(counts)
+    failed = _failed_words(counts)
     if not others:
         return f"only {best} reached {goal} in every run{failed}"
     found = {other: comparison.ratio(other, best, measure) for other in others}
@@ -141,7 +138,7 @@ def _first(
     return _against(found, clear, none, _soon) + failed
 
 
-def reached_counts(comparison: Comparison, accuracy: float) -> dict[str, tuple[int, int]]:
+def _reached_counts(comparison: Comparison, accuracy: float) -> dict[str, tuple[int, int]]:
     """(runs that reached it, runs) by name, of all rows that compete and have been run."""
     measure = time_to(accuracy)
     return {
@@ -151,7 +148,7 @@ def reached_counts(comparison: Comparison, accuracy: float) -> dict[str, tuple[i
     }
 
 
-def failed_words(counts: Mapping[str, tuple[int, int]]) -> str:
+def _failed_words(counts: Mapping[str, tuple[int, int]]) -> str:
     """` (locked in 2 of 3)`: the rows that did not reach it in every run."""
     parts = [f"{name} in {n} of {runs}" for name, (n, runs) in counts.items() if n < runs]
     return f" ({', '.join(parts)})" if parts else ""
@@ -180,7 +177,7 @@ def _against(
 
 
 def _times(name: str, one: Estimate, phrase: Phrase) -> str:
-    return f"{phrase(one)} {name}{interval_words(one)}"
+    return f"{phrase(one)} {name}{_interval_words(one)}"
 
 
 def _fast(one: Estimate) -> str:
@@ -192,7 +189,7 @@ def _soon(one: Estimate) -> str:
 
 
 def _points(name: str, one: Estimate) -> str:
-    return f"{100 * one.mean:.2f} points than {name}{interval_words(one, 100.0)}"
+    return f"{100 * one.mean:.2f} points than {name}{_interval_words(one, 100.0)}"
 
 
 # --- at several latencies ------------------------------------------------------------------------
@@ -287,19 +284,19 @@ def _speeds(comparison: Comparison, rivals: Sequence[str]) -> list[str]:
 def _time_ratios(comparison: Comparison, rivals: Sequence[str]) -> list[str]:
     """The times to the highest target that any of `rivals` reaches in every run, fastest first."""
     for accuracy in reversed(comparison.targets):
-        counts = reached_counts(comparison, accuracy)
+        counts = _reached_counts(comparison, accuracy)
         there = {name for name, (reached, runs) in counts.items() if reached == runs}
         measure = time_to(accuracy)
         able = [n for n in reversed(comparison.ranking(measure)) if n in there and n in rivals]
         if able:
             others = [n for n in comparison.names if n in there and _is_baseline(n)]
             found = [_time(comparison, name, others, accuracy) for name in able]
-            return [*found[:-1], found[-1] + failed_words(counts)]
+            return [*found[:-1], found[-1] + _failed_words(counts)]
     if not comparison.targets:
         return []
     lowest = comparison.targets[0]
-    counts = reached_counts(comparison, lowest)
-    failed = failed_words({name: counts[name] for name in rivals})
+    counts = _reached_counts(comparison, lowest)
+    failed = _failed_words({name: counts[name] for name in rivals})
     none = f"none of {joined(rivals)} reaches" if rivals[1:] else f"{rivals[0]} does not reach"
     return [f"{none} {accuracy_words(lowest)} in every run{failed}"]
 
@@ -336,12 +333,12 @@ def _sooner(other: str, one: Estimate) -> tuple[str, Estimate]:
 
 def _spread(one: Estimate, *, first: bool) -> str:
     """The interval, with a remark where it leaves a difference in doubt."""
-    words = interval_words(one, said=not first)
+    words = _interval_words(one, said=not first)
     return words if one.low is None or one.excludes(1.0) else f"{words[:-1]}: not clear)"
 
 
 def _kept_parts(found: Sequence[tuple[str, Estimate]]) -> list[str]:
     return [
-        f"{name} keeps {100 * one.mean:.3g} %{interval_words(one, 100.0, said=index > 0)}"
+        f"{name} keeps {100 * one.mean:.3g} %{_interval_words(one, 100.0, said=index > 0)}"
         for index, (name, one) in enumerate(found)
     ]
