@@ -10,11 +10,12 @@ import pytest
 from jinja2 import UndefinedError
 from reported import at_latencies, document, estimate, rows, run
 
-from asyncdni.report.columns import as_estimate, fixed, interval, percent
+from asyncdni.report.columns import Form, as_estimate, fixed, interval, percent
 from asyncdni.report.page import render_page, template_environment
 
 HOSTILE = """<script>alert(1)</script>"'><img src=x onerror=alert(2)>&amp;"""
 VOID = {"meta", "br"}
+ENDS = {"low": 0.05, "high": 0.2, "n": 3}
 
 
 class Page(HTMLParser):
@@ -348,6 +349,11 @@ def test_a_value_that_a_template_lacks_is_an_error_and_no_gap() -> None:
         (interval(as_estimate({"mean": 2.0, "low": 1.5, "high": 2.5, "n": 3}), 1), "1.5 to 2.5"),
         (interval(as_estimate(2.0)), ""),
         (interval(None), ""),
+        (Form("", ".2f", unit=" s", from_10=".1f").text(9.876), "9.88 s"),
+        (Form("", ".2f", unit=" s", from_10=".1f").text(98.76), "98.8 s"),
+        (Form("", ".2f", unit=" s", from_10=".1f").text(0.5, size=98.76), "0.5 s"),
+        (Form("", ".2f", from_10=".1f", most=100.0).text(8e5), ">99"),
+        (Form("", ",.1f", 100.0, " %").ends(as_estimate({**ENDS, "mean": 0.1})), "5.0 to 20.0"),
     ],
 )
 def test_numbers_are_written_alike_everywhere(made: str, text: str) -> None:
