@@ -65,6 +65,7 @@ ONLY = {
     "subprocess": {"launch", "plan.describe"},
     "rich": {"cli"},
     "matplotlib": {"report"},
+    "jinja2": {"report.page"},
     "tensorboard": {"report.tensorboard"},
     "safetensors": {"store.tensors"},
     "ray": {"launch"},
@@ -265,7 +266,7 @@ def test_a_worker_process_imports_no_display_no_plots_no_launcher() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "asyncdni.core.worker" in loaded
-    unwanted = {"rich", "matplotlib", "torch"}
+    unwanted = {"rich", "matplotlib", "jinja2", "torch"}
     for name in ("cli.train", "cli.display", "launch", "drivers.virtual"):
         unwanted.add(f"{PACKAGE}.{name}")
     assert {name for name in loaded if within(name, unwanted)} == set()

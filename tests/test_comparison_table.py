@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from asyncdni.cli.compare import make_tables, notes
+from asyncdni.cli.tables import make_tables, notes
 
 SEEDS = 3
 MACHINE = {"cores": 2, "cpu": "AMD EPYC"}

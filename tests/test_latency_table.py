@@ -8,7 +8,7 @@ from typing import Any
 from reported import LATENCIES, TARGETS, at_latencies
 from rich.console import Console
 
-from asyncdni.cli.compare import make_tables, notes
+from asyncdni.cli.tables import make_tables, notes
 
 
 def with_numbers() -> dict[str, Any]:

@@ -11,8 +11,9 @@ from reported import document
 from test_report_page import Page
 
 from asyncdni.errors import CheckpointError
-from asyncdni.report import plots, write_reports
-from asyncdni.report.statistics import evaluations_csv, runs_csv
+from asyncdni.report import plots
+from asyncdni.report.columns import evaluations_csv, runs_csv
+from asyncdni.report.page import write_reports
 
 NAMES = ["compare.csv", "compare-evaluations.csv", "compare.html"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from reported import CURVES, at_latencies, document, run
 
-from asyncdni.report.statistics import evaluations_csv, flat_runs, runs_csv
+from asyncdni.report.columns import evaluations_csv, flat_runs, runs_csv
 
 
 def lines(text: str) -> list[dict[str, str]]:

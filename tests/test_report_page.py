@@ -7,13 +7,15 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from jinja2 import UndefinedError
 from reported import at_latencies, document, estimate, rows, run
 
-from asyncdni.report.page import Markup, element, render_page, together
-from asyncdni.report.verdict import as_estimate, fixed, interval, percent
+from asyncdni.report.columns import Form, as_estimate, fixed, interval, percent
+from asyncdni.report.page import render_page, template_environment
 
 HOSTILE = """<script>alert(1)</script>"'><img src=x onerror=alert(2)>&amp;"""
 VOID = {"meta", "br"}
+ENDS = {"low": 0.05, "high": 0.2, "n": 3}
 
 
 class Page(HTMLParser):
@@ -321,15 +323,19 @@ def test_the_page_follows_the_readers_scheme_and_prints_light() -> None:
 # --- its parts -----------------------------------------------------------------------------------
 
 
-def test_text_is_escaped_unless_it_was_made_as_markup() -> None:
-    assert element("b", "a < b", element("i", "c")) == "<b>a &lt; b<i>c</i></b>"
-    assert together(["<", Markup("<")]) == "&lt;<"
+@pytest.mark.parametrize("text", [HOSTILE, "a < b", 'a" onclick="b', "a' onclick='b"])
+def test_templates_escape_text_and_attributes(text: str) -> None:
+    template = template_environment().from_string(
+        "<p class=\"{{ a }}\" title='{{ a }}'>{{ a }}</p>"
+    )
+    made = Page(template.render(a=text))
+    assert made.elements == [("p", {"class": text, "title": text})]
+    assert "".join(made.words) == text
 
 
-def test_attributes_are_escaped_and_left_out_where_they_are_none() -> None:
-    made = element("p", class_='a" onclick="b', title=None)
-    assert made == '<p class="a&quot; onclick=&quot;b"></p>'
-    assert element("meta", http_equiv="x") == '<meta http-equiv="x">'
+def test_a_value_that_a_template_lacks_is_an_error_and_no_gap() -> None:
+    with pytest.raises(UndefinedError):
+        template_environment().from_string("{{ unknown }}").render()
 
 
 @pytest.mark.parametrize(
@@ -343,6 +349,11 @@ def test_attributes_are_escaped_and_left_out_where_they_are_none() -> None:
         (interval(as_estimate({"mean": 2.0, "low": 1.5, "high": 2.5, "n": 3}), 1), "1.5 to 2.5"),
         (interval(as_estimate(2.0)), ""),
         (interval(None), ""),
+        (Form("", ".2f", unit=" s", from_10=".1f").text(9.876), "9.88 s"),
+        (Form("", ".2f", unit=" s", from_10=".1f").text(98.76), "98.8 s"),
+        (Form("", ".2f", unit=" s", from_10=".1f").text(0.5, size=98.76), "0.5 s"),
+        (Form("", ".2f", from_10=".1f", most=100.0).text(8e5), ">99"),
+        (Form("", ",.1f", 100.0, " %").ends(as_estimate({**ENDS, "mean": 0.1})), "5.0 to 20.0"),
     ],
 )
 def test_numbers_are_written_alike_everywhere(made: str, text: str) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from reported import CURVES, at_latencies, document, estimate, rows, run
 
-from asyncdni.report import breakdown
+from asyncdni.report import breakdown, columns
 from asyncdni.report.plots import (
-    SHARES,
+    SHARE_COLOURS,
     draw_curves,
     draw_plots,
     draw_shares,
@@ -199,7 +199,8 @@ def test_shares_are_stacked_to_the_whole() -> None:
 
 
 def test_the_parts_of_the_time_are_those_that_are_measured() -> None:
-    assert tuple(SHARES) == breakdown.SHARES
+    assert tuple(SHARE_COLOURS) == breakdown.SHARES
+    assert tuple(one.name for one in columns.SHARES) == breakdown.SHARES
 
 
 # --- over the latency ----------------------------------------------------------------------------

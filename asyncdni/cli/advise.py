@@ -11,6 +11,7 @@ from rich.table import Table
 
 from asyncdni import experiment
 from asyncdni.cli.common import add_conditions, add_experiment, settings
+from asyncdni.cli.tables import plain_table, say_wrapped
 from asyncdni.data import describe
 from asyncdni.errors import ConfigError
 from asyncdni.plan.build import make_design
@@ -18,15 +19,12 @@ from asyncdni.profiling.advice import Advice, Row, Scene, advise, is_slow
 from asyncdni.profiling.measurement import check_priced
 from asyncdni.profiling.prediction import Prediction
 from asyncdni.profiling.wire import measure_wire
+from asyncdni.report.columns import counted
 from asyncdni.report.machine import cores
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run", "show"]
 
-# --- advise table --------------------------------------------------------------------------------
-#
-# How `asyncdni advise` shows what was predicted: a table, and a verdict in words.
-
-#: A gain below this is none worth the other gradients.
+#: A gain below this is not worth training with synthetic gradients.
 _PAYS = 1.1
 _EQUAL = 0.97
 _CAVEAT = (
@@ -38,37 +36,38 @@ _CAVEAT = (
 
 
 def show(console: Console, scene: Scene, advice: Advice, *, asked: int) -> None:
-    """`asked`: how many workers there may be; fewer are used where there are fewer stages."""
+    """Print what was predicted: a table, and a verdict in words.
+
+    `asked`: how many workers there may be; fewer are used where there are fewer stages.
+    """
     stages = len(scene.chosen.stages)
     workers = min(asked, stages)
     if asked > stages:
-        _say(
+        say_wrapped(
             console,
-            f"The network has {_count(stages, 'stage')}: {_count(asked, 'worker')} can't all have "
-            f"one, so {workers} are used. Cut its layers into more stages to use more.",
+            f"The network has {counted(stages, 'stage')}: {counted(asked, 'worker')} can't all "
+            f"have one, so {workers} are used. Cut its layers into more stages to use more.",
         )
-    _say(console, f"Predicted for {_place(scene, workers)}:\n")
+    say_wrapped(console, f"Predicted for {_place(scene, workers)}:\n")
     console.print(_table(advice))
     for row in advice.rows:
         if row.refused:
-            _say(console, f"{row.name} is not possible: {row.refused}")
-    _say(console, "\n" + _verdict(advice))
-    _say(console, _limit(advice, scene))
+            say_wrapped(console, f"{row.name} is not possible: {row.refused}")
+    say_wrapped(console, "\n" + _verdict(advice))
+    say_wrapped(console, _limit(advice, scene))
     greedy = next((row for row in advice.rows if row.schedule == "local_loss"), None)
     if greedy and greedy.prediction and _rate(greedy) > _rate(advice.best):
-        _say(console, f"local_loss is faster still, but learns greedily: see the table. {_CAVEAT}")
+        say_wrapped(
+            console, f"local_loss is faster still, but learns greedily: see the table. {_CAVEAT}"
+        )
     else:
-        _say(console, _CAVEAT)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False)
+        say_wrapped(console, _CAVEAT)
 
 
 def _place(scene: Scene, workers: int) -> str:
     links = scene.chosen.links
-    text = f"{_count(workers, 'worker')} on {_count(scene.hosts, 'host')} of "
-    text += _count(scene.cores, "core")
+    text = f"{counted(workers, 'worker')} on {counted(scene.hosts, 'host')} of "
+    text += counted(scene.cores, "core")
     said = [f"{key} {getattr(links, key)}" for key in ("latency", "jitter", "bandwidth")]
     asked = [one for one in said if not one.endswith((" ", " 0ms"))]
     if asked:
@@ -82,8 +81,7 @@ def _place(scene: Scene, workers: int) -> str:
 
 
 def _table(advice: Advice) -> Table:
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    table.add_column("schedule", no_wrap=True)
+    table = plain_table("schedule")
     table.add_column("split", overflow="fold")
     for heading in ("samples/s", "x locked", "idle %", "staleness"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -167,7 +165,7 @@ def _limit(advice: Advice, scene: Scene) -> str:
         "worker": f"the slowest worker, {found.slowest} with {works}; split its stages, or make "
         "them smaller",
         "cores": f"the cores: a batch takes {total} of work in all, on "
-        f"{_count(scene.hosts, 'host')} of {_count(scene.cores, 'core')}",
+        f"{counted(scene.hosts, 'host')} of {counted(scene.cores, 'core')}",
         "latency": "the latency of the links",
         "bandwidth": "the bandwidth of the links",
         "locking": "waiting: workers wait for each other's activations and gradients",
@@ -178,10 +176,6 @@ def _limit(advice: Advice, scene: Scene) -> str:
 def _rate(row: Row) -> float:
     assert row.prediction is not None
     return row.prediction.samples_per_s
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 HELP = "predict every schedule on machines and links you name: which to take, and what limits it"

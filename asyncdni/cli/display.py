@@ -1,17 +1,18 @@
 """What a run shows while it goes on: a picture on a terminal, plain lines anywhere else.
 
-Everything is drawn from within the observer's calls, a few times a second at most: no thread of its
-own competes with the workers. Times are those of the records.
+Displays observe the records of the run. Everything is drawn from within their calls, a few times a
+second at most, so that no thread of the display competes with the workers. Times are those of the
+records.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,6 +22,7 @@ from rich.text import Text
 
 from asyncdni.plan.build import Design
 from asyncdni.plan.rules import is_repeatable
+from asyncdni.report.columns import Form, counted
 from asyncdni.report.records import Recorder
 
 __all__ = [
@@ -32,21 +34,15 @@ __all__ = [
     "duration",
     "facts",
     "frame",
-    "guard_line",
+    "incident_line",
     "make_display",
     "measure",
-    "mishap_line",
     "outcome",
-    "progress_line",
     "say",
     "score",
     "stage_table",
     "undone",
 ]
-
-# --- panel ---------------------------------------------------------------------------------------
-#
-# What a run looks like on a screen: figures out of its records, and tables of its stages.
 
 #: Behind the seed of a run whose weights depend on when messages arrive: see docs/schedules.md.
 NO_REPEAT = " (not repeatable)"
@@ -70,7 +66,7 @@ class Progress:
 
 
 def measure(design: Design, recorder: Recorder, elapsed_s: float) -> Progress:
-    """`elapsed_s`: wall time since the start of training."""
+    """How far the run has come, `elapsed_s` seconds of wall time after the start of training."""
     train_samples, epochs = design.meta.train_samples, design.experiment.run.epochs
     slowest = min(recorder.reports.values(), key=_passed, default={})
     samples, wall_s = _passed(slowest), slowest.get("wall_s") or 0.0
@@ -92,7 +88,7 @@ def _samples(report: Mapping[str, Any]) -> int:
 
 
 def _passed(report: Mapping[str, Any]) -> float:
-    """Samples that a stage is through with: its own, and those of batches that did not come."""
+    """Samples that a stage is done with: its own, and those of batches that never arrived."""
     samples, batches = _samples(report), report.get("batches") or 0
     missed = report.get("missed") or 0
     return samples * (1 + missed / batches) if batches else 0.0
@@ -108,8 +104,8 @@ def facts(design: Design) -> str:
     return ", ".join(
         (
             str(schedule),
-            _counted(workers, "worker"),
-            f"{_counted(run.epochs, 'epoch')} of {design.meta.train_samples:,} samples",
+            counted(workers, "worker", ","),
+            f"{counted(run.epochs, 'epoch', ',')} of {design.meta.train_samples:,} samples",
             f"seed {run.seed}{'' if is_repeatable(design.experiment, design.plan) else NO_REPEAT}",
         )
     )
@@ -133,7 +129,7 @@ def outcome(summary: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def progress_line(progress: Progress) -> str:
+def _progress_line(progress: Progress) -> str:
     """`epoch 3.2 of 10, loss 0.1234, 67,475 samples/s, 0:12 left`."""
     parts = [f"epoch {progress.epoch:.1f} of {progress.epochs}"]
     if progress.train_loss is not None:
@@ -152,25 +148,21 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def guard_line(values: Mapping[str, Any]) -> str:
-    """What a stage's guard has decided: `hidden1 waits for true gradients: …`."""
+def _guard_line(values: Mapping[str, Any]) -> str:
+    """What the guard of a stage has decided: `hidden1 waits for true gradients: …`."""
     agree = "" if values.get("cosine") is None else f" by {values['cosine']:.2f}"
     if values["waiting"]:
         return f"{values['stage']} waits for true gradients: its generator's agree{agree} only"
     return f"{values['stage']} goes on with synthetic gradients: they agree{agree}"
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-# --- several lines -------------------------------------------------------------------------------
+# --- the picture ---------------------------------------------------------------------------------
 
 
 def frame(
     head: Sequence[str], progress: Progress, reports: Mapping[str, Mapping[str, Any]]
 ) -> Group:
-    """A whole picture of a run under way, redrawn again and again."""
+    """The whole picture of a run under way, which is redrawn again and again."""
     bar = Table.grid(padding=(0, 2), expand=True)
     bar.add_column(no_wrap=True)
     bar.add_column(ratio=1)
@@ -196,49 +188,48 @@ def _figures(progress: Progress) -> str:
     return "   ".join(part for part in parts if part)
 
 
-def _number(value: float) -> str:
-    return f"{value:,}"
-
-
-#: Column by field of a stage's counters: heading, and a value as text.
+#: Columns of the stages' table, by field of their counters.
 _COLUMNS = {
-    "batches": ("batches", _number),
-    "updates": ("updates", _number),
-    "busy_fraction": ("busy", "{:.0%}".format),
-    "queue": ("queue", _number),
-    "cpu_s": ("CPU", "{:.1f} s".format),
-    "staleness_mean": ("staleness", "{:.1f}".format),
-    "gradient_cosine": ("agreement", "{:.2f}".format),
-    "target_cosine": ("with target", "{:.2f}".format),
-    "dropped": ("dropped", _number),
-    "skipped": ("skipped", _number),
-    "missed": ("missed", _number),
-    "state": ("", str),
+    "batches": Form("batches"),
+    "updates": Form("updates"),
+    "busy_fraction": Form("busy", ".0%"),
+    "queue": Form("queue"),
+    "cpu_s": Form("CPU", ".1f", unit=" s"),
+    "staleness_mean": Form("staleness", ".1f"),
+    "gradient_cosine": Form("agreement", ".2f"),
+    "target_cosine": Form("with target", ".2f"),
+    "dropped": Form("dropped"),
+    "skipped": Form("skipped"),
+    "missed": Form("missed"),
+    "state": Form(""),
 }
 _OPTIONAL = ("queue", "cpu_s")
 _WHERE_ANY = ("dropped", "skipped", "missed", "target_cosine", "state")
 
 
 def stage_table(stages: Sequence[Mapping[str, Any]], extra: Iterable[str] = ()) -> Table:
-    """A row a stage, of reports or of a summary's entries; `extra` of queue and cpu_s.
+    """A row for each stage, from its report or its entry in the summary.
 
     Staleness is the mean age of a gradient in updates, agreement the mean cosine of synthetic and
-    true gradient. Batches that were given up (dropped), not sent on (skipped) or did not come
-    (missed), the agreement with targets that are synthetic themselves, and how a stage fares
-    (waits for true gradients, was made slow) have a column only where there are any.
+    true gradient. `extra` may name the columns queue and cpu_s. Only where a stage has any there
+    are columns for batches that were given up (dropped), not sent on (skipped) or never arrived
+    (missed), for the agreement with targets that are synthetic themselves, and for the state of a
+    stage (it waits for true gradients, it was made slow).
     """
     rows = [{**stage, "state": _state(stage)} for stage in stages]
     hidden = set(_OPTIONAL) - set(extra)
     hidden |= {field for field in _WHERE_ANY if not any(row.get(field) for row in rows)}
     if "target_cosine" not in hidden and not any(row.get("gradient_cosine") for row in rows):
         hidden.add("gradient_cosine")
-    shown = [column for column in _COLUMNS.items() if column[0] not in hidden]
+    shown = {field: form for field, form in _COLUMNS.items() if field not in hidden}
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=24)
-    for _, (heading, _) in shown:
-        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    for form in shown.values():
+        width = len(form.heading)
+        table.add_column(form.heading, justify="right", no_wrap=True, min_width=width)
     for row in rows:
-        cells = (_cell(row.get(field), text) for field, (_, text) in shown)
+        known = {field: row.get(field) for field in shown}
+        cells = ("-" if one is None else shown[field].text(one) for field, one in known.items())
         table.add_row(str(row["name"]), *cells)
     return table
 
@@ -249,17 +240,12 @@ def _state(stage: Mapping[str, Any]) -> str:
     return " ".join(filter(None, (waits, "slow" if stage.get("slowed_s") else "")))
 
 
-def _cell(value: float | None, text: Any) -> str:
-    return "-" if value is None else str(text(value))
+# --- incidents -----------------------------------------------------------------------------------
 
 
-# --- mishaps -------------------------------------------------------------------------------------
-#
-# One line for each thing that has come between in a run, and for what was done about it.
-
-
-def mishap_line(kind: str, values: Mapping[str, Any]) -> str | None:
-    """What a record says of a mishap, or of the user's stop; None for all others."""
+def incident_line(kind: str, values: Mapping[str, Any]) -> str | None:
+    """One line for a record of an incident (a death, a restart, a stop by the user, and what was
+    done about it); None for all other records."""
     match kind:
         case "lost" | "stuck":
             return f"{kind}: {values['text']}"
@@ -296,10 +282,11 @@ def mishap_line(kind: str, values: Mapping[str, Any]) -> str | None:
 
 
 def _round(values: Mapping[str, Any]) -> str | None:
-    """What is gone back behind is said here, of all workers, where they go back together."""
+    """All workers join anew; where they go back together, also how many updates go with that."""
     updates = sum(values.get("lost_updates", {}).values())
-    told = values["restore"] == "keep"  # when one of them comes back
-    words = [f"of all workers together {undone(updates, values)}"] * (updates > 0 and not told)
+    words = []
+    if updates > 0 and values["restore"] != "keep":  # otherwise the record `back` tells it
+        words.append(f"of all workers together {undone(updates, values)}")
     if values["incarnation"] > 1:  # otherwise all join for the first time
         start = f"all join again at batch {values['start']:,}"
         words.insert(0, f"{start}, {_from(values['restore'])}")
@@ -307,13 +294,13 @@ def _round(values: Mapping[str, Any]) -> str | None:
 
 
 def undone(updates: int, values: Mapping[str, Any]) -> str:
-    """So many updates, behind which a record `back` or `round` says that workers have gone back."""
+    """`300 updates lost`, or `to be done again`, as a record `back` or `round` says."""
     noun = "update" if updates == 1 else "updates"
     return f"{updates:,} {noun} {'to be done again' if values.get('again') else 'lost'}"
 
 
 def _from(restore: str) -> str:
-    """Where the state comes from: see `messages.Rejoin`."""
+    """Where the workers' state comes from: see `messages.Rejoin`."""
     match restore:
         case "keep":
             return "each with the state that it has"
@@ -325,36 +312,29 @@ def _from(restore: str) -> str:
             return f"from {restore}"
 
 
+# --- displays ------------------------------------------------------------------------------------
+
 _DRAW_EVERY_S = 0.25
 _LINE_EVERY_S = 10.0
-#: Rare, and possibly followed by a long silence: drawn at once.
+#: Kinds of records that are rare and may be followed by a long silence: drawn at once.
 _AT_ONCE = frozenset({"bound", "joined", "refused", "rejected", "start"})
 
 
-class Display(Protocol):
-    """A context manager that observes a run; see `training.Observer`."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+class Display(AbstractContextManager["Display", None], Protocol):
+    """A context manager that observes a run; see `launch.conduct.Observer`."""
 
     def __call__(
         self, design: Design, recorder: Recorder, kind: str, values: Mapping[str, Any]
     ) -> None: ...
 
     def finish(self, summary: Mapping[str, Any], folder: Path | None) -> None:
-        """The run is over: show what it came to."""
+        """Show what the run came to, now that it is over."""
 
 
 def make_display(quiet: bool, console: Console | None = None, title: str = "") -> Display:
-    """A picture where `console` (default: standard output) is a terminal, else lines.
+    """A picture where `console` (default: standard output) is a terminal, else plain lines.
 
-    `title` says which one of several runs it is; each of them leaves but one line behind.
+    `title` says which one of several runs this is; each of those leaves one line behind.
     """
     if quiet:
         return Quiet()
@@ -364,11 +344,8 @@ def make_display(quiet: bool, console: Console | None = None, title: str = "") -
     return Lines(chosen, title)
 
 
-class Quiet:
-    """Nothing."""
-
-    def __enter__(self) -> Self:
-        return self
+class Quiet(AbstractContextManager["Quiet", None]):
+    """Shows nothing."""
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -383,7 +360,7 @@ class Quiet:
 
 
 class _Gathering:
-    """Who is still awaited, and how to start them where that is the user's part."""
+    """Which workers are still missing, and how to start them where the user has to."""
 
     def __init__(self, console: Console) -> None:
         self.by_hand = False
@@ -422,19 +399,17 @@ class _Gathering:
             say(self._console, "On other hosts put this host's name in place of 127.0.0.1.")
 
 
-class Lines:
-    """Plain lines: the start, each evaluation, what guards do, progress now and then, the end."""
+class Lines(AbstractContextManager["Lines", None]):
+    """Shows plain lines: start, evaluations, guards, incidents, progress now and then, end."""
 
     def __init__(self, console: Console, title: str = "") -> None:
-        """With a `title`, one of several runs: it starts each; evaluations have none."""
+        """`title` says which one of several runs this is: it begins each line, and evaluations and
+        guards are left out."""
         self._console = console
         self._title = title
         self._gathering = _Gathering(console)
         self._started_s = 0.0
         self._said_s = 0.0
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -455,10 +430,10 @@ class Lines:
             self._say(now, _evaluation(design, values))
         elif kind == "report" and now - self._said_s >= _LINE_EVERY_S:
             progress = measure(design, recorder, now - self._started_s)
-            self._say(now, progress_line(progress))
+            self._say(now, _progress_line(progress))
         elif kind == "guard" and not self._title:
-            self._say(now, guard_line(values))
-        elif (line := mishap_line(kind, values)) is not None:
+            self._say(now, _guard_line(values))
+        elif (line := incident_line(kind, values)) is not None:
             self._say(now, line)
 
     def finish(self, summary: Mapping[str, Any], folder: Path | None) -> None:
@@ -469,20 +444,17 @@ class Lines:
         say(self._console, f"{self._title}: {line}" if self._title else line)
 
 
-class Picture:
-    """A terminal's picture, redrawn in place; removed at the end, kept after a failure."""
+class Picture(AbstractContextManager["Picture", None]):
+    """Shows a picture on a terminal, redrawn in place; it stays there only after a failure."""
 
     def __init__(self, console: Console, title: str = "") -> None:
-        """`title` says which one of several runs it is."""
+        """`title` says which one of several runs this is."""
         self._console = console
         self._title = title
         self._gathering = _Gathering(console)
         self._live: Live | None = None
         self._started_s: float | None = None
         self._drawn_s = float("-inf")
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop(keep=kind is not None)
@@ -495,8 +467,8 @@ class Picture:
         if kind == "start":
             self._started_s = now
         elif kind == "guard" and not self._title:
-            say(self._console, guard_line(values))
-        elif (line := mishap_line(kind, values)) is not None:
+            say(self._console, _guard_line(values))
+        elif (line := incident_line(kind, values)) is not None:
             say(self._console, f"{self._title}: {line}" if self._title else line)
         if kind in _AT_ONCE or now - self._drawn_s >= _DRAW_EVERY_S:
             self._drawn_s = now
@@ -528,7 +500,7 @@ class Picture:
 
 
 def say(console: Console, line: str) -> None:
-    """One line as it is: not wrapped, so that it can be copied."""
+    """Print a line as it is: not wrapped, so that it can be copied."""
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from asyncdni import experiment
 from asyncdni.cli.common import add_experiment, check_json
+from asyncdni.cli.tables import plain_table, say_wrapped
 from asyncdni.data import describe
 from asyncdni.drivers.virtual.costs import SENDING
 from asyncdni.errors import ConfigError
@@ -21,14 +22,11 @@ from asyncdni.messages import DATA
 from asyncdni.plan.build import make_design
 from asyncdni.profiling.measurement import measure
 from asyncdni.profiling.report import document
+from asyncdni.report.columns import counted
 from asyncdni.report.machine import cores
 from asyncdni.store.tensors import write_atomically
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run", "show"]
-
-# --- profile tables ------------------------------------------------------------------------------
-#
-# How `asyncdni profile` shows its document: three tables, and what follows from them in words.
 
 _US = 1e6
 #: Columns of the table in the order of training, and their headings where they differ.
@@ -46,41 +44,35 @@ _NEAR = 0.99
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:
-    """`found` is what `profiling.report.document` gives."""
+    """Print three tables, and in words what follows from them.
+
+    `found` is what `profiling.report.document` gives.
+    """
     micro = "us" if console.options.ascii_only else "µs"
-    _say(console, f"CPU time of each op on a batch of {found['batch_size']}, in {micro}:")
+    say_wrapped(console, f"CPU time of each op on a batch of {found['batch_size']}, in {micro}:")
     console.print(_ops_table(found))
-    _say(console, _notes(found))
-    _say(console, "\nBytes of each message, tensors + header:")
+    say_wrapped(console, _notes(found))
+    say_wrapped(console, "\nBytes of each message, tensors + header:")
     console.print(_messages_table(found))
-    _say(console, f"\nCeilings in samples/s on {_cores(found['cores'])} (times single):")
+    say_wrapped(
+        console, f"\nCeilings in samples/s on {counted(found['cores'], 'core')} (times single):"
+    )
     console.print(_splits_table(found, micro))
     for line in _verdict(found, micro):
-        _say(console, line)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False)
+        say_wrapped(console, line)
 
 
 # --- tables --------------------------------------------------------------------------------------
 
 
-def _table(*headings: str) -> Table:
-    """The first column has words, the others numbers."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    table.add_column(headings[0], overflow="fold")
-    for heading in headings[1:]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
 def _ops_table(found: Mapping[str, Any]) -> Table:
-    """Stages by ops, and what a batch costs a worker that has this stage alone."""
+    """A row for each stage: its ops, and what a batch costs a worker that has this stage alone."""
     stages = found["stages"]
     used = [one for one in _OPS if any(one in stage["ops"] for stage in stages)]
     schedules = list(stages[0]["batch_s"])
-    table = _table("stage", *(_HEADINGS.get(one, one) for one in used), *schedules)
+    table = plain_table(
+        "stage", [*(_HEADINGS.get(one, one) for one in used), *schedules], fold=True
+    )
     for stage in stages:
         ops = [stage["ops"].get(letter) for letter in used]
         medians = [_us(one["median_s"]) if one else "-" for one in ops]
@@ -89,10 +81,10 @@ def _ops_table(found: Mapping[str, Any]) -> Table:
 
 
 def _messages_table(found: Mapping[str, Any]) -> Table:
-    """Consumers of one node all get the same, and give back as much."""
+    """A row for each node; all its consumers get the same tensors and give back as much."""
     down, back = _by(found["edges"], "activation", "sender"), _by(found["edges"], "gradient", "to")
     parameters = {stage["name"]: stage["parameters"] for stage in found["stages"]}
-    table = _table("stage", "parameters", "activation", "gradient back")
+    table = plain_table("stage", ["parameters", "activation", "gradient back"], fold=True)
     for name in [*([DATA] if DATA in down else []), *parameters]:
         count = f"{parameters[name]:,}" if name in parameters else "-"
         table.add_row(name, count, _bytes(down.get(name)), _bytes(back.get(name)))
@@ -104,9 +96,9 @@ def _by(edges: Sequence[Mapping[str, Any]], kind: str, end: str) -> dict[str, Ma
 
 
 def _splits_table(found: Mapping[str, Any], micro: str) -> Table:
-    """The best split over each number of workers."""
+    """A row for each number of workers: the best split over them."""
     schedules = list(found["given"]["schedules"])
-    table = _table("best split", "workers", f"slowest, {micro}", *schedules)
+    table = plain_table("best split", ["workers", f"slowest, {micro}", *schedules], fold=True)
     for split in found["splits"]:
         ceilings = split["schedules"]
         own = ceilings[schedules[-1]]
@@ -150,7 +142,7 @@ def _notes(found: Mapping[str, Any]) -> str:
 
 
 def _spread(stages: Sequence[Mapping[str, Any]]) -> str:
-    """How far apart the quarters are."""
+    """How far apart the quartiles of the measurements are."""
     shares = [
         ((one["high_s"] - one["low_s"]) / one["median_s"], f"{letter} of {stage['name']}")
         for stage in stages
@@ -165,7 +157,7 @@ def _spread(stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _verdict(found: Mapping[str, Any], micro: str) -> list[str]:
-    """On the experiment's own split, and on the one to take instead."""
+    """What the experiment's own split allows, and which one to take instead."""
     single, given = found["single"], found["given"]
     lines = [
         f"\nsingle (one process, one thread): {_us(single['batch_s'])} {micro} a batch, at most "
@@ -186,20 +178,20 @@ def _verdict(found: Mapping[str, Any], micro: str) -> list[str]:
 
 
 def _fewest(splits: Sequence[Mapping[str, Any]], name: str) -> str:
-    """More workers than these would only send more messages."""
+    """The split over the fewest workers: more of them would only send more messages."""
     rates = [split["schedules"][name]["samples_per_s"] for split in splits]
     first = next(one for one, rate in zip(splits, rates, strict=True) if rate >= _NEAR * max(rates))
     return f"For the highest ceiling of {name} above, take run.split = {first['split']}."
 
 
 def _limits(name: str, one: Mapping[str, Any], count: int, micro: str) -> str:
-    """What a faster run would need more of."""
+    """What limits a schedule, that is, what a faster run would need more of."""
     needs = f"{one['slowest']} with {_us(one['worker_s'][one['slowest']])} {micro} a batch"
     if one["limit"] == "worker":
         return f"The slowest worker limits it: {needs}."
     if one["limit"] == "cores":
         work = f"{_us(one['total_s'])} {micro} of work a batch"
-        return f"{_cores(count)} for {work} limit it; slowest worker: {needs}."
+        return f"{counted(count, 'core')} for {work} limit it; slowest worker: {needs}."
     return f"Locking limits it: {_LOCKING[name]}."
 
 
@@ -213,10 +205,6 @@ def _us(seconds: float) -> str:
 
 def _bytes(edge: Mapping[str, Any] | None) -> str:
     return f"{edge['tensor_bytes']:,} + {edge['header_bytes']}" if edge else "-"
-
-
-def _cores(count: int) -> str:
-    return "1 core" if count == 1 else f"{count} cores"
 
 
 def _ordinal(number: int) -> str:

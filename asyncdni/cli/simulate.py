@@ -18,7 +18,7 @@ from asyncdni.drivers.virtual.timeline import LEGEND, timeline
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, by_name
 from asyncdni.experiment.schema import shown
 from asyncdni.plan.build import Design, make_design
-from asyncdni.report.records import Mishaps
+from asyncdni.report.records import Incidents
 from asyncdni.store.given import begin_with
 
 __all__ = [
@@ -72,7 +72,7 @@ class Totals:
         self.ended_by_disk = 0
         self.mishaps: Counter[str] = Counter()
         self.rounds = 0
-        self.cost = Mishaps()
+        self.cost = Incidents()
         self.events = 0
 
     def add(self, result: Result) -> None:

@@ -1,7 +1,8 @@
-"""Writes tables as TOML (toml.io, version 1.0): what `tomllib` reads back to the same values.
+"""Writes tables as TOML (toml.io, version 1.0), which `tomllib` reads back to the same values.
 
-Scalars first, then tables as `[a.b]`, lists of tables at the top as `[[a]]`; deeper tables are
-written inline. None means "not given" and is left out.
+An experiment is written as one would write it by hand: scalars first, then tables as `[a.b]`,
+lists of tables at the top as `[[a]]`; tables inside those, such as the layers of a stage, stay
+inline, and so does a list that fits a line. None means "not given" and is left out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def dumps(tables: Mapping[str, Any]) -> str:
 
 
 def _table(path: str, table: Mapping[str, Any]) -> list[str]:
-    """The table's own block, if it needs one, then those of the tables in it."""
+    """The block of the table itself, if it needs one, then those of the tables in it."""
     own = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     blocks = [f"[{path}]\n{_lines(own)}"] if own or not table else []
     for key, value in table.items():

@@ -1,10 +1,9 @@
 """Compare schedules by running them: the same network, data and seeds, turn by turn.
 
-Runs are interleaved, seed by seed, and the order rotates from seed to seed, so that a machine that
-grows slower or faster with time does so for all alike. The statistics are `report.statistics`.
-`rows` says what is compared, `entries` plans the runs and trains one; `document` makes of their
-results what is written and shown; `networks` refuses what can't be compared; `resume` goes on with
-a comparison that was interrupted.
+`plan_runs` plans the runs of a comparison, `run_entry` trains one of them, and `document` makes of
+their results what is written and shown, with `report.statistics`. `finished_runs` goes on with a
+comparison that was interrupted. Runs are interleaved, seed by seed, and the order rotates from seed
+to seed, so that a machine that grows slower or faster with time does so for all alike.
 """
 
 from __future__ import annotations
@@ -62,46 +61,42 @@ __all__ = [
     "Key",
     "Row",
     "at_latencies",
-    "check_same_network",
     "check_schedules",
     "difference",
     "discard_unfinished",
     "document",
     "finished_runs",
     "fitting",
-    "network_difference",
     "order",
     "plan_runs",
     "run_entry",
-    "single_row",
     "tables_of",
-    "zero_row",
 ]
 
 # --- rows ----------------------------------------------------------------------------------------
-#
-# The rows of a comparison: what each changes about the experiment file.
-#
-# A row takes from the file, and from `--set`, what its schedule knows: options of schedules go to
-# those that know them, bounds on lag to those that are ahead of gradients, and a schedule that a
-# stage has of its own to those that it can stand beside. `single` has no links and no slow worker.
 
-#: What `single`, all stages in one worker process with all cores, is trained by.
+#: The schedule of the row `single`: all stages in one worker process with all cores.
 BASELINE = "locked"
-#: The control of `synthetic`: what is learned without any gradient from a generator.
+#: The control of `synthetic`, whose generators always predict zero: it shows what is learned
+#: without any gradient from a generator.
 ZERO = "synthetic-zero"
 
 _CONTROLLED = "synthetic"
 _SCHEDULES = variants(SECTIONS["schedule"].type)
-#: Those in which a stage may have a schedule of its own.
+#: Schedules in which a stage may have a schedule of its own.
 _DECOUPLED = ("local_loss", "synthetic")
-#: Those that a bound on lag means something to.
+#: Schedules that a bound on lag means something to.
 _AHEAD = ("delayed", "synthetic")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a comparison, at one latency."""
+    """One line of a comparison, at one latency: what it changes about the experiment file.
+
+    A row takes from the file, and from `--set`, what its schedule knows. Options of schedules go
+    to those that know them, bounds on lag to those that are ahead of gradients, and a stage's own
+    schedule to those that it can stand beside. `single` has no links and no slow worker.
+    """
 
     name: str
     schedule: str
@@ -125,15 +120,15 @@ def check_schedules(names: Sequence[str]) -> None:
 def fitting(
     file: config.Experiment, changes: Sequence[str], schedule: str, schedules: Sequence[str]
 ) -> list[str]:
-    """`changes` that are meant for `schedule`, and what takes back what in `file` is not.
+    """The `changes` that are meant for `schedule`, and more that undo what in `file` is not.
 
-    What none of `schedules` knows stays in, to be refused with the names that are known.
+    A change that none of `schedules` knows stays in: loading refuses it and names what is known.
     """
     meant = [text for text in changes if _fits(text, schedule, schedules)]
     return [*meant, *_taken_back(file, schedule)]
 
 
-def zero_row(file: config.Experiment, changes: Sequence[str], schedules: Sequence[str]) -> Row:
+def _zero_row(file: config.Experiment, changes: Sequence[str], schedules: Sequence[str]) -> Row:
     """The control. Raises `ConfigError` where there is nothing to control."""
     if _CONTROLLED not in schedules:
         raise ConfigError(
@@ -145,7 +140,7 @@ def zero_row(file: config.Experiment, changes: Sequence[str], schedules: Sequenc
     return Row(ZERO, _CONTROLLED, [*meant, 'schedule.generator={kind="zero"}'])
 
 
-def single_row(
+def _single_row(
     file: config.Experiment,
     changes: Sequence[str],
     schedules: Sequence[str],
@@ -160,9 +155,9 @@ def single_row(
 
 
 def at_latencies(rows: Iterable[Row], texts: Sequence[str]) -> list[Row]:
-    """`rows` with each latency (10ms) on all links, one after the other; none: as they are.
+    """`rows` once for each latency, such as 10ms, of all links; without any, as they are.
 
-    One alone is no second key. Raises `ConfigError`.
+    With one latency alone, rows have it but are not told apart by it. Raises `ConfigError`.
     """
     rows, found = list(rows), dict[float, str]()
     for text in texts:
@@ -212,14 +207,7 @@ def _stands_beside(own: Mapping[str, object], schedule: str) -> bool:
     return schedule in _DECOUPLED and own == {"name": BASELINE}
 
 
-# --- entries -------------------------------------------------------------------------------------
-#
-# Which runs a comparison is made of, and the training of one.
-#
-# Rows: each schedule; on request `synthetic-zero`, its control, whose generators always predict
-# zero; `single`, one process with all cores; on request more of it, with other numbers of threads.
-# At several latencies of links each row is run at each of them, but for `single`, which has no
-# links.
+# --- runs ----------------------------------------------------------------------------------------
 
 _SEEDS_MAX = 10_000
 
@@ -242,7 +230,7 @@ class Entry:
 
     @property
     def key(self) -> Key:
-        """What tells it from all other runs of the comparison."""
+        """What tells this run from all others of the comparison."""
         return self.name, self.latency_s, self.seed
 
     @property
@@ -253,7 +241,7 @@ class Entry:
 
     @property
     def folder(self) -> str:
-        """Of the run, inside the comparison's."""
+        """The name of the run's folder, inside that of the comparison."""
         return f"{self.name}{suffix(self.latency_s)}-seed{self.seed}"
 
 
@@ -279,7 +267,11 @@ def plan_runs(
     latencies: Sequence[str] = (),
     allow_import: bool = False,
 ) -> list[Entry]:
-    """All runs in their order, each checked; seeds count up from the file's.
+    """All runs of a comparison in their order, each checked; seeds count up from the file's.
+
+    There is a row for each schedule; `single`, one process with all cores; and on request the
+    control and more single rows. At several latencies each row but the single ones, which have no
+    links, is run at each of them.
 
     Args:
         path, changes: the experiment file and `--set`; options of a schedule go to those schedules
@@ -302,10 +294,10 @@ def plan_runs(
         raise ConfigError("run.epochs: 0 leaves nothing to compare; expected at least 1")
     changes = [*changes, *_evaluations(file, evaluate_every)]
     rows = [Row(name, name, fitting(file, changes, name, schedules)) for name in schedules]
-    rows += [zero_row(file, changes, schedules)] if zero_control else []
+    rows += [_zero_row(file, changes, schedules)] if zero_control else []
     rows = at_latencies(rows, latencies)
     rows += [
-        single_row(file, changes, schedules, threads=threads, cores=cores)
+        _single_row(file, changes, schedules, threads=threads, cores=cores)
         for threads in dict.fromkeys((cores, *single_threads))
     ]
     first = file.run.seed
@@ -342,7 +334,7 @@ def _evaluations(file: config.Experiment, samples: int | None) -> list[str]:
 def _entries(
     path: str | Path, rows: Sequence[Row], seeds: Iterable[int], allow_import: bool
 ) -> list[Entry]:
-    """What fits and who sends to whom are the same for all seeds and latencies."""
+    """Plan the runs; the design of a row is the same for all of its seeds and latencies."""
     designs: dict[str, Design] = {}
     entries = []
     for row, seed in order(rows, seeds):
@@ -358,7 +350,8 @@ def _entries(
 
 
 def _design(name: str, chosen: config.Experiment, allow_import: bool) -> Design:
-    """Raises, with the row's name, what a run of it would raise before it begins."""
+    """The design of a row. What a run of it would raise before it begins is raised here, with the
+    row's name."""
     try:
         design = begin_with(design_of(chosen, allow_import=allow_import))
     except AsyncDNIError as error:
@@ -371,23 +364,21 @@ def _producers(design: Design) -> dict[str, tuple[str, ...]]:
     return {group.name: tuple(p for p in group.producers if p != DATA) for group in groups}
 
 
-# --- networks ------------------------------------------------------------------------------------
-#
-# Runs are compared only if they train the same network on the same data.
+# --- the same network ----------------------------------------------------------------------------
 
-#: What makes a stage part of another network; the rest is how it is trained.
+#: What makes a stage part of another network; all else is how it is trained.
 _STRUCTURE = ("name", "layers", "inputs", "join", "loss")
 Tables = Mapping[str, Any]  # of an experiment
 
 
-def check_same_network(entries: Sequence[Entry]) -> None:
-    """Raises `ConfigError` where not all have the same stages and the same data."""
+def _check_same_network(entries: Sequence[Entry]) -> None:
+    """Raises `ConfigError` unless all runs train the same network on the same data."""
     if not entries:
         return
     first, *others = entries
     there = tables_of(first.experiment)
     for entry in others:
-        found = network_difference(there, tables_of(entry.experiment))
+        found = _network_difference(there, tables_of(entry.experiment))
         if found:
             raise ConfigError(
                 f"{first.title} and {entry.title} are of different networks: {found}; only runs of "
@@ -395,7 +386,7 @@ def check_same_network(entries: Sequence[Entry]) -> None:
             )
 
 
-def network_difference(there: Tables, here: Tables) -> str:
+def _network_difference(there: Tables, here: Tables) -> str:
     """Where the networks or data of two experiments differ, in words; empty where they don't."""
     for key in sorted((there["data"].keys() | here["data"].keys()) - {"batch_size"}):
         old, new = there["data"].get(key), here["data"].get(key)
@@ -418,7 +409,7 @@ def tables_of(chosen: config.Experiment) -> Any:
 
 
 def difference(place: str, there: Any, here: Any) -> tuple[str, Any, Any]:
-    """Where two nested values first differ, and what is there."""
+    """Where two nested values first differ, and both values at that place."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in sorted(there.keys() | here.keys()):
             if there.get(key) != here.get(key):
@@ -430,12 +421,7 @@ def difference(place: str, there: Any, here: Any) -> tuple[str, Any, Any]:
     return place, there, here
 
 
-# --- resume --------------------------------------------------------------------------------------
-#
-# Go on with a comparison that was interrupted: what is finished stays, the rest is done.
-#
-# Only where nothing has changed: the same rows, seeds and experiments on the same machine with the
-# same versions. Anything else would be runs that can't be compared in one table.
+# --- going on with a comparison ------------------------------------------------------------------
 
 #: The document of the runs so far, in the folder of a comparison.
 COMPARISON = "compare.json"
@@ -445,8 +431,8 @@ def finished_runs(folder: Path, entries: Sequence[Entry]) -> list[Result]:
     """The runs of `entries` that folder/compare.json holds, in their order.
 
     A run whose own folder is gone counts as not finished. Raises `ConfigError` for a folder without
-    a comparison, and for one of other rows, seeds, experiments, samples, machine or versions. The
-    same samples may lie elsewhere than they did.
+    a comparison, and for one of other rows, seeds, experiments, samples, machine or versions: such
+    runs can't be compared in one table. The same samples may lie elsewhere than they did.
     """
     found = _read(folder)
     here = tables_of(entries[0].experiment)
@@ -524,8 +510,10 @@ def _is_whole(folder: Path, entry: Entry, same: bool) -> bool:
 
 
 def _are_samples_of(folder: Path, runs: Sequence[Mapping[str, Any]], data: config.Data) -> bool:
-    """Whether `data` are known to hold the samples of the runs. Raises `ConfigError` where they
-    hold others."""
+    """Whether `data` are known to hold the samples of the runs.
+
+    Raises `ConfigError` where they hold others.
+    """
     samples = checksums(data)
     known = [one["summary"].get("data", {}).get("checksums", {}) for one in runs]
     others = next(filter(None, (other_parts(one, samples) for one in known)), [])
@@ -539,8 +527,10 @@ def _are_samples_of(folder: Path, runs: Sequence[Mapping[str, Any]], data: confi
 
 
 def _tables(there: Any, here: Mapping[str, Any], same: bool) -> Any:
-    """Tables as this version writes them and, where the samples are the `same`, with the place
-    where they lie now. What can't be read stays as it is."""
+    """Tables as this version writes them; what can't be read stays as it is.
+
+    Where the samples are the `same`, the tables have the place where they lie now.
+    """
     try:
         read = tables_of(experiment.parse(there))
     except AsyncDNIError:
@@ -561,10 +551,13 @@ def _check(folder: Path, name: str, there: Any, here: Any) -> None:
 
 
 def _check_network(folder: Path, there: Any, here: Mapping[str, Any]) -> None:
-    """`there`: the experiment's tables in the document; what is none differs in more than that."""
+    """Raises `ConfigError` where the experiment of the document, `there`, has another network.
+
+    `there` may be anything: what is no experiment at all is refused elsewhere.
+    """
     if not isinstance(there, Mapping) or not {"data", "stages"} <= there.keys():
         return
-    found = network_difference(there, here)
+    found = _network_difference(there, here)
     if found:
         raise ConfigError(
             f"--resume {folder}: it holds runs of another network: {found}; runs of different "
@@ -573,7 +566,7 @@ def _check_network(folder: Path, there: Any, here: Mapping[str, Any]) -> None:
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of the rows, each once, whatever the number of latencies."""
+    """The names of the rows, each once, whatever the number of latencies."""
     return list(dict.fromkeys(row["name"] for row in rows))
 
 
@@ -583,22 +576,8 @@ def _latencies(entries: Sequence[Entry]) -> list[float]:
 
 
 # --- document ------------------------------------------------------------------------------------
-#
-# A comparison as plain tables, fit for JSON: what is written, drawn, and shown.
-#
-# ```
-# complete   whether every planned run is in it        targets      accuracies, rising
-# machine    what it was measured on                   verdict      a sentence, or one a latency
-# seeds      of all runs                               experiment   tables of the first run
-# schedules  tables by name                            latencies    seconds, rising, if compared
-# rows       one a name and latency: see `_row`        runs         name, seed, folder, summary, …
-# ```
-#
-# An estimate is {mean, low, high, n}: over n seeds, with a 95 % interval (None for one seed).
-# Ratios are paired by seed; they and their intervals are of logarithms. What the latency of rows
-# and runs means is told by `report.statistics`.
 
-#: The control, and whose.
+#: Each control, and the row that it controls.
 _CONTROLS = {ZERO: "synthetic"}
 _SPEEDS = ("samples_per_s", "stream_samples_per_s")
 
@@ -606,13 +585,25 @@ _SPEEDS = ("samples_per_s", "stream_samples_per_s")
 def document(
     entries: Sequence[Entry], results: Sequence[Result], targets: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """The comparison so far; `results` may be of further names than those of `entries`.
+    """The comparison so far as plain tables, fit for JSON: what is written, drawn, and shown.
 
-    So runs of other programs get rows of their own, after ours; see `report.statistics.Result`
-    for what their summaries need. `targets` are test accuracies from 0 to 1. Raises `ConfigError`
-    for entries of different networks or data.
+    ```
+    complete   whether every planned run is in it        targets      accuracies, rising
+    machine    what it was measured on                   verdict      a sentence, or one a latency
+    seeds      of all runs                               experiment   tables of the first run
+    schedules  tables by name                            latencies    seconds, rising, if compared
+    rows       one a name and latency: see `_row`        runs         name, seed, folder, summary, …
+    ```
+
+    An estimate is {mean, low, high, n}: over n seeds, with a 95 % interval (None for one seed).
+    Ratios are paired by seed; they and their intervals are of logarithms. What the latency of rows
+    and runs means stands in `report.statistics`, how columns are shown in `report.columns`.
+
+    `results` may be of further names than those of `entries`: runs of other programs get rows of
+    their own, after ours; see `report.statistics.Result` for what their summaries need. `targets`
+    are test accuracies from 0 to 1. Raises `ConfigError` for entries of different networks or data.
     """
-    check_same_network(entries)
+    _check_same_network(entries)
     planned = {entry.key: entry for entry in entries}
     comparisons = _by_latency(entries, results, targets)
     first = next(iter(comparisons.values()))
@@ -634,7 +625,7 @@ def document(
 def _by_latency(
     entries: Sequence[Entry], results: Sequence[Result], targets: Sequence[float]
 ) -> dict[float | None, Comparison]:
-    """Under None alone where there is one latency."""
+    """A comparison for each latency; under None where latencies are not compared."""
     names = tuple(dict.fromkeys([*(e.name for e in entries), *(r.name for r in results)]))
     controls = {control: of for control, of in _CONTROLS.items() if control in names}
     found = {entry.latency_s for entry in entries} | {one.latency_s for one in results}
@@ -684,7 +675,7 @@ def _rows(
 def _kept(
     comparisons: Mapping[float | None, Comparison], latency_s: float | None, name: str
 ) -> dict[str, Any]:
-    """Of the speed at the least latency; nothing where there is but one."""
+    """Which part of the speed at the least latency is kept; nothing where there is one latency."""
     known = {one: comparison for one, comparison in comparisons.items() if one is not None}
     if latency_s is None:
         return {}
@@ -692,7 +683,7 @@ def _kept(
 
 
 def _row(comparison: Comparison, name: str, ceiling: Measure) -> dict[str, Any]:
-    """Ratios are None where there is nothing to pair with."""
+    """The numbers of a row; a ratio is None where there is nothing to pair with."""
     first = next((one.summary for one in comparison.of(name)), {})
 
     def efficiency(summary: Mapping[str, Any]) -> float | None:
@@ -716,9 +707,10 @@ def _row(comparison: Comparison, name: str, ceiling: Measure) -> dict[str, Any]:
 
 
 def _target(comparison: Comparison, name: str, accuracy: float) -> dict[str, Any]:
-    """Means are given where every run is there; ratios over the pairs that are, of which `n` tells.
+    """How many runs of a row reached an accuracy, and when.
 
-    A ratio is how many times sooner than the other row.
+    Means are given only where every run reached it. Ratios tell how many times sooner than the
+    other row; they are over the `n` pairs in which both reached it.
     """
     time = time_to(accuracy)
     reached = len(comparison.values(name, time))
@@ -744,7 +736,7 @@ def _shares(comparison: Comparison, name: str) -> dict[str, float] | None:
 
 
 def _ceiling(entry: Entry) -> Measure:
-    """None is known where stages go by schedules of their own."""
+    """The ceiling of a run; it is not known where stages have schedules of their own."""
     if any(stage.schedule for stage in entry.experiment.stages):
         return _unknown
     return lambda summary: ceiling_samples_per_s(
@@ -758,7 +750,7 @@ def _ceiling(entry: Entry) -> Measure:
 
 
 def _lag(entry: Entry) -> int | None:
-    """The greatest that any worker may have; None: what the schedule gives each of them."""
+    """The greatest lag that any worker may have; None: what the schedule gives each of them."""
     staleness = entry.experiment.staleness
     if not staleness.links:
         return staleness.lag
@@ -767,13 +759,13 @@ def _lag(entry: Entry) -> int | None:
 
 
 def _least_latency(chosen: config.Experiment) -> float:
-    """Of all links that are named and those that are not: no ceiling is too low for any of them."""
+    """The least latency of any link, with which the ceiling is too low for none of them."""
     links = (chosen.links, *chosen.links.between.values())
     return min(seconds(link.latency, "links.latency") for link in links)
 
 
 def _unknown(summary: Mapping[str, Any]) -> float | None:
-    """The ceiling of another program's run, among others."""
+    """The ceiling of a run that has none, such as that of another program."""
     return None
 
 

@@ -1,6 +1,6 @@
-"""What a run leaves to look at: files in its folder, of its cost and of what it has learnt.
+"""What a run leaves to look at: files in its folder that show its cost and what it has learnt.
 
-Pictures need the extra `plot`; the text and the table of a curve do not.
+Pictures need the extra `plot`; the text, and the table of a curve, do not.
 
 ```
 sample.txt           a text of the network's own                 a text
@@ -52,7 +52,7 @@ def has_something_to_show(run: Result) -> bool:
 
 
 def leave_samples(run: Result, *, allow_import: bool = False) -> list[Path]:
-    """Write all that the run can show of itself to its folder; returns the files.
+    """Write all files that show what the run has learnt to its folder; returns their paths.
 
     Raises `DataError` where a data set is gone, and `ConfigError` for networks that can't be
     sampled from though their data suggest it.
@@ -107,7 +107,7 @@ def _cost(run: Result, folder: Path) -> Iterator[Path]:
         from asyncdni.report.pictures import cost_picture
 
         history = run.history
-        if has_prior(run):  # whether single pixels are right says nothing to anybody
+        if has_prior(run):  # how many single pixels are right means nothing
             history = [{**one, "accuracy": None} for one in history]
         picture = cost_picture(history, run.meta.train_samples)
         yield _written(folder / "cost.png", picture)

@@ -315,7 +315,8 @@ def ceiling_samples_per_s(
     lag: int | None = None,
     latency_s: float = 0.0,
 ) -> float | None:
-    """What the CPU times of this run's own ops allow at most; see `ceilings`, arguments and all.
+    """The samples a second that the CPU times of this run's own ops allow at most: see `ceiling`,
+    also for the arguments.
 
     `producers` maps each worker to those whose activations it takes. None for a single worker, for
     workers with several BLAS threads, and where no ceiling is known for the schedule.

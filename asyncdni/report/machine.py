@@ -1,4 +1,4 @@
-"""The machine that measurements were taken on: without it no number means much."""
+"""The machine that measurements were taken on, without which their numbers mean little."""
 
 from __future__ import annotations
 

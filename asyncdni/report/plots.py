@@ -17,15 +17,25 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from asyncdni.report.statistics import Estimate, flat_runs, latencies_of, slices, suffix, time_key
-from asyncdni.report.verdict import as_estimate, fixed, percent
+from asyncdni.report.columns import (
+    COLUMNS,
+    SHARES,
+    Row,
+    accuracy_words,
+    as_estimate,
+    fixed,
+    flat_runs,
+    percent,
+    time_key,
+)
+from asyncdni.report.statistics import Estimate, latencies_of, slices, suffix
 
 __all__ = [
     "GRID",
     "INK",
     "MISSING_EXTRA",
     "MUTED",
-    "SHARES",
+    "SHARE_COLOURS",
     "STYLE",
     "Plot",
     "available",
@@ -40,13 +50,12 @@ __all__ = [
     "inline",
     "mean_curve",
     "row_colours",
-    "row_label",
     "styled",
 ]
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
 
 #: What to say where there is no matplotlib.
 MISSING_EXTRA = (
@@ -97,8 +106,8 @@ def available() -> bool:
 
 
 def import_matplotlib() -> None:
-    """For pictures without a screen: what $MPLBACKEND says of one, which may be nonsense on this
-    machine, is not looked at. Raises `ImportError`."""
+    """Import matplotlib without its looking at $MPLBACKEND: pictures here need no screen, and what
+    it names may not exist on this machine. Raises `ImportError`."""
     given = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib  # noqa: F401 - reads its settings
@@ -118,9 +127,11 @@ def styled() -> Iterator[None]:
 
 
 def draw_plots(found: Mapping[str, Any]) -> dict[str, Plot]:
-    """By file name, those that the document has numbers for; of several latencies one of each kind
-    at each (`shares-10ms`), and those over the latency. Needs matplotlib."""
+    """The plots that the document has numbers for, by file name. Needs matplotlib.
 
+    A comparison at several latencies has one of each kind at each of them (`shares-10ms`), and
+    those over the latency.
+    """
     with styled():
         figures = {
             "speed_over_latency": draw_speed_over_latency(found),
@@ -133,8 +144,7 @@ def draw_plots(found: Mapping[str, Any]) -> dict[str, Plot]:
 
 
 def _figures(found: Mapping[str, Any]) -> dict[str, Figure | None]:
-    """At one latency."""
-
+    """The plots at one latency."""
     return {
         "accuracy_over_time": draw_curves(found, "train_s"),
         "accuracy_over_samples": draw_curves(found, "samples"),
@@ -176,15 +186,11 @@ def _rendered(name: str, figure: Figure) -> Plot:
 
 
 # --- palette -------------------------------------------------------------------------------------
-#
-# One colour a row, the same in every plot and table.
-#
-# Rows take the colours of Okabe and Ito ("Color universal design", 2008), told apart by all kinds
-# of colour vision, in an order that keeps neighbours far apart. Yellow is left out, it is lost on
-# white, and the blue is a little lighter, so that it is not lost on black. A violet and a brown
-# follow them. The parts of a worker's time have colours of their own (Paul Tol's muted scheme), so
-# that none is taken for a row.
 
+#: A row has the same colour in every plot and table: those of Okabe and Ito ("Color universal
+#: design", 2008), which all kinds of colour vision tell apart, in an order that keeps neighbours
+#: far apart. Yellow is left out, as it is lost on white, and the blue is a little lighter, so that
+#: it is not lost on black. A violet and a brown follow them.
 _ROWS = (
     "#1a80bb",
     "#d55e00",
@@ -197,42 +203,36 @@ _ROWS = (
     "#8c6239",
 )
 
-#: Part of the wall time of all workers -> (colour, what it is called).
-SHARES = {
-    "layers": ("#44aa99", "layer maths"),
-    "generator": ("#cc6677", "generator maths"),
-    "transport": ("#ddcc77", "transport"),
-    "waiting": ("#d3d7dc", "waiting"),
-    "other": ("#a3aab3", "other"),
+#: The colours of the parts of the wall time of all workers (Paul Tol's muted scheme), other than
+#: those of rows, so that none is taken for a row.
+SHARE_COLOURS = {
+    "layers": "#44aa99",
+    "generator": "#cc6677",
+    "transport": "#ddcc77",
+    "waiting": "#d3d7dc",
+    "other": "#a3aab3",
 }
 
 
-def row_colours(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def row_colours(rows: Iterable[Row]) -> dict[str, str]:
     """`#rrggbb` by the row's name; from the tenth row on they repeat."""
     names = dict.fromkeys(row["name"] for row in rows)
     return {name: _ROWS[index % len(_ROWS)] for index, name in enumerate(names)}
 
 
-def row_label(row: Mapping[str, Any]) -> str:
+def _row_label(row: Row) -> str:
     """The row's name, marked where it is a control."""
     return f"{row['name']} (control)" if row.get("control") else str(row["name"])
 
 
-# --- plot bars -----------------------------------------------------------------------------------
-#
-# Bars of a comparison: speed beside its ceiling, time to each target, and where the time went.
+# --- bars ----------------------------------------------------------------------------------------
 #
 # A bar is the mean over the seeds, the line through its end the 95 % interval, a ring each run.
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 
 _WIDTH = 7.4
 _ROW = 0.42  # inches
 _THICK = 0.62  # of a row
-#: On the light colours of SHARES in both schemes, so no colour that a page replaces.
+#: On the light SHARE_COLOURS in both schemes, so no colour that a page replaces.
 _ON_SHARES = "#15181c"
 _CEILING = "; dashed: the ceiling that the run's own op times set"
 _SPEEDS = ("samples_per_s", "ceiling_samples_per_s")
@@ -259,7 +259,7 @@ def draw_speed(found: Mapping[str, Any]) -> Figure | None:
         ends = [speed.mean, speed.high, ceiling and ceiling.mean, *each]
         _beside(axes, y, ends, _speed_label(speed, ceiling, row))
     known = any(row.get("ceiling_samples_per_s") for row in rows)
-    axes.set_xlabel(f"samples per second{_CEILING if known else ''}")
+    axes.set_xlabel(f"{COLUMNS['samples_per_s'].axis}{_CEILING if known else ''}")
     _finish([axes], rows, room=1.38 if known else 1.16)
     return figure
 
@@ -279,9 +279,9 @@ def draw_times(found: Mapping[str, Any]) -> Figure | None:
         for y, row in enumerate(rows):
             values = [run[time_key(target)] for run in runs if run["name"] == row["name"]]
             _time(axes, y, _mean_time(row, target), values, row, colours[row["name"]])
-        axes.set_title(f"to {100 * target:.6g} % test accuracy", loc="left")
+        axes.set_title(f"to {accuracy_words(target)} test accuracy", loc="left")
     _finish(panels, rows, room=1.16)
-    panels[-1].set_xlabel("training time in seconds, evaluations left out")
+    panels[-1].set_xlabel(COLUMNS["train_s"].axis)
     return figure
 
 
@@ -293,7 +293,7 @@ def draw_shares(found: Mapping[str, Any]) -> Figure | None:
     figure, (axes,) = _figure(0.8 + _ROW * len(rows))
     for y, row in enumerate(rows):
         left = 0.0
-        for part, (colour, _) in SHARES.items():
+        for part, colour in SHARE_COLOURS.items():
             share = row["shares"].get(part) or 0.0
             axes.barh(y, share, _THICK, left, color=colour)
             if share >= 0.045:  # narrower ones have no room for words
@@ -307,6 +307,10 @@ def draw_shares(found: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
+def _plain_number(value: float, _: object) -> str:
+    return f"{value:,.6g}"
+
+
 def _figure(height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
@@ -314,7 +318,7 @@ def _figure(height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
 
 
-def _bar(axes: Axes, y: int, one: Estimate, row: Mapping[str, Any], colour: str) -> None:
+def _bar(axes: Axes, y: int, one: Estimate, row: Row, colour: str) -> None:
     hatch = "////" if row.get("control") else None
     face = "none" if hatch else colour
     axes.barh(y, one.mean, _THICK, facecolor=face, edgecolor=colour, hatch=hatch)
@@ -329,12 +333,12 @@ def _rings(axes: Axes, y: int, values: Sequence[float]) -> None:
 
 
 def _beside(axes: Axes, y: int, ends: Sequence[float | None], text: str, colour: str = INK) -> None:
-    """Words to the right of all that is drawn in the row."""
+    """Write words to the right of all that is drawn in the row."""
     x = max((end for end in ends if end is not None), default=0.0)
     axes.annotate(text, (x, y), (6, 0), textcoords="offset points", va="center", color=colour)
 
 
-def _speed_label(speed: Estimate, ceiling: Estimate | None, row: Mapping[str, Any]) -> str:
+def _speed_label(speed: Estimate, ceiling: Estimate | None, row: Row) -> str:
     efficiency = as_estimate(row.get("efficiency"))
     if ceiling is None:
         return fixed(speed.mean)
@@ -342,7 +346,7 @@ def _speed_label(speed: Estimate, ceiling: Estimate | None, row: Mapping[str, An
     return text if efficiency is None else f"{text} ({percent(efficiency.mean, 0)})"
 
 
-def _mean_time(row: Mapping[str, Any], target: float) -> Estimate | None:
+def _mean_time(row: Row, target: float) -> Estimate | None:
     """Seconds; None unless all runs of the row reached the target."""
     entries = [one for one in row.get("targets") or () if one["accuracy"] == target]
     return as_estimate(entries[0].get("time_s")) if entries else None
@@ -353,7 +357,7 @@ def _time(
     y: int,
     mean: Estimate | None,
     values: Sequence[float | None],
-    row: Mapping[str, Any],
+    row: Row,
     colour: str,
 ) -> None:
     known = [value for value in values if value is not None]
@@ -369,36 +373,30 @@ def _time(
 def _legend(figure: Figure) -> None:
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=colour, label=label) for colour, label in SHARES.values()]
+    words = {one.name: one.page.heading for one in SHARES if one.page}
+    patches = [Patch(color=colour, label=words[part]) for part, colour in SHARE_COLOURS.items()]
     figure.legend(handles=patches, loc="outside upper left", ncols=len(patches))
 
 
-def _finish(panels: Sequence[Axes], rows: Sequence[Mapping[str, Any]], *, room: float) -> None:
+def _finish(panels: Sequence[Axes], rows: Sequence[Row], *, room: float) -> None:
     """Names at the left, the first row at the top; `room` times the longest bar, for the words."""
     right = max(axes.dataLim.x1 for axes in panels)
     for axes in panels:
-        axes.set_yticks(range(len(rows)), [row_label(row) for row in rows])
+        axes.set_yticks(range(len(rows)), [_row_label(row) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(0.0, room * right)
         axes.grid(axis="x")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        axes.xaxis.set_major_formatter(_plain_number)
 
 
-# --- plot curves ---------------------------------------------------------------------------------
+# --- curves --------------------------------------------------------------------------------------
 #
-# How good the network was after so many seconds, or samples: every seed, and the mean of each row.
-#
-# Accuracies are drawn over the logarithm of the error, where the last tenths of a point are as wide
-# as the first ones: on a plain scale all curves end in one line.
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
+# Thin curves are single runs, thick ones the mean of each row. Accuracies are drawn over the
+# logarithm of the error, where the last tenths of a point are as wide as the first ones: on a plain
+# scale all curves end in one line.
 
 History = Sequence[Mapping[str, Any]]
-_LABELS = {"train_s": "training time in seconds, evaluations left out", "samples": "samples"}
 _MARKERS = "osD^vPX"
 #: Accuracies in per cent that may stand beside the axis: the fewer first, if they are enough.
 _TICKS = (
@@ -411,13 +409,10 @@ _TICKS_MIN = 4
 
 def draw_curves(found: Mapping[str, Any], along: str) -> Figure | None:
     """Test accuracy (test loss where there is none) over `along`: train_s or samples."""
-    from matplotlib.figure import Figure
-
     measure = _measure(found)
     if measure is None:
         return None
-    figure = Figure(figsize=(7.4, 4.1), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _figure(4.1)
     colours = row_colours(found["rows"])
     floor = _smallest_error(found) / 2 if measure == "accuracy" else 0.0
     for index, row in enumerate(found["rows"]):
@@ -429,17 +424,17 @@ def draw_curves(found: Mapping[str, Any], along: str) -> Figure | None:
     if measure == "accuracy":
         _accuracy_axis(axes, found.get("targets") or (), floor)
     else:
-        axes.set_ylabel("test loss")
+        axes.set_ylabel(COLUMNS["test_loss"].axis)
     _plain_axis(axes, along)
     figure.legend(loc="outside upper left", ncols=min(len(found["rows"]), 5))
     return figure
 
 
 def mean_curve(histories: Sequence[Sequence[tuple[float, float, float]]]) -> list[list[float]]:
-    """[x, y] of each evaluation that all have, told by its samples: both are means over the seeds.
+    """[x, y] of each evaluation that all histories have, as means over the seeds.
 
-    Each point is (samples, x, y). Curves of unlike length end together, so that no mean jumps
-    where a seed drops out.
+    Each point of a history is (samples, x, y); points with the same samples belong together.
+    Curves of different length end together, so that no mean jumps where a seed drops out.
     """
     at: defaultdict[float, list[tuple[float, float]]] = defaultdict(list)
     for history in histories:
@@ -453,7 +448,7 @@ def mean_curve(histories: Sequence[Sequence[tuple[float, float, float]]]) -> lis
 
 
 def _measure(found: Mapping[str, Any]) -> str | None:
-    """What to draw: the loss only where no run has an accuracy."""
+    """Which measure to draw: the loss only where no run has an accuracy."""
     known = {key for one in _evaluations(found) for key in one if one[key] is not None}
     return next((key for key in ("accuracy", "loss") if key in known), None)
 
@@ -468,7 +463,7 @@ def _evaluations(found: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 
 
 def _smallest_error(found: Mapping[str, Any]) -> float:
-    """Above 0: an error of none at all has no logarithm, and is drawn at half of this one."""
+    """The smallest error above 0: an error of 0 has no logarithm, and is drawn at half of this."""
     scores = [one["accuracy"] for one in _evaluations(found) if one.get("accuracy") is not None]
     return min((1.0 - score for score in scores if score < 1.0), default=1e-3)
 
@@ -483,7 +478,7 @@ def _point(
 def _row(
     axes: Axes,
     histories: Sequence[Sequence[tuple[float, float, float]]],
-    row: Mapping[str, Any],
+    row: Row,
     colour: str,
     marker: str,
 ) -> None:
@@ -503,12 +498,12 @@ def _row(
         marker=marker,
         markersize=4,
         markevery=max(1, len(mean) // 12),
-        label=row_label(row),
+        label=_row_label(row),
     )
 
 
 def _accuracy_axis(axes: Axes, targets: Sequence[float], floor: float) -> None:
-    """`axes` hold errors: written as accuracies, the best at the top."""
+    """Label `axes`, which hold errors, with accuracies, the best at the top."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     for target in targets:
@@ -523,32 +518,22 @@ def _accuracy_axis(axes: Axes, targets: Sequence[float], floor: float) -> None:
     axes.yaxis.set_major_locator(FixedLocator([errors[one] for one in chosen]))
     axes.yaxis.set_major_formatter(FixedFormatter([f"{one:g} %" for one in chosen]))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel(COLUMNS["test_accuracy"].axis)
 
 
 def _plain_axis(axes: Axes, along: str) -> None:
-    from matplotlib.ticker import FuncFormatter
-
     axes.set_xlim(left=0.0)
-    axes.set_xlabel(_LABELS[along])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.set_xlabel(COLUMNS[along].axis)
+    axes.xaxis.set_major_formatter(_plain_number)
     axes.grid(axis="both")
 
 
-# --- plot latency --------------------------------------------------------------------------------
+# --- over the latency ----------------------------------------------------------------------------
 #
-# Speed and time to each target over the latency of the links: one line a row, both axes log.
-#
-# A point is the mean over the seeds, the line through it the 95 % interval. What has no links is
-# level. No latency at all has no logarithm: it stands at the left, as far from the least one above
-# it as that makes visible.
+# One line a row, both axes logarithmic. A point is the mean over the seeds, the line through it the
+# 95 % interval. What has no links is level. A latency of 0 has no logarithm: it stands at the left,
+# just far enough from the smallest other latency to be told apart.
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-Row = Mapping[str, Any]
 Value = Callable[[Row], Any]  # of a row at one latency: an estimate, or None
 
 _SPEED = "stream_samples_per_s"
@@ -562,10 +547,10 @@ def draw_speed_over_latency(found: Mapping[str, Any]) -> Figure | None:
     known = [row for row in rows if row.get("runs")]
     streamed = all(row.get(_SPEED) for row in known)
     key = _SPEED if streamed else "samples_per_s"
-    figure, (axes,) = _latency_figure(1)
+    figure, (axes,) = _figure(0.6 + 3.6)
     _lines(axes, found, lambda row: row.get(key))
     _ceilings(axes, found)
-    axes.set_ylabel(f"samples per second{', fills and drains left out' if streamed else ''}")
+    axes.set_ylabel(COLUMNS[key].axis)
     _finish_latency(figure, [axes], found)
     return figure
 
@@ -580,20 +565,13 @@ def draw_times_over_latency(found: Mapping[str, Any]) -> Figure | None:
     ]
     if not latencies_of(found) or not reached:
         return None
-    figure, panels = _latency_figure(len(reached))
+    figure, panels = _figure(0.6 + 3.6 * len(reached), len(reached))
     for axes, index in zip(panels, reached, strict=True):
         _lines(axes, found, _time_to(index))
         axes.set_ylabel("training time in seconds")
-        axes.set_title(f"to {100 * targets[index]:.6g} % test accuracy", loc="left")
+        axes.set_title(f"to {accuracy_words(targets[index])} test accuracy", loc="left")
     _finish_latency(figure, panels, found)
     return figure
-
-
-def _latency_figure(panels: int) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.4, 0.6 + 3.6 * panels), layout="constrained")
-    return figure, list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
 
 
 def _lines(axes: Axes, found: Mapping[str, Any], value: Value) -> None:
@@ -614,7 +592,7 @@ def _lines(axes: Axes, found: Mapping[str, Any], value: Value) -> None:
             markersize=4.5,
             capsize=3,
             elinewidth=1.0,
-            label=row_label(rows[0]),
+            label=_row_label(rows[0]),
         )
 
 
@@ -623,7 +601,10 @@ def _time_to(index: int) -> Value:
 
 
 def _spread(found: Sequence[Any]) -> list[list[float]]:
-    """Below and above each mean; an interval that goes below 0 has no end on a log axis."""
+    """How far each interval reaches below and above its mean.
+
+    An interval that goes below 0 has no end on a logarithmic axis: it is cut at 1 % of the mean.
+    """
     below = [
         one.mean - max(one.low, 0.01 * one.mean) if one.low is not None else 0.0 for one in found
     ]
@@ -632,7 +613,7 @@ def _spread(found: Sequence[Any]) -> list[list[float]]:
 
 
 def _ceilings(axes: Axes, found: Mapping[str, Any]) -> None:
-    """Dotted, in the colour of the row."""
+    """Draw the ceilings as dotted lines in the colours of their rows."""
     colours = row_colours(found["rows"])
     for name, rows in _by_name(found).items():
         points = [
@@ -650,7 +631,7 @@ def _by_name(found: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 
 def _finish_latency(figure: Figure, panels: Sequence[Axes], found: Mapping[str, Any]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     ticks = [1000 * one for one in latencies_of(found)]
     least = min(one for one in ticks if one > 0)
@@ -660,8 +641,8 @@ def _finish_latency(figure: Figure, panels: Sequence[Axes], found: Mapping[str, 
         axes.set_xlim(-0.2 * least if ticks[0] == 0 else 0.8 * least, 1.25 * ticks[-1])
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter(_plain_number)
         axes.grid(axis="both")
     panels[-1].set_xlabel("one-way latency of the links in milliseconds")
     handles, labels = panels[0].get_legend_handles_labels()

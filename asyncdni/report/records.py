@@ -1,17 +1,25 @@
 """What a run leaves behind: `metrics.jsonl` line by line, and the summary at its end.
 
-A line of `metrics.jsonl` is one record of the coordinator: {"kind": …, "time_s": …, …}. Kinds:
-joined, refused, rejected (no message), start, report (one worker's counters since the start),
-guard (a stage waits for true gradients, or does no longer), drained, evaluation, saved, resume, cut
-(a checkpoint). Of deaths: lost, accused (for breaking the protocol), launch, waiting (for a process
-to be started by hand), round (all join anew), note (a state that could not be restored, a link that
-carries nothing), back, numbers (gone wrong), stuck (nothing has moved for too long). stopping: how
-far a user's stop has come. Of a run that is taken up again: resumed, changed (of the experiment,
-from there on), passed_over (a broken checkpoint).
-What the counters mean stands in docs/telemetry.md.
+A line of `metrics.jsonl` is one record of the coordinator: {"kind": …, "time_s": …, …}. The kinds:
 
-A run that is taken up again appends to its file: its summary is of all that stands there. Reports
-are thinned there as a run gets older: see `record_file`.
+```
+joined, refused, rejected   a worker was let in, was not; a message was not understood
+start, drained, resume      training begins, stops for an evaluation or a checkpoint, goes on
+report                      the counters of one worker since the start: docs/telemetry.md
+guard                       a stage waits for true gradients from here on, or no longer does
+evaluation, saved, cut      of the test set; of weights; of a checkpoint of the whole run
+lost, stuck                 a worker has died; nothing has moved for too long
+accused                     a worker was accused of breaking the protocol
+launch, waiting             a process is started; one has to be started by hand
+round, back                 all join anew; a worker that was lost is there again
+note                        a state could not be restored, or a link carries nothing
+numbers                     numbers went wrong, and the run goes back to a checkpoint
+stopping                    how far a user's stop has come
+resumed, changed            the run is taken up again; what is changed of the experiment then
+passed_over                 a checkpoint that is broken
+```
+
+A run that is taken up again appends to its file: its summary is of all that stands there.
 """
 
 from __future__ import annotations
@@ -34,28 +42,14 @@ __all__ = [
     "DISTRIBUTIONS",
     "STAGE_FIELDS",
     "Barriers",
-    "Mishaps",
+    "Incidents",
     "Processes",
     "RecordFile",
     "Recorder",
     "Thinning",
-    "newest_records",
-    "read_records",
 ]
 
-# --- record file ---------------------------------------------------------------------------------
-#
-# The file of a run's records, a line of JSON each: added to, thinned, and read again.
-#
-# Reports come twice a second from every worker for as long as a run lasts. All of them are shown,
-# but not all are kept: from one kept report of a worker's process to the next it takes as long as
-# the process is old by then, half a second at first and a minute at last. So the beginning is told
-# in detail, and a worker adds some 3 MB a day. The newest report of each worker is never lost:
-# until it is in the file, `reports.jsonl` beside it has it, overwritten again and again.
-#
-# Barriers are kept one a second: half a minute's worth whenever they come. Of others their
-# evaluation is left out, and with it that the run drained and went on; but for the last evaluation,
-# which waits as reports do.
+# --- the file ------------------------------------------------------------------------------------
 
 _BLOCK_BYTES = 65536
 #: Beside the file of records: the newest report of each worker that is not in there.
@@ -72,9 +66,11 @@ _DIGITS = 9
 
 
 class Thinning:
-    """Which reports are kept, of processes that grow older.
+    """Decides which reports are kept: the older a worker's process, the fewer.
 
-    `share`: of the age of a process, from one kept report to the next.
+    Reports come twice a second from every worker for as long as a run lasts. All of them are
+    shown. Between two that are kept lies `share` of the age of the process, at least half a second
+    and at most a minute. So the beginning is kept in detail, and a worker adds some 3 MB a day.
     """
 
     def __init__(self, share: float) -> None:
@@ -83,12 +79,12 @@ class Thinning:
         self._kept_s: dict[str, float] = {}  # when the last report of its was
 
     def joined(self, stage: str, time_s: float) -> None:
-        """A new process takes the worker's place: it is told in detail again."""
+        """Start again: a new process has taken the worker's place."""
         self._began_s[stage] = time_s
         self._kept_s.pop(stage, None)
 
     def keeps(self, stage: str, time_s: float) -> bool:
-        """Whether a report that comes now is to be kept. (It then is.)"""
+        """Whether to keep a report that comes now; if so, it counts as kept."""
         kept_s = self._kept_s.get(stage)
         if kept_s is not None:
             age_s = kept_s - self._began_s.setdefault(stage, kept_s)
@@ -101,14 +97,17 @@ class Thinning:
 
 
 class Barriers:
-    """Which barriers are kept: one a second, and those that were saved up for in half a minute."""
+    """Decides which barriers are kept: one a second on average, and up to 30 without a pause.
+
+    Of any other barrier the records `drained`, `evaluation` and `resume` are left out.
+    """
 
     def __init__(self) -> None:
         self._credit = _BARRIERS
         self._last_s = 0.0
 
     def keeps(self, time_s: float) -> bool:
-        """Whether one that comes now is to be kept. (It then is.)"""
+        """Whether to keep a barrier that comes now; if so, it counts as kept."""
         self._credit = min(_BARRIERS, self._credit + max(0.0, time_s - self._last_s))
         self._last_s = time_s
         if self._credit < 1.0:
@@ -118,14 +117,19 @@ class Barriers:
 
 
 class RecordFile:
-    """A `metrics.jsonl` that is added to, behind its last whole line."""
+    """A `metrics.jsonl` that records are appended to, after its last whole line.
+
+    Reports and barriers are thinned: see `Thinning` and `Barriers`. The newest report of each
+    worker and the last evaluation are never lost: until they are in the file, `reports.jsonl`
+    beside it has them, overwritten again and again.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises `CheckpointError` where it can't be written."""
         self._file = _opened(path)
         self._thinning = Thinning(1.0)
         self._barriers = Barriers()
-        self._leaves_out = False  # what comes of the present barrier
+        self._leaves_out = False  # the records of the present barrier
         self._evaluation: list[str] = []  # the line of the newest one, if it is not kept
         self._waiting: dict[str, str] = {}  # lines of the newest reports that are not kept, yet
         self._losses: dict[str, tuple[float, int]] = {}  # of reports since: sum, samples
@@ -133,8 +137,10 @@ class RecordFile:
         self._newest_s = -math.inf  # when that was written
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add one record, unless it is one that is not kept. Raises `CheckpointError` where it
-        can't be written."""
+        """Append a record, unless it is thinned out.
+
+        Raises `CheckpointError` where it can't be written.
+        """
         _check_there(self._file)
         kind = record["kind"]
         if kind == "report":
@@ -142,19 +148,21 @@ class RecordFile:
             return
         if kind in ("drained", "evaluation", "resume") and not self._of_kept_barrier(record):
             return
-        if kind in ("lost", "joined"):  # before it, all that its last process has done
+        if kind in ("lost", "joined"):  # what the last process has done stands before it
             self._keep_waiting(record["stage"])
         if kind == "joined":
             self._thinning.joined(record["stage"], record["time_s"])
         self.add(record)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """One record, whatever it is."""
+        """Append a record of any kind."""
         self._write(json.dumps(record))
 
     def close(self) -> None:
-        """With the last report of each worker. Raises `CheckpointError` where that can't be
-        written."""
+        """Append the last report of each worker and close the file.
+
+        Raises `CheckpointError` where they can't be written.
+        """
         try:
             for stage in list(self._waiting):
                 self._keep_waiting(stage)
@@ -187,7 +195,10 @@ class RecordFile:
             self._overwrite_newest()
 
     def _summed(self, stage: str, record: Mapping[str, Any]) -> dict[str, Any]:
-        """A report's counters are sums since the start, but losses are since the last report."""
+        """The values of a report, with the losses of those that were not kept before it.
+
+        Other counters are sums since the start, but losses are since the last report.
+        """
         values = {name: _rounded(value) for name, value in record["values"].items()}
         total, samples = self._losses.get(stage, (0.0, 0))
         total += values["loss_sum"]
@@ -202,8 +213,11 @@ class RecordFile:
             self._write(line)
 
     def _overwrite_newest(self) -> None:
-        """In place, as it is not worth a flush to the disk: a line that is torn is passed over, and
-        one that is left of before is older than what the file of records has."""
+        """Write `reports.jsonl` anew, in place: it is not worth a flush to the disk.
+
+        A reader passes over a line that is torn, and over one that is older than what the file of
+        records has.
+        """
         lines = [*self._waiting.values(), *self._evaluation]
         content = "".join(f"{line}\n" for line in lines).encode()
         try:
@@ -225,12 +239,11 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The records in a `metrics.jsonl`, None for each line that a power cut or a fault of the disk
-    has spoilt; nothing where there is no file.
+def _read_records(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The records in a `metrics.jsonl`; nothing where there is no file.
 
-    A last line without an end was never written, and is passed over. Raises `CheckpointError`
-    where the file can't be read.
+    A line that a power cut or a fault of the disk has spoilt is None. A last line without an end
+    was never written, and is passed over. Raises `CheckpointError` where the file can't be read.
     """
     if path.exists() and not path.is_file():
         return  # a device: nothing can be read back
@@ -245,12 +258,14 @@ def read_records(path: Path) -> Iterator[dict[str, Any] | None]:
         raise CheckpointError(f"can't read {path}: {error.strerror}") from error
 
 
-def newest_records(path: Path, known_s: Mapping[Any, float]) -> list[dict[str, Any]]:
-    """Reports, and the evaluation, that a coordinator which was killed had not put into its
-    `metrics.jsonl`, at `path`, yet; `known_s`: the time of the last one in there, by kind and
-    worker (None for evaluations)."""
+def _newest_records(path: Path, known_s: Mapping[Any, float]) -> list[dict[str, Any]]:
+    """Reports and evaluations that a killed coordinator had not yet put into `path`, its
+    `metrics.jsonl`.
+
+    `known_s`: the time of the last record in there, by kind and worker (None for evaluations).
+    """
     try:
-        found = list(read_records(path.with_name(_NEWEST)))
+        found = list(_read_records(path.with_name(_NEWEST)))
     except CheckpointError:
         return []
     return [
@@ -263,7 +278,7 @@ def newest_records(path: Path, known_s: Mapping[Any, float]) -> list[dict[str, A
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """None for what is no record."""
+    """The record in a line; None where it holds none."""
     try:
         record = json.loads(line)
         record["time_s"] = float(record["time_s"])
@@ -274,7 +289,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _opened(path: Path) -> TextIO:
-    """To be written at its end, behind the last whole line."""
+    """The file, opened for appending after its last whole line."""
     try:
         if path.is_fifo():
             raise CheckpointError(f"can't write {path}: it is a pipe, expected a file")
@@ -300,7 +315,7 @@ def _end_of_lines(file: BinaryIO) -> int:
 
 
 def _check_there(file: TextIO) -> None:
-    """Raises `CheckpointError` for a file that has been removed: with it went the whole run."""
+    """Raises `CheckpointError` if the file was removed, as then the whole run folder is gone."""
     if os.fstat(file.fileno()).st_nlink == 0:
         folder = os.path.dirname(file.name)
         raise CheckpointError(f"{folder} was removed while the run went on: nothing can be kept")
@@ -308,21 +323,16 @@ def _check_there(file: TextIO) -> None:
 
 @contextmanager
 def _writing(file: TextIO) -> Iterator[None]:
-    """Raises `CheckpointError` for what the system says of a write."""
+    """Turn an error of the system in the block into a `CheckpointError` that names the file."""
     try:
         yield
     except OSError as error:
         raise CheckpointError(f"can't write {file.name}: {error.strerror}") from error
 
 
-# --- processes -----------------------------------------------------------------------------------
-#
-# The reports of a worker over all of its processes: one that is started again counts from zero.
-#
-# Seconds, bytes and how often something was done add up over processes. Batches, samples and
-# updates do not: they go with the state that a new process begins from. All else (means,
-# distributions, lengths of queues) is that of the last process.
+# --- sums over deaths ----------------------------------------------------------------------------
 
+#: Counters that add up over processes, beside times and counts of ops.
 _ADDED = (
     *("skipped", "dropped", "late", "replays", "fallbacks"),
     *("stream_samples", "bytes_sent", "bytes_received", "messages"),
@@ -331,21 +341,26 @@ _ADDED = (
 
 
 class Processes:
-    """The sums of one worker."""
+    """Adds up the reports of one worker over its processes, each of which counts from zero.
+
+    Seconds, bytes and how often something was done add up. Batches, samples and updates do not:
+    they go with the state that a new process begins from. All else (means, distributions, lengths
+    of queues) is that of the last process.
+    """
 
     def __init__(self) -> None:
         self._earlier: dict[str, float] = {}  # of processes that have ended
         self._last: Mapping[str, Any] = {}
 
     def joined(self) -> None:
-        """A new process takes the worker's place."""
+        """Keep the sums of the last process: a new one has taken its place."""
         for key, value in self._last.items():
             if _adds_up(key) and isinstance(value, int | float):
                 self._earlier[key] = self._earlier.get(key, 0) + value
         self._last = {}
 
     def reported(self, counters: Mapping[str, Any]) -> dict[str, Any]:
-        """A report of the process that is there, with what earlier ones have done."""
+        """The counters of the present process, with those of earlier ones added."""
         self._last = counters
         total = dict(counters)
         for key, value in self._earlier.items():
@@ -357,48 +372,37 @@ def _adds_up(key: str) -> bool:
     return key in _ADDED or key.endswith("_s") or (key.startswith("op_") and key.endswith("_count"))
 
 
-# --- mishaps -------------------------------------------------------------------------------------
-#
-# What a run has survived, in a few numbers.
+class Incidents:
+    """What a run has survived, in a few numbers, added up from the coordinator's records.
 
-
-class Mishaps:
-    """Adds up the coordinator's records of deaths and checkpoints.
-
-    `summary` gives:
-
-    restarts: processes started, or asked for, in place of dead ones.
-    lost_updates: that workers had made, as of their last reports, after the state that a later
-    round began from; those that are done again among them.
-    down_s: time without one of the workers, summed over deaths.
-    rollbacks: returns to a checkpoint because of numbers that had gone wrong.
-    resumes: how often the run was taken up again after its end by `--resume`.
-    cuts, checkpoint_s: checkpoints of the whole run, and the time they took.
+    ```
+    restarts            processes started, or asked for, in place of dead ones
+    lost_updates        updates that went when workers went back to an earlier state, as far as
+                        they had reported them; those that were done again are among them
+    down_s              time without one of the workers, summed over deaths
+    rollbacks           returns to a checkpoint because numbers had gone wrong
+    resumes             how often `--resume` took the run up again
+    cuts, checkpoint_s  checkpoints of the whole run, and the time they took
+    ```
     """
 
     def __init__(self) -> None:
         self.lost_updates: Counter[str] = Counter()  # by worker
-        self._told_by_round = False
-        self._sums: dict[str, float] = {
-            "restarts": 0,
-            "down_s": 0.0,
-            "rollbacks": 0,
-            "resumes": 0,
-            "cuts": 0,
-            "checkpoint_s": 0.0,
-        }
+        self._round_has_updates = False
+        sums: dict[str, float] = {"restarts": 0, "down_s": 0.0, "rollbacks": 0, "resumes": 0}
+        self._sums = sums | {"cuts": 0, "checkpoint_s": 0.0}
 
     def note(self, kind: str, values: Mapping[str, Any]) -> None:
-        """One record."""
+        """Count what a record tells."""
         sums = self._sums
         match kind:
             case "launch":
                 sums["restarts"] += 1
             case "round":
-                self._told_by_round = "lost_updates" in values
+                self._round_has_updates = "lost_updates" in values
                 self.lost_updates.update(values.get("lost_updates", {}))
             case "back":
-                if not self._told_by_round:  # a run of before, which told of its dead alone
+                if not self._round_has_updates:  # a run of an early version, which has them here
                     self.lost_updates[values["stage"]] += values["lost_updates"]
                 sums["down_s"] += values["down_s"]
             case "numbers":
@@ -410,8 +414,11 @@ class Mishaps:
                 sums["checkpoint_s"] += values["took_s"]
 
     def summary(self) -> dict[str, float]:
+        """The numbers above, by name."""
         return {**self._sums, "lost_updates": self.lost_updates.total()}
 
+
+# --- the whole run -------------------------------------------------------------------------------
 
 #: Fields of each entry of the summary's `history`, beside `batches`: where the data stood (runs of
 #: early versions do not say).
@@ -425,46 +432,13 @@ _CHANGE = ("batches", "place", "old", "new")
 #: `ops` is {letter of the op: {"count": …, "wall_s": …, "cpu_s": …}}. For the others see
 #: `drivers.real.meter`, `core.worker` and `DISTRIBUTIONS`.
 STAGE_FIELDS = (
-    "batches",
-    "samples",
-    "updates",
-    "wall_s",
-    "busy_fraction",
-    "ops",
-    "compute_s",
-    "generator_s",
-    "transport_s",
-    "wait_s",
-    "slowed_s",
-    "stream_s",
-    "stream_samples",
-    "cpu_s",
-    "op_cpu_s",
-    "memory_start_bytes",
-    "memory_bytes",
-    "staleness_mean",
-    "staleness_max",
-    "lag_max",
-    "agreements",
-    "gradient_cosine",
-    "target_cosine",
-    "gradient_error",
-    "generator_loss",
-    "dropped",
-    "late",
-    "skipped",
-    "skipped_updates",
-    "skipped_fits",
-    "missed",
-    "replays",
-    "fallbacks",
-    "waiting",
-    "window",
-    "bytes_sent",
-    "bytes_received",
-    "messages",
-    "snapshots",
-    "snapshot_s",
+    *("batches", "samples", "updates", "wall_s", "busy_fraction", "ops", "compute_s"),
+    *("generator_s", "transport_s", "wait_s", "slowed_s", "stream_s", "stream_samples", "cpu_s"),
+    *("op_cpu_s", "memory_start_bytes", "memory_bytes", "staleness_mean", "staleness_max"),
+    *("lag_max", "agreements", "gradient_cosine", "target_cosine", "gradient_error"),
+    *("generator_loss", "dropped", "late", "skipped", "skipped_updates", "skipped_fits"),
+    *("missed", "replays", "fallbacks", "waiting", "window", "bytes_sent", "bytes_received"),
+    *("messages", "snapshots", "snapshot_s"),
 )
 
 #: Tallies that a stage's entry has as tables beside those fields, and whether they count whole
@@ -474,13 +448,14 @@ DISTRIBUTIONS = {"staleness": True, "lag": True, "age_ms": False, "queue": True}
 
 
 class Recorder:
-    """Keeps the latest report of every worker and each evaluation."""
+    """Takes note of all records of a run, writes them to its file, and makes its summary."""
 
     def __init__(self, workers: tuple[str, ...], facts: Mapping[str, Any], folder: Path | None):
         """`facts` (schedule, seed, …) go into the summary as they are.
 
-        What `folder` holds of the run already is read, and added to; `damaged` counts the lines
-        there that are no records. Raises `CheckpointError` where that can't be done.
+        The records that `folder` holds of the run already are read, and new ones appended;
+        `damaged` counts the lines there that are no records. Raises `CheckpointError` where the
+        files can't be read or written. None: nothing is read or written.
         """
         self.damaged = 0
         self.history: list[dict[str, Any]] = []
@@ -488,7 +463,7 @@ class Recorder:
         self.train_loss: float | None = None  # of the last reports, summed over the losses
         self.guard: list[dict[str, Any]] = []  # time_s since the first record, stage, waiting, …
         self.changes: list[dict[str, Any]] = []  # of the experiment: place, old, new, batches
-        self.mishaps = Mishaps()
+        self.incidents = Incidents()
         self.trained_s = 0.0  # training time up to the last record, as far as records tell
         self._training_since_s: float | None = None
         self._processes = {name: Processes() for name in workers}
@@ -500,10 +475,10 @@ class Recorder:
         self._file: RecordFile | None = None
         if folder is not None:
             path = folder / "metrics.jsonl"
-            known_s = self._read(read_records(path))
-            newest = newest_records(path, known_s)
+            known_s = self._read(_read_records(path))
+            newest = _newest_records(path, known_s)
             self._read(newest)
-            self._add_segment()  # which a death has cut short
+            self._add_segment()  # the coordinator's death has cut it short
             self._file = RecordFile(path)
             for record in newest:
                 self._file.add(record)
@@ -518,8 +493,10 @@ class Recorder:
             self._file.write(line)
 
     def _read(self, records: Iterable[dict[str, Any] | None]) -> dict[Any, float]:
-        """Take note of what an earlier process has recorded; the time of the last record of each
-        kind and worker."""
+        """Take note of what an earlier process has recorded.
+
+        Returns the time of the last record of each kind and worker.
+        """
         last_s: dict[Any, float] = {}
         for record in records:
             try:
@@ -532,14 +509,14 @@ class Recorder:
         return last_s
 
     def _note(self, kind: str, values: Mapping[str, Any]) -> None:
-        # These may be kept later than what came behind them.
+        # These may stand in the file after records that are younger than they are.
         is_late = kind in ("report", "evaluation") and values["time_s"] < self._ended_s
         if kind == "bound":
-            self._add_segment()  # of an earlier process, which a death has cut short
+            self._add_segment()  # of an earlier coordinator, whose death has cut it short
         self._ended_s = self._ended_s if is_late else values["time_s"]
-        self.mishaps.note(kind, values)
+        self.incidents.note(kind, values)
         if kind in ("start", "resume"):
-            self._add_segment()  # where it is not kept that the run drained
+            self._add_segment()  # in case the record `drained` was thinned out
             self._training_since_s = self._ended_s
             if self._started_s is None:
                 self._started_s = self._ended_s
@@ -561,6 +538,7 @@ class Recorder:
             self.history.append(batches | {key: values[key] for key in _EVALUATION})
 
     def _add_segment(self) -> None:
+        """End a stretch of training at the last record."""
         if self._training_since_s is not None:
             self.trained_s += self._ended_s - self._training_since_s
         self._training_since_s = None
@@ -596,16 +574,16 @@ class Recorder:
             "history": self.history,
             "guard": self.guard,
             "changes": self.changes,
-            **self.mishaps.summary(),
+            **self.incidents.summary(),
             "stages": [
-                {**_stage(name, one, train_s), "lost_updates": self.mishaps.lost_updates[name]}
+                {**_stage(name, one, train_s), "lost_updates": self.incidents.lost_updates[name]}
                 for name, one in self.reports.items()
             ],
         }
 
     @property
     def updates(self) -> dict[str, int]:
-        """By worker, as last reported."""
+        """The updates that each worker has reported, by worker."""
         return {name: _count(report.get("updates")) for name, report in self.reports.items()}
 
     @property
@@ -614,7 +592,7 @@ class Recorder:
         return min((_count(r.get("samples")) for r in self._loss_reports()), default=0)
 
     def _loss_reports(self) -> list[dict[str, Any]]:
-        """Of the workers that carry a loss; of all while none has reported one."""
+        """Reports of the workers that carry a loss; all reports while none has told a loss."""
         return [r for name, r in self.reports.items() if name in self._losses] or [
             *self.reports.values()
         ]
@@ -644,7 +622,7 @@ def _lag_by_link(report: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _table(report: Mapping[str, Any], prefix: str, whole: bool) -> dict[str, Any] | None:
-    """A distribution of a report's flat counters."""
+    """A distribution out of a report's flat counters; None where it has none."""
     found = read_distribution(report, prefix)
     if found is None:
         return None
@@ -659,13 +637,13 @@ def _table(report: Mapping[str, Any], prefix: str, whole: bool) -> dict[str, Any
 
 
 def _stream(report: Mapping[str, Any]) -> float | None:
-    """Samples a second between the first and the last Forward of each stretch."""
+    """Samples a second between the first and the last forward of each stretch of training."""
     samples, seconds = report.get("stream_samples"), report.get("stream_s")
     return samples / seconds if samples and seconds else None
 
 
 def _ops(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """A report is flat: `op_F_cpu_s` is the CPU time of all Forwards."""
+    """Counters by op, out of a report's flat ones: `op_F_cpu_s` is the CPU time of all forwards."""
     found: dict[str, dict[str, Any]] = {}
     for key, value in report.items():
         prefix, _, rest = key.partition("_")
@@ -676,13 +654,16 @@ def _ops(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _busy_fraction(report: Mapping[str, Any], train_s: float) -> float | None:
-    """Of the run's training time, the same for all: a worker's own clock stops when it is through,
-    which would flatter those that are through early."""
+    """Part of the run's training time that a worker computed.
+
+    That time is the same for all workers: a worker's own clock stops when it is done, which would
+    flatter those that are done early.
+    """
     if "compute_s" not in report or train_s <= 0:
         return None
     return float(report["compute_s"] + report["generator_s"]) / train_s
 
 
 def _count(value: object) -> int:
-    """A worker's count; 0 for what is none."""
+    """A worker's count; 0 where it sent something else."""
     return value if isinstance(value, int) else 0

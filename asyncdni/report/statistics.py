@@ -1,13 +1,11 @@
 """Statistics over runs of the same training by several schedules. Nothing is run or printed here.
 
-Runs of one seed belong together: they see the same numbers in the same order, and lie close in
-time. So two schedules are compared seed by seed, and the spread between seeds drops out.
+Runs with one seed belong together: they see the same batches in the same order, and they ran one
+after the other. So two schedules are compared seed by seed, and the spread between seeds drops out.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +14,6 @@ from typing import Any
 
 __all__ = [
     "CONFIDENCE",
-    "COUNTERS",
     "MEASURES",
     "Comparison",
     "Estimate",
@@ -27,17 +24,13 @@ __all__ = [
     "crossing",
     "difference",
     "estimate",
-    "evaluations_csv",
-    "flat_runs",
     "latencies_of",
     "latency_words",
     "ratio",
-    "runs_csv",
     "samples_to",
     "slices",
     "student_t",
     "suffix",
-    "time_key",
     "time_to",
 ]
 
@@ -97,7 +90,7 @@ MEASURES: dict[str, Measure] = {
 
 
 def at(latency_s: float | None, results: Iterable[Result]) -> tuple[Result, ...]:
-    """Those at that latency, and those without links, which stand for every one."""
+    """The results at that latency, and those without links, which stand for every latency."""
     return tuple(one for one in results if one.latency_s in (None, latency_s))
 
 
@@ -155,11 +148,10 @@ def difference(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of several names over the same seeds, not all of which need be there yet.
+    """Results of several rows, by name, over the same seeds and at one latency (see `at`).
 
-    All are at one latency: see `at`.
-
-    A measure is one of `MEASURES` by its name, or any other function of a summary.
+    Not all results need be there yet. A measure is one of `MEASURES` by its name, or any other
+    function of a summary.
     """
 
     names: tuple[str, ...]  # in the order of the table
@@ -168,7 +160,7 @@ class Comparison:
     controls: Mapping[str, str] = field(default_factory=dict)  # name -> whose control it is
 
     def estimate(self, name: str, measure: str | Measure) -> Estimate | None:
-        """Over the seeds that have been run; None where there is nothing to measure."""
+        """The mean over the seeds that have been run; None where there is nothing to measure."""
         return estimate(list(self.values(name, measure).values()))
 
     def ratio(
@@ -191,7 +183,7 @@ class Comparison:
         return sorted(logs, key=logs.__getitem__, reverse=True)
 
     def values(self, name: str, measure: str | Measure) -> dict[int, float]:
-        """By seed, of the runs that have it."""
+        """The measure by seed, of those runs that have it."""
         found = MEASURES[measure] if isinstance(measure, str) else measure
         values = {one.seed: found(one.summary) for one in self.of(name)}
         return {seed: value for seed, value in values.items() if value is not None}
@@ -206,18 +198,14 @@ class Comparison:
 
 
 # --- targets -------------------------------------------------------------------------------------
-#
-# When a run has reached an accuracy: what decides whether more samples a second are worth it.
-#
-# A run is there at the first of two consecutive evaluations that are at or above the target: one
-# alone may be luck, and the last evaluation of a run has no other after it. Evaluations take no
-# training time, so the finer they are spaced, the finer the time is known.
 
 
 def crossing(history: Sequence[Mapping[str, Any]], accuracy: float) -> Mapping[str, Any] | None:
     """The evaluation of a summary's `history` at which `accuracy` (0 to 1) is reached, or None.
 
-    What counts is the first of two in a row; one whose accuracy is unknown is below.
+    It is the first of two consecutive evaluations at or above the accuracy: one alone may be luck,
+    and the last one has no other after it. An unknown accuracy counts as below. Evaluations take no
+    training time, so the closer they are, the better the time is known.
     """
     for one, after in itertools.pairwise(history):
         if _is_there(one, accuracy) and _is_there(after, accuracy):
@@ -249,18 +237,15 @@ def _is_there(evaluation: Mapping[str, Any], accuracy: float) -> bool:
 
 # --- latencies -----------------------------------------------------------------------------------
 #
-# The second key of a comparison's document: the latency of links, where runs differ in it.
-#
-# Such a document has `latencies` (seconds, rising), a row for each name at each of them, and in
-# each row and run a `latency_s`: None for runs that have no links, which stand for every latency.
-# Any other document has one latency, told by its experiment, and None everywhere. What is counted
-# or drawn at one latency is so in `slices`: documents of one latency each.
+# A comparison of runs at several latencies has a document with `latencies` (seconds, rising), a row
+# for each name at each of them, and in each row and run a `latency_s`: None for runs without links,
+# which stand for every latency. Any other document has None everywhere.
 
 Found = Mapping[str, Any]
 
 
 def latencies_of(found: Found) -> list[float]:
-    """Those that are compared, in seconds; none where all runs have the same."""
+    """The latencies that are compared, in seconds; none where all runs have the same."""
     return list(found.get("latencies") or ())
 
 
@@ -270,12 +255,15 @@ def latency_words(latency_s: float) -> str:
 
 
 def suffix(latency_s: float | None) -> str:
-    """For names of files: `-10ms`, or nothing."""
+    """The end of a file's name: `-10ms`, or nothing."""
     return "" if latency_s is None else f"-{1000 * latency_s:g}ms"
 
 
 def slices(found: Found) -> list[tuple[float | None, Found]]:
-    """(latency, the document at it) of each; a document of one latency is its own only slice."""
+    """(latency, the document at that latency alone) for each latency.
+
+    A document of one latency is its own only slice.
+    """
     every = latencies_of(found)
     return [(one, at_latency(found, one)) for one in every] if every else [(None, found)]
 
@@ -289,106 +277,3 @@ def at_latency(found: Found, latency_s: float) -> Found:
         "rows": [row for row in found["rows"] if row["latency_s"] == latency_s],
         "runs": [run for run in found["runs"] if run["latency_s"] in (None, latency_s)],
     }
-
-
-# --- flat runs -----------------------------------------------------------------------------------
-#
-# Every run of a comparison's document as one flat line: for CSV, the page, and dots in plots.
-
-_FROM_SUMMARY = (
-    *("workers", "threads", "schedule", "batch_size", "epochs", "train_samples"),
-    *(
-        "samples_per_s",
-        "stream_samples_per_s",
-        "train_s",
-        "wall_s",
-        "startup_s",
-        "cpu_s",
-        "test_accuracy",
-        "test_loss",
-    ),
-)
-_EVALUATION = ("samples", "train_s", "accuracy", "loss")
-
-#: Counter of a stage -> how those of all stages become the run's.
-COUNTERS: dict[str, Callable[[Iterable[float]], float]] = {
-    "compute_s": sum,
-    "generator_s": sum,
-    "transport_s": sum,
-    "wait_s": sum,
-    "op_cpu_s": sum,
-    "updates": sum,
-    "staleness_max": max,
-    "messages": sum,
-    "bytes_sent": sum,
-    "dropped": sum,
-}
-
-
-def flat_runs(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per run: name, latency where several are compared, seed, its summary's numbers, time to each
-    target, counters over all stages.
-
-    Seconds and bytes; None where a run has no such number, or did not reach the target.
-    """
-    controls = {row["name"] for row in found["rows"] if row.get("control")}
-    return [
-        {
-            **_place(run, found),
-            "control": run["name"] in controls,
-            **{key: run["summary"].get(key) for key in _FROM_SUMMARY},
-            **{
-                time_key(target): time_to(target)(run["summary"])
-                for target in found.get("targets") or ()
-            },
-            **_counters(run["summary"].get("stages") or ()),
-            "folder": run.get("folder"),
-        }
-        for run in found["runs"]
-    ]
-
-
-def time_key(target: float) -> str:
-    """Key of the training seconds until an accuracy: `time_to_0.975_s`."""
-    return f"time_to_{target:g}_s"
-
-
-def runs_csv(found: Mapping[str, Any]) -> str:
-    """One line a run, so that the statistics can be done again by other means."""
-    lines = flat_runs(found)
-    return _csv(list(lines[0]) if lines else ["name", "seed"], lines)
-
-
-def evaluations_csv(found: Mapping[str, Any]) -> str:
-    """One line an evaluation of a run; `train_s` is training time alone."""
-    first = [*_place({"name": "", "seed": 0}, found)]
-    return _csv(
-        [*first, *_EVALUATION],
-        (
-            {**_place(run, found), **{key: one.get(key) for key in _EVALUATION}}
-            for run in found["runs"]
-            for one in run["summary"].get("history") or ()
-        ),
-    )
-
-
-def _place(run: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells a run from all others."""
-    where = {"latency_s": run.get("latency_s")} if latencies_of(found) else {}
-    return {"name": run["name"], **where, "seed": run["seed"]}
-
-
-def _counters(stages: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    found = {}
-    for name, over_stages in COUNTERS.items():
-        values = [stage[name] for stage in stages if stage.get(name) is not None]
-        found[name] = over_stages(values) if values else None
-    return found
-
-
-def _csv(keys: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, keys, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()

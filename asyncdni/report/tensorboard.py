@@ -1,11 +1,12 @@
 """The records of a run as TensorBoard event files, written while it goes on.
 
-`DIR/tensorboard` holds what is of the whole run, and a folder for each worker, which TensorBoard
-shows as a run of its own: one chart then has the same curve of all of them. The horizontal axis is
-the samples that the worker has done; of evaluations, those that the whole network has.
+`DIR/tensorboard` holds the curves of the whole run, and a folder for each worker, which TensorBoard
+shows as a run of its own: so one chart has the same curve of all workers. The horizontal axis is
+the samples that the worker has processed; for evaluations, those that the whole network has.
 
-Counters of reports are sums since the start; what is written here is how things were between two
-reports of a worker, so that changes show. Not every report is written: see `record_file.Thinning`.
+The counters in reports are sums since the start. What is written here is what happened between two
+reports of a worker, so that changes show. Not every report is written: see `records.Thinning`.
+Files are written by TensorBoard's own `EventFileWriter`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ __all__ = ["FOLDER", "EventFiles", "stage_scalars"]
 FOLDER = "tensorboard"
 
 _FLUSH_S = 5.0
-#: From one report that is written to the next, of the age of the worker's process: a curve has some
-#: hundred points in ten minutes, and one a minute later on.
+#: The share of the age of a worker's process that lies between two reports that are written: a
+#: curve has some hundred points in ten minutes, and one a minute later on.
 _SPACING = 0.05
-#: Tags of shares of the time between two reports, and the counter in seconds behind each.
+#: Tags of shares of the time between two reports, and the counters in seconds that add up to each.
 _SHARES = {
     "time/busy": ("compute_s", "generator_s"),
     "time/generator": ("generator_s",),
@@ -38,7 +39,7 @@ _SHARES = {
     "time/waiting": ("wait_s",),
     "time/slowed": ("slowed_s",),
 }
-#: Tags of what is so much a second, and its counter.
+#: Tags of rates per second, and the counter of each.
 _RATES = {
     "speed/samples_per_s": "samples",
     "speed/updates_per_s": "updates",
@@ -52,7 +53,7 @@ _AGREEMENT = {
     "generator/relative_error": "gradient_error",
     "generator/loss": "generator_loss",
 }
-#: Tags of counts since the start, written where a stage has any.
+#: Tags of counts since the start, which are written where a stage has any.
 _COUNTS = {
     "batches/dropped": "dropped",
     "batches/skipped": "skipped",
@@ -74,9 +75,9 @@ Counters = Mapping[str, Any]
 
 
 def stage_scalars(now: Counters, before: Counters) -> dict[str, float]:
-    """By tag, what two reports of one worker say of the time between them; `before` may be empty.
+    """What happened between two reports of one worker, as numbers by tag.
 
-    What is not known, or did not happen in that time, is left out.
+    `before` is empty for the first report. What is not known, or did not happen, is left out.
     """
     found: dict[str, float] = {}
     wall_s = _more(now, before, "wall_s")
@@ -103,7 +104,7 @@ def stage_scalars(now: Counters, before: Counters) -> dict[str, float]:
 
 
 class EventFiles:
-    """Observes a run, and writes `DIR/tensorboard`; a context manager that closes the files."""
+    """Observes a run and writes `DIR/tensorboard`; a context manager that closes the files."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` is that of the run. Raises `ConfigError` without the extra `tensorboard`."""
@@ -120,7 +121,8 @@ class EventFiles:
         self._event, self._summary, self._histogram = event_pb2, summary_pb2, histogram_pb2
         self._writers: dict[str, Any] = {}  # by worker; "": of the whole run
         self._before: dict[str, Counters] = {}  # the last report of each worker that was written
-        self._waiting: dict[str, tuple[float, Counters]] = {}  # when the newest came, if it was not
+        #: By worker, time and values of its newest report, where that has not been written.
+        self._waiting: dict[str, tuple[float, Counters]] = {}
         self._thinning = Thinning(_SPACING)
         self._epoch_s: float | None = None  # the time of day at time_s = 0
 
@@ -128,7 +130,7 @@ class EventFiles:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # What has ended the run counts for more than records that can't be written.
+        # The error that ended the run matters more than one of writing its last records.
         with suppress(CheckpointError) if kind is not None else nullcontext():
             self.close()
 
@@ -155,7 +157,10 @@ class EventFiles:
             self._write(values["stage"], values["time_s"], samples, waiting)
 
     def close(self) -> None:
-        """Raises `CheckpointError` where the last records can't be written."""
+        """Write the last reports and close the files.
+
+        Raises `CheckpointError` where they can't be written.
+        """
         try:
             for stage, (time_s, now) in self._waiting.items():
                 self._write_report(stage, now, time_s)
@@ -226,7 +231,7 @@ def _more(now: Counters, before: Counters, key: str) -> float:
 
 
 def _mean_since(now: Counters, before: Counters, key: str) -> float | None:
-    """Out of two means since the start, over `agreements` each."""
+    """The mean between two reports, out of their means since the start over `agreements` each."""
     count = _more(now, before, "agreements")
     if count <= 0 or now.get(key) is None:
         return None
@@ -255,9 +260,10 @@ def _histogram(messages: ModuleType, found: Distribution, whole: bool) -> Any:
 
 
 def _buckets(found: Distribution, whole: bool) -> list[tuple[float, float, int]]:
-    """(from, to, count), side by side, none of them without a width: TensorBoard draws areas.
+    """(from, to, count) of each bucket, side by side.
 
-    So a whole number n is drawn from n to n + 1, and an age of nothing at all in the bin above.
+    TensorBoard draws areas, so that each bucket needs a width: a whole number n is drawn from n to
+    n + 1, and an age of 0 goes into the bucket above it.
     """
     edges = (-1.0, *map(float, EDGES), float(found.max))
     counts, shift = list(found.bins), 1.0 if whole else 0.0

@@ -1,9 +1,12 @@
 """A picture of which op each worker ran when, drawn from the traces of real runs.
 
-One panel a run, one row a worker, one box an op, hatched where the worker waited, and at the right
-the share of the time shown that it spent in ops. All panels are on one time scale, so that the
-locked staircase and the decoupled wall can be compared by eye. Time is the wall clock's: with fewer
-cores than workers, ops and waits are as long as they took until the worker had a core again.
+A run is a panel, a worker a row, an op a box. A row is hatched where its worker waited, and at its
+right end stands the share of the time shown that it spent in ops. All panels have one time scale,
+so that a locked and a decoupled run can be compared by eye. Time is that of the wall clock: with
+fewer cores than workers, an op or a wait lasts until the worker has a core again.
+
+SVG is written here, without matplotlib: the command needs no extra for it, and boxes have titles
+that a browser shows under the pointer, which matplotlib can't give them. PNG is drawn with it.
 """
 
 from __future__ import annotations
@@ -22,16 +25,12 @@ from asyncdni.report.traces import GRADIENT, OP, OP_NAMES, SLOWED, WAIT, WorkerT
 
 __all__ = ["Box", "Drawing", "Line", "Panel", "Words", "draw", "png", "svg"]
 
-# --- drawing -------------------------------------------------------------------------------------
-#
-# Boxes, lines and words on a sheet, and the two ways to put them on one: SVG and PNG.
-#
-# One unit is a pixel of the SVG; the PNG has `_SCALE` of its own to each. y grows downwards.
-
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
 
+# --- shapes, and the two ways to draw them: SVG and PNG ------------------------------------------
 
+#: Pixels of the PNG to a unit, which is one pixel of the SVG. y grows downwards.
 _SCALE = 2
 _UNITS_PER_INCH = 100
 _POINTS = 72 / _UNITS_PER_INCH  # in a unit
@@ -76,17 +75,20 @@ class Words:
     bold: bool = False
 
 
+Shape = Box | Line | Words
+
+
 @dataclass(frozen=True, slots=True)
 class Drawing:
     """A white sheet; later shapes cover earlier ones."""
 
     width: int
     height: int
-    shapes: Sequence[Box | Line | Words]
+    shapes: Sequence[Shape]
 
 
 def svg(drawing: Drawing) -> str:
-    """The drawing as a text that needs nothing but a browser."""
+    """The drawing as an SVG text, which needs nothing but a browser."""
     size = f'width="{drawing.width}" height="{drawing.height}"'
     head = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {drawing.width} {drawing.height}" '
@@ -98,7 +100,7 @@ def svg(drawing: Drawing) -> str:
     return "\n".join([*head, *map(_element, drawing.shapes), "</svg>"]) + "\n"
 
 
-def _element(shape: Box | Line | Words) -> str:
+def _element(shape: Shape) -> str:
     match shape:
         case Box(x, y, width, height, fill, title, hatched):
             start = f'<rect x="{x:.1f}" y="{y:g}" width="{width:.1f}" height="{height:g}" fill='
@@ -111,12 +113,13 @@ def _element(shape: Box | Line | Words) -> str:
             weight = ' font-weight="bold"' if bold else ""
             place = f'x="{x:.1f}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}"'
             return f'<text {place} fill="{colour}"{weight}>{escape(text)}</text>'
-        case _:
-            raise TypeError(f"no way to draw {shape!r}")
 
 
 def png(drawing: Drawing) -> bytes:
-    """The same as pixels, two to a unit. Raises `ConfigError` without the extra `plot`."""
+    """The drawing as a PNG of two pixels to a unit.
+
+    Raises `ConfigError` without the extra `plot`.
+    """
     try:
         import_matplotlib()
         from matplotlib.figure import Figure
@@ -136,7 +139,7 @@ def png(drawing: Drawing) -> bytes:
     return file.getvalue()
 
 
-def _artist(shape: Box | Line | Words) -> Artist:
+def _artist(shape: Shape) -> Artist:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
     from matplotlib.text import Text
@@ -159,9 +162,9 @@ def _artist(shape: Box | Line | Words) -> Artist:
                 weight="bold" if bold else "normal",
                 parse_math=False,
             )
-        case _:
-            raise TypeError(f"no way to draw {shape!r}")
 
+
+# --- what is drawn -------------------------------------------------------------------------------
 
 #: letter of an op -> colour
 COLOURS = {
@@ -200,8 +203,6 @@ _NAME_MAX = 11  # characters of a worker's name
 _SEEN = 0.6  # units: nothing narrower
 _STEPS_MS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
-Shape = Box | Line | Words
-
 
 @dataclass(frozen=True)
 class Panel:
@@ -225,7 +226,7 @@ class _Window:
         return _LABEL + inside * _PLOT
 
     def inside_s(self, start_s: float, end_s: float) -> float:
-        """How much of a time is shown."""
+        """Seconds of the time from `start_s` to `end_s` that lie in the window."""
         return min(end_s, self.begin_s + self.length_s) - max(start_s, self.begin_s)
 
 
@@ -305,7 +306,7 @@ def _op(
 
 
 def _arrows(panel: Panel, window: _Window, y: int) -> Iterator[Shape]:
-    """From the edge of the sender's row that is nearer to the receiver to the receiver's nearer."""
+    """A line for each message, between the edges of two rows that face each other."""
     end_s = window.begin_s + window.length_s
     for link in links(panel.traces):
         colour = _UP if link.kind == GRADIENT else _DOWN
@@ -328,7 +329,7 @@ def _axis(window_s: float, y: int) -> Iterator[Shape]:
 
 
 def _legend(shapes: Sequence[Shape], y: int) -> tuple[list[Shape], int]:
-    """What the colours in the picture stand for, and where the legend ends."""
+    """The shapes of the legend, which explains the colours that are there, and its lower end."""
     colours = {shape.fill for shape in shapes if isinstance(shape, Box)}
     strokes = {shape.colour for shape in shapes if isinstance(shape, Line)}
     hatched = any(isinstance(shape, Box) and shape.hatched for shape in shapes)

@@ -1,4 +1,6 @@
-"""What a worker did when, on disk: DIR/trace/WORKER.npz, one record of 32 bytes an event.
+"""What each worker did when: its trace on disk, and all traces as one file for trace viewers.
+
+A worker writes DIR/trace/WORKER.npz, with 32 bytes for each event:
 
 ```
 events  structured array, in the order of the events' ends: see `RECORD`
@@ -9,6 +11,13 @@ clock   what `time.perf_counter` is on that host
 
 Times are seconds of `time.perf_counter`. On Linux that is CLOCK_MONOTONIC, which all processes of a
 host share, so that the events of its workers can be put side by side; across hosts they can't.
+
+DIR/trace.json has the events of all workers, for https://ui.perfetto.dev and chrome://tracing, in
+Chrome's JSON format ("Trace Event Format", Duffy and others, 2016). A worker is a process with
+three tracks: its ops (and the sleep of one that was made slow), its waiting, its transport. An
+arrow (a flow, phases `s` and `f`) leads from where an activation or a gradient was sent to where it
+was received. Times are microseconds since the first event of any worker. A message is received at a
+moment; it is drawn 1 ns wide, as an arrow has to end at something that has a width.
 """
 
 from __future__ import annotations
@@ -102,12 +111,12 @@ class WorkerTrace:
     clock: str = ""
 
     def on(self, track: int) -> NDArray[Any]:
-        """The events of OP, WAIT, SENT, RECEIVED or SLOWED, in order."""
+        """The events of one track (OP, WAIT, SENT, RECEIVED or SLOWED), in order."""
         chosen: NDArray[Any] = self.events[self.events["track"] == track]
         return chosen
 
     def messages(self, track: int, kind: str, peer: str) -> NDArray[np.intp]:
-        """Places of all messages of a kind that were SENT to, or RECEIVED from, `peer`."""
+        """Indices of all messages of a kind that were SENT to, or RECEIVED from, `peer`."""
         if kind not in self.names or peer not in self.names:
             return np.empty(0, dtype=np.intp)
         name, other = self.names.index(kind), self.names.index(peer)
@@ -117,7 +126,7 @@ class WorkerTrace:
 
 
 class Link(NamedTuple):
-    """Messages of one kind from one worker to another, by their places in the two traces' events.
+    """Messages of one kind from one worker to another, by their indices in the two traces' events.
 
     `sent` and `received` are as long as each other: the i-th sent is the i-th received.
     """
@@ -181,7 +190,7 @@ def links(traces: Sequence[WorkerTrace]) -> Iterator[Link]:
 
 
 def _paired(link: Link, traces: Sequence[WorkerTrace]) -> Iterator[Link]:
-    """Those that were sent and received; a batch goes over a link once."""
+    """The link's messages that both ends have; a batch goes over a link once."""
     ours = traces[link.sender].events["batch"][link.sent]
     theirs = traces[link.receiver].events["batch"][link.received]
     _, i, j = np.intersect1d(ours, theirs, return_indices=True)  # a trace may be cut short
@@ -199,16 +208,7 @@ def _check(path: Path, events: NDArray[Any], names: int) -> None:
         raise CheckpointError(f"{path} is no trace: an event ends before it starts")
 
 
-# --- trace events --------------------------------------------------------------------------------
-#
-# All workers' traces as one DIR/trace.json, for https://ui.perfetto.dev and chrome://tracing.
-#
-# The format is Chrome's JSON trace events ("Trace Event Format", Duffy and others, 2016). A worker
-# is a process with three tracks: its ops (and the sleep of one that was made slow), its waiting,
-# its transport. An arrow (a flow, phases `s` and
-# `f`) leads from where an activation or a gradient was sent to where it was received. Times are
-# microseconds since the first event of any worker. A message is received at a moment; it is drawn
-# 1 ns wide, as an arrow has to end at something that has a width.
+# --- trace.json ----------------------------------------------------------------------------------
 
 FILE = "trace.json"
 _TRACKS = {1: "ops", 2: "waiting", 3: "transport"}
@@ -239,7 +239,7 @@ def merge(folder: Path, workers: Sequence[str]) -> Path | None:
 
 @contextlib.contextmanager
 def merged_at_end(folder: Path, workers: Sequence[str]) -> Iterator[None]:
-    """`merge` when the block is left, also by an error; that counts more than one of the merge."""
+    """Merge the traces when the block ends. An error of the block goes before one of merging."""
     try:
         yield
     except BaseException:
@@ -252,7 +252,7 @@ def merged_at_end(folder: Path, workers: Sequence[str]) -> Iterator[None]:
 def write_events(
     path: Path, traces: Sequence[WorkerTrace], missing: Mapping[str, str] | None = None
 ) -> None:
-    """The file of these traces, whole or not at all. Raises `CheckpointError`."""
+    """Write a trace.json of these traces, whole or not at all. Raises `CheckpointError`."""
     about = {
         "producer": "asyncdni",
         "clock": sorted({trace.clock for trace in traces}),
@@ -270,7 +270,7 @@ def write_events(
 
 
 def trace_events(traces: Sequence[WorkerTrace]) -> Iterator[str]:
-    """The JSON text of each event: names of processes and tracks, then the events, then arrows."""
+    """The JSON text of each event: names of workers and tracks, their events, then all arrows."""
     zero_s = min((t.events["start_s"].min() for t in traces if len(t.events)), default=0.0)
     all_times = [_Times(trace, zero_s) for trace in traces]
     for pid, (trace, times) in enumerate(zip(traces, all_times, strict=True), 1):
@@ -290,7 +290,7 @@ def trace_events(traces: Sequence[WorkerTrace]) -> Iterator[str]:
 
 
 class _Times:
-    """Starts and ends in whole nanoseconds: what did not overlap does not by rounding, either."""
+    """Starts and ends in whole nanoseconds, rounded so that events do not begin to overlap."""
 
     def __init__(self, trace: WorkerTrace, zero_s: float) -> None:
         events = trace.events
@@ -341,7 +341,7 @@ def _messages(pid: int, trace: WorkerTrace, times: _Times) -> Iterator[str]:
 
 
 def _cut(pid: int, trace: WorkerTrace, times: _Times) -> str:
-    """A mark where a worker stopped recording."""
+    """A mark at the place where a worker stopped recording."""
     name = f"trace cut short: the {trace.lost} events from here on were not recorded"
     mark = {"ph": "i", "s": "p", "cat": "cut", "name": name, "pid": pid, "tid": _OPS}
     at_ns = int(times.ends.max(initial=0))
@@ -355,7 +355,7 @@ def _arrow(number: int, link: Link, start: int, end: int) -> Iterator[str]:
 
 
 def _timed(trace: WorkerTrace, track: int, times: _Times) -> Iterator[tuple[Any, str]]:
-    """(fields of the event, its times as JSON)."""
+    """(fields, times as JSON) of each event of a track."""
     places = np.flatnonzero(trace.events["track"] == track)
     for first in range(0, len(places), _BLOCK):
         block = places[first : first + _BLOCK]

@@ -1,96 +1,41 @@
-"""What a comparison comes to, in one sentence. The same rules whoever wins.
+"""What a comparison comes to, in sentences. The same rules hold whoever wins.
 
-Its clauses: the fastest against each other one; who reaches the accuracy asked for first; where
-accuracies differ beyond chance; what controls show. Controls compete for nothing.
+`verdict` is of a comparison at one latency: the fastest against each other one; who reaches the
+accuracy asked for first; where accuracies differ beyond chance; what controls show. Controls
+compete for nothing. `latency_sentence` and `kept_sentence` are of comparisons at several latencies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from asyncdni.report.columns import accuracy_words
 from asyncdni.report.statistics import Comparison, Estimate, latency_words, ratio, time_to
 
 __all__ = [
     "BASELINES",
-    "MISSING",
     "SINGLE",
     "accuracy_clause",
-    "accuracy_words",
-    "as_estimate",
     "control_clause",
-    "failed_words",
-    "fixed",
-    "interval",
-    "interval_words",
     "joined",
     "kept",
     "kept_sentence",
     "latency_sentence",
-    "percent",
-    "reached_counts",
     "speed_clause",
     "target_clause",
     "verdict",
 ]
 
-# --- numerals ------------------------------------------------------------------------------------
-#
-# Numbers of a comparison's document as text: what is null or missing there is a dash here.
 
-MISSING = "\N{EN DASH}"
-
-
-def as_estimate(value: Any) -> Estimate | None:
-    """Of an `Estimate` that went through JSON, or of a bare number: one without an interval."""
-    if value is None:
-        return None
-    if isinstance(value, int | float):
-        return Estimate(float(value), None, None, 1)
-    return Estimate(value["mean"], value.get("low"), value.get("high"), value.get("n", 1))
-
-
-def fixed(value: Any, digits: int = 0, unit: str = "", scale: float = 1.0) -> str:
-    """`29,310`, `97.25 %`; bare words stay what they are."""
-    if value is None:
-        return MISSING
-    if not isinstance(value, int | float):
-        return str(value)
-    return f"{scale * value:,.{digits}f}{unit}"
-
-
-def percent(value: Any, digits: int = 2) -> str:
-    """`97.25 %` of 0.9725, with a space that does not break."""
-    return fixed(value, digits, "\N{NO-BREAK SPACE}%", 100.0)
-
-
-def interval(one: Estimate | None, digits: int = 0, scale: float = 1.0) -> str:
-    """`28,623 to 29,996`; empty where there is none, or none of any width."""
-    if one is None or one.low is None or one.high is None or one.low == one.high:
-        return ""
-    return f"{fixed(one.low, digits, scale=scale)} to {fixed(one.high, digits, scale=scale)}"
-
-
-# --- phrases -------------------------------------------------------------------------------------
-#
-# Parts of sentences about estimates.
-
-
-def interval_words(one: Estimate, scale: float = 1.0, *, said: bool = False) -> str:
-    """` (95 % interval 1.23 to 2.94)`; empty where there is none.
-
-    ` (1.23 to 2.94)` where it is `said` already what is in brackets.
+def _interval_words(one: Estimate, scale: float = 1.0, *, said: bool = False) -> str:
+    """` (95 % interval 1.23 to 2.94)`, or ` (1.23 to 2.94)` where the reader has been told (`said`)
+    what stands in brackets; empty where there is none.
     """
     if one.low is None or one.high is None:
         return ""
     ends = (scale * one.low, scale * one.high)
     low, high = (f"{end:.2f}" if abs(end) < 100 else f"{end:.3g}" for end in ends)
     return f" ({'' if said else '95 % interval '}{low} to {high})"
-
-
-def accuracy_words(accuracy: float) -> str:
-    """`97.5 %` of 0.975."""
-    return f"{100 * accuracy:.6g} %"
 
 
 def joined(parts: Sequence[str]) -> str:
@@ -105,7 +50,7 @@ Phrase = Callable[[Estimate], str]
 
 
 def verdict(comparison: Comparison) -> str:
-    """One sentence; empty where there is nothing to compare yet."""
+    """What the comparison comes to, in one sentence; empty while there is nothing to compare."""
     found = (
         speed_clause(comparison),
         target_clause(comparison),
@@ -122,7 +67,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def speed_clause(comparison: Comparison) -> str:
-    """The fastest against each other one, and where that is no more than chance."""
+    """How much faster the fastest is than each other, and where that may be chance."""
     ranking = [name for name in comparison.ranking() if name not in comparison.controls]
     if len(ranking) < 2:
         return ""
@@ -134,23 +79,23 @@ def speed_clause(comparison: Comparison) -> str:
 def target_clause(comparison: Comparison) -> str:
     """Who is first at the highest target that anyone reaches in every run, and by how much.
 
-    Against those that reach it in every run too: of the others some runs would have to be left out,
-    so it is only said in how many they did.
+    The first is compared with those that reach it in every run too. Of the others some runs would
+    have to be left out, so the clause only says in how many runs they reached it.
     """
     for accuracy in reversed(comparison.targets):
-        counts = reached_counts(comparison, accuracy)
+        counts = _reached_counts(comparison, accuracy)
         there = [name for name, (reached, runs) in counts.items() if reached == runs]
         if there:
             return _first(comparison, accuracy, there, counts)
     if not comparison.targets or not comparison.results:
         return ""
     lowest = comparison.targets[0]
-    failed = failed_words(reached_counts(comparison, lowest))
+    failed = _failed_words(_reached_counts(comparison, lowest))
     return f"none reached {accuracy_words(lowest)} in every run{failed}"
 
 
 def accuracy_clause(comparison: Comparison) -> str:
-    """The most accurate against those that are clearly less so; empty where none is."""
+    """How much better the most accurate is than those that are clearly worse; empty without any."""
     measure = "test_accuracy"
     names = [name for name in comparison.names if name not in comparison.controls]
     means = {name: comparison.estimate(name, measure) for name in names}
@@ -164,7 +109,7 @@ def accuracy_clause(comparison: Comparison) -> str:
 
 
 def control_clause(comparison: Comparison) -> str:
-    """Whether what a control lacks is worth anything: clearly more accurate than it, or not."""
+    """Whether a row is clearly more accurate than its control, which lacks what is to matter."""
     found = []
     for control, name in comparison.controls.items():
         one = comparison.difference(name, control, "test_accuracy")
@@ -172,7 +117,7 @@ def control_clause(comparison: Comparison) -> str:
             continue
         clear = one.mean > 0 and one.excludes(0.0)
         said = "is more accurate than" if clear else "is not clearly more accurate than"
-        points = f"{100 * one.mean:.2f} points{interval_words(one, 100.0)}"
+        points = f"{100 * one.mean:.2f} points{_interval_words(one, 100.0)}"
         found.append(f"{name} {said} its control {control}, by {points}")
     return "; ".join(found)
 
@@ -185,7 +130,7 @@ def _first(
 ) -> str:
     measure, goal = time_to(accuracy), accuracy_words(accuracy)
     best, *others = (name for name in reversed(comparison.ranking(measure)) if name in there)
-    failed = failed_words(counts)
+    failed = _failed_words(counts)
     if not others:
         return f"only {best} reached {goal} in every run{failed}"
     found = {other: comparison.ratio(other, best, measure) for other in others}
@@ -193,8 +138,8 @@ def _first(
     return _against(found, clear, none, _soon) + failed
 
 
-def reached_counts(comparison: Comparison, accuracy: float) -> dict[str, tuple[int, int]]:
-    """(runs that reached it, runs) by name, of all that compete and have been run."""
+def _reached_counts(comparison: Comparison, accuracy: float) -> dict[str, tuple[int, int]]:
+    """(runs that reached it, runs) by name, of all rows that compete and have been run."""
     measure = time_to(accuracy)
     return {
         name: (len(comparison.values(name, measure)), len(comparison.of(name)))
@@ -203,19 +148,19 @@ def reached_counts(comparison: Comparison, accuracy: float) -> dict[str, tuple[i
     }
 
 
-def failed_words(counts: Mapping[str, tuple[int, int]]) -> str:
-    """` (locked in 2 of 3)`: those that did not reach it every time."""
+def _failed_words(counts: Mapping[str, tuple[int, int]]) -> str:
+    """` (locked in 2 of 3)`: the rows that did not reach it in every run."""
     parts = [f"{name} in {n} of {runs}" for name, (n, runs) in counts.items() if n < runs]
     return f" ({', '.join(parts)})" if parts else ""
-
-
-# --- words ---------------------------------------------------------------------------------------
 
 
 def _against(
     ratios: Mapping[str, Estimate | None], clear: str, none_clear: str, phrase: Phrase
 ) -> str:
-    """The best against all others: `clear`, or `none_clear`, before what it is better by."""
+    """How the best compares with all others.
+
+    It begins with `clear`, or with `none_clear` where the best is not clearly ahead of any.
+    """
     found = {other: one for other, one in ratios.items() if one is not None}
     if not found:
         return ""
@@ -232,7 +177,7 @@ def _against(
 
 
 def _times(name: str, one: Estimate, phrase: Phrase) -> str:
-    return f"{phrase(one)} {name}{interval_words(one)}"
+    return f"{phrase(one)} {name}{_interval_words(one)}"
 
 
 def _fast(one: Estimate) -> str:
@@ -244,21 +189,19 @@ def _soon(one: Estimate) -> str:
 
 
 def _points(name: str, one: Estimate) -> str:
-    return f"{100 * one.mean:.2f} points than {name}{interval_words(one, 100.0)}"
+    return f"{100 * one.mean:.2f} points than {name}{_interval_words(one, 100.0)}"
 
 
-# --- baselines -----------------------------------------------------------------------------------
+# --- at several latencies ------------------------------------------------------------------------
 #
-# What schedules are held against at each latency: one process, and the synchronous schedules.
-#
-# Where `verdict` says who is ahead of whom, this says what every other schedule is worth beside
-# every baseline, whichever of them is ahead.
+# Where `verdict` says who is ahead of whom, these sentences say what each other schedule is worth
+# beside every baseline (one process, and the synchronous schedules), whichever of them is ahead.
 
-#: One process that has all stages, and no links.
+#: The row of one process that has all stages, and no links.
 SINGLE = "single"
 BASELINES = ("locked", "gpipe", "1f1b", SINGLE)
 
-#: How many times better a name is than another; None where that can't be told.
+#: How many times better one row is than another; None where that can't be told.
 Gain = Callable[[str, str], Estimate | None]
 Words = Callable[[str, Estimate], tuple[str, Estimate]]
 _SPEEDS = {
@@ -268,10 +211,10 @@ _SPEEDS = {
 
 
 def latency_sentence(comparison: Comparison, latency_s: float) -> str:
-    """What comes of a comparison at this latency; empty where there is nothing to compare yet.
+    """What the comparison at this latency comes to; empty where there is nothing to compare yet.
 
-    The speed of the fastest beside every baseline, and who reaches the highest target how much
-    sooner than each of them; of baselines alone, what `verdict` says of them.
+    It tells the speed of the fastest beside every baseline, and how much sooner than each of them
+    the highest target was reached. Of baselines alone it says what `verdict` would.
     """
     rivals = [name for name in comparison.ranking() if _competes(name, comparison)]
     if rivals:
@@ -286,9 +229,9 @@ def latency_sentence(comparison: Comparison, latency_s: float) -> str:
 def kept(
     comparisons: Mapping[float, Comparison], latency_s: float, name: str, measure: str
 ) -> Estimate | None:
-    """`measure` at this latency in units of that at the least one, paired by seed.
+    """`measure` at this latency as a multiple of that at the least latency, paired by seed.
 
-    None where that can't be told, and for what has no links.
+    None where that can't be told, and for a row without links.
     """
     if not _has_links(name, comparisons[latency_s]):
         return None
@@ -300,7 +243,7 @@ def kept(
 def kept_sentence(comparisons: Mapping[float, Comparison]) -> str:
     """How much of its speed each schedule keeps at the highest latency; empty where none is known.
 
-    With fills and drains left out where all of them are measured so.
+    Fills and drains of the pipe are left out where that is known of all schedules.
     """
     least, most = min(comparisons), max(comparisons)
     last = comparisons[most]
@@ -327,7 +270,7 @@ def _has_links(name: str, comparison: Comparison) -> bool:
 
 
 def _speeds(comparison: Comparison, rivals: Sequence[str]) -> list[str]:
-    """Of the fastest; of all where no target says what their speed is worth."""
+    """The speed of the fastest; of all rivals where no target says what their speed is worth."""
     others = [name for name in comparison.names if _is_baseline(name)]
     found = []
     for name in rivals[:1] if comparison.targets else rivals:
@@ -339,21 +282,21 @@ def _speeds(comparison: Comparison, rivals: Sequence[str]) -> list[str]:
 
 
 def _time_ratios(comparison: Comparison, rivals: Sequence[str]) -> list[str]:
-    """To the highest target that any of `rivals` reaches in every run, the first of them first."""
+    """The times to the highest target that any of `rivals` reaches in every run, fastest first."""
     for accuracy in reversed(comparison.targets):
-        counts = reached_counts(comparison, accuracy)
+        counts = _reached_counts(comparison, accuracy)
         there = {name for name, (reached, runs) in counts.items() if reached == runs}
         measure = time_to(accuracy)
         able = [n for n in reversed(comparison.ranking(measure)) if n in there and n in rivals]
         if able:
             others = [n for n in comparison.names if n in there and _is_baseline(n)]
             found = [_time(comparison, name, others, accuracy) for name in able]
-            return [*found[:-1], found[-1] + failed_words(counts)]
+            return [*found[:-1], found[-1] + _failed_words(counts)]
     if not comparison.targets:
         return []
     lowest = comparison.targets[0]
-    counts = reached_counts(comparison, lowest)
-    failed = failed_words({name: counts[name] for name in rivals})
+    counts = _reached_counts(comparison, lowest)
+    failed = _failed_words({name: counts[name] for name in rivals})
     none = f"none of {joined(rivals)} reaches" if rivals[1:] else f"{rivals[0]} does not reach"
     return [f"{none} {accuracy_words(lowest)} in every run{failed}"]
 
@@ -369,7 +312,7 @@ def _time(comparison: Comparison, name: str, others: Sequence[str], accuracy: fl
 
 
 def _parts(name: str, others: Sequence[str], gain: Gain, words: Words) -> list[str]:
-    """`name` against each of `others` that it can be compared with."""
+    """How `name` compares with each of `others` that it can be compared with."""
     found = [(other, gain(name, other)) for other in others]
     known = [words(other, one) for other, one in found if one is not None]
     return [f"{text}{_spread(one, first=k == 0)}" for k, (text, one) in enumerate(known)]
@@ -380,7 +323,7 @@ def _faster(other: str, one: Estimate) -> tuple[str, Estimate]:
 
 
 def _sooner(other: str, one: Estimate) -> tuple[str, Estimate]:
-    """And what is to be told as so many times, which is never less than one."""
+    """The words, and the factor in them, which is never below 1: sooner, or later."""
     if one.mean >= 1.0:
         return f"{one.mean:.2f} times sooner than {other}", one
     low, high = (None if end is None else 1.0 / end for end in (one.high, one.low))
@@ -389,13 +332,13 @@ def _sooner(other: str, one: Estimate) -> tuple[str, Estimate]:
 
 
 def _spread(one: Estimate, *, first: bool) -> str:
-    """The interval, and that it leaves no difference beyond doubt."""
-    words = interval_words(one, said=not first)
+    """The interval, with a remark where it leaves a difference in doubt."""
+    words = _interval_words(one, said=not first)
     return words if one.low is None or one.excludes(1.0) else f"{words[:-1]}: not clear)"
 
 
 def _kept_parts(found: Sequence[tuple[str, Estimate]]) -> list[str]:
     return [
-        f"{name} keeps {100 * one.mean:.3g} %{interval_words(one, 100.0, said=index > 0)}"
+        f"{name} keeps {100 * one.mean:.3g} %{_interval_words(one, 100.0, said=index > 0)}"
         for index, (name, one) in enumerate(found)
     ]

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from asyncdni.launch.compare import order
+from asyncdni.report.columns import fixed, interval
 from asyncdni.report.machine import describe_machine
 from asyncdni.report.statistics import Comparison, Result
-from asyncdni.report.verdict import fixed, interval
 from asyncdni.store.tensors import write_atomically
 
 HERE = Path(__file__).parent

@@ -32,9 +32,9 @@ from asyncdni import experiment
 from asyncdni.data import describe
 from asyncdni.errors import AsyncDNIError
 from asyncdni.launch.compare import Entry, document, order, plan_runs, run_entry
+from asyncdni.report.columns import as_estimate, fixed, interval
 from asyncdni.report.machine import cores
 from asyncdni.report.statistics import Comparison, Estimate, Measure, Result, time_to
-from asyncdni.report.verdict import as_estimate, fixed, interval
 from asyncdni.store.tensors import write_atomically
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from asyncdni.cli import display as mishaps
+from asyncdni.cli.display import incident_line
 from asyncdni.errors import CheckpointError
 from asyncdni.report.records import Barriers, Recorder, Thinning
 
@@ -42,11 +42,11 @@ SHOWN: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("kind", SHOWN)
 def test_each_is_shown_in_a_line(kind: str) -> None:
     values, line = SHOWN[kind]
-    assert mishaps.mishap_line(kind, values) == line
+    assert incident_line(kind, values) == line
 
 
 def test_all_other_records_are_none() -> None:
-    assert mishaps.mishap_line("report", {"stage": "b", "values": {}}) is None
+    assert incident_line("report", {"stage": "b", "values": {}}) is None
 
 
 @pytest.mark.parametrize(
@@ -59,29 +59,25 @@ def test_all_other_records_are_none() -> None:
 )
 def test_a_round_says_what_it_starts_from(restore: str, shown: str) -> None:
     values = {"incarnation": 2, "restore": restore, "start": 5}
-    assert mishaps.mishap_line("round", values) == f"all join again at batch 5, {shown}"
-    assert mishaps.mishap_line("round", {**values, "incarnation": 1}) is None  # for the first time
+    assert incident_line("round", values) == f"all join again at batch 5, {shown}"
+    assert incident_line("round", {**values, "incarnation": 1}) is None  # for the first time
 
 
 def test_what_is_to_be_done_again_is_not_called_lost() -> None:
     back = {"stage": "b", "down_s": 0.514, "lost_updates": 300, "again": True}
-    assert (
-        mishaps.mishap_line("back", back) == "b is back after 0.51 s, 300 updates to be done again"
-    )
+    assert incident_line("back", back) == "b is back after 0.51 s, 300 updates to be done again"
     told = {"lost_updates": {"a": 800, "b": 300}, "again": True}
     values = {"incarnation": 2, "restore": "initial", "start": 0, **told}
     counted = "of all workers together 1,100 updates to be done again"
-    assert mishaps.mishap_line("round", values) == (
+    assert incident_line("round", values) == (
         f"all join again at batch 0, from the initial weights; {counted}"
     )
-    assert (
-        mishaps.mishap_line("round", {**values, "incarnation": 1}) == counted
-    )  # a run taken up again
+    assert incident_line("round", {**values, "incarnation": 1}) == counted  # a run taken up again
 
 
 def test_where_each_keeps_its_state_only_the_one_that_comes_back_is_said_to_have_lost() -> None:
     values = {"incarnation": 2, "restore": "keep", "start": 5, "lost_updates": {"b": 3}}
-    line = mishaps.mishap_line("round", {**values, "again": False})
+    line = incident_line("round", {**values, "again": False})
     assert line == "all join again at batch 5, each with the state that it has"
 
 
