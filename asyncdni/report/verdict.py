@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from asyncdni.report.statistics import Comparison, Estimate, latency_words, ratio, time_to
+from asyncdni.schedules import SCHEDULES
 
 __all__ = [
     "BASELINES",
@@ -256,7 +257,7 @@ def _points(name: str, one: Estimate) -> str:
 
 #: One process that has all stages, and no links.
 SINGLE = "single"
-BASELINES = ("locked", "gpipe", "1f1b", SINGLE)
+BASELINES = (*(name for name, one in SCHEDULES.items() if one.synchronous), SINGLE)
 
 #: How many times better a name is than another; None where that can't be told.
 Gain = Callable[[str, str], Estimate | None]
