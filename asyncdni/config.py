@@ -1,15 +1,45 @@
 """The experiment file (TOML) as typed, frozen values: one struct a table, a reason beside a value.
 
 Nothing here reads a file or checks how stages fit together: see `experiment` (file, `--set`,
-messages for the user) and `network` (graph, shapes).
+messages for the user) and `network` (graph, shapes). Options of schedules stand beside their rules
+in `schedules/`, those of generators in `tables`; all have their names here as well.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta
+
+from asyncdni.schedules.delayed import DelayedOptions as Delayed
+from asyncdni.schedules.gpipe import GpipeOptions as Gpipe
+from asyncdni.schedules.local_loss import LocalLossOptions as LocalLoss
+from asyncdni.schedules.locked import LockedOptions as Locked
+from asyncdni.schedules.one_f_one_b import OneF1BOptions as OneF1B
+from asyncdni.schedules.options import Guard, InputModel, LocalHead, OnFull
+from asyncdni.schedules.options import Options as Schedule
+from asyncdni.schedules.synthetic import SyntheticOptions as Synthetic
+from asyncdni.tables import (
+    COUNT_MAX,
+    ConvolutionalGenerator,
+    Count,
+    Data,
+    ErrorGenerator,
+    Fraction,
+    Generator,
+    HeldOut,
+    LinearGenerator,
+    LowRankGenerator,
+    MlpGenerator,
+    NonNegative,
+    Positive,
+    Samples,
+    Seconds,
+    Table,
+    Whole,
+    Windows,
+    ZeroGenerator,
+)
 
 __all__ = [
     "COUNT_MAX",
@@ -74,25 +104,6 @@ __all__ = [
     "ZeroGenerator",
 ]
 
-# --- base ----------------------------------------------------------------------------------------
-#
-# What all tables have in common: unknown keys are refused, numbers have bounds.
-
-Positive = Annotated[float, Meta(gt=0)]
-Fraction = Annotated[float, Meta(ge=0, le=1)]
-#: Of anything that is counted or numbered: what machine integers of 32 bits hold.
-COUNT_MAX = 2**31 - 1
-Count = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
-Whole = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
-NonNegative = Annotated[float, Meta(ge=0)]
-#: A limit on time: none that is shorter can be kept, and nobody waits longer than eleven days.
-Seconds = Annotated[float, Meta(ge=0.01, le=1e6)]
-
-
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all tables: unknown keys are refused."""
-
-
 # --- checkpoint ----------------------------------------------------------------------------------
 #
 # [checkpoint] and [recovery]: what is kept for the day on which something dies, and what then.
@@ -149,10 +160,6 @@ class Slow(Table, frozen=True, kw_only=True):
 # Sequences are read in windows of T steps of B parallel streams: `window` is T, `batch_size` is B,
 # and one window of one stream is what counts as a sample.
 
-#: How many training samples are held out to choose options by. They are the same ones for every
-#: seed, and take the place of the test set: all that is called test_… is then measured on them.
-HeldOut = Whole
-
 #: Steps whose targets the generators of recurrent layers see coming: "coming" in the context.
 Ahead = Whole
 
@@ -167,7 +174,7 @@ NpzTargets = Literal["auto", "classes", "values", "inputs"]
 # --- samples -------------------------------------------------------------------------------------
 
 
-class Digits(Table, frozen=True, kw_only=True, tag_field="name", tag="digits"):
+class Digits(Samples, frozen=True, kw_only=True, tag="digits"):
     """10,000 + 2,000 images of MNIST, embedded in the package."""
 
     batch_size: Count = 256  # the DNI paper's
@@ -176,7 +183,7 @@ class Digits(Table, frozen=True, kw_only=True, tag_field="name", tag="digits"):
     targets: Targets = "labels"
 
 
-class Mnist(Table, frozen=True, kw_only=True, tag_field="name", tag="mnist"):
+class Mnist(Samples, frozen=True, kw_only=True, tag="mnist"):
     """60,000 + 10,000 images, from the data folder."""
 
     batch_size: Count = 256
@@ -186,7 +193,7 @@ class Mnist(Table, frozen=True, kw_only=True, tag_field="name", tag="mnist"):
     targets: Targets = "labels"
 
 
-class Addition(Table, frozen=True, kw_only=True, tag_field="name", tag="addition"):
+class Addition(Samples, frozen=True, kw_only=True, tag="addition"):
     """Binary addition (Trask 2017): two numbers in, their sum out."""
 
     batch_size: Count = 10
@@ -195,8 +202,12 @@ class Addition(Table, frozen=True, kw_only=True, tag_field="name", tag="addition
     examples: Count = 100
     test_examples: Count = 100
 
+    @property
+    def held_samples(self) -> int:
+        return self.examples + self.test_examples
 
-class Npz(Table, frozen=True, kw_only=True, tag_field="name", tag="npz"):
+
+class Npz(Samples, frozen=True, kw_only=True, tag="npz"):
     """Arrays x_train, y_train, x_test, y_test of one .npz file."""
 
     path: Annotated[str, Meta(min_length=1)]
@@ -205,7 +216,7 @@ class Npz(Table, frozen=True, kw_only=True, tag_field="name", tag="npz"):
     targets: NpzTargets = "auto"
 
 
-class DigitPairs(Table, frozen=True, kw_only=True, tag_field="name", tag="digit_pairs"):
+class DigitPairs(Samples, frozen=True, kw_only=True, tag="digit_pairs"):
     """Two kinds of digits to tell apart (Seo 2018): the first is 0, the second 1."""
 
     batch_size: Count = 1
@@ -218,8 +229,12 @@ class DigitPairs(Table, frozen=True, kw_only=True, tag_field="name", tag="digit_
     test_examples: Count = 20
     steps: Count = 1  # above 1: the same image at so many time stamps, (steps, 784)
 
+    @property
+    def held_samples(self) -> int:
+        return self.examples + self.test_examples
 
-class Cifar10(Table, frozen=True, kw_only=True, tag_field="name", tag="cifar10"):
+
+class Cifar10(Samples, frozen=True, kw_only=True, tag="cifar10"):
     """50,000 + 10,000 colour images (3, 32, 32), the binary version, from the data folder."""
 
     batch_size: Count = 256
@@ -230,7 +245,7 @@ class Cifar10(Table, frozen=True, kw_only=True, tag_field="name", tag="cifar10")
 # --- sequences -----------------------------------------------------------------------------------
 
 
-class Copy(Table, frozen=True, kw_only=True, tag_field="name", tag="copy"):
+class Copy(Windows, frozen=True, kw_only=True, tag="copy"):
     """Bits are shown, then to be recalled (Graves 2014, Jaderberg 2017)."""
 
     batch_size: Count = 32
@@ -244,7 +259,7 @@ class Copy(Table, frozen=True, kw_only=True, tag_field="name", tag="copy"):
     ahead: Ahead = 0
 
 
-class RepeatCopy(Table, frozen=True, kw_only=True, tag_field="name", tag="repeat_copy"):
+class RepeatCopy(Windows, frozen=True, kw_only=True, tag="repeat_copy"):
     """Bits are shown, then to be recalled several times over (Graves 2014, Jaderberg 2017)."""
 
     batch_size: Count = 32
@@ -260,7 +275,7 @@ class RepeatCopy(Table, frozen=True, kw_only=True, tag_field="name", tag="repeat
     ahead: Ahead = 0
 
 
-class Text(Table, frozen=True, kw_only=True, tag_field="name", tag="text"):
+class Text(Windows, frozen=True, kw_only=True, tag="text"):
     """The next character of a text, UTF-8, at every step."""
 
     path: str = ""  # of the file, which may be gzip; empty: Shakespeare's plays in the data folder
@@ -272,7 +287,7 @@ class Text(Table, frozen=True, kw_only=True, tag_field="name", tag="text"):
     ahead: Ahead = 0
 
 
-class Trigonometry(Table, frozen=True, kw_only=True, tag_field="name", tag="trigonometry"):
+class Trigonometry(Windows, frozen=True, kw_only=True, tag="trigonometry"):
     """The next point (cos, sin) of a circle at every step; streams differ in their start."""
 
     batch_size: Count = 1
@@ -282,11 +297,6 @@ class Trigonometry(Table, frozen=True, kw_only=True, tag_field="name", tag="trig
     points: Count = 500  # of one stream in an epoch
     test_points: Count = 100
     ahead: Ahead = 0
-
-
-Samples = Digits | Mnist | Addition | Npz | DigitPairs | Cifar10
-Windows = Copy | RepeatCopy | Text | Trigonometry
-Data = Samples | Windows
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -403,168 +413,7 @@ class Limits(Table, frozen=True, kw_only=True):
     memory_bytes: Annotated[int, Meta(ge=2**28)] | None = None
 
 
-# --- schedule ------------------------------------------------------------------------------------
-#
-# [schedule] and [staleness]: which rule unlocks the network, and how late gradients may be.
-
-
-class ErrorGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="error"):
-    """e = softmax(hC + c) - onehot(y) of a local classifier, sent through a learned map: g = eU."""
-
-    head_learning_rate: Positive = 1e-2  # Adam, own cross-entropy, every batch
-    rate: Annotated[float, Meta(gt=0, lt=2)] = 0.03  # normalised LMS step of U; unstable from 2
-    cells: Count = (
-        4  # of feature maps: the classifier sees the means of cells x cells cells a plane
-    )
-
-
-class ZeroGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="zero"):
-    """Always predicts zero: the control that shows what a generator is worth."""
-
-
-class LinearGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="linear"):
-    """g = hA + onehot(y)B + c, zero-initialised."""
-
-    labels: bool = True
-    learning_rate: Positive = 3e-3
-    scale_targets: bool = True  # divide targets by their running RMS
-
-
-class LowRankGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="low_rank"):
-    """The same through `rank` linear units: a fraction of the arithmetic."""
-
-    rank: Count = 32
-    labels: bool = True
-    learning_rate: Positive = 3e-3
-    scale_targets: bool = True
-
-
-class MlpGenerator(Table, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
-    """Hidden layers with batch norm and relu, last layer zero-initialised (the DNI paper's)."""
-
-    hidden: tuple[Count, ...] = (256,)
-    labels: bool = True
-    learning_rate: Positive = 3e-3
-    scale_targets: bool = True
-
-
-class ConvolutionalGenerator(
-    Table, frozen=True, kw_only=True, tag_field="kind", tag="convolutional"
-):
-    """Of feature maps: convolutions of the activation with labels as channels (the DNI paper's)."""
-
-    hidden: tuple[Count, ...] = (64, 64)  # channels of each hidden layer
-    kernel: Count = 5
-    labels: bool = True
-    learning_rate: Positive = 3e-3
-    scale_targets: bool = True
-
-
-Generator = (
-    ErrorGenerator
-    | ZeroGenerator
-    | LinearGenerator
-    | LowRankGenerator
-    | MlpGenerator
-    | ConvolutionalGenerator
-)
-
-
-class LocalHead(Table, frozen=True, kw_only=True):
-    """A local classifier on a stage's activation, trained by its own loss."""
-
-    hidden: tuple[Count, ...] = ()  # relu units of each hidden layer; none: a linear head
-    learning_rate: Positive = 1e-2  # Adam
-
-
-class InputModel(Table, frozen=True, kw_only=True):
-    """Predicts a stage's input from the network's, trained on the activation when it comes."""
-
-    hidden: tuple[Count, ...] = (256,)
-    labels: bool = False
-    learning_rate: Positive = 3e-3  # Adam
-
-
-class Guard(Table, frozen=True, kw_only=True):
-    """Wait for true gradients while a generator's disagree with them."""
-
-    window: Count = 32  # fits over which the cosine between both is averaged
-    below: Annotated[float, Meta(ge=-1, le=1)] = 0.0  # falls back to waiting there …
-    above: Annotated[float, Meta(ge=-1, le=1)] = 0.1  # … and comes back there
-
-
-#: What a producer does while a consumer grants it no credit.
-OnFull = Literal["wait", "skip"]
-
-
-# Each schedule says whether it is `repeatable`: the same seed gives the same weights to the last
-# bit, however long ops and messages take.
-
-
-class Locked(Table, frozen=True, kw_only=True, tag_field="name", tag="locked"):
-    """Forward, update and backward locking: no other batch in flight."""
-
-    repeatable: ClassVar[bool] = True
-    split_backward: bool = True  # send the gradient that others wait for before learning from it
-
-
-class Gpipe(Table, frozen=True, kw_only=True, tag_field="name", tag="gpipe"):
-    """Synchronous pipeline: all forwards of a batch's microbatches, then all backwards, flush."""
-
-    repeatable: ClassVar[bool] = True
-    microbatches: Count = 4  # of a batch; data.batch_size must be a multiple
-    split_backward: bool = True
-
-
-class OneF1B(Table, frozen=True, kw_only=True, tag_field="name", tag="1f1b"):
-    """Synchronous pipeline: one forward, one backward, so that fewer microbatches are in flight."""
-
-    repeatable: ClassVar[bool] = True
-    microbatches: Count = 4
-    split_backward: bool = True
-
-
-class Delayed(Table, frozen=True, kw_only=True, tag_field="name", tag="delayed"):
-    """Asynchronous pipeline without a flush: true gradients, late."""
-
-    repeatable: ClassVar[bool] = False  # what an update sees goes by when messages arrive
-    weights: Literal["stash", "current"] = "stash"  # that a backward goes through
-    look_ahead: NonNegative = 0.0  # forward with the weights moved on by so many last updates
-    anneal_epochs: NonNegative = 0.0  # divide learning rates by the staleness, less and less so
-    split_backward: bool = True
-
-
-class LocalLoss(Table, frozen=True, kw_only=True, tag_field="name", tag="local_loss"):
-    """Greedy: every stage learns from a local head alone; nothing comes back."""
-
-    repeatable: ClassVar[bool] = True  # while no worker dies; not with replay, nor skipping
-    head: LocalHead = LocalHead()
-    replay: Whole = 0  # inputs kept to learn from while no new one is here
-    uses_max: Annotated[int, Meta(ge=2)] = 4  # how often a stage may learn from one input
-    on_full: OnFull = "wait"
-
-
-class Synthetic(Table, frozen=True, kw_only=True, tag_field="name", tag="synthetic"):
-    """Update at once from the generator's gradient; train it on what comes back."""
-
-    repeatable: ClassVar[bool] = False  # what an update sees goes by when messages arrive
-    target: Literal["true", "bootstrap", "half"] = "true"  # half: of the batches each
-    generator: Generator = ErrorGenerator()
-    fit_every: Count = 1  # only batches with id % fit_every == 0 send gradients up …
-    fit_first: Whole = 0  # … and the first so many, while generators are new
-    correct: bool = False  # apply true minus synthetic when the true gradient arrives
-    mix: Fraction = 0.0  # share of the true gradient in an update, the rest is synthetic
-    # a stage learns from a batch with this probability, and only passes it on otherwise
-    update_probability: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    synthetic_inputs: bool = False  # never wait for an activation either: predict it
-    input_model: InputModel = InputModel()
-    guard: Guard | None = None
-    on_full: OnFull = "wait"
-
-
-Schedule = Locked | Gpipe | OneF1B | Delayed | LocalLoss | Synthetic
-
-# --- [staleness] ---------------------------------------------------------------------------------
+# --- staleness ---------------------------------------------------------------------------------
 
 
 class Staleness(Table, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from asyncdni.core.events import Finish
 from asyncdni.data import describe
 from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.errors import AsyncDNIError, ConfigError
-from asyncdni.experiment.schema import EXPERIMENT
+from asyncdni.experiment.schema import EXPERIMENT, variants
 from asyncdni.launch.conduct import check_host
 from asyncdni.launch.local import worker_command
 from asyncdni.messages import Welcome
@@ -72,6 +72,8 @@ def fitting(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.just({})
         case inspect.DictType(value_type=item):
             return st.dictionaries(st.sampled_from(TEXTS), values(item), max_size=2)
+        case inspect.StructType() if variants(kind):
+            return st.one_of([tables(one) for one in variants(kind).values()])
         case inspect.UnionType(types=types):
             return st.one_of([fitting(one) for one in types])
         case inspect.StructType():
@@ -152,8 +154,8 @@ def _change(draw: st.DrawFn, found: dict[str, Any]) -> None:
     name = draw(st.sampled_from([one for one in FIELDS if one not in ("stages", "slow")]))
     kind = FIELDS[name].type
     own = found.get(name)
-    if isinstance(kind, inspect.UnionType):
-        kinds = {one.tag: one for one in kind.types if isinstance(one, inspect.StructType)}
+    kinds = variants(kind)
+    if kinds:
         tag = own.get("name") if isinstance(own, dict) else None
         tag = tag if isinstance(tag, str) and tag in kinds else draw(st.sampled_from([*kinds]))
         kind, own = kinds[tag], {**(own if isinstance(own, dict) else {}), "name": tag}

@@ -19,32 +19,37 @@ FUNCTION_LINES_MAX = 60
 MAY_IMPORT = {
     "errors": set[str](),
     "messages": set[str](),
-    "config": set[str](),
+    "tables": set[str](),
+    # options of a schedule stand beside its rule; `config` gathers all tables
+    "config": {"schedules", "tables"},
     "files": {"errors"},
     "imports": {"errors"},
     "delays": {"schedules.base"},
-    "schedules": set[str](),
+    "schedules": {"tables"},
     "core": {"schedules", "messages", "errors"},
-    "nn": {"imports", "errors"},
-    "stages": {*("nn", "network", "schedules.base", "core.events"), "messages", "config", "errors"},
+    "nn": {"imports", "tables", "errors"},
+    "stages": {*("nn", "network", "schedules", "core.events"), "messages", "config", "errors"},
     "data": {"files", "nn.streams", "schedules.base", "config", "errors"},
     "wire": {"delays", "messages", "config", "errors"},
-    "experiment": {"files", "messages", "config", "errors"},
+    # what a table may name, the tables of schedules, generators and data sets know
+    "experiment": {
+        *("schedules", "nn.generators", "data", "files", "messages", "config", "errors"),
+    },
     "plan": {
         *("experiment", "network", "core", "schedules", "stages", "nn", "data", "wire.codec"),
-        *("delays", "messages", "config", "errors"),
+        *("delays", "messages", "config", "tables", "errors"),
     },
     "store": {
         *("files", "experiment", "plan", "core", "data", "messages", "config", "errors"),
     },
-    "report": {"files", "store", "core", "data.meta", "sampling", "errors"},
+    "report": {"files", "store", "core", "data.meta", "schedules", "sampling", "errors"},
     "drivers": {
         *("core", "wire", "stages", "nn.base", "plan", "data", "store", "report.traces"),
         *("delays", "schedules", "experiment.schema", "files", "messages", "config", "errors"),
     },
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
-        *("drivers.virtual", "delays", "schedules.base", "messages", "config", "errors"),
+        *("drivers.virtual", "delays", "schedules", "messages", "config", "errors"),
     },
 }
 
@@ -84,7 +89,8 @@ NEVER = {
 THIRD_PARTY = {
     "errors": set[str](),
     "core": set[str](),
-    "schedules": set[str](),
+    "schedules": {"msgspec"},
+    "tables": {"msgspec"},
     "messages": {"msgspec"},
     "config": {"msgspec"},
     "nn": {"numpy"},

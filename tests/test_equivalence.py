@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import networks
 import numpy as np
@@ -26,6 +26,7 @@ from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.build import Design, make_stage
 from asyncdni.plan.plan import Group
 from asyncdni.plan.rules import is_repeatable, repeatable_words
+from asyncdni.schedules import SCHEDULES
 from asyncdni.schedules.base import Source
 from asyncdni.stages.base import Forwarded
 from asyncdni.stages.numpy.block import Block, Pace
@@ -131,7 +132,7 @@ def assert_same_bits(result: Result, expected: Weights) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        *({"name": kind.__struct_config__.tag} for kind in get_args(config.Schedule)),
+        *({"name": name} for name in SCHEDULES),
         {"name": "local_loss", "replay": 2},
         {"name": "local_loss", "on_full": "skip"},
     ],
@@ -160,8 +161,8 @@ def test_weights_that_workers_share_are_repeatable_only_where_all_wait() -> None
 
 def test_each_schedule_is_among_those_that_repeat_or_among_those_that_do_not() -> None:
     repeated, _, others = repeatable_words().partition(";")
-    for kind in get_args(config.Schedule):
-        assert str(kind.__struct_config__.tag) in (repeated if kind.repeatable else others)
+    for name, options in SCHEDULES.items():
+        assert name in (repeated if options.repeatable else others)
 
 
 def weights_digest(result: Result) -> str:

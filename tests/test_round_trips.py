@@ -64,6 +64,8 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.dictionaries(*items, max_size=2)
         case inspect.UnionType():
             return st.one_of([values(one) for one in kind.types])
+        case inspect.StructType() if schema.variants(kind):
+            return st.one_of([values(one) for one in schema.variants(kind).values()])
         case inspect.StructType():
             fields = {one.encode_name: values(one.type) for one in kind.fields}
             tag = {kind.tag_field: st.just(kind.tag)} if kind.tag_field else {}

@@ -10,12 +10,12 @@ import pytest
 from asyncdni.core.worker import Worker
 from asyncdni.errors import ConfigError
 from asyncdni.plan.build import Design, make_worker
-from asyncdni.plan.rules import SYNTHETIC_LAG, lag_bounds, make_schedule
+from asyncdni.plan.rules import lag_bounds, make_schedule
 from asyncdni.schedules.base import NEVER, Asked
 from asyncdni.schedules.local_loss import LocalLoss
 from asyncdni.schedules.locked import Locked
 from asyncdni.schedules.one_f_one_b import OneF1B
-from asyncdni.schedules.synthetic import Synthetic
+from asyncdni.schedules.synthetic import USUAL_LAG, Synthetic
 
 CHAIN = networks.chain(4)
 FORK = networks.fork()
@@ -60,8 +60,8 @@ def workers(design: Design) -> dict[str, Worker]:
         ({"name": "1f1b", "microbatches": 2}, [1, 1, 1]),
         ({"name": "delayed"}, [3, 2, 1]),
         ({"name": "synthetic", "mix": 1.0}, [3, 2, 1]),
-        ({"name": "synthetic", "mix": 0.5}, [SYNTHETIC_LAG] * 3),
-        ({"name": "synthetic"}, [SYNTHETIC_LAG] * 3),
+        ({"name": "synthetic", "mix": 0.5}, [USUAL_LAG] * 3),
+        ({"name": "synthetic"}, [USUAL_LAG] * 3),
     ],
     ids=str,
 )

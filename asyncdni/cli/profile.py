@@ -24,6 +24,7 @@ from asyncdni.profiling.measurement import measure
 from asyncdni.profiling.report import document
 from asyncdni.report.columns import counted
 from asyncdni.report.machine import cores
+from asyncdni.schedules import SCHEDULES
 from asyncdni.store.tensors import write_atomically
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run", "show"]
@@ -32,13 +33,6 @@ _US = 1e6
 #: Columns of the table in the order of training, and their headings where they differ.
 _OPS = ("R", "F", "P", "B", SENDING, "b", "W", "U", "T", "C")
 _HEADINGS = {SENDING: "B+send"}
-#: What keeps a stage from going on, by schedule.
-_LOCKING = {
-    "locked": "no stage begins a batch before it has updated on the one before",
-    "gpipe": "no stage begins a batch before it has updated on the microbatches of the one before",
-    "1f1b": "no stage begins a batch before it has updated on the microbatches of the one before",
-    "delayed": "no stage may be farther ahead of the gradients that it awaits",
-}
 #: Ceilings as near as this to each other are the same.
 _NEAR = 0.99
 
@@ -192,7 +186,7 @@ def _limits(name: str, one: Mapping[str, Any], count: int, micro: str) -> str:
     if one["limit"] == "cores":
         work = f"{_us(one['total_s'])} {micro} of work a batch"
         return f"{counted(count, 'core')} for {work} limit it; slowest worker: {needs}."
-    return f"Locking limits it: {_LOCKING[name]}."
+    return f"Locking limits it: {SCHEDULES[name].waits_for}."
 
 
 def _split(split: Mapping[str, Any]) -> str:

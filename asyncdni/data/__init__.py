@@ -1,18 +1,19 @@
 """What is trained on: one module a data set, each with `describe(data)` and `load(data, seed)`.
 
-A new one gets a struct in `config` (its name and options), a module here, and a line below: among
-the samples, which stand by themselves, or among the windows of sequences.
+A new one is a module and a line in `DATA_SETS`. Its options are a struct that says whether it has
+samples, which stand by themselves, or windows of sequences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from asyncdni import config as options
+from asyncdni import config
 from asyncdni.data import (
     addition,
     cifar10,
@@ -31,7 +32,9 @@ from asyncdni.data.sequences import Sequences
 from asyncdni.errors import ConfigError, DataError
 
 __all__ = [
+    "DATA_SETS",
     "Batches",
+    "DataSet",
     "Dataset",
     "Inputs",
     "Meta",
@@ -46,55 +49,44 @@ __all__ = [
     "other_parts",
 ]
 
-_DESCRIBE: dict[type, Callable[[Any], Meta]] = {
-    options.Digits: digits.describe,
-    options.Mnist: mnist.describe,
-    options.Addition: addition.describe,
-    options.Npz: npz.describe,
-    options.DigitPairs: digit_pairs.describe,
-    options.Cifar10: cifar10.describe,
-    options.Copy: copying.describe,
-    options.RepeatCopy: copying.describe,
-    options.Text: text.describe,
-    options.Trigonometry: trigonometry.describe,
-}
-
-_CHECKSUMS: dict[type, Callable[[Any], dict[str, str]]] = {
-    options.Npz: npz.checksums,
-    options.Cifar10: cifar10.checksums,
-    options.Text: text.checksums,
-}
-
 _PIXELS = Inputs("uint8", 0, 255)
 
-#: Of samples that stand by themselves: others are never asked about but step by step.
-_INPUTS: dict[type, Callable[[Any], Inputs]] = {
-    options.Digits: lambda _: _PIXELS,
-    options.Mnist: lambda _: _PIXELS,
-    options.Addition: lambda _: Inputs("float", 0, 1),
-    options.Npz: npz.inputs,
-    options.DigitPairs: lambda _: _PIXELS,
-    options.Cifar10: lambda _: _PIXELS,
+
+@dataclass(frozen=True)
+class DataSet:
+    """All that the program knows of one data set."""
+
+    options: type[config.Data]  # its table [data]: `config.Samples` or `config.Windows`
+    describe: Callable[[Any], Meta]  # shapes and counts, without loading
+    load: Callable[[Any, int], Dataset | Sequences]  # with the run's seed
+    #: Kind and range of the inputs of samples, by which `predict` notices those on another scale.
+    inputs: Callable[[Any], Inputs] | None = None
+    #: Of arrays or files, by name; None for what is published or made by its options alone.
+    checksums: Callable[[Any], dict[str, str]] | None = None
+
+
+#: By the name that `[data]` in an experiment file gives it; messages list them in this order.
+DATA_SETS: dict[str, DataSet] = {
+    "digits": DataSet(config.Digits, digits.describe, digits.load, inputs=lambda _: _PIXELS),
+    "mnist": DataSet(config.Mnist, mnist.describe, mnist.load, inputs=lambda _: _PIXELS),
+    "addition": DataSet(
+        config.Addition, addition.describe, addition.load, inputs=lambda _: Inputs("float", 0, 1)
+    ),
+    "npz": DataSet(config.Npz, npz.describe, npz.load, npz.inputs, npz.checksums),
+    "digit_pairs": DataSet(
+        config.DigitPairs, digit_pairs.describe, digit_pairs.load, inputs=lambda _: _PIXELS
+    ),
+    "cifar10": DataSet(
+        config.Cifar10, cifar10.describe, cifar10.load, lambda _: _PIXELS, cifar10.checksums
+    ),
+    "copy": DataSet(config.Copy, copying.describe, copying.load),
+    "repeat_copy": DataSet(config.RepeatCopy, copying.describe, copying.load),
+    "text": DataSet(config.Text, text.describe, text.load, checksums=text.checksums),
+    "trigonometry": DataSet(config.Trigonometry, trigonometry.describe, trigonometry.load),
 }
 
-_SAMPLES: dict[type, Callable[[Any, int], Dataset]] = {
-    options.Digits: digits.load,
-    options.Mnist: mnist.load,
-    options.Addition: addition.load,
-    options.Npz: npz.load,
-    options.DigitPairs: digit_pairs.load,
-    options.Cifar10: cifar10.load,
-}
 
-_WINDOWS: dict[type, Callable[[Any, int], Sequences]] = {
-    options.Copy: copying.load,
-    options.RepeatCopy: copying.load,
-    options.Text: text.load,
-    options.Trigonometry: trigonometry.load,
-}
-
-
-def describe(data: options.Data) -> Meta:
+def describe(data: config.Data) -> Meta:
     """Shapes and counts of a data set without loading it; only `npz`, `cifar10` and `text` look at
     their files.
 
@@ -103,30 +95,30 @@ def describe(data: options.Data) -> Meta:
     where nothing is left to train on.
     """
     with _readable(data):
-        meta = _DESCRIBE[type(data)](data)
-    if type(data) in _WINDOWS:
+        meta = DATA_SETS[data.tag].describe(data)
+    if isinstance(data, config.Windows):
         return meta  # held out by now: single windows can't be taken out of a sequence
     meta = described(meta, data.validation)
     return described_as_inputs(meta) if _to_itself(data) else meta
 
 
-def identify(data: options.Data) -> Meta:
+def identify(data: config.Data) -> Meta:
     """`describe`, with what tells these samples from others of the same shapes: the kind and range
     of inputs, and checksums. Errors as for `describe`."""
-    measure = _INPUTS.get(type(data))
+    measure = DATA_SETS[data.tag].inputs
     return msgspec.structs.replace(
         describe(data), inputs=measure(data) if measure else None, checksums=checksums(data)
     )
 
 
-def checksums(data: options.Data) -> dict[str, str]:
+def checksums(data: config.Data) -> dict[str, str]:
     """Of arrays or files, by name; none of sets that are published, and known byte by byte, or made
     by their options alone. Raises `DataError` for files that can't be read."""
-    found = _CHECKSUMS.get(type(data))
+    found = DATA_SETS[data.tag].checksums
     return found(data) if found else {}
 
 
-def open_batches(data: options.Data, seed: int) -> Batches:
+def open_batches(data: config.Data, seed: int) -> Batches:
     """Any data set, checked and ready to be read from.
 
     `seed` is the run's: generated data depend on it, so that every schedule of one seed trains on
@@ -134,42 +126,44 @@ def open_batches(data: options.Data, seed: int) -> Batches:
     Raises `DataError` for what is missing, damaged or can't be trained on, and `ConfigError` as
     `describe` does.
     """
-    if type(data) not in _WINDOWS:
+    if not isinstance(data, config.Windows):
         dataset = load(data, seed)
         return Reconstruction(dataset) if _to_itself(data) else dataset
     with _readable(data):
-        sequences = _WINDOWS[type(data)](data, seed)
+        sequences = DATA_SETS[data.tag].load(data, seed)
+    assert isinstance(sequences, Sequences), f"{data.tag} loads no sequences"
     sequences.validate()
     return sequences
 
 
-def load(data: options.Data, seed: int) -> Dataset:
+def load(data: config.Data, seed: int) -> Dataset:
     """The arrays of a set of samples in memory; arguments and errors as for `open_batches`.
 
     Raises `ConfigError` for sequences, which have none.
     """
-    if type(data) in _WINDOWS:
+    if isinstance(data, config.Windows):
         raise ConfigError(
-            f"data.name: {data.__struct_config__.tag!r} is made of windows of sequences; "
+            f"data.name: {data.tag!r} is made of windows of sequences; "
             "expected a set of single samples here"
         )
     with _readable(data):
-        dataset = _SAMPLES[type(data)](data, seed)
+        dataset = DATA_SETS[data.tag].load(data, seed)
+    assert isinstance(dataset, Dataset), f"{data.tag} loads no samples"
     dataset.validate()
     return hold_out(dataset, data.validation)
 
 
 @contextmanager
-def _readable(data: options.Data) -> Iterator[None]:
+def _readable(data: config.Data) -> Iterator[None]:
     """What the system says of a path that nobody could have foreseen, in one line."""
     try:
         yield
     except OSError as error:
         where = getattr(data, "path", "") or error.filename or "its folder"
         raise DataError(
-            f"data set {data.__struct_config__.tag}: can't read {where}: {error.strerror or error}"
+            f"data set {data.tag}: can't read {where}: {error.strerror or error}"
         ) from error
 
 
-def _to_itself(data: options.Data) -> bool:
+def _to_itself(data: config.Data) -> bool:
     return getattr(data, "targets", "labels") == "inputs"

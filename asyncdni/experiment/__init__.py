@@ -100,7 +100,7 @@ def parse(tables: Mapping[str, Any]) -> config.Experiment:
     if isinstance(given, dict):
         _name_stages(given)
         _make_absolute(given, "")
-    experiment = msgspec.convert(checked(given, EXPERIMENT, ""), config.Experiment)
+    experiment: config.Experiment = checked(given, EXPERIMENT, "")
     experiment = _with_targets(experiment)
     _check_names(experiment.stages)
     check_texts(experiment)
@@ -134,9 +134,7 @@ def stage_optimizer(experiment: config.Experiment, stage: config.Stage) -> confi
     merged = _merge(experiment.optimizer, stage.optimizer, OPTIMIZER)
     index = experiment.stages.index(stage)
     place = f"{stage_place(index, stage.name)}.optimizer"
-    optimizer: config.Optimizer = msgspec.convert(
-        checked(merged, OPTIMIZER, place), config.Optimizer
-    )
+    optimizer: config.Optimizer = checked(merged, OPTIMIZER, place)
     return optimizer
 
 
@@ -146,7 +144,7 @@ def stage_schedule(experiment: config.Experiment, stage: config.Stage) -> config
         return experiment.schedule
     merged = _merge(experiment.schedule, stage.schedule, SCHEDULE)
     place = f"{stage_place(experiment.stages.index(stage), stage.name)}.schedule"
-    schedule: config.Schedule = msgspec.convert(checked(merged, SCHEDULE, place), config.Schedule)
+    schedule: config.Schedule = checked(merged, SCHEDULE, place)
     return schedule
 
 

@@ -1,7 +1,9 @@
 """Checks tables against the structs of `config`, with messages a user can act on.
 
 Every message is one line: the place (`stages[1] (hidden2).loss`), what was given, what is known or
-expected, and the nearest known name. What passes is accepted by `msgspec.convert`.
+expected, and the nearest known name. What passes comes back as the structs themselves. They are not
+left to `msgspec.convert`, whose unions of tagged structs are closed: anybody may add a schedule, a
+generator or a data set.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -18,7 +21,10 @@ from msgspec import inspect
 
 from asyncdni import config
 from asyncdni.config import COUNT_MAX
+from asyncdni.data import DATA_SETS
 from asyncdni.errors import ConfigError
+from asyncdni.nn.generators import generator_options
+from asyncdni.schedules import SCHEDULES
 
 __all__ = [
     "BYTES_PER_S_MAX",
@@ -119,7 +125,7 @@ def expected(kind: inspect.Type) -> str:
             return f"a list{' of at least one item' if least else ''}, each {expected(item)}"
         case inspect.VarTupleType(item_type=item):
             return f"a list, each {expected(item)}"
-        case inspect.UnionType() if variants(kind):
+        case inspect.UnionType() | inspect.StructType() if variants(kind):
             return f"a table whose {tag_key(kind)} is one of {listed(variants(kind))}"
         case inspect.UnionType(types=types):
             return " or ".join(
@@ -142,11 +148,31 @@ def _number(value: float) -> str:
 
 
 def variants(kind: inspect.Type) -> dict[str, inspect.StructType]:
-    """The kinds a table may be of, by the tag that says so; empty for anything else."""
+    """The kinds a table may be of, by the tag that says so; empty for anything else.
+
+    Those of a union of structs, or what the table for that base knows at this moment."""
+    if isinstance(kind, inspect.StructType):
+        known = _TABLES.get(kind.cls)
+        return {} if known is None else {tag: _type_of(one) for tag, one in known().items()}
     if not isinstance(kind, inspect.UnionType):
         return {}
     structs = [one for one in kind.types if isinstance(one, inspect.StructType)]
     return {str(one.tag): one for one in structs if one.tag is not None}
+
+
+@lru_cache
+def _type_of(table: type[msgspec.Struct]) -> inspect.StructType:
+    found = inspect.type_info(table)
+    assert isinstance(found, inspect.StructType)
+    return found
+
+
+#: The bases that anybody can add to, each with what is known of it, by tag.
+_TABLES: dict[type, Callable[[], Mapping[str, type[msgspec.Struct]]]] = {
+    config.Schedule: lambda: SCHEDULES,
+    config.Generator: generator_options,
+    config.Data: lambda: {name: one.options for name, one in DATA_SETS.items()},
+}
 
 
 def tag_key(kind: inspect.Type) -> str:
@@ -167,19 +193,21 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def checked(value: Any, kind: inspect.Type, place: str) -> Any:
-    """`value` as builtins that `msgspec.convert` accepts as `kind`; kinds of tables are filled in.
+    """`value` as `kind`: tables as their structs, numbers as the types that are declared.
 
     Raises `ConfigError` at the first mistake, naming the place.
     """
     match kind:
-        case inspect.UnionType() if variants(kind):
+        case inspect.UnionType() | inspect.StructType() if variants(kind):
             return _variant(value, kind, place)
         case inspect.UnionType():
             return _alternative(value, kind, place)
         case inspect.StructType():
             return _table(value, kind, place, place)
-        case inspect.ListType() | inspect.VarTupleType():
+        case inspect.ListType():
             return _list(value, kind, place)
+        case inspect.VarTupleType():
+            return tuple(_list(value, kind, place))
         case inspect.DictType(value_type=inspect.AnyType()):
             return _plain(_table_given(value, place), place)
         case inspect.DictType(value_type=item):
@@ -202,7 +230,9 @@ def default_tag(field: inspect.Field) -> str | None:
     return None if tag is None else str(tag)
 
 
-def _variant(value: Any, kind: inspect.UnionType, place: str) -> dict[str, Any]:
+def _variant(
+    value: Any, kind: inspect.UnionType | inspect.StructType, place: str
+) -> msgspec.Struct:
     choices, key, noun = variants(kind), tag_key(kind), _noun(place)
     if not isinstance(value, Mapping):
         raise ConfigError(
@@ -221,23 +251,24 @@ def _variant(value: Any, kind: inspect.UnionType, place: str) -> dict[str, Any]:
                 f"{place}: key {shown(name)} belongs to {noun} {listed(owners)}, not to {tag}; "
                 f"known keys: {listed((key, *_fields(choices[tag])))}"
             )
-    return {key: tag, **_table(rest, choices[tag], place, f"{place} ({tag})")}
+    return _table(rest, choices[tag], place, f"{place} ({tag})")
 
 
-def _table(value: Any, kind: inspect.StructType, place: str, title: str) -> dict[str, Any]:
+def _table(value: Any, kind: inspect.StructType, place: str, title: str) -> msgspec.Struct:
     fields = _fields(kind)
     for name in _table_given(value, place):
         if name not in fields:
             problem = unknown("key" if place else "section", name, fields)
             raise ConfigError(f"{title}: {problem}" if place else problem)
-    result = {}
+    result: dict[str, Any] = {}
     for name, field in fields.items():
         here = f"{place}.{name}" if place else name
         if name in value:
-            result[name] = checked(_with_tag(value[name], field), field.type, here)
+            result[field.name] = checked(_with_tag(value[name], field), field.type, here)
         elif field.required:
             raise ConfigError(f"{here}: missing; expected {expected(field.type)}")
-    return result
+    made: msgspec.Struct = kind.cls(**result)
+    return made
 
 
 def _with_tag(value: Any, field: inspect.Field) -> Any:

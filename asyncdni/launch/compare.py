@@ -50,6 +50,7 @@ from asyncdni.report.verdict import (
     latency_sentence,
     verdict,
 )
+from asyncdni.schedules import SCHEDULES
 from asyncdni.store.given import begin_with
 from asyncdni.store.run import EXPERIMENT, load_experiment
 
@@ -83,10 +84,6 @@ ZERO = "synthetic-zero"
 
 _CONTROLLED = "synthetic"
 _SCHEDULES = variants(SECTIONS["schedule"].type)
-#: Schedules in which a stage may have a schedule of its own.
-_DECOUPLED = ("local_loss", "synthetic")
-#: Schedules that a bound on lag means something to.
-_AHEAD = ("delayed", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -193,7 +190,7 @@ def _options(schedule: str) -> set[str]:
 
 
 def _taken_back(file: config.Experiment, schedule: str) -> list[str]:
-    changes = [] if schedule in _AHEAD else ["staleness={}"]
+    changes = [] if SCHEDULES[schedule].ahead else ["staleness={}"]
     if schedule == file.schedule.__struct_config__.tag:
         return changes
     return changes + [
@@ -204,7 +201,7 @@ def _taken_back(file: config.Experiment, schedule: str) -> list[str]:
 
 
 def _stands_beside(own: Mapping[str, object], schedule: str) -> bool:
-    return schedule in _DECOUPLED and own == {"name": BASELINE}
+    return SCHEDULES[schedule].decoupled and own == {"name": BASELINE}
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -743,7 +740,7 @@ def _ceiling(entry: Entry) -> Measure:
         summary,
         entry.producers,
         cores(),
-        microbatches=getattr(entry.experiment.schedule, "microbatches", 1),
+        microbatches=entry.experiment.schedule.microbatches,
         lag=_lag(entry),
         latency_s=_least_latency(entry.experiment),
     )

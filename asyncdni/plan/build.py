@@ -31,17 +31,17 @@ from asyncdni.nn.generators.error import LocalHead
 from asyncdni.nn.input_model import InputModel
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.streams import layer_streams
+from asyncdni.plan.checks import check_rules
 from asyncdni.plan.conditions import check_conditions, neighbours
 from asyncdni.plan.plan import (
     Group,
     Plan,
     cut_every_s,
     make_plan,
-    own_schedule,
     shared_with,
     snapshot_every_s,
 )
-from asyncdni.plan.rules import check_rules, goes_on, late_gradients
+from asyncdni.plan.rules import goes_on, late_gradients
 from asyncdni.plan.rules import make_worker as _make_worker
 from asyncdni.plan.sizes import check_messages
 from asyncdni.schedules.base import Groups
@@ -72,11 +72,10 @@ __all__ = [
 # same in every process and under every split.
 
 
-def make_exit_generator(
-    schedule: config.Schedule, network: Network, group: Group, run: config.Run
-) -> Generator | None:
+def make_exit_generator(network: Network, group: Group, run: config.Run) -> Generator | None:
     """What gives the group's exit a gradient at once; None where it waits, or has no consumers."""
-    if group.exit is None:
+    options = group.schedule.predictor
+    if group.exit is None or options is None:
         return None
     node = network.node(group.exit)
     row = network.row_shape(node.output_shape)
@@ -89,16 +88,13 @@ def make_exit_generator(
         dtype=np.dtype(run.dtype),
         streams=layer_streams(run.seed, f"{node.name}.generator"),
     )
-    match schedule:
-        case config.LocalLoss(head=head):
-            return build(LocalHead(hidden=head.hidden, learning_rate=head.learning_rate))
-        case config.Synthetic(generator=options) if schedule.mix < 1:
-            kind, values = str(options.__struct_config__.tag), msgspec.structs.asdict(options)
-            if len(row) == 3 and kind in MAP_GENERATORS:
-                return build(MAP_GENERATORS[kind](**values), shape=row)
-            values.pop("cells", None)  # of feature maps
-            return build(make_generator(kind, **values))
-    return None
+    values = msgspec.structs.asdict(options)
+    if isinstance(options, config.LocalHead):
+        return build(LocalHead(**values))
+    if len(row) == 3 and options.tag in MAP_GENERATORS:
+        return build(MAP_GENERATORS[options.tag](**values), shape=row)
+    values.pop("cells", None)  # of feature maps
+    return build(make_generator(options.tag, **values))
 
 
 def _build(generator: Generator, **options: Any) -> Generator:
@@ -107,17 +103,18 @@ def _build(generator: Generator, **options: Any) -> Generator:
 
 
 def make_input_models(
-    schedule: config.Schedule, network: Network, group: Group, meta: Meta, run: config.Run
+    network: Network, group: Group, meta: Meta, run: config.Run
 ) -> dict[str, InputModel]:
     """By declared producer in another group; none where inputs are waited for."""
-    if not (group.synthetic_inputs and isinstance(schedule, config.Synthetic)):
+    options = group.schedule.input_predictor
+    if options is None or not group.synthetic_inputs:
         return {}
     members = {node.name for node in group.members}
     found: dict[str, InputModel] = {}
     for node in group.members:
         for name in node.inputs:
             if name != DATA and name not in members and name not in found:
-                found[name] = _input_model(schedule.input_model, network, node, name, meta, run)
+                found[name] = _input_model(options, network, node, name, meta, run)
     return found
 
 
@@ -194,7 +191,6 @@ def make_stage(design: Design, group: Group) -> NumpyStage:
 def _seeded_stage(design: Design, group: Group) -> NumpyStage:
     run, plan = design.experiment.run, design.plan
     by_name = {stage.name: stage for stage in design.experiment.stages}
-    schedule = own_schedule(design.experiment, group)
     delayed = late_gradients(design.experiment, plan, group)
     total = run.epochs * plan.updates_per_epoch
     pace = Pace(plan.updates_per_epoch, total, plan.microbatches, plan.batches_per_epoch)
@@ -212,18 +208,15 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
         )
         for node in group.members
     ]
-    generator = make_exit_generator(schedule, design.network, group, run)
     sharing = Sharing(blocks, [design.network.sharers(node.name) for node in group.members])
-    if not isinstance(schedule, config.Synthetic):
-        return NumpyStage(blocks, group.exit, generator, steps=design.meta.steps, sharing=sharing)
     return NumpyStage(
         blocks,
         group.exit,
-        generator,
+        make_exit_generator(design.network, group, run),
         sharing=sharing,
-        mix=schedule.mix,
-        input_models=make_input_models(schedule, design.network, group, design.meta, run),
-        agreement_every=AGREEMENT_EVERY if schedule.guard is None else 1,
+        mix=group.schedule.mix,
+        input_models=make_input_models(design.network, group, design.meta, run),
+        agreement_every=AGREEMENT_EVERY if group.schedule.guard is None else 1,
         steps=design.meta.steps,
     )
 
@@ -325,7 +318,7 @@ def make_roster(
         silence_s=limits.silence_s,
         stuck_s=limits.stuck_s,
         restarts=chosen.recovery.restarts,
-        goes_on=goes_on(chosen, plan),
+        goes_on=goes_on(plan),
         rolls_back=chosen.numbers.policy == "roll_back",
         cut_every_s=cut_every_s(chosen.checkpoint),
         cut_positions=frozenset(plan.cuts),

@@ -19,7 +19,7 @@ from asyncdni.nn.base import Layer
 from asyncdni.nn.layers import make_layer
 from asyncdni.nn.layers.recurrent import Recurrent
 from asyncdni.plan.build import Design, make_exit_generator, make_input_models
-from asyncdni.plan.plan import Group, own_schedule
+from asyncdni.plan.plan import Group
 
 __all__ = [
     "FORMATS",
@@ -32,9 +32,11 @@ __all__ = [
     "layer_text",
     "models_of",
     "parameters",
-    "schedule_text",
     "shape_text",
 ]
+
+
+_HEAD = "local head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +80,8 @@ def describe_workers(design: Design) -> str:
             sends, to = f"{group.exit} {shape}", ", ".join(group.consumers)
         titles = ", ".join(model.title for model in models) or "-"
         total = f"{sum(model.parameters for model in models):,}"
-        rows.append((group.name, schedule_text(design, group), sends, to, titles, total))
+        rows.append((group.name, group.schedule.text, sends, to, titles, total))
     return _aligned(rows)
-
-
-def schedule_text(design: Design, group: Group) -> str:
-    """The worker's schedule: "synthetic", "1f1b, 4 microbatches"."""
-    own = own_schedule(design.experiment, group)
-    name = str(own.__struct_config__.tag)
-    microbatches = getattr(own, "microbatches", 1)
-    return f"{name}, {microbatches} microbatches" if microbatches > 1 else name
 
 
 # --- sizes ---------------------------------------------------------------------------------------
@@ -101,12 +95,13 @@ def parameters(node: Node, *, allow_import: bool = False) -> int:
 def models_of(design: Design, group: Group) -> list[Model]:
     """Built to be counted: the generator or local head at the worker's exit, its input models, and
     the generators of its recurrent layers, which predict what comes after a window."""
-    own, run = own_schedule(design.experiment, group), design.experiment.run
+    options, run = group.schedule.predictor, design.experiment.run
     found = []
-    generator = make_exit_generator(own, design.network, group, run)
+    generator = make_exit_generator(design.network, group, run)
     if generator is not None and group.exit is not None:
-        found.append(Model(_title(own), group.exit, count(generator)))
-    inputs = make_input_models(own, design.network, group, design.meta, run)
+        title = f"{options.tag} generator" if isinstance(options, config.Generator) else _HEAD
+        found.append(Model(title, group.exit, count(generator)))
+    inputs = make_input_models(design.network, group, design.meta, run)
     for producer, model in inputs.items():
         reader = next(node.name for node in group.members if producer in node.inputs)
         found.append(Model(f"input model of {producer}", reader, count(model)))
@@ -139,12 +134,6 @@ def _built(node: Node, allow_import: bool) -> Sequence[Layer]:
         shape = layer.build(shape, np.dtype(np.float32), lambda purpose: np.random.default_rng(0))
         layers.append(layer)
     return layers
-
-
-def _title(schedule: config.Schedule) -> str:
-    if isinstance(schedule, config.Synthetic):
-        return f"{schedule.generator.__struct_config__.tag} generator"
-    return "local head"
 
 
 # --- words ---------------------------------------------------------------------------------------
@@ -245,10 +234,10 @@ def draw(text: str, form: str) -> bytes:
 def _cluster(design: Design, group: Group) -> Iterator[str]:
     """The data are read, and kept, by the worker that hosts them."""
     yield f'subgraph "cluster_{group.index}" {{'
-    title = _label(f"worker {group.name} ({schedule_text(design, group)})")
+    title = _label(f"worker {group.name} ({group.schedule.text})")
     yield f"{_INDENT}{title} labeljust=l style=rounded color=gray50"
     if group.index == design.plan.host:
-        name = str(design.experiment.data.__struct_config__.tag)
+        name = design.experiment.data.tag
         label = _label(DATA, name, shape_text(design.network.data_shape))
         yield f"{_INDENT}{_quoted(DATA)} [{label} shape=cylinder]"
     for node in group.members:

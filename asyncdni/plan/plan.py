@@ -25,7 +25,6 @@ __all__ = [
     "barriers",
     "cut_every_s",
     "make_plan",
-    "own_schedule",
     "shared_with",
     "snapshot_every_s",
 ]
@@ -52,6 +51,7 @@ class Group:
     exit: str | None  # the one member whose activation leaves the group
     has_loss: bool
     reads_data: bool
+    schedule: config.Schedule  # of its exit, or of its last stage: inside it gradients are exact
     synthetic_inputs: bool = False  # it gets the data as well, to predict its inputs from
     depth: int = 0  # groups between it and the farthest loss
 
@@ -90,8 +90,8 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
     sample where a batch norm would see it.
     """
     run, batch_size = experiment.run, experiment.data.batch_size
-    groups = _groups(network, _split(run.split, network))
-    if getattr(experiment.schedule, "synthetic_inputs", False):
+    groups = _groups(experiment, network, _split(run.split, network))
+    if experiment.schedule.synthetic_inputs:
         groups = tuple(map(_fed, groups))
     if isinstance(run.pin, list) and len(run.pin) != len(groups):
         raise ConfigError(
@@ -159,7 +159,7 @@ def snapshot_every_s(checkpoint: config.Checkpoint) -> float | None:
 
 def _microbatches(experiment: config.Experiment) -> int:
     """Of one batch; only synchronous pipelines cut it up."""
-    count: int = getattr(experiment.schedule, "microbatches", 1)
+    count = experiment.schedule.microbatches
     batch_size = experiment.data.batch_size
     if batch_size % count:
         raise ConfigError(
@@ -199,7 +199,9 @@ def _split(split: Sequence[int] | None, network: Network) -> list[int]:
     return list(split)
 
 
-def _groups(network: Network, split: Sequence[int]) -> tuple[Group, ...]:
+def _groups(
+    experiment: config.Experiment, network: Network, split: Sequence[int]
+) -> tuple[Group, ...]:
     parts: list[tuple[Node, ...]] = []
     start = 0
     for count in split:
@@ -207,7 +209,9 @@ def _groups(network: Network, split: Sequence[int]) -> tuple[Group, ...]:
         start += count
     names = [_name(part) for part in parts]
     home = {node.name: name for name, part in zip(names, parts, strict=True) for node in part}
-    groups = [_group(name, index, parts[index], home) for index, name in enumerate(names)]
+    groups = [
+        _group(experiment, name, index, parts[index], home) for index, name in enumerate(names)
+    ]
     depths: dict[str, int] = {}
     for group in reversed(groups):  # consumers come later
         depths[group.name] = max((depths[name] + 1 for name in group.consumers), default=0)
@@ -230,7 +234,13 @@ def _name(members: Sequence[Node]) -> str:
     return f"{members[0].name}..{members[-1].name}"
 
 
-def _group(name: str, index: int, members: tuple[Node, ...], home: dict[str, str]) -> Group:
+def _group(
+    experiment: config.Experiment,
+    name: str,
+    index: int,
+    members: tuple[Node, ...],
+    home: dict[str, str],
+) -> Group:
     """`home` says which group each declared stage is in."""
     sources = [home.get(node, DATA) for member in members for node in member.inputs]
     readers = {home[node] for member in members for node in member.consumers} - {name}
@@ -243,6 +253,7 @@ def _group(name: str, index: int, members: tuple[Node, ...], home: dict[str, str
             "expected those of one stage; split so that they are in different workers, or their "
             "readers in the same one"
         )
+    last = exits[0] if exits else members[-1].name
     return Group(
         name=name,
         index=index,
@@ -252,7 +263,12 @@ def _group(name: str, index: int, members: tuple[Node, ...], home: dict[str, str
         exit=exits[0] if exits else None,
         has_loss=any(member.loss is not None for member in members),
         reads_data=DATA in sources,
+        schedule=stage_schedule(experiment, _stage(experiment, last)),
     )
+
+
+def _stage(experiment: config.Experiment, name: str) -> config.Stage:
+    return next(stage for stage in experiment.stages if stage.name == name)
 
 
 def _check_single_sample(
@@ -268,10 +284,10 @@ def _check_single_sample(
         return
     normalised = [node.place for node in network.nodes if any(map(_is_batch_norm, node.layers))]
     for group in groups:
-        own = own_schedule(experiment, group)
-        if group.exit and _generator_normalises(own):
+        model, inputs = group.schedule.predictor, group.schedule.input_predictor
+        if group.exit and model is not None and model.normalises:
             normalised.append(f"the generator of {group.exit}")
-        if group.synthetic_inputs and isinstance(own, config.Synthetic) and own.input_model.hidden:
+        if group.synthetic_inputs and inputs is not None and inputs.hidden:
             normalised.append(f"the input model of {group.name}")
     if normalised:
         what = "every training batch" if batch_size == 1 else "the last training batch of an epoch"
@@ -282,19 +298,6 @@ def _check_single_sample(
             f"have 1 (data.batch_size = {experiment.data.batch_size}{cut}, {samples} training "
             f"samples); {_cure(batch_size, samples) if count == 1 else ''}do without batch_norm"
         )
-
-
-def own_schedule(experiment: config.Experiment, group: Group) -> config.Schedule:
-    """Of the stage whose activation leaves the group (within it gradients are exact anyway), or of
-    its last one."""
-    name = group.exit or group.members[-1].name
-    stage = next(stage for stage in experiment.stages if stage.name == name)
-    return stage_schedule(experiment, stage)
-
-
-def _generator_normalises(schedule: config.Schedule) -> bool:
-    generator = getattr(schedule, "generator", None)
-    return isinstance(generator, config.MlpGenerator) and bool(generator.hidden)
 
 
 def _is_batch_norm(layer: object) -> bool:

@@ -7,10 +7,9 @@ said here, never less.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -22,7 +21,8 @@ from asyncdni.errors import ConfigError, ProtocolError
 from asyncdni.messages import DATA, Welcome
 from asyncdni.network import Network, Node
 from asyncdni.nn.layers import make_layer
-from asyncdni.plan.plan import Group, Plan, own_schedule, shared_with
+from asyncdni.plan.plan import Group, Plan, shared_with
+from asyncdni.tables import chain_size
 from asyncdni.wire.codec import encode
 
 __all__ = ["check_memory", "check_messages", "worker_bytes"]
@@ -114,16 +114,13 @@ def worker_bytes(
     allow_import: bool = False,
 ) -> int:
     """What the worker of `group` needs at least."""
-    schedule = own_schedule(chosen, group)
     parameters = sum(_parameters(node, allow_import) for node in group.members)
-    parameters += _exit_parameters(schedule, network, group)
-    parameters += _input_parameters(schedule, network, group)
+    parameters += _exit_parameters(network, group)
+    parameters += _input_parameters(network, group)
     rows = sum(math.prod(node.output_shape) for node in group.members)
     samples = min(plan.batch_size, meta.train_samples)
-    data = 0
-    if group.index == plan.host and isinstance(chosen.data, config.Addition | config.DigitPairs):
-        held = chosen.data.examples + chosen.data.test_examples
-        data = held * (math.prod(meta.input_shape) + meta.outputs)
+    held = chosen.data.held_samples if group.index == plan.host else 0
+    data = held * (math.prod(meta.input_shape) + meta.outputs)
     itemsize = np.dtype(chosen.run.dtype).itemsize
     return itemsize * (_COPIES * parameters + samples * rows + data)
 
@@ -140,46 +137,26 @@ def _parameters(node: Node, allow_import: bool) -> int:
     return found
 
 
-def _exit_parameters(schedule: config.Schedule, network: Network, group: Group) -> int:
+def _exit_parameters(network: Network, group: Group) -> int:
     """Of the generator, or of the local head, at the worker's exit."""
-    if group.exit is None:
+    model = group.schedule.predictor
+    if group.exit is None or model is None:
         return 0
     node = network.node(group.exit)
-    row = network.row_shape(node.output_shape)
-    width, (_, outputs) = math.prod(row), network.target_of(node)
-    match schedule:
-        case config.LocalLoss(head=head):
-            return _chain((width, *head.hidden, outputs))
-        case config.Synthetic(generator=generator) if schedule.mix < 1:
-            inputs = width + outputs * getattr(generator, "labels", False)
-            match generator:
-                case config.LinearGenerator():
-                    return _chain((inputs, width))
-                case config.LowRankGenerator(rank=rank):
-                    return _chain((inputs, rank, width))
-                case config.MlpGenerator(hidden=hidden):
-                    return _chain((inputs, *hidden, width))
-                case config.ConvolutionalGenerator(hidden=hidden, kernel=kernel):
-                    planes = row[0] + outputs * generator.labels
-                    return _chain((planes, *hidden, row[0])) * kernel**2
-    return 0
+    _, outputs = network.target_of(node)
+    return model.size(network.row_shape(node.output_shape), outputs)
 
 
-def _input_parameters(schedule: config.Schedule, network: Network, group: Group) -> int:
+def _input_parameters(network: Network, group: Group) -> int:
     """Of the models that predict what comes from other workers."""
-    if not (group.synthetic_inputs and isinstance(schedule, config.Synthetic)):
+    options, data = group.schedule.input_predictor, math.prod(network.data_shape)
+    if options is None or not group.synthetic_inputs:
         return 0
     members = {node.name for node in group.members}
     producers = {name for node in group.members for name in node.inputs} - members - {DATA}
-    options, data = schedule.input_model, math.prod(network.data_shape)
     inputs = data + network.outputs * options.labels
     widths = (math.prod(network.node(name).output_shape) for name in producers)
-    return sum(_chain((inputs, *options.hidden, width)) for width in widths)
-
-
-def _chain(widths: Sequence[int]) -> int:
-    """Weights of dense layers from each width to the next."""
-    return sum(a * b for a, b in itertools.pairwise(widths))
+    return sum(chain_size((inputs, *options.hidden, width)) for width in widths)
 
 
 def _memory_bytes() -> int:

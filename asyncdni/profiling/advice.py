@@ -18,8 +18,9 @@ from asyncdni.plan.build import Design, make_design
 from asyncdni.plan.conditions import neighbours
 from asyncdni.profiling.prediction import EVENTS, Prediction, Prices, predict, price, worker_costs
 from asyncdni.profiling.wire import Wire
+from asyncdni.schedules import SCHEDULES
 
-__all__ = ["SCHEDULES", "Advice", "Candidate", "Row", "Scene", "advise", "best_split", "is_slow"]
+__all__ = ["Advice", "Candidate", "Row", "Scene", "advise", "best_split", "is_slow"]
 
 # --- splits --------------------------------------------------------------------------------------
 #
@@ -80,8 +81,6 @@ def _least_total(
 # Runs that could be made of an experiment: each schedule on its best split over so many workers,
 # as they would stand on the hosts given.
 
-#: Those that can be compared, the ones first that wait for every update.
-SCHEDULES = ("locked", "gpipe", "1f1b", "delayed", "local_loss", "synthetic")
 _FAST = config.Link()
 
 
@@ -105,7 +104,7 @@ class Scene:
     batches: int  # to measure ops on
     allow_import: bool = False
     events: int = EVENTS  # of each simulated run, about
-    _prices: dict[tuple[bool, int], Prices] = field(default_factory=dict)
+    _prices: dict[tuple[str, int], Prices] = field(default_factory=dict)
 
     def candidate(self, schedule: str, workers: int, *, lag: int | None = None) -> Candidate:
         """On the split that has the highest ceiling.
@@ -169,13 +168,12 @@ class Scene:
         return make_design(chosen, self.meta, allow_import=self.allow_import)
 
     def _priced(self, design: Design) -> Prices:
-        """Schedules do the same ops, but for `local_loss`, and on microbatches."""
+        """Most schedules do the same ops, whose prices they share; microbatches have their own."""
         schedule = design.experiment.schedule
-        local = isinstance(schedule, config.LocalLoss)
-        key = local, design.plan.batch_size
+        key = schedule.priced_as, design.plan.batch_size
         if key not in self._prices:
-            if not local and design.plan.microbatches == 1:
-                design = self._design(self._options("synthetic", None), None)
+            if schedule.priced_as != schedule.tag and design.plan.microbatches == 1:
+                design = self._design(self._options(schedule.priced_as, None), None)
             self._prices[key] = price(design, self.wire, self.batches)
         return self._prices[key]
 
@@ -221,10 +219,6 @@ def is_slow(links: config.Links) -> bool:
 
 #: Of a prediction without a condition over that with it: from here on the condition is what limits.
 _LIMITING = 1.1
-#: Schedules whose stages learn without a gradient from above.
-_DECOUPLED = ("local_loss", "synthetic")
-#: Whose stages learn what the network's loss asks for.
-_TRUE = tuple(one for one in SCHEDULES if one != "local_loss")
 #: Rates as near as this to the best are as good, where something else speaks for them.
 _NEAR = 0.9
 
@@ -268,15 +262,19 @@ def advise(scene: Scene, workers: int) -> Advice:
             rows.append(_row(scene, candidates, schedule, workers, schedule))
         rows += _with_lag(scene, candidates, rows, workers)
         rows += _with_fewer(scene, candidates, rows, workers)
-    own = scene.chosen.schedule.__struct_config__.tag
-    known = [row for row in rows if row.prediction and row.schedule in (*_TRUE, own)]
+    own = scene.chosen.schedule.tag
+    known = [
+        row
+        for row in rows
+        if row.prediction and (row.schedule == own or not SCHEDULES[row.schedule].greedy)
+    ]
     alone = known[0]
     best = _fastest(known, alone)
     return Advice(
         rows=tuple(rows),
         best=best,
-        decoupled=_best_of([row for row in known if row.schedule in _DECOUPLED]),
-        waiting=_fastest([row for row in known if row.schedule not in _DECOUPLED], alone),
+        decoupled=_best_of([row for row in known if SCHEDULES[row.schedule].decoupled]),
+        waiting=_fastest([row for row in known if not SCHEDULES[row.schedule].decoupled], alone),
         alone=alone,
         limit=_limit(scene, candidates[best.name], best),
     )
@@ -332,7 +330,7 @@ def _with_fewer(
     scene: Scene, candidates: dict[str, Candidate], rows: Sequence[Row], workers: int
 ) -> list[Row]:
     """`synthetic` over as few workers as arithmetic needs for the same rate."""
-    if rows[-1].refused and rows[-1].schedule == "synthetic":
+    if any(row.refused for row in rows if row.schedule == "synthetic"):
         return []
     fewer = scene.fewest("synthetic", workers, _NEAR)
     if fewer in (1, workers):

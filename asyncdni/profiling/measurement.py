@@ -79,12 +79,10 @@ def _bytes(path: Path) -> int:
     return int(number) * factor if number.isdecimal() else 0
 
 
-#: Batches of one schedule in a row; a multiple of _FIT_EVERY_MAX.
+#: Batches of one schedule in a row; a multiple of how often `rehearsed` has an op done.
 _SEGMENT = 8
 #: Batches at the start that are not counted: memory is touched for the first time.
 WARM_UP = 2 * _SEGMENT
-#: A rarer fit is measured this often. An op takes as long, however often it is done.
-_FIT_EVERY_MAX = 4
 
 
 @dataclass(frozen=True)
@@ -165,13 +163,7 @@ def check_priced(design: Design) -> None:
     shared = next((node.name for node in design.network.nodes if node.weights), None)
     if shared is not None:
         wrong = f"stage {shared} uses the weights of another one"
-    if isinstance(schedule, config.Synthetic):
-        plain = config.Synthetic()
-        for key in ("mix", "update_probability", "synthetic_inputs", "guard"):
-            if getattr(schedule, key) != getattr(plain, key):
-                wrong = f"schedule.{key} is set"
-        if schedule.target == "half":
-            wrong = "schedule.target is 'half'"
+    wrong = schedule.unpriced() or wrong
     if wrong:
         raise ConfigError(
             f"{wrong}: which ops a batch takes then varies, and a profile can't tell what it "
@@ -182,31 +174,22 @@ def check_priced(design: Design) -> None:
 def schedules_of(design: Design) -> dict[str, config.Schedule]:
     """`locked`, with the experiment's options where it has them, and its own where it is not."""
     own = design.experiment.schedule
-    locked = config.Locked(split_backward=getattr(own, "split_backward", True))
-    return {"locked": locked, str(own.__struct_config__.tag): own}
+    return {"locked": config.Locked(split_backward=own.split_backward), own.tag: own}
 
 
 def _rehearsed(design: Design) -> list[config.Schedule]:
     """Those of `schedules_of` whose ops are not those of another one."""
-    decoupled = (config.Synthetic, config.LocalLoss)
-    return [
-        one for one in schedules_of(design).values() if isinstance(one, (config.Locked, *decoupled))
-    ]
+    return [one for one in schedules_of(design).values() if one.locks or one.decoupled]
 
 
 def _apart(design: Design, options: config.Schedule) -> Design:
     """Every stage a worker, under that schedule."""
-    if isinstance(options, config.Synthetic):
-        often = min(options.fit_every, _FIT_EVERY_MAX)
-        options = msgspec.structs.replace(options, fit_every=often)
-    elif isinstance(options, config.LocalLoss):
-        options = msgspec.structs.replace(options, replay=0)
     chosen = design.experiment
     changed = msgspec.structs.replace(
         chosen,
         data=msgspec.structs.replace(chosen.data, batch_size=design.plan.batch_size),
         run=msgspec.structs.replace(chosen.run, split=None),
-        schedule=options,
+        schedule=options.rehearsed(),
         # Each stage by itself: what is said of links and workers means nothing here.
         staleness=config.Staleness(),
         links=config.Links(),

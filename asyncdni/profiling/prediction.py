@@ -67,27 +67,18 @@ def worker_costs(
     if len(exits) > 1:
         return None
     price = _Price(members, inside, seconds)
-    costs = {"F": price.every("F"), "U": price.every("U") / getattr(schedule, "microbatches", 1)}
+    costs = {"F": price.every("F"), "U": price.every("U") / schedule.microbatches}
     costs["R"] = sum(seconds[name].get("R", 0.0) for name in inside)
-    if isinstance(schedule, config.LocalLoss):
-        head = {"P": seconds[exits[0]]["P"]} if exits else {}
-        return {**costs, **head, "B": price.backward(sending=0.0)}
-    if not isinstance(schedule, config.Synthetic):
-        if schedule.split_backward and price.relays:
-            return {**costs, "b": price.relay(), "W": price.learning()}
-        return {**costs, "B": price.backward(sending=1.0)}
-    share = 1.0 / schedule.fit_every
-    sends_on_learning = not exits or schedule.target == "bootstrap"
-    costs["B"] = price.backward(sending=share if sends_on_learning else 0.0)
-    if exits:
-        exit_ops = seconds[exits[0]]
-        costs["P"] = exit_ops["P"]
-        costs["T"] = share * exit_ops["T"]
-        if schedule.target == "true":
-            costs["b"] = share * price.relay()
-        if schedule.correct:
-            costs["C"] = share * price.backward(sending=0.0)
-    return costs
+    work = schedule.work(exits=bool(exits), relays=bool(price.relays))
+    ways: dict[str, Callable[[], float]] = {
+        "B": lambda: price.backward(sending=work.sending),
+        "b": price.relay,
+        "W": price.learning,
+        "C": lambda: price.backward(sending=0.0),
+        "P": lambda: seconds[exits[0]]["P"],
+        "T": lambda: seconds[exits[0]]["T"],
+    }
+    return costs | {letter: share * ways[letter]() for letter, share in work.ops.items()}
 
 
 def op_costs(members: Sequence[Node], seconds: Seconds) -> dict[str, float]:
@@ -370,7 +361,7 @@ def predict(
     period_s = max(_period(shortened, result), *work_s.values(), *(one / cores for one in of_hosts))
     counters = result.counters
     return Prediction(
-        schedule=str(design.experiment.schedule.__struct_config__.tag),
+        schedule=design.experiment.schedule.tag,
         split=tuple(len(group.members) for group in plan.groups),
         samples_per_s=_samples(design) / period_s,
         idle={name: max(0.0, 1.0 - work_s[name] / period_s) for name in names},
@@ -405,11 +396,9 @@ def _shortened(design: Design, units: int) -> Design:
     """So many whole batches, then the end; as training goes once it has got going."""
     plan, chosen = design.plan, design.experiment
     batches = units * plan.microbatches
-    schedule = chosen.schedule
-    if isinstance(schedule, config.Synthetic):
-        schedule = msgspec.structs.replace(schedule, fit_first=0)
     plan = replace(
         plan,
+        groups=tuple(replace(one, schedule=one.schedule.settled()) for one in plan.groups),
         batches=batches,
         batches_per_epoch=batches,
         updates_per_epoch=units,
@@ -422,7 +411,9 @@ def _shortened(design: Design, units: int) -> Design:
     meta = msgspec.structs.replace(design.meta, train_samples=samples)
     return replace(
         design,
-        experiment=msgspec.structs.replace(chosen, schedule=schedule, limits=limits),
+        experiment=msgspec.structs.replace(
+            chosen, schedule=chosen.schedule.settled(), limits=limits
+        ),
         plan=plan,
         meta=meta,
     )
@@ -434,7 +425,7 @@ def _pins(design: Design, cores: int) -> dict[str, int]:
     if isinstance(run.pin, list):
         return {group.name: run.pin[group.index] % cores for group in groups}
     alone = len(groups) == 1 or run.threads > 1
-    if run.pin == "none" or alone or not isinstance(design.experiment.schedule, config.Locked):
+    if run.pin == "none" or alone or not design.experiment.schedule.locks:
         return {}
     return {group.name: group.index % cores for group in groups}
 

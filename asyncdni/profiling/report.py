@@ -40,7 +40,7 @@ def document(
         "cores": cores,
         "batch_size": design.plan.batch_size,
         "microbatches": design.plan.microbatches,
-        "fit_every": getattr(design.experiment.schedule, "fit_every", 1),
+        "fit_every": design.experiment.schedule.fit_every,
         "batches": measured.batches,
         "warm_up_batches": WARM_UP,
         "stages": judge.stages(),

@@ -9,8 +9,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from asyncdni.schedules import SCHEDULES
+
 __all__ = [
-    "SCHEDULES",
     "SHARES",
     "Ops",
     "ceiling",
@@ -64,8 +65,6 @@ __all__ = [
 Ops = Mapping[str, float]
 Producers = Mapping[str, Sequence[str]]
 
-_GROUPED = ("gpipe", "1f1b")
-
 
 def locking_period(
     schedule: str,
@@ -78,20 +77,20 @@ def locking_period(
 ) -> float:
     """Seconds that locking alone sets between two batches (microbatches), on any number of cores.
 
-    `schedule`: `locked`, `gpipe`, `1f1b` or `delayed`. All else as for `ceilings.ceiling`; only
-    F, B, b, W and U count.
+    0 for a `schedule` without a `cycle`, whose stages wait for nobody. All else as for `ceiling`;
+    only F, B, b, W and U count.
     """
+    cycle = SCHEDULES[schedule].cycle
+    if cycle is None:
+        return 0.0
     ahead = _distances(costs, producers)
     longest = 0.0
     for start in costs:
         group = _Group(start, costs, producers, latency_s)
-        if schedule in _GROUPED:
-            group.go(microbatches, None if schedule == "gpipe" else ahead)
-            shared_by = microbatches
-        else:
-            group.go(1)
-            own = ahead[start] if lag is None else lag
-            shared_by = 1 + own if schedule == "delayed" else 1
+        shared_by = microbatches if cycle.group else 1
+        group.go(shared_by, ahead if cycle.narrow else None)
+        if cycle.lag:
+            shared_by += ahead[start] if lag is None else lag
         longest = max(longest, group.updated() / shared_by)
     return longest
 
@@ -193,8 +192,7 @@ def _back(ops: Ops) -> float:
 # Three things hold a schedule back, and the scarcest decides:
 #
 # - **cores**: a batch needs so many CPU seconds in all workers together, and no more than `cores`
-# of
-#   them are done in a second;
+#   of them are done in a second;
 # - **the slowest worker**: each batch takes all of its ops there, one after the other;
 # - **locking** (but for `synthetic` and `local_loss`): a stage forwards no further before it has
 #   learned from what it has forwarded. `locking` has the seconds.
@@ -202,10 +200,6 @@ def _back(ops: Ops) -> float:
 # A schedule that is decoupled by local gradients updates at once: with enough batches on the way
 # only its cores and its slowest worker hold it back, and the latency of links does not. (A bound on
 # lag that is tighter than the way there and back would; it is not counted.)
-
-_DECOUPLED = ("local_loss", "synthetic")
-#: Those that a ceiling is known for.
-SCHEDULES = ("locked", "gpipe", "1f1b", "delayed", *_DECOUPLED)
 
 
 def ceiling(
@@ -223,7 +217,7 @@ def ceiling(
     A batch is what flows through the workers: a microbatch under `gpipe` and `1f1b`.
 
     Args:
-        schedule: one of `SCHEDULES`.
+        schedule: a name in `schedules.SCHEDULES`.
         costs: by worker, in an order in which producers come first: CPU seconds per training batch
             under this schedule, by op (R F P B W U T S b C M). An op that is done on every fourth
             batch counts a quarter, as the one update of four microbatches does; evaluation does not
@@ -252,12 +246,10 @@ def ceiling(
     _check(costs, producers)
     totals = [sum(ops.values()) for ops in costs.values()]
     period = max(max(totals), sum(totals) / cores)
-    if schedule not in _DECOUPLED:
-        locked = locking_period(
-            schedule, costs, producers, microbatches=microbatches, lag=lag, latency_s=latency_s
-        )
-        period = max(period, locked)
-    return 1.0 / period
+    locked = locking_period(
+        schedule, costs, producers, microbatches=microbatches, lag=lag, latency_s=latency_s
+    )
+    return 1.0 / max(period, locked)
 
 
 def _check(costs: Mapping[str, Ops], producers: Mapping[str, Sequence[str]]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from asyncdni.report.columns import accuracy_words
 from asyncdni.report.statistics import Comparison, Estimate, latency_words, ratio, time_to
+from asyncdni.schedules import SCHEDULES
 
 __all__ = [
     "BASELINES",
@@ -199,7 +200,7 @@ def _points(name: str, one: Estimate) -> str:
 
 #: The row of one process that has all stages, and no links.
 SINGLE = "single"
-BASELINES = ("locked", "gpipe", "1f1b", SINGLE)
+BASELINES = (*(name for name, one in SCHEDULES.items() if one.synchronous), SINGLE)
 
 #: How many times better one row is than another; None where that can't be told.
 Gain = Callable[[str, str], Estimate | None]

@@ -1,4 +1,4 @@
-"""Which op next: one short, pure file a schedule. Pictures of all: docs/schedules.md."""
+"""Which op next: one pure file a schedule, and the table of all. Pictures: docs/schedules.md."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from asyncdni.schedules.base import (
     View,
     draw,
 )
-from asyncdni.schedules.delayed import Delayed
-from asyncdni.schedules.gpipe import Gpipe
-from asyncdni.schedules.local_loss import LocalLoss
-from asyncdni.schedules.locked import Locked
-from asyncdni.schedules.one_f_one_b import OneF1B
-from asyncdni.schedules.synthetic import Synthetic
+from asyncdni.schedules.delayed import Delayed, DelayedOptions
+from asyncdni.schedules.gpipe import Gpipe, GpipeOptions
+from asyncdni.schedules.local_loss import LocalLoss, LocalLossOptions
+from asyncdni.schedules.locked import Locked, LockedOptions
+from asyncdni.schedules.one_f_one_b import OneF1B, OneF1BOptions
+from asyncdni.schedules.options import Options
+from asyncdni.schedules.synthetic import Synthetic, SyntheticOptions
 
 __all__ = [
     "ALWAYS",
     "NEVER",
+    "SCHEDULES",
     "Asked",
     "Delayed",
     "Flight",
@@ -35,9 +37,20 @@ __all__ = [
     "OneF1B",
     "Op",
     "OpKind",
+    "Options",
     "Schedule",
     "Source",
     "Synthetic",
     "View",
     "draw",
 ]
+
+#: By the name that `[schedule]` in an experiment file gives it; messages list them in this order.
+SCHEDULES: dict[str, type[Options]] = {
+    "locked": LockedOptions,
+    "gpipe": GpipeOptions,
+    "1f1b": OneF1BOptions,
+    "delayed": DelayedOptions,
+    "local_loss": LocalLossOptions,
+    "synthetic": SyntheticOptions,
+}

@@ -18,11 +18,42 @@ and how rates follow staleness is the stage's business: see `stages.numpy.block`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from asyncdni.schedules.base import Flight, Op, OpKind, View, step_back
+from asyncdni.schedules.options import Cycle, Late, Options, Role
+from asyncdni.tables import NonNegative
 
-__all__ = ["Delayed"]
+__all__ = ["Delayed", "DelayedOptions"]
+
+
+class DelayedOptions(Options, frozen=True, kw_only=True, tag="delayed"):
+    """Asynchronous pipeline without a flush: true gradients, late."""
+
+    repeatable: ClassVar[bool] = False  # what an update sees goes by when messages arrive
+    synchronous: ClassVar[bool] = False
+    decoupled: ClassVar[bool] = False
+    cycle: ClassVar[Cycle | None] = Cycle(lag=True)
+    waits_for: ClassVar[str] = "no stage may be farther ahead of the gradients that it awaits"
+    ahead: ClassVar[bool] = True
+    one_by_one: ClassVar[Mapping[str, object]] = {"anneal_epochs": 0}
+
+    weights: Literal["stash", "current"] = "stash"  # that a backward goes through
+    look_ahead: NonNegative = 0.0  # forward with the weights moved on by so many last updates
+    anneal_epochs: NonNegative = 0.0  # divide learning rates by the staleness, less and less so
+    split_backward: bool = True
+
+    def rule(self, role: Role) -> Delayed:
+        return Delayed(split_backward=self.split_backward)
+
+    def lag_usual(self, depth: int) -> int:
+        return depth
+
+    def late(self, ahead: bool) -> Late:
+        weights = self.weights if ahead else "current"  # weights are kept for nobody
+        return Late(weights, self.look_ahead, self.anneal_epochs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,36 @@ ahead.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from asyncdni.schedules.base import Groups, Op, OpKind, View, pushed_back
+from asyncdni.schedules.options import Cycle, Options, Role
+from asyncdni.tables import Count
 
-__all__ = ["Gpipe", "back", "rest"]
+__all__ = ["WAITS_FOR_GROUP", "Gpipe", "GpipeOptions", "back", "rest"]
+
+WAITS_FOR_GROUP = (
+    "no stage begins a batch before it has updated on the microbatches of the one before"
+)
+
+
+class GpipeOptions(Options, frozen=True, kw_only=True, tag="gpipe"):
+    """Synchronous pipeline: all forwards of a batch's microbatches, then all backwards, flush."""
+
+    repeatable: ClassVar[bool] = True
+    synchronous: ClassVar[bool] = True
+    decoupled: ClassVar[bool] = False
+    cycle: ClassVar[Cycle | None] = Cycle(group=True)
+    waits_for: ClassVar[str] = WAITS_FOR_GROUP
+
+    microbatches: Count = 4  # of a batch; data.batch_size must be a multiple
+    split_backward: bool = True
+
+    def rule(self, role: Role) -> Gpipe:
+        return Gpipe(role.groups, split_backward=self.split_backward)
+
+    def lag_needed(self, depth: int) -> int:
+        return self.microbatches - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,62 @@ A column is a unit of time, `.` is waiting.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from asyncdni.schedules.base import Flight, Op, OpKind, Source, View
+import msgspec
+from msgspec import Meta
 
-__all__ = ["LocalLoss"]
+from asyncdni.schedules.base import NEVER, Asked, Flight, Op, OpKind, Source, View
+from asyncdni.schedules.options import Cycle, LocalHead, OnFull, Options, Role, Work
+from asyncdni.tables import Whole
+
+__all__ = ["LocalLoss", "LocalLossOptions"]
+
+
+class LocalLossOptions(Options, frozen=True, kw_only=True, tag="local_loss"):
+    """Greedy: every stage learns from a local head alone; nothing comes back."""
+
+    repeatable: ClassVar[bool] = True
+    repeatable_if: ClassVar[str] = "while no worker dies, without replay and skipping"
+    synchronous: ClassVar[bool] = False
+    decoupled: ClassVar[bool] = True
+    cycle: ClassVar[Cycle | None] = None
+    greedy: ClassVar[bool] = True
+    priced_as: ClassVar[str] = "local_loss"
+    run_wide: ClassVar[tuple[str, ...]] = ("on_full",)
+    one_by_one: ClassVar[Mapping[str, object]] = {"on_full": "wait", "replay": 0}
+
+    head: LocalHead = LocalHead()
+    replay: Whole = 0  # inputs kept to learn from while no new one is here
+    uses_max: Annotated[int, Meta(ge=2)] = 4  # how often a stage may learn from one input
+    on_full: OnFull = "wait"
+
+    def rule(self, role: Role) -> LocalLoss:
+        return LocalLoss(send_at_once=role.send_at_once)
+
+    @property
+    def learns_alone(self) -> bool:
+        return True
+
+    @property
+    def asked(self) -> Asked:
+        return NEVER
+
+    @property
+    def predictor(self) -> LocalHead:
+        return self.head
+
+    def conflicts_with_locked(self, stage: str, *, waits: bool) -> Iterator[str]:
+        if waits and self.replay:
+            yield (f"schedule.replay: stage {stage} is locked to its consumers, which rules it out")
+
+    def work(self, *, exits: bool, relays: bool) -> Work:
+        return Work({"P": 1.0, "B": 1.0} if exits else {"B": 1.0})
+
+    def rehearsed(self) -> LocalLossOptions:
+        return msgspec.structs.replace(self, replay=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,28 @@ own `schedule`): it waits for the gradient that they send.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from asyncdni.schedules.base import ALWAYS, Asked, Op, OpKind, View, step_back
+from asyncdni.schedules.options import Cycle, Options, Role
 
-__all__ = ["Locked"]
+__all__ = ["Locked", "LockedOptions"]
+
+
+class LockedOptions(Options, frozen=True, kw_only=True, tag="locked"):
+    """Forward, update and backward locking: no other batch in flight."""
+
+    repeatable: ClassVar[bool] = True
+    synchronous: ClassVar[bool] = True
+    decoupled: ClassVar[bool] = False
+    cycle: ClassVar[Cycle | None] = Cycle()
+    waits_for: ClassVar[str] = "no stage begins a batch before it has updated on the one before"
+    locks: ClassVar[bool] = True
+
+    split_backward: bool = True  # send the gradient that others wait for before learning from it
+
+    def rule(self, role: Role) -> Locked:
+        return Locked(split_backward=self.split_backward, asked=role.asked)
 
 
 @dataclass(frozen=True, slots=True)

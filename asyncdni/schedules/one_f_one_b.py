@@ -18,11 +18,33 @@ A column is a unit of time, `.` is waiting.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from asyncdni.schedules.base import Groups, Op, OpKind, View, pushed_back
-from asyncdni.schedules.gpipe import back, rest
+from asyncdni.schedules.gpipe import WAITS_FOR_GROUP, back, rest
+from asyncdni.schedules.options import Cycle, Options, Role
+from asyncdni.tables import Count
 
-__all__ = ["OneF1B"]
+__all__ = ["OneF1B", "OneF1BOptions"]
+
+
+class OneF1BOptions(Options, frozen=True, kw_only=True, tag="1f1b"):
+    """Synchronous pipeline: one forward, one backward, so that fewer microbatches are in flight."""
+
+    repeatable: ClassVar[bool] = True
+    synchronous: ClassVar[bool] = True
+    decoupled: ClassVar[bool] = False
+    cycle: ClassVar[Cycle | None] = Cycle(group=True, narrow=True)
+    waits_for: ClassVar[str] = WAITS_FOR_GROUP
+
+    microbatches: Count = 4
+    split_backward: bool = True
+
+    def rule(self, role: Role) -> OneF1B:
+        return OneF1B(role.groups, warmup=role.depth, split_backward=self.split_backward)
+
+    def lag_needed(self, depth: int) -> int:
+        return min(self.microbatches - 1, depth)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,17 +86,197 @@ data and messages take none.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, ClassVar, Literal
 
-from asyncdni.schedules.base import ALWAYS, Asked, Flight, Op, OpKind, Source, View
+import msgspec
+from msgspec import Meta
 
-__all__ = ["Synthetic"]
+from asyncdni.schedules.base import ALWAYS, Asked, Flight, Op, OpKind, Source, View, draw
+from asyncdni.schedules.options import Cycle, Guard, InputModel, OnFull, Options, Role, Work
+from asyncdni.tables import Count, ErrorGenerator, Fraction, Generator, Whole
+
+__all__ = ["USUAL_LAG", "Synthetic", "SyntheticOptions"]
+
+#: Batches whose gradient a stage awaits before it gives the oldest up.
+USUAL_LAG = 256
+#: A rarer fit is measured this often. An op takes as long, however often it is done.
+_FIT_EVERY_MEASURED = 4
+
+
+class SyntheticOptions(Options, frozen=True, kw_only=True, tag="synthetic"):
+    """Update at once from the generator's gradient; train it on what comes back."""
+
+    repeatable: ClassVar[bool] = False  # what an update sees goes by when messages arrive
+    synchronous: ClassVar[bool] = False
+    decoupled: ClassVar[bool] = True
+    cycle: ClassVar[Cycle | None] = None
+    ahead: ClassVar[bool] = True
+    run_wide: ClassVar[tuple[str, ...]] = (
+        "target",
+        "fit_every",
+        "fit_first",
+        "mix",
+        "update_probability",
+        "synthetic_inputs",
+        "on_full",
+    )
+    one_by_one: ClassVar[Mapping[str, object]] = {
+        "on_full": "wait",
+        "update_probability": 1,
+        "correct": False,
+        "mix": 0,
+        "guard": None,
+    }
+
+    target: Literal["true", "bootstrap", "half"] = "true"  # half: of the batches each
+    generator: Generator = ErrorGenerator()
+    fit_every: Count = 1  # only batches with id % fit_every == 0 send gradients up …
+    fit_first: Whole = 0  # … and the first so many, while generators are new
+    correct: bool = False  # apply true minus synthetic when the true gradient arrives
+    mix: Fraction = 0.0  # share of the true gradient in an update, the rest is synthetic
+    # a stage learns from a batch with this probability, and only passes it on otherwise
+    update_probability: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    synthetic_inputs: bool = False  # never wait for an activation either: predict it
+    input_model: InputModel = InputModel()
+    guard: Guard | None = None
+    on_full: OnFull = "wait"
+
+    def rule(self, role: Role) -> Synthetic:
+        return Synthetic(
+            bootstrap=self.target == "bootstrap",
+            half=self.target == "half",
+            asked=self.asked,
+            correct=self.correct,
+            mix=self.mix,
+            draws=self._draws(role),
+            send_at_once=role.send_at_once,
+            hears_synthetic=self.target != "true" or role.hears_synthetic,
+        )
+
+    def _draws(self, role: Role) -> Callable[[int], bool] | None:
+        """Whether the stage learns from a batch; keyed by its name, so that no two agree."""
+        if self.update_probability == 1:
+            return None
+        digest = hashlib.sha256(f"{role.seed}/{role.name}/update".encode()).digest()
+        return partial(_below, int.from_bytes(digest[:8], "little"), self.update_probability)
+
+    def lag_usual(self, depth: int) -> int:
+        return USUAL_LAG if self.learns_alone else depth
+
+    @property
+    def learns_alone(self) -> bool:
+        return self.mix < 1
+
+    @property
+    def asked(self) -> Asked:
+        return Asked(self.fit_every, self.fit_first)
+
+    @property
+    def sends_synthetic(self) -> bool:
+        return self.target != "true"
+
+    @property
+    def predictor(self) -> Generator | None:
+        return self.generator if self.mix < 1 else None
+
+    @property
+    def input_predictor(self) -> InputModel | None:
+        return self.input_model if self.synthetic_inputs else None
+
+    def conflicts(self) -> Iterator[str]:
+        true, guard = self.target == "true", self.guard
+        if self.mix > 0 and not true:
+            yield (
+                "schedule.mix: a share of the true gradient needs target = 'true', got "
+                f"{self.target!r}"
+            )
+        if self.mix > 0 and self.fit_every > 1:
+            yield (
+                f"schedule.mix: with fit_every = {self.fit_every} most batches get no true "
+                "gradient to take a share of; expected fit_every = 1"
+            )
+        if self.mix > 0 and self.correct:
+            yield (
+                "schedule.mix: a correction replaces the synthetic gradient already; expected one "
+                "of mix and correct"
+            )
+        if self.mix == 1 and self.update_probability < 1:
+            yield (
+                "schedule.mix: with mix = 1 nothing is synthetic, and update_probability belongs "
+                "to what is; expected mix below 1"
+            )
+        if self.mix == 1 and guard is not None:
+            yield (
+                "schedule.guard: with mix = 1 no generator is asked, so there is none to guard; "
+                "expected mix below 1"
+            )
+        if guard is not None and not true:
+            yield (
+                "schedule.guard: it compares with true gradients, so it needs target = 'true', got "
+                f"{self.target!r}"
+            )
+        if guard is not None and guard.above < guard.below:
+            yield (
+                "schedule.guard: above must not be less than below, or a stage would go back and "
+                "forth"
+            )
+
+    def conflicts_with_locked(self, stage: str, *, waits: bool) -> Iterator[str]:
+        if self.synthetic_inputs:
+            yield f"schedule.synthetic_inputs: stage {stage} is locked, which rules it out"
+        if waits and self.mix:
+            yield f"schedule.mix: stage {stage} is locked to its consumers, which rules it out"
+        if waits and self.update_probability < 1:
+            yield (
+                f"schedule.update_probability: stage {stage} is locked to its consumers and needs "
+                "a gradient of each batch; expected 1"
+            )
+
+    def conflicts_at_once(self, stage: str) -> Iterator[str]:
+        if self.guard is not None and self.fit_every > 1:
+            yield (
+                f"schedule.guard: stages locked to {stage} need a gradient of each batch, also "
+                "while it waits; expected fit_every = 1"
+            )
+
+    def work(self, *, exits: bool, relays: bool) -> Work:
+        share = 1.0 / self.fit_every
+        sends_on_learning = not exits or self.target == "bootstrap"
+        ops = {"B": 1.0}
+        if exits:
+            ops |= {"P": 1.0, "T": share}
+            if self.target == "true":
+                ops["b"] = share
+            if self.correct:
+                ops["C"] = share
+        return Work(ops, sending=share if sends_on_learning else 0.0)
+
+    def unpriced(self) -> str:
+        if self.target == "half":
+            return "schedule.target is 'half'"
+        plain = SyntheticOptions()
+        names = ("guard", "synthetic_inputs", "update_probability", "mix")
+        found = (name for name in names if getattr(self, name) != getattr(plain, name))
+        return next((f"schedule.{name} is set" for name in found), "")
+
+    def rehearsed(self) -> SyntheticOptions:
+        return msgspec.structs.replace(self, fit_every=min(self.fit_every, _FIT_EVERY_MEASURED))
+
+    def settled(self) -> SyntheticOptions:
+        return msgspec.structs.replace(self, fit_first=0)
+
+
+def _below(key: int, probability: float, batch: int) -> bool:
+    return draw(key, batch) < probability
 
 
 @dataclass(frozen=True, slots=True)
 class Synthetic:
-    """Decoupled by synthetic gradients; made from `config.Synthetic` by `plan.rules`."""
+    """Decoupled by synthetic gradients."""
 
     bootstrap: bool = False
     half: bool = False  # every second batch that sends a gradient sends a bootstrapped one

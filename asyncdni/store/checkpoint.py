@@ -207,7 +207,7 @@ def identity(chosen: config.Experiment, meta: Meta) -> dict[str, Any]:
         "data": data | {"shapes": shapes},
         "run": {"seed": chosen.run.seed, "dtype": chosen.run.dtype} | _given(chosen.run),
         # positions count them
-        "schedule": {"microbatches": getattr(chosen.schedule, "microbatches", 1)},
+        "schedule": {"microbatches": chosen.schedule.microbatches},
     }
     plain: dict[str, Any] = json.loads(json.dumps(found))  # tuples are lists from here on
     return plain

@@ -52,7 +52,7 @@ def choose_core(
             )
         return pin[index]
     alone = workers == 1 or chosen.run.threads > 1
-    if pin == "none" or alone or not isinstance(chosen.schedule, config.Locked) or not cores:
+    if pin == "none" or alone or not chosen.schedule.locks or not cores:
         return None
     return cores[index % len(cores)]
 

@@ -1,10 +1,15 @@
-"""Generators by name: models of the gradient that will come back."""
+"""Generators by name: models of the gradient that will come back.
+
+A generator has a class for activations of any shape, which sees them as vectors, or one for feature
+maps, or both. Each says by `Options` which table of the experiment file it is made from.
+"""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
+from asyncdni import tables
 from asyncdni.errors import ConfigError
 from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.generators.convolutional import ConvolutionalGenerator
@@ -16,14 +21,28 @@ from asyncdni.nn.generators.regression import (
     ZeroGenerator,
 )
 
-__all__ = ["GENERATORS", "MAP_GENERATORS", "Generator", "make_generator"]
+__all__ = [
+    "GENERATORS",
+    "MAP_GENERATORS",
+    "Generator",
+    "NamedGenerator",
+    "generator_options",
+    "make_generator",
+]
 
-GENERATORS: dict[str, type[Generator]] = {
+
+class NamedGenerator(Generator, Protocol):
+    """A generator that an experiment file can name."""
+
+    Options: ClassVar[type[tables.Generator]]
+
+
+GENERATORS: dict[str, type[NamedGenerator]] = {
     "error": ErrorGenerator,
+    "zero": ZeroGenerator,
     "linear": LinearGenerator,
     "low_rank": LowRankGenerator,
     "mlp": MlpGenerator,
-    "zero": ZeroGenerator,
 }
 
 #: Those made for feature maps (C, H, W), whose `build` is told that shape.
@@ -33,12 +52,19 @@ MAP_GENERATORS: dict[str, type[ConvolutionalGenerator | FeatureMapErrorGenerator
 }
 
 
+def generator_options() -> dict[str, type[tables.Generator]]:
+    """The tables that an experiment file may hold, by the kind that they name."""
+    return {kind: made.Options for kind, made in {**GENERATORS, **MAP_GENERATORS}.items()}
+
+
 def make_generator(kind: str, **options: Any) -> Generator:
     """The generator of vectors named `kind`, not yet built; raises `ConfigError` for a name or
     option that it does not know."""
     made = GENERATORS.get(kind)
     if made is None:
-        raise ConfigError(f"generator {kind!r} is unknown; choose one of {', '.join(GENERATORS)}")
+        raise ConfigError(
+            f"generator {kind!r} is unknown; choose one of {', '.join(sorted(GENERATORS))}"
+        )
     known = list(inspect.signature(made).parameters)
     unknown = sorted(options.keys() - set(known))
     if unknown:

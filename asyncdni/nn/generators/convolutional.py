@@ -4,10 +4,11 @@ labels as channels beside it."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from asyncdni import tables
 from asyncdni.nn.base import Array, Layer, Slot, Streams, rows
 from asyncdni.nn.generators.regression import Regression
 from asyncdni.nn.layers.activations import Relu
@@ -30,6 +31,8 @@ class ConvolutionalGenerator(Regression):
     As the paper's, it costs as much as the stages themselves; the running statistics of its batch
     norms are never used, so they are no part of `buffers`.
     """
+
+    Options: ClassVar[type[tables.Generator]] = tables.ConvolutionalGenerator
 
     def __init__(
         self,

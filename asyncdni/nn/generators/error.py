@@ -13,10 +13,11 @@ Noda, 1967; Haykin, Adaptive Filter Theory).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from asyncdni import tables
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Layer, Loss, Slot, Streams, rows
 from asyncdni.nn.layers.activations import Relu
@@ -41,6 +42,8 @@ class ErrorGenerator:
 
     `params` and `buffers` are restored by writing into the arrays.
     """
+
+    Options: ClassVar[type[tables.Generator]] = tables.ErrorGenerator
 
     def __init__(self, *, head_learning_rate: float = 1e-2, rate: float = 0.03) -> None:
         """`rate`: share of the error in the map that a fit removes, stable below 2."""

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite, sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from asyncdni import tables
 from asyncdni.errors import NumericalError
 from asyncdni.nn.base import Array, Layer, Slot, Streams, rows
 from asyncdni.nn.generators.base import join
@@ -127,6 +128,8 @@ class Regression:
 class LinearGenerator(Regression):
     """ĝ = h A + onehot(y) B + c, all zero at the start: one dense layer on [h, onehot(y)]."""
 
+    Options: ClassVar[type[tables.Generator]] = tables.LinearGenerator
+
     def __init__(
         self, *, labels: bool = True, learning_rate: float = 3e-3, scale_targets: bool = True
     ) -> None:
@@ -144,6 +147,8 @@ class LowRankGenerator(Regression):
     """[h, onehot(y)] -> `rank` linear units -> ĝ: a fraction of the full map's arithmetic.
 
     Only the second map starts at zero; were both to, neither would ever move."""
+
+    Options: ClassVar[type[tables.Generator]] = tables.LowRankGenerator
 
     def __init__(
         self,
@@ -171,6 +176,8 @@ class MlpGenerator(Regression):
 
     The running statistics of the batch norms are never used, so they are no part of `buffers`."""
 
+    Options: ClassVar[type[tables.Generator]] = tables.MlpGenerator
+
     def __init__(
         self,
         *,
@@ -197,6 +204,8 @@ class MlpGenerator(Regression):
 
 class ZeroGenerator:
     """Always predicts zero, so its stage does not learn: shows what another generator is worth."""
+
+    Options: ClassVar[type[tables.Generator]] = tables.ZeroGenerator
 
     def __init__(self) -> None:
         self.params: dict[str, Array] = {}

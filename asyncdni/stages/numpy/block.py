@@ -24,6 +24,7 @@ from asyncdni.nn.layers.recurrent import Recurrent
 from asyncdni.nn.losses import WindowLoss, make_loss
 from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten, norm, scale
 from asyncdni.nn.streams import layer_streams
+from asyncdni.schedules.options import Late
 from asyncdni.stages.base import Context, Score
 from asyncdni.stages.numpy.versions import Version, Versions
 
@@ -296,7 +297,7 @@ class Block:
         dtype: np.dtype[Any],
         seed: int,
         pace: Pace,
-        delayed: config.Delayed | None = None,
+        delayed: Late | None = None,
         numbers: config.Numbers = _STOP,
         allow_import: bool = False,
         streams: int | None = None,
@@ -553,7 +554,7 @@ class Block:
         self.optimizer.step(self._params, self._grads, rate, scale)
         versions.after_update()
 
-    def _make_versions(self, delayed: config.Delayed, pace: Pace) -> Versions:
+    def _make_versions(self, delayed: Late, pace: Pace) -> Versions:
         return Versions(
             self._layers,
             self._params,

@@ -1,0 +1,194 @@
+"""What the tables of an experiment file are made of: their base, numbers with bounds, and the bases
+of those tables that anybody can add to: schedules, generators, data sets.
+
+A field whose type is such a base (`Generator`, `Data`, or `Options` of a schedule) takes any struct
+that its table knows: `nn.generators`, `data.DATA_SETS` or `schedules.SCHEDULES`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import msgspec
+from msgspec import Meta
+
+__all__ = [
+    "COUNT_MAX",
+    "ConvolutionalGenerator",
+    "Count",
+    "Data",
+    "ErrorGenerator",
+    "Fraction",
+    "Generator",
+    "HeldOut",
+    "LinearGenerator",
+    "LowRankGenerator",
+    "MlpGenerator",
+    "NonNegative",
+    "Positive",
+    "Samples",
+    "Seconds",
+    "Table",
+    "Tagged",
+    "Whole",
+    "Windows",
+    "ZeroGenerator",
+    "chain_size",
+]
+
+Positive = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+#: Of anything that is counted or numbered: what machine integers of 32 bits hold.
+COUNT_MAX = 2**31 - 1
+Count = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
+Whole = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
+NonNegative = Annotated[float, Meta(ge=0)]
+#: A limit on time: none that is shorter can be kept, and nobody waits longer than eleven days.
+Seconds = Annotated[float, Meta(ge=0.01, le=1e6)]
+#: How many training samples are held out to choose options by. They are the same ones for every
+#: seed, and take the place of the test set: all that is called test_… is then measured on them.
+HeldOut = Whole
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all tables: unknown keys are refused."""
+
+
+class Tagged(Table, frozen=True, kw_only=True):
+    """Base of tables that come in several kinds, told apart by a tag in the file."""
+
+    @property
+    def tag(self) -> str:
+        """The kind's name, as the file writes it: "synthetic", "mlp"."""
+        return str(self.__struct_config__.tag)
+
+
+# --- data sets -----------------------------------------------------------------------------------
+
+
+class Data(Tagged, frozen=True, kw_only=True, tag_field="name"):
+    """Base of all data sets' options: derive from `Samples` or `Windows`.
+
+    Every data set has these options; each declares them itself, as defaults and order differ."""
+
+    if TYPE_CHECKING:
+        batch_size: Count
+        validation: HeldOut
+
+    @property
+    def held_samples(self) -> int:
+        """How many samples of the full width its host keeps in memory, training and test; 0 where
+        that is not known from the options."""
+        return 0
+
+
+class Samples(Data, frozen=True, kw_only=True):
+    """Base of data sets whose samples stand by themselves."""
+
+
+class Windows(Data, frozen=True, kw_only=True):
+    """Base of data sets of sequences, read in windows of `window` steps."""
+
+    if TYPE_CHECKING:
+        window: Count
+
+
+# --- generators ----------------------------------------------------------------------------------
+
+
+class Generator(Tagged, frozen=True, kw_only=True, tag_field="kind"):
+    """Base of all generators' options, with the answers of one that needs nothing special."""
+
+    maps_only: ClassVar[bool] = False  # it expects feature maps (C, H, W)
+
+    @property
+    def normalises(self) -> bool:
+        """There is a batch norm in it, so that it can't be trained on a single sample."""
+        return False
+
+    def size(self, row: tuple[int, ...], outputs: int) -> int:
+        """Its parameters, or less, for activations of shape `row` and that many outputs."""
+        return 0
+
+
+class ErrorGenerator(Generator, frozen=True, kw_only=True, tag="error"):
+    """e = softmax(hC + c) - onehot(y) of a local classifier, sent through a learned map: g = eU."""
+
+    head_learning_rate: Positive = 1e-2  # Adam, own cross-entropy, every batch
+    rate: Annotated[float, Meta(gt=0, lt=2)] = 0.03  # normalised LMS step of U; unstable from 2
+    # of feature maps: the classifier sees the means of cells x cells cells a plane
+    cells: Count = 4
+
+
+class ZeroGenerator(Generator, frozen=True, kw_only=True, tag="zero"):
+    """Always predicts zero: the control that shows what a generator is worth."""
+
+
+class LinearGenerator(Generator, frozen=True, kw_only=True, tag="linear"):
+    """g = hA + onehot(y)B + c, zero-initialised."""
+
+    labels: bool = True
+    learning_rate: Positive = 3e-3
+    scale_targets: bool = True  # divide targets by their running RMS
+
+    def size(self, row: tuple[int, ...], outputs: int) -> int:
+        return chain_size((_inputs(row, outputs, self.labels), _width(row)))
+
+
+class LowRankGenerator(Generator, frozen=True, kw_only=True, tag="low_rank"):
+    """The same through `rank` linear units: a fraction of the arithmetic."""
+
+    rank: Count = 32
+    labels: bool = True
+    learning_rate: Positive = 3e-3
+    scale_targets: bool = True
+
+    def size(self, row: tuple[int, ...], outputs: int) -> int:
+        return chain_size((_inputs(row, outputs, self.labels), self.rank, _width(row)))
+
+
+class MlpGenerator(Generator, frozen=True, kw_only=True, tag="mlp"):
+    """Hidden layers with batch norm and relu, last layer zero-initialised (the DNI paper's)."""
+
+    hidden: tuple[Count, ...] = (256,)
+    labels: bool = True
+    learning_rate: Positive = 3e-3
+    scale_targets: bool = True
+
+    @property
+    def normalises(self) -> bool:
+        return bool(self.hidden)
+
+    def size(self, row: tuple[int, ...], outputs: int) -> int:
+        return chain_size((_inputs(row, outputs, self.labels), *self.hidden, _width(row)))
+
+
+class ConvolutionalGenerator(Generator, frozen=True, kw_only=True, tag="convolutional"):
+    """Of feature maps: convolutions of the activation with labels as channels (the DNI paper's)."""
+
+    maps_only: ClassVar[bool] = True
+    hidden: tuple[Count, ...] = (64, 64)  # channels of each hidden layer
+    kernel: Count = 5
+    labels: bool = True
+    learning_rate: Positive = 3e-3
+    scale_targets: bool = True
+
+    def size(self, row: tuple[int, ...], outputs: int) -> int:
+        planes = _inputs(row[:1], outputs, self.labels)
+        return chain_size((planes, *self.hidden, row[0])) * self.kernel**2
+
+
+def chain_size(widths: Sequence[int]) -> int:
+    """Weights of dense layers from each width to the next."""
+    return sum(a * b for a, b in itertools.pairwise(widths))
+
+
+def _width(row: tuple[int, ...]) -> int:
+    return math.prod(row)
+
+
+def _inputs(row: tuple[int, ...], outputs: int, labels: bool) -> int:
+    return _width(row) + outputs * labels
