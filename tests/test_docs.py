@@ -12,7 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
+from each import each
 
 from asyncdni import experiment
 from asyncdni.cli import COMMANDS
@@ -46,7 +46,7 @@ def parse(command: str) -> argparse.Namespace:
     return parser.parse_args(words[1:])
 
 
-@pytest.mark.parametrize("command", shown_commands())
+@each("command", shown_commands())
 def test_every_command_in_the_readme_is_one_that_the_parser_takes(command: str) -> None:
     if command.endswith("--help"):
         return
@@ -57,7 +57,7 @@ def test_the_readme_shows_every_command() -> None:
     assert set(COMMANDS) <= {command.split()[1] for command in shown_commands()}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@each("name", COMMANDS)
 def test_every_command_has_help_with_an_example_that_parses(name: str) -> None:
     module = importlib.import_module(f"asyncdni.cli.{name}")
     examples = re.findall(r"asyncdni \w+ [^\n]+", module.EXAMPLE)
@@ -103,12 +103,12 @@ def test_the_main_command_compares_three_ways(tmp_path: Path) -> None:
         assert name in done.stdout and name in text
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "launch").glob("*.toml")), ids=lambda p: p.name)
+@each("recipe", sorted((ROOT / "launch").glob("*.toml")))
 def test_every_recipe_is_a_valid_experiment(recipe: Path) -> None:
     assert experiment.load(recipe).stages
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@each("document", DOCUMENTS)
 def test_files_and_links_that_a_page_names_exist(document: Path) -> None:
     text = document.read_text()
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]

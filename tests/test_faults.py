@@ -7,6 +7,7 @@ from typing import Any
 
 import networks
 import pytest
+from each import each
 
 from asyncdni.core.events import Fail, Finish
 from asyncdni.drivers.virtual.costs import Costs, Links
@@ -65,8 +66,8 @@ def test_the_same_names_in_a_file(tmp_path: Path) -> None:
     assert parse_faults(str(path)) == parse_faults("crashes=2; crash s1 at 2.5s")
 
 
-@pytest.mark.parametrize(
-    ("line", "mishap"),
+@each(
+    "line, mishap",
     [
         ("crash s1 at 2.5s", Mishap("crash", 2.5, ("s1",))),
         ("crash coordinator at 2s", Mishap("crash", 2.0, ("coordinator",), for_s=4.0)),
@@ -82,8 +83,8 @@ def test_each_line_of_a_script_is_one_fault(line: str, mishap: Mishap) -> None:
     assert parse_line(line) == mishap
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
+@each(
+    "text, told",
     [
         ("", "nothing is to go wrong"),
         ("most=3", "nothing is to go wrong"),
@@ -122,7 +123,7 @@ def test_a_process_that_the_run_does_not_have_is_named() -> None:
 # --- crashes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["s0", "s1", "top"])
+@each("stage", ["s0", "s1", "top"])
 def test_after_a_crash_locked_goes_back_to_the_last_cut(stage: str) -> None:
     result = run(design(), f"crash {stage} at 200ms")
     assert isinstance(result.end, Finish) and result.mishaps == {"crash": 1}
@@ -329,7 +330,7 @@ def test_a_message_that_is_lost_each_time_ends_the_run_instead_of_hanging_it() -
     assert "nothing has moved for 7 s (limits.stuck_s) while training, 3 times" in result.end.text
 
 
-@pytest.mark.parametrize("link", ["s0>s1", "s1>s0", "s1>coordinator", "coordinator>s1"])
+@each("link", ["s0>s1", "s1>s0", "s1>coordinator", "coordinator>s1"])
 def test_a_connection_may_break_at_any_moment(link: str) -> None:
     """Also between the steps of a barrier."""
     chosen = design(limits={"stuck_s": 5.0}, run={"epochs": 4, "evaluate_every": 0.4})
@@ -345,7 +346,7 @@ def test_a_connection_may_break_at_any_moment(link: str) -> None:
 # --- clocks and disks ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each("seed", range(5))
 def test_clocks_that_are_off_make_no_difference_to_what_is_learned(seed: int) -> None:
     plain = simulate(design(), seed=0, maths=True)
     skewed = run(design(), seed=seed, maths=True, faults=Faults(skew_s=1e6, drift=0.05))

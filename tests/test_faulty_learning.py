@@ -9,6 +9,7 @@ from typing import Any
 import networks
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni.core.events import Fail, Finish
 from asyncdni.drivers.virtual.costs import Costs, Links
@@ -63,9 +64,9 @@ def design(stages: Any, schedule: Any, **checkpoint: Any) -> Design:
 # --- synchronous schedules -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("stages", NETWORKS.values(), ids=list(NETWORKS))
-@pytest.mark.parametrize("schedule", SYNCHRONOUS, ids=lambda table: str(table["name"]))
+@each("seed", range(4))
+@each("stages", NETWORKS.values())
+@each("schedule", SYNCHRONOUS)
 def test_synchronous_schedules_end_with_the_same_bits(
     schedule: Any, stages: Any, seed: int
 ) -> None:
@@ -105,8 +106,8 @@ UNEVEN: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("stages", [networks.chain(4), networks.fork(), networks.diamond()])
-@pytest.mark.parametrize("schedule", ASYNCHRONOUS.values(), ids=list(ASYNCHRONOUS))
+@each("stages", [networks.chain(4), networks.fork(), networks.diamond()])
+@each("schedule", ASYNCHRONOUS.values())
 def test_an_asynchronous_run_goes_on_from_a_cut_to_the_same_bits(
     schedule: Any, stages: Any
 ) -> None:
@@ -196,8 +197,8 @@ def test_synthetic_learns_although_its_stages_keep_dying() -> None:
     assert np.diff(accuracies)[0] > -0.05
 
 
-@pytest.mark.parametrize("every", ["1ms", "3ms", "7ms", 0.5])
-@pytest.mark.parametrize("schedule", SYNCHRONOUS, ids=lambda table: str(table["name"]))
+@each("every", ["1ms", "3ms", "7ms", 0.5])
+@each("schedule", SYNCHRONOUS)
 def test_cuts_at_any_moment_leave_what_is_learned_as_it_is(schedule: Any, every: Any) -> None:
     """Also where a batch is being read in the middle of a group of microbatches."""
     costs = Costs(read_us=300.0, jitter=0.5)
