@@ -322,7 +322,7 @@ def test_a_file_that_is_not_there_is_not_taken_for_that(
     def missing(*_: object) -> None:
         raise FileNotFoundError("a bug")
 
-    monkeypatch.setattr("asyncdni.cli.common.chosen_run", missing)
+    monkeypatch.setattr("asyncdni.cli.train.chosen_run", missing)
     with pytest.raises(FileNotFoundError, match="a bug"):
         main(["train", "run.toml"])
 
