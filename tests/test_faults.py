@@ -330,13 +330,14 @@ def test_a_message_that_is_lost_each_time_ends_the_run_instead_of_hanging_it() -
     assert "nothing has moved for 7 s (limits.stuck_s) while training, 3 times" in result.end.text
 
 
+@pytest.mark.parametrize("step", [10, pytest.param(4, marks=pytest.mark.long)])
 @each("link", ["s0>s1", "s1>s0", "s1>coordinator", "coordinator>s1"])
-def test_a_connection_may_break_at_any_moment(link: str) -> None:
+def test_a_connection_may_break_at_any_moment(link: str, step: int) -> None:
     """Also between the steps of a barrier."""
     chosen = design(limits={"stuck_s": 5.0}, run={"epochs": 4, "evaluate_every": 0.4})
     slow = Links(latency_us=3000.0, control_latency_us=3000.0)
     lost = 0
-    for milliseconds in range(110, 260, 5):
+    for milliseconds in range(110, 260, step):
         result = run(chosen, f"break {link} at {milliseconds}ms", links=slow)
         assert isinstance(result.end, Finish), (milliseconds, result.end)
         lost += sum(result.mishaps.values())
@@ -346,12 +347,12 @@ def test_a_connection_may_break_at_any_moment(link: str) -> None:
 # --- clocks and disks ----------------------------------------------------------------------------
 
 
-@each("seed", range(5))
-def test_clocks_that_are_off_make_no_difference_to_what_is_learned(seed: int) -> None:
+def test_clocks_that_are_off_make_no_difference_to_what_is_learned() -> None:
     plain = simulate(design(), seed=0, maths=True)
-    skewed = run(design(), seed=seed, maths=True, faults=Faults(skew_s=1e6, drift=0.05))
-    assert isinstance(skewed.end, Finish)
-    assert [e["loss"] for e in skewed.history] == [e["loss"] for e in plain.history]
+    for seed in range(3):
+        skewed = run(design(), seed=seed, maths=True, faults=Faults(skew_s=1e6, drift=0.05))
+        assert isinstance(skewed.end, Finish), seed
+        assert [e["loss"] for e in skewed.history] == [e["loss"] for e in plain.history], seed
 
 
 def test_a_full_disk_at_a_cut_ends_the_run_with_a_checkpoint_error() -> None:
