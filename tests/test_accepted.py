@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from each import each
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
@@ -287,8 +288,8 @@ def test_networks_that_this_machine_cannot_hold_are_refused_with_their_size() ->
     refused("GiB of memory", data={"examples": huge})
 
 
-@pytest.mark.parametrize(
-    ("layers", "shape"),
+@each(
+    "layers, shape",
     [
         ([{"dense": 7}], {}),
         ([{"reshape": [1, 4, 2]}, {"conv2d": {"channels": 3, "kernel": [2, 1]}}, "flatten"], {}),
@@ -334,7 +335,7 @@ TEXT_CASES = {
 }
 
 
-@pytest.mark.parametrize("case", TEXT_CASES)
+@each("case", TEXT_CASES)
 def test_text_of_any_kind_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
     path = tmp_path / "some.toml"
     whole = experiment.dumps(experiment.parse(base("locked"))) if "twice" in case else ""
@@ -364,7 +365,7 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: "-".join(words)[:40])
+@each("words", COMMANDS)
 def test_numbers_and_paths_of_a_command_line_are_refused_in_one_line(
     words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
+from each import each
 
 from asyncdni import config
 from asyncdni import data as datasets
 from asyncdni.data.meta import Meta
 
 
-@pytest.mark.parametrize("bits", [2, 8, 62])
+@each("bits", [2, 8, 62])
 def test_the_target_of_addition_is_the_sum(bits: int) -> None:
     dataset = datasets.load(config.Addition(bits=bits, examples=50, test_examples=7), seed=3)
     for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)):

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from each import each
 from wire import make_keys
 
 from asyncdni.errors import ConfigError, LaunchError
@@ -33,8 +34,8 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-@pytest.mark.parametrize(
-    ("text", "endpoint"),
+@each(
+    "text, endpoint",
     [
         ("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5555"),
         ("tcp://node-3.cluster:1", "tcp://node-3.cluster:1"),
@@ -55,7 +56,7 @@ def test_a_listener_on_all_interfaces_is_reached_on_this_machine() -> None:
     assert parse("tcp://0.0.0.0:5555", bind=False).endpoint == "tcp://127.0.0.1:5555"
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "",
@@ -80,13 +81,13 @@ def test_a_listener_on_all_interfaces_is_reached_on_this_machine() -> None:
         "ipc:///no/such/folder/socket",
     ],
 )
-@pytest.mark.parametrize("bind", [True, False])
+@each("bind", [True, False])
 def test_what_is_no_address_is_refused(text: str, bind: bool) -> None:
     with pytest.raises(LaunchError):
         parse(text, bind=bind)
 
 
-@pytest.mark.parametrize("text", ["tcp://*:5555", "tcp://127.0.0.1:0", "tcp://127.0.0.1:*"])
+@each("text", ["tcp://*:5555", "tcp://127.0.0.1:0", "tcp://127.0.0.1:*"])
 def test_a_connection_needs_a_host_and_a_port(text: str) -> None:
     with pytest.raises(LaunchError):
         parse(text, bind=False)
@@ -250,7 +251,7 @@ OPEN = [
 ]
 
 
-@pytest.mark.parametrize("address", OPEN)
+@each("address", OPEN)
 def test_an_address_off_this_host_needs_keys_or_a_loud_word(address: str) -> None:
     with pytest.raises(ConfigError, match=r"--keys DIR \(`asyncdni keys new DIR`.* --insecure"):
         check_secure(address, None, insecure=False)
@@ -258,7 +259,7 @@ def test_an_address_off_this_host_needs_keys_or_a_loud_word(address: str) -> Non
     check_secure(address, make_keys(), insecure=False)
 
 
-@pytest.mark.parametrize(
+@each(
     "address",
     ["tcp://127.0.0.1:5555", "tcp://127.8.8.8:0", "tcp://localhost:5555", "ipc:///any/where"],
 )
@@ -314,7 +315,7 @@ def test_a_key_stays_with_its_endpoint() -> None:
         assert split_key(endpoint) == (endpoint, None)
 
 
-@pytest.mark.parametrize("tail", ["", "0" * 63, "0" * 65, "G" * 64, "A" * 64])
+@each("tail", ["", "0" * 63, "0" * 65, "G" * 64, "A" * 64])
 def test_what_is_no_key_is_left_in_the_endpoint_and_refused_there(tail: str) -> None:
     endpoint, key = split_key(f"tcp://127.0.0.1:5?key={tail}")
     assert key is None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from each import each
 from processes import TINY
 from rich.console import Console
 
@@ -152,8 +153,8 @@ def said(decoupled: Row | None, waiting: Row, limit: str = "worker") -> str:
     return captured.get()
 
 
-@pytest.mark.parametrize(
-    ("rates", "words"),
+@each(
+    "rates, words",
     [
         ((300.0, 100.0), "Decoupling pays here: synthetic over 2 workers (a stage each; 300"),
         ((103.0, 100.0), "Decoupling gains little here: synthetic"),
@@ -166,8 +167,8 @@ def test_the_verdict_follows_the_ratio(rates: tuple[float, float], words: str) -
     assert "does to accuracy is not predicted" in text
 
 
-@pytest.mark.parametrize(
-    ("limit", "words"),
+@each(
+    "limit, words",
     [
         ("worker", "What limits synthetic: the slowest worker, w0 with 2.00 ms of work a batch"),
         ("cores", "the cores: a batch takes 4.00 ms of work in all, on 4 hosts of 1 core"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import networks
 import pytest
+from each import each
 from processes import ENDLESS, TINY, Site, await_training, make_site
 
 from asyncdni import config, experiment
@@ -82,7 +83,7 @@ def test_a_core_that_the_process_may_not_use_is_refused() -> None:
 # --- the option ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("pin", "split"), [([0], None), ([0, 1, 0], [1, 2]), ([], [3])])
+@each("pin, split", [([0], None), ([0, 1, 0], [1, 2]), ([], [3])])
 def test_a_list_of_another_length_than_that_of_workers_is_refused(
     pin: list[int], split: list[int] | None
 ) -> None:
@@ -94,16 +95,14 @@ def test_a_list_of_another_length_than_that_of_workers_is_refused(
     )
 
 
-@pytest.mark.parametrize(
-    ("pin", "place"), [([0, -1, 0], "run.pin[1]"), ([0, "1", 0], "run.pin[1]"), ("all", "run.pin")]
-)
+@each("pin, place", [([0, -1, 0], "run.pin[1]"), ([0, "1", 0], "run.pin[1]"), ("all", "run.pin")])
 def test_what_is_no_list_of_cores_is_refused_by_place(pin: Any, place: str) -> None:
     with pytest.raises(ConfigError) as caught:
         chosen(pin=pin)
     assert str(caught.value).startswith(f"{place}: expected ")
 
 
-@pytest.mark.parametrize("pin", ["auto", "none", [0, 1, 0]])
+@each("pin", ["auto", "none", [0, 1, 0]])
 def test_the_option_reaches_the_workers_as_it_was_given(pin: Any) -> None:
     """They get the experiment as tables."""
     given = chosen(pin=pin)

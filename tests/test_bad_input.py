@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from each import each
 
 import asyncdni
 from asyncdni import experiment
@@ -53,7 +54,7 @@ loss = "cross_entropy"
 
 COPY = '[data]\nname = "copy"\nlength = 4\nwindow = 3\nbatch_size = 4\nsequences = 2\n' + STREAMS
 
-each_command = pytest.mark.parametrize("command", ["train", "simulate", "graph", "profile"])
+each_command = each("command", ["train", "simulate", "graph", "profile"])
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -82,8 +83,8 @@ def refused_file(
 
 
 @each_command
-@pytest.mark.parametrize(
-    ("data", "expected"),
+@each(
+    "data, expected",
     [
         ('name = "copy"\nlength = 4\nwindow = 10', "10 steps are more than the 9 of a sequence"),
         (
@@ -122,7 +123,7 @@ TEXTS = [
 
 
 @each_command
-@pytest.mark.parametrize(("content", "expected"), TEXTS, ids=[message for _, message in TEXTS])
+@each("content, expected", TEXTS)
 def test_a_file_that_is_no_text_or_too_little_of_it(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -160,15 +161,14 @@ def write_npz(path: Path, train: tuple[int, ...], test: tuple[int, ...]) -> None
 
 
 @each_command
-@pytest.mark.parametrize(
-    ("train", "test", "expected"),
+@each(
+    "train, test, expected",
     [
         ((1, 8, 8), (1, 8, 9), "samples of x_train have shape (1, 8, 8) and those of x_test (1, 8"),
         ((64,), (64,), "a conv2d layer takes inputs of shape (C, H, W), not (64,)"),
         ((1, 2, 9), (1, 2, 9), "a conv2d layer has windows of 3 x 3, which do not fit into planes"),
         ((1, 3, 9), (1, 3, 9), "a max_pool layer has windows of 2 x 2, which do not fit"),
     ],
-    ids=["of two sizes", "flat", "smaller than a kernel", "smaller than a pool"],
 )
 def test_images_of_the_wrong_size(
     tmp_path: Path,
@@ -208,7 +208,7 @@ def test_files_of_mnist_with_images_of_another_size(
 
 
 @each_command
-@pytest.mark.parametrize("size", [0, RECORD_BYTES - 1, 32 * 32 + 1])
+@each("size", [0, RECORD_BYTES - 1, 32 * 32 + 1])
 def test_files_of_cifar10_with_images_of_another_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, size: int
 ) -> None:

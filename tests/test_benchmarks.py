@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from benchmarking import module, run
+from each import each
 
 from asyncdni import experiment
 from asyncdni.launch.train import train
@@ -340,8 +341,8 @@ def test_the_built_in_grids_are_as_large_as_each_other_and_fit_the_recipes() -> 
                 assert experiment.load(recipe, setting, schedule=name)
 
 
-@pytest.mark.parametrize(
-    ("rows", "chosen"),
+@each(
+    "rows, chosen",
     [
         # (accuracies of two seeds, samples/s): the best, where nothing is close
         ([((0.90, 0.92), 100), ((0.95, 0.97), 50)], 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from each import each
 from recorded import two_workers, worker
 
 from asyncdni.report.breakdown import SHARES, ceiling_samples_per_s, overhead_cpu, shares
@@ -42,8 +43,8 @@ def test_several_blas_threads_hide_their_overhead_and_have_no_ceiling() -> None:
     assert ceiling_samples_per_s(two_workers(threads=2), CHAIN, 2) is None
 
 
-@pytest.mark.parametrize(
-    ("schedule", "cores", "seconds"),
+@each(
+    "schedule, cores, seconds",
     [
         ("synthetic", 2, 4.0),  # b, the slower of the two, needs 4 s for its 100 batches
         ("synthetic", 1, 7.5),  # all work, one op after the other
@@ -80,7 +81,7 @@ def test_latency_and_lag_are_part_of_the_ceiling() -> None:
     assert ahead == pytest.approx(250 * 4 / 2.055)
 
 
-@pytest.mark.parametrize(
+@each(
     "changes",
     [
         {"schedule": "unheard-of"},
@@ -90,7 +91,6 @@ def test_latency_and_lag_are_part_of_the_ceiling() -> None:
         {"stages": [worker("a", {"F": (1, 1.0, 1.0)}, batches=None)] * 2},
         {"stages": []},
     ],
-    ids=["schedule", "one worker", "no time", "no ops", "no batches", "no workers"],
 )
 def test_there_is_no_ceiling_where_none_can_be_known(changes: dict[str, Any]) -> None:
     assert ceiling_samples_per_s(two_workers(**changes), CHAIN, 2) is None

@@ -236,6 +236,7 @@ def _without_addition(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith(options)) + "\n"
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_replaced_by_hand(site: Site) -> None:
     """The coordinator shows what to type; the run goes on with whoever comes."""
     args = ("--set", "run.epochs=2000", "--set", "run.evaluate_every=2000")
@@ -272,6 +273,7 @@ def test_without_a_folder_the_first_death_ends_the_run(site: Site) -> None:
     hidden.finished().refused("worker hidden was stopped by its coordinator", said)
 
 
+@pytest.mark.long
 def test_no_worker_outlives_a_killed_coordinator(site: Site) -> None:
     coordinator = _coordinator(site, *ENDLESS, "--set", "limits.silence_s=0.3")
     commands = [_worker(site, stage, _address(site)) for stage in ("top", "hidden")]

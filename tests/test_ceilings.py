@@ -7,6 +7,7 @@ from typing import Any
 
 import networks
 import pytest
+from each import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -171,8 +172,8 @@ def test_a_lag_of_as_many_batches_as_there_are_workers_below_keeps_all_busy() ->
     assert 1 / found == pytest.approx(6e6 / 100, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("changes", "text"),
+@each(
+    "changes, text",
     [
         ({"microbatches": 0}, "0 microbatches, expected at least 1"),
         ({"latency_s": -1.0}, "latency -1.0 s, lag None, expected 0 or more"),
@@ -193,8 +194,8 @@ def test_an_unknown_schedule_is_refused_by_name() -> None:
         ceiling("zb-h1", CHAIN, CHAIN_PRODUCERS, cores=2)
 
 
-@pytest.mark.parametrize(
-    ("costs", "producers", "cores", "text"),
+@each(
+    "costs, producers, cores, text",
     [
         (CHAIN, {"a": ["b"]}, 2, "a takes activations of b, which is no worker before"),
         (CHAIN, {"b": ["data"]}, 2, "b takes activations of data"),
@@ -327,10 +328,9 @@ def test_a_simulated_run_with_free_messages_comes_close_to_its_ceiling(
     assert BATCHES / rate <= BATCHES / limit + 2 * alone
 
 
-@pytest.mark.parametrize("latency_us", [0.0, 300.0, 20_000.0])
-@pytest.mark.parametrize(
-    ("name", "split_backward", "least"),
-    # 1F1B forwards before it learns (W), which then is in the way of later backwards
+@each("latency_us", [0.0, 300.0, 20_000.0])
+@each(
+    "name, split_backward, least",
     [("gpipe", True, 0.95), ("gpipe", False, 0.95), ("1f1b", False, 0.95), ("1f1b", True, 0.85)],
 )
 def test_a_pipeline_of_equals_comes_close_to_its_ceiling_at_any_latency(

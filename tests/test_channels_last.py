@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni.nn.base import Slot
 from asyncdni.nn.layers.convolution import Conv2d
@@ -27,7 +28,7 @@ def test_planes_a_power_of_two_apart_are_moved_and_hold_the_same() -> None:
     assert np.shares_memory(fewer, found)
 
 
-@pytest.mark.parametrize("shape", [(2, 16, 14, 14), (2, 3, 16, 16), (2, 256, 1, 1)])
+@each("shape", [(2, 16, 14, 14), (2, 3, 16, 16), (2, 256, 1, 1)])
 def test_other_planes_are_left_where_they_are(shape: tuple[int, ...]) -> None:
     x = numbers(*shape)
     assert apart(x, {}) is x

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import networks
-import pytest
+from each import each
 
 from asyncdni.data.meta import Inputs, Meta
 from asyncdni.store.checkpoint import Manifest, differences, identity
@@ -35,7 +35,7 @@ def test_the_same_experiment_has_no_differences() -> None:
     assert differ(named) == []
 
 
-@pytest.mark.parametrize(
+@each(
     "tables",
     [
         {"run": {"epochs": 9, "split": [1, 2], "threads": 2}},
@@ -48,8 +48,8 @@ def test_what_means_nothing_to_the_state_may_change(tables: dict[str, Any]) -> N
     assert differ(**tables) == []
 
 
-@pytest.mark.parametrize(
-    ("stages", "tables", "line"),
+@each(
+    "stages, tables, line",
     [
         (networks.chain(4), {}, "network.s2: nothing in the checkpoint"),
         (networks.chain(2), {}, "network.s1: "),

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni.core.counts import Counts
 from asyncdni.drivers.real.process import restored_stage
@@ -85,7 +86,7 @@ class Watched:
             raise Killed
 
 
-@pytest.mark.parametrize("before", [1, 2, 3])
+@each("before", [1, 2, 3])
 def test_the_newest_is_read(tmp_path: Path, before: int) -> None:
     for seed in range(1, before + 1):
         write(tmp_path, seed)

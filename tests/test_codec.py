@@ -6,6 +6,7 @@ import msgpack
 import msgspec
 import numpy as np
 import pytest
+from each import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -90,7 +91,7 @@ def activation() -> Activation:
     return Activation("stage1", 2, 17, 4, {"h": h, "y": np.arange(4)}, waited=True)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@each("kind", KINDS)
 def test_every_message_survives_a_round_trip(kind: type[Message]) -> None:
     @given(messages_of(kind))
     @settings(max_examples=40, deadline=None)
@@ -205,7 +206,7 @@ def test_a_message_without_tensors_takes_no_further_frame() -> None:
         decode([*encode(Start()), b"abc"], LIMITS)
 
 
-@pytest.mark.parametrize(
+@each(
     "spec",
     [
         ["float32", [3]],
@@ -230,7 +231,6 @@ def test_a_message_without_tensors_takes_no_further_frame() -> None:
         7,
         None,
     ],
-    ids=lambda spec: repr(spec)[:40],
 )
 def test_a_wrong_tensor_spec_is_refused(spec: object) -> None:
     header = msgpack.packb(["Gradient", "b", 0, 1, {"b": spec}])
@@ -245,7 +245,7 @@ def test_an_empty_tensor_of_absurd_shape_is_refused() -> None:
         decode([header, b""], LIMITS)
 
 
-@pytest.mark.parametrize("tensors", [None, 3, [], [["b", 1]], {"x" * 300: ["float32", [2]]}])
+@each("tensors", [None, 3, [], [["b", 1]], {"x" * 300: ["float32", [2]]}])
 def test_tensors_that_are_no_map_of_short_names_are_refused(tensors: object) -> None:
     header = msgpack.packb(["Gradient", "b", 0, 1, tensors])
     with pytest.raises(RemoteProtocolError):
@@ -259,7 +259,7 @@ def test_too_many_tensors_are_refused() -> None:
         decode([header, *[b"x"] * 300], LIMITS)
 
 
-@pytest.mark.parametrize(
+@each(
     "header",
     [
         b"\x91" * 100_000,  # arrays within arrays
@@ -292,7 +292,6 @@ def test_too_many_tensors_are_refused() -> None:
         msgpack.packb(["Save", "x" * codec.HEADER_BYTES_MAX]),
         msgpack.packb(["Start"]) + b"\x00",
     ],
-    ids=lambda header: repr(header[:16]),
 )
 def test_a_bad_header_is_refused(header: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
@@ -315,7 +314,7 @@ def test_a_message_over_the_limit_is_refused(activation: Activation) -> None:
 # --- messages of our own -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     "tensor",
     [
         np.array([object()]),
@@ -329,14 +328,13 @@ def test_a_message_over_the_limit_is_refused(activation: Activation) -> None:
         np.float32(1.0),
         None,
     ],
-    ids=repr,
 )
 def test_a_tensor_that_no_peer_would_take_is_refused_before_it_leaves(tensor: object) -> None:
     with pytest.raises(LocalProtocolError, match="Gradient can't be sent"):
         encode(Gradient("b", 0, 1, {"b": tensor}))
 
 
-@pytest.mark.parametrize(
+@each(
     "message",
     [
         Credit("b", 1, "a", 5, 2**64),
@@ -351,7 +349,6 @@ def test_a_tensor_that_no_peer_would_take_is_refused_before_it_leaves(tensor: ob
         messages.Save("x" * codec.HEADER_BYTES_MAX),
         Message(),
     ],
-    ids=lambda message: repr(message)[:50],
 )
 def test_a_message_that_no_peer_would_take_is_refused_before_it_leaves(message: Message) -> None:
     with pytest.raises(LocalProtocolError):

@@ -93,6 +93,7 @@ def test_ctrl_c_ends_the_comparison_and_keeps_finished_runs(file: Path, tmp_path
     assert (out / "locked-seed0" / "summary.json").is_file()
 
 
+@pytest.mark.long
 def test_a_comparison_that_lost_its_last_runs_does_only_those_again(
     file: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_comparison_that_lost_its_last_runs_does_only_those_again(
     assert (out / "synthetic-seed0" / "summary.json").is_file()
 
 
+@pytest.mark.long
 def test_every_kind_of_row_is_run_and_measured(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--seeds", "1", "--out", str(out), "--zero-control", "--single-threads", "1,7"]
@@ -138,6 +140,7 @@ def test_every_kind_of_row_is_run_and_measured(file: Path, tmp_path: Path) -> No
     assert reached == {0.1: 1, 1.0: 0}
 
 
+@pytest.mark.long
 def test_schedules_are_compared_at_every_latency_and_gone_on_with(
     file: Path, tmp_path: Path
 ) -> None:

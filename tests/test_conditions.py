@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import networks
 import pytest
+from each import each
 
 from asyncdni import config, experiment
 from asyncdni.errors import ConfigError
@@ -178,7 +179,7 @@ REFUSALS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("sections", "message"), REFUSALS, ids=[m[:50] for _, m in REFUSALS])
+@each("sections, message", REFUSALS)
 def test_a_mistake_is_refused_with_place_given_and_known(
     sections: dict[str, Any], message: str
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import networks
 import pytest
+from each import each
 
 import asyncdni
 from asyncdni import experiment
@@ -70,15 +71,15 @@ def test_the_flags_of_train_are_kept_with_the_run(tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["samples_per_s"] > 0
 
 
-@pytest.mark.parametrize(
-    ("flags", "told"),
+@each(
+    "flags, told",
     [
         (["--latency=-1ms"], "links.latency: expected a time"),
         (["--bandwidth", "1"], "links.bandwidth: expected a rate"),
         (["--slow", "s9=2"], "slow.s9: there is no worker or stage 's9'"),
     ],
 )
-@pytest.mark.parametrize("command", [["train"], ["coordinator", "--bind", "tcp://127.0.0.1:0"]])
+@each("command", [["train"], ["coordinator", "--bind", "tcp://127.0.0.1:0"]])
 def test_bad_flags_are_one_line(
     tmp_path: Path,
     command: list[str],

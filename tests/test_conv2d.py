@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -85,7 +86,7 @@ def test_output_and_gradients_are_torchs_for_every_geometry(
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("kernel", [1, 2, 3, 4, [5, 2], [2, 7]])
+@each("kernel", [1, 2, 3, 4, [5, 2], [2, 7]])
 def test_padding_same_is_torchs(kernel: Any) -> None:
     layer = built(Conv2d(3, kernel=kernel, padding="same"), (2, 6, 5))
     assert layer.output_shape((2, 6, 5)) == (3, 6, 5)
@@ -158,8 +159,8 @@ def test_initial_weights_have_the_deviation_of_a_window_as_fan_in() -> None:
     assert not layer.params["bias"].any()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
+@each(
+    "options, message",
     [
         ({"kernel": 3}, "conv2d needs 'channels'"),
         ({"channels": 4}, "conv2d needs 'kernel'"),
@@ -183,8 +184,8 @@ def test_a_convolution_that_can_not_be_made_is_refused(options: Any, message: st
         make_layer({"conv2d": options}, where="stages[0], layer 0")
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
+@each(
+    "shape, message",
     [
         ((784,), r"takes inputs of shape \(C, H, W\), not \(784,\): a reshape layer"),
         ((28, 28), r"\(C, H, W\), not \(28, 28\)"),

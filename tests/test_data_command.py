@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from each import each
 
 from asyncdni.__main__ import main
 from asyncdni.data import mnist
@@ -171,8 +172,8 @@ def test_a_corrupt_download_is_replaced_by_the_next_mirrors(
     assert right(tmp_path / "m")
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
+@each(
+    "content, words",
     [
         (gzip.compress(raw_file(3, 99)), "sha256 of the uncompressed bytes is "),
         (gzip.compress(raw_file(3, 0))[:-9], "damaged gzip file ("),

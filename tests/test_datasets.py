@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni import config
 from asyncdni import data as datasets
@@ -83,8 +84,8 @@ def test_an_index_outside_the_epoch_is_refused(index: int) -> None:
         numbered(10).batch(0, index, 4, 0, np.float32)
 
 
-@pytest.mark.parametrize("stored", [np.uint8, np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@each("stored", [np.uint8, np.float16, np.float32, np.float64])
+@each("dtype", [np.float32, np.float64])
 def test_x_comes_contiguous_in_the_wanted_dtype(stored: Any, dtype: Any) -> None:
     x = np.asfortranarray(np.arange(24).reshape(4, 2, 3).astype(stored))
     dataset = Dataset("d", x, np.arange(4), x, np.arange(4), classes=4)
@@ -102,7 +103,7 @@ def test_white_ink_is_exactly_one() -> None:
         assert dataset.batch(0, 0, 1, 0, dtype)[0].tolist() == [[0.0, 1.0]]
 
 
-@pytest.mark.parametrize("stored", [np.uint8, np.float32, np.float64])
+@each("stored", [np.uint8, np.float32, np.float64])
 def test_batches_in_buffers_of_the_caller_stay_apart(stored: Any) -> None:
     x = np.arange(10, dtype=stored)[:, None] * np.ones(3, dtype=stored)
     dataset = Dataset("d", x, np.arange(10), x, np.arange(10), classes=10)
@@ -144,7 +145,7 @@ def test_batches_are_copies_of_the_data() -> None:
     assert (dataset.x_test >= 0).all() and (dataset.x_train >= 0).all()
 
 
-@pytest.mark.parametrize(
+@each(
     "out",
     [
         np.empty((4, 2), dtype=np.float64),
@@ -211,7 +212,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "words"), REFUSED)
+@each("changed, words", REFUSED)
 def test_what_cannot_be_trained_on_is_refused(changed: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError) as caught:
         Dataset("f", **arrays(**changed), classes=3).validate()

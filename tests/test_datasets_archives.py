@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from each import each
 from test_data_command import Mirror
 
 from asyncdni.__main__ import main
@@ -81,7 +82,7 @@ def test_the_files_of_the_archive_are_put_into_the_folder_and_nothing_else(
     assert lines == [f"{folder / name}: fetched from {mirror.url('cifar10')}" for name in PARTS]
 
 
-@pytest.mark.parametrize("folder", ["", "../", "/tmp/", "a/b/../../../"])
+@each("folder", ["", "../", "/tmp/", "a/b/../../../"])
 def test_an_archive_can_not_choose_where_its_files_go(
     mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
@@ -134,9 +135,7 @@ def test_an_archive_that_lacks_a_file_is_refused(
     assert "the archive lacks test_batch.bin" in refusal(capsys, tmp_path / "c")
 
 
-@pytest.mark.parametrize(
-    "damage", [b"no archive", gzip.compress(b"no archive"), packed(PARTS)[:-40]]
-)
+@each("damage", [b"no archive", gzip.compress(b"no archive"), packed(PARTS)[:-40]])
 def test_a_damaged_archive_ends_in_one_line(
     mirror: Mirror,
     tmp_path: Path,

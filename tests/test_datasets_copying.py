@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +36,7 @@ def sequences_of(
     return [one for one in joined if one["mask"].any()]
 
 
-@pytest.mark.parametrize("window", [1, 2, 3, 5, 11])
+@each("window", [1, 2, 3, 5, 11])
 def test_copy_shows_bits_then_a_delimiter_and_asks_for_the_bits(window: int) -> None:
     data = Copy(batch_size=4, window=window, length=5, sequences=2)
     found = sequences_of(data, 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni import config
 from asyncdni import data as datasets
@@ -72,8 +73,8 @@ def test_every_time_stamp_shows_the_same_image() -> None:
     assert (x == plain.batch(0, 0, 10, 0, np.float32)[0][:, None]).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
+@each(
+    "options, words",
     [
         ({"first": 4, "second": 4}, "data.second: 4 is data.first too"),
         ({"examples": 2001}, "data.examples: 2001 are more than the 2000 images of 0 and 1 in"),

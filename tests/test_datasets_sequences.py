@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni import config
 from asyncdni import data as datasets
@@ -139,7 +140,7 @@ KINDS: list[Windows] = [
     RepeatCopy(batch_size=4, window=2, length=3, repeats=2, grow=1, sequences=3, ahead=4),
     Trigonometry(batch_size=2, points=30, ahead=1),
 ]
-each_kind = pytest.mark.parametrize("data", KINDS, ids=lambda data: type(data).__name__)
+each_kind = each("data", KINDS)
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -268,8 +269,8 @@ def test_a_stage_with_a_loss_ends_in_one_output_a_step() -> None:
     assert datasets.describe(config.Addition()).output_shape == (8,)
 
 
-@pytest.mark.parametrize(
-    ("changed", "words"),
+@each(
+    "changed, words",
     [
         ({"y": None}, "y is missing, expected float32 (3, 2, 1)"),
         ({"mask": np.ones((3, 2), np.float32)}, "mask is float32 (3, 2), expected bool (3, 2)"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,7 +113,7 @@ def test_a_text_is_described_as_it_is(tmp_path: Path) -> None:
     assert ids.input_shape == (5,)
 
 
-@pytest.mark.parametrize("length", [400, 1 << 20, (1 << 20) + 400])
+@each("length", [400, 1 << 20, (1 << 20) + 400])
 def test_long_and_short_texts_are_encoded_alike(length: int) -> None:
     text = ("xyzzy" * (length // 5 + 1))[:length]
     ids = texts.encode(text, "xyz")
@@ -167,7 +168,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("content", "words"), REFUSED)
+@each("content, words", REFUSED)
 def test_a_text_that_cannot_be_learned_is_refused_in_one_line(
     tmp_path: Path, content: bytes, words: str
 ) -> None:

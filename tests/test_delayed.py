@@ -7,8 +7,8 @@ from typing import Any
 
 import networks
 import numpy as np
-import pytest
 from accumulation import accumulated, bits
+from each import each
 from random_runs import skip_connections
 
 from asyncdni.core.events import Finish
@@ -27,9 +27,7 @@ NETWORKS: dict[str, tuple[networks.Tables, list[int] | None]] = {
     "skip connections": (skip_connections(), None),
     "several readers": (networks.several_readers(), None),
 }
-each_network = pytest.mark.parametrize(
-    ("stages", "split"), list(NETWORKS.values()), ids=list(NETWORKS)
-)
+each_network = each("stages, split", list(NETWORKS.values()))
 
 
 def run(
@@ -46,9 +44,7 @@ def run(
 
 
 @each_network
-@pytest.mark.parametrize(
-    "options", [{}, {"weights": "current"}, {"split_backward": False}, {"anneal_epochs": 2.0}]
-)
+@each("options", [{}, {"weights": "current"}, {"split_backward": False}, {"anneal_epochs": 2.0}])
 def test_with_one_batch_in_flight_it_is_locked(
     stages: networks.Tables, split: list[int] | None, options: dict[str, Any]
 ) -> None:
@@ -61,7 +57,7 @@ def test_with_one_batch_in_flight_it_is_locked(
 
 
 @each_network
-@pytest.mark.parametrize("lag", [None, 1, 5])
+@each("lag", [None, 1, 5])
 def test_a_mix_of_true_gradients_alone_is_delayed(
     stages: networks.Tables, split: list[int] | None, lag: int | None
 ) -> None:
@@ -92,7 +88,7 @@ def test_stashed_and_current_weights_are_two_rules() -> None:
 
 
 @each_network
-@pytest.mark.parametrize("lag", [None, 0, 3])
+@each("lag", [None, 0, 3])
 def test_each_gradient_is_applied_at_once_and_in_order(
     stages: networks.Tables, split: list[int] | None, lag: int | None
 ) -> None:
@@ -194,8 +190,8 @@ def replayed(design: Design, result: Result, start: Any, *, stash: bool) -> dict
     }
 
 
-@pytest.mark.parametrize("weights", ["stash", "current"])
-@pytest.mark.parametrize("seed", range(3))
+@each("weights", ["stash", "current"])
+@each("seed", range(3))
 def test_it_is_pipedream_by_the_book(weights: str, seed: int) -> None:
     """Every gradient is that of its batch's own weights, and is taken off today's."""
     design, result = run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import networks
-import pytest
+from each import each
 from streaming import copying, recurrent
 
 from asyncdni.data.meta import Meta
@@ -73,15 +73,14 @@ def test_stages_of_one_worker_share_a_line_and_a_generator() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
+@each(
+    "schedule, expected",
     [
         ({"name": "locked"}, []),
         ({"name": "local_loss"}, [Model("local head", "s0", 6 * 4 + 4)]),
         ({"name": "synthetic"}, [Model("error generator", "s0", 2 * 6 * 4 + 4)]),
         ({"name": "synthetic", "mix": 1}, []),
     ],
-    ids=["locked", "local_loss", "synthetic", "mixed"],
 )
 def test_the_models_of_a_worker_follow_from_its_schedule(
     schedule: dict[str, object], expected: list[Model]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.nn.layers import make_layer
@@ -53,7 +54,7 @@ def test_the_gradient_goes_through_the_mask_of_its_own_batch() -> None:
             np.testing.assert_allclose(grad_x, 2 * one / 0.7, rtol=1e-4)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
+@each("p", [0.0, 0.1, 0.5, 0.9])
 def test_the_share_that_is_dropped_is_p_and_the_mean_stays(p: float) -> None:
     y = built(p).forward(np.ones((100, *SHAPE)), {"batch": 0})
     assert (y == 0).mean() == pytest.approx(p, abs=5 * (p * (1 - p) / y.size) ** 0.5 + 1e-5)
@@ -72,13 +73,13 @@ def test_evaluation_drops_nothing() -> None:
     np.testing.assert_array_equal(built(0.9).evaluate(x), x)
 
 
-@pytest.mark.parametrize("slot", [{}, {"batch": None}, {"batch": "3"}])
+@each("slot", [{}, {"batch": None}, {"batch": "3"}])
 def test_a_forward_without_the_id_of_its_batch_is_refused(slot: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r'in slot\["batch"\]: expected the id of the batch'):
         built().forward(np.ones((8, *SHAPE)), slot)
 
 
-@pytest.mark.parametrize("p", [1, 1.5, -0.1, True, "half", None])
+@each("p", [1, 1.5, -0.1, True, "half", None])
 def test_a_chance_that_is_none_is_refused(p: Any) -> None:
     with pytest.raises(ConfigError, match="expected a number of at least 0 and below 1"):
         make_layer({"dropout": p}, where="stages[0], layer 3")

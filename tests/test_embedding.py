@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.nn.layers import make_layer
@@ -58,10 +59,7 @@ def test_ids_get_a_gradient_of_zeros_of_the_weights_type() -> None:
     assert grad_x.shape == (2, 4) and not grad_x.any()
 
 
-@pytest.mark.parametrize(
-    ("given", "shown"),
-    [(TOKENS, "6"), (-1, "-1"), (1.5, "1.5"), (np.nan, "nan"), (np.inf, "inf")],
-)
+@each("given, shown", [(TOKENS, "6"), (-1, "-1"), (1.5, "1.5"), (np.nan, "nan"), (np.inf, "inf")])
 def test_an_id_without_a_row_is_refused(given: float, shown: str) -> None:
     with pytest.raises(DataError, match=f"the id {shown}: expected a whole number from 0 to 5"):
         built().forward(np.array([[0, given]]), {})
@@ -69,8 +67,8 @@ def test_an_id_without_a_row_is_refused(given: float, shown: str) -> None:
         built().evaluate(np.array([[given, 0]]))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
+@each(
+    "options, message",
     [
         (27, "needs 'width'"),
         ({"tokens": 0, "width": 3}, "tokens 0: expected a positive whole number"),

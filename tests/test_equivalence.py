@@ -9,7 +9,7 @@ from typing import Any
 
 import networks
 import numpy as np
-import pytest
+from each import each
 
 from asyncdni import config
 from asyncdni.core.events import Finish
@@ -129,14 +129,13 @@ def assert_same_bits(result: Result, expected: Weights) -> None:
 # --- one seed, one result ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     "options",
     [
         *({"name": name} for name in SCHEDULES),
         {"name": "local_loss", "replay": 2},
         {"name": "local_loss", "on_full": "skip"},
     ],
-    ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_a_run_says_whether_its_seed_repeats_it(options: dict[str, Any]) -> None:
     """However long ops and messages take; what does not repeat shows it sooner or later."""
@@ -177,7 +176,7 @@ def weights_digest(result: Result) -> str:
 # --- locked --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", [None, [4], [2, 2], [1, 3], [1, 2, 1], [2, 1, 1]])
+@each("split", [None, [4], [2, 2], [1, 3], [1, 2, 1], [2, 1, 1]])
 def test_locked_is_backpropagation_under_every_split(split: list[int] | None) -> None:
     """Four workers, one, two, two, three, three; the last batch of each epoch is smaller."""
     design = networks.design(networks.chain(4), LOCKED, run={"epochs": 5, "split": split})
@@ -185,8 +184,8 @@ def test_locked_is_backpropagation_under_every_split(split: list[int] | None) ->
     assert_same_bits(simulate(design, seed=1, maths=True, **SHAKEN), reference(design))
 
 
-@pytest.mark.parametrize("length", [2, 3, 4])
-@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
+@each("length", [2, 3, 4])
+@each("optimizer", ["adam", "momentum"])
 def test_locked_is_backpropagation_over_any_number_of_workers(length: int, optimizer: str) -> None:
     options = {"name": "adam"}
     if optimizer == "momentum":
@@ -204,8 +203,8 @@ def test_locked_is_backpropagation_with_batch_norm() -> None:
     assert_same_bits(simulate(design, seed=3, maths=True, **SHAKEN), expected)
 
 
-@pytest.mark.parametrize("join", ["concat", "sum"])
-@pytest.mark.parametrize("seed", range(6))
+@each("join", ["concat", "sum"])
+@each("seed", range(6))
 def test_a_fork_to_three_and_its_join_are_backpropagation_in_any_order(
     join: str, seed: int
 ) -> None:
@@ -223,8 +222,8 @@ def test_a_fork_to_three_and_its_join_are_backpropagation_in_any_order(
     assert_same_bits(result, reference(design))
 
 
-@pytest.mark.parametrize("stages", [networks.diamond(), networks.several_readers()])
-@pytest.mark.parametrize("codec", [False, True])
+@each("stages", [networks.diamond(), networks.several_readers()])
+@each("codec", [False, True])
 def test_other_graphs_are_backpropagation(stages: Any, codec: bool) -> None:
     """A loss on the way and paths of unequal length; data that several stages read."""
     design = networks.design(stages, LOCKED, run={"epochs": 4})
@@ -304,7 +303,7 @@ def with_oracles(design: Design, oracles: list[Oracle]) -> Any:
     return build
 
 
-@pytest.mark.parametrize("length", [2, 3, 4])
+@each("length", [2, 3, 4])
 def test_synthetic_with_a_perfect_generator_is_backpropagation(length: int) -> None:
     """Reading is so slow that every stage has updated before the next batch comes."""
     design = networks.design(networks.chain(length), SYNTHETIC, run={"epochs": 4})
@@ -344,7 +343,7 @@ def loss_with_zero_gradients() -> float:
     return float(simulate(design, seed=7, maths=True, **SHAKEN).history[-1]["loss"])
 
 
-@pytest.mark.parametrize(
+@each(
     "options",
     [
         {},
@@ -363,7 +362,6 @@ def loss_with_zero_gradients() -> float:
         {"name": "delayed"},
         {"name": "delayed", "weights": "current", "look_ahead": 1.0, "anneal_epochs": 3.0},
     ],
-    ids=str,
 )
 def test_every_way_of_unlocking_learns(options: dict[str, Any]) -> None:
     design = networks.design(networks.chain(3), {"name": "synthetic", **options}, **LEARNING)
@@ -394,8 +392,8 @@ class Copying:
         return {to: {name: g.copy() for name, g in own.items()} for to, own in sent.items()}
 
 
-@pytest.mark.parametrize("stages", [networks.chain(4), networks.fork(), networks.several_readers()])
-@pytest.mark.parametrize("correct", [False, True])
+@each("stages", [networks.chain(4), networks.fork(), networks.several_readers()])
+@each("correct", [False, True])
 def test_buffers_are_left_alone_until_the_receiver_has_them(stages: Any, correct: bool) -> None:
     """Slow links: many batches are on their way while others are computed. Tensors are read on
     arrival, so a stage that wrote into a buffer too early would change what is learned."""

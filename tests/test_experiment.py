@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from each import each
 
 from asyncdni import config
 from asyncdni.errors import ConfigError
@@ -137,7 +138,7 @@ REFUSALS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("given_tables", "message"), REFUSALS, ids=[m[:50] for _, m in REFUSALS])
+@each("given_tables, message", REFUSALS)
 def test_a_mistake_is_refused_with_place_given_and_known(given_tables: Any, message: str) -> None:
     assert refusal(given_tables) == message
 
@@ -218,8 +219,8 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
+@each(
+    "content, message",
     [
         (b"[data]\nname digits\n", r"a\.toml: not TOML: .*line 2"),
         (b"[data]\nname = '\xff'\n", r"a\.toml: not TOML: line 2 is not UTF-8 text"),

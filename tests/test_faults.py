@@ -7,6 +7,7 @@ from typing import Any
 
 import networks
 import pytest
+from each import case, each
 
 from asyncdni.core.events import Fail, Finish
 from asyncdni.drivers.virtual.costs import Costs, Links
@@ -65,8 +66,8 @@ def test_the_same_names_in_a_file(tmp_path: Path) -> None:
     assert parse_faults(str(path)) == parse_faults("crashes=2; crash s1 at 2.5s")
 
 
-@pytest.mark.parametrize(
-    ("line", "mishap"),
+@each(
+    "line, mishap",
     [
         ("crash s1 at 2.5s", Mishap("crash", 2.5, ("s1",))),
         ("crash coordinator at 2s", Mishap("crash", 2.0, ("coordinator",), for_s=4.0)),
@@ -82,8 +83,8 @@ def test_each_line_of_a_script_is_one_fault(line: str, mishap: Mishap) -> None:
     assert parse_line(line) == mishap
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
+@each(
+    "text, told",
     [
         ("", "nothing is to go wrong"),
         ("most=3", "nothing is to go wrong"),
@@ -122,7 +123,7 @@ def test_a_process_that_the_run_does_not_have_is_named() -> None:
 # --- crashes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["s0", "s1", "top"])
+@each("stage", ["s0", "s1", "top"])
 def test_after_a_crash_locked_goes_back_to_the_last_cut(stage: str) -> None:
     result = run(design(), f"crash {stage} at 200ms")
     assert isinstance(result.end, Finish) and result.mishaps == {"crash": 1}
@@ -329,13 +330,30 @@ def test_a_message_that_is_lost_each_time_ends_the_run_instead_of_hanging_it() -
     assert "nothing has moved for 7 s (limits.stuck_s) while training, 3 times" in result.end.text
 
 
-@pytest.mark.parametrize("link", ["s0>s1", "s1>s0", "s1>coordinator", "coordinator>s1"])
-def test_a_connection_may_break_at_any_moment(link: str) -> None:
+@pytest.mark.parametrize(
+    ("links", "moments"),
+    [
+        (["s0>s1", "s1>s0"], range(110, 260, 10)),
+        pytest.param(
+            ["s0>s1", "s1>s0", "s1>coordinator", "coordinator>s1"],
+            range(110, 260, 5),
+            marks=pytest.mark.long,
+        ),
+    ],
+    ids=["few", "many"],
+)
+def test_a_connection_may_break_at_any_moment(links: list[str], moments: range) -> None:
     """Also between the steps of a barrier."""
+    for link in links:
+        with case(link=link):
+            _assert_breaks_do_no_harm(link, moments)
+
+
+def _assert_breaks_do_no_harm(link: str, moments: range) -> None:
     chosen = design(limits={"stuck_s": 5.0}, run={"epochs": 4, "evaluate_every": 0.4})
     slow = Links(latency_us=3000.0, control_latency_us=3000.0)
     lost = 0
-    for milliseconds in range(110, 260, 5):
+    for milliseconds in moments:
         result = run(chosen, f"break {link} at {milliseconds}ms", links=slow)
         assert isinstance(result.end, Finish), (milliseconds, result.end)
         lost += sum(result.mishaps.values())
@@ -345,12 +363,12 @@ def test_a_connection_may_break_at_any_moment(link: str) -> None:
 # --- clocks and disks ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_clocks_that_are_off_make_no_difference_to_what_is_learned(seed: int) -> None:
+def test_clocks_that_are_off_make_no_difference_to_what_is_learned() -> None:
     plain = simulate(design(), seed=0, maths=True)
-    skewed = run(design(), seed=seed, maths=True, faults=Faults(skew_s=1e6, drift=0.05))
-    assert isinstance(skewed.end, Finish)
-    assert [e["loss"] for e in skewed.history] == [e["loss"] for e in plain.history]
+    for seed in range(3):
+        skewed = run(design(), seed=seed, maths=True, faults=Faults(skew_s=1e6, drift=0.05))
+        assert isinstance(skewed.end, Finish), seed
+        assert [e["loss"] for e in skewed.history] == [e["loss"] for e in plain.history], seed
 
 
 def test_a_full_disk_at_a_cut_ends_the_run_with_a_checkpoint_error() -> None:

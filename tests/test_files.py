@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni import config, experiment
 from asyncdni.cli.common import new_folder
@@ -56,8 +57,8 @@ def make_socket(path: Path) -> None:
         made.bind(str(path))
 
 
-@pytest.mark.parametrize(
-    ("make", "words"),
+@each(
+    "make, words",
     [
         (make_pipe, "a pipe"),
         (make_socket, "a socket"),
@@ -93,7 +94,7 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("name", READERS)
+@each("name", READERS)
 def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(
     tmp_path: Path, name: str
 ) -> None:
@@ -142,7 +143,7 @@ def test_the_name_of_a_file_may_be_as_long_as_the_system_lets_it(tmp_path: Path)
     assert path.read_bytes() == b"content"
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@each("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
 def test_an_experiment_file_may_begin_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "run.toml"
     mark = "\ufeff" if encoding == "utf-16-be" else ""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 from gradcheck import assert_gradient
 
 from asyncdni.errors import ConfigError, DataError
@@ -33,7 +34,7 @@ def grad_for(y: np.ndarray, key: int = 0) -> np.ndarray:
     return stream(0, "test", "grad", key).normal(size=y.shape).astype(y.dtype)
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0, 0.3])
+@each("weight", [0.0, 1.0, 0.3])
 def test_gradients_match_finite_differences_of_output_and_divergence(weight: float) -> None:
     layer, slot = built(weight=weight), {"batch": 5}
     x = inputs().copy()

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot
@@ -83,7 +84,7 @@ class Recorder:
 # --- what they learn from --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@each("loss", LOSSES)
 def test_the_head_follows_the_mean_gradient_of_the_local_loss(loss: str) -> None:
     generator = built("error", loss, head_learning_rate=0.5)
     shake(generator)
@@ -115,9 +116,9 @@ def test_the_map_takes_a_normalised_step_down_its_squared_error() -> None:
     np.testing.assert_allclose(generator.params["map"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", REGRESSIONS)
-@pytest.mark.parametrize("labels", [True, False])
-@pytest.mark.parametrize("scale_targets", [True, False])
+@each("kind", REGRESSIONS)
+@each("labels", [True, False])
+@each("scale_targets", [True, False])
 def test_a_fit_follows_the_mean_gradient_of_the_squared_error(
     kind: str, labels: bool, scale_targets: bool
 ) -> None:
@@ -139,7 +140,7 @@ def test_a_fit_follows_the_mean_gradient_of_the_squared_error(
     assert recorder.rate == 0.125
 
 
-@pytest.mark.parametrize("kind", LEARNING)
+@each("kind", LEARNING)
 def test_nothing_moves_at_a_rate_scale_of_zero(kind: str) -> None:
     generator = built(kind)
     shake(generator)
@@ -155,16 +156,16 @@ def test_nothing_moves_at_a_rate_scale_of_zero(kind: str) -> None:
 # --- what they predict -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", GENERATORS)
-@pytest.mark.parametrize("loss", LOSSES)
+@each("kind", GENERATORS)
+@each("loss", LOSSES)
 def test_the_first_prediction_is_exactly_zero(kind: str, loss: str) -> None:
     h, y, _ = batch(1, loss=loss)
     prediction = built(kind, loss).predict(h, y, {}, 1.0)
     np.testing.assert_array_equal(prediction, np.zeros_like(h))
 
 
-@pytest.mark.parametrize("kind", LEARNING)
-@pytest.mark.parametrize("loss", LOSSES)
+@each("kind", LEARNING)
+@each("loss", LOSSES)
 def test_predictions_move_towards_the_gradients_that_came_back(kind: str, loss: str) -> None:
     # A head at rest, as the gradient here does not change with it.
     generator = built(kind, loss, **({"head_learning_rate": 1e-6} if kind == "error" else {}))
@@ -209,7 +210,7 @@ def test_an_error_of_zero_leaves_the_map_as_it_is() -> None:
     assert not generator.params["map"].any()
 
 
-@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+@each("size", [1e-4, 1.0, 1e4])
 def test_predictions_are_right_whatever_the_size_of_the_targets(size: float) -> None:
     generator = built("linear", learning_rate=1e-2)
     rng = np.random.default_rng(0)
@@ -223,7 +224,7 @@ def test_predictions_are_right_whatever_the_size_of_the_targets(size: float) -> 
     assert np.linalg.norm(prediction - grad) < 0.05 * np.linalg.norm(grad)
 
 
-@pytest.mark.parametrize("kind", REGRESSIONS)
+@each("kind", REGRESSIONS)
 def test_labels_are_seen_only_where_they_are_asked_for(kind: str) -> None:
     h, y, _ = batch(1)
     for labels in (True, False):
@@ -235,7 +236,7 @@ def test_labels_are_seen_only_where_they_are_asked_for(kind: str) -> None:
         assert np.array_equal(first, other) is not labels
 
 
-@pytest.mark.parametrize("kind", REGRESSIONS)
+@each("kind", REGRESSIONS)
 def test_targets_that_are_no_classes_are_fed_as_they_are(kind: str) -> None:
     generator = built(kind, "mse")
     shake(generator)
@@ -245,7 +246,7 @@ def test_targets_that_are_no_classes_are_fed_as_they_are(kind: str) -> None:
     np.testing.assert_array_equal(prediction, generator.forward(np.hstack([h, y])))
 
 
-@pytest.mark.parametrize("kind", LEARNING)
+@each("kind", LEARNING)
 def test_class_ids_may_be_bytes_beside_a_wide_activation(kind: str) -> None:
     narrow, wide = make_generator(kind), make_generator(kind)
     h, (_, y, _) = np.random.default_rng(0).standard_normal((8, 300)), batch(1)
@@ -259,8 +260,8 @@ def test_class_ids_may_be_bytes_beside_a_wide_activation(kind: str) -> None:
     np.testing.assert_array_equal(narrow.predict(h, y.astype(np.uint8), {}, 1.0), expected)
 
 
-@pytest.mark.parametrize("kind", GENERATORS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@each("kind", GENERATORS)
+@each("dtype", [np.float32, np.float64])
 def test_all_arithmetic_is_in_the_dtype_asked_for(kind: str, dtype: Any) -> None:
     generator = built(kind, dtype=dtype)
     slot: Slot = {}
@@ -294,7 +295,7 @@ def test_late_fits_of_the_error_generator_equal_the_rule_written_out() -> None:
     np.testing.assert_allclose(generator.params["map"], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", REGRESSIONS)
+@each("kind", REGRESSIONS)
 def test_late_fits_equal_fits_at_once_in_the_same_order(kind: str) -> None:
     late, prompt = built(kind), built(kind)
     order = (2, 0, 1)
@@ -308,7 +309,7 @@ def test_late_fits_equal_fits_at_once_in_the_same_order(kind: str) -> None:
         np.testing.assert_array_equal(value, prompt.params[name])
 
 
-@pytest.mark.parametrize("kind", GENERATORS)
+@each("kind", GENERATORS)
 def test_a_prediction_stays_as_it_is_while_others_are_made_and_fitted(kind: str) -> None:
     generator = built(kind)
     train(generator, range(3))
@@ -323,7 +324,7 @@ def test_a_prediction_stays_as_it_is_while_others_are_made_and_fitted(kind: str)
     np.testing.assert_array_equal(prediction, kept)
 
 
-@pytest.mark.parametrize("kind", GENERATORS)
+@each("kind", GENERATORS)
 def test_a_smaller_batch_uses_the_memory_of_the_larger_one(kind: str) -> None:
     used, fresh = built(kind), built(kind)
     slot: Slot = {}
@@ -344,7 +345,7 @@ def test_a_smaller_batch_uses_the_memory_of_the_larger_one(kind: str) -> None:
 # --- checkpoints, names ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", GENERATORS)
+@each("kind", GENERATORS)
 def test_a_restored_generator_goes_on_to_the_same_bits(kind: str) -> None:
     original, restored = built(kind), built(kind)
     train(original, range(5))

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from each import each
 from processes import TINY
 
 from asyncdni.__main__ import main
@@ -124,10 +125,8 @@ loss = "sigmoid_cross_entropy"
 """
 
 
-@pytest.mark.parametrize("command", ["graph", "train", "simulate"])
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
+@each("command", ["graph", "train", "simulate"])
+@each("changes, expected", [
         (["a.inputs=['c']"], "the edges a -> b, b -> c, c -> a form a cycle"),
         (["a.inputs=['data', 'b']"], "the edges a -> b, b -> a form a cycle"),
         (["b.inputs=['b']"], "stages[1] (b).inputs: the stage reads itself (edge b -> b)"),
@@ -138,8 +137,7 @@ loss = "sigmoid_cross_entropy"
         (["c.inputs=['b', 'b']"], "stages[2] (c).inputs: 'b' is given 2 times"),
         (["c.layers=[{ dense = 5 }]", "top.inputs=['a', 'c']", "top.join='sum'", "b.loss='mse'"],
          "stages[3] (top).inputs: join = 'sum' expects equal shapes, got a (4,), c (5,)"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_graph_that_can_not_be_is_refused_with_its_edge(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

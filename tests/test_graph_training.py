@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-import pytest
+from each import each
 from random_graphs import Draw, draw_design, draw_maps, draw_windows, images, letters
 from random_runs import assert_complete
 from single_process import train
@@ -41,7 +41,7 @@ def drawn(seed: int, draw: Draw, data: dict[str, Any], **more: Any) -> Design:
     return draw_design(source, draw, data, run={"epochs": 2}, optimizer=optimizer, **more)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each("seed", SEEDS)
 def test_a_graph_of_feature_maps_and_vectors_trains_as_in_one_process(
     seed: int, tmp_path: Path
 ) -> None:
@@ -49,7 +49,7 @@ def test_a_graph_of_feature_maps_and_vectors_trains_as_in_one_process(
     assert_same_bits(drawn(seed, draw_maps, images(tmp_path, 11)), seed)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each("seed", SEEDS)
 def test_a_graph_of_windows_trains_as_in_one_process(seed: int, tmp_path: Path) -> None:
     """Three windows an epoch, whose states are carried on."""
     assert_same_bits(drawn(seed, draw_windows, letters(tmp_path, 3)), seed)
@@ -97,8 +97,8 @@ UNLOCKED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("schedule", UNLOCKED, ids=str)
-@pytest.mark.parametrize("seed", range(3))
+@each("schedule", UNLOCKED)
+@each("seed", range(3))
 def test_unlocked_a_graph_trains_as_well(
     seed: int, schedule: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import networks
 import pytest
+from each import each
 
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.plan.describe import FORMATS, dot, draw
@@ -122,7 +123,7 @@ def test_a_program_that_can_not_be_started_is_named(
 
 
 @pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
-@pytest.mark.parametrize("form", FORMATS)
+@each("form", FORMATS)
 def test_graphviz_draws_the_graph(form: str) -> None:
     starts = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
     drawing = draw(dot(networks.design(networks.diamond(), ZERO)), form)

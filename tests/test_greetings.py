@@ -6,6 +6,7 @@ from typing import Any
 
 import networks
 import pytest
+from each import each
 from hand import MIDDLE, Hand, activation, sends
 from office import Office, end, failure, hello, records
 from pair import Bench, chain, roster_of
@@ -102,8 +103,8 @@ def test_who_can_t_reach_whom_is_said_once_and_ends_the_run_where_it_has_not_beg
     assert "within 60 s" in fail.text and text in fail.text and "1 more" in fail.text
 
 
-@pytest.mark.parametrize(
-    ("address", "words"),
+@each(
+    "address, words",
     [
         ("tcp://127.0.0.1:6", "an address of there alone"),
         ("tcp://0.0.0.0:6", "an address of there alone"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import networks
 import pytest
+from each import each
 from hand import MIDDLE, Hand, activation, sends
 from hypothesis import given
 from hypothesis import strategies as st
@@ -191,7 +192,7 @@ class Scripted:
         return Agreement(next(self._cosines, 1.0), 1.0, 1.0)
 
 
-@pytest.mark.parametrize("stages", [networks.chain(4), networks.fork(), networks.diamond()])
+@each("stages", [networks.chain(4), networks.fork(), networks.diamond()])
 def test_a_run_falls_back_and_comes_back_and_records_both(stages: networks.Tables) -> None:
     """The first stage's generator disagrees for ten fits; all others always agree."""
     schedule = {"name": "synthetic", "guard": {"window": 4, "below": 0.0, "above": 0.5}}

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import pytest
+from each import each
 from gradcheck import assert_gradient, numeric_gradient
 
 from asyncdni import config
@@ -18,7 +18,7 @@ from asyncdni.nn.losses import LOSSES, make_loss
 from asyncdni.nn.streams import layer_streams
 
 WIDTH, OUTPUTS = 6, 4
-HIDDEN = pytest.mark.parametrize("hidden", [(), (5,), (5, 3)])
+HIDDEN = each("hidden", [(), (5,), (5, 3)])
 
 
 def built(
@@ -63,7 +63,7 @@ class Recorder:
 
 
 @HIDDEN
-@pytest.mark.parametrize("loss", LOSSES)
+@each("loss", LOSSES)
 def test_the_prediction_is_the_gradient_of_the_summed_loss_before_the_step(
     hidden: tuple[int, ...], loss: str
 ) -> None:
@@ -75,7 +75,7 @@ def test_the_prediction_is_the_gradient_of_the_summed_loss_before_the_step(
 
 
 @HIDDEN
-@pytest.mark.parametrize("loss", LOSSES)
+@each("loss", LOSSES)
 def test_the_head_follows_the_mean_gradient_of_its_own_loss(
     hidden: tuple[int, ...], loss: str
 ) -> None:
@@ -93,7 +93,7 @@ def test_the_head_follows_the_mean_gradient_of_its_own_loss(
 
 
 @HIDDEN
-@pytest.mark.parametrize("loss", LOSSES)
+@each("loss", LOSSES)
 def test_only_the_first_gradient_is_zero(hidden: tuple[int, ...], loss: str) -> None:
     head = built(loss, hidden=hidden, shaken=False)
     h, y = batch(loss=loss)
@@ -159,7 +159,7 @@ def test_a_smaller_batch_uses_the_memory_of_the_larger_one(hidden: tuple[int, ..
 
 
 @HIDDEN
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@each("dtype", [np.float32, np.float64])
 def test_all_arithmetic_is_in_the_dtype_asked_for(hidden: tuple[int, ...], dtype: Any) -> None:
     head = built(dtype=dtype, hidden=hidden)
     assert head.predict(*batch(dtype=dtype), {}, 0.5).dtype == dtype

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.initialisers import make_initialiser
@@ -21,8 +22,8 @@ def filled(spec: str, dtype: str = "float64") -> np.ndarray:
     return weight
 
 
-@pytest.mark.parametrize(
-    ("spec", "deviation"),
+@each(
+    "spec, deviation",
     [
         ("he_normal", _HE),
         ("he_uniform", _HE),
@@ -52,8 +53,8 @@ def test_both_types_of_numbers_start_from_the_same_weights() -> None:
     np.testing.assert_array_equal(filled("he_normal", "float32"), filled("he_normal").astype("f4"))
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
+@each(
+    "spec, message",
     [
         ("kaiming", "unknown init 'kaiming'.*he_normal.*uniform:<bound>"),
         ("he", "unknown init"),

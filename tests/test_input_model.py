@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from each import each
 from gradcheck import numeric_gradient
 
 from asyncdni import config
@@ -16,7 +17,7 @@ from asyncdni.nn.input_model import InputModel
 from asyncdni.nn.streams import layer_streams
 
 INPUTS, OUTPUTS, WIDTH = 7, 4, 5
-HIDDEN = pytest.mark.parametrize("hidden", [(), (6,), (6, 3)])
+HIDDEN = each("hidden", [(), (6,), (6, 3)])
 
 
 def built(loss: str = "cross_entropy", dtype: Any = np.float64, **options: Any) -> InputModel:
@@ -59,7 +60,7 @@ class Recorder:
 
 
 @HIDDEN
-@pytest.mark.parametrize("labels", [True, False])
+@each("labels", [True, False])
 def test_the_prediction_is_the_networks_answer(hidden: tuple[int, ...], labels: bool) -> None:
     model = built(hidden=hidden, labels=labels)
     x, y, _ = batch()
@@ -68,7 +69,7 @@ def test_the_prediction_is_the_networks_answer(hidden: tuple[int, ...], labels: 
 
 
 @HIDDEN
-@pytest.mark.parametrize("labels", [True, False])
+@each("labels", [True, False])
 def test_a_fit_follows_the_mean_gradient_of_the_squared_error(
     hidden: tuple[int, ...], labels: bool
 ) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from each import each
 from reported import LATENCIES, at_latencies, document
 
 from asyncdni.report.statistics import at_latency, latencies_of, latency_words, slices, suffix
 
 
-@pytest.mark.parametrize(
-    ("latency_s", "words", "end"),
+@each(
+    "latency_s, words, end",
     [(0.0, "0 ms", "-0ms"), (0.01, "10 ms", "-10ms"), (0.0005, "0.5 ms", "-0.5ms")],
 )
 def test_latencies_are_told_in_milliseconds(latency_s: float, words: str, end: str) -> None:

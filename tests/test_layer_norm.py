@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.layers import make_layer
@@ -56,8 +57,8 @@ def test_a_constant_sample_becomes_the_bias() -> None:
     np.testing.assert_allclose(y, np.tile(layer.params["bias"], (2, 1)), atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
+@each(
+    "options, message",
     [
         ({"axes": 0}, "axes 0: expected how many of the last axes"),
         ({"axes": True}, "axes True"),

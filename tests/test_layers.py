@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 from gradcheck import assert_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,7 +198,7 @@ def test_float32_stays_float32(name: str) -> None:
     np.testing.assert_allclose(y, exact[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in SPECS if name != "batch_norm"])
+@each("name", [name for name in SPECS if name != "batch_norm"])
 def test_evaluate_is_the_training_forward_where_no_statistics_are_kept(name: str) -> None:
     layer = built(name)
     np.testing.assert_array_equal(layer.evaluate(numbers(6)), layer.forward(numbers(6), {}))

@@ -99,7 +99,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         return weights(site.folder / "run")
 
 
-@pytest.mark.parametrize("split", [[1, 3], [2, 2], [1, 2, 1], [2, 1, 1], [1, 1, 1, 1]])
+@pytest.mark.parametrize(
+    "split",
+    [
+        *([1, 2, 1], [1, 1, 1, 1]),
+        *(pytest.param(split, marks=pytest.mark.long) for split in ([1, 3], [2, 2], [2, 1, 1])),
+    ],
+)
 def test_locked_over_several_processes_gives_the_weights_of_one_to_the_last_bit(
     site: Site, alone: dict[str, bytes], split: list[int]
 ) -> None:
@@ -110,6 +116,7 @@ def test_locked_over_several_processes_gives_the_weights_of_one_to_the_last_bit(
     assert weights(site.folder / "run") == alone
 
 
+@pytest.mark.long
 def test_two_runs_at_once_on_one_machine_do_not_meet(site: Site, alone: dict[str, bytes]) -> None:
     site.write("four.toml", FOUR)
     first = site.start("train", "four.toml", "--out", "first")
@@ -145,7 +152,9 @@ def test_ctrl_c_in_the_middle_of_training_saves_what_was_learned(site: Site, sch
     assert site.run("evaluate", "run").out.startswith("final weights: accuracy ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)]
+)
 def test_a_signal_to_all_processes_at_once_saves_what_was_learned(
     site: Site, number: signal.Signals
 ) -> None:
@@ -160,7 +169,10 @@ def test_a_signal_to_all_processes_at_once_saves_what_was_learned(
     _assert_saved(site)
 
 
-@pytest.mark.parametrize("out", ["gone", "/dev/full", "closed"])
+@pytest.mark.parametrize(
+    "out",
+    ["gone", *(pytest.param(out, marks=pytest.mark.long) for out in ("/dev/full", "closed"))],
+)
 def test_a_run_whose_output_nobody_reads_goes_on_to_its_end(site: Site, out: str) -> None:
     write = {"gone": "| true", "/dev/full": "> /dev/full", "closed": ">&-"}[out]
     words = f"'{sys.executable}' -m asyncdni train tiny.toml --out run {write}"
@@ -232,7 +244,7 @@ def test_weights_that_can_not_be_written_end_the_run_with_their_path(site: Site)
 # --- workers that die ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("victim", ["hidden", "top"])
+@pytest.mark.parametrize("victim", ["hidden", pytest.param("top", marks=pytest.mark.long)])
 def test_a_worker_that_is_killed_is_named_with_its_signal_and_last_lines(
     site: Site, victim: str
 ) -> None:
@@ -249,6 +261,7 @@ def test_a_worker_that_dies_in_its_start_up_is_named_with_its_exit_code(site: Si
     finished.refused("died with exit code 3", "its last lines: no such library")
 
 
+@pytest.mark.long
 def test_a_worker_that_is_signalled_again_and_again_ends_and_is_replaced(site: Site) -> None:
     """The first signal it leaves to its coordinator."""
     command, pids = _start_endless(site)
@@ -278,6 +291,7 @@ def test_workers_that_never_join_end_the_run_after_the_limit(site: Site) -> None
     finished.refused("no worker for hidden, top has joined within 0.5 s", "limits.startup_s")
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_before_its_first_word_is_replaced(site: Site) -> None:
     """In an import, or on a disk that does not answer: its process lives and says nothing."""
     flag = site.folder / "hung"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 from gradcheck import assert_gradient
 
 from asyncdni.errors import ConfigError, DataError
@@ -14,7 +15,7 @@ from asyncdni.nn.losses import LOSSES, make_loss
 from asyncdni.nn.streams import stream
 
 SAMPLES, OUTPUTS = 6, 4
-every_loss = pytest.mark.parametrize("name", LOSSES)
+every_loss = each("name", LOSSES)
 
 
 def logits(samples: int = SAMPLES, dtype: str = "float64", key: int = 0) -> np.ndarray:
@@ -102,8 +103,8 @@ def test_float32_stays_float32(name: str) -> None:
     assert value == pytest.approx(loss.forward(logits(), targets(name), {})[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "sigmoid_cross_entropy"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each("name", ["cross_entropy", "sigmoid_cross_entropy"])
+@each("dtype", ["float32", "float64"])
 def test_huge_logits_do_not_overflow(name: str, dtype: str) -> None:
     x = np.array([[1e4, -1e4, 0.0, 1e4]], dtype)
     y = np.array([1]) if name == "cross_entropy" else np.array([[0.0, 1.0, 0.5, 1.0]])
@@ -119,7 +120,7 @@ def test_cross_entropy_of_equal_logits_is_the_log_of_their_number() -> None:
     assert correct == 1  # the first of equals is the answer
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
+@each("dtype", ["uint8", "int32", "int64"])
 def test_class_ids_may_be_of_any_integer_type(dtype: str) -> None:
     loss, y = make_loss("cross_entropy"), targets("cross_entropy")
     loss.check((OUTPUTS,), y.astype(dtype))
@@ -150,8 +151,8 @@ def with_value(name: str, value: float) -> np.ndarray:
     return y
 
 
-@pytest.mark.parametrize(
-    ("name", "y", "message"),
+@each(
+    "name, y, message",
     [
         ("cross_entropy", with_value("cross_entropy", 4), "class id 4 for 4 outputs.*0 to 3"),
         ("cross_entropy", with_value("cross_entropy", -1), "class id -1 for 4 outputs"),

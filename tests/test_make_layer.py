@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.layers import LAYERS, make_layer
@@ -53,8 +54,8 @@ def test_weights_have_the_shape_that_torch_gives_them() -> None:
     assert dense.params["bias"].shape == (4,)
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
+@each(
+    "spec, message",
     [
         ("rellu", "unknown layer 'rellu'.*dense, batch_norm, relu, tanh, sigmoid"),
         ({"dense": 3, "relu": {}}, "is no layer"),

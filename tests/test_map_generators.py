@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 from gradcheck import assert_gradient
 
 from asyncdni.errors import ConfigError, NumericalError
@@ -223,7 +224,7 @@ def test_planes_smaller_than_the_cells_are_seen_as_they_are() -> None:
     assert generator.params["head.weight"].shape == (4, 12)
 
 
-@pytest.mark.parametrize("shape", [(), (60,), (12, 5)])
+@each("shape", [(), (60,), (12, 5)])
 def test_of_other_activations_it_is_the_error_generator_to_the_last_bit(shape: Any) -> None:
     generators = FeatureMapErrorGenerator(), ErrorGenerator()
     streams = layer_streams(7, "stage")
@@ -241,7 +242,7 @@ def test_of_other_activations_it_is_the_error_generator_to_the_last_bit(shape: A
         np.testing.assert_array_equal(generators[0].params[name], value)
 
 
-@pytest.mark.parametrize("cells", [0, 2.0, True])
+@each("cells", [0, 2.0, True])
 def test_a_number_of_cells_that_is_none_is_refused(cells: Any) -> None:
     with pytest.raises(ConfigError, match=r"cells .*: expected a positive whole number"):
         FeatureMapErrorGenerator(cells=cells)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
+from each import each
 from gradcheck import assert_gradient
 
 from asyncdni.nn.base import Layer, Slot
@@ -45,7 +45,7 @@ VIEWS = {"flatten", "reshape"}
 LEARNING = [
     name for name in CASES if name.split("_")[0] in ("conv2d", "batch", "layer", "embedding")
 ]
-every_layer = pytest.mark.parametrize("name", CASES)
+every_layer = each("name", CASES)
 
 
 def built(name: str, dtype: str = "float64") -> Layer:
@@ -141,7 +141,7 @@ def test_learn_and_send_are_apart(name: str) -> None:
     assert layer.backward(grad_for(y), slot, learn=False, send=False) is None
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@each("name", LEARNING)
 def test_fresh_gradients_are_overwritten_and_later_ones_added(name: str) -> None:
     layer, slot = built(name), slot_of(0)
     y = layer.forward(inputs(name, 3), slot)
@@ -207,7 +207,7 @@ def test_a_slot_takes_batches_of_any_size_one_after_another(name: str) -> None:
         assert_same(layer.grads, grads)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in VIEWS])
+@each("name", [name for name in CASES if name not in VIEWS])
 def test_a_slot_allocates_once_for_the_largest_batch(name: str) -> None:
     layer, slot = built(name), slot_of(0)
     memory = []
@@ -244,21 +244,21 @@ def test_the_same_layer_in_two_types_makes_the_same_choices(name: str) -> None:
         np.testing.assert_array_equal(value, layers[1].params[key].astype("float32"))
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n not in ("batch_norm", "dropout")])
+@each("name", [n for n in CASES if n not in ("batch_norm", "dropout")])
 def test_evaluate_is_the_training_forward_where_nothing_is_drawn_or_tracked(name: str) -> None:
     layer = built(name)
     x = inputs(name, 3)
     np.testing.assert_array_equal(layer.evaluate(x), layer.forward(x, slot_of(0)))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("embedding", "dropout")])
+@each("name", [name for name in CASES if name not in ("embedding", "dropout")])
 def test_a_number_that_is_not_one_is_not_hidden(name: str) -> None:
     x = inputs(name, 3).copy()
     x[1, 0, 0] = np.nan
     assert np.isnan(built(name).forward(x, slot_of(0))).any()
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@each("name", LEARNING)
 def test_parameters_may_be_replaced_by_views_of_a_vector(name: str) -> None:
     layer, slot = built(name), slot_of(0)
     layer.params = {key: value * 0 for key, value in layer.params.items()}

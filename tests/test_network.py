@@ -6,6 +6,7 @@ import math
 from typing import Any, ClassVar
 
 import pytest
+from each import each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -222,7 +223,7 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("stages", "message"), REFUSALS, ids=[m[:40] for _, m in REFUSALS])
+@each("stages, message", REFUSALS)
 def test_a_network_that_does_not_fit_is_refused(stages: list[dict[str, Any]], message: str) -> None:
     assert refusal(*stages) == message
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni import config, experiment
 from asyncdni import data as datasets
@@ -44,8 +45,8 @@ def saved(path: Path, **changed: Any) -> config.Npz:
     return config.Npz(path=str(path))
 
 
-@pytest.mark.parametrize(
-    ("changed", "meta"),
+@each(
+    "changed, meta",
     [
         ({}, Meta((2,), "classes", 3, 6, 3)),
         ({"y_test": np.array([0, 1, 4], np.uint8)}, Meta((2,), "classes", 5, 6, 3)),
@@ -74,9 +75,9 @@ def test_npz_keeps_the_numbers(tmp_path: Path) -> None:
     assert sorted(order[0].tolist()) == sorted(x.tolist())
 
 
-@pytest.mark.parametrize("call", [datasets.describe, lambda data: datasets.load(data, seed=0)])
-@pytest.mark.parametrize(
-    ("changed", "words"),
+@each("call", [datasets.describe, lambda data: datasets.load(data, seed=0)])
+@each(
+    "changed, words",
     [
         ({"y_test": None}, "no array y_test; expected x_train, y_train, x_test, y_test, found x_t"),
         (

@@ -8,6 +8,7 @@ from typing import Any
 import networks
 import numpy as np
 import pytest
+from each import each
 from line import Line, bits
 from test_state import SCHEDULES, make
 
@@ -20,7 +21,7 @@ from asyncdni.schedules.base import Source
 from asyncdni.stages.numpy.block import Watch
 
 BAD = pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
-RAISING = pytest.mark.parametrize("policy", ["stop", "roll_back"])
+RAISING = each("policy", ["stop", "roll_back"])
 SKIP = {"policy": "skip"}
 
 
@@ -77,7 +78,7 @@ def test_under_skip_a_poisoned_batch_leaves_all_state_finite_and_learning_goes_o
 
 
 @RAISING
-@pytest.mark.parametrize("name", SCHEDULES)
+@each("name", SCHEDULES)
 def test_otherwise_the_first_stage_that_notices_says_so(name: str, policy: str) -> None:
     one = line(name, {"policy": policy})
     one.train(0, 3)
@@ -176,7 +177,7 @@ PLACES: dict[str, tuple[str, str, int]] = {
 
 
 @RAISING
-@pytest.mark.parametrize("place", [place for place in PLACES if place != "moments"])
+@each("place", [place for place in PLACES if place != "moments"])
 def test_poison_in_a_model_ends_the_round_naming_a_stage(place: str, policy: str) -> None:
     name, key, stage = PLACES[place]
     one = line(name, {"policy": policy})
@@ -208,7 +209,7 @@ def test_under_skip_poison_spreads_no_further_and_ends_the_run_if_it_lasts(place
                 assert np.isfinite(array).all(), (declared, array_name)
 
 
-@pytest.mark.parametrize("policy", ["stop", "skip", "roll_back"])
+@each("policy", ["stop", "skip", "roll_back"])
 def test_a_test_loss_that_is_not_finite_is_an_error_under_every_policy(policy: str) -> None:
     one = line("locked", {"policy": policy})
     x, y = one.batch(0)

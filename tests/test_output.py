@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import pytest
+from each import each
 from rich.console import Console
 
 from asyncdni.cli.output import Output, ReaderGone, open_standard_files, outputs
@@ -32,7 +33,7 @@ def output(file: Any, *, goes_on: bool = True) -> Output:
     return Output(file, "standard output", goes_on=goes_on)
 
 
-@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF])
+@each("number", [errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF])
 def test_what_does_more_than_print_goes_on_and_says_so_once(
     number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from each import each
 
 from asyncdni import config
 from asyncdni.errors import ConfigError
@@ -55,8 +56,8 @@ def refusal(file: Path, *overrides: str, **arguments: Any) -> str:
     return text
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
+@each(
+    "text, value",
     [
         ("0.5", 0.5),
         ("3", 3),
@@ -77,7 +78,7 @@ def test_a_value_is_toml_or_else_a_bare_string(text: str, value: object) -> None
     assert parse_setting(f"a.b={text}") == (("a", "b"), value)
 
 
-@pytest.mark.parametrize("text", ["epochs", "=3", "run.=3", ".epochs=3", ""])
+@each("text", ["epochs", "=3", "run.=3", ".epochs=3", ""])
 def test_a_setting_without_key_or_value_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"expected section\.key=value, such as run\.epochs=3"):
         parse_setting(text)

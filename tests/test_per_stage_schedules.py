@@ -8,6 +8,7 @@ import networks
 import numpy as np
 import pytest
 from accumulation import accumulated, bits
+from each import each
 from test_fit_every import Fixed
 
 from asyncdni.core.events import Finish
@@ -58,7 +59,7 @@ def test_groups_locked_inside_are_fused_stages_to_the_last_bit(
         assert bits(grouped.weights) == bits(fused.weights)
 
 
-@pytest.mark.parametrize("options", [{}, {"fit_every": 2}, {"target": "bootstrap"}])
+@each("options", [{}, {"fit_every": 2}, {"target": "bootstrap"}])
 def test_they_are_with_generators_that_learn_where_each_batch_is_over_before_the_next(
     options: dict[str, Any],
 ) -> None:
@@ -74,7 +75,7 @@ def test_they_are_with_generators_that_learn_where_each_batch_is_over_before_the
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
+@each("seed", range(4))
 def test_so_are_groups_that_end_in_a_local_head(seed: int) -> None:
     """Heads learn from the forward alone: equal under any timing."""
     schedule = {"name": "local_loss"}
@@ -84,7 +85,7 @@ def test_so_are_groups_that_end_in_a_local_head(seed: int) -> None:
     assert bits(grouped.weights) == bits(fused.weights)
 
 
-@pytest.mark.parametrize(
+@each(
     "stages",
     [
         locked(networks.chain(4), "s0", "s1", "s2"),
@@ -93,7 +94,7 @@ def test_so_are_groups_that_end_in_a_local_head(seed: int) -> None:
         locked(networks.diamond(), "root", "long"),
     ],
 )
-@pytest.mark.parametrize("name", ["synthetic", "local_loss"])
+@each("name", ["synthetic", "local_loss"])
 def test_a_network_that_is_locked_throughout_is_backpropagation(
     stages: networks.Tables, name: str
 ) -> None:

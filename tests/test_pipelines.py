@@ -7,6 +7,7 @@ from typing import Any
 import networks
 import pytest
 from accumulation import accumulated, bits
+from each import each
 from random_runs import skip_connections
 
 from asyncdni.core.events import Fail, Finish
@@ -26,9 +27,7 @@ NETWORKS: dict[str, tuple[networks.Tables, list[int] | None]] = {
     "skip connections": (skip_connections(), None),
     "several readers": (networks.several_readers(), None),
 }
-each_network = pytest.mark.parametrize(
-    ("stages", "split"), list(NETWORKS.values()), ids=list(NETWORKS)
-)
+each_network = each("stages, split", list(NETWORKS.values()))
 
 
 def make(
@@ -57,8 +56,8 @@ def ops_of(result: Result, worker: str) -> list[tuple[str, int]]:
 
 
 @each_network
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("microbatches", [2, 3])
+@each("name", NAMES)
+@each("microbatches", [2, 3])
 def test_a_pipeline_is_gradient_accumulation(
     stages: networks.Tables, split: list[int] | None, name: str, microbatches: int
 ) -> None:
@@ -79,8 +78,8 @@ def test_batch_norm_sees_microbatches_in_order(name: str) -> None:
     assert bits(simulate(design, seed=1, maths=True, **SHAKEN).weights) == expected
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("examples", [19, 20, 21, 24, 25])
+@each("name", NAMES)
+@each("examples", [19, 20, 21, 24, 25])
 def test_the_last_group_of_an_epoch_may_have_fewer_microbatches(name: str, examples: int) -> None:
     """One sample, two, three, all six of them, and one again in a group of its own."""
     design = make(networks.chain(3), name, 3, examples=examples)
@@ -177,8 +176,8 @@ def most_in_flight(ops: list[tuple[str, int]]) -> int:
 
 
 @each_network
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("split_backward", [True, False])
+@each("name", NAMES)
+@each("split_backward", [True, False])
 def test_the_order_of_a_flush_holds_under_any_timing(
     stages: networks.Tables, split: list[int] | None, name: str, split_backward: bool
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -96,9 +97,9 @@ def test_the_stride_is_the_kernels_size_where_it_is_not_given(kind: Any) -> None
     assert kind([2, 3]).output_shape((4, 9, 9)) == (4, 4, 3)
 
 
-@pytest.mark.parametrize("name", ["max_pool", "average_pool"])
-@pytest.mark.parametrize(
-    ("options", "message"),
+@each("name", ["max_pool", "average_pool"])
+@each(
+    "options, message",
     [
         ({}, "needs 'kernel'"),
         (0, "kernel 0: expected a whole number of at least 1"),

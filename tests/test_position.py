@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from each import each
 from hypothesis import given
 from hypothesis import strategies as st
 from pair import Bench, chain, roster_of
@@ -161,8 +162,8 @@ def test_test_batches_are_read_once_for_each_order_and_are_no_training() -> None
 # --- the same in a run ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
-@pytest.mark.parametrize("every_s", [3.0, 7.0, 11.0])
+@each("schedule", ["gpipe", "1f1b"])
+@each("every_s", [3.0, 7.0, 11.0])
 def test_checkpoints_by_time_part_no_group_and_leave_no_batch_out(
     schedule: str, every_s: float
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import networks
 import pytest
+from each import each
 from threadpoolctl import threadpool_info
 
 from asyncdni.drivers.virtual.costs import SENDING
@@ -58,14 +59,14 @@ def test_a_rehearsal_does_all_that_a_batch_asks_of_a_stage_before_the_next_stage
     ]
 
 
-@pytest.mark.parametrize(
+@each(
     "schedule",
     [
         *(LOCKED, WHOLE, SYNTHETIC, {**SYNTHETIC, "correct": True}),
         *({"name": "delayed"}, {"name": "local_loss"}),
     ],
 )
-@pytest.mark.parametrize(
+@each(
     "stages", [networks.chain(1), networks.fork(), networks.diamond(), networks.several_readers()]
 )
 def test_a_rehearsal_does_the_ops_of_a_run(stages: networks.Tables, schedule: Any) -> None:
@@ -293,8 +294,8 @@ def test_a_delayed_pipeline_does_what_locked_does_without_waiting() -> None:
     assert schedules["locked"]["limit"] == "locking"
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
+@each(
+    "options, words",
     [
         ({"mix": 0.5}, "schedule.mix is set: which ops a batch takes then varies"),
         ({"update_probability": 0.5}, "schedule.update_probability is set"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from each import each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,8 +11,8 @@ from asyncdni.errors import ConfigError
 from asyncdni.experiment.schema import bytes_per_second, seconds
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
+@each(
+    "text, value",
     [
         ("0ms", 0.0),
         ("250us", 250e-6),
@@ -26,8 +27,8 @@ def test_a_time_is_read_in_seconds(text: str, value: float) -> None:
     assert seconds(text, "links.latency") == pytest.approx(value, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
+@each(
+    "text, value",
     [
         ("8kbit/s", 1e3),
         ("100Mbit/s", 12.5e6),
@@ -41,11 +42,28 @@ def test_a_rate_is_read_in_bytes_a_second(text: str, value: float) -> None:
     assert bytes_per_second(text, "links.bandwidth") == pytest.approx(value, rel=1e-12)
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
-    ["", "5", "ms", "-1ms", "+1ms", "1e3ms", "inf", "nans", "1 h", "1Ms", "61s", "1.1min", "1ms\n",
-     "٣ms", "1.ms", "0x1ms", "9" * 500 + "us"],
-)  # fmt: skip
+    [
+        "",
+        "5",
+        "ms",
+        "-1ms",
+        "+1ms",
+        "1e3ms",
+        "inf",
+        "nans",
+        "1 h",
+        "1Ms",
+        "61s",
+        "1.1min",
+        "1ms\n",
+        "٣ms",
+        "1.ms",
+        "0x1ms",
+        "9" * 500 + "us",
+    ],
+)
 def test_what_is_no_time_or_an_absurd_one_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         seconds(text, "links.latency")
@@ -56,11 +74,22 @@ def test_what_is_no_time_or_an_absurd_one_is_refused(text: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
-    ["", "100", "100Mbit", "100mbit/s", "0MB/s", "999B/s", "7kbit/s", "0.9kB/s", "1001GB/s",
-     "-1MB/s", "1" * 400 + "MB/s"],
-)  # fmt: skip
+    [
+        "",
+        "100",
+        "100Mbit",
+        "100mbit/s",
+        "0MB/s",
+        "999B/s",
+        "7kbit/s",
+        "0.9kB/s",
+        "1001GB/s",
+        "-1MB/s",
+        "1" * 400 + "MB/s",
+    ],
+)
 def test_what_is_no_rate_or_an_absurd_one_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         bytes_per_second(text, "links.bandwidth")

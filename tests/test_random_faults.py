@@ -1,29 +1,59 @@
-"""Hundreds of runs in which anything may go wrong, over all schedules, each invariant checked after
+"""Runs in which anything may go wrong, over all schedules, each invariant checked after
 each event: each comes to its end with all samples accounted for, and a seed replays its run."""
 
 from __future__ import annotations
 
+import functools
 import random
 import shlex
 from pathlib import Path
 
 import pytest
-from random_faults import SCHEDULES, assert_survived, draw_faulty_run
+from each import case, each
+from random_runs import SCHEDULES, DrawnRun, assert_survived, draw_faulty_run, eventful_runs
 
 from asyncdni.__main__ import main
 from asyncdni.core.events import Fail
 from asyncdni.drivers.virtual.coordinator import Launcher
 from asyncdni.drivers.virtual.faults import parse_faults
+from asyncdni.drivers.virtual.simulation import Result
+
+#: Runs of each schedule in which something went wrong.
+FEW, MANY = 5, 60
 
 
-@pytest.mark.parametrize("seed", range(85))
+@functools.cache
+def eventful(name: str) -> list[tuple[DrawnRun, Result]]:
+    return list(eventful_runs(FEW, name))
+
+
+@each("name", SCHEDULES)
+def test_a_run_survives_whatever_goes_wrong_and_its_seed_replays_it(name: str) -> None:
+    for run, result in eventful(name):
+        with case(seed=run.seed):
+            assert_survived(run, result)
+            assert run.simulate().digest == result.digest
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_run_survives_whatever_goes_wrong(name: str, seed: int) -> None:
-    run = draw_faulty_run(seed, (name,))
-    assert_survived(run, run.simulate())
+def test_so_do_many(name: str) -> None:
+    first = eventful(name)[-1][0].seed + 1
+    for run, result in eventful_runs(MANY - FEW, name, first):
+        with case(seed=run.seed):
+            assert_survived(run, result)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+def test_most_kinds_of_faults_are_among_them() -> None:
+    happened = {
+        kind for name in SCHEDULES for _, result in eventful(name) for kind in result.mishaps
+    }
+    common = {"crash", "pause", "slow", "partition", "break", "slow save", "torn save"}
+    assert common <= happened
+    assert {kind.split()[0] for kind in happened} > {"coordinator"}
+
+
+@each("name", SCHEDULES)
 def test_a_stop_comes_to_an_end_whatever_goes_wrong_meanwhile(name: str) -> None:
     """In order, all being saved; or with what keeps it from that."""
     orderly = 0
@@ -48,30 +78,25 @@ def test_checkpoints_by_the_clock_do_not_hide_that_nothing_moves() -> None:
     assert any(kind == "stuck" for kind, _ in result.records)
 
 
-@pytest.mark.parametrize("seed", [1000726, 1000741])
+@each("seed", [1000726, 1000741])
 def test_a_barrier_that_all_are_thrown_back_behind_is_had_again_and_counts_once(seed: int) -> None:
     run = draw_faulty_run(seed, ("synthetic",))
     assert_survived(run, run.simulate())
 
 
-@pytest.mark.parametrize("seed", range(24))
-def test_a_seed_replays_its_run_faults_included(seed: int) -> None:
-    run = draw_faulty_run(seed)
-    assert run.simulate().digest == run.simulate().digest
+@pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.long)])
+@each("name", SCHEDULES)
+def test_the_same_with_arithmetic_and_the_codec_of_the_wire(name: str, count: int) -> None:
+    for run, _ in eventful(name)[:count]:
+        with case(seed=run.seed):
+            result = run.simulate(maths=True)
+            assert_survived(run, result)
+            assert run.simulate(maths=True, codec=True).digest == result.digest
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_the_same_with_arithmetic_and_the_codec_of_the_wire(seed: int) -> None:
-    run = draw_faulty_run(seed)
-    result = run.simulate(maths=True)
-    assert_survived(run, result)
-    assert run.simulate(maths=True, codec=True).digest == result.digest
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_faults_are_replayed_from_their_text(seed: int) -> None:
-    faults = draw_faulty_run(seed).faults
-    assert not faults.any or parse_faults(str(faults)) == faults
+def test_faults_are_replayed_from_their_text() -> None:
+    for run in (run for name in SCHEDULES for run, _ in eventful(name)):
+        assert parse_faults(str(run.faults)) == run.faults
 
 
 def test_a_failure_prints_the_command_that_replays_it(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from each import each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,7 +39,7 @@ def test_cosine_falls_from_one_over_the_middle_to_its_final_value() -> None:
     assert at("cosine", 41) == pytest.approx(0.1)  # and stays there
 
 
-@pytest.mark.parametrize("name", RATES)
+@each("name", RATES)
 def test_warm_up_rises_linearly_and_multiplies_the_schedule(name: str) -> None:
     found = [at(name, update, warmup_epochs=0.5) / at(name, update) for update in range(7)]
     assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0])

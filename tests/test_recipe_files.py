@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni import experiment
 from asyncdni.core.events import Finish
@@ -68,7 +69,7 @@ def images(data: Tables, path: Path) -> Tables:
     return {"name": "npz", "path": str(path), "batch_size": 8}
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@each("recipe", RECIPES)
 def test_a_recipe_trains_a_few_batches_and_is_scored(recipe: Path, tmp_path: Path) -> None:
     tables = tables_of(recipe)
     tables["data"] = small(tables["data"], tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from each import each
 
 from asyncdni.core.counts import Tally
 from asyncdni.errors import CheckpointError
@@ -73,7 +74,7 @@ def test_a_stage_has_its_distributions_with_quantiles() -> None:
     assert a["queue"] is None and mute["staleness"] is None
 
 
-@pytest.mark.parametrize("field", (*STAGE_FIELDS, *DISTRIBUTIONS))
+@each("field", (*STAGE_FIELDS, *DISTRIBUTIONS))
 def test_every_field_is_explained(field: str) -> None:
     page = (Path(__file__).parents[1] / "docs" / "telemetry.md").read_text()
     assert f"`{field}`" in page or f"`{field.rpartition('_')[0]}`" in page

@@ -107,7 +107,7 @@ def run(site: Site, how: str, *args: str, at: int = 60) -> dict[str, Any]:
     return finished(site, site.start("train", "three.toml", *flags))
 
 
-@pytest.mark.parametrize("how", ["memory", "exit"])
+@pytest.mark.parametrize("how", ["memory", pytest.param("exit", marks=pytest.mark.long)])
 def test_a_worker_that_has_no_memory_or_exits_is_replaced_and_nothing_is_lost(
     site: Site, how: str
 ) -> None:
@@ -132,7 +132,7 @@ def test_numbers_that_go_wrong_end_the_run_by_default(site: Site) -> None:
     done.refused("stage two", "not all is finite")
 
 
-@pytest.mark.parametrize("schedule", ["locked", "synthetic"])
+@pytest.mark.parametrize("schedule", ["locked", pytest.param("synthetic", marks=pytest.mark.long)])
 def test_with_roll_back_all_return_to_the_checkpoint_and_go_on_behind_the_batch(
     site: Site, schedule: str
 ) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import networks
 import numpy as np
 import pytest
+from each import each
 from streaming import copying, recurrent
 
 from asyncdni.data import open_batches
@@ -85,8 +86,8 @@ def test_a_locked_run_is_truncated_backpropagation_through_time() -> None:
         np.testing.assert_allclose(found[stage][key], array, rtol=2e-3, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["rnn", "lstm"])
-@pytest.mark.parametrize("future", [{}, FUTURE, {**FUTURE, "lambda": 1.0}])
+@each("kind", ["rnn", "lstm"])
+@each("future", [{}, FUTURE, {**FUTURE, "lambda": 1.0}])
 def test_a_locked_run_has_the_same_bits_under_every_split(
     kind: str, future: dict[str, Any]
 ) -> None:
@@ -105,7 +106,7 @@ GENERATORS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("generator", GENERATORS)
+@each("generator", GENERATORS)
 def test_a_generator_at_a_recurrent_stage_sees_each_step_with_its_own_target(
     generator: dict[str, Any],
 ) -> None:
@@ -274,7 +275,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("schedule", "more", "message"), REFUSED)
+@each("schedule, more, message", REFUSED)
 def test_schedules_that_would_tear_streams_apart_are_refused(
     schedule: dict[str, Any], more: dict[str, Any], message: str
 ) -> None:

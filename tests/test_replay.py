@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import networks
-import pytest
+from each import each
 from hypothesis import given
 from hypothesis import strategies as st
 from pair import Bench, chain
@@ -122,8 +122,8 @@ RUNS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("conditions", RUNS.values(), ids=list(RUNS))
-@pytest.mark.parametrize("stages", [networks.chain(4), networks.fork(), networks.diamond()])
+@each("conditions", RUNS.values())
+@each("stages", [networks.chain(4), networks.fork(), networks.diamond()])
 def test_waiting_stages_replay_within_bounds_and_new_inputs_stay_in_order(
     stages: networks.Tables, conditions: dict[str, Any]
 ) -> None:

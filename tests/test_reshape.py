@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.layers import make_layer
@@ -13,8 +14,8 @@ from asyncdni.nn.layers.reshape import Reshape
 from asyncdni.nn.streams import layer_streams
 
 
-@pytest.mark.parametrize(
-    ("spec", "shape", "expected"),
+@each(
+    "spec, shape, expected",
     [
         ("flatten", (2, 3, 4), (24,)),
         ("flatten", (5,), (5,)),
@@ -38,7 +39,7 @@ def test_the_numbers_keep_their_order_there_and_back(
     np.testing.assert_array_equal(layer.backward(y, slot, learn=True, send=True), x)
 
 
-@pytest.mark.parametrize("shape", [[], [0, 3], [-1, -1], [-2], [2.0], [True], "28x28", 7])
+@each("shape", [[], [0, 3], [-1, -1], [-2], [2.0], [True], "28x28", 7])
 def test_a_shape_that_is_none_is_refused(shape: Any) -> None:
     with pytest.raises(ConfigError, match="expected a list of positive whole numbers"):
         make_layer({"reshape": shape}, where="stages[0], layer 0")

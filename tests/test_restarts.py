@@ -9,6 +9,7 @@ import random
 from itertools import accumulate, takewhile
 
 import pytest
+from each import each
 from hypothesis import given
 from hypothesis import strategies as st
 from office import Office, failure, hello, records
@@ -250,7 +251,7 @@ def test_one_that_does_not_come_in_time_is_started_again_until_that_was_too_ofte
     assert fail.stages == ("b",)  # whose log may say more
 
 
-@pytest.mark.parametrize("state", ["nothing", "gathering", "connecting"])
+@each("state", ["nothing", "gathering", "connecting"])
 def test_one_that_hangs_before_the_first_round_is_replaced_like_any_other(state: str) -> None:
     """Before its Hello, before all is built, or before it has connected."""
     office = Office(restarts=2, startup_s=20.0, silence_s=1e6, stuck_s=1e6)

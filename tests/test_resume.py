@@ -94,6 +94,7 @@ def test_locked_goes_on_to_the_same_weights_after_its_coordinator_was_killed(
     assert (summary["resumes"], summary["restarts"]) == (1, 0)
 
 
+@pytest.mark.long
 def test_locked_goes_on_to_the_same_weights_after_everything_was_killed_twice(
     site: Site, undisturbed: dict[str, Any]
 ) -> None:
@@ -124,6 +125,7 @@ def test_locked_goes_on_to_the_same_weights_after_ctrl_c_under_another_split(
     assert weights(site.folder / "run") == undisturbed["weights"]
 
 
+@pytest.mark.long
 def test_before_the_first_checkpoint_it_begins_anew(
     site: Site, undisturbed: dict[str, Any]
 ) -> None:
@@ -151,6 +153,7 @@ def test_stages_that_learn_by_themselves_go_on_from_their_snapshots(site: Site) 
     assert counts == sorted(counts) and len(counts) >= 6
 
 
+@pytest.mark.long
 def test_a_checkpoint_newer_than_a_snapshot_is_gone_on_from(site: Site) -> None:
     command = start(site, "--schedule", "synthetic")
     until_recorded(site.folder / "run", "cut", 2)
@@ -199,6 +202,7 @@ def test_a_complete_run_says_so_and_more_epochs_make_it_longer(site: Site) -> No
     assert weights(site.folder / "run") == weights(site.folder / "straight")
 
 
+@pytest.mark.long
 def test_another_learning_rate_counts_from_where_the_run_is_taken_up(site: Site) -> None:
     """As if the rate had fallen there by itself, to the last bit: the optimizers' state is kept."""
     rates = ("--set", "optimizer.learning_rate=0.01", "--set", "stages.two.optimizer={beta1=0.8}")
@@ -225,6 +229,7 @@ def test_another_learning_rate_counts_from_where_the_run_is_taken_up(site: Site)
     assert weights(site.folder / "run") == before
 
 
+@pytest.mark.long
 def test_a_run_that_died_behind_its_last_barrier_comes_to_its_end(site: Site) -> None:
     assert start(site, *SHORT).finished().code == 0
     before, history = weights(site.folder / "run"), history_of(site)
@@ -235,6 +240,7 @@ def test_a_run_that_died_behind_its_last_barrier_comes_to_its_end(site: Site) ->
     assert history_of(site)[-1] == history[-1]
 
 
+@pytest.mark.long
 def test_fewer_epochs_than_it_has_had_are_refused(site: Site) -> None:
     assert start(site, *SHORT).finished().code == 0
     resume(site, "--set", "run.epochs=1").refused("run.epochs = 1", "2 already")
@@ -250,6 +256,7 @@ def test_a_folder_in_use_by_a_live_run_is_refused(site: Site) -> None:
     command.finished().refused("interrupted after")
 
 
+@pytest.mark.long
 def test_the_lock_of_a_killed_run_is_none(site: Site) -> None:
     command = start(site)
     until_recorded(site.folder / "run", "cut")
@@ -326,6 +333,7 @@ def test_an_experiment_file_of_another_network_is_refused_naming_the_difference(
     resume(site).refused("--resume", "network.two.layers[0].dense: 10 in the checkpoint, 11")
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(site: Site, copy: Path) -> None:
     newest, older = sorted((copy / "checkpoints").iterdir(), reverse=True)[:2]
     path = newest / "two.safetensors"
@@ -371,6 +379,7 @@ def test_flags_that_do_not_go_together_are_refused(site: Site, case: str) -> Non
     assert sorted(path.name for path in site.folder.iterdir()) == ["three.toml"]
 
 
+@pytest.mark.long
 def test_the_python_interface_takes_a_run_up_too(copy: Path) -> None:
     result = asyncdni.train(resume=copy, set=["slow={}", "run.epochs=61"])
     assert result.folder == copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from each import each
 from office import Office, failure, hello, records, sent
 
 from asyncdni.core.events import Woke
@@ -10,15 +11,15 @@ from asyncdni.core.members import Phase
 from asyncdni.messages import PROTOCOL_VERSION, Hello, Refused, Welcome
 
 
-@pytest.mark.parametrize(("stage", "name"), [("b", "b"), ("b2", "b"), ("1", "b"), ("0", "a")])
+@each("stage, name", [("b", "b"), ("b2", "b"), ("1", "b"), ("0", "a")])
 def test_a_worker_is_found_by_name_by_a_stage_of_it_or_by_index(stage: str, name: str) -> None:
     ((_, welcome),) = sent(Office().hear("x", hello(stage)), Welcome)
     assert isinstance(welcome, Welcome)
     assert welcome.stage == name
 
 
-@pytest.mark.parametrize(
-    ("word", "expected"),
+@each(
+    "word, expected",
     [
         (
             hello("a", protocol=99),

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from each import each
 from networks import BITS, WIDTH, chain, design, several_readers
 from streaming import copying
 from tied import tied_chain
@@ -43,7 +44,7 @@ def tensors(**changes: Any) -> dict[str, Any]:
     return {**activation().tensors, **changes}
 
 
-@pytest.mark.parametrize("message", [activation(), gradient(), Credit("top", 2, "s1", 0, 1)])
+@each("message", [activation(), gradient(), Credit("top", 2, "s1", 0, 1)])
 def test_what_fits_is_let_through(message: Message) -> None:
     assert inspection(1).accusation(message) is None
 
@@ -73,7 +74,7 @@ BAD_ACTIVATIONS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_ACTIVATIONS)
+@each("case", BAD_ACTIVATIONS)
 def test_an_activation_that_does_not_fit_accuses_its_sender(case: str) -> None:
     changes, text = BAD_ACTIVATIONS[case]
     accused = inspection(1).accusation(activation(**changes))
@@ -102,7 +103,7 @@ BAD_GRADIENTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_GRADIENTS)
+@each("case", BAD_GRADIENTS)
 def test_a_gradient_that_does_not_fit_accuses_its_sender(case: str) -> None:
     changes, text = BAD_GRADIENTS[case]
     accused = inspection(1).accusation(gradient(**changes))
@@ -133,7 +134,7 @@ def broken(shape: tuple[int, ...], value: float) -> Any:
     return array
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@each("value", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_are_those_of_the_stage_that_sent_them(value: float) -> None:
     h, grad = broken((5, WIDTH), value), broken((5, WIDTH), value)
     wrong: list[tuple[Message, str]] = [
@@ -166,8 +167,8 @@ def test_where_updates_are_skipped_only_tests_must_be_finite() -> None:
         inspection(1, made).accusation(msgspec.structs.replace(wrong, evaluate=True))
 
 
-@pytest.mark.parametrize(
-    ("given", "text"),
+@each(
+    "given, text",
     [
         ({"s2": np.zeros(WIDTH * WIDTH + WIDTH, F32)}, None),
         ({}, None),  # it has not learned

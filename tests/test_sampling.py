@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 from sampled import autoencoder, circle, letters, recipe, run_of
 
 from asyncdni.errors import CheckpointError, ConfigError, DataError
@@ -36,8 +37,8 @@ ALPHABET = "abcdefgh\n" * 60
 # --- step by step ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", ["lstm", "rnn"])
-@pytest.mark.parametrize("join", ["concat", "sum"])
+@each("cell", ["lstm", "rnn"])
+@each("join", ["concat", "sum"])
 def test_steps_give_what_a_whole_window_gives(cell: str, join: str) -> None:
     """Two recurrent stages side by side, joined, and a layer that works on each step alone."""
     data = {"name": "trigonometry", "window": 6, "points": 60, "test_points": 12, "batch_size": 1}
@@ -112,7 +113,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "kind", "message"), REFUSED)
+@each("options, kind, message", REFUSED)
 def test_texts_that_can_not_be_are_refused(
     tmp_path: Path, options: dict[str, Any], kind: type[Exception], message: str
 ) -> None:

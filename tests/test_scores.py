@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from each import each
 from office import Office, records, sent, to_all
 
 from asyncdni.messages import Evaluated, Resume, Save
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "better"),
+@each(
+    "first, second, better",
     [
         ({"correct": 5}, {"correct": 6, "loss": 9.0}, True),
         ({"correct": 5}, {"correct": 5, "loss": 0.1}, False),

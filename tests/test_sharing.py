@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 from gradcheck import assert_gradient
 from networks import chain, design
 from tied import assert_alike, tied_chain, unrolled
@@ -182,7 +183,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each("case", REFUSED)
 def test_stages_that_can_not_share_are_refused(case: str) -> None:
     stages, message = REFUSED[case]
     with pytest.raises(ConfigError, match=message) as caught:
@@ -201,7 +202,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "option"), OPTIONS)
+@each("name, option", OPTIONS)
 def test_options_that_leave_updates_out_are_refused_between_workers_alone(
     name: str, option: dict[str, Any]
 ) -> None:

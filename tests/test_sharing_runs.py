@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from each import each
 from networks import Tables, design
-from random_faults import FaultyRun, assert_survived, draw_faulty_run
+from random_runs import DrawnRun, assert_survived, draw_faulty_run
 from tied import GRAPHS, assert_alike, tied_chain, tied_fork, unrolled
 
 from asyncdni.core.events import Finish
@@ -49,9 +51,9 @@ def small(stages: Tables, schedule: Any, **options: Any) -> Design:
     return design(stages, schedule, data=data, optimizer=DECAYING, run=run, **options)
 
 
-@pytest.mark.parametrize("schedule", SYNCHRONOUS)
-@pytest.mark.parametrize(
-    ("graph", "splits"),
+@each("schedule", SYNCHRONOUS)
+@each(
+    "graph, splits",
     [
         (tied_chain, [None, [2, 1, 2], [1, 2, 2]]),
         (tied_fork, [None]),
@@ -71,8 +73,8 @@ def test_synchronous_runs_have_the_bits_of_one_process(
         assert bits(result) == bits(alone)
 
 
-@pytest.mark.parametrize("schedule", ASYNCHRONOUS)
-@pytest.mark.parametrize("graph", GRAPHS)
+@each("schedule", ASYNCHRONOUS)
+@each("graph", GRAPHS)
 def test_copies_stay_alike_where_nobody_waits(graph: Callable[[], Tables], schedule: Any) -> None:
     stages = graph()
     split = [3, 2, 1] if graph is unrolled else None
@@ -171,10 +173,10 @@ def test_nobody_goes_on_without_a_sharer(name: str) -> None:
     assert_alike(stages, result.weights)
 
 
-def draw_tied_run(seed: int) -> FaultyRun:
+def draw_tied_run(seed: int) -> DrawnRun:
     """The faults of a drawn run, in a network of shared weights under some schedule."""
     source = random.Random(f"{seed}/tied")
-    faults = draw_faulty_run(seed)
+    drawn = draw_faulty_run(seed)
     while True:
         stages = source.choice(GRAPHS)()
         if source.random() < 0.2:
@@ -189,12 +191,12 @@ def draw_tied_run(seed: int) -> FaultyRun:
             "run": {"epochs": source.choice([2, 8]), "seed": seed, "evaluate_every": 0.7},
         }
         try:
-            return FaultyRun(small(stages, schedule, **tables), faults.vary, faults.faults)
+            return dataclasses.replace(drawn, design=small(stages, schedule, **tables))
         except ConfigError:
             continue
 
 
-@pytest.mark.parametrize("seed", range(8))
+@each("seed", range(8))
 def test_runs_with_faults_account_for_every_sample(seed: int) -> None:
     """Every invariant is asserted after each event; each run is what its seed says."""
     run = draw_tied_run(seed)

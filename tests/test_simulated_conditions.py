@@ -8,6 +8,7 @@ from typing import Any
 
 import networks
 import pytest
+from each import each
 
 from asyncdni import experiment
 from asyncdni.config import Limits
@@ -82,8 +83,8 @@ def test_bandwidth_takes_time_by_the_size_of_messages() -> None:
     assert added == pytest.approx((down + up) / 10e3, rel=1e-6)
 
 
-@pytest.mark.parametrize("schedule", ["locked", "synthetic"])
-@pytest.mark.parametrize("stages", [networks.chain(3), networks.fork(), networks.several_readers()])
+@each("schedule", ["locked", "synthetic"])
+@each("stages", [networks.chain(3), networks.fork(), networks.several_readers()])
 def test_sizes_are_the_same_with_and_without_arithmetic(schedule: str, stages: Any) -> None:
     plain = networks.design(stages, {"name": schedule})
     tables = {**experiment.tables(plain.experiment), "links": {"bandwidth": "1MB/s"}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 import subprocess
 import sys
 from typing import Any
@@ -12,13 +11,14 @@ from typing import Any
 import networks
 import numpy as np
 import pytest
+from random_runs import draw_run
 
-from asyncdni.core.events import Fail, Finish
+from asyncdni.core.events import Finish
 from asyncdni.core.liveness import Standstill
 from asyncdni.core.worker import Worker
 from asyncdni.drivers.virtual.costs import Costs, Links
 from asyncdni.drivers.virtual.simulation import Result, simulate
-from asyncdni.errors import AsyncDNIError, ConfigError
+from asyncdni.errors import AsyncDNIError
 from asyncdni.messages import Beat, Gradient, Hello
 from asyncdni.plan.build import Design, make_stage
 from asyncdni.plan.plan import Group
@@ -26,60 +26,6 @@ from asyncdni.store.tensors import load_stage
 
 LOCKED = {"name": "locked"}
 SYNTHETIC = {"name": "synthetic", "generator": {"kind": "linear"}}
-
-
-def random_design(source: random.Random) -> Design:
-    """Any network, schedule, split, window and number of batches that fit together."""
-    stages = source.choice(
-        [networks.chain(length) for length in range(1, 6)]
-        + [networks.fork(), networks.fork("sum"), networks.diamond(), networks.several_readers()]
-    )
-    schedule: dict[str, Any] = LOCKED
-    if source.random() < 0.7:
-        schedule = {
-            **SYNTHETIC,
-            "target": source.choice(["true", "bootstrap"]),
-            "fit_every": source.choice([1, 1, 2, 3]),
-            "correct": source.random() < 0.3,
-        }
-    run: dict[str, Any] = {
-        "epochs": source.choice([0, 1, 2, 3]),
-        "evaluate_every": source.choice([0.2, 0.5, 1.0, 1.7]),
-    }
-    data = {"examples": source.choice([5, 23, 31]), "test_examples": source.choice([3, 5, 12])}
-    limits = {"window": source.choice(["auto", 1, 2, 3, 7])}
-    try:
-        split = random_split(source, len(stages))
-        return networks.design(
-            stages, schedule, data=data, run={**run, "split": split}, limits=limits
-        )
-    except ConfigError:  # such a worker would send on the activations of two stages
-        return networks.design(stages, schedule, data=data, run=run, limits=limits)
-
-
-def random_split(source: random.Random, stages: int) -> list[int]:
-    parts = []
-    while sum(parts) < stages:
-        parts.append(min(source.choice([1, 1, 2]), stages - sum(parts)))
-    return parts
-
-
-def random_conditions(source: random.Random) -> tuple[Costs, Links]:
-    scale = {name: source.choice([0.1, 1.0, 5.0]) for name in ("root", "a", "b", "s1", "top")}
-    links = Links(
-        latency_us=source.choice([1.0, 100.0, 3000.0]),
-        control_latency_us=source.choice([1.0, 500.0]),
-        jitter=source.random(),
-    )
-    return Costs(jitter=source.random(), scale=scale), links
-
-
-def run_seed(seed: int, **options: Any) -> tuple[Design, Result]:
-    source = random.Random(seed)
-    design = random_design(source)
-    costs, links = random_conditions(source)
-    options = {"maths": False, **options}
-    return design, simulate(design, seed=seed, costs=costs, links=links, **options)
 
 
 def assert_complete(design: Design, result: Result) -> None:
@@ -99,21 +45,6 @@ def assert_complete(design: Design, result: Result) -> None:
     assert ("saved", "final") in [(kind, v.get("tag")) for kind, v in result.records]
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_a_run_finishes_and_its_seed_replays_it(seed: int) -> None:
-    design, result = run_seed(seed)
-    assert_complete(design, result)
-    assert run_seed(seed)[1].digest == result.digest
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_same_with_arithmetic_and_the_codec_of_the_wire(seed: int) -> None:
-    design, result = run_seed(seed, maths=True)
-    assert_complete(design, result)
-    through_codec = run_seed(seed, maths=True, codec=True)[1]
-    assert through_codec.digest == result.digest  # events and weights
-
-
 def test_another_seed_is_another_run() -> None:
     design = networks.design(networks.chain(3), SYNTHETIC)
     costs = Costs(jitter=0.1)
@@ -123,13 +54,13 @@ def test_another_seed_is_another_run() -> None:
 
 def test_a_seed_replays_its_run_in_another_process() -> None:
     """Whatever the order of Python's sets."""
-    code = "import test_simulator as t; print(t.run_seed(7, maths=True)[1].digest)"
+    code = "from random_runs import draw_run; print(draw_run(7).simulate(maths=True).digest)"
     environment = {**os.environ, "PYTHONHASHSEED": "1234"}
     environment["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), os.getcwd()])
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == run_seed(7, maths=True)[1].digest
+    assert done.stdout.strip() == draw_run(7).simulate(maths=True).digest
 
 
 def test_data_reach_every_stage_that_reads_them() -> None:
@@ -165,27 +96,6 @@ def test_no_worker_without_a_batch_to_train_on_is_missing_from_the_evaluation() 
         for stage, arrays in make_stage(design, group).state().items():
             for name, array in arrays.items():
                 assert np.array_equal(array, result.weights[stage][name])
-
-
-# --- the user's stop -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(100))
-def test_an_interrupted_run_drains_saves_and_leaves(seed: int) -> None:
-    whole = run_seed(seed)[1]
-    start_s = next(values["time_s"] for kind, values in whole.records if kind == "start")
-    moment = random.Random(seed).uniform(0.95 * start_s, whole.virtual_s)
-    _, result = run_seed(seed, stop_at_s=moment)
-    if isinstance(result.end, Finish):
-        assert result.digest == whole.digest  # it was over before
-        return
-    assert isinstance(result.end, Fail) and result.end.kind == "Interrupted"
-    if "nothing had been learned yet" in result.end.text:
-        assert "saved" not in [kind for kind, _ in result.records]
-        return
-    assert ("saved", "final") in [(kind, v.get("tag")) for kind, v in result.records]
-    assert all(own["in_flight"] == own["queue"] == 0 for own in result.counters.values())
-    assert len({own["batches"] for own in result.counters.values()}) == 1
 
 
 # --- what goes wrong -----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 import networks
 import numpy as np
 import pytest
+from each import each
 from hand import FORK, LAST, MIDDLE, Hand, activation, sends
 from random_runs import skip_connections
 
@@ -140,8 +141,8 @@ def learning_s(result: Result, name: str) -> float:
     return result.ops[name][-1][3] - result.ops[name][0][2]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
-@pytest.mark.parametrize("stages", NETWORKS.values(), ids=list(NETWORKS))
+@each("schedule", SCHEDULES.values())
+@each("stages", NETWORKS.values())
 def test_every_batch_is_accounted_for_by_every_stage(
     stages: networks.Tables, schedule: dict[str, Any]
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import networks
 import numpy as np
 import pytest
+from each import each
 from processes import TINY, Site, make_site, weights
 
 from asyncdni.core.events import Finish
@@ -65,9 +66,7 @@ WORKERS: dict[str, tuple[networks.Tables, list[int] | None, int]] = {
     "no relay before the join": (joined(), [1, 2, 1], 1),
     "no relay before the loss": (networks.several_readers(), [1, 2], 1),
 }
-each_worker = pytest.mark.parametrize(
-    ("stages", "split", "index"), WORKERS.values(), ids=list(WORKERS)
-)
+each_worker = each("stages, split, index", WORKERS.values())
 
 
 class Bench:
@@ -211,8 +210,8 @@ def test_a_gradient_that_is_only_passed_on_is_let_go_with_its_batch() -> None:
 # --- whole runs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("stages", "split"),
+@each(
+    "stages, split",
     [
         (networks.chain(4, norm=True), None),
         (networks.chain(4), [1, 2, 1]),

@@ -7,6 +7,7 @@ from typing import Any
 
 import networks
 import pytest
+from each import each
 from random_runs import skip_connections
 
 from asyncdni.core.events import Finish
@@ -29,8 +30,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "mix": {"name": "synthetic", "mix": 0.5},
     "mix 1": {"name": "synthetic", "mix": 1.0},
 }
-each_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
-each_network = pytest.mark.parametrize("stages", NETWORKS.values(), ids=list(NETWORKS))
+each_schedule = each("schedule", SCHEDULES.values())
+each_network = each("stages", NETWORKS.values())
 
 
 def run(design: Design, seed: int) -> Result:
@@ -41,13 +42,14 @@ def run(design: Design, seed: int) -> Result:
     return result
 
 
+@pytest.mark.parametrize("seeds", [range(1), pytest.param(range(1, 3), marks=pytest.mark.long)])
 @each_network
 @each_schedule
-@pytest.mark.parametrize("lag", [0, 1, 4])
+@each("lag", [0, 1, 4])
 def test_no_lag_exceeds_the_bound_and_the_counters_tell_the_greatest(
-    stages: networks.Tables, schedule: dict[str, Any], lag: int
+    stages: networks.Tables, schedule: dict[str, Any], lag: int, seeds: range
 ) -> None:
-    for seed in range(3):
+    for seed in seeds:
         design = networks.design(stages, schedule, run={"epochs": 3}, staleness={"lag": lag})
         result = run(design, seed)
         # Links are so slow that some stage runs up to the bound, and none beyond it.

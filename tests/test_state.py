@@ -8,6 +8,7 @@ from typing import Any
 import networks
 import numpy as np
 import pytest
+from each import each
 from line import Line, bits
 
 from asyncdni.errors import CheckpointError
@@ -79,14 +80,14 @@ def assert_goes_on(design: Design, lag: int, folder: Path, *, other: Design | No
     assert bits(resumed.snapshot()) == bits(whole.snapshot()) != bits(state)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@each("name", SCHEDULES)
 def test_training_goes_on_to_the_same_bits_under_every_schedule(name: str, tmp_path: Path) -> None:
     schedule, lag = SCHEDULES[name]
     assert_goes_on(make(schedule), lag, tmp_path)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("schedule", ["locked", "look-ahead"])
+@each("name", OPTIMIZERS)
+@each("schedule", ["locked", "look-ahead"])
 def test_training_goes_on_to_the_same_bits_with_every_optimizer(
     schedule: str, name: str, tmp_path: Path
 ) -> None:
@@ -94,8 +95,8 @@ def test_training_goes_on_to_the_same_bits_with_every_optimizer(
     assert_goes_on(make(chosen, optimizer=OPTIMIZERS[name]), lag, tmp_path)
 
 
-@pytest.mark.parametrize("split", [[4], [2, 2], [1, 2, 1]])
-@pytest.mark.parametrize("name", ["locked", "generator-error", "inputs", "head", "look-ahead"])
+@each("split", [[4], [2, 2], [1, 2, 1]])
+@each("name", ["locked", "generator-error", "inputs", "head", "look-ahead"])
 def test_fused_stages_go_on_to_the_same_bits(name: str, split: list[int], tmp_path: Path) -> None:
     schedule, lag = SCHEDULES[name]
     assert_goes_on(make(schedule, run={"split": split}), lag, tmp_path)
@@ -119,7 +120,7 @@ def test_training_goes_on_to_the_same_bits_in_double_precision_and_microbatches(
     assert bits(resumed.snapshot()) == bits(whole.snapshot())
 
 
-@pytest.mark.parametrize("split", [[4], [2, 2], [3, 1], [1, 2, 1]])
+@each("split", [[4], [2, 2], [3, 1], [1, 2, 1]])
 def test_locked_training_goes_on_under_another_split(split: list[int], tmp_path: Path) -> None:
     assert_goes_on(make(LOCKED), 0, tmp_path, other=make(LOCKED, run={"split": split}))
 
@@ -191,8 +192,8 @@ def damaged(change: Any) -> tuple[Line, dict[str, dict[str, Any]]]:
     return Line(make(synthetic()), 1), state
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
+@each(
+    "change, words",
     [
         (lambda own: own.pop("0.bias"), r"0\.bias is missing, expected float32 \(6,\)"),
         (
@@ -244,7 +245,7 @@ def test_a_snapshot_stays_as_it_is_while_training_goes_on() -> None:
     assert bits(taken) == kept != bits(line.snapshot())
 
 
-@pytest.mark.parametrize("name", ["generator-error", "inputs", "look-ahead", "stash", "head"])
+@each("name", ["generator-error", "inputs", "look-ahead", "stash", "head"])
 def test_a_snapshot_between_batches_is_restored_without_those_in_flight(name: str) -> None:
     """As rolling snapshots are: right after an update, with others on their way."""
     schedule, _ = SCHEDULES[name]

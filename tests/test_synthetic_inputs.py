@@ -7,6 +7,7 @@ from typing import Any
 import networks
 import numpy as np
 import pytest
+from each import each
 from pair import Bench, fed_chain
 from random_runs import skip_connections
 
@@ -75,8 +76,8 @@ def test_a_link_that_takes_long_holds_no_forward_up() -> None:
     assert "F" not in letters[letters.index("S") :]
 
 
-@pytest.mark.parametrize("stages", NETWORKS.values(), ids=list(NETWORKS))
-@pytest.mark.parametrize("options", [{}, {"fit_every": 2}, {"update_probability": 0.5}])
+@each("stages", NETWORKS.values())
+@each("options", [{}, {"fit_every": 2}, {"update_probability": 0.5}])
 def test_the_input_model_learns_from_every_activation_once_and_in_order(
     stages: networks.Tables, options: dict[str, Any]
 ) -> None:
@@ -143,7 +144,7 @@ def test_it_is_fitted_to_the_true_activation_and_the_data_of_one_batch() -> None
             assert (learned[producer] >= 0).all()  # after a relu
 
 
-@pytest.mark.parametrize("stages", NETWORKS.values(), ids=list(NETWORKS))
+@each("stages", NETWORKS.values())
 def test_tests_go_through_true_activations(stages: networks.Tables) -> None:
     """The last loss is that of the last weights in one process."""
     design, result = run(stages, costs=Costs(jitter=0.5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
+from each import each
 
 from asyncdni.report.statistics import crossing, samples_to, time_to
 
@@ -16,8 +16,8 @@ def history(*accuracies: float | None) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("accuracies", "samples"),
+@each(
+    "accuracies, samples",
     [
         ((0.90, 0.97, 0.98), 200),
         ((0.97, 0.97), 100),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from each import each
 from tracing import trace
 
 from asyncdni.drivers.real import meter as module
@@ -164,7 +165,7 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+@each("content", DAMAGED.values())
 def test_a_damaged_trace_is_named(tmp_path: Path, content: bytes) -> None:
     path = trace_path(tmp_path, "low")
     path.parent.mkdir()

@@ -211,6 +211,7 @@ FORK = [
 ]
 
 
+@pytest.mark.long
 def test_a_graph_over_processes_gives_the_weights_of_one_process_to_the_last_bit() -> None:
     tables: dict[str, Any] = {
         "data": {"name": "npz", "path": "replaced", "batch_size": 24},  # 128 = 5 x 24 + 8

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each import each
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.layers import make_layer
@@ -15,8 +16,8 @@ from asyncdni.nn.streams import layer_streams
 F64 = np.dtype("float64")
 
 
-@pytest.mark.parametrize(("index", "place"), [(0, 0), (2, 2), (-1, 2), (-3, 0)])
-@pytest.mark.parametrize("shape", [(3, 4), (3, 2, 2)])
+@each("index, place", [(0, 0), (2, 2), (-1, 2), (-3, 0)])
+@each("shape", [(3, 4), (3, 2, 2)])
 def test_a_step_gives_its_own_part_and_sends_its_gradient_there_alone(
     index: int, place: int, shape: tuple[int, ...]
 ) -> None:
@@ -59,8 +60,8 @@ def test_options_that_are_none_are_refused(spec: Any, message: str) -> None:
         make_layer(spec, where="stages[0], layer 0")
 
 
-@pytest.mark.parametrize(
-    ("index", "shape", "message"),
+@each(
+    "index, shape, message",
     [
         (3, (3, 4), "step 3 of a window of 3 steps: expected -3 to 2"),
         (-4, (3, 4), "step -4 of a window"),

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import networks
-import pytest
+from each import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +32,7 @@ def draws(probability: float) -> list[list[bool]]:
     return rows
 
 
-@pytest.mark.parametrize("probability", [0.05, 0.3, 0.5, 0.9])
+@each("probability", [0.05, 0.3, 0.5, 0.9])
 def test_the_share_is_close_and_stages_draw_independently(probability: float) -> None:
     """Within four standard deviations: of one stage, of two at once, of two batches in a row."""
     rows = draws(probability)
@@ -63,10 +63,8 @@ def test_a_draw_is_that_of_splitmix64() -> None:
     assert [draw(1234567, batch) for batch in range(3)] == [n / 2.0**64 for n in expected]
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"target": "bootstrap"}, {"fit_every": 3}, {"correct": True}, {"mix": 0.5}]
-)
-@pytest.mark.parametrize("stages", [networks.chain(4), networks.fork(), networks.diamond()])
+@each("options", [{}, {"target": "bootstrap"}, {"fit_every": 3}, {"correct": True}, {"mix": 0.5}])
+@each("stages", [networks.chain(4), networks.fork(), networks.diamond()])
 def test_every_batch_is_forwarded_and_the_drawn_ones_are_learned_from(
     stages: networks.Tables, options: dict[str, Any]
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+from each import each
 from wire import HELLO, PATIENCE_S, Site, activation, pair, received, wait_until
 
 from asyncdni.config import Limits
@@ -146,7 +147,7 @@ def test_a_port_or_path_in_use_is_told(site: Site) -> None:
         CoordinatorTransport(site.address)
 
 
-@pytest.mark.parametrize(
+@each(
     "address", ["tcp://192.0.2.1:5555", "nonsense", f"ipc:///tmp/{'x' * 200}", "ipc:///no/such/a"]
 )
 def test_an_address_that_is_not_ours_is_told(address: str) -> None:

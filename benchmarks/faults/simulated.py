@@ -4,7 +4,7 @@
     python benchmarks/faults/simulated.py --runs 5000 --more      # on top of what the file has
 
 Each run draws a network, a schedule with its options, a split, links, checkpoints and faults of any
-kind from its seed: the draws of tests/random_faults.py. The real worker and coordinator are driven
+kind from its seed: the draws of tests/random_runs.py. The real worker and coordinator are driven
 in virtual time, every invariant is checked after every event, and at the end every sample must be
 accounted for. A run that fails or hangs is printed with the one command that replays it (its
 experiment is kept beside the results), and makes the exit status 1. See README.md.
@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 
-from random_faults import SCHEDULES, assert_survived, draw_faulty_run
+from random_runs import SCHEDULES, assert_survived, draw_faulty_run
 from sweep import fill_in
 
 from asyncdni.drivers.virtual.simulation import Result

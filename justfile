@@ -1,0 +1,30 @@
+# `just` lists what there is; `just NAME` runs it.
+
+python := ".venv/bin/python"
+
+_list:
+    @just --list --unsorted
+
+# Make the environment, and have the checks run before each commit
+setup:
+    python3 -m venv .venv
+    {{python}} -m pip install -q -e '.[dev]'
+    {{python}} -m pre_commit install
+
+# Run the tests (a file, -k WORDS and other options of pytest may follow)
+test *options:
+    {{python}} -m pytest {{options}}
+
+# Run the long tests: many more seeds, slow runs of processes
+long *options:
+    {{python}} -m pytest -m long {{options}}
+
+# Check style and types
+lint:
+    {{python}} -m ruff check .
+    {{python}} -m ruff format --check .
+    {{python}} -m mypy
+
+# Compare locked with synthetic on this machine, a few minutes (other measurements: benchmarks/)
+bench *options:
+    .venv/bin/asyncdni compare launch/digits.toml --schedules locked,synthetic {{options}}
