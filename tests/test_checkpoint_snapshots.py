@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from each import each
 
-from asyncdni.core.counts import Counts
+from asyncdni.core.events import Origin, Restore
 from asyncdni.drivers.real.process import restored_stage
 from asyncdni.errors import CheckpointError
 from asyncdni.store import checkpoint as snapshots
@@ -286,11 +286,9 @@ def test_what_a_stage_begins_with_is_told(tmp_path: Path) -> None:
     run_folder(tmp_path)
 
     def restored(cut: str) -> tuple[float, int, list[str]]:
-        counts = Counts()
-        build = cast(Any, Built)
-        found = restored_stage(build, build, tmp_path, "snapshots", cut, STAGES, counts)
-        stage, notes = found
-        return stage.seed, counts.position, notes
+        build, farthest = cast(Any, Built), Restore(Origin.FARTHEST, cut)
+        stage, counts, notes = restored_stage(build, build, tmp_path, farthest, STAGES)
+        return stage.seed, counts.get("batches", 0) + counts.get("missed", 0), notes
 
     assert restored(CUTS[0]) == (5.0, 5, [])
     discard_snapshots(tmp_path / "snapshots")

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from life import Rooms, drive
 
 from asyncdni.core.counts import Counts
-from asyncdni.core.events import Action, Compute, Computed, Received, Save, Stop, Woke
-from asyncdni.core.worker import Phase, Worker
-from asyncdni.drivers.real.engine import Engine, Forsaken, Snapshots
-from asyncdni.drivers.real.inspection import Inspection
+from asyncdni.core.events import (
+    Action,
+    Compute,
+    Computed,
+    Origin,
+    Received,
+    Restore,
+    Save,
+    Stop,
+    Woke,
+)
+from asyncdni.core.worker import Phase
+from asyncdni.drivers.real.engine import Engine, Snapshots
 from asyncdni.errors import CheckpointError
 from asyncdni.messages import (
     Accused,
     Activation,
+    Connect,
     Credit,
     Leave,
     Lost,
@@ -79,6 +91,9 @@ class Machine:
         self._ops = list(ops)
         self._busy = False
 
+    def joined(self, connect: Connect, *, senders_known: bool) -> None:
+        """The round begins."""
+
     def deadline(self) -> float | None:
         return None
 
@@ -127,6 +142,9 @@ class Maths:
     def update(self) -> None:
         self.updates += 1
 
+    def release(self, batch: int, sent: Callable[[], bool]) -> None:
+        assert sent()
+
     def snapshot(self) -> dict[str, dict[str, Any]]:
         return {"a": {"0.weight": np.array([self.updates], np.float32)}}
 
@@ -149,9 +167,10 @@ class Source:
         self.out.remove(batch)
 
 
-def engine(machine: Machine, wire: Wire, **options: Any) -> Engine:
-    maths = options.pop("stage", None) or Maths()
-    return Engine(cast(Worker, machine), cast(Stage, maths), wire, exits={}, **options)
+def engine(machine: Machine, wire: Wire, *early: Message, **options: Any) -> Engine:
+    """One that has driven this machine to the end of its process."""
+    options.setdefault("stage", Maths())
+    return drive(machine, wire, early, now=time.monotonic(), **options)
 
 
 UPDATE = Op(OpKind.UPDATE, 0, last=True)
@@ -161,35 +180,36 @@ UPDATE = Op(OpKind.UPDATE, 0, last=True)
 
 
 def test_what_came_behind_the_end_of_the_round_is_left_for_the_next() -> None:
-    newer = Rejoin(3, "keep")
-    driven = engine(Machine(), Wire([CREDIT, REJOIN, newer, CREDIT]))
-    assert driven.run().rejoin == REJOIN
-    assert driven.left == [newer, CREDIT]
+    wire = Wire([CREDIT, REJOIN, Rejoin(3, "initial"), CREDIT])
+    driven = engine(Machine(), wire, restorations=2)
+    rooms = cast(Rooms, driven._session)
+    assert rooms.restored == [Restore(Origin.KEPT), Restore(Origin.BEGINNING, discard=True)]
+    assert driven._process._early == [CREDIT]
 
 
 def test_an_op_that_was_done_is_counted_before_the_round_ends() -> None:
     machine = Machine(UPDATE)
-    engine(machine, Wire([REJOIN])).run([CREDIT])
+    engine(machine, Wire([REJOIN]), CREDIT)
     assert machine.heard == [CREDIT, UPDATE, REJOIN]
     assert machine.counts.updates == 1
 
 
 def test_all_else_is_heard_before_the_op_that_was_done_while_it_came() -> None:
     machine = Machine(UPDATE)
-    engine(machine, Wire([Lost("b")], [Leave()])).run([CREDIT])
+    engine(machine, Wire([Lost("b")], [Leave()]), CREDIT)
     assert machine.heard == [CREDIT, Lost("b"), UPDATE]
 
 
 def test_a_neighbour_that_is_lost_is_cut_off_by_the_transport() -> None:
     wire = Wire([Lost("b")], [Leave()])
-    engine(Machine(), wire).run()
+    engine(Machine(), wire)
     assert wire.lost == ["b"]
 
 
 def test_buffers_of_data_that_nobody_will_release_are_given_back() -> None:
     source = Source()
     machine = Machine(*(Op(OpKind.READ, batch) for batch in range(3)))
-    engine(machine, Wire([], [], [], [REJOIN]), source=source).run([CREDIT])
+    engine(machine, Wire([], [], [], [REJOIN]), CREDIT, source=source)
     assert machine.heard.count(REJOIN) == 1
     assert source.out == set()
 
@@ -199,8 +219,9 @@ def test_buffers_of_data_that_nobody_will_release_are_given_back() -> None:
 
 def test_snapshots_are_written_behind_updates_and_count_what_was_done(tmp_path: Path) -> None:
     machine = Machine(Op(OpKind.FORWARD, 0), UPDATE)
-    snapshots = Snapshots(str(tmp_path), 0.0)
-    engine(machine, Wire([], [], [], [Leave()]), snapshots=snapshots).run([CREDIT])
+    snapshots = Snapshots(str(tmp_path))
+    wire = Wire([], [], [], [Leave()])
+    engine(machine, wire, CREDIT, snapshots=snapshots, snapshot_every_s=0.0)
     assert snapshots.count == 1
     state, counts = read_state(tmp_path / "snapshots", ["a"], None)
     assert state["a"]["0.weight"].tolist() == [1.0]
@@ -210,31 +231,16 @@ def test_snapshots_are_written_behind_updates_and_count_what_was_done(tmp_path: 
 def test_no_snapshot_is_written_with_gradients_that_are_not_applied(tmp_path: Path) -> None:
     machine = Machine(UPDATE)
     machine.unapplied = 1
-    snapshots = Snapshots(str(tmp_path), 0.0)
-    engine(machine, Wire([], [], [Leave()]), snapshots=snapshots).run([CREDIT])
+    snapshots = Snapshots(str(tmp_path))
+    engine(machine, Wire([], [], [Leave()]), CREDIT, snapshots=snapshots, snapshot_every_s=0.0)
     assert snapshots.count == 0
-
-
-def test_the_next_snapshot_is_a_hundred_times_as_far_off_as_one_takes(tmp_path: Path) -> None:
-    snapshots = Snapshots(str(tmp_path), 0.0)
-    before = snapshots.due_s
-    snapshots.write(cast(Stage, Maths()), Counts())
-    assert snapshots.due_s - before >= 100 * snapshots.seconds > 0
-
-
-@pytest.mark.parametrize(("folder", "every_s"), [("", 1.0), ("somewhere", None)])
-def test_without_a_folder_or_an_interval_none_is_ever_due(
-    folder: str, every_s: float | None
-) -> None:
-    assert not Snapshots(folder, every_s).wanted
-    assert Snapshots(folder, every_s).due_s == float("inf")
 
 
 def test_a_snapshot_that_can_not_be_written_is_told_of_once(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "snapshots").write_text("a file in its place")
-    snapshots = Snapshots(str(tmp_path), 0.0)
+    snapshots = Snapshots(str(tmp_path))
     for _ in range(2):
         snapshots.write(cast(Stage, Maths()), Counts())
     assert capfd.readouterr().err.count("asyncdni: no snapshot was written: can't write") == 1
@@ -243,14 +249,14 @@ def test_a_snapshot_that_can_not_be_written_is_told_of_once(
 
 def test_a_run_folder_that_is_gone_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="can't write"):
-        Snapshots(str(tmp_path / "gone"), 0.0).write(cast(Stage, Maths()), Counts())
+        Snapshots(str(tmp_path / "gone")).write(cast(Stage, Maths()), Counts())
 
 
 def test_a_cut_holds_all_state_and_its_digests_are_answered(tmp_path: Path) -> None:
     machine = Machine()
     machine.counts.updates = 7
     tag = "checkpoints/000003"
-    engine(machine, Wire([SaveOrder(tag)], [Leave()]), folder=str(tmp_path)).run()
+    engine(machine, Wire([SaveOrder(tag)], [Leave()]), folder=str(tmp_path))
     (stored,) = machine.heard
     state, counts = read_state(tmp_path / tag, ["a"], stored.files)  # type: ignore[attr-defined]
     assert set(state["a"]) == {"0.weight"}
@@ -261,24 +267,18 @@ def test_a_cut_holds_all_state_and_its_digests_are_answered(tmp_path: Path) -> N
 # --- nobody left to work for ---------------------------------------------------------------------
 
 
-def forsaken() -> Forsaken:
-    """As after the heart's word, without the thread that would end this process."""
-    made = Forsaken()
-    made.reason = "nothing heard"
-    return made
-
-
 def test_a_worker_without_a_coordinator_saves_and_leaves(tmp_path: Path) -> None:
-    snapshots = Snapshots(str(tmp_path), 1000.0)
-    stop = engine(Machine(), Wire(), snapshots=snapshots, forsaken=forsaken()).run()
-    assert stop.failed == "nothing heard"
+    snapshots = Snapshots(str(tmp_path))
+    options: dict[str, Any] = {"snapshots": snapshots, "snapshot_every_s": 1000.0}
+    driven = engine(Machine(), Wire(), gone="nothing heard", **options)
+    assert driven.end is not None and driven.end.failed == "worker stops: nothing heard"
     assert snapshots.count == 1
 
 
 def test_in_the_middle_of_an_update_it_comes_to_its_end_first(tmp_path: Path) -> None:
     machine = Machine(UPDATE)
     machine.unapplied = 1
-    snapshots = Snapshots(str(tmp_path), 1000.0)
+    snapshots = Snapshots(str(tmp_path))
 
     class Applies(Maths):
         def update(self) -> None:
@@ -286,8 +286,8 @@ def test_in_the_middle_of_an_update_it_comes_to_its_end_first(tmp_path: Path) ->
             machine.unapplied = 0
 
     maths = Applies()
-    driven = engine(machine, Wire(), stage=maths, snapshots=snapshots, forsaken=forsaken())
-    driven.run([CREDIT])
+    options: dict[str, Any] = {"snapshots": snapshots, "snapshot_every_s": 1000.0}
+    engine(machine, Wire(), CREDIT, stage=maths, gone="nothing heard", **options)
     assert maths.updates == 1
     state, _ = read_state(tmp_path / "snapshots", ["a"], None)
     assert state["a"]["0.weight"].tolist() == [1.0]
@@ -309,7 +309,7 @@ class Strict:
 def test_a_neighbour_whose_tensors_do_not_fit_is_accused_and_not_waited_for() -> None:
     machine = Machine()
     wire = Wire([Activation("b", 1, 0, 2, {})], [CREDIT, Leave()])
-    engine(machine, wire, inspection=cast(Inspection, Strict())).run()
+    engine(machine, wire, inspection=Strict())
     assert machine.heard == [Lost("b"), CREDIT]
     accused = [one for to, one in wire.sent if not isinstance(one, Report)]
     assert accused == [Accused("b", 1, "wrong shape")]
@@ -319,7 +319,7 @@ def test_a_neighbour_whose_tensors_do_not_fit_is_accused_and_not_waited_for() ->
 def test_a_neighbour_that_the_transport_has_cut_off_is_accused_and_not_waited_for() -> None:
     machine, wire = Machine(), Wire([CREDIT], [Leave()])
     wire.accused = [("b", "cut off: nonsense")]
-    engine(machine, wire, inspection=cast(Inspection, Strict())).run()
+    engine(machine, wire, inspection=Strict())
     assert machine.heard == [Lost("b"), CREDIT]
     assert [one for _, one in wire.sent] == [Accused("b", 1, "cut off: nonsense")]
     assert wire.lost == ["b"]

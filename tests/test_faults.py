@@ -9,15 +9,16 @@ import networks
 import pytest
 from each import case, each
 
-from asyncdni.core.events import Fail, Finish
+from asyncdni.core.events import Compute, Fail, Finish, Restore, Restored
 from asyncdni.drivers.virtual.costs import Costs, Links
 from asyncdni.drivers.virtual.disk import Disk, Saved
 from asyncdni.drivers.virtual.faults import Faults, Mishap, parse_faults, parse_line
-from asyncdni.drivers.virtual.process import Keeping
+from asyncdni.drivers.virtual.process import Keeping, WorkerProcess
 from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError
 from asyncdni.messages import Abort, Gradient
 from asyncdni.plan.build import Design
+from asyncdni.schedules.base import OpKind
 
 LOCKED = {"name": "locked"}
 SYNTHETIC = {"name": "synthetic", "generator": {"kind": "linear"}}
@@ -140,14 +141,15 @@ def test_a_stage_that_dies_after_the_same_batch_each_time_is_given_up(
     schedule: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a number of batches that its weights have learned from, wherever the data are."""
-    honest = Keeping.learned
+    honest = WorkerProcess._computed
 
-    def learned(keeping: Keeping, batch: int) -> None:
-        honest(keeping, batch)
-        if keeping._group.name == "s1" and keeping.counts.batches == 700:
-            keeping._process.exit(-9)
+    def computed(process: WorkerProcess, compute: Compute, *args: Any) -> None:
+        again = compute.op.kind is OpKind.FORWARD and process.worker.counts.batches == 700
+        if process.name == "s1" and again:
+            process.exit(-9)
+        honest(process, compute, *args)
 
-    monkeypatch.setattr(Keeping, "learned", learned)
+    monkeypatch.setattr(WorkerProcess, "_computed", computed)
     tables = {
         "run": {"epochs": 2000, "evaluate_every": 2000.0},
         "checkpoint": {"every": "300ms", "snapshot_every": "300ms"},
@@ -418,6 +420,14 @@ def test_a_batch_that_is_not_accounted_for_is_found_out(monkeypatch: pytest.Monk
 
 
 def test_a_batch_that_is_learned_from_twice_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Keeping, "restore", lambda keeping, *_: keeping.ids.add(12) or [])
+    honest = Keeping.restore
+
+    def restore(keeping: Keeping, action: Restore) -> Restored:
+        restored = honest(keeping, action)
+        assert keeping.ids is not None
+        keeping.ids.add(12)
+        return restored
+
+    monkeypatch.setattr(Keeping, "restore", restore)
     with pytest.raises(AsyncDNIError, match=r"top#1 has learned from batch 12 twice"):
         simulate(design(stages=networks.chain(1)), seed=0, maths=False)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import asyncdni
-from asyncdni.core.counts import Counts
+from asyncdni.core.events import Origin, Restore
 from asyncdni.drivers.real.process import restored_stage
 from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.errors import CheckpointError, ConfigError
@@ -185,14 +185,12 @@ def test_a_worker_begins_with_the_copy_and_knows_whether_it_is_the_same(tmp_path
     save_given(tmp_path, begun)
     told = replace(begun, init=None)  # a worker knows the digests alone
     group = told.plan.groups[1]
-    stage, notes = restored_stage(
+    stage, _, notes = restored_stage(
         lambda: make_stage(told, group),
         lambda: make_stage(kept(tmp_path, told, ["s1"]), group),
         tmp_path,
-        "initial",
-        "",
+        Restore(Origin.BEGINNING, discard=True),
         ["s1"],
-        Counts(),
     )
     assert same(stage.state(), {"s1": trained()["s1"]}) and notes == []
     save_stages(tmp_path / "init", {"s1": trained()["s0"]})

@@ -6,21 +6,21 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
+from life import drive
 
 from asyncdni.core.events import Action, Compute, Computed, Stop
-from asyncdni.core.worker import Phase, Worker
+from asyncdni.core.worker import Phase
 from asyncdni.delays import Slow
 from asyncdni.drivers.real import engine, meter
-from asyncdni.drivers.real.engine import Engine
 from asyncdni.drivers.real.machine import resident_bytes
 from asyncdni.drivers.real.meter import Meter
-from asyncdni.messages import Leave, Message, Report, Start
+from asyncdni.messages import Connect, Leave, Message, Report, Start
 from asyncdni.schedules.base import Op, OpKind, Source
-from asyncdni.stages.base import Agreement, Forwarded, Stage
+from asyncdni.stages.base import Agreement, Forwarded
 
 WAIT_S, RECEIVE_S = 8.0, 2.0
 
@@ -54,6 +54,9 @@ class _Wire:
         self._clock.now += RECEIVE_S
         return [self._messages.pop(0)]
 
+    def lose(self, worker: str) -> None:
+        raise AssertionError(worker)
+
     def take_accused(self) -> list[tuple[str, str]]:
         return []
 
@@ -65,13 +68,20 @@ class _Idle:
     """A machine that trains, has nothing to do, and stops when told to."""
 
     phase = Phase.TRAINING
-    schedule = None
+
+    unapplied = 0
+
+    def joined(self, connect: Connect, *, senders_known: bool) -> None:
+        """The round begins."""
 
     def deadline(self) -> float | None:
         return None
 
-    def handle(self, event: object, now: float) -> list[Stop]:
-        return [Stop()] if getattr(event, "message", None) == Leave() else []
+    def handle(self, event: object, now: float) -> list[Action]:
+        if getattr(event, "message", None) != Leave():
+            return []
+        self.phase = Phase.LEFT
+        return [Stop()]
 
     def counters(self) -> dict[str, int]:
         return {}
@@ -82,9 +92,8 @@ def _run(monkeypatch: pytest.MonkeyPatch) -> _Wire:
     names = ("perf_counter", "monotonic", "process_time", "thread_time")
     for module in (engine, meter):
         monkeypatch.setattr(module, "time", SimpleNamespace(**dict.fromkeys(names, clock)))
-    wire = _Wire(clock, [Start(), Start(), Leave()])
-    driven = Engine(cast(Worker, _Idle()), cast(Stage, _Layers(clock)), wire, exits={})
-    driven.run(early=[Start()])
+    wire = _Wire(clock, [Start(), Start(), Start(), Leave()])
+    drive(_Idle(), wire, [Start()], stage=_Layers(clock))
     return wire
 
 
@@ -126,17 +135,22 @@ class _Forwards:
     """A machine that forwards so many batches at once, and then has nothing to do."""
 
     phase = Phase.TRAINING
-    schedule = None
 
     def __init__(self, batches: int) -> None:
         self._left = list(range(batches))
         self._busy = False
+
+    unapplied = 0
+
+    def joined(self, connect: Connect, *, senders_known: bool) -> None:
+        """The round begins."""
 
     def deadline(self) -> float | None:
         return None
 
     def handle(self, event: object, now: float) -> list[Action]:
         if getattr(event, "message", None) == Leave():
+            self.phase = Phase.LEFT
             return [Stop()]
         self._busy = self._busy and not isinstance(event, Computed)
         if self._busy or not self._left:
@@ -168,15 +182,9 @@ def _run_slowed(monkeypatch: pytest.MonkeyPatch, batches: int, **slow: float) ->
     nap = _Nap(clock)
     for module in (engine, meter):
         monkeypatch.setattr(module, "time", nap)
-    wire = _Wire(clock, [Start()] * batches + [Start(), Leave()])
-    driven = Engine(
-        cast(Worker, _Forwards(batches)),
-        cast(Stage, _Layers(clock)),
-        wire,
-        exits={},
-        slow=Slow(0, "a", **slow),
-    )
-    driven.run(early=[Start()])
+    wire = _Wire(clock, [Start()] * batches + [Start(), Start(), Leave()])
+    machine, layers = _Forwards(batches), _Layers(clock)
+    drive(machine, wire, [Start()], stage=layers, slow=Slow(0, "a", **slow))
     return wire.reports[-1].counters, nap
 
 

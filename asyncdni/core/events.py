@@ -1,13 +1,14 @@
 """What happens to a machine (events) and what it asks of its driver (actions).
 
-A machine (`Worker`, `Coordinator`) is pure: `handle(event, now)` returns actions, `deadline()` says
-when to call again at the latest, `check()` asserts every invariant. Its driver (the runtime or the
-simulator) has four duties:
+A machine (`Process` and its `Worker`, `Coordinator`) is pure: `handle(event, now)` returns actions,
+`deadline()` says when to call again at the latest, `check()` asserts every invariant. Its driver
+(real or virtual) has four duties:
 
 1. Call `handle` for each message that arrives and for each answer to an action, with the time.
 2. Carry out the actions in the order given; sends must reach each peer in that order.
-3. Answer `Compute` with `Computed`, `Save` and `Commit` with `Stored`, and `Look` with `Looked`,
-   once each.
+3. Answer `Prepare` with `Prepared`, `Restore` with `Restored`, `Join` with `Joined`, `Compute` with
+   `Computed`, `Snapshot` with `SnapshotTaken`, `Save` and `Commit` with `Stored`, and `Look` with
+   `Looked`, once each. Where one of a worker process fails, `Broke` is the answer.
 4. When `deadline()` has passed, call `handle(Woke(), now)`, after whatever has arrived by then.
 
 Every action carries its cause: the event that led to it, or the machine's own step. Events and
@@ -17,34 +18,53 @@ to make, and a run makes tens of thousands a second.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 from asyncdni.core.liveness import Sight
-from asyncdni.messages import Message, Rejoin
+from asyncdni.messages import Accused, Connect, Message, Rejoin, Welcome
 from asyncdni.schedules.base import Op
 
 __all__ = [
     "Action",
+    "Broke",
     "Commit",
     "Compute",
     "Computed",
+    "CoordinatorGone",
     "Event",
+    "Exit",
     "Exited",
     "Fail",
     "Finish",
+    "Join",
+    "Joined",
     "Launch",
     "Look",
     "Looked",
+    "Lose",
     "Machine",
+    "Origin",
+    "Prepare",
+    "Prepared",
     "Received",
     "Record",
+    "Redeliver",
     "Rejected",
     "Release",
+    "Report",
+    "Restore",
+    "Restored",
     "Save",
+    "SayHello",
     "Send",
+    "Snapshot",
+    "SnapshotTaken",
     "Stop",
     "Stored",
+    "Unusable",
     "UserStop",
     "Woke",
 ]
@@ -83,6 +103,60 @@ class Stored(Event):
 
     tag: str
     files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Prepared(Event):
+    """The worker's part of the experiment is known, and signs of life are sent (process)."""
+
+    roll_back: bool = False  # numbers that go wrong lead to another round: see [numbers]
+    snapshot_every_s: float | None = None  # None: this run has no rolling snapshots
+
+
+@dataclass(slots=True)
+class Restored(Event):
+    """The stage is in the state that was asked for (process)."""
+
+    parameters: int = 0
+    counts: Mapping[str, int] | None = None  # what has been done by then; None: as before
+    notes: list[str] = field(default_factory=list)  # for the user
+
+
+@dataclass(slots=True)
+class Joined(Event):
+    """The stages are claimed, and the neighbours' addresses connected to (process)."""
+
+    accused: Sequence[Accused] = ()  # neighbours that say they listen where nobody can
+    senders_known: bool = True  # see `Worker.joined`
+
+
+@dataclass(slots=True)
+class SnapshotTaken(Event):
+    """A rolling snapshot has been written, or given up (process)."""
+
+    took_s: float
+
+
+@dataclass(slots=True)
+class Unusable(Event):
+    """A neighbour has sent tensors that nobody can compute with (process)."""
+
+    accused: Accused
+
+
+@dataclass(slots=True)
+class Broke(Event):
+    """An action, or handling an event, has raised this error (process)."""
+
+    error: BaseException
+    trace: str = ""  # the traceback, where it is nothing that the user can put right
+
+
+@dataclass(slots=True)
+class CoordinatorGone(Event):
+    """There is nobody left to work for, or somebody ends this process alone (process)."""
+
+    reason: str
 
 
 @dataclass(slots=True)
@@ -166,6 +240,88 @@ class Stop(Action):
 
     failed: str = ""
     rejoin: Rejoin | None = None
+
+
+@dataclass(slots=True)
+class SayHello(Action):
+    """Send the coordinator a `Hello` of this process (process)."""
+
+
+@dataclass(slots=True)
+class Prepare(Action):
+    """Read the experiment of the `Welcome`, begin to send signs of life, then answer `Prepared`
+    (process)."""
+
+    welcome: Welcome
+
+
+class Origin(Enum):
+    """Where the state comes from that a stage begins a round with."""
+
+    KEPT = "kept"  # as it is, without what is in flight
+    BEGINNING = "beginning"  # as at the beginning of the run
+    CUT = "cut"  # from `Restore.place`; without it the process can't go on
+    FARTHEST = "farthest"  # of its own snapshot and the cuts up to `Restore.place`; or BEGINNING
+
+
+@dataclass(slots=True)
+class Restore(Action):
+    """Bring the stage into this state, then answer `Restored`. It takes the place of any op or save
+    under way, which is answered no more (process)."""
+
+    origin: Origin
+    place: str = ""  # of a cut, in the folder of the run
+    discard: bool = False  # first remove all rolling snapshots: all stages go back behind them
+
+
+@dataclass(slots=True)
+class Join(Action):
+    """Claim the stages with `claim`, (term, incarnation), where the run has a folder; connect to
+    the neighbours; then answer `Joined` (process)."""
+
+    connect: Connect
+    claim: tuple[int, int] | None = None
+
+
+@dataclass(slots=True)
+class Redeliver(Action):
+    """Treat these messages as if they arrived now: they came before the round (process)."""
+
+    messages: Sequence[Message]
+
+
+@dataclass(slots=True)
+class Report(Action):
+    """Tell the coordinator these counters, and those of the driver's own (process)."""
+
+    counters: dict[str, float | int | None]
+
+
+@dataclass(slots=True)
+class Snapshot(Action):
+    """Write the whole state for a successor of this process, then answer `SnapshotTaken`. The
+    `last` one comes right before `Exit`, and is not answered (process)."""
+
+    last: bool = False
+
+
+@dataclass(slots=True)
+class Lose(Action):
+    """Cut the connections to a neighbour that is dead (process)."""
+
+    worker: str
+
+
+@dataclass(slots=True)
+class Exit(Action):
+    """End the process (process).
+
+    `failed`: why, for the user; empty where the run is over. `error`: what it has failed at, with
+    the traceback `trace`; None where the coordinator has ended it, or is gone."""
+
+    failed: str = ""
+    error: BaseException | None = None
+    trace: str = ""
 
 
 @dataclass(slots=True)

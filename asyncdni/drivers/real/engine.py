@@ -1,100 +1,95 @@
 """The loop of a worker process: the only place in it where real time passes.
 
-It carries out what `core.Worker` asks for in one round: computes ops with a backend, sends and
-receives, saves. Ops run on this thread. The sockets are looked at after an op and before the
-schedule chooses the next one, so that it knows of all that has come; but not in the middle of a
-batch's own update, which nothing that arrives could change. Rolling snapshots are written there as
-well: see `snapshots`.
+```
+             receive                     handle                    carry out
+ transport ──────────► Received ──┐                   ┌──────────► transport
+                                  ├──► core.Process ──┤
+ stage, disk, clock ─► Computed ──┘                   └──────────► stage, disk
+```
+
+What is to be done `core.process.Process` decides; here it is done, and measured. Ops run on this
+thread. The sockets are looked at after an op and before its end is told, so that the schedule knows
+of all that has come when it chooses the next one; but not behind an op that is `is_settled`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
     Action,
+    Broke,
     Compute,
     Computed,
+    CoordinatorGone,
     Event,
+    Exit,
+    Join,
+    Joined,
+    Lose,
+    Prepare,
+    Prepared,
     Received,
+    Redeliver,
     Release,
+    Report,
+    Restore,
+    Restored,
     Save,
+    SayHello,
     Send,
-    Stop,
+    Snapshot,
+    SnapshotTaken,
     Stored,
+    Unusable,
     Woke,
 )
-from asyncdni.core.worker import Phase, Worker
+from asyncdni.core.ledger import is_cut
+from asyncdni.core.process import SNAPSHOTS, Process, State, is_settled
 from asyncdni.delays import Slow
 from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.drivers.real.machine import written
 from asyncdni.drivers.real.meter import Meter, Trace
 from asyncdni.errors import AsyncDNIError, CheckpointError
-from asyncdni.messages import (
-    COORDINATOR,
-    Accused,
-    Activation,
-    Drained,
-    Gradient,
-    Lost,
-    Message,
-    Rejoin,
-    Report,
-)
+from asyncdni.messages import COORDINATOR, Message
+from asyncdni.messages import Report as ReportMessage
 from asyncdni.schedules.base import Op, OpKind
 from asyncdni.stages.base import Stage
-from asyncdni.stages.executor import Executor, Source
+from asyncdni.stages.executor import Executor
 from asyncdni.store.checkpoint import Claim, write_state, write_weights
-from asyncdni.wire.beat import PARENT_VARIABLE, exit_process
+from asyncdni.wire.beat import parent_lives
 
-__all__ = ["SNAPSHOTS", "Engine", "Forsaken", "Signals", "Snapshots", "Told", "Transport"]
+__all__ = ["Engine", "Session", "Snapshots", "Tools", "Transport", "Watch"]
 
-# --- snapshots -----------------------------------------------------------------------------------
-#
-# Rolling snapshots: each worker keeps a recent state of its stage on disk, for its successor.
-
-#: Folder of the run's that they are in.
-SNAPSHOTS = "snapshots"
-
-#: From one to the next at least so many times what the last one took: about 1 % of the time.
-_SPARSE = 100.0
-_NEVER = float("inf")
+#: How long to wait for something to arrive, in a round and between rounds.
+_WAIT_S, _LOOK_EVERY_S = 0.5, 0.25
 
 
 class Snapshots:
-    """When the next one is due, and the writing of it.
+    """Writes rolling snapshots: a recent state of the stage on disk, for a successor.
 
     One that can't be written is told once on standard error, and does not end the run as long as
     the folder of the run is there: what is committed stays, and the next one may succeed.
     """
 
-    def __init__(self, folder: str, every_s: float | None) -> None:
-        """`folder` of the run; empty, or `every_s` None: nothing is written."""
+    def __init__(self, folder: str) -> None:
+        """`folder` of the run."""
         self.count = 0
         self.seconds = 0.0  # spent on all of them
-        self.due_s = _NEVER  # on the clock of `time.monotonic`
         self._folder = Path(folder, SNAPSHOTS)
-        self._every_s = _NEVER if every_s is None or not folder else every_s
         self._complained = False
-        if self.wanted:
-            self.due_s = time.monotonic() + self._every_s
 
-    @property
-    def wanted(self) -> bool:
-        return self._every_s < _NEVER
-
-    def write(self, stage: Stage, counts: Counts, claim: Claim | None = None) -> None:
-        """Now, on this thread; the stage has applied all that it has accumulated.
+    def write(self, stage: Stage, counts: Counts, claim: Claim | None = None) -> float:
+        """Now, on this thread; the stage has applied all that it has accumulated. Returns the
+        seconds that it took.
 
         One of a process that has been replaced, by `claim`, is not written. Raises
         `CheckpointError` where the folder of the run is gone.
@@ -110,110 +105,28 @@ class Snapshots:
             if not self._complained:
                 print(f"asyncdni: no snapshot was written: {error}", file=sys.stderr, flush=True)
             self._complained = True
-        ended = time.monotonic()
-        self.seconds += ended - began
-        self.due_s = ended + max(self._every_s, _SPARSE * (ended - began))
+        took_s = time.monotonic() - began
+        self.seconds += took_s
+        return took_s
 
     def counters(self) -> dict[str, float | int | None]:
         """For reports."""
         return {"snapshots": self.count, "snapshot_s": self.seconds}
 
 
-# --- forsaken ------------------------------------------------------------------------------------
-#
-# How a worker comes to an end that no message has ordered: its coordinator is gone, or somebody
-# tells this process alone to stop. It keeps what it has learned, and leaves.
+@dataclass
+class Tools:
+    """What a worker process computes, saves and measures with in one round."""
 
-#: How long the worker's own thread may take to come to a safe point, to save and to leave.
-_GRACE_S = 2.0
-#: Signals that come together are one request, as for the coordinator.
-_TOGETHER_S = 0.25
-
-
-class Told(AsyncDNIError):
-    """The coordinator ended this worker, or is gone: there is nobody to tell."""
-
-
-class Forsaken:
-    """What the heart calls, in its thread, once there is nobody left to work for.
-
-    The worker's own thread looks at `reason` between two ops. Where it can't, because one op takes
-    too long or another library has it, the process ends without it.
-    """
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-
-    def __call__(self, reason: str) -> None:
-        self.reason = reason
-        last_resort = threading.Timer(_GRACE_S, exit_process, (reason,))
-        last_resort.daemon = True
-        last_resort.start()
-
-    def check(self) -> None:
-        """Raises `Told` once there is nobody left."""
-        if self.reason is not None:
-            raise Told(f"worker stops: {self.reason}")
-
-
-class Signals:
-    """What a worker does about SIGINT, SIGTERM and SIGHUP while its coordinator lives.
-
-    Schedulers, service managers and terminals signal all processes of a job at once. Stopping is
-    the coordinator's part: workers that left by themselves would take along what is to be saved.
-    So the first signal is not this worker's end. The second one is, as soon as an update is whole;
-    the third at once.
-    """
-
-    def __init__(self, stage: str, forsaken: Forsaken) -> None:
-        self.ended_by: int | None = None  # the signal that was one too many
-        self._stage = stage
-        self._forsaken = forsaken
-        self._heard_s: float | None = None  # the last request
-
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """In the main thread; elsewhere signals are the caller's business."""
-        previous: dict[int, Any] = {}
-        with contextlib.suppress(ValueError):
-            for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    previous[number] = signal.signal(number, self)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def __call__(self, number: int, _: object) -> None:
-        now = time.monotonic()
-        before = self._heard_s
-        if before is not None and now - before < _TOGETHER_S:
-            return
-        self._heard_s = now
-        if before is None:
-            self._say()
-        elif self._forsaken.reason is None:
-            self.ended_by = number
-            self._forsaken(f"it got signal {number} more than once")
-        else:
-            os._exit(128 + number)
-
-    def _say(self) -> None:
-        """To whoever has started this worker by hand; others can read the coordinator."""
-        if os.environ.get(PARENT_VARIABLE):
-            return
-        text = (
-            f"asyncdni: worker {self._stage} goes on until its coordinator stops: stop that one, "
-            "or signal this worker again to end it alone\n"
-        )
-        with contextlib.suppress(OSError):
-            os.write(2, text.encode(errors="replace"))
-
-
-_REPORT_EVERY_S = 0.5
-#: Saves under a tag that begins like this are of the whole state.
-_CUTS = "checkpoints/"
+    stage: Stage
+    executor: Executor
+    snapshots: Snapshots
+    meter: Meter
+    folder: str = ""  # of the run
+    claim: Claim | None = None  # of this process to that folder
+    inspection: Inspection | None = None
+    trace: Trace | None = None
+    slow: Slow | None = None
 
 
 class Transport(Protocol):
@@ -232,130 +145,124 @@ class Transport(Protocol):
     def counters(self) -> dict[str, int]: ...
 
 
+class Session(Protocol):
+    """What the engine needs of `drivers.real.process.Session`."""
+
+    def say_hello(self) -> None: ...
+
+    def prepare(self, action: Prepare) -> Prepared: ...
+
+    def restore(self, action: Restore) -> Restored: ...
+
+    def join(self, action: Join) -> tuple[Joined, Tools]: ...
+
+
+class Watch(Protocol):
+    """`drivers.real.process.Watchdog`."""
+
+    reason: str | None
+
+
 class Engine:
-    """Drives one worker through one round."""
+    """Drives one `Process` from its start to its end."""
 
     def __init__(
-        self,
-        worker: Worker,
-        stage: Stage,
-        transport: Transport,
-        *,
-        exits: Mapping[str, str],
-        source: Source | None = None,
-        folder: str = "",
-        claim: Claim | None = None,
-        trace: Trace | None = None,
-        slow: Slow | None = None,
-        meter: Meter | None = None,
-        snapshots: Snapshots | None = None,
-        forsaken: Forsaken | None = None,
-        inspection: Inspection | None = None,
-        shares: Mapping[str, Sequence[str]] | None = None,
+        self, process: Process, transport: Transport, session: Session, watchdog: Watch
     ) -> None:
-        """`exits` and `shares`: see `Executor`; `claim`: of this process to the run's `folder`."""
-        self.stopped: Stop | None = None
-        self.left: list[Message] = []  # what came behind the word that ended the round
-        self._worker = worker
-        self._stage = stage
+        self.end: Exit | None = None
+        self._process = process
         self._transport = transport
-        self._source = source
-        self._folder = folder
-        self._claim = claim
-        self._trace = trace
-        self._slow = slow
+        self._session = session
+        self._watchdog = watchdog
+        self._tools: Tools | None = None
+        self._meter = Meter()
+        self._trace: Trace | None = None
+        self._slow: Slow | None = None
         self._owed_s = 0.0  # sleep that `slow` asks for; below zero after one that was too long
-        self._meter = meter or Meter()
-        self._snapshots = snapshots
-        self._forsaken = forsaken
-        self._inspection = inspection
-        self._executor = Executor(stage, exits, source, self._meter.agreement, shares)
-        self._pending: Compute | None = None
-        self._unsent: dict[int, list[Callable[[], bool]]] = {}  # by batch
-        self._read: set[int] = set()  # training batches read and not released yet
-        self._stored: list[Stored] = []
-        self._report_at = time.monotonic() + _REPORT_EVERY_S
-
-    def run(self, early: Iterable[Message] = ()) -> Stop:
-        """Until the coordinator says Leave, Abort or Rejoin, or is gone.
-
-        `early` is what has arrived before. Raises what an op or the saving has failed at.
-        """
-        try:
-            self._handle(Woke())  # it greets its neighbours
-            self._take(early)
-            while self.stopped is None:
-                self._turn()
-        finally:
-            self._meter.pause()
-            self._let_go()
-        return self.stopped
-
-    def report(self) -> None:
-        """Tell the coordinator all counters as of now."""
-        self._report_at = time.monotonic() + _REPORT_EVERY_S
-        counters = {
-            **self._worker.counters(),
-            **self._meter.counters(),
-            **self._transport.counters(),
-            **self._stage.skips(),
-            **(self._snapshots.counters() if self._snapshots is not None else {}),
+        self._inspection: Inspection | None = None
+        self._pending: Compute | Restore | None = None
+        self._answers: deque[Event] = deque()  # to actions that have been carried out
+        self._do: dict[type[Action], Callable[[Any], None]] = {
+            Send: self._send,
+            Compute: self._begin,
+            Release: self._release,
+            Report: self._report,
+            Save: self._save,
+            Snapshot: self._snapshot,
+            SayHello: lambda action: session.say_hello(),
+            Prepare: lambda action: self._answers.append(session.prepare(action)),
+            Restore: self._begin,
+            Join: self._join,
+            Redeliver: lambda action: self._take(action.messages),
+            Lose: lambda action: transport.lose(action.worker),
+            Exit: self._exit,
         }
-        self._transport.send(COORDINATOR, Report(counters, *self._executor.take_loss()))
+
+    def equip(self, tools: Tools) -> None:
+        """A round begins."""
+        self._tools = tools
+        self._meter, self._trace, self._slow = tools.meter, tools.trace, tools.slow
+        self._inspection = tools.inspection
+
+    def run(self) -> Exit:
+        """From the Hello on, until the process is to end."""
+        self._attempt(lambda: self._carry_out(self._process.start(time.monotonic())))
+        return self.drive()
+
+    def drive(self) -> Exit:
+        """Until the process is to end."""
+        while self.end is None:
+            self._attempt(self._turn)
+        return self.end
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (Exception, KeyboardInterrupt) as error:
+            known = isinstance(error, AsyncDNIError | KeyboardInterrupt | MemoryError)
+            trace = "" if known else traceback.format_exc()
+            self._pending = None
+            self._answers.clear()
+            try:
+                self._handle(Broke(error, trace))
+            except AsyncDNIError:  # nobody takes the word: then the first error counts
+                self.end = self.end or Exit(str(error), error, trace)
+            if self._process.state is State.ENDED and self.end is None:
+                self.end = Exit(str(error), error, trace)
 
     def _turn(self) -> None:
-        if self._forsaken is not None and self._forsaken.reason is not None:
-            self._leave(self._forsaken.reason)
+        reason = self._watchdog.reason
+        if reason is not None and self._process.is_served:
+            self._handle(CoordinatorGone(reason))
         elif self._pending is not None:
             self._step(self._pending)
-        while self._stored:
-            self._handle(self._stored.pop())
-        if self._pending is None and self.stopped is None:
+        else:
             self._wait()
             self._take(self._look())
-            deadline = self._worker.deadline()
-            if deadline is not None and time.monotonic() >= deadline:
-                self._handle(Woke())
 
-    def _step(self, compute: Compute) -> None:
+    def _step(self, pending: Compute | Restore) -> None:
+        """Do what is under way, and look at what has arrived meanwhile, before its end is told."""
         self._pending = None
-        event = self._compute(compute)
-        arrived = [] if _in_one_go(compute.op) else self._look()
-        if any(type(message) is Rejoin for message in arrived):
-            self._handle(event)  # first, so that what has been learned is counted
-            self._take(arrived)
+        if type(pending) is Compute:
+            event: Event = self._compute(pending)
+            self._take(() if is_settled(pending.op) else self._look())
         else:
-            self._take(arrived)
-            self._handle(event)
-        if compute.op.kind is OpKind.UPDATE:
-            self._snapshot_if_due()
-
-    def _snapshot_if_due(self) -> None:
-        snapshots = self._snapshots
-        if snapshots is None or self._worker.unapplied or time.monotonic() < snapshots.due_s:
-            return
-        if self._worker.phase is Phase.TRAINING:
-            snapshots.write(self._stage, self._worker.counts, self._claim)
-
-    def _leave(self, reason: str) -> None:
-        """Nobody is left to work for: keep what there is, once it is whole."""
-        if self._pending is not None and self._worker.unapplied:
-            self._step(self._pending)  # in the middle of an update
-            return
-        if self._snapshots is not None and self._snapshots.wanted and not self._worker.unapplied:
-            self._snapshots.write(self._stage, self._worker.counts, self._claim)
-        self.stopped = Stop(failed=reason)
-
-    def _let_go(self) -> None:
-        """Of buffers of the data that no later round will release."""
-        if self._source is not None:
-            for batch in self._read:
-                self._source.release(batch, self._sent(batch))
-            self._read.clear()
+            event = self._session.restore(pending)  # type: ignore[arg-type]
+            self._take(self._look())
+        self._handle(event)
 
     def _wait(self) -> None:
+        """For something to arrive, or to be due."""
+        process = self._process
+        if process.state is State.HELLO and parent_lives() is False:
+            self._handle(CoordinatorGone("the process that started this worker is gone"))
+            return
         began = time.perf_counter()
-        self._transport.wait(_REPORT_EVERY_S)
+        due_s = process.deadline()
+        wait_s = _WAIT_S if process.state is State.ROUND else _LOOK_EVERY_S
+        if due_s is not None:
+            wait_s = min(wait_s, max(0.0, due_s - time.monotonic()))
+        self._transport.wait(wait_s)
         ended = time.perf_counter()
         self._meter.waited(ended - began)
         if self._trace is not None:
@@ -370,110 +277,112 @@ class Engine:
         if self._trace is not None:
             for message in messages:
                 self._trace.received(message, ended)
-        for worker, text in self._transport.take_accused():
-            accused = self._inspection.accuse(worker, text) if self._inspection else None
-            if accused is not None:
-                self._accuse(accused)
+        if self._inspection is not None:
+            for worker, text in self._transport.take_accused():
+                accused = self._inspection.accuse(worker, text)
+                if accused is not None:
+                    self._handle(Unusable(accused))
         return messages
 
     def _take(self, messages: Iterable[Message]) -> None:
-        """Hand the worker what has arrived."""
+        """Hand over what has arrived, and what time it is where that is due."""
         for message in messages:
-            if self.stopped is not None:
-                self.left.append(message)
-            elif not self._unfit(message):
-                self._handle(Received(message))
-                if type(message) is Lost:
-                    self._transport.lose(message.worker)
-        if time.monotonic() >= self._report_at:
-            self.report()
-
-    def _unfit(self, message: Message) -> bool:
-        """Whether a neighbour's tensors can't be used; it is accused then."""
-        if self._inspection is None:
-            return False
-        accused = self._inspection.accusation(message)
-        return accused is not None and self._accuse(accused)
-
-    def _accuse(self, accused: Accused) -> bool:
-        """From now on this neighbour is as good as dead."""
-        self._transport.send(COORDINATOR, accused)
-        self._handle(Received(Lost(accused.worker)))
-        self._transport.lose(accused.worker)
-        return True
+            inspection = self._inspection
+            accused = inspection.accusation(message) if inspection is not None else None
+            self._handle(Received(message) if accused is None else Unusable(accused))
+        due_s = self._process.deadline()
+        if due_s is not None and time.monotonic() >= due_s:
+            self._handle(Woke())
 
     def _handle(self, event: Event) -> None:
-        for action in self._worker.handle(event, time.monotonic()):
-            self._carry_out(action)
-        if self._worker.phase is Phase.TRAINING:
+        self._carry_out(self._process.handle(event, time.monotonic()))
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        if self._process.training:
             self._meter.resume()
-
-    def _carry_out(self, action: Action) -> None:
-        match action:
-            case Compute():
-                self._pending = action
-            case Send(to=to, message=message):
-                assert isinstance(to, str)
-                self._send(to, message)
-            case Release(batch=batch):
-                self._release(batch)
-            case Save(tag=tag):
-                files = written(lambda: self._save(tag))
-                self._stored.append(Stored(tag, files))
-            case Stop():
-                self.stopped = action
-            case _:
-                raise TypeError(f"an engine can't carry out {action!r}")
-
-    def _save(self, tag: str) -> dict[str, str]:
-        """Weights, or for a cut all state; the digests of the files by declared stage."""
-        folder = Path(self._folder, tag)
-        if tag.startswith(_CUTS):
-            counts = self._worker.counts.state()
-            state = self._stage.snapshot()
-            return write_state(folder, state, counts, durable=True, claim=self._claim)
-        shared = self._claim is not None and self._claim.sees_coordinator
-        return write_weights(folder, self._stage.state(), self._claim, shared=shared)
-
-    # --- sending ---------------------------------------------------------------------------------
-
-    def _send(self, to: str, message: Message) -> None:
-        if isinstance(message, Drained):
+        else:
             self._meter.pause()
-            self.report()  # the coordinator adds up at each barrier
+        do = self._do
+        for action in actions:
+            do[type(action)](action)
+        while self._answers:
+            self._handle(self._answers.popleft())
+
+    # --- actions ---------------------------------------------------------------------------------
+
+    def _begin(self, action: Compute | Restore) -> None:
+        self._pending = action
+        if type(action) is Restore:
+            self._inspection = None  # it knows the neighbours of one round
+
+    def _join(self, action: Join) -> None:
+        joined, tools = self._session.join(action)
+        self.equip(tools)
+        self._answers.append(joined)
+
+    def _send(self, send: Send) -> None:
         began = time.perf_counter()
-        sent = self._transport.send(to, message)
+        left = self._transport.send(send.to, send.message)  # type: ignore[arg-type]
         ended = time.perf_counter()
         self._meter.moved(ended - began)
         if self._trace is not None:
-            self._trace.sent(to, message, began, ended)
-        if sent is not None and isinstance(message, Activation | Gradient):
-            self._note_unsent(message, sent)
+            self._trace.sent(send.to, send.message, began, ended)  # type: ignore[arg-type]
+        if left is not None:
+            self._process.buffers.sent(send.message, left)
 
-    def _note_unsent(self, message: Activation | Gradient, sent: Callable[[], bool]) -> None:
-        # Tensors are reused once their batch is released; those of test batches are not.
-        if not (isinstance(message, Activation) and message.evaluate):
-            self._unsent.setdefault(message.batch, []).append(sent)
+    def _release(self, release: Release) -> None:
+        assert self._tools is not None
+        free = self._process.buffers.free(release.batch)
+        self._tools.executor.release(release.batch, free)
 
-    def _release(self, batch: int) -> None:
-        self._read.discard(batch)
-        self._executor.release(batch, self._sent(batch))
+    def _report(self, report: Report) -> None:
+        tools = self._tools
+        assert tools is not None
+        counters = {
+            **report.counters,
+            **tools.meter.counters(),
+            **self._transport.counters(),
+            **tools.stage.skips(),
+            **tools.snapshots.counters(),
+        }
+        self._transport.send(COORDINATOR, ReportMessage(counters, *tools.executor.take_loss()))
 
-    def _sent(self, batch: int) -> Callable[[], bool]:
-        """Whether all that the batch's arrays are in has left by now."""
-        waiting = self._unsent.pop(batch, [])
-        return lambda: all([one() for one in waiting])
+    def _save(self, save: Save) -> None:
+        files = written(lambda: self._write(save.tag))
+        self._answers.append(Stored(save.tag, files))
+
+    def _write(self, tag: str) -> dict[str, str]:
+        """Weights, or for a cut all state; the digests of the files by declared stage."""
+        tools = self._tools
+        assert tools is not None
+        folder, claim = Path(tools.folder, tag), tools.claim
+        if is_cut(tag):
+            counts = self._process.counts.state()
+            return write_state(folder, tools.stage.snapshot(), counts, durable=True, claim=claim)
+        shared = claim is not None and claim.sees_coordinator
+        return write_weights(folder, tools.stage.state(), claim, shared=shared)
+
+    def _snapshot(self, snapshot: Snapshot) -> None:
+        tools = self._tools
+        assert tools is not None
+        took_s = tools.snapshots.write(tools.stage, self._process.counts, tools.claim)
+        if not snapshot.last:
+            self._answers.append(SnapshotTaken(took_s))
+
+    def _exit(self, end: Exit) -> None:
+        if self._trace is not None and end.error is None:
+            self._trace.write()
+        self.end = end
 
     # --- computing -------------------------------------------------------------------------------
 
     def _compute(self, compute: Compute) -> Computed:
-        op = compute.op
-        if op.kind is OpKind.READ and not op.evaluate:
-            self._read.add(op.batch)
-        if self._worker.phase is not Phase.TRAINING:
-            return self._executor.compute(compute)
+        assert self._tools is not None
+        op, executor = compute.op, self._tools.executor
+        if not self._process.training:
+            return executor.compute(compute)
         began, cpu_began = time.perf_counter(), time.thread_time()
-        event = self._executor.compute(compute)
+        event = executor.compute(compute)
         ended = time.perf_counter()
         self._meter.op(op, ended - began, time.thread_time() - cpu_began)
         if op.kind is OpKind.FORWARD and not op.replay:
@@ -497,8 +406,3 @@ class Engine:
         self._meter.slowed(ended - began)
         if self._trace is not None:
             self._trace.slowed(began, ended)
-
-
-def _in_one_go(op: Op) -> bool:
-    """What follows is settled: the batch's own update."""
-    return op.kind is OpKind.PREDICT or (op.kind is OpKind.BACKWARD and op.learn and not op.last)

@@ -1,16 +1,21 @@
-"""A worker process from its start to its end: say Hello, be let in, work, say what failed."""
+"""A worker process: its sockets, its disk and its signals, from its start to its end.
+
+What it does when is decided by `core.process.Process`, and carried out by `drivers.real.engine`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
+import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,9 +23,11 @@ from threadpoolctl import threadpool_limits
 
 from asyncdni import config
 from asyncdni.core.counts import Counts
-from asyncdni.core.events import Stop
+from asyncdni.core.events import Exit, Join, Joined, Origin, Prepare, Prepared, Restore, Restored
+from asyncdni.core.process import SNAPSHOTS, Process
+from asyncdni.core.worker import Worker
 from asyncdni.data.meta import Meta
-from asyncdni.drivers.real.engine import SNAPSHOTS, Engine, Forsaken, Signals, Snapshots, Told
+from asyncdni.drivers.real.engine import Engine, Snapshots, Tools
 from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.drivers.real.machine import choose_core, limit_memory, pin_process, usable_cores
 from asyncdni.drivers.real.meter import Meter, Trace
@@ -28,26 +35,9 @@ from asyncdni.errors import (
     AsyncDNIError,
     CheckpointError,
     Interrupted,
-    LaunchError,
     LimitExceeded,
-    NumericalError,
-    by_name,
 )
-from asyncdni.messages import (
-    COORDINATOR,
-    PROTOCOL_VERSION,
-    Abort,
-    Accused,
-    Built,
-    Connect,
-    Failed,
-    Hello,
-    Leave,
-    Message,
-    Refused,
-    Rejoin,
-    Welcome,
-)
+from asyncdni.messages import COORDINATOR, PROTOCOL_VERSION, Accused, Connect, Hello, Welcome
 from asyncdni.plan.build import (
     Design,
     find_exits,
@@ -62,6 +52,7 @@ from asyncdni.plan.conditions import link_delays, slow_of
 from asyncdni.plan.plan import snapshot_every_s
 from asyncdni.report.traces import trace_path
 from asyncdni.stages.base import Stage
+from asyncdni.stages.executor import Executor
 from asyncdni.stages.numpy.stage import NumpyStage
 from asyncdni.store.checkpoint import (
     Claim,
@@ -73,118 +64,98 @@ from asyncdni.store.checkpoint import (
 )
 from asyncdni.store.given import kept
 from asyncdni.wire.address import remove_ownerless
-from asyncdni.wire.beat import Heart, parent_lives
+from asyncdni.wire.beat import PARENT_VARIABLE, Heart, exit_process, parent_lives
 from asyncdni.wire.curve import Keys
 from asyncdni.wire.worker import WorkerTransport
 
-__all__ = ["Inbox", "Session", "restored_stage", "run_worker"]
+__all__ = ["Dismissed", "Session", "Signals", "Watchdog", "restored_stage", "run_worker"]
 
-# --- inbox ---------------------------------------------------------------------------------------
-#
-# What comes for a worker that is in no round: the coordinator's words about joining one.
-#
-# Several may die in a row, so that a new order to join comes while an older one is being followed:
-# the newest counts, and what belongs to an older one is void.
+# --- ends that no message has ordered ------------------------------------------------------------
 
-_LOOK_EVERY_S = 0.25
+#: How long the worker's own thread may take to come to a safe point, to save and to leave.
+_GRACE_S = 2.0
+#: Signals that come together are one request, as for the coordinator.
+_TOGETHER_S = 0.25
 
 
-class _Receiver(Protocol):
-    def receive(self, timeout_s: float | None) -> list[Message]: ...
+class Dismissed(AsyncDNIError):
+    """The coordinator ended this worker, or is gone: there is nobody to tell."""
 
 
-class Inbox:
-    """Sorts what arrives; all waiting outside of rounds is done here.
+class Watchdog:
+    """Ends this process some time after there is nobody left to work for.
 
-    Every method that waits raises `Told` once the coordinator has called the run off or is gone,
-    and by its class what it refused this worker for.
+    The heart calls it, in its own thread. The worker's thread looks at `reason` between two ops,
+    keeps what it has learned and leaves. Where it can't, because one op takes too long or another
+    library has it, the process ends without that.
     """
 
-    def __init__(self, transport: _Receiver, forsaken: Forsaken) -> None:
-        self.welcome: Welcome | None = None
-        self._transport = transport
-        self._forsaken = forsaken
-        self._order: Rejoin | None = None  # not yet given out
-        self._connect: Connect | None = None
-        self._early: list[Message] = []
+    def __init__(self) -> None:
+        self.reason: str | None = None
 
-    def put(self, messages: Iterable[Message]) -> None:
-        """Sort out what has arrived."""
-        for message in messages:
-            match message:
-                case Welcome():
-                    self.welcome = message
-                case Rejoin():
-                    if self._order is None or message.incarnation > self._order.incarnation:
-                        self._order = message
-                case Connect():
-                    self._connect = message
-                case Refused(kind=kind, text=text):
-                    raise by_name(kind)(text)
-                case Abort(text=text):
-                    raise Told(f"the run was called off: {text}")
-                case Leave():
-                    raise Told("the run was called off")
-                case _ if getattr(message, "sender", None) is not None:
-                    self._early.append(message)
-                case _:
-                    pass  # an order that belonged to a round which is over here
-
-    def await_welcome(self, coordinator: str, timeout_s: float) -> Welcome:
-        """Until the coordinator has let this worker in. Raises `LaunchError` after `timeout_s`,
-        unless it is known to live."""
-        deadline = time.monotonic() + timeout_s
-        while self.welcome is None:
-            left_s, lives = deadline - time.monotonic(), parent_lives()
-            if left_s <= 0 and lives is None:
-                raise LaunchError(
-                    f"no coordinator answered at {coordinator} within {timeout_s:g} s: "
-                    "check the address, or wait longer with --timeout"
-                )
-            if lives is False:
-                raise Told("the process that started this worker is gone")
-            wait_s = _LOOK_EVERY_S if lives else min(left_s, _LOOK_EVERY_S)
-            self.put(self._transport.receive(wait_s))
-        return self.welcome
-
-    def newer(self, incarnation: int) -> Rejoin | None:
-        """An order to join a later round than this incarnation's, if it is here; does not wait."""
-        self.put(self._transport.receive(0.0))
-        order, self._order = self._order, None
-        return order if order is not None and order.incarnation > incarnation else None
-
-    def await_connect(self, incarnation: int) -> Connect | Rejoin:
-        """Where the neighbours are in this incarnation's round, or the order to join another."""
-        while True:
-            order = self.newer(incarnation)
-            if order is not None:
-                return order
-            connect = self._connect
-            if connect is not None and connect.incarnation == incarnation:
-                return connect
-            self._wait()
-
-    def await_order(self, incarnation: int) -> Rejoin:
-        """The order to join a later round than this incarnation's."""
-        while True:
-            order = self.newer(incarnation)
-            if order is not None:
-                return order
-            self._wait()
-
-    def take_early(self) -> list[Message]:
-        """What was not about joining, for the worker; what is void there it will know."""
-        early, self._early = self._early, []
-        return early
-
-    def _wait(self) -> None:
-        self._forsaken.check()
-        self.put(self._transport.receive(_LOOK_EVERY_S))
+    def __call__(self, reason: str) -> None:
+        self.reason = reason
+        last_resort = threading.Timer(_GRACE_S, exit_process, (reason,))
+        last_resort.daemon = True
+        last_resort.start()
 
 
-# --- restoring -----------------------------------------------------------------------------------
-#
-# The state that a stage begins a round with, as the coordinator names it.
+class Signals:
+    """What a worker does about SIGINT, SIGTERM and SIGHUP while its coordinator lives.
+
+    Schedulers, service managers and terminals signal all processes of a job at once. Stopping is
+    the coordinator's part: workers that left by themselves would take along what is to be saved.
+    So the first signal is not this worker's end. The second one is, as soon as an update is whole;
+    the third at once.
+    """
+
+    def __init__(self, stage: str, watchdog: Watchdog) -> None:
+        self.ended_by: int | None = None  # the signal that was one too many
+        self._stage = stage
+        self._watchdog = watchdog
+        self._heard_s: float | None = None  # the last request
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """In the main thread; elsewhere signals are the caller's business."""
+        previous: dict[int, Any] = {}
+        with contextlib.suppress(ValueError):
+            for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    previous[number] = signal.signal(number, self)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def __call__(self, number: int, _: object) -> None:
+        now = time.monotonic()
+        before = self._heard_s
+        if before is not None and now - before < _TOGETHER_S:
+            return
+        self._heard_s = now
+        if before is None:
+            self._say()
+        elif self._watchdog.reason is None:
+            self.ended_by = number
+            self._watchdog(f"it got signal {number} more than once")
+        else:
+            os._exit(128 + number)
+
+    def _say(self) -> None:
+        """To whoever has started this worker by hand; others can read the coordinator."""
+        if os.environ.get(PARENT_VARIABLE):
+            return
+        text = (
+            f"asyncdni: worker {self._stage} goes on until its coordinator stops: stop that one, "
+            "or signal this worker again to end it alone\n"
+        )
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="replace"))
+
+
+# --- the state that a stage begins a round with --------------------------------------------------
 
 _Stage = TypeVar("_Stage", bound=Stage)
 
@@ -193,44 +164,35 @@ def restored_stage(
     build: Callable[[], _Stage],
     begin: Callable[[], _Stage],
     folder: Path,
-    restore: str,
-    cut: str,
+    action: Restore,
     stages: Sequence[str],
-    counts: Counts,
-) -> tuple[_Stage, list[str]]:
-    """A stage in the state that `restore` names (see `messages.Rejoin`), and what the user should
-    know of it; `counts` count on from there. `build` makes one whose state is then replaced,
-    `begin` one as it is at the beginning of the run.
+) -> tuple[_Stage, Mapping[str, int], list[str]]:
+    """A stage in the state that `action` names, what it has done by then (see `Counts.state`), and
+    what the user should know of it. `build` makes one whose state is then replaced, `begin` one as
+    it is at the beginning of the run; `folder` is that of the run.
 
-    A snapshot that is missing or damaged is told of; then, or where it is newer, the stage goes on
-    from its state in `cut` ("checkpoints/000012"; empty: there is none) or one before; without any
-    it begins anew. When all go back, snapshots from after that must not be gone on from. Raises
-    `CheckpointError` for a cut that all are to go back to and that can't be used, and what `begin`
-    raises.
+    A snapshot that is missing or damaged is told of. Raises `CheckpointError` for a cut that all
+    are to go back to and that can't be used, and what `begin` raises.
     """
-    counts.restore({})
-    if restore == "keep":  # in a process that has nothing to keep yet
-        return begin(), []
-    if restore != SNAPSHOTS:
+    if action.discard:
         discard_snapshots(folder / SNAPSHOTS)  # of all: nobody writes one before all are built
-    if restore == "initial":
-        return begin(), []
+    if action.origin is Origin.BEGINNING:
+        return begin(), {}, []
     stage = build()
-    if restore != SNAPSHOTS:
-        state, found = read_state(folder / restore, stages, None)
-        notes = stage.restore(state)
-        counts.restore(found)
-        return stage, notes
+    if action.origin is Origin.CUT:
+        state, counts = read_state(folder / action.place, stages, None)
+        return stage, counts, stage.restore(state)
+    cuts = _cuts(folder, action.place)
     try:
-        place, state, found, wrong = read_newest(folder, stages, SNAPSHOTS, _cuts(folder, cut))
+        place, state, counts, wrong = read_newest(folder, stages, SNAPSHOTS, cuts)
         notes = stage.restore(state)
     except CheckpointError as error:
-        return begin(), [f"{error}; {', '.join(stages)} begin anew"]
-    counts.restore(found)
+        return begin(), {}, [f"{error}; {', '.join(stages)} begin anew"]
     if place != SNAPSHOTS:
         newer = "; ".join(wrong) or "its state there is newer than its last snapshot"
-        notes = [f"{newer}; {', '.join(stages)} from {place}, batch {counts.position:,}", *notes]
-    return stage, notes
+        position = counts.get("batches", 0) + counts.get("missed", 0)
+        notes = [f"{newer}; {', '.join(stages)} from {place}, batch {position:,}", *notes]
+    return stage, counts, notes
 
 
 def _cuts(folder: Path, newest: str) -> list[str]:
@@ -243,166 +205,178 @@ def _cuts(folder: Path, newest: str) -> list[str]:
 
 
 # --- session -------------------------------------------------------------------------------------
-#
-# A worker process once it has been let in: it builds its part, and joins round after round.
-#
-# ```
-#  build, restore ──► Built ──► Connect ──► Ready ──► Start … ──► Leave, Abort: the end
-#        ▲                                             │
-#        └──────────── Rejoin, at any moment ──────────┘
-# ```
-#
-# The process, its sockets, its data set and its meter stay. Each round has a `Worker` and an
-# `Engine` of its own, and a stage anew but where what it has learned is to be kept.
 
 
 class Session:
-    """The rounds of one worker process."""
+    """Builds and restores the part of one worker process, and connects it to its neighbours.
+
+    The process, its sockets, its data set and its meter stay. Each round has an executor and an
+    inspection of its own, and a stage anew but where what it has learned is to be kept."""
 
     def __init__(
         self,
         transport: WorkerTransport,
-        inbox: Inbox,
-        forsaken: Forsaken,
-        design: Design,
-        welcome: Welcome,
+        stage: str,
+        coordinator: str,
+        watchdog: Watchdog,
+        signals: Signals,
+        *,
+        allow_import: bool,
+        keys: Keys | None,
     ) -> None:
-        """Raises `DataError` where the data that this worker hosts can't be used."""
+        """`stage`: name or index, as it was given; the others: see `run_worker`."""
+        self.welcome: Welcome | None = None
         self._transport = transport
-        self._inbox = inbox
-        self._forsaken = forsaken
-        self._design = design
-        self._welcome = welcome
-        self._group = next(g for g in design.plan.groups if g.name == welcome.stage)
-        self._stages = [node.name for node in self._group.members]
-        self._counts = Counts()
+        self._name = stage
+        self._coordinator = coordinator
+        self._watchdog = watchdog
+        self._signals = signals
+        self._allow_import = allow_import
+        self._keys = keys
         self._stage: NumpyStage | None = None
-        self._meter: Meter | None = None
+        self._context = ExitStack()
+
+    def close(self) -> None:
+        """Stop to beat, and let signals do what they did before."""
+        self._context.close()
+
+    def say_hello(self) -> None:
+        """Raises what the handshake has failed at."""
+        hello = Hello(
+            protocol=PROTOCOL_VERSION,
+            stage=self._name,
+            address=self._transport.address,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+        )
+        try:
+            self._transport.send(COORDINATOR, hello)
+        except LimitExceeded:
+            self._transport.receive(_REASON_S)  # raises what the handshake has failed at
+            raise
+
+    # --- once it has been let in -----------------------------------------------------------------
+
+    def prepare(self, action: Prepare) -> Prepared:
+        """Read the experiment, and begin to beat. Raises `DataError` where the data that this
+        worker hosts can't be used."""
+        self.welcome = welcome = action.welcome
+        limits = msgspec.convert(welcome.experiment.get("limits", {}), config.Limits)
+        self._beat(limits.silence_s)  # the user's modules may take their time to import
+        self._context.enter_context(self._signals.heard())
+        self._transport.limit(limits)
+        if limits.memory_bytes is not None:
+            limit_memory(limits.memory_bytes)
+        meta = msgspec.convert(welcome.meta, Meta)
+        design = make_design(welcome.experiment, meta, allow_import=self._allow_import)
+        _pin(design, welcome.stage)
+        self._context.enter_context(threadpool_limits(design.experiment.run.threads))
+        # What goes wrong in numbers is found out where it matters: see [numbers].
+        self._context.enter_context(np.errstate(all="ignore"))
+        self._design = design
+        self._build(welcome)
+        roster = make_roster(design)
+        self._expect(len(roster.neighbours[self._group.name]))
+        # Where all go back together nobody would ever read a snapshot.
+        used = roster.goes_on and welcome.folder
+        return Prepared(
+            roll_back=design.experiment.numbers.policy == "roll_back",
+            snapshot_every_s=snapshot_every_s(design.experiment.checkpoint) if used else None,
+        )
+
+    def _beat(self, silence_s: float) -> None:
+        heart = Heart(
+            self._coordinator,
+            self._transport.identity,
+            silence_s,
+            self._watchdog,
+            keys=self._keys,
+        )
+        heart.start()
+        self._context.callback(heart.stop)
+
+    def _build(self, welcome: Welcome) -> None:
+        """All that stays over the rounds."""
+        design, name = self._design, welcome.stage
+        experiment, plan = design.experiment, design.plan
+        self._group = next(group for group in plan.groups if group.name == name)
+        self._stages = [node.name for node in self._group.members]
         self._source = make_source(design, self._group)
-        # Where all go back together nobody would ever read one.
-        used = make_roster(design).goes_on
-        every_s = snapshot_every_s(design.experiment.checkpoint) if used else None
-        self._snapshots = Snapshots(welcome.folder, every_s)
+        self._snapshots = Snapshots(welcome.folder)
+        schedule = make_worker(design, self._group).schedule
+        self._meter = Meter(bootstrapped=getattr(schedule, "hears_synthetic", False))
         self._trace = None
         if welcome.trace and welcome.folder:
-            self._trace = Trace(trace_path(Path(welcome.folder), self._group.name))
-        experiment, plan = design.experiment, design.plan
-        seed = experiment.run.seed
-        self._slow = slow_of(experiment, plan, self._group.name, seed)
-        inspection = Inspection(design, self._group, {})
-        neighbours = make_roster(design).neighbours[self._group.name]
-        transport.expect(
-            inspection.message_bytes(experiment.data.batch_size), peers=len(neighbours)
-        )
-        transport.emulate(link_delays(experiment, plan, self._group.name, seed))
+            self._trace = Trace(trace_path(Path(welcome.folder), name))
+        self._slow = slow_of(experiment, plan, name, experiment.run.seed)
 
-    def run(self) -> Stop:
-        """Until the coordinator says Leave or Abort.
+    def _expect(self, neighbours: int) -> None:
+        experiment, name = self._design.experiment, self._group.name
+        inspection = Inspection(self._design, self._group, {})
+        longest = inspection.message_bytes(experiment.data.batch_size)
+        self._transport.expect(longest, peers=neighbours)
+        delays = link_delays(experiment, self._design.plan, name, experiment.run.seed)
+        self._transport.emulate(delays)
 
-        Raises what this worker has failed at, such as `CheckpointError` where the folder of the run
-        can't be made on this host, and `Told` once the coordinator is gone.
-        """
-        order = Rejoin(self._welcome.incarnation, self._welcome.restore)
-        while True:
-            stop = self._round(order)
-            if stop.rejoin is None:
-                break
-            order = stop.rejoin
-        if self._trace is not None:
-            self._trace.write()
-        return stop
+    # --- rounds ----------------------------------------------------------------------------------
 
-    def _round(self, order: Rejoin) -> Stop:
-        """Follow an order to join; `Stop.rejoin` is the next one, whenever it came."""
-        stage, notes = self._prepared(order.restore)
-        newer = self._inbox.newer(order.incarnation)
-        if newer is not None:
-            return Stop(rejoin=newer)
-        self._transport.await_neighbours()
-        self._transport.send(COORDINATOR, self._built(order.incarnation, stage, notes))
-        connect = self._inbox.await_connect(order.incarnation)
-        if isinstance(connect, Rejoin):
-            return Stop(rejoin=connect)
-        return self._connected(stage, connect)
+    def make_worker(self, counts: Counts) -> Worker:
+        """The logic of one round."""
+        return make_worker(self._design, self._group, counts)
 
-    def _prepared(self, restore: str) -> tuple[NumpyStage, list[str]]:
-        if restore == "keep" and self._stage is not None:
+    def restore(self, action: Restore) -> Restored:
+        """Bring the stage into a state: see `restored_stage`."""
+        assert self.welcome is not None
+        counts: Mapping[str, int] | None = None
+        notes: list[str] = []
+        if action.origin is Origin.KEPT and self._stage is not None:
             self._stage.forget()
-            return self._stage, []
-        folder = Path(self._welcome.folder)
-        self._stage, notes = restored_stage(
-            lambda: make_stage(self._design, self._group),
-            lambda: make_stage(kept(folder, self._design, self._stages), self._group),
-            folder,
-            restore,
-            self._welcome.cut,
-            self._stages,
-            self._counts,
-        )
-        return self._stage, notes
+        else:
+            folder = Path(self.welcome.folder)
+            self._stage, counts, notes = restored_stage(
+                lambda: make_stage(self._design, self._group),
+                lambda: make_stage(kept(folder, self._design, self._stages), self._group),
+                folder,
+                action,
+                self._stages,
+            )
+        self._transport.await_neighbours()
+        return Restored(self._stage.parameters(), counts, notes)
 
-    def _built(self, incarnation: int, stage: NumpyStage, notes: list[str]) -> Built:
-        counts = self._counts
-        return Built(
-            incarnation=incarnation,
-            parameters=stage.parameters(),
-            position=counts.position,
-            updates=counts.updates,
-            read=counts.read,
-            notes=notes,
-        )
-
-    def _connected(self, stage: NumpyStage, connect: Connect) -> Stop:
-        # Not before all are built: a run that fails until then takes its folder away again.
-        claim = None
-        if self._welcome.folder:
-            _make_folder(self._welcome.folder)
-            order = self._welcome.term, connect.incarnation
-            claim = Claim(Path(self._welcome.folder), self._stages, order)
+    def join(self, action: Join) -> tuple[Joined, Tools]:
+        """Claim the stages, and connect to the neighbours. Raises `CheckpointError`."""
+        assert self.welcome is not None and self._stage is not None
+        folder, claim = self.welcome.folder, None
+        if action.claim is not None:
+            _make_folder(folder)
+            claim = Claim(Path(folder), self._stages, action.claim)
             claim.make()
-        self._connect(connect)
-        engine = self._engine(stage, connect, claim)
-        try:
-            stop = engine.run(self._inbox.take_early())
-        except NumericalError as error:
-            engine.report()
-            if self._design.experiment.numbers.policy != "roll_back":
-                raise
-            failed = Failed(type(error).__name__, str(error), "")
-            self._transport.send(COORDINATOR, failed)
-            stop = Stop(rejoin=self._inbox.await_order(connect.incarnation))
-        self._inbox.put(engine.left)
-        return stop
-
-    def _connect(self, connect: Connect) -> None:
-        """Who says that it listens where nobody can is at fault for that, and not this worker."""
-        host = self._design.plan.groups[self._design.plan.host].name
-        for worker, text in self._transport.connect(connect.addresses, host=host).items():
-            accused = Accused(worker, connect.incarnations[worker], text)
-            self._transport.send(COORDINATOR, accused)
-
-    def _engine(self, stage: NumpyStage, connect: Connect, claim: Claim | None) -> Engine:
-        worker = make_worker(self._design, self._group, self._counts)
-        worker.joined(connect, senders_known=self._transport.knows_senders)
-        if self._meter is None:
-            hears_synthetic = getattr(worker.schedule, "hears_synthetic", False)
-            self._meter = Meter(bootstrapped=hears_synthetic)
-        return Engine(
-            worker,
-            stage,
-            self._transport,
-            exits=find_exits(self._design),
-            shares=find_shares(self._design, self._group),
-            source=self._source,
-            folder=self._welcome.folder,
+        joined = Joined(self._connect(action.connect), self._transport.knows_senders)
+        design, group = self._design, self._group
+        executor = Executor(
+            self._stage,
+            find_exits(design),
+            self._source,
+            self._meter.agreement,
+            find_shares(design, group),
+        )
+        return joined, Tools(
+            self._stage,
+            executor,
+            self._snapshots,
+            self._meter,
+            folder=folder,
             claim=claim,
+            inspection=Inspection(design, group, action.connect.incarnations),
             trace=self._trace,
             slow=self._slow,
-            meter=self._meter,
-            snapshots=self._snapshots,
-            forsaken=self._forsaken,
-            inspection=Inspection(self._design, self._group, connect.incarnations),
         )
+
+    def _connect(self, connect: Connect) -> list[Accused]:
+        """Who says that it listens where nobody can is at fault for that, and not this worker."""
+        host = self._design.plan.groups[self._design.plan.host].name
+        wrong = self._transport.connect(connect.addresses, host=host)
+        return [Accused(name, connect.incarnations[name], text) for name, text in wrong.items()]
 
 
 def _make_folder(path: str) -> None:
@@ -412,6 +386,16 @@ def _make_folder(path: str) -> None:
     except OSError as error:
         raise CheckpointError(f"can't write {path}: {error.strerror}") from error
 
+
+def _pin(design: Design, stage: str) -> None:
+    groups = design.plan.groups
+    index = next(group.index for group in groups if group.name == stage)
+    core = choose_core(design.experiment, index, len(groups), usable_cores())
+    if core is not None:
+        pin_process(core)
+
+
+# --- the process ---------------------------------------------------------------------------------
 
 _LINGER_S = 2.0
 #: How long the reason may take why nothing can be sent to the coordinator.
@@ -434,105 +418,51 @@ def run_worker(
 
     Raises:
         LaunchError: no coordinator within `timeout_s`, or it refused this worker.
-        Interrupted: it was signalled again and again; see `forsaken.Signals`.
+        Interrupted: it was signalled again and again; see `Signals`.
         AsyncDNIError: what this worker failed at; the coordinator has been told.
     """
     transport = WorkerTransport(coordinator, keys, bind=bind, advertise=advertise)
-    forsaken = Forsaken()
-    signals = Signals(stage, forsaken)
-    inbox = Inbox(transport, forsaken)
-    linger_s = _LINGER_S
+    watchdog = Watchdog()
+    signals = Signals(stage, watchdog)
+    session = Session(
+        transport, stage, coordinator, watchdog, signals, allow_import=allow_import, keys=keys
+    )
+    end, linger_s = None, 0.0
     try:
-        _say_hello(transport, stage)
-        inbox.await_welcome(coordinator, timeout_s)
-        heart = Heart(
-            coordinator, transport.identity, _limits(inbox).silence_s, forsaken, keys=keys
+        process = Process(
+            stage,
+            session.make_worker,
+            time.monotonic(),
+            coordinator=coordinator,
+            timeout_s=timeout_s if parent_lives() is None else None,
         )
-        heart.start()  # before all is built: the user's modules may take their time to import
-        try:
-            with signals.heard():
-                _work(transport, inbox, forsaken, allow_import)
-        finally:
-            heart.stop()
-    except Told as error:
-        linger_s = 0.0
-        if signals.ended_by is None:
-            raise
-        stop = Interrupted(str(error))
-        stop.exit_code = 128 + signals.ended_by
-        raise stop from None
-    except (Exception, KeyboardInterrupt) as error:
-        failed = _last_words(stage, error)
-        with contextlib.suppress(AsyncDNIError):  # where nobody takes it, the first error counts
-            transport.send(COORDINATOR, failed)
-        if failed.trace:
-            print(failed.trace, file=sys.stderr)
-        if isinstance(error, AsyncDNIError):
-            raise
-        kind = Interrupted if isinstance(error, KeyboardInterrupt) else AsyncDNIError
-        raise kind(failed.text) from (error if failed.trace else None)
+        end = Engine(process, transport, session, watchdog).run()
+        if session.welcome is not None and (end.error is not None or not end.failed):
+            linger_s = _LINGER_S
     finally:
+        session.close()
         for text in transport.rejected:
             print(f"asyncdni: {text}", file=sys.stderr)
-        transport.close(linger_s if inbox.welcome is not None else 0.0)
+        transport.close(linger_s)
         if coordinator.startswith("ipc://"):  # its folder stays where it was killed
             remove_ownerless(Path(coordinator.removeprefix("ipc://")).parent)
+    _raise(end, signals)
 
 
-def _last_words(stage: str, error: BaseException) -> Failed:
-    """What the coordinator is told."""
-    match error:
-        case AsyncDNIError():
-            return Failed(type(error).__name__, str(error), "")
+def _raise(end: Exit, signals: Signals) -> None:
+    """What the process has ended with, unless the run is over."""
+    if end.trace:
+        print(end.trace, file=sys.stderr)
+    match end.error:
+        case AsyncDNIError() as error:
+            raise error
         case KeyboardInterrupt():
-            return Failed(Interrupted.__name__, f"worker {stage} was interrupted", "")
-        case MemoryError():
-            text = f"worker {stage} is out of memory: {error or 'nothing more was to be had'}"
-            return Failed(MemoryError.__name__, text, "")
-    text = f"worker {stage} failed: {type(error).__name__}: {error}; its log has the traceback"
-    return Failed(AsyncDNIError.__name__, text, traceback.format_exc())
-
-
-def _say_hello(transport: WorkerTransport, stage: str) -> None:
-    hello: Message = Hello(
-        protocol=PROTOCOL_VERSION,
-        stage=stage,
-        address=transport.address,
-        pid=os.getpid(),
-        host=socket.gethostname(),
-    )
-    try:
-        transport.send(COORDINATOR, hello)
-    except LimitExceeded:
-        transport.receive(_REASON_S)  # raises what the handshake has failed at, which says more
-        raise
-
-
-def _limits(inbox: Inbox) -> config.Limits:
-    assert inbox.welcome is not None
-    return msgspec.convert(inbox.welcome.experiment.get("limits", {}), config.Limits)
-
-
-def _work(transport: WorkerTransport, inbox: Inbox, forsaken: Forsaken, allow_import: bool) -> None:
-    welcome, limits = inbox.welcome, _limits(inbox)
-    assert welcome is not None
-    transport.limit(limits)
-    if limits.memory_bytes is not None:
-        limit_memory(limits.memory_bytes)
-    meta = msgspec.convert(welcome.meta, Meta)
-    design = make_design(welcome.experiment, meta, allow_import=allow_import)
-    _pin(design, welcome.stage)
-    # What goes wrong in numbers is found out where it matters: see [numbers].
-    with threadpool_limits(design.experiment.run.threads), np.errstate(all="ignore"):
-        stop = Session(transport, inbox, forsaken, design, welcome).run()
-    forsaken.check()
-    if stop.failed:
-        raise Told(f"worker {welcome.stage} was stopped by its coordinator: {stop.failed}")
-
-
-def _pin(design: Design, stage: str) -> None:
-    groups = design.plan.groups
-    index = next(group.index for group in groups if group.name == stage)
-    core = choose_core(design.experiment, index, len(groups), usable_cores())
-    if core is not None:
-        pin_process(core)
+            raise Interrupted(end.failed)
+        case BaseException() as error:
+            raise AsyncDNIError(end.failed) from (error if end.trace else None)
+    if end.failed and signals.ended_by is not None:
+        stop = Interrupted(end.failed)
+        stop.exit_code = 128 + signals.ended_by
+        raise stop
+    if end.failed:
+        raise Dismissed(end.failed)

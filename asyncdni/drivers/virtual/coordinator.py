@@ -28,8 +28,9 @@ from asyncdni.core.events import (
 from asyncdni.core.ledger import Ledger, is_cut
 from asyncdni.core.liveness import Sight
 from asyncdni.core.members import Roster
+from asyncdni.core.process import SNAPSHOTS
 from asyncdni.drivers.virtual.clock import Alarm
-from asyncdni.drivers.virtual.disk import SNAPSHOTS, Disk
+from asyncdni.drivers.virtual.disk import Disk
 from asyncdni.drivers.virtual.process import Arithmetic, Office, TimedOp, WorkerProcess
 from asyncdni.drivers.virtual.world import World
 from asyncdni.errors import CheckpointError
@@ -241,7 +242,7 @@ class CoordinatorProcess:
             return
         events = [event]
         while events:
-            for action in self._world.handle(COORDINATOR, self.machine, events.pop(0), self.clock):
+            for action in self._world.coordinate(self.machine, events.pop(0), self.clock):
                 if type(action) is Look:
                     events.append(Looked(action.stage, self._launcher.look(action.stage)))
                 else:

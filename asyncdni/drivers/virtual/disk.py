@@ -19,16 +19,15 @@ import numpy as np
 
 from asyncdni.core.counts import farthest_first
 from asyncdni.core.events import Commit
+from asyncdni.core.ledger import CUTS
+from asyncdni.core.process import SNAPSHOTS
 from asyncdni.errors import CheckpointError
 from asyncdni.nn.base import Array
 from asyncdni.plan.build import Design
 from asyncdni.plan.plan import Group
 from asyncdni.store import checkpoint
 
-__all__ = ["CUTS", "SNAPSHOTS", "Disk", "Saved"]
-
-#: Folders of the run's.
-CUTS, SNAPSHOTS = "checkpoints/", "snapshots"
+__all__ = ["Disk", "Saved"]
 
 State = Mapping[str, Mapping[str, Array]]
 
@@ -90,15 +89,19 @@ class Disk:
             raise
         return Saved(state, counts, _learned(counts) if found is None else found.learned)
 
-    def find(self, restore: str, cut: str, group: Group) -> tuple[str, Saved | None]:
-        """What the worker is to go on from, and the folder that it is in: from `restore`; in place
-        of its snapshots from the newest cut up to `cut`, if that has come farther."""
-        if restore != SNAPSHOTS:
-            return restore, self.read(restore, group)
+    def farthest(self, cut: str, group: Group) -> tuple[str, Saved | None]:
+        """What a worker that learns by itself goes on from, and the folder that it is in: of its
+        snapshot and its state in cuts up to `cut` the one that has come farthest."""
         cuts = [tag for tag in reversed(self._cuts) if tag <= cut]
         found = {place: saved for place in (SNAPSHOTS, *cuts) if (saved := self.read(place, group))}
         order = farthest_first({place: saved.counts for place, saved in found.items()})
-        return (order[0], found[order[0]]) if order else (restore, None)
+        return (order[0], found[order[0]]) if order else (SNAPSHOTS, None)
+
+    def discard_snapshots(self) -> None:
+        """Of all workers, as when training goes back to before them. Raises `CheckpointError`."""
+        self._saved.pop(SNAPSHOTS, None)
+        if self._folder is not None:
+            checkpoint.discard_snapshots(self._folder / SNAPSHOTS)
 
     def commit(self, cut: Commit) -> None:
         """Make it count, and forget all but the last few. Raises `CheckpointError`."""

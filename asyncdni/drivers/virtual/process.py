@@ -1,5 +1,15 @@
-"""A worker process in virtual time: it joins rounds, computes, sends, beats, leaves, as the real
-one does."""
+"""A worker process in virtual time: carries out what `core.process.Process` asks for.
+
+```
+ wires ──► message ──► Process ──► actions ──► wires, disk, an op that takes its time
+   ▲                                                        │
+   └───────────────── agenda: done after so long ◄──────────┘
+```
+
+The process has one thread: while an op takes its time, messages are received, but nothing else is
+computed. What is simulated here besides is that the process is paused, starved, slow or killed, and
+that saves are slow, fail, or are torn.
+"""
 
 from __future__ import annotations
 
@@ -8,52 +18,50 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol
 
 import numpy as np
 
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
     Action,
+    Broke,
     Compute,
     Computed,
+    CoordinatorGone,
     Event,
+    Exit,
+    Join,
+    Joined,
+    Lose,
+    Origin,
+    Prepare,
+    Prepared,
     Received,
+    Redeliver,
     Release,
+    Report,
+    Restore,
+    Restored,
     Save,
+    SayHello,
     Send,
-    Stop,
+    Snapshot,
+    SnapshotTaken,
     Stored,
     Woke,
 )
+from asyncdni.core.ledger import is_cut
 from asyncdni.core.liveness import Sight
-from asyncdni.core.worker import Phase, Worker
+from asyncdni.core.process import SNAPSHOTS, Process
+from asyncdni.core.worker import Worker
 from asyncdni.drivers.virtual.clock import Alarm
 from asyncdni.drivers.virtual.costs import Pace
-from asyncdni.drivers.virtual.disk import CUTS, SNAPSHOTS, Saved
-from asyncdni.drivers.virtual.wires import Parcel
+from asyncdni.drivers.virtual.disk import Saved
 from asyncdni.drivers.virtual.world import World
-from asyncdni.errors import AsyncDNIError, CheckpointError, NumericalError
-from asyncdni.messages import (
-    COORDINATOR,
-    DATA,
-    PROTOCOL_VERSION,
-    Abort,
-    Activation,
-    Beat,
-    Built,
-    Connect,
-    Drained,
-    Failed,
-    Gradient,
-    Hello,
-    Leave,
-    Message,
-    Refused,
-    Rejoin,
-    Report,
-    Welcome,
-)
+from asyncdni.errors import AsyncDNIError, CheckpointError
+from asyncdni.messages import COORDINATOR, DATA, PROTOCOL_VERSION, Beat, Hello, Message
+from asyncdni.messages import Report as ReportMessage
 from asyncdni.nn.base import Array
 from asyncdni.plan.build import Design, find_exits, find_shares, make_source, make_worker
 from asyncdni.plan.conditions import slow_of
@@ -67,25 +75,18 @@ from asyncdni.store.checkpoint import write_weights
 __all__ = [
     "Arithmetic",
     "Executor",
-    "Keeper",
     "Keeping",
     "MakeStage",
     "NullExecutor",
     "Office",
-    "Process",
-    "Round",
     "TimedOp",
     "WorkerProcess",
 ]
 
-# --- process -------------------------------------------------------------------------------------
-#
-# What every worker process has: a life, a clock, a heart, and connections to the others.
+#: (letter, batch, start, end): seconds of virtual time.
+TimedOp = tuple[str, int, float, float]
 
-_BEATS_PER_SILENCE = 3
-#: Of its coordinator's silence, in `limits.silence_s` and in seconds, the longer one: then there is
-#: nobody left to work for.
-_SILENCES, _SILENCE_MIN_S = 10.0, 3.0
+_KILLED = -9
 
 
 class Office(Protocol):
@@ -96,135 +97,6 @@ class Office(Protocol):
     def receive(self, peer: bytes, message: Message) -> None: ...
 
 
-class Process:
-    """One process of the worker `name`. `ended(code)` is called once, when it has ended.
-
-    While it is paused nothing happens in it; what was to happen follows at once afterwards.
-    """
-
-    def __init__(
-        self, world: World, name: str, number: int, office: Office, ended: Callable[[int], None]
-    ) -> None:
-        self.world = world
-        self.name = name
-        self.key = f"{name}#{number}"
-        self.peer = self.key.encode()
-        self.address = f"virtual://{self.key}"
-        self.office = office
-        self.clock = world.mischance.clock()
-        self.alive = True
-        self.slowness = 1.0  # ops take so many times as long
-        self.addresses: dict[str, str] = {}  # of neighbours
-        self._ended = ended
-        self._hear = partial(office.receive, self.peer)
-        self._silence_s = world.design.experiment.limits.silence_s
-        self._pauses = self._starvations = 0
-        self._backlog: list[Callable[[], None]] = []
-        self._heard_s = self._looked_s = 0.0
-
-    # --- life ------------------------------------------------------------------------------------
-
-    def exit(self, code: int) -> None:
-        if self.alive:
-            self.alive = False
-            self._backlog.clear()
-            self._ended(code)
-
-    def pause(self, for_s: float, *, starved: bool = False) -> None:
-        """SIGSTOP, and SIGCONT later; or `starved`: its host has no core to spare for so long."""
-        self._pauses += 1
-        self._starvations += starved
-        self.world.agenda.after(for_s, partial(self._go_on, starved))
-
-    @property
-    def sight(self) -> Sight:
-        """What its process looks like from outside, where it has not spoken for a while."""
-        stopped = self._pauses > self._starvations
-        return Sight.STARVED if self._starvations and not stopped else Sight.STILL
-
-    def _go_on(self, starved: bool) -> None:
-        self._pauses -= 1
-        self._starvations -= starved
-        while self._backlog and not self._pauses:
-            self._backlog.pop(0)()
-
-    def later(self, delay_s: float, what: Callable[[], None], *, idle: bool = False) -> None:
-        """After a while, if it lives then."""
-        self.world.agenda.after(delay_s, partial(self.now, what), idle=idle)
-
-    @property
-    def is_awake(self) -> bool:
-        """What comes now is done at once."""
-        return self.alive and not self._pauses and not self._backlog
-
-    def now(self, what: Callable[[], None]) -> None:
-        """At once, or as soon as it is paused no more."""
-        if self.is_awake:
-            what()
-        elif self.alive:
-            self._backlog.append(what)
-
-    # --- messages --------------------------------------------------------------------------------
-
-    def receive(self, message: Message) -> None:
-        """A message has arrived."""
-        if self.is_awake:
-            self._receive(message)
-        elif self.alive:
-            self._backlog.append(partial(self._receive, message))
-
-    def _receive(self, message: Message) -> None:
-        if not self.alive:
-            return
-        if type(message) is Beat:
-            self._heard_s = self.world.agenda.now
-        else:
-            self.take(message)
-
-    def take(self, message: Message) -> None:
-        """Do what it says."""
-        raise NotImplementedError
-
-    def tell(self, message: Message) -> None:
-        """To the coordinator."""
-        self.world.to_coordinator(self, self.office.key, message, self._hear)
-
-    # --- the heart -------------------------------------------------------------------------------
-
-    def begin_to_beat(self) -> None:
-        self._heard_s = self._looked_s = self.world.agenda.now
-        self._beat()
-
-    def _beat(self) -> None:
-        now = self.world.agenda.now
-        limit_s = max(_SILENCE_MIN_S, _SILENCES * self._silence_s)
-        if now - self._looked_s > limit_s / 2:
-            self._heard_s = now  # it was paused, so the silence was its own
-        self._looked_s = now
-        if now - self._heard_s > limit_s:
-            self.forsaken()
-            return
-        self.tell(Beat())
-        self.later(self._silence_s / _BEATS_PER_SILENCE, self._beat, idle=True)
-
-    def forsaken(self) -> None:
-        """The coordinator is gone."""
-        raise NotImplementedError
-
-
-# --- round ---------------------------------------------------------------------------------------
-#
-# One round of a worker process in virtual time: it drives one `Worker`, as an engine does.
-#
-# The process has one thread: while an op takes its time, messages are received, but nothing else is
-# computed; and an order to join another round is followed after the op.
-
-#: (letter, batch, start, end): seconds of virtual time.
-TimedOp = tuple[str, int, float, float]
-
-_REPORT_EVERY_S = 0.5
-
-
 class Executor(Protocol):
     """`stages.executor.Executor`, or one without arithmetic."""
 
@@ -233,375 +105,105 @@ class Executor(Protocol):
     def release(self, batch: int, sent: Callable[[], bool]) -> None: ...
 
 
-class Keeper(Protocol):
-    """What a process does about its state on disk; see `drivers.virtual.process`."""
-
-    @property
-    def snapshot_is_due(self) -> bool: ...
-
-    def learned(self, batch: int) -> None: ...
-
-    def snapshot(self) -> None: ...
-
-    def save(self, tag: str, done: Callable[[dict[str, str]], None]) -> None: ...
-
-
-class Round:
-    """`stopped` is called with the `Stop` that ends it and what came behind; `failed` with what an
-    op has failed at."""
-
-    def __init__(
-        self,
-        process: Process,
-        worker: Worker,
-        executor: Executor,
-        keeper: Keeper,
-        pace: Pace,
-        ops: list[TimedOp],
-        *,
-        stopped: Callable[[Stop, list[Message]], None],
-        failed: Callable[[AsyncDNIError], None],
-    ) -> None:
-        self.worker = worker
-        self.over = False
-        self.after_op: Callable[[], None] | None = None  # to be done once all is applied
-        self._ops = ops
-        self._process = process
-        self._world = process.world
-        self._executor = executor
-        self._keeper = keeper
-        self._pace = pace
-        self._stopped = stopped
-        self._failed = failed
-        self._busy = False
-        self._held: list[Message] = []  # behind an order that waits for the end of an op
-        self._report_due = False
-        self._delay_s = 0.0  # before the next op
-        self._read: set[int] = set()  # training batches read and not released yet
-        self._unsent: dict[int, list[Parcel]] = {}  # by batch
-        wake = partial(self._handle, Woke())
-        self._alarm = Alarm(self._world.agenda, worker, wake, process.clock)
-        process.later(_REPORT_EVERY_S, self._time_to_report, idle=True)
-
-    @property
-    def busy(self) -> bool:
-        """An op is under way."""
-        return self._busy
-
-    def begin(self) -> None:
-        """It greets its neighbours."""
-        self._handle(Woke())
-
-    def take(self, message: Message) -> None:
-        """A message has arrived."""
-        if self._held or (self._busy and type(message) is Rejoin):
-            self._held.append(message)
-        else:
-            self._handle(Received(message))
-
-    def let_go(self) -> None:
-        """Of buffers of the data that no later round will release."""
-        self.over = True
-        for batch in sorted(self._read):
-            self._executor.release(batch, self._sent(batch))
-        self._read.clear()
-
-    def report(self) -> None:
-        """Tell the coordinator all counters as of now."""
-        self._process.tell(Report(self.worker.counters()))
-
-    # --- events and actions ----------------------------------------------------------------------
-
-    def _handle(self, event: Event) -> None:
-        if self.over:
-            return
-        process = self._process
-        try:
-            actions = self._world.handle(process.name, self.worker, event, process.clock)
-        except AsyncDNIError as error:
-            self._failed(error)
-            return
-        for action in actions:
-            if self.over:  # its process has died of the one before
-                return
-            self._carry_out(action)
-        self._alarm.reset()
-
-    def _carry_out(self, action: Action) -> None:
-        match action:
-            case Compute():
-                self._compute(action)
-            case Send(to=to, message=message):
-                assert isinstance(to, str)
-                self._send(to, message)
-            case Release(batch=batch):
-                self._read.discard(batch)
-                self._executor.release(batch, self._sent(batch))
-            case Save(tag=tag):
-                self._keeper.save(tag, partial(self._saved, tag))
-            case Stop():
-                self._stop(action)
-            case _:
-                raise TypeError(f"a worker's driver can't carry out {action!r}")
-
-    def _saved(self, tag: str, files: dict[str, str]) -> None:
-        self._handle(Stored(tag, files))
-
-    def _stop(self, stop: Stop) -> None:
-        self.let_go()
-        held, self._held = self._held, []
-        self._stopped(stop, held)
-
-    # --- ops -------------------------------------------------------------------------------------
-
-    def _compute(self, compute: Compute) -> None:
-        self._busy = True
-        training = self.worker.phase is Phase.TRAINING
-        began = self._world.agenda.now
-        what = partial(self._has_taken, compute, began, training)
-        delay_s, self._delay_s = self._delay_s, 0.0
-        name, op = self._process.name, compute.op
-        if delay_s:
-            start = partial(self._world.compute, name, self._pace, op, what)
-            self._process.later(delay_s, start)
-        else:
-            self._world.compute(name, self._pace, op, what)
-
-    def _has_taken(self, compute: Compute, began: float, training: bool) -> None:
-        """The op is over, but for what makes this process slower than it should be."""
-        process = self._process
-        if process.slowness > 1.0:
-            extra_s = (process.slowness - 1.0) * (self._world.agenda.now - began)
-            process.later(extra_s, partial(self._computed, compute, began, training))
-        elif process.is_awake:
-            self._computed(compute, began, training)
-        else:
-            process.now(partial(self._computed, compute, began, training))
-
-    def _computed(self, compute: Compute, began: float, training: bool) -> None:
-        if self.over:
-            return
-        self._busy = False
-        op = compute.op
-        if op.kind is OpKind.READ and not op.evaluate:
-            self._read.add(op.batch)
-        try:
-            event = self._executor.compute(compute)
-        except AsyncDNIError as error:
-            self._failed(error)
-            return
-        if training:
-            self._ops.append((op.letter, op.batch, began, self._world.agenda.now))
-            if op.kind is OpKind.FORWARD and not op.replay:
-                self._keeper.learned(op.batch)
-        self._after(event)
-
-    def _after(self, event: Computed) -> None:
-        keeper = self._keeper
-        snapshot = event.op.kind is OpKind.UPDATE and keeper.snapshot_is_due
-        if snapshot:
-            self._delay_s = self._pace.save_s()
-        self._handle(event)
-        if snapshot and not self.over and self.worker.phase is Phase.TRAINING:
-            keeper.snapshot()
-        self._delay_s = 0.0
-        if self.after_op is not None and not self.over and not self.worker.unapplied:
-            self.after_op()
-        if self._report_due and not self.over:
-            self._report_due = False
-            self.report()
-        held, self._held = self._held, []
-        for index, message in enumerate(held):
-            if self._process.alive and not self.over:
-                self._held = held[index + 1 :]
-                self._handle(Received(message))
-
-    def _time_to_report(self) -> None:
-        if self.over:
-            return
-        if self._busy:
-            self._report_due = True
-        else:
-            self.report()
-        self._process.later(_REPORT_EVERY_S, self._time_to_report, idle=True)
-
-    # --- sending ---------------------------------------------------------------------------------
-
-    def _send(self, to: str, message: Message) -> None:
-        process = self._process
-        if to == COORDINATOR:
-            if isinstance(message, Drained):
-                self.report()  # the coordinator adds up at barriers
-            process.tell(message)
-            return
-        parcel = self._world.to_worker(process, process.addresses[to], message)
-        if parcel is not None and _reuses_buffers(message):
-            self._unsent.setdefault(message.batch, []).append(parcel)
-
-    def _sent(self, batch: int) -> Callable[[], bool]:
-        waiting = self._unsent.pop(batch, [])
-        return lambda: all(parcel.gone for parcel in waiting)
-
-
-def _reuses_buffers(message: Message) -> TypeGuard[Activation | Gradient]:
-    """Its tensors are used again once its batch is released; those of test batches are not."""
-    if isinstance(message, Activation):
-        return not message.evaluate
-    return isinstance(message, Gradient)
-
-
-# --- keeping -------------------------------------------------------------------------------------
-#
-# What a worker process has learned, and what of it is on disk: snapshots, cuts, weights.
+# --- state -----------------------------------------------------------------------------------
 
 _FULL = "the disk is full (simulated)"
-_KILLED = -9
 
 
 class Keeping:
-    """Stage and counts of one process. `build` makes the stage, if there is any arithmetic."""
+    """The stage of one process, the ids of the batches that it has learned from, and both on disk.
+
+    `build` makes the stage, if there is any arithmetic."""
 
     def __init__(
         self,
-        process: Process,
+        name: str,
         group: Group,
-        pace: Pace,
+        world: World,
+        counts: Counts,
         build: Callable[[], Stage] | None,
         folder: Path | None,
-        failed: Callable[[CheckpointError], None],
     ) -> None:
-        """`folder`: where weights are written; `failed`: called for a save that went wrong."""
-        self.counts = Counts()
+        """`name` of the process, among all that there have been; `counts` of its `Process`;
+        `folder`: where weights are written."""
         self.stage = build() if build is not None else None
         self.ids: set[int] | None = set()  # of the batches behind `counts.batches`, if known
-        self._process = process
-        self._world = process.world
-        self._group = group
-        self._pace = pace
+        self.counts = counts
+        self.group = group
+        self.order = (0, 0)  # of its claim
+        self._name = name
+        self._disk = world.disk
         self._build = build
         self._folder = folder
-        self._failed = failed
-        self._has_state = False
-        self._order = (0, 0)
         self._is_new = True  # the stage
-        design = self._world.design
-        # One whose weights wait for the gradients of others could not go on from its own.
-        alone = not shared_with(design.plan.groups, group)
-        self._every_s = snapshot_every_s(design.experiment.checkpoint) if alone else None
-        self._snapshot_at = self._next_snapshot()
-
-    # --- state -----------------------------------------------------------------------------------
 
     def claim(self, order: tuple[int, int]) -> None:
         """The stages belong to this process from now on: see `store.checkpoint`. Raises
         `CheckpointError` where they belong to a later one."""
-        self._order = order
-        self._world.disk.claim(self._group, order)
+        self.order = order
+        self._disk.claim(self.group, order)
 
-    def restore(self, restore: str, cut: str) -> list[str]:
-        """Begin a round from what `restore` names (see `messages.Rejoin`), in place of a snapshot
-        from `cut` (see `messages.Welcome`) if need be; notes for the user."""
-        if restore == "keep" and self._has_state:
+    def restore(self, action: Restore) -> Restored:
+        """Bring stage and ids into a state. Raises `CheckpointError`."""
+        if action.origin is Origin.KEPT:
             if self.stage is not None:
                 self.stage.forget()
-            return []
-        self._has_state = True
-        self.counts.restore({})
+            return self._restored(None, [])
         self.ids = set()
         if self._build is not None and not self._is_new:
             self.stage = self._build()
         self._is_new = False
-        if restore in ("initial", "keep"):
-            return []
-        place, saved = self._world.disk.find(restore, cut, self._group)
-        if saved is None and restore != SNAPSHOTS:
-            raise CheckpointError(f"no state of {self._group.name} in {restore}")
-        if saved is None:
-            return ["there is no snapshot; it begins anew"]
-        self.counts.restore(saved.counts)
+        if action.discard:
+            self._disk.discard_snapshots()
+        if action.origin is Origin.BEGINNING:
+            return self._restored({}, [])
+        if action.origin is Origin.CUT:
+            place, saved = action.place, self._disk.read(action.place, self.group)
+            if saved is None:
+                raise CheckpointError(f"no state of {self.group.name} in {place}")
+        else:
+            place, saved = self._disk.farthest(action.place, self.group)
+            if saved is None:
+                return self._restored({}, ["there is no snapshot; it begins anew"])
         self.ids = None if saved.learned is None else set(saved.learned)
-        notes = [] if place == restore else [f"it goes on from {place}"]
-        return [*notes, *(self.stage.restore(saved.state) if self.stage is not None else [])]
+        from_cut = action.origin is Origin.FARTHEST and place != SNAPSHOTS
+        notes = [f"it goes on from {place}"] if from_cut else []
+        notes += self.stage.restore(saved.state) if self.stage is not None else []
+        return self._restored(saved.counts, notes)
+
+    def _restored(self, counts: Any, notes: list[str]) -> Restored:
+        parameters = self.stage.parameters() if self.stage is not None else 0
+        return Restored(parameters, counts, notes)
 
     def learned(self, batch: int) -> None:
         """One more batch has been forwarded to be learned from."""
         if self.ids is None:
             return
-        assert batch not in self.ids, f"{self._process.key} has learned from batch {batch} twice"
+        assert batch not in self.ids, f"{self._name} has learned from batch {batch} twice"
         self.ids.add(batch)
 
     def weights(self) -> dict[str, dict[str, Array]]:
         """By declared stage; none without arithmetic."""
         return self.stage.state() if self.stage is not None else {}
 
-    def _saved(self) -> Saved:
+    def state(self) -> Saved:
+        """All that decides how this process would go on."""
         state = self.stage.snapshot() if self.stage is not None else {}
         ids = None if self.ids is None else frozenset(self.ids)
         return Saved(state, self.counts.state(), ids)
 
-    # --- snapshots -------------------------------------------------------------------------------
+    def write_snapshot(self, saved: Saved) -> None:
+        """One of a process that has been replaced is not written."""
+        with contextlib.suppress(CheckpointError):
+            self._disk.write(SNAPSHOTS, self.group, saved, self.order)
 
-    @property
-    def snapshot_is_due(self) -> bool:
-        return self._snapshot_at is not None and self._world.agenda.now >= self._snapshot_at
-
-    def snapshot(self) -> None:
-        """Of the state as it is now; it is on disk a moment later, or never."""
-        self._snapshot_at = self._next_snapshot()
-        chance, saved = self._world.mischance.save(), self._saved()
-        if chance.fails:
-            return  # said, and no more: the next one may succeed
-        took_s = self._pace.save_s() + chance.extra_s
-        if chance.torn:
-            self._process.later(took_s / 2, self._die)
-            return
-
-        self._process.later(took_s, partial(self._write_snapshot, saved), idle=True)
-
-    def last_snapshot(self) -> None:
-        """Before the process leaves because its coordinator is gone."""
-        if self._every_s is not None:
-            self._write_snapshot(self._saved())
-
-    def _write_snapshot(self, saved: Saved) -> None:
-        with contextlib.suppress(CheckpointError):  # of one that has been replaced
-            self._world.disk.write(SNAPSHOTS, self._group, saved, self._order)
-
-    def _next_snapshot(self) -> float | None:
-        return None if self._every_s is None else self._world.agenda.now + self._every_s
-
-    # --- saves that were ordered -----------------------------------------------------------------
-
-    def save(self, tag: str, done: Callable[[dict[str, str]], None]) -> None:
-        """Weights, or for a cut all state; `done` gets the digests by declared stage."""
-        chance = self._world.mischance.save()
-        took_s = self._pace.save_s() + chance.extra_s
-
-        def finish() -> None:
-            if chance.fails:
-                self._failed(CheckpointError(f"{self._group.name} can't write {tag}: {_FULL}"))
-                return
-            try:
-                files = self._write(tag)
-            except CheckpointError as error:
-                self._failed(error)
-            else:
-                done(files)
-
-        if chance.torn:
-            self._process.later(took_s / 2, self._die)
-        else:
-            self._process.later(took_s, finish)
-
-    def _write(self, tag: str) -> dict[str, str]:
-        if tag.startswith(CUTS):
-            return self._world.disk.write(tag, self._group, self._saved(), self._order)
+    def write(self, tag: str) -> dict[str, str]:
+        """Weights, or for a cut all state; the digests by declared stage."""
+        if is_cut(tag):
+            return self._disk.write(tag, self.group, self.state(), self.order)
         if self._folder is not None and self.stage is not None:
             return write_weights(self._folder / tag, self.weights(), None, shared=True)
         return {}
-
-    def _die(self) -> None:
-        self._process.exit(_KILLED)
 
 
 # --- null ----------------------------------------------------------------------------------------
@@ -663,6 +265,10 @@ MakeStage = Callable[[Design, Group], Stage]
 
 #: How long a worker waits for a coordinator that does not answer: the default of its command line.
 _JOIN_TIMEOUT_S = 30.0
+_BEATS_PER_SILENCE = 3
+#: Of its coordinator's silence, in `limits.silence_s` and in seconds, the longer one: then there is
+#: nobody left to work for.
+_SILENCES, _SILENCE_MIN_S = 10.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -673,8 +279,11 @@ class Arithmetic:
     folder: Path | None = None
 
 
-class WorkerProcess(Process):
-    """The rounds of one process."""
+class WorkerProcess:
+    """One process of the worker of `group`. `ended(code)` is called once, when it has ended.
+
+    While it is paused nothing happens in it; what was to happen follows at once afterwards.
+    """
 
     def __init__(
         self,
@@ -687,43 +296,214 @@ class WorkerProcess(Process):
         ops: list[TimedOp],
     ) -> None:
         """`number`: which one of this name; `ops`: where its ops are noted."""
-        super().__init__(world, group.name, number, office, ended)
-        design = world.design
+        self.name = name = group.name
+        self.key = f"{name}#{number}"
+        self.peer = self.key.encode()
+        self.address = f"virtual://{self.key}"
+        self.office = office
+        self.alive = True
+        self.slowness = 1.0  # ops take so many times as long
+        self._world = world
+        self._agenda = world.agenda
         self._group = group
-        self._arithmetic = arithmetic
+        self._ended = ended
         self._ops = ops
+        self._clock = clock = world.mischance.clock()
+        self._hear = partial(office.receive, self.peer)
+        self._silence_s = world.design.experiment.limits.silence_s
+        self._pauses = self._starvations = 0
+        self._backlog: list[Callable[[], None]] = []
+        self._heard_s = self._looked_s = 0.0
+        self._process = Process(
+            name,
+            partial(make_worker, world.design, group),
+            clock.reading(world.agenda.now),
+            timeout_s=_JOIN_TIMEOUT_S,
+            watch=partial(world.watch, name),
+        )
+        self._alarm = Alarm(world.agenda, self._process, self._wake, clock)
+        self._do = self._table()
+        self._prepare_to_compute(arithmetic)
+
+    def _prepare_to_compute(self, arithmetic: Arithmetic) -> None:
+        world, group = self._world, self._group
+        design, stages = world.design, arithmetic.stages
         names = tuple(node.name for node in group.members)
         slow = slow_of(design.experiment, design.plan, group.name, world.seed)
         self._pace = Pace(world.costs, group.name, names, world.seed, slow)
-        stages = arithmetic.stages
         build = partial(stages, design, group) if stages is not None else None
-        self._keeping = Keeping(
-            self, group, self._pace, build, arithmetic.folder, failed=self._failed
-        )
+        counts = self._process.counts
+        self._keeping = Keeping(self.key, group, world, counts, build, arithmetic.folder)
         self._source: Source | None = None
-        self._welcome: Welcome | None = None
-        self._order: Rejoin | None = None  # the newest
-        self._building = False
-        self._round: Round | None = None
-        self._early: list[Message] = []
-        self.worker = make_worker(design, group, self._keeping.counts)
+        self._executor: Executor = NullExecutor(design, group)
+        self._addresses: dict[str, str] = {}  # of neighbours
+        self._asked: object = None  # the op or the restoring under way
+        self._delay_s = 0.0  # what a snapshot that is due takes, before the next op
 
-    def start(self) -> None:
-        """The process begins."""
-        self.later(self._pace.startup_s(), self._hello)
+    def _table(self) -> dict[type[Action], Callable[[Any], None]]:
+        """What is done about each action."""
+        return {
+            Send: self._send,
+            Compute: self._compute,
+            Release: self._release,
+            Report: self._report,
+            Save: self._save,
+            Snapshot: self._snapshot,
+            SayHello: self._say_hello,
+            Prepare: self._prepare,
+            Restore: self._restore,
+            Join: self._join,
+            Redeliver: self._redeliver,
+            Lose: lambda action: None,  # what is sent to a process that has ended is lost
+            Exit: lambda action: self.exit(1 if action.failed or action.error else 0),
+        }
 
-    def weights(self) -> dict[str, dict[str, Array]]:
-        """By declared stage; none without arithmetic."""
-        return self._keeping.weights()
+    @property
+    def worker(self) -> Worker:
+        """Of the current round or the last one; before the first, one that has done nothing."""
+        process = self._process
+        return process.worker or make_worker(self._world.design, self._group, process.counts)
 
     @property
     def ids(self) -> set[int] | None:
         """Of the batches that it has learned from; None where files of before do not say."""
         return self._keeping.ids
 
+    def weights(self) -> dict[str, dict[str, Array]]:
+        """By declared stage; none without arithmetic."""
+        return self._keeping.weights()
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """The process begins."""
+        self._later(self._pace.startup_s(), self._start)
+
+    def _start(self) -> None:
+        self._carry_out(self._process.start(self._reading))
+
+    @property
+    def _reading(self) -> float:
+        """Of the process's own clock."""
+        return self._clock.reading(self._agenda.now)
+
+    def exit(self, code: int) -> None:
+        """It ends, whoever has ended it."""
+        if self.alive:
+            self.alive = False
+            self._asked = None
+            self._backlog.clear()
+            self._ended(code)
+
+    def pause(self, for_s: float, *, starved: bool = False) -> None:
+        """SIGSTOP, and SIGCONT later; or `starved`: its host has no core to spare for so long."""
+        self._pauses += 1
+        self._starvations += starved
+        self._agenda.after(for_s, partial(self._go_on, starved))
+
+    def _go_on(self, starved: bool) -> None:
+        self._pauses -= 1
+        self._starvations -= starved
+        while self._backlog and not self._pauses:
+            self._backlog.pop(0)()
+
+    @property
+    def sight(self) -> Sight:
+        """What its process looks like from outside, where it has not spoken for a while."""
+        stopped = self._pauses > self._starvations
+        return Sight.STARVED if self._starvations and not stopped else Sight.STILL
+
+    @property
+    def _is_awake(self) -> bool:
+        """What comes now is done at once."""
+        return self.alive and not self._pauses and not self._backlog
+
+    def _now(self, what: Callable[[], None]) -> None:
+        """At once, or as soon as it is paused no more."""
+        if self._is_awake:
+            what()
+        elif self.alive:
+            self._backlog.append(what)
+
+    def _later(self, delay_s: float, what: Callable[[], None], *, idle: bool = False) -> None:
+        """After a while, if it lives then."""
+        self._agenda.after(delay_s, partial(self._now, what), idle=idle)
+
+    # --- the heart -------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        now = self._agenda.now
+        limit_s = max(_SILENCE_MIN_S, _SILENCES * self._silence_s)
+        if now - self._looked_s > limit_s / 2:
+            self._heard_s = now  # it was paused, so the silence was its own
+        self._looked_s = now
+        if now - self._heard_s > limit_s:
+            self._handle(CoordinatorGone(f"nothing heard for {limit_s:g} s"))
+            return
+        self._tell(Beat())
+        self._later(self._silence_s / _BEATS_PER_SILENCE, self._beat, idle=True)
+
+    # --- events and actions ----------------------------------------------------------------------
+
+    def receive(self, message: Message) -> None:
+        """A message has arrived."""
+        if self._is_awake:
+            self._receive(message)
+        elif self.alive:
+            self._backlog.append(partial(self._receive, message))
+
+    def _receive(self, message: Message) -> None:
+        if type(message) is Beat:
+            self._heard_s = self._agenda.now
+        else:
+            self._handle(Received(message))
+
+    def _wake(self) -> None:
+        self._now(partial(self._handle, Woke()))
+
+    def _handle(self, event: Event) -> None:
+        if not self.alive:
+            return
+        process = self._process
+        now = self._clock.reading(self._agenda.now)
+        try:
+            actions = process.handle(event, now)
+        except AsyncDNIError as error:
+            actions = process.handle(Broke(error), now)
+        if self._world.checks:
+            process.check()
+        self._carry_out(actions)
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        do = self._do
+        for action in actions:
+            if not self.alive:  # it has died of the one before
+                return
+            do[type(action)](action)
+        self._alarm.reset()
+
+    def _send(self, send: Send) -> None:
+        if send.to == COORDINATOR:
+            self._tell(send.message)
+            return
+        address = self._addresses[send.to]  # type: ignore[index]
+        parcel = self._world.to_worker(self, address, send.message)
+        if parcel is not None:
+            self._process.buffers.sent(send.message, parcel.left)
+
+    def _tell(self, message: Message) -> None:
+        """To the coordinator."""
+        self._world.to_coordinator(self, self.office.key, message, self._hear)
+
+    def _release(self, release: Release) -> None:
+        self._executor.release(release.batch, self._process.buffers.free(release.batch))
+
+    def _report(self, report: Report) -> None:
+        self._tell(ReportMessage(report.counters))
+
     # --- joining ---------------------------------------------------------------------------------
 
-    def _hello(self) -> None:
+    def _say_hello(self, action: SayHello) -> None:
         hello = Hello(
             protocol=PROTOCOL_VERSION,
             stage=self.name,
@@ -731,144 +511,128 @@ class WorkerProcess(Process):
             pid=self._group.index,
             host="simulator",
         )
-        self.tell(hello)
-        self.later(_JOIN_TIMEOUT_S, self._give_up)
+        self._tell(hello)
 
-    def _give_up(self) -> None:
-        """No coordinator has answered; its loop may have been over already."""
-        if self._welcome is None:
-            self.exit(1)
+    def _prepare(self, action: Prepare) -> None:
+        self._heard_s = self._looked_s = self._agenda.now
+        self._beat()
+        experiment, groups = self._world.design.experiment, self._world.design.plan.groups
+        # One whose weights wait for the gradients of others could not go on from its own.
+        alone = not shared_with(groups, self._group)
+        every_s = snapshot_every_s(experiment.checkpoint) if alone else None
+        self._handle(Prepared(experiment.numbers.policy == "roll_back", every_s))
 
-    def take(self, message: Message) -> None:
-        """A message has arrived, and is not a beat."""
-        if self._round is not None:
-            self._round.take(message)
-        else:
-            self._sort(message)
-
-    def _sort(self, message: Message) -> None:
-        """What comes between rounds."""
-        match message:
-            case Welcome(incarnation=incarnation, restore=restore):
-                self._welcome = message
-                self.begin_to_beat()
-                self._follow(Rejoin(incarnation, restore))
-            case Rejoin():
-                self._follow(message)
-            case Connect(incarnation=incarnation):
-                if self._order is not None and incarnation == self._order.incarnation:
-                    self._connected(message)
-            case Refused() | Abort() | Leave():
-                self.exit(1)
-            case _:
-                self._early.append(message)
-
-    def _follow(self, order: Rejoin) -> None:
-        if self._order is not None and order.incarnation <= self._order.incarnation:
-            return
-        self._order = order
-        if not self._building:
-            self._build()
-
-    def _build(self) -> None:
+    def _restore(self, action: Restore) -> None:
         """Reading the state takes about as long as writing it."""
-        self._building = True
-        assert self._order is not None
-        self.later(self._pace.save_s(), partial(self._has_built, self._order))
+        self._asked = action
+        self._later(self._pace.save_s(), partial(self._has_read, action))
 
-    def _has_built(self, order: Rejoin) -> None:
-        self._building = False
-        assert self._welcome is not None
-        if order is not self._order:
-            self._build()  # for the newest, without a word about this one
-            return
+    def _has_read(self, action: Restore) -> None:
         try:
-            notes = self._keeping.restore(order.restore, self._welcome.cut)
+            restored = self._keeping.restore(action)
         except AsyncDNIError as error:
-            self._failed(error)
-            return
-        counts, stage = self._keeping.counts, self._keeping.stage
-        built = Built(
-            incarnation=order.incarnation,
-            parameters=stage.parameters() if stage is not None else 0,
-            position=counts.position,
-            updates=counts.updates,
-            read=counts.read,
-            notes=notes,
-        )
-        self.tell(built)
+            self._handle(Broke(error))
+        else:
+            self._handle(restored)
 
-    def _connected(self, connect: Connect) -> None:
-        """The round begins."""
-        assert self._welcome is not None
+    def _join(self, action: Join) -> None:
         try:
-            self._keeping.claim((self._welcome.term, connect.incarnation))
+            if action.claim is not None:
+                self._keeping.claim(action.claim)
         except CheckpointError as error:
-            self._failed(error)
+            self._handle(Broke(error))
             return
-        self.addresses = dict(connect.addresses)
-        design, group = self.world.design, self._group
-        self.worker = make_worker(design, group, self._keeping.counts)
-        self.worker.joined(connect)
-        self._round = Round(
-            self,
-            self.worker,
-            self._executor(),
-            self._keeping,
-            self._pace,
-            self._ops,
-            stopped=self._stopped,
-            failed=self._failed,
-        )
-        self._round.begin()
-        early, self._early = self._early, []
-        for message in early:
+        self._addresses = dict(action.connect.addresses)
+        design, stage = self._world.design, self._keeping.stage
+        if stage is not None:
+            if self._source is None:
+                self._source = make_source(design, self._group)
+            exits, shares = find_exits(design), find_shares(design, self._group)
+            self._executor = StageExecutor(stage, exits, self._source, shares=shares)
+        self._handle(Joined())
+
+    def _redeliver(self, action: Redeliver) -> None:
+        for message in action.messages:
             self.receive(message)
 
-    def _executor(self) -> Executor:
-        stage, design = self._keeping.stage, self.world.design
-        if stage is None:
-            return NullExecutor(design, self._group)
-        if self._source is None:
-            self._source = make_source(design, self._group)
-        shares = find_shares(design, self._group)
-        return StageExecutor(stage, find_exits(design), self._source, shares=shares)
+    # --- ops -------------------------------------------------------------------------------------
 
-    # --- the end of a round ----------------------------------------------------------------------
-
-    def _stopped(self, stop: Stop, left: list[Message]) -> None:
-        self._round = None
-        if stop.rejoin is None:
-            self.exit(1 if stop.failed else 0)
-            return
-        self._follow(stop.rejoin)
-        for message in left:
-            self._sort(message)
-
-    def _failed(self, error: AsyncDNIError) -> None:
-        policy = self.world.design.experiment.numbers.policy
-        if self._round is not None:
-            self._round.let_go()
-            if isinstance(error, NumericalError):
-                self._round.report()
-        self._round = None
-        self.tell(Failed(type(error).__name__, str(error), ""))
-        if not (isinstance(error, NumericalError) and policy == "roll_back"):
-            self.exit(1)  # otherwise there will be another round
-
-    def exit(self, code: int) -> None:
-        if self._round is not None:
-            self._round.over = True
-        super().exit(code)
-
-    def forsaken(self) -> None:
-        """Keep what there is, once it is whole, and leave."""
-        if self._round is not None and self._round.busy:
-            self._round.after_op = self._leave
+    def _compute(self, compute: Compute) -> None:
+        self._asked = compute
+        what = partial(self._has_taken, compute, self._agenda.now, self._process.training)
+        delay_s, self._delay_s = self._delay_s, 0.0
+        if delay_s:
+            start = partial(self._world.compute, self.name, self._pace, compute.op, what)
+            self._later(delay_s, start)
         else:
-            self._leave()
+            self._world.compute(self.name, self._pace, compute.op, what)
 
-    def _leave(self) -> None:
-        if self._round is not None and not self.worker.unapplied:
-            self._keeping.last_snapshot()
-        self.exit(1)
+    def _has_taken(self, compute: Compute, began: float, training: bool) -> None:
+        """The op is over, but for what makes this process slower than it should be."""
+        if self.slowness > 1.0:
+            extra_s = (self.slowness - 1.0) * (self._agenda.now - began)
+            self._later(extra_s, partial(self._computed, compute, began, training))
+        elif self._is_awake:
+            self._computed(compute, began, training)
+        else:
+            self._now(partial(self._computed, compute, began, training))
+
+    def _computed(self, compute: Compute, began: float, training: bool) -> None:
+        if compute is not self._asked:
+            return  # of a round that is over
+        op = compute.op
+        try:
+            event = self._executor.compute(compute)
+        except AsyncDNIError as error:
+            self._handle(Broke(error))
+            return
+        if training:
+            self._ops.append((op.letter, op.batch, began, self._agenda.now))
+            if op.kind is OpKind.FORWARD and not op.replay:
+                self._keeping.learned(op.batch)
+        if op.kind is OpKind.UPDATE and self._reading >= self._process.snapshot_due_s:
+            self._delay_s = self._pace.save_s()
+        self._handle(event)
+        self._delay_s = 0.0
+
+    # --- saves -----------------------------------------------------------------------------------
+
+    def _save(self, save: Save) -> None:
+        chance = self._world.mischance.save()
+        took_s = self._pace.save_s() + chance.extra_s
+        if chance.torn:
+            self._later(took_s / 2, self._die)
+        else:
+            worker = self._process.worker
+            self._later(took_s, partial(self._has_saved, save.tag, worker, chance.fails))
+
+    def _has_saved(self, tag: str, worker: Worker | None, fails: bool) -> None:
+        try:
+            if fails:
+                raise CheckpointError(f"{self.name} can't write {tag}: {_FULL}")
+            files = self._keeping.write(tag)
+        except CheckpointError as error:
+            self._handle(Broke(error))
+            return
+        if worker is self._process.worker:  # or else its round is over
+            self._handle(Stored(tag, files))
+
+    def _snapshot(self, snapshot: Snapshot) -> None:
+        """Of the state as it is now; it is on disk a moment later, or never."""
+        keeping = self._keeping
+        if snapshot.last:
+            keeping.write_snapshot(keeping.state())
+            return
+        # As if in no time: simulated runs are short, and faults are to meet as many as were asked.
+        self._handle(SnapshotTaken(0.0))
+        chance, saved = self._world.mischance.save(), keeping.state()
+        if chance.fails:
+            return  # said, and no more: the next one may succeed
+        took_s = self._pace.save_s() + chance.extra_s
+        if chance.torn:
+            self._later(took_s / 2, self._die)
+        else:
+            self._later(took_s, partial(keeping.write_snapshot, saved), idle=True)
+
+    def _die(self) -> None:
+        self.exit(_KILLED)

@@ -39,6 +39,10 @@ class Parcel:
         self._message: Message | None = message
         self.gone = False  # arrived or lost: the sender may use its buffers again
 
+    def left(self) -> bool:
+        """Whether the sender may use its buffers again."""
+        return self.gone
+
     def open(self) -> Message:
         """The receiver's own copy, once."""
         message, self._message = self._message, None

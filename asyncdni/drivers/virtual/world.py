@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
-from asyncdni.core.events import Action, Computed, Event, Machine, Received
+from asyncdni.core.coordinator import Coordinator
+from asyncdni.core.events import Action, Computed, Event, Received
+from asyncdni.core.worker import Worker
 from asyncdni.drivers.virtual.clock import Agenda, Clock
 from asyncdni.drivers.virtual.cores import Cores
 from asyncdni.drivers.virtual.costs import Costs, Pace
@@ -108,17 +111,31 @@ class World:
         self.by_address: dict[str, Party] = {}
         self.by_peer: dict[bytes, Party] = {}
         self.cores: Cores | None = None  # None: every worker has one of its own
-        self._check = check
+        self.checks = check  # assert every invariant of a machine after each of its events
 
-    def handle(self, name: str, machine: Machine, event: Event, clock: Clock) -> list[Action]:
-        """One event, logged; the machine's invariants are checked after it."""
-        now = self.agenda.now
-        self.log.add(now, name, event)
-        actions = machine.handle(event, clock.reading(now))
-        if self._check:
-            machine.check()
+    def watch(self, name: str, worker: Worker) -> Callable[[Event, float], list[Action]]:
+        """`worker.handle`, with each event logged, and what it costs noted."""
+        return partial(self._handle, name, worker.handle)
+
+    def _handle(
+        self,
+        name: str,
+        handle: Callable[[Event, float], list[Action]],
+        event: Event,
+        now: float,
+    ) -> list[Action]:
+        self.log.add(self.agenda.now, name, event)
+        actions = handle(event, now)
         if self.cores is not None:
             self.cores.handled(name, event, actions)
+        return actions
+
+    def coordinate(self, machine: Coordinator, event: Event, clock: Clock) -> list[Action]:
+        """One event of the coordinator, logged; its invariants are checked after it."""
+        self.log.add(self.agenda.now, COORDINATOR, event)
+        actions = machine.handle(event, clock.reading(self.agenda.now))
+        if self.checks:
+            machine.check()
         return actions
 
     def compute(self, name: str, pace: Pace, op: Op, done: Callable[[], None]) -> None:

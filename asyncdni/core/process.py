@@ -1,0 +1,533 @@
+"""The life of a worker process, from its Hello to its end: a state machine without I/O or clocks.
+
+```
+  start            Welcome            Restored              Connect           Joined
+    │                 │                   │                    │                 │
+    ▼                 ▼                   ▼                    ▼                 ▼
+  HELLO ─────────► BUILDING ──────────► BUILT ────────────► CONNECTING ──────► ROUND
+    │              ▲  ▲  ▲               │                     │                │  │
+    │              │  │  └── Rejoin ─────┴─────────────────────┴────────────────┘  │
+    │              │  │      (the newest; after the op under way)                  │ numbers gone
+    │  no answer   │  └──────────────────────── Rejoin ─────── FAILED ◄────────────┘ wrong, and
+    ▼              │                                                                 "roll_back"
+  ENDED ◄── Leave, Abort, an error, or the coordinator is gone, in any state
+```
+
+In a round the process hands what happens to the round's `Worker`; what it decides by itself is:
+
+- Of several orders to join a round the newest counts; one that comes while the stage is being
+  restored is followed right afterwards, without a word about the older one.
+- Messages of neighbours that come between rounds are kept for the next one.
+- An order to join ends a round only once the op under way has been counted. What comes behind that
+  order waits with it.
+- A report is due every 0.5 s, after the op under way, and before each `Drained`.
+- A rolling snapshot is due some time after the last one, behind an Update, if all is applied.
+- Once the coordinator is gone the worker finishes the update it is in the middle of, keeps what it
+  has learned, and leaves.
+- Arrays of a batch are used again once the batch is released and no message holds them any more;
+  batches that were read and not released by the end of a round are released then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from asyncdni.core.counts import Counts
+from asyncdni.core.events import (
+    Action,
+    Broke,
+    Compute,
+    Computed,
+    CoordinatorGone,
+    Event,
+    Exit,
+    Join,
+    Joined,
+    Lose,
+    Origin,
+    Prepare,
+    Prepared,
+    Received,
+    Redeliver,
+    Release,
+    Report,
+    Restore,
+    Restored,
+    SayHello,
+    Send,
+    Snapshot,
+    SnapshotTaken,
+    Stop,
+    Stored,
+    Unusable,
+    Woke,
+)
+from asyncdni.core.worker import Phase, Worker
+from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, NumericalError, by_name
+from asyncdni.messages import (
+    COORDINATOR,
+    Abort,
+    Activation,
+    Built,
+    Connect,
+    Drained,
+    Failed,
+    Gradient,
+    Leave,
+    Lost,
+    Message,
+    Refused,
+    Rejoin,
+    Welcome,
+)
+from asyncdni.schedules.base import Op, OpKind
+
+__all__ = ["SNAPSHOTS", "Buffers", "Process", "State", "is_settled"]
+
+#: Folder of the run's that rolling snapshots are in; what `Rejoin.restore` calls them.
+SNAPSHOTS = "snapshots"
+
+_REPORT_EVERY_S = 0.5
+#: From one snapshot to the next at least so many times what it took: about 1 % of the time.
+_SNAPSHOTS_APART = 100.0
+_NEVER = float("inf")
+
+#: What `Worker.handle` does, and a driver may look on at.
+Handle = Callable[[Event, float], list[Action]]
+
+
+class State(Enum):
+    """Where in its life a process is."""
+
+    HELLO = "hello"
+    BUILDING = "building"
+    BUILT = "built"
+    CONNECTING = "connecting"
+    ROUND = "round"
+    FAILED = "failed"
+    ENDED = "ended"
+
+
+class Buffers:
+    """Knows which arrays of a round's batches are in messages that have not left yet."""
+
+    def __init__(self) -> None:
+        self._unsent: dict[int, list[Callable[[], bool]]] = {}  # by batch
+
+    def sent(self, message: Message, left: Callable[[], bool]) -> None:
+        """A message has been handed over; `left()` says whether its tensors have left by then.
+
+        Tensors of test batches are not used again."""
+        if isinstance(message, Gradient) or (
+            isinstance(message, Activation) and not message.evaluate
+        ):
+            self._unsent.setdefault(message.batch, []).append(left)
+
+    def free(self, batch: int) -> Callable[[], bool]:
+        """Of a batch that is being released: whether all its arrays may be used again."""
+        waiting = self._unsent.pop(batch, [])
+        return lambda: all([left() for left in waiting])
+
+
+class Process:
+    """One worker process. A driver carries out its actions: see `core.events`.
+
+    `worker` is that of the current round, or of the last one; None before the first.
+    `counts` go on over all rounds. `snapshot_due_s`: when the next rolling snapshot is due.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        make_worker: Callable[[Counts], Worker],
+        now: float,
+        *,
+        coordinator: str = COORDINATOR,
+        timeout_s: float | None = None,
+        watch: Callable[[Worker], Handle] = lambda worker: worker.handle,
+    ) -> None:
+        """`stage` and `coordinator` (its address) are for what users are told. `make_worker` makes
+        the worker of a round, once `Prepared` has come. `timeout_s`: how long a coordinator may
+        take to answer; None: as long as its process is known to live. `watch` gives what is called
+        in place of a worker's `handle`."""
+        self.state = State.HELLO
+        self.worker: Worker | None = None
+        self.counts = Counts()
+        self.buffers = Buffers()
+        self._stage = stage
+        self._make_worker = make_worker
+        self._watch = watch
+        self._coordinator = coordinator
+        self._timeout_s = timeout_s
+        self._began_s = now
+        self._give_up_s: float | None = None
+        self._roll_back = False
+        self._snapshot_every_s: float | None = None
+        self.snapshot_due_s = _NEVER
+        self._welcome: Welcome | None = None
+        self._order: Rejoin | None = None  # the newest
+        self._following: Rejoin | None = None  # what the stage is being restored for
+        self._connect: Connect | None = None
+        self._has_state = False
+        self._early: list[Message] = []
+        self._gone = ""  # why there is nobody left to work for
+        # Of the round:
+        self._handle: Handle = _nothing
+        self._phase = Phase.LEFT
+        self._busy = False  # an op is under way
+        self._held: list[Received] = []  # an order to join, and what came behind it
+        self._read: set[int] = set()  # training batches read and not released yet
+        self._report_s = _NEVER
+        self._report_due = False  # after the op under way
+        self._others: dict[type[Event], Callable[..., list[Action]]] = {
+            Received: self._received,
+            Computed: lambda event, now: [],
+            Stored: self._stored,
+            Woke: self._woke,
+            Prepared: self._prepared,
+            Restored: self._restored,
+            Joined: self._joined,
+            SnapshotTaken: self._snapshot_taken,
+            Unusable: self._unusable,
+            Broke: self._broke,
+            CoordinatorGone: self._coordinator_gone,
+        }
+
+    # --- the contract of a machine ---------------------------------------------------------------
+
+    def start(self, now: float) -> list[Action]:
+        """The process begins."""
+        if self._timeout_s is not None:
+            self._give_up_s = now + self._timeout_s
+        return [SayHello()]
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """See `events.Machine`. Raises what `Worker.handle` raises, to be answered with `Broke`."""
+        kind = type(event)
+        if self.state is State.ROUND:  # nearly all events of a run come through here
+            if kind is Received:
+                message = event.message  # type: ignore[attr-defined]
+                if self._held or (self._busy and type(message) is Rejoin):
+                    self._held.append(event)  # type: ignore[arg-type]
+                    return []
+                return self._received(event, now)  # type: ignore[arg-type]
+            if kind is Computed:
+                return self._computed(event, now)  # type: ignore[arg-type]
+        elif self.state is State.ENDED:
+            return []
+        return self._others[kind](event, now)
+
+    def deadline(self) -> float | None:
+        """When the next report is due, or a greeting, or waiting for an answer has been too long"""
+        if self.state is State.ROUND:
+            if self._phase is Phase.IDLE and self.worker is not None:
+                due = self.worker.deadline()
+                return self._report_s if due is None else min(due, self._report_s)
+            return self._report_s
+        return self._give_up_s if self.state is State.HELLO else None
+
+    def check(self) -> None:
+        """Assert every invariant."""
+        if self.state is State.ROUND:
+            assert self.worker is not None
+            self.worker.check()
+            assert self._phase is self.worker.phase is not Phase.LEFT
+            assert self._busy or not (self._held or self._report_due)
+        else:
+            assert not (self._busy or self._held or self._read)
+
+    @property
+    def is_served(self) -> bool:
+        """As far as it knows there is a coordinator."""
+        return not self._gone
+
+    @property
+    def training(self) -> bool:
+        """A round is under way, between its start or a barrier and the next one."""
+        return self._phase is Phase.TRAINING
+
+    # --- joining ---------------------------------------------------------------------------------
+
+    def _sort(self, message: Message) -> list[Action]:
+        """What comes between rounds."""
+        match message:
+            case Welcome(incarnation=incarnation, restore=restore):
+                if self.state is State.HELLO:
+                    self._welcome, self._order = message, Rejoin(incarnation, restore)
+                    self.state = State.BUILDING
+                    return [Prepare(message)]
+            case Rejoin():
+                return self._follow(message)
+            case Connect(incarnation=incarnation):
+                if self.state is State.BUILT and incarnation == self._incarnation:
+                    return self._join(message)
+            case Refused(kind=kind, text=text):
+                return [self._exit(Exit(error=by_name(kind)(text)))]
+            case Abort(text=text):
+                return [self._exit(Exit(f"the run was called off: {text}"))]
+            case Leave():
+                return [self._exit(Exit("the run was called off"))]
+            case _ if getattr(message, "sender", None) is not None:
+                self._early.append(message)
+            case _:
+                pass  # an order that belonged to a round which is over here
+        return []
+
+    @property
+    def _incarnation(self) -> int:
+        return self._order.incarnation if self._order is not None else 0
+
+    def _prepared(self, event: Prepared, now: float) -> list[Action]:
+        self._roll_back = event.roll_back
+        self._snapshot_every_s = event.snapshot_every_s
+        if event.snapshot_every_s is not None:
+            self.snapshot_due_s = self._began_s + event.snapshot_every_s
+        return self._build()
+
+    def _follow(self, order: Rejoin) -> list[Action]:
+        if self._order is None or order.incarnation <= self._order.incarnation:
+            return []
+        self._order = order
+        return [] if self.state is State.BUILDING else self._build()
+
+    def _build(self) -> list[Action]:
+        assert self._order is not None and self._welcome is not None
+        self.state, self._following = State.BUILDING, self._order
+        match self._order.restore:
+            case "keep":  # in a process that has nothing to keep yet, as at the beginning
+                return [Restore(Origin.KEPT if self._has_state else Origin.BEGINNING)]
+            case "initial":
+                return [Restore(Origin.BEGINNING, discard=True)]
+            case "snapshots":
+                return [Restore(Origin.FARTHEST, self._welcome.cut)]
+            case cut:
+                return [Restore(Origin.CUT, cut, discard=True)]
+
+    def _restored(self, event: Restored, now: float) -> list[Action]:
+        self._has_state = True
+        if event.counts is not None:
+            self.counts.restore(event.counts)
+        if self._following is not self._order:
+            return self._build()
+        self.state = State.BUILT
+        built = Built(
+            incarnation=self._incarnation,
+            parameters=event.parameters,
+            position=self.counts.position,
+            updates=self.counts.updates,
+            read=self.counts.read,
+            notes=event.notes,
+        )
+        return [Send(COORDINATOR, built)]
+
+    def _join(self, connect: Connect) -> list[Action]:
+        """Claim the stages only now that all are built: a run that fails until then takes its
+        folder away again."""
+        assert self._welcome is not None
+        self.state, self._connect = State.CONNECTING, connect
+        claim = (self._welcome.term, connect.incarnation) if self._welcome.folder else None
+        return [Join(connect, claim)]
+
+    def _joined(self, event: Joined, now: float) -> list[Action]:
+        """The round begins: the worker greets its neighbours, and gets what has come early."""
+        if self.state is not State.CONNECTING or self._connect is None:
+            return []
+        self.worker = worker = self._make_worker(self.counts)
+        worker.joined(self._connect, senders_known=event.senders_known)
+        self._handle, self._phase = self._watch(worker), worker.phase
+        self.buffers = Buffers()
+        self._report_s = now + _REPORT_EVERY_S
+        self.state = State.ROUND
+        actions: list[Action] = [Send(COORDINATOR, accused) for accused in event.accused]
+        actions += self._hand(Woke(), now)
+        early, self._early = self._early, []
+        return [*actions, Redeliver(early)] if early else actions
+
+    # --- a round ---------------------------------------------------------------------------------
+
+    def _received(self, event: Received, now: float) -> list[Action]:
+        message = event.message
+        if self.state is not State.ROUND:
+            return self._sort(message)
+        actions = self._hand(event, now)
+        if type(message) is Lost:
+            actions.append(Lose(message.worker))
+        return actions
+
+    def _hand(self, event: Event, now: float) -> list[Action]:
+        """Hand it to the worker. Of its actions a `Compute` comes last."""
+        actions = self._handle(event, now)
+        if actions:
+            if type(actions[-1]) is Compute:
+                self._busy = True
+            if self._read:
+                self._read -= {action.batch for action in actions if type(action) is Release}
+        if self.worker.phase is not self._phase:  # type: ignore[union-attr]
+            return self._phase_changed(actions, now)
+        return actions
+
+    def _phase_changed(self, actions: list[Action], now: float) -> list[Action]:
+        assert self.worker is not None
+        self._phase = self.worker.phase
+        if self._phase is Phase.DRAINED:  # the coordinator adds up at each barrier
+            at = next(index for index, action in enumerate(actions) if _says_drained(action))
+            return [*actions[:at], Report(self.worker.counters()), *actions[at:]]
+        if self._phase is Phase.LEFT:
+            (stop,) = [action for action in actions if isinstance(action, Stop)]
+            actions = [action for action in actions if action is not stop]
+            return [*actions, *self._end_round(), *self._stopped(stop)]
+        return actions
+
+    def _computed(self, event: Computed, now: float) -> list[Action]:
+        self._busy = False
+        op = event.op
+        if op.kind is OpKind.READ and not op.evaluate:
+            self._read.add(op.batch)
+        actions = self._hand(event, now)
+        if op.kind is OpKind.UPDATE and now >= self.snapshot_due_s:
+            self._snapshot(actions, now)
+        if self._report_due or self._held or self._gone:
+            self._catch_up(actions, now)
+        return actions
+
+    def _catch_up(self, actions: list[Action], now: float) -> None:
+        """Do what has waited for the end of an op."""
+        assert self.worker is not None
+        if self._gone and not (self._busy and self.worker.unapplied):
+            actions += self._leave()
+            return
+        if self._report_due:
+            self._report_due = False
+            actions.append(Report(self.worker.counters()))
+        held, self._held = self._held, []
+        for event in held:
+            actions += self._received(event, now)
+
+    def _stored(self, event: Stored, now: float) -> list[Action]:
+        return self._hand(event, now) if self.state is State.ROUND else []
+
+    def _unusable(self, event: Unusable, now: float) -> list[Action]:
+        """From now on that neighbour is as good as dead."""
+        if self.state is not State.ROUND:
+            return []
+        lost = Received(Lost(event.accused.worker))
+        return [Send(COORDINATOR, event.accused), *self._received(lost, now)]
+
+    def _woke(self, event: Woke, now: float) -> list[Action]:
+        if self.state is State.HELLO and self._give_up_s is not None and now >= self._give_up_s:
+            text = (
+                f"no coordinator answered at {self._coordinator} within {self._timeout_s:g} s: "
+                "check the address, or wait longer with --timeout"
+            )
+            return [self._exit(Exit(error=LaunchError(text)))]
+        if self.state is not State.ROUND or self.worker is None:
+            return []
+        due = self.worker.deadline()
+        actions = self._hand(event, now) if due is not None and now >= due else []
+        if now >= self._report_s:
+            self._report_s = now + _REPORT_EVERY_S
+            if self._busy:
+                self._report_due = True
+            else:
+                actions.append(Report(self.worker.counters()))
+        return actions
+
+    # --- snapshots -------------------------------------------------------------------------------
+
+    def _snapshot(self, actions: list[Action], now: float) -> None:
+        """Ask for one before the next op begins, unless the state is half changed."""
+        assert self.worker is not None and self._snapshot_every_s is not None
+        if self._phase is Phase.TRAINING and not self.worker.unapplied:
+            self.snapshot_due_s = now + self._snapshot_every_s
+            actions.insert(len(actions) - self._busy, Snapshot())
+
+    def _snapshot_taken(self, event: SnapshotTaken, now: float) -> list[Action]:
+        assert self._snapshot_every_s is not None
+        apart_s = max(self._snapshot_every_s, _SNAPSHOTS_APART * event.took_s)
+        self.snapshot_due_s = now + apart_s
+        return []
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    def _end_round(self) -> list[Action]:
+        """Release what no later round will."""
+        released: list[Action] = [Release(batch) for batch in sorted(self._read)]
+        self._read.clear()
+        self._busy = self._report_due = False
+        self._phase = Phase.LEFT
+        return released
+
+    def _stopped(self, stop: Stop) -> list[Action]:
+        self.state = State.FAILED  # until it follows the order
+        if stop.rejoin is not None:
+            return self._follow(stop.rejoin)
+        if self._gone or not stop.failed:
+            return [self._exit(Exit(self._gone))]
+        name = self._welcome.stage if self._welcome is not None else self._stage
+        return [self._exit(Exit(f"worker {name} was stopped by its coordinator: {stop.failed}"))]
+
+    def _broke(self, event: Broke, now: float) -> list[Action]:
+        error = event.error
+        was_in_round = self.state is State.ROUND
+        actions: list[Action] = self._end_round()
+        numbers = was_in_round and isinstance(error, NumericalError)
+        if numbers and self.worker is not None:
+            actions.append(Report(self.worker.counters()))
+        failed = _last_words(self._stage, event)
+        actions.append(Send(COORDINATOR, failed))
+        if not (numbers and self._roll_back):
+            return [*actions, self._exit(Exit(failed.text, error, event.trace))]
+        self.state = State.FAILED
+        held, self._held = self._held, []
+        for one in held:
+            actions += self._received(one, now)
+        return actions
+
+    def _coordinator_gone(self, event: CoordinatorGone, now: float) -> list[Action]:
+        known = self.state is not State.HELLO
+        self._gone = f"worker stops: {event.reason}" if known else event.reason
+        return [] if self._busy else self._leave()
+
+    def _leave(self) -> list[Action]:
+        """Keep what has been learned, unless the state is half changed."""
+        end = Exit(self._gone)
+        whole = self.state is State.ROUND and self.worker is not None and not self.worker.unapplied
+        keeps = whole and self._snapshot_every_s is not None
+        return [Snapshot(last=True), self._exit(end)] if keeps else [self._exit(end)]
+
+    def _exit(self, end: Exit) -> Exit:
+        self._end_round()
+        self._held.clear()
+        self.state = State.ENDED
+        return end
+
+
+def is_settled(op: Op) -> bool:
+    """Whether nothing that arrives could change what follows an op: in the middle of a batch's own
+    update. A driver need not look at what has arrived behind it."""
+    return op.kind is OpKind.PREDICT or (op.kind is OpKind.BACKWARD and op.learn and not op.last)
+
+
+def _nothing(event: Event, now: float) -> list[Action]:
+    """What stands for `Worker.handle` before the first round."""
+    raise AssertionError(event)
+
+
+def _says_drained(action: Action) -> bool:
+    return isinstance(action, Send) and isinstance(action.message, Drained)
+
+
+def _last_words(stage: str, broke: Broke) -> Failed:
+    """What the coordinator is told of an error."""
+    match broke.error:
+        case AsyncDNIError() as error:
+            return Failed(type(error).__name__, str(error), "")
+        case KeyboardInterrupt():
+            return Failed(Interrupted.__name__, f"worker {stage} was interrupted", "")
+        case MemoryError() as error:
+            text = f"worker {stage} is out of memory: {str(error) or 'nothing more was to be had'}"
+            return Failed(MemoryError.__name__, text, "")
+        case error:
+            text = f"worker {stage} failed: {type(error).__name__}: {error}"
+    return Failed(AsyncDNIError.__name__, f"{text}; its log has the traceback", broke.trace)
