@@ -11,9 +11,9 @@ from asyncdni.messages import Activation, Barrier, Connect, Message, Start
 from asyncdni.schedules.base import Op, OpKind, Schedule
 from asyncdni.schedules.synthetic import Synthetic
 
-MIDDLE = Position("m", 1, 3, inputs=("p",), consumers=("c",), host="p")
-LAST = Position("z", 2, 3, inputs=("p",), has_loss=True, host="p")
-FORK = Position("f", 1, 4, inputs=("p", "q"), consumers=("c", "d"), host="p")
+MIDDLE = Position("m", inputs=("p",), consumers=("c",), host="p")
+LAST = Position("z", inputs=("p",), host="p")
+FORK = Position("f", inputs=("p", "q"), consumers=("c", "d"), host="p")
 
 
 def connect(position: Position, **changes: Any) -> Connect:
@@ -43,7 +43,6 @@ class Hand:
         actions = self.worker.handle(event, self.now)
         self.worker.check()
         for action in actions:
-            assert action.cause is event
             if isinstance(action, Compute):
                 assert self.op is None, "one op at a time"
                 self.op, self.inputs = action.op, action.inputs

@@ -83,7 +83,6 @@ class Office:
         while events:
             found = self.machine.handle(events[0], self.now)
             self.machine.check()
-            assert all(action.cause is events[0] for action in found)
             looks = [action.stage for action in found if isinstance(action, Look)]
             events[:1] = [Looked(stage, self.sights.get(stage, Sight.STILL)) for stage in looks]
             actions += [action for action in found if not isinstance(action, Look)]

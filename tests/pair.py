@@ -69,12 +69,9 @@ def chain(
     return [
         Position(
             name=name,
-            index=index,
-            count=count,
             inputs=((names[index - 1],) if index else ())
             + ((DATA,) if not index or name in feeds else ()),
             consumers=tuple(names[index + 1 : index + 2]),
-            has_loss=index == count - 1,
             host=names[0],
             feeds=() if index else tuple(feeds),
             barriers=() if index else tuple(barriers),
@@ -82,6 +79,11 @@ def chain(
         )
         for index, name in enumerate(names)
     ]
+
+
+def number(position: Position) -> int:
+    """Of a stage in its chain, from 0 for the host."""
+    return int(position.name.removeprefix("stage "))
 
 
 def fed_chain(count: int, **options: Any) -> list[Position]:
@@ -100,7 +102,7 @@ def roster_of(positions: Sequence[Position], **changes: object) -> Roster:
         "workers": names,
         "members": {name: (name,) for name in names},
         "neighbours": {name: tuple(other for other in names if other != name) for name in names},
-        "losses": tuple(position.name for position in positions if position.has_loss),
+        "losses": tuple(position.name for position in positions if not position.consumers),
         "experiment": {},
         "meta": {},
         "folder": "runs/1",
@@ -251,7 +253,6 @@ class Bench:
                 self._keep("snapshots", name)
             machine.check()
             for action in actions:
-                assert action.cause is event, action
                 self._carry_out(name, action)
 
     def _machine(self, name: str) -> Machine:
@@ -370,7 +371,7 @@ class Bench:
             outputs = {"h": f"{op} of {name}"}
         elif op.kind is OpKind.BACKWARD and op.send:
             outputs = {producer: {name: f"{op} of {name}"} for producer in position.producers}
-        if op.kind is OpKind.EVALUATE and position.has_loss:
+        if op.kind is OpKind.EVALUATE and not position.consumers:
             scores = (Score(name, samples, loss=1.0 * samples, correct=samples - 1),)
         return Computed(op, samples, outputs, scores)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pair import Bench, chain, fed_chain
+from pair import Bench, chain, fed_chain, number
 
 from asyncdni.core.flights import Guard, Lag
 from asyncdni.core.inputs import Replay
@@ -32,8 +32,8 @@ def pictures(text: str | None) -> list[str]:
 
 
 def depth(position: Position) -> int:
-    """Stages down to the loss at the end of the chain."""
-    return position.count - 1 - position.index
+    """Stages down to the loss at the end of a chain of three."""
+    return 2 - number(position)
 
 
 def bounded(position: Position, bound: int | None = None, *, drop: bool = False) -> Lag:
@@ -67,17 +67,17 @@ def _plain(schedule: Schedule, batches: int, **options: Any) -> Case:
 
 
 def _guarded(position: Position) -> Worker:
-    guard = None if position.index else waiting_guard()
+    guard = None if number(position) else waiting_guard()
     return Worker(position, Synthetic(), guard=guard)
 
 
 def _replaying(position: Position) -> Worker:
-    return Worker(position, LocalLoss(), replay=Replay(4, 4) if position.index else None)
+    return Worker(position, LocalLoss(), replay=Replay(4, 4) if number(position) else None)
 
 
 def _drawn(position: Position) -> Worker:
     """Stage 0 does not learn from batch 1, stage 2 not from batch 2."""
-    left_out = {0: 1, 2: 2}.get(position.index)
+    left_out = {0: 1, 2: 2}.get(number(position))
     return Worker(position, Synthetic(draws=lambda batch: batch != left_out))
 
 

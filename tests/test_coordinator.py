@@ -194,7 +194,6 @@ def test_a_stop_while_training_drains_skips_the_evaluation_and_saves() -> None:
         "Interrupted",
         f"interrupted after 12,000 samples; all is kept in runs/1: `{RESUME}` goes on",
         orderly=True,
-        cause=actions[0].cause,
     )
 
 

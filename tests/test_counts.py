@@ -15,9 +15,7 @@ from asyncdni.messages import DATA, Gradient, Rejoin, Start
 from asyncdni.schedules.base import OpKind
 from asyncdni.schedules.synthetic import Synthetic
 
-HOST = Position(
-    "p", 0, 2, inputs=(DATA,), consumers=("m",), host="p", barriers=(5, 9), test_batches=1
-)
+HOST = Position("p", inputs=(DATA,), consumers=("m",), host="p", barriers=(5, 9), test_batches=1)
 
 
 def rejoined(hand: Hand, start: int, **changes: int) -> Hand:

@@ -7,8 +7,8 @@ from asyncdni.core.position import Position
 from asyncdni.messages import DATA
 from asyncdni.schedules.base import Op, OpKind
 
-JOIN = Position("j", 2, 4, inputs=("p", "q"), host="p")
-FED = Position("f", 1, 3, inputs=("p", DATA), consumers=("c",), host="p", synthetic_inputs=True)
+JOIN = Position("j", inputs=("p", "q"), host="p")
+FED = Position("f", inputs=("p", DATA), consumers=("c",), host="p", synthetic_inputs=True)
 
 
 # --- one inbox -----------------------------------------------------------------------------------

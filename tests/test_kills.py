@@ -48,7 +48,7 @@ def grid(batches: int = BATCHES) -> list[Position]:
     """Two stages beside each other, joined by the third one, which reads data too."""
     host, middle, _ = chain(3, barriers=(2, batches), test_batches=1)
     inputs = ("stage 0", "stage 1", DATA)
-    last = Position("stage 2", 2, 3, inputs, has_loss=True, host="stage 0")
+    last = Position("stage 2", inputs, host="stage 0")
     host = replace(host, consumers=("stage 1", "stage 2"), feeds=("stage 2",))
     return [host, middle, replace(last, reads_data=True)]
 

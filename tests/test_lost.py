@@ -40,8 +40,8 @@ from asyncdni.schedules.locked import Locked
 from asyncdni.schedules.one_f_one_b import OneF1B
 from asyncdni.schedules.synthetic import Synthetic
 
-JOIN = Position("j", 2, 4, inputs=("p", "q"), consumers=("c",), host="h")
-FED = Position("f", 1, 3, inputs=("p", DATA), consumers=("c",), host="h", synthetic_inputs=True)
+JOIN = Position("j", inputs=("p", "q"), consumers=("c",), host="h")
+FED = Position("f", inputs=("p", DATA), consumers=("c",), host="h", synthetic_inputs=True)
 
 
 def released(actions: list[Any]) -> list[int]:
@@ -156,7 +156,7 @@ def test_a_host_without_consumers_reads_on_to_the_barrier_and_drains() -> None:
 
 
 def test_readers_of_data_that_are_dead_do_not_keep_the_host_from_reading() -> None:
-    host = Position("h", 0, 3, (DATA,), ("m",), host="h", feeds=("m", "z"), barriers=(50,))
+    host = Position("h", (DATA,), ("m",), host="h", feeds=("m", "z"), barriers=(50,))
     hand = Hand(host, window=1)
     hand(Start())
     hand(Lost("z"))
@@ -226,7 +226,7 @@ def test_a_join_uses_what_it_has_from_both() -> None:
 
 
 def test_a_join_of_two_dead_ones_and_one_that_lives_goes_on_to_the_barrier() -> None:
-    three = Position("j", 3, 5, inputs=("p", "q", "r"), consumers=("c",), host="h")
+    three = Position("j", inputs=("p", "q", "r"), consumers=("c",), host="h")
     hand = Hand(three)
     hand(Start())
     hand(activation(0, "p"))
@@ -255,7 +255,7 @@ def test_who_predicts_its_inputs_learns_on_from_the_data_alone() -> None:
 
 def test_a_dead_host_is_all_that_it_sends() -> None:
     """Its own activations, and the data."""
-    fed = Position("z", 2, 3, inputs=("h", "m", DATA), has_loss=True, host="h", reads_data=True)
+    fed = Position("z", inputs=("h", "m", DATA), host="h", reads_data=True)
     hand = Hand(fed)
     hand(Start())
     hand(activation(0, "m"))

@@ -25,7 +25,7 @@ from asyncdni.schedules.one_f_one_b import OneF1B
 
 def host_position(microbatches: int = 1, per_epoch: int = 0, **fields: Any) -> Position:
     return Position(
-        "p", 0, 1, (DATA,), host="p", microbatches=microbatches, per_epoch=per_epoch, **fields
+        "p", (DATA,), host="p", microbatches=microbatches, per_epoch=per_epoch, **fields
     )
 
 

@@ -8,7 +8,7 @@ import networks
 from each import each
 from hypothesis import given
 from hypothesis import strategies as st
-from pair import Bench, chain
+from pair import Bench, chain, number
 
 from asyncdni.core.events import Finish
 from asyncdni.core.inputs import Arrival, Replay
@@ -102,7 +102,7 @@ def test_a_replay_sends_nothing_on_and_counts_for_nothing_but_itself() -> None:
     """Stage 0 sends one batch, stage 1 learns from it three times."""
 
     def make(position: Position) -> Worker:
-        return Worker(position, LocalLoss(), replay=Replay(2, 3) if position.index == 1 else None)
+        return Worker(position, LocalLoss(), replay=Replay(2, 3) if number(position) == 1 else None)
 
     bench = Bench(chain(3, barriers=(2,)), make).train()
     sent = [m.batch for m in bench.messages(Activation, "stage 1") if isinstance(m, Activation)]

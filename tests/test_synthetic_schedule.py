@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import networks
 import pytest
-from pair import Bench, chain
+from pair import Bench, chain, number
 from pictures import bounded
 from random_runs import skip_connections
 
@@ -81,7 +81,7 @@ def test_a_batch_that_is_not_learned_from_is_still_fitted_to_and_passed_on() -> 
     """Stage 1 learns from no batch; the others from all."""
 
     def make(position: Position) -> Worker:
-        draws = (lambda batch: False) if position.index == 1 else None
+        draws = (lambda batch: False) if number(position) == 1 else None
         return Worker(position, Synthetic(draws=draws))
 
     bench = Bench(chain(3), make).train()
@@ -94,7 +94,7 @@ def test_a_batch_that_is_not_learned_from_is_still_fitted_to_and_passed_on() -> 
 
 def test_where_the_loss_does_not_learn_its_producers_are_told_that_nothing_comes() -> None:
     def make(position: Position) -> Worker:
-        draws = (lambda batch: batch == 1) if position.index == 2 else None
+        draws = (lambda batch: batch == 1) if number(position) == 2 else None
         return Worker(position, Synthetic(draws=draws))
 
     bench = Bench(chain(3), make).train()

@@ -367,9 +367,9 @@ def test_abort_comes_through_in_the_middle_of_an_op_and_nothing_follows() -> Non
 
 def test_a_locked_host_keeps_the_next_batch_from_other_readers_until_this_one_is_over() -> None:
     feeding = Position(
-        "p", 0, 3, inputs=("data",), consumers=("m",), host="p", feeds=("z",), barriers=(4,)
+        "p", inputs=("data",), consumers=("m",), host="p", feeds=("z",), barriers=(4,)
     )
-    alone = Position("p", 0, 3, inputs=("data",), consumers=("m",), host="p", barriers=(4,))
+    alone = Position("p", inputs=("data",), consumers=("m",), host="p", barriers=(4,))
     for position, ahead in ((feeding, None), (alone, "R1")):
         hand = Hand(position, Locked())
         hand(Start())

@@ -25,7 +25,6 @@ import math
 import re
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 from asyncdni.core.deaths import Deaths
@@ -224,7 +223,7 @@ class Coordinator(Deaths):
                 self._watch(now)  # here alone: a word already waiting must be heard before
             case _:
                 raise TypeError(f"a coordinator has no use for {event!r}")
-        return [replace(action, cause=event) for action in self._actions]
+        return self._actions
 
     def deadline(self) -> float | None:
         """The earliest moment at which something is due, or waiting has been too long."""

@@ -11,9 +11,8 @@ A machine (`Process` and its `Worker`, `Coordinator`) is pure: `handle(event, no
    `Looked`, once each. Where one of a worker process fails, `Broke` is the answer.
 4. When `deadline()` has passed, call `handle(Woke(), now)`, after whatever has arrived by then.
 
-Every action carries its cause: the event that led to it, or the machine's own step. Events and
-actions are values, which nobody changes; they are not frozen, as that makes them four times as slow
-to make, and a run makes tens of thousands a second.
+Events and actions are values: nobody changes one. They are not frozen, because that would make
+them four times as slow to create, and a run creates tens of thousands a second.
 """
 
 from __future__ import annotations
@@ -197,8 +196,6 @@ class Woke(Event):
 @dataclass(slots=True)
 class Action:
     """Base of all actions."""
-
-    cause: object = field(kw_only=True, default=None)
 
 
 @dataclass(slots=True)

@@ -39,12 +39,9 @@ class Position:
     """Neighbours by name. Producers and consumers in declared order."""
 
     name: str
-    index: int
-    count: int
     inputs: tuple[str, ...]  # producing nodes, DATA among them where the stage reads data
     consumers: tuple[str, ...] = ()
     sharers: tuple[str, ...] = ()  # workers that have stages of the same weights
-    has_loss: bool = False
     host: str = ""  # the worker that hosts the data
     feeds: tuple[str, ...] = ()  # host only: other workers that read data
     train_feeds: tuple[str, ...] = ()  # host only: those that predict their inputs from it

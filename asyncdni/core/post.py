@@ -42,20 +42,20 @@ class Post:
         self.incarnation = 0
         self.actions: list[Action] = []
 
-    def send(self, to: str, message: Message, cause: object) -> None:
+    def send(self, to: str, message: Message) -> None:
         """Nothing goes to the dead."""
         if not self._links.is_lost(to):
-            self.actions.append(Send(to, message, cause=cause))
+            self.actions.append(Send(to, message))
 
-    def greetings(self, workers: Iterable[str], cause: object) -> None:
+    def greetings(self, workers: Iterable[str]) -> None:
         for to in workers:
-            self.send(to, Greeting(self._name, self.incarnation, to), cause)
+            self.send(to, Greeting(self._name, self.incarnation, to))
 
-    def unheard(self, workers: list[str], cause: object) -> None:
-        self.send(COORDINATOR, Unheard(self.incarnation, workers), cause)
+    def unheard(self, workers: list[str]) -> None:
+        self.send(COORDINATOR, Unheard(self.incarnation, workers))
 
-    def ready(self, cause: object) -> None:
-        self.send(COORDINATOR, Ready(self.incarnation), cause)
+    def ready(self) -> None:
+        self.send(COORDINATOR, Ready(self.incarnation))
 
     def activation(self, node: str, event: Computed, op: Op, *, skips: bool = False) -> list[str]:
         """What a Read, Forward or Evaluate gave, to every consumer of the node.
@@ -67,7 +67,7 @@ class Post:
         for to in self._links.consumers(node, evaluate=evaluate):
             if not self._links.takes(node, to, waits=not skips):
                 skipped.append(to)
-                self.send(to, Skipped(node, self.incarnation, op.batch), event)
+                self.send(to, Skipped(node, self.incarnation, op.batch))
                 continue
             message = Activation(
                 sender=node,
@@ -79,58 +79,58 @@ class Post:
                 last=evaluate and op.last,  # a forward's `last` is about its own state
                 waited=self._links.sent(node, to),
             )
-            self.send(to, message, event)
+            self.send(to, message)
         return skipped
 
-    def missed(self, batch: int, cause: object) -> None:
+    def missed(self, batch: int) -> None:
         """A batch has not come here, so it goes to no consumer."""
         for to in self._links.consumers(self._name):
-            self.send(to, Skipped(self._name, self.incarnation, batch), cause)
+            self.send(to, Skipped(self._name, self.incarnation, batch))
 
     def gradients(self, event: Computed, op: Op) -> None:
         """What a Backward gave, to each producer its part."""
         for producer, tensors in (event.outputs or {}).items():
-            self.send(producer, Gradient(self._name, self.incarnation, op.batch, tensors), event)
+            self.send(producer, Gradient(self._name, self.incarnation, op.batch, tensors))
 
     def shares(self, event: Computed, op: Op) -> None:
         """What an Update gave of weights that others have too, to each its part."""
         for sharer, tensors in (event.outputs or {}).items():
-            self.send(sharer, Shared(self._name, self.incarnation, op.batch, tensors), event)
+            self.send(sharer, Shared(self._name, self.incarnation, op.batch, tensors))
 
-    def skipped(self, batch: int, cause: object) -> None:
+    def skipped(self, batch: int) -> None:
         """No gradient of this batch will come from here."""
         for producer in self._position.producers:
-            self.send(producer, Skipped(self._name, self.incarnation, batch), cause)
+            self.send(producer, Skipped(self._name, self.incarnation, batch))
 
-    def credit(self, now: float, nodes: Iterable[str], cause: object) -> None:
+    def credit(self, now: float, nodes: Iterable[str]) -> None:
         """What these nodes sent is being used: grants to the producers that are due one."""
         for node, link in self._links.take(now, nodes):
             home = self._position.home(node)
             if home != self._name:
                 message = Credit(self._name, self.incarnation, node, link.taken, link.allowed)
-                self.send(home, message, cause)
+                self.send(home, message)
 
-    def barrier(self, node: str, barriers: Barriers, cause: object) -> None:
+    def barrier(self, node: str, barriers: Barriers) -> None:
         """Behind the node's last activation, to every consumer."""
         for to in self._links.consumers(node):
             message = Barrier(node, self.incarnation, barriers.current, barriers.kind)
-            self.send(to, message, cause)
+            self.send(to, message)
 
-    def guarded(self, waiting: bool, cosine: float, cause: object) -> None:
-        self.send(COORDINATOR, Guarded(waiting, cosine), cause)
+    def guarded(self, waiting: bool, cosine: float) -> None:
+        self.send(COORDINATOR, Guarded(waiting, cosine))
 
-    def drained(self, barriers: Barriers, position: int, cause: object) -> None:
+    def drained(self, barriers: Barriers, position: int) -> None:
         message = Drained(self.incarnation, barriers.current, barriers.kind, position)
-        self.send(COORDINATOR, message, cause)
+        self.send(COORDINATOR, message)
 
-    def accused(self, worker: str, incarnation: int, text: str, cause: object) -> None:
-        self.send(COORDINATOR, Accused(worker, incarnation, text), cause)
+    def accused(self, worker: str, incarnation: int, text: str) -> None:
+        self.send(COORDINATOR, Accused(worker, incarnation, text))
 
-    def evaluated(self, barrier: int, scores: Iterable[Any], cause: object) -> None:
+    def evaluated(self, barrier: int, scores: Iterable[Any]) -> None:
         """The sums over the test set of each loss here (`stages.base.Score`)."""
         for s in scores:
             message = Evaluated(barrier, s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps)
-            self.send(COORDINATOR, message, cause)
+            self.send(COORDINATOR, message)
 
 
 # --- story ---------------------------------------------------------------------------------------

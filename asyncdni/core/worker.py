@@ -104,7 +104,6 @@ class WorkerView:
         counts: Counts | None,
     ) -> None:
         self.position = position
-        self.has_loss = position.has_loss
         self.has_consumers = bool(position.consumers)
         self.has_producers = bool(position.producers)
         self.has_readers = bool(position.feeds or position.train_feeds)
@@ -240,45 +239,45 @@ class Arrivals(WorkerView):
         if self._host is not None:
             self._host.begin(connect.planned)
 
-    def _received(self, message: Message, now: float, cause: object) -> None:
+    def _received(self, message: Message, now: float) -> None:
         sender = getattr(message, "sender", None)
         if sender is None:
-            self._ordered(message, cause)
+            self._ordered(message)
             return
         try:
             if not self._mail.is_current(message):
                 return
             if isinstance(message, Greeting):
-                self._greeted(message, cause)
+                self._greeted(message)
             else:
                 self._mail_came(message, now)
         except RemoteProtocolError as error:
             if self._senders_known or self._mail.fits_its_link(message):
-                self._accuse(self.position.home(sender), message, str(error), cause)
+                self._accuse(self.position.home(sender), message, str(error))
 
-    def _greeted(self, greeting: Greeting, cause: object) -> None:
+    def _greeted(self, greeting: Greeting) -> None:
         """One that was meant for another says only that an address is wrong."""
         if greeting.to == self.position.name and self.phase is Phase.IDLE:
             self._greetings.heard(greeting.sender)
-            self._say_if_ready(cause)
+            self._say_if_ready()
 
-    def _say_if_ready(self, cause: object) -> None:
+    def _say_if_ready(self) -> None:
         if self._greetings.complete():
-            self._post.ready(cause)
+            self._post.ready()
 
-    def _greet(self, now: float, cause: object) -> None:
+    def _greet(self, now: float) -> None:
         """Until the round starts: greet the neighbours, and tell of those that can't be heard."""
-        self._post.greetings(self._greetings.greet(now), cause)
-        self._say_if_ready(cause)
+        self._post.greetings(self._greetings.greet(now))
+        self._say_if_ready()
         unheard = self._greetings.tell(now)
         if unheard:
-            self._post.unheard(unheard, cause)
+            self._post.unheard(unheard)
 
-    def _accuse(self, worker: str, message: Message, text: str, cause: object) -> None:
+    def _accuse(self, worker: str, message: Message, text: str) -> None:
         if worker not in self._mail.incarnations:
             return  # no neighbour's word: nobody can tell who has sent it
         incarnation = getattr(message, "incarnation", 0)
-        self._post.accused(worker, incarnation, text, cause)
+        self._post.accused(worker, incarnation, text)
         self._lose(worker)
 
     def _lose(self, worker: str) -> None:
@@ -311,7 +310,7 @@ class Arrivals(WorkerView):
             case _:
                 raise self._misfit(message)
 
-    def _ordered(self, message: Message, cause: object) -> None:
+    def _ordered(self, message: Message) -> None:
         """A word of the coordinator."""
         match message:
             case Start():
@@ -329,11 +328,11 @@ class Arrivals(WorkerView):
                 self._inputs.replay.clear()
             case SaveOrder(tag=tag):
                 self._expect(self.phase is Phase.DRAINED, message)
-                self._post.actions.append(Save(tag, cause=cause))
+                self._post.actions.append(Save(tag))
             case Leave():
-                self._leave(Stop(cause=cause))
+                self._leave(Stop())
             case Abort(text=text):
-                self._leave(Stop(text or "aborted", cause=cause))
+                self._leave(Stop(text or "aborted"))
             case Close(kind=kind):
                 # A barrier that is being set will do for a checkpoint; another would follow it.
                 if self._host is not None and not (self.closed and kind == CHECKPOINT):
@@ -342,8 +341,8 @@ class Arrivals(WorkerView):
                 self._lose(worker)
             case Rejoin():
                 for batch in list(self.flights):
-                    self._release(batch, cause)
-                self._leave(Stop(rejoin=message, cause=cause))
+                    self._release(batch)
+                self._leave(Stop(rejoin=message))
             case _:
                 raise self._misfit(message)
 
@@ -361,9 +360,9 @@ class Arrivals(WorkerView):
     def _misfit(self, message: Message, why: str = "") -> RemoteProtocolError:
         return self._story.misfit(self.position.name, self.phase.value, message, why)
 
-    def _release(self, batch: int, cause: object) -> None:
+    def _release(self, batch: int) -> None:
         self._flights.release(batch)
-        self._post.actions.append(Release(batch, cause=cause))
+        self._post.actions.append(Release(batch))
 
 
 #: Ops that work on what has come from producers.
@@ -434,19 +433,19 @@ class Worker(Arrivals):
         match event:
             case Received(message=message):
                 self._story.received(now, message)
-                self._received(message, now, event)
+                self._received(message, now)
             case Computed(op=op):
                 self._story.did(now, op)
                 self._computed(event, op, now)
             case Stored(tag=tag, files=files):
-                self._post.send(COORDINATOR, Saved(tag, files), event)
+                self._post.send(COORDINATOR, Saved(tag, files))
             case Woke():
                 if self.phase is Phase.IDLE:
-                    self._greet(now, event)
+                    self._greet(now)
             case _:
                 raise TypeError(f"a worker has no use for {event!r}")
         if self._busy is None:
-            self._advance(event, now)
+            self._advance(now)
         return actions
 
     def deadline(self) -> float | None:
@@ -471,7 +470,7 @@ class Worker(Arrivals):
         self.counts.ops += 1
         self._after[op.kind](event, op, now)
         if op.last and op.batch in self.flights and op.kind is not OpKind.EVALUATE:
-            self._release(op.batch, event)
+            self._release(op.batch)
 
     def _has_done(self, event: Computed, op: Op, now: float) -> None:
         self._flights.done(op, now)
@@ -509,12 +508,12 @@ class Worker(Arrivals):
             self._flights.skip(op.batch, consumer)
         self.counts.skipped += bool(without)
         if op.skip:
-            self._post.skipped(op.batch, event)
+            self._post.skipped(op.batch)
 
     def _has_agreed(self, guard: Guard, event: Computed) -> None:
         if guard.note(event.cosine):
             self.counts.fallbacks += guard.waiting
-            self._post.guarded(guard.waiting, guard.mean, event)
+            self._post.guarded(guard.waiting, guard.mean)
 
     def _has_read(self, event: Computed, op: Op, now: float) -> None:
         assert self._host is not None
@@ -539,44 +538,44 @@ class Worker(Arrivals):
             else:
                 self._scores[score.stage] = score
         if op.last:
-            self._post.evaluated(self._barriers.current, self._scores.values(), event)
+            self._post.evaluated(self._barriers.current, self._scores.values())
             self._scores = {}
 
-    def _drop(self, batch: int, cause: object) -> None:
+    def _drop(self, batch: int) -> None:
         """Give up waiting for a gradient, and tell those who wait for ours."""
         self.counts.dropped += 1
-        self._release(batch, cause)
-        self._post.skipped(batch, cause)
+        self._release(batch)
+        self._post.skipped(batch)
 
-    def _pass_over(self, now: float, cause: object) -> None:
+    def _pass_over(self, now: float) -> None:
         """Batches that can't be used: whoever sends to or gets from this stage is told."""
         for batch, nodes, in_training in self._inputs.voids():
-            self._post.credit(now, nodes, cause)
+            self._post.credit(now, nodes)
             if in_training:
                 self.counts.missed += 1
                 self._flights.missed(batch)
-                self._post.missed(batch, cause)
-                self._post.skipped(batch, cause)
+                self._post.missed(batch)
+                self._post.skipped(batch)
 
     # --- what comes next -------------------------------------------------------------------------
 
-    def _advance(self, cause: object, now: float) -> None:
+    def _advance(self, now: float) -> None:
         if self._inputs.any_skipped:
-            self._pass_over(now, cause)
+            self._pass_over(now)
         op: Op | None = None
         if self.phase is Phase.TRAINING:
-            op = self._next_op(cause)
+            op = self._next_op()
             if op is None:
                 self._links.idle()
                 if self.closed:
-                    self._pass_barrier(cause)
+                    self._pass_barrier()
         elif self.phase is Phase.DRAINED:
             op = self._next_test_op()
         if op is not None:
-            self._start(op, cause, now)
+            self._start(op, now)
 
-    def _next_op(self, cause: object) -> Op | None:
-        op = self._scheduled(cause)
+    def _next_op(self) -> Op | None:
+        op = self._scheduled()
         if self._shares.pending and (op is None or op.kind is OpKind.FORWARD):
             shared = self._shares.complete
             if shared is not None:  # and not in the middle of a batch's own update
@@ -586,24 +585,24 @@ class Worker(Arrivals):
             return op
         if host.at_barrier():
             self._barriers.set(host.set_barrier())
-            self._post.barrier(DATA, self._barriers, cause)
-            return self._scheduled(cause)  # it may have waited for the stage to close
+            self._post.barrier(DATA, self._barriers)
+            return self._scheduled()  # it may have waited for the stage to close
         may_read = not self._inputs.train.ready and self.schedule.may_read(self)
         may_send = self._skips or self._links.may_send(DATA)
         return host.next_read() if may_read and may_send else None
 
-    def _scheduled(self, cause: object) -> Op | None:
+    def _scheduled(self) -> Op | None:
         """The schedule's choice, once all has been given up that is to be given up first."""
         while (op := self.schedule.next_op(self)) is not None:
             if op.kind is OpKind.DROP:
-                self._drop(op.batch, cause)
+                self._drop(op.batch)
                 continue
             if op.kind is not OpKind.FORWARD or op.replay:
                 return op
             overdue = self._lag.overdue(op.batch, self._flights)
             if overdue is None:
                 return op
-            self._drop(overdue, cause)
+            self._drop(overdue)
         return None
 
     def _next_test_op(self) -> Op | None:
@@ -617,7 +616,7 @@ class Worker(Arrivals):
     def _may_send_tests(self) -> bool:
         return self._links.may_send(DATA, evaluate=True)
 
-    def _start(self, op: Op, cause: object, now: float) -> None:
+    def _start(self, op: Op, now: float) -> None:
         inputs: dict[str, Any] = {}
         if op.kind in _TAKING:
             if op.kind is OpKind.FORWARD:
@@ -628,21 +627,21 @@ class Worker(Arrivals):
             if op.kind is OpKind.EVALUATE:
                 op = Op(op.kind, op.batch, last=arrival.last)
                 self._links.pause()  # the window is for training's rate
-            self._post.credit(now, nodes, cause)
+            self._post.credit(now, nodes)
         elif op.kind in _GRADED:
             inputs = self._flights.gradients(op.batch)
         elif op.kind is OpKind.APPLY:
             inputs = self._shares.take(op.batch)
         self._busy = op
-        self._post.actions.append(Compute(op, inputs, cause=cause))
+        self._post.actions.append(Compute(op, inputs))
 
-    def _pass_barrier(self, cause: object) -> None:
+    def _pass_barrier(self) -> None:
         """Behind the last activation to every consumer; to the coordinator once all is applied."""
         barriers = self._barriers
         if not barriers.passed and not self.queued:
             barriers.passed = True
-            self._post.barrier(self.position.name, barriers, cause)
+            self._post.barrier(self.position.name, barriers)
         waits = self.flights or self.unapplied or self._shares.pending
         if barriers.passed and self._inputs.empty and not waits:
             self.phase = Phase.DRAINED
-            self._post.drained(barriers, self.counts.position, cause)
+            self._post.drained(barriers, self.counts.position)

@@ -188,12 +188,9 @@ def make_position(plan: Plan, group: Group) -> Position:
     ahead = any(one.synthetic_inputs for one in plan.groups if one.name in group.consumers)
     return Position(
         name=group.name,
-        index=group.index,
-        count=len(plan.groups),
         inputs=group.producers,
         consumers=group.consumers,
         sharers=tuple(shared_with(plan.groups, group)),
-        has_loss=group.has_loss,
         host=plan.groups[plan.host].name,
         feeds=plan.test_feeds if hosts else (),
         train_feeds=train_feeds if hosts else (),

@@ -109,10 +109,6 @@ class View(Protocol):
     """What a schedule may know. All of it read-only."""
 
     @property
-    def has_loss(self) -> bool:
-        """The stage carries a loss of its own."""
-
-    @property
     def has_consumers(self) -> bool:
         """Other stages take this stage's activation, so gradients come back from them."""
 
