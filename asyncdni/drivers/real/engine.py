@@ -54,7 +54,9 @@ from asyncdni.messages import (
 from asyncdni.schedules.base import Op, OpKind
 from asyncdni.stages.base import Stage
 from asyncdni.stages.executor import Executor, Source
-from asyncdni.store.checkpoint import Claim, write_state, write_weights
+from asyncdni.store.checkpoint import write_state
+from asyncdni.store.claims import Claim
+from asyncdni.store.weights import write_weights
 from asyncdni.wire.beat import PARENT_VARIABLE, exit_process
 
 __all__ = ["SNAPSHOTS", "Engine", "Forsaken", "Signals", "Snapshots", "Told", "Transport"]

@@ -62,7 +62,7 @@ from asyncdni.schedules.base import OpKind
 from asyncdni.stages.base import Score, Stage
 from asyncdni.stages.executor import Executor as StageExecutor
 from asyncdni.stages.executor import Source
-from asyncdni.store.checkpoint import write_weights
+from asyncdni.store.weights import write_weights
 
 __all__ = [
     "Arithmetic",
@@ -493,7 +493,7 @@ class Keeping:
     # --- state -----------------------------------------------------------------------------------
 
     def claim(self, order: tuple[int, int]) -> None:
-        """The stages belong to this process from now on: see `store.checkpoint`. Raises
+        """The stages belong to this process from now on: see `store.claims`. Raises
         `CheckpointError` where they belong to a later one."""
         self._order = order
         self._world.disk.claim(self._group, order)
