@@ -15,9 +15,7 @@ from safetensors.numpy import load_file
 
 from asyncdni.errors import CheckpointError
 from asyncdni.store import checkpoint
-from asyncdni.store import checkpoint as cuts
 from asyncdni.store.checkpoint import (
-    Manifest,
     commit,
     cut_folder,
     latest,
@@ -25,6 +23,7 @@ from asyncdni.store.checkpoint import (
     read_state,
     write_state,
 )
+from asyncdni.store.manifest import Manifest
 
 STAGES = "low", "top"
 COUNTS = {"batches": 5, "missed": 1}
@@ -354,7 +353,7 @@ def test_a_cut_that_can_t_be_read_just_now_is_not_removed_as_a_torn_one(
     def unreadable(own: Path, kind: object) -> Manifest:
         raise CheckpointError(f"can't read {own}") from OSError(errno.EMFILE, "no descriptor")
 
-    monkeypatch.setattr(cuts, "read_manifest", unreadable)
+    monkeypatch.setattr(checkpoint, "read_manifest", unreadable)
     cut(root, 2)
     monkeypatch.undo()
     assert sorted(path.name for path in root.iterdir()) == ["000001", "000002"]

@@ -9,7 +9,7 @@ import networks
 from each import each
 
 from asyncdni.data.meta import Inputs, Meta
-from asyncdni.store.checkpoint import Manifest, differences, identity
+from asyncdni.store.manifest import Manifest, differences, identity
 
 
 def differ(stages: Any = None, **tables: Any) -> list[str]:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from asyncdni.errors import CheckpointError
 from asyncdni.store import tensors as weights
-from asyncdni.store.checkpoint import Manifest, commit, cut_folder, latest, read_state, write_state
+from asyncdni.store.checkpoint import commit, cut_folder, latest, read_state, write_state
+from asyncdni.store.manifest import Manifest
 
 STAGES = "low", "top"
 EXAMPLES = settings(max_examples=300, deadline=None)

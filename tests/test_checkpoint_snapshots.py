@@ -17,13 +17,12 @@ from asyncdni.drivers.real.process import restored_stage
 from asyncdni.errors import CheckpointError
 from asyncdni.store import checkpoint as snapshots
 from asyncdni.store.checkpoint import (
-    Claim,
     discard_snapshots,
-    new_term,
     read_newest,
     read_state,
     write_state,
 )
+from asyncdni.store.claims import Claim, new_term
 
 STAGES = "low", "top"
 

@@ -12,17 +12,11 @@ import numpy as np
 import pytest
 
 from asyncdni.errors import CheckpointError
-from asyncdni.store import checkpoint as weights
-from asyncdni.store.checkpoint import (
-    Claim,
-    WeightsManifest,
-    commit_weights,
-    read_weights,
-    settle_weights,
-    weights_manifest,
-    write_weights,
-)
+from asyncdni.store import weights
+from asyncdni.store.claims import Claim
+from asyncdni.store.manifest import WeightsManifest
 from asyncdni.store.tensors import save_stages
+from asyncdni.store.weights import commit_weights, read_weights, settle_weights, write_weights
 
 STAGES = "low", "top"
 
@@ -33,7 +27,7 @@ def state(value: float, *stages: str) -> dict[str, dict[str, Any]]:
 
 def manifest(files: dict[str, str], batches: int) -> WeightsManifest:
     result = {"batches": batches, "accuracy": 0.5, "loss": None}
-    return weights_manifest("best", files, result, identity={}, experiment="")
+    return WeightsManifest(tag="best", files=files, **result, identity={}, experiment="")
 
 
 def save(folder: Path, value: int) -> None:

@@ -24,7 +24,8 @@ from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, DataErr
 from asyncdni.files import LOCK, locked, open_file, read_file, replaced
 from asyncdni.report.records import RecordFile
 from asyncdni.report.traces import read_trace, trace_path
-from asyncdni.store.checkpoint import Manifest, read_manifest, read_state
+from asyncdni.store.checkpoint import read_state
+from asyncdni.store.manifest import Manifest, read_manifest
 from asyncdni.store.run import create_folder
 from asyncdni.store.tensors import load_stage, write_atomically
 

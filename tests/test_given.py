@@ -18,8 +18,8 @@ from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.experiment import dumps
 from asyncdni.plan.build import Design, make_stage, make_whole_stage
-from asyncdni.store.checkpoint import identity
 from asyncdni.store.given import begin_with, kept, save_given
+from asyncdni.store.manifest import identity
 from asyncdni.store.resume import changed_experiment
 from asyncdni.store.run import by_stage
 from asyncdni.store.tensors import save_stages

@@ -17,7 +17,7 @@ from asyncdni.plan.build import Design, make_stage, make_whole_stage
 from asyncdni.plan.describe import describe, dot
 from asyncdni.schedules.base import Source
 from asyncdni.stages.numpy.stage import NumpyStage
-from asyncdni.store.checkpoint import identity
+from asyncdni.store.manifest import identity
 
 PLAIN = {"name": "sgd", "learning_rate": 1.0}
 

@@ -30,17 +30,10 @@ from asyncdni.plan.build import Design, make_roster
 from asyncdni.plan.rules import is_repeatable
 from asyncdni.plan.sizes import check_memory
 from asyncdni.report.records import Recorder
-from asyncdni.store.checkpoint import (
-    Claim,
-    Manifest,
-    WeightsManifest,
-    commit,
-    commit_weights,
-    identity,
-    new_term,
-    weights_manifest,
-)
+from asyncdni.store.checkpoint import commit
+from asyncdni.store.claims import Claim, new_term
 from asyncdni.store.given import begins_with, save_given
+from asyncdni.store.manifest import Manifest, WeightsManifest, identity
 from asyncdni.store.resume import Beginning, find_beginning
 from asyncdni.store.run import (
     CHECKPOINTS,
@@ -51,6 +44,7 @@ from asyncdni.store.run import (
     write_data,
     write_summary,
 )
+from asyncdni.store.weights import commit_weights
 from asyncdni.wire.coordinator import CoordinatorTransport
 from asyncdni.wire.curve import Keys
 
@@ -96,8 +90,11 @@ def make_commit(
 
 
 def _weights(kept: Commit, design: Design, experiment: str) -> WeightsManifest:
-    belongs = {"identity": identity(design.experiment, design.meta), "experiment": experiment}
-    return weights_manifest(kept.tag, kept.files, kept.state, **belongs)
+    belongs: dict[str, Any] = {
+        "identity": identity(design.experiment, design.meta),
+        "experiment": experiment,
+    }
+    return WeightsManifest(tag=kept.tag, files=dict(kept.files), **kept.state, **belongs)
 
 
 def _manifest(cut: Commit, design: Design, experiment: str) -> Manifest:

@@ -29,9 +29,9 @@ from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.experiment.schema import nearest
 from asyncdni.files import read_file
 from asyncdni.plan.build import Design, make_whole_stage
-from asyncdni.store.checkpoint import read_weights
 from asyncdni.store.run import EXPERIMENT, INIT, by_stage, load_experiment, load_weights
 from asyncdni.store.tensors import Array, decode_arrays, load_stage, save_stages
+from asyncdni.store.weights import read_weights
 
 __all__ = ["begin_with", "begins_with", "kept", "save_given"]
 

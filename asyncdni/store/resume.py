@@ -21,7 +21,8 @@ from asyncdni.data.meta import other_parts
 from asyncdni.errors import CheckpointError, ConfigError, DataError
 from asyncdni.files import read_file
 from asyncdni.plan.build import Design, make_roster
-from asyncdni.store.checkpoint import Manifest, differences, latest, next_cut, read_state
+from asyncdni.store.checkpoint import latest, next_cut, read_state
+from asyncdni.store.manifest import Manifest, differences
 from asyncdni.store.run import (
     CHECKPOINTS,
     EXPERIMENT,

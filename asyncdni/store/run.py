@@ -9,7 +9,7 @@ DIR/summary.json      the run in numbers             DIR/logs/WORKER.log        
 
 Of a run that may have to go on: `checkpoints/NUMBER` with the state of all stages and a manifest,
 `snapshots/STAGE.safetensors` with that of each by itself (see `checkpoint`), and while a
-coordinator has the folder, `lock`, `owners` (see `store.checkpoint`) and `reports.jsonl` (see
+coordinator has the folder, `lock`, `owners` (see `store.claims`) and `reports.jsonl` (see
 `report.records`).
 `data.json` says what is known of the data: shapes, kind and range of inputs, checksums, and where
 they lie as seen from here. So a run that was interrupted can be read without them, other samples
@@ -41,16 +41,11 @@ from asyncdni.data import checksums, identify
 from asyncdni.data.meta import Meta, other_parts
 from asyncdni.errors import CheckpointError, ConfigError, DataError
 from asyncdni.files import read_file
-from asyncdni.store.checkpoint import (
-    OWNERS,
-    WeightsManifest,
-    compare,
-    identity,
-    latest,
-    read_weights,
-    settle_weights,
-)
+from asyncdni.store.checkpoint import latest
+from asyncdni.store.claims import OWNERS
+from asyncdni.store.manifest import WeightsManifest, compare, identity
 from asyncdni.store.tensors import encoded, write_atomically
+from asyncdni.store.weights import read_weights, settle_weights
 
 __all__ = [
     "ARRAYS",

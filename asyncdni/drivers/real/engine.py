@@ -64,7 +64,9 @@ from asyncdni.messages import Report as ReportMessage
 from asyncdni.schedules.base import Op, OpKind
 from asyncdni.stages.base import Stage
 from asyncdni.stages.executor import Executor
-from asyncdni.store.checkpoint import Claim, write_state, write_weights
+from asyncdni.store.checkpoint import write_state
+from asyncdni.store.claims import Claim
+from asyncdni.store.weights import write_weights
 from asyncdni.wire.beat import parent_lives
 
 __all__ = ["Engine", "Session", "Snapshots", "Tools", "Transport", "Watch"]

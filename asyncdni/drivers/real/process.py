@@ -55,13 +55,13 @@ from asyncdni.stages.base import Stage
 from asyncdni.stages.executor import Executor
 from asyncdni.stages.numpy.stage import NumpyStage
 from asyncdni.store.checkpoint import (
-    Claim,
     cut_folder,
     cuts_until,
     discard_snapshots,
     read_newest,
     read_state,
 )
+from asyncdni.store.claims import Claim
 from asyncdni.store.given import kept
 from asyncdni.wire.address import remove_ownerless
 from asyncdni.wire.beat import PARENT_VARIABLE, Heart, exit_process, parent_lives

@@ -25,7 +25,7 @@ from asyncdni.errors import CheckpointError
 from asyncdni.nn.base import Array
 from asyncdni.plan.build import Design
 from asyncdni.plan.plan import Group
-from asyncdni.store import checkpoint
+from asyncdni.store import checkpoint, manifest, weights
 
 __all__ = ["Disk", "Saved"]
 
@@ -50,7 +50,7 @@ class Disk:
         self._folder = folder
         self._keep = design.experiment.checkpoint.keep
         self._saved: dict[str, dict[str, Saved]] = {}
-        self._owners: dict[str, tuple[int, int]] = {}  # by worker: see `store.checkpoint`
+        self._owners: dict[str, tuple[int, int]] = {}  # by worker: see `store.claims`
 
     def claim(self, group: Group, order: tuple[int, int]) -> None:
         """The worker's stages belong to the process of this term and incarnation from now on.
@@ -114,13 +114,13 @@ class Disk:
     def commit_weights(self, kept: Commit) -> None:
         """Weights, which only a real folder has. Raises `CheckpointError`."""
         if self._folder is not None and kept.files:
-            manifest = checkpoint.weights_manifest(
-                kept.tag, kept.files, kept.state, identity=self._identity(), experiment=""
-            )
-            checkpoint.commit_weights(self._folder / kept.tag, manifest)
+            belongs: dict[str, Any] = {"identity": self._identity(), "experiment": ""}
+            files = dict(kept.files)
+            made = manifest.WeightsManifest(tag=kept.tag, files=files, **kept.state, **belongs)
+            weights.commit_weights(self._folder / kept.tag, made)
 
     def _identity(self) -> dict[str, Any]:
-        return checkpoint.identity(self._design.experiment, self._design.meta)
+        return manifest.identity(self._design.experiment, self._design.meta)
 
     def newest_cut(self) -> tuple[str, dict[str, Any]] | None:
         """Its folder, and the coordinator's state."""
@@ -133,9 +133,9 @@ class Disk:
         """The last one of each worker that has left one."""
         return dict(self._saved.get(SNAPSHOTS, {}))
 
-    def _manifest(self, cut: Commit) -> checkpoint.Manifest:
+    def _manifest(self, cut: Commit) -> manifest.Manifest:
         state: dict[str, Any] = msgspec.to_builtins(cut.state)
-        return checkpoint.Manifest(
+        return manifest.Manifest(
             number=state["cut"],
             files=cut.files,
             start=state["start"],

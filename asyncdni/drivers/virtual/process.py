@@ -70,7 +70,7 @@ from asyncdni.schedules.base import OpKind
 from asyncdni.stages.base import Score, Stage
 from asyncdni.stages.executor import Executor as StageExecutor
 from asyncdni.stages.executor import Source
-from asyncdni.store.checkpoint import write_weights
+from asyncdni.store.weights import write_weights
 
 __all__ = [
     "Arithmetic",
@@ -138,7 +138,7 @@ class Keeping:
         self._is_new = True  # the stage
 
     def claim(self, order: tuple[int, int]) -> None:
-        """The stages belong to this process from now on: see `store.checkpoint`. Raises
+        """The stages belong to this process from now on: see `store.claims`. Raises
         `CheckpointError` where they belong to a later one."""
         self.order = order
         self._disk.claim(self.group, order)
