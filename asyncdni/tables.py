@@ -105,6 +105,11 @@ class Generator(Tagged, frozen=True, kw_only=True, tag_field="kind"):
     maps_only: ClassVar[bool] = False  # it expects feature maps (C, H, W)
 
     @property
+    def title(self) -> str:
+        """For tables and messages: "error generator"."""
+        return f"{self.tag} generator"
+
+    @property
     def normalises(self) -> bool:
         """There is a batch norm in it, so that it can't be trained on a single sample."""
         return False

@@ -216,9 +216,9 @@ def _check_map_exit(experiment: config.Experiment, group: Group, node: Node) -> 
                 f"({data.window}, …) to the stage's end"
             )
         shape = shape[1:]
-    if isinstance(model, config.Generator) and model.maps_only and len(shape) != 3:
+    if model.maps_only and len(shape) != 3:
         raise ConfigError(
-            f"{node.place}: it ends in shape {shape}, and a {model.tag} generator expects "
+            f"{node.place}: it ends in shape {shape}, and a {model.title} expects "
             f"feature maps {_MAPS}; give the stage one of its own, as in "
             'schedule = { generator = { kind = "error" } }'
         )

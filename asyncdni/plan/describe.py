@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from asyncdni import config
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.messages import DATA
 from asyncdni.network import LayerSpec, Network, Node, Shape
@@ -34,9 +33,6 @@ __all__ = [
     "parameters",
     "shape_text",
 ]
-
-
-_HEAD = "local head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +94,8 @@ def models_of(design: Design, group: Group) -> list[Model]:
     options, run = group.schedule.predictor, design.experiment.run
     found = []
     generator = make_exit_generator(design.network, group, run)
-    if generator is not None and group.exit is not None:
-        title = f"{options.tag} generator" if isinstance(options, config.Generator) else _HEAD
-        found.append(Model(title, group.exit, count(generator)))
+    if generator is not None and options is not None and group.exit is not None:
+        found.append(Model(options.title, group.exit, count(generator)))
     inputs = make_input_models(design.network, group, design.meta, run)
     for producer, model in inputs.items():
         reader = next(node.name for node in group.members if producer in node.inputs)

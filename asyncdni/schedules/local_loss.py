@@ -34,7 +34,7 @@ from msgspec import Meta
 
 from asyncdni.schedules.base import NEVER, Asked, Flight, Op, OpKind, Source, View
 from asyncdni.schedules.options import Cycle, LocalHead, OnFull, Options, Role, Work
-from asyncdni.tables import Whole
+from asyncdni.tables import Table, Whole
 
 __all__ = ["LocalLoss", "LocalLossOptions"]
 
@@ -71,6 +71,10 @@ class LocalLossOptions(Options, frozen=True, kw_only=True, tag="local_loss"):
     @property
     def predictor(self) -> LocalHead:
         return self.head
+
+    @property
+    def models(self) -> Mapping[str, Table]:
+        return {"head": self.head}
 
     def conflicts_with_locked(self, stage: str, *, waits: bool) -> Iterator[str]:
         if waits and self.replay:

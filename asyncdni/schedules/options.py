@@ -42,7 +42,9 @@ class LocalHead(Table, frozen=True, kw_only=True):
     hidden: tuple[Count, ...] = ()  # relu units of each hidden layer; none: a linear head
     learning_rate: Positive = 1e-2  # Adam
 
-    normalises: ClassVar[bool] = False  # as `Generator.normalises`
+    title: ClassVar[str] = "local head"  # this and the next two as of `tables.Generator`
+    normalises: ClassVar[bool] = False
+    maps_only: ClassVar[bool] = False
 
     def size(self, row: tuple[int, ...], outputs: int) -> int:
         """Its parameters, or less, for activations of shape `row` and that many outputs."""
@@ -191,6 +193,12 @@ class Options(Tagged, frozen=True, kw_only=True, tag_field="name"):
     def input_predictor(self) -> InputModel | None:
         """What stands in for an activation that has not come; None: it is waited for."""
         return None
+
+    @property
+    def models(self) -> Mapping[str, Table]:
+        """Of all models that stages may train under these options, by the option's name: what they
+        have learned is of no use to models of another form."""
+        return {}
 
     # --- options that not every schedule has -----------------------------------------------------
 

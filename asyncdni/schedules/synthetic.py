@@ -97,7 +97,7 @@ from msgspec import Meta
 
 from asyncdni.schedules.base import ALWAYS, Asked, Flight, Op, OpKind, Source, View, draw
 from asyncdni.schedules.options import Cycle, Guard, InputModel, OnFull, Options, Role, Work
-from asyncdni.tables import Count, ErrorGenerator, Fraction, Generator, Whole
+from asyncdni.tables import Count, ErrorGenerator, Fraction, Generator, Table, Whole
 
 __all__ = ["USUAL_LAG", "Synthetic", "SyntheticOptions"]
 
@@ -186,6 +186,10 @@ class SyntheticOptions(Options, frozen=True, kw_only=True, tag="synthetic"):
     @property
     def input_predictor(self) -> InputModel | None:
         return self.input_model if self.synthetic_inputs else None
+
+    @property
+    def models(self) -> Mapping[str, Table]:
+        return {"generator": self.generator, "input_model": self.input_model}
 
     def conflicts(self) -> Iterator[str]:
         true, guard = self.target == "true", self.guard

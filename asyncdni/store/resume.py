@@ -119,9 +119,9 @@ def _check_models(folder: Path, there: config.Experiment, here: config.Experimen
 def _models(schedule: config.Schedule) -> dict[str, dict[str, Any]]:
     """What they are made of, by name, without their rates."""
     found = {}
-    for name in ("generator", "head", "input_model"):
-        options = msgspec.to_builtins(getattr(schedule, name, {}))
-        if options and options.get("kind") != "zero":  # which learns nothing
+    for name, model in schedule.models.items():
+        options = msgspec.to_builtins(model)
+        if options.get("kind") != "zero":  # which learns nothing
             found[name] = {key: one for key, one in options.items() if key not in _RATES}
     return found
 
