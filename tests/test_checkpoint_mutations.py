@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncdni.errors import CheckpointError
-from asyncdni.store import checkpoint
 from asyncdni.store import tensors as weights
 from asyncdni.store.checkpoint import Manifest, commit, cut_folder, latest, read_state, write_state
 
@@ -151,7 +150,7 @@ def test_weights_without_a_sum_are_read_or_refused_and_nothing_else(data: st.Dat
 @EXAMPLES
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_no_state_and_no_weights(content: bytes) -> None:
-    for decode in (checkpoint.encoding.decode, weights.decode_arrays):
+    for decode in (weights.decode, weights.decode_arrays):
         try:
             found = decode(content, "x")
         except CheckpointError:
