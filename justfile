@@ -11,13 +11,13 @@ setup:
     {{python}} -m pip install -q -e '.[dev]'
     {{python}} -m pre_commit install
 
-# Run the tests (a file, -k WORDS and other options of pytest may follow)
+# Run the tests in a few minutes (a file, -k WORDS and other options of pytest may follow)
 test *options:
-    {{python}} -m pytest {{options}}
+    {{python}} -m pytest -n 2 {{options}}
 
 # Run the long tests: many more seeds, slow runs of processes
 long *options:
-    {{python}} -m pytest -m long {{options}}
+    {{python}} -m pytest -n 2 -m long {{options}}
 
 # Check style and types
 lint:

@@ -62,6 +62,7 @@ def file(tmp_path: Path) -> Path:
 # --- peers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @needs_torch
 @pytest.mark.parametrize("mode", ["eager", "onednn"])
 def test_the_peer_does_the_very_same_training(file: Path, mode: str) -> None:
@@ -81,6 +82,7 @@ def test_the_peer_does_the_very_same_training(file: Path, mode: str) -> None:
     assert theirs["seed"] == ours["seed"] == 3
 
 
+@pytest.mark.long
 @needs_torch
 def test_the_peers_summary_has_the_form_of_ours(file: Path) -> None:
     ours = train(file, schedule="locked", set=["run.epochs=1"]).summary
@@ -95,6 +97,7 @@ def test_the_peers_summary_has_the_form_of_ours(file: Path) -> None:
     assert theirs["history"][-1]["train_s"] == theirs["train_s"]
 
 
+@pytest.mark.long
 @needs_torch
 def test_a_peers_run_is_kept_and_not_made_again(file: Path, tmp_path: Path) -> None:
     arguments = (file, "--set", "run.epochs=1", "--out", tmp_path / "kept")
@@ -103,6 +106,7 @@ def test_a_peers_run_is_kept_and_not_made_again(file: Path, tmp_path: Path) -> N
     assert (tmp_path / "kept" / "summary.json").read_text() == first
 
 
+@pytest.mark.long
 @needs_torch
 @pytest.mark.parametrize(
     ("setting", "words"),
@@ -119,6 +123,7 @@ def test_the_peer_refuses_what_it_would_do_otherwise(file: Path, setting: str, w
     assert words in refused and refused.count("\n") == 1
 
 
+@pytest.mark.long
 @needs_torch
 def test_peers_prints_a_row_for_each_mode_and_number_of_threads(file: Path, tmp_path: Path) -> None:
     arguments = ["--file", file, "--epochs", 1, "--seeds", 1, "--modes", "eager"]
@@ -139,6 +144,7 @@ def speedup(file: Path, out: Path, *arguments: object, code: int = 0) -> Any:
     return run("speedup/run.py", "--file", file, "--out", out, *arguments, *settings, code=code)
 
 
+@pytest.mark.long
 def test_speedup_measures_every_row_and_goes_on_where_it_stopped(
     file: Path, tmp_path: Path
 ) -> None:
@@ -223,6 +229,7 @@ def latency(file: Path, results: Path, *arguments: object, code: int = 0) -> Any
     return run("latency/run.py", "--file", file, *settings, *arguments, code=code)
 
 
+@pytest.mark.long
 def test_latency_measures_speed_and_time_and_goes_on_where_it_stopped(
     file: Path, tmp_path: Path
 ) -> None:
@@ -274,6 +281,7 @@ def test_the_latency_targets_are_judged_by_pairs_of_one_seed(tmp_path: Path) -> 
 # --- straggler -----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_straggler_slows_one_stage_and_measures_all(file: Path, tmp_path: Path) -> None:
     arguments = ["--file", file, "--stage", "hidden", "--only", "locked", "--batches", 40]
     results = tmp_path / "runs.json"
@@ -308,6 +316,7 @@ def test_a_straggler_loses_twice_the_time_of_a_batch_at_its_normal_pace(
 # --- accuracy ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_accuracy_tries_both_grids_on_held_out_samples_alone(file: Path, tmp_path: Path) -> None:
     arguments = ["--file", file, "--out", tmp_path, "--seeds", 2, "--epochs", 1]
     arguments += ["--validation", 9600, "--locked", "optimizer.learning_rate=1e-3,1e-2"]
@@ -325,6 +334,7 @@ def test_accuracy_tries_both_grids_on_held_out_samples_alone(file: Path, tmp_pat
     assert run("accuracy/run.py", *arguments).stdout == shown, "finished runs were made again"
 
 
+@pytest.mark.long
 def test_accuracy_refuses_unequal_tuning(file: Path, tmp_path: Path) -> None:
     arguments = ["--file", file, "--out", tmp_path, "--locked", "optimizer.learning_rate=1e-3"]
     refused = run("accuracy/run.py", *arguments, code=1).stderr
@@ -369,6 +379,7 @@ def test_the_choice_follows_the_rule(rows: list[Any], chosen: int) -> None:
 # --- layers --------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_layers_times_every_operation(tmp_path: Path) -> None:
     out = tmp_path / "layers.json"
     arguments = ["--widths", 8, "--batch-size", 4, "--rounds", 1, "--out", out]

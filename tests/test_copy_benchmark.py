@@ -74,6 +74,7 @@ def test_a_network_with_a_future_learns_to_copy_one_bit(training: Any) -> None:
     assert training.train(settings).solved >= 1
 
 
+@pytest.mark.long
 def test_the_benchmark_keeps_its_runs_and_goes_on_with_them(tmp_path: Path) -> None:
     file = tmp_path / "lengths.json"
     tiny = ["--tasks", "copy", "--windows", 4, "--seeds", 1, "--budget", 40, "--jobs", 1]

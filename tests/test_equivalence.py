@@ -340,7 +340,7 @@ def loss_with_zero_gradients() -> float:
     """The control: only the last stage learns."""
     schedule = {"name": "synthetic", "generator": {"kind": "zero"}}
     design = networks.design(networks.chain(3), schedule, **LEARNING)
-    return float(simulate(design, seed=7, maths=True, **SHAKEN).history[-1]["loss"])
+    return float(simulate(design, seed=7, maths=True, check=False, **SHAKEN).history[-1]["loss"])
 
 
 @each(
@@ -365,7 +365,7 @@ def loss_with_zero_gradients() -> float:
 )
 def test_every_way_of_unlocking_learns(options: dict[str, Any]) -> None:
     design = networks.design(networks.chain(3), {"name": "synthetic", **options}, **LEARNING)
-    result = simulate(design, seed=7, maths=True, **SHAKEN)
+    result = simulate(design, seed=7, maths=True, check=False, **SHAKEN)
     assert isinstance(result.end, Finish)
     assert result.history[-1]["loss"] < 0.8 * loss_with_zero_gradients()
 

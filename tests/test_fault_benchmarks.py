@@ -11,6 +11,7 @@ import pytest
 SIMULATED, TABLE = "faults/simulated.py", "faults/table.py"
 
 
+@pytest.mark.long
 def test_runs_of_all_schedules_are_added_up_and_more_are_added(tmp_path: Path) -> None:
     results = tmp_path / "simulated.json"
     arguments = ("--runs", 6, "--jobs", 1, "--results", results)

@@ -8,7 +8,7 @@ from typing import Any
 
 from each import each
 from random_graphs import Draw, draw_design, draw_maps, draw_windows, images, letters
-from random_runs import assert_complete
+from random_runs import DrawnRun, assert_complete
 from single_process import train
 
 from asyncdni.core.events import Finish
@@ -107,4 +107,4 @@ def test_unlocked_a_graph_trains_as_well(
     for draw, one in data:
         design = drawn(seed, draw, one, schedule=schedule)
         result = simulate(design, seed=seed, maths=True, **SHAKEN)
-        assert_complete(design, result)
+        assert_complete(DrawnRun(design, SHAKEN["costs"], SHAKEN["links"]), result)

@@ -9,6 +9,7 @@ import pytest
 from benchmarking import module, run
 
 
+@pytest.mark.long
 def test_every_operation_is_timed_on_each_side(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     out = tmp_path / "maps.json"

@@ -33,6 +33,7 @@ def runs_with(script: Any, tmp_path: Path, found: dict[str, dict[str, Any]]) -> 
 # --- addition ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_addition_runs_each_step_once_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     results, picture = tmp_path / "found.json", tmp_path / "found.png"
     tiny = ["--seeds", 1, "--settings", "post", "--set", "run.epochs=4", "run.evaluate_every=2"]
@@ -83,6 +84,7 @@ def test_addition_is_reached_only_where_backprop_and_labels_learn_and_the_other_
 # --- convolution and text ------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_recipes_run_on_a_choice_of_data(tmp_path: Path) -> None:
     results = tmp_path / "found.json"
     tiny = ["--data", "digits", "--validation", 9700, "--epochs", 1, "--seeds", 1, "--jobs", 1]

@@ -121,7 +121,9 @@ def assert_undisturbed(site: Site, summary: dict[str, Any], undisturbed: dict[st
     assert summary["lost_updates"] == sum(sum(one.values()) for one in told)
 
 
-@pytest.mark.parametrize("victim", STAGES)
+@pytest.mark.parametrize(
+    "victim", ["one", *(pytest.param(s, marks=pytest.mark.long) for s in STAGES[1:])]
+)
 def test_locked_ends_with_the_weights_of_the_undisturbed_run_whoever_is_killed(
     site: Site, undisturbed: dict[str, Any], victim: str
 ) -> None:
@@ -137,6 +139,7 @@ def test_locked_ends_with_the_weights_of_the_undisturbed_run_whoever_is_killed(
     assert_undisturbed(site, summary, undisturbed)
 
 
+@pytest.mark.long
 def test_before_the_first_checkpoint_all_begin_anew(
     site: Site, undisturbed: dict[str, Any]
 ) -> None:
@@ -148,6 +151,7 @@ def test_before_the_first_checkpoint_all_begin_anew(
     assert_undisturbed(site, summary, undisturbed)
 
 
+@pytest.mark.long
 def test_a_worker_may_be_killed_while_it_joins_and_again_and_again(
     site: Site, undisturbed: dict[str, Any]
 ) -> None:
@@ -180,8 +184,12 @@ def test_a_worker_that_hangs_is_replaced(site: Site, undisturbed: dict[str, Any]
 # --- the others go on ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", ["synthetic", "local_loss"])
-@pytest.mark.parametrize("victim", STAGES)
+@pytest.mark.parametrize(
+    "schedule", ["synthetic", pytest.param("local_loss", marks=pytest.mark.long)]
+)
+@pytest.mark.parametrize(
+    "victim", ["two", *(pytest.param(s, marks=pytest.mark.long) for s in ("one", "three"))]
+)
 def test_the_others_go_on_and_each_batch_counts_once(
     site: Site, schedule: str, victim: str
 ) -> None:

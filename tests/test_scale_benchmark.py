@@ -16,6 +16,7 @@ def scale(results: Path, *more: object, code: int = 0) -> Any:
     return run("scale/run.py", *tiny, *short, "--results", results, *more, code=code)
 
 
+@pytest.mark.long
 def test_every_run_is_predicted_and_made(tmp_path: Path) -> None:
     results = tmp_path / "runs.json"
     shown = scale(results).stdout

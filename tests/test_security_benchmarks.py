@@ -11,6 +11,7 @@ import pytest
 FILE = benchmarking.ROOT / "launch" / "digits.toml"
 
 
+@pytest.mark.long
 def test_a_flooded_run_ends_with_the_weights_of_one_left_in_peace(tmp_path: Path) -> None:
     results = tmp_path / "flood.json"
     size = ["--file", FILE, "--epochs", 5, "--messages", 1000, "--settle", 0]

@@ -15,6 +15,7 @@ from asyncdni import experiment
 TINY = ["--data", "digits", "--validation", 9488, "--epochs", 1, "--seeds", 1, "--jobs", 1]
 
 
+@pytest.mark.long
 def test_staleness_runs_each_setting_once_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     results = tmp_path / "found.json"
     only = ["--only", "4 layers, lag 4: error, true", "4 layers: backprop"]
@@ -40,6 +41,7 @@ def test_a_lag_is_what_was_set_at_every_stage(lag: int) -> None:
     assert found["lags"] == {"hidden1": lag, "hidden2": lag, "classifier": 0}
 
 
+@pytest.mark.long
 def test_paper_mnist_fills_a_row_of_its_table(tmp_path: Path) -> None:
     results = tmp_path / "found.json"
     arguments = ["--results", results, *TINY, "--layers", 3, "--only", "backprop", "cDNI"]
@@ -50,6 +52,7 @@ def test_paper_mnist_fills_a_row_of_its_table(tmp_path: Path) -> None:
     assert run("paper-mnist/run.py", *arguments, "--resume").stdout == shown
 
 
+@pytest.mark.long
 def test_random_updates_runs_each_row_once_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     results = tmp_path / "found.json"
     arguments = ["--results", results, "--epochs", 1, "--seeds", 1, "--data", "digits"]
