@@ -12,7 +12,12 @@ from typing import Any
 
 from asyncdni.messages import Evaluated
 
-__all__ = ["CUTS", "Ledger", "Scores", "Steps", "is_cut"]
+__all__ = ["CUTS", "SNAPSHOTS", "Ledger", "Scores", "Steps", "is_cut"]
+
+#: Tags of cuts begin with their folder in that of the run.
+CUTS = "checkpoints/"
+#: The folder of rolling snapshots; what `Rejoin.restore` calls them.
+SNAPSHOTS = "snapshots"
 
 # --- scores --------------------------------------------------------------------------------------
 #
@@ -143,6 +148,34 @@ class Ledger:
             self.planned = self.lifted.pop()[1]
         self.forget_from(start + 1)
 
+    def taken_up(
+        self,
+        saved: Sequence[Mapping[str, int]],
+        history: Sequence[dict[str, Any]],
+        barriers: Sequence[int],
+    ) -> None:
+        """A run that has ended before its time goes on: from the workers' own snapshots, where all
+        of them are farther than the cut that this is of, or else from that cut.
+
+        `saved`: what each had done by its snapshot (see `Counts.state`), or nothing where one has
+        none or can't go on from it; `history`: all evaluations so far; `barriers` of the plan."""
+        positions = [one.get("batches", 0) + one.get("missed", 0) for one in saved]
+        if not positions or min(positions) <= self.start:
+            self.fit(barriers)
+            return
+        first = max(*positions, *(one.get("read", 0) for one in saved))
+        self.go_on(history)
+        self.resumed((min(positions), first), barriers, SNAPSHOTS)
+
+    def fit(self, barriers: Sequence[int]) -> None:
+        """To a plan that may have changed since this cut."""
+        done, due = barriers[: self.planned], barriers[self.planned :]
+        if any(one > self.start for one in done) or any(one < self.start for one in due):
+            self.planned = bisect_right(barriers, self.start)
+        # The last one is had again by a run that has died behind it, so that it comes to an end.
+        self.planned = min(self.planned, len(barriers) - 1)
+        self.forget_from(barriers[self.planned])
+
     def resumed(self, span: tuple[int, int], barriers: Sequence[int], restore: str) -> None:
         """A new run goes on from what workers have saved by themselves: where the first is, as far
         as `span` says where the last and the first of them are.
@@ -184,9 +217,6 @@ def _better(entry: Mapping[str, Any], best: Mapping[str, float | None]) -> bool:
 # --- steps ---------------------------------------------------------------------------------------
 #
 # The steps of one barrier, as far as they have been done.
-
-#: Tags of cuts begin with their folder.
-CUTS = "checkpoints/"
 
 
 @dataclass(slots=True)

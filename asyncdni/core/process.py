@@ -63,6 +63,7 @@ from asyncdni.core.events import (
     Unusable,
     Woke,
 )
+from asyncdni.core.ledger import SNAPSHOTS
 from asyncdni.core.worker import Phase, Worker
 from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, NumericalError, by_name
 from asyncdni.messages import (
@@ -83,10 +84,7 @@ from asyncdni.messages import (
 )
 from asyncdni.schedules.base import Op, OpKind
 
-__all__ = ["SNAPSHOTS", "Buffers", "Process", "State", "is_settled"]
-
-#: Folder of the run's that rolling snapshots are in; what `Rejoin.restore` calls them.
-SNAPSHOTS = "snapshots"
+__all__ = ["Buffers", "Process", "State", "is_settled"]
 
 _REPORT_EVERY_S = 0.5
 #: From one snapshot to the next at least so many times what it took: about 1 % of the time.
@@ -299,7 +297,7 @@ class Process:
                 return [Restore(Origin.KEPT if self._has_state else Origin.BEGINNING)]
             case "initial":
                 return [Restore(Origin.BEGINNING, discard=True)]
-            case "snapshots":
+            case _ if self._order.restore == SNAPSHOTS:
                 return [Restore(Origin.FARTHEST, self._welcome.cut)]
             case cut:
                 return [Restore(Origin.CUT, cut, discard=True)]

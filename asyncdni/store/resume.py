@@ -7,7 +7,6 @@ rolling snapshot that is newer, from those.
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,12 +172,7 @@ def find_beginning(
         if found:
             raise ConfigError(f"--resume {folder}: {'; '.join(found)}")
         ledger = _ledger(manifest)
-    span = _snapshot_span(folder, design)
-    if span is not None and span[0] > ledger.start:
-        ledger.go_on(history)
-        ledger.resumed(span, design.plan.barriers, SNAPSHOTS)
-    else:
-        _fit_plan(ledger, design.plan.barriers)
+    ledger.taken_up(_snapshot_counts(folder, design), history, design.plan.barriers)
     _fit(folder, ledger, design)
     ledger.train_s = max(ledger.train_s, trained_s)
     ledger.cut = next_cut(folder / CHECKPOINTS) - 1
@@ -207,30 +201,16 @@ def _ledger(manifest: Manifest) -> Ledger:
         ) from None
 
 
-def _snapshot_span(folder: Path, design: Design) -> tuple[int, int] | None:
-    """The positions of the stages that are behind and ahead of all others, by their snapshots; None
-    where one has none that is whole, or can't go on from its own."""
+def _snapshot_counts(folder: Path, design: Design) -> list[dict[str, int]]:
+    """What each worker had done by its snapshot; nothing where one has none that is whole, or can't
+    go on from its own."""
     if not make_roster(design).goes_on:
-        return None
-    positions = []
-    for group in design.plan.groups:
-        try:
-            _, counts = read_state(folder / SNAPSHOTS, [n.name for n in group.members], None)
-        except CheckpointError:
-            return None
-        positions.append(counts.get("batches", 0) + counts.get("missed", 0))
-        positions.append(max(positions[-1], counts.get("read", 0)))
-    return min(positions), max(positions)
-
-
-def _fit_plan(ledger: Ledger, barriers: Sequence[int]) -> None:
-    """The ledger of a cut to a plan that may have changed since."""
-    done, due = barriers[: ledger.planned], barriers[ledger.planned :]
-    if any(one > ledger.start for one in done) or any(one < ledger.start for one in due):
-        ledger.planned = bisect_right(barriers, ledger.start)
-    # The last one is had again by a run that has died behind it, so that it comes to an end.
-    ledger.planned = min(ledger.planned, len(barriers) - 1)
-    ledger.forget_from(barriers[ledger.planned])
+        return []
+    names = [[node.name for node in group.members] for group in design.plan.groups]
+    try:
+        return [read_state(folder / SNAPSHOTS, stages, None)[1] for stages in names]
+    except CheckpointError:
+        return []
 
 
 def _fit(folder: Path, ledger: Ledger, design: Design) -> None:

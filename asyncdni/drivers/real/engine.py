@@ -52,8 +52,8 @@ from asyncdni.core.events import (
     Unusable,
     Woke,
 )
-from asyncdni.core.ledger import is_cut
-from asyncdni.core.process import SNAPSHOTS, Process, State, is_settled
+from asyncdni.core.ledger import SNAPSHOTS, is_cut
+from asyncdni.core.process import Process, State, is_settled
 from asyncdni.delays import Slow
 from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.drivers.real.machine import written

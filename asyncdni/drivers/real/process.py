@@ -24,7 +24,8 @@ from threadpoolctl import threadpool_limits
 from asyncdni import config
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import Exit, Join, Joined, Origin, Prepare, Prepared, Restore, Restored
-from asyncdni.core.process import SNAPSHOTS, Process
+from asyncdni.core.ledger import SNAPSHOTS
+from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
 from asyncdni.data.meta import Meta
 from asyncdni.drivers.real.engine import Engine, Snapshots, Tools

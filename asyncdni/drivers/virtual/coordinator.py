@@ -28,7 +28,6 @@ from asyncdni.core.events import (
 from asyncdni.core.ledger import Ledger, is_cut
 from asyncdni.core.liveness import Sight
 from asyncdni.core.members import Roster
-from asyncdni.core.process import SNAPSHOTS
 from asyncdni.drivers.virtual.clock import Alarm
 from asyncdni.drivers.virtual.disk import Disk
 from asyncdni.drivers.virtual.process import Arithmetic, Office, TimedOp, WorkerProcess
@@ -312,19 +311,15 @@ class CoordinatorProcess:
 
 
 def find_ledger(design: Design, disk: Disk, history: list[dict[str, Any]]) -> Ledger:
-    """From the newest cut; from the snapshots, where every stage learns by itself and theirs are
-    newer. `history`: all evaluations so far."""
+    """From the newest cut or the workers' snapshots: see `Ledger.taken_up`. `history`: all
+    evaluations so far."""
     ledger = Ledger()
     newest = disk.newest_cut()
     if newest is not None:
         tag, state = newest
         ledger = Ledger.restored(state, tag)
-    saved = disk.snapshots()
-    if len(saved) < len(design.plan.groups) or not make_roster(design).goes_on:
-        return ledger
-    positions = [one.counts["batches"] + one.counts["missed"] for one in saved.values()]
-    if min(positions) > ledger.start:
-        first = max(*positions, *(one.counts["read"] for one in saved.values()))
-        ledger.go_on(history)
-        ledger.resumed((min(positions), first), design.plan.barriers, SNAPSHOTS)
+    saved = disk.snapshots() if make_roster(design).goes_on else {}
+    whole = len(saved) == len(design.plan.groups)
+    counts = [one.counts for one in saved.values()] if whole else []
+    ledger.taken_up(counts, history, design.plan.barriers)
     return ledger

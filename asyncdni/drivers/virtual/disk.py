@@ -19,8 +19,7 @@ import numpy as np
 
 from asyncdni.core.counts import farthest_first
 from asyncdni.core.events import Commit
-from asyncdni.core.ledger import CUTS
-from asyncdni.core.process import SNAPSHOTS
+from asyncdni.core.ledger import CUTS, SNAPSHOTS
 from asyncdni.errors import CheckpointError
 from asyncdni.nn.base import Array
 from asyncdni.plan.build import Design

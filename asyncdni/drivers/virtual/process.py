@@ -51,9 +51,9 @@ from asyncdni.core.events import (
     Stored,
     Woke,
 )
-from asyncdni.core.ledger import is_cut
+from asyncdni.core.ledger import SNAPSHOTS, is_cut
 from asyncdni.core.liveness import Sight
-from asyncdni.core.process import SNAPSHOTS, Process
+from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
 from asyncdni.drivers.virtual.clock import Alarm
 from asyncdni.drivers.virtual.costs import Pace
