@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 from asyncdni.core.events import Action, Computed, Send
 from asyncdni.core.links import Links
 from asyncdni.core.position import Barriers, Position
-from asyncdni.errors import RemoteProtocolError
 from asyncdni.messages import (
     COORDINATOR,
     Accused,
@@ -29,7 +27,7 @@ from asyncdni.messages import (
 )
 from asyncdni.schedules.base import Op, OpKind
 
-__all__ = ["Post", "Story"]
+__all__ = ["Post"]
 
 
 class Post:
@@ -131,46 +129,3 @@ class Post:
         for s in scores:
             message = Evaluated(barrier, s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps)
             self.send(COORDINATOR, message)
-
-
-# --- story ---------------------------------------------------------------------------------------
-#
-# What happened to each batch, for the moment when something does not fit.
-
-_LENGTH = 4096  # events kept
-
-
-class Story:
-    """A ring of what was received and done; text is made only when asked for."""
-
-    def __init__(self) -> None:
-        self._events: deque[tuple[float, int | None, Op | str, str]] = deque(maxlen=_LENGTH)
-
-    def received(self, now: float, message: Message) -> None:
-        """Keeps the message's kind and sender, not the message: its tensors would live on."""
-        batch = getattr(message, "batch", None)
-        sender = getattr(message, "sender", COORDINATOR)
-        self._events.append((now, batch, type(message).__name__, sender))
-
-    def did(self, now: float, op: Op) -> None:
-        self._events.append((now, op.batch, op, ""))
-
-    def of(self, batch: int) -> str:
-        """All that happened to a batch, oldest first."""
-        return ", ".join(
-            f"{now:.6f} s "
-            + (f"did {what}" if isinstance(what, Op) else f"got {what} from {sender}")
-            for now, number, what, sender in self._events
-            if number == batch
-        )
-
-    def misfit(self, worker: str, phase: str, message: Message, why: str) -> RemoteProtocolError:
-        """The error for a message that its sender should not have sent; `why` may be empty."""
-        sender = getattr(message, "sender", COORDINATOR)
-        batch = getattr(message, "batch", None)
-        what = type(message).__name__ + ("" if batch is None else f" of batch {batch}")
-        text = f"worker {worker} ({phase}) can't use the {what} that {sender} sent"
-        text += f": {why}" * bool(why)
-        if batch is not None:
-            text += f"; what happened to that batch here: {self.of(batch)}"
-        return RemoteProtocolError(text)
