@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from office import Office, failure, hello, records
 
 from asyncdni.core.events import Woke
+from asyncdni.core.liveness import Recovery
 from asyncdni.core.members import Phase
-from asyncdni.core.recovery import Recovery
 
 
 def waits(deaths: int) -> list[float]:

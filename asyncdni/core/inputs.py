@@ -23,10 +23,6 @@ from asyncdni.schedules.base import Op, OpKind
 
 __all__ = ["Arrival", "Inbox", "Inputs", "Replay"]
 
-# --- inbox ---------------------------------------------------------------------------------------
-#
-# Batches on their way in: what has come from which producer, and what is complete.
-
 
 @dataclass(slots=True)
 class Arrival:
@@ -107,7 +103,7 @@ class Inbox:
         assert set(self.ready) == set(self._complete)
 
     def _heard(self, batch: int, node: str, arrival: Arrival) -> None:
-        """Of one producer about one batch; `last` ends the test set, whose ids start anew."""
+        """A producer has spoken about a batch; the last of a test set makes ids start anew."""
         self._due[node] = 0 if arrival.last else batch + 1
         if len(arrival.tensors) + arrival.skipped == len(self._producers):
             del self._partial[batch]
@@ -124,13 +120,10 @@ class Inbox:
                 self._heard(batch, node, arrival)
 
 
-# --- replay --------------------------------------------------------------------------------------
-#
-# Inputs that a stage keeps to learn from once more while no new one is here.
-
-
 class Replay:
-    """The last `size` inputs, each used at most `uses_max` times, its first use included.
+    """The last `size` inputs, kept to learn from once more while no new one is here.
+
+    Each is used at most `uses_max` times, its first use included.
 
     The least used comes first, the freshest among them (Belilovsky et al. 2019, section 4).
     """
@@ -142,7 +135,7 @@ class Replay:
         self._uses: dict[int, int] = {}
 
     def keep(self, batch: int, arrival: Arrival) -> None:
-        """A new input is being used for the first time."""
+        """Keep a new input, which is being used for the first time."""
         if self._size == 0:
             return
         if len(self._kept) == self._size:
@@ -158,7 +151,7 @@ class Replay:
         return (min(self._kept, key=lambda batch: (self._uses[batch], -batch)),)
 
     def use(self, batch: int) -> Arrival:
-        """Once more."""
+        """Hand over a kept input, to be used once more."""
         arrival = self._kept[batch]
         self._uses[batch] += 1
         if self._uses[batch] >= self._uses_max:
@@ -166,7 +159,7 @@ class Replay:
         return arrival
 
     def clear(self) -> None:
-        """After a barrier old inputs are too old."""
+        """Forget all inputs: after a barrier they are too old."""
         self._kept.clear()
         self._uses.clear()
 
@@ -180,7 +173,7 @@ class Replay:
 
 
 class Inputs:
-    """Inboxes by purpose. Which activations a batch is made of is the position's business."""
+    """Inboxes by purpose; the position says which activations a batch is made of."""
 
     def __init__(self, position: Position, replay: Replay | None = None) -> None:
         self.train_nodes = position.train_inputs

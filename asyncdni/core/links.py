@@ -1,4 +1,18 @@
-"""All links of one worker: who may send how much to whom."""
+"""All links of one worker: flow control by credit.
+
+Credit says how many activations a producer may send ahead on one link. Counts are cumulative, so
+duplicates do no harm and `taken` doubles as the acknowledgement. A consumer counts an activation as
+taken when its forward starts, and then allows `window` more:
+
+```
+producer  sent 1 2 3 4 │ out of credit │ 5 6 │ …
+consumer               taken 2: allowed 6 ──► taken 4: allowed 8 ──►
+```
+
+`window = "auto"` is round trip x rate + 2: too small starves a long link, too large only adds
+staleness. The round trip is measured from a grant to the arrival of the first activation that had
+to wait for it; the smallest of the last few, since noise only adds to it.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +24,6 @@ from asyncdni.core.position import Position
 from asyncdni.messages import DATA
 
 __all__ = ["Incoming", "Links", "Outgoing", "initial_window"]
-
-# --- credit --------------------------------------------------------------------------------------
-#
-# Flow by credit: how many activations a producer may send ahead on one link.
-#
-# Counts are cumulative, so duplicates do no harm and `taken` doubles as the acknowledgement. A
-# consumer counts an activation as taken when its forward starts, and then allows `window` more:
-#
-# ```
-# producer  sent 1 2 3 4 │ out of credit │ 5 6 │ …
-# consumer               taken 2: allowed 6 ──► taken 4: allowed 8 ──►
-# ```
-#
-# `window = "auto"` is round trip x rate + 2: too small starves a long link, too large only adds
-# staleness. The round trip is measured from a grant to the arrival of the first activation that had
-# to wait for it; the smallest of the last few, since noise only adds to it.
 
 _INITIAL_WINDOW = 4
 _ROUND_TRIPS_KEPT = 16
@@ -175,14 +173,14 @@ class Links:
         return to not in self._lost and (waits or self.outgoing[node, to].may_send())
 
     def lose(self, worker: str) -> None:
-        """It is dead: nothing goes there, and nobody waits for its credit."""
+        """A consumer is dead: send it nothing, and do not wait for its credit."""
         self._lost.add(worker)
 
     def is_lost(self, worker: str) -> bool:
         return worker in self._lost
 
     def idle(self) -> None:
-        """There is nothing to do: links without credit are waited for."""
+        """The worker has nothing to do: if links have no credit, it waits for that."""
         for link in self.outgoing.values():
             link.idle()
 
@@ -201,7 +199,7 @@ class Links:
                 yield node, link
 
     def pause(self) -> None:
-        """What comes next is no measure of training's rate."""
+        """Leave the gap before the next op out of the measured rate of training."""
         for link in self.incoming.values():
             link.pause()
 

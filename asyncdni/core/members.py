@@ -12,8 +12,7 @@ from typing import Any
 
 from asyncdni.core.events import Action, Fail, Record, Send
 from asyncdni.core.ledger import Ledger
-from asyncdni.core.liveness import Liveness, Standstill
-from asyncdni.core.recovery import Recovery
+from asyncdni.core.liveness import Liveness, Recovery, Standstill
 from asyncdni.messages import PROTOCOL_VERSION, Abort, Built, Hello, Message, Refused
 from asyncdni.schedules.base import Groups
 

@@ -11,18 +11,22 @@ Rules:
 1. At most one op is under way. Which one comes next during training is the schedule's choice alone;
    here it is only started, and what follows from it is sent.
 2. A finished Forward sends the activation to every consumer, a finished Backward each producer its
-   gradient, a started Forward may grant the producers credit.
+   gradient; a started Forward may grant the producers credit.
 3. The host of the data reads one batch ahead, and sets the barriers of the plan.
-4. A batch that a producer has skipped is void: consumers and producers are told, and it counts as
-   having passed.
+4. A batch that a producer has skipped can't be used: consumers and producers are told, and it
+   counts as having passed.
 5. No forward takes a link beyond its bound on lag.
-6. A neighbour that is dead is not waited for, and nothing goes there. One that sends what does not
-   fit is as good as dead: the coordinator hears of it, with the story of the batch.
-7. An Update of weights that other workers have too is made in two: it hands its gradients to them,
-   and an Apply steps once theirs have come; in the order of batches, before the next forward or
-   when there is nothing else to do. A stage drains of it, too.
-8. Before `Start` it greets its neighbours, and is ready once their greetings have come.
-9. A worker lives for one round. A word to join the next one ends it; its `Counts` go on.
+6. A dead neighbour is not waited for, and nothing is sent to it. A neighbour that sends what does
+   not fit is treated as dead, and the coordinator hears of it, with the story of the batch.
+7. An Update of weights that other workers have too is made in two steps: it hands its gradients to
+   them, and an Apply makes the step once theirs have come; in the order of batches, before the next
+   forward or when there is nothing else to do. A stage drains of these as well.
+8. Before `Start` a worker greets its neighbours, and is ready once their greetings have come.
+9. A worker lives for one round. An order to join the next one ends it; its `Counts` go on.
+
+An arriving gradient passes `Worker.handle` (here), `Mail` (is it expected?), `Flights` (where it is
+kept), and the schedule, which sees it through `StageView` and names the op that uses it; `_start`
+then hands it over with the op.
 """
 
 from __future__ import annotations
@@ -43,13 +47,12 @@ from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.core.flights import Flights, Guard, Lag
-from asyncdni.core.greetings import PATIENCE_S, Greetings
 from asyncdni.core.inputs import Inputs, Replay
 from asyncdni.core.links import Links
 from asyncdni.core.mail import Mail
 from asyncdni.core.parts import Parts, StageView
 from asyncdni.core.position import CHECKPOINT, Barriers, Host, Position
-from asyncdni.core.post import Post
+from asyncdni.core.post import PATIENCE_S, Greetings, Post
 from asyncdni.core.results import Results
 from asyncdni.core.shares import Shares
 from asyncdni.core.story import Story, UnexpectedMessage
@@ -313,7 +316,7 @@ class Worker:
             self._start(op, now)
 
     def _pass_over(self, now: float) -> None:
-        """Batches that can't be used: whoever sends to or gets from this stage is told."""
+        """Skip batches that can't be used, and tell all that send to this stage or get from it."""
         for batch, nodes, in_training in self._inputs.voids():
             self._post.credit(now, nodes)
             if in_training:

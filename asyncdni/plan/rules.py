@@ -16,9 +16,9 @@ import msgspec
 from asyncdni import config
 from asyncdni.core.counts import Counts
 from asyncdni.core.flights import Guard, Lag
-from asyncdni.core.greetings import PATIENCE_S
 from asyncdni.core.inputs import Replay
 from asyncdni.core.position import Position
+from asyncdni.core.post import PATIENCE_S
 from asyncdni.core.shares import Shares
 from asyncdni.core.worker import Worker
 from asyncdni.errors import ConfigError
