@@ -11,6 +11,7 @@ from itertools import count
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import each
 
 from asyncdni.core.links import Incoming, Outgoing, initial_window
 
@@ -42,7 +43,7 @@ def test_counts_are_cumulative_so_an_older_grant_takes_nothing_back() -> None:
     link.check()
 
 
-@pytest.mark.parametrize(
+@each(
     ("window", "grants"),
     [
         (1, [2, 3, 4, 5, 6, 7, 8, 9]),
@@ -62,7 +63,7 @@ def test_grants_are_held_back_where_the_window_allows_it(window: int, grants: li
     assert given == grants
 
 
-@pytest.mark.parametrize("window", [*range(1, 70), 100, 256])
+@each("window", [*range(1, 70), 100, 256])
 def test_a_consumer_that_has_taken_all_has_granted_more(window: int) -> None:
     """However grants are held back, the producer is never left without credit."""
     link = Incoming(window, 256)
@@ -80,7 +81,7 @@ def test_a_window_given_as_a_number_stays() -> None:
     assert link.window == 3
 
 
-@pytest.mark.parametrize(("window_max", "expected"), [(1, 1), (3, 3), (256, 4)])
+@each(("window_max", "expected"), [(1, 1), (3, 3), (256, 4)])
 def test_both_ends_start_from_the_same_window(window_max: int, expected: int) -> None:
     assert initial_window("auto", window_max) == expected
     assert Incoming("auto", window_max).allowed == expected
@@ -166,7 +167,7 @@ class Line:
         heapq.heappush(self._events, (self.now + delay_s, next(self._order), kind, values))
 
 
-@pytest.mark.parametrize("round_trips", [0.1, 1, 3.5, 10, 40])
+@each("round_trips", [0.1, 1, 3.5, 10, 40])
 def test_the_window_grows_to_what_the_line_holds_and_stays(round_trips: float) -> None:
     """Round trip x rate + 2, and what is held back; then the consumer never waits again."""
     line = Line(round_trips / 2, 1.0, "auto", 256)

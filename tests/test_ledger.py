@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+from loops import each
 
 from asyncdni.core.ledger import Ledger, Scores
 from asyncdni.messages import Evaluated
@@ -50,7 +51,7 @@ def test_what_else_stands_in_a_manifest_is_left_there() -> None:
     assert Ledger.restored(state, "x").state() == ledger().state()
 
 
-@pytest.mark.parametrize("name", sorted(Ledger().state()))
+@each("name", sorted(Ledger().state()))
 def test_a_manifest_without_some_value_is_none(name: str) -> None:
     state = ledger().state()
     del state[name]
@@ -89,7 +90,7 @@ def test_what_happens_after_going_back_does_not_change_the_cut() -> None:
     assert cut == ledger()
 
 
-@pytest.mark.parametrize(
+@each(
     ("first", "second", "better"),
     [
         ((5, 1.0), (6, 9.0), True),
@@ -115,7 +116,7 @@ def test_the_best_is_known_after_coming_back_from_a_manifest() -> None:
     assert again.evaluated(scores(6), {})
 
 
-@pytest.mark.parametrize(("start", "planned", "left"), [(30, 2, 2), (29, 1, 1), (9, 0, 0)])
+@each(("start", "planned", "left"), [(30, 2, 2), (29, 1, 1), (9, 0, 0)])
 def test_barriers_that_all_are_behind_again_are_taken_back_with_their_evaluations(
     start: int, planned: int, left: int
 ) -> None:
@@ -128,7 +129,7 @@ def test_barriers_that_all_are_behind_again_are_taken_back_with_their_evaluation
     assert (one.planned, len(one.history), len(one.lifted)) == (planned, left, left)
 
 
-@pytest.mark.parametrize(
+@each(
     ("span", "planned", "left"),
     [
         ((12, 15), 1, [10]),

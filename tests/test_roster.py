@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
+from loops import each
 from office import Office, failure, hello, records, sent
 
 from asyncdni.core.events import Woke
@@ -10,14 +10,14 @@ from asyncdni.core.members import Phase
 from asyncdni.messages import PROTOCOL_VERSION, Hello, Refused, Welcome
 
 
-@pytest.mark.parametrize(("stage", "name"), [("b", "b"), ("b2", "b"), ("1", "b"), ("0", "a")])
+@each(("stage", "name"), [("b", "b"), ("b2", "b"), ("1", "b"), ("0", "a")])
 def test_a_worker_is_found_by_name_by_a_stage_of_it_or_by_index(stage: str, name: str) -> None:
     ((_, welcome),) = sent(Office().hear("x", hello(stage)), Welcome)
     assert isinstance(welcome, Welcome)
     assert welcome.stage == name
 
 
-@pytest.mark.parametrize(
+@each(
     ("word", "expected"),
     [
         (
@@ -56,7 +56,7 @@ def test_too_slow_a_start_names_who_is_missing() -> None:
     assert fail.text == "no worker for a, c has joined within 60 s (limits.startup_s)"
 
 
-@pytest.mark.parametrize("state", ["gathering", "connecting"])
+@each("state", ["gathering", "connecting"])
 def test_too_slow_a_worker_that_has_joined_is_named_too(state: str) -> None:
     """One that does not build its part, or finds its neighbours not."""
     office = getattr(Office(silence_s=100.0, stuck_s=100.0, restarts=0), state)()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from loops import each
 from office import Office, records, sent, to_all
 
 from asyncdni.messages import Evaluated, Resume, Save
 
 
-@pytest.mark.parametrize(
+@each(
     ("first", "second", "better"),
     [
         ({"correct": 5}, {"correct": 6, "loss": 9.0}, True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from loops import each
 
 from asyncdni.core.shares import Shares
 
@@ -29,7 +30,7 @@ def test_batches_are_applied_in_their_order() -> None:
     assert not shares.came("b", 0, "b0")  # and can't come any more
 
 
-@pytest.mark.parametrize("bound", [0, 1, 3])
+@each("bound", [0, 1, 3])
 def test_a_forward_waits_at_the_bound_on_the_oldest_update(bound: int) -> None:
     shares = Shares(("b",), bound=bound, ahead=bound)
     assert not shares.hold(5)
@@ -48,7 +49,7 @@ def test_a_sharer_can_not_be_further_ahead_than_its_bound_lets_it_be() -> None:
     shares.check(0)
 
 
-@pytest.mark.parametrize(("sharer", "batch"), [("c", 1), ("b", 0), ("b", -1)])
+@each(("sharer", "batch"), [("c", 1), ("b", 0), ("b", -1)])
 def test_strangers_and_repeated_batches_do_not_fit(sharer: str, batch: int) -> None:
     shares = Shares(("b",), bound=2, ahead=2)
     assert shares.came("b", 0, {})

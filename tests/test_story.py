@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hand import FORK, MIDDLE, Hand, activation, connect, drained, sends, trained
+from loops import each
 from pair import chain
 
 from asyncdni.core.events import Action, UserStop, Woke
@@ -95,7 +96,7 @@ def check_text(text: str, hand: Hand, message: Message) -> None:
         assert f"got {type(message).__name__} from {sender}" in text
 
 
-@pytest.mark.parametrize("case", of_neighbours())
+@each("case", of_neighbours())
 def test_a_neighbour_whose_word_does_not_fit_is_accused_and_not_heard_any_more(case: str) -> None:
     hand, message = of_neighbours()[case]
     found = accused(hand(message))
@@ -107,7 +108,7 @@ def test_a_neighbour_whose_word_does_not_fit_is_accused_and_not_heard_any_more(c
     assert hand.op is None
 
 
-@pytest.mark.parametrize("case", of_the_coordinator())
+@each("case", of_the_coordinator())
 def test_a_word_of_the_coordinator_that_does_not_fit_is_an_error(case: str) -> None:
     hand, message = of_the_coordinator()[case]
     with pytest.raises(RemoteProtocolError) as caught:
@@ -115,7 +116,7 @@ def test_a_word_of_the_coordinator_that_does_not_fit_is_an_error(case: str) -> N
     check_text(str(caught.value), hand, message)
 
 
-@pytest.mark.parametrize("sender", [DATA, "stage 0", COORDINATOR, "x"])
+@each("sender", [DATA, "stage 0", COORDINATOR, "x"])
 def test_what_no_neighbour_can_have_sent_is_dropped_and_nobody_accused(sender: str) -> None:
     """Neither may the host be accused of what it can't have sent, nor the coordinator be lost."""
     hand = trained(HOST, 0)
