@@ -6,6 +6,7 @@ from itertools import permutations
 from typing import Any
 
 import pytest
+from each import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from office import NAMES, Office, built, end, failure, hello, records, sent, to_all
@@ -54,7 +55,7 @@ from asyncdni.schedules.synthetic import Synthetic
 # --- the start -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", list(permutations(NAMES)), ids="".join)
+@each("order", permutations(NAMES))
 def test_workers_may_join_build_and_get_ready_in_any_order(order: tuple[str, ...]) -> None:
     office = Office(experiment={"seed": 1}, folder="runs/7", trace=True)
     for name in order:
@@ -87,10 +88,9 @@ def test_what_could_not_be_restored_is_told_to_the_user() -> None:
     assert (record["stage"], record["text"]) == ("b", "its snapshot is torn")
 
 
-@pytest.mark.parametrize(
+@each(
     "message",
     [Beat(), Drained(1, 0, EVALUATE, 1), Failed("DataError", "x", ""), Ready(1), built()],
-    ids=lambda message: type(message).__name__,
 )
 def test_a_stranger_is_not_heard_and_told_to_go(message: Message) -> None:
     """It may be one that was held to be dead, and comes back."""
@@ -172,7 +172,7 @@ def test_workers_that_have_forwarded_different_numbers_of_batches_end_the_run() 
 RESUME = "asyncdni train --resume runs/1"
 
 
-@pytest.mark.parametrize("state", ["gathering", "connecting"])
+@each("state", ["gathering", "connecting"])
 def test_a_stop_before_the_start_ends_the_run_at_once(state: str) -> None:
     office = getattr(Office(resume=RESUME), state)()
     actions = office(UserStop())
@@ -230,7 +230,7 @@ def test_a_stop_while_a_cut_is_being_saved_takes_no_second_one() -> None:
     assert failure(office.saved("final")).kind == "Interrupted"
 
 
-@pytest.mark.parametrize("state", ["started", "evaluating", "saving"])
+@each("state", ["started", "evaluating", "saving"])
 def test_a_second_stop_ends_the_run_at_once(state: str) -> None:
     office = getattr(Office(resume=RESUME), state)()
     office(UserStop())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
+from each import each
 from office import NAMES, Office, built, end, failure, hello, records, sent, to_all
 
 from asyncdni.core.events import Action, Exited, Fail, Looked, Received, Rejected, UserStop, Woke
@@ -79,8 +79,8 @@ WAYS = {
 }
 STATES = ("started", "evaluating", "saving")
 
-each_way = pytest.mark.parametrize(("way", "kind"), WAYS.values(), ids=WAYS)
-each_state = pytest.mark.parametrize("state", STATES)
+each_way = each(("way", "kind"), WAYS.values())
+each_state = each("state", STATES)
 
 
 def at(state: str, **roster: Any) -> Office:
@@ -151,7 +151,7 @@ def test_where_all_learn_by_themselves_the_others_go_on(way: Way, kind: str, sta
 
 
 @each_way
-@pytest.mark.parametrize("goes_on", [False, True])
+@each("goes_on", [False, True])
 def test_after_a_stop_it_is_replaced_as_ever_and_all_is_saved_then(
     way: Way, kind: str, goes_on: bool
 ) -> None:
@@ -247,7 +247,7 @@ def test_one_that_is_starved_for_as_long_as_one_may_be_stuck_is_replaced() -> No
     assert "has not moved for 30.0 s" in failure(silent(office, 100.0)).text
 
 
-@pytest.mark.parametrize("sight", [Sight.BUSY, Sight.UNSEEN])
+@each("sight", [Sight.BUSY, Sight.UNSEEN])
 def test_one_that_computes_or_is_out_of_sight_is_given_five_times_as_long(sight: Sight) -> None:
     office = Office(restarts=0).started()
     office.sights["b"] = sight
@@ -331,7 +331,7 @@ def test_the_exit_of_one_that_is_known_to_be_dead_is_no_second_death() -> None:
     assert office.phase is Phase.TRAINING
 
 
-@pytest.mark.parametrize("kind", ["ConfigError", "DataError", "CheckpointError", "AsyncDNIError"])
+@each("kind", ["ConfigError", "DataError", "CheckpointError", "AsyncDNIError"])
 def test_what_would_happen_again_ends_the_run(kind: str) -> None:
     office = Office().started()
     fail = failure(office.hear("b", Failed(kind, "row 3", "Traceback")))
@@ -347,8 +347,8 @@ def test_the_first_error_aborts_all_and_nothing_comes_after_it() -> None:
     assert [office(event) for event in later] == [[]] * 4
 
 
-@pytest.mark.parametrize(
-    ("state", "name", "message"),
+@each(
+    "state, name, message",
     [
         ("gathering", "a", Ready(1)),
         ("started", "a", hello("a")),
@@ -404,7 +404,7 @@ ABSURD: list[tuple[str, str, Message, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("state", "name", "message", "why"), ABSURD)
+@each("state, name, message, why", ABSURD)
 def test_a_number_that_can_not_be_is_the_death_of_its_sender_and_goes_nowhere(
     state: str, name: str, message: Message, why: str
 ) -> None:
@@ -421,7 +421,7 @@ def test_a_second_word_that_all_is_built_does_not_fit() -> None:
     assert records(office.build("a"), "lost")[0]["stage"] == "a"
 
 
-@pytest.mark.parametrize(("worker", "incarnation"), [("b", 2), ("b", 0), ("x", 1), ("data", 1)])
+@each("worker, incarnation", [("b", 2), ("b", 0), ("x", 1), ("data", 1)])
 def test_an_accusation_of_nobody_who_is_here_is_ignored(worker: str, incarnation: int) -> None:
     """Its process has been replaced since, or there never was one."""
     assert Office().started().hear("a", Accused(worker, incarnation, "x")) == []

@@ -13,8 +13,8 @@ from pair import Bench, chain, roster_of
 
 from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import Fail, Finish, Woke
-from asyncdni.core.links import PATIENCE_S
 from asyncdni.core.members import Phase
+from asyncdni.core.post import PATIENCE_S
 from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.messages import COORDINATOR, Greeting, Message, Ready, Start, Unheard
 from asyncdni.plan.build import Design

@@ -105,7 +105,7 @@ def test_a_change_is_told_to_the_coordinator_with_the_mean_cosine() -> None:
     hand.forward()
     hand.gradient()
     assert sends(hand.fit(-0.25), Guarded) == [(COORDINATOR, Guarded(True, -0.25))]
-    assert hand.worker.waiting
+    assert hand.worker.view.waiting
     counters = hand.worker.counters()
     assert (counters["waiting"], counters["fallbacks"]) == (1, 1)
 
@@ -138,7 +138,7 @@ def test_a_consumer_that_dies_while_it_waits_for_its_gradient_does_not_keep_it_w
         while hand.op is not None:
             hand.finish({"h": "h"})
     assert hand.worker.counts.batches == 6
-    assert not hand.worker.flights
+    assert not hand.worker.view.flights
 
 
 def test_while_it_waits_one_batch_is_in_flight_and_learns_from_the_true_gradient() -> None:
@@ -150,7 +150,7 @@ def test_while_it_waits_one_batch_is_in_flight_and_learns_from_the_true_gradient
     hand.forward()
     assert hand.op is None  # no prediction, no update
     hand(activation(2))
-    assert hand.op is None and list(hand.worker.flights) == [1]
+    assert hand.op is None and list(hand.worker.view.flights) == [1]
     hand.gradient()
     done = []
     while hand.op is not None and hand.op.batch == 1:

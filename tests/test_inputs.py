@@ -132,12 +132,12 @@ def test_tests_and_training_do_not_mix() -> None:
 def test_with_synthetic_inputs_data_alone_are_forwarded_and_activations_are_learned() -> None:
     inputs = Inputs(FED)
     assert inputs.add(0, DATA, 4, "x")
-    assert list(inputs.train.ready) == [0] and not inputs.true_ready
+    assert list(inputs.train.ready) == [0] and not inputs.true.ready
     arrival, nodes = inputs.take(Op(OpKind.FORWARD, 0))
     assert (arrival.tensors, nodes) == ({DATA: "x"}, (DATA,))
     assert not inputs.empty  # the input model has still to learn
     assert inputs.add(0, "p", 4, "h")
-    assert list(inputs.true_ready) == [0]
+    assert list(inputs.true.ready) == [0]
     arrival, nodes = inputs.take(Op(OpKind.FIT_INPUT, 0))
     assert (arrival.tensors, nodes) == ({"p": "h", DATA: "x"}, ("p",))
     assert inputs.empty

@@ -183,8 +183,8 @@ def test_what_is_kept_does_not_grow_while_one_is_away() -> None:
     bench = without("stage 2", Synthetic(), batches=300)
     for name in ("stage 0", "stage 1"):
         worker = bench.workers[name]
-        assert len(worker.flights) <= 4
-        assert len(worker._flights._skipped) <= 4
+        assert len(worker.view.flights) <= 4
+        assert len(worker.parts.flights._skipped) <= 4
     in_flight = {batch for name, batch in bench.released if name == "stage 1"}
     assert len(in_flight) >= 296
 

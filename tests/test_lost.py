@@ -75,7 +75,7 @@ def test_what_waited_for_the_dead_is_released_and_those_who_wait_in_turn_are_tol
     actions = hand(Lost("c"))
     assert released(actions) == [0, 1, 2]
     assert sends(actions) == [("p", Skipped("m", 7, batch)) for batch in range(3)]
-    assert not hand.worker.flights
+    assert not hand.worker.view.flights
     assert hand.worker.counts.dropped == 3
 
 
@@ -112,7 +112,7 @@ def test_another_consumer_still_gets_all_and_its_gradients_come_in_vain() -> Non
     hand.finish_until("U1")
     assert hand(Gradient("d", 1, 1, {"d": "g"})) == []
     assert hand.worker.counts.late == 1
-    assert not hand.worker.flights
+    assert not hand.worker.view.flights
 
 
 def test_a_forward_under_way_ends_without_its_sending() -> None:
@@ -184,7 +184,7 @@ def test_no_gradient_and_no_credit_go_there() -> None:
     hand(Gradient("c", 1, 0, {"c": "g"}))
     hand.finish_until("T0")
     assert sends(hand.finish({"p": {"m": "g"}})) == []
-    assert not hand.worker.flights
+    assert not hand.worker.view.flights
 
 
 def test_batches_of_a_join_that_need_it_are_void_in_order_and_all_are_told() -> None:
@@ -235,7 +235,7 @@ def test_a_join_of_two_dead_ones_and_one_that_lives_goes_on_to_the_barrier() -> 
     hand(Lost("q"))
     hand(activation(1, "r"))
     assert hand.worker.counts.missed == 2
-    assert hand.worker._inputs.empty
+    assert hand.worker.parts.inputs.empty
 
 
 def test_who_predicts_its_inputs_learns_on_from_the_data_alone() -> None:
@@ -250,7 +250,7 @@ def test_who_predicts_its_inputs_learns_on_from_the_data_alone() -> None:
         hand.finish_until(f"U{batch}")
     assert hand.op is None  # and no input model to train
     assert hand.worker.counters()["updates"] == 20
-    assert hand.worker._inputs.empty
+    assert hand.worker.parts.inputs.empty
 
 
 def test_a_dead_host_is_all_that_it_sends() -> None:
@@ -287,7 +287,7 @@ def working() -> Hand:
 def closed() -> Hand:
     hand = trained(batches=2)
     hand(Barrier("p", 1, 0, EVALUATE))
-    assert hand.worker.closed and hand.worker.phase is Phase.TRAINING
+    assert hand.worker.view.closed and hand.worker.phase is Phase.TRAINING
     return hand
 
 
@@ -309,13 +309,13 @@ def test_it_ends_whatever_is_under_way_and_lets_go_of_all_batches(
     state: Callable[[], Hand],
 ) -> None:
     hand = state()
-    in_flight = sorted(hand.worker.flights)
+    in_flight = sorted(hand.worker.view.flights)
     actions = hand(Rejoin(9, "keep"))
     assert released(actions) == in_flight
     (stop,) = [action for action in actions if isinstance(action, Stop)]
     assert stop.rejoin == Rejoin(9, "keep") and not stop.failed
     assert sends(actions) == []
-    assert not hand.worker.flights
+    assert not hand.worker.view.flights
     assert hand.worker.phase is Phase.LEFT
     late = [activation(9), Start(), Resume(0), Evaluate(0), Close(FINAL), Rejoin(10, "initial")]
     assert [hand(word) for word in late] == [[]] * len(late)
@@ -373,4 +373,4 @@ def test_no_schedule_stumbles_over_a_neighbour_that_dies(
             continue
         assert not {to for to, _ in sends(actions)} & dead
     hand(Rejoin(8, "keep"))
-    assert not hand.worker.flights
+    assert not hand.worker.view.flights

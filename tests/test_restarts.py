@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from office import Office, failure, hello, records
 
 from asyncdni.core.events import Woke
-from asyncdni.core.members import Phase, Recovery
+from asyncdni.core.liveness import Recovery
+from asyncdni.core.members import Phase
 
 
 def waits(deaths: int) -> list[float]:

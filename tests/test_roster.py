@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from each import each
 from office import Office, failure, hello, records, sent
 
@@ -57,7 +56,7 @@ def test_too_slow_a_start_names_who_is_missing() -> None:
     assert fail.text == "no worker for a, c has joined within 60 s (limits.startup_s)"
 
 
-@pytest.mark.parametrize("state", ["gathering", "connecting"])
+@each("state", ["gathering", "connecting"])
 def test_too_slow_a_worker_that_has_joined_is_named_too(state: str) -> None:
     """One that does not build its part, or finds its neighbours not."""
     office = getattr(Office(silence_s=100.0, stuck_s=100.0, restarts=0), state)()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from each import each
 from office import NAMES, Office, built, failure, hello, records, sent, to_all
 
 from asyncdni.core.events import Action, UserStop
@@ -116,7 +117,7 @@ def test_after_going_back_barriers_since_the_cut_are_set_again_under_new_numbers
         assert (connect.barrier, connect.planned, connect.start) == (1, 0, 0)
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
+@each("goes_on", [False, True])
 def test_a_barrier_at_which_somebody_died_is_set_again_under_the_same_number(
     goes_on: bool,
 ) -> None:
@@ -127,7 +128,7 @@ def test_a_barrier_at_which_somebody_died_is_set_again_under_the_same_number(
     assert sent(office.score())
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
+@each("goes_on", [False, True])
 def test_an_evaluation_counts_once_also_where_somebody_died_before_its_barrier_was_lifted(
     goes_on: bool,
 ) -> None:
@@ -160,7 +161,7 @@ def test_words_of_an_older_incarnation_are_ignored() -> None:
     assert office.drain("b", "c") == []  # the older word was not a's
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
+@each("goes_on", [False, True])
 def test_what_was_on_its_way_from_a_barrier_means_nothing_while_a_round_is_made(
     goes_on: bool,
 ) -> None:
@@ -182,8 +183,8 @@ def test_words_of_a_process_that_has_been_replaced_are_ignored() -> None:
 # --- deaths while a round is being made ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
-@pytest.mark.parametrize("second", ["a", "b"])
+@each("goes_on", [False, True])
+@each("second", ["a", "b"])
 def test_a_death_while_others_build_waits_for_that_one_too(goes_on: bool, second: str) -> None:
     """Of a neighbour, or of the replacement itself."""
     office = Office(goes_on=goes_on).started()
@@ -203,8 +204,8 @@ def test_a_death_while_others_build_waits_for_that_one_too(goes_on: bool, second
     assert sent(office.ready()) == to_all(Start())
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
-@pytest.mark.parametrize("second", ["a", "b"])
+@each("goes_on", [False, True])
+@each("second", ["a", "b"])
 def test_a_death_while_all_connect_makes_a_new_round_of_the_same_kind(
     goes_on: bool, second: str
 ) -> None:
@@ -262,7 +263,7 @@ def test_two_that_die_at_once_are_both_replaced_before_all_go_on() -> None:
 # --- a stop meanwhile, and what it has cost -------------------------------------------------------
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
+@each("goes_on", [False, True])
 def test_a_stop_while_a_worker_is_replaced_waits_for_it_to_save_all(goes_on: bool) -> None:
     office = Office(goes_on=goes_on).started()
     office.kill("b")
@@ -276,7 +277,7 @@ def test_a_stop_while_a_worker_is_replaced_waits_for_it_to_save_all(goes_on: boo
     assert ("a", Close(FINAL)) in sent(office.ready())
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
+@each("goes_on", [False, True])
 def test_but_not_where_it_is_to_be_started_by_hand(goes_on: bool) -> None:
     office = Office(goes_on=goes_on, launched=False).started()
     office.kill("b")
@@ -340,7 +341,7 @@ def test_behind_numbers_that_went_wrong_what_is_gone_back_behind_is_lost() -> No
     assert (opened["start"], opened["lost_updates"], opened["again"]) == (51, {"b": 50}, False)
 
 
-@pytest.mark.parametrize(("restore", "again"), [("checkpoints/000001", True), ("snapshots", False)])
+@each("restore, again", [("checkpoints/000001", True), ("snapshots", False)])
 def test_a_run_that_is_taken_up_again_tells_what_an_earlier_one_had_done_since(
     restore: str, again: bool
 ) -> None:

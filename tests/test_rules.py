@@ -155,10 +155,10 @@ def test_a_locked_stage_answers_those_that_are_not_as_the_run_says() -> None:
 
 def test_replay_and_guard_are_for_those_that_can_use_them() -> None:
     replaying = workers(make({"name": "local_loss", "replay": 3}))
-    kept = {name: worker._inputs.replay._size for name, worker in replaying.items()}
+    kept = {name: worker.parts.inputs.replay._size for name, worker in replaying.items()}
     assert kept == {"s0": 0, "s1": 3, "s2": 3, "top": 3}  # s0 has new data at any time
     guarded = workers(make({"name": "synthetic", "guard": {"window": 8}}))
-    assert {name: worker._guard is not None for name, worker in guarded.items()} == {
+    assert {name: worker.parts.guard is not None for name, worker in guarded.items()} == {
         **dict.fromkeys(("s0", "s1", "s2"), True),
         "top": False,
     }

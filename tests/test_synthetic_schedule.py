@@ -128,14 +128,14 @@ def test_the_oldest_batch_is_given_up_where_too_many_wait_for_their_gradient() -
     assert [batch for name, batch in bench.released if name == "stage 1"] == [0, 1, 2, 3]
     skipped = [m.batch for m in bench.messages(Skipped, "stage 1") if isinstance(m, Skipped)]
     assert skipped == [0, 1, 2, 3]
-    assert list(middle.flights) == [4, 5]
+    assert list(middle.view.flights) == [4, 5]
     assert letters(bench, "stage 1", "U") == [f"U{i}" for i in range(6)]
 
 
 def test_who_waits_for_a_batch_that_was_given_up_gives_it_up_too() -> None:
     bench = with_lag(6, lag=1)
     assert set(range(4)) <= {batch for name, batch in bench.released if name == "stage 0"}
-    assert len(bench.workers["stage 0"].flights) <= 2
+    assert len(bench.workers["stage 0"].view.flights) <= 2
 
 
 def test_with_no_lag_at_all_each_batch_is_given_up_for_the_next() -> None:

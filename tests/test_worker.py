@@ -158,7 +158,7 @@ def test_with_automatic_windows_the_widest_is_what_counts() -> None:
 def test_a_barrier_of_no_kind_is_dropped() -> None:
     hand = trained()
     assert accused(hand(Barrier("p", 1, 0, "soon"))) == ["p"]
-    assert not hand.worker.closed
+    assert not hand.worker.view.closed
 
 
 OUT_OF_PLACE = [
@@ -242,7 +242,7 @@ def test_a_skipped_batch_is_released_and_the_skip_passed_on() -> None:
     assert [a.batch for a in actions if isinstance(a, Release)] == [0]
     skip = Skipped("f", 7, 0)
     assert sends(actions) == [("p", skip), ("q", skip)]
-    assert not hand.worker.flights
+    assert not hand.worker.view.flights
 
 
 def test_a_skip_while_the_batch_is_being_learned_from_waits_for_its_update() -> None:
@@ -273,7 +273,7 @@ def test_what_a_host_keeps_of_its_own_data_link_does_not_grow_with_the_run() -> 
     bench = Bench(chain(1, barriers=(200,)), Synthetic()).train()
     host = bench.workers["stage 0"]
     assert host.counts.batches == 200
-    assert len(host._links.incoming[DATA]._grants) <= 4
+    assert len(host.parts.links.incoming[DATA]._grants) <= 4
 
 
 def test_counters_tell_staleness_in_updates_of_the_stage() -> None:

@@ -1,4 +1,4 @@
-"""What one worker has done so far, over all its rounds: it outlives the `Worker` of each.
+"""What one worker has done so far, over all its rounds: counters and distributions of counts.
 
 Every training batch that the host has read either was forwarded here (`batches`) or has passed
 without (`missed`: skipped on its way, or lost with a process that died); so both together are the
@@ -22,22 +22,19 @@ __all__ = [
     "read_distribution",
 ]
 
-# --- tally ---------------------------------------------------------------------------------------
-#
-# A distribution in a few numbers: counts of values in bins that double in width.
-#
-# What is counted ten thousand times a second, such as the staleness of each gradient, can't be kept
-# value by value, and a mean hides its tail. A `Tally` keeps count, sum and greatest exactly, and
-# the shape by power-of-two bins; its flat counters travel in a `Report`, and whoever reads them can
-# make a `Distribution` of them again, with estimated quantiles.
-
 #: The upper edge of each bin, itself inside: 0, 1, 2, 3-4, 5-8, …; one more bin has all above.
 EDGES = (0, *(2**power for power in range(13)))
 EDGE_NAMES = (*map(str, EDGES), "inf")
 
 
 class Tally:
-    """Counts non-negative values: batches, updates, milliseconds."""
+    """A distribution of non-negative values (batches, updates, milliseconds) in a few numbers.
+
+    What is counted ten thousand times a second, such as the staleness of each gradient, can't be
+    kept value by value, and a mean hides its tail. So count, sum and greatest are kept exactly, and
+    the shape by bins that double in width. The flat counters of a tally travel in a `Report`;
+    `read_distribution` makes a `Distribution` of them again, with estimated quantiles.
+    """
 
     __slots__ = ("bins", "count", "max", "sum")
 
@@ -139,7 +136,7 @@ _STATE = ("batches", "missed", "samples", "updates", "read")
 
 
 class Counts:
-    """Counters and distributions, changed by the parts of a worker."""
+    """Counters of one worker, changed by its parts; they outlive the `Worker` of each round."""
 
     def __init__(self) -> None:
         self.batches = 0  # training batches forwarded, replays left out
@@ -171,11 +168,11 @@ class Counts:
         self.read = max(self.read, start)
 
     def state(self) -> dict[str, int]:
-        """What goes to disk with the stage's state."""
+        """The counters that go to disk with the stage's state."""
         return {name: getattr(self, name) for name in _STATE}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Count on from what `state` has said."""
+        """Count on from what `state` had returned."""
         for name in _STATE:
             setattr(self, name, int(state.get(name, 0)))
 

@@ -62,7 +62,7 @@ class Flights:
         self._forwarded_at[batch] = now, self.last_forwarded
 
     def missed(self, batch: int) -> None:
-        """A batch does not come to this stage; gradients that are here already are for nothing."""
+        """A batch does not come to this stage: let go of gradients that are here already."""
         self.last = batch
         self._gradients.pop(batch, None)
         self._skipped.pop(batch, None)
@@ -114,7 +114,7 @@ class Flights:
         }
 
     def done(self, op: Op, now: float) -> None:
-        """An op on a batch in flight is done (or an Update on behalf of none)."""
+        """Take note that an op on a batch in flight is done, or an Update on behalf of none."""
         flight, kind = self.by_batch.get(op.batch), op.kind
         if flight is not None:
             flight.done += op.letter
@@ -127,7 +127,7 @@ class Flights:
                 self._note_age(flight, now)
 
     def _note_age(self, flight: Flight, now: float) -> None:
-        """Of a true gradient that is being learned from."""
+        """Count how stale a true gradient is that is being learned from."""
         counts = self._counts
         counts.staleness.add(counts.updates - flight.version)
         then, last = self._forwarded_at[flight.batch]
@@ -146,7 +146,7 @@ class Flights:
             self.newest = None
 
     def lose(self, consumer: str) -> None:
-        """It is dead: what it has not sent will not come."""
+        """A consumer is dead: gradients that it has not sent will not come."""
         for batch, flight in self.by_batch.items():
             if not flight.arrived:
                 self.skip(batch, consumer)
@@ -166,21 +166,19 @@ class Flights:
             self.arrived.append(flight.batch)
 
 
-# --- lag -----------------------------------------------------------------------------------------
-#
-# The contract on staleness: how far a stage may be ahead of the gradients that it awaits.
-#
-# The lag of a link is counted in batches: the one forwarded last minus the oldest one whose
-# gradient this consumer still owes. It never exceeds the link's bound; `check` asserts it.
-#
-# ```
-# forwarded  0 1 2 3 4        bound 3: batch 5 would be 4 ahead of batch 1
-# owed         1   3 4        "wait": 5 is not forwarded;  "drop": 1 is given up first
-# ```
-
-
 class Lag:
-    """Bounds by consumer; no bound where there is none."""
+    """The contract on staleness: how far a stage may be ahead of the gradients that it awaits.
+
+    The lag of a link is counted in batches: the one forwarded last minus the oldest one whose
+    gradient this consumer still owes. It never exceeds the link's bound; `check` asserts it.
+
+    ```
+    forwarded  0 1 2 3 4        bound 3: batch 5 would be 4 ahead of batch 1
+    owed         1   3 4        "wait": 5 is not forwarded;  "drop": 1 is given up first
+    ```
+
+    `bounds` are by consumer; one that is not among them has no bound.
+    """
 
     def __init__(self, bounds: Mapping[str, int] | None = None, *, drop: bool = False) -> None:
         self.drop = drop  # the oldest batch is given up at the bound; otherwise forwards wait
@@ -188,7 +186,7 @@ class Lag:
         self.greatest = dict.fromkeys(self._bounds, 0)  # that has been, by consumer
 
     def carry(self, greatest: dict[str, int]) -> None:
-        """Note the greatest lags there, on top of those of earlier rounds."""
+        """Note the greatest lags in this table, which goes on from earlier rounds."""
         for consumer in self._bounds:
             greatest.setdefault(consumer, 0)
         self.greatest = greatest
@@ -215,23 +213,20 @@ class Lag:
         assert overdue is None, f"batch {last} is too far ahead of batch {overdue}: {self._bounds}"
 
 
-# --- guard ---------------------------------------------------------------------------------------
-#
-# Whether a stage may trust its generator: the mean cosine to the true gradients over a window.
-#
-# ```
-# above  . . . . . . . . . . . . . . *  . . .     a full window at or over `above`: go on
-#        *                       *
-# below  . . * . . . . . . . * . . . . . . .      a full window under `below`: wait
-#                *   *   *
-#        learns  | waits             | learns at once
-# ```
-#
-# Each change empties the window, so that what it was decided by is not used twice.
-
-
 class Guard:
-    """`waiting`: learn from true gradients alone."""
+    """Whether a stage may trust its generator: its mean cosine to the true gradients over a window.
+
+    ```
+    above  . . . . . . . . . . . . . . *  . . .     a full window at or over `above`: go on
+           *                       *
+    below  . . * . . . . . . . * . . . . . . .      a full window under `below`: wait
+                   *   *   *
+           learns  | waits             | learns at once
+    ```
+
+    While `waiting`, the stage learns from true gradients alone. Each change empties the window, so
+    that what it was decided by is not used twice.
+    """
 
     def __init__(self, window: int, below: float, above: float) -> None:
         self.waiting = False

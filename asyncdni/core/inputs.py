@@ -13,23 +13,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from asyncdni.core.flights import Flights
-from asyncdni.core.links import Links
 from asyncdni.core.position import Position
-from asyncdni.core.shares import Shares
-from asyncdni.errors import RemoteProtocolError
-from asyncdni.messages import DATA, Activation, Barrier, Credit, Gradient, Message, Shared, Skipped
+from asyncdni.messages import DATA
 from asyncdni.schedules.base import Op, OpKind
 
-__all__ = ["Arrival", "Inbox", "Inputs", "Mail", "Replay"]
-
-# --- inbox ---------------------------------------------------------------------------------------
-#
-# Batches on their way in: what has come from which producer, and what is complete.
+__all__ = ["Arrival", "Inbox", "Inputs", "Replay"]
 
 
 @dataclass(slots=True)
@@ -111,7 +103,7 @@ class Inbox:
         assert set(self.ready) == set(self._complete)
 
     def _heard(self, batch: int, node: str, arrival: Arrival) -> None:
-        """Of one producer about one batch; `last` ends the test set, whose ids start anew."""
+        """A producer has spoken about a batch; the last of a test set makes ids start anew."""
         self._due[node] = 0 if arrival.last else batch + 1
         if len(arrival.tensors) + arrival.skipped == len(self._producers):
             del self._partial[batch]
@@ -128,13 +120,10 @@ class Inbox:
                 self._heard(batch, node, arrival)
 
 
-# --- replay --------------------------------------------------------------------------------------
-#
-# Inputs that a stage keeps to learn from once more while no new one is here.
-
-
 class Replay:
-    """The last `size` inputs, each used at most `uses_max` times, its first use included.
+    """The last `size` inputs, kept to learn from once more while no new one is here.
+
+    Each is used at most `uses_max` times, its first use included.
 
     The least used comes first, the freshest among them (Belilovsky et al. 2019, section 4).
     """
@@ -146,7 +135,7 @@ class Replay:
         self._uses: dict[int, int] = {}
 
     def keep(self, batch: int, arrival: Arrival) -> None:
-        """A new input is being used for the first time."""
+        """Keep a new input, which is being used for the first time."""
         if self._size == 0:
             return
         if len(self._kept) == self._size:
@@ -162,7 +151,7 @@ class Replay:
         return (min(self._kept, key=lambda batch: (self._uses[batch], -batch)),)
 
     def use(self, batch: int) -> Arrival:
-        """Once more."""
+        """Hand over a kept input, to be used once more."""
         arrival = self._kept[batch]
         self._uses[batch] += 1
         if self._uses[batch] >= self._uses_max:
@@ -170,7 +159,7 @@ class Replay:
         return arrival
 
     def clear(self) -> None:
-        """After a barrier old inputs are too old."""
+        """Forget all inputs: after a barrier they are too old."""
         self._kept.clear()
         self._uses.clear()
 
@@ -184,7 +173,7 @@ class Replay:
 
 
 class Inputs:
-    """Inboxes by purpose. Which activations a batch is made of is the position's business."""
+    """Inboxes by purpose; the position says which activations a batch is made of."""
 
     def __init__(self, position: Position, replay: Replay | None = None) -> None:
         self.train_nodes = position.train_inputs
@@ -201,11 +190,6 @@ class Inputs:
     def empty(self) -> bool:
         """Nothing of training is left."""
         return not len(self.train) and not (self.true_nodes and len(self.true))
-
-    @property
-    def true_ready(self) -> Sequence[int]:
-        """Batches for the input model, oldest first."""
-        return self.true.ready
 
     def add(
         self,
@@ -276,120 +260,3 @@ class Inputs:
     def check(self) -> None:
         for part in (self.train, self.test, self.true, self.replay):
             part.check()
-
-
-# --- mail ----------------------------------------------------------------------------------------
-#
-# What neighbours send, held against what they may send, and put where it belongs.
-
-_NOBODY = -1  # no process has this incarnation
-
-
-class Mail:
-    """Each method raises `RemoteProtocolError` for a message that does not fit."""
-
-    def __init__(
-        self,
-        position: Position,
-        flights: Flights,
-        links: Links,
-        inputs: Inputs,
-        shares: Shares,
-        misfit: Callable[[Message, str], RemoteProtocolError],
-    ) -> None:
-        """`misfit` makes the error for a message that does not fit, and says what is wrong."""
-        self.incarnations: dict[str, int] = {}  # of the neighbours
-        self._position = position
-        self._flights = flights
-        self._links = links
-        self._inputs = inputs
-        self._shares = shares
-        self._misfit = misfit
-
-    def is_current(self, message: Message) -> bool:
-        """Not what an older process of that stage has left on the wire."""
-        home = self._position.home(getattr(message, "sender", ""))
-        self._expect(home != self._position.name, message)
-        known = self.incarnations.get(home)
-        return known is None or known == getattr(message, "incarnation", known)
-
-    def fits_its_link(self, message: Message) -> bool:
-        """Such a message goes from its sender to here at all."""
-        sender, position = getattr(message, "sender", ""), self._position
-        match message:
-            case Activation() | Barrier():
-                return sender in position.inputs
-            case Gradient():
-                return sender in position.consumers
-            case Shared():
-                return sender in position.sharers
-            case Credit(node=node):
-                return (node, sender) in self._links.outgoing
-        return sender in (*position.inputs, *position.consumers)
-
-    def lose(self, worker: str) -> None:
-        """Whatever still comes from it is not wanted."""
-        self.incarnations[worker] = _NOBODY
-
-    def activation(self, message: Activation, now: float) -> None:
-        link = self._links.incoming.get(message.sender)
-        self._expect(link is not None and link.received < link.allowed, message)
-        assert link is not None
-        self._check_rows(message)
-        link.arrived(message.waited, now)
-        fits = self._inputs.add(
-            message.batch,
-            message.sender,
-            message.samples,
-            message.tensors,
-            evaluate=message.evaluate,
-            last=message.last,
-        )
-        self._expect(fits, message)
-
-    def gradient(self, message: Gradient) -> bool:
-        """False where nobody waits for it any more."""
-        batch, sender = message.batch, message.sender
-        self._expect(self._may_answer(sender, batch), message)
-        self._expect(not self._flights.gave(batch, sender), message)
-        return self._flights.gradient(batch, sender, message.tensors)
-
-    def shared(self, message: Shared) -> None:
-        self._expect(self._shares.came(message.sender, message.batch, message.tensors), message)
-
-    def skipped(self, message: Skipped) -> None:
-        batch, sender = message.batch, message.sender
-        if sender in self._position.inputs:
-            self._expect(self._inputs.skip(batch, sender), message)
-            return
-        self._expect(self._may_answer(sender, batch), message)
-        self._flights.skip(batch, sender)
-
-    def credit(self, message: Credit) -> None:
-        link = self._links.outgoing.get((message.node, message.sender))
-        self._expect(link is not None, message)
-        assert link is not None
-        taken, allowed = message.taken, message.allowed
-        why = f"of {link.sent} sent it says {taken} taken, {allowed} allowed"
-        self._expect(link.fits(taken, allowed), message, why)
-        link.granted(message.taken, message.allowed)
-
-    def _may_answer(self, sender: str, batch: int) -> bool:
-        """A consumer, about a batch that was sent to it, or will be if it need not wait for it."""
-        known = batch <= self._flights.last or self._position.consumers_ahead
-        return sender in self._position.consumers and batch >= 0 and known
-
-    def _check_rows(self, message: Activation) -> None:
-        """An activation has the samples of its batch, and is the last of the test set or not."""
-        rows, batch, evaluate = self._position.rows, message.batch, message.evaluate
-        if rows is None:
-            return
-        due = rows.of_test(batch) if evaluate else rows.of(batch)
-        self._expect(message.samples == due, message, f"it has {message.samples} rows, not {due}")
-        last = evaluate and rows.ends_test(batch)
-        end = "the last" if last else "not the last"
-        self._expect(message.last == last, message, f"that batch is {end} of the test set")
-
-    def _expect(self, fits: bool, message: Message, why: str = "") -> None:
-        if not fits:
-            raise self._misfit(message, why)

@@ -12,20 +12,18 @@ from typing import Any
 
 from asyncdni.messages import Evaluated
 
-__all__ = ["CUTS", "SNAPSHOTS", "Ledger", "Scores", "Steps", "is_cut"]
+__all__ = ["CUTS", "SNAPSHOTS", "Ledger", "Scores", "is_cut"]
 
 #: Tags of cuts begin with their folder in that of the run.
 CUTS = "checkpoints/"
 #: The folder of rolling snapshots; what `Rejoin.restore` calls them.
 SNAPSHOTS = "snapshots"
 
-# --- scores --------------------------------------------------------------------------------------
-#
-# The test set's result at one barrier: sums of each loss, and what a user compares runs by.
-
 
 class Scores:
-    """Scores of every loss of the network. The accuracy is the last declared one's that has any."""
+    """The test set's result at one barrier: sums of each loss of the network.
+
+    The accuracy is that of the last declared loss that has one."""
 
     def __init__(self) -> None:
         self.stages: dict[str, Evaluated] = {}
@@ -122,7 +120,7 @@ class Ledger:
         return True
 
     def lift(self, position: int, planned: int) -> None:
-        """A barrier is behind: so many of the plan are by now."""
+        """A barrier has been lifted, and `planned` of the plan's with it."""
         if planned != self.planned:
             self.lifted.append([position, self.planned])
             del self.lifted[:-_LIFTED_MAX]
@@ -132,10 +130,10 @@ class Ledger:
             del self.history[len(self.history) - 2 : 0 : -2]
 
     def go_on(self, history: Sequence[dict[str, Any]]) -> None:
-        """The stages have gone on since the cut that this is of, and so have the evaluations: those
-        of `history`, as they were recorded, that are behind its own."""
+        """Add the evaluations of `history`, as they were recorded, that came after this ledger's
+        own: the stages have gone on since its cut, and so have the evaluations."""
         last = max((entry.get("batches", 0) for entry in self.history), default=0)
-        # Those that have been gone back behind were had again.
+        # Where the run has gone back, the later entry of a batch counts.
         later = {b: entry for entry in history if (b := entry.get("batches", 0)) > last}
         for entry in later.values():
             self.history.append(entry)
@@ -143,7 +141,7 @@ class Ledger:
                 self.best = {"accuracy": entry["accuracy"], "loss": entry["loss"]}
 
     def behind(self, start: int) -> None:
-        """Nobody who is left is farther than `start`: later barriers will be had again."""
+        """Nobody is farther than `start` any more: have later barriers again."""
         while self.lifted and self.lifted[-1][0] > start:
             self.planned = self.lifted.pop()[1]
         self.forget_from(start + 1)
@@ -192,12 +190,12 @@ class Ledger:
         self.forget_from(barriers[self.planned])
 
     def forget_from(self, position: int) -> None:
-        """What has been evaluated there or later will be so again."""
+        """Forget evaluations from that position on: they will be made again."""
         self.history = [entry for entry in self.history if entry.get("batches", 0) < position]
 
     def back_to(self, cut: Ledger) -> None:
-        """What has been since is to be done again. Time that was spent stays spent, and barriers
-        go on being numbered."""
+        """Go back to a cut: what came after it is to be done again. Time that was spent stays
+        spent, and barriers go on being numbered."""
         self.start, self.planned = cut.start, cut.planned
         self.history = [dict(entry) for entry in cut.history]
         self.best = None if cut.best is None else dict(cut.best)
@@ -214,32 +212,6 @@ def _better(entry: Mapping[str, Any], best: Mapping[str, float | None]) -> bool:
     return bool(accuracy > before)
 
 
-# --- steps ---------------------------------------------------------------------------------------
-#
-# The steps of one barrier, as far as they have been done.
-
-
-@dataclass(slots=True)
-class Steps:
-    """What has come back for the current barrier."""
-
-    kind: str = ""
-    position: int = 0
-    drained: dict[str, int] = field(default_factory=dict)  # position, by worker
-    scores: Scores = field(default_factory=Scores)
-    saves: list[str] = field(default_factory=list)  # tags still to be saved
-    saved: dict[str, dict[str, str]] = field(default_factory=dict)  # by worker, of the first tag
-    since: float = 0.0  # when the first of them was ordered
-    # before the evaluation: entries of the history, and the best one
-    before: tuple[int, dict[str, float | None] | None] | None = None
-
-    def take_back(self, ledger: Ledger) -> None:
-        """The evaluation, from there: it will be had again."""
-        if self.before is not None:
-            count, ledger.best = self.before
-            del ledger.history[count:]
-
-
 def is_cut(tag: str) -> bool:
-    """What is saved under it is a state to go on from."""
+    """What is saved under this tag is a state to go on from, not weights alone."""
     return tag.startswith(CUTS)

@@ -1,4 +1,18 @@
-"""All links of one worker: who may send how much to whom."""
+"""All links of one worker: flow control by credit.
+
+Credit says how many activations a producer may send ahead on one link. Counts are cumulative, so
+duplicates do no harm and `taken` doubles as the acknowledgement. A consumer counts an activation as
+taken when its forward starts, and then allows `window` more:
+
+```
+producer  sent 1 2 3 4 │ out of credit │ 5 6 │ …
+consumer               taken 2: allowed 6 ──► taken 4: allowed 8 ──►
+```
+
+`window = "auto"` is round trip x rate + 2: too small starves a long link, too large only adds
+staleness. The round trip is measured from a grant to the arrival of the first activation that had
+to wait for it; the smallest of the last few, since noise only adds to it.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +23,7 @@ from collections.abc import Iterable, Iterator
 from asyncdni.core.position import Position
 from asyncdni.messages import DATA
 
-__all__ = ["PATIENCE_S", "Greetings", "Incoming", "Links", "Outgoing", "initial_window"]
-
-# --- credit --------------------------------------------------------------------------------------
-#
-# Flow by credit: how many activations a producer may send ahead on one link.
-#
-# Counts are cumulative, so duplicates do no harm and `taken` doubles as the acknowledgement. A
-# consumer counts an activation as taken when its forward starts, and then allows `window` more:
-#
-# ```
-# producer  sent 1 2 3 4 │ out of credit │ 5 6 │ …
-# consumer               taken 2: allowed 6 ──► taken 4: allowed 8 ──►
-# ```
-#
-# `window = "auto"` is round trip x rate + 2: too small starves a long link, too large only adds
-# staleness. The round trip is measured from a grant to the arrival of the first activation that had
-# to wait for it; the smallest of the last few, since noise only adds to it.
+__all__ = ["Incoming", "Links", "Outgoing", "initial_window"]
 
 _INITIAL_WINDOW = 4
 _ROUND_TRIPS_KEPT = 16
@@ -175,14 +173,14 @@ class Links:
         return to not in self._lost and (waits or self.outgoing[node, to].may_send())
 
     def lose(self, worker: str) -> None:
-        """It is dead: nothing goes there, and nobody waits for its credit."""
+        """A consumer is dead: send it nothing, and do not wait for its credit."""
         self._lost.add(worker)
 
     def is_lost(self, worker: str) -> bool:
         return worker in self._lost
 
     def idle(self) -> None:
-        """There is nothing to do: links without credit are waited for."""
+        """The worker has nothing to do: if links have no credit, it waits for that."""
         for link in self.outgoing.values():
             link.idle()
 
@@ -201,7 +199,7 @@ class Links:
                 yield node, link
 
     def pause(self) -> None:
-        """What comes next is no measure of training's rate."""
+        """Leave the gap before the next op out of the measured rate of training."""
         for link in self.incoming.values():
             link.pause()
 
@@ -214,75 +212,3 @@ class Links:
             incoming.check()
         for outgoing in self.outgoing.values():
             outgoing.check()
-
-
-# --- greetings -----------------------------------------------------------------------------------
-#
-# Whether all links of a worker carry something, before anybody trains: greetings, both ways.
-#
-# Each worker of a round greets all its neighbours until the round starts. One that has heard them
-# all is ready; so once all are ready, every link has been proven in each direction, to the very
-# process that is meant. One that has waited for too long tells whom it has not heard.
-#
-# ```
-#  A                B                       coordinator
-#  │ Greeting ─────►│                             │
-#  │ x◄─── Greeting │ Ready ────────────────────► │
-#  │ Unheard(B) ────────────────────────────────► │ "B can't reach A at tcp://…"
-# ```
-
-#: How long a neighbour may take before the coordinator is told that it is not heard.
-PATIENCE_S = 5.0
-
-#: A greeting is lost with the connection that it was sent over.
-_AGAIN_S = 1.0
-
-
-class Greetings:
-    """Whom a worker has heard in this round, and when it has to say something about that."""
-
-    def __init__(self, patience_s: float) -> None:
-        """`patience_s`: after so long the coordinator is told of those who have not been heard."""
-        self.ready = False
-        self._patience_s = patience_s
-        self._neighbours: tuple[str, ...] = ()
-        self._unheard: set[str] = set()
-        self._due = -math.inf  # when to greet next
-        self._patient_until: float | None = None
-        self._told: list[str] = []
-
-    def begin(self, neighbours: Iterable[str]) -> None:
-        """These are to be greeted, and heard."""
-        self._neighbours = tuple(neighbours)
-        self._unheard = set(self._neighbours)
-
-    def heard(self, worker: str) -> None:
-        self._unheard.discard(worker)
-
-    def complete(self) -> bool:
-        """True once: when all have been heard, and greeted."""
-        if self.ready or self._unheard or self._patient_until is None:
-            return False
-        self.ready = True
-        return True
-
-    def greet(self, now: float) -> tuple[str, ...]:
-        """Whom to greet now; nobody before it is time."""
-        if now < self._due:
-            return ()
-        if self._patient_until is None:
-            self._patient_until = now + self._patience_s
-        self._due = now + _AGAIN_S
-        return self._neighbours
-
-    def tell(self, now: float) -> list[str]:
-        """Of whom the coordinator is to be told that nothing has come; empty where there is no news
-        of that."""
-        if self._patient_until is None or now < self._patient_until:
-            return []
-        unheard = [name for name in self._neighbours if name in self._unheard]
-        told, self._told = self._told, unheard
-        return unheard if unheard != told else []
-
-    def deadline(self) -> float:
-        return self._due

@@ -17,10 +17,12 @@ whoever has started a process can tell apart on its own host:
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Liveness", "Sight", "Standstill"]
+__all__ = ["Liveness", "Recovery", "Sight", "Standstill"]
 
 #: Times the longest silence of late that are still no sign of death …
 _MARGIN = 3.0
@@ -57,13 +59,13 @@ class Liveness:
         self._not_before = math.inf
 
     def heard(self, name: str, now: float) -> None:
-        """It has said something."""
+        """A worker has said something."""
         silence_s = now - self._heard.get(name, now)
         self._longest[name] = max(silence_s, _MEMORY * self._longest.get(name, 0.0))
         self.lives(name, now)
 
     def lives(self, name: str, now: float) -> None:
-        """It is known to live, though it has said nothing."""
+        """A worker is known to live, though it may have said nothing."""
         self._heard[name] = now
         self._again.pop(name, None)
         self._still.discard(name)
@@ -78,12 +80,12 @@ class Liveness:
         return name in self._heard
 
     def limit_s(self, name: str) -> float:
-        """The silence of this one that counts as death."""
+        """How long a silence of this worker counts as death."""
         return min(self.longest_s, max(self._silence_s, _MARGIN * self._longest[name]))
 
     @property
     def longest_s(self) -> float:
-        """The silence of anybody that counts as death."""
+        """How long a silence of any worker counts as death."""
         return _STRETCH_MAX * self._silence_s
 
     def deadline(self) -> float | None:
@@ -100,13 +102,13 @@ class Liveness:
         return (name, now - self._heard[name]) if now >= self._not_before else None
 
     def doubted(self, name: str, now: float) -> None:
-        """Something is done about its silence: name it again in a while, and at its limit."""
+        """Somebody has a look at a silent worker: name it again in a while, and at its limit."""
         limit_s = self.limit_s(name)
         ends, next_s = self._heard[name] + limit_s, now + limit_s / _LOOKS
         self._again[name] = min(ends, next_s) if now < ends else next_s
 
     def is_death(self, name: str, sight: Sight, now: float) -> bool:
-        """What has been seen of a silent one: whether it is dead, or as good as that."""
+        """Whether a silent worker is dead, or as good as dead, by what has been seen of it."""
         # One look may fall into the moment between two beats that are on their way.
         twice = name in self._still
         self._still.discard(name)
@@ -121,7 +123,7 @@ class Liveness:
                 return self.silence_s(name, now) >= self.longest_s
 
     def silence_s(self, name: str, now: float) -> float:
-        """Since its last sign of life."""
+        """How long ago its last sign of life was."""
         return now - self._heard[name]
 
     def _ends(self, name: str) -> float:
@@ -129,17 +131,14 @@ class Liveness:
         return max(ends, self._again.get(name, ends))
 
 
-# --- standstill ----------------------------------------------------------------------------------
-#
-# Nothing moves anywhere though every worker shows signs of life: a message has been lost.
-#
-# ZeroMQ keeps what is sent as long as a connection lasts. Where one breaks, what was on its way is
-# gone, and whoever waits for it would wait for ever. Nobody can see which message that was, but all
-# can see that no op is done any more.
-
-
 class Standstill:
-    """Watches the count of ops of each worker, and the steps of barriers."""
+    """Whether nothing moves anywhere, though every worker shows signs of life.
+
+    ZeroMQ keeps what is sent as long as a connection lasts. Where one breaks, what was on its way
+    is lost, and whoever waits for it would wait for ever. Nobody can see which message that was,
+    but all can see that no op is done any more: so this watches the count of ops of each worker,
+    and the steps of barriers.
+    """
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
@@ -161,21 +160,126 @@ class Standstill:
         self._moved = now
 
     def pause(self, now: float) -> None:
-        """All are at a barrier: nobody has to do anything there, and what is done is no progress.
-        Those for checkpoints come by the clock, whether anything moves between them or not."""
+        """All are at a barrier, where nobody has to move and where moving is no progress: barriers
+        for checkpoints come by the clock, whether anything moves between them or not."""
         self._stood_s = 0.0 if self._moved is None else now - self._moved
         self._moved = now
 
     def go_on(self, now: float) -> None:
-        """The barrier is behind them."""
+        """The barrier has been lifted."""
         self._moved, self._stood_s = now - self._stood_s, 0.0
 
     def deadline(self) -> float | None:
         return None if self._moved is None else self._moved + self._limit_s
 
     def noticed(self, positions: Mapping[str, int], now: float) -> None:
-        """Something is done about it; `positions` of the workers in the data."""
+        """Another round is opened because of a standstill; `positions` of workers in the data."""
         position = min(positions.values(), default=0)
         self.in_a_row = 1 if position > self._position else self.in_a_row + 1
         self._position = max(self._position, position)
         self._moved = now
+
+
+_FIRST_WAIT_S = 0.1
+_WAIT_MAX_S = 5.0
+_DOUBLINGS_MAX = 16  # the wait is at its longest by then
+
+
+@dataclass(slots=True)
+class _Course:
+    """How far one worker has come, over all its processes; by its reports."""
+
+    deaths: int = 0  # without having got farther in between
+    farthest: int = -1  # batches behind its weights, at most, when it died; -1: it never has
+    learned: int = 0  # batches behind its weights
+    position: int = 0  # where it is in the data: batches that it has missed count as well
+    stride: int = 0  # batches between two reports of its, at most
+    died_at: int = 0  # its last position known before one of those deaths, the farthest one
+
+    def reported(self, learned: int, position: int) -> None:
+        self.stride = max(self.stride, position - self.position)
+        self.learned, self.position = learned, position
+        if learned > self.farthest:
+            self.deaths = self.died_at = 0
+
+    def died(self) -> None:
+        """Note a death; it may have come as far as its next report would have said."""
+        self.deaths += 1
+        self.farthest = max(self.farthest, self.learned + self.stride)
+        self.died_at = max(self.died_at, self.position)
+
+
+class Recovery:
+    """Deaths of workers: when each is started again, and when it has died too often.
+
+    ```
+    died ──► 0 s ──► died again ──► 0.1 s ──► died again ──► 0.2 s ──► …    without getting farther
+      └───── gets farther than it ever was: from 0 s again                  `restarts` times at most
+    ```
+
+    Farther means: its weights have learned from more batches than they had at any death before.
+    A worker that goes back to a checkpoint, or begins from its last snapshot, learns again what had
+    been learned before; that alone is no progress, or one that dies at the same batch each time
+    would do so for ever.
+    """
+
+    def __init__(self, restarts: int) -> None:
+        self._restarts = restarts
+        self._courses: dict[str, _Course] = defaultdict(_Course)
+        self._launch_at: dict[str, float] = {}
+        self.down_since: dict[str, float] = {}
+
+    @property
+    def is_off(self) -> bool:
+        """No death is forgiven."""
+        return self._restarts == 0
+
+    def died(self, name: str, now: float) -> bool:
+        """Note a death and plan the restart; False if that was one death too many."""
+        course = self._courses[name]
+        course.died()
+        if course.deaths > self._restarts:
+            return False
+        doublings = min(course.deaths - 2, _DOUBLINGS_MAX)
+        wait_s = 0.0 if course.deaths == 1 else min(_WAIT_MAX_S, _FIRST_WAIT_S * 2.0**doublings)
+        self._launch_at[name] = now + wait_s
+        self.down_since.setdefault(name, now)
+        return True
+
+    def is_known_dead(self, name: str) -> bool:
+        """Its death has been dealt with, and no new process has been started yet."""
+        return name in self._launch_at
+
+    def begins(self, name: str, position: int) -> None:
+        """A round starts at this position in the data."""
+        self._courses[name].position = position
+
+    def reported(self, name: str, learned: int, position: int) -> None:
+        """Note how many batches its weights have learned from, and where it is in the data."""
+        self._courses[name].reported(learned, position)
+
+    def due(self, now: float) -> list[str]:
+        """Workers to start now; each is named once."""
+        due = [name for name, moment in self._launch_at.items() if now >= moment]
+        for name in due:
+            del self._launch_at[name]
+        return due
+
+    def came(self, name: str) -> None:
+        """A process for that stage is here, whoever has started it."""
+        self._launch_at.pop(name, None)
+
+    def attempt(self, name: str) -> int:
+        """Deaths since it has last got farther than before."""
+        return self._courses[name].deaths
+
+    def died_at(self, name: str) -> int:
+        """The farthest batch that it had reported at one of those deaths; 0: it had not begun."""
+        return self._courses[name].died_at
+
+    def back(self, name: str, now: float) -> float:
+        """A worker learns again; returns for how long it has been away, in seconds."""
+        return now - self.down_since.pop(name, now)
+
+    def deadline(self) -> float | None:
+        return min(self._launch_at.values(), default=None)

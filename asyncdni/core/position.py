@@ -21,12 +21,12 @@ class Rows:
     tests: int  # samples of the test set
 
     def of(self, batch: int) -> int:
-        """Of a training batch."""
+        """How many samples a training batch has."""
         per_epoch = -(-self.epoch // self.size)
         return min(self.size, self.epoch - batch % per_epoch * self.size)
 
     def of_test(self, batch: int) -> int:
-        """Of a test batch; 0 and less behind the last one."""
+        """How many samples a test batch has; 0 or less behind the last one."""
         return min(self.test_size, self.tests - batch * self.test_size)
 
     def ends_test(self, batch: int) -> bool:
@@ -83,20 +83,18 @@ class Position:
         return self.host if node == DATA else node
 
 
-# --- barriers ------------------------------------------------------------------------------------
-#
-# Barriers on their way through one worker.
-#
-# A barrier comes behind the last activation from every producer, closes the stage, is passed on
-# behind the stage's own last activation, and is lifted by the coordinator. Word of the next one may
-# come before the coordinator's, because control and data ride on separate sockets.
-
-#: What all drain for.
+#: What a barrier is for.
 KINDS = EVALUATE, CHECKPOINT, FINAL = "evaluate", "checkpoint", "final"
 
 
 class Barriers:
-    """The current barrier, and the next one as far as it is here."""
+    """Barriers on their way through one worker: the current one, and the next as far as it is here.
+
+    A barrier comes behind the last activation from every producer, closes the stage, is passed on
+    behind the stage's own last activation, and is lifted by the coordinator. The next one may
+    arrive before the coordinator has lifted this one, because control and data ride on separate
+    sockets.
+    """
 
     def __init__(self, inputs: tuple[str, ...]) -> None:
         self._inputs = frozenset(inputs)
@@ -108,7 +106,7 @@ class Barriers:
         self.passed = True
 
     def begin(self, barrier: int) -> None:
-        """This one is the next."""
+        """The barrier of this number is the next."""
         self.current = barrier - 1
 
     def fits(self, sender: str, barrier: int, kind: str) -> bool:
@@ -121,7 +119,7 @@ class Barriers:
         )
 
     def arrived(self, sender: str, barrier: int, kind: str) -> None:
-        """Word from one producer; that of the last one closes the stage."""
+        """A barrier has come from one producer; that of the last one closes the stage."""
         self._from.setdefault(barrier, set()).add(sender)
         self._kind_of[barrier] = kind
         self._close_if_complete()
@@ -132,7 +130,7 @@ class Barriers:
         self.kind, self.closed, self.passed = kind, True, False
 
     def lift(self) -> None:
-        """The coordinator's word. The next barrier may be here already."""
+        """The coordinator has lifted the barrier. The next one may be here already."""
         self.closed = False
         self._close_if_complete()
 
@@ -143,13 +141,10 @@ class Barriers:
             self.set(self._kind_of.pop(following))
 
 
-# --- host ----------------------------------------------------------------------------------------
-#
-# The data as a node of the graph: what its host reads next, and where it sets barriers.
-
-
 class Host:
-    """Position in the data: training batches in order, the test set after each barrier."""
+    """The data as a node of the graph: what its host reads next, and where it sets barriers.
+
+    Training batches are read in order, the test set after each barrier."""
 
     def __init__(self, position: Position, counts: Counts) -> None:
         self._stops = [
@@ -167,7 +162,7 @@ class Host:
         return self._counts.read
 
     def begin(self, planned: int) -> None:
-        """So many barriers of the plan have been lifted; after the last one nothing is read."""
+        """Skip the barriers of the plan that have been lifted; after the last nothing is read."""
         self._stops = self._stops[planned:] or [(self.read, FINAL)]
 
     def at_barrier(self) -> bool:
@@ -175,11 +170,11 @@ class Host:
         return bool(self._stops) and self.read >= self._stops[0][0]
 
     def set_barrier(self) -> str:
-        """Take the barrier off the plan; its kind."""
+        """Take the next barrier off the plan; returns its kind."""
         return self._stops.pop(0)[1]
 
     def close(self, kind: str) -> None:
-        """Have a barrier of that kind where the current group of microbatches ends; after a final
+        """Set a barrier of that kind where the current group of microbatches ends; after a final
         one comes no other."""
         stop = self._group_ends(self.read + self._reading)
         if kind == FINAL:

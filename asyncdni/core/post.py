@@ -1,15 +1,14 @@
-"""What a worker sends: one method for each kind of message, collected as `Send` actions."""
+"""What a worker sends, and its greetings before a round starts."""
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from asyncdni.core.events import Action, Computed, Send
 from asyncdni.core.links import Links
 from asyncdni.core.position import Barriers, Position
-from asyncdni.errors import RemoteProtocolError
 from asyncdni.messages import (
     COORDINATOR,
     Accused,
@@ -29,11 +28,13 @@ from asyncdni.messages import (
 )
 from asyncdni.schedules.base import Op, OpKind
 
-__all__ = ["Post", "Story"]
+__all__ = ["PATIENCE_S", "Greetings", "Post"]
 
 
 class Post:
-    """Sends follow from what has happened; `actions` is where they go, set anew for each event."""
+    """One method for each kind of message that a worker sends.
+
+    `actions` collects what one event leads to, sends and all else; it is set anew for each."""
 
     def __init__(self, position: Position, links: Links) -> None:
         self._name = position.name
@@ -133,44 +134,71 @@ class Post:
             self.send(COORDINATOR, message)
 
 
-# --- story ---------------------------------------------------------------------------------------
-#
-# What happened to each batch, for the moment when something does not fit.
+#: How long a neighbour may take before the coordinator is told that it is not heard.
+PATIENCE_S = 5.0
+#: Seconds between two greetings: one is lost with the connection that it was sent over.
+_AGAIN_S = 1.0
 
-_LENGTH = 4096  # events kept
 
+class Greetings:
+    """Whether all links of a worker carry something, before anybody trains.
 
-class Story:
-    """A ring of what was received and done; text is made only when asked for."""
+    Each worker of a round greets all its neighbours until the round starts. One that has heard them
+    all is ready; so once all are ready, every link has been proven in each direction, to the very
+    process that is meant. A worker that has waited for too long tells the coordinator whom it has
+    not heard.
 
-    def __init__(self) -> None:
-        self._events: deque[tuple[float, int | None, Op | str, str]] = deque(maxlen=_LENGTH)
+    ```
+     A                B                       coordinator
+     │ Greeting ─────►│                             │
+     │ x◄─── Greeting │ Ready ────────────────────► │
+     │ Unheard(B) ────────────────────────────────► │ "B can't reach A at tcp://…"
+    ```
+    """
 
-    def received(self, now: float, message: Message) -> None:
-        """Keeps the message's kind and sender, not the message: its tensors would live on."""
-        batch = getattr(message, "batch", None)
-        sender = getattr(message, "sender", COORDINATOR)
-        self._events.append((now, batch, type(message).__name__, sender))
+    def __init__(self, post: Post, patience_s: float) -> None:
+        """`patience_s`: after so long the coordinator is told of those who have not been heard."""
+        self._post = post
+        self._patience_s = patience_s
+        self._neighbours: tuple[str, ...] = ()
+        self._unheard: set[str] = set()
+        self._due = -math.inf  # when to greet next
+        self._patient_until: float | None = None  # None: nobody has been greeted yet
+        self._ready = False  # the coordinator has been told
+        self._reported: list[str] = []  # neighbours reported as unheard
 
-    def did(self, now: float, op: Op) -> None:
-        self._events.append((now, op.batch, op, ""))
+    def begin(self, neighbours: Iterable[str]) -> None:
+        """These are to be greeted, and heard."""
+        self._neighbours = tuple(neighbours)
+        self._unheard = set(self._neighbours)
 
-    def of(self, batch: int) -> str:
-        """All that happened to a batch, oldest first."""
-        return ", ".join(
-            f"{now:.6f} s "
-            + (f"did {what}" if isinstance(what, Op) else f"got {what} from {sender}")
-            for now, number, what, sender in self._events
-            if number == batch
-        )
+    def heard(self, worker: str) -> None:
+        """A neighbour's greeting has come."""
+        self._unheard.discard(worker)
+        self._say_if_ready()
 
-    def misfit(self, worker: str, phase: str, message: Message, why: str) -> RemoteProtocolError:
-        """The error for a message that its sender should not have sent; `why` may be empty."""
-        sender = getattr(message, "sender", COORDINATOR)
-        batch = getattr(message, "batch", None)
-        what = type(message).__name__ + ("" if batch is None else f" of batch {batch}")
-        text = f"worker {worker} ({phase}) can't use the {what} that {sender} sent"
-        text += f": {why}" * bool(why)
-        if batch is not None:
-            text += f"; what happened to that batch here: {self.of(batch)}"
-        return RemoteProtocolError(text)
+    def go_on(self, now: float) -> None:
+        """Greet all neighbours if it is time, and tell the coordinator what is new."""
+        if now >= self._due:
+            if self._patient_until is None:
+                self._patient_until = now + self._patience_s
+            self._due = now + _AGAIN_S
+            self._post.greetings(self._neighbours)
+        self._say_if_ready()
+        if self._patient_until is not None and now >= self._patient_until:
+            self._tell_unheard()
+
+    def deadline(self) -> float:
+        return self._due
+
+    def _say_if_ready(self) -> None:
+        """Once: when all have been heard, and greeted."""
+        if not self._ready and not self._unheard and self._patient_until is not None:
+            self._ready = True
+            self._post.ready()
+
+    def _tell_unheard(self) -> None:
+        unheard = [name for name in self._neighbours if name in self._unheard]
+        before, self._reported = self._reported, unheard
+        if unheard and unheard != before:
+            self._post.unheard(unheard)

@@ -11,8 +11,8 @@ from asyncdni import config
 from asyncdni.core.counts import Counts
 from asyncdni.core.flights import Guard, Lag
 from asyncdni.core.inputs import Replay
-from asyncdni.core.links import PATIENCE_S
 from asyncdni.core.position import Position
+from asyncdni.core.post import PATIENCE_S
 from asyncdni.core.shares import Shares
 from asyncdni.core.worker import Worker
 from asyncdni.messages import DATA

@@ -438,10 +438,10 @@ def _state(process: WorkerProcess) -> str:
     worker = process.worker
     alive = worker.phase.value if process.alive else f"{worker.phase.value}, exited"
     counters = ", ".join(f"{name} {value}" for name, value in worker.counters().items() if value)
-    closed = ", closed" if worker.closed else ""
-    batch = next(iter([*worker.flights, *worker.ready]), worker.counts.batches - 1)
+    closed = ", closed" if worker.view.closed else ""
+    batch = next(iter([*worker.view.flights, *worker.view.ready]), worker.counts.batches - 1)
     return (
         f"worker {process.name}: {alive}{closed}; {counters or 'nothing done'}; "
-        f"in flight {list(worker.flights)}, ready {list(worker.ready)}; "
+        f"in flight {list(worker.view.flights)}, ready {list(worker.view.ready)}; "
         f"batch {batch}: {worker.story(batch) or 'nothing'}"
     )

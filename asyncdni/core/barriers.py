@@ -1,0 +1,314 @@
+"""What the coordinator orders at barriers, and when it has a barrier set.
+
+```
+ TRAINING ── all Drained ──► EVALUATING ── all Evaluated ──► SAVING ── all Saved ──┬──► ENDED
+    ▲             └─ for a checkpoint alone, or a stop ────────►     and committed │
+    └───────────────────────────── Resume ─────────────────────────────────────────┘
+```
+
+A user's stop sets the last barrier where the current update's batches end: a run that is taken up
+again from there does what it would have done anyway. Draining and saving may take as long as they
+move; a worker that dies meanwhile is replaced, and the barrier set again. A second stop ends the
+run at once.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+from asyncdni.core.events import Commit, Fail, Finish
+from asyncdni.core.ledger import CUTS, Ledger, Scores, is_cut
+from asyncdni.core.members import Phase, Run
+from asyncdni.core.position import CHECKPOINT, FINAL
+from asyncdni.core.story import UnexpectedMessage
+from asyncdni.messages import Close, Drained, Evaluate, Evaluated, Leave, Resume, Save, Saved
+
+__all__ = ["BarrierSteps"]
+
+#: Signals that come together are one request: `timeout` sends its own twice, systemd SIGTERM and
+#: SIGHUP, and of a terminal that is closed both the kernel and the shell tell.
+_TOGETHER_S = 0.25
+#: How often it is said how far the user's stop has come.
+_TELL_EVERY_S = 2.0
+
+
+@dataclass(slots=True)
+class _Steps:
+    """What has come back for the current barrier."""
+
+    kind: str = ""
+    position: int = 0
+    drained: dict[str, int] = field(default_factory=dict)  # position, by worker
+    scores: Scores = field(default_factory=Scores)
+    saves: list[str] = field(default_factory=list)  # tags still to be saved
+    saved: dict[str, dict[str, str]] = field(default_factory=dict)  # by worker, of the first tag
+    since: float = 0.0  # when the first of them was ordered
+    # as they were before the evaluation: entries of the history, and the best one
+    before: tuple[int, dict[str, float | None] | None] | None = None
+
+    def take_back(self, ledger: Ledger) -> None:
+        """Take the evaluation out of the ledger: it will be had again."""
+        if self.before is not None:
+            count, ledger.best = self.before
+            del ledger.history[count:]
+
+
+class BarrierSteps:
+    """Orders each step of a barrier once all workers have done the one before."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._out = run.out
+        self._roster = run.roster
+        self._ledger = run.ledger
+        self._standstill = run.standstill
+        self._at = _Steps()
+        self._committing: tuple[Ledger, float] | None = None  # a cut, and since when it is saved
+        self._closing = False  # a barrier for a checkpoint has been ordered
+        self._told_s = 0.0  # when it was said last how far a stop has come
+
+    def check(self) -> None:
+        """Assert every invariant."""
+        assert set(self._at.drained) <= set(self._run.members)
+        assert set(self._at.saved) <= set(self._run.members)
+
+    def received(self, name: str, message: Drained | Evaluated | Saved, now: float) -> str | None:
+        """Take note of a step of a barrier; one from before a death means nothing any more.
+
+        Returns what is wrong with the round, if workers have lost count of the batches. Raises
+        `UnexpectedMessage` for a step that is not due."""
+        if self._run.phase in (Phase.GATHERING, Phase.CONNECTING, Phase.MENDING):
+            return None
+        if self._run.phase is not Phase.TRAINING:
+            self._standstill.moved(now)
+        match message:
+            case Drained(incarnation=number) if number != self._run.members[name].incarnation:
+                pass
+            case Drained(barrier=self._ledger.barrier) if self._run.phase is Phase.TRAINING:
+                return self._drained(name, message, now)
+            case Evaluated(barrier=self._ledger.barrier) if self._may_score(name, message):
+                self._evaluated(message, now)
+            case Saved(tag=tag) if tag in self._at.saves[:1]:
+                self._saved(name, message, now)
+            case _:
+                raise UnexpectedMessage
+        return None
+
+    def forget(self) -> None:
+        """Forget what has come back for the current barrier; the next round has it again."""
+        self._at.take_back(self._ledger)
+        self._at = _Steps()
+        self._closing = False
+
+    def _drained(self, name: str, message: Drained, now: float) -> str | None:
+        at = self._at
+        at.drained[name] = message.position
+        if not self._run.all_here or len(at.drained) < len(self._run.members):
+            return None
+        if len(set(at.drained.values())) > 1:  # each batch counts once, everywhere
+            counts = ", ".join(f"{stage} {count}" for stage, count in at.drained.items())
+            return f"workers have forwarded different numbers of batches: {counts}"
+        at.kind, at.position = message.kind, message.position
+        assert self._run.segment_start is not None
+        self._ledger.train_s += now - self._run.segment_start
+        self._run.segment_start = None
+        self._out.record("drained", now, barrier=self._ledger.barrier)
+        self._standstill.pause(now)
+        if at.kind != CHECKPOINT and self._roster.has_tests and self._run.stopping_since is None:
+            self._run.phase = Phase.EVALUATING
+            self._run.to_all(Evaluate(self._ledger.barrier))
+        else:
+            self._save(now)
+        return None
+
+    def _may_score(self, name: str, message: Evaluated) -> bool:
+        """The loss is this worker's, and a test was asked for (a stop may have cut it short)."""
+        stages = set(self._roster.losses) & set(self._roster.members[name])
+        return message.stage in stages and self._run.phase in (Phase.EVALUATING, Phase.SAVING)
+
+    def _evaluated(self, message: Evaluated, now: float) -> None:
+        self._at.scores.add(message)
+        if self._run.phase is not Phase.EVALUATING:
+            return  # the user's stop has cut the evaluation short
+        if len(self._at.scores.stages) < len(self._roster.losses):
+            return
+        scores = self._at.scores = self._at.scores.ordered(self._roster.losses)
+        entry = {
+            "batches": self._at.position,
+            "samples": self._run.samples_learned(),
+            "train_s": self._ledger.train_s,
+            "accuracy": scores.accuracy,
+            "loss": scores.loss,
+        }
+        self._out.record("evaluation", now, **entry)
+        self._at.before = len(self._ledger.history), self._ledger.best
+        if self._ledger.evaluated(scores, entry):
+            self._at.saves.append("best")
+        self._save(now)
+
+    def _is_final(self) -> bool:
+        return self._run.stopping_since is not None or self._at.kind == FINAL
+
+    def _save(self, now: float) -> None:
+        self._run.phase = Phase.SAVING
+        self._at.since = now
+        if self._run.stopping_since is not None:
+            self._tell_stopping(now)
+        if self._is_final():
+            self._at.saves.append("final")
+        if not self._roster.folder:
+            self._at.saves.clear()
+        elif self._cut_is_due(now):
+            self._add_cut()
+        self._save_next(now)
+
+    def _add_cut(self) -> None:
+        """Have a cut saved as well, unless one is to be saved already."""
+        if self._roster.folder and not any(map(is_cut, self._at.saves)):
+            self._ledger.cut += 1
+            self._at.saves.append(f"{CUTS}{self._ledger.cut:06d}")
+
+    def _save_next(self, now: float) -> None:
+        if self._at.saves:
+            self._at.saved.clear()
+            self._run.to_all(Save(self._at.saves[0]))
+        elif self._is_final():
+            self._end(now)
+        else:
+            self._resume(now)
+
+    def _saved(self, name: str, message: Saved, now: float) -> None:
+        saved, tag = self._at.saved, message.tag
+        saved[name] = message.files
+        if len(saved) < len(self._run.members):
+            return
+        files = {stage: digest for part in saved.values() for stage, digest in part.items()}
+        if is_cut(tag):
+            self._commit(tag, files)
+        else:
+            self._out.add(Commit(tag, files, self._result()))
+
+    def _result(self) -> dict[str, Any]:
+        """What is known of the weights at this barrier; they may not have been evaluated."""
+        scores = self._at.scores
+        known = len(scores.stages) == len(self._roster.losses) > 0
+        accuracy, loss = (scores.accuracy, scores.loss) if known else (None, None)
+        return {"batches": self._at.position, "accuracy": accuracy, "loss": loss}
+
+    def _commit(self, tag: str, files: dict[str, str]) -> None:
+        """Commit a cut; its state is that of the run after this barrier."""
+        cut = deepcopy(self._ledger)
+        cut.start, cut.restore = self._at.position, tag
+        cut.lift(self._at.position, self._planned())
+        self._committing = cut, self._at.since
+        self._out.add(Commit(tag, files, cut.state()))
+
+    def committed(self, tag: str, now: float) -> None:
+        """The manifest of what has been saved under that tag is on disk."""
+        if not is_cut(tag):
+            self._out.record("saved", now, tag=tag)
+            self._saved_all(tag, now)
+            return
+        if self._committing is None or self._committing[0].restore != tag:
+            return
+        (self._run.cut, since), self._committing = self._committing, None
+        self._run.cut_s = now
+        self._out.record("cut", now, number=self._run.cut.cut, took_s=now - since)
+        self._saved_all(tag, now)
+
+    def _saved_all(self, tag: str, now: float) -> None:
+        """Go on to what is to be saved next, unless a death has come in between."""
+        if self._run.phase is Phase.SAVING and self._at.saves[:1] == [tag]:
+            self._at.saves.pop(0)
+            self._save_next(now)
+
+    def _planned(self) -> int:
+        """How many barriers of the plan will have been lifted with this one."""
+        kind, position = self._at.kind, self._at.position
+        ordered = kind == CHECKPOINT and position not in self._roster.cut_positions
+        cut_short = self._run.stopping_since is not None and not self._at.scores.stages
+        return self._ledger.planned + (not ordered and not cut_short)
+
+    def _resume(self, now: float) -> None:
+        self._run.to_all(Resume(self._ledger.barrier))
+        self._ledger.lift(self._at.position, self._planned())
+        self._at.before = None
+        self.forget()
+        self._run.phase = Phase.TRAINING
+        self._standstill.go_on(now)
+        self._run.segment_start = now
+        self._out.record("resume", now)
+
+    def _end(self, now: float) -> None:
+        self._run.to_all(Leave())
+        self._run.phase = Phase.ENDED
+        if self._run.stopping_since is None:
+            self._out.add(Finish())
+            return
+        kept = self._run.kept
+        if self._roster.resume:
+            kept = f"all is kept in {self._roster.folder}: `{self._roster.resume}` goes on"
+        text = f"interrupted after {self._run.samples_learned():,} samples; {kept}"
+        self._out.add(Fail("Interrupted", text, orderly=True))
+
+    # --- checkpoints -----------------------------------------------------------------------------
+
+    def _cut_is_due(self, now: float) -> bool:
+        at, every_s = self._at, self._roster.cut_every_s
+        if self._is_final() or at.kind == CHECKPOINT or at.position in self._roster.cut_positions:
+            return True
+        last_s = self._run.cut_s
+        return every_s is not None and last_s is not None and now >= last_s + every_s
+
+    @property
+    def next_cut_s(self) -> float | None:
+        """When a barrier for a checkpoint is to be ordered."""
+        every_s = self._roster.cut_every_s if self._roster.folder else None
+        if every_s is None or self._run.phase is not Phase.TRAINING or self._closing:
+            return None
+        if self._run.stopping_since is not None:
+            return None  # the last one is on its way
+        return self._run.cut_s + every_s if self._run.cut_s is not None else None
+
+    # --- stopping ---------------------------------------------------------------------------------
+
+    def user_stop(self, now: float) -> None:
+        """The user has asked to stop: end at a last barrier, or at once the second time."""
+        if self._run.stopping_since is not None:
+            if now >= self._run.stopping_since + _TOGETHER_S:
+                self._run.fail(self._run.interrupted("saving was cut short"))
+        elif not self._run.started or (not self._roster.launched and not self._run.all_here):
+            self._run.fail(self._run.interrupted())  # nobody to wait for may ever come
+        else:
+            self._run.stopping_since = now
+            self._tell_stopping(now)
+            self.stop_work(now)
+
+    def _tell_stopping(self, now: float) -> None:
+        self._told_s = now
+        batches = max(self._run.in_flight.values(), default=0)
+        self._out.record("stopping", now, phase=self._run.phase.value, batches=batches)
+
+    def stop_work(self, now: float) -> None:
+        """Have the last barrier set, or make the one that is under way the last."""
+        if self._run.phase is Phase.TRAINING:
+            self._run.to(self._roster.workers[0], Close(FINAL))
+        elif self._run.phase is Phase.EVALUATING:
+            self._save(now)  # leave the test set where it is
+        elif self._run.phase is Phase.SAVING and "final" not in self._at.saves:
+            self._at.saves.append("final")
+            self._add_cut()
+
+    def tell_stopping_again(self, now: float) -> None:
+        """Say how far the user's stop has come, every now and then."""
+        if self._run.stopping_since is not None and now >= self._told_s + _TELL_EVERY_S:
+            self._tell_stopping(now)
+
+    def watch(self, now: float) -> None:
+        """Order a barrier for a checkpoint if it is time for one."""
+        cut_s = self.next_cut_s
+        if cut_s is not None and now >= cut_s:
+            self._closing = True
+            self._run.to(self._roster.workers[0], Close(CHECKPOINT))
