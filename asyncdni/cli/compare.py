@@ -162,7 +162,7 @@ def _run_all(
     """
     results = list(finished)
     found = _write(entries, results, args.target_accuracy, folder)
-    kept = {(one.name, one.latency_s, one.seed) for one in finished}
+    kept = {one.key for one in finished}
     if kept and not args.quiet:
         say(console, f"{len(kept)} of {len(entries)} runs are finished already, in {folder}")
     for number, entry in enumerate(entries, 1):

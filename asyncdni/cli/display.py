@@ -431,9 +431,7 @@ class Lines(AbstractContextManager["Lines", None]):
         elif kind == "report" and now - self._said_s >= _LINE_EVERY_S:
             progress = measure(design, recorder, now - self._started_s)
             self._say(now, _progress_line(progress))
-        elif kind == "guard" and not self._title:
-            self._say(now, _guard_line(values))
-        elif (line := incident_line(kind, values)) is not None:
+        elif line := _line(kind, values, self._title):
             self._say(now, line)
 
     def finish(self, summary: Mapping[str, Any], folder: Path | None) -> None:
@@ -441,7 +439,7 @@ class Lines(AbstractContextManager["Lines", None]):
 
     def _say(self, now: float, line: str) -> None:
         self._said_s = now
-        say(self._console, f"{self._title}: {line}" if self._title else line)
+        say(self._console, line, self._title)
 
 
 class Picture(AbstractContextManager["Picture", None]):
@@ -466,10 +464,8 @@ class Picture(AbstractContextManager["Picture", None]):
         now: float = values["time_s"]
         if kind == "start":
             self._started_s = now
-        elif kind == "guard" and not self._title:
-            say(self._console, _guard_line(values))
-        elif (line := incident_line(kind, values)) is not None:
-            say(self._console, f"{self._title}: {line}" if self._title else line)
+        elif line := _line(kind, values, self._title):
+            say(self._console, line, self._title)
         if kind in _AT_ONCE or now - self._drawn_s >= _DRAW_EVERY_S:
             self._drawn_s = now
             self._draw(self._picture(design, recorder, now))
@@ -499,9 +495,15 @@ class Picture(AbstractContextManager["Picture", None]):
             self._live = None
 
 
-def say(console: Console, line: str) -> None:
-    """Print a line as it is: not wrapped, so that it can be copied."""
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+def say(console: Console, line: str, title: str = "") -> None:
+    """Print a line as it is, behind a title if any: not wrapped, so that it can be copied."""
+    text = f"{title}: {line}" if title else line
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _line(kind: str, values: Mapping[str, Any], title: str) -> str | None:
+    """What a record of a guard or an incident says; guards are left out of one of several runs."""
+    return _guard_line(values) if kind == "guard" and not title else incident_line(kind, values)
 
 
 def _evaluation(design: Design, values: Mapping[str, Any]) -> str:
@@ -515,7 +517,7 @@ def _evaluation(design: Design, values: Mapping[str, Any]) -> str:
 
 def _finish(console: Console, title: str, summary: Mapping[str, Any], folder: Path | None) -> None:
     if title:
-        say(console, f"{title}: {outcome(summary)}")
+        say(console, outcome(summary), title)
         return
     console.print(stage_table(summary["stages"], ("cpu_s",)))
     written = f"written to {folder}" if folder else "nothing written"

@@ -34,6 +34,7 @@ from asyncdni.report.statistics import (
     MEASURES,
     Comparison,
     Estimate,
+    Key,
     Measure,
     Result,
     at,
@@ -59,7 +60,6 @@ __all__ = [
     "COMPARISON",
     "ZERO",
     "Entry",
-    "Key",
     "Row",
     "at_latencies",
     "check_schedules",
@@ -208,8 +208,6 @@ def _stands_beside(own: Mapping[str, object], schedule: str) -> bool:
 
 _SEEDS_MAX = 10_000
 
-#: Name, latency in seconds (or None), seed.
-Key = tuple[str, float | None, int]
 T = TypeVar("T")
 
 
@@ -462,7 +460,7 @@ def discard_unfinished(
 
     Raises `ConfigError` where one can't be removed.
     """
-    kept = {(one.name, one.latency_s, one.seed) for one in finished}
+    kept = {one.key for one in finished}
     paths = [folder / entry.folder for entry in entries if entry.key not in kept]
     removed = [path for path in paths if path.exists()]
     for path in removed:
@@ -606,7 +604,7 @@ def document(
     first = next(iter(comparisons.values()))
     latencies = [latency_s for latency_s in comparisons if latency_s is not None]
     return {
-        "complete": planned.keys() <= {_key(one) for one in results},
+        "complete": planned.keys() <= {one.key for one in results},
         "machine": describe_machine(),
         "seeds": sorted({entry.seed for entry in entries} or {one.seed for one in results}),
         "latencies": latencies,
@@ -615,7 +613,7 @@ def document(
         "schedules": {entry.name: tables_of(entry.experiment)["schedule"] for entry in entries},
         "rows": _rows(comparisons, entries),
         "verdict": _sentences(comparisons) if latencies else verdict(first),
-        "runs": [_run(one, planned.get(_key(one))) for one in results],
+        "runs": [_run(one, planned.get(one.key)) for one in results],
     }
 
 
@@ -641,10 +639,6 @@ def _sentences(comparisons: Mapping[float | None, Comparison]) -> list[str]:
     if max(len(one.of(name)) for one in known.values() for name in one.names) == 1:
         found.append("One seed shows no spread: compare over more (--seeds 5).")
     return [sentence for sentence in found if sentence]
-
-
-def _key(one: Result) -> Key:
-    return one.name, one.latency_s, one.seed
 
 
 def _run(one: Result, entry: Entry | None) -> dict[str, Any]:

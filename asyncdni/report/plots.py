@@ -577,8 +577,7 @@ def draw_times_over_latency(found: Mapping[str, Any]) -> Figure | None:
 def _lines(axes: Axes, found: Mapping[str, Any], value: Value) -> None:
     colours = row_colours(found["rows"])
     for index, (name, rows) in enumerate(_by_name(found).items()):
-        points = [(1000 * row["latency_s"], as_estimate(value(row))) for row in rows]
-        known = [(x, one) for x, one in points if one is not None]
+        known = _points(rows, value)
         if not known:
             continue
         axes.errorbar(
@@ -616,12 +615,16 @@ def _ceilings(axes: Axes, found: Mapping[str, Any]) -> None:
     """Draw the ceilings as dotted lines in the colours of their rows."""
     colours = row_colours(found["rows"])
     for name, rows in _by_name(found).items():
-        points = [
-            (1000 * row["latency_s"], as_estimate(row.get("ceiling_samples_per_s"))) for row in rows
-        ]
-        known = [(x, one.mean) for x, one in points if one is not None]
-        if known:
-            axes.plot(*zip(*known, strict=True), color=colours[name], linewidth=1.0, linestyle=":")
+        points = _points(rows, lambda row: row.get("ceiling_samples_per_s"))
+        if points:
+            means = [(x, one.mean) for x, one in points]
+            axes.plot(*zip(*means, strict=True), color=colours[name], linewidth=1.0, linestyle=":")
+
+
+def _points(rows: Sequence[Row], value: Value) -> list[tuple[float, Estimate]]:
+    """(milliseconds of latency, estimate) of those rows that have one."""
+    points = [(1000 * row["latency_s"], as_estimate(value(row))) for row in rows]
+    return [(x, one) for x, one in points if one is not None]
 
 
 def _by_name(found: Mapping[str, Any]) -> dict[str, list[Row]]:

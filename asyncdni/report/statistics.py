@@ -17,6 +17,7 @@ __all__ = [
     "MEASURES",
     "Comparison",
     "Estimate",
+    "Key",
     "Measure",
     "Result",
     "at",
@@ -36,6 +37,8 @@ __all__ = [
 
 CONFIDENCE = 0.95
 
+#: Name, latency in seconds (or None), seed.
+Key = tuple[str, float | None, int]
 #: A number of a run's summary, or None where it has none.
 Measure = Callable[[Mapping[str, Any]], float | None]
 
@@ -53,6 +56,11 @@ class Result:
     summary: Mapping[str, Any]
     #: Seconds, one way, of the links; None where all runs have the same, and for a run without any.
     latency_s: float | None = None
+
+    @property
+    def key(self) -> Key:
+        """What tells this run from all others of the comparison."""
+        return self.name, self.latency_s, self.seed
 
 
 @dataclass(frozen=True)

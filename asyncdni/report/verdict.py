@@ -47,9 +47,6 @@ def joined(parts: Sequence[str]) -> str:
     return f"{', '.join(head)} and {last}" if head else last
 
 
-Phrase = Callable[[Estimate], str]
-
-
 def verdict(comparison: Comparison) -> str:
     """What the comparison comes to, in one sentence; empty while there is nothing to compare."""
     found = (
@@ -74,7 +71,9 @@ def speed_clause(comparison: Comparison) -> str:
         return ""
     best, others = ranking[0], ranking[1:]
     found = {other: comparison.ratio(best, other) for other in others}
-    return _against(found, f"fastest: {best}, ", f"none is clearly the fastest: {best} was ", _fast)
+    return _against(
+        found, f"fastest: {best}, ", f"none is clearly the fastest: {best} was ", "as fast as"
+    )
 
 
 def target_clause(comparison: Comparison) -> str:
@@ -136,7 +135,7 @@ def _first(
         return f"only {best} reached {goal} in every run{failed}"
     found = {other: comparison.ratio(other, best, measure) for other in others}
     clear, none = f"first at {goal}: {best}, ", f"none is clearly first at {goal}: {best} was "
-    return _against(found, clear, none, _soon) + failed
+    return _against(found, clear, none, "sooner than") + failed
 
 
 def _reached_counts(comparison: Comparison, accuracy: float) -> dict[str, tuple[int, int]]:
@@ -155,13 +154,17 @@ def _failed_words(counts: Mapping[str, tuple[int, int]]) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _against(
-    ratios: Mapping[str, Estimate | None], clear: str, none_clear: str, phrase: Phrase
-) -> str:
-    """How the best compares with all others.
+def _against(ratios: Mapping[str, Estimate | None], clear: str, none_clear: str, what: str) -> str:
+    """How many times `what` ("as fast as") the best is in comparison with all others.
 
     It begins with `clear`, or with `none_clear` where the best is not clearly ahead of any.
     """
+
+    def told(ones: Mapping[str, Estimate]) -> str:
+        return joined(
+            [f"{o.mean:.2f} times {what} {name}{_interval_words(o)}" for name, o in ones.items()]
+        )
+
     found = {other: one for other, one in ratios.items() if one is not None}
     if not found:
         return ""
@@ -169,24 +172,9 @@ def _against(
     ahead = {other: one for other, one in found.items() if not known or one.excludes(1.0)}
     close = {other: one for other, one in found.items() if other not in ahead}
     if not ahead:
-        return none_clear + joined([_times(other, one, phrase) for other, one in close.items()])
-    text = clear + joined([_times(other, one, phrase) for other, one in ahead.items()])
-    if close:
-        others = joined([_times(other, one, phrase) for other, one in close.items()])
-        text += f", not clearly ahead of the rest: {others}"
-    return text
-
-
-def _times(name: str, one: Estimate, phrase: Phrase) -> str:
-    return f"{phrase(one)} {name}{_interval_words(one)}"
-
-
-def _fast(one: Estimate) -> str:
-    return f"{one.mean:.2f} times as fast as"
-
-
-def _soon(one: Estimate) -> str:
-    return f"{one.mean:.2f} times sooner than"
+        return none_clear + told(close)
+    rest = f", not clearly ahead of the rest: {told(close)}" if close else ""
+    return clear + told(ahead) + rest
 
 
 def _points(name: str, one: Estimate) -> str:
