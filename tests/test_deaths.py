@@ -79,7 +79,7 @@ WAYS = {
 }
 STATES = ("started", "evaluating", "saving")
 
-each_way = each(("way", "kind"), WAYS.values())
+each_way = each("way, kind", WAYS.values())
 each_state = each("state", STATES)
 
 
