@@ -11,7 +11,7 @@ import pytest
 from asyncdni.core.events import Fail, Finish
 from asyncdni.drivers.virtual.costs import Costs, Links
 from asyncdni.drivers.virtual.disk import Disk, Saved
-from asyncdni.drivers.virtual.faults import Faults, Mishap, parse_faults, parse_line
+from asyncdni.drivers.virtual.faults import Fault, Faults, parse_faults, parse_line
 from asyncdni.drivers.virtual.process import Keeping
 from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError
@@ -66,20 +66,20 @@ def test_the_same_names_in_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "mishap"),
+    ("line", "fault"),
     [
-        ("crash s1 at 2.5s", Mishap("crash", 2.5, ("s1",))),
-        ("crash coordinator at 2s", Mishap("crash", 2.0, ("coordinator",), for_s=4.0)),
-        ("crash coordinator at 2s for 1s", Mishap("crash", 2.0, ("coordinator",), for_s=1.0)),
-        ("pause s1 at 1s for 3s", Mishap("pause", 1.0, ("s1",), for_s=3.0)),
-        ("starve s1 at 1s for 3s", Mishap("starve", 1.0, ("s1",), for_s=3.0)),
-        ("slow s1 by 5 at 1s for 500ms", Mishap("slow", 1.0, ("s1",), (), 0.5, 5.0)),
-        ("partition a&b|c at 1s for 1s", Mishap("partition", 1.0, ("a", "b"), ("c",), 1.0)),
-        ("break a>b at 1s", Mishap("break", 1.0, ("a",), ("b",))),
+        ("crash s1 at 2.5s", Fault("crash", 2.5, ("s1",))),
+        ("crash coordinator at 2s", Fault("crash", 2.0, ("coordinator",), for_s=4.0)),
+        ("crash coordinator at 2s for 1s", Fault("crash", 2.0, ("coordinator",), for_s=1.0)),
+        ("pause s1 at 1s for 3s", Fault("pause", 1.0, ("s1",), for_s=3.0)),
+        ("starve s1 at 1s for 3s", Fault("starve", 1.0, ("s1",), for_s=3.0)),
+        ("slow s1 by 5 at 1s for 500ms", Fault("slow", 1.0, ("s1",), (), 0.5, 5.0)),
+        ("partition a&b|c at 1s for 1s", Fault("partition", 1.0, ("a", "b"), ("c",), 1.0)),
+        ("break a>b at 1s", Fault("break", 1.0, ("a",), ("b",))),
     ],
 )
-def test_each_line_of_a_script_is_one_fault(line: str, mishap: Mishap) -> None:
-    assert parse_line(line) == mishap
+def test_each_line_of_a_script_is_one_fault(line: str, fault: Fault) -> None:
+    assert parse_line(line) == fault
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_process_that_the_run_does_not_have_is_named() -> None:
 @pytest.mark.parametrize("stage", ["s0", "s1", "top"])
 def test_after_a_crash_locked_goes_back_to_the_last_cut(stage: str) -> None:
     result = run(design(), f"crash {stage} at 200ms")
-    assert isinstance(result.end, Finish) and result.mishaps == {"crash": 1}
+    assert isinstance(result.end, Finish) and result.faults == {"crash": 1}
     (lost,), (back,) = values(result, "lost"), values(result, "back")
     assert lost["stage"] == back["stage"] == stage and back["again"]
     (again,) = values(result, "round")
@@ -225,7 +225,7 @@ def test_a_process_that_has_been_replaced_writes_nothing_more() -> None:
 
 def test_a_coordinator_that_crashes_is_resumed_from_the_last_cut() -> None:
     result = run(design(), "crash coordinator at 250ms for 5s")
-    assert isinstance(result.end, Finish) and result.mishaps == {"coordinator crash": 1}
+    assert isinstance(result.end, Finish) and result.faults == {"coordinator crash": 1}
     assert kinds(result).count("start") == 2
     (again,) = values(result, "round")
     assert again["restore"].startswith("checkpoints/") and again["start"] > 0
@@ -338,7 +338,7 @@ def test_a_connection_may_break_at_any_moment(link: str) -> None:
     for milliseconds in range(110, 260, 5):
         result = run(chosen, f"break {link} at {milliseconds}ms", links=slow)
         assert isinstance(result.end, Finish), (milliseconds, result.end)
-        lost += sum(result.mishaps.values())
+        lost += sum(result.faults.values())
     assert lost
 
 
@@ -365,13 +365,13 @@ def test_a_snapshot_that_can_not_be_written_costs_nothing() -> None:
     saves = len([1 for kind, _ in plain.records if kind == "saved"])
     assert saves
     result = run(chosen, faults=Faults(failed_saves=1.0, most=5))
-    assert isinstance(result.end, Finish) and result.mishaps == {"failed save": 5}
+    assert isinstance(result.end, Finish) and result.faults == {"failed save": 5}
 
 
 def test_a_cut_that_was_torn_does_not_count() -> None:
     """A worker dies while it writes; all go back to the cut before, and write it anew."""
     result = run(design(), faults=Faults(torn_saves=0.2, most=6), seed=3)
-    assert isinstance(result.end, Finish) and result.mishaps["torn save"] > 2
+    assert isinstance(result.end, Finish) and result.faults["torn save"] > 2
     committed = [one["number"] for one in values(result, "cut")]
     for again in values(result, "round"):
         if again["restore"] != "initial":
@@ -380,7 +380,7 @@ def test_a_cut_that_was_torn_does_not_count() -> None:
 
 def test_a_slow_disk_delays_and_no_more() -> None:
     result = run(design(), faults=Faults(slow_saves=1.0, slow_save_s=0.4, most=20))
-    assert isinstance(result.end, Finish) and result.mishaps["slow save"] == 20
+    assert isinstance(result.end, Finish) and result.faults["slow save"] == 20
     assert not values(result, "lost")
 
 
