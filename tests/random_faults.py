@@ -141,7 +141,7 @@ def assert_survived(run: FaultyRun, result: Result) -> None:
     at what no run can survive."""
     if isinstance(result.end, Fail):
         assert result.end.kind == "CheckpointError", result.end
-        assert "disk is full" in result.end.text and result.faults["failed save"], result.end
+        assert "disk is full" in result.end.text and result.mishaps["failed save"], result.end
         return
     assert isinstance(result.end, Finish)
     plan = run.design.plan
