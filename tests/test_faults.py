@@ -12,7 +12,7 @@ from each import case, each
 from asyncdni.core.events import Compute, Fail, Finish, Restore, Restored
 from asyncdni.drivers.virtual.costs import Costs, Links
 from asyncdni.drivers.virtual.disk import Disk, Saved
-from asyncdni.drivers.virtual.faults import Faults, Mishap, parse_faults, parse_line
+from asyncdni.drivers.virtual.faults import Fault, Faults, parse_faults, parse_line
 from asyncdni.drivers.virtual.process import Keeping, WorkerProcess
 from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError
@@ -68,20 +68,20 @@ def test_the_same_names_in_a_file(tmp_path: Path) -> None:
 
 
 @each(
-    "line, mishap",
+    "line, fault",
     [
-        ("crash s1 at 2.5s", Mishap("crash", 2.5, ("s1",))),
-        ("crash coordinator at 2s", Mishap("crash", 2.0, ("coordinator",), for_s=4.0)),
-        ("crash coordinator at 2s for 1s", Mishap("crash", 2.0, ("coordinator",), for_s=1.0)),
-        ("pause s1 at 1s for 3s", Mishap("pause", 1.0, ("s1",), for_s=3.0)),
-        ("starve s1 at 1s for 3s", Mishap("starve", 1.0, ("s1",), for_s=3.0)),
-        ("slow s1 by 5 at 1s for 500ms", Mishap("slow", 1.0, ("s1",), (), 0.5, 5.0)),
-        ("partition a&b|c at 1s for 1s", Mishap("partition", 1.0, ("a", "b"), ("c",), 1.0)),
-        ("break a>b at 1s", Mishap("break", 1.0, ("a",), ("b",))),
+        ("crash s1 at 2.5s", Fault("crash", 2.5, ("s1",))),
+        ("crash coordinator at 2s", Fault("crash", 2.0, ("coordinator",), for_s=4.0)),
+        ("crash coordinator at 2s for 1s", Fault("crash", 2.0, ("coordinator",), for_s=1.0)),
+        ("pause s1 at 1s for 3s", Fault("pause", 1.0, ("s1",), for_s=3.0)),
+        ("starve s1 at 1s for 3s", Fault("starve", 1.0, ("s1",), for_s=3.0)),
+        ("slow s1 by 5 at 1s for 500ms", Fault("slow", 1.0, ("s1",), (), 0.5, 5.0)),
+        ("partition a&b|c at 1s for 1s", Fault("partition", 1.0, ("a", "b"), ("c",), 1.0)),
+        ("break a>b at 1s", Fault("break", 1.0, ("a",), ("b",))),
     ],
 )
-def test_each_line_of_a_script_is_one_fault(line: str, mishap: Mishap) -> None:
-    assert parse_line(line) == mishap
+def test_each_line_of_a_script_is_one_fault(line: str, fault: Fault) -> None:
+    assert parse_line(line) == fault
 
 
 @each(

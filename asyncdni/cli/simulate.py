@@ -70,7 +70,7 @@ class Totals:
     def __init__(self) -> None:
         self.runs = 0
         self.ended_by_disk = 0
-        self.mishaps: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
         self.rounds = 0
         self.cost = Incidents()
         self.events = 0
@@ -78,7 +78,7 @@ class Totals:
     def add(self, result: Result) -> None:
         self.runs += 1
         self.ended_by_disk += result.failure is not None
-        self.mishaps.update(result.mishaps)
+        self.faults.update(result.mishaps)
         self.events += result.events
         for kind, values in result.records:
             self.rounds += kind == "round"
@@ -95,15 +95,15 @@ def totals_table(totals: Mapping[str, Totals]) -> list[str]:
             f"{one.rounds} rounds after deaths, {cost['down_s']:.1f} s without a worker (virtual), "
             f"{cost['lost_updates']:,} updates lost or to be done again"
         )
-        if one.mishaps:
-            lines.append(f"  faults: {_listed(one.mishaps)}")
+        if one.faults:
+            lines.append(f"  faults: {_listed(one.faults)}")
         if one.ended_by_disk:
             lines.append(f"  {one.ended_by_disk} ended by a full disk, as they must")
     return lines
 
 
-def _listed(mishaps: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind} {count}" for kind, count in sorted(mishaps.items()))
+def _listed(faults: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items()))
 
 
 HELP = "run schedules in virtual time: one seed replays one run"
@@ -166,8 +166,8 @@ def run(args: argparse.Namespace) -> int:
         design = _design(args, name)
         results[name] = _simulate(args, name, design, vary, faults)
         lines = timeline(results[name].ops, batches=batches)
-        told = happened(results[name]) if faults is not None else ()
-        for line in [name, *lines, *told, ""]:
+        fault_lines = happened(results[name]) if faults is not None else ()
+        for line in [name, *lines, *fault_lines, ""]:
             print(line)
     print(LEGEND, end="\n\n")
     print("\n".join(_table(results, maths=args.maths)))

@@ -1,11 +1,21 @@
-"""What is to go wrong in a simulated run, as one struct, and as text.
+"""The faults of a simulated run: as one struct, and as the text that users write.
 
 ```
 crashes=2, pauses=1, pause_s=3, torn_saves=0.1; crash hidden1 at 2.5s
 ```
 
-Rates are of random faults, so many a second of virtual time, each at a moment, a process and of a
-size drawn from the run's seed. Lines of a script happen as they say: see `drivers.virtual.faults`.
+A rate is the number of random faults in a second of virtual time; moment, process and size of each
+are drawn from the run's seed. The lines of a script name single faults:
+
+```
+crash hidden1 at 2.5s                      pause hidden1 at 1s for 3s
+starve hidden1 at 1s for 3s
+crash coordinator at 2s for 4s             slow hidden1 by 5 at 1s for 500ms
+partition hidden1|hidden2 at 1s for 0.5s   break hidden1>hidden2 at 1s
+partition data1&hidden1|coordinator at 1s for 2s
+```
+
+After a crash of the coordinator a new one resumes the run, after the time that `for` gives.
 """
 
 from __future__ import annotations
@@ -31,30 +41,16 @@ from asyncdni.messages import COORDINATOR
 
 __all__ = [
     "RESUMED_AFTER_S",
+    "ChanceFaults",
+    "Fault",
     "Faults",
-    "Mischance",
-    "Mishap",
     "Save",
     "check_faults",
     "parse_faults",
     "parse_line",
 ]
 
-# --- script --------------------------------------------------------------------------------------
-#
-# Single faults, as people write them:
-#
-# ```
-# crash hidden1 at 2.5s                      pause hidden1 at 1s for 3s
-# starve hidden1 at 1s for 3s
-# crash coordinator at 2s for 4s             slow hidden1 by 5 at 1s for 500ms
-# partition hidden1|hidden2 at 1s for 0.5s   break hidden1>hidden2 at 1s
-# partition data1&hidden1|coordinator at 1s for 2s
-# ```
-#
-# A coordinator that has crashed is followed by one that resumes the run, after what `for` says.
-
-#: Where a line does not say.
+#: How long after a coordinator's crash the run is resumed where the line does not say.
 RESUMED_AFTER_S = 4.0
 _LONGEST_S = 86_400.0
 _LINE = re.compile(
@@ -74,8 +70,12 @@ _BETWEEN = {"partition": "|", "break": ">"}
 
 
 @dataclass(frozen=True)
-class Mishap:
-    """One fault. `who` are workers or "coordinator"; `others`: the other side, if there is one."""
+class Fault:
+    """One fault at one moment.
+
+    `who` are names of workers or "coordinator"; `others` those on the other side of a partition or
+    a connection.
+    """
 
     kind: str
     at_s: float
@@ -85,15 +85,15 @@ class Mishap:
     factor: float = 1.0
 
     def check(self, workers: Sequence[str]) -> None:
-        """Raises `ConfigError` for names that nobody has."""
+        """Raise `ConfigError` for a name that no process of the run has."""
         for name in (*self.who, *self.others):
             if name != COORDINATOR and name not in workers:
                 known = ", ".join((*workers, COORDINATOR))
                 raise ConfigError(f"--faults: {self.kind} {name}: known are {known}")
 
 
-def parse_line(line: str) -> Mishap:
-    """Raises `ConfigError` for what is no fault."""
+def parse_line(line: str) -> Fault:
+    """The fault in one line of a script. Raises `ConfigError` for any other text."""
     kind = line.split(" ", 1)[0]
     if kind not in _FORMS:
         raise ConfigError(f"--faults: {line!r}: expected one of {'; '.join(_FORMS.values())}")
@@ -109,7 +109,7 @@ def parse_line(line: str) -> Mishap:
     place = f"--faults: {line!r}"
     span = match["span"]
     default_s = RESUMED_AFTER_S if resumed else 0.0
-    return Mishap(
+    return Fault(
         kind,
         seconds(match["at"], place, _LONGEST_S),
         who,
@@ -153,47 +153,47 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of what may go wrong. Sizes are means: each is drawn evenly from 0 to twice that."""
+    """All faults of a run. Sizes are means: each is drawn uniformly from 0 to twice the mean."""
 
     crashes: Rate = 0.0  # of a worker's process: SIGKILL
-    coordinator_crashes: Rate = 0.0  # of the coordinator's; somebody resumes the run …
+    coordinator_crashes: Rate = 0.0  # of the coordinator's; the run is resumed …
     resume_s: Seconds = 4.0  # … after so long
     pauses: Rate = 0.0  # of a process, the coordinator's among them: SIGSTOP, then SIGCONT
     pause_s: Seconds = 0.5
-    starvations: Rate = 0.0  # of a process, likewise: others take all cores of its host for a while
+    starvations: Rate = 0.0  # of a process, likewise: it gets no core of its host for a while
     starve_s: Seconds = 2.0
     slowdowns: Rate = 0.0  # of a worker: ops take `slow_factor` times as long for a while
     slow_s: Seconds = 0.5
     slow_factor: Annotated[float, Meta(ge=1, le=1000)] = 5.0
-    partitions: Rate = 0.0  # between two groups of processes: what is sent waits until it heals …
+    partitions: Rate = 0.0  # between two groups of processes: messages wait until it heals …
     partition_s: Seconds = 0.5
     resets: Share = 0.0  # … or connections break by it, this share of them
-    breaks: Rate = 0.0  # of one connection: the oldest of what is on its way is lost …
-    # … and between workers the first of the rest is delivered twice, this share of times
+    breaks: Rate = 0.0  # of one connection: the oldest messages on their way are lost …
+    # … and between workers, with this probability, the first of the others arrives twice
     duplicates: Share = 0.0
-    delay_s: Seconds = 0.0  # more for every message
-    jitter_s: Seconds = 0.0  # more for every message, evenly drawn from 0 to that; order is kept
-    skew_s: Seconds = 0.0  # clocks of processes are off by up to so much …
-    drift: Annotated[float, Meta(ge=0, le=0.1)] = 0.0  # … and go too fast or slow by up to that
+    delay_s: Seconds = 0.0  # added to every message
+    jitter_s: Seconds = 0.0  # added to every message, drawn uniformly from 0; order is kept
+    skew_s: Seconds = 0.0  # clocks of processes are off by up to this …
+    drift: Annotated[float, Meta(ge=0, le=0.1)] = 0.0  # … and run fast or slow by up to this share
     slow_saves: Share = 0.0  # of all saves, snapshots among them
     slow_save_s: Seconds = 0.5
     failed_saves: Share = 0.0  # the disk is full
-    torn_saves: Share = 0.0  # the process dies in the middle of it
-    most: Annotated[int, Meta(ge=0)] = 20  # random faults in all, so that a run comes to its end
+    torn_saves: Share = 0.0  # the process dies while it writes
+    most: Annotated[int, Meta(ge=0)] = 20  # random faults in all, so that the run can end
     script: tuple[str, ...] = ()
 
     @property
-    def mishaps(self) -> list[Mishap]:
-        """What the script says. Raises `ConfigError`."""
+    def scripted(self) -> list[Fault]:
+        """The faults of the script. Raises `ConfigError`."""
         return [parse_line(line) for line in self.script]
 
     @property
     def any(self) -> bool:
-        """Something may go wrong."""
+        """Whether there are random faults, or a script."""
         return self != Faults(most=self.most)
 
     def __str__(self) -> str:
-        """As text that `parse_faults` reads."""
+        """The text that `parse_faults` reads."""
         default = Faults()
         words = [
             f"{name}={getattr(self, name):g}"
@@ -203,7 +203,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return "; ".join([", ".join(words)] * bool(words) + list(self.script))
 
 
-#: What a size is the size of.
+#: The faults that each size belongs to.
 _NEEDS = {
     "resume_s": ("coordinator_crashes", "torn_saves"),
     "pause_s": ("pauses",),
@@ -216,14 +216,14 @@ _NEEDS = {
     "slow_save_s": ("slow_saves",),
 }
 
-#: Lines of a script that leave something open.
+#: Kinds of scripted faults that such sizes belong to as well.
 _SCRIPTED = {"partition": "partitions", "break": "breaks"}
 
 
 def parse_faults(text: str) -> Faults:
-    """From text as above, or from the TOML file that it names (the same names, and `script`).
+    """The faults in a text, or in the TOML file that it names (the same names, and `script`).
 
-    Raises `ConfigError` for what is no fault, and for faults that make no sense together.
+    Raises `ConfigError` for anything else, and for faults that contradict each other.
     """
     tables = _from_file(Path(text)) if text.endswith(".toml") else _from_text(text)
     try:
@@ -235,9 +235,9 @@ def parse_faults(text: str) -> Faults:
 
 
 def check_faults(faults: Faults, workers: Sequence[str]) -> None:
-    """Raises `ConfigError` where the script names a process that the run does not have."""
-    for mishap in faults.mishaps:
-        mishap.check(workers)
+    """Raise `ConfigError` where the script names a process that the run does not have."""
+    for fault in faults.scripted:
+        fault.check(workers)
 
 
 def _from_text(text: str) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """Of msgspec's words, ours."""
+    """Rephrase a message of msgspec's."""
     if text.startswith("Object contains unknown field"):
         name = text.split("`")[1]
         known = ", ".join(Faults.__struct_fields__)
@@ -285,7 +285,7 @@ def _plain(text: str) -> str:
 
 
 def _check_sense(faults: Faults, given: dict[str, Any]) -> None:
-    scripted = {_SCRIPTED.get(mishap.kind) for mishap in faults.mishaps}
+    scripted = {_SCRIPTED.get(fault.kind) for fault in faults.scripted}
     for size, needed in _NEEDS.items():
         if size in given and not any(getattr(faults, one) or one in scripted for one in needed):
             raise ConfigError(
@@ -297,30 +297,29 @@ def _check_sense(faults: Faults, given: dict[str, Any]) -> None:
             f"--faults: slow_saves, failed_saves and torn_saves are shares of all saves, and make "
             f"{share:g} together, expected at most 1"
         )
-    if not faults.mishaps and not faults.any:
+    if not faults.scripted and not faults.any:
         raise ConfigError(
             "--faults: nothing is to go wrong; expected rates such as crashes=2, or lines such as "
             "'crash hidden1 at 2.5s'"
         )
 
 
-# --- mischance -----------------------------------------------------------------------------------
-#
-# What goes wrong by chance rather than at a moment: saves, and clocks.
-
-
 @dataclass(frozen=True)
 class Save:
-    """How one save goes."""
+    """What happens to one save."""
 
-    extra_s: float = 0.0  # that it takes longer
-    fails: bool = False  # with an error: the disk is full
+    extra_s: float = 0.0  # added to its duration
+    fails: bool = False  # it raises an error: the disk is full
     torn: bool = False  # the process dies while it is writing
 
 
 @dataclass
-class Mischance:
-    """Probabilities for each save, each by itself; how far clocks are off at most."""
+class ChanceFaults:
+    """Faults that strike by chance rather than at a moment: those of saves, and of clocks.
+
+    `slow`, `fail` and `torn` are probabilities of each save; `skew_s` (seconds) and `drift` (a
+    share) are the largest errors of clocks.
+    """
 
     slow: float = 0.0
     slow_s: float = 0.0
@@ -328,12 +327,12 @@ class Mischance:
     torn: float = 0.0
     skew_s: float = 0.0
     drift: float = 0.0
-    most: int = 0  # saves that are slow, fail or are torn
-    counts: Counter[str] = field(default_factory=Counter)  # of what has happened
+    most: int = 0  # faulty saves in all
+    counts: Counter[str] = field(default_factory=Counter)  # faulty saves so far, by kind
     source: random.Random = field(default_factory=lambda: random.Random(0))
 
     def save(self) -> Save:
-        """Of the next save."""
+        """Draw what happens to the next save."""
         if not (self.slow or self.fail or self.torn) or self.counts.total() >= self.most:
             return Save()
         draw = self.source.random()
@@ -349,7 +348,7 @@ class Mischance:
         return Save()
 
     def clock(self) -> Clock:
-        """Of the next process."""
+        """Draw the clock of the next process."""
         if not (self.skew_s or self.drift):
             return Clock()
         offset_s = self.source.uniform(-self.skew_s, self.skew_s)

@@ -29,8 +29,8 @@ from asyncdni.drivers.virtual.coordinator import CoordinatorProcess, Launcher, R
 from asyncdni.drivers.virtual.cores import Cores
 from asyncdni.drivers.virtual.costs import Costs, EstimatedBytes, Hosts, Links, tensor_bytes
 from asyncdni.drivers.virtual.disk import Disk
-from asyncdni.drivers.virtual.faults import Faults, Mischance, check_faults
-from asyncdni.drivers.virtual.injection import Mischief
+from asyncdni.drivers.virtual.faults import ChanceFaults, Faults, check_faults
+from asyncdni.drivers.virtual.injection import FaultInjector
 from asyncdni.drivers.virtual.process import Arithmetic, MakeStage, TimedOp, WorkerProcess
 from asyncdni.drivers.virtual.wires import FaultyWires, Lose, Wires
 from asyncdni.drivers.virtual.world import World
@@ -287,21 +287,21 @@ class _Simulation:
         self._design = design
         self._world = world
         self.cast = Cast(design, world, arithmetic, faults.resume_s)
-        self._mischief: Mischief | None = None
+        self._injector: FaultInjector | None = None
         if hosts is not None:
             names = [group.name for group in design.plan.groups]
             world.cores = Cores(world.agenda, hosts, names)
         if isinstance(world.wires, FaultyWires):
             check_faults(faults, list(self.cast.ops))
-            world.mischance = _mischance(faults, world.seed)
-            self._mischief = Mischief(
+            world.mischance = _chance_faults(faults, world.seed)
+            self._injector = FaultInjector(
                 faults, world.seed, world.agenda, world.wires, _links(design), self.cast
             )
 
     def begin(self, ledger: Ledger | None) -> None:
         self.cast.begin(ledger)
-        if self._mischief is not None:
-            self._mischief.start()
+        if self._injector is not None:
+            self._injector.start()
 
     def run(self, until_s: float | None) -> None:
         """Until the coordinator is through and every process has ended, or until then."""
@@ -361,13 +361,13 @@ class _Simulation:
             history=list(cast.coordinator.machine.ledger.history),
             weights=weights,
             cpu_s={} if cores is None else {one.name: cores.busy_s(one.name) for one in workers},
-            mishaps=self._mishaps(),
+            mishaps=self._fault_counts(),
         )
 
-    def _mishaps(self) -> dict[str, int]:
-        if self._mischief is None:
+    def _fault_counts(self) -> dict[str, int]:
+        if self._injector is None:
             return {}
-        return dict(sorted((self._mischief.counts + self._world.mischance.counts).items()))
+        return dict(sorted((self._injector.counts + self._world.mischance.counts).items()))
 
 
 def _make_wires(
@@ -393,8 +393,8 @@ def _make_wires(
     return FaultyWires(agenda, links, seed, **slow, **options)
 
 
-def _mischance(faults: Faults, seed: int) -> Mischance:
-    return Mischance(
+def _chance_faults(faults: Faults, seed: int) -> ChanceFaults:
+    return ChanceFaults(
         slow=faults.slow_saves,
         slow_s=faults.slow_save_s,
         fail=faults.failed_saves,

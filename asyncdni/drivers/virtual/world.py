@@ -16,7 +16,7 @@ from asyncdni.drivers.virtual.clock import Agenda, Clock
 from asyncdni.drivers.virtual.cores import Cores
 from asyncdni.drivers.virtual.costs import Costs, Pace
 from asyncdni.drivers.virtual.disk import Disk
-from asyncdni.drivers.virtual.faults import Mischance
+from asyncdni.drivers.virtual.faults import ChanceFaults
 from asyncdni.drivers.virtual.wires import Parcel, Wires
 from asyncdni.messages import COORDINATOR, Activation, Gradient, Message, Shared
 from asyncdni.plan.build import Design
@@ -107,7 +107,7 @@ class World:
         self.wires = wires
         self.disk = disk
         self.log = Log()
-        self.mischance = Mischance()  # of saves and clocks
+        self.mischance = ChanceFaults()  # of saves and clocks
         self.by_address: dict[str, Party] = {}
         self.by_peer: dict[bytes, Party] = {}
         self.cores: Cores | None = None  # None: every worker has one of its own
