@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from each import each
 
-from asyncdni.core.shares import Shares
+from asyncdni.core.flights import Shares
 
 
 def test_a_batch_is_complete_once_its_own_and_all_others_are_here() -> None:

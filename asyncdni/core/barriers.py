@@ -22,7 +22,7 @@ from asyncdni.core.events import Commit, Fail, Finish
 from asyncdni.core.ledger import CUTS, Ledger, Scores, is_cut
 from asyncdni.core.members import Phase, Run
 from asyncdni.core.position import CHECKPOINT, FINAL
-from asyncdni.core.story import UnexpectedMessage
+from asyncdni.core.post import UnexpectedMessage
 from asyncdni.messages import Close, Drained, Evaluate, Evaluated, Leave, Resume, Save, Saved
 
 __all__ = ["BarrierSteps"]

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from asyncdni.core.barriers import BarrierSteps
 from asyncdni.core.events import Exited, Fail, Launch, Look, Looked, Rejected
 from asyncdni.core.members import Phase, Run
+from asyncdni.core.post import UnexpectedMessage
 from asyncdni.core.rounds import Rounds
-from asyncdni.core.story import UnexpectedMessage
 from asyncdni.messages import Accused, Failed, Lost, Message
 
 __all__ = ["Deaths"]

@@ -20,7 +20,7 @@ from asyncdni.core.barriers import BarrierSteps
 from asyncdni.core.events import Send
 from asyncdni.core.ledger import CUTS, is_cut
 from asyncdni.core.members import Member, Phase, Run
-from asyncdni.core.story import UnexpectedMessage
+from asyncdni.core.post import UnexpectedMessage
 from asyncdni.messages import (
     COORDINATOR,
     Built,

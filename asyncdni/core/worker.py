@@ -31,6 +31,8 @@ then hands it over with the op.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -41,29 +43,29 @@ from asyncdni.core.events import (
     Computed,
     Event,
     Received,
+    Release,
     Save,
     Stop,
     Stored,
     Woke,
 )
-from asyncdni.core.flights import Flights, Guard, Lag
+from asyncdni.core.flights import Flights, Guard, Lag, Shares
 from asyncdni.core.inputs import Inputs, Replay
 from asyncdni.core.links import Links
-from asyncdni.core.mail import Mail
-from asyncdni.core.parts import Parts, StageView
 from asyncdni.core.position import CHECKPOINT, Barriers, Host, Position
-from asyncdni.core.post import PATIENCE_S, Greetings, Post
-from asyncdni.core.results import Results
-from asyncdni.core.shares import Shares
-from asyncdni.core.story import Story, UnexpectedMessage
+from asyncdni.core.post import PATIENCE_S, Greetings, Post, Story, UnexpectedMessage
 from asyncdni.errors import RemoteProtocolError
 from asyncdni.messages import (
     COORDINATOR,
     DATA,
     Abort,
+    Activation,
+    Barrier,
     Close,
     Connect,
+    Credit,
     Evaluate,
+    Gradient,
     Greeting,
     Leave,
     Lost,
@@ -71,12 +73,383 @@ from asyncdni.messages import (
     Rejoin,
     Resume,
     Saved,
+    Shared,
+    Skipped,
     Start,
 )
 from asyncdni.messages import Save as SaveOrder
-from asyncdni.schedules.base import Op, OpKind, Schedule
+from asyncdni.schedules.base import Flight, Op, OpKind, Schedule
 
-__all__ = ["Phase", "Worker"]
+__all__ = ["Mail", "Parts", "Phase", "Results", "StageView", "Worker"]
+
+# --- what a worker consists of -------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Parts:
+    """The state of one worker: each subject has one owner, which everybody else asks."""
+
+    position: Position  # where the worker stands in the network
+    counts: Counts  # what has been done, over all rounds
+    flights: Flights  # batches forwarded and not yet given up
+    inputs: Inputs  # batches on their way in
+    links: Links  # credit, both ways
+    barriers: Barriers  # the current one and the next
+    host: Host | None  # position in the data; None: another worker hosts them
+    lag: Lag  # the bound on staleness
+    guard: Guard | None  # whether the generator can be trusted; None: it always is
+    shares: Shares  # gradients of weights that other workers have as well
+    skips: bool  # a consumer without credit is skipped instead of waited for
+
+    def begin(self, connect: Connect) -> None:
+        """Take note of where the data and the barriers stand as a round begins."""
+        self.counts.begin(connect.start)
+        self.flights.begin(connect.start)
+        self.inputs.begin(connect.start)
+        self.barriers.begin(connect.barrier)
+        if self.host is not None:
+            self.host.begin(connect.planned)
+
+    def lose(self, worker: str) -> None:
+        """Wait for nothing from a dead neighbour, and send it nothing, until a new round."""
+        self.links.lose(worker)
+        if worker in self.position.consumers:
+            self.flights.lose(worker)
+        for node in self.position.inputs:
+            if self.position.home(node) == worker != self.position.name:
+                self.inputs.lose(node)
+
+    @property
+    def settled(self) -> bool:
+        """No batch is in flight, and every gradient has been applied."""
+        flights = self.flights
+        return not (flights.by_batch or flights.unapplied or self.shares.pending)
+
+    def counters(self) -> dict[str, float | int | None]:
+        """For reports: what has been done, and how long the queues are right now."""
+        return {
+            **self.counts.counters(),
+            "queue": len(self.inputs.train),
+            "in_flight": len(self.flights),
+            "waiting": int(self.guard is not None and self.guard.waiting),
+            "window": self.links.window(),
+        }
+
+    def check(self) -> None:
+        """Assert every invariant of the parts."""
+        for part in (self.flights, self.inputs, self.links):
+            part.check()
+        self.lag.check(self.flights)
+        self.shares.check(self.flights.last_forwarded)
+        if self.host is not None:
+            assert self.counts.position <= self.host.read
+
+
+class StageView:
+    """What a schedule may know of a worker: see `schedules.base.View`.
+
+    Collections are those of their owners, so that a schedule reads them without a call."""
+
+    def __init__(self, parts: Parts) -> None:
+        position = parts.position
+        self._name = position.name
+        self._parts = parts
+        self._flights = parts.flights
+        self._inbox = parts.inputs.train
+        self._barriers = parts.barriers
+        self.has_consumers = bool(position.consumers)
+        self.has_producers = bool(position.producers)
+        self.has_readers = bool(position.feeds or position.train_feeds)
+        self.flights: Mapping[int, Flight] = parts.flights.by_batch
+        self.arrived: Sequence[int] = parts.flights.arrived
+        self.true_inputs: Sequence[int] = parts.inputs.true.ready
+
+    @property
+    def ready(self) -> Sequence[int]:
+        ready, parts = self._inbox.ready, self._parts
+        if not ready or not (parts.skips or parts.links.may_send(self._name)):
+            return ()
+        held = not parts.lag.drop and parts.lag.overdue(ready[0], self._flights) is not None
+        if held or (parts.shares.pending and parts.shares.hold(ready[0])):
+            return ()
+        return ready
+
+    @property
+    def queued(self) -> int:
+        return len(self._inbox)
+
+    @property
+    def last(self) -> int:
+        return self._flights.last
+
+    @property
+    def newest(self) -> Flight | None:
+        return self._flights.newest
+
+    @property
+    def hopeless(self) -> Sequence[int]:
+        return self._flights.hopeless
+
+    @property
+    def replayable(self) -> Sequence[int]:
+        return self._parts.inputs.replay.preferred
+
+    @property
+    def waiting(self) -> bool:
+        guard = self._parts.guard
+        return guard is not None and guard.waiting
+
+    @property
+    def unapplied(self) -> int:
+        return self._flights.unapplied
+
+    @property
+    def closed(self) -> bool:
+        return self._barriers.closed
+
+
+# --- what has arrived ----------------------------------------------------------------------------
+
+_NOBODY = -1  # no process has this incarnation
+
+
+class Mail:
+    """The receiving end of all links between workers: what neighbours send is held against what
+    they may send, and handed to the part that it is for.
+
+    Every method that takes a message raises `UnexpectedMessage` where it does not fit."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.incarnations: dict[str, int] = {}  # of the neighbours
+        self._position = parts.position
+        self._counts = parts.counts
+        self._flights = parts.flights
+        self._links = parts.links
+        self._inputs = parts.inputs
+        self._shares = parts.shares
+        self._barriers = parts.barriers
+
+    def is_current(self, message: Message) -> bool:
+        """False for what an older process of that worker has left on the wire."""
+        home = self._position.home(getattr(message, "sender", ""))
+        if home == self._position.name:
+            raise UnexpectedMessage
+        known = self.incarnations.get(home)
+        return known is None or known == getattr(message, "incarnation", known)
+
+    def fits_its_link(self, message: Message) -> bool:
+        """Such a message goes from its sender to here at all."""
+        sender, position = getattr(message, "sender", ""), self._position
+        match message:
+            case Activation() | Barrier():
+                return sender in position.inputs
+            case Gradient():
+                return sender in position.consumers
+            case Shared():
+                return sender in position.sharers
+            case Credit(node=node):
+                return (node, sender) in self._links.outgoing
+        return sender in (*position.inputs, *position.consumers)
+
+    def lose(self, worker: str) -> None:
+        """Ignore whatever a dead neighbour has sent before its death."""
+        self.incarnations[worker] = _NOBODY
+
+    def received(self, message: Message, now: float, *, testing: bool) -> None:
+        """Hand a current message on; `testing`: the worker has drained, so it may be a test."""
+        match message:
+            case Activation():
+                self._activation(message, now, testing)
+            case Gradient():
+                self._gradient(message)
+            case Shared(sender=sender, batch=batch, tensors=tensors):
+                _expect(self._shares.came(sender, batch, tensors))
+            case Skipped():
+                self._skipped(message)
+            case Credit():
+                self._credit(message)
+            case Barrier(sender=sender, barrier=barrier, kind=kind):
+                _expect(self._barriers.fits(sender, barrier, kind))
+                self._barriers.arrived(sender, barrier, kind)
+            case _:
+                raise UnexpectedMessage
+
+    def _activation(self, message: Activation, now: float, testing: bool) -> None:
+        _expect(testing if message.evaluate else not message.last)
+        link = self._links.incoming.get(message.sender)
+        if link is None or link.received >= link.allowed:
+            raise UnexpectedMessage
+        self._check_rows(message)
+        link.arrived(message.waited, now)
+        fits = self._inputs.add(
+            message.batch,
+            message.sender,
+            message.samples,
+            message.tensors,
+            evaluate=message.evaluate,
+            last=message.last,
+        )
+        _expect(fits)
+
+    def _gradient(self, message: Gradient) -> None:
+        batch, sender = message.batch, message.sender
+        _expect(self._may_answer(sender, batch) and not self._flights.gave(batch, sender))
+        # One that nobody waits for any more is counted, and that is all.
+        self._counts.late += not self._flights.gradient(batch, sender, message.tensors)
+
+    def _skipped(self, message: Skipped) -> None:
+        batch, sender = message.batch, message.sender
+        if sender in self._position.inputs:
+            _expect(self._inputs.skip(batch, sender))
+            return
+        _expect(self._may_answer(sender, batch))
+        self._flights.skip(batch, sender)
+
+    def _credit(self, message: Credit) -> None:
+        link = self._links.outgoing.get((message.node, message.sender))
+        if link is None:
+            raise UnexpectedMessage
+        taken, allowed = message.taken, message.allowed
+        if not link.fits(taken, allowed):
+            raise UnexpectedMessage(f"of {link.sent} sent it says {taken} taken, {allowed} allowed")
+        link.granted(taken, allowed)
+
+    def _may_answer(self, sender: str, batch: int) -> bool:
+        """A consumer, about a batch that was sent to it, or will be if it need not wait for it."""
+        known = batch <= self._flights.last or self._position.consumers_ahead
+        return sender in self._position.consumers and batch >= 0 and known
+
+    def _check_rows(self, message: Activation) -> None:
+        """An activation has the samples of its batch, and is the last of the test set or not."""
+        rows, batch, evaluate = self._position.rows, message.batch, message.evaluate
+        if rows is None:
+            return
+        due = rows.of_test(batch) if evaluate else rows.of(batch)
+        if message.samples != due:
+            raise UnexpectedMessage(f"it has {message.samples} rows, not {due}")
+        last = evaluate and rows.ends_test(batch)
+        if message.last != last:
+            end = "the last" if last else "not the last"
+            raise UnexpectedMessage(f"that batch is {end} of the test set")
+
+
+def _expect(fits: bool) -> None:
+    if not fits:
+        raise UnexpectedMessage
+
+
+# --- what has been computed ----------------------------------------------------------------------
+
+
+class Results:
+    """One method for each kind of op, called when such an op is done: what follows from it is
+    counted, kept, given up and sent."""
+
+    def __init__(self, parts: Parts, post: Post) -> None:
+        self._parts = parts
+        self._post = post
+        self._name = parts.position.name
+        self._flights = parts.flights
+        self._counts = parts.counts
+        self._scores: dict[str, Any] = {}  # of the test under way, by stage with a loss
+        # A table, as this is asked after every op of a run.
+        self._after = {
+            OpKind.READ: self._read,
+            OpKind.FORWARD: self._forwarded,
+            OpKind.PREDICT: self._done,
+            OpKind.BACKWARD: self._went_back,
+            OpKind.LEARN: self._done,
+            OpKind.UPDATE: self._handed_over if parts.position.sharers else self._done,
+            OpKind.APPLY: self._nothing,  # the Update before it has been counted
+            OpKind.FIT: self._fitted,
+            OpKind.FIT_INPUT: self._nothing,  # nobody waits for that
+            OpKind.EVALUATE: self._evaluated,
+        }
+
+    def note(self, event: Computed, op: Op, now: float) -> None:
+        """An op is done."""
+        kind = op.kind
+        self._counts.ops += 1
+        self._after[kind](event, op, now)
+        if op.last and kind is not OpKind.EVALUATE and op.batch in self._flights.by_batch:
+            self.release(op.batch)
+
+    def release(self, batch: int) -> None:
+        """Forget a batch in flight, and have its forward state let go of."""
+        self._flights.release(batch)
+        self._post.actions.append(Release(batch))
+
+    def give_up(self, batch: int) -> None:
+        """Wait for a batch's gradient no longer, and tell those who wait for ours."""
+        self._counts.dropped += 1
+        self.release(batch)
+        self._post.skipped(batch)
+
+    def _nothing(self, event: Computed, op: Op, now: float) -> None:
+        pass
+
+    def _done(self, event: Computed, op: Op, now: float) -> None:
+        self._flights.done(op, now)
+
+    def _went_back(self, event: Computed, op: Op, now: float) -> None:
+        self._flights.done(op, now)
+        self._post.gradients(event, op)
+
+    def _handed_over(self, event: Computed, op: Op, now: float) -> None:
+        """An Update of weights that others have as well: an Apply follows once theirs are here."""
+        self._flights.done(op, now)
+        self._parts.shares.handed_over(op.batch)
+        self._post.shares(event, op)
+
+    def _fitted(self, event: Computed, op: Op, now: float) -> None:
+        self._flights.done(op, now)
+        guard = self._parts.guard
+        if guard is not None and guard.note(event.cosine):
+            self._counts.fallbacks += guard.waiting
+            self._post.guarded(guard.waiting, guard.mean)
+
+    def _forwarded(self, event: Computed, op: Op, now: float) -> None:
+        flights, counts, parts = self._flights, self._counts, self._parts
+        flights.forwarded(op.batch, event.samples, now)
+        if op.replay:
+            return
+        counts.batches += 1
+        counts.samples += event.samples
+        parts.lag.forwarded(op.batch, flights)
+        without = self._post.activation(self._name, event, op, skips=parts.skips)
+        for consumer in without:
+            flights.skip(op.batch, consumer)
+        counts.skipped += bool(without)
+        if op.skip:
+            self._post.skipped(op.batch)
+
+    def _read(self, event: Computed, op: Op, now: float) -> None:
+        parts = self._parts
+        assert parts.host is not None
+        parts.host.has_read(op)
+        if DATA in parts.links.incoming:  # the host itself reads them, too
+            parts.links.incoming[DATA].arrived(False, now)
+            parts.inputs.add(
+                op.batch,
+                DATA,
+                event.samples,
+                event.outputs,
+                evaluate=op.evaluate,
+                last=op.last,
+            )
+        self._post.activation(DATA, event, op, skips=parts.skips and not op.evaluate)
+
+    def _evaluated(self, event: Computed, op: Op, now: float) -> None:
+        self._post.activation(self._name, event, op)
+        for score in event.scores:
+            if score.stage in self._scores:
+                self._scores[score.stage].add(score)
+            else:
+                self._scores[score.stage] = score
+        if op.last:
+            self._post.evaluated(self._parts.barriers.current, self._scores.values())
+            self._scores = {}
+
 
 #: Ops that work on what has come from producers.
 _TAKING = frozenset({OpKind.FORWARD, OpKind.EVALUATE, OpKind.FIT_INPUT})
@@ -393,8 +766,3 @@ class Worker:
         if barriers.passed and self._inputs.empty and self.parts.settled:
             self.phase = Phase.DRAINED
             self._post.drained(barriers, self.counts.position)
-
-
-def _expect(fits: bool) -> None:
-    if not fits:
-        raise UnexpectedMessage

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from asyncdni import config
 from asyncdni.core.counts import Counts
-from asyncdni.core.flights import Guard, Lag
+from asyncdni.core.flights import Guard, Lag, Shares
 from asyncdni.core.inputs import Replay
 from asyncdni.core.position import Position
 from asyncdni.core.post import PATIENCE_S
-from asyncdni.core.shares import Shares
 from asyncdni.core.worker import Worker
 from asyncdni.messages import DATA
 from asyncdni.plan.conditions import find_link
@@ -63,19 +62,25 @@ def sends_at_once(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
 
 
 def hears_synthetic(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
-    """What comes back to it is itself synthetic, at least in part."""
-    return any(
-        _sends_synthetic(chosen, plan, one) for one in plan.groups if one.name in group.consumers
-    )
+    """What comes back to it is itself synthetic, at least in part.
 
-
-def _sends_synthetic(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
-    own = group.schedule
-    if not group.consumers:
-        return False  # it has the true loss
-    if own.decoupled and not own.greedy:
-        return own.sends_synthetic or sends_at_once(chosen, plan, group)
-    return hears_synthetic(chosen, plan, group)
+    Stages that hand on what comes back to them are looked through, however many there are in a row.
+    """
+    if not chosen.schedule.decoupled:
+        return False
+    groups = {one.name: one for one in plan.groups}
+    seen: set[str] = set()
+    left = list(group.consumers)
+    while left:
+        one = groups[left.pop()]
+        if one.name in seen or not one.consumers:  # the last has the true loss
+            continue
+        seen.add(one.name)
+        if not one.schedule.decoupled or one.schedule.greedy:
+            left += one.consumers
+        elif one.schedule.sends_synthetic or sends_at_once(chosen, plan, one):
+            return True
+    return False
 
 
 # --- what a run promises -------------------------------------------------------------------------
