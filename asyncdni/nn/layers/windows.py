@@ -63,7 +63,7 @@ class Geometry:
         return self.kernel[1] * self.channels
 
     def span(self, axis: int) -> int:
-        """The count of elements from the first to the last that any window sees, with the border."""
+        """The count of elements from the first to the last that a window sees, with the border."""
         return (self.outputs[axis] - 1) * self.stride[axis] + self.kernel[axis]
 
     def overlap(self, axis: int) -> tuple[slice, slice]:
