@@ -1,16 +1,17 @@
-"""What a layer is, and what belongs to whom.
+"""The interfaces of layers, losses and optimizers, and the slots that keep a batch's arrays.
 
 A layer owns its parameters, its running statistics (`buffers`) and the sums of the parameters'
 gradients (`grads`). The arrays in `params` and `grads` may be replaced by views of one flat vector
-(see `optimizers`), so a layer looks them up by name each time. What a forward leaves behind for
-its backward belongs to the batch and lives in a `Slot`, so that many batches can be in flight. A
-slot starts as an empty dict, which the layer fills; it is reused from batch to batch (its arrays
-are allocated once, for the largest batch seen; a smaller last batch works on views of them), and
-may be handed to `backward` several times: a backward changes nothing in it that a second backward
-needs.
+(see `optimizers`), so a layer looks them up by name each time.
+
+What a forward leaves behind for its backward belongs to the batch and is kept in a `Slot`, so that
+many batches can be in flight. A slot starts as an empty dict, which the layer fills. It is reused
+from batch to batch: its arrays are allocated once, for the largest batch seen, and a smaller last
+batch works on views of them. A slot may be given to `backward` several times, so a backward must
+not change anything in it that a second backward needs.
 
 Shapes in comments: B samples, D inputs, H outputs. Gradients are of the summed loss, one row a
-sample; dividing by the number of samples is the optimizer step's business.
+sample; the optimizer's caller divides by the number of samples.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = [
 Array = NDArray[Any]
 Rng = np.random.Generator
 Slot = dict[str, Any]
-#: Random streams by purpose: `streams("init")` is keyed by (seed, layer name, purpose).
+#: A layer's random streams by purpose: `streams("init")` is keyed by (seed, layer name, "init").
 Streams = Callable[[str], Rng]
 
 
@@ -46,82 +47,81 @@ class Layer(Protocol):
 
     params: dict[str, Array]  # named as a PyTorch user would expect: "weight", "bias"
     grads: dict[str, Array]  # same names and shapes
-    fresh: bool  # `grads` hold nothing yet: the next learning backward overwrites them
+    fresh: bool  # `grads` hold nothing: the next backward with `learn` overwrites them
     buffers: dict[str, Array]  # running statistics: "running_mean", …
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Output shape for inputs of `shape` (both without the batch axis); allocates nothing.
-        Raises `ConfigError` where the shape does not fit (given, expected). A layer whose weights
-        may be large says so beforehand by `size(shape)`, their elements."""
+        """The output's shape for inputs of `shape` (both without the batch axis), without
+        allocating anything. Raises `ConfigError` where the shape does not fit, naming what was
+        given and expected. A layer with possibly large weights also has a method `size(shape)`,
+        which returns their number of elements beforehand."""
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
     ) -> tuple[int, ...]:
-        """Make parameters, gradients and running statistics; returns the output shape."""
+        """Make parameters, gradients and running statistics; return the output's shape."""
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """Training forward of (B, *shape); keeps in `slot` what `backward` needs."""
+        """The output for x (B, *shape) in training; keeps in `slot` what `backward` needs."""
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """Adds to `grads` if `learn` (overwrites them where `fresh`, and clears that flag);
-        returns the gradient of x if `send`, else None.
+        """If `learn`, add to `grads`, or overwrite them where `fresh` and clear that flag. Return
+        the gradient of x if `send`, else None.
 
-        `grad_y` may be overwritten only where the layer's docstring says so."""
+        A layer may overwrite `grad_y` only if its docstring says so."""
 
     def evaluate(self, x: Array) -> Array:
-        """Forward with running statistics, nothing kept."""
+        """The output for x (B, *shape) with running statistics; nothing is kept."""
 
 
 class Loss(Protocol):
     """A loss on a stage's output x (B, K), with targets y: (B,) class ids or (B, K) values."""
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
-        """Raises `DataError` where targets y don't fit outputs of `shape` (shape, range)."""
+        """Raises `DataError` where the shape or range of targets y does not fit outputs of
+        `shape`."""
 
     def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
-        """Sum over samples of the loss, and how many answers are right (None: no such notion);
-        keeps the error in `slot`."""
+        """The loss summed over samples, and the number of right answers (None: the loss has no
+        such notion); keeps the error in `slot`."""
 
     def backward(self, slot: Slot) -> Array:
-        """Gradient of the summed loss, (B, K); belongs to the slot."""
+        """The gradient of the summed loss, (B, K), which belongs to the slot."""
 
     def error(self, x: Array, y: Array, out: Array) -> Array:
-        """The gradient of the summed loss at x, written into `out` (B, K)."""
+        """Write the gradient of the summed loss at x into `out` (B, K), and return it."""
 
 
 class Optimizer(Protocol):
-    """A step on one flat vector of parameters; owns its moments, named for checkpoints."""
+    """Makes steps on one flat vector of parameters. It owns its moments, which are named for
+    checkpoints."""
 
     state: dict[str, Array]
 
     def step(self, params: Array, grads: Array, rate: float) -> None:
-        """Moves `params` in place by mean gradients `grads` (both (N,)) at learning rate `rate`.
-        May overwrite `grads`."""
+        """Move `params` in place by mean gradients `grads` (both (N,)) at learning rate `rate`.
+        This may overwrite `grads`."""
 
 
-# --- slots ---------------------------------------------------------------------------------------
-#
-# Arrays kept in a batch's slot: made once for the largest batch seen, then reused.
-
-#: Counts the gradients handed out since the slot's last forward.
+#: Where a slot counts the gradient arrays handed out since its last forward.
 _HANDED_OUT = "gradients_handed_out"
 
 
 def rows(slot: Slot, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """The slot's array `name` of that shape (first axis: samples), its contents left over.
+    """The slot's array `name` of that shape and dtype, with arbitrary contents, C-contiguous.
 
-    Rows of a larger array where a larger batch was here before, so always C-contiguous.
+    The first axis is that of samples: after a larger batch these are the first rows of its array.
     """
     kept: Array | None = slot.get(name)
     if kept is not None and kept.shape == shape and kept.dtype is dtype:
-        return kept  # nearly always
+        return kept  # the usual case
     if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:] or kept.dtype != dtype:
         kept = slot[name] = np.empty(shape, dtype)
     return kept if len(kept) == shape[0] else kept[: shape[0]]
 
 
 def forwarded(slot: Slot) -> None:
-    """A new batch is in the slot: all of its gradient arrays are free again."""
+    """Note that a new batch is in the slot, so that all its gradient arrays are free again."""
     slot[_HANDED_OUT] = 0
 
 

@@ -1,12 +1,12 @@
-"""How weights start: a name, or a name with a number ("normal:0.02"), becomes a filler of arrays.
+"""Initialisers of weights, given by a name ("he_normal") or a name and a number ("normal:0.02").
 
-With n inputs and m outputs a unit's standard deviation is
+For n inputs and m outputs the standard deviation of the weights is
 
     he       sqrt(2 / n)          He et al. 2015, for relu
     glorot   sqrt(2 / (n + m))    Glorot and Bengio 2010, for tanh and sigmoid
     lecun    sqrt(1 / n)          LeCun et al. 1998
 
-and the uniform variants draw from the interval [-a, a] of the same deviation, a = sqrt(3) * it.
+and the uniform variants have the same deviation: they draw from [-a, a], a = sqrt(3) times it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DEVIATIONS: dict[str, Callable[[int, int], float]] = {
     "lecun": lambda inputs, outputs: math.sqrt(1 / inputs),
 }
 
-#: Every name that `make_initialiser` knows, as the user would write it.
+#: Every form that `make_initialiser` accepts, as the user would write it.
 INITIALISERS = (
     *(f"{family}_{shape}" for family in _DEVIATIONS for shape in ("normal", "uniform")),
     "zeros",
@@ -38,7 +38,7 @@ INITIALISERS = (
 
 
 def make_initialiser(spec: str) -> Initialiser:
-    """The initialiser that `spec` names. Raises `ConfigError` listing what is known."""
+    """The initialiser that `spec` names. Raises `ConfigError`, which lists the known ones."""
     name, colon, number = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     family, _, shape = name.rpartition("_")
     if name == "zeros" and not colon:

@@ -1,7 +1,7 @@
 """Synthetic inputs: a stage's input activation, predicted from the input of the network.
 
-With one of these a stage waits for nothing: it goes forward from its own guess of what the stages
-before it would have sent, and the guess is trained when the true activation comes (Jaderberg et
+With an input model a stage waits for nothing: it goes forward from a prediction of what the stages
+before it would have sent, and the model is trained when the true activation comes (Jaderberg et
 al., 2017, arXiv 1608.05343, sections 2 and 3.3, "complete unlock").
 """
 
@@ -25,8 +25,9 @@ __all__ = ["InputModel"]
 class InputModel:
     """[x, onehot(y)] -> (dense, batch norm, relu) for each of `hidden` -> dense -> ĥ.
 
-    Without `labels` it sees x alone. It keeps nothing of a batch: x and y are handed in again with
-    the activation that came. `params` and `buffers` are restored by writing into the arrays.
+    Without `labels` the model sees x alone. It keeps nothing of a batch: `fit` is given x and y
+    again, with the activation that came. `params` and `buffers` are restored by writing into the
+    arrays.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class InputModel:
         labels: bool = False,
         learning_rate: float = 3e-3,
     ) -> None:
-        """`learning_rate` is Adam's."""
+        """`hidden` gives the units of each hidden layer; `learning_rate` is Adam's."""
         self.hidden = tuple(hidden)
         self.labels = labels
         self.learning_rate = learning_rate
@@ -52,8 +53,9 @@ class InputModel:
         dtype: np.dtype[Any],
         streams: Streams,
     ) -> None:
-        """From x (B, inputs) to activations (B, width). `loss` and `outputs` (K) describe the
-        targets as for a generator. Layers draw from streams "input_model.<position>.<purpose>"."""
+        """Make the network from x (B, inputs) to activations (B, width). `loss` and `outputs` (K)
+        describe the targets, as for a `Generator`. Layers draw from streams
+        "input_model.<position>.<purpose>"."""
         self._outputs = outputs
         self._classes = loss == "cross_entropy"
         self._dtype = np.dtype(dtype)
@@ -67,12 +69,12 @@ class InputModel:
         self._scratch: Slot = {}
 
     def predict(self, x: Array, y: Array | None) -> Array:
-        """ĥ (B, D) for inputs x (B, X) and targets y (needed with `labels` only), with batch
-        statistics; an array of the caller's own."""
+        """The prediction ĥ (B, D) for inputs x (B, X) and targets y (needed with `labels` only),
+        with batch statistics; a new array."""
         return self._forward(x, y).copy()
 
     def fit(self, x: Array, y: Array | None, h: Array, rate_scale: float) -> float:
-        """One step of Adam on Σ|ĥ - h|² / 2B towards the activation h (B, D) that came.
+        """Make one step of Adam on Σ|ĥ - h|² / 2B towards the activation h (B, D) that came.
 
         Returns the mean of (ĥ - h)² over samples and units before the step. Raises
         `NumericalError`, with the model as it was, where the step's gradient is not finite."""

@@ -1,6 +1,6 @@
 """Losses and their gradients: the error that starts every backward.
 
-Values and gradients are of the sum over samples; what one sample's loss is, each class says.
+Values and gradients are of the sum over samples; each class says what one sample's loss is.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = [
 class CrossEntropy:
     """-log softmax(x)[y] of logits x (B, K) and class ids y (B,), any integer type.
 
-    The gradient is softmax(x) - onehot(y). A sample is right where its largest logit, the first
-    of equals, is its class.
+    The gradient is softmax(x) - onehot(y). An answer is right if the largest logit (the first, of
+    equal ones) is that of the sample's class.
     """
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
@@ -66,9 +66,9 @@ class CrossEntropy:
 
 
 def _softmax_error(x: Array, y: Array, best: Array, out: Array) -> tuple[Array, Array]:
-    """Writes softmax(x) - onehot(y) into `out`.
+    """Write softmax(x) - onehot(y) into `out`; `best` (B,) are the places of the largest logits.
 
-    Returns the sums of exp(x - max) and the values x[y] - max, both (B,). The maximum is taken off
+    Returns the sums of exp(x - max) and the values x[y] - max, both (B,). The maximum is subtracted
     first so that no exp overflows.
     """
     samples = np.arange(len(x))
@@ -85,7 +85,7 @@ class SigmoidCrossEntropy:
     """Binary cross-entropy of logits x (B, K) and targets y (B, K) in [0, 1], summed over the K.
 
     -y log s(x) - (1 - y) log(1 - s(x)), with s the logistic function; the gradient is s(x) - y.
-    Each output is an answer of its own: right where x > 0 agrees with y > 0.5.
+    Each output is one answer, which is right if x > 0 agrees with y > 0.5.
     """
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
@@ -101,7 +101,7 @@ class SigmoidCrossEntropy:
 
     def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
         slot["error"] = error = rows(slot, "error_rows", x.shape, x.dtype)
-        # max(x, 0) - x y + log(1 + exp(-|x|)): no exp overflows.
+        # The loss as max(x, 0) - x y + log(1 + exp(-|x|)), in which no exp overflows.
         np.abs(x, out=error)
         np.negative(error, out=error)
         np.exp(error, out=error)
@@ -123,8 +123,8 @@ class SigmoidCrossEntropy:
 class MeanSquaredError:
     """Squared error of x (B, K) against y (B, K), averaged over the K outputs of a sample.
 
-    So the mean over a batch is what torch.nn.MSELoss gives. The gradient is 2 (x - y) / K. There
-    is no right or wrong answer to count.
+    The mean over a batch therefore equals torch.nn.MSELoss. The gradient is 2 (x - y) / K. This
+    loss has no notion of a right answer.
     """
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
@@ -134,7 +134,7 @@ class MeanSquaredError:
     def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
         slot["error"] = error = rows(slot, "error_rows", x.shape, x.dtype)
         self.error(x, y, error)
-        # The sum of (x - y)^2 / K, out of the gradient 2 (x - y) / K.
+        # The sum of (x - y)^2 / K, computed from the gradient 2 (x - y) / K.
         return float(np.vdot(error, error)) * x.shape[1] / 4, None
 
     def backward(self, slot: Slot) -> Array:
@@ -172,22 +172,17 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def make_loss(name: str) -> Loss:
-    """The loss of that name. Raises `ConfigError` listing those that are known."""
+    """The loss of that name. Raises `ConfigError`, which lists the known ones."""
     if name not in LOSSES:
         raise ConfigError(f"unknown loss {name!r}: expected one of {', '.join(LOSSES)}")
     return LOSSES[name]()
 
 
-# --- window loss ---------------------------------------------------------------------------------
-#
-# A loss of windows: of each step that counts, as if it were a sample of its own.
-
-
 class WindowLoss:
-    """`loss` on outputs x (B, T, K) with targets y (B, T) or (B, T, K), and mask (B, T) bool.
+    """`loss` on windows: each step that counts is treated as one sample.
 
-    Value and gradient are sums over the steps that count; a window of which none does has a loss
-    of 0, and a gradient of 0.
+    Outputs x are (B, T, K), targets y (B, T) or (B, T, K). The mask (B, T) bool says which steps
+    count. Value and gradient are sums over these steps; both are 0 for a window without any.
     """
 
     def __init__(self, loss: Loss) -> None:
@@ -196,8 +191,8 @@ class WindowLoss:
     def forward(
         self, x: Array, y: Array, mask: Array | None, slot: Slot
     ) -> tuple[float, int | None, int]:
-        """The loss, how many answers are right (None: no such notion), and how many steps count;
-        keeps the error in `slot`."""
+        """The loss, the number of right answers (None: the loss has no such notion), and the number
+        of steps that count; keeps the error in `slot`."""
         inner: Slot = slot.setdefault("steps", {})
         outputs, targets, chosen = by_step(x), by_step(y), counted(mask)
         if chosen is None:
@@ -212,16 +207,16 @@ class WindowLoss:
         return loss, correct, len(chosen)
 
     def backward(self, slot: Slot) -> Array:
-        """Gradient of the summed loss, (B, T, K); belongs to the slot."""
+        """The gradient of the summed loss, (B, T, K), which belongs to the slot."""
         error: Array = slot["error"]
         return error
 
 
 def by_step(windows: Array) -> Array:
-    """(B, T, …) as (B T, …): a row a step."""
+    """Windows (B, T, …) as (B T, …), one row a step."""
     return windows.reshape(-1, *windows.shape[2:])
 
 
 def counted(mask: Array | None) -> Array | None:
-    """Which rows of `by_step` count, as numbers; None where all do."""
+    """The indices of the rows of `by_step` that count; None where all do."""
     return None if mask is None else np.flatnonzero(mask)

@@ -1,7 +1,11 @@
-"""Optimizers on one flat vector, in place, and the flattening of layers into such vectors.
+"""Optimizers on one flat vector, the flattening of layers into one, and learning-rate schedules.
 
 Vectors are worked on block by block: a step passes over its arrays ten times, and a block stays in
 the cache from the first pass to the last.
+
+A learning-rate schedule is a pure function that gives the factor of the learning rate, from 1 down.
+Time is counted in epochs (1.5: the middle of the second), so that a schedule means the same at any
+batch size.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ __all__ = [
     "warmup",
 ]
 
-_BLOCK = 65536  # elements, about: smaller ones cost more in calls than they save in the cache
+#: About so many elements make a block: smaller ones cost more in calls than they save in the cache.
+_BLOCK = 65536
 
 
 class Sgd:
@@ -145,19 +150,20 @@ class Adam:
 
 
 def _scaled(g: Array, scale: float) -> Array:
-    """In place, block by block like all else: a pass over the whole vector leaves the cache."""
+    """Multiply a block of the gradient in place by `scale`, and return it."""
     if scale != 1.0:
         g *= scale
     return g
 
 
 def norm(vector: Array) -> float:
-    """Of a vector, or of an array as one; not finite as soon as one element is not."""
+    """The Euclidean norm of an array taken as one vector. It is not finite as soon as one element
+    is not."""
     return math.sqrt(np.vdot(vector, vector))  # unlike np.dot it does not warn of an overflow
 
 
 def finite_norm(grads: Array) -> float:
-    """The norm of `grads`. Raises `NumericalError` where that is not a finite number."""
+    """The norm of `grads`. Raises `NumericalError` where it is not finite."""
     found = norm(grads)
     if not math.isfinite(found):
         raise NumericalError(f"the norm of a gradient is {found}, expected a finite number")
@@ -165,16 +171,16 @@ def finite_norm(grads: Array) -> float:
 
 
 def clip_by_norm(grads: Array, found: float, most: float) -> None:
-    """Scales `grads` (N,), whose norm is `found`, in place so that it is at most `most`."""
+    """Scale `grads` (N,), whose norm is `found`, in place so that the norm is at most `most`."""
     if found > most:
         grads *= most / found
 
 
 def flatten(layers: Sequence[Layer]) -> tuple[Array, Array]:
-    """All parameters of `layers`, and all gradients, as one vector each (N,), in order.
+    """All parameters of `layers`, and all their gradients, as one vector each (N,), in order.
 
-    Copies the values, then replaces the arrays in each layer's `params` and `grads` by views of
-    the vectors: moving the vectors moves the layers.
+    The values are copied, and the arrays in each layer's `params` and `grads` are replaced by views
+    of the vectors, so that a step on the vectors is a step of the layers.
     """
     return _flatten([layer.params for layer in layers]), _flatten([layer.grads for layer in layers])
 
@@ -191,7 +197,7 @@ def _flatten(owners: Sequence[dict[str, Array]]) -> Array:
 
 
 def _block_size(size: int) -> int:
-    """Even blocks of `_BLOCK` elements, give or take a half: no stub is left over at the end."""
+    """The size of equal blocks of about `_BLOCK` elements, so that the last one is not a stub."""
     return -(-size // max(1, round(size / _BLOCK)))
 
 
@@ -200,23 +206,15 @@ def _blocks(size: int) -> Iterator[slice]:
     return (slice(start, start + width) for start in range(0, size, width))
 
 
-# --- rates ---------------------------------------------------------------------------------------
-#
-# Learning-rate schedules: pure functions of the count of updates, with linear warm-up.
-#
-# Each gives the factor, from 1 down, that the learning rate is multiplied by. Time is counted in
-# epochs (1.5: the middle of the second), so that a schedule means the same at any batch size.
-
-
 def constant(epoch: float, total_epochs: float) -> float:
-    """1 throughout."""
+    """The factor 1 throughout."""
     return 1.0
 
 
 def step(
     epoch: float, total_epochs: float, *, epochs: Sequence[float], factor: float = 0.1
 ) -> float:
-    """`factor` to the number of `epochs` that are over."""
+    """`factor` to the power of the number of `epochs` that have passed."""
     return float(factor) ** sum(epoch >= end for end in epochs)
 
 
@@ -227,7 +225,8 @@ def cosine(epoch: float, total_epochs: float, *, final: float = 0.0) -> float:
 
 
 def warmup(update: int, updates: float) -> float:
-    """Rises linearly to 1 over the first `updates`; the first of them is not wasted on a 0."""
+    """A factor that rises linearly to 1 over the first `updates`. It begins above 0, so that the
+    first update is not wasted."""
     return min(1.0, (update + 1) / updates) if updates > 0 else 1.0
 
 
@@ -243,15 +242,16 @@ def scale(
     warmup_epochs: float = 0.0,
     **options: float | Sequence[float],
 ) -> float:
-    """What the learning rate is multiplied by for the update of that index (from 0).
+    """The factor of the learning rate for the update of index `update` (from 0).
 
     Args:
-        name: of `RATES`.
+        name: the schedule's name in `RATES`.
         update: how many updates were made before this one.
         updates_per_epoch: may be a fraction.
-        total_updates: of the whole run.
-        warmup_epochs: how long the warm-up lasts; it multiplies the schedule, not delays it.
-        options: of the schedule: `epochs` and `factor` of step, `final` of cosine.
+        total_updates: the number of updates in the whole run.
+        warmup_epochs: how long the warm-up lasts. Its factor multiplies the schedule's, which is
+            not delayed.
+        options: the schedule's options: `epochs` and `factor` of step, `final` of cosine.
 
     Raises:
         ConfigError: for an unknown name.

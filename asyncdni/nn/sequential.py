@@ -1,4 +1,4 @@
-"""A small network of its own beside a stage: layers in a row, and the Adam that moves them.
+"""A small network beside a stage: layers in a row, and the Adam that trains them.
 
 Generators, local heads and input models are made of it. Its gradients serve one step and are then
 overwritten: nothing accumulates over batches.
@@ -33,7 +33,8 @@ class Sequential:
         self.buffers: dict[str, Array] = {}
 
     def build(self, inputs: int, dtype: np.dtype[Any], streams: Streams, name: str) -> None:
-        """For x (B, inputs). Layers draw from streams "<name>.<position>.<purpose>"."""
+        """Build the layers for x (B, inputs). They draw from streams
+        "<name>.<position>.<purpose>"."""
         shape: tuple[int, ...] = (inputs,)
         for position, layer in enumerate(self.layers):
             shape = layer.build(shape, dtype, partial(_stream, streams, f"{name}.{position}"))
@@ -48,18 +49,18 @@ class Sequential:
         self.buffers = dict(self.optimizer.state)
 
     def slots(self) -> list[Slot]:
-        """What a forward leaves behind for its backward, a slot a layer; empty."""
+        """Empty slots, one a layer, for what a forward leaves behind for its backward."""
         return [{} for _ in self.layers]
 
     def forward(self, x: Array, slots: Sequence[Slot]) -> Array:
-        """With batch statistics; the result belongs to the slots."""
+        """The output for x, with batch statistics; it belongs to the slots."""
         for layer, slot in zip(self.layers, slots, strict=True):
             x = layer.forward(x, slot)
         return x
 
     def backward(self, grad: Array, slots: Sequence[Slot], *, send: bool) -> Array | None:
-        """Learns from `grad`, of the loss summed over the batch; returns the gradient of x, which
-        belongs to the slots, if `send`."""
+        """Take the gradients of the weights from `grad`, the output's gradient of the summed loss.
+        If `send`, return the gradient of x, which belongs to the slots."""
         sent: Array | None = grad
         for position in reversed(range(len(self.layers))):
             assert sent is not None
@@ -69,9 +70,9 @@ class Sequential:
         return sent
 
     def step(self, samples: int, rate_scale: float) -> None:
-        """One step of Adam on the mean over `samples` of what `backward` has learnt.
+        """Make one step of Adam on the gradients of the last `backward`, divided by `samples`.
 
-        Raises `NumericalError`, before anything has moved, for a gradient that is not finite."""
+        Raises `NumericalError`, before any weight moves, for a gradient that is not finite."""
         self._grads *= 1 / samples
         finite_norm(self._grads)
         self.optimizer.step(self._vector, self._grads, self.learning_rate * rate_scale)

@@ -1,7 +1,7 @@
 """Random streams, keyed by what they are for and never by the process that draws from them.
 
-The same (seed, name, purpose, numbers) gives the same numbers under every split, schedule and
-number of workers: a network starts from the same weights wherever its layers live.
+A stream of the same key (seed, name, purpose, numbers) gives the same random numbers under every
+split, schedule and number of workers, so a network starts from the same weights everywhere.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""From what the core asks for to calls of a stage, and from arrays back to what the core sends on.
+"""The executor turns ops that the core asks for into calls of a stage, and the results into what
+the core sends on.
 
-Both drivers use it: the engine of a worker process, and the simulator when it does the maths.
+Both drivers use it: the real one in a worker process, and the simulator when it does the maths.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["Executor", "Source"]
 
 
 class Source(Protocol):
-    """The data of the worker that hosts them; see `data.base`."""
+    """The data set, at the worker that hosts it; see `data.base`."""
 
     def read(self, op: Op) -> Mapping[str, Array]: ...
 
@@ -28,8 +29,8 @@ class Source(Protocol):
 class Executor:
     """Carries out the ops of one worker, with its stage and, where it hosts the data, its source.
 
-    `loss_sum` and `loss_samples` add up the losses of training batches, replays left out, until
-    somebody takes them; of windows, the steps that count stand in the place of samples.
+    `loss_sum` and `loss_samples` add up the losses of training batches, without replays, until
+    `take_loss`. For windows, the steps that count stand in place of samples.
     """
 
     def __init__(
@@ -40,10 +41,10 @@ class Executor:
         note: Callable[[Agreement | None], None] | None = None,
         shares: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """`exits` maps each producing worker to the declared stage whose activation it sends,
-        `shares` each worker with stages of the same weights to those here.
-
-        `note` gets what each Fit measured: see `stages.base.Stage.fit`.
+        """Args:
+        exits: maps each producing worker to the declared stage whose activation it sends.
+        note: is called with what each Fit measured: see `stages.base.Stage.fit`.
+        shares: maps each worker that has stages with the same weights to those stages here.
         """
         self.stage = stage
         self.loss_sum = 0.0
@@ -67,17 +68,17 @@ class Executor:
         }
 
     def compute(self, compute: Compute) -> Computed:
-        """Do it now, on this thread."""
+        """Carry out the op now, on this thread, and return its result."""
         return self._do[compute.op.kind](compute)
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
-        """Give up a training batch; its arrays are used again once `sent()` is true."""
+        """Release a training batch; its arrays are used again once `sent()` is true."""
         self.stage.release(batch, sent)
         if self._source is not None:
             self._source.release(batch, sent)
 
     def take_loss(self) -> tuple[float, int]:
-        """(sum over samples, samples) since the last call."""
+        """Return (loss summed over samples, samples) since the last call, and start again at 0."""
         taken = self.loss_sum, self.loss_samples
         self.loss_sum, self.loss_samples = 0.0, 0
         return taken
@@ -145,7 +146,7 @@ class Executor:
         return Computed(compute.op)
 
     def _inputs(self, compute: Compute) -> tuple[dict[str, Array], Context]:
-        """By declared stage, and the context that came along."""
+        """The activations by declared stage, and the context that came with them."""
         inputs: dict[str, Array] = {}
         context: dict[str, Array] = {}
         for node, tensors in compute.inputs.items():
@@ -156,5 +157,5 @@ class Executor:
 
 
 def _tensors(result: Forwarded, context: Context) -> dict[str, Array]:
-    """What goes on to the consumers."""
+    """The arrays that are sent on to the consumers."""
     return {} if result.activation is None else {"h": result.activation, **context}

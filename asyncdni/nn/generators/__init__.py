@@ -1,7 +1,7 @@
 """Generators by name: models of the gradient that will come back.
 
-A generator has a class for activations of any shape, which sees them as vectors, or one for feature
-maps, or both. Each says by `Options` which table of the experiment file it is made from.
+Under a name there is a class for activations of any shape, which sees them as vectors, or one for
+feature maps, or both. A class's `Options` say which table of the experiment file it is made from.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ GENERATORS: dict[str, type[NamedGenerator]] = {
     "mlp": MlpGenerator,
 }
 
-#: Those made for feature maps (C, H, W), whose `build` is told that shape.
+#: The generators for feature maps (C, H, W); their `build` takes that shape as well.
 MAP_GENERATORS: dict[str, type[ConvolutionalGenerator | FeatureMapErrorGenerator]] = {
     "error": FeatureMapErrorGenerator,
     "convolutional": ConvolutionalGenerator,
@@ -53,13 +53,13 @@ MAP_GENERATORS: dict[str, type[ConvolutionalGenerator | FeatureMapErrorGenerator
 
 
 def generator_options() -> dict[str, type[tables.Generator]]:
-    """The tables that an experiment file may hold, by the kind that they name."""
+    """The option tables of generators that an experiment file may hold, by kind."""
     return {kind: made.Options for kind, made in {**GENERATORS, **MAP_GENERATORS}.items()}
 
 
 def make_generator(kind: str, **options: Any) -> Generator:
-    """The generator of vectors named `kind`, not yet built; raises `ConfigError` for a name or
-    option that it does not know."""
+    """The generator of vectors named `kind`, not yet built. Raises `ConfigError` for an unknown
+    name or option."""
     made = GENERATORS.get(kind)
     if made is None:
         raise ConfigError(

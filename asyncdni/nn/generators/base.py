@@ -1,10 +1,10 @@
 """What a generator is: the local model of the gradient that will come back (DNI paper, section 2).
 
-`predict` is asked once a batch, right after the forward; `fit` when (and if) the true gradient of
-that batch arrives, possibly many batches later. What a prediction leaves behind for its fit belongs
-to the batch's slot. Gradients are of the summed loss, one row a sample.
+`predict` is called once a batch, right after the forward; `fit` is called when (and if) the true
+gradient of that batch arrives, possibly many batches later. What a fit needs of its prediction is
+kept in the batch's slot. Gradients are of the summed loss, one row a sample.
 
-A step whose gradient is not finite is not taken: both methods raise `NumericalError` instead.
+A generator takes no step whose gradient is not finite: both methods raise `NumericalError` instead.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["Generator", "join"]
 class Generator(Protocol):
     """Predicts a gradient (B, D) from an activation (B, D) and targets."""
 
-    params: dict[str, Array]  # trained on what comes back (and on labels, for local heads)
-    buffers: dict[str, Array]  # optimizer moments, running scales: for checkpoints
+    params: dict[str, Array]  # trained on gradients that come back (local heads: on labels)
+    buffers: dict[str, Array]  # optimizer moments and running scales, for checkpoints
 
     def build(
         self,
@@ -32,24 +32,22 @@ class Generator(Protocol):
         dtype: np.dtype[Any],
         streams: Streams,
     ) -> None:
-        """For activations (B, width); `loss` ("cross_entropy", "sigmoid_cross_entropy", "mse") and
-        `outputs` (K) describe the targets: (B,) class ids for cross_entropy, else (B, K)."""
+        """Make the weights, for activations (B, width).
+
+        `loss` ("cross_entropy", "sigmoid_cross_entropy", "mse") and `outputs` (K) describe the
+        targets: (B,) class ids for cross_entropy, else (B, K)."""
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """The predicted gradient (B, D), belonging to the slot. Local heads take their own step
-        here. `rate_scale` is the learning-rate decay of the run at this moment, 1 at the start."""
+        """The predicted gradient (B, D), which belongs to the slot. Local heads make their own step
+        here. `rate_scale` is the present factor of learning rates, 1 at the start of a run."""
 
     def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
-        """One step towards the gradient (B, D) that came back for the slot's batch."""
-
-
-# --- targets -------------------------------------------------------------------------------------
-#
-# Targets as inputs: what a model that is conditioned on labels sees beside its other input.
+        """Make one step towards the gradient (B, D) that came back for the slot's batch."""
 
 
 def join(x: Array, y: Array, classes: bool, out: Array) -> Array:
-    """[x, onehot(y)] of class ids y (B,), else [x, y], written into `out` (B, D + K)."""
+    """Write the input of a model conditioned on targets into `out` (B, D + K): [x, onehot(y)] for
+    class ids y (B,), if `classes`; else [x, y]."""
     width = x.shape[1]
     out[:, :width] = x
     if classes:

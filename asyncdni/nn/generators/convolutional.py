@@ -24,12 +24,12 @@ __all__ = ["ConvolutionalGenerator"]
 class ConvolutionalGenerator(Regression):
     """[h, targets as constant planes] -> (conv2d, batch norm, relu) for each of `hidden` -> conv2d.
 
-    Every convolution keeps height and width; the last one starts at zero. Conditioned on labels, a
-    class has a channel of its own, of ones where it is the sample's and else of zeros; other
-    targets have a channel of their value each (Jaderberg et al., 2017, arXiv 1608.05343, appendix).
+    Every convolution keeps height and width; the last one starts at zero. With `labels`, each class
+    has a channel, of ones if it is the sample's class and else of zeros; other targets have a
+    channel each, filled with their value (Jaderberg et al., 2017, arXiv 1608.05343, appendix).
 
-    As the paper's, it costs as much as the stages themselves; the running statistics of its batch
-    norms are never used, so they are no part of `buffers`.
+    Like the paper's, this generator costs as much as the stages themselves. The running statistics
+    of its batch norms are never used, so they are no part of `buffers`.
     """
 
     Options: ClassVar[type[tables.Generator]] = tables.ConvolutionalGenerator
@@ -43,7 +43,7 @@ class ConvolutionalGenerator(Regression):
         learning_rate: float = 3e-3,
         scale_targets: bool = True,
     ) -> None:
-        """`hidden`: channels of each hidden layer; `kernel`: of all layers."""
+        """`hidden` gives the channels of each hidden layer; all layers have the same `kernel`."""
         super().__init__(
             hidden=(), labels=labels, learning_rate=learning_rate, scale_targets=scale_targets
         )
@@ -59,9 +59,9 @@ class ConvolutionalGenerator(Regression):
         streams: Streams,
         shape: tuple[int, ...] = (),
     ) -> None:
-        """For feature maps h of `shape` (C, H, W), as rows of `width` = C H W. Hidden layers draw
-        from streams of their own, named after their position. Raises `ConfigError` for activations
-        of another shape."""
+        """Make the network for feature maps h of `shape` (C, H, W), as rows of `width` = C H W.
+        Hidden layers draw from streams of their own, named after their position. Raises
+        `ConfigError` for activations that are no feature maps."""
         channels, height, across = planes(shape, where="a convolutional generator")
         self._planes = outputs * self.labels, height * across
         self._inputs = width + self._planes[0] * self._planes[1]
@@ -87,7 +87,8 @@ class ConvolutionalGenerator(Regression):
         return Conv2d(channels, kernel=self.kernel, padding="same", init=init)
 
     def _join(self, h: Array, y: Array, slot: Slot) -> Array:
-        """z (B, (C + K) H W), kept in the slot for its fit: h, then the planes of the targets."""
+        """The network's input z (B, (C + K) H W), h and then the planes of the targets, which is
+        kept in the slot for the fit."""
         z = rows(slot, "inputs_rows", (len(h), self._inputs), self._dtype)
         width = h.shape[1]
         z[:, :width] = h

@@ -1,11 +1,12 @@
-"""The default generator: the error of a local classifier, sent through a learned map.
+"""Generators made of a local classifier: the default ones for vectors and feature maps, and heads.
 
-A linear head guesses the targets from the activation, and its error e is what the stage can know
-at once about how wrong the network is. The true gradient g only has to teach the map U in ĝ = e U,
-which moves slowly, so gradients that arrive many batches late still serve. Labels enter through e
-and not raw: e changes sign where h overshoots, a class-wise push does not.
+In the default generators a linear head predicts the targets from the activation. Its error e is all
+that the stage can know at once about how wrong the network is. The true gradient g only has to
+teach the map U in ĝ = e U. That map changes slowly, so gradients that arrive many batches late are
+still useful. Labels enter through e and not directly, because e changes sign where h overshoots; a
+push that depends on the class alone does not.
 
-This is a synthetic-gradient model in the sense of Jaderberg et al., 2017 (arXiv 1608.05343),
+These are synthetic-gradient models in the sense of Jaderberg et al., 2017 (arXiv 1608.05343),
 section 2, conditioned on labels; the map is fitted by normalised least mean squares (Nagumo and
 Noda, 1967; Haykin, Adaptive Filter Theory).
 """
@@ -28,17 +29,18 @@ from asyncdni.nn.sequential import Sequential
 
 __all__ = ["ErrorGenerator", "FeatureMapErrorGenerator", "LocalHead"]
 
-#: Mean squared error a sample below which the map hardly moves: without it a head that has become
-#: certain of a whole batch would divide by almost nothing.
+#: The map hardly moves where the head's mean squared error per sample is below this. Without it, a
+#: fit would divide by almost zero once the head has become certain of a whole batch.
 RIDGE = 1e-6
 
 
 class ErrorGenerator:
     """ĝ = e U with e = ∂loss/∂logits of a local head: softmax(h Cᵀ + c) - onehot(y) of classes.
 
-    "head.weight" C (K, D) and "head.bias" c (K,) follow the local loss, one Adam step a batch; they
-    start at zero, which is no saddle point, as the local loss is convex in them. "map" U (K, D)
-    follows the true gradients; zero until the first of them, so an untaught stage stands still.
+    "head.weight" C (K, D) and "head.bias" c (K,) are trained on the local loss, one Adam step a
+    batch. They start at zero, which is no saddle point, as the local loss is convex in them. "map"
+    U (K, D) is fitted to the true gradients. It is zero until the first of them arrives, so that
+    the stage does not move before.
 
     `params` and `buffers` are restored by writing into the arrays.
     """
@@ -46,7 +48,7 @@ class ErrorGenerator:
     Options: ClassVar[type[tables.Generator]] = tables.ErrorGenerator
 
     def __init__(self, *, head_learning_rate: float = 1e-2, rate: float = 0.03) -> None:
-        """`rate`: share of the error in the map that a fit removes, stable below 2."""
+        """`rate` is the share of the map's error that a fit removes; it is stable below 2."""
         self.head_learning_rate = head_learning_rate
         self.rate = rate
         self.params: dict[str, Array] = {}
@@ -55,7 +57,7 @@ class ErrorGenerator:
     def build(
         self, width: int, outputs: int, loss: str, dtype: np.dtype[Any], streams: Streams
     ) -> None:
-        """All zero, so nothing is drawn from `streams`."""
+        """See `Generator`; all weights start at zero, so nothing is drawn from `streams`."""
         self._loss: Loss = make_loss(loss)
         self._outputs = outputs
         self._dtype = np.dtype(dtype)
@@ -76,9 +78,9 @@ class ErrorGenerator:
         self.buffers = {f"head.{name}": moment for name, moment in self.optimizer.state.items()}
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """e U (B, D) for activations h (B, D) and targets y; then the head's step.
+        """The prediction e U (B, D) for activations h (B, D) and targets y; then the head's step.
 
-        e is of the head before its step, so the prediction does not know its own labels twice."""
+        The error e is that of the head before this step, so that these labels enter it once."""
         shape = len(h), self._outputs
         logits = rows(self._scratch, "logits", shape, self._dtype)
         np.matmul(h, self.params["head.weight"].T, out=logits)
@@ -91,9 +93,9 @@ class ErrorGenerator:
         return prediction
 
     def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
-        """U -= rate eᵀ(e U - g) / Σe², with the slot's e and today's U.
+        """Make the step U -= rate eᵀ(e U - g) / Σe², with the slot's e and the present U.
 
-        Multiplied out to (eᵀe) U - eᵀg, (K, K) by (K, D), so no (B, D) array is made."""
+        It is computed as (eᵀe) U - eᵀg, (K, K) by (K, D), so that no (B, D) array is made."""
         error = slot["error"]
         gram = error.T @ error
         energy = float(gram.trace()) + RIDGE * len(error)
@@ -104,7 +106,7 @@ class ErrorGenerator:
         self.params["map"] += change
 
     def _step_head(self, h: Array, error: Array, rate_scale: float) -> None:
-        """Adam on the local loss, mean over the batch, whose gradient by C is eᵀh / B."""
+        """Make one step of Adam on the batch's mean local loss, whose gradient by C is eᵀh / B."""
         if len(self._ones) < len(h):
             self._ones = np.ones(len(h), self._dtype)
         np.matmul(error.T, h, out=self._weight_grad)
@@ -114,29 +116,23 @@ class ErrorGenerator:
         self.optimizer.step(self._head, self._head_grad, self.head_learning_rate * rate_scale)
 
 
-# --- feature map ---------------------------------------------------------------------------------
-#
-# The default generator of feature maps: the error of a pooled classifier, through a learned map.
-#
-# As in `error`, a local head tells e = ∂loss/∂logits at once, and ĝ = e U is fitted to the true
-# gradients. Of a feature map the head sees the mean of each channel over a few cells only: far
-# fewer weights, which learn faster, and the rough place of things is still told. The map U reaches
-# every channel and place of its own: (K, C H W) is little beside the convolutions, and the gradient
-# of a class differs from place to place.
-
-
 class FeatureMapErrorGenerator(ErrorGenerator):
     """ĝ = e U with e of a head on the means of `cells` x `cells` cells of each plane.
 
+    The head sees only those means of a feature map: it has far fewer weights, which learn faster,
+    and still knows roughly where things are. The map U has weights for every channel and place:
+    (K, C H W) is little beside the convolutions, and a class's gradient differs from place to
+    place.
+
     "head.weight" is (K, C cells cells), "head.bias" (K,), "map" (K, C H W); see `ErrorGenerator`.
-    Planes with fewer rows or columns than `cells` have as many cells as those. Of activations that
-    are no feature maps it is an `ErrorGenerator`, to the last bit.
+    Planes with fewer rows or columns than `cells` have as many cells as those. For activations that
+    are no feature maps, this is an `ErrorGenerator`, to the last bit.
     """
 
     def __init__(
         self, *, cells: int = 4, head_learning_rate: float = 1e-2, rate: float = 0.03
     ) -> None:
-        """`rate`: share of the error in the map that a fit removes, stable below 2."""
+        """`rate` is the share of the map's error that a fit removes; it is stable below 2."""
         super().__init__(head_learning_rate=head_learning_rate, rate=rate)
         if not isinstance(cells, int) or isinstance(cells, bool) or cells < 1:
             raise ConfigError(f"cells {cells!r}: expected a positive whole number")
@@ -151,8 +147,8 @@ class FeatureMapErrorGenerator(ErrorGenerator):
         streams: Streams,
         shape: tuple[int, ...] = (),
     ) -> None:
-        """For feature maps h of `shape` (C, H, W), as rows of `width` = C H W, or for activations
-        of another shape. All zero, so nothing is drawn from `streams`."""
+        """Make the weights for feature maps h of `shape` (C, H, W), as rows of `width` = C H W, or
+        for activations of another shape. All start at zero, so nothing is drawn from `streams`."""
         self._means: Array | None = None
         if len(shape) != 3:
             super().build(width, outputs, loss, dtype, streams)
@@ -165,9 +161,10 @@ class FeatureMapErrorGenerator(ErrorGenerator):
         self._change, self._pulled = np.empty((2, outputs, width), dtype)
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """e U (B, C H W) for activations h (B, C H W) and targets y; then the head's step.
+        """The prediction e U (B, C H W) for activations h (B, C H W) and targets y; then the head's
+        step.
 
-        e is of the head before its step, so the prediction does not know its own labels twice."""
+        The error e is that of the head before this step, so that these labels enter it once."""
         if self._means is None:
             return super().predict(h, y, slot, rate_scale)
         pooled = self._pool(h, self._means)
@@ -183,15 +180,15 @@ class FeatureMapErrorGenerator(ErrorGenerator):
         return prediction
 
     def _pool(self, h: Array, means: Array) -> Array:
-        """The means (B, C cells cells) of h (B, C H W), as one product with all planes."""
+        """The means (B, C cells cells) of h (B, C H W), computed as one product."""
         places, cells = means.shape
         each = rows(self._scratch, "pooled", (h.size // places, cells), self._dtype)
         return np.matmul(h.reshape(-1, places), means, out=each).reshape(len(h), -1)
 
 
 def _means(size: int, cells: int) -> Array:
-    """(cells, size): row i takes the mean of the i-th of `cells` even parts, which overlap by one
-    element where they are not even (as torch.nn.AdaptiveAvgPool2d has them)."""
+    """A matrix (cells, size) whose row i takes the mean of the i-th of `cells` equal parts. Parts
+    overlap by one element where they are not equal, as in torch.nn.AdaptiveAvgPool2d."""
     cells = min(cells, size)
     found = np.zeros((cells, size))
     for i in range(cells):
@@ -200,28 +197,23 @@ def _means(size: int, cells: int) -> Array:
     return found
 
 
-# --- head ----------------------------------------------------------------------------------------
-#
-# A local classifier on the activation: its gradient is taken in place of what would come back.
-#
-# Nothing comes back under the schedule `local_loss`, so there is nothing to fit: the head learns
-# from its own loss, and the stage from the head (Belilovsky, Eickenberg and Oyallon, 2019, "Greedy
-# Layerwise Learning Can Scale to ImageNet", arXiv 1812.11446; 2020, "Decoupled Greedy Learning of
-# CNNs", arXiv 1901.08164).
-
-
 class LocalHead:
-    """h -> (dense, relu) for each of `hidden` -> dense -> the loss of the network; a `Generator`.
+    """A local classifier whose gradient replaces the one that would come back; a `Generator`.
 
-    The last layer starts at zero, so the first batch gives the stage a gradient of zero; it moves
-    in that very batch, so the second one gives another. Starting there keeps a stage from being
-    pushed at first along a map that knows nothing yet.
+    It is h -> (dense, relu) for each of `hidden` -> dense -> the loss of the network. Under the
+    schedule `local_loss` no gradient comes back, so there is nothing to fit: the head learns from
+    its own loss, and the stage learns from the head (Belilovsky, Eickenberg and Oyallon, 2019,
+    "Greedy Layerwise Learning Can Scale to ImageNet", arXiv 1812.11446; 2020, "Decoupled Greedy
+    Learning of CNNs", arXiv 1901.08164).
+
+    The last layer starts at zero, so that an untrained head does not push the stage: the first
+    batch's gradient is zero. The head moves in that batch, and later gradients are not zero.
 
     `params` and `buffers` are restored by writing into the arrays.
     """
 
     def __init__(self, *, hidden: Sequence[int] = (), learning_rate: float = 1e-2) -> None:
-        """`hidden`: relu units of each hidden layer; `learning_rate` is Adam's."""
+        """`hidden` gives the relu units of each hidden layer; `learning_rate` is Adam's."""
         self.hidden = tuple(hidden)
         self.learning_rate = learning_rate
         self.params: dict[str, Array] = {}
@@ -230,7 +222,8 @@ class LocalHead:
     def build(
         self, width: int, outputs: int, loss: str, dtype: np.dtype[Any], streams: Streams
     ) -> None:
-        """Hidden layers start as those of a stage do, from streams "head.<position>.init"."""
+        """See `Generator`; hidden layers start as a stage's do, from streams
+        "head.<position>.init"."""
         self._loss: Loss = make_loss(loss)
         self._outputs = outputs
         self._dtype = np.dtype(dtype)
@@ -242,10 +235,10 @@ class LocalHead:
         self.params, self.buffers = self.network.params, self.network.buffers
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """∂(summed local loss)/∂h (B, D) at activations h (B, D) and targets y; then the head's
-        step, on the mean over the batch.
+        """The gradient ∂(summed local loss)/∂h (B, D) at activations h (B, D) and targets y; then
+        the head's step, on the mean over the batch.
 
-        The gradient goes through the head as it is before that step."""
+        The gradient goes through the head as it was before that step."""
         if "layers" not in slot:
             slot["layers"] = self.network.slots()
         layers: list[Slot] = slot["layers"]
@@ -258,4 +251,4 @@ class LocalHead:
         return prediction
 
     def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
-        """Nothing to learn from what comes back."""
+        """Do nothing: a local head does not learn from gradients that come back."""

@@ -1,12 +1,12 @@
-"""What the generators that regress the gradient on (activation, targets) have in common.
+"""Generators that regress the gradient on activation and targets, and the one that predicts zero.
 
-The network z = [h, targets] -> ĝ is made of ordinary layers and trained by Adam on the squared
-distance to the gradient that came back, with today's weights: a fit runs the slot's z through the
-network again, since a prediction made many updates ago says little about the error of now.
+A network z = [h, targets] -> ĝ of ordinary layers is trained by Adam on the squared distance to the
+gradient that came back. A fit runs the batch's z through the network again, with the weights of
+now, because the prediction may be many updates old and then says little about the present error.
 
 Source: the feed-forward synthetic-gradient models of Jaderberg et al., 2017 (arXiv 1608.05343),
-with labels joined to the input (their "conditional" DNI). Targets divided by their running root
-mean square are this project's addition: gradients shrink by orders of magnitude as training goes
+with labels joined to the input (their "conditional" DNI). Dividing targets by their running root
+mean square is this project's addition: gradients shrink by orders of magnitude as training goes
 on, and Adam's steps do not.
 """
 
@@ -29,15 +29,16 @@ from asyncdni.nn.sequential import Sequential
 
 __all__ = ["LinearGenerator", "LowRankGenerator", "MlpGenerator", "Regression", "ZeroGenerator"]
 
-#: Of the running mean square of the targets: it remembers some hundred fits.
+#: Decay a fit of the running mean square of the targets, which so remembers some hundred fits.
 DECAY = 0.99
 
 
 class Regression:
     """A generator whose network is `hidden` layers and then a dense one that starts at zero.
 
-    z (B, D + K) holds one-hot classes, or the K values of other targets as they are; without
-    `labels` it is h alone. `params` and `buffers` are restored by writing into the arrays.
+    Its input z (B, D + K) is h beside one-hot classes, or beside the K values of other targets as
+    they are; without `labels` it is h alone. `params` and `buffers` are restored by writing into
+    the arrays.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class Regression:
         learning_rate: float,
         scale_targets: bool,
     ) -> None:
-        """`learning_rate` is Adam's; `scale_targets` divides targets by their running RMS."""
+        """`learning_rate` is Adam's; `scale_targets` divides targets by their running root mean
+        square."""
         self._hidden = hidden
         self.labels = labels
         self.learning_rate = learning_rate
@@ -59,7 +61,8 @@ class Regression:
     def build(
         self, width: int, outputs: int, loss: str, dtype: np.dtype[Any], streams: Streams
     ) -> None:
-        """Hidden layers draw from streams of their own, named after their position."""
+        """See `Generator`; hidden layers draw from streams of their own, named after their
+        position."""
         self._inputs = width + outputs * self.labels
         self._classes = loss == "cross_entropy"
         self._dtype = np.dtype(dtype)
@@ -79,7 +82,7 @@ class Regression:
         return np.multiply(output, self._scale(), out=prediction)
 
     def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
-        """One Adam step on Σ|ĝ - g / scale|² / 2B."""
+        """Make one step of Adam on Σ|ĝ - g / scale|² / 2B, for the gradient g (B, D)."""
         if self.scale_targets:
             self._observe(grad)
         output = self.forward(slot["inputs"])
@@ -90,11 +93,11 @@ class Regression:
         self.network.step(len(grad), rate_scale)
 
     def forward(self, z: Array) -> Array:
-        """Through all layers with batch statistics; the result is scratch until the next call."""
+        """The network's output for z, with batch statistics; valid until the next call."""
         return self.network.forward(z, self._slots)
 
     def _join(self, h: Array, y: Array, slot: Slot) -> Array:
-        """z (B, D + K), kept in the slot for its fit."""
+        """The network's input z (B, D + K), which is kept in the slot for the fit."""
         z = rows(slot, "inputs_rows", (len(h), self._inputs), self._dtype)
         if self.labels:
             join(h, y, self._classes, z)
@@ -104,9 +107,9 @@ class Regression:
         return z
 
     def _observe(self, grad: Array) -> None:
-        """Takes a batch of targets (B, D) into their running mean square.
+        """Let a batch of targets (B, D) enter their running mean square.
 
-        Raises `NumericalError`, and takes nothing in, where it would not be finite."""
+        Raises `NumericalError`, and leaves the mean as it is, where it would not stay finite."""
         flat = grad.reshape(-1)
         square = float(flat @ flat) / flat.size
         if not isfinite(square + self._square[0]):
@@ -115,18 +118,14 @@ class Regression:
         self._square += (1 - DECAY) * square, 1 - DECAY
 
     def _scale(self) -> float:
-        """The running RMS of the targets, 1 before the first."""
+        """The running root mean square of the targets, 1 before the first."""
         total, weight = self._square.tolist()
         return sqrt(total / weight) if total > 0 else 1.0
 
 
-# --- linear --------------------------------------------------------------------------------------
-#
-# A linear map of activation and targets.
-
-
 class LinearGenerator(Regression):
-    """ĝ = h A + onehot(y) B + c, all zero at the start: one dense layer on [h, onehot(y)]."""
+    """A linear map of activation and targets: ĝ = h A + onehot(y) B + c, one dense layer on
+    [h, onehot(y)] that starts at zero."""
 
     Options: ClassVar[type[tables.Generator]] = tables.LinearGenerator
 
@@ -138,15 +137,11 @@ class LinearGenerator(Regression):
         )
 
 
-# --- low rank ------------------------------------------------------------------------------------
-#
-# A linear map of activation and targets through a few units.
-
-
 class LowRankGenerator(Regression):
-    """[h, onehot(y)] -> `rank` linear units -> ĝ: a fraction of the full map's arithmetic.
+    """A linear map through a few units: [h, onehot(y)] -> `rank` linear units -> ĝ. It takes a
+    fraction of the full map's arithmetic.
 
-    Only the second map starts at zero; were both to, neither would ever move."""
+    Only the second of the two maps starts at zero: if both did, neither would ever move."""
 
     Options: ClassVar[type[tables.Generator]] = tables.LowRankGenerator
 
@@ -166,13 +161,9 @@ class LowRankGenerator(Regression):
         )
 
 
-# --- mlp -----------------------------------------------------------------------------------------
-#
-# Hidden layers of activation and targets: the DNI paper's generator of feed-forward networks.
-
-
 class MlpGenerator(Regression):
-    """[h, onehot(y)] -> (dense, batch norm, relu) for each of `hidden` -> ĝ.
+    """[h, onehot(y)] -> (dense, batch norm, relu) for each of `hidden` -> ĝ: the DNI paper's
+    generator for feed-forward networks.
 
     The running statistics of the batch norms are never used, so they are no part of `buffers`."""
 
@@ -197,13 +188,9 @@ class MlpGenerator(Regression):
         )
 
 
-# --- zero ----------------------------------------------------------------------------------------
-#
-# The control: a generator that knows nothing.
-
-
 class ZeroGenerator:
-    """Always predicts zero, so its stage does not learn: shows what another generator is worth."""
+    """The control: it always predicts zero, so that its stage does not learn. A comparison with it
+    shows what another generator is worth."""
 
     Options: ClassVar[type[tables.Generator]] = tables.ZeroGenerator
 
@@ -214,13 +201,14 @@ class ZeroGenerator:
     def build(
         self, width: int, outputs: int, loss: str, dtype: np.dtype[Any], streams: Streams
     ) -> None:
-        """Nothing to make."""
+        """Do nothing: there are no weights."""
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """Zeros (B, D); written each time, as a backward may have used the array as scratch."""
+        """Zeros (B, D). They are written each time, because a backward may have used the array as
+        scratch."""
         prediction = rows(slot, "prediction", h.shape, h.dtype)
         prediction.fill(0)
         return prediction
 
     def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
-        """Nothing to learn."""
+        """Do nothing: there is nothing to learn."""

@@ -2,8 +2,8 @@
 
 A layer is written as its name (`"relu"`), as a table of one name and its options
 (`{ dense = { width = 256, bias = false } }`) or, where one option says it all, with that option
-alone (`{ dense = 256 }`). The user's own class is written `package.module:Class` and imported
-only where the worker allows it.
+alone (`{ dense = 256 }`). A class of the user's own is written `package.module:Class`; it is
+imported only where the worker allows that.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ def make_layer(spec: str | dict[str, Any], *, where: str, allow_import: bool = F
 
     Args:
         spec: `"relu"`, `{"dense": 256}`, `{"dense": {"width": 256}}` or `{"pkg.mod:Class": {…}}`.
-        where: what error messages begin with, such as "stages[1] (hidden2), layer 0".
+        where: the beginning of error messages, such as "stages[1] (hidden2), layer 0".
         allow_import: whether `pkg.mod:Class` may import the user's code.
 
     Raises:
-        ConfigError: naming `where`, what was given and what is known.
+        ConfigError: it names `where`, what was given and what is known.
     """
     try:
         name, given = _split(spec)
@@ -156,7 +156,7 @@ def _import(name: str) -> type[Any]:
 
 
 def _whose(module: ModuleType) -> str:
-    """Where it comes from: there may be another of that name."""
+    """The end of a message that says which file the module is: there may be another of its name."""
     file = getattr(module, "__file__", None) or "part of Python"
     own = module.__name__.partition(".")[0] in sys.stdlib_module_names
     return f"; it is {file}" + (", a module of Python's: give yours another name" if own else "")

@@ -1,4 +1,4 @@
-"""What activation functions share: the shape is kept, and there is nothing to learn."""
+"""Activation functions: layers that keep the shape and have no weights."""
 
 from __future__ import annotations
 
@@ -30,13 +30,8 @@ class Elementwise:
         return shape
 
 
-# --- relu ----------------------------------------------------------------------------------------
-#
-# Rectified linear units: y = max(x, 0).
-
-
 class Relu(Elementwise):
-    """y = max(x, 0), of any shape; the slope at 0 is 0."""
+    """Rectified linear units: y = max(x, 0), of any shape; the slope at 0 is 0."""
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
@@ -63,13 +58,9 @@ class Relu(Elementwise):
         return y
 
 
-# --- sigmoid -------------------------------------------------------------------------------------
-#
-# The logistic function.
-
-
 def sigmoid(x: Array, out: Array) -> Array:
-    """1 / (1 + exp(-x)) written into `out`, as (1 + tanh(x/2)) / 2: no exp, so no overflow."""
+    """Write the logistic function 1 / (1 + exp(-x)) into `out`. It is computed as
+    (1 + tanh(x/2)) / 2, which never overflows."""
     np.multiply(x, 0.5, out=out)
     np.tanh(out, out=out)
     out += 1
@@ -78,7 +69,7 @@ def sigmoid(x: Array, out: Array) -> Array:
 
 
 class Sigmoid(Elementwise):
-    """y = 1 / (1 + exp(-x)), of any shape; y' = y (1 - y)."""
+    """The logistic function y = 1 / (1 + exp(-x)), of any shape; y' = y (1 - y)."""
 
     def forward(self, x: Array, slot: Slot) -> Array:
         forwarded(slot)
@@ -100,13 +91,8 @@ class Sigmoid(Elementwise):
         return sigmoid(x, np.empty_like(x))
 
 
-# --- tanh ----------------------------------------------------------------------------------------
-#
-# The hyperbolic tangent.
-
-
 class Tanh(Elementwise):
-    """y = tanh(x), of any shape; y' = 1 - y^2."""
+    """The hyperbolic tangent y = tanh(x), of any shape; y' = 1 - y^2."""
 
     def forward(self, x: Array, slot: Slot) -> Array:
         forwarded(slot)

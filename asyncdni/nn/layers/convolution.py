@@ -1,4 +1,4 @@
-"""Two-dimensional convolution (correlation, as all frameworks name it) of feature maps."""
+"""Two-dimensional convolution of feature maps: a correlation, which all frameworks call so."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import numpy as np
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
 from asyncdni.nn.initialisers import make_initialiser
-from asyncdni.nn.layers import correlation, im2col
+from asyncdni.nn.layers.correlation import MecCorrelation, MecKernelGradient
+from asyncdni.nn.layers.im2col import Im2colCorrelation, Im2colKernelGradient
 from asyncdni.nn.layers.windows import Geometry, Pair, Windows, pair, planes
 
 __all__ = ["Conv2d"]
 
-#: Up to so many lowering whole windows is faster; at 8 both ways cost the same.
+#: Up to so many channels, lowering whole windows (`im2col`) is faster; at 8 both cost the same.
 FEW_CHANNELS = 4
 
 
 class Conv2d:
     """y = w * x + b for x (B, C, H, W): weight (O, C, kh, kw), bias (O,), as torch.nn.Conv2d.
 
-    Outside, arrays are as PyTorch has them, (samples, channels, height, width) in C order; inside,
-    a few samples at a time are turned to channels last, which is how the products run fastest (see
-    `correlation`; images of few channels are left as they are, see `im2col`). Of a batch, only x
-    and y are kept.
+    Inputs and outputs are laid out as in PyTorch, (samples, channels, height, width) in C order.
+    Inside the layer, a few samples at a time are turned to channels last, which makes the products
+    fastest (see `correlation`); images of few channels are not turned (see `im2col`). Of a batch,
+    only x and y are kept.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class Conv2d:
         init: str = "he_normal",
     ) -> None:
         """`channels` is O. `kernel`, `stride` and `padding` are one number for both axes or
-        [vertical, horizontal]; padding "valid" is 0, and "same" keeps height and width (of an even
-        kernel's border the odd one goes after, as in PyTorch). `init` names the start of the
-        weight, of fan-in C kh kw (see `initialisers`); the bias starts at 0."""
+        [vertical, horizontal]. Padding "valid" is 0. Padding "same" keeps height and width; for an
+        even kernel the border is one element wider after the map than before, as in PyTorch. `init`
+        names the start of the weight, of fan-in C kh kw (see `initialisers`); the bias starts at
+        0."""
         if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
             raise ConfigError(f"channels {channels!r}: expected a positive whole number")
         if not isinstance(bias, bool):
@@ -90,8 +92,8 @@ class Conv2d:
         return output
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, C, H, W) to (B, O, Ho, Wo). Keeps a reference to x, which must stay as it is until
-        the backward."""
+        """(B, C, H, W) to (B, O, Ho, Wo). The slot keeps a reference to x, which must not change
+        until the backward."""
         slot["x"] = x
         forwarded(slot)
         return self._apply(x, rows(slot, "y", self._y_shape(x), x.dtype))
@@ -132,8 +134,10 @@ class Conv2d:
 
 
 class _Phase:
-    """Every sh-th row and sw-th column of the gradient of x: they see the same part of the kernel,
-    turned around, at stride 1. With a stride of 1 there is one phase, the whole."""
+    """Computes every sh-th row and sw-th column of the gradient of x, from `first` on.
+
+    These elements are a correlation of stride 1 of the gradient of y with the same part of the
+    kernel, turned around. With a stride of 1 there is one phase, the whole gradient."""
 
     def __init__(self, geometry: Geometry, first: Pair) -> None:
         g = geometry
@@ -162,20 +166,20 @@ class _Phase:
         down, across = self._places
         out = grad_x[:, :, down, across]
         if not (self._down and self._across):
-            out.fill(0)  # a stride above the kernel: no window sees these
+            out.fill(0)  # the stride is larger than the kernel: no window sees these elements
             return
         kernel = weight[:, :, self._down][..., self._across].transpose(2, 3, 0, 1)
         self._correlation.apply(grad_y, np.ascontiguousarray(kernel), None, out)
 
 
-def _make_correlation(geometry: Geometry) -> correlation.Correlation | im2col.Correlation:
+def _make_correlation(geometry: Geometry) -> MecCorrelation | Im2colCorrelation:
     few = geometry.channels <= FEW_CHANNELS
-    return im2col.Correlation(geometry) if few else correlation.Correlation(geometry)
+    return Im2colCorrelation(geometry) if few else MecCorrelation(geometry)
 
 
-def _make_gradient(geometry: Geometry) -> correlation.KernelGradient | im2col.KernelGradient:
+def _make_gradient(geometry: Geometry) -> MecKernelGradient | Im2colKernelGradient:
     few = geometry.channels <= FEW_CHANNELS
-    return im2col.KernelGradient(geometry) if few else correlation.KernelGradient(geometry)
+    return Im2colKernelGradient(geometry) if few else MecKernelGradient(geometry)
 
 
 def _phases(geometry: Geometry) -> Iterator[_Phase]:

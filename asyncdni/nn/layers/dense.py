@@ -16,7 +16,7 @@ __all__ = ["Dense"]
 class Dense:
     """y = x W' + b for x (B, D): weight (H, D) and bias (H,), as torch.nn.Linear has them.
 
-    Windows x (B, T, D) go through it step by step, to (B, T, H).
+    Each step of windows x (B, T, D) is treated so, to (B, T, H).
 
     `width` is H. `init` names the start of the weight (see `initialisers`); the bias starts at 0.
     """
@@ -33,8 +33,8 @@ class Dense:
         self.buffers: dict[str, Array] = {}
         self.fresh = True
         self._initialise = make_initialiser(init)
-        self._ones = np.ones(0)  # sums over samples are products with it: BLAS beats np.sum
-        self._more: dict[str, Array] = {}  # a second batch's gradients, before they are added
+        self._ones = np.ones(0)  # a product with it sums over samples, faster than np.sum does
+        self._more: dict[str, Array] = {}  # gradients of a further batch, before they are added
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) not in (1, 2) or min(shape) < 1:
@@ -63,7 +63,8 @@ class Dense:
         return output
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, D) to (B, H). Keeps a reference to x, which must stay as it is until the backward."""
+        """(B, D) to (B, H). The slot keeps a reference to x, which must not change until the
+        backward."""
         slot["x"] = x
         forwarded(slot)
         y = rows(slot, "y", (*x.shape[:-1], self.width), x.dtype)

@@ -1,4 +1,4 @@
-"""Embedding: a vector for each of a few things, such as letters, that go by their numbers."""
+"""Embedding: a learned vector for each token, such as a letter, which is given by its id."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Embedding"]
 class Embedding:
     """Rows of weight (tokens, width), as torch.nn.Embedding: ids (B, …) to y (B, …, width).
 
-    Ids are whole numbers from 0 below `tokens`, of any integer type or as floats. The gradient of
-    the weight is of all rows, zero where no id of the batch points; that of the ids is zero, as
-    there is no step between two of them.
+    Ids are whole numbers from 0 to `tokens` - 1, of any integer type or as floats. The weight's
+    gradient has all rows; those of ids that are not in the batch are zero. The gradient of the ids
+    is zero, as they are discrete.
     """
 
     def __init__(self, tokens: int, *, width: int, init: str = "normal:1") -> None:
@@ -50,14 +50,14 @@ class Embedding:
         return self.output_shape(shape)
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """Raises `DataError` for an id that has no row."""
+        """The vectors of the ids x. Raises `DataError` for an id that has no row."""
         forwarded(slot)
         weight = self.params["weight"]
         slot["ids"] = ids = self._checked(x)
         return self._look_up(ids, rows(slot, "y", (*x.shape, self.width), weight.dtype))
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """Zeros of the ids' shape, if `send`."""
+        """A gradient of zeros of the ids' shape, if `send`."""
         ids: Array = slot["ids"]
         if learn:
             self._learn(grad_y.reshape(-1, self.width), ids.reshape(-1))
@@ -72,11 +72,11 @@ class Embedding:
         return self._look_up(self._checked(x), np.empty((*x.shape, self.width), weight.dtype))
 
     def _look_up(self, ids: Array, y: Array) -> Array:
-        # They are in range: without "clip", take would write to a copy of `y` first.
+        # The ids are in range. Without mode="clip", np.take would write to a copy of `y` first.
         return np.take(self.params["weight"], ids, axis=0, out=y, mode="clip")
 
     def _checked(self, x: Array) -> Array:
-        with np.errstate(invalid="ignore"):  # NaN: the comparison tells
+        with np.errstate(invalid="ignore"):  # the comparison below finds NaN
             ids = x.astype(np.int64)
         wrong = x[(ids < 0) | (ids >= self.tokens) | (ids != x)]
         if wrong.size:
@@ -87,7 +87,8 @@ class Embedding:
         return ids
 
     def _learn(self, grad_y: Array, ids: Array) -> None:
-        """Sums the gradients of equal ids, which a stable sort brings together in their order."""
+        """Add the gradients of equal ids up. A stable sort brings these together, in the order of
+        the batch."""
         grad = self.grads["weight"]
         if self.fresh:
             grad.fill(0)

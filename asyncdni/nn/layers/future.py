@@ -1,10 +1,24 @@
-"""The gradient of all loss after a window with respect to the state at its end, predicted.
+"""Futures: generators of recurrent layers, which predict the gradient at a window's end.
 
-A linear map of the state, zero at the start, that may also see the coming targets while training
-(labels). Targets of recurrent synthetic gradients: Jaderberg et al. 2017 (arXiv 1608.05343,
-section 2.1); λ-returns of them: Pemberton and Costa 2024 (BP(λ), arXiv 2401.07044). Targets
-divided by their running root mean square, labels and normalised least mean squares are as in this
-package's feed-forward generators.
+A `Future` predicts the gradient G of all loss after a window with respect to the state at its end.
+It is a linear map of the state, zero at the start, which in training may also see the coming
+targets (labels). It is fitted to
+
+    G(k) = ∂(loss of window k + 1)/∂s(k) + J' [(1 - λ) ĝ(k + 1) + λ G(k + 1)],   J = ∂s(k+1)/∂s(k)
+
+and to 0 at a sequence's end. With λ = 0 the next window's own backward gives the target
+(`NextWindow`); with λ above 0 windows are kept and swept back over (`Sweep`), and λ = 1 gives the
+true gradient. States are those of the forwards, weights are today's.
+
+Sources: recurrent synthetic gradients, Jaderberg et al. 2017 (arXiv 1608.05343, section 2.1);
+λ-returns of them, Pemberton and Costa 2024 (BP(λ), arXiv 2401.07044). Targets divided by their
+running root mean square, labels and normalised least mean squares are as in this package's
+feed-forward generators.
+
+The caller puts what travels with a window into the slot before the forward, under "context":
+"first" (B,) bool, the window begins a new sequence of that stream; "last" (B,) bool, it ends one;
+"coming" (B, …), the targets after the window's end, which only futures see. "batch" (int) is the
+window's id. All may be left out: then windows follow each other without end.
 """
 
 from __future__ import annotations
@@ -37,41 +51,31 @@ __all__ = [
     "make_future",
 ]
 
-# --- returns -------------------------------------------------------------------------------------
-#
-# Targets of the generator at a window's end: from the next window, or swept back over many.
-#
-# The gradient G of all loss after window k, with respect to the state s at its end, is
-#
-#     G(k) = ∂(loss of window k + 1)/∂s(k) + J' [(1 - λ) ĝ(k + 1) + λ G(k + 1)],   J = ∂s(k+1)/∂s(k)
-#
-# and 0 at a sequence's end. λ = 0 needs no more than the next window's own backward; λ = 1 is the
-# true gradient. States are those of the forwards, weights today's.
-
-#: (inputs (B, I), last (B,), out (B, S)) -> the generator's prediction of today.
+#: (inputs (B, I), last (B,), out (B, S)) -> the prediction of the future's present map.
 Predict = Callable[[Array, Array, Array], Array]
-#: (arrays kept of a window, gradient of the state at its end) -> that at its start, both (B, S).
+#: (arrays kept of a window, gradient of the state at its end) -> gradient of the state at its
+#: start; both (B, S).
 Push = Callable[[Mapping[str, Array], Array], Array]
 #: (inputs (B, I) at a window's end, prediction (B, S) at the next one's, whether sequences go on
-#: from one to the other (B,)) -> gradient of the state (B, S) that joins the target.
+#: from one to the other (B,)) -> gradient of the state (B, S) that is added to the target.
 Aside = Callable[[Array, Array, Array], Array]
 
 
 @dataclass(frozen=True)
 class Window:
-    """One window after its backward."""
+    """One window after its backward, as a layer reports it to its future."""
 
     number: int  # consecutive windows have consecutive numbers
     inputs: Array  # (B, I): what the generator sees at its end
     first: Array  # (B,) bool: it begins a sequence
     last: Array  # (B,) bool: it ends one
-    start: Array  # (B, S): the gradient of the state at its start, future predicted
-    predicted: Array  # (B, S): that future, of the state at its end
-    kept: Mapping[str, Array]  # for `Push`
+    start: Array  # (B, S): the gradient of the state at its start, `predicted` included
+    predicted: Array  # (B, S): the predicted gradient of the state at its end
+    kept: Mapping[str, Array]  # the arrays that `Push` needs
 
 
 class Returns(Protocol):
-    """What is kept of windows until the targets of their ends are known."""
+    """Keeps windows until the targets of their ends are known, and then gives these."""
 
     def start(
         self,
@@ -81,13 +85,16 @@ class Returns(Protocol):
         kept: Mapping[str, tuple[int, ...]],
         dtype: np.dtype[Any],
     ) -> dict[str, Array]:
-        """Allocates it, empty, for inputs (B, inputs) and states (B, state); returns it, to be
-        restored by writing into the arrays."""
+        """Allocate the arrays that windows are kept in, for B = `streams`, inputs (B, inputs) and
+        states (B, state), with no window in them. `kept` gives the shapes of `Window.kept`.
+
+        Returns the arrays; a checkpoint is restored by writing into them."""
 
     def observe(
         self, window: Window, predict: Predict, push: Push, aside: Aside | None
     ) -> Iterable[tuple[Array, Array]]:
-        """Windows come in order. Gives inputs (B, I) with their targets (B, S)."""
+        """Take the next window, and give the pairs of inputs (B, I) and targets (B, S) that are
+        known now. Windows come in order."""
 
 
 class NextWindow:
@@ -122,8 +129,8 @@ class NextWindow:
 
 
 class Sweep:
-    """λ above 0: windows are kept, and swept back over when all sequences end or `windows` of
-    them are there. In the latter case the newest begins the next sweep."""
+    """λ above 0: windows are kept until all sequences end or `windows` of them are there, and then
+    swept back over. In the second case the newest window is also the first of the next sweep."""
 
     def __init__(self, lambda_: float, windows: int) -> None:
         self._lambda = lambda_
@@ -144,7 +151,7 @@ class Sweep:
         self._first, self._last = np.zeros((2, self._windows, streams), np.bool_)
         self._state = state
         self._count = np.array(0, np.int64)
-        self._number = np.array(-1, np.int64)  # of the newest
+        self._number = np.array(-1, np.int64)  # of the newest window
         whole = {"inputs": self._inputs, "first": self._first, "last": self._last}
         return {**self._kept, **whole, "count": self._count, "number": self._number}
 
@@ -178,8 +185,8 @@ class Sweep:
     def _sweep(
         self, ended: bool, predict: Predict, push: Push, aside: Aside | None
     ) -> Iterable[tuple[Array, Array]]:
-        """From the newest window to the oldest, but that each window is predicted before the
-        fit: a target must not know the step that it causes."""
+        """Give inputs and targets from the newest window to the oldest. Each window's prediction is
+        made before the fit to its own target, which must not depend on the step that it causes."""
         newest = int(self._count) - 1
         guess = self._guess(newest, predict)
         after = guess  # zero where a sequence ends
@@ -211,40 +218,39 @@ class Sweep:
         self._count[...] = 1
 
 
-# --- auxiliary -----------------------------------------------------------------------------------
-#
-# The auxiliary task of recurrent synthetic gradients: foretell the next window's prediction.
-#
-# From the state s(k) at a window's end a linear map A guesses what the generator will say at the
-# end of the next one, ĝ(k + 1). The error is a loss of its own, w |A s(k) - ĝ(k + 1)|^2 / 2 in
-# units of the targets' root mean square, and asks the state to keep what matters more than one
-# window ahead. It is known one window late, so its gradient with respect to s(k) joins the target
-# of the generator at s(k), and reaches the layer through the generator as all loss of the future
-# does.
-#
-# Source of the task: Jaderberg et al. 2017 (arXiv 1608.05343), section 3.2 (DNI + Aux), which
-# pushes the error back at once instead.
-
-
 class Auxiliary:
-    """ "weight" A (S, S + 1), zero at the start; its Adam's moments are in `buffers` beside it."""
+    """The auxiliary task of recurrent synthetic gradients: predict the next window's prediction.
+
+    From the state s(k) at a window's end a linear map A predicts what the future will predict at
+    the end of the next window, ĝ(k + 1). The error is a loss of its own, in units of the targets'
+    root mean square: w |A s(k) - ĝ(k + 1)|^2 / 2. It makes the state keep what matters more than
+    one window ahead. The loss is known one window late, so its gradient with respect to s(k) is
+    added to the future's target at s(k), and reaches the layer through the future.
+
+    `buffers` hold "weight" A (S, S + 1), zero at the start, and the moments of its Adam.
+
+    Source: Jaderberg et al. 2017 (arXiv 1608.05343), section 3.2 (DNI + Aux), where the error is
+    pushed back at once instead.
+    """
 
     def __init__(self, weight: float, learning_rate: float) -> None:
-        """`weight` w of the task in the loss; `learning_rate` of A's own Adam."""
+        """`weight` is w, the task's weight in the loss; `learning_rate` is that of A's Adam."""
         self.weight = weight
         self.learning_rate = learning_rate
         self.buffers: dict[str, Array] = {}
 
     def build(self, state: int, dtype: np.dtype[Any]) -> None:
-        """For states (B, state)."""
+        """Make the map and its optimizer, for states (B, state)."""
         self._map = np.zeros((state, state + 1), dtype)
         self._optimizer = Adam()
         self._optimizer.start(self._map.reshape(-1))
         self.buffers = {"weight": self._map, **self._optimizer.state}
 
     def gradient(self, state: Array, foretold: Array, goes_on: Array, rate_scale: float) -> Array:
-        """∂(its loss)/∂state (B, S), zero where the sequence does not go on (goes_on (B,) bool);
-        then one step of A. `foretold` ĝ(k + 1) (B, S) is in units of the targets' RMS."""
+        """The gradient of the task's loss with respect to `state` (B, S); then one step of A.
+
+        The gradient is zero where the sequence does not go on (`goes_on` (B,) bool). `foretold`
+        (B, S) is ĝ(k + 1), in units of the targets' root mean square."""
         ones = np.ones((len(state), 1), state.dtype)
         inputs = np.concatenate((state, ones), axis=1)
         error = inputs @ self._map.T - foretold
@@ -259,18 +265,9 @@ class Auxiliary:
         return grad
 
 
-# --- context -------------------------------------------------------------------------------------
-#
-# What travels with a window of a stream: where sequences begin and end, and what is coming.
-#
-# The caller puts it into the slot before the forward, under "context": "first" (B,) bool, the
-# window begins a new sequence of that stream; "last" (B,) bool, it ends one; "coming" (B, …), the
-# targets after the window's end, which only generators see. "batch" (int) is the window's id. All
-# may be left out: then windows follow each other without end.
-
-
 def flags(slot: Slot, name: str, streams: int) -> Array:
-    """`name` ("first" or "last") of each stream, (B,) bool; a copy. All False where it is absent.
+    """A copy of the context's flags `name` ("first" or "last"), one a stream, (B,) bool; all False
+    where they are absent.
 
     Raises `DataError` for another shape."""
     given = slot.get("context", {}).get(name)
@@ -285,7 +282,7 @@ def flags(slot: Slot, name: str, streams: int) -> Array:
 
 
 def coming(slot: Slot, streams: int, width: int) -> Array:
-    """The targets after the window's end, (B, width), as they were given.
+    """The context's targets after the window's end, as (B, width).
 
     Raises `DataError` where they are missing or of another size."""
     given = slot.get("context", {}).get("coming")
@@ -303,19 +300,20 @@ def coming(slot: Slot, streams: int, width: int) -> Array:
     return found
 
 
-#: Of the running mean square of the targets: it remembers some hundred fits.
+#: Decay a fit of the running mean square of the targets, which so remembers some hundred fits.
 DECAY = 0.99
 #: Mean square of an input below which normalised least mean squares hardly moves the map.
 RIDGE = 1e-6
-#: Of the auxiliary map's Adam.
+#: Learning rate of the auxiliary map's Adam.
 AUXILIARY_RATE = 1e-3
 
 
 class Future:
-    """ĝ = W [state, coming targets, 1] for a state (B, S): "future.weight" (S, S + labels + 1).
+    """ĝ = r W [state, coming targets, 1] for a state (B, S): W is "future.weight"
+    (S, S + labels + 1), and r the targets' running root mean square (1 without `scale_targets`).
 
-    All of its arrays are in `buffers`: they are no parameters of the layer, whose optimizer would
-    move them. A fit whose target is not finite is left out.
+    All its arrays are in `buffers` and not among the layer's parameters, so that the layer's
+    optimizer does not move them. A fit whose target is not finite is left out.
     """
 
     def __init__(
@@ -333,17 +331,17 @@ class Future:
     ) -> None:
         """Args (`lambda_` may be written `lambda` in a file):
         labels: how many numbers of the context's "coming" it sees; 0: the state alone.
-        lambda_: 0, the target is the gradient at the start of the next window, whose own future
-            is predicted (bootstrap); 1, the gradient swept back from the sequence's end; between,
-            λ-returns.
-        windows: how many are kept for the sweep at most, where lambda_ is above 0; a longer
+        lambda_: with 0 the target is the gradient at the start of the next window, whose own future
+            is predicted (bootstrap); with 1 it is swept back from the sequence's end; between, it
+            is a λ-return.
+        windows: where lambda_ is above 0, the most windows that are kept for a sweep; a longer
             sequence is swept in pieces, each with a prediction at its end.
-        scale: what the layer multiplies predictions by in its own update.
+        scale: the factor of predictions in the layer's own update.
         cell: whether the layer's own update uses the gradient of the cell (LSTM) too.
         optimizer: "adam", or "nlms", normalised least mean squares.
         learning_rate: of Adam, or the share of its error that nlms removes (stable below 2).
         scale_targets: divide targets by their running root mean square (adam).
-        auxiliary: weight of the auxiliary task (see `auxiliary`), which has an Adam of its own.
+        auxiliary: weight of the auxiliary task (see `Auxiliary`), which has an Adam of its own.
         """
         _check(labels=(labels, 0), windows=(windows, 2))
         _check_number("lambda", lambda_, 0, 1)
@@ -369,11 +367,11 @@ class Future:
 
     @property
     def trusts_all(self) -> bool:
-        """The layer's update uses predictions as they are."""
+        """Whether the layer's update uses predictions as they are."""
         return self.scale == 1 and self.cell
 
     def build(self, state: int, units: int, dtype: np.dtype[Any]) -> None:
-        """For a state (B, state) whose first `units` columns are the output."""
+        """Make the map, for states (B, state) whose first `units` columns are the output."""
         self._state, self._units, self._dtype = state, units, dtype
         self._inputs = state + self.labels + 1
         self._map, self._change = np.zeros((2, state, self._inputs), dtype)
@@ -392,8 +390,8 @@ class Future:
         self._returns: Returns = NextWindow()
 
     def start(self, streams: int, kept: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-        """Makes what is kept of windows until their target is known; `kept` gives the shapes of
-        what the sweep needs of each. Returns it for checkpoints."""
+        """Make the arrays that keep windows until their targets are known, and return them for
+        checkpoints. `kept` gives the shapes of the arrays that a sweep needs of each window."""
         self._returns = NextWindow() if self.bootstrapped else Sweep(self.lambda_, self.windows)
         made = self._returns.start(streams, self._inputs, self._state, kept, self._dtype)
         return {f"carried.{name}": array for name, array in made.items()}
@@ -401,7 +399,8 @@ class Future:
     # --- predictions -----------------------------------------------------------------------------
 
     def see(self, state: Array, slot: Slot) -> None:
-        """Keeps in the slot what the prediction and its fit see of the window's end, (B, I)."""
+        """Keep in the slot the inputs (B, I) of the prediction at the window's end, and of its
+        fit."""
         seen = slot["seen"] = rows(slot, "seen_rows", (len(state), self._inputs), self._dtype)
         seen[:, : self._state] = state
         if self.labels:
@@ -409,7 +408,8 @@ class Future:
         seen[:, -1] = 1
 
     def predict(self, slot: Slot) -> Array:
-        """The gradient of the state at the window's end, (B, S); zero where a sequence ends."""
+        """The predicted gradient (B, S) of the state at the window's end; zero where a sequence
+        ends."""
         out = rows(slot, "prediction", (len(slot["seen"]), self._state), self._dtype)
         return self.predicted(slot["seen"], slot["last"], out)
 
@@ -421,7 +421,7 @@ class Future:
         return out
 
     def trusted(self, predicted: Array) -> Array:
-        """What the layer's own update uses of a prediction (B, S)."""
+        """The part of a prediction (B, S) that the layer's own update uses."""
         if self.trusts_all:
             return predicted
         used = rows(self._scratch, "used", predicted.shape, self._dtype)
@@ -433,13 +433,13 @@ class Future:
     # --- learning --------------------------------------------------------------------------------
 
     def observe(self, window: Window, push: Push, rate_scale: float) -> None:
-        """The window's backward is done: fits to all targets that are known now."""
+        """Take a window whose backward is done, and fit to all targets that are known now."""
         aside = None if self._auxiliary is None else partial(self._aside, rate_scale)
         for inputs, target in self._returns.observe(window, self.predicted, push, aside):
             self.fit(inputs, target, rate_scale)
 
     def _aside(self, rate_scale: float, inputs: Array, predicted: Array, goes_on: Array) -> Array:
-        """What the auxiliary task adds to a target (B, S)."""
+        """The gradient (B, S) that the auxiliary task adds to a target."""
         assert self._auxiliary is not None
         rms = self._rms()
         state = inputs[:, : self._state]
@@ -448,7 +448,7 @@ class Future:
         return grad
 
     def fit(self, inputs: Array, target: Array, rate_scale: float) -> None:
-        """One step towards targets (B, S) for inputs (B, I)."""
+        """Move the map by one step towards targets (B, S) for inputs (B, I)."""
         square = norm(target) ** 2 / target.size
         if not isfinite(square) or not np.isfinite(inputs).all():
             return
@@ -475,7 +475,8 @@ class Future:
 
 
 def make_future(options: Mapping[str, Any]) -> Future:
-    """From a table of options, where `lambda_` is written `lambda`. Raises `ConfigError`."""
+    """The future that a table of options describes, where `lambda_` is written `lambda`. Raises
+    `ConfigError` for an unknown option or a wrong value."""
     known = [name.removesuffix("_") for name in inspect.signature(Future).parameters]
     unknown = [name for name in options if name not in known]
     if unknown:

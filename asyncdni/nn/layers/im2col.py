@@ -1,11 +1,11 @@
 """Correlation of maps of few channels, such as images: whole windows as columns of a matrix.
 
-The same as `correlation`, by the textbook's way (Chellapilla, Puri and Simard 2006, "High
-performance convolutional neural networks for document processing"): every number is copied kh kw
-times, but there are few, and the output comes out in its own layout, which is where the time goes
-when filters are many and channels are few.
+This computes the same as `correlation`, in the textbook's way (Chellapilla, Puri and Simard 2006,
+"High performance convolutional neural networks for document processing"). Every number is copied
+kh kw times, but with few channels there are few numbers. In return the output needs no
+transposition, which would take most of the time when filters are many and channels are few.
 
-    columns (n, C kh kw + 1, Ho Wo), the last row of ones, for the bias:  y = [w, bias] columns
+    y = [w, bias] columns,  columns (n, C kh kw + 1, Ho Wo) with a last row of ones for the bias
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numpy.lib.stride_tricks import as_strided
 from asyncdni.nn.base import Array, Slot, rows
 from asyncdni.nn.layers.windows import Geometry, filled_rows
 
-__all__ = ["Correlation", "KernelGradient"]
+__all__ = ["Im2colCorrelation", "Im2colKernelGradient"]
 
-#: Of columns, about.
+#: About so many bytes of columns are made at a time.
 _CHUNK_BYTES = 1 << 20
 
 
@@ -39,7 +39,7 @@ class _Columns:
         return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
 
     def of(self, x: Array) -> Array:
-        """(n, C kh kw + 1, Ho Wo) of x (n, C, H, W); scratch until the next call."""
+        """The columns (n, C kh kw + 1, Ho Wo) of x (n, C, H, W), valid until the next call."""
         g = self._geometry
         shape = (len(x), g.channels, g.span(0), g.span(1))
         padded = filled_rows(self._scratch, "padded", shape, x.dtype, 0)
@@ -61,8 +61,8 @@ class _Columns:
         return columns
 
 
-class Correlation:
-    """y (B, O, Ho, Wo) of x (B, C, H, W) and w (kh, kw, C, O)."""
+class Im2colCorrelation:
+    """Computes y (B, O, Ho, Wo) of x (B, C, H, W) and w (kh, kw, C, O) by im2col."""
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = geometry
@@ -70,7 +70,7 @@ class Correlation:
         self._scratch: Slot = {}
 
     def apply(self, x: Array, w: Array, bias: Array | None, out: Array) -> Array:
-        """Writes y, plus `bias` (O,), into `out`, which may have any strides."""
+        """Write y, plus `bias` (O,), into `out`, which may have any strides, and return it."""
         g, columns = self._geometry, self._columns
         matrix = rows(self._scratch, "matrix", (g.filters, columns.height), x.dtype)
         matrix[:, :-1] = w.transpose(3, 2, 0, 1).reshape(g.filters, -1)
@@ -86,8 +86,9 @@ class Correlation:
         return out
 
 
-class KernelGradient:
-    """The gradient of w (kh, kw, C, O), summed over samples, from x and the gradient of y."""
+class Im2colKernelGradient:
+    """Computes the gradient of w (kh, kw, C, O), summed over samples, from x and the gradient of y,
+    by im2col."""
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = geometry

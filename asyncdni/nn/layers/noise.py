@@ -1,4 +1,9 @@
-"""Dropout (Srivastava et al. 2014), inverted: nothing is left to scale where it is not used."""
+"""Layers that draw random numbers in training: dropout, and sampling from a Gaussian.
+
+The numbers are drawn from a stream of the layer's own for each batch id, which the caller puts into
+slot["batch"] before the forward. A batch sees the same numbers under every split and schedule, and
+when it is forwarded again.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +17,16 @@ from asyncdni.nn.layers.activations import Elementwise
 
 __all__ = ["Dropout", "Gaussian"]
 
-#: Chances are whole numbers of these: 16 random bits an element are enough, and four times as fast
-#: as a random number.
+#: Probabilities are multiples of 1 / this: 16 random bits an element are enough, and four times as
+#: fast to draw as a random number.
 _PARTS = 1 << 16
 
 
 class Dropout(Elementwise):
-    """y = x mask / (1 - p), of any shape, in training; y = x in evaluation.
+    """Inverted dropout (Srivastava et al. 2014): y = x mask / (1 - p), of any shape, in training;
+    y = x in evaluation.
 
-    An element is dropped with chance `p`, rounded to a multiple of 2^-16. The mask is drawn from a
-    stream of the layer's own for each batch id, which the caller puts into `slot["batch"]` before
-    the forward: a batch sees the same mask under every split and schedule, and when it is forwarded
-    again.
+    An element is dropped with probability `p`, rounded to a multiple of 2^-16.
     """
 
     def __init__(self, p: float = 0.5) -> None:
@@ -31,7 +34,7 @@ class Dropout(Elementwise):
         if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p < 1:
             raise ConfigError(f"p {p!r}: expected a number of at least 0 and below 1")
         self.p = float(p)
-        self._kept = max(1, round((1 - self.p) * _PARTS))  # of so many parts
+        self._kept = max(1, round((1 - self.p) * _PARTS))  # out of `_PARTS`
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
@@ -40,7 +43,7 @@ class Dropout(Elementwise):
         return super().build(shape, dtype, streams)
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """Raises `DataError` where `slot["batch"]` is missing."""
+        """x with elements dropped. Raises `DataError` where slot["batch"] is missing."""
         forwarded(slot)
         batch = slot.get("batch")
         if not isinstance(batch, int):
@@ -68,28 +71,23 @@ class Dropout(Elementwise):
         return out
 
 
-# --- gaussian ------------------------------------------------------------------------------------
-#
-# Gaussian sampling by reparametrisation, with its Kullback-Leibler term (Kingma and Welling 2014).
-#
-# z = m + s e with e drawn from N(0, 1), so that gradients pass through m and s; the term
-# KL(N(m, s^2) || N(0, 1)) keeps the codes near the prior, from which new ones can then be drawn.
-
-
 class Gaussian:
-    """x (B, 2 Z), means and then logarithms of variances, to a sample z (B, Z) of each.
+    """Gaussian sampling by reparametrisation, with its Kullback-Leibler term (Kingma and Welling
+    2014): x (B, 2 Z), means m and then logarithms of variances s^2, to samples z (B, Z).
 
-    The noise is keyed by (seed, layer name, batch id): the caller sets slot["batch"] before the
-    forward, and a batch that comes twice is given the same noise. Evaluation returns the means.
+    In training z = m + s e with e drawn from N(0, 1), so that gradients pass through m and s.
+    Evaluation returns the means.
 
-    The layer has a loss of its own, `weight` * KL, in training and in the test. Its value, summed
-    over samples, is left in slot["loss"] (float) for the stage to add to its score, and its
-    gradient is added in the backward, unless the caller has set slot["own_loss"] to False: for a
-    second backward of the same batch, which must not add it again.
+    The layer has a loss of its own, `weight` * KL(N(m, s^2) || N(0, 1)), in training and in the
+    test. It keeps the codes z near the prior, from which new ones can then be drawn. The forward
+    leaves its value, summed over samples, in slot["loss"] (float) for the stage to add to its
+    score, and the backward adds its gradient. A caller sets slot["own_loss"] to False for a second
+    backward of the same batch, which must not add that gradient again.
     """
 
     def __init__(self, *, weight: float = 1.0) -> None:
-        """`weight` of the KL term in the loss, 0 or more; 1 for the evidence lower bound."""
+        """`weight` is that of the KL term in the loss, 0 or more; 1 gives the evidence lower
+        bound."""
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not 0 <= weight < np.inf:
             raise ConfigError(f"weight {weight!r}: expected a number of at least 0")
@@ -128,7 +126,7 @@ class Gaussian:
         np.multiply(log_variance, 0.5, out=deviation)
         np.exp(deviation, out=deviation)
         slot["deviation"] = deviation
-        # Drawn in float64 whatever x is, so that both types see the same numbers.
+        # Drawn in float64 for every dtype of x, so that all see the same numbers.
         noise = self._streams(f"noise.{slot['batch']}").standard_normal(shape)
         slot["pushed"] = pushed = rows(slot, "pushed_rows", shape, x.dtype)
         np.multiply(deviation, noise, out=pushed, casting="same_kind")
@@ -136,7 +134,8 @@ class Gaussian:
         return np.add(mean, pushed, out=rows(slot, "y", shape, x.dtype))
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """dz/dm = 1, dz/d(log s^2) = s e / 2; of the KL term m and (s^2 - 1) / 2."""
+        """The gradient of x, if `send`: dz/dm = 1 and dz/d(log s^2) = s e / 2. The KL term's
+        gradients are m and (s^2 - 1) / 2."""
         self.fresh = self.fresh and not learn
         if not send:
             return None
@@ -155,7 +154,7 @@ class Gaussian:
         return np.ascontiguousarray(x[:, : x.shape[1] // 2])
 
     def own_loss(self, x: Array) -> float:
-        """What the layer adds to the test loss for x (B, 2 Z): `weight` * KL, summed."""
+        """The layer's own part of the test loss for x (B, 2 Z): `weight` * KL, summed."""
         mean, log_variance = np.split(x, 2, axis=1)
         return self.weight * _divergence(mean, log_variance, np.exp(0.5 * log_variance))
 

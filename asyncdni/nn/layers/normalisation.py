@@ -1,4 +1,4 @@
-"""Batch normalisation (Ioffe and Szegedy 2015, algorithm 1)."""
+"""Normalisation: over the batch, of vectors and feature maps, and over each sample."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ __all__ = ["BatchNorm", "BatchNorm2d", "LayerNorm"]
 
 
 class BatchNorm:
-    """y = (x - mean) / sqrt(var + epsilon) * weight + bias over x (B, D), as torch.nn.BatchNorm1d.
+    """Batch normalisation (Ioffe and Szegedy 2015, algorithm 1) of x (B, D): y = (x - mean) /
+    sqrt(var + epsilon) * weight + bias, as torch.nn.BatchNorm1d.
 
     Training normalises by the batch's own mean and (biased) variance, and moves `running_mean`
     and `running_var` (unbiased) towards them by the fraction `momentum`, in the order of the
-    forwards; `evaluate` normalises by the running ones. A batch whose variance is not finite
-    leaves the running ones as they are: they would never be rid of it.
+    forwards; `evaluate` normalises by these running statistics. A batch whose variance is not
+    finite leaves them as they are, because they would never become finite again.
     """
 
     def __init__(self, *, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
@@ -52,7 +53,7 @@ class BatchNorm:
         return output
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, D) to (B, D). Raises `DataError` for a batch of one sample: it has no variance."""
+        """(B, D) to (B, D). Raises `DataError` for a batch of one sample, which has no variance."""
         samples = len(x)
         if samples < 2:
             raise DataError(
@@ -127,16 +128,13 @@ def _number(name: str, value: object, expected: str, *, above: float, most: floa
     return float(value)  # type: ignore[arg-type]
 
 
-# --- batch norm 2d -------------------------------------------------------------------------------
-#
-# Batch normalisation of feature maps: one mean and deviation a channel, over all its planes.
-
-#: Of samples that are worked on at a time, about, so that what is made of them stays in the cache.
+#: About so many bytes of samples are worked on at a time, so that results stay in the cache.
 _CHUNK_BYTES = 1 << 19
 
 
 class BatchNorm2d(BatchNorm):
-    """`BatchNorm` for x (B, C, H, W) too, as torch.nn.BatchNorm2d; (B, D) as `BatchNorm` has it.
+    """Batch normalisation of feature maps x (B, C, H, W), as torch.nn.BatchNorm2d: one mean and
+    deviation a channel, over all its planes. Inputs (B, D) are treated as by `BatchNorm`.
 
     Of a batch, only x, y and one mean and deviation a channel are kept.
     """
@@ -157,8 +155,9 @@ class BatchNorm2d(BatchNorm):
         return output
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """Keeps a reference to x (B, C, H, W), which must stay as it is until the backward. Raises
-        `DataError` for a batch that has no variance: one sample (of one place)."""
+        """Normalise x (B, C, H, W), keeping a reference to it: it must not change until the
+        backward. Raises `DataError` for a batch that has no variance: one sample of 1 x 1 planes,
+        or one vector."""
         if x.ndim == 2:
             return super().forward(x, slot)
         places = x.size // x.shape[1]
@@ -213,7 +212,8 @@ class BatchNorm2d(BatchNorm):
             found += bias
         return y
 
-    # Sums by channel (C, 1): over places by a product with ones, then over samples.
+    # The next three give sums by channel (C, 1): over places by a product with ones, then over
+    # samples.
 
     def _total(self, x: Array) -> Array:
         total: Array = np.matmul(_flat(x), self._ones_of(_flat(x)[0].T)).sum(axis=0)
@@ -223,11 +223,11 @@ class BatchNorm2d(BatchNorm):
         return self._summed(x, mean, None)
 
     def _along(self, grad_y: Array, x: Array, mean: Array) -> Array:
-        """Σ grad_y (x - mean)"""
+        """Σ grad_y (x - mean), (C, 1)."""
         return self._summed(x, mean, grad_y)
 
     def _summed(self, x: Array, mean: Array, other: Array | None) -> Array:
-        """Σ (x - mean) other, or Σ (x - mean)² without another."""
+        """Σ (x - mean) other, (C, 1); Σ (x - mean)² where `other` is None."""
         total = np.zeros(x.shape[1], x.dtype)
         for part in _chunks(x):
             flat = _flat(x[part])
@@ -239,7 +239,7 @@ class BatchNorm2d(BatchNorm):
 
 
 def _flat(x: Array) -> Array:
-    """(n, C, H W), a view."""
+    """The view (n, C, H W) of x (n, C, H, W)."""
     return x.reshape(len(x), x.shape[1], -1)
 
 
@@ -248,14 +248,10 @@ def _chunks(x: Array) -> Iterator[slice]:
     return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
 
 
-# --- layer norm ----------------------------------------------------------------------------------
-#
-# Layer normalisation (Ba, Kiros and Hinton 2016).
-
-
 class LayerNorm:
-    """y = (x - mean) / sqrt(var + epsilon) * weight + bias, with mean and (biased) variance over
-    the last `axes` axes of each sample, as torch.nn.LayerNorm over a shape of so many axes.
+    """Layer normalisation (Ba, Kiros and Hinton 2016): y = (x - mean) / sqrt(var + epsilon) *
+    weight + bias, with mean and (biased) variance over the last `axes` axes of each sample, as
+    torch.nn.LayerNorm over a shape of so many axes.
 
     Weight and bias have the shape of those axes.
     """
@@ -271,7 +267,7 @@ class LayerNorm:
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
         self.fresh = True
-        self._ones = np.ones(0)  # sums over places are products with it, faster than np.sum
+        self._ones = np.ones(0)  # a product with it sums over places, faster than np.sum does
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) < self.axes or min(shape) < 1:
@@ -317,7 +313,7 @@ class LayerNorm:
         return self._scaled(normal, np.empty_like(x))
 
     def _normalise(self, flat: Array, normal: Array) -> Array:
-        """Writes into `normal`; returns 1 / deviation (rows, 1)."""
+        """Write the normalised rows of `flat` into `normal`; return 1 / deviation (rows, 1)."""
         mean = np.matmul(flat, self._ones)[:, None] / self._width
         np.subtract(flat, mean, out=normal)
         var = np.einsum("ij,ij->i", normal, normal)[:, None] / self._width
@@ -332,7 +328,8 @@ class LayerNorm:
         return y
 
     def _pull(self, flat: Array, normal: Array, inv_std: Array, grad_x: Array) -> Array:
-        """With g = grad_y weight: inv_std (g - mean(g) - normal mean(g normal))."""
+        """Write the gradient of x, inv_std (g - mean(g) - normal mean(g normal)) with g = grad_y
+        weight, into grad_x."""
         found = grad_x.reshape(normal.shape)
         np.multiply(flat, self.params["weight"].reshape(-1), out=found)
         mean = np.matmul(found, self._ones)[:, None] / self._width

@@ -15,19 +15,19 @@ from asyncdni.nn.layers.windows import Windows, apart, filled_rows, pair, planes
 
 __all__ = ["AveragePool", "MaxPool"]
 
-#: Of padded samples that are worked on at a time, about: what is made of them stays in the cache.
+#: About so many bytes of padded samples are worked on at a time, so that results stay in the cache.
 _CHUNK_BYTES = 1 << 20
 
 
 class _Pool(Elementwise):
     """Base of pooling layers, x (B, C, H, W) to y (B, C, Ho, Wo).
 
-    Works channels last, a few samples at a time: there, neighbouring windows are far apart and the
-    same element of all of them is one strided array with long runs.
+    These layers work channels last, a few samples at a time. In that layout the same element of all
+    windows is one strided array with long contiguous runs.
     """
 
-    _name: str  # in messages
-    _border: float  # value of the elements outside of x
+    _name: str  # the layer's name in messages
+    _border: float  # the value of elements outside x
 
     def __init__(
         self,
@@ -36,9 +36,10 @@ class _Pool(Elementwise):
         stride: int | Sequence[int] | None = None,
         padding: int | Sequence[int] = 0,
     ) -> None:
-        """One number for both axes or [vertical, horizontal]; the stride is the kernel's size where
-        it is not given; padding is at most half of the kernel. Rows and columns that are left over
-        after the last whole window are not seen, as in PyTorch without `ceil_mode`."""
+        """Each option is one number for both axes or [vertical, horizontal]. The stride is the
+        kernel's size where it is not given; padding is at most half of the kernel. Rows and columns
+        that are left over after the last whole window are not seen, as in PyTorch without
+        `ceil_mode`."""
         super().__init__()
         size = pair("kernel", kernel, least=1)
         step = size if stride is None else pair("stride", stride, least=1)
@@ -64,7 +65,7 @@ class _Pool(Elementwise):
         return self.output_shape(shape)
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, C, H, W) to (B, C, Ho, Wo). Of x the backward needs no more than the shape."""
+        """(B, C, H, W) to (B, C, Ho, Wo). The backward needs only the shape of x."""
         forwarded(slot)
         slot["shape"] = x.shape
         return self._apply(x, rows(slot, "y", self._y_shape(x), x.dtype))
@@ -90,11 +91,11 @@ class _Pool(Elementwise):
         return y
 
     def _reduce(self, padded: Array, counts: tuple[int, ...]) -> Array:
-        """(n, H', W', C) to (n, Ho, Wo, C)."""
+        """Pool padded samples (n, H', W', C) to (n, Ho, Wo, C)."""
         raise NotImplementedError
 
     def _pull(self, grad_y: Array, slot: Slot, grad_x: Array) -> None:
-        """Writes the gradient of x (B, C, H, W)."""
+        """Write the gradient of x into grad_x (B, C, H, W)."""
         raise NotImplementedError
 
     def _chunks(self, x: Array) -> Iterator[slice]:
@@ -112,29 +113,29 @@ class _Pool(Elementwise):
         return samples, above + height + below, left + width + right, channels
 
     def _padded(self, x: Array) -> Array:
-        """x (n, C, H, W) as (n, H', W', C), with its border."""
+        """A copy of x (n, C, H, W) as (n, H', W', C), with its border."""
         shape = self._padded_shape(x.shape)
         padded = filled_rows(self._scratch, "padded", shape, x.dtype, self._border)
         np.copyto(self._inner(padded, x), apart(x, self._scratch).transpose(0, 2, 3, 1))
         return padded
 
     def _inner(self, padded: Array, x: Array) -> Array:
-        """Without the border."""
+        """The view of `padded` without the border."""
         above, left = self.windows.before
         return padded[:, above : above + x.shape[2], left : left + x.shape[3]]
 
     def _taps(self, axis: int, count: int) -> Iterator[slice]:
-        """Where the first, second, … elements along `axis` of all windows are."""
+        """The places of the first, second, … elements along `axis` of all windows."""
         size, step = self.windows.kernel[axis], self.windows.stride[axis]
         return (slice(k, k + (count - 1) * step + 1, step) for k in range(size))
 
 
 class MaxPool(_Pool):
-    """y = the largest element of each window, as torch.nn.MaxPool2d; the border never wins.
+    """y = the largest element of each window, as torch.nn.MaxPool2d; it is never one of the border.
 
     The gradient goes to the largest element: of equal ones to the first, in rows from the top and
-    from the left, as in PyTorch. Which that is, is kept of the forward. A window with NaN in it
-    gives NaN, and its gradient goes to any of its elements, or to none.
+    from the left, as in PyTorch. The forward keeps which one that is. A window with NaN in it gives
+    NaN, and its gradient goes to any of its elements, or to none.
     """
 
     _name = "max_pool"
@@ -146,11 +147,11 @@ class MaxPool(_Pool):
         output = super().build(shape, dtype, streams)
         kernel, stride, border = self.windows.kernel, self.windows.stride, self.windows.before
         channels, height, width = shape
-        # Elements of a window by their code, 1 for the first, from its corner.
+        # The places of a window's elements relative to its corner, by code: 1 is the first element.
         within = (np.arange(kernel[0])[:, None] * width + np.arange(kernel[1])).reshape(-1)
         self._within = np.concatenate(([0], within)).astype(np.intp)
         self._code = np.min_scalar_type(len(within))
-        # Corners of all windows of as many samples as are worked on at a time, in flat maps.
+        # The corners of all windows in the flat maps of the samples that are worked on at a time.
         samples = self._chunk((1, *shape), np.dtype(dtype).itemsize)
         plane = np.arange(samples * channels).reshape(samples, channels, 1, 1) * (height * width)
         down = (np.arange(output[1])[:, None] * stride[0] - border[0]) * width
@@ -170,7 +171,8 @@ class MaxPool(_Pool):
         return y
 
     def _search(self, padded: Array, counts: tuple[int, ...]) -> tuple[Array, Array]:
-        """The largest elements (n, Ho, Wo, C) and their codes; 0 where all are -inf."""
+        """The largest elements (n, Ho, Wo, C) and their codes; the code is 0 where all elements of
+        the window are -inf."""
         shape = (len(padded), *counts, padded.shape[3])
         found = rows(self._scratch, "found", shape, padded.dtype)
         winners = rows(self._scratch, "winners", shape, self._code)
@@ -183,7 +185,8 @@ class MaxPool(_Pool):
             tap = padded[:, down, across]
             np.greater(tap, found, out=larger)
             np.maximum(tap, found, out=found)
-            # The last that was larger has the highest code; a masked copy takes 50 times as long.
+            # The winner is the last element that was larger than all before: it has the highest
+            # code. A masked copy would take 50 times as long.
             np.multiply(larger.view(np.uint8), self._code.type(code), out=codes)
             np.maximum(winners, codes, out=winners)
         return found, winners
@@ -210,7 +213,7 @@ class MaxPool(_Pool):
 
 
 class AveragePool(_Pool):
-    """y = the mean of each window, as torch.nn.AvgPool2d: zeros of the border count."""
+    """y = the mean of each window, as torch.nn.AvgPool2d; zeros of the border are counted."""
 
     _name = "average_pool"
     _border = 0.0
@@ -231,7 +234,7 @@ class AveragePool(_Pool):
             np.copyto(grad_x[part], self._inner(found, grad_x).transpose(0, 3, 1, 2))
 
     def _spread(self, grad_y: Array, shape: tuple[int, ...]) -> Array:
-        """The gradient (n, H', W', C) of the padded samples, from (n, C, Ho, Wo)."""
+        """The gradient (n, H', W', C) of the padded samples, from grad_y (n, C, Ho, Wo)."""
         samples, channels, down, across = grad_y.shape
         last = (samples, down, across, channels)
         grads = rows(self._scratch, "grads", last, grad_y.dtype)
@@ -262,7 +265,7 @@ def _total(taps: list[Array], out: Array) -> Array:
 
 
 def _spread(grads: Array, out: Array, taps: list[Array]) -> Array:
-    """Adds `grads` to each of `taps`, views of `out`, which is zero elsewhere."""
+    """Set `out` to zero, and add `grads` to each of `taps`, which are views of it."""
     out.fill(0)
     for tap in taps:
         tap += grads

@@ -1,4 +1,22 @@
-"""Recurrent layers: windows of a stream, state carried between them, futures predicted."""
+"""Recurrent layers: they work on windows of streams and carry their state between windows.
+
+A batch is one window: T steps of B parallel streams, x (B, T, D). Windows come in order of batch
+id. The state at a window's end, (B, S), starts the next window, but gradients do not cross that
+line. The gradient from beyond it is 0 (truncated backpropagation through time) or is predicted by a
+`Future`.
+
+```
+            window k                     window k + 1
+ state ─► ▢ ─► ▢ ─► … ─► ▢ ─► state ═► ▢ ─► ▢ ─► …        ═► carried, detached
+                          ◄─ future ─┘ ◄─ its target ──┘
+```
+
+Several windows may be in flight: forward k + 1 may come before backward k. These layers rely on
+forwards in order of batch id, each id once, and on first learning backwards in the same order. If
+ids are left out, the state is carried over the gap, and no future is fitted across it.
+
+Steps are worked on time-major, (T, B, ·), so that each is one contiguous block.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +33,13 @@ from asyncdni.nn.layers.future import Future, Window, flags, make_future
 
 __all__ = ["Carried", "Lstm", "Recurrent", "Rnn"]
 
-# --- carried -------------------------------------------------------------------------------------
-#
-# The state that goes from the end of one window to the start of the next.
-
 
 class Carried:
-    """`state` (B, S) of all streams, None before `start`, and `newest` (), the window that it is
-    the end of, -1 at first. Both are restored by writing into the arrays."""
+    """The state that goes from the end of one window to the start of the next.
+
+    `state` (B, S) is that of all streams, None before `start`. `newest` () is the number of the
+    window at whose end it is, -1 at first. Both are restored by writing into the arrays.
+    """
 
     def __init__(self, width: int, dtype: np.dtype[Any]) -> None:
         """`width` is S."""
@@ -31,14 +48,14 @@ class Carried:
         self._width, self._dtype = width, dtype
 
     def start(self, streams: int) -> Array:
-        """Zero for so many streams; returns the new `state`."""
+        """Make a state of zeros for so many streams, and return it."""
         self.state = np.zeros((streams, self._width), self._dtype)
         return self.state
 
     def advance(self, slot: Slot) -> int:
-        """The window's number: slot["batch"], or the next one.
+        """The number of the window in `slot`: its "batch", or one more than the newest.
 
-        Raises `DataError` for one that was there before."""
+        Raises `DataError` for a number that is not above the newest."""
         newest = int(self.newest)
         number: int = slot.get("batch", newest + 1)
         if number <= newest:
@@ -49,10 +66,11 @@ class Carried:
         return number
 
     def suits(self, first: Array) -> bool:
-        """There is a state, and it need not begin anew for another number of streams; first (B,)
-        bool says which of them begin a sequence.
+        """Whether the present state fits the next window. If not, the caller must `start` anew:
+        there is no state, or it is of another number of streams. `first` (B,) bool says which
+        streams begin a sequence.
 
-        Raises `DataError` where the number has changed in the middle of a sequence."""
+        Raises `DataError` where the number of streams has changed in the middle of a sequence."""
         if self.state is None or len(self.state) == len(first):
             return self.state is not None
         if first.all():
@@ -63,15 +81,15 @@ class Carried:
         )
 
     def enter(self, number: int, first: Array) -> Array:
-        """The state (B, S) that window `number` starts with, zero where first (B,)."""
+        """The state (B, S) that window `number` starts with; zero where `first` (B,) bool."""
         assert self.state is not None
         self.newest[...] = number
         self.state[first] = 0
         return self.state
 
     def leave(self, end: Array) -> None:
-        """Carries `end` (B, S) on; of a stream that has left the finite numbers, zero: it would
-        never come back to them."""
+        """Carry the state `end` (B, S) on to the next window. A stream whose state is not finite
+        starts again from zero, as it would never become finite by itself."""
         assert self.state is not None
         self.state[...] = end
         finite = np.isfinite(self.state)
@@ -79,29 +97,9 @@ class Carried:
             self.state[~finite.all(axis=1)] = 0
 
 
-# --- base ----------------------------------------------------------------------------------------
-#
-# What recurrent layers have in common: windows of T steps, and the state between them.
-#
-# A batch is one window: T steps of B parallel streams, x (B, T, D), in order of batch id. The state
-# at a window's end, (B, S), starts the next window; gradients do not cross that line. What lies
-# beyond it is 0 (truncated backpropagation through time) or is predicted by a `Future`.
-#
-# ```
-#             window k                     window k + 1
-#  state ─► ▢ ─► ▢ ─► … ─► ▢ ─► state ═► ▢ ─► ▢ ─► …        ═► carried, detached
-#                           ◄─ future ─┘ ◄─ its target ──┘
-# ```
-#
-# Several windows may be in flight: forward k + 1 may come before backward k. What is assumed:
-# forwards come in order of batch id, each id once, and so do the first learning backwards. After
-# ids that are left out the state is carried over the gap, and no future is learnt across it.
-#
-# Steps are worked on time-major, (T, B, ·), so that each is one contiguous block.
-
-
 class _Sent(NamedTuple):
-    """What the last backward went through, where it did not learn; its dz is still in scratch."""
+    """The arguments and result of the last backward, where it did not learn. Its gradients of the
+    gates' inputs are still in scratch, for a backward that learns from the same gradient."""
 
     slot: Slot
     grad_y: Array
@@ -113,18 +111,19 @@ class _Sent(NamedTuple):
 
 
 class Recurrent:
-    """x (B, T, D) to all hidden states (B, T, H), or to the last one (B, H) with `last_only`.
+    """Base of recurrent layers: x (B, T, D) to all hidden states (B, T, H), or with `last_only` to
+    the last one (B, H).
 
     Parameters, as PyTorch has them but for one bias instead of two, G gates a unit: "weight_ih"
     (G H, D), "weight_hh" (G H, H), "bias" (G H,).
 
-    `buffers`, all of them for checkpoints of training: "carried.state" (B, S), after the first
-    forward or `start`, and what the future needs ("future.…", "carried.…"). Those named "carried.…"
-    belong to the streams and mean nothing to another number of them.
+    `buffers` all serve checkpoints of training: "carried.state" (B, S), there after the first
+    forward or `start`, and the arrays of the future ("future.…", "carried.…"). Those named
+    "carried.…" belong to the streams and are of no use to another number of streams.
 
-    A caller may set in the slot before the backward: "own_loss" False, for a backward of late
-    corrections that must not add the future's gradient once more; "rate_scale", the learning-rate
-    decay for the generator.
+    A caller may set in the slot before the backward: "own_loss" to False, for a backward of late
+    corrections, which must not add the future's gradient a second time; "rate_scale", the factor of
+    the future's learning rate.
     """
 
     GATES = 1  # blocks of H rows in the weights
@@ -140,9 +139,12 @@ class Recurrent:
         init: str | None = None,
         future: Mapping[str, Any] | None = None,
     ) -> None:
-        """`units` is H; `init` names the start of both weights (see `initialisers`), by default
-        PyTorch's uniform in ±1/sqrt(H); `future`: options of the generator at the window's end
-        (see `Future`), by default none."""
+        """Args:
+        units: H.
+        init: the start of both weights (see `initialisers`); by default PyTorch's, uniform in
+            ±1/sqrt(H).
+        future: options of the generator at the window's end (see `Future`); None: no generator.
+        """
         if not isinstance(units, int) or isinstance(units, bool) or units < 1:
             raise ConfigError(f"units {units!r}: expected a positive whole number")
         for name, value in (("last_only", last_only), ("bias", bias)):
@@ -210,8 +212,8 @@ class Recurrent:
 
     def forward(self, x: Array, slot: Slot) -> Array:
         """(B, T, D) to (B, T, H) or (B, H). Raises `DataError` where the number of streams has
-        changed in the middle of a sequence, for a batch that was there before and for a context
-        that does not fit."""
+        changed in the middle of a sequence, for a batch id that is not above the newest, and for a
+        context of a wrong shape."""
         forwarded(slot)
         self._sent = None
         streams, steps = x.shape[:2]
@@ -235,13 +237,14 @@ class Recurrent:
         return y
 
     def evaluate(self, x: Array) -> Array:
-        """As `forward`, every stream from the state zero, and nothing carried: x (B, T, D) holds
-        whole sequences, of any T."""
+        """As `forward`, but every stream starts from the state zero and no state is carried: x
+        (B, T, D) holds whole sequences, of any T."""
         return self.continued(x, None)[0]
 
     def continued(self, x: Array, state: Array | None) -> tuple[Array, Array]:
-        """Output and state (B, S) after x (B, T, D), from `state` (B, S) or from zero: to go
-        through long streams piece by piece, and to sample from the network."""
+        """The output for x (B, T, D) and the state (B, S) at its end, from `state` (B, S) or zero.
+
+        This serves to go through long streams piece by piece, and to sample from the network."""
         if state is None:
             state = np.zeros((len(x), self.PARTS * self.units), x.dtype)
         slot: Slot = {}
@@ -251,7 +254,8 @@ class Recurrent:
         return np.ascontiguousarray(y), end
 
     def _run(self, x: Array, start: Array, slot: Slot) -> Array:
-        """All steps; the state at their end, (B, S). Inputs of all steps go in at once."""
+        """Run all steps of the window and return the state at its end, (B, S). The inputs of all
+        steps enter the gates in one product."""
         streams, steps, width = x.shape
         xs = slot["inputs"] = rows(slot, "inputs_rows", (steps, streams, width), x.dtype)
         xs[...] = x.swapaxes(0, 1)
@@ -263,16 +267,16 @@ class Recurrent:
         return self._run_steps(xs, start, slot)
 
     def _run_steps(self, xs: Array, start: Array, slot: Slot) -> Array:
-        """Fills slot["gates"] (T, B, G H) and slot["hidden"] (T + 1, B, H), whose first is set,
-        from xs (T, B, D); returns the state at the end, an array of its own or a view."""
+        """Fill slot["gates"] (T, B, G H) and slot["hidden"] (T + 1, B, H), whose first row is set,
+        from xs (T, B, D). Returns the state at the end, a new array or a view."""
         raise NotImplementedError
 
     # --- backward --------------------------------------------------------------------------------
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """From grad_y (B, T, H), or (B, H) with `last_only`, and from the future's gradient of the
-        state at the end. The future is asked at the window's first backward and taught at its
-        first one with `learn`."""
+        """Push grad_y (B, T, H), or (B, H) with `last_only`, and the future's gradient of the state
+        at the end back through the window. The future predicts at the window's first backward, and
+        is fitted at the first one with `learn`."""
         if not (learn or send):
             return None
         xs: Array = slot["inputs"]
@@ -294,8 +298,10 @@ class Recurrent:
         return grad_x
 
     def _through(self, grad_y: Array, slot: Slot, own: bool) -> tuple[Array, Array]:
-        """Back through the window: gradients of the gates' inputs (T, B, G H), scratch, and of the
-        state at its start (B, S). The backward just before may have done so: a stage that others
+        """The gradients of the gates' inputs (T, B, G H), in scratch, and of the state at the
+        window's start (B, S).
+
+        They are used again where the backward just before has computed them: a stage that others
         wait for first sends, and then learns from the same gradient."""
         gates: Array = slot["gates"]
         dz = rows(self._scratch, "dz", gates.shape, self._dtype)
@@ -307,13 +313,14 @@ class Recurrent:
     def _back(
         self, kept: Mapping[str, Array], grads: Sequence[Array | None], end: Array, dz: Array
     ) -> Array:
-        """Back through the window: gradients of the gates' inputs into `dz` (T, B, G H), and the
-        gradient of the state at its start, (B, S), which lasts until the next call.
+        """Go back through the window: write the gradients of the gates' inputs into `dz`
+        (T, B, G H), and return the gradient of the state at its start, (B, S), valid until the next
+        call.
 
         Args:
             kept: the arrays named in `KEPT`.
-            grads: of each step's output, (B, H) or None for zero.
-            end: of the state at the end, (B, S).
+            grads: the gradient of each step's output, (B, H) or None for zero.
+            end: the gradient of the state at the window's end, (B, S).
         """
         raise NotImplementedError
 
@@ -335,7 +342,7 @@ class Recurrent:
 
     def _teach(self, future: Future, grad_y: Array, start: Array, slot: Slot) -> None:
         if future.bootstrapped and not future.trusts_all:
-            # The update has used less than what was predicted; the target takes all of it.
+            # The layer's update used only a part of the prediction; the target needs all of it.
             spare = rows(self._scratch, "spare", slot["gates"].shape, self._dtype)
             grads = self._by_step(grad_y, len(spare))
             start = self._back(slot, grads, slot["predicted"], spare)
@@ -363,7 +370,7 @@ class Recurrent:
         return self._back(kept, self._by_step(grads, steps), end, spare)
 
     def _kept_shape(self, name: str, streams: int) -> tuple[int, ...]:
-        """Of an array of `KEPT`."""
+        """The shape of the array `name`, one of `KEPT`."""
         extra = 1 if name in ("hidden", "cells") else 0
         width = self.units * (self.GATES if name == "gates" else 1)
         return (self._steps + extra, streams, width)
@@ -387,24 +394,20 @@ class Recurrent:
         self.fresh = False
 
     def _ones(self, count: int) -> Array:
-        """A product with it sums over rows, faster than np.sum does."""
+        """Ones (count,): a product with them sums over rows, faster than np.sum does."""
         ones = rows(self._scratch, "ones", (count,), self._dtype)
         ones[...] = 1
         return ones
 
 
 def _flat(steps: Array) -> Array:
-    """(T, B, N) as (T B, N), without a copy."""
+    """The view (T B, N) of an array (T, B, N)."""
     return steps.reshape(-1, steps.shape[-1])
 
 
-# --- rnn -----------------------------------------------------------------------------------------
-#
-# The simple recurrent layer (Elman 1990) with tanh.
-
-
 class Rnn(Recurrent):
-    """h(t) = tanh(W_ih x(t) + W_hh h(t-1) + b), as torch.nn.RNN; the state is h (B, H)."""
+    """h(t) = tanh(W_ih x(t) + W_hh h(t-1) + b): the simple recurrent layer (Elman 1990), as
+    torch.nn.RNN. The state is h (B, H)."""
 
     KEPT = ("hidden",)
 
@@ -443,13 +446,11 @@ class Rnn(Recurrent):
         return grad_h
 
 
-# --- lstm ----------------------------------------------------------------------------------------
-#
-# Long short-term memory (Hochreiter and Schmidhuber 1997; with forget gates, Gers et al. 2000).
-
-
 class Lstm(Recurrent):
-    """As torch.nn.LSTM of one layer; gates in its order, i f g o, and one bias for its two.
+    """Long short-term memory (Hochreiter and Schmidhuber 1997; forget gates: Gers et al. 2000).
+
+    It is torch.nn.LSTM of one layer, with the gates in its order, i f g o, and one bias instead of
+    its two:
 
         c(t) = s(f) c(t-1) + s(i) tanh(g),   h(t) = s(o) tanh(c(t)),   s the logistic function
 
@@ -468,7 +469,7 @@ class Lstm(Recurrent):
         squashed = slot["squashed"] = rows(slot, "squashed_rows", (steps, streams, units), dtype)
         cells[0] = start[:, units:]
         half, shift = self._half(dtype)
-        # s(z) = (1 + tanh(z / 2)) / 2: with the half in the weights, one tanh does for all gates.
+        # s(z) = (1 + tanh(z / 2)) / 2: with z / 2 made by the weights, one tanh serves all gates.
         across = np.ascontiguousarray(self.params["weight_hh"].T) * half
         inwards = self.params["weight_ih"].T * half
         np.matmul(xs.reshape(-1, width), inwards, out=gates.reshape(-1, 4 * units))
@@ -489,7 +490,8 @@ class Lstm(Recurrent):
         return np.concatenate((hidden[steps], cells[steps]), axis=1)
 
     def _half(self, dtype: np.dtype[np.generic]) -> tuple[Array, Array]:
-        """(4 H,): 1/2 for the logistic gates and 1 for g; and 1/2 and 0."""
+        """The factor (4 H,) of the gates, 1/2 for logistic ones and 1 for g, and what is added to
+        them after the tanh, 1/2 and 0."""
         half = np.full(4 * self.units, 0.5, dtype)
         shift = half.copy()
         g = slice(2 * self.units, 3 * self.units)
@@ -518,7 +520,8 @@ class Lstm(Recurrent):
 def _back_step(
     z: Array, c_before: Array, th: Array, grad_h: Array, grad_c: Array, d: Array, spare: Array
 ) -> None:
-    """One step back: gradients of the gates' inputs into d (B, 4 H), grad_c (B, H) moves on.
+    """Go one step back: write the gradients of the gates' inputs into d (B, 4 H), and turn grad_c
+    (B, H), the gradient of the cells after the step, into that of the cells before it.
 
     z (B, 4 H) are the gates, th = tanh(c) (B, H), grad_h (B, H) the gradient of the output.
     """

@@ -1,4 +1,4 @@
-"""Other shapes of the same numbers: flatten and reshape."""
+"""Layers that change the shape and keep the numbers: flatten and reshape."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Flatten", "Reshape"]
 
 
 class Reshape(Elementwise):
-    """x (B, …) as (B, *shape), the same numbers in the same order and the same memory.
+    """x (B, …) as (B, *shape): the same numbers in the same order and the same memory.
 
-    `shape` is without the batch axis; one of its numbers may be -1: what is left over for it.
+    `shape` is without the batch axis. One of its numbers may be -1, for the size that is left over.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
@@ -51,11 +51,11 @@ class Reshape(Elementwise):
         return self._to
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """A view of x."""
+        """x in its new shape, as a view."""
         return x.reshape(len(x), *self._to)
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """A view of `grad_y`, if `send`."""
+        """`grad_y` in the shape of x, as a view, if `send`."""
         self.fresh = self.fresh and not learn
         return grad_y.reshape(len(grad_y), *self._from) if send else None
 

@@ -1,4 +1,4 @@
-"""What an unrolled recurrence is built from: one time stamp of a window, and the state before it.
+"""Layers for unrolled recurrences: one time step of a window, and the zero state before the first.
 
 ```
  data (T, D) ─┬─► step 0 ──┐
@@ -6,8 +6,8 @@
               └─► step 1 ────────────────────┴─► stamp 2 (H)   the weights of stamp 1
 ```
 
-Each stamp is a stage of dense layers over both its inputs, so the recurrence can be spread over
-workers, and each stamp have a generator of its own.
+Each time stamp is a stage of dense layers over both its inputs. The recurrence can therefore be
+spread over workers, and each stamp can have a generator of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["StepOf", "Zeros"]
 
 
 class StepOf(Elementwise):
-    """x (B, T, …) to its step `index`, (B, …); from the end where that is negative."""
+    """x (B, T, …) to its step `index`, (B, …); a negative index counts from the end."""
 
     def __init__(self, index: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class StepOf(Elementwise):
         return y
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """Zero at all other steps."""
+        """The gradient of x, if `send`: grad_y at the step, and zero at all others."""
         self.fresh = self.fresh and not learn
         if not send:
             return None

@@ -1,4 +1,5 @@
-"""Windows that slide over the planes of a feature map: their options, and how many fit."""
+"""Windows that slide over the planes of a feature map: their options, how many fit, and how maps
+are turned to channels last."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of `kernel` elements, `stride` apart, over planes with borders of zeros (or of what
-    a layer says) `before` the first and `after` the last element of each axis."""
+    """Windows of `kernel` elements, `stride` apart, over planes with a border. `before` and `after`
+    give the border's width before the first and after the last element of each axis; a layer
+    decides what its elements are, usually zeros."""
 
     kernel: Pair
     stride: Pair
@@ -29,7 +31,8 @@ class Windows:
     after: Pair
 
     def counts(self, size: Pair, *, where: str) -> Pair:
-        """How many fit into planes of `size`, by axis. Raises `ConfigError` where none does."""
+        """How many windows fit into planes of `size`, by axis. Raises `ConfigError` where none
+        does."""
         padded = [size[axis] + self.before[axis] + self.after[axis] for axis in (0, 1)]
         if any(padded[axis] < self.kernel[axis] for axis in (0, 1)):
             raise ConfigError(
@@ -44,7 +47,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Of a correlation: what is laid on what."""
+    """The sizes of a correlation of x (B, C, H, W) with a kernel, to y (B, O, Ho, Wo)."""
 
     channels: int  # C
     size: Pair  # (H, W) of x
@@ -52,19 +55,19 @@ class Geometry:
     outputs: Pair  # (Ho, Wo)
     kernel: Pair  # (kh, kw)
     stride: Pair = (1, 1)  # (sh, sw)
-    corner: Pair = (0, 0)  # (top, left): the first window begins so far outside x
+    corner: Pair = (0, 0)  # (top, left): how far outside x the first window begins
 
     @property
     def row(self) -> int:
-        """Numbers in one row of a window, of all channels."""
+        """The count of numbers in one row of a window, over all channels."""
         return self.kernel[1] * self.channels
 
     def span(self, axis: int) -> int:
-        """Elements from the first to the last that any window sees, the border among them."""
+        """The count of elements from the first to the last that a window sees, with the border."""
         return (self.outputs[axis] - 1) * self.stride[axis] + self.kernel[axis]
 
     def overlap(self, axis: int) -> tuple[slice, slice]:
-        """Which elements of that span are x's, and which of x they are."""
+        """Which elements of that span lie inside x, and which elements of x they are."""
         before = self.corner[axis]
         first = max(0, before)
         last = max(first, min(self.span(axis), self.size[axis] + before))
@@ -72,7 +75,8 @@ class Geometry:
 
 
 def pair(name: str, value: object, *, least: int) -> Pair:
-    """An option given as one whole number for both axes, or as [vertical, horizontal]."""
+    """The option `name`, given as one whole number for both axes or as [vertical, horizontal].
+    Raises `ConfigError` for anything else, and for numbers below `least`."""
     given = value if isinstance(value, list | tuple) else [value, value]
     whole = [one for one in given if isinstance(one, int) and not isinstance(one, bool)]
     if len(given) != 2 or len(whole) != 2 or min(whole) < least:
@@ -96,7 +100,8 @@ def planes(shape: tuple[int, ...], *, where: str) -> tuple[int, int, int]:
 def filled_rows(
     slot: Slot, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], value: float
 ) -> Array:
-    """As `rows`, and filled with `value` when it is made: a border that nobody writes keeps it."""
+    """As `rows`, but the array is filled with `value` when it is made. A border that is never
+    written to keeps that value."""
     before = slot.get(name)
     found = rows(slot, name, shape, dtype)
     if slot[name] is not before:
@@ -108,25 +113,23 @@ def _shown(size: Sequence[int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-# --- channels last -------------------------------------------------------------------------------
-#
-# Feature maps turned from channels first to channels last, and what that costs the caches.
-#
-# The turn reads one number of each channel in turn, a plane apart. Where planes lie a large power
-# of two bytes apart, all of these reads compete for a few sets of the cache, and each line is
-# fetched again for every number in it: planes of 32 x 32 took five times as long as planes of 28 x
-# 28. Such planes are first moved apart by one line more.
-
-#: Planes that lie a multiple of this apart meet in a few sets of the cache.
+#: Planes whose distance is a multiple of this share a few sets of the cache.
 _CLASH_BYTES = 1024
-#: Of a cache, at least.
+#: The size of a cache line, at least.
 _LINE_BYTES = 64
-#: With fewer, one line of each fits into a set.
+#: Up to so many channels, one line of each fits into a set of the cache.
 _CHANNELS = 8
 
 
 def apart(x: Array, scratch: Slot) -> Array:
-    """x (n, C, H, W), or a copy in `scratch` whose planes do not clash, until the next call."""
+    """x (n, C, H, W), or a copy in `scratch` that is faster to turn to channels last; the copy is
+    valid until the next call.
+
+    Turning a map to channels last reads one number of each channel after the other, a plane apart.
+    Where planes lie a large power of two bytes apart, all these reads compete for a few sets of the
+    cache, and each line is fetched again for every number in it: planes of 32 x 32 took five times
+    as long as planes of 28 x 28. In the copy, such planes lie one line further apart.
+    """
     samples, channels, height, width = x.shape
     clashing = x.strides[1] % _CLASH_BYTES == 0 and channels > _CHANNELS and height * width > 1
     if not (clashing and x.flags.c_contiguous):

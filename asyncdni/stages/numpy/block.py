@@ -1,7 +1,10 @@
-"""One declared stage: join of its inputs, layers, loss and optimizer.
+"""A block: one declared stage, which joins its inputs and has layers, a loss and an optimizer.
 
-A worker's stage is one block, or several that were fused. Weights, optimizer and random streams
-belong to the block and go by its name, so they are the same under every split.
+A worker computes one block, or several that were fused. Weights, optimizer and random streams
+belong to the block and are named after it, so they are the same however blocks are split over
+workers. The parts of a block come first in this file: what it keeps of a batch (`BlockSlot`), its
+loss (`Scoring`), its learning-rate decay (`Pace`), its watch over numbers that go wrong (`Watch`)
+and the joining of its inputs (`join`, `split`).
 """
 
 from __future__ import annotations
@@ -42,26 +45,22 @@ __all__ = [
     "with_own_losses",
 ]
 
-# --- slot ----------------------------------------------------------------------------------------
-#
-# What a stage keeps of one batch between its ops.
-
 
 @dataclass(slots=True)
 class BlockSlot:
-    """The forward state of one batch in one block."""
+    """What one block keeps of one batch from its forward to its backward."""
 
     layers: list[Slot]
     own: Slot = field(default_factory=dict)  # joined inputs, summed gradients
     loss: Slot = field(default_factory=dict)
     y: Array | None = None  # the activation
-    pushed: dict[int, Array] = field(default_factory=dict)  # by layer: gradients not learnt from
-    version: Version | None = None  # of the weights it was forwarded with, where that matters
+    pushed: dict[int, Array] = field(default_factory=dict)  # by layer: gradients kept for `learn`
+    version: Version | None = None  # the weights of its forward; None: late gradients don't occur
 
 
 @dataclass(slots=True)
 class StageSlot:
-    """The forward state of one batch in all blocks, and at the exit."""
+    """What a stage keeps of one batch between its ops: in each block, and at the exit."""
 
     blocks: dict[str, BlockSlot]
     context: Context = field(default_factory=dict)
@@ -72,31 +71,26 @@ class StageSlot:
     own: Slot = field(default_factory=dict)
 
     def let_go(self) -> None:
-        """Of gradients that came for `learn`: their memory may be a message's."""
+        """Drop the gradients kept for `learn`: their memory may belong to a received message."""
         self.gradients = {}
         for block in self.blocks.values():
             block.pushed.clear()
 
 
-# --- scoring -------------------------------------------------------------------------------------
-#
-# The loss of a declared stage: of one output a sample, or of one a step of windows.
-
-
 class Scoring:
-    """Scores outputs (B, K) or, of windows, (B, T, K) by the loss that `node` names."""
+    """The loss that `node` names, of outputs (B, K) or, where samples are windows, (B, T, K)."""
 
     def __init__(self, node: Node) -> None:
-        """Raises `ConfigError` for a loss that is not known."""
+        """Raises `ConfigError` for an unknown loss."""
         assert node.loss is not None
         self._name = node.name
         self._answers = node.answers
         self._loss = make_loss(node.loss)
-        # The same loss, where there are targets for each step.
+        # The same loss over windows, whose steps have targets of their own.
         self._windows = WindowLoss(self._loss) if len(node.output_shape) > 1 else None
 
     def forward(self, x: Array, context: Context, slot: Slot) -> Score:
-        """Raises `DataError` where no targets came along."""
+        """The score of outputs x. Raises `DataError` where the context has no targets."""
         targets = context.get("y")
         if targets is None:
             raise DataError(f"stage {self._name} has a loss but its input carries no targets")
@@ -114,15 +108,15 @@ class Scoring:
         return Score(self._name, count, float(loss), right, outputs, steps)
 
     def backward(self, slot: Slot) -> Array:
-        """The gradient of the slot's last outputs, belonging to the slot."""
+        """The gradient of the loss with respect to the last outputs; it belongs to the slot."""
         return (self._windows or self._loss).backward(slot)
 
 
 def with_own_losses(
     score: Score | None, layers: Iterable[Slot], name: str, samples: int
 ) -> Score | None:
-    """`score` and the losses that layers have of their own, such as the divergence of a `gaussian`;
-    `name` is the stage's, `samples` the batch's size."""
+    """Add to `score` the losses that layers have of their own, such as a `gaussian` layer's
+    divergence. `name` is the stage's; `samples` is the batch's size. None: there is no loss."""
     terms = [own["loss"] for own in layers if "loss" in own]
     if terms:
         score = score or Score(name, samples)
@@ -130,23 +124,21 @@ def with_own_losses(
     return score
 
 
-# --- pace ----------------------------------------------------------------------------------------
-#
-# The learning-rate decay of a stage: how far the run has come, and what the rate is then.
-
-
 @dataclass(frozen=True)
 class Pace:
-    """What a learning-rate schedule measures time by: the batches that have come, not the updates,
-    of which a stage may make more or fewer than planned (replays, random updates)."""
+    """How far a run has come, for the learning-rate decay.
+
+    Time is measured by the batches that have arrived and not by the updates made, since a stage may
+    make more or fewer updates than planned (replays, random updates).
+    """
 
     updates_per_epoch: int
     total_updates: int
-    microbatches: int = 1  # of an update
-    batches_per_epoch: int = 0  # microbatches; not needed where there is one an update
+    microbatches: int = 1  # how many make one update
+    batches_per_epoch: int = 0  # counted in microbatches; read only where an update has several
 
     def update_of(self, batch: int) -> int:
-        """The index of the update that a batch or microbatch is meant for."""
+        """The index of the update that the batch or microbatch of this id is meant for."""
         if self.microbatches == 1:
             return batch
         epoch, position = divmod(batch, self.batches_per_epoch)
@@ -154,7 +146,7 @@ class Pace:
 
 
 def make_rate_scale(decay: config.Decay, pace: Pace) -> Callable[[int], float]:
-    """The factor of the learning rate, from the index of an update."""
+    """A function that maps an update's index to the factor of its learning rate."""
     options = {
         name: getattr(decay, name) for name in ("epochs", "factor", "final") if hasattr(decay, name)
     }
@@ -168,26 +160,25 @@ def make_rate_scale(decay: config.Decay, pace: Pace) -> Callable[[int], float]:
     )
 
 
-# --- numbers -------------------------------------------------------------------------------------
-#
-# Numbers gone wrong: how a stage notices a loss or gradient that is not finite, or explodes.
-#
-# The squared norm of a vector is one product with itself, and not finite as soon as one element is
-# not; so it tells all that must be known of an update before a weight has moved. It also overflows
-# for finite elements that no training gets over (1.8e19 in float32): they count as infinite.
-
-#: Values before the running mean says anything, and the weight of a new one from then on.
+#: A running mean is the plain mean of so many first values; explosions are looked for after them.
 _WARM_UP = 100
+#: The weight of each later value in the running mean.
 _SHARE = 0.01
 _CURE = "lower optimizer.learning_rate or set optimizer.clip_norm"
 
 
 class Watch:
-    """Over the numbers of one declared stage, as `[numbers]` asks.
+    """Notices losses and gradients of one declared stage that are not finite or that explode, and
+    does about them what the experiment's `[numbers]` says.
 
-    `means` has for each quantity its running mean and how many values have gone into it, (2,)
-    float64; empty where explosions are not watched for. The mean is that of all of the first
-    `_WARM_UP` values and forgets from then on; zeros, which generators start with, are left out.
+    Gradients are judged by their norm before any weight moves. The squared norm is one product of
+    the vector with itself, and it is not finite as soon as one element is not. It also overflows
+    for very large finite elements (1.8e19 in float32), which no training recovers from: they count
+    as infinite.
+
+    `means` holds, for each quantity, its running mean and the number of values in it, (2,) float64;
+    it is empty where `[numbers]` does not ask to watch for explosions. Zeros are not counted,
+    because generators predict zero at first.
     """
 
     def __init__(self, options: config.Numbers, stage: str) -> None:
@@ -200,8 +191,8 @@ class Watch:
         self.means: dict[str, Array] = {name: np.zeros(2) for name in watched}
 
     def fault(self, quantity: str, value: float) -> str | None:
-        """What is wrong with a value (a loss a sample, a norm), or None, and then it has been
-        taken into its running mean."""
+        """Say what is wrong with a value (the loss per sample, or a norm). Return None for a sound
+        value, which then enters the running mean of its quantity."""
         if not math.isfinite(value):
             return f"is {value}"
         running = self.means.get(quantity)
@@ -218,14 +209,16 @@ class Watch:
         return None
 
     def leave_out(self, what: str) -> None:
-        """Under `skip`, go on without it. Raises `NumericalError` under the other policies."""
+        """Accept under the policy "skip" that something is left out; `what` says what was wrong.
+        Raises `NumericalError` under the other policies."""
         if self._options.policy != "skip":
             raise NumericalError(
                 f'{what}: {_CURE}, or leave such updates out with numbers.policy = "skip"'
             )
 
     def update_left_out(self, what: str) -> None:
-        """Count it. Raises `NumericalError` like `leave_out`, and after too many in a row."""
+        """Count an update that is left out. Raises `NumericalError` as `leave_out` does, and after
+        too many in a row."""
         self.leave_out(what)
         self.updates_left_out += 1
         self._in_a_row += 1
@@ -236,22 +229,19 @@ class Watch:
             )
 
     def fit_left_out(self, what: str) -> None:
-        """Count it. Raises `NumericalError` like `leave_out`."""
+        """Count a fit of a generator, an input model or a late gradient that is left out. Raises
+        `NumericalError` as `leave_out` does."""
         self.leave_out(what)
         self.fits_left_out += 1
 
     def updated(self) -> None:
-        """An update was made."""
+        """Reset the count of left-out updates in a row: the stage has made an update."""
         self._in_a_row = 0
 
 
-# --- joining -------------------------------------------------------------------------------------
-#
-# A stage's inputs become one array, and its gradient that of each input.
-
-
 def join(node: Node, inputs: Sequence[Array], own: Slot) -> Array:
-    """Their sum or concatenation, as `node` says, in an array of the slot; one alone as it is."""
+    """The sum or concatenation of a stage's inputs, as `node` says, in an array of the slot `own`.
+    A single input is returned as it is."""
     if len(inputs) == 1:
         return inputs[0]
     joined = rows(own, "joined", (len(inputs[0]), *node.joined_shape), inputs[0].dtype)
@@ -261,7 +251,7 @@ def join(node: Node, inputs: Sequence[Array], own: Slot) -> Array:
 
 
 def split(node: Node, grad: Array) -> list[Array]:
-    """The gradient of each input in declared order, from that of what they were joined to."""
+    """The gradient of each input, in declared order, from the gradient `grad` of the joined one."""
     shapes = node.input_shapes
     if len(shapes) == 1 or node.join == "sum":
         return [grad] * len(shapes)
@@ -271,7 +261,8 @@ def split(node: Node, grad: Array) -> list[Array]:
 
 
 def add_in_order(terms: Sequence[Array], out: Array) -> Array:
-    """Their sum, in the order given and never in another: floating-point sums depend on it."""
+    """Write the sum of `terms` into `out`. Terms are added in the given order, because the last
+    bits of a floating-point sum depend on it."""
     np.add(terms[0], terms[1], out=out)
     for term in terms[2:]:
         out += term
@@ -279,8 +270,8 @@ def add_in_order(terms: Sequence[Array], out: Array) -> Array:
 
 
 _AS_THEY_ARE = nullcontext()
-#: Arrays of layers that begin so serve training alone: what is carried from window to window
-#: belongs to the streams of a run, and futures are generators.
+#: Arrays of layers whose names begin so serve training only: the state carried from window to
+#: window belongs to the data streams of a run, and a `Future` is a generator.
 _CARRIED = "carried."
 _TRAINING = (_CARRIED, "future.")
 _STOP = config.Numbers()
@@ -302,21 +293,24 @@ class Block:
         allow_import: bool = False,
         streams: int | None = None,
     ) -> None:
-        """`delayed`: what to do about gradients that come late; None: they don't. `numbers`: what
-        to do about those that are not finite. `streams`: whose state recurrent layers carry from
-        one batch to the next; None: each sample is a whole sequence."""
+        """Args:
+        delayed: what to do about gradients that come late; None: none do.
+        numbers: what to do about losses and gradients that are not finite.
+        streams: the number of parallel streams whose state recurrent layers carry from one batch to
+            the next; None: each sample is a whole sequence.
+        """
         self.node = node
         self.updates = 0
-        self.newest = 0  # batch forwarded
+        self.newest = 0  # the highest id of a batch forwarded so far
         self.watch = Watch(numbers, node.name)
         self._pace = pace
-        # Asked for several times between two updates.
+        # Cached: the factor is needed several times between two updates.
         self._rate_scale = lru_cache(maxsize=2)(make_rate_scale(optimizer.decay, pace))
         self._options = optimizer
         self.dtype = dtype
         self._layers = _built(node, node.name, dtype, seed, allow_import)
         self._params, self._grads = flatten(self._layers)
-        if node.weights:  # all that is random but the weights is its own
+        if node.weights:  # weights start as the named stage's; other random streams are its own
             there = _built(node, node.weights, dtype, seed, allow_import)
             np.copyto(self._params, flatten(there)[0])
         self.optimizer = _make_optimizer(optimizer)
@@ -328,19 +322,19 @@ class Block:
         self._streams = streams
         if streams is not None:
             for layer in self._recurrent.values():
-                layer.start(streams)  # so that there is something for a checkpoint to go into
-        self._tested: dict[int, Array] = {}  # by layer, the state after the last test window
+                layer.start(streams)  # makes the arrays that a checkpoint is copied into
+        self._tested: dict[int, Array] = {}  # by layer: the state after the last test window
         self.versions = self._make_versions(delayed, pace) if delayed is not None else None
         self._staleness = 0  # of the gradient learned from last, in updates
 
     @property
     def learned(self) -> bool:
-        """Gradients have been accumulated since the last update."""
+        """Whether gradients have been accumulated since the last update."""
         return any(not layer.fresh for layer in self._layers)
 
     @property
     def gradient(self) -> Array:
-        """What has been accumulated (N,), in the order of the parameters; where `learned`."""
+        """The accumulated gradient (N,), in the order of the parameters; valid where `learned`."""
         return self._grads
 
     def slot(self) -> BlockSlot:
@@ -351,10 +345,12 @@ class Block:
     def forward(
         self, batch: int, inputs: Sequence[Array], context: Context, slot: BlockSlot
     ) -> tuple[Array, Score | None]:
-        """Inputs in declared order. A loss that is not finite, or explodes, raises
-        `NumericalError`; under `numbers.policy = "skip"` it gives no score, and a gradient of NaN,
-        so that all stages leave the batch's update out."""
-        self.newest = max(self.newest, batch)  # a replay is older
+        """The activation and score of a training batch; `inputs` come in declared order.
+
+        A loss that is not finite, or explodes, raises `NumericalError`. Under `numbers.policy =
+        "skip"` the score is None instead and the loss's gradient becomes NaN, so that every stage
+        leaves the batch's update out."""
+        self.newest = max(self.newest, batch)  # a replayed batch is older
         x = join(self.node, inputs, slot.own)
         self._brief(batch, context, len(x), slot)
         with self._weights_of_forward(slot):
@@ -374,7 +370,7 @@ class Block:
         return x, None
 
     def _brief(self, batch: int, context: Context, samples: int, slot: BlockSlot) -> None:
-        """Tell the layers which batch it is and what came along with it."""
+        """Tell the layers the batch's id and its context, through their slots."""
         if self._recurrent and "first" not in context:
             always = np.ones(samples, np.bool_)
             context = {**context, "first": always, "last": always}
@@ -382,9 +378,10 @@ class Block:
             own["batch"], own["context"] = batch, context
 
     def evaluate(self, inputs: Sequence[Array], context: Context) -> tuple[Array, Score | None]:
-        """With running statistics; losses that layers have of their own are part of the score.
-        Raises `NumericalError` for a loss that is not finite, whatever `numbers.policy`: there is
-        no other batch to judge the weights by."""
+        """The activation and score of a test batch, with running statistics.
+
+        The score includes the losses that layers have of their own. Raises `NumericalError` for a
+        loss that is not finite, under every `numbers.policy`: a test batch cannot be skipped."""
         x, own = join(self.node, inputs, {}), list[Slot]()
         for i, layer in enumerate(self._layers):
             if hasattr(layer, "own_loss"):
@@ -402,7 +399,7 @@ class Block:
         return x, score
 
     def _continued(self, i: int, x: Array, first: Array) -> Array:
-        """The recurrent layer's output for the test window that follows the last one."""
+        """The output of recurrent layer `i` for a test window x that follows the last one."""
         state = self._tested.get(i)
         if state is not None and len(state) == len(x):
             state = np.where(first[:, None], 0, state).astype(state.dtype, copy=False)
@@ -413,7 +410,8 @@ class Block:
         return y
 
     def activation(self, inputs: Sequence[Array]) -> Array:
-        """With running statistics, without the loss; every sample is a sequence of its own."""
+        """The activation, with running statistics and without the loss; each sample counts as a
+        whole sequence."""
         x = join(self.node, inputs, {})
         for layer in self._layers:
             x = layer.evaluate(x)
@@ -433,10 +431,12 @@ class Block:
         learn: bool,
         send: bool,
     ) -> list[Array] | None:
-        """From the consumers' gradients (declared order) and the own loss; None: nothing to do.
+        """Push the sum of the consumers' `gradients`, which come in declared order, and of the own
+        loss's gradient (if `own_loss`) back through the layers.
 
-        Returns the gradient of each input in declared order; an empty list without `send`. What it
-        does not `learn` from is kept for `learn`.
+        Returns the gradient of each input in declared order, an empty list without `send`, or None
+        where there is no gradient at all. Without `learn`, the gradient at each layer is kept in
+        the slot, for a later call of `learn`.
         """
         terms = list(gradients)
         if own_loss and self._scoring is not None:
@@ -457,14 +457,14 @@ class Block:
         return split(self.node, grad) if send and grad is not None else []
 
     def learn(self, slot: BlockSlot) -> None:
-        """Accumulate the gradients of the weights that the last `backward` left out."""
+        """Accumulate the gradients of the weights for a batch whose `backward` did not `learn`."""
         with self._weights_of_backward(slot, learn=True):
             for i, grad in slot.pushed.items():
                 slot.layers[i]["own_loss"] = True
                 self._layers[i].backward(grad, slot.layers[i], learn=True, send=False)
 
     def release(self, slot: BlockSlot) -> None:
-        """The batch is through with its weights."""
+        """Give back the weights kept for the batch: it needs them no longer."""
         if self.versions is not None and slot.version is not None:
             self.versions.give_back(slot.version)
             slot.version = None
@@ -491,19 +491,20 @@ class Block:
     # --- update ----------------------------------------------------------------------------------
 
     def rate_scale(self, batch: int | None = None) -> float:
-        """The learning-rate decay at `batch` (None: now); 1 at the start without warm-up."""
+        """The factor of the learning rate at `batch` (None: at the newest); 1 at the start of a run
+        without warm-up."""
         return self._rate_scale(self._pace.update_of(self.newest if batch is None else batch))
 
     def scale_gradients(self, factor: float) -> None:
-        """Multiply what has been accumulated since the last update."""
+        """Multiply the accumulated gradients by `factor`."""
         if self.learned:
             self._grads *= factor
 
     def update(self, samples: int) -> None:
-        """One step on the accumulated gradients divided by `samples`.
+        """Make one optimizer step on the accumulated gradients divided by `samples`.
 
-        A gradient whose norm is not finite, or explodes, raises `NumericalError`; under
-        `numbers.policy = "skip"` the step is left out and counted.
+        A gradient whose norm is not finite, or explodes, raises `NumericalError`. Under
+        `numbers.policy = "skip"` the step is left out and counted instead.
         """
         if self._params.size and self.learned:
             self._update(1.0 / samples)
@@ -512,8 +513,8 @@ class Block:
         self.forget()
 
     def update_on(self, gradient: Array | None, samples: int, batch: int | None) -> None:
-        """`update` on a `gradient` (N,) that was summed elsewhere, on behalf of `batch` (None: the
-        newest); None: no stage that uses these weights has learned."""
+        """Make the step of `update` on a `gradient` (N,) that the caller has summed; None: no stage
+        with these weights has learned. The learning rate is that of `batch` (None: the newest)."""
         if gradient is None:
             self.updates += 1
         else:
@@ -522,7 +523,7 @@ class Block:
         self.forget()
 
     def forget(self) -> None:
-        """Let go of what has been accumulated since the last update."""
+        """Drop the gradients accumulated since the last update."""
         for layer in self._layers:
             layer.fresh = True
 
@@ -566,7 +567,7 @@ class Block:
     # --- weights ---------------------------------------------------------------------------------
 
     def parameters(self) -> int:
-        """How many."""
+        """The number of weights."""
         return int(self._params.size)
 
     def state(self) -> dict[str, Array]:
@@ -578,8 +579,9 @@ class Block:
         }
 
     def training_state(self) -> dict[str, Array]:
-        """What else layers need to go on with training, named as in `state`: generators of
-        recurrent ones and, unless each sample is a whole sequence, the state of the streams."""
+        """The other arrays that layers need to go on training, named as in `state`: the generators
+        of recurrent layers and, unless each sample is a whole sequence, the state of the
+        streams."""
         wanted = _TRAINING if self._streams is not None else _TRAINING[1:]
         return {
             f"{i}.{name}": array
@@ -591,7 +593,7 @@ class Block:
 def _built(
     node: Node, name: str, dtype: np.dtype[Any], seed: int, allow_import: bool
 ) -> list[Layer]:
-    """The layers of `node` as they are at the start of a stage of that name."""
+    """Build the layers of `node`; initial weights are those of a stage called `name`."""
     layers = [
         make_layer(spec, where=f"stage {node.name}, layer {i}", allow_import=allow_import)
         for i, spec in enumerate(node.layers)

@@ -1,4 +1,4 @@
-"""The exit of a stage: what its activation's consumers send back, or a generator in their place."""
+"""The exit of a stage, where gradients of its activation arrive or a generator predicts them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from asyncdni.stages.numpy.block import Block, StageSlot, add_in_order
 
 __all__ = ["AGREEMENT_EVERY", "LATE", "Exit", "in_order"]
 
-#: Stands for the consumers outside, where their gradient is predicted or corrected.
+#: Names, in place of a consumer, a gradient that is predicted or a late correction.
 _SYNTHETIC = ""
-#: Late parts of an update: they come without the stage's own loss, as means over their batch.
+#: Sources of late parts of an update. Their backward leaves out the stage's own loss, and their
+#: gradients are means over their batch.
 LATE = (Source.DIFFERENCE, Source.SHARE)
-#: It costs three passes over a gradient: it is measured on one fit in so many. An odd number, or
-#: with `target = "half"` it would be measured on targets of one kind alone.
+#: The agreement is measured on one fit in so many, as it costs three passes over a gradient. The
+#: number is odd: with `target = "half"` an even one would measure targets of one kind only.
 AGREEMENT_EVERY = 7
 
 
 class Exit:
-    """Of one block, whose activation leaves the stage."""
+    """The exit at one block, whose activation leaves the stage."""
 
     def __init__(
         self,
@@ -40,15 +41,19 @@ class Exit:
         agreement_every: int,
         steps: int = 0,
     ) -> None:
-        """`mix`: the true gradient's share; `agreement_every`: fits from one measurement of the
-        generator to the next; `steps`: of windows whose steps have targets of their own."""
+        """Args:
+        mix: the share of the true gradient in an update, from 0 to 1.
+        agreement_every: the agreement is measured on one fit in so many.
+        steps: the length of windows whose steps have targets of their own; 0: there are none.
+        """
         self.block = block
         self.generator = generator
         self.fits = 0
         self._mix = mix
         self._agreement_every = agreement_every
         shape = block.node.output_shape
-        #: The activation has a time axis as the targets have: each step is a row to the generator.
+        #: Whether the activation has the time axis of the targets: the generator then gets each
+        #: step as a row.
         self._timed = bool(steps) and len(shape) > 1 and shape[0] == steps
 
     # --- gradients -------------------------------------------------------------------------------
@@ -56,7 +61,8 @@ class Exit:
     def gradients(
         self, batch: int, slot: StageSlot, gradients: Mapping[str, Array], source: Source
     ) -> dict[str, Array]:
-        """What a backward starts from, by consumer: `gradients` that came, or instead of them."""
+        """The gradients that a backward starts from, by consumer: those that came (`source` TRUE),
+        the predicted one, or a late correction."""
         self._check(slot, gradients)
         if source is Source.TRUE:
             return dict(gradients)
@@ -66,7 +72,7 @@ class Exit:
         fault = self.block.watch.fault("late_gradient", norm(late))
         if fault is None:
             return {_SYNTHETIC: late}
-        # It would take the update of a sound batch along with it.
+        # It is left out: it would spoil the update of the sound batch that it is added to.
         what = f"the late gradient of stage {self.block.node.name} {fault} at batch {batch}"
         self.block.watch.fit_left_out(what)
         return {}
@@ -92,12 +98,12 @@ class Exit:
             assert slot.prediction is not None, "a synthetic gradient was not asked for"
             np.subtract(true, slot.prediction, out=late)
         share = self._mix if source is Source.SHARE else 1.0
-        # A mean over samples: it goes with a batch of any size.
+        # The mean over samples, so that it can be added to a batch of any size.
         np.multiply(true if source is Source.SHARE else late, share / slot.samples, out=late)
         return late
 
     def _synthetic(self, slot: StageSlot) -> Array:
-        """The prediction, or what a mix leaves of it."""
+        """The prediction, times its share where a mix takes the rest from the true gradient."""
         assert slot.prediction is not None, "a synthetic gradient was not asked for"
         if not self._mix:
             return slot.prediction
@@ -113,19 +119,21 @@ class Exit:
     # --- generator -------------------------------------------------------------------------------
 
     def predict(self, batch: int, slot: StageSlot) -> None:
-        """Keep the generator's gradient in the slot; NaN where it has none that is a number."""
+        """Keep the predicted gradient in the slot. It is NaN where the generator fails with a
+        `NumericalError` that is left out, so that the update is left out as well."""
         assert self.generator is not None
         h = self._activation(slot)
         try:
             predicted = self._predicted(self.generator, h, slot)
         except NumericalError as error:
             self._fit_left_out(batch, error)
-            slot.prediction = np.full_like(h, np.nan)  # so that the update is left out as well
+            slot.prediction = np.full_like(h, np.nan)
         else:
             slot.prediction = predicted.reshape(h.shape)
 
     def _predicted(self, generator: Generator, h: Array, slot: StageSlot) -> Array:
-        """The gradient as rows; zero at steps that an own loss of the generator does not see."""
+        """The predicted gradient as rows. It is zero at steps that do not count, for a generator
+        with a loss of its own."""
         flat, y = self._rows(h), slot.context["y"]
         if self._timed:
             y = by_step(y)
@@ -139,12 +147,13 @@ class Exit:
         return found
 
     def _rows(self, array: Array) -> Array:
-        """A row a sample, or a step: what the generator sees."""
+        """The array with one row per sample, or per step, as the generator takes it."""
         count = array.shape[0] * array.shape[1] if self._timed else len(array)
         return array.reshape(count, -1)
 
     def _chosen(self, generator: Generator, slot: StageSlot) -> Array | None:
-        """Rows that a generator with a loss of its own may learn from; None: all."""
+        """The indices of the rows that a generator with a loss of its own may learn from; None:
+        all."""
         own_loss = isinstance(generator, ErrorGenerator | LocalHead)
         return counted(slot.context.get("mask")) if own_loss and self._timed else None
 
@@ -175,19 +184,20 @@ class Exit:
 
 
 def in_order(block: Block, gradients: Mapping[str, Array]) -> list[Array]:
-    """The gradients of the block's activation as its consumers are declared."""
+    """The gradients of the block's activation, in the order in which its consumers are declared."""
     names = (*block.node.consumers, _SYNTHETIC)
     return [gradients[name] for name in names if name in gradients]
 
 
 def _compare(prediction: Array, true: Array) -> Agreement | None:
-    """|p - g|² is worked out from three products, without an array of differences. None where one
-    of both is not finite: a mean over many batches would remember nothing else."""
+    """The agreement of a prediction p with the true gradient g; None where one of them is not
+    finite, as that would spoil a mean over many batches. |p - g|² is computed from three products,
+    without an array of differences."""
     p, g = prediction.ravel(), true.ravel()
     pp, gg, pg = float(np.dot(p, p)), float(np.dot(g, g)), float(np.dot(p, g))
     if not (math.isfinite(pp) and math.isfinite(gg)):
         return None
-    apart = max(0.0, pp - 2 * pg + gg)  # rounding
+    apart = max(0.0, pp - 2 * pg + gg)  # rounding may make it negative
     norms = math.sqrt(pp * gg)
     return Agreement(
         cosine=pg / norms if norms > 0 else 0.0,

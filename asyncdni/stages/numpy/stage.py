@@ -6,7 +6,8 @@
                                               └──► generator: ĝ of the exit's activation
 ```
 
-Inside the stage gradients are exact; only what comes back to the exit may be synthetic.
+Inside the stage gradients are exact; only the gradient at the exit may be synthetic. `Sharing`
+makes the steps of weights that several stages use.
 """
 
 from __future__ import annotations
@@ -29,37 +30,36 @@ from asyncdni.stages.numpy.state import Part, parts_of, restore, snapshot
 
 __all__ = ["AGREEMENT_EVERY", "NumpyStage", "Sharing"]
 
-# --- sharing -------------------------------------------------------------------------------------
-#
-# Sets of weights that several stages use: one step on the sum of their gradients, at every copy.
-#
-# Copies begin alike. A sum is made in declared order and every copy's optimizer makes the same step
-# on it, so they stay alike to the last bit, whether their stages live in one worker or in several.
-
 
 class Sharing:
-    """The part that one worker's blocks have in such sets."""
+    """Updates weights that several stages use, for the blocks of one worker.
+
+    Each of these stages has a copy of the weights, and copies start equal. The gradients of all are
+    summed in declared order, and every copy's optimizer makes the same step on the sum. So copies
+    stay equal to the last bit, whether their stages are in one worker or in several.
+    """
 
     def __init__(self, blocks: Iterable[Block] = (), sharers: Iterable[Sequence[str]] = ()) -> None:
-        """`sharers`: of each block, the stages with its weights, in declared order."""
+        """`sharers` gives, for each block, the stages that use its weights, in declared order."""
         self._blocks = {block.node.name: block for block in blocks if block.parameters()}
         sets = {names: None for names in map(tuple, sharers) if len(names) > 1}
         here = [names for names in sets if self._blocks.keys() & set(names)]
         self._inside = [names for names in here if self._blocks.keys() >= set(names)]
         self._across = [names for names in here if names not in self._inside]
-        #: Those here that share their weights.
+        #: The stages of this worker that share their weights.
         self.stages = {name for names in here for name in names} & set(self._blocks)
-        #: Of each update that waits for other workers: its samples, and the gradients from here.
+        #: For each update that waits for other workers: its samples, and this worker's gradients.
         self._waiting: deque[tuple[int, dict[str, Array]]] = deque()
 
     @property
     def waits(self) -> bool:
-        """For gradients of other workers."""
+        """Whether an update waits for gradients of other workers."""
         return bool(self._waiting)
 
     def update(self, samples: int) -> dict[str, Array]:
-        """Steps of the sets that are all here; copies of the gradients (N,) of all others, by
-        declared stage, which are kept for `apply`."""
+        """Make the step of weights whose stages are all in this worker. Return copies of the
+        gradients (N,) of all other shared weights, by declared stage; they are also kept for
+        `apply`."""
         for names in self._inside:
             self._step(names, self._gradients(names), samples, None)
         if not self._across:
@@ -73,7 +73,7 @@ class Sharing:
         return given
 
     def apply(self, batch: int, gradients: Mapping[str, Array]) -> None:
-        """The step of the oldest update that waits, with the gradients from elsewhere.
+        """Make the step of the oldest update that waits, with the gradients of other workers.
 
         Raises `RemoteProtocolError` for a gradient of another shape or type."""
         samples, own = self._waiting.popleft()
@@ -82,7 +82,7 @@ class Sharing:
             self._step(names, found, samples, batch)
 
     def forget(self) -> None:
-        """No gradients will come for what waits for them."""
+        """Drop the updates that wait: the gradients of other workers will not come."""
         self._waiting.clear()
 
     def _gradients(self, names: Sequence[str]) -> dict[str, Array]:
@@ -96,7 +96,8 @@ class Sharing:
         samples: int,
         batch: int | None,
     ) -> None:
-        """`batch`: None for the newest."""
+        """Make one step of the weights of stages `names`, at the rate of `batch` (None: the
+        newest)."""
         terms = [gradients[name] for name in names if name in gradients]
         blocks = [self._blocks[name] for name in names if name in self._blocks]
         for term in terms:
@@ -120,12 +121,12 @@ def _check(gradient: Array, block: Block) -> None:
         )
 
 
-#: Slots kept for use again. More are free where many batches were in flight once and no longer are.
+#: The most slots kept for later batches. More are free after many batches have been in flight.
 _RETIRED_MAX = 16
 
 
 class NumpyStage:
-    """See `stages.base.Stage`."""
+    """A stage in NumPy, made of blocks; see `stages.base.Stage`."""
 
     def __init__(
         self,
@@ -139,9 +140,14 @@ class NumpyStage:
         steps: int = 0,
         sharing: Sharing | None = None,
     ) -> None:
-        """`mix`: the true gradient's share; `input_models`: by producer, for synthetic inputs;
-        `agreement_every`: fits from one measurement of the generator to the next; `steps`: of
-        windows whose steps have targets of their own; `sharing`: of weights used several times."""
+        """Args:
+        exit_name: the block whose activation leaves the stage; None: there is none.
+        mix: the share of the true gradient in an update, from 0 to 1.
+        input_models: the models of synthetic inputs, by producer.
+        agreement_every: the generator's agreement is measured on one fit in so many.
+        steps: the length of windows whose steps have targets of their own; 0: there are none.
+        sharing: makes the steps of weights that several stages use.
+        """
         self._blocks = {block.node.name: block for block in blocks}
         self._exit: Exit | None = None
         if exit_name is not None:
@@ -152,8 +158,8 @@ class NumpyStage:
         self._slots: dict[int, StageSlot] = {}
         self._retired: list[tuple[StageSlot, Callable[[], bool]]] = []
         self._sharing = sharing or Sharing()
-        self._samples = 0  # in the accumulated gradients
-        self._corrected = False  # they hold late corrections, as means over their batches
+        self._samples = 0  # the samples in the accumulated gradients
+        self._corrected = False  # whether these hold late corrections, as means over their batches
         self._input_models = dict(input_models or {})
         #: The block that an input model belongs to: the first to read what it predicts.
         self._readers = {
@@ -168,7 +174,7 @@ class NumpyStage:
         }
 
     def _find_relays(self) -> set[str]:
-        """Blocks through which a gradient reaches a producer outside."""
+        """The blocks through which a gradient reaches a producer outside the stage."""
         relays: set[str] = set()
         for name, block in self._blocks.items():
             outside = any(i not in self._blocks and i != DATA for i in block.node.inputs)
@@ -177,7 +183,7 @@ class NumpyStage:
         return relays
 
     def parameters(self) -> int:
-        """How many, without the generator's."""
+        """The number of weights, without the generator's."""
         return sum(block.parameters() for block in self._blocks.values())
 
     # --- forward ---------------------------------------------------------------------------------
@@ -207,14 +213,15 @@ class NumpyStage:
         return result
 
     def outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Activation of every block, with running statistics and without any loss."""
+        """The activation of every block, with running statistics and without any loss."""
         known = dict(inputs)
         for name, block in self._blocks.items():
             known[name] = block.activation(self._inputs(block, known))
         return known
 
     def _inputs(self, block: Block, known: Mapping[str, Array]) -> list[Array]:
-        """In declared order, checked: they may have come over the wire."""
+        """The block's inputs in declared order. Their shapes and dtypes are checked, as they may
+        have come over the wire; raises `RemoteProtocolError`."""
         xs = [known[name] for name in block.node.inputs]
         for name, x, shape in zip(block.node.inputs, xs, block.node.input_shapes, strict=True):
             if x.shape[1:] != shape or x.dtype != block.dtype or len(x) != len(xs[0]):
@@ -264,7 +271,7 @@ class NumpyStage:
 
     def learn(self, batch: int) -> None:
         slot = self._slots[batch]
-        if len(self._relays) < len(self._blocks):  # some blocks have not been pushed through
+        if len(self._relays) < len(self._blocks):  # the backward left some blocks out
             self.backward(batch, slot.gradients, source=Source.TRUE, learn=True, send=False)
         else:
             self._count(slot, Source.TRUE)
@@ -273,7 +280,7 @@ class NumpyStage:
         slot.let_go()
 
     def _wants(self, block: Block, learn: bool, send: bool) -> bool:
-        """Somebody needs the gradient of the block's inputs."""
+        """Whether a producer needs the gradient of the block's inputs."""
         return any(
             (learn or name in self._relays) if name in self._blocks else send
             for name in block.node.inputs
@@ -281,7 +288,9 @@ class NumpyStage:
         )
 
     def _count(self, slot: StageSlot, source: Source) -> None:
-        """Late corrections come before the batch that they go with: make them sums like its own."""
+        """Count the batch's samples in the accumulated gradients. Late corrections, which are
+        means, come before the batch that they are added to; they are scaled to sums over its
+        samples."""
         if source in LATE:
             assert not self._samples, "a correction in the middle of a batch's own update"
             self._corrected = True
@@ -293,7 +302,7 @@ class NumpyStage:
             self._corrected = False
 
     def update(self) -> dict[str, Array]:
-        # Corrections that no batch took along (the end of a segment) are means already.
+        # Without a batch (at a segment's end) there are only corrections, which are means already.
         samples = self._samples or 1
         for name, block in self._blocks.items():
             if name not in self._sharing.stages:
@@ -318,7 +327,7 @@ class NumpyStage:
     # --- synthetic inputs ------------------------------------------------------------------------
 
     def _predicted_inputs(self, inputs: Mapping[str, Array], context: Context) -> dict[str, Array]:
-        """Of producers whose activations are not waited for."""
+        """The predicted activations of producers that have an input model."""
         if not self._input_models:
             return {}
         x = inputs[DATA]
@@ -351,13 +360,13 @@ class NumpyStage:
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
         slot = self._slots.pop(batch, None)
         if slot is None:
-            return  # forgotten
-        slot.let_go()  # of what was only passed on
+            return  # `forget` has dropped the batch
+        slot.let_go()
         for name, block in self._blocks.items():
             block.release(slot.blocks[name])
         self._retired.append((slot, sent))
         if len(self._retired) > _RETIRED_MAX:
-            del self._retired[0]  # ZeroMQ keeps what it has still to send
+            del self._retired[0]  # ZeroMQ keeps arrays that it has still to send
 
     def forget(self) -> None:
         for slot in self._slots.values():
@@ -370,7 +379,8 @@ class NumpyStage:
         self._samples, self._corrected = 0, False
 
     def _acquire(self) -> StageSlot:
-        """The slot retired last whose arrays have left: its memory is still in the cache."""
+        """A slot for a new batch: the one released last of those whose arrays have been sent, since
+        its memory is still in the cache, or a new one."""
         for i in range(len(self._retired) - 1, -1, -1):
             slot, sent = self._retired[i]
             if sent():
@@ -404,8 +414,8 @@ class NumpyStage:
         return restore(self._parts(), state)
 
     def skips(self) -> dict[str, int]:
-        """ "skipped_updates" and "skipped_fits" (late gradients among them), summed over declared
-        stages: what `numbers.policy = "skip"` has left out."""
+        """How many updates ("skipped_updates") and how many fits and late gradients
+        ("skipped_fits") `numbers.policy = "skip"` has left out, summed over declared stages."""
         watches = [block.watch for block in self._blocks.values()]
         return {
             "skipped_updates": sum(watch.updates_left_out for watch in watches),

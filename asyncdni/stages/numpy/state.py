@@ -1,14 +1,15 @@
-"""All that decides how a stage goes on: named arrays, taken and put back by declared stage.
+"""Snapshots of a stage: the named arrays that decide how training goes on, by declared stage.
 
 ```
-0.weight 1.running_mean …    of its layers            optimizer.first …  of its optimizer
-counters.updates …           what it has done         versions.ahead …   for gradients that are late
-generator.map … head.… exit.fits    at the exit       input_model.PRODUCER.0.weight …
+0.weight 1.running_mean …    the layers               optimizer.first …  the optimizer
+counters.updates …           updates and batches      versions.ahead …   weights for late gradients
+generator.map … head.… exit.fits    the exit          input_model.PRODUCER.0.weight …
 numbers.gradient …           running means, where explosions are watched for
 ```
 
-Another split may need other models than the one that wrote: what is not there starts anew and what
-nobody needs is left, both with a note. Everything else must fit exactly.
+A snapshot may be restored under another split, which may need other models (generators, heads,
+input models). Models that the snapshot lacks start anew, and models that are not needed are
+ignored, both with a note. Everything else must fit exactly.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from asyncdni.stages.numpy.exit import Exit
 
 __all__ = ["Part", "parts_of", "restore", "snapshot"]
 
-_DIFFERENCES_MAX = 3  # that a message names
+#: The most differences that a message names.
+_DIFFERENCES_MAX = 3
 
-#: What may be in a file and not be needed, by the start of its names; empty: not worth a note.
+#: Notes about arrays that may be in a file without being needed, by the start of their names. An
+#: empty note is not given.
 _UNUSED = {
     "generator.": "its generator is not needed: the gradients of its activation are waited for",
     "head.": "its local head is not needed: the gradients of its activation are waited for",
@@ -46,21 +49,21 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """Live arrays whose names begin with `prefix`."""
+    """Live arrays whose names in a snapshot begin with `prefix`, and how they are restored."""
 
     prefix: str
     arrays: dict[str, Array]
-    new: str | None = None  # the note where a file has none of them; None: it must have them
-    after: Callable[[], None] = _nothing  # once the arrays have been written into
-    otherwise: Callable[[], None] = _nothing  # where a file has none of them
+    new: str | None = None  # the note given where a file has none of them; None: it must have them
+    after: Callable[[], None] = _nothing  # called once the arrays have been written into
+    otherwise: Callable[[], None] = _nothing  # called instead where a file has none of them
 
     def named(self) -> dict[str, Array]:
         return {self.prefix + name: array for name, array in self.arrays.items()}
 
 
 def parts_of(block: Block, exit_: Exit | None, models: Mapping[str, InputModel]) -> list[Part]:
-    """Of one declared stage: `exit_` where it is the block's own, `models` by producer that the
-    block is the first to read."""
+    """The parts of one declared stage. `exit_` is given where it is at this block; `models` are the
+    input models that belong to the block, by producer."""
     done = {"updates": _count(block.updates), "newest": _count(block.newest)}
 
     def count_on() -> None:
@@ -126,7 +129,7 @@ def snapshot(parts: Iterable[Part]) -> dict[str, Array]:
 
 
 def restore(parts: Mapping[str, list[Part]], given: Mapping[str, Mapping[str, Array]]) -> list[str]:
-    """Write what `given` has of each stage into the arrays of its parts; returns notes.
+    """Write the arrays that `given` has of each stage into those of its parts; return the notes.
 
     Raises `CheckpointError`, before anything is written, where names, shapes or dtypes differ.
     """
@@ -151,7 +154,7 @@ def _write(part: Part, arrays: Mapping[str, Array]) -> None:
 
 
 def _needs(part: Part, arrays: Mapping[str, Array]) -> bool:
-    """The part is restored, not begun anew."""
+    """Whether the part is restored from `arrays`; else it starts anew."""
     return part.new is None or (bool(part.arrays) and _has(arrays, part.prefix))
 
 

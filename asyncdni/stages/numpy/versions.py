@@ -1,4 +1,5 @@
-"""Which weights a batch goes through when gradients come late: those of its forward, or today's.
+"""Versions of the weights, where gradients come late: a backward goes through those of the batch's
+forward (stash) or through the present ones (current).
 
 ```
 update            0     1     2     3
@@ -7,12 +8,15 @@ backward of             a     b     c      stash: a goes back through the weight
                                            current: through those of update 1
 ```
 
-Weight stashing: PipeDream (Narayanan et al. 2019, arXiv 1806.03377, section 3.3). Looking ahead:
-forwards go through the weights moved on by `look_ahead` times their last change, near to where they
-will be when the gradient comes back (AsyncPP: Ajanthan et al. 2025, arXiv 2505.01099, where the
-factor is Nesterov's momentum; weight prediction: Kosson et al. 2021, arXiv 2003.11666, where it is
-the staleness). Rates divided by the staleness, less and less so: PipeMare (Yang et al. 2021, arXiv
-1910.05124, technique 1).
+Weight stashing is PipeDream's (Narayanan et al. 2019, arXiv 1806.03377, section 3.3).
+
+Looking ahead means that forwards go through the weights moved on by `look_ahead` times their last
+change, close to where they will be when the gradient comes back (AsyncPP: Ajanthan et al. 2025,
+arXiv 2505.01099, where the factor is Nesterov's momentum; weight prediction: Kosson et al. 2021,
+arXiv 2003.11666, where it is the staleness).
+
+Learning rates may be divided by the staleness, to a power that falls to 0 over the first updates
+(PipeMare: Yang et al. 2021, arXiv 1910.05124, technique 1).
 """
 
 from __future__ import annotations
@@ -33,13 +37,13 @@ __all__ = ["Version", "Versions"]
 class Version:
     """The weights between two updates."""
 
-    number: int  # updates before it
-    vector: Array | None = None  # None: the live ones, as they are
-    users: int = 0  # batches forwarded with it and not yet released
+    number: int  # how many updates were made before
+    vector: Array | None = None  # the weights (N,); None: the live ones
+    users: int = 0  # how many batches were forwarded with this version and are not yet released
 
 
 class Versions:
-    """Of one block, whose layers' parameters are views of one vector."""
+    """The versions of one block's weights; its layers' parameters are views of one vector."""
 
     def __init__(
         self,
@@ -56,45 +60,47 @@ class Versions:
         self._look_ahead = look_ahead
         self._anneal_updates = anneal_updates
         self._current = Version(0)
-        self._before: Array | None = None  # weights before the update under way
+        self._before: Array | None = None  # the weights before the present update, to look ahead
         self._live = [layer.params for layer in layers]
 
     def take(self) -> Version:
-        """For a batch that is being forwarded."""
+        """The version for a batch that is being forwarded, which counts as its user."""
         self._current.users += 1
         return self._current
 
     def give_back(self, version: Version) -> None:
-        """The batch is released."""
+        """Note that a batch with this version has been released."""
         version.users -= 1
 
     @contextmanager
     def forward(self, version: Version) -> Iterator[None]:
-        """Layers have the weights that forwards go through."""
+        """Within this context, layers have the weights of the version's forwards."""
         with self._in_use(version.vector):
             yield
 
     @contextmanager
     def backward(self, version: Version) -> Iterator[None]:
-        """Layers have the weights that the batch's backward goes through."""
+        """Within this context, layers have the weights that backwards of batches with this version
+        go through."""
         with self._in_use(version.vector if self._stash else None):
             yield
 
     def rate_factor(self, staleness: int) -> float:
-        """What an update's rate is multiplied by whose gradient is so many updates old."""
+        """The factor of the learning rate for an update whose gradient is `staleness` updates
+        old."""
         passed = self._current.number / self._anneal_updates if self._anneal_updates else 1.0
         exponent = max(0.0, 1.0 - passed)
         return math.exp(-exponent * math.log(max(1, staleness)))
 
     def before_update(self) -> None:
-        """Keep what is still needed of the weights that are about to change."""
+        """Copy the weights that are about to change, where they are still needed."""
         if self._stash and self._current.users and self._current.vector is None:
             self._current.vector = self._params.copy()
         if self._look_ahead:
             self._before = self._params.copy()
 
     def after_update(self) -> None:
-        """From here on batches are forwarded with the next version."""
+        """Begin the next version, with which batches are forwarded from now on."""
         self._current = Version(self._current.number + 1)
         if self._before is not None:
             ahead = np.subtract(self._params, self._before, out=self._before)
@@ -105,7 +111,8 @@ class Versions:
     # --- state -----------------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Array]:
-        """What the next forwards depend on, copied: "number" (), and looking ahead "ahead" (N,)."""
+        """A copy of what the next forwards depend on: "number" () and, when looking ahead, "ahead"
+        (N,)."""
         arrays: dict[str, Array] = {"number": np.array(self._current.number, np.int64)}
         if self._look_ahead:
             vector = self._current.vector
@@ -113,11 +120,11 @@ class Versions:
         return arrays
 
     def restore(self, arrays: dict[str, Array]) -> None:
-        """Go on from what `snapshot` gave; takes the arrays over."""
+        """Go on from what `snapshot` gave; the arrays then belong to this object."""
         self._current = Version(int(arrays["number"]), arrays.get("ahead"))
 
     def begin(self, number: int) -> None:
-        """Go on after so many updates with the weights as they are."""
+        """Go on after `number` updates, with the present weights and without looking ahead yet."""
         self._current = Version(number)
 
     @contextmanager
