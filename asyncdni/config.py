@@ -1,8 +1,10 @@
-"""The experiment file (TOML) as typed, frozen values: one struct a table, a reason beside a value.
+"""The experiment file (TOML) as typed, frozen values: one struct per table, a reason beside a
+value.
 
-Nothing here reads a file or checks how stages fit together: see `experiment` (file, `--set`,
-messages for the user) and `network` (graph, shapes). Options of schedules stand beside their rules
-in `schedules/`, those of generators in `tables`; all have their names here as well.
+Nothing here reads a file or checks how stages fit together: `experiment` reads the file, applies
+`--set` and words the messages for the user, and `network` checks the graph and its shapes. The
+options of schedules stand beside their rules in `schedules/`, those of generators in `tables`; all
+of them can be imported from here as well.
 """
 
 from __future__ import annotations
@@ -104,78 +106,74 @@ __all__ = [
     "ZeroGenerator",
 ]
 
-# --- checkpoint ----------------------------------------------------------------------------------
-#
-# [checkpoint] and [recovery]: what is kept for the day on which something dies, and what then.
+# --- [checkpoint] and [recovery] -----------------------------------------------------------------
 
 
 class Checkpoint(Table, frozen=True, kw_only=True):
-    """Cuts of the whole run at drained barriers, and rolling snapshots of each stage by itself."""
+    """How often state is saved: cuts of the whole run at barriers where no message is on its way,
+    and rolling snapshots that each worker takes of its own stages."""
 
-    # between cuts: a time such as "30s", or epochs as a number; "never": at the end alone
+    # interval between cuts: a time such as "30s", or a number of epochs; "never": only at the end
     every: str | Annotated[float, Meta(gt=0)] = "30s"
-    keep: Count = 2  # cuts
-    # between a worker's own snapshots, at least; "never": none
+    keep: Count = 2  # how many of the latest cuts stay on disk
+    # shortest interval between two snapshots of a worker; "never": it takes none
     snapshot_every: str = "1s"
 
 
 class Recovery(Table, frozen=True, kw_only=True):
-    """Workers that die are started again."""
+    """How often workers that die are started again."""
 
-    # deaths of one worker in a row without having learned in between; 0: the first ends the run
+    # how many times in a row one worker may die without an update in between; 0: the first death
+    # ends the run
     restarts: Whole = 5
 
 
-# --- conditions ----------------------------------------------------------------------------------
-#
-# [links] and [slow]: conditions to train under.
+# --- [links] and [slow]: conditions to train under -----------------------------------------------
 
 
 class Link(Table, frozen=True, kw_only=True):
-    """How slow a link between workers is made, beside what it takes anyway."""
+    """How much a link between workers is slowed down, on top of what it takes anyway."""
 
-    latency: str = "0ms"  # one way
-    jitter: str = "0ms"  # up to so much more, evenly drawn; messages stay in order
-    bandwidth: str = ""  # "100Mbit/s"; empty: as it is
+    latency: str = "0ms"  # added to each message, one way
+    jitter: str = "0ms"  # up to so much more, drawn uniformly; messages stay in order
+    bandwidth: str = ""  # such as "100Mbit/s"; empty: no limit
 
 
 class Links(Link, frozen=True, kw_only=True):
-    """All links, and those that are named ("hidden1->hidden2": messages that way)."""
+    """The conditions of all links, and of single ones by name ("hidden1->hidden2": from the first
+    to the second)."""
 
     between: dict[str, Link] = {}
 
 
 class Slow(Table, frozen=True, kw_only=True):
-    """A worker on a slower or a busy machine: it sleeps after what it has done."""
+    """A worker made as slow as on a slower or busy machine: it sleeps after its ops."""
 
     factor: Annotated[float, Meta(ge=1, le=100_000)] = 1.0  # each op takes so many times as long
-    pause: str = "0ms"  # in addition, after a forward …
+    pause: str = "0ms"  # an additional sleep after a forward …
     chance: Fraction = 0.0  # … with this probability
 
 
-# --- data ----------------------------------------------------------------------------------------
-#
-# [data]: what is trained on. First samples that stand by themselves, then sequences.
-#
-# Sequences are read in windows of T steps of B parallel streams: `window` is T, `batch_size` is B,
-# and one window of one stream is what counts as a sample.
+# --- [data] --------------------------------------------------------------------------------------
 
-#: Steps whose targets the generators of recurrent layers see coming: "coming" in the context.
+#: How many steps after a window the generators of recurrent layers see the targets of: the tensor
+#: "coming" of a batch's context.
 Ahead = Whole
 
-#: What is to be told of a sample: its label, or itself (by an autoencoder).
+#: What the network learns to predict of a sample: its label, or the sample itself (autoencoder).
 Targets = Literal["labels", "inputs"]
 
-#: What the numbers y of an .npz file are: whole numbers that name classes, or values. "auto": what
-#: the losses of the network learn; where they learn both or none, values if y is floating.
+#: What the numbers y of an .npz file are: whole numbers that name classes, or values. "auto": the
+#: kind that the losses of the network learn; where they learn both or none, values if y is
+#: floating, else classes. "inputs": y is left out, the samples are their own targets.
 NpzTargets = Literal["auto", "classes", "values", "inputs"]
 
 
-# --- samples -------------------------------------------------------------------------------------
+# --- [data]: samples that stand by themselves ----------------------------------------------------
 
 
 class Digits(Samples, frozen=True, kw_only=True, tag="digits"):
-    """10,000 + 2,000 images of MNIST, embedded in the package."""
+    """10,000 training and 2,000 test images of MNIST, embedded in the package."""
 
     batch_size: Count = 256  # the DNI paper's
     validation: HeldOut = 0
@@ -184,17 +182,18 @@ class Digits(Samples, frozen=True, kw_only=True, tag="digits"):
 
 
 class Mnist(Samples, frozen=True, kw_only=True, tag="mnist"):
-    """60,000 + 10,000 images, from the data folder."""
+    """MNIST: 60,000 training and 10,000 test images, from the data folder."""
 
     batch_size: Count = 256
     validation: HeldOut = 0
-    path: str = ""  # folder of the files, no other is tried; empty: $ASYNCDNI_DATA, then the cache
+    # the only folder where the files are looked for; empty: $ASYNCDNI_DATA, then the cache
+    path: str = ""
     planes: bool = False  # images (1, 28, 28) in place of pixels (784,)
     targets: Targets = "labels"
 
 
 class Addition(Samples, frozen=True, kw_only=True, tag="addition"):
-    """Binary addition (Trask 2017): two numbers in, their sum out."""
+    """Binary addition (Trask 2017): the inputs are two numbers, the target is their sum."""
 
     batch_size: Count = 10
     validation: HeldOut = 0
@@ -217,17 +216,17 @@ class Npz(Samples, frozen=True, kw_only=True, tag="npz"):
 
 
 class DigitPairs(Samples, frozen=True, kw_only=True, tag="digit_pairs"):
-    """Two kinds of digits to tell apart (Seo 2018): the first is 0, the second 1."""
+    """Two kinds of digits to tell apart (Seo 2018): the target is 0 for `first`, 1 for `second`."""
 
     batch_size: Count = 1
     validation: HeldOut = 0
     source: Literal["digits", "mnist"] = "digits"
-    path: str = ""  # of mnist, as there
+    path: str = ""  # folder of the files of mnist, as in `Mnist`
     first: Annotated[int, Meta(ge=0, le=9)] = 0
     second: Annotated[int, Meta(ge=0, le=9)] = 1
     examples: Count = 100
     test_examples: Count = 20
-    steps: Count = 1  # above 1: the same image at so many time stamps, (steps, 784)
+    steps: Count = 1  # above 1: each image is repeated at so many time steps, (steps, 784)
 
     @property
     def held_samples(self) -> int:
@@ -235,100 +234,103 @@ class DigitPairs(Samples, frozen=True, kw_only=True, tag="digit_pairs"):
 
 
 class Cifar10(Samples, frozen=True, kw_only=True, tag="cifar10"):
-    """50,000 + 10,000 colour images (3, 32, 32), the binary version, from the data folder."""
+    """50,000 training and 10,000 test colour images (3, 32, 32): the binary version of CIFAR-10,
+    from the data folder."""
 
     batch_size: Count = 256
     validation: HeldOut = 0
-    path: str = ""  # folder of the files, as with mnist
+    path: str = ""  # folder of the files, as in `Mnist`
 
 
-# --- sequences -----------------------------------------------------------------------------------
+# --- [data]: sequences ---------------------------------------------------------------------------
+#
+# Sequences are read in windows of T steps of B parallel streams: `window` is T, `batch_size` is B,
+# and one window of one stream counts as one sample.
 
 
 class Copy(Windows, frozen=True, kw_only=True, tag="copy"):
-    """Bits are shown, then to be recalled (Graves 2014, Jaderberg 2017)."""
+    """The network is shown bits and must then recall them (Graves 2014, Jaderberg 2017)."""
 
     batch_size: Count = 32
     validation: HeldOut = 0  # sequences of each stream, in place of test_sequences
     window: Count = 5
     length: Count = 10  # bits
-    # 0: sequences have the full length; k: they begin with 1 and are one longer every k epochs
+    # 0: sequences have the full length; k: they start with length 1 and grow by 1 every k epochs
     grow: Whole = 0
-    sequences: Count = 50  # of the full length, that an epoch takes; shorter ones are more
+    sequences: Count = 50  # in an epoch, at full length; of shorter ones it takes more
     test_sequences: Count = 10  # of each stream, of the full length
     ahead: Ahead = 0
 
 
 class RepeatCopy(Windows, frozen=True, kw_only=True, tag="repeat_copy"):
-    """Bits are shown, then to be recalled several times over (Graves 2014, Jaderberg 2017)."""
+    """The network is shown bits and must then recall them several times over (Graves 2014,
+    Jaderberg 2017)."""
 
     batch_size: Count = 32
     validation: HeldOut = 0  # sequences of each stream, in place of test_sequences
     window: Count = 5
     length: Count = 5  # bits
     repeats: Count = 5
-    # 0: sequences have the full size; k: they begin with 1 bit once, and every k epochs have one
-    # repeat more or, where these are as many as the bits, one bit more
+    # 0: sequences have the full size; k: they start with 1 bit, repeated once, and every k epochs
+    # they get one repeat more or, when there are as many repeats as bits, one bit more
     grow: Whole = 0
-    sequences: Count = 50  # of the full size, that an epoch takes; smaller ones are more
+    sequences: Count = 50  # in an epoch, at full size; of smaller ones it takes more
     test_sequences: Count = 10  # of each stream, of the full size
     ahead: Ahead = 0
 
 
 class Text(Windows, frozen=True, kw_only=True, tag="text"):
-    """The next character of a text, UTF-8, at every step."""
+    """A text in UTF-8; the target of every step is the next character."""
 
-    path: str = ""  # of the file, which may be gzip; empty: Shakespeare's plays in the data folder
+    path: str = ""  # a file, plain or gzip; empty: Shakespeare's plays in the data folder
     batch_size: Count = 32
     validation: HeldOut = 0  # characters at the end of the training part, in place of the test part
     window: Count = 20
     encoding: Literal["one_hot", "ids"] = "one_hot"  # ids are for an embedding layer
-    test_part: Annotated[float, Meta(gt=0, lt=1)] = 0.1  # of the text, its end
+    test_part: Annotated[float, Meta(gt=0, lt=1)] = 0.1  # share of the text, at its end
     ahead: Ahead = 0
 
 
 class Trigonometry(Windows, frozen=True, kw_only=True, tag="trigonometry"):
-    """The next point (cos, sin) of a circle at every step; streams differ in their start."""
+    """Points (cos, sin) on a circle; the target of every step is the next one. Streams differ in
+    where they start."""
 
     batch_size: Count = 1
-    validation: HeldOut = 0  # windows between the points of training and test, in place of the test
+    validation: HeldOut = 0  # windows between training and test points, in place of the test
     window: Count = 5
-    period: Positive = 20.0  # steps
+    period: Positive = 20.0  # steps that one turn takes
     points: Count = 500  # of one stream in an epoch
     test_points: Count = 100
     ahead: Ahead = 0
 
 
-# --- numbers -------------------------------------------------------------------------------------
-#
-# [numbers]: what to do about a loss, gradient or generator that is no longer a finite number.
+# --- [numbers] -----------------------------------------------------------------------------------
 
 
 class Numbers(Table, frozen=True, kw_only=True):
-    """NaN, infinity, and norms that explode."""
+    """What to do about a loss, gradient or generator that is no longer finite, or explodes."""
 
-    # end the run; leave the update out; or go back to the last cut and on with later batches
+    # stop: end the run; skip: leave the update out; roll_back: return to the last cut and go on
+    # with later batches
     policy: Literal["stop", "skip", "roll_back"] = "stop"
-    # a loss or a norm of a gradient that is so many times its running mean is as bad as NaN. None:
-    # no limit, as what is a healthy jump depends on the task; on MNIST all stay below 4
+    # a loss or gradient norm of so many times its running mean is treated like NaN. None: no limit,
+    # as it depends on the task which jump is healthy; on MNIST all of them stay below 4
     explode: Annotated[float, Meta(gt=1)] | None = None
-    # updates that a stage may leave out one after the other: by then skipping has not helped
+    # how many updates in a row a stage may leave out: after so many, skipping has not helped
     skips_max: Count = 100
 
 
-# --- optimizer -----------------------------------------------------------------------------------
-#
-# [optimizer]: how weights move.
+# --- [optimizer] ---------------------------------------------------------------------------------
 
 
 class Constant(Table, frozen=True, kw_only=True, tag_field="name", tag="constant"):
-    """The learning rate as given."""
+    """The learning rate stays as given."""
 
     warmup_epochs: NonNegative = 0.0  # rises linearly from 0
 
 
 class Step(Table, frozen=True, kw_only=True, tag_field="name", tag="step"):
-    """Multiplied by `factor` after each of `epochs`."""
+    """The learning rate is multiplied by `factor` after each of `epochs`."""
 
     epochs: Annotated[list[Positive], Meta(min_length=1)]
     factor: Positive = 0.1
@@ -336,7 +338,7 @@ class Step(Table, frozen=True, kw_only=True, tag_field="name", tag="step"):
 
 
 class Cosine(Table, frozen=True, kw_only=True, tag_field="name", tag="cosine"):
-    """Falls to `final` times the learning rate over the whole run."""
+    """The learning rate falls to `final` times its value over the whole run."""
 
     final: Fraction = 0.0
     warmup_epochs: NonNegative = 0.0
@@ -371,73 +373,74 @@ class Adam(Table, frozen=True, kw_only=True, tag_field="name", tag="adam"):
 Optimizer = Sgd | Adam
 
 
-# --- run -----------------------------------------------------------------------------------------
-#
-# [run] and [limits]: how long, over how many workers, and no more than what.
+# --- [run] and [limits] --------------------------------------------------------------------------
 
-#: The most that `[limits] message_bytes` may be: what a worker's data socket takes at all.
+#: Upper bound of `[limits] message_bytes`: a worker's data socket takes no larger message.
 MESSAGE_BYTES_MAX = 2**32 - 1
 
 
 class Run(Table, frozen=True, kw_only=True):
-    """How long, from which seed, over how many workers."""
+    """How long to train, from which seed, and over how many workers."""
 
     epochs: Whole = 5  # 0 writes the initial weights
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
-    split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one
+    split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one each
     evaluate_every: Positive = 1.0  # epochs between evaluations; fractions allowed
-    threads: Count = 1  # BLAS threads a worker
-    # cores: "auto" gives neighbours of a locked chain different ones, "none" leaves all to the
-    # system, [0, 1, 0] says the core of each worker; see docs/speed.md
+    threads: Count = 1  # BLAS threads of each worker
+    # on which cores workers run: "auto" gives neighbours in a locked chain different ones, "none"
+    # leaves the choice to the system, [0, 1, 0] names the core of each worker; see docs/speed.md
     pin: Literal["auto", "none"] | list[Whole] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
-    # weights to begin with: a run folder, a folder of STAGE.safetensors, or one .safetensors file
+    # initial weights: a run folder, a folder of STAGE.safetensors, or one .safetensors file
     init: str = ""
-    # stages that take theirs from there, the others begin as the seed says; None: all of them
+    # the stages that take their weights from `init`, the others from the seed; None: all do
     init_stages: Annotated[list[str], Meta(min_length=1)] | None = None
-    init_sha256: dict[str, str] = {}  # by stage, of what was taken; a run fills it in
+    init_sha256: dict[str, str] = {}  # of the weights taken, by stage; a run fills it in
 
 
 class Limits(Table, frozen=True, kw_only=True):
-    """A limit on everything, so that nothing grows or waits for ever."""
+    """Limits on buffers, messages, memory and waiting, so that nothing grows or waits for ever."""
 
     window: Count | Literal["auto"] = "auto"  # activations a producer may send ahead
-    window_max: Count = 256  # what `auto` may reach
-    # one message between workers, frames and all
+    window_max: Count = 256  # the largest window that "auto" may reach
+    # size of one message between workers, all its frames included
     message_bytes: Annotated[int, Meta(ge=1, le=MESSAGE_BYTES_MAX)] = 256 * 1024 * 1024
-    startup_s: Seconds = 60.0  # until every worker has joined
-    # without a sign of life: dead; more where a worker's signs have been coming irregularly
+    startup_s: Seconds = 60.0  # time for every worker to join
+    # a worker without a sign of life for so long counts as dead; it gets longer where its signs
+    # have been coming irregularly
     silence_s: Seconds = 1.0
-    stuck_s: Seconds = 60.0  # alive, but not through with one op: as good as dead
-    # address space of a worker; one that grows beyond it is started again; None: no limit
+    stuck_s: Seconds = 60.0  # alive, but busy with one op for so long: counts as dead
+    # address space of a worker; a worker that grows beyond it is started again; None: no limit
     memory_bytes: Annotated[int, Meta(ge=2**28)] | None = None
 
 
-# --- staleness ---------------------------------------------------------------------------------
+# --- [staleness], [[stages]] and the whole -------------------------------------------------------
 
 
 class Staleness(Table, frozen=True, kw_only=True):
     """The contract on lag: how many batches a stage may be ahead of the gradients it awaits."""
 
-    lag: Whole | None = None  # batches; None: what the schedule needs
+    lag: Whole | None = None  # batches; None: as many as the schedule needs
     links: dict[str, Whole] = {}  # { "hidden1->hidden2" = 8 }
-    # wait for the gradient, or give it up (synthetic only); None: as the schedule does
+    # at the bound, wait for the gradient or give it up (synthetic only); None: the schedule's way
     at_bound: Literal["wait", "drop"] | None = None
 
 
 class Stage(Table, frozen=True, kw_only=True):
-    """Consecutive layers that are trained by one worker."""
+    """Consecutive layers, which are trained by one worker."""
 
     # "relu" | { dense = 256 } | { batch_norm = { … } }
     layers: Annotated[list[str | dict[str, Any]], Meta(min_length=1)]
     name: str = ""  # default: stage1, stage2, …
-    # default: the stage before; "data" is the data set
+    # default: the stage before; "data" stands for the data set
     inputs: Annotated[list[str], Meta(min_length=1)] | None = None
-    join: Literal["concat", "sum"] = "concat"  # of several inputs
+    join: Literal["concat", "sum"] = "concat"  # how several inputs become one
     loss: Literal["cross_entropy", "sigmoid_cross_entropy", "mse"] | None = None
-    weights: str = ""  # of that stage, in place of its own: one set, its gradients summed
-    optimizer: dict[str, Any] = {}  # overrides of [optimizer] for this stage
-    # overrides of [schedule]; { name = "locked" }: it waits for the gradient of its consumers
+    # name of the stage whose weights this one uses: they share one set, and sum their gradients
+    weights: str = ""
+    optimizer: dict[str, Any] = {}  # options that replace those of [optimizer] for this stage
+    # options that replace those of [schedule]; { name = "locked" }: the stage waits for the
+    # gradient of its consumers
     schedule: dict[str, Any] = {}
 
 
@@ -455,4 +458,4 @@ class Experiment(Table, frozen=True, kw_only=True):
     recovery: Recovery = Recovery()
     numbers: Numbers = Numbers()
     links: Links = Links()
-    slow: dict[str, Slow] = {}  # by worker
+    slow: dict[str, Slow] = {}  # by name of the worker

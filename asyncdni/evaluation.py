@@ -1,4 +1,4 @@
-"""Use a trained network: all of its stages in this process, with running statistics."""
+"""Uses a trained network: all of its stages run in this process, with running statistics."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Array = NDArray[Any]
 
 
 def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | int | None]:
-    """Test samples, accuracy and loss of the run's weights on its test set.
+    """Test a run's weights on its test set: {"samples", "accuracy", "loss"}.
 
     Batches, precision, order and threads are those of the run, so the results repeat its
     `test_accuracy` and `test_loss` exactly.
 
-    Raises `DataError` where the data set is gone, has other shapes or counts than the run's, or
-    inputs on another scale. Other samples of the same shapes give a `DataWarning`.
+    Raises `DataError` where the data set can no longer be read, or has other shapes or counts than
+    the run's, or inputs on another scale. Other samples of the same shapes give a `DataWarning`.
     """
     data = run.experiment.data
     if run.folder is None and isinstance(data, config.Npz) and not Path(data.path).exists():
@@ -67,8 +67,8 @@ def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | in
 
 
 def predict(run: Result, x: ArrayLike, *, allow_import: bool = False) -> dict[str, Array]:
-    """Output of every stage with a loss for inputs x (N, …), floating or uint8, which is scaled by
-    1/255 as in training.
+    """The output of every stage with a loss, by stage, for inputs x (N, …): floating, or uint8,
+    which is scaled by 1/255 as in training.
 
     Raises `DataError` for inputs that are no numbers, of another shape than the network's, NaN or
     infinite, and where training was on uint8 and these are floats on another scale than 0 to 1, or
@@ -90,7 +90,8 @@ def predict(run: Result, x: ArrayLike, *, allow_import: bool = False) -> dict[st
 
 
 def _check_inputs(meta: Meta, x: Array) -> Iterator[str]:
-    """Raises `DataError` for inputs that can't be used; says what is doubtful about others."""
+    """Check inputs: yields what is doubtful about them. Raises `DataError` where they can't be
+    used."""
     if x.ndim < 1 or x.shape[1:] != meta.input_shape or not len(x):
         raise DataError(f"x is {x.shape}, expected (samples, {_listed(meta.input_shape)})")
     check_inputs("inputs", "x", x)
@@ -99,7 +100,8 @@ def _check_inputs(meta: Meta, x: Array) -> Iterator[str]:
 
 
 def _check_scale(which: str, trained: Inputs | None, given: Inputs | None) -> Iterator[str]:
-    """Likewise, by what is known of inputs."""
+    """Check the kind and scale of inputs: yields what is doubtful. Raises `DataError` for another
+    kind."""
     if trained is None or given is None:
         return
     refused = other_kind(trained, given)
@@ -111,7 +113,8 @@ def _check_scale(which: str, trained: Inputs | None, given: Inputs | None) -> It
 
 
 def _other_samples(run: Result) -> Iterator[str]:
-    """What differs from the samples of the run. Raises `DataError` for another kind of inputs."""
+    """Check the samples by their checksums: yields how they differ from those of the run. Raises
+    `DataError` for another kind of inputs."""
     data = run.experiment.data
     others = other_parts(run.meta.checksums, checksums(data))
     if not others:
@@ -124,7 +127,8 @@ def _other_samples(run: Result) -> Iterator[str]:
 
 
 def _check_same(then: Meta, now: Meta) -> None:
-    """What the network fits, and the test part: it may be repeated on nothing else."""
+    """Raises `DataError` unless the data set still fits the network and has as many test
+    samples."""
     for name in ("input_shape", "targets", "outputs", "steps", "test_samples", "vocabulary"):
         before, after = getattr(then, name), getattr(now, name)
         if before != after:
@@ -159,7 +163,7 @@ def _listed(shape: tuple[int, ...]) -> str:
 
 
 def _result(sums: dict[str, Score]) -> dict[str, float | int | None]:
-    """What the run's coordinator makes of the same sums."""
+    """The figures that the run's coordinator would compute from the same sums."""
     scores = Scores()
     for s in sums.values():
         scores.add(Evaluated(0, s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps))

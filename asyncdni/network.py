@@ -1,10 +1,20 @@
-"""A network as a graph of stages: named inputs, fan-in, fan-out, losses, shapes, all checked.
+"""A network as a checked graph of stages: named inputs, fan-in, fan-out, losses, shapes.
 
     data ─► hidden1 ─┬─► hidden2 ─┐
                      └─► hidden3 ─┴─► top (joins both, carries the loss)
 
-Stages may stand in the file in any order. The network has them sorted so that each comes after
-those it reads, and otherwise as declared: "declared order" means this order everywhere.
+Stages may stand in the file in any order. The network sorts them so that each comes after those it
+reads, and otherwise as declared; "declared order" means this order everywhere.
+
+Several stages may use one set of weights:
+
+    [[stages]]
+    name = "stamp2"
+    layers = [{ dense = 64 }, "tanh"]     # the same as those of stamp1
+    weights = "stamp1"
+
+Each of them has a copy of the weights. All copies start alike and make the same steps, on the sum
+of the gradients of all. Running statistics, random masks and generators stay each stage's own.
 """
 
 from __future__ import annotations
@@ -23,25 +33,15 @@ from asyncdni.nn.layers import make_layer
 
 __all__ = ["LayerSpec", "Network", "Node", "Shape", "check_alike", "check_sharing", "make_network"]
 
-# --- sharing -------------------------------------------------------------------------------------
-#
-# One set of weights used by several stages: which stage uses whose, and whether it can.
-#
-#     [[stages]]
-#     name = "stamp2"
-#     layers = [{ dense = 64 }, "tanh"]     # the same as those of stamp1
-#     weights = "stamp1"
-#
-# Each of them has a copy of the weights; all copies begin alike and make the same steps, on the sum
-# of the gradients of all. Running statistics, random masks and generators stay each stage's own.
+# --- shared weights ------------------------------------------------------------------------------
 
-#: (joined shape of the inputs, layers) of a stage.
+#: What must be equal for stages to share weights: (joined shape of the inputs, layers).
 _Form = tuple[tuple[int, ...], Sequence[object]]
 
 
 def check_sharing(stages: Sequence[config.Stage]) -> None:
-    """Raises `ConfigError` where `weights` names no other stage that has weights of its own, or an
-    optimizer is said twice for one set."""
+    """Check which stage uses the weights of which. Raises `ConfigError` where `weights` names no
+    other stage with weights of its own, or one set of weights has two optimizers."""
     by_name = {stage.name: stage for stage in stages}
     for index, stage in enumerate(stages):
         if not stage.weights:
@@ -69,7 +69,8 @@ def check_sharing(stages: Sequence[config.Stage]) -> None:
 
 
 def check_alike(place: str, own: _Form, owner: str, there: _Form) -> None:
-    """Raises `ConfigError` where the stage at `place` can't use the weights of `owner`."""
+    """Raises `ConfigError` where the stage at `place` can't use the weights of the stage
+    `owner`."""
     if own[0] != there[0]:
         raise ConfigError(
             f"{place}.weights: its layers get shape {own[0]}, those of {owner} {there[0]}; "
@@ -81,6 +82,8 @@ def check_alike(place: str, own: _Form, owner: str, there: _Form) -> None:
             f"{shown(list(there[1]))}; expected the same, as they use one set of weights"
         )
 
+
+# --- the graph -----------------------------------------------------------------------------------
 
 Shape = tuple[int, ...]  # of one sample, without the batch axis
 LayerSpec = str | dict[str, Any]
@@ -102,40 +105,41 @@ class Node:
     joined_shape: Shape  # what the first layer gets
     output_shape: Shape
     loss: str | None
-    answers: bool  # its loss may count right ones
+    answers: bool  # whether its loss may count right answers
     own_loss: bool  # a layer has a loss of its own, such as the divergence of a gaussian
     layers: tuple[LayerSpec, ...] = field(hash=False)
     weights: str = ""  # the stage whose weights it uses; empty: its own
 
     @property
     def owner(self) -> str:
-        """The stage that all who use these weights name, or that is named by nobody."""
+        """The name of the stage that owns the weights which this stage uses: another, or itself."""
         return self.weights or self.name
 
     @property
     def scored(self) -> bool:
-        """It adds to the loss of the test."""
+        """Whether it adds to the test loss."""
         return self.loss is not None or self.own_loss
 
     @property
     def join_axis(self) -> int:
-        """Along which concat joins: channels of feature maps (C, H, W), else the last one."""
+        """The axis along which concat joins: channels of feature maps (C, H, W), else the last
+        one."""
         return _join_axis(self.joined_shape)
 
 
 @dataclass(frozen=True)
 class Network:
-    """Stages, each after those it reads, and the data they are trained on."""
+    """The stages, each after those it reads, and the shapes of the data they are trained on."""
 
     nodes: tuple[Node, ...]
     data_shape: Shape
     targets: Literal["classes", "values"]
-    outputs: int
-    steps: int = 0  # of a window, each with a target of its own; 0: one target a sample
+    outputs: int  # classes, or values of one target
+    steps: int = 0  # steps of a window, each with its own target; 0: one target per sample
 
     def row_shape(self, shape: Shape) -> Shape:
-        """What a generator sees as one sample of activations of `shape`: one step, where the
-        targets have a time axis and `shape` begins with it."""
+        """The shape of what a generator sees as one sample, of activations of `shape`: that of one
+        step, where the targets have a time axis and `shape` begins with it."""
         timed = self.steps and len(shape) > 1 and shape[0] == self.steps
         return shape[1:] if timed else shape
 
@@ -152,9 +156,10 @@ class Network:
         return tuple(node.name for node in self.nodes if node.owner == owner)
 
     def target_of(self, node: Node) -> tuple[str, int]:
-        """(loss, outputs): what labels mean to the stage's generator.
+        """(loss, outputs) by which the stage's generator reads the labels.
 
-        The loss is the stage's own or the nearest downstream; the first declared of equally near.
+        The loss is the stage's own, else the nearest downstream; of equally near ones the first
+        declared.
         """
         level = [node]
         while True:  # ends: every stage leads to a loss, or `make_network` refuses it
@@ -201,7 +206,8 @@ def make_network(
 
 
 def _inputs(stages: Sequence[config.Stage]) -> dict[str, tuple[str, ...]]:
-    """Stage -> the nodes it reads, each of them known, once, and not the stage itself."""
+    """{stage: the nodes it reads}. Raises `ConfigError` for nodes that are unknown, given twice, or
+    the stage itself."""
     names = [DATA, *(stage.name for stage in stages)]
     result = {}
     for index, stage in enumerate(stages):
@@ -226,7 +232,8 @@ def _inputs(stages: Sequence[config.Stage]) -> dict[str, tuple[str, ...]]:
 
 
 def _sorted(stages: Sequence[config.Stage], inputs: Mapping[str, tuple[str, ...]]) -> list[int]:
-    """Positions in the file so that each stage follows its inputs, else as declared (Kahn 1962)."""
+    """Positions in the file, sorted so that each stage follows its inputs, else as declared (Kahn
+    1962). Raises `ConfigError` for a cycle."""
     order: list[int] = []
     done = {DATA}
     while len(order) < len(stages):
@@ -365,7 +372,8 @@ def _check_loss(node: Node, meta: Meta) -> None:
 
 
 def _told(meta: Meta) -> str:
-    """What the targets are, and what to do where the last layer is not made for them."""
+    """Words for the user: what the targets are, and what to do where the last layer does not
+    fit."""
     if meta.vocabulary:
         return f"the text has {meta.outputs} different characters: change the last layer"
     if meta.targets == "classes":

@@ -1,7 +1,10 @@
-"""What a trained network makes by itself: a text, a curve, images from a prior; and the pictures
-that a run leaves in its folder.
+"""Lets a trained network produce samples: a text, a curve, images from a prior, reconstructions and
+predictions of test images.
 
-What is possible follows from the data set and the stages of a run, never from its recipe's name.
+What is possible depends on the data set and the stages of a run, never on its recipe's name.
+
+`evaluation` runs whole networks on batches shaped as in training. To go on step by step, or to
+start in the middle, this module builds the layers one by one, with windows of another length.
 """
 
 from __future__ import annotations
@@ -55,11 +58,6 @@ __all__ = [
 ]
 
 # --- stages --------------------------------------------------------------------------------------
-#
-# The layers of a trained network, stage by stage, to be fed with other things than its data.
-#
-# `evaluation` runs whole networks on batches shaped as in training. To go on step by step, or to
-# begin in the middle, layers are needed one by one, and windows of another length.
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,14 @@ class TrainedStage:
 
     node: Node
     layers: list[Layer]
-    shapes: list[tuple[int, ...]]  # of what each layer puts out, without the batch axis
+    shapes: list[tuple[int, ...]]  # of each layer's output, without the batch axis
 
 
 def load_stages(
     run: Result, *, steps: int | None = None, allow_import: bool = False
 ) -> list[TrainedStage]:
-    """The stages, each after those it reads, for windows of `steps` in place of the run's.
+    """The stages of a run with its weights, each after those it reads. They take windows of `steps`
+    steps, by default those of the run.
 
     Raises `ConfigError` where layers can't take windows of another length, and `CheckpointError`
     for weights that don't fit.
@@ -100,7 +99,8 @@ def load_stages(
 
 
 def joined(node: Node, known: Mapping[str, Array]) -> Array:
-    """What the first layer of `node` gets, from the outputs (B, …) of those it reads."""
+    """The input of the first layer of `node`, from the outputs (B, …) of the stages that it
+    reads."""
     xs = [known[name] for name in node.inputs]
     if len(xs) == 1:
         return xs[0]
@@ -113,14 +113,15 @@ def joined(node: Node, known: Mapping[str, Array]) -> Array:
 
 
 def applied(layers: Sequence[Layer], x: Array) -> Array:
-    """x (B, …) through the layers, with running statistics."""
+    """The output of the layers for x (B, …), with running statistics."""
     for layer in layers:
         x = layer.evaluate(x)
     return x
 
 
 def _joined_shape(node: Node, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The network's checks have been made: only the length of windows may differ."""
+    """The shape that `joined` gives. Nothing is checked: only the length of windows can differ from
+    the shapes that `make_network` has checked."""
     shape = list(shapes[0])
     if node.join == "concat":
         shape[node.join_axis] = sum(one[node.join_axis] for one in shapes)
@@ -138,7 +139,8 @@ def _build(layer: Layer, shape: tuple[int, ...], run: Result, name: str) -> tupl
 
 
 def _load(layer: Layer, weights: Mapping[str, Array], name: str) -> None:
-    """Parameters and running statistics; what is not among the weights serves training alone."""
+    """Load parameters and running statistics; buffers that the weights lack serve training
+    alone."""
     arrays: dict[str, Any] = {**layer.params, **layer.buffers}
     for key, array in arrays.items():
         given = weights.get(f"{name}.{key}")
@@ -154,12 +156,11 @@ def _load(layer: Layer, weights: Mapping[str, Array], name: str) -> None:
 
 
 # --- stepping ------------------------------------------------------------------------------------
-#
-# A trained network that goes on from step to step, its recurrent layers carrying their states.
 
 
 class Stepper:
-    """The network of a run on windows, one step at a time, from the state zero."""
+    """A trained network of windows, run one step at a time; its recurrent layers carry their
+    states, which start at zero."""
 
     def __init__(self, run: Result, *, allow_import: bool = False) -> None:
         """Raises `ConfigError` where no stage carries a state, or a layer can't go step by step."""
@@ -192,8 +193,6 @@ class Stepper:
 
 
 # --- text ----------------------------------------------------------------------------------------
-#
-# A text, continued character by character by a network that has learnt to tell the next one.
 
 
 def tells_characters(run: Result) -> bool:
@@ -210,14 +209,13 @@ def continue_text(
     seed: int = 0,
     allow_import: bool = False,
 ) -> str:
-    """`length` characters that follow the `prompt`, each drawn from softmax(logits / temperature).
+    """Continue the text `prompt` by `length` characters, drawn from softmax(logits / temperature).
 
-    A `temperature` of 0 takes the likeliest character each time. An empty prompt stands for the
-    end of a line, where texts begin.
+    A `temperature` of 0 takes the likeliest character each time. An empty prompt is replaced by the
+    end of a line, as if a new line began.
 
-    Raises `ConfigError` for a length below 0 or a temperature that is none, and `DataError` for
-    characters in the prompt that the network has never seen.
-    """
+    Raises `ConfigError` for a length below 0 or a temperature that is negative or not finite, and
+    `DataError` for characters in the prompt that the network has never seen."""
     if length < 0:
         raise ConfigError(f"length {length}: expected a number of characters, 0 or more")
     if not 0 <= temperature < math.inf:
@@ -239,7 +237,8 @@ def continue_text(
 
 
 def _inputs(run: Result) -> Array:
-    """What each id looks like to the network: a row of one-hot vectors, or the id itself."""
+    """The network's input for each character id: one-hot vectors (V, V), or the ids (V,)
+    themselves."""
     count = len(run.meta.vocabulary)
     return np.eye(count) if len(run.meta.input_shape) == 2 else np.arange(count, dtype=np.float64)
 
@@ -252,16 +251,14 @@ def _draw(logits: Array, temperature: float, rng: np.random.Generator) -> int:
 
 
 # --- curve ---------------------------------------------------------------------------------------
-#
-# A curve, continued by a network from its own outputs: each is the next step's input.
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a network made of the first points of a curve."""
+    """A curve that a network has continued from its first points."""
 
     truth: Array  # (given + N, 2): cosine and sine of all steps
-    generated: Array  # (N, 2): from step `given` on
+    generated: Array  # (N, 2): what the network generated, from step `given` on
 
     @property
     def given(self) -> int:
@@ -282,9 +279,9 @@ def tells_points(run: Result) -> bool:
 def continue_curve(
     run: Result, *, length: int = 100, start: float = 0.0, allow_import: bool = False
 ) -> Curve:
-    """`length` points that follow the first window's of the curve, the truth beside them.
+    """Continue a curve by `length` points after its first window; each output is the next input.
 
-    `start`: the step at which the curve begins, a fraction between the points of training.
+    `start` is the step at which the curve begins; a fraction lies between the points of training.
 
     Raises `ConfigError` for a length below 1.
     """
@@ -304,7 +301,7 @@ def continue_curve(
 
 
 def as_csv(curve: Curve) -> str:
-    """A line a step: its number, the true cosine and sine, and the generated ones."""
+    """CSV with one line per step: its number, the true cosine and sine, and the generated ones."""
     lines = ["step,true_cos,true_sin,cos,sin"]
     for step, (cosine, sine) in enumerate(curve.truth):
         made = ("", "")
@@ -316,15 +313,14 @@ def as_csv(curve: Curve) -> str:
 
 
 # --- images --------------------------------------------------------------------------------------
-#
-# Samples as images to look at, whatever shape a network takes them in.
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """(H, W), or (H, W, 3) of colours, of one sample of `shape`; None where it is no image.
+    """The shape (H, W), or (H, W, 3) in colour, in which to show a sample of `shape`; None where it
+    is no image.
 
-    Images come as planes (1 or 3, H, W), or as the pixels (H W,) of a square; of those that come
-    once for each of several time stamps, (T, H W), one is shown."""
+    Images come as planes (1 or 3, H, W), or as the pixels (H W,) of a square. Where an image is
+    repeated for several time steps, (T, H W), one of them is shown."""
     if len(shape) == 3 and shape[0] in (1, 3):
         return (*shape[1:], 3) if shape[0] == 3 else shape[1:]
     if len(shape) in (1, 2):
@@ -334,9 +330,9 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def as_images(x: Array, shape: tuple[int, ...]) -> Array:
-    """Samples x (N, …) of `shape`, or as rows of all their numbers, as (N, H, W) or (N, H, W, 3).
+    """Images (N, H, W) or (N, H, W, 3) of the samples x: (N, *shape), or (N, numbers) flattened.
 
-    Raises `ValueError` for a shape that is no image's."""
+    Raises `ValueError` where `shape` is not that of an image."""
     wanted = image_shape(shape)
     if wanted is None:
         raise ValueError(f"{shape} is no shape of an image")
@@ -346,21 +342,19 @@ def as_images(x: Array, shape: tuple[int, ...]) -> Array:
     return x.reshape(len(x), -1)[:, :pixels].reshape(len(x), *wanted)
 
 
-# --- prior ---------------------------------------------------------------------------------------
+# --- variational autoencoders --------------------------------------------------------------------
 #
-# Images from a variational autoencoder: drawn from the prior of its codes, and made again.
-#
-# The codes of a trained autoencoder lie near N(0, 1) (Kingma and Welling 2014), so a code drawn
-# from there and sent through what follows the `gaussian` layer gives an image like those of the
-# data.
+# The codes of a trained variational autoencoder lie near N(0, 1) (Kingma and Welling 2014). A code
+# drawn from there and sent through the layers after the `gaussian` layer gives an image like those
+# of the data.
 
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Test images, and what their codes' means give."""
+    """Test images, and the images that the network makes of the means of their codes."""
 
     images: Array  # (N, H, W) or (N, H, W, 3), in [0, 1]
-    made: Array  # likewise
+    made: Array  # the reconstructions, likewise
 
 
 def has_prior(run: Result) -> bool:
@@ -374,9 +368,9 @@ def has_prior(run: Result) -> bool:
 def draw_images(
     run: Result, *, count: int = 60, seed: int = 0, allow_import: bool = False
 ) -> Array:
-    """`count` images, (N, H, W) or (N, H, W, 3) in [0, 1], of codes drawn from N(0, 1).
+    """Make `count` images, (N, H, W) or (N, H, W, 3) in [0, 1], from codes drawn from N(0, 1).
 
-    Raises `ConfigError` for a count below 1, and where an image takes more than its code.
+    Raises `ConfigError` for a count below 1, and where an image depends on more than its code.
     """
     if count < 1:
         raise ConfigError(f"count {count}: expected a number of images, 1 or more")
@@ -390,7 +384,7 @@ def draw_images(
 def reconstruct(run: Result, *, count: int = 20, allow_import: bool = False) -> Reconstructions:
     """The first `count` test images and their reconstructions.
 
-    Raises `DataError` where the data set is gone."""
+    Raises `DataError` where the data set can no longer be read."""
     data = run.experiment.data
     x = load(data, run.experiment.run.seed).x_test[:count]
     outputs = predict(run, x, allow_import=allow_import)
@@ -401,12 +395,12 @@ def reconstruct(run: Result, *, count: int = 20, allow_import: bool = False) -> 
 
 
 def _name(spec: object) -> object:
-    """Of a layer as it stands in the experiment file."""
+    """The name of a layer as written in the experiment file."""
     return next(iter(spec)) if isinstance(spec, dict) else spec
 
 
 def _place(stage: TrainedStage) -> int | None:
-    """Of the gaussian layer in the stage."""
+    """The index of the gaussian layer in the stage; None where it has none."""
     places = [i for i, layer in enumerate(stage.layers) if isinstance(layer, Gaussian)]
     return places[0] if places else None
 
@@ -420,7 +414,7 @@ def _code_width(stages: list[TrainedStage]) -> int:
 
 
 def _decoded(stages: list[TrainedStage], codes: Array) -> Array:
-    """The network's output for codes (N, Z): of what lies behind them alone."""
+    """The network's output for codes (N, Z), computed from the layers that follow the codes."""
     known: dict[str, Array] = {}
     for stage in stages:
         place, name = _place(stage), stage.node.name
@@ -446,10 +440,8 @@ def _shown(run: Result, x: Array) -> Array:
 
 
 # --- predictions ---------------------------------------------------------------------------------
-#
-# Test images with what the network takes them for.
 
-#: Of the CIFAR-10 binary files, in the order of their labels (Krizhevsky 2009).
+#: The names of CIFAR-10's classes, in the order of their labels (Krizhevsky 2009).
 _CIFAR10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
@@ -458,7 +450,7 @@ _CIFAR10 = (
 
 @dataclass(frozen=True)
 class Predictions:
-    """Test images, what they are and what the network says."""
+    """Test images, the names of their classes, and those that the network predicts."""
 
     images: Array  # (N, H, W) or (N, H, W, 3), in [0, 1]
     truth: list[str]
@@ -466,12 +458,12 @@ class Predictions:
 
     @property
     def right(self) -> int:
-        """How many are told as what they are."""
+        """How many predictions are right."""
         return sum(one == other for one, other in zip(self.truth, self.told, strict=True))
 
 
 def tells_images_apart(run: Result) -> bool:
-    """Whether the run is of a network that says what images show."""
+    """Whether the run is of a network that classifies images."""
     data = run.experiment.data
     images = isinstance(data, config.Digits | config.Mnist | DigitPairs | Cifar10)
     labels = getattr(data, "targets", "labels") == "labels"
@@ -479,13 +471,14 @@ def tells_images_apart(run: Result) -> bool:
 
 
 def predict_images(run: Result, *, count: int = 20, allow_import: bool = False) -> Predictions:
-    """The first `count` test images. Raises `DataError` where the data set is gone."""
+    """The first `count` test images with their predictions. Raises `DataError` where the data set
+    can no longer be read."""
     data = run.experiment.data
     dataset = load(data, run.experiment.run.seed)
     x, y = dataset.x_test[:count], dataset.y_test[:count]
     outputs = list(predict(run, x, allow_import=allow_import).values())[-1]
     names = _names(data)
-    if dataset.classes is None:  # one output: of the second kind's odds the logarithm, or 0 to 1
+    if dataset.classes is None:  # one output: log-odds of the second digit, or a value from 0 to 1
         losses = [stage.loss for stage in run.experiment.stages if stage.loss]
         told = outputs[:, 0] > (0 if losses[-1] == "sigmoid_cross_entropy" else 0.5)
         truth = y[:, 0] > 0.5

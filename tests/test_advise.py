@@ -17,7 +17,7 @@ from asyncdni.data import describe
 from asyncdni.errors import ConfigError
 from asyncdni.profiling import advice
 from asyncdni.profiling import advice as candidates
-from asyncdni.profiling.advice import Advice, Row, Scene, advise
+from asyncdni.profiling.advice import Advice, Row, Setup, advise
 from asyncdni.profiling.prediction import Prediction, Prices
 from asyncdni.profiling.wire import Hop, Wire
 
@@ -47,20 +47,20 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "price", priced)
 
 
-def scene(stages: int = 4, hosts: int = 4, cores: int = 1, **tables: Any) -> Scene:
+def setup(stages: int = 4, hosts: int = 4, cores: int = 1, **tables: Any) -> Setup:
     hidden = {"layers": [{"dense": 8}, "relu"]}
     top = {"layers": [{"dense": 8}], "name": "top", "loss": "sigmoid_cross_entropy"}
     data = {"name": "addition", "examples": 4000, "test_examples": 8, "batch_size": 8}
     chosen = experiment.parse({"data": data, "stages": [hidden] * (stages - 1) + [top], **tables})
     meta = describe(chosen.data)
-    return Scene(chosen, meta, WIRE, cores=cores, hosts=hosts, batches=8, events=4000)
+    return Setup(chosen, meta, WIRE, cores=cores, hosts=hosts, batches=8, events=4000)
 
 
 # --- what is advised -----------------------------------------------------------------------------
 
 
 def test_over_slow_links_decoupling_pays_and_nothing_else_comes_near(known: None) -> None:
-    found = advise(scene(links={"latency": "50ms"}), 4)
+    found = advise(setup(links={"latency": "50ms"}), 4)
     rates = {row.name: row.prediction.samples_per_s for row in found.rows if row.prediction}
     assert found.decoupled is not None and found.decoupled.schedule == "synthetic"
     assert rates["synthetic"] > 20 * rates["locked"]
@@ -69,22 +69,22 @@ def test_over_slow_links_decoupling_pays_and_nothing_else_comes_near(known: None
 
 
 def test_on_one_core_one_worker_is_as_good_as_any(known: None) -> None:
-    found = advise(scene(hosts=1), 4)
+    found = advise(setup(hosts=1), 4)
     assert found.best == found.alone and found.best.workers == 1
 
 
 def test_greedy_stages_are_advised_to_those_alone_who_ask_for_them(known: None) -> None:
     links = {"latency": "5ms"}
-    asked = advise(scene(schedule={"name": "local_loss"}, links=links), 4)
+    asked = advise(setup(schedule={"name": "local_loss"}, links=links), 4)
     rates = {row.name: row.prediction.samples_per_s for row in asked.rows if row.prediction}
     assert rates["local_loss"] > rates["synthetic"]
     assert asked.best.schedule == "local_loss"
-    assert advise(scene(links=links), 4).best.schedule != "local_loss"
+    assert advise(setup(links=links), 4).best.schedule != "local_loss"
 
 
 def test_fewer_workers_are_advised_where_they_are_as_fast(known: None) -> None:
     """Two cores: two workers of two stages each do as much as four of one."""
-    found = advise(scene(hosts=1, cores=2), 4)
+    found = advise(setup(hosts=1, cores=2), 4)
     assert "synthetic, 2 workers" in {row.name for row in found.rows}
     assert found.best.workers == 2 and found.limit in ("worker", "cores")
 
@@ -93,7 +93,7 @@ def test_fewer_workers_are_advised_where_they_are_as_fast(known: None) -> None:
     ("links", "limit"), [({"latency": "50ms"}, "latency"), ({"bandwidth": "10kB/s"}, "bandwidth")]
 )
 def test_the_link_is_named_as_what_limits(known: None, links: dict[str, str], limit: str) -> None:
-    one = scene(links=links, schedule={"name": "locked"})
+    one = setup(links=links, schedule={"name": "locked"})
     candidate = one.candidate("locked", 4)
     assert candidate.design.plan.groups[3].name == "top"
     predicted = advice._predicted(one, candidate)
@@ -102,7 +102,7 @@ def test_the_link_is_named_as_what_limits(known: None, links: dict[str, str], li
 
 def test_links_within_a_host_are_fast(known: None) -> None:
     links = {"latency": "50ms", "jitter": "1ms"}
-    design = scene(hosts=2, links=links).candidate("locked", 4).design
+    design = setup(hosts=2, links=links).candidate("locked", 4).design
     named = design.experiment.links.between
     assert set(named) == {"stage2->stage3", "stage3->stage2"}
     assert {one.latency for one in named.values()} == {"50ms"}
@@ -111,7 +111,7 @@ def test_links_within_a_host_are_fast(known: None) -> None:
 
 def test_a_schedule_that_does_not_fit_is_told_and_the_others_compared(known: None) -> None:
     data = {"name": "addition", "examples": 4000, "test_examples": 8, "batch_size": 9}
-    found = advise(scene(data=data), 2)
+    found = advise(setup(data=data), 2)
     refused = {row.name: row.refused for row in found.rows if row.refused}
     assert refused.keys() == {"gpipe", "1f1b"}
     assert "4 does not divide data.batch_size = 9" in refused["gpipe"]
@@ -120,7 +120,7 @@ def test_a_schedule_that_does_not_fit_is_told_and_the_others_compared(known: Non
 def test_options_that_have_no_price_are_refused(known: None, monkeypatch: Any) -> None:
     monkeypatch.undo()
     with pytest.raises(ConfigError, match=r"schedule\.mix is set"):
-        advise(scene(schedule={"name": "synthetic", "mix": 0.5}), 2)
+        advise(setup(schedule={"name": "synthetic", "mix": 0.5}), 2)
 
 
 # --- what is said --------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def said(decoupled: Row | None, waiting: Row, limit: str = "worker") -> str:
     found = Advice(rows, best, decoupled, waiting, rows[0], limit)
     with console.capture() as captured:
         console.quiet = False
-        advise_table.show(console, scene(), found, asked=4)
+        advise_table.show(console, setup(), found, asked=4)
     return captured.get()
 
 

@@ -15,7 +15,7 @@ from asyncdni.cli.tables import plain_table, say_wrapped
 from asyncdni.data import describe
 from asyncdni.errors import ConfigError
 from asyncdni.plan.build import make_design
-from asyncdni.profiling.advice import Advice, Row, Scene, advise, is_slow
+from asyncdni.profiling.advice import Advice, Row, Setup, advise, is_slow
 from asyncdni.profiling.measurement import check_priced
 from asyncdni.profiling.prediction import Prediction
 from asyncdni.profiling.wire import measure_wire
@@ -35,12 +35,12 @@ _CAVEAT = (
 )
 
 
-def show(console: Console, scene: Scene, advice: Advice, *, asked: int) -> None:
+def show(console: Console, setup: Setup, advice: Advice, *, asked: int) -> None:
     """Print what was predicted: a table, and a verdict in words.
 
     `asked`: how many workers there may be; fewer are used where there are fewer stages.
     """
-    stages = len(scene.chosen.stages)
+    stages = len(setup.chosen.stages)
     workers = min(asked, stages)
     if asked > stages:
         say_wrapped(
@@ -48,13 +48,13 @@ def show(console: Console, scene: Scene, advice: Advice, *, asked: int) -> None:
             f"The network has {counted(stages, 'stage')}: {counted(asked, 'worker')} can't all "
             f"have one, so {workers} are used. Cut its layers into more stages to use more.",
         )
-    say_wrapped(console, f"Predicted for {_place(scene, workers)}:\n")
+    say_wrapped(console, f"Predicted for {_place(setup, workers)}:\n")
     console.print(_table(advice))
     for row in advice.rows:
         if row.refused:
             say_wrapped(console, f"{row.name} is not possible: {row.refused}")
     say_wrapped(console, "\n" + _verdict(advice))
-    say_wrapped(console, _limit(advice, scene))
+    say_wrapped(console, _limit(advice, setup))
     greedy = next((row for row in advice.rows if row.schedule == "local_loss"), None)
     if greedy and greedy.prediction and _rate(greedy) > _rate(advice.best):
         say_wrapped(
@@ -64,14 +64,14 @@ def show(console: Console, scene: Scene, advice: Advice, *, asked: int) -> None:
         say_wrapped(console, _CAVEAT)
 
 
-def _place(scene: Scene, workers: int) -> str:
-    links = scene.chosen.links
-    text = f"{counted(workers, 'worker')} on {counted(scene.hosts, 'host')} of "
-    text += counted(scene.cores, "core")
+def _place(setup: Setup, workers: int) -> str:
+    links = setup.chosen.links
+    text = f"{counted(workers, 'worker')} on {counted(setup.hosts, 'host')} of "
+    text += counted(setup.cores, "core")
     said = [f"{key} {getattr(links, key)}" for key in ("latency", "jitter", "bandwidth")]
     asked = [one for one in said if not one.endswith((" ", " 0ms"))]
     if asked:
-        text += f", links {'between hosts ' if scene.hosts < workers else ''}of {', '.join(asked)}"
+        text += f", links {'between hosts ' if setup.hosts < workers else ''}of {', '.join(asked)}"
     elif is_slow(links):
         text += ", links as in the file"
     return text
@@ -156,7 +156,7 @@ def _described(row: Row) -> str:
     return f"{row.name} over {row.workers} workers ({named}; {rate})"
 
 
-def _limit(advice: Advice, scene: Scene) -> str:
+def _limit(advice: Advice, setup: Setup) -> str:
     found = advice.best.prediction
     assert found is not None
     works = f"{1e3 * found.work_s[found.slowest]:.2f} ms of work a batch"
@@ -165,7 +165,7 @@ def _limit(advice: Advice, scene: Scene) -> str:
         "worker": f"the slowest worker, {found.slowest} with {works}; split its stages, or make "
         "them smaller",
         "cores": f"the cores: a batch takes {total} of work in all, on "
-        f"{counted(scene.hosts, 'host')} of {counted(scene.cores, 'core')}",
+        f"{counted(setup.hosts, 'host')} of {counted(setup.cores, 'core')}",
         "latency": "the latency of the links",
         "bandwidth": "the bandwidth of the links",
         "locking": "waiting: workers wait for each other's activations and gradients",
@@ -214,7 +214,7 @@ def run(args: argparse.Namespace) -> int:
     hosts = _whole("--hosts", args.hosts) or (workers if is_slow(chosen.links) else 1)
     here = _whole("--cores", args.cores) or cores()
     batches = _whole("--batches", args.batches) or 1
-    scene = Scene(
+    setup = Setup(
         chosen,
         meta,
         wire=measure_wire(),
@@ -223,7 +223,7 @@ def run(args: argparse.Namespace) -> int:
         batches=batches,
         allow_import=args.allow_import,
     )
-    show(Console(highlight=False), scene, advise(scene, workers), asked=asked)
+    show(Console(highlight=False), setup, advise(setup, workers), asked=asked)
     return 0
 
 

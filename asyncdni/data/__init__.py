@@ -1,7 +1,7 @@
-"""What is trained on: one module a data set, each with `describe(data)` and `load(data, seed)`.
+"""The data sets: one module for each, with `describe(data)` and `load(data, seed)`.
 
-A new one is a module and a line in `DATA_SETS`. Its options are a struct that says whether it has
-samples, which stand by themselves, or windows of sequences.
+To add a data set, write a module and add a line to `DATA_SETS`. The struct of its options says
+whether it has samples, which stand by themselves, or windows of sequences.
 """
 
 from __future__ import annotations
@@ -54,18 +54,19 @@ _PIXELS = Inputs("uint8", 0, 255)
 
 @dataclass(frozen=True)
 class DataSet:
-    """All that the program knows of one data set."""
+    """The options of one data set, and the functions that describe and load it."""
 
-    options: type[config.Data]  # its table [data]: `config.Samples` or `config.Windows`
+    options: type[config.Data]  # its table [data]: a `config.Samples` or `config.Windows`
     describe: Callable[[Any], Meta]  # shapes and counts, without loading
     load: Callable[[Any, int], Dataset | Sequences]  # with the run's seed
     #: Kind and range of the inputs of samples, by which `predict` notices those on another scale.
     inputs: Callable[[Any], Inputs] | None = None
-    #: Of arrays or files, by name; None for what is published or made by its options alone.
+    #: Checksums of its arrays or files, by name; None for data that are published, or generated
+    #: from its options alone.
     checksums: Callable[[Any], dict[str, str]] | None = None
 
 
-#: By the name that `[data]` in an experiment file gives it; messages list them in this order.
+#: All data sets by their name in [data] of an experiment file; messages list them in this order.
 DATA_SETS: dict[str, DataSet] = {
     "digits": DataSet(config.Digits, digits.describe, digits.load, inputs=lambda _: _PIXELS),
     "mnist": DataSet(config.Mnist, mnist.describe, mnist.load, inputs=lambda _: _PIXELS),
@@ -87,24 +88,24 @@ DATA_SETS: dict[str, DataSet] = {
 
 
 def describe(data: config.Data) -> Meta:
-    """Shapes and counts of a data set without loading it; only `npz`, `cifar10` and `text` look at
-    their files.
+    """The shapes and counts of a data set, without loading it; only `npz`, `cifar10` and `text`
+    look at their files.
 
-    `data.validation` is taken off the training samples. Raises `DataError` where such a file is
-    missing, damaged or of another form, and `ConfigError` for options that don't go together, as
-    where nothing is left to train on.
+    `data.validation` is subtracted from the training samples. Raises `DataError` where a file is
+    missing, damaged or of another form, and `ConfigError` for options that don't go together, such
+    as a validation part that leaves nothing to train on.
     """
     with _readable(data):
         meta = DATA_SETS[data.tag].describe(data)
     if isinstance(data, config.Windows):
-        return meta  # held out by now: single windows can't be taken out of a sequence
+        return meta  # already held out: single windows can't be taken out of a sequence
     meta = described(meta, data.validation)
     return described_as_inputs(meta) if _to_itself(data) else meta
 
 
 def identify(data: config.Data) -> Meta:
-    """`describe`, with what tells these samples from others of the same shapes: the kind and range
-    of inputs, and checksums. Errors as for `describe`."""
+    """What `describe` gives, and by what these samples differ from others of the same shapes: kind
+    and range of the inputs, and checksums. Errors as for `describe`."""
     measure = DATA_SETS[data.tag].inputs
     return msgspec.structs.replace(
         describe(data), inputs=measure(data) if measure else None, checksums=checksums(data)
@@ -112,17 +113,18 @@ def identify(data: config.Data) -> Meta:
 
 
 def checksums(data: config.Data) -> dict[str, str]:
-    """Of arrays or files, by name; none of sets that are published, and known byte by byte, or made
-    by their options alone. Raises `DataError` for files that can't be read."""
+    """Checksums of a data set's arrays or files, by name; none for data that are published, so
+    known byte by byte, or generated from their options alone. Raises `DataError` for files that
+    can't be read."""
     found = DATA_SETS[data.tag].checksums
     return found(data) if found else {}
 
 
 def open_batches(data: config.Data, seed: int) -> Batches:
-    """Any data set, checked and ready to be read from.
+    """Open a data set of any kind, checked and ready to be read from.
 
     `seed` is the run's: generated data depend on it, so that every schedule of one seed trains on
-    the same samples. With `data.validation`, what is held out of training is the test part.
+    the same samples. With `data.validation`, the part held out of training is the test part.
     Raises `DataError` for what is missing, damaged or can't be trained on, and `ConfigError` as
     `describe` does.
     """
@@ -137,9 +139,9 @@ def open_batches(data: config.Data, seed: int) -> Batches:
 
 
 def load(data: config.Data, seed: int) -> Dataset:
-    """The arrays of a set of samples in memory; arguments and errors as for `open_batches`.
+    """Load the arrays of a set of samples into memory; arguments and errors as for `open_batches`.
 
-    Raises `ConfigError` for sequences, which have none.
+    Raises `ConfigError` for sequences, which have no such arrays.
     """
     if isinstance(data, config.Windows):
         raise ConfigError(
@@ -155,7 +157,7 @@ def load(data: config.Data, seed: int) -> Dataset:
 
 @contextmanager
 def _readable(data: config.Data) -> Iterator[None]:
-    """What the system says of a path that nobody could have foreseen, in one line."""
+    """Turns an `OSError` about a path, of whatever kind, into a `DataError` of one line."""
     try:
         yield
     except OSError as error:

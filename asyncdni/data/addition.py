@@ -1,10 +1,11 @@
 """Binary addition, the toy problem of Trask, "Deep Learning without Backpropagation" (2017).
 
-Two integers below 2**(bits - 1), each written most significant bit first on `bits` bits, side by
-side; the target is their sum on `bits` bits. The task needs its carries, so a linear network fails.
+An input is two integers below 2**(bits - 1), side by side, each with `bits` bits, most significant
+first; the target is their sum in `bits` bits. Sums have carries, so a linear network fails.
 
-Training and test examples are drawn with replacement from streams of the run's seed, one each: the
-number of one does not change the other, and with few bits some test examples are in both.
+Training and test examples are drawn with replacement from two random streams of the run's seed. So
+the number of training examples does not change the test examples, nor the other way round, and with
+few bits some examples are in both.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["describe", "load"]
 
 
 def describe(data: config.Addition) -> Meta:
-    """Shapes: (2 * bits,) in, `bits` values out."""
+    """The shapes: inputs (2 * bits,), targets of `bits` values."""
     return Meta(
         input_shape=(2 * data.bits,),
         targets="values",
@@ -31,7 +32,7 @@ def describe(data: config.Addition) -> Meta:
 
 
 def load(data: config.Addition, seed: int) -> Dataset:
-    """The examples that `seed` stands for: x (N, 2 * bits), y (N, bits), float32, 0 or 1."""
+    """The examples drawn with `seed`: x (N, 2 * bits), y (N, bits), float32, 0 or 1."""
     x_train, y_train = _examples(data.bits, data.examples, stream(seed, "data", "train"))
     x_test, y_test = _examples(data.bits, data.test_examples, stream(seed, "data", "test"))
     return Dataset("addition", x_train, y_train, x_test, y_test, classes=None)

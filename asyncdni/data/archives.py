@@ -1,7 +1,7 @@
-"""Fetching what comes as one file: CIFAR-10's archive, and Shakespeare's plays as one text.
+"""Downloads data sets that come as one file: CIFAR-10's archive, and Shakespeare's plays as a text.
 
-The bytes must be the published ones, by their SHA-256. Of an archive only the files that are
-expected are taken out, by their names, and never to a place that the archive says.
+The SHA-256 of the bytes must be that of the published file. Only expected files are taken out of an
+archive, by their names, and never to a path that the archive gives.
 """
 
 from __future__ import annotations
@@ -22,30 +22,31 @@ __all__ = ["ARCHIVES", "Archive", "fetch", "folder_of", "held"]
 
 
 class Archive(NamedTuple):
-    """One published file, and the files that it becomes."""
+    """One published file, and the files that are made of it."""
 
-    name: str  # at its mirrors
-    mirrors: tuple[str, ...]  # folders
+    name: str  # of the file at its mirrors
+    mirrors: tuple[str, ...]  # URLs of the folders that hold it
     sha256: str
-    bytes_max: int  # unpacked
-    subfolder: str  # of the data folder
-    sizes: Mapping[str, int]  # in bytes, of the files that it becomes, by name
+    bytes_max: int  # size unpacked
+    subfolder: str  # where its files are kept in the data folder
+    sizes: Mapping[str, int]  # in bytes, of the files that are made of it, by name
     unpack: Callable[[bytes, Mapping[str, int]], Iterator[tuple[str, bytes]]]
 
 
 def folder_of(archive: Archive) -> Path:
-    """Where a fetch belongs: in $ASYNCDNI_DATA, or else in the user's cache folder."""
+    """The folder for downloaded files: in $ASYNCDNI_DATA, or else in the user's cache folder."""
     return base_folder() / archive.subfolder
 
 
 def held(archive: Archive, folder: Path) -> bool:
-    """All of its files are in `folder`, of the right sizes: no checksums of them are published."""
+    """Whether all of its files are in `folder` with the right sizes; no checksums of the unpacked
+    files are published."""
     paths = {folder / name: size for name, size in archive.sizes.items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
 
 def fetch(archive: Archive, folder: Path, progress: Progress) -> str:
-    """Puts the archive's files into `folder`; returns the mirror that had it.
+    """Download an archive and put its files into `folder`; returns the mirror that had it.
 
     Raises `DataError` if no mirror gives the published bytes, or the folder can't be written to.
     """
@@ -72,7 +73,7 @@ def fetch(archive: Archive, folder: Path, progress: Progress) -> str:
 
 
 def _members(content: bytes, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
-    """The files of a .tar.gz that are expected, whatever folder they are in there.
+    """The expected files of a .tar.gz, whichever of its folders they are in.
 
     Raises `DataError` for an archive that is damaged or does not have all of them."""
     missing = dict(sizes)
@@ -99,8 +100,8 @@ def _as_it_is(content: bytes, sizes: Mapping[str, int]) -> Iterator[tuple[str, b
 
 _CIFAR10_FILE_BYTES = 10_000 * cifar10.RECORD_BYTES
 
-#: By the name of `asyncdni data`. Sources: "The CIFAR-10 dataset" (Krizhevsky 2009); char-rnn's
-#: sample of Shakespeare's plays (Karpathy 2015), which are in the public domain.
+#: By the name that `asyncdni data` takes. Sources: "The CIFAR-10 dataset" (Krizhevsky 2009);
+#: char-rnn's sample of Shakespeare's plays (Karpathy 2015), which are in the public domain.
 ARCHIVES = {
     "cifar10": Archive(
         "cifar-10-binary.tar.gz",

@@ -1,8 +1,8 @@
-"""Samples in memory, kept as compact as they came, and the batches that are read from them.
+"""Data sets in memory (`Dataset`), and the batches that the data's host reads from one (`Source`).
 
-Images stay uint8 and are scaled to [0, 1] when a batch is read, so that MNIST takes 55 MB and not
-220. The order of an epoch is a permutation keyed by (seed, epoch) and nothing else: every schedule,
-split and batch size sees the samples in the same order.
+Images stay uint8 and are scaled to [0, 1] when a batch is read, so MNIST takes 55 MB and not 220.
+The order of samples in an epoch is a permutation that depends on (seed, epoch) alone: every
+schedule, split and batch size sees the samples in the same order.
 
 Shapes in comments: N samples, B samples of one batch.
 """
@@ -95,7 +95,7 @@ class Dataset:
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Training batch `index` of `epoch`, in the order that (seed, epoch) stands for.
+        """Training batch `index` of `epoch`, in the order that `order(seed, epoch)` gives.
 
         The last batch holds what is left over: 1 to `batch_size` samples.
 
@@ -145,17 +145,17 @@ class Dataset:
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> dict[str, Array]:
-        """As `batch`: {"h": x, "y": y}."""
+        """The result of `batch` as {"h": x, "y": y}."""
         x, y = self.batch(epoch, index, batch_size, seed, dtype, out)
         return {"h": x, "y": y}
 
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
-        """As `test_batch`: {"h": x, "y": y}."""
+        """The result of `test_batch` as {"h": x, "y": y}."""
         x, y = self.test_batch(index, batch_size, dtype)
         return {"h": x, "y": y}
 
     def targets(self) -> dict[str, Array]:
-        """All y by name, stored as they came: what a loss must be able to learn."""
+        """All targets by name, as stored, to check that a loss can learn them."""
         return {"y_train": self.y_train, "y_test": self.y_test}
 
     def order(self, seed: int, epoch: int) -> Array:
@@ -180,7 +180,8 @@ def _span(index: int, batch_size: int, samples: int) -> slice:
 
 
 def buffer_for(out: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """The first rows of `out`, or a new array where it is None: C-contiguous, of that form.
+    """The first rows of `out`, or a new array where it is None: C-contiguous, of `shape` and
+    `dtype`.
 
     Raises `ValueError` for an `out` of another dtype or shape."""
     if out is None:
@@ -197,20 +198,16 @@ def buffer_for(out: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> A
 def _convert(samples: Array, x: Array) -> None:
     np.copyto(x, samples, casting="same_kind" if samples.dtype.kind == "f" else "safe")
     if samples.dtype == np.uint8:
-        # Twice over the batch, yet faster than one mixed multiply, which casts in small pieces.
+        # Two passes over the batch are faster than one mixed multiply, which casts in small pieces.
         np.multiply(x, x.dtype.type(1 / 255), out=x)
 
 
-# --- source --------------------------------------------------------------------------------------
-#
-# The data node's hands: reads the batches that the core asks for, by id.
-
-
 class Source:
-    """Batch b of the run is batch b modulo (batches per epoch) of its epoch.
+    """Reads the batches that the core of the data's host asks for, by number.
 
-    Training batches are read into buffers that are used again when their batch has been released
-    and the transport has let go of them.
+    Batch b of the run is batch b modulo (batches per epoch) of its epoch. Training batches are read
+    into buffers, which are used again once their batch has been released and the transport no
+    longer needs them.
     """
 
     def __init__(
@@ -222,7 +219,7 @@ class Source:
         dtype: np.dtype[Any],
         test_batch_size: int | None = None,
     ) -> None:
-        """`test_batch_size`: where it is not the same, as with microbatches."""
+        """`test_batch_size`: size of test batches where it differs, as with microbatches."""
         self._dataset = dataset
         self._batch_size = batch_size
         self._test_batch_size = test_batch_size or batch_size
@@ -235,7 +232,7 @@ class Source:
         self._retired: list[tuple[NDArray[Any], Callable[[], bool]]] = []
 
     def read(self, op: Op) -> dict[str, NDArray[Any]]:
-        """The arrays of a batch by name: see `data.meta.Meta`."""
+        """The arrays of the batch that the op `op` reads, by name: see `data.meta.Meta`."""
         if op.evaluate:
             return self._dataset.read_test(op.batch, self._test_batch_size, self._dtype)
         buffer = self._in_use[op.batch] = self._acquire()
@@ -245,7 +242,8 @@ class Source:
         )
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
-        """The worker that hosts the data is through with a batch."""
+        """Give the buffer of a batch back; it is used again once `sent()` says that the transport
+        has sent it."""
         self._retired.append((self._in_use.pop(batch), sent))
 
     def _acquire(self) -> NDArray[Any]:

@@ -1,8 +1,13 @@
-"""What makes arrays a data set: forms that fit each other, finite numbers, labels in range.
+"""Checks that arrays are a data set: their forms fit, numbers are finite, labels are in range.
 
 Forms (shapes and dtypes) are checked apart from contents, because a file's headers are enough for
-them. Every refusal names the file, the array, what it holds and, where there is one, the first bad
+them. Every error names the file, the array, what it holds and, where there is one, the first bad
 sample.
+
+The kind and range of inputs are checked where a trained network is used (`measured`, `other_kind`,
+`other_scale`). The same samples may come as uint8, which is scaled by 1/255, or as floats from 0 to
+255, from 0 to 1 or standardised, which are taken as they are. Shapes don't tell these apart, and
+weights trained on one of them are useless for another.
 """
 
 from __future__ import annotations
@@ -29,10 +34,10 @@ __all__ = [
     "read_labels",
 ]
 
-#: Samples looked at together: bounds the memory of a check, whatever the size of the data set.
+#: Samples that are checked at a time, which bounds the memory of a check.
 _CHUNK = 4096
 
-#: Runs are in float32 unless said otherwise: what is larger becomes infinity in the first batch.
+#: Runs use float32 by default, in which a larger number would become infinite.
 _LARGEST = np.finfo(np.float32).max
 
 _NUMBERS = "an array of numbers"
@@ -42,7 +47,7 @@ _AS_THEY_ARE = ": x.astype('float32') takes the numbers as they are"
 
 
 class Form(Protocol):
-    """Shape and dtype: of an array, or of the header of one."""
+    """The shape and dtype of an array, or of the header of one in a file."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -52,9 +57,9 @@ class Form(Protocol):
 
 
 def as_numbers(source: str, name: str, given: object) -> NDArray[Any]:
-    """What a caller gives as an array, be it a list, a table or a tensor, as a NumPy array.
+    """A caller's array, list, table or tensor as a NumPy array.
 
-    Raises `DataError` for what holds no numbers, and for rows of different lengths.
+    Raises `DataError` for anything that does not hold numbers, and for rows of different lengths.
     """
     if given is None:
         _refuse(source, name, "is None", _NUMBERS)
@@ -67,8 +72,8 @@ def as_numbers(source: str, name: str, given: object) -> NDArray[Any]:
         )
     try:
         array = np.asarray(given)
-    # A tensor that is on another device or wants gradients, or anything else that is no array, says
-    # so by an exception of its own.
+    # Tensors on another device or with gradients, and other objects that are no arrays, raise
+    # exceptions of their own.
     except Exception as error:
         said = _uneven(given) or " ".join(str(error).split()) or type(error).__name__
         held = f"is a {type(given).__name__} that can't be read as an array ({said})"
@@ -127,11 +132,11 @@ def check_contents(source: str, arrays: Mapping[str, NDArray[Any]], classes: int
 def read_labels(source: str, name: str, y: NDArray[Any]) -> NDArray[Any]:
     """Class ids (N,) of an integer type, out of (N,) or (N, 1) numbers of any.
 
-    Raises `DataError` for the first that is no whole number from 0."""
+    Raises `DataError` for the first label that is not a whole number from 0."""
     labels = y.reshape(len(y))
     if labels.dtype.kind == "f":
         numbers = labels.astype(np.float64)
-        # True of NaN as well; beyond 2**53 floats don't tell whole numbers apart.
+        # NaN counts as bad as well; beyond 2**53 floats don't tell whole numbers apart.
         bad = ~((np.floor(numbers) == numbers) & (np.abs(numbers) < 2**53))
         _refuse_label(source, name, labels, bad)
         labels = numbers.astype(np.int64)
@@ -164,7 +169,7 @@ def _refuse_objects(source: str, name: str, given: object, array: NDArray[Any]) 
 
 
 def _uneven(given: object) -> str:
-    """The first row that is not as long as the first, in words; empty where there is none."""
+    """Words for the first row whose length differs from that of row 0; empty where none does."""
     rows = given if isinstance(given, list | tuple) else ()
     lengths = [len(row) for row in rows if isinstance(row, Sized)]
     for sample, length in enumerate(lengths):
@@ -205,7 +210,7 @@ def _check_pair(source: str, name: str, train: Form, test: Form) -> None:
             f"{source}: samples of {name}_train have shape {train.shape[1:]} and those of "
             f"{name}_test {test.shape[1:]}; expected the same"
         )
-    # One in 0 … 255 to be scaled and one already scaled would be trained on in silence.
+    # Otherwise one part in 0 … 255 and one that is already scaled would be accepted in silence.
     if train.dtype.kind != test.dtype.kind and name == "x":
         raise DataError(
             f"{source}: x_train is of dtype {train.dtype} and x_test {test.dtype}; expected both "
@@ -255,23 +260,17 @@ def _refuse_label(source: str, name: str, labels: NDArray[Any], bad: NDArray[Any
     )
 
 
-# --- inputs --------------------------------------------------------------------------------------
-#
-# Of which kind and size inputs are: those of training, and those that a network is asked about.
-#
-# The same samples come as uint8, which is scaled by 1/255, or as floats, which are taken as they
-# are: 0 … 255 or 0 … 1, raw or standardised. Nothing in their shape tells; weights that have been
-# trained on one are worth nothing on the other.
+# --- kind and range of inputs --------------------------------------------------------------------
 
-#: Samples looked at together.
-#: What is larger than all of training, or smaller than nearly all of it, by more than this.
+#: Inputs are on another scale if they are more than so many times larger than all of training, or
+#: smaller than nearly all of it.
 _FACTOR = 3.0
-#: Of 0 … 1: what interpolation of scaled images may overshoot by.
+#: By how much interpolated images may lie outside of 0 … 1.
 _MARGIN = 0.1
 
 
 def measured(x: Array) -> Inputs:
-    """Of samples x (N, …), uint8 or floating, as they are stored."""
+    """The kind and range of samples x (N, …), uint8 or floating, as they are stored."""
     low, high, sizes = np.inf, -np.inf, []
     for start in range(0, len(x), _CHUNK):
         rows = x[start : start + _CHUNK].reshape(min(_CHUNK, len(x) - start), -1)
@@ -284,8 +283,8 @@ def measured(x: Array) -> Inputs:
 
 
 def other_kind(trained: Inputs, given: Inputs) -> str | None:
-    """Why inputs can't be taken for what was trained on: one is uint8, which is scaled to 0 … 1,
-    and the other is floating on another scale; None where they can."""
+    """Words for why a network can't be used on `given`: one of both kinds of inputs is uint8, which
+    is scaled to 0 … 1, and the other is floating on another scale. None where it can be used."""
     if trained.kind == given.kind:
         return None
     floating = trained if trained.kind == "float" else given
@@ -299,8 +298,8 @@ def other_kind(trained: Inputs, given: Inputs) -> str | None:
 
 
 def other_scale(trained: Inputs, given: Inputs) -> str | None:
-    """In words, that inputs are much larger or smaller than all that was trained on; None where
-    they are not."""
+    """Words for inputs that are much larger or smaller than those of training; None where they are
+    not."""
     if _fits(trained, given):
         return None
     return (
@@ -312,7 +311,7 @@ def other_scale(trained: Inputs, given: Inputs) -> str | None:
 def _fits(trained: Inputs, given: Inputs) -> bool:
     size = _scaled(given, max(abs(given.low), abs(given.high)))
     most = _scaled(trained, max(abs(trained.low), abs(trained.high)))
-    # Nothing can be said of samples that are all zero, nor by training on such.
+    # The scale of samples that are all zero is not known.
     if not size or not most:
         return True
     return _scaled(trained, trained.least) / _FACTOR <= size <= _FACTOR * most

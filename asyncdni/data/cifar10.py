@@ -1,9 +1,10 @@
-"""CIFAR-10 (Krizhevsky 2009), the binary version: 50,000 + 10,000 colour images, 32 by 32 pixels.
+"""CIFAR-10 (Krizhevsky 2009), binary version: 50,000 training and 10,000 test images in colour, 32
+by 32 pixels.
 
-Six files of records, one behind another: a byte that is the class, 0 to 9, then the red, the green
-and the blue plane, row by row. Source: "The CIFAR-10 dataset", section "Binary version". They are
-found by name in the folders of `folders.data_folders` and in `cifar-10-batches-bin` there, where
-the published archive puts them. Files of fewer records, or of more, are read as well.
+There are six files of records. A record is one byte for the class, 0 to 9, then the red, the green
+and the blue plane, row by row. Source: "The CIFAR-10 dataset", section "Binary version". The files
+are found by name in the folders of `download.data_folders` and in `cifar-10-batches-bin` there,
+where the published archive puts them. Files may have fewer or more records than the published ones.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ __all__ = [
     "load",
 ]
 
-#: Of the training images.
+#: The files of the training images.
 FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST_FILE = "test_batch.bin"
-#: In the published archive.
+#: The folder of the files in the published archive.
 PACKED_FOLDER = "cifar-10-batches-bin"
 
-#: Channels (red, green, blue), rows, columns; 0 to 255, scaled to [0, 1].
+#: Channels (red, green, blue), rows, columns; numbers from 0 to 255 are scaled to [0, 1].
 IMAGE_SHAPE = (3, 32, 32)
 RECORD_BYTES = 1 + 3 * 32 * 32
 _CLASSES = 10
 
 
 def describe(data: Cifar10) -> Meta:
-    """Shapes, and counts by the sizes of the files.
+    """The shapes, and the counts computed from the sizes of the files.
 
     Raises `DataError` for files that are missing or of a wrong size."""
     *train, test = find(data.path)
@@ -137,7 +138,8 @@ def _read(paths: Sequence[Path]) -> tuple[Array, Array]:
 
 
 def _records_of(path: Path, count: int) -> Array:
-    """(count, RECORD_BYTES), checked."""
+    """The records of a file, (count, RECORD_BYTES) uint8. Raises `DataError` for wrong labels, and
+    for a file that has changed."""
     try:
         raw = np.fromfile(path, np.uint8)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Copy and Repeat Copy: bits are shown one a step, then to be recalled, R times over.
+"""Copy and Repeat Copy: one bit is shown per step; then all must be recalled, R times over.
 
 ```
 step            0 … N-1     N            N+1 … N+NR    to the end of the last window
@@ -9,13 +9,14 @@ R / 10          0           R / 10       0             0        (repeat_copy alo
 target, mask    0, 0        0, 0         bit as 0/1, 1 0, 0
 ```
 
-Tasks of Graves, Wayne and Danihelka, "Neural Turing Machines" (2014), with one random bit a step as
-in Jaderberg et al., "Decoupled Neural Interfaces" (2017), section 3.2; R is scaled as in Pemberton
-and Costa, "BP(λ)" (2024). Bits come from streams of the seed, one for each sequence of each epoch.
+The tasks are those of Graves, Wayne and Danihelka, "Neural Turing Machines" (2014), with one random
+bit per step as in Jaderberg et al., "Decoupled Neural Interfaces" (2017), section 3.2; R is scaled
+as in Pemberton and Costa, "BP(λ)" (2024). Bits come from streams of the seed, one for each sequence
+of each epoch.
 
-The curriculum grows by the clock: epochs 0 … k-1 have the first size, the next k the second, and so
-on, up to the full one. The paper's grows when the error is small, which a stream of data that any
-process can replay can't know.
+The curriculum grows with the epochs: epochs 0 … k-1 have the first size, the next k the second, and
+so on, up to the full one. In the paper it grows when the error is small, but here any process must
+be able to make the data again without knowing errors.
 """
 
 from __future__ import annotations
@@ -32,31 +33,31 @@ from asyncdni.nn.streams import stream
 
 __all__ = ["Copying", "Size", "describe", "load", "next_size", "sizes"]
 
-#: A coming target is told as -1 or 1 and 1, and as 0 and 0 where none is asked for.
+#: Numbers that stand for a coming target: -1 or 1, and 1; or 0 and 0 where none is asked for.
 _HINTS = 2
 
 
 class Size(NamedTuple):
-    """Of a sequence."""
+    """The size of a sequence: N bits, recalled R times."""
 
     bits: int  # N
     repeats: int = 1  # R
 
     @property
     def steps(self) -> int:
-        """Shown, delimited, recalled."""
+        """Steps of a sequence: bits shown, the delimiter, bits recalled."""
         return self.bits + 1 + self.bits * self.repeats
 
     def windows(self, steps: int) -> int:
-        """Of `steps` steps, the last one filled up."""
+        """Windows of `steps` steps that a sequence takes; the last one is filled up."""
         return -(-self.steps // steps)
 
 
 def next_size(size: Size, full: Size) -> Size:
-    """One repeat more up to as many as there are bits, then one bit more; nothing beyond `full`.
+    """The size after `size` in the curriculum, as of Repeat Copy in Jaderberg et al. 2017.
 
-    As the curriculum of Repeat Copy in Jaderberg et al. 2017; Copy, with full.repeats = 1, counts
-    its bits."""
+    It has one repeat more until there are as many repeats as bits, then one bit more, up to `full`.
+    For Copy, with full.repeats = 1, only the bits grow."""
     room_for_repeats = size.repeats < full.repeats
     if room_for_repeats and (size.repeats < size.bits or size.bits == full.bits):
         return size._replace(repeats=size.repeats + 1)
@@ -64,7 +65,7 @@ def next_size(size: Size, full: Size) -> Size:
 
 
 def sizes(full: Size) -> list[Size]:
-    """From 1 bit once to `full`."""
+    """All sizes of the curriculum, from one bit recalled once to `full`."""
     found = [Size(1)]
     while found[-1] != full:
         found.append(next_size(found[-1], full))
@@ -72,7 +73,7 @@ def sizes(full: Size) -> list[Size]:
 
 
 class Copying:
-    """The task: see `sequences.Task`."""
+    """The task of copying as a `sequences.Task`."""
 
     def __init__(
         self,
@@ -88,10 +89,10 @@ class Copying:
         Args:
             full: size of test sequences, and of all others without `grow`.
             streams: B.
-            steps: T, of a window.
+            steps: T, the steps of a window.
             grow: epochs at each size of the curriculum; 0: all sequences are `full`.
-            tell_repeats: a fourth input is R / 10 at the delimiter.
-            test: purpose of the random stream of the test part.
+            tell_repeats: whether there is a fourth input, which is R / 10 at the delimiter.
+            test: name of the random stream of the test part.
         """
         self._streams = streams
         self._steps = steps
@@ -101,7 +102,7 @@ class Copying:
         self._test = test
 
     def size(self, epoch: int | None) -> Size:
-        """Of the sequences of that epoch; of the test part's for None."""
+        """The size of the sequences in `epoch`, or of those of the test part for None."""
         if epoch is None or not self._grow:
             return self._sizes[-1]
         return self._sizes[min(epoch // self._grow, len(self._sizes) - 1)]
@@ -135,7 +136,7 @@ class Copying:
 
 
 def describe(data: Copy | RepeatCopy) -> Meta:
-    """Windows (T, 3), or (T, 4) with repeats; one value a step, under a mask.
+    """The shapes: windows (T, 3), or (T, 4) with repeats; one value per step, with a mask.
 
     Raises `ConfigError` for windows longer than a sequence."""
     full = _full(data)
@@ -159,8 +160,8 @@ def describe(data: Copy | RepeatCopy) -> Meta:
 
 
 def load(data: Copy | RepeatCopy, seed: int) -> Sequences:
-    """The stream of sequences, and a test part of the seed's; with `validation`, of no run's seed:
-    all runs of a study are judged by the same."""
+    """The sequences of a run. The test part depends on `seed`; with `validation` it does not, so
+    that all runs of a study are judged by the same sequences."""
     task = Copying(
         _full(data),
         streams=data.batch_size,

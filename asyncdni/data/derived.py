@@ -1,8 +1,11 @@
-"""`[data] validation = N`: N training samples take the place of the test set.
+"""Data sets derived from others: with a validation part, and with the inputs as targets.
 
-Hyper-parameters are then chosen without a look at the test set. Which samples are held out depends
-on their number alone: they are the last N of a permutation that has nothing to do with the run's
-seed, so every run of a study is judged by the same ones, and a larger N only adds to a smaller.
+With `[data] validation = N`, N training samples replace the test set, so that hyper-parameters are
+chosen without a look at the test set. They are the last N of a permutation that does not depend on
+the run's seed. So every run of a study is judged by the same samples, and a larger N keeps the
+samples of a smaller one.
+
+With `[data] targets = "inputs"`, an autoencoder learns to reconstruct its inputs.
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ from asyncdni.nn.streams import stream
 
 __all__ = ["Reconstruction", "described", "described_as_inputs", "hold_out"]
 
-#: Of the permutation; a seed like any other, and no run's.
+#: Seed of the permutation, for all runs.
 _SEED = 0
 
 
 def described(meta: Meta, count: int) -> Meta:
-    """`meta` once `count` samples are held out. Raises `ConfigError` if none is left to train on.
+    """`meta` after `count` samples have been held out; 0 changes nothing.
 
-    0 changes nothing.
+    Raises `ConfigError` if no sample is left to train on.
     """
     if count == 0:
         return meta
@@ -42,7 +45,7 @@ def described(meta: Meta, count: int) -> Meta:
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """The same with `count` training samples in place of the test samples; 0 changes nothing.
+    """The data set with `count` training samples as its test samples; 0 changes nothing.
 
     Both parts keep the stored order. Raises `ConfigError` as `described` does.
     """
@@ -61,14 +64,6 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
     )
 
 
-# --- reconstruction ------------------------------------------------------------------------------
-#
-# `[data] targets = "inputs"`: samples are to be made again from what a network keeps of them.
-#
-# For autoencoders. The targets are the inputs, flattened, as values of [0, 1] where these are
-# images.
-
-
 def described_as_inputs(meta: Meta) -> Meta:
     """`meta` with its inputs as targets."""
     outputs = math.prod(meta.input_shape)
@@ -76,7 +71,10 @@ def described_as_inputs(meta: Meta) -> Meta:
 
 
 class Reconstruction:
-    """The batches of `dataset` with "y" (B, outputs) a view of "h": see `batches.Batches`."""
+    """The batches of `dataset` with its inputs as targets, for autoencoders: see `meta.Batches`.
+
+    "y" (B, outputs) is a flattened view of "h"; of images, values in [0, 1].
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -108,7 +106,7 @@ class Reconstruction:
         return _to_itself(self._dataset.read_test(index, batch_size, dtype))
 
     def targets(self) -> dict[str, Array]:
-        """All inputs, but of uint8, which is scaled to [0, 1], one."""
+        """All inputs, flattened; of uint8 only one test sample, as all are scaled to [0, 1]."""
         found = {"x_train": self._dataset.x_train, "x_test": self._dataset.x_test}
         if found["x_train"].dtype == np.uint8:
             return {"x_test": self.read_test(0, 1, np.float32)["y"]}

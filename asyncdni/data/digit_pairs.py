@@ -1,8 +1,9 @@
-"""Two kinds of digits to tell apart, 0 and 1 unless said otherwise: few images, one output.
+"""Two kinds of digits to tell apart, by default 0 and 1: few images, one output.
 
-The task of Seo's decoupled recurrent network (2018): 100 training and 20 test images, the target 0
-for the first kind and 1 for the second. Images are drawn without replacement by the run's seed, the
-test images from the test part. For a recurrent layer the same image comes at every time stamp.
+This is the task of Seo's decoupled recurrent network (2018): 100 training and 20 test images; the
+target is 0 for the first kind and 1 for the second. Images are drawn without replacement by the
+run's seed, test images from the test set. For recurrent layers each image is repeated at every time
+step.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["describe", "load"]
 
 
 def describe(data: DigitPairs) -> Meta:
-    """Shapes: (784,) or (steps, 784) in, one value out; touches no file.
+    """The shapes: inputs (784,) or (steps, 784), one value as target; reads no file.
 
     Raises `ConfigError` for twice the same digit."""
     if data.first == data.second:

@@ -1,7 +1,9 @@
-"""Getting a file from one of several mirrors, checked before anything is written.
+"""The folders of data files, and downloads of a file from one of several mirrors.
 
-It is held in memory until its bytes have proved to be the published ones, then written beside its
-place and renamed: a folder holds whole, right files only.
+Data files are kept in a given folder, or else in $ASYNCDNI_DATA, then in the user's cache folder.
+
+A download is held in memory until its bytes are known to be the published ones. It is then written
+to a temporary file, which is renamed, so a folder only ever holds whole and correct files.
 """
 
 from __future__ import annotations
@@ -20,8 +22,6 @@ from asyncdni.files import replaced
 __all__ = ["Progress", "base_folder", "cache_folder", "data_folders", "listed", "receive", "write"]
 
 # --- folders -------------------------------------------------------------------------------------
-#
-# Where data files are kept: a given folder, or else $ASYNCDNI_DATA, then the user's cache.
 
 
 def data_folders(given: str, name: str) -> list[Path]:
@@ -40,7 +40,7 @@ def data_folders(given: str, name: str) -> list[Path]:
 
 
 def listed(folders: Sequence[Path]) -> str:
-    """In an error message, where has been looked."""
+    """The folders that were searched, for an error message."""
     return ", ".join(map(str, folders)) or "$ASYNCDNI_DATA, which is not set (nor is there a home)"
 
 
@@ -54,9 +54,9 @@ def cache_folder() -> Path | None:
 
 
 def _caches() -> Path:
-    """Raises `RuntimeError` without a home."""
+    """The folder of all caches of the user. Raises `RuntimeError` for a user without a home."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
+    # The XDG specification says to ignore relative paths.
     if given and Path(given).is_absolute():
         return Path(given)
     if sys.platform == "darwin":
@@ -66,7 +66,9 @@ def _caches() -> Path:
     return Path.home() / ".cache"
 
 
-#: Called with bytes received so far and their total, None where the mirror doesn't tell it.
+# --- download ------------------------------------------------------------------------------------
+
+#: Called with the bytes received so far and the total, None where the mirror doesn't tell it.
 Progress = Callable[[int, int | None], None]
 
 _TIMEOUT_S = 15.0  # to connect, and between two pieces
@@ -74,7 +76,7 @@ _PIECE_BYTES = 1 << 16
 
 
 def base_folder() -> Path:
-    """Where a fetch belongs: in $ASYNCDNI_DATA, or else in the user's cache folder.
+    """The folder for downloaded files: $ASYNCDNI_DATA, or else the user's cache folder.
 
     Raises `DataError` for a user without a home."""
     given = os.environ.get("ASYNCDNI_DATA", "")
@@ -96,11 +98,11 @@ def receive(
     progress: Progress,
     cure: str,
 ) -> tuple[bytes, str]:
-    """The bytes of `name` and the mirror that had them, the first of `mirrors` with right ones.
+    """Download `name`; returns its bytes, and the first of `mirrors` that has the right ones.
 
-    `check(content, mirror)` raises `DataError` for other bytes than the published ones; packed or
-    not, there are at most `bytes_max`, the size unpacked. Raises `DataError` if no mirror gives
-    them, saying why, for each, and what to do: `cure`.
+    `check(content, mirror)` raises `DataError` for other bytes than the published ones. A file
+    longer than `bytes_max`, its size unpacked, is refused. Raises `DataError` if no mirror has the
+    file, with the reason for each, and with `cure`: what the user can do.
     """
     reasons = []
     for mirror in mirrors:
@@ -121,7 +123,7 @@ def receive(
 
 
 def write(path: Path, content: bytes) -> None:
-    """All of `content` or nothing, even if this process is killed. Raises `DataError`."""
+    """Write all of `content` or nothing, even if this process is killed. Raises `DataError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path) as file:
@@ -140,7 +142,7 @@ def _received(mirror: str, name: str, bytes_max: int, progress: Progress) -> byt
         while piece := response.read(_PIECE_BYTES):
             pieces += piece
             progress(len(pieces), total)
-            # Packed, they are shorter than the file itself: more is something else.
+            # Packed, the file is shorter than unpacked: if longer, it is another file.
             if len(pieces) > bytes_max:
                 raise DataError(f"{mirror}: longer than the {bytes_max} bytes of the file unpacked")
     if total is not None and len(pieces) < total:

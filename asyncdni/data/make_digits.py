@@ -1,8 +1,7 @@
 """Builds the embedded digits out of MNIST: `python -m asyncdni.data.make_digits [FILE]`.
 
-The rule is in `digits`. The result depends on nothing but MNIST's published files; its bytes may
-differ between versions of zlib, its arrays don't.
-"""
+Which images are chosen is documented in `digits`. The arrays depend on nothing but MNIST's
+published files; the bytes of the file may differ between versions of zlib."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ _CLASSES = digits.META.outputs
 
 
 def subset(full: Dataset) -> dict[str, Array]:
-    """The four arrays of the embedded file, uint8, out of all of MNIST."""
+    """The four arrays of the embedded file, uint8, taken from all of MNIST."""
     train = _chosen(full.y_train, digits.META.train_samples // _CLASSES)
     test = _chosen(full.y_test, digits.META.test_samples // _CLASSES)
     arrays = (full.x_train[train], full.y_train[train], full.x_test[test], full.y_test[test])

@@ -1,4 +1,5 @@
-"""What is known of a data set without its samples: the shapes that networks and peers go by."""
+"""What is known about a data set without its samples (`Meta`), and how its batches are read
+(`Batches`)."""
 
 from __future__ import annotations
 
@@ -15,56 +16,58 @@ Array = NDArray[Any]
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """One array of a batch, without the batch axis."""
+    """The form of one array of a batch, without the batch axis."""
 
     shape: tuple[int, ...]
-    dtype: Literal["bool", "float"]  # "float": the run's
+    dtype: Literal["bool", "float"]  # "float": the dtype of the run
 
 
 class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Of which kind and size the numbers x are, as they are stored."""
+    """The kind and range of the numbers x, as they are stored."""
 
     kind: Literal["uint8", "float"]  # uint8 is scaled by 1/255
     low: float
     high: float
-    #: Of 99 in 100 training samples the largest |x| is at least this.
+    #: In 99 of 100 training samples the largest |x| is at least this.
     least: float = 0.0
 
 
 class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a network must fit, and of which samples it is known.
+    """The shapes and counts of a data set, which a network must fit, and what identifies its
+    samples.
 
-    A batch is {"h": inputs (B, *input_shape), "y": targets} and what `context` names, B rows each.
-    y is (B,) int64 class ids or (B, outputs) values; with `steps`, one target a step: (B, steps) or
-    (B, steps, outputs). Known to the context:
+    A batch is {"h": inputs (B, *input_shape), "y": targets} and the arrays named in `context`, with
+    B rows each. y is (B,) int64 class ids or (B, outputs) values; with `steps`, it has one target
+    per step: (B, steps) or (B, steps, outputs). The context may have:
 
-    * "first", "last": the window begins, ends a sequence of that stream.
-    * "mask": which steps count, in the loss and among the answers; all where it is absent.
+    * "first", "last": whether the window is the first, the last of a sequence of its stream.
+    * "mask": which steps count, in the loss and in the accuracy; without it, all do.
     * "coming": the targets after the window's end, for generators, in training only.
     """
 
     input_shape: tuple[int, ...]  # of one sample
     targets: Literal["classes", "values"]
-    outputs: int  # classes, or values a sample (a step)
-    train_samples: int  # of an epoch; windows are counted once for each of their streams
+    outputs: int  # classes, or values per sample (per step)
+    train_samples: int  # in an epoch; a window counts once for each of its streams
     test_samples: int
-    steps: int = 0  # of a window, each with a target of its own; 0: one target a sample
+    steps: int = 0  # steps of a window, each with its own target; 0: one target per sample
     context: dict[str, Tensor] = {}
-    answers: bool = True  # targets are what an output can be right about
-    vocabulary: str = ""  # of a text: its characters in the order of their ids
-    inputs: Inputs | None = None  # None: not known, as of runs of earlier versions
-    #: Of arrays or files, by name. None of those that are published, or made by the options alone.
+    answers: bool = True  # whether an output can be right or wrong, so that there is an accuracy
+    vocabulary: str = ""  # the characters of a text in the order of their ids
+    inputs: Inputs | None = None  # None: not known, as in runs of earlier versions
+    #: Checksums of arrays or files, by name; none for data that are published, or generated from
+    #: their options alone.
     checksums: dict[str, str] = {}
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """What a stage with a loss must end in: (outputs,), or (steps, outputs)."""
+        """The output shape of a stage with a loss: (outputs,), or (steps, outputs)."""
         return (self.steps, self.outputs) if self.steps else (self.outputs,)
 
 
 def misfit(meta: Meta, tensors: Mapping[str, Array], rows: int, dtype: DTypeLike) -> str | None:
-    """Why "y" and the context of a batch of `rows` samples are not what `meta` says, as in
-    `mask is float32 (32, 4), expected bool (32, 5)`; None where they are."""
+    """Words for the first of "y" and the context of a batch of `rows` samples that is not as `meta`
+    says, such as `mask is float32 (32, 4), expected bool (32, 5)`; None where all are."""
     steps = (meta.steps,) if meta.steps else ()
     expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
     if meta.targets == "classes":
@@ -84,33 +87,29 @@ def misfit(meta: Meta, tensors: Mapping[str, Array], rows: int, dtype: DTypeLike
 
 
 def other_parts(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The names of arrays or files whose checksums are not what they were; none where one side is
-    not known."""
+    """The names of arrays or files whose checksums have changed; none where either side is empty,
+    so not known."""
     if not then or not now:
         return []
     return [name for name in {**then, **now} if then.get(name) != now.get(name)]
 
 
-# --- batches -------------------------------------------------------------------------------------
-#
-# What a data set is to those who train on it: numbered batches, each a dict of arrays.
-
-
 class Batches(Protocol):
-    """Training batches by (epoch, index), test batches by index: see `Meta` for what is in them.
+    """A data set as numbered batches, each a dict of arrays: see `Meta` for what they hold.
 
-    A batch depends on nothing but its numbers and the seed, so that it can be read again, in any
-    order and in another process: in a resumed run, after a crash, under another split.
+    A training batch depends on (seed, epoch, index) alone, a test batch on its index. So it can be
+    read again in any order and in another process: in a resumed run, after a crash, under another
+    split.
     """
 
     @property
     def meta(self) -> Meta: ...
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """Training batches of one epoch."""
+        """How many training batches one epoch has."""
 
     def test_batches(self, batch_size: int) -> int:
-        """Batches of the test part."""
+        """How many batches the test part has."""
 
     def read(
         self,
@@ -128,8 +127,8 @@ class Batches(Protocol):
         """Test batch `index`. Raises `IndexError` as `read` does."""
 
     def targets(self) -> Mapping[str, Array]:
-        """Targets that stand for all, by the name of their array: what a loss must be able to
-        learn."""
+        """Targets to check that a loss can learn them, by the name of their array; they represent
+        all targets."""
 
     def validate(self) -> None:
-        """Raises `DataError` for what can't be trained on."""
+        """Raises `DataError` if the data can't be trained on."""

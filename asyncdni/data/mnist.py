@@ -1,8 +1,13 @@
-"""MNIST (LeCun, Cortes, Burges): 60,000 + 10,000 images of handwritten digits, 28 by 28 pixels.
+"""MNIST (LeCun, Cortes, Burges): 60,000 training and 10,000 test images of handwritten digits, 28
+by 28 pixels.
 
-Four IDX files, gzip or plain, found by name in the folders of `folders.data_folders`. What counts
-is the uncompressed bytes: their sizes and checksums are those of the published files, however they
-have been compressed since.
+There are four IDX files, gzip or plain, found by name in the folders of `download.data_folders`.
+Sizes and checksums are compared for the uncompressed bytes, however they have been compressed.
+
+    IDX: 0x00 0x00  type (0x08: uint8)  axes  |  4 bytes per axis: its size  |  the values
+
+Sizes are big-endian, values row-major. Source: LeCun, Cortes and Burges, "The MNIST database",
+section "File formats". Gzip is recognised by its first bytes, not by the name of the file.
 """
 
 from __future__ import annotations
@@ -47,28 +52,21 @@ __all__ = [
     "read",
 ]
 
-# --- idx -----------------------------------------------------------------------------------------
-#
-# The IDX format of MNIST: a magic number, one big-endian size an axis, then the values.
-#
-#     0x00 0x00  type (0x08: uint8)  axes  |  4 bytes an axis: its size  |  the values, row-major
-#
-# Source: LeCun, Cortes and Burges, "The MNIST database", section "File formats". Files may be
-# compressed by gzip, which is told from their first bytes and not from their names.
+# --- IDX files -----------------------------------------------------------------------------------
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _UINT8 = 0x08
 
 
 def decompress(content: bytes, source: str, bytes_max: int) -> bytes:
-    """`content` as it is, or unpacked where it is gzip.
+    """The bytes of a file, unpacked where they are gzip.
 
     Raises `DataError` naming `source` for damaged gzip and for more than `bytes_max` bytes.
     """
     raw = content
     if content.startswith(_GZIP_MAGIC):
         try:
-            # One byte beyond the limit tells "too long" without unpacking all of a hostile file.
+            # One byte beyond the limit shows "too long" without unpacking all of a hostile file.
             raw = gzip.GzipFile(fileobj=io.BytesIO(content)).read(bytes_max + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{source}: damaged gzip file ({error})") from None
@@ -99,8 +97,11 @@ def parse(raw: bytes, source: str, axes: int) -> NDArray[np.uint8]:
     return np.frombuffer(raw, dtype=np.uint8, offset=head).reshape(shape)
 
 
+# --- data set ------------------------------------------------------------------------------------
+
+
 class File(NamedTuple):
-    """One of the four files, uncompressed."""
+    """One of the four files, as it is uncompressed."""
 
     name: str
     axes: int
@@ -136,24 +137,24 @@ FILES = (
     ),
 )
 
-#: Pixels row by row, 0 (paper) to 255 (ink), scaled to [0, 1].
+#: Inputs are the pixels row by row; numbers from 0 (paper) to 255 (ink) are scaled to [0, 1].
 META = Meta(
     input_shape=(784,), targets="classes", outputs=10, train_samples=60_000, test_samples=10_000
 )
 
-#: Of an image with `planes`: channels, rows, columns.
+#: The shape of an image with `planes`: channels, rows, columns.
 _PLANES = (1, 28, 28)
 
 _CURE = "`asyncdni data mnist`, or set ASYNCDNI_DATA to their folder"
 
 
 def describe(data: config.Mnist) -> Meta:
-    """`META`, or that of image planes; touches no file."""
+    """The shapes and counts: `META`, or the same for image planes; reads no file."""
     return described_as(META, planes=data.planes)
 
 
 def load(data: config.Mnist, seed: int) -> Dataset:
-    """All of MNIST; nothing in it depends on the seed.
+    """Load all of MNIST; nothing in it depends on the seed.
 
     Raises `DataError` where a file is missing, damaged or not the published one.
     """
@@ -163,12 +164,12 @@ def load(data: config.Mnist, seed: int) -> Dataset:
 
 
 def described_as(meta: Meta, *, planes: bool) -> Meta:
-    """`meta` of images that come as pixels (784,) or, with `planes`, as (1, 28, 28)."""
+    """`meta` for images that come as pixels (784,) or, with `planes`, as (1, 28, 28)."""
     return msgspec.structs.replace(meta, input_shape=_PLANES) if planes else meta
 
 
 def as_planes(dataset: Dataset, *, planes: bool) -> Dataset:
-    """The same images, the same memory, as `described_as` says."""
+    """The images in the shape that `described_as` gives, as views of the same memory."""
     if not planes:
         return dataset
     return Dataset(
@@ -182,9 +183,9 @@ def as_planes(dataset: Dataset, *, planes: bool) -> Dataset:
 
 
 def read(folders: Sequence[Path], cure: str = _CURE) -> Dataset:
-    """MNIST out of the first of `folders` that has each file.
+    """Read MNIST, each file from the first of `folders` that has it.
 
-    Raises `DataError`, which ends in `cure` where files are missing.
+    Raises `DataError`; where files are missing, its message ends in `cure`.
     """
     paths = [find(file, folders) for file in FILES]
     missing = [file.name for file, path in zip(FILES, paths, strict=True) if path is None]
@@ -211,7 +212,7 @@ def find(file: File, folders: Sequence[Path]) -> Path | None:
 
 
 def checked(file: File, content: bytes, source: str) -> bytes:
-    """The uncompressed bytes of `content`, a copy of `file`.
+    """The uncompressed bytes of `content`, if it is a right copy of `file`.
 
     Raises `DataError` naming `source`, what was given and what was expected, unless they are the
     published ones.
@@ -248,10 +249,8 @@ def _flat(images: Array) -> Array:
 
 
 # --- download ------------------------------------------------------------------------------------
-#
-# Fetching MNIST's four files from public mirrors: see `transfer` for how.
 
-#: Folders of the gzip files; tried in order.
+#: Folders of the gzip files, which are tried in order.
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -261,16 +260,16 @@ MIRRORS = (
 
 
 def default_folder() -> Path:
-    """Where a fetch belongs: in $ASYNCDNI_DATA, or else in the user's cache folder.
+    """The folder for downloaded files: in $ASYNCDNI_DATA, or else in the user's cache folder.
 
-    That is the subfolder `mnist`, unless some of the files already lie in the folder itself.
+    It is the subfolder `mnist`, unless some of the files already are in the folder itself.
     """
     base = base_folder()
     return base if any(find(file, [base]) for file in FILES) else base / "mnist"
 
 
 def held(file: File, folder: Path) -> Path | None:
-    """The path of `file` in `folder` if it is there and right, else None."""
+    """The path of `file` in `folder` if it is there and has the published bytes, else None."""
     path = find(file, [folder])
     if path is None:
         return None
@@ -282,7 +281,7 @@ def held(file: File, folder: Path) -> Path | None:
 
 
 def fetch(file: File, folder: Path, mirrors: Sequence[str], progress: Progress) -> str:
-    """Puts `file`, as gzip, into `folder`; returns the mirror that had it.
+    """Download `file` into `folder` as gzip; returns the mirror that had it.
 
     Raises `DataError` if no mirror gives the published bytes (saying why, for each), or the folder
     can't be written to.

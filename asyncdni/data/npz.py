@@ -1,16 +1,16 @@
 """A user's own data: one .npz file with the arrays x_train, y_train, x_test and y_test.
 
-x is (N, …): floating, taken as it is, or uint8, scaled by 1/255. What y is `data.targets` says:
+x is (N, …): floating, taken as it is, or uint8, scaled by 1/255. `data.targets` says what y is:
 
 * "classes": (N,) or (N, 1) whole numbers from 0, of any type, bool among them. There are as many
   classes as the largest label of both parts, plus one.
 * "values": (N,) or (N, K) numbers of any type, taken as they are; (N,) is read as (N, 1).
-* "inputs": not looked at, as the targets are x.
+* "inputs": y is ignored, as the targets are x.
 * "auto": values where y_train is floating, else classes. In an experiment the losses decide: see
   `experiment.parse`.
 
-Written by `numpy.savez` or `numpy.savez_compressed`. Objects in such a file are pickles, which run
-code when they are loaded: they are never read.
+The file is written by `numpy.savez` or `numpy.savez_compressed`. Python objects in such a file are
+pickles, which run code when they are loaded; they are never read.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ __all__ = ["checksums", "dataset", "describe", "inputs", "load", "read", "read_o
 
 _Y = ("y_train", "y_test")
 
-#: Of x_train, to find the range of its numbers by: what a start may take longer by is bounded.
+#: Bytes of x_train that are read to find the range of its numbers; this bounds the time of a start.
 _LOOKED_AT_BYTES = 1 << 27
 
-#: Numbers looked at together.
+#: Numbers that are read at a time.
 _CHUNK = 1 << 20
 
-#: No byte of a deflated member stands for more than so many, and of a stored one for itself.
+#: One byte of a deflated member unpacks to at most so many bytes, one of a stored member to itself.
 _DEFLATE_MAX = 1032
 
 
 class _Header(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    by_columns: bool = False  # Fortran's order
+    by_columns: bool = False  # whether the array is in Fortran's order
 
 
 def describe(data: config.Npz) -> Meta:
-    """Shapes, from the headers of the arrays; of the contents only y is read.
+    """The shapes, from the headers of the arrays; of the contents only y is read.
 
     Raises `DataError` for a file that is missing, damaged or of another form.
     """
@@ -80,14 +80,16 @@ def describe(data: config.Npz) -> Meta:
 
 
 def load(data: config.Npz, seed: int) -> Dataset:
-    """The whole file; nothing in it depends on the seed. Raises `DataError` as `describe` does."""
+    """Load the whole file; nothing in it depends on the seed. Raises `DataError` as `describe`
+    does."""
     return dataset(data.path, read(Path(data.path)), data.targets)
 
 
 def dataset(source: str, arrays: Mapping[str, Array], targets: config.NpzTargets) -> Dataset:
-    """The four arrays as a data set, y being what `targets` says.
+    """The four arrays as a data set; `targets` says what y is.
 
-    Raises `DataError` for arrays that don't fit each other, and labels that are none."""
+    Raises `DataError` for arrays that don't fit each other, and for labels that are not whole
+    numbers from 0."""
     values = _are_values(targets, arrays)
     check_forms(source, arrays, values=values)
     kept = dict(arrays)
@@ -99,13 +101,13 @@ def dataset(source: str, arrays: Mapping[str, Array], targets: config.NpzTargets
 
 
 def read(path: Path) -> dict[str, Array]:
-    """The four arrays of an .npz file, as they are. Raises `DataError`."""
+    """Read the four arrays of an .npz file, as they are. Raises `DataError`."""
     with _opened(path, ARRAYS) as archive:
         return {name: _array(archive, name) for name in ARRAYS}
 
 
 def read_one(path: Path, names: Sequence[str]) -> Array:
-    """The first of `names` that an .npz file has. Raises `DataError` as `read` does."""
+    """Read the first of `names` that an .npz file has. Raises `DataError` as `read` does."""
     with _opened(path, names) as archive:
         held = [entry.removesuffix(".npy") for entry in archive.namelist()]
         there = [name for name in names if name in held]
@@ -115,14 +117,14 @@ def read_one(path: Path, names: Sequence[str]) -> Array:
 
 
 def checksums(data: config.Npz) -> dict[str, str]:
-    """The CRC-32 of each array with its shape and type, as the file itself holds them: whoever
-    reads an array has it checked. Raises `DataError` for a file that can't be read."""
+    """The CRC-32 of each array with its header, as stored in the file, by name. Reading an array
+    checks it. Raises `DataError` for a file that can't be read."""
     with _opened(Path(data.path), ARRAYS) as archive:
         return {name: f"crc32 {_info(archive, name).CRC:08x}" for name in ARRAYS}
 
 
 def inputs(data: config.Npz) -> Inputs:
-    """Kind and range of x_train, of which the first 128 MiB are looked at.
+    """The kind and range of x_train, found from its first 128 MiB.
 
     Raises `DataError` as `describe` does."""
     with _opened(Path(data.path), ARRAYS) as archive:
@@ -233,7 +235,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> Array:
 
 
 def _are_answers(path: Path) -> bool:
-    """Whether all values are 0 or 1: what an output can be right about."""
+    """Whether all values are 0 or 1, so that an output can be right or wrong."""
     with _opened(path, ARRAYS) as archive:
         return all(_is_binary(archive, name) for name in _Y)
 
@@ -250,7 +252,8 @@ def _is_binary(archive: zipfile.ZipFile, name: str) -> bool:
 
 
 def _are_values(targets: config.NpzTargets, forms: Mapping[str, Form]) -> bool:
-    """Of "inputs" y is of no account, and nothing is asked of its numbers."""
+    """Whether y is read as values. With "inputs" y is ignored, so values will do: nothing is asked
+    of them."""
     if targets == "auto":
         return forms["y_train"].dtype.kind == "f"
     return targets != "classes"

@@ -7,13 +7,12 @@
  last                    1                    1      1      1
 ```
 
-Window w of an epoch is its batch w. All streams begin and end a sequence together, on the border of
-a window; an epoch begins with the start of one. Windows that are left over at the end of an epoch,
-too few for a whole sequence, stand idle: nothing in, nothing asked. Test windows follow each other
-likewise, so that the state can be carried through a long text.
+Window w of an epoch is its batch w. All streams begin and end a sequence together, at the border of
+a window, and an epoch begins with a new sequence. If too few windows for a whole sequence are left
+at the end of an epoch, they are idle: their inputs are zero and none of their steps counts. Test
+windows follow each other likewise, so that state can be carried through a long text.
 
-Nothing is remembered from one window to the next but what can be made again: a window depends on
-(seed, epoch, index) alone.
+A window depends on (seed, epoch, index) alone; the sequence read last is kept only to save time.
 """
 
 from __future__ import annotations
@@ -34,28 +33,28 @@ __all__ = ["Sequence", "Sequences", "Task", "describe_windows", "one_hot"]
 
 @dataclass(frozen=True)
 class Sequence:
-    """One sequence of each of B streams: L steps, a whole number of windows."""
+    """One sequence of each of B streams, of L steps, which are a whole number of windows."""
 
-    x: Array  # (B, L, *inputs of a step), or (B, L) ids that are read as one-hot vectors
+    x: Array  # (B, L, *shape of a step), or (B, L) ids, which may be read as one-hot vectors
     y: Array  # (B, L) class ids, or (B, L, K) values
-    mask: Array | None = None  # (B, L) bool: steps that count; all
-    hints: Array | None = None  # (B, L, H): of each step's target, what generators see; y itself
+    mask: Array | None = None  # (B, L) bool: which steps count; None: all
+    hints: Array | None = None  # (B, L, H): what generators see of each target; None: y itself
 
 
 class Task(Protocol):
-    """What the sequences are. `epoch` is None for those of the test part.
+    """Makes the sequences of an epoch, or of the test part where `epoch` is None.
 
-    They have a mask, unless one sequence fills an epoch: idle windows need one."""
+    Sequences have a mask, which idle windows need, unless one sequence fills an epoch."""
 
     def windows(self, epoch: int | None) -> int:
-        """Of each sequence of that epoch."""
+        """How many windows each sequence of `epoch` has."""
 
     def sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
-        """Sequence `number` of that epoch, the same whenever it is asked for."""
+        """Sequence `number` of `epoch`, the same whenever it is asked for."""
 
 
 class Sequences:
-    """The windows of a task: see `batches.Batches`. Serves one thread at a time."""
+    """The windows of a task as batches: see `meta.Batches`. Serves one thread at a time."""
 
     def __init__(
         self, source: str, meta: Meta, task: Task, *, streams: int, ahead: int, seed: int
@@ -64,8 +63,8 @@ class Sequences:
         Args:
             source: file or name, for error messages.
             meta: as `describe_windows` makes it.
-            ahead: steps whose targets are in the context as "coming"; 0: none are.
-            seed: of the test part.
+            ahead: how many steps after a window have their targets in the context, as "coming".
+            seed: that of the test part.
         """
         self.source = source
         self.meta = meta
@@ -75,16 +74,17 @@ class Sequences:
         self._seed = seed
         self._windows = meta.train_samples // streams
         self._test_windows = meta.test_samples // streams
-        self._held: Sequence | None = None  # the one that was read last …
+        self._held: Sequence | None = None  # the sequence that was read last …
         self._held_of: tuple[int, int | None, int] | None = None  # … and its (seed, epoch, number)
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """Windows of an epoch. Raises `ConfigError` for another `batch_size` than the streams."""
+        """How many windows an epoch has. Raises `ConfigError` for another `batch_size` than the
+        streams."""
         self._check_streams(batch_size)
         return self._windows
 
     def test_batches(self, batch_size: int) -> int:
-        """Windows of the test part. Raises `ConfigError` as `batches_per_epoch` does."""
+        """How many windows the test part has. Raises `ConfigError` as `batches_per_epoch` does."""
         self._check_streams(batch_size)
         return self._test_windows
 
@@ -97,7 +97,7 @@ class Sequences:
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> dict[str, Array]:
-        """Window `index` of `epoch`: "h", "y", "first", "last" and what else `meta` names.
+        """Window `index` of `epoch`: "h", "y", "first", "last" and what else `meta.context` names.
 
         Raises:
             ConfigError: for another `batch_size` than the number of streams.
@@ -113,7 +113,7 @@ class Sequences:
         return self._read(self._seed, None, index, self._test_windows, dtype, None)
 
     def targets(self) -> dict[str, Array]:
-        """y of the first training window and of the first test window, float32 where values."""
+        """The targets of the first training and the first test window; values are float32."""
         train, test = self._first_windows()
         return {"y of training": train["y"], "y of the test": test["y"]}
 
@@ -163,7 +163,7 @@ class Sequences:
     def _cut(
         self, sequence: Sequence, place: int, dtype: np.dtype[np.generic], out: Array | None
     ) -> dict[str, Array]:
-        """Window `place` of the sequence."""
+        """The arrays of window `place` of a sequence."""
         steps = self.meta.steps
         start, end = place * steps, (place + 1) * steps
         x = buffer_for(out, (self.streams, *self.meta.input_shape), dtype)
@@ -182,7 +182,8 @@ class Sequences:
         return tensors
 
     def _coming(self, sequence: Sequence, end: int, dtype: np.dtype[np.generic]) -> Array:
-        """What is to come after step `end`, (B, ahead * H); zero beyond the sequence's end."""
+        """The hints for the targets after step `end`, (B, ahead * H); zero beyond the sequence's
+        end."""
         hints = sequence.y if sequence.hints is None else sequence.hints
         wide = self.meta.context["coming"].shape[0] // self._ahead
         coming = np.zeros((self.streams, self._ahead, wide), dtype)
@@ -194,9 +195,9 @@ class Sequences:
 def describe_windows(
     meta: Meta, *, streams: int, ahead: int, masked: bool, hints: int | None = None
 ) -> Meta:
-    """`meta`, which counts windows of one stream, for so many streams and with its context.
+    """`meta`, which counts the windows of one stream, for `streams` streams and with its context.
 
-    `hints`: numbers that stand for one coming target; by default the outputs."""
+    `hints` is how many numbers stand for one coming target; by default as many as outputs."""
     context = {"first": Tensor((), "bool"), "last": Tensor((), "bool")}
     if masked:
         context["mask"] = Tensor((meta.steps,), "bool")
@@ -211,14 +212,15 @@ def describe_windows(
 
 
 def one_hot(ids: Array, classes: int, dtype: DTypeLike) -> Array:
-    """(…) ids to (…, classes)."""
+    """Ids (…) as one-hot vectors (…, classes) of `dtype`."""
     out = np.empty((*ids.shape, classes), dtype)
     _fill(out, ids)
     return out
 
 
 def _fill(out: Array, values: Array) -> None:
-    """Copies, ids as one-hot vectors where `out` has one axis more."""
+    """Copy `values` into `out`; if `out` has one axis more, they are ids and become one-hot
+    vectors."""
     if values.ndim == out.ndim:
         out[...] = values
         return
@@ -227,7 +229,7 @@ def _fill(out: Array, values: Array) -> None:
 
 
 def _idle(like: Sequence, steps: int) -> Sequence:
-    """One window long: zeros, of which nothing counts."""
+    """A sequence of one idle window: zeros, of which no step counts."""
     streams = len(like.y)
 
     def zeros(array: Array) -> Array:

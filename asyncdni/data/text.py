@@ -1,12 +1,12 @@
-"""The next character, at every step of a text: any UTF-8 file, plain or gzip.
+"""A text, any UTF-8 file, plain or gzip: the target of every step is the next character.
 
-The vocabulary is every character of the file, test part included, in the order of code points; an
-id is a place in it. The end of the text is the test part. Of B streams, stream b reads the b-th of
-B equally long pieces; one sequence fills an epoch. What does not fill a window of all streams is
-left out, at both ends of the text: each epoch starts at another character, so that windows are not
-cut at the same places for ever.
+The vocabulary is every character of the file, test part included, in the order of code points; the
+id of a character is its place there. The end of the text is the test part. Of B streams, stream b
+reads the b-th of B equally long pieces; one sequence fills an epoch. Characters that don't fill a
+window of all streams are left out at both ends of the text: each epoch starts at another character,
+so that windows are not always cut at the same places.
 
-A mean loss of cross-entropy, in nats a character, is 1/ln 2 times as much in bits.
+The mean cross-entropy is in nats per character; divide it by ln 2 for bits per character.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ __all__ = [
     "read",
 ]
 
-#: Of the file, unpacked: more would not fit into memory as numbers.
+#: The largest size of the unpacked file; the numbers of a larger one would not fit into memory.
 BYTES_MAX = 1 << 30
 
-#: Looked for where no path is given: plays of Shakespeare, 1,115,394 characters.
+#: Files to look for where no path is given: plays of Shakespeare, 1,115,394 characters.
 FILES = ("tinyshakespeare.txt", "tinyshakespeare.txt.gz")
 
 _CODE_POINTS = 0x110000
-#: Characters that are translated together: bounds the memory of it.
+#: Characters that are translated at a time, which bounds the memory.
 _CHUNK = 1 << 20
 
 
 class Characters:
-    """The task: see `sequences.Task`."""
+    """The task of predicting the next character, as a `sequences.Task`."""
 
     def __init__(self, train: Array, test: Array, *, streams: int, steps: int) -> None:
-        """`train`, `test`: ids (N,), at least `shortest(streams, steps)` of each."""
+        """`train` and `test` are ids (N,), at least `shortest(streams, steps)` each."""
         self._parts = {False: train, True: test}
         self._streams = streams
         self._steps = steps
@@ -64,7 +64,7 @@ class Characters:
         return _windows(len(self._parts[epoch is None]), self._streams, self._steps)
 
     def sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
-        """x, y (B, L): views of the text, y one character further on."""
+        """x and y (B, L): views of the text; y is one character further on."""
         ids = self._parts[epoch is None]
         length = self.windows(epoch) * self._steps
         used = self._streams * length
@@ -79,12 +79,13 @@ class Characters:
 
 
 def shortest(streams: int, steps: int) -> int:
-    """Characters that one window of all streams takes, whatever it starts at."""
+    """How many characters one window of all streams takes, wherever it starts."""
     return (streams + 1) * steps
 
 
 def _windows(characters: int, streams: int, steps: int) -> int:
-    # A start anywhere in the first window, and the target of the last step, are to spare.
+    # One window's steps are spare, so that an epoch may start anywhere in the first window and the
+    # last step has a target.
     return (characters - steps) // (streams * steps)
 
 
@@ -95,15 +96,16 @@ class _Parts(NamedTuple):
 
 
 def describe(data: Text) -> Meta:
-    """Windows (T, V) of one-hot vectors or (T,) of ids, one of V classes a step, the vocabulary.
+    """The shapes and the vocabulary: windows (T, V) of one-hot vectors or (T,) of ids, and one of V
+    classes per step.
 
-    Reads the file. Raises `DataError` for one that is missing, empty, no UTF-8 or too short.
+    Reads the file. Raises `DataError` if it is missing, empty, not UTF-8 or too short.
     """
     return _meta(data, _parts(data, find(data.path)))
 
 
 def load(data: Text, seed: int) -> Sequences:
-    """The windows of the text; raises `DataError` as `describe` does."""
+    """Load the windows of the text. Raises `DataError` as `describe` does."""
     path = find(data.path)
     parts = _parts(data, path)
     streams = data.batch_size
@@ -121,7 +123,7 @@ def checksums(data: Text) -> dict[str, str]:
 def find(path: str) -> Path:
     """The file at `path` or, where that is empty, the one of `FILES` in the data folders.
 
-    Raises `DataError` for none."""
+    Raises `DataError` if there is none."""
     if path:
         return Path(path)
     folders = data_folders("", "text")
@@ -136,7 +138,7 @@ def find(path: str) -> Path:
 
 
 def read(path: Path) -> str:
-    """The whole file as text. Raises `DataError` for one that is missing, empty or no UTF-8."""
+    """Read the whole file as text. Raises `DataError` if it is missing, empty or not UTF-8."""
     try:
         text = _unpacked(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -157,7 +159,7 @@ def _unpacked(path: Path) -> bytes:
 
 
 def encode(text: str, vocabulary: str) -> Array:
-    """Ids (N,), of the smallest unsigned type that holds them.
+    """The ids (N,) of characters, of the smallest unsigned type that holds them.
 
     Raises `DataError` for a character that the vocabulary does not have."""
     table = np.full(_CODE_POINTS, -1, np.int32)
@@ -176,7 +178,7 @@ def encode(text: str, vocabulary: str) -> Array:
 
 
 def decode(ids: Listed[int] | Array, vocabulary: str) -> str:
-    """The text that ids stand for. Raises `IndexError` for an id that is none."""
+    """The text that ids stand for. Raises `IndexError` for an id that is too large."""
     return "".join(vocabulary[index] for index in ids)
 
 
@@ -201,7 +203,8 @@ def _parts(data: Text, path: Path) -> _Parts:
 
 
 def _vocabulary(text: str) -> str:
-    """Found by marking, as sorting a long text takes long."""
+    """The different characters of a text in the order of code points; each is marked in a table, as
+    sorting a long text takes long."""
     seen = np.zeros(_CODE_POINTS, np.bool_)
     for start in range(0, len(text), _CHUNK):
         seen[_code_points(text[start : start + _CHUNK])] = True

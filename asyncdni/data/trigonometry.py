@@ -1,8 +1,9 @@
-"""The next point of a circle: (cos wt, sin wt) at each step t, w = 2π / period.
+"""Points on a circle, (cos wt, sin wt) at step t with w = 2π / period: the target is the next
+point.
 
-One sequence fills an epoch; each window goes on where the one before it ended. The target of a step
-is the point of the next one. Of B streams, stream b starts b / B of a period into the curve. Test
-points lie half a step between those of training and, with `validation`, a quarter of a step.
+One sequence fills an epoch; each window goes on where the one before it ended. Of B streams, stream
+b starts b / B of a period into the curve. Test points are shifted by half a step against those of
+training, with `validation` by a quarter of a step.
 
 Source of the task: a curve of period 20 in windows of 5 steps, continued by an LSTM from its first
 5 points.
@@ -21,15 +22,15 @@ __all__ = ["Circle", "describe", "load", "points"]
 
 
 def points(start: Array, steps: int, period: float) -> Array:
-    """(B, steps, 2) float64: cosine and sine, from step `start` (B,) on, maybe a fraction."""
+    """Cosine and sine (B, steps, 2) float64, from step `start` (B,) on, which may be a fraction."""
     times = start[:, None] + np.arange(steps)
-    # Modulo before the multiplication: step 1,000,000 is as exact as step 0.
+    # With modulo before the multiplication, step 1,000,000 is as exact as step 0.
     angles = 2 * np.pi * (times % period) / period
     return np.stack([np.cos(angles), np.sin(angles)], axis=2)
 
 
 class Circle:
-    """The task: see `sequences.Task`."""
+    """The task of predicting the next point, as a `sequences.Task`."""
 
     def __init__(
         self,
@@ -43,11 +44,11 @@ class Circle:
     ) -> None:
         """
         Args:
-            period: in steps.
+            period: steps of one turn.
             streams: B.
-            steps: T, of a window.
-            windows, test_windows: of the one sequence of an epoch, and of the test part.
-            test_shift: steps between the starts of both, a fraction.
+            steps: T, the steps of a window.
+            windows, test_windows: how many the sequence of an epoch has, and that of the test part.
+            test_shift: by which fraction of a step the test part starts later.
         """
         self._period = period
         self._streams = streams
@@ -60,7 +61,7 @@ class Circle:
         return self._test_windows if epoch is None else self._windows
 
     def sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
-        """x, y (B, L, 2); the same for every seed and epoch."""
+        """x and y (B, L, 2), the same for every seed and epoch."""
         starts = np.arange(self._streams) * self._period / self._streams
         if epoch is None:
             starts += self._test_shift
@@ -69,7 +70,7 @@ class Circle:
 
 
 def describe(data: Trigonometry) -> Meta:
-    """Windows (T, 2), two values a step.
+    """The shapes: windows (T, 2), two values per step.
 
     Raises `ConfigError` for windows longer than the curve."""
     windows, test_windows = _windows(data)
@@ -85,7 +86,7 @@ def describe(data: Trigonometry) -> Meta:
 
 
 def load(data: Trigonometry, seed: int) -> Sequences:
-    """The curve; nothing in it depends on the seed."""
+    """Load the curve; nothing in it depends on the seed."""
     windows, test_windows = _windows(data)
     task = Circle(
         data.period,
@@ -106,7 +107,8 @@ def load(data: Trigonometry, seed: int) -> Sequences:
 
 
 def _windows(data: Trigonometry) -> tuple[int, int]:
-    """Whole ones, of training and of test; points that are left over are not used."""
+    """How many whole windows there are in training and in the test; points left over are not
+    used."""
     for name in ("points", "test_points"):
         given = getattr(data, name)
         if given < data.window:

@@ -1,7 +1,11 @@
-"""From an experiment to the parts that run it: design, logic, stage and data of each worker.
+"""Builds the parts that run an experiment: its design, and each worker's logic, stage and data.
 
-Coordinator and workers call the same functions on the same experiment, so that a worker needs no
-more than the experiment's tables and the shapes of the data to find its place.
+Coordinator and workers call the same functions on the same experiment, so a worker needs no more
+than the experiment's tables and the shapes of the data to find its place.
+
+Models that predict what has not arrived yet (generators, local heads, input models) are built from
+the experiment's seed and the name of a declared stage, so they are the same in every process and
+under every split.
 """
 
 from __future__ import annotations
@@ -64,16 +68,10 @@ __all__ = [
     "make_worker",
 ]
 
-# --- models --------------------------------------------------------------------------------------
-#
-# The models that stand in for what has not come: generators, local heads, input models.
-#
-# All are built from the experiment's seed and the name of a declared stage, so that they are the
-# same in every process and under every split.
-
 
 def make_exit_generator(network: Network, group: Group, run: config.Run) -> Generator | None:
-    """What gives the group's exit a gradient at once; None where it waits, or has no consumers."""
+    """The generator or local head that predicts the gradient at the group's exit; None where the
+    group waits for the gradient, or has no consumers."""
     options = group.schedule.predictor
     if group.exit is None or options is None:
         return None
@@ -93,7 +91,7 @@ def make_exit_generator(network: Network, group: Group, run: config.Run) -> Gene
         return build(LocalHead(**values))
     if len(row) == 3 and options.tag in MAP_GENERATORS:
         return build(MAP_GENERATORS[options.tag](**values), shape=row)
-    values.pop("cells", None)  # of feature maps
+    values.pop("cells", None)  # an option for feature maps only
     return build(make_generator(options.tag, **values))
 
 
@@ -105,7 +103,8 @@ def _build(generator: Generator, **options: Any) -> Generator:
 def make_input_models(
     network: Network, group: Group, meta: Meta, run: config.Run
 ) -> dict[str, InputModel]:
-    """By declared producer in another group; none where inputs are waited for."""
+    """The models that predict the inputs of `group`, by declared producer in another group; none
+    where inputs are waited for."""
     options = group.schedule.input_predictor
     if options is None or not group.synthetic_inputs:
         return {}
@@ -147,7 +146,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class Design:
-    """An experiment, checked and laid out."""
+    """An experiment that has been checked, with its network and plan."""
 
     experiment: config.Experiment
     meta: Meta
@@ -161,7 +160,8 @@ class Design:
 def make_design(
     tables: Mapping[str, Any] | config.Experiment, meta: Meta, *, allow_import: bool = False
 ) -> Design:
-    """Raises `ConfigError` for anything that does not fit together."""
+    """Check an experiment and lay it out over workers. Raises `ConfigError` for anything that does
+    not fit together."""
     parsed = tables if isinstance(tables, config.Experiment) else experiment.parse(tables)
     network = make_network(parsed, meta, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
@@ -174,13 +174,14 @@ def make_design(
 
 
 def make_worker(design: Design, group: Group, counts: Counts | None = None) -> Worker:
-    """The logic of the worker of `group` for one round; `counts` go on from earlier ones."""
+    """The logic of the worker of `group` for one round; `counts` continue those of earlier
+    rounds."""
     return _make_worker(design.experiment, design.plan, group, counts)
 
 
 def make_stage(design: Design, group: Group) -> NumpyStage:
-    """Build layers, optimizers and generator of one worker, from the experiment's seed, and from
-    the weights that the design begins with."""
+    """Build layers, optimizers and generator of one worker from the experiment's seed, then load
+    the initial weights of the design, if it has any."""
     stage = _seeded_stage(design, group)
     if design.init is not None:
         own = stage.state()
@@ -222,13 +223,13 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
 
 
 def make_whole_stage(design: Design) -> NumpyStage:
-    """All declared stages as one, without generators: for using a trained network."""
+    """Build all declared stages as one, without generators, to use a trained network."""
     chosen = design.experiment
     run = config.Run(
         seed=chosen.run.seed, dtype=chosen.run.dtype, split=[len(chosen.stages)], epochs=0
     )
     stages = [msgspec.structs.replace(stage, schedule={}) for stage in chosen.stages]
-    # What is said of single workers and of the links between them means nothing here.
+    # Tables about single workers and the links between them are left out: there is one worker.
     whole = config.Experiment(
         data=chosen.data,
         stages=stages,
@@ -242,9 +243,10 @@ def make_whole_stage(design: Design) -> NumpyStage:
 
 
 def make_source(design: Design, group: Group) -> Source | None:
-    """Load the data where `group` hosts them, and hold them against every loss.
+    """Load the data if `group` hosts them, and check that every loss can learn the targets.
 
-    Raises `DataError`, also where the files of this host are not those of the coordinator's."""
+    None where another group hosts them. Raises `DataError`, also where the files on this host are
+    not the same as the coordinator's."""
     if group.index != design.plan.host:
         return None
     run, data = design.experiment.run, design.experiment.data
@@ -266,7 +268,8 @@ def make_source(design: Design, group: Group) -> Source | None:
 
 
 def check_targets(design: Design, found: Mapping[str, NDArray[Any]]) -> None:
-    """Raises `DataError`, with the name of the array, for targets that a loss can't learn."""
+    """Check the arrays of targets in `found`. Raises `DataError`, with the name of the array, for
+    targets that a loss can't learn."""
     losses = [(make_loss(n.loss), n.output_shape[-1:]) for n in design.network.nodes if n.loss]
     for name, targets in found.items():
         for loss, shape in losses:
@@ -277,17 +280,17 @@ def check_targets(design: Design, found: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _flat(targets: NDArray[Any], meta: Meta) -> NDArray[Any]:
-    """One row a step where steps have targets of their own."""
+    """Targets with one row per step, where each step of a window has targets of its own."""
     return targets.reshape(-1, *targets.shape[2:]) if meta.steps else targets
 
 
 def find_exits(design: Design) -> dict[str, str]:
-    """The declared stage whose activation each worker sends."""
+    """{worker: the declared stage whose activation it sends}."""
     return {g.name: g.exit for g in design.plan.groups if g.exit is not None}
 
 
 def find_shares(design: Design, group: Group) -> dict[str, tuple[str, ...]]:
-    """{other worker: stages of `group` whose weights it has as well}."""
+    """{other worker: stages of `group` whose weights it uses as well}."""
     return shared_with(design.plan.groups, group)
 
 
@@ -300,7 +303,7 @@ def make_roster(
     launched: bool = True,
     resume: str = "",
 ) -> Roster:
-    """What the coordinator must know; for the last two see `Roster`."""
+    """What the coordinator knows about the run; for `launched` and `resume` see `Roster`."""
     plan, limits, chosen = design.plan, design.experiment.limits, design.experiment
     return Roster(
         workers=tuple(group.name for group in plan.groups),

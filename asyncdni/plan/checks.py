@@ -1,7 +1,7 @@
-"""What options can't go together, each with its reason. Raised before anything starts.
+"""Which options can't go together, each refused with its reason before anything starts.
 
-What contradicts itself within one schedule its options say (`Options.conflicts`); here stands what
-depends on the network, the data, and the schedules of other stages.
+Contradictions within one schedule are found by its own options (`Options.conflicts`). The checks of
+this module depend on the network, the data, and the schedules of other stages.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ __all__ = ["check_lag", "check_rules", "check_sharing_rules", "check_windows"]
 
 
 def check_rules(experiment: config.Experiment, plan: Plan) -> None:
-    """Raises `ConfigError` for a schedule whose options contradict each other, or the network."""
+    """Check all options together. Raises `ConfigError` for a schedule whose options contradict each
+    other or the network."""
     _refuse_first(experiment.schedule.conflicts())
     _check_own(experiment, plan)
     for group in plan.groups:
@@ -99,7 +100,8 @@ def _check_same(base: config.Schedule, own: config.Schedule, place: str) -> None
 
 
 def check_lag(experiment: config.Experiment, plan: Plan) -> None:
-    """Raises `ConfigError` for bounds that the schedule can't keep, or has no use for."""
+    """Check the [staleness] table. Raises `ConfigError` for bounds that the schedule can't keep or
+    has no use for."""
     schedule, staleness = experiment.schedule, experiment.staleness
     name = schedule.tag
     if schedule.greedy and staleness != config.Staleness():
@@ -126,10 +128,11 @@ def check_lag(experiment: config.Experiment, plan: Plan) -> None:
 
 
 def check_sharing_rules(experiment: config.Experiment, plan: Plan) -> None:
-    """Raises `ConfigError` for an option that weights shared by several workers rule out.
+    """Check the options of stages that share weights with a stage of another worker.
 
-    An update needs one gradient of each batch from every sharer, in the same order everywhere.
-    Within one worker any option will do: its stages learn from the same batches at the same time.
+    An update of shared weights needs one gradient of each batch from every sharer, in the same
+    order everywhere. Stages of the same worker may share weights under any options, as they learn
+    from the same batches at the same time. Raises `ConfigError` for an option that breaks this.
     """
     for group in plan.groups:
         for stages in shared_with(plan.groups, group).values():
@@ -156,8 +159,9 @@ _MAPS = "(C, H, W)"
 
 
 def check_windows(experiment: config.Experiment, plan: Plan) -> None:
-    """Raises `ConfigError` where windows of sequences would be torn apart or come twice, and where
-    a generator can't make rows of its stage's activation."""
+    """Check options against sequences and feature maps. Raises `ConfigError` where windows of
+    sequences would be torn apart or come twice, and where a generator can't take the shape of its
+    stage's activation."""
     schedule, data = experiment.schedule, experiment.data
     if isinstance(data, config.Windows):
         _check_streams(schedule)
@@ -195,7 +199,7 @@ def _check_recurrent(experiment: config.Experiment, node: Node) -> None:
     if schedule.replay:
         raise ConfigError(f"schedule.replay: {why}; expected 0")
     if not isinstance(experiment.data, config.Windows):
-        return  # each sample is a whole sequence
+        return  # each sample is a whole sequence, so gaps between batches do no harm
     if schedule.on_full == "skip":
         raise ConfigError(f"schedule.on_full: {why}, without gaps; expected 'wait', got 'skip'")
     if experiment.staleness.at_bound == "drop":
@@ -203,7 +207,7 @@ def _check_recurrent(experiment: config.Experiment, node: Node) -> None:
 
 
 def _check_map_exit(experiment: config.Experiment, group: Group, node: Node) -> None:
-    """A stage whose gradient is predicted."""
+    """Check that the generator at the exit of `group` can take the output of `node`, its exit."""
     model = group.schedule.predictor
     if model is None:
         return

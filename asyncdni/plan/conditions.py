@@ -1,8 +1,9 @@
-"""[links] and [slow] of an experiment, laid out: which link and which worker they mean.
+"""Which links and workers the tables [links] and [slow] of an experiment mean.
 
-They name workers, or any of a worker's declared stages: the experiment keeps its meaning under
-another `run.split`. A link whose ends a split puts into one worker is none, and its conditions mean
-nothing. A named link has the conditions of its own table alone.
+The tables name workers, or any of a worker's declared stages, so that the experiment keeps its
+meaning under another `run.split`. Where a split puts both ends of a link into one worker, the link
+does not exist and its conditions are ignored. A link named in [links.between] has only the
+conditions of its own table, not those of [links] as well.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ _Named = TypeVar("_Named")
 
 
 def check_conditions(experiment: config.Experiment, plan: Plan) -> None:
-    """Every name in [links.between], [slow] and [staleness.links] is one of the run, named once.
+    """Check the names in [links.between], [slow] and [staleness.links].
 
-    Raises `ConfigError`.
+    Raises `ConfigError` for a name that the run does not have, and for two names that mean the same
+    link or worker.
     """
     _named_links(experiment, plan)
     _named_workers(experiment, plan)
@@ -45,8 +47,8 @@ def check_conditions(experiment: config.Experiment, plan: Plan) -> None:
 
 
 def neighbours(plan: Plan, group: Group) -> tuple[str, ...]:
-    """Whom a worker sends to: consumers, producers, along the links from the data, and those that
-    have stages of the same weights."""
+    """The workers that `group` sends messages to: its consumers, its producers, the other end of
+    each link that carries data, and the workers it shares weights with."""
     host = plan.groups[plan.host].name
     names = [*group.consumers, *(name for name in group.producers if name != DATA)]
     if group.name == host:
@@ -59,7 +61,7 @@ def neighbours(plan: Plan, group: Group) -> tuple[str, ...]:
 def link_delays(
     experiment: config.Experiment, plan: Plan, worker: str, seed: int
 ) -> dict[str, LinkDelay]:
-    """By receiver, the delays of all links from `worker` that are to be slower than they are."""
+    """The delays of all links from `worker` that the experiment slows down, by receiver."""
     named = _named_links(experiment, plan)
     delays = {}
     for receiver in neighbours(plan, _group(plan, worker)):
@@ -80,7 +82,7 @@ def link_delays(
 
 
 def slow_of(experiment: config.Experiment, plan: Plan, worker: str, seed: int) -> Slow | None:
-    """What slows `worker`; None: nothing does."""
+    """What the experiment slows `worker` down by; None where it does not."""
     named = _named_workers(experiment, plan).get(worker)
     if named is None:
         return None
@@ -95,9 +97,10 @@ def slow_of(experiment: config.Experiment, plan: Plan, worker: str, seed: int) -
 
 
 def find_worker(plan: Plan, name: str, place: str) -> str:
-    """The worker called `name`, or the one that has the stage, or all the stages ("a+b"), named.
+    """The worker called `name`, or the one that has the stage, or all the stages ("a+b"), of that
+    name.
 
-    Raises `ConfigError`, saying that `place` names none.
+    Raises `ConfigError`, with `place` in its message, where there is none.
     """
     stages = set(name.split("+"))
     for group in plan.groups:
@@ -132,7 +135,7 @@ def find_link(plan: Plan, key: str, place: str) -> tuple[str, str] | None:
 def _named_links(
     experiment: config.Experiment, plan: Plan
 ) -> dict[tuple[str, str], tuple[str, config.Link]]:
-    """(place, conditions) by (sender, receiver)."""
+    """The entries of [links.between]: (place, conditions) by (sender, receiver)."""
     found = dict[tuple[str, str], str]()
     named = {}
     for key, conditions in experiment.links.between.items():
@@ -145,7 +148,7 @@ def _named_links(
 
 
 def _named_workers(experiment: config.Experiment, plan: Plan) -> dict[str, tuple[str, config.Slow]]:
-    """(place, conditions) by worker."""
+    """The entries of [slow]: (place, conditions) by worker."""
     found = dict[str, str]()
     named = {}
     for key, conditions in experiment.slow.items():
@@ -157,7 +160,8 @@ def _named_workers(experiment: config.Experiment, plan: Plan) -> dict[str, tuple
 
 
 def _note(found: dict[_Named, str], what: _Named, place: str) -> None:
-    """Refuses a second name for the same."""
+    """Note that `place` names `what`. Raises `ConfigError` where another place has named it
+    before."""
     if what in found:
         raise ConfigError(f"{place}: means the same as {found[what]}; expected one of them")
     found[what] = place

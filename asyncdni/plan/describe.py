@@ -1,4 +1,4 @@
-"""A network and its workers for people: text tables, and the words of a drawing."""
+"""A network and its workers described for people: text tables, and drawings by Graphviz."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What stands in for something that has not come."""
+    """A model that predicts a gradient or input which has not arrived yet."""
 
     title: str  # "error generator", "local head", "input model of hidden1"
-    stage: str  # whose activation it sees, or makes
-    parameters: int
+    stage: str  # the stage whose activation it sees, or predicts
+    parameters: int  # how many numbers it learns
 
 
 # --- tables --------------------------------------------------------------------------------------
 
 
 def describe(network: Network, *, allow_import: bool = False) -> str:
-    """A line a stage: inputs, layers, output shape, loss and number of parameters.
+    """A table with one line per stage: inputs, layers, output shape, loss, number of parameters.
 
-    A set of weights that several stages use counts once, at the stage that has it."""
+    Weights that several stages share are counted once, at the stage that owns them."""
     rows = [("stage", "inputs", "layers", "output", "loss", "parameters")]
     total = 0
     for node in network.nodes:
@@ -66,7 +66,8 @@ def describe(network: Network, *, allow_import: bool = False) -> str:
 
 
 def describe_workers(design: Design) -> str:
-    """A line a worker: schedule, to whom it sends what, and the models that unlock it."""
+    """A table with one line per worker: its schedule, what it sends to whom, and the models by
+    which it need not wait for others."""
     rows = [("worker", "schedule", "sends", "to", "models", "their parameters")]
     for group in design.plan.groups:
         models = models_of(design, group)
@@ -84,13 +85,14 @@ def describe_workers(design: Design) -> str:
 
 
 def parameters(node: Node, *, allow_import: bool = False) -> int:
-    """How many numbers the stage learns. Builds its layers, one at a time, to count them."""
+    """How many numbers the stage learns. Its layers are built to count them."""
     return sum(count(layer) for layer in _built(node, allow_import))
 
 
 def models_of(design: Design, group: Group) -> list[Model]:
-    """Built to be counted: the generator or local head at the worker's exit, its input models, and
-    the generators of its recurrent layers, which predict what comes after a window."""
+    """The models of one worker, built to count their parameters: the generator or local head at its
+    exit, its input models, and the generators of its recurrent layers, which predict the gradient
+    from the steps after a window."""
     options, run = group.schedule.predictor, design.experiment.run
     found = []
     generator = make_exit_generator(design.network, group, run)
@@ -106,12 +108,13 @@ def models_of(design: Design, group: Group) -> list[Model]:
 
 
 def count(model: Any) -> int:
-    """Numbers in the `params` of a layer or model."""
+    """How many numbers the `params` of a layer or model hold."""
     return sum(int(value.size) for value in model.params.values())
 
 
 def _futures(node: Node, allow_import: bool) -> list[Model]:
-    """Generators in time; their maps are among the buffers, which the stage's optimizer leaves."""
+    """The generators of recurrent layers. Their weights are counted among the layer's buffers, as
+    the stage's optimizer does not update them."""
     if not any("future" in layer_text(spec) for spec in node.layers):
         return []  # nothing to build
     return [
@@ -135,7 +138,8 @@ def _built(node: Node, allow_import: bool) -> Sequence[Layer]:
 
 
 def layer_text(spec: LayerSpec) -> str:
-    """As in the file, without the punctuation: `dense 256`, `dense width=256 bias=false`."""
+    """A layer as in the experiment file, without punctuation: `dense 256`, `dense width=256
+    bias=false`."""
     if isinstance(spec, str):
         return spec
     ((name, options),) = spec.items()
@@ -145,7 +149,7 @@ def layer_text(spec: LayerSpec) -> str:
 
 
 def shape_text(shape: Shape) -> str:
-    """`16 x 14 x 14`."""
+    """A shape for people: `16 x 14 x 14`, or `scalar`."""
     return " x ".join(map(str, shape)) or "scalar"
 
 
@@ -159,7 +163,8 @@ def _option(value: Any) -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns as wide as their widest cell; the last one, of numbers, to the right."""
+    """The rows as lines of text: each column is as wide as its widest cell; the last column, of
+    numbers, is aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -169,23 +174,22 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 # --- graphviz ------------------------------------------------------------------------------------
-#
-# A network for Graphviz: stages in the clusters of their workers, drawn by `dot` where it is.
-#
-#     data ─► [ worker a: stage ─► stage ┈ generator ] ─► [ worker b: … ]
-#
-# The language: Gansner, Koutsofios and North, "Drawing graphs with dot" (2015).
 
-#: That `draw` can be asked for.
+#: Formats that `draw` can produce.
 FORMATS = ("svg", "png", "pdf")
 
 _INDENT = " " * 4
 
 
 def dot(design: Design) -> str:
-    """The graph in Graphviz' language: a box a stage with its layers, loss and parameters, a
-    cluster a worker with its schedule, an ellipse a generator or other model with its size; edges
-    carry the shape of one sample of what flows along them."""
+    """The network in the language of Graphviz (Gansner, Koutsofios and North, "Drawing graphs with
+    dot", 2015).
+
+        data ─► [ worker a: stage ─► stage ┈ generator ] ─► [ worker b: … ]
+
+    A stage is a box with its layers, loss and parameters, a worker a cluster with its schedule, a
+    generator or other model an ellipse with its size. Edges carry the shape of one sample of what
+    flows along them."""
     lines = [
         "rankdir=LR",
         "fontname=Helvetica",
@@ -201,7 +205,7 @@ def dot(design: Design) -> str:
 
 
 def draw(text: str, form: str) -> bytes:
-    """What Graphviz makes of `text`, in one of `FORMATS`.
+    """The picture that Graphviz draws of `text`, in one of `FORMATS`.
 
     Raises `ConfigError` where Graphviz is not installed and `LaunchError` where it fails.
     """
@@ -227,7 +231,8 @@ def draw(text: str, form: str) -> bytes:
 
 
 def _cluster(design: Design, group: Group) -> Iterator[str]:
-    """The data are read, and kept, by the worker that hosts them."""
+    """The lines of one worker's cluster. The data set is drawn in the cluster of the worker that
+    hosts it."""
     yield f'subgraph "cluster_{group.index}" {{'
     title = _label(f"worker {group.name} ({group.schedule.text})")
     yield f"{_INDENT}{title} labeljust=l style=rounded color=gray50"
@@ -261,7 +266,7 @@ def _model(model: Model) -> Iterator[str]:
 
 
 def _label(*lines: str) -> str:
-    """Of several lines."""
+    """The label attribute of a node or cluster, of several lines."""
     return "label=" + _quoted("\n".join(lines))
 
 

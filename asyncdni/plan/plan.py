@@ -1,7 +1,7 @@
-"""Who runs what, and when: stages grouped into workers, batches, and the barriers between them.
+"""The plan of a run: which worker runs which stages, how many batches, and where the barriers are.
 
-A worker gets neighbouring stages of the network's order. Edges only ever lead forward in that
-order, so groups can't need each other in a circle, whatever the split.
+Each worker gets neighbouring stages in the network's order. Edges only ever lead forward in that
+order, so workers can't wait for each other in a circle, whatever the split.
 """
 
 from __future__ import annotations
@@ -29,31 +29,32 @@ __all__ = [
     "snapshot_every_s",
 ]
 
-#: More barriers than any run needs: what a worker keeps stays small.
+#: Upper bound on the number of barriers, so that a worker's list of them stays small.
 EVALUATIONS_MAX = 100_000
 #: Names of workers become names of logs, traces and sockets, which the system limits.
 _NAME_MAX = 64
-#: In place of a time between checkpoints.
+#: The word that turns off an interval: "never" in place of a time between checkpoints.
 NEVER = "never"
-#: No run can want to wait longer between two of them.
+#: The longest time between two checkpoints that can be asked for, in seconds.
 LONGEST_S = 86_400.0
 
 
 @dataclass(frozen=True)
 class Group:
-    """The stages of one worker."""
+    """The stages of one worker, and their place among the other workers."""
 
-    name: str  # of its members, "a+b+c", or "first..last" where that is too long
+    name: str  # the names of its members, "a+b+c", or "first..last" where that is too long
     index: int
     members: tuple[Node, ...]
-    producers: tuple[str, ...]  # groups it receives from, and DATA, in order of first use
-    consumers: tuple[str, ...]  # groups that receive from it
-    exit: str | None  # the one member whose activation leaves the group
+    producers: tuple[str, ...]  # groups it gets activations from, and DATA, in order of first use
+    consumers: tuple[str, ...]  # groups that get its activation
+    exit: str | None  # the one member whose activation other groups get
     has_loss: bool
     reads_data: bool
-    schedule: config.Schedule  # of its exit, or of its last stage: inside it gradients are exact
-    synthetic_inputs: bool = False  # it gets the data as well, to predict its inputs from
-    depth: int = 0  # groups between it and the farthest loss
+    # that of its exit, else of its last stage: inside, gradients are exact
+    schedule: config.Schedule
+    synthetic_inputs: bool = False  # whether it gets the data too, to predict its inputs from
+    depth: int = 0  # how many groups come after it on the longest way to a loss
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,16 @@ class Plan:
     host: int  # index of the group that hosts the data: the first that reads it
     feeds: tuple[str, ...]  # other groups that get training data over the wire
     test_feeds: tuple[str, ...]  # those of them that get the test data too
-    batch_size: int  # of what flows: a batch, or a microbatch
-    microbatches: int  # that make one update
-    batches_per_epoch: int  # that flow; the last one may be smaller, …
+    batch_size: int  # samples that flow together: a batch, or a microbatch
+    microbatches: int  # how many make one update
+    batches_per_epoch: int  # (micro)batches that flow; the last may be smaller, …
     rows: Rows  # … as this says
     updates_per_epoch: int
     test_batches: int
-    batches: int  # of the whole run
-    barriers: tuple[int, ...]  # training batches after which all drain; the end is the last
-    cuts: tuple[int, ...] = ()  # those of them after which there is to be a checkpoint …
-    cut_barriers: tuple[int, ...] = ()  # … and nothing else
+    batches: int  # training (micro)batches of the whole run
+    barriers: tuple[int, ...]  # batch counts at which all workers drain; the last is the end
+    cuts: tuple[int, ...] = ()  # those barriers at which a checkpoint is taken …
+    cut_barriers: tuple[int, ...] = ()  # … and no evaluation is made
 
     def group_of(self, stage: str) -> Group:
         """The group that the declared stage is in; `KeyError` if there is none."""
@@ -144,7 +145,8 @@ def shared_with(groups: Sequence[Group], group: Group) -> dict[str, tuple[str, .
 
 
 def cut_every_s(checkpoint: config.Checkpoint) -> float | None:
-    """Seconds between checkpoints; None where they go by epochs, or come at the end alone."""
+    """Seconds between checkpoints; None where the interval is in epochs, or only the end has
+    one."""
     every = checkpoint.every
     if not isinstance(every, str) or every == NEVER:
         return None
@@ -152,13 +154,13 @@ def cut_every_s(checkpoint: config.Checkpoint) -> float | None:
 
 
 def snapshot_every_s(checkpoint: config.Checkpoint) -> float | None:
-    """Seconds between a worker's own snapshots; None: there are none."""
+    """Seconds between a worker's own snapshots; None where it takes none."""
     every = checkpoint.snapshot_every
     return None if every == NEVER else seconds(every, "checkpoint.snapshot_every", LONGEST_S)
 
 
 def _microbatches(experiment: config.Experiment) -> int:
-    """Of one batch; only synchronous pipelines cut it up."""
+    """How many microbatches a batch is cut into: 1 except in synchronous pipelines."""
     count = experiment.schedule.microbatches
     batch_size = experiment.data.batch_size
     if batch_size % count:
@@ -172,10 +174,12 @@ def _microbatches(experiment: config.Experiment) -> int:
 def barriers(
     epochs: int, batches_per_epoch: int, every_epochs: float, name: str = "run.evaluate_every"
 ) -> tuple[int, ...]:
-    """Counts of training batches (whole ones) after which to stop for what `name` asks for.
+    """Counts of whole training batches after which the run stops for what the option `name` asks
+    for.
 
-    Every `every_epochs` epochs, rounded to batches and at least one apart, and at the end. No
-    epochs: once, at 0."""
+    It stops every `every_epochs` epochs, rounded to batches and at least one batch apart, and at
+    the end; with 0 epochs once, at 0. Raises `ConfigError` for more than `EVALUATIONS_MAX`
+    stops."""
     total = epochs * batches_per_epoch
     step = max(1.0, every_epochs * batches_per_epoch)
     if total / step > EVALUATIONS_MAX:
@@ -219,7 +223,7 @@ def _groups(
 
 
 def _fed(group: Group) -> Group:
-    """With synthetic inputs every group that has producers gets the data as well."""
+    """The group for a run with synthetic inputs: if it has producers, it gets the data as well."""
     if all(name == DATA for name in group.producers):
         return group
     producers = tuple(dict.fromkeys((*group.producers, DATA)))
@@ -227,7 +231,8 @@ def _fed(group: Group) -> Group:
 
 
 def _name(members: Sequence[Node]) -> str:
-    """Unique, since workers have neighbouring stages and no stage has a dot in its name."""
+    """The name of a worker. It is unique, since workers have neighbouring stages and no stage has a
+    dot in its name."""
     whole = "+".join(node.name for node in members)
     if len(whole) <= _NAME_MAX or len(members) == 1:
         return whole
@@ -241,7 +246,7 @@ def _group(
     members: tuple[Node, ...],
     home: dict[str, str],
 ) -> Group:
-    """`home` says which group each declared stage is in."""
+    """The group of `members`; `home` says which group each declared stage is in."""
     sources = [home.get(node, DATA) for member in members for node in member.inputs]
     readers = {home[node] for member in members for node in member.consumers} - {name}
     exits = [
@@ -278,7 +283,8 @@ def _check_single_sample(
     meta: Meta,
     batch_size: int,
 ) -> None:
-    """A batch norm can't train on a batch of one sample: it has no variance."""
+    """Raises `ConfigError` where a batch norm would train on a batch of one sample, which has no
+    variance."""
     samples = meta.train_samples
     if batch_size > 1 and samples % batch_size != 1:
         return
@@ -305,7 +311,7 @@ def _is_batch_norm(layer: object) -> bool:
 
 
 def _cure(batch_size: int, samples: int) -> str:
-    """The next batch size that leaves no single sample over."""
+    """The advice for the user: the next larger batch size that leaves no single sample over."""
     larger = range(batch_size + 1, samples + 1)
     fitting = next((size for size in larger if samples % size != 1), None)
     return f"use data.batch_size = {fitting} or " if fitting else ""

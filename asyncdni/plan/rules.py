@@ -1,8 +1,10 @@
-"""From an experiment and its plan to what each worker goes by: schedule, lag, guard, replay.
+"""The rules that each worker follows, from the experiment and its plan: schedule, lag, guard,
+replay.
 
-The coordinator, the workers and the simulator all get them from here. What single schedules answer
-is asked of their options (`schedules.options`); here stands what follows from the place of a worker
-among others: who is locked to whom, what comes back, which bounds are kept.
+The coordinator, the workers and the simulator all get them from here. What depends on a schedule
+alone is answered by its options (`schedules.options`). This module answers what depends on the
+place of a worker among the others: which workers are locked to which, what kind of gradients come
+back, and which bounds on lag apply.
 """
 
 from __future__ import annotations
@@ -37,10 +39,11 @@ __all__ = [
     "sharing_bounds",
 ]
 
-#: Batches that a stage which learns at once is ahead of the oldest update that it shares.
+#: How many batches a stage that shares weights and learns at once may be ahead of the oldest update
+#: that it shares.
 SHARED_LAG = 16
-#: A worker's patience is this part of `startup_s` at most: a short one must not be over before
-#: anybody has said why.
+#: `startup_s` is at least so many times the time after which a worker reports a silent neighbour:
+#: the start must not be given up before anybody has said why.
 _PATIENCES_OF_STARTUP = 4
 
 
@@ -48,12 +51,13 @@ _PATIENCES_OF_STARTUP = 4
 
 
 def is_locked_to_consumers(chosen: config.Experiment, group: Group) -> bool:
-    """In a decoupled run it waits for the gradient that its consumers send."""
+    """Whether `group` waits for the gradient of its consumers though the run is decoupled."""
     return chosen.schedule.decoupled and group.schedule.locks
 
 
 def sends_at_once(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
-    """Some producer is locked to it, and learns from whatever gradient it learns from."""
+    """Whether `group` passes each gradient on at once: some producer of it is locked to it and
+    learns from the same gradient, synthetic or true, as `group` itself."""
     return any(
         is_locked_to_consumers(chosen, one) and bool(one.consumers)
         for one in plan.groups
@@ -62,7 +66,7 @@ def sends_at_once(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
 
 
 def hears_synthetic(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
-    """What comes back to it is itself synthetic, at least in part.
+    """Whether the gradient that `group` gets from its consumers is synthetic, at least in part.
 
     Stages that hand on what comes back to them are looked through, however many there are in a row.
     """
@@ -87,8 +91,8 @@ def hears_synthetic(chosen: config.Experiment, plan: Plan, group: Group) -> bool
 
 
 def is_repeatable(experiment: config.Experiment, plan: Plan) -> bool:
-    """Another run of the experiment ends with the same weights, to the last bit; so does any with
-    one worker, which waits for nobody."""
+    """Whether another run of the experiment ends with the same weights, to the last bit. A run with
+    a single worker always does: it waits for no message."""
     own = [group.schedule for group in plan.groups]
     if len(own) == 1:
         return True
@@ -98,7 +102,7 @@ def is_repeatable(experiment: config.Experiment, plan: Plan) -> bool:
 
 
 def repeatable_words() -> str:
-    """Which schedules repeat a run by its seed, for the user."""
+    """A sentence for the user: under which schedules the same seed repeats a run."""
     always: list[str] = []
     never: list[str] = []
     for name, options in SCHEDULES.items():
@@ -112,7 +116,8 @@ def repeatable_words() -> str:
 
 
 def goes_on(plan: Plan) -> bool:
-    """While a worker is dead the others learn on: none waits for a gradient of another."""
+    """Whether the other workers learn on while one is dead: none waits for a gradient of
+    another."""
     return all(
         group.schedule.learns_alone and not shared_with(plan.groups, group) for group in plan.groups
     )
@@ -124,9 +129,9 @@ def goes_on(plan: Plan) -> bool:
 def lag_bounds(
     experiment: config.Experiment, plan: Plan, group: Group
 ) -> tuple[dict[str, int], bool]:
-    """The bounds on lag that a worker keeps, what the user has set or what the schedule needs:
-    (batches by consumer, whether the oldest is given up at the bound). Nothing comes back to a
-    greedy stage, so it has no bounds."""
+    """The bounds on lag of `group`: (batches by consumer, whether the oldest gradient is given up
+    at the bound). They are what the user has set, else what the schedule needs. A greedy stage gets
+    no gradients back, so it has no bounds."""
     options, staleness = group.schedule, experiment.staleness
     if options.greedy:
         return {}, False
@@ -139,14 +144,15 @@ def lag_bounds(
 
 
 def late_gradients(experiment: config.Experiment, plan: Plan, group: Group) -> Late | None:
-    """What the maths of a stage must know of gradients that come late; None where none does."""
+    """What the maths of a stage needs to know about gradients that arrive after later forwards;
+    None where no gradient is late."""
     bounds, _ = lag_bounds(experiment, plan, group)
     return group.schedule.late(any(bounds.values()))
 
 
 def sharing_bounds(experiment: config.Experiment, plan: Plan, group: Group) -> tuple[int, int]:
-    """(how many batches it may forward beyond the oldest update that it shares, the most that any
-    of its sharers may)."""
+    """(how many batches `group` may forward beyond the oldest update that it shares, the largest
+    such number among it and the workers it shares weights with); (0, 0) where it shares none."""
     sharers = shared_with(plan.groups, group)
     if not sharers:
         return 0, 0
@@ -158,7 +164,7 @@ def sharing_bounds(experiment: config.Experiment, plan: Plan, group: Group) -> t
 
 
 def _usual_of_sharing(experiment: config.Experiment, plan: Plan) -> int:
-    """Of the run: no less than the lag that its links may have."""
+    """The bound that a sharing worker has by default: no less than the lag that links may have."""
     schedule, lag = experiment.schedule, experiment.staleness.lag
     if schedule.synchronous:
         return 0
@@ -172,7 +178,7 @@ def _usual_of_sharing(experiment: config.Experiment, plan: Plan) -> int:
 
 
 def make_schedule(experiment: config.Experiment, plan: Plan, group: Group) -> Schedule:
-    """The rule of the worker of `group`."""
+    """The schedule that the worker of `group` follows."""
     at_once = sends_at_once(experiment, plan, group)
     role = Role(
         name=group.members[-1].name,
@@ -187,7 +193,7 @@ def make_schedule(experiment: config.Experiment, plan: Plan, group: Group) -> Sc
 
 
 def make_position(plan: Plan, group: Group) -> Position:
-    """Where the worker of `group` stands."""
+    """The place of the worker of `group`: its neighbours, and what it does for the whole run."""
     hosts = group.index == plan.host
     train_feeds = tuple(name for name in plan.feeds if name not in plan.test_feeds)
     ahead = any(one.synthetic_inputs for one in plan.groups if one.name in group.consumers)
@@ -214,7 +220,7 @@ def make_position(plan: Plan, group: Group) -> Position:
 def make_worker(
     experiment: config.Experiment, plan: Plan, group: Group, counts: Counts | None = None
 ) -> Worker:
-    """The logic of one worker for one round; `counts` go on from earlier ones."""
+    """The logic of one worker for one round; `counts` continue those of earlier rounds."""
     limits = experiment.limits
     bounds, drop = lag_bounds(experiment, plan, group)
     position = make_position(plan, group)
@@ -235,8 +241,8 @@ def make_worker(
 
 
 def _make_replay(plan: Plan, group: Group) -> Replay | None:
-    """For inputs that come from other workers; the host of the data has new ones at any time, and
-    its buffers are used again."""
+    """The replay buffer for inputs that come from other workers; None where replay is off. The host
+    of the data needs none: it can read new samples at any time, and it reuses its buffers."""
     options = group.schedule
     fed = DATA not in group.producers or group.index != plan.host
     return Replay(options.replay, options.uses_max) if options.replay and fed else None

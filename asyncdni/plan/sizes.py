@@ -1,8 +1,8 @@
-"""How large the messages and the workers of a design get, by its shapes: nothing is allocated.
+"""How large messages get and how much memory workers need, computed from shapes: no array is made.
 
-Parameters count four times: weights, gradients and what an optimizer remembers of each. Slots of
-batches in flight, and what layers need besides, come on top, so that a worker needs more than is
-said here, never less.
+The memory of a worker is a lower bound. Each parameter counts four times: the weight, its gradient,
+and two numbers that an optimizer keeps. The buffers of batches in flight, and the layers' own, come
+on top.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from asyncdni.wire.codec import encode
 
 __all__ = ["check_memory", "check_messages", "worker_bytes"]
 
-_COPIES = 4  # of parameters
-#: Of a header, and of the names of tensors: less than that.
+_COPIES = 4  # numbers kept per parameter
+#: Upper bound on the size of a message's header with the names of its tensors.
 _HEADER_BYTES = 512
 _GIB = 2**30
 
@@ -39,8 +39,8 @@ _GIB = 2**30
 def check_messages(
     chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, *, allow_import: bool
 ) -> None:
-    """Raises `ConfigError` for an experiment that no message can hold, and for what a worker would
-    send beyond `limits.message_bytes`."""
+    """Check that all messages fit their limits. Raises `ConfigError` for an experiment that no
+    message can hold, and for a message between workers beyond `limits.message_bytes`."""
     try:
         encode(Welcome("", 0, experiment.tables(chosen), msgspec.to_builtins(meta), "", ""))
     except ProtocolError as error:
@@ -58,7 +58,7 @@ def check_messages(
 def _messages(
     chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, allow_import: bool
 ) -> Iterable[tuple[str, str, int]]:
-    """(sender, kind, bytes of the tensors) of the largest of each kind and link."""
+    """The largest message of each kind on each link: (sender, kind, bytes of its tensors)."""
     itemsize = np.dtype(chosen.run.dtype).itemsize
     trained = min(plan.batch_size, meta.train_samples)
     samples = max(trained, min(chosen.data.batch_size, meta.test_samples))
@@ -113,7 +113,7 @@ def worker_bytes(
     *,
     allow_import: bool = False,
 ) -> int:
-    """What the worker of `group` needs at least."""
+    """The memory in bytes that the worker of `group` needs at least."""
     parameters = sum(_parameters(node, allow_import) for node in group.members)
     parameters += _exit_parameters(network, group)
     parameters += _input_parameters(network, group)
@@ -126,7 +126,8 @@ def worker_bytes(
 
 
 def _parameters(node: Node, allow_import: bool) -> int:
-    """Of the layers of one stage; those of the user's own count nothing."""
+    """How many parameters the layers of a stage have; layers without a `size`, such as a user's
+    own, count as 0."""
     found, shape = 0, node.joined_shape
     for index, spec in enumerate(node.layers):
         where = f"{node.place}.layers[{index}]"
@@ -138,7 +139,7 @@ def _parameters(node: Node, allow_import: bool) -> int:
 
 
 def _exit_parameters(network: Network, group: Group) -> int:
-    """Of the generator, or of the local head, at the worker's exit."""
+    """How many parameters the generator or local head at the worker's exit has."""
     model = group.schedule.predictor
     if group.exit is None or model is None:
         return 0
@@ -148,7 +149,7 @@ def _exit_parameters(network: Network, group: Group) -> int:
 
 
 def _input_parameters(network: Network, group: Group) -> int:
-    """Of the models that predict what comes from other workers."""
+    """How many parameters the models have that predict what comes from other workers."""
     options, data = group.schedule.input_predictor, math.prod(network.data_shape)
     if options is None or not group.synthetic_inputs:
         return 0
@@ -160,7 +161,7 @@ def _input_parameters(network: Network, group: Group) -> int:
 
 
 def _memory_bytes() -> int:
-    """Of this machine; 0 where the system does not say."""
+    """Memory of this machine in bytes; 0 where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

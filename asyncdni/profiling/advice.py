@@ -1,5 +1,5 @@
-"""Which schedule and split to train with on given machines and links, and what limits that: all
-schedules predicted, and the predictions compared."""
+"""Advises which schedule and split to train with on given machines and links, and says what limits
+the speed: every schedule is predicted on its best split, and the predictions are compared."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from asyncdni.profiling.prediction import EVENTS, Prediction, Prices, predict, p
 from asyncdni.profiling.wire import Wire
 from asyncdni.schedules import SCHEDULES
 
-__all__ = ["Advice", "Candidate", "Row", "Scene", "advise", "best_split", "is_slow"]
+__all__ = ["Advice", "Candidate", "Row", "Setup", "advise", "best_split", "is_slow"]
 
 # --- splits --------------------------------------------------------------------------------------
-#
-# The best way to cut a row of stages into so many workers, found exactly.
 
-#: Seconds per batch of one worker that has the stages first, …, end - 1; None: there can't be one.
+#: Seconds per batch of a worker with the stages first, …, end - 1; None: there can be no such
+#: worker.
 Cost = Callable[[int, int], float | None]
 
 
 def best_split(stages: int, workers: int, cores: int, cost: Cost) -> list[int] | None:
-    """How many stages each worker gets, so that a decoupled run has the highest ceiling.
+    """How many stages each worker gets, so that a decoupled run has the highest ceiling. Exact.
 
-    A batch takes as long as the slowest worker, or as all together on `cores` cores; of splits that
-    are equal in that the one with the faster slowest worker is taken. None: no split is possible.
+    A batch takes as long as the slowest worker, or as all workers together on `cores` cores. Of
+    splits with equal batch times, the one whose slowest worker is faster is taken. None where no
+    split is possible.
 
-    Every limit that can matter is tried: with no worker above it, dynamic programming over the
-    stages finds the least total. A limit above the best batch time so far can't better it, so of
-    the n^2 there are few that are tried.
+    Every worker's cost that can be the slowest one's is tried as a limit: with no worker above it,
+    dynamic programming over the stages finds the least total. A limit above the best batch time so
+    far can't improve on it, so only few of the O(n^2) limits are tried.
     """
     table = {
         (first, end): seconds
@@ -62,7 +62,8 @@ def best_split(stages: int, workers: int, cores: int, cost: Cost) -> list[int] |
 def _least_total(
     stages: int, workers: int, allowed: dict[tuple[int, int], float]
 ) -> tuple[float, list[int]] | None:
-    """(took_s of all workers, stages each) of the cheapest way through the row."""
+    """(seconds of all workers together, stages of each) of the cheapest split; None where there is
+    none."""
     # reached[end]: the cheapest way to give the first `end` stages to the workers so far.
     reached: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
     for _ in range(workers):
@@ -77,40 +78,37 @@ def _least_total(
 
 
 # --- candidates ----------------------------------------------------------------------------------
-#
-# Runs that could be made of an experiment: each schedule on its best split over so many workers,
-# as they would stand on the hosts given.
 
 _FAST = config.Link()
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A run that is possible, and what its ops and messages cost here."""
+    """A run that is possible, and what its ops and messages cost on this machine."""
 
     design: Design
     prices: Prices
 
 
 @dataclass
-class Scene:
-    """An experiment, and the machines that it would run on."""
+class Setup:
+    """An experiment and the machines it would run on; makes the candidates for a run."""
 
     chosen: config.Experiment
     meta: Meta
     wire: Wire
     cores: int  # of each host
     hosts: int
-    batches: int  # to measure ops on
+    batches: int  # how many to measure ops on
     allow_import: bool = False
-    events: int = EVENTS  # of each simulated run, about
+    events: int = EVENTS  # about how many each simulated run has
     _prices: dict[tuple[str, int], Prices] = field(default_factory=dict)
 
     def candidate(self, schedule: str, workers: int, *, lag: int | None = None) -> Candidate:
-        """On the split that has the highest ceiling.
+        """The run of `schedule` over `workers` workers, on the split with the highest ceiling.
 
-        Raises `ConfigError` for what can't be: a schedule that does not fit the network or the
-        batches, or has options that can't be priced.
+        Raises `ConfigError` for a schedule that does not fit the network or the batches, or whose
+        options can't be priced.
         """
         chosen = self._options(schedule, lag)
         prices = self._priced(self._design(chosen, None))
@@ -118,7 +116,7 @@ class Scene:
         return Candidate(self._on_hosts(design), prices)
 
     def without(self, candidate: Candidate, *what: str) -> Candidate:
-        """The same on links that lack some of "latency", "jitter", "bandwidth"."""
+        """The same run on links without the conditions `what`: "latency", "jitter", "bandwidth"."""
         fast = {key: getattr(_FAST, key) for key in what}
         links = candidate.design.experiment.links
         between = {
@@ -129,8 +127,9 @@ class Scene:
         return Candidate(self._made(changed), candidate.prices)
 
     def fewest(self, schedule: str, workers: int, share: float) -> int:
-        """Of some numbers up to `workers`, the smallest whose ceiling is that share of the full
-        number's; the full number where no other split is possible."""
+        """The smallest number of workers whose ceiling is at least `share` of that of `workers`.
+
+        Only a few numbers are tried; `workers` where none of them will do."""
         chosen = self._options(schedule, None)
         prices = self._priced(self._design(chosen, None))
         numbers = sorted({max(1, math.ceil(workers * part / 4)) for part in (1, 2, 3)} | {2})
@@ -141,7 +140,7 @@ class Scene:
         return workers
 
     def _period(self, chosen: config.Experiment, prices: Prices, workers: int) -> float:
-        """Seconds a batch, as arithmetic allows; for ever where such a split is not possible."""
+        """Seconds per batch that arithmetic allows; infinite where no such split is possible."""
         try:
             split = self._split(chosen, prices, workers)
         except ConfigError:
@@ -153,7 +152,8 @@ class Scene:
         return max(*totals, sum(totals) / (self.cores * min(self.hosts, workers)))
 
     def _options(self, schedule: str, lag: int | None) -> config.Experiment:
-        """The file's own options of that schedule; defaults where the file has another."""
+        """The experiment under `schedule`: with the file's options if it has that one, else
+        defaults."""
         chosen = experiment.change(experiment.tables(self.chosen), schedule=schedule)
         if lag is None:
             return chosen
@@ -168,7 +168,8 @@ class Scene:
         return make_design(chosen, self.meta, allow_import=self.allow_import)
 
     def _priced(self, design: Design) -> Prices:
-        """Most schedules do the same ops, whose prices they share; microbatches have their own."""
+        """The prices for a design. Schedules that do the same ops on batches of the same size share
+        them."""
         schedule = design.experiment.schedule
         key = schedule.priced_as, design.plan.batch_size
         if key not in self._prices:
@@ -192,7 +193,8 @@ class Scene:
         return found
 
     def _on_hosts(self, design: Design) -> Design:
-        """Links between workers of one host are as fast as they are here, unless they are named."""
+        """The design on `hosts` machines: links within one of them keep this machine's speed,
+        unless [links.between] names them."""
         chosen, plan = design.experiment, design.plan
         if self.hosts >= len(plan.groups) or not is_slow(chosen.links):
             return design
@@ -212,57 +214,60 @@ class Scene:
 
 
 def is_slow(links: config.Links) -> bool:
-    """Anything is asked of links that they would not have by themselves."""
+    """Whether an experiment slows any link down."""
     own = config.Link(latency=links.latency, jitter=links.jitter, bandwidth=links.bandwidth)
     return own != _FAST or bool(links.between)
 
 
-#: Of a prediction without a condition over that with it: from here on the condition is what limits.
+# --- advice --------------------------------------------------------------------------------------
+
+#: A condition of links limits a run if its predicted rate without it is more than so many times
+#: higher.
 _LIMITING = 1.1
-#: Rates as near as this to the best are as good, where something else speaks for them.
+#: Rates of at least this share of the best are as good as the best if fewer workers reach them.
 _NEAR = 0.9
 
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate; either it is predicted or it can't be made."""
+    """One candidate: either it has a prediction, or it can't be made and is `refused`."""
 
     name: str  # "synthetic", "delayed, lag 12", "one worker"
     schedule: str
     workers: int
     prediction: Prediction | None = None
-    refused: str = ""
+    refused: str = ""  # why it can't be made
 
 
 @dataclass(frozen=True)
 class Advice:
-    """`best` of all, of those `decoupled` by local gradients, and of the others: `waiting`.
+    """All candidates, and the best ones among them.
 
     `local_loss` is advised only where the experiment asks for it: its stages learn greedily, each
-    by a loss of its own, which is another thing than being quicker."""
+    by a loss of its own, so it is not just a faster way to the same result."""
 
     rows: tuple[Row, ...]
-    best: Row
-    decoupled: Row | None
-    waiting: Row
+    best: Row  # of all
+    decoupled: Row | None  # the best of those decoupled by local gradients
+    waiting: Row  # the best of those that wait for true gradients
     alone: Row  # all stages in one worker
     #: What holds `best` back: "worker", "cores", "latency", "bandwidth" or "locking".
     limit: str
 
 
-def advise(scene: Scene, workers: int) -> Advice:
+def advise(setup: Setup, workers: int) -> Advice:
     """Predict every schedule over `workers` workers, and all stages in one.
 
     Raises `ConfigError` where not even `locked` can be priced, and what measuring raises.
     """
     candidates: dict[str, Candidate] = {}
-    rows = [_row(scene, candidates, "locked", 1, "one worker")]
+    rows = [_row(setup, candidates, "locked", 1, "one worker")]
     if workers > 1:
         for schedule in SCHEDULES:
-            rows.append(_row(scene, candidates, schedule, workers, schedule))
-        rows += _with_lag(scene, candidates, rows, workers)
-        rows += _with_fewer(scene, candidates, rows, workers)
-    own = scene.chosen.schedule.tag
+            rows.append(_row(setup, candidates, schedule, workers, schedule))
+        rows += _with_lag(setup, candidates, rows, workers)
+        rows += _with_fewer(setup, candidates, rows, workers)
+    own = setup.chosen.schedule.tag
     known = [
         row
         for row in rows
@@ -276,12 +281,12 @@ def advise(scene: Scene, workers: int) -> Advice:
         decoupled=_best_of([row for row in known if SCHEDULES[row.schedule].decoupled]),
         waiting=_fastest([row for row in known if not SCHEDULES[row.schedule].decoupled], alone),
         alone=alone,
-        limit=_limit(scene, candidates[best.name], best),
+        limit=_limit(setup, candidates[best.name], best),
     )
 
 
 def _row(
-    scene: Scene,
+    setup: Setup,
     candidates: dict[str, Candidate],
     schedule: str,
     workers: int,
@@ -289,53 +294,54 @@ def _row(
     lag: int | None = None,
 ) -> Row:
     try:
-        candidate = scene.candidate(schedule, workers, lag=lag)
+        candidate = setup.candidate(schedule, workers, lag=lag)
     except ConfigError as error:
-        if schedule == "locked":  # then so is all else
+        if schedule == "locked":  # then no other schedule can be made either
             raise
         return Row(name, schedule, workers, refused=str(error))
     candidates[name] = candidate
-    return Row(name, schedule, workers, _predicted(scene, candidate))
+    return Row(name, schedule, workers, _predicted(setup, candidate))
 
 
-def _predicted(scene: Scene, candidate: Candidate) -> Prediction:
-    hosts = min(scene.hosts, len(candidate.design.plan.groups))
+def _predicted(setup: Setup, candidate: Candidate) -> Prediction:
+    hosts = min(setup.hosts, len(candidate.design.plan.groups))
     return predict(
         *(candidate.design, candidate.prices),
-        cores=scene.cores,
+        cores=setup.cores,
         hosts=hosts,
-        events=scene.events,
+        events=setup.events,
     )
 
 
 def _with_lag(
-    scene: Scene, candidates: dict[str, Candidate], rows: Sequence[Row], workers: int
+    setup: Setup, candidates: dict[str, Candidate], rows: Sequence[Row], workers: int
 ) -> list[Row]:
-    """`delayed`, as far ahead of its gradients as slow links need, so that it is always busy."""
+    """`delayed` with the lag that keeps its workers busy on slow links; none where links are
+    fast."""
     plain = next(row for row in rows if row.schedule == "delayed")
-    if plain.prediction is None or not is_slow(scene.chosen.links):
+    if plain.prediction is None or not is_slow(setup.chosen.links):
         return []
     design = candidates[plain.name].design
     busiest_s = max(plain.prediction.work_s.values())
     depth = max(group.depth for group in design.plan.groups)
-    latency_s = seconds(scene.chosen.links.latency, "links.latency")
-    slow_hops = min(depth, scene.hosts - 1) if scene.hosts < workers else depth
+    latency_s = seconds(setup.chosen.links.latency, "links.latency")
+    slow_hops = min(depth, setup.hosts - 1) if setup.hosts < workers else depth
     lag = depth + math.ceil(2 * slow_hops * latency_s / busiest_s)
     if lag <= depth:
         return []
-    return [_row(scene, candidates, "delayed", workers, f"delayed, lag {lag}", lag)]
+    return [_row(setup, candidates, "delayed", workers, f"delayed, lag {lag}", lag)]
 
 
 def _with_fewer(
-    scene: Scene, candidates: dict[str, Candidate], rows: Sequence[Row], workers: int
+    setup: Setup, candidates: dict[str, Candidate], rows: Sequence[Row], workers: int
 ) -> list[Row]:
-    """`synthetic` over as few workers as arithmetic needs for the same rate."""
+    """`synthetic` over the fewest workers that arithmetic needs for nearly the same rate."""
     if any(row.refused for row in rows if row.schedule == "synthetic"):
         return []
-    fewer = scene.fewest("synthetic", workers, _NEAR)
+    fewer = setup.fewest("synthetic", workers, _NEAR)
     if fewer in (1, workers):
         return []
-    return [_row(scene, candidates, "synthetic", fewer, f"synthetic, {fewer} workers")]
+    return [_row(setup, candidates, "synthetic", fewer, f"synthetic, {fewer} workers")]
 
 
 def _fastest(rows: Sequence[Row], fallback: Row) -> Row:
@@ -344,7 +350,7 @@ def _fastest(rows: Sequence[Row], fallback: Row) -> Row:
 
 
 def _best_of(rows: Sequence[Row]) -> Row | None:
-    """The fastest; of those that are nearly as fast the fastest with the fewest workers."""
+    """The fastest row, or one that is nearly as fast with fewer workers; None of no rows."""
     rates = {row.name: row.prediction.samples_per_s for row in rows if row.prediction}
     if not rates:
         return None
@@ -352,13 +358,13 @@ def _best_of(rows: Sequence[Row]) -> Row | None:
     return min(near, key=lambda row: (row.workers, -rates[row.name]))
 
 
-def _limit(scene: Scene, candidate: Candidate, best: Row) -> str:
+def _limit(setup: Setup, candidate: Candidate, best: Row) -> str:
     found = best.prediction
     assert found is not None
     if found.limit != "waiting":
         return found.limit
     for what, names in (("bandwidth", ["bandwidth"]), ("latency", ["latency", "jitter"])):
-        freed = _predicted(scene, scene.without(candidate, *names))
+        freed = _predicted(setup, setup.without(candidate, *names))
         if freed.samples_per_s > _LIMITING * found.samples_per_s:
             return what
     return "locking"

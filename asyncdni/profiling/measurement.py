@@ -1,7 +1,7 @@
-"""How long each op of each declared stage takes, and how many bytes each message has.
+"""Measures how long each op of each declared stage takes, and how many bytes each message has.
 
-The schedules take turns, some batches each, in one process with one BLAS thread, so that a machine
-that grows slower or faster meanwhile does so for all alike.
+The schedules take turns of a few batches in one process with one BLAS thread, so that a machine
+that gets slower or faster meanwhile affects all of them alike.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ __all__ = [
 ]
 
 # --- caches --------------------------------------------------------------------------------------
-#
-# Caches that have forgotten: what an op costs a worker that others have taken the core from.
 
-#: Where the system does not say.
+#: Size of the last-level cache where the system does not tell it.
 _USUAL_BYTES = 32 * 2**20
 _BYTES_MAX = 256 * 2**20
 _LINE_BYTES = 64
-#: Caches don't throw out the oldest strictly: somewhat more than they hold must be touched.
+#: Caches don't strictly evict the oldest line, so more memory than they hold must be read: so many
+#: times their size.
 _MORE = 1.5
 
 
 def make_forget() -> Callable[[], None]:
-    """A function after which none of what was used before it is in this core's caches.
+    """A function that empties this core's caches of what was used before, by reading more memory
+    than they hold. It takes some milliseconds.
 
-    It reads more memory than they hold, for some milliseconds."""
+    An op after it costs what it costs a worker whose core others have used in between."""
     memory = np.ones(round(_MORE * last_level_bytes()), np.uint8)
     lines = memory[::_LINE_BYTES]
 
@@ -62,14 +62,14 @@ def make_forget() -> Callable[[], None]:
 
 
 def last_level_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
-    """Of the largest cache; a usual size where the system does not say, or says what can't be."""
+    """Bytes of the largest cache, at most 256 MiB; 32 MiB where the system does not tell."""
     sizes = [_bytes(path) for path in folder.glob("index*/size")]
     largest = max(sizes, default=0)
     return min(largest, _BYTES_MAX) if largest else _USUAL_BYTES
 
 
 def _bytes(path: Path) -> int:
-    """Of "32768K"; 0 for what is no size."""
+    """The bytes that a file such as "32768K" states; 0 where it states no size."""
     try:
         text = path.read_text().strip()
     except OSError:
@@ -79,9 +79,12 @@ def _bytes(path: Path) -> int:
     return int(number) * factor if number.isdecimal() else 0
 
 
-#: Batches of one schedule in a row; a multiple of how often `rehearsed` has an op done.
+# --- measuring -----------------------------------------------------------------------------------
+
+#: How many batches of one schedule follow each other: a multiple of the interval, in batches, at
+#: which `Options.rehearsed` has an op done.
 _SEGMENT = 8
-#: Batches at the start that are not counted: memory is touched for the first time.
+#: Batches at the start that are not counted, as they touch memory for the first time.
 WARM_UP = 2 * _SEGMENT
 
 
@@ -97,7 +100,7 @@ class OpTime:
 
 @dataclass(frozen=True)
 class Edge:
-    """One kind of message from one node of the graph to another stage."""
+    """One kind of message from a stage (or the data) to another stage."""
 
     sender: str
     to: str
@@ -108,9 +111,9 @@ class Edge:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Of every declared stage as a worker of its own."""
+    """What was measured, with every declared stage in a worker of its own."""
 
-    batches: int  # of each schedule, without warming up
+    batches: int  # counted batches of each schedule, without warm-up
     parameters: dict[str, int]  # by stage, without the generator's
     times: dict[str, dict[str, OpTime]]  # by stage and letter (or SENDING), of all schedules
     edges: tuple[Edge, ...]
@@ -118,16 +121,15 @@ class Measurement:
 
 
 def measure(design: Design, batches: int, *, cold: bool = False) -> Measurement:
-    """Train on `batches` batches, and some to warm up, by each schedule in `schedules_of`.
+    """Train on `batches` batches, after some to warm up, under each schedule in `schedules_of`.
 
-    `cold`: before each turn of a worker the processor's caches forget what is in them, as they do
-    where other workers have had its core. Without that, they have what a turn of each worker needs.
+    With `cold`, the processor's caches are emptied before each turn of a worker, as if other
+    workers had used its core. Otherwise the caches stay warm.
 
-    Schedules that wait for true gradients do the same ops as `locked`: that is rehearsed in their
-    place, on microbatches where they cut batches up. Raises `ConfigError` for options that are not
-    priced (see `check_priced`), `DataError` where the data can't be loaded, and what training
-    raises.
-    """
+    Schedules that wait for true gradients do the same ops as `locked`, so `locked` is rehearsed in
+    their place, on microbatches where they cut batches up. Raises `ConfigError` for options that
+    are not priced (see `check_priced`), `DataError` where the data can't be loaded, and what
+    training raises."""
     check_priced(design)
     forget = make_forget() if cold else None
     segments = (WARM_UP + batches + _SEGMENT - 1) // _SEGMENT
@@ -155,8 +157,8 @@ def measure(design: Design, batches: int, *, cold: bool = False) -> Measurement:
 
 
 def check_priced(design: Design) -> None:
-    """Raises `ConfigError` for a schedule whose ops differ from batch to batch, or stage to stage,
-    in ways that no sum over single ops has."""
+    """Check that ops can be measured one by one. Raises `ConfigError` for a schedule whose ops
+    differ from batch to batch or from stage to stage, so that they can't be added up."""
     schedule = design.experiment.schedule
     named = next((stage.name for stage in design.experiment.stages if stage.schedule), None)
     wrong = "" if named is None else f"stage {named} has a schedule of its own"
@@ -172,25 +174,26 @@ def check_priced(design: Design) -> None:
 
 
 def schedules_of(design: Design) -> dict[str, config.Schedule]:
-    """`locked`, with the experiment's options where it has them, and its own where it is not."""
+    """The schedules to measure, by name: `locked`, and the experiment's own where it is another."""
     own = design.experiment.schedule
     return {"locked": config.Locked(split_backward=own.split_backward), own.tag: own}
 
 
 def _rehearsed(design: Design) -> list[config.Schedule]:
-    """Those of `schedules_of` whose ops are not those of another one."""
+    """The schedules to rehearse: those of `schedules_of` that do not do the same ops as
+    `locked`."""
     return [one for one in schedules_of(design).values() if one.locks or one.decoupled]
 
 
 def _apart(design: Design, options: config.Schedule) -> Design:
-    """Every stage a worker, under that schedule."""
+    """The design with every stage in a worker of its own, under the schedule `options`."""
     chosen = design.experiment
     changed = msgspec.structs.replace(
         chosen,
         data=msgspec.structs.replace(chosen.data, batch_size=design.plan.batch_size),
         run=msgspec.structs.replace(chosen.run, split=None),
         schedule=options.rehearsed(),
-        # Each stage by itself: what is said of links and workers means nothing here.
+        # Tables about links and workers are left out, as the workers are others.
         staleness=config.Staleness(),
         links=config.Links(),
         slow={},
@@ -200,7 +203,7 @@ def _apart(design: Design, options: config.Schedule) -> Design:
 
 @dataclass
 class _Notes:
-    """What the rehearsals have shown, of the batches from `first` up to `end`."""
+    """An `Observer` that notes times and sizes, of the batches from `first` up to `end`."""
 
     first: int
     end: int

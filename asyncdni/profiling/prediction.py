@@ -1,9 +1,13 @@
-"""How fast a run would be, which nobody has made yet: the real logic of all workers, simulated with
-the prices of this machine's ops and messages.
+"""Predicts how fast a run would be: the real logic of all workers is simulated with the times that
+ops and messages take on this machine.
 
-A run is simulated for as many batches as the time for it allows. Its rate is that between two
-forwards at the loss, once the pipe has had time to fill. What fewer batches than workers can't show
-is added: no worker and no host does more than one CPU second a second and core.
+Times are measured once per network (`price`). They are good for every split of it, for every
+schedule that does the same ops on batches of the same size, and for any links.
+
+A run is simulated for a limited number of batches. Its rate is the rate of forwards at the loss,
+once the pipeline has had time to fill. A run of fewer batches than workers would overestimate it,
+so two bounds are applied on top: per second of the run, a worker does no more than one CPU second
+of work, and a host no more than one per core.
 """
 
 from __future__ import annotations
@@ -39,28 +43,20 @@ __all__ = [
     "worker_costs",
 ]
 
-# --- costs ---------------------------------------------------------------------------------------
-#
-# What a worker of several neighbouring stages spends on a batch, from what each stage spends.
-#
-# Fused stages cost what they cost apart, but for the edge between them: no generator stands there
-# (no P, no T), the true gradient comes down at once (no b), and the upper stage's backward always
-# computes the gradient of its inputs. At the ends of the fused stage all is as the schedule says.
-#
-# Where no whole backward with the gradient of the inputs was measured, its halves b and W stand for
-# it. They take a little longer: a batch norm does some of its sums in both.
+# --- costs of a worker, from those of its stages -------------------------------------------------
 
-#: By declared stage and op: seconds on a batch for which the op is done.
+#: Seconds of an op on a batch for which it is done, by declared stage and op.
 Seconds = Mapping[str, Mapping[str, float]]
 
 
 def worker_costs(
     members: Sequence[Node], seconds: Seconds, schedule: config.Schedule
 ) -> dict[str, float] | None:
-    """Seconds per training batch by the letter of the op, as `report.breakdown.ceiling` takes them.
+    """Seconds per training batch of a worker with the stages `members`, by the letter of the op, as
+    `report.breakdown.ceiling` takes them.
 
-    An op that is done on every m-th batch counts 1/m, as does the update of m microbatches. None
-    where such a worker can't be: it would send on the activations of two stages.
+    An op that is done on every m-th batch counts 1/m, and so does the update of m microbatches.
+    None where there can be no such worker, as it would send on the activations of two stages.
     """
     inside = {node.name for node in members}
     exits = [node.name for node in members if set(node.consumers) - inside]
@@ -82,7 +78,8 @@ def worker_costs(
 
 
 def op_costs(members: Sequence[Node], seconds: Seconds) -> dict[str, float]:
-    """Seconds of each op of such a worker, by its letter or SENDING, each time that it is done.
+    """Seconds of each op of a worker with the stages `members`, each time that it is done, by its
+    letter or SENDING.
 
     Ops whose parts have not all been measured are left out."""
     inside = {node.name for node in members}
@@ -109,13 +106,22 @@ def op_costs(members: Sequence[Node], seconds: Seconds) -> dict[str, float]:
 
 
 class _Price:
-    """Sums over the members of one worker."""
+    """What ops of one worker cost: sums over its stages, `members`.
+
+    Stages in one worker cost as much as in workers of their own, except at the edges between them:
+    there is no generator there (no P, no T), the true gradient comes at once (no b), and the
+    backward of the consumer always computes the gradient of its inputs. At the first and last
+    stages the schedule decides, as it does for a worker of one stage.
+
+    Where no whole backward with the gradient of the inputs was measured, its halves b and W are
+    added up instead. They take a little longer: a batch norm does some of its sums in both.
+    """
 
     def __init__(self, members: Sequence[Node], inside: set[str], seconds: Seconds) -> None:
         self._members = members
         self._inside = inside
         self._seconds = seconds
-        #: Through which a gradient reaches producers outside.
+        #: The stages through which a gradient reaches producers in other workers.
         self.relays: set[str] = set()
         for node in members:
             if self._outside(node) or self.relays.intersection(node.inputs):
@@ -125,7 +131,8 @@ class _Price:
         return sum(self._seconds[node.name][letter] for node in self._members)
 
     def backward(self, *, sending: float) -> float:
-        """Learning from a gradient; on that share of the batches producers outside get one too."""
+        """A backward that learns from a gradient; on the share `sending` of the batches, producers
+        in other workers get a gradient too."""
         total = 0.0
         for node in self._members:
             share = sending if self._outside(node) else 0.0
@@ -138,12 +145,14 @@ class _Price:
         return total
 
     def relay(self) -> float:
-        """Passing a true gradient on to producers outside, through all stages on its way."""
+        """Passing a true gradient on to producers in other workers, through all stages on its
+        way."""
         on_the_way = [node.name for node in self._members if node.name in self.relays]
         return sum(self._seconds[name]["b"] for name in on_the_way)
 
     def learning(self) -> float:
-        """What is left to learn after that; a backward of all where some were not on its way."""
+        """What is left to learn after `relay`: a backward of all stages if some were not on the
+        way."""
         if len(self.relays) < len(self._members):  # as in `NumpyStage.learn`
             return self.backward(sending=0.0)
         return self.every("W")
@@ -156,13 +165,14 @@ class _Price:
         return ops[SENDING] if SENDING in ops else ops["b"] + ops["W"]
 
     def _learning_alone(self, node: Node) -> float:
-        """Of the ops that were measured; the later ones take nearly as long."""
+        """Learning without sending: the first of these ops that was measured; all take nearly as
+        long."""
         ops = self._seconds[node.name]
         return next(ops[letter] for letter in ("B", "C", "W") if letter in ops)
 
 
 def producers_of(network: Network, split: Sequence[Sequence[Node]]) -> list[list[int]]:
-    """For each worker, the indices of those whose activations it takes."""
+    """For each worker, the indices of the workers whose activations it takes."""
     home = {node.name: index for index, members in enumerate(split) for node in members}
     assert len(home) == len(network.nodes)
     return [
@@ -172,35 +182,32 @@ def producers_of(network: Network, split: Sequence[Sequence[Node]]) -> list[list
 
 
 # --- prices --------------------------------------------------------------------------------------
-#
-# What everything costs a run on this machine: ops, messages, logic; warm and cold.
-#
-# Measured once for a network, and good for every split of it, every schedule that does the same ops
-# on batches of the same size, and any links: `Prices` give what the simulator takes for granted.
 
 _US = 1e6
-#: The CPU time of whole processes beside their ops is so many times that of what is measured of it
-#: here, logic and messages one by one: meters, buffers to give back, changes of process. Found
-#: once, by comparing predicted with real runs of two to eight workers (see benchmarks/scale).
+#: The CPU time that a process spends outside its ops is so many times what is measured here for
+#: logic and messages one by one: meters, buffers and process switches come on top. The factor was
+#: found once, by comparing predicted with real runs of two to eight workers (benchmarks/scale).
 _WHOLE = 1.6
-#: Of the measurement with cold caches, which takes far longer a batch and varies less.
+#: With cold caches, 1 / 4 of the batches are measured: a batch takes far longer and varies less.
 _COLD_SHARE = 4
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Seconds and bytes. Each pair is (warm, cold)."""
+    """What ops, messages and logic cost on this machine, in seconds and bytes. Each pair is (warm
+    caches, cold caches)."""
 
-    warm: Seconds  # by declared stage and letter of the op
-    cold: Seconds
-    event_s: tuple[float, float]  # a worker's logic, and the look for messages after it
+    warm: Seconds  # with warm caches
+    cold: Seconds  # with cold caches
+    # of handling one event in a worker's logic, then checking for messages
+    event_s: tuple[float, float]
     wire: Wire
-    activation_bytes: Mapping[str, int]  # by declared stage that sends it, or DATA
-    gradient_bytes: Mapping[str, int]  # by declared stage that gets it
+    activation_bytes: Mapping[str, int]  # by the declared stage that sends it, or DATA
+    gradient_bytes: Mapping[str, int]  # by the declared stage that gets it
 
 
 def price(design: Design, wire: Wire, batches: int) -> Prices:
-    """Measure the ops of `design` under its schedule and `locked`, on some `batches` batches.
+    """Measure the ops of `design` under its schedule and `locked`, on about `batches` batches.
 
     Raises what `measurement.measure` raises."""
     warm = measure(design, batches)
@@ -229,11 +236,12 @@ def _medians(measured: Measurement) -> dict[str, dict[str, float]]:
     }
 
 
-# --- what the simulator takes for granted --------------------------------------------------------
+# --- inputs of the simulator ---------------------------------------------------------------------
 
 
 def costs_of(design: Design, prices: Prices) -> Costs:
-    """Of each op of each worker. Reading, saving and leaving are no part of training."""
+    """The cost of each op of each worker. Work that is no part of training, such as saving, costs
+    nothing."""
     measured: dict[str, dict[str, Span]] = {}
     for group in design.plan.groups:
         warm, cold = (op_costs(group.members, one) for one in (prices.warm, prices.cold))
@@ -246,7 +254,7 @@ def costs_of(design: Design, prices: Prices) -> Costs:
 
 
 def burden_of(design: Design, prices: Prices) -> Burden:
-    """Of the logic and of each link's messages."""
+    """The CPU time of the logic and of each link's messages."""
     wire = prices.wire
     tensors = {link: _hop(wire, size) for link, size in _tensors(design, prices).items()}
     event = _span(*(_WHOLE * one for one in prices.event_s))
@@ -262,22 +270,22 @@ def _hop(wire: Wire, size: int) -> Hop:
 
 
 def links_of(design: Design, prices: Prices) -> Links:
-    """How long a message takes beside the work of those that move it, caches being cold.
-
-    The slow links of the experiment come on top."""
+    """The latency of each link with cold caches, beyond the CPU time of the workers that send and
+    receive. The delays that the experiment's [links] add come on top."""
     between = {link: _latency(prices, size) for link, size in _tensors(design, prices).items()}
     small_us = _latency(prices, 0)
     return Links(latency_us=small_us, control_latency_us=small_us, between=between)
 
 
 def _latency(prices: Prices, size: int) -> float:
-    """Microseconds: the sender's logic decides to send it, and it does."""
+    """Microseconds from the event that makes the sender's logic send a message until it arrives."""
     hop = prices.wire.cold_hop(size)
     return (prices.event_s[1] + hop.latency_s) * _US
 
 
 def _tensors(design: Design, prices: Prices) -> dict[tuple[str, str], int]:
-    """Bytes of what one worker sends another; of the data's reader, its activations."""
+    """Bytes of the tensors of one message by (sender, receiver): activations, gradients, and the
+    data that their host sends."""
     found: dict[tuple[str, str], int] = {}
     host = design.plan.groups[design.plan.host].name
     for group in design.plan.groups:
@@ -291,38 +299,43 @@ def _tensors(design: Design, prices: Prices) -> dict[tuple[str, str], int]:
 
 
 def _reader(prices: Prices) -> str:
-    """The stage that read the data when each was a worker of its own."""
+    """The stage that read the data when ops were measured, with each stage in a worker of its
+    own."""
     return next(stage for stage, ops in prices.warm.items() if "R" in ops)
 
 
 def _span(warm_s: float, cold_s: float) -> Span:
-    """In microseconds. What varies is not let make anything quicker in the cold."""
+    """(warm, cold) in microseconds. Measurements vary, so cold is raised to warm where it is
+    below."""
     return warm_s * _US, max(warm_s, cold_s) * _US
 
 
-#: Of one simulated run, about: a second or two.
+# --- prediction ----------------------------------------------------------------------------------
+
+#: How many events one simulated run has, about: it takes a second or two.
 EVENTS = 60_000
-_EVENTS_A_BATCH = 8  # of a worker
+_EVENTS_A_BATCH = 8  # of each worker
 _BATCHES_MAX = 320
 _BATCHES_MIN = 5
-#: Nobody dies: beats would only take time.
+#: `silence_s` of simulated runs. No worker dies in them, so signs of life would only take time.
 _SILENCE_S = 1e5
-#: What a share of this of the time is spent on limits a run.
+#: A worker or host that is busy for at least this share of the time is what limits a run.
 _FULL = 0.9
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of training without its start, its evaluations and its end; by worker where it says so."""
+    """The predicted figures of training, without start, evaluations and end. Mappings are by
+    worker."""
 
     schedule: str
     split: tuple[int, ...]  # stages of each worker
     samples_per_s: float
-    idle: Mapping[str, float]  # share of the time without anything to do
+    idle: Mapping[str, float]  # share of the time in which it has nothing to do
     work_s: Mapping[str, float]  # CPU seconds per batch, messages and logic included
     staleness: Mapping[str, float | None]  # mean, in updates
     staleness_max: Mapping[str, int | None]
-    #: "worker", "cores", or "waiting": neither is busy all the time
+    #: What limits the rate: "worker", "cores", or "waiting" where neither is busy all the time.
     limit: str
     slowest: str  # the worker with the most work
 
@@ -335,10 +348,11 @@ def predict(
     hosts: int = 1,
     events: int = EVENTS,
 ) -> Prediction:
-    """The run that `design` is, its slow links included, on `hosts` machines of so many cores.
+    """Predict the run of `design`, its slow links included, on `hosts` machines of `cores` cores
+    each.
 
-    `prices` are of the same network, cut up into stages in any way, of batches of the same size as
-    those that flow in `design`. Raises `AsyncDNIError` where the simulated run fails.
+    `prices` must be of the same network, under any split, and of batches of the size that flows in
+    `design`. Raises `AsyncDNIError` where the simulated run fails.
     """
     plan = design.plan
     units = _units(design, events)
@@ -378,7 +392,7 @@ def _whole(value: float | int | None) -> int | None:
 
 
 def _samples(design: Design) -> int:
-    """Of a whole batch."""
+    """Samples of a whole batch."""
     return min(design.experiment.data.batch_size, design.meta.train_samples)
 
 
@@ -386,14 +400,15 @@ def _samples(design: Design) -> int:
 
 
 def _units(design: Design, events: int) -> int:
-    """Batches, each of all its microbatches."""
+    """How many whole batches to simulate; one includes all of its microbatches."""
     plan = design.plan
     each = _EVENTS_A_BATCH * len(plan.groups) * plan.microbatches
     return max(_BATCHES_MIN, min(_BATCHES_MAX, events // each))
 
 
 def _shortened(design: Design, units: int) -> Design:
-    """So many whole batches, then the end; as training goes once it has got going."""
+    """The design of a run of `units` whole batches in one epoch, with schedules as they are once
+    training has settled."""
     plan, chosen = design.plan, design.experiment
     batches = units * plan.microbatches
     plan = replace(
@@ -420,7 +435,7 @@ def _shortened(design: Design, units: int) -> Design:
 
 
 def _pins(design: Design, cores: int) -> dict[str, int]:
-    """As `drivers.real.machine` does it."""
+    """The core of each pinned worker, chosen as `drivers.real.machine` does."""
     run, groups = design.experiment.run, design.plan.groups
     if isinstance(run.pin, list):
         return {group.name: run.pin[group.index] % cores for group in groups}
@@ -430,11 +445,11 @@ def _pins(design: Design, cores: int) -> dict[str, int]:
     return {group.name: group.index % cores for group in groups}
 
 
-# --- what it has shown ---------------------------------------------------------------------------
+# --- figures of the simulated run ----------------------------------------------------------------
 
 
 def _period(design: Design, result: Result) -> float:
-    """Seconds a batch at the loss that is last, the first quarter left out."""
+    """Seconds per batch at the slowest loss, without the first quarter of the batches."""
     losses = [group.name for group in design.plan.groups if group.has_loss]
     return max(_stream(result.ops[name], design.plan.microbatches) for name in losses)
 

@@ -1,9 +1,9 @@
-"""All workers of a run in this process, by turns: the real logic, the real maths, no waiting.
+"""Runs all workers in this process by turns, with the real logic and the real maths but no waiting.
 
-Each worker goes on until it has nothing to do, then the next one does. With a window of one batch
-between any two that is the order of training: a stage does all that a batch asks of it (F P B U,
-and what has come back for older ones), then the next stage does. Messages are encoded, copied and
-decoded as on the wire, but go straight into the receiver's hands.
+Each worker goes on until it has nothing to do, then it is the next one's turn. With a window of one
+batch between any two workers this is the order of training: a stage does all ops of a batch (F P B
+U, and those on gradients that have come back for older batches), then the next stage does. Messages
+are encoded, copied and decoded as on the wire, but handed to the receiver directly.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ __all__ = ["Observer", "Rehearsal"]
 
 
 class Observer(Protocol):
-    """Hears of each op and each message between workers."""
+    """Is called for each op and each message between workers."""
 
     def op(self, worker: str, op: Op, cpu_s: float) -> None:
-        """`cpu_s`: CPU time of this thread inside the op."""
+        """A worker has done an op; `cpu_s` is the CPU time of this thread inside it."""
 
     def message(self, sender: str, to: str, message: Message, frames: Sequence[int]) -> None:
-        """`frames`: bytes of the header and of each tensor."""
+        """A worker has sent a message; `frames` are the bytes of its header and of each tensor."""
 
     def handled(self, cpu_s: float) -> None:
-        """CPU time of this thread inside a worker's logic, for the first event of a turn."""
+        """A worker's logic has handled the first event of a turn in `cpu_s` of this thread's CPU
+        time."""
 
 
 @dataclass
 class _Desk:
-    """One worker with what has come for it."""
+    """One worker with its executor, and the messages and op that are to be handled next."""
 
     worker: Worker
     executor: Executor
@@ -53,7 +54,7 @@ class _Desk:
 
 
 class Rehearsal:
-    """`segments` times `batches` training batches of `design`, without tests and saving."""
+    """Trains a design on `segments` times `batches` batches, without tests and without saving."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Rehearsal:
         batches: int,
         before_turn: Callable[[], None] | None = None,
     ) -> None:
-        """Builds stages and loads the data. Raises what these raise.
+        """Build the stages and load the data. Raises what these raise.
 
         `before_turn` is called before each turn of a worker that has something to do."""
         ends = tuple(batches * (number + 1) for number in range(segments))
@@ -79,11 +80,11 @@ class Rehearsal:
 
     @property
     def parameters(self) -> dict[str, int]:
-        """How many each worker trains, without those of its generator."""
+        """How many parameters each worker trains, without those of its generator."""
         return {name: desk.parameters for name, desk in self._desks.items()}
 
     def advance(self) -> None:
-        """Train on the next segment's batches, until all that they led to is done."""
+        """Train on the batches of the next segment, until all workers have drained."""
         order = Start() if self._barrier < 0 else Resume(self._barrier)
         self._barrier += 1
         for desk in self._desks.values():
@@ -103,7 +104,7 @@ class Rehearsal:
         return _Desk(worker, Executor(stage, find_exits(design), source), stage.parameters())
 
     def _go_on(self, name: str, desk: _Desk) -> None:
-        """As long as there is something to do."""
+        """One turn of a worker: it handles messages and does ops as long as it has any."""
         desk.turn_begins = bool(desk.inbox) or desk.pending is not None
         if self._before_turn is not None and desk.turn_begins:
             self._before_turn()
@@ -149,5 +150,5 @@ class Rehearsal:
 
 
 def _sent() -> bool:
-    """What is sent here is a copy: the original's memory is free at once."""
+    """Whether a sent array's memory is free: always, as messages here are copies."""
     return True

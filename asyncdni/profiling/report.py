@@ -1,4 +1,5 @@
-"""From measured ops to what the arithmetic allows, under each schedule and split. Fit for JSON."""
+"""The report of `asyncdni profile`: measured ops, and the speed they allow under each schedule and
+split, as plain values fit for JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from asyncdni.report.machine import describe_machine
 
 __all__ = ["LEFT_OUT", "document"]
 
-#: What no figure here has in it.
+#: What the figures leave out, for the user.
 LEFT_OUT = (
     "messages and waiting are not in these figures",
     "each op was measured while no other process used the caches and memory",
@@ -28,7 +29,7 @@ LEFT_OUT = (
 def document(
     design: Design, measured: Measurement, *, cores: int, workers: Sequence[int]
 ) -> dict[str, Any]:
-    """All that was measured and what follows from it.
+    """The whole report, as plain values.
 
     `splits` has the best split for each number of `workers`, from 1 to that of stages; `given` is
     the experiment's own split; `single` is one process with one thread in strict order. A batch is
@@ -53,13 +54,15 @@ def document(
 
 
 class _Judge:
+    """Computes the entries of the report from one measurement."""
+
     def __init__(self, design: Design, measured: Measurement, cores: int) -> None:
         self._design = design
         self._measured = measured
         self._cores = cores
         self._nodes = design.network.nodes
         self._schedules = schedules_of(design)
-        # Of a whole batch, whose costs these are: the last one of an epoch may be smaller.
+        # Samples of a whole batch, which the costs are of; the last of an epoch may be smaller.
         self._samples = min(design.plan.batch_size, design.meta.train_samples)
         self._seconds: Seconds = {
             stage: {letter: one.median_s for letter, one in ops.items()}
@@ -68,7 +71,7 @@ class _Judge:
         self._single_s = self._total(self._nodes, config.Locked())
 
     def stages(self) -> list[dict[str, Any]]:
-        """Every stage as a worker of its own."""
+        """What was measured of each stage, in a worker of its own."""
         return [
             {
                 "name": node.name,
@@ -95,7 +98,8 @@ class _Judge:
             return None if costs is None else sum(costs.values())
 
         found = best_split(len(self._nodes), workers, self._cores, cost)
-        assert found is not None  # the first stages one by one and all others in one worker will do
+        # one stage to each of the first workers and all others to the last is possible
+        assert found is not None
         return found
 
     def split(self, counts: Sequence[int]) -> dict[str, Any]:
@@ -147,7 +151,8 @@ class _Judge:
 
 
 def _limit(period_s: float, totals: Mapping[str, float], cores: int) -> str:
-    """Which of the three things that hold a schedule back sets the period; the first of equals."""
+    """What sets the period: "worker" (the slowest one), "cores" or "locking"; the first of
+    equals."""
     just_above = period_s * (1 - 1e-9)
     if max(totals.values()) >= just_above:
         return "worker"

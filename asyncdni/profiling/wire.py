@@ -1,8 +1,8 @@
-"""What a message costs here: CPU time at both ends, and the time until it is there.
+"""Measures what a message costs on this machine: CPU time at both ends, and latency.
 
-Two ends of the real transport in one process, over the same kind of socket that local workers use.
-One message at a time: sent, waited for, received. The CPU time of the process has that of ZeroMQ's
-threads in it, which move the bytes.
+Two ends of the real transport stand in one process, over the same kind of socket that local workers
+use. One message at a time is sent, waited for and received. The CPU time of the process includes
+that of ZeroMQ's threads, which move the bytes.
 """
 
 from __future__ import annotations
@@ -25,51 +25,56 @@ from asyncdni.wire.worker import WorkerTransport
 
 __all__ = ["Hop", "Wire", "measure_wire"]
 
-#: Bytes of a tensor; a message without any comes first.
+#: Bytes of the tensor in a message; 0: a message without tensors.
 _SIZES = (0, 2**14, 2**16, 2**18, 2**20)
 _REPEATS = 30
-#: Not counted: connections are made, buffers grow.
+#: So many first messages are not counted, as connections are made and buffers grow.
 _FIRST = 5
 _PATIENCE_S = 5.0
 _NAME = "there"
-#: As good as none.
+#: A delay that is as good as none, in seconds.
 _HELD_S = 1e-6
 
 
 @dataclass(frozen=True)
 class Hop:
-    """A message from one worker to another, in seconds."""
+    """What one message from a worker to another costs, in seconds."""
 
     send_s: float  # CPU time of the thread that sends it
     move_s: float  # CPU time of the threads that move it, at both ends together
     receive_s: float  # CPU time of the thread that is woken by it and receives it
-    latency_s: float  # from the call that sends it to the moment the receiver knows that it is here
+    latency_s: float  # from the call that sends it until the receiver knows that it has arrived
 
 
 @dataclass(frozen=True)
 class Wire:
-    """Hops by size. `warm`: of one right after another; `cold`: with caches that have forgotten."""
+    """Hops by size of the message. `warm`: one right after another; `cold`: after the caches have
+    been emptied."""
 
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # bytes of the tensor
     warm: tuple[Hop, ...]
     cold: tuple[Hop, ...]
-    look_s: tuple[float, float]  # CPU time of a look for messages that finds none, warm and cold
+    # CPU time of checking for messages when there are none: (warm, cold)
+    look_s: tuple[float, float]
 
     def warm_hop(self, tensor_bytes: int) -> Hop:
-        """Between measured sizes, and above the largest, on a straight line."""
+        """The hop of a message with warm caches; between measured sizes, and above the largest,
+        times follow a straight line."""
         return _between(self.sizes, self.warm, tensor_bytes)
 
     def cold_hop(self, tensor_bytes: int) -> Hop:
+        """The hop of a message with cold caches, as `warm_hop`."""
         return _between(self.sizes, self.cold, tensor_bytes)
 
 
 def measure_wire(
     sizes: Sequence[int] = _SIZES, repeats: int = _REPEATS, *, held: bool = False
 ) -> Wire:
-    """Takes about half a second.
+    """Measure hops of messages; takes about half a second.
 
-    `held`: of links that `[links]` makes slow, without their delay: what it costs to hold a message
-    back and send it later. Raises `LaunchError` where no socket can be had or nothing comes."""
+    With `held`, messages go over a link that `[links]` slows down, but with hardly any delay: this
+    measures what it costs to hold a message back and send it later. Raises `LaunchError` where no
+    socket can be opened or no message arrives."""
     forget = make_forget()
     with private_folder() as folder:
         coordinator = CoordinatorTransport(f"ipc://{folder}/wire")
@@ -120,7 +125,7 @@ def _one(
     message: Message,
     before: Callable[[], None] | None,
 ) -> tuple[float, float, float, float, float]:
-    """Seconds, as in `Hop`, and of a look that finds nothing."""
+    """Send one message: the four times of a `Hop`, then the CPU time of checking in vain."""
     if before is not None:
         before()
     looked = time.thread_time()
