@@ -8,7 +8,8 @@ targets (labels). It is fitted to
 
 and to 0 at a sequence's end. With λ = 0 the next window's own backward gives the target
 (`NextWindow`); with λ above 0 windows are kept and swept back over (`Sweep`), and λ = 1 gives the
-true gradient. States are those of the forwards, weights are today's.
+true gradient. J is taken at the states of the forwards, with the weights of the moment when the
+target is computed.
 
 Sources: recurrent synthetic gradients, Jaderberg et al. 2017 (arXiv 1608.05343, section 2.1);
 λ-returns of them, Pemberton and Costa 2024 (BP(λ), arXiv 2401.07044). Targets divided by their

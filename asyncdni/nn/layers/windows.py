@@ -88,7 +88,7 @@ def pair(name: str, value: object, *, least: int) -> Pair:
 
 
 def planes(shape: tuple[int, ...], *, where: str) -> tuple[int, int, int]:
-    """(C, H, W) of a feature map. Raises `ConfigError` for inputs of another shape."""
+    """The sizes (C, H, W) of a feature map. Raises `ConfigError` for inputs of another shape."""
     if len(shape) != 3 or min(shape) < 1:
         raise ConfigError(
             f"{where} takes inputs of shape (C, H, W), not {shape}: a reshape layer makes them so"

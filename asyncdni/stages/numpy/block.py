@@ -269,7 +269,8 @@ def add_in_order(terms: Sequence[Array], out: Array) -> Array:
     return out
 
 
-_AS_THEY_ARE = nullcontext()
+#: The context of an op that goes through the present weights.
+_LIVE_WEIGHTS = nullcontext()
 #: Arrays of layers whose names begin so serve training only: the state carried from window to
 #: window belongs to the data streams of a run, and a `Future` is a generator.
 _CARRIED = "carried."
@@ -323,7 +324,7 @@ class Block:
         if streams is not None:
             for layer in self._recurrent.values():
                 layer.start(streams)  # makes the arrays that a checkpoint is copied into
-        self._tested: dict[int, Array] = {}  # by layer: the state after the last test window
+        self._test_states: dict[int, Array] = {}  # by layer: the state after the last test window
         self.versions = self._make_versions(delayed, pace) if delayed is not None else None
         self._staleness = 0  # of the gradient learned from last, in updates
 
@@ -352,7 +353,7 @@ class Block:
         leaves the batch's update out."""
         self.newest = max(self.newest, batch)  # a replayed batch is older
         x = join(self.node, inputs, slot.own)
-        self._brief(batch, context, len(x), slot)
+        self._pass_context(batch, context, len(x), slot)
         with self._weights_of_forward(slot):
             for layer, own in zip(self._layers, slot.layers, strict=True):
                 x = layer.forward(x, own)
@@ -369,7 +370,7 @@ class Block:
             self._scoring.backward(slot.loss).fill(np.nan)
         return x, None
 
-    def _brief(self, batch: int, context: Context, samples: int, slot: BlockSlot) -> None:
+    def _pass_context(self, batch: int, context: Context, samples: int, slot: BlockSlot) -> None:
         """Tell the layers the batch's id and its context, through their slots."""
         if self._recurrent and "first" not in context:
             always = np.ones(samples, np.bool_)
@@ -400,13 +401,13 @@ class Block:
 
     def _continued(self, i: int, x: Array, first: Array) -> Array:
         """The output of recurrent layer `i` for a test window x that follows the last one."""
-        state = self._tested.get(i)
+        state = self._test_states.get(i)
         if state is not None and len(state) == len(x):
             state = np.where(first[:, None], 0, state).astype(state.dtype, copy=False)
         else:
             state = None
         y, end = self._recurrent[i].continued(x, state)
-        self._tested[i] = end
+        self._test_states[i] = end
         return y
 
     def activation(self, inputs: Sequence[Array]) -> Array:
@@ -471,13 +472,13 @@ class Block:
 
     def _weights_of_forward(self, slot: BlockSlot) -> AbstractContextManager[None]:
         if self.versions is None:
-            return _AS_THEY_ARE
+            return _LIVE_WEIGHTS
         slot.version = self.versions.take()
         return self.versions.forward(slot.version)
 
     def _weights_of_backward(self, slot: BlockSlot, learn: bool) -> AbstractContextManager[None]:
         if self.versions is None or slot.version is None:
-            return _AS_THEY_ARE
+            return _LIVE_WEIGHTS
         if learn:
             self._staleness = self.updates - slot.version.number
         return self.versions.backward(slot.version)

@@ -260,7 +260,7 @@ class NumpyStage:
                 slot.blocks[name],
                 own_loss=source not in LATE,
                 learn=learn,
-                send=self._wants(block, learn, send),
+                send=self._needs_input_gradient(block, learn, send),
             )
             for producer, grad in zip(block.node.inputs, pushed or (), strict=False):
                 if producer in self._blocks:
@@ -279,7 +279,7 @@ class NumpyStage:
                 block.learn(slot.blocks[name])
         slot.let_go()
 
-    def _wants(self, block: Block, learn: bool, send: bool) -> bool:
+    def _needs_input_gradient(self, block: Block, learn: bool, send: bool) -> bool:
         """Whether a producer needs the gradient of the block's inputs."""
         return any(
             (learn or name in self._relays) if name in self._blocks else send
