@@ -18,8 +18,8 @@ from asyncdni.errors import ConfigError
 from asyncdni.profiling import advice
 from asyncdni.profiling import advice as candidates
 from asyncdni.profiling.advice import Advice, Row, Setup, advise
+from asyncdni.profiling.measurement import Hop, Wire
 from asyncdni.profiling.prediction import Prediction, Prices
-from asyncdni.profiling.wire import Hop, Wire
 
 FREE = Hop(0.0, 0.0, 0.0, 0.0)
 WIRE = Wire((0, 1000), (FREE, FREE), (FREE, FREE), (0.0, 0.0))

@@ -8,8 +8,8 @@ from each import each
 
 from asyncdni.nn.base import Slot
 from asyncdni.nn.layers.convolution import Conv2d
+from asyncdni.nn.layers.correlation import apart
 from asyncdni.nn.layers.pooling import MaxPool
-from asyncdni.nn.layers.windows import apart
 from asyncdni.nn.streams import layer_streams, stream
 
 

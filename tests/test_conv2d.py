@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.layers import convolution as conv2d
-from asyncdni.nn.layers import correlation, im2col, make_layer
+from asyncdni.nn.layers import correlation, make_layer
+from asyncdni.nn.layers import correlation as im2col
 from asyncdni.nn.layers.convolution import Conv2d
 from asyncdni.nn.streams import layer_streams, stream
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from asyncdni.core.events import Compute, Computed, Received, Send
 from asyncdni.delays import Slow
 from asyncdni.drivers.virtual.clock import Agenda
-from asyncdni.drivers.virtual.cores import Cores
-from asyncdni.drivers.virtual.costs import Burden, Costs, Hop, Hosts, Links, Pace
+from asyncdni.drivers.virtual.costs import Burden, Cores, Costs, Hop, Hosts, Links, Pace
 from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.messages import Activation, Credit
 from asyncdni.schedules.base import Op, OpKind

@@ -11,8 +11,8 @@ from gradcheck import assert_gradient
 
 from asyncdni.errors import ConfigError, NumericalError
 from asyncdni.nn.base import Array, Slot
-from asyncdni.nn.generators.convolutional import ConvolutionalGenerator
 from asyncdni.nn.generators.error import ErrorGenerator, FeatureMapErrorGenerator
+from asyncdni.nn.generators.regression import ConvolutionalGenerator
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.streams import layer_streams
 

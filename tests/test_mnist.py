@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import make_digits
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from asyncdni import config
 from asyncdni import data as datasets
 from asyncdni.data import download as folders
 from asyncdni.data import download as transfer
-from asyncdni.data import make_digits, mnist
+from asyncdni.data import mnist
 from asyncdni.data import mnist as idx
 from asyncdni.data.base import ARRAYS
 from asyncdni.data.meta import Meta

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncdni.report import pictures
+from asyncdni.report import album as pictures
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -15,8 +15,7 @@ from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.errors import ConfigError
 from asyncdni.messages import Message
 from asyncdni.profiling import measurement
-from asyncdni.profiling.measurement import Measurement, OpTime, measure
-from asyncdni.profiling.rehearsal import Rehearsal
+from asyncdni.profiling.measurement import Measurement, OpTime, Rehearsal, measure
 from asyncdni.profiling.report import document
 from asyncdni.schedules.base import Op
 from asyncdni.stages.numpy.block import Block

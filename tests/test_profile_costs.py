@@ -19,8 +19,8 @@ from asyncdni.errors import ConfigError
 from asyncdni.messages import Message
 from asyncdni.plan.build import Design
 from asyncdni.profiling.advice import best_split
+from asyncdni.profiling.measurement import Rehearsal
 from asyncdni.profiling.prediction import Seconds, worker_costs
-from asyncdni.profiling.rehearsal import Rehearsal
 from asyncdni.schedules.base import Op
 from asyncdni.stages.numpy.block import Block
 

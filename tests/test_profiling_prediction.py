@@ -11,8 +11,8 @@ import pytest
 from asyncdni.errors import AsyncDNIError
 from asyncdni.plan.build import Design
 from asyncdni.profiling import prediction
+from asyncdni.profiling.measurement import Hop, Wire
 from asyncdni.profiling.prediction import Prices, predict
-from asyncdni.profiling.wire import Hop, Wire
 
 FREE = Hop(0.0, 0.0, 0.0, 0.0)
 #: Milliseconds, alike for every stage.

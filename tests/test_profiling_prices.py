@@ -9,8 +9,8 @@ import pytest
 
 from asyncdni.drivers.virtual.costs import SENDING
 from asyncdni.messages import DATA
+from asyncdni.profiling.measurement import Hop, Wire
 from asyncdni.profiling.prediction import Prices, burden_of, costs_of, links_of, op_costs, price
-from asyncdni.profiling.wire import Hop, Wire
 
 SYNTHETIC = {"name": "synthetic", "generator": {"kind": "linear"}, "fit_every": 4}
 OPS = {"F": 1.0, "P": 10.0, "B": 100.0, SENDING: 200.0, "b": 1e3, "W": 1e4, "U": 1e5, "T": 1e6}

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from asyncdni.errors import LaunchError
-from asyncdni.profiling import wire
-from asyncdni.profiling.measurement import last_level_bytes
-from asyncdni.profiling.wire import Hop, Wire, measure_wire
+from asyncdni.profiling import measurement as wire
+from asyncdni.profiling.measurement import Hop, Wire, last_level_bytes, measure_wire
 
 
 @pytest.mark.parametrize("held", [False, True])

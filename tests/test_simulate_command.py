@@ -12,8 +12,7 @@ import pytest
 
 from asyncdni.__main__ import main
 from asyncdni.drivers.virtual.costs import Costs
-from asyncdni.drivers.virtual.simulation import simulate
-from asyncdni.drivers.virtual.timeline import timeline
+from asyncdni.drivers.virtual.simulation import simulate, timeline
 from asyncdni.messages import Gradient
 
 EXPERIMENT = """

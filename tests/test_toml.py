@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdni.experiment.toml import dumps
+from asyncdni.experiment import as_toml as dumps
 
 SCALARS = st.one_of(
     st.text(),

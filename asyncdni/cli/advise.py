@@ -16,9 +16,8 @@ from asyncdni.data import describe
 from asyncdni.errors import ConfigError
 from asyncdni.plan.build import make_design
 from asyncdni.profiling.advice import Advice, Row, Setup, advise, is_slow
-from asyncdni.profiling.measurement import check_priced
+from asyncdni.profiling.measurement import check_priced, measure_wire
 from asyncdni.profiling.prediction import Prediction
-from asyncdni.profiling.wire import measure_wire
 from asyncdni.report.columns import counted
 from asyncdni.report.machine import cores
 

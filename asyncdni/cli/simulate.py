@@ -13,8 +13,7 @@ from asyncdni.cli.display import undone
 from asyncdni.data import describe
 from asyncdni.drivers.virtual.costs import Costs, Links
 from asyncdni.drivers.virtual.faults import Faults, parse_faults
-from asyncdni.drivers.virtual.simulation import Result, simulate
-from asyncdni.drivers.virtual.timeline import LEGEND, timeline
+from asyncdni.drivers.virtual.simulation import LEGEND, Result, simulate, timeline
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, by_name
 from asyncdni.experiment.schema import shown
 from asyncdni.plan.build import Design, make_design

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asyncdni.core.barriers import BarrierSteps
-from asyncdni.core.deaths import Deaths
+from asyncdni.core.deaths import Deaths, Rounds
 from asyncdni.core.events import (
     Action,
     Event,
@@ -43,7 +43,6 @@ from asyncdni.core.ledger import Ledger
 from asyncdni.core.members import Phase, Roster, Run
 from asyncdni.core.position import KINDS
 from asyncdni.core.post import UnexpectedMessage
-from asyncdni.core.rounds import Rounds
 from asyncdni.messages import (
     Abort,
     Accused,

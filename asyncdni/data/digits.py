@@ -3,7 +3,7 @@
 Each class has 1,000 training and 200 test images, spread evenly over MNIST's own order, which is
 not uniform (the second half of its test set is the harder one). Of the n images of a class in file
 order, numbered 0 … n - 1, those numbered floor(i n / m) for i = 0 … m - 1 are chosen, where m is
-1,000 or 200. The chosen images stay in file order. `make_digits` builds the file again.
+1,000 or 200. The chosen images stay in file order. `tests/make_digits.py` builds the file again.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from asyncdni.errors import ConfigError
 from asyncdni.experiment.schema import seconds
 from asyncdni.plan.build import Design, make_design
 from asyncdni.plan.conditions import neighbours
+from asyncdni.profiling.measurement import Wire
 from asyncdni.profiling.prediction import EVENTS, Prediction, Prices, predict, price, worker_costs
-from asyncdni.profiling.wire import Wire
 from asyncdni.schedules import SCHEDULES
 
 __all__ = ["Advice", "Candidate", "Row", "Setup", "advise", "best_split", "is_slow"]

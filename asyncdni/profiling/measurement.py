@@ -7,34 +7,203 @@ that gets slower or faster meanwhile affects all of them alike.
 from __future__ import annotations
 
 import statistics
+import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from asyncdni import config
+from asyncdni.core.events import Action, Compute, Event, Received, Release, Send
+from asyncdni.core.worker import Phase, Worker
+from asyncdni.delays import LinkDelay
 from asyncdni.drivers.virtual.costs import SENDING
-from asyncdni.errors import ConfigError
-from asyncdni.messages import Activation, Gradient, Message
-from asyncdni.plan.build import Design, make_design
-from asyncdni.profiling.rehearsal import Rehearsal
+from asyncdni.errors import ConfigError, LaunchError
+from asyncdni.messages import (
+    COORDINATOR,
+    Activation,
+    Connect,
+    Credit,
+    Gradient,
+    Message,
+    Resume,
+    Start,
+)
+from asyncdni.plan.build import (
+    Design,
+    find_exits,
+    make_design,
+    make_source,
+    make_stage,
+    make_worker,
+)
+from asyncdni.plan.plan import Group
 from asyncdni.schedules.base import Op
+from asyncdni.stages.executor import Executor
+from asyncdni.wire import codec
+from asyncdni.wire.address import private_folder
+from asyncdni.wire.coordinator import CoordinatorTransport
+from asyncdni.wire.worker import WorkerTransport
 
 __all__ = [
     "SENDING",
     "WARM_UP",
     "Edge",
+    "Hop",
     "Measurement",
+    "Observer",
     "OpTime",
+    "Rehearsal",
+    "Wire",
     "check_priced",
     "last_level_bytes",
     "make_forget",
     "measure",
+    "measure_wire",
     "schedules_of",
 ]
+
+# --- rehearsal -----------------------------------------------------------------------------------
+#
+# Runs all workers in this process by turns, with the real logic and the real maths but no waiting.
+#
+# Each worker goes on until it has nothing to do, then it is the next one's turn. With a window of
+# one batch between any two workers this is the order of training: a stage does all ops of a batch
+# (F P B U, and those on gradients that have come back for older batches), then the next stage does.
+# Messages are encoded, copied and decoded as on the wire, but handed to the receiver directly.
+
+
+class Observer(Protocol):
+    """Is called for each op and each message between workers."""
+
+    def op(self, worker: str, op: Op, cpu_s: float) -> None:
+        """A worker has done an op; `cpu_s` is the CPU time of this thread inside it."""
+
+    def message(self, sender: str, to: str, message: Message, frames: Sequence[int]) -> None:
+        """A worker has sent a message; `frames` are the bytes of its header and of each tensor."""
+
+    def handled(self, cpu_s: float) -> None:
+        """A worker's logic has handled the first event of a turn in `cpu_s` of this thread's CPU
+        time."""
+
+
+@dataclass
+class _Desk:
+    """One worker with its executor, and the messages and op that are to be handled next."""
+
+    worker: Worker
+    executor: Executor
+    parameters: int
+    inbox: list[Message] = field(default_factory=list)
+    pending: Compute | None = None
+    turn_begins: bool = False
+
+
+class Rehearsal:
+    """Trains a design on `segments` times `batches` batches, without tests and without saving."""
+
+    def __init__(
+        self,
+        design: Design,
+        observer: Observer,
+        *,
+        segments: int,
+        batches: int,
+        before_turn: Callable[[], None] | None = None,
+    ) -> None:
+        """Build the stages and load the data. Raises what these raise.
+
+        `before_turn` is called before each turn of a worker that has something to do."""
+        ends = tuple(batches * (number + 1) for number in range(segments))
+        plan = replace(design.plan, batches=ends[-1], barriers=ends, test_batches=0)
+        limits = msgspec.structs.replace(design.experiment.limits, window=1, window_max=1)
+        chosen = msgspec.structs.replace(design.experiment, limits=limits)
+        self._design = replace(design, experiment=chosen, plan=plan)
+        self._observer = observer
+        self._before_turn = before_turn
+        self._desks = {group.name: self._desk(group) for group in plan.groups}
+        self._barrier = -1
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """How many parameters each worker trains, without those of its generator."""
+        return {name: desk.parameters for name, desk in self._desks.items()}
+
+    def advance(self) -> None:
+        """Train on the batches of the next segment, until all workers have drained."""
+        order = Start() if self._barrier < 0 else Resume(self._barrier)
+        self._barrier += 1
+        for desk in self._desks.values():
+            desk.inbox.append(order)
+        while any(desk.inbox for desk in self._desks.values()):
+            for name, desk in self._desks.items():
+                self._go_on(name, desk)
+        drained = all(desk.worker.phase is Phase.DRAINED for desk in self._desks.values())
+        assert drained, "a worker waits for what nobody sends"
+
+    def _desk(self, group: Group) -> _Desk:
+        design = self._design
+        worker = make_worker(design, group)
+        worker.joined(Connect(1, {}, {other.name: 1 for other in design.plan.groups}))
+        stage = make_stage(design, group)
+        source = make_source(design, group)
+        return _Desk(worker, Executor(stage, find_exits(design), source), stage.parameters())
+
+    def _go_on(self, name: str, desk: _Desk) -> None:
+        """One turn of a worker: it handles messages and does ops as long as it has any."""
+        desk.turn_begins = bool(desk.inbox) or desk.pending is not None
+        if self._before_turn is not None and desk.turn_begins:
+            self._before_turn()
+        while desk.inbox or desk.pending is not None:
+            inbox, desk.inbox = desk.inbox, []
+            for message in inbox:
+                self._handle(name, desk, Received(message))
+            compute, desk.pending = desk.pending, None
+            if compute is not None:
+                began = time.thread_time()
+                event = desk.executor.compute(compute)
+                self._observer.op(name, compute.op, time.thread_time() - began)
+                self._handle(name, desk, event)
+
+    def _handle(self, name: str, desk: _Desk, event: Event) -> None:
+        now, began = time.monotonic(), time.thread_time()
+        actions = desk.worker.handle(event, now)
+        took_s = time.thread_time() - began
+        if desk.turn_begins:
+            self._observer.handled(took_s)
+            desk.turn_begins = False
+        for action in actions:
+            self._carry_out(name, desk, action)
+
+    def _carry_out(self, name: str, desk: _Desk, action: Action) -> None:
+        match action:
+            case Compute():
+                desk.pending = action
+            case Send(to=to, message=message):
+                if to != COORDINATOR:
+                    assert isinstance(to, str)
+                    self._send(name, to, message)
+            case Release(batch=batch):
+                desk.executor.release(batch, _sent)
+            case _:
+                raise TypeError(f"a rehearsal can't carry out {action!r}")
+
+    def _send(self, sender: str, to: str, message: Message) -> None:
+        frames = [bytes(frame) for frame in codec.encode(message)]
+        self._observer.message(sender, to, message, [len(frame) for frame in frames])
+        limits = self._design.experiment.limits
+        self._desks[to].inbox.append(codec.decode(frames, limits))
+
+
+def _sent() -> bool:
+    """Whether a sent array's memory is free: always, as messages here are copies."""
+    return True
+
 
 # --- caches --------------------------------------------------------------------------------------
 
@@ -241,3 +410,142 @@ def _op_time(seconds: Sequence[float]) -> OpTime:
         return OpTime(len(seconds), *[seconds[0]] * 3)
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return OpTime(len(seconds), middle, low, high)
+
+
+# --- wire ----------------------------------------------------------------------------------------
+#
+# Measures what a message costs on this machine: CPU time at both ends, and latency.
+#
+# Two ends of the real transport stand in one process, over the same kind of socket that local
+# workers use. One message at a time is sent, waited for and received. The CPU time of the process
+# includes that of ZeroMQ's threads, which move the bytes.
+
+#: Bytes of the tensor in a message; 0: a message without tensors.
+_SIZES = (0, 2**14, 2**16, 2**18, 2**20)
+_REPEATS = 30
+#: So many first messages are not counted, as connections are made and buffers grow.
+_FIRST = 5
+_PATIENCE_S = 5.0
+_NAME = "there"
+#: A delay that is as good as none, in seconds.
+_HELD_S = 1e-6
+
+
+@dataclass(frozen=True)
+class Hop:
+    """What one message from a worker to another costs, in seconds."""
+
+    send_s: float  # CPU time of the thread that sends it
+    move_s: float  # CPU time of the threads that move it, at both ends together
+    receive_s: float  # CPU time of the thread that is woken by it and receives it
+    latency_s: float  # from the call that sends it until the receiver knows that it has arrived
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Hops by size of the message. `warm`: one right after another; `cold`: after the caches have
+    been emptied."""
+
+    sizes: tuple[int, ...]  # bytes of the tensor
+    warm: tuple[Hop, ...]
+    cold: tuple[Hop, ...]
+    # CPU time of checking for messages when there are none: (warm, cold)
+    look_s: tuple[float, float]
+
+    def warm_hop(self, tensor_bytes: int) -> Hop:
+        """The hop of a message with warm caches; between measured sizes, and above the largest,
+        times follow a straight line."""
+        return _between(self.sizes, self.warm, tensor_bytes)
+
+    def cold_hop(self, tensor_bytes: int) -> Hop:
+        """The hop of a message with cold caches, as `warm_hop`."""
+        return _between(self.sizes, self.cold, tensor_bytes)
+
+
+def measure_wire(
+    sizes: Sequence[int] = _SIZES, repeats: int = _REPEATS, *, held: bool = False
+) -> Wire:
+    """Measure hops of messages; takes about half a second.
+
+    With `held`, messages go over a link that `[links]` slows down, but with hardly any delay: this
+    measures what it costs to hold a message back and send it later. Raises `LaunchError` where no
+    socket can be opened or no message arrives."""
+    forget = make_forget()
+    with private_folder() as folder:
+        coordinator = CoordinatorTransport(f"ipc://{folder}/wire")
+        ends = [WorkerTransport(coordinator.address) for _ in range(2)]
+        try:
+            if held:
+                delay = LinkDelay(latency_s=_HELD_S, seed=0, sender="here", receiver=_NAME)
+                ends[0].emulate({_NAME: delay})
+            ends[0].connect({_NAME: ends[1].address})
+            return _measured(ends[0], ends[1], forget, tuple(sizes), repeats)
+        finally:
+            for end in ends:
+                end.close(0.0)
+            coordinator.close(0.0)
+
+
+def _measured(
+    sender: WorkerTransport,
+    receiver: WorkerTransport,
+    forget: Callable[[], None],
+    sizes: tuple[int, ...],
+    repeats: int,
+) -> Wire:
+    hops: list[list[Hop]] = [[], []]
+    looks: list[list[float]] = [[], []]
+    for size in sizes:
+        message = _message(size)
+        for found, times, before in zip(hops, looks, (None, forget), strict=True):
+            samples = [_one(sender, receiver, message, before) for _ in range(_FIRST + repeats)]
+            columns = list(zip(*samples[_FIRST:], strict=True))
+            medians = [statistics.median(one) for one in columns]
+            found.append(Hop(*medians[:-1]))
+            times.append(medians[-1])
+    warm, cold = (tuple(found) for found in hops)
+    return Wire(sizes, warm, cold, (statistics.median(looks[0]), statistics.median(looks[1])))
+
+
+def _message(size: int) -> Message:
+    if not size:
+        return Credit("here", 1, _NAME, 1, 2)
+    tensors = {"h": np.zeros(size // 4, np.float32), "y": np.zeros(256, np.int64)}
+    return Activation("here", 1, 1, 256, tensors)
+
+
+def _one(
+    sender: WorkerTransport,
+    receiver: WorkerTransport,
+    message: Message,
+    before: Callable[[], None] | None,
+) -> tuple[float, float, float, float, float]:
+    """Send one message: the four times of a `Hop`, then the CPU time of checking in vain."""
+    if before is not None:
+        before()
+    looked = time.thread_time()
+    receiver.receive(0.0)
+    process, began = time.process_time(), time.perf_counter()
+    sending = time.thread_time()
+    sender.send(_NAME, message)
+    sent = time.thread_time()
+    found: list[Message] = []
+    while not found:  # a socket may wake its waiter for nothing
+        receiver.wait(_PATIENCE_S)
+        woken = time.perf_counter()
+        found = receiver.receive(0.0)
+        if not found and woken - began > _PATIENCE_S:
+            raise LaunchError(f"no message has come over a local socket within {_PATIENCE_S:g} s")
+    received = time.thread_time()
+    moved_s = max(0.0, time.process_time() - process - (received - sending))
+    return sent - sending, moved_s, received - sent, woken - began, sending - looked
+
+
+def _between(sizes: Sequence[int], hops: Sequence[Hop], size: int) -> Hop:
+    if size <= sizes[0] or len(sizes) == 1:
+        return hops[0]
+    upper = min(bisect_right(sizes, size), len(sizes) - 1)
+    low, high = hops[upper - 1], hops[upper]
+    share = (size - sizes[upper - 1]) / (sizes[upper] - sizes[upper - 1])
+    values = zip(astuple(low), astuple(high), strict=True)
+    return Hop(*(below + share * (above - below) for below, above in values))

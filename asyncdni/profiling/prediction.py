@@ -25,8 +25,7 @@ from asyncdni.errors import AsyncDNIError
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node
 from asyncdni.plan.build import Design
-from asyncdni.profiling.measurement import Measurement, measure
-from asyncdni.profiling.wire import Wire
+from asyncdni.profiling.measurement import Measurement, Wire, measure
 
 __all__ = [
     "EVENTS",

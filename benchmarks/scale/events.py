@@ -21,8 +21,8 @@ from asyncdni import experiment
 from asyncdni.data import describe
 from asyncdni.drivers.virtual.simulation import simulate
 from asyncdni.plan.build import Design, make_design
+from asyncdni.profiling.measurement import Hop, Wire
 from asyncdni.profiling.prediction import Prices, predict
-from asyncdni.profiling.wire import Hop, Wire
 from asyncdni.report.machine import describe_machine
 
 HERE = Path(__file__).parent

@@ -31,8 +31,8 @@ from asyncdni import config, experiment
 from asyncdni.errors import AsyncDNIError
 from asyncdni.launch.train import design_of, train
 from asyncdni.plan.build import Design
+from asyncdni.profiling.measurement import measure_wire
 from asyncdni.profiling.prediction import Prediction, Prices, predict, price
-from asyncdni.profiling.wire import measure_wire
 from asyncdni.report.machine import cores, describe_machine
 
 HERE = Path(__file__).parent

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import heapq
 import random
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +28,7 @@ from asyncdni.core.ledger import Ledger
 from asyncdni.delays import LinkDelay
 from asyncdni.drivers.virtual.clock import Agenda
 from asyncdni.drivers.virtual.coordinator import CoordinatorProcess, Launcher, Records, find_ledger
-from asyncdni.drivers.virtual.cores import Cores
-from asyncdni.drivers.virtual.costs import Costs, EstimatedBytes, Hosts, Links, tensor_bytes
+from asyncdni.drivers.virtual.costs import Cores, Costs, EstimatedBytes, Hosts, Links, tensor_bytes
 from asyncdni.drivers.virtual.disk import Disk
 from asyncdni.drivers.virtual.faults import ChanceFaults, Faults, check_faults
 from asyncdni.drivers.virtual.injection import FaultInjector
@@ -39,8 +40,18 @@ from asyncdni.nn.base import Array
 from asyncdni.plan.build import Design, make_roster, make_stage
 from asyncdni.plan.conditions import link_delays, neighbours
 from asyncdni.plan.plan import Plan
+from asyncdni.schedules.base import OpKind
 
-__all__ = ["Cast", "Result", "check_account", "seldom_collected", "simulate", "training_s"]
+__all__ = [
+    "LEGEND",
+    "Cast",
+    "Result",
+    "check_account",
+    "seldom_collected",
+    "simulate",
+    "timeline",
+    "training_s",
+]
 
 # --- cast ----------------------------------------------------------------------------------------
 #
@@ -445,3 +456,90 @@ def _state(process: WorkerProcess) -> str:
         f"in flight {list(worker.view.flights)}, ready {list(worker.view.ready)}; "
         f"batch {batch}: {worker.story(batch) or 'nothing'}"
     )
+
+
+# --- timeline ------------------------------------------------------------------------------------
+#
+# Timelines as text: a row a worker, a column a step, and what overlaps in time shares a column.
+#
+# ```
+# stage1  F0 .  .  B0 U0 F1
+# stage2  .  F0 B0 U0 .  .
+# ```
+#
+# Columns keep order, not duration: an op stands to the right of every op, anywhere, that had ended
+# when it began. `-` is an op that goes on, `.` is waiting.
+
+LEGEND = (
+    "F forward  P predict  B backward  U update  T fit  b passes the gradient on  W learns\n"
+    "C corrects  - goes on  . waits; columns keep the order of ops, not their duration"
+)
+_NAME_MAX = 20
+#: The data are read ahead, beside what a timeline is about.
+_HIDDEN = OpKind.READ.value
+_GOES_ON, _WAITS = "-", "."
+#: Sums of the same durations, taken in different orders, differ by rounding.
+_SAME_S = 1e-9
+
+
+def timeline(
+    ops: Mapping[str, Sequence[TimedOp]], *, batches: int = 3, width: int = 100
+) -> list[str]:
+    """Lines of at most `width` characters, until batch `batches` - 1 has updated every worker.
+
+    What does not fit beside each other goes below, after an empty line.
+    """
+    end = _end_of(ops, batches)
+    chosen = sorted(
+        (op[2], op[3], name, op[0] + str(op[1]))
+        for name, own in ops.items()
+        for op in own
+        if op[0] != _HIDDEN and op[2] < end
+    )
+    if not chosen:
+        return []
+    columns = _columns(chosen)
+    cell = max(len(label) for _, _, _, label in chosen) + 1
+    rows = {name: [_WAITS] * (columns[-1] + 1) for name in ops}
+    starts = [start for start, _, _, _ in chosen]
+    for column, (_, finish, name, label) in zip(columns, chosen, strict=True):
+        last = columns[bisect_left(starts, finish - _SAME_S) - 1]
+        rows[name][column : last + 1] = [label] + [_GOES_ON] * (last - column)
+    return _wrapped(rows, cell, width)
+
+
+def _end_of(ops: Mapping[str, Sequence[TimedOp]], batches: int) -> float:
+    update = OpKind.UPDATE.value
+    ends = [
+        end
+        for own in ops.values()
+        for letter, b, _, end in own
+        if (letter, b) == (update, batches - 1)
+    ]
+    return max(ends, default=float("inf"))
+
+
+def _columns(chosen: Sequence[tuple[float, float, str, str]]) -> list[int]:
+    """The column of each op; `chosen` by start."""
+    columns: list[int] = []
+    frontier = 0
+    running: list[tuple[float, int]] = []  # (end, column)
+    for start, end, _, _ in chosen:
+        while running and running[0][0] <= start + _SAME_S:
+            frontier = max(frontier, heapq.heappop(running)[1] + 1)
+        columns.append(frontier)
+        heapq.heappush(running, (end, frontier))
+    return columns
+
+
+def _wrapped(rows: Mapping[str, Sequence[str]], cell: int, width: int) -> list[str]:
+    name_width = min(_NAME_MAX, max(map(len, rows)))
+    a_line = max(1, (width - name_width - 2) // cell)
+    count = len(next(iter(rows.values())))
+    lines: list[str] = []
+    for first in range(0, count, a_line):
+        lines += [""] if lines else []
+        for name, cells in rows.items():
+            text = "".join(one.ljust(cell) for one in cells[first : first + a_line])
+            lines.append(f"{name[:name_width]:{name_width}}  {text}".rstrip())
+    return lines

@@ -13,8 +13,7 @@ from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import Action, Computed, Event, Received
 from asyncdni.core.worker import Worker
 from asyncdni.drivers.virtual.clock import Agenda, Clock
-from asyncdni.drivers.virtual.cores import Cores
-from asyncdni.drivers.virtual.costs import Costs, Pace
+from asyncdni.drivers.virtual.costs import Cores, Costs, Pace
 from asyncdni.drivers.virtual.disk import Disk
 from asyncdni.drivers.virtual.faults import ChanceFaults
 from asyncdni.drivers.virtual.wires import Parcel, Wires

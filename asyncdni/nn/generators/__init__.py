@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Protocol
 from asyncdni import tables
 from asyncdni.errors import ConfigError
 from asyncdni.nn.generators.base import Generator
-from asyncdni.nn.generators.convolutional import ConvolutionalGenerator
 from asyncdni.nn.generators.error import ErrorGenerator, FeatureMapErrorGenerator
 from asyncdni.nn.generators.regression import (
+    ConvolutionalGenerator,
     LinearGenerator,
     LowRankGenerator,
     MlpGenerator,

@@ -11,9 +11,17 @@ import numpy as np
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
 from asyncdni.nn.initialisers import make_initialiser
-from asyncdni.nn.layers.correlation import MecCorrelation, MecKernelGradient
-from asyncdni.nn.layers.im2col import Im2colCorrelation, Im2colKernelGradient
-from asyncdni.nn.layers.windows import Geometry, Pair, Windows, pair, planes
+from asyncdni.nn.layers.correlation import (
+    Geometry,
+    Im2colCorrelation,
+    Im2colKernelGradient,
+    MecCorrelation,
+    MecKernelGradient,
+    Pair,
+    Windows,
+    pair,
+    planes,
+)
 
 __all__ = ["Conv2d"]
 

@@ -19,15 +19,161 @@ channels the products become too narrow, and `im2col` is faster.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, rows
-from asyncdni.nn.layers.windows import Geometry, apart, filled_rows
 
-__all__ = ["MecCorrelation", "MecKernelGradient"]
+__all__ = [
+    "Geometry",
+    "Im2colCorrelation",
+    "Im2colKernelGradient",
+    "MecCorrelation",
+    "MecKernelGradient",
+    "Pair",
+    "Windows",
+    "apart",
+    "filled_rows",
+    "pair",
+    "planes",
+]
+
+# --- windows -------------------------------------------------------------------------------------
+#
+# Windows that slide over the planes of a feature map: their options, how many fit, and how maps
+# are turned to channels last.
+
+#: (vertical, horizontal)
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of `kernel` elements, `stride` apart, over planes with a border. `before` and `after`
+    give the border's width before the first and after the last element of each axis; a layer
+    decides what its elements are, usually zeros."""
+
+    kernel: Pair
+    stride: Pair
+    before: Pair
+    after: Pair
+
+    def counts(self, size: Pair, *, where: str) -> Pair:
+        """How many windows fit into planes of `size`, by axis. Raises `ConfigError` where none
+        does."""
+        padded = [size[axis] + self.before[axis] + self.after[axis] for axis in (0, 1)]
+        if any(padded[axis] < self.kernel[axis] for axis in (0, 1)):
+            raise ConfigError(
+                f"{where} has windows of {_shown(self.kernel)}, which do not fit into planes of "
+                f"{_shown(size)}, with padding {_shown(padded)}: expected at least as large ones"
+            )
+        down, across = (
+            (padded[axis] - self.kernel[axis]) // self.stride[axis] + 1 for axis in (0, 1)
+        )
+        return down, across
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes of a correlation of x (B, C, H, W) with a kernel, to y (B, O, Ho, Wo)."""
+
+    channels: int  # C
+    size: Pair  # (H, W) of x
+    filters: int  # O
+    outputs: Pair  # (Ho, Wo)
+    kernel: Pair  # (kh, kw)
+    stride: Pair = (1, 1)  # (sh, sw)
+    corner: Pair = (0, 0)  # (top, left): how far outside x the first window begins
+
+    @property
+    def row(self) -> int:
+        """The count of numbers in one row of a window, over all channels."""
+        return self.kernel[1] * self.channels
+
+    def span(self, axis: int) -> int:
+        """The count of elements from the first to the last that a window sees, with the border."""
+        return (self.outputs[axis] - 1) * self.stride[axis] + self.kernel[axis]
+
+    def overlap(self, axis: int) -> tuple[slice, slice]:
+        """Which elements of that span lie inside x, and which elements of x they are."""
+        before = self.corner[axis]
+        first = max(0, before)
+        last = max(first, min(self.span(axis), self.size[axis] + before))
+        return slice(first, last), slice(first - before, last - before)
+
+
+def pair(name: str, value: object, *, least: int) -> Pair:
+    """The option `name`, given as one whole number for both axes or as [vertical, horizontal].
+    Raises `ConfigError` for anything else, and for numbers below `least`."""
+    given = value if isinstance(value, list | tuple) else [value, value]
+    whole = [one for one in given if isinstance(one, int) and not isinstance(one, bool)]
+    if len(given) != 2 or len(whole) != 2 or min(whole) < least:
+        raise ConfigError(
+            f"{name} {value!r}: expected a whole number of at least {least}, or two as "
+            "[vertical, horizontal]"
+        )
+    return whole[0], whole[1]
+
+
+def planes(shape: tuple[int, ...], *, where: str) -> tuple[int, int, int]:
+    """The sizes (C, H, W) of a feature map. Raises `ConfigError` for inputs of another shape."""
+    if len(shape) != 3 or min(shape) < 1:
+        raise ConfigError(
+            f"{where} takes inputs of shape (C, H, W), not {shape}: a reshape layer makes them so"
+        )
+    channels, height, width = shape
+    return channels, height, width
+
+
+def filled_rows(
+    slot: Slot, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], value: float
+) -> Array:
+    """As `rows`, but the array is filled with `value` when it is made. A border that is never
+    written to keeps that value."""
+    before = slot.get(name)
+    found = rows(slot, name, shape, dtype)
+    if slot[name] is not before:
+        slot[name].fill(value)
+    return found
+
+
+def _shown(size: Sequence[int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+#: Planes whose distance is a multiple of this share a few sets of the cache.
+_CLASH_BYTES = 1024
+#: The size of a cache line, at least.
+_LINE_BYTES = 64
+#: Up to so many channels, one line of each fits into a set of the cache.
+_CHANNELS = 8
+
+
+def apart(x: Array, scratch: Slot) -> Array:
+    """x (n, C, H, W), or a copy in `scratch` that is faster to turn to channels last; the copy is
+    valid until the next call.
+
+    Turning a map to channels last reads one number of each channel after the other, a plane apart.
+    Where planes lie a large power of two bytes apart, all these reads compete for a few sets of the
+    cache, and each line is fetched again for every number in it: planes of 32 x 32 took five times
+    as long as planes of 28 x 28. In the copy, such planes lie one line further apart.
+    """
+    samples, channels, height, width = x.shape
+    clashing = x.strides[1] % _CLASH_BYTES == 0 and channels > _CHANNELS and height * width > 1
+    if not (clashing and x.flags.c_contiguous):
+        return x
+    size = height * width
+    stride = size + _LINE_BYTES // x.itemsize
+    kept = rows(scratch, "apart", (samples, channels, stride), x.dtype)
+    np.copyto(kept[:, :, :size], x.reshape(samples, channels, size))
+    by_sample, by_channel, each = kept.strides
+    return as_strided(kept, x.shape, (by_sample, by_channel, width * each, each), writeable=False)
+
 
 #: About so many bytes are lowered or produced at a time: with less the products become small, with
 #: more they do not fit into the cache.
@@ -181,3 +327,103 @@ class MecKernelGradient:
                 seen = lowered[first + ahead : last + ahead].reshape(-1, g.row)
                 np.matmul(seen.T, grads[first:last].reshape(-1, g.filters), out=more)
                 found[ky] += more
+
+
+# --- im2col --------------------------------------------------------------------------------------
+#
+# Correlation of maps of few channels, such as images: whole windows as columns of a matrix.
+#
+# This computes the same as `correlation`, in the textbook's way (Chellapilla, Puri and Simard 2006,
+# "High performance convolutional neural networks for document processing"). Every number is copied
+# kh kw times, but with few channels there are few numbers. In return the output needs no
+# transposition, which would take most of the time when filters are many and channels are few.
+#
+#     y = [w, bias] columns,  columns (n, C kh kw + 1, Ho Wo) with a last row of ones for the bias
+
+#: About so many bytes of columns are made at a time.
+_COLUMN_BYTES = 1 << 20
+
+
+class _Columns:
+    """The windows of a few samples at a time."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = g = geometry
+        self.height = g.channels * g.kernel[0] * g.kernel[1] + 1
+        self.places = g.outputs[0] * g.outputs[1]
+        self._inner, self._seen = zip(g.overlap(0), g.overlap(1), strict=True)
+        self._scratch: Slot = {}
+
+    def chunks(self, x: Array) -> Iterator[slice]:
+        step = max(1, _COLUMN_BYTES // (self.height * self.places * x.itemsize))
+        return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
+
+    def of(self, x: Array) -> Array:
+        """The columns (n, C kh kw + 1, Ho Wo) of x (n, C, H, W), valid until the next call."""
+        g = self._geometry
+        shape = (len(x), g.channels, g.span(0), g.span(1))
+        padded = filled_rows(self._scratch, "padded", shape, x.dtype, 0)
+        padded[:, :, *self._inner] = x[:, :, *self._seen]
+        by_sample, by_channel, by_row, by_column = padded.strides
+        windows = as_strided(
+            padded,
+            (*shape[:2], *g.kernel, *g.outputs),
+            (
+                *(by_sample, by_channel, by_row, by_column),
+                *(by_row * g.stride[0], by_column * g.stride[1]),
+            ),
+            writeable=False,
+        )
+        columns = filled_rows(
+            self._scratch, "columns", (len(x), self.height, self.places), x.dtype, 1
+        )
+        np.copyto(columns[:, :-1].reshape(windows.shape), windows)
+        return columns
+
+
+class Im2colCorrelation:
+    """Computes y (B, O, Ho, Wo) of x (B, C, H, W) and w (kh, kw, C, O) by im2col."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+        self._columns = _Columns(geometry)
+        self._scratch: Slot = {}
+
+    def apply(self, x: Array, w: Array, bias: Array | None, out: Array) -> Array:
+        """Write y, plus `bias` (O,), into `out`, which may have any strides, and return it."""
+        g, columns = self._geometry, self._columns
+        matrix = rows(self._scratch, "matrix", (g.filters, columns.height), x.dtype)
+        matrix[:, :-1] = w.transpose(3, 2, 0, 1).reshape(g.filters, -1)
+        matrix[:, -1] = 0 if bias is None else bias
+        for part in columns.chunks(x):
+            shape = (part.stop - part.start, g.filters, columns.places)
+            if out.flags.c_contiguous:
+                np.matmul(matrix, columns.of(x[part]), out=out[part].reshape(shape))
+            else:
+                found = rows(self._scratch, "found", shape, x.dtype)
+                np.matmul(matrix, columns.of(x[part]), out=found)
+                np.copyto(out[part], found.reshape(len(found), g.filters, *g.outputs))
+        return out
+
+
+class Im2colKernelGradient:
+    """Computes the gradient of w (kh, kw, C, O), summed over samples, from x and the gradient of y,
+    by im2col."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+        self._columns = _Columns(geometry)
+        self._scratch: Slot = {}
+
+    def apply(self, x: Array, grad_y: Array) -> tuple[Array, Array]:
+        """The gradients of w (kh, kw, C, O) and of the bias (O,)."""
+        g, columns = self._geometry, self._columns
+        total = np.zeros((g.filters, columns.height), x.dtype)
+        for part in columns.chunks(x):
+            grads = grad_y[part].reshape(-1, g.filters, columns.places)
+            shape = (len(grads), g.filters, columns.height)
+            each = rows(self._scratch, "each", shape, x.dtype)
+            np.matmul(grads, columns.of(x[part]).transpose(0, 2, 1), out=each)
+            total += each.sum(axis=0)
+        kernel = total[:, :-1].reshape(g.filters, g.channels, *g.kernel)
+        return kernel.transpose(2, 3, 1, 0), total[:, -1]

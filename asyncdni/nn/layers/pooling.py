@@ -11,7 +11,7 @@ import numpy as np
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
 from asyncdni.nn.layers.activations import Elementwise
-from asyncdni.nn.layers.windows import Windows, apart, filled_rows, pair, planes
+from asyncdni.nn.layers.correlation import Windows, apart, filled_rows, pair, planes
 
 __all__ = ["AveragePool", "MaxPool"]
 

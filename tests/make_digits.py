@@ -1,4 +1,4 @@
-"""Builds the embedded digits out of MNIST: `python -m asyncdni.data.make_digits [FILE]`.
+"""Builds the embedded digits out of MNIST: `python tests/make_digits.py [FILE]`.
 
 Which images are chosen is documented in `digits`. The arrays depend on nothing but MNIST's
 published files; the bytes of the file may differ between versions of zlib.
