@@ -13,9 +13,9 @@ tensor passes through it.
 Training time runs from Start or Resume to the last Drained: the drain counts, and so does the time
 that a death costs; the evaluation and the saving do not.
 
-Each part decides its own subject: `core.rounds` who is let in, `core.barriers` what is ordered at
-barriers, `core.deaths` what becomes of workers that die, `Claims` which numbers can be. They
-share a `core.members.Run`.
+Each part decides its own subject: `core.deaths` who is let in and what becomes of workers that die,
+`core.barriers` what is ordered at barriers, `Claims` which numbers can be. They share a
+`core.members.Run`.
 """
 
 from __future__ import annotations

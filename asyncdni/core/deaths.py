@@ -43,8 +43,8 @@ class Rounds:
      Hello, Welcome, Built   Connect, greetings, Ready    Start
      GATHERING ── all built ──► CONNECTING ── all ready ──► TRAINING … EVALUATING … SAVING
          ▲                          │ one dies                │ one dies
-         └──────── Rejoin ──────────┴─────────────────────────┤ and gradients are waited for: all go
-         ▲                                                    │ back to the last cut
+         └──────── Rejoin ──────────┴─────────────────────────┤ and gradients are waited for: all
+         ▲                                                    │ go back to the last cut
          └──────── Rejoin ─────────────────── MENDING ◄───────┘ and all learn by themselves: the
                      one built from its snapshot                others go on without it
     ```
