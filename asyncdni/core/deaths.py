@@ -49,9 +49,9 @@ class Rounds:
                      one built from its snapshot                others go on without it
     ```
 
-    Each round has a new incarnation number, which makes void whatever is still on the wire. `Deaths`
-    decides when a new round is needed. Methods that take a message raise `UnexpectedMessage` where
-    it does not fit.
+    Each round has a new incarnation number, which makes void whatever is still on the wire.
+    `Deaths` decides when a new round is needed. Methods that take a message raise
+    `UnexpectedMessage` where it does not fit.
     """
 
     def __init__(self, run: Run, barriers: BarrierSteps) -> None:
