@@ -1,7 +1,8 @@
 """Builds the embedded digits out of MNIST: `python -m asyncdni.data.make_digits [FILE]`.
 
 Which images are chosen is documented in `digits`. The arrays depend on nothing but MNIST's
-published files; the bytes of the file may differ between versions of zlib."""
+published files; the bytes of the file may differ between versions of zlib.
+"""
 
 from __future__ import annotations
 

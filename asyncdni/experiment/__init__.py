@@ -36,17 +36,17 @@ from asyncdni.messages import COORDINATOR, DATA
 
 __all__ = ["change", "dumps", "load", "parse", "stage_optimizer", "stage_schedule", "tables"]
 
-#: What a loss can be trained on, of the numbers y of an .npz file.
+#: What the numbers y of an .npz file must be for each loss.
 _LEARNED: dict[str, config.NpzTargets] = {
     "cross_entropy": "classes",
     "sigmoid_cross_entropy": "values",
     "mse": "values",
 }
 
-#: Names of the graph and of the control protocol that are no stages.
+#: Names that no stage may have, as the graph and the control protocol use them.
 RESERVED = (DATA, COORDINATOR)
 
-#: Values that are paths, by section and key.
+#: The section and key of each value that is a path.
 _PATHS = (("data", "path"), ("run", "init"))
 
 
@@ -60,8 +60,8 @@ def load(
     """The experiment in the TOML file at `path`, after `overrides` (`section.key=value`).
 
     `schedule` and `seed` are short for `schedule.name` and `run.seed`. A relative `data.path` or
-    `run.init` means: beside the file where the file says it, in the current folder where `--set`
-    does.
+    `run.init` is relative to the folder of the file if the file gives it, and to the current folder
+    if `--set` does.
     Raises `ConfigError` for a file that can't be read and for every mistake in it.
     """
     given = _read(path)
@@ -76,7 +76,7 @@ def change(
     schedule: str | None = None,
     seed: int | None = None,
 ) -> config.Experiment:
-    """The experiment that plain tables describe, after the same changes as for `load`."""
+    """The experiment that plain tables describe, after the same changes as in `load`."""
     try:
         given = copy.deepcopy(dict(tables))
     except RecursionError:
@@ -91,10 +91,11 @@ def change(
 
 
 def parse(tables: Mapping[str, Any]) -> config.Experiment:
-    """The experiment that plain tables describe, stages named, relative paths absolute, and "auto"
-    for `data.targets` what the losses learn, where they agree.
+    """The experiment that plain tables describe, checked.
 
-    Raises `ConfigError`: one line with the place, what was given and what is known or expected.
+    Stages without a name get one, relative paths become absolute, and `data.targets` = "auto"
+    becomes what the losses learn, where they agree. Raises `ConfigError`: one line with the place,
+    what was given and what is known or expected.
     """
     given: Any = dict(tables) if isinstance(tables, Mapping) else tables
     if isinstance(given, dict):
@@ -111,7 +112,8 @@ def parse(tables: Mapping[str, Any]) -> config.Experiment:
 
 
 def tables(experiment: config.Experiment) -> dict[str, Any]:
-    """Plain builtins, fit for MessagePack; `parse` makes the same experiment of them."""
+    """The experiment as plain builtins, fit for MessagePack; `parse` makes the same experiment of
+    them."""
     result: dict[str, Any] = msgspec.to_builtins(experiment)
     return result
 
@@ -124,10 +126,11 @@ def dumps(experiment: config.Experiment) -> str:
 
 
 def stage_optimizer(experiment: config.Experiment, stage: config.Stage) -> config.Optimizer:
-    """[optimizer] with the stage's own changes.
+    """The optimizer of a stage: [optimizer] with the stage's own changes.
 
-    A stage that names another optimizer starts from that one's defaults; of [optimizer] it keeps
-    what differs from its defaults and the other one knows. Raises `ConfigError`.
+    A stage that names another optimizer starts from the defaults of that one. From [optimizer] it
+    takes those options that the other one has too and that are not at their defaults. Raises
+    `ConfigError`.
     """
     if not stage.optimizer:
         return experiment.optimizer
@@ -139,7 +142,8 @@ def stage_optimizer(experiment: config.Experiment, stage: config.Stage) -> confi
 
 
 def stage_schedule(experiment: config.Experiment, stage: config.Stage) -> config.Schedule:
-    """[schedule] with the stage's own changes, or another that it names. Raises `ConfigError`."""
+    """The schedule of a stage: [schedule] with the stage's own changes, or another that it names.
+    Raises `ConfigError`."""
     if not stage.schedule:
         return experiment.schedule
     merged = _merge(experiment.schedule, stage.schedule, SCHEDULE)
@@ -218,7 +222,7 @@ def _check_names(stages: Sequence[config.Stage]) -> None:
 
 
 def _merge(base: msgspec.Struct, changes: Any, kind: inspect.Type) -> Any:
-    """Tables of `base` with `changes`, which may name another variant of `kind`."""
+    """The table of `base` with `changes`, which may name another variant of `kind`."""
     if not isinstance(changes, Mapping):
         return changes
     key, choices = tag_key(kind), variants(kind)
@@ -248,7 +252,7 @@ def _names_one(tag: object, choices: Mapping[str, object]) -> bool:
 
 
 def _without_empty_tables(value: Any) -> Any:
-    """Without tables of names that name nothing, and without what is not given."""
+    """A table without empty tables and without values that are None, also in nested tables."""
     if not isinstance(value, dict):
         return value
     rest = {key: _without_empty_tables(one) for key, one in value.items()}
@@ -256,7 +260,8 @@ def _without_empty_tables(value: Any) -> Any:
 
 
 def _without_defaults(stage: config.Stage) -> dict[str, Any]:
-    """The stage's table with its name in front and without what says nothing."""
+    """The stage's table with its name first, without empty values, and without `join` where there
+    is one input."""
     table = msgspec.to_builtins(stage)
     if stage.join == "concat" and len(stage.inputs or ()) < 2:
         del table["join"]

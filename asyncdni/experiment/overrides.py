@@ -1,8 +1,8 @@
 """`--set section.key=value`: changes to the tables of an experiment file before they are checked.
 
-`stages.NAME.key` and `stages.0.key` reach into a stage. Naming another kind of schedule, generator,
-data set, optimizer or decay drops the options of other kinds that the file holds for it. Options
-that were themselves given by `--set` are never dropped: those that don't fit are refused later.
+`stages.NAME.key` and `stages.0.key` change a stage. If a change names another kind of schedule,
+generator, data set, optimizer or decay, options in the file that only other kinds have are dropped.
+Options given by `--set` themselves are never dropped: those that don't fit are refused later.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ Setting = tuple[tuple[str, ...], Any]
 
 
 def parse_setting(text: str) -> Setting:
-    """`a.b=1` as (("a", "b"), 1). The value is TOML; what is no TOML value is a bare string."""
+    """Parse `a.b=1` into (("a", "b"), 1). The value is TOML; anything else is taken as a string.
+    Raises `ConfigError` for a text without a key or without '='."""
     left, equals, right = text.partition("=")
     keys = tuple(_unquoted(key.strip()) for key in left.split("."))
     if not equals or not all(keys):
@@ -41,7 +42,7 @@ def parse_setting(text: str) -> Setting:
 
 
 def apply(tables: dict[str, Any], settings: Sequence[Setting]) -> set[Path]:
-    """Put `settings` into `tables` (in place), in order; returns the paths that were set."""
+    """Put `settings` into `tables`, in place and in order; returns the paths that were set."""
     before = _schedule_name(tables)
     given = {_put(tables, keys, value) for keys, value in settings}
     if _schedule_name(tables) != before:
@@ -60,8 +61,8 @@ def _schedule_name(tables: Mapping[str, Any]) -> object:
 
 
 def _drop_rules_of(tables: dict[str, Any], given: Collection[Path]) -> None:
-    """What a file says beside [schedule] belongs to the schedule that it names: schedules of single
-    stages, and the bound on lag."""
+    """Drop what the file says for its own schedule outside of [schedule]: the schedules of single
+    stages, and the bounds on lag. Settings of `--set` stay."""
     if not any(path[0] == "staleness" for path in given):
         tables.pop("staleness", None)
     stages = tables.get("stages")
@@ -73,7 +74,7 @@ def _drop_rules_of(tables: dict[str, Any], given: Collection[Path]) -> None:
 
 
 def _unquoted(key: str) -> str:
-    """TOML wants quotes around "a->b"; here they are not needed, but may be given."""
+    """A key without quotes. TOML requires them around "a->b"; here they are optional."""
     return key[1:-1] if len(key) > 2 and key[0] == key[-1] == '"' else key
 
 
@@ -102,7 +103,8 @@ def _put(tables: dict[str, Any], keys: tuple[str, ...], value: Any) -> Path:
 
 
 def _step(node: Any, part: str, path: list[str | int], keys: tuple[str, ...]) -> str | int:
-    """The key of `node` that `part` means: itself, a stage's name, or an index."""
+    """The key or index of `node` that `part` means: `part` itself in a table, the index of the
+    stage of that name, or an index. Raises `ConfigError` where there is none."""
     if isinstance(node, dict):
         return part
     place, asked = ".".join(map(str, path)), ".".join(keys)
@@ -131,7 +133,7 @@ def _drop_left_over(
     given: Collection[Path],
     changed: bool = False,
 ) -> None:
-    """Where `given` names another kind for `table`, drop what only other kinds know."""
+    """If `given` names another kind for `table`, drop the options that only other kinds have."""
     if not isinstance(table, dict):
         return
     choices, key = variants(kind), tag_key(kind)
@@ -150,7 +152,8 @@ def _drop_left_over(
 
 
 def _drop_in_stages(tables: dict[str, Any], given: Collection[Path]) -> None:
-    """The same for each stage's changes to [optimizer] and [schedule], which follow their kind."""
+    """Drop such options from each stage's changes to [optimizer] and [schedule], which are of the
+    same kind as these unless they name another."""
     for section, kind in (("optimizer", OPTIMIZER), ("schedule", SCHEDULE)):
         run_table = tables.get(section)
         named = default_tag(SECTIONS[section])

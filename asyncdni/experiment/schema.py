@@ -1,9 +1,8 @@
-"""Checks tables against the structs of `config`, with messages a user can act on.
+"""Converts tables to the structs of `config` and checks them, with messages a user can act on.
 
 Every message is one line: the place (`stages[1] (hidden2).loss`), what was given, what is known or
-expected, and the nearest known name. What passes comes back as the structs themselves. They are not
-left to `msgspec.convert`, whose unions of tagged structs are closed: anybody may add a schedule, a
-generator or a data set.
+expected, and the nearest known name. `msgspec.convert` is not used, as its unions of tagged structs
+are closed, while anybody may add a schedule, a generator or a data set.
 """
 
 from __future__ import annotations
@@ -52,28 +51,26 @@ __all__ = [
     "variants",
 ]
 
-# --- wording -------------------------------------------------------------------------------------
-#
-# The words of messages about experiments: what was given, what is expected, what is known.
+# --- words of messages ---------------------------------------------------------------------------
 
-#: What a stage may be called: safe as a file name and in `stages.NAME.key=value`.
+#: The names that a stage may have: safe as file names and in `stages.NAME.key=value`.
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
-    """`, did you mean 'x'?` for the known name most like `name`, or nothing."""
+    """`, did you mean 'x'?` with the one of `names` most like `name`; empty where none is close."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for the end of a message: `a, b, c`."""
+    """Names as the end of a message: `a, b, c`, or `none`."""
     return ", ".join(names) or "none"
 
 
 def shown(value: object) -> str:
-    """A given value on one line, cut where it is long."""
+    """A given value as text on one line of at most 60 characters."""
     match value:
         case bool():
             text = "true" if value else "false"
@@ -92,24 +89,24 @@ def stage_place(index: int, name: object) -> str:
 
 
 def table_key(key: str) -> str:
-    """A key of a table as TOML writes it: `hidden1`, or `"hidden1->hidden2"`."""
+    """A key of a table as in TOML: `hidden1`, or `"hidden1->hidden2"`."""
     return key if _BARE_KEY.fullmatch(key) else quoted(key)
 
 
 def quoted(text: str) -> str:
-    """Text as TOML writes it, on one line."""
+    """A text as a TOML string on one line."""
     # TOML's basic strings escape as JSON's do, and DEL besides.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def unknown(noun: str, given: object, names: Iterable[str]) -> str:
-    """`unknown loss 'mes', did you mean 'mse'? known: mse, …`"""
+    """A message such as `unknown loss 'mes', did you mean 'mse'? known: mse, …`."""
     names = list(names)
     return f"unknown {noun} {shown(given)}{nearest(given, names) or ';'} known: {listed(names)}"
 
 
 def expected(kind: inspect.Type) -> str:
-    """What a value of `kind` looks like, in words: `an integer of at least 1`."""
+    """Words for what a value of `kind` must be: `an integer of at least 1`."""
     match kind:
         case inspect.IntType():
             return f"an integer{_bounds(kind)}"
@@ -136,21 +133,21 @@ def expected(kind: inspect.Type) -> str:
 
 
 def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
-    most = None if kind.le == COUNT_MAX else kind.le  # said where it matters
+    most = None if kind.le == COUNT_MAX else kind.le  # named only where it is exceeded
     words = {"of at least": kind.ge, "above": kind.gt, "of at most": most, "below": kind.lt}
     limits = [f"{word} {_number(limit)}" for word, limit in words.items() if limit is not None]
     return " " + " and ".join(limits) if limits else ""
 
 
 def _number(value: float) -> str:
-    """Whole ones in full: they may be bytes."""
+    """A number in words of a message; whole ones are written in full, as they may be bytes."""
     return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def variants(kind: inspect.Type) -> dict[str, inspect.StructType]:
-    """The kinds a table may be of, by the tag that says so; empty for anything else.
+    """The structs that a table of type `kind` may have, by tag; empty if `kind` has no variants.
 
-    Those of a union of structs, or what the table for that base knows at this moment."""
+    They are the members of a union of structs, or those registered for a base at this moment."""
     if isinstance(kind, inspect.StructType):
         known = _TABLES.get(kind.cls)
         return {} if known is None else {tag: _type_of(one) for tag, one in known().items()}
@@ -167,7 +164,7 @@ def _type_of(table: type[msgspec.Struct]) -> inspect.StructType:
     return found
 
 
-#: The bases that anybody can add to, each with what is known of it, by tag.
+#: The bases of structs that anybody can add to, each with its registered structs by tag.
 _TABLES: dict[type, Callable[[], Mapping[str, type[msgspec.Struct]]]] = {
     config.Schedule: lambda: SCHEDULES,
     config.Generator: generator_options,
@@ -180,20 +177,23 @@ def tag_key(kind: inspect.Type) -> str:
     return next(str(one.tag_field) for one in variants(kind).values())
 
 
+# --- checking ------------------------------------------------------------------------------------
+
 EXPERIMENT = inspect.type_info(config.Experiment)
 OPTIMIZER = inspect.type_info(config.Optimizer)
 SCHEDULE = inspect.type_info(config.Schedule)
 
 _INT_LIMIT = 2**63  # what MessagePack and TOML both hold
-_DEPTH_MAX = 8  # of the options of a layer
-#: Characters of a text, as many as a path may have, and of a key: they come back in messages.
+_DEPTH_MAX = 8  # levels of lists and tables in the options of a layer
+#: The most characters of a text, as many as a path may have, and of a key. They are bounded because
+#: messages repeat them.
 _TEXT_MAX = 4096
 _KEY_MAX = 256
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def checked(value: Any, kind: inspect.Type, place: str) -> Any:
-    """`value` as `kind`: tables as their structs, numbers as the types that are declared.
+    """`value` converted to `kind`: tables to their structs, numbers to the declared types.
 
     Raises `ConfigError` at the first mistake, naming the place.
     """
@@ -224,7 +224,8 @@ def checked(value: Any, kind: inspect.Type, place: str) -> Any:
 
 
 def default_tag(field: inspect.Field) -> str | None:
-    """The kind of table that `field` is of where nothing is said."""
+    """The tag of the struct that `field` has by default; None where its default is no tagged
+    struct."""
     default = field.default
     tag = default.__struct_config__.tag if isinstance(default, msgspec.Struct) else None
     return None if tag is None else str(tag)
@@ -272,7 +273,7 @@ def _table(value: Any, kind: inspect.StructType, place: str, title: str) -> msgs
 
 
 def _with_tag(value: Any, field: inspect.Field) -> Any:
-    """A table that does not say its kind is of the default's kind."""
+    """A table with the tag of the default added if it has none."""
     tag = default_tag(field)
     if tag is None or not isinstance(value, Mapping) or tag_key(field.type) in value:
         return value
@@ -303,7 +304,8 @@ def _list(value: Any, kind: inspect.ListType | inspect.VarTupleType, place: str)
 
 
 def _plain(value: Any, place: str, depth: int = 0) -> Any:
-    """Options of a layer, or of an optimizer before it is merged: whatever TOML can hold."""
+    """A copy of a table or value that is checked later (options of a layer, a stage's changes):
+    anything that TOML can hold, up to a depth. Raises `ConfigError` for anything else."""
     if isinstance(value, list | tuple) and depth < _DEPTH_MAX:
         return [_plain(item, f"{place}[{i}]", depth + 1) for i, item in enumerate(value)]
     if isinstance(value, Mapping) and depth < _DEPTH_MAX:
@@ -347,7 +349,7 @@ def _fits(value: Any, kind: inspect.Type) -> bool:
         case inspect.DictType():
             return isinstance(value, Mapping)
         case inspect.ListType():
-            return isinstance(value, list | tuple)  # its items are checked where it is chosen
+            return isinstance(value, list | tuple)  # its items are checked once this type is chosen
         case _:
             raise TypeError(f"config uses a type that schema does not check: {kind}")
 
@@ -357,8 +359,8 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_plain(text: str) -> bool:
-    """False for undecodable bytes of a command line, which come as lone surrogates, and for what no
-    name and no path of anybody's has: it would break out of messages, and out of file names."""
+    """Whether a text can be used in messages and file names: it has no control characters, is not
+    too long, and has no lone surrogates, which stand for undecodable bytes of a command line."""
     surrogate = any("\ud800" <= letter <= "\udfff" for letter in text)
     return not surrogate and len(text) <= _TEXT_MAX and _CONTROL.search(text) is None
 
@@ -388,7 +390,7 @@ def _mismatch(value: object, kind: inspect.Type, place: str) -> ConfigError:
 
 
 def _noun(place: str) -> str:
-    """What the last part of a place holds."""
+    """The noun, for messages, for what stands at a place: the last part of its name."""
     word = place.rpartition(".")[2]
     return "data set" if word == "data" else word
 
@@ -403,11 +405,9 @@ _TEXT = inspect.StrType()
 _SCALARS = (_TEXT, inspect.BoolType(), inspect.IntType(), inspect.FloatType())
 
 
-# --- quantities ----------------------------------------------------------------------------------
-#
-# Times and rates as people write them: "10ms", "100Mbit/s".
+# --- times and rates -----------------------------------------------------------------------------
 
-SECONDS_MAX = 60.0  # no link and no pause that is worth emulating takes longer
+SECONDS_MAX = 60.0  # longer latencies and pauses are not worth emulating
 BYTES_PER_S_MIN = 1e3
 BYTES_PER_S_MAX = 1e12
 
@@ -421,12 +421,13 @@ _BYTES_PER_S = {
     "GB/s": 1e9,
 }
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z/]+)")
-_SHOWN_MAX = 40  # characters of what was given
+_SHOWN_MAX = 40  # characters of a given text that a message shows
 
 
 def seconds(text: str, place: str, most_s: float = SECONDS_MAX) -> float:
-    """`"10ms"` as 0.01; units us, ms, s, min. `place` names the value in messages.
+    """The seconds that a text means: 0.01 for "10ms"; units us, ms, s, min.
 
+    `place` names the value in messages.
     Raises `ConfigError` for anything else, and for more than `most_s`.
     """
     value = _convert(text, _SECONDS)
@@ -439,7 +440,8 @@ def seconds(text: str, place: str, most_s: float = SECONDS_MAX) -> float:
 
 
 def bytes_per_second(text: str, place: str) -> float:
-    """`"100Mbit/s"` as 12.5e6; units kbit/s, Mbit/s, Gbit/s, kB/s, MB/s, GB/s, powers of 1000.
+    """The bytes per second that a text means: 12.5e6 for "100Mbit/s"; units kbit/s, Mbit/s, Gbit/s,
+    kB/s, MB/s, GB/s, all powers of 1000.
 
     Raises `ConfigError` for anything else, and for what is not between 1 kB/s and 1000 GB/s.
     """
@@ -463,16 +465,16 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= _SHOWN_MAX else f"{text[: _SHOWN_MAX - 3]}...")
 
 
-# --- conditions ----------------------------------------------------------------------------------
-#
-# Checks of [links], [slow] and [staleness] that types can't express: texts with units, link names.
-#
-# Whether a name is one of the run shows once the stages are laid out over workers: see
-# `asyncdni.conditions`.
+# --- links and conditions ------------------------------------------------------------------------
 
 
 def check_texts(experiment: config.Experiment) -> None:
-    """Raises `ConfigError`."""
+    """Check what types can't express in [links], [slow] and [staleness]: texts with units, and the
+    form of link names. Raises `ConfigError`.
+
+    Whether the names belong to the run is checked by `plan.conditions`, once it is known which
+    worker has which stages.
+    """
     links, stuck_s = experiment.links, experiment.limits.stuck_s
     _check_link(links, "links", stuck_s)
     _check_keys(links.between, "links.between")

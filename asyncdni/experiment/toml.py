@@ -1,8 +1,9 @@
 """Writes tables as TOML (toml.io, version 1.0), which `tomllib` reads back to the same values.
 
-An experiment is written as one would write it by hand: scalars first, then tables as `[a.b]`,
-lists of tables at the top as `[[a]]`; tables inside those, such as the layers of a stage, stay
-inline, and so does a list that fits a line. None means "not given" and is left out.
+An experiment is written as one would write it by hand: scalars first, then tables as `[a.b]`, and
+lists of tables at the top level as `[[a]]`. Tables inside the latter, such as the layers of a
+stage, are written inline, and so is a list that fits on a line. None means "not given" and is left
+out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _WIDTH = 100
 
 
 def dumps(tables: Mapping[str, Any]) -> str:
-    """TOML text of tables whose values are tables or lists of tables, without scalars on top."""
+    """The TOML text of `tables`, whose values are tables or lists of tables, not scalars."""
     blocks = []
     for name, value in tables.items():
         if isinstance(value, Mapping):
@@ -29,7 +30,7 @@ def dumps(tables: Mapping[str, Any]) -> str:
 
 
 def _table(path: str, table: Mapping[str, Any]) -> list[str]:
-    """The block of the table itself, if it needs one, then those of the tables in it."""
+    """The blocks of a table: that of its own values, if it needs one, then those of its tables."""
     own = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     blocks = [f"[{path}]\n{_lines(own)}"] if own or not table else []
     for key, value in table.items():

@@ -1,6 +1,61 @@
-"""Where the time of a run went, and how close it came to what its own arithmetic allows.
+"""Where the time of a run went (`shares`), and how close its speed came to what the CPU times of
+its own ops allow (`ceiling`).
 
-All from the summary of one run. What it lacks, as those of other programs do, is None here.
+All figures come from the summary of one run. A figure is None where the summary lacks what it
+needs, as those of other programs do.
+
+The ceiling is the most batches per second that a runtime without any overhead could reach. A worker
+does one op at a time, and an op's result is there when the whole op is done. Memory is equally fast
+for all workers, up to `cores` of them compute at once, and messages cost nothing but the latency of
+their links. Under these rules no order of ops and no order of messages is faster than `ceiling`.
+
+Three things limit a schedule, and the scarcest of them decides:
+
+- **cores**: a batch needs so many CPU seconds in all workers together, and `cores` workers do no
+  more than `cores` CPU seconds per second;
+- **the slowest worker**: it does all of its ops on each batch one after the other;
+- **locking** (`locking_period`): a stage can't forward further before it has learned from what it
+  has forwarded. Schedules that are decoupled by local gradients (`synthetic`, `local_loss`) update
+  at once, so neither locking nor latency limits them. (A bound on lag that is shorter than the way
+  there and back would limit them, but is not counted.)
+
+Locking sets the longest circle through the workers of a schedule.
+
+**`locked`**: a stage can't forward the next batch before it has updated on this one. That closes a
+circle through every stage, and the period of a batch is at least the longest circle:
+
+```
+stage 0  F0 R1 .  B0 B0 U0 F1 R2 .  B1 B1 U1      B: 2 units of time, all others 1
+stage 1  .  F0 b0 W0 U0 .  .  F1 b1 W1 U1 .
+         |<---- period --->|                      F of 0, F of 1, b of 1, B of 0, U of 0 = 6
+```
+
+A batch goes from its forward at stage 0 to a loss and back by the slowest way, then stage 0
+updates, and only then can it begin the next batch. The learning and the update of stage 1 (W, U)
+are not on that way: they overlap with the backward of stage 0 and with its next forward. So does
+the reading of the next batch. The circles through later stages alone (F, b, W and U of stage 1
+here) are shorter, unless their updates are very slow. In a network with branches, the way to the
+loss may go through one branch and the way back through another: both branches must be done before
+the join and the fork go on. Where links have a latency, each step there and each step back takes so
+much longer: a chain of n workers loses 2 (n - 1) latencies per batch.
+
+Where other workers read the data too, the runtime's `locked` does not read ahead: it then stays
+below its ceiling by one reading.
+
+**`gpipe`, `1f1b`**: the same circle, but for a group of microbatches that end in one update, so it
+is divided by their number. Microbatches follow each other to the loss and back, a stage works on
+one at a time, and a gradient is sent before W is done. `gpipe` forwards the whole group before the
+first backward. In `1f1b` a stage has at most one microbatch more in flight than there are stages
+between it and the farthest loss. So `gpipe` pays the latencies of one way there and back per group,
+while `1f1b`, which waits for gradients before it sends more, pays them several times.
+
+```
+stage 0  F0 F1 F2 .  .  .  .  B0 B0 B1 B1 B2 B2 U
+stage 1  .  F0 F1 F2 b0 W0 b1 W1 b2 W2 U  .  .  .       (GPipe; W waits where b can be sent)
+```
+
+**`delayed`**: a stage may be `lag` batches ahead of the gradient that it awaits, so `lag` batches
+more are on the circle of `locked` at a time. Without latency that is enough to keep it busy.
 """
 
 from __future__ import annotations
@@ -22,44 +77,6 @@ __all__ = [
 ]
 
 # --- locking -------------------------------------------------------------------------------------
-#
-# What waiting for true gradients costs: the longest circle through the workers of a schedule.
-#
-# **`locked`**: a stage can't forward the next batch before it has updated on this one. That closes
-# a circle through every stage, and a batch's period is at least the longest one:
-#
-# ```
-# stage 0  F0 R1 .  B0 B0 U0 F1 R2 .  B1 B1 U1      B: 2 units of time, all others 1
-# stage 1  .  F0 b0 W0 U0 .  .  F1 b1 W1 U1 .
-#          |<---- period --->|                      F of 0, F of 1, b of 1, B of 0, U of 0 = 6
-# ```
-#
-# From its forward on, a batch goes down to a loss and back by the slowest way, then stage 0
-# updates: only then can it begin the next batch. What stage 1 learns and its update (W, U) are off
-# that way, they overlap with the backward of stage 0 and with the next forward there; so is the
-# reading of the next batch. The circles through the later stages alone (F, b, W and U of stage 1
-# here) are shorter unless their updates are very slow; the longest of all counts. In a network with
-# branches the way down may go through one branch and the way back through another: both branches
-# must be through before the join and the fork go on. Where links have a latency, each step down and
-# each step back takes so much longer: a chain of n workers loses 2 (n - 1) latencies a batch.
-#
-# Where other workers read the data too, `locked` as it is does not read ahead: it then stays below
-# its ceiling by one reading.
-#
-# **`gpipe`, `1f1b`**: the same circle, of a group of microbatches that end in one update; per
-# microbatch it is as many times shorter. They follow each other down and back, each stage takes one
-# at a time, and a gradient goes up before W is done. `gpipe` forwards the whole group before the
-# first backward; in `1f1b` a stage has at most one microbatch more under way than there are stages
-# between it and the farthest loss. So latency costs `gpipe` one way down and back a group, while
-# `1f1b`, which waits for gradients before it sends more, pays it several times.
-#
-# ```
-# stage 0  F0 F1 F2 .  .  .  .  B0 B0 B1 B1 B2 B2 U
-# stage 1  .  F0 F1 F2 b0 W0 b1 W1 b2 W2 U  .  .  .       (GPipe; W waits where b can be sent)
-# ```
-#
-# **`delayed`**: a stage may be `lag` batches ahead of the gradient that it awaits: so many more are
-# on the circle of `locked` at a time. Without latency that is enough to be busy all the time.
 
 #: Seconds of one worker for one training batch, by the letter of the op (`schedules.base`).
 Ops = Mapping[str, float]
@@ -75,11 +92,11 @@ def locking_period(
     lag: int | None = None,
     latency_s: float = 0.0,
 ) -> float:
-    """Seconds that locking alone sets between two batches (microbatches), on any number of cores.
+    """The least seconds between two batches (microbatches) that locking alone allows, on any number
+    of cores.
 
-    0 for a `schedule` without a `cycle`, whose stages wait for nobody. All else as for `ceiling`;
-    only F, B, b, W and U count.
-    """
+    It is 0 for a `schedule` without a `cycle`, whose stages don't wait for each other. Arguments
+    are those of `ceiling`; only F, B, b, W and U count."""
     cycle = SCHEDULES[schedule].cycle
     if cycle is None:
         return 0.0
@@ -96,7 +113,7 @@ def locking_period(
 
 
 def _distances(costs: Mapping[str, Ops], producers: Producers) -> dict[str, int]:
-    """Workers between each and the farthest loss, that one included."""
+    """How many workers come after each on the longest way to a loss."""
     found = dict.fromkeys(costs, 0)
     for name in reversed(list(costs)):  # consumers come first
         for one in producers.get(name, ()):
@@ -105,8 +122,10 @@ def _distances(costs: Mapping[str, Ops], producers: Producers) -> dict[str, int]
 
 
 class _Group:
-    """Microbatches from the first forward of `start`, at time 0, down and back, each op at the
-    earliest; workers that get nothing from `start` keep nobody waiting."""
+    """The times of a group of microbatches on the way from worker `start` to the losses and back.
+
+    `start` begins its first forward at time 0, and each op is done as early as possible. Workers
+    that get nothing from `start` are left out, as no other waits for them."""
 
     def __init__(
         self, start: str, costs: Mapping[str, Ops], producers: Producers, latency_s: float
@@ -126,8 +145,10 @@ class _Group:
         self._pushed_back: dict[str, list[float]] = {name: [] for name in self._below}
 
     def go(self, count: int, ahead: Mapping[str, int] | None = None) -> None:
-        """`ahead`: how many each may have under way besides one; None: all, and no backward is
-        done before the last forward."""
+        """Do all forwards and backwards of `count` microbatches.
+
+        `ahead` is how many microbatches besides one each worker may have in flight; None: all, and
+        no backward is done before the last forward."""
         if ahead is None:
             for _ in range(count):
                 self._all_forward(count)
@@ -140,7 +161,8 @@ class _Group:
             self._all_back(index, after=index)
 
     def updated(self) -> float:
-        """When `start` has updated: after its last W, and all of its own work."""
+        """The time at which `start` has updated: after its last W, and after all of its own
+        work."""
         ops, done = self._costs[self._start], self._pushed_back[self._start]
         learned = done[-1] + ops.get("W", 0.0)
         busy = len(done) * (ops.get("F", 0.0) + _back(ops) + ops.get("W", 0.0))
@@ -164,42 +186,25 @@ class _Group:
         own.append(begin + self._costs[name].get("F", 0.0))
 
     def _push_back(self, name: str, index: int, after: int) -> None:
-        """After the forward of microbatch `after` here, and its gradient from all consumers."""
+        """The backward of a microbatch, after the forward of microbatch `after` in this worker, and
+        once the gradients of all consumers are here."""
         ops, own, forwarded = self._costs[name], self._pushed_back[name], self._forwarded[name]
         begin = max(forwarded[after], own[-1] if own else 0.0)
         for one in self._consumers[name]:
             begin = max(begin, self._pushed_back[one][index] + self._latency_s)
-        # One op at a time: as many forwards and backwards have been here since the first began.
+        # A worker does one op at a time, and so many forwards and backwards since its first began.
         first = forwarded[0] - ops.get("F", 0.0)
         busy = first + (index + 1) * (ops.get("F", 0.0) + _back(ops))
         own.append(max(begin + _back(ops), busy))
 
 
 def _back(ops: Ops) -> float:
-    """Until the producers have their gradient: a whole backward, or the half that they wait for."""
+    """Seconds until the producers have their gradient: of a whole backward, or of its first
+    half."""
     return ops.get("B", 0.0) + ops.get("b", 0.0)
 
 
 # --- ceilings ------------------------------------------------------------------------------------
-#
-# The most batches a second that arithmetic allows: a runtime without any overhead would reach it.
-#
-# A worker does one op at a time, and an op's result is there when the whole op is done. Memory is
-# equally fast for all, and up to `cores` workers compute at once. Messages are free, but for the
-# latency that links are given. Under these rules no order of ops is faster than `ceiling`, and no
-# runtime makes up for it by clever sending.
-#
-# Three things hold a schedule back, and the scarcest decides:
-#
-# - **cores**: a batch needs so many CPU seconds in all workers together, and no more than `cores`
-#   of them are done in a second;
-# - **the slowest worker**: each batch takes all of its ops there, one after the other;
-# - **locking** (but for `synthetic` and `local_loss`): a stage forwards no further before it has
-#   learned from what it has forwarded. `locking` has the seconds.
-#
-# A schedule that is decoupled by local gradients updates at once: with enough batches on the way
-# only its cores and its slowest worker hold it back, and the latency of links does not. (A bound on
-# lag that is tighter than the way there and back would; it is not counted.)
 
 
 def ceiling(
@@ -225,10 +230,10 @@ def ceiling(
         producers: by worker, the other workers whose activations it takes; none for those that
             only read data, which may be left out.
         cores: how many workers can compute at the same time.
-        microbatches: of a group, under `gpipe` and `1f1b`.
+        microbatches: how many make a group, under `gpipe` and `1f1b`.
         lag: how many batches a worker may be ahead of the gradients it awaits, under `delayed`; as
             many as there are workers between it and the farthest loss where it is None.
-        latency_s: one way, of each message between workers.
+        latency_s: the latency of each message between workers, one way.
 
     For one worker this is 1 / its total, whatever the schedule and the cores: its ops follow one
     another. Raises `ValueError` for an unknown schedule, for producers that are no earlier worker
@@ -266,17 +271,20 @@ def _check(costs: Mapping[str, Ops], producers: Mapping[str, Sequence[str]]) -> 
         raise ValueError("no op takes any time, expected costs above 0 of at least one worker")
 
 
-#: Parts of a worker's training time, in the order of tables.
+# --- shares --------------------------------------------------------------------------------------
+
+#: The parts of a worker's training time, in the order of tables.
 SHARES = ("layers", "generator", "transport", "waiting", "other")
 
 Summary = Mapping[str, Any]
 
 
 def shares(summary: Summary) -> dict[str, float] | None:
-    """Parts of the run's training time by what workers did with it: their mean, summing to 1.
+    """The parts of a run's training time by what workers spent it on: the mean of all workers,
+    which sums to 1. None where the summary lacks the times.
 
-    layers and generator: inside ops. transport: sending and receiving. waiting: for something to
-    arrive, and, once through with what is before a barrier, for the others. other: the rest.
+    layers and generator: time inside ops. transport: sending and receiving. waiting: waiting for
+    messages, and at a barrier for the other workers. other: the rest.
     """
     workers, train_s = summary.get("stages") or (), summary.get("train_s") or 0.0
     known = [_seconds(one, train_s) for one in workers if one.get("wall_s") is not None]
@@ -287,7 +295,8 @@ def shares(summary: Summary) -> dict[str, float] | None:
 
 
 def overhead_cpu(summary: Summary) -> float | None:
-    """Part of all workers' CPU time that was spent outside ops: messages, the loop, other threads.
+    """The part of all workers' CPU time that was spent outside of ops: messages, loop, other
+    threads.
 
     None where ops have several BLAS threads: only one of them is measured.
     """
@@ -307,7 +316,7 @@ def ceiling_samples_per_s(
     lag: int | None = None,
     latency_s: float = 0.0,
 ) -> float | None:
-    """The samples a second that the CPU times of this run's own ops allow at most: see `ceiling`,
+    """The most samples per second that the CPU times of this run's own ops allow: see `ceiling`,
     also for the arguments.
 
     `producers` maps each worker to those whose activations it takes. None for a single worker, for
@@ -328,7 +337,7 @@ def ceiling_samples_per_s(
             lag=lag,
             latency_s=latency_s,
         )
-    except ValueError:  # a schedule without a known one, or times too short to be read
+    except ValueError:  # a schedule without a known ceiling, or times too short to be measured
         return None
     return batches_per_s * float(summary["train_samples"]) / batches
 
@@ -338,13 +347,14 @@ def _costs(ops: Mapping[str, Any], batches: int, microbatches: int) -> dict[str,
     costs = {letter: op["cpu_s"] / batches for letter, op in ops.items()}
     update = ops.get("U")
     if microbatches > 1 and update and update["count"]:
-        # Groups that an epoch's end cuts short have updates of their own: no group needs those.
+        # Groups cut short by an epoch's end add updates, which a whole group does not need.
         costs["U"] = update["cpu_s"] / update["count"] / microbatches
     return costs
 
 
 def _seconds(worker: Mapping[str, Any], train_s: float) -> dict[str, float]:
-    """By `SHARES`. A worker's own clock stops at a barrier that others have yet to reach."""
+    """Seconds of a worker by `SHARES`. A worker's clock stops at a barrier; the rest of the
+    training time it waits for the others."""
     wall_s = worker["wall_s"]
     parts = {
         "layers": worker["compute_s"],
