@@ -117,13 +117,18 @@ def assert_complete(run: DrawnRun, result: Result) -> None:
 
 
 def _assert_all_learned_from(run: DrawnRun, result: Result) -> None:
-    """Where every gradient is waited for and wanted, none is dropped and each makes an update."""
+    """Where every gradient is waited for and wanted, none is dropped and each makes an update.
+
+    A stage that is locked to a consumer sends a gradient of every batch to its producers, which may
+    want fewer: theirs may come late."""
     schedule, staleness = run.design.experiment.schedule, run.design.experiment.staleness
     bounded = staleness.lag is not None and staleness.at_bound != "wait"
     if run.schedule == "local_loss" or bounded or getattr(schedule, "update_probability", 1) < 1:
         return
+    own_schedules = any(stage.schedule for stage in run.design.experiment.stages)
     for name, own in result.counters.items():
-        assert own["dropped"] == own["late"] == 0, name
+        assert own["dropped"] == 0, name
+        assert own["late"] == 0 or own_schedules, name
         if getattr(schedule, "correct", False):
             assert (own["updates"] or 0) >= run.design.plan.batches, name
         elif run.schedule in ("locked", "delayed", "synthetic"):

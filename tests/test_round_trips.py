@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
@@ -133,12 +133,18 @@ def experiments(draw: st.DrawFn) -> config.Experiment:
     return parse(given_tables)
 
 
+#: Whole experiments take long to draw where other tests keep the machine busy.
+PATIENT = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+
+
+@PATIENT
 @given(experiments())
 def test_tables_over_the_wire_make_the_same_experiment(experiment: config.Experiment) -> None:
     sent = msgpack.unpackb(msgpack.packb(tables(experiment)))
     assert parse(sent) == parse(tables(experiment)) == experiment
 
 
+@PATIENT
 @given(experiments())
 def test_the_written_text_reads_as_the_same_experiment(
     tmp_path_factory: pytest.TempPathFactory, experiment: config.Experiment
@@ -158,6 +164,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(leaf for key, one in pairs for leaf in leaves(one, (*path, key)))]
 
 
+@PATIENT
 @given(experiments(), st.data())
 def test_any_value_anywhere_is_taken_or_refused_in_one_line(
     experiment: config.Experiment, data: st.DataObject

@@ -166,8 +166,8 @@ def train(
         arrays = scratch / ARRAYS if data is not None else None
         design = _design(chosen, data, arrays, folder, allow_import)
         design = design if resume else begin_with(design, _arrays_of(init))
-        launch = _launch(stack, design, folder, arrays)
         files = _files_besides(stack, design, kept, trace=trace, tensorboard=tensorboard)
+        launch = _launch(stack, design, folder, arrays)
         bind, heard = f"ipc://{sockets / 'coordinator'}", [*observers, *files]
         ways = {"launch": launch, "trace": trace, "resume": resume is not None}
         return _conducted(design, bind, folder, keep=kept is not None, observers=heard, **ways)
