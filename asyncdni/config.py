@@ -78,6 +78,7 @@ __all__ = [
     "LowRankGenerator",
     "MlpGenerator",
     "Mnist",
+    "Model",
     "NonNegative",
     "Npz",
     "NpzTargets",
@@ -100,6 +101,7 @@ __all__ = [
     "Synthetic",
     "Table",
     "Text",
+    "TorchOptimizer",
     "Trigonometry",
     "Whole",
     "Windows",
@@ -370,7 +372,33 @@ class Adam(Table, frozen=True, kw_only=True, tag_field="name", tag="adam"):
     decay: Decay = Constant()
 
 
-Optimizer = Sgd | Adam
+class TorchOptimizer(Table, frozen=True, kw_only=True, tag_field="name", tag="torch"):
+    """An optimizer of `torch.optim` by its name there, such as "RMSprop"; needs PyTorch."""
+
+    kind: Annotated[str, Meta(min_length=1)]
+    learning_rate: Positive = 1e-3
+    options: dict[str, Any] = {}  # all but the learning rate, as `torch.optim` names them
+    clip_norm: Positive | None = None
+    decay: Decay = Constant()
+
+
+Optimizer = Sgd | Adam | TorchOptimizer
+
+
+# --- [model] -------------------------------------------------------------------------------------
+
+
+class Model(Table, frozen=True, kw_only=True):
+    """A network written in PyTorch, in place of [[stages]]: it is cut into stages."""
+
+    build: Annotated[str, Meta(min_length=1)]  # "module:callable", which returns an nn.Module
+    arguments: dict[str, Any] = {}  # of that callable
+    # how many stages; "auto": as many as run.split has workers, else 4; or the submodules at which
+    # all stages but the first begin: ["layer2", "layer4"]
+    stages: Literal["auto"] | Count | Annotated[list[str], Meta(min_length=1)] = "auto"
+    weights: str = ""  # a .safetensors file to begin with, by the model's own names
+    strict: bool = True  # whether `weights` must have all names; else others begin from the seed
+    loss: Literal["cross_entropy", "sigmoid_cross_entropy", "mse"] = "cross_entropy"
 
 
 # --- [run] and [limits] --------------------------------------------------------------------------
@@ -448,7 +476,8 @@ class Experiment(Table, frozen=True, kw_only=True):
     """One whole experiment."""
 
     data: Data
-    stages: Annotated[list[Stage], Meta(min_length=1)]
+    stages: list[Stage] = []
+    model: Model | None = None
     schedule: Schedule = Synthetic()
     optimizer: Optimizer = Adam()
     run: Run = Run()

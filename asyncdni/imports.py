@@ -7,25 +7,31 @@ exactly where its parent does.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 
-from asyncdni.errors import ConfigError
+from asyncdni import handover
+from asyncdni.errors import AsyncDNIError, ConfigError
+from asyncdni.handover import GIVEN
 
 __all__ = [
     "PATH_VARIABLE",
     "being_worker",
     "check_may_train",
     "current_folder",
+    "import_named",
     "importing",
     "leave_out_current_folder",
     "look_in_current_folder",
     "look_where_parent_does",
     "path_of_this_process",
+    "whose",
 ]
 
 #: Environment variable with what `path_of_this_process` returns; `launch.entry` reads it first.
@@ -79,6 +85,51 @@ def importing(module: str) -> Iterator[None]:
         yield
     finally:
         _importing.reset(token)
+
+
+def import_named(name: str, what: str, *, allow_import: bool) -> object:
+    """The object that `package.module:name` means, or what has been handed over as `given:name`.
+
+    `what` says for messages what it is used as: "layer", "model". Raises `ConfigError` where
+    importing is not allowed, fails, or finds no such object.
+    """
+    module_name, _, attribute = name.partition(":")
+    if module_name == GIVEN:
+        return handover.received(attribute)
+    if not attribute:
+        raise ConfigError(f'{what} {name!r}: expected "package.module:name"')
+    if not allow_import:
+        raise ConfigError(
+            f"{what} {name!r} is code of yours: the worker imports it only if it is started with "
+            "--allow-import"
+        )
+    if module_name == "__main__":
+        raise ConfigError(
+            f"{what} {name!r}: a worker is another program than yours; put it into a file FILE.py "
+            f'of its own, and name it as "FILE:{attribute}"'
+        )
+    try:
+        with importing(module_name):
+            module = importlib.import_module(module_name)
+    except Exception as error:  # the user's code may fail in any way
+        ours = isinstance(error, AsyncDNIError)
+        text = str(error) if ours else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{what} {name!r}: can't import {module_name!r}: {text}") from error
+    found: object = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(
+                f"{what} {name!r}: module {module_name} has no {attribute!r}{whose(module)}"
+            )
+        found = getattr(found, part)
+    return found
+
+
+def whose(module: ModuleType) -> str:
+    """The end of a message that says which file a module is: there may be another of its name."""
+    file = getattr(module, "__file__", None) or "part of Python"
+    own = module.__name__.partition(".")[0] in sys.stdlib_module_names
+    return f"; it is {file}" + (", a module of Python's: give yours another name" if own else "")
 
 
 @contextmanager

@@ -98,9 +98,12 @@ class Optimizer(Protocol):
 
     state: dict[str, Array]
 
-    def step(self, params: Array, grads: Array, rate: float) -> None:
-        """Move `params` in place by mean gradients `grads` (both (N,)) at learning rate `rate`.
-        This may overwrite `grads`."""
+    def start(self, params: Array) -> None:
+        """Allocate what `state` lacks, so that a checkpoint can be copied into it."""
+
+    def step(self, params: Array, grads: Array, rate: float, scale: float = 1.0) -> None:
+        """Move `params` in place by the gradient scale * `grads` (both (N,)) at learning rate
+        `rate`. This may overwrite `grads`."""
 
 
 #: Where a slot counts the gradient arrays handed out since its last forward.

@@ -37,6 +37,7 @@ from asyncdni.nn.losses import make_loss
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.checks import check_rules
 from asyncdni.plan.conditions import check_conditions, neighbours
+from asyncdni.plan.model import with_stages
 from asyncdni.plan.plan import (
     Group,
     Plan,
@@ -155,6 +156,8 @@ class Design:
     allow_import: bool = False
     #: Weights that stages begin with in place of the seed's, "0.weight" by stage: see `given`.
     init: Mapping[str, Mapping[str, NDArray[Any]]] | None = None
+    #: The experiment as it was given, with the `[model]` that its stages are parts of.
+    given: config.Experiment | None = None
 
 
 def make_design(
@@ -162,7 +165,8 @@ def make_design(
 ) -> Design:
     """Check an experiment and lay it out over workers. Raises `ConfigError` for anything that does
     not fit together."""
-    parsed = tables if isinstance(tables, config.Experiment) else experiment.parse(tables)
+    given = tables if isinstance(tables, config.Experiment) else experiment.parse(tables)
+    parsed = with_stages(given, meta, allow_import=allow_import)
     network = make_network(parsed, meta, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
     check_conditions(parsed, plan)
@@ -170,7 +174,7 @@ def make_design(
     check_messages(parsed, network, plan, meta, allow_import=allow_import)
     for every in (cut_every_s, snapshot_every_s):
         every(parsed.checkpoint)
-    return Design(parsed, meta, network, plan, allow_import)
+    return Design(parsed, meta, network, plan, allow_import, given=given)
 
 
 def make_worker(design: Design, group: Group, counts: Counts | None = None) -> Worker:
@@ -206,6 +210,7 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
             numbers=design.experiment.numbers,
             allow_import=design.allow_import,
             streams=design.experiment.data.batch_size if "first" in design.meta.context else None,
+            empty=design.init is not None and node.name in design.init,
         )
         for node in group.members
     ]

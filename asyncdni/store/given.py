@@ -29,6 +29,7 @@ from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.experiment.schema import nearest
 from asyncdni.files import read_file
 from asyncdni.plan.build import Design, make_whole_stage
+from asyncdni.plan.model import arrays_by_stage, initial_model
 from asyncdni.store.run import EXPERIMENT, INIT, by_stage, load_experiment, load_weights
 from asyncdni.store.tensors import Array, decode_arrays, load_stage, save_stages
 from asyncdni.store.weights import read_weights
@@ -50,6 +51,8 @@ def begin_with(design: Design, arrays: Mapping[str, ArrayLike] | None = None) ->
     shape or type, or not finite.
     """
     run = design.experiment.run
+    if arrays is None and not run.init and design.given is not None and design.given.model:
+        return _with_init(design, _of_model(design, design.given))
     if arrays is None and not run.init:
         if run.init_sha256 or run.init_stages is not None:
             raise ConfigError(
@@ -69,9 +72,22 @@ def begin_with(design: Design, arrays: Mapping[str, ArrayLike] | None = None) ->
             f"{place}: the weights of {', '.join(changed) or 'some stages'} are not those that "
             "run.init_sha256 tells of; leave it out to begin with these"
         )
-    begun = msgspec.structs.replace(run, init_sha256=digests)
+    return _with_init(design, init)
+
+
+def _with_init(design: Design, init: Weights) -> Design:
+    digests = {name: _digest(own) for name, own in init.items()}
+    begun = msgspec.structs.replace(design.experiment.run, init_sha256=digests)
     chosen = msgspec.structs.replace(design.experiment, run=begun)
     return replace(design, experiment=chosen, init=init)
+
+
+def _of_model(design: Design, given: config.Experiment) -> Weights:
+    """The weights that the `[model]` of the experiment `given` has under the run's seed, and those
+    of its file `weights`."""
+    model = initial_model(given, allow_import=design.allow_import)
+    names = make_whole_stage(design).state()
+    return by_stage(arrays_by_stage(model, names))
 
 
 def begins_with(chosen: config.Experiment) -> str:

@@ -53,7 +53,7 @@ def save_stages(folder: Path, state: Mapping[str, Mapping[str, Array]]) -> dict[
 
 def encoded(arrays: Mapping[str, Array]) -> bytes:
     """The bytes of a safetensors file with these arrays."""
-    return to_bytes({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return to_bytes({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
 def load_stage(folder: Path, stage: str, digest: str | None = None) -> dict[str, Array]:

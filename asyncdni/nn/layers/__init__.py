@@ -8,14 +8,12 @@ imported only where the worker allows that.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
-from asyncdni.errors import AsyncDNIError, ConfigError
-from asyncdni.imports import importing
+from asyncdni.errors import ConfigError
+from asyncdni.imports import import_named
 from asyncdni.nn.base import Layer
 from asyncdni.nn.layers.activations import Relu, Sigmoid, Tanh
 from asyncdni.nn.layers.convolution import Conv2d
@@ -73,6 +71,9 @@ LAYERS: dict[str, type[Any]] = {
     "zeros": Zeros,
 }
 
+#: Layers that are modules of PyTorch, and who makes them: see `nn.torch.model`.
+_MODULES = {"module": "module_maker", "part": "part_maker"}
+
 _METHODS = ("output_shape", "build", "forward", "backward", "evaluate")
 _STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _FIELDS = ("params", "grads", "fresh", "buffers")
@@ -111,41 +112,20 @@ def _split(spec: object) -> tuple[str, object]:
     )
 
 
-def _find(name: str, allow_import: bool) -> type[Any]:
+def _find(name: str, allow_import: bool) -> Callable[..., Any]:
     if name in LAYERS:
         return LAYERS[name]
+    if name in _MODULES:
+        return _module_maker(name, allow_import)
     if ":" not in name:
+        known = ", ".join((*LAYERS, *_MODULES))
         raise ConfigError(
-            f"unknown layer {name!r}: expected one of {', '.join(LAYERS)}, or a class of your own "
-            'as "package.module:Class"'
+            f"unknown layer {name!r}: expected one of {known}, or a class of your own as "
+            '"package.module:Class"'
         )
-    if not allow_import:
-        raise ConfigError(
-            f"layer {name!r} is code of yours: the worker imports it only if it is started with "
-            "--allow-import"
-        )
-    return _import(name)
-
-
-def _import(name: str) -> type[Any]:
-    module_name, _, class_name = name.partition(":")
-    if module_name == "__main__":
-        raise ConfigError(
-            f"layer {name!r}: a worker is another program than yours; put the class into a file "
-            f'FILE.py of its own, and name it as "FILE:{class_name}"'
-        )
-    try:
-        with importing(module_name):
-            module = importlib.import_module(module_name)
-    except Exception as error:  # the user's code may fail in any way
-        ours = isinstance(error, AsyncDNIError)
-        what = str(error) if ours else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"layer {name!r}: can't import {module_name!r}: {what}") from error
-    kind = getattr(module, class_name, None)
+    kind = import_named(name, "layer", allow_import=allow_import)
     if not isinstance(kind, type):
-        raise ConfigError(
-            f"layer {name!r}: module {module_name} has no class {class_name!r}{_whose(module)}"
-        )
+        raise ConfigError(f"layer {name!r} is a {type(kind).__name__}, expected a class")
     missing = [method for method in _METHODS if not callable(getattr(kind, method, None))]
     if missing:
         raise ConfigError(
@@ -155,14 +135,19 @@ def _import(name: str) -> type[Any]:
     return kind
 
 
-def _whose(module: ModuleType) -> str:
-    """The end of a message that says which file the module is: there may be another of its name."""
-    file = getattr(module, "__file__", None) or "part of Python"
-    own = module.__name__.partition(".")[0] in sys.stdlib_module_names
-    return f"; it is {file}" + (", a module of Python's: give yours another name" if own else "")
+def _module_maker(name: str, allow_import: bool) -> Callable[..., Any]:
+    """The function that makes a layer of an `nn.Module`. Raises `ConfigError` without PyTorch."""
+    try:
+        from asyncdni.nn.torch import model
+    except ImportError as error:
+        raise ConfigError(
+            f"a layer {name!r} needs PyTorch ({error}): pip install 'asyncdni[torch]'"
+        ) from None
+    maker: Callable[[bool], Callable[..., Any]] = getattr(model, _MODULES[name])
+    return maker(allow_import)
 
 
-def _options(name: str, kind: type[Any], given: object) -> dict[str, Any]:
+def _options(name: str, kind: Callable[..., Any], given: object) -> dict[str, Any]:
     known = inspect.signature(kind).parameters
     if not isinstance(given, dict):
         positional = [p.name for p in known.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -187,7 +172,7 @@ def _listed(known: Any) -> str:
     return f": its options are {', '.join(known)}" if known else ": it takes no options"
 
 
-def _construct(name: str, kind: type[Any], options: dict[str, Any]) -> Any:
+def _construct(name: str, kind: Callable[..., Any], options: dict[str, Any]) -> Any:
     try:
         return kind(**options)
     except ConfigError as error:

@@ -21,7 +21,7 @@ import numpy as np
 from asyncdni import config
 from asyncdni.errors import DataError, NumericalError
 from asyncdni.network import Node
-from asyncdni.nn.base import Array, Layer, Slot, rows
+from asyncdni.nn.base import Array, Layer, Loss, Optimizer, Slot, rows
 from asyncdni.nn.layers import make_layer
 from asyncdni.nn.layers.recurrent import Recurrent
 from asyncdni.nn.losses import WindowLoss, make_loss
@@ -80,12 +80,12 @@ class StageSlot:
 class Scoring:
     """The loss that `node` names, of outputs (B, K) or, where samples are windows, (B, T, K)."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, layers: Sequence[Layer]) -> None:
         """Raises `ConfigError` for an unknown loss."""
         assert node.loss is not None
         self._name = node.name
         self._answers = node.answers
-        self._loss = make_loss(node.loss)
+        self._loss = _make_loss(node.loss, layers)
         # The same loss over windows, whose steps have targets of their own.
         self._windows = WindowLoss(self._loss) if len(node.output_shape) > 1 else None
 
@@ -293,12 +293,14 @@ class Block:
         numbers: config.Numbers = _STOP,
         allow_import: bool = False,
         streams: int | None = None,
+        empty: bool = False,
     ) -> None:
         """Args:
         delayed: what to do about gradients that come late; None: none do.
         numbers: what to do about losses and gradients that are not finite.
         streams: the number of parallel streams whose state recurrent layers carry from one batch to
             the next; None: each sample is a whole sequence.
+        empty: whether layers may go without initial weights, as others are loaded in their place.
         """
         self.node = node
         self.updates = 0
@@ -309,14 +311,14 @@ class Block:
         self._rate_scale = lru_cache(maxsize=2)(make_rate_scale(optimizer.decay, pace))
         self._options = optimizer
         self.dtype = dtype
-        self._layers = _built(node, node.name, dtype, seed, allow_import)
+        self._layers = _built(node, node.name, dtype, seed, allow_import, empty)
         self._params, self._grads = flatten(self._layers)
         if node.weights:  # weights start as the named stage's; other random streams are its own
             there = _built(node, node.weights, dtype, seed, allow_import)
             np.copyto(self._params, flatten(there)[0])
-        self.optimizer = _make_optimizer(optimizer)
+        self.optimizer = _make_optimizer(optimizer, self._layers)
         self.optimizer.start(self._params)
-        self._scoring = Scoring(node) if node.loss else None
+        self._scoring = Scoring(node, self._layers) if node.loss else None
         self._recurrent = {
             i: layer for i, layer in enumerate(self._layers) if isinstance(layer, Recurrent)
         }
@@ -465,7 +467,9 @@ class Block:
                 self._layers[i].backward(grad, slot.layers[i], learn=True, send=False)
 
     def release(self, slot: BlockSlot) -> None:
-        """Give back the weights kept for the batch: it needs them no longer."""
+        """Give back the weights and graphs kept for the batch: it needs them no longer."""
+        for own in slot.layers:
+            own.pop("graph", None)
         if self.versions is not None and slot.version is not None:
             self.versions.give_back(slot.version)
             slot.version = None
@@ -592,16 +596,23 @@ class Block:
 
 
 def _built(
-    node: Node, name: str, dtype: np.dtype[Any], seed: int, allow_import: bool
+    node: Node,
+    name: str,
+    dtype: np.dtype[Any],
+    seed: int,
+    allow_import: bool,
+    empty: bool = False,
 ) -> list[Layer]:
-    """Build the layers of `node`; initial weights are those of a stage called `name`."""
+    """Build the layers of `node`; initial weights are those of a stage called `name`, or none where
+    `empty` allows that."""
     layers = [
         make_layer(spec, where=f"stage {node.name}, layer {i}", allow_import=allow_import)
         for i, spec in enumerate(node.layers)
     ]
     shape = node.joined_shape
     for i, layer in enumerate(layers):
-        shape = layer.build(shape, dtype, layer_streams(seed, f"{name}.{i}"))
+        build = getattr(layer, "build_empty", layer.build) if empty else layer.build
+        shape = build(shape, dtype, layer_streams(seed, f"{name}.{i}"))
     return layers
 
 
@@ -613,9 +624,45 @@ def _named(layers: Sequence[Layer]) -> list[tuple[int, str, Array]]:
     ]
 
 
-def _make_optimizer(options: config.Optimizer) -> Sgd | Adam:
+def _in_torch(layers: Iterable[Layer]) -> bool:
+    """Whether one of the layers is a module of PyTorch. Then the stage's loss and optimizer are
+    PyTorch's too, so that it has the bits of a plain PyTorch loop."""
+    return any(hasattr(layer, "build_empty") for layer in layers)
+
+
+def _make_optimizer(options: config.Optimizer, layers: Sequence[Layer]) -> Optimizer:
+    if isinstance(options, config.TorchOptimizer) or _in_torch(layers):
+        from asyncdni.nn.torch.optimizer import TorchOptimizer
+
+        shapes = [array.shape for layer in layers for array in layer.params.values()]
+        return TorchOptimizer(*_as_in_torch(options), shapes)
     match options:
         case config.Sgd():
             return Sgd(options.momentum, options.nesterov, options.weight_decay)
         case config.Adam():
             return Adam(options.beta1, options.beta2, options.epsilon, options.weight_decay)
+
+
+def _as_in_torch(options: config.Optimizer) -> tuple[str, dict[str, Any]]:
+    """The name of a class in `torch.optim`, and its options but the learning rate."""
+    match options:
+        case config.Sgd():
+            names = "momentum", "nesterov", "weight_decay"
+            return "SGD", {name: getattr(options, name) for name in names}
+        case config.Adam():
+            kind = "AdamW" if options.weight_decay else "Adam"
+            betas = options.beta1, options.beta2
+            return kind, {
+                "betas": betas, "eps": options.epsilon, "weight_decay": options.weight_decay
+            }
+        case config.TorchOptimizer():
+            return options.kind, options.options
+
+
+def _make_loss(name: str, layers: Sequence[Layer]) -> Loss:
+    own = make_loss(name)
+    if not _in_torch(layers):
+        return own
+    from asyncdni.nn.torch.loss import TorchLoss
+
+    return TorchLoss(name, own)

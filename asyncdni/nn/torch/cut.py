@@ -1,0 +1,410 @@
+"""Cuts one `nn.Module` into parts that run one after the other and compute what it computes.
+
+The module's forward is traced into a list of calls (`torch.fx`), which is divided where a named
+submodule is called first:
+
+```
+    conv1  bn1  relu  maxpool │ layer1.0.conv1  …  add  relu │ layer2.0.conv1 …  │ …  flatten  fc
+    ──────── first part ────────┴──────── "layer1" ────────────┴──── "layer2" ────┴────── …
+```
+
+A submodule that can't be traced, because its forward depends on numbers in tensors, is one call as
+a whole. Several tensors that cross a cut, such as a skip connection, travel as one: each sample's
+numbers behind one another. Names of parameters stay those of the whole module.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from asyncdni.errors import ConfigError
+from asyncdni.nn.torch.layer import first_line
+
+__all__ = ["Trace", "trace"]
+
+_Shape = tuple[int, ...]
+#: How many names a message lists.
+_NAMES_MAX = 8
+#: Batch sizes at which the module is run on the meta device; see `layer`.
+_TRIED = (2, 3)
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What one call returns: a tensor's form for one sample, or why it can't cross a cut."""
+
+    shape: _Shape = ()
+    dtype: torch.dtype = torch.float32
+    why_not: str = ""
+
+
+class Trace:
+    """The calls of a module's forward, in order, and where it may be cut."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, values: dict[fx.Node, _Value]) -> None:
+        self.model = model
+        self._nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+        self._input, *others = [node for node in graph.nodes if node.op == "placeholder"]
+        defaults = _defaults(model)
+        self._constants = {node: defaults.get(str(node.target).rpartition("_")[0]) for node in others}
+        self._output = next(node for node in graph.nodes if node.op == "output")
+        self._values = values
+        self._place = {node: index for index, node in enumerate(self._nodes)}
+        self._starts = self._find_starts()
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether the model takes whole numbers, such as the ids of tokens."""
+        return not self._values[self._input].dtype.is_floating_point
+
+    @property
+    def first(self) -> str:
+        """The submodule that is called first."""
+        return next(name for name in self._starts if not self._is_list(name))
+
+    def names(self) -> list[str]:
+        """The submodules at which a part may begin without cutting a skip connection, in order:
+        just one floating tensor crosses a cut before them."""
+        found = []
+        for name, start in self._starts.items():
+            crossing = self._crossing(start)
+            if not start or len(crossing) > 1 or self._is_list(name):
+                continue
+            if not self._why_not(crossing) and not self._is_shared(start):
+                found.append((start, name))
+        outermost: dict[int, str] = {}
+        for start, name in sorted(found, key=lambda one: (one[0], one[1].count("."))):
+            outermost.setdefault(start, name)
+        return list(outermost.values())
+
+    def part(self, begin: str, end: str) -> fx.GraphModule:
+        """The part from submodule `begin` (empty: the module's start) up to `end` (empty: its end).
+
+        Raises `ConfigError` for a name that is no submodule, and for a cut that is not possible,
+        with the reason and names at which it is."""
+        start = self._start(begin) if begin else 0
+        stop = self._start(end) if end else len(self._nodes)
+        if start >= stop:
+            raise ConfigError(
+                f"the part that begins at {begin!r} is empty, as {end!r} is called before it or "
+                "with it; name the submodules in the order in which they are called"
+            )
+        return self._extract(start, stop)
+
+    def check(self, begins: Sequence[str]) -> None:
+        """Check cuts before each of the named submodules. Raises `ConfigError` as `part` does, and
+        for weights that are used on both sides of a cut."""
+        starts = [0, *map(self._start, begins)]
+        for before, after, name in zip(starts, starts[1:], begins, strict=False):
+            if after <= before:
+                raise ConfigError(
+                    f"stages: {name!r} is not called after what comes before it in the list; "
+                    "expected submodules in the order in which they are called"
+                )
+        owners: dict[int, tuple[int, str]] = {}
+        for index, start in enumerate(starts):
+            stop = starts[index + 1] if index + 1 < len(starts) else len(self._nodes)
+            for name, parameter in self._parameters(start, stop):
+                other, known = owners.setdefault(id(parameter), (index, name))
+                if other != index:
+                    raise ConfigError(
+                        f"stages: the weights of {name} are also those of {known}, in another "
+                        "stage; cut so that both are in one stage, or untie them"
+                    )
+
+    def bytes_at(self, name: str) -> int:
+        """The number of bytes that one sample sends across a cut before the submodule."""
+        crossing = self._crossing(self._start(name))
+        return sum(_size(self._values[node].shape) * 4 for node in crossing)
+
+    def _is_list(self, name: str) -> bool:
+        return isinstance(self.model.get_submodule(name), nn.ModuleList | nn.ModuleDict)
+
+    # --- places ----------------------------------------------------------------------------------
+
+    def _find_starts(self) -> dict[str, int]:
+        """{submodule: the index of its first call}."""
+        starts: dict[str, int] = {}
+        for index, node in enumerate(self._nodes):
+            path = _owner(node)
+            while path:
+                starts.setdefault(path, index)
+                path = path.rpartition(".")[0]
+        return starts
+
+    def _start(self, name: str) -> int:
+        start = self._starts.get(name)
+        if start is None:
+            known = dict(self.model.named_modules())
+            why = "is part of one call" if name in known else "is no submodule of the model"
+            raise ConfigError(f"stages: {name!r} {why}; {self._hint()}")
+        if start and (why := self._why_not(self._crossing(start))):
+            raise ConfigError(f"stages: a cut before {name!r} is not possible: {why}; {self._hint()}")
+        return start
+
+    def _hint(self) -> str:
+        names = self.names()
+        listed = ", ".join(names[:_NAMES_MAX])
+        more = f" and {len(names) - _NAMES_MAX} more" if len(names) > _NAMES_MAX else ""
+        return f"a stage may begin at {listed}{more}" if names else "this model can't be cut"
+
+    def _crossing(self, start: int) -> list[fx.Node]:
+        """The values made before `start` and needed from there on, in the order of their making."""
+        if start == 0:
+            return [self._input]
+        before = [self._input, *self._nodes[:start]]
+        return [
+            node
+            for node in before
+            if node.op != "get_attr" and any(self._is_after(user, start) for user in node.users)
+        ]
+
+    def _is_after(self, user: fx.Node, start: int) -> bool:
+        return user is self._output or self._place.get(user, -1) >= start
+
+    def _why_not(self, crossing: Sequence[fx.Node]) -> str:
+        return next((v.why_not for n in crossing if (v := self._values[n]).why_not), "")
+
+    def _is_shared(self, start: int) -> bool:
+        """Whether weights are used before and after `start`."""
+        before = {id(one) for _, one in self._parameters(0, start)}
+        return any(id(one) in before for _, one in self._parameters(start, len(self._nodes)))
+
+    def _parameters(self, start: int, stop: int) -> list[tuple[str, nn.Parameter]]:
+        found = []
+        for node in self._nodes[start:stop]:
+            if node.op == "call_module":
+                module = self.model.get_submodule(str(node.target))
+                found += [(f"{node.target}.{name}", p) for name, p in module.named_parameters()]
+            elif node.op == "get_attr":
+                value = _attribute(self.model, str(node.target))
+                if isinstance(value, nn.Parameter):
+                    found.append((str(node.target), value))
+        return found
+
+    # --- extraction ------------------------------------------------------------------------------
+
+    def _extract(self, start: int, stop: int) -> fx.GraphModule:
+        graph = fx.Graph()
+        copies: dict[fx.Node, Any] = dict(self._constants)
+        self._unpack(graph, self._crossing(start), copies)
+        for node in self._nodes[start:stop]:
+            for used in node.all_input_nodes:  # a buffer read before the cut is read again
+                if used not in copies and used.op == "get_attr":
+                    copies[used] = graph.node_copy(used)
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+        if stop == len(self._nodes):
+            result = fx.node.map_arg(self._output.args[0], copies.__getitem__)
+            graph.output(graph.call_function(main_output, (result,)))
+        else:
+            graph.output(self._pack(graph, [copies[node] for node in self._crossing(stop)], stop))
+        return fx.GraphModule(self.model, graph, type(self.model).__name__)
+
+    def _unpack(
+        self, graph: fx.Graph, crossing: Sequence[fx.Node], copies: dict[fx.Node, Any]
+    ) -> None:
+        given = graph.placeholder("x")
+        if len(crossing) == 1:
+            copies[crossing[0]] = given
+            return
+        shapes = [self._values[node].shape for node in crossing]
+        boolean = [self._values[node].dtype == torch.bool for node in crossing]
+        parts = graph.call_function(unpack, (given, shapes, boolean))
+        for index, node in enumerate(crossing):
+            copies[node] = graph.call_function(_take, (parts, index))
+
+    def _pack(self, graph: fx.Graph, values: Sequence[fx.Node], stop: int) -> fx.Node:
+        return values[0] if len(values) == 1 else graph.call_function(pack, (list(values),))
+
+
+def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Several tensors (B, …) as one (B, N); booleans become 0 and 1."""
+    kind = next((one.dtype for one in tensors if one.is_floating_point()), torch.float32)
+    return torch.cat([one.flatten(1).to(kind) for one in tensors], 1)
+
+
+def unpack(
+    packed: torch.Tensor, shapes: Sequence[_Shape], boolean: Sequence[bool]
+) -> list[torch.Tensor]:
+    """What `pack` was given, of these shapes without the axis of samples."""
+    parts = packed.split([_size(shape) for shape in shapes], 1)
+    tensors = [
+        part.reshape(len(packed), *shape) for part, shape in zip(parts, shapes, strict=True)
+    ]
+    return [one > 0.5 if yes else one for one, yes in zip(tensors, boolean, strict=True)]
+
+
+def _take(parts: Sequence[torch.Tensor], index: int) -> torch.Tensor:
+    return parts[index]
+
+
+def main_output(result: Any) -> Any:
+    """The tensor that the loss needs of what a model returns: of a table its "logits", of several
+    values the first."""
+    if isinstance(result, dict):
+        return result["logits"] if "logits" in result else next(iter(result.values()))
+    return result[0] if isinstance(result, tuple | list) else result
+
+
+def _size(shape: _Shape) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _owner(node: fx.Node) -> str:
+    """The innermost submodule whose forward makes the call; empty: the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    return str(paths[-1]) if paths else ""
+
+
+def _attribute(model: nn.Module, target: str) -> Any:
+    found: Any = model
+    for name in target.split("."):
+        found = getattr(found, name)
+    return found
+
+
+# --- tracing -------------------------------------------------------------------------------------
+
+
+class _Tracer(fx.Tracer):
+    """Traces all but the modules in `whole`, and remembers which module it is in."""
+
+    def __init__(self, whole: set[str]) -> None:
+        super().__init__()
+        self.inside: list[str] = []
+        self._whole = whole
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self._whole or super().is_leaf_module(
+            m, module_qualified_name
+        )
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        path = self.path_of_module(m)
+        self.inside.append(path)
+        result = super().call_module(m, forward, args, kwargs)
+        self.inside.pop()  # not after an exception, which tells where it came from
+        return result
+
+
+def trace(model: nn.Module, shape: _Shape, begins: Sequence[str] | None = None) -> Trace:
+    """The calls of `model`, which is on the meta device, for samples of `shape`.
+
+    With `begins`, the submodules before which it is to be cut, only the modules around these are
+    traced, and all others stay what they are: what a forward does by `self.training` is then decided
+    anew in each call. Without, all are traced, to find where the model may be cut.
+
+    Raises `ConfigError` where its own forward can't be traced, or does not take such samples."""
+    whole = set() if begins is None else _not_around(model, begins)
+    graph = _traced(model, whole)
+    if begins is not None:
+        _check_training(model, graph, whole)
+    return Trace(model, graph, _run(model, graph, shape))
+
+
+def _not_around(model: nn.Module, begins: Sequence[str]) -> set[str]:
+    """The submodules inside which no part begins."""
+    around = {""}
+    for name in begins:
+        while name := name.rpartition(".")[0]:
+            around.add(name)
+    return {name for name, _ in model.named_modules()} - around
+
+
+def _traced(model: nn.Module, whole: set[str]) -> fx.Graph:
+    """The graph of a model; modules that can't be traced are added to `whole`."""
+    while True:
+        tracer = _Tracer(whole)
+        try:
+            return tracer.trace(model, _defaults(model))
+        except Exception as error:  # a forward may fail in any way
+            if not tracer.inside:
+                raise ConfigError(
+                    f"the model's own forward can't be traced, so it can't be cut: "
+                    f"{first_line(error)}; move what depends on the numbers in tensors into a "
+                    "submodule, or give an nn.Sequential"
+                ) from error
+            whole.add(tracer.inside[-1])
+
+
+def _check_training(model: nn.Module, graph: fx.Graph, whole: set[str]) -> None:
+    """Raises `ConfigError` where a traced forward does something else in training, as a trace
+    follows one way only."""
+    was = model.training
+    other = _traced(model.train(not was), whole)
+    model.train(was)
+    if str(graph) != str(other):
+        raise ConfigError(
+            "the model can't be cut there: the forward of a module around the cut reads "
+            "self.training; use nn.Dropout in place of functional.dropout there, or cut elsewhere"
+        )
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """All arguments of the model's forward but the first, at their defaults."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {
+        one.name: one.default
+        for one in parameters[1:]
+        if one.kind not in kinds and one.default is not inspect.Parameter.empty
+    }
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps the form of every value."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.forms: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        is_tensor = isinstance(result, torch.Tensor)
+        self.forms[n] = (tuple(result.shape), result.dtype) if is_tensor else type(result).__name__
+        return result
+
+
+def _run(model: nn.Module, graph: fx.Graph, shape: _Shape) -> dict[fx.Node, _Value]:
+    failures = []
+    for dtype in (torch.float32, torch.int64):
+        try:
+            runs = [_recorded(model, graph, (rows, *shape), dtype) for rows in _TRIED]
+        except Exception as error:
+            failures.append(first_line(error))
+            continue
+        return {node: _value(node, [run[node] for run in runs]) for node in graph.nodes}
+    raise ConfigError(f"the model does not take samples of shape {shape}: {failures[0]}")
+
+
+def _recorded(
+    model: nn.Module, graph: fx.Graph, shape: _Shape, dtype: torch.dtype
+) -> dict[fx.Node, Any]:
+    recorder = _Recorder(fx.GraphModule(model, graph))
+    inputs = [node for node in recorder.module.graph.nodes if node.op == "placeholder"]
+    given = [torch.zeros(shape, dtype=dtype, device="meta"), *([None] * (len(inputs) - 1))]
+    with torch.no_grad():
+        recorder.run(*given)
+    mine = {node.name: form for node, form in recorder.forms.items()}
+    return {node: mine[node.name] for node in graph.nodes}
+
+
+def _value(node: fx.Node, forms: Sequence[Any]) -> _Value:
+    if isinstance(forms[0], str):
+        return _Value(why_not=f"{node.name}, a value of type {forms[0]}, would cross it")
+    (first, dtype), (second, _) = forms
+    if not first or (first[0], second[0]) != _TRIED:
+        return _Value(why_not=f"{node.name}, of shape {first}, has no row a sample and would cross")
+    if not (dtype.is_floating_point or dtype == torch.bool) and node.op != "placeholder":
+        return _Value(first[1:], dtype, f"{node.name}, of type {dtype}, would cross it")
+    return _Value(first[1:], dtype)

@@ -1,0 +1,263 @@
+"""An `nn.Module` as a layer: autograd computes its backward, the stage keeps its weights.
+
+The module's parameters are tensors on the memory of the stage's flat vector, so optimizers,
+snapshots and shared weights treat them like those of any layer.
+
+```
+forward(7)        x ──► module ──► y          slot of 7 keeps the graph from x to y
+update            the vector moves in place   autograd takes no notice: it is NumPy's memory
+backward(7)       ∂y ──► graph ──► ∂x, ∂w     through the weights of now, or those of the forward
+```
+
+A schedule in which gradients come late says which weights the backward goes through: `Versions`
+puts the arrays of another version into `params`, and those are copied under the graph while it is
+in use.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from asyncdni.errors import ConfigError
+from asyncdni.nn.base import Array, Slot, Streams
+
+__all__ = ["ModuleLayer", "first_line", "tensor_of"]
+
+#: The batch sizes at which a module is tried on the meta device: two, so that the axis of samples
+#: is told from an axis that happens to be as long.
+_TRIED = (2, 3)
+
+with warnings.catch_warnings():
+    # Arrays of received messages are read-only, and so are the tensors on them: nobody writes to an
+    # input. PyTorch warns of that once in a process, here.
+    warnings.simplefilter("ignore")
+    _read_only = np.zeros(1, np.float32)
+    _read_only.setflags(write=False)
+    torch.from_numpy(_read_only)
+
+
+def tensor_of(array: Array) -> torch.Tensor:
+    """A tensor on the memory of `array`."""
+    return torch.from_numpy(array)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, which in PyTorch may be followed by a whole stack."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+class ModuleLayer:
+    """A layer around a module that maps one floating tensor (B, …) to another one (B, …).
+
+    Parameters that the user has frozen (`requires_grad = False`) are kept with the buffers: they
+    are saved and never moved. Inputs are whole numbers where the module takes nothing else, as an
+    embedding does; numbers up to 2^24 come through a float32 message unchanged.
+
+    Random numbers, such as those of dropout, come from PyTorch's default generator, which is seeded
+    for each batch from the layer's own stream: a batch sees the same ones under every split and
+    schedule, and when it is forwarded again.
+    """
+
+    def __init__(self, name: str, make: Callable[[str], nn.Module]) -> None:
+        """`make("meta")` makes the module without memory, `make("cpu")` with initial weights;
+        `name` is for messages."""
+        self.name = name
+        self.params: dict[str, Array] = {}
+        self.grads: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
+        self.fresh = True
+        self._make = make
+        self._live = self.params  # the arrays on which the module computes
+        self._bound = False
+        self._integers = False
+        self._clones_input = False
+
+    # --- shapes ----------------------------------------------------------------------------------
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one sample of the output, found on the meta device. Raises `ConfigError`
+        where the module does not take `shape`, or its output is not one tensor with a row a
+        sample."""
+        return self._try(self._make("meta"), shape)
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """The number of weights that are learned."""
+        return sum(p.numel() for p in self._make("meta").parameters() if p.requires_grad)
+
+    def _try(self, module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+        kinds = {False: torch.float32, True: torch.int64}
+        failures = []
+        for integers, dtype in kinds.items():
+            try:
+                found = [self._tried(module, (rows, *shape), dtype) for rows in _TRIED]
+            except Exception as error:  # a module may fail in any way
+                failures.append(first_line(error))
+                continue
+            self._integers = integers
+            return self._row(found)
+        raise ConfigError(
+            f"{self.name} does not take inputs of shape {shape}: {failures[0]}"
+        )
+
+    def _tried(self, module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+        x = torch.zeros(shape, dtype=dtype, device="meta")
+        if not dtype.is_floating_point:
+            return module(x)
+        with torch.enable_grad():
+            try:
+                return module(x.requires_grad_())
+            except RuntimeError as error:
+                if "in-place" not in str(error):
+                    raise
+                self._clones_input = True
+                return module(x.clone())
+
+    def _row(self, found: list[Any]) -> tuple[int, ...]:
+        for y, rows in zip(found, _TRIED, strict=True):
+            if not isinstance(y, torch.Tensor):
+                raise ConfigError(
+                    f"{self.name} returns a {type(y).__name__}, expected one tensor; wrap it in a "
+                    "module that returns the tensor which the next stage or the loss needs"
+                )
+            if y.ndim < 1 or y.shape[0] != rows:
+                raise ConfigError(
+                    f"{self.name} returns shape {tuple(y.shape)} for {rows} samples, expected one "
+                    "row a sample"
+                )
+            if not y.is_floating_point():
+                raise ConfigError(f"{self.name} returns {y.dtype}, expected floating numbers")
+        return tuple(found[0].shape[1:])
+
+    # --- building --------------------------------------------------------------------------------
+
+    def build(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
+    ) -> tuple[int, ...]:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(int(streams("init").integers(2**63)))
+            module = self._make("cpu")
+        return self._built(module, shape, dtype, streams)
+
+    def build_empty(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
+    ) -> tuple[int, ...]:
+        """Build without initial weights, where others are loaded in their place: only memory for
+        this module is taken, also where it is a part of a large one."""
+        module = copy.deepcopy(self._make("meta")).to_empty(device="cpu")
+        return self._built(module, shape, dtype, streams)
+
+    def _built(
+        self, module: nn.Module, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
+    ) -> tuple[int, ...]:
+        result = self._try(self._make("meta"), shape)
+        self._module = module.to(getattr(torch, dtype.name)).train()
+        self._noise = int(streams("noise").integers(2**62))
+        self._frozen: dict[str, nn.Parameter] = {}
+        self._learned: dict[str, nn.Parameter] = {}
+        for name, parameter in module.named_parameters():
+            kind = self._learned if parameter.requires_grad else self._frozen
+            kind[name] = parameter
+        self.params = self._live = {name: _array(one) for name, one in self._learned.items()}
+        self.grads = {name: np.empty_like(array) for name, array in self.params.items()}
+        kept = {**self._frozen, **dict(module.named_buffers())}
+        for name, tensor in kept.items():
+            tensor.data = tensor.data.contiguous()
+            self.buffers[name] = _array(tensor)
+        return result
+
+    # --- the passes ------------------------------------------------------------------------------
+
+    def forward(self, x: Array, slot: Slot) -> Array:
+        self._bind()
+        self._seed(slot.get("batch", 0))
+        given = tensor_of(x)
+        given = given.long() if self._integers else given.detach().requires_grad_()
+        with self._weights_in_use(), torch.enable_grad():
+            y = self._module(given.clone() if self._clones_input else given)
+        slot["graph"] = given, y
+        return _array(y)
+
+    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
+        x, y = slot["graph"]
+        learned = list(self._learned.values()) if learn else []
+        sends = send and not self._integers
+        wanted = [*learned, x] if sends else learned
+        found: list[torch.Tensor | None] = [None] * len(wanted)
+        if wanted and y.requires_grad:
+            with self._weights_in_use():
+                found = list(
+                    torch.autograd.grad(
+                        y, wanted, tensor_of(grad_y), retain_graph=True, allow_unused=True
+                    )
+                )
+        if learn:
+            self._accumulate(found)
+        if not send:
+            return None
+        grad_x = found[-1] if sends else None
+        return np.zeros(x.shape, grad_y.dtype) if grad_x is None else _array(grad_x)
+
+    def evaluate(self, x: Array) -> Array:
+        self._bind()
+        given = tensor_of(x)
+        self._module.eval()
+        try:
+            with torch.no_grad():
+                found = given.long() if self._integers else given
+                return _array(self._module(found.clone() if self._clones_input else found))
+        finally:
+            self._module.train()
+
+    def release(self, slot: Slot) -> None:
+        """Drop the batch's graph, whose memory is large."""
+        slot.pop("graph", None)
+
+    def _bind(self) -> None:
+        """Put the module's parameters on the stage's vector: once, as the stage has moved the
+        arrays there after the module was built."""
+        if not self._bound:
+            self._bound = True
+            for name, parameter in self._learned.items():
+                parameter.data = tensor_of(self._live[name])
+
+    @contextmanager
+    def _weights_in_use(self) -> Iterator[None]:
+        """Within this context, the module has the weights that are in `params` now."""
+        if self.params is self._live:
+            yield
+            return
+        before = {name: array.copy() for name, array in self._live.items()}
+        for name, array in self._live.items():
+            np.copyto(array, self.params[name])
+        try:
+            yield
+        finally:
+            for name, array in self._live.items():
+                np.copyto(array, before[name])
+
+    def _accumulate(self, found: list[torch.Tensor | None]) -> None:
+        for name, grad in zip(self._learned, found, strict=False):
+            own = self.grads[name]
+            if self.fresh:
+                np.copyto(own, 0 if grad is None else grad.numpy())
+            elif grad is not None:
+                own += grad.numpy()
+        self.fresh = False
+
+    def _seed(self, batch: int) -> None:
+        torch.default_generator.manual_seed((self._noise + batch) % 2**63)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """An array on the memory of a tensor, C-contiguous."""
+    found: Array = tensor.detach().contiguous().numpy()
+    return found

@@ -1,0 +1,135 @@
+"""Modules by name: what `{ module = … }`, `{ part = … }` and `[model]` in an experiment file mean.
+
+A worker never gets a module, only what it is made by: `package.module:callable` and plain
+arguments, or the name of an object that the process which started it has handed over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from asyncdni.errors import ConfigError
+from asyncdni.imports import import_named
+from asyncdni.nn.torch.cut import Trace, trace
+from asyncdni.nn.torch.layer import ModuleLayer, first_line
+
+__all__ = ["make_model", "module_maker", "part_maker", "trace_model"]
+
+
+#: How many models, and traces of them, stay in memory: those of one network.
+_KEPT = 32
+
+
+def module_maker(allow_import: bool) -> Callable[..., ModuleLayer]:
+    """The maker of layers `{ module = { build = …, arguments = … } }`: all of what `build`
+    returns."""
+
+    def make_module(build: str, arguments: Mapping[str, Any] | None = None) -> ModuleLayer:
+        def make(device: str) -> nn.Module:
+            return make_model(build, arguments or {}, device, allow_import=allow_import)
+
+        return ModuleLayer(f"module {build}", make)
+
+    return make_module
+
+
+def part_maker(allow_import: bool) -> Callable[..., ModuleLayer]:
+    """The maker of layers `{ part = { … } }`: what `build` returns, from submodule `begin` up to
+    `end`, when it is given samples of shape `input`."""
+
+    def make_part(
+        build: str,
+        input: Sequence[int],
+        begin: str = "",
+        end: str = "",
+        arguments: Mapping[str, Any] | None = None,
+    ) -> ModuleLayer:
+        given = _text(arguments or {})
+        begins = tuple(name for name in (begin, end) if name)
+
+        def make(device: str) -> nn.Module:
+            found = _trace(build, given, tuple(input), begins, allow_import).part(begin, end)
+            if device == "meta":
+                return found
+            whole = make_model(build, arguments or {}, device, allow_import=allow_import)
+            return fx.GraphModule(whole, found.graph)
+
+        return ModuleLayer(f"the part of {build} from {begin or 'its start'}", make)
+
+    return make_part
+
+
+def make_model(
+    build: str, arguments: Mapping[str, Any], device: str, *, allow_import: bool = False
+) -> nn.Module:
+    """The whole model that `build` returns, on device "cpu" with initial weights, or on "meta",
+    without memory, where it is not to be changed. Raises `ConfigError`."""
+    make = _meta_model if device == "meta" else _real_model
+    return make(build, _text(arguments), allow_import)
+
+
+def trace_model(
+    build: str,
+    arguments: Mapping[str, Any],
+    input: Sequence[int],
+    begins: Sequence[str] | None = None,
+    *,
+    allow_import: bool = False,
+) -> Trace:
+    """The trace of the model that `build` returns, for samples of shape `input`: see `cut.trace`.
+    Raises `ConfigError`."""
+    names = None if begins is None else tuple(begins)
+    return _trace(build, _text(arguments), tuple(input), names, allow_import)
+
+
+def _text(arguments: Mapping[str, Any]) -> str:
+    return json.dumps(dict(arguments), sort_keys=True)
+
+
+@lru_cache(_KEPT)
+def _trace(
+    build: str,
+    arguments: str,
+    shape: tuple[int, ...],
+    begins: tuple[str, ...] | None,
+    allow_import: bool,
+) -> Trace:
+    return trace(_meta_model(build, arguments, allow_import), shape, begins)
+
+
+@lru_cache(_KEPT)
+def _meta_model(build: str, arguments: str, allow_import: bool) -> nn.Module:
+    try:
+        return _made(build, arguments, "meta", allow_import)
+    except ConfigError:  # its constructor may compute with its weights
+        return _made(build, arguments, "cpu", allow_import).to("meta")
+
+
+def _real_model(build: str, arguments: str, allow_import: bool) -> nn.Module:
+    return _made(build, arguments, "cpu", allow_import)
+
+
+def _made(build: str, arguments: str, device: str, allow_import: bool) -> nn.Module:
+    make = import_named(build, "model", allow_import=allow_import)
+    if isinstance(make, nn.Module):  # handed over by the process that started this one
+        return make if device == "meta" else make.to_empty(device=device)
+    if not callable(make):
+        raise ConfigError(f"model {build!r} is a {type(make).__name__}, expected a callable")
+    try:
+        with torch.device(device):
+            found = make(**json.loads(arguments))
+    except Exception as error:  # the user's code may fail in any way
+        raise ConfigError(f"model {build!r} can't be built: {first_line(error)}") from error
+    if isinstance(found, list | tuple) and all(isinstance(one, nn.Module) for one in found):
+        found = nn.Sequential(*found)
+    if not isinstance(found, nn.Module):
+        raise ConfigError(
+            f"model {build!r} returned a {type(found).__name__}, expected an nn.Module"
+        )
+    return found

@@ -1,0 +1,103 @@
+"""An optimizer of `torch.optim` on the parameters in a stage's flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from asyncdni.errors import ConfigError
+from asyncdni.nn.base import Array
+from asyncdni.nn.torch.layer import first_line, tensor_of
+
+__all__ = ["OPTIMIZERS", "TorchOptimizer"]
+
+#: Those whose state is made of tensors that begin at zero, but for `_BEGINS_AT_ONE`.
+OPTIMIZERS = (
+    *("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop"),
+    "Adafactor",
+)
+_BEGINS_AT_ONE = "mu_product"
+
+
+class TorchOptimizer:
+    """`torch.optim.KIND` with `options`, one tensor a parameter, as in a plain PyTorch loop: the
+    same gradients give the same weights to the last bit.
+
+    State: "0.momentum_buffer", … by the parameter's position; the arrays are on the optimizer's own
+    memory, so what is copied into them is restored.
+    """
+
+    def __init__(
+        self, kind: str, options: Mapping[str, Any], shapes: Sequence[tuple[int, ...]]
+    ) -> None:
+        """`shapes` are those of the parameters, in the order of the vector. Raises `ConfigError`
+        for an optimizer or option that PyTorch does not have."""
+        self.state: dict[str, Array] = {}
+        self._shapes = shapes
+        self._given: tuple[Array, Array] | None = None
+        if kind not in OPTIMIZERS:
+            raise ConfigError(
+                f"optimizer.kind: {kind!r} is not among {', '.join(OPTIMIZERS)}, the optimizers of "
+                "torch.optim that can be used"
+            )
+        make = getattr(torch.optim, kind)
+        try:
+            self._optimizer: Any = make([torch.zeros(1)], **options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optimizer.options: {kind} refuses them: {error}") from error
+        self._make = lambda tensors: make(tensors, **options)
+
+    def start(self, params: Array) -> None:
+        """Allocate all state for `params` (N,), so that a checkpoint can be copied into it."""
+        if not self._shapes:
+            return
+        self._tensors = _views(params, self._shapes)
+        self._optimizer = self._make(self._tensors)
+        self._allocate(params)
+
+    def step(self, params: Array, grads: Array, rate: float, scale: float = 1.0) -> None:
+        """Move `params` at learning rate `rate` by the gradient scale * `grads`, overwritten."""
+        if scale != 1.0:
+            grads *= scale
+        if self._given is None or self._given[0] is not grads:
+            self._given = grads, grads
+            for tensor, grad in zip(self._tensors, _views(grads, self._shapes), strict=True):
+                tensor.grad = grad
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+
+    def _allocate(self, params: Array) -> None:
+        """PyTorch makes an optimizer's state at its first step. So this makes one of rate 0, and
+        puts back what it has changed."""
+        before = params.copy()
+        group = self._optimizer.param_groups[0]
+        changed = {name: group[name] for name in ("lr", "weight_decay") if name in group}
+        group.update(dict.fromkeys(changed, 0.0))
+        params[...] = 0
+        for tensor in self._tensors:
+            tensor.grad = torch.zeros_like(tensor)
+        try:
+            self._optimizer.step()
+        except RuntimeError as error:
+            raise ConfigError(f"optimizer: {first_line(error)}") from error
+        np.copyto(params, before)
+        group.update(changed)
+        for index, tensor in enumerate(self._tensors):
+            tensor.grad = None
+            for name, value in self._optimizer.state[tensor].items():
+                if isinstance(value, torch.Tensor):
+                    value.fill_(1 if name == _BEGINS_AT_ONE else 0)
+                    self.state[f"{index}.{name}"] = value.numpy()
+
+
+def _views(vector: Array, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    found, start = [], 0
+    for shape in shapes:
+        size = int(np.prod(shape))
+        found.append(tensor_of(vector[start : start + size].reshape(shape)))
+        start += size
+    return found

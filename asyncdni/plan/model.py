@@ -1,0 +1,140 @@
+"""What `[model]` means: the stages into which a network written in PyTorch is cut.
+
+```
+[model] build = "mymodels:gpt"            [[stages]] name = "wte"   layers = [{ part = … }]
+        stages = ["h.2", "h.4"]    ───►   [[stages]] name = "h_2"   layers = [{ part = … }]
+                                          [[stages]] name = "h_4"   layers = [{ part = … }]  loss = …
+```
+
+Coordinator and workers know the stages alone, which name all that is needed to build them; where a
+model is cut is decided once. The run begins with the weights that the model has when it is built
+under the run's seed, as in a plain PyTorch program: `torch.manual_seed(seed)`, then the callable.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from asyncdni import config, experiment
+from asyncdni.data.meta import Meta
+from asyncdni.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["arrays_by_stage", "initial_model", "with_stages"]
+
+#: How many stages `stages = "auto"` makes.
+_AUTO = 4
+
+
+def with_stages(
+    chosen: config.Experiment, meta: Meta, *, allow_import: bool
+) -> config.Experiment:
+    """The experiment with the stages of its `[model]` in its place; as it is where it has none.
+
+    Raises `ConfigError` for a model that can't be built or cut as it says."""
+    model = chosen.model
+    if model is None:
+        return chosen
+    _check_torch()
+    begins, names = _cuts(chosen, model, meta, allow_import)
+    stages = [
+        {
+            "name": name,
+            "layers": [{"part": _part(model, meta, begin, end)}],
+            "loss": model.loss if not end else None,
+        }
+        for name, begin, end in zip(names, ["", *begins], [*begins, ""], strict=True)
+    ]
+    tables = experiment.tables(chosen) | {"stages": stages}
+    del tables["model"]
+    return experiment.parse(tables)
+
+
+def _check_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"[model] needs PyTorch ({error}): pip install 'asyncdni[torch]'") from None
+
+
+def _cuts(
+    chosen: config.Experiment, model: config.Model, meta: Meta, allow_import: bool
+) -> tuple[list[str], list[str]]:
+    """The submodules at which all stages but the first begin, and the names of all stages."""
+    from asyncdni.nn.torch.balance import choose_cuts
+    from asyncdni.nn.torch.model import trace_model
+
+    def traced(begins: Sequence[str] | None) -> Any:
+        shape = meta.input_shape
+        return trace_model(model.build, model.arguments, shape, begins, allow_import=allow_import)
+
+    if isinstance(model.stages, list):
+        begins = model.stages
+    else:
+        count = _AUTO if model.stages == "auto" else model.stages
+        whole = traced(None)
+        if isinstance(model.stages, int) and count > len(whole.names()) + 1:
+            raise ConfigError(
+                f"model.stages: {count} stages, but the model can be cut into "
+                f"{len(whole.names()) + 1} at most: before {', '.join(whole.names()) or 'nothing'}"
+            )
+        real = initial_model(chosen, allow_import=allow_import)
+        begins = choose_cuts(real, whole, meta.input_shape, count, _samples(chosen, meta))
+    cut = traced(begins)
+    cut.check(begins)
+    return begins, [_stage_name(name) for name in (cut.first, *begins)]
+
+
+def _samples(chosen: config.Experiment, meta: Meta) -> int:
+    return min(chosen.data.batch_size // chosen.schedule.microbatches, meta.train_samples)
+
+
+def _stage_name(submodule: str) -> str:
+    """A stage's name after the submodule at which it begins: "h.2" becomes "h_2"."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", submodule)
+    return f"layer{name}" if name[:1].isdigit() else name
+
+
+def _part(model: config.Model, meta: Meta, begin: str, end: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"build": model.build, "input": list(meta.input_shape)}
+    if begin:
+        options["begin"] = begin
+    if end:
+        options["end"] = end
+    return options | ({"arguments": model.arguments} if model.arguments else {})
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def initial_model(chosen: config.Experiment, *, allow_import: bool) -> nn.Module:
+    """The whole model with the weights that it has under the run's seed, moved to its precision."""
+    import torch
+
+    from asyncdni.nn.torch.model import make_model
+
+    assert chosen.model is not None
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(chosen.run.seed)
+        model = make_model(
+            chosen.model.build, chosen.model.arguments, "cpu", allow_import=allow_import
+        )
+    return model.to(getattr(torch, chosen.run.dtype))
+
+
+def arrays_by_stage(
+    model: nn.Module, stages: Mapping[str, Mapping[str, NDArray[Any]]]
+) -> dict[str, NDArray[Any]]:
+    """The model's weights and buffers as "STAGE.0.NAME", for stages with the arrays "0.NAME"."""
+    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    return {
+        f"{stage}.{name}": own[name.removeprefix("0.")].detach().cpu().numpy()
+        for stage, arrays in stages.items()
+        for name in arrays
+    }
