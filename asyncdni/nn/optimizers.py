@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -187,13 +188,24 @@ def flatten(layers: Sequence[Layer]) -> tuple[Array, Array]:
 
 def _flatten(owners: Sequence[dict[str, Array]]) -> Array:
     arrays = [array for owner in owners for array in owner.values()]
-    flat = np.concatenate([array.ravel() for array in arrays]) if arrays else np.empty(0)
+    flat = np.empty(0)
+    if arrays:
+        flat = _aligned(sum(array.size for array in arrays), arrays[0].dtype)
+        np.concatenate([array.ravel() for array in arrays], out=flat)
     start = 0
     for owner in owners:
         for name, array in owner.items():
             owner[name] = flat[start : start + array.size].reshape(array.shape)
             start += array.size
     return flat
+
+
+def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
+    """A vector that begins at a multiple of 64 bytes, so that the last bits of matrix products do
+    not depend on where its memory happens to be."""
+    room = np.empty(size * dtype.itemsize + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size * dtype.itemsize].view(dtype)
 
 
 def _block_size(size: int) -> int:

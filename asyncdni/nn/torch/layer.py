@@ -34,6 +34,7 @@ __all__ = ["ModuleLayer", "first_line", "tensor_of"]
 #: The batch sizes at which a module is tried on the meta device: two, so that the axis of samples
 #: is told from an axis that happens to be as long.
 _TRIED = (2, 3)
+_ALIGNED = 64
 
 with warnings.catch_warnings():
     # Arrays of received messages are read-only, and so are the tensors on them: nobody writes to an
@@ -47,6 +48,14 @@ with warnings.catch_warnings():
 def tensor_of(array: Array) -> torch.Tensor:
     """A tensor on the memory of `array`."""
     return torch.from_numpy(array)
+
+
+def aligned(array: Array) -> torch.Tensor:
+    """A tensor with the numbers of `array` at an address that is a multiple of `_ALIGNED`, as all
+    of PyTorch's own are: matrix products have other last bits at others. A received array may have
+    to be copied."""
+    found = torch.from_numpy(array)
+    return found if found.data_ptr() % _ALIGNED == 0 else found.clone()
 
 
 def first_line(error: BaseException) -> str:
@@ -179,7 +188,7 @@ class ModuleLayer:
     def forward(self, x: Array, slot: Slot) -> Array:
         self._bind()
         self._seed(slot.get("batch", 0))
-        given = tensor_of(x)
+        given = aligned(x)
         given = given.long() if self._integers else given.detach().requires_grad_()
         with self._weights_in_use(), torch.enable_grad():
             y = self._module(given.clone() if self._clones_input else given)
@@ -196,7 +205,7 @@ class ModuleLayer:
             with self._weights_in_use():
                 found = list(
                     torch.autograd.grad(
-                        y, wanted, tensor_of(grad_y), retain_graph=True, allow_unused=True
+                        y, wanted, aligned(grad_y), retain_graph=True, allow_unused=True
                     )
                 )
         if learn:
@@ -208,7 +217,7 @@ class ModuleLayer:
 
     def evaluate(self, x: Array) -> Array:
         self._bind()
-        given = tensor_of(x)
+        given = aligned(x)
         self._module.eval()
         try:
             with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from asyncdni.nn.base import Array, Loss, Slot
-from asyncdni.nn.torch.layer import tensor_of
+from asyncdni.nn.torch.layer import aligned, tensor_of
 
 __all__ = ["TorchLoss"]
 
@@ -55,9 +55,9 @@ class TorchLoss:
         return out
 
     def _value_and_gradient(self, x: Array, y: Array) -> tuple[float, Array]:
-        outputs = tensor_of(x).detach().requires_grad_()
+        outputs = aligned(x).detach().requires_grad_()
         with torch.enable_grad():
             loss = self._sum(outputs, tensor_of(y))
         (gradient,) = torch.autograd.grad(loss, outputs)
         found: Array = gradient.numpy()
-        return float(loss), found
+        return loss.item(), found
