@@ -101,6 +101,7 @@ __all__ = [
     "Synthetic",
     "Table",
     "Text",
+    "TorchData",
     "TorchOptimizer",
     "Trigonometry",
     "Whole",
@@ -242,6 +243,18 @@ class Cifar10(Samples, frozen=True, kw_only=True, tag="cifar10"):
     batch_size: Count = 256
     validation: HeldOut = 0
     path: str = ""  # folder of the files, as in `Mnist`
+
+
+class TorchData(Samples, frozen=True, kw_only=True, tag="torch"):
+    """Data sets of PyTorch, which a function of the user's returns."""
+
+    # "module:callable", which returns (training set, test set): map-style or iterable data sets,
+    # or loaders, of (input, target)
+    build: Annotated[str, Meta(min_length=1)]
+    arguments: dict[str, Any] = {}  # of that callable
+    batch_size: Count = 256
+    validation: HeldOut = 0
+    classes: Whole = 0  # 0: one more than the largest target
 
 
 # --- [data]: sequences ---------------------------------------------------------------------------

@@ -22,11 +22,13 @@ from asyncdni.handover import GIVEN
 
 __all__ = [
     "PATH_VARIABLE",
+    "allowing",
     "being_worker",
     "check_may_train",
     "current_folder",
     "import_named",
     "importing",
+    "is_allowed",
     "leave_out_current_folder",
     "look_in_current_folder",
     "look_where_parent_does",
@@ -41,6 +43,8 @@ _WORKER_VARIABLE = "ASYNCDNI_WORKER"
 
 #: The module that is being imported for a layer; empty: none is.
 _importing: ContextVar[str] = ContextVar("importing", default="")
+#: Whether data sets may import the user's code.
+_allowed: ContextVar[bool] = ContextVar("allowed", default=False)
 
 
 def path_of_this_process() -> str:
@@ -85,6 +89,21 @@ def importing(module: str) -> Iterator[None]:
         yield
     finally:
         _importing.reset(token)
+
+
+@contextmanager
+def allowing(allowed: bool) -> Iterator[None]:
+    """Within this context, data sets may import the user's code, or may not."""
+    token = _allowed.set(allowed)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def is_allowed() -> bool:
+    """Whether the user's code may be imported: see `allowing`."""
+    return _allowed.get()
 
 
 def import_named(name: str, what: str, *, allow_import: bool) -> object:

@@ -23,6 +23,7 @@ from asyncdni.data import (
     mnist,
     npz,
     text,
+    torch,
     trigonometry,
 )
 from asyncdni.data.base import Dataset
@@ -83,6 +84,7 @@ DATA_SETS: dict[str, DataSet] = {
     "copy": DataSet(config.Copy, copying.describe, copying.load),
     "repeat_copy": DataSet(config.RepeatCopy, copying.describe, copying.load),
     "text": DataSet(config.Text, text.describe, text.load, checksums=text.checksums),
+    "torch": DataSet(config.TorchData, torch.describe, torch.load),
     "trigonometry": DataSet(config.Trigonometry, trigonometry.describe, trigonometry.load),
 }
 
@@ -128,6 +130,8 @@ def open_batches(data: config.Data, seed: int) -> Batches:
     Raises `DataError` for what is missing, damaged or can't be trained on, and `ConfigError` as
     `describe` does.
     """
+    if isinstance(data, config.TorchData):
+        return torch.open_batches(data)
     if not isinstance(data, config.Windows):
         dataset = load(data, seed)
         return Reconstruction(dataset) if _to_itself(data) else dataset

@@ -16,6 +16,7 @@ from typing import Self
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import Interrupted, LaunchError, legible
 from asyncdni.files import check_file
+from asyncdni.handover import VARIABLE, Handover
 from asyncdni.imports import PATH_VARIABLE, path_of_this_process
 
 __all__ = ["LocalLauncher", "typed_command", "worker_command"]
@@ -75,8 +76,11 @@ class LocalLauncher:
     What a worker says goes to its log, behind what is there already.
     """
 
-    def __init__(self, logs: Path, threads: int = 1) -> None:
+    def __init__(
+        self, logs: Path, threads: int = 1, handover: Handover | None = None
+    ) -> None:
         self._logs = logs
+        self._handover = handover
         self._threads = threads
         self._commands: dict[str, list[str]] = {}
         self._processes: dict[str, _Started] = {}
@@ -158,6 +162,10 @@ class LocalLauncher:
         environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self._threads))}
         environment["ASYNCDNI_PARENT_PID"] = str(os.getpid())
         environment[PATH_VARIABLE] = path_of_this_process()
+        inherited = []
+        if self._handover is not None:
+            inherited.append(self._handover.descriptor)
+            environment[VARIABLE] = str(self._handover.descriptor)
         try:
             check_file(self._log(name))
             with open(self._log(name), "ab") as log:
@@ -168,6 +176,7 @@ class LocalLauncher:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     env=environment,
+                    pass_fds=inherited,
                 )
                 self._processes[name] = _Started(process, log.tell())
         except OSError as error:

@@ -27,6 +27,7 @@ from asyncdni.data import checksums, open_batches
 from asyncdni.data.base import Source
 from asyncdni.data.meta import Meta, other_parts
 from asyncdni.errors import DataError
+from asyncdni.imports import allowing
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node, make_network
 from asyncdni.nn.generators import MAP_GENERATORS, make_generator
@@ -261,7 +262,8 @@ def make_source(design: Design, group: Group) -> Source | None:
             f"{getattr(data, 'path', 'the data set')} on this host has other contents in "
             f"{', '.join(others)} than the coordinator's; expected the same files on both"
         )
-    dataset = open_batches(data, run.seed)
+    with allowing(design.allow_import):
+        dataset = open_batches(data, run.seed)
     check_targets(design, dataset.targets())
     return Source(
         dataset,
