@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from asyncdni.errors import ConfigError
 
-__all__ = ["GIVEN", "VARIABLE", "Handover", "received"]
+__all__ = ["GIVEN", "VARIABLE", "Handover", "keep", "received"]
 
 #: What stands in place of a module's name where an object has been handed over: "given:model".
 GIVEN = "given"
@@ -61,6 +61,11 @@ class Handover:
     def close(self) -> None:
         """Close the file. This process keeps the objects, to use the network once it is trained."""
         self._file.close()
+
+
+def keep(name: str, value: object) -> None:
+    """Keep an object for this process alone."""
+    _objects[name] = value
 
 
 def received(name: str) -> Any:

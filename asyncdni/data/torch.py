@@ -81,7 +81,10 @@ def _cached(build: str, arguments: str, classes: int) -> TorchBatches:
             f"data.build: {build} gives a {type(made).__name__}, expected two data sets: "
             "(training set, test set)"
         )
-    train, test = (_samples(one, f"{build}, {part} set") for one, part in zip(made, ("training", "test"), strict=True))
+    train, test = (
+        _samples(one, f"{build}, {part} set")
+        for one, part in zip(made, ("training", "test"), strict=True)
+    )
     return TorchBatches(build, train, test, classes)
 
 
@@ -213,7 +216,10 @@ class TorchBatches:
             raise DataError(f"{place}: {type(error).__name__}: {error}") from error
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"{place} is a {type(item).__name__}, expected (input, target)")
-        x, y = (_numbers(one, f"{place}, {what}") for one, what in zip(item, ("input", "target"), strict=True))
+        x, y = (
+            _numbers(one, f"{place}, {what}")
+            for one, what in zip(item, ("input", "target"), strict=True)
+        )
         if x.dtype.kind in "iu" and x.size and int(np.abs(x.astype(np.int64)).max()) > _WHOLE_MAX:
             raise DataError(f"{place} has whole numbers above {_WHOLE_MAX}, which can't be sent")
         return x, y

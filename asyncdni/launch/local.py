@@ -76,9 +76,7 @@ class LocalLauncher:
     What a worker says goes to its log, behind what is there already.
     """
 
-    def __init__(
-        self, logs: Path, threads: int = 1, handover: Handover | None = None
-    ) -> None:
+    def __init__(self, logs: Path, threads: int = 1, handover: Handover | None = None) -> None:
         self._logs = logs
         self._handover = handover
         self._threads = threads

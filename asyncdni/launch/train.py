@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
@@ -25,9 +25,11 @@ from asyncdni.data.checks import as_numbers
 from asyncdni.data.derived import Reconstruction
 from asyncdni.data.meta import Array
 from asyncdni.errors import CheckpointError, ConfigError, Interrupted
-from asyncdni.imports import check_may_train
+from asyncdni.handover import Handover
+from asyncdni.imports import allowing, check_may_train
 from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
+from asyncdni.launch.model import given_model, is_model
 from asyncdni.plan.build import Design, check_targets, make_design
 from asyncdni.report.tensorboard import EventFiles
 from asyncdni.report.traces import merged_at_end
@@ -36,7 +38,13 @@ from asyncdni.store.resume import changed_experiment, is_complete
 from asyncdni.store.run import ARRAYS, Result, load_weights, open_run
 from asyncdni.wire.address import holds_sockets, private_folder
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+
 __all__ = ["Observer", "conduct", "design_of", "design_of_arrays", "move_arrays", "train"]
+
+#: An experiment, its tables or its file; None: that of a run which is resumed.
+_Source = config.Experiment | Mapping[str, Any] | str | Path | None
 
 # --- arrays --------------------------------------------------------------------------------------
 #
@@ -112,12 +120,17 @@ def _npz(path: Path, like: config.Data) -> config.Npz:
 
 
 def train(
-    source: config.Experiment | Mapping[str, Any] | str | Path | None = None,
+    source: _Source | Module = None,
     *,
     schedule: str | None = None,
     seed: int | None = None,
     set: Sequence[str] = (),
-    data: Mapping[str, ArrayLike] | None = None,
+    data: Mapping[str, ArrayLike] | tuple[Any, Any] | None = None,
+    loss: str = "cross_entropy",
+    stages: str | int | list[str] = "auto",
+    optimizer: Mapping[str, Any] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
     out: str | Path | None = None,
     init: str | Path | Mapping[str, ArrayLike] | None = None,
     resume: str | Path | None = None,
@@ -129,10 +142,14 @@ def train(
     """Train a network, one worker process a stage, and return weights, history and summary.
 
     Args:
-        source: an experiment, its tables, or the path of an experiment file.
+        source: an experiment, its tables, or the path of an experiment file; or a module of
+            PyTorch, which is cut into stages and itself stays as it is: see `Result.load_into`.
         schedule, seed, set: changes to a file, as on the command line.
         data: arrays x_train, y_train, x_test, y_test to train on, instead of the experiment's data;
-            kept as DIR/data.npz.
+            kept as DIR/data.npz. For a module also (training set, test set): data sets or loaders
+            of PyTorch.
+        loss, stages, optimizer, epochs, batch_size: for a module, what a file says in `[model]`,
+            `[optimizer]`, `run.epochs` and `data.batch_size`.
         out: folder to write the run to, new or empty; None: keep nothing on disk.
         init: weights to begin with, in place of `run.init`: a path as there, or arrays
             "STAGE.0.weight" such as `Result.weights`; kept as DIR/init.
@@ -152,22 +169,44 @@ def train(
         KeyboardInterrupt: after a stop, with what is kept; see its cause, `errors.Interrupted`.
     """
     check_may_train()
+    handover: Handover | None = None
+    described: _Source
+    if is_model(source):
+        described, handover = given_model(
+            source,
+            data,
+            loss=loss,
+            stages=stages,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+        )
+    else:
+        described = cast(_Source, source)
+        if not (data is None or isinstance(data, Mapping)):
+            raise ConfigError(f"data is a {type(data).__name__}; only a module takes data sets")
+    arrays = data if isinstance(data, Mapping) else None
     if resume is None:
-        chosen = _resolve(source, schedule, seed, [*set, *_init_setting(init)])
+        chosen = _resolve(described, schedule, seed, [*set, *_init_setting(init)])
     else:
         _check_alone(source=source, schedule=schedule, seed=seed, data=data, out=out, init=init)
         chosen = changed_experiment(Path(resume), set)
         if is_complete(Path(resume), chosen):
             return open_run(resume)
-    with _as_scripts_expect(), _awaited_at_exit(), ExitStack() as stack:
+    with ExitStack() as stack:
+        if handover is not None:
+            stack.callback(handover.close)
+        stack.enter_context(allowing(allow_import))
+        stack.enter_context(_as_scripts_expect())
+        stack.enter_context(_awaited_at_exit())
         kept = out if resume is None else resume
-        scratch, sockets = _own_folders(stack, files=kept is None or data is not None)
+        scratch, sockets = _own_folders(stack, files=kept is None or arrays is not None)
         folder = Path(scratch / "run" if kept is None else kept)
-        arrays = scratch / ARRAYS if data is not None else None
-        design = _design(chosen, data, arrays, folder, allow_import)
+        place = scratch / ARRAYS if arrays is not None else None
+        design = _design(chosen, arrays, place, folder, allow_import)
         design = design if resume else begin_with(design, _arrays_of(init))
         files = _files_besides(stack, design, kept, trace=trace, tensorboard=tensorboard)
-        launch = _launch(stack, design, folder, arrays)
+        launch = _launch(stack, design, folder, place, handover)
         bind, heard = f"ipc://{sockets / 'coordinator'}", [*observers, *files]
         ways = {"launch": launch, "trace": trace, "resume": resume is not None}
         return _conducted(design, bind, folder, keep=kept is not None, observers=heard, **ways)
@@ -269,13 +308,17 @@ def _design(
 
 
 def _launch(
-    stack: ExitStack, design: Design, folder: Path, arrays: Path | None
+    stack: ExitStack,
+    design: Design,
+    folder: Path,
+    arrays: Path | None,
+    handover: Handover | None,
 ) -> Callable[[str], LocalLauncher]:
     """What starts the workers, once the folder is made; `arrays` are to be moved there. Raises
     `ConfigError` where this machine can't hold them."""
     check_host(design)
     run = design.experiment.run
-    launcher = stack.enter_context(LocalLauncher(folder / "logs", run.threads))
+    launcher = stack.enter_context(LocalLauncher(folder / "logs", run.threads, handover))
 
     def launch(address: str) -> LocalLauncher:
         if arrays is not None:
@@ -304,7 +347,7 @@ def _event_files(folder: str | Path | None) -> EventFiles:
 
 
 def _resolve(
-    source: config.Experiment | Mapping[str, Any] | str | Path | None,
+    source: _Source,
     schedule: str | None,
     seed: int | None,
     changes: Sequence[str],

@@ -3,7 +3,7 @@
 ```
 [model] build = "mymodels:gpt"            [[stages]] name = "wte"   layers = [{ part = … }]
         stages = ["h.2", "h.4"]    ───►   [[stages]] name = "h_2"   layers = [{ part = … }]
-                                          [[stages]] name = "h_4"   layers = [{ part = … }]  loss = …
+                                          [[stages]] name = "h_4"   layers = [{ part = … }] loss = …
 ```
 
 Coordinator and workers know the stages alone, which name all that is needed to build them; where a
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from asyncdni import config, experiment
+from asyncdni import config, experiment, handover
 from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError
+from asyncdni.handover import GIVEN
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,9 +33,7 @@ __all__ = ["arrays_by_stage", "initial_model", "with_stages"]
 _AUTO = 4
 
 
-def with_stages(
-    chosen: config.Experiment, meta: Meta, *, allow_import: bool
-) -> config.Experiment:
+def with_stages(chosen: config.Experiment, meta: Meta, *, allow_import: bool) -> config.Experiment:
     """The experiment with the stages of its `[model]` in its place; as it is where it has none.
 
     Raises `ConfigError` for a model that can't be built or cut as it says."""
@@ -60,7 +59,9 @@ def _check_torch() -> None:
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"[model] needs PyTorch ({error}): pip install 'asyncdni[torch]'") from None
+        raise ConfigError(
+            f"[model] needs PyTorch ({error}): pip install 'asyncdni[torch]'"
+        ) from None
 
 
 def _cuts(
@@ -114,12 +115,16 @@ def _part(model: config.Model, meta: Meta, begin: str, end: str) -> dict[str, An
 
 
 def initial_model(chosen: config.Experiment, *, allow_import: bool) -> nn.Module:
-    """The whole model with the weights that it has under the run's seed, moved to its precision."""
+    """The whole model with its initial weights: those that it was given with, or those that it has
+    when it is built under the run's seed, in the run's precision."""
     import torch
 
     from asyncdni.nn.torch.model import make_model
 
     assert chosen.model is not None
+    if chosen.model.build.startswith(f"{GIVEN}:"):
+        given: nn.Module = handover.received("initial model")
+        return given
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(chosen.run.seed)
         model = make_model(

@@ -105,6 +105,29 @@ class Result:
         `load_state_dict` of PyTorch. Raises `CheckpointError`."""
         write_atomically(Path(path), encoded(self.weights))
 
+    def state_dict(self) -> dict[str, Any]:
+        """The weights of a network that was given as a module of PyTorch, as tensors by the
+        module's own names. Raises `ConfigError` for a network of other layers."""
+        import torch
+
+        return {
+            name: torch.from_numpy(array.copy()) for name, array in self.named_weights().items()
+        }
+
+    def load_into(self, model: Any) -> None:
+        """Load the weights into a module of PyTorch, such as the one that was given to `train`.
+
+        Raises `ConfigError` where it has other names or shapes."""
+        try:
+            model.load_state_dict(self.state_dict(), strict=False)
+        except RuntimeError as error:
+            raise ConfigError(f"the weights do not fit the model: {error}") from error
+
+    def named_weights(self) -> dict[str, NDArray[Any]]:
+        """The weights by the names of the module that was cut into stages."""
+        # "STAGE.POSITION.NAME"
+        return {name.split(".", 2)[2]: array for name, array in self.weights.items()}
+
     def __repr__(self) -> str:
         schedule, accuracy = self.summary.get("schedule"), self.test_accuracy
         shown = "unknown" if accuracy is None else f"{accuracy:.4f}"

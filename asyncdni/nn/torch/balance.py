@@ -49,9 +49,7 @@ def _measured(
         torch.set_num_threads(threads)
 
 
-def _timed(
-    model: nn.Module, trace: Trace, names: Sequence[str], x: torch.Tensor
-) -> list[float]:
+def _timed(model: nn.Module, trace: Trace, names: Sequence[str], x: torch.Tensor) -> list[float]:
     found = []
     if trace.takes_integers:
         x = x.long()
@@ -68,7 +66,7 @@ def _timed(
 
 def _run(part: nn.Module, x: torch.Tensor) -> tuple[float, torch.Tensor]:
     x = x.detach()
-    wanted = [one for one in part.parameters() if one.requires_grad]
+    wanted: list[torch.Tensor] = [one for one in part.parameters() if one.requires_grad]
     if x.is_floating_point():
         wanted.append(x.requires_grad_())
         inputs = x.clone()  # the part may change what it is given

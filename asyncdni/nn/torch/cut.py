@@ -52,7 +52,9 @@ class Trace:
         self._nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
         self._input, *others = [node for node in graph.nodes if node.op == "placeholder"]
         defaults = _defaults(model)
-        self._constants = {node: defaults.get(str(node.target).rpartition("_")[0]) for node in others}
+        self._constants = {
+            node: defaults.get(str(node.target).rpartition("_")[0]) for node in others
+        }
         self._output = next(node for node in graph.nodes if node.op == "output")
         self._values = values
         self._place = {node: index for index, node in enumerate(self._nodes)}
@@ -145,7 +147,9 @@ class Trace:
             why = "is part of one call" if name in known else "is no submodule of the model"
             raise ConfigError(f"stages: {name!r} {why}; {self._hint()}")
         if start and (why := self._why_not(self._crossing(start))):
-            raise ConfigError(f"stages: a cut before {name!r} is not possible: {why}; {self._hint()}")
+            raise ConfigError(
+                f"stages: a cut before {name!r} is not possible: {why}; {self._hint()}"
+            )
         return start
 
     def _hint(self) -> str:
@@ -233,10 +237,8 @@ def unpack(
     packed: torch.Tensor, shapes: Sequence[_Shape], boolean: Sequence[bool]
 ) -> list[torch.Tensor]:
     """What `pack` was given, of these shapes without the axis of samples."""
-    parts = packed.split([_size(shape) for shape in shapes], 1)
-    tensors = [
-        part.reshape(len(packed), *shape) for part, shape in zip(parts, shapes, strict=True)
-    ]
+    parts = torch.split(packed, [_size(shape) for shape in shapes], 1)
+    tensors = [part.reshape(len(packed), *shape) for part, shape in zip(parts, shapes, strict=True)]
     return [one > 0.5 if yes else one for one, yes in zip(tensors, boolean, strict=True)]
 
 
@@ -301,8 +303,8 @@ def trace(model: nn.Module, shape: _Shape, begins: Sequence[str] | None = None) 
     """The calls of `model`, which is on the meta device, for samples of `shape`.
 
     With `begins`, the submodules before which it is to be cut, only the modules around these are
-    traced, and all others stay what they are: what a forward does by `self.training` is then decided
-    anew in each call. Without, all are traced, to find where the model may be cut.
+    traced, and all others stay what they are: what a forward does by `self.training` is decided
+    anew in each call then. Without, all are traced, to find where the model may be cut.
 
     Raises `ConfigError` where its own forward can't be traced, or does not take such samples."""
     whole = set() if begins is None else _not_around(model, begins)
@@ -390,8 +392,9 @@ def _run(model: nn.Module, graph: fx.Graph, shape: _Shape) -> dict[fx.Node, _Val
 def _recorded(
     model: nn.Module, graph: fx.Graph, shape: _Shape, dtype: torch.dtype
 ) -> dict[fx.Node, Any]:
-    recorder = _Recorder(fx.GraphModule(model, graph))
-    inputs = [node for node in recorder.module.graph.nodes if node.op == "placeholder"]
+    module = fx.GraphModule(model, graph)
+    recorder = _Recorder(module)
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     given = [torch.zeros(shape, dtype=dtype, device="meta"), *([None] * (len(inputs) - 1))]
     with torch.no_grad():
         recorder.run(*given)

@@ -113,9 +113,7 @@ class ModuleLayer:
                 continue
             self._integers = integers
             return self._row(found)
-        raise ConfigError(
-            f"{self.name} does not take inputs of shape {shape}: {failures[0]}"
-        )
+        raise ConfigError(f"{self.name} does not take inputs of shape {shape}: {failures[0]}")
 
     def _tried(self, module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
         x = torch.zeros(shape, dtype=dtype, device="meta")

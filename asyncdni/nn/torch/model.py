@@ -6,6 +6,7 @@ arguments, or the name of an object that the process which started it has handed
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -118,7 +119,7 @@ def _real_model(build: str, arguments: str, allow_import: bool) -> nn.Module:
 def _made(build: str, arguments: str, device: str, allow_import: bool) -> nn.Module:
     make = import_named(build, "model", allow_import=allow_import)
     if isinstance(make, nn.Module):  # handed over by the process that started this one
-        return make if device == "meta" else make.to_empty(device=device)
+        return make if device == "meta" else copy.deepcopy(make).to_empty(device=device)
     if not callable(make):
         raise ConfigError(f"model {build!r} is a {type(make).__name__}, expected a callable")
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class TorchOptimizer:
             self._optimizer: Any = make([torch.zeros(1)], **options)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer.options: {kind} refuses them: {error}") from error
-        self._make = lambda tensors: make(tensors, **options)
+        self._make: Callable[[list[torch.Tensor]], Any] = partial(make, **options)
 
     def start(self, params: Array) -> None:
         """Allocate all state for `params` (N,), so that a checkpoint can be copied into it."""

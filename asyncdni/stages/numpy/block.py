@@ -653,7 +653,9 @@ def _as_in_torch(options: config.Optimizer) -> tuple[str, dict[str, Any]]:
             kind = "AdamW" if options.weight_decay else "Adam"
             betas = options.beta1, options.beta2
             return kind, {
-                "betas": betas, "eps": options.epsilon, "weight_decay": options.weight_decay
+                "betas": betas,
+                "eps": options.epsilon,
+                "weight_decay": options.weight_decay,
             }
         case config.TorchOptimizer():
             return options.kind, options.options
