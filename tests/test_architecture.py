@@ -23,13 +23,14 @@ MAY_IMPORT = {
     # options of a schedule stand beside its rule; `config` gathers all tables
     "config": {"schedules", "tables"},
     "files": {"errors"},
-    "imports": {"errors"},
+    "handover": {"errors"},
+    "imports": {"handover", "errors"},
     "delays": {"schedules.base"},
     "schedules": {"tables"},
     "core": {"schedules", "messages", "errors"},
     "nn": {"imports", "tables", "errors"},
     "stages": {*("nn", "network", "schedules", "core.events"), "messages", "config", "errors"},
-    "data": {"files", "nn.streams", "schedules.base", "config", "errors"},
+    "data": {"files", "imports", "nn.streams", "schedules.base", "config", "errors"},
     "wire": {"delays", "messages", "config", "errors"},
     # what a table may name, the tables of schedules, generators and data sets know
     "experiment": {
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     },
     "plan": {
         *("experiment", "network", "core", "schedules", "stages", "nn", "data", "wire.codec"),
-        *("delays", "messages", "config", "tables", "errors"),
+        *("delays", "messages", "imports", "handover", "config", "tables", "errors"),
     },
     "store": {
         *("files", "experiment", "plan", "core", "data", "messages", "config", "errors"),
@@ -66,7 +67,8 @@ IMPORTED_BY = {
 ONLY = {
     "zmq": {"wire"},
     "msgpack": {"wire"},
-    "torch": {"stages.torch"},
+    "torch": {"nn.torch", "data.torch", "plan.model", "launch.model", "launch.train", "store.run"},
+    "cloudpickle": {"handover"},
     "subprocess": {"launch", "plan.describe"},
     "rich": {"cli"},
     "matplotlib": {"report"},
@@ -93,13 +95,16 @@ THIRD_PARTY = {
     "tables": {"msgspec"},
     "messages": {"msgspec"},
     "config": {"msgspec"},
-    "nn": {"numpy"},
-    "launch": {"msgspec", "numpy"},
+    "nn": {"numpy", "torch"},
+    "launch": {"msgspec", "numpy", "torch"},
     "wire": {"zmq", "msgpack", "msgspec", "numpy"},
 }
 
 #: Ways to run code that came as data.
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+#: Reads objects from a file that the process which started this one has left open for it, and that
+#: nobody else can write to.
+UNPICKLES = "handover"
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 
 
@@ -253,7 +258,8 @@ def test_the_lower_layers_need_no_more_than_the_standard_library(module: Module)
 
 @each_module
 def test_nothing_that_came_as_data_is_run_as_code(module: Module) -> None:
-    assert theirs(module) & UNSAFE_MODULES == set()
+    if module.name != UNPICKLES:
+        assert theirs(module) & UNSAFE_MODULES == set()
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Call):
             where = f"{module.path}:{node.lineno}"

@@ -47,7 +47,7 @@ DATA_SETS = (
     "digits, mnist, addition, npz, digit_pairs, cifar10, copy, repeat_copy, text, trigonometry"
 )
 REFUSALS = [
-    (changed(runn={}), "unknown section 'runn', did you mean 'run'? known: data, stages, schedule, "
+    (changed(runn={}), "unknown section 'runn', did you mean 'run'? known: data, stages, model, schedule, "
      "optimizer, run, limits, staleness, checkpoint, recovery, numbers, links, slow"),
     (changed(run={"epohs": 3}), "run: unknown key 'epohs', did you mean 'epochs'? known: epochs, "
      "seed, split, evaluate_every, threads, pin, dtype, init, init_stages, init_sha256"),
@@ -79,7 +79,7 @@ REFUSALS = [
     (changed(schedule={"generator": {"kind": "mlp", "hidden": 256}}), "schedule.generator.hidden: "
      "expected a list, each an integer of at least 1, got 256"),
     (changed(optimizer={"name": "adamw"}), "optimizer.name: unknown optimizer 'adamw', did you "
-     "mean 'adam'? known: sgd, adam"),
+     "mean 'adam'? known: sgd, adam, torch"),
     (changed(optimizer={"momentum": 0.9}), "optimizer: key 'momentum' belongs to optimizer sgd, "
      "not to adam; known keys: name, learning_rate, beta1, beta2, epsilon, weight_decay, "
      "clip_norm, decay"),

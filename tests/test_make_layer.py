@@ -132,7 +132,7 @@ def test_a_users_own_class_is_imported_where_that_is_allowed(users_module: str) 
     ("spec", "message"),
     [
         ("no_such_module_here:Layer", "can't import 'no_such_module_here'"),
-        ("users_module:Missing", "has no class 'Missing'"),
+        ("users_module:Missing", "has no 'Missing'"),
         ("users_module:NotALayer", "has no output_shape, build, backward, evaluate"),
         ("users_module:Forgetful", "sets no grads, fresh, buffers"),
         ({"users_module:Halved": {"times": 0}}, "times must be positive"),

@@ -162,7 +162,7 @@ def test_an_error_in_it_carries_the_workers_traceback_in_python(
 
 MISTAKES = {
     "no module": ("yourlayer:Scale", ["can't import 'yourlayer'"]),
-    "no class": ("mylayer:Scales", ["module mylayer has no class 'Scales'"]),
+    "no class": ("mylayer:Scales", ["module mylayer has no 'Scales'"]),
     "a name of Python's": ("token:Scale", ["token.py", "give yours another name"]),
     "a script's": ("__main__:Scale", ["a worker is another program", '"FILE:Scale"']),
     "no layer": ("mylayer:Nothing", ["output_shape, build, forward, backward, evaluate"]),
