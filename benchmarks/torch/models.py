@@ -1,0 +1,111 @@
+"""The models that are measured, and where each is cut into four stages."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+__all__ = ["CUTS", "gpt", "mlp", "resnet18"]
+
+#: For each model, the submodules at which all stages but the first begin.
+CUTS = {
+    "mlp": ["3", "6", "9"],
+    "resnet18": ["layer2", "layer3", "layer4"],
+    "gpt": ["h.1", "h.2", "h.3"],
+}
+
+
+def mlp(width: int = 256) -> nn.Sequential:
+    """784-w-w-w-10 with batch norm: the network of `launch/mnist.toml`."""
+    layers: list[nn.Module] = []
+    for inputs in (784, width, width):
+        layers += nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU()
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut (He et al. 2016, arXiv 1512.03385)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.bn1(self.conv1(x)).relu()
+        return (self.bn2(self.conv2(h)) + self.shortcut(x)).relu()
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 for small pictures: 3 x 3 first convolution, no first pooling."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        inputs = width
+        for index in range(4):
+            outputs = width * 2**index
+            blocks = [Residual(inputs, outputs, 1 + (index > 0)), Residual(outputs, outputs, 1)]
+            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+            inputs = outputs
+        self.fc = nn.Linear(inputs, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def resnet18(width: int = 64, channels: int = 1) -> ResNet18:
+    return ResNet18(width, channels)
+
+
+class GptBlock(nn.Module):
+    """Causal attention and a feed-forward network, each beside a shortcut, normalised before."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, steps, width = x.shape
+        shape = batch, steps, self.heads, width // self.heads
+        q, k, v = (part.view(shape).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, 2))
+        h = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(h.transpose(1, 2).reshape(batch, steps, width))
+        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+
+
+class Gpt(nn.Module):
+    """A small GPT over characters (Radford et al. 2019): ids (B, T) to logits (B, T, vocabulary)."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int, heads: int, steps: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.positions = nn.Parameter(torch.randn(steps, width) * 0.02)
+        self.h = nn.ModuleList(GptBlock(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(ids) + self.positions[: ids.shape[1]]
+        for block in self.h:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+def gpt(
+    vocabulary: int = 65, width: int = 128, layers: int = 4, heads: int = 4, steps: int = 64
+) -> Gpt:
+    return Gpt(vocabulary, width, layers, heads, steps)

@@ -1,0 +1,214 @@
+"""One training of one model in one way; prints a line of JSON.
+
+    python benchmarks/torch/one.py plain mlp --width 256 --threads 2
+    python benchmarks/torch/one.py synthetic mlp --width 256
+    python benchmarks/torch/one.py pipelining mlp --width 256
+
+Ways: `plain` is a PyTorch loop in one process; `alone` is asyncdni with all stages in one worker;
+`locked`, `1f1b`, `gpipe`, `synthetic` … are its schedules over four; `pipelining` is
+torch.distributed.pipelining over four processes (gloo).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import models
+import numpy as np
+import torch
+from torch.nn import functional
+
+import asyncdni
+from asyncdni import experiment
+from asyncdni.data import identify, open_batches
+
+STAGES, MICROBATCHES, RATE, MOMENTUM = 4, 4, 0.05, 0.9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("way")
+    parser.add_argument("model", choices=models.CUTS)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
+    parser.add_argument("--latency", default="0ms")
+    args = parser.parse_args()
+    ways = {"plain": plain, "pipelining": pipelining}
+    print(json.dumps(ways.get(args.way, ours)(args)))
+
+
+# --- asyncdni ------------------------------------------------------------------------------------
+
+
+def tables(args: argparse.Namespace) -> dict[str, Any]:
+    """The experiment of all ways."""
+    cuts = models.CUTS[args.model]
+    arguments = {"width": args.width}
+    if args.model == "gpt":
+        data = {"name": "text", "encoding": "ids", "window": 64, "batch_size": 32}
+    else:
+        data = {"name": args.data, "batch_size": 256, "planes": args.model == "resnet18"}
+    schedule = {"name": args.way if args.way not in ("plain", "alone", "pipelining") else "locked"}
+    if schedule["name"] in ("1f1b", "gpipe"):
+        schedule["microbatches"] = MICROBATCHES
+    run = {"epochs": args.epochs, "seed": args.seed, "evaluate_every": float(args.epochs)}
+    if args.way == "alone":
+        run["split"] = [len(cuts) + 1]
+    return {
+        "model": {"build": f"models:{args.model}", "arguments": arguments, "stages": cuts},
+        "data": data,
+        "schedule": schedule,
+        "optimizer": {"name": "sgd", "learning_rate": RATE, "momentum": MOMENTUM},
+        "links": {"latency": args.latency},
+        "run": run,
+    }
+
+
+def ours(args: argparse.Namespace) -> dict[str, Any]:
+    start = time.perf_counter()
+    first: list[float] = []
+
+    def observe(design: object, recorder: object, kind: str, values: object) -> None:
+        if kind == "start" and not first:
+            first.append(time.perf_counter() - start)
+
+    result = asyncdni.train(tables(args), allow_import=True, observers=[observe])
+    summary = result.summary
+    return {
+        "samples_per_s": summary["samples_per_s"],
+        "accuracy": summary["test_accuracy"],
+        "first_batch_s": first[0] if first else None,
+        "memory_bytes": [stage["memory_bytes"] for stage in summary["stages"]],
+    }
+
+
+# --- plain PyTorch -------------------------------------------------------------------------------
+
+
+class Data:
+    """The experiment's batches as tensors, made before the clock starts where they fit."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        chosen = experiment.parse(tables(args))
+        self.size, self.seed = chosen.data.batch_size, chosen.run.seed
+        self.integers = args.model == "gpt"
+        self.batches = open_batches(chosen.data, self.seed)
+        self.meta = identify(chosen.data)
+
+    def train(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for index in range(self.batches.batches_per_epoch(self.size)):
+            yield self._tensors(
+                self.batches.read(epoch, index, self.size, self.seed, np.float32)
+            )
+
+    def test(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for index in range(self.batches.test_batches(self.size)):
+            yield self._tensors(self.batches.read_test(index, self.size, np.float32))
+
+    def _tensors(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.from_numpy(batch["h"])
+        return (x.long() if self.integers else x), torch.from_numpy(batch["y"])
+
+
+def build(args: argparse.Namespace) -> torch.nn.Module:
+    torch.manual_seed(args.seed)
+    model: torch.nn.Module = getattr(models, args.model)(width=args.width)
+    return model
+
+
+def plain(args: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    data, model = Data(args), build(args)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
+    samples, start = 0, time.perf_counter()
+    for epoch in range(args.epochs):
+        for x, y in data.train(epoch):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x).flatten(0, -2), y.flatten()).backward()
+            optimizer.step()
+            samples += len(x)
+    seconds = time.perf_counter() - start
+    return {"samples_per_s": samples / seconds, "accuracy": accuracy(model, data)}
+
+
+def accuracy(model: torch.nn.Module, data: Data) -> float:
+    model.eval()
+    right = count = 0
+    with torch.no_grad():
+        for x, y in data.test():
+            right += int((model(x).flatten(0, -2).argmax(1) == y.flatten()).sum())
+            count += y.numel()
+    return right / count
+
+
+# --- torch.distributed.pipelining ----------------------------------------------------------------
+
+
+def pipelining(args: argparse.Namespace) -> dict[str, Any]:
+    context = torch.multiprocessing.get_context("spawn")
+    found = context.SimpleQueue()
+    options = (args, found)
+    torch.multiprocessing.spawn(stage_process, options, nprocs=STAGES, join=True)
+    result: dict[str, Any] = found.get()
+    return result
+
+
+def stage_process(rank: int, args: argparse.Namespace, found: Any) -> None:
+    """One of four processes. The last, smaller batch of an epoch is left out: shapes are static."""
+    from torch import distributed
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+    from asyncdni.nn.torch.cut import trace
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    distributed.init_process_group("gloo", rank=rank, world_size=STAGES)
+    data, model = Data(args), build(args)
+    cuts = models.CUTS[args.model]
+    with torch.device("meta"):
+        shape_of = trace(build(args), data.meta.input_shape, cuts)
+    graph = shape_of.part(["", *cuts][rank], [*cuts, ""][rank]).graph
+    part = torch.fx.GraphModule(model, graph)
+    stage = PipelineStage(part, rank, STAGES, torch.device("cpu"))
+    kinds = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
+    schedule = kinds["1f1b"](stage, MICROBATCHES, loss_fn=loss)
+    optimizer = torch.optim.SGD(part.parameters(), lr=RATE, momentum=MOMENTUM)
+    samples, start = 0, time.perf_counter()
+    for epoch in range(args.epochs):
+        for x, y in data.train(epoch):
+            if len(x) < data.size:
+                continue
+            optimizer.zero_grad()
+            given = (x,) if rank == 0 else ()
+            schedule.step(*given, **({"target": y} if rank == STAGES - 1 else {}))
+            optimizer.step()
+            samples += len(x)
+    distributed.barrier()
+    if rank == STAGES - 1:
+        found.put({"samples_per_s": samples / (time.perf_counter() - start), "accuracy": None})
+    distributed.destroy_process_group()
+
+
+def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(output.flatten(0, -2), target.flatten())
+
+
+if __name__ == "__main__":
+    main()
