@@ -25,7 +25,7 @@ __all__ = [
     "HELP",
     "Totals",
     "add_arguments",
-    "happened",
+    "incident_lines",
     "is_due_to_disk",
     "run",
     "totals_table",
@@ -41,7 +41,7 @@ def is_due_to_disk(result: Result) -> bool:
     return full and failure is not None and failure.kind == CheckpointError.__name__
 
 
-def happened(result: Result) -> Iterator[str]:
+def incident_lines(result: Result) -> Iterator[str]:
     """Yield a line for each fault, death, return and halt."""
     if not result.mishaps:
         yield f"faults: none, for the run was over after {result.virtual_s:.3f} s"
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
         design = _design(args, name)
         results[name] = _simulate(args, name, design, vary, faults)
         lines = timeline(results[name].ops, batches=batches)
-        fault_lines = happened(results[name]) if faults is not None else ()
+        fault_lines = incident_lines(results[name]) if faults is not None else ()
         for line in [name, *lines, *fault_lines, ""]:
             print(line)
     print(LEGEND, end="\n\n")
