@@ -1,7 +1,7 @@
-"""Which options can't go together, each refused with its reason before anything starts.
+"""Refuse options that can't be combined, with the reason, before anything starts.
 
-Contradictions within one schedule are found by its own options (`Options.conflicts`). The checks of
-this module depend on the network, the data, and the schedules of other stages.
+Contradictions within one schedule are found by its own options (`Options.conflicts`). The checks
+here depend on the network, the data, and the schedules of other stages.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _check_recurrent(experiment: config.Experiment, node: Node) -> None:
     if schedule.replay:
         raise ConfigError(f"schedule.replay: {why}; expected 0")
     if not isinstance(experiment.data, config.Windows):
-        return  # each sample is a whole sequence, so gaps between batches do no harm
+        return  # each sample is a whole sequence, so batches may be left out
     if schedule.on_full == "skip":
         raise ConfigError(f"schedule.on_full: {why}, without gaps; expected 'wait', got 'skip'")
     if experiment.staleness.at_bound == "drop":
