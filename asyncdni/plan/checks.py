@@ -16,9 +16,9 @@ from asyncdni.experiment.schema import stage_place
 from asyncdni.network import Node
 from asyncdni.plan.plan import Group, Plan, shared_with
 from asyncdni.plan.rules import (
-    hears_synthetic,
     is_locked_to_consumers,
     lag_bounds,
+    receives_synthetic,
     sends_at_once,
 )
 from asyncdni.schedules import SCHEDULES
@@ -35,7 +35,7 @@ def check_rules(experiment: config.Experiment, plan: Plan) -> None:
         own = group.schedule
         _refuse_first(own.conflicts())
         _refuse(
-            own.guard is not None and hears_synthetic(experiment, plan, group),
+            own.guard is not None and receives_synthetic(experiment, plan, group),
             f"schedule.guard: what comes back to stage {group.exit} is synthetic: a consumer "
             "sends it at once, as stages are locked to it; a guard needs true gradients",
         )

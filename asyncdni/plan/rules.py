@@ -26,7 +26,6 @@ from asyncdni.schedules.options import Late, Role
 __all__ = [
     "SHARED_LAG",
     "goes_on",
-    "hears_synthetic",
     "is_locked_to_consumers",
     "is_repeatable",
     "lag_bounds",
@@ -34,6 +33,7 @@ __all__ = [
     "make_position",
     "make_schedule",
     "make_worker",
+    "receives_synthetic",
     "repeatable_words",
     "sends_at_once",
     "sharing_bounds",
@@ -66,7 +66,7 @@ def sends_at_once(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
     )
 
 
-def hears_synthetic(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
+def receives_synthetic(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
     """Tell whether the gradient that `group` gets from its consumers is synthetic, at least in
     part.
 
@@ -193,7 +193,7 @@ def make_schedule(experiment: config.Experiment, plan: Plan, group: Group) -> Sc
         groups=Groups(plan.microbatches, plan.batches_per_epoch),
         asked=ALWAYS if at_once else experiment.schedule.asked,
         send_at_once=at_once,
-        hears_synthetic=hears_synthetic(experiment, plan, group),
+        receives_synthetic=receives_synthetic(experiment, plan, group),
     )
     return group.schedule.rule(role)
 
