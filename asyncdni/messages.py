@@ -190,7 +190,7 @@ class Welcome(Message, frozen=True, tag=True):
     stage: str
     incarnation: int
     experiment: dict[str, Any]
-    meta: dict[str, Any]  # shapes of the data: see `data.base.Meta`
+    meta: dict[str, Any]  # shapes of the data: see `data.meta.Meta`
     folder: str  # the run's folder, where weights are written; empty: nowhere
     restore: str  # the state to start from: see `Rejoin`
     trace: bool = False  # whether to write every op with its times to that folder

@@ -59,7 +59,7 @@ class _Style:
 
     @property
     def joint(self) -> str:
-        """What stands between a mean and its interval."""
+        """The separator between a mean and its interval."""
         return " " if self.wide else "\n"
 
     def cell(self, form: Form, value: Any, runs: int | None = None) -> str:

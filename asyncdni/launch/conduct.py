@@ -131,17 +131,14 @@ def conduct(
 
     Args:
         out: the run's folder, made once the address is bound; None: nothing is written. A run that
-            fails before it trains leaves no folder, unless an unexpected error has left logs there.
+            fails before it trains leaves none, unless an unexpected error has left logs there.
         launch: starts the workers once the address is known; without it users start them by hand.
-        observers: called with each record. If one raises, the run stops as at a user's request, and
-            the exception is raised at the end.
+        observers: called with each record; an exception of one stops the run, and is then raised.
         resume: continue the run in folder `out`.
-        keys: those that every worker must have; None: none are needed.
-        flags: words to add to the command lines of workers that users start.
+        keys, flags: what workers must have, if given; words to add to their command lines.
         keep: whether the folder outlives the run.
 
-    Raises whatever ends the run, `Interrupted` after a user's stop, and `CheckpointError` if
-    workers on other hosts have written their weights there.
+    Raises whatever ends the run, and `Interrupted` after a user's stop.
     """
     check_may_train()
     _check_name(out)
@@ -250,7 +247,7 @@ class _Records:
         if kind == "joined":
             self.hosts[values["stage"]] = values["host"]
         self._recorder.record(kind, values)
-        # Going back to a checkpoint voids later evaluations; the ledger's history is without them.
+        # The ledger drops evaluations after the checkpoint, and thins out very many.
         if kind in ("round", "resumed", "resume"):
             self._recorder.history[:] = self._machine.ledger.history
         for observer in list(self._observers):

@@ -36,7 +36,7 @@ _LAST_LINES = 5
 _LINE_CHARACTERS = 1000
 #: How long workers may take to leave after an orderly end.
 _GRACE_S = 10.0
-#: How long they may take after an error. Nothing is left for them to save.
+#: How long they may take after an error. Most have nothing left to save.
 _ERROR_GRACE_S = 0.5
 _TAIL_BYTES = 4096
 #: How long to wait for a killed process to end. One that waits for a disk may never end.

@@ -185,8 +185,8 @@ _INDENT = " " * 4
 
 
 def dot(design: Design) -> str:
-    """The network in the language of Graphviz (Gansner, Koutsofios and North, "Drawing graphs with
-    dot", 2015).
+    """Write the network in the language of Graphviz (Gansner, Koutsofios and North, "Drawing graphs
+    with dot", 2015).
 
         data ─► [ worker a: stage ─► stage ┈ generator ] ─► [ worker b: … ]
 

@@ -139,7 +139,7 @@ if TYPE_CHECKING:
 
 
 Pixels = NDArray[Any]
-#: The first two colours of a comparison's rows, easily predicted apart with any colour vision.
+#: The first two colours of a comparison's rows, easily told apart with any colour vision.
 FIRST, SECOND = row_colours([{"name": "first"}, {"name": "second"}]).values()
 _DPI = 160
 _IMAGE = 0.62  # inches, of one in a grid

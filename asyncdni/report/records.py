@@ -125,7 +125,7 @@ class RecordFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises `CheckpointError` if the file can't be written."""
+        """Open the file to append to it. Raises `CheckpointError` if it can't be written."""
         self._file = _opened(path)
         self._thinning = Thinning(1.0)
         self._barriers = Barriers()

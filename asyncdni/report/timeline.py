@@ -200,7 +200,7 @@ _LEGEND_ROW = 18
 _BATCH_WIDTH = 26  # the least width of a box with room for its op and batch
 _NAME_MAX = 11  # characters of a worker's name
 
-_VISIBLE = 0.6  # units: narrower boxes are not drawn
+_VISIBLE = 0.6  # units: an op is drawn at least so wide, and a narrower wait not at all
 _STEPS_MS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 

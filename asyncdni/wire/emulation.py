@@ -50,7 +50,7 @@ class Emulation:
         self._thread.start()
 
     def __contains__(self, worker: str) -> bool:
-        """Whether messages to `worker` are delayed."""
+        """Tell whether messages to `worker` are delayed."""
         return worker in self._delays
 
     def connect(self, worker: str, socket: Socket) -> None:
