@@ -28,7 +28,7 @@ __all__ = ["EXAMPLE", "HELP", "add_arguments", "run", "show"]
 _PAYS = 1.1
 _EQUAL = 0.97
 _CAVEAT = (
-    "Predicted from what ops and messages cost on this machine just now: throughput alone, within "
+    "Predicted from what ops and messages cost on this machine just now: throughput only, within "
     "some 15 % of what runs gave where that was checked (benchmarks/scale). Other processors have "
     "other costs. What a schedule does to accuracy is not predicted: `asyncdni compare` measures "
     "it."

@@ -152,10 +152,10 @@ def duration(seconds: float) -> str:
 
 def _guard_line(values: Mapping[str, Any]) -> str:
     """Describe the decision of a stage's guard: `hidden1 waits for true gradients: …`."""
-    agree = "" if values.get("cosine") is None else f" by {values['cosine']:.2f}"
+    cosine = "" if values.get("cosine") is None else f" (cosine {values['cosine']:.2f})"
     if values["waiting"]:
-        return f"{values['stage']} waits for true gradients: its generator's agree{agree} only"
-    return f"{values['stage']} goes on with synthetic gradients: they agree{agree}"
+        return f"{values['stage']} waits for true gradients: its generator disagrees{cosine}"
+    return f"{values['stage']} goes on with synthetic gradients: its generator agrees{cosine}"
 
 
 # --- picture -------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def _round(values: Mapping[str, Any]) -> str | None:
     updates = sum(values.get("lost_updates", {}).values())
     words = []
     if updates > 0 and values["restore"] != "keep":  # with "keep" the record `back` says it
-        words.append(f"of all workers together {undone(updates, values)}")
+        words.append(f"all workers together: {undone(updates, values)}")
     if values["incarnation"] > 1:  # otherwise all join for the first time
         start = f"all join again at batch {values['start']:,}"
         words.insert(0, f"{start}, {_from(values['restore'])}")
@@ -309,7 +309,7 @@ def _from(restore: str) -> str:
     """Describe where the workers' state comes from: see `messages.Rejoin`."""
     match restore:
         case "keep":
-            return "each with the state that it has"
+            return "each with its present state"
         case "initial":
             return "from the initial weights"
         case "snapshots":

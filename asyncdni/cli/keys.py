@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     """Make both files and print which host needs which; raises `ConfigError`."""
     folder = Path(args.folder)
     coordinator, worker = new_keys(folder)
-    print(f"{coordinator}: for the coordinator's host alone")
+    print(f"{coordinator}: for the coordinator's host only")
     print(f"{worker}: for each host with workers")
     print(f"copy them over ssh (scp -rp {folder} HOST:), then give every process --keys {folder}")
     return 0

@@ -212,8 +212,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"{ZERO}: the control, with gradients of zero in place of its generators'.")
     if found["targets"]:
         lines.append(
-            "time to an accuracy: training alone, up to the first of two evaluations in a row that "
-            "are there."
+            "time to an accuracy: training time only, up to the first of two evaluations in a row "
+            "that reach it."
         )
     if latencies_of(found):
         lines += _latency_notes(found)
@@ -231,7 +231,7 @@ def _latency_notes(found: Mapping[str, Any]) -> list[str]:
     least = latency_words(latencies_of(found)[0])
     return [
         f"latency: one way, of all links between workers; {SINGLE} has none, was run once and "
-        "stands for every one.",
+        "counts for every latency.",
         f"kept: part of the samples/s at {least}, fills and drains of the pipe left out where they "
         "are known. of the ceiling: part of what the CPU times of a run's own ops and the latency "
         f"allow on {found['machine']['cores']} cores.",

@@ -276,7 +276,7 @@ class _Records:
         damaged = self._recorder.damaged
         if damaged:
             lines = "1 line" if damaged == 1 else f"{damaged:,} lines"
-            self.note(f"of metrics.jsonl {lines} passed over: damaged")
+            self.note(f"{lines} of metrics.jsonl skipped: damaged")
         for text in beginning.passed_over:
             self("passed_over", {"time_s": time.monotonic(), "text": text})
         ledger = beginning.ledger

@@ -94,8 +94,8 @@ def check_secure(address: str, keys: Keys | None, insecure: bool) -> None:
     if _LOOPBACK.fullmatch(_chosen(address)[0].host):
         return
     raise ConfigError(
-        f"{address} is not of this host alone: give --keys DIR (`asyncdni keys new DIR` makes "
-        "them), or say --insecure to let everybody read and change what is sent"
+        f"{address} can be reached from other hosts: give --keys DIR (`asyncdni keys new DIR` "
+        "makes them), or --insecure to let everybody read and change what is sent"
     )
 
 

@@ -98,7 +98,7 @@ def coordinator_pair(keys: Keys) -> KeyPair:
     """Return the coordinator's pair. Raises `ConfigError` where this host has none."""
     if keys.coordinator is None:
         raise ConfigError(
-            "the keys have no coordinator.key: a host with worker.key alone runs none"
+            "the keys have no coordinator.key: a host with only worker.key can't run a coordinator"
         )
     return keys.coordinator
 
@@ -107,7 +107,7 @@ def worker_pair(keys: Keys) -> KeyPair:
     """Return the pair of all workers. Raises `ConfigError` where this host has none."""
     if keys.worker is None:
         raise ConfigError(
-            "the keys have no worker.key: a host with coordinator.key alone runs none"
+            "the keys have no worker.key: a host with only coordinator.key can't run a worker"
         )
     return keys.worker
 
@@ -363,7 +363,7 @@ class Handshake:
                 return ""
             if self._keys:
                 return "uses no keys: start it with --keys, or this worker without"
-            return "lets in workers with keys alone: give this one --keys DIR"
+            return "accepts only workers with keys: give this one --keys DIR"
         self._broken_off += 1  # each of the failures above may also look like this
         if self._broken_off < _BROKEN_OFF_MAX:
             return ""
@@ -373,6 +373,6 @@ class Handshake:
                 "no keys; give both the keys of one `asyncdni keys new`"
             )
         return (
-            "breaks off every handshake: it may be one that lets in workers with keys alone: give "
-            "this one --keys DIR"
+            "breaks off every handshake: it may accept only workers with keys: give this one "
+            "--keys DIR"
         )
