@@ -62,7 +62,7 @@ __all__ = [
     "Wire",
     "check_priced",
     "last_level_bytes",
-    "make_forget",
+    "make_cache_flush",
     "measure",
     "measure_wire",
     "schedules_of",
@@ -87,7 +87,7 @@ class Observer(Protocol):
 
 
 @dataclass
-class _Desk:
+class _Actor:
     """One worker with its executor, and the messages and op to handle next."""
 
     worker: Worker
@@ -128,70 +128,70 @@ class Rehearsal:
         self._design = replace(design, experiment=chosen, plan=plan)
         self._observer = observer
         self._before_turn = before_turn
-        self._desks = {group.name: self._desk(group) for group in plan.groups}
+        self._actors = {group.name: self._actor(group) for group in plan.groups}
         self._barrier = -1
 
     @property
     def parameters(self) -> dict[str, int]:
         """Return how many parameters each worker trains, without those of its generator."""
-        return {name: desk.parameters for name, desk in self._desks.items()}
+        return {name: actor.parameters for name, actor in self._actors.items()}
 
     def advance(self) -> None:
         """Train on the batches of the next segment, until all workers have drained."""
         order = Start() if self._barrier < 0 else Resume(self._barrier)
         self._barrier += 1
-        for desk in self._desks.values():
-            desk.inbox.append(order)
-        while any(desk.inbox for desk in self._desks.values()):
-            for name, desk in self._desks.items():
-                self._go_on(name, desk)
-        drained = all(desk.worker.phase is Phase.DRAINED for desk in self._desks.values())
+        for actor in self._actors.values():
+            actor.inbox.append(order)
+        while any(actor.inbox for actor in self._actors.values()):
+            for name, actor in self._actors.items():
+                self._take_turn(name, actor)
+        drained = all(actor.worker.phase is Phase.DRAINED for actor in self._actors.values())
         assert drained, "a worker waits for a message that nobody sends"
 
-    def _desk(self, group: Group) -> _Desk:
+    def _actor(self, group: Group) -> _Actor:
         design = self._design
         worker = make_worker(design, group)
         worker.joined(Connect(1, {}, {other.name: 1 for other in design.plan.groups}))
         stage = make_stage(design, group)
         source = make_source(design, group)
-        return _Desk(worker, Executor(stage, find_exits(design), source), stage.parameters())
+        return _Actor(worker, Executor(stage, find_exits(design), source), stage.parameters())
 
-    def _go_on(self, name: str, desk: _Desk) -> None:
+    def _take_turn(self, name: str, actor: _Actor) -> None:
         """Give a worker its turn: it handles messages and does ops as long as it has any."""
-        desk.turn_begins = bool(desk.inbox) or desk.pending is not None
-        if self._before_turn is not None and desk.turn_begins:
+        actor.turn_begins = bool(actor.inbox) or actor.pending is not None
+        if self._before_turn is not None and actor.turn_begins:
             self._before_turn()
-        while desk.inbox or desk.pending is not None:
-            inbox, desk.inbox = desk.inbox, []
+        while actor.inbox or actor.pending is not None:
+            inbox, actor.inbox = actor.inbox, []
             for message in inbox:
-                self._handle(name, desk, Received(message))
-            compute, desk.pending = desk.pending, None
+                self._handle(name, actor, Received(message))
+            compute, actor.pending = actor.pending, None
             if compute is not None:
                 began = time.thread_time()
-                event = desk.executor.compute(compute)
+                event = actor.executor.compute(compute)
                 self._observer.op(name, compute.op, time.thread_time() - began)
-                self._handle(name, desk, event)
+                self._handle(name, actor, event)
 
-    def _handle(self, name: str, desk: _Desk, event: Event) -> None:
+    def _handle(self, name: str, actor: _Actor, event: Event) -> None:
         now, began = time.monotonic(), time.thread_time()
-        actions = desk.worker.handle(event, now)
+        actions = actor.worker.handle(event, now)
         took_s = time.thread_time() - began
-        if desk.turn_begins:
+        if actor.turn_begins:
             self._observer.handled(took_s)
-            desk.turn_begins = False
+            actor.turn_begins = False
         for action in actions:
-            self._carry_out(name, desk, action)
+            self._carry_out(name, actor, action)
 
-    def _carry_out(self, name: str, desk: _Desk, action: Action) -> None:
+    def _carry_out(self, name: str, actor: _Actor, action: Action) -> None:
         match action:
             case Compute():
-                desk.pending = action
+                actor.pending = action
             case Send(to=to, message=message):
                 if to != COORDINATOR:
                     assert isinstance(to, str)
                     self._send(name, to, message)
             case Release(batch=batch):
-                desk.executor.release(batch, _sent)
+                actor.executor.release(batch, _sent)
             case _:
                 raise TypeError(f"a rehearsal can't carry out {action!r}")
 
@@ -199,7 +199,7 @@ class Rehearsal:
         frames = [bytes(frame) for frame in codec.encode(message)]
         self._observer.message(sender, to, message, [len(frame) for frame in frames])
         limits = self._design.experiment.limits
-        self._desks[to].inbox.append(codec.decode(frames, limits))
+        self._actors[to].inbox.append(codec.decode(frames, limits))
 
 
 def _sent() -> bool:
@@ -218,7 +218,7 @@ _LINE_BYTES = 64
 _MORE = 1.5
 
 
-def make_forget() -> Callable[[], None]:
+def make_cache_flush() -> Callable[[], None]:
     """Make a function that empties this core's caches, by reading more memory than they hold. It
     takes some milliseconds.
 
@@ -227,10 +227,10 @@ def make_forget() -> Callable[[], None]:
     memory = np.ones(round(_MORE * last_level_bytes()), np.uint8)
     lines = memory[::_LINE_BYTES]
 
-    def forget() -> None:
+    def flush() -> None:
         lines.sum()
 
-    return forget
+    return flush
 
 
 def last_level_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
@@ -305,7 +305,7 @@ def measure(design: Design, batches: int, *, cold: bool = False) -> Measurement:
     raises.
     """
     check_priced(design)
-    forget = make_forget() if cold else None
+    flush = make_cache_flush() if cold else None
     segments = (WARM_UP + batches + _SEGMENT - 1) // _SEGMENT
     notes = _Notes(WARM_UP, WARM_UP + batches)
     with threadpool_limits(1):
@@ -314,7 +314,7 @@ def measure(design: Design, batches: int, *, cold: bool = False) -> Measurement:
                 *(_apart(design, options), notes),
                 segments=segments,
                 batches=_SEGMENT,
-                before_turn=forget,
+                before_turn=flush,
             )
             for options in _rehearsed(design)
         ]
@@ -476,7 +476,7 @@ def measure_wire(
     measures the cost of holding a message back and sending it later. Raises `LaunchError` if no
     socket can be opened or no message arrives.
     """
-    forget = make_forget()
+    flush = make_cache_flush()
     with private_folder() as folder:
         coordinator = CoordinatorTransport(f"ipc://{folder}/wire")
         ends = [WorkerTransport(coordinator.address) for _ in range(2)]
@@ -485,7 +485,7 @@ def measure_wire(
                 delay = LinkDelay(latency_s=_HELD_S, seed=0, sender="here", receiver=_NAME)
                 ends[0].emulate({_NAME: delay})
             ends[0].connect({_NAME: ends[1].address})
-            return _measured(ends[0], ends[1], forget, tuple(sizes), repeats)
+            return _measured(ends[0], ends[1], flush, tuple(sizes), repeats)
         finally:
             for end in ends:
                 end.close(0.0)
@@ -495,7 +495,7 @@ def measure_wire(
 def _measured(
     sender: WorkerTransport,
     receiver: WorkerTransport,
-    forget: Callable[[], None],
+    flush: Callable[[], None],
     sizes: tuple[int, ...],
     repeats: int,
 ) -> Wire:
@@ -503,7 +503,7 @@ def _measured(
     looks: list[list[float]] = [[], []]
     for size in sizes:
         message = _message(size)
-        for found, times, before in zip(hops, looks, (None, forget), strict=True):
+        for found, times, before in zip(hops, looks, (None, flush), strict=True):
             samples = [_one(sender, receiver, message, before) for _ in range(_FIRST + repeats)]
             columns = list(zip(*samples[_FIRST:], strict=True))
             medians = [statistics.median(one) for one in columns]

@@ -35,7 +35,7 @@ def document(
     `given` is the experiment's own split; `single` is one process with one thread in strict order.
     A batch is a microbatch if the schedule cuts batches up into `microbatches`.
     """
-    judge = _Judge(design, measured, cores)
+    maker = _ReportMaker(design, measured, cores)
     return {
         "machine": describe_machine(),
         "cores": cores,
@@ -44,16 +44,16 @@ def document(
         "fit_every": design.experiment.schedule.fit_every,
         "batches": measured.batches,
         "warm_up_batches": WARM_UP,
-        "stages": judge.stages(),
+        "stages": maker.stages(),
         "edges": [asdict(edge) for edge in measured.edges],
-        "single": judge.single(),
-        "given": judge.split([len(group.members) for group in design.plan.groups]),
-        "splits": [judge.split(judge.best(count)) for count in workers],
+        "single": maker.single(),
+        "given": maker.split([len(group.members) for group in design.plan.groups]),
+        "splits": [maker.split(maker.best(count)) for count in workers],
         "left_out": list(LEFT_OUT),
     }
 
 
-class _Judge:
+class _ReportMaker:
     """Computes the entries of the report from one measurement."""
 
     def __init__(self, design: Design, measured: Measurement, cores: int) -> None:
