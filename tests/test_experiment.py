@@ -44,11 +44,12 @@ def refusal(given_tables: Any) -> str:
 
 
 DATA_SETS = (
-    "digits, mnist, addition, npz, digit_pairs, cifar10, copy, repeat_copy, text, trigonometry"
+    "digits, mnist, addition, npz, digit_pairs, cifar10, copy, repeat_copy, text, torch, "
+    "trigonometry"
 )
 REFUSALS = [
-    (changed(runn={}), "unknown section 'runn', did you mean 'run'? known: data, stages, model, schedule, "
-     "optimizer, run, limits, staleness, checkpoint, recovery, numbers, links, slow"),
+    (changed(runn={}), "unknown section 'runn', did you mean 'run'? known: data, stages, model, "
+     "schedule, optimizer, run, limits, staleness, checkpoint, recovery, numbers, links, slow"),
     (changed(run={"epohs": 3}), "run: unknown key 'epohs', did you mean 'epochs'? known: epochs, "
      "seed, split, evaluate_every, threads, pin, dtype, init, init_stages, init_sha256"),
     (changed(run={"epochs": "3"}), "run.epochs: expected an integer of at least 0, got '3'"),

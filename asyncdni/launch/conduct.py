@@ -203,7 +203,7 @@ def _begin(
     if resume and folder is not None:
         records.resumed(beginning)
         reopen_folder(folder, design.experiment)  # only after the changes are recorded
-    elif begun := begins_with(design.experiment):
+    elif (begun := begins_with(design.experiment)) and not design.from_model:
         records.note(begun)
 
 

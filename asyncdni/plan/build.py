@@ -160,6 +160,11 @@ class Design:
     #: The experiment as it was given, with the `[model]` that its stages are parts of.
     given: config.Experiment | None = None
 
+    @property
+    def from_model(self) -> bool:
+        """Whether the stages are parts of a `[model]`, and begin with its own weights."""
+        return self.given is not None and self.given.model is not None
+
 
 def make_design(
     tables: Mapping[str, Any] | config.Experiment, meta: Meta, *, allow_import: bool = False

@@ -146,6 +146,9 @@ def layer_text(spec: LayerSpec) -> str:
     if isinstance(spec, str):
         return spec
     ((name, options),) = spec.items()
+    if name == "part":
+        end = f" up to {options['end']}" if options.get("end") else ""
+        return f"{options['build']} from {options.get('begin') or 'its start'}{end}"
     if not isinstance(options, dict):
         return f"{name} {_option(options)}"
     return " ".join([name, *(f"{key}={_option(value)}" for key, value in options.items())])

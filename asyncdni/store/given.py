@@ -51,7 +51,7 @@ def begin_with(design: Design, arrays: Mapping[str, ArrayLike] | None = None) ->
     shape or type, or not finite.
     """
     run = design.experiment.run
-    if arrays is None and not run.init and design.given is not None and design.given.model:
+    if arrays is None and not run.init and design.given is not None and design.from_model:
         return _with_init(design, _of_model(design, design.given))
     if arrays is None and not run.init:
         if run.init_sha256 or run.init_stages is not None:

@@ -88,7 +88,7 @@ class GptBlock(nn.Module):
 
 
 class Gpt(nn.Module):
-    """A small GPT over characters (Radford et al. 2019): ids (B, T) to logits (B, T, vocabulary)."""
+    """A small GPT over characters (Radford et al. 2019): ids (B, T) to logits (B, T, V)."""
 
     def __init__(self, vocabulary: int, width: int, layers: int, heads: int, steps: int) -> None:
         super().__init__()

@@ -112,9 +112,7 @@ class Data:
 
     def train(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for index in range(self.batches.batches_per_epoch(self.size)):
-            yield self._tensors(
-                self.batches.read(epoch, index, self.size, self.seed, np.float32)
-            )
+            yield self._tensors(self.batches.read(epoch, index, self.size, self.seed, np.float32))
 
     def test(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for index in range(self.batches.test_batches(self.size)):
