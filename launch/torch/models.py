@@ -1,4 +1,4 @@
-"""The models that are measured, and where each is cut into four stages."""
+"""Models for the recipes beside this file, and where each is cut into four stages."""
 
 from __future__ import annotations
 
