@@ -3,8 +3,8 @@
     pip install transformers
     python launch/torch/finetune.py [--epochs 3]
 
-A small GPT-2 learns whether a sequence begins with one of the lower half of all tokens. Its embeddings and
-first block are frozen: their weights are saved, and never move.
+A small GPT-2 learns whether a sequence begins with one of the lower half of all tokens. Its
+embeddings and first block are frozen: their weights are saved, and never move.
 """
 
 from __future__ import annotations

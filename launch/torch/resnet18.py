@@ -44,9 +44,8 @@ def main(arguments: list[str] | None = None) -> Any:
         batch_size=64,
     )
     result.load_into(model)
-    print(
-        f"test accuracy {result.test_accuracy:.2%}, {result.summary['samples_per_s']:,.0f} samples/s"
-    )
+    rate = result.summary["samples_per_s"]
+    print(f"test accuracy {result.test_accuracy:.2%}, {rate:,.0f} samples/s")
     return result
 
 
