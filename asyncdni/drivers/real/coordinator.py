@@ -42,9 +42,6 @@ __all__ = ["Launcher", "Observer", "Stops", "coordinate"]
 
 #: A dead worker keeps its neighbours waiting until it is noticed; a look takes some 50 µs.
 _LOOK_EVERY_S = 0.02
-#: After a longer time without a look (SIGSTOP, a laptop's lid, a slow disk) this process was the
-#: silent one: for as long again nobody is held to have been.
-_GAP_S = 0.5
 
 
 class Launcher(Protocol):
@@ -128,7 +125,6 @@ class _Run:
         self._commit = commit
         self._command = command
         self._looked_s = time.monotonic()
-        self._patient_until_s = 0.0
 
     def handle(self, event: Event) -> None:
         events = [event]
@@ -139,13 +135,11 @@ class _Run:
                     events.append(answer)
 
     def wake(self) -> None:
-        """Let the machine see what time it is, unless it has been asleep itself until just now."""
+        """Let the machine see what time it is, and how long this process has not looked."""
         now = time.monotonic()
-        if now - self._looked_s > _GAP_S:
-            self._patient_until_s = now + _GAP_S
+        self.machine.paused(now - self._looked_s, now)
         self._looked_s = now
-        if now >= self._patient_until_s:
-            self.handle(Woke())
+        self.handle(Woke())
 
     def tell_rejected(self) -> None:
         """Peers that the transport has heard nonsense from since the last call."""

@@ -102,10 +102,6 @@ class Alarm:
         if self._set_for is None or moment < self._set_for:
             self._set(max(moment, self._agenda.now + _TICK_S))
 
-    def snooze(self, moment: float) -> None:
-        """Look again at that moment of the agenda, whatever the deadline."""
-        self._set(moment)
-
     def _set(self, moment: float) -> None:
         self._set_for = moment
         self._agenda.at(moment, partial(self._ring, moment), idle=True)

@@ -128,8 +128,6 @@ class Launcher:
 
 Records = list[tuple[str, dict[str, Any]]]
 
-#: After a longer pause of its own nobody is held to have been silent, for as long again.
-_GAP_S = 0.5
 #: How long workers have to leave by themselves at the end; then they are killed.
 _GRACE_S = 2.0
 
@@ -150,6 +148,7 @@ class CoordinatorProcess:
     ) -> None:
         """`records`: where what is to be written down goes."""
         self.key = f"{COORDINATOR}#{number}"
+        self.roster = roster
         self.machine = Coordinator(roster, ledger)
         self.end: Finish | Fail | None = None
         self.alive = True
@@ -160,7 +159,7 @@ class CoordinatorProcess:
         self.clock = world.mischance.clock()
         self._pauses = 0
         self._backlog: list[Callable[[], None]] = []
-        self._idle_since = self._patient_until = 0.0
+        self._idle_since = 0.0
         self._alarm = Alarm(world.agenda, self.machine, self._wake, self.clock)
 
     # --- life ------------------------------------------------------------------------------------
@@ -190,9 +189,9 @@ class CoordinatorProcess:
         self._work_off()
 
     def _work_off(self) -> None:
-        now = self._world.agenda.now
-        if not self._pauses and now - self._idle_since > _GAP_S:
-            self._patient_until = now + _GAP_S
+        if not self._pauses:
+            now = self._world.agenda.now
+            self.machine.paused(now - self._idle_since, self.clock.reading(now))
         while self._backlog and not self._pauses:
             self._backlog.pop(0)()
 
@@ -228,13 +227,7 @@ class CoordinatorProcess:
         self._now(partial(self._handle, Exited(name, code, "")))
 
     def _wake(self) -> None:
-        self._now(self._woke)
-
-    def _woke(self) -> None:
-        if self._world.agenda.now < self._patient_until:
-            self._alarm.snooze(self._patient_until)
-        else:
-            self._handle(Woke())
+        self._now(partial(self._handle, Woke()))
 
     def _handle(self, event: Event) -> None:
         if not self.busy:
