@@ -576,10 +576,10 @@ class WorkerProcess:
         if self.slowness > 1.0:
             extra_s = (self.slowness - 1.0) * (self._agenda.now - began)
             self._later(extra_s, partial(self._computed, compute, began, training))
-        elif self._is_awake:
-            self._computed(compute, began, training)
-        else:
+        elif self._pauses or self._backlog:
             self._now(partial(self._computed, compute, began, training))
+        else:
+            self._computed(compute, began, training)
 
     def _computed(self, compute: Compute, began: float, training: bool) -> None:
         if compute is not self._asked:

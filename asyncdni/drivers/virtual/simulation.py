@@ -323,7 +323,7 @@ class _Simulation:
                 if until_s is not None and (moment is None or moment > until_s):
                     agenda.now = max(agenda.now, until_s)
                     return
-                if moment is None or (agenda.only_idle and self._hangs(moment)):
+                if moment is None or (not agenda.working and self._hangs(moment)):
                     raise self._error("the run hangs: nothing but beats is left to happen")
                 if agenda.entries >= EVENTS_MAX:
                     raise self._error(f"the run has not ended after {EVENTS_MAX:,} entries")

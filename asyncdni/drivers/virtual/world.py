@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -114,20 +113,16 @@ class World:
 
     def watch(self, name: str, worker: Worker) -> Callable[[Event, float], list[Action]]:
         """`worker.handle`, with each event logged, and what it costs noted."""
-        return partial(self._handle, name, worker.handle)
+        agenda, cores, add, handle = self.agenda, self.cores, self.log.add, worker.handle
 
-    def _handle(
-        self,
-        name: str,
-        handle: Callable[[Event, float], list[Action]],
-        event: Event,
-        now: float,
-    ) -> list[Action]:
-        self.log.add(self.agenda.now, name, event)
-        actions = handle(event, now)
-        if self.cores is not None:
-            self.cores.handled(name, event, actions)
-        return actions
+        def watched(event: Event, now: float) -> list[Action]:
+            add(agenda.now, name, event)
+            actions = handle(event, now)
+            if cores is not None:
+                cores.handled(name, event, actions)
+            return actions
+
+        return watched
 
     def coordinate(self, machine: Coordinator, event: Event, clock: Clock) -> list[Action]:
         """One event of the coordinator, logged; its invariants are checked after it."""
