@@ -93,7 +93,7 @@ def eventful_runs(count: int, name: str, first: int = 0) -> Iterator[tuple[Drawn
         seed += 1
         if run.faults.any:
             result = run.simulate()
-            if any(result.mishaps.values()):
+            if any(result.fault_counts.values()):
                 count -= 1
                 yield run, result
 
@@ -144,7 +144,7 @@ def assert_survived(run: DrawnRun, result: Result) -> None:
     at what no run can survive."""
     if isinstance(result.end, Fail):
         assert result.end.kind == "CheckpointError", result.end
-        assert "disk is full" in result.end.text and result.mishaps["failed save"], result.end
+        assert "disk is full" in result.end.text and result.fault_counts["failed save"], result.end
         return
     assert isinstance(result.end, Finish)
     plan = run.design.plan

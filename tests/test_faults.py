@@ -127,7 +127,7 @@ def test_a_process_that_the_run_does_not_have_is_named() -> None:
 @each("stage", ["s0", "s1", "top"])
 def test_after_a_crash_locked_goes_back_to_the_last_cut(stage: str) -> None:
     result = run(design(), f"crash {stage} at 200ms")
-    assert isinstance(result.end, Finish) and result.mishaps == {"crash": 1}
+    assert isinstance(result.end, Finish) and result.fault_counts == {"crash": 1}
     (lost,), (back,) = values(result, "lost"), values(result, "back")
     assert lost["stage"] == back["stage"] == stage and back["again"]
     (again,) = values(result, "round")
@@ -228,7 +228,7 @@ def test_a_process_that_has_been_replaced_writes_nothing_more() -> None:
 
 def test_a_coordinator_that_crashes_is_resumed_from_the_last_cut() -> None:
     result = run(design(), "crash coordinator at 250ms for 5s")
-    assert isinstance(result.end, Finish) and result.mishaps == {"coordinator crash": 1}
+    assert isinstance(result.end, Finish) and result.fault_counts == {"coordinator crash": 1}
     assert kinds(result).count("start") == 2
     (again,) = values(result, "round")
     assert again["restore"].startswith("checkpoints/") and again["start"] > 0
@@ -358,7 +358,7 @@ def _assert_breaks_do_no_harm(link: str, moments: range) -> None:
     for milliseconds in moments:
         result = run(chosen, f"break {link} at {milliseconds}ms", links=slow)
         assert isinstance(result.end, Finish), (milliseconds, result.end)
-        lost += sum(result.mishaps.values())
+        lost += sum(result.fault_counts.values())
     assert lost
 
 
@@ -385,13 +385,13 @@ def test_a_snapshot_that_can_not_be_written_costs_nothing() -> None:
     saves = len([1 for kind, _ in plain.records if kind == "saved"])
     assert saves
     result = run(chosen, faults=Faults(failed_saves=1.0, most=5))
-    assert isinstance(result.end, Finish) and result.mishaps == {"failed save": 5}
+    assert isinstance(result.end, Finish) and result.fault_counts == {"failed save": 5}
 
 
 def test_a_cut_that_was_torn_does_not_count() -> None:
     """A worker dies while it writes; all go back to the cut before, and write it anew."""
     result = run(design(), faults=Faults(torn_saves=0.2, most=6), seed=3)
-    assert isinstance(result.end, Finish) and result.mishaps["torn save"] > 2
+    assert isinstance(result.end, Finish) and result.fault_counts["torn save"] > 2
     committed = [one["number"] for one in values(result, "cut")]
     for again in values(result, "round"):
         if again["restore"] != "initial":
@@ -400,7 +400,7 @@ def test_a_cut_that_was_torn_does_not_count() -> None:
 
 def test_a_slow_disk_delays_and_no_more() -> None:
     result = run(design(), faults=Faults(slow_saves=1.0, slow_save_s=0.4, most=20))
-    assert isinstance(result.end, Finish) and result.mishaps["slow save"] == 20
+    assert isinstance(result.end, Finish) and result.fault_counts["slow save"] == 20
     assert not values(result, "lost")
 
 

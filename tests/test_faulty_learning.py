@@ -100,7 +100,7 @@ def test_synchronous_schedules_end_with_the_same_bits(
         )
         with case(seed=seed):
             result = simulate(chosen, seed=seed, maths=True, faults=faults)
-            assert isinstance(result.end, Finish) and sum(result.mishaps.values()) > 1
+            assert isinstance(result.end, Finish) and sum(result.fault_counts.values()) > 1
             assert bits(result) == bits(plain) and losses(result) == losses(plain)
 
 
@@ -110,7 +110,7 @@ def test_without_going_back_the_bits_would_differ() -> None:
     plain = simulate(chosen, seed=0, maths=True)
     crash = Faults(script=("crash s1 at 108ms",))
     result = simulate(chosen, seed=0, maths=True, faults=crash)
-    assert isinstance(result.end, Finish) and result.mishaps == {"crash": 1}
+    assert isinstance(result.end, Finish) and result.fault_counts == {"crash": 1}
     assert bits(result) != bits(plain)
 
 
@@ -227,7 +227,7 @@ def test_synthetic_learns_although_its_stages_keep_dying() -> None:
     plain = simulate(chosen, seed=0, maths=True, costs=costs)
     faults = Faults(crashes=3, most=12)
     result = simulate(chosen, seed=0, maths=True, costs=costs, faults=faults)
-    assert isinstance(result.end, Finish) and result.mishaps["crash"] > 5
+    assert isinstance(result.end, Finish) and result.fault_counts["crash"] > 5
     accuracies = [run.history[-1]["accuracy"] for run in (plain, result)]
     assert accuracies[0] > 0.8
     assert np.diff(accuracies)[0] > -0.05

@@ -46,7 +46,7 @@ def test_so_do_many(name: str) -> None:
 
 def test_most_kinds_of_faults_are_among_them() -> None:
     happened = {
-        kind for name in SCHEDULES for _, result in eventful(name) for kind in result.mishaps
+        kind for name in SCHEDULES for _, result in eventful(name) for kind in result.fault_counts
     }
     common = {"crash", "pause", "slow", "partition", "break", "slow save", "torn save"}
     assert common <= happened

@@ -39,16 +39,16 @@ __all__ = [
 def is_due_to_disk(result: Result) -> bool:
     """The run has failed because the disk was full: no run can do without its checkpoints."""
     failure = result.failure
-    full = "failed save" in result.mishaps
+    full = "failed save" in result.fault_counts
     return full and failure is not None and failure.kind == CheckpointError.__name__
 
 
 def happened(result: Result) -> Iterator[str]:
     """A line a fault, a death, a return, a standstill."""
-    if not result.mishaps:
+    if not result.fault_counts:
         yield f"faults: none, for the run was over after {result.virtual_s:.3f} s"
         return
-    yield f"faults: {_listed(result.mishaps)}"
+    yield f"faults: {_listed(result.fault_counts)}"
     for kind, values in result.records:
         moment = f"  {values.get('time_s', 0.0):.3f} s: "
         match kind:
@@ -77,7 +77,7 @@ class Totals:
     def add(self, result: Result) -> None:
         self.runs += 1
         self.ended_by_disk += result.failure is not None
-        self.faults.update(result.mishaps)
+        self.faults.update(result.fault_counts)
         self.events += result.events
         for kind, values in result.records:
             self.rounds += kind == "round"

@@ -64,7 +64,7 @@ class Totals:
         self.events += result.events
         self.virtual_s += result.virtual_s
         self.ended_by_disk += result.failure is not None
-        self.faults.update(result.mishaps)
+        self.faults.update(result.fault_counts)
         kinds = Counter(kind for kind, _ in result.records)
         self.restarts += kinds["launch"]
         self.rounds += kinds["round"]

@@ -116,7 +116,7 @@ def _facts(result: Result) -> dict[str, Any]:
     weights = [a.tobytes().hex() for own in result.weights.values() for a in own.values()]
     return {
         "end": None if result.failure is None else result.failure.kind,
-        "faults": result.mishaps,
+        "faults": result.fault_counts,
         "lost": found.count("lost"),
         "stuck": found.count("stuck"),
         "rounds": rounds,

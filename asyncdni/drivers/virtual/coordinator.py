@@ -156,7 +156,7 @@ class CoordinatorProcess:
         self._launcher = launcher
         self._records = records
         self._died = died
-        self.clock = world.mischance.clock()
+        self.clock = world.chance_faults.clock()
         self._pauses = 0
         self._backlog: list[Callable[[], None]] = []
         self._idle_since = 0.0
@@ -269,7 +269,7 @@ class CoordinatorProcess:
             self._world.disk.commit_weights(cut)
             self._handle(Stored(cut.tag))
             return
-        chance = self._world.mischance.save()
+        chance = self._world.chance_faults.save()
         took_s = self._world.costs.save_us * 1e-6 + chance.extra_s
         if chance.torn and self._died is not None:
             self._world.agenda.after(took_s / 2, self._died)

@@ -309,7 +309,7 @@ class WorkerProcess:
         self._group = group
         self._ended = ended
         self._ops = ops
-        self._clock = clock = world.mischance.clock()
+        self._clock = clock = world.chance_faults.clock()
         self._hear = partial(office.receive, self.peer)
         self._silence_s = world.design.experiment.limits.silence_s
         self._pauses = self._starvations = 0
@@ -601,7 +601,7 @@ class WorkerProcess:
 
     def _save(self, save: Save) -> None:
         self._saving = save
-        chance = self._world.mischance.save()
+        chance = self._world.chance_faults.save()
         took_s = self._pace.save_s() + chance.extra_s
         if chance.torn:
             self._later(took_s / 2, self._die)
@@ -628,7 +628,7 @@ class WorkerProcess:
         self._delay_s = self._pace.save_s()
         # As if in no time: simulated runs are short, and faults are to meet as many as were asked.
         self._handle(SnapshotTaken(0.0))
-        chance, saved = self._world.mischance.save(), keeping.state()
+        chance, saved = self._world.chance_faults.save(), keeping.state()
         if chance.fails:
             return  # said, and no more: the next one may succeed
         took_s = self._pace.save_s() + chance.extra_s

@@ -175,7 +175,7 @@ class Result:
     history: list[dict[str, Any]]  # each that counts: samples, train_s, accuracy, loss
     weights: dict[str, dict[str, Array]]  # by declared stage; empty without the maths
     cpu_s: dict[str, float]  # by worker, of all it did; empty where none shares a core
-    mishaps: dict[str, int]  # faults that have happened, by kind
+    fault_counts: dict[str, int]  # faults that have happened, by kind
 
     @property
     def failure(self) -> Fail | None:
@@ -304,7 +304,7 @@ class _Simulation:
             world.cores = Cores(world.agenda, hosts, names)
         if isinstance(world.wires, FaultyWires):
             check_faults(faults, list(self.cast.ops))
-            world.mischance = _chance_faults(faults, world.seed)
+            world.chance_faults = _chance_faults(faults, world.seed)
             self._injector = FaultInjector(
                 faults, world.seed, world.agenda, world.wires, _links(design), self.cast
             )
@@ -372,13 +372,13 @@ class _Simulation:
             history=list(cast.coordinator.machine.ledger.history),
             weights=weights,
             cpu_s={} if cores is None else {one.name: cores.busy_s(one.name) for one in workers},
-            mishaps=self._fault_counts(),
+            fault_counts=self._fault_counts(),
         )
 
     def _fault_counts(self) -> dict[str, int]:
         if self._injector is None:
             return {}
-        return dict(sorted((self._injector.counts + self._world.mischance.counts).items()))
+        return dict(sorted((self._injector.counts + self._world.chance_faults.counts).items()))
 
 
 def _make_wires(

@@ -47,7 +47,7 @@ class Log:
 
     def add(self, now: float, name: str, event: Event) -> None:
         self.events += 1
-        self._entries.append((now, name, _told(event)))
+        self._entries.append((now, name, _log_entry(event)))
         if len(self._entries) >= _ENTRIES_KEPT:
             self._flush()
 
@@ -61,7 +61,7 @@ class Log:
         self._entries.clear()
 
 
-def _told(event: Event) -> Any:
+def _log_entry(event: Event) -> Any:
     """What tells it from any other; encoded soon, before anybody can change it."""
     if type(event) is Computed:
         return event.op, event.samples
@@ -105,7 +105,7 @@ class World:
         self.wires = wires
         self.disk = disk
         self.log = Log()
-        self.mischance = ChanceFaults()  # of saves and clocks
+        self.chance_faults = ChanceFaults()  # of saves and clocks
         self.by_address: dict[str, Party] = {}
         self.by_peer: dict[bytes, Party] = {}
         self.cores: Cores | None = None  # None: every worker has one of its own
