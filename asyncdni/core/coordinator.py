@@ -189,7 +189,7 @@ class Coordinator:
 
     @property
     def updates(self) -> dict[str, int]:
-        """By worker, as last reported."""
+        """The updates that each worker has made, as it has last reported."""
         return dict(self._run.updates)
 
     # --- the contract of a machine ---------------------------------------------------------------
@@ -268,7 +268,7 @@ class Coordinator:
             self._deaths.unexpected(name, message, unexpected.why, now)
 
     def _strange(self, message: Message, peer: bytes, now: float) -> None:
-        """From somebody who is not in."""
+        """Answer somebody who is not in the run."""
         if isinstance(message, Hello):
             name = self._rounds.hello(message, peer, now)
             if name is not None:

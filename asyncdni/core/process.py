@@ -125,7 +125,7 @@ class Buffers:
             self._unsent.setdefault(message.batch, []).append(left)
 
     def free(self, batch: int) -> Callable[[], bool]:
-        """Of a batch that is being released: whether all its arrays may be used again."""
+        """Return what says whether all arrays of a released batch may be used again."""
         waiting = self._unsent.pop(batch, [])
         return lambda: all([left() for left in waiting])
 
@@ -241,7 +241,7 @@ class Process:
 
     @property
     def is_served(self) -> bool:
-        """As far as it knows there is a coordinator."""
+        """Whether there is a coordinator, as far as this process knows."""
         return not self._gone
 
     @property
@@ -425,7 +425,7 @@ class Process:
         return self._hand(event, now) if self.state is State.ROUND else []
 
     def _unusable(self, event: Unusable, now: float) -> list[Action]:
-        """From now on that neighbour is as good as dead."""
+        """Treat that neighbour as dead from now on."""
         if self.state is not State.ROUND:
             return []
         lost = Received(Lost(event.accused.worker))

@@ -69,7 +69,7 @@ class Stops:
         self._program_ends = False
 
     def signalled(self, number: int, _: object = None) -> None:
-        """As a signal's handler."""
+        """Note a signal; this is a signal handler."""
         self.numbers.append(number)
         self._waiting += 1
 
@@ -80,7 +80,7 @@ class Stops:
             self._waiting += 1
 
     def take(self) -> bool:
-        """There is a request that has not been taken yet."""
+        """Whether there is a request that has not been taken yet; it is taken now."""
         if not self._program_ends and not threading.main_thread().is_alive():
             self._program_ends = True  # of whose threads this is one
             self._waiting += 1
@@ -206,7 +206,7 @@ def coordinate(
     command: Callable[[str], str],
     stops: Stops,
 ) -> None:
-    """Until the run has ended. Signals are added to `stops`.
+    """Drive the coordinator until the run has ended. Signals are added to `stops`.
 
     `launch` starts the workers of this address, if anybody is to; where nobody is, `command` gives
     the command line that starts one. `commit` writes the manifest of a cut.

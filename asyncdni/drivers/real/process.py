@@ -118,7 +118,7 @@ class Signals:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """In the main thread; elsewhere signals are the caller's business."""
+        """Handle signals within this context; in other threads than the main one do nothing."""
         previous: dict[int, Any] = {}
         with contextlib.suppress(ValueError):
             for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
@@ -145,7 +145,7 @@ class Signals:
             os._exit(128 + number)
 
     def _say(self) -> None:
-        """To whoever has started this worker by hand; others can read the coordinator."""
+        """Tell whoever has started the worker by hand; others can read the coordinator."""
         if os.environ.get(PARENT_VARIABLE):
             return
         text = (
@@ -197,7 +197,7 @@ def _answered(stage: _Stage, **answer: Any) -> tuple[_Stage, Restored]:
 
 
 def _cuts(folder: Path, newest: str) -> list[str]:
-    """Of the run, the newest first; they need not be whole."""
+    """List the run's cuts up to `newest`, the newest first; they need not be whole."""
     parent, _, number = newest.rpartition("/")
     if not number:
         return []
@@ -380,7 +380,7 @@ class Session:
 
 
 def _make_folder(path: str) -> None:
-    """On hosts that do not share the coordinator's."""
+    """Make the run's folder, on hosts that do not share the coordinator's."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

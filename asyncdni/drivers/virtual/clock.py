@@ -54,8 +54,6 @@ class Agenda:
 
 
 # --- clock ---------------------------------------------------------------------------------------
-#
-# Clocks of single processes: none agrees with another, and none with the agenda's time.
 
 #: A real clock moves on between a deadline and the next look at it.
 _TICK_S = 1e-6

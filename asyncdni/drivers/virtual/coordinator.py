@@ -40,8 +40,6 @@ from asyncdni.plan.plan import Group
 __all__ = ["CoordinatorProcess", "Launcher", "Records", "find_ledger"]
 
 # --- launcher ------------------------------------------------------------------------------------
-#
-# Who starts the worker processes of a simulated run, sees which have ended, and kills.
 
 #: How long it takes to see that a process has ended.
 _NOTICED_AFTER_S = 0.1
@@ -52,7 +50,8 @@ HasExited = Callable[[str, int], None]
 
 
 class Launcher:
-    """Lives and dies with a coordinator's process; what it has started lives on."""
+    """Starts the worker processes of a simulated run, sees which have ended, and kills. It lives
+    and dies with a coordinator's process; what it has started lives on."""
 
     def __init__(
         self,
@@ -170,7 +169,7 @@ class CoordinatorProcess:
         self._launcher.start(self, self.exited)
 
     def kill(self) -> None:
-        """It has ended without a word, and nobody watches its workers' processes any more."""
+        """End the process without a word: nobody watches its workers' processes any more."""
         self.alive = self._launcher.alive = False
         self._backlog.clear()
 
@@ -197,7 +196,7 @@ class CoordinatorProcess:
 
     @property
     def busy(self) -> bool:
-        """It runs, and the run is not over."""
+        """Whether the process lives and the run is not over."""
         return self.alive and self.end is None
 
     def _now(self, what: Callable[[], None]) -> None:
@@ -299,13 +298,11 @@ class CoordinatorProcess:
 
 
 # --- resumption ----------------------------------------------------------------------------------
-#
-# Where a run goes on whose coordinator has died: as `--resume` does, from what is on the disk.
 
 
 def find_ledger(design: Design, disk: Disk, history: list[dict[str, Any]]) -> Ledger:
-    """From the newest cut or the workers' snapshots: see `Ledger.taken_up`. `history`: all
-    evaluations so far."""
+    """Where a run goes on whose coordinator has died, as with `--resume`: from the newest cut or
+    the workers' snapshots, see `Ledger.taken_up`. `history`: all evaluations so far."""
     ledger = Ledger()
     newest = disk.newest_cut()
     if newest is not None:

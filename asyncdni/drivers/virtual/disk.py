@@ -75,7 +75,7 @@ class Disk:
         )
 
     def read(self, folder: str, group: Group) -> Saved | None:
-        """None where there is nothing of that worker. Raises `CheckpointError`."""
+        """Return a worker's state; None where there is none. Raises `CheckpointError`."""
         found = self._saved.get(folder, {}).get(group.name)
         if self._folder is None:
             return found
@@ -98,7 +98,8 @@ class Disk:
         return (order[0], found[order[0]]) if order else None
 
     def discard_snapshots(self) -> None:
-        """Of all workers, as when training goes back to before them. Raises `CheckpointError`."""
+        """Remove the snapshots of all workers: training goes back to before them. Raises
+        `CheckpointError`."""
         self._saved.pop(SNAPSHOTS, None)
         if self._folder is not None:
             checkpoint.discard_snapshots(self._folder / SNAPSHOTS)

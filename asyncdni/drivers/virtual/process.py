@@ -184,7 +184,7 @@ class Keeping:
         self.ids.add(batch)
 
     def weights(self) -> dict[str, dict[str, Array]]:
-        """By declared stage; none without arithmetic."""
+        """Return the weights by declared stage; none without arithmetic."""
         return self.stage.state() if self.stage is not None else {}
 
     def state(self) -> Saved:
@@ -208,9 +208,6 @@ class Keeping:
 
 
 # --- null ----------------------------------------------------------------------------------------
-#
-# Ops without arithmetic: only what the core needs to know of them, for runs that are about order
-# and time. Tensors are one small token, which the codec can carry too.
 
 _TOKEN = np.zeros(1, np.uint8)
 _TOKEN.setflags(write=False)
@@ -221,7 +218,8 @@ _ALONE = frozenset(OpKind) - {
 
 
 class NullExecutor:
-    """Stands for `stages.executor.Executor`: same samples, same addressees, no values.
+    """Stands for `stages.executor.Executor` in runs that are about order and time alone: it has the
+    same samples and addressees, but no arithmetic. Every tensor is one small token.
 
     Its scores count samples; their loss is 0, and they have no right answers.
     """
@@ -362,17 +360,17 @@ class WorkerProcess:
 
     @property
     def worker(self) -> Worker:
-        """Of the current round or the last one; before the first, one that has done nothing."""
+        """The worker of the current or last round; before the first, one that has done nothing."""
         process = self._process
         return process.worker or make_worker(self._world.design, self._group, process.counts)
 
     @property
     def ids(self) -> set[int] | None:
-        """Of the batches that it has learned from; None where files of before do not say."""
+        """The ids of the batches that it has learned from; None where earlier files do not say."""
         return self._keeping.ids
 
     def weights(self) -> dict[str, dict[str, Array]]:
-        """By declared stage; none without arithmetic."""
+        """Return the weights by declared stage; none without arithmetic."""
         return self._keeping.weights()
 
     # --- life ------------------------------------------------------------------------------------
@@ -386,11 +384,11 @@ class WorkerProcess:
 
     @property
     def _reading(self) -> float:
-        """Of the process's own clock."""
+        """What the process's own clock shows."""
         return self._clock.reading(self._agenda.now)
 
     def exit(self, code: int) -> None:
-        """It ends, whoever has ended it."""
+        """End the process, whoever has ended it."""
         if self.alive:
             self.alive = False
             self._asked = None
@@ -417,11 +415,11 @@ class WorkerProcess:
 
     @property
     def _is_awake(self) -> bool:
-        """What comes now is done at once."""
+        """Whether what comes now is done at once."""
         return self.alive and not self._pauses and not self._backlog
 
     def _now(self, what: Callable[[], None]) -> None:
-        """At once, or as soon as it is paused no more."""
+        """Do this at once, or as soon as the process is paused no more."""
         if self._is_awake:
             what()
         elif self.alive:
@@ -494,7 +492,7 @@ class WorkerProcess:
             self._process.buffers.sent(send.message, parcel.left)
 
     def _tell(self, message: Message) -> None:
-        """To the coordinator."""
+        """Send a message to the coordinator."""
         self._world.to_coordinator(self, self.office.key, message, self._hear)
 
     def _release(self, release: Release) -> None:
@@ -620,7 +618,7 @@ class WorkerProcess:
             self._handle(Stored(save.tag, files))
 
     def _snapshot(self, snapshot: Snapshot) -> None:
-        """Of the state as it is now; it is on disk a moment later, or never."""
+        """Take a snapshot of the state as it is now; it is on disk a moment later, or never."""
         keeping = self._keeping
         if snapshot.last:
             keeping.write_snapshot(keeping.state())

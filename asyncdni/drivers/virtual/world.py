@@ -23,8 +23,6 @@ from asyncdni.schedules.base import Op
 __all__ = ["Log", "Party", "World"]
 
 # --- log -----------------------------------------------------------------------------------------
-#
-# What has happened in a simulated run, as one number.
 
 _ENTRIES_KEPT = 512
 #: Where those are among the fields of the messages that carry any.
@@ -52,7 +50,7 @@ class Log:
             self._flush()
 
     def digest(self) -> str:
-        """Of everything so far, in hexadecimal."""
+        """Return the hash of everything so far, in hexadecimal."""
         self._flush()
         return self._hash.hexdigest()
 
@@ -140,7 +138,7 @@ class World:
             self.cores.run(name, op, pace, done)
 
     def to_worker(self, sender: Party, address: str, message: Message) -> Parcel | None:
-        """On the data link between two workers."""
+        """Send a message on the data link between two workers."""
         to = self.by_address[address]
         ends = (sender.key, to.key)
         return self.wires.send(sender.name, to.name, message, to.receive, control=False, ends=ends)
