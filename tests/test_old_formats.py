@@ -64,9 +64,9 @@ def test_an_interrupted_old_run_goes_on_to_the_weights_that_the_old_code_reached
         for name, array in old.items():
             assert new[name].dtype == array.dtype
             # The same processor gives the same bits; on another, sums of products are rounded
-            # otherwise, and 70 updates carry that on. A momentum or a running mean that was not
-            # restored makes a difference of 1e-2 and more.
-            np.testing.assert_allclose(new[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
+            # otherwise, and 70 updates carry that on. A momentum that was not restored makes a
+            # difference of 5e-2, a running mean that was not one of 6e-4.
+            np.testing.assert_allclose(new[name], array, rtol=1e-4, atol=2e-5, err_msg=name)
 
 
 def test_an_old_run_with_generators_is_made_longer(site: Site) -> None:
