@@ -1,7 +1,7 @@
-"""How a link or a worker is made slow: pure arithmetic, the same for real and simulated runs.
+"""How links and workers are made slow: pure arithmetic, the same for real and simulated runs.
 
-What varies is drawn from streams keyed by (seed, names), so that the same experiment meets the same
-jitter and the same pauses again, message by message and forward by forward.
+Random numbers come from streams keyed by (seed, names), so the same experiment has the same jitter
+and the same pauses again, message by message and forward by forward.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ __all__ = ["LinkDelay", "Slow"]
 
 
 class LinkDelay:
-    """When the messages from one worker to another are to arrive, in the order of their sending.
+    """Computes when messages from one worker to another arrive, in the order in which they are
+    sent.
 
     ```
     sent ──► waits for the one before ──► bytes / bandwidth ──► latency + jitter ──► due
@@ -32,18 +33,19 @@ class LinkDelay:
         sender: str,
         receiver: str,
     ) -> None:
-        """`jitter_s`: up to so much more, evenly drawn; `bytes_per_s` None: no limit."""
+        """`jitter_s`: the most that is added to the latency, uniformly drawn; `bytes_per_s` None:
+        no limit."""
         self.latency_s = latency_s
         self.jitter_s = jitter_s
         self.bytes_per_s = bytes_per_s
         self._random = random.Random(f"{seed}/{sender}/{receiver}/conditions")
-        self._free_at = 0.0  # when the last message has left the sender's end
-        self._due = 0.0  # of the last message
+        self._free_at = 0.0  # when the last message has left the sender
+        self._due = 0.0  # when the last message is due
 
     def due(self, now: float, message_bytes: int) -> float:
-        """The moment, on the clock of `now` (seconds), at which a message sent now is due.
+        """Return when a message sent now is due, in seconds on the clock of `now`.
 
-        Never before that of an earlier message: a late one holds up those behind it.
+        It is never before an earlier message: a late one delays those behind it.
         """
         leaves = now
         if self.bytes_per_s is not None:
@@ -55,10 +57,11 @@ class LinkDelay:
 
 
 class Slow:
-    """How long a worker must sleep after its ops to be as slow as was asked. Sleep is no CPU time.
+    """Computes how long a worker must sleep after its ops to be as slow as asked. Sleep is no CPU
+    time.
 
-    `factor` (at least 1): each op takes so many times as long. `pause_s`: in addition, after a
-    forward, with probability `chance`.
+    `factor` (at least 1): each op takes so many times as long. `pause_s`: an additional pause after
+    a forward, with probability `chance`.
     """
 
     def __init__(
@@ -76,11 +79,12 @@ class Slow:
         self._random = random.Random(f"{seed}/{worker}/slow")
 
     def after(self, op: Op, wall_s: float) -> float:
-        """Seconds to sleep after `op`, which has taken `wall_s`. Evaluations are not slowed."""
+        """Return the seconds to sleep after `op`, which has taken `wall_s`. Evaluations are not
+        slowed."""
         if op.evaluate or op.kind is OpKind.EVALUATE:
             return 0.0
         sleep_s = (self._factor - 1.0) * wall_s
-        # Drawn for every forward, so that the n-th one pauses or not whatever ran in between.
+        # Drawn for every forward, so that what ran in between does not change which ones pause.
         if op.kind is OpKind.FORWARD and self._random.random() < self._chance:
             sleep_s += self._pause_s
         return sleep_s

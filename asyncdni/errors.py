@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree. Catch `AsyncDNIError` for all of it.
+"""The tree of errors. Catch `AsyncDNIError` for all of them.
 
 AsyncDNIError
 ├── ConfigError          the experiment file, a flag or a network that does not fit together
@@ -13,7 +13,7 @@ AsyncDNIError
 ├── LimitExceeded        a queue, message or time over its limit
 └── Interrupted          the user asked to stop; `asyncdni.train` raises KeyboardInterrupt from it
 
-`DataWarning` is no error: data that are used, though they are not what a run was trained on.
+`DataWarning` is no error: the data are used, but they are not those that a run was trained on.
 
 Each message says what was given, what was expected and what to do. The command line prints it as
 one line and exits with `exit_code`; a worker sends it to its coordinator as (class name, text).
@@ -44,7 +44,7 @@ __all__ = [
 
 
 class AsyncDNIError(Exception):
-    """Anything that asyncdni refuses or fails at, with a message meant for the user."""
+    """The base of all errors that asyncdni raises on purpose; its message is meant for the user."""
 
     exit_code = 1
 
@@ -60,7 +60,7 @@ class DataError(AsyncDNIError):
 
 
 class DataWarning(UserWarning):
-    """Data are used, but are not those that a run was trained on, or not on their scale."""
+    """Data are used that a run was not trained on, or that have another scale."""
 
 
 class ProtocolError(AsyncDNIError):
@@ -68,11 +68,11 @@ class ProtocolError(AsyncDNIError):
 
 
 class LocalProtocolError(ProtocolError):
-    """This process was about to send what the protocol forbids: a bug here."""
+    """This process was about to send a message that the protocol forbids: a bug in this process."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """A peer sent what the protocol forbids."""
+    """A peer sent a message that the protocol forbids."""
 
 
 class CheckpointError(AsyncDNIError):
@@ -98,23 +98,24 @@ class LimitExceeded(AsyncDNIError):
 class Interrupted(AsyncDNIError):
     """The user asked to stop: by Ctrl-C, SIGTERM or SIGHUP, or by ending the program around a run.
 
-    A script gets `KeyboardInterrupt` from `asyncdni.train`, once all has been saved, and this as
-    its `__cause__`. The exit code is the one that shells expect: 128 and the signal's number.
+    A script gets `KeyboardInterrupt` from `asyncdni.train`, once all has been saved, with this
+    error as its `__cause__`. The exit code is the one that shells expect: 128 and the signal's
+    number.
     """
 
     exit_code = 130
-    #: All was saved before the end; otherwise the text says what there is to go on from.
+    #: Whether all was saved; if not, the text says from where the run can go on.
     orderly = False
     #: The run's folder; None: nothing is kept on disk.
     folder: Path | None = None
     #: The run in numbers up to here, as in `summary.json`.
     summary: dict[str, Any] | None = None
-    #: The `asyncdni.Result` so far, of an orderly stop of a run that keeps nothing on disk.
+    #: The `asyncdni.Result` so far, after an orderly stop of a run that keeps nothing on disk.
     result: Any = None
 
 
 def by_name(name: str) -> type[AsyncDNIError]:
-    """The error class of that name; `AsyncDNIError` itself for a name that is not one."""
+    """Return the error class of that name; `AsyncDNIError` itself for an unknown name."""
     found = globals().get(name) if name in __all__ else None
     if isinstance(found, type) and issubclass(found, AsyncDNIError):
         return found
@@ -122,8 +123,10 @@ def by_name(name: str) -> type[AsyncDNIError]:
 
 
 def legible(text: str, characters_max: int, *, lines: bool = False) -> str:
-    """Text of somebody else as it may be shown: without what would steer a terminal or hide in it
-    (escape sequences, marks of direction), on one line unless `lines`, and cut where it is longer.
+    """Make a text from outside safe to show: cut, and without characters that steer a terminal or
+    hide text (escape sequences, marks of direction).
+
+    The result is on one line unless `lines`.
     """
     if text.isprintable() and len(text) <= characters_max:
         return text

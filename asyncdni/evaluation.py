@@ -1,4 +1,4 @@
-"""Uses a trained network: all of its stages run in this process, with running statistics."""
+"""Use a trained network: all of its stages run in this process, with running statistics."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | in
     Batches, precision, order and threads are those of the run, so the results repeat its
     `test_accuracy` and `test_loss` exactly.
 
-    Raises `DataError` where the data set can no longer be read, or has other shapes or counts than
-    the run's, or inputs on another scale. Other samples of the same shapes give a `DataWarning`.
+    Raises `DataError` if the data set can no longer be read, or has other shapes or counts than the
+    run's, or inputs on another scale. Other samples of the same shapes give a `DataWarning`.
     """
     data = run.experiment.data
     if run.folder is None and isinstance(data, config.Npz) and not Path(data.path).exists():
@@ -67,12 +67,12 @@ def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | in
 
 
 def predict(run: Result, x: ArrayLike, *, allow_import: bool = False) -> dict[str, Array]:
-    """The output of every stage with a loss, by stage, for inputs x (N, …): floating, or uint8,
-    which is scaled by 1/255 as in training.
+    """Return the output of every stage with a loss, by stage, for inputs x (N, …): floating, or
+    uint8, which is scaled by 1/255 as in training.
 
     Raises `DataError` for inputs that are no numbers, of another shape than the network's, NaN or
-    infinite, and where training was on uint8 and these are floats on another scale than 0 to 1, or
-    the other way round. Inputs much larger or smaller than those of training give a `DataWarning`.
+    infinite, and if only one of training data and inputs is uint8 and their scales differ. Inputs
+    much larger or smaller than those of training give a `DataWarning`.
     """
     x = as_numbers("inputs", "x", x)
     for text in _check_inputs(run.meta, x):
@@ -90,8 +90,7 @@ def predict(run: Result, x: ArrayLike, *, allow_import: bool = False) -> dict[st
 
 
 def _check_inputs(meta: Meta, x: Array) -> Iterator[str]:
-    """Check inputs: yields what is doubtful about them. Raises `DataError` where they can't be
-    used."""
+    """Check inputs and yield doubts about them. Raises `DataError` if they can't be used."""
     if x.ndim < 1 or x.shape[1:] != meta.input_shape or not len(x):
         raise DataError(f"x is {x.shape}, expected (samples, {_listed(meta.input_shape)})")
     check_inputs("inputs", "x", x)
@@ -100,8 +99,7 @@ def _check_inputs(meta: Meta, x: Array) -> Iterator[str]:
 
 
 def _check_scale(which: str, trained: Inputs | None, given: Inputs | None) -> Iterator[str]:
-    """Check the kind and scale of inputs: yields what is doubtful. Raises `DataError` for another
-    kind."""
+    """Check the kind and scale of inputs and yield doubts. Raises `DataError` for another kind."""
     if trained is None or given is None:
         return
     refused = other_kind(trained, given)
@@ -113,8 +111,8 @@ def _check_scale(which: str, trained: Inputs | None, given: Inputs | None) -> It
 
 
 def _other_samples(run: Result) -> Iterator[str]:
-    """Check the samples by their checksums: yields how they differ from those of the run. Raises
-    `DataError` for another kind of inputs."""
+    """Compare the samples' checksums with the run's, and yield how they differ. Raises `DataError`
+    for another kind of inputs."""
     data = run.experiment.data
     others = other_parts(run.meta.checksums, checksums(data))
     if not others:
@@ -127,8 +125,7 @@ def _other_samples(run: Result) -> Iterator[str]:
 
 
 def _check_same(then: Meta, now: Meta) -> None:
-    """Raises `DataError` unless the data set still fits the network and has as many test
-    samples."""
+    """Raise `DataError` unless the data set still fits the network and has as many test samples."""
     for name in ("input_shape", "targets", "outputs", "steps", "test_samples", "vocabulary"):
         before, after = getattr(then, name), getattr(now, name)
         if before != after:
@@ -163,7 +160,7 @@ def _listed(shape: tuple[int, ...]) -> str:
 
 
 def _result(sums: dict[str, Score]) -> dict[str, float | int | None]:
-    """The figures that the run's coordinator would compute from the same sums."""
+    """Return the figures that the run's coordinator would compute from the same sums."""
     scores = Scores()
     for s in sums.values():
         scores.add(Evaluated(0, s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps))

@@ -1,7 +1,7 @@
-"""Files: read only where they are such, and written whole or not at all.
+"""Read regular files only, write files whole or not at all, and lock a run's folder.
 
-What is given as a file may be a pipe that nobody writes to, or a device without an end: whoever
-just reads it waits for ever, or until memory is full.
+A path may lead to a pipe that nobody writes to, or to a device without an end. A plain read would
+wait for ever, or fill the memory.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from asyncdni.errors import ConfigError
 
 __all__ = ["LOCK", "check_file", "decode_text", "locked", "open_file", "read_file", "replaced"]
 
-#: What is no file, by `stat.S_IFMT`; a folder has an error of the system's own.
+#: Names of what is no file, by `stat.S_IFMT`; for a folder the system raises its own error.
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-#: Byte order marks that Windows' editors begin a text with.
+#: Byte order marks, which Windows' editors put at the beginning of a text.
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -39,9 +39,10 @@ _MARKS = {
 
 
 def open_file(path: str | os.PathLike[str]) -> BufferedReader:
-    """To read from. Raises `OSError`, also for what is a pipe, a socket, a device or a folder."""
+    """Open a file to read. Raises `OSError`, also for a pipe, a socket, a device or a folder."""
     check_file(path)
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # what if it just changed?
+    # Checked again once it is open, as something else may be there by now.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check_kind(os.fstat(handle))
         return os.fdopen(handle, "rb")
@@ -51,19 +52,19 @@ def open_file(path: str | os.PathLike[str]) -> BufferedReader:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """All that is in it. Raises `OSError` as `open_file` does."""
+    """Read a whole file. Raises `OSError` as `open_file` does."""
     with open_file(path) as file:
         return file.read()
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
-    """Raises `OSError` for what is there and is no file; a path of nothing may become one."""
+    """Raise `OSError` if the path leads to something that is no file; there may be nothing."""
     with contextlib.suppress(FileNotFoundError):
         _check_kind(os.stat(path))
 
 
 def decode_text(content: bytes) -> str:
-    """UTF-8, or what the byte order mark at its beginning says, which is left out.
+    """Decode a text as UTF-8, or as its byte order mark says, which is left out.
 
     Raises `UnicodeDecodeError`.
     """
@@ -73,13 +74,13 @@ def decode_text(content: bytes) -> str:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BufferedWriter]:
-    """A new file, open to others as the process's umask says, that takes the place of `path` once
-    the block is through, its content on the disk; after an error all is as it was.
+    """Yield a new file that replaces `path` after the block, once its content is on the disk.
 
-    Raises `OSError`, also where `path` is something else than a file.
+    After an error `path` is as before. The file's mode follows the process's umask. Raises
+    `OSError`, also if `path` is no file.
     """
     check_file(path)
-    path = Path(os.path.realpath(path))  # a link stays one
+    path = Path(os.path.realpath(path))  # a link stays a link
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(temporary, "xb"))
@@ -104,18 +105,17 @@ def _remove(path: Path) -> None:
 
 
 # --- lock ----------------------------------------------------------------------------------------
-#
-# One run at a time in a folder.
 
-#: The file in the folder of a run that its coordinator holds; gone when it ends, but by SIGKILL.
+#: The file in a run's folder that its coordinator locks. It stays only if that is killed.
 LOCK = "lock"
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep all others out. The system itself lets go of it for a process that dies.
+    """Lock a folder for one run. The system releases the lock if the process dies.
 
-    Raises `ConfigError` for a folder that another process has, and one that can't be written.
+    Raises `ConfigError` for a folder that another process has locked, and one that can't be
+    written.
     """
     path = folder / LOCK
     try:
@@ -131,13 +131,13 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # while it is held, so that nobody else's goes
+            path.unlink()  # still locked, so it can't be another process's file
         file.close()
 
 
 def _held(path: Path) -> IO[str]:
     while True:
-        # Who can open a file can hold it, so nobody else may, whatever the umask.
+        # Whoever can open the file can lock it, so only this user may, whatever the umask.
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,12 +145,12 @@ def _held(path: Path) -> IO[str]:
                 if os.path.samestat(os.fstat(handle), os.stat(path)):
                     os.ftruncate(handle, 0)
                     with contextlib.suppress(OSError):
-                        os.fchmod(handle, 0o600)  # one that an older version has left
+                        os.fchmod(handle, 0o600)  # an older version may have left it open to others
                     return os.fdopen(handle, "w", encoding="utf-8")
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # the holder before has removed it meanwhile: what is held is nobody's
+        os.close(handle)  # its last holder has removed it meanwhile: try again with a new file
 
 
 def _holder(path: Path) -> str:
@@ -161,7 +161,7 @@ def _holder(path: Path) -> str:
 
 
 def _cure(path: Path) -> str:
-    """Where it may be held by somebody else than the process that has written to it."""
+    """Return advice for a lock file that others can open: another user may hold the lock."""
     try:
         closed = not os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO)
     except OSError:

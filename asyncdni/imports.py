@@ -1,8 +1,9 @@
-"""Where Python looks for modules, and what may not happen while the user's own are imported.
+"""Where Python looks for modules, and a guard against training while the user's modules are
+imported.
 
-A process of ours finds nothing in the current folder and in the folder of a script, where anybody's
-`token.py` may lie, before it has been told to import the user's layers. From then on a worker looks
-exactly where its parent does.
+Until it imports the user's layers, a process of ours finds no modules in the current folder or in a
+script's folder, where somebody's `token.py` may lie. From then on a worker looks exactly where its
+parent does.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ __all__ = [
 
 #: Environment variable with what `path_of_this_process` returns; `launch.entry` reads it first.
 PATH_VARIABLE = "ASYNCDNI_SYS_PATH"
-#: Environment variable with the stage of the worker that a process is, or descends from.
+#: Environment variable with a worker's stage, for its process and those that it starts.
 _WORKER_VARIABLE = "ASYNCDNI_WORKER"
 
-#: The module that is being imported for a layer; empty: none is.
+#: The module that is being imported for a layer; empty: none.
 _importing: ContextVar[str] = ContextVar("importing", default="")
 
 
 def path_of_this_process() -> str:
-    """As JSON: `path`, where this process looks for modules, and `own`, the folders among them that
-    are there only because it was started in them, or by a script in them."""
+    """Return, as JSON, `path`, where this process looks for modules, and `own`, the folders among
+    them that are there only because it, or its script, was started in them."""
     entries = [entry or current_folder() for entry in sys.path if _is_text(entry)]
     path = [os.path.abspath(entry) for entry in entries if entry]
     script = getattr(sys.modules.get("__main__"), "__file__", None) or ""
@@ -51,21 +52,21 @@ def path_of_this_process() -> str:
 
 
 def leave_out_current_folder() -> None:
-    """To be called of a module that `python -m` has started: of what it looks in, the first."""
+    """Remove the current folder, which `python -m` puts first, from the search path."""
     if not sys.flags.safe_path and sys.path[0] == current_folder():
         del sys.path[0]
 
 
 def look_in_current_folder() -> None:
-    """Too, behind all others: a file there that is named like a module of Python's, or of a package
-    that we need, takes nobody's place."""
+    """Append the current folder to the search path, so that its files can't replace modules of
+    Python or of packages that we need."""
     here = current_folder()
     if here and here not in sys.path:
         sys.path.append(here)
 
 
 def look_where_parent_does() -> None:
-    """Of a worker that was started by a launcher, once it has imported all that it needs itself."""
+    """Take over the parent's search path, in a worker that has imported all it needs itself."""
     text = os.environ.get(PATH_VARIABLE)
     if text is not None:
         sys.path[:] = json.loads(text)["path"]
@@ -73,7 +74,7 @@ def look_where_parent_does() -> None:
 
 @contextmanager
 def importing(module: str) -> Iterator[None]:
-    """While `module` is imported for a layer, nothing may be trained."""
+    """Forbid training while `module` is imported for a layer."""
     token = _importing.set(module)
     try:
         yield
@@ -83,7 +84,7 @@ def importing(module: str) -> Iterator[None]:
 
 @contextmanager
 def being_worker(stage: str) -> Iterator[None]:
-    """While this process is the worker of a stage, neither it nor what it starts may train."""
+    """Forbid training in this process and those it starts while it is the worker of a stage."""
     os.environ[_WORKER_VARIABLE] = stage
     try:
         yield
@@ -92,7 +93,7 @@ def being_worker(stage: str) -> Iterator[None]:
 
 
 def check_may_train() -> None:
-    """Raises `ConfigError` where each worker of a run would start a run of its own, without end."""
+    """Raise `ConfigError` if each worker of a run would start a run of its own, without end."""
     module, stage = _importing.get(), os.environ.get(_WORKER_VARIABLE)
     if module:
         where = f"module {module} trains while it is imported for its layers"
@@ -107,7 +108,7 @@ def check_may_train() -> None:
 
 
 def current_folder() -> str:
-    """The current folder; empty where it has been removed."""
+    """Return the current folder; empty if it has been removed."""
     try:
         return os.getcwd()
     except OSError:

@@ -1,4 +1,4 @@
-"""The wire protocol on one page: every message, one frozen type each. See docs/protocol.md.
+"""All messages of the wire protocol, as frozen types. See docs/protocol.md.
 
 ```
  worker            coordinator                     producer              consumer
@@ -19,9 +19,9 @@
    │ ◄───── Lost, Rejoin │ ──┘  some worker has died
 ```
 
-Control (left) and data (right) ride on separate sockets. A message is one MessagePack header
-(`[tag, field, …]`) and, for the three that carry tensors, one raw frame a tensor. Tensors are
-opaque here.
+Control messages (left) and data messages (right) use separate sockets. A message is one MessagePack
+header (`[tag, field, …]`) and, for the three kinds with tensors, one raw frame for each tensor.
+Tensors are opaque here.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ __all__ = [
     "Welcome",
 ]
 
-#: Raised with every change that an older peer would not understand.
+#: The protocol's version. It rises with every change that an older peer would not understand.
 PROTOCOL_VERSION = 5
 
-#: Addresses of messages and names of the graph that no stage may have.
+#: Names in addresses and in the graph that no stage may have.
 COORDINATOR = "coordinator"
-#: The node that hands out batches; it lives in the worker of the first stage that reads it.
+#: The node that hands out batches; the worker of the first stage that reads data hosts it.
 DATA = "data"
 
 
@@ -83,7 +83,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Hello(Message, frozen=True, tag=True):
-    """First word of a worker: which stage it wants and where it listens for data."""
+    """A worker's first message: which stage it wants and where it listens for data."""
 
     protocol: int
     stage: str  # name or index, as given on the command line
@@ -93,31 +93,32 @@ class Hello(Message, frozen=True, tag=True):
 
 
 class Built(Message, frozen=True, tag=True):
-    """Stage built and its state restored: ready to be connected."""
+    """The stage is built and its state restored: the worker is ready to be connected."""
 
     incarnation: int
     parameters: int
     position: int  # training batches that have passed here, skipped ones included
-    updates: int  # that the state has seen
+    updates: int  # updates made so far in this state
     read: int  # training batches read by the host of the data; 0 elsewhere
     notes: list[str] = []  # what could not be restored, for the user
 
 
 class Ready(Message, frozen=True, tag=True):
-    """All neighbours have been greeted, and their greetings have come."""
+    """The worker has greeted all neighbours and received all their greetings."""
 
     incarnation: int
 
 
 class Unheard(Message, frozen=True, tag=True):
-    """The greetings of these neighbours have not come for some time; each time that changes."""
+    """The worker has waited for greetings of these neighbours for some time; sent when they
+    change."""
 
     incarnation: int
     workers: list[str]
 
 
 class Drained(Message, frozen=True, tag=True):
-    """Everything up to the barrier is applied; nothing is in flight here."""
+    """The worker has applied everything up to the barrier and has nothing in flight."""
 
     incarnation: int
     barrier: int
@@ -126,7 +127,7 @@ class Drained(Message, frozen=True, tag=True):
 
 
 class Accused(Message, frozen=True, tag=True):
-    """A neighbour has broken the protocol; what it sent has been dropped."""
+    """A neighbour has broken the protocol; its message has been dropped."""
 
     worker: str
     incarnation: int  # of the neighbour
@@ -134,7 +135,7 @@ class Accused(Message, frozen=True, tag=True):
 
 
 class Evaluated(Message, frozen=True, tag=True):
-    """Sums over the test set of one loss: see `stages.base.Score`."""
+    """The sums over the test set for one loss: see `stages.base.Score`."""
 
     barrier: int
     stage: str
@@ -142,7 +143,7 @@ class Evaluated(Message, frozen=True, tag=True):
     loss: float
     correct: int | None
     outputs: int
-    steps: int | None = None  # of windows, those that count: the loss is summed over them
+    steps: int | None = None  # for windows: the steps that count, over which the loss is summed
 
 
 class Saved(Message, frozen=True, tag=True):
@@ -153,82 +154,84 @@ class Saved(Message, frozen=True, tag=True):
 
 
 class Report(Message, frozen=True, tag=True):
-    """Counters and times since the start, sent a few times a second: see `report.records`."""
+    """The worker's counters and times since the start, sent twice a second: see
+    `report.records`."""
 
     counters: dict[str, float | int | None]
-    loss_sum: float = 0.0  # of training batches since the last report
+    loss_sum: float = 0.0  # over training batches since the last report
     loss_samples: int = 0
 
 
 class Guarded(Message, frozen=True, tag=True):
-    """The guard of this worker's generator has changed its mind."""
+    """The guard of this worker's generator has changed its decision."""
 
-    waiting: bool  # for true gradients, from now on
+    waiting: bool  # whether the stage waits for true gradients from now on
     cosine: float  # mean agreement of the generator with them, over the guard's window
 
 
 class Failed(Message, frozen=True, tag=True):
     """The worker stops because of an error."""
 
-    kind: str  # class name out of `errors`, or the exception's own
+    kind: str  # a class name in `errors`, or the exception's own
     text: str
     trace: str  # empty for errors meant for the user
 
 
 class Beat(Message, frozen=True, tag=True):
-    """Sign of life, both ways; any other message is one too."""
+    """A sign of life, in both directions; any other message is one too."""
 
 
 # --- coordinator to worker -----------------------------------------------------------------------
 
 
 class Welcome(Message, frozen=True, tag=True):
-    """You are in: everything the worker needs to build its part."""
+    """The worker is admitted; this is all it needs to build its part."""
 
     stage: str
     incarnation: int
     experiment: dict[str, Any]
-    meta: dict[str, Any]  # shapes of the data: see `data.base.Meta`
-    folder: str  # of the run, where weights are written; empty: nowhere
+    meta: dict[str, Any]  # shapes of the data: see `data.meta.Meta`
+    folder: str  # the run's folder, where weights are written; empty: nowhere
     restore: str  # the state to start from: see `Rejoin`
-    trace: bool = False  # write every op with its times to that folder
-    term: int = 0  # of the coordinator that has the run, larger than of those before: see `claims`
-    cut: str = ""  # the newest checkpoint; a stage without a whole snapshot begins from there
+    trace: bool = False  # whether to write every op with its times to that folder
+    term: int = 0  # the coordinator's term, larger than any earlier one's: see `claims`
+    cut: str = ""  # the newest checkpoint; a stage without a whole snapshot begins from it
 
 
 class Refused(Message, frozen=True, tag=True):
-    """You are not: the reason, for the user."""
+    """The worker is not admitted; the text gives the reason for the user."""
 
     kind: str
     text: str
 
 
 class Connect(Message, frozen=True, tag=True):
-    """All are built: where each neighbour listens, and where in the data the round starts."""
+    """All workers are built: where each neighbour listens, and where in the data the round
+    starts."""
 
     incarnation: int  # of the receiver
     addresses: dict[str, str]  # worker -> endpoint
     incarnations: dict[str, int]
     start: int = 0  # the next training batch to be read
     barrier: int = 0  # number of the next barrier
-    planned: int = 0  # how many barriers of the plan have been lifted
+    planned: int = 0  # how many barriers of the plan have been passed
 
 
 class Start(Message, frozen=True, tag=True):
-    """All are ready: go."""
+    """All workers are ready: begin to train."""
 
 
 class Lost(Message, frozen=True, tag=True):
-    """A neighbour is dead, and will be replaced: go on without it until then."""
+    """A neighbour is dead and will be replaced: go on without it until then."""
 
     worker: str
 
 
 class Rejoin(Message, frozen=True, tag=True):
-    """Drop what is in flight and join the next round, from the state that `restore` names.
+    """Drop what is in flight and join the next round, with the state that `restore` names.
 
-    "keep": as it is; "initial": as from the seed; "snapshots": the worker's own last one;
-    "checkpoints/NUMBER": that cut. The last two are folders in the folder of the run.
+    "keep": the present state; "initial": that of the seed; "snapshots": the worker's own last
+    snapshot; "checkpoints/NUMBER": that cut. The last two are folders in the folder of the run.
     """
 
     incarnation: int
@@ -236,7 +239,7 @@ class Rejoin(Message, frozen=True, tag=True):
 
 
 class Evaluate(Message, frozen=True, tag=True):
-    """All have drained: run the test set through."""
+    """All workers have drained: evaluate the test set."""
 
     barrier: int
 
@@ -248,17 +251,17 @@ class Save(Message, frozen=True, tag=True):
 
 
 class Resume(Message, frozen=True, tag=True):
-    """The barrier is lifted."""
+    """The barrier is lifted: go on training."""
 
     barrier: int
 
 
 class Leave(Message, frozen=True, tag=True):
-    """All is done: exit 0."""
+    """All is done: exit with code 0."""
 
 
 class Close(Message, frozen=True, tag=True):
-    """To the worker that reads the data: set a barrier of this kind as soon as may be."""
+    """To the worker that reads the data: set a barrier of this kind as soon as possible."""
 
     kind: str  # "checkpoint" or "final"
 
@@ -273,15 +276,16 @@ class Abort(Message, frozen=True, tag=True):
 
 
 class Greeting(Message, frozen=True, tag=True):
-    """First on every link of a round: whoever gets it has been reached. Again until `Start`."""
+    """The first message on every link in a round, repeated until `Start`: it shows that the link
+    works."""
 
     sender: str  # a worker's name
     incarnation: int
-    to: str  # the worker that it is meant for, as another may listen at that address
+    to: str  # the intended receiver; another worker may listen at that address
 
 
 class Activation(Message, frozen=True, tag=True):
-    """One batch on its way down. Tensors: "h", and what travels along: see `data.meta`."""
+    """The activation of one batch. Tensors: "h", and those that travel along: see `data.meta`."""
 
     sender: str  # producing node: a worker's name, or "data"
     incarnation: int
@@ -289,12 +293,12 @@ class Activation(Message, frozen=True, tag=True):
     samples: int
     tensors: dict[str, Any]
     evaluate: bool = False
-    last: bool = False  # of the test set
-    waited: bool = False  # its sender was out of credit before
+    last: bool = False  # the last batch of the test set
+    waited: bool = False  # whether its sender had to wait for credit
 
 
 class Gradient(Message, frozen=True, tag=True):
-    """The gradient of one batch on its way up, one tensor for each consuming declared stage."""
+    """The gradient of one batch, with one tensor for each consuming declared stage."""
 
     sender: str
     incarnation: int
@@ -303,7 +307,7 @@ class Gradient(Message, frozen=True, tag=True):
 
 
 class Barrier(Message, frozen=True, tag=True):
-    """Travels behind the last activation: drain, then wait for the coordinator."""
+    """Follows the last activation: drain, then wait for the coordinator."""
 
     sender: str
     incarnation: int
@@ -312,7 +316,7 @@ class Barrier(Message, frozen=True, tag=True):
 
 
 class Credit(Message, frozen=True, tag=True):
-    """Cumulative counts of activations on one link: duplicates and losses do no harm."""
+    """Cumulative counts of activations on one link, so duplicates and lost messages do no harm."""
 
     sender: str
     incarnation: int
@@ -322,7 +326,8 @@ class Credit(Message, frozen=True, tag=True):
 
 
 class Skipped(Message, frozen=True, tag=True):
-    """From a consumer: no gradient of this batch will come. From a producer: no activation will."""
+    """From a consumer: it sends no gradient of this batch. From a producer: it sends no
+    activation."""
 
     sender: str
     incarnation: int
@@ -330,10 +335,13 @@ class Skipped(Message, frozen=True, tag=True):
 
 
 class Shared(Message, frozen=True, tag=True):
-    """To a worker that has stages of the same weights: the gradients of one update, summed over its
-    samples, one vector for each declared stage that has learned from them."""
+    """To a worker with stages of the same weights: the gradients of one update, summed over its
+    samples.
+
+    There is one vector for each declared stage that has learned from them.
+    """
 
     sender: str
     incarnation: int
-    batch: int  # that the update is made on behalf of
+    batch: int  # the batch that the update belongs to
     tensors: dict[str, Any]

@@ -69,8 +69,7 @@ def check_sharing(stages: Sequence[config.Stage]) -> None:
 
 
 def check_alike(place: str, own: _Form, owner: str, there: _Form) -> None:
-    """Raises `ConfigError` where the stage at `place` can't use the weights of the stage
-    `owner`."""
+    """Raise `ConfigError` if the stage at `place` can't use the weights of the stage `owner`."""
     if own[0] != there[0]:
         raise ConfigError(
             f"{place}.weights: its layers get shape {own[0]}, those of {owner} {there[0]}; "
@@ -98,32 +97,32 @@ class Node:
     name: str
     index: int  # in the network
     place: str  # in the file: "stages[1] (hidden2)"
-    inputs: tuple[str, ...]  # as declared; DATA among them where the stage reads data
+    inputs: tuple[str, ...]  # as declared; includes DATA if the stage reads data
     consumers: tuple[str, ...]
     join: Literal["concat", "sum"]
     input_shapes: tuple[Shape, ...]
     joined_shape: Shape  # what the first layer gets
     output_shape: Shape
     loss: str | None
-    answers: bool  # whether its loss may count right answers
+    answers: bool  # whether right answers can be counted for its loss
     own_loss: bool  # a layer has a loss of its own, such as the divergence of a gaussian
     layers: tuple[LayerSpec, ...] = field(hash=False)
     weights: str = ""  # the stage whose weights it uses; empty: its own
 
     @property
     def owner(self) -> str:
-        """The name of the stage that owns the weights which this stage uses: another, or itself."""
+        """The stage whose weights this stage uses: another, or itself."""
         return self.weights or self.name
 
     @property
     def scored(self) -> bool:
-        """Whether it adds to the test loss."""
+        """Whether the stage adds to the test loss."""
         return self.loss is not None or self.own_loss
 
     @property
     def join_axis(self) -> int:
         """The axis along which concat joins: channels of feature maps (C, H, W), else the last
-        one."""
+        axis."""
         return _join_axis(self.joined_shape)
 
 
@@ -138,31 +137,32 @@ class Network:
     steps: int = 0  # steps of a window, each with its own target; 0: one target per sample
 
     def row_shape(self, shape: Shape) -> Shape:
-        """The shape of what a generator sees as one sample, of activations of `shape`: that of one
-        step, where the targets have a time axis and `shape` begins with it."""
+        """Return the shape of one sample for a generator of activations of `shape`: that of one
+        step if targets have a time axis and `shape` begins with it."""
         timed = self.steps and len(shape) > 1 and shape[0] == self.steps
         return shape[1:] if timed else shape
 
     def node(self, name: str) -> Node:
-        """The stage of that name; `KeyError` if there is none."""
+        """Return the stage of that name; `KeyError` if there is none."""
         for node in self.nodes:
             if node.name == name:
                 return node
         raise KeyError(name)
 
     def sharers(self, name: str) -> tuple[str, ...]:
-        """All stages that use the weights of this one, itself among them, in declared order."""
+        """Return all stages that use the weights of this one, itself included, in declared
+        order."""
         owner = self.node(name).owner
         return tuple(node.name for node in self.nodes if node.owner == owner)
 
     def target_of(self, node: Node) -> tuple[str, int]:
-        """(loss, outputs) by which the stage's generator reads the labels.
+        """Return (loss, outputs) by which the stage's generator reads the labels.
 
         The loss is the stage's own, else the nearest downstream; of equally near ones the first
         declared.
         """
         level = [node]
-        while True:  # ends: every stage leads to a loss, or `make_network` refuses it
+        while True:  # it ends, as `make_network` refuses stages that lead to no loss
             for one in level:
                 if one.loss is not None:
                     return one.loss, self.outputs
@@ -173,7 +173,7 @@ class Network:
 def make_network(
     experiment: config.Experiment, meta: Meta, *, allow_import: bool = False
 ) -> Network:
-    """The checked graph of `experiment.stages` (named, as `experiment.parse` gives them).
+    """Make the checked graph of `experiment.stages` (named, as `experiment.parse` gives them).
 
     Raises `ConfigError` for edges, shapes or losses that do not fit; nothing is allocated.
     `allow_import` permits layers that are the user's own code.
@@ -206,8 +206,8 @@ def make_network(
 
 
 def _inputs(stages: Sequence[config.Stage]) -> dict[str, tuple[str, ...]]:
-    """{stage: the nodes it reads}. Raises `ConfigError` for nodes that are unknown, given twice, or
-    the stage itself."""
+    """Map each stage to the nodes it reads. Raises `ConfigError` for nodes that are unknown, given
+    twice, or the stage itself."""
     names = [DATA, *(stage.name for stage in stages)]
     result = {}
     for index, stage in enumerate(stages):
@@ -232,8 +232,8 @@ def _inputs(stages: Sequence[config.Stage]) -> dict[str, tuple[str, ...]]:
 
 
 def _sorted(stages: Sequence[config.Stage], inputs: Mapping[str, tuple[str, ...]]) -> list[int]:
-    """Positions in the file, sorted so that each stage follows its inputs, else as declared (Kahn
-    1962). Raises `ConfigError` for a cycle."""
+    """Return positions in the file, sorted so that each stage follows its inputs, else as declared
+    (Kahn 1962). Raises `ConfigError` for a cycle."""
     order: list[int] = []
     done = {DATA}
     while len(order) < len(stages):
@@ -248,7 +248,7 @@ def _sorted(stages: Sequence[config.Stage], inputs: Mapping[str, tuple[str, ...]
 
 
 def _cycle(inputs: Mapping[str, tuple[str, ...]], done: set[str]) -> str:
-    """The edges of one cycle among the stages that are not done."""
+    """Return the edges of one cycle among the stages that are not done."""
     path = [next(name for name in inputs if name not in done)]
     while path[-1] not in path[:-1]:
         path.append(next(name for name in inputs[path[-1]] if name not in done))
@@ -310,7 +310,7 @@ def _node(
 def _joined(
     join: Literal["concat", "sum"], inputs: tuple[str, ...], shapes: tuple[Shape, ...], place: str
 ) -> Shape:
-    """The shape after fan-in: along one axis for concat, unchanged for sum."""
+    """Return the shape after fan-in: along one axis for concat, unchanged for sum."""
     first = shapes[0]
     if len(shapes) == 1:
         return first
@@ -351,7 +351,7 @@ def _own_loss(layers: Sequence[LayerSpec], place: str, allow_import: bool) -> bo
 
 
 def _fitting(meta: Meta) -> tuple[str, ...]:
-    """The losses that the data set's targets can be used with."""
+    """Return the losses that fit the data set's targets."""
     return ("cross_entropy",) if meta.targets == "classes" else ("sigmoid_cross_entropy", "mse")
 
 
@@ -367,13 +367,12 @@ def _check_loss(node: Node, meta: Meta) -> None:
     if node.output_shape != meta.output_shape:
         raise ConfigError(
             f"{node.place}.loss: {node.loss} over {kind} expects the stage to end in shape "
-            f"{meta.output_shape}, got {node.output_shape}; {_told(meta)}"
+            f"{meta.output_shape}, got {node.output_shape}; {_target_advice(meta)}"
         )
 
 
-def _told(meta: Meta) -> str:
-    """Words for the user: what the targets are, and what to do where the last layer does not
-    fit."""
+def _target_advice(meta: Meta) -> str:
+    """Describe the targets, and what to do if the last layer does not fit."""
     if meta.vocabulary:
         return f"the text has {meta.outputs} different characters: change the last layer"
     if meta.targets == "classes":

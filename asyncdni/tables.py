@@ -1,8 +1,8 @@
-"""What the tables of an experiment file are made of: their base, numbers with bounds, and the bases
-of those tables that anybody can add to: schedules, generators, data sets.
+"""The building blocks of an experiment file's tables: their base, numbers with bounds, and the
+bases of tables that anybody can add to: schedules, generators, data sets.
 
-A field whose type is such a base (`Generator`, `Data`, or `Options` of a schedule) takes any struct
-that its table knows: `nn.generators`, `data.DATA_SETS` or `schedules.SCHEDULES`.
+A field whose type is such a base (`Generator`, `Data`, or `Options` of a schedule) takes any
+registered struct: those in `nn.generators`, `data.DATA_SETS` or `schedules.SCHEDULES`.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ __all__ = [
 
 Positive = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-#: Of anything that is counted or numbered: what machine integers of 32 bits hold.
+#: The limit of counts and numbers: the largest signed 32-bit integer.
 COUNT_MAX = 2**31 - 1
 Count = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
 Whole = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 NonNegative = Annotated[float, Meta(ge=0)]
-#: A limit on time: none that is shorter can be kept, and nobody waits longer than eleven days.
+#: A limit on time. A shorter one can't be kept, and nobody waits longer than eleven days.
 Seconds = Annotated[float, Meta(ge=0.01, le=1e6)]
-#: How many training samples are held out to choose options by. They are the same ones for every
-#: seed, and take the place of the test set: all that is called test_… is then measured on them.
+#: How many training samples are held out to choose options by. They are the same for every seed,
+#: and replace the test set: all values called test_… are then measured on them.
 HeldOut = Whole
 
 
@@ -58,11 +58,11 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Tagged(Table, frozen=True, kw_only=True):
-    """Base of tables that come in several kinds, told apart by a tag in the file."""
+    """Base of tables of several kinds, which a tag in the file tells apart."""
 
     @property
     def tag(self) -> str:
-        """The kind's name, as the file writes it: "synthetic", "mlp"."""
+        """The kind's name, as in the file: "synthetic", "mlp"."""
         return str(self.__struct_config__.tag)
 
 
@@ -72,7 +72,11 @@ class Tagged(Table, frozen=True, kw_only=True):
 class Data(Tagged, frozen=True, kw_only=True, tag_field="name"):
     """Base of all data sets' options: derive from `Samples` or `Windows`.
 
-    Every data set has these options; each declares them itself, as defaults and order differ."""
+    Every data set has the options below; each declares them itself, as defaults and order differ.
+
+        batch_size: Count
+        validation: HeldOut
+    """
 
     if TYPE_CHECKING:
         batch_size: Count
@@ -80,8 +84,8 @@ class Data(Tagged, frozen=True, kw_only=True, tag_field="name"):
 
     @property
     def held_samples(self) -> int:
-        """How many samples of the full width its host keeps in memory, training and test; 0 where
-        that is not known from the options."""
+        """Return how many samples its host keeps in memory, training and test; 0 if the options
+        don't tell."""
         return 0
 
 
@@ -100,22 +104,24 @@ class Windows(Data, frozen=True, kw_only=True):
 
 
 class Generator(Tagged, frozen=True, kw_only=True, tag_field="kind"):
-    """Base of all generators' options, with the answers of one that needs nothing special."""
+    """Base of all generators' options; its answers are those of a generator without special
+    needs."""
 
-    maps_only: ClassVar[bool] = False  # it expects feature maps (C, H, W)
+    maps_only: ClassVar[bool] = False  # whether it needs feature maps (C, H, W)
 
     @property
     def title(self) -> str:
-        """For tables and messages: "error generator"."""
+        """The name for tables and messages: "error generator"."""
         return f"{self.tag} generator"
 
     @property
     def normalises(self) -> bool:
-        """There is a batch norm in it, so that it can't be trained on a single sample."""
+        """Whether it has a batch norm, so that it can't be trained on a single sample."""
         return False
 
     def size(self, row: tuple[int, ...], outputs: int) -> int:
-        """Its parameters, or less, for activations of shape `row` and that many outputs."""
+        """Return its number of parameters, or a lower bound, for activations of shape `row` and so
+        many outputs."""
         return 0
 
 
@@ -124,12 +130,12 @@ class ErrorGenerator(Generator, frozen=True, kw_only=True, tag="error"):
 
     head_learning_rate: Positive = 1e-2  # Adam, own cross-entropy, every batch
     rate: Annotated[float, Meta(gt=0, lt=2)] = 0.03  # normalised LMS step of U; unstable from 2
-    # of feature maps: the classifier sees the means of cells x cells cells a plane
+    # for feature maps: the classifier sees the means of cells x cells cells of each plane
     cells: Count = 4
 
 
 class ZeroGenerator(Generator, frozen=True, kw_only=True, tag="zero"):
-    """Always predicts zero: the control that shows what a generator is worth."""
+    """Always predicts zero: a control that shows what other generators contribute."""
 
 
 class LinearGenerator(Generator, frozen=True, kw_only=True, tag="linear"):
@@ -144,7 +150,7 @@ class LinearGenerator(Generator, frozen=True, kw_only=True, tag="linear"):
 
 
 class LowRankGenerator(Generator, frozen=True, kw_only=True, tag="low_rank"):
-    """The same through `rank` linear units: a fraction of the arithmetic."""
+    """The linear map through `rank` linear units, which needs a fraction of the arithmetic."""
 
     rank: Count = 32
     labels: bool = True
@@ -172,7 +178,8 @@ class MlpGenerator(Generator, frozen=True, kw_only=True, tag="mlp"):
 
 
 class ConvolutionalGenerator(Generator, frozen=True, kw_only=True, tag="convolutional"):
-    """Of feature maps: convolutions of the activation with labels as channels (the DNI paper's)."""
+    """For feature maps: convolutions of the activation with labels as channels (the DNI
+    paper's)."""
 
     maps_only: ClassVar[bool] = True
     hidden: tuple[Count, ...] = (64, 64)  # channels of each hidden layer
@@ -187,7 +194,7 @@ class ConvolutionalGenerator(Generator, frozen=True, kw_only=True, tag="convolut
 
 
 def chain_size(widths: Sequence[int]) -> int:
-    """Weights of dense layers from each width to the next."""
+    """Return the number of weights of dense layers from each width to the next."""
     return sum(a * b for a, b in itertools.pairwise(widths))
 
 

@@ -151,8 +151,7 @@ REFUSALS = [
     ({"slow": {"s1": {"factor": float("inf")}}}, "slow.s1.factor: expected a number of at least "
      "1 and of at most 100000, got inf (numbers must be finite)"),
     ({"links": {"latency": "60s"}}, "links: a latency of 60s and a jitter of 0ms reach "
-     "limits.stuck_s = 60, after which a run that waits is held to stand still; lower them or "
-     "raise that"),
+     "limits.stuck_s = 60, after which a waiting run counts as stuck; lower them or raise that"),
     ({"slow": {"s1": 3}}, "slow.s1: expected a table, got 3"),
     ({"slow": {"s1": {"fcator": 3}}}, "slow.s1: unknown key 'fcator', did you mean 'factor'? "
      "known: factor, pause, chance"),

@@ -97,7 +97,7 @@ def test_the_command_says_which_host_needs_what(
     command.add_arguments(parser)
     assert command.run(parser.parse_args(["new", str(tmp_path / "keys")])) == 0
     out = capsys.readouterr().out
-    assert f"{tmp_path}/keys/coordinator.key: for the coordinator's host alone\n" in out
+    assert f"{tmp_path}/keys/coordinator.key: for the coordinator's host only\n" in out
     assert f"{tmp_path}/keys/worker.key: for each host with workers\n" in out
     keys = load_keys(tmp_path / "keys")
     assert coordinator_pair(keys).secret.decode() not in out

@@ -13,7 +13,7 @@ from asyncdni import config
 from asyncdni import data as datasets
 from asyncdni.config import Copy, RepeatCopy, Trigonometry, Windows
 from asyncdni.data.base import Source
-from asyncdni.data.meta import Meta, Tensor, misfit
+from asyncdni.data.meta import Meta, Tensor, mismatch
 from asyncdni.data.sequences import Sequence, Sequences, describe_windows, one_hot
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.schedules.base import Op, OpKind
@@ -169,7 +169,7 @@ def test_windows_are_described_as_they_are(data: Windows) -> None:
     assert meta.test_samples == size * opened.test_batches(size)
     for dtype in (np.float32, np.float64):
         for tensors in (opened.read(0, 0, size, 1, dtype), opened.read_test(0, size, dtype)):
-            assert misfit(meta, tensors, size, dtype) is None
+            assert mismatch(meta, tensors, size, dtype) is None
             assert tensors["h"].shape == (size, *meta.input_shape)
             assert tensors["h"].dtype == dtype
             assert tensors.keys() == {"h", "y", *meta.context}
@@ -284,7 +284,7 @@ def test_arrays_that_do_not_fit_the_description_are_named(
     data = counting()
     tensors = {**data.read(0, 0, STREAMS, 0, np.float32), **changed}
     tensors = {name: array for name, array in tensors.items() if array is not None}
-    assert misfit(data.meta, tensors, STREAMS, np.float32) == words
+    assert mismatch(data.meta, tensors, STREAMS, np.float32) == words
 
 
 def test_sequences_have_no_arrays_to_load() -> None:

@@ -56,7 +56,7 @@ def by_accusation(office: Office) -> list[Action]:
     return office.hear("a", Accused("b", office.told["b"].incarnation, "b sent nonsense"))
 
 
-def by_misfit(office: Office) -> list[Action]:
+def by_mismatch(office: Office) -> list[Action]:
     return office.hear("b", Start())
 
 
@@ -73,7 +73,7 @@ WAYS = {
     "exit code": (by_exit_code, "WorkerLost"),
     "silence": (by_silence, "WorkerLost"),
     "accusation": (by_accusation, "RemoteProtocolError"),
-    "misfit": (by_misfit, "RemoteProtocolError"),
+    "mismatch": (by_mismatch, "RemoteProtocolError"),
     "nonsense": (by_nonsense, "RemoteProtocolError"),
     "memory": (by_memory, "MemoryError"),
 }

@@ -191,8 +191,8 @@ def test_what_a_guard_decides_is_told_of(design: Design) -> None:
     over = {**GUARD, "time_s": 101.3, "waiting": False, "cosine": 0.125}
     lines = lines_of(design, [*records()[:7], ("guard", GUARD), ("guard", over), *records()[7:]])
     assert lines[1:3] == [
-        "hidden waits for true gradients: its generator's agree by -0.03 only",
-        "hidden goes on with synthetic gradients: they agree by 0.12",
+        "hidden waits for true gradients: its generator disagrees (cosine -0.03)",
+        "hidden goes on with synthetic gradients: its generator agrees (cosine 0.12)",
     ]
     titled = lines_of(design, [*records(), ("guard", GUARD)], "run 1 of 2: synthetic, seed 0")
     assert len(titled) == 2
@@ -281,7 +281,7 @@ def test_what_a_guard_decides_stays_above_the_picture(design: Design) -> None:
         later = ("report", {"time_s": 102.5, **report("hidden", 400)})
         feed(display, design, [*records(), ("guard", GUARD), later])
         assert "waits for true gradients" not in last_frame(written)  # nor was it erased
-    assert written.getvalue().count("hidden waits for true gradients: its generator's") == 1
+    assert written.getvalue().count("hidden waits for true gradients: its generator disagrees") == 1
 
 
 def test_the_picture_says_who_is_missing(design: Design) -> None:

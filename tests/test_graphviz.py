@@ -100,8 +100,8 @@ def test_without_graphviz_the_way_out_is_told(
     ("script", "message"),
     [
         ("echo 'Format: \"png\" not recognized' >&2; exit 1", 'exit code 1: Format: "png" not'),
-        ("exit 3", "exit code 3: it said nothing"),
-        (":", "exit code 0: it said nothing"),
+        ("exit 3", "exit code 3: without a message"),
+        (":", "exit code 0: without a message"),
     ],
     ids=["a reason", "no reason", "no drawing"],
 )

@@ -157,7 +157,7 @@ def test_a_killed_process_that_does_not_go_away_is_not_waited_for(
         patched.setattr(local, "_KILL_S", 0.0)
         launcher.restart("a")
     until(lambda: pid_in(tmp_path / "a.log", 1), "the second process")
-    until(lambda: not launcher.exited() and not launcher._undying, "the end of the first")
+    until(lambda: not launcher.exited() and not launcher._unreaped, "the end of the first")
 
 
 def test_stopping_leaves_no_process_and_no_zombie_whatever_they_ignore(tmp_path: Path) -> None:

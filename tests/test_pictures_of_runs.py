@@ -98,7 +98,7 @@ def test_predictions_say_what_wrong_ones_are(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch, pictures.predictions_picture, given, ["0", "1", "1"], ["0", "0", "1"]
     )
     said = texts(figure)
-    assert "test images and what they were told to be: 2 of 3 right" in said
+    assert "test images and their predicted classes: 2 of 3 right" in said
     assert [text for text in said if len(text) < 10] == ["0", "0, not 1", "1"]
 
 

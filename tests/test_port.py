@@ -186,7 +186,7 @@ def test_many_that_hold_a_part_each_have_one_limit(site: Site, stack: ExitStack)
         one.socket.sendall(frame(3 * MIB))  # less than the longest message
     while sum(one.is_closed() for one in strangers) < 2:
         assert b.receive(0.01) == []
-    assert "bytes that have no end are of it" in b.rejected[0]
+    assert "bytes of unfinished messages" in b.rejected[0]
 
 
 def test_without_a_key_nobody_gets_far(stack: ExitStack) -> None:

@@ -161,12 +161,12 @@ def test_before_a_cold_measurement_s_turns_caches_forget(monkeypatch: pytest.Mon
         return forward(self, *args)
 
     monkeypatch.setattr(Block, "forward", noted)
-    monkeypatch.setattr(measurement, "make_forget", lambda: lambda: calls.append("forget"))
+    monkeypatch.setattr(measurement, "make_cache_flush", lambda: lambda: calls.append("flush"))
     measure(networks.design(networks.chain(2), LOCKED), 1)
-    assert "forget" not in calls
+    assert "flush" not in calls
     calls.clear()
     found = measure(networks.design(networks.chain(2), LOCKED), 1, cold=True)
-    assert all(calls[at - 1] == "forget" for at, call in enumerate(calls) if call == "F")
+    assert all(calls[at - 1] == "flush" for at, call in enumerate(calls) if call == "F")
     assert found.event.count > 0 and found.event.low_s > 0
 
 

@@ -149,7 +149,7 @@ def test_a_run_that_is_over_does_not_fail_by_its_pictures(
 def test_training_leaves_pictures_in_its_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Real processes: the images of Seo's recurrent network with what they were told to be."""
+    """Real processes: the images of Seo's recurrent network with their predicted classes."""
     pytest.importorskip("matplotlib")
     small = ["--set", "run.epochs=2", "--set", "data.examples=10", "--set", "run.split=[2]"]
     out = tmp_path / "run"

@@ -67,7 +67,9 @@ def test_a_run_with_keys_over_tcp_trains_to_its_end(site: Site) -> None:
 
 def test_a_worker_without_a_key_is_refused_with_one_line_and_the_run_goes_on(site: Site) -> None:
     run, address = coordinator(site)
-    worker(site, "top", address, keys=None).finished().refused("keys alone", "--keys DIR")
+    worker(site, "top", address, keys=None).finished().refused(
+        "only workers with keys", "--keys DIR"
+    )
     finish(site, run, address)
 
 
@@ -103,7 +105,7 @@ def test_a_worker_with_keys_does_not_obey_a_coordinator_without(site: Site) -> N
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], ["not of this host alone", "--keys DIR", "--insecure"]),
+        ([], ["can be reached from other hosts", "--keys DIR", "--insecure"]),
         (["--keys", "missing"], ["can't read keys in missing"]),
         (["--keys", "loose"], ["is open to others", "chmod 600"]),
         (["--keys", "swapped"], ["holds keys for 'worker', expected 'coordinator'"]),
@@ -123,7 +125,7 @@ def test_an_address_off_this_host_without_good_keys_is_refused_at_once(
 
 def test_a_worker_calls_no_coordinator_off_this_host_without_keys(site: Site) -> None:
     remote = ("worker", "--stage", "0", "--coordinator", "tcp://192.0.2.1:5555")
-    site.run(*remote).refused("not of this host alone", "--keys DIR", "--insecure")
+    site.run(*remote).refused("can be reached from other hosts", "--keys DIR", "--insecure")
     (site.folder / "keys" / "worker.key").unlink()
     site.run(*remote, "--keys", "keys").refused("no worker.key")
 

@@ -1,6 +1,6 @@
-"""The commands, by name: one module each, imported only when asked for.
+"""The commands by name: one module each, imported only when needed.
 
-A command module has `HELP` (one line), `EXAMPLE` (command lines for --help),
+A command's module has `HELP` (one line), `EXAMPLE` (command lines for --help),
 `add_arguments(parser)` and `run(args) -> int` (the exit code).
 """
 
@@ -21,5 +21,5 @@ COMMANDS = (
     "data",
 )
 
-#: Those that do more than print, and go on when nobody reads what they say.
+#: Commands that do more than print; they go on when nobody reads their output.
 LASTING = ("train", "compare", "coordinator", "worker")

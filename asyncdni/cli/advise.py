@@ -1,4 +1,5 @@
-"""`asyncdni advise`: does decoupling pay on these machines and links, how, and what limits it."""
+"""`asyncdni advise`: predict whether decoupling pays on given machines and links, and what limits
+it."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ __all__ = ["EXAMPLE", "HELP", "add_arguments", "run", "show"]
 _PAYS = 1.1
 _EQUAL = 0.97
 _CAVEAT = (
-    "Predicted from what ops and messages cost on this machine just now: throughput alone, within "
+    "Predicted from what ops and messages cost on this machine just now: throughput only, within "
     "some 15 % of what runs gave where that was checked (benchmarks/scale). Other processors have "
     "other costs. What a schedule does to accuracy is not predicted: `asyncdni compare` measures "
     "it."
@@ -35,9 +36,9 @@ _CAVEAT = (
 
 
 def show(console: Console, setup: Setup, advice: Advice, *, asked: int) -> None:
-    """Print what was predicted: a table, and a verdict in words.
+    """Print the predictions as a table, and a verdict in words.
 
-    `asked`: how many workers there may be; fewer are used where there are fewer stages.
+    `asked` is the number of workers that the user allows; there are never more than stages.
     """
     stages = len(setup.chosen.stages)
     workers = min(asked, stages)
@@ -76,7 +77,7 @@ def _place(setup: Setup, workers: int) -> str:
     return text
 
 
-# --- the table -----------------------------------------------------------------------------------
+# --- table ---------------------------------------------------------------------------------------
 
 
 def _table(advice: Advice) -> Table:
@@ -111,7 +112,7 @@ def _limiting(found: Prediction) -> str:
 
 
 def _split(split: Sequence[int]) -> str:
-    """1 + 1 + 2; many equal ones in a row as 6 x 1."""
+    """Write a split as `1 + 1 + 2`, or as `6 x 1` where many equal sizes follow each other."""
     runs = [(size, len(list(run))) for size, run in itertools.groupby(split)]
     return " + ".join(
         f"{many} x {size}" if many > 2 else " + ".join([str(size)] * many) for size, many in runs
@@ -145,7 +146,7 @@ def _verdict(advice: Advice) -> str:
 
 
 def _described(row: Row) -> str:
-    """synthetic over 4 workers (run.split = [1, 1, 1, 1]; 80,000 samples/s)."""
+    """Describe a row: synthetic over 4 workers (run.split = [1, 1, 1, 1]; 80,000 samples/s)."""
     assert row.prediction is not None
     rate = f"{_rate(row):,.0f} samples/s"
     if row.workers == 1:
@@ -188,22 +189,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser)
     add_conditions(parser)
     parser.add_argument(
-        "--workers", metavar="N", help="at most (default: one for each stage of the network)"
+        "--workers", metavar="N", help="the most workers to use (default: one for each stage)"
     )
-    parser.add_argument("--cores", metavar="C", help="of each host (default: those here)")
+    parser.add_argument("--cores", metavar="C", help="cores of each host (default: those here)")
     parser.add_argument(
         "--hosts",
         metavar="H",
-        help="which the workers share evenly, with slow links between hosts alone (default: one, "
-        "or one for each worker where links are slow)",
+        help="hosts that share the workers evenly, with slow links between hosts only (default: "
+        "one, or one for each worker if links are slow)",
     )
     parser.add_argument(
-        "--batches", metavar="B", default="32", help="to measure the ops on (default: 32)"
+        "--batches", metavar="B", default="32", help="batches to measure ops on (default: 32)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises `ConfigError` and `DataError` before anything is measured."""
+    """Measure, predict and print. Raises `ConfigError` and `DataError` before anything is
+    measured."""
     chosen = experiment.load(args.file, settings(args))
     meta = describe(chosen.data)
     check_priced(make_design(chosen, meta, allow_import=args.allow_import))

@@ -37,7 +37,7 @@ __all__ = [
 
 
 def add_experiment(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """The experiment file and changes to it."""
+    """Add the experiment file, --set and --allow-import."""
     nargs = "?" if optional else None
     parser.add_argument("file", metavar="FILE.toml", nargs=nargs, help="the experiment")
     parser.add_argument(
@@ -55,7 +55,7 @@ def add_experiment(parser: argparse.ArgumentParser, *, optional: bool = False) -
 
 
 def add_init(parser: argparse.ArgumentParser) -> None:
-    """Short for --set run.init=…"""
+    """Add --init, short for --set run.init=…"""
     parser.add_argument(
         "--init",
         metavar="PATH",
@@ -65,9 +65,9 @@ def add_init(parser: argparse.ArgumentParser) -> None:
 
 
 def add_conditions(parser: argparse.ArgumentParser, *, latency: bool = True) -> None:
-    """Slow links and slow workers: short for --set links.latency=… and the like.
+    """Add the flags for slow links and slow workers, short for --set links.latency=… and the like.
 
-    `latency` False leaves --latency to the command, and out of `settings`.
+    With `latency` False the command itself handles --latency, and `settings` leaves it out.
     """
     if latency:
         parser.add_argument(
@@ -89,8 +89,8 @@ def add_conditions(parser: argparse.ArgumentParser, *, latency: bool = True) -> 
 
 
 def settings(args: argparse.Namespace) -> list[str]:
-    """What --set says, and after it what the flags of `add_init` and `add_conditions` say in the
-    same form.
+    """Return the settings of --set, followed by those of the flags of `add_init` and
+    `add_conditions`.
 
     Raises `ConfigError`.
     """
@@ -103,7 +103,7 @@ def settings(args: argparse.Namespace) -> list[str]:
 
 
 def condition_flags(args: argparse.Namespace) -> list[str]:
-    """The flags of `add_conditions` that were given, as words of a command line."""
+    """Return the given flags of `add_conditions` as words of a command line."""
     words = [f"--{flag}={text}" for flag, text in _link_flags(args).items()]
     return words + [f"--slow={text}" for text in args.slow]
 
@@ -121,7 +121,7 @@ def _slow_setting(text: str) -> str:
 
 
 def check_json(path: str | None) -> None:
-    """What --json names, before hours of work and not after. Raises `ConfigError`."""
+    """Check that --json's file can be written, before hours of work. Raises `ConfigError`."""
     if not path or path == "-":
         return
     if not Path(path).absolute().parent.is_dir():
@@ -134,17 +134,16 @@ def check_json(path: str | None) -> None:
 
 @contextmanager
 def new_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder of this run's own: parent/name, or the first of parent/name-2, parent/name-3, …
-    that nobody has. Gone again at the end where nothing has been put into it.
+    """Make a new folder: parent/name, or the first free one of parent/name-2, parent/name-3, …
 
-    Raises `ConfigError` where none can be made.
+    It is removed at the end if it is empty. Raises `ConfigError` if none can be made.
     """
     folder = _make_first_free(parent, name)
     try:
         yield folder
     finally:
         with suppress(OSError):
-            folder.rmdir()  # refused unless empty
+            folder.rmdir()  # fails unless empty
 
 
 def _make_first_free(parent: Path, name: str) -> Path:
@@ -153,10 +152,10 @@ def _make_first_free(parent: Path, name: str) -> Path:
         for number in count(1):
             folder = parent / (name if number == 1 else f"{name}-{number}")
             with suppress(FileExistsError):
-                folder.mkdir()  # by one process alone, however many want it
+                folder.mkdir()  # only one of several processes succeeds
                 return folder
     except FileNotFoundError:
-        raise  # there is no current folder to make it in
+        raise  # the current folder has been removed
     except OSError as error:
         raise ConfigError(
             f"{parent / name}: can't be made: {error.strerror}; name a folder with --out"
@@ -166,7 +165,7 @@ def _make_first_free(parent: Path, name: str) -> Path:
 
 @contextmanager
 def warnings_said() -> Iterator[None]:
-    """What data are warned of meanwhile goes to standard error, a line each."""
+    """Print warnings about data to standard error, one line each."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", DataWarning)
         yield
@@ -174,13 +173,11 @@ def warnings_said() -> Iterator[None]:
         print(f"asyncdni: warning: {one.message}", file=sys.stderr)
 
 
-# --- secure --------------------------------------------------------------------------------------
-#
-# `--keys` and `--insecure`: what keeps strangers away from an address.
+# --- `--keys` and `--insecure` -------------------------------------------------------------------
 
 
 def add_security(parser: argparse.ArgumentParser) -> None:
-    """The two flags."""
+    """Add --keys and --insecure."""
     parser.add_argument(
         "--keys",
         metavar="DIR",
@@ -191,15 +188,15 @@ def add_security(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure",
         action="store_true",
-        help="do without keys: who reaches the address can read and change all that is sent",
+        help="use no keys: anyone who reaches the address can read and change all that is sent",
     )
 
 
 def keys_for(args: argparse.Namespace, *addresses: str) -> Keys | None:
-    """The keys to use at these addresses; None where there are to be none.
+    """Return the keys to use at these addresses; None without keys.
 
-    Raises `ConfigError` for one that other hosts can reach and neither of the flags, and for
-    keys that can't be used.
+    Raises `ConfigError` if an address that other hosts can reach has neither flag, and for keys
+    that can't be used.
     """
     if args.keys and args.insecure:
         raise ConfigError("--keys and --insecure: expected one of them, not both")
@@ -210,19 +207,17 @@ def keys_for(args: argparse.Namespace, *addresses: str) -> Keys | None:
 
 
 def flags(args: argparse.Namespace) -> list[str]:
-    """The same on the command line of a worker of this run, on this host."""
+    """Return the same flags for the command line of a worker on this host."""
     if args.keys:
         return ["--keys", str(Path(args.keys).resolve())]
     return ["--insecure"] if args.insecure else []
 
 
-# --- resume --------------------------------------------------------------------------------------
-#
-# `--resume DIR` in place of an experiment file: a run that goes on.
+# --- `--resume` ----------------------------------------------------------------------------------
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
-    """The flag; the command's FILE.toml must be optional."""
+    """Add --resume, which takes the place of FILE.toml: the command must make that optional."""
     parser.add_argument(
         "--resume",
         metavar="DIR",
@@ -232,7 +227,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_run(args: argparse.Namespace) -> config.Experiment:
-    """The experiment that the flags ask for. Raises `ConfigError`."""
+    """Return the experiment that the flags ask for. Raises `ConfigError`."""
     if (args.file is None) == (args.resume is None):
         raise ConfigError("expected an experiment, FILE.toml, or --resume DIR, and not both")
     seed = getattr(args, "seed", None)
@@ -249,7 +244,7 @@ def chosen_run(args: argparse.Namespace) -> config.Experiment:
 
 
 def complete_line(folder: str, chosen: config.Experiment) -> str:
-    """What is said of a run that needs nothing more."""
+    """Return the line printed for a run that is already complete."""
     epochs = chosen.run.epochs
     return (
         f"the run in {folder} is complete, after {epochs} epochs; --set run.epochs={epochs + 1} "

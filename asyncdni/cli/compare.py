@@ -1,4 +1,4 @@
-"""`asyncdni compare`: the same training by several schedules, and what it comes to."""
+"""`asyncdni compare`: train the same network by several schedules, and compare the results."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_texts,
         default="locked,synthetic",
         metavar="NAME,NAME",
-        help="which to compare with a single process, of locked, gpipe, 1f1b, delayed, local_loss "
-        "and synthetic (default: locked,synthetic)",
+        help="schedules to compare with a single process, of locked, gpipe, 1f1b, delayed, "
+        "local_loss and synthetic (default: locked,synthetic)",
     )
     parser.add_argument(
         "--latencies",
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=2,
         metavar="N",
-        help="runs of each, with seeds counted up from the file's (default: 2)",
+        help="runs of each row, with seeds counted up from the file's (default: 2)",
     )
     _add_rows(parser)
     _add_targets(parser)
@@ -100,12 +100,12 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
         type=_counts,
         default=[],
         metavar="N,N",
-        help="compare with a single process of N BLAS threads too; one with all cores always is",
+        help="compare also with a single process of N BLAS threads; one with all cores always runs",
     )
     parser.add_argument(
         "--zero-control",
         action="store_true",
-        help="run synthetic with generators that always predict zero too, as a control",
+        help="run synthetic also with generators that always predict zero, as a control",
     )
 
 
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         allow_import=args.allow_import,
     )
     check_json(args.json)
-    # With `--json -` standard output belongs to the JSON alone.
+    # With `--json -` standard output is for the JSON only.
     console = Console(stderr=args.json == "-", highlight=False)
     with _new_folder(args) if args.resume is None else _old_folder(args, entries) as folder:
         finished = [] if args.resume is None else finished_runs(folder, entries)
@@ -156,9 +156,9 @@ def _run_all(
     folder: Path,
     console: Console,
 ) -> dict[str, Any]:
-    """Train what is not finished; returns the document of all runs.
+    """Train the unfinished runs; return the document of all runs.
 
-    At any time DIR/compare.json holds the document of the runs so far.
+    Meanwhile DIR/compare.json always holds the document of the runs so far.
     """
     results = list(finished)
     found = _write(entries, results, args.target_accuracy, folder)
@@ -208,7 +208,7 @@ def _report(
         written = write_reports(found, folder)
     except AsyncDNIError:
         raise
-    except Exception as error:  # drawing needs fonts, caches and more of the user's machine
+    except Exception as error:  # drawing needs fonts and caches, which may be missing
         say(console, f"No plots: {type(error).__name__}: {' | '.join(str(error).splitlines())}")
         written = write_reports(found, folder, plots=False)
     if not args.quiet:
@@ -255,13 +255,13 @@ def _counts(text: str) -> list[int]:
 
 
 def _accuracies(text: str) -> list[float]:
-    """Accuracies from 0 to 1, given so or as percent; rising."""
+    """Parse accuracies from 0 to 1, or in percent, and sort them."""
     return sorted({_accuracy(part.strip()) for part in text.split(",")})
 
 
 def _accuracy(text: str) -> float:
     try:
-        # Decimal, so that 97.4% is the same number as 0.974, and as 9740 right out of 10,000.
+        # Decimal, so that 97.4% equals 0.974 and 9740 of 10,000 exactly.
         found = float(Decimal(text[:-1]) / 100 if text.endswith("%") else Decimal(text))
     except InvalidOperation:
         found = 0.0
@@ -301,7 +301,7 @@ def _check_empty(folder: Path) -> None:
 @contextmanager
 def _old_folder(args: argparse.Namespace, entries: Sequence[Entry]) -> Iterator[Path]:
     folder = _resumed_folder(args)
-    finished_runs(folder, entries)  # raises `ConfigError` for what is no folder of this comparison
+    finished_runs(folder, entries)  # raises `ConfigError` if it is not of this comparison
     with locked(folder):
         yield folder
 

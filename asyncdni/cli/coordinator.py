@@ -1,4 +1,4 @@
-"""`asyncdni coordinator`: wait for workers that are started by hand, on any hosts, and train."""
+"""`asyncdni coordinator`: train with workers that users start by hand, on any hosts."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bind", required=True, metavar="ADDRESS", help="tcp://HOST:PORT or ipc://"
     )
     add_security(parser)
-    parser.add_argument("--schedule", metavar="NAME", help="instead of the file's")
+    parser.add_argument("--schedule", metavar="NAME", help="schedule, in place of the file's")
     add_conditions(parser)
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="run folder; each worker writes its weights to this path on its own host, so that "
-        "over several hosts it must be a shared folder, or the weights copied here by hand: the "
-        "run ends with an error that names those missing (default: nothing is written, so that a "
-        "worker that dies ends the run)",
+        help="run folder; each worker writes its weights to this path on its own host, so over "
+        "several hosts it should be a shared folder; otherwise the run ends with an error that "
+        "names the weights to copy here by hand (default: nothing is written, and a worker's death "
+        "ends the run)",
     )
     add_init(parser)
     add_resume(parser)

@@ -1,4 +1,4 @@
-"""`asyncdni data NAME`: fetch a data set that is too large to be part of the package."""
+"""`asyncdni data NAME`: download a data set that is too large for the package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetches what is not there yet, or not right; raises `DataError` if that fails."""
+    """Download the files that are missing or damaged; raises `DataError` if that fails."""
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(
@@ -63,7 +63,7 @@ def _fetch_mnist(folder: Path, bars: Progress) -> None:
             _say(bars, f"{path}: already there, and right")
             continue
         mirror = download.fetch(file, folder, mirrors, _progress(bars, file.name))
-        # What has just worked goes first: a mirror that hangs then costs its timeout only once.
+        # The mirror that worked last comes first, so that one that hangs costs its timeout once.
         mirrors.remove(mirror)
         mirrors.insert(0, mirror)
         _say(bars, f"{folder / file.name}.gz: fetched from {mirror}")

@@ -1,8 +1,7 @@
-"""What a run shows while it goes on: a picture on a terminal, plain lines anywhere else.
+"""Show the progress of a run: a picture on a terminal, plain lines anywhere else.
 
-Displays observe the records of the run. Everything is drawn from within their calls, a few times a
-second at most, so that no thread of the display competes with the workers. Times are those of the
-records.
+Displays observe the run's records. They draw only while they handle one, a few times a second at
+most, so that no thread of the display competes with the workers. Times come from the records.
 """
 
 from __future__ import annotations
@@ -44,15 +43,15 @@ __all__ = [
     "undone",
 ]
 
-#: Behind the seed of a run whose weights depend on when messages arrive: see docs/schedules.md.
+#: Follows the seed if the weights also depend on when messages arrive: see docs/schedules.md.
 NO_REPEAT = " (not repeatable)"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come."""
+    """The progress of a run."""
 
-    epoch: float  # samples that went through all stages, or were skipped on the way, in epochs
+    epoch: float  # samples that all stages have processed or skipped, in epochs
     epochs: int
     samples_per_s: float | None  # since the start, evaluations left out
     left_s: float | None  # until the end, evaluations included
@@ -66,7 +65,7 @@ class Progress:
 
 
 def measure(design: Design, recorder: Recorder, elapsed_s: float) -> Progress:
-    """How far the run has come, `elapsed_s` seconds of wall time after the start of training."""
+    """Compute the progress `elapsed_s` seconds of wall time after the start of training."""
     train_samples, epochs = design.meta.train_samples, design.experiment.run.epochs
     slowest = min(recorder.reports.values(), key=_passed, default={})
     samples, wall_s = _passed(slowest), slowest.get("wall_s") or 0.0
@@ -88,17 +87,18 @@ def _samples(report: Mapping[str, Any]) -> int:
 
 
 def _passed(report: Mapping[str, Any]) -> float:
-    """Samples that a stage is done with: its own, and those of batches that never arrived."""
+    """Count the samples that a stage is done with: processed, or in batches that never arrived."""
     samples, batches = _samples(report), report.get("batches") or 0
     missed = report.get("missed") or 0
     return samples * (1 + missed / batches) if batches else 0.0
 
 
-# --- one line ------------------------------------------------------------------------------------
+# --- lines ---------------------------------------------------------------------------------------
 
 
 def facts(design: Design) -> str:
-    """`locked, 4 workers, 10 epochs of 10,000 samples, seed 0`, and whether the seed repeats it."""
+    """Describe a run: `locked, 4 workers, 10 epochs of 10,000 samples, seed 0`, and whether it is
+    repeatable."""
     run, workers = design.experiment.run, len(design.plan.groups)
     schedule = design.experiment.schedule.__struct_config__.tag
     return ", ".join(
@@ -112,14 +112,16 @@ def facts(design: Design) -> str:
 
 
 def score(accuracy: float | None, loss: float | None) -> str:
-    """`test accuracy 97.20 %`, or the loss where nothing is right or wrong; may be empty."""
+    """Return `test accuracy 97.20 %`, or the test loss where there is no accuracy; empty without
+    either."""
     if accuracy is not None:
         return f"test accuracy {100 * accuracy:.2f} %"
     return "" if loss is None else f"test loss {loss:.4g}"
 
 
 def outcome(summary: Mapping[str, Any]) -> str:
-    """`test accuracy 97.20 %, 66,120 samples/s, 15.1 s`, the time being that of training."""
+    """Return `test accuracy 97.20 %, 66,120 samples/s, 15.1 s`, where the time is that of
+    training."""
     speed = summary["samples_per_s"]
     parts = (
         score(summary["test_accuracy"], summary["test_loss"]) or "no test set",
@@ -130,7 +132,7 @@ def outcome(summary: Mapping[str, Any]) -> str:
 
 
 def _progress_line(progress: Progress) -> str:
-    """`epoch 3.2 of 10, loss 0.1234, 67,475 samples/s, 0:12 left`."""
+    """Return `epoch 3.2 of 10, loss 0.1234, 67,475 samples/s, 0:12 left`."""
     parts = [f"epoch {progress.epoch:.1f} of {progress.epochs}"]
     if progress.train_loss is not None:
         parts.append(f"loss {progress.train_loss:.4f}")
@@ -142,27 +144,27 @@ def _progress_line(progress: Progress) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0:07`, `12:30`, `3:05:00`."""
+    """Format seconds as `0:07`, `12:30` or `3:05:00`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _guard_line(values: Mapping[str, Any]) -> str:
-    """What the guard of a stage has decided: `hidden1 waits for true gradients: …`."""
-    agree = "" if values.get("cosine") is None else f" by {values['cosine']:.2f}"
+    """Describe the decision of a stage's guard: `hidden1 waits for true gradients: …`."""
+    cosine = "" if values.get("cosine") is None else f" (cosine {values['cosine']:.2f})"
     if values["waiting"]:
-        return f"{values['stage']} waits for true gradients: its generator's agree{agree} only"
-    return f"{values['stage']} goes on with synthetic gradients: they agree{agree}"
+        return f"{values['stage']} waits for true gradients: its generator disagrees{cosine}"
+    return f"{values['stage']} goes on with synthetic gradients: its generator agrees{cosine}"
 
 
-# --- the picture ---------------------------------------------------------------------------------
+# --- picture -------------------------------------------------------------------------------------
 
 
 def frame(
     head: Sequence[str], progress: Progress, reports: Mapping[str, Mapping[str, Any]]
 ) -> Group:
-    """The whole picture of a run under way, which is redrawn again and again."""
+    """Make the picture of a run under way; it is redrawn again and again."""
     bar = Table.grid(padding=(0, 2), expand=True)
     bar.add_column(no_wrap=True)
     bar.add_column(ratio=1)
@@ -188,7 +190,7 @@ def _figures(progress: Progress) -> str:
     return "   ".join(part for part in parts if part)
 
 
-#: Columns of the stages' table, by field of their counters.
+#: Columns of the stages' table, by name of the counter.
 _COLUMNS = {
     "batches": Form("batches"),
     "updates": Form("updates"),
@@ -208,13 +210,13 @@ _WHERE_ANY = ("dropped", "skipped", "missed", "target_cosine", "state")
 
 
 def stage_table(stages: Sequence[Mapping[str, Any]], extra: Iterable[str] = ()) -> Table:
-    """A row for each stage, from its report or its entry in the summary.
+    """Make a table with a row for each stage, from its report or its entry in the summary.
 
     Staleness is the mean age of a gradient in updates, agreement the mean cosine of synthetic and
-    true gradient. `extra` may name the columns queue and cpu_s. Only where a stage has any there
-    are columns for batches that were given up (dropped), not sent on (skipped) or never arrived
-    (missed), for the agreement with targets that are synthetic themselves, and for the state of a
-    stage (it waits for true gradients, it was made slow).
+    true gradient. `extra` may name the columns queue and cpu_s. Further columns appear only if some
+    stage needs them: batches given up (dropped), not sent on (skipped) or never received (missed);
+    agreement with targets that are synthetic themselves; and a stage's state (it waits for true
+    gradients, it was made slow).
     """
     rows = [{**stage, "state": _state(stage)} for stage in stages]
     hidden = set(_OPTIONAL) - set(extra)
@@ -235,7 +237,7 @@ def stage_table(stages: Sequence[Mapping[str, Any]], extra: Iterable[str] = ()) 
 
 
 def _state(stage: Mapping[str, Any]) -> str:
-    """`waits`, `slow`, both or neither."""
+    """Return `waits`, `slow`, both or neither."""
     waits = "waits" if stage.get("waiting") else ""
     return " ".join(filter(None, (waits, "slow" if stage.get("slowed_s") else "")))
 
@@ -244,8 +246,10 @@ def _state(stage: Mapping[str, Any]) -> str:
 
 
 def incident_line(kind: str, values: Mapping[str, Any]) -> str | None:
-    """One line for a record of an incident (a death, a restart, a stop by the user, and what was
-    done about it); None for all other records."""
+    """Describe a record of an incident in one line; None for all other records.
+
+    Incidents are deaths, restarts, stops by the user, and what was done about them.
+    """
     match kind:
         case "lost" | "stuck":
             return f"{kind}: {values['text']}"
@@ -282,11 +286,12 @@ def incident_line(kind: str, values: Mapping[str, Any]) -> str | None:
 
 
 def _round(values: Mapping[str, Any]) -> str | None:
-    """All workers join anew; where they go back together, also how many updates go with that."""
+    """Describe a round, in which all workers join again, and how many updates are lost if they go
+    back."""
     updates = sum(values.get("lost_updates", {}).values())
     words = []
-    if updates > 0 and values["restore"] != "keep":  # otherwise the record `back` tells it
-        words.append(f"of all workers together {undone(updates, values)}")
+    if updates > 0 and values["restore"] != "keep":  # with "keep" the record `back` says it
+        words.append(f"all workers together: {undone(updates, values)}")
     if values["incarnation"] > 1:  # otherwise all join for the first time
         start = f"all join again at batch {values['start']:,}"
         words.insert(0, f"{start}, {_from(values['restore'])}")
@@ -294,16 +299,17 @@ def _round(values: Mapping[str, Any]) -> str | None:
 
 
 def undone(updates: int, values: Mapping[str, Any]) -> str:
-    """`300 updates lost`, or `to be done again`, as a record `back` or `round` says."""
+    """Return `300 updates lost` or `300 updates to be done again`, for a record `back` or
+    `round`."""
     noun = "update" if updates == 1 else "updates"
     return f"{updates:,} {noun} {'to be done again' if values.get('again') else 'lost'}"
 
 
 def _from(restore: str) -> str:
-    """Where the workers' state comes from: see `messages.Rejoin`."""
+    """Describe where the workers' state comes from: see `messages.Rejoin`."""
     match restore:
         case "keep":
-            return "each with the state that it has"
+            return "each with its present state"
         case "initial":
             return "from the initial weights"
         case "snapshots":
@@ -316,7 +322,7 @@ def _from(restore: str) -> str:
 
 _DRAW_EVERY_S = 0.25
 _LINE_EVERY_S = 10.0
-#: Kinds of records that are rare and may be followed by a long silence: drawn at once.
+#: Kinds of records that are drawn at once: they are rare, and a long silence may follow.
 _AT_ONCE = frozenset({"bound", "joined", "refused", "rejected", "start"})
 
 
@@ -328,13 +334,13 @@ class Display(AbstractContextManager["Display", None], Protocol):
     ) -> None: ...
 
     def finish(self, summary: Mapping[str, Any], folder: Path | None) -> None:
-        """Show what the run came to, now that it is over."""
+        """Show the result of the run, which has ended."""
 
 
 def make_display(quiet: bool, console: Console | None = None, title: str = "") -> Display:
-    """A picture where `console` (default: standard output) is a terminal, else plain lines.
+    """Make a picture if `console` (default: standard output) is a terminal, else plain lines.
 
-    `title` says which one of several runs this is; each of those leaves one line behind.
+    `title` names one of several runs; each of them leaves one line behind.
     """
     if quiet:
         return Quiet()
@@ -360,7 +366,7 @@ class Quiet(AbstractContextManager["Quiet", None]):
 
 
 class _Gathering:
-    """Which workers are still missing, and how to start them where the user has to."""
+    """Knows which workers are still missing, and prints how to start them if the user has to."""
 
     def __init__(self, console: Console) -> None:
         self.by_hand = False
@@ -400,11 +406,11 @@ class _Gathering:
 
 
 class Lines(AbstractContextManager["Lines", None]):
-    """Shows plain lines: start, evaluations, guards, incidents, progress now and then, end."""
+    """Prints plain lines: start, evaluations, guards, incidents, progress now and then, end."""
 
     def __init__(self, console: Console, title: str = "") -> None:
-        """`title` says which one of several runs this is: it begins each line, and evaluations and
-        guards are left out."""
+        """`title` names one of several runs: it begins each line, and evaluations and guards are
+        left out."""
         self._console = console
         self._title = title
         self._gathering = _Gathering(console)
@@ -443,10 +449,10 @@ class Lines(AbstractContextManager["Lines", None]):
 
 
 class Picture(AbstractContextManager["Picture", None]):
-    """Shows a picture on a terminal, redrawn in place; it stays there only after a failure."""
+    """Shows a picture on a terminal, redrawn in place; it remains there only after a failure."""
 
     def __init__(self, console: Console, title: str = "") -> None:
-        """`title` says which one of several runs this is."""
+        """`title` names one of several runs."""
         self._console = console
         self._title = title
         self._gathering = _Gathering(console)
@@ -496,13 +502,14 @@ class Picture(AbstractContextManager["Picture", None]):
 
 
 def say(console: Console, line: str, title: str = "") -> None:
-    """Print a line as it is, behind a title if any: not wrapped, so that it can be copied."""
+    """Print a line, after the title if there is one. It is not wrapped, so that it can be
+    copied."""
     text = f"{title}: {line}" if title else line
     console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def _line(kind: str, values: Mapping[str, Any], title: str) -> str | None:
-    """What a record of a guard or an incident says; guards are left out of one of several runs."""
+    """Describe a record of a guard or an incident; one of several runs leaves guards out."""
     return _guard_line(values) if kind == "guard" and not title else incident_line(kind, values)
 
 

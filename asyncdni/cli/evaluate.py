@@ -1,4 +1,4 @@
-"""`asyncdni evaluate`: a trained network on its test set."""
+"""`asyncdni evaluate`: evaluate a trained network on its test set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`asyncdni graph`: the network of an experiment as tables, and drawn by Graphviz."""
+"""`asyncdni graph`: show the network of an experiment as tables, and draw it with Graphviz."""
 
 from __future__ import annotations
 

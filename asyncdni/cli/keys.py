@@ -1,4 +1,4 @@
-"""`asyncdni keys`: make the keys that let processes on several hosts take part in a run."""
+"""`asyncdni keys`: make the keys for a run over several hosts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Makes both files and says which host needs which; raises `ConfigError`."""
+    """Make both files and print which host needs which; raises `ConfigError`."""
     folder = Path(args.folder)
     coordinator, worker = new_keys(folder)
-    print(f"{coordinator}: for the coordinator's host alone")
+    print(f"{coordinator}: for the coordinator's host only")
     print(f"{worker}: for each host with workers")
     print(f"copy them over ssh (scp -rp {folder} HOST:), then give every process --keys {folder}")
     return 0

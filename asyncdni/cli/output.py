@@ -1,8 +1,8 @@
-"""Standard output and standard error as commands see them: whoever reads them may go away.
+"""Standard output and standard error that survive the loss of their reader.
 
-A reader that ends (`| head`), a terminal that is gone, a full disk, a closed descriptor: none of it
-ends a command that does something besides printing. It goes on, and says so once on standard error
-if anybody can read that. A command that prints and does nothing else has no reason to.
+The reader may end (`| head`), the terminal may close, the disk may be full, the descriptor may be
+closed. A command that does more than print goes on, after one line on standard error if that still
+works. A command that only prints ends.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["Output", "ReaderGone", "open_standard_files", "outputs"]
 
 
 class ReaderGone(Exception):
-    """Nobody reads what this command prints, and it does nothing else."""
+    """Nobody reads the output of a command that only prints."""
 
 
 class Output:
-    """A text file that can be written to whatever becomes of it."""
+    """A text file; writing to it may go on after it has failed."""
 
     def __init__(self, file: TextIO | None, name: str, *, goes_on: bool) -> None:
-        """`file` None: closed from the start. Without `goes_on` writing raises `ReaderGone`, and
-        `AsyncDNIError` for all else that the system says."""
+        """`file` is None if it was closed from the start. Unless `goes_on`, writing raises
+        `ReaderGone` if the reader has gone, and `AsyncDNIError` for other failures."""
         self.goes_on = goes_on
         self.lost = file is None
         self._file = file
@@ -64,7 +64,7 @@ class Output:
         self.lost = True
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         with contextlib.suppress(OSError, ValueError, AttributeError):  # some have no descriptor
-            # What is left in its buffer must not fail once more when Python ends.
+            # Python flushes the buffer when it ends; that must not fail again.
             sink = os.open(os.devnull, os.O_WRONLY)
             os.dup2(sink, self._file.fileno() if self._file is not None else sink)
             os.close(sink)
@@ -79,13 +79,13 @@ class Output:
 
 
 def _spelled_out(text: str, encoding: str) -> str:
-    """What this encoding lacks as escapes."""
+    """Replace characters that this encoding lacks by escapes."""
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @contextmanager
 def outputs() -> Iterator[Output]:
-    """Put both in place of `sys.stdout`, which is returned, and `sys.stderr`."""
+    """Replace `sys.stdout`, which is yielded, and `sys.stderr`."""
     before = sys.stdout, sys.stderr
     sys.stderr = Output(sys.stderr, "", goes_on=True)
     sys.stdout = out = Output(sys.stdout, "standard output", goes_on=False)
@@ -96,10 +96,10 @@ def outputs() -> Iterator[Output]:
 
 
 def open_standard_files() -> None:
-    """See that no file of a run gets the number of one that is closed (`>&-`), where whoever still
-    writes to it would write."""
+    """Open standard descriptors that are closed (`>&-`). Otherwise a file of the run would get such
+    a number, and receive what is written to standard output or error."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # the system gives it the lowest free number

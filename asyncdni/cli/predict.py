@@ -1,4 +1,4 @@
-"""`asyncdni predict`: outputs of a trained network for inputs in a file."""
+"""`asyncdni predict`: compute a trained network's outputs for the inputs in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`asyncdni profile`: what each op of each stage costs here, and what speed that allows."""
+"""`asyncdni profile`: measure what each op of each stage costs here, and what speed that allows."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from asyncdni.store.tensors import write_atomically
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run", "show"]
 
 _US = 1e6
-#: Columns of the table in the order of training, and their headings where they differ.
+#: Columns of the table in the order of training, and headings that differ from their names.
 _OPS = ("R", "F", "P", "B", SENDING, "b", "W", "U", "T", "C")
 _HEADINGS = {SENDING: "B+send"}
-#: Ceilings as near as this to each other are the same.
+#: Ceilings that differ by less than this share count as equal.
 _NEAR = 0.99
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:
-    """Print three tables, and in words what follows from them.
+    """Print three tables, and conclusions in words.
 
-    `found` is what `profiling.report.document` gives.
+    `found` is the result of `profiling.report.document`.
     """
     micro = "us" if console.options.ascii_only else "µs"
     say_wrapped(console, f"CPU time of each op on a batch of {found['batch_size']}, in {micro}:")
@@ -60,7 +60,8 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _ops_table(found: Mapping[str, Any]) -> Table:
-    """A row for each stage: its ops, and what a batch costs a worker that has this stage alone."""
+    """Make a table with a row for each stage: its ops, and the cost of a batch if a worker has this
+    stage only."""
     stages = found["stages"]
     used = [one for one in _OPS if any(one in stage["ops"] for stage in stages)]
     schedules = list(stages[0]["batch_s"])
@@ -75,7 +76,8 @@ def _ops_table(found: Mapping[str, Any]) -> Table:
 
 
 def _messages_table(found: Mapping[str, Any]) -> Table:
-    """A row for each node; all its consumers get the same tensors and give back as much."""
+    """Make a table with a row for each node; all its consumers receive the same tensors and return
+    as many bytes."""
     down, back = _by(found["edges"], "activation", "sender"), _by(found["edges"], "gradient", "to")
     parameters = {stage["name"]: stage["parameters"] for stage in found["stages"]}
     table = plain_table("stage", ["parameters", "activation", "gradient back"], fold=True)
@@ -90,7 +92,7 @@ def _by(edges: Sequence[Mapping[str, Any]], kind: str, end: str) -> dict[str, Ma
 
 
 def _splits_table(found: Mapping[str, Any], micro: str) -> Table:
-    """A row for each number of workers: the best split over them."""
+    """Make a table with a row for each number of workers: the best split over them."""
     schedules = list(found["given"]["schedules"])
     table = plain_table("best split", ["workers", f"slowest, {micro}", *schedules], fold=True)
     for split in found["splits"]:
@@ -136,7 +138,7 @@ def _notes(found: Mapping[str, Any]) -> str:
 
 
 def _spread(stages: Sequence[Mapping[str, Any]]) -> str:
-    """How far apart the quartiles of the measurements are."""
+    """Describe how far apart the quartiles of the measurements are."""
     shares = [
         ((one["high_s"] - one["low_s"]) / one["median_s"], f"{letter} of {stage['name']}")
         for stage in stages
@@ -151,7 +153,7 @@ def _spread(stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _verdict(found: Mapping[str, Any], micro: str) -> list[str]:
-    """What the experiment's own split allows, and which one to take instead."""
+    """Describe what the experiment's own split allows, and which one to take instead."""
     single, given = found["single"], found["given"]
     lines = [
         f"\nsingle (one process, one thread): {_us(single['batch_s'])} {micro} a batch, at most "
@@ -172,14 +174,15 @@ def _verdict(found: Mapping[str, Any], micro: str) -> list[str]:
 
 
 def _fewest(splits: Sequence[Mapping[str, Any]], name: str) -> str:
-    """The split over the fewest workers: more of them would only send more messages."""
+    """Describe the best split over the fewest workers: more of them would only send more
+    messages."""
     rates = [split["schedules"][name]["samples_per_s"] for split in splits]
     first = next(one for one, rate in zip(splits, rates, strict=True) if rate >= _NEAR * max(rates))
     return f"For the highest ceiling of {name} above, take run.split = {first['split']}."
 
 
 def _limits(name: str, one: Mapping[str, Any], count: int, micro: str) -> str:
-    """What limits a schedule, that is, what a faster run would need more of."""
+    """Describe what limits a schedule: what a faster run would need more of."""
     needs = f"{one['slowest']} with {_us(one['worker_s'][one['slowest']])} {micro} a batch"
     if one["limit"] == "worker":
         return f"The slowest worker limits it: {needs}."
@@ -239,7 +242,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises `ConfigError` and `DataError` before anything is measured."""
+    """Measure and print. Raises `ConfigError` and `DataError` before anything is measured."""
     chosen = experiment.load(args.file, args.set)
     design = make_design(chosen, describe(chosen.data), allow_import=args.allow_import)
     workers = _workers(args.workers, len(design.network.nodes))
@@ -247,9 +250,9 @@ def run(args: argparse.Namespace) -> int:
     measured = measure(design, args.batches)
     found = document(design, measured, cores=args.cores or cores(), workers=workers)
     text = json.dumps(found, indent=2) + "\n"
-    if args.json and args.json != "-":  # first: whoever reads the tables may not read to their end
+    if args.json and args.json != "-":  # before printing, which fails if the reader goes away
         write_atomically(Path(args.json), text.encode())
-    # With `--json -` standard output belongs to the JSON alone.
+    # With `--json -` standard output is for the JSON only.
     show(Console(stderr=args.json == "-", highlight=False), found)
     if args.json == "-":
         sys.stdout.write(text)

@@ -1,4 +1,4 @@
-"""`asyncdni sample`: what a trained network makes by itself."""
+"""`asyncdni sample`: print or draw what a trained network generates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXAMPLE = """\
   asyncdni sample runs/trigonometry-locked --length 100
   asyncdni sample runs/vae-locked --count 64 --out pictures"""
 
-#: Flags by what they belong to, and what they mean where they are not given.
+#: For each kind of run, its flags and their defaults.
 _FLAGS: dict[str, dict[str, Any]] = {
     "a text": {"length": 500, "prompt": "", "temperature": 1.0, "seed": 0},
     "a curve": {"length": 100},
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a run folder")
     parser.add_argument("--weights", choices=("final", "best"), default="final")
     parser.add_argument(
-        "--length", type=int, metavar="N", help="characters (default: 500), or points (100)"
+        "--length", type=int, metavar="N", help="how many characters (500) or points (100)"
     )
     parser.add_argument(
         "--prompt", metavar="TEXT", help="what the text begins with (default: the end of a line)"
@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="of the draw of each character; 0: always the likeliest (default: 1)",
     )
-    parser.add_argument("--count", type=int, metavar="N", help="images (default: 60)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of what is drawn (default: 0)")
+    parser.add_argument("--count", type=int, metavar="N", help="how many images (default: 60)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of random draws (default: 0)")
     parser.add_argument(
         "--out", metavar="FOLDER", help="where pictures and tables go (default: DIR)"
     )
@@ -110,7 +110,8 @@ def _images(trained: Result, args: argparse.Namespace, out: Path) -> None:
 
 
 def _flags(args: argparse.Namespace, kind: str) -> dict[str, Any]:
-    """Of this kind, defaults filled in. Raises `ConfigError` for those of another."""
+    """Return the flags of this kind of run, with defaults. Raises `ConfigError` for those of
+    another."""
     own = _FLAGS[kind]
     for flag in dict.fromkeys(flag for flags in _FLAGS.values() for flag in flags):
         if flag not in own and getattr(args, flag) is not None:

@@ -1,4 +1,4 @@
-"""`asyncdni simulate`: schedules in virtual time, as timelines and in numbers."""
+"""`asyncdni simulate`: run schedules in virtual time, and show timelines and numbers."""
 
 from __future__ import annotations
 
@@ -25,26 +25,24 @@ __all__ = [
     "HELP",
     "Totals",
     "add_arguments",
-    "happened",
+    "incident_lines",
     "is_due_to_disk",
     "run",
     "totals_table",
 ]
 
-# --- simulated faults ----------------------------------------------------------------------------
-#
-# What has gone wrong in simulated runs, and what it has cost, as text.
+# --- faults --------------------------------------------------------------------------------------
 
 
 def is_due_to_disk(result: Result) -> bool:
-    """The run has failed because the disk was full: no run can do without its checkpoints."""
+    """Tell whether the run failed because of a full disk: a run can't go on without checkpoints."""
     failure = result.failure
     full = "failed save" in result.fault_counts
     return full and failure is not None and failure.kind == CheckpointError.__name__
 
 
-def happened(result: Result) -> Iterator[str]:
-    """A line a fault, a death, a return, a standstill."""
+def incident_lines(result: Result) -> Iterator[str]:
+    """Yield a line for each fault, death, return and halt."""
     if not result.fault_counts:
         yield f"faults: none, for the run was over after {result.virtual_s:.3f} s"
         return
@@ -85,7 +83,7 @@ class Totals:
 
 
 def totals_table(totals: Mapping[str, Totals]) -> list[str]:
-    """A line a schedule, and below it what has gone wrong."""
+    """Return a line for each schedule, and below it its faults."""
     lines = []
     for name, one in totals.items():
         cost = one.cost.summary()
@@ -125,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="may be given several times (default: locked and the file's)",
     )
     parser.add_argument(
-        "--seed", metavar="N", help="of the run and of all that varies in it (default: the file's)"
+        "--seed", metavar="N", help="seed of the run and all its variation (default: the file's)"
     )
     parser.add_argument("--maths", action="store_true", help="train for real, with test scores")
     add_conditions(parser)
@@ -134,8 +132,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vary",
         metavar="SHARE",
         default="0",
-        help="ops, and the 100 us that a message takes anyway, take up to this share less or more "
-        "time (default: 0)",
+        help="ops, and the 100 us of every message, take up to this share less or more time "
+        "(default: 0)",
     )
     parser.add_argument("--batches", metavar="N", default="3", help="how many to draw (default: 3)")
     parser.add_argument(
@@ -147,12 +145,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs",
         metavar="N",
-        help="so many runs from --seed on, added up; the first failure ends it",
+        help="simulate so many runs, with seeds from --seed on, and add them up; stop at the first "
+        "failure",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulates each schedule and prints timelines and a table; raises the first failure."""
+    """Simulate each schedule, and print timelines and a table; raises the first failure."""
     vary, batches = _share("--vary", args.vary), _whole("--batches", args.batches)
     faults = parse_faults(args.faults) if args.faults is not None else None
     chosen = experiment.load(args.file, settings(args), seed=_seed(args.seed))
@@ -165,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
         design = _design(args, name)
         results[name] = _simulate(args, name, design, vary, faults)
         lines = timeline(results[name].ops, batches=batches)
-        fault_lines = happened(results[name]) if faults is not None else ()
+        fault_lines = incident_lines(results[name]) if faults is not None else ()
         for line in [name, *lines, *fault_lines, ""]:
             print(line)
     print(LEGEND, end="\n\n")
@@ -199,8 +198,8 @@ def _design(args: argparse.Namespace, schedule: str) -> Design:
 def _simulate(
     args: argparse.Namespace, schedule: str, design: Design, vary: float, faults: Faults | None
 ) -> Result:
-    """Raises what the run failed at, with the command that replays it; but not where the fault was
-    one that ends a run."""
+    """Simulate one run. Raises what it failed at, with the command that replays it, unless the
+    fault was one that ends every run."""
     seed = design.experiment.run.seed
     costs, links = Costs(jitter=vary), Links(jitter=vary)
     try:
@@ -228,11 +227,11 @@ def _command(args: argparse.Namespace, schedule: str, seed: int) -> str:
     return shlex.join(words)
 
 
-# --- the table -----------------------------------------------------------------------------------
+# --- table ---------------------------------------------------------------------------------------
 
 
 def _table(results: dict[str, Result], *, maths: bool) -> list[str]:
-    """A line a schedule. Times are virtual: only ratios mean something outside."""
+    """Return a line for each schedule. Times are virtual: only their ratios mean anything."""
     head = ["schedule", "samples/s", "x locked", "busy %", "staleness (max)"]
     rows = [head + ["accuracy"] * maths]
     locked = results.get("locked")
@@ -252,7 +251,7 @@ def _speed_up(result: Result, locked: Result | None) -> str:
 
 
 def _busy(shares: Sequence[float]) -> str:
-    """Worker by worker; of many, the least and the most."""
+    """Return the busy share of each worker; of many workers the least and the most."""
     percent = [f"{100 * share:.0f}" for share in shares]
     if len(percent) <= _MAX_LISTED:
         return " ".join(percent)
@@ -260,7 +259,7 @@ def _busy(shares: Sequence[float]) -> str:
 
 
 def _staleness(result: Result) -> str:
-    """Of the worker whose gradients are oldest, in its updates."""
+    """Return the staleness of the worker with the oldest gradients, in its updates."""
     means = [float(own["staleness_mean"] or 0.0) for own in result.counters.values()]
     oldest = [int(own["staleness_max"] or 0) for own in result.counters.values()]
     return f"{max(means):.1f} ({max(oldest)})"
@@ -299,5 +298,5 @@ def _seed(text: str | None) -> int | None:
 
 
 def _is_number(text: str) -> bool:
-    """Whole, from 0, and of no more digits than a seed may have."""
+    """Tell whether the text is a whole number from 0, with no more digits than a seed may have."""
     return text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX

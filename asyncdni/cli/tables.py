@@ -1,4 +1,4 @@
-"""Tables on a terminal, with rich: the look of all of them, and those of a comparison."""
+"""Tables on a terminal, made with rich: their common look, and the tables of a comparison."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from asyncdni.report.verdict import BASELINES, SINGLE
 
 __all__ = ["make_tables", "notes", "plain_table", "say_wrapped"]
 
-#: From this width on an interval stands beside its mean, not below it.
+#: Consoles of at least this width show an interval beside its mean, narrower ones below it.
 _WIDE = 100
-#: Beside so many columns of ratios there is room for others.
+#: The most columns of ratios that fit beside other columns.
 _RATIOS_MAX = 2
-#: Columns of latencies that fit beside the names, by the characters that each takes.
+#: How many columns of latencies fit beside the names, by the width of each in characters.
 _NAME, _COLUMN = 17, 12
 
 Cells = Mapping[str, Sequence[str]]  # of each column, by heading
 
 
 def plain_table(first: str, headings: Iterable[str] = (), *, fold: bool = False) -> Table:
-    """A table without lines: a column of words, which may `fold`, and columns of numbers."""
+    """Make a table without lines: a column of words, which may `fold`, and columns of numbers."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     table.add_column(first, no_wrap=not fold, overflow="fold" if fold else "ellipsis")
     for heading in headings:
@@ -48,7 +48,7 @@ def plain_table(first: str, headings: Iterable[str] = (), *, fold: bool = False)
 
 
 def say_wrapped(console: Console, text: str) -> None:
-    """Print words as they are, in lines as long as the console is wide."""
+    """Print a text, wrapped to the width of the console."""
     console.print(text, markup=False)
 
 
@@ -59,13 +59,13 @@ class _Style:
 
     @property
     def joint(self) -> str:
-        """Between a mean and its interval."""
+        """The separator between a mean and its interval."""
         return " " if self.wide else "\n"
 
     def cell(self, form: Form, value: Any, runs: int | None = None) -> str:
-        """`97.25 ± 0.21 %`, or `1.45 (1.38 to 1.52)`, as the form says.
+        """Format a value as `97.25 ± 0.21 %` or `1.45 (1.38 to 1.52)`, as `form` says.
 
-        `runs`: of how many runs a ratio could be; a ratio of fewer pairs says so.
+        `runs` is the greatest possible number of pairs of a ratio; a ratio of fewer pairs says so.
         """
         if value is None:
             return "-"
@@ -85,10 +85,10 @@ class _Style:
 
 
 def make_tables(found: Mapping[str, Any], width: int, *, ascii_only: bool = False) -> list[Table]:
-    """The tables of a comparison's `document`, for a console of `width` columns.
+    """Make the tables of a comparison's `document`, for a console of `width` columns.
 
-    Speed and accuracy; the time to each target; where CPU and time went. Of several latencies: a
-    table for each measure, with a column for each latency.
+    They show speed and accuracy, the time to each target, and where CPU and time went. With several
+    latencies there is a table for each measure, with a column for each latency.
     """
     if latencies_of(found):
         return _latency_tables(found, width, _Style(False, ascii_only))
@@ -102,7 +102,8 @@ def make_tables(found: Mapping[str, Any], width: int, *, ascii_only: bool = Fals
 
 
 def _target_tables(rows: Sequence[Row], index: int, style: _Style) -> list[Table]:
-    """Where not all runs are there, ratios say of how many pairs they are."""
+    """Make the tables of times to a target. If runs are missing, ratios say how many pairs they
+    cover."""
     lines = [{**row["targets"][index], "name": row["name"], "runs": row["runs"]} for row in rows]
     cells = _cells(lines, columns("reached", "time_s", "samples"), style)
     title = f"to {accuracy_words(lines[0]['accuracy'])}"
@@ -118,7 +119,7 @@ def _breakdown(rows: Sequence[Row], style: _Style) -> list[Table]:
 
 
 def _beside(title: str, rows: Sequence[Row], cells: Cells, ratios: Cells) -> list[Table]:
-    """One table, or one for the ratios where there are many."""
+    """Make one table, or a further one for the ratios if there are many."""
     if len(ratios) <= _RATIOS_MAX:
         return [_table(title, rows, {**cells, **ratios})]
     return [_table(title, rows, cells), _table(title, rows, ratios)]
@@ -140,7 +141,7 @@ def _cells(rows: Sequence[Row], every: Iterable[Column], style: _Style) -> dict[
 
 
 def _ratios(rows: Sequence[Row], style: _Style, column: Column) -> dict[str, list[str]]:
-    """Columns of ratios to rows that are there."""
+    """Return the columns of ratios to rows that exist."""
     form = column.console
     assert form is not None
     found = {name: [row.get(f"{column.name}{name}") for row in rows] for name in BASELINES}
@@ -154,7 +155,8 @@ def _ratios(rows: Sequence[Row], style: _Style, column: Column) -> dict[str, lis
 
 
 def _latency_tables(found: Mapping[str, Any], width: int, style: _Style) -> list[Table]:
-    """Where the latencies don't fit the console side by side, they go on in a further table."""
+    """Make the tables of latencies; latencies that don't fit the console continue in a further
+    table."""
     names = ("samples_per_s", "stream_samples_per_s", "kept", "test_accuracy")
     measures: list[tuple[Column, str, int | None]]
     measures = [(column, "", None) for column in columns(*names)]
@@ -181,7 +183,7 @@ def _latency_table(
     slices: Mapping[str, Sequence[Row]],
     style: _Style,
 ) -> Table | None:
-    """Rows without a number have no line; None where no row has one."""
+    """Make the table of one measure. Rows without a number are left out; None if no row is left."""
     form = column.console_by_latency
     assert form is not None, column.name
     cells = []
@@ -199,7 +201,7 @@ def _latency_table(
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
-    """Sentences for below the tables, the verdict last."""
+    """Return the sentences below the tables; the verdict comes last."""
     machine, seeds = found["machine"], found["seeds"]
     interval = "" if len(seeds) == 1 else ", 95 % intervals of the mean (Student's t)"
     cpu = machine["cpu"] or "unknown CPU"
@@ -210,8 +212,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"{ZERO}: the control, with gradients of zero in place of its generators'.")
     if found["targets"]:
         lines.append(
-            "time to an accuracy: training alone, up to the first of two evaluations in a row that "
-            "are there."
+            "time to an accuracy: training time only, up to the first of two evaluations in a row "
+            "that reach it."
         )
     if latencies_of(found):
         lines += _latency_notes(found)
@@ -229,7 +231,7 @@ def _latency_notes(found: Mapping[str, Any]) -> list[str]:
     least = latency_words(latencies_of(found)[0])
     return [
         f"latency: one way, of all links between workers; {SINGLE} has none, was run once and "
-        "stands for every one.",
+        "counts for every latency.",
         f"kept: part of the samples/s at {least}, fills and drains of the pipe left out where they "
         "are known. of the ceiling: part of what the CPU times of a run's own ops and the latency "
         f"allow on {found['machine']['cores']} cores.",

@@ -1,4 +1,4 @@
-"""`asyncdni timeline`: draw which op each worker ran when."""
+"""`asyncdni timeline`: draw when each worker ran which op."""
 
 from __future__ import annotations
 

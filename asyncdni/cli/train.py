@@ -1,4 +1,4 @@
-"""`asyncdni train`: start everything, train, evaluate, leave a run folder."""
+"""`asyncdni train`: start all processes, train, evaluate, and write a run folder."""
 
 from __future__ import annotations
 
@@ -26,13 +26,10 @@ from asyncdni.store.run import Result
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "leave", "run"]
 
-# --- leaving -------------------------------------------------------------------------------------
-#
-# The end of `asyncdni train`: what the network has learnt, to look at, in the run's folder.
-
 
 def leave(run: Result, *, allow_import: bool, quiet: bool) -> None:
-    """Write pictures and samples, and say so; the run is over and can't fail by them any more."""
+    """Write pictures and samples of what the network has learnt, and list them. Failures are only
+    printed, since the run has ended."""
     from asyncdni.report import plots
     from asyncdni.report.album import has_something_to_show, leave_samples
 
@@ -40,7 +37,7 @@ def leave(run: Result, *, allow_import: bool, quiet: bool) -> None:
         return
     try:
         files = leave_samples(run, allow_import=allow_import)
-    except Exception as error:  # drawing needs fonts, caches and more of the user's machine
+    except Exception as error:  # drawing needs fonts and caches, which may be missing
         name = "" if isinstance(error, AsyncDNIError) else f"{type(error).__name__}: "
         said = f"No pictures of the run: {name}{' | '.join(str(error).splitlines())}"
     else:
@@ -60,9 +57,9 @@ EXAMPLE = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser, optional=True)
-    parser.add_argument("--schedule", metavar="NAME", help="instead of the file's")
+    parser.add_argument("--schedule", metavar="NAME", help="schedule, in place of the file's")
     parser.add_argument(
-        "--seed", type=int, metavar="N", help=f"instead of the file's; {repeatable_words()}"
+        "--seed", type=int, metavar="N", help=f"seed, in place of the file's; {repeatable_words()}"
     )
     add_conditions(parser)
     parser.add_argument(

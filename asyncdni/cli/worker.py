@@ -1,4 +1,4 @@
-"""`asyncdni worker`: be one stage of a run whose coordinator is, or will be, at an address."""
+"""`asyncdni worker`: run one worker of a run, whose coordinator may start later."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIMEOUT_S = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stage", required=True, metavar="NAME_OR_INDEX", help="which stage to be")
+    parser.add_argument("--stage", required=True, metavar="NAME_OR_INDEX", help="stage to train")
     parser.add_argument("--coordinator", required=True, metavar="ADDRESS", help="tcp:// or ipc://")
     parser.add_argument(
         "--bind",
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    # NumPy reads its thread count once, when it is imported: see the launchers' environment.
+    # BLAS reads its thread count when NumPy is imported; `LocalLauncher` sets it before the start.
     from asyncdni.drivers.real.process import run_worker
 
     with being_worker(args.stage):

@@ -27,7 +27,7 @@ from asyncdni.data import (
 )
 from asyncdni.data.base import Dataset
 from asyncdni.data.derived import Reconstruction, described, described_as_inputs, hold_out
-from asyncdni.data.meta import Batches, Inputs, Meta, Tensor, misfit, other_parts
+from asyncdni.data.meta import Batches, Inputs, Meta, Tensor, mismatch, other_parts
 from asyncdni.data.sequences import Sequences
 from asyncdni.errors import ConfigError, DataError
 
@@ -44,7 +44,7 @@ __all__ = [
     "describe",
     "identify",
     "load",
-    "misfit",
+    "mismatch",
     "open_batches",
     "other_parts",
 ]

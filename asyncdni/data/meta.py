@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Array", "Batches", "Inputs", "Meta", "Tensor", "misfit", "other_parts"]
+__all__ = ["Array", "Batches", "Inputs", "Meta", "Tensor", "mismatch", "other_parts"]
 
 Array = NDArray[Any]
 
@@ -65,7 +65,7 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
         return (self.steps, self.outputs) if self.steps else (self.outputs,)
 
 
-def misfit(meta: Meta, tensors: Mapping[str, Array], rows: int, dtype: DTypeLike) -> str | None:
+def mismatch(meta: Meta, tensors: Mapping[str, Array], rows: int, dtype: DTypeLike) -> str | None:
     """Words for the first of "y" and the context of a batch of `rows` samples that is not as `meta`
     says, such as `mask is float32 (32, 4), expected bool (32, 5)`; None where all are."""
     steps = (meta.steps,) if meta.steps else ()

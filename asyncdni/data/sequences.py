@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from asyncdni.data.base import buffer_for
-from asyncdni.data.meta import Array, Meta, Tensor, misfit
+from asyncdni.data.meta import Array, Meta, Tensor, mismatch
 from asyncdni.errors import ConfigError, DataError
 
 __all__ = ["Sequence", "Sequences", "Task", "describe_windows", "one_hot"]
@@ -120,7 +120,7 @@ class Sequences:
     def validate(self) -> None:
         """Raises `DataError` where the task's sequences are not what `meta` says."""
         for tensors in self._first_windows():
-            wrong = misfit(self.meta, tensors, self.streams, np.float32)
+            wrong = mismatch(self.meta, tensors, self.streams, np.float32)
             if wrong is None and not np.isfinite(tensors["h"]).all():
                 wrong = "an input is not a finite number"
             if wrong:

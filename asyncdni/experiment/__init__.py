@@ -1,4 +1,4 @@
-"""Reads, checks and writes experiment files: TOML text, plain tables and `config.Experiment`.
+"""Read, check and write experiment files: TOML text, plain tables and `config.Experiment`.
 
 file ──load──► Experiment ──tables──► builtins (to a worker) ──parse──► the same Experiment
                           ──dumps───► TOML text (in the run folder) ──load──► the same again
@@ -47,19 +47,18 @@ __all__ = [
 ]
 
 # --- toml ----------------------------------------------------------------------------------------
-#
-# Writes tables as TOML (toml.io, version 1.0), which `tomllib` reads back to the same values.
-#
-# An experiment is written as one would write it by hand: scalars first, then tables as `[a.b]`, and
-# lists of tables at the top level as `[[a]]`. Tables inside the latter, such as the layers of a
-# stage, are written inline, and so is a list that fits on a line. None means "not given" and is
-# left out.
 
 _WIDTH = 100
 
 
 def as_toml(tables: Mapping[str, Any]) -> str:
-    """The TOML text of `tables`, whose values are tables or lists of tables, not scalars."""
+    """Write `tables`, whose values are tables or lists of tables, as TOML (toml.io, version 1.0).
+
+    The text looks as if written by hand: scalars first, then tables as `[a.b]`, and lists of tables
+    at the top level as `[[a]]`. Tables inside the latter, such as the layers of a stage, are
+    written inline, and so is a list that fits on a line. None means "not given" and is left out.
+    `tomllib` reads the same values back.
+    """
     blocks = []
     for name, value in tables.items():
         if isinstance(value, Mapping):
@@ -70,7 +69,8 @@ def as_toml(tables: Mapping[str, Any]) -> str:
 
 
 def _table(path: str, table: Mapping[str, Any]) -> list[str]:
-    """The blocks of a table: that of its own values, if it needs one, then those of its tables."""
+    """Return the blocks of a table: that of its own values, if it needs one, then those of its
+    tables."""
     own = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     blocks = [f"[{path}]\n{_lines(own)}"] if own or not table else []
     for key, value in table.items():
@@ -116,7 +116,7 @@ _LEARNED: dict[str, config.NpzTargets] = {
     "mse": "values",
 }
 
-#: Names that no stage may have, as the graph and the control protocol use them.
+#: Names that no stage may have, because the graph and the control protocol use them.
 RESERVED = (DATA, COORDINATOR)
 
 #: The section and key of each value that is a path.
@@ -130,11 +130,12 @@ def load(
     schedule: str | None = None,
     seed: int | None = None,
 ) -> config.Experiment:
-    """The experiment in the TOML file at `path`, after `overrides` (`section.key=value`).
+    """Read the experiment in the TOML file at `path`, after `overrides` (`section.key=value`).
 
     `schedule` and `seed` are short for `schedule.name` and `run.seed`. A relative `data.path` or
     `run.init` is relative to the folder of the file if the file gives it, and to the current folder
     if `--set` does.
+
     Raises `ConfigError` for a file that can't be read and for every mistake in it.
     """
     given = _read(path)
@@ -149,7 +150,7 @@ def change(
     schedule: str | None = None,
     seed: int | None = None,
 ) -> config.Experiment:
-    """The experiment that plain tables describe, after the same changes as in `load`."""
+    """Make the experiment that plain tables describe, after the same changes as in `load`."""
     try:
         given = copy.deepcopy(dict(tables))
     except RecursionError:
@@ -164,10 +165,10 @@ def change(
 
 
 def parse(tables: Mapping[str, Any]) -> config.Experiment:
-    """The experiment that plain tables describe, checked.
+    """Make the experiment that plain tables describe, and check it.
 
     Stages without a name get one, relative paths become absolute, and `data.targets` = "auto"
-    becomes what the losses learn, where they agree. Raises `ConfigError`: one line with the place,
+    becomes what the losses learn, if they agree. Raises `ConfigError`: one line with the place,
     what was given and what is known or expected.
     """
     given: Any = dict(tables) if isinstance(tables, Mapping) else tables
@@ -185,25 +186,25 @@ def parse(tables: Mapping[str, Any]) -> config.Experiment:
 
 
 def tables(experiment: config.Experiment) -> dict[str, Any]:
-    """The experiment as plain builtins, fit for MessagePack; `parse` makes the same experiment of
-    them."""
+    """Return the experiment as plain builtins, fit for MessagePack; `parse` turns them back into
+    it."""
     result: dict[str, Any] = msgspec.to_builtins(experiment)
     return result
 
 
 def dumps(experiment: config.Experiment) -> str:
-    """The whole experiment as TOML, defaults written out; `load` makes the same one of it."""
+    """Write the whole experiment as TOML, with defaults; `load` turns it back into the
+    experiment."""
     full: dict[str, Any] = _without_empty_tables(tables(experiment))
     full["stages"] = [_without_defaults(stage) for stage in experiment.stages]
     return as_toml(full)
 
 
 def stage_optimizer(experiment: config.Experiment, stage: config.Stage) -> config.Optimizer:
-    """The optimizer of a stage: [optimizer] with the stage's own changes.
+    """Return the optimizer of a stage: [optimizer] with the stage's own changes.
 
     A stage that names another optimizer starts from the defaults of that one. From [optimizer] it
-    takes those options that the other one has too and that are not at their defaults. Raises
-    `ConfigError`.
+    takes the options that both have and that are not at their defaults. Raises `ConfigError`.
     """
     if not stage.optimizer:
         return experiment.optimizer
@@ -215,8 +216,8 @@ def stage_optimizer(experiment: config.Experiment, stage: config.Stage) -> confi
 
 
 def stage_schedule(experiment: config.Experiment, stage: config.Stage) -> config.Schedule:
-    """The schedule of a stage: [schedule] with the stage's own changes, or another that it names.
-    Raises `ConfigError`."""
+    """Return the schedule of a stage: [schedule] with the stage's own changes, or another that it
+    names. Raises `ConfigError`."""
     if not stage.schedule:
         return experiment.schedule
     merged = _merge(experiment.schedule, stage.schedule, SCHEDULE)
@@ -295,7 +296,7 @@ def _check_names(stages: Sequence[config.Stage]) -> None:
 
 
 def _merge(base: msgspec.Struct, changes: Any, kind: inspect.Type) -> Any:
-    """The table of `base` with `changes`, which may name another variant of `kind`."""
+    """Return the table of `base` with `changes`, which may name another variant of `kind`."""
     if not isinstance(changes, Mapping):
         return changes
     key, choices = tag_key(kind), variants(kind)
@@ -325,7 +326,7 @@ def _names_one(tag: object, choices: Mapping[str, object]) -> bool:
 
 
 def _without_empty_tables(value: Any) -> Any:
-    """A table without empty tables and without values that are None, also in nested tables."""
+    """Return a table without empty tables and None values, also in nested tables."""
     if not isinstance(value, dict):
         return value
     rest = {key: _without_empty_tables(one) for key, one in value.items()}
@@ -333,8 +334,8 @@ def _without_empty_tables(value: Any) -> Any:
 
 
 def _without_defaults(stage: config.Stage) -> dict[str, Any]:
-    """The stage's table with its name first, without empty values, and without `join` where there
-    is one input."""
+    """Return the stage's table with its name first, without empty values, and without `join` if it
+    has one input."""
     table = msgspec.to_builtins(stage)
     if stage.join == "concat" and len(stage.inputs or ()) < 2:
         del table["join"]

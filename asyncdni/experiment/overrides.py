@@ -74,7 +74,7 @@ def _drop_rules_of(tables: dict[str, Any], given: Collection[Path]) -> None:
 
 
 def _unquoted(key: str) -> str:
-    """A key without quotes. TOML requires them around "a->b"; here they are optional."""
+    """Remove quotes from a key. TOML requires them around "a->b"; here they are optional."""
     return key[1:-1] if len(key) > 2 and key[0] == key[-1] == '"' else key
 
 
@@ -103,8 +103,8 @@ def _put(tables: dict[str, Any], keys: tuple[str, ...], value: Any) -> Path:
 
 
 def _step(node: Any, part: str, path: list[str | int], keys: tuple[str, ...]) -> str | int:
-    """The key or index of `node` that `part` means: `part` itself in a table, the index of the
-    stage of that name, or an index. Raises `ConfigError` where there is none."""
+    """Return the key or index of `node` that `part` means: `part` itself in a table; in a list the
+    index of the stage of that name, or an index. Raises `ConfigError` if there is none."""
     if isinstance(node, dict):
         return part
     place, asked = ".".join(map(str, path)), ".".join(keys)
@@ -133,7 +133,7 @@ def _drop_left_over(
     given: Collection[Path],
     changed: bool = False,
 ) -> None:
-    """If `given` names another kind for `table`, drop the options that only other kinds have."""
+    """Drop the options that only other kinds have, if `given` names another kind for `table`."""
     if not isinstance(table, dict):
         return
     choices, key = variants(kind), tag_key(kind)

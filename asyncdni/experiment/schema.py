@@ -1,4 +1,4 @@
-"""Converts tables to the structs of `config` and checks them, with messages a user can act on.
+"""Convert tables to the structs of `config` and check them, with messages a user can act on.
 
 Every message is one line: the place (`stages[1] (hidden2).loss`), what was given, what is known or
 expected, and the nearest known name. `msgspec.convert` is not used, as its unions of tagged structs
@@ -59,18 +59,18 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
-    """`, did you mean 'x'?` with the one of `names` most like `name`; empty where none is close."""
+    """Return `, did you mean 'x'?` with the closest of `names`; empty if none is close."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names as the end of a message: `a, b, c`, or `none`."""
+    """List names for the end of a message: `a, b, c`, or `none`."""
     return ", ".join(names) or "none"
 
 
 def shown(value: object) -> str:
-    """A given value as text on one line of at most 60 characters."""
+    """Return a given value as text on one line of at most 60 characters."""
     match value:
         case bool():
             text = "true" if value else "false"
@@ -83,30 +83,30 @@ def shown(value: object) -> str:
 
 
 def stage_place(index: int, name: object) -> str:
-    """`stages[1] (hidden2)`: how messages name a stage of the file."""
+    """Return how messages name a stage of the file: `stages[1] (hidden2)`."""
     known_name = isinstance(name, str) and NAME.fullmatch(name)
     return f"stages[{index}] ({name})" if known_name else f"stages[{index}]"
 
 
 def table_key(key: str) -> str:
-    """A key of a table as in TOML: `hidden1`, or `"hidden1->hidden2"`."""
+    """Write a key of a table as in TOML: `hidden1`, or `"hidden1->hidden2"`."""
     return key if _BARE_KEY.fullmatch(key) else quoted(key)
 
 
 def quoted(text: str) -> str:
-    """A text as a TOML string on one line."""
-    # TOML's basic strings escape as JSON's do, and DEL besides.
+    """Write a text as a TOML string on one line."""
+    # TOML's basic strings escape as JSON's do, and also escape DEL.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def unknown(noun: str, given: object, names: Iterable[str]) -> str:
-    """A message such as `unknown loss 'mes', did you mean 'mse'? known: mse, …`."""
+    """Return a message such as `unknown loss 'mes', did you mean 'mse'? known: mse, …`."""
     names = list(names)
     return f"unknown {noun} {shown(given)}{nearest(given, names) or ';'} known: {listed(names)}"
 
 
 def expected(kind: inspect.Type) -> str:
-    """Words for what a value of `kind` must be: `an integer of at least 1`."""
+    """Describe what a value of `kind` must be: `an integer of at least 1`."""
     match kind:
         case inspect.IntType():
             return f"an integer{_bounds(kind)}"
@@ -140,14 +140,16 @@ def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
 
 
 def _number(value: float) -> str:
-    """A number in words of a message; whole ones are written in full, as they may be bytes."""
+    """Write a number for a message; whole ones in full, as they may be bytes."""
     return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def variants(kind: inspect.Type) -> dict[str, inspect.StructType]:
-    """The structs that a table of type `kind` may have, by tag; empty if `kind` has no variants.
+    """Return the structs that a table of type `kind` may have, by tag; empty if `kind` has no
+    variants.
 
-    They are the members of a union of structs, or those registered for a base at this moment."""
+    They are the members of a union of structs, or those registered for a base at this moment.
+    """
     if isinstance(kind, inspect.StructType):
         known = _TABLES.get(kind.cls)
         return {} if known is None else {tag: _type_of(one) for tag, one in known().items()}
@@ -173,7 +175,7 @@ _TABLES: dict[type, Callable[[], Mapping[str, type[msgspec.Struct]]]] = {
 
 
 def tag_key(kind: inspect.Type) -> str:
-    """The key that tells the variants of `kind` apart: "name" or "kind"."""
+    """Return the key that tells the variants of `kind` apart: "name" or "kind"."""
     return next(str(one.tag_field) for one in variants(kind).values())
 
 
@@ -185,7 +187,7 @@ SCHEDULE = inspect.type_info(config.Schedule)
 
 _INT_LIMIT = 2**63  # what MessagePack and TOML both hold
 _DEPTH_MAX = 8  # levels of lists and tables in the options of a layer
-#: The most characters of a text, as many as a path may have, and of a key. They are bounded because
+#: The most characters of a text (as many as a path may have) and of a key. They are bounded because
 #: messages repeat them.
 _TEXT_MAX = 4096
 _KEY_MAX = 256
@@ -193,7 +195,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def checked(value: Any, kind: inspect.Type, place: str) -> Any:
-    """`value` converted to `kind`: tables to their structs, numbers to the declared types.
+    """Convert `value` to `kind`: tables to their structs, numbers to the declared types.
 
     Raises `ConfigError` at the first mistake, naming the place.
     """
@@ -224,7 +226,7 @@ def checked(value: Any, kind: inspect.Type, place: str) -> Any:
 
 
 def default_tag(field: inspect.Field) -> str | None:
-    """The tag of the struct that `field` has by default; None where its default is no tagged
+    """Return the tag of the struct that `field` has by default; None if its default is no tagged
     struct."""
     default = field.default
     tag = default.__struct_config__.tag if isinstance(default, msgspec.Struct) else None
@@ -273,7 +275,7 @@ def _table(value: Any, kind: inspect.StructType, place: str, title: str) -> msgs
 
 
 def _with_tag(value: Any, field: inspect.Field) -> Any:
-    """A table with the tag of the default added if it has none."""
+    """Return a table with the tag of the default added if it has none."""
     tag = default_tag(field)
     if tag is None or not isinstance(value, Mapping) or tag_key(field.type) in value:
         return value
@@ -304,8 +306,8 @@ def _list(value: Any, kind: inspect.ListType | inspect.VarTupleType, place: str)
 
 
 def _plain(value: Any, place: str, depth: int = 0) -> Any:
-    """A copy of a table or value that is checked later (options of a layer, a stage's changes):
-    anything that TOML can hold, up to a depth. Raises `ConfigError` for anything else."""
+    """Copy a table or value that is checked later (options of a layer, a stage's changes): anything
+    that TOML can hold, up to a depth. Raises `ConfigError` for anything else."""
     if isinstance(value, list | tuple) and depth < _DEPTH_MAX:
         return [_plain(item, f"{place}[{i}]", depth + 1) for i, item in enumerate(value)]
     if isinstance(value, Mapping) and depth < _DEPTH_MAX:
@@ -359,8 +361,9 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a text can be used in messages and file names: it has no control characters, is not
-    too long, and has no lone surrogates, which stand for undecodable bytes of a command line."""
+    """Tell whether a text can be used in messages and file names: it has no control characters, is
+    not too long, and has no lone surrogates, which stand for undecodable bytes of a command
+    line."""
     surrogate = any("\ud800" <= letter <= "\udfff" for letter in text)
     return not surrogate and len(text) <= _TEXT_MAX and _CONTROL.search(text) is None
 
@@ -390,7 +393,7 @@ def _mismatch(value: object, kind: inspect.Type, place: str) -> ConfigError:
 
 
 def _noun(place: str) -> str:
-    """The noun, for messages, for what stands at a place: the last part of its name."""
+    """Return the noun, for messages, for the value at a place: the last part of its name."""
     word = place.rpartition(".")[2]
     return "data set" if word == "data" else word
 
@@ -425,10 +428,10 @@ _SHOWN_MAX = 40  # characters of a given text that a message shows
 
 
 def seconds(text: str, place: str, most_s: float = SECONDS_MAX) -> float:
-    """The seconds that a text means: 0.01 for "10ms"; units us, ms, s, min.
+    """Return the seconds that a text means: 0.01 for "10ms"; units us, ms, s, min.
 
-    `place` names the value in messages.
-    Raises `ConfigError` for anything else, and for more than `most_s`.
+    `place` names the value in messages. Raises `ConfigError` for anything else, and for more than
+    `most_s`.
     """
     value = _convert(text, _SECONDS)
     if value is None or value > most_s:
@@ -440,8 +443,8 @@ def seconds(text: str, place: str, most_s: float = SECONDS_MAX) -> float:
 
 
 def bytes_per_second(text: str, place: str) -> float:
-    """The bytes per second that a text means: 12.5e6 for "100Mbit/s"; units kbit/s, Mbit/s, Gbit/s,
-    kB/s, MB/s, GB/s, all powers of 1000.
+    """Return the bytes per second that a text means: 12.5e6 for "100Mbit/s"; units kbit/s, Mbit/s,
+    Gbit/s, kB/s, MB/s, GB/s, all powers of 1000.
 
     Raises `ConfigError` for anything else, and for what is not between 1 kB/s and 1000 GB/s.
     """
@@ -472,8 +475,8 @@ def check_texts(experiment: config.Experiment) -> None:
     """Check what types can't express in [links], [slow] and [staleness]: texts with units, and the
     form of link names. Raises `ConfigError`.
 
-    Whether the names belong to the run is checked by `plan.conditions`, once it is known which
-    worker has which stages.
+    `plan.conditions` checks that the names belong to the run, once it is known which worker has
+    which stages.
     """
     links, stuck_s = experiment.links, experiment.limits.stuck_s
     _check_link(links, "links", stuck_s)
@@ -490,8 +493,8 @@ def _check_link(link: config.Link, place: str, stuck_s: float) -> None:
     if longest_s >= stuck_s:
         raise ConfigError(
             f"{place}: a latency of {link.latency} and a jitter of {link.jitter} reach "
-            f"limits.stuck_s = {stuck_s:g}, after which a run that waits is held to stand still; "
-            "lower them or raise that"
+            f"limits.stuck_s = {stuck_s:g}, after which a waiting run counts as stuck; lower them "
+            "or raise that"
         )
     if link.bandwidth:
         bytes_per_second(link.bandwidth, f"{place}.bandwidth")

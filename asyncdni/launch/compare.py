@@ -1,9 +1,9 @@
-"""Compare schedules by running them: the same network, data and seeds, turn by turn.
+"""Compare schedules by running them: the same network, data and seeds for each.
 
-`plan_runs` plans the runs of a comparison, `run_entry` trains one of them, and `document` makes of
-their results what is written and shown, with `report.statistics`. `finished_runs` goes on with a
-comparison that was interrupted. Runs are interleaved, seed by seed, and the order rotates from seed
-to seed, so that a machine that grows slower or faster with time does so for all alike.
+`plan_runs` plans the runs, `run_entry` trains one of them, and `document` turns their results, with
+`report.statistics`, into what is written and shown. `finished_runs` reads what an interrupted
+comparison has finished. Runs are interleaved seed by seed, and their order rotates from seed to
+seed, so that a machine that grows slower or faster affects all rows alike.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ __all__ = [
 
 #: The schedule of the row `single`: all stages in one worker process with all cores.
 BASELINE = "locked"
-#: The control of `synthetic`, whose generators always predict zero: it shows what is learned
-#: without any gradient from a generator.
+#: The control of `synthetic`: its generators always predict zero, so it shows what the network
+#: learns without synthetic gradients.
 ZERO = "synthetic-zero"
 
 _CONTROLLED = "synthetic"
@@ -88,11 +88,11 @@ _SCHEDULES = variants(SECTIONS["schedule"].type)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a comparison, at one latency: what it changes about the experiment file.
+    """One row of a comparison, at one latency: how it changes the experiment file.
 
-    A row takes from the file, and from `--set`, what its schedule knows. Options of schedules go
-    to those that know them, bounds on lag to those that are ahead of gradients, and a stage's own
-    schedule to those that it can stand beside. `single` has no links and no slow worker.
+    A row takes those settings of the file and of `--set` that its schedule knows: a schedule's
+    options, a bound on lag only where gradients may be late, and a stage's own schedule only where
+    the two can be combined. `single` has no links and no slow worker.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Row:
 
 
 def check_schedules(names: Sequence[str]) -> None:
-    """Raises `ConfigError` for none, one twice, an unknown one, and SINGLE."""
+    """Raise `ConfigError` for no name, a repeated one, an unknown one, or SINGLE."""
     if not names:
         raise ConfigError(f"--schedules: none given; known: {', '.join(_SCHEDULES)}")
     for index, name in enumerate(names):
@@ -117,16 +117,17 @@ def check_schedules(names: Sequence[str]) -> None:
 def fitting(
     file: config.Experiment, changes: Sequence[str], schedule: str, schedules: Sequence[str]
 ) -> list[str]:
-    """The `changes` that are meant for `schedule`, and more that undo what in `file` is not.
+    """Return the `changes` that apply to `schedule`, and changes that undo what `file` has for
+    others.
 
-    A change that none of `schedules` knows stays in: loading refuses it and names what is known.
+    A change that none of `schedules` knows is kept: loading refuses it and lists what is known.
     """
     meant = [text for text in changes if _fits(text, schedule, schedules)]
-    return [*meant, *_taken_back(file, schedule)]
+    return [*meant, *_undoing(file, schedule)]
 
 
 def _zero_row(file: config.Experiment, changes: Sequence[str], schedules: Sequence[str]) -> Row:
-    """The control. Raises `ConfigError` where there is nothing to control."""
+    """Make the row of the control. Raises `ConfigError` if `synthetic` is not compared."""
     if _CONTROLLED not in schedules:
         raise ConfigError(
             f"--zero-control: {_CONTROLLED} is not compared, so there is nothing to control; "
@@ -145,16 +146,19 @@ def _single_row(
     threads: int,
     cores: int,
 ) -> Row:
-    """One process with that many BLAS threads; SINGLE itself has as many as there are cores."""
+    """Make the row of one process with so many BLAS threads; its name is SINGLE if it has all
+    cores."""
     name = SINGLE if threads == cores else f"{SINGLE}-{threads}"
     alone = [f"run.split=[{len(file.stages)}]", f"run.threads={threads}", "links={}", "slow={}"]
     return Row(name, BASELINE, [*fitting(file, changes, BASELINE, schedules), *alone])
 
 
 def at_latencies(rows: Iterable[Row], texts: Sequence[str]) -> list[Row]:
-    """`rows` once for each latency, such as 10ms, of all links; without any, as they are.
+    """Repeat `rows` for each latency of all links, such as 10ms; without any, return them as they
+    are.
 
-    With one latency alone, rows have it but are not told apart by it. Raises `ConfigError`.
+    If there is only one latency, rows get it as a setting, but no `latency_s`. Raises
+    `ConfigError`.
     """
     rows, found = list(rows), dict[float, str]()
     for text in texts:
@@ -189,7 +193,7 @@ def _options(schedule: str) -> set[str]:
     return {field.encode_name for field in _SCHEDULES[schedule].fields}
 
 
-def _taken_back(file: config.Experiment, schedule: str) -> list[str]:
+def _undoing(file: config.Experiment, schedule: str) -> list[str]:
     changes = [] if SCHEDULES[schedule].ahead else ["staleness={}"]
     if schedule == file.schedule.__struct_config__.tag:
         return changes
@@ -218,30 +222,31 @@ class Entry:
     name: str  # of its row
     seed: int
     experiment: config.Experiment
-    #: By worker, the workers whose activations it takes; without it a run has no ceiling.
+    #: For each worker, those whose activations it takes; without it the run has no ceiling.
     producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: Seconds, one way, where latencies are compared; None otherwise, and for a run without links.
+    #: One-way, in seconds; None unless latencies are compared, and for a run without links.
     latency_s: float | None = None
 
     @property
     def key(self) -> Key:
-        """What tells this run from all others of the comparison."""
+        """What identifies the run in the comparison."""
         return self.name, self.latency_s, self.seed
 
     @property
     def title(self) -> str:
-        """`locked at 10 ms, seed 0`."""
+        """The run in words: `locked at 10 ms, seed 0`."""
         where = "" if self.latency_s is None else f" at {latency_words(self.latency_s)}"
         return f"{self.name}{where}, seed {self.seed}"
 
     @property
     def folder(self) -> str:
-        """The name of the run's folder, inside that of the comparison."""
+        """The name of the run's folder inside the comparison's folder."""
         return f"{self.name}{suffix(self.latency_s)}-seed{self.seed}"
 
 
 def order(names: Sequence[T], seeds: Iterable[int]) -> list[tuple[T, int]]:
-    """(name, seed) of each run: all names for the first seed, then, rotated by one, the next."""
+    """Return (name, seed) of each run, seed by seed; the names are rotated by one for each further
+    seed."""
     return [
         (names[(turn + k) % len(names)], seed)
         for turn, seed in enumerate(seeds)
@@ -262,22 +267,22 @@ def plan_runs(
     latencies: Sequence[str] = (),
     allow_import: bool = False,
 ) -> list[Entry]:
-    """All runs of a comparison in their order, each checked; seeds count up from the file's.
+    """Plan and check all runs of a comparison, in their order; seeds count up from the file's.
 
-    There is a row for each schedule; `single`, one process with all cores; and on request the
-    control and more single rows. At several latencies each row but the single ones, which have no
-    links, is run at each of them.
+    There is a row for each schedule and the row `single`, one process with all cores; on request
+    also the control and further single rows. With several latencies each row is run at each of
+    them, except single rows, which have no links.
 
     Args:
-        path, changes: the experiment file and `--set`; options of a schedule go to those schedules
-            that know them.
-        schedules: a row each.
+        path, changes: the experiment file and `--set`; a schedule's option applies to schedules
+            that know it.
+        schedules: a row for each.
         cores: BLAS threads of the row SINGLE.
         single_threads: further rows `single-N` of one process with N BLAS threads.
-        zero_control: a row ZERO.
+        zero_control: add the row ZERO.
         evaluate_every: samples between evaluations, in place of `run.evaluate_every`.
-        latencies: one-way latencies of all links, such as 10ms, each of which is compared; one
-            alone is that of every run, none is as the file says.
+        latencies: one-way latencies of all links, such as 10ms, to compare. A single one applies to
+            all runs; without any the file decides.
 
     Raises `ConfigError` and `DataError` before anything runs.
     """
@@ -302,7 +307,8 @@ def plan_runs(
 def run_entry(
     entry: Entry, folder: Path, observers: Sequence[Observer] = (), *, allow_import: bool = False
 ) -> Result:
-    """Train in `folder`/`entry.folder`. Raises what training raises, with the run's name."""
+    """Train one run in `folder`/`entry.folder`. Errors of training are raised with the run's
+    title."""
     try:
         finished = train(
             entry.experiment,
@@ -329,7 +335,7 @@ def _evaluations(file: config.Experiment, samples: int | None) -> list[str]:
 def _entries(
     path: str | Path, rows: Sequence[Row], seeds: Iterable[int], allow_import: bool
 ) -> list[Entry]:
-    """Plan the runs; the design of a row is the same for all of its seeds and latencies."""
+    """Plan the runs; a row's design is shared by its seeds and latencies."""
     designs: dict[str, Design] = {}
     entries = []
     for row, seed in order(rows, seeds):
@@ -345,8 +351,8 @@ def _entries(
 
 
 def _design(name: str, chosen: config.Experiment, allow_import: bool) -> Design:
-    """The design of a row. What a run of it would raise before it begins is raised here, with the
-    row's name."""
+    """Make a row's design. Raises, with the row's name, what its runs would raise before they
+    begin."""
     try:
         design = begin_with(design_of(chosen, allow_import=allow_import))
     except AsyncDNIError as error:
@@ -361,13 +367,13 @@ def _producers(design: Design) -> dict[str, tuple[str, ...]]:
 
 # --- the same network ----------------------------------------------------------------------------
 
-#: What makes a stage part of another network; all else is how it is trained.
+#: The options that define a stage of the network; all others are about training.
 _STRUCTURE = ("name", "layers", "inputs", "join", "loss")
 Tables = Mapping[str, Any]  # of an experiment
 
 
 def _check_same_network(entries: Sequence[Entry]) -> None:
-    """Raises `ConfigError` unless all runs train the same network on the same data."""
+    """Raise `ConfigError` unless all runs train the same network on the same data."""
     if not entries:
         return
     first, *others = entries
@@ -382,7 +388,7 @@ def _check_same_network(entries: Sequence[Entry]) -> None:
 
 
 def _network_difference(there: Tables, here: Tables) -> str:
-    """Where the networks or data of two experiments differ, in words; empty where they don't."""
+    """Describe where the networks or data of two experiments differ; empty if they don't."""
     for key in sorted((there["data"].keys() | here["data"].keys()) - {"batch_size"}):
         old, new = there["data"].get(key), here["data"].get(key)
         if old != new:
@@ -399,12 +405,12 @@ def _network_difference(there: Tables, here: Tables) -> str:
 
 
 def tables_of(chosen: config.Experiment) -> Any:
-    """An experiment as it comes back from JSON."""
+    """Return an experiment as plain tables, as JSON would give them back."""
     return json.loads(json.dumps(experiment.tables(chosen)))
 
 
 def difference(place: str, there: Any, here: Any) -> tuple[str, Any, Any]:
-    """Where two nested values first differ, and both values at that place."""
+    """Return the place where two nested values first differ, and both values there."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in sorted(there.keys() | here.keys()):
             if there.get(key) != here.get(key):
@@ -416,18 +422,19 @@ def difference(place: str, there: Any, here: Any) -> tuple[str, Any, Any]:
     return place, there, here
 
 
-# --- going on with a comparison ------------------------------------------------------------------
+# --- resuming a comparison -----------------------------------------------------------------------
 
-#: The document of the runs so far, in the folder of a comparison.
+#: The file in a comparison's folder that holds the document of the runs so far.
 COMPARISON = "compare.json"
 
 
 def finished_runs(folder: Path, entries: Sequence[Entry]) -> list[Result]:
-    """The runs of `entries` that folder/compare.json holds, in their order.
+    """Return the results of `entries` in folder/compare.json, in the order of `entries`.
 
-    A run whose own folder is gone counts as not finished. Raises `ConfigError` for a folder without
-    a comparison, and for one of other rows, seeds, experiments, samples, machine or versions: such
-    runs can't be compared in one table. The same samples may lie elsewhere than they did.
+    A run whose own folder is missing counts as unfinished. Raises `ConfigError` for a folder
+    without a comparison, and for one with other rows, seeds, experiments, samples, machine or
+    versions, since such runs can't be compared in one table. The data may have moved, but must hold
+    the same samples.
     """
     found = _read(folder)
     here = tables_of(entries[0].experiment)
@@ -456,9 +463,9 @@ def finished_runs(folder: Path, entries: Sequence[Entry]) -> list[Result]:
 def discard_unfinished(
     folder: Path, entries: Sequence[Entry], finished: Sequence[Result]
 ) -> list[Path]:
-    """Remove the folders of all other runs of `entries`; returns those that were there.
+    """Remove the folders of all unfinished runs; return those that existed.
 
-    Raises `ConfigError` where one can't be removed.
+    Raises `ConfigError` if one can't be removed.
     """
     kept = {one.key for one in finished}
     paths = [folder / entry.folder for entry in entries if entry.key not in kept]
@@ -492,7 +499,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _is_whole(folder: Path, entry: Entry, same: bool) -> bool:
-    """Whether the run's folder is there; raises `ConfigError` for one of another experiment."""
+    """Tell whether the run's folder exists; raise `ConfigError` if it holds another experiment."""
     if not (folder / entry.folder / EXPERIMENT).is_file():
         return False
     try:
@@ -505,9 +512,9 @@ def _is_whole(folder: Path, entry: Entry, same: bool) -> bool:
 
 
 def _are_samples_of(folder: Path, runs: Sequence[Mapping[str, Any]], data: config.Data) -> bool:
-    """Whether `data` are known to hold the samples of the runs.
+    """Tell whether `data` are known to hold the samples of the runs.
 
-    Raises `ConfigError` where they hold others.
+    Raises `ConfigError` if they hold others.
     """
     samples = checksums(data)
     known = [one["summary"].get("data", {}).get("checksums", {}) for one in runs]
@@ -522,9 +529,9 @@ def _are_samples_of(folder: Path, runs: Sequence[Mapping[str, Any]], data: confi
 
 
 def _tables(there: Any, here: Mapping[str, Any], same: bool) -> Any:
-    """Tables as this version writes them; what can't be read stays as it is.
+    """Return the tables as this version writes them, or unchanged if they can't be read.
 
-    Where the samples are the `same`, the tables have the place where they lie now.
+    If the samples are the `same`, the tables get the place where the data lie now.
     """
     try:
         read = tables_of(experiment.parse(there))
@@ -546,9 +553,9 @@ def _check(folder: Path, name: str, there: Any, here: Any) -> None:
 
 
 def _check_network(folder: Path, there: Any, here: Mapping[str, Any]) -> None:
-    """Raises `ConfigError` where the experiment of the document, `there`, has another network.
+    """Raise `ConfigError` if the document's experiment, `there`, has another network.
 
-    `there` may be anything: what is no experiment at all is refused elsewhere.
+    `there` may be anything; what is no experiment at all is refused elsewhere.
     """
     if not isinstance(there, Mapping) or not {"data", "stages"} <= there.keys():
         return
@@ -561,7 +568,7 @@ def _check_network(folder: Path, there: Any, here: Mapping[str, Any]) -> None:
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of the rows, each once, whatever the number of latencies."""
+    """Return the names of the rows, each once for all latencies."""
     return list(dict.fromkeys(row["name"] for row in rows))
 
 
@@ -572,7 +579,7 @@ def _latencies(entries: Sequence[Entry]) -> list[float]:
 
 # --- document ------------------------------------------------------------------------------------
 
-#: Each control, and the row that it controls.
+#: For each control, the row that it controls.
 _CONTROLS = {ZERO: "synthetic"}
 _SPEEDS = ("samples_per_s", "stream_samples_per_s")
 
@@ -580,7 +587,7 @@ _SPEEDS = ("samples_per_s", "stream_samples_per_s")
 def document(
     entries: Sequence[Entry], results: Sequence[Result], targets: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """The comparison so far as plain tables, fit for JSON: what is written, drawn, and shown.
+    """Return the comparison so far as plain tables, fit for JSON: what is written, drawn and shown.
 
     ```
     complete   whether every planned run is in it        targets      accuracies, rising
@@ -591,12 +598,13 @@ def document(
     ```
 
     An estimate is {mean, low, high, n}: over n seeds, with a 95 % interval (None for one seed).
-    Ratios are paired by seed; they and their intervals are of logarithms. What the latency of rows
-    and runs means stands in `report.statistics`, how columns are shown in `report.columns`.
+    Ratios are paired by seed; their means and intervals are computed on logarithms.
+    `report.statistics` explains the latency of rows and runs, `report.columns` how columns are
+    shown.
 
-    `results` may be of further names than those of `entries`: runs of other programs get rows of
-    their own, after ours; see `report.statistics.Result` for what their summaries need. `targets`
-    are test accuracies from 0 to 1. Raises `ConfigError` for entries of different networks or data.
+    `results` may have names that no entry has: runs of other programs get rows of their own, after
+    ours; `report.statistics.Result` tells what their summaries need. `targets` are test accuracies
+    from 0 to 1. Raises `ConfigError` for entries of different networks or data.
     """
     _check_same_network(entries)
     planned = {entry.key: entry for entry in entries}
@@ -620,7 +628,7 @@ def document(
 def _by_latency(
     entries: Sequence[Entry], results: Sequence[Result], targets: Sequence[float]
 ) -> dict[float | None, Comparison]:
-    """A comparison for each latency; under None where latencies are not compared."""
+    """Make a comparison for each latency; the only key is None if latencies are not compared."""
     names = tuple(dict.fromkeys([*(e.name for e in entries), *(r.name for r in results)]))
     controls = {control: of for control, of in _CONTROLS.items() if control in names}
     found = {entry.latency_s for entry in entries} | {one.latency_s for one in results}
@@ -666,7 +674,8 @@ def _rows(
 def _kept(
     comparisons: Mapping[float | None, Comparison], latency_s: float | None, name: str
 ) -> dict[str, Any]:
-    """Which part of the speed at the least latency is kept; nothing where there is one latency."""
+    """Return the share of the speed at the least latency that is kept; empty for a single
+    latency."""
     known = {one: comparison for one, comparison in comparisons.items() if one is not None}
     if latency_s is None:
         return {}
@@ -674,7 +683,7 @@ def _kept(
 
 
 def _row(comparison: Comparison, name: str, ceiling: Measure) -> dict[str, Any]:
-    """The numbers of a row; a ratio is None where there is nothing to pair with."""
+    """Return the numbers of a row; a ratio is None if there is no run to pair with."""
     first = next((one.summary for one in comparison.of(name)), {})
 
     def efficiency(summary: Mapping[str, Any]) -> float | None:
@@ -698,10 +707,10 @@ def _row(comparison: Comparison, name: str, ceiling: Measure) -> dict[str, Any]:
 
 
 def _target(comparison: Comparison, name: str, accuracy: float) -> dict[str, Any]:
-    """How many runs of a row reached an accuracy, and when.
+    """Count the runs of a row that reached an accuracy, and tell when they did.
 
-    Means are given only where every run reached it. Ratios tell how many times sooner than the
-    other row; they are over the `n` pairs in which both reached it.
+    Means are given only if every run reached it. Ratios tell how many times sooner than the other
+    row; they cover the `n` pairs in which both runs reached it.
     """
     time = time_to(accuracy)
     reached = len(comparison.values(name, time))
@@ -719,7 +728,7 @@ def _target(comparison: Comparison, name: str, accuracy: float) -> dict[str, Any
 
 
 def _shares(comparison: Comparison, name: str) -> dict[str, float] | None:
-    """Means over runs, which sum to 1 as those of each run do."""
+    """Return means over runs; like those of each run they sum to 1."""
     known = [one for one in (shares(run.summary) for run in comparison.of(name)) if one]
     if not known:
         return None
@@ -727,7 +736,7 @@ def _shares(comparison: Comparison, name: str) -> dict[str, float] | None:
 
 
 def _ceiling(entry: Entry) -> Measure:
-    """The ceiling of a run; it is not known where stages have schedules of their own."""
+    """Return the ceiling of a run; it is unknown if stages have schedules of their own."""
     if any(stage.schedule for stage in entry.experiment.stages):
         return _unknown
     return lambda summary: ceiling_samples_per_s(
@@ -741,7 +750,7 @@ def _ceiling(entry: Entry) -> Measure:
 
 
 def _lag(entry: Entry) -> int | None:
-    """The greatest lag that any worker may have; None: what the schedule gives each of them."""
+    """Return the greatest lag of any worker; None if the schedule decides for each."""
     staleness = entry.experiment.staleness
     if not staleness.links:
         return staleness.lag
@@ -750,13 +759,13 @@ def _lag(entry: Entry) -> int | None:
 
 
 def _least_latency(chosen: config.Experiment) -> float:
-    """The least latency of any link, with which the ceiling is too low for none of them."""
+    """Return the least latency of all links, so that the ceiling is too low for none of them."""
     links = (chosen.links, *chosen.links.between.values())
     return min(seconds(link.latency, "links.latency") for link in links)
 
 
 def _unknown(summary: Mapping[str, Any]) -> float | None:
-    """The ceiling of a run that has none, such as that of another program."""
+    """Return None, the ceiling of a run without one, such as that of another program."""
     return None
 
 

@@ -1,4 +1,4 @@
-"""Be the coordinator of one run: address, folder, records, checkpoints, summary."""
+"""Run the coordinator of one run: its address, folder, records, checkpoints and summary."""
 
 from __future__ import annotations
 
@@ -50,24 +50,21 @@ from asyncdni.wire.curve import Keys
 
 __all__ = ["Observer", "check_host", "conduct", "make_commit"]
 
-# --- committing ----------------------------------------------------------------------------------
-#
-# Make what the workers have saved a checkpoint of the run, or its best or final weights.
-
 
 def make_commit(
     claim: Claim, design: Design, hosts: Mapping[str, str], tell: Callable[[str], None]
 ) -> Callable[[Commit], None]:
-    """What writes the manifest of a cut, or of weights, in the run's folder.
+    """Return a function that makes the workers' saved files a checkpoint, or the best or final
+    weights.
 
-    `hosts` are those of the workers, by name, as they are known by then. Where a worker writes to a
-    disk of its own host, the workers can go back to such a cut, but no run can be taken up again
-    from this folder: `tell` gets that, once. Raises `CheckpointError` where a manifest can't be
-    written.
+    It writes the manifest to the run's folder. `hosts` maps workers to their hosts and may grow
+    later. If a worker writes to a disk of another host, the workers can still go back to the cut,
+    but the run can't be resumed from this folder; `tell` is called with a note about that, once.
+    Raises `CheckpointError` if a manifest can't be written.
     """
     folder = claim.folder
     experiment = sha256((folder / EXPERIMENT).read_bytes()).hexdigest()
-    told: list[str] = []
+    noted: list[str] = []
 
     def committed(cut: Commit) -> None:
         claim.check()
@@ -76,8 +73,8 @@ def make_commit(
             return
         missing = [s for s in cut.files if not (folder / cut.tag / f"{s}.safetensors").is_file()]
         if missing and set(hosts.values()) != {socket.gethostname()}:
-            if not told:
-                told.append(missing[0])
+            if not noted:
+                noted.append(missing[0])
                 tell(
                     f"{folder / cut.tag} lacks the state of {', '.join(missing)}, which is on "
                     "other hosts: to take this run up again its folder must be a shared one"
@@ -111,7 +108,7 @@ def _manifest(cut: Commit, design: Design, experiment: str) -> Manifest:
     )
 
 
-#: Called with each record of the coordinator; see `report.records`.
+#: A function that is called with each record of the coordinator; see `report.records`.
 Observer = Callable[[Design, Recorder, str, Mapping[str, Any]], None]
 
 _LINGER_S = 0.3
@@ -130,17 +127,18 @@ def conduct(
     flags: Sequence[str] = (),
     keep: bool = True,
 ) -> dict[str, Any]:
-    """Be the coordinator of one run at address `bind`; returns the summary.
+    """Run the coordinator of one run at address `bind`, and return the summary.
 
-    `out` is the folder of the run, made once the address is bound; None: nothing is written. A run
-    that fails before it trains leaves none, but after an error with a traceback: its logs count.
-    With `resume` it is the folder of a run that goes on. `launch` starts the workers once the
-    address is known; without it they are started by hand, with `flags` on their command lines.
-    Whoever wants to take part must have the `keys`, where there are any. `keep`: the folder
-    outlives the run. An exception of an observer stops it as a user does, and is raised at the end.
+    Args:
+        out: the run's folder, made once the address is bound; None: nothing is written. A run that
+            fails before it trains leaves none, unless an unexpected error has left logs there.
+        launch: starts the workers once the address is known; without it users start them by hand.
+        observers: called with each record; an exception of one stops the run, and is then raised.
+        resume: continue the run in folder `out`.
+        keys, flags: what workers must have, if given; words to add to their command lines.
+        keep: whether the folder outlives the run.
 
-    Raises whatever ends the run, `Interrupted` after a user's stop, and `CheckpointError` where
-    workers on other hosts have written their weights there.
+    Raises whatever ends the run, and `Interrupted` after a user's stop.
     """
     check_may_train()
     _check_name(out)
@@ -159,27 +157,27 @@ def conduct(
         stack.callback(recorder.close)
         beginning = _beginning(design, folder, recorder) if resume else Beginning(Ledger())
         machine = Coordinator(roster, beginning.ledger)
-        said = _Said(design, recorder, machine, observers, seen, stops := Stops())
-        _begin(said, beginning, design, folder, resume=resume)
+        records = _Records(design, recorder, machine, observers, seen, stops := Stops())
+        _begin(records, beginning, design, folder, resume=resume)
         command = partial(_command, design, transport.address, flags)
-        said.bound(transport.address, [*map(command, roster.workers)] if by_hand else [])
-        commit = make_commit(claim, design, said.hosts, said.note) if claim else _never_called
-        with _saying_of_stops(said, roster, folder if keep else None):
+        records.bound(transport.address, [*map(command, roster.workers)] if by_hand else [])
+        commit = make_commit(claim, design, records.hosts, records.note) if claim else _never_called
+        with _explained_stops(records, roster, folder if keep else None):
             coordinate(
-                machine, transport, said, launch, commit=commit, command=command, stops=stops
+                machine, transport, records, launch, commit=commit, command=command, stops=stops
             )
-    summary = said.summary()
+    summary = records.summary()
     if claim is not None:
         claim.check()
         write_summary(claim.folder, summary)
-        _check_weights(claim.folder / "final", roster, said.hosts)
+        _check_weights(claim.folder / "final", roster, records.hosts)
     if stops.error is not None:
         raise stops.error
     return summary
 
 
 def _beginning(design: Design, folder: Path | None, recorder: Recorder) -> Beginning:
-    """From where the run in `folder` goes on."""
+    """Find out from where the run in `folder` goes on."""
     assert folder is not None, "a run without a folder can't be resumed"
     beginning = find_beginning(folder, design, recorder.history, recorder.trained_s)
     beginning.ledger.updates = recorder.updates
@@ -187,8 +185,8 @@ def _beginning(design: Design, folder: Path | None, recorder: Recorder) -> Begin
 
 
 def check_host(design: Design) -> None:
-    """Raises `ConfigError` where this machine has not the cores, or not the memory, for all workers
-    of the design."""
+    """Raise `ConfigError` if this machine has too few cores or too little memory for all workers of
+    the design."""
     groups = design.plan.groups
     for group in groups:
         choose_core(design.experiment, group.index, len(groups), usable_cores())
@@ -197,16 +195,16 @@ def check_host(design: Design) -> None:
 
 
 def _begin(
-    said: _Said, beginning: Beginning, design: Design, folder: Path | None, *, resume: bool
+    records: _Records, beginning: Beginning, design: Design, folder: Path | None, *, resume: bool
 ) -> None:
-    """Record with what the run begins or goes on, and write down what it belongs to."""
+    """Record how the run begins or goes on, and write which data it uses."""
     if folder is not None:
         write_data(folder, design.experiment, design.meta)
     if resume and folder is not None:
-        said.resumed(beginning)
-        reopen_folder(folder, design.experiment)  # once what is new about it is recorded
+        records.resumed(beginning)
+        reopen_folder(folder, design.experiment)  # only after the changes are recorded
     elif begun := begins_with(design.experiment):
-        said.note(begun)
+        records.note(begun)
 
 
 def _command(design: Design, address: str, flags: Sequence[str], stage: str) -> str:
@@ -216,7 +214,7 @@ def _command(design: Design, address: str, flags: Sequence[str], stage: str) -> 
 def _to_resume(
     folder: Path | None, bind: str, flags: Sequence[str], design: Design, *, by_hand: bool
 ) -> str:
-    """What to type for the run to go on from its folder; empty where it has none."""
+    """Return the command that continues the run from its folder; empty without a folder."""
     if folder is None:
         return ""
     words = ["asyncdni", "coordinator" if by_hand else "train", "--resume", str(folder)]
@@ -224,7 +222,7 @@ def _to_resume(
     return shlex.join([*words, "--allow-import"] if design.allow_import else words)
 
 
-class _Said:
+class _Records:
     """Passes each record to the recorder, and then to the observers."""
 
     def __init__(
@@ -249,13 +247,13 @@ class _Said:
         if kind == "joined":
             self.hosts[values["stage"]] = values["host"]
         self._recorder.record(kind, values)
-        # Evaluations that have been gone back behind are void; very many are thinned out.
+        # The ledger drops evaluations after the checkpoint, and thins out very many.
         if kind in ("round", "resumed", "resume"):
             self._recorder.history[:] = self._machine.ledger.history
         for observer in list(self._observers):
             try:
                 observer(self._design, self._recorder, kind, values)
-            except BaseException as error:  # what has been learned is not this one's to lose
+            except BaseException as error:  # an observer must not end the run and lose its weights
                 self._observers.remove(observer)
                 self._stops.failed(error)
 
@@ -264,20 +262,21 @@ class _Said:
         return self._recorder.summary(self._machine.train_s)
 
     def bound(self, address: str, commands: list[str]) -> None:
-        """`commands` are to be typed by somebody; none where the workers are launched."""
+        """Record the address, and the command lines that users must type; none if workers are
+        launched."""
         values = {"address": address, "launched": not commands, "commands": commands}
         self("bound", {"time_s": time.monotonic(), **values})
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """Record a text that the user should read."""
         self("note", {"time_s": time.monotonic(), "stage": "coordinator", "text": text})
 
     def resumed(self, beginning: Beginning) -> None:
-        """The run goes on, and with what."""
+        """Record that the run goes on, from where, and with what changes."""
         damaged = self._recorder.damaged
         if damaged:
             lines = "1 line" if damaged == 1 else f"{damaged:,} lines"
-            self.note(f"of metrics.jsonl {lines} passed over: damaged")
+            self.note(f"{lines} of metrics.jsonl skipped: damaged")
         for text in beginning.passed_over:
             self("passed_over", {"time_s": time.monotonic(), "text": text})
         ledger = beginning.ledger
@@ -289,7 +288,7 @@ class _Said:
 
 
 def _check_name(out: Path | None) -> None:
-    """Raises `ConfigError` for a path that workers can't be told of."""
+    """Raise `ConfigError` for a path that can't be sent to workers."""
     try:
         os.fspath(out.resolve() if out is not None else "").encode()
     except UnicodeEncodeError:
@@ -299,7 +298,7 @@ def _check_name(out: Path | None) -> None:
 
 
 def _claimed(folder: Path) -> Claim:
-    """From now on the run is this process's. Raises `CheckpointError`."""
+    """Claim the run's folder for this process. Raises `CheckpointError`."""
     claim = Claim(folder, (COORDINATOR,), (new_term(folder), 0))
     claim.make()
     return claim
@@ -311,7 +310,8 @@ def _never_called(_: object) -> None:
 
 @contextmanager
 def _new_folder(out: Path | None, design: Design, seen: Container[str]) -> Iterator[Claim | None]:
-    """The folder of a run, if any; gone again where the run fails before it starts to train."""
+    """Make the folder of a run, if any, and remove it if the run fails before it starts to
+    train."""
     if out is None:
         yield None
         return
@@ -322,7 +322,7 @@ def _new_folder(out: Path | None, design: Design, seen: Container[str]) -> Itera
         with locked(folder):
             yield _claimed(folder)
     except BaseException as error:
-        has_traceback = bool(getattr(error, "__notes__", ()))  # a bug: its logs are worth keeping
+        has_traceback = bool(getattr(error, "__notes__", ()))  # an unexpected error: keep its logs
         if "start" not in seen and not has_traceback:
             discard_folder(folder, made=made)
         raise
@@ -337,23 +337,23 @@ def _old_folder(out: Path | None) -> Iterator[Claim]:
 
 
 @contextmanager
-def _saying_of_stops(said: _Said, roster: Roster, kept: Path | None) -> Iterator[None]:
-    """Add to `Interrupted` what it has to tell: the run so far, its folder where that is `kept`,
-    and which weights are not on this host."""
+def _explained_stops(records: _Records, roster: Roster, kept: Path | None) -> Iterator[None]:
+    """Add to `Interrupted` the summary so far, the folder if it is `kept`, and a note about weights
+    that are not on this host."""
     try:
         yield
     except Interrupted as stop:
-        stop.summary, stop.folder = said.summary(), kept
+        stop.summary, stop.folder = records.summary(), kept
         if stop.orderly and kept is not None:
             try:
-                _check_weights(kept / "final", roster, said.hosts)
+                _check_weights(kept / "final", roster, records.hosts)
             except CheckpointError as error:
                 stop.args = (f"{stop}; but {error}",)
         raise
 
 
 def _check_weights(folder: Path, roster: Roster, hosts: Mapping[str, str]) -> None:
-    """Raises `CheckpointError` for weights that are not on this host."""
+    """Raise `CheckpointError` for weights that are not on this host."""
     missing = [
         f"{stage} (written on {hosts[worker]} as {folder / stage}.safetensors)"
         for worker, stages in roster.members.items()

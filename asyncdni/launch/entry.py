@@ -1,8 +1,8 @@
-"""What a worker process of this machine runs first: a file, not a module of the package.
+"""The first file that a worker process of this machine runs; it is not imported as a module.
 
-`python -m` would look for every module in the current folder before anywhere else, and for the
-package where Python alone would look. Here it looks where the parent does, but in no folder that is
-there only because the parent was started in it; and the package is the parent's own.
+`python -m` would search the current folder first, for every module. This file sets the parent's
+search path instead, without folders that are in it only because the parent was started there, and
+loads the parent's own copy of the package.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Be `asyncdni` with the arguments of this process; raises `SystemExit` at its end."""
+    """Run `asyncdni` with this process's arguments; raises `SystemExit` at its end."""
     parents = json.loads(os.environ.get("ASYNCDNI_SYS_PATH", "{}"))
     if parents:
-        left_out = set(parents["own"]) - set(sys.path)  # PYTHONPATH may name the same folder
+        left_out = set(parents["own"]) - set(sys.path)  # keep folders that PYTHONPATH names too
         sys.path[:] = [entry for entry in parents["path"] if entry not in left_out]
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     spec = importlib.util.spec_from_file_location(

@@ -1,4 +1,4 @@
-"""Worker processes on this machine."""
+"""Start and stop worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from asyncdni.imports import PATH_VARIABLE, path_of_this_process
 
 __all__ = ["LocalLauncher", "typed_command", "worker_command"]
 
-#: What a worker runs: see there.
+#: The file that a worker process runs first.
 _ENTRY = Path(__file__).with_name("entry.py")
-#: Of Python's flags, by name in `sys.flags`, those that say where modules come from.
+#: Python's flags that decide where modules come from, by name in `sys.flags`.
 _WORLD_FLAGS = {"isolated": "-I", "ignore_environment": "-E", "no_user_site": "-s"}
-#: Every BLAS that NumPy may be built with.
+#: The variables that set the threads of each BLAS that NumPy may be built with.
 _THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -34,23 +34,22 @@ _THREAD_VARIABLES = (
 )
 _LAST_LINES = 5
 _LINE_CHARACTERS = 1000
-#: All is saved and they have been let go: how long they may take over their last words.
+#: How long workers may take to leave after an orderly end.
 _GRACE_S = 10.0
-#: The same after an error, for those who have heard of it; the others have nothing to lose.
-_CUT_S = 0.5
+#: How long they may take after an error. Most have nothing left to save.
+_ERROR_GRACE_S = 0.5
 _TAIL_BYTES = 4096
-#: How long a killed process may take to be gone. One that waits for a disk which does not answer
-#: may take for ever, and must not be waited for.
+#: How long to wait for a killed process to end. One that waits for a disk may never end.
 _KILL_S = 2.0
-#: States of threads, as Linux has them: stopped, by a signal or a debugger; and those that would go
-#: on at once if they were given a core, or what they read from the disk.
-_HELD, _WANTING = frozenset("Tt"), frozenset("RD")
-#: Who has been given half a core or more is not starved.
-_FREELY = 0.5
+#: States of threads in Linux: stopped by a signal or a debugger; running, or waiting for a core or
+#: a disk.
+_STOPPED, _RUNNABLE = frozenset("Tt"), frozenset("RD")
+#: A runnable process that gets less than this share of a core is starved.
+_STARVED_BELOW = 0.5
 
 
 def worker_command(stage: str, coordinator: str, *, allow_import: bool = False) -> list[str]:
-    """The command line of one worker: what a user would type, by this process's own Python."""
+    """Return the command line of one worker, run by this process's Python."""
     flags = [flag for name, flag in _WORLD_FLAGS.items() if getattr(sys.flags, name)]
     command = [sys.executable, "-P", *flags, str(_ENTRY), "worker"]
     command += ["--stage", stage, "--coordinator", coordinator]
@@ -62,17 +61,17 @@ class _Started:
     """One process of a worker."""
 
     process: subprocess.Popen[bytes]
-    log_start: int  # where in the worker's log its own words begin
+    log_start: int  # where in the worker's log the output of this process begins
     reported: bool = False
-    looked: tuple[float, float] | None = None  # when, and its CPU time by then, in seconds
+    looked: tuple[float, float] | None = None  # time and CPU time of the last look, in seconds
 
 
 class LocalLauncher:
-    """Starts command lines, one a worker, and sees to it that none outlives the run.
+    """Starts worker processes from command lines, and makes sure that none outlives the run.
 
-    Each worker leads a session of its own, so that Ctrl-C reaches the coordinator alone; it learns
-    this process's id, and leaves when that is gone. As a context manager it stops them at the end.
-    What a worker says goes to its log, behind what is there already.
+    Each worker gets a session of its own, so that Ctrl-C reaches only the coordinator; it also gets
+    this process's id, and leaves when this process has ended. As a context manager it stops the
+    workers at the end. A worker's output is appended to its log.
     """
 
     def __init__(self, logs: Path, threads: int = 1) -> None:
@@ -80,36 +79,35 @@ class LocalLauncher:
         self._threads = threads
         self._commands: dict[str, list[str]] = {}
         self._processes: dict[str, _Started] = {}
-        self._undying: list[subprocess.Popen[bytes]] = []  # killed, and not gone yet
+        self._unreaped: list[subprocess.Popen[bytes]] = []  # killed, but not ended yet
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         let_go = error is None or (isinstance(error, Interrupted) and error.orderly)
-        self.stop(_GRACE_S if let_go else _CUT_S)
+        self.stop(_GRACE_S if let_go else _ERROR_GRACE_S)
 
     def start(self, commands: dict[str, Sequence[str]]) -> None:
-        """`commands` by worker. Raises `LaunchError` where one can't be started."""
+        """Start the `commands`, by worker. Raises `LaunchError` if one can't be started."""
         for name, command in commands.items():
             self._commands[name] = list(command)
             self._start(name)
 
     def restart(self, name: str) -> None:
-        """Run a worker's command again; whatever is left of its last process is killed first.
+        """Kill what is left of a worker's last process, and run its command again.
 
-        Raises `LaunchError` where it can't be started.
+        Raises `LaunchError` if it can't be started.
         """
         old = self._processes.pop(name, None)
         if old is not None:
-            old.process.kill()  # does nothing to one that has ended; SIGKILL wakes a stopped one
+            old.process.kill()  # does nothing if it has ended; SIGKILL also ends a stopped process
             if not _ended(old.process, _KILL_S):
-                self._undying.append(old.process)
+                self._unreaped.append(old.process)
         self._start(name)
 
     def look(self, name: str) -> Sight:
-        """What a worker's process looks like; since the last look at it, where that is the
-        question."""
+        """Tell what state a worker's process is in, judged by its CPU time since the last look."""
         one = self._processes.get(name)
         found = None if one is None else _threads(one.process.pid)
         if one is None or found is None:
@@ -117,21 +115,21 @@ class LocalLauncher:
         states, cpu_s = found
         now = time.monotonic()
         (since, before_s), one.looked = one.looked or (now, cpu_s), (now, cpu_s)
-        if states & _HELD:
+        if states & _STOPPED:
             return Sight.STILL
-        given = (cpu_s - before_s) >= _FREELY * (now - since) > 0.0
-        if states & _WANTING and not given:
+        given = (cpu_s - before_s) >= _STARVED_BELOW * (now - since) > 0.0
+        if states & _RUNNABLE and not given:
             return Sight.STARVED
         return Sight.BUSY if cpu_s > before_s else Sight.STILL
 
     def last_lines(self, name: str) -> str:
-        """What a worker's process has said last, in one line; "" where it has said nothing."""
+        """Return the last output of a worker's process, in one line; empty if there is none."""
         one = self._processes.get(name)
         return "" if one is None else self._last_lines(name, one.log_start)
 
     def exited(self) -> list[tuple[str, int, str]]:
-        """(worker, exit code, last lines) of processes that have ended; each is told once."""
-        self._undying = [one for one in self._undying if one.poll() is None]
+        """Return (worker, exit code, last lines) of processes that have ended, each once."""
+        self._unreaped = [one for one in self._unreaped if one.poll() is None]
         ended = []
         for name, one in self._processes.items():
             code = one.process.poll()
@@ -141,7 +139,7 @@ class LocalLauncher:
         return ended
 
     def stop(self, grace_s: float) -> None:
-        """Wait that long for all to leave by themselves, then make them; Ctrl-C ends the wait."""
+        """Wait up to `grace_s` for all workers to leave, then kill them; Ctrl-C ends the wait."""
         deadline = time.monotonic() + grace_s
         processes = [one.process for one in self._processes.values()]
         try:
@@ -151,7 +149,7 @@ class LocalLauncher:
         finally:
             for process in processes:
                 process.kill()
-            for process in [*processes, *self._undying]:
+            for process in [*processes, *self._unreaped]:
                 _ended(process, _KILL_S)
 
     def _start(self, name: str) -> None:
@@ -198,15 +196,15 @@ def _ended(process: subprocess.Popen[bytes], within_s: float) -> bool:
 
 
 def _threads(pid: int) -> tuple[set[str], float] | None:
-    """States of all threads of a child of this process, and the CPU time of all together in
-    seconds; None where the system does not tell (see proc(5))."""
+    """Return the states of all threads of a child process, and their CPU time together in seconds;
+    None where the system does not tell (see proc(5))."""
     states, ticks = set(), 0
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{thread}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
             if int(fields[1]) != os.getpid():
-                return None  # /proc is that of another namespace
+                return None  # /proc belongs to another namespace
             states.add(fields[0].decode())
             ticks += int(fields[11]) + int(fields[12])
         return states, ticks / os.sysconf("SC_CLK_TCK")
@@ -214,19 +212,14 @@ def _threads(pid: int) -> tuple[set[str], float] | None:
         return None
 
 
-# --- by hand -------------------------------------------------------------------------------------
-#
-# The command lines of workers that people start, on any host.
-
-
 def typed_command(
     stage: str, coordinator: str, flags: Sequence[str] = (), *, allow_import: bool = False
 ) -> str:
-    """What to type for one worker on the coordinator's host; `coordinator` is its address.
+    """Return the command line that a user types to start one worker on the coordinator's host.
 
-    On other hosts the name of that host takes the place of 127.0.0.1.
+    `coordinator` is its address. On other hosts that host's name takes the place of 127.0.0.1.
     """
-    # A worker on this machine reaches a socket that listens on every interface through this one.
+    # A socket that listens on every interface is reached at 127.0.0.1 from the same machine.
     reachable = coordinator.replace("tcp://0.0.0.0:", "tcp://127.0.0.1:")
     words = ["asyncdni", "worker", "--stage", stage, "--coordinator", reachable, *flags]
     return shlex.join([*words, "--allow-import"] if allow_import else words)

@@ -1,6 +1,6 @@
-"""Train: the coordinator in this process, a worker process a stage on this machine.
+"""Train a network: the coordinator runs in this process, each worker in one of its own.
 
-`train` is what the command line calls, and what `import asyncdni` offers.
+The command line and `import asyncdni` share the function `train`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ from asyncdni.wire.address import holds_sockets, private_folder
 
 __all__ = ["Observer", "conduct", "design_of", "design_of_arrays", "move_arrays", "train"]
 
-# --- arrays --------------------------------------------------------------------------------------
-#
-# Arrays given to `train` in place of a data set: kept in the folder of the run as `data.npz`.
+# --- arrays given in place of a data set ---------------------------------------------------------
 
 
 def design_of_arrays(
@@ -51,10 +49,11 @@ def design_of_arrays(
     *,
     allow_import: bool,
 ) -> Design:
-    """Check `data` and write it to `arrays`, from where it is to be moved to the folder of the run.
+    """Check `data`, write it to `arrays`, and make the run's design.
 
-    Raises `ConfigError` for other arrays than x_train, y_train, x_test and y_test, and `DataError`
-    for what can't be trained on; `CheckpointError` where `arrays` can't be written.
+    The file is later moved to the run's folder, as `data.npz`. Raises `ConfigError` unless the
+    arrays are x_train, y_train, x_test and y_test, `DataError` for what can't be trained on, and
+    `CheckpointError` if `arrays` can't be written.
     """
     given = _given(data)
     changed = msgspec.structs.replace(chosen, data=_npz(folder.resolve() / ARRAYS, chosen.data))
@@ -71,7 +70,7 @@ def design_of_arrays(
 
 
 def move_arrays(source: Path, target: Path) -> None:
-    """Raises `CheckpointError`."""
+    """Move the file of arrays. Raises `CheckpointError`."""
     try:
         shutil.move(source, target)
     except OSError as error:
@@ -92,12 +91,15 @@ def _given(data: Mapping[str, ArrayLike]) -> dict[str, Array]:
         )
     if set(data) != set(NAMES):
         raise ConfigError(f"data has {sorted(map(str, data))}, expected {sorted(NAMES)}")
-    # In C's order, whose rows can be read one by one.
+    # In C order, so that rows can be read one by one.
     return {name: np.ascontiguousarray(as_numbers("data", name, data[name])) for name in NAMES}
 
 
 def _npz(path: Path, like: config.Data) -> config.Npz:
-    """`like` may be of any kind: "labels" of another set say nothing of these."""
+    """Describe the arrays as an npz data set; settings of `like`, of any kind, are taken over.
+
+    Its target "labels" is not, unless `like` is an npz data set itself.
+    """
     targets: config.NpzTargets = "auto"
     if isinstance(like, config.Npz):
         targets = like.targets
@@ -159,31 +161,32 @@ def train(
         chosen = changed_experiment(Path(resume), set)
         if is_complete(Path(resume), chosen):
             return open_run(resume)
-    with _as_scripts_expect(), _awaited_at_exit(), ExitStack() as stack:
+    with _raising_keyboard_interrupt(), _awaited_at_exit(), ExitStack() as stack:
         kept = out if resume is None else resume
         scratch, sockets = _own_folders(stack, files=kept is None or data is not None)
         folder = Path(scratch / "run" if kept is None else kept)
         arrays = scratch / ARRAYS if data is not None else None
         design = _design(chosen, data, arrays, folder, allow_import)
         design = design if resume else begin_with(design, _arrays_of(init))
-        files = _files_besides(stack, design, kept, trace=trace, tensorboard=tensorboard)
+        files = _extra_files(stack, design, kept, trace=trace, tensorboard=tensorboard)
         launch = _launch(stack, design, folder, arrays)
         bind, heard = f"ipc://{sockets / 'coordinator'}", [*observers, *files]
         ways = {"launch": launch, "trace": trace, "resume": resume is not None}
-        return _conducted(design, bind, folder, keep=kept is not None, observers=heard, **ways)
+        return _run_to_end(design, bind, folder, keep=kept is not None, observers=heard, **ways)
 
 
-def _files_besides(
+def _extra_files(
     stack: ExitStack, design: Design, kept: str | Path | None, *, trace: bool, tensorboard: bool
 ) -> list[Observer]:
-    """See to the files that were asked for; those of its writers that must hear of records."""
-    if trace and kept is not None:  # merged once the launcher has seen the workers out
+    """Arrange for the extra files that were asked for; return those of their writers that need
+    records."""
+    if trace and kept is not None:  # merged once the launcher has waited for the workers to end
         stack.enter_context(merged_at_end(Path(kept), _workers(design)))
     return [stack.enter_context(_event_files(kept))] if tensorboard else []
 
 
-def _conducted(design: Design, bind: str, folder: Path, *, keep: bool, **options: Any) -> Result:
-    """The run from its start to its end; for `options` see `conduct`."""
+def _run_to_end(design: Design, bind: str, folder: Path, *, keep: bool, **options: Any) -> Result:
+    """Carry out the run and return its result; for `options` see `conduct`."""
     try:
         summary = conduct(design, bind, folder, keep=keep, **options)
     except Interrupted as stop:
@@ -195,7 +198,7 @@ def _conducted(design: Design, bind: str, folder: Path, *, keep: bool, **options
 
 @contextmanager
 def _awaited_at_exit() -> Iterator[None]:
-    """A program that ends waits for the run that one of its threads is at, and stops."""
+    """Make a program that ends wait until the run in one of its threads has stopped."""
     if threading.current_thread() is threading.main_thread():
         yield
         return
@@ -209,8 +212,9 @@ def _awaited_at_exit() -> Iterator[None]:
 
 
 @contextmanager
-def _as_scripts_expect() -> Iterator[None]:
-    """After a stop: what `except Exception` lets through, so that loops around a run end too."""
+def _raising_keyboard_interrupt() -> Iterator[None]:
+    """Turn a stop into `KeyboardInterrupt`, which `except Exception` does not catch, so that loops
+    around a run end too."""
     try:
         yield
     except Interrupted as stop:
@@ -219,12 +223,13 @@ def _as_scripts_expect() -> Iterator[None]:
 
 
 def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Design:
-    """The experiment laid out over its data set. Raises `ConfigError` and `DataError`."""
+    """Lay out the experiment over its data set. Raises `ConfigError` and `DataError`."""
     return make_design(chosen, identify(chosen.data), allow_import=allow_import)
 
 
 def _own_folders(stack: ExitStack, *, files: bool) -> tuple[Path, Path]:
-    """For files, where there will be any, and for sockets; one and the same where that can be."""
+    """Make private folders for files, if there will be any, and for sockets; the same one if
+    possible."""
     scratch = stack.enter_context(private_folder(sockets=not files))
     if holds_sockets(scratch):
         return scratch, scratch
@@ -247,7 +252,7 @@ def _check_alone(**given: object) -> None:
 
 
 def _init_setting(init: object) -> list[str]:
-    """Digests of other weights, which the source may hold, are not meant."""
+    """Return `init` as settings. They clear the source's digests, which belong to other weights."""
     path = [f"run.init={json.dumps(str(init))}"] if isinstance(init, str | Path) else []
     return path if init is None else [*path, "run.init_sha256={}"]
 
@@ -271,8 +276,8 @@ def _design(
 def _launch(
     stack: ExitStack, design: Design, folder: Path, arrays: Path | None
 ) -> Callable[[str], LocalLauncher]:
-    """What starts the workers, once the folder is made; `arrays` are to be moved there. Raises
-    `ConfigError` where this machine can't hold them."""
+    """Return a function that starts the workers once the run's folder is made, and moves `arrays`
+    there. Raises `ConfigError` if this machine can't hold the workers."""
     check_host(design)
     run = design.experiment.run
     launcher = stack.enter_context(LocalLauncher(folder / "logs", run.threads))

@@ -1,7 +1,7 @@
-"""Builds the parts that run an experiment: its design, and each worker's logic, stage and data.
+"""Build the parts that run an experiment: its design, and each worker's logic, stage and data.
 
-Coordinator and workers call the same functions on the same experiment, so a worker needs no more
-than the experiment's tables and the shapes of the data to find its place.
+Coordinator and workers call the same functions on the same experiment, so a worker needs only the
+experiment's tables and the shapes of the data.
 
 Models that predict what has not arrived yet (generators, local heads, input models) are built from
 the experiment's seed and the name of a declared stage, so they are the same in every process and
@@ -70,7 +70,7 @@ __all__ = [
 
 
 def make_exit_generator(network: Network, group: Group, run: config.Run) -> Generator | None:
-    """The generator or local head that predicts the gradient at the group's exit; None where the
+    """Make the generator or local head that predicts the gradient at the group's exit; None if the
     group waits for the gradient, or has no consumers."""
     options = group.schedule.predictor
     if group.exit is None or options is None:
@@ -103,8 +103,8 @@ def _build(generator: Generator, **options: Any) -> Generator:
 def make_input_models(
     network: Network, group: Group, meta: Meta, run: config.Run
 ) -> dict[str, InputModel]:
-    """The models that predict the inputs of `group`, by declared producer in another group; none
-    where inputs are waited for."""
+    """Make the models that predict the inputs of `group`, by declared producer in another group;
+    empty if the group waits for its inputs."""
     options = group.schedule.input_predictor
     if options is None or not group.synthetic_inputs:
         return {}
@@ -153,7 +153,7 @@ class Design:
     network: Network
     plan: Plan
     allow_import: bool = False
-    #: Weights that stages begin with in place of the seed's, "0.weight" by stage: see `given`.
+    #: Initial weights in place of the seed's: for each stage, arrays by "0.weight"; see `given`.
     init: Mapping[str, Mapping[str, NDArray[Any]]] | None = None
 
 
@@ -174,7 +174,7 @@ def make_design(
 
 
 def make_worker(design: Design, group: Group, counts: Counts | None = None) -> Worker:
-    """The logic of the worker of `group` for one round; `counts` continue those of earlier
+    """Make the logic of a group's worker for one round; `counts` continue those of earlier
     rounds."""
     return _make_worker(design.experiment, design.plan, group, counts)
 
@@ -245,8 +245,9 @@ def make_whole_stage(design: Design) -> NumpyStage:
 def make_source(design: Design, group: Group) -> Source | None:
     """Load the data if `group` hosts them, and check that every loss can learn the targets.
 
-    None where another group hosts them. Raises `DataError`, also where the files on this host are
-    not the same as the coordinator's."""
+    None if another group hosts them. Raises `DataError`, also if the files on this host differ from
+    the coordinator's.
+    """
     if group.index != design.plan.host:
         return None
     run, data = design.experiment.run, design.experiment.data
@@ -280,17 +281,18 @@ def check_targets(design: Design, found: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _flat(targets: NDArray[Any], meta: Meta) -> NDArray[Any]:
-    """Targets with one row per step, where each step of a window has targets of its own."""
+    """Return targets with one row for each step, if each step of a window has targets of its
+    own."""
     return targets.reshape(-1, *targets.shape[2:]) if meta.steps else targets
 
 
 def find_exits(design: Design) -> dict[str, str]:
-    """{worker: the declared stage whose activation it sends}."""
+    """Map each worker to the declared stage whose activation it sends."""
     return {g.name: g.exit for g in design.plan.groups if g.exit is not None}
 
 
 def find_shares(design: Design, group: Group) -> dict[str, tuple[str, ...]]:
-    """{other worker: stages of `group` whose weights it uses as well}."""
+    """Map other workers to the stages of `group` whose weights they also use."""
     return shared_with(design.plan.groups, group)
 
 
@@ -303,7 +305,7 @@ def make_roster(
     launched: bool = True,
     resume: str = "",
 ) -> Roster:
-    """What the coordinator knows about the run; for `launched` and `resume` see `Roster`."""
+    """Make what the coordinator knows about the run; for `launched` and `resume` see `Roster`."""
     plan, limits, chosen = design.plan, design.experiment.limits, design.experiment
     return Roster(
         workers=tuple(group.name for group in plan.groups),

@@ -1,7 +1,7 @@
-"""Which options can't go together, each refused with its reason before anything starts.
+"""Refuse options that can't be combined, with the reason, before anything starts.
 
-Contradictions within one schedule are found by its own options (`Options.conflicts`). The checks of
-this module depend on the network, the data, and the schedules of other stages.
+Contradictions within one schedule are found by its own options (`Options.conflicts`). The checks
+here depend on the network, the data, and the schedules of other stages.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from asyncdni.experiment.schema import stage_place
 from asyncdni.network import Node
 from asyncdni.plan.plan import Group, Plan, shared_with
 from asyncdni.plan.rules import (
-    hears_synthetic,
     is_locked_to_consumers,
     lag_bounds,
+    receives_synthetic,
     sends_at_once,
 )
 from asyncdni.schedules import SCHEDULES
@@ -35,7 +35,7 @@ def check_rules(experiment: config.Experiment, plan: Plan) -> None:
         own = group.schedule
         _refuse_first(own.conflicts())
         _refuse(
-            own.guard is not None and hears_synthetic(experiment, plan, group),
+            own.guard is not None and receives_synthetic(experiment, plan, group),
             f"schedule.guard: what comes back to stage {group.exit} is synthetic: a consumer "
             "sends it at once, as stages are locked to it; a guard needs true gradients",
         )
@@ -199,7 +199,7 @@ def _check_recurrent(experiment: config.Experiment, node: Node) -> None:
     if schedule.replay:
         raise ConfigError(f"schedule.replay: {why}; expected 0")
     if not isinstance(experiment.data, config.Windows):
-        return  # each sample is a whole sequence, so gaps between batches do no harm
+        return  # each sample is a whole sequence, so batches may be left out
     if schedule.on_full == "skip":
         raise ConfigError(f"schedule.on_full: {why}, without gaps; expected 'wait', got 'skip'")
     if experiment.staleness.at_bound == "drop":

@@ -1,9 +1,9 @@
-"""Which links and workers the tables [links] and [slow] of an experiment mean.
+"""Find the links and workers that the tables [links] and [slow] of an experiment name.
 
 The tables name workers, or any of a worker's declared stages, so that the experiment keeps its
-meaning under another `run.split`. Where a split puts both ends of a link into one worker, the link
+meaning under another `run.split`. If a split puts both ends of a link into one worker, the link
 does not exist and its conditions are ignored. A link named in [links.between] has only the
-conditions of its own table, not those of [links] as well.
+conditions of its own table, not those of [links].
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ _Named = TypeVar("_Named")
 def check_conditions(experiment: config.Experiment, plan: Plan) -> None:
     """Check the names in [links.between], [slow] and [staleness.links].
 
-    Raises `ConfigError` for a name that the run does not have, and for two names that mean the same
-    link or worker.
+    Raises `ConfigError` for an unknown name, and for two names of the same link or worker.
     """
     _named_links(experiment, plan)
     _named_workers(experiment, plan)
@@ -47,8 +46,8 @@ def check_conditions(experiment: config.Experiment, plan: Plan) -> None:
 
 
 def neighbours(plan: Plan, group: Group) -> tuple[str, ...]:
-    """The workers that `group` sends messages to: its consumers, its producers, the other end of
-    each link that carries data, and the workers it shares weights with."""
+    """Return the workers that `group` sends messages to: its consumers, its producers, the other
+    end of each link that carries data, and the workers it shares weights with."""
     host = plan.groups[plan.host].name
     names = [*group.consumers, *(name for name in group.producers if name != DATA)]
     if group.name == host:
@@ -61,7 +60,7 @@ def neighbours(plan: Plan, group: Group) -> tuple[str, ...]:
 def link_delays(
     experiment: config.Experiment, plan: Plan, worker: str, seed: int
 ) -> dict[str, LinkDelay]:
-    """The delays of all links from `worker` that the experiment slows down, by receiver."""
+    """Return the delays of all links from `worker` that the experiment slows down, by receiver."""
     named = _named_links(experiment, plan)
     delays = {}
     for receiver in neighbours(plan, _group(plan, worker)):
@@ -82,7 +81,7 @@ def link_delays(
 
 
 def slow_of(experiment: config.Experiment, plan: Plan, worker: str, seed: int) -> Slow | None:
-    """What the experiment slows `worker` down by; None where it does not."""
+    """Return how the experiment slows `worker` down; None if it does not."""
     named = _named_workers(experiment, plan).get(worker)
     if named is None:
         return None
@@ -97,10 +96,9 @@ def slow_of(experiment: config.Experiment, plan: Plan, worker: str, seed: int) -
 
 
 def find_worker(plan: Plan, name: str, place: str) -> str:
-    """The worker called `name`, or the one that has the stage, or all the stages ("a+b"), of that
-    name.
+    """Return the worker called `name`, or the one with the stage or stages ("a+b") of that name.
 
-    Raises `ConfigError`, with `place` in its message, where there is none.
+    Raises `ConfigError`, with `place` in its message, if there is none.
     """
     stages = set(name.split("+"))
     for group in plan.groups:
@@ -113,9 +111,9 @@ def find_worker(plan: Plan, name: str, place: str) -> str:
 
 
 def find_link(plan: Plan, key: str, place: str) -> tuple[str, str] | None:
-    """(sender, receiver), both workers, of the link that `key` ("hidden1->hidden2") names.
+    """Return (sender, receiver), both workers, of the link that `key` ("hidden1->hidden2") names.
 
-    None where one worker has both ends. Raises `ConfigError` where there is no such link.
+    None if one worker has both ends. Raises `ConfigError` if there is no such link.
     """
     sender, _, receiver = key.partition(_ARROW)
     link = find_worker(plan, sender, place), find_worker(plan, receiver, place)
@@ -135,7 +133,7 @@ def find_link(plan: Plan, key: str, place: str) -> tuple[str, str] | None:
 def _named_links(
     experiment: config.Experiment, plan: Plan
 ) -> dict[tuple[str, str], tuple[str, config.Link]]:
-    """The entries of [links.between]: (place, conditions) by (sender, receiver)."""
+    """Return the entries of [links.between]: (place, conditions) by (sender, receiver)."""
     found = dict[tuple[str, str], str]()
     named = {}
     for key, conditions in experiment.links.between.items():
@@ -148,7 +146,7 @@ def _named_links(
 
 
 def _named_workers(experiment: config.Experiment, plan: Plan) -> dict[str, tuple[str, config.Slow]]:
-    """The entries of [slow]: (place, conditions) by worker."""
+    """Return the entries of [slow]: (place, conditions) by worker."""
     found = dict[str, str]()
     named = {}
     for key, conditions in experiment.slow.items():
@@ -160,8 +158,8 @@ def _named_workers(experiment: config.Experiment, plan: Plan) -> dict[str, tuple
 
 
 def _note(found: dict[_Named, str], what: _Named, place: str) -> None:
-    """Note that `place` names `what`. Raises `ConfigError` where another place has named it
-    before."""
+    """Note that `place` names `what`. Raises `ConfigError` if another place has already named
+    it."""
     if what in found:
         raise ConfigError(f"{place}: means the same as {found[what]}; expected one of them")
     found[what] = place

@@ -1,4 +1,4 @@
-"""A network and its workers described for people: text tables, and drawings by Graphviz."""
+"""Describe a network and its workers for people: as text tables, and as drawings by Graphviz."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ class Model:
 
 
 def describe(network: Network, *, allow_import: bool = False) -> str:
-    """A table with one line per stage: inputs, layers, output shape, loss, number of parameters.
+    """Return a table with a line for each stage: inputs, layers, output shape, loss, parameters.
 
-    Weights that several stages share are counted once, at the stage that owns them."""
+    Weights that several stages share are counted once, at the stage that owns them.
+    """
     rows = [("stage", "inputs", "layers", "output", "loss", "parameters")]
     total = 0
     for node in network.nodes:
@@ -66,8 +67,8 @@ def describe(network: Network, *, allow_import: bool = False) -> str:
 
 
 def describe_workers(design: Design) -> str:
-    """A table with one line per worker: its schedule, what it sends to whom, and the models by
-    which it need not wait for others."""
+    """Return a table with a line for each worker: its schedule, what it sends to whom, and the
+    models that spare it waiting for others."""
     rows = [("worker", "schedule", "sends", "to", "models", "their parameters")]
     for group in design.plan.groups:
         models = models_of(design, group)
@@ -85,14 +86,16 @@ def describe_workers(design: Design) -> str:
 
 
 def parameters(node: Node, *, allow_import: bool = False) -> int:
-    """How many numbers the stage learns. Its layers are built to count them."""
+    """Return how many numbers the stage learns; its layers are built to count them."""
     return sum(count(layer) for layer in _built(node, allow_import))
 
 
 def models_of(design: Design, group: Group) -> list[Model]:
-    """The models of one worker, built to count their parameters: the generator or local head at its
-    exit, its input models, and the generators of its recurrent layers, which predict the gradient
-    from the steps after a window."""
+    """Return the models of one worker, built to count their parameters.
+
+    They are the generator or local head at its exit, its input models, and the generators of its
+    recurrent layers, which predict the gradient from the steps after a window.
+    """
     options, run = group.schedule.predictor, design.experiment.run
     found = []
     generator = make_exit_generator(design.network, group, run)
@@ -108,15 +111,15 @@ def models_of(design: Design, group: Group) -> list[Model]:
 
 
 def count(model: Any) -> int:
-    """How many numbers the `params` of a layer or model hold."""
+    """Return how many numbers the `params` of a layer or model hold."""
     return sum(int(value.size) for value in model.params.values())
 
 
 def _futures(node: Node, allow_import: bool) -> list[Model]:
-    """The generators of recurrent layers. Their weights are counted among the layer's buffers, as
+    """Return the generators of recurrent layers. Their weights are among the layer's buffers, as
     the stage's optimizer does not update them."""
     if not any("future" in layer_text(spec) for spec in node.layers):
-        return []  # nothing to build
+        return []  # no layer has one
     return [
         Model("future generator", node.name, int(layer.buffers["future.weight"].size))
         for layer in _built(node, allow_import)
@@ -138,8 +141,8 @@ def _built(node: Node, allow_import: bool) -> Sequence[Layer]:
 
 
 def layer_text(spec: LayerSpec) -> str:
-    """A layer as in the experiment file, without punctuation: `dense 256`, `dense width=256
-    bias=false`."""
+    """Write a layer as in the experiment file, without punctuation: `dense 256`, or `dense
+    width=256 bias=false`."""
     if isinstance(spec, str):
         return spec
     ((name, options),) = spec.items()
@@ -149,7 +152,7 @@ def layer_text(spec: LayerSpec) -> str:
 
 
 def shape_text(shape: Shape) -> str:
-    """A shape for people: `16 x 14 x 14`, or `scalar`."""
+    """Write a shape as `16 x 14 x 14`, or `scalar`."""
     return " x ".join(map(str, shape)) or "scalar"
 
 
@@ -163,7 +166,7 @@ def _option(value: Any) -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """The rows as lines of text: each column is as wide as its widest cell; the last column, of
+    """Write the rows as lines of text: each column is as wide as its widest cell, and the last, of
     numbers, is aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -175,15 +178,15 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
 
 # --- graphviz ------------------------------------------------------------------------------------
 
-#: Formats that `draw` can produce.
+#: Formats that `draw` can make.
 FORMATS = ("svg", "png", "pdf")
 
 _INDENT = " " * 4
 
 
 def dot(design: Design) -> str:
-    """The network in the language of Graphviz (Gansner, Koutsofios and North, "Drawing graphs with
-    dot", 2015).
+    """Write the network in the language of Graphviz (Gansner, Koutsofios and North, "Drawing graphs
+    with dot", 2015).
 
         data ─► [ worker a: stage ─► stage ┈ generator ] ─► [ worker b: … ]
 
@@ -205,9 +208,9 @@ def dot(design: Design) -> str:
 
 
 def draw(text: str, form: str) -> bytes:
-    """The picture that Graphviz draws of `text`, in one of `FORMATS`.
+    """Return the picture that Graphviz draws of `text`, in one of `FORMATS`.
 
-    Raises `ConfigError` where Graphviz is not installed and `LaunchError` where it fails.
+    Raises `ConfigError` if Graphviz is not installed and `LaunchError` if it fails.
     """
     program = shutil.which("dot")
     if program is None:
@@ -224,15 +227,14 @@ def draw(text: str, form: str) -> bytes:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise LaunchError(
             f"{program} -T{form} ended with exit code {done.returncode}: "
-            f"{said[0] if said else 'it said nothing'}; --out with a name that ends in .dot writes "
-            "the graph without it"
+            f"{said[0] if said else 'without a message'}; --out with a name that ends in .dot "
+            "writes the graph without it"
         )
     return done.stdout
 
 
 def _cluster(design: Design, group: Group) -> Iterator[str]:
-    """The lines of one worker's cluster. The data set is drawn in the cluster of the worker that
-    hosts it."""
+    """Yield the lines of one worker's cluster; it includes the data set if the worker hosts it."""
     yield f'subgraph "cluster_{group.index}" {{'
     title = _label(f"worker {group.name} ({group.schedule.text})")
     yield f"{_INDENT}{title} labeljust=l style=rounded color=gray50"
@@ -262,11 +264,11 @@ def _model(model: Model) -> Iterator[str]:
     yield f"{name} [{label} shape=ellipse style=dashed]"
     stage = _quoted(model.stage)
     yield f"{stage} -> {name} [style=dashed dir=both]"
-    yield f"{{ rank=same {stage} {name} }}"  # beside its stage, not in the way to the next one
+    yield f"{{ rank=same {stage} {name} }}"  # beside its stage, not between it and the next one
 
 
 def _label(*lines: str) -> str:
-    """The label attribute of a node or cluster, of several lines."""
+    """Make the label attribute of a node or cluster, of several lines."""
     return "label=" + _quoted("\n".join(lines))
 
 

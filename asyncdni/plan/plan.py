@@ -1,7 +1,7 @@
 """The plan of a run: which worker runs which stages, how many batches, and where the barriers are.
 
-Each worker gets neighbouring stages in the network's order. Edges only ever lead forward in that
-order, so workers can't wait for each other in a circle, whatever the split.
+Each worker gets neighbouring stages in the network's order. Edges only lead forward in that order,
+so workers can't wait for each other in a circle, whatever the split.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 #: Upper bound on the number of barriers, so that a worker's list of them stays small.
 EVALUATIONS_MAX = 100_000
-#: Names of workers become names of logs, traces and sockets, which the system limits.
+#: Names of workers become names of logs, traces and sockets, whose length the system limits.
 _NAME_MAX = 64
 #: The word that turns off an interval: "never" in place of a time between checkpoints.
 NEVER = "never"
@@ -51,10 +51,10 @@ class Group:
     exit: str | None  # the one member whose activation other groups get
     has_loss: bool
     reads_data: bool
-    # that of its exit, else of its last stage: inside, gradients are exact
+    # the schedule of its exit, else of its last stage; between its stages gradients are exact
     schedule: config.Schedule
-    synthetic_inputs: bool = False  # whether it gets the data too, to predict its inputs from
-    depth: int = 0  # how many groups come after it on the longest way to a loss
+    synthetic_inputs: bool = False  # whether it also gets the data, to predict its inputs from
+    depth: int = 0  # how many groups come after it on the longest path to a loss
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,20 @@ class Plan:
     groups: tuple[Group, ...]
     host: int  # index of the group that hosts the data: the first that reads it
     feeds: tuple[str, ...]  # other groups that get training data over the wire
-    test_feeds: tuple[str, ...]  # those of them that get the test data too
+    test_feeds: tuple[str, ...]  # those of them that also get the test data
     batch_size: int  # samples that flow together: a batch, or a microbatch
     microbatches: int  # how many make one update
-    batches_per_epoch: int  # (micro)batches that flow; the last may be smaller, …
-    rows: Rows  # … as this says
+    batches_per_epoch: int  # (micro)batches that flow; the last may be smaller
+    rows: Rows  # the size of each of them
     updates_per_epoch: int
     test_batches: int
     batches: int  # training (micro)batches of the whole run
     barriers: tuple[int, ...]  # batch counts at which all workers drain; the last is the end
-    cuts: tuple[int, ...] = ()  # those barriers at which a checkpoint is taken …
-    cut_barriers: tuple[int, ...] = ()  # … and no evaluation is made
+    cuts: tuple[int, ...] = ()  # those barriers at which a checkpoint is taken
+    cut_barriers: tuple[int, ...] = ()  # those cuts at which no evaluation is made
 
     def group_of(self, stage: str) -> Group:
-        """The group that the declared stage is in; `KeyError` if there is none."""
+        """Return the group with this declared stage; `KeyError` if there is none."""
         for group in self.groups:
             if any(node.name == stage for node in group.members):
                 return group
@@ -88,7 +88,7 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
     """Split `network` over workers and count batches, as `experiment.run` and `.data` say.
 
     Raises `ConfigError` for a split that does not fit the network, and for a training batch of one
-    sample where a batch norm would see it.
+    sample that would reach a batch norm.
     """
     run, batch_size = experiment.run, experiment.data.batch_size
     groups = _groups(experiment, network, _split(run.split, network))
@@ -134,7 +134,8 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
 
 
 def shared_with(groups: Sequence[Group], group: Group) -> dict[str, tuple[str, ...]]:
-    """{other worker: stages of `group` whose weights some stage there uses as well}, in order."""
+    """Map other workers to the stages of `group` whose weights some stage there also uses, in
+    order."""
     found = {}
     for other in groups:
         owners = {node.owner for node in other.members}
@@ -145,8 +146,8 @@ def shared_with(groups: Sequence[Group], group: Group) -> dict[str, tuple[str, .
 
 
 def cut_every_s(checkpoint: config.Checkpoint) -> float | None:
-    """Seconds between checkpoints; None where the interval is in epochs, or only the end has
-    one."""
+    """Return the seconds between checkpoints; None if the interval is in epochs, or only the end
+    has one."""
     every = checkpoint.every
     if not isinstance(every, str) or every == NEVER:
         return None
@@ -154,13 +155,13 @@ def cut_every_s(checkpoint: config.Checkpoint) -> float | None:
 
 
 def snapshot_every_s(checkpoint: config.Checkpoint) -> float | None:
-    """Seconds between a worker's own snapshots; None where it takes none."""
+    """Return the seconds between a worker's own snapshots; None if it takes none."""
     every = checkpoint.snapshot_every
     return None if every == NEVER else seconds(every, "checkpoint.snapshot_every", LONGEST_S)
 
 
 def _microbatches(experiment: config.Experiment) -> int:
-    """How many microbatches a batch is cut into: 1 except in synchronous pipelines."""
+    """Return how many microbatches a batch is cut into: 1 except in synchronous pipelines."""
     count = experiment.schedule.microbatches
     batch_size = experiment.data.batch_size
     if batch_size % count:
@@ -174,12 +175,11 @@ def _microbatches(experiment: config.Experiment) -> int:
 def barriers(
     epochs: int, batches_per_epoch: int, every_epochs: float, name: str = "run.evaluate_every"
 ) -> tuple[int, ...]:
-    """Counts of whole training batches after which the run stops for what the option `name` asks
-    for.
+    """Return the counts of whole training batches after which the run stops for the option `name`.
 
     It stops every `every_epochs` epochs, rounded to batches and at least one batch apart, and at
-    the end; with 0 epochs once, at 0. Raises `ConfigError` for more than `EVALUATIONS_MAX`
-    stops."""
+    the end; with 0 epochs once, at 0. Raises `ConfigError` for more than `EVALUATIONS_MAX` stops.
+    """
     total = epochs * batches_per_epoch
     step = max(1.0, every_epochs * batches_per_epoch)
     if total / step > EVALUATIONS_MAX:
@@ -223,7 +223,8 @@ def _groups(
 
 
 def _fed(group: Group) -> Group:
-    """The group for a run with synthetic inputs: if it has producers, it gets the data as well."""
+    """Return the group for a run with synthetic inputs: if it has producers, it also gets the
+    data."""
     if all(name == DATA for name in group.producers):
         return group
     producers = tuple(dict.fromkeys((*group.producers, DATA)))
@@ -231,8 +232,8 @@ def _fed(group: Group) -> Group:
 
 
 def _name(members: Sequence[Node]) -> str:
-    """The name of a worker. It is unique, since workers have neighbouring stages and no stage has a
-    dot in its name."""
+    """Return the name of a worker. It is unique, since workers have neighbouring stages and no
+    stage has a dot in its name."""
     whole = "+".join(node.name for node in members)
     if len(whole) <= _NAME_MAX or len(members) == 1:
         return whole
@@ -246,7 +247,7 @@ def _group(
     members: tuple[Node, ...],
     home: dict[str, str],
 ) -> Group:
-    """The group of `members`; `home` says which group each declared stage is in."""
+    """Make the group of `members`; `home` maps each declared stage to its group."""
     sources = [home.get(node, DATA) for member in members for node in member.inputs]
     readers = {home[node] for member in members for node in member.consumers} - {name}
     exits = [
@@ -283,7 +284,7 @@ def _check_single_sample(
     meta: Meta,
     batch_size: int,
 ) -> None:
-    """Raises `ConfigError` where a batch norm would train on a batch of one sample, which has no
+    """Raise `ConfigError` if a batch norm would train on a batch of one sample, which has no
     variance."""
     samples = meta.train_samples
     if batch_size > 1 and samples % batch_size != 1:
@@ -311,7 +312,7 @@ def _is_batch_norm(layer: object) -> bool:
 
 
 def _cure(batch_size: int, samples: int) -> str:
-    """The advice for the user: the next larger batch size that leaves no single sample over."""
+    """Return advice for the user: the next larger batch size that leaves no single sample over."""
     larger = range(batch_size + 1, samples + 1)
     fitting = next((size for size in larger if samples % size != 1), None)
     return f"use data.batch_size = {fitting} or " if fitting else ""

@@ -1,10 +1,10 @@
 """The rules that each worker follows, from the experiment and its plan: schedule, lag, guard,
 replay.
 
-The coordinator, the workers and the simulator all get them from here. What depends on a schedule
-alone is answered by its options (`schedules.options`). This module answers what depends on the
-place of a worker among the others: which workers are locked to which, what kind of gradients come
-back, and which bounds on lag apply.
+The coordinator, the workers and the simulator all get them from here. What depends only on a
+schedule is in its options (`schedules.options`). This module has what depends on the place of a
+worker among the others: which workers are locked to which, what kind of gradients come back, and
+which bounds on lag apply.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from asyncdni.schedules.options import Late, Role
 __all__ = [
     "SHARED_LAG",
     "goes_on",
-    "hears_synthetic",
     "is_locked_to_consumers",
     "is_repeatable",
     "lag_bounds",
@@ -34,16 +33,17 @@ __all__ = [
     "make_position",
     "make_schedule",
     "make_worker",
+    "receives_synthetic",
     "repeatable_words",
     "sends_at_once",
     "sharing_bounds",
 ]
 
-#: How many batches a stage that shares weights and learns at once may be ahead of the oldest update
-#: that it shares.
+#: How far a stage that shares weights and learns at once may be ahead of the oldest shared update
+#: that is missing, in batches.
 SHARED_LAG = 16
-#: `startup_s` is at least so many times the time after which a worker reports a silent neighbour:
-#: the start must not be given up before anybody has said why.
+#: `startup_s` is at least so many times the time after which a worker reports a silent neighbour,
+#: so that the reason is known before the start fails.
 _PATIENCES_OF_STARTUP = 4
 
 
@@ -51,12 +51,13 @@ _PATIENCES_OF_STARTUP = 4
 
 
 def is_locked_to_consumers(chosen: config.Experiment, group: Group) -> bool:
-    """Whether `group` waits for the gradient of its consumers though the run is decoupled."""
+    """Tell whether `group` waits for the gradient of its consumers although the run is
+    decoupled."""
     return chosen.schedule.decoupled and group.schedule.locks
 
 
 def sends_at_once(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
-    """Whether `group` passes each gradient on at once: some producer of it is locked to it and
+    """Tell whether `group` passes each gradient on at once: some producer is locked to it and
     learns from the same gradient, synthetic or true, as `group` itself."""
     return any(
         is_locked_to_consumers(chosen, one) and bool(one.consumers)
@@ -65,10 +66,12 @@ def sends_at_once(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
     )
 
 
-def hears_synthetic(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
-    """Whether the gradient that `group` gets from its consumers is synthetic, at least in part.
+def receives_synthetic(chosen: config.Experiment, plan: Plan, group: Group) -> bool:
+    """Tell whether the gradient that `group` gets from its consumers is synthetic, at least in
+    part.
 
-    Stages that hand on what comes back to them are looked through, however many there are in a row.
+    Consumers that only pass on the gradients that they receive don't make them true or synthetic:
+    their own consumers decide.
     """
     if not chosen.schedule.decoupled:
         return False
@@ -77,7 +80,7 @@ def hears_synthetic(chosen: config.Experiment, plan: Plan, group: Group) -> bool
     left = list(group.consumers)
     while left:
         one = groups[left.pop()]
-        if one.name in seen or not one.consumers:  # the last has the true loss
+        if one.name in seen or not one.consumers:  # the last group has the true loss
             continue
         seen.add(one.name)
         if not one.schedule.decoupled or one.schedule.greedy:
@@ -91,8 +94,8 @@ def hears_synthetic(chosen: config.Experiment, plan: Plan, group: Group) -> bool
 
 
 def is_repeatable(experiment: config.Experiment, plan: Plan) -> bool:
-    """Whether another run of the experiment ends with the same weights, to the last bit. A run with
-    a single worker always does: it waits for no message."""
+    """Tell whether the same seed gives the same weights, to the last bit. A run with a single
+    worker always repeats: it waits for no message."""
     own = [group.schedule for group in plan.groups]
     if len(own) == 1:
         return True
@@ -102,7 +105,7 @@ def is_repeatable(experiment: config.Experiment, plan: Plan) -> bool:
 
 
 def repeatable_words() -> str:
-    """A sentence for the user: under which schedules the same seed repeats a run."""
+    """Say under which schedules the same seed repeats a run."""
     always: list[str] = []
     never: list[str] = []
     for name, options in SCHEDULES.items():
@@ -116,7 +119,7 @@ def repeatable_words() -> str:
 
 
 def goes_on(plan: Plan) -> bool:
-    """Whether the other workers learn on while one is dead: none waits for a gradient of
+    """Tell whether the other workers learn on while one is dead: none waits for a gradient of
     another."""
     return all(
         group.schedule.learns_alone and not shared_with(plan.groups, group) for group in plan.groups
@@ -129,9 +132,12 @@ def goes_on(plan: Plan) -> bool:
 def lag_bounds(
     experiment: config.Experiment, plan: Plan, group: Group
 ) -> tuple[dict[str, int], bool]:
-    """The bounds on lag of `group`: (batches by consumer, whether the oldest gradient is given up
-    at the bound). They are what the user has set, else what the schedule needs. A greedy stage gets
-    no gradients back, so it has no bounds."""
+    """Return the bounds on lag of `group`: (batches by consumer, whether to give up the oldest
+    gradient at the bound).
+
+    They are the user's, or else what the schedule needs. A greedy stage gets no gradients back, so
+    it has no bounds.
+    """
     options, staleness = group.schedule, experiment.staleness
     if options.greedy:
         return {}, False
@@ -144,27 +150,27 @@ def lag_bounds(
 
 
 def late_gradients(experiment: config.Experiment, plan: Plan, group: Group) -> Late | None:
-    """What the maths of a stage needs to know about gradients that arrive after later forwards;
-    None where no gradient is late."""
+    """Return what a stage's maths must know about gradients that arrive after later forwards; None
+    if no gradient is late."""
     bounds, _ = lag_bounds(experiment, plan, group)
     return group.schedule.late(any(bounds.values()))
 
 
 def sharing_bounds(experiment: config.Experiment, plan: Plan, group: Group) -> tuple[int, int]:
-    """(how many batches `group` may forward beyond the oldest update that it shares, the largest
-    such number among it and the workers it shares weights with); (0, 0) where it shares none."""
+    """Return (how many batches `group` may forward beyond the oldest missing shared update, the
+    largest such number among the workers that share its weights); (0, 0) if it shares none."""
     sharers = shared_with(plan.groups, group)
     if not sharers:
         return 0, 0
     usual = _usual_of_sharing(experiment, plan)
     others = [one for one in plan.groups if one.name in sharers]
-    # A stage that is locked to its consumers keeps the weights of a batch until its update.
+    # A stage that is locked to its consumers uses a batch's weights until its update.
     bounds = [0 if one.schedule.locks else usual for one in (group, *others)]
     return bounds[0], max(bounds)
 
 
 def _usual_of_sharing(experiment: config.Experiment, plan: Plan) -> int:
-    """The bound that a sharing worker has by default: no less than the lag that links may have."""
+    """Return the default bound of a sharing worker: no less than the lag that links may have."""
     schedule, lag = experiment.schedule, experiment.staleness.lag
     if schedule.synchronous:
         return 0
@@ -178,7 +184,7 @@ def _usual_of_sharing(experiment: config.Experiment, plan: Plan) -> int:
 
 
 def make_schedule(experiment: config.Experiment, plan: Plan, group: Group) -> Schedule:
-    """The schedule that the worker of `group` follows."""
+    """Make the schedule of a group's worker."""
     at_once = sends_at_once(experiment, plan, group)
     role = Role(
         name=group.members[-1].name,
@@ -187,13 +193,13 @@ def make_schedule(experiment: config.Experiment, plan: Plan, group: Group) -> Sc
         groups=Groups(plan.microbatches, plan.batches_per_epoch),
         asked=ALWAYS if at_once else experiment.schedule.asked,
         send_at_once=at_once,
-        hears_synthetic=hears_synthetic(experiment, plan, group),
+        receives_synthetic=receives_synthetic(experiment, plan, group),
     )
     return group.schedule.rule(role)
 
 
 def make_position(plan: Plan, group: Group) -> Position:
-    """The place of the worker of `group`: its neighbours, and what it does for the whole run."""
+    """Make the place of a group's worker: its neighbours, and what it does for the whole run."""
     hosts = group.index == plan.host
     train_feeds = tuple(name for name in plan.feeds if name not in plan.test_feeds)
     ahead = any(one.synthetic_inputs for one in plan.groups if one.name in group.consumers)
@@ -220,7 +226,7 @@ def make_position(plan: Plan, group: Group) -> Position:
 def make_worker(
     experiment: config.Experiment, plan: Plan, group: Group, counts: Counts | None = None
 ) -> Worker:
-    """The logic of one worker for one round; `counts` continue those of earlier rounds."""
+    """Make the logic of a worker for one round; `counts` continue those of earlier rounds."""
     limits = experiment.limits
     bounds, drop = lag_bounds(experiment, plan, group)
     position = make_position(plan, group)
@@ -241,8 +247,8 @@ def make_worker(
 
 
 def _make_replay(plan: Plan, group: Group) -> Replay | None:
-    """The replay buffer for inputs that come from other workers; None where replay is off. The host
-    of the data needs none: it can read new samples at any time, and it reuses its buffers."""
+    """Make the replay buffer for inputs that come from other workers; None if replay is off. The
+    host of the data needs none: it can read new samples at any time, and it reuses its buffers."""
     options = group.schedule
     fed = DATA not in group.producers or group.index != plan.host
     return Replay(options.replay, options.uses_max) if options.replay and fed else None

@@ -1,8 +1,7 @@
-"""How large messages get and how much memory workers need, computed from shapes: no array is made.
+"""Compute how large messages get and how much memory workers need, from shapes only.
 
 The memory of a worker is a lower bound. Each parameter counts four times: the weight, its gradient,
-and two numbers that an optimizer keeps. The buffers of batches in flight, and the layers' own, come
-on top.
+and two numbers that an optimizer keeps. Buffers of batches in flight and of layers come on top.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def check_messages(
     try:
         encode(Welcome("", 0, experiment.tables(chosen), msgspec.to_builtins(meta), "", ""))
     except ProtocolError as error:
-        raise ConfigError(f"the experiment is too large to be told to workers: {error}") from error
+        raise ConfigError(f"the experiment is too large to be sent to workers: {error}") from error
     limit = chosen.limits.message_bytes
     for sender, what, size in _messages(chosen, network, plan, meta, allow_import):
         if size + _HEADER_BYTES > limit:
@@ -58,7 +57,7 @@ def check_messages(
 def _messages(
     chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, allow_import: bool
 ) -> Iterable[tuple[str, str, int]]:
-    """The largest message of each kind on each link: (sender, kind, bytes of its tensors)."""
+    """Yield the largest message of each kind on each link: (sender, kind, bytes of its tensors)."""
     itemsize = np.dtype(chosen.run.dtype).itemsize
     trained = min(plan.batch_size, meta.train_samples)
     samples = max(trained, min(chosen.data.batch_size, meta.test_samples))
@@ -87,7 +86,7 @@ def _messages(
 def check_memory(
     chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, *, allow_import: bool
 ) -> None:
-    """Raises `ConfigError` where this machine can't hold all workers at once."""
+    """Raise `ConfigError` if this machine can't hold all workers at once."""
     has = _memory_bytes()
     needs = {
         group.name: worker_bytes(chosen, network, plan, meta, group, allow_import=allow_import)
@@ -113,7 +112,7 @@ def worker_bytes(
     *,
     allow_import: bool = False,
 ) -> int:
-    """The memory in bytes that the worker of `group` needs at least."""
+    """Return the least memory in bytes that a group's worker needs."""
     parameters = sum(_parameters(node, allow_import) for node in group.members)
     parameters += _exit_parameters(network, group)
     parameters += _input_parameters(network, group)
@@ -126,8 +125,8 @@ def worker_bytes(
 
 
 def _parameters(node: Node, allow_import: bool) -> int:
-    """How many parameters the layers of a stage have; layers without a `size`, such as a user's
-    own, count as 0."""
+    """Return how many parameters the layers of a stage have; layers without a `size`, such as a
+    user's own, count as 0."""
     found, shape = 0, node.joined_shape
     for index, spec in enumerate(node.layers):
         where = f"{node.place}.layers[{index}]"
@@ -139,7 +138,7 @@ def _parameters(node: Node, allow_import: bool) -> int:
 
 
 def _exit_parameters(network: Network, group: Group) -> int:
-    """How many parameters the generator or local head at the worker's exit has."""
+    """Return how many parameters the generator or local head at the worker's exit has."""
     model = group.schedule.predictor
     if group.exit is None or model is None:
         return 0
@@ -149,7 +148,7 @@ def _exit_parameters(network: Network, group: Group) -> int:
 
 
 def _input_parameters(network: Network, group: Group) -> int:
-    """How many parameters the models have that predict what comes from other workers."""
+    """Return how many parameters the worker's input models have."""
     options, data = group.schedule.input_predictor, math.prod(network.data_shape)
     if options is None or not group.synthetic_inputs:
         return 0
@@ -161,7 +160,7 @@ def _input_parameters(network: Network, group: Group) -> int:
 
 
 def _memory_bytes() -> int:
-    """Memory of this machine in bytes; 0 where the system does not tell."""
+    """Return this machine's memory in bytes; 0 where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

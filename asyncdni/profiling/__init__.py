@@ -1,1 +1,1 @@
-"""What an experiment's arithmetic costs here, measured op by op, and how fast that lets it be."""
+"""Measure an experiment's arithmetic op by op, and predict how fast it allows training to be."""

@@ -1,5 +1,8 @@
-"""Advises which schedule and split to train with on given machines and links, and says what limits
-the speed: every schedule is predicted on its best split, and the predictions are compared."""
+"""Advise which schedule and split to train with on given machines and links, and what limits the
+speed.
+
+Every schedule is predicted on its best split, and the predictions are compared.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +27,22 @@ __all__ = ["Advice", "Candidate", "Row", "Setup", "advise", "best_split", "is_sl
 
 # --- splits --------------------------------------------------------------------------------------
 
-#: Seconds per batch of a worker with the stages first, …, end - 1; None: there can be no such
-#: worker.
+#: A function that returns the seconds per batch of a worker with the stages first, …, end - 1;
+#: None if there can be no such worker.
 Cost = Callable[[int, int], float | None]
 
 
 def best_split(stages: int, workers: int, cores: int, cost: Cost) -> list[int] | None:
-    """How many stages each worker gets, so that a decoupled run has the highest ceiling. Exact.
+    """Return how many stages each worker gets, so that a decoupled run has the highest ceiling.
+    Exact.
 
-    A batch takes as long as the slowest worker, or as all workers together on `cores` cores. Of
-    splits with equal batch times, the one whose slowest worker is faster is taken. None where no
-    split is possible.
+    A batch takes as long as the slowest worker, or as all workers together on `cores` cores. Among
+    splits with equal batch times, the one with the faster slowest worker wins. None if no split is
+    possible.
 
-    Every worker's cost that can be the slowest one's is tried as a limit: with no worker above it,
-    dynamic programming over the stages finds the least total. A limit above the best batch time so
-    far can't improve on it, so only few of the O(n^2) limits are tried.
+    Every worker's cost is tried as a limit: with no worker above it, dynamic programming over the
+    stages finds the least total. A limit above the best batch time so far can't improve on it, so
+    only few of the O(n^2) limits are tried.
     """
     table = {
         (first, end): seconds
@@ -62,8 +66,8 @@ def best_split(stages: int, workers: int, cores: int, cost: Cost) -> list[int] |
 def _least_total(
     stages: int, workers: int, allowed: dict[tuple[int, int], float]
 ) -> tuple[float, list[int]] | None:
-    """(seconds of all workers together, stages of each) of the cheapest split; None where there is
-    none."""
+    """Return (seconds of all workers together, stages of each) of the cheapest split; None if there
+    is none."""
     # reached[end]: the cheapest way to give the first `end` stages to the workers so far.
     reached: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
     for _ in range(workers):
@@ -84,7 +88,7 @@ _FAST = config.Link()
 
 @dataclass(frozen=True)
 class Candidate:
-    """A run that is possible, and what its ops and messages cost on this machine."""
+    """A possible run, and the cost of its ops and messages on this machine."""
 
     design: Design
     prices: Prices
@@ -105,7 +109,8 @@ class Setup:
     _prices: dict[tuple[str, int], Prices] = field(default_factory=dict)
 
     def candidate(self, schedule: str, workers: int, *, lag: int | None = None) -> Candidate:
-        """The run of `schedule` over `workers` workers, on the split with the highest ceiling.
+        """Return the run of `schedule` over `workers` workers, on the split with the highest
+        ceiling.
 
         Raises `ConfigError` for a schedule that does not fit the network or the batches, or whose
         options can't be priced.
@@ -116,7 +121,8 @@ class Setup:
         return Candidate(self._on_hosts(design), prices)
 
     def without(self, candidate: Candidate, *what: str) -> Candidate:
-        """The same run on links without the conditions `what`: "latency", "jitter", "bandwidth"."""
+        """Return the same run on links without the conditions `what`: "latency", "jitter",
+        "bandwidth"."""
         fast = {key: getattr(_FAST, key) for key in what}
         links = candidate.design.experiment.links
         between = {
@@ -127,9 +133,11 @@ class Setup:
         return Candidate(self._made(changed), candidate.prices)
 
     def fewest(self, schedule: str, workers: int, share: float) -> int:
-        """The smallest number of workers whose ceiling is at least `share` of that of `workers`.
+        """Return the smallest number of workers whose ceiling is at least `share` of that of
+        `workers`.
 
-        Only a few numbers are tried; `workers` where none of them will do."""
+        Only a few numbers are tried; the result is `workers` if none of them will do.
+        """
         chosen = self._options(schedule, None)
         prices = self._priced(self._design(chosen, None))
         numbers = sorted({max(1, math.ceil(workers * part / 4)) for part in (1, 2, 3)} | {2})
@@ -140,7 +148,8 @@ class Setup:
         return workers
 
     def _period(self, chosen: config.Experiment, prices: Prices, workers: int) -> float:
-        """Seconds per batch that arithmetic allows; infinite where no such split is possible."""
+        """Return the seconds per batch that arithmetic allows; infinite if no such split is
+        possible."""
         try:
             split = self._split(chosen, prices, workers)
         except ConfigError:
@@ -152,8 +161,8 @@ class Setup:
         return max(*totals, sum(totals) / (self.cores * min(self.hosts, workers)))
 
     def _options(self, schedule: str, lag: int | None) -> config.Experiment:
-        """The experiment under `schedule`: with the file's options if it has that one, else
-        defaults."""
+        """Return the experiment under `schedule`: with the file's options if it has that schedule,
+        else defaults."""
         chosen = experiment.change(experiment.tables(self.chosen), schedule=schedule)
         if lag is None:
             return chosen
@@ -168,8 +177,8 @@ class Setup:
         return make_design(chosen, self.meta, allow_import=self.allow_import)
 
     def _priced(self, design: Design) -> Prices:
-        """The prices for a design. Schedules that do the same ops on batches of the same size share
-        them."""
+        """Return the prices for a design. Schedules that do the same ops on batches of the same
+        size share them."""
         schedule = design.experiment.schedule
         key = schedule.priced_as, design.plan.batch_size
         if key not in self._prices:
@@ -193,8 +202,8 @@ class Setup:
         return found
 
     def _on_hosts(self, design: Design) -> Design:
-        """The design on `hosts` machines: links within one of them keep this machine's speed,
-        unless [links.between] names them."""
+        """Return the design on `hosts` machines: links within one of them keep this machine's
+        speed, unless [links.between] names them."""
         chosen, plan = design.experiment, design.plan
         if self.hosts >= len(plan.groups) or not is_slow(chosen.links):
             return design
@@ -214,17 +223,16 @@ class Setup:
 
 
 def is_slow(links: config.Links) -> bool:
-    """Whether an experiment slows any link down."""
+    """Tell whether an experiment slows any link down."""
     own = config.Link(latency=links.latency, jitter=links.jitter, bandwidth=links.bandwidth)
     return own != _FAST or bool(links.between)
 
 
 # --- advice --------------------------------------------------------------------------------------
 
-#: A condition of links limits a run if its predicted rate without it is more than so many times
-#: higher.
+#: A condition of links limits a run if the run is more than so many times faster without it.
 _LIMITING = 1.1
-#: Rates of at least this share of the best are as good as the best if fewer workers reach them.
+#: Fewer workers are preferred if they reach at least this share of the best rate.
 _NEAR = 0.9
 
 
@@ -243,8 +251,9 @@ class Row:
 class Advice:
     """All candidates, and the best ones among them.
 
-    `local_loss` is advised only where the experiment asks for it: its stages learn greedily, each
-    by a loss of its own, so it is not just a faster way to the same result."""
+    `local_loss` is advised only if the experiment asks for it: its stages learn greedily, each by a
+    loss of its own, so it is not just a faster way to the same result.
+    """
 
     rows: tuple[Row, ...]
     best: Row  # of all
@@ -316,7 +325,7 @@ def _predicted(setup: Setup, candidate: Candidate) -> Prediction:
 def _with_lag(
     setup: Setup, candidates: dict[str, Candidate], rows: Sequence[Row], workers: int
 ) -> list[Row]:
-    """`delayed` with the lag that keeps its workers busy on slow links; none where links are
+    """Return `delayed` with the lag that keeps its workers busy on slow links; none if links are
     fast."""
     plain = next(row for row in rows if row.schedule == "delayed")
     if plain.prediction is None or not is_slow(setup.chosen.links):
@@ -335,7 +344,7 @@ def _with_lag(
 def _with_fewer(
     setup: Setup, candidates: dict[str, Candidate], rows: Sequence[Row], workers: int
 ) -> list[Row]:
-    """`synthetic` over the fewest workers that arithmetic needs for nearly the same rate."""
+    """Return `synthetic` over the fewest workers that arithmetic needs for nearly the same rate."""
     if any(row.refused for row in rows if row.schedule == "synthetic"):
         return []
     fewer = setup.fewest("synthetic", workers, _NEAR)
@@ -350,7 +359,8 @@ def _fastest(rows: Sequence[Row], fallback: Row) -> Row:
 
 
 def _best_of(rows: Sequence[Row]) -> Row | None:
-    """The fastest row, or one that is nearly as fast with fewer workers; None of no rows."""
+    """Return the fastest row, or one that is nearly as fast with fewer workers; None without
+    rows."""
     rates = {row.name: row.prediction.samples_per_s for row in rows if row.prediction}
     if not rates:
         return None

@@ -1,4 +1,4 @@
-"""Measures how long each op of each declared stage takes, and how many bytes each message has.
+"""Measure how long each op of each declared stage takes, and how many bytes each message has.
 
 The schedules take turns of a few batches in one process with one BLAS thread, so that a machine
 that gets slower or faster meanwhile affects all of them alike.
@@ -62,39 +62,33 @@ __all__ = [
     "Wire",
     "check_priced",
     "last_level_bytes",
-    "make_forget",
+    "make_cache_flush",
     "measure",
     "measure_wire",
     "schedules_of",
 ]
 
 # --- rehearsal -----------------------------------------------------------------------------------
-#
-# Runs all workers in this process by turns, with the real logic and the real maths but no waiting.
-#
-# Each worker goes on until it has nothing to do, then it is the next one's turn. With a window of
-# one batch between any two workers this is the order of training: a stage does all ops of a batch
-# (F P B U, and those on gradients that have come back for older batches), then the next stage does.
-# Messages are encoded, copied and decoded as on the wire, but handed to the receiver directly.
 
 
 class Observer(Protocol):
-    """Is called for each op and each message between workers."""
+    """An object whose methods are called for each op and each message between workers."""
 
     def op(self, worker: str, op: Op, cpu_s: float) -> None:
-        """A worker has done an op; `cpu_s` is the CPU time of this thread inside it."""
+        """Note that a worker has done an op; `cpu_s` is the CPU time of this thread inside it."""
 
     def message(self, sender: str, to: str, message: Message, frames: Sequence[int]) -> None:
-        """A worker has sent a message; `frames` are the bytes of its header and of each tensor."""
+        """Note that a worker has sent a message; `frames` are the bytes of its header and of each
+        tensor."""
 
     def handled(self, cpu_s: float) -> None:
-        """A worker's logic has handled the first event of a turn in `cpu_s` of this thread's CPU
-        time."""
+        """Note that a worker's logic has handled the first event of a turn in `cpu_s` of this
+        thread's CPU time."""
 
 
 @dataclass
-class _Desk:
-    """One worker with its executor, and the messages and op that are to be handled next."""
+class _Actor:
+    """One worker with its executor, and the messages and op to handle next."""
 
     worker: Worker
     executor: Executor
@@ -105,7 +99,14 @@ class _Desk:
 
 
 class Rehearsal:
-    """Trains a design on `segments` times `batches` batches, without tests and without saving."""
+    """Trains a design on `segments` times `batches` batches, without tests and without saving.
+
+    All workers run in this process by turns, with the real logic and the real maths but no waiting.
+    A turn ends when its worker has nothing more to do. With a window of one batch between any two
+    workers this is the order of training: a stage does all ops of a batch (F P B U, and those on
+    gradients that have come back for older batches), then the next stage does. Messages are
+    encoded, copied and decoded as on the wire, but handed to the receiver directly.
+    """
 
     def __init__(
         self,
@@ -118,7 +119,8 @@ class Rehearsal:
     ) -> None:
         """Build the stages and load the data. Raises what these raise.
 
-        `before_turn` is called before each turn of a worker that has something to do."""
+        `before_turn` is called before each turn of a worker that has something to do.
+        """
         ends = tuple(batches * (number + 1) for number in range(segments))
         plan = replace(design.plan, batches=ends[-1], barriers=ends, test_batches=0)
         limits = msgspec.structs.replace(design.experiment.limits, window=1, window_max=1)
@@ -126,70 +128,70 @@ class Rehearsal:
         self._design = replace(design, experiment=chosen, plan=plan)
         self._observer = observer
         self._before_turn = before_turn
-        self._desks = {group.name: self._desk(group) for group in plan.groups}
+        self._actors = {group.name: self._actor(group) for group in plan.groups}
         self._barrier = -1
 
     @property
     def parameters(self) -> dict[str, int]:
-        """How many parameters each worker trains, without those of its generator."""
-        return {name: desk.parameters for name, desk in self._desks.items()}
+        """Return how many parameters each worker trains, without those of its generator."""
+        return {name: actor.parameters for name, actor in self._actors.items()}
 
     def advance(self) -> None:
         """Train on the batches of the next segment, until all workers have drained."""
         order = Start() if self._barrier < 0 else Resume(self._barrier)
         self._barrier += 1
-        for desk in self._desks.values():
-            desk.inbox.append(order)
-        while any(desk.inbox for desk in self._desks.values()):
-            for name, desk in self._desks.items():
-                self._go_on(name, desk)
-        drained = all(desk.worker.phase is Phase.DRAINED for desk in self._desks.values())
-        assert drained, "a worker waits for what nobody sends"
+        for actor in self._actors.values():
+            actor.inbox.append(order)
+        while any(actor.inbox for actor in self._actors.values()):
+            for name, actor in self._actors.items():
+                self._take_turn(name, actor)
+        drained = all(actor.worker.phase is Phase.DRAINED for actor in self._actors.values())
+        assert drained, "a worker waits for a message that nobody sends"
 
-    def _desk(self, group: Group) -> _Desk:
+    def _actor(self, group: Group) -> _Actor:
         design = self._design
         worker = make_worker(design, group)
         worker.joined(Connect(1, {}, {other.name: 1 for other in design.plan.groups}))
         stage = make_stage(design, group)
         source = make_source(design, group)
-        return _Desk(worker, Executor(stage, find_exits(design), source), stage.parameters())
+        return _Actor(worker, Executor(stage, find_exits(design), source), stage.parameters())
 
-    def _go_on(self, name: str, desk: _Desk) -> None:
-        """One turn of a worker: it handles messages and does ops as long as it has any."""
-        desk.turn_begins = bool(desk.inbox) or desk.pending is not None
-        if self._before_turn is not None and desk.turn_begins:
+    def _take_turn(self, name: str, actor: _Actor) -> None:
+        """Give a worker its turn: it handles messages and does ops as long as it has any."""
+        actor.turn_begins = bool(actor.inbox) or actor.pending is not None
+        if self._before_turn is not None and actor.turn_begins:
             self._before_turn()
-        while desk.inbox or desk.pending is not None:
-            inbox, desk.inbox = desk.inbox, []
+        while actor.inbox or actor.pending is not None:
+            inbox, actor.inbox = actor.inbox, []
             for message in inbox:
-                self._handle(name, desk, Received(message))
-            compute, desk.pending = desk.pending, None
+                self._handle(name, actor, Received(message))
+            compute, actor.pending = actor.pending, None
             if compute is not None:
                 began = time.thread_time()
-                event = desk.executor.compute(compute)
+                event = actor.executor.compute(compute)
                 self._observer.op(name, compute.op, time.thread_time() - began)
-                self._handle(name, desk, event)
+                self._handle(name, actor, event)
 
-    def _handle(self, name: str, desk: _Desk, event: Event) -> None:
+    def _handle(self, name: str, actor: _Actor, event: Event) -> None:
         now, began = time.monotonic(), time.thread_time()
-        actions = desk.worker.handle(event, now)
+        actions = actor.worker.handle(event, now)
         took_s = time.thread_time() - began
-        if desk.turn_begins:
+        if actor.turn_begins:
             self._observer.handled(took_s)
-            desk.turn_begins = False
+            actor.turn_begins = False
         for action in actions:
-            self._carry_out(name, desk, action)
+            self._carry_out(name, actor, action)
 
-    def _carry_out(self, name: str, desk: _Desk, action: Action) -> None:
+    def _carry_out(self, name: str, actor: _Actor, action: Action) -> None:
         match action:
             case Compute():
-                desk.pending = action
+                actor.pending = action
             case Send(to=to, message=message):
                 if to != COORDINATOR:
                     assert isinstance(to, str)
                     self._send(name, to, message)
             case Release(batch=batch):
-                desk.executor.release(batch, _sent)
+                actor.executor.release(batch, _sent)
             case _:
                 raise TypeError(f"a rehearsal can't carry out {action!r}")
 
@@ -197,48 +199,50 @@ class Rehearsal:
         frames = [bytes(frame) for frame in codec.encode(message)]
         self._observer.message(sender, to, message, [len(frame) for frame in frames])
         limits = self._design.experiment.limits
-        self._desks[to].inbox.append(codec.decode(frames, limits))
+        self._actors[to].inbox.append(codec.decode(frames, limits))
 
 
 def _sent() -> bool:
-    """Whether a sent array's memory is free: always, as messages here are copies."""
+    """Tell whether a sent array's memory is free: always, as messages here are copies."""
     return True
 
 
 # --- caches --------------------------------------------------------------------------------------
 
-#: Size of the last-level cache where the system does not tell it.
+#: Size of the last-level cache if the system does not tell it.
 _USUAL_BYTES = 32 * 2**20
 _BYTES_MAX = 256 * 2**20
 _LINE_BYTES = 64
-#: Caches don't strictly evict the oldest line, so more memory than they hold must be read: so many
-#: times their size.
+#: How much memory to read to empty the caches, in times of their size. Once is too little, since
+#: caches don't strictly evict the oldest line.
 _MORE = 1.5
 
 
-def make_forget() -> Callable[[], None]:
-    """A function that empties this core's caches of what was used before, by reading more memory
-    than they hold. It takes some milliseconds.
+def make_cache_flush() -> Callable[[], None]:
+    """Make a function that empties this core's caches, by reading more memory than they hold. It
+    takes some milliseconds.
 
-    An op after it costs what it costs a worker whose core others have used in between."""
+    An op after it costs what it costs a worker whose core others have used in between.
+    """
     memory = np.ones(round(_MORE * last_level_bytes()), np.uint8)
     lines = memory[::_LINE_BYTES]
 
-    def forget() -> None:
+    def flush() -> None:
         lines.sum()
 
-    return forget
+    return flush
 
 
 def last_level_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
-    """Bytes of the largest cache, at most 256 MiB; 32 MiB where the system does not tell."""
+    """Return the bytes of the largest cache, at most 256 MiB; 32 MiB if the system does not
+    tell."""
     sizes = [_bytes(path) for path in folder.glob("index*/size")]
     largest = max(sizes, default=0)
     return min(largest, _BYTES_MAX) if largest else _USUAL_BYTES
 
 
 def _bytes(path: Path) -> int:
-    """The bytes that a file such as "32768K" states; 0 where it states no size."""
+    """Return the bytes that a file such as "32768K" states; 0 if it states no size."""
     try:
         text = path.read_text().strip()
     except OSError:
@@ -250,8 +254,8 @@ def _bytes(path: Path) -> int:
 
 # --- measuring -----------------------------------------------------------------------------------
 
-#: How many batches of one schedule follow each other: a multiple of the interval, in batches, at
-#: which `Options.rehearsed` has an op done.
+#: How many batches of one schedule follow each other: a multiple of the interval, in batches, of
+#: any op under `Options.rehearsed`.
 _SEGMENT = 8
 #: Batches at the start that are not counted, as they touch memory for the first time.
 WARM_UP = 2 * _SEGMENT
@@ -280,7 +284,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured, with every declared stage in a worker of its own."""
+    """The measured times and sizes, with every declared stage in a worker of its own."""
 
     batches: int  # counted batches of each schedule, without warm-up
     parameters: dict[str, int]  # by stage, without the generator's
@@ -296,11 +300,12 @@ def measure(design: Design, batches: int, *, cold: bool = False) -> Measurement:
     workers had used its core. Otherwise the caches stay warm.
 
     Schedules that wait for true gradients do the same ops as `locked`, so `locked` is rehearsed in
-    their place, on microbatches where they cut batches up. Raises `ConfigError` for options that
-    are not priced (see `check_priced`), `DataError` where the data can't be loaded, and what
-    training raises."""
+    their place, on microbatches if they cut batches up. Raises `ConfigError` for options that are
+    not priced (see `check_priced`), `DataError` if the data can't be loaded, and what training
+    raises.
+    """
     check_priced(design)
-    forget = make_forget() if cold else None
+    flush = make_cache_flush() if cold else None
     segments = (WARM_UP + batches + _SEGMENT - 1) // _SEGMENT
     notes = _Notes(WARM_UP, WARM_UP + batches)
     with threadpool_limits(1):
@@ -309,7 +314,7 @@ def measure(design: Design, batches: int, *, cold: bool = False) -> Measurement:
                 *(_apart(design, options), notes),
                 segments=segments,
                 batches=_SEGMENT,
-                before_turn=forget,
+                before_turn=flush,
             )
             for options in _rehearsed(design)
         ]
@@ -343,26 +348,27 @@ def check_priced(design: Design) -> None:
 
 
 def schedules_of(design: Design) -> dict[str, config.Schedule]:
-    """The schedules to measure, by name: `locked`, and the experiment's own where it is another."""
+    """Return the schedules to measure, by name: `locked`, and the experiment's own if it is
+    another."""
     own = design.experiment.schedule
     return {"locked": config.Locked(split_backward=own.split_backward), own.tag: own}
 
 
 def _rehearsed(design: Design) -> list[config.Schedule]:
-    """The schedules to rehearse: those of `schedules_of` that do not do the same ops as
+    """Return the schedules to rehearse: those of `schedules_of` that do not do the same ops as
     `locked`."""
     return [one for one in schedules_of(design).values() if one.locks or one.decoupled]
 
 
 def _apart(design: Design, options: config.Schedule) -> Design:
-    """The design with every stage in a worker of its own, under the schedule `options`."""
+    """Return the design with every stage in a worker of its own, under the schedule `options`."""
     chosen = design.experiment
     changed = msgspec.structs.replace(
         chosen,
         data=msgspec.structs.replace(chosen.data, batch_size=design.plan.batch_size),
         run=msgspec.structs.replace(chosen.run, split=None),
         schedule=options.rehearsed(),
-        # Tables about links and workers are left out, as the workers are others.
+        # Tables about links and workers are left out, as they name other workers.
         staleness=config.Staleness(),
         links=config.Links(),
         slow={},
@@ -413,38 +419,32 @@ def _op_time(seconds: Sequence[float]) -> OpTime:
 
 
 # --- wire ----------------------------------------------------------------------------------------
-#
-# Measures what a message costs on this machine: CPU time at both ends, and latency.
-#
-# Two ends of the real transport stand in one process, over the same kind of socket that local
-# workers use. One message at a time is sent, waited for and received. The CPU time of the process
-# includes that of ZeroMQ's threads, which move the bytes.
 
-#: Bytes of the tensor in a message; 0: a message without tensors.
+#: Sizes of the tensor in a message, in bytes; 0: a message without tensors.
 _SIZES = (0, 2**14, 2**16, 2**18, 2**20)
 _REPEATS = 30
-#: So many first messages are not counted, as connections are made and buffers grow.
+#: The first messages are not counted, as connections are made and buffers grow.
 _FIRST = 5
 _PATIENCE_S = 5.0
 _NAME = "there"
-#: A delay that is as good as none, in seconds.
+#: A negligible delay, in seconds.
 _HELD_S = 1e-6
 
 
 @dataclass(frozen=True)
 class Hop:
-    """What one message from a worker to another costs, in seconds."""
+    """The cost of one message from a worker to another, in seconds."""
 
     send_s: float  # CPU time of the thread that sends it
     move_s: float  # CPU time of the threads that move it, at both ends together
-    receive_s: float  # CPU time of the thread that is woken by it and receives it
+    receive_s: float  # CPU time of the thread that wakes up and receives it
     latency_s: float  # from the call that sends it until the receiver knows that it has arrived
 
 
 @dataclass(frozen=True)
 class Wire:
-    """Hops by size of the message. `warm`: one right after another; `cold`: after the caches have
-    been emptied."""
+    """The costs of messages by their size. `warm`: one right after another; `cold`: after the
+    caches have been emptied."""
 
     sizes: tuple[int, ...]  # bytes of the tensor
     warm: tuple[Hop, ...]
@@ -453,24 +453,30 @@ class Wire:
     look_s: tuple[float, float]
 
     def warm_hop(self, tensor_bytes: int) -> Hop:
-        """The hop of a message with warm caches; between measured sizes, and above the largest,
-        times follow a straight line."""
+        """Return the hop of a message with warm caches; between measured sizes, and above the
+        largest, times follow a straight line."""
         return _between(self.sizes, self.warm, tensor_bytes)
 
     def cold_hop(self, tensor_bytes: int) -> Hop:
-        """The hop of a message with cold caches, as `warm_hop`."""
+        """Return the hop of a message with cold caches, as `warm_hop` does."""
         return _between(self.sizes, self.cold, tensor_bytes)
 
 
 def measure_wire(
     sizes: Sequence[int] = _SIZES, repeats: int = _REPEATS, *, held: bool = False
 ) -> Wire:
-    """Measure hops of messages; takes about half a second.
+    """Measure what messages cost on this machine, CPU time at both ends and latency; takes about
+    half a second.
 
-    With `held`, messages go over a link that `[links]` slows down, but with hardly any delay: this
-    measures what it costs to hold a message back and send it later. Raises `LaunchError` where no
-    socket can be opened or no message arrives."""
-    forget = make_forget()
+    Two ends of the real transport are in one process, over the same kind of socket that local
+    workers use. One message at a time is sent, waited for and received. The CPU time of the process
+    includes that of ZeroMQ's threads, which move the bytes.
+
+    With `held`, messages go over a link that `[links]` slows down, with a negligible delay: this
+    measures the cost of holding a message back and sending it later. Raises `LaunchError` if no
+    socket can be opened or no message arrives.
+    """
+    flush = make_cache_flush()
     with private_folder() as folder:
         coordinator = CoordinatorTransport(f"ipc://{folder}/wire")
         ends = [WorkerTransport(coordinator.address) for _ in range(2)]
@@ -479,7 +485,7 @@ def measure_wire(
                 delay = LinkDelay(latency_s=_HELD_S, seed=0, sender="here", receiver=_NAME)
                 ends[0].emulate({_NAME: delay})
             ends[0].connect({_NAME: ends[1].address})
-            return _measured(ends[0], ends[1], forget, tuple(sizes), repeats)
+            return _measured(ends[0], ends[1], flush, tuple(sizes), repeats)
         finally:
             for end in ends:
                 end.close(0.0)
@@ -489,7 +495,7 @@ def measure_wire(
 def _measured(
     sender: WorkerTransport,
     receiver: WorkerTransport,
-    forget: Callable[[], None],
+    flush: Callable[[], None],
     sizes: tuple[int, ...],
     repeats: int,
 ) -> Wire:
@@ -497,7 +503,7 @@ def _measured(
     looks: list[list[float]] = [[], []]
     for size in sizes:
         message = _message(size)
-        for found, times, before in zip(hops, looks, (None, forget), strict=True):
+        for found, times, before in zip(hops, looks, (None, flush), strict=True):
             samples = [_one(sender, receiver, message, before) for _ in range(_FIRST + repeats)]
             columns = list(zip(*samples[_FIRST:], strict=True))
             medians = [statistics.median(one) for one in columns]
@@ -520,7 +526,8 @@ def _one(
     message: Message,
     before: Callable[[], None] | None,
 ) -> tuple[float, float, float, float, float]:
-    """Send one message: the four times of a `Hop`, then the CPU time of checking in vain."""
+    """Send one message: return the four times of a `Hop`, and the CPU time of a check that finds
+    nothing."""
     if before is not None:
         before()
     looked = time.thread_time()
@@ -530,7 +537,7 @@ def _one(
     sender.send(_NAME, message)
     sent = time.thread_time()
     found: list[Message] = []
-    while not found:  # a socket may wake its waiter for nothing
+    while not found:  # a socket may wake up without a message
         receiver.wait(_PATIENCE_S)
         woken = time.perf_counter()
         found = receiver.receive(0.0)

@@ -1,8 +1,8 @@
-"""Predicts how fast a run would be: the real logic of all workers is simulated with the times that
-ops and messages take on this machine.
+"""Predict how fast a run would be: simulate the real logic of all workers with the times that ops
+and messages take on this machine.
 
-Times are measured once per network (`price`). They are good for every split of it, for every
-schedule that does the same ops on batches of the same size, and for any links.
+Times are measured once per network (`price`). They hold for every split of it, for every schedule
+that does the same ops on batches of the same size, and for any links.
 
 A run is simulated for a limited number of batches. Its rate is the rate of forwards at the loss,
 once the pipeline has had time to fill. A run of fewer batches than workers would overestimate it,
@@ -42,20 +42,20 @@ __all__ = [
     "worker_costs",
 ]
 
-# --- costs of a worker, from those of its stages -------------------------------------------------
+# --- costs of a worker ---------------------------------------------------------------------------
 
-#: Seconds of an op on a batch for which it is done, by declared stage and op.
+#: Seconds of one execution of each op, by declared stage and op.
 Seconds = Mapping[str, Mapping[str, float]]
 
 
 def worker_costs(
     members: Sequence[Node], seconds: Seconds, schedule: config.Schedule
 ) -> dict[str, float] | None:
-    """Seconds per training batch of a worker with the stages `members`, by the letter of the op, as
-    `report.breakdown.ceiling` takes them.
+    """Return the seconds per training batch of a worker with the stages `members`, by the letter of
+    the op, as `report.breakdown.ceiling` takes them.
 
     An op that is done on every m-th batch counts 1/m, and so does the update of m microbatches.
-    None where there can be no such worker, as it would send on the activations of two stages.
+    None if there can be no such worker, as it would send on the activations of two stages.
     """
     inside = {node.name for node in members}
     exits = [node.name for node in members if set(node.consumers) - inside]
@@ -77,10 +77,11 @@ def worker_costs(
 
 
 def op_costs(members: Sequence[Node], seconds: Seconds) -> dict[str, float]:
-    """Seconds of each op of a worker with the stages `members`, each time that it is done, by its
+    """Return the seconds of one execution of each op of a worker with the stages `members`, by its
     letter or SENDING.
 
-    Ops whose parts have not all been measured are left out."""
+    Ops whose parts have not all been measured are left out.
+    """
     inside = {node.name for node in members}
     price = _Price(members, inside, seconds)
     ways: dict[str, Callable[[], float]] = {
@@ -105,15 +106,15 @@ def op_costs(members: Sequence[Node], seconds: Seconds) -> dict[str, float]:
 
 
 class _Price:
-    """What ops of one worker cost: sums over its stages, `members`.
+    """The costs of one worker's ops: sums over its stages, `members`.
 
     Stages in one worker cost as much as in workers of their own, except at the edges between them:
     there is no generator there (no P, no T), the true gradient comes at once (no b), and the
     backward of the consumer always computes the gradient of its inputs. At the first and last
     stages the schedule decides, as it does for a worker of one stage.
 
-    Where no whole backward with the gradient of the inputs was measured, its halves b and W are
-    added up instead. They take a little longer: a batch norm does some of its sums in both.
+    If no whole backward with the gradient of the inputs was measured, its halves b and W are added
+    up instead. They take a little longer: a batch norm does some of its sums in both.
     """
 
     def __init__(self, members: Sequence[Node], inside: set[str], seconds: Seconds) -> None:
@@ -130,8 +131,8 @@ class _Price:
         return sum(self._seconds[node.name][letter] for node in self._members)
 
     def backward(self, *, sending: float) -> float:
-        """A backward that learns from a gradient; on the share `sending` of the batches, producers
-        in other workers get a gradient too."""
+        """Return the cost of a backward that learns from a gradient; on the share `sending` of the
+        batches, producers in other workers get a gradient too."""
         total = 0.0
         for node in self._members:
             share = sending if self._outside(node) else 0.0
@@ -144,14 +145,14 @@ class _Price:
         return total
 
     def relay(self) -> float:
-        """Passing a true gradient on to producers in other workers, through all stages on its
-        way."""
+        """Return the cost of passing a true gradient on to producers in other workers, through all
+        stages on its path."""
         on_the_way = [node.name for node in self._members if node.name in self.relays]
         return sum(self._seconds[name]["b"] for name in on_the_way)
 
     def learning(self) -> float:
-        """What is left to learn after `relay`: a backward of all stages if some were not on the
-        way."""
+        """Return the cost of the learning left after `relay`: a backward of all stages if some were
+        not on the path."""
         if len(self.relays) < len(self._members):  # as in `NumpyStage.learn`
             return self.backward(sending=0.0)
         return self.every("W")
@@ -164,14 +165,14 @@ class _Price:
         return ops[SENDING] if SENDING in ops else ops["b"] + ops["W"]
 
     def _learning_alone(self, node: Node) -> float:
-        """Learning without sending: the first of these ops that was measured; all take nearly as
-        long."""
+        """Return the cost of learning without sending: the first of these ops that was measured;
+        all take nearly as long."""
         ops = self._seconds[node.name]
         return next(ops[letter] for letter in ("B", "C", "W") if letter in ops)
 
 
 def producers_of(network: Network, split: Sequence[Sequence[Node]]) -> list[list[int]]:
-    """For each worker, the indices of the workers whose activations it takes."""
+    """Return, for each worker, the indices of the workers whose activations it takes."""
     home = {node.name: index for index, members in enumerate(split) for node in members}
     assert len(home) == len(network.nodes)
     return [
@@ -183,9 +184,9 @@ def producers_of(network: Network, split: Sequence[Sequence[Node]]) -> list[list
 # --- prices --------------------------------------------------------------------------------------
 
 _US = 1e6
-#: The CPU time that a process spends outside its ops is so many times what is measured here for
-#: logic and messages one by one: meters, buffers and process switches come on top. The factor was
-#: found once, by comparing predicted with real runs of two to eight workers (benchmarks/scale).
+#: The ratio of the CPU time that a process spends outside its ops to what is measured here for
+#: logic and messages one by one: meters, buffers and process switches come on top. It was found by
+#: comparing predicted with real runs of two to eight workers (benchmarks/scale).
 _WHOLE = 1.6
 #: With cold caches, 1 / 4 of the batches are measured: a batch takes far longer and varies less.
 _COLD_SHARE = 4
@@ -193,12 +194,12 @@ _COLD_SHARE = 4
 
 @dataclass(frozen=True)
 class Prices:
-    """What ops, messages and logic cost on this machine, in seconds and bytes. Each pair is (warm
-    caches, cold caches)."""
+    """The costs of ops, messages and logic on this machine, in seconds and bytes. Each pair is
+    (warm caches, cold caches)."""
 
     warm: Seconds  # with warm caches
     cold: Seconds  # with cold caches
-    # of handling one event in a worker's logic, then checking for messages
+    # the cost of handling one event in a worker's logic, then checking for messages
     event_s: tuple[float, float]
     wire: Wire
     activation_bytes: Mapping[str, int]  # by the declared stage that sends it, or DATA
@@ -239,8 +240,8 @@ def _medians(measured: Measurement) -> dict[str, dict[str, float]]:
 
 
 def costs_of(design: Design, prices: Prices) -> Costs:
-    """The cost of each op of each worker. Work that is no part of training, such as saving, costs
-    nothing."""
+    """Return the cost of each op of each worker. Work that is no part of training, such as saving,
+    costs nothing."""
     measured: dict[str, dict[str, Span]] = {}
     for group in design.plan.groups:
         warm, cold = (op_costs(group.members, one) for one in (prices.warm, prices.cold))
@@ -253,7 +254,7 @@ def costs_of(design: Design, prices: Prices) -> Costs:
 
 
 def burden_of(design: Design, prices: Prices) -> Burden:
-    """The CPU time of the logic and of each link's messages."""
+    """Return the CPU time of the logic and of each link's messages."""
     wire = prices.wire
     tensors = {link: _hop(wire, size) for link, size in _tensors(design, prices).items()}
     event = _span(*(_WHOLE * one for one in prices.event_s))
@@ -269,22 +270,23 @@ def _hop(wire: Wire, size: int) -> Hop:
 
 
 def links_of(design: Design, prices: Prices) -> Links:
-    """The latency of each link with cold caches, beyond the CPU time of the workers that send and
-    receive. The delays that the experiment's [links] add come on top."""
+    """Return the latency of each link with cold caches, beyond the CPU time of the workers that
+    send and receive. The delays of the experiment's [links] come on top."""
     between = {link: _latency(prices, size) for link, size in _tensors(design, prices).items()}
     small_us = _latency(prices, 0)
     return Links(latency_us=small_us, control_latency_us=small_us, between=between)
 
 
 def _latency(prices: Prices, size: int) -> float:
-    """Microseconds from the event that makes the sender's logic send a message until it arrives."""
+    """Return the microseconds from the event that makes the sender's logic send a message until it
+    arrives."""
     hop = prices.wire.cold_hop(size)
     return (prices.event_s[1] + hop.latency_s) * _US
 
 
 def _tensors(design: Design, prices: Prices) -> dict[tuple[str, str], int]:
-    """Bytes of the tensors of one message by (sender, receiver): activations, gradients, and the
-    data that their host sends."""
+    """Return the bytes of the tensors of one message by (sender, receiver): activations, gradients,
+    and the data that their host sends."""
     found: dict[tuple[str, str], int] = {}
     host = design.plan.groups[design.plan.host].name
     for group in design.plan.groups:
@@ -298,27 +300,27 @@ def _tensors(design: Design, prices: Prices) -> dict[tuple[str, str], int]:
 
 
 def _reader(prices: Prices) -> str:
-    """The stage that read the data when ops were measured, with each stage in a worker of its
-    own."""
+    """Return the stage that read the data when ops were measured, with each stage in a worker of
+    its own."""
     return next(stage for stage, ops in prices.warm.items() if "R" in ops)
 
 
 def _span(warm_s: float, cold_s: float) -> Span:
-    """(warm, cold) in microseconds. Measurements vary, so cold is raised to warm where it is
+    """Return (warm, cold) in microseconds. Measurements vary, so cold is raised to warm if it is
     below."""
     return warm_s * _US, max(warm_s, cold_s) * _US
 
 
 # --- prediction ----------------------------------------------------------------------------------
 
-#: How many events one simulated run has, about: it takes a second or two.
+#: About how many events one simulated run has; it takes a second or two.
 EVENTS = 60_000
 _EVENTS_A_BATCH = 8  # of each worker
 _BATCHES_MAX = 320
 _BATCHES_MIN = 5
 #: `silence_s` of simulated runs. No worker dies in them, so signs of life would only take time.
 _SILENCE_S = 1e5
-#: A worker or host that is busy for at least this share of the time is what limits a run.
+#: A worker or host that is busy for at least this share of the time limits the run.
 _FULL = 0.9
 
 
@@ -330,7 +332,7 @@ class Prediction:
     schedule: str
     split: tuple[int, ...]  # stages of each worker
     samples_per_s: float
-    idle: Mapping[str, float]  # share of the time in which it has nothing to do
+    idle: Mapping[str, float]  # share of the time without work
     work_s: Mapping[str, float]  # CPU seconds per batch, messages and logic included
     staleness: Mapping[str, float | None]  # mean, in updates
     staleness_max: Mapping[str, int | None]
@@ -351,7 +353,7 @@ def predict(
     each.
 
     `prices` must be of the same network, under any split, and of batches of the size that flows in
-    `design`. Raises `AsyncDNIError` where the simulated run fails.
+    `design`. Raises `AsyncDNIError` if the simulated run fails.
     """
     plan = design.plan
     units = _units(design, events)
@@ -391,23 +393,23 @@ def _whole(value: float | int | None) -> int | None:
 
 
 def _samples(design: Design) -> int:
-    """Samples of a whole batch."""
+    """Return the samples of a whole batch."""
     return min(design.experiment.data.batch_size, design.meta.train_samples)
 
 
-# --- the run that is simulated -------------------------------------------------------------------
+# --- the simulated run ---------------------------------------------------------------------------
 
 
 def _units(design: Design, events: int) -> int:
-    """How many whole batches to simulate; one includes all of its microbatches."""
+    """Return how many whole batches to simulate; one includes all of its microbatches."""
     plan = design.plan
     each = _EVENTS_A_BATCH * len(plan.groups) * plan.microbatches
     return max(_BATCHES_MIN, min(_BATCHES_MAX, events // each))
 
 
 def _shortened(design: Design, units: int) -> Design:
-    """The design of a run of `units` whole batches in one epoch, with schedules as they are once
-    training has settled."""
+    """Return the design of a run of `units` whole batches in one epoch, with schedules as they are
+    once training has settled."""
     plan, chosen = design.plan, design.experiment
     batches = units * plan.microbatches
     plan = replace(
@@ -434,7 +436,7 @@ def _shortened(design: Design, units: int) -> Design:
 
 
 def _pins(design: Design, cores: int) -> dict[str, int]:
-    """The core of each pinned worker, chosen as `drivers.real.machine` does."""
+    """Return the core of each pinned worker, chosen as `drivers.real.machine` does."""
     run, groups = design.experiment.run, design.plan.groups
     if isinstance(run.pin, list):
         return {group.name: run.pin[group.index] % cores for group in groups}
@@ -444,11 +446,12 @@ def _pins(design: Design, cores: int) -> dict[str, int]:
     return {group.name: group.index % cores for group in groups}
 
 
-# --- figures of the simulated run ----------------------------------------------------------------
+# --- its figures ---------------------------------------------------------------------------------
 
 
 def _period(design: Design, result: Result) -> float:
-    """Seconds per batch at the slowest loss, without the first quarter of the batches."""
+    """Return the seconds per batch at the slowest loss, without the first quarter of the
+    batches."""
     losses = [group.name for group in design.plan.groups if group.has_loss]
     return max(_stream(result.ops[name], design.plan.microbatches) for name in losses)
 

@@ -1,5 +1,5 @@
-"""The report of `asyncdni profile`: measured ops, and the speed they allow under each schedule and
-split, as plain values fit for JSON."""
+"""The report of `asyncdni profile`, as plain values fit for JSON: measured ops, and the speed that
+they allow under each schedule and split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from asyncdni.report.machine import describe_machine
 
 __all__ = ["LEFT_OUT", "document"]
 
-#: What the figures leave out, for the user.
+#: The caveats of the figures, for the user.
 LEFT_OUT = (
     "messages and waiting are not in these figures",
     "each op was measured while no other process used the caches and memory",
@@ -29,13 +29,13 @@ LEFT_OUT = (
 def document(
     design: Design, measured: Measurement, *, cores: int, workers: Sequence[int]
 ) -> dict[str, Any]:
-    """The whole report, as plain values.
+    """Return the whole report, as plain values.
 
-    `splits` has the best split for each number of `workers`, from 1 to that of stages; `given` is
-    the experiment's own split; `single` is one process with one thread in strict order. A batch is
-    a microbatch where the schedule cuts batches up into `microbatches`.
+    `splits` has the best split for each number of `workers`, from 1 to the number of stages;
+    `given` is the experiment's own split; `single` is one process with one thread in strict order.
+    A batch is a microbatch if the schedule cuts batches up into `microbatches`.
     """
-    judge = _Judge(design, measured, cores)
+    maker = _ReportMaker(design, measured, cores)
     return {
         "machine": describe_machine(),
         "cores": cores,
@@ -44,16 +44,16 @@ def document(
         "fit_every": design.experiment.schedule.fit_every,
         "batches": measured.batches,
         "warm_up_batches": WARM_UP,
-        "stages": judge.stages(),
+        "stages": maker.stages(),
         "edges": [asdict(edge) for edge in measured.edges],
-        "single": judge.single(),
-        "given": judge.split([len(group.members) for group in design.plan.groups]),
-        "splits": [judge.split(judge.best(count)) for count in workers],
+        "single": maker.single(),
+        "given": maker.split([len(group.members) for group in design.plan.groups]),
+        "splits": [maker.split(maker.best(count)) for count in workers],
         "left_out": list(LEFT_OUT),
     }
 
 
-class _Judge:
+class _ReportMaker:
     """Computes the entries of the report from one measurement."""
 
     def __init__(self, design: Design, measured: Measurement, cores: int) -> None:
@@ -62,7 +62,7 @@ class _Judge:
         self._cores = cores
         self._nodes = design.network.nodes
         self._schedules = schedules_of(design)
-        # Samples of a whole batch, which the costs are of; the last of an epoch may be smaller.
+        # Samples of a whole batch, to which the costs refer; the last of an epoch may be smaller.
         self._samples = min(design.plan.batch_size, design.meta.train_samples)
         self._seconds: Seconds = {
             stage: {letter: one.median_s for letter, one in ops.items()}
@@ -71,7 +71,7 @@ class _Judge:
         self._single_s = self._total(self._nodes, config.Locked())
 
     def stages(self) -> list[dict[str, Any]]:
-        """What was measured of each stage, in a worker of its own."""
+        """Return what was measured of each stage, in a worker of its own."""
         return [
             {
                 "name": node.name,
@@ -90,7 +90,7 @@ class _Judge:
         return {"batch_s": self._single_s, "samples_per_s": self._samples / self._single_s}
 
     def best(self, workers: int) -> list[int]:
-        """The split with the highest ceiling for the experiment's own schedule."""
+        """Return the split with the highest ceiling for the experiment's own schedule."""
         options = self._design.experiment.schedule
 
         def cost(first: int, end: int) -> float | None:
@@ -98,12 +98,12 @@ class _Judge:
             return None if costs is None else sum(costs.values())
 
         found = best_split(len(self._nodes), workers, self._cores, cost)
-        # one stage to each of the first workers and all others to the last is possible
+        # it is always possible to give one stage to each worker but the last, and it the others
         assert found is not None
         return found
 
     def split(self, counts: Sequence[int]) -> dict[str, Any]:
-        """Ceilings of a split that says how many stages each worker gets."""
+        """Return the ceilings of a split, given as how many stages each worker gets."""
         return {
             "workers": len(counts),
             "split": list(counts),
@@ -146,12 +146,12 @@ class _Judge:
 
     def _total(self, members: Sequence[Node], options: config.Schedule) -> float:
         costs = worker_costs(members, self._seconds, options)
-        assert costs is not None  # one stage alone and all together send from one stage at most
+        assert costs is not None  # a single stage, and all together, send from at most one stage
         return sum(costs.values())
 
 
 def _limit(period_s: float, totals: Mapping[str, float], cores: int) -> str:
-    """What sets the period: "worker" (the slowest one), "cores" or "locking"; the first of
+    """Return what sets the period: "worker" (the slowest one), "cores" or "locking"; the first of
     equals."""
     just_above = period_s * (1 - 1e-9)
     if max(totals.values()) >= just_above:

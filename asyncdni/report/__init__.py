@@ -1,1 +1,1 @@
-"""What runs leave and what is made of it: records, statistics, tables, pages, plots, traces."""
+"""What is made of runs: records, statistics, tables, pages, plots, traces."""

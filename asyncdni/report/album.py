@@ -1,13 +1,13 @@
-"""What a run leaves to look at: files in its folder that show its cost and what it has learnt.
+"""Files in a run's folder that show its cost and what the network has learnt.
 
-Pictures need the extra `plot`; the text, and the table of a curve, do not.
+Pictures need the extra `plot`; texts and tables do not.
 
 ```
-sample.txt           a text of the network's own                 a text
+sample.txt           a generated text                            a text
 curve.csv, .png      a curve continued, beside the truth         a curve
 prior.png            images drawn from the prior                 a variational autoencoder
-reconstructions.png  test images, made again                     a variational autoencoder
-predictions.png      test images and what they were told to be   images with labels
+reconstructions.png  test images and their reconstructions       a variational autoencoder
+predictions.png      test images and their predicted classes     images with labels
 cost.png             test loss and wrong answers over epochs     all of these
 ```
 """
@@ -58,16 +58,16 @@ __all__ = [
 
 
 def has_something_to_show(run: Result) -> bool:
-    """Whether what the run has learnt can be looked at or read."""
+    """Tell whether what the run has learnt can be looked at or read."""
     kinds = (tells_characters, tells_points, has_prior, tells_images_apart)
     return any(is_one(run) for is_one in kinds)
 
 
 def leave_samples(run: Result, *, allow_import: bool = False) -> list[Path]:
-    """Write all files that show what the run has learnt to its folder; returns their paths.
+    """Write all files that show what the run has learnt to its folder; return their paths.
 
-    Raises `DataError` where a data set is gone, and `ConfigError` for networks that can't be
-    sampled from though their data suggest it.
+    Raises `DataError` if the data set is missing, and `ConfigError` for a network that can't be
+    sampled from although its data suggest it.
     """
     assert run.folder is not None, "a run that is kept on disk"
     if not has_something_to_show(run):
@@ -90,7 +90,7 @@ def leave_samples(run: Result, *, allow_import: bool = False) -> list[Path]:
 
 
 def write_curve(folder: Path, curve: Curve) -> Iterator[Path]:
-    """curve.csv and, with the extra `plot`, curve.png."""
+    """Write curve.csv and, with the extra `plot`, curve.png."""
     yield _written(folder / "curve.csv", as_csv(curve).encode())
     if plots.available():
         picture = curve_picture(curve.truth, curve.generated, curve.error)
@@ -98,14 +98,14 @@ def write_curve(folder: Path, curve: Curve) -> Iterator[Path]:
 
 
 def write_images(folder: Path, images: Array) -> Iterator[Path]:
-    """prior.png; needs the extra `plot`."""
+    """Write prior.png; needs the extra `plot`."""
 
     picture = grid_picture(images, "drawn from the prior")
     yield _written(folder / "prior.png", picture)
 
 
 def write_reconstructions(folder: Path, found: Reconstructions) -> Iterator[Path]:
-    """reconstructions.png; needs the extra `plot`."""
+    """Write reconstructions.png; needs the extra `plot`."""
 
     yield _written(folder / "reconstructions.png", pairs_picture(found.images, found.made))
 
@@ -113,7 +113,7 @@ def write_reconstructions(folder: Path, found: Reconstructions) -> Iterator[Path
 def _cost(run: Result, folder: Path) -> Iterator[Path]:
     if len(run.history) > 1:
         history = run.history
-        if has_prior(run):  # how many single pixels are right means nothing
+        if has_prior(run):  # the share of correct pixels would mean nothing
             history = [{**one, "accuracy": None} for one in history]
         picture = cost_picture(history, run.meta.train_samples)
         yield _written(folder / "cost.png", picture)
@@ -131,11 +131,7 @@ def _written(path: Path, content: bytes) -> Path:
     return path
 
 
-# --- pictures ------------------------------------------------------------------------------------
-#
-# Pictures of one run, with matplotlib: its cost, and what the network makes of images and curves.
-#
-# In the style of the plots of a comparison (see `plots`). Each function returns a PNG.
+# --- pictures of one run, as PNG, in the style of `plots` ----------------------------------------
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +139,7 @@ if TYPE_CHECKING:
 
 
 Pixels = NDArray[Any]
-#: The first two colours of the rows of a comparison, far apart for all kinds of colour vision.
+#: The first two colours of a comparison's rows, easily told apart with any colour vision.
 FIRST, SECOND = row_colours([{"name": "first"}, {"name": "second"}]).values()
 _DPI = 160
 _IMAGE = 0.62  # inches, of one in a grid
@@ -151,30 +147,31 @@ _COLUMNS = 10
 
 
 def cost_picture(history: Sequence[Mapping[str, Any]], samples_per_epoch: int) -> bytes:
-    """Test loss over epochs and, where there are right answers, how many were wrong.
+    """Draw test loss over epochs and, for classes, the share of wrong answers.
 
-    `history`: as in a run's summary, at least two evaluations."""
+    `history` is that of a run's summary, with at least two evaluations.
+    """
     return _png(lambda: _draw_cost(history, samples_per_epoch))
 
 
 def curve_picture(truth: Pixels, generated: Pixels, error: float) -> bytes:
-    """A curve (given + N, 2) and its continuation (N, 2) from its first points."""
+    """Draw a curve (given + N, 2) and its continuation (N, 2) from its first points."""
     return _png(lambda: _curve(truth, generated, error))
 
 
 def grid_picture(images: Pixels, title: str) -> bytes:
-    """Images (N, H, W), or (N, H, W, 3) of colours, side by side."""
+    """Draw images (N, H, W), or colour images (N, H, W, 3), side by side."""
     return _png(lambda: _grid(images, title))
 
 
 def pairs_picture(images: Pixels, made: Pixels) -> bytes:
-    """Test images, each above what was made of it."""
+    """Draw test images, each above its reconstruction."""
     return _png(lambda: _pairs(images, made))
 
 
-def predictions_picture(images: Pixels, truth: Sequence[str], told: Sequence[str]) -> bytes:
-    """Test images under what they were told to be; wrong ones say what they are as well."""
-    return _png(lambda: _draw_predictions(images, truth, told))
+def predictions_picture(images: Pixels, truth: Sequence[str], predicted: Sequence[str]) -> bytes:
+    """Draw test images under their predicted classes; wrong ones also show the true class."""
+    return _png(lambda: _draw_predictions(images, truth, predicted))
 
 
 def _png(draw: Callable[[], Figure]) -> bytes:
@@ -202,7 +199,7 @@ def _draw_cost(history: Sequence[Mapping[str, Any]], samples_per_epoch: int) -> 
     panels = list(figure.subplots(1, 2 if known else 1, squeeze=False)[0])
     _line(panels[0], epochs, losses, FIRST)
     panels[0].set_title("test loss", loc="left")
-    if 0 < 10 * min(losses) < max(losses):  # on a plain scale its end would lie on the axis
+    if 0 < 10 * min(losses) < max(losses):  # on a linear scale its end would lie on the axis
         panels[0].set_yscale("log")
     if known:
         wrong = [100 * (1 - answer) for answer in answers]
@@ -269,23 +266,23 @@ def _pairs(images: Pixels, made: Pixels) -> Figure:
     return figure
 
 
-def _draw_predictions(images: Pixels, truth: Sequence[str], told: Sequence[str]) -> Figure:
+def _draw_predictions(images: Pixels, truth: Sequence[str], predicted: Sequence[str]) -> Figure:
     columns = min(len(images), _COLUMNS)
     rows = -(-len(images) // columns)
-    wide = 0.74 if max(map(len, (*truth, *told))) <= 2 else 1.2
+    wide = 0.74 if max(map(len, (*truth, *predicted))) <= 2 else 1.2
     figure = _figure(wide * columns, (wide + 0.14) * rows + 0.3)
     cells = _cells(figure, rows, columns)
-    for axes, image, true, said in zip(cells, images, truth, told, strict=False):
+    for axes, image, true, said in zip(cells, images, truth, predicted, strict=False):
         _image(axes, image)
         text, colour = (said, INK) if true == said else (f"{said}, not {true}", SECOND)
         axes.set_title(text, fontsize=8, fontweight="normal", color=colour, pad=2)
-    right = sum(true == said for true, said in zip(truth, told, strict=True))
-    _title(figure, f"test images and what they were told to be: {right} of {len(truth)} right")
+    right = sum(true == said for true, said in zip(truth, predicted, strict=True))
+    _title(figure, f"test images and their predicted classes: {right} of {len(truth)} right")
     return figure
 
 
 def _bands(figure: Figure, rows: int) -> list[SubFigure]:
-    """One below the other, so that what belongs together stands closer together."""
+    """Make subfigures one below the other, each of which keeps its own images close together."""
     return list(figure.subfigures(rows, 1, squeeze=False, hspace=0.06)[:, 0])
 
 

@@ -1,23 +1,24 @@
-"""Where the time of a run went (`shares`), and how close its speed came to what the CPU times of
-its own ops allow (`ceiling`).
+"""Where the time of a run went (`shares`), and the speed that the CPU times of its ops allow
+(`ceiling`).
 
-All figures come from the summary of one run. A figure is None where the summary lacks what it
-needs, as those of other programs do.
+All figures come from the summary of one run. A figure is None if the summary lacks what it needs,
+as those of other programs do.
 
-The ceiling is the most batches per second that a runtime without any overhead could reach. A worker
-does one op at a time, and an op's result is there when the whole op is done. Memory is equally fast
-for all workers, up to `cores` of them compute at once, and messages cost nothing but the latency of
-their links. Under these rules no order of ops and no order of messages is faster than `ceiling`.
+The ceiling is the most batches per second that a runtime without any overhead could reach. It
+assumes that a worker does one op at a time, that an op's result is there when the whole op is done,
+that memory is equally fast for all workers, that up to `cores` of them compute at once, and that
+messages cost only the latency of their links. Under these rules no order of ops and no order of
+messages is faster than `ceiling`.
 
 Three things limit a schedule, and the scarcest of them decides:
 
-- **cores**: a batch needs so many CPU seconds in all workers together, and `cores` workers do no
-  more than `cores` CPU seconds per second;
+- **cores**: a batch costs the CPU seconds of all workers together, and `cores` workers spend at
+  most `cores` CPU seconds per second;
 - **the slowest worker**: it does all of its ops on each batch one after the other;
-- **locking** (`locking_period`): a stage can't forward further before it has learned from what it
-  has forwarded. Schedules that are decoupled by local gradients (`synthetic`, `local_loss`) update
-  at once, so neither locking nor latency limits them. (A bound on lag that is shorter than the way
-  there and back would limit them, but is not counted.)
+- **locking** (`locking_period`): a stage can't forward the next batch before it has learned from
+  earlier ones. Schedules that are decoupled by local gradients (`synthetic`, `local_loss`) update
+  at once, so neither locking nor latency limits them. (A bound on lag below the round trip would
+  limit them, but is not counted.)
 
 Locking sets the longest circle through the workers of a schedule.
 
@@ -30,9 +31,9 @@ stage 1  .  F0 b0 W0 U0 .  .  F1 b1 W1 U1 .
          |<---- period --->|                      F of 0, F of 1, b of 1, B of 0, U of 0 = 6
 ```
 
-A batch goes from its forward at stage 0 to a loss and back by the slowest way, then stage 0
+A batch goes from its forward at stage 0 to a loss and back by the slowest path, then stage 0
 updates, and only then can it begin the next batch. The learning and the update of stage 1 (W, U)
-are not on that way: they overlap with the backward of stage 0 and with its next forward. So does
+are not on that path: they overlap with the backward of stage 0 and with its next forward. So does
 the reading of the next batch. The circles through later stages alone (F, b, W and U of stage 1
 here) are shorter, unless their updates are very slow. In a network with branches, the way to the
 loss may go through one branch and the way back through another: both branches must be done before
@@ -92,11 +93,12 @@ def locking_period(
     lag: int | None = None,
     latency_s: float = 0.0,
 ) -> float:
-    """The least seconds between two batches (microbatches) that locking alone allows, on any number
-    of cores.
+    """Return the least seconds between two batches (microbatches) that locking alone allows, on any
+    number of cores.
 
-    It is 0 for a `schedule` without a `cycle`, whose stages don't wait for each other. Arguments
-    are those of `ceiling`; only F, B, b, W and U count."""
+    It is 0 for a `schedule` without a `cycle`, whose stages don't wait for each other. The
+    arguments are those of `ceiling`; only F, B, b, W and U count.
+    """
     cycle = SCHEDULES[schedule].cycle
     if cycle is None:
         return 0.0
@@ -113,7 +115,7 @@ def locking_period(
 
 
 def _distances(costs: Mapping[str, Ops], producers: Producers) -> dict[str, int]:
-    """How many workers come after each on the longest way to a loss."""
+    """Count the workers after each worker on the longest path to a loss."""
     found = dict.fromkeys(costs, 0)
     for name in reversed(list(costs)):  # consumers come first
         for one in producers.get(name, ()):
@@ -122,10 +124,11 @@ def _distances(costs: Mapping[str, Ops], producers: Producers) -> dict[str, int]
 
 
 class _Group:
-    """The times of a group of microbatches on the way from worker `start` to the losses and back.
+    """The times of a group of microbatches from worker `start` to the losses and back.
 
     `start` begins its first forward at time 0, and each op is done as early as possible. Workers
-    that get nothing from `start` are left out, as no other waits for them."""
+    that receive nothing from `start` are left out, as no other waits for them.
+    """
 
     def __init__(
         self, start: str, costs: Mapping[str, Ops], producers: Producers, latency_s: float
@@ -148,7 +151,8 @@ class _Group:
         """Do all forwards and backwards of `count` microbatches.
 
         `ahead` is how many microbatches besides one each worker may have in flight; None: all, and
-        no backward is done before the last forward."""
+        no backward is done before the last forward.
+        """
         if ahead is None:
             for _ in range(count):
                 self._all_forward(count)
@@ -161,7 +165,7 @@ class _Group:
             self._all_back(index, after=index)
 
     def updated(self) -> float:
-        """The time at which `start` has updated: after its last W, and after all of its own
+        """Return the time at which `start` has updated: after its last W, and after all of its own
         work."""
         ops, done = self._costs[self._start], self._pushed_back[self._start]
         learned = done[-1] + ops.get("W", 0.0)
@@ -186,20 +190,20 @@ class _Group:
         own.append(begin + self._costs[name].get("F", 0.0))
 
     def _push_back(self, name: str, index: int, after: int) -> None:
-        """The backward of a microbatch, after the forward of microbatch `after` in this worker, and
-        once the gradients of all consumers are here."""
+        """Do the backward of a microbatch once the gradients of all consumers are here, and after
+        this worker's forward of microbatch `after`."""
         ops, own, forwarded = self._costs[name], self._pushed_back[name], self._forwarded[name]
         begin = max(forwarded[after], own[-1] if own else 0.0)
         for one in self._consumers[name]:
             begin = max(begin, self._pushed_back[one][index] + self._latency_s)
-        # A worker does one op at a time, and so many forwards and backwards since its first began.
+        # A worker does one op at a time: so many forwards and backwards must have been done.
         first = forwarded[0] - ops.get("F", 0.0)
         busy = first + (index + 1) * (ops.get("F", 0.0) + _back(ops))
         own.append(max(begin + _back(ops), busy))
 
 
 def _back(ops: Ops) -> float:
-    """Seconds until the producers have their gradient: of a whole backward, or of its first
+    """Return the seconds until the producers have their gradient: a whole backward, or its first
     half."""
     return ops.get("B", 0.0) + ops.get("b", 0.0)
 
@@ -217,28 +221,27 @@ def ceiling(
     lag: int | None = None,
     latency_s: float = 0.0,
 ) -> float:
-    """The most training batches per second that `schedule` can reach on `cores` cores.
+    """Return the most training batches per second that `schedule` can reach on `cores` cores.
 
     A batch is what flows through the workers: a microbatch under `gpipe` and `1f1b`.
 
     Args:
         schedule: a name in `schedules.SCHEDULES`.
-        costs: by worker, in an order in which producers come first: CPU seconds per training batch
-            under this schedule, by op (R F P B W U T S b C M). An op that is done on every fourth
-            batch counts a quarter, as the one update of four microbatches does; evaluation does not
-            belong here.
-        producers: by worker, the other workers whose activations it takes; none for those that
-            only read data, which may be left out.
+        costs: for each worker, producers first, its CPU seconds per training batch under this
+            schedule, by op (R F P B W U T S b C M). An op that is done on every fourth batch counts
+            a quarter, as the one update of four microbatches does; evaluation does not count.
+        producers: for each worker, the other workers whose activations it takes. Workers that only
+            read data have none, and may be left out.
         cores: how many workers can compute at the same time.
         microbatches: how many make a group, under `gpipe` and `1f1b`.
-        lag: how many batches a worker may be ahead of the gradients it awaits, under `delayed`; as
-            many as there are workers between it and the farthest loss where it is None.
+        lag: how many batches a worker may be ahead of the gradients it awaits, under `delayed`;
+            None: as many as there are workers between it and the farthest loss.
         latency_s: the latency of each message between workers, one way.
 
-    For one worker this is 1 / its total, whatever the schedule and the cores: its ops follow one
-    another. Raises `ValueError` for an unknown schedule, for producers that are no earlier worker
-    of `costs`, for fewer than one core or microbatch, for a lag or a latency below 0, and for costs
-    that are negative or all zero.
+    For one worker this is 1 / its total cost, whatever the schedule and the cores: its ops follow
+    one another. Raises `ValueError` for an unknown schedule, for producers that are no earlier
+    worker of `costs`, for fewer than one core or microbatch, for a lag or a latency below 0, and
+    for costs that are negative or all zero.
     """
     if schedule not in SCHEDULES:
         known = ", ".join(SCHEDULES)
@@ -280,8 +283,8 @@ Summary = Mapping[str, Any]
 
 
 def shares(summary: Summary) -> dict[str, float] | None:
-    """The parts of a run's training time by what workers spent it on: the mean of all workers,
-    which sums to 1. None where the summary lacks the times.
+    """Return the shares of a run's training time, as means over workers, which sum to 1. None if
+    the summary lacks the times.
 
     layers and generator: time inside ops. transport: sending and receiving. waiting: waiting for
     messages, and at a barrier for the other workers. other: the rest.
@@ -295,10 +298,10 @@ def shares(summary: Summary) -> dict[str, float] | None:
 
 
 def overhead_cpu(summary: Summary) -> float | None:
-    """The part of all workers' CPU time that was spent outside of ops: messages, loop, other
-    threads.
+    """Return the share of all workers' CPU time that was spent outside of ops: messages, loop,
+    other threads.
 
-    None where ops have several BLAS threads: only one of them is measured.
+    None if ops have several BLAS threads: only one of them is measured.
     """
     workers = summary.get("stages") or ()
     if summary.get("threads") != 1 or any(one.get("op_cpu_s") is None for one in workers):
@@ -316,11 +319,11 @@ def ceiling_samples_per_s(
     lag: int | None = None,
     latency_s: float = 0.0,
 ) -> float | None:
-    """The most samples per second that the CPU times of this run's own ops allow: see `ceiling`,
+    """Return the most samples per second that the CPU times of this run's ops allow: see `ceiling`,
     also for the arguments.
 
     `producers` maps each worker to those whose activations it takes. None for a single worker, for
-    workers with several BLAS threads, and where no ceiling is known for the schedule.
+    workers with several BLAS threads, and for a schedule without a known ceiling.
     """
     workers, batches = summary.get("stages") or (), _batches(summary)
     if len(workers) < 2 or summary.get("threads") != 1 or not batches:
@@ -343,18 +346,18 @@ def ceiling_samples_per_s(
 
 
 def _costs(ops: Mapping[str, Any], batches: int, microbatches: int) -> dict[str, float]:
-    """CPU seconds per batch (per microbatch, where an update takes several) by letter."""
+    """Return CPU seconds by op letter, per batch (per microbatch, if an update takes several)."""
     costs = {letter: op["cpu_s"] / batches for letter, op in ops.items()}
     update = ops.get("U")
     if microbatches > 1 and update and update["count"]:
-        # Groups cut short by an epoch's end add updates, which a whole group does not need.
+        # Groups cut short by an epoch's end add updates that whole groups do not need.
         costs["U"] = update["cpu_s"] / update["count"] / microbatches
     return costs
 
 
 def _seconds(worker: Mapping[str, Any], train_s: float) -> dict[str, float]:
-    """Seconds of a worker by `SHARES`. A worker's clock stops at a barrier; the rest of the
-    training time it waits for the others."""
+    """Return the seconds of a worker by `SHARES`. A worker's clock stops at a barrier; the rest of
+    the training time it waits for the others."""
     wall_s = worker["wall_s"]
     parts = {
         "layers": worker["compute_s"],

@@ -1,8 +1,8 @@
 """The columns of a comparison's tables: each is defined once, for the console, the page and CSV.
 
-A `Column` has a name, how its value is found in a run and in a row, and a `Form` for each place
-that shows it: the heading there, and how numbers are written. Where two places show one figure
-differently, both forms stand side by side here. CSV has the values in full, under their names.
+A `Column` has a name, functions that find its value in a run and in a row, and a `Form` for each
+place that shows it: the heading, and how numbers are written. CSV files have the values in full,
+under their names.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ class Form:
     """How one place shows a column: its heading, and its numbers with their 95 % intervals."""
 
     heading: str
-    spec: str = ",.0f"  # of `format`
+    spec: str = ",.0f"  # a format specification
     scale: float = 1.0
     unit: str = ""
-    from_10: str = ""  # the spec of numbers from 10 on, where that is another
+    from_10: str = ""  # another spec for numbers from 10 on
     most: float = math.inf  # numbers from here on are written `>99`
     spread: str = "ends"  # "ends" of the interval, "half" of its width, or "" for neither
-    pairs: bool = False  # of how many pairs of runs a ratio is, where that is not all
+    pairs: bool = False  # show the number of pairs of runs if a ratio does not cover all
 
     def text(self, value: Any, size: float | None = None) -> str:
-        """`97.25 %` of 0.9725; words stay what they are. `size`: the number that chooses the
-        spec, where it is not this one."""
+        """Format a value: `97.25 %` for 0.9725; words are unchanged. `size` is the number that
+        chooses the spec, if not `value` itself."""
         if value is None:
             return MISSING
         if not isinstance(value, int | float):
@@ -73,7 +73,8 @@ class Form:
         return f"{number:{spec}}{self.unit}"
 
     def ends(self, one: Estimate | None) -> str:
-        """`28,623 to 29,996`; empty where there is no interval, or none of any width."""
+        """Format the interval: `28,623 to 29,996`; empty without an interval, or if it has no
+        width."""
         if one is None or one.low is None or one.high is None or one.low == one.high:
             return ""
         low, high = (self.text(end).removesuffix(self.unit) for end in (one.low, one.high))
@@ -81,7 +82,8 @@ class Form:
 
 
 def as_estimate(value: Any) -> Estimate | None:
-    """Of an `Estimate` that went through JSON, or of a bare number: one without an interval."""
+    """Return the `Estimate` in a value read from JSON; a bare number becomes one without an
+    interval."""
     if value is None:
         return None
     if isinstance(value, int | float):
@@ -90,58 +92,59 @@ def as_estimate(value: Any) -> Estimate | None:
 
 
 def fixed(value: Any, digits: int = 0, unit: str = "", scale: float = 1.0) -> str:
-    """`29,310`, `97.25 %`; a dash for None, and words stay what they are."""
+    """Format a number as `29,310` or `97.25 %`; a dash for None, and words are unchanged."""
     return Form("", f",.{digits}f", scale, unit).text(value)
 
 
 def percent(value: Any, digits: int = 2) -> str:
-    """`97.25 %` of 0.9725, with a space that does not break."""
+    """Format 0.9725 as `97.25 %`, with a no-break space."""
     return fixed(value, digits, _PERCENT, 100.0)
 
 
 def interval(one: Estimate | None, digits: int = 0, scale: float = 1.0) -> str:
-    """`28,623 to 29,996`; empty where there is none, or none of any width."""
+    """Format an interval as `28,623 to 29,996`; empty without an interval, or if it has no
+    width."""
     return Form("", f",.{digits}f", scale).ends(one)
 
 
 def accuracy_words(accuracy: float) -> str:
-    """`97.5 %` of 0.975."""
+    """Format 0.975 as `97.5 %`."""
     return f"{100 * accuracy:.6g} %"
 
 
 def counted(number: int, noun: str, spec: str = "") -> str:
-    """`1 pair`, `2 pairs`."""
+    """Return `1 pair` or `2 pairs`."""
     return f"{number:{spec}} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column; a place that it has no form for does not show it."""
+    """One column; places without a form for it do not show it."""
 
     name: str  # in rows and runs of the document, and in CSV
     page: Form | None = None
     console: Form | None = None
-    #: In a table of its own, with a column for each latency; the heading is its title.
+    #: Forms for a table of its own with a column for each latency; the heading is its title.
     page_by_latency: Form | None = None
     console_by_latency: Form | None = None
-    #: What an axis of a plot says.
+    #: The label of a plot's axis.
     axis: str = ""
-    #: Its value in a row; None: what stands there under its name.
+    #: Finds its value in a row; None: the row's entry with its name.
     in_row: Callable[[Row], Any] | None = None
-    #: Its value of one run, out of the summary; None: what stands there under its name.
+    #: Finds its value in a run's summary; None: the summary's entry with its name.
     in_summary: Callable[[Row], Any] | None = None
 
     def of_row(self, row: Row) -> Any:
-        """An estimate as in JSON, a number, words, or None."""
+        """Return the value in a row: an estimate as in JSON, a number, words, or None."""
         return self.in_row(row) if self.in_row else row.get(self.name)
 
     def of_run(self, summary: Row) -> Any:
-        """A number, a word, or None where the run has no such thing."""
+        """Return the value of a run: a number, a word, or None if the run has none."""
         return self.in_summary(summary) if self.in_summary else summary.get(self.name)
 
 
 def _processes(row: Row) -> str | None:
-    """`4 x 1`: BLAS threads are each worker's own."""
+    """Return workers and BLAS threads of each, as `4 x 1`."""
     known = [row.get("workers"), row.get("threads")]
     return None if known == [None, None] else " \N{MULTIPLICATION SIGN} ".join(map(fixed, known))
 
@@ -151,7 +154,7 @@ def _reached(line: Row) -> str:
 
 
 def _time_or_reached(line: Row) -> Any:
-    """The time where every run reached the target, else how many did."""
+    """Return the time if every run reached the target, else how many did."""
     return line["time_s"] or (_reached(line) if line["runs"] else None)
 
 
@@ -160,7 +163,7 @@ def _either_kept(row: Row) -> Any:
 
 
 def _over_stages(name: str, total: Callable[[Iterable[float]], float]) -> Callable[[Row], Any]:
-    """A counter of stages as one of the whole run; None where no stage has it."""
+    """Return a function that totals a counter over the stages of a run; None if no stage has it."""
 
     def of_run(summary: Row) -> float | None:
         stages = summary.get("stages") or ()
@@ -190,12 +193,12 @@ def _share(part: str, words: str) -> Column:
 
 
 def _seconds(heading: str, spread: str = "") -> Form:
-    """A time on the console."""
+    """Make the form of a time on the console."""
     return Form(heading, ".2f", unit=" s", from_10=".1f", spread=spread)
 
 
 def _kept(name: str, in_row: Callable[[Row], Any] | None = None) -> Column:
-    """Part of the speed at the least latency."""
+    """Make the column of the share of the speed at the least latency."""
     return Column(
         name,
         page_by_latency=Form("Part of that at the least latency", ",.1f", 100.0, _PERCENT),
@@ -204,7 +207,7 @@ def _kept(name: str, in_row: Callable[[Row], Any] | None = None) -> Column:
     )
 
 
-#: Parts of the wall time of all workers, as `breakdown.shares` finds them.
+#: Shares of the wall time of all workers: see `breakdown.shares`.
 SHARES = (
     _share("layers", "layer maths"),
     _share("generator", "generator maths"),
@@ -212,7 +215,7 @@ SHARES = (
     _share("waiting", "waiting"),
     _share("other", "other"),
 )
-#: Sums over the workers of a run (of staleness the greatest).
+#: Sums over the workers of a run; for staleness the greatest.
 COUNTERS = (
     _counter("compute_s", "layers, s", ",.2f"),
     _counter("generator_s", "generators, s", ",.2f"),
@@ -225,7 +228,7 @@ COUNTERS = (
     _counter("bytes_sent", "sent, MB", ",.1f", 1e-6),
     _counter("dropped", "dropped"),
 )
-#: What a run's summary says, in the order of compare.csv.
+#: Values of a run's summary, in the order of compare.csv.
 _SUMMARY = (
     Column("workers"),
     Column("threads"),
@@ -272,7 +275,7 @@ _SUMMARY = (
         axis="test loss",
     ),
 )
-#: What rows, and targets of rows, have besides.
+#: Further values of rows, and of a row's targets.
 _ROWS = (
     Column("runs", Form("runs")),
     Column("processes", Form("workers \N{MULTIPLICATION SIGN} threads"), in_row=_processes),
@@ -325,7 +328,7 @@ SOONER = Column(
 
 
 def columns(*names: str) -> list[Column]:
-    """Those of `COLUMNS`, in this order."""
+    """Return the columns of these names, in this order."""
     return [COLUMNS[name] for name in names]
 
 
@@ -335,11 +338,11 @@ _EVALUATION = ("samples", "train_s", "accuracy", "loss")
 
 
 def flat_runs(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One flat line a run, by column: for CSV, for the page, and for dots in plots.
+    """Return one flat record for each run, by column: for CSV, for the page, and for dots in plots.
 
-    Name, latency where several are compared, seed, the numbers of its summary, the time to each
-    target, counters over all stages. Seconds and bytes; None where a run has no such number, or
-    did not reach the target.
+    It has the name, the latency if several are compared, the seed, the numbers of the summary, the
+    time to each target, and counters over all stages. Units are seconds and bytes; None if a run
+    has no such number, or did not reach the target.
     """
     controls = {row["name"] for row in found["rows"] if row.get("control")}
     return [
@@ -359,18 +362,18 @@ def flat_runs(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def time_key(target: float) -> str:
-    """Name of the column of training seconds until an accuracy: `time_to_0.975_s`."""
+    """Return the name of the column of training seconds to an accuracy: `time_to_0.975_s`."""
     return f"time_to_{target:g}_s"
 
 
 def runs_csv(found: Mapping[str, Any]) -> str:
-    """One line a run, so that the statistics can be done again by other means."""
+    """Return a CSV with one line for each run, so that others can compute their own statistics."""
     lines = flat_runs(found)
     return _csv(list(lines[0]) if lines else ["name", "seed"], lines)
 
 
 def evaluations_csv(found: Mapping[str, Any]) -> str:
-    """One line an evaluation of a run; `train_s` is training time alone."""
+    """Return a CSV with one line for each evaluation of a run; `train_s` is training time only."""
     first = [*_place({"name": "", "seed": 0}, found)]
     return _csv(
         [*first, *_EVALUATION],
@@ -383,7 +386,7 @@ def evaluations_csv(found: Mapping[str, Any]) -> str:
 
 
 def _place(run: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells a run from all others."""
+    """Return what identifies the run: name, latency if compared, seed."""
     where = {"latency_s": run.get("latency_s")} if latencies_of(found) else {}
     return {"name": run["name"], **where, "seed": run["seed"]}
 

@@ -1,4 +1,4 @@
-"""The machine that measurements were taken on, without which their numbers mean little."""
+"""The machine on which measurements are taken."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["cores", "describe_machine"]
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
@@ -24,7 +24,8 @@ def cores() -> int:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Cores, processor and versions, fit for JSON. `blas` has one entry a library in use."""
+    """Return cores, processor and versions, fit for JSON. `blas` has one entry for each library in
+    use."""
     return {
         "cores": cores(),
         "cpu": _cpu_model() or platform.processor() or None,

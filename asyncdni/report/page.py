@@ -1,9 +1,8 @@
-"""The reports of a comparison: CSV to count again with, plots, and one HTML page for readers.
+"""The reports of a comparison: CSV files, plots, and one HTML page.
 
-The page needs nothing else: no script, no font, no network. Its own policy
-(Content-Security-Policy) forbids all of these, so that a name or a setting that came with the
-document could not bring them in either. Its words and its order are those of `page.html.jinja`,
-which escapes all that it is given; what it is given is put together here.
+The page needs no script, font or network. Its Content-Security-Policy forbids them, so that a name
+or a setting in the document can't add any. `page.html.jinja` has its words and their order, and
+escapes all values; this module prepares the values.
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ def write_reports(found: Found, folder: Path, *, plots: bool = True) -> list[Pat
     """Write compare.csv, compare-evaluations.csv, plots/*.svg and *.png, compare.html.
 
     Returns their paths in that order, all in `folder`. Plots need matplotlib, the extra `plot`:
-    without it they are left out, and the page says `plots.MISSING_EXTRA`. `found` is the document
-    of compare.json; each file is written whole or not at all. Raises `CheckpointError` where the
+    without it they are left out, and the page shows `plots.MISSING_EXTRA`. `found` is the document
+    of compare.json; each file is written whole or not at all. Raises `CheckpointError` if the
     folder can't be written.
     """
     drawn = draw_plots(found) if plots and available() else {}
@@ -70,8 +69,9 @@ def write_reports(found: Found, folder: Path, *, plots: bool = True) -> list[Pat
 
 
 def template_environment() -> Environment:
-    """What templates are rendered in: it escapes every value, unless the template calls it safe."""
-    from jinja2 import Environment, StrictUndefined  # by whoever writes a page, no worker
+    """Return the environment of the templates; it escapes every value that a template does not call
+    safe."""
+    from jinja2 import Environment, StrictUndefined  # imported here: workers never need it
 
     return Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -79,12 +79,12 @@ def template_environment() -> Environment:
 
 
 def render_page(found: Found, plots: Mapping[str, str], missing_plots: str = "") -> str:
-    """The whole page.
+    """Return the whole page.
 
     Args:
         found: the document of `compare.json`.
-        plots: SVG elements by the names of `plots.draw_plots`, to stand in the page.
-        missing_plots: what to say where there are none.
+        plots: SVG elements by the names of `plots.draw_plots`, to put into the page.
+        missing_plots: the text to show if there are none.
     """
     rows, machine = found["rows"], found.get("machine") or {}
     names = dict.fromkeys(row["name"] for row in rows if not row.get("control"))
@@ -127,20 +127,20 @@ class Line:
     name: str
     colour: str  # "#rrggbb"
     control: bool
-    cells: Sequence[tuple[str, str]]  # text, and what stands below it in small print
-    new: bool = False  # whether it is of another row of the comparison than the one above
+    cells: Sequence[tuple[str, str]]  # text, and small print below it
+    new: bool = False  # whether it begins another row of the comparison
 
 
 @dataclass(frozen=True)
 class Table:
-    """A mean stands above its 95 % interval. Columns without any number are left out."""
+    """A table; a mean stands above its 95 % interval. Columns without any number are left out."""
 
     headings: Sequence[str]
     lines: Sequence[Line]
 
 
 def _part(latency_s: float | None, found: Found) -> dict[str, Any]:
-    """All tables at one latency."""
+    """Return all tables at one latency."""
     rows = found["rows"]
     limited = [row for row in rows if row.get("efficiency") or row.get("overhead_cpu")]
     timed = [row for row in rows if row.get("shares")]
@@ -158,14 +158,14 @@ def _part(latency_s: float | None, found: Found) -> dict[str, Any]:
 
 
 def _main_table(found: Found) -> Table | None:
-    """Speed, accuracy and time of each row."""
+    """Make the table of each row's speed, accuracy and time."""
     drained = ["stream_samples_per_s"] if _at_latencies(found) else []
     names = ["runs", "processes", "samples_per_s", *drained, "test_accuracy", "test_loss"]
     return _rows_table(found, found["rows"], columns(*names, "train_s", "cpu_s"))
 
 
 def _target_table(found: Found, target: float) -> Table | None:
-    """How many runs of each row reached an accuracy, and when."""
+    """Make the table of how many runs of each row reached an accuracy, and when."""
     lines = [
         {**entry, "name": row["name"], "control": row.get("control"), "runs": row.get("runs")}
         for row in found["rows"]
@@ -177,7 +177,7 @@ def _target_table(found: Found, target: float) -> Table | None:
 
 
 def _latency_tables(found: Found) -> list[tuple[str, Table]]:
-    """(what it shows, table): a line a row of the comparison, a column a latency."""
+    """Return (title, table) for each measure: a line for each row, a column for each latency."""
     streamed = any(row.get("kept_stream_samples_per_s") for row in found["rows"])
     kept = "kept_stream_samples_per_s" if streamed else "kept_samples_per_s"
     names = ("samples_per_s", "stream_samples_per_s", kept, "test_accuracy", "efficiency")
@@ -203,7 +203,7 @@ def _by_latency(
 
 
 def _runs_table(found: Found) -> Table | None:
-    """Every run by itself."""
+    """Make the table of single runs."""
     drained = ["stream_samples_per_s"] if _at_latencies(found) else []
     names = ["train_samples", "samples_per_s", *drained, "test_accuracy", "test_loss", "train_s"]
     times = [
@@ -218,7 +218,7 @@ def _at_latencies(found: Found) -> bool:
 
 
 def _ratios(lines: Sequence[Row], column: Column) -> list[Column]:
-    """A column for each row that anything is compared with."""
+    """Make a column for each row that others are compared with."""
     assert column.page is not None
     names = dict.fromkeys(key for line in lines for key in line if key.startswith(column.name))
     return [
@@ -234,7 +234,7 @@ def _rows_table(found: Found, lines: Sequence[Row], every: Sequence[Column]) -> 
 
 
 def _single_runs(found: Found, every: Sequence[Column]) -> Table | None:
-    """In the order of rows, latencies, seeds, whatever the order they were run in."""
+    """Make the table of runs in the order of rows, latencies and seeds."""
     order = {row["name"]: index for index, row in enumerate(found["rows"])}
     runs = sorted(
         flat_runs(found),
@@ -256,7 +256,7 @@ def _table(
     heads: Sequence[Sequence[str]],
     headings: Sequence[str],
 ) -> Table | None:
-    """`heads`: what each line has before its columns; None without any number."""
+    """Make a table; `heads` are the first cells of each line. None if there is no number."""
     cells = {column: [_cell(column, line) for line in lines] for column in every}
     cells = {column: one for column, one in cells.items() if any(t != MISSING for t, _ in one)}
     if not cells:
@@ -300,7 +300,7 @@ def _machine(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _words(value: Any) -> str:
-    """Lists side by side, tables as their values."""
+    """Format lists side by side, and tables as their values."""
     if isinstance(value, Mapping):
         return " ".join(_words(one) for one in value.values() if one is not None)
     if isinstance(value, list | tuple):
@@ -309,9 +309,9 @@ def _words(value: Any) -> str:
 
 
 def _experiment(found: Found) -> list[tuple[str, str | list[str]]]:
-    """Tables as in the experiment file, one line each; stages a line each.
+    """Return the tables of the experiment file, one line each, and a line for each stage.
 
-    The experiment is that of the first run; schedules, and latencies, are what rows differ in.
+    The experiment is that of the first run; rows differ in schedules and latencies.
     """
     experiment, schedules = found.get("experiment") or {}, found.get("schedules") or {}
     lines: dict[str, str | list[str]] = {}

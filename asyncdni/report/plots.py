@@ -1,8 +1,8 @@
-"""Plots of a comparison, with matplotlib: SVG to read and to put into a page, PNG to show around.
+"""Plots of a comparison, drawn with matplotlib: SVG for pages, PNG for anywhere else.
 
-matplotlib is an extra (`plot`) and is imported only where something is drawn. Axes and words are
-drawn in few known colours, which `inline` turns into CSS variables: in a page the same picture
-follows the reader's light or dark scheme, while the files stand on white.
+matplotlib is an extra (`plot`) and is imported only to draw. Axes and words have a few known
+colours, which `inline` turns into CSS variables: on a page the plot follows the reader's light or
+dark scheme, while the files have a white background.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: What to say where there is no matplotlib.
+#: The note shown without matplotlib.
 MISSING_EXTRA = (
     "Plots are left out, they need matplotlib: install it with pip install 'asyncdni[plot]'"
 )
@@ -87,8 +87,8 @@ STYLE: Any = {  # matplotlib types the keys, one by one, since 3.11 only
     "grid.linewidth": 0.8,
     "legend.frameon": False,
     "hatch.linewidth": 0.6,
-    "text.parse_math": False,  # a name with dollars in it is no formula
-    "svg.fonttype": "none",  # words stay words: to be searched, read aloud, and coloured by CSS
+    "text.parse_math": False,  # dollar signs in a name begin no formula
+    "svg.fonttype": "none",  # text stays text: it can be searched, read aloud, coloured by CSS
 }
 
 
@@ -101,16 +101,16 @@ class Plot:
 
 
 def available() -> bool:
-    """Whether matplotlib is installed; it is not imported."""
+    """Tell whether matplotlib is installed, without importing it."""
     return find_spec("matplotlib") is not None
 
 
 def import_matplotlib() -> None:
-    """Import matplotlib without its looking at $MPLBACKEND: pictures here need no screen, and what
-    it names may not exist on this machine. Raises `ImportError`."""
+    """Import matplotlib without $MPLBACKEND: pictures here need no screen, and the backend that it
+    names may not exist on this machine. Raises `ImportError`."""
     given = os.environ.pop("MPLBACKEND", None)
     try:
-        import matplotlib  # noqa: F401 - reads its settings
+        import matplotlib  # noqa: F401 - it reads its settings now
     finally:
         if given is not None:
             os.environ["MPLBACKEND"] = given
@@ -118,7 +118,7 @@ def import_matplotlib() -> None:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw in our style. Needs matplotlib."""
+    """Draw with this module's style. Needs matplotlib."""
     import_matplotlib()
     from matplotlib import rc_context
 
@@ -127,10 +127,10 @@ def styled() -> Iterator[None]:
 
 
 def draw_plots(found: Mapping[str, Any]) -> dict[str, Plot]:
-    """The plots that the document has numbers for, by file name. Needs matplotlib.
+    """Draw the plots that the document has numbers for, by file name. Needs matplotlib.
 
-    A comparison at several latencies has one of each kind at each of them (`shares-10ms`), and
-    those over the latency.
+    A comparison at several latencies has one plot of each kind at each latency (`shares-10ms`), and
+    plots over the latency.
     """
     with styled():
         figures = {
@@ -144,7 +144,7 @@ def draw_plots(found: Mapping[str, Any]) -> dict[str, Plot]:
 
 
 def _figures(found: Mapping[str, Any]) -> dict[str, Figure | None]:
-    """The plots at one latency."""
+    """Draw the plots at one latency."""
     return {
         "accuracy_over_time": draw_curves(found, "train_s"),
         "accuracy_over_samples": draw_curves(found, "samples"),
@@ -155,10 +155,10 @@ def _figures(found: Mapping[str, Any]) -> dict[str, Figure | None]:
 
 
 def inline(name: str, svg: bytes) -> str:
-    """The SVG element alone, to stand in an HTML page among others.
+    """Return the SVG element only, to stand in an HTML page among others.
 
-    Its ids begin with `name`, it takes the width it is given, and INK, MUTED and GRID become the
-    CSS variables --ink, --muted and --line; its ground is transparent.
+    Its ids begin with `name`, its width adapts to the page, INK, MUTED and GRID become the CSS
+    variables --ink, --muted and --line, and its background is transparent.
     """
     text = svg.decode()
     text = text[text.index("<svg") :]
@@ -177,7 +177,7 @@ def _rendered(name: str, figure: Figure) -> Plot:
     from matplotlib import rc_context
 
     svg, png = io.BytesIO(), io.BytesIO()
-    # Ids from the name and no date: the same numbers give the same file.
+    # Ids derive from the name and there is no date, so the same numbers give the same file.
     with rc_context({"svg.hashsalt": name}):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(svg, format="svg", metadata=nothing)
@@ -187,10 +187,10 @@ def _rendered(name: str, figure: Figure) -> Plot:
 
 # --- palette -------------------------------------------------------------------------------------
 
-#: A row has the same colour in every plot and table: those of Okabe and Ito ("Color universal
-#: design", 2008), which all kinds of colour vision tell apart, in an order that keeps neighbours
-#: far apart. Yellow is left out, as it is lost on white, and the blue is a little lighter, so that
-#: it is not lost on black. A violet and a brown follow them.
+#: The colours of rows, the same in every plot and table: those of Okabe and Ito ("Color universal
+#: design", 2008), which any colour vision can tell apart, ordered so that neighbours differ much.
+#: Yellow is left out, as it is lost on white, and the blue is a little lighter, so that it shows on
+#: black. A violet and a brown are added.
 _ROWS = (
     "#1a80bb",
     "#d55e00",
@@ -203,8 +203,7 @@ _ROWS = (
     "#8c6239",
 )
 
-#: The colours of the parts of the wall time of all workers (Paul Tol's muted scheme), other than
-#: those of rows, so that none is taken for a row.
+#: The colours of the shares of wall time (Paul Tol's muted scheme); they differ from those of rows.
 SHARE_COLOURS = {
     "layers": "#44aa99",
     "generator": "#cc6677",
@@ -215,31 +214,29 @@ SHARE_COLOURS = {
 
 
 def row_colours(rows: Iterable[Row]) -> dict[str, str]:
-    """`#rrggbb` by the row's name; from the tenth row on they repeat."""
+    """Return `#rrggbb` by the row's name; from the tenth row on colours repeat."""
     names = dict.fromkeys(row["name"] for row in rows)
     return {name: _ROWS[index % len(_ROWS)] for index, name in enumerate(names)}
 
 
 def _row_label(row: Row) -> str:
-    """The row's name, marked where it is a control."""
+    """Return the row's name, marked if it is a control."""
     return f"{row['name']} (control)" if row.get("control") else str(row["name"])
 
 
-# --- bars ----------------------------------------------------------------------------------------
-#
-# A bar is the mean over the seeds, the line through its end the 95 % interval, a ring each run.
+# --- bars: means over the seeds, with the 95 % interval as a line and each run as a ring ---------
 
 _WIDTH = 7.4
 _ROW = 0.42  # inches
 _THICK = 0.62  # of a row
-#: On the light SHARE_COLOURS in both schemes, so no colour that a page replaces.
+#: The colour of words on the light SHARE_COLOURS; pages don't replace it.
 _ON_SHARES = "#15181c"
 _CEILING = "; dashed: the ceiling that the run's own op times set"
 _SPEEDS = ("samples_per_s", "ceiling_samples_per_s")
 
 
 def draw_speed(found: Mapping[str, Any]) -> Figure | None:
-    """Samples a second of each row, and how many its ceiling allows."""
+    """Draw the samples per second of each row, and its ceiling."""
     rows = [row for row in found["rows"] if row.get("samples_per_s") is not None]
     if not rows:
         return None
@@ -265,7 +262,8 @@ def draw_speed(found: Mapping[str, Any]) -> Figure | None:
 
 
 def draw_times(found: Mapping[str, Any]) -> Figure | None:
-    """Seconds of training to each target that any run reached: a panel each, on one scale."""
+    """Draw the seconds of training to each target that any run reached: a panel each, on one
+    scale."""
     rows, runs, colours = found["rows"], flat_runs(found), row_colours(found["rows"])
     targets = [
         target
@@ -286,7 +284,7 @@ def draw_times(found: Mapping[str, Any]) -> Figure | None:
 
 
 def draw_shares(found: Mapping[str, Any]) -> Figure | None:
-    """Parts of the wall time of all workers of a row."""
+    """Draw the shares of the wall time of all workers of a row."""
     rows = [row for row in found["rows"] if row.get("shares")]
     if not rows:
         return None
@@ -296,7 +294,7 @@ def draw_shares(found: Mapping[str, Any]) -> Figure | None:
         for part, colour in SHARE_COLOURS.items():
             share = row["shares"].get(part) or 0.0
             axes.barh(y, share, _THICK, left, color=colour)
-            if share >= 0.045:  # narrower ones have no room for words
+            if share >= 0.045:  # narrower ones have no room for text
                 text = f"{100 * share:.0f} %"
                 axes.text(left + share / 2, y, text, ha="center", va="center", color=_ON_SHARES)
             left += share
@@ -347,7 +345,7 @@ def _speed_label(speed: Estimate, ceiling: Estimate | None, row: Row) -> str:
 
 
 def _mean_time(row: Row, target: float) -> Estimate | None:
-    """Seconds; None unless all runs of the row reached the target."""
+    """Return the mean seconds; None unless all runs of the row reached the target."""
     entries = [one for one in row.get("targets") or () if one["accuracy"] == target]
     return as_estimate(entries[0].get("time_s")) if entries else None
 
@@ -379,7 +377,8 @@ def _legend(figure: Figure) -> None:
 
 
 def _finish(panels: Sequence[Axes], rows: Sequence[Row], *, room: float) -> None:
-    """Names at the left, the first row at the top; `room` times the longest bar, for the words."""
+    """Put names at the left, the first row at the top; leave `room` times the longest bar for
+    words."""
     right = max(axes.dataLim.x1 for axes in panels)
     for axes in panels:
         axes.set_yticks(range(len(rows)), [_row_label(row) for row in rows])
@@ -391,14 +390,10 @@ def _finish(panels: Sequence[Axes], rows: Sequence[Row], *, room: float) -> None
 
 
 # --- curves --------------------------------------------------------------------------------------
-#
-# Thin curves are single runs, thick ones the mean of each row. Accuracies are drawn over the
-# logarithm of the error, where the last tenths of a point are as wide as the first ones: on a plain
-# scale all curves end in one line.
 
 History = Sequence[Mapping[str, Any]]
 _MARKERS = "osD^vPX"
-#: Accuracies in per cent that may stand beside the axis: the fewer first, if they are enough.
+#: Accuracies in per cent that may label the axis: the first of these with enough labels in range.
 _TICKS = (
     (0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9),
     (*range(0, 90, 10), *range(90, 97), 97, 97.5, 98, 98.5, *(99 + k / 10 for k in range(10))),
@@ -408,7 +403,12 @@ _TICKS_MIN = 4
 
 
 def draw_curves(found: Mapping[str, Any], along: str) -> Figure | None:
-    """Test accuracy (test loss where there is none) over `along`: train_s or samples."""
+    """Draw test accuracy (test loss where there is none) over `along`: train_s or samples.
+
+    Thin curves are single runs, thick ones the mean of each row. The scale of accuracies is the
+    logarithm of the error, which spreads the last tenths of a point: on a linear scale all curves
+    end in one line.
+    """
     measure = _measure(found)
     if measure is None:
         return None
@@ -431,10 +431,10 @@ def draw_curves(found: Mapping[str, Any], along: str) -> Figure | None:
 
 
 def mean_curve(histories: Sequence[Sequence[tuple[float, float, float]]]) -> list[list[float]]:
-    """[x, y] of each evaluation that all histories have, as means over the seeds.
+    """Return [x, y] of each evaluation that all histories have, as means over the seeds.
 
-    Each point of a history is (samples, x, y); points with the same samples belong together.
-    Curves of different length end together, so that no mean jumps where a seed drops out.
+    Each point of a history is (samples, x, y); points with the same samples belong together. Curves
+    of different length end together, so that no mean jumps where a seed ends.
     """
     at: defaultdict[float, list[tuple[float, float]]] = defaultdict(list)
     for history in histories:
@@ -448,7 +448,7 @@ def mean_curve(histories: Sequence[Sequence[tuple[float, float, float]]]) -> lis
 
 
 def _measure(found: Mapping[str, Any]) -> str | None:
-    """Which measure to draw: the loss only where no run has an accuracy."""
+    """Return the measure to draw: the loss only if no run has an accuracy."""
     known = {key for one in _evaluations(found) for key in one if one[key] is not None}
     return next((key for key in ("accuracy", "loss") if key in known), None)
 
@@ -463,7 +463,8 @@ def _evaluations(found: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 
 
 def _smallest_error(found: Mapping[str, Any]) -> float:
-    """The smallest error above 0: an error of 0 has no logarithm, and is drawn at half of this."""
+    """Return the smallest error above 0. An error of 0 has no logarithm, and is drawn at half of
+    this."""
     scores = [one["accuracy"] for one in _evaluations(found) if one.get("accuracy") is not None]
     return min((1.0 - score for score in scores if score < 1.0), default=1e-3)
 
@@ -529,10 +530,6 @@ def _plain_axis(axes: Axes, along: str) -> None:
 
 
 # --- over the latency ----------------------------------------------------------------------------
-#
-# One line a row, both axes logarithmic. A point is the mean over the seeds, the line through it the
-# 95 % interval. What has no links is level. A latency of 0 has no logarithm: it stands at the left,
-# just far enough from the smallest other latency to be told apart.
 
 Value = Callable[[Row], Any]  # of a row at one latency: an estimate, or None
 
@@ -540,7 +537,13 @@ _SPEED = "stream_samples_per_s"
 
 
 def draw_speed_over_latency(found: Mapping[str, Any]) -> Figure | None:
-    """Samples a second, fills and drains left out where all rows know them, and their ceilings."""
+    """Draw samples per second and ceilings over the latency, a line for each row, both axes
+    logarithmic.
+
+    Fills and drains are left out if all rows know them. A point is the mean over the seeds, with
+    its 95 % interval. Rows without links are level lines. A latency of 0 has no logarithm: it
+    stands at the left, a little apart from the smallest other latency.
+    """
     rows = found["rows"]
     if not latencies_of(found) or not any(row.get("samples_per_s") for row in rows):
         return None
@@ -556,7 +559,8 @@ def draw_speed_over_latency(found: Mapping[str, Any]) -> Figure | None:
 
 
 def draw_times_over_latency(found: Mapping[str, Any]) -> Figure | None:
-    """Seconds of training to each target that all runs of any row reached: a panel each."""
+    """Draw the seconds of training to each target that all runs of some row reached: a panel
+    each."""
     rows, targets = found["rows"], found.get("targets") or ()
     reached = [
         index
@@ -600,9 +604,9 @@ def _time_to(index: int) -> Value:
 
 
 def _spread(found: Sequence[Any]) -> list[list[float]]:
-    """How far each interval reaches below and above its mean.
+    """Return how far each interval reaches below and above its mean.
 
-    An interval that goes below 0 has no end on a logarithmic axis: it is cut at 1 % of the mean.
+    An interval that reaches below 0 has no end on a logarithmic axis: it is cut at 1 % of the mean.
     """
     below = [
         one.mean - max(one.low, 0.01 * one.mean) if one.low is not None else 0.0 for one in found
@@ -622,13 +626,13 @@ def _ceilings(axes: Axes, found: Mapping[str, Any]) -> None:
 
 
 def _points(rows: Sequence[Row], value: Value) -> list[tuple[float, Estimate]]:
-    """(milliseconds of latency, estimate) of those rows that have one."""
+    """Return (milliseconds of latency, estimate) of the rows that have an estimate."""
     points = [(1000 * row["latency_s"], as_estimate(value(row))) for row in rows]
     return [(x, one) for x, one in points if one is not None]
 
 
 def _by_name(found: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """Rows of each name, at rising latency."""
+    """Return the rows of each name, at rising latency."""
     names = dict.fromkeys(row["name"] for row in found["rows"])
     return {name: [row for row in found["rows"] if row["name"] == name] for name in names}
 

@@ -1,25 +1,25 @@
-"""What a run leaves behind: `metrics.jsonl` line by line, and the summary at its end.
+"""What a run records: `metrics.jsonl` line by line, and the summary at its end.
 
 A line of `metrics.jsonl` is one record of the coordinator: {"kind": …, "time_s": …, …}. The kinds:
 
 ```
-joined, refused, rejected   a worker was let in, was not; a message was not understood
+joined, refused, rejected   a worker was admitted, was not; a message was invalid
 start, drained, resume      training begins, stops for an evaluation or a checkpoint, goes on
 report                      the counters of one worker since the start: docs/telemetry.md
-guard                       a stage waits for true gradients from here on, or no longer does
-evaluation, saved, cut      of the test set; of weights; of a checkpoint of the whole run
+guard                       a stage begins, or ceases, to wait for true gradients
+evaluation, saved, cut      the test set was evaluated; weights, a checkpoint of the run were saved
 lost, stuck                 a worker has died; nothing has moved for too long
 accused                     a worker was accused of breaking the protocol
-launch, waiting             a process is started; one has to be started by hand
-round, back                 all join anew; a worker that was lost is there again
+launch, waiting             a process is started; the user has to start one
+round, back                 all workers join anew; a lost worker has returned
 note                        a state could not be restored, or a link carries nothing
 numbers                     numbers went wrong, and the run goes back to a checkpoint
-stopping                    how far a user's stop has come
-resumed, changed            the run is taken up again; what is changed of the experiment then
-passed_over                 a checkpoint that is broken
+stopping                    the progress of a stop by the user
+resumed, changed            the run was resumed; a change of the experiment at that time
+passed_over                 a checkpoint was broken, and not used
 ```
 
-A run that is taken up again appends to its file: its summary is of all that stands there.
+A resumed run appends to its file, and its summary covers the whole file.
 """
 
 from __future__ import annotations
@@ -52,31 +52,31 @@ __all__ = [
 # --- the file ------------------------------------------------------------------------------------
 
 _BLOCK_BYTES = 65536
-#: Beside the file of records: the newest report of each worker that is not in there.
+#: The file beside `metrics.jsonl` with the newest report of each worker that is not in there yet.
 _NEWEST = "reports.jsonl"
-#: Between two reports that are kept, at least and at most.
+#: The least and the greatest time between two reports that are kept.
 _GAP_MIN_S = 0.5
-_GAP_MAX_S = 60.0  # a second for each worker where that is more: so all together add the same
-#: Reports come somewhat sooner or later than they should.
+_GAP_MAX_S = 60.0  # or one second for each worker, if that is more: many workers write no more
+#: How much sooner than due a report may come.
 _UNPUNCTUAL_S = 0.1
-#: Barriers that are kept without a pause between them, at most.
+#: The most barriers that are kept without a pause between them.
 _BARRIERS = 30.0
-#: Of a number in a report; times are then right to a microsecond for a quarter of an hour.
+#: Significant digits of numbers in reports: for a quarter of an hour times are exact to 1 µs.
 _DIGITS = 9
 
 
 class Thinning:
     """Decides which reports are kept: the older a worker's process, the fewer.
 
-    Reports come twice a second from every worker for as long as a run lasts. All of them are
-    shown. Between two that are kept lies `share` of the age of the process, at least half a second
-    and at most a minute. So the beginning is kept in detail, and a worker adds some 3 MB a day.
+    Every worker reports twice a second as long as a run lasts. All reports are shown. The time
+    between two that are kept is `share` of the age of the process, at least half a second and at
+    most a minute. So the beginning is kept in detail, and a worker adds some 3 MB a day.
     """
 
     def __init__(self, share: float) -> None:
         self._share = share
-        self._began_s: dict[str, float] = {}  # of the process that is there, by worker
-        self._kept_s: dict[str, float] = {}  # when the last report of its was
+        self._began_s: dict[str, float] = {}  # start of each worker's present process
+        self._kept_s: dict[str, float] = {}  # time of each worker's last kept report
 
     def joined(self, stage: str, time_s: float) -> None:
         """Start again: a new process has taken the worker's place."""
@@ -84,7 +84,7 @@ class Thinning:
         self._kept_s.pop(stage, None)
 
     def keeps(self, stage: str, time_s: float) -> bool:
-        """Whether to keep a report that comes now; if so, it counts as kept."""
+        """Tell whether to keep a report that comes now; if so, it counts as kept."""
         kept_s = self._kept_s.get(stage)
         if kept_s is not None:
             age_s = kept_s - self._began_s.setdefault(stage, kept_s)
@@ -99,7 +99,7 @@ class Thinning:
 class Barriers:
     """Decides which barriers are kept: one a second on average, and up to 30 without a pause.
 
-    Of any other barrier the records `drained`, `evaluation` and `resume` are left out.
+    For all others the records `drained`, `evaluation` and `resume` are left out.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Barriers:
         self._last_s = 0.0
 
     def keeps(self, time_s: float) -> bool:
-        """Whether to keep a barrier that comes now; if so, it counts as kept."""
+        """Tell whether to keep a barrier that comes now; if so, it counts as kept."""
         self._credit = min(_BARRIERS, self._credit + max(0.0, time_s - self._last_s))
         self._last_s = time_s
         if self._credit < 1.0:
@@ -120,26 +120,26 @@ class RecordFile:
     """A `metrics.jsonl` that records are appended to, after its last whole line.
 
     Reports and barriers are thinned: see `Thinning` and `Barriers`. The newest report of each
-    worker and the last evaluation are never lost: until they are in the file, `reports.jsonl`
-    beside it has them, overwritten again and again.
+    worker and the last evaluation are never lost: until the file has them, `reports.jsonl` beside
+    it does, which is overwritten again and again.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises `CheckpointError` where it can't be written."""
+        """Open the file to append to it. Raises `CheckpointError` if it can't be written."""
         self._file = _opened(path)
         self._thinning = Thinning(1.0)
         self._barriers = Barriers()
-        self._leaves_out = False  # the records of the present barrier
-        self._evaluation: list[str] = []  # the line of the newest one, if it is not kept
-        self._waiting: dict[str, str] = {}  # lines of the newest reports that are not kept, yet
-        self._losses: dict[str, tuple[float, int]] = {}  # of reports since: sum, samples
+        self._leaves_out = False  # whether the present barrier is left out
+        self._evaluation: list[str] = []  # the line of the newest evaluation, if it was left out
+        self._waiting: dict[str, str] = {}  # each worker's newest line, if it was left out
+        self._losses: dict[str, tuple[float, int]] = {}  # sum and samples of reports left out
         self._newest = path.with_name(_NEWEST)
         self._newest_s = -math.inf  # when that was written
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record, unless it is thinned out.
 
-        Raises `CheckpointError` where it can't be written.
+        Raises `CheckpointError` if it can't be written.
         """
         _check_there(self._file)
         kind = record["kind"]
@@ -148,7 +148,7 @@ class RecordFile:
             return
         if kind in ("drained", "evaluation", "resume") and not self._of_kept_barrier(record):
             return
-        if kind in ("lost", "joined"):  # what the last process has done stands before it
+        if kind in ("lost", "joined"):  # the last report of the old process comes before it
             self._keep_waiting(record["stage"])
         if kind == "joined":
             self._thinning.joined(record["stage"], record["time_s"])
@@ -161,7 +161,7 @@ class RecordFile:
     def close(self) -> None:
         """Append the last report of each worker and close the file.
 
-        Raises `CheckpointError` where they can't be written.
+        Raises `CheckpointError` if they can't be written.
         """
         try:
             for stage in list(self._waiting):
@@ -195,7 +195,7 @@ class RecordFile:
             self._overwrite_newest()
 
     def _summed(self, stage: str, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of a report, with the losses of those that were not kept before it.
+        """Return the values of a report, with the losses of the reports left out before it.
 
         Other counters are sums since the start, but losses are since the last report.
         """
@@ -213,10 +213,9 @@ class RecordFile:
             self._write(line)
 
     def _overwrite_newest(self) -> None:
-        """Write `reports.jsonl` anew, in place: it is not worth a flush to the disk.
+        """Write `reports.jsonl` anew, in place, without a flush to the disk.
 
-        A reader passes over a line that is torn, and over one that is older than what the file of
-        records has.
+        A reader skips a torn line, and one that is older than the records in the main file.
         """
         lines = [*self._waiting.values(), *self._evaluation]
         content = "".join(f"{line}\n" for line in lines).encode()
@@ -226,7 +225,7 @@ class RecordFile:
                 file.write(content)
                 file.truncate()
         except OSError:
-            pass  # a full disk is for the file of records to tell
+            pass  # the main file reports a full disk
 
     def _write(self, line: str) -> None:
         with _writing(self._file):
@@ -240,13 +239,13 @@ def _rounded(value: Any) -> Any:
 
 
 def _read_records(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The records in a `metrics.jsonl`; nothing where there is no file.
+    """Yield the records of a `metrics.jsonl`; nothing if there is no file.
 
-    A line that a power cut or a fault of the disk has spoilt is None. A last line without an end
-    was never written, and is passed over. Raises `CheckpointError` where the file can't be read.
+    A line damaged by a power cut or a disk fault is None. A last line without an end was not fully
+    written, and is skipped. Raises `CheckpointError` if the file can't be read.
     """
     if path.exists() and not path.is_file():
-        return  # a device: nothing can be read back
+        return  # a device can't be read back
     try:
         with open(path, "rb") as file:
             for line in file:
@@ -259,10 +258,10 @@ def _read_records(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def _newest_records(path: Path, known_s: Mapping[Any, float]) -> list[dict[str, Any]]:
-    """Reports and evaluations that a killed coordinator had not yet put into `path`, its
+    """Return reports and evaluations that a killed coordinator had not yet put into `path`, its
     `metrics.jsonl`.
 
-    `known_s`: the time of the last record in there, by kind and worker (None for evaluations).
+    `known_s` has the time of the last record in there, by kind and worker (None for evaluations).
     """
     try:
         found = list(_read_records(path.with_name(_NEWEST)))
@@ -278,7 +277,7 @@ def _newest_records(path: Path, known_s: Mapping[Any, float]) -> list[dict[str, 
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """The record in a line; None where it holds none."""
+    """Return the record in a line; None if it holds none."""
     try:
         record = json.loads(line)
         record["time_s"] = float(record["time_s"])
@@ -289,7 +288,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _opened(path: Path) -> TextIO:
-    """The file, opened for appending after its last whole line."""
+    """Open the file for appending after its last whole line."""
     try:
         if path.is_fifo():
             raise CheckpointError(f"can't write {path}: it is a pipe, expected a file")
@@ -302,7 +301,7 @@ def _opened(path: Path) -> TextIO:
 
 
 def _end_of_lines(file: BinaryIO) -> int:
-    """Where the last whole line ends."""
+    """Return where the last whole line ends."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - _BLOCK_BYTES)
@@ -315,7 +314,7 @@ def _end_of_lines(file: BinaryIO) -> int:
 
 
 def _check_there(file: TextIO) -> None:
-    """Raises `CheckpointError` if the file was removed, as then the whole run folder is gone."""
+    """Raise `CheckpointError` if the file was removed: then the whole run folder is gone."""
     if os.fstat(file.fileno()).st_nlink == 0:
         folder = os.path.dirname(file.name)
         raise CheckpointError(f"{folder} was removed while the run went on: nothing can be kept")
@@ -343,13 +342,13 @@ _ADDED = (
 class Processes:
     """Adds up the reports of one worker over its processes, each of which counts from zero.
 
-    Seconds, bytes and how often something was done add up. Batches, samples and updates do not:
-    they go with the state that a new process begins from. All else (means, distributions, lengths
-    of queues) is that of the last process.
+    Seconds, bytes and numbers of ops add up. Batches, samples and updates do not: a new process
+    continues them from the state that it starts with. All else (means, distributions, lengths of
+    queues) is that of the last process.
     """
 
     def __init__(self) -> None:
-        self._earlier: dict[str, float] = {}  # of processes that have ended
+        self._earlier: dict[str, float] = {}  # sums over processes that have ended
         self._last: Mapping[str, Any] = {}
 
     def joined(self) -> None:
@@ -360,7 +359,7 @@ class Processes:
         self._last = {}
 
     def reported(self, counters: Mapping[str, Any]) -> dict[str, Any]:
-        """The counters of the present process, with those of earlier ones added."""
+        """Return the counters of the present process, with those of earlier ones added."""
         self._last = counters
         total = dict(counters)
         for key, value in self._earlier.items():
@@ -373,15 +372,15 @@ def _adds_up(key: str) -> bool:
 
 
 class Incidents:
-    """What a run has survived, in a few numbers, added up from the coordinator's records.
+    """Counts of what has gone wrong in a run, added up from the coordinator's records.
 
     ```
     restarts            processes started, or asked for, in place of dead ones
-    lost_updates        updates that went when workers went back to an earlier state, as far as
-                        they had reported them; those that were done again are among them
+    lost_updates        reported updates that were lost when workers went back to an earlier state,
+                        including those that were done again
     down_s              time without one of the workers, summed over deaths
     rollbacks           returns to a checkpoint because numbers had gone wrong
-    resumes             how often `--resume` took the run up again
+    resumes             how often `--resume` continued the run
     cuts, checkpoint_s  checkpoints of the whole run, and the time they took
     ```
     """
@@ -393,7 +392,7 @@ class Incidents:
         self._sums = sums | {"cuts": 0, "checkpoint_s": 0.0}
 
     def note(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Count what a record tells."""
+        """Count one record."""
         sums = self._sums
         match kind:
             case "launch":
@@ -402,7 +401,7 @@ class Incidents:
                 self._round_has_updates = "lost_updates" in values
                 self.lost_updates.update(values.get("lost_updates", {}))
             case "back":
-                if not self._round_has_updates:  # a run of an early version, which has them here
+                if not self._round_has_updates:  # early versions recorded them with deaths
                     self.lost_updates[values["stage"]] += values["lost_updates"]
                 sums["down_s"] += values["down_s"]
             case "numbers":
@@ -414,18 +413,18 @@ class Incidents:
                 sums["checkpoint_s"] += values["took_s"]
 
     def summary(self) -> dict[str, float]:
-        """The numbers above, by name."""
+        """Return the numbers above, by name."""
         return {**self._sums, "lost_updates": self.lost_updates.total()}
 
 
 # --- the whole run -------------------------------------------------------------------------------
 
-#: Fields of each entry of the summary's `history`, beside `batches`: where the data stood (runs of
-#: early versions do not say).
+#: Fields of each entry of the summary's `history`, beside `batches`, the position in the data (runs
+#: of early versions lack it).
 _EVALUATION = ("samples", "train_s", "accuracy", "loss")
 
-#: Fields of each entry of the summary's `changes`: what was changed by `--resume --set`, and where
-#: the data stood.
+#: Fields of each entry of the summary's `changes`: what `--resume --set` changed, and the position
+#: in the data.
 _CHANGE = ("batches", "place", "old", "new")
 
 #: Fields of each entry of the summary's `stages`; None where a field has no meaning.
@@ -448,14 +447,14 @@ DISTRIBUTIONS = {"staleness": True, "lag": True, "age_ms": False, "queue": True}
 
 
 class Recorder:
-    """Takes note of all records of a run, writes them to its file, and makes its summary."""
+    """Takes all records of a run, writes them to its file, and makes its summary."""
 
     def __init__(self, workers: tuple[str, ...], facts: Mapping[str, Any], folder: Path | None):
-        """`facts` (schedule, seed, …) go into the summary as they are.
+        """Read the records that `folder` already holds; new ones are appended.
 
-        The records that `folder` holds of the run already are read, and new ones appended;
-        `damaged` counts the lines there that are no records. Raises `CheckpointError` where the
-        files can't be read or written. None: nothing is read or written.
+        `facts` (schedule, seed, …) go into the summary as they are. `damaged` counts the lines that
+        are no records. Without a folder nothing is read or written. Raises `CheckpointError` if the
+        files can't be read or written.
         """
         self.damaged = 0
         self.history: list[dict[str, Any]] = []
@@ -467,10 +466,10 @@ class Recorder:
         self.trained_s = 0.0  # training time up to the last record, as far as records tell
         self._training_since_s: float | None = None
         self._processes = {name: Processes() for name in workers}
-        self._losses: dict[str, float] = {}  # of workers that carry one, the last mean
+        self._losses: dict[str, float] = {}  # the last mean loss of each worker that has a loss
         self._facts = dict(facts)
-        self._began_s: float | None = None  # of the first record, on the clock of this process
-        self._started_s: float | None = None  # as the following: since the first record of all
+        self._began_s: float | None = None  # time of the first record, on this process's clock
+        self._started_s: float | None = None  # like those below: since the very first record
         self._ended_s = 0.0
         self._file: RecordFile | None = None
         if folder is not None:
@@ -478,13 +477,13 @@ class Recorder:
             known_s = self._read(_read_records(path))
             newest = _newest_records(path, known_s)
             self._read(newest)
-            self._add_segment()  # the coordinator's death has cut it short
+            self._add_segment()  # the last coordinator died while training
             self._file = RecordFile(path)
             for record in newest:
                 self._file.add(record)
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Take note of one record. Raises `CheckpointError` where it can't be written."""
+        """Take one record. Raises `CheckpointError` if it can't be written."""
         if self._began_s is None:
             self._began_s = values["time_s"] - self._ended_s
         line = {"kind": kind, **values, "time_s": round(values["time_s"] - self._began_s, 6)}
@@ -493,7 +492,7 @@ class Recorder:
             self._file.write(line)
 
     def _read(self, records: Iterable[dict[str, Any] | None]) -> dict[Any, float]:
-        """Take note of what an earlier process has recorded.
+        """Take the records of an earlier process.
 
         Returns the time of the last record of each kind and worker.
         """
@@ -509,10 +508,10 @@ class Recorder:
         return last_s
 
     def _note(self, kind: str, values: Mapping[str, Any]) -> None:
-        # These may stand in the file after records that are younger than they are.
+        # In the file these may come after younger records.
         is_late = kind in ("report", "evaluation") and values["time_s"] < self._ended_s
         if kind == "bound":
-            self._add_segment()  # of an earlier coordinator, whose death has cut it short
+            self._add_segment()  # an earlier coordinator died while training
         self._ended_s = self._ended_s if is_late else values["time_s"]
         self.incidents.note(kind, values)
         if kind in ("start", "resume"):
@@ -531,7 +530,7 @@ class Recorder:
         elif kind == "changed":
             self.changes.append({key: values[key] for key in _CHANGE})
         elif kind == "evaluation":
-            self.trained_s = float(values["train_s"])  # up to here, barriers left out included
+            self.trained_s = float(values["train_s"])  # so far, also over barriers left out
             if self._training_since_s is not None:
                 self._training_since_s = values["time_s"]
             batches = {"batches": values["batches"]} if "batches" in values else {}
@@ -544,15 +543,15 @@ class Recorder:
         self._training_since_s = None
 
     def close(self) -> None:
-        """Raises `CheckpointError` where the last records can't be written."""
+        """Write the last records. Raises `CheckpointError` if they can't be written."""
         if self._file is not None:
             self._file.close()
 
     def summary(self, train_s: float) -> dict[str, Any]:
-        """The run in numbers; `train_s` is its training time alone, drains included.
+        """Return the run in numbers; `train_s` is its training time only, drains included.
 
-        Samples count once they have reached the loss: where there are several, all of them.
-        `stream_samples_per_s` leaves the filling and the draining of the pipe out.
+        Samples count once they have reached the loss, or all losses if there are several.
+        `stream_samples_per_s` leaves out the filling and draining of the pipe.
         """
         samples = self.loss_samples
         streams = [_stream(report) for report in self._loss_reports()]
@@ -592,7 +591,7 @@ class Recorder:
         return min((_count(r.get("samples")) for r in self._loss_reports()), default=0)
 
     def _loss_reports(self) -> list[dict[str, Any]]:
-        """Reports of the workers that carry a loss; all reports while none has told a loss."""
+        """Return the reports of the workers with a loss; all reports until one has a loss."""
         return [r for name, r in self.reports.items() if name in self._losses] or [
             *self.reports.values()
         ]
@@ -616,13 +615,13 @@ def _stage(name: str, report: Mapping[str, Any], train_s: float) -> dict[str, An
 
 
 def _lag_by_link(report: Mapping[str, Any]) -> dict[str, int]:
-    """The greatest lag towards each consumer, in batches."""
+    """Return the greatest lag towards each consumer, in batches."""
     prefix = "lag_to_"
     return {key.removeprefix(prefix): n for key, n in report.items() if key.startswith(prefix)}
 
 
 def _table(report: Mapping[str, Any], prefix: str, whole: bool) -> dict[str, Any] | None:
-    """A distribution out of a report's flat counters; None where it has none."""
+    """Return a distribution from a report's flat counters; None if it has none."""
     found = read_distribution(report, prefix)
     if found is None:
         return None
@@ -637,13 +636,15 @@ def _table(report: Mapping[str, Any], prefix: str, whole: bool) -> dict[str, Any
 
 
 def _stream(report: Mapping[str, Any]) -> float | None:
-    """Samples a second between the first and the last forward of each stretch of training."""
+    """Return samples per second between the first and the last forward of each stretch of
+    training."""
     samples, seconds = report.get("stream_samples"), report.get("stream_s")
     return samples / seconds if samples and seconds else None
 
 
 def _ops(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Counters by op, out of a report's flat ones: `op_F_cpu_s` is the CPU time of all forwards."""
+    """Return counters by op, from a report's flat ones: `op_F_cpu_s` is the CPU time of all
+    forwards."""
     found: dict[str, dict[str, Any]] = {}
     for key, value in report.items():
         prefix, _, rest = key.partition("_")
@@ -654,10 +655,10 @@ def _ops(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _busy_fraction(report: Mapping[str, Any], train_s: float) -> float | None:
-    """Part of the run's training time that a worker computed.
+    """Return the share of the run's training time during which a worker computed.
 
-    That time is the same for all workers: a worker's own clock stops when it is done, which would
-    flatter those that are done early.
+    That time is the same for all workers. A worker's own clock stops when it is done, which would
+    flatter those that finish early.
     """
     if "compute_s" not in report or train_s <= 0:
         return None
@@ -665,5 +666,5 @@ def _busy_fraction(report: Mapping[str, Any], train_s: float) -> float | None:
 
 
 def _count(value: object) -> int:
-    """A worker's count; 0 where it sent something else."""
+    """Return a worker's count; 0 if it sent something else."""
     return value if isinstance(value, int) else 0

@@ -1,7 +1,8 @@
 """Statistics over runs of the same training by several schedules. Nothing is run or printed here.
 
-Runs with one seed belong together: they see the same batches in the same order, and they ran one
-after the other. So two schedules are compared seed by seed, and the spread between seeds drops out.
+Runs with the same seed belong together: they see the same batches in the same order, and they ran
+one after the other. So two schedules are compared seed by seed, and the spread between seeds drops
+out.
 """
 
 from __future__ import annotations
@@ -39,33 +40,33 @@ CONFIDENCE = 0.95
 
 #: Name, latency in seconds (or None), seed.
 Key = tuple[str, float | None, int]
-#: A number of a run's summary, or None where it has none.
+#: A function that finds a number in a run's summary, or None.
 Measure = Callable[[Mapping[str, Any]], float | None]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run: what it is called in the comparison, and its summary.
+    """One finished run: its name in the comparison, and its summary.
 
-    Runs of other programs have a place beside ours: of the summary only those fields are needed
-    that are to be compared (`MEASURES`, `history`, `workers`, `threads`).
+    Runs of other programs may stand beside ours. Their summaries need only the fields that are to
+    be compared (`MEASURES`, `history`, `workers`, `threads`).
     """
 
     name: str
     seed: int
     summary: Mapping[str, Any]
-    #: Seconds, one way, of the links; None where all runs have the same, and for a run without any.
+    #: One-way latency of the links, in seconds; None if all runs share it or the run has no links.
     latency_s: float | None = None
 
     @property
     def key(self) -> Key:
-        """What tells this run from all others of the comparison."""
+        """What identifies the run in the comparison."""
         return self.name, self.latency_s, self.seed
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` seeds with its 95 % interval; None where one seed can't say."""
+    """A mean over `n` seeds with its 95 % interval, which is None for a single seed."""
 
     mean: float
     low: float | None
@@ -73,7 +74,8 @@ class Estimate:
     n: int
 
     def excludes(self, value: float) -> bool:
-        """Whether the interval lies wholly on one side of `value`; False without an interval."""
+        """Tell whether the interval lies wholly on one side of `value`; False without an
+        interval."""
         if self.low is None or self.high is None:
             return False
         return value < self.low or value > self.high
@@ -98,12 +100,13 @@ MEASURES: dict[str, Measure] = {
 
 
 def at(latency_s: float | None, results: Iterable[Result]) -> tuple[Result, ...]:
-    """The results at that latency, and those without links, which stand for every latency."""
+    """Return the results at that latency and those without links, which count for every latency."""
     return tuple(one for one in results if one.latency_s in (None, latency_s))
 
 
 def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """Half-width, in standard errors, of the two-sided interval: the quantile of Student's t."""
+    """Return the half-width, in standard errors, of the two-sided interval: the quantile of
+    Student's t."""
     if degrees < 1 or not 0 < confidence < 1:
         raise ValueError(f"degrees {degrees}, confidence {confidence}: expected >= 1, and 0 to 1")
     low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(degrees)
@@ -117,7 +120,7 @@ def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
 
 
 def _within(angle: float, degrees: int) -> float:
-    """P(|T| < sqrt(degrees) tan(angle)): Abramowitz & Stegun, 26.7.3 and 26.7.4."""
+    """Return P(|T| < sqrt(degrees) tan(angle)): Abramowitz & Stegun, 26.7.3 and 26.7.4."""
     odd, cosine = degrees % 2, math.cos(angle)
     term, total = (cosine if odd else 1.0), 0.0
     for k in range(1 + odd, degrees, 2):
@@ -128,7 +131,7 @@ def _within(angle: float, degrees: int) -> float:
 
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate | None:
-    """Mean and interval of a normally distributed quantity; None for no values."""
+    """Return mean and interval of a normally distributed quantity; None for no values."""
     n = len(values)
     if n == 0:
         return None
@@ -141,7 +144,8 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
 
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
-    """Geometric mean of a / b over pairs (a, b), all above 0, and the interval of its logarithm."""
+    """Return the geometric mean of a / b over pairs (a, b), all above 0, and its interval, computed
+    on logarithms."""
     logs = estimate([math.log(a / b) for a, b in pairs])
     if logs is None:
         return None
@@ -150,7 +154,7 @@ def ratio(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
 
 
 def difference(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
-    """Mean of a - b over pairs (a, b)."""
+    """Return the mean of a - b over pairs (a, b)."""
     return estimate([a - b for a, b in pairs])
 
 
@@ -158,46 +162,47 @@ def difference(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
 class Comparison:
     """Results of several rows, by name, over the same seeds and at one latency (see `at`).
 
-    Not all results need be there yet. A measure is one of `MEASURES` by its name, or any other
+    Some results may still be missing. A measure is the name of one of `MEASURES`, or any other
     function of a summary.
     """
 
     names: tuple[str, ...]  # in the order of the table
     results: tuple[Result, ...]
-    targets: tuple[float, ...] = ()  # test accuracies (0 to 1) whose time is asked for, rising
-    controls: Mapping[str, str] = field(default_factory=dict)  # name -> whose control it is
+    targets: tuple[float, ...] = ()  # test accuracies (0 to 1) to measure the time to, rising
+    controls: Mapping[str, str] = field(default_factory=dict)  # control -> the row it controls
 
     def estimate(self, name: str, measure: str | Measure) -> Estimate | None:
-        """The mean over the seeds that have been run; None where there is nothing to measure."""
+        """Return the mean over the seeds that have been run; None without any."""
         return estimate(list(self.values(name, measure).values()))
 
     def ratio(
         self, name: str, other: str, measure: str | Measure = "samples_per_s"
     ) -> Estimate | None:
-        """`name` in units of `other`, paired over the seeds that both have."""
+        """Return `name` divided by `other`, paired over the seeds that both have."""
         return ratio(self._pairs(name, other, measure))
 
     def difference(self, name: str, other: str, measure: str | Measure) -> Estimate | None:
-        """`name` less `other`, paired over the seeds that both have."""
+        """Return `name` minus `other`, paired over the seeds that both have."""
         return difference(self._pairs(name, other, measure))
 
     def ranking(self, measure: str | Measure = "samples_per_s") -> list[str]:
-        """Names by the geometric mean of `measure`, the largest first; those without are left out.
+        """Return names by the geometric mean of `measure`, the largest first; names without are
+        left out.
 
-        Of two names with the same seeds the former's `ratio` to the latter is at least 1.
+        If two names have the same seeds, the former's `ratio` to the latter is at least 1.
         """
         values = {name: self.values(name, measure).values() for name in self.names}
         logs = {name: math.fsum(map(math.log, v)) / len(v) for name, v in values.items() if v}
         return sorted(logs, key=logs.__getitem__, reverse=True)
 
     def values(self, name: str, measure: str | Measure) -> dict[int, float]:
-        """The measure by seed, of those runs that have it."""
+        """Return the measure by seed, for the runs that have it."""
         found = MEASURES[measure] if isinstance(measure, str) else measure
         values = {one.seed: found(one.summary) for one in self.of(name)}
         return {seed: value for seed, value in values.items() if value is not None}
 
     def of(self, name: str) -> list[Result]:
-        """The runs of `name`, in the order of `results`."""
+        """Return the runs of `name`, in the order of `results`."""
         return [one for one in self.results if one.name == name]
 
     def _pairs(self, name: str, other: str, measure: str | Measure) -> list[tuple[float, float]]:
@@ -209,11 +214,12 @@ class Comparison:
 
 
 def crossing(history: Sequence[Mapping[str, Any]], accuracy: float) -> Mapping[str, Any] | None:
-    """The evaluation of a summary's `history` at which `accuracy` (0 to 1) is reached, or None.
+    """Return the evaluation of a summary's `history` at which `accuracy` (0 to 1) is reached, or
+    None.
 
-    It is the first of two consecutive evaluations at or above the accuracy: one alone may be luck,
-    and the last one has no other after it. An unknown accuracy counts as below. Evaluations take no
-    training time, so the closer they are, the better the time is known.
+    It is the first of two consecutive evaluations at or above the accuracy: a single one may be
+    luck, so the last evaluation alone does not count. An unknown accuracy counts as below.
+    Evaluations take no training time, so the closer they are, the better the time is known.
     """
     for one, after in itertools.pairwise(history):
         if _is_there(one, accuracy) and _is_there(after, accuracy):
@@ -222,12 +228,13 @@ def crossing(history: Sequence[Mapping[str, Any]], accuracy: float) -> Mapping[s
 
 
 def time_to(accuracy: float) -> Measure:
-    """Seconds of training until a run has reached `accuracy`; None for one that has not."""
+    """Return a measure: seconds of training until a run has reached `accuracy`; None if it has
+    not."""
     return _at(accuracy, "train_s")
 
 
 def samples_to(accuracy: float) -> Measure:
-    """Samples until a run has reached `accuracy`; None for one that has not."""
+    """Return a measure: samples until a run has reached `accuracy`; None if it has not."""
     return _at(accuracy, "samples")
 
 
@@ -245,30 +252,30 @@ def _is_there(evaluation: Mapping[str, Any], accuracy: float) -> bool:
 
 # --- latencies -----------------------------------------------------------------------------------
 #
-# A comparison of runs at several latencies has a document with `latencies` (seconds, rising), a row
-# for each name at each of them, and in each row and run a `latency_s`: None for runs without links,
-# which stand for every latency. Any other document has None everywhere.
+# The document of a comparison at several latencies has `latencies` (seconds, rising), a row for
+# each name at each latency, and in each row and run a `latency_s`. That is None for runs without
+# links, which count for every latency. In any other document it is None everywhere.
 
 Found = Mapping[str, Any]
 
 
 def latencies_of(found: Found) -> list[float]:
-    """The latencies that are compared, in seconds; none where all runs have the same."""
+    """Return the compared latencies in seconds; none if all runs have the same."""
     return list(found.get("latencies") or ())
 
 
 def latency_words(latency_s: float) -> str:
-    """`10 ms`."""
+    """Format a latency as `10 ms`."""
     return f"{1000 * latency_s:g} ms"
 
 
 def suffix(latency_s: float | None) -> str:
-    """The end of a file's name: `-10ms`, or nothing."""
+    """Return the end of a file's name: `-10ms`, or nothing."""
     return "" if latency_s is None else f"-{1000 * latency_s:g}ms"
 
 
 def slices(found: Found) -> list[tuple[float | None, Found]]:
-    """(latency, the document at that latency alone) for each latency.
+    """Return (latency, the document at that latency) for each latency.
 
     A document of one latency is its own only slice.
     """
@@ -277,7 +284,8 @@ def slices(found: Found) -> list[tuple[float | None, Found]]:
 
 
 def at_latency(found: Found, latency_s: float) -> Found:
-    """Rows and runs at one latency, as a document of that latency alone, without a verdict."""
+    """Return the rows and runs at one latency, as a document of that latency only, without a
+    verdict."""
     return {
         **found,
         "latencies": [],

@@ -1,12 +1,12 @@
-"""The records of a run as TensorBoard event files, written while it goes on.
+"""Write the records of a run as TensorBoard event files while it goes on.
 
 `DIR/tensorboard` holds the curves of the whole run, and a folder for each worker, which TensorBoard
-shows as a run of its own: so one chart has the same curve of all workers. The horizontal axis is
-the samples that the worker has processed; for evaluations, those that the whole network has.
+shows as a run of its own, so that one chart shows a curve for all workers. The horizontal axis is
+the samples that the worker has processed; for evaluations, the whole network.
 
-The counters in reports are sums since the start. What is written here is what happened between two
-reports of a worker, so that changes show. Not every report is written: see `records.Thinning`.
-Files are written by TensorBoard's own `EventFileWriter`.
+The counters in reports are sums since the start. What is written here is the difference between two
+reports of a worker. Not every report is written: see `records.Thinning`. TensorBoard's own
+`EventFileWriter` writes the files.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from asyncdni.report.records import Thinning
 
 __all__ = ["FOLDER", "EventFiles", "stage_scalars"]
 
-#: In the folder of a run.
+#: The name of the folder of event files, in the folder of a run.
 FOLDER = "tensorboard"
 
 _FLUSH_S = 5.0
-#: The share of the age of a worker's process that lies between two reports that are written: a
-#: curve has some hundred points in ten minutes, and one a minute later on.
+#: The time between two reports that are written, as a share of the age of the worker's process: a
+#: curve gets some hundred points in ten minutes, and one a minute later on.
 _SPACING = 0.05
 #: Tags of shares of the time between two reports, and the counters in seconds that add up to each.
 _SHARES = {
@@ -53,7 +53,7 @@ _AGREEMENT = {
     "generator/relative_error": "gradient_error",
     "generator/loss": "generator_loss",
 }
-#: Tags of counts since the start, which are written where a stage has any.
+#: Tags of counts since the start; they are written only for stages that have any.
 _COUNTS = {
     "batches/dropped": "dropped",
     "batches/skipped": "skipped",
@@ -75,9 +75,9 @@ Counters = Mapping[str, Any]
 
 
 def stage_scalars(now: Counters, before: Counters) -> dict[str, float]:
-    """What happened between two reports of one worker, as numbers by tag.
+    """Return the changes between two reports of one worker, as numbers by tag.
 
-    `before` is empty for the first report. What is not known, or did not happen, is left out.
+    `before` is empty for the first report. Values that are unknown or did not occur are left out.
     """
     found: dict[str, float] = {}
     wall_s = _more(now, before, "wall_s")
@@ -99,7 +99,7 @@ def stage_scalars(now: Counters, before: Counters) -> dict[str, float]:
             found[f"{tag}_mean"] = part.mean
             found[f"{tag}_p50"] = part.quantile(0.5, whole=whole)
             found[f"{tag}_p95"] = part.quantile(0.95, whole=whole)
-            found[f"{tag}_max"] = part.max  # since the start
+            found[f"{tag}_max"] = part.max  # the maximum since the start
     return found
 
 
@@ -107,7 +107,7 @@ class EventFiles:
     """Observes a run and writes `DIR/tensorboard`; a context manager that closes the files."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is that of the run. Raises `ConfigError` without the extra `tensorboard`."""
+        """`folder` is the run's. Raises `ConfigError` without the extra `tensorboard`."""
         self._folder = folder / FOLDER
         try:
             from tensorboard.compat.proto import event_pb2, histogram_pb2, summary_pb2
@@ -119,9 +119,9 @@ class EventFiles:
             ) from error
         self._open: Callable[..., Any] = EventFileWriter
         self._event, self._summary, self._histogram = event_pb2, summary_pb2, histogram_pb2
-        self._writers: dict[str, Any] = {}  # by worker; "": of the whole run
+        self._writers: dict[str, Any] = {}  # by worker; "" for the whole run
         self._before: dict[str, Counters] = {}  # the last report of each worker that was written
-        #: By worker, time and values of its newest report, where that has not been written.
+        #: For each worker, time and values of its newest report, if that has not been written.
         self._waiting: dict[str, tuple[float, Counters]] = {}
         self._thinning = Thinning(_SPACING)
         self._epoch_s: float | None = None  # the time of day at time_s = 0
@@ -130,14 +130,14 @@ class EventFiles:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # The error that ended the run matters more than one of writing its last records.
+        # The error that ended the run matters more than a failure to write its last records.
         with suppress(CheckpointError) if kind is not None else nullcontext():
             self.close()
 
     def __call__(
         self, design: object, recorder: object, kind: str, values: Mapping[str, Any]
     ) -> None:
-        """Take note of one record; see `report.records`. Raises `CheckpointError`.
+        """Observe one record; see `report.records`. Raises `CheckpointError`.
 
         Nothing is written before training starts: a run that fails earlier leaves no files.
         """
@@ -159,7 +159,7 @@ class EventFiles:
     def close(self) -> None:
         """Write the last reports and close the files.
 
-        Raises `CheckpointError` where they can't be written.
+        Raises `CheckpointError` if they can't be written.
         """
         try:
             for stage, (time_s, now) in self._waiting.items():
@@ -182,7 +182,7 @@ class EventFiles:
         before, self._before[stage] = self._before.get(stage, {}), now
         samples = now.get("samples") or 0
         if not samples:
-            return  # it has not begun
+            return  # training has not begun
         histograms = {tag: _since(now, before, tag) for tag in _HISTOGRAMS}
         scalars = stage_scalars(now, before)
         if now["loss_samples"]:
@@ -231,7 +231,8 @@ def _more(now: Counters, before: Counters, key: str) -> float:
 
 
 def _mean_since(now: Counters, before: Counters, key: str) -> float | None:
-    """The mean between two reports, out of their means since the start over `agreements` each."""
+    """Return the mean between two reports, from their means since the start over `agreements`
+    each."""
     count = _more(now, before, "agreements")
     if count <= 0 or now.get(key) is None:
         return None
@@ -260,10 +261,10 @@ def _histogram(messages: ModuleType, found: Distribution, whole: bool) -> Any:
 
 
 def _buckets(found: Distribution, whole: bool) -> list[tuple[float, float, int]]:
-    """(from, to, count) of each bucket, side by side.
+    """Return (from, to, count) of each bucket, side by side.
 
-    TensorBoard draws areas, so that each bucket needs a width: a whole number n is drawn from n to
-    n + 1, and an age of 0 goes into the bucket above it.
+    TensorBoard draws areas, so each bucket needs a width: a whole number n is drawn from n to n +
+    1, and an age of 0 goes into the bucket above it.
     """
     edges = (-1.0, *map(float, EDGES), float(found.max))
     counts, shift = list(found.bins), 1.0 if whole else 0.0

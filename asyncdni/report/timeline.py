@@ -1,12 +1,12 @@
-"""A picture of which op each worker ran when, drawn from the traces of real runs.
+"""Draw a timeline of which op each worker ran when, from the traces of real runs.
 
-A run is a panel, a worker a row, an op a box. A row is hatched where its worker waited, and at its
-right end stands the share of the time shown that it spent in ops. All panels have one time scale,
-so that a locked and a decoupled run can be compared by eye. Time is that of the wall clock: with
-fewer cores than workers, an op or a wait lasts until the worker has a core again.
+Each run is a panel, each worker a row, each op a box. A row is hatched where its worker waited; the
+number at its right end is the share of the time shown that it spent in ops. All panels have the
+same time scale, so that a locked and a decoupled run can be compared by eye. Time is wall time:
+with fewer cores than workers, an op or a wait lasts until the worker has a core again.
 
-SVG is written here, without matplotlib: the command needs no extra for it, and boxes have titles
-that a browser shows under the pointer, which matplotlib can't give them. PNG is drawn with it.
+SVG is written here without matplotlib: the command needs no extra for it, and boxes have titles
+that a browser shows under the pointer, which matplotlib can't write. PNG is drawn with matplotlib.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = ["Box", "Drawing", "Line", "Panel", "Words", "draw", "png", "svg"]
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
 
-# --- shapes, and the two ways to draw them: SVG and PNG ------------------------------------------
+# --- shapes, as SVG and as PNG -------------------------------------------------------------------
 
-#: Pixels of the PNG to a unit, which is one pixel of the SVG. y grows downwards.
+#: Pixels of the PNG for a unit, which is one pixel of the SVG. y grows downwards.
 _SCALE = 2
 _UNITS_PER_INCH = 100
 _POINTS = 72 / _UNITS_PER_INCH  # in a unit
@@ -46,7 +46,7 @@ class Box:
     width: float
     height: float
     fill: str  # "#rrggbb"
-    title: str = ""  # shown by browsers where the pointer is
+    title: str = ""  # shown by browsers under the pointer
     hatched: bool = False
 
 
@@ -64,7 +64,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """One line of text; `y` is its base line, `anchor` what of it stands at `x`."""
+    """One line of text; `y` is its base line, `anchor` which part of it stands at `x`."""
 
     x: float
     y: float
@@ -88,7 +88,7 @@ class Drawing:
 
 
 def svg(drawing: Drawing) -> str:
-    """The drawing as an SVG text, which needs nothing but a browser."""
+    """Return the drawing as SVG text, which needs only a browser."""
     size = f'width="{drawing.width}" height="{drawing.height}"'
     head = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {drawing.width} {drawing.height}" '
@@ -116,7 +116,7 @@ def _element(shape: Shape) -> str:
 
 
 def png(drawing: Drawing) -> bytes:
-    """The drawing as a PNG of two pixels to a unit.
+    """Return the drawing as a PNG with two pixels for a unit.
 
     Raises `ConfigError` without the extra `plot`.
     """
@@ -164,7 +164,7 @@ def _artist(shape: Shape) -> Artist:
             )
 
 
-# --- what is drawn -------------------------------------------------------------------------------
+# --- the timeline --------------------------------------------------------------------------------
 
 #: letter of an op -> colour
 COLOURS = {
@@ -197,10 +197,10 @@ _TOP = 10
 _TITLE = 26
 _AXIS = 34
 _LEGEND_ROW = 18
-_BATCH_WIDTH = 26  # of a box that has room for its op and batch
+_BATCH_WIDTH = 26  # the least width of a box with room for its op and batch
 _NAME_MAX = 11  # characters of a worker's name
 
-_SEEN = 0.6  # units: nothing narrower
+_VISIBLE = 0.6  # units: an op is drawn at least so wide, and a narrower wait not at all
 _STEPS_MS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -226,17 +226,17 @@ class _Window:
         return _LABEL + inside * _PLOT
 
     def inside_s(self, start_s: float, end_s: float) -> float:
-        """Seconds of the time from `start_s` to `end_s` that lie in the window."""
+        """Return how many seconds between `start_s` and `end_s` lie in the window."""
         return min(end_s, self.begin_s + self.length_s) - max(start_s, self.begin_s)
 
 
 def draw(
     panels: Sequence[Panel], window_s: float, *, at: float = 0.5, messages: bool = False
 ) -> Drawing:
-    """`window_s` seconds of each run, beginning at the fraction `at` of it.
+    """Draw `window_s` seconds of each run, beginning at the fraction `at` of it.
 
-    `messages` adds a line for each activation and gradient, from its sender to its receiver.
-    Raises `CheckpointError` for a run without ops.
+    `messages` adds a line for each activation and gradient, from its sender to its receiver. Raises
+    `CheckpointError` for a run without ops.
     """
     shapes: list[Shape] = []
     y = _TOP
@@ -250,7 +250,7 @@ def draw(
 
 
 def _begin(panel: Panel, window_s: float, at: float) -> float:
-    """The first forward of the first worker after the fraction `at` of the run."""
+    """Return the start of the first worker's first forward after the fraction `at` of the run."""
     ops = [trace.on(OP) for trace in panel.traces]
     if not any(map(len, ops)):
         raise CheckpointError(f"the trace of {panel.title!r} holds no ops: epochs = 0?")
@@ -281,7 +281,7 @@ def _row(trace: WorkerTrace, window: _Window, y: int) -> Iterator[Shape]:
     yield Box(_LABEL, y, _PLOT, _BAR, _GROUND, "" if short == name else name)
     for *_, start_s, end_s in window.part(trace.on(WAIT)).tolist():
         left, right = window.x(start_s), window.x(end_s)
-        if right - left >= _SEEN:
+        if right - left >= _VISIBLE:
             title = f"waited {_span(start_s, end_s)}"
             yield Box(left, y, right - left, _BAR, "#ffffff")
             yield Box(left, y, right - left, _BAR, "#ffffff", title, hatched=True)
@@ -300,13 +300,13 @@ def _op(
     left, right = window.x(start_s), window.x(end_s)
     label = f"{letter}{batch}"
     title = f"{label}: {_span(start_s, end_s)}"
-    yield Box(left, y, max(_SEEN, right - left), _BAR, COLOURS.get(letter, _UNKNOWN), title)
+    yield Box(left, y, max(_VISIBLE, right - left), _BAR, COLOURS.get(letter, _UNKNOWN), title)
     if right - left >= _BATCH_WIDTH:
         yield Words((left + right) / 2, y + 15, label, 10, "middle", "#ffffff")
 
 
 def _arrows(panel: Panel, window: _Window, y: int) -> Iterator[Shape]:
-    """A line for each message, between the edges of two rows that face each other."""
+    """Draw a line for each message, between the edges of two rows that face each other."""
     end_s = window.begin_s + window.length_s
     for link in links(panel.traces):
         colour = _UP if link.kind == GRADIENT else _DOWN
@@ -329,7 +329,7 @@ def _axis(window_s: float, y: int) -> Iterator[Shape]:
 
 
 def _legend(shapes: Sequence[Shape], y: int) -> tuple[list[Shape], int]:
-    """The shapes of the legend, which explains the colours that are there, and its lower end."""
+    """Return the shapes of the legend, which explains the colours in use, and its lower end."""
     colours = {shape.fill for shape in shapes if isinstance(shape, Box)}
     strokes = {shape.colour for shape in shapes if isinstance(shape, Line)}
     hatched = any(isinstance(shape, Box) and shape.hatched for shape in shapes)

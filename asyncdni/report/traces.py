@@ -1,12 +1,12 @@
-"""What each worker did when: its trace on disk, and all traces as one file for trace viewers.
+"""Traces: what each worker did when, as its file on disk, and as one file for trace viewers.
 
 A worker writes DIR/trace/WORKER.npz, with 32 bytes for each event:
 
 ```
 events  structured array, in the order of the events' ends: see `RECORD`
 names   what the numbers in `events` stand for: letters of ops, kinds of messages, workers
-lost    events that were not kept, as there were too many
-clock   what `time.perf_counter` is on that host
+lost    number of events that were dropped, as there were too many
+clock   the clock behind `time.perf_counter` on that host
 ```
 
 Times are seconds of `time.perf_counter`. On Linux that is CLOCK_MONOTONIC, which all processes of a
@@ -16,8 +16,8 @@ DIR/trace.json has the events of all workers, for https://ui.perfetto.dev and ch
 Chrome's JSON format ("Trace Event Format", Duffy and others, 2016). A worker is a process with
 three tracks: its ops (and the sleep of one that was made slow), its waiting, its transport. An
 arrow (a flow, phases `s` and `f`) leads from where an activation or a gradient was sent to where it
-was received. Times are microseconds since the first event of any worker. A message is received at a
-moment; it is drawn 1 ns wide, as an arrow has to end at something that has a width.
+was received. Times are microseconds since the first event of any worker. Receiving a message takes
+no time, but is drawn 1 ns wide, as an arrow must end at something with a width.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ __all__ = [
     "write_events",
 ]
 
-#: One event. `name` and `peer` count in `names`; a moment has its end at its start.
+#: One event. `name` and `peer` are indices in `names`; an event without duration ends at its start.
 RECORD = np.dtype(
     [
         ("track", "<i4"),
@@ -79,10 +79,10 @@ RECORD = np.dtype(
 OP, WAIT, SENT, RECEIVED, SLOWED = range(5)
 NO_BATCH = -1
 
-#: Kinds of messages that carry tensors of a training batch. DATA is the node of that name, too.
+#: Kinds of messages that carry tensors of a training batch. DATA is also the name of a node.
 ACTIVATION, GRADIENT, DATA = "activation", "gradient", "data"
 
-#: letter of an op -> what it is called
+#: letter of an op -> its name
 OP_NAMES = {
     "F": "forward",
     "B": "backward",
@@ -111,12 +111,13 @@ class WorkerTrace:
     clock: str = ""
 
     def on(self, track: int) -> NDArray[Any]:
-        """The events of one track (OP, WAIT, SENT, RECEIVED or SLOWED), in order."""
+        """Return the events of one track (OP, WAIT, SENT, RECEIVED or SLOWED), in order."""
         chosen: NDArray[Any] = self.events[self.events["track"] == track]
         return chosen
 
     def messages(self, track: int, kind: str, peer: str) -> NDArray[np.intp]:
-        """Indices of all messages of a kind that were SENT to, or RECEIVED from, `peer`."""
+        """Return the indices of all messages of a kind that were SENT to, or RECEIVED from,
+        `peer`."""
         if kind not in self.names or peer not in self.names:
             return np.empty(0, dtype=np.intp)
         name, other = self.names.index(kind), self.names.index(peer)
@@ -128,7 +129,7 @@ class WorkerTrace:
 class Link(NamedTuple):
     """Messages of one kind from one worker to another, by their indices in the two traces' events.
 
-    `sent` and `received` are as long as each other: the i-th sent is the i-th received.
+    `sent` and `received` have the same length: the i-th sent is the i-th received.
     """
 
     kind: str
@@ -139,12 +140,12 @@ class Link(NamedTuple):
 
 
 def trace_path(folder: Path, worker: str) -> Path:
-    """Where a worker writes, in the folder of a run."""
+    """Return the path of a worker's trace in the folder of a run."""
     return folder / "trace" / f"{worker}.npz"
 
 
 def encode(events: bytes | bytearray, names: Sequence[str], lost: int) -> bytes:
-    """The content of a file; `events` are packed records."""
+    """Return the content of a trace file; `events` are packed records."""
     file = io.BytesIO()
     np.savez(
         file,
@@ -157,7 +158,7 @@ def encode(events: bytes | bytearray, names: Sequence[str], lost: int) -> bytes:
 
 
 def read_trace(folder: Path, worker: str) -> WorkerTrace:
-    """The trace of one worker of a run made with `--trace`. Raises `CheckpointError`."""
+    """Read the trace of one worker of a run made with `--trace`. Raises `CheckpointError`."""
     path = trace_path(folder, worker)
     try:
         with open_file(path) as file, np.load(file, allow_pickle=False) as found:
@@ -174,14 +175,14 @@ def read_trace(folder: Path, worker: str) -> WorkerTrace:
 
 
 def links(traces: Sequence[WorkerTrace]) -> Iterator[Link]:
-    """Activations, gradients and data of training batches that both ends have recorded."""
+    """Yield activations, gradients and data of training batches that both ends have recorded."""
     numbers = {trace.worker: number for number, trace in enumerate(traces)}
     for sender, trace in enumerate(traces):
         sent = trace.events["track"] == SENT
         for peer in np.unique(trace.events["peer"][sent]).tolist():
             receiver = numbers.get(trace.names[peer])
             if receiver is None:
-                continue  # the coordinator, or a worker whose trace is missing
+                continue  # the peer is the coordinator, or its trace is missing
             for kind in (ACTIVATION, GRADIENT, DATA):
                 origin = DATA if kind == DATA else trace.worker
                 ours = trace.messages(SENT, kind, trace.names[peer])
@@ -190,7 +191,7 @@ def links(traces: Sequence[WorkerTrace]) -> Iterator[Link]:
 
 
 def _paired(link: Link, traces: Sequence[WorkerTrace]) -> Iterator[Link]:
-    """The link's messages that both ends have; a batch goes over a link once."""
+    """Yield the link's messages that both ends have; a batch goes over a link once."""
     ours = traces[link.sender].events["batch"][link.sent]
     theirs = traces[link.receiver].events["batch"][link.received]
     _, i, j = np.intersect1d(ours, theirs, return_indices=True)  # a trace may be cut short
@@ -218,10 +219,10 @@ _BLOCK = 4096
 
 
 def merge(folder: Path, workers: Sequence[str]) -> Path | None:
-    """Write DIR/trace.json from the traces that `workers` (in order) have left in the folder.
+    """Write DIR/trace.json from the traces of `workers` (in order) in the folder.
 
-    Those that are missing or damaged are named in its `otherData`; None where there are none at
-    all. Raises `CheckpointError` where the file can't be written.
+    Workers whose traces are missing or damaged are listed in its `otherData`; None if there are no
+    traces. Raises `CheckpointError` if the file can't be written.
     """
     found: list[WorkerTrace] = []
     missing = {}
@@ -239,7 +240,8 @@ def merge(folder: Path, workers: Sequence[str]) -> Path | None:
 
 @contextlib.contextmanager
 def merged_at_end(folder: Path, workers: Sequence[str]) -> Iterator[None]:
-    """Merge the traces when the block ends. An error of the block goes before one of merging."""
+    """Merge the traces when the block ends. An error of the block takes precedence over one of
+    merging."""
     try:
         yield
     except BaseException:
@@ -270,7 +272,8 @@ def write_events(
 
 
 def trace_events(traces: Sequence[WorkerTrace]) -> Iterator[str]:
-    """The JSON text of each event: names of workers and tracks, their events, then all arrows."""
+    """Yield the JSON text of each event: names of workers and tracks, their events, then all
+    arrows."""
     zero_s = min((t.events["start_s"].min() for t in traces if len(t.events)), default=0.0)
     all_times = [_Times(trace, zero_s) for trace in traces]
     for pid, (trace, times) in enumerate(zip(traces, all_times, strict=True), 1):
@@ -281,7 +284,7 @@ def trace_events(traces: Sequence[WorkerTrace]) -> Iterator[str]:
         if trace.lost:
             yield _cut(pid, trace, times)
     number = 0
-    for link in links(traces):  # all slices are out: Perfetto wants them before their arrows
+    for link in links(traces):  # arrows come last: Perfetto wants all slices before them
         sent = all_times[link.sender].starts[link.sent]
         received = all_times[link.receiver].starts[link.received]
         for start, end in zip(sent.tolist(), received.tolist(), strict=True):
@@ -297,7 +300,7 @@ class _Times:
         self.starts = np.rint((events["start_s"] - zero_s) * 1e9).astype(np.int64)
         self.ends = np.rint((events["end_s"] - zero_s) * 1e9).astype(np.int64)
         received = np.flatnonzero(events["track"] == RECEIVED)
-        # Moments 1 ns wide; those of messages that were received together, side by side.
+        # Received messages are 1 ns wide; those received together stand side by side.
         order = np.arange(len(received))
         self.starts[received] = np.maximum.accumulate(self.starts[received] - order) + order
         self.ends[received] = self.starts[received] + 1
@@ -341,7 +344,7 @@ def _messages(pid: int, trace: WorkerTrace, times: _Times) -> Iterator[str]:
 
 
 def _cut(pid: int, trace: WorkerTrace, times: _Times) -> str:
-    """A mark at the place where a worker stopped recording."""
+    """Make a mark at the time when a worker stopped recording."""
     name = f"trace cut short: the {trace.lost} events from here on were not recorded"
     mark = {"ph": "i", "s": "p", "cat": "cut", "name": name, "pid": pid, "tid": _OPS}
     at_ns = int(times.ends.max(initial=0))
@@ -355,7 +358,7 @@ def _arrow(number: int, link: Link, start: int, end: int) -> Iterator[str]:
 
 
 def _timed(trace: WorkerTrace, track: int, times: _Times) -> Iterator[tuple[Any, str]]:
-    """(fields, times as JSON) of each event of a track."""
+    """Yield (fields, times as JSON) of each event of a track."""
     places = np.flatnonzero(trace.events["track"] == track)
     for first in range(0, len(places), _BLOCK):
         block = places[first : first + _BLOCK]
@@ -374,11 +377,11 @@ def _reason(folder: Path, worker: str, error: CheckpointError) -> str:
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[TextIO]:
-    """A file that takes the place of `path` once all has been written to it."""
+    """Open a file that replaces `path` once all has been written to it."""
     try:
         with replaced(path) as file:
             text = io.TextIOWrapper(file, encoding="utf-8")
             yield text
-            text.detach()  # what it has buffered goes to the file, which stays open
+            text.detach()  # flushes its buffer and leaves the file open
     except OSError as error:
         raise CheckpointError(f"can't write {path}: {error.strerror}") from error

@@ -1,8 +1,9 @@
-"""What a comparison comes to, in sentences. The same rules hold whoever wins.
+"""The conclusions of a comparison, in sentences. The same rules hold whoever wins.
 
-`verdict` is of a comparison at one latency: the fastest against each other one; who reaches the
-accuracy asked for first; where accuracies differ beyond chance; what controls show. Controls
-compete for nothing. `latency_sentence` and `kept_sentence` are of comparisons at several latencies.
+`verdict` is for a comparison at one latency: the fastest against each other row; which row first
+reaches the target accuracy; where accuracies differ by more than chance; what controls show.
+Controls don't compete. `latency_sentence` and `kept_sentence` are for comparisons at several
+latencies.
 """
 
 from __future__ import annotations
@@ -29,9 +30,8 @@ __all__ = [
 
 
 def _interval_words(one: Estimate, scale: float = 1.0, *, said: bool = False) -> str:
-    """` (95 % interval 1.23 to 2.94)`, or ` (1.23 to 2.94)` where the reader has been told (`said`)
-    what stands in brackets; empty where there is none.
-    """
+    """Return ` (95 % interval 1.23 to 2.94)`, or ` (1.23 to 2.94)` if an earlier bracket has
+    explained it; empty without an interval."""
     if one.low is None or one.high is None:
         return ""
     ends = (scale * one.low, scale * one.high)
@@ -40,7 +40,7 @@ def _interval_words(one: Estimate, scale: float = 1.0, *, said: bool = False) ->
 
 
 def joined(parts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`; nothing for none."""
+    """Return `a`, `a and b`, or `a, b and c`; empty for no parts."""
     if not parts:
         return ""
     *head, last = parts
@@ -48,7 +48,8 @@ def joined(parts: Sequence[str]) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """What the comparison comes to, in one sentence; empty while there is nothing to compare."""
+    """Return the conclusion of the comparison in one sentence; empty while there is nothing to
+    compare."""
     found = (
         speed_clause(comparison),
         target_clause(comparison),
@@ -65,7 +66,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def speed_clause(comparison: Comparison) -> str:
-    """How much faster the fastest is than each other, and where that may be chance."""
+    """Say how much faster the fastest is than each other row, and where that may be chance."""
     ranking = [name for name in comparison.ranking() if name not in comparison.controls]
     if len(ranking) < 2:
         return ""
@@ -77,10 +78,11 @@ def speed_clause(comparison: Comparison) -> str:
 
 
 def target_clause(comparison: Comparison) -> str:
-    """Who is first at the highest target that anyone reaches in every run, and by how much.
+    """Say which row first reaches the highest target that any row reaches in every run, and by how
+    much.
 
-    The first is compared with those that reach it in every run too. Of the others some runs would
-    have to be left out, so the clause only says in how many runs they reached it.
+    It is compared with the rows that also reach the target in every run. For the others the clause
+    only gives the number of runs that did: a ratio would have to leave runs out.
     """
     for accuracy in reversed(comparison.targets):
         counts = _reached_counts(comparison, accuracy)
@@ -95,7 +97,8 @@ def target_clause(comparison: Comparison) -> str:
 
 
 def accuracy_clause(comparison: Comparison) -> str:
-    """How much better the most accurate is than those that are clearly worse; empty without any."""
+    """Say how much better the most accurate is than those that are clearly worse; empty without
+    any."""
     measure = "test_accuracy"
     names = [name for name in comparison.names if name not in comparison.controls]
     means = {name: comparison.estimate(name, measure) for name in names}
@@ -109,7 +112,7 @@ def accuracy_clause(comparison: Comparison) -> str:
 
 
 def control_clause(comparison: Comparison) -> str:
-    """Whether a row is clearly more accurate than its control, which lacks what is to matter."""
+    """Say whether a row is clearly more accurate than its control, which lacks what is tested."""
     found = []
     for control, name in comparison.controls.items():
         one = comparison.difference(name, control, "test_accuracy")
@@ -139,7 +142,7 @@ def _first(
 
 
 def _reached_counts(comparison: Comparison, accuracy: float) -> dict[str, tuple[int, int]]:
-    """(runs that reached it, runs) by name, of all rows that compete and have been run."""
+    """Return (runs that reached it, runs) by name, for all rows that compete and have been run."""
     measure = time_to(accuracy)
     return {
         name: (len(comparison.values(name, measure)), len(comparison.of(name)))
@@ -149,15 +152,15 @@ def _reached_counts(comparison: Comparison, accuracy: float) -> dict[str, tuple[
 
 
 def _failed_words(counts: Mapping[str, tuple[int, int]]) -> str:
-    """` (locked in 2 of 3)`: the rows that did not reach it in every run."""
+    """Return ` (locked in 2 of 3)`: the rows that did not reach it in every run."""
     parts = [f"{name} in {n} of {runs}" for name, (n, runs) in counts.items() if n < runs]
     return f" ({', '.join(parts)})" if parts else ""
 
 
 def _against(ratios: Mapping[str, Estimate | None], clear: str, none_clear: str, what: str) -> str:
-    """How many times `what` ("as fast as") the best is in comparison with all others.
+    """Compare the best with all others, as so many times `what` ("as fast as").
 
-    It begins with `clear`, or with `none_clear` where the best is not clearly ahead of any.
+    It begins with `clear`, or with `none_clear` if the best is not clearly ahead of any.
     """
 
     def told(ones: Mapping[str, Estimate]) -> str:
@@ -183,14 +186,14 @@ def _points(name: str, one: Estimate) -> str:
 
 # --- at several latencies ------------------------------------------------------------------------
 #
-# Where `verdict` says who is ahead of whom, these sentences say what each other schedule is worth
-# beside every baseline (one process, and the synchronous schedules), whichever of them is ahead.
+# `verdict` says which row is ahead. These sentences compare each other schedule with every baseline
+# (one process, and the synchronous schedules), whichever is ahead.
 
-#: The row of one process that has all stages, and no links.
+#: The row of one process with all stages and no links.
 SINGLE = "single"
 BASELINES = (*(name for name, one in SCHEDULES.items() if one.synchronous), SINGLE)
 
-#: How many times better one row is than another; None where that can't be told.
+#: A function that returns how many times better one row is than another; None if unknown.
 Gain = Callable[[str, str], Estimate | None]
 Words = Callable[[str, Estimate], tuple[str, Estimate]]
 _SPEEDS = {
@@ -200,10 +203,10 @@ _SPEEDS = {
 
 
 def latency_sentence(comparison: Comparison, latency_s: float) -> str:
-    """What the comparison at this latency comes to; empty where there is nothing to compare yet.
+    """Return the conclusion at this latency; empty while there is nothing to compare.
 
-    It tells the speed of the fastest beside every baseline, and how much sooner than each of them
-    the highest target was reached. Of baselines alone it says what `verdict` would.
+    It gives the speed of the fastest compared with every baseline, and how much sooner than each of
+    them the highest target was reached. If there are only baselines, it says what `verdict` would.
     """
     rivals = [name for name in comparison.ranking() if _competes(name, comparison)]
     if rivals:
@@ -218,9 +221,9 @@ def latency_sentence(comparison: Comparison, latency_s: float) -> str:
 def kept(
     comparisons: Mapping[float, Comparison], latency_s: float, name: str, measure: str
 ) -> Estimate | None:
-    """`measure` at this latency as a multiple of that at the least latency, paired by seed.
+    """Return `measure` at this latency as a multiple of that at the least latency, paired by seed.
 
-    None where that can't be told, and for a row without links.
+    None if it is unknown, and for a row without links.
     """
     if not _has_links(name, comparisons[latency_s]):
         return None
@@ -230,9 +233,9 @@ def kept(
 
 
 def kept_sentence(comparisons: Mapping[float, Comparison]) -> str:
-    """How much of its speed each schedule keeps at the highest latency; empty where none is known.
+    """Say how much of its speed each schedule keeps at the highest latency; empty if none is known.
 
-    Fills and drains of the pipe are left out where that is known of all schedules.
+    Fills and drains of the pipe are left out if they are known for all schedules.
     """
     least, most = min(comparisons), max(comparisons)
     last = comparisons[most]
@@ -259,7 +262,8 @@ def _has_links(name: str, comparison: Comparison) -> bool:
 
 
 def _speeds(comparison: Comparison, rivals: Sequence[str]) -> list[str]:
-    """The speed of the fastest; of all rivals where no target says what their speed is worth."""
+    """Compare the speed of the fastest; of all rivals, if no target says what their speed is
+    worth."""
     others = [name for name in comparison.names if _is_baseline(name)]
     found = []
     for name in rivals[:1] if comparison.targets else rivals:
@@ -271,7 +275,8 @@ def _speeds(comparison: Comparison, rivals: Sequence[str]) -> list[str]:
 
 
 def _time_ratios(comparison: Comparison, rivals: Sequence[str]) -> list[str]:
-    """The times to the highest target that any of `rivals` reaches in every run, fastest first."""
+    """Compare the times to the highest target that any of `rivals` reaches in every run, fastest
+    first."""
     for accuracy in reversed(comparison.targets):
         counts = _reached_counts(comparison, accuracy)
         there = {name for name, (reached, runs) in counts.items() if reached == runs}
@@ -301,7 +306,7 @@ def _time(comparison: Comparison, name: str, others: Sequence[str], accuracy: fl
 
 
 def _parts(name: str, others: Sequence[str], gain: Gain, words: Words) -> list[str]:
-    """How `name` compares with each of `others` that it can be compared with."""
+    """Compare `name` with each of `others` that it can be compared with."""
     found = [(other, gain(name, other)) for other in others]
     known = [words(other, one) for other, one in found if one is not None]
     return [f"{text}{_spread(one, first=k == 0)}" for k, (text, one) in enumerate(known)]
@@ -312,7 +317,7 @@ def _faster(other: str, one: Estimate) -> tuple[str, Estimate]:
 
 
 def _sooner(other: str, one: Estimate) -> tuple[str, Estimate]:
-    """The words, and the factor in them, which is never below 1: sooner, or later."""
+    """Return the words, and the factor in them, which is never below 1: sooner, or later."""
     if one.mean >= 1.0:
         return f"{one.mean:.2f} times sooner than {other}", one
     low, high = (None if end is None else 1.0 / end for end in (one.high, one.low))
@@ -321,7 +326,7 @@ def _sooner(other: str, one: Estimate) -> tuple[str, Estimate]:
 
 
 def _spread(one: Estimate, *, first: bool) -> str:
-    """The interval, with a remark where it leaves a difference in doubt."""
+    """Return the interval, with a remark if it leaves a difference in doubt."""
     words = _interval_words(one, said=not first)
     return words if one.low is None or one.excludes(1.0) else f"{words[:-1]}: not clear)"
 

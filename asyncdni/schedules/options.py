@@ -80,7 +80,7 @@ class Role:
     groups: Groups  # of microbatches
     asked: Asked = ALWAYS  # batches that its consumers send gradients up for
     send_at_once: bool = False  # a producer is locked to it: it learns from the same gradient
-    hears_synthetic: bool = False  # what comes back to it is synthetic, at least in part
+    receives_synthetic: bool = False  # what comes back to it is synthetic, at least in part
 
 
 @dataclass(frozen=True, slots=True)

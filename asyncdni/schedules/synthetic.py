@@ -154,7 +154,7 @@ class SyntheticOptions(Options, frozen=True, kw_only=True, tag="synthetic"):
             mix=self.mix,
             draws=self._draws(role),
             send_at_once=role.send_at_once,
-            hears_synthetic=self.target != "true" or role.hears_synthetic,
+            receives_synthetic=self.target != "true" or role.receives_synthetic,
         )
 
     def _draws(self, role: Role) -> Callable[[int], bool] | None:
@@ -289,7 +289,7 @@ class Synthetic:
     mix: float = 0.0
     draws: Callable[[int], bool] | None = None  # this stage learns from the batch; None: from all
     send_at_once: bool = False  # producers are locked to this stage: they learn from its gradient
-    hears_synthetic: bool = False  # what comes back is no true gradient; for reports alone
+    receives_synthetic: bool = False  # what comes back is no true gradient; for reports alone
 
     def next_op(self, view: View) -> Op | None:
         newest = view.newest

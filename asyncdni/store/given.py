@@ -164,7 +164,7 @@ def _taken(
         wrong += [f"it has no stage {name}" for name in wanted if name not in given]
     there = [name for name in wanted if name in given]
     for name in there:
-        wrong += [f"{name}.{text}" for text in _misfits(given[name], own[name])]
+        wrong += [f"{name}.{text}" for text in _mismatches(given[name], own[name])]
     if wrong:
         some = (
             " (run.init_stages names those to take, if not all)" if run.init_stages is None else ""
@@ -176,7 +176,7 @@ def _taken(
     }
 
 
-def _misfits(given: Mapping[str, Array], own: Mapping[str, Array]) -> Iterator[str]:
+def _mismatches(given: Mapping[str, Array], own: Mapping[str, Array]) -> Iterator[str]:
     for key, like in own.items():
         if key not in given:
             yield f"{key} is missing, expected {like.shape}"

@@ -1,7 +1,8 @@
-"""The wire: `codec` (messages to frames), `zeromq` (frames to peers), `beat` (signs of life),
-`curve` (keys).
+"""Messages between processes, over ZeroMQ.
 
-ZeroMQ is imported in this folder only; `codec` and `address` do without it.
+`codec` turns messages into frames and back, `coordinator` and `worker` hold the sockets, `beat`
+sends signs of life, `curve` holds keys. ZeroMQ is imported in this folder only; `codec` and
+`address` do without it.
 """
 
 from __future__ import annotations

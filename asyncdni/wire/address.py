@@ -1,9 +1,9 @@
-"""Where sockets listen: `tcp://host:port` or `ipc://path`, checked before ZeroMQ sees them.
+"""Addresses of sockets, `tcp://host:port` or `ipc://path`, and private folders for ipc sockets.
 
-ZeroMQ reports a bad address as a bare errno, and binds an ipc path over whatever lies there. Both
-end here in a `LaunchError` that says what to do. IPv4 and host names only. Abstract ipc names
-(`ipc://@name`) are refused: every user of the machine could connect to them. So are paths in
-folders that others may enter.
+Addresses are checked before ZeroMQ sees them: it reports a bad one as a bare errno, and replaces
+any file at an ipc path. Here both raise a `LaunchError` that says what to do. Only IPv4 addresses
+and host names are accepted. Abstract ipc names (`ipc://@name`) are refused, since every user of the
+machine could connect to them; so are paths in folders that other users may enter.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 #: What fits into `sockaddr_un.sun_path` with its closing zero byte.
 IPC_PATH_BYTES_MAX = 107
 
-#: Of what is added to the path of a folder for the sockets in it, at most.
+#: The longest name of a socket in a private folder, with its slash.
 _SOCKET_BYTES = 20
 _PREFIX = "asyncdni-"
 _OWNER = ".asyncdni-owner"
@@ -57,7 +57,8 @@ _MAY_ENTER = stat.S_IXGRP | stat.S_IXOTH
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A parsed address: `path` of an ipc socket, or `host` and `port` of a tcp one (0: any)."""
+    """A parsed address: the `path` of an ipc socket, or `host` and `port` of a tcp one (port 0:
+    any)."""
 
     scheme: str
     host: str = ""
@@ -66,7 +67,7 @@ class Address:
 
     @property
     def endpoint(self) -> str:
-        """As ZeroMQ wants it."""
+        """The address in ZeroMQ's notation."""
         if self.scheme == "ipc":
             return f"ipc://{self.path}"
         return f"tcp://{self.host}:{self.port or '*'}"
@@ -83,38 +84,38 @@ def parse(text: str, *, bind: bool) -> Address:
 
 
 def check_secure(address: str, keys: Keys | None, insecure: bool) -> None:
-    """Refuse an address that other hosts can reach where there are no keys to keep them out.
+    """Refuse an address that other hosts can reach unless there are keys, or `insecure` allows it.
 
-    Whatever is not ipc or loopback counts as such an address: all interfaces, and every host name
-    but "localhost". Raises `ConfigError`, and `LaunchError` for what is no address.
+    Only ipc and loopback addresses are safe without keys; "localhost" is the only host name that
+    counts as loopback. Raises `ConfigError`, and `LaunchError` for a malformed address.
     """
     if keys is not None or insecure or address.startswith("ipc://"):
         return
     if _LOOPBACK.fullmatch(_chosen(address)[0].host):
         return
     raise ConfigError(
-        f"{address} is not of this host alone: give --keys DIR (`asyncdni keys new DIR` makes "
-        "them), or say --insecure to let everybody read and change what is sent"
+        f"{address} can be reached from other hosts: give --keys DIR (`asyncdni keys new DIR` "
+        "makes them), or --insecure to let everybody read and change what is sent"
     )
 
 
 def join_key(endpoint: str, key: bytes) -> str:
-    """An endpoint as neighbours are told it, with the public key (32 bytes) of who listens."""
+    """Append the listener's public key (32 bytes) to its endpoint, as neighbours receive it."""
     return f"{endpoint}?key={key.hex()}"
 
 
 def split_key(endpoint: str) -> tuple[str, bytes | None]:
-    """What `join_key` has joined; None where there is no key."""
+    """Undo `join_key`: return the endpoint and the key, or None where there is no key."""
     found = _KEY.fullmatch(endpoint)
     return (found[1], bytes.fromhex(found[2])) if found else (endpoint, None)
 
 
 def data_endpoints(coordinator: str, bind: str | None = None) -> list[Address]:
-    """Where a worker's data socket may be bound: at the first that is free.
+    """List the addresses for a worker's data socket, which takes the first free one.
 
-    `bind` as the user has chosen it, `tcp://HOST:PORT`, `tcp://HOST:FIRST-LAST` or `ipc://PATH`.
-    None: the coordinator's kind, a fresh path in the same folder, or any port of the interface that
-    reaches it. Raises `LaunchError`.
+    `bind` is the user's choice: `tcp://HOST:PORT`, `tcp://HOST:FIRST-LAST` or `ipc://PATH`. Without
+    one the coordinator's address decides: for ipc a fresh path in the same folder, for tcp any port
+    of the interface that reaches the coordinator. Raises `LaunchError`.
     """
     if bind is not None:
         return _chosen(bind)
@@ -126,11 +127,11 @@ def data_endpoints(coordinator: str, bind: str | None = None) -> list[Address]:
 
 
 def advertised(endpoint: str, coordinator: str, chosen: str | None = None) -> str:
-    """What neighbours are to be told of a socket that is bound to `endpoint`.
+    """Return the endpoint that neighbours connect to, for a socket bound to `endpoint`.
 
-    `chosen` by the user, as where a container or a router has another address outside; its port 0
-    or * is the endpoint's. None: the endpoint itself; where that is every interface, the one that
-    reaches the coordinator. Raises `LaunchError`.
+    `chosen` is the user's choice, needed where a container or a router has another address outside;
+    its port 0 or * stands for the bound port. Without one the bound endpoint is used; if that is
+    every interface, then the one that reaches the coordinator. Raises `LaunchError`.
     """
     if not endpoint.startswith("tcp://"):
         if chosen is not None:
@@ -156,8 +157,8 @@ def advertised(endpoint: str, coordinator: str, chosen: str | None = None) -> st
 
 
 def _chosen(bind: str) -> list[Address]:
-    """A range of ports from a place in the midst of it, so that workers which start at the same
-    moment do not get in each other's way."""
+    """Parse the user's address. A range of ports is rotated to a random start, so that workers that
+    start at the same moment seldom try the same port."""
     found = re.fullmatch(r"(tcp://.*:)([0-9]{1,5})-([0-9]{1,5})", bind)
     if found is None:
         return [parse(bind, bind=True)]
@@ -171,17 +172,16 @@ def _chosen(bind: str) -> list[Address]:
     return [parse(f"{found[1]}{port}", bind=True) for port in ports[start:] + ports[:start]]
 
 
-# --- folders of a process's own ------------------------------------------------------------------
+# --- private folders -----------------------------------------------------------------------------
 
 
 @contextmanager
 def private_folder(*, sockets: bool = True) -> Iterator[Path]:
-    """A fresh folder that only this user can enter; removed at the end, or, where this process is
-    killed, by the next one of this user that makes one.
+    """Make a fresh folder that only this user can enter, and remove it at the end.
 
-    With `sockets` its path is short enough for them, if need be in another place than $TMPDIR,
-    which may be small: large files go into one without. Raises `LaunchError` where no place can be
-    written to.
+    If this process is killed, the next call by the same user removes the folder. With `sockets` the
+    path is short enough for sockets, outside $TMPDIR if need be, where space may be scarce: pass
+    `sockets=False` for large files. Raises `LaunchError` where no place can be written to.
     """
     folder = _make_private(sockets)
     owned = _own(folder)
@@ -194,15 +194,15 @@ def private_folder(*, sockets: bool = True) -> Iterator[Path]:
 
 
 def holds_sockets(folder: Path) -> bool:
-    """Whether paths in it are short enough for sockets."""
+    """Tell whether paths in `folder` are short enough for sockets."""
     return len(os.fsencode(folder)) <= IPC_PATH_BYTES_MAX - _SOCKET_BYTES
 
 
 def remove_ownerless(folder: str | Path) -> None:
-    """Remove a private folder of this user's whose process has ended without doing so.
+    """Remove a private folder of this user whose process ended without removing it.
 
-    A process holds a file in its folder as long as it lives, by a lock that the system itself lets
-    go of. Whatever has no such file, another name, or is another user's, is left alone.
+    A process locks a file in its folder as long as it lives; the system releases the lock when it
+    dies. A folder without that file, with another name or of another user is left alone.
     """
     with suppress(OSError):
         status = os.lstat(folder)
@@ -238,8 +238,8 @@ def _make_private(sockets: bool) -> str:
 
 
 def _places(sockets: bool) -> Iterator[str]:
-    """Where to make a folder, the best first."""
-    with suppress(FileNotFoundError):  # none can be written to, of those that it knows
+    """Yield the places for a private folder, the best first."""
+    with suppress(FileNotFoundError):  # tempfile found no place that can be written to
         yield tempfile.gettempdir()
     if sockets:
         own = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -247,7 +247,10 @@ def _places(sockets: bool) -> Iterator[str]:
 
 
 def _own(folder: str) -> int | None:
-    """Hold the file of its owner, which is there only once it is held; None: it can't be."""
+    """Create and lock the owner file of `folder`; None if it can't be locked.
+
+    The file gets its name only after it is locked, so nobody sees it unlocked.
+    """
     path = os.path.join(folder, _OWNER)
     try:
         handle = os.open(f"{path}.new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -256,7 +259,7 @@ def _own(folder: str) -> int | None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(f"{path}.new", path)
-    except OSError:  # a file system without locks: nobody will take it for left behind
+    except OSError:  # a file system without locks; without the file nobody removes the folder
         os.close(handle)
         return None
     return handle
@@ -269,7 +272,7 @@ def _sweep(place: str) -> None:
 
 
 def _remove(folder: str | Path) -> None:
-    """The file of its owner after all else, so that what is half removed can be found again."""
+    """Remove a folder, its owner file last, so that a later sweep finds a half-removed folder."""
     with suppress(OSError):
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
@@ -295,7 +298,7 @@ def _parse_tcp(text: str, rest: str, *, bind: bool) -> Address:
     if host == "*" and not bind:
         raise LaunchError(f"address {text!r}: a connection needs the host's name, not '*'")
     if host == "0.0.0.0" and not bind:
-        host = "127.0.0.1"  # a coordinator that listens everywhere, seen from its own machine
+        host = "127.0.0.1"  # the coordinator listens everywhere and runs on this machine
     return Address("tcp", host=host, port=port)
 
 
@@ -323,7 +326,7 @@ def _parse_ipc(text: str, path: str, *, bind: bool) -> Address:
 
 
 def _is_private(folder: str) -> bool:
-    """Some folder on the way there is this user's, and closed to all others."""
+    """Tell whether this user owns some folder on the path and all others are shut out of it."""
     way = Path(os.path.realpath(folder))
     for place in (way, *way.parents):
         status = os.stat(place)
@@ -333,7 +336,7 @@ def _is_private(folder: str) -> bool:
 
 
 def _check_free(path: str) -> None:
-    """ZeroMQ unlinks an ipc path before it binds: make sure that nobody misses what is there."""
+    """Check that nothing of value is at an ipc path: ZeroMQ unlinks the path before it binds."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -346,7 +349,7 @@ def _check_free(path: str) -> None:
 
 
 def _interface_towards(coordinator: Address) -> str:
-    """The IPv4 address that packets to the coordinator leave from; nothing is sent."""
+    """Return the IPv4 address from which packets to the coordinator leave; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((coordinator.host, coordinator.port))

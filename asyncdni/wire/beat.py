@@ -1,7 +1,8 @@
-"""Signs of life: a tiny thread beats for its worker, so that a long matrix product is no death.
+"""Signs of life: a small thread sends beats for its worker, so that a long matrix product does not
+look like a death.
 
 The coordinator answers every beat. A worker whose coordinator falls silent, or whose parent process
-is gone, has nobody left to work for and must not stay behind as an orphan.
+has ended, has nobody to work for and exits.
 """
 
 from __future__ import annotations
@@ -27,22 +28,23 @@ __all__ = ["PARENT_VARIABLE", "Heart", "Silence", "exit_process", "parent_lives"
 #: Environment variable with the process id of the parent that a worker must not outlive.
 PARENT_VARIABLE = "ASYNCDNI_PARENT_PID"
 
-_BEATS_PER_SILENCE = 6  # so that a few lost or late ones do no harm
-#: A worker waits longer for its coordinator than that for it: one that is busy for a moment keeps
-#: all workers waiting, and those who leave have to be started again.
+_BEATS_PER_SILENCE = 6  # a few beats may be lost or late
+#: A worker waits longer for the coordinator than the coordinator waits for a worker: a busy
+#: coordinator keeps all workers waiting, and any that gave up would have to be started again.
 _PATIENCE = 10.0
 _PATIENCE_S_MIN = 3.0
 
 
 def exit_process(reason: str) -> None:
-    """End this process at once, from any thread, with one line for the user."""
-    with contextlib.suppress(OSError):  # nobody may read that
+    """End this process at once, from any thread, after printing one line."""
+    with contextlib.suppress(OSError):  # stderr may be closed
         os.write(2, f"asyncdni: worker stops: {reason}\n".encode(errors="replace"))
     os._exit(1)
 
 
 class Silence:
-    """How long nothing has been heard, in time during which this process could listen."""
+    """Measures how long nothing has been heard, leaving out time in which this process could not
+    listen."""
 
     def __init__(self, limit_s: float, now: float) -> None:
         self._limit_s = limit_s
@@ -50,10 +52,11 @@ class Silence:
         self._woke = now
 
     def too_long(self, heard: bool, now: float) -> bool:
-        """To be asked at each wake-up: `heard` says whether something came since the last one.
+        """Tell whether the silence is too long. Call it at each wake-up.
 
-        After a long gap between wake-ups this process was stopped (SIGSTOP, a debugger, a laptop's
-        lid) or starved, so the silence was its own: it starts anew.
+        `heard` says whether anything came since the last call. After a long gap between calls this
+        process was stopped (SIGSTOP, a debugger, a laptop's lid) or starved of CPU, so the
+        measurement starts anew.
         """
         if heard or now - self._woke > self._limit_s / 2:
             self._heard = now
@@ -62,14 +65,16 @@ class Silence:
 
 
 class Heart:
-    """Beats for the worker with `identity` from a daemon thread with a socket of its own.
+    """Sends beats for the worker with `identity`, from a daemon thread with a socket of its own.
 
     Start it once the coordinator has answered the Hello: silence counts from then. The coordinator
-    takes a worker for dead after about `silence_s`; `on_lost` is called at most once, in that
-    thread, with the reason: the parent process, which is the coordinator's, is gone; or, where it
-    was not started by one, the coordinator has been silent for `patience_s` (default: the longer of
-    3 s and 10 `silence_s`). Raises `LaunchError` for a
-    bad coordinator address or parent id, `ConfigError` for keys that are the coordinator's alone.
+    declares a worker dead after about `silence_s`. `on_lost` is called at most once, in that
+    thread, with the reason. If the coordinator started this process, the reason is that the parent
+    process has ended. Otherwise it is that the coordinator has been silent for `patience_s`
+    (default: the longer of 3 s and 10 `silence_s`).
+
+    Raises `LaunchError` for a bad coordinator address or parent id, `ConfigError` if `keys` are the
+    coordinator's only.
     """
 
     def __init__(
@@ -119,13 +124,13 @@ class Heart:
             self._on_lost(reason)
 
     def _beat_until_lost(self, socket: sockets.Socket) -> str | None:
-        """The reason, or None when stopped."""
+        """Send beats until the coordinator is lost; return the reason, or None when stopped."""
         silence = Silence(self._patience_s, time.monotonic())
         beat = encode(Beat())
         sockets.send(socket, beat)
         while not self._stopped.wait(self._beat_every_s):
             heard = _drain(socket)
-            if self._parent is not None:  # as long as it lives it is busy, and not dead
+            if self._parent is not None:  # while the parent lives, silence means that it is busy
                 if os.getppid() != self._parent:
                     return f"its parent process {self._parent} is gone"
             elif silence.too_long(heard, time.monotonic()):
@@ -135,7 +140,8 @@ class Heart:
 
 
 def _drain(socket: sockets.Socket) -> bool:
-    """Read all there is; whatever it says, the coordinator lives."""
+    """Discard all waiting messages and tell whether there were any: each shows that the coordinator
+    lives."""
     heard = False
     while sockets.receive(socket) is not None:
         heard = True
@@ -143,8 +149,8 @@ def _drain(socket: sockets.Socket) -> bool:
 
 
 def parent_lives() -> bool | None:
-    """Whether the coordinator's process, which has started this one, is there; None where this one
-    was started by hand."""
+    """Tell whether the coordinator's process, which started this one, lives; None if this one was
+    started by hand."""
     parent = _parent_pid()
     return None if parent is None else os.getppid() == parent
 

@@ -1,11 +1,12 @@
-"""Messages to frames and back: see docs/protocol.md. No sockets here; the simulator uses it too.
+"""Encode messages as frames and decode them: see docs/protocol.md. It has no sockets; the simulator
+uses it too.
 
-Frame 0 is a MessagePack array `[tag, field, …]`, the message's fields in order. Of the three
-messages that carry tensors, `tensors` is there a map from name to `[dtype, shape]`, and frames 1,
-2, … are the tensors' bytes in the map's order: C order, little endian, never copied here.
+Frame 0 is a MessagePack array `[tag, field, …]` with the message's fields in order. Three messages
+carry tensors; their field `tensors` is a map from name to `[dtype, shape]`, and frames 1, 2, … hold
+the tensors' bytes in the map's order: C order, little endian, never copied here.
 
-Bytes from a peer end in a `Message` or in `RemoteProtocolError`, whatever they are. A message that
-no peer would accept ends in `LocalProtocolError` before it leaves.
+Decoding any bytes gives a `Message` or raises `RemoteProtocolError`. Encoding a message that no
+peer would accept raises `LocalProtocolError`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _NAME_MAX = 256  # characters of a tensor's name
 _DIMENSIONS_MAX = 8
 _QUOTED_MAX = 200  # characters of what is wrong with a message
 
-#: Which messages may come from whom. A transport refuses all others at its door.
+#: Which messages each kind of peer may send. The transports refuse all others.
 FROM_WORKER: frozenset[type[Message]] = frozenset(
     {
         messages.Hello,
@@ -101,8 +102,8 @@ _TENSORS_AT: dict[type[Message], int] = {
 
 _NAME, _ADDRESS, _TEXT, _TRACE = 256, 512, 4096, 65536  # characters
 _LIST_MAX = 64  # entries of a list of texts
-#: Fields with text of the sender's that may be shown or recorded: how many characters are kept.
-#: A name that is longer is none of this run, whole or cut.
+#: Text fields that may be shown or recorded, and how many characters of each are kept. Names in a
+#: run are shorter than that, so a name that is cut was unknown anyway.
 _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
     messages.Hello: (("stage", _NAME), ("address", _ADDRESS), ("host", _NAME)),
     messages.Built: (("notes", _TEXT),),
@@ -144,7 +145,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _DTYPE_NAMES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in _DTYPES.items()}
 
-# All that the libraries below raise on bad input. MemoryError: a length that no machine can serve.
+# All that the libraries raise on bad input; MemoryError comes from an absurd length.
 _BAD = (
     ValueError,  # and UnicodeError
     TypeError,
@@ -158,10 +159,10 @@ _BAD = (
 
 
 def encode(message: Message) -> list[Buffer]:
-    """The frames of a message: its header, then its tensors (NumPy arrays) themselves, not copies.
+    """Return the frames of a message: its header, then its tensors (NumPy arrays), not copied.
 
-    Raises `LocalProtocolError` for what a peer would have to refuse: a field of the wrong type, a
-    tensor that is no C-contiguous array of a known dtype, a header over `HEADER_BYTES_MAX`.
+    Raises `LocalProtocolError` for what a peer would refuse: a field of the wrong type, a tensor
+    that is no C-contiguous array of a known dtype, a header over `HEADER_BYTES_MAX`.
     """
     kind = type(message)
     frames: list[Buffer] = [b""]
@@ -183,7 +184,7 @@ def encode(message: Message) -> list[Buffer]:
 
 
 def decode(frames: Sequence[Buffer], limits: Limits) -> Message:
-    """The message in these frames; its tensors are read-only views of them.
+    """Return the message in `frames`; its tensors are read-only views of them.
 
     Raises `RemoteProtocolError` for anything that is not a message within `limits`.
     """
@@ -206,7 +207,7 @@ def decode(frames: Sequence[Buffer], limits: Limits) -> Message:
             "bad message: a header must be an array that starts with a known tag and is complete"
         ) from None
     except _BAD as error:
-        # The text may quote the peer: not more of it than fits a line or two.
+        # The text may quote the peer, so it is cut to a line or two.
         raise RemoteProtocolError(
             f"bad message: {legible(str(error), _QUOTED_MAX) or type(error).__name__}"
         ) from error
@@ -215,8 +216,10 @@ def decode(frames: Sequence[Buffer], limits: Limits) -> Message:
 def decode_from(
     frames: Sequence[Buffer], allowed: frozenset[type[Message]], limits: Limits
 ) -> Message:
-    """As `decode`, for a peer that may send messages of these kinds alone; their texts are made
-    legible and cut, so that whoever gets the message may show and record them."""
+    """Decode a message of one of the `allowed` kinds, and raise `RemoteProtocolError` for others.
+
+    The message's texts are made printable and cut, so they may be shown and recorded.
+    """
     message = decode(frames, limits)
     if type(message) not in allowed:
         raise RemoteProtocolError(f"{type(message).__name__} may not come from this peer")
@@ -239,7 +242,7 @@ def _with_legible_texts(message: Message) -> Message:
 
 
 def size(frames: Sequence[Buffer]) -> int:
-    """Bytes in all frames."""
+    """Return the number of bytes in all frames."""
     total = 0
     for frame in frames:
         total += len(frame) if isinstance(frame, bytes) else frame.nbytes
@@ -264,7 +267,7 @@ def _unpack(header: Buffer) -> list[Any]:
 
 
 def _describe(tensors: dict[str, Any], frames: list[Buffer]) -> dict[str, Any]:
-    """`{name: [dtype, shape]}`; appends the tensors to `frames`."""
+    """Return `{name: [dtype, shape]}` and append the tensors to `frames`."""
     if type(tensors) is not dict or len(tensors) > _TENSORS_MAX:
         raise ValueError(f"tensors must be a dict of at most {_TENSORS_MAX} entries")
     specs = {}
@@ -285,7 +288,7 @@ def _describe(tensors: dict[str, Any], frames: list[Buffer]) -> dict[str, Any]:
 
 
 def _attach(specs: Any, frames: Sequence[Buffer]) -> dict[str, NDArray[Any]]:
-    """The tensors described by `specs`, as views of frames 1, 2, …"""
+    """Return the tensors described by `specs`, as views of frames 1, 2, …"""
     if type(specs) is not dict or len(specs) > _TENSORS_MAX:
         raise ValueError(f"tensors must be a map of at most {_TENSORS_MAX} entries")
     if len(frames) != 1 + len(specs):
@@ -314,8 +317,8 @@ def _view(name: str, spec: Any, frame: Buffer) -> NDArray[Any]:
         raise ValueError(f"tensor {name!r} needs {expected} bytes, its frame has {size((frame,))}")
     array = np.ndarray(shape, dtype, buffer=frame)
     if not array.flags.aligned:
-        # ZeroMQ cuts small frames out of one receive buffer, wherever they happen to start; NumPy
-        # is slow on those, and other libraries refuse them.
+        # Small frames are slices of ZeroMQ's receive buffer, often unaligned. NumPy is slow on
+        # unaligned arrays and other libraries refuse them, so they are copied.
         array = array.copy()
     array.setflags(write=False)
     return array

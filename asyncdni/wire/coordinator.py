@@ -1,4 +1,4 @@
-"""The coordinator's end of the wire: see `zeromq`."""
+"""The coordinator's socket."""
 
 from __future__ import annotations
 
@@ -27,24 +27,27 @@ from asyncdni.wire.sockets import Socket
 
 __all__ = ["HEART_SUFFIX", "CoordinatorTransport"]
 
-#: Ends the identity of a worker's heart; the rest is the worker's own.
+#: The identity of a worker's heart is the worker's own identity and this suffix.
 HEART_SUFFIX = b"~"
 
-_LIMITS = Limits(message_bytes=HEADER_BYTES_MAX)  # such a message is a header alone
-_RECEIVED_MAX = 256  # messages of one `receive`, so that its caller gets to act on them …
-_RECEIVED_BYTES_MAX = 1 << 22  # … soon, however long they are
-_UNSENT_MAX = 1024  # answers that wait for one peer, who may never read them
+_LIMITS = Limits(message_bytes=HEADER_BYTES_MAX)  # messages to the coordinator have no tensors
+# One `receive` returns no more than this, so that its caller acts on the messages soon.
+_RECEIVED_MAX = 256  # messages
+_RECEIVED_BYTES_MAX = 1 << 22
+_UNSENT_MAX = 1024  # messages queued for one peer, which may never read them
 _REJECTED_MAX = 64  # peers remembered for having sent nonsense
 
 
 class CoordinatorTransport:
-    """The coordinator's socket, bound to `address`: `tcp://host:port` (port 0: any), `ipc://path`.
+    """The coordinator's socket, bound to `address`: `tcp://host:port` (port 0: any) or
+    `ipc://path`.
 
-    Raises `LaunchError` where nothing can be bound. Nonsense from peers is dropped, counted in
-    `rejected_messages`, and its first case a peer answered with `Refused` and noted in `rejected`
-    as (identity, text). So are peers refused for their key, without an identity (b""), and those
-    that hold too much: see `port`. Who acts on `rejected` empties it. Raises `ConfigError` for
-    keys of a worker alone.
+    Invalid messages are dropped and counted in `rejected_messages`. A peer's first invalid message
+    is answered with `Refused` and added to `rejected` as (identity, text). Peers refused for their
+    key or shut out by `Port` are added as well, without an identity (b""). The caller empties
+    `rejected` when it has acted on it.
+
+    Raises `LaunchError` if the address can't be bound, `ConfigError` if `keys` are a worker's only.
     """
 
     def __init__(self, address: str, keys: Keys | None = None) -> None:
@@ -64,8 +67,8 @@ class CoordinatorTransport:
                 as_server(self._router, pair)
             self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
             self._router.setsockopt(zmq.SNDHWM, _UNSENT_MAX)
-            if parsed.scheme == "tcp":  # to an ipc socket no stranger gets
-                # Workers send some messages a second, and hardly ever one that is long.
+            if parsed.scheme == "tcp":  # strangers can't reach an ipc socket
+                # Workers send a few messages a second, nearly all of them short.
                 self._port = Port(
                     self._router, HEADER_BYTES_MAX, unread=4, peers=16, keys=keys is not None
                 )
@@ -82,9 +85,10 @@ class CoordinatorTransport:
         self._beat = encode(Beat())
 
     def receive(self, timeout_s: float | None) -> list[tuple[bytes, Message]]:
-        """All that is here (at most 256), as (identity, message); waits like a worker's `receive`.
+        """Return up to 256 waiting messages as (identity, message).
 
-        Beats of hearts are answered here, and come back under the identity of their worker.
+        Waits up to `timeout_s` (None: for ever) for the first. A heart's beats are answered here
+        and returned under the identity of its worker.
         """
         before = self.rejected_messages
         found = self._drain()
@@ -98,13 +102,13 @@ class CoordinatorTransport:
         return found
 
     def send(self, identity: bytes, message: Message) -> None:
-        """Send to one worker; never blocks. Nothing happens if it is gone."""
+        """Send to one worker; never blocks. Does nothing if the worker has gone."""
         if type(message) not in FROM_COORDINATOR:
             raise LocalProtocolError(f"{type(message).__name__} is no message to a worker")
         self._send(identity, encode(message))
 
     def close(self, linger_s: float) -> None:
-        """Close the socket; what has not left after `linger_s` is given up."""
+        """Close the socket; messages not sent after `linger_s` are dropped."""
         if self._port is not None:
             self._port.close()
             self._port = None
@@ -114,7 +118,7 @@ class CoordinatorTransport:
         try:
             self._router.send_multipart([identity, *frames], zmq.NOBLOCK)
         except zmq.Again:
-            pass  # a peer that reads nothing is as good as gone; its silence will tell
+            pass  # the peer reads nothing; its silence will end it
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
@@ -153,7 +157,7 @@ class CoordinatorTransport:
 
     def _attribute(self, identity: bytes, frames: list[Buffer]) -> tuple[bytes, Message]:
         message = decode_from(frames, FROM_WORKER, _LIMITS)
-        # ZeroMQ names peers that do not name themselves: a zero byte, then a number of any bytes.
+        # ZeroMQ gives a peer without an identity a random one that begins with a zero byte.
         if identity.startswith(b"\0") or not identity.endswith(HEART_SUFFIX):
             return identity, message
         if type(message) is not Beat:

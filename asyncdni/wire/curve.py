@@ -1,15 +1,15 @@
-"""Keys of a run (CurveZMQ): who may take part, and how hosts know each other.
+"""Keys of a run (CurveZMQ): who may take part, and how processes recognise each other.
 
-A folder of keys holds at most two files, and each host needs those of the parts that it plays:
+A folder of keys holds up to two files; a host needs those of the processes that it runs:
 
 ```
-coordinator.key   its own pair, and the public key of the workers
+coordinator.key   the coordinator's pair, and the public key of the workers
 worker.key        the pair of all workers, and the public key of the coordinator
 ```
 
-The pair of the workers proves that a process belongs to the run. Data between workers goes by a
-pair that each worker process makes for itself and tells the coordinator, so that a worker hears
-its neighbours alone, and knows from whom each message is: see SECURITY.md.
+The workers' pair proves that a process belongs to the run. For data between workers each worker
+process makes a pair of its own and tells the coordinator its public key. So a worker accepts its
+neighbours only, and knows who sent each message: see SECURITY.md.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """Public and secret key, 40 characters of Z85 each, as ZeroMQ takes them."""
+    """A public and a secret key, 40 characters of Z85 each, as ZeroMQ takes them."""
 
     public: bytes
     secret: bytes = field(repr=False)
@@ -65,7 +65,8 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What this host has of a run's keys: both public ones, and the pairs of its own parts."""
+    """The keys of a run on this host: both public ones, and the pairs of the processes it may
+    run."""
 
     coordinator_public: bytes
     worker_public: bytes
@@ -74,12 +75,12 @@ class Keys:
 
 
 def new_pair() -> KeyPair:
-    """A fresh pair, from the system's source of randomness."""
+    """Make a fresh pair from the system's source of randomness."""
     return KeyPair(*zmq.curve_keypair())
 
 
 def as_server(socket: zmq.Socket[bytes], pair: KeyPair) -> None:
-    """Have a socket let in nobody without keys; who may come in is the gate's to say."""
+    """Make a socket require keys; the `Gate` decides which ones it lets in."""
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
@@ -87,26 +88,26 @@ def as_server(socket: zmq.Socket[bytes], pair: KeyPair) -> None:
 
 
 def as_client(socket: zmq.Socket[bytes], pair: KeyPair, server: bytes) -> None:
-    """Have a socket talk to the owner of the public key `server` alone, as `pair`."""
+    """Make a socket connect with `pair` to the owner of the public key `server` only."""
     socket.setsockopt(zmq.CURVE_SERVERKEY, server)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
 
 
 def coordinator_pair(keys: Keys) -> KeyPair:
-    """The pair of a coordinator. Raises `ConfigError` where this host has none."""
+    """Return the coordinator's pair. Raises `ConfigError` where this host has none."""
     if keys.coordinator is None:
         raise ConfigError(
-            "the keys have no coordinator.key: a host with worker.key alone runs none"
+            "the keys have no coordinator.key: a host with only worker.key can't run a coordinator"
         )
     return keys.coordinator
 
 
 def worker_pair(keys: Keys) -> KeyPair:
-    """The pair of all workers. Raises `ConfigError` where this host has none."""
+    """Return the pair of all workers. Raises `ConfigError` where this host has none."""
     if keys.worker is None:
         raise ConfigError(
-            "the keys have no worker.key: a host with coordinator.key alone runs none"
+            "the keys have no worker.key: a host with only coordinator.key can't run a worker"
         )
     return keys.worker
 
@@ -115,10 +116,10 @@ def worker_pair(keys: Keys) -> KeyPair:
 
 
 def new_keys(folder: Path) -> tuple[Path, Path]:
-    """Make the keys of a run; returns the files of the coordinator and of the workers.
+    """Write the keys of a run; return the paths of the coordinator's and of the workers' file.
 
-    The folder is made with mode 0700, the files with 0600. Raises `ConfigError` where the folder
-    holds keys already, is open to others or can't be written.
+    The folder gets mode 0700, the files 0600. Raises `ConfigError` where the folder holds keys
+    already, is open to others or can't be written.
     """
     coordinator, worker = new_pair(), new_pair()
     try:
@@ -151,10 +152,10 @@ def _write(path: Path, role: str, pair: KeyPair, peer: bytes) -> None:
 
 
 def load_keys(folder: str | Path) -> Keys:
-    """The keys in a folder; which parts this host may play follows from the files there.
+    """Read the keys in a folder; the files in it decide which processes this host may run.
 
-    Raises `ConfigError` for a folder without keys, one that others can enter or a file that others
-    can read, a file that is damaged, of the other part, or of another run than its neighbour.
+    Raises `ConfigError` for a folder without keys or one that others can enter, for a file that
+    others can read, that is damaged or in the wrong place, and for two files of different runs.
     """
     folder = Path(folder)
     try:
@@ -183,9 +184,9 @@ def load_keys(folder: str | Path) -> Keys:
 
 
 def _load(path: Path, role: str) -> tuple[KeyPair, bytes] | None:
-    """The pair and the peer's public key; None where there is no file."""
+    """Return the pair and the peer's public key; None where there is no file."""
     try:
-        # A pipe in its place must not make us wait.
+        # O_NONBLOCK: opening a pipe would wait for its writer.
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except FileNotFoundError:
         return None
@@ -225,7 +226,7 @@ def _parse(path: Path, role: str, content: bytes) -> tuple[KeyPair, bytes]:
 
 
 def _key(path: Path, name: str, text: object) -> bytes:
-    """Checks a key as text. Never quotes it: it may be a secret in the wrong place."""
+    """Check a key's text. The error never quotes it: it may be a secret key in the wrong place."""
     try:
         if not isinstance(text, str) or len(z85.decode(text)) != 32:
             raise ValueError
@@ -237,33 +238,31 @@ def _key(path: Path, name: str, text: object) -> bytes:
 
 
 # --- gate ----------------------------------------------------------------------------------------
-#
-# Who may connect: answers to ZeroMQ's questions about keys (ZAP, rfc.zeromq.org/spec/27).
-#
-# One gate serves all sockets of a context. ZeroMQ asks it about every handshake, and the handshake
-# waits for the answer: without a gate's `answer` nobody comes in. It must be there before the first
-# socket of its context is bound.
 
 _ENDPOINT = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
-_NOTED_MAX = 64  # strangers, each noted once
-_ANSWERED_MAX = 256  # of one `answer`
+_NOTED_MAX = 64  # strangers that get a line of their own
+_ANSWERED_MAX = 256  # requests in one call of `answer`
 
 
 class Gate:
-    """Lets in the owners of known public keys.
+    """Lets in peers with known public keys, by answering ZeroMQ's ZAP requests
+    (rfc.zeromq.org/spec/27).
 
-    `known` are their keys (32 bytes each), the caller's to change at any time; a message that comes
-    over such a connection carries the key as 64 hexadecimal digits (`sockets.receive_from`).
-    Strangers are counted in `refused`, each time they try.
+    One gate serves all sockets of a context and must be made before the first of them is bound.
+    ZeroMQ asks it at every handshake, which waits until `answer` is called.
+
+    `known` holds the accepted keys (32 bytes each); the caller may change it at any time. A message
+    over an accepted connection carries the key as 64 hexadecimal digits (`sockets.receive_from`).
+    `refused` counts every attempt of a peer with an unknown key.
     """
 
     def __init__(self, context: zmq.Context[Socket], *, final: bool) -> None:
-        """`final`: a stranger is refused for good, and told; otherwise it may try again later,
-        as one whose key becomes known too late."""
+        """With `final` an unknown peer is told not to try again. Otherwise it may, since its key
+        may become known later."""
         self.known: set[bytes] = set()
-        #: Word is awaited of who is to be known: until then strangers wait at the gate, since one
-        #: that is not let in would try again after a whole handshake's time.
+        #: True while further keys are about to become known. Unknown peers then wait for their
+        #: answer, since a refused one would need another handshake.
         self.waits = False
         self.refused = 0
         self._final = final
@@ -274,10 +273,13 @@ class Gate:
         self.socket.bind(_ENDPOINT)
 
     def answer(self) -> list[str]:
-        """Answer those who wait; never blocks. Returns a line about each new stranger, and beyond
-        some of them one whenever the number of refusals has doubled."""
+        """Answer the waiting requests; never blocks.
+
+        Returns a line about each new unknown peer. Once there are many, it returns a line only
+        whenever the number of refusals has doubled.
+        """
         noted: list[str] = []
-        for _turn in range(_ANSWERED_MAX):  # or a flood would never end
+        for _turn in range(_ANSWERED_MAX):  # a bound, so that a flood can't keep it here
             request = self._at_gate or sockets.receive(self.socket)
             self._at_gate = None
             if request is None:
@@ -310,16 +312,19 @@ class Gate:
 
 
 # --- handshake -----------------------------------------------------------------------------------
-#
-# Why a coordinator does not let a worker in, as far as ZeroMQ tells: no use to wait then.
 
-#: Handshakes that the other side has broken off without a word: what a server does to those who
-#: call it by another's key. One or two may be due to a coordinator that dies.
+#: So many handshakes may break off without a reason. A server breaks off if the client expects
+#: another key; one or two may be due to a dying coordinator.
 _BROKEN_OFF_MAX = 5
 
 
 class Handshake:
-    """Watches one socket until its first handshake with `address` has succeeded."""
+    """Watches a worker's socket until its first handshake with the coordinator at `address`
+    succeeds.
+
+    It finds out, as far as ZeroMQ tells, why the coordinator refuses the worker, which then need
+    not wait any longer.
+    """
 
     def __init__(self, socket: Socket, address: str, *, keys: bool) -> None:
         self._watched = socket
@@ -334,7 +339,7 @@ class Handshake:
         )
 
     def done(self) -> bool:
-        """Whether there is nothing more to watch. Raises `LaunchError` once it can't succeed."""
+        """Tell whether the handshake has succeeded. Raises `LaunchError` once it can't succeed."""
         while self.socket.poll(0):
             event = recv_monitor_message(self.socket)
             if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -350,7 +355,7 @@ class Handshake:
         self.socket.close(linger=0)
 
     def _reason(self, kind: int, value: int) -> str:
-        """Empty while it may still succeed."""
+        """Return why the handshake can't succeed; empty while it still may."""
         if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             return "does not know this worker's key: give both the keys of one `asyncdni keys new`"
         if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
@@ -358,8 +363,8 @@ class Handshake:
                 return ""
             if self._keys:
                 return "uses no keys: start it with --keys, or this worker without"
-            return "lets in workers with keys alone: give this one --keys DIR"
-        self._broken_off += 1  # which may be all that is seen of any of the above
+            return "accepts only workers with keys: give this one --keys DIR"
+        self._broken_off += 1  # each of the failures above may also look like this
         if self._broken_off < _BROKEN_OFF_MAX:
             return ""
         if self._keys:
@@ -368,6 +373,6 @@ class Handshake:
                 "no keys; give both the keys of one `asyncdni keys new`"
             )
         return (
-            "breaks off every handshake: it may be one that lets in workers with keys alone: give "
-            "this one --keys DIR"
+            "breaks off every handshake: it may accept only workers with keys: give this one "
+            "--keys DIR"
         )

@@ -1,14 +1,14 @@
-"""Slow links between real processes: a message is held at its sender until it is due, then sent.
+"""Emulate slow links between real processes: the sender holds each message until it is due.
 
 ```
- engine's thread                       this thread
+ engine's thread                       emulation's thread
    send("b", m) ──► copy, due ──► heap by due time ──► sleeps until the first is due ──► PUSH b
    send("c", m) ───────────────────────────────────────────────────────────────────────► PUSH c
 ```
 
-Links without a delay (c) are none of its business: they have sockets in the engine's thread. What a
-held message waits for is time alone, never another link's message. A message arrives as much later
-than asked as the real link takes, and this thread to wake up: see docs/conditions.md.
+Links without a delay (c) keep their sockets in the engine's thread. A held message waits for its
+due time only, never for another link's message. On top of the delay come the real link's own time
+and the thread's wake-up: see docs/conditions.md.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from asyncdni.wire.sockets import Socket
 
 __all__ = ["Emulation"]
 
-#: Messages held of all links. A backstop: credit stops activations long before.
+#: The most messages held for all links together. A backstop: credit stops activations long before.
 _HELD_MAX = 65536
 
 
 class Emulation:
-    """Holds messages to `delays`' workers for as long as each says, in a thread of its own.
+    """Holds each message to a worker in `delays` for as long as its delay says, in a thread of its
+    own.
 
-    A socket handed over by `connect` belongs to that thread until `close` has returned.
+    A socket passed to `connect` belongs to that thread until `close` has returned.
     """
 
     def __init__(self, delays: Mapping[str, LinkDelay]) -> None:
@@ -43,30 +44,30 @@ class Emulation:
         self._held: list[tuple[float, int, Socket, list[bytes]]] = []  # heap by (due, sequence)
         self._sequence = 0
         self._changed = threading.Condition()
-        self._ends_at: float | None = None  # set once it closes
+        self._ends_at: float | None = None  # set by `close`
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="links", daemon=True)
         self._thread.start()
 
     def __contains__(self, worker: str) -> bool:
-        """Whether messages to `worker` are delayed."""
+        """Tell whether messages to `worker` are delayed."""
         return worker in self._delays
 
     def connect(self, worker: str, socket: Socket) -> None:
-        """Send to `worker` by `socket` from now on."""
+        """Send messages for `worker` over `socket` from now on."""
         with self._changed:
             self._retire(worker)
             self._sockets[worker] = socket
 
     def disconnect(self, worker: str) -> None:
-        """Give up what is held for `worker`, and close its socket."""
+        """Drop the messages held for `worker`, and close its socket."""
         with self._changed:
             self._retire(worker)
 
     def send(self, worker: str, frames: Sequence[Buffer]) -> None:
         """Copy `frames`, and send them when they are due. Never blocks.
 
-        Raises `LimitExceeded` where too many messages are held, and what `check` raises.
+        Raises `LimitExceeded` if too many messages are held, and whatever `check` raises.
         """
         copies = [frame if isinstance(frame, bytes) else frame.tobytes() for frame in frames]
         with self._changed:
@@ -80,15 +81,15 @@ class Emulation:
             self._sequence += 1
             heapq.heappush(self._held, (due, self._sequence, self._sockets[worker], copies))
             if self._held[0][1] == self._sequence:
-                self._changed.notify()  # it is the next one now; no other changes when to wake up
+                self._changed.notify()  # it is due first, so the thread must wake up earlier
 
     def check(self) -> None:
-        """Raise what this thread has failed at, if it has."""
+        """Raise the error that has ended the thread, if there is one."""
         if self._error is not None:
             raise self._error
 
     def close(self, linger_s: float) -> None:
-        """End the thread once all that is held has been sent, or after `linger_s`."""
+        """End the thread once all held messages have been sent, or after `linger_s`."""
         with self._changed:
             if self._ends_at is None:
                 self._ends_at = time.monotonic() + linger_s
@@ -113,7 +114,7 @@ class Emulation:
                 return
 
     def _take(self) -> tuple[Socket, list[bytes]] | None:
-        """Wait for the next message to be due; None: it is time to end."""
+        """Wait for the next message to be due; None when the thread should end."""
         with self._changed:
             while True:
                 while self._retired:

@@ -1,6 +1,7 @@
-"""ZeroMQ sockets as all transports here use them: limits, bind errors, frames in and out.
+"""What all transports do with ZeroMQ sockets: set limits, explain bind errors, send and receive
+frames.
 
-Nothing in this module blocks for long but `wait`.
+Only `wait` and `wait_until` block for long.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ __all__ = [
 
 Socket = zmq.Socket[bytes]
 
-#: Smaller tensors are copied into ZeroMQ: cheaper than tracking them (about 5 µs), and their buffer
-#: is free at once. From 512 KiB on a copy costs more than twice as much as a tracked view; at
-#: 256 KiB it is even. Measured: benchmarks/transport.
+#: Smaller tensors are copied into ZeroMQ, which costs less than tracking them (about 5 µs) and
+#: frees their buffer at once. At 256 KiB both cost the same; from 512 KiB on a copy costs more than
+#: twice as much. Measured: benchmarks/transport.
 COPY_BELOW_BYTES = 384 * 1024
 
-#: Messages that wait to be sent to one peer. A backstop: credit stops activations long before.
+#: The most messages queued for one peer. A backstop: credit stops activations long before.
 _QUEUE_MAX = 65536
-#: Messages of one peer that wait to be read; more wait at their sender. What a flood can fill.
+#: The most unread messages of one peer; more of them wait at their sender.
 UNREAD_MAX = 1024
-#: Encryption makes frames longer than what is in them.
+#: The most that encryption adds to a frame.
 _OVERHEAD_BYTES = 64
-#: Until a new connection has shown its key, or is closed.
+#: A new connection that has not shown its key by then is closed.
 _HANDSHAKE_MS = 5000
 _REBIND_S = 1.0
 _NO_DESCRIPTOR_S = 5.0
@@ -61,7 +62,8 @@ _WAIT_MAX_MS = 24 * 3600 * 1000  # keeps any timeout within ZeroMQ's integers
 
 
 def open_socket(context: zmq.Context[Socket], kind: int, frame_bytes_max: int) -> Socket:
-    """A socket that never keeps its context alive (linger 0) and drops peers with giant frames.
+    """Open a socket that never keeps its context alive (linger 0) and drops peers with longer
+    frames.
 
     Raises `LaunchError` where this process has no descriptor left for it.
     """
@@ -84,12 +86,12 @@ def _new_socket(context: zmq.Context[Socket], kind: int) -> Socket:
                 raise LaunchError(
                     f"can't open a socket: {error.strerror}; see ulimit -n"
                 ) from error
-        time.sleep(_AGAIN_S)  # strangers that have taken them are being turned away: see `port`
+        time.sleep(_AGAIN_S)  # `Port` is closing connections of strangers, which frees descriptors
 
 
 def bind(socket: Socket, address: Address) -> str:
-    """Bind, and give the endpoint with its real port. Raises `LaunchError`."""
-    umask = os.umask(0o077)  # no other user may connect to an ipc socket, from the first moment
+    """Bind, and return the endpoint with its real port. Raises `LaunchError`."""
+    umask = os.umask(0o077)  # other users can't connect to an ipc socket, not even before chmod
     try:
         socket.bind(address.endpoint)
         if address.path:
@@ -107,7 +109,7 @@ def bind(socket: Socket, address: Address) -> str:
 
 
 def bind_to_one(socket: Socket, addresses: Sequence[Address]) -> str:
-    """Bind to the first of them that is free, as `bind` does. Raises `LaunchError` for none."""
+    """Bind to the first address that is free, as `bind` does. Raises `LaunchError` if none is."""
     for address in addresses[:-1]:
         with suppress(LaunchError):
             return bind(socket, address)
@@ -115,10 +117,10 @@ def bind_to_one(socket: Socket, addresses: Sequence[Address]) -> str:
 
 
 def rebind(socket: Socket, endpoint: str, frame_bytes_max: int) -> None:
-    """Have a socket that is bound to a tcp endpoint drop peers with frames over a new limit.
+    """Lower or raise the frame limit of a socket that is bound to a tcp endpoint.
 
-    A limit holds for connections that come after it was bound. Raises `LaunchError` where somebody
-    else has taken the port meanwhile.
+    ZeroMQ applies a limit to connections accepted after a bind, so the socket is bound again.
+    Raises `LaunchError` if another process has taken the port meanwhile.
     """
     socket.unbind(endpoint)
     socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max + _OVERHEAD_BYTES)
@@ -127,14 +129,14 @@ def rebind(socket: Socket, endpoint: str, frame_bytes_max: int) -> None:
         try:
             socket.bind(endpoint)
             return
-        except zmq.ZMQError as error:  # ZeroMQ's own thread may not have let go of it yet
+        except zmq.ZMQError as error:  # ZeroMQ's thread may not have released the port yet
             if error.errno != errno.EADDRINUSE or time.monotonic() > ends_at:
                 raise LaunchError(f"can't listen on {endpoint}: {error.strerror}") from error
         time.sleep(_AGAIN_S)
 
 
 def connect(socket: Socket, address: Address) -> None:
-    """Connect, now or whenever the peer is there. Raises `LaunchError`."""
+    """Connect, now or as soon as the peer listens. Raises `LaunchError`."""
     try:
         socket.connect(address.endpoint)
     except zmq.ZMQError as error:
@@ -144,7 +146,7 @@ def connect(socket: Socket, address: Address) -> None:
 def close(context: zmq.Context[Socket], address: str, linger_s: float) -> None:
     """Close all sockets of `context` after at most `linger_s`, and remove the ipc file it bound."""
     if context.closed:
-        return  # the file may by now be another's
+        return  # another process may have its file by now
     context.destroy(linger=round(linger_s * 1000))
     if address.startswith("ipc://"):  # ZeroMQ leaves it behind
         with suppress(OSError):
@@ -152,10 +154,10 @@ def close(context: zmq.Context[Socket], address: str, linger_s: float) -> None:
 
 
 def send(socket: Socket, frames: Sequence[Any]) -> Callable[[], bool] | None:
-    """Queue one message; the header and small tensors as copies, large tensors as they are.
+    """Queue one message; the header and small tensors are copied, large tensors are not.
 
-    Returns what tells whether ZeroMQ has let go of the large ones, or None if there are none.
-    Raises `LimitExceeded` where the queue is full.
+    Returns a function that tells whether ZeroMQ has released the large tensors, or None if there
+    are none. Raises `LimitExceeded` if the queue is full.
     """
     trackers: list[zmq.MessageTracker] = []
     last = len(frames) - 1
@@ -178,9 +180,9 @@ def send(socket: Socket, frames: Sequence[Any]) -> Callable[[], bool] | None:
 
 
 def receive(socket: Socket) -> list[Buffer] | None:
-    """The frames of one message, or None if there is none.
+    """Return the frames of one message, or None if none is waiting.
 
-    Its first frame is copied, since headers are small; the others are views of ZeroMQ's memory.
+    The first frame is copied, since headers are small; the others are views of ZeroMQ's memory.
     """
     if not _readable(socket):
         return None
@@ -193,14 +195,15 @@ def receive(socket: Socket) -> list[Buffer] | None:
 
 
 class Origin(NamedTuple):
-    """Over which connection a message has come."""
+    """The connection over which a message came."""
 
     descriptor: int  # -1 where ZeroMQ does not know
-    key: bytes | None  # the public key (32 bytes) that its peer has shown, where it has
+    key: bytes | None  # the public key (32 bytes) that its peer has shown, if any
 
 
 def receive_from(socket: Socket, *, keys: bool) -> tuple[list[Buffer], Origin] | None:
-    """As `receive`, with where it has come from. `keys`: all peers have shown one (see `gate`)."""
+    """Receive as `receive` does, with the message's origin. `keys`: peers must show a key (see
+    `Gate`)."""
     if not _readable(socket):
         return None
     try:
@@ -216,7 +219,7 @@ def receive_from(socket: Socket, *, keys: bool) -> tuple[list[Buffer], Origin] |
 
 
 def _readable(socket: Socket) -> bool:
-    # Asking first costs 1 µs, an exception 2: most looks find nothing.
+    # Most calls find nothing: asking first costs 1 µs, an exception 2 µs.
     events = socket.getsockopt(zmq.EVENTS)
     assert isinstance(events, int)
     return bool(events & _READABLE)
@@ -228,7 +231,7 @@ def _receive_rest(socket: Socket, frames: list[Buffer]) -> None:
 
 
 def wait_until(poller: zmq.Poller, timeout_s: float | None, done: Callable[[], bool]) -> None:
-    """Wait for `done` to become true, asked whenever a socket has something, or for `timeout_s`."""
+    """Wait until `done` is true, or for `timeout_s`; ask `done` whenever a socket can be read."""
     ends_at = None if timeout_s is None else time.monotonic() + timeout_s
     left_s = timeout_s
     while left_s is None or left_s > 0:
@@ -240,9 +243,9 @@ def wait_until(poller: zmq.Poller, timeout_s: float | None, done: Callable[[], b
 
 
 def wait(poller: zmq.Poller, timeout_s: float | None) -> None:
-    """Until a socket has something to read, or for `timeout_s` (None: for ever)."""
+    """Wait until a socket has something to read, or for `timeout_s` (None: for ever)."""
     if timeout_s is None:
         poller.poll()
     else:
-        # Rounded up, so that a wait for less than a millisecond is not a busy loop.
+        # Rounded up, so that waiting for less than a millisecond is no busy loop.
         poller.poll(min(math.ceil(max(timeout_s, 0.0) * 1000), _WAIT_MAX_MS))

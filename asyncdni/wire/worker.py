@@ -1,4 +1,4 @@
-"""A worker's end of the wire: see `zeromq`."""
+"""A worker's sockets: to the coordinator, for data from its neighbours, and to each neighbour."""
 
 from __future__ import annotations
 
@@ -43,24 +43,20 @@ from asyncdni.wire.sockets import Socket
 __all__ = ["Arrivals", "Neighbours", "WorkerTransport"]
 
 # --- arrivals ------------------------------------------------------------------------------------
-#
-# What neighbours send: a worker's data socket, who may come in there, and what is dropped.
-#
-# Anybody who gets in may send anything. A message that is none is dropped and counted; where the
-# run has keys it is known from whom it came, and that neighbour is cut off.
 
 _TEXTS_MAX = 16  # lines for the worker's log
 
-
-_Received = tuple[list[Buffer], bytes | None]  # frames, and the key of who has sent them
+_Received = tuple[list[Buffer], bytes | None]  # frames, and the sender's key
 
 
 class Arrivals:
-    """The data socket, bound to the first of `addresses` that is free. `pair` is the worker's own,
-    where the run has keys.
+    """The data socket, on which neighbours send. It is bound to the first of `addresses` that is
+    free.
 
-    `rejected` has a line about each of the first messages that were dropped and the first peers
-    that were refused. Raises `LaunchError` where the socket can't be bound to any.
+    A connected peer may send anything. Invalid messages are dropped and counted; where the run has
+    keys (`pair` is the worker's own), the neighbour that sent one is cut off. `rejected` has a line
+    about each of the first dropped messages and the first refused peers. Raises `LaunchError` if no
+    address can be bound.
     """
 
     def __init__(
@@ -70,22 +66,22 @@ class Arrivals:
         self.bytes_received = 0
         self.messages = 0
         self.rejected: list[str] = []
-        self.unnoted = 0  # lines that are not among these
+        self.unlisted = 0  # lines that `rejected` had no room for
         self.rejected_messages = 0
         self._accused: list[tuple[str, str]] = []
         self._names: dict[bytes, str] = {}  # neighbours by key
-        self._host = ""  # the one of them that speaks for the data as well
+        self._host = ""  # the neighbour that may also send as the data node
         self._cut_off: set[bytes] = set()
         self._gate: Gate | None = None
         self._port: Port | None = None
-        #: Held by whoever uses the socket: the worker's thread, or the port's while that computes.
+        #: Held by the thread that uses the socket: the worker's, or the port's while that computes.
         self.attended = threading.RLock()
-        self._ahead: deque[_Received] = deque()  # read, and not yet received
+        self._ahead: deque[_Received] = deque()  # read by the port's thread, not yet received
         self.socket = sockets.open_socket(context, zmq.PULL, MESSAGE_BYTES_MAX)
         if pair is not None:
             self._gate = Gate(context, final=False)
             as_server(self.socket, pair)
-        if addresses[0].scheme == "tcp":  # to an ipc socket no stranger gets
+        if addresses[0].scheme == "tcp":  # strangers can't reach an ipc socket
             self._port = Port(
                 self.socket,
                 self._limits.message_bytes,
@@ -99,16 +95,16 @@ class Arrivals:
             self._port.start()
 
     def register(self, poller: zmq.Poller) -> None:
-        """Have `poller` see whatever comes."""
+        """Register the data socket with `poller`."""
         poller.register(self.socket, zmq.POLLIN)
         if self._gate is not None:
             poller.register(self._gate.socket, zmq.POLLIN)
 
     def limit(self, limits: Limits) -> None:
-        """No larger message is taken from now on. Before any neighbour connects.
+        """Refuse larger messages from now on. Call it before any neighbour connects.
 
-        It bounds as well what a stranger can make this process hold: ZeroMQ keeps a frame of a
-        connection whole before it looks at the key. Raises `LaunchError` where the port is lost.
+        It also limits what a stranger can make this process hold: ZeroMQ reads a whole frame before
+        it looks at the key. Raises `LaunchError` if the port is lost.
         """
         self._limits = limits
         if self._port is not None:
@@ -117,63 +113,68 @@ class Arrivals:
                 sockets.rebind(self.socket, self.endpoint, limits.message_bytes)
 
     def expect(self, message_bytes: int, peers: int) -> None:
-        """So long is the longest message, header left out, that one of so many neighbours sends."""
+        """Expect at most `peers` neighbours, whose longest message has `message_bytes` without its
+        header."""
         if self._port is not None:
             self._port.message_bytes = min(message_bytes, self._limits.message_bytes)
             self._port.peers = max(1, peers)
 
     def await_neighbours(self) -> None:
-        """Neighbours will call that are not known yet: they wait until `admit`."""
+        """Keep neighbours with unknown keys waiting until `admit` names them."""
         if self._gate is not None:
             self._gate.waits = True
 
     def admit(self, keys: Mapping[str, bytes], host: str) -> None:
-        """From now on these neighbours alone are heard, by their public keys (32 bytes); each for
-        itself, and `host` for the data as well."""
+        """Accept these neighbours only from now on, by their public keys (32 bytes).
+
+        Each may send in its own name; `host` also in the name of the data node.
+        """
         self._host = host
         if self._gate is not None:
             self._names = {key: worker for worker, key in keys.items()}
             self._gate.known = set(self._names)
             self._cut_off.clear()
             self._gate.waits = False
-            self._note(self._gate.answer())  # who waits there wakes nobody
+            self._note(self._gate.answer())  # a request that waited causes no wake-up
 
     def receive(self, count: int) -> list[Message]:
-        """The messages among the next `count` that are here; answers those who want to come in."""
+        """Read up to `count` waiting messages and return the valid ones; answer peers that want to
+        connect."""
         if self._gate is not None:
             self._note(self._gate.answer())
         if self._port is not None:
             self._tell_closed(self._port)
         found: list[Message] = []
         with self.attended:
-            for _ in range(count):  # nonsense counts, or a flood would never end
+            for _ in range(count):  # invalid messages count, so that a flood can't keep it here
                 received = self._ahead.popleft() if self._ahead else self._next()
                 if received is None:
                     break
-                message = self._judge(*received)
+                message = self._checked(*received)
                 if message is not None:
                     found.append(message)
         return found
 
     def wait(self, poller: zmq.Poller, timeout_s: float | None) -> None:
-        """`sockets.wait` with a poller that knows this socket; not where something is here."""
+        """Call `sockets.wait` with a poller that knows this socket, unless a message has been read
+        already."""
         with self.attended:
             if not self._ahead:
                 sockets.wait(poller, timeout_s)
 
     def close(self) -> None:
-        """Before the socket is closed."""
+        """Stop watching the port, before the socket is closed."""
         if self._port is not None:
             self._port.close()
 
     def take_accused(self) -> list[tuple[str, str]]:
-        """Neighbours that have been cut off since the last call, and for what."""
+        """Return the neighbours cut off since the last call, and why."""
         accused, self._accused = self._accused, []
         return accused
 
     def _read_ahead(self) -> None:
         if not self.attended.acquire(blocking=False):
-            return  # the worker is about to read by itself
+            return  # the worker's thread is using the socket
         try:
             while len(self._ahead) < sockets.UNREAD_MAX:
                 received = self._next()
@@ -204,13 +205,14 @@ class Arrivals:
             else:
                 self._note([text])
 
-    def _judge(self, frames: list[Buffer], key: bytes | None) -> Message | None:
-        """None for what is dropped. `key` is None where the run has none."""
+    def _checked(self, frames: list[Buffer], key: bytes | None) -> Message | None:
+        """Decode a message and check its sender; None if it is dropped. `key` is None in a run
+        without keys."""
         self.bytes_received += size(frames)
         self.messages += 1
         if key is not None and key not in self._names:
             self.rejected_messages += key in self._cut_off
-            return None  # from one that was let in, and has been cut off or replaced
+            return None  # the sender was accepted earlier, and has been cut off or replaced
         try:
             message = decode_from(frames, BETWEEN_WORKERS, self._limits)
             if key is not None:
@@ -241,41 +243,41 @@ class Arrivals:
     def _note(self, lines: list[str]) -> None:
         fitting = max(0, _TEXTS_MAX - len(self.rejected))
         self.rejected += lines[:fitting]
-        self.unnoted += len(lines[fitting:])
+        self.unlisted += len(lines[fitting:])
 
 
 # --- neighbours ----------------------------------------------------------------------------------
-#
-# A worker's way to its neighbours: one socket each, replaced or given up as they move or die.
-#
-# A socket is opened when the first message goes to its neighbour. Where that does not know this
-# worker's key yet, it keeps it waiting for a moment: see `gate`.
 
-#: Of one try to connect. By itself the kernel would try less and less often where a firewall drops
-#: everything, and find out late that it no longer does.
+#: Timeout of one attempt to connect. Left alone, the kernel tries less and less often while a
+#: firewall drops everything, and would notice late that it no longer does.
 _CONNECT_MS = 3000
 
 
 class Neighbours:
-    """Sockets by worker. `pair` is this worker's own, where the run has keys."""
+    """A worker's sockets to its neighbours: one each, replaced or closed as they move or die.
+
+    A socket is opened with the first message to its neighbour. If the neighbour does not know this
+    worker's key yet, it keeps the connection waiting: see `Gate`. `pair` is this worker's own,
+    where the run has keys.
+    """
 
     def __init__(self, context: zmq.Context[Socket], pair: KeyPair | None) -> None:
         self.keys: dict[str, bytes] = {}  # public keys (32 bytes) of those that are connected
         self._context = context
         self._pair = pair
-        self._endpoints: dict[str, str] = {}  # as told, keys and all
+        self._endpoints: dict[str, str] = {}  # as received, with keys
         self._targets: dict[str, tuple[Address, bytes | None]] = {}
         self._lost: set[str] = set()
         self._sockets: dict[str, Socket] = {}
         self._emulation: Emulation | None = None
 
     def emulate(self, delays: Mapping[str, LinkDelay]) -> None:
-        """Hold back all messages to these workers; before the first `connect`, once."""
+        """Delay messages to the workers in `delays`. Call it once, before the first `connect`."""
         if delays and self._emulation is None:
             self._emulation = Emulation(delays)
 
     def connect(self, endpoints: Mapping[str, str]) -> dict[str, str]:
-        """Where each worker is from now on: see `WorkerTransport.connect`."""
+        """Note where each worker listens from now on: see `WorkerTransport.connect`."""
         unusable = {}
         for worker, endpoint in endpoints.items():
             if self._endpoints.get(worker) == endpoint and worker not in self._lost:
@@ -293,23 +295,23 @@ class Neighbours:
         return unusable
 
     def lose(self, worker: str) -> None:
-        """Drop what is queued for `worker`, and all that is sent to it until it is connected."""
+        """Drop what is queued for `worker`, and whatever is sent to it until the next `connect`."""
         self._lost.add(worker)
         self.keys.pop(worker, None)
         socket = self._sockets.pop(worker, None)
         if socket is None:
             return
         if self._emulation is not None and worker in self._emulation:
-            self._emulation.disconnect(worker)  # the socket is that thread's to close
+            self._emulation.disconnect(worker)  # its thread owns the socket and closes it
         else:
             socket.close(linger=0)
 
     def is_lost(self, worker: str) -> bool:
-        """Whether what is sent to `worker` is dropped."""
+        """Tell whether messages to `worker` are dropped."""
         return worker in self._lost
 
     def send(self, to: str, frames: Sequence[Buffer]) -> Callable[[], bool] | None:
-        """As `sockets.send`, to one that is not lost."""
+        """Send to a worker that is not lost; see `sockets.send`."""
         socket = self._sockets.get(to)
         if socket is None:
             socket = self._open(to)
@@ -319,12 +321,12 @@ class Neighbours:
         return sockets.send(socket, frames)
 
     def check(self) -> None:
-        """Raise what the thread that delays messages has failed at."""
+        """Raise the error that has ended the thread that delays messages, if there is one."""
         if self._emulation is not None:
             self._emulation.check()
 
     def close(self, linger_s: float) -> None:
-        """End that thread once all it holds has been sent, or after `linger_s`."""
+        """End that thread once all messages it holds have been sent, or after `linger_s`."""
         if self._emulation is not None:
             self._emulation.close(linger_s)
 
@@ -358,22 +360,22 @@ class Neighbours:
         return socket
 
 
-_CONTROL_LIMITS = Limits(message_bytes=HEADER_BYTES_MAX)  # such a message is a header alone
-_RECEIVED_MAX = 256  # messages of one `receive`, so that its caller gets to act on them
+_CONTROL_LIMITS = Limits(message_bytes=HEADER_BYTES_MAX)  # control messages have no tensors
+_RECEIVED_MAX = 256  # messages of one `receive`, so that its caller acts on them soon
 
 
 class WorkerTransport:
     """A worker's sockets: one to its coordinator, one for its data, one to each neighbour.
 
-    `coordinator` is the address to connect to; the coordinator need not be there yet. Until
-    `limit` is called, `config.Limits` hold as they are by default. Nonsense from neighbours is
-    dropped and counted, and where there are keys they are cut off: see `arrivals`.
+    It connects to the address `coordinator`; the coordinator need not be there yet. Until `limit`
+    is called, the defaults of `config.Limits` apply. Invalid messages from neighbours are dropped
+    and counted; in a run with keys their sender is cut off: see `Arrivals`.
 
-    `bind` is where it listens for its neighbours, and `advertise` what they are told, where these
-    are not to be found out from the coordinator's address: see `address.data_endpoints`.
+    `bind` is where it listens for its neighbours, and `advertise` the address that they connect to.
+    Both default to what the coordinator's address suggests: see `address.data_endpoints`.
 
-    Raises `LaunchError` for an address that can't be used, `ConfigError` for keys that are the
-    coordinator's alone.
+    Raises `LaunchError` for an address that can't be used, `ConfigError` if `keys` are the
+    coordinator's only.
     """
 
     def __init__(
@@ -390,10 +392,10 @@ class WorkerTransport:
         self._control_bytes = 0  # received
         self._messages = 0  # sent, and received from the coordinator
         self._message_bytes_max = Limits().message_bytes
-        #: With keys nobody can send in another's name.
+        #: Whether each message's sender is certain, as it is with keys.
         self.knows_senders = keys is not None
         self._host = ""  # the neighbour that hosts the data, if one does
-        self._shut_out = False  # the coordinator does not let us in, and never will
+        self._shut_out = False  # the coordinator refuses this worker for good
         member = worker_pair(keys) if keys is not None else None
         pair = new_pair() if keys is not None else None
         self._context: zmq.Context[Socket] = zmq.Context()
@@ -407,9 +409,10 @@ class WorkerTransport:
                 self._control, coordinator, keys=keys is not None
             )
             sockets.connect(self._control, parse(coordinator, bind=False))
-            # Its address is in the Hello, and the limit comes with the answer: bound without it.
+            # Bound before the limit on messages is known: Hello must contain the address, and the
+            # limit comes with the answer.
             self._arrivals = Arrivals(self._context, data_endpoints(coordinator, bind), pair)
-            #: What neighbours must be told to connect to.
+            #: The address that neighbours connect to.
             self.address = advertised(self._arrivals.endpoint, coordinator, advertise)
             if pair is not None:
                 self.address = join_key(self.address, pair.public_bytes)
@@ -423,43 +426,45 @@ class WorkerTransport:
 
     @property
     def rejected(self) -> list[str]:
-        """For the log: the first messages that were dropped, and peers that were refused."""
-        more = self._arrivals.unnoted
+        """Lines for the log: the first dropped messages and refused peers."""
+        more = self._arrivals.unlisted
         return [*self._arrivals.rejected, *([f"and {more:,} more of these"] if more else [])]
 
     def limit(self, limits: Limits) -> None:
-        """What the run allows: from now on no larger message goes out or comes in between workers.
+        """Set the run's limit on messages between workers. Call it before any of them connects.
 
-        Before any of them connects. Control messages have a limit of their own,
-        `codec.HEADER_BYTES_MAX`. Raises `LaunchError`: see `Arrivals.limit`.
+        Control messages have a limit of their own, `codec.HEADER_BYTES_MAX`. Raises `LaunchError`:
+        see `Arrivals.limit`.
         """
         self._message_bytes_max = limits.message_bytes
         self._arrivals.limit(limits)
 
     def expect(self, message_bytes: int, peers: int) -> None:
-        """What neighbours have to send: so many of them, and none a message with longer tensors.
+        """Expect at most `peers` neighbours, none of which sends messages of more than
+        `message_bytes`.
 
-        Over tcp, who sends more without an end to it is shut out. Nobody else can know sooner.
+        Over tcp a peer that sends more without ending its message is shut out. Only the worker
+        knows these numbers, from its network.
         """
         self._arrivals.expect(message_bytes, peers)
 
     def emulate(self, delays: Mapping[str, LinkDelay]) -> None:
-        """Hold back all messages to these workers as long as `delays` say; before `connect`."""
+        """Delay all messages to the workers in `delays`. Call it before `connect`."""
         self._neighbours.emulate(delays)
 
     def await_neighbours(self) -> None:
-        """The coordinator may tell all workers to connect from now on: neighbours that were told
-        before this one are kept waiting until its own `connect`."""
+        """Keep neighbours that connect early waiting. Call it before the coordinator may send
+        Connect: some neighbours get theirs before this worker does."""
         self._arrivals.await_neighbours()
 
     def connect(self, endpoints: Mapping[str, str], *, host: str = "") -> dict[str, str]:
-        """Where each neighbour listens (worker -> endpoint). May be called again and again.
+        """Note where each neighbour listens (worker -> endpoint). May be called again and again.
 
-        With keys each of them is heard for itself alone, and `host` for the data as well.
+        With keys each neighbour may send in its own name only, and `host` also in the data node's.
 
-        A link to an endpoint that stays the same stays as it is, with all that is queued; one to a
-        neighbour that has moved or was lost starts anew, and what was queued is dropped. Returns
-        those whose endpoint can't be used, and why: they are lost.
+        A link whose endpoint is unchanged stays, with all that is queued. A link to a neighbour
+        that has moved or was lost starts anew, and what was queued is dropped. Returns the
+        neighbours whose endpoints can't be used, and why; they count as lost.
         """
         self._host = host
         unusable = self._neighbours.connect(endpoints)
@@ -467,17 +472,18 @@ class WorkerTransport:
         return unusable
 
     def lose(self, worker: str) -> None:
-        """A neighbour is dead: drop what is queued for it, and what will be until `connect`."""
+        """Drop what is queued for a dead neighbour, and whatever is sent to it until the next
+        `connect`."""
         self._neighbours.lose(worker)
         self._arrivals.admit(self._neighbours.keys, self._host)
 
     def send(self, to: str, message: Message) -> Callable[[], bool] | None:
         """Send to a connected worker, or to `messages.COORDINATOR`; never blocks.
 
-        Large tensors are not copied: they must stay as they are until the function that comes back
-        is true. None means that all has been copied, or dropped because `to` is lost or does not
-        let this worker in. Raises `LimitExceeded` for a message over the limit or a full queue,
-        `LocalProtocolError` for what no peer would accept.
+        Large tensors are not copied: leave them unchanged until the returned function returns true.
+        None means that all has been copied, or dropped because `to` is lost or refuses this worker.
+        Raises `LimitExceeded` for a message over the limit or a full queue, `LocalProtocolError`
+        for what no peer would accept.
         """
         if type(message) not in (FROM_WORKER if to == COORDINATOR else BETWEEN_WORKERS):
             raise LocalProtocolError(f"{type(message).__name__} is no message to {to!r}")
@@ -495,19 +501,19 @@ class WorkerTransport:
         return sent
 
     def wait(self, timeout_s: float | None) -> None:
-        """Until there is something to receive, or for `timeout_s` (None: for ever).
+        """Wait until there is something to receive, or for `timeout_s` (None: for ever).
 
-        May end sooner, as when a peer wants to connect.
+        It may return sooner, for example when a peer wants to connect.
         """
         self._arrivals.wait(self._poller, timeout_s)
 
     def receive(self, timeout_s: float | None) -> list[Message]:
-        """All messages that are here (at most 256), control first; none if all were nonsense.
+        """Return up to 256 waiting messages, control first; the list is empty if all were invalid.
 
         Waits up to `timeout_s` (None: for ever) for the first. Tensors are read-only views of
-        ZeroMQ's memory, which lives as long as they do. Raises `RemoteProtocolError` for nonsense
-        from the coordinator, `LaunchError` where that can't let this worker in, and what the thread
-        that delays messages has failed at.
+        ZeroMQ's memory, which lives as long as they do. Raises `RemoteProtocolError` for an invalid
+        message from the coordinator, `LaunchError` if the coordinator refuses this worker, and any
+        error of the thread that delays messages.
         """
         self._neighbours.check()
         before = self.messages
@@ -524,11 +530,12 @@ class WorkerTransport:
         return found
 
     def take_accused(self) -> list[tuple[str, str]]:
-        """Neighbours that have been cut off since the last call, and for what."""
+        """Return the neighbours cut off since the last call, and why."""
         return self._arrivals.take_accused()
 
     def counters(self) -> dict[str, int]:
-        """For reports: messages and their bytes since the start, the heart's beats left out."""
+        """Counters for reports: messages and their bytes since the start, without the heart's
+        beats."""
         return {
             "bytes_sent": self.bytes_sent,
             "bytes_received": self.bytes_received,
@@ -542,11 +549,11 @@ class WorkerTransport:
 
     @property
     def messages(self) -> int:
-        """Sent and received."""
+        """Messages sent and received."""
         return self._messages + self._arrivals.messages
 
     def close(self, linger_s: float) -> None:
-        """Close all sockets; what has not left after `linger_s` is given up, held or not."""
+        """Close all sockets; messages not sent after `linger_s` are dropped."""
         ends_at = time.monotonic() + linger_s
         self._neighbours.close(linger_s)
         left_s = max(0.0, ends_at - time.monotonic()) if linger_s else 0.0
@@ -559,7 +566,7 @@ class WorkerTransport:
         except LimitExceeded:
             if self._handshake is None:
                 raise
-            return None  # ZeroMQ has given up: the handshake has failed, as `receive` will say
+            return None  # the handshake has failed, as `receive` will report
 
     def _check_size(self, message: Message, total: int) -> None:
         allowed = self._message_bytes_max
@@ -593,7 +600,8 @@ class WorkerTransport:
             self._handshake = None
 
     def _order(self, frames: list[Buffer]) -> Message:
-        """What the coordinator has sent; nobody else can, so nonsense is no reason to go on."""
+        """Decode a message of the coordinator. Nobody else can send here, so an invalid one is an
+        error."""
         self._control_bytes += size(frames)
         self._messages += 1
         try:

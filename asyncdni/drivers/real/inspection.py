@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from asyncdni.data.meta import misfit
+from asyncdni.data.meta import mismatch
 from asyncdni.errors import NumericalError
 from asyncdni.messages import DATA, Accused, Activation, Gradient, Message, Shared
 from asyncdni.nn.base import Array
@@ -94,7 +94,7 @@ class Inspection:
         home = self._host if message.sender == DATA else message.sender
         if self._incarnations.get(home) != message.incarnation:
             return None
-        text = self._misfit(message)
+        text = self._mismatch(message)
         if text is None:
             self._check_numbers(home, message)
             return None
@@ -128,7 +128,7 @@ class Inspection:
             'numbers.policy = "skip"'
         )
 
-    def _misfit(self, message: Message) -> str | None:
+    def _mismatch(self, message: Message) -> str | None:
         match message:
             case Activation(sender=sender, tensors=tensors):
                 shape = self._activations.get(sender)
@@ -138,7 +138,7 @@ class Inspection:
                 rows = max(0, of(message.batch))
                 if message.samples != rows:
                     return f"it says that it has {message.samples} rows, expected {rows}"
-                found = _named(tensors, self._tensors) or _misfit(
+                found = _named(tensors, self._tensors) or _mismatch(
                     "h", tensors["h"], (rows, *shape), self._dtype
                 )
                 return found or self._wrong_context(tensors, rows)
@@ -157,13 +157,13 @@ class Inspection:
         if not set(tensors) <= set(lengths):
             return f"it has tensors {sorted(tensors)}, expected of {sorted(lengths)}"
         for name, gradient in tensors.items():
-            found = _misfit(f"gradient of {name}", gradient, (lengths[name],), self._dtype)
+            found = _mismatch(f"gradient of {name}", gradient, (lengths[name],), self._dtype)
             if found:
                 return found
         return None
 
     def _wrong_context(self, tensors: Mapping[str, Array], samples: int) -> str | None:
-        found = misfit(self._meta, tensors, samples, self._dtype)
+        found = mismatch(self._meta, tensors, samples, self._dtype)
         y = tensors["y"]
         if found or self._classes is None or not len(y):
             return found and f"its {found}"
@@ -175,7 +175,7 @@ class Inspection:
     def _wrong_gradients(self, tensors: Mapping[str, Array], batch: int) -> str | None:
         shape = (self._rows.of(batch), *self._exit)
         for name, grad in tensors.items():
-            found = _misfit(f"gradient for {name}", grad, shape, self._dtype)
+            found = _mismatch(f"gradient for {name}", grad, shape, self._dtype)
             if found:
                 return found
         return None
@@ -187,7 +187,7 @@ def _named(tensors: Mapping[str, Any], expected: set[str]) -> str | None:
     return f"it has tensors {sorted(tensors)}, expected {sorted(expected)}"
 
 
-def _misfit(name: str, found: Array, shape: _Shape, dtype: np.dtype[Any]) -> str | None:
+def _mismatch(name: str, found: Array, shape: _Shape, dtype: np.dtype[Any]) -> str | None:
     if found.shape == shape and found.dtype == dtype:
         return None
     return f"its {name} is {found.dtype} {found.shape}, expected {dtype} {shape}"

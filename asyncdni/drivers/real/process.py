@@ -305,7 +305,7 @@ class Session:
         self._source = make_source(design, self._group)
         self._snapshots = Snapshots(welcome.folder)
         schedule = make_worker(design, self._group).schedule
-        self._meter = Meter(bootstrapped=getattr(schedule, "hears_synthetic", False))
+        self._meter = Meter(bootstrapped=getattr(schedule, "receives_synthetic", False))
         self._trace = None
         if welcome.trace and welcome.folder:
             self._trace = Trace(trace_path(Path(welcome.folder), name))
