@@ -290,7 +290,7 @@ def test_a_folder_that_others_may_enter_is_no_place_for_a_socket(
 def test_an_open_folder_behind_a_closed_one_is_closed(folder: Path) -> None:
     (folder / "inner").mkdir()
     (folder / "inner").chmod(0o777)
-    parse(f"ipc://{folder}/inner/run", bind=True)
+    assert parse(f"ipc://{folder}/inner/run", bind=True).path == f"{folder}/inner/run"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give folders away")

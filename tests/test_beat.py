@@ -93,6 +93,7 @@ def test_a_parent_that_lives_is_busy_and_not_dead_however_long_it_says_nothing(
 
 def test_a_heart_that_never_started_can_be_stopped(coordinator: CoordinatorTransport) -> None:
     Heart(coordinator.address, b"worker", 3.0).stop()
+    assert coordinator.receive(0) == []
 
 
 @pytest.mark.parametrize("text", ["parent", "-3", "1.5"])

@@ -205,14 +205,14 @@ def test_ctrl_c_on_a_coordinator_that_waits_ends_it_and_the_workers_that_joined(
 
 def test_a_worker_that_dies_in_its_start_up_is_missed_by_name(site: Site) -> None:
     """It dies before its Hello, so that nobody can know why; the one that joined leaves."""
-    coordinator = _coordinator(site, "--set", "limits.startup_s=8")
+    coordinator = _coordinator(site, "--set", "limits.startup_s=5")
     hidden = _worker(site, "hidden", _address(site))
     dying = site.execute(
         [sys.executable, "-c", "import asyncdni.drivers.real.process, os; os._exit(1)"]
     )
     assert dying.finished().code == 1
     coordinator.finished().refused(
-        "no worker for top has joined within 8 s (limits.startup_s); to be started by: "
+        "no worker for top has joined within 5 s (limits.startup_s); to be started by: "
         "asyncdni worker --stage top --coordinator tcp://127.0.0.1:"
     )
     hidden.finished().refused("the run was called off: no worker for top")

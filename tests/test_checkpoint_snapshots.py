@@ -276,6 +276,9 @@ class Built:
 
     seed = 0.0
 
+    def parameters(self) -> int:
+        return 0
+
     def restore(self, found: dict[str, dict[str, Any]]) -> list[str]:
         self.seed = float(found["low"]["0.weight"][0, 0])
         return []
@@ -284,19 +287,18 @@ class Built:
 def test_what_a_stage_begins_with_is_told(tmp_path: Path) -> None:
     run_folder(tmp_path)
 
-    def restored(cut: str) -> tuple[float, int, list[str]]:
+    def restored(cut: str) -> tuple[float, str, int]:
         build, farthest = cast(Any, Built), Restore(Origin.FARTHEST, cut)
-        stage, counts, notes = restored_stage(build, build, tmp_path, farthest, STAGES)
-        return stage.seed, counts.get("batches", 0) + counts.get("missed", 0), notes
+        stage, answer = restored_stage(build, build, tmp_path, farthest, STAGES)
+        assert answer.counts is not None
+        assert answer.counts.get("batches", 0) == stage.seed
+        return stage.seed, answer.place, len(answer.unusable)
 
-    assert restored(CUTS[0]) == (5.0, 5, [])
+    assert restored(CUTS[0]) == (5.0, "snapshots", 0)
     discard_snapshots(tmp_path / "snapshots")
-    seed, position, (note,) = restored(CUTS[0])
-    assert (seed, position) == (3.0, 3)
-    assert note.endswith("low, top from checkpoints/000003, batch 3")
-    assert restored(CUTS[1])[:2] == (2.0, 2)  # one that was gone back behind is not looked at
-    seed, position, (note,) = restored("")
-    assert (seed, position) == (0.0, 0) and note.endswith("low, top begin anew")
+    assert restored(CUTS[0]) == (3.0, CUTS[0], 1)
+    assert restored(CUTS[1]) == (2.0, CUTS[1], 1)  # one that was gone back behind is not looked at
+    assert restored("") == (0.0, "", 1)
 
 
 def test_workers_write_side_by_side(tmp_path: Path) -> None:

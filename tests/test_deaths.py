@@ -461,3 +461,25 @@ def test_nonsense_of_a_stranger_is_noted_and_no_more(state: str) -> None:
     actions = office(Rejected(b"\0abcd", "not a message"))
     assert [one["text"] for one in records(actions, "rejected")] == ["not a message"]
     assert len(actions) == 1
+
+
+# --- a coordinator that has not run itself -------------------------------------------------------
+
+
+def test_after_a_long_pause_of_its_own_nobody_is_held_to_have_been_silent() -> None:
+    office = Office().started()
+    office.now += 10.0
+    office.machine.paused(10.0, office.now)
+    deadline = office.machine.deadline()
+    assert deadline is not None and deadline == office.now + 0.5
+    assert office.wake(0.4) == []
+    for name in ("a", "b", "c"):
+        office.hear(name, Beat())
+    assert office.wake(0.2) == [] and office.launched == []
+
+
+def test_a_short_pause_puts_nothing_off() -> None:
+    office = Office().started()
+    due = office.machine.deadline()
+    office.machine.paused(0.5, office.now)
+    assert office.machine.deadline() == due

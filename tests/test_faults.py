@@ -208,7 +208,7 @@ def test_a_stage_without_a_snapshot_goes_on_from_the_last_cut() -> None:
         newest = max(
             one["number"] for one in values(result, "cut") if one["time_s"] < note["time_s"]
         )
-        assert note["text"] == f"it goes on from checkpoints/{newest:06d}"
+        assert f"; {stage} from checkpoints/{newest:06d}, batch " in note["text"]
         assert back["lost_updates"] < 20
 
 

@@ -185,14 +185,14 @@ def test_a_worker_begins_with_the_copy_and_knows_whether_it_is_the_same(tmp_path
     save_given(tmp_path, begun)
     told = replace(begun, init=None)  # a worker knows the digests alone
     group = told.plan.groups[1]
-    stage, _, notes = restored_stage(
+    stage, answer = restored_stage(
         lambda: make_stage(told, group),
         lambda: make_stage(kept(tmp_path, told, ["s1"]), group),
         tmp_path,
         Restore(Origin.BEGINNING, discard=True),
         ["s1"],
     )
-    assert same(stage.state(), {"s1": trained()["s1"]}) and notes == []
+    assert same(stage.state(), {"s1": trained()["s1"]}) and answer.notes == ()
     save_stages(tmp_path / "init", {"s1": trained()["s0"]})
     with pytest.raises(CheckpointError, match="not what this run was given"):
         kept(tmp_path, told, ["s1"])

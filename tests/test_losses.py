@@ -54,6 +54,8 @@ def test_inputs_are_left_alone(name: str) -> None:
     x.flags.writeable = y.flags.writeable = False
     loss.forward(x, y, {})
     loss.error(x, y, np.empty_like(x))
+    np.testing.assert_array_equal(x, logits())
+    np.testing.assert_array_equal(y, targets(name))
 
 
 @every_loss

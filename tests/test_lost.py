@@ -163,6 +163,7 @@ def test_readers_of_data_that_are_dead_do_not_keep_the_host_from_reading() -> No
     hand(Lost("m"))
     for batch in range(20):
         hand.finish_until(f"U{batch}")
+    assert hand.worker.counters()["updates"] == 20
 
 
 # --- behind a dead producer ----------------------------------------------------------------------

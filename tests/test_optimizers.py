@@ -121,7 +121,7 @@ def test_state_is_written_in_place(make: Make) -> None:
 
 @every_optimizer
 def test_an_empty_vector_is_no_trouble(make: Make) -> None:
-    run(make(), np.empty(0), range(2))
+    assert run(make(), np.empty(0), range(2)).size == 0
 
 
 def test_nesterov_without_momentum_is_refused() -> None:

@@ -30,7 +30,6 @@ from asyncdni.core.events import (
     Launch,
     Look,
     Looked,
-    Received,
     Record,
     Stored,
     UserStop,
@@ -176,6 +175,10 @@ class Office:
     def __init__(self, *asked: Action) -> None:
         self.asked = list(asked)
         self.events: list[Event] = []
+        self.pauses: list[float] = []
+
+    def paused(self, for_s: float, now: float) -> None:
+        self.pauses.append(for_s)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         self.events.append(event)
@@ -203,15 +206,14 @@ def drive(office: Office, **options: Any) -> None:
     coordinate(cast(Coordinator, office), transport(9), observe, **values)
 
 
-def test_a_coordinator_that_was_asleep_hears_what_has_come_before_it_calls_anybody_silent(
+def test_a_coordinator_that_was_asleep_tells_its_machine_for_how_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock(0.0, 100.0, 100.1, 100.2, 100.7)
     monkeypatch.setattr(coordinate_module, "time", clock)
     office = Office()
     drive(office)
-    assert isinstance(office.events[0], Received)
-    assert [type(event) for event in office.events].count(Woke) == 1
+    assert office.pauses == [100.0]  # what the machine does about it: see test_deaths
 
 
 def test_without_a_launcher_the_user_is_told_what_to_type() -> None:

@@ -177,6 +177,7 @@ def test_one_that_gets_farther_in_between_may_die_as_often_as_it_likes() -> None
         office.mend()
         for updates in range(10, 40 + 30 * death, 10):
             office.learn("b", updates)
+    assert office.phase is Phase.TRAINING
 
 
 @pytest.mark.parametrize("goes_on", [False, True])

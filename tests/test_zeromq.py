@@ -75,6 +75,7 @@ def test_a_coordinator_ignores_that_a_worker_is_gone(site: Site) -> None:
     worker.close(0)
     for _ in range(3):
         coordinator.send(worker.identity, Start())
+    assert coordinator.receive(0) == []
 
 
 @pytest.mark.parametrize(

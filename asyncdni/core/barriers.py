@@ -67,7 +67,7 @@ class BarrierSteps:
         self._at = _Steps()
         self._committing: tuple[Ledger, float] | None = None  # a cut, and since when it is saved
         self._closing = False  # a barrier for a checkpoint has been ordered
-        self._told_s = 0.0  # when it was said last how far a stop has come
+        self._reported_s = 0.0  # when it was said last how far a stop has come
 
     def check(self) -> None:
         """Assert every invariant."""
@@ -287,7 +287,7 @@ class BarrierSteps:
             self.stop_work(now)
 
     def _tell_stopping(self, now: float) -> None:
-        self._told_s = now
+        self._reported_s = now
         batches = max(self._run.in_flight.values(), default=0)
         self._out.record("stopping", now, phase=self._run.phase.value, batches=batches)
 
@@ -303,7 +303,7 @@ class BarrierSteps:
 
     def tell_stopping_again(self, now: float) -> None:
         """Say how far the user's stop has come, every now and then."""
-        if self._run.stopping_since is not None and now >= self._told_s + _TELL_EVERY_S:
+        if self._run.stopping_since is not None and now >= self._reported_s + _TELL_EVERY_S:
             self._tell_stopping(now)
 
     def watch(self, now: float) -> None:

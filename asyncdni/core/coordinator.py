@@ -155,6 +155,11 @@ def _beyond(what: str, count: float, most: int = _COUNT_MAX) -> str | None:
     return f"its {what} are {count}, expected a whole number from 0 to {most}"
 
 
+#: After a longer time in which this process has not run (SIGSTOP, a laptop's lid, a slow disk) it
+#: was the silent one: for as long again nobody is held to have been.
+_GAP_S = 0.5
+
+
 class Coordinator:
     """One run, from the first Hello to the end; `ledger`: from where an earlier one has stopped."""
 
@@ -166,6 +171,7 @@ class Coordinator:
         self._barriers = BarrierSteps(run)
         self._rounds = Rounds(run, self._barriers)
         self._deaths = Deaths(run, self._rounds, self._barriers)
+        self._patient_until_s = -math.inf
 
     @property
     def phase(self) -> Phase:
@@ -183,15 +189,23 @@ class Coordinator:
 
     @property
     def updates(self) -> dict[str, int]:
-        """By worker, as last reported."""
+        """The updates that each worker has made, as it has last reported."""
         return dict(self._run.updates)
 
     # --- the contract of a machine ---------------------------------------------------------------
+
+    def paused(self, for_s: float, now: float) -> None:
+        """The coordinator's process has looked at nothing for `for_s` seconds, until now. If that
+        was long, deadlines are put off until what has arrived meanwhile has been heard."""
+        if for_s > _GAP_S:
+            self._patient_until_s = now + _GAP_S
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """See `events.Machine`. Never raises for what a peer sends."""
         run = self._run
         actions: list[Action] = []
+        if type(event) is Woke and now < self._patient_until_s:
+            return actions
         run.out.actions = actions
         if run.since is None and not run.started:
             run.since = now
@@ -224,7 +238,8 @@ class Coordinator:
         if run.phase is Phase.ENDED or (run.since is None and not run.started):
             return None
         times = [*self._deaths.deadlines(), self._barriers.next_cut_s]
-        return min((time for time in times if time is not None), default=None)
+        due_s = min((time for time in times if time is not None), default=None)
+        return None if due_s is None else max(due_s, self._patient_until_s)
 
     def check(self) -> None:
         """Assert every invariant."""
@@ -253,7 +268,7 @@ class Coordinator:
             self._deaths.unexpected(name, message, unexpected.why, now)
 
     def _strange(self, message: Message, peer: bytes, now: float) -> None:
-        """From somebody who is not in."""
+        """Answer somebody who is not in the run."""
         if isinstance(message, Hello):
             name = self._rounds.hello(message, peer, now)
             if name is not None:

@@ -154,7 +154,7 @@ class Rounds:
             self._out.record("round", now, **values, lost_updates=undone, again=self._again)
 
     def _count_undone(self) -> dict[str, int]:
-        """By worker, the updates that it had made after the state that it begins with now."""
+        """The updates of each worker after the state that it begins with now."""
         found = {}
         for name, member in self._run.members.items():
             restored = member.built.updates if member.built is not None else 0

@@ -109,16 +109,22 @@ class Prepared(Event):
     """The worker's part of the experiment is known, and signs of life are sent (process)."""
 
     roll_back: bool = False  # numbers that go wrong lead to another round: see [numbers]
-    snapshot_every_s: float | None = None  # None: this run has no rolling snapshots
+    goes_on: bool = False  # see `core.members.Roster`
+    snapshot_every_s: float | None = None  # as the user has set it; None: never
+    stages: Sequence[str] = ()  # the declared stages of this worker, for what the user is told
 
 
 @dataclass(slots=True)
 class Restored(Event):
-    """The stage is in the state that was asked for (process)."""
+    """The stage is in the state that was asked for (process).
+
+    `place` and `unusable` are about `Origin.FARTHEST` alone."""
 
     parameters: int = 0
     counts: Mapping[str, int] | None = None  # what has been done by then; None: as before
-    notes: list[str] = field(default_factory=list)  # for the user
+    notes: Sequence[str] = ()  # what the stage has to tell the user of that state
+    place: str = ""  # where the state was, in the folder of the run; "": at the beginning
+    unusable: Sequence[str] = ()  # why states that might have come farther could not be used
 
 
 @dataclass(slots=True)

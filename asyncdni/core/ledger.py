@@ -106,7 +106,7 @@ class Ledger:
 
     @classmethod
     def restored(cls, state: Mapping[str, Any], restore: str) -> Ledger:
-        """From a manifest; `restore` names the folder of its cut, or "snapshots"."""
+        """Make the ledger of a manifest; `restore` names the folder of its cut, or "snapshots"."""
         known = {name: state[name] for name in cls().state()}
         return cls(**known, restore=restore)
 
@@ -166,7 +166,7 @@ class Ledger:
         self.resumed((min(positions), first), barriers, SNAPSHOTS)
 
     def fit(self, barriers: Sequence[int]) -> None:
-        """To a plan that may have changed since this cut."""
+        """Adapt the ledger to a plan that may have changed since this cut."""
         done, due = barriers[: self.planned], barriers[self.planned :]
         if any(one > self.start for one in done) or any(one < self.start for one in due):
             self.planned = bisect_right(barriers, self.start)

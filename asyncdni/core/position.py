@@ -30,7 +30,7 @@ class Rows:
         return min(self.test_size, self.tests - batch * self.test_size)
 
     def ends_test(self, batch: int) -> bool:
-        """It is the last one of the test set."""
+        """Whether this batch is the last one of the test set."""
         return self.of_test(batch) > 0 >= self.of_test(batch + 1)
 
 

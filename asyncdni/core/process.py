@@ -22,6 +22,8 @@ In a round the process hands what happens to the round's `Worker`; what it decid
   order waits with it.
 - A report is due every 0.5 s, after the op under way, and before each `Drained`.
 - A rolling snapshot is due some time after the last one, behind an Update, if all is applied.
+  There are none where all workers go back together: nobody would ever read one.
+- What the user is told of the state that a stage begins a round with.
 - Once the coordinator is gone the worker finishes the update it is in the middle of, keeps what it
   has learned, and leaves.
 - Arrays of a batch are used again once the batch is released and no message holds them any more;
@@ -30,7 +32,7 @@ In a round the process hands what happens to the round's `Worker`; what it decid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 from asyncdni.core.counts import Counts
@@ -123,7 +125,7 @@ class Buffers:
             self._unsent.setdefault(message.batch, []).append(left)
 
     def free(self, batch: int) -> Callable[[], bool]:
-        """Of a batch that is being released: whether all its arrays may be used again."""
+        """Return what says whether all arrays of a released batch may be used again."""
         waiting = self._unsent.pop(batch, [])
         return lambda: all([left() for left in waiting])
 
@@ -161,11 +163,13 @@ class Process:
         self._began_s = now
         self._give_up_s: float | None = None
         self._roll_back = False
-        self._snapshot_every_s: float | None = None
+        self._stages: Sequence[str] = ()
+        self._snapshot_every_s: float | None = None  # None: this process takes no snapshots
         self.snapshot_due_s = _NEVER
         self._welcome: Welcome | None = None
         self._order: Rejoin | None = None  # the newest
         self._following: Rejoin | None = None  # what the stage is being restored for
+        self._restore: Restore | None = None  # the newest
         self._connect: Connect | None = None
         self._has_state = False
         self._early: list[Message] = []
@@ -237,7 +241,7 @@ class Process:
 
     @property
     def is_served(self) -> bool:
-        """As far as it knows there is a coordinator."""
+        """Whether there is a coordinator, as far as this process knows."""
         return not self._gone
 
     @property
@@ -277,10 +281,12 @@ class Process:
         return self._order.incarnation if self._order is not None else 0
 
     def _prepared(self, event: Prepared, now: float) -> list[Action]:
-        self._roll_back = event.roll_back
-        self._snapshot_every_s = event.snapshot_every_s
-        if event.snapshot_every_s is not None:
-            self.snapshot_due_s = self._began_s + event.snapshot_every_s
+        assert self._welcome is not None
+        self._roll_back, self._stages = event.roll_back, event.stages
+        every_s = event.snapshot_every_s
+        # Where all go back together nobody would ever read a snapshot.
+        if event.goes_on and self._welcome.folder and every_s is not None:
+            self._snapshot_every_s, self.snapshot_due_s = every_s, self._began_s + every_s
         return self._build()
 
     def _follow(self, order: Rejoin) -> list[Action]:
@@ -294,13 +300,15 @@ class Process:
         self.state, self._following = State.BUILDING, self._order
         match self._order.restore:
             case "keep":  # in a process that has nothing to keep yet, as at the beginning
-                return [Restore(Origin.KEPT if self._has_state else Origin.BEGINNING)]
+                restore = Restore(Origin.KEPT if self._has_state else Origin.BEGINNING)
             case "initial":
-                return [Restore(Origin.BEGINNING, discard=True)]
+                restore = Restore(Origin.BEGINNING, discard=True)
             case _ if self._order.restore == SNAPSHOTS:
-                return [Restore(Origin.FARTHEST, self._welcome.cut)]
+                restore = Restore(Origin.FARTHEST, self._welcome.cut)
             case cut:
-                return [Restore(Origin.CUT, cut, discard=True)]
+                restore = Restore(Origin.CUT, cut, discard=True)
+        self._restore = restore
+        return [restore]
 
     def _restored(self, event: Restored, now: float) -> list[Action]:
         self._has_state = True
@@ -315,9 +323,20 @@ class Process:
             position=self.counts.position,
             updates=self.counts.updates,
             read=self.counts.read,
-            notes=event.notes,
+            notes=[*self._notes(event), *event.notes],
         )
         return [Send(COORDINATOR, built)]
+
+    def _notes(self, event: Restored) -> list[str]:
+        """Tell the user if the stage could not be taken from its last snapshot."""
+        assert self._restore is not None
+        if self._restore.origin is not Origin.FARTHEST or event.place == SNAPSHOTS:
+            return []
+        why, stages = "; ".join(event.unusable), ", ".join(self._stages)
+        if not event.place:
+            return [f"{why}; {stages} begin anew"]
+        why = why or "its state there is newer than its last snapshot"
+        return [f"{why}; {stages} from {event.place}, batch {self.counts.position:,}"]
 
     def _join(self, connect: Connect) -> list[Action]:
         """Claim the stages only now that all are built: a run that fails until then takes its
@@ -406,7 +425,7 @@ class Process:
         return self._hand(event, now) if self.state is State.ROUND else []
 
     def _unusable(self, event: Unusable, now: float) -> list[Action]:
-        """From now on that neighbour is as good as dead."""
+        """Treat that neighbour as dead from now on."""
         if self.state is not State.ROUND:
             return []
         lost = Received(Lost(event.accused.worker))

@@ -279,7 +279,7 @@ def _age_of(noted: Mapping[str, str]) -> _Age:
 
 
 def _read_snapshots(folder: Path, stages: Sequence[str]) -> dict[str, _Content]:
-    """By stage, the newest whole snapshots with one serial. Raises `CheckpointError` for none."""
+    """Find the newest whole snapshots with one serial, by stage; `CheckpointError` for none."""
     found: list[dict[_Age, _Content]] = []
     wrong = f"no snapshot of {', '.join(stages)} in {folder}"
     for stage in stages:

@@ -141,7 +141,7 @@ class Result:
 
     @property
     def test_accuracy(self) -> float | None:
-        """Of the final weights, from 0 to 1; None where no loss has right answers."""
+        """The accuracy of the final weights, from 0 to 1; None where no loss has right answers."""
         accuracy: float | None = self.summary["test_accuracy"]
         return accuracy
 

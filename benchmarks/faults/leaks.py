@@ -37,6 +37,8 @@ HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "leaks.json", HERE / "README.md"
 #: Runs that come first: what is imported and kept once is there after them.
 WARM_UP = 8
+#: Of a run in which a worker is killed.
+KILLED_EPOCHS = 400
 #: Marks every process that descends from this one, whoever its parent is by now.
 MARK = "ASYNCDNI_LEAKS"
 TABLES: Mapping[str, Any] = {
@@ -103,7 +105,7 @@ def with_a_worker_killed(folder: Path) -> None:
             rounds.append(kind)
             os.kill(pids["middle"], signal.SIGKILL)
 
-    tables = {**TABLES, "run": {"epochs": 400, "evaluate_every": 400.0}}
+    tables = {**TABLES, "run": {"epochs": KILLED_EPOCHS, "evaluate_every": float(KILLED_EPOCHS)}}
     asyncdni.train(tables, out=folder, observers=[kill])
     assert len(pids) == 3 and rounds
 

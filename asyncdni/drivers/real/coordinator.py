@@ -42,9 +42,6 @@ __all__ = ["Launcher", "Observer", "Stops", "coordinate"]
 
 #: A dead worker keeps its neighbours waiting until it is noticed; a look takes some 50 µs.
 _LOOK_EVERY_S = 0.02
-#: After a longer time without a look (SIGSTOP, a laptop's lid, a slow disk) this process was the
-#: silent one: for as long again nobody is held to have been.
-_GAP_S = 0.5
 
 
 class Launcher(Protocol):
@@ -72,7 +69,7 @@ class Stops:
         self._program_ends = False
 
     def signalled(self, number: int, _: object = None) -> None:
-        """As a signal's handler."""
+        """Note a signal; this is a signal handler."""
         self.numbers.append(number)
         self._waiting += 1
 
@@ -83,7 +80,7 @@ class Stops:
             self._waiting += 1
 
     def take(self) -> bool:
-        """There is a request that has not been taken yet."""
+        """Whether there is a request that has not been taken yet; it is taken now."""
         if not self._program_ends and not threading.main_thread().is_alive():
             self._program_ends = True  # of whose threads this is one
             self._waiting += 1
@@ -128,7 +125,6 @@ class _Run:
         self._commit = commit
         self._command = command
         self._looked_s = time.monotonic()
-        self._patient_until_s = 0.0
 
     def handle(self, event: Event) -> None:
         events = [event]
@@ -139,13 +135,11 @@ class _Run:
                     events.append(answer)
 
     def wake(self) -> None:
-        """Let the machine see what time it is, unless it has been asleep itself until just now."""
+        """Let the machine see what time it is, and how long this process has not looked."""
         now = time.monotonic()
-        if now - self._looked_s > _GAP_S:
-            self._patient_until_s = now + _GAP_S
+        self.machine.paused(now - self._looked_s, now)
         self._looked_s = now
-        if now >= self._patient_until_s:
-            self.handle(Woke())
+        self.handle(Woke())
 
     def tell_rejected(self) -> None:
         """Peers that the transport has heard nonsense from since the last call."""
@@ -212,7 +206,7 @@ def coordinate(
     command: Callable[[str], str],
     stops: Stops,
 ) -> None:
-    """Until the run has ended. Signals are added to `stops`.
+    """Drive the coordinator until the run has ended. Signals are added to `stops`.
 
     `launch` starts the workers of this address, if anybody is to; where nobody is, `command` gives
     the command line that starts one. `commit` writes the manifest of a cut.

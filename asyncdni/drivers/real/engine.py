@@ -201,18 +201,18 @@ class Engine:
         }
 
     def equip(self, tools: Tools) -> None:
-        """A round begins."""
+        """Take the tools of a round that begins."""
         self._tools = tools
         self._meter, self._trace, self._slow = tools.meter, tools.trace, tools.slow
         self._inspection = tools.inspection
 
     def run(self) -> Exit:
-        """From the Hello on, until the process is to end."""
+        """Drive the process from its Hello until it is to end."""
         self._attempt(lambda: self._carry_out(self._process.start(time.monotonic())))
         return self.drive()
 
     def drive(self) -> Exit:
-        """Until the process is to end."""
+        """Drive the process until it is to end."""
         while self.end is None:
             self._attempt(self._turn)
         return self.end
@@ -254,7 +254,7 @@ class Engine:
         self._handle(event)
 
     def _wait(self) -> None:
-        """For something to arrive, or to be due."""
+        """Wait for something to arrive, or to be due."""
         process = self._process
         if process.state is State.HELLO and parent_lives() is False:
             self._handle(CoordinatorGone("the process that started this worker is gone"))

@@ -66,8 +66,6 @@ def pin_process(core: int) -> None:
 
 
 # --- memory --------------------------------------------------------------------------------------
-#
-# What this process holds and may hold: memory, and descriptors of files.
 
 T = TypeVar("T")
 

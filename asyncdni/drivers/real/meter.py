@@ -176,8 +176,6 @@ class Meter:
 
 
 # --- trace ---------------------------------------------------------------------------------------
-#
-# When each op of a worker ran, what it waited for, sent and received: for traces and timelines.
 
 #: Events kept of one worker: 32 MB, some 100,000 batches.
 EVENTS_MAX = 1_000_000
@@ -186,7 +184,8 @@ _pack = struct.Struct("<4i2d").pack  # see `traces.RECORD`
 
 
 class Trace:
-    """Events of one worker, packed at once into bytes.
+    """When each op of a worker ran, and what it waited for, sent and received, for traces and
+    timelines. Events are packed at once into bytes.
 
     Nothing of an op or a message is kept but names and numbers, so that no tensor outlives its
     batch and the garbage collector has nothing to look at. All times are seconds of

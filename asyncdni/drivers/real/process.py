@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,7 +118,7 @@ class Signals:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """In the main thread; elsewhere signals are the caller's business."""
+        """Handle signals within this context; in other threads than the main one do nothing."""
         previous: dict[int, Any] = {}
         with contextlib.suppress(ValueError):
             for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
@@ -145,7 +145,7 @@ class Signals:
             os._exit(128 + number)
 
     def _say(self) -> None:
-        """To whoever has started this worker by hand; others can read the coordinator."""
+        """Tell whoever has started the worker by hand; others can read the coordinator."""
         if os.environ.get(PARENT_VARIABLE):
             return
         text = (
@@ -167,37 +167,37 @@ def restored_stage(
     folder: Path,
     action: Restore,
     stages: Sequence[str],
-) -> tuple[_Stage, Mapping[str, int], list[str]]:
-    """A stage in the state that `action` names, what it has done by then (see `Counts.state`), and
-    what the user should know of it. `build` makes one whose state is then replaced, `begin` one as
-    it is at the beginning of the run; `folder` is that of the run.
+) -> tuple[_Stage, Restored]:
+    """A stage in the state that `action` names, and the answer to it. `build` makes a stage whose
+    state is then replaced, `begin` one as it is at the beginning of the run; `folder` is that of
+    the run.
 
-    A snapshot that is missing or damaged is told of. Raises `CheckpointError` for a cut that all
-    are to go back to and that can't be used, and what `begin` raises.
+    The answer tells of a snapshot that is missing or damaged. Raises `CheckpointError` for a cut
+    that all are to go back to and that can't be used, and what `begin` raises.
     """
     if action.discard:
         discard_snapshots(folder / SNAPSHOTS)  # of all: nobody writes one before all are built
     if action.origin is Origin.BEGINNING:
-        return begin(), {}, []
+        return _answered(begin(), counts={})
     stage = build()
     if action.origin is Origin.CUT:
         state, counts = read_state(folder / action.place, stages, None)
-        return stage, counts, stage.restore(state)
+        return _answered(stage, counts=counts, notes=stage.restore(state))
     cuts = _cuts(folder, action.place)
     try:
         place, state, counts, wrong = read_newest(folder, stages, SNAPSHOTS, cuts)
         notes = stage.restore(state)
     except CheckpointError as error:
-        return begin(), {}, [f"{error}; {', '.join(stages)} begin anew"]
-    if place != SNAPSHOTS:
-        newer = "; ".join(wrong) or "its state there is newer than its last snapshot"
-        position = counts.get("batches", 0) + counts.get("missed", 0)
-        notes = [f"{newer}; {', '.join(stages)} from {place}, batch {position:,}", *notes]
-    return stage, counts, notes
+        return _answered(begin(), counts={}, unusable=[str(error)])
+    return _answered(stage, counts=counts, notes=notes, place=place, unusable=wrong)
+
+
+def _answered(stage: _Stage, **answer: Any) -> tuple[_Stage, Restored]:
+    return stage, Restored(stage.parameters(), **answer)
 
 
 def _cuts(folder: Path, newest: str) -> list[str]:
-    """Of the run, the newest first; they need not be whole."""
+    """List the run's cuts up to `newest`, the newest first; they need not be whole."""
     parent, _, number = newest.rpartition("/")
     if not number:
         return []
@@ -278,11 +278,11 @@ class Session:
         self._build(welcome)
         roster = make_roster(design)
         self._expect(len(roster.neighbours[self._group.name]))
-        # Where all go back together nobody would ever read a snapshot.
-        used = roster.goes_on and welcome.folder
         return Prepared(
-            roll_back=design.experiment.numbers.policy == "roll_back",
-            snapshot_every_s=snapshot_every_s(design.experiment.checkpoint) if used else None,
+            roll_back=roster.rolls_back,
+            goes_on=roster.goes_on,
+            snapshot_every_s=snapshot_every_s(design.experiment.checkpoint),
+            stages=self._stages,
         )
 
     def _beat(self, silence_s: float) -> None:
@@ -328,13 +328,12 @@ class Session:
     def restore(self, action: Restore) -> Restored:
         """Bring the stage into a state: see `restored_stage`."""
         assert self.welcome is not None
-        counts: Mapping[str, int] | None = None
-        notes: list[str] = []
         if action.origin is Origin.KEPT and self._stage is not None:
             self._stage.forget()
+            restored = Restored(self._stage.parameters())
         else:
             folder = Path(self.welcome.folder)
-            self._stage, counts, notes = restored_stage(
+            self._stage, restored = restored_stage(
                 lambda: make_stage(self._design, self._group),
                 lambda: make_stage(kept(folder, self._design, self._stages), self._group),
                 folder,
@@ -342,7 +341,7 @@ class Session:
                 self._stages,
             )
         self._transport.await_neighbours()
-        return Restored(self._stage.parameters(), counts, notes)
+        return restored
 
     def join(self, action: Join) -> tuple[Joined, Tools]:
         """Claim the stages, and connect to the neighbours. Raises `CheckpointError`."""
@@ -381,7 +380,7 @@ class Session:
 
 
 def _make_folder(path: str) -> None:
-    """On hosts that do not share the coordinator's."""
+    """Make the run's folder, on hosts that do not share the coordinator's."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

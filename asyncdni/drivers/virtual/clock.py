@@ -24,27 +24,23 @@ class Agenda:
         self.entries = 0  # that have happened
         self._heap: list[tuple[float, int, bool, Callable[[], None]]] = []
         self._sequence = 0
-        self._working = 0  # entries to come that are not idle
+        self.working = 0  # entries to come that are not idle
 
     @property
     def next_at(self) -> float | None:
         """The moment of the next entry; None: there is none."""
         return self._heap[0][0] if self._heap else None
 
-    @property
-    def only_idle(self) -> bool:
-        return not self._working
-
     def at(self, time_s: float, what: Callable[[], None], *, idle: bool = False) -> None:
         assert time_s >= self.now, (time_s, self.now)
         self._sequence += 1
-        self._working += not idle
+        self.working += not idle
         heapq.heappush(self._heap, (time_s, self._sequence, idle, what))
 
     def after(self, delay_s: float, what: Callable[[], None], *, idle: bool = False) -> None:
         assert delay_s >= 0.0, delay_s
         self._sequence += 1
-        self._working += not idle
+        self.working += not idle
         heapq.heappush(self._heap, (self.now + delay_s, self._sequence, idle, what))
 
     def step(self) -> None:
@@ -52,14 +48,12 @@ class Agenda:
         self.now, _, idle, what = heapq.heappop(self._heap)
         self.entries += 1
         if not idle:
-            self._working -= 1
+            self.working -= 1
             self.progress_at = self.now
         what()
 
 
 # --- clock ---------------------------------------------------------------------------------------
-#
-# Clocks of single processes: none agrees with another, and none with the agenda's time.
 
 #: A real clock moves on between a deadline and the next look at it.
 _TICK_S = 1e-6
@@ -101,10 +95,6 @@ class Alarm:
         moment = self._clock.moment(deadline)
         if self._set_for is None or moment < self._set_for:
             self._set(max(moment, self._agenda.now + _TICK_S))
-
-    def snooze(self, moment: float) -> None:
-        """Look again at that moment of the agenda, whatever the deadline."""
-        self._set(moment)
 
     def _set(self, moment: float) -> None:
         self._set_for = moment

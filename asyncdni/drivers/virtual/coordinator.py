@@ -40,8 +40,6 @@ from asyncdni.plan.plan import Group
 __all__ = ["CoordinatorProcess", "Launcher", "Records", "find_ledger"]
 
 # --- launcher ------------------------------------------------------------------------------------
-#
-# Who starts the worker processes of a simulated run, sees which have ended, and kills.
 
 #: How long it takes to see that a process has ended.
 _NOTICED_AFTER_S = 0.1
@@ -52,7 +50,8 @@ HasExited = Callable[[str, int], None]
 
 
 class Launcher:
-    """Lives and dies with a coordinator's process; what it has started lives on."""
+    """Starts the worker processes of a simulated run, sees which have ended, and kills. It lives
+    and dies with a coordinator's process; what it has started lives on."""
 
     def __init__(
         self,
@@ -128,8 +127,6 @@ class Launcher:
 
 Records = list[tuple[str, dict[str, Any]]]
 
-#: After a longer pause of its own nobody is held to have been silent, for as long again.
-_GAP_S = 0.5
 #: How long workers have to leave by themselves at the end; then they are killed.
 _GRACE_S = 2.0
 
@@ -150,6 +147,7 @@ class CoordinatorProcess:
     ) -> None:
         """`records`: where what is to be written down goes."""
         self.key = f"{COORDINATOR}#{number}"
+        self.roster = roster
         self.machine = Coordinator(roster, ledger)
         self.end: Finish | Fail | None = None
         self.alive = True
@@ -157,10 +155,10 @@ class CoordinatorProcess:
         self._launcher = launcher
         self._records = records
         self._died = died
-        self.clock = world.mischance.clock()
+        self.clock = world.chance_faults.clock()
         self._pauses = 0
         self._backlog: list[Callable[[], None]] = []
-        self._idle_since = self._patient_until = 0.0
+        self._idle_since = 0.0
         self._alarm = Alarm(world.agenda, self.machine, self._wake, self.clock)
 
     # --- life ------------------------------------------------------------------------------------
@@ -171,7 +169,7 @@ class CoordinatorProcess:
         self._launcher.start(self, self.exited)
 
     def kill(self) -> None:
-        """It has ended without a word, and nobody watches its workers' processes any more."""
+        """End the process without a word: nobody watches its workers' processes any more."""
         self.alive = self._launcher.alive = False
         self._backlog.clear()
 
@@ -190,15 +188,15 @@ class CoordinatorProcess:
         self._work_off()
 
     def _work_off(self) -> None:
-        now = self._world.agenda.now
-        if not self._pauses and now - self._idle_since > _GAP_S:
-            self._patient_until = now + _GAP_S
+        if not self._pauses:
+            now = self._world.agenda.now
+            self.machine.paused(now - self._idle_since, self.clock.reading(now))
         while self._backlog and not self._pauses:
             self._backlog.pop(0)()
 
     @property
     def busy(self) -> bool:
-        """It runs, and the run is not over."""
+        """Whether the process lives and the run is not over."""
         return self.alive and self.end is None
 
     def _now(self, what: Callable[[], None]) -> None:
@@ -228,13 +226,7 @@ class CoordinatorProcess:
         self._now(partial(self._handle, Exited(name, code, "")))
 
     def _wake(self) -> None:
-        self._now(self._woke)
-
-    def _woke(self) -> None:
-        if self._world.agenda.now < self._patient_until:
-            self._alarm.snooze(self._patient_until)
-        else:
-            self._handle(Woke())
+        self._now(partial(self._handle, Woke()))
 
     def _handle(self, event: Event) -> None:
         if not self.busy:
@@ -276,7 +268,7 @@ class CoordinatorProcess:
             self._world.disk.commit_weights(cut)
             self._handle(Stored(cut.tag))
             return
-        chance = self._world.mischance.save()
+        chance = self._world.chance_faults.save()
         took_s = self._world.costs.save_us * 1e-6 + chance.extra_s
         if chance.torn and self._died is not None:
             self._world.agenda.after(took_s / 2, self._died)
@@ -306,13 +298,11 @@ class CoordinatorProcess:
 
 
 # --- resumption ----------------------------------------------------------------------------------
-#
-# Where a run goes on whose coordinator has died: as `--resume` does, from what is on the disk.
 
 
 def find_ledger(design: Design, disk: Disk, history: list[dict[str, Any]]) -> Ledger:
-    """From the newest cut or the workers' snapshots: see `Ledger.taken_up`. `history`: all
-    evaluations so far."""
+    """Where a run goes on whose coordinator has died, as with `--resume`: from the newest cut or
+    the workers' snapshots, see `Ledger.taken_up`. `history`: all evaluations so far."""
     ledger = Ledger()
     newest = disk.newest_cut()
     if newest is not None:

@@ -197,7 +197,7 @@ class Pace:
         return 0.0 if self._slow is None else self._slow.after(op, took_s)
 
     def vary(self, seconds: float) -> float:
-        """By `Costs.jitter`."""
+        """Vary a duration by `Costs.jitter`."""
         return around(seconds, self._costs.jitter, self._random)
 
     def save_s(self) -> float:
@@ -216,21 +216,19 @@ def around(mean: float, jitter: float, source: random.Random) -> float:
 
 
 # --- sizes ---------------------------------------------------------------------------------------
-#
-# How many bytes messages would have on the wire, headers left out: links of limited bandwidth
-# take their time by it.
 
 _BATCHES_KEPT = 4096  # of a link; no gradient comes back later than that
 
 
 class MessageBytes(Protocol):
-    """Bytes of a message from one worker to another."""
+    """How many bytes a message from one worker to another has on the wire, without its header:
+    links of limited bandwidth take their time by it."""
 
     def __call__(self, sender: str, to: str, message: Message) -> int: ...
 
 
 def tensor_bytes(sender: str, to: str, message: Message) -> int:
-    """Of the tensors that `message` carries."""
+    """Return the bytes of the tensors that `message` carries."""
     if isinstance(message, Activation | Gradient | Shared):
         return sum(tensor.nbytes for tensor in message.tensors.values())
     return 0
@@ -289,18 +287,6 @@ class EstimatedBytes:
 
 
 # --- cores ---------------------------------------------------------------------------------------
-#
-# Cores that the workers of a host share: who computes, who waits for a core, who has cold caches.
-#
-# ```
-#  core 0   a F3 P3 B3 U3 │ c F1 P1 B1 U1 │ a F4 …       a worker keeps its core while it has work,
-#  core 1   b F2 P2 B2 U2 │ b F3 …                        for one slice where others wait
-#  waiting  c ───────────►  a ───────────►
-# ```
-#
-# A worker has one thread, for its ops, its logic and its messages. What is beside the ops
-# (`Burden`) adds up until the next op, which begins after it, or is worked off at once where there
-# is none: a busy host has less time for ops, and an idle worker's overhead delays nobody.
 
 #: Less than this is none: what is left of floating point.
 _NOTHING_S = 1e-12
@@ -359,7 +345,19 @@ class _Thread:
 
 
 class Cores:
-    """All cores of a run."""
+    """The cores that the workers of each host share: who computes, who waits for a core, and who
+    has cold caches.
+
+    ```
+     core 0   a F3 P3 B3 U3 │ c F1 P1 B1 U1 │ a F4 …      a worker keeps its core while it has work,
+     core 1   b F2 P2 B2 U2 │ b F3 …                       for one slice where others wait
+     waiting  c ───────────►  a ───────────►
+    ```
+
+    A worker has one thread, for its ops, its logic and its messages. What is beside the ops
+    (`Burden`) adds up until the next op, which begins after it, or is worked off at once where
+    there is none: a busy host has less time for ops, and an idle worker's overhead delays nobody.
+    """
 
     def __init__(self, agenda: Agenda, hosts: Hosts, workers: Sequence[str]) -> None:
         """`workers`: all of the run, in the network's order."""

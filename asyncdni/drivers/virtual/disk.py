@@ -75,7 +75,7 @@ class Disk:
         )
 
     def read(self, folder: str, group: Group) -> Saved | None:
-        """None where there is nothing of that worker. Raises `CheckpointError`."""
+        """Return a worker's state; None where there is none. Raises `CheckpointError`."""
         found = self._saved.get(folder, {}).get(group.name)
         if self._folder is None:
             return found
@@ -88,16 +88,18 @@ class Disk:
             raise
         return Saved(state, counts, _learned(counts) if found is None else found.learned)
 
-    def farthest(self, cut: str, group: Group) -> tuple[str, Saved | None]:
+    def farthest(self, cut: str, group: Group) -> tuple[str, Saved] | None:
         """What a worker that learns by itself goes on from, and the folder that it is in: of its
-        snapshot and its state in cuts up to `cut` the one that has come farthest."""
+        snapshot and its state in cuts up to `cut` the one that has come farthest. None where there
+        is neither."""
         cuts = [tag for tag in reversed(self._cuts) if tag <= cut]
         found = {place: saved for place in (SNAPSHOTS, *cuts) if (saved := self.read(place, group))}
         order = farthest_first({place: saved.counts for place, saved in found.items()})
-        return (order[0], found[order[0]]) if order else (SNAPSHOTS, None)
+        return (order[0], found[order[0]]) if order else None
 
     def discard_snapshots(self) -> None:
-        """Of all workers, as when training goes back to before them. Raises `CheckpointError`."""
+        """Remove the snapshots of all workers: training goes back to before them. Raises
+        `CheckpointError`."""
         self._saved.pop(SNAPSHOTS, None)
         if self._folder is not None:
             checkpoint.discard_snapshots(self._folder / SNAPSHOTS)

@@ -14,7 +14,7 @@ that saves are slow, fail, or are torn.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ from asyncdni.core.events import (
 )
 from asyncdni.core.ledger import SNAPSHOTS, is_cut
 from asyncdni.core.liveness import Sight
+from asyncdni.core.members import Roster
 from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
 from asyncdni.drivers.virtual.clock import Alarm
@@ -93,6 +94,7 @@ class Office(Protocol):
     """The coordinator's process, as a worker's knows it."""
 
     key: str
+    roster: Roster  # of its run
 
     def receive(self, peer: bytes, message: Message) -> None: ...
 
@@ -148,7 +150,7 @@ class Keeping:
         if action.origin is Origin.KEPT:
             if self.stage is not None:
                 self.stage.forget()
-            return self._restored(None, [])
+            return self._restored(None)
         self.ids = set()
         if self._build is not None and not self._is_new:
             self.stage = self._build()
@@ -156,24 +158,23 @@ class Keeping:
         if action.discard:
             self._disk.discard_snapshots()
         if action.origin is Origin.BEGINNING:
-            return self._restored({}, [])
+            return self._restored({})
         if action.origin is Origin.CUT:
             place, saved = action.place, self._disk.read(action.place, self.group)
             if saved is None:
                 raise CheckpointError(f"no state of {self.group.name} in {place}")
         else:
-            place, saved = self._disk.farthest(action.place, self.group)
-            if saved is None:
-                return self._restored({}, ["there is no snapshot; it begins anew"])
+            found = self._disk.farthest(action.place, self.group)
+            if found is None:
+                return self._restored({}, unusable=["there is no snapshot"])
+            place, saved = found
         self.ids = None if saved.learned is None else set(saved.learned)
-        from_cut = action.origin is Origin.FARTHEST and place != SNAPSHOTS
-        notes = [f"it goes on from {place}"] if from_cut else []
-        notes += self.stage.restore(saved.state) if self.stage is not None else []
-        return self._restored(saved.counts, notes)
+        notes = self.stage.restore(saved.state) if self.stage is not None else []
+        return self._restored(saved.counts, notes=notes, place=place)
 
-    def _restored(self, counts: Any, notes: list[str]) -> Restored:
+    def _restored(self, counts: Mapping[str, int] | None, **more: Any) -> Restored:
         parameters = self.stage.parameters() if self.stage is not None else 0
-        return Restored(parameters, counts, notes)
+        return Restored(parameters, counts, **more)
 
     def learned(self, batch: int) -> None:
         """One more batch has been forwarded to be learned from."""
@@ -183,7 +184,7 @@ class Keeping:
         self.ids.add(batch)
 
     def weights(self) -> dict[str, dict[str, Array]]:
-        """By declared stage; none without arithmetic."""
+        """Return the weights by declared stage; none without arithmetic."""
         return self.stage.state() if self.stage is not None else {}
 
     def state(self) -> Saved:
@@ -207,9 +208,6 @@ class Keeping:
 
 
 # --- null ----------------------------------------------------------------------------------------
-#
-# Ops without arithmetic: only what the core needs to know of them, for runs that are about order
-# and time. Tensors are one small token, which the codec can carry too.
 
 _TOKEN = np.zeros(1, np.uint8)
 _TOKEN.setflags(write=False)
@@ -220,7 +218,8 @@ _ALONE = frozenset(OpKind) - {
 
 
 class NullExecutor:
-    """Stands for `stages.executor.Executor`: same samples, same addressees, no values.
+    """Stands for `stages.executor.Executor` in runs that are about order and time alone: it has the
+    same samples and addressees, but no arithmetic. Every tensor is one small token.
 
     Its scores count samples; their loss is 0, and they have no right answers.
     """
@@ -308,7 +307,7 @@ class WorkerProcess:
         self._group = group
         self._ended = ended
         self._ops = ops
-        self._clock = clock = world.mischance.clock()
+        self._clock = clock = world.chance_faults.clock()
         self._hear = partial(office.receive, self.peer)
         self._silence_s = world.design.experiment.limits.silence_s
         self._pauses = self._starvations = 0
@@ -338,7 +337,8 @@ class WorkerProcess:
         self._executor: Executor = NullExecutor(design, group)
         self._addresses: dict[str, str] = {}  # of neighbours
         self._asked: object = None  # the op or the restoring under way
-        self._delay_s = 0.0  # what a snapshot that is due takes, before the next op
+        self._saving: Save | None = None  # the save under way
+        self._delay_s = 0.0  # what a snapshot takes, before the next op
 
     def _table(self) -> dict[type[Action], Callable[[Any], None]]:
         """What is done about each action."""
@@ -360,17 +360,17 @@ class WorkerProcess:
 
     @property
     def worker(self) -> Worker:
-        """Of the current round or the last one; before the first, one that has done nothing."""
+        """The worker of the current or last round; before the first, one that has done nothing."""
         process = self._process
         return process.worker or make_worker(self._world.design, self._group, process.counts)
 
     @property
     def ids(self) -> set[int] | None:
-        """Of the batches that it has learned from; None where files of before do not say."""
+        """The ids of the batches that it has learned from; None where earlier files do not say."""
         return self._keeping.ids
 
     def weights(self) -> dict[str, dict[str, Array]]:
-        """By declared stage; none without arithmetic."""
+        """Return the weights by declared stage; none without arithmetic."""
         return self._keeping.weights()
 
     # --- life ------------------------------------------------------------------------------------
@@ -384,11 +384,11 @@ class WorkerProcess:
 
     @property
     def _reading(self) -> float:
-        """Of the process's own clock."""
+        """What the process's own clock shows."""
         return self._clock.reading(self._agenda.now)
 
     def exit(self, code: int) -> None:
-        """It ends, whoever has ended it."""
+        """End the process, whoever has ended it."""
         if self.alive:
             self.alive = False
             self._asked = None
@@ -415,11 +415,11 @@ class WorkerProcess:
 
     @property
     def _is_awake(self) -> bool:
-        """What comes now is done at once."""
+        """Whether what comes now is done at once."""
         return self.alive and not self._pauses and not self._backlog
 
     def _now(self, what: Callable[[], None]) -> None:
-        """At once, or as soon as it is paused no more."""
+        """Do this at once, or as soon as the process is paused no more."""
         if self._is_awake:
             what()
         elif self.alive:
@@ -492,7 +492,7 @@ class WorkerProcess:
             self._process.buffers.sent(send.message, parcel.left)
 
     def _tell(self, message: Message) -> None:
-        """To the coordinator."""
+        """Send a message to the coordinator."""
         self._world.to_coordinator(self, self.office.key, message, self._hear)
 
     def _release(self, release: Release) -> None:
@@ -516,15 +516,17 @@ class WorkerProcess:
     def _prepare(self, action: Prepare) -> None:
         self._heard_s = self._looked_s = self._agenda.now
         self._beat()
-        experiment, groups = self._world.design.experiment, self._world.design.plan.groups
-        # One whose weights wait for the gradients of others could not go on from its own.
-        alone = not shared_with(groups, self._group)
-        every_s = snapshot_every_s(experiment.checkpoint) if alone else None
-        self._handle(Prepared(experiment.numbers.policy == "roll_back", every_s))
+        prepared = Prepared(
+            roll_back=self.office.roster.rolls_back,
+            goes_on=self.office.roster.goes_on,
+            snapshot_every_s=snapshot_every_s(self._world.design.experiment.checkpoint),
+            stages=[node.name for node in self._group.members],
+        )
+        self._handle(prepared)
 
     def _restore(self, action: Restore) -> None:
         """Reading the state takes about as long as writing it."""
-        self._asked = action
+        self._asked, self._saving = action, None
         self._later(self._pace.save_s(), partial(self._has_read, action))
 
     def _has_read(self, action: Restore) -> None:
@@ -572,10 +574,10 @@ class WorkerProcess:
         if self.slowness > 1.0:
             extra_s = (self.slowness - 1.0) * (self._agenda.now - began)
             self._later(extra_s, partial(self._computed, compute, began, training))
-        elif self._is_awake:
-            self._computed(compute, began, training)
-        else:
+        elif self._pauses or self._backlog:
             self._now(partial(self._computed, compute, began, training))
+        else:
+            self._computed(compute, began, training)
 
     def _computed(self, compute: Compute, began: float, training: bool) -> None:
         if compute is not self._asked:
@@ -590,42 +592,41 @@ class WorkerProcess:
             self._ops.append((op.letter, op.batch, began, self._agenda.now))
             if op.kind is OpKind.FORWARD and not op.replay:
                 self._keeping.learned(op.batch)
-        if op.kind is OpKind.UPDATE and self._reading >= self._process.snapshot_due_s:
-            self._delay_s = self._pace.save_s()
         self._handle(event)
         self._delay_s = 0.0
 
     # --- saves -----------------------------------------------------------------------------------
 
     def _save(self, save: Save) -> None:
-        chance = self._world.mischance.save()
+        self._saving = save
+        chance = self._world.chance_faults.save()
         took_s = self._pace.save_s() + chance.extra_s
         if chance.torn:
             self._later(took_s / 2, self._die)
         else:
-            worker = self._process.worker
-            self._later(took_s, partial(self._has_saved, save.tag, worker, chance.fails))
+            self._later(took_s, partial(self._has_saved, save, chance.fails))
 
-    def _has_saved(self, tag: str, worker: Worker | None, fails: bool) -> None:
+    def _has_saved(self, save: Save, fails: bool) -> None:
         try:
             if fails:
-                raise CheckpointError(f"{self.name} can't write {tag}: {_FULL}")
-            files = self._keeping.write(tag)
+                raise CheckpointError(f"{self.name} can't write {save.tag}: {_FULL}")
+            files = self._keeping.write(save.tag)
         except CheckpointError as error:
             self._handle(Broke(error))
             return
-        if worker is self._process.worker:  # or else its round is over
-            self._handle(Stored(tag, files))
+        if save is self._saving:  # or else a restoring has taken its place
+            self._handle(Stored(save.tag, files))
 
     def _snapshot(self, snapshot: Snapshot) -> None:
-        """Of the state as it is now; it is on disk a moment later, or never."""
+        """Take a snapshot of the state as it is now; it is on disk a moment later, or never."""
         keeping = self._keeping
         if snapshot.last:
             keeping.write_snapshot(keeping.state())
             return
+        self._delay_s = self._pace.save_s()
         # As if in no time: simulated runs are short, and faults are to meet as many as were asked.
         self._handle(SnapshotTaken(0.0))
-        chance, saved = self._world.mischance.save(), keeping.state()
+        chance, saved = self._world.chance_faults.save(), keeping.state()
         if chance.fails:
             return  # said, and no more: the next one may succeed
         took_s = self._pace.save_s() + chance.extra_s

@@ -54,15 +54,14 @@ __all__ = [
 ]
 
 # --- cast ----------------------------------------------------------------------------------------
-#
-# Who takes part in a simulated run: coordinators, one after the other, and worker processes.
 
 #: Stands for a run folder where nothing is written.
 _NO_FOLDER = "memory (simulated)"
 
 
 class Cast:
-    """All processes of a run; records and ops go on over those that replace others."""
+    """All processes of a simulated run: its coordinators, one after the other, and its workers'
+    processes. Records and ops go on over processes that replace others."""
 
     def __init__(
         self, design: Design, world: World, arithmetic: Arithmetic, torn_resumed_s: float
@@ -93,7 +92,7 @@ class Cast:
         self._world.agenda.after(0.0, self.coordinator.start)
 
     def crash_coordinator(self, resumed_after_s: float) -> None:
-        """And somebody resumes the run."""
+        """Kill the coordinator; somebody resumes the run after so long."""
         if self.coordinator.busy:
             self.coordinator.kill()
             self._world.agenda.after(resumed_after_s, self._resume)
@@ -106,17 +105,17 @@ class Cast:
 
     @property
     def over(self) -> bool:
-        """The coordinator is through."""
+        """Whether the coordinator is through."""
         return self.coordinator.end is not None
 
     @property
     def started(self) -> bool:
-        """Training has begun, or gone on, under this coordinator."""
+        """Whether training has begun, or gone on, under this coordinator."""
         return any(kind == "start" for kind, _ in self.records[self._own_records :])
 
     @property
     def gone(self) -> bool:
-        """And so is everybody else."""
+        """Whether the coordinator is through and every worker's process has ended."""
         over = self.coordinator.end is not None  # asked after every event: so not by `self.over`
         return over and not any(process.alive for process in self.everyone)
 
@@ -130,13 +129,13 @@ class Cast:
 
 
 # --- account -------------------------------------------------------------------------------------
-#
-# At the end of a run: every batch and every sample, learned or missed, once.
 
 
 def check_account(plan: Plan, workers: Iterable[WorkerProcess]) -> None:
-    """Asserts it, of the last process of each worker, by what it says and by the ids that the
-    simulator has noted of each forward behind its state."""
+    """Assert that at the end of a run every batch and every sample was learned or missed, once.
+
+    The last process of each worker is checked, by its counts and by the ids that the simulator has
+    noted of each forward behind its state. Raises `AssertionError`."""
     host = plan.groups[plan.host].name
     for process in workers:
         counts, ids, name = process.worker.counts, process.ids, process.key
@@ -153,13 +152,12 @@ def check_account(plan: Plan, workers: Iterable[WorkerProcess]) -> None:
 
 
 # --- result --------------------------------------------------------------------------------------
-#
-# What a simulated run has shown.
 
 
 @dataclass(frozen=True)
 class Result:
-    """Times are virtual seconds; what is by worker goes by its name, in the network's order."""
+    """What a simulated run has shown. Times are virtual seconds; what is by worker goes by its
+    name, in the network's order."""
 
     seed: int
     end: Finish | Fail | None  # None: stopped at the moment that was asked for
@@ -183,12 +181,12 @@ class Result:
 
     @property
     def samples_per_s(self) -> float:
-        """In virtual time; 0 where nothing was trained."""
+        """The speed in virtual time; 0 where nothing was trained."""
         return self.samples / self.train_s if self.train_s > 0 else 0.0
 
 
 def training_s(records: Records, now: float) -> float:
-    """From each start or resume to its drain, or to `now` where that has not come."""
+    """Add up the seconds from each start or resume to its drain, or to `now` if none has come."""
     total, since = 0.0, None
     for kind, values in records:
         if kind in ("start", "resume"):
@@ -200,16 +198,14 @@ def training_s(records: Records, now: float) -> float:
 
 
 # --- collection ----------------------------------------------------------------------------------
-#
-# Python's search for cyclic garbage, less often: a simulation makes hundreds of thousands of small
-# objects a second that live for long, and hardly any cycle.
 
 _OBJECTS = 100_000  # more than before, until the youngest are searched
 
 
 @contextmanager
 def seldom_collected() -> Iterator[None]:
-    """Within it; afterwards all is as it was."""
+    """Within this context Python looks less often for cyclic garbage: a simulation makes hundreds
+    of thousands of small objects a second that live for long, and hardly any cycle."""
     before = gc.get_threshold()
     gc.set_threshold(max(before[0], _OBJECTS), *before[1:])
     try:
@@ -304,7 +300,7 @@ class _Simulation:
             world.cores = Cores(world.agenda, hosts, names)
         if isinstance(world.wires, FaultyWires):
             check_faults(faults, list(self.cast.ops))
-            world.mischance = _chance_faults(faults, world.seed)
+            world.chance_faults = _chance_faults(faults, world.seed)
             self._injector = FaultInjector(
                 faults, world.seed, world.agenda, world.wires, _links(design), self.cast
             )
@@ -315,7 +311,7 @@ class _Simulation:
             self._injector.start()
 
     def run(self, until_s: float | None) -> None:
-        """Until the coordinator is through and every process has ended, or until then."""
+        """Run until the coordinator is through and every process has ended, or until `until_s`."""
         agenda = self._world.agenda
         try:
             while not self.cast.gone:
@@ -323,7 +319,7 @@ class _Simulation:
                 if until_s is not None and (moment is None or moment > until_s):
                     agenda.now = max(agenda.now, until_s)
                     return
-                if moment is None or (agenda.only_idle and self._hangs(moment)):
+                if moment is None or (not agenda.working and self._hangs(moment)):
                     raise self._error("the run hangs: nothing but beats is left to happen")
                 if agenda.entries >= EVENTS_MAX:
                     raise self._error(f"the run has not ended after {EVENTS_MAX:,} entries")
@@ -378,7 +374,7 @@ class _Simulation:
     def _fault_counts(self) -> dict[str, int]:
         if self._injector is None:
             return {}
-        return dict(sorted((self._injector.counts + self._world.mischance.counts).items()))
+        return dict(sorted((self._injector.counts + self._world.chance_faults.counts).items()))
 
 
 def _make_wires(
@@ -424,7 +420,7 @@ def _links(design: Design) -> list[tuple[str, str]]:
 
 
 def _delays(design: Design, seed: int) -> dict[tuple[str, str], LinkDelay]:
-    """Of all links between workers that the experiment makes slow."""
+    """Return the delays of all links between workers that the experiment makes slow."""
     return {
         (group.name, receiver): delay
         for group in design.plan.groups
@@ -459,16 +455,6 @@ def _state(process: WorkerProcess) -> str:
 
 
 # --- timeline ------------------------------------------------------------------------------------
-#
-# Timelines as text: a row a worker, a column a step, and what overlaps in time shares a column.
-#
-# ```
-# stage1  F0 .  .  B0 U0 F1
-# stage2  .  F0 B0 U0 .  .
-# ```
-#
-# Columns keep order, not duration: an op stands to the right of every op, anywhere, that had ended
-# when it began. `-` is an op that goes on, `.` is waiting.
 
 LEGEND = (
     "F forward  P predict  B backward  U update  T fit  b passes the gradient on  W learns\n"
@@ -485,9 +471,17 @@ _SAME_S = 1e-9
 def timeline(
     ops: Mapping[str, Sequence[TimedOp]], *, batches: int = 3, width: int = 100
 ) -> list[str]:
-    """Lines of at most `width` characters, until batch `batches` - 1 has updated every worker.
+    """A timeline as lines of at most `width` characters, until batch `batches` - 1 has updated
+    every worker. What does not fit beside each other goes below, after an empty line.
 
-    What does not fit beside each other goes below, after an empty line.
+    ```
+    stage1  F0 .  .  B0 U0 F1
+    stage2  .  F0 B0 U0 .  .
+    ```
+
+    A worker has a row, a step a column, and what overlaps in time shares a column. Columns keep
+    order, not duration: an op stands to the right of every op, anywhere, that had ended when it
+    began. `-` is an op that goes on, `.` is waiting.
     """
     end = _end_of(ops, batches)
     chosen = sorted(

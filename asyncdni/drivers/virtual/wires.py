@@ -165,16 +165,6 @@ def _bytes(frame: Buffer) -> bytes:
 
 
 # --- faulty --------------------------------------------------------------------------------------
-#
-# Links that fail: partitions, and connections that break.
-#
-# ```
-# partition   sent ─────────────┤ waits ├──► arrives      TCP sends again until it gets through
-# break       1 2 3 4 5 on the way ──► 1 2 are lost, 3 is sent twice, 4 5
-# ```
-#
-# A message is addressed to one process; what was on its way from one that has died may be lost, the
-# last first, as its queues are gone with it.
 
 
 @dataclass(slots=True, eq=False)
@@ -196,7 +186,15 @@ class _Partition:
 
 
 class FaultyWires(Wires):
-    """`Wires`, with what may happen to them."""
+    """Links that fail: partitions, and connections that break.
+
+    ```
+    partition   sent ─────────────┤ waits ├──► arrives      TCP sends again until it gets through
+    break       1 2 3 4 5 on the way ──► 1 2 are lost, 3 is sent twice, 4 5
+    ```
+
+    A message is addressed to one process. What was on its way from a process that has died may be
+    lost, the last first, as its queues are gone with it."""
 
     def __init__(self, *args: Any, delay_s: float = 0.0, jitter_s: float = 0.0, **more: Any):
         """`delay_s`, and evenly drawn up to `jitter_s`: more for every message."""
@@ -275,7 +273,7 @@ class FaultyWires(Wires):
         return super()._arrival(sender, to, leaves + more_s, control, ends)
 
     def _heals_at(self, ends: tuple[str, str]) -> float | None:
-        """None where nothing is between them."""
+        """When the last partition between two processes heals; None where there is none."""
         now = self._agenda.now
         between = [p.heals_at for p in self._partitions if p.heals_at > now and p.parts(ends)]
         return max(between, default=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -24,8 +23,6 @@ from asyncdni.schedules.base import Op
 __all__ = ["Log", "Party", "World"]
 
 # --- log -----------------------------------------------------------------------------------------
-#
-# What has happened in a simulated run, as one number.
 
 _ENTRIES_KEPT = 512
 #: Where those are among the fields of the messages that carry any.
@@ -48,12 +45,12 @@ class Log:
 
     def add(self, now: float, name: str, event: Event) -> None:
         self.events += 1
-        self._entries.append((now, name, _told(event)))
+        self._entries.append((now, name, _log_entry(event)))
         if len(self._entries) >= _ENTRIES_KEPT:
             self._flush()
 
     def digest(self) -> str:
-        """Of everything so far, in hexadecimal."""
+        """Return the hash of everything so far, in hexadecimal."""
         self._flush()
         return self._hash.hexdigest()
 
@@ -62,7 +59,7 @@ class Log:
         self._entries.clear()
 
 
-def _told(event: Event) -> Any:
+def _log_entry(event: Event) -> Any:
     """What tells it from any other; encoded soon, before anybody can change it."""
     if type(event) is Computed:
         return event.op, event.samples
@@ -106,7 +103,7 @@ class World:
         self.wires = wires
         self.disk = disk
         self.log = Log()
-        self.mischance = ChanceFaults()  # of saves and clocks
+        self.chance_faults = ChanceFaults()  # of saves and clocks
         self.by_address: dict[str, Party] = {}
         self.by_peer: dict[bytes, Party] = {}
         self.cores: Cores | None = None  # None: every worker has one of its own
@@ -114,20 +111,16 @@ class World:
 
     def watch(self, name: str, worker: Worker) -> Callable[[Event, float], list[Action]]:
         """`worker.handle`, with each event logged, and what it costs noted."""
-        return partial(self._handle, name, worker.handle)
+        agenda, cores, add, handle = self.agenda, self.cores, self.log.add, worker.handle
 
-    def _handle(
-        self,
-        name: str,
-        handle: Callable[[Event, float], list[Action]],
-        event: Event,
-        now: float,
-    ) -> list[Action]:
-        self.log.add(self.agenda.now, name, event)
-        actions = handle(event, now)
-        if self.cores is not None:
-            self.cores.handled(name, event, actions)
-        return actions
+        def watched(event: Event, now: float) -> list[Action]:
+            add(agenda.now, name, event)
+            actions = handle(event, now)
+            if cores is not None:
+                cores.handled(name, event, actions)
+            return actions
+
+        return watched
 
     def coordinate(self, machine: Coordinator, event: Event, clock: Clock) -> list[Action]:
         """One event of the coordinator, logged; its invariants are checked after it."""
@@ -145,7 +138,7 @@ class World:
             self.cores.run(name, op, pace, done)
 
     def to_worker(self, sender: Party, address: str, message: Message) -> Parcel | None:
-        """On the data link between two workers."""
+        """Send a message on the data link between two workers."""
         to = self.by_address[address]
         ends = (sender.key, to.key)
         return self.wires.send(sender.name, to.name, message, to.receive, control=False, ends=ends)
