@@ -73,13 +73,16 @@ def test_every_command_has_help_with_an_example_that_parses(
     assert ended.value.code == 0 and module.EXAMPLE.strip() in capsys.readouterr().out
 
 
-def test_the_python_example_runs_as_it_stands() -> None:
-    (example,) = blocks(README, "python")
+@each("example", blocks(README, "python"))
+def test_a_python_example_runs_as_it_stands(example: str) -> None:
+    if "torch" in example:
+        pytest.importorskip("torch")
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     accuracy = float(done.stdout.split()[0])
     assert accuracy > 0.85
-    assert "(256, 784)" in done.stdout
+    if "torch" not in example:
+        assert "(256, 784)" in done.stdout
 
 
 def test_the_experiment_in_the_readme_is_valid_and_whole() -> None:
