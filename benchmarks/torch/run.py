@@ -1,0 +1,94 @@
+"""PyTorch, its pipelining and asyncdni on the same models, interleaved seed by seed.
+
+    ASYNCDNI_DATA=… python benchmarks/torch/run.py mlp --width 256 [--seeds 5] [--epochs 2]
+
+Each run is one process of `one.py`. Prints a table in Markdown: samples/s, and ratios that are
+paired by seed, with 95 % intervals. --out keeps every run in one JSON file. See README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from asyncdni.launch.compare import order
+from asyncdni.report.columns import fixed, interval
+from asyncdni.report.machine import describe_machine
+from asyncdni.report.statistics import Comparison, Result
+from asyncdni.store.tensors import write_atomically
+
+HERE = Path(__file__).parent
+WAYS = {
+    "plain-1": ("plain", 1),
+    "plain-2": ("plain", 2),
+    "alone": ("alone", 1),
+    "locked": ("locked", 1),
+    "1f1b": ("1f1b", 1),
+    "synthetic": ("synthetic", 1),
+    "pipelining": ("pipelining", 1),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", choices=("mlp", "resnet18", "gpt"))
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
+    parser.add_argument("--latency", default="0ms")
+    parser.add_argument("--out", type=Path, metavar="FILE.json")
+    args = parser.parse_args()
+    runs = [run(args, name, seed) for name, seed in order(args.ways, range(args.seeds))]
+    if args.out:
+        kept = {"machine": describe_machine(), "options": vars(args) | {"out": None}, "runs": runs}
+        write_atomically(args.out, (json.dumps(kept, indent=1) + "\n").encode())
+    print(table(args, runs))
+
+
+def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    way, threads = WAYS[name]
+    command = [sys.executable, HERE / "one.py", way, args.model, "--width", args.width]
+    command += ["--threads", threads, "--epochs", args.epochs, "--seed", seed]
+    command += ["--data", args.data, "--latency", args.latency]
+    print(f"{args.model} {args.width}: {name}, seed {seed}", file=sys.stderr, flush=True)
+    done = subprocess.run(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{name}, seed {seed} failed: run its command by itself: {' '.join(command)}")
+    return {"name": name, "seed": seed, "summary": json.loads(done.stdout.splitlines()[-1])}
+
+
+def table(args: argparse.Namespace, runs: list[dict[str, Any]]) -> str:
+    results = tuple(Result(one["name"], one["seed"], one["summary"]) for one in runs)
+    comparison = Comparison(tuple(args.ways), results)
+    others = [name for name in ("plain-1", "plain-2", "pipelining") if name in args.ways]
+    lines = [
+        f"### {args.model}, width {args.width}: {args.epochs} epochs, {args.seeds} seeds\n",
+        "| way | samples/s | 95 % interval | accuracy % |"
+        + "".join(f" times {name} |" for name in others),
+        "|---|--:|---|--:|" + "--:|" * len(others),
+    ]
+    for name in args.ways:
+        speed = comparison.estimate(name, "samples_per_s")
+        accuracy = comparison.estimate(name, "test_accuracy")
+        assert speed is not None
+        cells = [name, fixed(speed.mean), interval(speed) or "-"]
+        cells.append(f"{100 * accuracy.mean:.2f}" if accuracy else "-")
+        for other in others:
+            found = comparison.ratio(name, other)
+            cells.append(f"{found.mean:.2f} ({interval(found, 2) or '-'})" if found else "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()
