@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import Subset, TensorDataset
 
 __all__ = [
     "attention_gpt",
@@ -16,10 +19,13 @@ __all__ = [
     "lstm",
     "masked",
     "mlp",
+    "pictures",
+    "points",
     "positions_gpt",
     "resnet18",
     "returns_tuple",
     "several_outputs",
+    "text_windows",
     "tied",
     "training_reader",
 ]
@@ -418,3 +424,39 @@ class WithoutRows(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = self.first(x).mean(0)
         return self.last(mean).expand(x.shape[0], 3)
+
+
+# --- data sets -----------------------------------------------------------------------------------
+
+
+def text_windows(samples: int = 40, steps: int = 8, vocabulary: int = 12) -> tuple[Any, Any]:
+    """Windows of ids (T,) of a text that is easy to learn, and the ids that follow (T,)."""
+    starts = torch.arange(samples + 8)[:, None]
+    ids = (3 * starts + torch.arange(steps + 1) + starts % 5) % vocabulary
+    windows = TensorDataset(ids[:, :-1].float(), ids[:, 1:])
+    return _parts(windows, samples)
+
+
+def pictures(
+    samples: int = 24, channels: int = 3, size: int = 32, classes: int = 10
+) -> tuple[Any, Any]:
+    """Noise (C, S, S) around one picture a class, and its class."""
+    generator = torch.Generator().manual_seed(7)
+    means = torch.randn(classes, channels, size, size, generator=generator)
+    labels = torch.arange(samples + 8) % classes
+    noise = torch.randn(len(labels), channels, size, size, generator=generator)
+    return _parts(TensorDataset(means[labels] + noise, labels), samples)
+
+
+def points(samples: int = 60, inputs: int = 37, classes: int = 5) -> tuple[Any, Any]:
+    """Noise (D,) around one point a class, and its class."""
+    generator = torch.Generator().manual_seed(8)
+    means = torch.randn(classes, inputs, generator=generator)
+    labels = torch.arange(samples + 8) % classes
+    noise = torch.randn(len(labels), inputs, generator=generator)
+    return _parts(TensorDataset(means[labels] + noise, labels), samples)
+
+
+def _parts(whole: Any, samples: int) -> tuple[Any, Any]:
+    """A training set of the first samples, and a test set of the others."""
+    return Subset(whole, range(samples)), Subset(whole, range(samples, len(whole)))
