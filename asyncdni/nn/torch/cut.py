@@ -16,8 +16,11 @@ numbers behind one another. Names of parameters stay those of the whole module.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -33,6 +36,8 @@ _Shape = tuple[int, ...]
 _NAMES_MAX = 8
 #: Batch sizes at which the module is run on the meta device; see `layer`.
 _TRIED = (2, 3)
+#: Functions of `torch` that make a tensor of nothing but lengths and numbers.
+_MAKERS = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros")
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,7 @@ class Trace:
         self.model = model
         self._nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
         self._input, *others = [node for node in graph.nodes if node.op == "placeholder"]
-        defaults = _defaults(model)
-        self._constants = {
-            node: defaults.get(str(node.target).rpartition("_")[0]) for node in others
-        }
+        self._constants = _constants(model, others)
         self._output = next(node for node in graph.nodes if node.op == "output")
         self._values = values
         self._place = {node: index for index, node in enumerate(self._nodes)}
@@ -76,7 +78,7 @@ class Trace:
         found = []
         for name, start in self._starts.items():
             crossing = self._crossing(start)
-            if not start or len(crossing) > 1 or self._is_list(name):
+            if start <= self._starts[self.first] or len(crossing) > 1 or self._is_list(name):
                 continue
             if not self._why_not(crossing) and not self._is_shared(start):
                 found.append((start, name))
@@ -103,6 +105,11 @@ class Trace:
         """Check cuts before each of the named submodules. Raises `ConfigError` as `part` does, and
         for weights that are used on both sides of a cut."""
         starts = [0, *map(self._start, begins)]
+        if begins and starts[1] <= self._starts[self.first]:
+            raise ConfigError(
+                f"stages: {begins[0]!r} begins the first stage already; leave it out of the list, "
+                "which names where all other stages begin"
+            )
         for before, after, name in zip(starts, starts[1:], begins, strict=False):
             if after <= before:
                 raise ConfigError(
@@ -143,14 +150,22 @@ class Trace:
     def _start(self, name: str) -> int:
         start = self._starts.get(name)
         if start is None:
-            known = dict(self.model.named_modules())
-            why = "is part of one call" if name in known else "is no submodule of the model"
-            raise ConfigError(f"stages: {name!r} {why}; {self._hint()}")
+            raise ConfigError(f"stages: {name!r} {self._why_unknown(name)}; {self._hint()}")
         if start and (why := self._why_not(self._crossing(start))):
             raise ConfigError(
                 f"stages: a cut before {name!r} is not possible: {why}; {self._hint()}"
             )
         return start
+
+    def _why_unknown(self, name: str) -> str:
+        known = [one for one, _ in self.model.named_modules() if one]
+        if name not in known:
+            near = get_close_matches(name, known)
+            meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+            return f"is no submodule of the model{meant}"
+        targets = [str(node.target) for node in self._nodes if node.op == "call_module"]
+        inside = next((one for one in targets if name.startswith(f"{one}.")), None)
+        return "is never called" if inside is None else f"is inside {inside}, which is one call"
 
     def _hint(self) -> str:
         names = self.names()
@@ -238,7 +253,9 @@ def unpack(
 ) -> list[torch.Tensor]:
     """What `pack` was given, of these shapes without the axis of samples."""
     parts = torch.split(packed, [_size(shape) for shape in shapes], 1)
-    tensors = [part.reshape(len(packed), *shape) for part, shape in zip(parts, shapes, strict=True)]
+    # Copied, as a convolution has other last bits on numbers that do not lie behind one another.
+    whole = [part.clone(memory_format=torch.contiguous_format) for part in parts]
+    tensors = [part.reshape(len(packed), *shape) for part, shape in zip(whole, shapes, strict=True)]
     return [one > 0.5 if yes else one for one, yes in zip(tensors, boolean, strict=True)]
 
 
@@ -280,6 +297,9 @@ def _attribute(model: nn.Module, target: str) -> Any:
 
 class _Tracer(fx.Tracer):
     """Traces all but the modules in `whole`, and remembers which module it is in."""
+
+    # A buffer is a call too, as weights are: it belongs to the parts that read it.
+    proxy_buffer_attributes = True
 
     def __init__(self, whole: set[str]) -> None:
         super().__init__()
@@ -328,7 +348,8 @@ def _traced(model: nn.Module, whole: set[str]) -> fx.Graph:
     while True:
         tracer = _Tracer(whole)
         try:
-            return tracer.trace(model, _defaults(model))
+            with _new_tensors_recorded(tracer):
+                return _without_assertions(tracer.trace(model, _defaults(model)))
         except Exception as error:  # a forward may fail in any way
             if not tracer.inside:
                 raise ConfigError(
@@ -337,6 +358,36 @@ def _traced(model: nn.Module, whole: set[str]) -> fx.Graph:
                     "submodule, or give an nn.Sequential"
                 ) from error
             whole.add(tracer.inside[-1])
+
+
+@contextmanager
+def _new_tensors_recorded(tracer: fx.Tracer) -> Iterator[None]:
+    """Within this context, the functions `_MAKERS` of `torch` are calls of the trace. Otherwise a
+    model that makes its positions by `torch.arange` could not be traced."""
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            return tracer.create_proxy("call_function", function, args, kwargs)
+
+        return record
+
+    own = {name: getattr(torch, name) for name in _MAKERS}
+    try:
+        for name, function in own.items():
+            setattr(torch, name, recorded(function))
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(torch, name, function)
+
+
+def _without_assertions(graph: fx.Graph) -> fx.Graph:
+    """The graph without the calls by which a trace asserts that arguments have their defaults."""
+    for node in reversed(list(graph.nodes)):
+        is_assertion = node.op == "call_function" and node.target is torch._assert
+        if is_assertion or (node.target is operator.eq and not node.users):
+            graph.erase_node(node)
+    return graph
 
 
 def _check_training(model: nn.Module, graph: fx.Graph, whole: set[str]) -> None:
@@ -361,6 +412,12 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
         for one in parameters[1:]
         if one.kind not in kinds and one.default is not inspect.Parameter.empty
     }
+
+
+def _constants(model: nn.Module, others: Sequence[fx.Node]) -> dict[fx.Node, Any]:
+    """The value of each argument but the first: a trace calls the argument `mask` "mask_1"."""
+    defaults = _defaults(model)
+    return {node: defaults.get(str(node.target).rpartition("_")[0]) for node in others}
 
 
 class _Recorder(fx.Interpreter):
@@ -394,10 +451,10 @@ def _recorded(
 ) -> dict[fx.Node, Any]:
     module = fx.GraphModule(model, graph)
     recorder = _Recorder(module)
-    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-    given = [torch.zeros(shape, dtype=dtype, device="meta"), *([None] * (len(inputs) - 1))]
-    with torch.no_grad():
-        recorder.run(*given)
+    _, *others = [node for node in module.graph.nodes if node.op == "placeholder"]
+    x = torch.zeros(shape, dtype=dtype, device="meta")
+    with torch.no_grad(), torch.device("meta"):
+        recorder.run(x, *_constants(model, others).values())
     mine = {node.name: form for node, form in recorder.forms.items()}
     return {node: mine[node.name] for node in graph.nodes}
 

@@ -44,11 +44,17 @@ class TorchOptimizer:
                 f"optimizer.kind: {kind!r} is not among {', '.join(OPTIMIZERS)}, the optimizers of "
                 "torch.optim that can be used"
             )
+        if "lr" in options:
+            raise ConfigError("optimizer.options: lr is given by optimizer.learning_rate")
+        if options.get("dampening"):  # PyTorch's first step leaves it out, a restored one would not
+            raise ConfigError("optimizer.options: dampening is not supported; leave it out")
         make = getattr(torch.optim, kind)
         try:
             self._optimizer: Any = make([torch.zeros(1)], **options)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"optimizer.options: {kind} refuses them: {error}") from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"optimizer.options: {kind} refuses them: {first_line(error)}"
+            ) from error
         self._make: Callable[[list[torch.Tensor]], Any] = partial(make, **options)
 
     def start(self, params: Array) -> None:
@@ -72,9 +78,10 @@ class TorchOptimizer:
         self._optimizer.step()
 
     def _allocate(self, params: Array) -> None:
-        """PyTorch makes an optimizer's state at its first step. So this makes one of rate 0, and
-        puts back what it has changed."""
+        """PyTorch makes most of an optimizer's state at its first step. So this makes one of rate
+        0, and puts back what it has changed."""
         before = params.copy()
+        at_first = [self._tensors_in_state(tensor, copy=True) for tensor in self._tensors]
         group = self._optimizer.param_groups[0]
         changed = {name: group[name] for name in ("lr", "weight_decay") if name in group}
         group.update(dict.fromkeys(changed, 0.0))
@@ -89,10 +96,17 @@ class TorchOptimizer:
         group.update(changed)
         for index, tensor in enumerate(self._tensors):
             tensor.grad = None
-            for name, value in self._optimizer.state[tensor].items():
-                if isinstance(value, torch.Tensor):
-                    value.fill_(1 if name == _BEGINS_AT_ONE else 0)
-                    self.state[f"{index}.{name}"] = value.numpy()
+            for name, value in self._tensors_in_state(tensor).items():
+                begins_at = 1.0 if name == _BEGINS_AT_ONE else 0.0
+                value.copy_(at_first[index].get(name, torch.tensor(begins_at)))
+                self.state[f"{index}.{name}"] = value.numpy()
+
+    def _tensors_in_state(
+        self, parameter: torch.Tensor, *, copy: bool = False
+    ) -> dict[str, torch.Tensor]:
+        state = self._optimizer.state[parameter]
+        found = {name: one for name, one in state.items() if isinstance(one, torch.Tensor)}
+        return {name: one.clone() for name, one in found.items()} if copy else found
 
 
 def _views(vector: Array, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:

@@ -1,0 +1,119 @@
+"""Models of PyTorch over several workers against a plain PyTorch loop, to the last bit.
+
+The loop is what a user would write (`torch_plain`): gradient accumulation over the microbatches of
+a batch, in order, of a loss that is summed over samples, and one step on the gradients divided by
+their number. Every combination runs in the simulator, which does the same maths in one process; a
+few of them, and with the marker `long` all, run over real worker processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from each import each
+
+torch = pytest.importorskip("torch")
+
+from torch_plain import differences, one_thread, trained  # noqa: E402
+
+import asyncdni  # noqa: E402
+from asyncdni import config, experiment  # noqa: E402
+from asyncdni.data import describe  # noqa: E402
+from asyncdni.drivers.virtual.simulation import simulate  # noqa: E402
+from asyncdni.imports import allowing  # noqa: E402
+from asyncdni.plan.build import make_design  # noqa: E402
+from asyncdni.store.given import begin_with  # noqa: E402
+
+SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
+ADAM = {"name": "adam", "learning_rate": 0.01}
+#: By model: [model] without its stages, [data] and [optimizer]. Widths are odd where they can be,
+#: so that weights lie at all kinds of places in a stage's vector, and the last batch is smaller.
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp": {
+        "model": {
+            "build": "torch_models:mlp",
+            "arguments": {"width": 33, "inputs": 37, "outputs": 5, "depth": 4},
+        },
+        "data": {"build": "torch_models:points", "batch_size": 16},
+        "optimizer": SGD,
+    },
+    "resnet": {
+        "model": {"build": "torch_models:resnet18", "arguments": {"width": 3}},
+        "data": {"build": "torch_models:pictures", "batch_size": 8, "arguments": {"samples": 22}},
+        "optimizer": SGD,
+    },
+    "gpt": {
+        "model": {"build": "torch_models:gpt"},
+        "data": {"build": "torch_models:text_windows", "batch_size": 16},
+        "optimizer": ADAM,
+    },
+    "lstm": {
+        "model": {"build": "torch_models:lstm", "arguments": {"width": 13}},
+        "data": {"build": "torch_models:text_windows", "batch_size": 16},
+        "optimizer": SGD,
+    },
+}
+#: Where stages begin, by model and number of workers.
+CUTS = {
+    "mlp": {2: ["6"], 3: ["3", "9"], 4: ["3", "6", "12"]},
+    "resnet": {2: ["layer3"], 3: ["layer1.1", "layer3"], 4: ["layer2", "layer3", "fc"]},
+    "gpt": {2: ["h.2"], 3: ["h.1", "h.3"], 4: ["h.0", "h.2", "head"]},
+    "lstm": {2: ["2"], 3: ["1", "2"], 4: ["1", "2", "3"]},
+}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "locked": {"name": "locked"},
+    "gpipe": {"name": "gpipe", "microbatches": 4},
+    "1f1b": {"name": "1f1b", "microbatches": 4},
+}
+ALL = [(model, workers, way) for model in MODELS for workers in (2, 3, 4) for way in SCHEDULES]
+
+
+def made(model: str, begins: list[str], schedule: dict[str, Any]) -> config.Experiment:
+    tables = {name: dict(table) for name, table in MODELS[model].items()}
+    tables["model"]["stages"] = begins
+    tables["data"]["name"] = "torch"
+    return experiment.parse(
+        {**tables, "schedule": schedule, "run": {"epochs": 2, "seed": 3, "evaluate_every": 9}}
+    )
+
+
+def reference(model: str, schedule: dict[str, Any]) -> Any:
+    chosen = made(model, CUTS[model][2], schedule)
+    return trained(chosen, schedule.get("microbatches", 1))
+
+
+def simulated(chosen: config.Experiment) -> dict[str, Any]:
+    with allowing(True), one_thread():
+        design = begin_with(make_design(chosen, describe(chosen.data), allow_import=True))
+        weights = simulate(design, seed=0, maths=True).weights
+    return {f"{stage}.{name}": one for stage, own in weights.items() for name, one in own.items()}
+
+
+@each("model, way", [(model, way) for model in MODELS for way in SCHEDULES])
+def test_simulated_workers_have_the_bits_of_a_plain_loop(model: str, way: str) -> None:
+    expected = reference(model, SCHEDULES[way])
+    for begins in CUTS[model].values():
+        weights = simulated(made(model, begins, SCHEDULES[way]))
+        assert not differences(weights, expected), begins
+
+
+@each(
+    "model, workers, way",
+    [("mlp", 4, "1f1b"), ("resnet", 3, "gpipe"), ("gpt", 2, "locked"), ("lstm", 3, "1f1b")],
+)
+def test_worker_processes_have_the_bits_of_a_plain_loop(model: str, workers: int, way: str) -> None:
+    assert_equal_over_processes(model, workers, way)
+
+
+@pytest.mark.long
+@each("model, workers, way", ALL)
+def test_all_combinations_over_worker_processes(model: str, workers: int, way: str) -> None:
+    assert_equal_over_processes(model, workers, way)
+
+
+def assert_equal_over_processes(model: str, workers: int, way: str) -> None:
+    chosen = made(model, CUTS[model][workers], SCHEDULES[way])
+    result = asyncdni.train(chosen, allow_import=True)
+    assert len(result.summary["stages"]) == workers
+    assert not differences(result.weights, reference(model, SCHEDULES[way]))

@@ -1,0 +1,462 @@
+"""Small models written in PyTorch, each made by a plain callable, as a user's own file has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Subset, TensorDataset
+
+__all__ = [
+    "attention_gpt",
+    "autoencoder",
+    "branching",
+    "dropped",
+    "frozen_below",
+    "gpt",
+    "lstm",
+    "masked",
+    "mlp",
+    "pictures",
+    "points",
+    "positions_gpt",
+    "resnet18",
+    "returns_tuple",
+    "several_outputs",
+    "text_windows",
+    "tied",
+    "training_reader",
+]
+
+
+def mlp(width: int = 32, inputs: int = 784, outputs: int = 10, depth: int = 3) -> nn.Sequential:
+    """Linear, batch norm and an in-place ReLU, `depth` times, and a head."""
+    layers: list[nn.Module] = []
+    for index in range(depth):
+        layers.append(nn.Linear(width if index else inputs, width))
+        layers += [nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+def dropped(width: int = 16, inputs: int = 784, outputs: int = 10) -> nn.Sequential:
+    """Two hidden layers with dropout."""
+    return nn.Sequential(
+        *(nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(0.3)),
+        *(nn.Linear(width, width), nn.ReLU(), nn.Dropout(0.3)),
+        nn.Linear(width, outputs),
+    )
+
+
+def frozen_below(width: int = 16, inputs: int = 784, outputs: int = 10) -> nn.Sequential:
+    """A model of which only the head learns, and batch norm's statistics move."""
+    model = mlp(width, inputs, outputs, depth=2)
+    for parameter in model[:-1].parameters():
+        parameter.requires_grad = False
+    return model
+
+
+def autoencoder(inputs: int = 784, code: int = 8) -> nn.Sequential:
+    """An encoder and a decoder, which learn to give back the inputs (B, `inputs`)."""
+    return nn.Sequential(
+        nn.Sequential(nn.Linear(inputs, 32), nn.Tanh(), nn.Linear(32, code)),
+        nn.Sequential(nn.Linear(code, 32), nn.Tanh(), nn.Linear(32, inputs), nn.Sigmoid()),
+    )
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions and a skip connection around them (He et al. 2015, arXiv 1512.03385)."""
+
+    def __init__(self, given: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(given, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = None
+        if stride > 1 or given != width:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(given, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 for pictures of 32 x 32: its first convolution is 3 x 3, without pooling."""
+
+    def __init__(self, width: int, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = self._layer(width, width, 1)
+        self.layer2 = self._layer(width, 2 * width, 2)
+        self.layer3 = self._layer(2 * width, 4 * width, 2)
+        self.layer4 = self._layer(4 * width, 8 * width, 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8 * width, outputs)
+
+    @staticmethod
+    def _layer(given: int, width: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(BasicBlock(given, width, stride), BasicBlock(width, width, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+def resnet18(width: int = 64, channels: int = 3, outputs: int = 10) -> nn.Module:
+    """ResNet-18; tests use a narrow one."""
+    return ResNet18(width, channels, outputs)
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+class CausalAttention(nn.Module):
+    """Each step attends to itself and to those before it, whose mask is a buffer."""
+
+    def __init__(self, width: int, heads: int, steps: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.register_buffer("mask", torch.ones(steps, steps).triu(1).bool(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, steps, width = x.shape
+        q, k, v = self.qkv(x).view(batch, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-2, -1) * (width // self.heads) ** -0.5
+        scores = scores.masked_fill(self.mask[:steps, :steps], float("-inf"))
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, steps, width))
+
+
+class TorchAttention(nn.Module):
+    """The same by PyTorch's own module, which returns a tuple and takes a mask."""
+
+    def __init__(self, width: int, heads: int, steps: int) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.register_buffer("mask", torch.ones(steps, steps).triu(1).bool())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x, x, x, attn_mask=self.mask, need_weights=False)[0]
+
+
+class GptBlock(nn.Module):
+    """Attention and a network of two layers, each behind a layer norm and beside a skip."""
+
+    def __init__(self, attention: type[nn.Module], width: int, heads: int, steps: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = attention(width, heads, steps)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Gpt(nn.Module):
+    """Ids (B, T) to logits (B, T, vocabulary); with `targets` it would return a loss too, as many
+    a user's model does."""
+
+    def __init__(
+        self,
+        attention: type[nn.Module],
+        vocabulary: int,
+        steps: int,
+        width: int,
+        blocks: int,
+        heads: int,
+    ) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(vocabulary, width)
+        self.wpe = nn.Parameter(0.02 * torch.randn(steps, width))
+        self.h = nn.ModuleList(GptBlock(attention, width, heads, steps) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+
+    def forward(
+        self, ids: torch.Tensor, targets: torch.Tensor | None = None, scale: float = 1.0
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        x = self.wte(ids) + self.wpe[: ids.shape[1]]
+        for block in self.h:
+            x = block(x)
+        logits = self.head(self.norm(x)) * scale
+        if targets is None:
+            return logits
+        return logits, functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def gpt(
+    vocabulary: int = 12, steps: int = 8, width: int = 16, blocks: int = 4, heads: int = 2
+) -> nn.Module:
+    """A GPT with attention of its own."""
+    return Gpt(CausalAttention, vocabulary, steps, width, blocks, heads)
+
+
+def attention_gpt(
+    vocabulary: int = 12, steps: int = 8, width: int = 16, blocks: int = 2, heads: int = 2
+) -> nn.Module:
+    """A GPT with PyTorch's attention."""
+    return Gpt(TorchAttention, vocabulary, steps, width, blocks, heads)
+
+
+class PositionsGpt(nn.Module):
+    """A GPT whose forward makes the ids of positions, and takes fixed rows of a buffer."""
+
+    def __init__(self, vocabulary: int, steps: int, width: int) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(vocabulary, width), nn.Embedding(steps, width)
+        self.h = nn.ModuleList(GptBlock(CausalAttention, width, 2, steps) for _ in range(2))
+        self.head = nn.Linear(width, vocabulary)
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, 3))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        _, steps = ids.size()
+        positions = torch.arange(0, steps, dtype=torch.long, device=ids.device)
+        x = self.wte(ids) + self.wpe(positions) * torch.ones(1)
+        for block in self.h:
+            x = block(x) * self.scale[1:2]
+        return self.head(x)
+
+
+def positions_gpt(vocabulary: int = 12, steps: int = 8, width: int = 16) -> nn.Module:
+    """A GPT that makes tensors in its forward."""
+    return PositionsGpt(vocabulary, steps, width)
+
+
+class Tied(nn.Module):
+    """A language model whose head has the embedding's weights."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(vocabulary, width)
+        self.body = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.wte.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.wte(ids)))
+
+
+def tied(vocabulary: int = 12, width: int = 8) -> nn.Module:
+    """A model with one set of weights at both of its ends."""
+    return Tied(vocabulary, width)
+
+
+class Steps(nn.Module):
+    """The outputs of each step of an LSTM, without its states."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(inputs, width, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lstm(x)[0]
+
+
+def lstm(vocabulary: int = 12, width: int = 16, layers: int = 2) -> nn.Sequential:
+    """Ids (B, T) to logits (B, T, vocabulary)."""
+    return nn.Sequential(
+        nn.Embedding(vocabulary, width),
+        *(Steps(width, width) for _ in range(layers)),
+        nn.Linear(width, vocabulary),
+    )
+
+
+# --- models that are hard to cut -----------------------------------------------------------------
+
+
+class Noisy(nn.Module):
+    """A block that computes something else in training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+        self.after = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inner(x)
+        return self.after(x * 2 if self.training else x)
+
+
+def training_reader(width: int = 8) -> nn.Sequential:
+    """A model with a block that reads self.training."""
+    return nn.Sequential(nn.Linear(6, width), Noisy(width), nn.Linear(width, 3))
+
+
+class Branching(nn.Module):
+    """A block that takes one of two ways, as the numbers in its input say."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type == "meta" or x.sum() > 0:
+            return self.one(x)
+        return self.other(x)
+
+
+class BranchingModel(nn.Module):
+    """A model with such a block in its middle, or with such a forward of its own."""
+
+    def __init__(self, width: int, itself: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, width)
+        self.block = Branching(width)
+        self.last = nn.Linear(width, 3)
+        self.itself = itself
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        if self.itself and x.sum() > 0:
+            x = x * 2
+        return self.last(self.block(x).relu())
+
+
+def branching(width: int = 8, itself: bool = False) -> nn.Module:
+    """A model whose control flow depends on data: in a submodule, or in the model itself."""
+    return BranchingModel(width, itself)
+
+
+class Masked(nn.Module):
+    """A buffer, a boolean mask of its input and a skip connection are used by all blocks, so that
+    several tensors cross each cut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.last = nn.Linear(width, 3)
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        positive = x[:, :1] > 0
+        x = start = self.first(x)
+        scale = self.scale
+        for block in self.blocks:
+            x = torch.where(positive, block(x) * scale, x) + start
+        return self.last(x * self.scale)
+
+
+def masked(width: int = 8) -> nn.Module:
+    """A model with long skip connections, and a buffer that is read on both sides of each cut."""
+    return Masked(width)
+
+
+class SeveralOutputs(nn.Module):
+    """The logits behind a table's key, or first in a tuple."""
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, width), nn.Linear(width, 3)
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor] | tuple[torch.Tensor, ...]:
+        hidden = self.first(x).tanh()
+        logits = self.last(hidden)
+        if self.kind == "dict":
+            return {"hidden": hidden, "logits": logits}
+        return logits, hidden
+
+
+def several_outputs(kind: str = "dict", width: int = 8) -> nn.Module:
+    """A model that returns a dict or a tuple."""
+    return SeveralOutputs(kind, width)
+
+
+class TakeFirst(nn.Module):
+    """The first of several values."""
+
+    def forward(self, x: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return x[0]
+
+
+def returns_tuple(width: int = 8) -> nn.Sequential:
+    """A model in which a tuple passes from one submodule, an nn.LSTM, to the next."""
+    inner = nn.LSTM(width, width, batch_first=True)
+    return nn.Sequential(nn.Embedding(12, width), inner, TakeFirst())
+
+
+class IntegersBetween(nn.Module):
+    """Whole numbers pass from its first submodule to its last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 4)
+        self.choose = Largest()
+        self.second = nn.Embedding(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.choose(self.first(x)))
+
+
+class Largest(nn.Module):
+    """The place of the largest number of each row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.argmax(1)
+
+
+class WithoutRows(nn.Module):
+    """A tensor without a row a sample passes from its first submodule to its last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = self.first(x).mean(0)
+        return self.last(mean).expand(x.shape[0], 3)
+
+
+# --- data sets -----------------------------------------------------------------------------------
+
+
+def text_windows(samples: int = 40, steps: int = 8, vocabulary: int = 12) -> tuple[Any, Any]:
+    """Windows of ids (T,) of a text that is easy to learn, and the ids that follow (T,)."""
+    starts = torch.arange(samples + 8)[:, None]
+    ids = (3 * starts + torch.arange(steps + 1) + starts % 5) % vocabulary
+    windows = TensorDataset(ids[:, :-1].float(), ids[:, 1:])
+    return _parts(windows, samples)
+
+
+def pictures(
+    samples: int = 24, channels: int = 3, size: int = 32, classes: int = 10
+) -> tuple[Any, Any]:
+    """Noise (C, S, S) around one picture a class, and its class."""
+    generator = torch.Generator().manual_seed(7)
+    means = torch.randn(classes, channels, size, size, generator=generator)
+    labels = torch.arange(samples + 8) % classes
+    noise = torch.randn(len(labels), channels, size, size, generator=generator)
+    return _parts(TensorDataset(means[labels] + noise, labels), samples)
+
+
+def points(samples: int = 60, inputs: int = 37, classes: int = 5) -> tuple[Any, Any]:
+    """Noise (D,) around one point a class, and its class."""
+    generator = torch.Generator().manual_seed(8)
+    means = torch.randn(classes, inputs, generator=generator)
+    labels = torch.arange(samples + 8) % classes
+    noise = torch.randn(len(labels), inputs, generator=generator)
+    return _parts(TensorDataset(means[labels] + noise, labels), samples)
+
+
+def _parts(whole: Any, samples: int) -> tuple[Any, Any]:
+    """A training set of the first samples, and a test set of the others."""
+    return Subset(whole, range(samples)), Subset(whole, range(samples, len(whole)))

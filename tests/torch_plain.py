@@ -1,0 +1,98 @@
+"""The training loop that a user of PyTorch would write, to hold runs over workers against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from asyncdni import config
+from asyncdni.data import open_batches
+from asyncdni.imports import allowing, import_named
+
+__all__ = ["differences", "one_thread", "plain_loop", "trained"]
+
+#: How optimizers of an experiment are made in PyTorch.
+_OPTIMIZERS: dict[type[Any], Callable[[Any, Any], Any]] = {
+    config.Sgd: lambda given, parameters: torch.optim.SGD(
+        parameters, given.learning_rate, given.momentum, nesterov=given.nesterov
+    ),
+    config.Adam: lambda given, parameters: torch.optim.Adam(
+        parameters, given.learning_rate, (given.beta1, given.beta2), given.epsilon
+    ),
+    config.TorchOptimizer: lambda given, parameters: getattr(torch.optim, given.kind)(
+        parameters, lr=given.learning_rate, **given.options
+    ),
+}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within this context, PyTorch computes with one thread, as workers do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def trained(chosen: config.Experiment, microbatches: int = 1) -> nn.Module:
+    """The model of the experiment's `[model]`, trained by a plain loop."""
+    assert chosen.model is not None
+    torch.manual_seed(chosen.run.seed)
+    make: Any = import_named(chosen.model.build, "model", allow_import=True)
+    model: nn.Module = make(**chosen.model.arguments)
+    with one_thread():
+        plain_loop(model, chosen, microbatches)
+    return model
+
+
+def plain_loop(model: nn.Module, chosen: config.Experiment, microbatches: int = 1) -> None:
+    """Train `model` on the experiment's data: cross-entropy, summed over a microbatch; one step a
+    batch on the gradients divided by its number of samples."""
+    learned = [one for one in model.parameters() if one.requires_grad]
+    optimizer = _OPTIMIZERS[type(chosen.optimizer)](chosen.optimizer, learned)
+    for x, y in _batches(chosen, model):
+        optimizer.zero_grad()
+        size = chosen.data.batch_size // microbatches
+        for some, targets in zip(x.split(size), y.split(size), strict=True):
+            outputs = model(some)
+            loss = functional.cross_entropy(
+                outputs.flatten(0, -2), targets.flatten(), reduction="sum"
+            )
+            loss.backward()
+        for one in learned:
+            one.grad.mul_(1 / len(x))
+        optimizer.step()
+
+
+def _batches(chosen: config.Experiment, model: nn.Module) -> Iterator[tuple[Any, Any]]:
+    size, run = chosen.data.batch_size, chosen.run
+    integers = any(isinstance(one, nn.Embedding) for one in model.modules())
+    with allowing(True):
+        batches = open_batches(chosen.data, run.seed)
+    for epoch in range(run.epochs):
+        for index in range(batches.batches_per_epoch(size)):
+            batch = batches.read(epoch, index, size, run.seed, np.dtype(run.dtype))
+            x = torch.tensor(batch["h"])
+            yield x.long() if integers else x, torch.tensor(batch["y"])
+
+
+def differences(weights: Mapping[str, np.ndarray], model: nn.Module) -> list[str]:
+    """What in "STAGE.0.NAME" arrays has other bits than the model's NAME, with how far apart they
+    are; also names that are missing."""
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found = {name.split(".", 2)[2]: array for name, array in weights.items()}
+    wrong = [f"{name} is missing" for name in sorted(own.keys() ^ found.keys())]
+    for name in own.keys() & found.keys():
+        expected = own[name].detach().numpy()
+        if not np.array_equal(found[name], expected):
+            apart = np.abs(found[name].astype(float) - expected).max()
+            wrong.append(f"{name} differs by up to {apart:.3g}")
+    return wrong
