@@ -6,7 +6,6 @@ The experiment names it `given:model`. Workers get its structure through a file 
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -42,11 +41,13 @@ def given_model(
     """The tables of the experiment that trains a model, and what its workers are handed.
 
     Raises `ConfigError` for objects that can't be sent to another process."""
+    from asyncdni.nn.torch.layer import emptied
+
     tables: dict[str, Any] = {
         "model": {"build": f"{GIVEN}:model", "loss": loss, "stages": stages},
         "data": {"batch_size": batch_size or _batch_size(data) or _BATCH_SIZE},
     }
-    given: dict[str, Any] = {"model": copy.deepcopy(model).to("meta")}
+    given: dict[str, Any] = {"model": emptied(model, "meta")}
     if isinstance(data, Mapping):
         tables["data"]["name"] = "digits"  # until the arrays take its place
     elif isinstance(data, tuple | list) and len(data) == 2:

@@ -123,7 +123,10 @@ def initial_model(chosen: config.Experiment, *, allow_import: bool) -> nn.Module
 
     assert chosen.model is not None
     if chosen.model.build.startswith(f"{GIVEN}:"):
+        from asyncdni.nn.torch.huggingface import as_chain, check_chain
+
         given: nn.Module = handover.received("initial model")
+        check_chain(given, as_chain(given))
         return given
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(chosen.run.seed)

@@ -145,7 +145,28 @@ class Trace:
             while path:
                 starts.setdefault(path, index)
                 path = path.rpartition(".")[0]
-        return starts
+        return {path: self._prepared(index) for path, index in starts.items()}
+
+    def _prepared(self, start: int) -> int:
+        """Where a part that begins with the call at `start` may begin earlier, so that less crosses
+        the cut: calls just before it may make what that part alone uses, such as positions."""
+        best, best_crossing = start, self._crossing(start)
+        for index in range(start - 1, 0, -1):
+            node = self._nodes[index]
+            if self._has_weights(node) or any(not self._is_after(u, start) for u in node.users):
+                break
+            start, crossing = index, self._crossing(index)
+            if self._burden(crossing) < self._burden(best_crossing):
+                best, best_crossing = index, crossing
+        return best
+
+    def _has_weights(self, node: fx.Node) -> bool:
+        place = self._place[node]
+        return bool(self._parameters(place, place + 1))
+
+    def _burden(self, crossing: Sequence[fx.Node]) -> tuple[bool, int]:
+        """Orders cuts: a possible one before others, then by how many values cross."""
+        return bool(self._why_not(crossing)), len(crossing)
 
     def _start(self, name: str) -> int:
         start = self._starts.get(name)

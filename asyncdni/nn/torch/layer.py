@@ -29,7 +29,7 @@ from torch import nn
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
 
-__all__ = ["ModuleLayer", "first_line", "tensor_of"]
+__all__ = ["ModuleLayer", "emptied", "first_line", "tensor_of"]
 
 #: The batch sizes at which a module is tried on the meta device: two, so that the axis of samples
 #: is told from an axis that happens to be as long.
@@ -62,6 +62,19 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, which in PyTorch may be followed by a whole stack."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def emptied(module: nn.Module, device: str) -> nn.Module:
+    """A copy of a module on another device, without its numbers: its parameters and buffers have
+    memory on "cpu", but nobody has written to it, and none on "meta". Parameters that are one and
+    the same in the module are so in the copy."""
+    memo: dict[int, torch.Tensor] = {}
+    for parameter in module.parameters():
+        empty = torch.empty_like(parameter, device=device)
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device=device)
+    return copy.deepcopy(module, memo)
 
 
 class ModuleLayer:
@@ -159,7 +172,7 @@ class ModuleLayer:
     ) -> tuple[int, ...]:
         """Build without initial weights, where others are loaded in their place: only memory for
         this module is taken, also where it is a part of a large one."""
-        module = copy.deepcopy(self._make("meta")).to_empty(device="cpu")
+        module = emptied(self._make("meta"), "cpu")
         return self._built(module, shape, dtype, streams)
 
     def _built(

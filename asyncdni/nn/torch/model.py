@@ -6,7 +6,6 @@ arguments, or the name of an object that the process which started it has handed
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -16,9 +15,11 @@ import torch
 from torch import fx, nn
 
 from asyncdni.errors import ConfigError
+from asyncdni.handover import GIVEN
 from asyncdni.imports import import_named
 from asyncdni.nn.torch.cut import Trace, trace
-from asyncdni.nn.torch.layer import ModuleLayer, first_line
+from asyncdni.nn.torch.huggingface import as_chain, check_chain
+from asyncdni.nn.torch.layer import ModuleLayer, emptied, first_line
 
 __all__ = ["make_model", "module_maker", "part_maker", "trace_model"]
 
@@ -109,7 +110,7 @@ def _meta_model(build: str, arguments: str, allow_import: bool) -> nn.Module:
     try:
         return _made(build, arguments, "meta", allow_import)
     except ConfigError:  # its constructor may compute with its weights
-        return _made(build, arguments, "cpu", allow_import).to("meta")
+        return emptied(_made(build, arguments, "cpu", allow_import), "meta")
 
 
 def _real_model(build: str, arguments: str, allow_import: bool) -> nn.Module:
@@ -117,9 +118,19 @@ def _real_model(build: str, arguments: str, allow_import: bool) -> nn.Module:
 
 
 def _made(build: str, arguments: str, device: str, allow_import: bool) -> nn.Module:
+    """What `build` returns; a model of Hugging Face as the chain of its submodules."""
+    found = _returned(build, arguments, device, allow_import)
+    chain = as_chain(found)
+    is_given = build.startswith(f"{GIVEN}:")  # without weights: it was checked with them
+    if device != "meta" and not is_given:
+        check_chain(found, chain)
+    return chain
+
+
+def _returned(build: str, arguments: str, device: str, allow_import: bool) -> nn.Module:
     make = import_named(build, "model", allow_import=allow_import)
     if isinstance(make, nn.Module):  # handed over by the process that started this one
-        return make if device == "meta" else copy.deepcopy(make).to_empty(device=device)
+        return make if device == "meta" else emptied(make, device)
     if not callable(make):
         raise ConfigError(f"model {build!r} is a {type(make).__name__}, expected a callable")
     try:
