@@ -383,3 +383,9 @@ def test_a_module_that_does_not_fit_is_refused(
     for word in ["the module", *words]:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_replaces_a_buffer_is_refused_as_it_could_not_be_saved() -> None:
+    layer, _, _ = stage_of(models.ReplacesBuffer, (6,))
+    with pytest.raises(ConfigError, match=r"the buffer mean, .* in place"):
+        layer.forward(numbers(SAMPLES, 6), {})

@@ -100,6 +100,7 @@ class ModuleLayer:
         self._make = make
         self._live = self.params  # the arrays on which the module computes
         self._bound = False
+        self._checked = False
         self._integers = False
         self._clones_input = False
 
@@ -203,6 +204,8 @@ class ModuleLayer:
         given = given.long() if self._integers else given.detach().requires_grad_()
         with self._weights_in_use(), torch.enable_grad():
             y = self._module(given.clone() if self._clones_input else given)
+        if not self._checked:
+            self._check_buffers()
         slot["graph"] = given, y
         return _array(y)
 
@@ -240,6 +243,17 @@ class ModuleLayer:
     def release(self, slot: Slot) -> None:
         """Drop the batch's graph, whose memory is large."""
         slot.pop("graph", None)
+
+    def _check_buffers(self) -> None:
+        """Check after the first forward that it has changed buffers in place, so that they are
+        still those that are saved. Raises `ConfigError`."""
+        self._checked = True
+        for name, buffer in self._module.named_buffers():
+            if buffer.numel() and buffer.data_ptr() != self.buffers[name].ctypes.data:
+                raise ConfigError(
+                    f"{self.name}: its forward puts another tensor in the place of the buffer "
+                    f"{name}, which would not be saved; change it in place, as by {name}.copy_(…)"
+                )
 
     def _bind(self) -> None:
         """Put the module's parameters on the stage's vector: once, as the stage has moved the
