@@ -73,14 +73,15 @@ class Trace:
         return next(name for name in self._starts if not self._is_list(name))
 
     def names(self) -> list[str]:
-        """The submodules at which a part may begin without cutting a skip connection, in order:
-        just one floating tensor crosses a cut before them."""
+        """The submodules with weights at which a part may begin without cutting a skip connection,
+        in order: just one floating tensor crosses a cut before them."""
         found = []
         for name, start in self._starts.items():
             crossing = self._crossing(start)
             if start <= self._starts[self.first] or len(crossing) > 1 or self._is_list(name):
                 continue
-            if not self._why_not(crossing) and not self._is_shared(start):
+            has_weights = any(True for _ in self.model.get_submodule(name).parameters())
+            if has_weights and not self._why_not(crossing) and not self._is_shared(start):
                 found.append((start, name))
         outermost: dict[int, str] = {}
         for start, name in sorted(found, key=lambda one: (one[0], one[1].count("."))):

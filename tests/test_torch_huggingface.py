@@ -1,0 +1,93 @@
+"""Language models of Hugging Face: cut by what their class says, equal to the uncut model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from each import each
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from asyncdni.errors import ConfigError  # noqa: E402
+from asyncdni.nn.torch.cut import trace  # noqa: E402
+from asyncdni.nn.torch.huggingface import Chain, as_chain, check_chain  # noqa: E402
+from asyncdni.nn.torch.layer import emptied  # noqa: E402
+
+VOCABULARY, STEPS = 50, 12
+
+
+def model(kind: str = "Llama", *, tied: bool = False) -> Any:
+    options = getattr(transformers, f"{kind}Config")(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(0)
+    return getattr(transformers, f"{kind}ForCausalLM")(options)
+
+
+def ids() -> Any:
+    return torch.randint(VOCABULARY, (3, STEPS), generator=torch.Generator().manual_seed(1))
+
+
+@each("kind", ["Llama", "Qwen2", "Mistral"])
+def test_the_parts_give_the_models_own_logits_and_gradients_to_the_last_bit(kind: str) -> None:
+    whole = model(kind)
+    chain = as_chain(whole)
+    check_chain(whole, chain)
+    begins = ["model.layers.1", "lm_head"]
+    cut = trace(as_chain(emptied(whole, "meta")), (STEPS,), begins)
+    x = ids()
+    for begin, end in zip(["", *begins], [*begins, ""], strict=True):
+        x = torch.fx.GraphModule(whole, cut.part(begin, end).graph)(x)
+    logits = whole(ids()).logits
+    assert torch.equal(x, logits)
+    own = torch.autograd.grad(logits.sum(), list(whole.parameters()))
+    cut_up = torch.autograd.grad(x.sum(), list(whole.parameters()))
+    assert all(map(torch.equal, own, cut_up))
+
+
+def test_every_block_may_begin_a_stage_and_names_are_the_models_own() -> None:
+    whole = model()
+    cut = trace(as_chain(emptied(whole, "meta")), (STEPS,))
+    blocks = ["model.layers.0", "model.layers.1", "model.layers.2"]
+    assert [name for name in cut.names() if name.count(".") < 3] == [
+        *blocks,
+        "model.norm",
+        "lm_head",
+    ]
+    part = cut.part("model.layers.1", "model.layers.2")
+    assert set(dict(part.named_parameters())) == {
+        name for name, _ in whole.named_parameters() if name.startswith("model.layers.1.")
+    }
+
+
+def test_tied_embeddings_can_not_be_parted() -> None:
+    cut = trace(as_chain(emptied(model(tied=True), "meta")), (STEPS,))
+    assert cut.names() == []
+    with pytest.raises(ConfigError, match=r"lm_head\.weight are also those of model\.embed_tokens"):
+        cut.check(["model.layers.1"])
+
+
+def test_other_models_stay_as_they_are() -> None:
+    plain = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    assert as_chain(plain) is plain
+    options = transformers.GPT2Config(vocab_size=9, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    gpt2 = transformers.GPT2LMHeadModel(options)  # its class declares no plan
+    assert as_chain(gpt2) is gpt2
+
+
+def test_a_model_that_does_more_than_its_blocks_is_refused() -> None:
+    whole = model()
+    chain = as_chain(whole)
+    assert isinstance(chain, Chain)
+    whole.register_forward_hook(lambda module, given, found: type(found)(logits=found.logits * 2))
+    with pytest.raises(ConfigError, match="gives other logits than its submodules"):
+        check_chain(whole, chain)
