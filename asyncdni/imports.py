@@ -114,6 +114,7 @@ def import_named(name: str, what: str, *, allow_import: bool) -> object:
     """
     module_name, _, attribute = name.partition(":")
     if module_name == GIVEN:
+        look_where_parent_does()  # classes that it is made of are imported by name
         return handover.received(attribute)
     if not attribute:
         raise ConfigError(f'{what} {name!r}: expected "package.module:name"')

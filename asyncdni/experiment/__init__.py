@@ -253,7 +253,9 @@ def _make_absolute(tables: dict[str, Any], folder: str) -> None:
 
 def _with_targets(experiment: config.Experiment) -> config.Experiment:
     data = experiment.data
-    kinds = {_LEARNED.get(stage.loss) for stage in experiment.stages if stage.loss is not None}
+    losses = [stage.loss for stage in experiment.stages if stage.loss is not None]
+    losses += [experiment.model.loss] if experiment.model is not None else []
+    kinds = set(map(_LEARNED.get, losses))
     if not isinstance(data, config.Npz) or data.targets != "auto" or len(kinds) != 1:
         return experiment
     found = msgspec.structs.replace(data, targets=kinds.pop() or "auto")

@@ -13,6 +13,7 @@ under the run's seed, as in a plain PyTorch program: `torch.manual_seed(seed)`, 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -123,8 +124,9 @@ def initial_model(chosen: config.Experiment, *, allow_import: bool) -> nn.Module
 
     assert chosen.model is not None
     if chosen.model.build.startswith(f"{GIVEN}:"):
-        given: nn.Module = handover.received("initial model")
-        return given
+        name = chosen.model.build.partition(":")[2]
+        given: nn.Module = copy.deepcopy(handover.received(f"initial {name}"))
+        return given.to("cpu", getattr(torch, chosen.run.dtype))
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(chosen.run.seed)
         model = make_model(

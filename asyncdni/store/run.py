@@ -99,6 +99,8 @@ class Result:
     #: What the network fits: `predict` needs no more of the data set.
     meta: Meta = field(repr=False)
     folder: Path | None = None  # None: nothing was kept on disk
+    #: What keeps the model and data sets that `train` was given as objects, if it was.
+    given: object = field(default=None, repr=False, compare=False)
 
     def save(self, path: str | Path) -> None:
         """Write all weights to one safetensors file, "STAGE.0.weight": for `--init`, and for
