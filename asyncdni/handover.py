@@ -45,7 +45,7 @@ class Handover:
         sent to another process."""
         self._number = next(_numbers)
         named = {self._named(name): value for name, value in objects.items()}
-        text = _pickled(named)
+        text = _pickled(named, of=", ".join(objects))
         self.objects = named | {self._named(name): value for name, value in own.items()}
         self._file: BinaryIO = _anonymous_file()
         self._file.write(text)
@@ -86,7 +86,7 @@ def received(name: str) -> Any:
     return _inherited[name]
 
 
-def _pickled(objects: Mapping[str, Any]) -> bytes:
+def _pickled(objects: Mapping[str, Any], *, of: str) -> bytes:
     try:
         import cloudpickle
     except ImportError:
@@ -98,7 +98,7 @@ def _pickled(objects: Mapping[str, Any]) -> bytes:
         text: bytes = cloudpickle.dumps(dict(objects))
     except Exception as error:  # an object may refuse in any way
         raise ConfigError(
-            f"{', '.join(objects)} can't be handed to worker processes: "
+            f"{of} can't be handed to worker processes: "
             f"{type(error).__name__}: {error}; leave out open files, locks and generators, or "
             "name a function that makes it"
         ) from error

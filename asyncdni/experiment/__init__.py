@@ -120,7 +120,7 @@ _LEARNED: dict[str, config.NpzTargets] = {
 RESERVED = (DATA, COORDINATOR)
 
 #: The section and key of each value that is a path.
-_PATHS = (("data", "path"), ("run", "init"))
+_PATHS = (("data", "path"), ("run", "init"), ("model", "weights"))
 
 
 def load(
@@ -132,9 +132,9 @@ def load(
 ) -> config.Experiment:
     """The experiment in the TOML file at `path`, after `overrides` (`section.key=value`).
 
-    `schedule` and `seed` are short for `schedule.name` and `run.seed`. A relative `data.path` or
-    `run.init` is relative to the folder of the file if the file gives it, and to the current folder
-    if `--set` does.
+    `schedule` and `seed` are short for `schedule.name` and `run.seed`. A relative `data.path`,
+    `run.init` or `model.weights` is relative to the folder of the file if the file gives it, and to
+    the current folder if `--set` does.
     Raises `ConfigError` for a file that can't be read and for every mistake in it.
     """
     given = _read(path)

@@ -27,6 +27,7 @@ from asyncdni.imports import check_may_train
 from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
 from asyncdni.plan.build import Design, make_roster
+from asyncdni.plan.model import state_facts
 from asyncdni.plan.rules import is_repeatable
 from asyncdni.plan.sizes import check_memory
 from asyncdni.report.records import Recorder
@@ -42,6 +43,7 @@ from asyncdni.store.run import (
     discard_folder,
     reopen_folder,
     write_data,
+    write_model,
     write_summary,
 )
 from asyncdni.store.weights import commit_weights
@@ -173,6 +175,8 @@ def conduct(
         claim.check()
         write_summary(claim.folder, summary)
         _check_weights(claim.folder / "final", roster, said.hosts)
+        if keep:
+            write_model(claim.folder, design.experiment, summary)
     if stops.error is not None:
         raise stops.error
     return summary
@@ -205,7 +209,7 @@ def _begin(
     if resume and folder is not None:
         said.resumed(beginning)
         reopen_folder(folder, design.experiment)  # once what is new about it is recorded
-    elif begun := begins_with(design.experiment):
+    elif begun := begins_with(design):
         said.note(begun)
 
 
@@ -376,6 +380,7 @@ def _facts(design: Design) -> dict[str, Any]:
         "batch_size": chosen.data.batch_size,
         "epochs": chosen.run.epochs,
         "threads": chosen.run.threads,
-        "init": begins_with(chosen) or None,
+        "init": begins_with(design) or None,
         "data": msgspec.to_builtins(design.meta),
+        **state_facts(chosen, allow_import=design.allow_import),
     }

@@ -6,8 +6,6 @@ The experiment names it `given:model-1`. Workers get its structure through a fil
 
 from __future__ import annotations
 
-import copy
-import itertools
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard
@@ -62,10 +60,13 @@ def given_model(
     Raises `ConfigError` for objects that can't be sent to another process, and `DataError` for
     data sets without samples."""
     _check_known(options)
-    structure = _on_meta(model)
+    from asyncdni.nn.torch.layer import empty_copy
+
+    structure, classes = empty_copy(model, "meta"), 0
     given: dict[str, Any] = {"model": structure}
     if not isinstance(data, Mapping):
         given["data"] = _two_sets(data)
+        classes = _width(structure, first_shape(given["data"]))
     handover = Handover(given, {"initial model": model})
     tables: dict[str, Any] = {
         "model": {
@@ -76,7 +77,6 @@ def given_model(
         "data": {"batch_size": options.get("batch_size") or _batch_size(data) or _BATCH_SIZE},
     }
     if "data" in given:
-        classes = _width(structure, first_shape(given["data"]))
         tables["data"] |= {"name": "torch", "build": handover.name_of("data"), "classes": classes}
     else:
         tables["data"]["name"] = "digits"  # until the arrays take its place
@@ -101,18 +101,6 @@ def _two_sets(data: object) -> tuple[Any, Any]:
         )
     train, test = data
     return data_set_of(train), data_set_of(test)
-
-
-def _on_meta(model: nn.Module) -> nn.Module:
-    """A copy of the model without memory for its weights."""
-    import torch
-
-    copies: dict[int, Any] = {}
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-        is_weight = isinstance(tensor, torch.nn.Parameter)
-        copies[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
-    return copy.deepcopy(model, copies)
 
 
 def _width(structure: nn.Module, shape: tuple[int, ...]) -> int:

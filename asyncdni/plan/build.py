@@ -159,6 +159,8 @@ class Design:
     init: Mapping[str, Mapping[str, NDArray[Any]]] | None = None
     #: The experiment as it was given, with the `[model]` that its stages are parts of.
     given: config.Experiment | None = None
+    #: For the user: with which weights its `[model]` begins.
+    begun: str = ""
 
 
 def make_design(

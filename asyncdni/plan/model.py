@@ -28,7 +28,7 @@ from asyncdni.handover import GIVEN
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["arrays_by_stage", "initial_model", "with_stages"]
+__all__ = ["arrays_by_stage", "initial_model", "state_facts", "with_stages"]
 
 #: How many stages `stages = "auto"` makes.
 _AUTO = 4
@@ -145,3 +145,24 @@ def arrays_by_stage(
         for stage, arrays in stages.items()
         for name in arrays
     }
+
+
+def state_facts(chosen: config.Experiment, *, allow_import: bool) -> dict[str, Any]:
+    """What a run's summary tells of the model that was cut into its stages, so that its weights get
+    all names of the model's own `state_dict`: {"model": {"tied": groups of names that mean one
+    array, "unsaved": the buffers that are not in there}}. Empty for another network, and where
+    there is neither."""
+    first = chosen.stages[0].layers[0] if chosen.stages else ""
+    if not isinstance(first, dict) or "part" not in first:
+        return {}
+    from asyncdni.nn.torch.model import make_model
+
+    part = first["part"]
+    arguments = part.get("arguments", {})
+    model = make_model(part["build"], arguments, "meta", allow_import=allow_import)
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    unsaved = [name for name, buffer in model.named_buffers() if id(buffer) not in names]
+    facts = {"tied": [one for one in names.values() if len(one) > 1], "unsaved": unsaved}
+    return {"model": facts} if any(facts.values()) else {}

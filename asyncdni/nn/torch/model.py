@@ -6,7 +6,6 @@ arguments, or the name of an object that the process which started it has handed
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -18,7 +17,7 @@ from torch import fx, nn
 from asyncdni.errors import ConfigError
 from asyncdni.imports import import_named
 from asyncdni.nn.torch.cut import Trace, trace
-from asyncdni.nn.torch.layer import ModuleLayer, first_line
+from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line
 
 __all__ = ["make_model", "module_maker", "part_maker", "trace_model"]
 
@@ -119,7 +118,7 @@ def _real_model(build: str, arguments: str, allow_import: bool) -> nn.Module:
 def _made(build: str, arguments: str, device: str, allow_import: bool) -> nn.Module:
     make = import_named(build, "model", allow_import=allow_import)
     if isinstance(make, nn.Module):  # handed over by the process that started this one
-        return make if device == "meta" else copy.deepcopy(make).to_empty(device=device)
+        return make if device == "meta" else empty_copy(make, device)
     if not callable(make):
         raise ConfigError(f"model {build!r} is a {type(make).__name__}, expected a callable")
     try:
