@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,6 @@ TABLES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def nets(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import importlib
-    import sys
 
     folder = tmp_path_factory.mktemp("nets")
     (folder / "netsoftest.py").write_text(NETS)
@@ -278,3 +278,23 @@ def test_a_model_that_does_not_fit_is_refused_in_one_line(
     with pytest.raises(ConfigError) as caught, allowing(True):
         design_of(change(TABLES, changes), allow_import=True)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_network_is_a_model_or_stages() -> None:
+    stage = {"layers": [{"dense": 3}], "loss": "cross_entropy"}
+    with pytest.raises(ConfigError, match=r"^model: a network is \[model\] or \[\[stages\]\], not"):
+        change({**TABLES, "stages": [stage]})
+    none = {name: table for name, table in TABLES.items() if name != "model"}
+    with pytest.raises(ConfigError, match=r"^stages: missing; expected a list of"):
+        change(none)
+    with pytest.raises(ConfigError, match=r"^stages: expected a list of at least one"):
+        change({**none, "stages": []})
+
+
+def test_without_torch_a_model_says_how_to_get_it(
+    nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = {**TABLES, "data": {"name": "digits"}}
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ConfigError, match=r"needs PyTorch .*pip install 'asyncdni\[torch\]'"):
+        design_of(change(digits), allow_import=True)

@@ -175,6 +175,7 @@ def parse(tables: Mapping[str, Any]) -> config.Experiment:
         _name_stages(given)
         _make_absolute(given, "")
     experiment: config.Experiment = checked(given, EXPERIMENT, "")
+    _check_network(experiment, given)
     experiment = _with_targets(experiment)
     _check_names(experiment.stages)
     check_texts(experiment)
@@ -271,6 +272,19 @@ def _name_stages(tables: dict[str, Any]) -> None:
             else stage
             for i, stage in enumerate(stages, 1)
         ]
+
+
+def _check_network(experiment: config.Experiment, given: Mapping[str, Any]) -> None:
+    """Check that there are stages, or a model to cut into some. Raises `ConfigError`."""
+    if experiment.model is not None and experiment.stages:
+        raise ConfigError(
+            "model: a network is [model] or [[stages]], not both; leave out one of them, or name "
+            "the module in the layers of a stage: { module = { build = … } }"
+        )
+    if experiment.model is None and not experiment.stages:
+        expected = "expected a list of at least one item, each a table"
+        told = f"{expected}, got []" if "stages" in given else f"missing; {expected}"
+        raise ConfigError(f"stages: {told}")
 
 
 def _check_optimizer(optimizer: config.Optimizer, place: str) -> None:
