@@ -28,7 +28,12 @@ MAY_IMPORT = {
     "schedules": {"tables"},
     "core": {"schedules", "messages", "errors"},
     "nn": {"imports", "tables", "errors"},
-    "stages": {*("nn", "network", "schedules", "core.events"), "messages", "config", "errors"},
+    "stages": {
+        *("nn", "network", "imports", "schedules", "core.events"),
+        "messages",
+        "config",
+        "errors",
+    },
     "data": {"files", "nn.streams", "schedules.base", "config", "errors"},
     "wire": {"delays", "messages", "config", "errors"},
     # what a table may name, the tables of schedules, generators and data sets know
@@ -37,19 +42,20 @@ MAY_IMPORT = {
     },
     "plan": {
         *("experiment", "network", "core", "schedules", "stages", "nn", "data", "wire.codec"),
-        *("delays", "messages", "config", "tables", "errors"),
+        *("delays", "imports", "messages", "config", "tables", "errors"),
     },
     "store": {
         *("files", "experiment", "plan", "core", "data", "messages", "config", "errors"),
     },
-    "report": {"files", "store", "core", "data.meta", "schedules", "sampling", "errors"},
+    "report": {"files", "imports", "store", "core", "data.meta", "schedules", "sampling", "errors"},
     "drivers": {
         *("core", "wire", "stages", "nn.base", "plan", "data", "store", "report.traces"),
-        *("delays", "schedules", "experiment.schema", "files", "messages", "config", "errors"),
+        *("delays", "schedules", "experiment.schema", "files", "imports", "messages", "config"),
+        "errors",
     },
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
-        *("drivers.virtual", "delays", "schedules", "messages", "config", "errors"),
+        *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
     },
 }
 

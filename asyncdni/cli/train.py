@@ -19,6 +19,7 @@ from asyncdni.cli.common import (
 )
 from asyncdni.cli.display import make_display
 from asyncdni.errors import AsyncDNIError, ConfigError
+from asyncdni.imports import Allowed
 from asyncdni.launch.train import train
 from asyncdni.plan.rules import repeatable_words
 from asyncdni.store.resume import is_complete
@@ -31,7 +32,7 @@ __all__ = ["EXAMPLE", "HELP", "add_arguments", "leave", "run"]
 # The end of `asyncdni train`: what the network has learnt, to look at, in the run's folder.
 
 
-def leave(run: Result, *, allow_import: bool, quiet: bool) -> None:
+def leave(run: Result, *, allow_import: Allowed, quiet: bool) -> None:
     """Write pictures and samples, and say so; the run is over and can't fail by them any more."""
     from asyncdni.report import plots
     from asyncdni.report.album import has_something_to_show, leave_samples

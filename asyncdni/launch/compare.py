@@ -24,6 +24,7 @@ from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.experiment.overrides import parse_setting
 from asyncdni.experiment.schema import SECTIONS, seconds, shown, unknown, variants
 from asyncdni.files import read_file
+from asyncdni.imports import Allowed
 from asyncdni.launch.conduct import Observer
 from asyncdni.launch.train import design_of, train
 from asyncdni.messages import DATA
@@ -260,7 +261,7 @@ def plan_runs(
     zero_control: bool = False,
     evaluate_every: int | None = None,
     latencies: Sequence[str] = (),
-    allow_import: bool = False,
+    allow_import: Allowed = False,
 ) -> list[Entry]:
     """All runs of a comparison in their order, each checked; seeds count up from the file's.
 
@@ -300,7 +301,7 @@ def plan_runs(
 
 
 def run_entry(
-    entry: Entry, folder: Path, observers: Sequence[Observer] = (), *, allow_import: bool = False
+    entry: Entry, folder: Path, observers: Sequence[Observer] = (), *, allow_import: Allowed = False
 ) -> Result:
     """Train in `folder`/`entry.folder`. Raises what training raises, with the run's name."""
     try:
@@ -327,7 +328,7 @@ def _evaluations(file: config.Experiment, samples: int | None) -> list[str]:
 
 
 def _entries(
-    path: str | Path, rows: Sequence[Row], seeds: Iterable[int], allow_import: bool
+    path: str | Path, rows: Sequence[Row], seeds: Iterable[int], allow_import: Allowed
 ) -> list[Entry]:
     """Plan the runs; the design of a row is the same for all of its seeds and latencies."""
     designs: dict[str, Design] = {}
@@ -344,7 +345,7 @@ def _entries(
     return entries
 
 
-def _design(name: str, chosen: config.Experiment, allow_import: bool) -> Design:
+def _design(name: str, chosen: config.Experiment, allow_import: Allowed) -> Design:
     """The design of a row. What a run of it would raise before it begins is raised here, with the
     row's name."""
     try:

@@ -23,7 +23,7 @@ from asyncdni.drivers.real.coordinator import Launcher, Stops, coordinate
 from asyncdni.drivers.real.machine import choose_core, usable_cores
 from asyncdni.errors import CheckpointError, ConfigError, Interrupted
 from asyncdni.files import locked
-from asyncdni.imports import check_may_train
+from asyncdni.imports import check_may_train, import_flags
 from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
 from asyncdni.plan.build import Design, make_roster
@@ -175,8 +175,7 @@ def conduct(
         claim.check()
         write_summary(claim.folder, summary)
         _check_weights(claim.folder / "final", roster, said.hosts)
-        if keep:
-            write_model(claim.folder, design.experiment, summary)
+        write_model(claim.folder, design.experiment, summary)
     if stops.error is not None:
         raise stops.error
     return summary
@@ -225,7 +224,7 @@ def _to_resume(
         return ""
     words = ["asyncdni", "coordinator" if by_hand else "train", "--resume", str(folder)]
     words += ["--bind", bind, *flags] if by_hand else []
-    return shlex.join([*words, "--allow-import"] if design.allow_import else words)
+    return shlex.join([*words, *import_flags(design.allow_import)])
 
 
 class _Said:

@@ -17,7 +17,7 @@ from asyncdni.core.liveness import Sight
 from asyncdni.errors import Interrupted, LaunchError, legible
 from asyncdni.files import check_file
 from asyncdni.handover import VARIABLE, Handover
-from asyncdni.imports import PATH_VARIABLE, path_of_this_process
+from asyncdni.imports import PATH_VARIABLE, Allowed, import_flags, path_of_this_process
 
 __all__ = ["LocalLauncher", "typed_command", "worker_command"]
 
@@ -50,12 +50,12 @@ _HELD, _WANTING = frozenset("Tt"), frozenset("RD")
 _FREELY = 0.5
 
 
-def worker_command(stage: str, coordinator: str, *, allow_import: bool = False) -> list[str]:
+def worker_command(stage: str, coordinator: str, *, allow_import: Allowed = False) -> list[str]:
     """The command line of one worker: what a user would type, by this process's own Python."""
     flags = [flag for name, flag in _WORLD_FLAGS.items() if getattr(sys.flags, name)]
     command = [sys.executable, "-P", *flags, str(_ENTRY), "worker"]
     command += ["--stage", stage, "--coordinator", coordinator]
-    return [*command, "--allow-import"] if allow_import else command
+    return [*command, *import_flags(allow_import)]
 
 
 @dataclass(slots=True)
@@ -227,7 +227,7 @@ def _threads(pid: int) -> tuple[set[str], float] | None:
 
 
 def typed_command(
-    stage: str, coordinator: str, flags: Sequence[str] = (), *, allow_import: bool = False
+    stage: str, coordinator: str, flags: Sequence[str] = (), *, allow_import: Allowed = False
 ) -> str:
     """What to type for one worker on the coordinator's host; `coordinator` is its address.
 
@@ -236,4 +236,4 @@ def typed_command(
     # A worker on this machine reaches a socket that listens on every interface through this one.
     reachable = coordinator.replace("tcp://0.0.0.0:", "tcp://127.0.0.1:")
     words = ["asyncdni", "worker", "--stage", stage, "--coordinator", reachable, *flags]
-    return shlex.join([*words, "--allow-import"] if allow_import else words)
+    return shlex.join([*words, *import_flags(allow_import)])

@@ -27,7 +27,7 @@ from asyncdni.data.derived import Reconstruction
 from asyncdni.data.meta import Array
 from asyncdni.errors import CheckpointError, ConfigError, Interrupted
 from asyncdni.handover import Handover
-from asyncdni.imports import allowing, check_may_train
+from asyncdni.imports import Allowed, allowing, as_allowed, check_may_train
 from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
 from asyncdni.launch.model import ModuleOptions, check_no_options, given_model, is_model
@@ -58,7 +58,7 @@ def design_of_arrays(
     arrays: Path,
     folder: Path,
     *,
-    allow_import: bool,
+    allow_import: Allowed,
 ) -> Design:
     """Check `data` and write it to `arrays`, from where it is to be moved to the folder of the run.
 
@@ -133,7 +133,7 @@ def train(
     observers: Sequence[Observer] = (),
     trace: bool = False,
     tensorboard: bool = False,
-    allow_import: bool = False,
+    allow_import: bool | str | Sequence[str] = False,
     **module: Unpack[ModuleOptions],
 ) -> Result:
     """Train a network, one worker process a stage, and return weights, history and summary.
@@ -153,7 +153,8 @@ def train(
         trace: write every op, message and wait of all workers to DIR/trace.json (for
             https://ui.perfetto.dev), and each worker's own to DIR/trace.
         tensorboard: write event files to DIR/tensorboard; needs the extra of that name, and `out`.
-        allow_import: let workers import the layers that the experiment names as "module:Class".
+        allow_import: let workers import what the experiment names as "module:Class": all of it, or
+            what is of modules whose names begin so (["mymodels"]).
         module: for a module of PyTorch loss, stages, optimizer, …: see `ModuleOptions`.
 
     A stop (Ctrl-C, SIGTERM, SIGHUP, an observer's exception, in a thread the program's end) lets
@@ -174,8 +175,8 @@ def train(
             job = _Job(changed_experiment(Path(resume), set), out=resume, resumed=True)
             if is_complete(Path(resume), job.experiment):
                 return open_run(resume)
-        ways = {"trace": trace, "tensorboard": tensorboard, "allow_import": allow_import}
-        return _trained(stack, job, observers, **ways)
+        allowed, ways = as_allowed(allow_import), {"trace": trace, "tensorboard": tensorboard}
+        return _trained(stack, job, observers, **ways, allow_import=allowed)
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def _trained(
     *,
     trace: bool,
     tensorboard: bool,
-    allow_import: bool,
+    allow_import: Allowed,
 ) -> Result:
     stack.enter_context(allowing(allow_import))
     stack.enter_context(_as_scripts_expect())
@@ -278,7 +279,7 @@ def _as_scripts_expect() -> Iterator[None]:
         raise KeyboardInterrupt(f"{stop}{hint}") from stop
 
 
-def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Design:
+def design_of(chosen: config.Experiment, *, allow_import: Allowed = False) -> Design:
     """The experiment laid out over its data set. Raises `ConfigError` and `DataError`."""
     return make_design(chosen, identify(chosen.data), allow_import=allow_import)
 
@@ -321,7 +322,7 @@ def _design(
     data: Mapping[str, ArrayLike] | None,
     arrays: Path | None,
     folder: Path,
-    allow_import: bool,
+    allow_import: Allowed,
 ) -> Design:
     if data is None or arrays is None:
         return design_of(chosen, allow_import=allow_import)

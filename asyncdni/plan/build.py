@@ -27,7 +27,7 @@ from asyncdni.data import checksums, open_batches
 from asyncdni.data.base import Source
 from asyncdni.data.meta import Meta, other_parts
 from asyncdni.errors import DataError
-from asyncdni.imports import allowing
+from asyncdni.imports import Allowed, allowing
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node, make_network
 from asyncdni.nn.generators import MAP_GENERATORS, make_generator
@@ -154,7 +154,7 @@ class Design:
     meta: Meta
     network: Network
     plan: Plan
-    allow_import: bool = False
+    allow_import: Allowed = False
     #: Weights that stages begin with in place of the seed's, "0.weight" by stage: see `given`.
     init: Mapping[str, Mapping[str, NDArray[Any]]] | None = None
     #: The experiment as it was given, with the `[model]` that its stages are parts of.
@@ -164,7 +164,7 @@ class Design:
 
 
 def make_design(
-    tables: Mapping[str, Any] | config.Experiment, meta: Meta, *, allow_import: bool = False
+    tables: Mapping[str, Any] | config.Experiment, meta: Meta, *, allow_import: Allowed = False
 ) -> Design:
     """Check an experiment and lay it out over workers. Raises `ConfigError` for anything that does
     not fit together."""

@@ -24,6 +24,7 @@ from asyncdni import config, experiment, handover
 from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
+from asyncdni.imports import Allowed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +35,9 @@ __all__ = ["arrays_by_stage", "initial_model", "state_facts", "with_stages"]
 _AUTO = 4
 
 
-def with_stages(chosen: config.Experiment, meta: Meta, *, allow_import: bool) -> config.Experiment:
+def with_stages(
+    chosen: config.Experiment, meta: Meta, *, allow_import: Allowed
+) -> config.Experiment:
     """The experiment with the stages of its `[model]` in its place; as it is where it has none.
 
     Raises `ConfigError` for a model that can't be built or cut as it says."""
@@ -66,7 +69,7 @@ def _check_torch() -> None:
 
 
 def _cuts(
-    chosen: config.Experiment, model: config.Model, meta: Meta, allow_import: bool
+    chosen: config.Experiment, model: config.Model, meta: Meta, allow_import: Allowed
 ) -> tuple[list[str], list[str]]:
     """The submodules at which all stages but the first begin, and the names of all stages."""
     from asyncdni.nn.torch.balance import choose_cuts
@@ -115,7 +118,7 @@ def _part(model: config.Model, meta: Meta, begin: str, end: str) -> dict[str, An
 # --- weights -------------------------------------------------------------------------------------
 
 
-def initial_model(chosen: config.Experiment, *, allow_import: bool) -> nn.Module:
+def initial_model(chosen: config.Experiment, *, allow_import: Allowed) -> nn.Module:
     """The whole model with its initial weights: those that it was given with, or those that it has
     when it is built under the run's seed, in the run's precision."""
     import torch
@@ -147,7 +150,7 @@ def arrays_by_stage(
     }
 
 
-def state_facts(chosen: config.Experiment, *, allow_import: bool) -> dict[str, Any]:
+def state_facts(chosen: config.Experiment, *, allow_import: Allowed) -> dict[str, Any]:
     """What a run's summary tells of the model that was cut into its stages, so that its weights get
     all names of the model's own `state_dict`: {"model": {"tied": groups of names that mean one
     array, "unsaved": the buffers that are not in there}}. Empty for another network, and where

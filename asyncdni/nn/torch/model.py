@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from asyncdni.errors import ConfigError
-from asyncdni.imports import import_named
+from asyncdni.imports import Allowed, import_named
 from asyncdni.nn.torch.cut import Trace, trace
 from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line
 
@@ -26,7 +26,7 @@ __all__ = ["make_model", "module_maker", "part_maker", "trace_model"]
 _KEPT = 32
 
 
-def module_maker(allow_import: bool) -> Callable[..., ModuleLayer]:
+def module_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
     """The maker of layers `{ module = { build = …, arguments = … } }`: all of what `build`
     returns."""
 
@@ -39,7 +39,7 @@ def module_maker(allow_import: bool) -> Callable[..., ModuleLayer]:
     return make_module
 
 
-def part_maker(allow_import: bool) -> Callable[..., ModuleLayer]:
+def part_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
     """The maker of layers `{ part = { … } }`: what `build` returns, from submodule `begin` up to
     `end`, when it is given samples of shape `input`."""
 
@@ -66,7 +66,7 @@ def part_maker(allow_import: bool) -> Callable[..., ModuleLayer]:
 
 
 def make_model(
-    build: str, arguments: Mapping[str, Any], device: str, *, allow_import: bool = False
+    build: str, arguments: Mapping[str, Any], device: str, *, allow_import: Allowed = False
 ) -> nn.Module:
     """The whole model that `build` returns, on device "cpu" with initial weights, or on "meta",
     without memory, where it is not to be changed. Raises `ConfigError`."""
@@ -80,7 +80,7 @@ def trace_model(
     input: Sequence[int],
     begins: Sequence[str] | None = None,
     *,
-    allow_import: bool = False,
+    allow_import: Allowed = False,
 ) -> Trace:
     """The trace of the model that `build` returns, for samples of shape `input`: see `cut.trace`.
     Raises `ConfigError`."""
@@ -98,24 +98,24 @@ def _trace(
     arguments: str,
     shape: tuple[int, ...],
     begins: tuple[str, ...] | None,
-    allow_import: bool,
+    allow_import: Allowed,
 ) -> Trace:
     return trace(_meta_model(build, arguments, allow_import), shape, begins)
 
 
 @lru_cache(_KEPT)
-def _meta_model(build: str, arguments: str, allow_import: bool) -> nn.Module:
+def _meta_model(build: str, arguments: str, allow_import: Allowed) -> nn.Module:
     try:
         return _made(build, arguments, "meta", allow_import)
     except ConfigError:  # its constructor may compute with its weights
         return _made(build, arguments, "cpu", allow_import).to("meta")
 
 
-def _real_model(build: str, arguments: str, allow_import: bool) -> nn.Module:
+def _real_model(build: str, arguments: str, allow_import: Allowed) -> nn.Module:
     return _made(build, arguments, "cpu", allow_import)
 
 
-def _made(build: str, arguments: str, device: str, allow_import: bool) -> nn.Module:
+def _made(build: str, arguments: str, device: str, allow_import: Allowed) -> nn.Module:
     make = import_named(build, "model", allow_import=allow_import)
     if isinstance(make, nn.Module):  # handed over by the process that started this one
         return make if device == "meta" else empty_copy(make, device)
