@@ -24,6 +24,7 @@ from asyncdni.data.checks import (
 )
 from asyncdni.data.meta import Inputs, Meta, other_parts
 from asyncdni.errors import DataError, DataWarning
+from asyncdni.imports import Allowed
 from asyncdni.messages import Evaluated
 from asyncdni.plan.build import Design, make_design, make_whole_stage
 from asyncdni.stages.base import Score
@@ -35,7 +36,7 @@ __all__ = ["evaluate", "predict"]
 Array = NDArray[Any]
 
 
-def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | int | None]:
+def evaluate(run: Result, *, allow_import: Allowed = False) -> dict[str, float | int | None]:
     """Test a run's weights on its test set: {"samples", "accuracy", "loss"}.
 
     Batches, precision, order and threads are those of the run, so the results repeat its
@@ -66,7 +67,7 @@ def evaluate(run: Result, *, allow_import: bool = False) -> dict[str, float | in
     return _result(sums)
 
 
-def predict(run: Result, x: ArrayLike, *, allow_import: bool = False) -> dict[str, Array]:
+def predict(run: Result, x: ArrayLike, *, allow_import: Allowed = False) -> dict[str, Array]:
     """Return the output of every stage with a loss, by stage, for inputs x (N, …): floating, or
     uint8, which is scaled by 1/255 as in training.
 
@@ -135,7 +136,7 @@ def _check_same(then: Meta, now: Meta) -> None:
             )
 
 
-def _design(run: Result, allow_import: bool) -> Design:
+def _design(run: Result, allow_import: Allowed) -> Design:
     return make_design(run.experiment, run.meta, allow_import=allow_import)
 
 

@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
@@ -23,10 +23,13 @@ from asyncdni.handover import GIVEN
 
 __all__ = [
     "PATH_VARIABLE",
+    "Allowed",
     "allowing",
+    "as_allowed",
     "being_worker",
     "check_may_train",
     "current_folder",
+    "import_flags",
     "import_named",
     "importing",
     "is_allowed",
@@ -42,10 +45,14 @@ PATH_VARIABLE = "ASYNCDNI_SYS_PATH"
 #: Environment variable with a worker's stage, for its process and those that it starts.
 _WORKER_VARIABLE = "ASYNCDNI_WORKER"
 
+#: Which of the user's code may be imported: any, none, or that of modules whose names begin with
+#: one of these ("mymodels", "torchvision.models").
+Allowed = bool | tuple[str, ...]
+
 #: The module that is being imported for a layer; empty: none.
 _importing: ContextVar[str] = ContextVar("importing", default="")
 #: Whether data sets may import the user's code.
-_allowed: ContextVar[bool] = ContextVar("allowed", default=False)
+_allowed: ContextVar[Allowed] = ContextVar("allowed", default=False)
 
 
 def path_of_this_process() -> str:
@@ -93,7 +100,7 @@ def importing(module: str) -> Iterator[None]:
 
 
 @contextmanager
-def allowing(allowed: bool) -> Iterator[None]:
+def allowing(allowed: Allowed) -> Iterator[None]:
     """Within this context, data sets may import the user's code, or may not."""
     token = _allowed.set(allowed)
     try:
@@ -102,12 +109,45 @@ def allowing(allowed: bool) -> Iterator[None]:
         _allowed.reset(token)
 
 
-def is_allowed() -> bool:
+def is_allowed() -> Allowed:
     """Whether the user's code may be imported: see `allowing`."""
     return _allowed.get()
 
 
-def import_named(name: str, what: str, *, allow_import: bool) -> object:
+def as_allowed(given: bool | str | Iterable[str]) -> Allowed:
+    """`given` as people write it: true or false, one beginning of names, or several."""
+    if isinstance(given, bool):
+        return given
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def import_flags(allowed: Allowed) -> list[str]:
+    """The words of a command line that allow the same."""
+    if isinstance(allowed, bool):
+        return ["--allow-import"] if allowed else []
+    return [word for prefix in allowed for word in ("--allow-import", prefix)]
+
+
+def _check_within(module: str, named: str, allowed: Allowed) -> None:
+    """Raises `ConfigError` for code of a module that is not allowed; `named` begins the message."""
+    if isinstance(allowed, bool) or any(
+        module == prefix or module.startswith(f"{prefix}.") for prefix in allowed
+    ):
+        return
+    raise ConfigError(
+        f"{named} is code of the module {module}, but --allow-import allows "
+        f"{', '.join(allowed)} alone"
+    )
+
+
+def _home(found: object, module: ModuleType) -> str:
+    """The name of the module that an object is really of: `logging.os.system` is not of logging."""
+    if isinstance(found, ModuleType):
+        return found.__name__
+    return str(getattr(found, "__module__", None) or module.__name__)
+
+
+def import_named(name: str, what: str, *, allow_import: Allowed) -> object:
     """The object that `package.module:name` means, or what has been handed over as `given:name`.
 
     `what` says for messages what it is used as: "layer", "model". Raises `ConfigError` where
@@ -115,6 +155,7 @@ def import_named(name: str, what: str, *, allow_import: bool) -> object:
     """
     module_name, _, attribute = name.partition(":")
     if module_name == GIVEN:
+        look_where_parent_does()  # classes that it is made of are imported by name
         return handover.received(attribute)
     if not attribute:
         raise ConfigError(f'{what} {name!r}: expected "package.module:name"')
@@ -128,6 +169,7 @@ def import_named(name: str, what: str, *, allow_import: bool) -> object:
             f"{what} {name!r}: a worker is another program than yours; put it into a file FILE.py "
             f'of its own, and name it as "FILE:{attribute}"'
         )
+    _check_within(module_name, f"{what} {name!r}", allow_import)
     try:
         with importing(module_name):
             module = importlib.import_module(module_name)
@@ -142,6 +184,7 @@ def import_named(name: str, what: str, *, allow_import: bool) -> object:
                 f"{what} {name!r}: module {module_name} has no {attribute!r}{whose(module)}"
             )
         found = getattr(found, part)
+        _check_within(_home(found, module), f"{what} {name!r}", allow_import)
     return found
 
 

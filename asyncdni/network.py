@@ -28,6 +28,7 @@ from asyncdni import config
 from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.experiment.schema import nearest, shown, stage_place
+from asyncdni.imports import Allowed
 from asyncdni.messages import DATA
 from asyncdni.nn.layers import make_layer
 
@@ -171,7 +172,7 @@ class Network:
 
 
 def make_network(
-    experiment: config.Experiment, meta: Meta, *, allow_import: bool = False
+    experiment: config.Experiment, meta: Meta, *, allow_import: Allowed = False
 ) -> Network:
     """Make the checked graph of `experiment.stages` (named, as `experiment.parse` gives them).
 
@@ -285,7 +286,7 @@ def _node(
     consumers: tuple[str, ...],
     shapes: Mapping[str, Shape],
     answers: bool,
-    allow_import: bool,
+    allow_import: Allowed,
 ) -> Node:
     given = tuple(shapes[name] for name in inputs)
     joined = _joined(stage.join, inputs, given, place)
@@ -333,7 +334,7 @@ def _join_axis(shape: Shape) -> int:
 
 
 def _output_shape(
-    layers: Sequence[LayerSpec], shape: Shape, place: str, allow_import: bool
+    layers: Sequence[LayerSpec], shape: Shape, place: str, allow_import: Allowed
 ) -> Shape:
     for index, spec in enumerate(layers):
         where = f"{place}.layers[{index}]"
@@ -345,7 +346,7 @@ def _output_shape(
     return shape
 
 
-def _own_loss(layers: Sequence[LayerSpec], place: str, allow_import: bool) -> bool:
+def _own_loss(layers: Sequence[LayerSpec], place: str, allow_import: Allowed) -> bool:
     made = (make_layer(spec, where=place, allow_import=allow_import) for spec in layers)
     return any(hasattr(layer, "own_loss") for layer in made)
 

@@ -25,6 +25,7 @@ from asyncdni.data.text import decode, encode
 from asyncdni.data.trigonometry import points
 from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.evaluation import predict
+from asyncdni.imports import Allowed
 from asyncdni.messages import DATA
 from asyncdni.network import Node, make_network
 from asyncdni.nn.base import Layer
@@ -70,7 +71,7 @@ class TrainedStage:
 
 
 def load_stages(
-    run: Result, *, steps: int | None = None, allow_import: bool = False
+    run: Result, *, steps: int | None = None, allow_import: Allowed = False
 ) -> list[TrainedStage]:
     """The stages of a run with its weights, each after those it reads. They take windows of `steps`
     steps, by default those of the run.
@@ -162,7 +163,7 @@ class Stepper:
     """A trained network of windows, run one step at a time; its recurrent layers carry their
     states, which start at zero."""
 
-    def __init__(self, run: Result, *, allow_import: bool = False) -> None:
+    def __init__(self, run: Result, *, allow_import: Allowed = False) -> None:
         """Raises `ConfigError` where no stage carries a state, or a layer can't go step by step."""
         self._stages = load_stages(run, steps=1, allow_import=allow_import)
         self._dtype = np.dtype(run.experiment.run.dtype)
@@ -207,7 +208,7 @@ def continue_text(
     prompt: str = "",
     temperature: float = 1.0,
     seed: int = 0,
-    allow_import: bool = False,
+    allow_import: Allowed = False,
 ) -> str:
     """Continue the text `prompt` by `length` characters, drawn from softmax(logits / temperature).
 
@@ -277,7 +278,7 @@ def tells_points(run: Result) -> bool:
 
 
 def continue_curve(
-    run: Result, *, length: int = 100, start: float = 0.0, allow_import: bool = False
+    run: Result, *, length: int = 100, start: float = 0.0, allow_import: Allowed = False
 ) -> Curve:
     """Continue a curve by `length` points after its first window; each output is the next input.
 
@@ -366,7 +367,7 @@ def has_prior(run: Result) -> bool:
 
 
 def draw_images(
-    run: Result, *, count: int = 60, seed: int = 0, allow_import: bool = False
+    run: Result, *, count: int = 60, seed: int = 0, allow_import: Allowed = False
 ) -> Array:
     """Make `count` images, (N, H, W) or (N, H, W, 3) in [0, 1], from codes drawn from N(0, 1).
 
@@ -381,7 +382,7 @@ def draw_images(
     return as_images(_shown(run, x), run.meta.input_shape)
 
 
-def reconstruct(run: Result, *, count: int = 20, allow_import: bool = False) -> Reconstructions:
+def reconstruct(run: Result, *, count: int = 20, allow_import: Allowed = False) -> Reconstructions:
     """The first `count` test images and their reconstructions.
 
     Raises `DataError` where the data set can no longer be read."""
@@ -470,7 +471,7 @@ def tells_images_apart(run: Result) -> bool:
     return images and labels and image_shape(run.meta.input_shape) is not None
 
 
-def predict_images(run: Result, *, count: int = 20, allow_import: bool = False) -> Predictions:
+def predict_images(run: Result, *, count: int = 20, allow_import: Allowed = False) -> Predictions:
     """The first `count` test images with their predictions. Raises `DataError` where the data set
     can no longer be read."""
     data = run.experiment.data

@@ -116,9 +116,9 @@ class Command:
         """Without waiting for it."""
         return self._process.poll() is not None
 
-    def finished(self) -> Finished:
+    def finished(self, patience_s: float = PATIENCE_S) -> Finished:
         """Wait for its end."""
-        self._process.wait(PATIENCE_S)
+        self._process.wait(patience_s)
         return Finished(self._process.returncode, _text(self._out), _text(self._err))
 
     def close(self) -> None:

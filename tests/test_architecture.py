@@ -28,8 +28,13 @@ MAY_IMPORT = {
     "delays": {"schedules.base"},
     "schedules": {"tables"},
     "core": {"schedules", "messages", "errors"},
-    "nn": {"imports", "tables", "errors"},
-    "stages": {*("nn", "network", "schedules", "core.events"), "messages", "config", "errors"},
+    "nn": {"imports", "handover", "tables", "errors"},
+    "stages": {
+        *("nn", "network", "imports", "schedules", "core.events"),
+        "messages",
+        "config",
+        "errors",
+    },
     "data": {"files", "imports", "nn.streams", "schedules.base", "config", "errors"},
     "wire": {"delays", "messages", "config", "errors"},
     # what a table may name, the tables of schedules, generators and data sets know
@@ -43,14 +48,15 @@ MAY_IMPORT = {
     "store": {
         *("files", "experiment", "plan", "core", "data", "messages", "config", "errors"),
     },
-    "report": {"files", "store", "core", "data.meta", "schedules", "sampling", "errors"},
+    "report": {"files", "imports", "store", "core", "data.meta", "schedules", "sampling", "errors"},
     "drivers": {
         *("core", "wire", "stages", "nn.base", "plan", "data", "store", "report.traces"),
-        *("delays", "schedules", "experiment.schema", "files", "messages", "config", "errors"),
+        *("delays", "schedules", "experiment.schema", "files", "imports", "messages", "config"),
+        "errors",
     },
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
-        *("drivers.virtual", "delays", "schedules", "messages", "config", "errors"),
+        *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
     },
 }
 
@@ -67,7 +73,10 @@ IMPORTED_BY = {
 ONLY = {
     "zmq": {"wire"},
     "msgpack": {"wire"},
-    "torch": {"nn.torch", "data.torch", "plan.model", "launch.model", "launch.train", "store.run"},
+    "torch": {
+        *("nn.torch", "data.torch", "plan.model", "launch.model", "launch.train"),
+        *("store.given", "store.run"),
+    },
     "cloudpickle": {"handover"},
     "subprocess": {"launch", "plan.describe"},
     "rich": {"cli"},

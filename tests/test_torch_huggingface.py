@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 from asyncdni.errors import ConfigError  # noqa: E402
 from asyncdni.nn.torch.cut import trace  # noqa: E402
 from asyncdni.nn.torch.huggingface import Chain, as_chain, check_chain  # noqa: E402
-from asyncdni.nn.torch.layer import emptied  # noqa: E402
+from asyncdni.nn.torch.layer import empty_copy  # noqa: E402
 
 VOCABULARY, STEPS = 50, 12
 
@@ -43,7 +43,7 @@ def test_the_parts_give_the_models_own_logits_and_gradients_to_the_last_bit(kind
     chain = as_chain(whole)
     check_chain(whole, chain)
     begins = ["model.layers.1", "lm_head"]
-    cut = trace(as_chain(emptied(whole, "meta")), (STEPS,), begins)
+    cut = trace(as_chain(empty_copy(whole, "meta")), (STEPS,), begins)
     x = ids()
     for begin, end in zip(["", *begins], [*begins, ""], strict=True):
         x = torch.fx.GraphModule(whole, cut.part(begin, end).graph)(x)
@@ -56,7 +56,7 @@ def test_the_parts_give_the_models_own_logits_and_gradients_to_the_last_bit(kind
 
 def test_every_block_may_begin_a_stage_and_names_are_the_models_own() -> None:
     whole = model()
-    cut = trace(as_chain(emptied(whole, "meta")), (STEPS,))
+    cut = trace(as_chain(empty_copy(whole, "meta")), (STEPS,))
     blocks = ["model.layers.0", "model.layers.1", "model.layers.2"]
     assert [name for name in cut.names() if name.count(".") < 3] == [
         *blocks,
@@ -70,7 +70,7 @@ def test_every_block_may_begin_a_stage_and_names_are_the_models_own() -> None:
 
 
 def test_tied_embeddings_can_not_be_parted() -> None:
-    cut = trace(as_chain(emptied(model(tied=True), "meta")), (STEPS,))
+    cut = trace(as_chain(empty_copy(model(tied=True), "meta")), (STEPS,))
     assert cut.names() == []
     with pytest.raises(ConfigError, match=r"lm_head\.weight are also those of model\.embed_tokens"):
         cut.check(["model.layers.1"])

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from asyncdni import config, experiment
 from asyncdni.errors import ConfigError, DataWarning
@@ -47,11 +48,32 @@ def add_experiment(parser: argparse.ArgumentParser, *, optional: bool = False) -
         default=[],
         help="change a value of the file; may be given several times",
     )
-    parser.add_argument(
-        "--allow-import",
-        action="store_true",
+    add_allow_import(
+        parser,
         help="let workers import the layers that the file names as module:Class",
     )
+
+
+def add_allow_import(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add --allow-import, for all code or for that of some modules."""
+    parser.add_argument(
+        "--allow-import",
+        action=_Allow,
+        nargs="?",
+        default=False,
+        metavar="MODULE",
+        help=f"{help}; with MODULE only from that module and those inside it (may be given several "
+        "times; to be followed by another option or the end of the line where it is given alone)",
+    )
+
+
+class _Allow(argparse.Action):
+    """Collects the modules named; alone, the flag allows all."""
+
+    def __call__(self, _: object, space: argparse.Namespace, value: Any, __: object = None) -> None:
+        known = getattr(space, self.dest)
+        allowed = True if value is None or known is True else (*(known or ()), value)
+        setattr(space, self.dest, allowed)
 
 
 def add_init(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from asyncdni.cli.common import warnings_said
+from asyncdni.cli.common import add_allow_import, warnings_said
 from asyncdni.evaluation import evaluate
 from asyncdni.store.run import open_run
 
@@ -21,9 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a run folder")
     parser.add_argument("--weights", choices=("final", "best"), default="final")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--allow-import", action="store_true", help="import layers given as module:Class"
-    )
+    add_allow_import(parser, help="import layers given as module:Class")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asyncdni.cli.common import warnings_said
+from asyncdni.cli.common import add_allow_import, warnings_said
 from asyncdni.data.npz import read_one
 from asyncdni.evaluation import predict
 from asyncdni.store.run import open_run
@@ -28,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT.npz", help="array x (or x_test)")
     parser.add_argument("--out", required=True, metavar="OUT.npz")
     parser.add_argument("--weights", choices=("final", "best"), default="final")
-    parser.add_argument(
-        "--allow-import", action="store_true", help="import layers given as module:Class"
-    )
+    add_allow_import(parser, help="import layers given as module:Class")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from asyncdni.cli.common import add_allow_import
 from asyncdni.errors import ConfigError
 from asyncdni.report import plots
 from asyncdni.report.album import write_curve, write_images, write_reconstructions
@@ -57,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FOLDER", help="where pictures and tables go (default: DIR)"
     )
-    parser.add_argument(
-        "--allow-import", action="store_true", help="import layers given as module:Class"
-    )
+    add_allow_import(parser, help="import layers given as module:Class")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from asyncdni.drivers.virtual.faults import Faults, parse_faults
 from asyncdni.drivers.virtual.simulation import LEGEND, Result, simulate, timeline
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, by_name
 from asyncdni.experiment.schema import shown
+from asyncdni.imports import import_flags
 from asyncdni.plan.build import Design, make_design
 from asyncdni.report.records import Incidents
 from asyncdni.store.given import begin_with
@@ -223,7 +224,7 @@ def _command(args: argparse.Namespace, schedule: str, seed: int) -> str:
     words += ["--init", args.init] if args.init is not None else []
     words += ["--maths"] if args.maths else []
     words += ["--faults", args.faults] if args.faults is not None else []
-    words += ["--allow-import"] if args.allow_import else []
+    words += import_flags(args.allow_import)
     return shlex.join(words)
 
 

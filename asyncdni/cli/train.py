@@ -19,6 +19,7 @@ from asyncdni.cli.common import (
 )
 from asyncdni.cli.display import make_display
 from asyncdni.errors import AsyncDNIError, ConfigError
+from asyncdni.imports import Allowed
 from asyncdni.launch.train import train
 from asyncdni.plan.rules import repeatable_words
 from asyncdni.store.resume import is_complete
@@ -27,7 +28,7 @@ from asyncdni.store.run import Result
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "leave", "run"]
 
 
-def leave(run: Result, *, allow_import: bool, quiet: bool) -> None:
+def leave(run: Result, *, allow_import: Allowed, quiet: bool) -> None:
     """Write pictures and samples of what the network has learnt, and list them. Failures are only
     printed, since the run has ended."""
     from asyncdni.report import plots

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from asyncdni.cli.common import add_security, keys_for
+from asyncdni.cli.common import add_allow_import, add_security, keys_for
 from asyncdni.imports import being_worker, look_where_parent_does
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
@@ -43,9 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"how long to wait for the coordinator (default: {_TIMEOUT_S:g})",
     )
-    parser.add_argument(
-        "--allow-import",
-        action="store_true",
+    add_allow_import(
+        parser,
         help="import the layers that the experiment names as module:Class: runs that code here",
     )
 

@@ -6,14 +6,15 @@ the shape (T,)), or floating numbers (values).
 
 A map-style data set is read sample by sample, when a batch is needed, in an order that the run's
 seed gives; so transforms that draw random numbers draw new ones in each epoch, and the same ones in
-each run. An iterable data set is read once, into memory. Of a loader its data set is used: batches
-are the experiment's.
+each run. A `TensorDataset`, also a `Subset` of one, is read a batch at a time. An iterable data set
+is read once, into memory. Of a loader its data set is used: batches are the experiment's.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -27,7 +28,14 @@ from asyncdni.errors import ConfigError, DataError
 from asyncdni.imports import import_named, is_allowed
 from asyncdni.nn.streams import stream
 
-__all__ = ["TorchBatches", "describe", "load", "open_batches"]
+__all__ = [
+    "TorchBatches",
+    "data_set_of",
+    "describe",
+    "first_shape",
+    "load",
+    "open_batches",
+]
 
 #: Whole numbers up to this are the same in float32, as which inputs travel.
 _WHOLE_MAX = 2**24
@@ -42,8 +50,8 @@ class _Samples(Protocol):
 
 
 def describe(data: config.TorchData) -> Meta:
-    """The shapes of the first sample, and counts; of the other samples only targets are looked at,
-    and only where `classes` is not given. Raises `DataError`."""
+    """The shapes of the first sample, and counts; of other samples that are read one by one only
+    targets are looked at, and only where `classes` is not given. Raises `DataError`."""
     return _opened(data).meta
 
 
@@ -81,53 +89,198 @@ def _cached(build: str, arguments: str, classes: int) -> TorchBatches:
             f"data.build: {build} gives a {type(made).__name__}, expected two data sets: "
             "(training set, test set)"
         )
-    train, test = (
-        _samples(one, f"{build}, {part} set")
-        for one, part in zip(made, ("training", "test"), strict=True)
-    )
+    train, test = made
     return TorchBatches(build, train, test, classes)
 
 
-def _samples(given: Any, place: str) -> _Samples:
-    """A map-style data set of what was given. Raises `DataError`."""
+def data_set_of(given: Any) -> Any:
+    """The data set of a loader; a data set as it is."""
     inner = getattr(given, "dataset", None)
-    if inner is not None and hasattr(given, "batch_size"):  # a loader
-        given = inner
-    if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
-        found: _Samples = given
-    elif isinstance(given, Iterable):
-        found = list(given)
+    return given if inner is None or not hasattr(given, "batch_size") else inner
+
+
+def first_shape(made: tuple[Any, Any]) -> tuple[int, ...]:
+    """The shape of the first input of the first of two data sets, without the axis of samples.
+    Raises `DataError`."""
+    return _part(made[0], "data", "training").first()[0].shape
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+class _Part(Protocol):
+    """The training set, or the test set."""
+
+    def __len__(self) -> int: ...
+
+    def first(self) -> tuple[Array, Array]:
+        """The input and the target of the first sample."""
+
+    def read(self, rows: Array, x: Array) -> Array:
+        """Read the inputs of these samples into `x`, and return their targets. Raises
+        `DataError`."""
+
+    def largest(self) -> int:
+        """The largest target."""
+
+
+def _part(given: Any, source: str, part: str) -> _Part:
+    """What was given as the data set of that part. Raises `DataError`."""
+    place = f"{source}, {part} set"
+    given = data_set_of(given)
+    arrays = _whole_arrays(given, place)
+    if arrays is not None:
+        found: _Part = _Whole(*arrays, place)
     else:
-        raise DataError(
-            f"{place} is a {type(given).__name__}, expected a data set: something with a length "
-            "and items, or iterable"
-        )
+        found = _OneByOne(_samples(given, place), f"{source}: {part} sample")
     if not len(found):
         raise DataError(f"{place} is empty")
     return found
 
 
+def _samples(given: Any, place: str) -> _Samples:
+    """A map-style data set of what was given. Raises `DataError`."""
+    torch = sys.modules.get("torch")
+    streams = torch is not None and isinstance(given, torch.utils.data.IterableDataset)
+    if hasattr(given, "__getitem__") and hasattr(given, "__len__") and not streams:
+        found: _Samples = given
+        return found
+    if not isinstance(given, Iterable):
+        raise DataError(
+            f"{place} is a {type(given).__name__}, expected a data set: something with a length "
+            "and items, or iterable"
+        )
+    try:
+        return list(given)
+    except Exception as error:  # the user's code may fail in any way
+        raise DataError(f"{place} can't be read: {type(error).__name__}: {error}") from error
+
+
+class _OneByOne:
+    """Samples of a map-style data set."""
+
+    def __init__(self, samples: _Samples, place: str) -> None:
+        self._samples = samples
+        self._place = place
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def first(self) -> tuple[Array, Array]:
+        return self._item(0)
+
+    def read(self, rows: Array, x: Array) -> Array:
+        targets: list[Array] = []
+        for place, row in enumerate(rows.tolist()):
+            one, y = self._item(row)
+            if one.shape != x.shape[1:] or (targets and y.shape != targets[0].shape):
+                expected = x.shape[1:], targets[0].shape if targets else y.shape
+                raise DataError(
+                    _other_shapes(f"{self._place} {row}", (one.shape, y.shape), expected)
+                )
+            x[place] = one
+            targets.append(y)
+        return np.stack(targets)
+
+    def largest(self) -> int:
+        known = getattr(self._samples, "targets", None)
+        if known is not None and len(known) == len(self._samples):
+            return int(np.max(np.asarray(known)))
+        return max(int(np.max(self._item(index)[1])) for index in range(len(self._samples)))
+
+    def _item(self, index: int) -> tuple[Array, Array]:
+        place = f"{self._place} {index}"
+        try:
+            item = self._samples[index]
+        except Exception as error:  # the user's code may fail in any way
+            raise DataError(f"{place}: {type(error).__name__}: {error}") from error
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise DataError(f"{place} is a {type(item).__name__}, expected (input, target)")
+        return _input(item[0], f"{place}, input"), _numbers(item[1], f"{place}, target")
+
+
+class _Whole:
+    """Samples that are rows of two arrays."""
+
+    def __init__(self, x: Any, y: Any, place: str) -> None:
+        self._x = _input(x, f"{place}, inputs")
+        self._y = _numbers(y, f"{place}, targets")
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def first(self) -> tuple[Array, Array]:
+        return self._x[0], self._y[0]
+
+    def read(self, rows: Array, x: Array) -> Array:
+        x[...] = self._x[rows]
+        targets: Array = self._y[rows]
+        return targets
+
+    def largest(self) -> int:
+        return int(np.max(self._y))
+
+
+def _whole_arrays(given: Any, place: str) -> tuple[Any, Any] | None:
+    """The inputs and targets of a `TensorDataset`, or of a `Subset` of one; None of any other."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    if type(given) is torch.utils.data.TensorDataset:
+        if len(given.tensors) != 2:
+            raise DataError(
+                f"{place} has {len(given.tensors)} tensors, expected inputs and targets"
+            )
+        x, y = given.tensors
+        return x, y
+    if type(given) is torch.utils.data.Subset:
+        inner = _whole_arrays(given.dataset, place)
+        rows = torch.as_tensor(given.indices, dtype=torch.int64)
+        return None if inner is None else (inner[0][rows], inner[1][rows])
+    return None
+
+
+def _other_shapes(place: str, found: object, expected: object) -> str:
+    return f"{place} has the shapes {found} of input and target, expected {expected}"
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
 class TorchBatches:
     """Two data sets as numbered batches: see `data.meta.Batches`."""
 
-    def __init__(self, source: str, train: _Samples, test: _Samples, classes: int = 0) -> None:
+    def __init__(self, source: str, train: Any, test: Any, classes: int = 0) -> None:
         """`classes`: how many there are; 0: one more than the largest target. Raises `DataError`
         for samples that are not (input, target) pairs of numbers."""
         self._source = source
-        self._train = train
-        self._test = test
-        x, y = self._item(train, 0, "training")
+        self._train = _part(train, source, "training")
+        self._test = _part(test, source, "test")
+        x, y = self._train.first()
         self._shape, self._target_shape = x.shape, y.shape
         self._values = y.dtype.kind == "f"
         self._order: tuple[tuple[int, int], Array] | None = None
+        self._check_test()
         self.meta = self._described(classes)
+
+    def _check_test(self) -> None:
+        x, y = self._test.first()
+        if (x.shape, y.shape) != (self._shape, self._target_shape):
+            expected = self._shape, self._target_shape
+            place = f"{self._source}: test sample 0"
+            raise DataError(_other_shapes(place, (x.shape, y.shape), expected))
+        if (y.dtype.kind == "f") != self._values:
+            raise DataError(
+                f"{self._source}: the targets of the test set are {y.dtype}, those of the training "
+                f"set {'floating' if self._values else 'whole'} numbers"
+            )
 
     def _described(self, classes: int) -> Meta:
         steps = 0
         if self._values:
             outputs = int(np.prod(self._target_shape)) if self._target_shape else 1
         else:
-            outputs = classes or self._count_classes()
+            outputs = classes or max(self._train.largest(), self._test.largest()) + 1
             if len(self._target_shape) > 1:
                 raise DataError(
                     f"{self._source}: targets have shape {self._target_shape}, expected one class "
@@ -143,17 +296,6 @@ class TorchBatches:
             steps=steps,
             answers=not self._values,
         )
-
-    def _count_classes(self) -> int:
-        largest = 0
-        for samples, part in ((self._train, "training"), (self._test, "test")):
-            known = getattr(samples, "targets", None)
-            if known is not None and len(known) == len(samples):
-                largest = max(largest, int(np.max(np.asarray(known))))
-            else:
-                for index in range(len(samples)):
-                    largest = max(largest, int(np.max(self._item(samples, index, part)[1])))
-        return largest + 1
 
     def batches_per_epoch(self, batch_size: int) -> int:
         return -(-len(self._train) // batch_size)
@@ -180,49 +322,36 @@ class TorchBatches:
 
     def targets(self) -> Mapping[str, Array]:
         """The target of the first sample; the others are checked as they are read."""
-        y = self._item(self._train, 0, "training")[1]
-        return {"y_train": self._as_targets([y], np.float32)}
+        y = self._train.first()[1]
+        return {"y_train": self._as_targets(y[np.newaxis], np.arange(1), "training", np.float32)}
 
     def validate(self) -> None:
         """Do nothing: samples are checked as they are read."""
 
     def _batch(
-        self, samples: _Samples, rows: Array, part: str, dtype: DTypeLike, out: Array | None
+        self, samples: _Part, rows: Array, part: str, dtype: DTypeLike, out: Array | None
     ) -> dict[str, Array]:
         x = buffer_for(out, (len(rows), *self._shape), dtype)
-        targets = []
-        for place, row in enumerate(rows.tolist()):
-            one, y = self._item(samples, row, part)
-            if one.shape != self._shape or y.shape != self._target_shape:
-                raise DataError(
-                    f"{self._source}: {part} sample {row} has shapes {one.shape} and {y.shape}, "
-                    f"expected {self._shape} and {self._target_shape}, as the first training sample"
-                )
-            x[place] = one
-            targets.append(y)
-        return {"h": x, "y": self._as_targets(targets, dtype)}
+        y = samples.read(rows, x)
+        if y.shape[1:] != self._target_shape:
+            raise DataError(
+                f"{self._source}: {part} sample {rows[0]} has a target of shape {y.shape[1:]}, "
+                f"expected {self._target_shape}, as the first training sample"
+            )
+        return {"h": x, "y": self._as_targets(y, rows, part, dtype)}
 
-    def _as_targets(self, targets: Sequence[Array], dtype: DTypeLike) -> Array:
-        stacked = np.stack(targets)
-        if not self._values:
-            return stacked.astype(np.int64)
-        return stacked.reshape(len(stacked), -1).astype(dtype)
-
-    def _item(self, samples: _Samples, index: int, part: str) -> tuple[Array, Array]:
-        place = f"{self._source}: {part} sample {index}"
-        try:
-            item = samples[index]
-        except Exception as error:  # the user's code may fail in any way
-            raise DataError(f"{place}: {type(error).__name__}: {error}") from error
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise DataError(f"{place} is a {type(item).__name__}, expected (input, target)")
-        x, y = (
-            _numbers(one, f"{place}, {what}")
-            for one, what in zip(item, ("input", "target"), strict=True)
-        )
-        if x.dtype.kind in "iu" and x.size and int(np.abs(x.astype(np.int64)).max()) > _WHOLE_MAX:
-            raise DataError(f"{place} has whole numbers above {_WHOLE_MAX}, which can't be sent")
-        return x, y
+    def _as_targets(self, y: Array, rows: Array, part: str, dtype: DTypeLike) -> Array:
+        if self._values:
+            return y.reshape(len(y), -1).astype(dtype)
+        classes = self.meta.outputs
+        wrong = (y < 0) | (y >= classes)
+        if wrong.any():
+            at = tuple(np.argwhere(wrong)[0])
+            raise DataError(
+                f"{self._source}: {part} sample {rows[at[0]]} is of class {y[at]}, expected 0 to "
+                f"{classes - 1}, as there are {classes} classes"
+            )
+        return y.astype(np.int64)
 
     def _ordered(self, seed: int, epoch: int) -> Array:
         if self._order is None or self._order[0] != (seed, epoch):
@@ -231,10 +360,21 @@ class TorchBatches:
         return self._order[1]
 
 
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def _input(value: Any, place: str) -> Array:
+    found = _numbers(value, place)
+    whole = found.dtype.kind in "iu" and found.size
+    if whole and max(-int(found.min()), int(found.max())) > _WHOLE_MAX:
+        raise DataError(f"{place} has whole numbers above {_WHOLE_MAX}, which can't be sent")
+    return found
+
+
 def _numbers(value: Any, place: str) -> Array:
     """What a sample has, as an array of numbers. Raises `DataError`."""
     try:
-        found = np.asarray(value)
+        found = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     except Exception as error:
         raise DataError(f"{place} is no array: {type(error).__name__}: {error}") from error
     if found.dtype.kind not in "biuf":

@@ -120,7 +120,7 @@ _LEARNED: dict[str, config.NpzTargets] = {
 RESERVED = (DATA, COORDINATOR)
 
 #: The section and key of each value that is a path.
-_PATHS = (("data", "path"), ("run", "init"))
+_PATHS = (("data", "path"), ("run", "init"), ("model", "weights"))
 
 
 def load(
@@ -132,10 +132,9 @@ def load(
 ) -> config.Experiment:
     """Read the experiment in the TOML file at `path`, after `overrides` (`section.key=value`).
 
-    `schedule` and `seed` are short for `schedule.name` and `run.seed`. A relative `data.path` or
-    `run.init` is relative to the folder of the file if the file gives it, and to the current folder
-    if `--set` does.
-
+    `schedule` and `seed` are short for `schedule.name` and `run.seed`. A relative `data.path`,
+    `run.init` or `model.weights` is relative to the folder of the file if the file gives it, and to
+    the current folder if `--set` does.
     Raises `ConfigError` for a file that can't be read and for every mistake in it.
     """
     given = _read(path)
@@ -176,6 +175,7 @@ def parse(tables: Mapping[str, Any]) -> config.Experiment:
         _name_stages(given)
         _make_absolute(given, "")
     experiment: config.Experiment = checked(given, EXPERIMENT, "")
+    _check_network(experiment, given)
     experiment = _with_targets(experiment)
     _check_names(experiment.stages)
     check_texts(experiment)
@@ -254,7 +254,9 @@ def _make_absolute(tables: dict[str, Any], folder: str) -> None:
 
 def _with_targets(experiment: config.Experiment) -> config.Experiment:
     data = experiment.data
-    kinds = {_LEARNED.get(stage.loss) for stage in experiment.stages if stage.loss is not None}
+    losses = [stage.loss for stage in experiment.stages if stage.loss is not None]
+    losses += [experiment.model.loss] if experiment.model is not None else []
+    kinds = set(map(_LEARNED.get, losses))
     if not isinstance(data, config.Npz) or data.targets != "auto" or len(kinds) != 1:
         return experiment
     found = msgspec.structs.replace(data, targets=kinds.pop() or "auto")
@@ -270,6 +272,19 @@ def _name_stages(tables: dict[str, Any]) -> None:
             else stage
             for i, stage in enumerate(stages, 1)
         ]
+
+
+def _check_network(experiment: config.Experiment, given: Mapping[str, Any]) -> None:
+    """Check that there are stages, or a model to cut into some. Raises `ConfigError`."""
+    if experiment.model is not None and experiment.stages:
+        raise ConfigError(
+            "model: a network is [model] or [[stages]], not both; leave out one of them, or name "
+            "the module in the layers of a stage: { module = { build = … } }"
+        )
+    if experiment.model is None and not experiment.stages:
+        expected = "expected a list of at least one item, each a table"
+        told = f"{expected}, got []" if "stages" in given else f"missing; {expected}"
+        raise ConfigError(f"stages: {told}")
 
 
 def _check_optimizer(optimizer: config.Optimizer, place: str) -> None:

@@ -24,6 +24,7 @@ from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.experiment.overrides import parse_setting
 from asyncdni.experiment.schema import SECTIONS, seconds, shown, unknown, variants
 from asyncdni.files import read_file
+from asyncdni.imports import Allowed
 from asyncdni.launch.conduct import Observer
 from asyncdni.launch.train import design_of, train
 from asyncdni.messages import DATA
@@ -265,7 +266,7 @@ def plan_runs(
     zero_control: bool = False,
     evaluate_every: int | None = None,
     latencies: Sequence[str] = (),
-    allow_import: bool = False,
+    allow_import: Allowed = False,
 ) -> list[Entry]:
     """Plan and check all runs of a comparison, in their order; seeds count up from the file's.
 
@@ -305,7 +306,7 @@ def plan_runs(
 
 
 def run_entry(
-    entry: Entry, folder: Path, observers: Sequence[Observer] = (), *, allow_import: bool = False
+    entry: Entry, folder: Path, observers: Sequence[Observer] = (), *, allow_import: Allowed = False
 ) -> Result:
     """Train one run in `folder`/`entry.folder`. Errors of training are raised with the run's
     title."""
@@ -333,7 +334,7 @@ def _evaluations(file: config.Experiment, samples: int | None) -> list[str]:
 
 
 def _entries(
-    path: str | Path, rows: Sequence[Row], seeds: Iterable[int], allow_import: bool
+    path: str | Path, rows: Sequence[Row], seeds: Iterable[int], allow_import: Allowed
 ) -> list[Entry]:
     """Plan the runs; a row's design is shared by its seeds and latencies."""
     designs: dict[str, Design] = {}
@@ -350,7 +351,7 @@ def _entries(
     return entries
 
 
-def _design(name: str, chosen: config.Experiment, allow_import: bool) -> Design:
+def _design(name: str, chosen: config.Experiment, allow_import: Allowed) -> Design:
     """Make a row's design. Raises, with the row's name, what its runs would raise before they
     begin."""
     try:

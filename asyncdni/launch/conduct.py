@@ -23,10 +23,11 @@ from asyncdni.drivers.real.coordinator import Launcher, Stops, coordinate
 from asyncdni.drivers.real.machine import choose_core, usable_cores
 from asyncdni.errors import CheckpointError, ConfigError, Interrupted
 from asyncdni.files import locked
-from asyncdni.imports import check_may_train
+from asyncdni.imports import check_may_train, import_flags
 from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
 from asyncdni.plan.build import Design, make_roster
+from asyncdni.plan.model import state_facts
 from asyncdni.plan.rules import is_repeatable
 from asyncdni.plan.sizes import check_memory
 from asyncdni.report.records import Recorder
@@ -42,6 +43,7 @@ from asyncdni.store.run import (
     discard_folder,
     reopen_folder,
     write_data,
+    write_model,
     write_summary,
 )
 from asyncdni.store.weights import commit_weights
@@ -168,12 +170,25 @@ def conduct(
             )
     summary = records.summary()
     if claim is not None:
-        claim.check()
-        write_summary(claim.folder, summary)
-        _check_weights(claim.folder / "final", roster, records.hosts)
+        _conclude(claim, design, summary, roster, records.hosts)
     if stops.error is not None:
         raise stops.error
     return summary
+
+
+def _conclude(
+    claim: Claim,
+    design: Design,
+    summary: dict[str, Any],
+    roster: Roster,
+    hosts: Mapping[str, str],
+) -> None:
+    """Write what the folder of a complete run holds besides its records. Raise `CheckpointError`
+    for weights that are not on this host."""
+    claim.check()
+    write_summary(claim.folder, summary)
+    _check_weights(claim.folder / "final", roster, hosts)
+    write_model(claim.folder, design.experiment, summary)
 
 
 def _beginning(design: Design, folder: Path | None, recorder: Recorder) -> Beginning:
@@ -203,7 +218,7 @@ def _begin(
     if resume and folder is not None:
         records.resumed(beginning)
         reopen_folder(folder, design.experiment)  # only after the changes are recorded
-    elif (begun := begins_with(design.experiment)) and not design.from_model:
+    elif begun := begins_with(design):
         records.note(begun)
 
 
@@ -219,7 +234,7 @@ def _to_resume(
         return ""
     words = ["asyncdni", "coordinator" if by_hand else "train", "--resume", str(folder)]
     words += ["--bind", bind, *flags] if by_hand else []
-    return shlex.join([*words, "--allow-import"] if design.allow_import else words)
+    return shlex.join([*words, *import_flags(design.allow_import)])
 
 
 class _Records:
@@ -376,6 +391,7 @@ def _facts(design: Design) -> dict[str, Any]:
         "batch_size": chosen.data.batch_size,
         "epochs": chosen.run.epochs,
         "threads": chosen.run.threads,
-        "init": begins_with(chosen) or None,
+        "init": begins_with(design) or None,
         "data": msgspec.to_builtins(design.meta),
+        **state_facts(chosen, allow_import=design.allow_import),
     }

@@ -17,7 +17,7 @@ from asyncdni.core.liveness import Sight
 from asyncdni.errors import Interrupted, LaunchError, legible
 from asyncdni.files import check_file
 from asyncdni.handover import VARIABLE, Handover
-from asyncdni.imports import PATH_VARIABLE, path_of_this_process
+from asyncdni.imports import PATH_VARIABLE, Allowed, import_flags, path_of_this_process
 
 __all__ = ["LocalLauncher", "typed_command", "worker_command"]
 
@@ -49,12 +49,12 @@ _STOPPED, _RUNNABLE = frozenset("Tt"), frozenset("RD")
 _STARVED_BELOW = 0.5
 
 
-def worker_command(stage: str, coordinator: str, *, allow_import: bool = False) -> list[str]:
+def worker_command(stage: str, coordinator: str, *, allow_import: Allowed = False) -> list[str]:
     """Return the command line of one worker, run by this process's Python."""
     flags = [flag for name, flag in _WORLD_FLAGS.items() if getattr(sys.flags, name)]
     command = [sys.executable, "-P", *flags, str(_ENTRY), "worker"]
     command += ["--stage", stage, "--coordinator", coordinator]
-    return [*command, "--allow-import"] if allow_import else command
+    return [*command, *import_flags(allow_import)]
 
 
 @dataclass(slots=True)
@@ -220,7 +220,7 @@ def _threads(pid: int) -> tuple[set[str], float] | None:
 
 
 def typed_command(
-    stage: str, coordinator: str, flags: Sequence[str] = (), *, allow_import: bool = False
+    stage: str, coordinator: str, flags: Sequence[str] = (), *, allow_import: Allowed = False
 ) -> str:
     """Return the command line that a user types to start one worker on the coordinator's host.
 
@@ -229,4 +229,4 @@ def typed_command(
     # A socket that listens on every interface is reached at 127.0.0.1 from the same machine.
     reachable = coordinator.replace("tcp://0.0.0.0:", "tcp://127.0.0.1:")
     words = ["asyncdni", "worker", "--stage", stage, "--coordinator", reachable, *flags]
-    return shlex.join([*words, "--allow-import"] if allow_import else words)
+    return shlex.join([*words, *import_flags(allow_import)])

@@ -1,6 +1,6 @@
 """A model of PyTorch, given to `train` as an object, as an experiment.
 
-The experiment names it `given:model`. Workers get its structure through a file that they inherit
+The experiment names it `given:model-1`. Workers get its structure through a file that they inherit
 (`handover`), and its weights like those of any run that begins with given ones.
 """
 
@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard
 
+from asyncdni.data.torch import data_set_of, first_shape
 from asyncdni.errors import ConfigError
-from asyncdni.handover import GIVEN, Handover, keep
+from asyncdni.handover import Handover
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["given_model", "is_model"]
+__all__ = ["ModuleOptions", "check_no_options", "given_model", "is_model"]
 
 _BATCH_SIZE = 256
+
+
+class ModuleOptions(TypedDict, total=False):
+    """What `train` may be told besides for a module: what a file says in the places named here."""
+
+    loss: str  # `model.loss`
+    stages: str | int | list[str]  # `model.stages`
+    optimizer: Mapping[str, Any]  # `[optimizer]`
+    epochs: int  # `run.epochs`
+    batch_size: int  # `data.batch_size`; of a loader its own, if none is given
 
 
 def is_model(source: object) -> TypeGuard[nn.Module]:
@@ -28,42 +39,85 @@ def is_model(source: object) -> TypeGuard[nn.Module]:
     return torch is not None and isinstance(source, torch.nn.Module)
 
 
+def check_no_options(options: Mapping[str, Any], data: object) -> None:
+    """Raises `ConfigError` where an experiment is given what only a module takes."""
+    _check_known(options)
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: only for a module of PyTorch; an experiment says it itself, and "
+            "set=[…] changes it"
+        )
+    if not (data is None or isinstance(data, Mapping)):
+        raise ConfigError(f"data is a {type(data).__name__}; only a module takes data sets")
+
+
 def given_model(
-    model: nn.Module,
-    data: object,
-    *,
-    loss: str,
-    stages: str | int | list[str],
-    optimizer: Mapping[str, Any] | None,
-    epochs: int | None,
-    batch_size: int | None,
+    model: nn.Module, data: object, options: ModuleOptions
 ) -> tuple[dict[str, Any], Handover]:
     """The tables of the experiment that trains a model, and what its workers are handed.
 
-    Raises `ConfigError` for objects that can't be sent to another process."""
-    from asyncdni.nn.torch.layer import emptied
+    Raises `ConfigError` for objects that can't be sent to another process, and `DataError` for
+    data sets without samples."""
+    _check_known(options)
+    from asyncdni.nn.torch.layer import empty_copy
 
+    structure, classes = empty_copy(model, "meta"), 0
+    given: dict[str, Any] = {"model": structure}
+    if not isinstance(data, Mapping):
+        given["data"] = _two_sets(data)
+        classes = _width(structure, first_shape(given["data"]))
+    handover = Handover(given, {"initial model": model})
     tables: dict[str, Any] = {
-        "model": {"build": f"{GIVEN}:model", "loss": loss, "stages": stages},
-        "data": {"batch_size": batch_size or _batch_size(data) or _BATCH_SIZE},
+        "model": {
+            "build": handover.name_of("model"),
+            "loss": options.get("loss", "cross_entropy"),
+            "stages": options.get("stages", "auto"),
+        },
+        "data": {"batch_size": options.get("batch_size") or _batch_size(data) or _BATCH_SIZE},
     }
-    given: dict[str, Any] = {"model": emptied(model, "meta")}
-    if isinstance(data, Mapping):
-        tables["data"]["name"] = "digits"  # until the arrays take its place
-    elif isinstance(data, tuple | list) and len(data) == 2:
-        tables["data"] |= {"name": "torch", "build": f"{GIVEN}:data"}
-        given["data"] = tuple(data)
+    if "data" in given:
+        tables["data"] |= {"name": "torch", "build": handover.name_of("data"), "classes": classes}
     else:
+        tables["data"]["name"] = "digits"  # until the arrays take its place
+    if options.get("optimizer") is not None:
+        tables["optimizer"] = dict(options["optimizer"])
+    if options.get("epochs") is not None:
+        tables["run"] = {"epochs": options["epochs"]}
+    return tables, handover
+
+
+def _check_known(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name not in ModuleOptions.__annotations__:
+            raise TypeError(f"train() got an unexpected keyword argument {name!r}")
+
+
+def _two_sets(data: object) -> tuple[Any, Any]:
+    if not isinstance(data, tuple | list) or len(data) != 2:
         raise ConfigError(
             f"data is a {type(data).__name__}, expected (training set, test set), or a dict of the "
             "arrays x_train, y_train, x_test and y_test"
         )
-    if optimizer is not None:
-        tables["optimizer"] = dict(optimizer)
-    if epochs is not None:
-        tables["run"] = {"epochs": epochs}
-    keep("initial model", model)
-    return tables, Handover(given)
+    train, test = data
+    return data_set_of(train), data_set_of(test)
+
+
+def _width(structure: nn.Module, shape: tuple[int, ...]) -> int:
+    """How many outputs a sample has, or each of its steps: so many classes are told apart. 0 where
+    the model does not take such samples, which is reported once it is cut."""
+    import torch
+
+    from asyncdni.nn.torch.cut import main_output
+
+    for dtype in (torch.float32, torch.int64):
+        try:
+            with torch.no_grad():
+                outputs = structure(torch.zeros((2, *shape), dtype=dtype, device="meta"))
+            return int(main_output(outputs).shape[-1])
+        except Exception:  # a model may fail in any way
+            continue
+    return 0
 
 
 def _batch_size(data: object) -> int | None:

@@ -11,8 +11,9 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import msgspec
 import numpy as np
@@ -26,10 +27,10 @@ from asyncdni.data.derived import Reconstruction
 from asyncdni.data.meta import Array
 from asyncdni.errors import CheckpointError, ConfigError, Interrupted
 from asyncdni.handover import Handover
-from asyncdni.imports import allowing, check_may_train
+from asyncdni.imports import Allowed, allowing, as_allowed, check_may_train
 from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
-from asyncdni.launch.model import given_model, is_model
+from asyncdni.launch.model import ModuleOptions, check_no_options, given_model, is_model
 from asyncdni.plan.build import Design, check_targets, make_design
 from asyncdni.report.tensorboard import EventFiles
 from asyncdni.report.traces import merged_at_end
@@ -55,7 +56,7 @@ def design_of_arrays(
     arrays: Path,
     folder: Path,
     *,
-    allow_import: bool,
+    allow_import: Allowed,
 ) -> Design:
     """Check `data`, write it to `arrays`, and make the run's design.
 
@@ -128,18 +129,14 @@ def train(
     seed: int | None = None,
     set: Sequence[str] = (),
     data: Mapping[str, ArrayLike] | tuple[Any, Any] | None = None,
-    loss: str = "cross_entropy",
-    stages: str | int | list[str] = "auto",
-    optimizer: Mapping[str, Any] | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
     out: str | Path | None = None,
     init: str | Path | Mapping[str, ArrayLike] | None = None,
     resume: str | Path | None = None,
     observers: Sequence[Observer] = (),
     trace: bool = False,
     tensorboard: bool = False,
-    allow_import: bool = False,
+    allow_import: bool | str | Sequence[str] = False,
+    **module: Unpack[ModuleOptions],
 ) -> Result:
     """Train a network, one worker process a stage, and return weights, history and summary.
 
@@ -148,10 +145,7 @@ def train(
             PyTorch, which is cut into stages and itself stays as it is: see `Result.load_into`.
         schedule, seed, set: changes to a file, as on the command line.
         data: arrays x_train, y_train, x_test, y_test to train on, instead of the experiment's data;
-            kept as DIR/data.npz. For a module also (training set, test set): data sets or loaders
-            of PyTorch.
-        loss, stages, optimizer, epochs, batch_size: for a module, what a file says in `[model]`,
-            `[optimizer]`, `run.epochs` and `data.batch_size`.
+            kept as DIR/data.npz. For a module also (training set, test set) of PyTorch.
         out: folder to write the run to, new or empty; None: keep nothing on disk.
         init: weights to begin with, in place of `run.init`: a path as there, or arrays
             "STAGE.0.weight" such as `Result.weights`; kept as DIR/init.
@@ -161,7 +155,9 @@ def train(
         trace: write every op, message and wait of all workers to DIR/trace.json (for
             https://ui.perfetto.dev), and each worker's own to DIR/trace.
         tensorboard: write event files to DIR/tensorboard; needs the extra of that name, and `out`.
-        allow_import: let workers import the layers that the experiment names as "module:Class".
+        allow_import: let workers import what the experiment names as "module:Class": all of it, or
+            what is of modules whose names begin so (["mymodels"]).
+        module: for a module of PyTorch loss, stages, optimizer, …: see `ModuleOptions`.
 
     A stop (Ctrl-C, SIGTERM, SIGHUP, an observer's exception, in a thread the program's end) lets
     the current update end and saves all; a second one ends the run at once.
@@ -171,47 +167,73 @@ def train(
         KeyboardInterrupt: after a stop, with what is kept; see its cause, `errors.Interrupted`.
     """
     check_may_train()
-    handover: Handover | None = None
-    described: _Source
-    if is_model(source):
-        described, handover = given_model(
-            source,
-            data,
-            loss=loss,
-            stages=stages,
-            optimizer=optimizer,
-            epochs=epochs,
-            batch_size=batch_size,
-        )
-    else:
-        described = cast(_Source, source)
-        if not (data is None or isinstance(data, Mapping)):
-            raise ConfigError(f"data is a {type(data).__name__}; only a module takes data sets")
-    arrays = data if isinstance(data, Mapping) else None
-    if resume is None:
-        chosen = _resolve(described, schedule, seed, [*set, *_init_setting(init)])
-    else:
-        _check_alone(source=source, schedule=schedule, seed=seed, data=data, out=out, init=init)
-        chosen = changed_experiment(Path(resume), set)
-        if is_complete(Path(resume), chosen):
-            return open_run(resume)
     with ExitStack() as stack:
-        if handover is not None:
-            stack.callback(handover.close)
-        stack.enter_context(allowing(allow_import))
-        stack.enter_context(_raising_keyboard_interrupt())
-        stack.enter_context(_awaited_at_exit())
-        kept = out if resume is None else resume
-        scratch, sockets = _own_folders(stack, files=kept is None or arrays is not None)
-        folder = Path(scratch / "run" if kept is None else kept)
-        place = scratch / ARRAYS if arrays is not None else None
-        design = _design(chosen, arrays, place, folder, allow_import)
-        design = design if resume else begin_with(design, _arrays_of(init))
-        files = _extra_files(stack, design, kept, trace=trace, tensorboard=tensorboard)
-        launch = _launch(stack, design, folder, place, handover)
-        bind, heard = f"ipc://{sockets / 'coordinator'}", [*observers, *files]
-        ways = {"launch": launch, "trace": trace, "resume": resume is not None}
-        return _run_to_end(design, bind, folder, keep=kept is not None, observers=heard, **ways)
+        if resume is None:
+            described, handover = _described(stack, source, data, module)
+            changes = [*set, *_init_setting(init)]
+            job = _Job(_resolve(described, schedule, seed, changes), data, init, out, handover)
+        else:
+            _check_alone(source=source, schedule=schedule, seed=seed, data=data, out=out, init=init)
+            job = _Job(changed_experiment(Path(resume), set), out=resume, resumed=True)
+            if is_complete(Path(resume), job.experiment):
+                return open_run(resume)
+        allowed, ways = as_allowed(allow_import), {"trace": trace, "tensorboard": tensorboard}
+        return _trained(stack, job, observers, **ways, allow_import=allowed)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be trained: see `train`."""
+
+    experiment: config.Experiment
+    data: Any = None
+    init: str | Path | Mapping[str, ArrayLike] | None = None
+    out: str | Path | None = None
+    handover: Handover | None = None
+    resumed: bool = False  # the run in `out` goes on
+
+    @property
+    def arrays(self) -> Mapping[str, ArrayLike] | None:
+        """The arrays to train on, where such were given in place of a data set."""
+        return self.data if isinstance(self.data, Mapping) else None
+
+
+def _described(
+    stack: ExitStack, source: _Source | Module, data: object, options: ModuleOptions
+) -> tuple[_Source, Handover | None]:
+    """An experiment as it is, or that of a module, with what its workers are handed."""
+    if not is_model(source):
+        check_no_options(options, data)
+        return cast(_Source, source), None
+    tables, handover = given_model(source, data, options)
+    stack.callback(handover.close)
+    return tables, handover
+
+
+def _trained(
+    stack: ExitStack,
+    job: _Job,
+    observers: Sequence[Observer],
+    *,
+    trace: bool,
+    tensorboard: bool,
+    allow_import: Allowed,
+) -> Result:
+    stack.enter_context(allowing(allow_import))
+    stack.enter_context(_raising_keyboard_interrupt())
+    stack.enter_context(_awaited_at_exit())
+    kept, arrays = job.out, job.arrays
+    scratch, sockets = _own_folders(stack, files=kept is None or arrays is not None)
+    folder = Path(scratch / "run" if kept is None else kept)
+    place = scratch / ARRAYS if arrays is not None else None
+    design = _design(job.experiment, arrays, place, folder, allow_import)
+    design = design if job.resumed else begin_with(design, _arrays_of(job.init))
+    files = _extra_files(stack, design, kept, trace=trace, tensorboard=tensorboard)
+    launch = _launch(stack, design, folder, place, job.handover)
+    bind, heard = f"ipc://{sockets / 'coordinator'}", [*observers, *files]
+    ways = {"launch": launch, "trace": trace, "resume": job.resumed}
+    result = _run_to_end(design, bind, folder, keep=kept is not None, observers=heard, **ways)
+    return replace(result, given=job.handover)
 
 
 def _extra_files(
@@ -261,7 +283,7 @@ def _raising_keyboard_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt(f"{stop}{hint}") from stop
 
 
-def design_of(chosen: config.Experiment, *, allow_import: bool = False) -> Design:
+def design_of(chosen: config.Experiment, *, allow_import: Allowed = False) -> Design:
     """Lay out the experiment over its data set. Raises `ConfigError` and `DataError`."""
     return make_design(chosen, identify(chosen.data), allow_import=allow_import)
 
@@ -305,7 +327,7 @@ def _design(
     data: Mapping[str, ArrayLike] | None,
     arrays: Path | None,
     folder: Path,
-    allow_import: bool,
+    allow_import: Allowed,
 ) -> Design:
     if data is None or arrays is None:
         return design_of(chosen, allow_import=allow_import)

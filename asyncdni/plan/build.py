@@ -27,7 +27,7 @@ from asyncdni.data import checksums, open_batches
 from asyncdni.data.base import Source
 from asyncdni.data.meta import Meta, other_parts
 from asyncdni.errors import DataError
-from asyncdni.imports import allowing
+from asyncdni.imports import Allowed, allowing
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node, make_network
 from asyncdni.nn.generators import MAP_GENERATORS, make_generator
@@ -154,20 +154,17 @@ class Design:
     meta: Meta
     network: Network
     plan: Plan
-    allow_import: bool = False
+    allow_import: Allowed = False
     #: Initial weights in place of the seed's: for each stage, arrays by "0.weight"; see `given`.
     init: Mapping[str, Mapping[str, NDArray[Any]]] | None = None
     #: The experiment as it was given, with the `[model]` that its stages are parts of.
     given: config.Experiment | None = None
-
-    @property
-    def from_model(self) -> bool:
-        """Whether the stages are parts of a `[model]`, and begin with its own weights."""
-        return self.given is not None and self.given.model is not None
+    #: For the user: with which weights its `[model]` begins.
+    begun: str = ""
 
 
 def make_design(
-    tables: Mapping[str, Any] | config.Experiment, meta: Meta, *, allow_import: bool = False
+    tables: Mapping[str, Any] | config.Experiment, meta: Meta, *, allow_import: Allowed = False
 ) -> Design:
     """Check an experiment and lay it out over workers. Raises `ConfigError` for anything that does
     not fit together."""

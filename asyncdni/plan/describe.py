@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import ConfigError, LaunchError
+from asyncdni.imports import Allowed
 from asyncdni.messages import DATA
 from asyncdni.network import LayerSpec, Network, Node, Shape
 from asyncdni.nn.base import Layer
@@ -47,7 +48,7 @@ class Model:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def describe(network: Network, *, allow_import: bool = False) -> str:
+def describe(network: Network, *, allow_import: Allowed = False) -> str:
     """Return a table with a line for each stage: inputs, layers, output shape, loss, parameters.
 
     Weights that several stages share are counted once, at the stage that owns them.
@@ -85,7 +86,7 @@ def describe_workers(design: Design) -> str:
 # --- sizes ---------------------------------------------------------------------------------------
 
 
-def parameters(node: Node, *, allow_import: bool = False) -> int:
+def parameters(node: Node, *, allow_import: Allowed = False) -> int:
     """Return how many numbers the stage learns; its layers are built to count them."""
     return sum(count(layer) for layer in _built(node, allow_import))
 
@@ -115,7 +116,7 @@ def count(model: Any) -> int:
     return sum(int(value.size) for value in model.params.values())
 
 
-def _futures(node: Node, allow_import: bool) -> list[Model]:
+def _futures(node: Node, allow_import: Allowed) -> list[Model]:
     """Return the generators of recurrent layers. Their weights are among the layer's buffers, as
     the stage's optimizer does not update them."""
     if not any("future" in layer_text(spec) for spec in node.layers):
@@ -127,7 +128,7 @@ def _futures(node: Node, allow_import: bool) -> list[Model]:
     ]
 
 
-def _built(node: Node, allow_import: bool) -> Sequence[Layer]:
+def _built(node: Node, allow_import: Allowed) -> Sequence[Layer]:
     shape, layers = node.joined_shape, []
     for index, spec in enumerate(node.layers):
         where = f"{node.place}.layers[{index}]"

@@ -13,6 +13,7 @@ under the run's seed, as in a plain PyTorch program: `torch.manual_seed(seed)`, 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,17 +24,20 @@ from asyncdni import config, experiment, handover
 from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
+from asyncdni.imports import Allowed
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["arrays_by_stage", "initial_model", "with_stages"]
+__all__ = ["arrays_by_stage", "initial_model", "state_facts", "with_stages"]
 
 #: How many stages `stages = "auto"` makes.
 _AUTO = 4
 
 
-def with_stages(chosen: config.Experiment, meta: Meta, *, allow_import: bool) -> config.Experiment:
+def with_stages(
+    chosen: config.Experiment, meta: Meta, *, allow_import: Allowed
+) -> config.Experiment:
     """The experiment with the stages of its `[model]` in its place; as it is where it has none.
 
     Raises `ConfigError` for a model that can't be built or cut as it says."""
@@ -65,7 +69,7 @@ def _check_torch() -> None:
 
 
 def _cuts(
-    chosen: config.Experiment, model: config.Model, meta: Meta, allow_import: bool
+    chosen: config.Experiment, model: config.Model, meta: Meta, allow_import: Allowed
 ) -> tuple[list[str], list[str]]:
     """The submodules at which all stages but the first begin, and the names of all stages."""
     from asyncdni.nn.torch.balance import choose_cuts
@@ -114,7 +118,7 @@ def _part(model: config.Model, meta: Meta, begin: str, end: str) -> dict[str, An
 # --- weights -------------------------------------------------------------------------------------
 
 
-def initial_model(chosen: config.Experiment, *, allow_import: bool) -> nn.Module:
+def initial_model(chosen: config.Experiment, *, allow_import: Allowed) -> nn.Module:
     """The whole model with its initial weights: those that it was given with, or those that it has
     when it is built under the run's seed, in the run's precision."""
     import torch
@@ -125,7 +129,9 @@ def initial_model(chosen: config.Experiment, *, allow_import: bool) -> nn.Module
     if chosen.model.build.startswith(f"{GIVEN}:"):
         from asyncdni.nn.torch.huggingface import as_chain, check_chain
 
-        given: nn.Module = handover.received("initial model")
+        name = chosen.model.build.partition(":")[2]
+        given: nn.Module = copy.deepcopy(handover.received(f"initial {name}"))
+        given = given.to("cpu", getattr(torch, chosen.run.dtype))
         check_chain(given, as_chain(given))
         return given
     with torch.random.fork_rng(devices=()):
@@ -146,3 +152,24 @@ def arrays_by_stage(
         for stage, arrays in stages.items()
         for name in arrays
     }
+
+
+def state_facts(chosen: config.Experiment, *, allow_import: Allowed) -> dict[str, Any]:
+    """What a run's summary tells of the model that was cut into its stages, so that its weights get
+    all names of the model's own `state_dict`: {"model": {"tied": groups of names that mean one
+    array, "unsaved": the buffers that are not in there}}. Empty for another network, and where
+    there is neither."""
+    first = chosen.stages[0].layers[0] if chosen.stages else ""
+    if not isinstance(first, dict) or "part" not in first:
+        return {}
+    from asyncdni.nn.torch.model import make_model
+
+    part = first["part"]
+    arguments = part.get("arguments", {})
+    model = make_model(part["build"], arguments, "meta", allow_import=allow_import)
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    unsaved = [name for name, buffer in model.named_buffers() if id(buffer) not in names]
+    facts = {"tied": [one for one in names.values() if len(one) > 1], "unsaved": unsaved}
+    return {"model": facts} if any(facts.values()) else {}

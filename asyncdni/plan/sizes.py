@@ -17,6 +17,7 @@ import numpy as np
 from asyncdni import config, experiment
 from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError, ProtocolError
+from asyncdni.imports import Allowed
 from asyncdni.messages import DATA, Welcome
 from asyncdni.network import Network, Node
 from asyncdni.nn.layers import make_layer
@@ -36,7 +37,7 @@ _GIB = 2**30
 
 
 def check_messages(
-    chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, *, allow_import: bool
+    chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, *, allow_import: Allowed
 ) -> None:
     """Check that all messages fit their limits. Raises `ConfigError` for an experiment that no
     message can hold, and for a message between workers beyond `limits.message_bytes`."""
@@ -55,7 +56,7 @@ def check_messages(
 
 
 def _messages(
-    chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, allow_import: bool
+    chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, allow_import: Allowed
 ) -> Iterable[tuple[str, str, int]]:
     """Yield the largest message of each kind on each link: (sender, kind, bytes of its tensors)."""
     itemsize = np.dtype(chosen.run.dtype).itemsize
@@ -84,7 +85,7 @@ def _messages(
 
 
 def check_memory(
-    chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, *, allow_import: bool
+    chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, *, allow_import: Allowed
 ) -> None:
     """Raise `ConfigError` if this machine can't hold all workers at once."""
     has = _memory_bytes()
@@ -110,7 +111,7 @@ def worker_bytes(
     meta: Meta,
     group: Group,
     *,
-    allow_import: bool = False,
+    allow_import: Allowed = False,
 ) -> int:
     """Return the least memory in bytes that a group's worker needs."""
     parameters = sum(_parameters(node, allow_import) for node in group.members)
@@ -124,7 +125,7 @@ def worker_bytes(
     return itemsize * (_COPIES * parameters + samples * rows + data)
 
 
-def _parameters(node: Node, allow_import: bool) -> int:
+def _parameters(node: Node, allow_import: Allowed) -> int:
     """Return how many parameters the layers of a stage have; layers without a `size`, such as a
     user's own, count as 0."""
     found, shape = 0, node.joined_shape

@@ -17,6 +17,7 @@ from asyncdni import config, experiment
 from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.experiment.schema import seconds
+from asyncdni.imports import Allowed
 from asyncdni.plan.build import Design, make_design
 from asyncdni.plan.conditions import neighbours
 from asyncdni.profiling.measurement import Wire
@@ -104,7 +105,7 @@ class Setup:
     cores: int  # of each host
     hosts: int
     batches: int  # how many to measure ops on
-    allow_import: bool = False
+    allow_import: Allowed = False
     events: int = EVENTS  # about how many each simulated run has
     _prices: dict[tuple[str, int], Prices] = field(default_factory=dict)
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncdni.data.meta import Array
+from asyncdni.imports import Allowed
 from asyncdni.report import plots
 from asyncdni.report.plots import GRID, INK, MUTED, row_colours, styled
 from asyncdni.sampling import (
@@ -63,7 +64,7 @@ def has_something_to_show(run: Result) -> bool:
     return any(is_one(run) for is_one in kinds)
 
 
-def leave_samples(run: Result, *, allow_import: bool = False) -> list[Path]:
+def leave_samples(run: Result, *, allow_import: Allowed = False) -> list[Path]:
     """Write all files that show what the run has learnt to its folder; return their paths.
 
     Raises `DataError` if the data set is missing, and `ConfigError` for a network that can't be
@@ -119,7 +120,7 @@ def _cost(run: Result, folder: Path) -> Iterator[Path]:
         yield _written(folder / "cost.png", picture)
 
 
-def _predictions(run: Result, folder: Path, allow_import: bool) -> Iterator[Path]:
+def _predictions(run: Result, folder: Path, allow_import: Allowed) -> Iterator[Path]:
 
     found = predict_images(run, allow_import=allow_import)
     picture = predictions_picture(found.images, found.truth, found.told)

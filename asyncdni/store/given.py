@@ -4,6 +4,7 @@
 --init runs/x               the last weights of that run (those that `evaluate` takes)
 --init runs/x/best          any folder of STAGE.safetensors with arrays "0.weight", "0.bias"
 --init weights.safetensors  one file with arrays "STAGE.0.weight", as `Result.save` writes it
+model.weights               one file with arrays "h.2.attn.weight", by the names of a [model]
 DIR/init                    what was taken of them, in the folder of the run that has begun with it
 ```
 
@@ -16,9 +17,10 @@ whether it has read the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -34,6 +36,9 @@ from asyncdni.store.run import EXPERIMENT, INIT, by_stage, load_experiment, load
 from asyncdni.store.tensors import Array, decode_arrays, load_stage, save_stages
 from asyncdni.store.weights import read_weights
 
+if TYPE_CHECKING:
+    from torch import nn
+
 __all__ = ["begin_with", "begins_with", "kept", "save_given"]
 
 Weights = dict[str, dict[str, Array]]  # {stage: {"0.weight": array}}
@@ -41,6 +46,8 @@ Weights = dict[str, dict[str, Array]]  # {stage: {"0.weight": array}}
 _SUFFIX = ".safetensors"
 #: PyTorch's batch norms count their batches, which means nothing here.
 _NOT_NEEDED = "num_batches_tracked"
+#: Of names that do not fit a model, which may have thousands, how many a message shows.
+_SHOWN = 5
 
 
 def begin_with(design: Design, arrays: Mapping[str, ArrayLike] | None = None) -> Design:
@@ -51,8 +58,8 @@ def begin_with(design: Design, arrays: Mapping[str, ArrayLike] | None = None) ->
     shape or type, or not finite.
     """
     run = design.experiment.run
-    if arrays is None and not run.init and design.given is not None and design.from_model:
-        return _with_init(design, _of_model(design, design.given))
+    if arrays is None and not run.init and design.given is not None and design.given.model:
+        return _of_model(design, design.given, design.given.model)
     if arrays is None and not run.init:
         if run.init_sha256 or run.init_stages is not None:
             raise ConfigError(
@@ -82,19 +89,13 @@ def _with_init(design: Design, init: Weights) -> Design:
     return replace(design, experiment=chosen, init=init)
 
 
-def _of_model(design: Design, given: config.Experiment) -> Weights:
-    """The weights that the `[model]` of the experiment `given` has under the run's seed, and those
-    of its file `weights`."""
-    model = initial_model(given, allow_import=design.allow_import)
-    names = make_whole_stage(design).state()
-    return by_stage(arrays_by_stage(model, names))
-
-
-def begins_with(chosen: config.Experiment) -> str:
+def begins_with(design: Design) -> str:
     """For the user: what a run has begun with; empty where that is the seed's weights."""
-    run = chosen.run
+    run = design.experiment.run
     if not run.init_sha256:
         return ""
+    if design.given is not None and design.given.model is not None and not run.init:
+        return design.begun
     where = run.init or "the arrays that were given"
     return (
         f"{', '.join(run.init_sha256)} begin with the weights of {where}; optimizers, generators "
@@ -130,6 +131,64 @@ def kept(folder: Path, design: Design, stages: Iterable[str]) -> Design:
             )
         init[stage] = own
     return replace(design, init=init or None)
+
+
+# --- a model of PyTorch --------------------------------------------------------------------------
+
+
+def _of_model(design: Design, given: config.Experiment, options: config.Model) -> Design:
+    """`design` with the weights that its `[model]` has under the run's seed, and over them those of
+    its file `weights`."""
+    model = initial_model(given, allow_import=design.allow_import)
+    begun = _load_named(model, options) if options.weights else ""
+    names = make_whole_stage(design).state()
+    begun_design = _with_init(design, by_stage(arrays_by_stage(model, names)))
+    return replace(begun_design, begun=begun)
+
+
+def _load_named(model: nn.Module, options: config.Model) -> str:
+    """Load the file `model.weights`, by the model's own names, into the model; returns what the
+    user is told of it. Raises `ConfigError`."""
+    place = f"model.weights: {options.weights}"
+    arrays = _read_named(Path(options.weights), place)
+    own = model.state_dict(keep_vars=True)
+    given = {
+        id(own[name]) for name in arrays if name in own
+    }  # tied weights need one of their names
+    missing = [
+        name
+        for name, tensor in own.items()
+        if id(tensor) not in given and name.rpartition(".")[2] != _NOT_NEEDED
+    ]
+    unexpected = [name for name in sorted(arrays) if name not in own]
+    likes = {n: own[n].detach().numpy() for n in arrays if n in own}
+    wrong = [text for n, like in likes.items() for text in _mismatches({n: arrays[n]}, {n: like})]
+    if options.strict:
+        wrong += [f"{name} is missing, expected {tuple(own[name].shape)}" for name in missing]
+        wrong += [f"{name} is not expected" for name in unexpected]
+    if wrong:
+        cure = " (model.strict = false lets missing ones begin from the seed)" if missing else ""
+        raise ConfigError(f"{place}: not the weights of this model: {_some(wrong)}{cure}")
+    for name in likes:
+        likes[name][...] = arrays[name]
+    text = f"the model begins with the weights of {options.weights}"
+    text += f"; not in there, so from the seed: {_some(missing, ', ')}" if missing else ""
+    return text + (f"; in there for nothing: {_some(unexpected, ', ')}" if unexpected else "")
+
+
+def _read_named(path: Path, place: str) -> dict[str, Array]:
+    try:
+        return decode_arrays(read_file(path), str(path))
+    except CheckpointError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{place}: can't be read: {error.strerror or error}") from error
+
+
+def _some(texts: Sequence[str], between: str = "; ") -> str:
+    """The first few of them, and how many there are where there are more."""
+    more = f"{between}… ({len(texts)} in all)" if len(texts) > _SHOWN else ""
+    return between.join(texts[:_SHOWN]) + more
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ are not taken for them, and a folder that has moved together with its data still
 `data.npz` is there as well if the caller of `train` gave arrays, and after `--init` a copy of the
 weights that it has begun with, `init/STAGE.safetensors`; after `--trace` so are
 `trace/WORKER.npz`, and `trace.json` for Perfetto; after `--tensorboard` the event files of
-`tensorboard`.
+`tensorboard`; and `model.safetensors`, the last weights by their names in PyTorch, where the
+network has modules of it.
 `summary.json` is written last: a folder without one holds a run that did not finish.
 """
 
@@ -44,6 +45,7 @@ from asyncdni.files import read_file
 from asyncdni.store.checkpoint import latest
 from asyncdni.store.claims import OWNERS
 from asyncdni.store.manifest import WeightsManifest, compare, identity
+from asyncdni.store.names import has_modules, named_weights
 from asyncdni.store.tensors import encoded, write_atomically
 from asyncdni.store.weights import read_weights, settle_weights
 
@@ -54,6 +56,7 @@ __all__ = [
     "EXPERIMENT",
     "INIT",
     "METRICS",
+    "MODEL",
     "SNAPSHOTS",
     "SUMMARY",
     "Result",
@@ -66,6 +69,7 @@ __all__ = [
     "open_run",
     "reopen_folder",
     "write_data",
+    "write_model",
     "write_summary",
 ]
 
@@ -85,6 +89,8 @@ SNAPSHOTS = "snapshots"
 ARRAYS = "data.npz"
 #: The weights that it was given to begin with: see `given`.
 INIT = "init"
+#: The last weights of a network with modules of PyTorch, as PyTorch names them.
+MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -99,15 +105,22 @@ class Result:
     #: What the network fits: `predict` needs no more of the data set.
     meta: Meta = field(repr=False)
     folder: Path | None = None  # None: nothing was kept on disk
+    #: What keeps the model and data sets that `train` was given as objects, if it was.
+    given: object = field(default=None, repr=False, compare=False)
 
     def save(self, path: str | Path) -> None:
         """Write all weights to one safetensors file, "STAGE.0.weight": for `--init`, and for
         `load_state_dict` of PyTorch. Raises `CheckpointError`."""
         write_atomically(Path(path), encoded(self.weights))
 
+    def save_model(self, path: str | Path) -> None:
+        """Write the weights to one safetensors file with the names of `state_dict`. Raises
+        `CheckpointError`, and `ConfigError` as `named_weights`."""
+        write_atomically(Path(path), encoded(self.named_weights()))
+
     def state_dict(self) -> dict[str, Any]:
-        """The weights of a network that was given as a module of PyTorch, as tensors by the
-        module's own names. Raises `ConfigError` for a network of other layers."""
+        """The weights as tensors of PyTorch, by the names of `named_weights`: for
+        `load_state_dict`."""
         import torch
 
         return {
@@ -117,16 +130,24 @@ class Result:
     def load_into(self, model: Any) -> None:
         """Load the weights into a module of PyTorch, such as the one that was given to `train`.
 
-        Raises `ConfigError` where it has other names or shapes."""
+        Raises `ConfigError` where it has other names or shapes. What its forward does not use is
+        not part of the run, and stays as it is."""
         try:
-            model.load_state_dict(self.state_dict(), strict=False)
+            others = model.load_state_dict(self.state_dict(), strict=False).unexpected_keys
         except RuntimeError as error:
             raise ConfigError(f"the weights do not fit the model: {error}") from error
+        if others:
+            raise ConfigError(
+                f"the weights do not fit the model: it has no {', '.join(others[:5])}"
+                f"{f' and {len(others) - 5} more' if len(others) > 5 else ''}"
+            )
 
     def named_weights(self) -> dict[str, NDArray[Any]]:
-        """The weights by the names of the module that was cut into stages."""
-        # "STAGE.POSITION.NAME"
-        return {name.split(".", 2)[2]: array for name, array in self.weights.items()}
+        """The weights by the names of the module that was cut into stages; of a chain of other
+        layers, by those of an equal `nn.Sequential`, whose layers are all counted.
+
+        Raises `ConfigError` for a network that is no chain."""
+        return named_weights(self.experiment, self.weights, self.summary)
 
     def __repr__(self) -> str:
         schedule, accuracy = self.summary.get("schedule"), self.test_accuracy
@@ -182,7 +203,8 @@ def reopen_folder(folder: Path, tables: config.Experiment) -> Path:
         settle_weights(folder / tag)
     _write_experiment(folder, tables)
     try:
-        (folder / SUMMARY).unlink(missing_ok=True)
+        for name in (SUMMARY, MODEL):
+            (folder / name).unlink(missing_ok=True)
         (folder / _LOGS).mkdir(exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{folder} can't be written: {error.strerror}") from error
@@ -286,6 +308,15 @@ def _write_experiment(folder: Path, chosen: config.Experiment) -> None:
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """The last file of a run."""
     write_atomically(folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def write_model(folder: Path, chosen: config.Experiment, summary: Mapping[str, Any]) -> None:
+    """Write `model.safetensors`, where the network has modules of PyTorch and its layers have names
+    there. Raises `CheckpointError`."""
+    if has_modules(chosen):
+        with contextlib.suppress(ConfigError):  # a network that is no chain
+            named = named_weights(chosen, load_weights(folder / "final", chosen), summary)
+            write_atomically(folder / MODEL, encoded(named))
 
 
 def open_run(folder: str | Path, weights: str = "final") -> Result:

@@ -38,6 +38,7 @@ from asyncdni.errors import (
     Interrupted,
     LimitExceeded,
 )
+from asyncdni.imports import Allowed
 from asyncdni.messages import COORDINATOR, PROTOCOL_VERSION, Accused, Connect, Hello, Welcome
 from asyncdni.plan.build import (
     Design,
@@ -222,7 +223,7 @@ class Session:
         watchdog: Watchdog,
         signals: Signals,
         *,
-        allow_import: bool,
+        allow_import: Allowed,
         keys: Keys | None,
     ) -> None:
         """`stage`: name or index, as it was given; the others: see `run_worker`."""
@@ -407,7 +408,7 @@ def run_worker(
     coordinator: str,
     *,
     timeout_s: float = 30.0,
-    allow_import: bool = False,
+    allow_import: Allowed = False,
     keys: Keys | None = None,
     bind: str | None = None,
     advertise: str | None = None,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asyncdni.errors import ConfigError
-from asyncdni.imports import import_named
+from asyncdni.imports import Allowed, import_named
 from asyncdni.nn.base import Layer
 from asyncdni.nn.layers.activations import Relu, Sigmoid, Tanh
 from asyncdni.nn.layers.convolution import Conv2d
@@ -79,7 +79,7 @@ _STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _FIELDS = ("params", "grads", "fresh", "buffers")
 
 
-def make_layer(spec: str | dict[str, Any], *, where: str, allow_import: bool = False) -> Layer:
+def make_layer(spec: str | dict[str, Any], *, where: str, allow_import: Allowed = False) -> Layer:
     """The layer that one entry of a stage's `layers` describes, not yet built.
 
     Args:
@@ -112,7 +112,7 @@ def _split(spec: object) -> tuple[str, object]:
     )
 
 
-def _find(name: str, allow_import: bool) -> Callable[..., Any]:
+def _find(name: str, allow_import: Allowed) -> Callable[..., Any]:
     if name in LAYERS:
         return LAYERS[name]
     if name in _MODULES:
@@ -135,7 +135,7 @@ def _find(name: str, allow_import: bool) -> Callable[..., Any]:
     return kind
 
 
-def _module_maker(name: str, allow_import: bool) -> Callable[..., Any]:
+def _module_maker(name: str, allow_import: Allowed) -> Callable[..., Any]:
     """The function that makes a layer of an `nn.Module`. Raises `ConfigError` without PyTorch."""
     try:
         from asyncdni.nn.torch import model
@@ -143,7 +143,7 @@ def _module_maker(name: str, allow_import: bool) -> Callable[..., Any]:
         raise ConfigError(
             f"a layer {name!r} needs PyTorch ({error}): pip install 'asyncdni[torch]'"
         ) from None
-    maker: Callable[[bool], Callable[..., Any]] = getattr(model, _MODULES[name])
+    maker: Callable[[Allowed], Callable[..., Any]] = getattr(model, _MODULES[name])
     return maker(allow_import)
 
 

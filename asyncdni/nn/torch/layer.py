@@ -20,6 +20,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from torch import nn
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
 
-__all__ = ["ModuleLayer", "emptied", "first_line", "tensor_of"]
+__all__ = ["ModuleLayer", "empty_copy", "first_line", "tensor_of"]
 
 #: The batch sizes at which a module is tried on the meta device: two, so that the axis of samples
 #: is told from an axis that happens to be as long.
@@ -58,23 +59,21 @@ def aligned(array: Array) -> torch.Tensor:
     return found if found.data_ptr() % _ALIGNED == 0 else found.clone()
 
 
+def empty_copy(module: nn.Module, device: str) -> nn.Module:
+    """A copy of the module on a device, with memory for its weights and buffers but without their
+    numbers. Weights that are tied stay so, which `nn.Module.to_empty` does not see to."""
+    copies: dict[int, Any] = {}
+    for tensor in chain(module.parameters(), module.buffers()):
+        empty = torch.empty_like(tensor, device=device, requires_grad=False)
+        is_weight = isinstance(tensor, nn.Parameter)
+        copies[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
+    return copy.deepcopy(module, copies)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, which in PyTorch may be followed by a whole stack."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-
-
-def emptied(module: nn.Module, device: str) -> nn.Module:
-    """A copy of a module on another device, without its numbers: its parameters and buffers have
-    memory on "cpu", but nobody has written to it, and none on "meta". Parameters that are one and
-    the same in the module are so in the copy."""
-    memo: dict[int, torch.Tensor] = {}
-    for parameter in module.parameters():
-        empty = torch.empty_like(parameter, device=device)
-        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    for buffer in module.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device=device)
-    return copy.deepcopy(module, memo)
 
 
 class ModuleLayer:
@@ -173,7 +172,7 @@ class ModuleLayer:
     ) -> tuple[int, ...]:
         """Build without initial weights, where others are loaded in their place: only memory for
         this module is taken, also where it is a part of a large one."""
-        module = emptied(self._make("meta"), "cpu")
+        module = empty_copy(self._make("meta"), "cpu")
         return self._built(module, shape, dtype, streams)
 
     def _built(

@@ -16,10 +16,10 @@ from torch import fx, nn
 
 from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
-from asyncdni.imports import import_named
+from asyncdni.imports import Allowed, import_named
 from asyncdni.nn.torch.cut import Trace, trace
 from asyncdni.nn.torch.huggingface import as_chain, check_chain
-from asyncdni.nn.torch.layer import ModuleLayer, emptied, first_line
+from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line
 
 __all__ = ["make_model", "module_maker", "part_maker", "trace_model"]
 
@@ -28,7 +28,7 @@ __all__ = ["make_model", "module_maker", "part_maker", "trace_model"]
 _KEPT = 32
 
 
-def module_maker(allow_import: bool) -> Callable[..., ModuleLayer]:
+def module_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
     """The maker of layers `{ module = { build = …, arguments = … } }`: all of what `build`
     returns."""
 
@@ -41,7 +41,7 @@ def module_maker(allow_import: bool) -> Callable[..., ModuleLayer]:
     return make_module
 
 
-def part_maker(allow_import: bool) -> Callable[..., ModuleLayer]:
+def part_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
     """The maker of layers `{ part = { … } }`: what `build` returns, from submodule `begin` up to
     `end`, when it is given samples of shape `input`."""
 
@@ -68,7 +68,7 @@ def part_maker(allow_import: bool) -> Callable[..., ModuleLayer]:
 
 
 def make_model(
-    build: str, arguments: Mapping[str, Any], device: str, *, allow_import: bool = False
+    build: str, arguments: Mapping[str, Any], device: str, *, allow_import: Allowed = False
 ) -> nn.Module:
     """The whole model that `build` returns, on device "cpu" with initial weights, or on "meta",
     without memory, where it is not to be changed. Raises `ConfigError`."""
@@ -82,7 +82,7 @@ def trace_model(
     input: Sequence[int],
     begins: Sequence[str] | None = None,
     *,
-    allow_import: bool = False,
+    allow_import: Allowed = False,
 ) -> Trace:
     """The trace of the model that `build` returns, for samples of shape `input`: see `cut.trace`.
     Raises `ConfigError`."""
@@ -100,24 +100,24 @@ def _trace(
     arguments: str,
     shape: tuple[int, ...],
     begins: tuple[str, ...] | None,
-    allow_import: bool,
+    allow_import: Allowed,
 ) -> Trace:
     return trace(_meta_model(build, arguments, allow_import), shape, begins)
 
 
 @lru_cache(_KEPT)
-def _meta_model(build: str, arguments: str, allow_import: bool) -> nn.Module:
+def _meta_model(build: str, arguments: str, allow_import: Allowed) -> nn.Module:
     try:
         return _made(build, arguments, "meta", allow_import)
     except ConfigError:  # its constructor may compute with its weights
-        return emptied(_made(build, arguments, "cpu", allow_import), "meta")
+        return empty_copy(_made(build, arguments, "cpu", allow_import), "meta")
 
 
-def _real_model(build: str, arguments: str, allow_import: bool) -> nn.Module:
+def _real_model(build: str, arguments: str, allow_import: Allowed) -> nn.Module:
     return _made(build, arguments, "cpu", allow_import)
 
 
-def _made(build: str, arguments: str, device: str, allow_import: bool) -> nn.Module:
+def _made(build: str, arguments: str, device: str, allow_import: Allowed) -> nn.Module:
     """What `build` returns; a model of Hugging Face as the chain of its submodules."""
     found = _returned(build, arguments, device, allow_import)
     chain = as_chain(found)
@@ -127,10 +127,10 @@ def _made(build: str, arguments: str, device: str, allow_import: bool) -> nn.Mod
     return chain
 
 
-def _returned(build: str, arguments: str, device: str, allow_import: bool) -> nn.Module:
+def _returned(build: str, arguments: str, device: str, allow_import: Allowed) -> nn.Module:
     make = import_named(build, "model", allow_import=allow_import)
     if isinstance(make, nn.Module):  # handed over by the process that started this one
-        return make if device == "meta" else emptied(make, device)
+        return make if device == "meta" else empty_copy(make, device)
     if not callable(make):
         raise ConfigError(f"model {build!r} is a {type(make).__name__}, expected a callable")
     try:

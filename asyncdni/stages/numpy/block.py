@@ -20,6 +20,7 @@ import numpy as np
 
 from asyncdni import config
 from asyncdni.errors import DataError, NumericalError
+from asyncdni.imports import Allowed
 from asyncdni.network import Node
 from asyncdni.nn.base import Array, Layer, Loss, Optimizer, Slot, rows
 from asyncdni.nn.layers import make_layer
@@ -291,7 +292,7 @@ class Block:
         pace: Pace,
         delayed: Late | None = None,
         numbers: config.Numbers = _STOP,
-        allow_import: bool = False,
+        allow_import: Allowed = False,
         streams: int | None = None,
         empty: bool = False,
     ) -> None:
@@ -600,7 +601,7 @@ def _built(
     name: str,
     dtype: np.dtype[Any],
     seed: int,
-    allow_import: bool,
+    allow_import: Allowed,
     empty: bool = False,
 ) -> list[Layer]:
     """Build the layers of `node`; initial weights are those of a stage called `name`, or none where

@@ -1,0 +1,173 @@
+"""Data sets of PyTorch: whole arrays, sample by sample, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset  # noqa: E402
+
+from asyncdni.data.torch import TorchBatches, data_set_of, first_shape  # noqa: E402
+from asyncdni.errors import DataError  # noqa: E402
+
+X = torch.arange(30.0).reshape(10, 3)
+Y = torch.arange(10) % 4
+WHOLE = TensorDataset(X, Y)
+
+
+class Pairs(Dataset[Any]):
+    """Samples one by one; `noise` draws from PyTorch's generator, as transforms do."""
+
+    def __init__(self, x: Any = X, y: Any = Y, noise: bool = False) -> None:
+        self.x, self.y, self.noise = x, y, noise
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        added = torch.rand(3) if self.noise else 0
+        return self.x[index] + added, self.y[index]
+
+
+class Flow(IterableDataset[Any]):
+    """Samples in a row; it says how many, as some do."""
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(zip(X, Y, strict=True))
+
+
+def batches(train: Any, test: Any = WHOLE, classes: int = 4) -> TorchBatches:
+    return TorchBatches("made", train, test, classes)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Pairs(),
+        Flow(),
+        [(x.numpy(), int(y)) for x, y in WHOLE],
+        DataLoader(WHOLE, batch_size=3),
+        Subset(TensorDataset(X.flip(0), Y.flip(0)), range(9, -1, -1)),
+        Subset(Pairs(), range(10)),
+    ],
+)
+def test_all_kinds_give_the_same_batches(given: Any) -> None:
+    expected, found = batches(WHOLE), batches(given)
+    assert found.meta == expected.meta
+    for index in range(3):
+        one, other = (b.read(1, index, 4, 7, np.float32) for b in (expected, found))
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+        assert [one[name].dtype for name in one] == [other[name].dtype for name in one]
+
+
+def test_an_epoch_has_every_sample_once_in_an_order_of_the_seed() -> None:
+    found = batches(WHOLE)
+    reads = [found.read(0, index, 4, 7, np.float32) for index in range(found.batches_per_epoch(4))]
+    firsts = np.concatenate([read["h"][:, 0] for read in reads])
+    assert sorted(firsts) == X[:, 0].tolist()
+    assert firsts.tolist() != X[:, 0].tolist()
+    tests = [found.read_test(index, 4, np.float32)["y"] for index in range(found.test_batches(4))]
+    assert np.concatenate(tests).tolist() == Y.tolist()
+
+
+def test_transforms_draw_the_same_numbers_in_each_run_and_others_in_each_epoch() -> None:
+    one, other = batches(Pairs(noise=True)), batches(Pairs(noise=True))
+    first = one.read(0, 0, 10, 7, np.float32)["h"]
+    assert np.array_equal(first, other.read(0, 0, 10, 7, np.float32)["h"])
+    again = one.read(1, 0, 10, 7, np.float32)["h"]
+    assert not np.array_equal(np.sort(first[:, 0]), np.sort(again[:, 0]))
+
+
+def test_without_a_number_of_classes_the_labels_are_looked_through() -> None:
+    assert batches(WHOLE, classes=0).meta.outputs == 4
+    assert batches(Pairs(), Pairs(y=Y + 2), classes=0).meta.outputs == 6
+
+
+def test_with_a_number_of_classes_no_label_is_looked_at_before_its_turn() -> None:
+    found = batches(Pairs(y=Y + 1))
+    assert found.meta.outputs == 4
+    with pytest.raises(DataError, match=r"training sample \d is of class 4, expected 0 to 3"):
+        for index in range(3):
+            found.read(0, index, 4, 0, np.float32)
+
+
+def test_values_are_targets_of_one_row_a_sample() -> None:
+    found = batches(TensorDataset(X, X[:, :2]), TensorDataset(X, X[:, :2]))
+    assert (found.meta.targets, found.meta.outputs) == ("values", 2)
+    assert found.read_test(0, 4, np.float64)["y"].tolist() == X[:4, :2].tolist()
+
+
+def test_steps_have_a_class_each() -> None:
+    found = batches(
+        TensorDataset(X, Y[:, None].repeat(1, 3)), TensorDataset(X, Y[:, None].repeat(1, 3))
+    )
+    assert (found.meta.steps, found.meta.output_shape) == (3, (3, 4))
+
+
+class Failing(Pairs):
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        raise OSError("the disk is gone")
+
+
+class Ragged(Pairs):
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.x[index][: 3 - index % 2], self.y[index]
+
+
+class Broken(Flow):
+    def __iter__(self) -> Iterator[Any]:
+        yield X[0], Y[0]
+        raise ValueError("torn")
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ([], ["training set is empty"]),
+        (TensorDataset(X[:0], Y[:0]), ["training set is empty"]),
+        (5, ["training set is a int", "expected a data set"]),
+        (Failing(), ["training sample 0: OSError: the disk is gone"]),
+        (Broken(), ["training set can't be read: ValueError: torn"]),
+        ([X[0]], ["training sample 0 is a Tensor, expected (input, target)"]),
+        ([("a cat", 1)], ["training sample 0, input is a str, expected numbers"]),
+        ([(X[0], "cat")], ["training sample 0, target is a str"]),
+        ([(X[0] / 0, 1)], ["input holds NaN or infinity"]),
+        ([(torch.tensor([2**25, 0, 0]), 1)], ["whole numbers above 16777216"]),
+        (TensorDataset(X, Y, Y), ["has 3 tensors, expected inputs and targets"]),
+        (TensorDataset(X.log(), Y), ["inputs holds NaN or infinity"]),
+        (
+            [(torch.zeros(4), 1)],
+            ["test sample 0 has the shapes ((3,), ()) ", "expected ((4,), ())"],
+        ),
+        ([(X[0], 1.5)], ["targets of the test set are int64", "floating numbers"]),
+        ([(X[0], np.zeros((2, 2), int))], ["expected ((3,), (2, 2))"]),
+    ],
+)
+def test_what_can_not_be_used_is_refused_in_one_line(train: Any, words: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        batches(train)
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert text.startswith("made") and "\n" not in text
+
+
+def test_a_sample_of_another_shape_is_named_with_both_shapes() -> None:
+    with pytest.raises(DataError) as caught:
+        batches(Ragged()).read(0, 0, 10, 0, np.float32)
+    text = str(caught.value)
+    assert "training sample" in text and "((2,), ())" in text and "((3,), ())" in text
+
+
+def test_of_a_loader_its_data_set_is_used() -> None:
+    assert data_set_of(DataLoader(WHOLE)) is WHOLE
+    assert data_set_of(WHOLE) is WHOLE
+    assert first_shape((WHOLE, WHOLE)) == (3,)
