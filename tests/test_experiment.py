@@ -104,7 +104,7 @@ REFUSALS = [
     ({"data": EXAMPLE["data"]}, "stages: missing; expected a list of at least one item, each a "
      "table"),
     (changed(stages=[]), "stages: expected a list of at least one item, each a table, got []"),
-    (changed(stages={"layers": []}), "stages: expected a list of at least one item, each a table, "
+    (changed(stages={"layers": []}), "stages: expected a list, each a table, "
      "got {'layers': []}"),
     (stage(layers=[]), "stages[1] (top).layers: expected a list of at least one item, each text "
      "or a table, got []"),
