@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from inspect import unwrap
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class TorchOptimizer:
             raise ConfigError("optimizer.options: lr is given by optimizer.learning_rate")
         if options.get("dampening"):  # PyTorch's first step leaves it out, a restored one would not
             raise ConfigError("optimizer.options: dampening is not supported; leave it out")
-        make = getattr(torch.optim, kind)
+        make = _without_compiler(getattr(torch.optim, kind))
         try:
             self._optimizer: Any = make([torch.zeros(1)], **options)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -75,7 +76,8 @@ class TorchOptimizer:
                 tensor.grad = grad
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.step()
+        with torch.no_grad():
+            self._optimizer.step()
 
     def _allocate(self, params: Array) -> None:
         """PyTorch makes most of an optimizer's state at its first step. So this makes one of rate
@@ -89,7 +91,8 @@ class TorchOptimizer:
         for tensor in self._tensors:
             tensor.grad = torch.zeros_like(tensor)
         try:
-            self._optimizer.step()
+            with torch.no_grad():
+                self._optimizer.step()
         except RuntimeError as error:
             raise ConfigError(f"optimizer: {first_line(error)}") from error
         np.copyto(params, before)
@@ -107,6 +110,13 @@ class TorchOptimizer:
         state = self._optimizer.state[parameter]
         found = {name: one for name, one in state.items() if isinstance(one, torch.Tensor)}
         return {name: one.clone() for name, one in found.items()} if copy else found
+
+
+def _without_compiler(kind: type[Any]) -> type[Any]:
+    """The optimizer's class without the wrappers around its methods. They import PyTorch's compiler,
+    which nobody uses here and which takes a second and 100 MB in each worker."""
+    names = "add_param_group", "step"
+    return type(kind.__name__, (kind,), {name: unwrap(getattr(kind, name)) for name in names})
 
 
 def _views(vector: Array, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
