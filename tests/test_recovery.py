@@ -54,6 +54,8 @@ evaluate_every = 10.0
 pause = "4ms"
 chance = 1.0
 """
+#: Leaves the pauses out of a run that nobody disturbs any more.
+UNPAUSED = ("--set", "slow={}")
 STAGES = ("one", "two", "three")
 BATCHES = 60 * 5
 
@@ -106,7 +108,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Weights and history of a run in which nobody dies."""
     with make_site(tmp_path_factory.mktemp("undisturbed")) as site:
         site.write("three.toml", THREE)
-        summary = finished(site, start(site))
+        summary = finished(site, start(site, *UNPAUSED))
         history = [(one["samples"], one["accuracy"], one["loss"]) for one in summary["history"]]
         return {"weights": weights(site.folder / "run"), "history": history}
 
