@@ -66,7 +66,7 @@ def test_a_worker_without_the_keys_is_not_let_in_and_the_run_waits_for_one_that_
         flags = ["--keys", "others"]
     stranger = worker(site, "top", address, *flags)
     reasons = {
-        "none": [address, "accepts only workers with keys", "--keys DIR"],
+        "none": [address, "only workers with keys", "--keys DIR"],
         "of another run": [address, "other keys than this worker expects", "asyncdni keys new"],
     }
     stranger.finished().refused(*reasons[case])
