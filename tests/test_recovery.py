@@ -172,6 +172,7 @@ def test_a_worker_may_be_killed_while_it_joins_and_again_and_again(
     assert_undisturbed(site, summary, undisturbed)
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_is_replaced(site: Site, undisturbed: dict[str, Any]) -> None:
     command = start(site, "--set", "limits.silence_s=0.5")
     until_recorded(site.folder / "run", "cut")
@@ -212,6 +213,7 @@ def test_the_others_go_on_and_each_batch_counts_once(
     assert dead["snapshots"] > 0
 
 
+@pytest.mark.long
 def test_a_stage_upstream_of_the_dead_learns_while_it_is_away(site: Site) -> None:
     """The replacement of the last stage hangs in its start-up until the first one has got on."""
     flag = site.folder / "go"

@@ -138,6 +138,7 @@ def test_before_the_first_checkpoint_it_begins_anew(
     assert weights(site.folder / "run") == undisturbed["weights"]
 
 
+@pytest.mark.long
 def test_stages_that_learn_by_themselves_go_on_from_their_snapshots(site: Site) -> None:
     command = start(site, "--schedule", "synthetic", "--set", "checkpoint.every=never")
     until_learning(site, "three", 60)
@@ -183,6 +184,7 @@ def test_workers_notice_that_their_coordinator_is_dead_save_and_leave(site: Site
 SHORT = ("--set", "run.epochs=2", *UNPAUSED, "--quiet")
 
 
+@pytest.mark.long
 def test_a_complete_run_says_so_and_more_epochs_make_it_longer(site: Site) -> None:
     assert start(site, *SHORT).finished().code == 0
     before = weights(site.folder / "run")
