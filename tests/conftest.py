@@ -1,11 +1,14 @@
-"""Compile the package once, before any test: its commands and workers need not do it each time."""
+"""What all tests share: a package that is compiled once, and one thread for a process' BLAS."""
 
 from __future__ import annotations
 
 import compileall
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy  # noqa: F401 - limits are set on the libraries that are loaded
 import pytest
+from threadpoolctl import threadpool_limits
 
 PACKAGE = Path(__file__).parents[1] / "asyncdni"
 
@@ -18,3 +21,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not hasattr(config, "workerinput"):  # the process that the others of `-n` are started by
         compileall.compile_dir(PACKAGE, quiet=1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_blas_thread() -> Iterator[None]:
+    """Let BLAS compute in the thread that calls it.
+
+    With a thread for each core in each process of `-n`, threads spin while they wait for others
+    that have no core, and a second of training takes ten.
+    """
+    with threadpool_limits(1, user_api="blas"):
+        yield

@@ -153,7 +153,9 @@ def _threads(pid: int) -> list[set[int]]:
 
 
 @several_cores
-@pytest.mark.parametrize("pin", ["auto", "turned", "none"])
+@pytest.mark.parametrize(
+    "pin", ["auto", *(pytest.param(pin, marks=pytest.mark.long) for pin in ("turned", "none"))]
+)
 def test_all_threads_of_locked_workers_run_where_the_option_says(site: Site, pin: str) -> None:
     """The one that computes, ZeroMQ's and the one that beats; three at least."""
     usable = usable_cores()

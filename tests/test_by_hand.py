@@ -124,6 +124,7 @@ def test_a_run_without_a_folder_writes_nothing(site: Site) -> None:
     assert [path.name for path in site.folder.iterdir()] == ["tiny.toml"]
 
 
+@pytest.mark.long
 def test_an_ipc_address_works_as_well_and_its_sockets_are_removed(site: Site) -> None:
     (site.temporary / "here").mkdir()
     address = f"ipc://{site.temporary}/here/coordinator"
@@ -203,6 +204,7 @@ def test_ctrl_c_on_a_coordinator_that_waits_ends_it_and_the_workers_that_joined(
     hidden.finished().refused("the run was called off: interrupted")
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_in_its_start_up_is_missed_by_name(site: Site) -> None:
     """It dies before its Hello, so that nobody can know why; the one that joined leaves."""
     coordinator = _coordinator(site, "--set", "limits.startup_s=5")
@@ -284,6 +286,7 @@ def test_no_worker_outlives_a_killed_coordinator(site: Site) -> None:
         command.finished().refused("worker stops: nothing heard from tcp://127.0.0.1", "for 3 s")
 
 
+@pytest.mark.long
 def test_a_killed_coordinator_is_started_again_and_goes_on(site: Site) -> None:
     args = ("--set", "run.epochs=2000", "--set", "run.evaluate_every=2000")
     coordinator = _coordinator(site, *args, "--set", "checkpoint.snapshot_every=20ms")
@@ -350,6 +353,7 @@ def test_the_recipe_trains_the_digits_with_a_command_for_each_process(site: Site
     assert set(weights(site.folder / "run")) == {f"{stage}.safetensors" for stage in stages}
 
 
+@pytest.mark.long
 def test_ctrl_c_on_the_recipe_saves_and_leaves_nothing_behind(site: Site) -> None:
     command = _recipe(site, *ENDLESS)
     until_recorded(site.folder / "run", "report")
@@ -360,6 +364,7 @@ def test_ctrl_c_on_the_recipe_saves_and_leaves_nothing_behind(site: Site) -> Non
     assert len(weights(site.folder / "run")) == 4
 
 
+@pytest.mark.long
 def test_the_recipe_gives_up_with_its_coordinator(site: Site) -> None:
     """Workers that wait for a coordinator which refused its arguments are sent away."""
     finished = _recipe(site, "--set", "run.epochs=many").finished()

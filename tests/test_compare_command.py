@@ -59,6 +59,7 @@ def test_a_comparison_runs_every_schedule_and_leaves_table_and_json(
     assert (out / "compare.csv").is_file() and (out / "compare.html").is_file()
 
 
+@pytest.mark.long
 def test_json_on_standard_output_has_it_to_itself(file: Path, tmp_path: Path) -> None:
     arguments = ("--schedules", "locked", "--seeds", "1", "--json", "-")
     done = subprocess.run(

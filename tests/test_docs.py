@@ -91,6 +91,7 @@ def test_the_experiment_in_the_readme_is_valid_and_whole() -> None:
     assert [stage.name for stage in parsed.stages] == ["hidden1", "classifier"]
 
 
+@pytest.mark.long
 def test_the_main_command_compares_three_ways(tmp_path: Path) -> None:
     """The README's own command line, cut down to an epoch of a tenth of the digits."""
     (line,) = [

@@ -9,7 +9,8 @@ from typing import Any
 
 import networks
 import numpy as np
-from each import each
+import pytest
+from each import case, each
 
 from asyncdni import config
 from asyncdni.core.events import Finish
@@ -343,31 +344,39 @@ def loss_with_zero_gradients() -> float:
     return float(simulate(design, seed=7, maths=True, check=False, **SHAKEN).history[-1]["loss"])
 
 
-@each(
-    "options",
-    [
-        {},
-        {"correct": True},
-        {"fit_every": 2},
-        {"target": "bootstrap"},
-        {"correct": True, "fit_every": 3},
-        {"target": "bootstrap", "fit_every": 2},
-        {"target": "half"},
-        {"mix": 0.5},
-        {"update_probability": 0.5},
-        {"synthetic_inputs": True},
-        {"guard": {"window": 8}},
-        {"name": "local_loss"},
-        {"name": "local_loss", "replay": 4, "head": {"hidden": [8]}},
-        {"name": "delayed"},
-        {"name": "delayed", "weights": "current", "look_ahead": 1.0, "anneal_epochs": 3.0},
-    ],
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"correct": True},
+    {"target": "bootstrap"},
+    {"name": "local_loss"},
+    {"name": "delayed"},
+]
+MORE_WAYS: list[dict[str, Any]] = [
+    {"fit_every": 2},
+    {"correct": True, "fit_every": 3},
+    {"target": "bootstrap", "fit_every": 2},
+    {"target": "half"},
+    {"mix": 0.5},
+    {"update_probability": 0.5},
+    {"synthetic_inputs": True},
+    {"guard": {"window": 8}},
+    {"name": "local_loss", "replay": 4, "head": {"hidden": [8]}},
+    {"name": "delayed", "weights": "current", "look_ahead": 1.0, "anneal_epochs": 3.0},
+]
+
+
+@pytest.mark.parametrize(
+    "ways", [WAYS, pytest.param(MORE_WAYS, marks=pytest.mark.long)], ids=["few", "others"]
 )
-def test_every_way_of_unlocking_learns(options: dict[str, Any]) -> None:
-    design = networks.design(networks.chain(3), {"name": "synthetic", **options}, **LEARNING)
-    result = simulate(design, seed=7, maths=True, check=False, **SHAKEN)
-    assert isinstance(result.end, Finish)
-    assert result.history[-1]["loss"] < 0.8 * loss_with_zero_gradients()
+def test_every_way_of_unlocking_learns(ways: list[dict[str, Any]]) -> None:
+    for options in ways:
+        with case(options=options):
+            design = networks.design(
+                networks.chain(3), {"name": "synthetic", **options}, **LEARNING
+            )
+            result = simulate(design, seed=7, maths=True, check=False, **SHAKEN)
+            assert isinstance(result.end, Finish)
+            assert result.history[-1]["loss"] < 0.8 * loss_with_zero_gradients()
 
 
 # --- buffers -------------------------------------------------------------------------------------

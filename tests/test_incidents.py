@@ -252,12 +252,19 @@ def test_reports_are_kept_the_more_seldom_the_older_their_process_is() -> None:
     assert kept(thinning, [4000.5, 4001.0]) == [4000.5, 4001.0]
 
 
-def test_all_workers_together_keep_as_many_reports_a_day_however_many_they_are() -> None:
-    for workers in (60, 240):  # for the first quarter of a day
+@pytest.mark.parametrize(
+    ("hours", "every_s"), [(6, 12.0), pytest.param(24, 3.0, marks=pytest.mark.long)]
+)
+def test_all_workers_together_keep_as_many_reports_a_day_however_many_they_are(
+    hours: int, every_s: float
+) -> None:
+    """They keep some 3,600 an hour, although every worker reports each `every_s` seconds."""
+    for workers in (60, 240):
         thinning = Thinning(1.0)
         names = [f"w{number}" for number in range(workers)]
-        found = sum(thinning.keeps(name, 3.0 * tick) for tick in range(7_200) for name in names)
-        assert found <= 1.1 * 86_400 / 4
+        ticks = range(round(hours * 3_600 / every_s))
+        found = sum(thinning.keeps(name, every_s * tick) for tick in ticks for name in names)
+        assert found <= 1.1 * 3_600 * hours
 
 
 def counters(updates: int, losses: int = 1) -> dict[str, Any]:

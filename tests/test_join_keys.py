@@ -54,7 +54,7 @@ def test_a_run_with_keys_gives_the_weights_of_one_without_and_shows_who_must_hav
     assert weights(site.folder / "run") == weights(site.folder / "plain")
 
 
-@pytest.mark.parametrize("case", ["none", "of another run"])
+@pytest.mark.parametrize("case", ["none", pytest.param("of another run", marks=pytest.mark.long)])
 def test_a_worker_without_the_keys_is_not_let_in_and_the_run_waits_for_one_that_has_them(
     site: Site, case: str
 ) -> None:
@@ -66,7 +66,7 @@ def test_a_worker_without_the_keys_is_not_let_in_and_the_run_waits_for_one_that_
         flags = ["--keys", "others"]
     stranger = worker(site, "top", address, *flags)
     reasons = {
-        "none": [address, "accepts only workers with keys", "--keys DIR"],
+        "none": [address, "only workers with keys", "--keys DIR"],
         "of another run": [address, "other keys than this worker expects", "asyncdni keys new"],
     }
     stranger.finished().refused(*reasons[case])

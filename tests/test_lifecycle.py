@@ -102,8 +102,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "split",
     [
-        *([1, 2, 1], [1, 1, 1, 1]),
-        *(pytest.param(split, marks=pytest.mark.long) for split in ([1, 3], [2, 2], [2, 1, 1])),
+        [1, 2, 1],
+        *(
+            pytest.param(split, marks=pytest.mark.long)
+            for split in ([1, 3], [2, 2], [2, 1, 1], [1, 1, 1, 1])
+        ),
     ],
 )
 def test_locked_over_several_processes_gives_the_weights_of_one_to_the_last_bit(
@@ -139,7 +142,7 @@ def _assert_saved(site: Site) -> None:
     assert not (site.folder / "run" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("schedule", ["locked", "synthetic"])
+@pytest.mark.parametrize("schedule", [pytest.param("locked", marks=pytest.mark.long), "synthetic"])
 def test_ctrl_c_in_the_middle_of_training_saves_what_was_learned(site: Site, schedule: str) -> None:
     command, _ = _start_endless(site, "--schedule", schedule)
     command.interrupt()
@@ -183,7 +186,9 @@ def test_a_run_whose_output_nobody_reads_goes_on_to_its_end(site: Site, out: str
     assert len(finished.err.splitlines()) == finished.err.startswith(said) == (out != "closed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_a_stop_before_the_workers_have_joined_ends_everything(
     site: Site, number: signal.Signals
 ) -> None:

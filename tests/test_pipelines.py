@@ -55,16 +55,17 @@ def ops_of(result: Result, worker: str) -> list[tuple[str, int]]:
 # --- the results ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("seeds", [range(1), pytest.param(range(1, 3), marks=pytest.mark.long)])
 @each_network
 @each("name", NAMES)
 @each("microbatches", [2, 3])
 def test_a_pipeline_is_gradient_accumulation(
-    stages: networks.Tables, split: list[int] | None, name: str, microbatches: int
+    stages: networks.Tables, split: list[int] | None, name: str, microbatches: int, seeds: range
 ) -> None:
     """Microbatches of 3 and 3 2, of 2 2 2 and 2 2 1, whatever the timing."""
     design = make(stages, name, microbatches, split=split)
     expected = accumulated(design)
-    for seed in range(2):
+    for seed in seeds:
         result = simulate(design, seed=seed, maths=True, **SHAKEN)
         assert isinstance(result.end, Finish)
         assert bits(result.weights) == expected
@@ -175,14 +176,15 @@ def most_in_flight(ops: list[tuple[str, int]]) -> int:
     return most
 
 
+@pytest.mark.parametrize("seeds", [range(1), pytest.param(range(1, 3), marks=pytest.mark.long)])
 @each_network
 @each("name", NAMES)
 @each("split_backward", [True, False])
 def test_the_order_of_a_flush_holds_under_any_timing(
-    stages: networks.Tables, split: list[int] | None, name: str, split_backward: bool
+    stages: networks.Tables, split: list[int] | None, name: str, split_backward: bool, seeds: range
 ) -> None:
     design = make(stages, name, 6, split=split, split_backward=split_backward)
-    for seed in range(3):
+    for seed in seeds:
         costs = Costs(jitter=0.9, scale={"s1": 3.0, "b": 5.0, "top": 0.3})
         links = Links(latency_us=[1.0, 100.0, 2000.0][seed], jitter=1.0)
         result = simulate(design, seed=seed, maths=False, costs=costs, links=links)

@@ -8,7 +8,7 @@ from typing import Any
 import networks
 import pytest
 from each import each
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from asyncdni.drivers.virtual.costs import SENDING
 from asyncdni.drivers.virtual.simulation import simulate
@@ -148,7 +148,8 @@ def test_ops_are_measured_with_one_blas_thread(monkeypatch: pytest.MonkeyPatch) 
 
     original = Block.forward
     monkeypatch.setattr(Block, "forward", forward)
-    measure(networks.design(networks.chain(2), LOCKED), 1)
+    with threadpool_limits(2):
+        measure(networks.design(networks.chain(2), LOCKED), 1)
     assert seen <= {1}
 
 

@@ -54,6 +54,8 @@ evaluate_every = 10.0
 pause = "4ms"
 chance = 1.0
 """
+#: Leaves the pauses out of a run that nobody disturbs any more.
+UNPAUSED = ("--set", "slow={}")
 STAGES = ("one", "two", "three")
 BATCHES = 60 * 5
 
@@ -106,7 +108,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Weights and history of a run in which nobody dies."""
     with make_site(tmp_path_factory.mktemp("undisturbed")) as site:
         site.write("three.toml", THREE)
-        summary = finished(site, start(site))
+        summary = finished(site, start(site, *UNPAUSED))
         history = [(one["samples"], one["accuracy"], one["loss"]) for one in summary["history"]]
         return {"weights": weights(site.folder / "run"), "history": history}
 
@@ -170,6 +172,7 @@ def test_a_worker_may_be_killed_while_it_joins_and_again_and_again(
     assert_undisturbed(site, summary, undisturbed)
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_is_replaced(site: Site, undisturbed: dict[str, Any]) -> None:
     command = start(site, "--set", "limits.silence_s=0.5")
     until_recorded(site.folder / "run", "cut")
@@ -210,6 +213,7 @@ def test_the_others_go_on_and_each_batch_counts_once(
     assert dead["snapshots"] > 0
 
 
+@pytest.mark.long
 def test_a_stage_upstream_of_the_dead_learns_while_it_is_away(site: Site) -> None:
     """The replacement of the last stage hangs in its start-up until the first one has got on."""
     flag = site.folder / "go"

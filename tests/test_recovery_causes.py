@@ -106,7 +106,8 @@ def run(site: Site, how: str, *args: str, at: int = 60) -> dict[str, Any]:
     return finished(site, site.start("train", "three.toml", *flags))
 
 
-@pytest.mark.parametrize("how", ["memory", pytest.param("exit", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["memory", "exit"])
 def test_a_worker_that_has_no_memory_or_exits_is_replaced_and_nothing_is_lost(
     site: Site, how: str
 ) -> None:

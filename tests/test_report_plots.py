@@ -12,6 +12,7 @@ from reported import CURVES, at_latencies, document, estimate, rows, run
 from asyncdni.report import breakdown, columns
 from asyncdni.report.plots import (
     SHARE_COLOURS,
+    Plot,
     draw_curves,
     draw_plots,
     draw_shares,
@@ -51,16 +52,21 @@ def errors(axes: Any) -> dict[str, list[float]]:
 # --- files ---------------------------------------------------------------------------------------
 
 
-def test_every_plot_is_an_svg_and_a_png() -> None:
-    plots = draw_plots(document())
+@pytest.fixture(scope="module")
+def plots() -> dict[str, Plot]:
+    """All plots of `document()`, which take a second to draw."""
+    return draw_plots(document())
+
+
+def test_every_plot_is_an_svg_and_a_png(plots: dict[str, Plot]) -> None:
     assert plots.keys() == ALL
     for plot in plots.values():
         assert ElementTree.fromstring(plot.svg).tag == f"{SVG}svg"
         assert plot.png.startswith(b"\x89PNG\r\n")
 
 
-def test_the_same_numbers_give_the_same_files() -> None:
-    assert draw_plots(document()) == draw_plots(document())
+def test_the_same_numbers_give_the_same_files(plots: dict[str, Plot]) -> None:
+    assert draw_plots(document()) == plots
 
 
 def test_plots_without_numbers_are_not_drawn() -> None:
@@ -279,8 +285,7 @@ def test_one_latency_has_nothing_over_it() -> None:
 # --- colours and words ---------------------------------------------------------------------------
 
 
-def test_a_row_has_one_colour_in_all_plots() -> None:
-    plots = draw_plots(document())
+def test_a_row_has_one_colour_in_all_plots(plots: dict[str, Plot]) -> None:
     for name, colour in row_colours(rows()).items():
         assert len(set(row_colours(rows()).values())) == len(CURVES)
         for plot in ("accuracy_over_time", "accuracy_over_samples", "samples_per_s"):
@@ -310,8 +315,8 @@ def test_many_rows_still_find_room_and_colours() -> None:
 # --- in a page -----------------------------------------------------------------------------------
 
 
-def test_plots_in_a_page_share_no_ids_and_find_their_own() -> None:
-    made = {name: inline(name, plot.svg) for name, plot in draw_plots(document()).items()}
+def test_plots_in_a_page_share_no_ids_and_find_their_own(plots: dict[str, Plot]) -> None:
+    made = {name: inline(name, plot.svg) for name, plot in plots.items()}
     ids = [one for text in made.values() for one in re.findall(r'\bid="([^"]*)"', text)]
     assert len(ids) == len(set(ids))
     for text in made.values():
@@ -320,15 +325,17 @@ def test_plots_in_a_page_share_no_ids_and_find_their_own() -> None:
         assert set(used) <= set(re.findall(r'\bid="([^"]*)"', text))
 
 
-def test_plots_in_a_page_are_well_formed_and_take_nothing_from_elsewhere() -> None:
-    for name, plot in draw_plots(document()).items():
+def test_plots_in_a_page_are_well_formed_and_take_nothing_from_elsewhere(
+    plots: dict[str, Plot],
+) -> None:
+    for name, plot in plots.items():
         text = inline(name, plot.svg)
         assert ElementTree.fromstring(text).tag == "svg"
         assert not re.search(r"https?:|<style|<metadata|<script|<image|xlink", text)
 
 
-def test_plots_in_a_page_follow_its_colours_and_width() -> None:
-    plot = draw_plots(document())["samples_per_s"]
+def test_plots_in_a_page_follow_its_colours_and_width(plots: dict[str, Plot]) -> None:
+    plot = plots["samples_per_s"]
     text = inline("speed", plot.svg)
     assert "#ffffff" in plot.svg.decode()
     for colour in ("#ffffff", "#1f2329", "#68707a", "#dfe3e8"):

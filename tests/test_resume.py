@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from processes import Command, Finished, Site, make_site, records, until, until_recorded, weights
-from test_recovery import BATCHES, STAGES, THREE, until_learning
+from test_recovery import BATCHES, STAGES, THREE, UNPAUSED, until_learning
 
 import asyncdni
 from asyncdni.errors import ConfigError
@@ -71,7 +71,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Weights and history of a run that ends by itself."""
     with make_site(tmp_path_factory.mktemp("undisturbed")) as site:
         site.write("three.toml", THREE)
-        assert start(site).finished().code == 0
+        assert start(site, *UNPAUSED).finished().code == 0
         return {"weights": weights(site.folder / "run"), "history": history_of(site)}
 
 
@@ -84,7 +84,7 @@ def test_locked_goes_on_to_the_same_weights_after_its_coordinator_was_killed(
     command = start(site)
     until_recorded(site.folder / "run", "cut", 2)
     killed(site, command)
-    finished = resume(site)
+    finished = resume(site, *UNPAUSED)
     assert (finished.code, finished.err) == (0, "")
     assert resumed(site)["restore"].startswith("checkpoints/")
     assert weights(site.folder / "run") == undisturbed["weights"]
@@ -119,7 +119,7 @@ def test_locked_goes_on_to_the_same_weights_after_ctrl_c_under_another_split(
     until_recorded(site.folder / "run", "cut")
     command.interrupt()
     command.finished().refused("interrupted after")
-    finished = resume(site, "--set", "run.split=[2, 1]", "--set", "slow={}")
+    finished = resume(site, "--set", "run.split=[2, 1]", *UNPAUSED)
     assert (finished.code, finished.err) == (0, "")
     assert len({one["pid"] for one in records(site.folder / "run", "joined")}) == 3 + 2
     assert weights(site.folder / "run") == undisturbed["weights"]
@@ -132,17 +132,18 @@ def test_before_the_first_checkpoint_it_begins_anew(
     command = start(site, "--set", "checkpoint.every=never")
     until_learning(site, "two", 3)
     killed(site, command)
-    finished = resume(site)
+    finished = resume(site, *UNPAUSED)
     assert (finished.code, finished.err) == (0, "")
     assert (resumed(site)["restore"], resumed(site)["start"]) == ("initial", 0)
     assert weights(site.folder / "run") == undisturbed["weights"]
 
 
+@pytest.mark.long
 def test_stages_that_learn_by_themselves_go_on_from_their_snapshots(site: Site) -> None:
     command = start(site, "--schedule", "synthetic", "--set", "checkpoint.every=never")
     until_learning(site, "three", 60)
     killed(site, command)
-    finished = resume(site)
+    finished = resume(site, *UNPAUSED)
     assert (finished.code, finished.err) == (0, "")
     assert resumed(site)["restore"] == "snapshots"
     assert resumed(site)["start"] > 0
@@ -180,9 +181,10 @@ def test_workers_notice_that_their_coordinator_is_dead_save_and_leave(site: Site
 
 # --- longer, complete, in use --------------------------------------------------------------------
 
-SHORT = ("--set", "run.epochs=2", "--set", "slow={}", "--quiet")
+SHORT = ("--set", "run.epochs=2", *UNPAUSED, "--quiet")
 
 
+@pytest.mark.long
 def test_a_complete_run_says_so_and_more_epochs_make_it_longer(site: Site) -> None:
     assert start(site, *SHORT).finished().code == 0
     before = weights(site.folder / "run")
@@ -262,7 +264,7 @@ def test_the_lock_of_a_killed_run_is_none(site: Site) -> None:
     until_recorded(site.folder / "run", "cut")
     killed(site, command)
     assert (site.folder / "run" / "lock").exists()
-    assert resume(site, "--set", "slow={}").code == 0
+    assert resume(site, *UNPAUSED).code == 0
     assert not (site.folder / "run" / "lock").exists()
 
 
@@ -338,7 +340,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(site: Site, co
     newest, older = sorted((copy / "checkpoints").iterdir(), reverse=True)[:2]
     path = newest / "two.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
-    finished = resume(site, "--set", "slow={}")
+    finished = resume(site, *UNPAUSED)
     assert finished.code == 0
     (passed,) = records(copy, "passed_over")
     assert str(Path("checkpoints") / newest.name / "two.safetensors") in passed["text"]

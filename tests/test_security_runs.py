@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
-from processes import TINY, Command, Site, free_port, make_site, records, until_recorded
+from processes import TINY, Command, Site, free_port, make_site, records, until, until_recorded
 
 from asyncdni.wire.curve import as_client, load_keys, new_keys, worker_pair
 
@@ -25,12 +29,19 @@ sys.exit(main())
 """
 
 
+@contextmanager
+def make_keyed_site(folder: Path) -> Iterator[Site]:
+    """A site with the keys of a run, and those of another."""
+    with make_site(folder) as made:
+        made.write("tiny.toml", TINY)
+        new_keys(folder / "keys")
+        new_keys(folder / "other")
+        yield made
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    with make_site(tmp_path) as made:
-        made.write("tiny.toml", TINY)
-        new_keys(tmp_path / "keys")
-        new_keys(tmp_path / "other")
+    with make_keyed_site(tmp_path) as made:
         yield made
 
 
@@ -46,6 +57,22 @@ def coordinator(site: Site, *args: str, keys: str | None = "keys") -> tuple[Comm
 def worker(site: Site, stage: str, address: str, keys: str | None = "keys") -> Command:
     flags = ["--keys", keys] if keys else []
     return site.start("worker", "--stage", stage, "--coordinator", address, *flags)
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A coordinator that lets nobody in without keys, and where it listens."""
+
+    site: Site
+    address: str
+
+    def worker(self, keys: str | None) -> Command:
+        """One for stage `top` that knows this folder of keys."""
+        return worker(self.site, "top", self.address, keys=keys)
+
+    def rejected(self) -> list[dict[str, Any]]:
+        """What the coordinator has rejected so far."""
+        return records(self.site.folder / "run", "rejected")
 
 
 def finish(site: Site, run: Command, address: str) -> None:
@@ -65,34 +92,57 @@ def test_a_run_with_keys_over_tcp_trains_to_its_end(site: Site) -> None:
     ]
 
 
-def test_a_worker_without_a_key_is_refused_with_one_line_and_the_run_goes_on(site: Site) -> None:
-    run, address = coordinator(site)
-    worker(site, "top", address, keys=None).finished().refused(
-        "only workers with keys", "--keys DIR"
-    )
-    finish(site, run, address)
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """A coordinator with keys that waits for its workers; in the end they come, and train."""
+    with make_keyed_site(tmp_path_factory.mktemp("waiting")) as made:
+        run, address = coordinator(made, "--set", "limits.startup_s=600")
+        yield Guarded(made, address)
+        finish(made, run, address)
 
 
-def test_a_worker_with_a_wrong_key_is_refused_named_and_the_run_goes_on(site: Site) -> None:
-    run, address = coordinator(site)
-    wrong, right = load_keys(site.folder / "other"), load_keys(site.folder / "keys")
-    path = site.folder / "other" / "worker.key"
+def test_a_worker_without_a_key_is_refused_with_one_line(waiting: Guarded) -> None:
+    waiting.worker(keys=None).finished().refused("only workers with keys", "--keys DIR")
+
+
+def test_a_worker_with_a_wrong_key_is_refused_and_named(waiting: Guarded) -> None:
+    folder = waiting.site.folder
+    wrong, right = load_keys(folder / "other"), load_keys(folder / "keys")
+    shutil.copytree(folder / "other", folder / "wrong")
+    path = folder / "wrong" / "worker.key"
     text = path.read_text()
     path.write_text(
         text.replace(wrong.coordinator_public.decode(), right.coordinator_public.decode())
     )
-    (site.folder / "other" / "coordinator.key").unlink()
-    worker(site, "top", address, keys="other").finished().refused("does not know this worker's key")
-    finish(site, run, address)
-    (rejected,) = records(site.folder / "run", "rejected")
-    assert worker_pair(wrong).public.decode() in rejected["text"]
+    (folder / "wrong" / "coordinator.key").unlink()
+    waiting.worker(keys="wrong").finished().refused("does not know this worker's key")
+    name = worker_pair(wrong).public.decode()
+    (rejected,) = [one for one in waiting.rejected() if name in one["text"]]
     assert "127.0.0.1" in rejected["text"]
 
 
-def test_a_worker_of_another_run_is_told_that_the_keys_differ(site: Site) -> None:
-    run, address = coordinator(site)
-    worker(site, "top", address, keys="other").finished().refused("other keys")
-    finish(site, run, address)
+def test_a_worker_of_another_run_is_told_that_the_keys_differ(waiting: Guarded) -> None:
+    waiting.worker(keys="other").finished().refused("other keys")
+
+
+def test_a_member_that_sends_nonsense_to_the_coordinator_is_noted(waiting: Guarded) -> None:
+    keys = load_keys(waiting.site.folder / "keys")
+
+    def noted() -> list[dict[str, Any]]:
+        return [one for one in waiting.rejected() if one["text"].startswith("bad message")]
+
+    context = zmq.Context()
+    try:
+        member = context.socket(zmq.DEALER)
+        member.linger = 0
+        as_client(member, worker_pair(keys), keys.coordinator_public)
+        member.connect(waiting.address)
+        for _ in range(3):
+            member.send(b"nonsense")
+        (found,) = until(noted, "a note of the nonsense")
+        assert found["peer"]
+    finally:
+        context.destroy(linger=0)
 
 
 def test_a_worker_with_keys_does_not_obey_a_coordinator_without(site: Site) -> None:
@@ -128,24 +178,6 @@ def test_a_worker_calls_no_coordinator_off_this_host_without_keys(site: Site) ->
     site.run(*remote).refused("can be reached from other hosts", "--keys DIR", "--insecure")
     (site.folder / "keys" / "worker.key").unlink()
     site.run(*remote, "--keys", "keys").refused("no worker.key")
-
-
-def test_a_member_that_sends_nonsense_to_the_coordinator_is_noted(site: Site) -> None:
-    run, address = coordinator(site)
-    keys = load_keys(site.folder / "keys")
-    context = zmq.Context()
-    try:
-        member = context.socket(zmq.DEALER)
-        member.linger = 0
-        as_client(member, worker_pair(keys), keys.coordinator_public)
-        member.connect(address)
-        for _ in range(3):
-            member.send(b"nonsense")
-        (noted,) = until_recorded(site.folder / "run", "rejected")
-        assert noted["peer"] and noted["text"].startswith("bad message")
-    finally:
-        context.destroy(linger=0)
-    finish(site, run, address)
 
 
 def test_a_neighbour_that_breaks_the_protocol_is_cut_off_named_and_replaced(site: Site) -> None:

@@ -248,6 +248,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield made
 
 
+@pytest.mark.long
 def test_locked_over_processes_gives_the_weights_of_one_with_and_without_halves(site: Site) -> None:
     changes = {
         "halves": "schedule.split_backward=true",
