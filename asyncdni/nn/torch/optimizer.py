@@ -49,7 +49,7 @@ class TorchOptimizer:
             raise ConfigError("optimizer.options: lr is given by optimizer.learning_rate")
         if options.get("dampening"):  # PyTorch's first step leaves it out, a restored one would not
             raise ConfigError("optimizer.options: dampening is not supported; leave it out")
-        make = _without_compiler(getattr(torch.optim, kind))
+        make: Callable[..., Any] = _without_compiler(getattr(torch.optim, kind))
         try:
             self._optimizer: Any = make([torch.zeros(1)], **options)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -113,8 +113,8 @@ class TorchOptimizer:
 
 
 def _without_compiler(kind: type[Any]) -> type[Any]:
-    """The optimizer's class without the wrappers around its methods. They import PyTorch's compiler,
-    which nobody uses here and which takes a second and 100 MB in each worker."""
+    """The optimizer's class without the wrappers around its methods. They import PyTorch's
+    compiler, which nobody uses here and which takes a second and 100 MB in each worker."""
     names = "add_param_group", "step"
     return type(kind.__name__, (kind,), {name: unwrap(getattr(kind, name)) for name in names})
 
