@@ -277,7 +277,7 @@ class NumpyStage:
             self._count(slot, Source.TRUE)
             for name, block in reversed(self._blocks.items()):
                 block.learn(slot.blocks[name])
-        slot.let_go()
+        slot.drop_gradients()
 
     def _needs_input_gradient(self, block: Block, learn: bool, send: bool) -> bool:
         """Whether a producer needs the gradient of the block's inputs."""
@@ -361,7 +361,7 @@ class NumpyStage:
         slot = self._slots.pop(batch, None)
         if slot is None:
             return  # `forget` has dropped the batch
-        slot.let_go()
+        slot.drop_gradients()
         for name, block in self._blocks.items():
             block.release(slot.blocks[name])
         self._retired.append((slot, sent))
