@@ -43,6 +43,7 @@ __all__ = [
     "applied",
     "as_csv",
     "as_images",
+    "classifies_images",
     "continue_curve",
     "continue_text",
     "draw_images",
@@ -53,7 +54,6 @@ __all__ = [
     "predict_images",
     "reconstruct",
     "tells_characters",
-    "tells_images_apart",
     "tells_points",
 ]
 
@@ -462,7 +462,7 @@ class Predictions:
         return sum(one == other for one, other in zip(self.truth, self.told, strict=True))
 
 
-def tells_images_apart(run: Result) -> bool:
+def classifies_images(run: Result) -> bool:
     """Whether the run is of a network that classifies images."""
     data = run.experiment.data
     images = isinstance(data, config.Digits | config.Mnist | DigitPairs | Cifar10)

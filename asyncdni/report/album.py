@@ -30,6 +30,7 @@ from asyncdni.sampling import (
     Curve,
     Reconstructions,
     as_csv,
+    classifies_images,
     continue_curve,
     continue_text,
     draw_images,
@@ -37,7 +38,6 @@ from asyncdni.sampling import (
     predict_images,
     reconstruct,
     tells_characters,
-    tells_images_apart,
     tells_points,
 )
 from asyncdni.store.run import Result
@@ -59,7 +59,7 @@ __all__ = [
 
 def has_something_to_show(run: Result) -> bool:
     """Tell whether what the run has learnt can be looked at or read."""
-    kinds = (tells_characters, tells_points, has_prior, tells_images_apart)
+    kinds = (tells_characters, tells_points, has_prior, classifies_images)
     return any(is_one(run) for is_one in kinds)
 
 
@@ -84,7 +84,7 @@ def leave_samples(run: Result, *, allow_import: bool = False) -> list[Path]:
             files += write_images(run.folder, draw_images(run, allow_import=allow_import))
             made = reconstruct(run, allow_import=allow_import)
             files += write_reconstructions(run.folder, made)
-        elif tells_images_apart(run):
+        elif classifies_images(run):
             files += _predictions(run, run.folder, allow_import)
     return files
 
