@@ -38,8 +38,8 @@ from asyncdni.nn.base import Array, Slot, rows
 from asyncdni.nn.optimizers import Adam, norm
 
 __all__ = [
-    "Aside",
     "Auxiliary",
+    "AuxiliaryGradient",
     "Future",
     "NextWindow",
     "Predict",
@@ -59,7 +59,7 @@ Predict = Callable[[Array, Array, Array], Array]
 Push = Callable[[Mapping[str, Array], Array], Array]
 #: (inputs (B, I) at a window's end, prediction (B, S) at the next one's, whether sequences go on
 #: from one to the other (B,)) -> gradient of the state (B, S) that is added to the target.
-Aside = Callable[[Array, Array, Array], Array]
+AuxiliaryGradient = Callable[[Array, Array, Array], Array]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Returns(Protocol):
         Returns the arrays; a checkpoint is restored by writing into them."""
 
     def observe(
-        self, window: Window, predict: Predict, push: Push, aside: Aside | None
+        self, window: Window, predict: Predict, push: Push, auxiliary: AuxiliaryGradient | None
     ) -> Iterable[tuple[Array, Array]]:
         """Take the next window, and give the pairs of inputs (B, I) and targets (B, S) that are
         known now. Windows come in order."""
@@ -115,13 +115,13 @@ class NextWindow:
         return {"inputs": self._inputs, "last": self._last, "number": self._number}
 
     def observe(
-        self, window: Window, predict: Predict, push: Push, aside: Aside | None
+        self, window: Window, predict: Predict, push: Push, auxiliary: AuxiliaryGradient | None
     ) -> Iterable[tuple[Array, Array]]:
         if self._number >= 0 and window.number == self._number + 1:
             goes_on = ~(self._last | window.first)
             target = window.start.copy()
-            if aside is not None:
-                target += aside(self._inputs, window.predicted, goes_on)
+            if auxiliary is not None:
+                target += auxiliary(self._inputs, window.predicted, goes_on)
             target[~goes_on] = 0
             yield self._inputs, target
         self._inputs[...] = window.inputs
@@ -157,7 +157,7 @@ class Sweep:
         return {**self._kept, **whole, "count": self._count, "number": self._number}
 
     def observe(
-        self, window: Window, predict: Predict, push: Push, aside: Aside | None
+        self, window: Window, predict: Predict, push: Push, auxiliary: AuxiliaryGradient | None
     ) -> Iterable[tuple[Array, Array]]:
         if window.number != self._number + 1:
             self._count[...] = 0
@@ -166,7 +166,7 @@ class Sweep:
         self._count += 1
         ended = bool(window.last.all())
         if ended or self._count == self._windows:
-            yield from self._sweep(ended, predict, push, aside)
+            yield from self._sweep(ended, predict, push, auxiliary)
             self._restart(ended)
 
     def _put(self, place: int, window: Window) -> None:
@@ -184,7 +184,7 @@ class Sweep:
             array[place] = given
 
     def _sweep(
-        self, ended: bool, predict: Predict, push: Push, aside: Aside | None
+        self, ended: bool, predict: Predict, push: Push, auxiliary: AuxiliaryGradient | None
     ) -> Iterable[tuple[Array, Array]]:
         """Give inputs and targets from the newest window to the oldest. Each window's prediction is
         made before the fit to its own target, which must not depend on the step that it causes."""
@@ -198,8 +198,8 @@ class Sweep:
             end[self._last[k]] = 0
             goes_on = ~(self._last[k - 1] | self._first[k])
             after = push({name: array[k] for name, array in self._kept.items()}, end).copy()
-            if aside is not None:
-                after += aside(self._inputs[k - 1], guess, goes_on)
+            if auxiliary is not None:
+                after += auxiliary(self._inputs[k - 1], guess, goes_on)
             after[~goes_on] = 0
             guess = self._guess(k - 1, predict)
             yield self._inputs[k - 1], after
@@ -435,11 +435,15 @@ class Future:
 
     def observe(self, window: Window, push: Push, rate_scale: float) -> None:
         """Take a window whose backward is done, and fit to all targets that are known now."""
-        aside = None if self._auxiliary is None else partial(self._aside, rate_scale)
-        for inputs, target in self._returns.observe(window, self.predicted, push, aside):
+        auxiliary = (
+            None if self._auxiliary is None else partial(self._auxiliary_gradient, rate_scale)
+        )
+        for inputs, target in self._returns.observe(window, self.predicted, push, auxiliary):
             self.fit(inputs, target, rate_scale)
 
-    def _aside(self, rate_scale: float, inputs: Array, predicted: Array, goes_on: Array) -> Array:
+    def _auxiliary_gradient(
+        self, rate_scale: float, inputs: Array, predicted: Array, goes_on: Array
+    ) -> Array:
         """The gradient (B, S) that the auxiliary task adds to a target."""
         assert self._auxiliary is not None
         rms = self._rms()
