@@ -31,10 +31,10 @@ from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
 from asyncdni.nn.initialisers import make_initialiser
 from asyncdni.nn.layers.future import Future, Window, flags, make_future
 
-__all__ = ["Carried", "Lstm", "Recurrent", "Rnn"]
+__all__ = ["CarriedState", "Lstm", "Recurrent", "Rnn"]
 
 
-class Carried:
+class CarriedState:
     """The state that goes from the end of one window to the start of the next.
 
     `state` (B, S) is that of all streams, None before `start`. `newest` () is the number of the
@@ -190,7 +190,7 @@ class Recurrent:
         self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
         self.fresh = True
         self._steps, self._dtype = shape[0], np.dtype(dtype)
-        self._carried = Carried(self.PARTS * self.units, self._dtype)
+        self._carried = CarriedState(self.PARTS * self.units, self._dtype)
         self.buffers = {"carried.newest": self._carried.newest}
         self._scratch = {}
         self._sent = None
