@@ -16,7 +16,7 @@ sample; the optimizer's caller divides by the number of samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +30,7 @@ __all__ = [
     "Rng",
     "Slot",
     "Streams",
+    "accumulate",
     "forwarded",
     "gradient",
     "rows",
@@ -104,6 +105,20 @@ class Optimizer(Protocol):
     def step(self, params: Array, grads: Array, rate: float, scale: float = 1.0) -> None:
         """Move `params` in place by the gradient scale * `grads` (both (N,)) at learning rate
         `rate`. This may overwrite `grads`."""
+
+
+def accumulate(layer: Layer, found: Mapping[str, Array]) -> None:
+    """Add a batch's gradients `found` to `layer.grads`, or overwrite these where the layer is
+    `fresh`, and clear that flag.
+
+    `found` has an array of the parameter's shape for each of `layer.grads`; more are ignored.
+    """
+    for name, grad in layer.grads.items():
+        if layer.fresh:
+            grad[...] = found[name]
+        else:
+            grad += found[name]
+    layer.fresh = False
 
 
 #: Where a slot counts the gradient arrays handed out since its last forward.

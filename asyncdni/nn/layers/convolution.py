@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
+from asyncdni.nn.base import Array, Slot, Streams, accumulate, forwarded, gradient, rows
 from asyncdni.nn.initialisers import make_initialiser
 from asyncdni.nn.layers.correlation import (
     Geometry,
@@ -126,13 +126,7 @@ class Conv2d:
 
     def _learn(self, grad_y: Array, x: Array) -> None:
         weight, bias = self._kernel_gradient.apply(x, grad_y)
-        found = {"weight": weight.transpose(3, 2, 0, 1), "bias": bias}
-        for name, grad in self.grads.items():
-            if self.fresh:
-                grad[...] = found[name]
-            else:
-                grad += found[name]
-        self.fresh = False
+        accumulate(self, {"weight": weight.transpose(3, 2, 0, 1), "bias": bias})
 
     def _pull(self, grad_y: Array, grad_x: Array) -> Array:
         weight = self.params["weight"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import ConfigError, DataError
-from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
+from asyncdni.nn.base import Array, Slot, Streams, accumulate, forwarded, gradient, rows
 
 __all__ = ["BatchNorm", "BatchNorm2d", "LayerNorm"]
 
@@ -81,7 +81,7 @@ class BatchNorm:
         grad_bias = np.matmul(self._ones_of(grad_y), grad_y)
         grad_weight = np.einsum("ij,ij->j", grad_y, centred) * inv_std
         if learn:
-            self._learn(grad_weight, grad_bias)
+            accumulate(self, {"weight": grad_weight, "bias": grad_bias})
         if not send:
             return None
         samples = len(grad_y)
@@ -111,14 +111,6 @@ class BatchNorm:
             running = self.buffers[name]
             running *= 1 - self.momentum
             running += self.momentum * value
-
-    def _learn(self, grad_weight: Array, grad_bias: Array) -> None:
-        for name, grad in (("weight", grad_weight), ("bias", grad_bias)):
-            if self.fresh:
-                self.grads[name][...] = grad
-            else:
-                self.grads[name] += grad
-        self.fresh = False
 
 
 def _number(name: str, value: object, expected: str, *, above: float, most: float) -> float:
@@ -183,7 +175,7 @@ class BatchNorm2d(BatchNorm):
         grad_bias = self._total(grad_y)
         grad_weight = self._along(grad_y, x, mean) * inv_std
         if learn:
-            self._learn(grad_weight[:, 0], grad_bias[:, 0])
+            accumulate(self, {"weight": grad_weight[:, 0], "bias": grad_bias[:, 0]})
         if not send:
             return None
         places = x.size // x.shape[1]
@@ -340,13 +332,7 @@ class LayerNorm:
         return grad_x
 
     def _learn(self, flat: Array, normal: Array) -> None:
-        found = {
-            "weight": np.einsum("ij,ij->j", flat, normal),
-            "bias": np.matmul(np.ones(len(flat), flat.dtype), flat),
-        }
-        for name, grad in self.grads.items():
-            if self.fresh:
-                grad[...] = found[name].reshape(grad.shape)
-            else:
-                grad += found[name].reshape(grad.shape)
-        self.fresh = False
+        shape = self.params["weight"].shape
+        weight = np.einsum("ij,ij->j", flat, normal)
+        bias = np.matmul(np.ones(len(flat), flat.dtype), flat)
+        accumulate(self, {"weight": weight.reshape(shape), "bias": bias.reshape(shape)})
