@@ -23,7 +23,16 @@ __all__ = [
 ]
 
 
-class CrossEntropy:
+class _KeepsError:
+    """A loss whose forward computes the gradient already, and keeps it in the slot."""
+
+    def backward(self, slot: Slot) -> Array:
+        """Return the gradient of the summed loss, of the outputs' shape; it belongs to the slot."""
+        error: Array = slot["error"]
+        return error
+
+
+class CrossEntropy(_KeepsError):
     """-log softmax(x)[y] of logits x (B, K) and class ids y (B,), any integer type.
 
     The gradient is softmax(x) - onehot(y). An answer is right if the largest logit (the first, of
@@ -56,10 +65,6 @@ class CrossEntropy:
         total, own = _softmax_error(x, y, best, error)
         return float(np.log(total).sum() - own.sum()), int(np.count_nonzero(best == y))
 
-    def backward(self, slot: Slot) -> Array:
-        error: Array = slot["error"]
-        return error
-
     def error(self, x: Array, y: Array, out: Array) -> Array:
         _softmax_error(x, y, x.argmax(axis=1), out)
         return out
@@ -81,7 +86,7 @@ def _softmax_error(x: Array, y: Array, best: Array, out: Array) -> tuple[Array, 
     return total, own
 
 
-class SigmoidCrossEntropy:
+class SigmoidCrossEntropy(_KeepsError):
     """Binary cross-entropy of logits x (B, K) and targets y (B, K) in [0, 1], summed over the K.
 
     -y log s(x) - (1 - y) log(1 - s(x)), with s the logistic function; the gradient is s(x) - y.
@@ -111,16 +116,12 @@ class SigmoidCrossEntropy:
         self.error(x, y, error)
         return loss, correct
 
-    def backward(self, slot: Slot) -> Array:
-        error: Array = slot["error"]
-        return error
-
     def error(self, x: Array, y: Array, out: Array) -> Array:
         sigmoid(x, out)
         return np.subtract(out, y, out=out)
 
 
-class MeanSquaredError:
+class MeanSquaredError(_KeepsError):
     """Squared error of x (B, K) against y (B, K), averaged over the K outputs of a sample.
 
     The mean over a batch therefore equals torch.nn.MSELoss. The gradient is 2 (x - y) / K. This
@@ -136,10 +137,6 @@ class MeanSquaredError:
         self.error(x, y, error)
         # The sum of (x - y)^2 / K, computed from the gradient 2 (x - y) / K.
         return float(np.vdot(error, error)) * x.shape[1] / 4, None
-
-    def backward(self, slot: Slot) -> Array:
-        error: Array = slot["error"]
-        return error
 
     def error(self, x: Array, y: Array, out: Array) -> Array:
         np.subtract(x, y, out=out)
@@ -178,7 +175,7 @@ def make_loss(name: str) -> Loss:
     return LOSSES[name]()
 
 
-class WindowLoss:
+class WindowLoss(_KeepsError):
     """`loss` on windows: each step that counts is treated as one sample.
 
     Outputs x are (B, T, K), targets y (B, T) or (B, T, K). The mask (B, T) bool says which steps
@@ -205,11 +202,6 @@ class WindowLoss:
         error[chosen] = self._loss.backward(inner)
         slot["error"] = error.reshape(x.shape)
         return loss, correct, len(chosen)
-
-    def backward(self, slot: Slot) -> Array:
-        """The gradient of the summed loss, (B, T, K), which belongs to the slot."""
-        error: Array = slot["error"]
-        return error
 
 
 def by_step(windows: Array) -> Array:
