@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from asyncdni import tables
-from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Layer, Loss, Slot, Streams, rows
 from asyncdni.nn.layers.activations import Relu
 from asyncdni.nn.layers.dense import Dense
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.optimizers import Adam, finite_norm
+from asyncdni.nn.options import check_positive
 from asyncdni.nn.sequential import Sequential
 
 __all__ = ["ErrorGenerator", "FeatureMapErrorGenerator", "LocalHead"]
@@ -134,8 +134,7 @@ class FeatureMapErrorGenerator(ErrorGenerator):
     ) -> None:
         """`rate` is the share of the map's error that a fit removes; it is stable below 2."""
         super().__init__(head_learning_rate=head_learning_rate, rate=rate)
-        if not isinstance(cells, int) or isinstance(cells, bool) or cells < 1:
-            raise ConfigError(f"cells {cells!r}: expected a positive whole number")
+        check_positive(cells=cells)
         self.cells = cells
 
     def build(

@@ -22,6 +22,7 @@ from asyncdni.nn.layers.correlation import (
     pair,
     planes,
 )
+from asyncdni.nn.options import check_flags, check_positive
 
 __all__ = ["Conv2d"]
 
@@ -53,10 +54,8 @@ class Conv2d:
         even kernel the border is one element wider after the map than before, as in PyTorch. `init`
         names the start of the weight, of fan-in C kh kw (see `initialisers`); the bias starts at
         0."""
-        if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
-            raise ConfigError(f"channels {channels!r}: expected a positive whole number")
-        if not isinstance(bias, bool):
-            raise ConfigError(f"bias {bias!r}: expected true or false")
+        check_positive(channels=channels)
+        check_flags(bias=bias)
         self.channels = channels
         self.windows = _windows(kernel, stride, padding)
         self.bias = bias

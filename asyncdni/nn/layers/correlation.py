@@ -28,6 +28,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, rows
+from asyncdni.nn.options import is_whole
 
 __all__ = [
     "Geometry",
@@ -111,7 +112,7 @@ def pair(name: str, value: object, *, least: int) -> Pair:
     """The option `name`, given as one whole number for both axes or as [vertical, horizontal].
     Raises `ConfigError` for anything else, and for numbers below `least`."""
     given = value if isinstance(value, list | tuple) else [value, value]
-    whole = [one for one in given if isinstance(one, int) and not isinstance(one, bool)]
+    whole = [one for one in given if is_whole(one)]
     if len(given) != 2 or len(whole) != 2 or min(whole) < least:
         raise ConfigError(
             f"{name} {value!r}: expected a whole number of at least {least}, or two as "

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from asyncdni.errors import ConfigError, DataError
+from asyncdni.errors import DataError
 from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
 from asyncdni.nn.initialisers import make_initialiser
+from asyncdni.nn.options import check_positive
 
 __all__ = ["Embedding"]
 
@@ -22,9 +23,7 @@ class Embedding:
     """
 
     def __init__(self, tokens: int, *, width: int, init: str = "normal:1") -> None:
-        for name, value in (("tokens", tokens), ("width", width)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} {value!r}: expected a positive whole number")
+        check_positive(tokens=tokens, width=width)
         self.tokens = tokens
         self.width = width
         self.params: dict[str, Array] = {}

@@ -28,7 +28,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +36,7 @@ import numpy as np
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.nn.base import Array, Slot, rows
 from asyncdni.nn.optimizers import Adam, norm
+from asyncdni.nn.options import check_flags, check_least, check_number
 
 __all__ = [
     "Auxiliary",
@@ -344,16 +345,15 @@ class Future:
         scale_targets: divide targets by their running root mean square (adam).
         auxiliary: weight of the auxiliary task (see `Auxiliary`), which has an Adam of its own.
         """
-        _check(labels=(labels, 0), windows=(windows, 2))
-        _check_number("lambda", lambda_, 0, 1)
-        _check_number("scale", scale, 0, float("inf"))
-        _check_number("learning_rate", learning_rate, 0, float("inf"))
-        _check_number("auxiliary", auxiliary, 0, float("inf"))
+        check_least("labels", labels, 0)
+        check_least("windows", windows, 2)
+        check_number("lambda", lambda_, 0, 1)
+        check_number("scale", scale, 0, inf)
+        check_number("learning_rate", learning_rate, 0, inf)
+        check_number("auxiliary", auxiliary, 0, inf)
         if optimizer not in ("adam", "nlms"):
             raise ConfigError(f"optimizer {optimizer!r}: expected adam or nlms")
-        for name, value in (("cell", cell), ("scale_targets", scale_targets)):
-            if not isinstance(value, bool):
-                raise ConfigError(f"{name} {value!r}: expected true or false")
+        check_flags(cell=cell, scale_targets=scale_targets)
         self.labels = labels
         self.lambda_ = float(lambda_)
         self.windows = windows
@@ -489,15 +489,3 @@ def make_future(options: Mapping[str, Any]) -> Future:
             f"future has no option {unknown[0]!r}: its options are {', '.join(known)}"
         )
     return Future(**{"lambda_" if name == "lambda" else name: options[name] for name in options})
-
-
-def _check(**wholes: tuple[object, int]) -> None:
-    for name, (value, least) in wholes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{name} {value!r}: expected a whole number of at least {least}")
-
-
-def _check_number(name: str, value: object, least: float, most: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= value <= most:  # type: ignore[operator]
-        raise ConfigError(f"{name} {value!r}: expected a number from {least} to {most}")

@@ -10,6 +10,7 @@ import numpy as np
 
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.nn.base import Array, Slot, Streams, accumulate, forwarded, gradient, rows
+from asyncdni.nn.options import is_whole
 
 __all__ = ["BatchNorm", "BatchNorm2d", "LayerNorm"]
 
@@ -249,12 +250,10 @@ class LayerNorm:
     """
 
     def __init__(self, *, axes: int = 1, epsilon: float = 1e-5) -> None:
-        if not isinstance(axes, int) or isinstance(axes, bool) or axes < 1:
+        if not is_whole(axes) or axes < 1:
             raise ConfigError(f"axes {axes!r}: expected how many of the last axes are normalised")
-        if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not epsilon > 0:
-            raise ConfigError(f"epsilon {epsilon!r}: expected a number above 0")
         self.axes = axes
-        self.epsilon = float(epsilon)
+        self.epsilon = _number("epsilon", epsilon, "above 0", above=0, most=np.inf)
         self.params: dict[str, Array] = {}
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}

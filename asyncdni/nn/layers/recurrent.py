@@ -30,6 +30,7 @@ from asyncdni.errors import ConfigError, DataError
 from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
 from asyncdni.nn.initialisers import make_initialiser
 from asyncdni.nn.layers.future import Future, Window, flags, make_future
+from asyncdni.nn.options import check_flags, check_positive
 
 __all__ = ["CarriedState", "Lstm", "Recurrent", "Rnn"]
 
@@ -145,11 +146,8 @@ class Recurrent:
             ±1/sqrt(H).
         future: options of the generator at the window's end (see `Future`); None: no generator.
         """
-        if not isinstance(units, int) or isinstance(units, bool) or units < 1:
-            raise ConfigError(f"units {units!r}: expected a positive whole number")
-        for name, value in (("last_only", last_only), ("bias", bias)):
-            if not isinstance(value, bool):
-                raise ConfigError(f"{name} {value!r}: expected true or false")
+        check_positive(units=units)
+        check_flags(last_only=last_only, bias=bias)
         self.units = units
         self.last_only = last_only
         self.bias = bias

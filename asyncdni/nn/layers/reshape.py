@@ -11,6 +11,7 @@ import numpy as np
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
 from asyncdni.nn.layers.activations import Elementwise
+from asyncdni.nn.options import is_whole
 
 __all__ = ["Flatten", "Reshape"]
 
@@ -24,8 +25,7 @@ class Reshape(Elementwise):
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         given = list(shape) if isinstance(shape, list | tuple) else []
-        whole = [one for one in given if isinstance(one, int) and not isinstance(one, bool)]
-        if len(whole) != len(given) or not given or given.count(-1) > 1 or _wrong(given):
+        if not all(map(is_whole, given)) or not given or given.count(-1) > 1 or _wrong(given):
             raise ConfigError(
                 f"shape {shape!r}: expected a list of positive whole numbers, without the batch "
                 "axis; one of them may be -1"

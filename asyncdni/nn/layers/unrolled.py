@@ -19,6 +19,7 @@ import numpy as np
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
 from asyncdni.nn.layers.activations import Elementwise
+from asyncdni.nn.options import check_positive, is_whole
 
 __all__ = ["StepOf", "Zeros"]
 
@@ -28,7 +29,7 @@ class StepOf(Elementwise):
 
     def __init__(self, index: int) -> None:
         super().__init__()
-        if not isinstance(index, int) or isinstance(index, bool):
+        if not is_whole(index):
             raise ConfigError(f"index {index!r}: expected a whole number")
         self.index = index
 
@@ -74,8 +75,7 @@ class Zeros(Elementwise):
 
     def __init__(self, units: int) -> None:
         super().__init__()
-        if not isinstance(units, int) or isinstance(units, bool) or units < 1:
-            raise ConfigError(f"units {units!r}: expected a positive whole number")
+        check_positive(units=units)
         self.units = units
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
