@@ -58,15 +58,19 @@ class ErrorGenerator:
         self, width: int, outputs: int, loss: str, dtype: np.dtype[Any], streams: Streams
     ) -> None:
         """See `Generator`; all weights start at zero, so nothing is drawn from `streams`."""
+        self._make(width, width, outputs, loss, dtype)
+
+    def _make(self, seen: int, width: int, outputs: int, loss: str, dtype: np.dtype[Any]) -> None:
+        """Make the weights: a head on (B, `seen`), and a map to gradients (B, `width`)."""
         self._loss: Loss = make_loss(loss)
         self._outputs = outputs
         self._dtype = np.dtype(dtype)
-        weights = outputs * width
+        weights = outputs * seen
         self._head, self._head_grad = np.zeros((2, weights + outputs), dtype)
-        self._weight_grad = self._head_grad[:weights].reshape(outputs, width)
+        self._weight_grad = self._head_grad[:weights].reshape(outputs, seen)
         self._bias_grad = self._head_grad[weights:]
         self.params = {
-            "head.weight": self._head[:weights].reshape(outputs, width),
+            "head.weight": self._head[:weights].reshape(outputs, seen),
             "head.bias": self._head[weights:],
             "map": np.zeros((outputs, width), dtype),
         }
@@ -81,16 +85,21 @@ class ErrorGenerator:
         """The prediction e U (B, D) for activations h (B, D) and targets y; then the head's step.
 
         The error e is that of the head before this step, so that these labels enter it once."""
+        seen = self._seen(h)
         shape = len(h), self._outputs
         logits = rows(self._scratch, "logits", shape, self._dtype)
-        np.matmul(h, self.params["head.weight"].T, out=logits)
+        np.matmul(seen, self.params["head.weight"].T, out=logits)
         logits += self.params["head.bias"]
         slot["error"] = error = rows(slot, "error_rows", shape, self._dtype)
         self._loss.error(logits, y, error)
         prediction = rows(slot, "prediction", h.shape, self._dtype)
         np.matmul(error, self.params["map"], out=prediction)
-        self._step_head(h, error, rate_scale)
+        self._step_head(seen, error, rate_scale)
         return prediction
+
+    def _seen(self, h: Array) -> Array:
+        """What the head sees of activations h (B, D)."""
+        return h
 
     def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
         """Make the step U -= rate eᵀ(e U - g) / Σe², with the slot's e and the present U.
@@ -150,39 +159,21 @@ class FeatureMapErrorGenerator(ErrorGenerator):
         for activations of another shape. All start at zero, so nothing is drawn from `streams`."""
         self._means: Array | None = None
         if len(shape) != 3:
-            super().build(width, outputs, loss, dtype, streams)
+            self._make(width, width, outputs, loss, dtype)
             return
         channels, height, across = shape
         down, right = _means(height, self.cells), _means(across, self.cells)
         self._means = np.ascontiguousarray(np.kron(down, right).T, dtype)
-        super().build(channels * self._means.shape[1], outputs, loss, dtype, streams)
-        self.params["map"] = np.zeros((outputs, width), dtype)
-        self._change, self._pulled = np.empty((2, outputs, width), dtype)
+        self._make(channels * self._means.shape[1], width, outputs, loss, dtype)
 
-    def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """The prediction e U (B, C H W) for activations h (B, C H W) and targets y; then the head's
-        step.
-
-        The error e is that of the head before this step, so that these labels enter it once."""
+    def _seen(self, h: Array) -> Array:
+        """The means (B, C cells cells) of h (B, C H W), computed as one product; other activations
+        as they are."""
         if self._means is None:
-            return super().predict(h, y, slot, rate_scale)
-        pooled = self._pool(h, self._means)
-        shape = len(h), self._outputs
-        logits = rows(self._scratch, "logits", shape, self._dtype)
-        np.matmul(pooled, self.params["head.weight"].T, out=logits)
-        logits += self.params["head.bias"]
-        slot["error"] = error = rows(slot, "error_rows", shape, self._dtype)
-        self._loss.error(logits, y, error)
-        prediction = rows(slot, "prediction", h.shape, self._dtype)
-        np.matmul(error, self.params["map"], out=prediction)
-        self._step_head(pooled, error, rate_scale)
-        return prediction
-
-    def _pool(self, h: Array, means: Array) -> Array:
-        """The means (B, C cells cells) of h (B, C H W), computed as one product."""
-        places, cells = means.shape
+            return h
+        places, cells = self._means.shape
         each = rows(self._scratch, "pooled", (h.size // places, cells), self._dtype)
-        return np.matmul(h.reshape(-1, places), means, out=each).reshape(len(h), -1)
+        return np.matmul(h.reshape(-1, places), self._means, out=each).reshape(len(h), -1)
 
 
 def _means(size: int, cells: int) -> Array:

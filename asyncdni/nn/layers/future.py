@@ -28,7 +28,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import inf, isfinite, sqrt
+from math import inf, isfinite
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +37,7 @@ from asyncdni.errors import ConfigError, DataError
 from asyncdni.nn.base import Array, Slot, rows
 from asyncdni.nn.optimizers import Adam, norm
 from asyncdni.nn.options import check_flags, check_least, check_number
+from asyncdni.nn.running import RunningRms
 
 __all__ = [
     "Auxiliary",
@@ -302,8 +303,6 @@ def coming(slot: Slot, streams: int, width: int) -> Array:
     return found
 
 
-#: Decay a fit of the running mean square of the targets, which so remembers some hundred fits.
-DECAY = 0.99
 #: Mean square of an input below which normalised least mean squares hardly moves the map.
 RIDGE = 1e-6
 #: Learning rate of the auxiliary map's Adam.
@@ -376,8 +375,8 @@ class Future:
         self._state, self._units, self._dtype = state, units, dtype
         self._inputs = state + self.labels + 1
         self._map, self._change = np.zeros((2, state, self._inputs), dtype)
-        self._square = np.zeros(2)  # decayed sums of the targets' mean squares, and of ones
-        self.buffers = {"future.weight": self._map, "future.target_square": self._square}
+        self._rms = RunningRms()  # of the targets
+        self.buffers = {"future.weight": self._map, "future.target_square": self._rms.sums}
         self._optimizer = Adam()
         if self._adam:
             self._optimizer.start(self._map.reshape(-1))
@@ -417,7 +416,7 @@ class Future:
     def predicted(self, inputs: Array, last: Array, out: Array) -> Array:
         """As `predict`, for inputs (B, I) and last (B,) bool, written into `out` (B, S)."""
         np.matmul(inputs, self._map.T, out=out)
-        out *= self._rms()
+        out *= self._rms.value()
         out[last] = 0
         return out
 
@@ -446,7 +445,7 @@ class Future:
     ) -> Array:
         """The gradient (B, S) that the auxiliary task adds to a target."""
         assert self._auxiliary is not None
-        rms = self._rms()
+        rms = self._rms.value()
         state = inputs[:, : self._state]
         grad = self._auxiliary.gradient(state, predicted / rms, goes_on, rate_scale)
         grad *= rms
@@ -458,10 +457,9 @@ class Future:
         if not isfinite(square) or not np.isfinite(inputs).all():
             return
         if self.scale_targets:
-            self._square *= DECAY
-            self._square += (1 - DECAY) * square, 1 - DECAY
+            self._rms.add(square)
         error = rows(self._scratch, "error", target.shape, self._dtype)
-        np.multiply(target, -1 / self._rms(), out=error)
+        np.multiply(target, -1 / self._rms.value(), out=error)
         error += np.matmul(inputs, self._map.T)
         np.matmul(error.T, inputs, out=self._change)
         if self._adam:
@@ -472,11 +470,6 @@ class Future:
             energy = norm(inputs) ** 2 + RIDGE * inputs.size
             self._change *= self.learning_rate * rate_scale / energy
             self._map -= self._change
-
-    def _rms(self) -> float:
-        """The running root mean square of the targets, 1 before the first."""
-        total, weight = self._square.tolist()
-        return sqrt(total / weight) if total > 0 else 1.0
 
 
 def make_future(options: Mapping[str, Any]) -> Future:
