@@ -42,11 +42,13 @@ from asyncdni.nn.running import RunningRms
 __all__ = [
     "Auxiliary",
     "AuxiliaryGradient",
+    "Callbacks",
     "Future",
     "NextWindow",
     "Predict",
     "Push",
     "Returns",
+    "Sizes",
     "Sweep",
     "Window",
     "coming",
@@ -77,25 +79,34 @@ class Window:
     kept: Mapping[str, Array]  # the arrays that `Push` needs
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of the windows that `Returns` keeps."""
+
+    streams: int  # B
+    inputs: int  # I
+    state: int  # S
+    kept: Mapping[str, tuple[int, ...]]  # the shapes of the arrays in `Window.kept`
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What `Returns` calls to compute a target."""
+
+    predict: Predict  # of the future
+    push: Push  # of the layer
+    auxiliary: AuxiliaryGradient | None  # of the future; None: it has no auxiliary task
+
+
 class Returns(Protocol):
     """Keeps windows until the targets of their ends are known, and then gives these."""
 
-    def start(
-        self,
-        streams: int,
-        inputs: int,
-        state: int,
-        kept: Mapping[str, tuple[int, ...]],
-        dtype: np.dtype[Any],
-    ) -> dict[str, Array]:
-        """Allocate the arrays that windows are kept in, for B = `streams`, inputs (B, inputs) and
-        states (B, state), with no window in them. `kept` gives the shapes of `Window.kept`.
+    def start(self, sizes: Sizes) -> dict[str, Array]:
+        """Allocate the arrays that windows are kept in, with no window in them, and return them by
+        name; a checkpoint is restored by writing into them."""
 
-        Returns the arrays; a checkpoint is restored by writing into them."""
-
-    def observe(
-        self, window: Window, predict: Predict, push: Push, auxiliary: AuxiliaryGradient | None
-    ) -> Iterable[tuple[Array, Array]]:
+    def observe(self, window: Window, calls: Callbacks) -> Iterable[tuple[Array, Array]]:
         """Take the next window, and give the pairs of inputs (B, I) and targets (B, S) that are
         known now. Windows come in order."""
 
@@ -103,27 +114,18 @@ class Returns(Protocol):
 class NextWindow:
     """λ = 0: a window's target is what the next window's backward arrives at."""
 
-    def start(
-        self,
-        streams: int,
-        inputs: int,
-        state: int,
-        kept: Mapping[str, tuple[int, ...]],
-        dtype: np.dtype[Any],
-    ) -> dict[str, Array]:
-        self._inputs = np.zeros((streams, inputs), dtype)
-        self._last = np.zeros(streams, np.bool_)
+    def start(self, sizes: Sizes) -> dict[str, Array]:
+        self._inputs = np.zeros((sizes.streams, sizes.inputs), sizes.dtype)
+        self._last = np.zeros(sizes.streams, np.bool_)
         self._number = np.array(-1, np.int64)  # of the window that waits; -1: none
         return {"inputs": self._inputs, "last": self._last, "number": self._number}
 
-    def observe(
-        self, window: Window, predict: Predict, push: Push, auxiliary: AuxiliaryGradient | None
-    ) -> Iterable[tuple[Array, Array]]:
+    def observe(self, window: Window, calls: Callbacks) -> Iterable[tuple[Array, Array]]:
         if self._number >= 0 and window.number == self._number + 1:
             goes_on = ~(self._last | window.first)
             target = window.start.copy()
-            if auxiliary is not None:
-                target += auxiliary(self._inputs, window.predicted, goes_on)
+            if calls.auxiliary is not None:
+                target += calls.auxiliary(self._inputs, window.predicted, goes_on)
             target[~goes_on] = 0
             yield self._inputs, target
         self._inputs[...] = window.inputs
@@ -139,28 +141,20 @@ class Sweep:
         self._lambda = lambda_
         self._windows = windows
 
-    def start(
-        self,
-        streams: int,
-        inputs: int,
-        state: int,
-        kept: Mapping[str, tuple[int, ...]],
-        dtype: np.dtype[Any],
-    ) -> dict[str, Array]:
+    def start(self, sizes: Sizes) -> dict[str, Array]:
         self._kept = {
-            name: np.zeros((self._windows, *shape), dtype) for name, shape in kept.items()
+            name: np.zeros((self._windows, *shape), sizes.dtype)
+            for name, shape in sizes.kept.items()
         }
-        self._inputs = np.zeros((self._windows, streams, inputs), dtype)
-        self._first, self._last = np.zeros((2, self._windows, streams), np.bool_)
-        self._state = state
+        self._inputs = np.zeros((self._windows, sizes.streams, sizes.inputs), sizes.dtype)
+        self._first, self._last = np.zeros((2, self._windows, sizes.streams), np.bool_)
+        self._state = sizes.state
         self._count = np.array(0, np.int64)
         self._number = np.array(-1, np.int64)  # of the newest window
         whole = {"inputs": self._inputs, "first": self._first, "last": self._last}
         return {**self._kept, **whole, "count": self._count, "number": self._number}
 
-    def observe(
-        self, window: Window, predict: Predict, push: Push, auxiliary: AuxiliaryGradient | None
-    ) -> Iterable[tuple[Array, Array]]:
+    def observe(self, window: Window, calls: Callbacks) -> Iterable[tuple[Array, Array]]:
         if window.number != self._number + 1:
             self._count[...] = 0
         self._number[...] = window.number
@@ -168,7 +162,7 @@ class Sweep:
         self._count += 1
         ended = bool(window.last.all())
         if ended or self._count == self._windows:
-            yield from self._sweep(ended, predict, push, auxiliary)
+            yield from self._sweep(ended, calls)
             self._restart(ended)
 
     def _put(self, place: int, window: Window) -> None:
@@ -185,13 +179,11 @@ class Sweep:
                 )
             array[place] = given
 
-    def _sweep(
-        self, ended: bool, predict: Predict, push: Push, auxiliary: AuxiliaryGradient | None
-    ) -> Iterable[tuple[Array, Array]]:
+    def _sweep(self, ended: bool, calls: Callbacks) -> Iterable[tuple[Array, Array]]:
         """Give inputs and targets from the newest window to the oldest. Each window's prediction is
         made before the fit to its own target, which must not depend on the step that it causes."""
         newest = int(self._count) - 1
-        guess = self._guess(newest, predict)
+        guess = self._guess(newest, calls.predict)
         after = guess  # zero where a sequence ends
         if ended:
             yield self._inputs[newest], after
@@ -199,11 +191,11 @@ class Sweep:
             end = (1 - self._lambda) * guess + self._lambda * after
             end[self._last[k]] = 0
             goes_on = ~(self._last[k - 1] | self._first[k])
-            after = push({name: array[k] for name, array in self._kept.items()}, end).copy()
-            if auxiliary is not None:
-                after += auxiliary(self._inputs[k - 1], guess, goes_on)
+            after = calls.push({name: array[k] for name, array in self._kept.items()}, end).copy()
+            if calls.auxiliary is not None:
+                after += calls.auxiliary(self._inputs[k - 1], guess, goes_on)
             after[~goes_on] = 0
-            guess = self._guess(k - 1, predict)
+            guess = self._guess(k - 1, calls.predict)
             yield self._inputs[k - 1], after
 
     def _guess(self, place: int, predict: Predict) -> Array:
@@ -393,7 +385,7 @@ class Future:
         """Make the arrays that keep windows until their targets are known, and return them for
         checkpoints. `kept` gives the shapes of the arrays that a sweep needs of each window."""
         self._returns = NextWindow() if self.bootstrapped else Sweep(self.lambda_, self.windows)
-        made = self._returns.start(streams, self._inputs, self._state, kept, self._dtype)
+        made = self._returns.start(Sizes(streams, self._inputs, self._state, kept, self._dtype))
         return {f"carried.{name}": array for name, array in made.items()}
 
     # --- predictions -----------------------------------------------------------------------------
@@ -437,7 +429,8 @@ class Future:
         auxiliary = (
             None if self._auxiliary is None else partial(self._auxiliary_gradient, rate_scale)
         )
-        for inputs, target in self._returns.observe(window, self.predicted, push, auxiliary):
+        calls = Callbacks(self.predicted, push, auxiliary)
+        for inputs, target in self._returns.observe(window, calls):
             self.fit(inputs, target, rate_scale)
 
     def _auxiliary_gradient(
