@@ -343,10 +343,6 @@ def as_images(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 # --- variational autoencoders --------------------------------------------------------------------
-#
-# The codes of a trained variational autoencoder lie near N(0, 1) (Kingma and Welling 2014). A code
-# drawn from there and sent through the layers after the `gaussian` layer gives an image like those
-# of the data.
 
 
 @dataclass(frozen=True)
@@ -369,6 +365,10 @@ def draw_images(
     run: Result, *, count: int = 60, seed: int = 0, allow_import: bool = False
 ) -> Array:
     """Make `count` images, (N, H, W) or (N, H, W, 3) in [0, 1], from codes drawn from N(0, 1).
+
+    The codes of a trained variational autoencoder lie near N(0, 1) (Kingma and Welling 2014), so a
+    code drawn from there and sent through the layers after the `gaussian` layer gives an image like
+    those of the data.
 
     Raises `ConfigError` for a count below 1, and where an image depends on more than its code.
     """

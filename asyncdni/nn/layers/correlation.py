@@ -45,9 +45,6 @@ __all__ = [
 ]
 
 # --- windows -------------------------------------------------------------------------------------
-#
-# Windows that slide over the planes of a feature map: their options, how many fit, and how maps
-# are turned to channels last.
 
 #: (vertical, horizontal)
 Pair = tuple[int, int]
@@ -331,22 +328,13 @@ class MecKernelGradient:
 
 
 # --- im2col --------------------------------------------------------------------------------------
-#
-# Correlation of maps of few channels, such as images: whole windows as columns of a matrix.
-#
-# This computes the same as `correlation`, in the textbook's way (Chellapilla, Puri and Simard 2006,
-# "High performance convolutional neural networks for document processing"). Every number is copied
-# kh kw times, but with few channels there are few numbers. In return the output needs no
-# transposition, which would take most of the time when filters are many and channels are few.
-#
-#     y = [w, bias] columns,  columns (n, C kh kw + 1, Ho Wo) with a last row of ones for the bias
 
 #: About so many bytes of columns are made at a time.
 _COLUMN_BYTES = 1 << 20
 
 
 class _Columns:
-    """The windows of a few samples at a time."""
+    """The windows of a few samples at a time, each of them a column of a matrix."""
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = g = geometry
@@ -383,7 +371,17 @@ class _Columns:
 
 
 class Im2colCorrelation:
-    """Computes y (B, O, Ho, Wo) of x (B, C, H, W) and w (kh, kw, C, O) by im2col."""
+    """Computes y (B, O, Ho, Wo) of x (B, C, H, W) and w (kh, kw, C, O) by im2col.
+
+        y = [w, bias] columns,  columns (n, C kh kw + 1, Ho Wo) with a last row of ones for the bias
+
+    It computes the same as `MecCorrelation` and is faster where channels are few, as in images.
+    Every number is copied kh kw times, but there are few of them. In return the output needs no
+    transposition, which would take most of the time when filters are many and channels are few.
+
+    Source: Chellapilla, Puri and Simard 2006, "High performance convolutional neural networks for
+    document processing".
+    """
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = geometry
