@@ -72,8 +72,8 @@ class TrainedStage:
 def load_stages(
     run: Result, *, steps: int | None = None, allow_import: bool = False
 ) -> list[TrainedStage]:
-    """The stages of a run with its weights, each after those it reads. They take windows of `steps`
-    steps, by default those of the run.
+    """Return the stages of a run with its weights, each after those it reads. They take windows of
+    `steps` steps, by default those of the run.
 
     Raises `ConfigError` where layers can't take windows of another length, and `CheckpointError`
     for weights that don't fit.
@@ -99,7 +99,7 @@ def load_stages(
 
 
 def joined(node: Node, known: Mapping[str, Array]) -> Array:
-    """The input of the first layer of `node`, from the outputs (B, …) of the stages that it
+    """Return the input of the first layer of `node`, from the outputs (B, …) of the stages that it
     reads."""
     xs = [known[name] for name in node.inputs]
     if len(xs) == 1:
@@ -113,15 +113,15 @@ def joined(node: Node, known: Mapping[str, Array]) -> Array:
 
 
 def applied(layers: Sequence[Layer], x: Array) -> Array:
-    """The output of the layers for x (B, …), with running statistics."""
+    """Return the output of the layers for x (B, …), with running statistics."""
     for layer in layers:
         x = layer.evaluate(x)
     return x
 
 
 def _joined_shape(node: Node, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape that `joined` gives. Nothing is checked: only the length of windows can differ from
-    the shapes that `make_network` has checked."""
+    """Return the shape that `joined` gives. Nothing is checked: only the length of windows can
+    differ from the shapes that `make_network` has checked."""
     shape = list(shapes[0])
     if node.join == "concat":
         shape[node.join_axis] = sum(one[node.join_axis] for one in shapes)
@@ -176,7 +176,8 @@ class Stepper:
             )
 
     def step(self, x: Array) -> Array:
-        """The network's output (B, K) for the next step's inputs (B, …); B must stay the same."""
+        """Return the network's output (B, K) for the next step's inputs (B, …); B must stay the
+        same."""
         known = {DATA: np.ascontiguousarray(x[:, None], self._dtype)}
         for stage in self._stages:
             h = joined(stage.node, known)
@@ -196,7 +197,7 @@ class Stepper:
 
 
 def tells_characters(run: Result) -> bool:
-    """Whether the run was trained on the characters of a text."""
+    """Return whether the run was trained on the characters of a text."""
     return bool(run.meta.vocabulary)
 
 
@@ -237,7 +238,7 @@ def continue_text(
 
 
 def _inputs(run: Result) -> Array:
-    """The network's input for each character id: one-hot vectors (V, V), or the ids (V,)
+    """Return the network's input for each character id: one-hot vectors (V, V), or the ids (V,)
     themselves."""
     count = len(run.meta.vocabulary)
     return np.eye(count) if len(run.meta.input_shape) == 2 else np.arange(count, dtype=np.float64)
@@ -272,7 +273,7 @@ class Curve:
 
 
 def tells_points(run: Result) -> bool:
-    """Whether the run was trained to tell the next point of a curve."""
+    """Return whether the run was trained to tell the next point of a curve."""
     return isinstance(run.experiment.data, Trigonometry)
 
 
@@ -316,8 +317,8 @@ def as_csv(curve: Curve) -> str:
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape (H, W), or (H, W, 3) in colour, in which to show a sample of `shape`; None where it
-    is no image.
+    """Return the shape (H, W), or (H, W, 3) in colour, in which to show a sample of `shape`; None
+    where it is no image.
 
     Images come as planes (1 or 3, H, W), or as the pixels (H W,) of a square. Where an image is
     repeated for several time steps, (T, H W), one of them is shown."""
@@ -330,7 +331,8 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def as_images(x: Array, shape: tuple[int, ...]) -> Array:
-    """Images (N, H, W) or (N, H, W, 3) of the samples x: (N, *shape), or (N, numbers) flattened.
+    """Return images (N, H, W) or (N, H, W, 3) of the samples x: (N, *shape), or (N, numbers)
+    flattened.
 
     Raises `ValueError` where `shape` is not that of an image."""
     wanted = image_shape(shape)
@@ -354,7 +356,7 @@ class Reconstructions:
 
 
 def has_prior(run: Result) -> bool:
-    """Whether the run is of an autoencoder of images with a `gaussian` layer in it."""
+    """Return whether the run is of an autoencoder of images with a `gaussian` layer in it."""
     to_itself = getattr(run.experiment.data, "targets", "labels") == "inputs"
     named = [_name(spec) for stage in run.experiment.stages for spec in stage.layers]
     shown = image_shape(run.meta.input_shape) is not None
@@ -382,7 +384,7 @@ def draw_images(
 
 
 def reconstruct(run: Result, *, count: int = 20, allow_import: bool = False) -> Reconstructions:
-    """The first `count` test images and their reconstructions.
+    """Return the first `count` test images and their reconstructions.
 
     Raises `DataError` where the data set can no longer be read."""
     data = run.experiment.data
@@ -395,12 +397,12 @@ def reconstruct(run: Result, *, count: int = 20, allow_import: bool = False) -> 
 
 
 def _name(spec: object) -> object:
-    """The name of a layer as written in the experiment file."""
+    """Return the name of a layer as written in the experiment file."""
     return next(iter(spec)) if isinstance(spec, dict) else spec
 
 
 def _place(stage: TrainedStage) -> int | None:
-    """The index of the gaussian layer in the stage; None where it has none."""
+    """Return the index of the gaussian layer in the stage; None where it has none."""
     places = [i for i, layer in enumerate(stage.layers) if isinstance(layer, Gaussian)]
     return places[0] if places else None
 
@@ -414,7 +416,8 @@ def _code_width(stages: list[TrainedStage]) -> int:
 
 
 def _decoded(stages: list[TrainedStage], codes: Array) -> Array:
-    """The network's output for codes (N, Z), computed from the layers that follow the codes."""
+    """Return the network's output for codes (N, Z), computed from the layers that follow the
+    codes."""
     known: dict[str, Array] = {}
     for stage in stages:
         place, name = _place(stage), stage.node.name
@@ -432,7 +435,7 @@ def _decoded(stages: list[TrainedStage], codes: Array) -> Array:
 
 
 def _shown(run: Result, x: Array) -> Array:
-    """Outputs as brightness in [0, 1]: probabilities of logits, or the values themselves."""
+    """Return outputs as brightness in [0, 1]: probabilities of logits, or the values themselves."""
     losses = [stage.loss for stage in run.experiment.stages if stage.loss]
     if losses[-1] == "sigmoid_cross_entropy":
         x = 0.5 + 0.5 * np.tanh(0.5 * x)  # the sigmoid, without overflow
@@ -463,7 +466,7 @@ class Predictions:
 
 
 def classifies_images(run: Result) -> bool:
-    """Whether the run is of a network that classifies images."""
+    """Return whether the run is of a network that classifies images."""
     data = run.experiment.data
     images = isinstance(data, config.Digits | config.Mnist | DigitPairs | Cifar10)
     labels = getattr(data, "targets", "labels") == "labels"
@@ -471,8 +474,8 @@ def classifies_images(run: Result) -> bool:
 
 
 def predict_images(run: Result, *, count: int = 20, allow_import: bool = False) -> Predictions:
-    """The first `count` test images with their predictions. Raises `DataError` where the data set
-    can no longer be read."""
+    """Return the first `count` test images with their predictions. Raises `DataError` where the
+    data set can no longer be read."""
     data = run.experiment.data
     dataset = load(data, run.experiment.run.seed)
     x, y = dataset.x_test[:count], dataset.y_test[:count]

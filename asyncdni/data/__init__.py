@@ -90,8 +90,8 @@ DATA_SETS: dict[str, DataSet] = {
 
 
 def describe(data: config.Data) -> Meta:
-    """The shapes and counts of a data set, without loading it; only `npz`, `cifar10` and `text`
-    look at their files.
+    """Return the shapes and counts of a data set, without loading it; only `npz`, `cifar10` and
+    `text` look at their files.
 
     `data.validation` is subtracted from the training samples. Raises `DataError` where a file is
     missing, damaged or of another form, and `ConfigError` for options that don't go together, such

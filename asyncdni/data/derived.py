@@ -45,7 +45,7 @@ def described(meta: Meta, count: int) -> Meta:
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """The data set with `count` training samples as its test samples; 0 changes nothing.
+    """Return the data set with `count` training samples as its test samples; 0 changes nothing.
 
     Both parts keep the stored order. Raises `ConfigError` as `described` does.
     """
@@ -106,7 +106,8 @@ class Reconstruction:
         return _to_itself(self._dataset.read_test(index, batch_size, dtype))
 
     def targets(self) -> dict[str, Array]:
-        """All inputs, flattened; of uint8 only one test sample, as all are scaled to [0, 1]."""
+        """Return all inputs, flattened; of uint8 only one test sample, as all are scaled to
+        [0, 1]."""
         found = {"x_train": self._dataset.x_train, "x_test": self._dataset.x_test}
         if found["x_train"].dtype == np.uint8:
             return {"x_test": self.read_test(0, 1, np.float32)["y"]}

@@ -21,7 +21,7 @@ __all__ = ["describe", "load"]
 
 
 def describe(data: DigitPairs) -> Meta:
-    """The shapes: inputs (784,) or (steps, 784), one value as target; reads no file.
+    """Return the shapes: inputs (784,) or (steps, 784), one value as target; reads no file.
 
     Raises `ConfigError` for twice the same digit."""
     if data.first == data.second:

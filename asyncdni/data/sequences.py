@@ -47,7 +47,7 @@ class Task(Protocol):
     Sequences have a mask, which idle windows need, unless one sequence fills an epoch."""
 
     def windows(self, epoch: int | None) -> int:
-        """How many windows each sequence of `epoch` has."""
+        """Return how many windows each sequence of `epoch` has."""
 
     def sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
         """Sequence `number` of `epoch`, the same whenever it is asked for."""
@@ -78,13 +78,14 @@ class Sequences:
         self._held_of: tuple[int, int | None, int] | None = None  # … and its (seed, epoch, number)
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """How many windows an epoch has. Raises `ConfigError` for another `batch_size` than the
-        streams."""
+        """Return how many windows an epoch has. Raises `ConfigError` for another `batch_size` than
+        the streams."""
         self._check_streams(batch_size)
         return self._windows
 
     def test_batches(self, batch_size: int) -> int:
-        """How many windows the test part has. Raises `ConfigError` as `batches_per_epoch` does."""
+        """Return how many windows the test part has. Raises `ConfigError` as `batches_per_epoch`
+        does."""
         self._check_streams(batch_size)
         return self._test_windows
 
@@ -113,7 +114,8 @@ class Sequences:
         return self._read(self._seed, None, index, self._test_windows, dtype, None)
 
     def targets(self) -> dict[str, Array]:
-        """The targets of the first training and the first test window; values are float32."""
+        """Return the targets of the first training and the first test window; values are
+        float32."""
         train, test = self._first_windows()
         return {"y of training": train["y"], "y of the test": test["y"]}
 
@@ -163,7 +165,7 @@ class Sequences:
     def _cut(
         self, sequence: Sequence, place: int, dtype: np.dtype[np.generic], out: Array | None
     ) -> dict[str, Array]:
-        """The arrays of window `place` of a sequence."""
+        """Return the arrays of window `place` of a sequence."""
         steps = self.meta.steps
         start, end = place * steps, (place + 1) * steps
         x = buffer_for(out, (self.streams, *self.meta.input_shape), dtype)
@@ -182,8 +184,8 @@ class Sequences:
         return tensors
 
     def _coming(self, sequence: Sequence, end: int, dtype: np.dtype[np.generic]) -> Array:
-        """The hints for the targets after step `end`, (B, ahead * H); zero beyond the sequence's
-        end."""
+        """Return the hints for the targets after step `end`, (B, ahead * H); zero beyond the
+        sequence's end."""
         hints = sequence.y if sequence.hints is None else sequence.hints
         wide = self.meta.context["coming"].shape[0] // self._ahead
         coming = np.zeros((self.streams, self._ahead, wide), dtype)
@@ -229,7 +231,7 @@ def _fill(out: Array, values: Array) -> None:
 
 
 def _idle(like: Sequence, steps: int) -> Sequence:
-    """A sequence of one idle window: zeros, of which no step counts."""
+    """Return a sequence of one idle window: zeros, of which no step counts."""
     streams = len(like.y)
 
     def zeros(array: Array) -> Array:

@@ -70,7 +70,7 @@ class Circle:
 
 
 def describe(data: Trigonometry) -> Meta:
-    """The shapes: windows (T, 2), two values per step.
+    """Return the shapes: windows (T, 2), two values per step.
 
     Raises `ConfigError` for windows longer than the curve."""
     windows, test_windows = _windows(data)
@@ -107,7 +107,7 @@ def load(data: Trigonometry, seed: int) -> Sequences:
 
 
 def _windows(data: Trigonometry) -> tuple[int, int]:
-    """How many whole windows there are in training and in the test; points left over are not
+    """Return how many whole windows there are in training and in the test; points left over are not
     used."""
     for name in ("points", "test_points"):
         given = getattr(data, name)

@@ -52,7 +52,7 @@ class Layer(Protocol):
     buffers: dict[str, Array]  # running statistics: "running_mean", …
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The output's shape for inputs of `shape` (both without the batch axis), without
+        """Return the output's shape for inputs of `shape` (both without the batch axis), without
         allocating anything. Raises `ConfigError` where the shape does not fit, naming what was
         given and expected. A layer with possibly large weights also has a method `size(shape)`,
         which returns their number of elements beforehand."""
@@ -63,7 +63,8 @@ class Layer(Protocol):
         """Make parameters, gradients and running statistics; return the output's shape."""
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """The output for x (B, *shape) in training; keeps in `slot` what `backward` needs."""
+        """Return the output for x (B, *shape) in training, and keep in `slot` what `backward`
+        needs."""
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
         """If `learn`, add to `grads`, or overwrite them where `fresh` and clear that flag. Return
@@ -72,7 +73,7 @@ class Layer(Protocol):
         A layer may overwrite `grad_y` only if its docstring says so."""
 
     def evaluate(self, x: Array) -> Array:
-        """The output for x (B, *shape) with running statistics; nothing is kept."""
+        """Return the output for x (B, *shape) with running statistics; nothing is kept."""
 
 
 class Loss(Protocol):
@@ -83,11 +84,11 @@ class Loss(Protocol):
         `shape`."""
 
     def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
-        """The loss summed over samples, and the number of right answers (None: the loss has no
-        such notion); keeps the error in `slot`."""
+        """Return the loss summed over samples, and the number of right answers (None: the loss has
+        no such notion), and keep the error in `slot`."""
 
     def backward(self, slot: Slot) -> Array:
-        """The gradient of the summed loss, (B, K), which belongs to the slot."""
+        """Return the gradient of the summed loss, (B, K), which belongs to the slot."""
 
     def error(self, x: Array, y: Array, out: Array) -> Array:
         """Write the gradient of the summed loss at x into `out` (B, K), and return it."""
@@ -126,7 +127,8 @@ _HANDED_OUT = "gradients_handed_out"
 
 
 def rows(slot: Slot, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """The slot's array `name` of that shape and dtype, with arbitrary contents, C-contiguous.
+    """Return the slot's array `name` of that shape and dtype, with arbitrary contents,
+    C-contiguous.
 
     The first axis is that of samples: after a larger batch these are the first rows of its array.
     """
@@ -144,7 +146,7 @@ def forwarded(slot: Slot) -> None:
 
 
 def gradient(slot: Slot, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An array for the gradient of x that no earlier backward of this batch has returned.
+    """Return an array for the gradient of x that no earlier backward of this batch has returned.
 
     Gradients may still be on their way to another worker when the same batch is pushed back a
     second time, so each backward writes into an array of its own.

@@ -169,7 +169,7 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def make_loss(name: str) -> Loss:
-    """The loss of that name. Raises `ConfigError`, which lists the known ones."""
+    """Return the loss of that name. Raises `ConfigError`, which lists the known ones."""
     if name not in LOSSES:
         raise ConfigError(f"unknown loss {name!r}: expected one of {', '.join(LOSSES)}")
     return LOSSES[name]()
@@ -188,8 +188,8 @@ class WindowLoss(_KeepsError):
     def forward(
         self, x: Array, y: Array, mask: Array | None, slot: Slot
     ) -> tuple[float, int | None, int]:
-        """The loss, the number of right answers (None: the loss has no such notion), and the number
-        of steps that count; keeps the error in `slot`."""
+        """Return the loss, the number of right answers (None: the loss has no such notion), and the
+        number of steps that count, and keep the error in `slot`."""
         inner: Slot = slot.setdefault("steps", {})
         outputs, targets, chosen = by_step(x), by_step(y), counted(mask)
         if chosen is None:
@@ -210,5 +210,5 @@ def by_step(windows: Array) -> Array:
 
 
 def counted(mask: Array | None) -> Array | None:
-    """The indices of the rows of `by_step` that count; None where all do."""
+    """Return the indices of the rows of `by_step` that count; None where all do."""
     return None if mask is None else np.flatnonzero(mask)

@@ -158,13 +158,13 @@ def _scaled(g: Array, scale: float) -> Array:
 
 
 def norm(vector: Array) -> float:
-    """The Euclidean norm of an array taken as one vector. It is not finite as soon as one element
-    is not."""
+    """Return the Euclidean norm of an array taken as one vector. It is not finite as soon as one
+    element is not."""
     return math.sqrt(np.vdot(vector, vector))  # unlike np.dot it does not warn of an overflow
 
 
 def finite_norm(grads: Array) -> float:
-    """The norm of `grads`. Raises `NumericalError` where it is not finite."""
+    """Return the norm of `grads`. Raises `NumericalError` where it is not finite."""
     found = norm(grads)
     if not math.isfinite(found):
         raise NumericalError(f"the norm of a gradient is {found}, expected a finite number")
@@ -178,7 +178,8 @@ def clip_by_norm(grads: Array, found: float, most: float) -> None:
 
 
 def flatten(layers: Sequence[Layer]) -> tuple[Array, Array]:
-    """All parameters of `layers`, and all their gradients, as one vector each (N,), in order.
+    """Return all parameters of `layers`, and all their gradients, as one vector each (N,), in
+    order.
 
     The values are copied, and the arrays in each layer's `params` and `grads` are replaced by views
     of the vectors, so that a step on the vectors is a step of the layers.
@@ -201,15 +202,16 @@ def _flatten(owners: Sequence[dict[str, Array]]) -> Array:
 
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
-    """A vector that begins at a multiple of 64 bytes, so that the last bits of matrix products do
-    not depend on where its memory happens to be."""
+    """Return a vector that begins at a multiple of 64 bytes, so that the last bits of matrix
+    products do not depend on where its memory happens to be."""
     room = np.empty(size * dtype.itemsize + 64, np.uint8)
     start = -room.ctypes.data % 64
     return room[start : start + size * dtype.itemsize].view(dtype)
 
 
 def _block_size(size: int) -> int:
-    """The size of equal blocks of about `_BLOCK` elements, so that the last one is not a stub."""
+    """Return the size of equal blocks of about `_BLOCK` elements, so that the last one is not a
+    stub."""
     return -(-size // max(1, round(size / _BLOCK)))
 
 
@@ -219,7 +221,7 @@ def _blocks(size: int) -> Iterator[slice]:
 
 
 def constant(epoch: float, total_epochs: float) -> float:
-    """The factor 1 throughout."""
+    """Return the factor 1 for all updates."""
     return 1.0
 
 
@@ -237,8 +239,8 @@ def cosine(epoch: float, total_epochs: float, *, final: float = 0.0) -> float:
 
 
 def warmup(update: int, updates: float) -> float:
-    """A factor that rises linearly to 1 over the first `updates`. It begins above 0, so that the
-    first update is not wasted."""
+    """Return a factor that rises linearly to 1 over the first `updates`. It begins above 0, so that
+    the first update is not wasted."""
     return min(1.0, (update + 1) / updates) if updates > 0 else 1.0
 
 
@@ -254,7 +256,7 @@ def scale(
     warmup_epochs: float = 0.0,
     **options: float | Sequence[float],
 ) -> float:
-    """The factor of the learning rate for the update of index `update` (from 0).
+    """Return the factor of the learning rate for the update of index `update` (from 0).
 
     Args:
         name: the schedule's name in `RATES`.

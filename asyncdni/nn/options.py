@@ -10,7 +10,7 @@ __all__ = ["check_flags", "check_least", "check_number", "check_positive", "is_w
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether `value` is an int, and not one of the bools, which are ints to Python."""
+    """Return whether `value` is an int, and not one of the bools, which are ints to Python."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

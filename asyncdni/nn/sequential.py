@@ -53,7 +53,7 @@ class Sequential:
         return [{} for _ in self.layers]
 
     def forward(self, x: Array, slots: Sequence[Slot]) -> Array:
-        """The output for x, with batch statistics; it belongs to the slots."""
+        """Return the output for x, with batch statistics; it belongs to the slots."""
         for layer, slot in zip(self.layers, slots, strict=True):
             x = layer.forward(x, slot)
         return x

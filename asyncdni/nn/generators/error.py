@@ -82,7 +82,8 @@ class ErrorGenerator:
         self.buffers = {f"head.{name}": moment for name, moment in self.optimizer.state.items()}
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """The prediction e U (B, D) for activations h (B, D) and targets y; then the head's step.
+        """Return the prediction e U (B, D) for activations h (B, D) and targets y, and then
+        make the head's step.
 
         The error e is that of the head before this step, so that these labels enter it once."""
         seen = self._seen(h)
@@ -167,8 +168,8 @@ class FeatureMapErrorGenerator(ErrorGenerator):
         self._make(channels * self._means.shape[1], width, outputs, loss, dtype)
 
     def _seen(self, h: Array) -> Array:
-        """The means (B, C cells cells) of h (B, C H W), computed as one product; other activations
-        as they are."""
+        """Return the means (B, C cells cells) of h (B, C H W), computed as one product; other
+        activations as they are."""
         if self._means is None:
             return h
         places, cells = self._means.shape
@@ -177,8 +178,8 @@ class FeatureMapErrorGenerator(ErrorGenerator):
 
 
 def _means(size: int, cells: int) -> Array:
-    """A matrix (cells, size) whose row i takes the mean of the i-th of `cells` equal parts. Parts
-    overlap by one element where they are not equal, as in torch.nn.AdaptiveAvgPool2d."""
+    """Return a matrix (cells, size) whose row i takes the mean of the i-th of `cells` equal parts.
+    Parts overlap by one element where they are not equal, as in torch.nn.AdaptiveAvgPool2d."""
     cells = min(cells, size)
     found = np.zeros((cells, size))
     for i in range(cells):
@@ -225,8 +226,8 @@ class LocalHead:
         self.params, self.buffers = self.network.params, self.network.buffers
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """The gradient ∂(summed local loss)/∂h (B, D) at activations h (B, D) and targets y; then
-        the head's step, on the mean over the batch.
+        """Return the gradient ∂(summed local loss)/∂h (B, D) at activations h (B, D) and targets y,
+        and then make the head's step, on the mean over the batch.
 
         The gradient goes through the head as it was before that step."""
         if "layers" not in slot:

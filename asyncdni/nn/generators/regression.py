@@ -90,7 +90,7 @@ class Regression:
         self._scratch: Slot = {}
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """The network's answer (B, D) to activations h (B, D), in the targets' own scale."""
+        """Return the network's answer (B, D) to activations h (B, D), in the targets' own scale."""
         output = self.forward(self._join(h, y, slot))
         prediction = rows(slot, "prediction", h.shape, self._dtype)
         return np.multiply(output, self._rms.value(), out=prediction)
@@ -107,11 +107,11 @@ class Regression:
         self.network.step(len(grad), rate_scale)
 
     def forward(self, z: Array) -> Array:
-        """The network's output for z, with batch statistics; valid until the next call."""
+        """Return the network's output for z, with batch statistics; valid until the next call."""
         return self.network.forward(z, self._slots)
 
     def _join(self, h: Array, y: Array, slot: Slot) -> Array:
-        """The network's input z (B, D + K), which is kept in the slot for the fit."""
+        """Return the network's input z (B, D + K), which is kept in the slot for the fit."""
         z = self._inputs_of(h, slot)
         if self.labels:
             join(h, y, self._classes, z)
@@ -120,7 +120,7 @@ class Regression:
         return z
 
     def _inputs_of(self, h: Array, slot: Slot) -> Array:
-        """The slot's array for the inputs z of the samples h, to be written."""
+        """Return the slot's array for the inputs z of the samples h, to be written."""
         slot["inputs"] = z = rows(slot, "inputs_rows", (len(h), self._inputs), self._dtype)
         return z
 
@@ -216,8 +216,8 @@ class ZeroGenerator:
         """Do nothing: there are no weights."""
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """Zeros (B, D). They are written each time, because a backward may have used the array as
-        scratch."""
+        """Return zeros (B, D). They are written each time, because a backward may have used the
+        array as scratch."""
         prediction = rows(slot, "prediction", h.shape, h.dtype)
         prediction.fill(0)
         return prediction
@@ -285,8 +285,8 @@ class ConvolutionalGenerator(Regression):
         return Conv2d(channels, kernel=self.kernel, padding="same", init=init)
 
     def _join(self, h: Array, y: Array, slot: Slot) -> Array:
-        """The network's input z (B, (C + K) H W), h and then the planes of the targets, which is
-        kept in the slot for the fit."""
+        """Return the network's input z (B, (C + K) H W), h and then the planes of the targets,
+        which is kept in the slot for the fit."""
         z = self._inputs_of(h, slot)
         width = h.shape[1]
         z[:, :width] = h

@@ -70,7 +70,8 @@ class Conv2d:
         return (self.channels, *self.windows.counts((height, width), where="a conv2d layer"))
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        """Return how many numbers the weights have that `build` makes for inputs of `shape`,
+        without making them."""
         return self.channels * shape[0] * math.prod(self.windows.kernel)
 
     def build(

@@ -62,8 +62,8 @@ class Windows:
     after: Pair
 
     def counts(self, size: Pair, *, where: str) -> Pair:
-        """How many windows fit into planes of `size`, by axis. Raises `ConfigError` where none
-        does."""
+        """Return how many windows fit into planes of `size`, by axis. Raises `ConfigError` where
+        none does."""
         padded = [size[axis] + self.before[axis] + self.after[axis] for axis in (0, 1)]
         if any(padded[axis] < self.kernel[axis] for axis in (0, 1)):
             raise ConfigError(
@@ -94,7 +94,8 @@ class Geometry:
         return self.kernel[1] * self.channels
 
     def span(self, axis: int) -> int:
-        """The count of elements from the first to the last that a window sees, with the border."""
+        """Return the count of elements from the first to the last that a window sees, with the
+        border."""
         return (self.outputs[axis] - 1) * self.stride[axis] + self.kernel[axis]
 
     def overlap(self, axis: int) -> tuple[slice, slice]:
@@ -106,8 +107,8 @@ class Geometry:
 
 
 def pair(name: str, value: object, *, least: int) -> Pair:
-    """The option `name`, given as one whole number for both axes or as [vertical, horizontal].
-    Raises `ConfigError` for anything else, and for numbers below `least`."""
+    """Return the option `name`, given as one whole number for both axes or as [vertical,
+    horizontal]. Raises `ConfigError` for anything else, and for numbers below `least`."""
     given = value if isinstance(value, list | tuple) else [value, value]
     whole = [one for one in given if is_whole(one)]
     if len(given) != 2 or len(whole) != 2 or min(whole) < least:
@@ -119,7 +120,8 @@ def pair(name: str, value: object, *, least: int) -> Pair:
 
 
 def planes(shape: tuple[int, ...], *, where: str) -> tuple[int, int, int]:
-    """The sizes (C, H, W) of a feature map. Raises `ConfigError` for inputs of another shape."""
+    """Return the sizes (C, H, W) of a feature map. Raises `ConfigError` for inputs of another
+    shape."""
     if len(shape) != 3 or min(shape) < 1:
         raise ConfigError(
             f"{where} takes inputs of shape (C, H, W), not {shape}: a reshape layer makes them so"
@@ -202,13 +204,13 @@ class _Lowering:
         np.copyto(inner, apart(x, self._scratch)[:, :, :, self._seen].transpose(0, 2, 3, 1))
 
     def columns_first(self) -> Array:
-        """The lowered matrix (n Wo, H kw C) of the samples that were taken."""
+        """Return the lowered matrix (n Wo, H kw C) of the samples that were taken."""
         g = self._geometry
         lowered = self._lower(slice(None), (0, 2, 1, 3))
         return lowered.reshape(-1, g.size[0] * g.row)
 
     def rows_first(self, chosen: slice) -> Array:
-        """The lowered matrices (H', n Wo, kw C) of the chosen rows of the samples taken."""
+        """Return the lowered matrices (H', n Wo, kw C) of the chosen rows of the samples taken."""
         lowered = self._lower(chosen, (1, 0, 2, 3))
         return lowered.reshape(len(lowered), -1, self._geometry.row)
 
@@ -278,7 +280,8 @@ class MecKernelGradient:
         self._ones = np.ones(0)  # a product with it sums over samples and places
 
     def apply(self, x: Array, grad_y: Array) -> tuple[Array, Array]:
-        """The gradients of w (kh, kw, C, O) and of the bias (O,), valid until the next call."""
+        """Return the gradients of w (kh, kw, C, O) and of the bias (O,), valid until the next
+        call."""
         g = self._geometry
         shape = (g.kernel[0], g.row, g.filters)
         found = rows(self._scratch, "found", shape, x.dtype)
@@ -348,7 +351,8 @@ class _Columns:
         return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
 
     def of(self, x: Array) -> Array:
-        """The columns (n, C kh kw + 1, Ho Wo) of x (n, C, H, W), valid until the next call."""
+        """Return the columns (n, C kh kw + 1, Ho Wo) of x (n, C, H, W), valid until the next
+        call."""
         g = self._geometry
         shape = (len(x), g.channels, g.span(0), g.span(1))
         padded = filled_rows(self._scratch, "padded", shape, x.dtype, 0)
@@ -415,7 +419,7 @@ class Im2colKernelGradient:
         self._scratch: Slot = {}
 
     def apply(self, x: Array, grad_y: Array) -> tuple[Array, Array]:
-        """The gradients of w (kh, kw, C, O) and of the bias (O,)."""
+        """Return the gradients of w (kh, kw, C, O) and of the bias (O,)."""
         g, columns = self._geometry, self._columns
         total = np.zeros((g.filters, columns.height), x.dtype)
         for part in columns.chunks(x):

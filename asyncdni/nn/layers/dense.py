@@ -44,7 +44,8 @@ class Dense:
         return (*shape[:-1], self.width)
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        """Return how many numbers the weights have that `build` makes for inputs of `shape`,
+        without making them."""
         return self.width * shape[-1]
 
     def build(

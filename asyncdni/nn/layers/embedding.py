@@ -36,7 +36,8 @@ class Embedding:
         return (*shape, self.width)
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        """Return how many numbers the weights have that `build` makes for inputs of `shape`,
+        without making them."""
         return self.tokens * self.width
 
     def build(
@@ -49,14 +50,14 @@ class Embedding:
         return self.output_shape(shape)
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """The vectors of the ids x. Raises `DataError` for an id that has no row."""
+        """Return the vectors of the ids x. Raises `DataError` for an id that has no row."""
         forwarded(slot)
         weight = self.params["weight"]
         slot["ids"] = ids = self._checked(x)
         return self._look_up(ids, rows(slot, "y", (*x.shape, self.width), weight.dtype))
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """A gradient of zeros of the ids' shape, if `send`."""
+        """Return a gradient of zeros of the ids' shape, if `send`."""
         ids: Array = slot["ids"]
         if learn:
             self._learn(grad_y.reshape(-1, self.width), ids.reshape(-1))

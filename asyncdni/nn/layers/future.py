@@ -242,7 +242,8 @@ class Auxiliary:
         self.buffers = {"weight": self._map, **self._optimizer.state}
 
     def gradient(self, state: Array, foretold: Array, goes_on: Array, rate_scale: float) -> Array:
-        """The gradient of the task's loss with respect to `state` (B, S); then one step of A.
+        """Return the gradient of the task's loss with respect to `state` (B, S), and then
+        make one step of A.
 
         The gradient is zero where the sequence does not go on (`goes_on` (B,) bool). `foretold`
         (B, S) is ĝ(k + 1), in units of the targets' root mean square."""
@@ -261,8 +262,8 @@ class Auxiliary:
 
 
 def flags(slot: Slot, name: str, streams: int) -> Array:
-    """A copy of the context's flags `name` ("first" or "last"), one a stream, (B,) bool; all False
-    where they are absent.
+    """Return a copy of the context's flags `name` ("first" or "last"), one a stream, (B,) bool; all
+    False where they are absent.
 
     Raises `DataError` for another shape."""
     given = slot.get("context", {}).get(name)
@@ -277,7 +278,7 @@ def flags(slot: Slot, name: str, streams: int) -> Array:
 
 
 def coming(slot: Slot, streams: int, width: int) -> Array:
-    """The context's targets after the window's end, as (B, width).
+    """Return the context's targets after the window's end, as (B, width).
 
     Raises `DataError` where they are missing or of another size."""
     given = slot.get("context", {}).get("coming")
@@ -400,8 +401,8 @@ class Future:
         seen[:, -1] = 1
 
     def predict(self, slot: Slot) -> Array:
-        """The predicted gradient (B, S) of the state at the window's end; zero where a sequence
-        ends."""
+        """Return the predicted gradient (B, S) of the state at the window's end; zero where a
+        sequence ends."""
         out = rows(slot, "prediction", (len(slot["seen"]), self._state), self._dtype)
         return self.predicted(slot["seen"], slot["last"], out)
 
@@ -413,7 +414,7 @@ class Future:
         return out
 
     def trusted(self, predicted: Array) -> Array:
-        """The part of a prediction (B, S) that the layer's own update uses."""
+        """Return the part of a prediction (B, S) that the layer's own update uses."""
         if self.trusts_all:
             return predicted
         used = rows(self._scratch, "used", predicted.shape, self._dtype)
@@ -436,7 +437,7 @@ class Future:
     def _auxiliary_gradient(
         self, rate_scale: float, inputs: Array, predicted: Array, goes_on: Array
     ) -> Array:
-        """The gradient (B, S) that the auxiliary task adds to a target."""
+        """Return the gradient (B, S) that the auxiliary task adds to a target."""
         assert self._auxiliary is not None
         rms = self._rms.value()
         state = inputs[:, : self._state]
@@ -466,8 +467,8 @@ class Future:
 
 
 def make_future(options: Mapping[str, Any]) -> Future:
-    """The future that a table of options describes, where `lambda_` is written `lambda`. Raises
-    `ConfigError` for an unknown option or a wrong value."""
+    """Return the future that a table of options describes, where `lambda_` is written `lambda`.
+    Raises `ConfigError` for an unknown option or a wrong value."""
     known = [name.removesuffix("_") for name in inspect.signature(Future).parameters]
     unknown = [name for name in options if name not in known]
     if unknown:

@@ -134,7 +134,7 @@ class Gaussian:
         return np.add(mean, pushed, out=rows(slot, "y", shape, x.dtype))
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """The gradient of x, if `send`: dz/dm = 1 and dz/d(log s^2) = s e / 2. The KL term's
+        """Return the gradient of x, if `send`: dz/dm = 1 and dz/d(log s^2) = s e / 2. The KL term's
         gradients are m and (s^2 - 1) / 2."""
         self.fresh = self.fresh and not learn
         if not send:
@@ -154,7 +154,7 @@ class Gaussian:
         return np.ascontiguousarray(x[:, : x.shape[1] // 2])
 
     def own_loss(self, x: Array) -> float:
-        """The layer's own part of the test loss for x (B, 2 Z): `weight` * KL, summed."""
+        """Return the layer's own part of the test loss for x (B, 2 Z): `weight` * KL, summed."""
         mean, log_variance = np.split(x, 2, axis=1)
         return self.weight * _divergence(mean, log_variance, np.exp(0.5 * log_variance))
 

@@ -100,7 +100,7 @@ class BatchNorm:
         return y
 
     def _ones_of(self, x: Array) -> Array:
-        """Ones (B,): a product with them sums over the samples, faster than np.sum does."""
+        """Return ones (B,): a product with them sums over the samples, faster than np.sum does."""
         if len(self._ones) < len(x):
             self._ones = np.ones(len(x), x.dtype)
         return self._ones[: len(x)]
@@ -232,7 +232,7 @@ class BatchNorm2d(BatchNorm):
 
 
 def _flat(x: Array) -> Array:
-    """The view (n, C, H W) of x (n, C, H, W)."""
+    """Return the view (n, C, H W) of x (n, C, H, W)."""
     return x.reshape(len(x), x.shape[1], -1)
 
 

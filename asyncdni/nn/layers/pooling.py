@@ -103,7 +103,7 @@ class _Pool(Elementwise):
         return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
 
     def _chunk(self, shape: tuple[int, ...], itemsize: int) -> int:
-        """How many samples of a batch (B, C, H, W) are worked on at a time."""
+        """Return how many samples of a batch (B, C, H, W) are worked on at a time."""
         each = int(np.prod(self._padded_shape(shape)[1:])) * itemsize
         return max(1, _CHUNK_BYTES // each)
 
@@ -113,19 +113,19 @@ class _Pool(Elementwise):
         return samples, above + height + below, left + width + right, channels
 
     def _padded(self, x: Array) -> Array:
-        """A copy of x (n, C, H, W) as (n, H', W', C), with its border."""
+        """Return a copy of x (n, C, H, W) as (n, H', W', C), with its border."""
         shape = self._padded_shape(x.shape)
         padded = filled_rows(self._scratch, "padded", shape, x.dtype, self._border)
         np.copyto(self._inner(padded, x), apart(x, self._scratch).transpose(0, 2, 3, 1))
         return padded
 
     def _inner(self, padded: Array, x: Array) -> Array:
-        """The view of `padded` without the border."""
+        """Return the view of `padded` without the border."""
         above, left = self.windows.before
         return padded[:, above : above + x.shape[2], left : left + x.shape[3]]
 
     def _taps(self, axis: int, count: int) -> Iterator[slice]:
-        """The places of the first, second, … elements along `axis` of all windows."""
+        """Return the places of the first, second, … elements along `axis` of all windows."""
         size, step = self.windows.kernel[axis], self.windows.stride[axis]
         return (slice(k, k + (count - 1) * step + 1, step) for k in range(size))
 
@@ -171,8 +171,8 @@ class MaxPool(_Pool):
         return y
 
     def _search(self, padded: Array, counts: tuple[int, ...]) -> tuple[Array, Array]:
-        """The largest elements (n, Ho, Wo, C) and their codes; the code is 0 where all elements of
-        the window are -inf."""
+        """Return the largest elements (n, Ho, Wo, C) and their codes; the code is 0 where all
+        elements of the window are -inf."""
         shape = (len(padded), *counts, padded.shape[3])
         found = rows(self._scratch, "found", shape, padded.dtype)
         winners = rows(self._scratch, "winners", shape, self._code)
@@ -234,7 +234,7 @@ class AveragePool(_Pool):
             np.copyto(grad_x[part], self._inner(found, grad_x).transpose(0, 3, 1, 2))
 
     def _spread(self, grad_y: Array, shape: tuple[int, ...]) -> Array:
-        """The gradient (n, H', W', C) of the padded samples, from grad_y (n, C, Ho, Wo)."""
+        """Return the gradient (n, H', W', C) of the padded samples, from grad_y (n, C, Ho, Wo)."""
         samples, channels, down, across = grad_y.shape
         last = (samples, down, across, channels)
         grads = rows(self._scratch, "grads", last, grad_y.dtype)

@@ -54,7 +54,7 @@ class CarriedState:
         return self.state
 
     def advance(self, slot: Slot) -> int:
-        """The number of the window in `slot`: its "batch", or one more than the newest.
+        """Return the number of the window in `slot`: its "batch", or one more than the newest.
 
         Raises `DataError` for a number that is not above the newest."""
         newest = int(self.newest)
@@ -67,8 +67,8 @@ class CarriedState:
         return number
 
     def suits(self, first: Array) -> bool:
-        """Whether the present state fits the next window. If not, the caller must `start` anew:
-        there is no state, or it is of another number of streams. `first` (B,) bool says which
+        """Return whether the present state fits the next window. If not, the caller must `start`
+        anew: there is no state, or it is of another number of streams. `first` (B,) bool says which
         streams begin a sequence.
 
         Raises `DataError` where the number of streams has changed in the middle of a sequence."""
@@ -82,7 +82,8 @@ class CarriedState:
         )
 
     def enter(self, number: int, first: Array) -> Array:
-        """The state (B, S) that window `number` starts with; zero where `first` (B,) bool."""
+        """Return the state (B, S) that window `number` starts with; it is zero
+        where `first` (B,) bool."""
         assert self.state is not None
         self.newest[...] = number
         self.state[first] = 0
@@ -168,7 +169,8 @@ class Recurrent:
         return (self.units,) if self.last_only else (shape[0], self.units)
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        """Return how many numbers the weights have that `build` makes for inputs of `shape`,
+        without making them."""
         return self.GATES * self.units * (shape[1] + self.units)
 
     def build(
@@ -240,7 +242,8 @@ class Recurrent:
         return self.continued(x, None)[0]
 
     def continued(self, x: Array, state: Array | None) -> tuple[Array, Array]:
-        """The output for x (B, T, D) and the state (B, S) at its end, from `state` (B, S) or zero.
+        """Return the output for x (B, T, D) and the state (B, S) at its end, from `state` (B, S) or
+        zero.
 
         This serves to go through long streams piece by piece, and to sample from the network."""
         if state is None:
@@ -296,8 +299,8 @@ class Recurrent:
         return grad_x
 
     def _through(self, grad_y: Array, slot: Slot, own: bool) -> tuple[Array, Array]:
-        """The gradients of the gates' inputs (T, B, G H), in scratch, and of the state at the
-        window's start (B, S).
+        """Return the gradients of the gates' inputs (T, B, G H), in scratch, and of the state at
+        the window's start (B, S).
 
         They are used again where the backward just before has computed them: a stage that others
         wait for first sends, and then learns from the same gradient."""
@@ -328,7 +331,8 @@ class Recurrent:
         return [grad_y[:, step] for step in range(steps)]
 
     def _end(self, slot: Slot, own: bool) -> Array:
-        """The gradient of the state at the window's end that the update is to use, (B, S)."""
+        """Return the gradient of the state at the window's end that the update is to
+        use, (B, S)."""
         shape = slot["gates"].shape[1], self.PARTS * self.units
         if self.future is None or not own:
             end = rows(self._scratch, "end", shape, self._dtype)
@@ -360,7 +364,7 @@ class Recurrent:
         )
 
     def _push(self, kept: Mapping[str, Array], end: Array) -> Array:
-        """The gradient of the state at the start of a window kept earlier."""
+        """Return the gradient of the state at the start of a window kept earlier."""
         grads = kept["grads"]
         steps = self._steps if self.last_only else grads.shape[1]
         shape = (steps, len(end), self.GATES * self.units)
@@ -368,7 +372,7 @@ class Recurrent:
         return self._back(kept, self._by_step(grads, steps), end, spare)
 
     def _kept_shape(self, name: str, streams: int) -> tuple[int, ...]:
-        """The shape of the array `name`, one of `KEPT`."""
+        """Return the shape of the array `name`, one of `KEPT`."""
         extra = 1 if name in ("hidden", "cells") else 0
         width = self.units * (self.GATES if name == "gates" else 1)
         return (self._steps + extra, streams, width)
@@ -392,14 +396,14 @@ class Recurrent:
         self.fresh = False
 
     def _ones(self, count: int) -> Array:
-        """Ones (count,): a product with them sums over rows, faster than np.sum does."""
+        """Return ones (count,): a product with them sums over rows, faster than np.sum does."""
         ones = rows(self._scratch, "ones", (count,), self._dtype)
         ones[...] = 1
         return ones
 
 
 def _flat(steps: Array) -> Array:
-    """The view (T B, N) of an array (T, B, N)."""
+    """Return the view (T B, N) of an array (T, B, N)."""
     return steps.reshape(-1, steps.shape[-1])
 
 
@@ -488,8 +492,8 @@ class Lstm(Recurrent):
         return np.concatenate((hidden[steps], cells[steps]), axis=1)
 
     def _half(self, dtype: np.dtype[np.generic]) -> tuple[Array, Array]:
-        """The factor (4 H,) of the gates, 1/2 for logistic ones and 1 for g, and what is added to
-        them after the tanh, 1/2 and 0."""
+        """Return the factor (4 H,) of the gates, 1/2 for logistic ones and 1 for g, and what is
+        added to them after the tanh, 1/2 and 0."""
         half = np.full(4 * self.units, 0.5, dtype)
         shift = half.copy()
         g = slice(2 * self.units, 3 * self.units)

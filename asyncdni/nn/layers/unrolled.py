@@ -57,7 +57,7 @@ class StepOf(Elementwise):
         return y
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """The gradient of x, if `send`: grad_y at the step, and zero at all others."""
+        """Return the gradient of x, if `send`: grad_y at the step, and zero at all others."""
         self.fresh = self.fresh and not learn
         if not send:
             return None
