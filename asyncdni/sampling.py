@@ -302,7 +302,8 @@ def continue_curve(
 
 
 def as_csv(curve: Curve) -> str:
-    """CSV with one line per step: its number, the true cosine and sine, and the generated ones."""
+    """Return CSV with one line per step: its number, the true cosine and sine, and the generated
+    ones."""
     lines = ["step,true_cos,true_sin,cos,sin"]
     for step, (cosine, sine) in enumerate(curve.truth):
         made = ("", "")

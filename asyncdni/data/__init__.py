@@ -106,8 +106,8 @@ def describe(data: config.Data) -> Meta:
 
 
 def identify(data: config.Data) -> Meta:
-    """What `describe` gives, and by what these samples differ from others of the same shapes: kind
-    and range of the inputs, and checksums. Errors as for `describe`."""
+    """Return what `describe` does, and what identifies these samples among others of the same
+    shapes: kind and range of the inputs, and checksums. Errors as for `describe`."""
     measure = DATA_SETS[data.tag].inputs
     return msgspec.structs.replace(
         describe(data), inputs=measure(data) if measure else None, checksums=checksums(data)
@@ -115,8 +115,8 @@ def identify(data: config.Data) -> Meta:
 
 
 def checksums(data: config.Data) -> dict[str, str]:
-    """Checksums of a data set's arrays or files, by name; none for data that are published, so
-    known byte by byte, or generated from their options alone. Raises `DataError` for files that
+    """Return checksums of a data set's arrays or files, by name; none for data that are published,
+    so known byte by byte, or generated from their options alone. Raises `DataError` for files that
     can't be read."""
     found = DATA_SETS[data.tag].checksums
     return found(data) if found else {}
@@ -161,7 +161,7 @@ def load(data: config.Data, seed: int) -> Dataset:
 
 @contextmanager
 def _readable(data: config.Data) -> Iterator[None]:
-    """Turns an `OSError` about a path, of whatever kind, into a `DataError` of one line."""
+    """Turn an `OSError` about a path, of whatever kind, into a `DataError` of one line."""
     try:
         yield
     except OSError as error:

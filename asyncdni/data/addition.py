@@ -45,6 +45,6 @@ def _examples(bits: int, count: int, rng: np.random.Generator) -> tuple[Array, A
 
 
 def _written(numbers: Array, bits: int) -> Array:
-    """(N,) integers as (N, bits) float32, most significant bit first."""
+    """Return integers (N,) as (N, bits) float32, most significant bit first."""
     places = np.arange(bits - 1, -1, -1)
     return ((numbers[:, None] >> places) & 1).astype(np.float32)

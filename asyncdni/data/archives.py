@@ -40,8 +40,8 @@ def folder_of(archive: Archive) -> Path:
 
 
 def held(archive: Archive, folder: Path) -> bool:
-    """Return whether all files of the data set are in `folder` with the right sizes; no checksums of the
-    unpacked files are published."""
+    """Return whether all files of `archive` are in `folder` with the right sizes; no checksums of
+    the unpacked files are published."""
     paths = {folder / name: size for name, size in archive.sizes.items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 

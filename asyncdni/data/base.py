@@ -61,7 +61,7 @@ class Dataset:
 
     @property
     def meta(self) -> Meta:
-        """Shapes and counts."""
+        """The shapes and counts of this data set."""
         values = self.classes is None
         return Meta(
             input_shape=self.x_train.shape[1:],
@@ -72,7 +72,7 @@ class Dataset:
         )
 
     def validate(self) -> None:
-        """Raises `DataError` for anything that can't be trained on: arrays that are empty or don't
+        """Raise `DataError` for anything that can't be trained on: arrays that are empty or don't
         fit each other, NaN and infinity, labels out of range."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         check_forms(self.source, arrays, values=self.classes is None)
@@ -95,7 +95,7 @@ class Dataset:
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Training batch `index` of `epoch`, in the order that `order(seed, epoch)` gives.
+        """Return training batch `index` of `epoch`, in the order that `order(seed, epoch)` gives.
 
         The last batch holds what is left over: 1 to `batch_size` samples.
 
@@ -129,7 +129,8 @@ class Dataset:
     def test_batch(
         self, index: int, batch_size: int, dtype: DTypeLike, out: Array | None = None
     ) -> tuple[Array, Array]:
-        """Test batch `index`, in stored order; arguments, results and errors as for `batch`."""
+        """Return test batch `index`, in stored order; arguments, results and errors as for
+        `batch`."""
         span = _span(index, batch_size, len(self.x_test))
         samples = self.x_test[span]
         x = buffer_for(out, samples.shape, dtype)

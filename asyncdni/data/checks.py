@@ -84,7 +84,7 @@ def as_numbers(source: str, name: str, given: object) -> NDArray[Any]:
 
 
 def check_inputs(source: str, name: str, x: Form) -> None:
-    """Raises `DataError` unless x is (N, …) uint8 or floating."""
+    """Raise `DataError` unless x is (N, …) uint8 or floating."""
     if x.dtype != np.uint8 and not _is_float(x):
         cure = _AS_THEY_ARE if x.dtype.kind in "iubf" else ""
         _refuse(source, name, f"is of dtype {x.dtype}", f"{_X}{cure}")
@@ -95,7 +95,7 @@ def check_inputs(source: str, name: str, x: Form) -> None:
 
 
 def check_forms(source: str, forms: Mapping[str, Form], *, values: bool) -> None:
-    """Raises `DataError` unless x_train, y_train, x_test, y_test fit each other.
+    """Raise `DataError` unless x_train, y_train, x_test, y_test fit each other.
 
     x is (N, …), uint8 or floating; y is (N,) or (N, 1) or, for `values`, (N, K): numbers.
     """
@@ -115,7 +115,7 @@ def check_forms(source: str, forms: Mapping[str, Form], *, values: bool) -> None
 
 
 def check_contents(source: str, arrays: Mapping[str, NDArray[Any]], classes: int | None) -> None:
-    """Raises `DataError` for NaN, infinity, or a label outside of 0 … classes - 1.
+    """Raise `DataError` for NaN, infinity, or a label outside of 0 … classes - 1.
 
     Expects forms that `check_forms` has passed, labels read by `read_labels`, and values (N, K);
     `classes` is None for values.

@@ -49,7 +49,7 @@ class Size(NamedTuple):
         return self.bits + 1 + self.bits * self.repeats
 
     def windows(self, steps: int) -> int:
-        """Windows of `steps` steps that a sequence takes; the last one is filled up."""
+        """Return how many windows of `steps` steps a sequence takes; the last one is filled up."""
         return -(-self.steps // steps)
 
 
@@ -111,7 +111,7 @@ class Copying:
         return self.size(epoch).windows(self._steps)
 
     def sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
-        """x (B, L, 3 or 4) float32, y (B, L, 1) of 0 and 1, with mask and hints."""
+        """Return x (B, L, 3 or 4) float32, y (B, L, 1) of 0 and 1, with mask and hints."""
         if epoch is None:
             rng = stream(seed, "data", f"copy {self._test}", number)
         else:

@@ -28,7 +28,7 @@ _SEED = 0
 
 
 def described(meta: Meta, count: int) -> Meta:
-    """`meta` after `count` samples have been held out; 0 changes nothing.
+    """Return `meta` after `count` samples have been held out; 0 changes nothing.
 
     Raises `ConfigError` if no sample is left to train on.
     """
@@ -65,7 +65,7 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
 
 
 def described_as_inputs(meta: Meta) -> Meta:
-    """`meta` with its inputs as targets."""
+    """Return `meta` with its inputs as targets."""
     outputs = math.prod(meta.input_shape)
     return msgspec.structs.replace(meta, targets="values", outputs=outputs, answers=False)
 
@@ -98,11 +98,12 @@ class Reconstruction:
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> dict[str, Array]:
-        """Raises as `Dataset.read` does."""
+        """Return the batch that `Dataset.read` does, with its inputs as "y"; raise as it does."""
         return _to_itself(self._dataset.read(epoch, index, batch_size, seed, dtype, out))
 
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
-        """Raises as `Dataset.read_test` does."""
+        """Return the batch that `Dataset.read_test` does, with its inputs as "y"; raise as it
+        does."""
         return _to_itself(self._dataset.read_test(index, batch_size, dtype))
 
     def targets(self) -> dict[str, Array]:
@@ -114,7 +115,7 @@ class Reconstruction:
         return {name: x.reshape(len(x), -1) for name, x in found.items()}
 
     def validate(self) -> None:
-        """Raises `DataError` as `Dataset.validate` does."""
+        """Raise `DataError` as `Dataset.validate` does."""
         self._dataset.validate()
 
 

@@ -120,15 +120,16 @@ class Batches(Protocol):
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> dict[str, Array]:
-        """Training batch `index` of `epoch`, floating arrays of `dtype`, "h" in `out` if given (at
-        least B, *input_shape). Raises `IndexError` for an index that the epoch does not have."""
+        """Return training batch `index` of `epoch`. Floating arrays are of `dtype`, and "h" is in
+        `out` if that is given (at least B, *input_shape). Raises `IndexError` for an index that the
+        epoch does not have."""
 
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
-        """Test batch `index`. Raises `IndexError` as `read` does."""
+        """Return test batch `index`. Raises `IndexError` as `read` does."""
 
     def targets(self) -> Mapping[str, Array]:
-        """Targets to check that a loss can learn them, by the name of their array; they represent
-        all targets."""
+        """Return targets to check that a loss can learn them, by the name of their array; they
+        represent all targets."""
 
     def validate(self) -> None:
-        """Raises `DataError` if the data can't be trained on."""
+        """Raise `DataError` if the data can't be trained on."""

@@ -164,7 +164,7 @@ def load(data: config.Mnist, seed: int) -> Dataset:
 
 
 def described_as(meta: Meta, *, planes: bool) -> Meta:
-    """`meta` for images that come as pixels (784,) or, with `planes`, as (1, 28, 28)."""
+    """Return `meta` for images that come as pixels (784,) or, with `planes`, as (1, 28, 28)."""
     return msgspec.structs.replace(meta, input_shape=_PLANES) if planes else meta
 
 

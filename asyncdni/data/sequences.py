@@ -50,7 +50,7 @@ class Task(Protocol):
         """Return how many windows each sequence of `epoch` has."""
 
     def sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
-        """Sequence `number` of `epoch`, the same whenever it is asked for."""
+        """Return sequence `number` of `epoch`, the same whenever it is asked for."""
 
 
 class Sequences:
@@ -98,7 +98,8 @@ class Sequences:
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> dict[str, Array]:
-        """Window `index` of `epoch`: "h", "y", "first", "last" and what else `meta.context` names.
+        """Return window `index` of `epoch`: "h", "y", "first", "last" and what else `meta.context`
+        names.
 
         Raises:
             ConfigError: for another `batch_size` than the number of streams.
@@ -109,7 +110,7 @@ class Sequences:
         return self._read(seed, epoch, index, self._windows, dtype, out)
 
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
-        """Window `index` of the test part; arguments, results and errors as for `read`."""
+        """Return window `index` of the test part; arguments, results and errors as for `read`."""
         _check_index(index, self.test_batches(batch_size))
         return self._read(self._seed, None, index, self._test_windows, dtype, None)
 
@@ -120,7 +121,7 @@ class Sequences:
         return {"y of training": train["y"], "y of the test": test["y"]}
 
     def validate(self) -> None:
-        """Raises `DataError` where the task's sequences are not what `meta` says."""
+        """Raise `DataError` where the task's sequences are not what `meta` says."""
         for tensors in self._first_windows():
             wrong = mismatch(self.meta, tensors, self.streams, np.float32)
             if wrong is None and not np.isfinite(tensors["h"]).all():
@@ -197,7 +198,8 @@ class Sequences:
 def describe_windows(
     meta: Meta, *, streams: int, ahead: int, masked: bool, hints: int | None = None
 ) -> Meta:
-    """`meta`, which counts the windows of one stream, for `streams` streams and with its context.
+    """Return `meta`, which counts the windows of one stream, for `streams` streams and with its
+    context.
 
     `hints` is how many numbers stand for one coming target; by default as many as outputs."""
     context = {"first": Tensor((), "bool"), "last": Tensor((), "bool")}
@@ -214,7 +216,7 @@ def describe_windows(
 
 
 def one_hot(ids: Array, classes: int, dtype: DTypeLike) -> Array:
-    """Ids (…) as one-hot vectors (…, classes) of `dtype`."""
+    """Return ids (…) as one-hot vectors (…, classes) of `dtype`."""
     out = np.empty((*ids.shape, classes), dtype)
     _fill(out, ids)
     return out

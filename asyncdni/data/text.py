@@ -64,7 +64,7 @@ class Characters:
         return _windows(len(self._parts[epoch is None]), self._streams, self._steps)
 
     def sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
-        """x and y (B, L): views of the text; y is one character further on."""
+        """Return x and y (B, L), views of the text; y is one character further on."""
         ids = self._parts[epoch is None]
         length = self.windows(epoch) * self._steps
         used = self._streams * length

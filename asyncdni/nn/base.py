@@ -80,7 +80,7 @@ class Loss(Protocol):
     """A loss on a stage's output x (B, K), with targets y: (B,) class ids or (B, K) values."""
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
-        """Raises `DataError` where the shape or range of targets y does not fit outputs of
+        """Raise `DataError` where the shape or range of targets y does not fit outputs of
         `shape`."""
 
     def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:

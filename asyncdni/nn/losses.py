@@ -40,7 +40,8 @@ class CrossEntropy(_KeepsError):
     """
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
-        """`shape` is (K,) or (B, K). Raises `DataError` unless y is (B,) integers in [0, K)."""
+        """Raise `DataError` unless y is (B,) integers in [0, K), for outputs of `shape` (K,) or
+        (B, K)."""
         classes = shape[-1]
         if y.ndim != 1 or (len(shape) == 2 and len(y) != shape[0]):
             raise DataError(
@@ -94,7 +95,8 @@ class SigmoidCrossEntropy(_KeepsError):
     """
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
-        """`shape` is (K,) or (B, K). Raises `DataError` unless y is (B, K) within [0, 1]."""
+        """Raise `DataError` unless y is (B, K) within [0, 1], for outputs of `shape` (K,) or
+        (B, K)."""
         _check_values("sigmoid_cross_entropy", shape, y)
         wrong = (y < 0) | (y > 1)
         if wrong.any():
@@ -129,7 +131,8 @@ class MeanSquaredError(_KeepsError):
     """
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
-        """`shape` is (K,) or (B, K). Raises `DataError` unless y is (B, K) finite numbers."""
+        """Raise `DataError` unless y is (B, K) finite numbers, for outputs of `shape` (K,) or
+        (B, K)."""
         _check_values("mse", shape, y)
 
     def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
@@ -205,7 +208,7 @@ class WindowLoss(_KeepsError):
 
 
 def by_step(windows: Array) -> Array:
-    """Windows (B, T, …) as (B T, …), one row a step."""
+    """Return windows (B, T, …) as (B T, …), one row a step."""
     return windows.reshape(-1, *windows.shape[2:])
 
 

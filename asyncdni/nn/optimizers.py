@@ -56,7 +56,7 @@ class Sgd:
         self._scratch = np.empty(0)
 
     def start(self, params: Array) -> None:
-        """Allocates what `state` lacks, so that a checkpoint can be copied into it.
+        """Allocate what `state` lacks, so that a checkpoint can be copied into it.
 
         The first step does so too.
         """
@@ -65,7 +65,7 @@ class Sgd:
             self.state.setdefault("momentum", np.zeros_like(params))
 
     def step(self, params: Array, grads: Array, rate: float, scale: float = 1.0) -> None:
-        """Moves `params` by -rate * direction for the gradient scale * `grads`, overwritten."""
+        """Move `params` by -rate * direction for the gradient scale * `grads`, overwritten."""
         if not self._scratch.size:
             self.start(params)
         for part in _blocks(params.size):
@@ -110,7 +110,7 @@ class Adam:
         self._scratch = np.empty(0)
 
     def start(self, params: Array) -> None:
-        """Allocates what `state` lacks, so that a checkpoint can be copied into it.
+        """Allocate what `state` lacks, so that a checkpoint can be copied into it.
 
         The first step does so too.
         """
@@ -120,7 +120,7 @@ class Adam:
         self.state.setdefault("steps", np.zeros((), np.int64))
 
     def step(self, params: Array, grads: Array, rate: float, scale: float = 1.0) -> None:
-        """Moves `params` by one step of Adam for the gradient scale * `grads`, overwritten."""
+        """Move `params` by one step of Adam for the gradient scale * `grads`, overwritten."""
         if not self._scratch.size:
             self.start(params)
         self.state["steps"] += 1
@@ -144,7 +144,8 @@ class Adam:
         return t
 
     def _constants(self, steps: int, rate: float) -> tuple[float, float]:
-        """(s, e) so that s * first / (sqrt(second) + e) is the step of the paper's algorithm 1."""
+        """Return (s, e) so that s * first / (sqrt(second) + e) is the step of the paper's
+        algorithm 1."""
         first = (1 - self.beta1) / (1 - self.beta1**steps)
         second = math.sqrt((1 - self.beta2) / (1 - self.beta2**steps))
         return rate * first / second, self.epsilon / second
@@ -228,12 +229,13 @@ def constant(epoch: float, total_epochs: float) -> float:
 def step(
     epoch: float, total_epochs: float, *, epochs: Sequence[float], factor: float = 0.1
 ) -> float:
-    """`factor` to the power of the number of `epochs` that have passed."""
+    """Return `factor` to the power of the number of `epochs` that have passed."""
     return float(factor) ** sum(epoch >= end for end in epochs)
 
 
 def cosine(epoch: float, total_epochs: float, *, final: float = 0.0) -> float:
-    """Half a cosine from 1 to `final` over the run (Loshchilov and Hutter 2017, no restarts)."""
+    """Return a factor that falls from 1 to `final` over the run, along half a cosine (Loshchilov
+    and Hutter 2017, no restarts)."""
     progress = min(1.0, epoch / total_epochs) if total_epochs > 0 else 1.0
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 

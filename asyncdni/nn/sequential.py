@@ -49,7 +49,7 @@ class Sequential:
         self.buffers = dict(self.optimizer.state)
 
     def slots(self) -> list[Slot]:
-        """Empty slots, one a layer, for what a forward leaves behind for its backward."""
+        """Return empty slots, one a layer, for what a forward leaves behind for its backward."""
         return [{} for _ in self.layers]
 
     def forward(self, x: Array, slots: Sequence[Slot]) -> Array:

@@ -99,7 +99,7 @@ class ErrorGenerator:
         return prediction
 
     def _seen(self, h: Array) -> Array:
-        """What the head sees of activations h (B, D)."""
+        """Return what the head sees of activations h (B, D)."""
         return h
 
     def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:

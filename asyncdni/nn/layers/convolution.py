@@ -100,8 +100,8 @@ class Conv2d:
         return output
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, C, H, W) to (B, O, Ho, Wo). The slot keeps a reference to x, which must not change
-        until the backward."""
+        """Map x (B, C, H, W) to y (B, O, Ho, Wo). The slot keeps a reference to x, which must not
+        change until the backward."""
         slot["x"] = x
         forwarded(slot)
         return self._apply(x, rows(slot, "y", self._y_shape(x), x.dtype))

@@ -99,7 +99,7 @@ class Geometry:
         return (self.outputs[axis] - 1) * self.stride[axis] + self.kernel[axis]
 
     def overlap(self, axis: int) -> tuple[slice, slice]:
-        """Which elements of that span lie inside x, and which elements of x they are."""
+        """Return which elements of that span lie inside x, and which elements of x they are."""
         before = self.corner[axis]
         first = max(0, before)
         last = max(first, min(self.span(axis), self.size[axis] + before))
@@ -133,8 +133,8 @@ def planes(shape: tuple[int, ...], *, where: str) -> tuple[int, int, int]:
 def filled_rows(
     slot: Slot, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], value: float
 ) -> Array:
-    """As `rows`, but the array is filled with `value` when it is made. A border that is never
-    written to keeps that value."""
+    """Return what `rows` does, but the array is filled with `value` when it is made. A border that
+    is never written to keeps that value."""
     before = slot.get(name)
     found = rows(slot, name, shape, dtype)
     if slot[name] is not before:
@@ -155,8 +155,8 @@ _CHANNELS = 8
 
 
 def apart(x: Array, scratch: Slot) -> Array:
-    """x (n, C, H, W), or a copy in `scratch` that is faster to turn to channels last; the copy is
-    valid until the next call.
+    """Return x (n, C, H, W), or a copy in `scratch` that is faster to turn to channels last; the
+    copy is valid until the next call.
 
     Turning a map to channels last reads one number of each channel after the other, a plane apart.
     Where planes lie a large power of two bytes apart, all these reads compete for a few sets of the
@@ -240,8 +240,8 @@ class MecCorrelation:
         self._scratch: Slot = {}
 
     def _plan(self) -> Iterator[tuple[int, slice, slice]]:
-        """For each output row: its index, the columns of the lowered matrix that it reads, and the
-        rows of w that they are multiplied by."""
+        """Give for each output row its index, the columns of the lowered matrix that it reads, and
+        the rows of w that they are multiplied by."""
         g = self._geometry
         for i in range(g.outputs[0]):
             top = i * g.stride[0] - g.corner[0]  # the row of x under the window's first row

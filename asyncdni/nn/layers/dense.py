@@ -63,8 +63,8 @@ class Dense:
         return output
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, D) to (B, H). The slot keeps a reference to x, which must not change until the
-        backward."""
+        """Map x (B, D) to y (B, H). The slot keeps a reference to x, which must not change until
+        the backward."""
         slot["x"] = x
         forwarded(slot)
         y = rows(slot, "y", (*x.shape[:-1], self.width), x.dtype)

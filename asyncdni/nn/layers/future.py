@@ -407,7 +407,8 @@ class Future:
         return self.predicted(slot["seen"], slot["last"], out)
 
     def predicted(self, inputs: Array, last: Array, out: Array) -> Array:
-        """As `predict`, for inputs (B, I) and last (B,) bool, written into `out` (B, S)."""
+        """Do as `predict` for inputs (B, I) and last (B,) bool, and write the result into `out`
+        (B, S)."""
         np.matmul(inputs, self._map.T, out=out)
         out *= self._rms.value()
         out[last] = 0

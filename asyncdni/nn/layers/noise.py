@@ -43,7 +43,7 @@ class Dropout(Elementwise):
         return super().build(shape, dtype, streams)
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """x with elements dropped. Raises `DataError` where slot["batch"] is missing."""
+        """Return x with elements dropped. Raises `DataError` where slot["batch"] is missing."""
         forwarded(slot)
         batch = slot.get("batch")
         if not isinstance(batch, int):
@@ -112,7 +112,7 @@ class Gaussian:
         return self.output_shape(shape)
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, 2 Z) to (B, Z). Raises `DataError` where the slot has no batch id."""
+        """Draw codes (B, Z) for x (B, 2 Z). Raises `DataError` where the slot has no batch id."""
         if "batch" not in slot:
             raise DataError(
                 "a gaussian layer needs the batch's id, to draw the same noise for it everywhere: "
@@ -160,6 +160,6 @@ class Gaussian:
 
 
 def _divergence(mean: Array, log_variance: Array, deviation: Array) -> float:
-    """KL(N(m, s^2) || N(0, 1)) = (m^2 + s^2 - 1 - log s^2) / 2, summed over everything."""
+    """Return KL(N(m, s^2) || N(0, 1)) = (m^2 + s^2 - 1 - log s^2) / 2, summed over everything."""
     terms = np.square(mean) + np.square(deviation) - 1 - log_variance
     return 0.5 * float(terms.sum(dtype=np.float64))

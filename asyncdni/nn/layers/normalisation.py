@@ -54,7 +54,8 @@ class BatchNorm:
         return output
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, D) to (B, D). Raises `DataError` for a batch of one sample, which has no variance."""
+        """Return x (B, D) normalised. Raises `DataError` for a batch of one sample, which has no
+        variance."""
         samples = len(x)
         if samples < 2:
             raise DataError(
@@ -216,11 +217,11 @@ class BatchNorm2d(BatchNorm):
         return self._summed(x, mean, None)
 
     def _along(self, grad_y: Array, x: Array, mean: Array) -> Array:
-        """Σ grad_y (x - mean), (C, 1)."""
+        """Return Σ grad_y (x - mean), (C, 1)."""
         return self._summed(x, mean, grad_y)
 
     def _summed(self, x: Array, mean: Array, other: Array | None) -> Array:
-        """Σ (x - mean) other, (C, 1); Σ (x - mean)² where `other` is None."""
+        """Return Σ (x - mean) other, (C, 1), or Σ (x - mean)² where `other` is None."""
         total = np.zeros(x.shape[1], x.dtype)
         for part in _chunks(x):
             flat = _flat(x[part])

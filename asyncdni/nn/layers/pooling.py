@@ -65,7 +65,7 @@ class _Pool(Elementwise):
         return self.output_shape(shape)
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, C, H, W) to (B, C, Ho, Wo). The backward needs only the shape of x."""
+        """Pool x (B, C, H, W) to y (B, C, Ho, Wo). The backward needs only the shape of x."""
         forwarded(slot)
         slot["shape"] = x.shape
         return self._apply(x, rows(slot, "y", self._y_shape(x), x.dtype))

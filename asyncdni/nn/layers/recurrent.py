@@ -200,8 +200,8 @@ class Recurrent:
         return output
 
     def start(self, streams: int) -> None:
-        """Makes what is carried for so many streams, all at a sequence's start, so that a
-        checkpoint can be copied into `buffers`. The first forward does so too."""
+        """Make what is carried for so many streams, all at a sequence's start, so that a checkpoint
+        can be copied into `buffers`. The first forward does so too."""
         self.buffers["carried.state"] = self._carried.start(streams)
         if self.future is not None:
             kept = {name: self._kept_shape(name, streams) for name in self.KEPT}
@@ -211,9 +211,9 @@ class Recurrent:
     # --- forward ---------------------------------------------------------------------------------
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, T, D) to (B, T, H) or (B, H). Raises `DataError` where the number of streams has
-        changed in the middle of a sequence, for a batch id that is not above the newest, and for a
-        context of a wrong shape."""
+        """Return the hidden states for x (B, T, D): (B, T, H), or with `last_only` (B, H). Raises
+        `DataError` where the number of streams has changed in the middle of a sequence, for a batch
+        id that is not above the newest, and for a context of a wrong shape."""
         forwarded(slot)
         self._sent = None
         streams, steps = x.shape[:2]
@@ -237,8 +237,8 @@ class Recurrent:
         return y
 
     def evaluate(self, x: Array) -> Array:
-        """As `forward`, but every stream starts from the state zero and no state is carried: x
-        (B, T, D) holds whole sequences, of any T."""
+        """Return what `forward` would, but every stream starts from the state zero and no state is
+        carried: x (B, T, D) holds whole sequences, of any T."""
         return self.continued(x, None)[0]
 
     def continued(self, x: Array, state: Array | None) -> tuple[Array, Array]:

@@ -51,11 +51,11 @@ class Reshape(Elementwise):
         return self._to
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """x in its new shape, as a view."""
+        """Return x in its new shape, as a view."""
         return x.reshape(len(x), *self._to)
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """`grad_y` in the shape of x, as a view, if `send`."""
+        """Return `grad_y` in the shape of x, as a view, if `send`."""
         self.fresh = self.fresh and not learn
         return grad_y.reshape(len(grad_y), *self._from) if send else None
 

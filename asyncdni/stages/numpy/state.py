@@ -124,7 +124,7 @@ def _count(number: int) -> Array:
 
 
 def snapshot(parts: Iterable[Part]) -> dict[str, Array]:
-    """Copies of one declared stage's arrays."""
+    """Return copies of one declared stage's arrays."""
     return {name: array.copy() for part in parts for name, array in part.named().items()}
 
 

@@ -74,13 +74,13 @@ class Versions:
 
     @contextmanager
     def forward(self, version: Version) -> Iterator[None]:
-        """Within this context, layers have the weights of the version's forwards."""
+        """Give layers, within this context, the weights of the version's forwards."""
         with self._in_use(version.vector):
             yield
 
     @contextmanager
     def backward(self, version: Version) -> Iterator[None]:
-        """Within this context, layers have the weights that backwards of batches with this version
+        """Give layers, within this context, the weights that backwards of batches with this version
         go through."""
         with self._in_use(version.vector if self._stash else None):
             yield
