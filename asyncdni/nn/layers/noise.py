@@ -56,10 +56,7 @@ class Dropout(Elementwise):
         np.less(bits, self._kept, out=mask)
         return self._apply(x, mask, rows(slot, "y", x.shape, x.dtype))
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        self.fresh = self.fresh and not learn
-        if not send:
-            return None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
         return self._apply(grad_y, slot["mask"], gradient(slot, grad_y.shape, grad_y.dtype))
 
     def evaluate(self, x: Array) -> Array:

@@ -28,6 +28,7 @@ class _Pool(Elementwise):
 
     _name: str  # the layer's name in messages
     _border: float  # the value of elements outside x
+    _combine: np.ufunc  # what makes one number of a window's: the maximum, or the sum
 
     def __init__(
         self,
@@ -70,10 +71,7 @@ class _Pool(Elementwise):
         slot["shape"] = x.shape
         return self._apply(x, rows(slot, "y", self._y_shape(x), x.dtype))
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        self.fresh = self.fresh and not learn
-        if not send:
-            return None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
         grad_x = gradient(slot, slot["shape"], grad_y.dtype)
         self._pull(grad_y, slot, grad_x)
         return grad_x
@@ -91,8 +89,21 @@ class _Pool(Elementwise):
         return y
 
     def _reduce(self, padded: Array, counts: tuple[int, ...]) -> Array:
-        """Pool padded samples (n, H', W', C) to (n, Ho, Wo, C)."""
-        raise NotImplementedError
+        """Pool padded samples (n, H', W', C) to (n, Ho, Wo, C): first the rows of each window, then
+        the columns."""
+        samples, _, width, channels = padded.shape
+        shape = (samples, counts[0], width, channels)
+        tall = rows(self._scratch, "tall", shape, padded.dtype)
+        self._combined([padded[:, tap] for tap in self._taps(0, counts[0])], tall)
+        found = rows(self._scratch, "found", (samples, *counts, channels), padded.dtype)
+        return self._combined([tall[:, :, tap] for tap in self._taps(1, counts[1])], found)
+
+    def _combined(self, taps: list[Array], out: Array) -> Array:
+        """Write the maximum, or the sum, of all `taps` into `out` and return it."""
+        np.copyto(out, taps[0])
+        for tap in taps[1:]:
+            self._combine(out, tap, out=out)
+        return out
 
     def _pull(self, grad_y: Array, slot: Slot, grad_x: Array) -> None:
         """Write the gradient of x into grad_x (B, C, H, W)."""
@@ -140,6 +151,7 @@ class MaxPool(_Pool):
 
     _name = "max_pool"
     _border = -np.inf
+    _combine = np.maximum
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
@@ -191,14 +203,6 @@ class MaxPool(_Pool):
             np.maximum(winners, codes, out=winners)
         return found, winners
 
-    def _reduce(self, padded: Array, counts: tuple[int, ...]) -> Array:
-        samples, _, width, channels = padded.shape
-        shape = (samples, counts[0], width, channels)
-        tall = rows(self._scratch, "tall", shape, padded.dtype)
-        _largest([padded[:, tap] for tap in self._taps(0, counts[0])], tall)
-        found = rows(self._scratch, "found", (samples, *counts, channels), padded.dtype)
-        return _largest([tall[:, :, tap] for tap in self._taps(1, counts[1])], found)
-
     def _pull(self, grad_y: Array, slot: Slot, grad_x: Array) -> None:
         grad_x.fill(0)
         for part in self._chunks(grad_x):
@@ -217,14 +221,10 @@ class AveragePool(_Pool):
 
     _name = "average_pool"
     _border = 0.0
+    _combine = np.add
 
     def _reduce(self, padded: Array, counts: tuple[int, ...]) -> Array:
-        samples, _, width, channels = padded.shape
-        shape = (samples, counts[0], width, channels)
-        tall = rows(self._scratch, "tall", shape, padded.dtype)
-        _total([padded[:, tap] for tap in self._taps(0, counts[0])], tall)
-        found = rows(self._scratch, "found", (samples, *counts, channels), padded.dtype)
-        _total([tall[:, :, tap] for tap in self._taps(1, counts[1])], found)
+        found = super()._reduce(padded, counts)
         found *= self._share
         return found
 
@@ -248,20 +248,6 @@ class AveragePool(_Pool):
     @property
     def _share(self) -> float:
         return 1 / (self.windows.kernel[0] * self.windows.kernel[1])
-
-
-def _largest(taps: list[Array], out: Array) -> Array:
-    np.copyto(out, taps[0])
-    for tap in taps[1:]:
-        np.maximum(out, tap, out=out)
-    return out
-
-
-def _total(taps: list[Array], out: Array) -> Array:
-    np.copyto(out, taps[0])
-    for tap in taps[1:]:
-        out += tap
-    return out
 
 
 def _spread(grads: Array, out: Array, taps: list[Array]) -> Array:

@@ -54,10 +54,9 @@ class Reshape(Elementwise):
         """Return x in its new shape, as a view."""
         return x.reshape(len(x), *self._to)
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """Return `grad_y` in the shape of x, as a view, if `send`."""
-        self.fresh = self.fresh and not learn
-        return grad_y.reshape(len(grad_y), *self._from) if send else None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
+        """Return `grad_y` in the shape of x, as a view."""
+        return grad_y.reshape(len(grad_y), *self._from)
 
     def evaluate(self, x: Array) -> Array:
         return x.reshape(len(x), *self._to)

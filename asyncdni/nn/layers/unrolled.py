@@ -56,11 +56,8 @@ class StepOf(Elementwise):
         y[...] = x[:, self.index]
         return y
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """Return the gradient of x, if `send`: grad_y at the step, and zero at all others."""
-        self.fresh = self.fresh and not learn
-        if not send:
-            return None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
+        """Return the gradient of x: grad_y at the step, and zero at all others."""
         grad_x = gradient(slot, slot["shape"], grad_y.dtype)
         grad_x.fill(0)
         grad_x[:, self.index] = grad_y
@@ -95,10 +92,7 @@ class Zeros(Elementwise):
         y.fill(0)
         return y
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        self.fresh = self.fresh and not learn
-        if not send:
-            return None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
         grad_x = gradient(slot, slot["shape"], self._dtype)
         grad_x.fill(0)
         return grad_x
