@@ -16,7 +16,7 @@ sample; the optimizer's caller divides by the number of samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +34,7 @@ __all__ = [
     "forwarded",
     "gradient",
     "rows",
+    "slices",
 ]
 
 Array = NDArray[Any]
@@ -138,6 +139,12 @@ def rows(slot: Slot, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
     if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:] or kept.dtype != dtype:
         kept = slot[name] = np.empty(shape, dtype)
     return kept if len(kept) == shape[0] else kept[: shape[0]]
+
+
+def slices(count: int, step: int) -> Iterator[slice]:
+    """Return the slices that go through `count` rows, `step` of them at a time; the last may be
+    shorter."""
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def forwarded(slot: Slot) -> None:

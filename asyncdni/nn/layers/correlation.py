@@ -27,7 +27,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.base import Array, Slot, rows
+from asyncdni.nn.base import Array, Slot, rows, slices
 from asyncdni.nn.options import is_whole
 
 __all__ = [
@@ -193,7 +193,7 @@ class _Lowering:
         g = self._geometry
         lowered, found = g.size[0] * g.outputs[1] * g.row, g.filters * g.outputs[0] * g.outputs[1]
         step = max(1, _CHUNK_BYTES // (max(lowered, found) * x.itemsize))
-        return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
+        return slices(len(x), step)
 
     def take(self, x: Array) -> None:
         """Keep x (n, C, H, W) with channels last, and with the border to its left and right."""
@@ -348,7 +348,7 @@ class _Columns:
 
     def chunks(self, x: Array) -> Iterator[slice]:
         step = max(1, _COLUMN_BYTES // (self.height * self.places * x.itemsize))
-        return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
+        return slices(len(x), step)
 
     def of(self, x: Array) -> Array:
         """Return the columns (n, C kh kw + 1, Ho Wo) of x (n, C, H, W), valid until the next

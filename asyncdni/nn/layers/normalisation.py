@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import ConfigError, DataError
-from asyncdni.nn.base import Array, Slot, Streams, accumulate, forwarded, gradient, rows
+from asyncdni.nn.base import Array, Slot, Streams, accumulate, forwarded, gradient, rows, slices
 from asyncdni.nn.options import is_whole
 
 __all__ = ["BatchNorm", "BatchNorm2d", "LayerNorm"]
@@ -238,8 +238,7 @@ def _flat(x: Array) -> Array:
 
 
 def _chunks(x: Array) -> Iterator[slice]:
-    step = max(1, _CHUNK_BYTES // max(1, x[:1].nbytes))
-    return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
+    return slices(len(x), max(1, _CHUNK_BYTES // max(1, x[:1].nbytes)))
 
 
 class LayerNorm:

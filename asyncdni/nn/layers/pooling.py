@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
+from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows, slices
 from asyncdni.nn.layers.activations import Elementwise
 from asyncdni.nn.layers.correlation import Windows, apart, filled_rows, pair, planes
 
@@ -110,8 +110,7 @@ class _Pool(Elementwise):
         raise NotImplementedError
 
     def _chunks(self, x: Array) -> Iterator[slice]:
-        step = self._chunk(x.shape, x.itemsize)
-        return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
+        return slices(len(x), self._chunk(x.shape, x.itemsize))
 
     def _chunk(self, shape: tuple[int, ...], itemsize: int) -> int:
         """Return how many samples of a batch (B, C, H, W) are worked on at a time."""
