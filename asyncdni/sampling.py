@@ -263,12 +263,12 @@ class Curve:
 
     @property
     def given(self) -> int:
-        """Points that the network was shown."""
+        """How many points the network was shown."""
         return len(self.truth) - len(self.generated)
 
     @property
     def error(self) -> float:
-        """Mean absolute error over all generated numbers."""
+        """The mean absolute error over all generated numbers."""
         return float(np.abs(self.generated - self.truth[self.given :]).mean())
 
 
@@ -358,10 +358,10 @@ class Reconstructions:
 
 def has_prior(run: Result) -> bool:
     """Return whether the run is of an autoencoder of images with a `gaussian` layer in it."""
-    to_itself = getattr(run.experiment.data, "targets", "labels") == "inputs"
+    reconstructs = getattr(run.experiment.data, "targets", "labels") == "inputs"
     named = [_name(spec) for stage in run.experiment.stages for spec in stage.layers]
     shown = image_shape(run.meta.input_shape) is not None
-    return to_itself and shown and named.count("gaussian") == 1
+    return reconstructs and shown and named.count("gaussian") == 1
 
 
 def draw_images(
@@ -393,8 +393,7 @@ def reconstruct(run: Result, *, count: int = 20, allow_import: bool = False) -> 
     outputs = predict(run, x, allow_import=allow_import)
     made = _shown(run, list(outputs.values())[-1])
     shape = run.meta.input_shape
-    scaled = x / np.float32(255) if x.dtype == np.uint8 else x
-    return Reconstructions(as_images(scaled, shape), as_images(made, shape))
+    return Reconstructions(as_images(_floating(x), shape), as_images(made, shape))
 
 
 def _name(spec: object) -> object:
@@ -435,10 +434,19 @@ def _decoded(stages: list[TrainedStage], codes: Array) -> Array:
     return known[last.name]
 
 
+def _loss(run: Result) -> str:
+    """Return the name of the network's loss, which is that of the last stage that has one."""
+    return [stage.loss for stage in run.experiment.stages if stage.loss][-1]
+
+
+def _floating(x: Array) -> Array:
+    """Return samples as numbers from 0 to 1, where they are uint8; others as they are."""
+    return x / np.float32(255) if x.dtype == np.uint8 else x
+
+
 def _shown(run: Result, x: Array) -> Array:
     """Return outputs as brightness in [0, 1]: probabilities of logits, or the values themselves."""
-    losses = [stage.loss for stage in run.experiment.stages if stage.loss]
-    if losses[-1] == "sigmoid_cross_entropy":
+    if _loss(run) == "sigmoid_cross_entropy":
         x = 0.5 + 0.5 * np.tanh(0.5 * x)  # the sigmoid, without overflow
     return np.clip(x, 0, 1)
 
@@ -458,12 +466,12 @@ class Predictions:
 
     images: Array  # (N, H, W) or (N, H, W, 3), in [0, 1]
     truth: list[str]
-    told: list[str]
+    predicted: list[str]
 
     @property
     def right(self) -> int:
         """How many predictions are right."""
-        return sum(one == other for one, other in zip(self.truth, self.told, strict=True))
+        return sum(one == other for one, other in zip(self.truth, self.predicted, strict=True))
 
 
 def classifies_images(run: Result) -> bool:
@@ -483,16 +491,14 @@ def predict_images(run: Result, *, count: int = 20, allow_import: bool = False) 
     outputs = list(predict(run, x, allow_import=allow_import).values())[-1]
     names = _names(data)
     if dataset.classes is None:  # one output: log-odds of the second digit, or a value from 0 to 1
-        losses = [stage.loss for stage in run.experiment.stages if stage.loss]
-        told = outputs[:, 0] > (0 if losses[-1] == "sigmoid_cross_entropy" else 0.5)
+        predicted = outputs[:, 0] > (0 if _loss(run) == "sigmoid_cross_entropy" else 0.5)
         truth = y[:, 0] > 0.5
     else:
-        told, truth = outputs.argmax(axis=1), y
-    scaled = x / np.float32(255) if x.dtype == np.uint8 else x
+        predicted, truth = outputs.argmax(axis=1), y
     return Predictions(
-        as_images(scaled, run.meta.input_shape),
+        as_images(_floating(x), run.meta.input_shape),
         [names[int(one)] for one in truth],
-        [names[int(one)] for one in told],
+        [names[int(one)] for one in predicted],
     )
 
 

@@ -214,8 +214,8 @@ def test_predictions_are_those_of_the_first_test_images(source: str) -> None:
         run.weights[name][...] = 0
     run.weights["top.0.bias"][-1] = 1  # whatever it is, it is the last
     found = predict_images(run, count=6)
-    assert found.told == ["1" if pair else "9"] * 6
-    assert found.right == found.truth.count(found.told[0])
+    assert found.predicted == ["1" if pair else "9"] * 6
+    assert found.right == found.truth.count(found.predicted[0])
     assert found.images.shape == (6, 28, 28)
 
 

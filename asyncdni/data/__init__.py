@@ -102,7 +102,7 @@ def describe(data: config.Data) -> Meta:
     if isinstance(data, config.Windows):
         return meta  # already held out: single windows can't be taken out of a sequence
     meta = described(meta, data.validation)
-    return described_as_inputs(meta) if _to_itself(data) else meta
+    return described_as_inputs(meta) if _reconstructs(data) else meta
 
 
 def identify(data: config.Data) -> Meta:
@@ -134,7 +134,7 @@ def open_batches(data: config.Data, seed: int) -> Batches:
         return torch.open_batches(data)
     if not isinstance(data, config.Windows):
         dataset = load(data, seed)
-        return Reconstruction(dataset) if _to_itself(data) else dataset
+        return Reconstruction(dataset) if _reconstructs(data) else dataset
     with _readable(data):
         sequences = DATA_SETS[data.tag].load(data, seed)
     assert isinstance(sequences, Sequences), f"{data.tag} loads no sequences"
@@ -171,5 +171,6 @@ def _readable(data: config.Data) -> Iterator[None]:
         ) from error
 
 
-def _to_itself(data: config.Data) -> bool:
+def _reconstructs(data: config.Data) -> bool:
+    """Return whether the targets are the inputs themselves."""
     return getattr(data, "targets", "labels") == "inputs"

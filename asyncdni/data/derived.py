@@ -99,12 +99,12 @@ class Reconstruction:
         out: Array | None = None,
     ) -> dict[str, Array]:
         """Return the batch that `Dataset.read` does, with its inputs as "y"; raise as it does."""
-        return _to_itself(self._dataset.read(epoch, index, batch_size, seed, dtype, out))
+        return _as_own_targets(self._dataset.read(epoch, index, batch_size, seed, dtype, out))
 
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
         """Return the batch that `Dataset.read_test` does, with its inputs as "y"; raise as it
         does."""
-        return _to_itself(self._dataset.read_test(index, batch_size, dtype))
+        return _as_own_targets(self._dataset.read_test(index, batch_size, dtype))
 
     def targets(self) -> dict[str, Array]:
         """Return all inputs, flattened; of uint8 only one test sample, as all are scaled to
@@ -119,6 +119,7 @@ class Reconstruction:
         self._dataset.validate()
 
 
-def _to_itself(tensors: dict[str, Array]) -> dict[str, Array]:
+def _as_own_targets(tensors: dict[str, Array]) -> dict[str, Array]:
+    """Return the batch with its inputs, flattened, as targets."""
     x = tensors["h"]
     return {"h": x, "y": x.reshape(len(x), -1)}

@@ -122,7 +122,7 @@ def _cost(run: Result, folder: Path) -> Iterator[Path]:
 def _predictions(run: Result, folder: Path, allow_import: bool) -> Iterator[Path]:
 
     found = predict_images(run, allow_import=allow_import)
-    picture = predictions_picture(found.images, found.truth, found.told)
+    picture = predictions_picture(found.images, found.truth, found.predicted)
     yield _written(folder / "predictions.png", picture)
 
 

@@ -82,8 +82,8 @@ class CarriedState:
         )
 
     def enter(self, number: int, first: Array) -> Array:
-        """Return the state (B, S) that window `number` starts with; it is zero
-        where `first` (B,) bool."""
+        """Return the state (B, S) that window `number` starts with; it is zero where
+        `first` (B,) bool says that a sequence begins."""
         assert self.state is not None
         self.newest[...] = number
         self.state[first] = 0
@@ -331,8 +331,7 @@ class Recurrent:
         return [grad_y[:, step] for step in range(steps)]
 
     def _end(self, slot: Slot, own: bool) -> Array:
-        """Return the gradient of the state at the window's end that the update is to
-        use, (B, S)."""
+        """Return the gradient (B, S) of the state at the window's end that the update is to use."""
         shape = slot["gates"].shape[1], self.PARTS * self.units
         if self.future is None or not own:
             end = rows(self._scratch, "end", shape, self._dtype)
