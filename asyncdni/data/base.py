@@ -147,12 +147,14 @@ class Dataset:
         out: Array | None = None,
     ) -> dict[str, Array]:
         """Return the result of `batch` as {"h": x, "y": y}."""
-        x, y = self.batch(epoch, index, batch_size, seed, dtype, out)
-        return {"h": x, "y": y}
+        return self._named(*self.batch(epoch, index, batch_size, seed, dtype, out))
 
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
         """Return the result of `test_batch` as {"h": x, "y": y}."""
-        x, y = self.test_batch(index, batch_size, dtype)
+        return self._named(*self.test_batch(index, batch_size, dtype))
+
+    def _named(self, x: Array, y: Array) -> dict[str, Array]:
+        """Return the arrays of a batch by the names that `Meta` gives them."""
         return {"h": x, "y": y}
 
     def targets(self) -> dict[str, Array]:
