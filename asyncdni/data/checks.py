@@ -34,7 +34,7 @@ __all__ = [
     "read_labels",
 ]
 
-#: Samples that are checked at a time, which bounds the memory of a check.
+#: How many samples are checked at a time, which bounds the memory of a check.
 _CHUNK = 4096
 
 #: Runs use float32 by default, in which a larger number would become infinite.
@@ -263,8 +263,8 @@ def _refuse_label(source: str, name: str, labels: NDArray[Any], bad: NDArray[Any
 
 # --- kind and range of inputs --------------------------------------------------------------------
 
-#: Inputs are on another scale if they are more than so many times larger than all of training, or
-#: smaller than nearly all of it.
+#: Inputs are on another scale if they are larger than all of training by more than this factor, or
+#: smaller by more than it than nearly all of training.
 _FACTOR = 3.0
 #: By how much interpolated images may lie outside of 0 … 1.
 _MARGIN = 0.1

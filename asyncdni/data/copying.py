@@ -33,7 +33,7 @@ from asyncdni.nn.streams import stream
 
 __all__ = ["Copying", "Size", "describe", "load", "next_size", "sizes"]
 
-#: Numbers that stand for a coming target: -1 or 1, and 1; or 0 and 0 where none is asked for.
+#: How many numbers stand for a coming target: -1 or 1, and 1; or 0 and 0 where none is asked for.
 _HINTS = 2
 
 

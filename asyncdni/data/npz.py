@@ -37,13 +37,14 @@ __all__ = ["checksums", "dataset", "describe", "inputs", "load", "read", "read_o
 
 _Y = ("y_train", "y_test")
 
-#: Bytes of x_train that are read to find the range of its numbers; this bounds the time of a start.
+#: How many bytes of x_train are read to find the range of its numbers; this bounds the time that a
+#: start takes.
 _LOOKED_AT_BYTES = 1 << 27
 
-#: Numbers that are read at a time.
+#: How many numbers are read at a time.
 _CHUNK = 1 << 20
 
-#: One byte of a deflated member unpacks to at most so many bytes, one of a stored member to itself.
+#: The most bytes that one byte of a deflated member can unpack to; a stored member is as it is.
 _DEFLATE_MAX = 1032
 
 

@@ -47,7 +47,7 @@ BYTES_MAX = 1 << 30
 FILES = ("tinyshakespeare.txt", "tinyshakespeare.txt.gz")
 
 _CODE_POINTS = 0x110000
-#: Characters that are translated at a time, which bounds the memory.
+#: How many characters are translated at a time, which bounds the memory.
 _CHUNK = 1 << 20
 
 

@@ -34,7 +34,8 @@ __all__ = [
     "warmup",
 ]
 
-#: About so many elements make a block: smaller ones cost more in calls than they save in the cache.
+#: How many elements, about, make a block: smaller ones cost more in calls than they save in the
+#: cache.
 _BLOCK = 65536
 
 

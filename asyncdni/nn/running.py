@@ -8,7 +8,7 @@ import numpy as np
 
 __all__ = ["RunningRms"]
 
-#: What is left of the older mean square when a new one is added; so some hundred are remembered.
+#: The factor of the older sums when a batch is added, by which some hundred batches count.
 DECAY = 0.99
 
 

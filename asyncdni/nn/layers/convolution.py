@@ -26,7 +26,8 @@ from asyncdni.nn.options import check_flags, check_positive
 
 __all__ = ["Conv2d"]
 
-#: Up to so many channels, lowering whole windows (`im2col`) is faster; at 8 both cost the same.
+#: The most channels with which lowering whole windows (`im2col`) is faster; with 8 both ways cost
+#: the same.
 FEW_CHANNELS = 4
 
 

@@ -150,7 +150,7 @@ def _shown(size: Sequence[int]) -> str:
 _CLASH_BYTES = 1024
 #: The size of a cache line, at least.
 _LINE_BYTES = 64
-#: Up to so many channels, one line of each fits into a set of the cache.
+#: The most channels of which a cache line each fits into one set of the cache.
 _CHANNELS = 8
 
 
@@ -175,8 +175,8 @@ def apart(x: Array, scratch: Slot) -> Array:
     return as_strided(kept, x.shape, (by_sample, by_channel, width * each, each), writeable=False)
 
 
-#: About so many bytes are lowered or produced at a time: with less the products become small, with
-#: more they do not fit into the cache.
+#: How many bytes, about, are lowered or produced at a time: with fewer the matrix products become
+#: small, with more their operands do not fit into the cache.
 _CHUNK_BYTES = 4 << 20
 
 
@@ -332,7 +332,7 @@ class MecKernelGradient:
 
 # --- im2col --------------------------------------------------------------------------------------
 
-#: About so many bytes of columns are made at a time.
+#: How many bytes of columns, about, are made at a time.
 _COLUMN_BYTES = 1 << 20
 
 

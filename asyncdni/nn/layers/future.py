@@ -56,13 +56,15 @@ __all__ = [
     "make_future",
 ]
 
-#: (inputs (B, I), last (B,), out (B, S)) -> the prediction of the future's present map.
+#: Computes the prediction of the future's present map: (inputs (B, I), last (B,), out (B, S)) ->
+#: out.
 Predict = Callable[[Array, Array, Array], Array]
-#: (arrays kept of a window, gradient of the state at its end) -> gradient of the state at its
-#: start; both (B, S).
+#: Goes back through a window: (arrays kept of it, gradient of the state at its end) -> gradient of
+#: the state at its start; both (B, S).
 Push = Callable[[Mapping[str, Array], Array], Array]
-#: (inputs (B, I) at a window's end, prediction (B, S) at the next one's, whether sequences go on
-#: from one to the other (B,)) -> gradient of the state (B, S) that is added to the target.
+#: Computes what the auxiliary task adds to a target, and makes a step of its map: (inputs (B, I) at
+#: the end of a window, prediction (B, S) at the end of the next, whether the sequence goes on from
+#: one to the other (B,)) -> gradient of the state (B, S).
 AuxiliaryGradient = Callable[[Array, Array, Array], Array]
 
 

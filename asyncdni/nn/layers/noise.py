@@ -17,8 +17,8 @@ from asyncdni.nn.layers.activations import Elementwise
 
 __all__ = ["Dropout", "Gaussian"]
 
-#: Probabilities are multiples of 1 / this: 16 random bits an element are enough, and four times as
-#: fast to draw as a random number.
+#: Probabilities are rounded to multiples of 1 / _PARTS. So 16 random bits an element are enough;
+#: they are drawn four times as fast as a floating number.
 _PARTS = 1 << 16
 
 

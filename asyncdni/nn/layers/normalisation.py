@@ -122,7 +122,7 @@ def _number(name: str, value: object, expected: str, *, above: float, most: floa
     return float(value)  # type: ignore[arg-type]
 
 
-#: About so many bytes of samples are worked on at a time, so that results stay in the cache.
+#: How many bytes of samples, about, are worked on at a time, so that results stay in the cache.
 _CHUNK_BYTES = 1 << 19
 
 
@@ -206,8 +206,8 @@ class BatchNorm2d(BatchNorm):
             found += bias
         return y
 
-    # The next three give sums by channel (C, 1): over places by a product with ones, then over
-    # samples.
+    # The next methods sum by channel, to (C, 1): first over places, by a product with ones, then
+    # over samples.
 
     def _total(self, x: Array) -> Array:
         total: Array = np.matmul(_flat(x), self._ones_of(_flat(x)[0].T)).sum(axis=0)

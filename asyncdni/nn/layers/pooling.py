@@ -15,7 +15,8 @@ from asyncdni.nn.layers.correlation import Windows, apart, filled_rows, pair, pl
 
 __all__ = ["AveragePool", "MaxPool"]
 
-#: About so many bytes of padded samples are worked on at a time, so that results stay in the cache.
+#: How many bytes of padded samples, about, are worked on at a time, so that results stay in the
+#: cache.
 _CHUNK_BYTES = 1 << 20
 
 
