@@ -269,7 +269,7 @@ class Recurrent:
 
     def _run_steps(self, xs: Array, start: Array, slot: Slot) -> Array:
         """Fill slot["gates"] (T, B, G H) and slot["hidden"] (T + 1, B, H), whose first row is set,
-        from xs (T, B, D). Returns the state at the end, a new array or a view."""
+        from xs (T, B, D). Return the state at the end, a new array or a view."""
         raise NotImplementedError
 
     # --- backward --------------------------------------------------------------------------------
