@@ -44,6 +44,7 @@ __all__ = [
     "applied",
     "as_csv",
     "as_images",
+    "classifies_images",
     "continue_curve",
     "continue_text",
     "draw_images",
@@ -54,7 +55,6 @@ __all__ = [
     "predict_images",
     "reconstruct",
     "tells_characters",
-    "tells_images_apart",
     "tells_points",
 ]
 
@@ -73,8 +73,8 @@ class TrainedStage:
 def load_stages(
     run: Result, *, steps: int | None = None, allow_import: Allowed = False
 ) -> list[TrainedStage]:
-    """The stages of a run with its weights, each after those it reads. They take windows of `steps`
-    steps, by default those of the run.
+    """Return the stages of a run with its weights, each after those it reads. They take windows of
+    `steps` steps, by default those of the run.
 
     Raises `ConfigError` where layers can't take windows of another length, and `CheckpointError`
     for weights that don't fit.
@@ -100,7 +100,7 @@ def load_stages(
 
 
 def joined(node: Node, known: Mapping[str, Array]) -> Array:
-    """The input of the first layer of `node`, from the outputs (B, …) of the stages that it
+    """Return the input of the first layer of `node`, from the outputs (B, …) of the stages that it
     reads."""
     xs = [known[name] for name in node.inputs]
     if len(xs) == 1:
@@ -114,15 +114,15 @@ def joined(node: Node, known: Mapping[str, Array]) -> Array:
 
 
 def applied(layers: Sequence[Layer], x: Array) -> Array:
-    """The output of the layers for x (B, …), with running statistics."""
+    """Return the output of the layers for x (B, …), with running statistics."""
     for layer in layers:
         x = layer.evaluate(x)
     return x
 
 
 def _joined_shape(node: Node, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape that `joined` gives. Nothing is checked: only the length of windows can differ from
-    the shapes that `make_network` has checked."""
+    """Return the shape that `joined` gives. Nothing is checked: only the length of windows can
+    differ from the shapes that `make_network` has checked."""
     shape = list(shapes[0])
     if node.join == "concat":
         shape[node.join_axis] = sum(one[node.join_axis] for one in shapes)
@@ -177,7 +177,8 @@ class Stepper:
             )
 
     def step(self, x: Array) -> Array:
-        """The network's output (B, K) for the next step's inputs (B, …); B must stay the same."""
+        """Return the network's output (B, K) for the next step's inputs (B, …); B must stay the
+        same."""
         known = {DATA: np.ascontiguousarray(x[:, None], self._dtype)}
         for stage in self._stages:
             h = joined(stage.node, known)
@@ -197,7 +198,7 @@ class Stepper:
 
 
 def tells_characters(run: Result) -> bool:
-    """Whether the run was trained on the characters of a text."""
+    """Return whether the run was trained on the characters of a text."""
     return bool(run.meta.vocabulary)
 
 
@@ -238,7 +239,7 @@ def continue_text(
 
 
 def _inputs(run: Result) -> Array:
-    """The network's input for each character id: one-hot vectors (V, V), or the ids (V,)
+    """Return the network's input for each character id: one-hot vectors (V, V), or the ids (V,)
     themselves."""
     count = len(run.meta.vocabulary)
     return np.eye(count) if len(run.meta.input_shape) == 2 else np.arange(count, dtype=np.float64)
@@ -263,17 +264,17 @@ class Curve:
 
     @property
     def given(self) -> int:
-        """Points that the network was shown."""
+        """How many points the network was shown."""
         return len(self.truth) - len(self.generated)
 
     @property
     def error(self) -> float:
-        """Mean absolute error over all generated numbers."""
+        """The mean absolute error over all generated numbers."""
         return float(np.abs(self.generated - self.truth[self.given :]).mean())
 
 
 def tells_points(run: Result) -> bool:
-    """Whether the run was trained to tell the next point of a curve."""
+    """Return whether the run was trained to tell the next point of a curve."""
     return isinstance(run.experiment.data, Trigonometry)
 
 
@@ -302,7 +303,8 @@ def continue_curve(
 
 
 def as_csv(curve: Curve) -> str:
-    """CSV with one line per step: its number, the true cosine and sine, and the generated ones."""
+    """Return CSV with one line per step: its number, the true cosine and sine, and the generated
+    ones."""
     lines = ["step,true_cos,true_sin,cos,sin"]
     for step, (cosine, sine) in enumerate(curve.truth):
         made = ("", "")
@@ -317,8 +319,8 @@ def as_csv(curve: Curve) -> str:
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape (H, W), or (H, W, 3) in colour, in which to show a sample of `shape`; None where it
-    is no image.
+    """Return the shape (H, W), or (H, W, 3) in colour, in which to show a sample of `shape`; None
+    where it is no image.
 
     Images come as planes (1 or 3, H, W), or as the pixels (H W,) of a square. Where an image is
     repeated for several time steps, (T, H W), one of them is shown."""
@@ -331,7 +333,8 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def as_images(x: Array, shape: tuple[int, ...]) -> Array:
-    """Images (N, H, W) or (N, H, W, 3) of the samples x: (N, *shape), or (N, numbers) flattened.
+    """Return images (N, H, W) or (N, H, W, 3) of the samples x: (N, *shape), or (N, numbers)
+    flattened.
 
     Raises `ValueError` where `shape` is not that of an image."""
     wanted = image_shape(shape)
@@ -344,10 +347,6 @@ def as_images(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 # --- variational autoencoders --------------------------------------------------------------------
-#
-# The codes of a trained variational autoencoder lie near N(0, 1) (Kingma and Welling 2014). A code
-# drawn from there and sent through the layers after the `gaussian` layer gives an image like those
-# of the data.
 
 
 @dataclass(frozen=True)
@@ -359,17 +358,21 @@ class Reconstructions:
 
 
 def has_prior(run: Result) -> bool:
-    """Whether the run is of an autoencoder of images with a `gaussian` layer in it."""
-    to_itself = getattr(run.experiment.data, "targets", "labels") == "inputs"
+    """Return whether the run is of an autoencoder of images with a `gaussian` layer in it."""
+    reconstructs = getattr(run.experiment.data, "targets", "labels") == "inputs"
     named = [_name(spec) for stage in run.experiment.stages for spec in stage.layers]
     shown = image_shape(run.meta.input_shape) is not None
-    return to_itself and shown and named.count("gaussian") == 1
+    return reconstructs and shown and named.count("gaussian") == 1
 
 
 def draw_images(
     run: Result, *, count: int = 60, seed: int = 0, allow_import: Allowed = False
 ) -> Array:
     """Make `count` images, (N, H, W) or (N, H, W, 3) in [0, 1], from codes drawn from N(0, 1).
+
+    The codes of a trained variational autoencoder lie near N(0, 1) (Kingma and Welling 2014), so a
+    code drawn from there and sent through the layers after the `gaussian` layer gives an image like
+    those of the data.
 
     Raises `ConfigError` for a count below 1, and where an image depends on more than its code.
     """
@@ -383,7 +386,7 @@ def draw_images(
 
 
 def reconstruct(run: Result, *, count: int = 20, allow_import: Allowed = False) -> Reconstructions:
-    """The first `count` test images and their reconstructions.
+    """Return the first `count` test images and their reconstructions.
 
     Raises `DataError` where the data set can no longer be read."""
     data = run.experiment.data
@@ -391,17 +394,16 @@ def reconstruct(run: Result, *, count: int = 20, allow_import: Allowed = False) 
     outputs = predict(run, x, allow_import=allow_import)
     made = _shown(run, list(outputs.values())[-1])
     shape = run.meta.input_shape
-    scaled = x / np.float32(255) if x.dtype == np.uint8 else x
-    return Reconstructions(as_images(scaled, shape), as_images(made, shape))
+    return Reconstructions(as_images(_floating(x), shape), as_images(made, shape))
 
 
 def _name(spec: object) -> object:
-    """The name of a layer as written in the experiment file."""
+    """Return the name of a layer as written in the experiment file."""
     return next(iter(spec)) if isinstance(spec, dict) else spec
 
 
 def _place(stage: TrainedStage) -> int | None:
-    """The index of the gaussian layer in the stage; None where it has none."""
+    """Return the index of the gaussian layer in the stage; None where it has none."""
     places = [i for i, layer in enumerate(stage.layers) if isinstance(layer, Gaussian)]
     return places[0] if places else None
 
@@ -415,7 +417,8 @@ def _code_width(stages: list[TrainedStage]) -> int:
 
 
 def _decoded(stages: list[TrainedStage], codes: Array) -> Array:
-    """The network's output for codes (N, Z), computed from the layers that follow the codes."""
+    """Return the network's output for codes (N, Z), computed from the layers that follow the
+    codes."""
     known: dict[str, Array] = {}
     for stage in stages:
         place, name = _place(stage), stage.node.name
@@ -432,10 +435,19 @@ def _decoded(stages: list[TrainedStage], codes: Array) -> Array:
     return known[last.name]
 
 
+def _loss(run: Result) -> str:
+    """Return the name of the network's loss, which is that of the last stage that has one."""
+    return [stage.loss for stage in run.experiment.stages if stage.loss][-1]
+
+
+def _floating(x: Array) -> Array:
+    """Return samples as numbers from 0 to 1, where they are uint8; others as they are."""
+    return x / np.float32(255) if x.dtype == np.uint8 else x
+
+
 def _shown(run: Result, x: Array) -> Array:
-    """Outputs as brightness in [0, 1]: probabilities of logits, or the values themselves."""
-    losses = [stage.loss for stage in run.experiment.stages if stage.loss]
-    if losses[-1] == "sigmoid_cross_entropy":
+    """Return outputs as brightness in [0, 1]: probabilities of logits, or the values themselves."""
+    if _loss(run) == "sigmoid_cross_entropy":
         x = 0.5 + 0.5 * np.tanh(0.5 * x)  # the sigmoid, without overflow
     return np.clip(x, 0, 1)
 
@@ -455,16 +467,16 @@ class Predictions:
 
     images: Array  # (N, H, W) or (N, H, W, 3), in [0, 1]
     truth: list[str]
-    told: list[str]
+    predicted: list[str]
 
     @property
     def right(self) -> int:
         """How many predictions are right."""
-        return sum(one == other for one, other in zip(self.truth, self.told, strict=True))
+        return sum(one == other for one, other in zip(self.truth, self.predicted, strict=True))
 
 
-def tells_images_apart(run: Result) -> bool:
-    """Whether the run is of a network that classifies images."""
+def classifies_images(run: Result) -> bool:
+    """Return whether the run is of a network that classifies images."""
     data = run.experiment.data
     images = isinstance(data, config.Digits | config.Mnist | DigitPairs | Cifar10)
     labels = getattr(data, "targets", "labels") == "labels"
@@ -472,24 +484,22 @@ def tells_images_apart(run: Result) -> bool:
 
 
 def predict_images(run: Result, *, count: int = 20, allow_import: Allowed = False) -> Predictions:
-    """The first `count` test images with their predictions. Raises `DataError` where the data set
-    can no longer be read."""
+    """Return the first `count` test images with their predictions. Raises `DataError` where the
+    data set can no longer be read."""
     data = run.experiment.data
     dataset = load(data, run.experiment.run.seed)
     x, y = dataset.x_test[:count], dataset.y_test[:count]
     outputs = list(predict(run, x, allow_import=allow_import).values())[-1]
     names = _names(data)
     if dataset.classes is None:  # one output: log-odds of the second digit, or a value from 0 to 1
-        losses = [stage.loss for stage in run.experiment.stages if stage.loss]
-        told = outputs[:, 0] > (0 if losses[-1] == "sigmoid_cross_entropy" else 0.5)
+        predicted = outputs[:, 0] > (0 if _loss(run) == "sigmoid_cross_entropy" else 0.5)
         truth = y[:, 0] > 0.5
     else:
-        told, truth = outputs.argmax(axis=1), y
-    scaled = x / np.float32(255) if x.dtype == np.uint8 else x
+        predicted, truth = outputs.argmax(axis=1), y
     return Predictions(
-        as_images(scaled, run.meta.input_shape),
+        as_images(_floating(x), run.meta.input_shape),
         [names[int(one)] for one in truth],
-        [names[int(one)] for one in told],
+        [names[int(one)] for one in predicted],
     )
 
 

@@ -17,6 +17,7 @@ from asyncdni.sampling import (
     Stepper,
     as_csv,
     as_images,
+    classifies_images,
     continue_curve,
     continue_text,
     draw_images,
@@ -26,7 +27,6 @@ from asyncdni.sampling import (
     predict_images,
     reconstruct,
     tells_characters,
-    tells_images_apart,
     tells_points,
 )
 from asyncdni.store.run import Result, by_stage
@@ -209,13 +209,13 @@ def test_predictions_are_those_of_the_first_test_images(source: str) -> None:
     pair = source == "digit_pairs"
     loss = "sigmoid_cross_entropy" if pair else "cross_entropy"
     run = run_of(data, [{"name": "top", "layers": [{"dense": 1 if pair else 10}], "loss": loss}])
-    assert tells_images_apart(run)
+    assert classifies_images(run)
     for name in run.weights:
         run.weights[name][...] = 0
     run.weights["top.0.bias"][-1] = 1  # whatever it is, it is the last
     found = predict_images(run, count=6)
-    assert found.told == ["1" if pair else "9"] * 6
-    assert found.right == found.truth.count(found.told[0])
+    assert found.predicted == ["1" if pair else "9"] * 6
+    assert found.right == found.truth.count(found.predicted[0])
     assert found.images.shape == (6, 28, 28)
 
 

@@ -128,7 +128,7 @@ def test_what_no_neighbour_can_have_sent_is_dropped_and_nobody_accused(sender: s
     assert [to for to, _ in sends(hand.finish_until("T0"))] == [COORDINATOR]
 
 
-def test_more_activations_than_granted_are_a_misfit() -> None:
+def test_more_activations_than_granted_are_a_mismatch() -> None:
     hand = Hand(MIDDLE, window=2)
     assert hand(activation(0)) == hand(activation(1)) == []
     found = accused(hand(activation(2)))

@@ -90,8 +90,8 @@ DATA_SETS: dict[str, DataSet] = {
 
 
 def describe(data: config.Data) -> Meta:
-    """The shapes and counts of a data set, without loading it; only `npz`, `cifar10` and `text`
-    look at their files.
+    """Return the shapes and counts of a data set, without loading it; only `npz`, `cifar10` and
+    `text` look at their files.
 
     `data.validation` is subtracted from the training samples. Raises `DataError` where a file is
     missing, damaged or of another form, and `ConfigError` for options that don't go together, such
@@ -102,12 +102,12 @@ def describe(data: config.Data) -> Meta:
     if isinstance(data, config.Windows):
         return meta  # already held out: single windows can't be taken out of a sequence
     meta = described(meta, data.validation)
-    return described_as_inputs(meta) if _to_itself(data) else meta
+    return described_as_inputs(meta) if _reconstructs(data) else meta
 
 
 def identify(data: config.Data) -> Meta:
-    """What `describe` gives, and by what these samples differ from others of the same shapes: kind
-    and range of the inputs, and checksums. Errors as for `describe`."""
+    """Return what `describe` does, and what identifies these samples among others of the same
+    shapes: kind and range of the inputs, and checksums. Errors as for `describe`."""
     measure = DATA_SETS[data.tag].inputs
     return msgspec.structs.replace(
         describe(data), inputs=measure(data) if measure else None, checksums=checksums(data)
@@ -115,8 +115,8 @@ def identify(data: config.Data) -> Meta:
 
 
 def checksums(data: config.Data) -> dict[str, str]:
-    """Checksums of a data set's arrays or files, by name; none for data that are published, so
-    known byte by byte, or generated from their options alone. Raises `DataError` for files that
+    """Return checksums of a data set's arrays or files, by name; none for data that are published,
+    so known byte by byte, or generated from their options alone. Raises `DataError` for files that
     can't be read."""
     found = DATA_SETS[data.tag].checksums
     return found(data) if found else {}
@@ -134,7 +134,7 @@ def open_batches(data: config.Data, seed: int) -> Batches:
         return torch.open_batches(data)
     if not isinstance(data, config.Windows):
         dataset = load(data, seed)
-        return Reconstruction(dataset) if _to_itself(data) else dataset
+        return Reconstruction(dataset) if _reconstructs(data) else dataset
     with _readable(data):
         sequences = DATA_SETS[data.tag].load(data, seed)
     assert isinstance(sequences, Sequences), f"{data.tag} loads no sequences"
@@ -161,7 +161,7 @@ def load(data: config.Data, seed: int) -> Dataset:
 
 @contextmanager
 def _readable(data: config.Data) -> Iterator[None]:
-    """Turns an `OSError` about a path, of whatever kind, into a `DataError` of one line."""
+    """Turn an `OSError` about a path, of whatever kind, into a `DataError` of one line."""
     try:
         yield
     except OSError as error:
@@ -171,5 +171,6 @@ def _readable(data: config.Data) -> Iterator[None]:
         ) from error
 
 
-def _to_itself(data: config.Data) -> bool:
+def _reconstructs(data: config.Data) -> bool:
+    """Return whether the targets are the inputs themselves."""
     return getattr(data, "targets", "labels") == "inputs"

@@ -21,7 +21,7 @@ __all__ = ["describe", "load"]
 
 
 def describe(data: config.Addition) -> Meta:
-    """The shapes: inputs (2 * bits,), targets of `bits` values."""
+    """Return the shapes: inputs (2 * bits,), targets of `bits` values."""
     return Meta(
         input_shape=(2 * data.bits,),
         targets="values",
@@ -32,7 +32,7 @@ def describe(data: config.Addition) -> Meta:
 
 
 def load(data: config.Addition, seed: int) -> Dataset:
-    """The examples drawn with `seed`: x (N, 2 * bits), y (N, bits), float32, 0 or 1."""
+    """Return the examples drawn with `seed`: x (N, 2 * bits), y (N, bits), float32, 0 or 1."""
     x_train, y_train = _examples(data.bits, data.examples, stream(seed, "data", "train"))
     x_test, y_test = _examples(data.bits, data.test_examples, stream(seed, "data", "test"))
     return Dataset("addition", x_train, y_train, x_test, y_test, classes=None)
@@ -45,6 +45,6 @@ def _examples(bits: int, count: int, rng: np.random.Generator) -> tuple[Array, A
 
 
 def _written(numbers: Array, bits: int) -> Array:
-    """(N,) integers as (N, bits) float32, most significant bit first."""
+    """Return integers (N,) as (N, bits) float32, most significant bit first."""
     places = np.arange(bits - 1, -1, -1)
     return ((numbers[:, None] >> places) & 1).astype(np.float32)

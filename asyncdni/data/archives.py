@@ -34,13 +34,14 @@ class Archive(NamedTuple):
 
 
 def folder_of(archive: Archive) -> Path:
-    """The folder for downloaded files: in $ASYNCDNI_DATA, or else in the user's cache folder."""
+    """Return the folder for downloaded files: in $ASYNCDNI_DATA, or else in the user's cache
+    folder."""
     return base_folder() / archive.subfolder
 
 
 def held(archive: Archive, folder: Path) -> bool:
-    """Whether all of its files are in `folder` with the right sizes; no checksums of the unpacked
-    files are published."""
+    """Return whether all files of `archive` are in `folder` with the right sizes; no checksums of
+    the unpacked files are published."""
     paths = {folder / name: size for name, size in archive.sizes.items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
@@ -73,7 +74,7 @@ def fetch(archive: Archive, folder: Path, progress: Progress) -> str:
 
 
 def _members(content: bytes, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
-    """The expected files of a .tar.gz, whichever of its folders they are in.
+    """Return the expected files of a .tar.gz, whichever of its folders they are in.
 
     Raises `DataError` for an archive that is damaged or does not have all of them."""
     missing = dict(sizes)

@@ -61,7 +61,7 @@ class Dataset:
 
     @property
     def meta(self) -> Meta:
-        """Shapes and counts."""
+        """The shapes and counts of this data set."""
         values = self.classes is None
         return Meta(
             input_shape=self.x_train.shape[1:],
@@ -72,18 +72,18 @@ class Dataset:
         )
 
     def validate(self) -> None:
-        """Raises `DataError` for anything that can't be trained on: arrays that are empty or don't
+        """Raise `DataError` for anything that can't be trained on: arrays that are empty or don't
         fit each other, NaN and infinity, labels out of range."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         check_forms(self.source, arrays, values=self.classes is None)
         check_contents(self.source, arrays, self.classes)
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """Training batches of one epoch, the smaller last one included."""
+        """Return how many training batches one epoch has, the smaller last one included."""
         return -(-len(self.x_train) // batch_size)
 
     def test_batches(self, batch_size: int) -> int:
-        """Batches of the test set, the smaller last one included."""
+        """Return how many batches the test set has, the smaller last one included."""
         return -(-len(self.x_test) // batch_size)
 
     def batch(
@@ -95,7 +95,7 @@ class Dataset:
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Training batch `index` of `epoch`, in the order that `order(seed, epoch)` gives.
+        """Return training batch `index` of `epoch`, in the order that `order(seed, epoch)` gives.
 
         The last batch holds what is left over: 1 to `batch_size` samples.
 
@@ -129,7 +129,8 @@ class Dataset:
     def test_batch(
         self, index: int, batch_size: int, dtype: DTypeLike, out: Array | None = None
     ) -> tuple[Array, Array]:
-        """Test batch `index`, in stored order; arguments, results and errors as for `batch`."""
+        """Return test batch `index`, in stored order; arguments, results and errors as for
+        `batch`."""
         span = _span(index, batch_size, len(self.x_test))
         samples = self.x_test[span]
         x = buffer_for(out, samples.shape, dtype)
@@ -145,21 +146,24 @@ class Dataset:
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> dict[str, Array]:
-        """The result of `batch` as {"h": x, "y": y}."""
-        x, y = self.batch(epoch, index, batch_size, seed, dtype, out)
-        return {"h": x, "y": y}
+        """Return the result of `batch` as {"h": x, "y": y}."""
+        return self._named(*self.batch(epoch, index, batch_size, seed, dtype, out))
 
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
-        """The result of `test_batch` as {"h": x, "y": y}."""
-        x, y = self.test_batch(index, batch_size, dtype)
+        """Return the result of `test_batch` as {"h": x, "y": y}."""
+        return self._named(*self.test_batch(index, batch_size, dtype))
+
+    def _named(self, x: Array, y: Array) -> dict[str, Array]:
+        """Return the arrays of a batch by the names that `Meta` gives them."""
         return {"h": x, "y": y}
 
     def targets(self) -> dict[str, Array]:
-        """All targets by name, as stored, to check that a loss can learn them."""
+        """Return all targets by name, as stored, to check that a loss can learn them."""
         return {"y_train": self.y_train, "y_test": self.y_test}
 
     def order(self, seed: int, epoch: int) -> Array:
-        """Indices into x_train (N,) as `batch` reads them, one batch behind another; read-only."""
+        """Return indices into x_train (N,) as `batch` reads them, one batch behind another;
+        read-only."""
         if self._order_of != (seed, epoch):
             rng = stream(seed, "data", "shuffle", epoch)
             self._order = rng.permutation(len(self.x_train))
@@ -180,7 +184,7 @@ def _span(index: int, batch_size: int, samples: int) -> slice:
 
 
 def buffer_for(out: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """The first rows of `out`, or a new array where it is None: C-contiguous, of `shape` and
+    """Return the first rows of `out`, or a new array where it is None: C-contiguous, of `shape` and
     `dtype`.
 
     Raises `ValueError` for an `out` of another dtype or shape."""
@@ -232,7 +236,7 @@ class Source:
         self._retired: list[tuple[NDArray[Any], Callable[[], bool]]] = []
 
     def read(self, op: Op) -> dict[str, NDArray[Any]]:
-        """The arrays of the batch that the op `op` reads, by name: see `data.meta.Meta`."""
+        """Return the arrays of the batch that the op `op` reads, by name: see `data.meta.Meta`."""
         if op.evaluate:
             return self._dataset.read_test(op.batch, self._test_batch_size, self._dtype)
         buffer = self._in_use[op.batch] = self._acquire()

@@ -34,7 +34,7 @@ __all__ = [
     "read_labels",
 ]
 
-#: Samples that are checked at a time, which bounds the memory of a check.
+#: How many samples are checked at a time, which bounds the memory of a check.
 _CHUNK = 4096
 
 #: Runs use float32 by default, in which a larger number would become infinite.
@@ -57,7 +57,7 @@ class Form(Protocol):
 
 
 def as_numbers(source: str, name: str, given: object) -> NDArray[Any]:
-    """A caller's array, list, table or tensor as a NumPy array.
+    """Return a caller's array, list, table or tensor as a NumPy array.
 
     Raises `DataError` for anything that does not hold numbers, and for rows of different lengths.
     """
@@ -84,7 +84,7 @@ def as_numbers(source: str, name: str, given: object) -> NDArray[Any]:
 
 
 def check_inputs(source: str, name: str, x: Form) -> None:
-    """Raises `DataError` unless x is (N, …) uint8 or floating."""
+    """Raise `DataError` unless x is (N, …) uint8 or floating."""
     if x.dtype != np.uint8 and not _is_float(x):
         cure = _AS_THEY_ARE if x.dtype.kind in "iubf" else ""
         _refuse(source, name, f"is of dtype {x.dtype}", f"{_X}{cure}")
@@ -95,7 +95,7 @@ def check_inputs(source: str, name: str, x: Form) -> None:
 
 
 def check_forms(source: str, forms: Mapping[str, Form], *, values: bool) -> None:
-    """Raises `DataError` unless x_train, y_train, x_test, y_test fit each other.
+    """Raise `DataError` unless x_train, y_train, x_test, y_test fit each other.
 
     x is (N, …), uint8 or floating; y is (N,) or (N, 1) or, for `values`, (N, K): numbers.
     """
@@ -115,7 +115,7 @@ def check_forms(source: str, forms: Mapping[str, Form], *, values: bool) -> None
 
 
 def check_contents(source: str, arrays: Mapping[str, NDArray[Any]], classes: int | None) -> None:
-    """Raises `DataError` for NaN, infinity, or a label outside of 0 … classes - 1.
+    """Raise `DataError` for NaN, infinity, or a label outside of 0 … classes - 1.
 
     Expects forms that `check_forms` has passed, labels read by `read_labels`, and values (N, K);
     `classes` is None for values.
@@ -130,7 +130,7 @@ def check_contents(source: str, arrays: Mapping[str, NDArray[Any]], classes: int
 
 
 def read_labels(source: str, name: str, y: NDArray[Any]) -> NDArray[Any]:
-    """Class ids (N,) of an integer type, out of (N,) or (N, 1) numbers of any.
+    """Return class ids (N,) of an integer type, out of (N,) or (N, 1) numbers of any.
 
     Raises `DataError` for the first label that is not a whole number from 0."""
     labels = y.reshape(len(y))
@@ -169,7 +169,8 @@ def _refuse_objects(source: str, name: str, given: object, array: NDArray[Any]) 
 
 
 def _uneven(given: object) -> str:
-    """Words for the first row whose length differs from that of row 0; empty where none does."""
+    """Return words for the first row whose length differs from that of row 0; empty where none
+    does."""
     rows = given if isinstance(given, list | tuple) else ()
     lengths = [len(row) for row in rows if isinstance(row, Sized)]
     for sample, length in enumerate(lengths):
@@ -262,15 +263,15 @@ def _refuse_label(source: str, name: str, labels: NDArray[Any], bad: NDArray[Any
 
 # --- kind and range of inputs --------------------------------------------------------------------
 
-#: Inputs are on another scale if they are more than so many times larger than all of training, or
-#: smaller than nearly all of it.
+#: Inputs are on another scale if they are larger than all of training by more than this factor, or
+#: smaller by more than it than nearly all of training.
 _FACTOR = 3.0
 #: By how much interpolated images may lie outside of 0 … 1.
 _MARGIN = 0.1
 
 
 def measured(x: Array) -> Inputs:
-    """The kind and range of samples x (N, …), uint8 or floating, as they are stored."""
+    """Return the kind and range of samples x (N, …), uint8 or floating, as they are stored."""
     low, high, sizes = np.inf, -np.inf, []
     for start in range(0, len(x), _CHUNK):
         rows = x[start : start + _CHUNK].reshape(min(_CHUNK, len(x) - start), -1)
@@ -283,8 +284,9 @@ def measured(x: Array) -> Inputs:
 
 
 def other_kind(trained: Inputs, given: Inputs) -> str | None:
-    """Words for why a network can't be used on `given`: one of both kinds of inputs is uint8, which
-    is scaled to 0 … 1, and the other is floating on another scale. None where it can be used."""
+    """Return words for why a network can't be used on `given`: one of both kinds of inputs is
+    uint8, which is scaled to 0 … 1, and the other is floating on another scale. None where it can
+    be used."""
     if trained.kind == given.kind:
         return None
     floating = trained if trained.kind == "float" else given
@@ -298,8 +300,8 @@ def other_kind(trained: Inputs, given: Inputs) -> str | None:
 
 
 def other_scale(trained: Inputs, given: Inputs) -> str | None:
-    """Words for inputs that are much larger or smaller than those of training; None where they are
-    not."""
+    """Return words for inputs that are much larger or smaller than those of training; None where
+    they are not."""
     if _fits(trained, given):
         return None
     return (

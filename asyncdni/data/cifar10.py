@@ -46,7 +46,7 @@ _CLASSES = 10
 
 
 def describe(data: Cifar10) -> Meta:
-    """The shapes, and the counts computed from the sizes of the files.
+    """Return the shapes, and the counts computed from the sizes of the files.
 
     Raises `DataError` for files that are missing or of a wrong size."""
     *train, test = find(data.path)
@@ -60,7 +60,8 @@ def describe(data: Cifar10) -> Meta:
 
 
 def load(data: Cifar10, seed: int) -> Dataset:
-    """All images; nothing in them depends on the seed. Raises `DataError` as `describe` does."""
+    """Return all images; nothing in them depends on the seed. Raises `DataError` as `describe`
+    does."""
     *train, test = find(data.path)
     x_train, y_train = _read(train)
     x_test, y_test = _read([test])
@@ -68,13 +69,14 @@ def load(data: Cifar10, seed: int) -> Dataset:
 
 
 def checksums(data: Cifar10) -> dict[str, str]:
-    """The SHA-256 of each of the six files, by name. Raises `DataError` as `describe` does."""
+    """Return the SHA-256 of each of the six files, by name. Raises `DataError` as `describe`
+    does."""
     return {path.name: _sha256(path) for path in find(data.path)}
 
 
 def find(path: str) -> list[Path]:
-    """The five training files and the test file: in the folder `path` or, where that is empty, in
-    the data folders. Raises `DataError` where one is missing."""
+    """Return the five training files and the test file: in the folder `path` or, where that is
+    empty, in the data folders. Raises `DataError` where one is missing."""
     folders = [
         place
         for folder in data_folders(path, "cifar10")
@@ -123,7 +125,7 @@ def _counted(path: Path, size: int) -> int:
 
 
 def _read(paths: Sequence[Path]) -> tuple[Array, Array]:
-    """Images (N, 3, 32, 32) and labels (N,) of all files, uint8; labels in range."""
+    """Return images (N, 3, 32, 32) and labels (N,) of all files, uint8; labels in range."""
     counts = [_records(path) for path in paths]
     images = np.empty((sum(counts), *IMAGE_SHAPE), np.uint8)
     labels = np.empty(sum(counts), np.uint8)
@@ -138,8 +140,8 @@ def _read(paths: Sequence[Path]) -> tuple[Array, Array]:
 
 
 def _records_of(path: Path, count: int) -> Array:
-    """The records of a file, (count, RECORD_BYTES) uint8. Raises `DataError` for wrong labels, and
-    for a file that has changed."""
+    """Return the records of a file, (count, RECORD_BYTES) uint8. Raises `DataError` for wrong
+    labels, and for a file that has changed."""
     try:
         raw = np.fromfile(path, np.uint8)
     except OSError as error:

@@ -33,7 +33,7 @@ from asyncdni.nn.streams import stream
 
 __all__ = ["Copying", "Size", "describe", "load", "next_size", "sizes"]
 
-#: Numbers that stand for a coming target: -1 or 1, and 1; or 0 and 0 where none is asked for.
+#: How many numbers stand for a coming target: -1 or 1, and 1; or 0 and 0 where none is asked for.
 _HINTS = 2
 
 
@@ -49,12 +49,12 @@ class Size(NamedTuple):
         return self.bits + 1 + self.bits * self.repeats
 
     def windows(self, steps: int) -> int:
-        """Windows of `steps` steps that a sequence takes; the last one is filled up."""
+        """Return how many windows of `steps` steps a sequence takes; the last one is filled up."""
         return -(-self.steps // steps)
 
 
 def next_size(size: Size, full: Size) -> Size:
-    """The size after `size` in the curriculum, as of Repeat Copy in Jaderberg et al. 2017.
+    """Return the size after `size` in the curriculum, as of Repeat Copy in Jaderberg et al. 2017.
 
     It has one repeat more until there are as many repeats as bits, then one bit more, up to `full`.
     For Copy, with full.repeats = 1, only the bits grow."""
@@ -65,7 +65,7 @@ def next_size(size: Size, full: Size) -> Size:
 
 
 def sizes(full: Size) -> list[Size]:
-    """All sizes of the curriculum, from one bit recalled once to `full`."""
+    """Return all sizes of the curriculum, from one bit recalled once to `full`."""
     found = [Size(1)]
     while found[-1] != full:
         found.append(next_size(found[-1], full))
@@ -102,7 +102,7 @@ class Copying:
         self._test = test
 
     def size(self, epoch: int | None) -> Size:
-        """The size of the sequences in `epoch`, or of those of the test part for None."""
+        """Return the size of the sequences in `epoch`, or of those of the test part for None."""
         if epoch is None or not self._grow:
             return self._sizes[-1]
         return self._sizes[min(epoch // self._grow, len(self._sizes) - 1)]
@@ -111,7 +111,7 @@ class Copying:
         return self.size(epoch).windows(self._steps)
 
     def sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
-        """x (B, L, 3 or 4) float32, y (B, L, 1) of 0 and 1, with mask and hints."""
+        """Return x (B, L, 3 or 4) float32, y (B, L, 1) of 0 and 1, with mask and hints."""
         if epoch is None:
             rng = stream(seed, "data", f"copy {self._test}", number)
         else:
@@ -136,7 +136,7 @@ class Copying:
 
 
 def describe(data: Copy | RepeatCopy) -> Meta:
-    """The shapes: windows (T, 3), or (T, 4) with repeats; one value per step, with a mask.
+    """Return the shapes: windows (T, 3), or (T, 4) with repeats; one value per step, with a mask.
 
     Raises `ConfigError` for windows longer than a sequence."""
     full = _full(data)
@@ -160,8 +160,8 @@ def describe(data: Copy | RepeatCopy) -> Meta:
 
 
 def load(data: Copy | RepeatCopy, seed: int) -> Sequences:
-    """The sequences of a run. The test part depends on `seed`; with `validation` it does not, so
-    that all runs of a study are judged by the same sequences."""
+    """Return the sequences of a run. The test part depends on `seed`; with `validation` it does
+    not, so that all runs of a study are judged by the same sequences."""
     task = Copying(
         _full(data),
         streams=data.batch_size,

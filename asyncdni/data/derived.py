@@ -14,7 +14,6 @@ import math
 
 import msgspec
 import numpy as np
-from numpy.typing import DTypeLike
 
 from asyncdni.data.base import Dataset
 from asyncdni.data.meta import Array, Meta
@@ -28,7 +27,7 @@ _SEED = 0
 
 
 def described(meta: Meta, count: int) -> Meta:
-    """`meta` after `count` samples have been held out; 0 changes nothing.
+    """Return `meta` after `count` samples have been held out; 0 changes nothing.
 
     Raises `ConfigError` if no sample is left to train on.
     """
@@ -45,7 +44,7 @@ def described(meta: Meta, count: int) -> Meta:
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """The data set with `count` training samples as its test samples; 0 changes nothing.
+    """Return the data set with `count` training samples as its test samples; 0 changes nothing.
 
     Both parts keep the stored order. Raises `ConfigError` as `described` does.
     """
@@ -65,58 +64,39 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
 
 
 def described_as_inputs(meta: Meta) -> Meta:
-    """`meta` with its inputs as targets."""
+    """Return `meta` with its inputs as targets."""
     outputs = math.prod(meta.input_shape)
     return msgspec.structs.replace(meta, targets="values", outputs=outputs, answers=False)
 
 
-class Reconstruction:
-    """The batches of `dataset` with its inputs as targets, for autoencoders: see `meta.Batches`.
+class Reconstruction(Dataset):
+    """`dataset` with its inputs as targets, for autoencoders.
 
-    "y" (B, outputs) is a flattened view of "h"; of images, values in [0, 1].
+    "y" (B, outputs) of a batch is a flattened view of "h"; of images, values in [0, 1].
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+        super().__init__(
+            dataset.source,
+            dataset.x_train,
+            dataset.y_train,
+            dataset.x_test,
+            dataset.y_test,
+            dataset.classes,
+        )
 
     @property
     def meta(self) -> Meta:
-        return described_as_inputs(self._dataset.meta)
-
-    def batches_per_epoch(self, batch_size: int) -> int:
-        return self._dataset.batches_per_epoch(batch_size)
-
-    def test_batches(self, batch_size: int) -> int:
-        return self._dataset.test_batches(batch_size)
-
-    def read(
-        self,
-        epoch: int,
-        index: int,
-        batch_size: int,
-        seed: int,
-        dtype: DTypeLike,
-        out: Array | None = None,
-    ) -> dict[str, Array]:
-        """Raises as `Dataset.read` does."""
-        return _to_itself(self._dataset.read(epoch, index, batch_size, seed, dtype, out))
-
-    def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
-        """Raises as `Dataset.read_test` does."""
-        return _to_itself(self._dataset.read_test(index, batch_size, dtype))
+        """The shapes and counts of this data set."""
+        return described_as_inputs(super().meta)
 
     def targets(self) -> dict[str, Array]:
-        """All inputs, flattened; of uint8 only one test sample, as all are scaled to [0, 1]."""
-        found = {"x_train": self._dataset.x_train, "x_test": self._dataset.x_test}
-        if found["x_train"].dtype == np.uint8:
+        """Return all inputs, flattened; of uint8 only one test sample, as all are scaled to
+        [0, 1]."""
+        if self.x_train.dtype == np.uint8:
             return {"x_test": self.read_test(0, 1, np.float32)["y"]}
+        found = {"x_train": self.x_train, "x_test": self.x_test}
         return {name: x.reshape(len(x), -1) for name, x in found.items()}
 
-    def validate(self) -> None:
-        """Raises `DataError` as `Dataset.validate` does."""
-        self._dataset.validate()
-
-
-def _to_itself(tensors: dict[str, Array]) -> dict[str, Array]:
-    x = tensors["h"]
-    return {"h": x, "y": x.reshape(len(x), -1)}
+    def _named(self, x: Array, y: Array) -> dict[str, Array]:
+        return {"h": x, "y": x.reshape(len(x), -1)}

@@ -21,7 +21,7 @@ __all__ = ["describe", "load"]
 
 
 def describe(data: DigitPairs) -> Meta:
-    """The shapes: inputs (784,) or (steps, 784), one value as target; reads no file.
+    """Return the shapes: inputs (784,) or (steps, 784), one value as target; reads no file.
 
     Raises `ConfigError` for twice the same digit."""
     if data.first == data.second:
@@ -38,7 +38,7 @@ def describe(data: DigitPairs) -> Meta:
 
 
 def load(data: DigitPairs, seed: int) -> Dataset:
-    """x (N, 784) or (N, steps, 784) uint8, y (N, 1) of 0 and 1, as `seed` draws them.
+    """Return x (N, 784) or (N, steps, 784) uint8, y (N, 1) of 0 and 1, as `seed` draws them.
 
     Raises `ConfigError` for more examples than there are, and `DataError` as `mnist.load` does."""
     describe(data)

@@ -26,11 +26,11 @@ META = Meta(
 
 
 def describe(data: config.Digits) -> Meta:
-    """The shapes and counts: `META`, or the same for image planes; reads no file."""
+    """Return the shapes and counts: `META`, or the same for image planes; reads no file."""
     return mnist.described_as(META, planes=data.planes)
 
 
 def load(data: config.Digits, seed: int) -> Dataset:
-    """The embedded images; nothing in them depends on the seed."""
+    """Return the embedded images; nothing in them depends on the seed."""
     images = Dataset("digits", **npz.read(FILE), classes=META.outputs)
     return mnist.as_planes(images, planes=data.planes)

@@ -25,7 +25,7 @@ __all__ = ["Progress", "base_folder", "cache_folder", "data_folders", "listed", 
 
 
 def data_folders(given: str, name: str) -> list[Path]:
-    """The folders to look in for data set `name`, in order.
+    """Return the folders to look in for data set `name`, in order.
 
     These are `given` alone or, where it is empty, $ASYNCDNI_DATA and the cache folder; and of each
     also its subfolder `name`.
@@ -40,13 +40,13 @@ def data_folders(given: str, name: str) -> list[Path]:
 
 
 def listed(folders: Sequence[Path]) -> str:
-    """The folders that were searched, for an error message."""
+    """Return the names of the folders that were searched, for an error message."""
     return ", ".join(map(str, folders)) or "$ASYNCDNI_DATA, which is not set (nor is there a home)"
 
 
 def cache_folder() -> Path | None:
-    """The user's folder for files that can be fetched again, `asyncdni` in it; None where the user
-    has no home, as in a container with a user id that has no name."""
+    """Return the user's folder for files that can be fetched again, `asyncdni` in it; None where
+    the user has no home, as in a container with a user id that has no name."""
     try:
         return _caches() / "asyncdni"
     except RuntimeError:
@@ -54,7 +54,8 @@ def cache_folder() -> Path | None:
 
 
 def _caches() -> Path:
-    """The folder of all caches of the user. Raises `RuntimeError` for a user without a home."""
+    """Return the folder of all caches of the user. Raises `RuntimeError` for a user without a
+    home."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification says to ignore relative paths.
     if given and Path(given).is_absolute():
@@ -76,7 +77,7 @@ _PIECE_BYTES = 1 << 16
 
 
 def base_folder() -> Path:
-    """The folder for downloaded files: $ASYNCDNI_DATA, or else the user's cache folder.
+    """Return the folder for downloaded files: $ASYNCDNI_DATA, or else the user's cache folder.
 
     Raises `DataError` for a user without a home."""
     given = os.environ.get("ASYNCDNI_DATA", "")

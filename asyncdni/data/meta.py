@@ -66,8 +66,8 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def mismatch(meta: Meta, tensors: Mapping[str, Array], rows: int, dtype: DTypeLike) -> str | None:
-    """Words for the first of "y" and the context of a batch of `rows` samples that is not as `meta`
-    says, such as `mask is float32 (32, 4), expected bool (32, 5)`; None where all are."""
+    """Return words for the first of "y" and the context of a batch of `rows` samples that is not as
+    `meta` says, such as `mask is float32 (32, 4), expected bool (32, 5)`; None where all are."""
     steps = (meta.steps,) if meta.steps else ()
     expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
     if meta.targets == "classes":
@@ -87,8 +87,8 @@ def mismatch(meta: Meta, tensors: Mapping[str, Array], rows: int, dtype: DTypeLi
 
 
 def other_parts(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The names of arrays or files whose checksums have changed; none where either side is empty,
-    so not known."""
+    """Return the names of arrays or files whose checksums have changed; none where either side is
+    empty, so not known."""
     if not then or not now:
         return []
     return [name for name in {**then, **now} if then.get(name) != now.get(name)]
@@ -106,10 +106,10 @@ class Batches(Protocol):
     def meta(self) -> Meta: ...
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """How many training batches one epoch has."""
+        """Return how many training batches one epoch has."""
 
     def test_batches(self, batch_size: int) -> int:
-        """How many batches the test part has."""
+        """Return how many batches the test part has."""
 
     def read(
         self,
@@ -120,15 +120,16 @@ class Batches(Protocol):
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> dict[str, Array]:
-        """Training batch `index` of `epoch`, floating arrays of `dtype`, "h" in `out` if given (at
-        least B, *input_shape). Raises `IndexError` for an index that the epoch does not have."""
+        """Return training batch `index` of `epoch`. Floating arrays are of `dtype`, and "h" is in
+        `out` if that is given (at least B, *input_shape). Raises `IndexError` for an index that the
+        epoch does not have."""
 
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
-        """Test batch `index`. Raises `IndexError` as `read` does."""
+        """Return test batch `index`. Raises `IndexError` as `read` does."""
 
     def targets(self) -> Mapping[str, Array]:
-        """Targets to check that a loss can learn them, by the name of their array; they represent
-        all targets."""
+        """Return targets to check that a loss can learn them, by the name of their array; they
+        represent all targets."""
 
     def validate(self) -> None:
-        """Raises `DataError` if the data can't be trained on."""
+        """Raise `DataError` if the data can't be trained on."""

@@ -59,7 +59,7 @@ _UINT8 = 0x08
 
 
 def decompress(content: bytes, source: str, bytes_max: int) -> bytes:
-    """The bytes of a file, unpacked where they are gzip.
+    """Return the bytes of a file, unpacked where they are gzip.
 
     Raises `DataError` naming `source` for damaged gzip and for more than `bytes_max` bytes.
     """
@@ -76,7 +76,7 @@ def decompress(content: bytes, source: str, bytes_max: int) -> bytes:
 
 
 def parse(raw: bytes, source: str, axes: int) -> NDArray[np.uint8]:
-    """The uint8 array of `axes` axes in an IDX file, as a read-only view of `raw`.
+    """Return the uint8 array of `axes` axes in an IDX file, as a read-only view of `raw`.
 
     Raises `DataError` naming `source` for another magic number or length.
     """
@@ -149,7 +149,7 @@ _CURE = "`asyncdni data mnist`, or set ASYNCDNI_DATA to their folder"
 
 
 def describe(data: config.Mnist) -> Meta:
-    """The shapes and counts: `META`, or the same for image planes; reads no file."""
+    """Return the shapes and counts: `META`, or the same for image planes; reads no file."""
     return described_as(META, planes=data.planes)
 
 
@@ -164,12 +164,12 @@ def load(data: config.Mnist, seed: int) -> Dataset:
 
 
 def described_as(meta: Meta, *, planes: bool) -> Meta:
-    """`meta` for images that come as pixels (784,) or, with `planes`, as (1, 28, 28)."""
+    """Return `meta` for images that come as pixels (784,) or, with `planes`, as (1, 28, 28)."""
     return msgspec.structs.replace(meta, input_shape=_PLANES) if planes else meta
 
 
 def as_planes(dataset: Dataset, *, planes: bool) -> Dataset:
-    """The images in the shape that `described_as` gives, as views of the same memory."""
+    """Return the images in the shape that `described_as` gives, as views of the same memory."""
     if not planes:
         return dataset
     return Dataset(
@@ -200,7 +200,7 @@ def read(folders: Sequence[Path], cure: str = _CURE) -> Dataset:
 
 
 def find(file: File, folders: Sequence[Path]) -> Path | None:
-    """The first existing path of `file`; None where there is none.
+    """Return the first existing path of `file`; None where there is none.
 
     A file may also be plain or carry the dotted name of some mirrors, `train-images.idx3-ubyte`.
     """
@@ -212,7 +212,7 @@ def find(file: File, folders: Sequence[Path]) -> Path | None:
 
 
 def checked(file: File, content: bytes, source: str) -> bytes:
-    """The uncompressed bytes of `content`, if it is a right copy of `file`.
+    """Return the uncompressed bytes of `content`, if it is a right copy of `file`.
 
     Raises `DataError` naming `source`, what was given and what was expected, unless they are the
     published ones.
@@ -260,7 +260,8 @@ MIRRORS = (
 
 
 def default_folder() -> Path:
-    """The folder for downloaded files: in $ASYNCDNI_DATA, or else in the user's cache folder.
+    """Return the folder for downloaded files: in $ASYNCDNI_DATA, or else in the user's cache
+    folder.
 
     It is the subfolder `mnist`, unless some of the files already are in the folder itself.
     """
@@ -269,7 +270,8 @@ def default_folder() -> Path:
 
 
 def held(file: File, folder: Path) -> Path | None:
-    """The path of `file` in `folder` if it is there and has the published bytes, else None."""
+    """Return the path of `file` in `folder` if it is there and has the published bytes, else
+    None."""
     path = find(file, [folder])
     if path is None:
         return None

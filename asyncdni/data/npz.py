@@ -37,13 +37,14 @@ __all__ = ["checksums", "dataset", "describe", "inputs", "load", "read", "read_o
 
 _Y = ("y_train", "y_test")
 
-#: Bytes of x_train that are read to find the range of its numbers; this bounds the time of a start.
+#: How many bytes of x_train are read to find the range of its numbers; this bounds the time that a
+#: start takes.
 _LOOKED_AT_BYTES = 1 << 27
 
-#: Numbers that are read at a time.
+#: How many numbers are read at a time.
 _CHUNK = 1 << 20
 
-#: One byte of a deflated member unpacks to at most so many bytes, one of a stored member to itself.
+#: The most bytes that one byte of a deflated member can unpack to; a stored member is as it is.
 _DEFLATE_MAX = 1032
 
 
@@ -54,7 +55,7 @@ class _Header(NamedTuple):
 
 
 def describe(data: config.Npz) -> Meta:
-    """The shapes, from the headers of the arrays; of the contents only y is read.
+    """Return the shapes, from the headers of the arrays; of the contents only y is read.
 
     Raises `DataError` for a file that is missing, damaged or of another form.
     """
@@ -86,7 +87,7 @@ def load(data: config.Npz, seed: int) -> Dataset:
 
 
 def dataset(source: str, arrays: Mapping[str, Array], targets: config.NpzTargets) -> Dataset:
-    """The four arrays as a data set; `targets` says what y is.
+    """Return the four arrays as a data set; `targets` says what y is.
 
     Raises `DataError` for arrays that don't fit each other, and for labels that are not whole
     numbers from 0."""
@@ -117,14 +118,14 @@ def read_one(path: Path, names: Sequence[str]) -> Array:
 
 
 def checksums(data: config.Npz) -> dict[str, str]:
-    """The CRC-32 of each array with its header, as stored in the file, by name. Reading an array
-    checks it. Raises `DataError` for a file that can't be read."""
+    """Return the CRC-32 of each array with its header, as stored in the file, by name. Reading an
+    array checks it. Raises `DataError` for a file that can't be read."""
     with _opened(Path(data.path), ARRAYS) as archive:
         return {name: f"crc32 {_info(archive, name).CRC:08x}" for name in ARRAYS}
 
 
 def inputs(data: config.Npz) -> Inputs:
-    """The kind and range of x_train, found from its first 128 MiB.
+    """Return the kind and range of x_train, found from its first 128 MiB.
 
     Raises `DataError` as `describe` does."""
     with _opened(Path(data.path), ARRAYS) as archive:
@@ -235,7 +236,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> Array:
 
 
 def _are_answers(path: Path) -> bool:
-    """Whether all values are 0 or 1, so that an output can be right or wrong."""
+    """Return whether all values are 0 or 1, so that an output can be right or wrong."""
     with _opened(path, ARRAYS) as archive:
         return all(_is_binary(archive, name) for name in _Y)
 
@@ -252,8 +253,8 @@ def _is_binary(archive: zipfile.ZipFile, name: str) -> bool:
 
 
 def _are_values(targets: config.NpzTargets, forms: Mapping[str, Form]) -> bool:
-    """Whether y is read as values. With "inputs" y is ignored, so values will do: nothing is asked
-    of them."""
+    """Return whether y is read as values. With "inputs" y is ignored, so values will do: nothing is
+    asked of them."""
     if targets == "auto":
         return forms["y_train"].dtype.kind == "f"
     return targets != "classes"

@@ -47,10 +47,10 @@ class Task(Protocol):
     Sequences have a mask, which idle windows need, unless one sequence fills an epoch."""
 
     def windows(self, epoch: int | None) -> int:
-        """How many windows each sequence of `epoch` has."""
+        """Return how many windows each sequence of `epoch` has."""
 
     def sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
-        """Sequence `number` of `epoch`, the same whenever it is asked for."""
+        """Return sequence `number` of `epoch`, the same whenever it is asked for."""
 
 
 class Sequences:
@@ -78,13 +78,14 @@ class Sequences:
         self._held_of: tuple[int, int | None, int] | None = None  # … and its (seed, epoch, number)
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """How many windows an epoch has. Raises `ConfigError` for another `batch_size` than the
-        streams."""
+        """Return how many windows an epoch has. Raises `ConfigError` for another `batch_size` than
+        the streams."""
         self._check_streams(batch_size)
         return self._windows
 
     def test_batches(self, batch_size: int) -> int:
-        """How many windows the test part has. Raises `ConfigError` as `batches_per_epoch` does."""
+        """Return how many windows the test part has. Raises `ConfigError` as `batches_per_epoch`
+        does."""
         self._check_streams(batch_size)
         return self._test_windows
 
@@ -97,7 +98,8 @@ class Sequences:
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> dict[str, Array]:
-        """Window `index` of `epoch`: "h", "y", "first", "last" and what else `meta.context` names.
+        """Return window `index` of `epoch`: "h", "y", "first", "last" and what else `meta.context`
+        names.
 
         Raises:
             ConfigError: for another `batch_size` than the number of streams.
@@ -108,17 +110,18 @@ class Sequences:
         return self._read(seed, epoch, index, self._windows, dtype, out)
 
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
-        """Window `index` of the test part; arguments, results and errors as for `read`."""
+        """Return window `index` of the test part; arguments, results and errors as for `read`."""
         _check_index(index, self.test_batches(batch_size))
         return self._read(self._seed, None, index, self._test_windows, dtype, None)
 
     def targets(self) -> dict[str, Array]:
-        """The targets of the first training and the first test window; values are float32."""
+        """Return the targets of the first training and the first test window; values are
+        float32."""
         train, test = self._first_windows()
         return {"y of training": train["y"], "y of the test": test["y"]}
 
     def validate(self) -> None:
-        """Raises `DataError` where the task's sequences are not what `meta` says."""
+        """Raise `DataError` where the task's sequences are not what `meta` says."""
         for tensors in self._first_windows():
             wrong = mismatch(self.meta, tensors, self.streams, np.float32)
             if wrong is None and not np.isfinite(tensors["h"]).all():
@@ -163,7 +166,7 @@ class Sequences:
     def _cut(
         self, sequence: Sequence, place: int, dtype: np.dtype[np.generic], out: Array | None
     ) -> dict[str, Array]:
-        """The arrays of window `place` of a sequence."""
+        """Return the arrays of window `place` of a sequence."""
         steps = self.meta.steps
         start, end = place * steps, (place + 1) * steps
         x = buffer_for(out, (self.streams, *self.meta.input_shape), dtype)
@@ -182,8 +185,8 @@ class Sequences:
         return tensors
 
     def _coming(self, sequence: Sequence, end: int, dtype: np.dtype[np.generic]) -> Array:
-        """The hints for the targets after step `end`, (B, ahead * H); zero beyond the sequence's
-        end."""
+        """Return the hints for the targets after step `end`, (B, ahead * H); zero beyond the
+        sequence's end."""
         hints = sequence.y if sequence.hints is None else sequence.hints
         wide = self.meta.context["coming"].shape[0] // self._ahead
         coming = np.zeros((self.streams, self._ahead, wide), dtype)
@@ -195,7 +198,8 @@ class Sequences:
 def describe_windows(
     meta: Meta, *, streams: int, ahead: int, masked: bool, hints: int | None = None
 ) -> Meta:
-    """`meta`, which counts the windows of one stream, for `streams` streams and with its context.
+    """Return `meta`, which counts the windows of one stream, for `streams` streams and with its
+    context.
 
     `hints` is how many numbers stand for one coming target; by default as many as outputs."""
     context = {"first": Tensor((), "bool"), "last": Tensor((), "bool")}
@@ -212,7 +216,7 @@ def describe_windows(
 
 
 def one_hot(ids: Array, classes: int, dtype: DTypeLike) -> Array:
-    """Ids (…) as one-hot vectors (…, classes) of `dtype`."""
+    """Return ids (…) as one-hot vectors (…, classes) of `dtype`."""
     out = np.empty((*ids.shape, classes), dtype)
     _fill(out, ids)
     return out
@@ -229,7 +233,7 @@ def _fill(out: Array, values: Array) -> None:
 
 
 def _idle(like: Sequence, steps: int) -> Sequence:
-    """A sequence of one idle window: zeros, of which no step counts."""
+    """Return a sequence of one idle window: zeros, of which no step counts."""
     streams = len(like.y)
 
     def zeros(array: Array) -> Array:

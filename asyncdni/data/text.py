@@ -47,7 +47,7 @@ BYTES_MAX = 1 << 30
 FILES = ("tinyshakespeare.txt", "tinyshakespeare.txt.gz")
 
 _CODE_POINTS = 0x110000
-#: Characters that are translated at a time, which bounds the memory.
+#: How many characters are translated at a time, which bounds the memory.
 _CHUNK = 1 << 20
 
 
@@ -64,7 +64,7 @@ class Characters:
         return _windows(len(self._parts[epoch is None]), self._streams, self._steps)
 
     def sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
-        """x and y (B, L): views of the text; y is one character further on."""
+        """Return x and y (B, L), views of the text; y is one character further on."""
         ids = self._parts[epoch is None]
         length = self.windows(epoch) * self._steps
         used = self._streams * length
@@ -79,7 +79,7 @@ class Characters:
 
 
 def shortest(streams: int, steps: int) -> int:
-    """How many characters one window of all streams takes, wherever it starts."""
+    """Return how many characters one window of all streams takes, wherever it starts."""
     return (streams + 1) * steps
 
 
@@ -96,8 +96,8 @@ class _Parts(NamedTuple):
 
 
 def describe(data: Text) -> Meta:
-    """The shapes and the vocabulary: windows (T, V) of one-hot vectors or (T,) of ids, and one of V
-    classes per step.
+    """Return the shapes and the vocabulary: windows (T, V) of one-hot vectors or (T,) of ids, and
+    one of V classes per step.
 
     Reads the file. Raises `DataError` if it is missing, empty, not UTF-8 or too short.
     """
@@ -116,12 +116,12 @@ def load(data: Text, seed: int) -> Sequences:
 
 
 def checksums(data: Text) -> dict[str, str]:
-    """The SHA-256 of the unpacked text. Raises `DataError` as `describe` does."""
+    """Return the SHA-256 of the unpacked text. Raises `DataError` as `describe` does."""
     return {"text": f"sha256 {hashlib.sha256(_unpacked(find(data.path))).hexdigest()}"}
 
 
 def find(path: str) -> Path:
-    """The file at `path` or, where that is empty, the one of `FILES` in the data folders.
+    """Return the file at `path` or, where that is empty, the one of `FILES` in the data folders.
 
     Raises `DataError` if there is none."""
     if path:
@@ -159,7 +159,7 @@ def _unpacked(path: Path) -> bytes:
 
 
 def encode(text: str, vocabulary: str) -> Array:
-    """The ids (N,) of characters, of the smallest unsigned type that holds them.
+    """Return the ids (N,) of characters, of the smallest unsigned type that holds them.
 
     Raises `DataError` for a character that the vocabulary does not have."""
     table = np.full(_CODE_POINTS, -1, np.int32)
@@ -178,7 +178,7 @@ def encode(text: str, vocabulary: str) -> Array:
 
 
 def decode(ids: Listed[int] | Array, vocabulary: str) -> str:
-    """The text that ids stand for. Raises `IndexError` for an id that is too large."""
+    """Return the text that ids stand for. Raises `IndexError` for an id that is too large."""
     return "".join(vocabulary[index] for index in ids)
 
 
@@ -203,8 +203,8 @@ def _parts(data: Text, path: Path) -> _Parts:
 
 
 def _vocabulary(text: str) -> str:
-    """The different characters of a text in the order of code points; each is marked in a table, as
-    sorting a long text takes long."""
+    """Return the different characters of a text in the order of code points; each is marked in a
+    table, as sorting a long text takes long."""
     seen = np.zeros(_CODE_POINTS, np.bool_)
     for start in range(0, len(text), _CHUNK):
         seen[_code_points(text[start : start + _CHUNK])] = True

@@ -22,7 +22,8 @@ __all__ = ["Circle", "describe", "load", "points"]
 
 
 def points(start: Array, steps: int, period: float) -> Array:
-    """Cosine and sine (B, steps, 2) float64, from step `start` (B,) on, which may be a fraction."""
+    """Return cosine and sine (B, steps, 2) float64, from step `start` (B,) on, which may be a
+    fraction."""
     times = start[:, None] + np.arange(steps)
     # With modulo before the multiplication, step 1,000,000 is as exact as step 0.
     angles = 2 * np.pi * (times % period) / period
@@ -61,7 +62,7 @@ class Circle:
         return self._test_windows if epoch is None else self._windows
 
     def sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
-        """x and y (B, L, 2), the same for every seed and epoch."""
+        """Return x and y (B, L, 2), the same for every seed and epoch."""
         starts = np.arange(self._streams) * self._period / self._streams
         if epoch is None:
             starts += self._test_shift
@@ -70,7 +71,7 @@ class Circle:
 
 
 def describe(data: Trigonometry) -> Meta:
-    """The shapes: windows (T, 2), two values per step.
+    """Return the shapes: windows (T, 2), two values per step.
 
     Raises `ConfigError` for windows longer than the curve."""
     windows, test_windows = _windows(data)
@@ -107,7 +108,7 @@ def load(data: Trigonometry, seed: int) -> Sequences:
 
 
 def _windows(data: Trigonometry) -> tuple[int, int]:
-    """How many whole windows there are in training and in the test; points left over are not
+    """Return how many whole windows there are in training and in the test; points left over are not
     used."""
     for name in ("points", "test_points"):
         given = getattr(data, name)

@@ -16,7 +16,7 @@ sample; the optimizer's caller divides by the number of samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,9 +30,11 @@ __all__ = [
     "Rng",
     "Slot",
     "Streams",
+    "accumulate",
     "forwarded",
     "gradient",
     "rows",
+    "slices",
 ]
 
 Array = NDArray[Any]
@@ -51,7 +53,7 @@ class Layer(Protocol):
     buffers: dict[str, Array]  # running statistics: "running_mean", …
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The output's shape for inputs of `shape` (both without the batch axis), without
+        """Return the output's shape for inputs of `shape` (both without the batch axis), without
         allocating anything. Raises `ConfigError` where the shape does not fit, naming what was
         given and expected. A layer with possibly large weights also has a method `size(shape)`,
         which returns their number of elements beforehand."""
@@ -62,7 +64,8 @@ class Layer(Protocol):
         """Make parameters, gradients and running statistics; return the output's shape."""
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """The output for x (B, *shape) in training; keeps in `slot` what `backward` needs."""
+        """Return the output for x (B, *shape) in training, and keep in `slot` what `backward`
+        needs."""
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
         """If `learn`, add to `grads`, or overwrite them where `fresh` and clear that flag. Return
@@ -71,22 +74,22 @@ class Layer(Protocol):
         A layer may overwrite `grad_y` only if its docstring says so."""
 
     def evaluate(self, x: Array) -> Array:
-        """The output for x (B, *shape) with running statistics; nothing is kept."""
+        """Return the output for x (B, *shape) with running statistics; nothing is kept."""
 
 
 class Loss(Protocol):
     """A loss on a stage's output x (B, K), with targets y: (B,) class ids or (B, K) values."""
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
-        """Raises `DataError` where the shape or range of targets y does not fit outputs of
+        """Raise `DataError` where the shape or range of targets y does not fit outputs of
         `shape`."""
 
     def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
-        """The loss summed over samples, and the number of right answers (None: the loss has no
-        such notion); keeps the error in `slot`."""
+        """Return the loss summed over samples, and the number of right answers (None: the loss has
+        no such notion), and keep the error in `slot`."""
 
     def backward(self, slot: Slot) -> Array:
-        """The gradient of the summed loss, (B, K), which belongs to the slot."""
+        """Return the gradient of the summed loss, (B, K), which belongs to the slot."""
 
     def error(self, x: Array, y: Array, out: Array) -> Array:
         """Write the gradient of the summed loss at x into `out` (B, K), and return it."""
@@ -106,12 +109,27 @@ class Optimizer(Protocol):
         `rate`. This may overwrite `grads`."""
 
 
+def accumulate(layer: Layer, found: Mapping[str, Array]) -> None:
+    """Add a batch's gradients `found` to `layer.grads`, or overwrite these where the layer is
+    `fresh`, and clear that flag.
+
+    `found` has an array of the parameter's shape for each of `layer.grads`; more are ignored.
+    """
+    for name, grad in layer.grads.items():
+        if layer.fresh:
+            grad[...] = found[name]
+        else:
+            grad += found[name]
+    layer.fresh = False
+
+
 #: Where a slot counts the gradient arrays handed out since its last forward.
 _HANDED_OUT = "gradients_handed_out"
 
 
 def rows(slot: Slot, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """The slot's array `name` of that shape and dtype, with arbitrary contents, C-contiguous.
+    """Return the slot's array `name` of that shape and dtype, with arbitrary contents,
+    C-contiguous.
 
     The first axis is that of samples: after a larger batch these are the first rows of its array.
     """
@@ -123,13 +141,19 @@ def rows(slot: Slot, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
     return kept if len(kept) == shape[0] else kept[: shape[0]]
 
 
+def slices(count: int, step: int) -> Iterator[slice]:
+    """Return the slices that go through `count` rows, `step` of them at a time; the last may be
+    shorter."""
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
 def forwarded(slot: Slot) -> None:
     """Note that a new batch is in the slot, so that all its gradient arrays are free again."""
     slot[_HANDED_OUT] = 0
 
 
 def gradient(slot: Slot, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An array for the gradient of x that no earlier backward of this batch has returned.
+    """Return an array for the gradient of x that no earlier backward of this batch has returned.
 
     Gradients may still be on their way to another worker when the same batch is pushed back a
     second time, so each backward writes into an array of its own.

@@ -38,7 +38,8 @@ INITIALISERS = (
 
 
 def make_initialiser(spec: str) -> Initialiser:
-    """The initialiser that `spec` names. Raises `ConfigError`, which lists the known ones."""
+    """Return the initialiser that `spec` names. Raises `ConfigError`, which lists the known
+    ones."""
     name, colon, number = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     family, _, shape = name.rpartition("_")
     if name == "zeros" and not colon:

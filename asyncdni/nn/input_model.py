@@ -69,8 +69,8 @@ class InputModel:
         self._scratch: Slot = {}
 
     def predict(self, x: Array, y: Array | None) -> Array:
-        """The prediction ĥ (B, D) for inputs x (B, X) and targets y (needed with `labels` only),
-        with batch statistics; a new array."""
+        """Return the prediction ĥ (B, D) for inputs x (B, X) and targets y (needed with `labels`
+        only), with batch statistics; a new array."""
         return self._forward(x, y).copy()
 
     def fit(self, x: Array, y: Array | None, h: Array, rate_scale: float) -> float:

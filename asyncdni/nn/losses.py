@@ -23,7 +23,16 @@ __all__ = [
 ]
 
 
-class CrossEntropy:
+class _KeepsError:
+    """A loss whose forward computes the gradient already, and keeps it in the slot."""
+
+    def backward(self, slot: Slot) -> Array:
+        """Return the gradient of the summed loss, of the outputs' shape; it belongs to the slot."""
+        error: Array = slot["error"]
+        return error
+
+
+class CrossEntropy(_KeepsError):
     """-log softmax(x)[y] of logits x (B, K) and class ids y (B,), any integer type.
 
     The gradient is softmax(x) - onehot(y). An answer is right if the largest logit (the first, of
@@ -31,7 +40,8 @@ class CrossEntropy:
     """
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
-        """`shape` is (K,) or (B, K). Raises `DataError` unless y is (B,) integers in [0, K)."""
+        """Raise `DataError` unless y is (B,) integers in [0, K), for outputs of `shape` (K,) or
+        (B, K)."""
         classes = shape[-1]
         if y.ndim != 1 or (len(shape) == 2 and len(y) != shape[0]):
             raise DataError(
@@ -56,10 +66,6 @@ class CrossEntropy:
         total, own = _softmax_error(x, y, best, error)
         return float(np.log(total).sum() - own.sum()), int(np.count_nonzero(best == y))
 
-    def backward(self, slot: Slot) -> Array:
-        error: Array = slot["error"]
-        return error
-
     def error(self, x: Array, y: Array, out: Array) -> Array:
         _softmax_error(x, y, x.argmax(axis=1), out)
         return out
@@ -81,7 +87,7 @@ def _softmax_error(x: Array, y: Array, best: Array, out: Array) -> tuple[Array, 
     return total, own
 
 
-class SigmoidCrossEntropy:
+class SigmoidCrossEntropy(_KeepsError):
     """Binary cross-entropy of logits x (B, K) and targets y (B, K) in [0, 1], summed over the K.
 
     -y log s(x) - (1 - y) log(1 - s(x)), with s the logistic function; the gradient is s(x) - y.
@@ -89,7 +95,8 @@ class SigmoidCrossEntropy:
     """
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
-        """`shape` is (K,) or (B, K). Raises `DataError` unless y is (B, K) within [0, 1]."""
+        """Raise `DataError` unless y is (B, K) within [0, 1], for outputs of `shape` (K,) or
+        (B, K)."""
         _check_values("sigmoid_cross_entropy", shape, y)
         wrong = (y < 0) | (y > 1)
         if wrong.any():
@@ -111,16 +118,12 @@ class SigmoidCrossEntropy:
         self.error(x, y, error)
         return loss, correct
 
-    def backward(self, slot: Slot) -> Array:
-        error: Array = slot["error"]
-        return error
-
     def error(self, x: Array, y: Array, out: Array) -> Array:
         sigmoid(x, out)
         return np.subtract(out, y, out=out)
 
 
-class MeanSquaredError:
+class MeanSquaredError(_KeepsError):
     """Squared error of x (B, K) against y (B, K), averaged over the K outputs of a sample.
 
     The mean over a batch therefore equals torch.nn.MSELoss. The gradient is 2 (x - y) / K. This
@@ -128,7 +131,8 @@ class MeanSquaredError:
     """
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
-        """`shape` is (K,) or (B, K). Raises `DataError` unless y is (B, K) finite numbers."""
+        """Raise `DataError` unless y is (B, K) finite numbers, for outputs of `shape` (K,) or
+        (B, K)."""
         _check_values("mse", shape, y)
 
     def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
@@ -136,10 +140,6 @@ class MeanSquaredError:
         self.error(x, y, error)
         # The sum of (x - y)^2 / K, computed from the gradient 2 (x - y) / K.
         return float(np.vdot(error, error)) * x.shape[1] / 4, None
-
-    def backward(self, slot: Slot) -> Array:
-        error: Array = slot["error"]
-        return error
 
     def error(self, x: Array, y: Array, out: Array) -> Array:
         np.subtract(x, y, out=out)
@@ -172,13 +172,13 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def make_loss(name: str) -> Loss:
-    """The loss of that name. Raises `ConfigError`, which lists the known ones."""
+    """Return the loss of that name. Raises `ConfigError`, which lists the known ones."""
     if name not in LOSSES:
         raise ConfigError(f"unknown loss {name!r}: expected one of {', '.join(LOSSES)}")
     return LOSSES[name]()
 
 
-class WindowLoss:
+class WindowLoss(_KeepsError):
     """`loss` on windows: each step that counts is treated as one sample.
 
     Outputs x are (B, T, K), targets y (B, T) or (B, T, K). The mask (B, T) bool says which steps
@@ -191,8 +191,8 @@ class WindowLoss:
     def forward(
         self, x: Array, y: Array, mask: Array | None, slot: Slot
     ) -> tuple[float, int | None, int]:
-        """The loss, the number of right answers (None: the loss has no such notion), and the number
-        of steps that count; keeps the error in `slot`."""
+        """Return the loss, the number of right answers (None: the loss has no such notion), and the
+        number of steps that count, and keep the error in `slot`."""
         inner: Slot = slot.setdefault("steps", {})
         outputs, targets, chosen = by_step(x), by_step(y), counted(mask)
         if chosen is None:
@@ -206,17 +206,12 @@ class WindowLoss:
         slot["error"] = error.reshape(x.shape)
         return loss, correct, len(chosen)
 
-    def backward(self, slot: Slot) -> Array:
-        """The gradient of the summed loss, (B, T, K), which belongs to the slot."""
-        error: Array = slot["error"]
-        return error
-
 
 def by_step(windows: Array) -> Array:
-    """Windows (B, T, …) as (B T, …), one row a step."""
+    """Return windows (B, T, …) as (B T, …), one row a step."""
     return windows.reshape(-1, *windows.shape[2:])
 
 
 def counted(mask: Array | None) -> Array | None:
-    """The indices of the rows of `by_step` that count; None where all do."""
+    """Return the indices of the rows of `by_step` that count; None where all do."""
     return None if mask is None else np.flatnonzero(mask)

@@ -34,7 +34,8 @@ __all__ = [
     "warmup",
 ]
 
-#: About so many elements make a block: smaller ones cost more in calls than they save in the cache.
+#: How many elements, about, make a block: smaller ones cost more in calls than they save in the
+#: cache.
 _BLOCK = 65536
 
 
@@ -56,7 +57,7 @@ class Sgd:
         self._scratch = np.empty(0)
 
     def start(self, params: Array) -> None:
-        """Allocates what `state` lacks, so that a checkpoint can be copied into it.
+        """Allocate what `state` lacks, so that a checkpoint can be copied into it.
 
         The first step does so too.
         """
@@ -65,7 +66,7 @@ class Sgd:
             self.state.setdefault("momentum", np.zeros_like(params))
 
     def step(self, params: Array, grads: Array, rate: float, scale: float = 1.0) -> None:
-        """Moves `params` by -rate * direction for the gradient scale * `grads`, overwritten."""
+        """Move `params` by -rate * direction for the gradient scale * `grads`, overwritten."""
         if not self._scratch.size:
             self.start(params)
         for part in _blocks(params.size):
@@ -110,7 +111,7 @@ class Adam:
         self._scratch = np.empty(0)
 
     def start(self, params: Array) -> None:
-        """Allocates what `state` lacks, so that a checkpoint can be copied into it.
+        """Allocate what `state` lacks, so that a checkpoint can be copied into it.
 
         The first step does so too.
         """
@@ -120,7 +121,7 @@ class Adam:
         self.state.setdefault("steps", np.zeros((), np.int64))
 
     def step(self, params: Array, grads: Array, rate: float, scale: float = 1.0) -> None:
-        """Moves `params` by one step of Adam for the gradient scale * `grads`, overwritten."""
+        """Move `params` by one step of Adam for the gradient scale * `grads`, overwritten."""
         if not self._scratch.size:
             self.start(params)
         self.state["steps"] += 1
@@ -144,7 +145,8 @@ class Adam:
         return t
 
     def _constants(self, steps: int, rate: float) -> tuple[float, float]:
-        """(s, e) so that s * first / (sqrt(second) + e) is the step of the paper's algorithm 1."""
+        """Return (s, e) so that s * first / (sqrt(second) + e) is the step of the paper's
+        algorithm 1."""
         first = (1 - self.beta1) / (1 - self.beta1**steps)
         second = math.sqrt((1 - self.beta2) / (1 - self.beta2**steps))
         return rate * first / second, self.epsilon / second
@@ -158,13 +160,13 @@ def _scaled(g: Array, scale: float) -> Array:
 
 
 def norm(vector: Array) -> float:
-    """The Euclidean norm of an array taken as one vector. It is not finite as soon as one element
-    is not."""
+    """Return the Euclidean norm of an array taken as one vector. It is not finite as soon as one
+    element is not."""
     return math.sqrt(np.vdot(vector, vector))  # unlike np.dot it does not warn of an overflow
 
 
 def finite_norm(grads: Array) -> float:
-    """The norm of `grads`. Raises `NumericalError` where it is not finite."""
+    """Return the norm of `grads`. Raises `NumericalError` where it is not finite."""
     found = norm(grads)
     if not math.isfinite(found):
         raise NumericalError(f"the norm of a gradient is {found}, expected a finite number")
@@ -178,7 +180,8 @@ def clip_by_norm(grads: Array, found: float, most: float) -> None:
 
 
 def flatten(layers: Sequence[Layer]) -> tuple[Array, Array]:
-    """All parameters of `layers`, and all their gradients, as one vector each (N,), in order.
+    """Return all parameters of `layers`, and all their gradients, as one vector each (N,), in
+    order.
 
     The values are copied, and the arrays in each layer's `params` and `grads` are replaced by views
     of the vectors, so that a step on the vectors is a step of the layers.
@@ -201,15 +204,16 @@ def _flatten(owners: Sequence[dict[str, Array]]) -> Array:
 
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
-    """A vector that begins at a multiple of 64 bytes, so that the last bits of matrix products do
-    not depend on where its memory happens to be."""
+    """Return a vector that begins at a multiple of 64 bytes, so that the last bits of matrix
+    products do not depend on where its memory happens to be."""
     room = np.empty(size * dtype.itemsize + 64, np.uint8)
     start = -room.ctypes.data % 64
     return room[start : start + size * dtype.itemsize].view(dtype)
 
 
 def _block_size(size: int) -> int:
-    """The size of equal blocks of about `_BLOCK` elements, so that the last one is not a stub."""
+    """Return the size of equal blocks of about `_BLOCK` elements, so that the last one is not a
+    stub."""
     return -(-size // max(1, round(size / _BLOCK)))
 
 
@@ -219,26 +223,27 @@ def _blocks(size: int) -> Iterator[slice]:
 
 
 def constant(epoch: float, total_epochs: float) -> float:
-    """The factor 1 throughout."""
+    """Return the factor 1 for all updates."""
     return 1.0
 
 
 def step(
     epoch: float, total_epochs: float, *, epochs: Sequence[float], factor: float = 0.1
 ) -> float:
-    """`factor` to the power of the number of `epochs` that have passed."""
+    """Return `factor` to the power of the number of `epochs` that have passed."""
     return float(factor) ** sum(epoch >= end for end in epochs)
 
 
 def cosine(epoch: float, total_epochs: float, *, final: float = 0.0) -> float:
-    """Half a cosine from 1 to `final` over the run (Loshchilov and Hutter 2017, no restarts)."""
+    """Return a factor that falls from 1 to `final` over the run, along half a cosine (Loshchilov
+    and Hutter 2017, no restarts)."""
     progress = min(1.0, epoch / total_epochs) if total_epochs > 0 else 1.0
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def warmup(update: int, updates: float) -> float:
-    """A factor that rises linearly to 1 over the first `updates`. It begins above 0, so that the
-    first update is not wasted."""
+    """Return a factor that rises linearly to 1 over the first `updates`. It begins above 0, so that
+    the first update is not wasted."""
     return min(1.0, (update + 1) / updates) if updates > 0 else 1.0
 
 
@@ -254,7 +259,7 @@ def scale(
     warmup_epochs: float = 0.0,
     **options: float | Sequence[float],
 ) -> float:
-    """The factor of the learning rate for the update of index `update` (from 0).
+    """Return the factor of the learning rate for the update of index `update` (from 0).
 
     Args:
         name: the schedule's name in `RATES`.

@@ -49,11 +49,11 @@ class Sequential:
         self.buffers = dict(self.optimizer.state)
 
     def slots(self) -> list[Slot]:
-        """Empty slots, one a layer, for what a forward leaves behind for its backward."""
+        """Return empty slots, one a layer, for what a forward leaves behind for its backward."""
         return [{} for _ in self.layers]
 
     def forward(self, x: Array, slots: Sequence[Slot]) -> Array:
-        """The output for x, with batch statistics; it belongs to the slots."""
+        """Return the output for x, with batch statistics; it belongs to the slots."""
         for layer, slot in zip(self.layers, slots, strict=True):
             x = layer.forward(x, slot)
         return x

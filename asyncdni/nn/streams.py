@@ -17,7 +17,7 @@ __all__ = ["layer_streams", "stream"]
 
 
 def stream(seed: int, name: str, purpose: str, *numbers: int) -> Rng:
-    """A generator for one purpose, such as `stream(0, "data", "shuffle", epoch)`.
+    """Return a generator for one purpose, such as `stream(0, "data", "shuffle", epoch)`.
 
     Two keys that differ anywhere give independent streams.
     """
@@ -28,5 +28,5 @@ def stream(seed: int, name: str, purpose: str, *numbers: int) -> Rng:
 
 
 def layer_streams(seed: int, layer_name: str) -> Streams:
-    """The streams of one layer, by purpose: `layer_streams(0, "stage1.0")("init")`."""
+    """Return the streams of one layer, by purpose: `layer_streams(0, "stage1.0")("init")`."""
     return lambda purpose: stream(seed, layer_name, purpose)

@@ -31,6 +31,7 @@ from asyncdni.sampling import (
     Curve,
     Reconstructions,
     as_csv,
+    classifies_images,
     continue_curve,
     continue_text,
     draw_images,
@@ -38,7 +39,6 @@ from asyncdni.sampling import (
     predict_images,
     reconstruct,
     tells_characters,
-    tells_images_apart,
     tells_points,
 )
 from asyncdni.store.run import Result
@@ -60,7 +60,7 @@ __all__ = [
 
 def has_something_to_show(run: Result) -> bool:
     """Tell whether what the run has learnt can be looked at or read."""
-    kinds = (tells_characters, tells_points, has_prior, tells_images_apart)
+    kinds = (tells_characters, tells_points, has_prior, classifies_images)
     return any(is_one(run) for is_one in kinds)
 
 
@@ -85,7 +85,7 @@ def leave_samples(run: Result, *, allow_import: Allowed = False) -> list[Path]:
             files += write_images(run.folder, draw_images(run, allow_import=allow_import))
             made = reconstruct(run, allow_import=allow_import)
             files += write_reconstructions(run.folder, made)
-        elif tells_images_apart(run):
+        elif classifies_images(run):
             files += _predictions(run, run.folder, allow_import)
     return files
 
@@ -123,7 +123,7 @@ def _cost(run: Result, folder: Path) -> Iterator[Path]:
 def _predictions(run: Result, folder: Path, allow_import: Allowed) -> Iterator[Path]:
 
     found = predict_images(run, allow_import=allow_import)
-    picture = predictions_picture(found.images, found.truth, found.told)
+    picture = predictions_picture(found.images, found.truth, found.predicted)
     yield _written(folder / "predictions.png", picture)
 
 

@@ -53,13 +53,13 @@ MAP_GENERATORS: dict[str, type[ConvolutionalGenerator | FeatureMapErrorGenerator
 
 
 def generator_options() -> dict[str, type[tables.Generator]]:
-    """The option tables of generators that an experiment file may hold, by kind."""
+    """Return the option tables of generators that an experiment file may hold, by kind."""
     return {kind: made.Options for kind, made in {**GENERATORS, **MAP_GENERATORS}.items()}
 
 
 def make_generator(kind: str, **options: Any) -> Generator:
-    """The generator of vectors named `kind`, not yet built. Raises `ConfigError` for an unknown
-    name or option."""
+    """Return the generator of vectors named `kind`, not yet built. Raises `ConfigError` for an
+    unknown name or option."""
     made = GENERATORS.get(kind)
     if made is None:
         raise ConfigError(

@@ -38,8 +38,9 @@ class Generator(Protocol):
         targets: (B,) class ids for cross_entropy, else (B, K)."""
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """The predicted gradient (B, D), which belongs to the slot. Local heads make their own step
-        here. `rate_scale` is the present factor of learning rates, 1 at the start of a run."""
+        """Return the predicted gradient (B, D), which belongs to the slot. Local heads make their
+        own step here. `rate_scale` is the present factor of learning rates, 1 at the start of a
+        run."""
 
     def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
         """Make one step towards the gradient (B, D) that came back for the slot's batch."""

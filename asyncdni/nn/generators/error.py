@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from asyncdni import tables
-from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Layer, Loss, Slot, Streams, rows
 from asyncdni.nn.layers.activations import Relu
 from asyncdni.nn.layers.dense import Dense
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.optimizers import Adam, finite_norm
+from asyncdni.nn.options import check_positive
 from asyncdni.nn.sequential import Sequential
 
 __all__ = ["ErrorGenerator", "FeatureMapErrorGenerator", "LocalHead"]
@@ -58,15 +58,19 @@ class ErrorGenerator:
         self, width: int, outputs: int, loss: str, dtype: np.dtype[Any], streams: Streams
     ) -> None:
         """See `Generator`; all weights start at zero, so nothing is drawn from `streams`."""
+        self._make(width, width, outputs, loss, dtype)
+
+    def _make(self, seen: int, width: int, outputs: int, loss: str, dtype: np.dtype[Any]) -> None:
+        """Make the weights: a head on (B, `seen`), and a map to gradients (B, `width`)."""
         self._loss: Loss = make_loss(loss)
         self._outputs = outputs
         self._dtype = np.dtype(dtype)
-        weights = outputs * width
+        weights = outputs * seen
         self._head, self._head_grad = np.zeros((2, weights + outputs), dtype)
-        self._weight_grad = self._head_grad[:weights].reshape(outputs, width)
+        self._weight_grad = self._head_grad[:weights].reshape(outputs, seen)
         self._bias_grad = self._head_grad[weights:]
         self.params = {
-            "head.weight": self._head[:weights].reshape(outputs, width),
+            "head.weight": self._head[:weights].reshape(outputs, seen),
             "head.bias": self._head[weights:],
             "map": np.zeros((outputs, width), dtype),
         }
@@ -78,19 +82,25 @@ class ErrorGenerator:
         self.buffers = {f"head.{name}": moment for name, moment in self.optimizer.state.items()}
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """The prediction e U (B, D) for activations h (B, D) and targets y; then the head's step.
+        """Return the prediction e U (B, D) for activations h (B, D) and targets y, and then
+        make the head's step.
 
         The error e is that of the head before this step, so that these labels enter it once."""
+        seen = self._seen(h)
         shape = len(h), self._outputs
         logits = rows(self._scratch, "logits", shape, self._dtype)
-        np.matmul(h, self.params["head.weight"].T, out=logits)
+        np.matmul(seen, self.params["head.weight"].T, out=logits)
         logits += self.params["head.bias"]
         slot["error"] = error = rows(slot, "error_rows", shape, self._dtype)
         self._loss.error(logits, y, error)
         prediction = rows(slot, "prediction", h.shape, self._dtype)
         np.matmul(error, self.params["map"], out=prediction)
-        self._step_head(h, error, rate_scale)
+        self._step_head(seen, error, rate_scale)
         return prediction
+
+    def _seen(self, h: Array) -> Array:
+        """Return what the head sees of activations h (B, D)."""
+        return h
 
     def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
         """Make the step U -= rate eᵀ(e U - g) / Σe², with the slot's e and the present U.
@@ -134,8 +144,7 @@ class FeatureMapErrorGenerator(ErrorGenerator):
     ) -> None:
         """`rate` is the share of the map's error that a fit removes; it is stable below 2."""
         super().__init__(head_learning_rate=head_learning_rate, rate=rate)
-        if not isinstance(cells, int) or isinstance(cells, bool) or cells < 1:
-            raise ConfigError(f"cells {cells!r}: expected a positive whole number")
+        check_positive(cells=cells)
         self.cells = cells
 
     def build(
@@ -151,44 +160,26 @@ class FeatureMapErrorGenerator(ErrorGenerator):
         for activations of another shape. All start at zero, so nothing is drawn from `streams`."""
         self._means: Array | None = None
         if len(shape) != 3:
-            super().build(width, outputs, loss, dtype, streams)
+            self._make(width, width, outputs, loss, dtype)
             return
         channels, height, across = shape
         down, right = _means(height, self.cells), _means(across, self.cells)
         self._means = np.ascontiguousarray(np.kron(down, right).T, dtype)
-        super().build(channels * self._means.shape[1], outputs, loss, dtype, streams)
-        self.params["map"] = np.zeros((outputs, width), dtype)
-        self._change, self._pulled = np.empty((2, outputs, width), dtype)
+        self._make(channels * self._means.shape[1], width, outputs, loss, dtype)
 
-    def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """The prediction e U (B, C H W) for activations h (B, C H W) and targets y; then the head's
-        step.
-
-        The error e is that of the head before this step, so that these labels enter it once."""
+    def _seen(self, h: Array) -> Array:
+        """Return the means (B, C cells cells) of h (B, C H W), computed as one product; other
+        activations as they are."""
         if self._means is None:
-            return super().predict(h, y, slot, rate_scale)
-        pooled = self._pool(h, self._means)
-        shape = len(h), self._outputs
-        logits = rows(self._scratch, "logits", shape, self._dtype)
-        np.matmul(pooled, self.params["head.weight"].T, out=logits)
-        logits += self.params["head.bias"]
-        slot["error"] = error = rows(slot, "error_rows", shape, self._dtype)
-        self._loss.error(logits, y, error)
-        prediction = rows(slot, "prediction", h.shape, self._dtype)
-        np.matmul(error, self.params["map"], out=prediction)
-        self._step_head(pooled, error, rate_scale)
-        return prediction
-
-    def _pool(self, h: Array, means: Array) -> Array:
-        """The means (B, C cells cells) of h (B, C H W), computed as one product."""
-        places, cells = means.shape
+            return h
+        places, cells = self._means.shape
         each = rows(self._scratch, "pooled", (h.size // places, cells), self._dtype)
-        return np.matmul(h.reshape(-1, places), means, out=each).reshape(len(h), -1)
+        return np.matmul(h.reshape(-1, places), self._means, out=each).reshape(len(h), -1)
 
 
 def _means(size: int, cells: int) -> Array:
-    """A matrix (cells, size) whose row i takes the mean of the i-th of `cells` equal parts. Parts
-    overlap by one element where they are not equal, as in torch.nn.AdaptiveAvgPool2d."""
+    """Return a matrix (cells, size) whose row i takes the mean of the i-th of `cells` equal parts.
+    Parts overlap by one element where they are not equal, as in torch.nn.AdaptiveAvgPool2d."""
     cells = min(cells, size)
     found = np.zeros((cells, size))
     for i in range(cells):
@@ -235,8 +226,8 @@ class LocalHead:
         self.params, self.buffers = self.network.params, self.network.buffers
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """The gradient ∂(summed local loss)/∂h (B, D) at activations h (B, D) and targets y; then
-        the head's step, on the mean over the batch.
+        """Return the gradient ∂(summed local loss)/∂h (B, D) at activations h (B, D) and targets y,
+        and then make the head's step, on the mean over the batch.
 
         The gradient goes through the head as it was before that step."""
         if "layers" not in slot:

@@ -13,7 +13,7 @@ on, and Adam's steps do not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, sqrt
+from math import isfinite
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from asyncdni.nn.layers.correlation import planes
 from asyncdni.nn.layers.dense import Dense
 from asyncdni.nn.layers.normalisation import BatchNorm, BatchNorm2d
 from asyncdni.nn.layers.reshape import Flatten, Reshape
+from asyncdni.nn.running import RunningRms
 from asyncdni.nn.sequential import Sequential
 
 __all__ = [
@@ -38,9 +39,6 @@ __all__ = [
     "Regression",
     "ZeroGenerator",
 ]
-
-#: Decay a fit of the running mean square of the targets, which so remembers some hundred fits.
-DECAY = 0.99
 
 
 class Regression:
@@ -74,22 +72,28 @@ class Regression:
         """See `Generator`; hidden layers draw from streams of their own, named after their
         position."""
         self._inputs = width + outputs * self.labels
+        self._make([*self._hidden, Dense(width, init="zeros")], loss, dtype, streams)
+
+    def _make(
+        self, layers: Sequence[Layer], loss: str, dtype: np.dtype[Any], streams: Streams
+    ) -> None:
+        """Build the network of `layers` for its inputs z (B, self._inputs), and what a fit needs
+        beside it."""
         self._classes = loss == "cross_entropy"
         self._dtype = np.dtype(dtype)
-        layers = [*self._hidden, Dense(width, init="zeros")]
         self.network = Sequential(layers, self.learning_rate)
         self.network.build(self._inputs, self._dtype, streams, "generator")
         self.params = self.network.params
-        self._square = np.zeros(2)  # decayed sums of the targets' mean squares, and of ones
-        self.buffers = {**self.network.buffers, "target_square": self._square}
+        self._rms = RunningRms()  # of the targets
+        self.buffers = {**self.network.buffers, "target_square": self._rms.sums}
         self._slots = self.network.slots()
         self._scratch: Slot = {}
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """The network's answer (B, D) to activations h (B, D), in the targets' own scale."""
+        """Return the network's answer (B, D) to activations h (B, D), in the targets' own scale."""
         output = self.forward(self._join(h, y, slot))
         prediction = rows(slot, "prediction", h.shape, self._dtype)
-        return np.multiply(output, self._scale(), out=prediction)
+        return np.multiply(output, self._rms.value(), out=prediction)
 
     def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
         """Make one step of Adam on Σ|ĝ - g / scale|² / 2B, for the gradient g (B, D)."""
@@ -97,23 +101,27 @@ class Regression:
             self._observe(grad)
         output = self.forward(slot["inputs"])
         residual = rows(self._scratch, "residual", grad.shape, self._dtype)
-        np.multiply(grad, -1 / self._scale(), out=residual)
+        np.multiply(grad, -1 / self._rms.value(), out=residual)
         residual += output
         self.network.backward(residual, self._slots, send=False)
         self.network.step(len(grad), rate_scale)
 
     def forward(self, z: Array) -> Array:
-        """The network's output for z, with batch statistics; valid until the next call."""
+        """Return the network's output for z, with batch statistics; valid until the next call."""
         return self.network.forward(z, self._slots)
 
     def _join(self, h: Array, y: Array, slot: Slot) -> Array:
-        """The network's input z (B, D + K), which is kept in the slot for the fit."""
-        z = rows(slot, "inputs_rows", (len(h), self._inputs), self._dtype)
+        """Return the network's input z (B, D + K), which is kept in the slot for the fit."""
+        z = self._inputs_of(h, slot)
         if self.labels:
             join(h, y, self._classes, z)
         else:
             z[...] = h
-        slot["inputs"] = z
+        return z
+
+    def _inputs_of(self, h: Array, slot: Slot) -> Array:
+        """Return the slot's array for the inputs z of the samples h, to be written."""
+        slot["inputs"] = z = rows(slot, "inputs_rows", (len(h), self._inputs), self._dtype)
         return z
 
     def _observe(self, grad: Array) -> None:
@@ -122,15 +130,9 @@ class Regression:
         Raises `NumericalError`, and leaves the mean as it is, where it would not stay finite."""
         flat = grad.reshape(-1)
         square = float(flat @ flat) / flat.size
-        if not isfinite(square + self._square[0]):
+        if not isfinite(square + self._rms.sums[0]):
             raise NumericalError("the running mean square of its targets is no longer finite")
-        self._square *= DECAY
-        self._square += (1 - DECAY) * square, 1 - DECAY
-
-    def _scale(self) -> float:
-        """The running root mean square of the targets, 1 before the first."""
-        total, weight = self._square.tolist()
-        return sqrt(total / weight) if total > 0 else 1.0
+        self._rms.add(square)
 
 
 class LinearGenerator(Regression):
@@ -214,8 +216,8 @@ class ZeroGenerator:
         """Do nothing: there are no weights."""
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
-        """Zeros (B, D). They are written each time, because a backward may have used the array as
-        scratch."""
+        """Return zeros (B, D). They are written each time, because a backward may have used the
+        array as scratch."""
         prediction = rows(slot, "prediction", h.shape, h.dtype)
         prediction.fill(0)
         return prediction
@@ -224,14 +226,9 @@ class ZeroGenerator:
         """Do nothing: there is nothing to learn."""
 
 
-# --- convolutional -------------------------------------------------------------------------------
-#
-# The DNI paper's generator of convolutional networks: convolutions of the activation, with the
-# labels as channels beside it.
-
-
 class ConvolutionalGenerator(Regression):
-    """[h, targets as constant planes] -> (conv2d, batch norm, relu) for each of `hidden` -> conv2d.
+    """[h, targets as constant planes] -> (conv2d, batch norm, relu) for each of `hidden` -> conv2d:
+    the DNI paper's generator for convolutional networks.
 
     Every convolution keeps height and width; the last one starts at zero. With `labels`, each class
     has a channel, of ones if it is the sample's class and else of zeros; other targets have a
@@ -274,17 +271,9 @@ class ConvolutionalGenerator(Regression):
         channels, height, across = planes(shape, where="a convolutional generator")
         self._planes = outputs * self.labels, height * across
         self._inputs = width + self._planes[0] * self._planes[1]
-        self._classes = loss == "cross_entropy"
-        self._dtype = np.dtype(dtype)
         inputs = channels + self._planes[0], height, across
         layers = [Reshape(inputs), *self._hidden_layers(), self._conv(channels, "zeros"), Flatten()]
-        self.network = Sequential(layers, self.learning_rate)
-        self.network.build(self._inputs, self._dtype, streams, "generator")
-        self.params = self.network.params
-        self._square = np.zeros(2)
-        self.buffers = {**self.network.buffers, "target_square": self._square}
-        self._slots = self.network.slots()
-        self._scratch: Slot = {}
+        self._make(layers, loss, dtype, streams)
 
     def _hidden_layers(self) -> list[Layer]:
         found: list[Layer] = []
@@ -296,9 +285,9 @@ class ConvolutionalGenerator(Regression):
         return Conv2d(channels, kernel=self.kernel, padding="same", init=init)
 
     def _join(self, h: Array, y: Array, slot: Slot) -> Array:
-        """The network's input z (B, (C + K) H W), h and then the planes of the targets, which is
-        kept in the slot for the fit."""
-        z = rows(slot, "inputs_rows", (len(h), self._inputs), self._dtype)
+        """Return the network's input z (B, (C + K) H W), h and then the planes of the targets,
+        which is kept in the slot for the fit."""
+        z = self._inputs_of(h, slot)
         width = h.shape[1]
         z[:, :width] = h
         if self.labels:
@@ -309,5 +298,4 @@ class ConvolutionalGenerator(Regression):
             else:
                 targets[...] = y[:, :, None]
             z[:, width:] = targets.reshape(len(h), -1)
-        slot["inputs"] = z
         return z

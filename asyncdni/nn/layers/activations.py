@@ -12,7 +12,7 @@ __all__ = ["Elementwise", "Relu", "Sigmoid", "Tanh", "sigmoid"]
 
 
 class Elementwise:
-    """Base of layers y = f(x), element by element, for inputs of any shape."""
+    """Base of layers without weights for inputs of any shape, such as y = f(x) by element."""
 
     def __init__(self) -> None:
         self.params: dict[str, Array] = {}
@@ -28,6 +28,15 @@ class Elementwise:
     ) -> tuple[int, ...]:
         self.fresh = True
         return shape
+
+    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
+        """Return the gradient of x if `send`, else None; there are no weights that could learn."""
+        self.fresh = self.fresh and not learn
+        return self._input_gradient(grad_y, slot) if send else None
+
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
+        """Return the gradient of x from that of y and what the forward has kept in the slot."""
+        raise NotImplementedError
 
 
 class Relu(Elementwise):
@@ -45,10 +54,7 @@ class Relu(Elementwise):
         slot["output"] = y = rows(slot, "y", x.shape, x.dtype)
         return np.maximum(x, self._zeros, out=y)
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        self.fresh = self.fresh and not learn
-        if not send:
-            return None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
         y: Array = slot["output"]
         passes = np.greater(y, 0, out=rows(slot, "passes", y.shape, np.dtype(bool)))
         return np.multiply(grad_y, passes, out=gradient(slot, y.shape, y.dtype))
@@ -76,10 +82,7 @@ class Sigmoid(Elementwise):
         slot["output"] = y = rows(slot, "y", x.shape, x.dtype)
         return sigmoid(x, y)
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        self.fresh = self.fresh and not learn
-        if not send:
-            return None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
         y: Array = slot["output"]
         grad_x = gradient(slot, y.shape, y.dtype)
         np.subtract(1, y, out=grad_x)
@@ -99,10 +102,7 @@ class Tanh(Elementwise):
         slot["output"] = y = rows(slot, "y", x.shape, x.dtype)
         return np.tanh(x, out=y)
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        self.fresh = self.fresh and not learn
-        if not send:
-            return None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
         y: Array = slot["output"]
         grad_x = gradient(slot, y.shape, y.dtype)
         np.multiply(y, y, out=grad_x)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
+from asyncdni.nn.base import Array, Slot, Streams, accumulate, forwarded, gradient, rows
 from asyncdni.nn.initialisers import make_initialiser
 from asyncdni.nn.layers.correlation import (
     Geometry,
@@ -22,10 +22,12 @@ from asyncdni.nn.layers.correlation import (
     pair,
     planes,
 )
+from asyncdni.nn.options import check_flags, check_positive
 
 __all__ = ["Conv2d"]
 
-#: Up to so many channels, lowering whole windows (`im2col`) is faster; at 8 both cost the same.
+#: The most channels with which lowering whole windows (`im2col`) is faster; with 8 both ways cost
+#: the same.
 FEW_CHANNELS = 4
 
 
@@ -53,10 +55,8 @@ class Conv2d:
         even kernel the border is one element wider after the map than before, as in PyTorch. `init`
         names the start of the weight, of fan-in C kh kw (see `initialisers`); the bias starts at
         0."""
-        if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
-            raise ConfigError(f"channels {channels!r}: expected a positive whole number")
-        if not isinstance(bias, bool):
-            raise ConfigError(f"bias {bias!r}: expected true or false")
+        check_positive(channels=channels)
+        check_flags(bias=bias)
         self.channels = channels
         self.windows = _windows(kernel, stride, padding)
         self.bias = bias
@@ -71,7 +71,8 @@ class Conv2d:
         return (self.channels, *self.windows.counts((height, width), where="a conv2d layer"))
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        """Return how many numbers the weights have that `build` makes for inputs of `shape`,
+        without making them."""
         return self.channels * shape[0] * math.prod(self.windows.kernel)
 
     def build(
@@ -100,8 +101,8 @@ class Conv2d:
         return output
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, C, H, W) to (B, O, Ho, Wo). The slot keeps a reference to x, which must not change
-        until the backward."""
+        """Map x (B, C, H, W) to y (B, O, Ho, Wo). The slot keeps a reference to x, which must not
+        change until the backward."""
         slot["x"] = x
         forwarded(slot)
         return self._apply(x, rows(slot, "y", self._y_shape(x), x.dtype))
@@ -126,13 +127,7 @@ class Conv2d:
 
     def _learn(self, grad_y: Array, x: Array) -> None:
         weight, bias = self._kernel_gradient.apply(x, grad_y)
-        found = {"weight": weight.transpose(3, 2, 0, 1), "bias": bias}
-        for name, grad in self.grads.items():
-            if self.fresh:
-                grad[...] = found[name]
-            else:
-                grad += found[name]
-        self.fresh = False
+        accumulate(self, {"weight": weight.transpose(3, 2, 0, 1), "bias": bias})
 
     def _pull(self, grad_y: Array, grad_x: Array) -> Array:
         weight = self.params["weight"]

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.base import Array, Slot, rows
+from asyncdni.nn.base import Array, Slot, rows, slices
+from asyncdni.nn.options import is_whole
 
 __all__ = [
     "Geometry",
@@ -44,9 +45,6 @@ __all__ = [
 ]
 
 # --- windows -------------------------------------------------------------------------------------
-#
-# Windows that slide over the planes of a feature map: their options, how many fit, and how maps
-# are turned to channels last.
 
 #: (vertical, horizontal)
 Pair = tuple[int, int]
@@ -64,8 +62,8 @@ class Windows:
     after: Pair
 
     def counts(self, size: Pair, *, where: str) -> Pair:
-        """How many windows fit into planes of `size`, by axis. Raises `ConfigError` where none
-        does."""
+        """Return how many windows fit into planes of `size`, by axis. Raises `ConfigError` where
+        none does."""
         padded = [size[axis] + self.before[axis] + self.after[axis] for axis in (0, 1)]
         if any(padded[axis] < self.kernel[axis] for axis in (0, 1)):
             raise ConfigError(
@@ -96,11 +94,12 @@ class Geometry:
         return self.kernel[1] * self.channels
 
     def span(self, axis: int) -> int:
-        """The count of elements from the first to the last that a window sees, with the border."""
+        """Return the count of elements from the first to the last that a window sees, with the
+        border."""
         return (self.outputs[axis] - 1) * self.stride[axis] + self.kernel[axis]
 
     def overlap(self, axis: int) -> tuple[slice, slice]:
-        """Which elements of that span lie inside x, and which elements of x they are."""
+        """Return which elements of that span lie inside x, and which elements of x they are."""
         before = self.corner[axis]
         first = max(0, before)
         last = max(first, min(self.span(axis), self.size[axis] + before))
@@ -108,10 +107,10 @@ class Geometry:
 
 
 def pair(name: str, value: object, *, least: int) -> Pair:
-    """The option `name`, given as one whole number for both axes or as [vertical, horizontal].
-    Raises `ConfigError` for anything else, and for numbers below `least`."""
+    """Return the option `name`, given as one whole number for both axes or as [vertical,
+    horizontal]. Raises `ConfigError` for anything else, and for numbers below `least`."""
     given = value if isinstance(value, list | tuple) else [value, value]
-    whole = [one for one in given if isinstance(one, int) and not isinstance(one, bool)]
+    whole = [one for one in given if is_whole(one)]
     if len(given) != 2 or len(whole) != 2 or min(whole) < least:
         raise ConfigError(
             f"{name} {value!r}: expected a whole number of at least {least}, or two as "
@@ -121,7 +120,8 @@ def pair(name: str, value: object, *, least: int) -> Pair:
 
 
 def planes(shape: tuple[int, ...], *, where: str) -> tuple[int, int, int]:
-    """The sizes (C, H, W) of a feature map. Raises `ConfigError` for inputs of another shape."""
+    """Return the sizes (C, H, W) of a feature map. Raises `ConfigError` for inputs of another
+    shape."""
     if len(shape) != 3 or min(shape) < 1:
         raise ConfigError(
             f"{where} takes inputs of shape (C, H, W), not {shape}: a reshape layer makes them so"
@@ -133,8 +133,8 @@ def planes(shape: tuple[int, ...], *, where: str) -> tuple[int, int, int]:
 def filled_rows(
     slot: Slot, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], value: float
 ) -> Array:
-    """As `rows`, but the array is filled with `value` when it is made. A border that is never
-    written to keeps that value."""
+    """Return what `rows` does, but the array is filled with `value` when it is made. A border that
+    is never written to keeps that value."""
     before = slot.get(name)
     found = rows(slot, name, shape, dtype)
     if slot[name] is not before:
@@ -150,13 +150,13 @@ def _shown(size: Sequence[int]) -> str:
 _CLASH_BYTES = 1024
 #: The size of a cache line, at least.
 _LINE_BYTES = 64
-#: Up to so many channels, one line of each fits into a set of the cache.
+#: The most channels of which a cache line each fits into one set of the cache.
 _CHANNELS = 8
 
 
 def apart(x: Array, scratch: Slot) -> Array:
-    """x (n, C, H, W), or a copy in `scratch` that is faster to turn to channels last; the copy is
-    valid until the next call.
+    """Return x (n, C, H, W), or a copy in `scratch` that is faster to turn to channels last; the
+    copy is valid until the next call.
 
     Turning a map to channels last reads one number of each channel after the other, a plane apart.
     Where planes lie a large power of two bytes apart, all these reads compete for a few sets of the
@@ -175,8 +175,8 @@ def apart(x: Array, scratch: Slot) -> Array:
     return as_strided(kept, x.shape, (by_sample, by_channel, width * each, each), writeable=False)
 
 
-#: About so many bytes are lowered or produced at a time: with less the products become small, with
-#: more they do not fit into the cache.
+#: How many bytes, about, are lowered or produced at a time: with fewer the matrix products become
+#: small, with more their operands do not fit into the cache.
 _CHUNK_BYTES = 4 << 20
 
 
@@ -193,7 +193,7 @@ class _Lowering:
         g = self._geometry
         lowered, found = g.size[0] * g.outputs[1] * g.row, g.filters * g.outputs[0] * g.outputs[1]
         step = max(1, _CHUNK_BYTES // (max(lowered, found) * x.itemsize))
-        return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
+        return slices(len(x), step)
 
     def take(self, x: Array) -> None:
         """Keep x (n, C, H, W) with channels last, and with the border to its left and right."""
@@ -204,13 +204,13 @@ class _Lowering:
         np.copyto(inner, apart(x, self._scratch)[:, :, :, self._seen].transpose(0, 2, 3, 1))
 
     def columns_first(self) -> Array:
-        """The lowered matrix (n Wo, H kw C) of the samples that were taken."""
+        """Return the lowered matrix (n Wo, H kw C) of the samples that were taken."""
         g = self._geometry
         lowered = self._lower(slice(None), (0, 2, 1, 3))
         return lowered.reshape(-1, g.size[0] * g.row)
 
     def rows_first(self, chosen: slice) -> Array:
-        """The lowered matrices (H', n Wo, kw C) of the chosen rows of the samples taken."""
+        """Return the lowered matrices (H', n Wo, kw C) of the chosen rows of the samples taken."""
         lowered = self._lower(chosen, (1, 0, 2, 3))
         return lowered.reshape(len(lowered), -1, self._geometry.row)
 
@@ -240,8 +240,8 @@ class MecCorrelation:
         self._scratch: Slot = {}
 
     def _plan(self) -> Iterator[tuple[int, slice, slice]]:
-        """For each output row: its index, the columns of the lowered matrix that it reads, and the
-        rows of w that they are multiplied by."""
+        """Give for each output row its index, the columns of the lowered matrix that it reads, and
+        the rows of w that they are multiplied by."""
         g = self._geometry
         for i in range(g.outputs[0]):
             top = i * g.stride[0] - g.corner[0]  # the row of x under the window's first row
@@ -280,7 +280,8 @@ class MecKernelGradient:
         self._ones = np.ones(0)  # a product with it sums over samples and places
 
     def apply(self, x: Array, grad_y: Array) -> tuple[Array, Array]:
-        """The gradients of w (kh, kw, C, O) and of the bias (O,), valid until the next call."""
+        """Return the gradients of w (kh, kw, C, O) and of the bias (O,), valid until the next
+        call."""
         g = self._geometry
         shape = (g.kernel[0], g.row, g.filters)
         found = rows(self._scratch, "found", shape, x.dtype)
@@ -330,22 +331,13 @@ class MecKernelGradient:
 
 
 # --- im2col --------------------------------------------------------------------------------------
-#
-# Correlation of maps of few channels, such as images: whole windows as columns of a matrix.
-#
-# This computes the same as `correlation`, in the textbook's way (Chellapilla, Puri and Simard 2006,
-# "High performance convolutional neural networks for document processing"). Every number is copied
-# kh kw times, but with few channels there are few numbers. In return the output needs no
-# transposition, which would take most of the time when filters are many and channels are few.
-#
-#     y = [w, bias] columns,  columns (n, C kh kw + 1, Ho Wo) with a last row of ones for the bias
 
-#: About so many bytes of columns are made at a time.
+#: How many bytes of columns, about, are made at a time.
 _COLUMN_BYTES = 1 << 20
 
 
 class _Columns:
-    """The windows of a few samples at a time."""
+    """The windows of a few samples at a time, each of them a column of a matrix."""
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = g = geometry
@@ -356,10 +348,11 @@ class _Columns:
 
     def chunks(self, x: Array) -> Iterator[slice]:
         step = max(1, _COLUMN_BYTES // (self.height * self.places * x.itemsize))
-        return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
+        return slices(len(x), step)
 
     def of(self, x: Array) -> Array:
-        """The columns (n, C kh kw + 1, Ho Wo) of x (n, C, H, W), valid until the next call."""
+        """Return the columns (n, C kh kw + 1, Ho Wo) of x (n, C, H, W), valid until the next
+        call."""
         g = self._geometry
         shape = (len(x), g.channels, g.span(0), g.span(1))
         padded = filled_rows(self._scratch, "padded", shape, x.dtype, 0)
@@ -382,7 +375,17 @@ class _Columns:
 
 
 class Im2colCorrelation:
-    """Computes y (B, O, Ho, Wo) of x (B, C, H, W) and w (kh, kw, C, O) by im2col."""
+    """Computes y (B, O, Ho, Wo) of x (B, C, H, W) and w (kh, kw, C, O) by im2col.
+
+        y = [w, bias] columns,  columns (n, C kh kw + 1, Ho Wo) with a last row of ones for the bias
+
+    It computes the same as `MecCorrelation` and is faster where channels are few, as in images.
+    Every number is copied kh kw times, but there are few of them. In return the output needs no
+    transposition, which would take most of the time when filters are many and channels are few.
+
+    Source: Chellapilla, Puri and Simard 2006, "High performance convolutional neural networks for
+    document processing".
+    """
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = geometry
@@ -416,7 +419,7 @@ class Im2colKernelGradient:
         self._scratch: Slot = {}
 
     def apply(self, x: Array, grad_y: Array) -> tuple[Array, Array]:
-        """The gradients of w (kh, kw, C, O) and of the bias (O,)."""
+        """Return the gradients of w (kh, kw, C, O) and of the bias (O,)."""
         g, columns = self._geometry, self._columns
         total = np.zeros((g.filters, columns.height), x.dtype)
         for part in columns.chunks(x):

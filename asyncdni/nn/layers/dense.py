@@ -9,6 +9,7 @@ import numpy as np
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
 from asyncdni.nn.initialisers import make_initialiser
+from asyncdni.nn.options import check_flags, check_positive
 
 __all__ = ["Dense"]
 
@@ -22,10 +23,8 @@ class Dense:
     """
 
     def __init__(self, width: int, *, bias: bool = True, init: str = "he_normal") -> None:
-        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-            raise ConfigError(f"width {width!r}: expected a positive whole number of units")
-        if not isinstance(bias, bool):
-            raise ConfigError(f"bias {bias!r}: expected true or false")
+        check_positive(width=width)
+        check_flags(bias=bias)
         self.width = width
         self.bias = bias
         self.params: dict[str, Array] = {}
@@ -45,7 +44,8 @@ class Dense:
         return (*shape[:-1], self.width)
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        """Return how many numbers the weights have that `build` makes for inputs of `shape`,
+        without making them."""
         return self.width * shape[-1]
 
     def build(
@@ -63,8 +63,8 @@ class Dense:
         return output
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, D) to (B, H). The slot keeps a reference to x, which must not change until the
-        backward."""
+        """Map x (B, D) to y (B, H). The slot keeps a reference to x, which must not change until
+        the backward."""
         slot["x"] = x
         forwarded(slot)
         y = rows(slot, "y", (*x.shape[:-1], self.width), x.dtype)

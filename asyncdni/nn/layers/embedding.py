@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from asyncdni.errors import ConfigError, DataError
+from asyncdni.errors import DataError
 from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
 from asyncdni.nn.initialisers import make_initialiser
+from asyncdni.nn.options import check_positive
 
 __all__ = ["Embedding"]
 
@@ -22,9 +23,7 @@ class Embedding:
     """
 
     def __init__(self, tokens: int, *, width: int, init: str = "normal:1") -> None:
-        for name, value in (("tokens", tokens), ("width", width)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} {value!r}: expected a positive whole number")
+        check_positive(tokens=tokens, width=width)
         self.tokens = tokens
         self.width = width
         self.params: dict[str, Array] = {}
@@ -37,7 +36,8 @@ class Embedding:
         return (*shape, self.width)
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        """Return how many numbers the weights have that `build` makes for inputs of `shape`,
+        without making them."""
         return self.tokens * self.width
 
     def build(
@@ -50,14 +50,14 @@ class Embedding:
         return self.output_shape(shape)
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """The vectors of the ids x. Raises `DataError` for an id that has no row."""
+        """Return the vectors of the ids x. Raises `DataError` for an id that has no row."""
         forwarded(slot)
         weight = self.params["weight"]
         slot["ids"] = ids = self._checked(x)
         return self._look_up(ids, rows(slot, "y", (*x.shape, self.width), weight.dtype))
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """A gradient of zeros of the ids' shape, if `send`."""
+        """Return a gradient of zeros of the ids' shape, if `send`."""
         ids: Array = slot["ids"]
         if learn:
             self._learn(grad_y.reshape(-1, self.width), ids.reshape(-1))

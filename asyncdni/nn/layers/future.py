@@ -28,7 +28,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite, sqrt
+from math import inf, isfinite
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,15 +36,19 @@ import numpy as np
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.nn.base import Array, Slot, rows
 from asyncdni.nn.optimizers import Adam, norm
+from asyncdni.nn.options import check_flags, check_least, check_number
+from asyncdni.nn.running import RunningRms
 
 __all__ = [
-    "Aside",
     "Auxiliary",
+    "AuxiliaryGradient",
+    "Callbacks",
     "Future",
     "NextWindow",
     "Predict",
     "Push",
     "Returns",
+    "Sizes",
     "Sweep",
     "Window",
     "coming",
@@ -52,14 +56,16 @@ __all__ = [
     "make_future",
 ]
 
-#: (inputs (B, I), last (B,), out (B, S)) -> the prediction of the future's present map.
+#: Computes the prediction of the future's present map: (inputs (B, I), last (B,), out (B, S)) ->
+#: out.
 Predict = Callable[[Array, Array, Array], Array]
-#: (arrays kept of a window, gradient of the state at its end) -> gradient of the state at its
-#: start; both (B, S).
+#: Goes back through a window: (arrays kept of it, gradient of the state at its end) -> gradient of
+#: the state at its start; both (B, S).
 Push = Callable[[Mapping[str, Array], Array], Array]
-#: (inputs (B, I) at a window's end, prediction (B, S) at the next one's, whether sequences go on
-#: from one to the other (B,)) -> gradient of the state (B, S) that is added to the target.
-Aside = Callable[[Array, Array, Array], Array]
+#: Computes what the auxiliary task adds to a target, and makes a step of its map: (inputs (B, I) at
+#: the end of a window, prediction (B, S) at the end of the next, whether the sequence goes on from
+#: one to the other (B,)) -> gradient of the state (B, S).
+AuxiliaryGradient = Callable[[Array, Array, Array], Array]
 
 
 @dataclass(frozen=True)
@@ -75,25 +81,34 @@ class Window:
     kept: Mapping[str, Array]  # the arrays that `Push` needs
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of the windows that `Returns` keeps."""
+
+    streams: int  # B
+    inputs: int  # I
+    state: int  # S
+    kept: Mapping[str, tuple[int, ...]]  # the shapes of the arrays in `Window.kept`
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What `Returns` calls to compute a target."""
+
+    predict: Predict  # of the future
+    push: Push  # of the layer
+    auxiliary: AuxiliaryGradient | None  # of the future; None: it has no auxiliary task
+
+
 class Returns(Protocol):
     """Keeps windows until the targets of their ends are known, and then gives these."""
 
-    def start(
-        self,
-        streams: int,
-        inputs: int,
-        state: int,
-        kept: Mapping[str, tuple[int, ...]],
-        dtype: np.dtype[Any],
-    ) -> dict[str, Array]:
-        """Allocate the arrays that windows are kept in, for B = `streams`, inputs (B, inputs) and
-        states (B, state), with no window in them. `kept` gives the shapes of `Window.kept`.
+    def start(self, sizes: Sizes) -> dict[str, Array]:
+        """Allocate the arrays that windows are kept in, with no window in them, and return them by
+        name; a checkpoint is restored by writing into them."""
 
-        Returns the arrays; a checkpoint is restored by writing into them."""
-
-    def observe(
-        self, window: Window, predict: Predict, push: Push, aside: Aside | None
-    ) -> Iterable[tuple[Array, Array]]:
+    def observe(self, window: Window, calls: Callbacks) -> Iterable[tuple[Array, Array]]:
         """Take the next window, and give the pairs of inputs (B, I) and targets (B, S) that are
         known now. Windows come in order."""
 
@@ -101,27 +116,18 @@ class Returns(Protocol):
 class NextWindow:
     """λ = 0: a window's target is what the next window's backward arrives at."""
 
-    def start(
-        self,
-        streams: int,
-        inputs: int,
-        state: int,
-        kept: Mapping[str, tuple[int, ...]],
-        dtype: np.dtype[Any],
-    ) -> dict[str, Array]:
-        self._inputs = np.zeros((streams, inputs), dtype)
-        self._last = np.zeros(streams, np.bool_)
+    def start(self, sizes: Sizes) -> dict[str, Array]:
+        self._inputs = np.zeros((sizes.streams, sizes.inputs), sizes.dtype)
+        self._last = np.zeros(sizes.streams, np.bool_)
         self._number = np.array(-1, np.int64)  # of the window that waits; -1: none
         return {"inputs": self._inputs, "last": self._last, "number": self._number}
 
-    def observe(
-        self, window: Window, predict: Predict, push: Push, aside: Aside | None
-    ) -> Iterable[tuple[Array, Array]]:
+    def observe(self, window: Window, calls: Callbacks) -> Iterable[tuple[Array, Array]]:
         if self._number >= 0 and window.number == self._number + 1:
             goes_on = ~(self._last | window.first)
             target = window.start.copy()
-            if aside is not None:
-                target += aside(self._inputs, window.predicted, goes_on)
+            if calls.auxiliary is not None:
+                target += calls.auxiliary(self._inputs, window.predicted, goes_on)
             target[~goes_on] = 0
             yield self._inputs, target
         self._inputs[...] = window.inputs
@@ -137,28 +143,20 @@ class Sweep:
         self._lambda = lambda_
         self._windows = windows
 
-    def start(
-        self,
-        streams: int,
-        inputs: int,
-        state: int,
-        kept: Mapping[str, tuple[int, ...]],
-        dtype: np.dtype[Any],
-    ) -> dict[str, Array]:
+    def start(self, sizes: Sizes) -> dict[str, Array]:
         self._kept = {
-            name: np.zeros((self._windows, *shape), dtype) for name, shape in kept.items()
+            name: np.zeros((self._windows, *shape), sizes.dtype)
+            for name, shape in sizes.kept.items()
         }
-        self._inputs = np.zeros((self._windows, streams, inputs), dtype)
-        self._first, self._last = np.zeros((2, self._windows, streams), np.bool_)
-        self._state = state
+        self._inputs = np.zeros((self._windows, sizes.streams, sizes.inputs), sizes.dtype)
+        self._first, self._last = np.zeros((2, self._windows, sizes.streams), np.bool_)
+        self._state = sizes.state
         self._count = np.array(0, np.int64)
         self._number = np.array(-1, np.int64)  # of the newest window
         whole = {"inputs": self._inputs, "first": self._first, "last": self._last}
         return {**self._kept, **whole, "count": self._count, "number": self._number}
 
-    def observe(
-        self, window: Window, predict: Predict, push: Push, aside: Aside | None
-    ) -> Iterable[tuple[Array, Array]]:
+    def observe(self, window: Window, calls: Callbacks) -> Iterable[tuple[Array, Array]]:
         if window.number != self._number + 1:
             self._count[...] = 0
         self._number[...] = window.number
@@ -166,7 +164,7 @@ class Sweep:
         self._count += 1
         ended = bool(window.last.all())
         if ended or self._count == self._windows:
-            yield from self._sweep(ended, predict, push, aside)
+            yield from self._sweep(ended, calls)
             self._restart(ended)
 
     def _put(self, place: int, window: Window) -> None:
@@ -183,13 +181,11 @@ class Sweep:
                 )
             array[place] = given
 
-    def _sweep(
-        self, ended: bool, predict: Predict, push: Push, aside: Aside | None
-    ) -> Iterable[tuple[Array, Array]]:
+    def _sweep(self, ended: bool, calls: Callbacks) -> Iterable[tuple[Array, Array]]:
         """Give inputs and targets from the newest window to the oldest. Each window's prediction is
         made before the fit to its own target, which must not depend on the step that it causes."""
         newest = int(self._count) - 1
-        guess = self._guess(newest, predict)
+        guess = self._guess(newest, calls.predict)
         after = guess  # zero where a sequence ends
         if ended:
             yield self._inputs[newest], after
@@ -197,11 +193,11 @@ class Sweep:
             end = (1 - self._lambda) * guess + self._lambda * after
             end[self._last[k]] = 0
             goes_on = ~(self._last[k - 1] | self._first[k])
-            after = push({name: array[k] for name, array in self._kept.items()}, end).copy()
-            if aside is not None:
-                after += aside(self._inputs[k - 1], guess, goes_on)
+            after = calls.push({name: array[k] for name, array in self._kept.items()}, end).copy()
+            if calls.auxiliary is not None:
+                after += calls.auxiliary(self._inputs[k - 1], guess, goes_on)
             after[~goes_on] = 0
-            guess = self._guess(k - 1, predict)
+            guess = self._guess(k - 1, calls.predict)
             yield self._inputs[k - 1], after
 
     def _guess(self, place: int, predict: Predict) -> Array:
@@ -248,7 +244,8 @@ class Auxiliary:
         self.buffers = {"weight": self._map, **self._optimizer.state}
 
     def gradient(self, state: Array, foretold: Array, goes_on: Array, rate_scale: float) -> Array:
-        """The gradient of the task's loss with respect to `state` (B, S); then one step of A.
+        """Return the gradient of the task's loss with respect to `state` (B, S), and then
+        make one step of A.
 
         The gradient is zero where the sequence does not go on (`goes_on` (B,) bool). `foretold`
         (B, S) is ĝ(k + 1), in units of the targets' root mean square."""
@@ -267,8 +264,8 @@ class Auxiliary:
 
 
 def flags(slot: Slot, name: str, streams: int) -> Array:
-    """A copy of the context's flags `name` ("first" or "last"), one a stream, (B,) bool; all False
-    where they are absent.
+    """Return a copy of the context's flags `name` ("first" or "last"), one a stream, (B,) bool; all
+    False where they are absent.
 
     Raises `DataError` for another shape."""
     given = slot.get("context", {}).get(name)
@@ -283,7 +280,7 @@ def flags(slot: Slot, name: str, streams: int) -> Array:
 
 
 def coming(slot: Slot, streams: int, width: int) -> Array:
-    """The context's targets after the window's end, as (B, width).
+    """Return the context's targets after the window's end, as (B, width).
 
     Raises `DataError` where they are missing or of another size."""
     given = slot.get("context", {}).get("coming")
@@ -301,8 +298,6 @@ def coming(slot: Slot, streams: int, width: int) -> Array:
     return found
 
 
-#: Decay a fit of the running mean square of the targets, which so remembers some hundred fits.
-DECAY = 0.99
 #: Mean square of an input below which normalised least mean squares hardly moves the map.
 RIDGE = 1e-6
 #: Learning rate of the auxiliary map's Adam.
@@ -344,16 +339,15 @@ class Future:
         scale_targets: divide targets by their running root mean square (adam).
         auxiliary: weight of the auxiliary task (see `Auxiliary`), which has an Adam of its own.
         """
-        _check(labels=(labels, 0), windows=(windows, 2))
-        _check_number("lambda", lambda_, 0, 1)
-        _check_number("scale", scale, 0, float("inf"))
-        _check_number("learning_rate", learning_rate, 0, float("inf"))
-        _check_number("auxiliary", auxiliary, 0, float("inf"))
+        check_least("labels", labels, 0)
+        check_least("windows", windows, 2)
+        check_number("lambda", lambda_, 0, 1)
+        check_number("scale", scale, 0, inf)
+        check_number("learning_rate", learning_rate, 0, inf)
+        check_number("auxiliary", auxiliary, 0, inf)
         if optimizer not in ("adam", "nlms"):
             raise ConfigError(f"optimizer {optimizer!r}: expected adam or nlms")
-        for name, value in (("cell", cell), ("scale_targets", scale_targets)):
-            if not isinstance(value, bool):
-                raise ConfigError(f"{name} {value!r}: expected true or false")
+        check_flags(cell=cell, scale_targets=scale_targets)
         self.labels = labels
         self.lambda_ = float(lambda_)
         self.windows = windows
@@ -376,8 +370,8 @@ class Future:
         self._state, self._units, self._dtype = state, units, dtype
         self._inputs = state + self.labels + 1
         self._map, self._change = np.zeros((2, state, self._inputs), dtype)
-        self._square = np.zeros(2)  # decayed sums of the targets' mean squares, and of ones
-        self.buffers = {"future.weight": self._map, "future.target_square": self._square}
+        self._rms = RunningRms()  # of the targets
+        self.buffers = {"future.weight": self._map, "future.target_square": self._rms.sums}
         self._optimizer = Adam()
         if self._adam:
             self._optimizer.start(self._map.reshape(-1))
@@ -394,7 +388,7 @@ class Future:
         """Make the arrays that keep windows until their targets are known, and return them for
         checkpoints. `kept` gives the shapes of the arrays that a sweep needs of each window."""
         self._returns = NextWindow() if self.bootstrapped else Sweep(self.lambda_, self.windows)
-        made = self._returns.start(streams, self._inputs, self._state, kept, self._dtype)
+        made = self._returns.start(Sizes(streams, self._inputs, self._state, kept, self._dtype))
         return {f"carried.{name}": array for name, array in made.items()}
 
     # --- predictions -----------------------------------------------------------------------------
@@ -409,20 +403,21 @@ class Future:
         seen[:, -1] = 1
 
     def predict(self, slot: Slot) -> Array:
-        """The predicted gradient (B, S) of the state at the window's end; zero where a sequence
-        ends."""
+        """Return the predicted gradient (B, S) of the state at the window's end; zero where a
+        sequence ends."""
         out = rows(slot, "prediction", (len(slot["seen"]), self._state), self._dtype)
         return self.predicted(slot["seen"], slot["last"], out)
 
     def predicted(self, inputs: Array, last: Array, out: Array) -> Array:
-        """As `predict`, for inputs (B, I) and last (B,) bool, written into `out` (B, S)."""
+        """Do as `predict` for inputs (B, I) and last (B,) bool, and write the result into `out`
+        (B, S)."""
         np.matmul(inputs, self._map.T, out=out)
-        out *= self._rms()
+        out *= self._rms.value()
         out[last] = 0
         return out
 
     def trusted(self, predicted: Array) -> Array:
-        """The part of a prediction (B, S) that the layer's own update uses."""
+        """Return the part of a prediction (B, S) that the layer's own update uses."""
         if self.trusts_all:
             return predicted
         used = rows(self._scratch, "used", predicted.shape, self._dtype)
@@ -435,14 +430,19 @@ class Future:
 
     def observe(self, window: Window, push: Push, rate_scale: float) -> None:
         """Take a window whose backward is done, and fit to all targets that are known now."""
-        aside = None if self._auxiliary is None else partial(self._aside, rate_scale)
-        for inputs, target in self._returns.observe(window, self.predicted, push, aside):
+        auxiliary = (
+            None if self._auxiliary is None else partial(self._auxiliary_gradient, rate_scale)
+        )
+        calls = Callbacks(self.predicted, push, auxiliary)
+        for inputs, target in self._returns.observe(window, calls):
             self.fit(inputs, target, rate_scale)
 
-    def _aside(self, rate_scale: float, inputs: Array, predicted: Array, goes_on: Array) -> Array:
-        """The gradient (B, S) that the auxiliary task adds to a target."""
+    def _auxiliary_gradient(
+        self, rate_scale: float, inputs: Array, predicted: Array, goes_on: Array
+    ) -> Array:
+        """Return the gradient (B, S) that the auxiliary task adds to a target."""
         assert self._auxiliary is not None
-        rms = self._rms()
+        rms = self._rms.value()
         state = inputs[:, : self._state]
         grad = self._auxiliary.gradient(state, predicted / rms, goes_on, rate_scale)
         grad *= rms
@@ -454,10 +454,9 @@ class Future:
         if not isfinite(square) or not np.isfinite(inputs).all():
             return
         if self.scale_targets:
-            self._square *= DECAY
-            self._square += (1 - DECAY) * square, 1 - DECAY
+            self._rms.add(square)
         error = rows(self._scratch, "error", target.shape, self._dtype)
-        np.multiply(target, -1 / self._rms(), out=error)
+        np.multiply(target, -1 / self._rms.value(), out=error)
         error += np.matmul(inputs, self._map.T)
         np.matmul(error.T, inputs, out=self._change)
         if self._adam:
@@ -469,15 +468,10 @@ class Future:
             self._change *= self.learning_rate * rate_scale / energy
             self._map -= self._change
 
-    def _rms(self) -> float:
-        """The running root mean square of the targets, 1 before the first."""
-        total, weight = self._square.tolist()
-        return sqrt(total / weight) if total > 0 else 1.0
-
 
 def make_future(options: Mapping[str, Any]) -> Future:
-    """The future that a table of options describes, where `lambda_` is written `lambda`. Raises
-    `ConfigError` for an unknown option or a wrong value."""
+    """Return the future that a table of options describes, where `lambda_` is written `lambda`.
+    Raises `ConfigError` for an unknown option or a wrong value."""
     known = [name.removesuffix("_") for name in inspect.signature(Future).parameters]
     unknown = [name for name in options if name not in known]
     if unknown:
@@ -485,15 +479,3 @@ def make_future(options: Mapping[str, Any]) -> Future:
             f"future has no option {unknown[0]!r}: its options are {', '.join(known)}"
         )
     return Future(**{"lambda_" if name == "lambda" else name: options[name] for name in options})
-
-
-def _check(**wholes: tuple[object, int]) -> None:
-    for name, (value, least) in wholes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{name} {value!r}: expected a whole number of at least {least}")
-
-
-def _check_number(name: str, value: object, least: float, most: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= value <= most:  # type: ignore[operator]
-        raise ConfigError(f"{name} {value!r}: expected a number from {least} to {most}")

@@ -17,8 +17,8 @@ from asyncdni.nn.layers.activations import Elementwise
 
 __all__ = ["Dropout", "Gaussian"]
 
-#: Probabilities are multiples of 1 / this: 16 random bits an element are enough, and four times as
-#: fast to draw as a random number.
+#: Probabilities are rounded to multiples of 1 / _PARTS. So 16 random bits an element are enough;
+#: they are drawn four times as fast as a floating number.
 _PARTS = 1 << 16
 
 
@@ -43,7 +43,7 @@ class Dropout(Elementwise):
         return super().build(shape, dtype, streams)
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """x with elements dropped. Raises `DataError` where slot["batch"] is missing."""
+        """Return x with elements dropped. Raises `DataError` where slot["batch"] is missing."""
         forwarded(slot)
         batch = slot.get("batch")
         if not isinstance(batch, int):
@@ -56,10 +56,7 @@ class Dropout(Elementwise):
         np.less(bits, self._kept, out=mask)
         return self._apply(x, mask, rows(slot, "y", x.shape, x.dtype))
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        self.fresh = self.fresh and not learn
-        if not send:
-            return None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
         return self._apply(grad_y, slot["mask"], gradient(slot, grad_y.shape, grad_y.dtype))
 
     def evaluate(self, x: Array) -> Array:
@@ -112,7 +109,7 @@ class Gaussian:
         return self.output_shape(shape)
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, 2 Z) to (B, Z). Raises `DataError` where the slot has no batch id."""
+        """Draw codes (B, Z) for x (B, 2 Z). Raises `DataError` where the slot has no batch id."""
         if "batch" not in slot:
             raise DataError(
                 "a gaussian layer needs the batch's id, to draw the same noise for it everywhere: "
@@ -134,7 +131,7 @@ class Gaussian:
         return np.add(mean, pushed, out=rows(slot, "y", shape, x.dtype))
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """The gradient of x, if `send`: dz/dm = 1 and dz/d(log s^2) = s e / 2. The KL term's
+        """Return the gradient of x, if `send`: dz/dm = 1 and dz/d(log s^2) = s e / 2. The KL term's
         gradients are m and (s^2 - 1) / 2."""
         self.fresh = self.fresh and not learn
         if not send:
@@ -154,12 +151,12 @@ class Gaussian:
         return np.ascontiguousarray(x[:, : x.shape[1] // 2])
 
     def own_loss(self, x: Array) -> float:
-        """The layer's own part of the test loss for x (B, 2 Z): `weight` * KL, summed."""
+        """Return the layer's own part of the test loss for x (B, 2 Z): `weight` * KL, summed."""
         mean, log_variance = np.split(x, 2, axis=1)
         return self.weight * _divergence(mean, log_variance, np.exp(0.5 * log_variance))
 
 
 def _divergence(mean: Array, log_variance: Array, deviation: Array) -> float:
-    """KL(N(m, s^2) || N(0, 1)) = (m^2 + s^2 - 1 - log s^2) / 2, summed over everything."""
+    """Return KL(N(m, s^2) || N(0, 1)) = (m^2 + s^2 - 1 - log s^2) / 2, summed over everything."""
     terms = np.square(mean) + np.square(deviation) - 1 - log_variance
     return 0.5 * float(terms.sum(dtype=np.float64))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import ConfigError, DataError
-from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
+from asyncdni.nn.base import Array, Slot, Streams, accumulate, forwarded, gradient, rows, slices
+from asyncdni.nn.options import is_whole
 
 __all__ = ["BatchNorm", "BatchNorm2d", "LayerNorm"]
 
@@ -53,7 +54,8 @@ class BatchNorm:
         return output
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, D) to (B, D). Raises `DataError` for a batch of one sample, which has no variance."""
+        """Return x (B, D) normalised. Raises `DataError` for a batch of one sample, which has no
+        variance."""
         samples = len(x)
         if samples < 2:
             raise DataError(
@@ -81,7 +83,7 @@ class BatchNorm:
         grad_bias = np.matmul(self._ones_of(grad_y), grad_y)
         grad_weight = np.einsum("ij,ij->j", grad_y, centred) * inv_std
         if learn:
-            self._learn(grad_weight, grad_bias)
+            accumulate(self, {"weight": grad_weight, "bias": grad_bias})
         if not send:
             return None
         samples = len(grad_y)
@@ -99,7 +101,7 @@ class BatchNorm:
         return y
 
     def _ones_of(self, x: Array) -> Array:
-        """Ones (B,): a product with them sums over the samples, faster than np.sum does."""
+        """Return ones (B,): a product with them sums over the samples, faster than np.sum does."""
         if len(self._ones) < len(x):
             self._ones = np.ones(len(x), x.dtype)
         return self._ones[: len(x)]
@@ -112,14 +114,6 @@ class BatchNorm:
             running *= 1 - self.momentum
             running += self.momentum * value
 
-    def _learn(self, grad_weight: Array, grad_bias: Array) -> None:
-        for name, grad in (("weight", grad_weight), ("bias", grad_bias)):
-            if self.fresh:
-                self.grads[name][...] = grad
-            else:
-                self.grads[name] += grad
-        self.fresh = False
-
 
 def _number(name: str, value: object, expected: str, *, above: float, most: float) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -128,7 +122,7 @@ def _number(name: str, value: object, expected: str, *, above: float, most: floa
     return float(value)  # type: ignore[arg-type]
 
 
-#: About so many bytes of samples are worked on at a time, so that results stay in the cache.
+#: How many bytes of samples, about, are worked on at a time, so that results stay in the cache.
 _CHUNK_BYTES = 1 << 19
 
 
@@ -183,7 +177,7 @@ class BatchNorm2d(BatchNorm):
         grad_bias = self._total(grad_y)
         grad_weight = self._along(grad_y, x, mean) * inv_std
         if learn:
-            self._learn(grad_weight[:, 0], grad_bias[:, 0])
+            accumulate(self, {"weight": grad_weight[:, 0], "bias": grad_bias[:, 0]})
         if not send:
             return None
         places = x.size // x.shape[1]
@@ -212,8 +206,8 @@ class BatchNorm2d(BatchNorm):
             found += bias
         return y
 
-    # The next three give sums by channel (C, 1): over places by a product with ones, then over
-    # samples.
+    # The next methods sum by channel, to (C, 1): first over places, by a product with ones, then
+    # over samples.
 
     def _total(self, x: Array) -> Array:
         total: Array = np.matmul(_flat(x), self._ones_of(_flat(x)[0].T)).sum(axis=0)
@@ -223,11 +217,11 @@ class BatchNorm2d(BatchNorm):
         return self._summed(x, mean, None)
 
     def _along(self, grad_y: Array, x: Array, mean: Array) -> Array:
-        """Σ grad_y (x - mean), (C, 1)."""
+        """Return Σ grad_y (x - mean), (C, 1)."""
         return self._summed(x, mean, grad_y)
 
     def _summed(self, x: Array, mean: Array, other: Array | None) -> Array:
-        """Σ (x - mean) other, (C, 1); Σ (x - mean)² where `other` is None."""
+        """Return Σ (x - mean) other, (C, 1), or Σ (x - mean)² where `other` is None."""
         total = np.zeros(x.shape[1], x.dtype)
         for part in _chunks(x):
             flat = _flat(x[part])
@@ -239,13 +233,12 @@ class BatchNorm2d(BatchNorm):
 
 
 def _flat(x: Array) -> Array:
-    """The view (n, C, H W) of x (n, C, H, W)."""
+    """Return the view (n, C, H W) of x (n, C, H, W)."""
     return x.reshape(len(x), x.shape[1], -1)
 
 
 def _chunks(x: Array) -> Iterator[slice]:
-    step = max(1, _CHUNK_BYTES // max(1, x[:1].nbytes))
-    return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
+    return slices(len(x), max(1, _CHUNK_BYTES // max(1, x[:1].nbytes)))
 
 
 class LayerNorm:
@@ -257,12 +250,10 @@ class LayerNorm:
     """
 
     def __init__(self, *, axes: int = 1, epsilon: float = 1e-5) -> None:
-        if not isinstance(axes, int) or isinstance(axes, bool) or axes < 1:
+        if not is_whole(axes) or axes < 1:
             raise ConfigError(f"axes {axes!r}: expected how many of the last axes are normalised")
-        if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not epsilon > 0:
-            raise ConfigError(f"epsilon {epsilon!r}: expected a number above 0")
         self.axes = axes
-        self.epsilon = float(epsilon)
+        self.epsilon = _number("epsilon", epsilon, "above 0", above=0, most=np.inf)
         self.params: dict[str, Array] = {}
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
@@ -340,13 +331,7 @@ class LayerNorm:
         return grad_x
 
     def _learn(self, flat: Array, normal: Array) -> None:
-        found = {
-            "weight": np.einsum("ij,ij->j", flat, normal),
-            "bias": np.matmul(np.ones(len(flat), flat.dtype), flat),
-        }
-        for name, grad in self.grads.items():
-            if self.fresh:
-                grad[...] = found[name].reshape(grad.shape)
-            else:
-                grad += found[name].reshape(grad.shape)
-        self.fresh = False
+        shape = self.params["weight"].shape
+        weight = np.einsum("ij,ij->j", flat, normal)
+        bias = np.matmul(np.ones(len(flat), flat.dtype), flat)
+        accumulate(self, {"weight": weight.reshape(shape), "bias": bias.reshape(shape)})

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import ConfigError
-from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
+from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows, slices
 from asyncdni.nn.layers.activations import Elementwise
 from asyncdni.nn.layers.correlation import Windows, apart, filled_rows, pair, planes
 
 __all__ = ["AveragePool", "MaxPool"]
 
-#: About so many bytes of padded samples are worked on at a time, so that results stay in the cache.
+#: How many bytes of padded samples, about, are worked on at a time, so that results stay in the
+#: cache.
 _CHUNK_BYTES = 1 << 20
 
 
@@ -28,6 +29,7 @@ class _Pool(Elementwise):
 
     _name: str  # the layer's name in messages
     _border: float  # the value of elements outside x
+    _combine: np.ufunc  # what makes one number of a window's: the maximum, or the sum
 
     def __init__(
         self,
@@ -65,15 +67,12 @@ class _Pool(Elementwise):
         return self.output_shape(shape)
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, C, H, W) to (B, C, Ho, Wo). The backward needs only the shape of x."""
+        """Pool x (B, C, H, W) to y (B, C, Ho, Wo). The backward needs only the shape of x."""
         forwarded(slot)
         slot["shape"] = x.shape
         return self._apply(x, rows(slot, "y", self._y_shape(x), x.dtype))
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        self.fresh = self.fresh and not learn
-        if not send:
-            return None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
         grad_x = gradient(slot, slot["shape"], grad_y.dtype)
         self._pull(grad_y, slot, grad_x)
         return grad_x
@@ -91,19 +90,31 @@ class _Pool(Elementwise):
         return y
 
     def _reduce(self, padded: Array, counts: tuple[int, ...]) -> Array:
-        """Pool padded samples (n, H', W', C) to (n, Ho, Wo, C)."""
-        raise NotImplementedError
+        """Pool padded samples (n, H', W', C) to (n, Ho, Wo, C): first the rows of each window, then
+        the columns."""
+        samples, _, width, channels = padded.shape
+        shape = (samples, counts[0], width, channels)
+        tall = rows(self._scratch, "tall", shape, padded.dtype)
+        self._combined([padded[:, tap] for tap in self._taps(0, counts[0])], tall)
+        found = rows(self._scratch, "found", (samples, *counts, channels), padded.dtype)
+        return self._combined([tall[:, :, tap] for tap in self._taps(1, counts[1])], found)
+
+    def _combined(self, taps: list[Array], out: Array) -> Array:
+        """Write the maximum, or the sum, of all `taps` into `out` and return it."""
+        np.copyto(out, taps[0])
+        for tap in taps[1:]:
+            self._combine(out, tap, out=out)
+        return out
 
     def _pull(self, grad_y: Array, slot: Slot, grad_x: Array) -> None:
         """Write the gradient of x into grad_x (B, C, H, W)."""
         raise NotImplementedError
 
     def _chunks(self, x: Array) -> Iterator[slice]:
-        step = self._chunk(x.shape, x.itemsize)
-        return (slice(i, min(i + step, len(x))) for i in range(0, len(x), step))
+        return slices(len(x), self._chunk(x.shape, x.itemsize))
 
     def _chunk(self, shape: tuple[int, ...], itemsize: int) -> int:
-        """How many samples of a batch (B, C, H, W) are worked on at a time."""
+        """Return how many samples of a batch (B, C, H, W) are worked on at a time."""
         each = int(np.prod(self._padded_shape(shape)[1:])) * itemsize
         return max(1, _CHUNK_BYTES // each)
 
@@ -113,19 +124,19 @@ class _Pool(Elementwise):
         return samples, above + height + below, left + width + right, channels
 
     def _padded(self, x: Array) -> Array:
-        """A copy of x (n, C, H, W) as (n, H', W', C), with its border."""
+        """Return a copy of x (n, C, H, W) as (n, H', W', C), with its border."""
         shape = self._padded_shape(x.shape)
         padded = filled_rows(self._scratch, "padded", shape, x.dtype, self._border)
         np.copyto(self._inner(padded, x), apart(x, self._scratch).transpose(0, 2, 3, 1))
         return padded
 
     def _inner(self, padded: Array, x: Array) -> Array:
-        """The view of `padded` without the border."""
+        """Return the view of `padded` without the border."""
         above, left = self.windows.before
         return padded[:, above : above + x.shape[2], left : left + x.shape[3]]
 
     def _taps(self, axis: int, count: int) -> Iterator[slice]:
-        """The places of the first, second, … elements along `axis` of all windows."""
+        """Return the places of the first, second, … elements along `axis` of all windows."""
         size, step = self.windows.kernel[axis], self.windows.stride[axis]
         return (slice(k, k + (count - 1) * step + 1, step) for k in range(size))
 
@@ -140,6 +151,7 @@ class MaxPool(_Pool):
 
     _name = "max_pool"
     _border = -np.inf
+    _combine = np.maximum
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
@@ -171,8 +183,8 @@ class MaxPool(_Pool):
         return y
 
     def _search(self, padded: Array, counts: tuple[int, ...]) -> tuple[Array, Array]:
-        """The largest elements (n, Ho, Wo, C) and their codes; the code is 0 where all elements of
-        the window are -inf."""
+        """Return the largest elements (n, Ho, Wo, C) and their codes; the code is 0 where all
+        elements of the window are -inf."""
         shape = (len(padded), *counts, padded.shape[3])
         found = rows(self._scratch, "found", shape, padded.dtype)
         winners = rows(self._scratch, "winners", shape, self._code)
@@ -190,14 +202,6 @@ class MaxPool(_Pool):
             np.multiply(larger.view(np.uint8), self._code.type(code), out=codes)
             np.maximum(winners, codes, out=winners)
         return found, winners
-
-    def _reduce(self, padded: Array, counts: tuple[int, ...]) -> Array:
-        samples, _, width, channels = padded.shape
-        shape = (samples, counts[0], width, channels)
-        tall = rows(self._scratch, "tall", shape, padded.dtype)
-        _largest([padded[:, tap] for tap in self._taps(0, counts[0])], tall)
-        found = rows(self._scratch, "found", (samples, *counts, channels), padded.dtype)
-        return _largest([tall[:, :, tap] for tap in self._taps(1, counts[1])], found)
 
     def _pull(self, grad_y: Array, slot: Slot, grad_x: Array) -> None:
         grad_x.fill(0)
@@ -217,14 +221,10 @@ class AveragePool(_Pool):
 
     _name = "average_pool"
     _border = 0.0
+    _combine = np.add
 
     def _reduce(self, padded: Array, counts: tuple[int, ...]) -> Array:
-        samples, _, width, channels = padded.shape
-        shape = (samples, counts[0], width, channels)
-        tall = rows(self._scratch, "tall", shape, padded.dtype)
-        _total([padded[:, tap] for tap in self._taps(0, counts[0])], tall)
-        found = rows(self._scratch, "found", (samples, *counts, channels), padded.dtype)
-        _total([tall[:, :, tap] for tap in self._taps(1, counts[1])], found)
+        found = super()._reduce(padded, counts)
         found *= self._share
         return found
 
@@ -234,7 +234,7 @@ class AveragePool(_Pool):
             np.copyto(grad_x[part], self._inner(found, grad_x).transpose(0, 3, 1, 2))
 
     def _spread(self, grad_y: Array, shape: tuple[int, ...]) -> Array:
-        """The gradient (n, H', W', C) of the padded samples, from grad_y (n, C, Ho, Wo)."""
+        """Return the gradient (n, H', W', C) of the padded samples, from grad_y (n, C, Ho, Wo)."""
         samples, channels, down, across = grad_y.shape
         last = (samples, down, across, channels)
         grads = rows(self._scratch, "grads", last, grad_y.dtype)
@@ -248,20 +248,6 @@ class AveragePool(_Pool):
     @property
     def _share(self) -> float:
         return 1 / (self.windows.kernel[0] * self.windows.kernel[1])
-
-
-def _largest(taps: list[Array], out: Array) -> Array:
-    np.copyto(out, taps[0])
-    for tap in taps[1:]:
-        np.maximum(out, tap, out=out)
-    return out
-
-
-def _total(taps: list[Array], out: Array) -> Array:
-    np.copyto(out, taps[0])
-    for tap in taps[1:]:
-        out += tap
-    return out
 
 
 def _spread(grads: Array, out: Array, taps: list[Array]) -> Array:

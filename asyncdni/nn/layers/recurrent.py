@@ -30,11 +30,12 @@ from asyncdni.errors import ConfigError, DataError
 from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
 from asyncdni.nn.initialisers import make_initialiser
 from asyncdni.nn.layers.future import Future, Window, flags, make_future
+from asyncdni.nn.options import check_flags, check_positive
 
-__all__ = ["Carried", "Lstm", "Recurrent", "Rnn"]
+__all__ = ["CarriedState", "Lstm", "Recurrent", "Rnn"]
 
 
-class Carried:
+class CarriedState:
     """The state that goes from the end of one window to the start of the next.
 
     `state` (B, S) is that of all streams, None before `start`. `newest` () is the number of the
@@ -53,7 +54,7 @@ class Carried:
         return self.state
 
     def advance(self, slot: Slot) -> int:
-        """The number of the window in `slot`: its "batch", or one more than the newest.
+        """Return the number of the window in `slot`: its "batch", or one more than the newest.
 
         Raises `DataError` for a number that is not above the newest."""
         newest = int(self.newest)
@@ -66,8 +67,8 @@ class Carried:
         return number
 
     def suits(self, first: Array) -> bool:
-        """Whether the present state fits the next window. If not, the caller must `start` anew:
-        there is no state, or it is of another number of streams. `first` (B,) bool says which
+        """Return whether the present state fits the next window. If not, the caller must `start`
+        anew: there is no state, or it is of another number of streams. `first` (B,) bool says which
         streams begin a sequence.
 
         Raises `DataError` where the number of streams has changed in the middle of a sequence."""
@@ -81,7 +82,8 @@ class Carried:
         )
 
     def enter(self, number: int, first: Array) -> Array:
-        """The state (B, S) that window `number` starts with; zero where `first` (B,) bool."""
+        """Return the state (B, S) that window `number` starts with; it is zero where
+        `first` (B,) bool says that a sequence begins."""
         assert self.state is not None
         self.newest[...] = number
         self.state[first] = 0
@@ -145,11 +147,8 @@ class Recurrent:
             ±1/sqrt(H).
         future: options of the generator at the window's end (see `Future`); None: no generator.
         """
-        if not isinstance(units, int) or isinstance(units, bool) or units < 1:
-            raise ConfigError(f"units {units!r}: expected a positive whole number")
-        for name, value in (("last_only", last_only), ("bias", bias)):
-            if not isinstance(value, bool):
-                raise ConfigError(f"{name} {value!r}: expected true or false")
+        check_positive(units=units)
+        check_flags(last_only=last_only, bias=bias)
         self.units = units
         self.last_only = last_only
         self.bias = bias
@@ -170,7 +169,8 @@ class Recurrent:
         return (self.units,) if self.last_only else (shape[0], self.units)
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Elements of the weights that `build` makes for inputs of `shape`; allocates nothing."""
+        """Return how many numbers the weights have that `build` makes for inputs of `shape`,
+        without making them."""
         return self.GATES * self.units * (shape[1] + self.units)
 
     def build(
@@ -190,7 +190,7 @@ class Recurrent:
         self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
         self.fresh = True
         self._steps, self._dtype = shape[0], np.dtype(dtype)
-        self._carried = Carried(self.PARTS * self.units, self._dtype)
+        self._carried = CarriedState(self.PARTS * self.units, self._dtype)
         self.buffers = {"carried.newest": self._carried.newest}
         self._scratch = {}
         self._sent = None
@@ -200,8 +200,8 @@ class Recurrent:
         return output
 
     def start(self, streams: int) -> None:
-        """Makes what is carried for so many streams, all at a sequence's start, so that a
-        checkpoint can be copied into `buffers`. The first forward does so too."""
+        """Make what is carried for so many streams, all at a sequence's start, so that a checkpoint
+        can be copied into `buffers`. The first forward does so too."""
         self.buffers["carried.state"] = self._carried.start(streams)
         if self.future is not None:
             kept = {name: self._kept_shape(name, streams) for name in self.KEPT}
@@ -211,9 +211,9 @@ class Recurrent:
     # --- forward ---------------------------------------------------------------------------------
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """(B, T, D) to (B, T, H) or (B, H). Raises `DataError` where the number of streams has
-        changed in the middle of a sequence, for a batch id that is not above the newest, and for a
-        context of a wrong shape."""
+        """Return the hidden states for x (B, T, D): (B, T, H), or with `last_only` (B, H). Raises
+        `DataError` where the number of streams has changed in the middle of a sequence, for a batch
+        id that is not above the newest, and for a context of a wrong shape."""
         forwarded(slot)
         self._sent = None
         streams, steps = x.shape[:2]
@@ -237,12 +237,13 @@ class Recurrent:
         return y
 
     def evaluate(self, x: Array) -> Array:
-        """As `forward`, but every stream starts from the state zero and no state is carried: x
-        (B, T, D) holds whole sequences, of any T."""
+        """Return what `forward` would, but every stream starts from the state zero and no state is
+        carried: x (B, T, D) holds whole sequences, of any T."""
         return self.continued(x, None)[0]
 
     def continued(self, x: Array, state: Array | None) -> tuple[Array, Array]:
-        """The output for x (B, T, D) and the state (B, S) at its end, from `state` (B, S) or zero.
+        """Return the output for x (B, T, D) and the state (B, S) at its end, from `state` (B, S) or
+        zero.
 
         This serves to go through long streams piece by piece, and to sample from the network."""
         if state is None:
@@ -268,7 +269,7 @@ class Recurrent:
 
     def _run_steps(self, xs: Array, start: Array, slot: Slot) -> Array:
         """Fill slot["gates"] (T, B, G H) and slot["hidden"] (T + 1, B, H), whose first row is set,
-        from xs (T, B, D). Returns the state at the end, a new array or a view."""
+        from xs (T, B, D). Return the state at the end, a new array or a view."""
         raise NotImplementedError
 
     # --- backward --------------------------------------------------------------------------------
@@ -298,8 +299,8 @@ class Recurrent:
         return grad_x
 
     def _through(self, grad_y: Array, slot: Slot, own: bool) -> tuple[Array, Array]:
-        """The gradients of the gates' inputs (T, B, G H), in scratch, and of the state at the
-        window's start (B, S).
+        """Return the gradients of the gates' inputs (T, B, G H), in scratch, and of the state at
+        the window's start (B, S).
 
         They are used again where the backward just before has computed them: a stage that others
         wait for first sends, and then learns from the same gradient."""
@@ -330,7 +331,7 @@ class Recurrent:
         return [grad_y[:, step] for step in range(steps)]
 
     def _end(self, slot: Slot, own: bool) -> Array:
-        """The gradient of the state at the window's end that the update is to use, (B, S)."""
+        """Return the gradient (B, S) of the state at the window's end that the update is to use."""
         shape = slot["gates"].shape[1], self.PARTS * self.units
         if self.future is None or not own:
             end = rows(self._scratch, "end", shape, self._dtype)
@@ -362,7 +363,7 @@ class Recurrent:
         )
 
     def _push(self, kept: Mapping[str, Array], end: Array) -> Array:
-        """The gradient of the state at the start of a window kept earlier."""
+        """Return the gradient of the state at the start of a window kept earlier."""
         grads = kept["grads"]
         steps = self._steps if self.last_only else grads.shape[1]
         shape = (steps, len(end), self.GATES * self.units)
@@ -370,7 +371,7 @@ class Recurrent:
         return self._back(kept, self._by_step(grads, steps), end, spare)
 
     def _kept_shape(self, name: str, streams: int) -> tuple[int, ...]:
-        """The shape of the array `name`, one of `KEPT`."""
+        """Return the shape of the array `name`, one of `KEPT`."""
         extra = 1 if name in ("hidden", "cells") else 0
         width = self.units * (self.GATES if name == "gates" else 1)
         return (self._steps + extra, streams, width)
@@ -394,14 +395,14 @@ class Recurrent:
         self.fresh = False
 
     def _ones(self, count: int) -> Array:
-        """Ones (count,): a product with them sums over rows, faster than np.sum does."""
+        """Return ones (count,): a product with them sums over rows, faster than np.sum does."""
         ones = rows(self._scratch, "ones", (count,), self._dtype)
         ones[...] = 1
         return ones
 
 
 def _flat(steps: Array) -> Array:
-    """The view (T B, N) of an array (T, B, N)."""
+    """Return the view (T B, N) of an array (T, B, N)."""
     return steps.reshape(-1, steps.shape[-1])
 
 
@@ -490,8 +491,8 @@ class Lstm(Recurrent):
         return np.concatenate((hidden[steps], cells[steps]), axis=1)
 
     def _half(self, dtype: np.dtype[np.generic]) -> tuple[Array, Array]:
-        """The factor (4 H,) of the gates, 1/2 for logistic ones and 1 for g, and what is added to
-        them after the tanh, 1/2 and 0."""
+        """Return the factor (4 H,) of the gates, 1/2 for logistic ones and 1 for g, and what is
+        added to them after the tanh, 1/2 and 0."""
         half = np.full(4 * self.units, 0.5, dtype)
         shift = half.copy()
         g = slice(2 * self.units, 3 * self.units)

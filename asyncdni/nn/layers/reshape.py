@@ -11,6 +11,7 @@ import numpy as np
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
 from asyncdni.nn.layers.activations import Elementwise
+from asyncdni.nn.options import is_whole
 
 __all__ = ["Flatten", "Reshape"]
 
@@ -24,8 +25,7 @@ class Reshape(Elementwise):
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         given = list(shape) if isinstance(shape, list | tuple) else []
-        whole = [one for one in given if isinstance(one, int) and not isinstance(one, bool)]
-        if len(whole) != len(given) or not given or given.count(-1) > 1 or _wrong(given):
+        if not all(map(is_whole, given)) or not given or given.count(-1) > 1 or _wrong(given):
             raise ConfigError(
                 f"shape {shape!r}: expected a list of positive whole numbers, without the batch "
                 "axis; one of them may be -1"
@@ -51,13 +51,12 @@ class Reshape(Elementwise):
         return self._to
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        """x in its new shape, as a view."""
+        """Return x in its new shape, as a view."""
         return x.reshape(len(x), *self._to)
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """`grad_y` in the shape of x, as a view, if `send`."""
-        self.fresh = self.fresh and not learn
-        return grad_y.reshape(len(grad_y), *self._from) if send else None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
+        """Return `grad_y` in the shape of x, as a view."""
+        return grad_y.reshape(len(grad_y), *self._from)
 
     def evaluate(self, x: Array) -> Array:
         return x.reshape(len(x), *self._to)

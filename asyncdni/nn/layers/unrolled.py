@@ -19,6 +19,7 @@ import numpy as np
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
 from asyncdni.nn.layers.activations import Elementwise
+from asyncdni.nn.options import check_positive, is_whole
 
 __all__ = ["StepOf", "Zeros"]
 
@@ -28,7 +29,7 @@ class StepOf(Elementwise):
 
     def __init__(self, index: int) -> None:
         super().__init__()
-        if not isinstance(index, int) or isinstance(index, bool):
+        if not is_whole(index):
             raise ConfigError(f"index {index!r}: expected a whole number")
         self.index = index
 
@@ -55,11 +56,8 @@ class StepOf(Elementwise):
         y[...] = x[:, self.index]
         return y
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        """The gradient of x, if `send`: grad_y at the step, and zero at all others."""
-        self.fresh = self.fresh and not learn
-        if not send:
-            return None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
+        """Return the gradient of x: grad_y at the step, and zero at all others."""
         grad_x = gradient(slot, slot["shape"], grad_y.dtype)
         grad_x.fill(0)
         grad_x[:, self.index] = grad_y
@@ -74,8 +72,7 @@ class Zeros(Elementwise):
 
     def __init__(self, units: int) -> None:
         super().__init__()
-        if not isinstance(units, int) or isinstance(units, bool) or units < 1:
-            raise ConfigError(f"units {units!r}: expected a positive whole number")
+        check_positive(units=units)
         self.units = units
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -95,10 +92,7 @@ class Zeros(Elementwise):
         y.fill(0)
         return y
 
-    def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
-        self.fresh = self.fresh and not learn
-        if not send:
-            return None
+    def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
         grad_x = gradient(slot, slot["shape"], self._dtype)
         grad_x.fill(0)
         return grad_x

@@ -71,7 +71,7 @@ class StageSlot:
     generator: Slot = field(default_factory=dict)
     own: Slot = field(default_factory=dict)
 
-    def let_go(self) -> None:
+    def drop_gradients(self) -> None:
         """Drop the gradients kept for `learn`: their memory may belong to a received message."""
         self.gradients = {}
         for block in self.blocks.values():

@@ -61,8 +61,8 @@ class Exit:
     def gradients(
         self, batch: int, slot: StageSlot, gradients: Mapping[str, Array], source: Source
     ) -> dict[str, Array]:
-        """The gradients that a backward starts from, by consumer: those that came (`source` TRUE),
-        the predicted one, or a late correction."""
+        """Return the gradients that a backward starts from, by consumer: those that came (`source`
+        TRUE), the predicted one, or a late correction."""
         self._check(slot, gradients)
         if source is Source.TRUE:
             return dict(gradients)
@@ -103,7 +103,8 @@ class Exit:
         return late
 
     def _synthetic(self, slot: StageSlot) -> Array:
-        """The prediction, times its share where a mix takes the rest from the true gradient."""
+        """Return the prediction, times its share where a mix takes the rest from the true
+        gradient."""
         assert slot.prediction is not None, "a synthetic gradient was not asked for"
         if not self._mix:
             return slot.prediction
@@ -132,8 +133,8 @@ class Exit:
             slot.prediction = predicted.reshape(h.shape)
 
     def _predicted(self, generator: Generator, h: Array, slot: StageSlot) -> Array:
-        """The predicted gradient as rows. It is zero at steps that do not count, for a generator
-        with a loss of its own."""
+        """Return the predicted gradient as rows. It is zero at steps that do not count, for a
+        generator with a loss of its own."""
         flat, y = self._rows(h), slot.context["y"]
         if self._timed:
             y = by_step(y)
@@ -147,13 +148,13 @@ class Exit:
         return found
 
     def _rows(self, array: Array) -> Array:
-        """The array with one row per sample, or per step, as the generator takes it."""
+        """Return the array with one row per sample, or per step, as the generator takes it."""
         count = array.shape[0] * array.shape[1] if self._timed else len(array)
         return array.reshape(count, -1)
 
     def _chosen(self, generator: Generator, slot: StageSlot) -> Array | None:
-        """The indices of the rows that a generator with a loss of its own may learn from; None:
-        all."""
+        """Return the indices of the rows that a generator with a loss of its own may learn from;
+        None: all."""
         own_loss = isinstance(generator, ErrorGenerator | LocalHead)
         return counted(slot.context.get("mask")) if own_loss and self._timed else None
 
@@ -184,15 +185,16 @@ class Exit:
 
 
 def in_order(block: Block, gradients: Mapping[str, Array]) -> list[Array]:
-    """The gradients of the block's activation, in the order in which its consumers are declared."""
+    """Return the gradients of the block's activation, in the order in which its consumers are
+    declared."""
     names = (*block.node.consumers, _SYNTHETIC)
     return [gradients[name] for name in names if name in gradients]
 
 
 def _compare(prediction: Array, true: Array) -> Agreement | None:
-    """The agreement of a prediction p with the true gradient g; None where one of them is not
-    finite, as that would spoil a mean over many batches. |p - g|² is computed from three products,
-    without an array of differences."""
+    """Return the agreement of a prediction p with the true gradient g; None where one of them is
+    not finite, as that would spoil a mean over many batches. |p - g|² is computed from three
+    products, without an array of differences."""
     p, g = prediction.ravel(), true.ravel()
     pp, gg, pg = float(np.dot(p, p)), float(np.dot(g, g)), float(np.dot(p, g))
     if not (math.isfinite(pp) and math.isfinite(gg)):

@@ -174,7 +174,7 @@ class NumpyStage:
         }
 
     def _find_relays(self) -> set[str]:
-        """The blocks through which a gradient reaches a producer outside the stage."""
+        """Return the blocks through which a gradient reaches a producer outside the stage."""
         relays: set[str] = set()
         for name, block in self._blocks.items():
             outside = any(i not in self._blocks and i != DATA for i in block.node.inputs)
@@ -183,7 +183,7 @@ class NumpyStage:
         return relays
 
     def parameters(self) -> int:
-        """The number of weights, without the generator's."""
+        """Return the number of weights, without the generator's."""
         return sum(block.parameters() for block in self._blocks.values())
 
     # --- forward ---------------------------------------------------------------------------------
@@ -213,15 +213,15 @@ class NumpyStage:
         return result
 
     def outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The activation of every block, with running statistics and without any loss."""
+        """Return the activation of every block, with running statistics and without any loss."""
         known = dict(inputs)
         for name, block in self._blocks.items():
             known[name] = block.activation(self._inputs(block, known))
         return known
 
     def _inputs(self, block: Block, known: Mapping[str, Array]) -> list[Array]:
-        """The block's inputs in declared order. Their shapes and dtypes are checked, as they may
-        have come over the wire; raises `RemoteProtocolError`."""
+        """Return the block's inputs in declared order. Their shapes and dtypes are checked, as they
+        may have come over the wire; raises `RemoteProtocolError`."""
         xs = [known[name] for name in block.node.inputs]
         for name, x, shape in zip(block.node.inputs, xs, block.node.input_shapes, strict=True):
             if x.shape[1:] != shape or x.dtype != block.dtype or len(x) != len(xs[0]):
@@ -277,10 +277,10 @@ class NumpyStage:
             self._count(slot, Source.TRUE)
             for name, block in reversed(self._blocks.items()):
                 block.learn(slot.blocks[name])
-        slot.let_go()
+        slot.drop_gradients()
 
     def _needs_input_gradient(self, block: Block, learn: bool, send: bool) -> bool:
-        """Whether a producer needs the gradient of the block's inputs."""
+        """Return whether a producer needs the gradient of the block's inputs."""
         return any(
             (learn or name in self._relays) if name in self._blocks else send
             for name in block.node.inputs
@@ -327,7 +327,7 @@ class NumpyStage:
     # --- synthetic inputs ------------------------------------------------------------------------
 
     def _predicted_inputs(self, inputs: Mapping[str, Array], context: Context) -> dict[str, Array]:
-        """The predicted activations of producers that have an input model."""
+        """Return the predicted activations of producers that have an input model."""
         if not self._input_models:
             return {}
         x = inputs[DATA]
@@ -361,7 +361,7 @@ class NumpyStage:
         slot = self._slots.pop(batch, None)
         if slot is None:
             return  # `forget` has dropped the batch
-        slot.let_go()
+        slot.drop_gradients()
         for name, block in self._blocks.items():
             block.release(slot.blocks[name])
         self._retired.append((slot, sent))
@@ -379,8 +379,8 @@ class NumpyStage:
         self._samples, self._corrected = 0, False
 
     def _acquire(self) -> StageSlot:
-        """A slot for a new batch: the one released last of those whose arrays have been sent, since
-        its memory is still in the cache, or a new one."""
+        """Return a slot for a new batch: the one released last of those whose arrays have been
+        sent, since its memory is still in the cache, or a new one."""
         for i in range(len(self._retired) - 1, -1, -1):
             slot, sent = self._retired[i]
             if sent():
@@ -414,7 +414,7 @@ class NumpyStage:
         return restore(self._parts(), state)
 
     def skips(self) -> dict[str, int]:
-        """How many updates ("skipped_updates") and how many fits and late gradients
+        """Return how many updates ("skipped_updates") and how many fits and late gradients
         ("skipped_fits") `numbers.policy = "skip"` has left out, summed over declared stages."""
         watches = [block.watch for block in self._blocks.values()]
         return {

@@ -62,8 +62,8 @@ class Part:
 
 
 def parts_of(block: Block, exit_: Exit | None, models: Mapping[str, InputModel]) -> list[Part]:
-    """The parts of one declared stage. `exit_` is given where it is at this block; `models` are the
-    input models that belong to the block, by producer."""
+    """Return the parts of one declared stage. `exit_` is given where it is at this block; `models`
+    are the input models that belong to the block, by producer."""
     done = {"updates": _count(block.updates), "newest": _count(block.newest)}
 
     def count_on() -> None:
@@ -124,7 +124,7 @@ def _count(number: int) -> Array:
 
 
 def snapshot(parts: Iterable[Part]) -> dict[str, Array]:
-    """Copies of one declared stage's arrays."""
+    """Return copies of one declared stage's arrays."""
     return {name: array.copy() for part in parts for name, array in part.named().items()}
 
 
@@ -154,7 +154,7 @@ def _write(part: Part, arrays: Mapping[str, Array]) -> None:
 
 
 def _needs(part: Part, arrays: Mapping[str, Array]) -> bool:
-    """Whether the part is restored from `arrays`; else it starts anew."""
+    """Return whether the part is restored from `arrays`; else it starts anew."""
     return part.new is None or (bool(part.arrays) and _has(arrays, part.prefix))
 
 

@@ -64,7 +64,7 @@ class Versions:
         self._live = [layer.params for layer in layers]
 
     def take(self) -> Version:
-        """The version for a batch that is being forwarded, which counts as its user."""
+        """Return the version for a batch that is being forwarded, which counts as its user."""
         self._current.users += 1
         return self._current
 
@@ -74,20 +74,20 @@ class Versions:
 
     @contextmanager
     def forward(self, version: Version) -> Iterator[None]:
-        """Within this context, layers have the weights of the version's forwards."""
+        """Give layers, within this context, the weights of the version's forwards."""
         with self._in_use(version.vector):
             yield
 
     @contextmanager
     def backward(self, version: Version) -> Iterator[None]:
-        """Within this context, layers have the weights that backwards of batches with this version
+        """Give layers, within this context, the weights that backwards of batches with this version
         go through."""
         with self._in_use(version.vector if self._stash else None):
             yield
 
     def rate_factor(self, staleness: int) -> float:
-        """The factor of the learning rate for an update whose gradient is `staleness` updates
-        old."""
+        """Return the factor of the learning rate for an update whose gradient is `staleness`
+        updates old."""
         passed = self._current.number / self._anneal_updates if self._anneal_updates else 1.0
         exponent = max(0.0, 1.0 - passed)
         return math.exp(-exponent * math.log(max(1, staleness)))
@@ -111,8 +111,8 @@ class Versions:
     # --- state -----------------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Array]:
-        """A copy of what the next forwards depend on: "number" () and, when looking ahead, "ahead"
-        (N,)."""
+        """Return a copy of what the next forwards depend on: "number" () and, when looking ahead,
+        "ahead" (N,)."""
         arrays: dict[str, Array] = {"number": np.array(self._current.number, np.int64)}
         if self._look_ahead:
             vector = self._current.vector
@@ -141,7 +141,7 @@ class Versions:
                 layer.params = params
 
     def _views(self, vector: Array) -> Iterator[dict[str, Array]]:
-        """The vector as each layer's parameters, in the order of `optimizers.flatten`."""
+        """Return the vector as each layer's parameters, in the order of `optimizers.flatten`."""
         start = 0
         for live in self._live:
             views = {}
