@@ -53,6 +53,8 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.booleans()
         case inspect.NoneType():
             return st.none()
+        case inspect.AnyType():  # options that only the user's own code knows
+            return OPTIONS
         case inspect.LiteralType():
             return st.sampled_from(kind.values)
         case inspect.StrType():
@@ -121,7 +123,7 @@ def experiments(draw: st.DrawFn) -> config.Experiment:
     sections = {
         name: values(field.type)
         for name, field in schema.SECTIONS.items()
-        if name not in ("stages", *CONDITIONS)
+        if name not in ("stages", "model", *CONDITIONS)  # a model takes the stages' place
     }
     given_tables = draw(st.fixed_dictionaries({**sections, **CONDITIONS}))
     if not given_tables["optimizer"].get("momentum"):

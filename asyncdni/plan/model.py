@@ -29,7 +29,7 @@ from asyncdni.imports import Allowed
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["arrays_by_stage", "initial_model", "state_facts", "with_stages"]
+__all__ = ["arrays_by_stage", "check_optimizers", "initial_model", "state_facts", "with_stages"]
 
 #: How many stages `stages = "auto"` makes.
 _AUTO = 4
@@ -44,7 +44,7 @@ def with_stages(
     model = chosen.model
     if model is None:
         return chosen
-    _check_torch()
+    _check_torch("[model]")
     begins, names = _cuts(chosen, model, meta, allow_import)
     stages = [
         {
@@ -59,12 +59,24 @@ def with_stages(
     return experiment.parse(tables)
 
 
-def _check_torch() -> None:
+def check_optimizers(chosen: config.Experiment) -> None:
+    """Raise `ConfigError` for an optimizer of PyTorch that is unknown, refuses its options, or has
+    no PyTorch to come from."""
+    for stage in chosen.stages:
+        options = experiment.stage_optimizer(chosen, stage)
+        if isinstance(options, config.TorchOptimizer):
+            _check_torch('optimizer.name = "torch"')
+            from asyncdni.nn.torch.optimizer import TorchOptimizer
+
+            TorchOptimizer(options.kind, options.options, ())
+
+
+def _check_torch(what: str) -> None:
     try:
         import torch  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"[model] needs PyTorch ({error}): pip install 'asyncdni[torch]'"
+            f"{what} needs PyTorch ({error}): pip install 'asyncdni[torch]'"
         ) from None
 
 
