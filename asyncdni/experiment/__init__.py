@@ -119,6 +119,9 @@ _LEARNED: dict[str, config.NpzTargets] = {
 #: Names that no stage may have, because the graph and the control protocol use them.
 RESERVED = (DATA, COORDINATOR)
 
+#: Keys of tables whose contents only the user's own code knows.
+_OPEN = ("arguments", "options")
+
 #: The section and key of each value that is a path.
 _PATHS = (("data", "path"), ("run", "init"), ("model", "weights"))
 
@@ -341,10 +344,11 @@ def _names_one(tag: object, choices: Mapping[str, object]) -> bool:
 
 
 def _without_empty_tables(value: Any) -> Any:
-    """Return a table without empty tables and None values, also in nested tables."""
+    """Return a table without empty tables and values that are None, also in nested tables; tables
+    of the user's own code stay as they are."""
     if not isinstance(value, dict):
         return value
-    rest = {key: _without_empty_tables(one) for key, one in value.items()}
+    rest = {key: one if key in _OPEN else _without_empty_tables(one) for key, one in value.items()}
     return {key: one for key, one in rest.items() if one not in (None, {})}
 
 
