@@ -5,8 +5,9 @@
     python benchmarks/torch/one.py pipelining mlp --width 256
 
 Ways: `plain` is a PyTorch loop in one process; `alone` is asyncdni with all stages in one worker;
-`locked`, `1f1b`, `gpipe`, `synthetic` … are its schedules over four; `pipelining` is
-torch.distributed.pipelining over four processes (gloo).
+`locked`, `1f1b`, `gpipe`, `synthetic` … are its schedules over four, `recipe` is `synthetic` with
+the options of launch/mnist.toml; `pipelining` is torch.distributed.pipelining over four processes
+(gloo).
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ import asyncdni
 from asyncdni import experiment
 from asyncdni.data import identify, open_batches
 
+#: The schedules of those ways that are not named after one. `recipe` is that of launch/mnist.toml:
+#: after the first epoch the true gradients of every 16th batch train the generators.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    **{way: {"name": "locked"} for way in ("plain", "alone", "pipelining")},
+    "recipe": {"name": "synthetic", "fit_every": 16, "fit_first": 235},
+}
 STAGES, MICROBATCHES, RATE, MOMENTUM = 4, 4, 0.05, 0.9
 
 
@@ -63,7 +70,7 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
         data = {"name": "text", "encoding": "ids", "window": 64, "batch_size": 32}
     else:
         data = {"name": args.data, "batch_size": 256, "planes": args.model == "resnet18"}
-    schedule = {"name": args.way if args.way not in ("plain", "alone", "pipelining") else "locked"}
+    schedule = dict(SCHEDULES.get(args.way, {"name": args.way}))
     if schedule["name"] in ("1f1b", "gpipe"):
         schedule["microbatches"] = MICROBATCHES
     run = {"epochs": args.epochs, "seed": args.seed, "evaluate_every": float(args.epochs)}

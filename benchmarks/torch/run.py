@@ -29,6 +29,7 @@ WAYS = {
     "locked": ("locked", 1),
     "1f1b": ("1f1b", 1),
     "synthetic": ("synthetic", 1),
+    "recipe": ("recipe", 1),
     "pipelining": ("pipelining", 1),
 }
 
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     if done.returncode:
-        sys.exit(f"{name}, seed {seed} failed: run its command by itself: {' '.join(command)}")
+        words = " ".join(map(str, command))
+        sys.exit(f"{name}, seed {seed} failed: run its command by itself: {words}")
     return {"name": name, "seed": seed, "summary": json.loads(done.stdout.splitlines()[-1])}
 
 
