@@ -14,7 +14,12 @@ from asyncdni import __version__
 from asyncdni.cli import COMMANDS, LASTING
 from asyncdni.cli.output import Output, ReaderGone, open_standard_files, outputs
 from asyncdni.errors import AsyncDNIError, Interrupted
-from asyncdni.imports import current_folder, leave_out_current_folder, look_in_current_folder
+from asyncdni.imports import (
+    allowing,
+    current_folder,
+    leave_out_current_folder,
+    look_in_current_folder,
+)
 
 __all__ = ["main"]
 
@@ -84,9 +89,11 @@ def _run(argv: Sequence[str], out: Output, caught: list[int]) -> int:
     try:
         args = _parser(argv).parse_args(argv)
         out.goes_on = args.command in LASTING
-        if getattr(args, "allow_import", False):
+        allowed = getattr(args, "allow_import", False)
+        if allowed:
             look_in_current_folder()
-        code = int(args.run(args))
+        with allowing(allowed):
+            code = int(args.run(args))
         out.flush()
         return code
     except AsyncDNIError as error:

@@ -24,7 +24,7 @@ from asyncdni.data.checks import (
 )
 from asyncdni.data.meta import Inputs, Meta, other_parts
 from asyncdni.errors import DataError, DataWarning
-from asyncdni.imports import Allowed
+from asyncdni.imports import Allowed, allowing
 from asyncdni.messages import Evaluated
 from asyncdni.plan.build import Design, make_design, make_whole_stage
 from asyncdni.stages.base import Score
@@ -53,7 +53,8 @@ def evaluate(run: Result, *, allow_import: Allowed = False) -> dict[str, float |
         )
     design = _design(run, allow_import)
     stage = _stage(design, run)
-    dataset = open_batches(data, run.experiment.run.seed)
+    with allowing(allow_import):
+        dataset = open_batches(data, run.experiment.run.seed)
     _check_same(run.meta, dataset.meta)
     for text in _other_samples(run):
         warnings.warn(text, DataWarning, stacklevel=2)

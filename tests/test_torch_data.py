@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,3 +174,51 @@ def test_of_a_loader_its_data_set_is_used() -> None:
     assert data_set_of(DataLoader(WHOLE)) is WHOLE
     assert data_set_of(WHOLE) is WHOLE
     assert first_shape((WHOLE, WHOLE)) == (3,)
+
+
+DATA = """
+import torch
+from torch.utils.data import TensorDataset
+
+
+def sets():
+    x = torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
+    y = (x.sum(1) > 3).long()
+    return TensorDataset(x[:40], y[:40]), TensorDataset(x[40:], y[40:])
+
+
+def network():
+    return torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+"""
+EXPERIMENT = """
+[data]
+name = "torch"
+build = "samples:sets"
+batch_size = 10
+[model]
+build = "samples:network"
+stages = ["2"]
+[run]
+epochs = 1
+"""
+
+
+def test_commands_read_a_data_set_of_the_users_where_they_may_import_it(tmp_path: Path) -> None:
+    (tmp_path / "samples.py").write_text(DATA)
+    (tmp_path / "e.toml").write_text(EXPERIMENT)
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "asyncdni", *words]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    for words in (
+        ("train", "e.toml", "--out", "run"),
+        ("evaluate", "run"),
+        ("graph", "e.toml"),
+        ("simulate", "e.toml", "--seed", "1"),
+        ("compare", "e.toml", "--schedules", "locked", "--seeds", "1", "--set", "model.stages=2"),
+    ):
+        done = command(*words, "--allow-import")
+        assert done.returncode == 0, done.stderr
+    refused = command("graph", "e.toml")
+    assert refused.returncode == 2 and "--allow-import" in refused.stderr

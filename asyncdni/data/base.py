@@ -20,7 +20,7 @@ from asyncdni.data.meta import Array, Batches, Meta, Tensor
 from asyncdni.nn.streams import stream
 from asyncdni.schedules.base import Op
 
-__all__ = ["ARRAYS", "Array", "Dataset", "Meta", "Source", "Tensor", "buffer_for"]
+__all__ = ["ARRAYS", "Array", "Dataset", "Meta", "Source", "Tensor", "buffer_for", "span_of"]
 
 #: The arrays of every set of samples, by name.
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -111,7 +111,7 @@ class Dataset:
             IndexError: for an index outside of 0 … `batches_per_epoch` - 1.
             ValueError: for an `out` of another dtype or shape.
         """
-        span = _span(index, batch_size, len(self.x_train))
+        span = span_of(index, batch_size, len(self.x_train))
         rows = self.order(seed, epoch)[span]
         x = buffer_for(out, (len(rows), *self.x_train.shape[1:]), dtype)
         # mode="clip" only skips NumPy's buffering of `out`: rows are always in range.
@@ -131,7 +131,7 @@ class Dataset:
     ) -> tuple[Array, Array]:
         """Return test batch `index`, in stored order; arguments, results and errors as for
         `batch`."""
-        span = _span(index, batch_size, len(self.x_test))
+        span = span_of(index, batch_size, len(self.x_test))
         samples = self.x_test[span]
         x = buffer_for(out, samples.shape, dtype)
         _convert(samples, x)
@@ -176,7 +176,8 @@ class Dataset:
         return y.astype(dtype if self.classes is None else np.int64)
 
 
-def _span(index: int, batch_size: int, samples: int) -> slice:
+def span_of(index: int, batch_size: int, samples: int) -> slice:
+    """Return which of `samples` samples are in batch `index`. Raises `IndexError` for none."""
     start = index * batch_size
     if not 0 <= start < samples:
         raise IndexError(f"batch {index} of {batch_size} samples is not among {samples} samples")

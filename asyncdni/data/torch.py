@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from asyncdni import config
-from asyncdni.data.base import Dataset, buffer_for
+from asyncdni.data.base import Dataset, buffer_for, span_of
 from asyncdni.data.meta import Array, Meta
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.imports import import_named, is_allowed
@@ -312,12 +312,12 @@ class TorchBatches:
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> dict[str, Array]:
-        rows = self._ordered(seed, epoch)[_span(index, batch_size, len(self._train))]
+        rows = self._ordered(seed, epoch)[span_of(index, batch_size, len(self._train))]
         _seed_transforms(seed, epoch, index)
         return self._batch(self._train, rows, "training", dtype, out)
 
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
-        rows = np.arange(len(self._test))[_span(index, batch_size, len(self._test))]
+        rows = np.arange(len(self._test))[span_of(index, batch_size, len(self._test))]
         return self._batch(self._test, rows, "test", dtype, None)
 
     def targets(self) -> Mapping[str, Array]:
@@ -385,13 +385,6 @@ def _numbers(value: Any, place: str) -> Array:
     if found.dtype.kind == "f" and not np.isfinite(found).all():
         raise DataError(f"{place} holds NaN or infinity")
     return found
-
-
-def _span(index: int, batch_size: int, samples: int) -> slice:
-    start = index * batch_size
-    if not 0 <= start < samples:
-        raise IndexError(f"batch {index} of {batch_size} samples is not among {samples} samples")
-    return slice(start, min(start + batch_size, samples))
 
 
 def _seed_transforms(seed: int, epoch: int, index: int) -> None:

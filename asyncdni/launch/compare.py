@@ -24,11 +24,12 @@ from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.experiment.overrides import parse_setting
 from asyncdni.experiment.schema import SECTIONS, seconds, shown, unknown, variants
 from asyncdni.files import read_file
-from asyncdni.imports import Allowed
+from asyncdni.imports import Allowed, allowing
 from asyncdni.launch.conduct import Observer
 from asyncdni.launch.train import design_of, train
 from asyncdni.messages import DATA
 from asyncdni.plan.build import Design
+from asyncdni.plan.model import with_cuts
 from asyncdni.report.breakdown import SHARES, ceiling_samples_per_s, overhead_cpu, shares
 from asyncdni.report.machine import cores, describe_machine
 from asyncdni.report.statistics import (
@@ -150,7 +151,7 @@ def _single_row(
     """Make the row of one process with so many BLAS threads; its name is SINGLE if it has all
     cores."""
     name = SINGLE if threads == cores else f"{SINGLE}-{threads}"
-    alone = [f"run.split=[{len(file.stages)}]", f"run.threads={threads}", "links={}", "slow={}"]
+    alone = [f"run.split=[{_stage_count(file)}]", f"run.threads={threads}", "links={}", "slow={}"]
     return Row(name, BASELINE, [*fitting(file, changes, BASELINE, schedules), *alone])
 
 
@@ -293,7 +294,9 @@ def plan_runs(
     file = experiment.load(path, [text for text in changes if not _is_of_schedule(text)])
     if file.run.epochs == 0:
         raise ConfigError("run.epochs: 0 leaves nothing to compare; expected at least 1")
-    changes = [*changes, *_evaluations(file, evaluate_every)]
+    with allowing(allow_import):
+        file = _cut(file, allow_import)
+        changes = [*changes, *_evaluations(file, evaluate_every), *_cuts(file)]
     rows = [Row(name, name, fitting(file, changes, name, schedules)) for name in schedules]
     rows += [_zero_row(file, changes, schedules)] if zero_control else []
     rows = at_latencies(rows, latencies)
@@ -325,6 +328,24 @@ def run_entry(
 def _is_of_schedule(text: str) -> bool:
     keys, _ = parse_setting(text)
     return keys[0] == "schedule"
+
+
+def _cut(file: config.Experiment, allow_import: Allowed) -> config.Experiment:
+    """Return the experiment with its `[model]`, if it has one, cut for all rows alike."""
+    if file.model is None:
+        return file
+    return with_cuts(file, describe(file.data), allow_import=allow_import)
+
+
+def _cuts(file: config.Experiment) -> list[str]:
+    """Return the setting that says where a `[model]` is cut."""
+    return [] if file.model is None else [f"model.stages={json.dumps(file.model.stages)}"]
+
+
+def _stage_count(file: config.Experiment) -> int:
+    if file.model is None:
+        return len(file.stages)
+    return len(file.model.stages) + 1 if isinstance(file.model.stages, list) else 1
 
 
 def _evaluations(file: config.Experiment, samples: int | None) -> list[str]:

@@ -219,7 +219,6 @@ def _trained(
     tensorboard: bool,
     allow_import: Allowed,
 ) -> Result:
-    stack.enter_context(allowing(allow_import))
     stack.enter_context(_raising_keyboard_interrupt())
     stack.enter_context(_awaited_at_exit())
     kept, arrays = job.out, job.arrays
@@ -285,7 +284,9 @@ def _raising_keyboard_interrupt() -> Iterator[None]:
 
 def design_of(chosen: config.Experiment, *, allow_import: Allowed = False) -> Design:
     """Lay out the experiment over its data set. Raises `ConfigError` and `DataError`."""
-    return make_design(chosen, identify(chosen.data), allow_import=allow_import)
+    with allowing(allow_import):
+        meta = identify(chosen.data)
+    return make_design(chosen, meta, allow_import=allow_import)
 
 
 def _own_folders(stack: ExitStack, *, files: bool) -> tuple[Path, Path]:

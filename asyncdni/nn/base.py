@@ -74,7 +74,9 @@ class Layer(Protocol):
         A layer may overwrite `grad_y` only if its docstring says so."""
 
     def evaluate(self, x: Array) -> Array:
-        """Return the output for x (B, *shape) with running statistics; nothing is kept."""
+        """Return the output for x (B, *shape) with running statistics; nothing is kept.
+
+        A layer may also have a method `release(slot)`, which is called once a batch is over."""
 
 
 class Loss(Protocol):

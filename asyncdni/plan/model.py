@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from numpy.typing import NDArray
 
 from asyncdni import config, experiment, handover
@@ -29,7 +30,14 @@ from asyncdni.imports import Allowed
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["arrays_by_stage", "check_optimizers", "initial_model", "state_facts", "with_stages"]
+__all__ = [
+    "arrays_by_stage",
+    "check_optimizers",
+    "initial_model",
+    "state_facts",
+    "with_cuts",
+    "with_stages",
+]
 
 #: How many stages `stages = "auto"` makes.
 _AUTO = 4
@@ -57,6 +65,17 @@ def with_stages(
     tables = experiment.tables(chosen) | {"stages": stages}
     del tables["model"]
     return experiment.parse(tables)
+
+
+def with_cuts(chosen: config.Experiment, meta: Meta, *, allow_import: Allowed) -> config.Experiment:
+    """The experiment with the names of the submodules at which its `[model]` is cut, in place of a
+    number, so that several runs have the same stages. Raises `ConfigError` as `with_stages`."""
+    if chosen.model is None or isinstance(chosen.model.stages, list):
+        return chosen
+    _check_torch("[model]")
+    begins, _ = _cuts(chosen, chosen.model, meta, allow_import)
+    model = msgspec.structs.replace(chosen.model, stages=begins or 1)
+    return msgspec.structs.replace(chosen, model=model)
 
 
 def check_optimizers(chosen: config.Experiment) -> None:

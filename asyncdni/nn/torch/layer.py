@@ -200,7 +200,7 @@ class ModuleLayer:
         self._bind()
         self._seed(slot.get("batch", 0))
         given = aligned(x)
-        given = given.long() if self._integers else given.detach().requires_grad_()
+        given = given.long() if self._integers else given.requires_grad_()
         with self._weights_in_use(), torch.enable_grad():
             y = self._module(given.clone() if self._clones_input else given)
         if not self._checked:

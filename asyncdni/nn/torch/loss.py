@@ -55,7 +55,7 @@ class TorchLoss:
         return out
 
     def _value_and_gradient(self, x: Array, y: Array) -> tuple[float, Array]:
-        outputs = aligned(x).detach().requires_grad_()
+        outputs = aligned(x).requires_grad_()
         with torch.enable_grad():
             loss = self._sum(outputs, tensor_of(y))
         (gradient,) = torch.autograd.grad(loss, outputs)

@@ -39,7 +39,7 @@ class TorchOptimizer:
         for an optimizer or option that PyTorch does not have."""
         self.state: dict[str, Array] = {}
         self._shapes = shapes
-        self._given: tuple[Array, Array] | None = None
+        self._grads: Array | None = None  # the vector that the gradients are views of
         if kind not in OPTIMIZERS:
             raise ConfigError(
                 f"optimizer.kind: {kind!r} is not among {', '.join(OPTIMIZERS)}, the optimizers of "
@@ -70,8 +70,8 @@ class TorchOptimizer:
         """Move `params` at learning rate `rate` by the gradient scale * `grads`, overwritten."""
         if scale != 1.0:
             grads *= scale
-        if self._given is None or self._given[0] is not grads:
-            self._given = grads, grads
+        if self._grads is not grads:
+            self._grads = grads
             for tensor, grad in zip(self._tensors, _views(grads, self._shapes), strict=True):
                 tensor.grad = grad
         for group in self._optimizer.param_groups:

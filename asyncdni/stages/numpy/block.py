@@ -323,6 +323,10 @@ class Block:
         self._recurrent = {
             i: layer for i, layer in enumerate(self._layers) if isinstance(layer, Recurrent)
         }
+        #: By position: what layers do about a batch that is released, where they do anything.
+        self._releases = [
+            (i, layer.release) for i, layer in enumerate(self._layers) if hasattr(layer, "release")
+        ]
         self._streams = streams
         if streams is not None:
             for layer in self._recurrent.values():
@@ -469,8 +473,8 @@ class Block:
 
     def release(self, slot: BlockSlot) -> None:
         """Give back the weights and graphs kept for the batch: it needs them no longer."""
-        for own in slot.layers:
-            own.pop("graph", None)
+        for i, release in self._releases:
+            release(slot.layers[i])
         if self.versions is not None and slot.version is not None:
             self.versions.give_back(slot.version)
             slot.version = None
