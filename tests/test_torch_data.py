@@ -216,6 +216,7 @@ def test_commands_read_a_data_set_of_the_users_where_they_may_import_it(tmp_path
         ("evaluate", "run"),
         ("graph", "e.toml"),
         ("simulate", "e.toml", "--seed", "1"),
+        ("advise", "e.toml", "--latency", "20ms"),
         ("compare", "e.toml", "--schedules", "locked", "--seeds", "1", "--set", "model.stages=2"),
     ):
         done = command(*words, "--allow-import")

@@ -206,9 +206,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, predict and print. Raises `ConfigError` and `DataError` before anything is
     measured."""
-    chosen = experiment.load(args.file, settings(args))
-    meta = describe(chosen.data)
-    check_priced(make_design(chosen, meta, allow_import=args.allow_import))
+    given = experiment.load(args.file, settings(args))
+    meta = describe(given.data)
+    design = make_design(given, meta, allow_import=args.allow_import)
+    check_priced(design)
+    chosen = design.experiment  # a `[model]` is cut into its stages there
     stages = len(chosen.stages)
     asked = _whole("--workers", args.workers) or stages
     workers = min(asked, stages)
