@@ -108,11 +108,12 @@ def _width(structure: nn.Module, shape: tuple[int, ...]) -> int:
     the model does not take such samples, which is reported once it is cut."""
     import torch
 
+    from asyncdni.nn.torch.compiler import without_compiler
     from asyncdni.nn.torch.cut import main_output
 
     for dtype in (torch.float32, torch.int64):
         try:
-            with torch.no_grad():
+            with torch.no_grad(), without_compiler():
                 outputs = structure(torch.zeros((2, *shape), dtype=dtype, device="meta"))
             return int(main_output(outputs).shape[-1])
         except Exception:  # a model may fail in any way

@@ -27,6 +27,7 @@ import torch
 from torch import fx, nn
 
 from asyncdni.errors import ConfigError
+from asyncdni.nn.torch.compiler import without_compiler
 from asyncdni.nn.torch.layer import first_line
 
 __all__ = ["Trace", "trace"]
@@ -468,6 +469,7 @@ def _run(model: nn.Module, graph: fx.Graph, shape: _Shape) -> dict[fx.Node, _Val
     raise ConfigError(f"the model does not take samples of shape {shape}: {failures[0]}")
 
 
+@without_compiler()
 def _recorded(
     model: nn.Module, graph: fx.Graph, shape: _Shape, dtype: torch.dtype
 ) -> dict[fx.Node, Any]:

@@ -29,6 +29,7 @@ from torch import nn
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
+from asyncdni.nn.torch.compiler import without_compiler
 
 __all__ = ["ModuleLayer", "empty_copy", "first_line", "tensor_of"]
 
@@ -115,6 +116,7 @@ class ModuleLayer:
         """The number of weights that are learned."""
         return sum(p.numel() for p in self._make("meta").parameters() if p.requires_grad)
 
+    @without_compiler()
     def _try(self, module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
         kinds = {False: torch.float32, True: torch.int64}
         failures = []

@@ -17,6 +17,7 @@ from torch import fx, nn
 from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
 from asyncdni.imports import Allowed, import_named
+from asyncdni.nn.torch.compiler import without_compiler
 from asyncdni.nn.torch.cut import Trace, trace
 from asyncdni.nn.torch.huggingface import as_chain, check_chain
 from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line
@@ -127,6 +128,7 @@ def _made(build: str, arguments: str, device: str, allow_import: Allowed) -> nn.
     return chain
 
 
+@without_compiler()
 def _returned(build: str, arguments: str, device: str, allow_import: Allowed) -> nn.Module:
     make = import_named(build, "model", allow_import=allow_import)
     if isinstance(make, nn.Module):  # handed over by the process that started this one

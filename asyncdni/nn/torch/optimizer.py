@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from inspect import unwrap
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array
+from asyncdni.nn.torch.compiler import optimizer_without_compiler
 from asyncdni.nn.torch.layer import first_line, tensor_of
 
 __all__ = ["OPTIMIZERS", "TorchOptimizer"]
@@ -49,7 +49,7 @@ class TorchOptimizer:
             raise ConfigError("optimizer.options: lr is given by optimizer.learning_rate")
         if options.get("dampening"):  # PyTorch's first step leaves it out, a restored one would not
             raise ConfigError("optimizer.options: dampening is not supported; leave it out")
-        make: Callable[..., Any] = _without_compiler(getattr(torch.optim, kind))
+        make: Callable[..., Any] = optimizer_without_compiler(getattr(torch.optim, kind))
         try:
             self._optimizer: Any = make([torch.zeros(1)], **options)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -110,13 +110,6 @@ class TorchOptimizer:
         state = self._optimizer.state[parameter]
         found = {name: one for name, one in state.items() if isinstance(one, torch.Tensor)}
         return {name: one.clone() for name, one in found.items()} if copy else found
-
-
-def _without_compiler(kind: type[Any]) -> type[Any]:
-    """The optimizer's class without the wrappers around its methods. They import PyTorch's
-    compiler, which nobody uses here and which takes a second and 100 MB in each worker."""
-    names = "add_param_group", "step"
-    return type(kind.__name__, (kind,), {name: unwrap(getattr(kind, name)) for name in names})
 
 
 def _views(vector: Array, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:

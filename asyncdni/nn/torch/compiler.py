@@ -1,0 +1,52 @@
+"""Keeping PyTorch's compiler out of processes that compile nothing.
+
+PyTorch imports its compiler at the first step of an optimizer and at the first operation on the
+meta device, only to tell it to leave these functions alone. That takes 1.4 s and 100 MB in each
+process.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import unwrap
+from types import ModuleType
+from typing import Any
+
+__all__ = ["optimizer_without_compiler", "without_compiler"]
+
+_COMPILER = "torch._dynamo"
+#: The attribute in which PyTorch keeps what the compiler has made of a function.
+_KEPT = "__dynamo_disable"
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Within this context, which is also a decorator, operations on the meta device do not import
+    the compiler. Afterwards, it can be imported as if they had not been computed."""
+    if _COMPILER in sys.modules:
+        yield
+        return
+    told: list[Callable[..., Any]] = []
+
+    def disable(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
+        told.append(function)
+        return function
+
+    stand_in = ModuleType(_COMPILER)
+    stand_in.disable = disable  # type: ignore[attr-defined]
+    sys.modules[_COMPILER] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(_COMPILER) is stand_in:
+            del sys.modules[_COMPILER]
+        for function in told:
+            vars(function).pop(_KEPT, None)
+
+
+def optimizer_without_compiler(kind: type[Any]) -> type[Any]:
+    """A subclass of the optimizer `kind`, whose methods do not import the compiler."""
+    names = "add_param_group", "step"
+    return type(kind.__name__, (kind,), {name: unwrap(getattr(kind, name)) for name in names})
