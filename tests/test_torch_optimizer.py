@@ -18,6 +18,7 @@ SHAPES = [(4, 3), (3,), (2, 3, 2, 2), (1,)]
 SIZE = sum(int(np.prod(shape)) for shape in SHAPES)
 RATES = [0.1, 0.05, 0.2, 0.2, 0.01, 0.3]
 SCALE = 1 / 8
+FUSED = "SGD", "Adam", "AdamW", "Adagrad"
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((kind, {}) for kind in OPTIMIZERS),
     ("SGD", {"momentum": 0.9}),
@@ -27,6 +28,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("NAdam", {"momentum_decay": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}),
     ("RMSprop", {"centered": True, "momentum": 0.5}),
     ("Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.5}),
+    ("SGD", {"momentum": 0.9, "fused": False}),
+    ("Adam", {"weight_decay": 0.1, "fused": False}),
 ]
 
 
@@ -39,7 +42,8 @@ def plain(kind: str, options: dict[str, Any], steps: int) -> np.ndarray:
     vector, tensors = torch.from_numpy(numbers(99)), []
     for part, shape in zip(split(vector), SHAPES, strict=True):
         tensors.append(torch.nn.Parameter(part.clone().reshape(shape)))
-    optimizer = getattr(torch.optim, kind)(tensors, **options)
+    fused = {"fused": True} if kind in FUSED and "fused" not in options else {}
+    optimizer = getattr(torch.optim, kind)(tensors, **options, **fused)
     for step in range(steps):
         grads = split(torch.from_numpy(numbers(step)))
         for tensor, grad in zip(tensors, grads, strict=True):

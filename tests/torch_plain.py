@@ -20,10 +20,10 @@ __all__ = ["differences", "one_thread", "plain_loop", "trained"]
 #: How optimizers of an experiment are made in PyTorch.
 _OPTIMIZERS: dict[type[Any], Callable[[Any, Any], Any]] = {
     config.Sgd: lambda given, parameters: torch.optim.SGD(
-        parameters, given.learning_rate, given.momentum, nesterov=given.nesterov
+        parameters, given.learning_rate, given.momentum, nesterov=given.nesterov, fused=True
     ),
     config.Adam: lambda given, parameters: torch.optim.Adam(
-        parameters, given.learning_rate, (given.beta1, given.beta2), given.epsilon
+        parameters, given.learning_rate, (given.beta1, given.beta2), given.epsilon, fused=True
     ),
     config.TorchOptimizer: lambda given, parameters: getattr(torch.optim, given.kind)(
         parameters, lr=given.learning_rate, **given.options
@@ -68,7 +68,7 @@ def plain_loop(model: nn.Module, chosen: config.Experiment, microbatches: int = 
             )
             loss.backward()
         for one in learned:
-            one.grad.mul_(1 / len(x))
+            one.grad.div_(len(x))
         optimizer.step()
 
 

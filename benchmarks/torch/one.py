@@ -140,7 +140,7 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     data, model = Data(args), build(args)
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, fused=True)
     samples, start = 0, time.perf_counter()
     for epoch in range(args.epochs):
         for x, y in data.train(epoch):
@@ -194,7 +194,7 @@ def stage_process(rank: int, args: argparse.Namespace, found: Any) -> None:
     stage = PipelineStage(part, rank, STAGES, torch.device("cpu"))
     kinds = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
     schedule = kinds["1f1b"](stage, MICROBATCHES, loss_fn=loss)
-    optimizer = torch.optim.SGD(part.parameters(), lr=RATE, momentum=MOMENTUM)
+    optimizer = torch.optim.SGD(part.parameters(), lr=RATE, momentum=MOMENTUM, fused=True)
     samples, start = 0, time.perf_counter()
     for epoch in range(args.epochs):
         for x, y in data.train(epoch):
