@@ -432,6 +432,10 @@ class Run(Table, frozen=True, kw_only=True):
     # leaves the choice to the system, [0, 1, 0] names the core of each worker; see docs/speed.md
     pin: Literal["auto", "none"] | list[Whole] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
+    # stages in PyTorch: compute products and convolutions in this type, by torch.autocast; weights,
+    # gradients and messages keep `dtype`
+    autocast: Literal["bfloat16"] | None = None
+    compile: bool = False  # stages in PyTorch: compile their modules with torch.compile
     # initial weights: a run folder, a folder of STAGE.safetensors, or one .safetensors file
     init: str = ""
     # the stages that take their weights from `init`, the others from the seed; None: all do

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from each import each
 
@@ -21,6 +22,7 @@ import asyncdni  # noqa: E402
 from asyncdni import config, experiment  # noqa: E402
 from asyncdni.data import describe  # noqa: E402
 from asyncdni.drivers.virtual.simulation import simulate  # noqa: E402
+from asyncdni.errors import ConfigError  # noqa: E402
 from asyncdni.imports import allowing  # noqa: E402
 from asyncdni.plan.build import make_design  # noqa: E402
 from asyncdni.store.given import begin_with  # noqa: E402
@@ -69,12 +71,16 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 ALL = [(model, workers, way) for model in MODELS for workers in (2, 3, 4) for way in SCHEDULES]
 
 
-def made(model: str, begins: list[str], schedule: dict[str, Any]) -> config.Experiment:
+def made(model: str, begins: list[str], schedule: dict[str, Any], **run: Any) -> config.Experiment:
     tables = {name: dict(table) for name, table in MODELS[model].items()}
     tables["model"]["stages"] = begins
     tables["data"]["name"] = "torch"
     return experiment.parse(
-        {**tables, "schedule": schedule, "run": {"epochs": 2, "seed": 3, "evaluate_every": 9}}
+        {
+            **tables,
+            "schedule": schedule,
+            "run": {"epochs": 2, "seed": 3, "evaluate_every": 9, **run},
+        }
     )
 
 
@@ -104,6 +110,31 @@ def test_simulated_workers_have_the_bits_of_a_plain_loop(model: str, way: str) -
 )
 def test_worker_processes_have_the_bits_of_a_plain_loop(model: str, workers: int, way: str) -> None:
     assert_equal_over_processes(model, workers, way)
+
+
+def test_bfloat16_products_have_the_bits_of_a_plain_loop() -> None:
+    locked = {"name": "locked"}
+    expected = trained(made("mlp", ["6"], locked, autocast="bfloat16"))
+    weights = simulated(made("mlp", CUTS["mlp"][3], locked, autocast="bfloat16"))
+    assert not differences(weights, expected)
+    assert differences(weights, reference("mlp", locked))
+    assert {array.dtype for array in weights.values()} <= {np.dtype("f4"), np.dtype("i8")}
+
+
+@pytest.mark.long
+def test_compiled_modules_learn_what_others_do() -> None:
+    schedule = SCHEDULES["1f1b"]
+    compiled = asyncdni.train(made("mlp", ["6"], schedule, compile=True), allow_import=True)
+    plain = simulated(made("mlp", ["6"], schedule))
+    for name, array in compiled.weights.items():
+        np.testing.assert_allclose(array, plain[name], rtol=1e-3, atol=1e-4)
+
+
+@each("option", [{"autocast": "bfloat16"}, {"compile": True}])
+def test_ways_of_computing_are_for_modules(option: dict[str, Any]) -> None:
+    tables = {"data": {"name": "digits"}, "stages": [{"layers": [{"dense": 10}]}], "run": option}
+    with pytest.raises(ConfigError, match=f"run.{next(iter(option))} is for stages written in"):
+        make_design(tables, describe(experiment.parse(tables).data))
 
 
 @pytest.mark.long

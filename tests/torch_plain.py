@@ -62,9 +62,10 @@ def plain_loop(model: nn.Module, chosen: config.Experiment, microbatches: int = 
         optimizer.zero_grad()
         size = chosen.data.batch_size // microbatches
         for some, targets in zip(x.split(size), y.split(size), strict=True):
-            outputs = model(some)
+            with torch.autocast("cpu", torch.bfloat16, enabled=chosen.run.autocast is not None):
+                outputs = model(some)
             loss = functional.cross_entropy(
-                outputs.flatten(0, -2), targets.flatten(), reduction="sum"
+                outputs.float().flatten(0, -2), targets.flatten(), reduction="sum"
             )
             loss.backward()
         for one in learned:

@@ -38,7 +38,7 @@ from asyncdni.nn.losses import make_loss
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.checks import check_rules
 from asyncdni.plan.conditions import check_conditions, neighbours
-from asyncdni.plan.model import check_optimizers, with_stages
+from asyncdni.plan.model import check_torch_options, with_stages
 from asyncdni.plan.plan import (
     Group,
     Plan,
@@ -170,7 +170,7 @@ def make_design(
     not fit together."""
     given = tables if isinstance(tables, config.Experiment) else experiment.parse(tables)
     parsed = with_stages(given, meta, allow_import=allow_import)
-    check_optimizers(parsed)
+    check_torch_options(parsed)
     network = make_network(parsed, meta, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
     check_conditions(parsed, plan)
@@ -215,6 +215,8 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
             allow_import=design.allow_import,
             streams=design.experiment.data.batch_size if "first" in design.meta.context else None,
             empty=design.init is not None and node.name in design.init,
+            autocast=run.autocast is not None,
+            compile=run.compile,
         )
         for node in group.members
     ]

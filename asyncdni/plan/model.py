@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "arrays_by_stage",
-    "check_optimizers",
+    "check_torch_options",
     "initial_model",
     "state_facts",
     "with_cuts",
@@ -41,6 +41,8 @@ __all__ = [
 
 #: How many stages `stages = "auto"` makes.
 _AUTO = 4
+#: The layers that are modules of PyTorch.
+_MODULES = {"part", "module"}
 
 
 def with_stages(
@@ -78,9 +80,15 @@ def with_cuts(chosen: config.Experiment, meta: Meta, *, allow_import: Allowed) -
     return msgspec.structs.replace(chosen, model=model)
 
 
-def check_optimizers(chosen: config.Experiment) -> None:
+def check_torch_options(chosen: config.Experiment) -> None:
     """Raise `ConfigError` for an optimizer of PyTorch that is unknown, refuses its options, or has
-    no PyTorch to come from."""
+    no PyTorch to come from; and for ways to compute that no stage has."""
+    for option in ("autocast", "compile"):
+        if getattr(chosen.run, option) and not any(map(_is_in_torch, chosen.stages)):
+            raise ConfigError(
+                f"run.{option} is for stages written in PyTorch, and this network has none; leave "
+                "it out"
+            )
     for stage in chosen.stages:
         options = experiment.stage_optimizer(chosen, stage)
         if isinstance(options, config.TorchOptimizer):
@@ -88,6 +96,10 @@ def check_optimizers(chosen: config.Experiment) -> None:
             from asyncdni.nn.torch.optimizer import TorchOptimizer
 
             TorchOptimizer(options.kind, options.options, ())
+
+
+def _is_in_torch(stage: config.Stage) -> bool:
+    return any(isinstance(layer, dict) and layer.keys() & _MODULES for layer in stage.layers)
 
 
 def _check_torch(what: str) -> None:

@@ -29,7 +29,7 @@ from torch import nn
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
-from asyncdni.nn.torch.compiler import without_compiler
+from asyncdni.nn.torch.compiler import compiled, without_compiler
 
 __all__ = ["ModuleLayer", "empty_copy", "first_line", "tensor_of"]
 
@@ -103,6 +103,13 @@ class ModuleLayer:
         self._checked = False
         self._integers = False
         self._clones_input = False
+        self._autocast = False
+        self._compiles = False
+
+    def compute_with(self, *, autocast: bool, compile: bool) -> None:
+        """Compute products and convolutions in bfloat16 (`torch.autocast`), or compile the module
+        (`torch.compile`) at its first forward, which takes seconds to minutes."""
+        self._autocast, self._compiles = autocast, compile
 
     # --- shapes ----------------------------------------------------------------------------------
 
@@ -181,7 +188,9 @@ class ModuleLayer:
         self, module: nn.Module, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
     ) -> tuple[int, ...]:
         result = self._try(self._make("meta"), shape)
-        self._module = module.to(getattr(torch, dtype.name)).train()
+        self._dtype = getattr(torch, dtype.name)
+        self._module = module.to(self._dtype).train()
+        self._forward: Callable[[torch.Tensor], torch.Tensor] = self._module
         self._noise = int(streams("noise").integers(2**62))
         self._frozen: dict[str, nn.Parameter] = {}
         self._learned: dict[str, nn.Parameter] = {}
@@ -204,7 +213,7 @@ class ModuleLayer:
         given = aligned(x)
         given = given.long() if self._integers else given.requires_grad_()
         with self._weights_in_use(), torch.enable_grad():
-            y = self._module(given.clone() if self._clones_input else given)
+            y = self._call(given.clone() if self._clones_input else given)
         if not self._checked:
             self._check_buffers()
         slot["graph"] = given, y
@@ -237,13 +246,21 @@ class ModuleLayer:
         try:
             with torch.no_grad():
                 found = given.long() if self._integers else given
-                return _array(self._module(found.clone() if self._clones_input else found))
+                return _array(self._call(found.clone() if self._clones_input else found))
         finally:
             self._module.train()
 
     def release(self, slot: Slot) -> None:
         """Drop the batch's graph, whose memory is large."""
         slot.pop("graph", None)
+
+    def _call(self, x: torch.Tensor) -> torch.Tensor:
+        """The module's output, in the type of the weights."""
+        if not self._autocast:
+            y: torch.Tensor = self._forward(x)
+            return y
+        with torch.autocast("cpu", torch.bfloat16):
+            return self._forward(x).to(self._dtype)
 
     def _check_buffers(self) -> None:
         """Check after the first forward that it has changed buffers in place, so that they are
@@ -263,6 +280,8 @@ class ModuleLayer:
             self._bound = True
             for name, parameter in self._learned.items():
                 parameter.data = tensor_of(self._live[name])
+            if self._compiles:
+                self._forward = compiled(self._module)
 
     @contextmanager
     def _weights_in_use(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from asyncdni.nn.streams import layer_streams
 from asyncdni.schedules.options import Late
 from asyncdni.stages.base import Context, Score
 from asyncdni.stages.numpy.versions import Version, Versions
+
+if TYPE_CHECKING:
+    from asyncdni.nn.torch.layer import ModuleLayer
 
 __all__ = [
     "Block",
@@ -295,6 +298,8 @@ class Block:
         allow_import: Allowed = False,
         streams: int | None = None,
         empty: bool = False,
+        autocast: bool = False,
+        compile: bool = False,
     ) -> None:
         """Args:
         delayed: what to do about gradients that come late; None: none do.
@@ -302,6 +307,7 @@ class Block:
         streams: the number of parallel streams whose state recurrent layers carry from one batch to
             the next; None: each sample is a whole sequence.
         empty: whether layers may go without initial weights, as others are loaded in their place.
+        autocast, compile: how modules of PyTorch compute; see `nn.torch.layer.ModuleLayer`.
         """
         self.node = node
         self.updates = 0
@@ -313,6 +319,9 @@ class Block:
         self._options = optimizer
         self.dtype = dtype
         self._layers = _built(node, node.name, dtype, seed, allow_import, empty)
+        for layer in self._layers:
+            if _is_module(layer):
+                layer.compute_with(autocast=autocast, compile=compile)
         self._params, self._grads = flatten(self._layers)
         if node.weights:  # weights start as the named stage's; other random streams are its own
             there = _built(node, node.weights, dtype, seed, allow_import)
@@ -616,7 +625,7 @@ def _built(
     ]
     shape = node.joined_shape
     for i, layer in enumerate(layers):
-        build = getattr(layer, "build_empty", layer.build) if empty else layer.build
+        build = layer.build_empty if empty and _is_module(layer) else layer.build
         shape = build(shape, dtype, layer_streams(seed, f"{name}.{i}"))
     return layers
 
@@ -629,10 +638,15 @@ def _named(layers: Sequence[Layer]) -> list[tuple[int, str, Array]]:
     ]
 
 
+def _is_module(layer: Any) -> TypeGuard[ModuleLayer]:
+    """Whether the layer is a module of PyTorch; told without importing PyTorch."""
+    return hasattr(layer, "build_empty")
+
+
 def _in_torch(layers: Iterable[Layer]) -> bool:
     """Whether one of the layers is a module of PyTorch. Then the stage's loss and optimizer are
     PyTorch's too, so that it has the bits of a plain PyTorch loop."""
-    return any(hasattr(layer, "build_empty") for layer in layers)
+    return any(_is_module(layer) for layer in layers)
 
 
 def _make_optimizer(options: config.Optimizer, layers: Sequence[Layer]) -> Optimizer:
