@@ -383,10 +383,12 @@ class Engine:
         op, executor = compute.op, self._tools.executor
         if not self._process.training:
             return executor.compute(compute)
-        began, cpu_began = time.perf_counter(), time.thread_time()
+        cpu_began = time.thread_time() if self._meter.wants_cpu(op) else None
+        began = time.perf_counter()
         event = executor.compute(compute)
         ended = time.perf_counter()
-        self._meter.op(op, ended - began, time.thread_time() - cpu_began)
+        cpu_s = None if cpu_began is None else time.thread_time() - cpu_began
+        self._meter.op(op, ended - began, cpu_s)
         if op.kind is OpKind.FORWARD and not op.replay:
             self._meter.forwarded(event.samples, ended)
         if self._trace is not None:
