@@ -20,8 +20,8 @@ __all__ = ["EVENTS_MAX", "Meter", "Trace"]
 _BACKWARD = OpKind.BACKWARD
 #: The letter of every op but a Backward, which has several: looked up faster than computed.
 _LETTERS = {kind: kind.value for kind in OpKind}
-#: CPU time is measured at one op of a kind in so many: asking the kernel for it, twice an op, took 7 %
-#: of the time of small stages. The number is odd, so that no kind of batch is measured alone.
+#: CPU time is measured at one op of a kind in so many: asking the kernel for it, twice an op, took
+#: 7 % of the time of small stages. The number is odd, so that no kind of batch is measured alone.
 _CPU_EVERY = 7
 _GENERATOR = (OpKind.PREDICT.value, OpKind.FIT.value, OpKind.FIT_INPUT.value)
 
