@@ -34,6 +34,7 @@ from asyncdni.errors import AsyncDNIError
 if TYPE_CHECKING:
     from asyncdni.evaluation import evaluate, predict
     from asyncdni.experiment import load
+    from asyncdni.launch.callbacks import Callback, EarlyStopping, Training
     from asyncdni.launch.train import train
     from asyncdni.store.run import Result, open_run
 
@@ -41,7 +42,9 @@ __all__ = [
     "Adam",
     "Addition",
     "AsyncDNIError",
+    "Callback",
     "Digits",
+    "EarlyStopping",
     "ErrorGenerator",
     "Experiment",
     "Limits",
@@ -56,6 +59,7 @@ __all__ = [
     "Sgd",
     "Stage",
     "Synthetic",
+    "Training",
     "ZeroGenerator",
     "evaluate",
     "load",
@@ -68,11 +72,14 @@ __version__ = "0.1.0"
 
 # A worker imports this package too, and has no use for the launcher behind `train`.
 _LAZY = {
+    "Callback": "launch.callbacks",
+    "EarlyStopping": "launch.callbacks",
     "Result": "store.run",
     "evaluate": "evaluation",
     "load": "experiment",
     "open_run": "store.run",
     "predict": "evaluation",
+    "Training": "launch.callbacks",
     "train": "launch.train",
 }
 

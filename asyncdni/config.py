@@ -420,10 +420,23 @@ class Model(Table, frozen=True, kw_only=True):
 MESSAGE_BYTES_MAX = 2**32 - 1
 
 
+class EarlyStopping(Table, frozen=True, kw_only=True):
+    """When a run ends before its time: as soon as so many evaluations in a row have brought
+    nothing. They are of the test set: keep a set apart with `data.validation`."""
+
+    metric: str = ""  # of the history, such as "loss"; default: "accuracy" if there is one
+    patience: Count = 3  # evaluations without a better value
+    min_delta: NonNegative = 0.0  # a value must be better than the best so far by more than this
+
+
 class Run(Table, frozen=True, kw_only=True):
     """How long to train, from which seed, and over how many workers."""
 
     epochs: Whole = 5  # 0 writes the initial weights
+    max_steps: Count | None = (
+        None  # updates after which the run ends, though not all epochs are over
+    )
+    early_stopping: EarlyStopping | None = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one each
     evaluate_every: Positive = 1.0  # epochs between evaluations; fractions allowed

@@ -16,6 +16,8 @@ from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import (
     Commit,
     Computed,
+    Consult,
+    Consulted,
     Event,
     Exited,
     Fail,
@@ -165,6 +167,43 @@ def test_workers_that_have_forwarded_different_numbers_of_batches_end_the_run() 
     found = failure(office.drain("c"))
     assert found.kind == "RemoteProtocolError"
     assert found.text.endswith("different numbers of batches: a 2, b 1, c 2")
+
+
+# --- callbacks -----------------------------------------------------------------------------------
+
+
+def test_callbacks_are_asked_at_each_evaluation_before_the_run_goes_on() -> None:
+    office = Office(folder="", consults=True).evaluating()
+    actions = office.score()
+    assert [type(action) for action in actions] == [Record, Consult]
+    assert sent(office(Consulted(ends=False))) == to_all(Resume(0))
+
+
+def test_a_run_that_a_callback_ends_saves_all_and_ends_as_planned() -> None:
+    office = Office(consults=True).evaluating()
+    office.score()
+    assert sent(office(Consulted(ends=True))) == to_all(Save("best"))
+    assert sent(office.saved("best")) == to_all(Save("final"))
+    assert sent(office.saved("final")) == to_all(Save("checkpoints/000001"))
+    actions = office.committed()
+    assert sent(actions) == to_all(Leave())
+    assert end(actions) == Finish()
+
+
+def test_nobody_is_asked_at_the_last_evaluation() -> None:
+    office = Office(folder="", consults=True).started()
+    office.drain(kind=FINAL)
+    assert end(office.score()) == Finish()
+
+
+def test_a_users_stop_counts_more_than_what_callbacks_say() -> None:
+    office = Office(consults=True).evaluating()
+    office.score()
+    assert sent(office(UserStop())) == to_all(Save("best"))
+    assert office(Consulted(ends=False)) == []
+    office.saved("best")
+    office.saved("final")
+    assert failure(office.committed()).kind == "Interrupted"
 
 
 # --- the user's stop -----------------------------------------------------------------------------

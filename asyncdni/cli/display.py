@@ -52,7 +52,7 @@ class Progress:
     """The progress of a run."""
 
     epoch: float  # samples that all stages have processed or skipped, in epochs
-    epochs: int
+    epochs: float
     samples_per_s: float | None  # since the start, evaluations left out
     left_s: float | None  # until the end, evaluations included
     train_loss: float | None
@@ -66,7 +66,7 @@ class Progress:
 
 def measure(design: Design, recorder: Recorder, elapsed_s: float) -> Progress:
     """Compute the progress `elapsed_s` seconds of wall time after the start of training."""
-    train_samples, epochs = design.meta.train_samples, design.experiment.run.epochs
+    train_samples, epochs = design.meta.train_samples, _epochs(design)
     slowest = min(recorder.reports.values(), key=_passed, default={})
     samples, wall_s = _passed(slowest), slowest.get("wall_s") or 0.0
     last = recorder.history[-1] if recorder.history else {"accuracy": None, "loss": None}
@@ -80,6 +80,11 @@ def measure(design: Design, recorder: Recorder, elapsed_s: float) -> Progress:
         accuracy=last["accuracy"],
         test_loss=last["loss"],
     )
+
+
+def _epochs(design: Design) -> float:
+    """How many epochs the run has; `run.max_steps` may end it within one."""
+    return round(design.plan.updates / design.plan.updates_per_epoch, 2)
 
 
 def _samples(report: Mapping[str, Any]) -> int:
@@ -105,7 +110,7 @@ def facts(design: Design) -> str:
         (
             str(schedule),
             counted(workers, "worker", ","),
-            f"{counted(run.epochs, 'epoch', ',')} of {design.meta.train_samples:,} samples",
+            f"{counted(_epochs(design), 'epoch', ',g')} of {design.meta.train_samples:,} samples",
             f"seed {run.seed}{'' if is_repeatable(design.experiment, design.plan) else NO_REPEAT}",
         )
     )
@@ -133,7 +138,7 @@ def outcome(summary: Mapping[str, Any]) -> str:
 
 def _progress_line(progress: Progress) -> str:
     """Return `epoch 3.2 of 10, loss 0.1234, 67,475 samples/s, 0:12 left`."""
-    parts = [f"epoch {progress.epoch:.1f} of {progress.epochs}"]
+    parts = [f"epoch {progress.epoch:.1f} of {progress.epochs:g}"]
     if progress.train_loss is not None:
         parts.append(f"loss {progress.train_loss:.4f}")
     if progress.samples_per_s is not None:
@@ -171,7 +176,7 @@ def frame(
     bar.add_column(no_wrap=True, justify="right")
     left = "" if progress.left_s is None else f"{duration(progress.left_s)} left"
     bar.add_row(
-        f"epoch {progress.epoch:.1f} of {progress.epochs}",
+        f"epoch {progress.epoch:.1f} of {progress.epochs:g}",
         ProgressBar(total=1.0, completed=progress.fraction),
         left or "starting",
     )
@@ -515,7 +520,7 @@ def _line(kind: str, values: Mapping[str, Any], title: str) -> str | None:
 
 def _evaluation(design: Design, values: Mapping[str, Any]) -> str:
     epoch = values["samples"] / design.meta.train_samples
-    line = f"epoch {epoch:.4g} of {design.experiment.run.epochs}"
+    line = f"epoch {epoch:.4g} of {_epochs(design):g}"
     shown = score(values["accuracy"], values["loss"])
     speed = values["samples"] / values["train_s"] if values["train_s"] else 0.0
     loss = "" if values["accuracy"] is None else f", test loss {values['loss']:.4g}"

@@ -18,7 +18,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from asyncdni.core.events import Commit, Fail, Finish
+from asyncdni.core.events import Commit, Consult, Fail, Finish
 from asyncdni.core.ledger import CUTS, Ledger, Scores, is_cut
 from asyncdni.core.members import Phase, Run
 from asyncdni.core.position import CHECKPOINT, FINAL
@@ -146,7 +146,17 @@ class BarrierSteps:
         self._at.before = len(self._ledger.history), self._ledger.best
         if self._ledger.evaluated(scores, entry):
             self._at.saves.append("best")
-        self._save(now)
+        if self._roster.consults and self._at.kind != FINAL:
+            self._out.add(Consult())
+        else:
+            self._save(now)
+
+    def consulted(self, ends: bool, now: float) -> None:
+        """The user's callbacks have seen the evaluation; with `ends` this barrier is the last."""
+        if self._run.phase is Phase.EVALUATING:
+            if ends:
+                self._at.kind = FINAL
+            self._save(now)
 
     def _is_final(self) -> bool:
         return self._run.stopping_since is not None or self._at.kind == FINAL

@@ -29,6 +29,7 @@ from asyncdni.core.barriers import BarrierSteps
 from asyncdni.core.deaths import Deaths, Rounds
 from asyncdni.core.events import (
     Action,
+    Consulted,
     Event,
     Exited,
     Looked,
@@ -223,6 +224,8 @@ class Coordinator:
                 self._deaths.launch(now)
             case UserStop():
                 self._barriers.user_stop(now)
+            case Consulted(ends=ends):
+                self._barriers.consulted(ends, now)
             case Stored(tag=tag):
                 self._barriers.committed(tag, now)
             case Woke():  # here alone: a message already waiting must be heard before

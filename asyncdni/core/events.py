@@ -7,8 +7,9 @@ A machine (`Process` and its `Worker`, `Coordinator`) is pure: `handle(event, no
 1. Call `handle` for each message that arrives and for each answer to an action, with the time.
 2. Carry out the actions in the order given; sends must reach each peer in that order.
 3. Answer `Prepare` with `Prepared`, `Restore` with `Restored`, `Join` with `Joined`, `Compute` with
-   `Computed`, `Snapshot` with `SnapshotTaken`, `Save` and `Commit` with `Stored`, and `Look` with
-   `Looked`, once each. Where one of a worker process fails, `Broke` is the answer.
+   `Computed`, `Snapshot` with `SnapshotTaken`, `Save` and `Commit` with `Stored`, `Look` with
+   `Looked`, and `Consult` with `Consulted`, once each. Where one of a worker process fails, `Broke`
+   is the answer.
 4. When `deadline()` has passed, call `handle(Woke(), now)`, after whatever has arrived by then.
 
 Events and actions are values: nobody changes one. They are not frozen, because that would make
@@ -32,6 +33,8 @@ __all__ = [
     "Commit",
     "Compute",
     "Computed",
+    "Consult",
+    "Consulted",
     "CoordinatorGone",
     "Event",
     "Exit",
@@ -102,6 +105,13 @@ class Stored(Event):
 
     tag: str
     files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Consulted(Event):
+    """The user's callbacks have seen an evaluation (coordinator)."""
+
+    ends: bool  # whether the run is to end here, as if it had been planned so
 
 
 @dataclass(slots=True)
@@ -333,6 +343,12 @@ class Record(Action):
 
     kind: str
     values: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Consult(Action):
+    """An evaluation has just been recorded: let the user's callbacks say whether the run goes on,
+    then answer `Consulted` (coordinator)."""
 
 
 @dataclass(slots=True)

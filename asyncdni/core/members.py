@@ -51,6 +51,7 @@ class Roster:
     cut_positions: frozenset[int] = frozenset()  # batches after which one is taken
     groups: Groups = _SINGLE  # batches that make one update together
     batches: int = 0  # training batches of the whole run; 0: not known
+    consults: bool = False  # the user's callbacks may end the run at an evaluation
     resume: str = ""  # what to type for the run to go on from its folder; "": nothing stays there
 
     def find(self, stage: str) -> str | None:

@@ -24,6 +24,7 @@ from asyncdni.drivers.real.machine import choose_core, usable_cores
 from asyncdni.errors import CheckpointError, ConfigError, Interrupted
 from asyncdni.files import locked
 from asyncdni.imports import check_may_train, import_flags
+from asyncdni.launch.callbacks import Callbacks, EarlyStopping
 from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
 from asyncdni.plan.build import Design, make_roster
@@ -123,6 +124,7 @@ def conduct(
     *,
     launch: Callable[[str], Launcher] | None = None,
     observers: Sequence[Observer] = (),
+    callbacks: Sequence[Any] = (),
     trace: bool = False,
     resume: bool = False,
     keys: Keys | None = None,
@@ -135,7 +137,8 @@ def conduct(
         out: the run's folder, made once the address is bound; None: nothing is written. A run that
             fails before it trains leaves none, unless an unexpected error has left logs there.
         launch: starts the workers once the address is known; without it users start them by hand.
-        observers: called with each record; an exception of one stops the run, and is then raised.
+        observers, callbacks: called with each record, or as `launch.callbacks` says; an exception
+            of one stops the run, and is then raised.
         resume: continue the run in folder `out`.
         keys, flags: what workers must have, if given; words to add to their command lines.
         keep: whether the folder outlives the run.
@@ -147,44 +150,55 @@ def conduct(
     with ExitStack() as stack:
         transport = CoordinatorTransport(bind, keys)
         stack.callback(transport.close, _LINGER_S)
-        seen: set[str] = set()  # kinds of records
-        opened = _old_folder(out) if resume else _new_folder(out, design, seen)
-        claim = stack.enter_context(opened)
+        seen, stops = set[str](), Stops()  # the kinds of records so far
+        called = _callbacks(callbacks, design, out if keep else None, stops)
+        claim = stack.enter_context(_old_folder(out) if resume else _new_folder(out, design, seen))
         folder, term = (claim.folder, claim.order[0]) if claim is not None else (None, 0)
         by_hand = launch is None
         again = _to_resume(folder, bind, flags, design, by_hand=by_hand) if keep else ""
-        home = {"folder": str(folder or ""), "resume": again}
-        roster = make_roster(design, **home, term=term, trace=trace, launched=not by_hand)
+        home: dict[str, Any] = {"folder": str(folder or ""), "term": term, "resume": again}
+        ways: dict[str, Any] = {"trace": trace, "launched": not by_hand, "consults": called.any}
+        roster = make_roster(design, **home, **ways)
         recorder = Recorder(roster.workers, _facts(design), folder)
         stack.callback(recorder.close)
         beginning = _beginning(design, folder, recorder) if resume else Beginning(Ledger())
         machine = Coordinator(roster, beginning.ledger)
-        records = _Records(design, recorder, machine, observers, seen, stops := Stops())
+        records = _Records(design, recorder, machine, [*observers, called], seen, stops)
         _begin(records, beginning, design, folder, resume=resume)
         command = partial(_command, design, transport.address, flags)
         records.bound(transport.address, [*map(command, roster.workers)] if by_hand else [])
         commit = make_commit(claim, design, records.hosts, records.note) if claim else _never_called
         with _explained_stops(records, roster, folder if keep else None):
-            coordinate(
-                machine, transport, records, launch, commit=commit, command=command, stops=stops
-            )
-    summary = records.summary()
-    if claim is not None:
-        _conclude(claim, design, summary, roster, records.hosts)
+            words: dict[str, Any] = {"commit": commit, "command": command, "stops": stops}
+            coordinate(machine, transport, records, launch, **words)
+    summary = records.summary() | {"ended_early": stops.ends_because}
+    _conclude(claim, design, summary, roster, records.hosts)
     if stops.error is not None:
         raise stops.error
+    called.ended(design, recorder, summary)
     return summary
 
 
+def _callbacks(
+    given: Sequence[Any], design: Design, folder: Path | None, stops: Stops
+) -> Callbacks:
+    """The user's callbacks, and early stopping where the experiment asks for it."""
+    early = design.experiment.run.early_stopping
+    own = [EarlyStopping(**msgspec.structs.asdict(early))] if early is not None else []
+    return Callbacks([*given, *own], folder.resolve() if folder else None, stops.end)
+
+
 def _conclude(
-    claim: Claim,
+    claim: Claim | None,
     design: Design,
     summary: dict[str, Any],
     roster: Roster,
     hosts: Mapping[str, str],
 ) -> None:
-    """Write what the folder of a complete run holds besides its records. Raise `CheckpointError`
-    for weights that are not on this host."""
+    """Write what the folder of a complete run, if any, holds besides its records. Raise
+    `CheckpointError` for weights that are not on this host."""
+    if claim is None:
+        return
     claim.check()
     write_summary(claim.folder, summary)
     _check_weights(claim.folder / "final", roster, hosts)
@@ -390,6 +404,7 @@ def _facts(design: Design) -> dict[str, Any]:
         "repeatable": is_repeatable(chosen, design.plan),
         "batch_size": chosen.data.batch_size,
         "epochs": chosen.run.epochs,
+        "max_steps": chosen.run.max_steps,
         "threads": chosen.run.threads,
         "init": begins_with(design) or None,
         "data": msgspec.to_builtins(design.meta),

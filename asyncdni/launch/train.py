@@ -28,6 +28,7 @@ from asyncdni.data.meta import Array
 from asyncdni.errors import CheckpointError, ConfigError, Interrupted
 from asyncdni.handover import Handover
 from asyncdni.imports import Allowed, allowing, as_allowed, check_may_train
+from asyncdni.launch.callbacks import Callback
 from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
 from asyncdni.launch.model import ModuleOptions, check_no_options, given_model, is_model
@@ -133,6 +134,7 @@ def train(
     init: str | Path | Mapping[str, ArrayLike] | None = None,
     resume: str | Path | None = None,
     observers: Sequence[Observer] = (),
+    callbacks: Sequence[Callback | Any] = (),
     trace: bool = False,
     tensorboard: bool = False,
     allow_import: bool | str | Sequence[str] = False,
@@ -152,6 +154,8 @@ def train(
         resume: the folder of a run that goes on, in place of `source`, `data`, `init` and `out`:
             from its newest whole checkpoint, or newer snapshots. One that is complete is only read.
         observers: called with every record while the run goes on.
+        callbacks: objects with methods `on_start`, `on_evaluation`, `on_checkpoint` or `on_end`:
+            see `asyncdni.Callback`; `asyncdni.EarlyStopping` is one.
         trace: write every op, message and wait of all workers to DIR/trace.json (for
             https://ui.perfetto.dev), and each worker's own to DIR/trace.
         tensorboard: write event files to DIR/tensorboard; needs the extra of that name, and `out`.
@@ -159,8 +163,8 @@ def train(
             what is of modules whose names begin so (["mymodels"]).
         module: for a module of PyTorch loss, stages, optimizer, …: see `ModuleOptions`.
 
-    A stop (Ctrl-C, SIGTERM, SIGHUP, an observer's exception, in a thread the program's end) lets
-    the current update end and saves all; a second one ends the run at once.
+    A stop (Ctrl-C, SIGTERM, SIGHUP, an exception of a callback or observer, in a thread the
+    program's end) lets the current update end and saves all; a second one ends the run at once.
 
     Raises:
         AsyncDNIError: one of its classes; whatever ends a run names its place and its cure.
@@ -178,7 +182,7 @@ def train(
             if is_complete(Path(resume), job.experiment):
                 return open_run(resume)
         allowed, ways = as_allowed(allow_import), {"trace": trace, "tensorboard": tensorboard}
-        return _trained(stack, job, observers, **ways, allow_import=allowed)
+        return _trained(stack, job, observers, callbacks, **ways, allow_import=allowed)
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,7 @@ def _trained(
     stack: ExitStack,
     job: _Job,
     observers: Sequence[Observer],
+    callbacks: Sequence[Any],
     *,
     trace: bool,
     tensorboard: bool,
@@ -230,7 +235,7 @@ def _trained(
     files = _extra_files(stack, design, kept, trace=trace, tensorboard=tensorboard)
     launch = _launch(stack, design, folder, place, job.handover)
     bind, heard = f"ipc://{sockets / 'coordinator'}", [*observers, *files]
-    ways = {"launch": launch, "trace": trace, "resume": job.resumed}
+    ways = {"launch": launch, "trace": trace, "resume": job.resumed, "callbacks": callbacks}
     result = _run_to_end(design, bind, folder, keep=kept is not None, observers=heard, **ways)
     return replace(result, given=job.handover)
 

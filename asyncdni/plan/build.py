@@ -201,8 +201,7 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
     run, plan = design.experiment.run, design.plan
     by_name = {stage.name: stage for stage in design.experiment.stages}
     delayed = late_gradients(design.experiment, plan, group)
-    total = run.epochs * plan.updates_per_epoch
-    pace = Pace(plan.updates_per_epoch, total, plan.microbatches, plan.batches_per_epoch)
+    pace = Pace(plan.updates_per_epoch, plan.updates, plan.microbatches, plan.batches_per_epoch)
     blocks = [
         Block(
             node,
@@ -315,9 +314,11 @@ def make_roster(
     term: int = 0,
     trace: bool = False,
     launched: bool = True,
+    consults: bool = False,
     resume: str = "",
 ) -> Roster:
-    """Make what the coordinator knows about the run; for `launched` and `resume` see `Roster`."""
+    """Make what the coordinator knows about the run; for `launched`, `consults` and `resume` see
+    `Roster`."""
     plan, limits, chosen = design.plan, design.experiment.limits, design.experiment
     return Roster(
         workers=tuple(group.name for group in plan.groups),
@@ -341,5 +342,6 @@ def make_roster(
         cut_positions=frozenset(plan.cuts),
         batches=plan.batches,
         groups=Groups(plan.microbatches, plan.batches_per_epoch),
+        consults=consults,
         resume=resume,
     )

@@ -71,6 +71,7 @@ class Plan:
     rows: Rows  # the size of each of them
     updates_per_epoch: int
     test_batches: int
+    updates: int  # of the whole run
     batches: int  # training (micro)batches of the whole run
     barriers: tuple[int, ...]  # batch counts at which all workers drain; the last is the end
     cuts: tuple[int, ...] = ()  # those barriers at which a checkpoint is taken
@@ -106,11 +107,15 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
     updates = -(-meta.train_samples // batch_size)
     batches = -(-meta.train_samples // unit)
 
+    total = run.epochs * updates
+    if run.max_steps is not None:
+        total = min(total, run.max_steps)
+
+    def position(update: int) -> int:
+        return update // updates * batches + update % updates * microbatches
+
     def positions(every_epochs: float, name: str) -> tuple[int, ...]:
-        return tuple(
-            barrier // updates * batches + barrier % updates * microbatches
-            for barrier in barriers(run.epochs, updates, every_epochs, name)
-        )
+        return tuple(map(position, barriers(total, updates, every_epochs, name)))
 
     evaluations = positions(run.evaluate_every, "run.evaluate_every")
     every = experiment.checkpoint.every
@@ -126,7 +131,8 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
         rows=Rows(unit, meta.train_samples, batch_size, meta.test_samples),
         updates_per_epoch=updates,
         test_batches=-(-meta.test_samples // batch_size),
-        batches=run.epochs * batches,
+        updates=total,
+        batches=position(total),
         barriers=tuple(sorted({*evaluations, *cuts})),
         cuts=cuts,
         cut_barriers=tuple(sorted({*cuts} - {*evaluations})),
@@ -173,19 +179,20 @@ def _microbatches(experiment: config.Experiment) -> int:
 
 
 def barriers(
-    epochs: int, batches_per_epoch: int, every_epochs: float, name: str = "run.evaluate_every"
+    total: int, batches_per_epoch: int, every_epochs: float, name: str = "run.evaluate_every"
 ) -> tuple[int, ...]:
-    """Return the counts of whole training batches after which the run stops for the option `name`.
+    """Return the counts of whole training batches, of `total` in the run, after which it stops for
+    the option `name`.
 
     It stops every `every_epochs` epochs, rounded to batches and at least one batch apart, and at
-    the end; with 0 epochs once, at 0. Raises `ConfigError` for more than `EVALUATIONS_MAX` stops.
+    the end; with 0 batches once, at 0. Raises `ConfigError` for more than `EVALUATIONS_MAX` stops.
     """
-    total = epochs * batches_per_epoch
     step = max(1.0, every_epochs * batches_per_epoch)
     if total / step > EVALUATIONS_MAX:
         raise ConfigError(
-            f"{name}: {every_epochs:g} asks for {total / step:.0f} barriers in {epochs} epochs, "
-            f"expected at most {EVALUATIONS_MAX}; raise it or lower run.epochs"
+            f"{name}: {every_epochs:g} asks for {total / step:.0f} barriers in "
+            f"{total / batches_per_epoch:.0f} epochs, expected at most {EVALUATIONS_MAX}; raise it "
+            "or lower run.epochs"
         )
     positions = {round(k * step) for k in range(1, int(total / step) + 1)}
     return (*sorted(position for position in positions if position < total), total)

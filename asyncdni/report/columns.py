@@ -112,7 +112,7 @@ def accuracy_words(accuracy: float) -> str:
     return f"{100 * accuracy:.6g} %"
 
 
-def counted(number: int, noun: str, spec: str = "") -> str:
+def counted(number: float, noun: str, spec: str = "") -> str:
     """Return `1 pair` or `2 pairs`."""
     return f"{number:{spec}} {noun}{'' if number == 1 else 's'}"
 

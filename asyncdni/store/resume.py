@@ -37,7 +37,16 @@ __all__ = ["Beginning", "changed_experiment", "find_beginning", "is_complete"]
 #: What may be changed about a run that has begun: all that makes neither another network nor other
 #: samples, nor gives them in another order. So its state means the same before and after.
 _CHANGEABLE = (
-    *("run.epochs", "run.split", "run.threads", "run.pin", "run.evaluate_every", "data.path"),
+    *(
+        "run.epochs",
+        "run.max_steps",
+        "run.early_stopping",
+        "run.split",
+        "run.threads",
+        "run.pin",
+        "run.evaluate_every",
+        "data.path",
+    ),
     # rates, decay, weight decay, clipping: not the kind, whose state is kept
     *("optimizer", "stages.NAME.optimizer"),
     *("schedule", "stages.NAME.schedule", "staleness", "links", "slow"),
@@ -134,12 +143,13 @@ def _remembers(optimizer: config.Optimizer) -> str:
 
 def is_complete(folder: Path, chosen: config.Experiment) -> bool:
     """The run in `folder` has been trained to its end, its final weights are whole, and `chosen`
-    asks for no more epochs.
+    asks for no more epochs or steps.
 
     Raises `ConfigError` where it asks for fewer.
     """
     try:
-        epochs = json.loads(read_file(folder / SUMMARY))["epochs"]
+        summary = json.loads(read_file(folder / SUMMARY))
+        epochs, steps = summary["epochs"], summary.get("max_steps")
     except (OSError, ValueError, KeyError, TypeError):
         return False  # the summary is the last thing that a run writes
     if chosen.run.epochs < epochs:
@@ -151,7 +161,7 @@ def is_complete(folder: Path, chosen: config.Experiment) -> bool:
         load_weights(folder / "final", chosen)
     except CheckpointError:
         return False  # its last checkpoint has them
-    return bool(chosen.run.epochs == epochs)
+    return bool((chosen.run.epochs, chosen.run.max_steps) == (epochs, steps))
 
 
 def find_beginning(
@@ -218,8 +228,8 @@ def _fit(folder: Path, ledger: Ledger, design: Design) -> None:
     batches = design.plan.batches
     if ledger.start > batches:
         raise ConfigError(
-            f"--resume {folder}: run.epochs = {design.experiment.run.epochs} is {batches} batches, "
-            f"but it has been trained for {ledger.start} already"
+            f"--resume {folder}: run.epochs and run.max_steps make {batches} batches, but it has "
+            f"been trained for {ledger.start} already"
         )
     names = {group.name for group in design.plan.groups}
     ledger.samples = {name: count for name, count in ledger.samples.items() if name in names}

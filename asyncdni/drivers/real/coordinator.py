@@ -18,6 +18,8 @@ from typing import Any, Protocol
 from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import (
     Commit,
+    Consult,
+    Consulted,
     Event,
     Exited,
     Fail,
@@ -64,6 +66,7 @@ class Stops:
 
     def __init__(self) -> None:
         self.error: BaseException | None = None  # of an observer, to be raised at the end
+        self.ends_because: str | None = None  # why a callback has the run end at an evaluation
         self.numbers: list[int] = []  # of signals
         self._waiting = 0
         self._program_ends = False
@@ -78,6 +81,10 @@ class Stops:
         if self.error is None:
             self.error = error
             self._waiting += 1
+
+    def end(self, reason: str) -> None:
+        """A callback has the run end at an evaluation; the first reason counts."""
+        self.ends_because = self.ends_because or reason
 
     def take(self) -> bool:
         """Whether there is a request that has not been taken yet; it is taken now."""
@@ -116,6 +123,7 @@ class _Run:
         observe: Observer,
         commit: Callable[[Commit], None],
         command: Callable[[str], str],
+        stops: Stops,
     ) -> None:
         self.machine = machine
         self.transport = transport
@@ -124,6 +132,7 @@ class _Run:
         self.end: Finish | Fail | None = None
         self._commit = commit
         self._command = command
+        self._stops = stops
         self._looked_s = time.monotonic()
 
     def handle(self, event: Event) -> None:
@@ -164,6 +173,8 @@ class _Run:
             case Commit(tag=tag):
                 written(lambda: self._commit(action))
                 return Stored(tag)
+            case Consult():
+                return Consulted(ends=self._stops.ends_because is not None)
             case Finish() | Fail():
                 self.end = action
             case _:
@@ -214,7 +225,7 @@ def coordinate(
     Raises the first error of any process, by its class (a worker's traceback is a note of it), and
     what `launch` or `commit` raise; after a stop `Interrupted`, or what an observer has raised.
     """
-    run = _Run(machine, transport, observe, commit, command)
+    run = _Run(machine, transport, observe, commit, command, stops)
     with stops.collecting_signals():
         if stops.error is not None:
             raise stops.error  # before anything has been started
