@@ -138,6 +138,19 @@ def test_windows_of_a_text_are_cut_into_microbatches_of_streams(way: str, tmp_pa
         assert result.test_accuracy is not None
 
 
+def test_sequences_of_different_lengths_have_the_bits_of_a_loop_that_ignores_padding() -> None:
+    chosen = experiment.parse(
+        {
+            "data": {"name": "torch", "build": "torch_models:sentences", "batch_size": 8},
+            "model": {"build": "torch_models:gpt", "stages": ["h.2"]},
+            "optimizer": ADAM,
+            "schedule": {"name": "gpipe", "microbatches": 2},
+            "run": {"epochs": 2, "seed": 3},
+        }
+    )
+    assert not differences(simulated(chosen), trained(chosen, 2))
+
+
 def assert_equal_over_processes(model: str, workers: int, way: str) -> None:
     chosen = made(model, CUTS[model][workers], SCHEDULES[way])
     result = asyncdni.train(chosen, allow_import=True)
