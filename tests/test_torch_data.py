@@ -48,6 +48,12 @@ class Flow(IterableDataset[Any]):
         return iter(zip(X, Y, strict=True))
 
 
+def _doubled(samples: list[Any]) -> tuple[Any, Any]:
+    """Batches of two times the inputs."""
+    x, y = zip(*samples, strict=True)
+    return 2 * torch.stack(x), torch.stack(y)
+
+
 def batches(train: Any, test: Any = WHOLE, classes: int = 4) -> TorchBatches:
     return TorchBatches("made", train, test, classes)
 
@@ -180,6 +186,11 @@ def test_a_sample_of_another_shape_is_named_with_both_shapes() -> None:
 def test_of_a_loader_its_data_set_is_used() -> None:
     assert data_set_of(DataLoader(WHOLE)) is WHOLE
     assert data_set_of(WHOLE) is WHOLE
+    # A collate_fn of the user's is called on one sample at a time.
+    doubled = data_set_of(DataLoader(WHOLE, batch_size=4, collate_fn=_doubled))
+    assert len(doubled) == len(WHOLE)
+    np.testing.assert_array_equal(doubled[1][0], 2 * WHOLE[1][0])
+    assert doubled[1][1] == WHOLE[1][1]
     assert first_shape((WHOLE, WHOLE)) == (3,)
 
 

@@ -9,14 +9,15 @@ padded at their ends to the longest one of both sets, with zeros and targets of 
 A map-style data set is read sample by sample, when a batch is needed, in an order that the run's
 seed gives; so transforms that draw random numbers draw new ones in each epoch, and the same ones in
 each run. A `TensorDataset`, also a `Subset` of one, is read a batch at a time. An iterable data set
-is read once, into memory. Of a loader its data set is used: batches are the experiment's.
+is read once, into memory. Of a loader its data set is used, with its `collate_fn` called on each
+sample alone: batches are the experiment's.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, reduce
 from typing import Any, NamedTuple, Protocol
 
@@ -99,9 +100,37 @@ def _cached(build: str, arguments: str, classes: int) -> TorchBatches:
 
 
 def data_set_of(given: Any) -> Any:
-    """The data set of a loader; a data set as it is."""
+    """The data set of a loader, with each sample as the `collate_fn` of the user's makes it of that
+    sample alone; a data set as it is. Raises `DataError`."""
     inner = getattr(given, "dataset", None)
-    return given if inner is None or not hasattr(given, "batch_size") else inner
+    if inner is None or not hasattr(given, "batch_size"):
+        return given
+    collate = getattr(given, "collate_fn", None)
+    module = getattr(collate, "__module__", None) or ""
+    if collate is None or module.startswith("torch.utils.data"):
+        return inner
+    return _Collated(inner, collate)
+
+
+class _Collated:
+    """The samples of a map-style data set, each as `collate` makes it of a batch of one."""
+
+    def __init__(self, samples: Any, collate: Callable[[list[Any]], Any]) -> None:
+        """Raises `DataError` for an iterable data set."""
+        if not hasattr(samples, "__getitem__"):
+            raise DataError(
+                f"the loader of an iterable {type(samples).__name__} has a collate_fn of its own, "
+                "which is called for map-style data sets alone: do its work in the data set"
+            )
+        self._samples = samples
+        self._collate = collate
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Any:
+        batch = self._collate([self._samples[index]])
+        return tuple(one[0] for one in batch) if isinstance(batch, tuple | list) else batch
 
 
 def first_shape(made: tuple[Any, Any]) -> tuple[int, ...]:
