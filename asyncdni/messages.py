@@ -90,6 +90,7 @@ class Hello(Message, frozen=True, tag=True):
     address: str  # ZeroMQ endpoint of its data socket
     pid: int
     host: str
+    versions: dict[str, str] = {}  # "Python", "asyncdni", "torch"; empty: it does not say
 
 
 class Built(Message, frozen=True, tag=True):
@@ -101,6 +102,7 @@ class Built(Message, frozen=True, tag=True):
     updates: int  # updates made so far in this state
     read: int  # training batches read by the host of the data; 0 elsewhere
     notes: list[str] = []  # what could not be restored, for the user
+    sources: dict[str, str] = {}  # module of the user's code -> sha256 of its source
 
 
 class Ready(Message, frozen=True, tag=True):

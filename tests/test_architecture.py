@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "config": {"schedules", "tables"},
     "files": {"errors"},
     "handover": {"errors"},
+    "software": {""},
     "imports": {"handover", "errors"},
     "delays": {"schedules.base"},
     "schedules": {"tables"},
@@ -43,7 +44,7 @@ MAY_IMPORT = {
     },
     "plan": {
         *("experiment", "network", "core", "schedules", "stages", "nn", "data", "wire.codec"),
-        *("delays", "messages", "imports", "handover", "config", "tables", "errors"),
+        *("delays", "messages", "imports", "handover", "software", "config", "tables", "errors"),
     },
     "store": {
         *("files", "experiment", "plan", "core", "data", "messages", "config", "errors"),
@@ -52,7 +53,7 @@ MAY_IMPORT = {
     "drivers": {
         *("core", "wire", "stages", "nn.base", "plan", "data", "store", "report.traces"),
         *("delays", "schedules", "experiment.schema", "files", "imports", "messages", "config"),
-        "errors",
+        *("software", "errors"),
     },
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from processes import (
     weights,
 )
 
+from asyncdni import __version__
 from asyncdni.launch.local import worker_command
 from asyncdni.messages import PROTOCOL_VERSION, Hello
 from asyncdni.wire.codec import encode
@@ -36,6 +38,13 @@ LAUNCH = Path(__file__).parent.parent / "launch"
 OTHER_VERSION = """\
 from asyncdni import messages
 messages.PROTOCOL_VERSION += 1
+from asyncdni.__main__ import main
+raise SystemExit(main())
+"""
+#: A release of this package that no coordinator has.
+OTHER_RELEASE = """\
+import asyncdni
+asyncdni.__version__ = "0.0.9"
 from asyncdni.__main__ import main
 raise SystemExit(main())
 """
@@ -179,6 +188,14 @@ def test_a_worker_of_another_protocol_version_is_refused(waiting: Site) -> None:
         f"protocol {PROTOCOL_VERSION + 1}",
         f"coordinator {PROTOCOL_VERSION}",
         "same version of asyncdni",
+    )
+
+
+def test_a_worker_of_another_release_is_refused(waiting: Site) -> None:
+    args = ["worker", "--stage", "top", "--coordinator", _address(waiting)]
+    finished = waiting.execute([sys.executable, "-c", OTHER_RELEASE, *args]).finished()
+    finished.refused(
+        f"worker top on {socket.gethostname()} has asyncdni 0.0.9, the coordinator {__version__}"
     )
 
 

@@ -274,3 +274,16 @@ def test_measuring_leaves_weights_buffers_and_random_numbers_as_they_are() -> No
     assert len(names) == 2
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_model_that_gets_a_table_is_refused_with_the_cure() -> None:
+    class OfTable(models.nn.Module):
+        """Reads one tensor of a table."""
+
+        def forward(self, x: Any) -> Any:
+            return x["input_ids"].tanh()
+
+    with pytest.raises(
+        ConfigError, match=r"samples of shape \(6,\): .* wrap the model in a module"
+    ):
+        trace(OfTable().to("meta"), (6,), [])

@@ -8,6 +8,7 @@ few of them, and with the marker `long` all, run over real worker processes.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,44 @@ def test_ways_of_computing_are_for_modules(option: dict[str, Any]) -> None:
 @each("model, workers, way", ALL)
 def test_all_combinations_over_worker_processes(model: str, workers: int, way: str) -> None:
     assert_equal_over_processes(model, workers, way)
+
+
+@pytest.mark.parametrize("way", ["gpipe", "1f1b"])
+def test_windows_of_a_text_are_cut_into_microbatches_of_streams(way: str, tmp_path: Path) -> None:
+    """Each stream's window is a sample of its own where no state is carried to the next one."""
+    (tmp_path / "text.txt").write_text("she sells sea shells by the sea shore; " * 8)
+    data = {"name": "text", "path": str(tmp_path / "text.txt"), "encoding": "ids"}
+    chosen = experiment.parse(
+        {
+            "data": {**data, "window": 8, "batch_size": 4, "test_part": 0.3},
+            "model": {
+                "build": "torch_models:gpt",
+                "stages": ["h.1", "h.3"],
+            },
+            "optimizer": ADAM,
+            "schedule": {"name": way, "microbatches": 2},
+            "run": {"epochs": 2, "seed": 3},
+        }
+    )
+    expected = trained(chosen, 2)
+    assert not differences(simulated(chosen), expected)
+    if way == "1f1b":
+        result = asyncdni.train(chosen, allow_import=True)
+        assert not differences(result.weights, expected)
+        assert result.test_accuracy is not None
+
+
+def test_sequences_of_different_lengths_have_the_bits_of_a_loop_that_ignores_padding() -> None:
+    chosen = experiment.parse(
+        {
+            "data": {"name": "torch", "build": "torch_models:sentences", "batch_size": 8},
+            "model": {"build": "torch_models:gpt", "stages": ["h.2"]},
+            "optimizer": ADAM,
+            "schedule": {"name": "gpipe", "microbatches": 2},
+            "run": {"epochs": 2, "seed": 3},
+        }
+    )
+    assert not differences(simulated(chosen), trained(chosen, 2))
 
 
 def assert_equal_over_processes(model: str, workers: int, way: str) -> None:

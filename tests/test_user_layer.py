@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from processes import TINY, Command, Site, make_site, until_recorded, weights
 
 import asyncdni
 from asyncdni.errors import AsyncDNIError
+from asyncdni.launch.local import worker_command
 from asyncdni.store.tensors import load_stage
 
 MODULE = '''\
@@ -107,6 +109,21 @@ def test_workers_started_by_hand_with_allow_import_run_it(site: Site) -> None:
         finished = command.finished()
         assert (finished.code, finished.err) == (0, "")
     assert "hidden.safetensors" in weights(site.folder / "run")
+
+
+def test_a_worker_with_a_changed_copy_of_the_file_ends_the_run_and_is_named(site: Site) -> None:
+    site.write("elsewhere/mylayer.py", MODULE.replace("first: float = 1.0", "first: float = 3.0"))
+    coordinator, hidden = _by_hand(site, "--allow-import")
+    address = until_recorded(site.folder / "run", "bound")[0]["address"]
+    command = worker_command("top", address, allow_import=True)
+    top = site.execute(["sh", "-c", 'cd elsewhere && exec "$@"', "sh", *command])
+    for one in (coordinator, hidden, top):
+        one.finished().refused(
+            f"worker top on {socket.gethostname()} has another source of mylayer than the "
+            "coordinator",
+            "copy the same files to both hosts",
+        )
+    assert not (site.folder / "run").exists()
 
 
 def test_a_worker_beats_while_it_imports_the_module(site: Site) -> None:

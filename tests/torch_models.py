@@ -454,6 +454,14 @@ def text_windows(samples: int = 40, steps: int = 8, vocabulary: int = 12) -> tup
     return _parts(windows, samples)
 
 
+def sentences(samples: int = 20, longest: int = 8, vocabulary: int = 12) -> tuple[Any, Any]:
+    """Ids (T,) and the ids that follow (T,), of lengths 2 to `longest`; the longest is a test."""
+    lengths = [2 + index % (longest - 2) for index in range(samples)]
+    ids = [(3 * torch.arange(length + 1) + length) % vocabulary for length in [*lengths, longest]]
+    pairs = [(one[:-1], one[1:]) for one in ids]
+    return pairs[:-1], pairs[-1:]
+
+
 def pictures(
     samples: int = 24, channels: int = 3, size: int = 32, classes: int = 10
 ) -> tuple[Any, Any]:

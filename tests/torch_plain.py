@@ -82,7 +82,10 @@ def _batches(chosen: config.Experiment, model: nn.Module) -> Iterator[tuple[Any,
         for index in range(batches.batches_per_epoch(size)):
             batch = batches.read(epoch, index, size, run.seed, np.dtype(run.dtype))
             x = torch.tensor(batch["h"])
-            yield x.long() if integers else x, torch.tensor(batch["y"])
+            y = torch.tensor(batch["y"])
+            if "mask" in batch:
+                y[~torch.tensor(batch["mask"])] = -100  # cross_entropy leaves these out
+            yield x.long() if integers else x, y
 
 
 def differences(weights: Mapping[str, np.ndarray], model: nn.Module) -> list[str]:

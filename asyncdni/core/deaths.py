@@ -87,6 +87,8 @@ class Rounds:
         self._recovery.came(name)
         self._liveness.heard(name, now)
         self._out.record("joined", now, stage=name, pid=hello.pid, host=hello.host)
+        if others := self._roster.other_builds(name, hello):
+            self._out.record("note", now, stage=name, text=others)
         self._run.to(
             name,
             Welcome(
@@ -118,6 +120,9 @@ class Rounds:
         if member.built is not None:
             raise UnexpectedMessage
         member.built = built
+        if others := self._roster.other_source(member, self._run.members.values()):
+            self._run.fail(Fail("LaunchError", others))
+            return
         for text in built.notes:
             self._out.record("note", now, stage=name, text=text)
         if not self._run.all_built:

@@ -122,6 +122,7 @@ class Prepared(Event):
     goes_on: bool = False  # see `core.members.Roster`
     snapshot_every_s: float | None = None  # as the user has set it; None: never
     stages: Sequence[str] = ()  # the declared stages of this worker, for what the user is told
+    sources: Mapping[str, str] = field(default_factory=dict)  # see `messages.Built`
 
 
 @dataclass(slots=True)

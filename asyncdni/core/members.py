@@ -4,9 +4,9 @@ they put what they ask of the driver."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -53,6 +53,8 @@ class Roster:
     batches: int = 0  # training batches of the whole run; 0: not known
     consults: bool = False  # the user's callbacks may end the run at an evaluation
     resume: str = ""  # what to type for the run to go on from its folder; "": nothing stays there
+    versions: Mapping[str, str] = field(default_factory=dict)  # to be compared: see `Hello`
+    sources: Mapping[str, str] = field(default_factory=dict)  # of the coordinator: see `Built`
 
     def find(self, stage: str) -> str | None:
         """A worker by its name, a stage of it, or its index."""
@@ -79,7 +81,50 @@ class Roster:
             return Refused(
                 "LaunchError", f"stage {name} is taken by process {taken.pid} on {taken.host}"
             )
+        others = self._other_versions(hello, _release)
+        if others:
+            return Refused("LaunchError", f"worker {name} on {hello.host} {others}")
         return None
+
+    def other_builds(self, name: str, hello: Hello) -> str:
+        """Words for versions of a worker that has been let in that are other builds of the same
+        release, as torch for GPUs is; empty where there are none.
+
+        Their results may differ in the last bits, which is no reason to keep the worker out."""
+        others = self._other_versions(hello, _build)
+        if not others:
+            return ""
+        return f"worker {name} on {hello.host} {others}, or weights may differ in the last bits"
+
+    def _other_versions(self, hello: Hello, part: Callable[[str, str], str]) -> str:
+        """Words for the versions that differ in a part of them; empty where none do, and for a peer
+        that does not say what it has."""
+        if not hello.versions:
+            return ""
+        theirs, ours = [], []
+        for package, own in self.versions.items():
+            given = hello.versions.get(package)
+            if given is None or part(package, given) != part(package, own):
+                theirs.append(f"{package} {given}" if given else f"no {package}")
+                ours.append(own)
+        found = f"has {' and '.join(theirs)}, the coordinator {' and '.join(ours)}"
+        return f"{found}: install the same" if theirs else ""
+
+    def other_source(self, built: Member, members: Iterable[Member]) -> str:
+        """Words for the modules of the user's code of which a worker that has built its stage has
+        another source than the coordinator, or than another worker where the coordinator has not
+        imported them; empty where there are none."""
+        for module, digest in built.sources.items():
+            known = {"the coordinator": self.sources} | {
+                f"worker {other.name} on {other.hello.host}": other.sources for other in members
+            }
+            for who, sources in known.items():
+                if sources.get(module, digest) != digest:
+                    return (
+                        f"worker {built.name} on {built.hello.host} has another source of "
+                        f"{module} than {who}: copy the same files to both hosts, and start again"
+                    )
+        return ""
 
     def unreached(self, sender: Member, receiver: Member) -> str:
         """That nothing gets from one worker to another, and what a person can do about it."""
@@ -116,6 +161,20 @@ class Roster:
         return f"worker {', '.join(slow)} has not become ready {waited}"
 
 
+def _release(package: str, version: str) -> str:
+    """The part of a version without which two processes are not let into one run.
+
+    Patch releases of Python mend faults and leave the language and its library as they are; a
+    build of PyTorch ("+cpu") is the same release for other devices."""
+    if package == "Python":
+        return ".".join(version.split(".")[:2])
+    return version.partition("+")[0]
+
+
+def _build(package: str, version: str) -> str:
+    return version.partition("+")[2]
+
+
 @dataclass(slots=True)
 class Member:
     """A worker that has been let in."""
@@ -128,6 +187,11 @@ class Member:
     built: Built | None = None  # in this round
     ready: bool = False
     unheard: tuple[str, ...] = ()  # neighbours that can't reach it, by its own word
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The digests of the user's code that it has sent in this round."""
+        return self.built.sources if self.built is not None else {}
 
 
 class Phase(Enum):

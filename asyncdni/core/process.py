@@ -32,7 +32,7 @@ In a round the process hands what happens to the round's `Worker`; what it decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
 from asyncdni.core.counts import Counts
@@ -164,6 +164,7 @@ class Process:
         self._give_up_s: float | None = None
         self._roll_back = False
         self._stages: Sequence[str] = ()
+        self._sources: Mapping[str, str] = {}
         self._snapshot_every_s: float | None = None  # None: this process takes no snapshots
         self.snapshot_due_s = _NEVER
         self._welcome: Welcome | None = None
@@ -283,6 +284,7 @@ class Process:
     def _prepared(self, event: Prepared, now: float) -> list[Action]:
         assert self._welcome is not None
         self._roll_back, self._stages = event.roll_back, event.stages
+        self._sources = event.sources
         every_s = event.snapshot_every_s
         # Where all go back together nobody would ever read a snapshot.
         if event.goes_on and self._welcome.folder and every_s is not None:
@@ -324,6 +326,7 @@ class Process:
             updates=self.counts.updates,
             read=self.counts.read,
             notes=[*self._notes(event), *event.notes],
+            sources=dict(self._sources),
         )
         return [Send(COORDINATOR, built)]
 

@@ -2,28 +2,31 @@
 
 Samples are (input, target) pairs. Inputs are numbers of one shape, as tensors or arrays, and are
 taken as they are. Targets are whole numbers (a class a sample, or a class a step where they have
-the shape (T,)), or floating numbers (values).
+the shape (T,)), or floating numbers (values). A step whose target is -100 (`ignore_index` of
+PyTorch's cross-entropy) does not count. Samples of (T, …) and (T,) may have any lengths T: all are
+padded at their ends to the longest one of both sets, with zeros and targets of -100.
 
 A map-style data set is read sample by sample, when a batch is needed, in an order that the run's
 seed gives; so transforms that draw random numbers draw new ones in each epoch, and the same ones in
 each run. A `TensorDataset`, also a `Subset` of one, is read a batch at a time. An iterable data set
-is read once, into memory. Of a loader its data set is used: batches are the experiment's.
+is read once, into memory. Of a loader its data set is used, with its `collate_fn` called on each
+sample alone: batches are the experiment's.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, reduce
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from asyncdni import config
 from asyncdni.data.base import Dataset, buffer_for, span_of
-from asyncdni.data.meta import Array, Meta
+from asyncdni.data.meta import Array, Meta, Tensor
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.imports import import_named, is_allowed
 from asyncdni.nn.streams import stream
@@ -39,6 +42,8 @@ __all__ = [
 
 #: Whole numbers up to this are the same in float32, as which inputs travel.
 _WHOLE_MAX = 2**24
+#: The target of a step that does not count.
+_IGNORED = -100
 
 
 class _Samples(Protocol):
@@ -51,7 +56,8 @@ class _Samples(Protocol):
 
 def describe(data: config.TorchData) -> Meta:
     """The shapes of the first sample, and counts; of other samples that are read one by one only
-    targets are looked at, and only where `classes` is not given. Raises `DataError`."""
+    targets are looked at, and only where `classes` is not given or each step has a target. Raises
+    `DataError`."""
     return _opened(data).meta
 
 
@@ -94,9 +100,37 @@ def _cached(build: str, arguments: str, classes: int) -> TorchBatches:
 
 
 def data_set_of(given: Any) -> Any:
-    """The data set of a loader; a data set as it is."""
+    """The data set of a loader, with each sample as the `collate_fn` of the user's makes it of that
+    sample alone; a data set as it is. Raises `DataError`."""
     inner = getattr(given, "dataset", None)
-    return given if inner is None or not hasattr(given, "batch_size") else inner
+    if inner is None or not hasattr(given, "batch_size"):
+        return given
+    collate = getattr(given, "collate_fn", None)
+    module = getattr(collate, "__module__", None) or ""
+    if collate is None or module.startswith("torch.utils.data"):
+        return inner
+    return _Collated(inner, collate)
+
+
+class _Collated:
+    """The samples of a map-style data set, each as `collate` makes it of a batch of one."""
+
+    def __init__(self, samples: Any, collate: Callable[[list[Any]], Any]) -> None:
+        """Raises `DataError` for an iterable data set."""
+        if not hasattr(samples, "__getitem__"):
+            raise DataError(
+                f"the loader of an iterable {type(samples).__name__} has a collate_fn of its own, "
+                "which is called for map-style data sets alone: do its work in the data set"
+            )
+        self._samples = samples
+        self._collate = collate
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Any:
+        batch = self._collate([self._samples[index]])
+        return tuple(one[0] for one in batch) if isinstance(batch, tuple | list) else batch
 
 
 def first_shape(made: tuple[Any, Any]) -> tuple[int, ...]:
@@ -117,11 +151,22 @@ class _Part(Protocol):
         """The input and the target of the first sample."""
 
     def read(self, rows: Array, x: Array) -> Array:
-        """Read the inputs of these samples into `x`, and return their targets. Raises
-        `DataError`."""
+        """Read the inputs of these samples into `x`, and return their targets. Samples with fewer
+        steps than `x` are padded where each step has a target. Raises `DataError`."""
 
-    def largest(self) -> int:
-        """The largest target."""
+    def targets(self) -> _Targets:
+        """What is known of all targets."""
+
+
+class _Targets(NamedTuple):
+    largest: int
+    longest: int = 0  # most steps of a sample; 0: there is one target a sample
+    mask: bool = False  # not all steps of all samples count
+
+
+def _both(one: _Targets, other: _Targets) -> _Targets:
+    mask = one.mask or other.mask or one.longest != other.longest
+    return _Targets(max(one.largest, other.largest), max(one.longest, other.longest), mask)
 
 
 def _part(given: Any, source: str, part: str) -> _Part:
@@ -173,6 +218,8 @@ class _OneByOne:
         targets: list[Array] = []
         for place, row in enumerate(rows.tolist()):
             one, y = self._item(row)
+            if y.ndim == 1 and y.dtype.kind in "iu":
+                one, y = _padded(one, y, x.shape[1] if x.ndim > 1 else 0)
             if one.shape != x.shape[1:] or (targets and y.shape != targets[0].shape):
                 expected = x.shape[1:], targets[0].shape if targets else y.shape
                 raise DataError(
@@ -182,11 +229,12 @@ class _OneByOne:
             targets.append(y)
         return np.stack(targets)
 
-    def largest(self) -> int:
+    def targets(self) -> _Targets:
         known = getattr(self._samples, "targets", None)
-        if known is not None and len(known) == len(self._samples):
-            return int(np.max(np.asarray(known)))
-        return max(int(np.max(self._item(index)[1])) for index in range(len(self._samples)))
+        if known is not None and len(known) == len(self._samples) and not self._item(0)[1].ndim:
+            return _Targets(int(np.max(np.asarray(known))))
+        each = (_targets(self._item(index)[1]) for index in range(len(self._samples)))
+        return reduce(_both, each)
 
     def _item(self, index: int) -> tuple[Array, Array]:
         place = f"{self._place} {index}"
@@ -195,7 +243,10 @@ class _OneByOne:
         except Exception as error:  # the user's code may fail in any way
             raise DataError(f"{place}: {type(error).__name__}: {error}") from error
         if not isinstance(item, tuple | list) or len(item) != 2:
-            raise DataError(f"{place} is a {type(item).__name__}, expected (input, target)")
+            raise DataError(
+                f"{place} is a {type(item).__name__}, expected (input, target): of a table, return "
+                'two of its tensors, as (item["input_ids"], item["labels"])'
+            )
         return _input(item[0], f"{place}, input"), _numbers(item[1], f"{place}, target")
 
 
@@ -217,8 +268,9 @@ class _Whole:
         targets: Array = self._y[rows]
         return targets
 
-    def largest(self) -> int:
-        return int(np.max(self._y))
+    def targets(self) -> _Targets:
+        found = _targets(self._y)
+        return found._replace(longest=self._y.shape[1] if self._y.ndim == 2 else 0)
 
 
 def _whole_arrays(given: Any, place: str) -> tuple[Any, Any] | None:
@@ -240,8 +292,26 @@ def _whole_arrays(given: Any, place: str) -> tuple[Any, Any] | None:
     return None
 
 
+def _targets(y: Array) -> _Targets:
+    """What is known of the targets of one sample, () or (T,); of several, but for their length."""
+    return _Targets(int(y.max(initial=0)), len(y) if y.ndim else 0, bool((y == _IGNORED).any()))
+
+
+def _padded(x: Array, y: Array, steps: int) -> tuple[Array, Array]:
+    """A sample (T, …) and (T,) with zeros and ignored steps at its end, `steps` in all; as it is
+    where it has as many, or more, or another form."""
+    missing = steps - len(y)
+    if missing <= 0 or not x.ndim or len(x) != len(y):
+        return x, y
+    x = np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
+    return x, np.concatenate([y.astype(np.int64), np.full(missing, _IGNORED)])
+
+
 def _other_shapes(place: str, found: object, expected: object) -> str:
-    return f"{place} has the shapes {found} of input and target, expected {expected}"
+    return (
+        f"{place} has the shapes {found} of input and target, expected {expected}: only sequences "
+        "with a class for each step may differ in length; pad or crop the samples in the data set"
+    )
 
 
 # --- batches -------------------------------------------------------------------------------------
@@ -260,11 +330,13 @@ class TorchBatches:
         self._shape, self._target_shape = x.shape, y.shape
         self._values = y.dtype.kind == "f"
         self._order: tuple[tuple[int, int], Array] | None = None
-        self._check_test()
         self.meta = self._described(classes)
+        self._check_test()
 
     def _check_test(self) -> None:
         x, y = self._test.first()
+        if self._target_shape and y.ndim == 1:
+            x, y = _padded(x, y, self._target_shape[0])
         if (x.shape, y.shape) != (self._shape, self._target_shape):
             expected = self._shape, self._target_shape
             place = f"{self._source}: test sample 0"
@@ -276,17 +348,23 @@ class TorchBatches:
             )
 
     def _described(self, classes: int) -> Meta:
-        steps = 0
+        steps, context = 0, {}
         if self._values:
             outputs = int(np.prod(self._target_shape)) if self._target_shape else 1
         else:
-            outputs = classes or max(self._train.largest(), self._test.largest()) + 1
             if len(self._target_shape) > 1:
                 raise DataError(
                     f"{self._source}: targets have shape {self._target_shape}, expected one class "
                     "a sample, or (T,) with one a step"
                 )
-            steps = self._target_shape[0] if self._target_shape else 0
+            if self._target_shape or not classes:
+                found = _both(self._train.targets(), self._test.targets())
+                outputs, steps = found.largest + 1, found.longest if self._target_shape else 0
+            outputs = classes or outputs
+            if steps and found.mask:
+                context["mask"] = Tensor((steps,), "bool")
+            if steps:
+                self._lengthen(steps)
         return Meta(
             input_shape=tuple(self._shape),
             targets="values" if self._values else "classes",
@@ -294,8 +372,15 @@ class TorchBatches:
             train_samples=len(self._train),
             test_samples=len(self._test),
             steps=steps,
+            context=context,
             answers=not self._values,
         )
+
+    def _lengthen(self, steps: int) -> None:
+        """Take over the length to which all samples are padded."""
+        if self._shape and self._shape[0] == self._target_shape[0]:
+            self._shape = (steps, *self._shape[1:])
+        self._target_shape = (steps,)
 
     def batches_per_epoch(self, batch_size: int) -> int:
         return -(-len(self._train) // batch_size)
@@ -338,12 +423,15 @@ class TorchBatches:
                 f"{self._source}: {part} sample {rows[0]} has a target of shape {y.shape[1:]}, "
                 f"expected {self._target_shape}, as the first training sample"
             )
-        return {"h": x, "y": self._as_targets(y, rows, part, dtype)}
+        mask = {"mask": y != _IGNORED} if "mask" in self.meta.context else {}
+        return {"h": x, "y": self._as_targets(y, rows, part, dtype), **mask}
 
     def _as_targets(self, y: Array, rows: Array, part: str, dtype: DTypeLike) -> Array:
         if self._values:
             return y.reshape(len(y), -1).astype(dtype)
         classes = self.meta.outputs
+        if "mask" in self.meta.context:
+            y = np.where(y == _IGNORED, 0, y)
         wrong = (y < 0) | (y >= classes)
         if wrong.any():
             at = tuple(np.argwhere(wrong)[0])
@@ -373,6 +461,13 @@ def _input(value: Any, place: str) -> Array:
 
 def _numbers(value: Any, place: str) -> Array:
     """What a sample has, as an array of numbers. Raises `DataError`."""
+    if isinstance(value, dict | tuple):
+        several = list(value.values()) if isinstance(value, dict) else value
+        if any(hasattr(one, "shape") for one in several):
+            raise DataError(
+                f"{place} is a {type(value).__name__} of tensors, expected one tensor: join them "
+                "in the data set, and wrap the model in a module that takes them apart again"
+            )
     try:
         found = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     except Exception as error:

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from asyncdni import config, experiment
+from asyncdni import config, experiment, software
 from asyncdni.core.counts import Counts
 from asyncdni.core.members import Roster
 from asyncdni.core.worker import Worker
@@ -34,6 +34,7 @@ from asyncdni.nn.generators import MAP_GENERATORS, make_generator
 from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.generators.error import LocalHead
 from asyncdni.nn.input_model import InputModel
+from asyncdni.nn.layers import is_module
 from asyncdni.nn.losses import make_loss
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.checks import check_rules
@@ -344,4 +345,17 @@ def make_roster(
         groups=Groups(plan.microbatches, plan.batches_per_epoch),
         consults=consults,
         resume=resume,
+        versions=_compared_versions(chosen),
+        sources=software.source_digests(experiment.tables(chosen)["stages"]),
     )
+
+
+def _compared_versions(chosen: config.Experiment) -> dict[str, str]:
+    """Return the versions that all workers must have: PyTorch's only where it computes."""
+    optimizers = [experiment.stage_optimizer(chosen, stage) for stage in chosen.stages]
+    layers = [layer for stage in chosen.stages for layer in stage.layers]
+    in_torch = any(isinstance(one, config.TorchOptimizer) for one in optimizers) or any(
+        is_module(layer) for layer in layers
+    )
+    found = software.versions()
+    return found if in_torch else {name: found[name] for name in found if name != "torch"}

@@ -105,8 +105,13 @@ _LIST_MAX = 64  # entries of a list of texts
 #: Text fields that may be shown or recorded, and how many characters of each are kept. Names in a
 #: run are shorter than that, so a name that is cut was unknown anyway.
 _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
-    messages.Hello: (("stage", _NAME), ("address", _ADDRESS), ("host", _NAME)),
-    messages.Built: (("notes", _TEXT),),
+    messages.Hello: (
+        ("stage", _NAME),
+        ("address", _ADDRESS),
+        ("host", _NAME),
+        ("versions", _NAME),
+    ),
+    messages.Built: (("notes", _TEXT), ("sources", _NAME)),
     messages.Unheard: (("workers", _NAME),),
     messages.Drained: (("kind", _NAME),),
     messages.Evaluated: (("stage", _NAME),),
@@ -235,10 +240,14 @@ def _with_legible_texts(message: Message) -> Message:
         elif type(given) is list:
             kept = [legible(text, most) for text in given[:_LIST_MAX]]
         else:
-            kept = {legible(key, most): value for key, value in given.items()}
+            kept = {legible(key, most): _legible(one, most) for key, one in given.items()}
         if kept != given:
             changed[name] = kept
     return msgspec.structs.replace(message, **changed) if changed else message
+
+
+def _legible(value: Any, most: int) -> Any:
+    return legible(value, most) if type(value) is str else value
 
 
 def size(frames: Sequence[Buffer]) -> int:

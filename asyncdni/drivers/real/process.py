@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from asyncdni import config
+from asyncdni import config, software
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import Exit, Join, Joined, Origin, Prepare, Prepared, Restore, Restored
 from asyncdni.core.ledger import SNAPSHOTS
@@ -250,6 +250,7 @@ class Session:
             address=self._transport.address,
             pid=os.getpid(),
             host=socket.gethostname(),
+            versions=software.versions(),
         )
         try:
             self._transport.send(COORDINATOR, hello)
@@ -284,6 +285,7 @@ class Session:
             goes_on=roster.goes_on,
             snapshot_every_s=snapshot_every_s(design.experiment.checkpoint),
             stages=self._stages,
+            sources=roster.sources,
         )
 
     def _beat(self, silence_s: float) -> None:

@@ -466,7 +466,11 @@ def _run(model: nn.Module, graph: fx.Graph, shape: _Shape) -> dict[fx.Node, _Val
             failures.append(first_line(error))
             continue
         return {node: _value(node, [run[node] for run in runs]) for node in graph.nodes}
-    raise ConfigError(f"the model does not take samples of shape {shape}: {failures[0]}")
+    raise ConfigError(
+        f"the model does not take samples of shape {shape}: {failures[0]}; its forward gets one "
+        "tensor with a row a sample: change the samples of the data set, or wrap the model in a "
+        "module that takes them"
+    )
 
 
 @without_compiler()
