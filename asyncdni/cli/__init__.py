@@ -19,6 +19,7 @@ COMMANDS = (
     "graph",
     "timeline",
     "data",
+    "explain",
 )
 
 #: Commands that do more than print; they go on when nobody reads their output.
