@@ -20,6 +20,7 @@ COMMANDS = (
     "timeline",
     "data",
     "explain",
+    "new",
 )
 
 #: Commands that do more than print; they go on when nobody reads their output.
