@@ -79,8 +79,8 @@ class Data(Tagged, frozen=True, kw_only=True, tag_field="name"):
     """
 
     if TYPE_CHECKING:
-        batch_size: Count
-        validation: HeldOut
+        batch_size: Count  # [samples] trained on at once; a sequence's window is one sample
+        validation: HeldOut  # [samples] held out of training and tested on in place of the test set
 
     @property
     def held_samples(self) -> int:
@@ -97,7 +97,7 @@ class Windows(Data, frozen=True, kw_only=True):
     """Base of data sets of sequences, read in windows of `window` steps."""
 
     if TYPE_CHECKING:
-        window: Count
+        window: Count  # [steps] read at once; gradients through time end at a window's start
 
 
 # --- generators ----------------------------------------------------------------------------------
@@ -128,7 +128,8 @@ class Generator(Tagged, frozen=True, kw_only=True, tag_field="kind"):
 class ErrorGenerator(Generator, frozen=True, kw_only=True, tag="error"):
     """e = softmax(hC + c) - onehot(y) of a local classifier, sent through a learned map: g = eU."""
 
-    head_learning_rate: Positive = 1e-2  # Adam, own cross-entropy, every batch
+    # of the local classifier, which Adam trains on its own cross-entropy at every batch
+    head_learning_rate: Positive = 1e-2
     rate: Annotated[float, Meta(gt=0, lt=2)] = 0.03  # normalised LMS step of U; unstable from 2
     # for feature maps: the classifier sees the means of cells x cells cells of each plane
     cells: Count = 4
@@ -141,8 +142,8 @@ class ZeroGenerator(Generator, frozen=True, kw_only=True, tag="zero"):
 class LinearGenerator(Generator, frozen=True, kw_only=True, tag="linear"):
     """g = hA + onehot(y)B + c, zero-initialised."""
 
-    labels: bool = True
-    learning_rate: Positive = 3e-3
+    labels: bool = True  # whether it sees the targets y beside the activation h
+    learning_rate: Positive = 3e-3  # of Adam, which trains it
     scale_targets: bool = True  # divide targets by their running RMS
 
     def size(self, row: tuple[int, ...], outputs: int) -> int:
@@ -152,7 +153,7 @@ class LinearGenerator(Generator, frozen=True, kw_only=True, tag="linear"):
 class LowRankGenerator(Generator, frozen=True, kw_only=True, tag="low_rank"):
     """The linear map through `rank` linear units, which needs a fraction of the arithmetic."""
 
-    rank: Count = 32
+    rank: Count = 32  # [units] between the two maps
     labels: bool = True
     learning_rate: Positive = 3e-3
     scale_targets: bool = True
@@ -164,7 +165,7 @@ class LowRankGenerator(Generator, frozen=True, kw_only=True, tag="low_rank"):
 class MlpGenerator(Generator, frozen=True, kw_only=True, tag="mlp"):
     """Hidden layers with batch norm and relu, last layer zero-initialised (the DNI paper's)."""
 
-    hidden: tuple[Count, ...] = (256,)
+    hidden: tuple[Count, ...] = (256,)  # [units] of each hidden layer
     labels: bool = True
     learning_rate: Positive = 3e-3
     scale_targets: bool = True
@@ -182,8 +183,8 @@ class ConvolutionalGenerator(Generator, frozen=True, kw_only=True, tag="convolut
     paper's)."""
 
     maps_only: ClassVar[bool] = True
-    hidden: tuple[Count, ...] = (64, 64)  # channels of each hidden layer
-    kernel: Count = 5
+    hidden: tuple[Count, ...] = (64, 64)  # [channels] of each hidden layer
+    kernel: Count = 5  # [pixels] height and width of each convolution
     labels: bool = True
     learning_rate: Positive = 3e-3
     scale_targets: bool = True

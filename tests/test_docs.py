@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import doctest
 import importlib
 import json
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from each import each
 
+import asyncdni
 from asyncdni import experiment
 from asyncdni.__main__ import main
 from asyncdni.cli import COMMANDS
@@ -83,6 +85,12 @@ def test_a_python_example_runs_as_it_stands(example: str) -> None:
     assert accuracy > 0.85
     if "torch" not in example:
         assert "(256, 784)" in done.stdout
+
+
+@pytest.mark.long
+def test_the_example_in_the_help_of_the_package_runs() -> None:
+    found = doctest.testmod(asyncdni)
+    assert found.attempted == 3 and not found.failed
 
 
 def test_the_experiment_in_the_readme_is_valid_and_whole() -> None:

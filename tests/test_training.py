@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import pydoc
 import shutil
 import signal
 import threading
@@ -462,6 +463,8 @@ def test_workers_of_many_stages_have_names_that_files_can_have(tmp_path: Path) -
 
 def test_the_public_names_are_what_the_package_says() -> None:
     assert asyncdni.__all__ == sorted(asyncdni.__all__)
-    assert all(getattr(asyncdni, name) is not None for name in asyncdni.__all__)
+    assert {"train", "Experiment", "AsyncDNIError", "Result", *asyncdni.__all__} <= {*dir(asyncdni)}
+    assert all(getattr(asyncdni, name) is not None for name in dir(asyncdni))
+    assert len(pydoc.render_doc(asyncdni).splitlines()) < 200
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = asyncdni.nothing

@@ -19,6 +19,8 @@ COMMANDS = (
     "graph",
     "timeline",
     "data",
+    "explain",
+    "new",
 )
 
 #: Commands that do more than print; they go on when nobody reads their output.

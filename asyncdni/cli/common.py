@@ -14,6 +14,7 @@ from typing import Any
 
 from asyncdni import config, experiment
 from asyncdni.errors import ConfigError, DataWarning
+from asyncdni.experiment.recipes import find_recipe
 from asyncdni.files import check_file
 from asyncdni.store.resume import changed_experiment
 from asyncdni.wire.address import check_secure
@@ -40,7 +41,14 @@ __all__ = [
 def add_experiment(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """Add the experiment file, --set and --allow-import."""
     nargs = "?" if optional else None
-    parser.add_argument("file", metavar="FILE.toml", nargs=nargs, help="the experiment")
+    parser.add_argument(
+        "file",
+        metavar="FILE.toml",
+        nargs=nargs,
+        type=find_recipe,
+        help="the experiment; recipe:digits and the like come with asyncdni (`asyncdni new --help` "
+        "lists them)",
+    )
     parser.add_argument(
         "--set",
         metavar="SECTION.KEY=VALUE",

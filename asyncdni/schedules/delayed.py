@@ -40,9 +40,12 @@ class DelayedOptions(Options, frozen=True, kw_only=True, tag="delayed"):
     ahead: ClassVar[bool] = True
     one_by_one: ClassVar[Mapping[str, object]] = {"anneal_epochs": 0}
 
-    weights: Literal["stash", "current"] = "stash"  # that a backward goes through
-    look_ahead: NonNegative = 0.0  # forward with the weights moved on by so many last updates
-    anneal_epochs: NonNegative = 0.0  # divide learning rates by the staleness, less and less so
+    # which weights a backward goes through: those of the batch's own forward, or today's
+    weights: Literal["stash", "current"] = "stash"
+    # [updates] run the forward with weights moved on by this many times the last update
+    look_ahead: NonNegative = 0.0
+    # divide learning rates by the staleness, with an effect that fades over these epochs
+    anneal_epochs: NonNegative = 0.0
     split_backward: bool = True
 
     def rule(self, role: Role) -> Delayed:

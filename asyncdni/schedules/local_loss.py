@@ -52,9 +52,10 @@ class LocalLossOptions(Options, frozen=True, kw_only=True, tag="local_loss"):
     run_wide: ClassVar[tuple[str, ...]] = ("on_full",)
     one_by_one: ClassVar[Mapping[str, object]] = {"on_full": "wait", "replay": 0}
 
-    head: LocalHead = LocalHead()
-    replay: Whole = 0  # inputs kept to learn from while no new one is here
-    uses_max: Annotated[int, Meta(ge=2)] = 4  # how often a stage may learn from one input
+    head: LocalHead = LocalHead()  # the local classifier that a stage learns from
+    replay: Whole = 0  # [batches] kept to learn from again while no new one has come
+    uses_max: Annotated[int, Meta(ge=2)] = 4  # how often a stage may learn from one batch
+    # towards a consumer that takes no more activations: wait for it, or skip it and learn on
     on_full: OnFull = "wait"
 
     def rule(self, role: Role) -> LocalLoss:

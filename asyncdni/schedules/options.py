@@ -39,8 +39,8 @@ OnFull = Literal["wait", "skip"]
 class LocalHead(Table, frozen=True, kw_only=True):
     """A local classifier on a stage's activation, trained by its own loss."""
 
-    hidden: tuple[Count, ...] = ()  # relu units of each hidden layer; none: a linear head
-    learning_rate: Positive = 1e-2  # Adam
+    hidden: tuple[Count, ...] = ()  # [relu units] of each hidden layer; none: a linear head
+    learning_rate: Positive = 1e-2  # of Adam, which trains it
 
     title: ClassVar[str] = "local head"  # this and the next two as of `tables.Generator`
     normalises: ClassVar[bool] = False
@@ -54,17 +54,17 @@ class LocalHead(Table, frozen=True, kw_only=True):
 class InputModel(Table, frozen=True, kw_only=True):
     """Predicts a stage's input from the network's, trained on the activation when it comes."""
 
-    hidden: tuple[Count, ...] = (256,)
-    labels: bool = False
-    learning_rate: Positive = 3e-3  # Adam
+    hidden: tuple[Count, ...] = (256,)  # [relu units] of each hidden layer
+    labels: bool = False  # whether it sees the targets beside the network's input
+    learning_rate: Positive = 3e-3  # of Adam, which trains it
 
 
 class Guard(Table, frozen=True, kw_only=True):
     """Wait for true gradients while a generator's disagree with them."""
 
-    window: Count = 32  # fits over which the cosine between both is averaged
-    below: Annotated[float, Meta(ge=-1, le=1)] = 0.0  # falls back to waiting there …
-    above: Annotated[float, Meta(ge=-1, le=1)] = 0.1  # … and comes back there
+    window: Count = 32  # [fits] over which the cosine between both gradients is averaged
+    below: Annotated[float, Meta(ge=-1, le=1)] = 0.0  # the stage waits when the cosine falls below
+    above: Annotated[float, Meta(ge=-1, le=1)] = 0.1  # and stops waiting when it rises above this
 
 
 # --- answers -------------------------------------------------------------------------------------

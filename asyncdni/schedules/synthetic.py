@@ -132,17 +132,22 @@ class SyntheticOptions(Options, frozen=True, kw_only=True, tag="synthetic"):
         "guard": None,
     }
 
-    target: Literal["true", "bootstrap", "half"] = "true"  # half: of the batches each
-    generator: Generator = ErrorGenerator()
-    fit_every: Count = 1  # only batches with id % fit_every == 0 send gradients up …
-    fit_first: Whole = 0  # … and the first so many, while generators are new
-    correct: bool = False  # apply true minus synthetic when the true gradient arrives
-    mix: Fraction = 0.0  # share of the true gradient in an update, the rest is synthetic
+    # what generators learn from: true gradients, synthetic ones that the next generator makes
+    # ("bootstrap"), or each of them for half of the batches
+    target: Literal["true", "bootstrap", "half"] = "true"
+    generator: Generator = ErrorGenerator()  # predicts the gradient that a stage learns from
+    # [batches] one batch in this many sends its gradient up, and generators learn from those alone
+    fit_every: Count = 1
+    # [batches] at the start of training send a gradient up in any case, while generators are new
+    fit_first: Whole = 0
+    # add the true gradient minus the synthetic one to a later update, once the true one is here
+    correct: bool = False
+    mix: Fraction = 0.0  # share of the true gradient in an update; the rest is synthetic
     # a stage learns from a batch with this probability, and only passes it on otherwise
     update_probability: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    synthetic_inputs: bool = False  # never wait for an activation either: predict it
-    input_model: InputModel = InputModel()
-    guard: Guard | None = None
+    synthetic_inputs: bool = False  # predict activations too, so that no stage waits for one
+    input_model: InputModel = InputModel()  # predicts them
+    guard: Guard | None = None  # wait for true gradients while synthetic ones disagree with them
     on_full: OnFull = "wait"
 
     def rule(self, role: Role) -> Synthetic:

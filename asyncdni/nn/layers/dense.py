@@ -18,11 +18,15 @@ class Dense:
     """y = x W' + b for x (B, D): weight (H, D) and bias (H,), as torch.nn.Linear has them.
 
     Each step of windows x (B, T, D) is treated so, to (B, T, H).
-
-    `width` is H. `init` names the start of the weight (see `initialisers`); the bias starts at 0.
     """
 
-    def __init__(self, width: int, *, bias: bool = True, init: str = "he_normal") -> None:
+    def __init__(
+        self,
+        width: int,  # [units] H
+        *,
+        bias: bool = True,  # whether there is one; it starts at 0
+        init: str = "he_normal",  # how the weight starts: see `init`
+    ) -> None:
         check_positive(width=width)
         check_flags(bias=bias)
         self.width = width

@@ -33,7 +33,12 @@ def module_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
     """The maker of layers `{ module = { build = …, arguments = … } }`: all of what `build`
     returns."""
 
-    def make_module(build: str, arguments: Mapping[str, Any] | None = None) -> ModuleLayer:
+    def make_module(
+        build: str,  # "module:callable", which returns an nn.Module
+        arguments: Mapping[str, Any] | None = None,  # keyword arguments of that callable
+    ) -> ModuleLayer:
+        """All of a module of PyTorch."""
+
         def make(device: str) -> nn.Module:
             return make_model(build, arguments or {}, device, allow_import=allow_import)
 
@@ -47,12 +52,13 @@ def part_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
     `end`, when it is given samples of shape `input`."""
 
     def make_part(
-        build: str,
-        input: Sequence[int],
-        begin: str = "",
-        end: str = "",
-        arguments: Mapping[str, Any] | None = None,
+        build: str,  # "module:callable", which returns an nn.Module
+        input: Sequence[int],  # shape of a sample that the whole module takes
+        begin: str = "",  # the submodule that the part begins with; empty: the module's start
+        end: str = "",  # the submodule that the next part begins with; empty: the module's end
+        arguments: Mapping[str, Any] | None = None,  # keyword arguments of that callable
     ) -> ModuleLayer:
+        """A part of a module of PyTorch, from one of its submodules up to another."""
         given = _text(arguments or {})
         begins = tuple(name for name in (begin, end) if name)
 
