@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -27,6 +27,7 @@ __all__ = [
     "LinearGenerator",
     "LowRankGenerator",
     "MlpGenerator",
+    "ModuleGenerator",
     "NonNegative",
     "Positive",
     "Samples",
@@ -108,6 +109,7 @@ class Generator(Tagged, frozen=True, kw_only=True, tag_field="kind"):
     needs."""
 
     maps_only: ClassVar[bool] = False  # whether it needs feature maps (C, H, W)
+    in_torch: ClassVar[bool] = False  # whether it is a module of PyTorch
 
     @property
     def title(self) -> str:
@@ -191,6 +193,15 @@ class ConvolutionalGenerator(Generator, frozen=True, kw_only=True, tag="convolut
     def size(self, row: tuple[int, ...], outputs: int) -> int:
         planes = _inputs(row[:1], outputs, self.labels)
         return chain_size((planes, *self.hidden, row[0])) * self.kernel**2
+
+
+class ModuleGenerator(Generator, frozen=True, kw_only=True, tag="module"):
+    """A module of PyTorch, the user's own, that maps (h, y) to a gradient or has a `loss(h, y)`."""
+
+    in_torch: ClassVar[bool] = True
+    module: str  # "package.module:callable", which returns an nn.Module …
+    arguments: dict[str, Any] = {}  # … when it is given these
+    learning_rate: Positive = 3e-3  # Adam
 
 
 def chain_size(widths: Sequence[int]) -> int:

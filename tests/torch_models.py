@@ -10,6 +10,8 @@ from torch.nn import functional
 from torch.utils.data import Subset, TensorDataset
 
 __all__ = [
+    "GradientMap",
+    "OwnHead",
     "attention_gpt",
     "autoencoder",
     "branching",
@@ -477,3 +479,33 @@ def points(samples: int = 60, inputs: int = 37, classes: int = 5) -> tuple[Any, 
 def _parts(whole: Any, samples: int) -> tuple[Any, Any]:
     """A training set of the first samples, and a test set of the others."""
     return Subset(whole, range(samples)), Subset(whole, range(samples, len(whole)))
+
+
+# --- generators ----------------------------------------------------------------------------------
+
+
+class GradientMap(nn.Module):
+    """Maps activations (B, D) and one-hot classes to gradients (B, D); it begins at zero."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.map = nn.Linear(width + classes, width)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def forward(self, h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        labels = functional.one_hot(y, self.classes).to(h.dtype)
+        return self.map(torch.cat([functional.dropout(h, 0.1, self.training), labels], 1))
+
+
+class OwnHead(nn.Module):
+    """A local head: its loss is that of a linear classifier."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, classes)
+        self.head.bias.requires_grad = False
+
+    def loss(self, h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(self.head(h), y, reduction="sum")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -26,7 +26,7 @@ from asyncdni.core.worker import Worker
 from asyncdni.data import checksums, open_batches
 from asyncdni.data.base import Source
 from asyncdni.data.meta import Meta, other_parts
-from asyncdni.errors import DataError
+from asyncdni.errors import ConfigError, DataError
 from asyncdni.imports import Allowed, allowing
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node, make_network
@@ -38,7 +38,7 @@ from asyncdni.nn.losses import make_loss
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.checks import check_rules
 from asyncdni.plan.conditions import check_conditions, neighbours
-from asyncdni.plan.model import check_optimizers, with_stages
+from asyncdni.plan.model import check_optimizers, check_torch, with_stages
 from asyncdni.plan.plan import (
     Group,
     Plan,
@@ -54,6 +54,9 @@ from asyncdni.schedules.base import Groups
 from asyncdni.stages.numpy.block import Block, Pace
 from asyncdni.stages.numpy.exit import AGREEMENT_EVERY
 from asyncdni.stages.numpy.stage import NumpyStage, Sharing
+
+if TYPE_CHECKING:
+    from asyncdni.nn.torch.generator import ModuleGenerator
 
 __all__ = [
     "Design",
@@ -71,10 +74,11 @@ __all__ = [
 ]
 
 
-def make_exit_generator(network: Network, group: Group, run: config.Run) -> Generator | None:
+def make_exit_generator(design: Design, group: Group) -> Generator | None:
     """Make the generator or local head that predicts the gradient at the group's exit; None if the
-    group waits for the gradient, or has no consumers."""
-    options = group.schedule.predictor
+    group waits for the gradient, or has no consumers. Raises `ConfigError` for a module that can't
+    be one."""
+    network, run, options = design.network, design.experiment.run, group.schedule.predictor
     if group.exit is None or options is None:
         return None
     node = network.node(group.exit)
@@ -91,10 +95,32 @@ def make_exit_generator(network: Network, group: Group, run: config.Run) -> Gene
     values = msgspec.structs.asdict(options)
     if isinstance(options, config.LocalHead):
         return build(LocalHead(**values))
+    if isinstance(options, config.ModuleGenerator):
+        generator = _module_generator(design, options)
+        build(generator, shape=node.output_shape, steps=network.steps)
+        if group.schedule.greedy and not generator.has_loss:
+            raise ConfigError(
+                f"schedule.generator: {options.module} has no loss(h, y) to learn from, and under "
+                f"{group.schedule.tag} no gradient comes back"
+            )
+        return generator
     if len(row) == 3 and options.tag in MAP_GENERATORS:
         return build(MAP_GENERATORS[options.tag](**values), shape=row)
     values.pop("cells", None)  # an option for feature maps only
     return build(make_generator(options.tag, **values))
+
+
+def _module_generator(design: Design, options: config.ModuleGenerator) -> ModuleGenerator:
+    """Raises `ConfigError` without PyTorch, and for a module that can't be made."""
+    check_torch('schedule.generator: kind = "module"')
+    from asyncdni.nn.torch.generator import module_generator
+
+    return module_generator(
+        options.module,
+        options.arguments,
+        learning_rate=options.learning_rate,
+        allow_import=design.allow_import,
+    )
 
 
 def _build(generator: Generator, **options: Any) -> Generator:
@@ -178,7 +204,11 @@ def make_design(
     check_messages(parsed, network, plan, meta, allow_import=allow_import)
     for every in (cut_every_s, snapshot_every_s):
         every(parsed.checkpoint)
-    return Design(parsed, meta, network, plan, allow_import, given=given)
+    design = Design(parsed, meta, network, plan, allow_import, given=given)
+    for group in plan.groups:
+        if group.schedule.predictor is not None and group.schedule.predictor.in_torch:
+            make_exit_generator(design, group)  # the user's code: it may not fit
+    return design
 
 
 def make_worker(design: Design, group: Group, counts: Counts | None = None) -> Worker:
@@ -222,7 +252,7 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
     return NumpyStage(
         blocks,
         group.exit,
-        make_exit_generator(design.network, group, run),
+        make_exit_generator(design, group),
         sharing=sharing,
         mix=group.schedule.mix,
         input_models=make_input_models(design.network, group, design.meta, run),

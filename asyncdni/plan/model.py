@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "arrays_by_stage",
     "check_optimizers",
+    "check_torch",
     "initial_model",
     "state_facts",
     "with_cuts",
@@ -52,7 +53,7 @@ def with_stages(
     model = chosen.model
     if model is None:
         return chosen
-    _check_torch("[model]")
+    check_torch("[model]")
     begins, names = _cuts(chosen, model, meta, allow_import)
     stages = [
         {
@@ -72,7 +73,7 @@ def with_cuts(chosen: config.Experiment, meta: Meta, *, allow_import: Allowed) -
     number, so that several runs have the same stages. Raises `ConfigError` as `with_stages`."""
     if chosen.model is None or isinstance(chosen.model.stages, list):
         return chosen
-    _check_torch("[model]")
+    check_torch("[model]")
     begins, _ = _cuts(chosen, chosen.model, meta, allow_import)
     model = msgspec.structs.replace(chosen.model, stages=begins or 1)
     return msgspec.structs.replace(chosen, model=model)
@@ -84,13 +85,14 @@ def check_optimizers(chosen: config.Experiment) -> None:
     for stage in chosen.stages:
         options = experiment.stage_optimizer(chosen, stage)
         if isinstance(options, config.TorchOptimizer):
-            _check_torch('optimizer.name = "torch"')
+            check_torch('optimizer.name = "torch"')
             from asyncdni.nn.torch.optimizer import TorchOptimizer
 
             TorchOptimizer(options.kind, options.options, ())
 
 
-def _check_torch(what: str) -> None:
+def check_torch(what: str) -> None:
+    """Raise `ConfigError` where `what` the user asks for needs PyTorch, and there is none."""
     try:
         import torch  # noqa: F401
     except ImportError as error:

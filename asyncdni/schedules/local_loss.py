@@ -34,7 +34,7 @@ from msgspec import Meta
 
 from asyncdni.schedules.base import NEVER, Asked, Flight, Op, OpKind, Source, View
 from asyncdni.schedules.options import Cycle, LocalHead, OnFull, Options, Role, Work
-from asyncdni.tables import Table, Whole
+from asyncdni.tables import Generator, Table, Whole
 
 __all__ = ["LocalLoss", "LocalLossOptions"]
 
@@ -53,6 +53,7 @@ class LocalLossOptions(Options, frozen=True, kw_only=True, tag="local_loss"):
     one_by_one: ClassVar[Mapping[str, object]] = {"on_full": "wait", "replay": 0}
 
     head: LocalHead = LocalHead()
+    generator: Generator | None = None  # in place of the head: one with a loss of its own
     replay: Whole = 0  # inputs kept to learn from while no new one is here
     uses_max: Annotated[int, Meta(ge=2)] = 4  # how often a stage may learn from one input
     on_full: OnFull = "wait"
@@ -69,12 +70,19 @@ class LocalLossOptions(Options, frozen=True, kw_only=True, tag="local_loss"):
         return NEVER
 
     @property
-    def predictor(self) -> LocalHead:
-        return self.head
+    def predictor(self) -> Generator | LocalHead:
+        return self.generator or self.head
 
     @property
     def models(self) -> Mapping[str, Table]:
-        return {"head": self.head}
+        return {"generator": self.generator} if self.generator else {"head": self.head}
+
+    def conflicts(self) -> Iterator[str]:
+        if self.generator is not None and not self.generator.in_torch:
+            yield (
+                f"schedule.generator: no gradient comes back that a {self.generator.title} could "
+                "learn from; expected one with a loss of its own (kind = 'module'), or a head"
+            )
 
     def conflicts_with_locked(self, stage: str, *, waits: bool) -> Iterator[str]:
         if waits and self.replay:

@@ -55,6 +55,8 @@ class Exit:
         #: Whether the activation has the time axis of the targets: the generator then gets each
         #: step as a row.
         self._timed = bool(steps) and len(shape) > 1 and shape[0] == steps
+        #: Whether the generator takes samples as they are instead of rows.
+        self._whole: bool = getattr(generator, "whole", False)
 
     # --- gradients -------------------------------------------------------------------------------
 
@@ -124,6 +126,8 @@ class Exit:
         `NumericalError` that is left out, so that the update is left out as well."""
         assert self.generator is not None
         h = self._activation(slot)
+        if self._whole:
+            slot.generator["batch"], slot.generator["context"] = batch, slot.context
         try:
             predicted = self._predicted(self.generator, h, slot)
         except NumericalError as error:
@@ -136,7 +140,7 @@ class Exit:
         """Return the predicted gradient as rows. It is zero at steps that do not count, for a
         generator with a loss of its own."""
         flat, y = self._rows(h), slot.context["y"]
-        if self._timed:
+        if self._timed and not self._whole:
             y = by_step(y)
         scale, chosen = self.block.rate_scale(), self._chosen(generator, slot)
         if chosen is None:
@@ -148,7 +152,10 @@ class Exit:
         return found
 
     def _rows(self, array: Array) -> Array:
-        """Return the array with one row per sample, or per step, as the generator takes it."""
+        """Return the array as the generator takes it: with one row per sample or per step, or as it
+        is."""
+        if self._whole:
+            return array
         count = array.shape[0] * array.shape[1] if self._timed else len(array)
         return array.reshape(count, -1)
 
