@@ -170,3 +170,29 @@ def test_a_killed_worker_goes_on_with_its_generator(tmp_path: Path) -> None:
 def test_a_generator_that_does_not_fit_is_refused(schedule: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         designed(parsed(schedule))
+
+
+# --- readout -------------------------------------------------------------------------------------
+
+
+def text(schedule: dict[str, Any], **tables: Any) -> config.Experiment:
+    """A GPT of four blocks in four stages."""
+    return experiment.parse(
+        {
+            "model": {"build": "torch_models:gpt", "stages": ["h.1", "h.2", "h.3"]},
+            "data": {"name": "torch", "build": "torch_models:text_windows", "batch_size": 16},
+            "optimizer": {"name": "adam", "learning_rate": 0.003},
+            "schedule": schedule,
+            "run": {"epochs": 4},
+            **tables,
+        }
+    )
+
+
+@each("name", ["synthetic", "local_loss"])
+def test_a_gpt_learns_by_reading_out_and_a_seed_replays_it(name: str) -> None:
+    readout = {"kind": "readout", "refresh": 4, "blocks": 1, "width": 8}
+    chosen = text({"name": name, "generator": readout})
+    first, second = simulated(chosen, codec=True), simulated(chosen, codec=True)
+    print(first.history, first.counters)
+    assert first.digest == second.digest

@@ -44,9 +44,12 @@ from asyncdni.plan.plan import (
     Plan,
     cut_every_s,
     make_plan,
+    read_by,
     shared_with,
     snapshot_every_s,
 )
+from asyncdni.plan.readout import Forms, make_readout_generator, readout_stage
+from asyncdni.plan.readout import readout_forms as _readout_forms
 from asyncdni.plan.rules import goes_on, late_gradients
 from asyncdni.plan.rules import make_worker as _make_worker
 from asyncdni.plan.sizes import check_messages
@@ -60,9 +63,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Design",
+    "begins_from",
     "check_targets",
     "find_exits",
     "find_shares",
+    "lent_readout",
     "make_design",
     "make_exit_generator",
     "make_input_models",
@@ -71,6 +76,7 @@ __all__ = [
     "make_stage",
     "make_whole_stage",
     "make_worker",
+    "readout_forms",
 ]
 
 
@@ -95,6 +101,16 @@ def make_exit_generator(design: Design, group: Group) -> Generator | None:
     values = msgspec.structs.asdict(options)
     if isinstance(options, config.LocalHead):
         return build(LocalHead(**values))
+    if isinstance(options, config.ReadoutGenerator):
+        return make_readout_generator(
+            network,
+            design.plan,
+            run,
+            options,
+            node,
+            weights=(design.init or {}).get(readout_stage(design.plan.groups)),
+            allow_import=design.allow_import,
+        )
     if isinstance(options, config.ModuleGenerator):
         generator = _module_generator(design, options)
         build(generator, shape=node.output_shape, steps=network.steps)
@@ -334,6 +350,28 @@ def find_exits(design: Design) -> dict[str, str]:
 def find_shares(design: Design, group: Group) -> dict[str, tuple[str, ...]]:
     """Map other workers to the stages of `group` whose weights they also use."""
     return shared_with(design.plan.groups, group)
+
+
+def readout_forms(design: Design) -> Forms:
+    """Return what a copy of the readout consists of: see `plan.readout`."""
+    dtype = np.dtype(design.experiment.run.dtype)
+    return _readout_forms(design.plan, dtype, allow_import=design.allow_import)
+
+
+def lent_readout(design: Design, group: Group) -> tuple[str, tuple[str, ...]] | None:
+    """Return the stage of `group` that others read out through, and the names of those weights;
+    None if there is none."""
+    if group.name != design.plan.groups[-1].name or not read_by(design.plan.groups):
+        return None
+    return group.members[-1].name, tuple(readout_forms(design))
+
+
+def begins_from(design: Design, group: Group) -> list[str]:
+    """Return the stages whose initial weights `group` begins with: its own, and the one that it
+    reads out through."""
+    own = [node.name for node in group.members]
+    reads = group.name in read_by(design.plan.groups)
+    return [*own, readout_stage(design.plan.groups)] if reads else own
 
 
 def make_roster(

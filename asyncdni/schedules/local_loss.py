@@ -34,7 +34,7 @@ from msgspec import Meta
 
 from asyncdni.schedules.base import NEVER, Asked, Flight, Op, OpKind, Source, View
 from asyncdni.schedules.options import Cycle, LocalHead, OnFull, Options, Role, Work
-from asyncdni.tables import Generator, Table, Whole
+from asyncdni.tables import Generator, ReadoutGenerator, Table, Whole
 
 __all__ = ["LocalLoss", "LocalLossOptions"]
 
@@ -43,7 +43,7 @@ class LocalLossOptions(Options, frozen=True, kw_only=True, tag="local_loss"):
     """Greedy: every stage learns from a local head alone; nothing comes back."""
 
     repeatable: ClassVar[bool] = True
-    repeatable_if: ClassVar[str] = "while no worker dies, without replay and skipping"
+    repeatable_if: ClassVar[str] = "while no worker dies, without replay, skipping and readout"
     synchronous: ClassVar[bool] = False
     decoupled: ClassVar[bool] = True
     cycle: ClassVar[Cycle | None] = None
@@ -66,6 +66,10 @@ class LocalLossOptions(Options, frozen=True, kw_only=True, tag="local_loss"):
         return True
 
     @property
+    def repeats(self) -> bool:
+        return super().repeats and not isinstance(self.generator, ReadoutGenerator)
+
+    @property
     def asked(self) -> Asked:
         return NEVER
 
@@ -81,7 +85,7 @@ class LocalLossOptions(Options, frozen=True, kw_only=True, tag="local_loss"):
         if self.generator is not None and not self.generator.in_torch:
             yield (
                 f"schedule.generator: no gradient comes back that a {self.generator.title} could "
-                "learn from; expected one with a loss of its own (kind = 'module'), or a head"
+                "learn from; expected one with a loss of its own ('module', 'readout'), or a head"
             )
 
     def conflicts_with_locked(self, stage: str, *, waits: bool) -> Iterator[str]:

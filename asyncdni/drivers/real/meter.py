@@ -19,7 +19,9 @@ __all__ = ["EVENTS_MAX", "Meter", "Trace"]
 _BACKWARD = OpKind.BACKWARD
 #: The letter of every op but a Backward, which has several: looked up faster than computed.
 _LETTERS = {kind: kind.value for kind in OpKind}
-_GENERATOR = (OpKind.PREDICT.value, OpKind.FIT.value, OpKind.FIT_INPUT.value)
+_GENERATOR = tuple(
+    kind.value for kind in (OpKind.PREDICT, OpKind.FIT, OpKind.FIT_INPUT, OpKind.ADOPT)
+)
 
 
 class Meter:

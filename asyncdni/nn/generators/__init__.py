@@ -53,7 +53,10 @@ MAP_GENERATORS: dict[str, type[ConvolutionalGenerator | FeatureMapErrorGenerator
 }
 
 #: The options of generators in `nn.torch.generator`, which is imported only where one is made.
-TORCH_GENERATORS: dict[str, type[tables.Generator]] = {"module": tables.ModuleGenerator}
+TORCH_GENERATORS: dict[str, type[tables.Generator]] = {
+    "module": tables.ModuleGenerator,
+    "readout": tables.ReadoutGenerator,
+}
 
 
 def generator_options() -> dict[str, type[tables.Generator]]:

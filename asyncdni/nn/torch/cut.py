@@ -102,6 +102,16 @@ class Trace:
             )
         return self._extract(start, stop)
 
+    def tail(self, begin: str) -> fx.GraphModule:
+        """What comes behind the last skip connection of the part from submodule `begin` on: the
+        longest end of it through which one tensor passes at a time."""
+        start = self._start(begin) if begin else 0
+        stop = len(self._nodes)
+        for index in reversed(range(start + 1, stop)):
+            if len(self._crossing(index)) > 1:
+                return self._extract(index + 1, stop)
+        return self._extract(start, stop)
+
     def check(self, begins: Sequence[str]) -> None:
         """Check cuts before each of the named submodules. Raises `ConfigError` as `part` does, and
         for weights that are used on both sides of a cut."""

@@ -55,14 +55,17 @@ class ModuleGenerator:
     #: slot.
     whole = True
 
-    def __init__(self, name: str, make: Callable[[], nn.Module], *, learning_rate: float) -> None:
-        """`make` makes the module with initial weights, `name` is for messages, `learning_rate` is
-        Adam's."""
+    def __init__(
+        self, name: str, make: Callable[[], nn.Module], *, learning_rate: float, cure: str = ""
+    ) -> None:
+        """`make` makes the module with initial weights, `learning_rate` is Adam's; `name` and
+        `cure`, what to do about one that does not fit, are for messages."""
         self.name = name
         self.learning_rate = learning_rate
         self.params: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
         self._make = make
+        self._cure = f"; {cure}" if cure else ""
 
     def build(
         self,
@@ -158,7 +161,7 @@ class ModuleGenerator:
         except Exception as error:  # the user's code may fail in any way
             raise ConfigError(
                 f"{self.name}: its {what} fails on activations {tuple(h.shape)} and targets "
-                f"{tuple(y.shape)}: {first_line(error)}"
+                f"{tuple(y.shape)}: {first_line(error)}{self._cure}"
             ) from error
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         if shape != expected:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -185,6 +186,11 @@ class Exit:
         except NumericalError as error:
             self._fit_left_out(batch, error)
         return agreement
+
+    def adopt(self, version: int, weights: Mapping[str, Array]) -> None:
+        """See `stages.base.Stage.adopt`."""
+        generator: Any = self.generator  # one that reads out
+        generator.adopt(version, weights)
 
     def _fit_left_out(self, batch: int, error: NumericalError) -> None:
         what = f"the generator of stage {self.block.node.name}, batch {batch}: {error}"
