@@ -75,7 +75,7 @@ REFUSALS = [
      "gpipe, 1f1b, delayed, local_loss, synthetic, got 'locked'"),
     (changed(schedule={"generator": {"kind": "linaer"}}), "schedule.generator.kind: unknown "
      "generator 'linaer', did you mean 'linear'? known: error, zero, linear, low_rank, mlp, "
-     "convolutional, module"),
+     "convolutional, module, readout"),
     (changed(schedule={"generator": {"kind": "error", "rate": 2}}), "schedule.generator.rate: "
      "expected a number above 0 and below 2, got 2"),
     (changed(schedule={"generator": {"kind": "mlp", "hidden": 256}}), "schedule.generator.hidden: "

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.utils.data import Subset, TensorDataset
 
 __all__ = [
+    "Doubled",
     "GradientMap",
     "OwnHead",
     "attention_gpt",
@@ -497,6 +498,17 @@ class GradientMap(nn.Module):
     def forward(self, h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         labels = functional.one_hot(y, self.classes).to(h.dtype)
         return self.map(torch.cat([functional.dropout(h, 0.1, self.training), labels], 1))
+
+
+class Doubled(nn.Module):
+    """A block of the user's for a local loss."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x + self.map(x)
 
 
 class OwnHead(nn.Module):
