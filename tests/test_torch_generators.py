@@ -26,6 +26,7 @@ from asyncdni.imports import allowing  # noqa: E402
 from asyncdni.messages import Gradient, Weights  # noqa: E402
 from asyncdni.nn.streams import layer_streams, stream  # noqa: E402
 from asyncdni.nn.torch.generator import ModuleGenerator, module_generator  # noqa: E402
+from asyncdni.nn.torch.model import make_readout  # noqa: E402
 from asyncdni.plan.build import Design, make_design, make_stage, readout_forms  # noqa: E402
 from asyncdni.schedules.base import Op, OpKind  # noqa: E402
 from asyncdni.store.given import begin_with  # noqa: E402
@@ -257,6 +258,29 @@ def test_a_readout_begins_with_the_owners_weights_and_takes_newer_ones(given: bo
     np.testing.assert_array_equal(
         restored.snapshot()["wte"]["generator.readout.head.weight"], newer["0.head.weight"]
     )
+
+
+@each(
+    "build, input, begin, expected",
+    [
+        ("gpt", [8], "h.3", ["head.weight", "norm.bias", "norm.weight"]),
+        ("opaque", [37], "2", ["4.bias", "4.weight"]),
+        ("resnet18", [3, 32, 32], "layer4", ["fc.bias", "fc.weight"]),
+        ("mlp", [784], "6", [f"{i}.{name}" for i in (6, 7, 9) for name in ("bias", "weight")]),
+    ],
+)
+def test_the_readout_is_what_comes_behind_the_last_skip_connection(
+    build: str, input: list[int], begin: str, expected: list[str]
+) -> None:
+    part = {"build": f"torch_models:{build}", "input": input, "begin": begin}
+    module = make_readout(part, "", "meta", allow_import=True)
+    assert sorted(name for name, _ in module.named_parameters()) == expected
+
+
+def test_a_model_that_ends_in_a_block_must_say_what_its_readout_is() -> None:
+    part = {"build": "torch_models:opaque", "input": [37], "arguments": {"head": False}}
+    with pytest.raises(ConfigError, match=r"ends in a block.*name the submodule"):
+        make_readout(part, "", "meta", allow_import=True)
 
 
 def test_only_the_newest_copy_is_taken_over() -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import Subset, TensorDataset
 __all__ = [
     "Doubled",
     "GradientMap",
+    "Opaque",
     "OwnHead",
     "attention_gpt",
     "autoencoder",
@@ -22,6 +23,7 @@ __all__ = [
     "lstm",
     "masked",
     "mlp",
+    "opaque",
     "pictures",
     "points",
     "positions_gpt",
@@ -509,6 +511,25 @@ class Doubled(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * x + self.map(x)
+
+
+class Opaque(nn.Module):
+    """A block with a skip connection, whose forward can't be traced."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.map = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        samples, width = x.shape
+        return x + self.map(self.norm(x)).view(samples, width)
+
+
+def opaque(head: bool = True) -> nn.Sequential:
+    """Blocks that can't be traced, and a head behind them."""
+    return nn.Sequential(
+        nn.Linear(37, 8), *(Opaque(8) for _ in range(3)), *([nn.Linear(8, 5)] if head else [])
+    )
 
 
 class OwnHead(nn.Module):
