@@ -80,10 +80,12 @@ __all__ = [
 ]
 
 
-def make_exit_generator(design: Design, group: Group) -> Generator | None:
+def make_exit_generator(design: Design, group: Group, *, empty: bool = False) -> Generator | None:
     """Make the generator or local head that predicts the gradient at the group's exit; None if the
     group waits for the gradient, or has no consumers. Raises `ConfigError` for a module that can't
-    be one."""
+    be one.
+
+    `empty`: a copy of weights of another stage may be left at zero, as it is not used."""
     network, run, options = design.network, design.experiment.run, group.schedule.predictor
     if group.exit is None or options is None:
         return None
@@ -108,7 +110,7 @@ def make_exit_generator(design: Design, group: Group) -> Generator | None:
             run,
             options,
             node,
-            weights=(design.init or {}).get(readout_stage(design.plan.groups)),
+            weights={} if empty else (design.init or {}).get(readout_stage(design.plan.groups)),
             allow_import=design.allow_import,
         )
     if isinstance(options, config.ModuleGenerator):
@@ -223,7 +225,7 @@ def make_design(
     design = Design(parsed, meta, network, plan, allow_import, given=given)
     for group in plan.groups:
         if group.schedule.predictor is not None and group.schedule.predictor.in_torch:
-            make_exit_generator(design, group)  # the user's code: it may not fit
+            make_exit_generator(design, group, empty=True)  # the user's code: it may not fit
     return design
 
 
