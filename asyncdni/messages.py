@@ -14,19 +14,19 @@
    │ ◄───────── Evaluate │   │  once all have drained │ ◄───────── Shared ► │
    │ Evaluated ────────► │   │
    │ ◄───────────── Save │   │  if there is something to keep
-   │ Saved ────────────► │   │
-   │ ◄─── Resume | Leave │   │
+   │ Saved ────────────► │   │                  owner                 reader
+   │ ◄─── Resume | Leave │   │                    │ Weights ──────────► │
    │ ◄───── Lost, Rejoin │ ──┘  some worker has died
 ```
 
 Control messages (left) and data messages (right) use separate sockets. A message is one MessagePack
-header (`[tag, field, …]`) and, for the three kinds with tensors, one raw frame for each tensor.
+header (`[tag, field, …]`) and, for the four kinds with tensors, one raw frame for each tensor.
 Tensors are opaque here.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -63,11 +63,13 @@ __all__ = [
     "Skipped",
     "Start",
     "Unheard",
+    "Weights",
     "Welcome",
+    "WithTensors",
 ]
 
 #: The protocol's version. It rises with every change that an older peer would not understand.
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 #: Names in addresses and in the graph that no stage may have.
 COORDINATOR = "coordinator"
@@ -347,3 +349,17 @@ class Shared(Message, frozen=True, tag=True):
     incarnation: int
     batch: int  # the batch that the update belongs to
     tensors: dict[str, Any]
+
+
+class Weights(Message, frozen=True, tag=True):
+    """To a worker whose generator reads out through weights of the sender: a copy of them, named as
+    in the sender's stage. One that is no newer than the receiver's is dropped."""
+
+    sender: str
+    incarnation: int
+    version: int  # how many updates the sender had made
+    tensors: dict[str, Any]
+
+
+#: The kinds of messages that carry tensors.
+WithTensors: TypeAlias = Activation | Gradient | Shared | Weights

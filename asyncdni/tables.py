@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -27,8 +27,10 @@ __all__ = [
     "LinearGenerator",
     "LowRankGenerator",
     "MlpGenerator",
+    "ModuleGenerator",
     "NonNegative",
     "Positive",
+    "ReadoutGenerator",
     "Samples",
     "Seconds",
     "Table",
@@ -108,6 +110,8 @@ class Generator(Tagged, frozen=True, kw_only=True, tag_field="kind"):
     needs."""
 
     maps_only: ClassVar[bool] = False  # whether it needs feature maps (C, H, W)
+    in_torch: ClassVar[bool] = False  # whether it is a module of PyTorch
+    fits: ClassVar[bool] = True  # whether it learns from gradients that come back
 
     @property
     def title(self) -> str:
@@ -192,6 +196,29 @@ class ConvolutionalGenerator(Generator, frozen=True, kw_only=True, tag="convolut
     def size(self, row: tuple[int, ...], outputs: int) -> int:
         planes = _inputs(row[:1], outputs, self.labels)
         return chain_size((planes, *self.hidden, row[0])) * self.kernel**2
+
+
+class ModuleGenerator(Generator, frozen=True, kw_only=True, tag="module"):
+    """A module of PyTorch, the user's own, that maps (h, y) to a gradient or has a `loss(h, y)`."""
+
+    in_torch: ClassVar[bool] = True
+    module: str  # "package.module:callable", which returns an nn.Module …
+    arguments: dict[str, Any] = {}  # … when it is given these
+    learning_rate: Positive = 3e-3  # Adam
+
+
+class ReadoutGenerator(Generator, frozen=True, kw_only=True, tag="readout"):
+    """g = the gradient by h of the loss of R(A(h)): R is a copy of the last stage's readout, A a
+    few local blocks, trained by that loss."""
+
+    in_torch: ClassVar[bool] = True
+    fits: ClassVar[bool] = False
+    begin: str = ""  # submodule at which R begins; "": behind the last skip connection
+    refresh: Count = 50  # the last stage's updates between two copies of R
+    blocks: Whole = 0  # of A; 0: h goes straight into R
+    block: str = "transformer"  # or "conv", "mlp", "mymodels:Class", which is given its width
+    width: Whole = 0  # of the blocks, between a map down and one up; 0: that of h
+    learning_rate: Positive = 1e-3  # Adam, of A
 
 
 def chain_size(widths: Sequence[int]) -> int:

@@ -148,6 +148,9 @@ class Maths:
     def snapshot(self) -> dict[str, dict[str, Any]]:
         return {"a": {"0.weight": np.array([self.updates], np.float32)}}
 
+    def readout(self) -> dict[str, int]:
+        return {}
+
     def skips(self) -> dict[str, int]:
         return {}
 

@@ -70,12 +70,13 @@ REFUSALS = [
     (changed(schedule={"name": "synthethic"}), "schedule.name: unknown schedule 'synthethic', did "
      "you mean 'synthetic'? known: locked, gpipe, 1f1b, delayed, local_loss, synthetic"),
     (changed(schedule={"name": "locked", "generator": {"kind": "zero"}}), "schedule: key "
-     "'generator' belongs to schedule synthetic, not to locked; known keys: name, split_backward"),
+     "'generator' belongs to schedule local_loss, synthetic, not to locked; known keys: "
+     "name, split_backward"),
     (changed(schedule="locked"), "schedule: expected a table whose name is one of locked, "
      "gpipe, 1f1b, delayed, local_loss, synthetic, got 'locked'"),
     (changed(schedule={"generator": {"kind": "linaer"}}), "schedule.generator.kind: unknown "
      "generator 'linaer', did you mean 'linear'? known: error, zero, linear, low_rank, mlp, "
-     "convolutional"),
+     "convolutional, module, readout"),
     (changed(schedule={"generator": {"kind": "error", "rate": 2}}), "schedule.generator.rate: "
      "expected a number above 0 and below 2, got 2"),
     (changed(schedule={"generator": {"kind": "mlp", "hidden": 256}}), "schedule.generator.hidden: "

@@ -169,6 +169,9 @@ class _Layers:
     def __init__(self, clock: _Clock) -> None:
         self._clock = clock
 
+    def readout(self) -> dict[str, int]:
+        return {}
+
     def skips(self) -> dict[str, int]:
         return {}
 

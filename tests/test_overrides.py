@@ -183,8 +183,8 @@ def test_another_decay_keeps_what_it_knows(file: Path) -> None:
 def test_options_given_by_set_are_never_dropped(file: Path, reverse: bool) -> None:
     overrides = ["schedule.name=locked", "schedule.generator.labels=true"]
     assert refusal(file, *(overrides[::-1] if reverse else overrides)) == (
-        "schedule: key 'generator' belongs to schedule synthetic, not to locked; known keys: name, "
-        "split_backward"
+        "schedule: key 'generator' belongs to schedule local_loss, synthetic, not to locked; known "
+        "keys: name, split_backward"
     )
 
 

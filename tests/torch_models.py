@@ -10,6 +10,10 @@ from torch.nn import functional
 from torch.utils.data import Subset, TensorDataset
 
 __all__ = [
+    "Doubled",
+    "GradientMap",
+    "Opaque",
+    "OwnHead",
     "attention_gpt",
     "autoencoder",
     "branching",
@@ -19,6 +23,7 @@ __all__ = [
     "lstm",
     "masked",
     "mlp",
+    "opaque",
     "pictures",
     "points",
     "positions_gpt",
@@ -485,3 +490,63 @@ def points(samples: int = 60, inputs: int = 37, classes: int = 5) -> tuple[Any, 
 def _parts(whole: Any, samples: int) -> tuple[Any, Any]:
     """A training set of the first samples, and a test set of the others."""
     return Subset(whole, range(samples)), Subset(whole, range(samples, len(whole)))
+
+
+# --- generators ----------------------------------------------------------------------------------
+
+
+class GradientMap(nn.Module):
+    """Maps activations (B, D) and one-hot classes to gradients (B, D); it begins at zero."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.map = nn.Linear(width + classes, width)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def forward(self, h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        labels = functional.one_hot(y, self.classes).to(h.dtype)
+        return self.map(torch.cat([functional.dropout(h, 0.1, self.training), labels], 1))
+
+
+class Doubled(nn.Module):
+    """A block of the user's for a local loss."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x + self.map(x)
+
+
+class Opaque(nn.Module):
+    """A block with a skip connection, whose forward can't be traced."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.map = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        samples, width = x.shape
+        return x + self.map(self.norm(x)).view(samples, width)
+
+
+def opaque(head: bool = True) -> nn.Sequential:
+    """Blocks that can't be traced, and a head behind them."""
+    return nn.Sequential(
+        nn.Linear(37, 8), *(Opaque(8) for _ in range(3)), *([nn.Linear(8, 5)] if head else [])
+    )
+
+
+class OwnHead(nn.Module):
+    """A local head: its loss is that of a linear classifier."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, classes)
+        self.head.bias.requires_grad = False
+
+    def loss(self, h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(self.head(h), y, reduction="sum")

@@ -42,6 +42,8 @@ class Position:
     inputs: tuple[str, ...]  # producing nodes, DATA among them where the stage reads data
     consumers: tuple[str, ...] = ()
     sharers: tuple[str, ...] = ()  # workers that have stages of the same weights
+    readers: tuple[tuple[str, int], ...] = ()  # (worker, every how many updates) that read weights
+    reads: str = ""  # the worker whose weights this one's generator reads; empty: none
     host: str = ""  # the worker that hosts the data
     feeds: tuple[str, ...] = ()  # host only: other workers that read data
     train_feeds: tuple[str, ...] = ()  # host only: those that predict their inputs from it

@@ -26,6 +26,7 @@ from asyncdni.messages import (
     Shared,
     Skipped,
     Unheard,
+    Weights,
 )
 from asyncdni.schedules.base import Op, OpKind
 
@@ -98,6 +99,11 @@ class Post:
         """What an Update gave of weights that others have too, to each its part."""
         for sharer, tensors in (event.outputs or {}).items():
             self.send(sharer, Shared(self._name, self.incarnation, op.batch, tensors))
+
+    def weights(self, event: Computed, op: Op, readers: Iterable[str]) -> None:
+        """What a Copy gave, to each of these readers."""
+        for reader in readers:
+            self.send(reader, Weights(self._name, self.incarnation, op.batch, event.outputs))
 
     def skipped(self, batch: int) -> None:
         """No gradient of this batch will come from here."""

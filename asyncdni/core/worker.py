@@ -21,6 +21,7 @@ Rules:
 7. An Update of weights that other workers have too is made in two steps: it hands its gradients to
    them, and an Apply makes the step once theirs have come; in the order of batches, before the next
    forward or when there is nothing else to do. A stage drains of these as well.
+   Copies of weights that generators elsewhere read are taken, and taken over, between two ops.
 8. Before `Start` a worker greets its neighbours, and is ready once their greetings have come.
 9. A worker lives for one round. An order to join the next one ends it; its `Counts` go on.
 
@@ -49,7 +50,7 @@ from asyncdni.core.events import (
     Stored,
     Woke,
 )
-from asyncdni.core.flights import Flights, Guard, Lag, Shares
+from asyncdni.core.flights import Copies, Flights, Guard, Lag, Shares
 from asyncdni.core.inputs import Inputs, Replay
 from asyncdni.core.links import Links
 from asyncdni.core.position import CHECKPOINT, Barriers, Host, Position
@@ -76,6 +77,7 @@ from asyncdni.messages import (
     Shared,
     Skipped,
     Start,
+    Weights,
 )
 from asyncdni.messages import Save as SaveOrder
 from asyncdni.schedules.base import Flight, Op, OpKind, Schedule
@@ -99,6 +101,7 @@ class Parts:
     lag: Lag  # the bound on staleness
     guard: Guard | None  # whether the generator can be trusted; None: it always is
     shares: Shares  # gradients of weights that other workers have as well
+    copies: Copies  # weights that generators of other workers read out through
     skips: bool  # a consumer without credit is skipped instead of waited for
 
     def begin(self, connect: Connect) -> None:
@@ -227,6 +230,7 @@ class Mail:
         self._links = parts.links
         self._inputs = parts.inputs
         self._shares = parts.shares
+        self._copies = parts.copies
         self._barriers = parts.barriers
 
     def is_current(self, message: Message) -> bool:
@@ -247,6 +251,8 @@ class Mail:
                 return sender in position.consumers
             case Shared():
                 return sender in position.sharers
+            case Weights():
+                return sender == position.reads
             case Credit(node=node):
                 return (node, sender) in self._links.outgoing
         return sender in (*position.inputs, *position.consumers)
@@ -264,6 +270,8 @@ class Mail:
                 self._gradient(message)
             case Shared(sender=sender, batch=batch, tensors=tensors):
                 _expect(self._shares.came(sender, batch, tensors))
+            case Weights(sender=sender, version=version, tensors=tensors):
+                _expect(self._copies.came(sender, version, tensors))
             case Skipped():
                 self._skipped(message)
             case Credit():
@@ -359,7 +367,9 @@ class Results:
             OpKind.PREDICT: self._done,
             OpKind.BACKWARD: self._went_back,
             OpKind.LEARN: self._done,
-            OpKind.UPDATE: self._handed_over if parts.position.sharers else self._done,
+            OpKind.UPDATE: self._handed_over if parts.position.sharers else self._updated,
+            OpKind.COPY: self._copied,
+            OpKind.ADOPT: self._nothing,
             OpKind.APPLY: self._nothing,  # the Update before it has been counted
             OpKind.FIT: self._fitted,
             OpKind.FIT_INPUT: self._nothing,  # nobody waits for that
@@ -390,6 +400,13 @@ class Results:
 
     def _done(self, event: Computed, op: Op, now: float) -> None:
         self._flights.done(op, now)
+
+    def _updated(self, event: Computed, op: Op, now: float) -> None:
+        self._flights.done(op, now)
+        self._parts.copies.updated(self._counts.updates)
+
+    def _copied(self, event: Computed, op: Op, now: float) -> None:
+        self._post.weights(event, op, self._parts.copies.copied(op.batch))
 
     def _went_back(self, event: Computed, op: Op, now: float) -> None:
         self._flights.done(op, now)
@@ -482,12 +499,14 @@ class Worker:
         replay: Replay | None = None,
         guard: Guard | None = None,
         shares: Shares | None = None,
+        copies: Copies | None = None,
         counts: Counts | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         """`skips`: towards a consumer without credit it learns on instead of waiting.
 
-        `shares`: of weights that it has in common with others; `counts`: what has been done in
+        `shares`: of weights that it has in common with others; `copies`: of weights that others
+        read; `counts`: what has been done in
         earlier rounds; `patience_s`: see `Greetings`."""
         self.phase = Phase.IDLE
         self.position = position
@@ -504,6 +523,7 @@ class Worker:
             lag=lag or Lag(),
             guard=guard,
             shares=shares or Shares(),
+            copies=copies or Copies(),
             skips=skips,
         )
         parts.lag.carry(counts.lags)
@@ -515,6 +535,7 @@ class Worker:
         self._host = parts.host
         self._lag = parts.lag
         self._shares = parts.shares
+        self._copies = parts.copies
         self._skips = skips
         self._post = Post(position, parts.links)
         self._mail = Mail(parts)
@@ -698,6 +719,9 @@ class Worker:
                 self._post.skipped(batch)
 
     def _next_op(self) -> Op | None:
+        copy = self._copies.next_op()
+        if copy is not None:
+            return copy
         op = self._scheduled()
         if self._shares.pending and (op is None or op.kind is OpKind.FORWARD):
             shared = self._shares.complete
@@ -753,6 +777,8 @@ class Worker:
             inputs = self._flights.gradients(op.batch)
         elif op.kind is OpKind.APPLY:
             inputs = self._shares.take(op.batch)
+        elif op.kind is OpKind.ADOPT:
+            inputs = self._copies.take()
         self._busy = op
         self._post.actions.append(Compute(op, inputs))
 

@@ -155,6 +155,9 @@ def variants(kind: inspect.Type) -> dict[str, inspect.StructType]:
         return {} if known is None else {tag: _type_of(one) for tag, one in known().items()}
     if not isinstance(kind, inspect.UnionType):
         return {}
+    choices = [one for one in kind.types if not isinstance(one, inspect.NoneType)]
+    if len(choices) == 1:  # it may be left out
+        return variants(choices[0])
     structs = [one for one in kind.types if isinstance(one, inspect.StructType)]
     return {str(one.tag): one for one in structs if one.tag is not None}
 
@@ -200,7 +203,7 @@ def checked(value: Any, kind: inspect.Type, place: str) -> Any:
     Raises `ConfigError` at the first mistake, naming the place.
     """
     match kind:
-        case inspect.UnionType() | inspect.StructType() if variants(kind):
+        case inspect.UnionType() | inspect.StructType() if value is not None and variants(kind):
             return _variant(value, kind, place)
         case inspect.UnionType():
             return _alternative(value, kind, place)

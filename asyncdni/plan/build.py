@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -26,7 +26,7 @@ from asyncdni.core.worker import Worker
 from asyncdni.data import checksums, open_batches
 from asyncdni.data.base import Source
 from asyncdni.data.meta import Meta, other_parts
-from asyncdni.errors import DataError
+from asyncdni.errors import ConfigError, DataError
 from asyncdni.imports import Allowed, allowing
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node, make_network
@@ -39,15 +39,18 @@ from asyncdni.nn.losses import make_loss
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.checks import check_rules
 from asyncdni.plan.conditions import check_conditions, neighbours
-from asyncdni.plan.model import check_torch_options, with_stages
+from asyncdni.plan.model import check_torch, check_torch_options, with_stages
 from asyncdni.plan.plan import (
     Group,
     Plan,
     cut_every_s,
     make_plan,
+    read_by,
     shared_with,
     snapshot_every_s,
 )
+from asyncdni.plan.readout import Forms, make_readout_generator, readout_stage
+from asyncdni.plan.readout import readout_forms as _readout_forms
 from asyncdni.plan.rules import goes_on, late_gradients
 from asyncdni.plan.rules import make_worker as _make_worker
 from asyncdni.plan.sizes import check_messages
@@ -56,11 +59,16 @@ from asyncdni.stages.numpy.block import Block, Pace
 from asyncdni.stages.numpy.exit import AGREEMENT_EVERY
 from asyncdni.stages.numpy.stage import NumpyStage, Sharing
 
+if TYPE_CHECKING:
+    from asyncdni.nn.torch.generator import ModuleGenerator
+
 __all__ = [
     "Design",
+    "begins_from",
     "check_targets",
     "find_exits",
     "find_shares",
+    "lent_readout",
     "make_design",
     "make_exit_generator",
     "make_input_models",
@@ -69,13 +77,17 @@ __all__ = [
     "make_stage",
     "make_whole_stage",
     "make_worker",
+    "readout_forms",
 ]
 
 
-def make_exit_generator(network: Network, group: Group, run: config.Run) -> Generator | None:
+def make_exit_generator(design: Design, group: Group, *, empty: bool = False) -> Generator | None:
     """Make the generator or local head that predicts the gradient at the group's exit; None if the
-    group waits for the gradient, or has no consumers."""
-    options = group.schedule.predictor
+    group waits for the gradient, or has no consumers. Raises `ConfigError` for a module that can't
+    be one.
+
+    `empty`: a copy of weights of another stage may be left at zero, as it is not used."""
+    network, run, options = design.network, design.experiment.run, group.schedule.predictor
     if group.exit is None or options is None:
         return None
     node = network.node(group.exit)
@@ -92,10 +104,42 @@ def make_exit_generator(network: Network, group: Group, run: config.Run) -> Gene
     values = msgspec.structs.asdict(options)
     if isinstance(options, config.LocalHead):
         return build(LocalHead(**values))
+    if isinstance(options, config.ReadoutGenerator):
+        return make_readout_generator(
+            network,
+            design.plan,
+            run,
+            options,
+            node,
+            weights={} if empty else (design.init or {}).get(readout_stage(design.plan.groups)),
+            allow_import=design.allow_import,
+        )
+    if isinstance(options, config.ModuleGenerator):
+        generator = _module_generator(design, options)
+        build(generator, shape=node.output_shape, steps=network.steps)
+        if group.schedule.greedy and not generator.has_loss:
+            raise ConfigError(
+                f"schedule.generator: {options.module} has no loss(h, y) to learn from, and under "
+                f"{group.schedule.tag} no gradient comes back"
+            )
+        return generator
     if len(row) == 3 and options.tag in MAP_GENERATORS:
         return build(MAP_GENERATORS[options.tag](**values), shape=row)
     values.pop("cells", None)  # an option for feature maps only
     return build(make_generator(options.tag, **values))
+
+
+def _module_generator(design: Design, options: config.ModuleGenerator) -> ModuleGenerator:
+    """Raises `ConfigError` without PyTorch, and for a module that can't be made."""
+    check_torch('schedule.generator: kind = "module"')
+    from asyncdni.nn.torch.generator import module_generator
+
+    return module_generator(
+        options.module,
+        options.arguments,
+        learning_rate=options.learning_rate,
+        allow_import=design.allow_import,
+    )
 
 
 def _build(generator: Generator, **options: Any) -> Generator:
@@ -179,7 +223,11 @@ def make_design(
     check_messages(parsed, network, plan, meta, allow_import=allow_import)
     for every in (cut_every_s, snapshot_every_s):
         every(parsed.checkpoint)
-    return Design(parsed, meta, network, plan, allow_import, given=given)
+    design = Design(parsed, meta, network, plan, allow_import, given=given)
+    for group in plan.groups:
+        if group.schedule.predictor is not None and group.schedule.predictor.in_torch:
+            make_exit_generator(design, group, empty=True)  # the user's code: it may not fit
+    return design
 
 
 def make_worker(design: Design, group: Group, counts: Counts | None = None) -> Worker:
@@ -224,7 +272,7 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
     return NumpyStage(
         blocks,
         group.exit,
-        make_exit_generator(design.network, group, run),
+        make_exit_generator(design, group),
         sharing=sharing,
         mix=group.schedule.mix,
         input_models=make_input_models(design.network, group, design.meta, run),
@@ -306,6 +354,28 @@ def find_exits(design: Design) -> dict[str, str]:
 def find_shares(design: Design, group: Group) -> dict[str, tuple[str, ...]]:
     """Map other workers to the stages of `group` whose weights they also use."""
     return shared_with(design.plan.groups, group)
+
+
+def readout_forms(design: Design) -> Forms:
+    """Return what a copy of the readout consists of: see `plan.readout`."""
+    dtype = np.dtype(design.experiment.run.dtype)
+    return _readout_forms(design.plan, dtype, allow_import=design.allow_import)
+
+
+def lent_readout(design: Design, group: Group) -> tuple[str, tuple[str, ...]] | None:
+    """Return the stage of `group` that others read out through, and the names of those weights;
+    None if there is none."""
+    if group.name != design.plan.groups[-1].name or not read_by(design.plan.groups):
+        return None
+    return group.members[-1].name, tuple(readout_forms(design))
+
+
+def begins_from(design: Design, group: Group) -> list[str]:
+    """Return the stages whose initial weights `group` begins with: its own, and the one that it
+    reads out through."""
+    own = [node.name for node in group.members]
+    reads = group.name in read_by(design.plan.groups)
+    return [*own, readout_stage(design.plan.groups)] if reads else own
 
 
 def make_roster(

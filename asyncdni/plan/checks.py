@@ -94,6 +94,11 @@ def _check_same(base: config.Schedule, own: config.Schedule, place: str) -> None
             key in base.run_wide and getattr(base, key) != getattr(own, key),
             f"{place}.{key}: it is the same for all stages; set it in [schedule]",
         )
+    _refuse(
+        base.asked != own.asked,
+        f"{place}.generator: stages send gradients up for the generators of all stages or for "
+        "none, and readout needs none; set it in [schedule], or a guard there, which needs them",
+    )
 
 
 # --- lag -----------------------------------------------------------------------------------------

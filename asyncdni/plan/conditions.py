@@ -15,7 +15,7 @@ from asyncdni.delays import LinkDelay, Slow
 from asyncdni.errors import ConfigError
 from asyncdni.experiment.schema import bytes_per_second, seconds
 from asyncdni.messages import DATA
-from asyncdni.plan.plan import Group, Plan, shared_with
+from asyncdni.plan.plan import Group, Plan, read_by, shared_with
 
 __all__ = ["check_conditions", "find_link", "find_worker", "link_delays", "neighbours", "slow_of"]
 
@@ -47,14 +47,21 @@ def check_conditions(experiment: config.Experiment, plan: Plan) -> None:
 
 def neighbours(plan: Plan, group: Group) -> tuple[str, ...]:
     """Return the workers that `group` sends messages to: its consumers, its producers, the other
-    end of each link that carries data, and the workers it shares weights with."""
+    end of each link that carries data, the workers it shares weights with, and those that read its
+    weights or whose weights it reads."""
     host = plan.groups[plan.host].name
     names = [*group.consumers, *(name for name in group.producers if name != DATA)]
     if group.name == host:
         names += plan.feeds
     elif DATA in group.producers:
         names.append(host)
-    return tuple(dict.fromkeys([*names, *shared_with(plan.groups, group)]))
+    names += shared_with(plan.groups, group)
+    readers, owner = read_by(plan.groups), plan.groups[-1].name
+    if group.name == owner:
+        names += readers
+    elif group.name in readers:
+        names.append(owner)
+    return tuple(dict.fromkeys(names))
 
 
 def link_delays(

@@ -99,7 +99,7 @@ def models_of(design: Design, group: Group) -> list[Model]:
     """
     options, run = group.schedule.predictor, design.experiment.run
     found = []
-    generator = make_exit_generator(design.network, group, run)
+    generator = make_exit_generator(design, group, empty=True)
     if generator is not None and options is not None and group.exit is not None:
         found.append(Model(options.title, group.exit, count(generator)))
     inputs = make_input_models(design.network, group, design.meta, run)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "arrays_by_stage",
+    "check_torch",
     "check_torch_options",
     "initial_model",
     "state_facts",
@@ -54,7 +55,7 @@ def with_stages(
     model = chosen.model
     if model is None:
         return chosen
-    _check_torch("[model]")
+    check_torch("[model]")
     begins, names = _cuts(chosen, model, meta, allow_import)
     stages = [
         {
@@ -74,7 +75,7 @@ def with_cuts(chosen: config.Experiment, meta: Meta, *, allow_import: Allowed) -
     number, so that several runs have the same stages. Raises `ConfigError` as `with_stages`."""
     if chosen.model is None or isinstance(chosen.model.stages, list):
         return chosen
-    _check_torch("[model]")
+    check_torch("[model]")
     begins, _ = _cuts(chosen, chosen.model, meta, allow_import)
     model = msgspec.structs.replace(chosen.model, stages=begins or 1)
     return msgspec.structs.replace(chosen, model=model)
@@ -92,7 +93,7 @@ def check_torch_options(chosen: config.Experiment) -> None:
     for stage in chosen.stages:
         options = experiment.stage_optimizer(chosen, stage)
         if isinstance(options, config.TorchOptimizer):
-            _check_torch('optimizer.name = "torch"')
+            check_torch('optimizer.name = "torch"')
             from asyncdni.nn.torch.optimizer import TorchOptimizer
 
             TorchOptimizer(options.kind, options.options, ())
@@ -102,7 +103,8 @@ def _is_in_torch(stage: config.Stage) -> bool:
     return any(isinstance(layer, dict) and layer.keys() & _MODULES for layer in stage.layers)
 
 
-def _check_torch(what: str) -> None:
+def check_torch(what: str) -> None:
+    """Raise `ConfigError` where `what` the user asks for needs PyTorch, and there is none."""
     try:
         import torch  # noqa: F401
     except ImportError as error:

@@ -25,6 +25,7 @@ __all__ = [
     "barriers",
     "cut_every_s",
     "make_plan",
+    "read_by",
     "shared_with",
     "snapshot_every_s",
 ]
@@ -149,6 +150,17 @@ def shared_with(groups: Sequence[Group], group: Group) -> dict[str, tuple[str, .
         if mine and other.name != group.name:
             found[other.name] = mine
     return found
+
+
+def read_by(groups: Sequence[Group]) -> dict[str, int]:
+    """Map the workers whose generators read out through weights of the last worker to the number
+    of its updates after which they get a new copy."""
+    readers = {}
+    for group in groups:
+        model = group.schedule.predictor
+        if group.exit is not None and isinstance(model, config.ReadoutGenerator):
+            readers[group.name] = model.refresh
+    return readers
 
 
 def cut_every_s(checkpoint: config.Checkpoint) -> float | None:

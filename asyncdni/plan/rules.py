@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from asyncdni import config
 from asyncdni.core.counts import Counts
-from asyncdni.core.flights import Guard, Lag, Shares
+from asyncdni.core.flights import Copies, Guard, Lag, Shares
 from asyncdni.core.inputs import Replay
 from asyncdni.core.position import Position
 from asyncdni.core.post import PATIENCE_S
 from asyncdni.core.worker import Worker
 from asyncdni.messages import DATA
 from asyncdni.plan.conditions import find_link
-from asyncdni.plan.plan import Group, Plan, shared_with
+from asyncdni.plan.plan import Group, Plan, read_by, shared_with
 from asyncdni.schedules import SCHEDULES
 from asyncdni.schedules.base import ALWAYS, Groups, Schedule
 from asyncdni.schedules.options import Late, Role
@@ -203,11 +203,14 @@ def make_position(plan: Plan, group: Group) -> Position:
     hosts = group.index == plan.host
     train_feeds = tuple(name for name in plan.feeds if name not in plan.test_feeds)
     ahead = any(one.synthetic_inputs for one in plan.groups if one.name in group.consumers)
+    readers, owner = read_by(plan.groups), plan.groups[-1].name
     return Position(
         name=group.name,
         inputs=group.producers,
         consumers=group.consumers,
         sharers=tuple(shared_with(plan.groups, group)),
+        readers=tuple(readers.items()) if group.name == owner else (),
+        reads=owner if group.name in readers else "",
         host=plan.groups[plan.host].name,
         feeds=plan.test_feeds if hosts else (),
         train_feeds=train_feeds if hosts else (),
@@ -241,6 +244,7 @@ def make_worker(
         replay=_make_replay(plan, group),
         guard=_make_guard(group),
         shares=Shares(position.sharers, bound=bound, ahead=ahead),
+        copies=Copies(position.readers, position.reads),
         counts=counts,
         patience_s=min(PATIENCE_S, limits.startup_s / _PATIENCES_OF_STARTUP),
     )

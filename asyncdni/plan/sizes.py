@@ -22,6 +22,7 @@ from asyncdni.messages import DATA, Welcome
 from asyncdni.network import Network, Node
 from asyncdni.nn.layers import make_layer
 from asyncdni.plan.plan import Group, Plan, shared_with
+from asyncdni.plan.readout import readout_forms
 from asyncdni.tables import chain_size
 from asyncdni.wire.codec import encode
 
@@ -76,6 +77,10 @@ def _messages(
                 readers = sum(group.exit in node.inputs for node in consumer.members)
                 if readers and consumer.name != group.name:
                     yield consumer.name, "Gradient", trained * row * readers
+        if group is plan.groups[-1]:
+            forms = readout_forms(plan, np.dtype(chosen.run.dtype), allow_import=allow_import)
+            copied = sum(math.prod(shape) * kind.itemsize for shape, kind in forms.values())
+            yield group.name, "Weights", copied
         for stages in shared_with(plan.groups, group).values():
             shared = sum(_parameters(network.node(name), allow_import) for name in stages)
             yield group.name, "Shared", shared * itemsize

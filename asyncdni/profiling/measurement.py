@@ -37,6 +37,7 @@ from asyncdni.messages import (
 from asyncdni.plan.build import (
     Design,
     find_exits,
+    lent_readout,
     make_design,
     make_source,
     make_stage,
@@ -154,7 +155,8 @@ class Rehearsal:
         worker.joined(Connect(1, {}, {other.name: 1 for other in design.plan.groups}))
         stage = make_stage(design, group)
         source = make_source(design, group)
-        return _Actor(worker, Executor(stage, find_exits(design), source), stage.parameters())
+        executor = Executor(stage, find_exits(design), source, readout=lent_readout(design, group))
+        return _Actor(worker, executor, stage.parameters())
 
     def _take_turn(self, name: str, actor: _Actor) -> None:
         """Give a worker its turn: it handles messages and does ops as long as it has any."""

@@ -437,7 +437,7 @@ STAGE_FIELDS = (
     *("lag_max", "agreements", "gradient_cosine", "target_cosine", "gradient_error"),
     *("generator_loss", "dropped", "late", "skipped", "skipped_updates", "skipped_fits"),
     *("missed", "replays", "fallbacks", "waiting", "window", "bytes_sent", "bytes_received"),
-    *("messages", "snapshots", "snapshot_s"),
+    *("messages", "snapshots", "snapshot_s", "readout_version", "readout_age"),
 )
 
 #: Tallies that a stage's entry has as tables beside those fields, and whether they count whole

@@ -92,6 +92,8 @@ OP_NAMES = {
     "M": "late share of the true gradient",
     "U": "update",
     "A": "update of shared weights",
+    "K": "weights copied for others",
+    "V": "weights of others taken over",
     "P": "generator predicts",
     "T": "generator is fitted",
     "S": "input model is fitted",

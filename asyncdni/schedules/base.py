@@ -45,6 +45,8 @@ class OpKind(Enum):
     LEARN = "W"  # accumulate the gradients of the weights that a Backward left for later
     UPDATE = "U"  # one optimizer step on what has been accumulated
     APPLY = "A"  # one optimizer step on what all sharers of weights have accumulated
+    COPY = "K"  # take a copy of weights that generators of other workers read out through
+    ADOPT = "V"  # put such a copy, which has come, in the place of the last one
     FIT = "T"  # train the generator on the gradient that came back
     FIT_INPUT = "S"  # train the input model on the activation that came
     DROP = "X"  # give a batch up: its gradient is no longer awaited (no arithmetic)

@@ -42,9 +42,10 @@ class LocalHead(Table, frozen=True, kw_only=True):
     hidden: tuple[Count, ...] = ()  # [relu units] of each hidden layer; none: a linear head
     learning_rate: Positive = 1e-2  # of Adam, which trains it
 
-    title: ClassVar[str] = "local head"  # this and the next two as of `tables.Generator`
+    title: ClassVar[str] = "local head"  # this and the next three as of `tables.Generator`
     normalises: ClassVar[bool] = False
     maps_only: ClassVar[bool] = False
+    in_torch: ClassVar[bool] = False
 
     def size(self, row: tuple[int, ...], outputs: int) -> int:
         """Its parameters, or less, for activations of shape `row` and that many outputs."""

@@ -37,7 +37,8 @@ stage 1  .  F0 P0 B0 U0 T0 b0 F1 P1 B1 U1 F2 P2 B2 U2 T2 b2 .
 stage 2  .  .  F0 B0 U0 .  .  .  F1 B1 U1 .  F2 B2 U2 .  .  .
 ```
 
-The first `fit_first` batches send one in any case, while generators have everything to learn.
+The first `fit_first` batches send one in any case, while generators have everything to learn. With
+a generator that learns without gradients (`readout`) no batch sends one.
 
 With `mix` the true gradient's share is accumulated (M) when it arrives and applied with the next
 batch's update, as a correction is; the synthetic gradient has the rest. `mix = 1` asks no generator
@@ -95,7 +96,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from asyncdni.schedules.base import ALWAYS, Asked, Flight, Op, OpKind, Source, View, draw
+from asyncdni.schedules.base import ALWAYS, NEVER, Asked, Flight, Op, OpKind, Source, View, draw
 from asyncdni.schedules.options import Cycle, Guard, InputModel, OnFull, Options, Role, Work
 from asyncdni.tables import Count, ErrorGenerator, Fraction, Generator, Table, Whole
 
@@ -178,7 +179,10 @@ class SyntheticOptions(Options, frozen=True, kw_only=True, tag="synthetic"):
 
     @property
     def asked(self) -> Asked:
-        return Asked(self.fit_every, self.fit_first)
+        """Whoever has a generator that learns without gradients asks for none, unless something
+        else needs them."""
+        needed = self.generator.fits or self.correct or self.mix > 0 or self.guard is not None
+        return Asked(self.fit_every, self.fit_first) if needed else NEVER
 
     @property
     def sends_synthetic(self) -> bool:
@@ -253,7 +257,7 @@ class SyntheticOptions(Options, frozen=True, kw_only=True, tag="synthetic"):
             )
 
     def work(self, *, exits: bool, relays: bool) -> Work:
-        share = 1.0 / self.fit_every
+        share = 1.0 / self.fit_every if self.asked.every else 0.0
         sends_on_learning = not exits or self.target == "bootstrap"
         ops = {"B": 1.0}
         if exits:

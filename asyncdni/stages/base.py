@@ -115,6 +115,10 @@ class Stage(Protocol):
         declared order, so that all make the same step. The learning rate is that of `batch`. Raises
         as `update` does."""
 
+    def adopt(self, version: int, weights: Mapping[str, Array]) -> None:
+        """Have the generator read out through these weights of another stage from now on, copied
+        after so many of its updates; unless what it has is as new."""
+
     def fit(self, batch: int, gradients: Mapping[str, Array]) -> Agreement | None:
         """Train the generator on the true gradient that came back.
 
@@ -157,6 +161,10 @@ class Stage(Protocol):
         """Drop every batch in flight and the accumulated gradients. From then on `release` does
         nothing for such a batch, and its arrays are not used again. Weights, optimizer and
         generator stay."""
+
+    def readout(self) -> dict[str, int]:
+        """How old the weights are that the generator reads out through, by the counter's name;
+        empty for another generator."""
 
     def skips(self) -> dict[str, int]:
         """How often `[numbers] policy = "skip"` has left something out, by the counter's name."""

@@ -54,7 +54,7 @@ _CHANGEABLE = (
 )
 
 #: Of generators and their like.
-_RATES = ("learning_rate", "head_learning_rate", "rate")
+_RATES = ("learning_rate", "head_learning_rate", "rate", "refresh")
 
 #: A place in an experiment, and what is there before and after.
 Change = tuple[str, Any, Any]

@@ -12,7 +12,7 @@ peer would accept raises `LocalProtocolError`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 import msgspec
@@ -88,6 +88,7 @@ BETWEEN_WORKERS: frozenset[type[Message]] = frozenset(
         messages.Credit,
         messages.Shared,
         messages.Skipped,
+        messages.Weights,
     }
 )
 
@@ -96,8 +97,7 @@ _KINDS: dict[str, type[Message]] = {
 }
 # Where `tensors` stands in the header, for the messages that have it.
 _TENSORS_AT: dict[type[Message], int] = {
-    kind: 1 + kind.__struct_fields__.index("tensors")
-    for kind in (messages.Activation, messages.Gradient, messages.Shared)
+    kind: 1 + kind.__struct_fields__.index("tensors") for kind in get_args(messages.WithTensors)
 }
 
 _NAME, _ADDRESS, _TEXT, _TRACE = 256, 512, 4096, 65536  # characters
@@ -129,6 +129,7 @@ _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
     messages.Barrier: (("sender", _NAME), ("kind", _NAME)),
     messages.Credit: (("sender", _NAME), ("node", _NAME)),
     messages.Skipped: (("sender", _NAME),),
+    messages.Weights: (("sender", _NAME),),
 }
 
 _DTYPES: dict[str, np.dtype[Any]] = {

@@ -345,6 +345,7 @@ class Engine:
             **tools.meter.counters(),
             **self._transport.counters(),
             **tools.stage.skips(),
+            **tools.stage.readout(),
             **tools.snapshots.counters(),
         }
         self._transport.send(COORDINATOR, ReportMessage(counters, *tools.executor.take_loss()))

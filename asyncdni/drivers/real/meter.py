@@ -23,7 +23,9 @@ _LETTERS = {kind: kind.value for kind in OpKind}
 #: CPU time is measured at one op of a kind in so many: asking the kernel for it, twice an op, took
 #: 7 % of the time of small stages. The number is odd, so that no kind of batch is measured alone.
 _CPU_EVERY = 7
-_GENERATOR = (OpKind.PREDICT.value, OpKind.FIT.value, OpKind.FIT_INPUT.value)
+_GENERATOR = tuple(
+    kind.value for kind in (OpKind.PREDICT, OpKind.FIT, OpKind.FIT_INPUT, OpKind.ADOPT)
+)
 
 
 @dataclass(slots=True)

@@ -42,8 +42,10 @@ from asyncdni.imports import Allowed
 from asyncdni.messages import COORDINATOR, PROTOCOL_VERSION, Accused, Connect, Hello, Welcome
 from asyncdni.plan.build import (
     Design,
+    begins_from,
     find_exits,
     find_shares,
+    lent_readout,
     make_design,
     make_roster,
     make_source,
@@ -336,9 +338,10 @@ class Session:
             restored = Restored(self._stage.parameters())
         else:
             folder = Path(self.welcome.folder)
+            begins = begins_from(self._design, self._group)
             self._stage, restored = restored_stage(
                 lambda: make_stage(self._design, self._group),
-                lambda: make_stage(kept(folder, self._design, self._stages), self._group),
+                lambda: make_stage(kept(folder, self._design, begins), self._group),
                 folder,
                 action,
                 self._stages,
@@ -362,6 +365,7 @@ class Session:
             self._source,
             self._meter.agreement,
             find_shares(design, group),
+            lent_readout(design, group),
         )
         return joined, Tools(
             self._stage,

@@ -18,8 +18,8 @@ import numpy as np
 from asyncdni.core.events import Action, Compute, Event, Received, Send
 from asyncdni.delays import Slow
 from asyncdni.drivers.virtual.clock import Agenda
-from asyncdni.messages import DATA, Activation, Gradient, Message, Shared
-from asyncdni.plan.build import Design
+from asyncdni.messages import DATA, Activation, Gradient, Message, Shared, Weights, WithTensors
+from asyncdni.plan.build import Design, readout_forms
 from asyncdni.plan.describe import parameters
 from asyncdni.plan.plan import shared_with
 from asyncdni.schedules.base import Op, OpKind
@@ -62,6 +62,7 @@ class Costs:
     relay_us: float = 100.0  # a backward that only passes a gradient on
     learn_us: float = 100.0  # the rest of such a backward
     update_us: float = 50.0
+    copy_us: float = 50.0  # of weights that others read, to give away or to take over
     fit_us: float = 50.0
     fit_input_us: float = 100.0
     evaluate_us: float = 100.0
@@ -87,6 +88,8 @@ class Costs:
                 return self.learn_us
             case OpKind.UPDATE | OpKind.APPLY:
                 return self.update_us
+            case OpKind.COPY | OpKind.ADOPT:
+                return self.copy_us
             case OpKind.FIT:
                 return self.fit_us
             case OpKind.FIT_INPUT:
@@ -148,7 +151,9 @@ class Links:
 
 
 #: Ops of the generator, which stands at a worker's exit, and of the data: no stage's own.
-_NOT_OF_LAYERS = frozenset({OpKind.READ, OpKind.PREDICT, OpKind.FIT, OpKind.FIT_INPUT})
+_NOT_OF_LAYERS = frozenset(
+    {OpKind.READ, OpKind.PREDICT, OpKind.FIT, OpKind.FIT_INPUT, OpKind.COPY, OpKind.ADOPT}
+)
 
 
 class Pace:
@@ -229,7 +234,7 @@ class MessageBytes(Protocol):
 
 def tensor_bytes(sender: str, to: str, message: Message) -> int:
     """Return the bytes of the tensors that `message` carries."""
-    if isinstance(message, Activation | Gradient | Shared):
+    if isinstance(message, WithTensors):
         return sum(tensor.nbytes for tensor in message.tensors.values())
     return 0
 
@@ -262,6 +267,9 @@ class EstimatedBytes:
             for names in shared_with(design.plan.groups, group).values()
             for name in names
         }
+        self._readout_bytes = sum(
+            math.prod(shape) * kind.itemsize for shape, kind in readout_forms(design).values()
+        )
         # By (producing worker, consumer), the samples of batches whose gradient has not come yet.
         self._samples: dict[tuple[str, str], dict[int, int]] = {}
 
@@ -277,6 +285,8 @@ class EstimatedBytes:
                 return samples * self._sample_bytes[to] * len(tensors)
             case Shared(tensors=tensors):
                 return sum(self._weights_bytes[name] for name in tensors)
+            case Weights():
+                return self._readout_bytes
         return 0
 
     def _note(self, link: tuple[str, str], batch: int, samples: int) -> None:
@@ -416,7 +426,7 @@ class Cores:
 
     def _hop(self, sender: str, to: str, message: Message) -> Hop:
         burden = self._burden
-        if isinstance(message, Activation | Gradient | Shared):
+        if isinstance(message, WithTensors):
             return burden.tensors.get((sender, to), burden.message)
         return burden.message
 

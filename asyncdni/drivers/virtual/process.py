@@ -64,7 +64,14 @@ from asyncdni.errors import AsyncDNIError, CheckpointError
 from asyncdni.messages import COORDINATOR, DATA, PROTOCOL_VERSION, Beat, Hello, Message
 from asyncdni.messages import Report as ReportMessage
 from asyncdni.nn.base import Array
-from asyncdni.plan.build import Design, find_exits, find_shares, make_source, make_worker
+from asyncdni.plan.build import (
+    Design,
+    find_exits,
+    find_shares,
+    lent_readout,
+    make_source,
+    make_worker,
+)
 from asyncdni.plan.conditions import slow_of
 from asyncdni.plan.plan import Group, shared_with, snapshot_every_s
 from asyncdni.schedules.base import OpKind
@@ -214,6 +221,7 @@ _TOKEN.setflags(write=False)
 #: What nobody else gets anything of.
 _ALONE = frozenset(OpKind) - {
     *(OpKind.READ, OpKind.FORWARD, OpKind.EVALUATE, OpKind.BACKWARD, OpKind.UPDATE),
+    OpKind.COPY,
 }
 
 
@@ -246,6 +254,8 @@ class NullExecutor:
             return Computed(op)
         if op.kind is OpKind.UPDATE:
             return Computed(op, outputs=self._shares)
+        if op.kind is OpKind.COPY:
+            return Computed(op, outputs={"weights": _TOKEN})
         if op.kind is OpKind.BACKWARD:
             return Computed(op, outputs=self._gradients if op.send else {})
         tests = op.evaluate or op.kind is OpKind.EVALUATE
@@ -549,8 +559,13 @@ class WorkerProcess:
         if stage is not None:
             if self._source is None:
                 self._source = make_source(design, self._group)
-            exits, shares = find_exits(design), find_shares(design, self._group)
-            self._executor = StageExecutor(stage, exits, self._source, shares=shares)
+            self._executor = StageExecutor(
+                stage,
+                find_exits(design),
+                self._source,
+                shares=find_shares(design, self._group),
+                readout=lent_readout(design, self._group),
+            )
         self._handle(Joined())
 
     def _redeliver(self, action: Redeliver) -> None:

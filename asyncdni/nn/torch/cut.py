@@ -103,6 +103,31 @@ class Trace:
             )
         return self._extract(start, stop)
 
+    def tail(self, begin: str) -> fx.GraphModule:
+        """What comes behind the last skip connection of the part from submodule `begin` on: the
+        longest end of it through which one tensor passes at a time. A module that can't be traced
+        and has submodules may have a skip connection inside. Raises `ConfigError` where nothing
+        comes behind."""
+        start = self._start(begin) if begin else 0
+        stop = first = len(self._nodes)
+        while first > start and not self._may_skip(first - 1):
+            first -= 1
+            if first > start and len(self._crossing(first)) > 1:
+                first += 1
+                break
+        if first == stop:
+            raise ConfigError(
+                "the model ends in a block, so which of its layers are the readout must be said: "
+                f"name the submodule at which it begins; {self._hint()}"
+            )
+        return self._extract(first, stop)
+
+    def _may_skip(self, index: int) -> bool:
+        node = self._nodes[index]
+        if node.op != "call_module":
+            return False
+        return any(True for _ in self.model.get_submodule(str(node.target)).children())
+
     def check(self, begins: Sequence[str]) -> None:
         """Check cuts before each of the named submodules. Raises `ConfigError` as `part` does, and
         for weights that are used on both sides of a cut."""

@@ -11,7 +11,7 @@ from torch.nn import functional
 from asyncdni.nn.base import Array, Loss, Slot
 from asyncdni.nn.torch.layer import aligned, tensor_of
 
-__all__ = ["TorchLoss"]
+__all__ = ["TorchLoss", "summed_loss"]
 
 #: The sum over samples of each loss of outputs x and targets y; see `nn.losses` for what they are.
 _SUMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -26,6 +26,11 @@ _RIGHT: dict[str, Callable[[Array, Array], int]] = {
     "cross_entropy": lambda x, y: int(np.count_nonzero(x.argmax(axis=1) == y)),
     "sigmoid_cross_entropy": lambda x, y: int(np.count_nonzero((x > 0) == (y > 0.5))),
 }
+
+
+def summed_loss(name: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The loss of that name, of outputs (B, K) and targets, as one number: the sum over samples."""
+    return _SUMS[name]
 
 
 class TorchLoss:

@@ -22,7 +22,7 @@ from asyncdni.nn.torch.cut import Trace, trace
 from asyncdni.nn.torch.huggingface import as_chain, check_chain
 from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line
 
-__all__ = ["make_model", "module_maker", "part_maker", "trace_model"]
+__all__ = ["make_model", "make_readout", "module_maker", "part_maker", "trace_model"]
 
 
 #: How many models, and traces of them, stay in memory: those of one network.
@@ -59,19 +59,29 @@ def part_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
         arguments: Mapping[str, Any] | None = None,  # keyword arguments of that callable
     ) -> ModuleLayer:
         """A part of a module of PyTorch, from one of its submodules up to another."""
-        given = _text(arguments or {})
-        begins = tuple(name for name in (begin, end) if name)
+        given = arguments or {}
+        begins = [name for name in (begin, end) if name]
 
         def make(device: str) -> nn.Module:
-            found = _trace(build, given, tuple(input), begins, allow_import).part(begin, end)
-            if device == "meta":
-                return found
-            whole = make_model(build, arguments or {}, device, allow_import=allow_import)
-            return fx.GraphModule(whole, found.graph)
+            cut = trace_model(build, given, input, begins, allow_import=allow_import)
+            return _of_whole(cut.part(begin, end), build, given, device, allow_import)
 
         return ModuleLayer(f"the part of {build} from {begin or 'its start'}", make)
 
     return make_part
+
+
+def make_readout(
+    part: Mapping[str, Any], begin: str, device: str, *, allow_import: Allowed
+) -> nn.Module:
+    """What the last stage of a model, whose layer is { part = `part` }, does from submodule `begin`
+    on, or where that is empty, behind its last skip connection. Raises `ConfigError`."""
+    build, arguments = part["build"], part.get("arguments", {})
+    cut = trace_model(
+        build, arguments, part["input"], [begin] if begin else None, allow_import=allow_import
+    )
+    found = cut.part(begin, "") if begin else cut.tail(part.get("begin", ""))
+    return _of_whole(found, build, arguments, device, allow_import)
 
 
 def make_model(
@@ -95,6 +105,20 @@ def trace_model(
     Raises `ConfigError`."""
     names = None if begins is None else tuple(begins)
     return _trace(build, _text(arguments), tuple(input), names, allow_import)
+
+
+def _of_whole(
+    part: fx.GraphModule,
+    build: str,
+    arguments: Mapping[str, Any],
+    device: str,
+    allow_import: Allowed,
+) -> nn.Module:
+    """The part, which is on the meta device, with the weights of the whole model on `device`."""
+    if device == "meta":
+        return part
+    whole = make_model(build, arguments, device, allow_import=allow_import)
+    return fx.GraphModule(whole, part.graph)
 
 
 def _text(arguments: Mapping[str, Any]) -> str:

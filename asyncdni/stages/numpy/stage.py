@@ -320,6 +320,10 @@ class NumpyStage:
         assert self._exit is not None
         self._exit.predict(batch, self._slots[batch])
 
+    def adopt(self, version: int, weights: Mapping[str, Array]) -> None:
+        assert self._exit is not None
+        self._exit.adopt(version, weights)
+
     def fit(self, batch: int, gradients: Mapping[str, Array]) -> Agreement | None:
         assert self._exit is not None
         return self._exit.fit(batch, self._slots[batch], gradients)
@@ -412,6 +416,15 @@ class NumpyStage:
     def restore(self, state: Mapping[str, Mapping[str, Array]]) -> list[str]:
         self.forget()
         return restore(self._parts(), state)
+
+    def readout(self) -> dict[str, int]:
+        """Return "readout_version", the owner's updates at the copy (0: initial weights), and
+        "readout_age", the updates that this stage has made beyond those."""
+        version = getattr(self._exit.generator, "version", None) if self._exit else None
+        if self._exit is None or version is None:
+            return {}
+        age = max(0, self._exit.block.updates - version)
+        return {"readout_version": version, "readout_age": age}
 
     def skips(self) -> dict[str, int]:
         """Return how many updates ("skipped_updates") and how many fits and late gradients
