@@ -182,10 +182,10 @@ class Office:
     def mend(self, name: str = "b", **changes: int) -> Office:
         """That worker dies and is replaced, and all train again."""
         self.kill(name)
-        if not self.machine.roster.goes_on:
+        if not self.machine.roster.learns_alone:
             self.build(*(other for other in NAMES if other != name))
         self.replace(name, **changes)
-        if self.machine.roster.goes_on:
+        if self.machine.roster.learns_alone:
             self.build(**changes)
         self.ready()
         assert self.phase is Phase.TRAINING

@@ -282,8 +282,10 @@ def test_a_second_stop_ends_the_run_at_once(state: str) -> None:
 
 
 def test_what_a_stop_that_was_cut_short_can_go_on_from_is_named() -> None:
-    for goes_on, kept in ((False, ""), (True, ", and maybe newer snapshots")):
-        office = Office(cut_positions=frozenset({2}), resume=RESUME, goes_on=goes_on).started()
+    for learns_alone, kept in ((False, ""), (True, ", and maybe newer snapshots")):
+        office = Office(
+            cut_positions=frozenset({2}), resume=RESUME, learns_alone=learns_alone
+        ).started()
         office.drain(kind=CHECKPOINT)
         office.committed()
         office(UserStop())
@@ -310,7 +312,7 @@ def test_a_stop_may_take_as_long_as_the_drain_and_the_saving_move() -> None:
 
 
 def test_what_does_not_move_any_more_ends_a_stop() -> None:
-    office = Office(silence_s=1000.0, stuck_s=10.0, goes_on=True).started()
+    office = Office(silence_s=1000.0, stuck_s=10.0, learns_alone=True).started()
     office.all_say(Report({"ops": 1}))
     office(UserStop())
     office.now += 5.0
@@ -403,7 +405,7 @@ EVENTS = st.one_of(
 )
 ROSTERS = st.fixed_dictionaries(
     {
-        "goes_on": st.booleans(),
+        "learns_alone": st.booleans(),
         "rolls_back": st.booleans(),
         "restarts": st.integers(0, 2),
         "cut_every_s": st.sampled_from([None, 1.0]),

@@ -134,7 +134,7 @@ def test_where_gradients_are_waited_for_all_go_back(way: Way, kind: str, state: 
 @each_state
 @each_way
 def test_where_all_learn_by_themselves_the_others_go_on(way: Way, kind: str, state: str) -> None:
-    office = at(state, goes_on=True)
+    office = at(state, learns_alone=True)
     actions = way(office)
     assert sent(actions) == [(name, Lost("b")) for name in ("a", "c")]
     assert office.phase is Phase.MENDING
@@ -151,16 +151,16 @@ def test_where_all_learn_by_themselves_the_others_go_on(way: Way, kind: str, sta
 
 
 @each_way
-@each("goes_on", [False, True])
+@each("learns_alone", [False, True])
 def test_after_a_stop_it_is_replaced_as_ever_and_all_is_saved_then(
-    way: Way, kind: str, goes_on: bool
+    way: Way, kind: str, learns_alone: bool
 ) -> None:
-    office = at("started", goes_on=goes_on)
+    office = at("started", learns_alone=learns_alone)
     office(UserStop())
     assert end(way(office)) is None
-    office.build("a", "c") if not goes_on else None
+    office.build("a", "c") if not learns_alone else None
     office.replace("b")
-    office.build() if goes_on else None
+    office.build() if learns_alone else None
     assert sent(office.ready()) == [("a", Start()), ("a", Close(FINAL)), *to_all(Start())[1:]]
     assert sent(office.drain(kind=FINAL)) == to_all(Save("final"))
 

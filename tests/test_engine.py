@@ -110,7 +110,7 @@ class Machine:
                 self.phase = Phase.LEFT
                 return [Stop()]
             case Received(message=SaveOrder(tag=tag)):
-                return [Save(tag)]
+                return [Save(tag, whole=tag.startswith("checkpoints/"))]
             case Received(message=message):
                 self.heard.append(message)
             case Woke():
@@ -224,7 +224,7 @@ def test_snapshots_are_written_behind_updates_and_count_what_was_done(tmp_path: 
     machine = Machine(Op(OpKind.FORWARD, 0), UPDATE)
     snapshots = Snapshots(str(tmp_path))
     wire = Wire([], [], [], [Leave()])
-    engine(machine, wire, CREDIT, snapshots=snapshots, snapshot_every_s=0.0, goes_on=True)
+    engine(machine, wire, CREDIT, snapshots=snapshots, snapshot_every_s=0.0, learns_alone=True)
     assert snapshots.count == 1
     state, counts = read_state(tmp_path / "snapshots", ["a"], None)
     assert state["a"]["0.weight"].tolist() == [1.0]
@@ -241,7 +241,7 @@ def test_no_snapshot_is_written_with_gradients_that_are_not_applied(tmp_path: Pa
         CREDIT,
         snapshots=snapshots,
         snapshot_every_s=0.0,
-        goes_on=True,
+        learns_alone=True,
     )
     assert snapshots.count == 0
 
@@ -279,7 +279,11 @@ def test_a_cut_holds_all_state_and_its_digests_are_answered(tmp_path: Path) -> N
 
 def test_a_worker_without_a_coordinator_saves_and_leaves(tmp_path: Path) -> None:
     snapshots = Snapshots(str(tmp_path))
-    options: dict[str, Any] = {"snapshots": snapshots, "snapshot_every_s": 1000.0, "goes_on": True}
+    options: dict[str, Any] = {
+        "snapshots": snapshots,
+        "snapshot_every_s": 1000.0,
+        "learns_alone": True,
+    }
     driven = engine(Machine(), Wire(), gone="nothing heard", **options)
     assert driven.end is not None and driven.end.failed == "worker stops: nothing heard"
     assert snapshots.count == 1
@@ -296,7 +300,11 @@ def test_in_the_middle_of_an_update_it_comes_to_its_end_first(tmp_path: Path) ->
             machine.unapplied = 0
 
     maths = Applies()
-    options: dict[str, Any] = {"snapshots": snapshots, "snapshot_every_s": 1000.0, "goes_on": True}
+    options: dict[str, Any] = {
+        "snapshots": snapshots,
+        "snapshot_every_s": 1000.0,
+        "learns_alone": True,
+    }
     engine(machine, Wire(), CREDIT, stage=maths, gone="nothing heard", **options)
     assert maths.updates == 1
     state, _ = read_state(tmp_path / "snapshots", ["a"], None)

@@ -366,7 +366,7 @@ def test_before_the_start_greetings_are_repeated_and_reports_sent() -> None:
 
 
 def test_a_snapshot_is_taken_behind_an_update_and_before_the_next_op() -> None:
-    life = Worked().trained(snapshot_every_s=1.0, goes_on=True)
+    life = Worked().trained(snapshot_every_s=1.0, learns_alone=True)
     life.update(0)
     compute = life.last
     life(activation(1))
@@ -377,7 +377,7 @@ def test_a_snapshot_is_taken_behind_an_update_and_before_the_next_op() -> None:
 
 
 def test_no_snapshot_is_taken_before_it_is_due_nor_behind_another_op() -> None:
-    life = Worked().trained(snapshot_every_s=1.0, goes_on=True)
+    life = Worked().trained(snapshot_every_s=1.0, learns_alone=True)
     life.update(0)
     life.now = 0.9
     assert Snapshot not in kinds(life.finish())
@@ -389,7 +389,7 @@ def test_no_snapshot_is_taken_before_it_is_due_nor_behind_another_op() -> None:
 
 
 def test_the_next_snapshot_is_a_hundred_times_as_far_off_as_one_takes() -> None:
-    life = Worked().trained(snapshot_every_s=1.0, goes_on=True)
+    life = Worked().trained(snapshot_every_s=1.0, learns_alone=True)
     life.now = 10.0
     life(SnapshotTaken(0.001))
     assert life.process.snapshot_due_s == 11.0
@@ -398,7 +398,7 @@ def test_the_next_snapshot_is_a_hundred_times_as_far_off_as_one_takes() -> None:
 
 
 def test_without_an_interval_none_is_ever_due() -> None:
-    assert Worked().trained(goes_on=True).process.snapshot_due_s == float("inf")
+    assert Worked().trained(learns_alone=True).process.snapshot_due_s == float("inf")
 
 
 def test_where_all_go_back_together_none_is_ever_due() -> None:
@@ -592,7 +592,7 @@ def test_an_order_that_has_come_during_the_op_that_went_wrong_is_followed() -> N
 
 
 def test_without_a_coordinator_it_saves_and_leaves() -> None:
-    life = Worked().trained(snapshot_every_s=1000.0, goes_on=True)
+    life = Worked().trained(snapshot_every_s=1000.0, learns_alone=True)
     assert life(CoordinatorGone("nothing heard")) == [
         Snapshot(last=True),
         Exit("worker stops: nothing heard"),
@@ -602,7 +602,7 @@ def test_without_a_coordinator_it_saves_and_leaves() -> None:
 
 
 def test_without_a_coordinator_it_finishes_the_update_that_it_is_in_the_middle_of() -> None:
-    life = Worked().trained(snapshot_every_s=1000.0, goes_on=True)
+    life = Worked().trained(snapshot_every_s=1000.0, learns_alone=True)
     life.update(0)
     compute = life.last
     assert life(CoordinatorGone("nothing heard")) == []

@@ -310,7 +310,7 @@ def test_a_run_in_a_thread_stops_when_the_program_around_it_ends(
 
 
 def test_a_checkpoint_is_committed_and_answered() -> None:
-    office, cuts = Office(Commit("checkpoints/000001", {}, {})), []
+    office, cuts = Office(Commit("checkpoints/000001", {}, {}, whole=True)), []
     drive(office, commit=cuts.append)
     assert [cut.tag for cut in cuts] == ["checkpoints/000001"]
     assert Stored("checkpoints/000001") in office.events
@@ -321,7 +321,7 @@ def test_a_checkpoint_that_can_not_be_committed_ends_the_run() -> None:
         raise CheckpointError("disk full")
 
     with pytest.raises(CheckpointError, match="disk full"):
-        drive(Office(Commit("checkpoints/000001", {}, {})), commit=full)
+        drive(Office(Commit("checkpoints/000001", {}, {}, whole=True)), commit=full)
 
 
 # --- descriptors that strangers have taken -------------------------------------------------------

@@ -198,7 +198,7 @@ class BarrierSteps:
         if is_cut(tag):
             self._commit(tag, files)
         else:
-            self._out.add(Commit(tag, files, self._result()))
+            self._out.add(Commit(tag, files, self._result(), whole=False))
 
     def _result(self) -> dict[str, Any]:
         """What is known of the weights at this barrier; they may not have been evaluated."""
@@ -213,7 +213,7 @@ class BarrierSteps:
         cut.start, cut.restore = self._at.position, tag
         cut.lift(self._at.position, self._planned())
         self._committing = cut, self._at.since
-        self._out.add(Commit(tag, files, cut.state()))
+        self._out.add(Commit(tag, files, cut.state(), whole=True))
 
     def committed(self, tag: str, now: float) -> None:
         """The manifest of what has been saved under that tag is on disk."""

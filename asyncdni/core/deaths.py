@@ -382,7 +382,7 @@ class Deaths:
             self._run.fail(Fail(kind, f"{text}{again}"))
             return
         self._out.record("stuck", now, text=text)
-        if self._roster.goes_on:
+        if self._roster.learns_alone:
             self._rounds.open("keep", now)
         else:
             self._go_back(now)
@@ -506,7 +506,7 @@ class Deaths:
             self._run.since = now
         elif self._run.phase is Phase.CONNECTING:
             self._rounds.open_again(now)
-        elif self._roster.goes_on:
+        elif self._roster.learns_alone:
             self._go_on_without(name, now)
         else:
             self._go_back(now)

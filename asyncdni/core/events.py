@@ -119,7 +119,7 @@ class Prepared(Event):
     """The worker's part of the experiment is known, and signs of life are sent (process)."""
 
     roll_back: bool = False  # numbers that go wrong lead to another round: see [numbers]
-    goes_on: bool = False  # see `core.members.Roster`
+    learns_alone: bool = False  # see `core.members.Roster`
     snapshot_every_s: float | None = None  # as the user has set it; None: never
     stages: Sequence[str] = ()  # the declared stages of this worker, for what the user is told
     sources: Mapping[str, str] = field(default_factory=dict)  # see `messages.Built`
@@ -242,9 +242,11 @@ class Release(Action):
 
 @dataclass(slots=True)
 class Save(Action):
-    """Write the weights as `tag`, or all state where it is a cut's, then answer `Stored`."""
+    """Write all state as `tag` (`whole`: a cut, from which a run can go on), or the weights alone;
+    then answer `Stored`."""
 
     tag: str
+    whole: bool
 
 
 @dataclass(slots=True)
@@ -373,11 +375,12 @@ class Commit(Action):
     (coordinator).
 
     `state` is the coordinator's own, see `core.ledger.Ledger`; of weights `batches`, `accuracy` and
-    `loss`."""
+    `loss`. `whole` tells a cut, from which a run can go on, from weights."""
 
     tag: str  # "checkpoints/NUMBER", "best" or "final"
     files: dict[str, str]  # declared stage -> sha256
     state: dict[str, Any]
+    whole: bool
 
 
 @dataclass(slots=True)

@@ -45,7 +45,7 @@ class Roster:
     stuck_s: float = 60.0
     launched: bool = True  # by the coordinator's driver; otherwise workers are started by hand
     restarts: int = 5  # deaths in a row that a worker is forgiven, where there is a folder
-    goes_on: bool = False  # a worker learns by itself while a neighbour is dead
+    learns_alone: bool = False  # a worker learns by itself while a neighbour is dead
     rolls_back: bool = False  # when a number has gone wrong
     cut_every_s: float | None = None  # between checkpoints; None: by position, or at the end alone
     cut_positions: frozenset[int] = frozenset()  # batches after which one is taken
@@ -307,10 +307,10 @@ class Run:
             return "nothing is kept, as there is no run folder"
         none = self.cut.restore == "initial"
         kept = f"{self.roster.folder} has {'no checkpoint yet' if none else self.cut.restore}"
-        if self.roster.goes_on:
+        if self.roster.learns_alone:
             kept += ", but maybe snapshots" if none else ", and maybe newer snapshots"
-        goes_on = "begins anew" if none and not self.roster.goes_on else "goes on from there"
-        return f"{kept}: `{self.roster.resume}` {goes_on}"
+        then = "begins anew" if none and not self.roster.learns_alone else "goes on from there"
+        return f"{kept}: `{self.roster.resume}` {then}"
 
     def to(self, name: str, message: Message) -> None:
         self.out.add(Send(self.members[name].peer, message))

@@ -287,7 +287,7 @@ class Process:
         self._sources = event.sources
         every_s = event.snapshot_every_s
         # Where all go back together nobody would ever read a snapshot.
-        if event.goes_on and self._welcome.folder and every_s is not None:
+        if event.learns_alone and self._welcome.folder and every_s is not None:
             self._snapshot_every_s, self.snapshot_due_s = every_s, self._began_s + every_s
         return self._build()
 

@@ -52,6 +52,7 @@ from asyncdni.core.events import (
 )
 from asyncdni.core.flights import Copies, Flights, Guard, Lag, Shares
 from asyncdni.core.inputs import Inputs, Replay
+from asyncdni.core.ledger import is_cut
 from asyncdni.core.links import Links
 from asyncdni.core.position import CHECKPOINT, Barriers, Host, Position
 from asyncdni.core.post import PATIENCE_S, Greetings, Post, Story, UnexpectedMessage
@@ -665,7 +666,7 @@ class Worker:
                 self._inputs.replay.clear()
             case SaveOrder(tag=tag):
                 _expect(self.phase is Phase.DRAINED)
-                self._post.actions.append(Save(tag))
+                self._post.actions.append(Save(tag, is_cut(tag)))
             case Leave():
                 self._leave(Stop())
             case Abort(text=text):

@@ -17,7 +17,7 @@ import msgspec
 
 from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import Commit
-from asyncdni.core.ledger import Ledger, is_cut
+from asyncdni.core.ledger import Ledger
 from asyncdni.core.members import Roster
 from asyncdni.drivers.real.coordinator import Launcher, Stops, coordinate
 from asyncdni.drivers.real.machine import choose_core, usable_cores
@@ -71,7 +71,7 @@ def make_commit(
 
     def committed(cut: Commit) -> None:
         claim.check()
-        if not is_cut(cut.tag):
+        if not cut.whole:
             commit_weights(folder / cut.tag, _weights(cut, design, experiment))
             return
         missing = [s for s in cut.files if not (folder / cut.tag / f"{s}.safetensors").is_file()]

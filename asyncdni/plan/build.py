@@ -51,7 +51,7 @@ from asyncdni.plan.plan import (
 )
 from asyncdni.plan.readout import Forms, make_readout_generator, readout_stage
 from asyncdni.plan.readout import readout_forms as _readout_forms
-from asyncdni.plan.rules import goes_on, late_gradients
+from asyncdni.plan.rules import late_gradients, learns_alone
 from asyncdni.plan.rules import make_worker as _make_worker
 from asyncdni.plan.sizes import check_messages
 from asyncdni.schedules.base import Groups
@@ -407,7 +407,7 @@ def make_roster(
         silence_s=limits.silence_s,
         stuck_s=limits.stuck_s,
         restarts=chosen.recovery.restarts,
-        goes_on=goes_on(plan),
+        learns_alone=learns_alone(plan),
         rolls_back=chosen.numbers.policy == "roll_back",
         cut_every_s=cut_every_s(chosen.checkpoint),
         cut_positions=frozenset(plan.cuts),

@@ -25,11 +25,11 @@ from asyncdni.schedules.options import Late, Role
 
 __all__ = [
     "SHARED_LAG",
-    "goes_on",
     "is_locked_to_consumers",
     "is_repeatable",
     "lag_bounds",
     "late_gradients",
+    "learns_alone",
     "make_position",
     "make_schedule",
     "make_worker",
@@ -118,7 +118,7 @@ def repeatable_words() -> str:
     )
 
 
-def goes_on(plan: Plan) -> bool:
+def learns_alone(plan: Plan) -> bool:
     """Tell whether the other workers learn on while one is dead: none waits for a gradient of
     another."""
     return all(

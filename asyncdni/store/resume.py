@@ -214,7 +214,7 @@ def _ledger(manifest: Manifest) -> Ledger:
 def _snapshot_counts(folder: Path, design: Design) -> list[dict[str, int]]:
     """What each worker had done by its snapshot; nothing where one has none that is whole, or can't
     go on from its own."""
-    if not make_roster(design).goes_on:
+    if not make_roster(design).learns_alone:
         return []
     names = [[node.name for node in group.members] for group in design.plan.groups]
     try:

@@ -52,7 +52,7 @@ from asyncdni.core.events import (
     Unusable,
     Woke,
 )
-from asyncdni.core.ledger import SNAPSHOTS, is_cut
+from asyncdni.core.ledger import SNAPSHOTS
 from asyncdni.core.process import Process, State, is_settled
 from asyncdni.delays import Slow
 from asyncdni.drivers.real.inspection import Inspection
@@ -351,15 +351,15 @@ class Engine:
         self._transport.send(COORDINATOR, ReportMessage(counters, *tools.executor.take_loss()))
 
     def _save(self, save: Save) -> None:
-        files = written(lambda: self._write(save.tag))
+        files = written(lambda: self._write(save))
         self._answers.append(Stored(save.tag, files))
 
-    def _write(self, tag: str) -> dict[str, str]:
-        """Weights, or for a cut all state; the digests of the files by declared stage."""
+    def _write(self, save: Save) -> dict[str, str]:
+        """Write the weights or all state, and return the digests of the files by declared stage."""
         tools = self._tools
         assert tools is not None
-        folder, claim = Path(tools.folder, tag), tools.claim
-        if is_cut(tag):
+        folder, claim = Path(tools.folder, save.tag), tools.claim
+        if save.whole:
             counts = self._process.counts.state()
             return write_state(folder, tools.stage.snapshot(), counts, durable=True, claim=claim)
         shared = claim is not None and claim.sees_coordinator

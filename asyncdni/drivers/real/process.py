@@ -284,7 +284,7 @@ class Session:
         self._expect(len(roster.neighbours[self._group.name]))
         return Prepared(
             roll_back=roster.rolls_back,
-            goes_on=roster.goes_on,
+            learns_alone=roster.learns_alone,
             snapshot_every_s=snapshot_every_s(design.experiment.checkpoint),
             stages=self._stages,
             sources=roster.sources,

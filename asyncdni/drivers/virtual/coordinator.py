@@ -25,7 +25,7 @@ from asyncdni.core.events import (
     UserStop,
     Woke,
 )
-from asyncdni.core.ledger import Ledger, is_cut
+from asyncdni.core.ledger import Ledger
 from asyncdni.core.liveness import Sight
 from asyncdni.core.members import Roster
 from asyncdni.drivers.virtual.clock import Alarm
@@ -264,7 +264,7 @@ class CoordinatorProcess:
         self._world.agenda.after(_GRACE_S, self._launcher.stop, idle=True)
 
     def _commit(self, cut: Commit) -> None:
-        if not is_cut(cut.tag):  # of weights: the manifest takes no time
+        if not cut.whole:  # of weights: the manifest takes no time
             self._world.disk.commit_weights(cut)
             self._handle(Stored(cut.tag))
             return
@@ -308,7 +308,7 @@ def find_ledger(design: Design, disk: Disk, history: list[dict[str, Any]]) -> Le
     if newest is not None:
         tag, state = newest
         ledger = Ledger.restored(state, tag)
-    saved = disk.snapshots() if make_roster(design).goes_on else {}
+    saved = disk.snapshots() if make_roster(design).learns_alone else {}
     whole = len(saved) == len(design.plan.groups)
     counts = [one.counts for one in saved.values()] if whole else []
     ledger.taken_up(counts, history, design.plan.barriers)

@@ -51,7 +51,7 @@ from asyncdni.core.events import (
     Stored,
     Woke,
 )
-from asyncdni.core.ledger import SNAPSHOTS, is_cut
+from asyncdni.core.ledger import SNAPSHOTS
 from asyncdni.core.liveness import Sight
 from asyncdni.core.members import Roster
 from asyncdni.core.process import Process
@@ -205,12 +205,12 @@ class Keeping:
         with contextlib.suppress(CheckpointError):
             self._disk.write(SNAPSHOTS, self.group, saved, self.order)
 
-    def write(self, tag: str) -> dict[str, str]:
-        """Weights, or for a cut all state; the digests by declared stage."""
-        if is_cut(tag):
-            return self._disk.write(tag, self.group, self.state(), self.order)
+    def write(self, save: Save) -> dict[str, str]:
+        """Write the weights or all state, and return the digests by declared stage."""
+        if save.whole:
+            return self._disk.write(save.tag, self.group, self.state(), self.order)
         if self._folder is not None and self.stage is not None:
-            return write_weights(self._folder / tag, self.weights(), None, shared=True)
+            return write_weights(self._folder / save.tag, self.weights(), None, shared=True)
         return {}
 
 
@@ -528,7 +528,7 @@ class WorkerProcess:
         self._beat()
         prepared = Prepared(
             roll_back=self.office.roster.rolls_back,
-            goes_on=self.office.roster.goes_on,
+            learns_alone=self.office.roster.learns_alone,
             snapshot_every_s=snapshot_every_s(self._world.design.experiment.checkpoint),
             stages=[node.name for node in self._group.members],
         )
@@ -625,7 +625,7 @@ class WorkerProcess:
         try:
             if fails:
                 raise CheckpointError(f"{self.name} can't write {save.tag}: {_FULL}")
-            files = self._keeping.write(save.tag)
+            files = self._keeping.write(save)
         except CheckpointError as error:
             self._handle(Broke(error))
             return
