@@ -138,14 +138,15 @@ def train_in_workers(width: int) -> list[int]:
 
 
 def watch_children(peaks: dict[int, int], ended: threading.Event) -> None:
-    """Note the peak of each child process, by its id, until the run has ended."""
+    """Note the peak of each child process, by its id, until the run has ended. The last one counts:
+    before it runs its own program, a child has the peak of its parent."""
     while not ended.wait(0.05):
         for listed in Path("/proc/self/task").glob("*/children"):
             for pid in listed.read_text().split():
                 with contextlib.suppress(OSError, StopIteration):
                     lines = Path("/proc", pid, "status").read_text().splitlines()
                     line = next(line for line in lines if line.startswith("VmHWM"))
-                    peaks[int(pid)] = max(peaks.get(int(pid), 0), int(line.split()[1]) * 1024)
+                    peaks[int(pid)] = int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

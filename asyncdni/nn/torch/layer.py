@@ -208,7 +208,7 @@ class ModuleLayer:
     # --- the passes ------------------------------------------------------------------------------
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        self._bind()
+        self.bind()
         self._seed(slot.get("batch", 0))
         given = aligned(x)
         given = given.long() if self._integers else given.requires_grad_()
@@ -240,7 +240,7 @@ class ModuleLayer:
         return np.zeros(x.shape, grad_y.dtype) if grad_x is None else _array(grad_x)
 
     def evaluate(self, x: Array) -> Array:
-        self._bind()
+        self.bind()
         given = aligned(x)
         self._module.eval()
         try:
@@ -273,9 +273,9 @@ class ModuleLayer:
                     f"{name}, which would not be saved; change it in place, as by {name}.copy_(…)"
                 )
 
-    def _bind(self) -> None:
-        """Put the module's parameters on the stage's vector: once, as the stage has moved the
-        arrays there after the module was built."""
+    def bind(self) -> None:
+        """Put the module's parameters on the stage's vector, once the stage has moved the arrays
+        there; their own memory is given back."""
         if not self._bound:
             self._bound = True
             for name, parameter in self._learned.items():

@@ -72,7 +72,7 @@ class TorchOptimizer:
             return
         self._tensors = _views(params, self._shapes)
         self._optimizer = self._make(self._tensors)
-        self._allocate(params)
+        self._allocate()
 
     def step(self, params: Array, grads: Array, rate: float, scale: float = 1.0) -> None:
         """Move `params` at learning rate `rate` by the gradient scale * `grads`, overwritten."""
@@ -91,30 +91,35 @@ class TorchOptimizer:
         with torch.no_grad():
             self._optimizer.step()
 
-    def _allocate(self, params: Array) -> None:
+    def _allocate(self) -> None:
         """PyTorch makes most of an optimizer's state at its first step. So this makes one of rate
-        0, and puts back what it has changed."""
-        before = params.copy()
-        at_first = [self._tensors_in_state(tensor, copy=True) for tensor in self._tensors]
+        0, and puts back what it has changed; for one parameter after the other, as it needs the
+        memory of the parameter twice more."""
         group = self._optimizer.param_groups[0]
         changed = {name: group[name] for name in ("lr", "weight_decay") if name in group}
         group.update(dict.fromkeys(changed, 0.0))
-        params[...] = 0
-        for tensor in self._tensors:
-            tensor.grad = torch.zeros_like(tensor)
+        for index, tensor in enumerate(self._tensors):
+            at_first = self._tensors_in_state(tensor, copy=True)
+            group["params"] = [tensor]
+            self._step_of_nothing(tensor)
+            for name, value in self._tensors_in_state(tensor).items():
+                begins_at = 1.0 if name == _BEGINS_AT_ONE else 0.0
+                value.copy_(at_first.get(name, torch.tensor(begins_at)))
+                self.state[f"{index}.{name}"] = value.numpy()
+        group["params"] = self._tensors
+        group.update(changed)
+
+    def _step_of_nothing(self, tensor: torch.Tensor) -> None:
+        before = tensor.clone()
+        tensor.zero_()
+        tensor.grad = torch.zeros_like(tensor)
         try:
             with torch.no_grad():
                 self._optimizer.step()
         except RuntimeError as error:
             raise ConfigError(f"optimizer: {first_line(error)}") from error
-        np.copyto(params, before)
-        group.update(changed)
-        for index, tensor in enumerate(self._tensors):
-            tensor.grad = None
-            for name, value in self._tensors_in_state(tensor).items():
-                begins_at = 1.0 if name == _BEGINS_AT_ONE else 0.0
-                value.copy_(at_first[index].get(name, torch.tensor(begins_at)))
-                self.state[f"{index}.{name}"] = value.numpy()
+        tensor.copy_(before)
+        tensor.grad = None
 
     def _tensors_in_state(
         self, parameter: torch.Tensor, *, copy: bool = False

@@ -319,10 +319,11 @@ class Block:
         self._options = optimizer
         self.dtype = dtype
         self._layers = _built(node, node.name, dtype, seed, allow_import, empty)
+        self._params, self._grads = flatten(self._layers)
         for layer in self._layers:
             if _is_module(layer):
                 layer.compute_with(autocast=autocast, compile=compile)
-        self._params, self._grads = flatten(self._layers)
+                layer.bind()
         if node.weights:  # weights start as the named stage's; other random streams are its own
             there = _built(node, node.weights, dtype, seed, allow_import)
             np.copyto(self._params, flatten(there)[0])
