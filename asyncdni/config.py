@@ -416,6 +416,10 @@ class TorchOptimizer(Table, frozen=True, kw_only=True, tag_field="name", tag="to
 Optimizer = Sgd | Adam | TorchOptimizer
 
 
+#: A loss by its name, or a callable of the user's own, "module:callable", for stages in PyTorch.
+Loss = Literal["cross_entropy", "sigmoid_cross_entropy", "mse"] | Annotated[str, Meta(pattern=":")]
+
+
 # --- [model] -------------------------------------------------------------------------------------
 
 
@@ -429,8 +433,8 @@ class Model(Table, frozen=True, kw_only=True):
     stages: Literal["auto"] | Count | Annotated[list[str], Meta(min_length=1)] = "auto"
     weights: str = ""  # a .safetensors file to begin with, by the model's own names
     strict: bool = True  # whether `weights` must have all names; else others begin from the seed
-    # what training makes small: see `loss`
-    loss: Literal["cross_entropy", "sigmoid_cross_entropy", "mse"] = "cross_entropy"
+    # what training makes small, or "module:callable": the mean over samples, as PyTorch's losses
+    loss: Loss = "cross_entropy"
 
 
 # --- [run] and [limits] --------------------------------------------------------------------------
@@ -515,7 +519,7 @@ class Stage(Table, frozen=True, kw_only=True):
     inputs: Annotated[list[str], Meta(min_length=1)] | None = None
     join: Literal["concat", "sum"] = "concat"  # how several inputs become one
     # for a stage that others don't take inputs from: what training makes small
-    loss: Literal["cross_entropy", "sigmoid_cross_entropy", "mse"] | None = None
+    loss: Loss | None = None
     # name of the stage whose weights this one uses: they share one set, and sum their gradients
     weights: str = ""
     optimizer: dict[str, Any] = {}  # options that replace those of [optimizer] for this stage

@@ -31,6 +31,7 @@ from asyncdni.experiment.schema import nearest, shown, stage_place
 from asyncdni.imports import Allowed
 from asyncdni.messages import DATA
 from asyncdni.nn.layers import make_layer
+from asyncdni.nn.losses import is_own
 
 __all__ = ["LayerSpec", "Network", "Node", "Shape", "check_alike", "check_sharing", "make_network"]
 
@@ -160,15 +161,21 @@ class Network:
         """Return (loss, outputs) by which the stage's generator reads the labels.
 
         The loss is the stage's own, else the nearest downstream; of equally near ones the first
-        declared.
+        declared. In place of a loss of the user's it is that which fits the targets.
         """
         level = [node]
         while True:  # it ends, as `make_network` refuses stages that lead to no loss
             for one in level:
                 if one.loss is not None:
-                    return one.loss, self.outputs
+                    return self._read_by(one.loss), self.outputs
             names = {name for one in level for name in one.consumers}
             level = [one for one in self.nodes if one.name in names]
+
+    def _read_by(self, loss: str) -> str:
+        """Return a loss that can be had of the targets alone, in place of one of the user's."""
+        if not is_own(loss):
+            return loss
+        return "cross_entropy" if self.targets == "classes" else "mse"
 
 
 def make_network(
@@ -192,9 +199,7 @@ def make_network(
             stages[other].name for other in order if stage.name in inputs[stages[other].name]
         )
         place = stage_place(position, stage.name)
-        node = _node(
-            stage, index, place, inputs[stage.name], consumers, shapes, meta.answers, allow_import
-        )
+        node = _node(stage, index, place, inputs[stage.name], consumers, shapes, meta, allow_import)
         _check_loss(node, meta)
         shapes[node.name] = node.output_shape
         nodes.append(node)
@@ -285,11 +290,12 @@ def _node(
     inputs: tuple[str, ...],
     consumers: tuple[str, ...],
     shapes: Mapping[str, Shape],
-    answers: bool,
+    meta: Meta,
     allow_import: Allowed,
 ) -> Node:
     given = tuple(shapes[name] for name in inputs)
     joined = _joined(stage.join, inputs, given, place)
+    output = _output_shape(stage.layers, joined, place, allow_import)
     return Node(
         name=stage.name,
         index=index,
@@ -299,9 +305,9 @@ def _node(
         join=stage.join,
         input_shapes=given,
         joined_shape=joined,
-        output_shape=_output_shape(stage.layers, joined, place, allow_import),
+        output_shape=output,
         loss=stage.loss,
-        answers=answers,
+        answers=meta.answers and (stage.loss is None or output == meta.output_shape),
         own_loss=_own_loss(stage.layers, place, allow_import),
         layers=tuple(stage.layers),
         weights=stage.weights,
@@ -357,7 +363,7 @@ def _fitting(meta: Meta) -> tuple[str, ...]:
 
 
 def _check_loss(node: Node, meta: Meta) -> None:
-    if node.loss is None:
+    if node.loss is None or is_own(node.loss):  # what it fits, only a trial tells: `plan.model`
         return
     kind = f"{meta.outputs} {meta.targets}"
     if node.loss not in _fitting(meta):

@@ -116,7 +116,7 @@ REFUSALS = [
     (stage(loss="crossentropy"), "stages[1] (top).loss: unknown loss 'crossentropy', did you mean "
      "'cross_entropy'? known: cross_entropy, mse, sigmoid_cross_entropy"),
     (stage(loss=3), "stages[1] (top).loss: expected one of 'cross_entropy', 'mse', "
-     "'sigmoid_cross_entropy', got 3"),
+     "'sigmoid_cross_entropy' or a callable of yours, 'module:name', got 3"),
     (stage(join="add"), "stages[1] (top).join: unknown join 'add'; known: concat, sum"),
     (stage(input=["data"]), "stages[1] (top): unknown key 'input', did you mean 'inputs'? known: "
      "layers, name, inputs, join, loss, weights, optimizer, schedule"),

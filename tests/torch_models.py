@@ -550,3 +550,20 @@ class OwnHead(nn.Module):
 
     def loss(self, h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(self.head(h), y, reduction="sum")
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+def smoothed(outputs: Any, targets: Any) -> Any:
+    """A mean over samples, as users of PyTorch write it."""
+    return torch.nn.functional.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+
+def unreduced(outputs: Any, targets: Any) -> Any:
+    return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def of_values(outputs: Any, targets: Any) -> Any:
+    """It does not take whole numbers as targets."""
+    return torch.nn.functional.binary_cross_entropy_with_logits(outputs, targets)

@@ -15,7 +15,7 @@ from asyncdni import config
 from asyncdni.data import open_batches
 from asyncdni.imports import allowing, import_named
 
-__all__ = ["differences", "one_thread", "plain_loop", "trained"]
+__all__ = ["batches_of", "differences", "one_thread", "plain_loop", "trained"]
 
 #: How optimizers of an experiment are made in PyTorch.
 _OPTIMIZERS: dict[type[Any], Callable[[Any, Any], Any]] = {
@@ -58,7 +58,7 @@ def plain_loop(model: nn.Module, chosen: config.Experiment, microbatches: int = 
     batch on the gradients divided by its number of samples."""
     learned = [one for one in model.parameters() if one.requires_grad]
     optimizer = _OPTIMIZERS[type(chosen.optimizer)](chosen.optimizer, learned)
-    for x, y in _batches(chosen, model):
+    for x, y in batches_of(chosen, model):
         optimizer.zero_grad()
         size = chosen.data.batch_size // microbatches
         for some, targets in zip(x.split(size), y.split(size), strict=True):
@@ -73,7 +73,7 @@ def plain_loop(model: nn.Module, chosen: config.Experiment, microbatches: int = 
         optimizer.step()
 
 
-def _batches(chosen: config.Experiment, model: nn.Module) -> Iterator[tuple[Any, Any]]:
+def batches_of(chosen: config.Experiment, model: nn.Module) -> Iterator[tuple[Any, Any]]:
     size, run = chosen.data.batch_size, chosen.run
     integers = any(isinstance(one, nn.Embedding) for one in model.modules())
     with allowing(True):

@@ -7,7 +7,7 @@ The experiment names it `given:model-1`. Workers get its structure through a fil
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard
 
 from asyncdni.data.torch import data_set_of, first_shape
@@ -25,7 +25,7 @@ _BATCH_SIZE = 256
 class ModuleOptions(TypedDict, total=False):
     """What `train` may be told besides for a module: what a file says in the places named here."""
 
-    loss: str  # `model.loss`
+    loss: str | Callable[..., Any]  # `model.loss`; a callable: the mean over samples
     stages: str | int | list[str]  # `model.stages`
     optimizer: Mapping[str, Any]  # `[optimizer]`
     epochs: int  # `run.epochs`
@@ -67,11 +67,14 @@ def given_model(
     if not isinstance(data, Mapping):
         given["data"] = _two_sets(data)
         classes = _width(structure, first_shape(given["data"]))
+    loss = options.get("loss", "cross_entropy")
+    if not isinstance(loss, str):
+        given["loss"] = loss
     handover = Handover(given, {"initial model": model})
     tables: dict[str, Any] = {
         "model": {
             "build": handover.name_of("model"),
-            "loss": options.get("loss", "cross_entropy"),
+            "loss": loss if isinstance(loss, str) else handover.name_of("loss"),
             "stages": options.get("stages", "auto"),
         },
         "data": {"batch_size": options.get("batch_size") or _batch_size(data) or _BATCH_SIZE},

@@ -35,11 +35,11 @@ from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.generators.error import LocalHead
 from asyncdni.nn.input_model import InputModel
 from asyncdni.nn.layers import is_module
-from asyncdni.nn.losses import make_loss
+from asyncdni.nn.losses import is_own, make_loss
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.checks import check_rules
 from asyncdni.plan.conditions import check_conditions, neighbours
-from asyncdni.plan.model import check_torch, check_torch_options, with_stages
+from asyncdni.plan.model import check_losses, check_torch, check_torch_options, with_stages
 from asyncdni.plan.plan import (
     Group,
     Plan,
@@ -217,6 +217,7 @@ def make_design(
     parsed = with_stages(given, meta, allow_import=allow_import)
     check_torch_options(parsed)
     network = make_network(parsed, meta, allow_import=allow_import)
+    check_losses(parsed, network, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
     check_conditions(parsed, plan)
     check_rules(parsed, plan)
@@ -331,7 +332,11 @@ def make_source(design: Design, group: Group) -> Source | None:
 def check_targets(design: Design, found: Mapping[str, NDArray[Any]]) -> None:
     """Check the arrays of targets in `found`. Raises `DataError`, with the name of the array, for
     targets that a loss can't learn."""
-    losses = [(make_loss(n.loss), n.output_shape[-1:]) for n in design.network.nodes if n.loss]
+    losses = [
+        (make_loss(node.loss), node.output_shape[-1:])
+        for node in design.network.nodes
+        if node.loss and not is_own(node.loss)
+    ]
     for name, targets in found.items():
         for loss, shape in losses:
             try:

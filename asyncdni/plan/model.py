@@ -26,12 +26,15 @@ from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
 from asyncdni.imports import Allowed
+from asyncdni.network import Network
+from asyncdni.nn.losses import LOSSES, is_own
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
     "arrays_by_stage",
+    "check_losses",
     "check_torch",
     "check_torch_options",
     "initial_model",
@@ -97,6 +100,26 @@ def check_torch_options(chosen: config.Experiment) -> None:
             from asyncdni.nn.torch.optimizer import TorchOptimizer
 
             TorchOptimizer(options.kind, options.options, ())
+
+
+def check_losses(chosen: config.Experiment, network: Network, *, allow_import: Allowed) -> None:
+    """Raise `ConfigError` for a loss of the user's that can't be imported, does not take the
+    outputs and targets, or belongs to a stage that is not written in PyTorch."""
+    for stage, node in zip(chosen.stages, network.nodes, strict=True):
+        if node.loss is None or not is_own(node.loss):
+            continue
+        if not _is_in_torch(stage):
+            raise ConfigError(
+                f"{node.place}.loss: {node.loss!r} is for stages written in PyTorch; expected one "
+                f"of {', '.join(LOSSES)}"
+            )
+        check_torch(f"{node.place}.loss")
+        from asyncdni.nn.torch.loss import OwnLoss
+
+        steps = (network.steps,) if network.steps else ()
+        classes = network.targets == "classes"
+        targets = steps if classes else (*steps, network.outputs)
+        OwnLoss(node.loss, allow_import).try_on(node.output_shape, targets, integers=classes)
 
 
 def _is_in_torch(stage: config.Stage) -> bool:

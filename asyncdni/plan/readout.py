@@ -71,21 +71,21 @@ def make_readout_generator(
     from asyncdni.nn.torch import readout
 
     last = plan.groups[-1].members[-1]
-    part, (loss, outputs) = _part(last), network.target_of(node)
+    part, (kind, outputs) = _part(last), network.target_of(node)
     known = weights is not None or str(part["build"]).startswith(f"{GIVEN}:")
     generator = readout.readout_generator(
         options,
         part,
         shape=node.output_shape,
         steps=network.steps,
-        loss=loss,
+        loss=last.loss or kind,
         streams=None if known else layer_streams(run.seed, f"{last.owner}.0"),
         allow_import=allow_import,
     )
     generator.build(
         0,
         outputs,
-        loss,
+        kind,
         np.dtype(run.dtype),
         layer_streams(run.seed, f"{node.name}.generator"),
         shape=node.output_shape,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from asyncdni.errors import ConfigError
+from asyncdni.imports import Allowed, import_named
 from asyncdni.nn.base import Array, Loss, Slot
-from asyncdni.nn.torch.layer import aligned, tensor_of
+from asyncdni.nn.losses import is_own
+from asyncdni.nn.torch.layer import aligned, first_line, tensor_of
 
-__all__ = ["TorchLoss", "summed_loss"]
+__all__ = ["OwnLoss", "TorchLoss", "summed_loss"]
 
 #: The sum over samples of each loss of outputs x and targets y; see `nn.losses` for what they are.
 _SUMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -28,9 +32,12 @@ _RIGHT: dict[str, Callable[[Array, Array], int]] = {
 }
 
 
-def summed_loss(name: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The loss of that name, of outputs (B, K) and targets, as one number: the sum over samples."""
-    return _SUMS[name]
+def summed_loss(
+    name: str, allow_import: Allowed = False
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The loss of that name, or of the user's own, of outputs (B, K) and targets, as one number:
+    the sum over samples."""
+    return OwnLoss(name, allow_import).summed if is_own(name) else _SUMS[name]
 
 
 class TorchLoss:
@@ -60,9 +67,78 @@ class TorchLoss:
         return out
 
     def _value_and_gradient(self, x: Array, y: Array) -> tuple[float, Array]:
-        outputs = aligned(x).requires_grad_()
-        with torch.enable_grad():
-            loss = self._sum(outputs, tensor_of(y))
-        (gradient,) = torch.autograd.grad(loss, outputs)
-        found: Array = gradient.numpy()
-        return loss.item(), found
+        return _value_and_gradient(self._sum, x, y)
+
+
+class OwnLoss:
+    """A loss of the user's own, "module:callable": of outputs (B, …) and targets it makes one
+    tensor, the mean over samples, as PyTorch's losses do. Where each step of a window has a target,
+    it gets the steps that count as rows.
+
+    The mean is taken times the rows, so that gradients are of the sum, as of all losses here.
+    Answers are counted for outputs (B, K) and whole numbers as targets.
+    """
+
+    def __init__(self, name: str, allow_import: Allowed) -> None:
+        """Raises `ConfigError` for what can't be imported, or called."""
+        found = import_named(name, "loss", allow_import=allow_import)
+        if isinstance(found, type):
+            found = found()  # a class of losses, such as torch.nn:SmoothL1Loss
+        if not callable(found):
+            raise ConfigError(f"loss {name!r} is a {type(found).__name__}, expected a callable")
+        self._name = name
+        self._mean: Callable[[torch.Tensor, torch.Tensor], Any] = found
+
+    def summed(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The sum over samples. Raises `ConfigError` where the callable fails, or does not return
+        one number."""
+        try:
+            loss = self._mean(x, y)
+        except Exception as error:  # the user's code may fail in any way
+            raise ConfigError(
+                f"loss {self._name!r} does not take outputs {tuple(x.shape)} and targets "
+                f"{tuple(y.shape)} of {y.dtype}: {first_line(error)}"
+            ) from error
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            kind = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise ConfigError(
+                f"loss {self._name!r} returns {kind}, expected a tensor of one number that depends "
+                "on the outputs: the mean over samples"
+            )
+        return loss.reshape(()) * len(x)
+
+    def try_on(self, shape: tuple[int, ...], targets: tuple[int, ...], *, integers: bool) -> None:
+        """Raises `ConfigError` where the loss does not fit outputs and targets of these shapes, of
+        one sample."""
+        x = np.zeros((2, *shape), np.float32)
+        y = np.zeros((2, *targets), np.int64 if integers else np.float32)
+        if len(shape) == 2:  # steps as rows, as `WindowLoss` gives them
+            x, y = x.reshape(-1, shape[-1]), y.reshape(-1, *targets[1:])
+        _value_and_gradient(self.summed, x, y)
+
+    def check(self, shape: tuple[int, ...], y: Array) -> None:
+        """Any targets may be right; `forward` raises for those that are not."""
+
+    def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
+        loss, slot["error"] = _value_and_gradient(self.summed, x, y)
+        answers = x.ndim == 2 and y.ndim == 1 and y.dtype.kind == "i"
+        return loss, _RIGHT["cross_entropy"](x, y) if answers else None
+
+    def backward(self, slot: Slot) -> Array:
+        error: Array = slot["error"]
+        return error
+
+    def error(self, x: Array, y: Array, out: Array) -> Array:
+        out[...] = _value_and_gradient(self.summed, x, y)[1]
+        return out
+
+
+def _value_and_gradient(
+    summed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: Array, y: Array
+) -> tuple[float, Array]:
+    outputs = aligned(x).requires_grad_()
+    with torch.enable_grad():
+        loss = summed(outputs, tensor_of(y))
+    (gradient,) = torch.autograd.grad(loss, outputs)
+    found: Array = gradient.numpy()
+    return loss.item(), found

@@ -68,12 +68,17 @@ class ReadoutGenerator(ModuleGenerator):
 
 
 class _Readout(nn.Module):
-    def __init__(self, blocks: nn.Module, readout: nn.Module, loss: str) -> None:
+    def __init__(
+        self,
+        blocks: nn.Module,
+        readout: nn.Module,
+        summed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> None:
         super().__init__()
         self.blocks = blocks
         self.readout = readout.requires_grad_(False)
         self.register_buffer("version", torch.zeros((), dtype=torch.int64))
-        self._sum = summed_loss(loss)
+        self._sum = summed
 
     def loss(
         self, h: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None = None
@@ -110,7 +115,7 @@ def readout_generator(
                 torch.manual_seed(int(streams("init").integers(2**63)))
                 readout = make_readout(part, options.begin, "cpu", allow_import=allow_import)
         blocks = _blocks(options, tuple(shape), causal=bool(steps), allow_import=allow_import)
-        return _Readout(blocks, readout, loss)
+        return _Readout(blocks, readout, summed_loss(loss, allow_import))
 
     return ReadoutGenerator(
         "generator readout",

@@ -25,7 +25,7 @@ from asyncdni.network import Node
 from asyncdni.nn.base import Array, Layer, Loss, Optimizer, Slot, rows
 from asyncdni.nn.layers import make_layer
 from asyncdni.nn.layers.recurrent import Recurrent
-from asyncdni.nn.losses import WindowLoss, make_loss
+from asyncdni.nn.losses import WindowLoss, is_own, make_loss
 from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten, norm, scale
 from asyncdni.nn.streams import layer_streams
 from asyncdni.schedules.options import Late
@@ -84,14 +84,14 @@ class StageSlot:
 class Scoring:
     """The loss that `node` names, of outputs (B, K) or, where samples are windows, (B, T, K)."""
 
-    def __init__(self, node: Node, layers: Sequence[Layer]) -> None:
+    def __init__(self, node: Node, layers: Sequence[Layer], allow_import: Allowed) -> None:
         """Raises `ConfigError` for an unknown loss."""
         assert node.loss is not None
         self._name = node.name
         self._answers = node.answers
-        self._loss = _make_loss(node.loss, layers)
+        self._loss = _make_loss(node.loss, layers, allow_import)
         # The same loss over windows, whose steps have targets of their own.
-        self._windows = WindowLoss(self._loss) if len(node.output_shape) > 1 else None
+        self._windows = WindowLoss(self._loss) if len(node.output_shape) == 2 else None
 
     def forward(self, x: Array, context: Context, slot: Slot) -> Score:
         """The score of outputs x. Raises `DataError` where the context has no targets."""
@@ -329,7 +329,7 @@ class Block:
             np.copyto(self._params, flatten(there)[0])
         self.optimizer = _make_optimizer(optimizer, self._layers)
         self.optimizer.start(self._params)
-        self._scoring = Scoring(node, self._layers) if node.loss else None
+        self._scoring = Scoring(node, self._layers, allow_import) if node.loss else None
         self._recurrent = {
             i: layer for i, layer in enumerate(self._layers) if isinstance(layer, Recurrent)
         }
@@ -681,10 +681,9 @@ def _as_in_torch(options: config.Optimizer) -> tuple[str, dict[str, Any]]:
             return options.kind, options.options
 
 
-def _make_loss(name: str, layers: Sequence[Layer]) -> Loss:
-    own = make_loss(name)
+def _make_loss(name: str, layers: Sequence[Layer], allow_import: Allowed) -> Loss:
     if not _in_torch(layers):
-        return own
-    from asyncdni.nn.torch.loss import TorchLoss
+        return make_loss(name)
+    from asyncdni.nn.torch.loss import OwnLoss, TorchLoss
 
-    return TorchLoss(name, own)
+    return OwnLoss(name, allow_import) if is_own(name) else TorchLoss(name, make_loss(name))
