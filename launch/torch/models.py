@@ -93,10 +93,13 @@ class Gpt(nn.Module):
     def __init__(self, vocabulary: int, width: int, layers: int, heads: int, steps: int) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Parameter(torch.randn(steps, width) * 0.02)
+        self.positions = nn.Parameter(torch.empty(steps, width))
         self.h = nn.ModuleList(GptBlock(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:  # as in GPT-2; larger embeddings drown what blocks add to them
+                nn.init.normal_(parameter, std=0.02)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.tokens(ids) + self.positions[: ids.shape[1]]
