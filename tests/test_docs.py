@@ -13,6 +13,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from each import each
 
@@ -23,6 +24,7 @@ from asyncdni.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -97,6 +99,41 @@ def test_the_experiment_in_the_readme_is_valid_and_whole() -> None:
     (shown,) = blocks(README, "toml")
     parsed = experiment.parse(tomllib.loads(shown))
     assert [stage.name for stage in parsed.stages] == ["hidden1", "classifier"]
+
+
+# --- the tutorial --------------------------------------------------------------------------------
+
+
+def shown_in_tutorial() -> list[str]:
+    return re.findall(r"^\$ (asyncdni .+)$", TUTORIAL, re.MULTILINE)
+
+
+def test_every_command_in_the_tutorial_is_one_that_the_parser_takes() -> None:
+    assert len(shown_in_tutorial()) > 8
+    for command in shown_in_tutorial():
+        assert parse(command) is not None
+
+
+@pytest.mark.long
+def test_the_tutorial_trains_own_data_and_an_own_layer(tmp_path: Path) -> None:
+    spirals, layers = blocks(TUTORIAL, "python")
+    (experiment_file,) = blocks(TUTORIAL, "toml")
+    (line,) = [block for block in blocks(TUTORIAL, "") if block.startswith("layers = ")]
+    first = re.search(r"^layers = .+\n", experiment_file, re.MULTILINE)
+    assert first
+    (tmp_path / "layers.py").write_text(layers)
+    (tmp_path / "spirals.toml").write_text(experiment_file)
+    (tmp_path / "waves.toml").write_text(experiment_file.replace(first[0], line, 1))
+    subprocess.run([sys.executable, "-c", spirals], cwd=tmp_path, check=True)
+    wanted = [command for command in shown_in_tutorial() if "runs/spirals" in command]
+    wanted += [command for command in shown_in_tutorial() if "waves.toml" in command]
+    array = np.load(tmp_path / "spirals.npz")["x_test"]
+    np.savez(tmp_path / "points.npz", x=array[:4])
+    for command in wanted:
+        words = [sys.executable, "-m", "asyncdni", *shlex.split(command)[1:]]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stderr)
+    assert json.loads((tmp_path / "runs/waves/summary.json").read_text())["test_accuracy"] > 0.9
 
 
 @pytest.mark.long
