@@ -24,6 +24,9 @@ from asyncdni.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+COMMAND_LINE = (ROOT / "docs" / "commands.md").read_text()
+PYTHON = (ROOT / "docs" / "python.md").read_text()
+EXPERIMENT_FILE = (ROOT / "docs" / "experiment-file.md").read_text()
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -35,8 +38,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def shown_commands() -> list[str]:
-    """Every `asyncdni …` line in the README, in blocks and in code spans."""
-    spans = re.findall(r"`(asyncdni [^`]+)`", README)
+    """Every `asyncdni …` line in the README, in blocks and in code spans, and in the page of all
+    commands."""
+    spans = re.findall(r"`(asyncdni [^`]+)`", README + COMMAND_LINE)
     lines = [line for block in blocks(README, "") for line in block.splitlines()]
     parts = [part for line in lines for part in line.split("&&")]
     spans = [span for span in spans if len(span.split()) > 2]  # not a command's bare name
@@ -53,13 +57,13 @@ def parse(command: str) -> argparse.Namespace:
 
 
 @each("command", shown_commands())
-def test_every_command_in_the_readme_is_one_that_the_parser_takes(command: str) -> None:
+def test_every_command_that_is_shown_is_one_that_the_parser_takes(command: str) -> None:
     if command.endswith("--help"):
         return
     assert parse(command) is not None
 
 
-def test_the_readme_shows_every_command() -> None:
+def test_the_page_of_commands_shows_every_command() -> None:
     assert set(COMMANDS) <= {command.split()[1] for command in shown_commands()}
 
 
@@ -77,7 +81,7 @@ def test_every_command_has_help_with_an_example_that_parses(
     assert ended.value.code == 0 and module.EXAMPLE.strip() in capsys.readouterr().out
 
 
-@each("example", blocks(README, "python"))
+@each("example", blocks(README + PYTHON, "python"))
 def test_a_python_example_runs_as_it_stands(example: str) -> None:
     if "torch" in example:
         pytest.importorskip("torch")
@@ -95,8 +99,8 @@ def test_the_example_in_the_help_of_the_package_runs() -> None:
     assert found.attempted == 3 and not found.failed
 
 
-def test_the_experiment_in_the_readme_is_valid_and_whole() -> None:
-    (shown,) = blocks(README, "toml")
+def test_the_experiment_that_is_shown_is_valid_and_whole() -> None:
+    (shown,) = blocks(EXPERIMENT_FILE, "toml")
     parsed = experiment.parse(tomllib.loads(shown))
     assert [stage.name for stage in parsed.stages] == ["hidden1", "classifier"]
 
