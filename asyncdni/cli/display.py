@@ -254,7 +254,7 @@ def incident_line(kind: str, values: Mapping[str, Any]) -> str | None:
         case "lost" | "stuck":
             return f"{kind}: {values['text']}"
         case "accused":
-            return f"{values['by']} accuses {values['stage']}: {values['text']}"
+            return f"{values['by']} reports a fault of {values['stage']}: {values['text']}"
         case "launch":
             more = f", attempt {values['attempt']}" if values["attempt"] > 1 else ""
             return f"starting {values['stage']} again{more}"
@@ -268,10 +268,10 @@ def incident_line(kind: str, values: Mapping[str, Any]) -> str | None:
         case "numbers":
             return f"back to the last checkpoint: {values['text']}"
         case "resumed":
-            return f"going on at batch {values['start']:,}, {_from(values['restore'])}"
+            return f"going on at batch {values['start']:,}, {restored(values['restore'])}"
         case "changed":
             old, new = json.dumps(values["old"]), json.dumps(values["new"])
-            return f"{values['place']} is {new} from here on, and was {old}"
+            return f"{values['place']} is {new} from here on; before, it was {old}"
         case "passed_over":
             return f"passed over: {values['text']}"
         case "stopping":
@@ -293,8 +293,8 @@ def _round(values: Mapping[str, Any]) -> str | None:
     if updates > 0 and values["restore"] != "keep":  # with "keep" the record `back` says it
         words.append(f"all workers together: {undone(updates, values)}")
     if values["incarnation"] > 1:  # otherwise all join for the first time
-        start = f"all join again at batch {values['start']:,}"
-        words.insert(0, f"{start}, {_from(values['restore'])}")
+        start = f"all workers go on at batch {values['start']:,}"
+        words.insert(0, f"{start}, {restored(values['restore'])}")
     return "; ".join(words) or None
 
 
@@ -305,7 +305,7 @@ def undone(updates: int, values: Mapping[str, Any]) -> str:
     return f"{updates:,} {noun} {'to be done again' if values.get('again') else 'lost'}"
 
 
-def _from(restore: str) -> str:
+def restored(restore: str) -> str:
     """Describe where the workers' state comes from: see `messages.Rejoin`."""
     match restore:
         case "keep":
