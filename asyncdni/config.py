@@ -345,10 +345,10 @@ class Numbers(Table, frozen=True, kw_only=True):
     # stop: end the run; skip: leave the update out; roll_back: return to the last cut and go on
     # with later batches
     policy: Literal["stop", "skip", "roll_back"] = "stop"
-    # a loss or gradient norm of so many times its running mean is treated like NaN. None: no limit,
-    # as it depends on the task which jump is healthy; on MNIST all of them stay below 4
+    # a loss or gradient norm this many times as large as its running mean is treated like NaN;
+    # None: no limit, as which jump is healthy depends on the task (on MNIST all stay below 4)
     explode: Annotated[float, Meta(gt=1)] | None = None
-    # [updates] that a stage may leave out in a row: after so many, skipping has not helped
+    # [updates] that a stage may leave out in a row; after that many, skipping has not helped
     skips_max: Count = 100
 
 
@@ -487,10 +487,10 @@ class Limits(Table, frozen=True, kw_only=True):
     # size of one message between workers, all its frames included
     message_bytes: Annotated[int, Meta(ge=1, le=MESSAGE_BYTES_MAX)] = 256 * 1024 * 1024
     startup_s: Seconds = 60.0  # time for every worker to join
-    # a worker without a sign of life for so long counts as dead; it gets longer where its signs
-    # have been coming irregularly
+    # a worker without a sign of life for this long counts as dead; the time gets longer where its
+    # signs have been coming irregularly
     silence_s: Seconds = 1.0
-    stuck_s: Seconds = 60.0  # alive, but busy with one op for so long: counts as dead
+    stuck_s: Seconds = 60.0  # a worker busy with one op for this long counts as dead
     # address space of a worker; a worker that grows beyond it is started again; None: no limit
     memory_bytes: Annotated[int, Meta(ge=2**28)] | None = None
 

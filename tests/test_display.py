@@ -352,6 +352,20 @@ def test_batches_given_up_get_a_column_only_where_there_are_any() -> None:
     assert [column.header for column in panel.stage_table(stages).columns][-1] == "dropped"
 
 
+def test_columns_that_find_no_room_are_left_out_and_none_is_cut() -> None:
+    stages = [
+        report(name, 1234560)["values"] | {"name": name, "dropped": 4, "skipped": 5, "cpu_s": 4.9}
+        for name in ("hidden1", "classifier")
+    ]
+    for width in (50, 60, 70, 80, 100):
+        made = Console(width=width, file=io.StringIO(), legacy_windows=False)
+        made.print(panel.StageTable(stages, ("cpu_s",)))
+        lines = made.file.getvalue().splitlines()
+        assert "…" not in "".join(lines) and "classifier" in lines[2], width
+        assert ("CPU" in lines[0]) == (width == 100), lines[0]
+        assert "updates" in lines[0] and "staleness" in lines[0]
+
+
 def test_a_long_list_of_fused_stages_is_cut_and_figures_stay() -> None:
     made, written = console(False)
     name = "+".join(f"hidden{number}" for number in range(9))

@@ -559,7 +559,7 @@ def test_an_error_is_told_and_ends_the_process() -> None:
     ("error", "kind", "text"),
     [
         (KeyboardInterrupt(), "Interrupted", "worker a was interrupted"),
-        (MemoryError(), "MemoryError", "worker a is out of memory: nothing more was to be had"),
+        (MemoryError(), "MemoryError", "worker a is out of memory: no more could be allocated"),
         (ValueError("x"), "AsyncDNIError", "worker a failed: ValueError: x; its log has the trace"),
     ],
 )

@@ -71,7 +71,7 @@ def add_allow_import(parser: argparse.ArgumentParser, help: str) -> None:
         default=False,
         metavar="MODULE",
         help=f"{help}; with MODULE only from that module and those inside it (may be given several "
-        "times; to be followed by another option or the end of the line where it is given alone)",
+        "times; without MODULE, put it last or before another option)",
     )
 
 
@@ -104,17 +104,21 @@ def add_conditions(parser: argparse.ArgumentParser, *, latency: bool = True) -> 
             "--latency", metavar="TIME", help="make all links between workers slower, such as 10ms"
         )
     parser.add_argument(
-        "--jitter", metavar="TIME", help="by up to so much more, drawn for each message"
+        "--jitter",
+        metavar="TIME",
+        help="delay each message by up to this much more, drawn at random",
     )
     parser.add_argument(
-        "--bandwidth", metavar="RATE", help="let all links carry no more, such as 100Mbit/s"
+        "--bandwidth",
+        metavar="RATE",
+        help="limit the bandwidth of all links between workers, such as 100Mbit/s",
     )
     parser.add_argument(
         "--slow",
         metavar="NAME=FACTOR",
         action="append",
         default=[],
-        help="let a stage take so many times as long for each op; may be given several times",
+        help="make each op of a stage take this many times as long; may be given several times",
     )
 
 
@@ -211,14 +215,14 @@ def add_security(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keys",
         metavar="DIR",
-        help="folder with the keys of the run (`asyncdni keys new DIR` makes them): all is "
-        "encrypted, and nobody without keys takes part; needed for every address that other hosts "
-        "can reach",
+        help="folder with the keys of the run (`asyncdni keys new DIR` makes them): "
+        "everything is encrypted, and nobody can take part without keys; required for every "
+        "address that other hosts can reach",
     )
     parser.add_argument(
         "--insecure",
         action="store_true",
-        help="use no keys: anyone who reaches the address can read and change all that is sent",
+        help="use no keys: anyone who can reach the address can read and change all that is sent",
     )
 
 

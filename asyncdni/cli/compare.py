@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=2,
         metavar="N",
-        help="runs of each row, with seeds counted up from the file's (default: 2)",
+        help="runs of each schedule, with consecutive seeds from the file's on (default: 2)",
     )
     _add_rows(parser)
     _add_targets(parser)
@@ -182,8 +182,8 @@ def _run_all(
 
 def _interrupted(error: KeyboardInterrupt, finished: int, runs: int, folder: Path) -> Interrupted:
     stop = Interrupted(
-        f"interrupted; finished runs: {finished} of {runs}, in {folder}; the same command with "
-        f"--resume {folder} goes on, and does the one under way again"
+        f"interrupted; finished runs: {finished} of {runs}, in {folder}; to go on, give the "
+        f"same command with --resume {folder}, which begins the unfinished run again"
     )
     if isinstance(error.__cause__, Interrupted):
         stop.exit_code = error.__cause__.exit_code

@@ -7,13 +7,13 @@ most, so that no thread of the display competes with the workers. Times come fro
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -30,6 +30,7 @@ __all__ = [
     "Picture",
     "Progress",
     "Quiet",
+    "StageTable",
     "duration",
     "facts",
     "frame",
@@ -182,7 +183,7 @@ def frame(
     )
     stages = [{"name": name, **report} for name, report in reports.items()]
     title = [Text(line, style="bold") for line in head[:1]] + [Text(line) for line in head[1:]]
-    return Group(*title, bar, Text(_figures(progress)), Text(), stage_table(stages, ("queue",)))
+    return Group(*title, bar, Text(_figures(progress)), Text(), StageTable(stages, ("queue",)))
 
 
 def _figures(progress: Progress) -> str:
@@ -212,13 +213,31 @@ _COLUMNS = {
 }
 _OPTIONAL = ("queue", "cpu_s")
 _WHERE_ANY = ("dropped", "skipped", "missed", "target_cosine", "state")
+#: Columns that are left out where there is no room for them, in this order.
+_LEFT_OUT = ("queue", "cpu_s", "skipped", "missed", "batches", "dropped", "target_cosine")
+_GAP = 2  # between two columns
+_NAME_MIN, _NAME_MAX = 10, 24  # width of the stages' names
 
 
-def stage_table(stages: Sequence[Mapping[str, Any]], extra: Iterable[str] = ()) -> Table:
+@dataclass(frozen=True)
+class StageTable:
+    """The table of `stage_table`, as wide as whatever it is drawn on allows."""
+
+    stages: Sequence[Mapping[str, Any]]
+    extra: Iterable[str] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        yield stage_table(self.stages, self.extra, options.max_width)
+
+
+def stage_table(
+    stages: Sequence[Mapping[str, Any]], extra: Iterable[str] = (), width: int | None = None
+) -> Table:
     """Make a table with a row for each stage, from its report or its entry in the summary.
 
     Staleness is the mean age of a gradient in updates, agreement the mean cosine of synthetic and
-    true gradient. `extra` may name the columns queue and cpu_s. Further columns appear only if some
+    true gradient. Where `width` characters are too few for all, columns are left out, so that none
+    is cut. `extra` may name the columns queue and cpu_s. Further columns appear only if some
     stage needs them: batches given up (dropped), not sent on (skipped) or never received (missed);
     agreement with targets that are synthetic themselves; and a stage's state (it waits for true
     gradients, it was made slow).
@@ -228,17 +247,39 @@ def stage_table(stages: Sequence[Mapping[str, Any]], extra: Iterable[str] = ()) 
     hidden |= {field for field in _WHERE_ANY if not any(row.get(field) for row in rows)}
     if "target_cosine" not in hidden and not any(row.get("gradient_cosine") for row in rows):
         hidden.add("gradient_cosine")
-    shown = {field: form for field, form in _COLUMNS.items() if field not in hidden}
+    cells = {
+        form.heading: [_cell(form, row.get(field)) for row in rows]
+        for field, form in _COLUMNS.items()
+        if field not in hidden
+    }
+    named = min(_NAME_MAX, max((len(str(row["name"])) for row in rows), default=0))
+    if width is not None:
+        _leave_out(cells, width - min(named, _NAME_MIN))
+        named = max(_NAME_MIN, min(named, width - _room(cells)))
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=24)
-    for form in shown.values():
-        width = len(form.heading)
-        table.add_column(form.heading, justify="right", no_wrap=True, min_width=width)
-    for row in rows:
-        known = {field: row.get(field) for field in shown}
-        cells = ("-" if one is None else shown[field].text(one) for field, one in known.items())
-        table.add_row(str(row["name"]), *cells)
+    table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=named)
+    for heading in cells:
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    for index, row in enumerate(rows):
+        table.add_row(str(row["name"]), *(column[index] for column in cells.values()))
     return table
+
+
+def _cell(form: Form, value: Any) -> str:
+    return "-" if value is None else form.text(value)
+
+
+def _leave_out(cells: dict[str, list[str]], width: int) -> None:
+    """Remove columns, the least important first, until the rest needs no more than `width`."""
+    for field in _LEFT_OUT:
+        if _room(cells) <= width:
+            return
+        cells.pop(_COLUMNS[field].heading, None)
+
+
+def _room(cells: Mapping[str, Sequence[str]]) -> int:
+    """Return how many characters a line of these columns takes, with the gaps before them."""
+    return sum(_GAP + max(map(len, (heading, *column))) for heading, column in cells.items())
 
 
 def _state(stage: Mapping[str, Any]) -> str:
@@ -259,7 +300,7 @@ def incident_line(kind: str, values: Mapping[str, Any]) -> str | None:
         case "lost" | "stuck":
             return f"{kind}: {values['text']}"
         case "accused":
-            return f"{values['by']} accuses {values['stage']}: {values['text']}"
+            return f"{values['by']} reports a fault of {values['stage']}: {values['text']}"
         case "launch":
             more = f", attempt {values['attempt']}" if values["attempt"] > 1 else ""
             return f"starting {values['stage']} again{more}"
@@ -273,10 +314,10 @@ def incident_line(kind: str, values: Mapping[str, Any]) -> str | None:
         case "numbers":
             return f"back to the last checkpoint: {values['text']}"
         case "resumed":
-            return f"going on at batch {values['start']:,}, {_from(values['restore'])}"
+            return f"going on at batch {values['start']:,}, {restored(values['restore'])}"
         case "changed":
             old, new = json.dumps(values["old"]), json.dumps(values["new"])
-            return f"{values['place']} is {new} from here on, and was {old}"
+            return f"{values['place']} is {new} from here on; before, it was {old}"
         case "passed_over":
             return f"passed over: {values['text']}"
         case "stopping":
@@ -298,8 +339,8 @@ def _round(values: Mapping[str, Any]) -> str | None:
     if updates > 0 and values["restore"] != "keep":  # with "keep" the record `back` says it
         words.append(f"all workers together: {undone(updates, values)}")
     if values["incarnation"] > 1:  # otherwise all join for the first time
-        start = f"all join again at batch {values['start']:,}"
-        words.insert(0, f"{start}, {_from(values['restore'])}")
+        start = f"all workers go on at batch {values['start']:,}"
+        words.insert(0, f"{start}, {restored(values['restore'])}")
     return "; ".join(words) or None
 
 
@@ -310,7 +351,7 @@ def undone(updates: int, values: Mapping[str, Any]) -> str:
     return f"{updates:,} {noun} {'to be done again' if values.get('again') else 'lost'}"
 
 
-def _from(restore: str) -> str:
+def restored(restore: str) -> str:
     """Describe where the workers' state comes from: see `messages.Rejoin`."""
     match restore:
         case "keep":
@@ -531,6 +572,6 @@ def _finish(console: Console, title: str, summary: Mapping[str, Any], folder: Pa
     if title:
         say(console, outcome(summary), title)
         return
-    console.print(stage_table(summary["stages"], ("cpu_s",)))
+    console.print(StageTable(summary["stages"], ("cpu_s",)))
     written = f"written to {folder}" if folder else "nothing written"
     say(console, f"{outcome(summary)} of training, {written}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from asyncdni import config, experiment
 from asyncdni.cli.common import add_conditions, add_experiment, add_init, condition_flags, settings
-from asyncdni.cli.display import undone
+from asyncdni.cli.display import restored, undone
 from asyncdni.data import describe
 from asyncdni.drivers.virtual.costs import Costs, Links
 from asyncdni.drivers.virtual.faults import Faults, parse_faults
@@ -45,7 +45,7 @@ def is_due_to_disk(result: Result) -> bool:
 def incident_lines(result: Result) -> Iterator[str]:
     """Yield a line for each fault, death, return and halt."""
     if not result.fault_counts:
-        yield f"faults: none, for the run was over after {result.virtual_s:.3f} s"
+        yield f"faults: none, as the run was over after {result.virtual_s:.3f} s"
         return
     yield f"faults: {_listed(result.fault_counts)}"
     for kind, values in result.records:
@@ -54,7 +54,7 @@ def incident_lines(result: Result) -> Iterator[str]:
             case "lost" | "accused" | "stuck":
                 yield moment + values["text"]
             case "round":
-                yield f"{moment}round {values['incarnation']} from {values['restore']}"
+                yield f"{moment}round {values['incarnation']} begins, {restored(values['restore'])}"
             case "back":
                 away = f"{values['stage']} is back after {values['down_s']:.3f} s"
                 yield f"{moment}{away}; {undone(values['lost_updates'], values)}"
@@ -104,7 +104,7 @@ def _listed(faults: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items()))
 
 
-HELP = "run schedules in virtual time: one seed replays one run"
+HELP = "run schedules in virtual time, where a seed repeats a run exactly"
 EXAMPLE = """\
   asyncdni simulate launch/digits.toml
   asyncdni simulate launch/digits.toml --seed 7 --latency 1ms --vary 0.2 --maths
@@ -124,7 +124,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="may be given several times (default: locked and the file's)",
     )
     parser.add_argument(
-        "--seed", metavar="N", help="seed of the run and all its variation (default: the file's)"
+        "--seed",
+        metavar="N",
+        help="seed of the run and of everything drawn in it (default: the file's)",
     )
     parser.add_argument("--maths", action="store_true", help="train for real, with test scores")
     add_conditions(parser)
@@ -133,21 +135,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vary",
         metavar="SHARE",
         default="0",
-        help="ops, and the 100 us of every message, take up to this share less or more time "
+        help="let the time of each op, and the 100 us of each message, vary by up to this share "
         "(default: 0)",
     )
-    parser.add_argument("--batches", metavar="N", default="3", help="how many to draw (default: 3)")
+    parser.add_argument(
+        "--batches", metavar="N", default="3", help="batches to show of each schedule (default: 3)"
+    )
     parser.add_argument(
         "--faults",
         metavar="LIST",
-        help="what goes wrong: rates (so many a second of virtual time) and lines of a script, "
+        help="what goes wrong: rates per second of virtual time and lines of a script, "
         "'crashes=2, breaks=1; crash NAME at 2.5s', or a TOML file of them; see docs/simulation.md",
     )
     parser.add_argument(
         "--runs",
         metavar="N",
-        help="simulate so many runs, with seeds from --seed on, and add them up; stop at the first "
-        "failure",
+        help="simulate this many runs, with consecutive seeds from --seed on, and add up their "
+        "figures; stop at the first failure",
     )
 
 

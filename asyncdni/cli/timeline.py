@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ms", type=float, default=20.0, help="milliseconds shown (default: 20)")
     parser.add_argument(
-        "--at", type=float, default=0.5, help="which fraction of the run to begin at (default: 0.5)"
+        "--at",
+        type=float,
+        default=0.5,
+        help="where in the run to begin, from 0 to 1 (default: 0.5)",
     )
     parser.add_argument(
         "--messages", action="store_true", help="a line for each activation and gradient"

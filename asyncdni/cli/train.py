@@ -49,7 +49,7 @@ def leave(run: Result, *, allow_import: Allowed, quiet: bool) -> None:
         print(said)
 
 
-HELP = "train a network on this machine, one worker process a stage"
+HELP = "train a network on this machine, with one worker process for each stage"
 EXAMPLE = """\
   asyncdni train launch/digits.toml
   asyncdni train launch/mnist.toml --schedule locked --set run.epochs=3 --out runs/locked

@@ -9,7 +9,7 @@ from asyncdni.imports import being_worker, look_where_parent_does
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-HELP = "be the worker of one stage; what to train it gets from the coordinator"
+HELP = "run the worker of one stage; its coordinator tells it what to train"
 EXAMPLE = """\
   asyncdni worker --stage hidden1 --coordinator tcp://192.0.2.7:5555 --keys keys
   asyncdni worker --stage 1 --coordinator tcp://HOST:5555 --keys keys --bind tcp://0.0.0.0:6000-6099
@@ -25,15 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bind",
         metavar="ADDRESS",
         help="where to listen for the neighbours, which send their data straight to this worker: "
-        "tcp://HOST:PORT or tcp://HOST:FIRST-LAST, a port of these that is free (default: "
+        "tcp://HOST:PORT or tcp://HOST:FIRST-LAST, a free port of that range (default: "
         "any port of the interface that reaches the coordinator). Every worker's port must be open "
         "to the hosts of its neighbours, the coordinator's to all",
     )
     parser.add_argument(
         "--advertise",
         metavar="ADDRESS",
-        help="what neighbours are told to connect to, tcp://HOST:PORT, where a container or a "
-        "router makes that another address than the one of --bind",
+        help="the address that neighbours connect to, tcp://HOST:PORT, where a container or a "
+        "router makes it another one than that of --bind",
     )
     add_security(parser)
     parser.add_argument(

@@ -144,7 +144,7 @@ class Claims:
         if others:
             return f"it names files of {len(others)} stages of others"
         wrong = [stage for stage, digest in saved.files.items() if not _DIGEST.fullmatch(digest)]
-        return f"the sha256 of {wrong[0]} is none" if wrong else None
+        return f"the sha256 of {wrong[0]} is not one" if wrong else None
 
     def _of_guarded(self, name: str, guarded: Guarded) -> str | None:
         return None if math.isfinite(guarded.cosine) else f"its cosine is {guarded.cosine}"

@@ -546,7 +546,7 @@ def _last_words(stage: str, broke: Broke) -> Failed:
         case KeyboardInterrupt():
             return Failed(Interrupted.__name__, f"worker {stage} was interrupted", "")
         case MemoryError() as error:
-            text = f"worker {stage} is out of memory: {str(error) or 'nothing more was to be had'}"
+            text = f"worker {stage} is out of memory: {str(error) or 'no more could be allocated'}"
             return Failed(MemoryError.__name__, text, "")
         case error:
             text = f"worker {stage} failed: {type(error).__name__}: {error}"

@@ -45,8 +45,8 @@ def check_no_options(options: Mapping[str, Any], data: object) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise ConfigError(
-            f"{', '.join(given)}: only for a module of PyTorch; an experiment says it itself, and "
-            "set=[…] changes it"
+            f"{', '.join(given)}: only for a module of PyTorch; to change an experiment, "
+            "use set=[…]"
         )
     if not (data is None or isinstance(data, Mapping)):
         raise ConfigError(f"data is a {type(data).__name__}; only a module takes data sets")

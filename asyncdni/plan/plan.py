@@ -98,7 +98,8 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
         groups = tuple(map(_fed, groups))
     if isinstance(run.pin, list) and len(run.pin) != len(groups):
         raise ConfigError(
-            f"run.pin: {run.pin} names {len(run.pin)} cores, expected {len(groups)}, one a worker"
+            f"run.pin: {run.pin} names {len(run.pin)} cores, expected {len(groups)}, one "
+            "for each worker"
         )
     microbatches = _microbatches(experiment)
     unit = batch_size // microbatches

@@ -328,7 +328,7 @@ def _sooner(other: str, one: Estimate) -> tuple[str, Estimate]:
 def _spread(one: Estimate, *, first: bool) -> str:
     """Return the interval, with a remark if it leaves a difference in doubt."""
     words = _interval_words(one, said=not first)
-    return words if one.low is None or one.excludes(1.0) else f"{words[:-1]}: not clear)"
+    return words if one.low is None or one.excludes(1.0) else f"{words[:-1]}: may be chance)"
 
 
 def _kept_parts(found: Sequence[tuple[str, Estimate]]) -> list[str]:

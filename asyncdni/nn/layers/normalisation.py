@@ -249,7 +249,7 @@ def _chunks(x: Array) -> Iterator[slice]:
 class LayerNorm:
     """Layer normalisation (Ba, Kiros and Hinton 2016): y = (x - mean) / sqrt(var + epsilon) *
     weight + bias, with mean and (biased) variance over the last `axes` axes of each sample, as
-    torch.nn.LayerNorm over a shape of so many axes.
+    torch.nn.LayerNorm over a shape of as many axes.
 
     Weight and bias have the shape of those axes.
     """
