@@ -202,7 +202,7 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
     by_name = {stage.name: stage for stage in design.experiment.stages}
     delayed = late_gradients(design.experiment, plan, group)
     total = run.epochs * plan.updates_per_epoch
-    pace = Pace(plan.updates_per_epoch, total, plan.microbatches, plan.batches_per_epoch)
+    pace = Pace(plan.updates_per_epoch, total, plan.per_update, plan.batches_per_epoch)
     blocks = [
         Block(
             node,
@@ -340,6 +340,6 @@ def make_roster(
         cut_every_s=cut_every_s(chosen.checkpoint),
         cut_positions=frozenset(plan.cuts),
         batches=plan.batches,
-        groups=Groups(plan.microbatches, plan.batches_per_epoch),
+        groups=Groups(plan.per_update, plan.batches_per_epoch),
         resume=resume,
     )

@@ -66,7 +66,7 @@ class Plan:
     feeds: tuple[str, ...]  # other groups that get training data over the wire
     test_feeds: tuple[str, ...]  # those of them that also get the test data
     batch_size: int  # samples that flow together: a batch, or a microbatch
-    microbatches: int  # how many make one update
+    per_update: int  # how many (micro)batches make one update
     batches_per_epoch: int  # (micro)batches that flow; the last may be smaller
     rows: Rows  # the size of each of them
     updates_per_epoch: int
@@ -103,12 +103,13 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
     _check_single_sample(experiment, network, groups, meta, unit)
     readers = [group for group in groups if group.reads_data]
     others = [group for group in groups if DATA in group.producers and group is not readers[0]]
-    updates = -(-meta.train_samples // batch_size)
+    accumulate = experiment.schedule.accumulate
+    updates = -(-meta.train_samples // (batch_size * accumulate))
     batches = -(-meta.train_samples // unit)
 
     def positions(every_epochs: float, name: str) -> tuple[int, ...]:
         return tuple(
-            barrier // updates * batches + barrier % updates * microbatches
+            barrier // updates * batches + barrier % updates * microbatches * accumulate
             for barrier in barriers(run.epochs, updates, every_epochs, name)
         )
 
@@ -121,7 +122,7 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
         feeds=tuple(group.name for group in others),
         test_feeds=tuple(group.name for group in others if group.reads_data),
         batch_size=unit,
-        microbatches=microbatches,
+        per_update=microbatches * accumulate,
         batches_per_epoch=batches,
         rows=Rows(unit, meta.train_samples, batch_size, meta.test_samples),
         updates_per_epoch=updates,
@@ -173,15 +174,15 @@ def _microbatches(experiment: config.Experiment) -> int:
 
 
 def barriers(
-    epochs: int, batches_per_epoch: int, every_epochs: float, name: str = "run.evaluate_every"
+    epochs: int, updates_per_epoch: int, every_epochs: float, name: str = "run.evaluate_every"
 ) -> tuple[int, ...]:
-    """Return the counts of whole training batches after which the run stops for the option `name`.
+    """Return the counts of updates after which the run stops for the option `name`.
 
-    It stops every `every_epochs` epochs, rounded to batches and at least one batch apart, and at
+    It stops every `every_epochs` epochs, rounded to updates and at least one update apart, and at
     the end; with 0 epochs once, at 0. Raises `ConfigError` for more than `EVALUATIONS_MAX` stops.
     """
-    total = epochs * batches_per_epoch
-    step = max(1.0, every_epochs * batches_per_epoch)
+    total = epochs * updates_per_epoch
+    step = max(1.0, every_epochs * updates_per_epoch)
     if total / step > EVALUATIONS_MAX:
         raise ConfigError(
             f"{name}: {every_epochs:g} asks for {total / step:.0f} barriers in {epochs} epochs, "

@@ -375,6 +375,8 @@ class NumpyStage:
         self._slots.clear()
         for block in self._blocks.values():
             block.forget()
+            if block.versions is not None:
+                block.versions.forget()
         self._sharing.forget()
         self._samples, self._corrected = 0, False
 
