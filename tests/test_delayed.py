@@ -322,6 +322,18 @@ def test_double_is_the_recurrence_of_2bw_whatever_the_timing_and_the_split(
     assert bits(result.weights) != in_one_process(design)
 
 
+def test_double_begins_with_the_weights_that_a_stage_loads() -> None:
+    design = networks.design(networks.chain(1), DOUBLE)
+    stage, other = make_stage(design, design.plan.groups[0]), alone(design)
+    given = {"top": {name: array + 1 for name, array in stage.state()["top"].items()}}
+    scores = []
+    for one in (stage, other):
+        one.load(given)
+        x, y = np.ones((3, 2 * networks.BITS), np.float32), np.ones((3, networks.BITS), np.float32)
+        scores.append(one.forward(0, {DATA: x}, {"y": y}).scores)
+    assert scores[0] == scores[1]
+
+
 def test_double_keeps_two_versions_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The present weights, and one vector more that is made once. Where each batch makes an update,
     stashing keeps more copies than that."""
