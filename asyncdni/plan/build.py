@@ -170,7 +170,7 @@ def make_design(
     not fit together."""
     given = tables if isinstance(tables, config.Experiment) else experiment.parse(tables)
     parsed = with_stages(given, meta, allow_import=allow_import)
-    check_torch_options(parsed)
+    check_torch_options(parsed, allow_import=allow_import)
     network = make_network(parsed, meta, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
     check_conditions(parsed, plan)

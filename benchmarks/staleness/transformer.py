@@ -37,9 +37,9 @@ from asyncdni.store.given import begin_with  # noqa: E402
 
 RESULTS, README = HERE / "results" / "transformer.json", HERE / "README.md"
 LAG = 7  # of all stages, in batches: that of the first of eight stages
-RATES = 1e-3, 3e-3, 1e-2
+RATES = 3e-3, 1e-2
 TUNED_ON = 100  # the seed on which rates are chosen
-SEEDS = 0, 1, 2
+SEEDS = 0, 1
 BACKPROP = "backprop"
 
 Table = dict[str, Any]
@@ -49,15 +49,12 @@ STASH: Table = {"name": "delayed"}
 #: By name: [schedule], [optimizer], and the lag in batches.
 RULES: dict[str, tuple[Table, Table, int]] = {
     BACKPROP: ({"name": "locked"}, ADAM, 0),
-    "backprop, NAdam 0.99": ({"name": "locked"}, NADAM, 0),
-    "2 batches an update, no lag": (STASH | {"accumulate": 2}, ADAM, 0),
     "4 batches an update, no lag": (STASH | {"accumulate": 4}, ADAM, 0),
     "delayed, current": (STASH | {"weights": "current"}, ADAM, LAG),
     "delayed, stash": (STASH, ADAM, LAG),
     "delayed, NAdam 0.99": (STASH, NADAM, LAG),
     "delayed, 2 batches an update": (STASH | {"accumulate": 2}, ADAM, LAG),
     "delayed, 4 batches an update": (STASH | {"accumulate": 4}, ADAM, LAG),
-    "delayed, double, 2 batches": (STASH | {"weights": "double", "accumulate": 2}, ADAM, LAG),
     "delayed, double, 4 batches": (STASH | {"weights": "double", "accumulate": 4}, ADAM, LAG),
 }
 
@@ -72,12 +69,12 @@ def job(rule: str, rate: float, seed: int) -> Job:
             "encoding": "ids",
             "window": 32,
             "batch_size": 16,
-            "test_part": 0.7,
-            "validation": 16384,
+            "test_part": 0.85,
+            "validation": 8192,
         },
         "model": {
             "build": "models:gpt",
-            "arguments": {"vocabulary": 65, "width": 48, "layers": 4, "heads": 4, "steps": 32},
+            "arguments": {"vocabulary": 65, "width": 32, "layers": 4, "heads": 4, "steps": 32},
             "stages": ["h.1", "h.2", "h.3"],
             "loss": "cross_entropy",
         },

@@ -325,7 +325,7 @@ class Block:
         if node.weights:  # weights start as the named stage's; other random streams are its own
             there = _built(node, node.weights, dtype, seed, allow_import)
             np.copyto(self._params, flatten(there)[0])
-        self.optimizer = _make_optimizer(optimizer, self._layers)
+        self.optimizer = _make_optimizer(optimizer, self._layers, allow_import)
         self.optimizer.start(self._params)
         self._scoring = Scoring(node, self._layers) if node.loss else None
         self._recurrent = {
@@ -667,12 +667,14 @@ def _in_torch(layers: Iterable[Layer]) -> bool:
     return any(_is_module(layer) for layer in layers)
 
 
-def _make_optimizer(options: config.Optimizer, layers: Sequence[Layer]) -> Optimizer:
+def _make_optimizer(
+    options: config.Optimizer, layers: Sequence[Layer], allow_import: Allowed
+) -> Optimizer:
     if isinstance(options, config.TorchOptimizer) or _in_torch(layers):
         from asyncdni.nn.torch.optimizer import TorchOptimizer
 
         shapes = [array.shape for layer in layers for array in layer.params.values()]
-        return TorchOptimizer(*_as_in_torch(options), shapes)
+        return TorchOptimizer(*_as_in_torch(options), shapes, allow_import=allow_import)
     match options:
         case config.Sgd():
             return Sgd(options.momentum, options.nesterov, options.weight_decay)
