@@ -28,7 +28,7 @@ _BEGINS_AT_ONE = "mu_product"
 #: here unless an option says otherwise. A step takes a third to a half of the time.
 _FUSED = "SGD", "Adam", "AdamW", "Adagrad"
 _WAYS = "fused", "foreach"  # options that say how an optimizer computes
-#: The number of steps that some classes keep with the options, in the group of parameters.
+#: The number of steps that some classes keep with the options, in their groups of parameters.
 _STEP = "step"
 
 
@@ -39,7 +39,7 @@ class TorchOptimizer:
 
     State: "0.momentum_buffer", … by the parameter's position; the arrays are on the optimizer's own
     memory, so what is copied into them is restored. "step" (): the number of steps, where the class
-    keeps it in its group of parameters.
+    keeps it in its groups of parameters.
     """
 
     def __init__(
@@ -101,24 +101,28 @@ class TorchOptimizer:
             self._grads = grads
             for tensor, grad in zip(self._tensors, _views(grads, self._shapes), strict=True):
                 tensor.grad = grad
-        (group,) = self._optimizer.param_groups
-        group["lr"] = rate
         count = self.state.get(_STEP)
-        if count is not None:
-            group[_STEP] = int(count)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+            if count is not None:
+                group[_STEP] = int(count)
         with torch.no_grad():
             self._optimizer.step()
         if count is not None:
-            count[...] = group[_STEP]
+            count[...] = self._optimizer.param_groups[0][_STEP]
 
     def _allocate(self, params: Array) -> None:
         """PyTorch makes most of an optimizer's state at its first step. So this makes one of rate
         0, and puts back what it has changed."""
         before = params.copy()
         at_first = [self._tensors_in_state(tensor, copy=True) for tensor in self._tensors]
-        group = self._optimizer.param_groups[0]
-        changed = {name: group[name] for name in ("lr", "weight_decay") if name in group}
-        group.update(dict.fromkeys(changed, 0.0))
+        groups = self._optimizer.param_groups
+        changed = [
+            {name: group[name] for name in ("lr", "weight_decay") if name in group}
+            for group in groups
+        ]
+        for group, own in zip(groups, changed, strict=True):
+            group.update(dict.fromkeys(own, 0.0))
         params[...] = 0
         for tensor in self._tensors:
             tensor.grad = torch.zeros_like(tensor)
@@ -128,8 +132,9 @@ class TorchOptimizer:
         except RuntimeError as error:
             raise ConfigError(f"optimizer: {first_line(error)}") from error
         np.copyto(params, before)
-        group.update(changed)
-        if isinstance(group.get(_STEP), int):
+        for group, own in zip(groups, changed, strict=True):
+            group.update(own)
+        if isinstance(groups[0].get(_STEP), int):
             self.state[_STEP] = np.zeros((), np.int64)
         for index, tensor in enumerate(self._tensors):
             tensor.grad = None
