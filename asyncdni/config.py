@@ -406,7 +406,7 @@ class Adam(Table, frozen=True, kw_only=True, tag_field="name", tag="adam"):
 class TorchOptimizer(Table, frozen=True, kw_only=True, tag_field="name", tag="torch"):
     """An optimizer of `torch.optim` by its name there, such as "RMSprop"; needs PyTorch."""
 
-    kind: Annotated[str, Meta(min_length=1)]  # its name in `torch.optim`
+    kind: Annotated[str, Meta(min_length=1)]  # its name in `torch.optim`, or "module:Class"
     learning_rate: Positive = 1e-3
     options: dict[str, Any] = {}  # all but the learning rate, as `torch.optim` names them
     clip_norm: Positive | None = None

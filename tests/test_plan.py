@@ -175,7 +175,7 @@ def test_microbatches_are_the_batches_that_flow_and_barriers_stand_between_whole
     found = plan(
         CHAIN, batch_size=16, train_samples=100, epochs=2, evaluate_every=0.5, schedule=schedule
     )
-    assert (found.batch_size, found.microbatches) == (4, 4)
+    assert (found.batch_size, found.per_update) == (4, 4)
     assert (found.updates_per_epoch, found.batches_per_epoch, found.batches) == (7, 25, 50)
     assert found.barriers == (16, 25, 37, 50)  # after 4, 7, 7 + 3 and 14 whole batches
     assert found.test_batches == 2  # of 16, as ever

@@ -161,7 +161,7 @@ def test_late_gradients_go_through_the_weights_that_the_schedule_asks_for(
     grad_y = numbers(SAMPLES, 4, key=8)
     flight, ahead = [], params.copy()
     for batch in range(3):
-        x, slot, version = numbers(SAMPLES, 6, key=batch), {}, versions.take()
+        x, slot, version = numbers(SAMPLES, 6, key=batch), {}, versions.take(batch)
         with versions.forward(version):
             y = layer.forward(x, slot)
         used = copy_of(layer, ahead)

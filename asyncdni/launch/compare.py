@@ -765,7 +765,7 @@ def _ceiling(entry: Entry) -> Measure:
         summary,
         entry.producers,
         cores(),
-        microbatches=entry.experiment.schedule.microbatches,
+        microbatches=entry.experiment.schedule.per_update,
         lag=_lag(entry),
         latency_s=_least_latency(entry.experiment),
     )

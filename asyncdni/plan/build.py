@@ -215,7 +215,7 @@ def make_design(
     not fit together."""
     given = tables if isinstance(tables, config.Experiment) else experiment.parse(tables)
     parsed = with_stages(given, meta, allow_import=allow_import)
-    check_torch_options(parsed)
+    check_torch_options(parsed, allow_import=allow_import)
     network = make_network(parsed, meta, allow_import=allow_import)
     check_losses(parsed, network, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
@@ -251,7 +251,7 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
     run, plan = design.experiment.run, design.plan
     by_name = {stage.name: stage for stage in design.experiment.stages}
     delayed = late_gradients(design.experiment, plan, group)
-    pace = Pace(plan.updates_per_epoch, plan.updates, plan.microbatches, plan.batches_per_epoch)
+    pace = Pace(plan.updates_per_epoch, plan.updates, plan.per_update, plan.batches_per_epoch)
     blocks = [
         Block(
             node,
@@ -417,7 +417,7 @@ def make_roster(
         cut_every_s=cut_every_s(chosen.checkpoint),
         cut_positions=frozenset(plan.cuts),
         batches=plan.batches,
-        groups=Groups(plan.microbatches, plan.batches_per_epoch),
+        groups=Groups(plan.per_update, plan.batches_per_epoch),
         consults=consults,
         resume=resume,
         versions=_compared_versions(chosen),

@@ -84,7 +84,7 @@ def with_cuts(chosen: config.Experiment, meta: Meta, *, allow_import: Allowed) -
     return msgspec.structs.replace(chosen, model=model)
 
 
-def check_torch_options(chosen: config.Experiment) -> None:
+def check_torch_options(chosen: config.Experiment, *, allow_import: Allowed = False) -> None:
     """Raise `ConfigError` for an optimizer of PyTorch that is unknown, refuses its options, or has
     no PyTorch to come from; and for ways to compute that no stage has."""
     for option in ("autocast", "compile"):
@@ -97,9 +97,11 @@ def check_torch_options(chosen: config.Experiment) -> None:
         options = experiment.stage_optimizer(chosen, stage)
         if isinstance(options, config.TorchOptimizer):
             check_torch('optimizer.name = "torch"')
-            from asyncdni.nn.torch.optimizer import TorchOptimizer
+            from asyncdni.nn.torch.optimizer import TorchOptimizer, check_class
 
-            TorchOptimizer(options.kind, options.options, ())
+            TorchOptimizer(options.kind, options.options, (), allow_import=allow_import)
+            if ":" in options.kind:
+                check_class(options.kind, options.options, allow_import=allow_import)
 
 
 def check_losses(chosen: config.Experiment, network: Network, *, allow_import: Allowed) -> None:

@@ -67,7 +67,7 @@ class Plan:
     feeds: tuple[str, ...]  # other groups that get training data over the wire
     test_feeds: tuple[str, ...]  # those of them that also get the test data
     batch_size: int  # samples that flow together: a batch, or a microbatch
-    microbatches: int  # how many make one update
+    per_update: int  # how many (micro)batches make one update
     batches_per_epoch: int  # (micro)batches that flow; the last may be smaller
     rows: Rows  # the size of each of them
     updates_per_epoch: int
@@ -106,7 +106,8 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
     _check_single_sample(experiment, network, groups, meta, unit)
     readers = [group for group in groups if group.reads_data]
     others = [group for group in groups if DATA in group.producers and group is not readers[0]]
-    updates = -(-meta.train_samples // batch_size)
+    accumulate = experiment.schedule.accumulate
+    updates = -(-meta.train_samples // (batch_size * accumulate))
     batches = -(-meta.train_samples // unit)
 
     total = run.epochs * updates
@@ -114,7 +115,7 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
         total = min(total, run.max_steps)
 
     def position(update: int) -> int:
-        return update // updates * batches + update % updates * microbatches
+        return update // updates * batches + update % updates * microbatches * accumulate
 
     def positions(every_epochs: float, name: str) -> tuple[int, ...]:
         return tuple(map(position, barriers(total, updates, every_epochs, name)))
@@ -128,7 +129,7 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
         feeds=tuple(group.name for group in others),
         test_feeds=tuple(group.name for group in others if group.reads_data),
         batch_size=unit,
-        microbatches=microbatches,
+        per_update=microbatches * accumulate,
         batches_per_epoch=batches,
         rows=Rows(unit, meta.train_samples, batch_size, meta.test_samples),
         updates_per_epoch=updates,
@@ -192,19 +193,19 @@ def _microbatches(experiment: config.Experiment) -> int:
 
 
 def barriers(
-    total: int, batches_per_epoch: int, every_epochs: float, name: str = "run.evaluate_every"
+    total: int, updates_per_epoch: int, every_epochs: float, name: str = "run.evaluate_every"
 ) -> tuple[int, ...]:
-    """Return the counts of whole training batches, of `total` in the run, after which it stops for
-    the option `name`.
+    """Return the counts of updates, of `total` in the run, after which it stops for the option
+    `name`.
 
-    It stops every `every_epochs` epochs, rounded to batches and at least one batch apart, and at
-    the end; with 0 batches once, at 0. Raises `ConfigError` for more than `EVALUATIONS_MAX` stops.
+    It stops every `every_epochs` epochs, rounded to updates and at least one update apart, and at
+    the end; with 0 updates once, at 0. Raises `ConfigError` for more than `EVALUATIONS_MAX` stops.
     """
-    step = max(1.0, every_epochs * batches_per_epoch)
+    step = max(1.0, every_epochs * updates_per_epoch)
     if total / step > EVALUATIONS_MAX:
         raise ConfigError(
             f"{name}: {every_epochs:g} asks for {total / step:.0f} barriers in "
-            f"{total / batches_per_epoch:.0f} epochs, expected at most {EVALUATIONS_MAX}; raise it "
+            f"{total / updates_per_epoch:.0f} epochs, expected at most {EVALUATIONS_MAX}; raise it "
             "or lower run.epochs"
         )
     positions = {round(k * step) for k in range(1, int(total / step) + 1)}

@@ -183,7 +183,7 @@ class Setup:
         schedule = design.experiment.schedule
         key = schedule.priced_as, design.plan.batch_size
         if key not in self._prices:
-            if schedule.priced_as != schedule.tag and design.plan.microbatches == 1:
+            if schedule.priced_as != schedule.tag and schedule.microbatches == 1:
                 design = self._design(self._options(schedule.priced_as, None), None)
             self._prices[key] = price(design, self.wire, self.batches)
         return self._prices[key]

@@ -54,7 +54,8 @@ def worker_costs(
     """Return the seconds per training batch of a worker with the stages `members`, by the letter of
     the op, as `report.breakdown.ceiling` takes them.
 
-    An op that is done on every m-th batch counts 1/m, and so does the update of m microbatches.
+    An op that is done on every m-th batch counts 1/m, and so does the update of m
+    (micro)batches.
     None if there can be no such worker, as it would send on the activations of two stages.
     """
     inside = {node.name for node in members}
@@ -62,7 +63,7 @@ def worker_costs(
     if len(exits) > 1:
         return None
     price = _Price(members, inside, seconds)
-    costs = {"F": price.every("F"), "U": price.every("U") / schedule.microbatches}
+    costs = {"F": price.every("F"), "U": price.every("U") / schedule.per_update}
     costs["R"] = sum(seconds[name].get("R", 0.0) for name in inside)
     work = schedule.work(exits=bool(exits), relays=bool(price.relays))
     ways: dict[str, Callable[[], float]] = {
@@ -401,9 +402,9 @@ def _samples(design: Design) -> int:
 
 
 def _units(design: Design, events: int) -> int:
-    """Return how many whole batches to simulate; one includes all of its microbatches."""
+    """Return how many updates to simulate, with all of their (micro)batches."""
     plan = design.plan
-    each = _EVENTS_A_BATCH * len(plan.groups) * plan.microbatches
+    each = _EVENTS_A_BATCH * len(plan.groups) * plan.per_update
     return max(_BATCHES_MIN, min(_BATCHES_MAX, events // each))
 
 
@@ -411,7 +412,7 @@ def _shortened(design: Design, units: int) -> Design:
     """Return the design of a run of `units` whole batches in one epoch, with schedules as they are
     once training has settled."""
     plan, chosen = design.plan, design.experiment
-    batches = units * plan.microbatches
+    batches = units * plan.per_update
     plan = replace(
         plan,
         groups=tuple(replace(one, schedule=one.schedule.settled()) for one in plan.groups),
@@ -453,11 +454,11 @@ def _period(design: Design, result: Result) -> float:
     """Return the seconds per batch at the slowest loss, without the first quarter of the
     batches."""
     losses = [group.name for group in design.plan.groups if group.has_loss]
-    return max(_stream(result.ops[name], design.plan.microbatches) for name in losses)
+    return max(_stream(result.ops[name], design.plan.per_update) for name in losses)
 
 
-def _stream(ops: Sequence[tuple[str, int, float, float]], microbatches: int) -> float:
-    ends = [end for letter, batch, _, end in ops if letter == "F" and batch % microbatches == 0]
+def _stream(ops: Sequence[tuple[str, int, float, float]], per_update: int) -> float:
+    ends = [end for letter, batch, _, end in ops if letter == "F" and batch % per_update == 0]
     first = min(math.ceil(len(ends) / 4), len(ends) - 2)
     return (ends[-1] - ends[first]) / (len(ends) - 1 - first)
 

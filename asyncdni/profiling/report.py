@@ -40,7 +40,7 @@ def document(
         "machine": describe_machine(),
         "cores": cores,
         "batch_size": design.plan.batch_size,
-        "microbatches": design.plan.microbatches,
+        "microbatches": design.experiment.schedule.microbatches,
         "fit_every": design.experiment.schedule.fit_every,
         "batches": measured.batches,
         "warm_up_batches": WARM_UP,
@@ -131,7 +131,7 @@ class _ReportMaker:
         }
         batches_per_s = ceiling(
             *(name, costs, producers, self._cores),
-            microbatches=self._design.plan.microbatches,
+            microbatches=self._design.plan.per_update,
             lag=self._design.experiment.staleness.lag,
         )
         totals = {worker: sum(ops.values()) for worker, ops in costs.items()}

@@ -195,14 +195,23 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Groups of `size` microbatches, whose accumulated gradients make one update; the last group of
-    an epoch may be shorter."""
+    """Groups of `size` batches or microbatches, whose accumulated gradients make one update; the
+    last group of an epoch may be shorter."""
 
     size: int
-    per_epoch: int  # microbatches of an epoch
+    per_epoch: int  # (micro)batches of an epoch
+
+    def index(self, batch: int) -> int:
+        """The number of the batch's group, from 0 at the start of the run."""
+        if self.size == 1:
+            return batch
+        epoch, position = divmod(batch, self.per_epoch)
+        return epoch * -(-self.per_epoch // self.size) + position // self.size
 
     def ends(self, batch: int) -> bool:
         """Whether the batch is the last of its group."""
+        if self.size == 1:
+            return True
         position = batch % self.per_epoch
         return position == self.per_epoch - 1 or position % self.size == self.size - 1
 

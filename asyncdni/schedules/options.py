@@ -26,11 +26,16 @@ __all__ = [
     "OnFull",
     "Options",
     "Role",
+    "Weights",
     "Work",
 ]
 
 #: What a producer does while a consumer grants it no credit.
 OnFull = Literal["wait", "skip"]
+#: Where gradients come late: the weights that a backward goes through are those of the batch's own
+#: forward ("stash") or the present ones ("current"). "double": both ways of all batches of one
+#: update go through the weights before the last update.
+Weights = Literal["stash", "double", "current"]
 
 
 # --- models that stand in for what has not come --------------------------------------------------
@@ -78,7 +83,7 @@ class Role:
     name: str  # of the worker's last stage
     seed: int  # of the run
     depth: int  # workers between it and the farthest loss
-    groups: Groups  # of microbatches
+    groups: Groups  # of the batches or microbatches that make one update
     asked: Asked = ALWAYS  # batches that its consumers send gradients up for
     send_at_once: bool = False  # a producer is locked to it: it learns from the same gradient
     receives_synthetic: bool = False  # what comes back to it is synthetic, at least in part
@@ -107,7 +112,7 @@ class Work:
 class Late:
     """What a stage does about gradients that come late."""
 
-    weights: Literal["stash", "current"] = "stash"  # that a backward goes through
+    weights: Weights = "stash"
     look_ahead: float = 0.0  # forward with the weights moved on by so many last updates
     anneal_epochs: float = 0.0  # divide learning rates by the staleness, less and less so
 
@@ -209,6 +214,16 @@ class Options(Tagged, frozen=True, kw_only=True, tag_field="name"):
         return 1
 
     @property
+    def accumulate(self) -> int:
+        """Batches whose gradients are summed for one update."""
+        return 1
+
+    @property
+    def per_update(self) -> int:
+        """Batches or microbatches that flow one by one and make one update."""
+        return self.microbatches * self.accumulate
+
+    @property
     def split_backward(self) -> bool:
         """The gradient that others wait for is sent before the stage learns from it."""
         return True
@@ -286,6 +301,7 @@ class Options(Tagged, frozen=True, kw_only=True, tag_field="name"):
 
     @property
     def text(self) -> str:
-        """For tables and drawings: "synthetic", "1f1b, 4 microbatches"."""
+        """For tables and drawings: "1f1b, 4 microbatches", "delayed, 2 batches an update"."""
         cut = f", {self.microbatches} microbatches" if self.microbatches > 1 else ""
-        return f"{self.tag}{cut}"
+        summed = f", {self.accumulate} batches an update" if self.accumulate > 1 else ""
+        return f"{self.tag}{cut}{summed}"

@@ -28,9 +28,10 @@ from asyncdni.nn.layers.recurrent import Recurrent
 from asyncdni.nn.losses import WindowLoss, is_own, make_loss
 from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten, norm, scale
 from asyncdni.nn.streams import layer_streams
+from asyncdni.schedules.base import Groups
 from asyncdni.schedules.options import Late
 from asyncdni.stages.base import Context, Score
-from asyncdni.stages.numpy.versions import Version, Versions
+from asyncdni.stages.numpy.versions import DoubleBuffer, Version, Versions
 
 if TYPE_CHECKING:
     from asyncdni.nn.torch.layer import ModuleLayer
@@ -55,6 +56,7 @@ class BlockSlot:
     """What one block keeps of one batch from its forward to its backward."""
 
     layers: list[Slot]
+    batch: int = 0  # its id
     own: Slot = field(default_factory=dict)  # joined inputs, summed gradients
     loss: Slot = field(default_factory=dict)
     y: Array | None = None  # the activation
@@ -138,15 +140,12 @@ class Pace:
 
     updates_per_epoch: int
     total_updates: int
-    microbatches: int = 1  # how many make one update
-    batches_per_epoch: int = 0  # counted in microbatches; read only where an update has several
+    per_update: int = 1  # how many batches or microbatches make one update
+    batches_per_epoch: int = 0  # (micro)batches; read only where an update has several
 
     def update_of(self, batch: int) -> int:
         """The index of the update that the batch or microbatch of this id is meant for."""
-        if self.microbatches == 1:
-            return batch
-        epoch, position = divmod(batch, self.batches_per_epoch)
-        return epoch * self.updates_per_epoch + position // self.microbatches
+        return Groups(self.per_update, self.batches_per_epoch).index(batch)
 
 
 def make_rate_scale(decay: config.Decay, pace: Pace) -> Callable[[int], float]:
@@ -311,7 +310,7 @@ class Block:
         """
         self.node = node
         self.updates = 0
-        self.newest = 0  # the highest id of a batch forwarded so far
+        self.newest = 0  # the highest id of a batch so far; see `_meet`
         self.watch = Watch(numbers, node.name)
         self._pace = pace
         # Cached: the factor is needed several times between two updates.
@@ -327,7 +326,7 @@ class Block:
         if node.weights:  # weights start as the named stage's; other random streams are its own
             there = _built(node, node.weights, dtype, seed, allow_import)
             np.copyto(self._params, flatten(there)[0])
-        self.optimizer = _make_optimizer(optimizer, self._layers)
+        self.optimizer = _make_optimizer(optimizer, self._layers, allow_import)
         self.optimizer.start(self._params)
         self._scoring = Scoring(node, self._layers, allow_import) if node.loss else None
         self._recurrent = {
@@ -343,6 +342,7 @@ class Block:
                 layer.start(streams)  # makes the arrays that a checkpoint is copied into
         self._test_states: dict[int, Array] = {}  # by layer: the state after the last test window
         self.versions = self._make_versions(delayed, pace) if delayed is not None else None
+        self._doubled = delayed is not None and delayed.weights == "double"
         self._staleness = 0  # of the gradient learned from last, in updates
 
     @property
@@ -368,10 +368,12 @@ class Block:
         A loss that is not finite, or explodes, raises `NumericalError`. Under `numbers.policy =
         "skip"` the score is None instead and the loss's gradient becomes NaN, so that every stage
         leaves the batch's update out."""
-        self.newest = max(self.newest, batch)  # a replayed batch is older
+        if not self._doubled:
+            self._meet(batch)
         x = join(self.node, inputs, slot.own)
+        slot.batch = batch
         self._pass_context(batch, context, len(x), slot)
-        with self._weights_of_forward(slot):
+        with self._weights_of_forward(batch, slot):
             for layer, own in zip(self._layers, slot.layers, strict=True):
                 x = layer.forward(x, own)
         slot.y = x
@@ -456,6 +458,8 @@ class Block:
         where there is no gradient at all. Without `learn`, the gradient at each layer is kept in
         the slot, for a later call of `learn`.
         """
+        if self._doubled:
+            self._meet(slot.batch)
         terms = list(gradients)
         if own_loss and self._scoring is not None:
             terms.insert(0, self._scoring.backward(slot.loss))
@@ -489,10 +493,16 @@ class Block:
             self.versions.give_back(slot.version)
             slot.version = None
 
-    def _weights_of_forward(self, slot: BlockSlot) -> AbstractContextManager[None]:
+    def _meet(self, batch: int) -> None:
+        """Note that the run has come to this batch, which decides the learning rate: with its
+        forward or, where results must not depend on how far forwards are ahead, with its backward.
+        """
+        self.newest = max(self.newest, batch)  # a replayed batch is older
+
+    def _weights_of_forward(self, batch: int, slot: BlockSlot) -> AbstractContextManager[None]:
         if self.versions is None:
             return _LIVE_WEIGHTS
-        slot.version = self.versions.take()
+        slot.version = self.versions.take(self._pace.update_of(batch))
         return self.versions.forward(slot.version)
 
     def _weights_of_backward(self, slot: BlockSlot, learn: bool) -> AbstractContextManager[None]:
@@ -526,6 +536,7 @@ class Block:
         A gradient whose norm is not finite, or explodes, raises `NumericalError`. Under
         `numbers.policy = "skip"` the step is left out and counted instead.
         """
+        self._keep_weights()
         if self._params.size and self.learned:
             self._update(1.0 / samples)
         else:
@@ -535,12 +546,17 @@ class Block:
     def update_on(self, gradient: Array | None, samples: int, batch: int | None) -> None:
         """Make the step of `update` on a `gradient` (N,) that the caller has summed; None: no stage
         with these weights has learned. The learning rate is that of `batch` (None: the newest)."""
+        self._keep_weights()
         if gradient is None:
             self.updates += 1
         else:
             np.copyto(self._grads, gradient)
             self._update(1.0 / samples, batch)
         self.forget()
+
+    def _keep_weights(self) -> None:
+        if self.versions is not None:
+            self.versions.before_update()
 
     def forget(self) -> None:
         """Drop the gradients accumulated since the last update."""
@@ -570,18 +586,20 @@ class Block:
         if versions is None:
             self.optimizer.step(self._params, self._grads, rate, scale)
             return
-        versions.before_update()
         rate *= versions.rate_factor(self._staleness)
         self.optimizer.step(self._params, self._grads, rate, scale)
         versions.after_update()
 
     def _make_versions(self, delayed: Late, pace: Pace) -> Versions:
+        anneal_updates = delayed.anneal_epochs * pace.updates_per_epoch
+        if delayed.weights == "double":
+            return DoubleBuffer(self._layers, self._params, anneal_updates=anneal_updates)
         return Versions(
             self._layers,
             self._params,
             stash=delayed.weights == "stash",
             look_ahead=delayed.look_ahead,
-            anneal_updates=delayed.anneal_epochs * pace.updates_per_epoch,
+            anneal_updates=anneal_updates,
         )
 
     # --- weights ---------------------------------------------------------------------------------
@@ -650,12 +668,14 @@ def _in_torch(layers: Iterable[Layer]) -> bool:
     return any(_is_module(layer) for layer in layers)
 
 
-def _make_optimizer(options: config.Optimizer, layers: Sequence[Layer]) -> Optimizer:
+def _make_optimizer(
+    options: config.Optimizer, layers: Sequence[Layer], allow_import: Allowed
+) -> Optimizer:
     if isinstance(options, config.TorchOptimizer) or _in_torch(layers):
         from asyncdni.nn.torch.optimizer import TorchOptimizer
 
         shapes = [array.shape for layer in layers for array in layer.params.values()]
-        return TorchOptimizer(*_as_in_torch(options), shapes)
+        return TorchOptimizer(*_as_in_torch(options), shapes, allow_import=allow_import)
     match options:
         case config.Sgd():
             return Sgd(options.momentum, options.nesterov, options.weight_decay)

@@ -379,6 +379,8 @@ class NumpyStage:
         self._slots.clear()
         for block in self._blocks.values():
             block.forget()
+            if block.versions is not None:
+                block.versions.forget()
         self._sharing.forget()
         self._samples, self._corrected = 0, False
 
@@ -407,6 +409,9 @@ class NumpyStage:
                         f"weights of stage {name}: {key} is {found}, expected {array.shape}"
                     )
                 np.copyto(array, given[key])
+        for block in self._blocks.values():
+            if block.versions is not None:
+                block.versions.begin(block.updates)
 
     def snapshot(self) -> dict[str, dict[str, Array]]:
         assert not any(block.learned for block in self._blocks.values()), "gradients not applied"

@@ -89,12 +89,15 @@ def _versions(block: Block) -> list[Part]:
     if versions is None:
         return []
     arrays = versions.snapshot()
-    note = "its first forwards do not look ahead: the checkpoint does not say where to"
+    notes = {
+        "ahead": "its first forwards do not look ahead: the checkpoint does not say where to",
+        "last": "its first update goes through the present weights: the checkpoint has no others",
+    }
     return [
         Part(
             "versions.",
             arrays,
-            new=note if "ahead" in arrays else "",
+            new=next((note for name, note in notes.items() if name in arrays), ""),
             after=lambda: versions.restore(arrays),
             otherwise=lambda: versions.begin(block.updates),
         )
