@@ -52,6 +52,7 @@ class Roster:
     groups: Groups = _SINGLE  # batches that make one update together
     batches: int = 0  # training batches of the whole run; 0: not known
     resume: str = ""  # what to type for the run to go on from its folder; "": nothing stays there
+    metrics: tuple[str, ...] = ()  # of the test set beside loss and accuracy
 
     def find(self, stage: str) -> str | None:
         """A worker by its name, a stage of it, or its index."""

@@ -109,7 +109,7 @@ _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
     messages.Built: (("notes", _TEXT),),
     messages.Unheard: (("workers", _NAME),),
     messages.Drained: (("kind", _NAME),),
-    messages.Evaluated: (("stage", _NAME),),
+    messages.Evaluated: (("stage", _NAME), ("metrics", _NAME)),
     messages.Saved: (("tag", _NAME),),
     messages.Report: (("counters", _NAME),),
     messages.Accused: (("worker", _NAME), ("text", _TEXT)),
