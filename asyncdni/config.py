@@ -447,7 +447,8 @@ class EarlyStopping(Table, frozen=True, kw_only=True):
     """When a run ends before its time: as soon as so many evaluations in a row have brought
     nothing. They are of the test set: keep a set apart with `data.validation`."""
 
-    metric: str = ""  # of the history, such as "loss"; default: "accuracy" if there is one
+    # "loss", "accuracy" (the default, if there is one) or one of `run.metrics`
+    metric: str = ""
     patience: Count = 3  # evaluations without a better value
     min_delta: NonNegative = 0.0  # a value must be better than the best so far by more than this
 
@@ -463,6 +464,9 @@ class Run(Table, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one each
     evaluate_every: Positive = 1.0  # [epochs] between evaluations; fractions allowed
+    # of the test set beside loss and accuracy: "top5" (any number), "perplexity", "bits" (of a
+    # character or token), or a function of yours, "mymetrics:f1"; see docs/training.md
+    metrics: list[str] = []
     threads: Count = 1  # BLAS threads of each worker
     # on which cores workers run: "auto" gives neighbours in a locked chain different ones, "none"
     # leaves the choice to the system, [0, 1, 0] names the core of each worker; see docs/speed.md

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from asyncdni.data.checks import (
 )
 from asyncdni.data.meta import Inputs, Meta, other_parts
 from asyncdni.errors import DataError, DataWarning
+from asyncdni.handover import GIVEN, is_here
 from asyncdni.imports import Allowed, allowing
 from asyncdni.messages import Evaluated
+from asyncdni.nn.metrics import metric_name
 from asyncdni.plan.build import Design, make_design, make_whole_stage
 from asyncdni.stages.base import Score
 from asyncdni.stages.numpy.stage import NumpyStage
@@ -36,14 +38,16 @@ __all__ = ["evaluate", "predict"]
 Array = NDArray[Any]
 
 
-def evaluate(run: Result, *, allow_import: Allowed = False) -> dict[str, float | int | None]:
-    """Test a run's weights on its test set: {"samples", "accuracy", "loss"}.
+def evaluate(run: Result, *, allow_import: Allowed = False) -> dict[str, Any]:
+    """Test a run's weights on its test set: {"samples", "accuracy", "loss"}, and where the run has
+    metrics of its own {"metrics": {name: value}}.
 
     Batches, precision, order and threads are those of the run, so the results repeat its
     `test_accuracy` and `test_loss` exactly.
 
     Raises `DataError` if the data set can no longer be read, or has other shapes or counts than the
-    run's, or inputs on another scale. Other samples of the same shapes give a `DataWarning`.
+    run's, or inputs on another scale. Other samples of the same shapes give a `DataWarning`, and so
+    do metrics that were given as objects in another program, which are left out.
     """
     data = run.experiment.data
     if run.folder is None and isinstance(data, config.Npz) and not Path(data.path).exists():
@@ -52,11 +56,12 @@ def evaluate(run: Result, *, allow_import: Allowed = False) -> dict[str, float |
             "train with out=DIR to evaluate later"
         )
     design = _design(run, allow_import)
-    stage = _stage(design, run)
+    metrics, missing = _metrics(run)
+    stage = _stage(design, run, metrics)
     with allowing(allow_import):
         dataset = open_batches(data, run.experiment.run.seed)
     _check_same(run.meta, dataset.meta)
-    for text in _other_samples(run):
+    for text in (*_other_samples(run), *missing):
         warnings.warn(text, DataWarning, stacklevel=2)
     sums = {node.name: Score(node.name) for node in design.network.nodes if node.scored}
     with threadpool_limits(run.experiment.run.threads):
@@ -141,8 +146,22 @@ def _design(run: Result, allow_import: Allowed) -> Design:
     return make_design(run.experiment, run.meta, allow_import=allow_import)
 
 
-def _stage(design: Design, run: Result) -> NumpyStage:
-    stage = make_whole_stage(design)
+def _metrics(run: Result) -> tuple[list[str], list[str]]:
+    """Return the run's metrics that this process has or can import, and a warning for each of the
+    others."""
+    known, missing = [], []
+    for text in run.experiment.run.metrics:
+        module, _, name = text.partition(":")
+        if module == GIVEN and not is_here(name):
+            warning = "was given to train as an object, which this process does not have"
+            missing.append(f"metric {metric_name(text)} is left out: it {warning}")
+        else:
+            known.append(text)
+    return known, missing
+
+
+def _stage(design: Design, run: Result, metrics: Sequence[str] = ()) -> NumpyStage:
+    stage = make_whole_stage(design, metrics)
     stage.load(by_stage(run.weights))
     return stage
 
@@ -161,10 +180,12 @@ def _listed(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
 
-def _result(sums: dict[str, Score]) -> dict[str, float | int | None]:
+def _result(sums: dict[str, Score]) -> dict[str, Any]:
     """Return the figures that the run's coordinator would compute from the same sums."""
     scores = Scores()
     for s in sums.values():
-        scores.add(Evaluated(0, s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps))
+        metrics = {name: average.value for name, average in s.metrics.items()}
+        scores.add(Evaluated(0, s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps, metrics))
     samples = max((score.samples for score in sums.values()), default=0)
-    return {"samples": samples, "accuracy": scores.accuracy, "loss": scores.loss}
+    found = {"samples": samples, "accuracy": scores.accuracy, "loss": scores.loss}
+    return found | ({"metrics": scores.metrics} if scores.metrics else {})

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 
 from asyncdni.errors import ConfigError
 
-__all__ = ["GIVEN", "VARIABLE", "Handover", "received"]
+__all__ = ["GIVEN", "VARIABLE", "Handover", "is_here", "received"]
 
 #: What stands in place of a module's name where an object has been handed over: "given:model-1".
 GIVEN = "given"
@@ -68,6 +68,11 @@ class Handover:
     def close(self) -> None:
         """Close the file. This process keeps the objects, to use the network once it is trained."""
         self._file.close()
+
+
+def is_here(name: str) -> bool:
+    """Whether this process has been handed the object `name`, or keeps it."""
+    return name in _handovers or name in _inherited
 
 
 def received(name: str) -> Any:

@@ -148,6 +148,7 @@ class Evaluated(Message, frozen=True, tag=True):
     correct: int | None
     outputs: int
     steps: int | None = None  # for windows: the steps that count, over which the loss is summed
+    metrics: dict[str, float | None] = {}  # further ones, by name; None: not a finite number
 
 
 class Saved(Message, frozen=True, tag=True):

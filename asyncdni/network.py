@@ -151,6 +151,11 @@ class Network:
                 return node
         raise KeyError(name)
 
+    @property
+    def judged(self) -> Node:
+        """The stage whose outputs `run.metrics` are of: the last one with a loss."""
+        return next(node for node in reversed(self.nodes) if node.loss is not None)
+
     def sharers(self, name: str) -> tuple[str, ...]:
         """Return all stages that use the weights of this one, itself included, in declared
         order."""

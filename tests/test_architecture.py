@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGE = "asyncdni"
 ROOT = Path(__file__).parent.parent / PACKAGE
-FUNCTION_LINES_MAX = 60
+FUNCTION_LINES_MAX = 55
 
 #: What each package may import of the others. One that is not here, and each module beside the
 #: packages, may import all that leads to no circle, except what ONLY and NEVER below say.
@@ -297,12 +297,18 @@ def test_a_worker_process_imports_no_display_no_plots_no_launcher() -> None:
 # --- every file ----------------------------------------------------------------------------------
 
 
+def _lines(node: ast.stmt) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
 @each_module
 def test_functions_stay_short(module: Module) -> None:
+    """Docstrings do not count: they are to be complete."""
     for node in ast.walk(module.tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno is not None
-            lines = node.end_lineno - node.lineno + 1
+            has_docstring = ast.get_docstring(node) is not None
+            lines = _lines(node) - (_lines(node.body[0]) if has_docstring else 0)
             assert lines <= FUNCTION_LINES_MAX, f"{module.path}:{node.lineno} {node.name}"
 
 

@@ -120,6 +120,15 @@ def test_losses_are_better_if_they_are_smaller_by_more_than_the_least_difference
     ]
 
 
+def test_metrics_of_the_run_may_decide() -> None:
+    for metric, values, stops in (("bits", [2.0, 1.0, 1.5], True), ("f1", [2.0, 1.0, 1.5], True)):
+        why: list[str] = []
+        history = [{"accuracy": 0.5, "loss": 1.0, "metrics": {metric: one}} for one in values]
+        training = Training(TINY, None, history, stop=why.append)
+        EarlyStopping(metric, patience=1 if metric == "bits" else 2).on_evaluation(training)
+        assert bool(why) is stops, metric
+
+
 def test_a_metric_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match=r"no 'top5' in the history; known: loss"):
         reasons([None], [1.0], metric="top5")

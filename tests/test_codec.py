@@ -48,6 +48,9 @@ FIELDS = {
     list[str]: st.lists(st.text(), max_size=3),
     dict[str, str]: st.dictionaries(st.text(), st.text(), max_size=3),
     dict[str, int]: st.dictionaries(st.text(), st.integers(0, 2**63), max_size=3),
+    dict[str, float | None]: st.dictionaries(
+        st.text(), st.floats(allow_nan=False) | st.none(), max_size=3
+    ),
     dict[str, float | int | None]: st.dictionaries(
         st.text(), st.none() | st.floats() | st.integers(0, 2**63), max_size=3
     ),

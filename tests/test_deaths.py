@@ -396,6 +396,10 @@ ABSURD: list[tuple[str, str, Message, str]] = [
     ("started", "a", Accused("c", 1, "x"), "c sends nothing to it"),
     ("evaluating", "c", Evaluated(0, "c", 11, 1.0, 1, 1), "its samples are 11, not 10"),
     ("evaluating", "c", Evaluated(0, "c", 10, float("nan"), 1, 1), "its loss is nan"),
+    (
+        *("evaluating", "c", Evaluated(0, "c", 10, 1.0, 1, 1, None, {"f1": 1.0})),
+        "its metrics are not those of the run",
+    ),
     ("evaluating", "c", Evaluated(0, "c", 10, 1.0, 11, 1), "its correct are 11"),
     ("evaluating", "c", Evaluated(0, "c", 10, 1.0, 1, -1), "its outputs are -1"),
     ("evaluating", "c", Evaluated(0, "c", 10, 1.0, 1, 1, -5), "its samples or steps are -5"),

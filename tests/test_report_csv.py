@@ -94,6 +94,18 @@ def test_every_evaluation_is_a_line() -> None:
     ]
 
 
+def test_metrics_of_any_run_have_columns_and_others_leave_them_empty() -> None:
+    found = document()
+    summary = found["runs"][0]["summary"]
+    summary["test_metrics"] = {"top5": 0.99}
+    summary["history"] = [{**one, "metrics": {"top5": 0.5}} for one in summary["history"]]
+    assert [of(name, 0, found)["test_top5"] for name in ("locked", "synthetic")] == ["0.99", ""]
+    read = lines(evaluations_csv(found))
+    assert {(line["name"], line["seed"]) for line in read if line["test_top5"] == "0.5"} == {
+        ("locked", "0")
+    }
+
+
 def test_runs_without_evaluations_have_no_such_lines() -> None:
     bare = {"name": "other", "seed": 0, "summary": {"samples_per_s": 1.0}}
     assert lines(evaluations_csv(document(runs=[bare]))) == []

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from asyncdni.plan.build import Design
 from asyncdni.plan.rules import is_repeatable
-from asyncdni.report.columns import Form, counted
+from asyncdni.report.columns import Form, counted, metric_words
 from asyncdni.report.records import Recorder
 
 __all__ = [
@@ -59,6 +59,7 @@ class Progress:
     train_loss: float | None
     accuracy: float | None  # of the last evaluation
     test_loss: float | None
+    metrics: Mapping[str, float | None]  # of the test set beside those two
 
     @property
     def fraction(self) -> float:
@@ -70,7 +71,8 @@ def measure(design: Design, recorder: Recorder, elapsed_s: float) -> Progress:
     train_samples, epochs = design.meta.train_samples, _epochs(design)
     slowest = min(recorder.reports.values(), key=_passed, default={})
     samples, wall_s = _passed(slowest), slowest.get("wall_s") or 0.0
-    last = recorder.history[-1] if recorder.history else {"accuracy": None, "loss": None}
+    empty: dict[str, Any] = {"accuracy": None, "loss": None}
+    last = recorder.history[-1] if recorder.history else empty
     left = max(0, train_samples * epochs - samples)
     return Progress(
         epoch=samples / train_samples,
@@ -80,6 +82,7 @@ def measure(design: Design, recorder: Recorder, elapsed_s: float) -> Progress:
         train_loss=recorder.train_loss,
         accuracy=last["accuracy"],
         test_loss=last["loss"],
+        metrics=last.get("metrics", {}),
     )
 
 
@@ -131,6 +134,7 @@ def outcome(summary: Mapping[str, Any]) -> str:
     speed = summary["samples_per_s"]
     parts = (
         score(summary["test_accuracy"], summary["test_loss"]) or "no test set",
+        *metric_words(summary.get("test_metrics", {})),
         f"{speed:,.0f} samples/s" if speed else "nothing trained",
         f"{summary['train_s']:.1f} s",
     )
@@ -191,6 +195,7 @@ def _figures(progress: Progress) -> str:
     parts = (
         "" if loss is None else f"loss {loss:.4f}",
         score(progress.accuracy, progress.test_loss),
+        *metric_words(progress.metrics),
         "" if speed is None else f"{speed:,.0f} samples/s",
     )
     return "   ".join(part for part in parts if part)
@@ -565,7 +570,8 @@ def _evaluation(design: Design, values: Mapping[str, Any]) -> str:
     shown = score(values["accuracy"], values["loss"])
     speed = values["samples"] / values["train_s"] if values["train_s"] else 0.0
     loss = "" if values["accuracy"] is None else f", test loss {values['loss']:.4g}"
-    return f"{line}, {shown}{loss}, {speed:,.0f} samples/s"
+    more = "".join(f", {text}" for text in metric_words(values.get("metrics", {})))
+    return f"{line}, {shown}{loss}{more}, {speed:,.0f} samples/s"
 
 
 def _finish(console: Console, title: str, summary: Mapping[str, Any], folder: Path | None) -> None:

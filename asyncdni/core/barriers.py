@@ -135,13 +135,15 @@ class BarrierSteps:
         if len(self._at.scores.stages) < len(self._roster.losses):
             return
         scores = self._at.scores = self._at.scores.ordered(self._roster.losses)
-        entry = {
+        entry: dict[str, Any] = {
             "batches": self._at.position,
             "samples": self._run.samples_learned(),
             "train_s": self._ledger.train_s,
             "accuracy": scores.accuracy,
             "loss": scores.loss,
         }
+        if self._roster.metrics:
+            entry["metrics"] = scores.metrics
         self._out.record("evaluation", now, **entry)
         self._at.before = len(self._ledger.history), self._ledger.best
         if self._ledger.evaluated(scores, entry):

@@ -132,6 +132,10 @@ class Claims:
             return f"its samples are {score.samples}, not {tests}"
         if not math.isfinite(score.loss):
             return f"its loss is {score.loss}"
+        strange = score.metrics.keys() - set(self._roster.metrics)
+        values = [value for value in score.metrics.values() if value is not None]
+        if strange or not all(map(math.isfinite, values)):
+            return "its metrics are not those of the run, or no numbers"
         count = score.samples if score.steps is None else score.steps
         return (
             _beyond("samples or steps", count)

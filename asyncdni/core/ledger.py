@@ -52,6 +52,11 @@ class Scores:
                 accuracy = score.correct / (count * score.outputs)
         return accuracy
 
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The values of `run.metrics`, by name; empty where the run has none."""
+        return {k: v for score in self.stages.values() for k, v in score.metrics.items()}
+
     def beats(self, accuracy: float | None, loss: float | None) -> bool:
         """Better accuracy; without one, smaller loss."""
         if self.accuracy is None or accuracy is None:

@@ -53,6 +53,7 @@ class Roster:
     batches: int = 0  # training batches of the whole run; 0: not known
     consults: bool = False  # the user's callbacks may end the run at an evaluation
     resume: str = ""  # what to type for the run to go on from its folder; "": nothing stays there
+    metrics: tuple[str, ...] = ()  # of the test set beside loss and accuracy
     versions: Mapping[str, str] = field(default_factory=dict)  # to be compared: see `Hello`
     sources: Mapping[str, str] = field(default_factory=dict)  # of the coordinator: see `Built`
 

@@ -137,8 +137,9 @@ class Post:
     def evaluated(self, barrier: int, scores: Iterable[Any]) -> None:
         """The sums over the test set of each loss here (`stages.base.Score`)."""
         for s in scores:
-            message = Evaluated(barrier, s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps)
-            self.send(COORDINATOR, message)
+            metrics = {name: average.value for name, average in s.metrics.items()}
+            sums = s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps
+            self.send(COORDINATOR, Evaluated(barrier, *sums, metrics))
 
 
 #: How long a neighbour may take before the coordinator is told that it is not heard.

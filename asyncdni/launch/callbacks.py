@@ -117,11 +117,16 @@ def _check(callback: Any) -> None:
         raise ConfigError(f"callbacks: {kind} {has}; known are {', '.join(_KNOWN)}")
 
 
+#: Metrics of which smaller values are better; of all others it is the larger ones.
+_SMALLER = "loss", "perplexity", "bits"
+
+
 class EarlyStopping:
     """Ends a run once `patience` evaluations in a row have brought no better value of `metric`.
 
-    `metric` is one of the history: "accuracy" (larger is better) or "loss"; "": the accuracy where
-    there is one. A value is better if it is so by more than `min_delta`. It looks at the history
+    `metric` is one of the history: "accuracy", "loss" or one of `run.metrics`; "": the accuracy
+    where there is one. Of "loss", "perplexity" and "bits" smaller values are better, of all others
+    larger ones. A value is better if it is so by more than `min_delta`. It looks at the history
     alone, so that a run which is resumed stops where it would have.
     """
 
@@ -132,18 +137,23 @@ class EarlyStopping:
 
     def on_evaluation(self, run: Training) -> None:
         """Raises `ConfigError` for a metric that the history does not have."""
-        newest = run.history[-1]
-        metric = self.metric or ("loss" if newest["accuracy"] is None else "accuracy")
-        if not isinstance(newest.get(metric), int | float):
-            known = [name for name in ("accuracy", "loss") if newest.get(name) is not None]
+        history = [_measured(entry) for entry in run.history]
+        metric = self.metric or ("accuracy" if "accuracy" in history[-1] else "loss")
+        if metric not in history[-1]:
             raise ConfigError(
-                f"early_stopping.metric: no {metric!r} in the history; known: {', '.join(known)}"
+                f"early_stopping.metric: no {metric!r} in the history; known: "
+                f"{', '.join(history[-1])}"
             )
-        sign = -1 if metric == "loss" else 1
-        values = [sign * entry[metric] for entry in run.history]
-        best, since = values[0], 0
-        for value in values[1:]:
-            better = value > best + self.min_delta
+        sign = -1 if metric in _SMALLER else 1
+        best, since = None, 0
+        for value in (sign * entry[metric] for entry in history if metric in entry):
+            better = best is None or value > best + self.min_delta
             best, since = (value, 0) if better else (best, since + 1)
         if since >= self.patience:
             run.stop(f"{metric} has not improved in {counted(since, 'evaluation')}")
+
+
+def _measured(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an evaluation by name."""
+    found = {"accuracy": entry["accuracy"], "loss": entry["loss"], **entry.get("metrics", {})}
+    return {name: value for name, value in found.items() if value is not None}

@@ -27,7 +27,7 @@ from asyncdni.imports import check_may_train, import_flags
 from asyncdni.launch.callbacks import Callbacks, EarlyStopping
 from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
-from asyncdni.plan.build import Design, make_roster
+from asyncdni.plan.build import Design, find_metrics, make_roster
 from asyncdni.plan.model import state_facts
 from asyncdni.plan.rules import is_repeatable
 from asyncdni.plan.sizes import check_memory
@@ -147,6 +147,7 @@ def conduct(
     """
     check_may_train()
     _check_name(out)
+    find_metrics(design)  # raises for those that can't be had
     with ExitStack() as stack:
         transport = CoordinatorTransport(bind, keys)
         stack.callback(transport.close, _LINGER_S)

@@ -53,9 +53,10 @@ def check_no_options(options: Mapping[str, Any], data: object) -> None:
 
 
 def given_model(
-    model: nn.Module, data: object, options: ModuleOptions
+    model: nn.Module, data: object, options: ModuleOptions, objects: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Handover]:
-    """The tables of the experiment that trains a model, and what its workers are handed.
+    """The tables of the experiment that trains a model, and what its workers are handed: `objects`
+    as well.
 
     Raises `ConfigError` for objects that can't be sent to another process, and `DataError` for
     data sets without samples."""
@@ -63,7 +64,7 @@ def given_model(
     from asyncdni.nn.torch.layer import empty_copy
 
     structure, classes = empty_copy(model, "meta"), 0
-    given: dict[str, Any] = {"model": structure}
+    given: dict[str, Any] = {"model": structure, **objects}
     if not isinstance(data, Mapping):
         given["data"] = _two_sets(data)
         classes = _width(structure, first_shape(given["data"]))

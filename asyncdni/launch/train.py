@@ -32,6 +32,7 @@ from asyncdni.launch.callbacks import Callback
 from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
 from asyncdni.launch.model import ModuleOptions, check_no_options, given_model, is_model
+from asyncdni.nn.metrics import metric_objects, object_name
 from asyncdni.plan.build import Design, check_targets, make_design
 from asyncdni.report.tensorboard import EventFiles
 from asyncdni.report.traces import merged_at_end
@@ -137,6 +138,7 @@ def train(
     callbacks: Sequence[Callback | Any] = (),
     trace: bool = False,
     tensorboard: bool = False,
+    metrics: Mapping[str, Callable[[Array, Array], float]] | Sequence[str] | None = None,
     allow_import: bool | str | Sequence[str] = False,
     **module: Unpack[ModuleOptions],
 ) -> Result:
@@ -159,6 +161,8 @@ def train(
         trace: write every op, message and wait of all workers to DIR/trace.json (for
             https://ui.perfetto.dev), and each worker's own to DIR/trace.
         tensorboard: write event files to DIR/tensorboard; needs the extra of that name, and `out`.
+        metrics: names of metrics of the test set, in place of `run.metrics`; or {name: function},
+            each of which maps arrays, outputs (N, K) and targets (N,) or (N, K), to their mean.
         allow_import: let workers import what the experiment names as "module:Class": all of it, or
             what is of modules whose names begin so (["mymodels"]).
         module: for a module of PyTorch loss, stages, optimizer, …: see `ModuleOptions`.
@@ -171,13 +175,12 @@ def train(
         KeyboardInterrupt: after a stop, with what is kept; see its cause, `errors.Interrupted`.
     """
     check_may_train()
+    given = {"source": source, "schedule": schedule, "seed": seed, "data": data, "out": out}
     with ExitStack() as stack:
         if resume is None:
-            described, handover = _described(stack, source, data, module)
-            changes = [*set, *_init_setting(init)]
-            job = _Job(_resolve(described, schedule, seed, changes), data, init, out, handover)
+            job = _new_job(stack, set, module, **given, init=init, metrics=metrics)
         else:
-            _check_alone(source=source, schedule=schedule, seed=seed, data=data, out=out, init=init)
+            _check_alone(**given, init=init, metrics=metrics)
             job = _Job(changed_experiment(Path(resume), set), out=resume, resumed=True)
             if is_complete(Path(resume), job.experiment):
                 return open_run(resume)
@@ -202,16 +205,57 @@ class _Job:
         return self.data if isinstance(self.data, Mapping) else None
 
 
+def _new_job(
+    stack: ExitStack,
+    changes: Sequence[str],
+    options: ModuleOptions,
+    *,
+    source: Any,
+    schedule: Any,
+    seed: Any,
+    data: Any,
+    out: Any,
+    init: Any,
+    metrics: Any,
+) -> _Job:
+    """What a run is to do that begins, as `train` was told."""
+    described, handover = _described(stack, source, data, options, metrics)
+    changes = [*changes, *_init_setting(init), *_metrics_setting(metrics, handover)]
+    return _Job(_resolve(described, schedule, seed, changes), data, init, out, handover)
+
+
 def _described(
-    stack: ExitStack, source: _Source | Module, data: object, options: ModuleOptions
+    stack: ExitStack,
+    source: _Source | Module,
+    data: object,
+    options: ModuleOptions,
+    metrics: Mapping[str, object] | Sequence[str] | None,
 ) -> tuple[_Source, Handover | None]:
-    """An experiment as it is, or that of a module, with what its workers are handed."""
-    if not is_model(source):
-        check_no_options(options, data)
+    """An experiment as it is, or that of a module, with what its workers are handed: the model and
+    its data sets, functions that are metrics, or nothing."""
+    objects = metric_objects(metrics) if isinstance(metrics, Mapping) else {}
+    if is_model(source):
+        tables, handover = given_model(source, data, options, objects)
+        stack.callback(handover.close)
+        return tables, handover
+    check_no_options(options, data)
+    if not objects:
         return cast(_Source, source), None
-    tables, handover = given_model(source, data, options)
+    handover = Handover(objects, {})
     stack.callback(handover.close)
-    return tables, handover
+    return cast(_Source, source), handover
+
+
+def _metrics_setting(
+    metrics: Mapping[str, object] | Sequence[str] | None, handover: Handover | None
+) -> list[str]:
+    """Return `metrics` as a setting; functions are named as they are handed over."""
+    if metrics is None:
+        return []
+    texts = [metrics] if isinstance(metrics, str) else list(metrics)
+    if isinstance(metrics, Mapping) and handover is not None:
+        texts = [handover.name_of(object_name(name)) for name in metrics]
+    return [f"run.metrics={json.dumps(texts)}"]
 
 
 def _trained(

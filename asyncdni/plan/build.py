@@ -10,7 +10,7 @@ under every split.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from asyncdni.nn.generators.error import LocalHead
 from asyncdni.nn.input_model import InputModel
 from asyncdni.nn.layers import is_module
 from asyncdni.nn.losses import is_own, make_loss
+from asyncdni.nn.metrics import Metric, make_metrics, metric_names
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.checks import check_rules
 from asyncdni.plan.conditions import check_conditions, neighbours
@@ -67,6 +68,7 @@ __all__ = [
     "begins_from",
     "check_targets",
     "find_exits",
+    "find_metrics",
     "find_shares",
     "lent_readout",
     "make_design",
@@ -266,6 +268,7 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
             empty=design.init is not None and node.name in design.init,
             autocast=run.autocast is not None,
             compile=run.compile,
+            metrics=find_metrics(design) if node is design.network.judged else (),
         )
         for node in group.members
     ]
@@ -282,11 +285,26 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
     )
 
 
-def make_whole_stage(design: Design) -> NumpyStage:
-    """Build all declared stages as one, without generators, to use a trained network."""
+def find_metrics(design: Design) -> list[Metric]:
+    """Make the metrics of `run.metrics`. Raises `ConfigError`, also for functions that can't be
+    imported."""
+    meta = design.meta
+    classes = meta.outputs if meta.targets == "classes" else 0
+    texts = design.experiment.run.metrics
+    return make_metrics(texts, classes=classes, allow_import=design.allow_import)
+
+
+def make_whole_stage(design: Design, metrics: Sequence[str] = ()) -> NumpyStage:
+    """Build all declared stages as one, without generators, to use a trained network.
+
+    `metrics` are those of `run.metrics` that it computes of a test set."""
     chosen = design.experiment
     run = config.Run(
-        seed=chosen.run.seed, dtype=chosen.run.dtype, split=[len(chosen.stages)], epochs=0
+        seed=chosen.run.seed,
+        dtype=chosen.run.dtype,
+        split=[len(chosen.stages)],
+        epochs=0,
+        metrics=list(metrics),
     )
     stages = [msgspec.structs.replace(stage, schedule={}) for stage in chosen.stages]
     # Tables about single workers and the links between them are left out: there is one worker.
@@ -422,6 +440,7 @@ def make_roster(
         resume=resume,
         versions=_compared_versions(chosen),
         sources=software.source_digests(experiment.tables(chosen)["stages"]),
+        metrics=metric_names(chosen.run.metrics),
     )
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "fixed",
     "flat_runs",
     "interval",
+    "metric_words",
     "percent",
     "runs_csv",
     "time_key",
@@ -355,9 +356,18 @@ def flat_runs(found: Mapping[str, Any]) -> list[dict[str, Any]]:
                 for target in found.get("targets") or ()
             },
             **{column.name: column.of_run(run["summary"]) for column in COUNTERS},
+            **_metrics(found, run["summary"].get("test_metrics")),
             "folder": run.get("folder"),
         }
         for run in found["runs"]
+    ]
+
+
+def metric_words(metrics: Mapping[str, float | None]) -> list[str]:
+    """Return `top5 0.9983` for each metric of a test set, by name."""
+    return [
+        f"{name} {MISSING if value is None else format(value, '.4g')}"
+        for name, value in metrics.items()
     ]
 
 
@@ -376,13 +386,27 @@ def evaluations_csv(found: Mapping[str, Any]) -> str:
     """Return a CSV with one line for each evaluation of a run; `train_s` is training time only."""
     first = [*_place({"name": "", "seed": 0}, found)]
     return _csv(
-        [*first, *_EVALUATION],
+        [*first, *_EVALUATION, *_metrics(found, {})],
         (
-            {**_place(run, found), **{key: one.get(key) for key in _EVALUATION}}
+            {
+                **_place(run, found),
+                **{key: one.get(key) for key in _EVALUATION},
+                **_metrics(found, one.get("metrics")),
+            }
             for run in found["runs"]
             for one in run["summary"].get("history") or ()
         ),
     )
+
+
+def _metrics(
+    found: Mapping[str, Any], known: Mapping[str, float | None] | None
+) -> dict[str, float | None]:
+    """Return the columns `test_NAME` of all metrics that a run of the document has: values of
+    `known`, None where it has none."""
+    summaries = [run["summary"] for run in found["runs"]]
+    names = dict.fromkeys(name for one in summaries for name in one.get("test_metrics") or ())
+    return {f"test_{name}": (known or {}).get(name) for name in names}
 
 
 def _place(run: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

@@ -534,7 +534,9 @@ class Recorder:
             if self._training_since_s is not None:
                 self._training_since_s = values["time_s"]
             batches = {"batches": values["batches"]} if "batches" in values else {}
-            self.history.append(batches | {key: values[key] for key in _EVALUATION})
+            metrics = {"metrics": values["metrics"]} if "metrics" in values else {}
+            entry = batches | {key: values[key] for key in _EVALUATION} | metrics
+            self.history.append(entry)
 
     def _add_segment(self) -> None:
         """End a stretch of training at the last record."""
@@ -570,6 +572,7 @@ class Recorder:
             "cpu_s": sum(report.get("cpu_s") or 0.0 for report in self.reports.values()),
             "test_accuracy": last["accuracy"],
             "test_loss": last["loss"],
+            **({"test_metrics": last["metrics"]} if "metrics" in last else {}),
             "history": self.history,
             "guard": self.guard,
             "changes": self.changes,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from asyncdni.nn.base import Array
+from asyncdni.nn.metrics import Average
 from asyncdni.schedules.base import Source
 
 __all__ = ["Agreement", "Array", "Context", "Forwarded", "Score", "Stage"]
@@ -37,6 +38,8 @@ class Score:
     outputs: int = 1  # answers per sample: `correct` is out of samples * outputs
     #: For windows, the number of steps that count, in place of samples. None: samples count.
     steps: int | None = None
+    #: Of the test set: the experiment's further metrics, by name.
+    metrics: dict[str, Average] = field(default_factory=dict)
 
     def add(self, other: Score) -> None:
         if other.steps is not None:
@@ -46,6 +49,11 @@ class Score:
         self.outputs = other.outputs
         if other.correct is not None:
             self.correct = (self.correct or 0) + other.correct
+        for name, average in other.metrics.items():
+            if name in self.metrics:
+                self.metrics[name].add(average)
+            else:
+                self.metrics[name] = average
 
     @property
     def count(self) -> int:

@@ -37,16 +37,8 @@ __all__ = ["Beginning", "changed_experiment", "find_beginning", "is_complete"]
 #: What may be changed about a run that has begun: all that makes neither another network nor other
 #: samples, nor gives them in another order. So its state means the same before and after.
 _CHANGEABLE = (
-    *(
-        "run.epochs",
-        "run.max_steps",
-        "run.early_stopping",
-        "run.split",
-        "run.threads",
-        "run.pin",
-        "run.evaluate_every",
-        "data.path",
-    ),
+    *("run.epochs", "run.max_steps", "run.early_stopping", "run.evaluate_every", "run.metrics"),
+    *("run.split", "run.threads", "run.pin", "data.path"),
     # rates, decay, weight decay, clipping: not the kind, whose state is kept
     *("optimizer", "stages.NAME.optimizer"),
     *("schedule", "stages.NAME.schedule", "staleness", "links", "slow"),

@@ -166,6 +166,11 @@ class Result:
         accuracy: float | None = self.summary["test_accuracy"]
         return accuracy
 
+    @property
+    def test_metrics(self) -> dict[str, float | None]:
+        """The values of `run.metrics` for the final weights, by name; None: not a finite number."""
+        return dict(self.summary.get("test_metrics", {}))
+
 
 def create_folder(path: Path, tables: config.Experiment) -> Path:
     """Make the folder of a new run and write its experiment there.

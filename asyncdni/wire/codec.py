@@ -114,7 +114,7 @@ _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
     messages.Built: (("notes", _TEXT), ("sources", _NAME)),
     messages.Unheard: (("workers", _NAME),),
     messages.Drained: (("kind", _NAME),),
-    messages.Evaluated: (("stage", _NAME),),
+    messages.Evaluated: (("stage", _NAME), ("metrics", _NAME)),
     messages.Saved: (("tag", _NAME),),
     messages.Report: (("counters", _NAME),),
     messages.Accused: (("worker", _NAME), ("text", _TEXT)),

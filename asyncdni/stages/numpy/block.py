@@ -25,7 +25,8 @@ from asyncdni.network import Node
 from asyncdni.nn.base import Array, Layer, Loss, Optimizer, Slot, rows
 from asyncdni.nn.layers import make_layer
 from asyncdni.nn.layers.recurrent import Recurrent
-from asyncdni.nn.losses import WindowLoss, is_own, make_loss
+from asyncdni.nn.losses import WindowLoss, by_step, counted, is_own, make_loss
+from asyncdni.nn.metrics import Average, Metric
 from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten, norm, scale
 from asyncdni.nn.streams import layer_streams
 from asyncdni.schedules.base import Groups
@@ -86,11 +87,18 @@ class StageSlot:
 class Scoring:
     """The loss that `node` names, of outputs (B, K) or, where samples are windows, (B, T, K)."""
 
-    def __init__(self, node: Node, layers: Sequence[Layer], allow_import: Allowed) -> None:
+    def __init__(
+        self,
+        node: Node,
+        layers: Sequence[Layer],
+        metrics: Sequence[Metric],
+        allow_import: Allowed,
+    ) -> None:
         """Raises `ConfigError` for an unknown loss."""
         assert node.loss is not None
         self._name = node.name
         self._answers = node.answers
+        self._metrics = metrics
         self._loss = _make_loss(node.loss, layers, allow_import)
         # The same loss over windows, whose steps have targets of their own.
         self._windows = WindowLoss(self._loss) if len(node.output_shape) == 2 else None
@@ -106,6 +114,18 @@ class Scoring:
             return self._score(len(x), loss, correct, outputs)
         loss, correct, steps = self._windows.forward(x, targets, context.get("mask"), slot)
         return self._score(len(x), loss, correct, outputs, steps)
+
+    def metrics(self, x: Array, context: Context) -> dict[str, Average]:
+        """The further metrics of outputs x, by name. Raises `ConfigError` where a function of the
+        user's fails."""
+        y, chosen = context["y"], None
+        if not self._metrics:
+            return {}
+        if self._windows is not None:
+            x, y, chosen = by_step(x), by_step(y), counted(context.get("mask"))
+        if chosen is not None:
+            x, y = x[chosen], y[chosen]
+        return {m.name: m.average(x, y) for m in self._metrics} if len(x) else {}
 
     def _score(
         self, count: int, loss: float, correct: int | None, outputs: int, steps: int | None = None
@@ -299,6 +319,7 @@ class Block:
         empty: bool = False,
         autocast: bool = False,
         compile: bool = False,
+        metrics: Sequence[Metric] = (),
     ) -> None:
         """Args:
         delayed: what to do about gradients that come late; None: none do.
@@ -307,6 +328,7 @@ class Block:
             the next; None: each sample is a whole sequence.
         empty: whether layers may go without initial weights, as others are loaded in their place.
         autocast, compile: how modules of PyTorch compute; see `nn.torch.layer.ModuleLayer`.
+        metrics: what is computed of the test set beside the loss.
         """
         self.node = node
         self.updates = 0
@@ -328,7 +350,8 @@ class Block:
             np.copyto(self._params, flatten(there)[0])
         self.optimizer = _make_optimizer(optimizer, self._layers, allow_import)
         self.optimizer.start(self._params)
-        self._scoring = Scoring(node, self._layers, allow_import) if node.loss else None
+        scoring = Scoring(node, self._layers, metrics, allow_import) if node.loss else None
+        self._scoring = scoring
         self._recurrent = {
             i: layer for i, layer in enumerate(self._layers) if isinstance(layer, Recurrent)
         }
@@ -416,6 +439,8 @@ class Block:
                 f"the loss of stage {self.node.name} is {score.loss} at the test set: "
                 "lower optimizer.learning_rate or set optimizer.clip_norm"
             )
+        if score is not None and self._scoring is not None:
+            score.metrics = self._scoring.metrics(x, context)
         return x, score
 
     def _continued(self, i: int, x: Array, first: Array) -> Array:
