@@ -29,7 +29,9 @@ def test_what_went_wrong_and_what_became_of_it_stands_below_the_picture(
 ) -> None:
     output = told(capsys, file, "--schedule", "locked", "--faults", "crash stage2 at 200ms")
     assert "faults: crash 1" in output
-    assert re.search(r"worker stage2 died with signal 9\n.* round \d begins, from checkpoints/", output)
+    assert re.search(
+        r"worker stage2 died with signal 9\n.* round \d begins, from checkpoints/", output
+    )
     assert re.search(r"stage2 is back after 0\.\d+ s; \d+ updates? to be done again", output)
     assert max(map(len, output.splitlines())) <= 100
 
