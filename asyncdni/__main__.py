@@ -43,7 +43,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="asyncdni",
         description="Train a neural network with each stage in a process of its own.",
-        epilog="`asyncdni COMMAND --help` shows an example of each.",
+        epilog="`asyncdni COMMAND --help` shows an example of each; `asyncdni new NAME` writes an "
+        "experiment to begin with, and `asyncdni explain` lists what one may hold.",
     )
     parser.add_argument("--version", action="version", version=f"asyncdni {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -516,7 +516,7 @@ class Staleness(Table, frozen=True, kw_only=True):
 class Stage(Table, frozen=True, kw_only=True):
     """Consecutive layers, which are trained by one worker."""
 
-    # "relu" | { dense = 256 } | { batch_norm = { … } }
+    # one after the other, by name and options: "relu", { dense = 256 } or { batch_norm = { … } }
     layers: Annotated[list[str | dict[str, Any]], Meta(min_length=1)]
     name: str = ""  # for messages, files and links; empty: stage1, stage2, …
     # the stages it gets activations from; "data": the data set; None: the stage before

@@ -90,7 +90,7 @@ def test_ctrl_c_ends_the_comparison_and_keeps_finished_runs(file: Path, tmp_path
     found = json.loads((out / "compare.json").read_text())
     assert not found["complete"]
     assert 1 <= len(found["runs"]) < 6
-    assert f"finished runs: {len(found['runs'])} of 6, in {out}; the same command with" in said
+    assert f"finished runs: {len(found['runs'])} of 6, in {out}; to go on, give" in said
     assert (out / "locked-seed0" / "summary.json").is_file()
 
 

@@ -237,7 +237,10 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return tomllib.loads(decode_text(read_file(path)))
     except FileNotFoundError:
-        raise ConfigError(f"{name}: no such file; expected an experiment file (TOML)") from None
+        raise ConfigError(
+            f"{name}: no such file; expected an experiment file (TOML), as "
+            "`asyncdni new NAME` writes one"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{name}: can't be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

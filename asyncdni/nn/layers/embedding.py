@@ -26,7 +26,7 @@ class Embedding:
         self,
         tokens: int,  # how many different ids there are
         *,
-        width: int,  # [numbers] in the vector of an id
+        width: int,  # size of the vector of an id
         init: str = "normal:1",  # how the weight starts: see `init`
     ) -> None:
         check_positive(tokens=tokens, width=width)

@@ -315,11 +315,11 @@ class Future:
     def __init__(
         self,
         *,
-        labels: int = 0,  # [numbers] of the context's "coming" that it sees; 0: the state alone
+        labels: int = 0,  # how many of the context's "coming" it sees; 0: the state alone
         # with 0 the target is the gradient at the start of the next window, whose own future is
         # predicted (bootstrap); with 1 it is swept back from the sequence's end; between, it is a
         # λ-return
-        lambda_: float = 0.0,  # `lambda` in a file
+        lambda_: float = 0.0,
         # [windows] kept for a sweep where lambda is above 0; a longer sequence is swept in pieces,
         # each with a prediction at its end
         windows: int = 64,
