@@ -37,9 +37,9 @@ from asyncdni.store.given import begin_with  # noqa: E402
 
 RESULTS, README = HERE / "results" / "transformer.json", HERE / "README.md"
 LAG = 7  # of all stages, in batches: that of the first of eight stages
-RATES = 3e-3, 1e-2
+RATES = 1e-3, 3e-3, 1e-2, 3e-2
 TUNED_ON = 100  # the seed on which rates are chosen
-SEEDS = 0, 1
+SEEDS = 0, 1, 2
 BACKPROP = "backprop"
 
 Table = dict[str, Any]
@@ -49,6 +49,7 @@ STASH: Table = {"name": "delayed"}
 #: By name: [schedule], [optimizer], and the lag in batches.
 RULES: dict[str, tuple[Table, Table, int]] = {
     BACKPROP: ({"name": "locked"}, ADAM, 0),
+    "backprop, NAdam 0.99": ({"name": "locked"}, NADAM, 0),
     "4 batches an update, no lag": (STASH | {"accumulate": 4}, ADAM, 0),
     "delayed, current": (STASH | {"weights": "current"}, ADAM, LAG),
     "delayed, stash": (STASH, ADAM, LAG),
