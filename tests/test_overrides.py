@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from each import each
 
-from asyncdni import config
+from asyncdni import config, experiment
 from asyncdni.errors import ConfigError
 from asyncdni.experiment import dumps, load
 from asyncdni.experiment.overrides import parse_setting
@@ -200,3 +200,17 @@ def test_a_mistake_in_the_file_is_not_dropped_with_the_old_options(file: Path) -
     file.write_text(FILE.replace("fit_every", "fit_evry"))
     text = refusal(file, schedule="locked")
     assert text == "schedule (locked): unknown key 'fit_evry'; known: split_backward"
+
+
+def test_a_table_that_the_other_kind_can_do_without_is_not_taken_over() -> None:
+    """Both schedules have a `generator`; that of `local_loss` needs a loss of its own."""
+    tables = {
+        "data": {"name": "digits"},
+        "stages": [{"layers": [{"dense": 10}], "loss": "cross_entropy"}],
+        "schedule": {"name": "synthetic", "generator": {"kind": "linear"}},
+    }
+    local = experiment.change(tables, schedule="local_loss")
+    assert local.schedule == config.LocalLoss()
+    assert experiment.change(experiment.tables(local), schedule="synthetic").schedule == (
+        config.Synthetic()
+    )
