@@ -15,6 +15,7 @@ import torch_models as models  # noqa: E402
 from asyncdni.errors import ConfigError  # noqa: E402
 from asyncdni.nn.torch import balance  # noqa: E402
 from asyncdni.nn.torch.cut import Trace, trace  # noqa: E402
+from asyncdni.nn.torch.model import check_parts  # noqa: E402
 
 SAMPLES = 4
 Make = Callable[[], Any]
@@ -287,3 +288,19 @@ def test_a_model_that_gets_a_table_is_refused_with_the_cure() -> None:
         ConfigError, match=r"samples of shape \(6,\): .* wrap the model in a module"
     ):
         trace(OfTable().to("meta"), (6,), [])
+
+
+def test_a_change_in_place_across_a_cut_is_refused() -> None:
+    for in_place in (False, True):
+        arguments = {"in_place": in_place}
+        parts = [
+            {"build": "torch_models:changes_in_place", "input": [6], "arguments": arguments, **end}
+            for end in ({"end": "second"}, {"begin": "second"})
+        ]
+        model = models.changes_in_place(in_place)
+        if in_place:
+            with pytest.raises(ConfigError, match="changes in place what others still use"):
+                check_parts(model, parts, allow_import=True)
+        else:
+            check_parts(model, parts, allow_import=True)
+        assert model.training

@@ -567,3 +567,25 @@ def unreduced(outputs: Any, targets: Any) -> Any:
 def of_values(outputs: Any, targets: Any) -> Any:
     """It does not take whole numbers as targets."""
     return torch.nn.functional.binary_cross_entropy_with_logits(outputs, targets)
+
+
+class ChangesInPlace(nn.Module):
+    """A branch changes in place, behind a cut before `second`, what another one still uses."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.middle = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.last = nn.Linear(6, 3)
+        self.relu = nn.ReLU(in_place)
+
+    def forward(self, x: Any) -> Any:
+        h = self.first(x)
+        same = h.view(-1, 6)
+        k = self.middle(h)
+        return self.last(self.second(k) + self.relu(h) + same)
+
+
+def changes_in_place(in_place: bool = True) -> nn.Module:
+    return ChangesInPlace(in_place)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "arrays_by_stage",
+    "check_cut",
     "check_losses",
     "check_torch",
     "check_torch_options",
@@ -210,6 +211,17 @@ def initial_model(chosen: config.Experiment, *, allow_import: Allowed) -> nn.Mod
             chosen.model.build, chosen.model.arguments, "cpu", allow_import=allow_import
         )
     return model.to(getattr(torch, chosen.run.dtype))
+
+
+def check_cut(chosen: config.Experiment, model: nn.Module, *, allow_import: Allowed) -> None:
+    """Raise `ConfigError` where the stages of `chosen`, one after the other, do not compute what
+    the model does that they are parts of."""
+    from asyncdni.nn.torch.model import check_parts
+
+    layers = [layer for stage in chosen.stages for layer in stage.layers]
+    parts = [layer["part"] for layer in layers if isinstance(layer, dict) and "part" in layer]
+    if len(parts) > 1:
+        check_parts(model, parts, allow_import=allow_import)
 
 
 def arrays_by_stage(

@@ -31,7 +31,7 @@ from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.experiment.schema import nearest
 from asyncdni.files import read_file
 from asyncdni.plan.build import Design, make_whole_stage
-from asyncdni.plan.model import arrays_by_stage, initial_model
+from asyncdni.plan.model import arrays_by_stage, check_cut, initial_model
 from asyncdni.store.run import EXPERIMENT, INIT, by_stage, load_experiment, load_weights
 from asyncdni.store.tensors import Array, decode_arrays, load_stage, save_stages
 from asyncdni.store.weights import read_weights
@@ -141,6 +141,7 @@ def _of_model(design: Design, given: config.Experiment, options: config.Model) -
     its file `weights`."""
     model = initial_model(given, allow_import=design.allow_import)
     begun = _load_named(model, options) if options.weights else ""
+    check_cut(design.experiment, model, allow_import=design.allow_import)
     names = make_whole_stage(design).state()
     begun_design = _with_init(design, by_stage(arrays_by_stage(model, names)))
     return replace(begun_design, begun=begun)

@@ -7,6 +7,7 @@ arguments, or the name of an object that the process which started it has handed
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -18,11 +19,11 @@ from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
 from asyncdni.imports import Allowed, import_named
 from asyncdni.nn.torch.compiler import without_compiler
-from asyncdni.nn.torch.cut import Trace, trace
+from asyncdni.nn.torch.cut import Trace, main_output, trace
 from asyncdni.nn.torch.huggingface import as_chain, check_chain
 from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line
 
-__all__ = ["make_model", "make_readout", "module_maker", "part_maker", "trace_model"]
+__all__ = ["check_parts", "make_model", "make_readout", "module_maker", "part_maker", "trace_model"]
 
 
 #: How many models, and traces of them, stay in memory: those of one network.
@@ -177,3 +178,48 @@ def _returned(build: str, arguments: str, device: str, allow_import: Allowed) ->
             f"model {build!r} returned a {type(found).__name__}, expected an nn.Module"
         )
     return found
+
+
+def check_parts(
+    model: nn.Module, parts: Sequence[Mapping[str, Any]], *, allow_import: Allowed
+) -> None:
+    """Compare the model, which has weights, on two samples with its parts one after the other, each
+    of which gets its input in memory of its own, as over a wire.
+
+    Raises `ConfigError` where they differ: something behind a cut changes in place what is used
+    elsewhere too."""
+    chain = as_chain(model)
+    first = parts[0]
+    arguments = first.get("arguments", {})
+    graphs = []
+    for part in parts:
+        begins = [part[end] for end in ("begin", "end") if part.get(end)]
+        cut = trace_model(
+            part["build"], arguments, part["input"], begins, allow_import=allow_import
+        )
+        graphs.append(cut.part(part.get("begin", ""), part.get("end", "")).graph)
+    x = _two_samples(first["input"], cut.takes_integers, next(model.parameters()).dtype)
+    was = chain.training
+    with torch.no_grad(), torch.random.fork_rng(devices=()):
+        chain.eval()
+        torch.manual_seed(0)
+        expected = main_output(chain(x.clone()))
+        torch.manual_seed(0)
+        found = x
+        for graph in graphs:
+            found = fx.GraphModule(chain, graph).eval()(found.clone())
+        chain.train(was)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise ConfigError(
+            f"the model that {first['build']} makes gives other outputs when it is cut before "
+            f"{', '.join(part['begin'] for part in parts[1:])} (by up to "
+            f"{(found - expected).abs().max():.2g}): a module behind a cut changes in place what "
+            "others still use; let it change a copy (inplace=False), or cut elsewhere"
+        )
+
+
+def _two_samples(shape: Sequence[int], integers: bool, dtype: torch.dtype) -> torch.Tensor:
+    if integers:
+        return (torch.arange(2 * math.prod(shape)) % 2).reshape(2, *shape)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, *shape, generator=generator).to(dtype)
