@@ -97,7 +97,7 @@ def _pickled(objects: Mapping[str, Any], *, of: str) -> bytes:
     except ImportError:
         raise ConfigError(
             "objects of Python's are handed to workers by cloudpickle, which is not installed: "
-            "pip install 'asyncdni[torch]'"
+            "pip install cloudpickle"
         ) from None
     try:
         text: bytes = cloudpickle.dumps(dict(objects))

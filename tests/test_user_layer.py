@@ -115,6 +115,7 @@ def test_a_worker_with_a_changed_copy_of_the_file_ends_the_run_and_is_named(site
     site.write("elsewhere/mylayer.py", MODULE.replace("first: float = 1.0", "first: float = 3.0"))
     coordinator, hidden = _by_hand(site, "--allow-import")
     address = until_recorded(site.folder / "run", "bound")[0]["address"]
+    until_recorded(site.folder / "run", "joined")  # so that the first worker hears of the end
     command = worker_command("top", address, allow_import=True)
     top = site.execute(["sh", "-c", 'cd elsewhere && exec "$@"', "sh", *command])
     for one in (coordinator, hidden, top):
