@@ -279,6 +279,7 @@ def test_a_worker_that_is_killed_is_replaced_by_hand(site: Site) -> None:
     assert f"waiting for top; start it: {waiting['command']}" in coordinator.said()
 
 
+@pytest.mark.long
 def test_without_a_folder_the_first_death_ends_the_run(site: Site) -> None:
     """There is nothing that anybody could be restored from."""
     port = free_port()

@@ -266,6 +266,7 @@ def test_times_have_a_panel_for_each_target_that_all_runs_of_a_row_reached() -> 
     assert lines_of(figure.axes[0]) == {"locked": ([0.0, 10.0], [1.8, 1.8])}
 
 
+@pytest.mark.long
 def test_at_several_latencies_every_plot_is_drawn_at_each() -> None:
     found = at_latencies()
     found["rows"] = [row for row in found["rows"] if row["name"] != "other"]
