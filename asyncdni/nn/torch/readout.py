@@ -200,8 +200,8 @@ class _Narrow(nn.Module):
         self.down: nn.Module = nn.Conv2d(own, width, 1) if maps else nn.Linear(own, width)
         self.blocks = blocks
         self.up = nn.Conv2d(width, own, 1) if maps else nn.Linear(width, own)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)  # type: ignore[arg-type]
+        for weights in self.up.parameters():
+            nn.init.zeros_(weights)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = h + self.up(self.blocks(self.down(h)))
