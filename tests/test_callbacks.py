@@ -121,11 +121,12 @@ def test_losses_are_better_if_they_are_smaller_by_more_than_the_least_difference
 
 
 def test_metrics_of_the_run_may_decide() -> None:
-    for metric, values, stops in (("bits", [2.0, 1.0, 1.5], True), ("f1", [2.0, 1.0, 1.5], True)):
+    """Of bits smaller ones are better, of one's own metrics larger ones."""
+    for metric, values, stops in (("bits", [3.0, 2.0, 1.0], False), ("f1", [3.0, 2.0, 1.0], True)):
         why: list[str] = []
         history = [{"accuracy": 0.5, "loss": 1.0, "metrics": {metric: one}} for one in values]
         training = Training(TINY, None, history, stop=why.append)
-        EarlyStopping(metric, patience=1 if metric == "bits" else 2).on_evaluation(training)
+        EarlyStopping(metric, patience=2).on_evaluation(training)
         assert bool(why) is stops, metric
 
 
@@ -142,6 +143,17 @@ def test_a_file_may_ask_for_it() -> None:
     result = asyncdni.train(chosen, data=arrays())
     assert len(result.history) == 2
     assert result.summary["ended_early"] == "loss has not improved in 1 evaluation"
+
+
+def test_a_run_whose_last_evaluation_is_asked_to_end_it_has_not_ended_early() -> None:
+    result = train(Notes(stop_at=3))
+    assert len(result.history) == 3
+    assert result.summary["ended_early"] is None
+
+
+def test_a_metric_that_the_run_does_not_have_is_refused_before_it() -> None:
+    with pytest.raises(ConfigError, match=r"'f1' is not measured; expected one of accuracy, loss"):
+        asyncdni.train(TINY, data=arrays(), set=['run.early_stopping.metric="f1"'])
 
 
 # --- steps ---------------------------------------------------------------------------------------

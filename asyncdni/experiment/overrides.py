@@ -95,7 +95,9 @@ def _put(tables: dict[str, Any], keys: tuple[str, ...], value: Any) -> Path:
     path: list[str | int] = []
     for part in keys[:-1]:
         key = _step(node, part, path, keys)
-        node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
+        if isinstance(node, dict) and node.get(key) is None:  # a table may have been left out
+            node[key] = {}
+        node = node[key]
         path.append(key)
     key = _step(node, keys[-1], path, keys)
     node[key] = value

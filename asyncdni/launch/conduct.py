@@ -27,6 +27,7 @@ from asyncdni.imports import check_may_train, import_flags
 from asyncdni.launch.callbacks import Callbacks, EarlyStopping
 from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
+from asyncdni.nn.metrics import metric_names
 from asyncdni.plan.build import Design, find_metrics, make_roster
 from asyncdni.plan.model import state_facts
 from asyncdni.plan.rules import is_repeatable
@@ -172,7 +173,7 @@ def conduct(
         with _explained_stops(records, roster, folder if keep else None):
             words: dict[str, Any] = {"commit": commit, "command": command, "stops": stops}
             coordinate(machine, transport, records, launch, **words)
-    summary = records.summary() | {"ended_early": stops.ends_because}
+    summary = records.summary() | {"ended_early": stops.ended_early}
     _conclude(claim, design, summary, roster, records.hosts)
     if stops.error is not None:
         raise stops.error
@@ -183,8 +184,15 @@ def conduct(
 def _callbacks(
     given: Sequence[Any], design: Design, folder: Path | None, stops: Stops
 ) -> Callbacks:
-    """The user's callbacks, and early stopping where the experiment asks for it."""
-    early = design.experiment.run.early_stopping
+    """The user's callbacks, and early stopping where the experiment asks for it. Raises
+    `ConfigError` for a metric that the run does not have."""
+    run = design.experiment.run
+    early, known = run.early_stopping, ("", "accuracy", "loss", *metric_names(run.metrics))
+    if early is not None and early.metric not in known:
+        raise ConfigError(
+            f"run.early_stopping.metric: {early.metric!r} is not measured; expected one of "
+            f"{', '.join(known[1:])}, or another one in run.metrics"
+        )
     own = [EarlyStopping(**msgspec.structs.asdict(early))] if early is not None else []
     return Callbacks([*given, *own], folder.resolve() if folder else None, stops.end)
 

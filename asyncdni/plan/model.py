@@ -27,6 +27,7 @@ from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
 from asyncdni.imports import Allowed
 from asyncdni.network import Network
+from asyncdni.nn.layers import is_module
 from asyncdni.nn.losses import LOSSES, is_own
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ __all__ = [
 
 #: How many stages `stages = "auto"` makes.
 _AUTO = 4
-#: The layers that are modules of PyTorch.
-_MODULES = {"part", "module"}
 
 
 def with_stages(
@@ -88,8 +87,9 @@ def with_cuts(chosen: config.Experiment, meta: Meta, *, allow_import: Allowed) -
 def check_torch_options(chosen: config.Experiment, *, allow_import: Allowed = False) -> None:
     """Raise `ConfigError` for an optimizer of PyTorch that is unknown, refuses its options, or has
     no PyTorch to come from; and for ways to compute that no stage has."""
+    layers = [layer for stage in chosen.stages for layer in stage.layers]
     for option in ("autocast", "compile"):
-        if getattr(chosen.run, option) and not any(map(_is_in_torch, chosen.stages)):
+        if getattr(chosen.run, option) and not any(map(is_module, layers)):
             raise ConfigError(
                 f"run.{option} is for stages written in PyTorch, and this network has none; leave "
                 "it out"
@@ -111,7 +111,7 @@ def check_losses(chosen: config.Experiment, network: Network, *, allow_import: A
     for stage, node in zip(chosen.stages, network.nodes, strict=True):
         if node.loss is None or not is_own(node.loss):
             continue
-        if not _is_in_torch(stage):
+        if not any(map(is_module, stage.layers)):
             raise ConfigError(
                 f"{node.place}.loss: {node.loss!r} is for stages written in PyTorch; expected one "
                 f"of {', '.join(LOSSES)}"
@@ -123,10 +123,6 @@ def check_losses(chosen: config.Experiment, network: Network, *, allow_import: A
         classes = network.targets == "classes"
         targets = steps if classes else (*steps, network.outputs)
         OwnLoss(node.loss, allow_import).try_on(node.output_shape, targets, integers=classes)
-
-
-def _is_in_torch(stage: config.Stage) -> bool:
-    return any(isinstance(layer, dict) and layer.keys() & _MODULES for layer in stage.layers)
 
 
 def check_torch(what: str) -> None:

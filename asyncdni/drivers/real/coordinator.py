@@ -66,7 +66,8 @@ class Stops:
 
     def __init__(self) -> None:
         self.error: BaseException | None = None  # of an observer, to be raised at the end
-        self.ends_because: str | None = None  # why a callback has the run end at an evaluation
+        self.ended_early: str | None = None  # why a callback had the run end at an evaluation
+        self._ends_because: str | None = None  # the same, once asked for
         self.numbers: list[int] = []  # of signals
         self._waiting = 0
         self._program_ends = False
@@ -84,7 +85,12 @@ class Stops:
 
     def end(self, reason: str) -> None:
         """A callback has the run end at an evaluation; the first reason counts."""
-        self.ends_because = self.ends_because or reason
+        self._ends_because = self._ends_because or reason
+
+    def ends(self) -> bool:
+        """Whether the run is to end at the present evaluation, which is not its last one."""
+        self.ended_early = self._ends_because
+        return self.ended_early is not None
 
     def take(self) -> bool:
         """Whether there is a request that has not been taken yet; it is taken now."""
@@ -174,7 +180,7 @@ class _Run:
                 written(lambda: self._commit(action))
                 return Stored(tag)
             case Consult():
-                return Consulted(ends=self._stops.ends_because is not None)
+                return Consulted(ends=self._stops.ends())
             case Finish() | Fail():
                 self.end = action
             case _:

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from asyncdni.errors import ConfigError
 from asyncdni.imports import Allowed, import_named
-from asyncdni.nn.base import Array, Loss, Slot
-from asyncdni.nn.losses import is_own
+from asyncdni.nn.base import Array, Slot
+from asyncdni.nn.losses import is_own, make_loss
 from asyncdni.nn.torch.layer import aligned, first_line, tensor_of
 
-__all__ = ["OwnLoss", "TorchLoss", "summed_loss"]
+__all__ = ["OwnLoss", "TorchLoss", "summed_loss", "torch_loss"]
 
 #: The sum over samples of each loss of outputs x and targets y; see `nn.losses` for what they are.
 _SUMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -26,7 +26,7 @@ _SUMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "mse": lambda x, y: functional.mse_loss(x, y, reduction="sum") / x.shape[1],
 }
 #: How many answers are right, for losses that have such a notion.
-_RIGHT: dict[str, Callable[[Array, Array], int]] = {
+_RIGHT: dict[str, Callable[[Array, Array], int | None]] = {
     "cross_entropy": lambda x, y: int(np.count_nonzero(x.argmax(axis=1) == y)),
     "sigmoid_cross_entropy": lambda x, y: int(np.count_nonzero((x > 0) == (y > 0.5))),
 }
@@ -41,33 +41,48 @@ def summed_loss(
 
 
 class TorchLoss:
-    """A loss of `nn.losses`, with its value and gradient computed by PyTorch.
+    """A loss whose value and gradient are computed by PyTorch."""
 
-    Targets are checked as for the loss `own`, that of the same name in NumPy.
-    """
-
-    def __init__(self, name: str, own: Loss) -> None:
-        self._sum = _SUMS[name]
-        self._right = _RIGHT.get(name)
-        self._own = own
+    def __init__(
+        self,
+        summed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        right: Callable[[Array, Array], int | None],
+        check: Callable[[tuple[int, ...], Array], None],
+    ) -> None:
+        """`summed` gives the sum over samples, of outputs and targets; `right`, of the same, how
+        many answers are right, or None; `check` is as in `nn.base.Loss`."""
+        self._sum = summed
+        self._right = right
+        self._check = check
 
     def check(self, shape: tuple[int, ...], y: Array) -> None:
-        self._own.check(shape, y)
+        self._check(shape, y)
 
     def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
-        loss, slot["error"] = self._value_and_gradient(x, y)
-        return loss, self._right(x, y) if self._right else None
+        loss, slot["error"] = _value_and_gradient(self._sum, x, y)
+        return loss, self._right(x, y)
 
     def backward(self, slot: Slot) -> Array:
         error: Array = slot["error"]
         return error
 
     def error(self, x: Array, y: Array, out: Array) -> Array:
-        out[...] = self._value_and_gradient(x, y)[1]
+        out[...] = _value_and_gradient(self._sum, x, y)[1]
         return out
 
-    def _value_and_gradient(self, x: Array, y: Array) -> tuple[float, Array]:
-        return _value_and_gradient(self._sum, x, y)
+
+def torch_loss(name: str, allow_import: Allowed) -> TorchLoss:
+    """The loss of that name, whose targets are checked as for the one of `nn.losses`, or the user's
+    own, which takes any targets. Raises `ConfigError`."""
+    if is_own(name):
+        return TorchLoss(OwnLoss(name, allow_import).summed, _right_classes, lambda shape, y: None)
+    return TorchLoss(_SUMS[name], _RIGHT.get(name, lambda x, y: None), make_loss(name).check)
+
+
+def _right_classes(x: Array, y: Array) -> int | None:
+    """How many answers are right, for outputs (B, K) and whole numbers (B,) as targets."""
+    answers = x.ndim == 2 and y.ndim == 1 and y.dtype.kind == "i"
+    return _RIGHT["cross_entropy"](x, y) if answers else None
 
 
 class OwnLoss:
@@ -76,7 +91,6 @@ class OwnLoss:
     it gets the steps that count as rows.
 
     The mean is taken times the rows, so that gradients are of the sum, as of all losses here.
-    Answers are counted for outputs (B, K) and whole numbers as targets.
     """
 
     def __init__(self, name: str, allow_import: Allowed) -> None:
@@ -115,22 +129,6 @@ class OwnLoss:
         if len(shape) == 2:  # steps as rows, as `WindowLoss` gives them
             x, y = x.reshape(-1, shape[-1]), y.reshape(-1, *targets[1:])
         _value_and_gradient(self.summed, x, y)
-
-    def check(self, shape: tuple[int, ...], y: Array) -> None:
-        """Any targets may be right; `forward` raises for those that are not."""
-
-    def forward(self, x: Array, y: Array, slot: Slot) -> tuple[float, int | None]:
-        loss, slot["error"] = _value_and_gradient(self.summed, x, y)
-        answers = x.ndim == 2 and y.ndim == 1 and y.dtype.kind == "i"
-        return loss, _RIGHT["cross_entropy"](x, y) if answers else None
-
-    def backward(self, slot: Slot) -> Array:
-        error: Array = slot["error"]
-        return error
-
-    def error(self, x: Array, y: Array, out: Array) -> Array:
-        out[...] = _value_and_gradient(self.summed, x, y)[1]
-        return out
 
 
 def _value_and_gradient(

@@ -198,16 +198,24 @@ def check_parts(
             part["build"], arguments, part["input"], begins, allow_import=allow_import
         )
         graphs.append(cut.part(part.get("begin", ""), part.get("end", "")).graph)
-    x = _two_samples(first["input"], cut.takes_integers, next(model.parameters()).dtype)
+    dtype = next((one.dtype for one in model.parameters()), torch.float32)
+    x = _two_samples(first["input"], cut.takes_integers, dtype)
     was = chain.training
-    with torch.no_grad(), torch.random.fork_rng(devices=()):
-        chain.eval()
-        torch.manual_seed(0)
-        expected = main_output(chain(x.clone()))
-        torch.manual_seed(0)
-        found = x
-        for graph in graphs:
-            found = fx.GraphModule(chain, graph).eval()(found.clone())
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
+            chain.eval()
+            torch.manual_seed(0)
+            expected = main_output(chain(x.clone()))
+            torch.manual_seed(0)
+            found = x
+            for graph in graphs:
+                found = fx.GraphModule(chain, graph).eval()(found.clone())
+    except Exception as error:  # the user's code may fail in any way
+        raise ConfigError(
+            f"the model that {first['build']} makes fails on two samples of shape "
+            f"{tuple(first['input'])}: {first_line(error)}"
+        ) from error
+    finally:
         chain.train(was)
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True):
         raise ConfigError(

@@ -25,7 +25,7 @@ from asyncdni.network import Node
 from asyncdni.nn.base import Array, Layer, Loss, Optimizer, Slot, rows
 from asyncdni.nn.layers import make_layer
 from asyncdni.nn.layers.recurrent import Recurrent
-from asyncdni.nn.losses import WindowLoss, by_step, counted, is_own, make_loss
+from asyncdni.nn.losses import WindowLoss, by_step, counted, make_loss
 from asyncdni.nn.metrics import Average, Metric
 from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten, norm, scale
 from asyncdni.nn.streams import layer_streams
@@ -729,6 +729,6 @@ def _as_in_torch(options: config.Optimizer) -> tuple[str, dict[str, Any]]:
 def _make_loss(name: str, layers: Sequence[Layer], allow_import: Allowed) -> Loss:
     if not _in_torch(layers):
         return make_loss(name)
-    from asyncdni.nn.torch.loss import OwnLoss, TorchLoss
+    from asyncdni.nn.torch.loss import torch_loss
 
-    return OwnLoss(name, allow_import) if is_own(name) else TorchLoss(name, make_loss(name))
+    return torch_loss(name, allow_import)
