@@ -57,6 +57,19 @@ def test_arrays_can_be_trained_on_as_they_are(result: asyncdni.Result) -> None:
     assert result.experiment.run.seed == 4
 
 
+def test_the_history_tells_how_training_went_since_the_evaluation_before() -> None:
+    """One batch an evaluation, at a rate that falls with each step."""
+    short = ["schedule.name=locked", "run.evaluate_every=0.125", "run.epochs=1"]
+    decay = 'optimizer={ name = "sgd", learning_rate = 0.5, decay = { name = "cosine" } }'
+    found = asyncdni.train(TINY, data=arrays(), set=[*short, decay])
+    halves = [(1 + np.cos(np.pi * step / 8)) / 2 for step in range(8)]
+    rates = [entry["learning_rate"] for entry in found.history]
+    assert rates == pytest.approx([0.5 * half for half in halves])
+    first, *_, last = found.history
+    assert first["samples_per_s"] == pytest.approx(16 / first["train_s"])
+    assert first["train_loss"] > last["train_loss"] > 0
+
+
 def test_weights_go_by_the_names_and_shapes_of_torch(result: asyncdni.Result) -> None:
     shapes = {name: array.shape for name, array in result.weights.items()}
     assert shapes == {
