@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import io
 import pydoc
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from each import each
 from threadpoolctl import threadpool_limits
 
 import asyncdni
@@ -68,6 +71,22 @@ def test_the_history_tells_how_training_went_since_the_evaluation_before() -> No
     first, *_, last = found.history
     assert first["samples_per_s"] == pytest.approx(16 / first["train_s"])
     assert first["train_loss"] > last["train_loss"] > 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@each("progress, out, shows", [(True, Terminal, 1), (False, Terminal, 0), (True, io.StringIO, 0)])
+def test_progress_is_shown_on_a_terminal_alone(
+    progress: bool, out: type[io.StringIO], shows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")  # lines, in place of a picture
+    monkeypatch.setattr(sys, "stdout", written := out())
+    asyncdni.train(TINY, data=arrays(), set=["run.epochs=1"], progress=progress)
+    assert ("epoch 1 of 1, test accuracy" in written.getvalue()) == shows
+    assert ("of training, nothing written" in written.getvalue()) == shows
 
 
 def test_weights_go_by_the_names_and_shapes_of_torch(result: asyncdni.Result) -> None:
