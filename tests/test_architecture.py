@@ -37,7 +37,7 @@ MAY_IMPORT = {
         "errors",
     },
     "data": {"files", "imports", "nn.streams", "schedules.base", "config", "errors"},
-    "wire": {"delays", "messages", "config", "errors"},
+    "wire": {"core.liveness", "delays", "messages", "config", "errors"},
     # what a table may name, the tables of schedules, generators and data sets know
     "experiment": {
         *("schedules", "nn.generators", "data", "files", "messages", "config", "errors"),

@@ -52,7 +52,7 @@ from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.core.ledger import SNAPSHOTS
-from asyncdni.core.liveness import Sight
+from asyncdni.core.liveness import Sight, Silence, worker_patience_s
 from asyncdni.core.members import Roster
 from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
@@ -275,9 +275,6 @@ MakeStage = Callable[[Design, Group], Stage]
 #: How long a worker waits for a coordinator that does not answer: the default of its command line.
 _JOIN_TIMEOUT_S = 30.0
 _BEATS_PER_SILENCE = 3
-#: Of its coordinator's silence, in `limits.silence_s` and in seconds, the longer one: then there is
-#: nobody left to work for.
-_SILENCES, _SILENCE_MIN_S = 10.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -320,9 +317,10 @@ class WorkerProcess:
         self._clock = clock = world.chance_faults.clock()
         self._hear = partial(office.receive, self.peer)
         self._silence_s = world.design.experiment.limits.silence_s
+        self._patience_s = worker_patience_s(self._silence_s)
+        self._silence = Silence(self._patience_s, world.agenda.now)
         self._pauses = self._starvations = 0
         self._backlog: list[Callable[[], None]] = []
-        self._heard_s = self._looked_s = 0.0
         self._process = Process(
             name,
             partial(make_worker, world.design, group),
@@ -442,13 +440,8 @@ class WorkerProcess:
     # --- the heart -------------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        now = self._agenda.now
-        limit_s = max(_SILENCE_MIN_S, _SILENCES * self._silence_s)
-        if now - self._looked_s > limit_s / 2:
-            self._heard_s = now  # it was paused, so the silence was its own
-        self._looked_s = now
-        if now - self._heard_s > limit_s:
-            self._handle(CoordinatorGone(f"nothing heard for {limit_s:g} s"))
+        if self._silence.too_long(self._agenda.now):
+            self._handle(CoordinatorGone(f"nothing heard for {self._patience_s:g} s"))
             return
         self._tell(Beat())
         self._later(self._silence_s / _BEATS_PER_SILENCE, self._beat, idle=True)
@@ -464,7 +457,7 @@ class WorkerProcess:
 
     def _receive(self, message: Message) -> None:
         if type(message) is Beat:
-            self._heard_s = self._agenda.now
+            self._silence.hear(self._agenda.now)
         else:
             self._handle(Received(message))
 
@@ -524,7 +517,7 @@ class WorkerProcess:
         self._tell(hello)
 
     def _prepare(self, action: Prepare) -> None:
-        self._heard_s = self._looked_s = self._agenda.now
+        self._silence.hear(self._agenda.now)
         self._beat()
         prepared = Prepared(
             roll_back=self.office.roster.rolls_back,
