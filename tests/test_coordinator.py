@@ -119,6 +119,18 @@ def test_all_drained_then_evaluate_save_the_best_and_resume() -> None:
     assert office.machine.barrier == 1
 
 
+def test_the_training_loss_of_an_evaluation_is_the_mean_since_the_one_before() -> None:
+    office = Office(folder="").started()
+    found = []
+    for position, losses in enumerate([[(6.0, 3), (2.0, 1)], [(5.0, 10)], []], 1):
+        for total, samples in losses:
+            office.hear("c", Report({}, total, samples))
+        office.drain(position=position)
+        (record,) = records(office.score(), "evaluation")
+        found.append(record["train_loss"])
+    assert found == [2.0, 0.5, None]
+
+
 def test_the_last_barrier_saves_final_and_all_state_too_and_all_leave() -> None:
     office = Office().started()
     office.drain(kind=FINAL)

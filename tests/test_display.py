@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from asyncdni import experiment
-from asyncdni.cli import display as panel
-from asyncdni.cli.display import Lines, Picture, Quiet, make_display
+from asyncdni.launch import display as panel
+from asyncdni.launch.display import Lines, Picture, Quiet, make_display
 from asyncdni.launch.train import design_of
 from asyncdni.plan.build import Design
 from asyncdni.report.records import Recorder

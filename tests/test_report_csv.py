@@ -82,14 +82,17 @@ def test_a_comparison_without_runs_has_headings_alone() -> None:
 def test_every_evaluation_is_a_line() -> None:
     read = lines(evaluations_csv(document()))
     assert len(read) == 8 * 4
+    unknown = dict.fromkeys(("train_loss", "learning_rate", "samples_per_s"), "")
     assert read[4:6] == [
         {
             **{"name": "synthetic", "seed": "0", "samples": "1000", "train_s": "0.5"},
             **{"accuracy": "0.92", "loss": str(1 - 0.92)},
+            **unknown,
         },
         {
             **{"name": "synthetic", "seed": "0", "samples": "2000", "train_s": "1.0"},
             **{"accuracy": "0.93", "loss": str(1 - 0.93)},
+            **unknown,
         },
     ]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import io
 import pydoc
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from each import each
 from threadpoolctl import threadpool_limits
 
 import asyncdni
@@ -55,6 +58,35 @@ def test_arrays_can_be_trained_on_as_they_are(result: asyncdni.Result) -> None:
     assert result.test_accuracy is not None and result.test_accuracy > 0.9
     assert [entry["samples"] for entry in result.history] == [128 * n for n in range(1, 21)]
     assert result.experiment.run.seed == 4
+
+
+def test_the_history_tells_how_training_went_since_the_evaluation_before() -> None:
+    """One batch an evaluation, at a rate that falls with each step."""
+    short = ["schedule.name=locked", "run.evaluate_every=0.125", "run.epochs=1"]
+    decay = 'optimizer={ name = "sgd", learning_rate = 0.5, decay = { name = "cosine" } }'
+    found = asyncdni.train(TINY, data=arrays(), set=[*short, decay])
+    halves = [(1 + np.cos(np.pi * step / 8)) / 2 for step in range(8)]
+    rates = [entry["learning_rate"] for entry in found.history]
+    assert rates == pytest.approx([0.5 * half for half in halves])
+    first, *_, last = found.history
+    assert first["samples_per_s"] == pytest.approx(16 / first["train_s"])
+    assert first["train_loss"] > last["train_loss"] > 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@each("progress, out, shows", [(True, Terminal, 1), (False, Terminal, 0), (True, io.StringIO, 0)])
+def test_progress_is_shown_on_a_terminal_alone(
+    progress: bool, out: type[io.StringIO], shows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")  # lines, in place of a picture
+    monkeypatch.setattr(sys, "stdout", written := out())
+    asyncdni.train(TINY, data=arrays(), set=["run.epochs=1"], progress=progress)
+    assert ("epoch 1 of 1, test accuracy" in written.getvalue()) == shows
+    assert ("of training, nothing written" in written.getvalue()) == shows
 
 
 def test_weights_go_by_the_names_and_shapes_of_torch(result: asyncdni.Result) -> None:

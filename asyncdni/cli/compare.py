@@ -21,7 +21,6 @@ from asyncdni.cli.common import (
     new_folder,
     settings,
 )
-from asyncdni.cli.display import make_display, say
 from asyncdni.cli.tables import make_tables, notes
 from asyncdni.errors import AsyncDNIError, ConfigError, Interrupted
 from asyncdni.files import LOCK, locked
@@ -34,6 +33,7 @@ from asyncdni.launch.compare import (
     plan_runs,
     run_entry,
 )
+from asyncdni.launch.display import make_display, say
 from asyncdni.report.machine import cores
 from asyncdni.report.statistics import Result
 from asyncdni.store.tensors import write_atomically

@@ -16,9 +16,9 @@ from asyncdni.cli.common import (
     flags,
     keys_for,
 )
-from asyncdni.cli.display import make_display
 from asyncdni.errors import ConfigError
 from asyncdni.launch.conduct import conduct
+from asyncdni.launch.display import make_display
 from asyncdni.launch.train import design_of
 from asyncdni.store.given import begin_with
 from asyncdni.store.resume import is_complete

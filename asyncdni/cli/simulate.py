@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from asyncdni import config, experiment
 from asyncdni.cli.common import add_conditions, add_experiment, add_init, condition_flags, settings
-from asyncdni.cli.display import restored, undone
 from asyncdni.data import describe
 from asyncdni.drivers.virtual.costs import Costs, Links
 from asyncdni.drivers.virtual.faults import Faults, parse_faults
@@ -17,6 +16,7 @@ from asyncdni.drivers.virtual.simulation import LEGEND, Result, simulate, timeli
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, by_name
 from asyncdni.experiment.schema import shown
 from asyncdni.imports import import_flags
+from asyncdni.launch.display import restored, undone
 from asyncdni.plan.build import Design, make_design
 from asyncdni.report.records import Incidents
 from asyncdni.store.given import begin_with

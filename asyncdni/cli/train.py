@@ -17,9 +17,9 @@ from asyncdni.cli.common import (
     new_folder,
     settings,
 )
-from asyncdni.cli.display import make_display
 from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.imports import Allowed
+from asyncdni.launch.display import make_display
 from asyncdni.launch.train import train
 from asyncdni.plan.rules import repeatable_words
 from asyncdni.store.resume import is_complete
@@ -104,6 +104,7 @@ def _train(args: argparse.Namespace, chosen: config.Experiment, folder: Path) ->
             None if args.resume else chosen,
             **where,
             observers=[display],
+            progress=False,
             trace=args.trace,
             tensorboard=args.tensorboard,
             allow_import=args.allow_import,

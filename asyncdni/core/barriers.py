@@ -135,12 +135,14 @@ class BarrierSteps:
         if len(self._at.scores.stages) < len(self._roster.losses):
             return
         scores = self._at.scores = self._at.scores.ordered(self._roster.losses)
+        samples = self._run.samples_learned()
         entry: dict[str, Any] = {
             "batches": self._at.position,
-            "samples": self._run.samples_learned(),
+            "samples": samples,
             "train_s": self._ledger.train_s,
             "accuracy": scores.accuracy,
             "loss": scores.loss,
+            **self._run.since_evaluation(self._at.position, samples),
         }
         if self._roster.metrics:
             entry["metrics"] = scores.metrics
@@ -246,6 +248,8 @@ class BarrierSteps:
     def _resume(self, now: float) -> None:
         self._run.to_all(Resume(self._ledger.barrier))
         self._ledger.lift(self._at.position, self._planned())
+        if self._at.before is not None:  # this evaluation stays
+            self._run.losses.clear()
         self._at.before = None
         self.forget()
         self._run.phase = Phase.TRAINING

@@ -321,6 +321,7 @@ class Coordinator:
         if run.members[name].ready:  # otherwise it speaks of a round that is over
             run.recovery.reported(name, learned, learned + missed)
         run.in_flight[name] = _whole(counters.get("in_flight"))
+        run.add_loss(name, report.loss_sum, report.loss_samples)
         loss = {"loss_sum": report.loss_sum, "loss_samples": report.loss_samples}
         ops = counters.get("ops")
         if isinstance(ops, int):

@@ -244,6 +244,8 @@ class Rounds:
         self.next_incarnation()
         self._restore = restore
         self._barriers.forget()
+        if restore != "keep":  # what was learned since then is to be learned again
+            self._run.losses.clear()
         for name, member in self._run.members.items():
             self._progress.forget(name)
             # Who has not built anything yet has nothing to keep.

@@ -84,7 +84,8 @@ class Ledger:
     barrier: int = 0  # number of the next barrier
     planned: int = 0  # barriers of the plan that have been lifted
     train_s: float = 0.0  # up to the last barrier
-    # one entry an evaluation: batches (where the data stood), samples, train_s, accuracy, loss
+    # one entry an evaluation: batches (where the data stood), samples, train_s, accuracy, loss, and
+    # what `members.Run.since_evaluation` gives
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, float | None] | None = None  # accuracy and loss
     samples: dict[str, int] = field(default_factory=dict)  # forwarded, by worker

@@ -51,6 +51,8 @@ class Roster:
     cut_positions: frozenset[int] = frozenset()  # batches after which one is taken
     groups: Groups = _SINGLE  # batches that make one update together
     batches: int = 0  # training batches of the whole run; 0: not known
+    # the learning rate of [optimizer] for a training batch, by its number; None: not known
+    rate: Callable[[int], float] | None = None
     consults: bool = False  # the user's callbacks may end the run at an evaluation
     resume: str = ""  # what to type for the run to go on from its folder; "": nothing stays there
     metrics: tuple[str, ...] = ()  # of the test set beside loss and accuracy
@@ -260,6 +262,8 @@ class Run:
         self.updates = dict(ledger.updates)
         self.positions: dict[str, int] = {}  # likewise: training batches that have passed there
         self.in_flight: dict[str, int] = {}  # likewise: those not through with yet
+        # Training losses since the last evaluation, by worker: their sum, over how many samples.
+        self.losses: dict[str, tuple[float, int]] = {}
 
     def check(self) -> None:
         """Assert every invariant."""
@@ -294,6 +298,25 @@ class Run:
             if losses.intersection(stages)
         ]
         return min(counts, default=0)
+
+    def add_loss(self, name: str, total: float, samples: int) -> None:
+        """Add a worker's losses of so many training samples."""
+        if samples:
+            before, count = self.losses.get(name, (0.0, 0))
+            self.losses[name] = before + total, count + samples
+
+    def since_evaluation(self, batches: int, samples: int) -> dict[str, float | None]:
+        """For the history: how training has gone since the evaluation before, for an evaluation
+        after so many batches, at which so many samples have been learned."""
+        means = [total / count for total, count in self.losses.values()]
+        history, rate = self.ledger.history, self.roster.rate
+        before = history[-1] if history else {"samples": 0, "train_s": 0.0}
+        seconds = self.ledger.train_s - before["train_s"]
+        return {
+            "train_loss": sum(means) if means else None,
+            "learning_rate": rate(max(0, batches - 1)) if rate is not None else None,
+            "samples_per_s": (samples - before["samples"]) / seconds if seconds > 0 else None,
+        }
 
     def interrupted(self, why: str = "") -> Fail:
         """The failure of a run that the user stops without a last barrier."""

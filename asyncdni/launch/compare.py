@@ -318,6 +318,7 @@ def run_entry(
             entry.experiment,
             out=folder / entry.folder,
             observers=observers,
+            progress=False,
             allow_import=allow_import,
         )
     except AsyncDNIError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -43,6 +44,8 @@ from asyncdni.wire.address import holds_sockets, private_folder
 
 if TYPE_CHECKING:
     from torch.nn import Module
+
+    from asyncdni.launch.display import Display
 
 __all__ = ["Observer", "conduct", "design_of", "design_of_arrays", "move_arrays", "train"]
 
@@ -136,6 +139,7 @@ def train(
     resume: str | Path | None = None,
     observers: Sequence[Observer] = (),
     callbacks: Sequence[Callback | Any] = (),
+    progress: bool = True,
     trace: bool = False,
     tensorboard: bool = False,
     metrics: Mapping[str, Callable[[Array, Array], float]] | Sequence[str] | None = None,
@@ -156,8 +160,8 @@ def train(
         resume: the folder of a run that goes on, in place of `source`, `data`, `init` and `out`:
             from its newest whole checkpoint, or newer snapshots. One that is complete is only read.
         observers: called with every record while the run goes on.
-        callbacks: objects with methods `on_start`, `on_evaluation`, `on_checkpoint` or `on_end`:
-            see `asyncdni.Callback`; `asyncdni.EarlyStopping` is one.
+        callbacks: objects with methods such as `on_evaluation`: see `asyncdni.Callback`.
+        progress: show the run while it goes on, where standard output is a terminal.
         trace: write every op, message and wait of all workers to DIR/trace.json (for
             https://ui.perfetto.dev), and each worker's own to DIR/trace.
         tensorboard: write event files to DIR/tensorboard; needs the extra of that name, and `out`.
@@ -180,12 +184,11 @@ def train(
         if resume is None:
             job = _new_job(stack, set, module, **given, init=init, metrics=metrics)
         else:
-            _check_alone(**given, init=init, metrics=metrics)
-            job = _Job(changed_experiment(Path(resume), set), out=resume, resumed=True)
+            job = _resumed_job(resume, set, **given, init=init, metrics=metrics)
             if is_complete(Path(resume), job.experiment):
                 return open_run(resume)
-        allowed, ways = as_allowed(allow_import), {"trace": trace, "tensorboard": tensorboard}
-        return _trained(stack, job, observers, callbacks, **ways, allow_import=allowed)
+        ways = {"progress": progress, "trace": trace, "tensorboard": tensorboard}
+        return _trained(stack, job, observers, callbacks, as_allowed(allow_import), **ways)
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,13 @@ def _new_job(
     described, handover = _described(stack, source, data, options, metrics)
     changes = [*changes, *_init_setting(init), *_metrics_setting(metrics, handover)]
     return _Job(_resolve(described, schedule, seed, changes), data, init, out, handover)
+
+
+def _resumed_job(folder: str | Path, changes: Sequence[str], **given: object) -> _Job:
+    """What the run in `folder` has still to do. Raises `ConfigError` for anything in `given`, which
+    a run that goes on has already."""
+    _check_alone(**given)
+    return _Job(changed_experiment(Path(folder), changes), out=folder, resumed=True)
 
 
 def _described(
@@ -263,10 +273,11 @@ def _trained(
     job: _Job,
     observers: Sequence[Observer],
     callbacks: Sequence[Any],
+    allow_import: Allowed,
     *,
+    progress: bool,
     trace: bool,
     tensorboard: bool,
-    allow_import: Allowed,
 ) -> Result:
     stack.enter_context(_raising_keyboard_interrupt())
     stack.enter_context(_awaited_at_exit())
@@ -278,10 +289,24 @@ def _trained(
     design = design if job.resumed else begin_with(design, _arrays_of(job.init))
     files = _extra_files(stack, design, kept, trace=trace, tensorboard=tensorboard)
     launch = _launch(stack, design, folder, place, job.handover)
-    bind, heard = f"ipc://{sockets / 'coordinator'}", [*observers, *files]
+    displays = _displays(stack) if progress else []
+    bind, heard = f"ipc://{sockets / 'coordinator'}", [*observers, *files, *displays]
     ways = {"launch": launch, "trace": trace, "resume": job.resumed, "callbacks": callbacks}
     result = _run_to_end(design, bind, folder, keep=kept is not None, observers=heard, **ways)
+    for display in displays:
+        display.finish(result.summary, result.folder)
     return replace(result, given=job.handover)
+
+
+def _displays(stack: ExitStack) -> list[Display]:
+    """The display of a run: none where standard output is no terminal, nor for runs in threads,
+    which would write over each other."""
+    out, thread = sys.stdout, threading.current_thread()
+    if out is None or not out.isatty() or thread is not threading.main_thread():
+        return []
+    from asyncdni.launch.display import make_display  # takes a while to import
+
+    return [stack.enter_context(make_display(quiet=False))]
 
 
 def _extra_files(

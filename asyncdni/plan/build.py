@@ -56,7 +56,7 @@ from asyncdni.plan.rules import late_gradients, learns_alone
 from asyncdni.plan.rules import make_worker as _make_worker
 from asyncdni.plan.sizes import check_messages
 from asyncdni.schedules.base import Groups
-from asyncdni.stages.numpy.block import Block, Pace
+from asyncdni.stages.numpy.block import Block, Pace, make_rate_scale
 from asyncdni.stages.numpy.exit import AGREEMENT_EVERY
 from asyncdni.stages.numpy.stage import NumpyStage, Sharing
 
@@ -249,11 +249,21 @@ def make_stage(design: Design, group: Group) -> NumpyStage:
     return stage
 
 
+def _pace(plan: Plan) -> Pace:
+    return Pace(plan.updates_per_epoch, plan.updates, plan.per_update, plan.batches_per_epoch)
+
+
+def _rate(design: Design, batch: int) -> float:
+    """The learning rate of `[optimizer]` for a training batch, or microbatch, of this id."""
+    optimizer, pace = design.experiment.optimizer, _pace(design.plan)
+    return optimizer.learning_rate * make_rate_scale(optimizer.decay, pace)(pace.update_of(batch))
+
+
 def _seeded_stage(design: Design, group: Group) -> NumpyStage:
     run, plan = design.experiment.run, design.plan
     by_name = {stage.name: stage for stage in design.experiment.stages}
     delayed = late_gradients(design.experiment, plan, group)
-    pace = Pace(plan.updates_per_epoch, plan.updates, plan.per_update, plan.batches_per_epoch)
+    pace = _pace(plan)
     blocks = [
         Block(
             node,
@@ -436,6 +446,7 @@ def make_roster(
         cut_positions=frozenset(plan.cuts),
         batches=plan.batches,
         groups=Groups(plan.per_update, plan.batches_per_epoch),
+        rate=partial(_rate, design),
         consults=consults,
         resume=resume,
         versions=_compared_versions(chosen),

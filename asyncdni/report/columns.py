@@ -335,7 +335,10 @@ def columns(*names: str) -> list[Column]:
 
 # --- single runs ---------------------------------------------------------------------------------
 
-_EVALUATION = ("samples", "train_s", "accuracy", "loss")
+_EVALUATION = (
+    *("samples", "train_s", "accuracy", "loss"),
+    *("train_loss", "learning_rate", "samples_per_s"),
+)
 
 
 def flat_runs(found: Mapping[str, Any]) -> list[dict[str, Any]]:

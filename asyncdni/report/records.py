@@ -422,6 +422,8 @@ class Incidents:
 #: Fields of each entry of the summary's `history`, beside `batches`, the position in the data (runs
 #: of early versions lack it).
 _EVALUATION = ("samples", "train_s", "accuracy", "loss")
+#: Further ones, which runs of early versions lack, and metrics also where the run has none.
+_LATER = ("train_loss", "learning_rate", "samples_per_s", "metrics")
 
 #: Fields of each entry of the summary's `changes`: what `--resume --set` changed, and the position
 #: in the data.
@@ -534,9 +536,8 @@ class Recorder:
             if self._training_since_s is not None:
                 self._training_since_s = values["time_s"]
             batches = {"batches": values["batches"]} if "batches" in values else {}
-            metrics = {"metrics": values["metrics"]} if "metrics" in values else {}
-            entry = batches | {key: values[key] for key in _EVALUATION} | metrics
-            self.history.append(entry)
+            later = {key: values[key] for key in _LATER if key in values}
+            self.history.append(batches | {key: values[key] for key in _EVALUATION} | later)
 
     def _add_segment(self) -> None:
         """End a stretch of training at the last record."""

@@ -156,7 +156,9 @@ class Result:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One entry an evaluation: samples, train_s (training time alone), accuracy, loss."""
+        """One entry an evaluation: batches, samples, train_s (training time alone), accuracy and
+        loss of the test set, metrics where the run has some; and since the evaluation before
+        train_loss (the mean), samples_per_s, and the learning_rate that was reached."""
         history: list[dict[str, Any]] = self.summary["history"]
         return history
 

@@ -111,7 +111,7 @@ class Round:
         predicting_s = time.perf_counter() - began
         settings = length(design, args.seconds, predicted.samples_per_s, args.least_batches)
         chosen = changed(design, [*settings, f"run.seed={seed}"])
-        summary = train(chosen).summary
+        summary = train(chosen, progress=False).summary
         return {
             **_measured(summary),
             **_predicted(predicted),

@@ -135,7 +135,7 @@ def _trained(job: Job) -> Mapping[str, Any]:
             signal.raise_signal(signal.SIGINT)  # as a user stops a run: its workers leave in order
 
     try:
-        return train(job.experiment, observers=[watch]).summary
+        return train(job.experiment, observers=[watch], progress=False).summary
     except KeyboardInterrupt as stop:
         if not reached or not isinstance(stop.__cause__, Interrupted):
             raise

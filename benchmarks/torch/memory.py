@@ -130,7 +130,7 @@ def train_in_workers(width: int) -> list[int]:
     watch = threading.Thread(target=watch_children, args=(peaks, ended))
     watch.start()
     try:
-        asyncdni.train(tables, data=arrays, allow_import=True)
+        asyncdni.train(tables, data=arrays, progress=False, allow_import=True)
     finally:
         ended.set()
         watch.join()

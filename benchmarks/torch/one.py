@@ -94,7 +94,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         if kind == "start" and not first:
             first.append(time.perf_counter() - start)
 
-    result = asyncdni.train(tables(args), allow_import=True, observers=[observe])
+    result = asyncdni.train(tables(args), allow_import=True, observers=[observe], progress=False)
     summary = result.summary
     return {
         "samples_per_s": summary["samples_per_s"],
