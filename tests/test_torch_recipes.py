@@ -130,6 +130,31 @@ def test_the_vision_transformer_makes_a_step_by_gradients_through_its_readout(
     assert len(losses) == 2 and losses[1] < losses[0], losses
 
 
+def test_a_gpt_reads_a_text_in_tokens_that_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tokenizers")
+    monkeypatch.syspath_prepend(str(RECIPES))
+    words = tmp_path / "words.txt"
+    words.write_text("the cat sat on the mat and the hat\n" * 200)
+    sizes = "vocabulary = 270, width = 8, layers = 4, heads = 2, steps = 8"
+    chosen = experiment.load(
+        RECIPES / "gpt-bpe.toml",
+        [
+            f'data.arguments={{ path = "{words}", vocabulary = 270, window = 8 }}',
+            f"model.arguments={{ {sizes} }}",
+            "optimizer.learning_rate=1e-2",
+        ],
+    )
+    losses = [one["loss"] for one in simulated(chosen).history]
+    assert losses[-1] < 0.9 * np.log(270), losses
+    from bpe import tokenizer
+
+    found = tokenizer(str(words), 270)
+    assert found.get_vocab_size() == 270
+    assert found.decode(found.encode("the cat").ids) == "the cat"
+
+
 def test_dropout_is_the_same_under_every_cut() -> None:
     arguments = {"width": 24, "inputs": 37, "outputs": 5}
     found = []
