@@ -4,10 +4,10 @@
     python benchmarks/transformers/run.py --readme
 
 The first command takes the parts of the plan in turn: it tries every rate of a part's rules with
-one seed, then runs the three seeds at the best one. Each run is written as it ends, and with
---resume the file's are left out. The second fills in README.md and draws, from the results that are
-kept here. Needs PyTorch. Everything is simulated in virtual time with real maths (see
-../shared/sweep.py), so a seed gives one result. See README.md.
+one seed, then runs the three seeds at the best one; at last it tries the rates of all other rules.
+Each run is written as it ends, and with --resume the file's are left out. The second fills in
+README.md and draws, from the results that are kept here. Needs PyTorch. Everything is simulated in
+virtual time with real maths (see ../shared/sweep.py), so a seed gives one result. See README.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -50,6 +52,7 @@ SEEDS = 0, 1, 2
 Table = dict[str, Any]
 ADAM: Table = {"name": "adam"}
 NADAM: Table = {"name": "torch", "kind": "NAdam", "options": {"betas": [0.99, 0.999]}}
+MUON: Table = {"name": "torch", "kind": "Muon", "options": {"weight_decay": 0.0}}
 
 
 def readout(**options: Any) -> Table:
@@ -67,6 +70,7 @@ RULES: dict[str, tuple[Table, Table, bool]] = {
     "readout, full block": (readout(blocks=1), ADAM, False),
     "local loss, own head": ({"name": "local_loss"}, ADAM, False),
     "delayed, NAdam 0.99": ({"name": "delayed"}, NADAM, True),
+    "delayed, Muon": ({"name": "delayed"}, MUON, True),
 }
 
 
@@ -78,21 +82,30 @@ TUNED_AS = {"readout, refresh 200": BARE}
 
 @dataclass(frozen=True)
 class Part:
-    """What is compared: rules with the same network and number of steps."""
+    """What is compared: rules with the same network and number of steps, at their best rates and
+    from all seeds, or at given rates and from the first seed."""
 
     stages: int
     steps: int
     rules: tuple[str, ...]
+    rates: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The part's mark in README.md."""
+        return f"{self.stages} stages, {self.steps} steps{', rates' if self.rates else ''}"
 
 
-LONG, SHORT = 3000, 1000
-#: In the order in which they run; one with the network and steps of an earlier one adds to it.
+STEPS = 3000
+#: In the order in which they run; one of the same name as an earlier one adds to it.
 PARTS = (
-    Part(4, LONG, (BACKPROP, BARE)),
-    Part(8, LONG, (BACKPROP, BARE)),
-    Part(4, LONG, (BACKPROP, BARE, "readout, refresh 200")),
-    Part(4, SHORT, (BACKPROP, BARE, *list(RULES)[3:])),
+    Part(4, STEPS, (BACKPROP, BARE)),
+    Part(8, STEPS, (BACKPROP, BARE)),
+    Part(4, STEPS, (BACKPROP, BARE), RATES[1:]),
+    Part(4, STEPS, (BACKPROP, BARE, "readout, refresh 200")),
 )
+#: Of these no more than the runs that choose a rate.
+BRIEFLY = tuple(RULES)[3:]
 
 
 def job(rule: str, stages: int, steps: int, rate: float, seed: int) -> Job:
@@ -195,7 +208,13 @@ def loss_of(run: Table) -> float:
 
 
 def planned(part: Part, runs: Runs) -> list[Job]:
-    """The part's runs, of one seed after the other, at the rates that were best."""
+    """The part's runs, of one seed after the other."""
+    if part.rates:
+        return [
+            job(rule, part.stages, part.steps, rate, SEEDS[0])
+            for rate in part.rates
+            for rule in part.rules
+        ]
     rates = {rule: best(rule, runs) for rule in part.rules}
     return [
         job(rule, part.stages, part.steps, rate, seed)
@@ -228,13 +247,23 @@ def losses(rule: str, part: Part, runs: Runs) -> dict[int, float]:
 
 def tuned(runs: Runs) -> str:
     """Loss on held-out characters at each rate."""
+    return at_rates(RATES, {rule: tuning(rule) for rule in RULES if rule not in TUNED_AS}, runs)
+
+
+def checked(part: Part, runs: Runs) -> str:
+    """Loss of the first seed's long runs at each of the part's rates."""
+    jobs = {rule: planned(replace(part, rules=(rule,)), runs) for rule in part.rules}
+    return at_rates(part.rates, jobs, runs)
+
+
+def at_rates(rates: Sequence[float], jobs: Mapping[str, Sequence[Job]], runs: Runs) -> str:
+    """A row a rule, a column a rate."""
     rows = []
-    for rule in RULES:
-        tried = [runs.found.get(one.key) for one in tuning(rule)]
-        if rule not in TUNED_AS and any(tried):
-            cells = [f"{loss_of(run):.3f}" if run else "-" for run in tried]
-            rows.append([rule, *cells])
-    return table(["rule", *(f"rate {rate:g}" for rate in RATES)], rows)
+    for rule, own in jobs.items():
+        found = [runs.found.get(one.key) for one in own]
+        if any(found):
+            rows.append([rule, *(f"{loss_of(run):.4f}" if run else "-" for run in found)])
+    return table(["rule", *(f"rate {rate:g}" for rate in rates)], rows)
 
 
 def shown(found: Estimate | None, form: str) -> str:
@@ -247,17 +276,19 @@ def shown(found: Estimate | None, form: str) -> str:
 
 def tables_of(runs: Runs) -> dict[str, str]:
     """By the mark in README.md."""
-    found = {f"{part.stages} stages, {part.steps} steps": learned(part, runs) for part in PARTS}
+    found = {
+        part.name: checked(part, runs) if part.rates else learned(part, runs) for part in PARTS
+    }
     return {"machine": machine_line(runs), "rates": tuned(runs), **found}
 
 
 def draw(runs: Runs, path: Path) -> None:
-    """Loss against steps, the mean over seeds; a panel a part, but for the short runs."""
+    """Loss against steps, the mean over seeds; a panel for each number of stages."""
     with styled():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 3.6), layout="constrained")
-        parts = list({part.stages: part for part in PARTS if part.steps == LONG}.values())
+        parts = list({part.stages: part for part in PARTS if not part.rates}.values())
         for axes, part in zip(figure.subplots(1, len(parts)), parts, strict=True):
             for rule in part.rules:
                 curves = [
@@ -274,7 +305,8 @@ def draw(runs: Runs, path: Path) -> None:
             axes.set_xlabel("steps")
             axes.set_ylabel("loss, nats a character")
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=8, frameon=False)
+            if axes.lines:
+                axes.legend(fontsize=8, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
 
@@ -299,10 +331,11 @@ def main() -> None:
             return
         if runs.found and not args.resume:
             raise AsyncDNIError(f"{args.results} has runs: --resume goes on with it")
+        carry_out = partial(run_all, runs=runs, workers=args.jobs, resume=True, measure=measure)
         for part in PARTS:
-            tried = {one.key: one for rule in part.rules for one in tuning(rule)}
-            run_all([*tried.values()], runs, workers=args.jobs, resume=True, measure=measure)
-            run_all(planned(part, runs), runs, workers=args.jobs, resume=True, measure=measure)
+            carry_out([one for rule in part.rules for one in tuning(rule)])
+            carry_out(planned(part, runs))
+        carry_out([one for rule in BRIEFLY for one in tuning(rule)])
         for content in tables_of(runs).values():
             print(content, end="\n\n")
     except AsyncDNIError as error:
