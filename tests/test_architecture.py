@@ -55,6 +55,7 @@ MAY_IMPORT = {
         *("delays", "schedules", "experiment.schema", "files", "imports", "messages", "config"),
         *("software", "errors"),
     },
+    "page": {"launch.display", "plan", "report", "store", "imports", "messages", "errors"},
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
         *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
@@ -64,7 +65,8 @@ MAY_IMPORT = {
 #: Modules of one package that nothing else may import, but the modules named.
 IMPORTED_BY = {
     "cli": {"__main__"},
-    "launch": {"", "cli"},
+    "launch": {"", "cli", "page"},
+    "page": {"cli"},
     "drivers.real": {"launch", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
     "profiling": {"cli.profile", "cli.advise"},
@@ -86,6 +88,9 @@ ONLY = {
     "tensorboard": {"report.tensorboard"},
     "safetensors": {"store.tensors"},
     "ray": {"launch"},
+    "starlette": {"page"},
+    "uvicorn": {"page"},
+    "prometheus_client": {"page.metrics"},
 }
 
 PURE = {"zmq", "numpy", "torch", "time", "random", "asyncio", "threading", "os", "logging"}
@@ -288,8 +293,8 @@ def test_a_worker_process_imports_no_display_no_plots_no_launcher() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "asyncdni.core.worker" in loaded
-    unwanted = {"rich", "matplotlib", "jinja2", "torch"}
-    for name in ("cli.train", "launch", "drivers.virtual"):
+    unwanted = {"rich", "matplotlib", "jinja2", "torch", "starlette", "uvicorn"}
+    for name in ("cli.train", "launch", "page", "drivers.virtual"):
         unwanted.add(f"{PACKAGE}.{name}")
     assert {name for name in loaded if within(name, unwanted)} == set()
 

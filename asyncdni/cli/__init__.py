@@ -18,6 +18,7 @@ COMMANDS = (
     "simulate",
     "graph",
     "timeline",
+    "view",
     "data",
     "explain",
     "new",

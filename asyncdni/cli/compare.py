@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,9 +17,12 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_page,
     check_json,
     new_folder,
+    page_for,
     settings,
+    shown_on,
 )
 from asyncdni.cli.tables import make_tables, notes
 from asyncdni.errors import AsyncDNIError, ConfigError, Interrupted
@@ -37,6 +40,9 @@ from asyncdni.launch.display import make_display, say
 from asyncdni.report.machine import cores
 from asyncdni.report.statistics import Result
 from asyncdni.store.tensors import write_atomically
+
+if TYPE_CHECKING:
+    from asyncdni.page.server import Page
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -91,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="write the comparison there too; -: to standard output"
     )
+    add_page(parser)
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
 
@@ -144,7 +151,8 @@ def run(args: argparse.Namespace) -> int:
     with _new_folder(args) if args.resume is None else _old_folder(args, entries) as folder:
         finished = [] if args.resume is None else finished_runs(folder, entries)
         discard_unfinished(folder, entries, finished)
-        found = _run_all(args, entries, finished, folder, console)
+        with page_for(args) as page:
+            found = _run_all(args, entries, finished, folder, console, page)
         _report(args, found, folder, console)
     return 0
 
@@ -155,6 +163,7 @@ def _run_all(
     finished: Sequence[Result],
     folder: Path,
     console: Console,
+    page: Page | None,
 ) -> dict[str, Any]:
     """Train the unfinished runs; return the document of all runs.
 
@@ -169,12 +178,16 @@ def _run_all(
         if entry.key in kept:
             continue
         title = f"run {number} of {len(entries)}: {entry.title}"
-        with make_display(args.quiet, console, title=title) as display:
+        place = folder / entry.folder
+        with (
+            make_display(args.quiet, console, title=title) as display,
+            shown_on(page, entry.title, place) as shown,
+        ):
             try:
-                result = run_entry(entry, folder, [display], allow_import=args.allow_import)
+                result = run_entry(entry, folder, [display, *shown], allow_import=args.allow_import)
             except KeyboardInterrupt as error:
                 raise _interrupted(error, len(results), len(entries), folder) from error
-            display.finish(result.summary, folder / entry.folder)
+            display.finish(result.summary, place)
         results.append(result)
         found = _write(entries, results, args.target_accuracy, folder)
     return found
