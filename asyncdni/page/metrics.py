@@ -53,7 +53,6 @@ _RUN = (
     ("test_accuracy_ratio", "accuracy", "Test accuracy at the last evaluation, from 0 to 1"),
     ("test_loss", "test_loss", "Test loss at the last evaluation"),
 )
-_DOWN = ("down", "starting")
 
 
 def exposition(runs: Sequence[RunState]) -> tuple[bytes, str]:
@@ -77,6 +76,10 @@ class _Runs(Collector):
             for news in self._news:
                 _add(family, [news["title"]], news["progress"].get(key))
             yield family
+        live = GaugeMetricFamily("asyncdni_run_live", "1 while the run goes on", labels=["run"])
+        for news in self._news:
+            _add(live, [news["title"]], news["live"])
+        yield live
         yield self._of_stages(GaugeMetricFamily, "up", "1 while the stage has a process", _is_up)
         for name, key, text in _GAUGES:
             yield self._of_stages(GaugeMetricFamily, name, text, _value(key))
@@ -101,18 +104,28 @@ class _Runs(Collector):
         bound = GaugeMetricFamily(
             "asyncdni_link_lag_bound_batches", "The bound on that lead", labels=labels
         )
+        least = GaugeMetricFamily(
+            "asyncdni_stage_lag_bound_batches",
+            "The least bound on lag of the stage's links",
+            labels=["run", "stage"],
+        )
         for news in self._news:
+            bounds: dict[str, int] = {}
             for link in news["network"]["links"]:
                 where = [news["title"], link["from"], link["to"]]
                 lags = news["workers"][link["from"]].get("lags", {})
                 _add(lag, where, lags.get(link["to"]))
                 _add(bound, where, link["bound"])
-        yield lag
-        yield bound
+                if link["bound"] is not None:
+                    known = bounds.get(link["from"], link["bound"])
+                    bounds[link["from"]] = min(known, link["bound"])
+            for stage, value in bounds.items():
+                _add(least, [news["title"], stage], value)
+        yield from (lag, bound, least)
 
 
 def _is_up(news: dict[str, Any], worker: dict[str, Any]) -> bool:
-    return bool(news["live"]) and worker["state"] not in _DOWN
+    return bool(news["live"]) and worker["pid"] is not None
 
 
 def _value(key: str) -> Any:

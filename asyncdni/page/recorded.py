@@ -14,8 +14,17 @@ from asyncdni.page.state import RunState
 from asyncdni.plan.build import Design, make_design
 from asyncdni.report.records import Recorder, recorded
 from asyncdni.report.timeline import COLOURS
-from asyncdni.report.traces import GRADIENT, OP, OP_NAMES, SLOWED, WAIT, WorkerTrace, links
-from asyncdni.report.traces import read_trace as _read_trace
+from asyncdni.report.traces import (
+    GRADIENT,
+    OP,
+    OP_NAMES,
+    SLOWED,
+    WAIT,
+    WorkerTrace,
+    links,
+    read_trace,
+    trace_path,
+)
 from asyncdni.store.run import METRICS, known_data, load_experiment
 
 __all__ = ["open_state", "timeline"]
@@ -37,7 +46,9 @@ def open_state(folder: Path, *, allow_import: Allowed = False) -> RunState:
         missing = "shapes of its data (data.json)" if meta is None else f"records ({METRICS})"
         raise CheckpointError(f"{folder} can't be shown: the {missing} are missing")
     design = make_design(chosen, meta, allow_import=allow_import)
-    state = RunState(str(folder), folder, live=False)
+    workers = (group.name for group in design.plan.groups)
+    traced = all(trace_path(folder, worker).is_file() for worker in workers)
+    state = RunState(str(folder), folder, live=False, traced=traced)
     _replay(folder, design, state)
     if not state.network:
         raise CheckpointError(f"{folder} can't be shown: {folder / METRICS} holds no record")
@@ -70,8 +81,8 @@ def timeline(run: RunState, begin_s: float, length_s: float) -> dict[str, Any]:
     after `begin_s`; arrows are [whether a gradient, sender, receiver, start, end], with numbers of
     workers. Raises `CheckpointError` for a run without traces.
     """
-    if run.folder is None or run.live:
-        raise CheckpointError("timelines are written at the end of a run: train with --trace")
+    if run.folder is None or not run.traced:
+        raise CheckpointError(f"{run.title} has no timeline: train with --trace")
     traces = [_trace(run.folder, worker) for worker in run.workers]
     ops = [trace.on(OP) for trace in traces]
     if not any(map(len, ops)):
@@ -95,7 +106,7 @@ def timeline(run: RunState, begin_s: float, length_s: float) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _trace(folder: Path, worker: str) -> WorkerTrace:
-    return _read_trace(folder, worker)
+    return read_trace(folder, worker)
 
 
 def _inside(events: NDArray[Any], zero_s: float, end_s: float) -> list[Any]:

@@ -84,6 +84,8 @@ class Page:
         self._closing = threading.Event()
         app = make_app(self.runs, self._rules, controls=controls, closing=self._closing)
         self._server = uvicorn.Server(_config(app))
+        # A thread whose `join` was interrupted by Ctrl-C can't be joined again.
+        self._served = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="page", daemon=True)
 
     @property
@@ -103,7 +105,7 @@ class Page:
     def __exit__(self, *_: object) -> None:
         self._closing.set()
         self._server.should_exit = True
-        self._thread.join(_STOP_S)
+        self._served.wait(_STOP_S)
         self._socket.close()
 
     @contextmanager
@@ -120,10 +122,13 @@ class Page:
 
     def wait(self) -> None:
         """Serve until the command is interrupted."""
-        self._thread.join()
+        self._served.wait()
 
     def _serve(self) -> None:
-        self._server.run([self._socket])
+        try:
+            self._server.run([self._socket])
+        finally:
+            self._served.set()
 
 
 def _config(app: ASGIApp) -> uvicorn.Config:

@@ -2,7 +2,7 @@
 
 The coordinator's thread adds records, threads of the server ask for what is new. Whatever a run
 lasts, its state stays small: a curve has one point for each step of a grid of time that all workers
-share, and once the grid has too many steps, every other one is dropped.
+share, and once a curve has too many points, the steps of the grid become twice as long.
 """
 
 from __future__ import annotations
@@ -104,11 +104,15 @@ class _Worker:
 class RunState:
     """One run as the page shows it; an observer of its records (see `launch.conduct.Observer`)."""
 
-    def __init__(self, title: str, folder: Path | None, *, live: bool) -> None:
-        """`folder` is that of the run; `live` says whether it goes on now."""
+    def __init__(
+        self, title: str, folder: Path | None, *, live: bool, traced: bool = False
+    ) -> None:
+        """`folder` is that of the run; `live` says whether it goes on now, and `traced` whether the
+        folder has its timeline."""
         self.title = title
         self.folder = folder
         self.live = live
+        self.traced = traced
         self._lock = threading.Lock()
         self._number = 0  # of the newest point or event
         self._changes = 0
@@ -232,7 +236,7 @@ class RunState:
         self._number += 1
         worker.points.append([self._number, *(_number(found[name]) for name in COLUMNS)])
         worker.at_point, worker.at_point_s, worker.loss = total, self._now_s, (0.0, 0)
-        if len(worker.points) > self._points_max:
+        while len(worker.points) > self._points_max:
             self._coarsen()
 
     @property
@@ -240,10 +244,14 @@ class RunState:
         return max(_POINTS_MIN, min(_POINTS_MAX, _POINTS // max(1, len(self._workers))))
 
     def _coarsen(self) -> None:
-        """Make the steps of the grid twice as long."""
+        """Make the steps of the grid twice as long; of each of them the first point is kept."""
         self._step *= 2
         for worker in self._workers.values():
-            worker.points = [point for point in worker.points if point[1] % self._step == 0]
+            first: dict[int, list[Any]] = {}
+            for number, tick, *rest in worker.points:
+                at = tick // self._step * self._step
+                first.setdefault(at, [number, at, *rest])
+            worker.points = list(first.values())
 
     def _evaluation(self, values: Values) -> None:
         self._number += 1
@@ -268,6 +276,7 @@ class RunState:
             found = {
                 "title": self.title,
                 "live": self.live,
+                "traced": self.traced,
                 "phase": self._phase,
                 "time_s": round(self._now_s, 2),
                 "number": self._number,

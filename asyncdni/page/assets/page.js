@@ -101,6 +101,7 @@ class Run {
   }
 
   reset() {
+    this.step = 1;
     this.points = new Map(); // by worker: a map from the tick to the point
     this.evaluations = [];
     this.events = [];
@@ -118,13 +119,24 @@ class Run {
       if (!this.points.has(name)) this.points.set(name, new Map());
       for (const point of points) this.points.get(name).set(point[1], point);
     }
-    for (const points of this.points.values()) {
-      for (const tick of points.keys()) if (tick % news.step) points.delete(tick);
-    }
+    if (news.step !== this.step) this.coarsen(news.step);
     this.evaluations.push(...news.evaluations);
     if (this.evaluations.length > 2000) this.evaluations = this.evaluations.filter((_, i) => i % 2);
     this.events.push(...news.events);
     this.events.splice(0, this.events.length - EVENTS_SHOWN);
+  }
+
+  // The steps of the grid of time have become longer: of each the first point is kept.
+  coarsen(step) {
+    this.step = step;
+    for (const [name, points] of this.points) {
+      const first = new Map();
+      for (const [tick, point] of points) {
+        const at = Math.floor(tick / step) * step;
+        if (!first.has(at)) first.set(at, point);
+      }
+      this.points.set(name, first);
+    }
   }
 
   // Make what depends on the network alone.
@@ -224,7 +236,7 @@ class Run {
       if (worker && this.cards.has(worker)) item.append(logButton(this, worker));
       return item;
     });
-    this.section("events").replaceChildren(...items);
+    $("ol", this.section("events")).replaceChildren(...items);
   }
 
   // The time of the newest point, in seconds.
@@ -401,7 +413,7 @@ class Picture {
     const words = [];
     for (const [name, box] of this.boxes) {
       const worker = this.run.news.workers[name];
-      const busy = known(worker.busy) ? ` ${percent(worker.busy)}` : "";
+      const busy = known(worker.busy) && worker.pid ? ` ${percent(worker.busy)}` : "";
       box.group.setAttribute("class", `box state ${slug(worker.state)}`);
       write(box.state, `${STATES[worker.state][0]} ${worker.state}${busy}`);
       words.push(`${name} ${worker.state}`);
@@ -538,7 +550,7 @@ class Chart {
         { ...axis, values: (_, marks) => this.marks(marks), size: 54 },
       ],
       series: [
-        { label: "", value: (_, time) => (known(time) ? `at ${duration(time)}` : "") },
+        { label: "\u00a0", value: (_, time) => (known(time) ? `at ${duration(time)}` : "") },
         ...lines.map(([label], at) => ({
           label,
           ...stroke(at),
@@ -609,9 +621,9 @@ class Timeline {
 
   draw() {
     const note = this.run.section("timeline-note");
-    if (this.run.news.live) {
+    if (!this.run.news.traced) {
       write(note, "Workers write their ops at the end of a run with --trace; `asyncdni view DIR` then shows them here.");
-    } else if (!this.asked && !ended) {
+    } else if (!this.asked) {
       this.asked = true;
       this.load();
     }
@@ -620,8 +632,8 @@ class Timeline {
   async load() {
     const query = new URLSearchParams({ run: this.run.index, begin: this.begin, length: this.length });
     const asked = (this.newest = Symbol("request"));
-    const answer = await fetch(`/timeline?${query}`);
-    if (asked !== this.newest) return;
+    const answer = await fetch(`/timeline?${query}`).catch(() => null);
+    if (!answer || asked !== this.newest) return;
     if (!answer.ok) {
       write(this.run.section("timeline-note"), await answer.text());
       return;
@@ -791,8 +803,8 @@ async function control(run, worker, action) {
     method: "POST",
     headers: { "X-Asyncdni-Token": controls.token },
     body: JSON.stringify({ run: run.index, worker, action }),
-  });
-  if (!answer.ok) say(await answer.text(), "lost");
+  }).catch(() => null);
+  if (!answer || !answer.ok) say(answer ? await answer.text() : "the command has ended", "lost");
 }
 
 // --- the whole page ------------------------------------------------------------------------------
@@ -800,7 +812,6 @@ async function control(run, worker, action) {
 const runs = new Map();
 const chosen = new Set();
 let touched = false; // whether the user has chosen which runs to show
-let ended = false; // whether the server has said that nothing more will come
 
 function say(text, className) {
   write($("#connection"), text);
@@ -865,11 +876,10 @@ function draw() {
 
 function listen() {
   const stream = new EventSource("/events");
-  stream.addEventListener("open", () => say("● live", "live"));
+  stream.addEventListener("open", () => say("● connected", "live"));
   stream.addEventListener("error", () => say("✕ connection lost, trying again", "lost"));
   stream.addEventListener("message", (event) => take(JSON.parse(event.data)));
   stream.addEventListener("end", () => {
-    ended = true;
     stream.close();
     say("✓ the command has ended; this is its last state", "ended");
   });
