@@ -53,7 +53,10 @@ def open_state(folder: Path, *, allow_import: Allowed = False) -> RunState:
     if not state.network:
         raise CheckpointError(f"{folder} can't be shown: {folder / METRICS} holds no record")
     complete = (folder / "summary.json").is_file()
-    state.ended("" if complete else "the run has not come to its end, or goes on elsewhere")
+    if complete:
+        state.ended()
+    else:
+        state.ended("unfinished", "the run has not come to its end, or goes on elsewhere")
     return state
 
 

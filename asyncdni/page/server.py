@@ -27,7 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError, legible
+from asyncdni.errors import AsyncDNIError, ConfigError, Interrupted, LaunchError, legible
 from asyncdni.page.controls import ACTIONS, act, check_controls
 from asyncdni.page.gate import Gate, Rules, is_loopback
 from asyncdni.page.metrics import exposition
@@ -115,8 +115,11 @@ class Page:
         self.runs.add(state)
         try:
             yield state
+        except (Interrupted, KeyboardInterrupt) as error:
+            state.ended("stopped", str(error))
+            raise
         except BaseException as error:
-            state.ended(str(error) or type(error).__name__)
+            state.ended("failed", str(error) or type(error).__name__)
             raise
         state.ended()
 

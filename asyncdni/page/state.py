@@ -62,6 +62,7 @@ _COUNTERS = (
 #: How the page marks an event of each kind of record; those of other kinds are "news".
 _MARKS = {
     **dict.fromkeys(("lost", "stuck", "accused", "numbers", "refused", "rejected"), "bad"),
+    "failed": "bad",
     **dict.fromkeys(("back", "start"), "good"),
 }
 
@@ -148,17 +149,17 @@ class RunState:
                 started_s = self._now_s if self._started_s is None else self._started_s
                 self._progress = _progress(design, recorder, self._now_s - started_s)
 
-    def ended(self, error: str = "") -> None:
-        """Note that the run has ended, with this error if it failed."""
+    def ended(self, phase: str = "ended", text: str = "") -> None:
+        """Note that the run has "ended", "stopped", "failed" or is "unfinished", and why."""
         with self._lock:
             self._changes += 1
             self.live = False
-            self._phase = "failed" if error else "ended"
+            self._phase = phase
             for worker in self._workers.values():
                 worker.state = "done" if worker.state != "down" else "down"
                 worker.process = None
-            if error:
-                self._event("failed", "", error)
+            if text:
+                self._event(phase, "", text)
 
     def said(self, worker: str, text: str, *, state: str = "") -> None:
         """Note what a control has done to a worker, and the state that puts it in."""
@@ -182,13 +183,15 @@ class RunState:
             self._phase = "stopping"
         elif worker is not None:
             _note_worker(worker, kind, values)
+            if kind == "lost":
+                self._interrupt(worker)
         text = _text(kind, values)
         if text:
             self._event(kind, stage, text)
 
     def _event(self, kind: str, worker: str, text: str) -> None:
         self._number += 1
-        mark = "bad" if kind == "failed" else _MARKS.get(kind, "news")
+        mark = _MARKS.get(kind, "news")
         shown = legible(text, _TEXT_MAX)
         self._events.append([self._number, round(self._now_s, 2), mark, worker, shown])
 
@@ -215,6 +218,13 @@ class RunState:
         loss, samples = worker.loss
         worker.loss = loss + values["loss_sum"], samples + values["loss_samples"]
         self._point(worker, total)
+
+    def _interrupt(self, worker: _Worker) -> None:
+        """Add a point without values: the worker's curves are interrupted there."""
+        tick = int(self._now_s / TICK_S) // self._step * self._step
+        if worker.points and tick > worker.points[-1][1]:
+            self._number += 1
+            worker.points.append([self._number, tick, *([None] * (len(COLUMNS) - 1))])
 
     def _point(self, worker: _Worker, total: Values) -> None:
         """Add a point to the worker's curves, once the grid of time has come to its next step."""

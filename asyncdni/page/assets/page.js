@@ -196,7 +196,7 @@ class Run {
 
   left(progress) {
     if (!known(progress.epoch)) return "";
-    const epoch = `epoch ${fixed(progress.epoch, 1)} of ${progress.epochs}`;
+    const epoch = `epoch ${fixed(progress.epoch, 1)} of ${progress.epochs.toLocaleString("en")}`;
     const left = this.news.live && known(progress.left_s);
     return left ? `${epoch}, ${duration(progress.left_s)} left` : epoch;
   }
@@ -489,7 +489,8 @@ class Chart {
     if (this.plot) this.plot.destroy();
   }
 
-  // The lines that there is something of: [label, map from seconds to the value].
+  // The lines that there is something of: [label, map from seconds to the value, or to null where
+  // the worker had died].
   lines() {
     const { run, about } = this;
     const found = [];
@@ -498,10 +499,11 @@ class Chart {
       if (!about.column || (about.column === "loss" && !worker.has_loss)) continue;
       const values = new Map();
       for (const [tick, point] of run.points.get(worker.name) || []) {
-        if (known(point[at])) values.set(tick * run.network.tick_s, point[at]);
+        const interrupts = point.every((value, place) => place < 2 || value === null);
+        if (interrupts || known(point[at])) values.set(tick * run.network.tick_s, point[at]);
       }
       const label = about.tests ? `training, ${worker.name}` : worker.name;
-      if (values.size) found.push([label, values]);
+      if ([...values.values()].some(known)) found.push([label, values]);
     }
     if (about.tests) {
       const values = new Map();
@@ -522,10 +524,11 @@ class Chart {
       this.plot = new uPlot(this.options(lines), [[]], this.root);
     }
     const times = [...new Set(lines.flatMap(([, values]) => [...values.keys()]))].sort((a, b) => a - b);
-    const columns = lines.map(([, values]) => times.map((time) => values.get(time) ?? null));
+    // To uPlot null is an interruption of the line, undefined a time that is another line's.
+    const columns = lines.map(([, values]) => times.map((time) => values.get(time)));
     this.end_s = Math.max(1, end_s);
     this.plot.setData([times, ...columns]);
-    const last = lines.slice(0, LEGEND_MAX).map(([label, values]) => `${label} ${this.about.text([...values.values()].at(-1))}`);
+    const last = lines.slice(0, LEGEND_MAX).map(([label, values]) => `${label} ${this.about.text([...values.values()].findLast(known))}`);
     this.plot.root.setAttribute("role", "img");
     this.plot.root.setAttribute("aria-label", `${this.about.title}; last values: ${last.join(", ")}`);
   }
@@ -555,7 +558,6 @@ class Chart {
           label,
           ...stroke(at),
           width: few ? 1.75 : 1,
-          spanGaps: true,
           points: { show: (_, __, from, to) => to - from < 24, size: 4 },
           value: (_, value) => (known(value) ? about.text(value) : ""),
         })),
