@@ -33,7 +33,7 @@ from asyncdni.store.run import create_folder, write_data
 pytest.importorskip("starlette", reason="the extra page is not installed")
 pytest.importorskip("uvicorn", reason="the extra page is not installed")
 pytest.importorskip("prometheus_client", reason="the extra page is not installed")
-pytest.importorskip("httpx", reason="Starlette's test client needs it")
+pytest.importorskip("httpx2", reason="Starlette's test client needs it")
 
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient

@@ -34,6 +34,7 @@ TICK_S = 0.5
 #: that one worker's curves have.
 _POINTS, _POINTS_MAX, _POINTS_MIN = 16_384, 512, 32
 _EVENTS_MAX = 500
+_PROGRESS_EVERY_S = 0.25
 _EVALUATIONS_MAX = 1000
 _TEXT_MAX = 2000  # characters of an event's text
 _DIGITS = 5  # significant ones of numbers in curves
@@ -124,6 +125,7 @@ class RunState:
         self._network: dict[str, Any] = {}
         self._workers: dict[str, _Worker] = {}
         self._progress: dict[str, Any] = {}
+        self._progress_s = -math.inf  # when it was measured
         self._step = 1  # ticks between two points
         self._evaluations: list[list[Any]] = []
         self._events: deque[list[Any]] = deque(maxlen=_EVENTS_MAX)
@@ -145,7 +147,10 @@ class RunState:
                 self._report(self._workers[name], values["values"], recorder.reports[name])
             elif kind == "evaluation":
                 self._evaluation(values)
-            if kind in ("report", "evaluation", "start"):
+            # With many workers reports come much faster than anybody looks at the whole run.
+            due = kind == "report" and self._now_s >= self._progress_s + _PROGRESS_EVERY_S
+            if due or kind in ("evaluation", "start"):
+                self._progress_s = self._now_s
                 started_s = self._now_s if self._started_s is None else self._started_s
                 self._progress = _progress(design, recorder, self._now_s - started_s)
 

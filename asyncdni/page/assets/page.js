@@ -78,6 +78,7 @@ const style = (name) => getComputedStyle(document.documentElement).getPropertyVa
 // --- one run -------------------------------------------------------------------------------------
 
 const EVENTS_SHOWN = 200;
+const MANY = 12; // workers from which on their cards and links scroll within the page
 
 class Run {
   constructor(index) {
@@ -144,6 +145,7 @@ class Run {
     write(this.section("title"), this.news ? this.news.title : "");
     write(this.section("facts"), `${this.network.facts}; data: ${this.network.data}`);
     this.section("workers").replaceChildren();
+    this.root.classList.toggle("many", this.network.workers.length > MANY);
     this.cards.clear();
     for (const worker of this.network.workers) {
       const card = new Card(this, worker);
@@ -469,6 +471,7 @@ const CHARTS = [
   { title: "Memory", column: "memory_bytes", text: bytes, axis: bytes, zero: true },
 ];
 const LEGEND_MAX = 12;
+const SECONDS = [1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30, 60, 120, 360, 720, 1440].map((n) => 60 * n)];
 const CHART_HEIGHT = 190;
 
 class Chart {
@@ -549,7 +552,7 @@ class Chart {
         y: { range: (_, low, high) => this.range(low, high) },
       },
       axes: [
-        { ...axis, values: (_, marks) => marks.map((mark) => duration(mark)), space: 60, size: 28 },
+        { ...axis, values: (_, marks) => marks.map((mark) => duration(mark)), space: 60, size: 28, incrs: SECONDS },
         { ...axis, values: (_, marks) => this.marks(marks), size: 54 },
       ],
       series: [
