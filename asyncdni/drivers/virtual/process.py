@@ -52,7 +52,7 @@ from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.core.ledger import SNAPSHOTS
-from asyncdni.core.liveness import Sight, Silence, worker_patience_s
+from asyncdni.core.liveness import Sight, Silence, beat_every_s, worker_patience_s
 from asyncdni.core.members import Roster
 from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
@@ -275,7 +275,6 @@ MakeStage = Callable[[Design, Group], Stage]
 
 #: How long a worker waits for a coordinator that does not answer: the default of its command line.
 _JOIN_TIMEOUT_S = 30.0
-_BEATS_PER_SILENCE = 3
 
 
 @dataclass(frozen=True)
@@ -446,7 +445,7 @@ class WorkerProcess:
             self._handle(CoordinatorGone(f"nothing heard for {self._patience_s:g} s"))
             return
         self._tell(Beat())
-        self._later(self._silence_s / _BEATS_PER_SILENCE, self._beat, idle=True)
+        self._later(beat_every_s(self._silence_s), self._beat, idle=True)
 
     # --- events and actions ----------------------------------------------------------------------
 
