@@ -70,6 +70,10 @@ IMPORTED_BY = {
     "profiling": {"cli.profile", "cli.advise"},
 }
 
+#: Modules that functions import when they are called, against the layers: a `Result` is data of
+#: `store`, and what it shows of itself is drawn by `report`.
+WHEN_CALLED = {"store.run": {"report.result"}}
+
 #: Libraries, and where alone they may be imported.
 ONLY = {
     "zmq": {"wire"},
@@ -183,6 +187,7 @@ def ours(module: Module) -> set[str]:
     """Modules of the package outside the module's own home; the package itself is left out."""
     names = {name for name in imported(module) if name.split(".")[0] == PACKAGE}
     inside = {name.removeprefix(PACKAGE).removeprefix(".") for name in names} - {""}
+    inside -= WHEN_CALLED.get(module.name, set())
     return {name for name in inside if name.partition(".")[0] != module.home}
 
 

@@ -299,10 +299,11 @@ def _trained(
 
 
 def _displays(stack: ExitStack) -> list[Display]:
-    """The display of a run: none where standard output is no terminal, nor for runs in threads,
-    which would write over each other."""
+    """The display of a run: none where standard output is neither a terminal nor a notebook, nor
+    for runs in threads, which would write over each other."""
     out, thread = sys.stdout, threading.current_thread()
-    if out is None or not out.isatty() or thread is not threading.main_thread():
+    shown = out is not None and (out.isatty() or "ipykernel" in sys.modules)
+    if not shown or thread is not threading.main_thread():
         return []
     from asyncdni.launch.display import make_display  # takes a while to import
 

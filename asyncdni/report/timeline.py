@@ -13,17 +13,38 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from asyncdni.errors import CheckpointError, ConfigError
-from asyncdni.report.plots import import_matplotlib
-from asyncdni.report.traces import GRADIENT, OP, OP_NAMES, SLOWED, WAIT, WorkerTrace, links
+from asyncdni.report.plots import import_matplotlib, write_picture
+from asyncdni.report.traces import (
+    GRADIENT,
+    OP,
+    OP_NAMES,
+    SLOWED,
+    WAIT,
+    WorkerTrace,
+    links,
+    read_trace,
+)
+from asyncdni.store.run import Result
 
-__all__ = ["Box", "Drawing", "Line", "Panel", "Words", "draw", "png", "svg"]
+__all__ = [
+    "Box",
+    "Drawing",
+    "Line",
+    "Panel",
+    "Words",
+    "draw",
+    "panel",
+    "png",
+    "svg",
+]
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -84,7 +105,19 @@ class Drawing:
 
     width: int
     height: int
-    shapes: Sequence[Shape]
+    shapes: Sequence[Shape] = field(repr=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the drawing as `FILE.svg`, or as `FILE.png` with the extra `plot`.
+
+        Raises `ConfigError` for another suffix or without the extra, `CheckpointError` where the
+        file can't be written.
+        """
+        write_picture(path, lambda: svg(self).encode(), lambda: png(self))
+
+    def _repr_svg_(self) -> str:
+        """Return what a notebook shows."""
+        return svg(self)
 
 
 def svg(drawing: Drawing) -> str:
@@ -232,6 +265,21 @@ class _Window:
         return min(end_s, self.begin_s + self.length_s) - max(start_s, self.begin_s)
 
 
+def panel(run: Result) -> Panel:
+    """Read the traces of a run. Raises `ConfigError` for a run that has kept none or has not
+    finished, `CheckpointError` for one whose files are damaged."""
+    summary, folder = run.summary, run.folder
+    if folder is None or "stages" not in summary:
+        raise ConfigError(
+            f"{folder} holds no finished run: it has no summary.json"
+            if folder is not None
+            else "the run was not kept: train(..., out=DIR, trace=True) leaves a timeline"
+        )
+    rate = summary["samples_per_s"]
+    title = summary["schedule"] + (f": {rate:,.0f} samples/s" if rate else "")
+    return Panel(title, [read_trace(folder, stage["name"]) for stage in summary["stages"]])
+
+
 def draw(
     panels: Sequence[Panel], window_s: float, *, at: float = 0.5, messages: bool = False
 ) -> Drawing:
@@ -242,10 +290,10 @@ def draw(
     """
     shapes: list[Shape] = []
     y = _TOP
-    for panel in panels:
-        window = _Window(_begin(panel, window_s, at), window_s)
-        shapes += _panel(panel, window, y, messages)
-        y += _GAP + len(panel.traces) * _ROW
+    for one in panels:
+        window = _Window(_begin(one, window_s, at), window_s)
+        shapes += _panel(one, window, y, messages)
+        y += _GAP + len(one.traces) * _ROW
     shapes += _axis(window_s, y + 4)
     legend, bottom = _legend(shapes, y + 4 + _AXIS)
     return Drawing(_WIDTH, bottom, [*shapes, *legend])
