@@ -36,13 +36,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--messages", action="store_true", help="a line for each activation and gradient"
     )
+    parser.add_argument(
+        "--animate",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="play the runs side by side in an SVG, slowed down to so many seconds",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if not 0 < args.ms < float("inf") or not 0 <= args.at <= 1:
         raise ConfigError(f"--ms {args.ms}, --at {args.at}: expected ms above 0, at from 0 to 1")
     check_picture_name(args.out)
+    if not 0 <= args.animate < float("inf") or (args.animate and args.out.lower().endswith("png")):
+        raise ConfigError(
+            f"--animate {args.animate:g} with --out {args.out}: expected seconds above 0, and a "
+            "name that ends in .svg"
+        )
     panels = [panel(open_run(folder)) for folder in args.folders]
-    draw(panels, args.ms / 1e3, at=args.at, messages=args.messages).save(args.out)
+    ways = {"at": args.at, "messages": args.messages, "animate_s": args.animate}
+    draw(panels, args.ms / 1e3, **ways).save(args.out)
     print(args.out)
     return 0

@@ -96,7 +96,19 @@ class Words:
     bold: bool = False
 
 
-Shape = Box | Line | Words
+@dataclass(frozen=True, slots=True)
+class Curtain:
+    """White over a row, which an SVG draws away from left to right in so many seconds, again and
+    again, with a line at its edge; a PNG has none."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    seconds: float
+
+
+Shape = Box | Line | Words | Curtain
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +158,21 @@ def _element(shape: Shape) -> str:
             weight = ' font-weight="bold"' if bold else ""
             place = f'x="{x:.1f}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}"'
             return f'<text {place} fill="{colour}"{weight}>{escape(text)}</text>'
+        case Curtain(x, y, width, height, seconds):
+            moved = _moving("x", x, x + width, seconds)
+            white = (
+                f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="#ffffff">'
+            )
+            edge = f'<rect x="{x:g}" y="{y:g}" width="1" height="{height:g}" fill="#222222">'
+            return f"{white}{moved}{_moving('width', width, 0, seconds)}</rect>{edge}{moved}</rect>"
+
+
+def _moving(attribute: str, start: float, end: float, seconds: float) -> str:
+    """Move an attribute from `start` to `end`, where it stays for the last eighth of the time."""
+    return (
+        f'<animate attributeName="{attribute}" values="{start:g};{end:g};{end:g}" '
+        f'keyTimes="0;0.875;1" dur="{seconds:g}s" repeatCount="indefinite"/>'
+    )
 
 
 def png(drawing: Drawing) -> bytes:
@@ -165,14 +192,15 @@ def png(drawing: Drawing) -> bytes:
     figure = Figure(figsize=inches, dpi=_UNITS_PER_INCH * _SCALE, facecolor="white")
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(0, drawing.width), ylim=(drawing.height, 0))
     axes.set_axis_off()
-    for layer, shape in enumerate(drawing.shapes):
+    still = (shape for shape in drawing.shapes if not isinstance(shape, Curtain))
+    for layer, shape in enumerate(still):
         axes.add_artist(_artist(shape)).set_zorder(layer)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
 
 
-def _artist(shape: Shape) -> Artist:
+def _artist(shape: Box | Line | Words) -> Artist:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
     from matplotlib.text import Text
@@ -281,11 +309,17 @@ def panel(run: Result) -> Panel:
 
 
 def draw(
-    panels: Sequence[Panel], window_s: float, *, at: float = 0.5, messages: bool = False
+    panels: Sequence[Panel],
+    window_s: float,
+    *,
+    at: float = 0.5,
+    messages: bool = False,
+    animate_s: float = 0.0,
 ) -> Drawing:
     """Draw `window_s` seconds of each run, beginning at the fraction `at` of it.
 
-    `messages` adds a line for each activation and gradient, from its sender to its receiver. Raises
+    `messages` adds a line for each activation and gradient, from its sender to its receiver.
+    `animate_s`: an SVG plays the runs side by side in so many seconds; 0: it stands still. Raises
     `CheckpointError` for a run without ops.
     """
     shapes: list[Shape] = []
@@ -293,6 +327,9 @@ def draw(
     for one in panels:
         window = _Window(_begin(one, window_s, at), window_s)
         shapes += _panel(one, window, y, messages)
+        if animate_s:
+            rows, height = y + _TITLE, len(one.traces) * _ROW
+            shapes.append(Curtain(_LABEL, rows, _PLOT, height, animate_s))
         y += _GAP + len(one.traces) * _ROW
     shapes += _axis(window_s, y + 4)
     legend, bottom = _legend(shapes, y + 4 + _AXIS)
