@@ -1,4 +1,5 @@
-"""Compute how large messages get and how much memory workers need, from shapes only.
+"""Compute from shapes only how large messages get, how much memory workers need, and how many
+floating-point operations stages do.
 
 The memory of a worker is a lower bound. Each parameter counts four times: the weight, its gradient,
 and two numbers that an optimizer keeps. Buffers of batches in flight and of layers come on top.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -19,14 +20,14 @@ from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError, ProtocolError
 from asyncdni.imports import Allowed
 from asyncdni.messages import DATA, Welcome
-from asyncdni.network import Network, Node
-from asyncdni.nn.layers import make_layer
+from asyncdni.network import Network, Node, Shape
+from asyncdni.nn.layers import LAYERS, make_layer
 from asyncdni.plan.plan import Group, Plan, shared_with
 from asyncdni.plan.readout import readout_forms
 from asyncdni.tables import chain_size
 from asyncdni.wire.codec import encode
 
-__all__ = ["check_memory", "check_messages", "worker_bytes"]
+__all__ = ["check_memory", "check_messages", "row_bytes", "stage_flops", "worker_bytes"]
 
 _COPIES = 4  # numbers kept per parameter
 #: Upper bound on the size of a message's header with the names of its tensors.
@@ -71,7 +72,7 @@ def _messages(
         yield plan.groups[plan.host].name, "Activation", samples * (data + context)
     for group in plan.groups:
         if group.exit is not None:
-            row = math.prod(network.node(group.exit).output_shape) * itemsize
+            row = row_bytes(network.node(group.exit), chosen.run.dtype)
             yield group.name, "Activation", samples * (row + context)
             for consumer in plan.groups:
                 readers = sum(group.exit in node.inputs for node in consumer.members)
@@ -84,6 +85,37 @@ def _messages(
         for stages in shared_with(plan.groups, group).values():
             shared = sum(_parameters(network.node(name), allow_import) for name in stages)
             yield group.name, "Shared", shared * itemsize
+
+
+def row_bytes(node: Node, dtype: str) -> int:
+    """Return the bytes of one sample of the stage's activation, and of the gradient that comes
+    back for it, in numbers of type `dtype`."""
+    return math.prod(node.output_shape) * np.dtype(dtype).itemsize
+
+
+# --- operations ----------------------------------------------------------------------------------
+
+
+def stage_flops(
+    node: Node, samples: int, *, send: bool, allow_import: Allowed = False
+) -> tuple[int, int] | None:
+    """Return the floating-point operations of a stage's matrix products and convolutions on a batch
+    of `samples`, in (forward, backward).
+
+    The backward learns and, if `send`, computes the gradient of the stage's inputs too. None if
+    they are not known: a layer of the user's own has no method `flops` (see
+    `nn.base.Layer.output_shape`), or a module can't be run on the meta device.
+    """
+    forward = backward = 0
+    for index, (layer, shape) in enumerate(_layers(node, allow_import)):
+        count = getattr(layer, "flops", None)
+        if count is None and type(layer) in LAYERS.values():
+            continue  # it computes no products
+        found = count(shape, samples, send=send or index > 0) if count else None
+        if found is None:
+            return None
+        forward, backward = forward + found[0], backward + found[1]
+    return forward, backward
 
 
 # --- memory --------------------------------------------------------------------------------------
@@ -133,14 +165,18 @@ def worker_bytes(
 def _parameters(node: Node, allow_import: Allowed) -> int:
     """Return how many parameters the layers of a stage have; layers without a `size`, such as a
     user's own, count as 0."""
-    found, shape = 0, node.joined_shape
+    sized = ((getattr(layer, "size", None), shape) for layer, shape in _layers(node, allow_import))
+    return sum(size(shape) for size, shape in sized if callable(size))
+
+
+def _layers(node: Node, allow_import: Allowed) -> Iterator[tuple[Any, Shape]]:
+    """Yield the layers of a stage, not yet built, and the shape of a sample that each is given."""
+    shape = node.joined_shape
     for index, spec in enumerate(node.layers):
         where = f"{node.place}.layers[{index}]"
         layer: Any = make_layer(spec, where=where, allow_import=allow_import)
-        size = getattr(layer, "size", None)
-        found += size(shape) if callable(size) else 0
+        yield layer, shape
         shape = tuple(layer.output_shape(shape))
-    return found
 
 
 def _exit_parameters(network: Network, group: Group) -> int:

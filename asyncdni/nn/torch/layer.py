@@ -124,6 +124,33 @@ class ModuleLayer:
         return sum(p.numel() for p in self._make("meta").parameters() if p.requires_grad)
 
     @without_compiler()
+    def flops(self, shape: tuple[int, ...], samples: int, *, send: bool) -> tuple[int, int] | None:
+        """The floating-point operations of the products in (forward, backward), counted on the meta
+        device: see `nn.base.Layer.output_shape`. None where the module can't be run there with so
+        many samples."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        module = self._make("meta")
+        self._try(module, shape)
+        learned = [one for one in module.parameters() if one.requires_grad]
+        dtype = torch.int64 if self._integers else torch.float32
+        try:
+            # The graph is made outside of the counters, whose hooks autograd.grad does not take.
+            x = torch.zeros((samples, *shape), dtype=dtype, device="meta")
+            x.requires_grad_(send and not self._integers)
+            wanted = [*learned, x] if x.requires_grad else learned
+            with torch.enable_grad():
+                y = module(x.clone() if self._clones_input else x)
+            with FlopCounterMode(display=False) as forward, torch.no_grad():
+                module(x.clone())
+            with FlopCounterMode(display=False) as backward:
+                if wanted and y.requires_grad:
+                    torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True)
+        except Exception:  # a module may fail in any way, such as on a single sample
+            return None
+        return forward.get_total_flops(), backward.get_total_flops()
+
+    @without_compiler()
     def _try(self, module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
         kinds = {False: torch.float32, True: torch.int64}
         failures = []
