@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -21,13 +22,21 @@ from asyncdni.errors import ConfigError, ProtocolError
 from asyncdni.imports import Allowed
 from asyncdni.messages import DATA, Welcome
 from asyncdni.network import Network, Node, Shape
-from asyncdni.nn.layers import LAYERS, make_layer
+from asyncdni.nn.layers import LAYERS, is_module, make_layer
 from asyncdni.plan.plan import Group, Plan, shared_with
 from asyncdni.plan.readout import readout_forms
 from asyncdni.tables import chain_size
 from asyncdni.wire.codec import encode
 
-__all__ = ["check_memory", "check_messages", "row_bytes", "stage_flops", "worker_bytes"]
+__all__ = [
+    "LayerWork",
+    "check_memory",
+    "check_messages",
+    "row_bytes",
+    "stage_flops",
+    "stage_work",
+    "worker_bytes",
+]
 
 _COPIES = 4  # numbers kept per parameter
 #: Upper bound on the size of a message's header with the names of its tensors.
@@ -96,26 +105,75 @@ def row_bytes(node: Node, dtype: str) -> int:
 # --- operations ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class LayerWork:
+    """What one layer does with one batch: the floating-point operations of its matrix products and
+    convolutions, and how many numbers it works on."""
+
+    forward: int  # operations of a forward
+    learn: int  # of the gradients of its weights
+    push: int  # of the gradient of its inputs
+    weights: int  # numbers; without biases
+    inputs: int  # numbers of the whole batch
+    outputs: int  # numbers of the whole batch
+    columns: int  # features or channels that its product makes
+    in_torch: bool  # whether it is a module of PyTorch
+
+
+def stage_work(
+    node: Node, samples: int, *, allow_import: Allowed = False
+) -> list[LayerWork] | None:
+    """Return what the layers of a stage do with a batch of `samples`.
+
+    None if their operations are not known: a layer of the user's own has no method `flops` (see
+    `nn.base.Layer.output_shape`), or a module can't be run on the meta device.
+    """
+    shapes = [shape for _, shape in _layers(node, allow_import)] + [node.output_shape]
+    found = []
+    for index, (layer, shape) in enumerate(_layers(node, allow_import)):
+        flops = _layer_flops(layer, shape, samples)
+        if flops is None:
+            return None
+        output = shapes[index + 1]
+        work = LayerWork(
+            *flops,
+            weights=layer.size(shape) if hasattr(layer, "size") else 0,
+            inputs=samples * math.prod(shape),
+            outputs=samples * math.prod(output),
+            columns=(output[0] if len(output) == 3 else output[-1]) if output else 1,
+            in_torch=is_module(node.layers[index]),
+        )
+        found.append(work)
+    return found
+
+
+def _layer_flops(layer: Any, shape: Shape, samples: int) -> tuple[int, int, int] | None:
+    """Return the operations of a layer's products in a forward, for the gradients of its weights,
+    and for that of its inputs; None if they are not known."""
+    if not hasattr(layer, "flops"):
+        return (0, 0, 0) if type(layer) in LAYERS.values() else None  # it has no products
+    whole = layer.flops(shape, samples, send=True)
+    learning = layer.flops(shape, samples, send=False)
+    if whole is None or learning is None:
+        return None
+    return whole[0], learning[1], whole[1] - learning[1]
+
+
 def stage_flops(
     node: Node, samples: int, *, send: bool, allow_import: Allowed = False
 ) -> tuple[int, int] | None:
     """Return the floating-point operations of a stage's matrix products and convolutions on a batch
-    of `samples`, in (forward, backward).
+    of `samples`, in (forward, backward); None if they are not known: see `stage_work`.
 
-    The backward learns and, if `send`, computes the gradient of the stage's inputs too. None if
-    they are not known: a layer of the user's own has no method `flops` (see
-    `nn.base.Layer.output_shape`), or a module can't be run on the meta device.
+    The backward learns and, if `send`, computes the gradient of the stage's inputs too.
     """
-    forward = backward = 0
-    for index, (layer, shape) in enumerate(_layers(node, allow_import)):
-        count = getattr(layer, "flops", None)
-        if count is None and type(layer) in LAYERS.values():
-            continue  # it computes no products
-        found = count(shape, samples, send=send or index > 0) if count else None
-        if found is None:
-            return None
-        forward, backward = forward + found[0], backward + found[1]
-    return forward, backward
+    work = stage_work(node, samples, allow_import=allow_import)
+    if work is None:
+        return None
+    pushed = work if send else work[1:]
+    return sum(one.forward for one in work), (
+        sum(one.learn for one in work) + sum(one.push for one in pushed)
+    )
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
 from asyncdni.nn.torch.compiler import compiled, without_compiler
 
-__all__ = ["ModuleLayer", "empty_copy", "first_line", "tensor_of"]
+__all__ = ["ModuleLayer", "empty_copy", "first_line", "matrix_product", "tensor_of"]
 
 #: The batch sizes at which a module is tried on the meta device: two, so that the axis of samples
 #: is told from an axis that happens to be as long.
@@ -58,6 +58,11 @@ def aligned(array: Array) -> torch.Tensor:
     to be copied."""
     found = torch.from_numpy(array)
     return found if found.data_ptr() % _ALIGNED == 0 else found.clone()
+
+
+def matrix_product(a: Array, b: Array, out: Array) -> None:
+    """Write the matrix product of two arrays into `out`, computed by PyTorch."""
+    torch.mm(tensor_of(a), tensor_of(b), out=tensor_of(out))
 
 
 def empty_copy(module: nn.Module, device: str) -> nn.Module:
