@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
         *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
+        "nn.torch.layer",
     },
 }
 
@@ -67,7 +68,7 @@ IMPORTED_BY = {
     "launch": {"", "cli"},
     "drivers.real": {"launch", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
-    "profiling": {"cli.profile", "cli.advise"},
+    "profiling": {"cli.profile", "cli.advise", "launch.compare"},
 }
 
 #: Modules that functions import when they are called, against the layers: a `Result` is data of

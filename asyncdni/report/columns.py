@@ -310,6 +310,16 @@ _ROWS = (
         console_by_latency=Form("of the ceiling", ".3g", 100.0, " %", spread=""),
     ),
     Column(
+        "roofline_samples_per_s",
+        page=Form("roofline, samples/s"),
+        console=Form("roofline", spread=""),
+    ),
+    Column(
+        "of_roofline",
+        page=Form("of the roofline", ",.1f", 100.0, _PERCENT),
+        console=Form("of that", ".0f", 100.0, " %", spread=""),
+    ),
+    Column(
         "overhead_cpu",
         page=Form("CPU time outside maths", ",.1f", 100.0, _PERCENT),
         console=Form("overhead", ".0f", 100.0, " %", spread=""),
