@@ -44,6 +44,7 @@ __all__ = [
     "Join",
     "Joined",
     "Launch",
+    "Log",
     "Look",
     "Looked",
     "Lose",
@@ -326,6 +327,13 @@ class Lose(Action):
     """Cut the connections to a neighbour that is dead (process)."""
 
     worker: str
+
+
+@dataclass(slots=True)
+class Log(Action):
+    """Write a line to this process's log (process)."""
+
+    text: str
 
 
 @dataclass(slots=True)

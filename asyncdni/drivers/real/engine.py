@@ -34,6 +34,7 @@ from asyncdni.core.events import (
     Exit,
     Join,
     Joined,
+    Log,
     Lose,
     Prepare,
     Prepared,
@@ -197,6 +198,7 @@ class Engine:
             Join: self._join,
             Redeliver: lambda action: self._take(action.messages),
             Lose: lambda action: transport.lose(action.worker),
+            Log: lambda action: print(f"asyncdni: {action.text}", file=sys.stderr, flush=True),
             Exit: self._exit,
         }
 

@@ -33,6 +33,7 @@ from asyncdni.core.events import (
     Exit,
     Join,
     Joined,
+    Log,
     Lose,
     Origin,
     Prepare,
@@ -363,6 +364,7 @@ class WorkerProcess:
             Join: self._join,
             Redeliver: self._redeliver,
             Lose: lambda action: None,  # what is sent to a process that has ended is lost
+            Log: lambda action: None,  # nobody reads it
             Exit: lambda action: self.exit(1 if action.failed or action.error else 0),
         }
 
