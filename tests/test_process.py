@@ -139,8 +139,13 @@ def test_it_says_hello_is_let_in_builds_connects_and_greets() -> None:
 def test_no_answer_names_the_address_and_the_cure() -> None:
     life = Worked(coordinator="ipc://x", timeout_s=30.0)
     life.process.start(0.0)
-    assert life.process.deadline() == 30.0
+    assert life.process.deadline() == 5.0
     assert life(Woke()) == []
+    life.now = 5.0
+    (said,) = life(Woke())
+    assert isinstance(said, Say)
+    assert said.text.startswith("no coordinator has answered at ipc://x for 5 s")
+    assert life.process.deadline() == 30.0
     life.now = 30.0
     (end,) = life(Woke())
     assert isinstance(end, Exit) and isinstance(end.error, LaunchError)

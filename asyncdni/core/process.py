@@ -86,6 +86,7 @@ from asyncdni.messages import (
     Leave,
     Lost,
     Message,
+    Note,
     Refused,
     Rejoin,
     Welcome,
@@ -95,6 +96,8 @@ from asyncdni.schedules.base import Op, OpKind
 __all__ = ["Buffers", "Process", "State", "is_settled"]
 
 _REPORT_EVERY_S = 0.5
+#: How long a coordinator may take to answer before the log of a worker says so.
+_PATIENCE_S = 5.0
 #: From one snapshot to the next at least so many times what it took: about 1 % of the time.
 _SNAPSHOTS_APART = 100.0
 _NEVER = float("inf")
@@ -170,6 +173,7 @@ class Process:
         self._timeout_s = None if launched else timeout_s
         self._began_s = now
         self._give_up_s: float | None = None
+        self._complain_s = _NEVER  # when the log is to say that no coordinator answers
         self._roll_back = False
         self._stages: Sequence[str] = ()
         self._sources: Mapping[str, str] = {}
@@ -217,6 +221,8 @@ class Process:
         """The process begins."""
         if self._timeout_s is not None:
             self._give_up_s = now + self._timeout_s
+            if self._timeout_s > _PATIENCE_S:
+                self._complain_s = now + _PATIENCE_S
         return [SayHello()]
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -242,7 +248,9 @@ class Process:
                 due = self.worker.deadline()
                 return self._report_s if due is None else min(due, self._report_s)
             return self._report_s
-        return self._give_up_s if self.state is State.HELLO else None
+        if self.state is State.HELLO and self._give_up_s is not None:
+            return min(self._give_up_s, self._complain_s)
+        return None
 
     def check(self) -> None:
         """Assert every invariant."""
@@ -280,6 +288,8 @@ class Process:
                 return [self._exit(Exit(f"the run was called off: {text}"))]
             case Leave():
                 return [self._exit(Exit("the run was called off"))]
+            case Note(text=text):
+                return [Say(text)]
             case _ if getattr(message, "sender", None) is not None:
                 self._early.append(message)
             case _:
@@ -379,6 +389,8 @@ class Process:
         message = event.message
         if self.state is not State.ROUND:
             return self._sort(message)
+        if type(message) is Note:
+            return [Say(message.text)]
         actions = self._hand(event, now)
         if type(message) is Lost:
             actions.append(Lose(message.worker))
@@ -450,6 +462,14 @@ class Process:
                 "check the address, or wait longer with --timeout"
             )
             return [self._exit(Exit(error=LaunchError(text)))]
+        if self.state is State.HELLO and now >= self._complain_s:
+            self._complain_s = _NEVER
+            text = (
+                f"no coordinator has answered at {self._coordinator} for {_PATIENCE_S:g} s: either "
+                "it does not run yet, or that port is closed on the way; trying for "
+                f"{self._timeout_s:g} s in all (--timeout)"
+            )
+            return [Say(text)]
         if self.state is not State.ROUND or self.worker is None:
             return []
         due = self.worker.deadline()

@@ -437,8 +437,9 @@ class _Gathering:
         say(self._console, "Start each of these, in any order:")
         for command in commands:
             say(self._console, f"  {command}")
-        if address.startswith("tcp://0.0.0.0:"):
-            say(self._console, "On other hosts put this host's name in place of 127.0.0.1.")
+        here = {"tcp://0.0.0.0": "127.0.0.1", "tcp://[::]": "[::1]"}.get(address.rpartition(":")[0])
+        if here is not None:
+            say(self._console, f"On other hosts put this host's name in place of {here}.")
 
 
 class Lines(AbstractContextManager["Lines", None]):
