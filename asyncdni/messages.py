@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 #: The protocol's version. It rises with every change that an older peer would not understand.
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 #: Names in addresses and in the graph that no stage may have.
 COORDINATOR = "coordinator"
