@@ -24,6 +24,7 @@ from asyncdni.plan.plan import Group, Plan, read_by, shared_with
 
 __all__ = [
     "automatic_encoding",
+    "automatic_words",
     "check_conditions",
     "find_link",
     "find_worker",
@@ -140,6 +141,20 @@ def link_encodings(experiment: config.Experiment, plan: Plan) -> dict[tuple[str,
         if encoding is not None and encoding.frame_bytes((1, *shape)) < 4 * math.prod(shape):
             found[sender, receiver] = encoding
     return found
+
+
+def automatic_words(experiment: config.Experiment, plan: Plan) -> str:
+    """For the user: what "auto" has picked, by link; empty where no link asks for it."""
+    picked: dict[str, list[str]] = {}
+    named = _named_links(experiment, plan)
+    for sender, receiver, _ in _tensor_links(plan):
+        place, link = named.get((sender, receiver), ("links", experiment.links))
+        if link.compress == "auto":
+            name = automatic_encoding(link.bandwidth, place)
+            why = link.bandwidth or "no bandwidth given"
+            picked.setdefault(f"{name} ({why})", []).append(f"{sender}->{receiver}")
+    said = "; ".join(f"{choice} for {', '.join(links)}" for choice, links in picked.items())
+    return f'compress = "auto" is {said}' if said else ""
 
 
 def _tensor_links(plan: Plan) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -19,13 +20,16 @@ from asyncdni.nn.base import Layer
 from asyncdni.nn.layers import make_layer
 from asyncdni.nn.layers.recurrent import Recurrent
 from asyncdni.plan.build import Design, make_exit_generator, make_input_models
-from asyncdni.plan.plan import Group
+from asyncdni.plan.conditions import link_encodings
+from asyncdni.plan.plan import Group, Plan
+from asyncdni.plan.sizes import context_bytes
 
 __all__ = [
     "FORMATS",
     "Model",
     "count",
     "describe",
+    "describe_links",
     "describe_workers",
     "dot",
     "draw",
@@ -81,6 +85,39 @@ def describe_workers(design: Design) -> str:
         total = f"{sum(model.parameters for model in models):,}"
         rows.append((group.name, group.schedule.text, sends, to, titles, total))
     return _aligned(rows)
+
+
+def describe_links(design: Design) -> str:
+    """Return a table with a line for each link that tensors of training travel on: what they are,
+    as what they travel, and the mean bytes of a sample, without the headers of messages. Empty
+    where there is one worker."""
+    plan, network, chosen = design.plan, design.network, design.experiment
+    encodings, context = link_encodings(chosen, plan), context_bytes(chosen, network, design.meta)
+    itemsize = np.dtype(chosen.run.dtype).itemsize
+    rows = [("link", "tensors", "travel as", "bytes a sample")]
+
+    def add(sender: str, to: str, what: str, shape: Shape, times: float, beside: int) -> None:
+        encoding = None if what == "data" else encodings.get((sender, to))
+        size = math.prod(shape) * itemsize
+        name = encoding.name if encoding is not None else chosen.run.dtype
+        size = size if encoding is None else encoding.frame_bytes((1, *shape))
+        rows.append((f"{sender}->{to}", what, name, f"{size * times + beside:,.0f}"))
+
+    for to in plan.feeds:
+        add(plan.groups[plan.host].name, to, "data", network.data_shape, 1, context)
+    for group in plan.groups:
+        shape = () if group.exit is None else network.node(group.exit).output_shape
+        asked = group.schedule.asked.every  # batches for each one whose gradient comes back
+        for to in group.consumers:
+            add(group.name, to, "activations", shape, 1, context)
+            readers = sum(group.exit in node.inputs for node in _members(plan, to))
+            if asked:
+                add(to, group.name, "gradients", shape, readers / asked, 0)
+    return _aligned(rows) if len(rows) > 1 else ""
+
+
+def _members(plan: Plan, worker: str) -> Sequence[Node]:
+    return next(group.members for group in plan.groups if group.name == worker)
 
 
 # --- sizes ---------------------------------------------------------------------------------------

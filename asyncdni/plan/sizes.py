@@ -26,7 +26,7 @@ from asyncdni.plan.readout import readout_forms
 from asyncdni.tables import chain_size
 from asyncdni.wire.codec import encode
 
-__all__ = ["check_memory", "check_messages", "worker_bytes"]
+__all__ = ["check_memory", "check_messages", "context_bytes", "worker_bytes"]
 
 _COPIES = 4  # numbers kept per parameter
 #: Upper bound on the size of a message's header with the names of its tensors.
@@ -60,12 +60,9 @@ def _messages(
     chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, allow_import: Allowed
 ) -> Iterable[tuple[str, str, int]]:
     """Yield the largest message of each kind on each link: (sender, kind, bytes of its tensors)."""
-    itemsize = np.dtype(chosen.run.dtype).itemsize
+    itemsize, context = np.dtype(chosen.run.dtype).itemsize, context_bytes(chosen, network, meta)
     trained = min(plan.batch_size, meta.train_samples)
     samples = max(trained, min(chosen.data.batch_size, meta.test_samples))
-    targets = 8 if network.targets == "classes" else network.outputs * itemsize
-    context = targets * max(1, network.steps)
-    context += sum(math.prod(tensor.shape) * itemsize for tensor in meta.context.values())
     data = math.prod(network.data_shape) * itemsize
     if plan.feeds:
         yield plan.groups[plan.host].name, "Activation", samples * (data + context)
@@ -84,6 +81,15 @@ def _messages(
         for stages in shared_with(plan.groups, group).values():
             shared = sum(_parameters(network.node(name), allow_import) for name in stages)
             yield group.name, "Shared", shared * itemsize
+
+
+def context_bytes(chosen: config.Experiment, network: Network, meta: Meta) -> int:
+    """Return the bytes of what travels beside the activation of one sample: targets, and see
+    `data.meta`."""
+    itemsize = np.dtype(chosen.run.dtype).itemsize
+    targets = 8 if network.targets == "classes" else network.outputs * itemsize
+    context = targets * max(1, network.steps)
+    return context + sum(math.prod(tensor.shape) * itemsize for tensor in meta.context.values())
 
 
 # --- memory --------------------------------------------------------------------------------------
