@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "software": {""},
     "imports": {"handover", "errors"},
     "delays": {"schedules.base"},
+    "encodings": {"messages"},
     "schedules": {"tables"},
     "core": {"schedules", "messages", "errors"},
     "nn": {"imports", "handover", "tables", "errors"},
@@ -37,14 +38,15 @@ MAY_IMPORT = {
         "errors",
     },
     "data": {"files", "imports", "nn.streams", "schedules.base", "config", "errors"},
-    "wire": {"core.liveness", "delays", "messages", "config", "errors"},
+    "wire": {"core.liveness", "delays", "encodings", "messages", "config", "errors"},
     # what a table may name, the tables of schedules, generators and data sets know
     "experiment": {
         *("schedules", "nn.generators", "data", "files", "messages", "config", "errors"),
     },
     "plan": {
         *("experiment", "network", "core", "schedules", "stages", "nn", "data", "wire.codec"),
-        *("delays", "messages", "imports", "handover", "software", "config", "tables", "errors"),
+        *("delays", "encodings", "messages", "imports", "handover", "software", "config"),
+        *("tables", "errors"),
     },
     "store": {
         *("files", "experiment", "plan", "core", "data", "messages", "config", "errors"),
@@ -52,7 +54,8 @@ MAY_IMPORT = {
     "report": {"files", "imports", "store", "core", "data.meta", "schedules", "sampling", "errors"},
     "drivers": {
         *("core", "wire", "stages", "nn.base", "plan", "data", "store", "report.traces"),
-        *("delays", "schedules", "experiment.schema", "files", "imports", "messages", "config"),
+        *("delays", "encodings", "schedules", "experiment.schema", "files", "imports"),
+        *("messages", "config"),
         *("software", "errors"),
     },
     "profiling": {
@@ -109,6 +112,7 @@ THIRD_PARTY = {
     "schedules": {"msgspec"},
     "tables": {"msgspec"},
     "messages": {"msgspec"},
+    "encodings": {"msgspec", "numpy"},
     "config": {"msgspec"},
     "nn": {"numpy", "torch"},
     "launch": {"msgspec", "numpy", "rich", "torch"},

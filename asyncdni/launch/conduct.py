@@ -29,6 +29,7 @@ from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
 from asyncdni.nn.metrics import metric_names
 from asyncdni.plan.build import Design, find_metrics, make_roster
+from asyncdni.plan.conditions import automatic_words
 from asyncdni.plan.model import state_facts
 from asyncdni.plan.rules import is_repeatable
 from asyncdni.plan.sizes import check_memory
@@ -243,6 +244,8 @@ def _begin(
     """Record how the run begins or goes on, and write which data it uses."""
     if folder is not None:
         write_data(folder, design.experiment, design.meta)
+    if picked := automatic_words(design.experiment, design.plan):
+        records.note(picked)
     if resume and folder is not None:
         records.resumed(beginning)
         reopen_folder(folder, design.experiment)  # only after the changes are recorded

@@ -201,6 +201,18 @@ def _counter(
     return Column(name, Form(heading, spec, scale), in_summary=_over_stages(name, total))
 
 
+def _bytes_per_sample(summary: Row) -> float | None:
+    """Return the bytes of training that all links together have carried for one sample; None for
+    runs of one worker, and of early versions."""
+    stages = [stage for stage in summary.get("stages") or () if stage.get("bytes_by_link")]
+    rates = [
+        sum(stage["bytes_by_link"].values()) / stage["samples"]
+        for stage in stages
+        if stage["samples"]
+    ]
+    return sum(rates) if rates else None
+
+
 def _share(part: str, words: str) -> Column:
     return Column(
         part,
@@ -244,6 +256,7 @@ COUNTERS = (
     _counter("staleness_max", "greatest staleness", total=max),
     _counter("messages", "messages"),
     _counter("bytes_sent", "sent, MB", ",.1f", 1e-6),
+    Column("bytes_per_sample", Form("bytes a sample, all links"), in_summary=_bytes_per_sample),
     _counter("dropped", "dropped"),
 )
 #: Values of a run's summary, in the order of compare.csv.

@@ -60,6 +60,7 @@ from asyncdni.delays import Slow
 from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.drivers.real.machine import written
 from asyncdni.drivers.real.meter import Meter, Trace
+from asyncdni.encodings import Compressor
 from asyncdni.errors import AsyncDNIError, CheckpointError
 from asyncdni.messages import COORDINATOR, Message
 from asyncdni.messages import Report as ReportMessage
@@ -119,6 +120,7 @@ class Tools:
     folder: str = ""  # of the run
     claim: Claim | None = None  # of this process to that folder
     inspection: Inspection | None = None
+    compressor: Compressor | None = None
     trace: Trace | None = None
     slow: Slow | None = None
 
@@ -320,11 +322,14 @@ class Engine:
 
     def _send(self, send: Send) -> None:
         began = time.perf_counter()
-        left = self._transport.send(send.to, send.message)  # type: ignore[arg-type]
+        message = send.message
+        if self._tools is not None and self._tools.compressor is not None:
+            message = self._tools.compressor.compress(send.to, message)  # type: ignore[arg-type]
+        left = self._transport.send(send.to, message)  # type: ignore[arg-type]
         ended = time.perf_counter()
         self._meter.moved(ended - began)
         if self._trace is not None:
-            self._trace.sent(send.to, send.message, began, ended)  # type: ignore[arg-type]
+            self._trace.sent(send.to, message, began, ended)  # type: ignore[arg-type]
         if left is not None:
             self._process.buffers.sent(send.message, left)
 

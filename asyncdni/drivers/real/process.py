@@ -46,6 +46,7 @@ from asyncdni.plan.build import (
     find_exits,
     find_shares,
     lent_readout,
+    make_compressor,
     make_design,
     make_roster,
     make_source,
@@ -369,6 +370,7 @@ class Session:
             folder=folder,
             claim=claim,
             inspection=Inspection(design, group, action.connect.incarnations),
+            compressor=make_compressor(design, group, self._stage),
             trace=self._trace,
             slow=self._slow,
         )

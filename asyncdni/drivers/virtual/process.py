@@ -60,6 +60,7 @@ from asyncdni.drivers.virtual.clock import Alarm
 from asyncdni.drivers.virtual.costs import Pace
 from asyncdni.drivers.virtual.disk import Saved
 from asyncdni.drivers.virtual.world import World
+from asyncdni.encodings import Compressor
 from asyncdni.errors import AsyncDNIError, CheckpointError
 from asyncdni.messages import COORDINATOR, DATA, PROTOCOL_VERSION, Beat, Hello, Message
 from asyncdni.messages import Report as ReportMessage
@@ -69,6 +70,7 @@ from asyncdni.plan.build import (
     find_exits,
     find_shares,
     lent_readout,
+    make_compressor,
     make_source,
     make_worker,
     prepared,
@@ -344,6 +346,7 @@ class WorkerProcess:
         self._source: Source | None = None
         self._executor: Executor = NullExecutor(design, group)
         self._addresses: dict[str, str] = {}  # of neighbours
+        self._compressor = Compressor({}, {})
         self._asked: object = None  # the op or the restoring under way
         self._saving: Save | None = None  # the save under way
         self._delay_s = 0.0  # what a snapshot takes, before the next op
@@ -491,7 +494,8 @@ class WorkerProcess:
             self._tell(send.message)
             return
         address = self._addresses[send.to]  # type: ignore[index]
-        parcel = self._world.to_worker(self, address, send.message)
+        message = self._compressor.compress(send.to, send.message)  # type: ignore[arg-type]
+        parcel = self._world.to_worker(self, address, message)
         if parcel is not None:
             self._process.buffers.sent(send.message, parcel.left)
 
@@ -544,6 +548,7 @@ class WorkerProcess:
             return
         self._addresses = dict(action.connect.addresses)
         design, stage = self._world.design, self._keeping.stage
+        self._compressor = make_compressor(design, self._group, stage)
         if stage is not None:
             if self._source is None:
                 self._source = make_source(design, self._group)
