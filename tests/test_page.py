@@ -77,6 +77,7 @@ def counters(samples: int, wall_s: float, **changes: Any) -> dict[str, Any]:
         "cpu_s": wall_s,
         "queue": 1,
         "lag_to_output": 3,
+        "bytes_to_output": 4000,
         "memory_bytes": 1000,
     } | changes
 
@@ -444,6 +445,7 @@ def test_metrics_have_units_and_help_and_the_dashboard_uses_no_others(design: De
     assert samples["asyncdni_stage_samples_total", "hidden"] == 100
     assert samples["asyncdni_stage_up", "output"] == 1
     assert samples["asyncdni_link_lag_max_batches", "output"] == 3
+    assert samples["asyncdni_link_sent_bytes_total", "output"] == 4000
     told(2.0, "lost", stage="hidden", text="gone")
     content, _ = exposition([told.state])
     assert b'asyncdni_stage_up{run="runs/one",stage="hidden"} 0.0' in content

@@ -109,7 +109,15 @@ class _Runs(Collector):
             "The least bound on lag of the stage's links",
             labels=["run", "stage"],
         )
+        sent = CounterMetricFamily(
+            "asyncdni_link_sent_bytes",
+            "Bytes sent from one worker to another, without test batches",
+            labels=labels,
+        )
         for news in self._news:
+            for source, worker in news["workers"].items():
+                for target, count in worker.get("bytes_to", {}).items():
+                    _add(sent, [news["title"], source, target], count)
             bounds: dict[str, int] = {}
             for link in news["network"]["links"]:
                 where = [news["title"], link["from"], link["to"]]
@@ -121,7 +129,7 @@ class _Runs(Collector):
                     bounds[link["from"]] = min(known, link["bound"])
             for stage, value in bounds.items():
                 _add(least, [news["title"], stage], value)
-        yield from (lag, bound, least)
+        yield from (lag, bound, least, sent)
 
 
 def _is_up(news: dict[str, Any], worker: dict[str, Any]) -> bool:

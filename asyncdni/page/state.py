@@ -208,11 +208,8 @@ class RunState:
         worker.now = {name: _number(total.get(name)) for name in _COUNTERS}
         worker.now |= {name: _number(changes.get(tag)) for name, tag in _TAGS.items()}
         worker.now["cores"] = _cores(total, before, self._now_s, worker.heard_s)
-        worker.now["lags"] = {
-            key.removeprefix("lag_to_"): lag
-            for key, lag in values.items()
-            if key.startswith("lag_to_")
-        }
+        worker.now["lags"] = _by_worker(values, "lag_to_")
+        worker.now["bytes_to"] = _by_worker(total, "bytes_to_")
         updated = not fresh and (total.get("updates") or 0) > (before.get("updates") or 0)
         if values.get("waiting") or not updated:
             worker.state = worker.state if worker.state == "catching up" else "waiting"
@@ -400,6 +397,11 @@ def _after(found: Sequence[list[Any]] | deque[list[Any]], since: int) -> list[li
     if not found or found[-1][0] <= since:
         return []
     return [entry for entry in found if entry[0] > since]
+
+
+def _by_worker(values: Values, prefix: str) -> dict[str, Any]:
+    """Return the counters whose names are `prefix` and that of another worker."""
+    return {key.removeprefix(prefix): n for key, n in values.items() if key.startswith(prefix)}
 
 
 def _cores(total: Values, before: Values, now_s: float, before_s: float | None) -> float | None:

@@ -154,15 +154,16 @@ class Run {
     }
     const body = $("tbody", this.section("links"));
     body.replaceChildren();
-    this.lags = this.network.links.map((link) => {
+    this.links = this.network.links.map((link) => {
       const row = element("tr");
-      const lag = element("td");
+      const [lag, sent, back] = [element("td"), element("td"), element("td")];
       const head = element("th", "", `${link.from} → ${link.to}`);
       head.scope = "row";
       row.append(head, element("td", "", link.shape), lag);
       row.append(element("td", "", known(link.bound) ? `${count(link.bound)} batches` : NONE));
+      row.append(sent, back);
       body.append(row);
-      return lag;
+      return { lag, sent, back };
     });
     this.picture = new Picture(this);
     this.makeCharts();
@@ -186,9 +187,13 @@ class Run {
     this.tiles(progress);
     for (const worker of this.network.workers) this.cards.get(worker.name).draw(news);
     this.network.links.forEach((link, at) => {
-      const lag = (news.workers[link.from].lags || {})[link.to];
-      write(this.lags[at], known(lag) ? `${count(lag)} batches` : NONE);
-      this.lags[at].classList.toggle("at-bound", known(link.bound) && lag >= link.bound);
+      const [from, to] = [news.workers[link.from], news.workers[link.to]];
+      const lag = (from.lags || {})[link.to];
+      const cells = this.links[at];
+      write(cells.lag, known(lag) ? `${count(lag)} batches` : NONE);
+      cells.lag.classList.toggle("at-bound", known(link.bound) && lag >= link.bound);
+      write(cells.sent, bytes((from.bytes_to || {})[link.to]));
+      write(cells.back, bytes((to.bytes_to || {})[link.from]));
     });
     this.picture.draw();
     for (const chart of this.charts) chart.draw(end_s);
