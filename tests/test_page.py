@@ -128,7 +128,7 @@ def test_a_worker_that_dies_is_seen_down_catching_up_and_learning_again(design: 
     look()
     told.report(1.5, "hidden", 100, 1.0)  # no update more
     look()
-    told(2.0, "lost", stage="hidden", text="worker hidden died with signal 9")
+    told(1.6, "lost", stage="hidden", text="worker hidden died with signal 9")
     look()
     assert told.of("hidden")["pid"] is None
     told(2.1, "launch", stage="hidden", attempt=1)
