@@ -10,7 +10,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -384,11 +384,13 @@ def test_idle_connections_do_not_keep_anybody_out(page: Page, design: Design) ->
         for number in range(200):
             one = stack.enter_context(socket.create_connection(("127.0.0.1", page.port), 10))
             if number % 2:
-                one.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
+                with suppress(ConnectionError):
+                    one.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
             idle.append(one)
         assert "asyncdni_stage_up" in get(page, "metrics")
-        idle[0].settimeout(10)
-        assert idle[0].recv(1) == b""  # the oldest had to go
+        for one in idle[:150]:  # the older ones had to go
+            with suppress(ConnectionResetError):
+                assert one.recv(1) == b""
 
 
 def test_a_port_in_use_is_passed_over_and_said(capsys: pytest.CaptureFixture[str]) -> None:
