@@ -59,7 +59,6 @@ _TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-_ASSETS = ("page.html", "page.css", "page.js", "icon.svg", "uPlot.iife.min.js", "uPlot.min.css")
 
 
 class Page:
@@ -229,7 +228,9 @@ class _Site:
         self._token = token
         self._streams = 0
         home = files("asyncdni.page") / "assets"
-        self._assets = {name: (home / name).read_bytes() for name in _ASSETS}
+        self._assets = {
+            one.name: one.read_bytes() for one in home.iterdir() if Path(one.name).suffix in _TYPES
+        }
 
     async def page(self, _: Request) -> Response:
         return self._file("page.html")
