@@ -131,6 +131,7 @@ def conduct(
     keys: Keys | None = None,
     flags: Sequence[str] = (),
     keep: bool = True,
+    goes_on: str = "",
 ) -> dict[str, Any]:
     """Run the coordinator of one run at address `bind`, and return the summary.
 
@@ -143,6 +144,8 @@ def conduct(
         resume: continue the run in folder `out`.
         keys, flags: what workers must have, if given; words to add to their command lines.
         keep: whether the folder outlives the run.
+        goes_on: what to type to go on with the run later, where that is another command than
+            `asyncdni train` or `asyncdni coordinator`.
 
     Raises whatever ends the run, and `Interrupted` after a user's stop.
     """
@@ -157,8 +160,12 @@ def conduct(
         claim = stack.enter_context(_old_folder(out) if resume else _new_folder(out, design, seen))
         folder, term = (claim.folder, claim.order[0]) if claim is not None else (None, 0)
         by_hand = launch is None
-        again = _to_resume(folder, bind, flags, design, by_hand=by_hand) if keep else ""
-        home: dict[str, Any] = {"folder": str(folder or ""), "term": term, "resume": again}
+        again = goes_on or _to_resume(folder, bind, flags, design, by_hand=by_hand)
+        home: dict[str, Any] = {
+            "folder": str(folder or ""),
+            "term": term,
+            "resume": again if keep else "",
+        }
         ways: dict[str, Any] = {"trace": trace, "launched": not by_hand, "consults": called.any}
         roster = make_roster(design, **home, **ways)
         recorder = Recorder(roster.workers, _facts(design), folder)

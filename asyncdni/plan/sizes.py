@@ -26,7 +26,7 @@ from asyncdni.plan.readout import readout_forms
 from asyncdni.tables import chain_size
 from asyncdni.wire.codec import encode
 
-__all__ = ["check_memory", "check_messages", "worker_bytes"]
+__all__ = ["check_memory", "check_messages", "memory_bytes", "worker_bytes"]
 
 _COPIES = 4  # numbers kept per parameter
 #: Upper bound on the size of a message's header with the names of its tensors.
@@ -93,7 +93,7 @@ def check_memory(
     chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, *, allow_import: Allowed
 ) -> None:
     """Raise `ConfigError` if this machine can't hold all workers at once."""
-    has = _memory_bytes()
+    has = memory_bytes()
     needs = {
         group.name: worker_bytes(chosen, network, plan, meta, group, allow_import=allow_import)
         for group in plan.groups
@@ -165,7 +165,7 @@ def _input_parameters(network: Network, group: Group) -> int:
     return sum(chain_size((inputs, *options.hidden, width)) for width in widths)
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
     """Return this machine's memory in bytes; 0 where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
