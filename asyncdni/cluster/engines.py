@@ -45,7 +45,7 @@ class Place:
             return "no engine has started this: the run takes place on this machine alone"
         again = f", started again {self.attempt} times" if self.attempt else ""
         where = f"; the coordinator is at {self.coordinator}" if self.coordinator else ""
-        return f"{self.engine}: rank {self.rank} of {self.ranks}{again}{where}"
+        return f"rank {self.rank} of {self.ranks} ({self.engine}{again}){where}"
 
 
 @dataclass(frozen=True)
