@@ -43,7 +43,7 @@ class Place:
         """Say the place, for the user."""
         if self.engine == ALONE:
             return "no engine has started this: the run takes place on this machine alone"
-        again = f", started again {self.attempt} times" if self.attempt else ""
+        again = f", attempt {self.attempt + 1}" if self.attempt else ""
         where = f"; the coordinator is at {self.coordinator}" if self.coordinator else ""
         return f"rank {self.rank} of {self.ranks} ({self.engine}{again}){where}"
 
