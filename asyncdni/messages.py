@@ -376,7 +376,7 @@ class Enrol(Message, frozen=True, tag=True):
     protocol: int
     rank: int
     ranks: int
-    experiment: str  # a digest of the experiment that was asked for there; empty: none was
+    digest: str  # of the experiment that was asked for there; empty: none was
     pid: int
     host: str
     cores: int  # that it may use

@@ -55,6 +55,10 @@ MAY_IMPORT = {
         *("delays", "schedules", "experiment.schema", "files", "imports", "messages", "config"),
         *("software", "errors"),
     },
+    "cluster": {
+        *("experiment", "plan", "core.liveness", "wire", "drivers.real", "launch", "store.given"),
+        *("report", "imports", "messages", "config", "errors"),
+    },
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
         *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
@@ -64,8 +68,9 @@ MAY_IMPORT = {
 #: Modules of one package that nothing else may import, but the modules named.
 IMPORTED_BY = {
     "cli": {"__main__"},
-    "launch": {"", "cli"},
-    "drivers.real": {"launch", "cli.worker"},
+    "cluster": {"cli.run", "cli.node"},
+    "launch": {"", "cli", "cluster"},
+    "drivers.real": {"launch", "cluster.agent", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
     "profiling": {"cli.profile", "cli.advise"},
 }
@@ -79,7 +84,7 @@ ONLY = {
         *("store.given", "store.run"),
     },
     "cloudpickle": {"handover"},
-    "subprocess": {"launch", "plan.describe"},
+    "subprocess": {"launch", "cluster.ssh", "plan.describe"},
     "rich": {"cli", "launch.display"},
     "matplotlib": {"report"},
     "jinja2": {"report.page"},
@@ -107,6 +112,7 @@ THIRD_PARTY = {
     "config": {"msgspec"},
     "nn": {"numpy", "torch"},
     "launch": {"msgspec", "numpy", "rich", "torch"},
+    "cluster": set[str](),
     "wire": {"zmq", "msgpack", "msgspec", "numpy"},
 }
 

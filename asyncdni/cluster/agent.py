@@ -60,10 +60,10 @@ class Means:
     abandoned: Callable[[], bool] = field(default=lambda: False)  # nobody waits for it any more
 
 
-def serve(place: Place, experiment: str, means: Means) -> None:
+def serve(place: Place, digest: str, means: Means) -> None:
     """Be the agent of rank `place.rank` until the run is over.
 
-    `experiment` is the digest of the experiment that was asked for here; empty: none was.
+    `digest` is that of the experiment that was asked for here; empty: none was.
 
     Raises:
         LaunchError: no coordinator has come, it has refused this agent, or it is gone.
@@ -77,16 +77,16 @@ def serve(place: Place, experiment: str, means: Means) -> None:
         stops = Stops()
         stack.enter_context(stops.collecting_signals())
         agent = _Agent(place, transport, means, stops, stack)
-        transport.send(_enrolment(place, experiment))
+        transport.send(_enrolment(place, digest))
         agent.run()
 
 
-def _enrolment(place: Place, experiment: str) -> Enrol:
+def _enrolment(place: Place, digest: str) -> Enrol:
     return Enrol(
         protocol=PROTOCOL_VERSION,
         rank=place.rank,
         ranks=place.ranks,
-        experiment=experiment,
+        digest=digest,
         pid=os.getpid(),
         host=socket.gethostname(),
         cores=len(usable_cores()) or os.cpu_count() or 1,

@@ -208,9 +208,11 @@ def _number(environment: Environment, name: str, default: int | None = None) -> 
 
 # --- Slurm's lists of hosts ----------------------------------------------------------------------
 
-#: More machines than any job has.
+#: More machines than one range can have.
 _HOSTS_MAX = 100_000
-_PART = re.compile(r"([^\[\],]+)|\[([0-9,-]+)\]")
+_PART = re.compile(r"([^\[\],\s]+)|\[([0-9,-]+)\]")
+_ENTRY = rf"(?:{_PART.pattern})+"
+_LIST = re.compile(rf"{_ENTRY}(?:,{_ENTRY})*")
 
 
 def expand_hosts(text: str) -> list[str]:
@@ -218,15 +220,13 @@ def expand_hosts(text: str) -> list[str]:
 
     Raises `ConfigError` for what is no such list.
     """
-    hosts: list[str] = []
-    for entry in re.findall(r"(?:\[[^\]]*\]|[^,\[\]])+", text):
-        parts = _PART.findall(entry)
-        if "".join(name or f"[{ranges}]" for name, ranges in parts) != entry:
-            raise _not_hosts(text)
-        choices = [[name] if name else list(_numbers(ranges, text)) for name, ranges in parts]
-        hosts += ["".join(words) for words in itertools.product(*choices)]
-    if not hosts or len(hosts) > _HOSTS_MAX:
+    if not _LIST.fullmatch(text):
         raise _not_hosts(text)
+    hosts: list[str] = []
+    for entry in re.finditer(_ENTRY, text):
+        parts = _PART.findall(entry[0])
+        choices = [[name] if name else _numbers(ranges, text) for name, ranges in parts]
+        hosts += ["".join(words) for words in itertools.product(*choices)]
     return hosts
 
 
@@ -234,8 +234,8 @@ def _numbers(ranges: str, text: str) -> list[str]:
     """Expand "01-03,7"; numbers keep the zeros before them."""
     found: list[str] = []
     for one in ranges.split(","):
-        first, _, last = one.partition("-")
-        last = last or first
+        first, dash, last = one.partition("-")
+        last = last if dash else first
         if not (first.isdigit() and last.isdigit()) or not 0 <= int(last) - int(first) < _HOSTS_MAX:
             raise _not_hosts(text)
         found += [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]

@@ -27,6 +27,7 @@ from asyncdni.wire.curve import Keys
 
 __all__ = ["Meeting", "Run", "digest", "lead"]
 
+_LOOPBACK = "127.0.0.1"
 #: What may have another place on each machine, and still be the same.
 _PATHS = (("data", "path"), ("run", "init"), ("model", "weights"))
 
@@ -75,9 +76,9 @@ class Meeting:
         another address here than elsewhere. Raises `LaunchError`.
         """
         parsed = parse(address, bind=True)
-        host, port = parsed.host, parsed.port
-        loopback = host == "localhost" or host.startswith("127.")
-        here = host if loopback else "0.0.0.0"
+        host = _LOOPBACK if parsed.host == "localhost" else parsed.host
+        port = parsed.port
+        here = host if host.startswith("127.") else "0.0.0.0"
         return cls(f"tcp://{here}:{port}", f"tcp://{here}:{port + 1 if port else 0}", host)
 
     @classmethod

@@ -227,9 +227,9 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 f"{who} is an agent, but that rank coordinates the run: give each process a rank "
                 "of its own"
             )
-        if enrol.experiment not in ("", self._digest):
+        if enrol.digest not in ("", self._digest):
             return (
-                f"{who} was started with another experiment (sha256 {enrol.experiment[:12]}…) than "
+                f"{who} was started with another experiment (sha256 {enrol.digest[:12]}…) than "
                 f"the coordinator ({self._digest[:12]}…): give all ranks the same file and options"
             )
         return ""

@@ -101,7 +101,7 @@ class Connections(AbstractContextManager["Connections", None]):
             "ASYNCDNI_COORDINATOR": self._coordinator,
         }
         variables = [f"{name}={value}" for name, value in place.items()]
-        command = ["env", *variables, *self._remote, "node", "--attached", *self._words]
+        command = ["env", *variables, *self._remote, "node", "--attached", "--quiet", *self._words]
         # The same folder where there is one of that name: paths may be relative to it.
         script = f"cd {shlex.quote(os.getcwd())} 2>/dev/null; exec {shlex.join(command)}"
         host = self._hosts[rank]

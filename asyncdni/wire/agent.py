@@ -22,7 +22,7 @@ _LIMITS = Limits(message_bytes=HEADER_BYTES_MAX)  # messages to an agent have no
 
 class AgentTransport:
     """The socket of an agent, connected to the address where the coordinator hears agents. The
-    coordinator need not be there yet. `heard` tells whether it has sent anything so far.
+    coordinator need not be there yet.
 
     Raises `LaunchError` for an address that can't be used, `ConfigError` if `keys` are the
     coordinator's only.
@@ -30,7 +30,6 @@ class AgentTransport:
 
     def __init__(self, coordinator: str, keys: Keys | None = None) -> None:
         self.identity = secrets.token_hex(8).encode()
-        self.heard = False
         pair = worker_pair(keys) if keys is not None else None
         self._context: zmq.Context[Socket] = zmq.Context()
         try:
@@ -38,7 +37,9 @@ class AgentTransport:
             self._socket.setsockopt(zmq.IDENTITY, self.identity)
             if keys is not None and pair is not None:
                 as_client(self._socket, pair, keys.coordinator_public)
-            self._handshake = Handshake(self._socket, coordinator, keys=keys is not None)
+            self._handshake: Handshake | None = Handshake(
+                self._socket, coordinator, keys=keys is not None
+            )
             sockets.connect(self._socket, parse(coordinator, bind=False))
         except BaseException:
             self._context.destroy(linger=0)
@@ -59,15 +60,22 @@ class AgentTransport:
         `RemoteProtocolError` for a message that no agent can be sent.
         """
         sockets.wait(self._poller, timeout_s)
-        if not self.heard:
-            self._handshake.done()
+        if self._handshake is not None and self._handshake.done():
+            self._end_handshake()
         found: list[Message] = []
         while (frames := sockets.receive(self._socket)) is not None:
             found.append(decode_from(frames, TO_AGENT, _LIMITS))
-        self.heard = self.heard or bool(found)
         return found
 
     def close(self, linger_s: float) -> None:
-        """Close the socket; messages not sent after `linger_s` seconds are dropped."""
-        self._handshake.close()
-        self._context.destroy(linger=round(linger_s * 1000))
+        """Close the socket; messages not sent after `linger_s` seconds are dropped, and all of them
+        where no coordinator has been there."""
+        if not self._context.closed:
+            linger_s = linger_s if self._handshake is None else 0.0
+            self._end_handshake()
+            self._context.destroy(linger=round(linger_s * 1000))
+
+    def _end_handshake(self) -> None:
+        if self._handshake is not None:
+            self._handshake.close()
+            self._handshake = None

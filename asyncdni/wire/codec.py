@@ -134,7 +134,7 @@ _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
     messages.Failed: (("kind", _NAME), ("text", _TEXT), ("trace", _TRACE)),
     messages.Refused: (("kind", _NAME), ("text", _TEXT)),
     messages.Abort: (("text", _TEXT),),
-    messages.Enrol: (("experiment", _NAME), ("host", _NAME)),
+    messages.Enrol: (("digest", _NAME), ("host", _NAME)),
     messages.Ended: (("worker", _NAME), ("last_lines", _TEXT)),
     messages.Dismiss: (("text", _TEXT),),
     messages.Lost: (("worker", _NAME),),
