@@ -58,6 +58,10 @@ MAY_IMPORT = {
         *("messages", "config"),
         *("software", "errors"),
     },
+    "cluster": {
+        *("experiment", "plan", "core.liveness", "wire", "drivers.real", "launch", "store.given"),
+        *("report", "imports", "messages", "config", "errors"),
+    },
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
         *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
@@ -68,8 +72,9 @@ MAY_IMPORT = {
 #: Modules of one package that nothing else may import, but the modules named.
 IMPORTED_BY = {
     "cli": {"__main__"},
-    "launch": {"", "cli"},
-    "drivers.real": {"launch", "cli.worker"},
+    "cluster": {"cli.run", "cli.node"},
+    "launch": {"", "cli", "cluster"},
+    "drivers.real": {"launch", "cluster.agent", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
     "profiling": {"cli.profile", "cli.advise", "launch.compare"},
 }
@@ -87,7 +92,7 @@ ONLY = {
         *("store.given", "store.run"),
     },
     "cloudpickle": {"handover"},
-    "subprocess": {"launch", "plan.describe"},
+    "subprocess": {"launch", "cluster.ssh", "plan.describe"},
     "rich": {"cli", "launch.display"},
     "matplotlib": {"report"},
     "jinja2": {"report.page"},
@@ -116,6 +121,7 @@ THIRD_PARTY = {
     "config": {"msgspec"},
     "nn": {"numpy", "torch"},
     "launch": {"msgspec", "numpy", "rich", "torch"},
+    "cluster": set[str](),
     "wire": {"zmq", "msgpack", "msgspec", "numpy"},
 }
 
