@@ -62,6 +62,7 @@ MAY_IMPORT = {
         *("experiment", "plan", "core.liveness", "wire", "drivers.real", "launch", "store.given"),
         *("report", "imports", "messages", "config", "errors"),
     },
+    "page": {"launch.display", "plan", "report", "store", "imports", "messages", "errors"},
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
         *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
@@ -73,7 +74,8 @@ MAY_IMPORT = {
 IMPORTED_BY = {
     "cli": {"__main__"},
     "cluster": {"cli.run", "cli.node"},
-    "launch": {"", "cli", "cluster"},
+    "page": {"cli"},
+    "launch": {"", "cli", "cluster", "page"},
     "drivers.real": {"launch", "cluster.agent", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
     "profiling": {"cli.profile", "cli.advise", "launch.compare"},
@@ -99,6 +101,9 @@ ONLY = {
     "tensorboard": {"report.tensorboard"},
     "safetensors": {"store.tensors"},
     "ray": {"launch"},
+    "starlette": {"page"},
+    "uvicorn": {"page"},
+    "prometheus_client": {"page.metrics"},
 }
 
 PURE = {"zmq", "numpy", "torch", "time", "random", "asyncio", "threading", "os", "logging"}
@@ -304,8 +309,8 @@ def test_a_worker_process_imports_no_display_no_plots_no_launcher() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "asyncdni.core.worker" in loaded
-    unwanted = {"rich", "matplotlib", "jinja2", "torch"}
-    for name in ("cli.train", "launch", "drivers.virtual"):
+    unwanted = {"rich", "matplotlib", "jinja2", "torch", "starlette", "uvicorn"}
+    for name in ("cli.train", "launch", "page", "drivers.virtual"):
         unwanted.add(f"{PACKAGE}.{name}")
     assert {name for name in loaded if within(name, unwanted)} == set()
 

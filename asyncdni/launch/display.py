@@ -34,6 +34,7 @@ __all__ = [
     "duration",
     "facts",
     "frame",
+    "guard_line",
     "incident_line",
     "make_display",
     "measure",
@@ -160,7 +161,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _guard_line(values: Mapping[str, Any]) -> str:
+def guard_line(values: Mapping[str, Any]) -> str:
     """Describe the decision of a stage's guard: `hidden1 waits for true gradients: …`."""
     cosine = "" if values.get("cosine") is None else f" (cosine {values['cosine']:.2f})"
     if values["waiting"]:
@@ -547,7 +548,7 @@ def say(console: Console, line: str, title: str = "") -> None:
 
 def _line(kind: str, values: Mapping[str, Any], title: str) -> str | None:
     """Describe a record of a guard or an incident; one of several runs leaves guards out."""
-    return _guard_line(values) if kind == "guard" and not title else incident_line(kind, values)
+    return guard_line(values) if kind == "guard" and not title else incident_line(kind, values)
 
 
 def _evaluation(design: Design, values: Mapping[str, Any]) -> str:
