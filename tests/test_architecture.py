@@ -58,6 +58,10 @@ MAY_IMPORT = {
         *("messages", "config"),
         *("software", "errors"),
     },
+    "cluster": {
+        *("experiment", "plan", "core.liveness", "wire", "drivers.real", "launch", "store.given"),
+        *("report", "imports", "messages", "config", "errors"),
+    },
     "page": {"launch.display", "plan", "report", "store", "imports", "messages", "errors"},
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
@@ -69,9 +73,10 @@ MAY_IMPORT = {
 #: Modules of one package that nothing else may import, but the modules named.
 IMPORTED_BY = {
     "cli": {"__main__"},
-    "launch": {"", "cli", "page"},
+    "cluster": {"cli.run", "cli.node"},
     "page": {"cli"},
-    "drivers.real": {"launch", "cli.worker"},
+    "launch": {"", "cli", "cluster", "page"},
+    "drivers.real": {"launch", "cluster.agent", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
     "profiling": {"cli.profile", "cli.advise", "launch.compare"},
 }
@@ -89,7 +94,7 @@ ONLY = {
         *("store.given", "store.run"),
     },
     "cloudpickle": {"handover"},
-    "subprocess": {"launch", "plan.describe"},
+    "subprocess": {"launch", "cluster.ssh", "plan.describe"},
     "rich": {"cli", "launch.display"},
     "matplotlib": {"report"},
     "jinja2": {"report.page"},
@@ -121,6 +126,7 @@ THIRD_PARTY = {
     "config": {"msgspec"},
     "nn": {"numpy", "torch"},
     "launch": {"msgspec", "numpy", "rich", "torch"},
+    "cluster": set[str](),
     "wire": {"zmq", "msgpack", "msgspec", "numpy"},
 }
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = [
     "add_init",
     "add_page",
     "add_page_host",
+    "add_place",
     "add_resume",
     "add_security",
     "check_json",
@@ -42,8 +43,10 @@ __all__ = [
     "new_folder",
     "page_for",
     "port_number",
+    "positive_seconds",
     "settings",
     "shown_on",
+    "told",
     "warnings_said",
 ]
 
@@ -255,6 +258,50 @@ def flags(args: argparse.Namespace) -> list[str]:
     if args.keys:
         return ["--keys", str(Path(args.keys).resolve())]
     return ["--insecure"] if args.insecure else []
+
+
+# --- the place of this process among others ------------------------------------------------------
+
+_TIMEOUT_S = 60.0
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add --coordinator, --engine and --timeout."""
+    parser.add_argument(
+        "--coordinator",
+        metavar="ADDRESS",
+        help="tcp://HOST:PORT of rank 0, for all ranks the same, in place of what the engine says; "
+        "workers need the port after it too",
+    )
+    parser.add_argument(
+        "--engine",
+        metavar="NAME",
+        help="the engine that has started this process (default: the first of those in "
+        "docs/machines.md that its environment tells of)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive_seconds,
+        default=_TIMEOUT_S,
+        metavar="SECONDS",
+        help=f"how long the other ranks wait for rank 0 (default: {_TIMEOUT_S:g})",
+    )
+
+
+def positive_seconds(text: str) -> float:
+    """Read the value of --timeout."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    return seconds
+
+
+def told(*, quiet: bool) -> Callable[[str], None]:
+    """Return a function that shows the user a line, if anybody is to see it."""
+    return (lambda _: None) if quiet else (lambda text: print(f"asyncdni: {text}", flush=True))
 
 
 # --- `--page` ------------------------------------------------------------------------------------

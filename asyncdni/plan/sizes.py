@@ -33,6 +33,7 @@ __all__ = [
     "check_memory",
     "check_messages",
     "context_bytes",
+    "memory_bytes",
     "stage_flops",
     "stage_work",
     "worker_bytes",
@@ -183,7 +184,7 @@ def check_memory(
     chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, *, allow_import: Allowed
 ) -> None:
     """Raise `ConfigError` if this machine can't hold all workers at once."""
-    has = _memory_bytes()
+    has = memory_bytes()
     needs = {
         group.name: worker_bytes(chosen, network, plan, meta, group, allow_import=allow_import)
         for group in plan.groups
@@ -259,7 +260,7 @@ def _input_parameters(network: Network, group: Group) -> int:
     return sum(chain_size((inputs, *options.hidden, width)) for width in widths)
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
     """Return this machine's memory in bytes; 0 where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
