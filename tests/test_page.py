@@ -150,6 +150,9 @@ def test_a_worker_that_dies_is_seen_down_catching_up_and_learning_again(design: 
 def test_news_have_what_is_new_and_nothing_else(design: Design) -> None:
     told = Told(design).begin()
     told.report(1.0, "hidden", 100, 0.5)
+    tally = {"staleness_mean": 2.0, "staleness_max": 4, "staleness_le_1": 3, "staleness_le_4": 1}
+    told.report(1.2, "hidden", 120, 0.7, **tally)
+    assert told.of("hidden")["staleness_bins"] == [["0", 0.0], ["1", 0.75], ["2", 0.0], ["4", 0.25]]
     first = told.state.news()
     assert [link["to"] for link in first["network"]["links"]] == ["output"]
     assert [one["stages"][0]["shape"] for one in first["network"]["workers"]] == ["8", "8"]
