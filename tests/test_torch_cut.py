@@ -150,7 +150,8 @@ def test_names_never_lie_inside_a_residual_block() -> None:
 
 def test_names_leave_out_cuts_that_several_tensors_would_cross() -> None:
     assert traced(models.masked, ROW).names() == ["last"]
-    assert traced(models.tied, IDS).names() == []
+    assert traced(models.tied, IDS).parting() == ["body", "head"]
+    assert traced(models.mlp, (784,)).parting() == []
 
 
 # --- refusals ------------------------------------------------------------------------------------
