@@ -151,7 +151,13 @@ def test_two_processes_train_a_model_of_hugging_face_as_a_plain_loop_does() -> N
     chosen = made("gpt2", OTHER_CUTS["gpt2"], SCHEDULES["locked"], split=[2, 2])
     result = asyncdni.train(chosen, allow_import=True)
     assert len(result.summary["stages"]) == 2
-    assert not differences(result.weights, trained(chosen))
+    model = trained(chosen)
+    assert not differences(result.weights, model)
+    ids = torch.arange(8).expand(3, 8)
+    table = {"input_ids": ids.numpy(), "attention_mask": np.ones((3, 8))}
+    outputs = asyncdni.predict(result, table, allow_import=True)["lm_head"]
+    with torch.no_grad():
+        np.testing.assert_allclose(outputs, model.eval()(input_ids=ids).logits, atol=1e-5)
 
 
 def test_bfloat16_products_have_the_bits_of_a_plain_loop() -> None:

@@ -14,8 +14,8 @@ from torch.nn import functional
 from asyncdni import config
 from asyncdni.data import describe, open_batches
 from asyncdni.imports import allowing, import_named
-from asyncdni.nn.torch.cut import main_output
 from asyncdni.nn.torch.fields import Field, call_joined
+from asyncdni.nn.torch.layer import main_output
 
 __all__ = ["batches_of", "differences", "one_thread", "plain_loop", "trained"]
 

@@ -114,9 +114,9 @@ def _width(structure: nn.Module, shape: tuple[int, ...], given: Sequence[Field])
     import torch
 
     from asyncdni.nn.torch.compiler import without_compiler
-    from asyncdni.nn.torch.cut import main_output
     from asyncdni.nn.torch.fields import call_joined, fields_of
     from asyncdni.nn.torch.huggingface import as_chain
+    from asyncdni.nn.torch.layer import main_output
 
     _, fields = fields_of([(one.name, one.kind, one.shape) for one in given])
     for dtype in (torch.float32, torch.int64):

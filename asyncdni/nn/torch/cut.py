@@ -29,7 +29,7 @@ from torch import fx, nn
 from asyncdni.errors import ConfigError
 from asyncdni.nn.torch.compiler import without_compiler
 from asyncdni.nn.torch.fields import Field, as_kind, fields_of, named, separate, take
-from asyncdni.nn.torch.layer import first_line
+from asyncdni.nn.torch.layer import first_line, main_output
 
 __all__ = ["Trace", "trace"]
 
@@ -376,14 +376,6 @@ def _kind(dtype: torch.dtype) -> str:
     if dtype == torch.bool:
         return "bool"
     return "float" if dtype.is_floating_point else "int"
-
-
-def main_output(result: Any) -> Any:
-    """The tensor that the loss needs of what a model returns: of a table its "logits", of several
-    values the first."""
-    if isinstance(result, dict):
-        return result["logits"] if "logits" in result else next(iter(result.values()))
-    return result[0] if isinstance(result, tuple | list) else result
 
 
 def _size(shape: _Shape) -> int:

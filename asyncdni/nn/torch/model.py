@@ -19,10 +19,10 @@ from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
 from asyncdni.imports import Allowed, import_named
 from asyncdni.nn.torch.compiler import without_compiler
-from asyncdni.nn.torch.cut import Trace, main_output, trace
+from asyncdni.nn.torch.cut import Trace, trace
 from asyncdni.nn.torch.fields import Field, call_joined, fields_of
 from asyncdni.nn.torch.huggingface import as_chain, check_chain
-from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line
+from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line, main_output
 
 __all__ = ["check_parts", "make_model", "make_readout", "module_maker", "part_maker", "trace_model"]
 
