@@ -224,7 +224,8 @@ class RunState:
     def _interrupt(self, worker: _Worker) -> None:
         """Add a point without values: the worker's curves are interrupted there."""
         tick = int(self._now_s / TICK_S) // self._step * self._step
-        if worker.points and tick > worker.points[-1][1]:
+        if worker.points:
+            tick = max(tick, worker.points[-1][1] + self._step)
             self._number += 1
             worker.points.append([self._number, tick, *([None] * (len(COLUMNS) - 1))])
 
