@@ -75,10 +75,10 @@ def test_encodings_are_as_small_as_they_say() -> None:
 def test_top_k_keeps_the_largest_of_each_row_as_they_are(shape: tuple[int, ...]) -> None:
     x = drawn(shape)
     found = through("top_k", x).reshape(len(x), -1)
-    for row, given in zip(found, x.reshape(len(x), -1), strict=True):
+    for row, whole in zip(found, x.reshape(len(x), -1), strict=True):
         kept = np.flatnonzero(row)
-        assert len(kept) == -(-len(row) // 16) and (row[kept] == given[kept]).all()
-        assert np.abs(row[kept]).min() >= np.abs(np.delete(given, kept)).max()
+        assert len(kept) == -(-len(row) // 16) and (row[kept] == whole[kept]).all()
+        assert np.abs(row[kept]).min() >= np.abs(np.delete(whole, kept)).max()
 
 
 def test_of_equal_elements_top_k_keeps_the_first() -> None:
