@@ -61,6 +61,7 @@ MAY_IMPORT = {
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
         *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
+        "nn.torch.layer",
     },
 }
 
@@ -70,8 +71,12 @@ IMPORTED_BY = {
     "launch": {"", "cli"},
     "drivers.real": {"launch", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
-    "profiling": {"cli.profile", "cli.advise"},
+    "profiling": {"cli.profile", "cli.advise", "launch.compare"},
 }
+
+#: Modules that functions import when they are called, against the layers: a `Result` is data of
+#: `store`, and what it shows of itself is drawn by `report`.
+WHEN_CALLED = {"store.run": {"report.result"}}
 
 #: Libraries, and where alone they may be imported.
 ONLY = {
@@ -187,6 +192,7 @@ def ours(module: Module) -> set[str]:
     """Modules of the package outside the module's own home; the package itself is left out."""
     names = {name for name in imported(module) if name.split(".")[0] == PACKAGE}
     inside = {name.removeprefix(PACKAGE).removeprefix(".") for name in names} - {""}
+    inside -= WHEN_CALLED.get(module.name, set())
     return {name for name in inside if name.partition(".")[0] != module.home}
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from asyncdni import config, experiment, software
 from asyncdni.core.counts import Counts
+from asyncdni.core.events import Prepared
 from asyncdni.core.members import Roster
 from asyncdni.core.worker import Worker
 from asyncdni.data import checksums, open_batches
@@ -82,6 +83,7 @@ __all__ = [
     "make_stage",
     "make_whole_stage",
     "make_worker",
+    "prepared",
     "readout_forms",
 ]
 
@@ -444,6 +446,17 @@ def begins_from(design: Design, group: Group) -> list[str]:
     own = [node.name for node in group.members]
     reads = group.name in read_by(design.plan.groups)
     return [*own, readout_stage(design.plan.groups)] if reads else own
+
+
+def prepared(design: Design, group: Group, roster: Roster) -> Prepared:
+    """Tell the process of `group` what it must know of the experiment."""
+    return Prepared(
+        roll_back=roster.rolls_back,
+        learns_alone=roster.learns_alone,
+        snapshot_every_s=snapshot_every_s(design.experiment.checkpoint),
+        stages=[node.name for node in group.members],
+        sources=roster.sources,
+    )
 
 
 def make_roster(

@@ -22,13 +22,14 @@ from asyncdni.nn.layers.recurrent import Recurrent
 from asyncdni.plan.build import Design, make_exit_generator, make_input_models
 from asyncdni.plan.conditions import link_encodings
 from asyncdni.plan.plan import Group, Plan
-from asyncdni.plan.sizes import context_bytes
+from asyncdni.plan.sizes import context_bytes, row_bytes, stage_flops
 
 __all__ = [
     "FORMATS",
     "Model",
     "count",
     "describe",
+    "describe_costs",
     "describe_links",
     "describe_workers",
     "dot",
@@ -87,6 +88,33 @@ def describe_workers(design: Design) -> str:
     return _aligned(rows)
 
 
+def describe_costs(design: Design) -> str:
+    """Return a table with a line for each stage: what one sample costs there.
+
+    That are the floating-point operations of its products (see `plan.sizes.stage_flops`), and the
+    bytes that a cut behind the stage sends on; as many come back as its gradient. A dash stands for
+    what is not known, or not sent."""
+    rows = [("of one sample", "FLOPs forward", "FLOPs backward", "bytes at the cut")]
+    samples = min(design.plan.batch_size, design.meta.train_samples)
+    known: list[tuple[int, int]] = []
+    for node in design.network.nodes:
+        send = any(name != DATA for name in node.inputs)
+        found = stage_flops(node, samples, send=send, allow_import=design.allow_import)
+        known += [found] if found else []
+        sent = f"{row_bytes(node, design.experiment.run.dtype):,}" if node.consumers else "-"
+        rows.append((node.name, *_each(found, samples), sent))
+    whole = len(known) == len(design.network.nodes)
+    total = sum(one[0] for one in known), sum(one[1] for one in known)
+    rows.append(("total", *_each(total if whole else None, samples), "-"))
+    return _aligned(rows, numbers=3)
+
+
+def _each(flops: tuple[int, int] | None, samples: int) -> tuple[str, str]:
+    """Write the operations on a batch of `samples` as those on one of them."""
+    forward, backward = (f"{round(one / samples):,}" for one in flops) if flops else ("-", "-")
+    return forward, backward
+
+
 def describe_links(design: Design) -> str:
     """Return a table with a line for each link that tensors of training travel on: what they are,
     as what they travel, and the mean bytes of a sample, without the headers of messages. Empty
@@ -98,9 +126,9 @@ def describe_links(design: Design) -> str:
 
     def add(sender: str, to: str, what: str, shape: Shape, times: float, beside: int) -> None:
         encoding = None if what == "data" else encodings.get((sender, to))
-        size = math.prod(shape) * itemsize
-        name = encoding.name if encoding is not None else chosen.run.dtype
-        size = size if encoding is None else encoding.frame_bytes((1, *shape))
+        name, size = str(chosen.run.dtype), math.prod(shape) * itemsize
+        if encoding is not None:
+            name, size = encoding.name, encoding.frame_bytes((1, *shape))
         rows.append((f"{sender}->{to}", what, name, f"{size * times + beside:,.0f}"))
 
     for to in plan.feeds:
@@ -206,14 +234,20 @@ def _option(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """Write the rows as lines of text: each column is as wide as its widest cell, and the last, of
-    numbers, is aligned to the right."""
+def _aligned(rows: Sequence[tuple[str, ...]], numbers: int = 1) -> str:
+    """Write the rows as lines of text: each column is as wide as its widest cell, and the last
+    ones, which hold `numbers`, are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    words = len(widths) - numbers
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
-        lines.append("  ".join([*cells, row[-1].rjust(widths[-1])]))
+        cells = zip(row, widths, strict=True)
+        lines.append(
+            "  ".join(
+                cell.ljust(width) if index < words else cell.rjust(width)
+                for index, (cell, width) in enumerate(cells)
+            )
+        )
     return "\n".join(lines) + "\n"
 
 

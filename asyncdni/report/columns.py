@@ -82,6 +82,23 @@ class Form:
         return f"{low} to {high}"
 
 
+#: Columns of tables of stages, by name of the counter.
+STAGE_COLUMNS: dict[str, Form] = {
+    "batches": Form("batches"),
+    "updates": Form("updates"),
+    "busy_fraction": Form("busy", ".0%"),
+    "queue": Form("queue"),
+    "cpu_s": Form("CPU", ".1f", unit=" s"),
+    "staleness_mean": Form("staleness", ".1f"),
+    "gradient_cosine": Form("agreement", ".2f"),
+    "target_cosine": Form("with target", ".2f"),
+    "dropped": Form("dropped"),
+    "skipped": Form("skipped"),
+    "missed": Form("missed"),
+    "state": Form(""),
+}
+
+
 def as_estimate(value: Any) -> Estimate | None:
     """Return the `Estimate` in a value read from JSON; a bare number becomes one without an
     interval."""
@@ -304,6 +321,16 @@ _ROWS = (
         console=Form("reached", ".0f", 100.0, " %", spread=""),
         page_by_latency=Form("Part of the ceiling", ",.1f", 100.0, _PERCENT),
         console_by_latency=Form("of the ceiling", ".3g", 100.0, " %", spread=""),
+    ),
+    Column(
+        "roofline_samples_per_s",
+        page=Form("roofline, samples/s"),
+        console=Form("roofline", spread=""),
+    ),
+    Column(
+        "of_roofline",
+        page=Form("of the roofline", ",.1f", 100.0, _PERCENT),
+        console=Form("of that", ".0f", 100.0, " %", spread=""),
     ),
     Column(
         "overhead_cpu",

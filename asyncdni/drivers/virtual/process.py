@@ -36,7 +36,6 @@ from asyncdni.core.events import (
     Lose,
     Origin,
     Prepare,
-    Prepared,
     Received,
     Redeliver,
     Release,
@@ -44,6 +43,7 @@ from asyncdni.core.events import (
     Restore,
     Restored,
     Save,
+    Say,
     SayHello,
     Send,
     Snapshot,
@@ -52,7 +52,7 @@ from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.core.ledger import SNAPSHOTS
-from asyncdni.core.liveness import Sight, Silence, worker_patience_s
+from asyncdni.core.liveness import Sight, Silence, beat_every_s, worker_patience_s
 from asyncdni.core.members import Roster
 from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
@@ -73,9 +73,10 @@ from asyncdni.plan.build import (
     make_compressor,
     make_source,
     make_worker,
+    prepared,
 )
 from asyncdni.plan.conditions import slow_of
-from asyncdni.plan.plan import Group, shared_with, snapshot_every_s
+from asyncdni.plan.plan import Group, shared_with
 from asyncdni.schedules.base import OpKind
 from asyncdni.stages.base import Score, Stage
 from asyncdni.stages.executor import Executor as StageExecutor
@@ -276,7 +277,6 @@ MakeStage = Callable[[Design, Group], Stage]
 
 #: How long a worker waits for a coordinator that does not answer: the default of its command line.
 _JOIN_TIMEOUT_S = 30.0
-_BEATS_PER_SILENCE = 3
 
 
 @dataclass(frozen=True)
@@ -360,6 +360,7 @@ class WorkerProcess:
             Report: self._report,
             Save: self._save,
             Snapshot: self._snapshot,
+            Say: lambda action: None,  # nobody reads what a simulated process prints
             SayHello: self._say_hello,
             Prepare: self._prepare,
             Restore: self._restore,
@@ -447,7 +448,7 @@ class WorkerProcess:
             self._handle(CoordinatorGone(f"nothing heard for {self._patience_s:g} s"))
             return
         self._tell(Beat())
-        self._later(self._silence_s / _BEATS_PER_SILENCE, self._beat, idle=True)
+        self._later(beat_every_s(self._silence_s), self._beat, idle=True)
 
     # --- events and actions ----------------------------------------------------------------------
 
@@ -523,13 +524,7 @@ class WorkerProcess:
     def _prepare(self, action: Prepare) -> None:
         self._silence.hear(self._agenda.now)
         self._beat()
-        prepared = Prepared(
-            roll_back=self.office.roster.rolls_back,
-            learns_alone=self.office.roster.learns_alone,
-            snapshot_every_s=snapshot_every_s(self._world.design.experiment.checkpoint),
-            stages=[node.name for node in self._group.members],
-        )
-        self._handle(prepared)
+        self._handle(prepared(self._world.design, self._group, self.office.roster))
 
     def _restore(self, action: Restore) -> None:
         """Reading the state takes about as long as writing it."""
@@ -635,13 +630,17 @@ class WorkerProcess:
         keeping = self._keeping
         if snapshot.last:
             keeping.write_snapshot(keeping.state())
+            self._handle(SnapshotTaken(0.0))
             return
         self._delay_s = self._pace.save_s()
-        # As if in no time: simulated runs are short, and faults are to meet as many as were asked.
-        self._handle(SnapshotTaken(0.0))
         chance, saved = self._world.chance_faults.save(), keeping.state()
+        # As if in no time: simulated runs are short, and faults are to meet as many as were asked.
+        taken = SnapshotTaken(0.0)
         if chance.fails:
-            return  # said, and no more: the next one may succeed
+            taken.error = CheckpointError(f"{self.name} can't write a snapshot: {_FULL}")
+        self._handle(taken)
+        if chance.fails:
+            return
         took_s = self._pace.save_s() + chance.extra_s
         if chance.torn:
             self._later(took_s / 2, self._die)
