@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 #: The protocol's version. It rises with every change that an older peer would not understand.
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 7
 
 #: Names in addresses and in the graph that no stage may have.
 COORDINATOR = "coordinator"

@@ -13,7 +13,7 @@ from asyncdni.plan.build import Design, make_design
 from asyncdni.plan.describe import (
     FORMATS,
     describe,
-    describe_costs,
+    describe_flops,
     describe_links,
     describe_workers,
     dot,
@@ -23,7 +23,7 @@ from asyncdni.store.tensors import write_atomically
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-HELP = "show the graph of a network: stages, shapes, parameters, workers, links, FLOPs, bytes"
+HELP = "show the graph of a network: stages, shapes, parameters, workers, FLOPs, links"
 EXAMPLE = """\
   asyncdni graph launch/digits.toml
   asyncdni graph launch/digits.toml --split 2,2 --out digits.svg
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         write_atomically(Path(args.out), _content(design, form))
     print(describe(design.network, allow_import=args.allow_import))
     print(describe_workers(design))
-    print(describe_costs(design), end="")
+    print(describe_flops(design), end="")
     if links := describe_links(design):
         print(f"\n{links}", end="")
     return 0

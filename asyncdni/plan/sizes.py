@@ -33,7 +33,6 @@ __all__ = [
     "check_memory",
     "check_messages",
     "context_bytes",
-    "row_bytes",
     "stage_flops",
     "stage_work",
     "worker_bytes",
@@ -79,7 +78,7 @@ def _messages(
         yield plan.groups[plan.host].name, "Activation", samples * (data + context)
     for group in plan.groups:
         if group.exit is not None:
-            row = row_bytes(network.node(group.exit), chosen.run.dtype)
+            row = math.prod(network.node(group.exit).output_shape) * itemsize
             yield group.name, "Activation", samples * (row + context)
             for consumer in plan.groups:
                 readers = sum(group.exit in node.inputs for node in consumer.members)
@@ -92,12 +91,6 @@ def _messages(
         for stages in shared_with(plan.groups, group).values():
             shared = sum(_parameters(network.node(name), allow_import) for name in stages)
             yield group.name, "Shared", shared * itemsize
-
-
-def row_bytes(node: Node, dtype: str) -> int:
-    """Return the bytes of one sample of the stage's activation, and of the gradient that comes
-    back for it, in numbers of type `dtype`."""
-    return math.prod(node.output_shape) * np.dtype(dtype).itemsize
 
 
 def context_bytes(chosen: config.Experiment, network: Network, meta: Meta) -> int:
