@@ -17,10 +17,11 @@ import asyncdni
 from asyncdni import experiment
 from asyncdni.config import Limits
 from asyncdni.core.events import Finish
+from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.drivers.virtual.faults import Faults
 from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.encodings import ENCODINGS, Compressor, Encoded, encode_with_remainder
-from asyncdni.errors import ConfigError, RemoteProtocolError
+from asyncdni.errors import ConfigError, NumericalError, RemoteProtocolError
 from asyncdni.messages import Activation, Gradient, Shared, Weights
 from asyncdni.plan.build import Design, make_compressor, make_design, make_stage
 from asyncdni.plan.conditions import automatic_words, link_encodings
@@ -366,6 +367,18 @@ def test_any_bytes_in_a_frame_are_some_tensor(name: str, content: bytes) -> None
     with np.errstate(all="ignore"):
         found = decode([header, content], Limits())
     assert isinstance(found, Gradient) and found.tensors["b"].shape == (1, width)
+
+
+@each("scale", [np.nan, np.inf, -np.inf])
+def test_a_scale_that_is_not_finite_is_the_fault_of_the_stage_that_sent_it(scale: float) -> None:
+    made = design(links={"compress": "int8"})
+    inspection = Inspection(made, made.plan.groups[0], {"s0": 0, "s1": 0, "top": 0})
+    header = msgpack.packb(["Gradient", "s1", 0, 0, {"s1": ["float32", [5, 6], "int8"]}])
+    scales = np.array([1.0, 1.0, scale, 1.0, 1.0], "<f4")
+    with np.errstate(all="ignore"):
+        found = decode([header, scales.tobytes() + bytes(30)], Limits())
+        with pytest.raises(NumericalError, match="stage s1 has sent the gradient of batch 0"):
+            inspection.accusation(found)
 
 
 @each("places", [[32, 33], [5, 5], [9, 8], [0, 65535]])
