@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "software": {""},
     "imports": {"handover", "errors"},
     "delays": {"schedules.base"},
+    "encodings": {"messages"},
     "schedules": {"tables"},
     "core": {"schedules", "messages", "errors"},
     "nn": {"imports", "handover", "tables", "errors"},
@@ -37,14 +38,15 @@ MAY_IMPORT = {
         "errors",
     },
     "data": {"files", "imports", "nn.streams", "schedules.base", "config", "errors"},
-    "wire": {"core.liveness", "delays", "messages", "config", "errors"},
+    "wire": {"core.liveness", "delays", "encodings", "messages", "config", "errors"},
     # what a table may name, the tables of schedules, generators and data sets know
     "experiment": {
         *("schedules", "nn.generators", "data", "files", "messages", "config", "errors"),
     },
     "plan": {
         *("experiment", "network", "core", "schedules", "stages", "nn", "data", "wire.codec"),
-        *("delays", "messages", "imports", "handover", "software", "config", "tables", "errors"),
+        *("delays", "encodings", "messages", "imports", "handover", "software", "config"),
+        *("tables", "errors"),
     },
     "store": {
         *("files", "experiment", "plan", "core", "data", "messages", "config", "errors"),
@@ -52,12 +54,14 @@ MAY_IMPORT = {
     "report": {"files", "imports", "store", "core", "data.meta", "schedules", "sampling", "errors"},
     "drivers": {
         *("core", "wire", "stages", "nn.base", "plan", "data", "store", "report.traces"),
-        *("delays", "schedules", "experiment.schema", "files", "imports", "messages", "config"),
+        *("delays", "encodings", "schedules", "experiment.schema", "files", "imports"),
+        *("messages", "config"),
         *("software", "errors"),
     },
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
         *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
+        "nn.torch.layer",
     },
 }
 
@@ -67,8 +71,12 @@ IMPORTED_BY = {
     "launch": {"", "cli"},
     "drivers.real": {"launch", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
-    "profiling": {"cli.profile", "cli.advise"},
+    "profiling": {"cli.profile", "cli.advise", "launch.compare"},
 }
+
+#: Modules that functions import when they are called, against the layers: a `Result` is data of
+#: `store`, and what it shows of itself is drawn by `report`.
+WHEN_CALLED = {"store.run": {"report.result"}}
 
 #: Libraries, and where alone they may be imported.
 ONLY = {
@@ -104,6 +112,7 @@ THIRD_PARTY = {
     "schedules": {"msgspec"},
     "tables": {"msgspec"},
     "messages": {"msgspec"},
+    "encodings": {"msgspec", "numpy"},
     "config": {"msgspec"},
     "nn": {"numpy", "torch"},
     "launch": {"msgspec", "numpy", "rich", "torch"},
@@ -183,6 +192,7 @@ def ours(module: Module) -> set[str]:
     """Modules of the package outside the module's own home; the package itself is left out."""
     names = {name for name in imported(module) if name.split(".")[0] == PACKAGE}
     inside = {name.removeprefix(PACKAGE).removeprefix(".") for name in names} - {""}
+    inside -= WHEN_CALLED.get(module.name, set())
     return {name for name in inside if name.partition(".")[0] != module.home}
 
 

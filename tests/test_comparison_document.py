@@ -138,6 +138,17 @@ def test_a_row_of_several_workers_has_its_ceiling_and_where_its_time_went(file: 
     assert single["shares"] is None and single["efficiency"] is None
 
 
+def test_a_row_is_held_against_its_roofline(file: Path) -> None:
+    entries = plan(file)
+    results = [Result(entry.name, entry.seed, two_workers()) for entry in entries]
+    for row in running.document(entries, results)["rows"]:
+        most = next(one.roofline_samples_per_s for one in entries if one.name == row["name"])
+        assert row["roofline_samples_per_s"] == most and most
+        assert row["of_roofline"]["mean"] == pytest.approx(2500 / most)
+    unknown = [replace(entry, roofline_samples_per_s=None) for entry in entries]
+    assert running.document(unknown, results)["rows"][0]["of_roofline"] is None
+
+
 def test_a_run_without_speed_has_no_efficiency(file: Path) -> None:
     results = [Result("synthetic", 0, two_workers(samples_per_s=None))]
     row = running.document(plan(file), results)["rows"][1]

@@ -221,6 +221,10 @@ def test_cpu_ceiling_and_shares_are_one_wide_table_or_two_narrow_ones() -> None:
     assert words(wide[1][1]) == f"{economy} {shares}"
     assert [words(lines[1]) for lines in narrow[1:]] == [economy, f"synthetic {shares}"]
     assert words(narrow[2][0]) == "layers generator transport waiting other"
+    limited = row(roofline_samples_per_s=120_000.0, of_roofline=one(0.55, 0.01))
+    heading, line, *_ = printed(document(limited), 80)[1]
+    assert words(heading) == "CPU overhead ceiling reached roofline of that"
+    assert words(line) == f"{economy} 120,000 55 %"
 
 
 # --- below ---------------------------------------------------------------------------------------

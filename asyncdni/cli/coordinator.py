@@ -22,6 +22,7 @@ from asyncdni.launch.display import make_display
 from asyncdni.launch.train import design_of
 from asyncdni.store.given import begin_with
 from asyncdni.store.resume import is_complete
+from asyncdni.wire.address import port_range
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -34,8 +35,24 @@ EXAMPLE = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser, optional=True)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--bind",
+        metavar="ADDRESS",
+        help="where to listen for workers: tcp://HOST:PORT or tcp://HOST:FIRST-LAST, the first "
+        "free port of that range (HOST 0.0.0.0: all IPv4 addresses of this host; [::]: IPv6 as "
+        "well), or ipc://PATH",
+    )
+    where.add_argument(
+        "--ports",
+        metavar="FIRST-LAST",
+        help="the same as --bind tcp://0.0.0.0:FIRST-LAST",
+    )
     parser.add_argument(
-        "--bind", required=True, metavar="ADDRESS", help="tcp://HOST:PORT or ipc://"
+        "--advertise",
+        metavar="HOST",
+        help="the name or address by which the workers' hosts know this one, for the commands that "
+        "are shown: HOST, or tcp://HOST:PORT behind a router that changes the port",
     )
     add_security(parser)
     parser.add_argument("--schedule", metavar="NAME", help="schedule, in place of the file's")
@@ -54,7 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    keys = keys_for(args, args.bind)
+    if args.ports:
+        port_range(args.ports, f"--ports {args.ports}")
+    bind = f"tcp://0.0.0.0:{args.ports}" if args.ports else args.bind
+    keys = keys_for(args, bind)
     chosen = chosen_run(args)
     folder = args.resume or args.out
     if args.resume and is_complete(Path(args.resume), chosen):
@@ -71,12 +91,13 @@ def run(args: argparse.Namespace) -> int:
     with make_display(quiet=args.quiet) as display:
         summary = conduct(
             design,
-            args.bind,
+            bind,
             Path(folder) if folder else None,
             observers=[display],
             resume=args.resume is not None,
             keys=keys,
             flags=flags(args),
+            advertise=args.advertise,
         )
         display.finish(summary, Path(folder) if folder else None)
     return 0

@@ -119,6 +119,8 @@ def _target_tables(rows: Sequence[Row], index: int, style: _Style) -> list[Table
 
 def _breakdown(rows: Sequence[Row], style: _Style) -> list[Table]:
     names = ["cpu_s", "overhead_cpu", "ceiling_samples_per_s", "efficiency"]
+    if any(row.get("of_roofline") for row in rows):
+        names += ["roofline_samples_per_s", "of_roofline"]
     if any(row.get("disturbed") for row in rows):
         names.insert(0, "disturbed_runs")
     cells, shares = _cells(rows, columns(*names), style), _cells(rows, SHARES, style)
@@ -230,8 +232,9 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     elif any(row["overhead_cpu"] or row["efficiency"] for row in found["rows"]):
         lines.append(
             "overhead: CPU time outside ops. ceiling: the samples/s that the CPU times of a run's "
-            f"own ops allow on {machine['cores']} cores, and how much of it was reached. Then how "
-            "workers spent the time of training."
+            f"own ops allow on {machine['cores']} cores, and how much of it was reached. roofline: "
+            "what products and memory traffic alone would allow, as asyncdni profile says of each "
+            "stage. Then how workers spent the time of training."
         )
     said = found["verdict"]
     lines += found.get("remarks") or ()

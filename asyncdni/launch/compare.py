@@ -30,6 +30,7 @@ from asyncdni.launch.train import design_of, train
 from asyncdni.messages import DATA
 from asyncdni.plan.build import Design
 from asyncdni.plan.model import with_cuts
+from asyncdni.profiling.roofline import arithmetic_of, roofline_samples_per_s
 from asyncdni.report.breakdown import SHARES, ceiling_samples_per_s, overhead_cpu, shares
 from asyncdni.report.load import Load, load_from, plain, watched
 from asyncdni.report.machine import cores, describe_machine
@@ -233,6 +234,8 @@ class Entry:
     producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: One-way, in seconds; None unless latencies are compared, and for a run without links.
     latency_s: float | None = None
+    #: What products and memory traffic alone would allow; None: unknown.
+    roofline_samples_per_s: float | None = None
 
     @property
     def key(self) -> Key:
@@ -378,8 +381,18 @@ def _entries(
         given = design.experiment.run.init_sha256  # the same weights for all
         run = msgspec.structs.replace(chosen.run, init_sha256=given)
         chosen = msgspec.structs.replace(chosen, run=run)
-        entries.append(Entry(row.name, seed, chosen, _producers(design), row.latency_s))
+        entry = Entry(row.name, seed, chosen, _producers(design), row.latency_s)
+        entries.append(replace(entry, roofline_samples_per_s=_roofline(entry, design)))
     return entries
+
+
+def _roofline(entry: Entry, design: Design) -> float | None:
+    """Return the run's roofline on this machine; see `profiling.roofline`."""
+    arithmetic = arithmetic_of(design)
+    if arithmetic is None:
+        return None
+    latency_s = _least_latency(entry.experiment)
+    return roofline_samples_per_s(design, arithmetic, cores(), lag=_lag(entry), latency_s=latency_s)
 
 
 def _design(name: str, chosen: config.Experiment, allow_import: Allowed) -> Design:
@@ -725,10 +738,12 @@ def _rows(
     comparisons: Mapping[float | None, Comparison], entries: Sequence[Entry]
 ) -> list[dict[str, Any]]:
     ceilings = {(entry.name, entry.latency_s): _ceiling(entry) for entry in entries}
+    rooflines = {(entry.name, entry.latency_s): entry.roofline_samples_per_s for entry in entries}
     rows = []
     for latency_s, comparison in comparisons.items():
         for name in comparison.names:
-            row = _row(comparison, name, ceilings.get((name, latency_s), _unknown))
+            place = name, latency_s
+            row = _row(comparison, name, ceilings.get(place, _unknown), rooflines.get(place))
             rows.append({**row, "latency_s": latency_s, **_kept(comparisons, latency_s, name)})
     return rows
 
@@ -744,13 +759,19 @@ def _kept(
     return {f"kept_{measure}": _plain(kept(known, latency_s, name, measure)) for measure in _SPEEDS}
 
 
-def _row(comparison: Comparison, name: str, ceiling: Measure) -> dict[str, Any]:
+def _row(
+    comparison: Comparison, name: str, ceiling: Measure, roofline: float | None
+) -> dict[str, Any]:
     """Return the numbers of a row; a ratio is None if there is no run to pair with."""
     first = next((one.summary for one in comparison.of(name)), {})
 
     def efficiency(summary: Mapping[str, Any]) -> float | None:
         most, speed = ceiling(summary), summary.get("samples_per_s")
         return speed / most if most and speed else None
+
+    def of_roofline(summary: Mapping[str, Any]) -> float | None:
+        speed = summary.get("samples_per_s")
+        return speed / roofline if roofline and speed else None
 
     estimates = {m: comparison.rate if m in RATES else comparison.estimate for m in MEASURES}
     return {
@@ -764,6 +785,8 @@ def _row(comparison: Comparison, name: str, ceiling: Measure) -> dict[str, Any]:
         **{f"speedup_over_{other}": _plain(comparison.ratio(name, other)) for other in BASELINES},
         "ceiling_samples_per_s": _plain(comparison.rate(name, ceiling)),
         "efficiency": _plain(comparison.rate(name, efficiency)),
+        "roofline_samples_per_s": roofline,
+        "of_roofline": _plain(comparison.rate(name, of_roofline)),
         "overhead_cpu": _plain(comparison.estimate(name, overhead_cpu)),
         "shares": _shares(comparison, name),
         "targets": [_target(comparison, name, accuracy) for accuracy in comparison.targets],

@@ -59,14 +59,17 @@ def with_stages(
     if model is None:
         return chosen
     check_torch("[model]")
-    begins, names = _cuts(chosen, model, meta, allow_import)
+    begins, names, sharers = _cuts(chosen, model, meta, allow_import)
     stages = [
         {
             "name": name,
             "layers": [{"part": _part(model, meta, begin, end)}],
             "loss": model.loss if not end else None,
+            "weights": names[sharers[index]] if index in sharers else "",
         }
-        for name, begin, end in zip(names, ["", *begins], [*begins, ""], strict=True)
+        for index, (name, begin, end) in enumerate(
+            zip(names, ["", *begins], [*begins, ""], strict=True)
+        )
     ]
     tables = experiment.tables(chosen) | {"stages": stages}
     del tables["model"]
@@ -79,7 +82,7 @@ def with_cuts(chosen: config.Experiment, meta: Meta, *, allow_import: Allowed) -
     if chosen.model is None or isinstance(chosen.model.stages, list):
         return chosen
     check_torch("[model]")
-    begins, _ = _cuts(chosen, chosen.model, meta, allow_import)
+    begins, *_ = _cuts(chosen, chosen.model, meta, allow_import)
     model = msgspec.structs.replace(chosen.model, stages=begins or 1)
     return msgspec.structs.replace(chosen, model=model)
 
@@ -137,8 +140,9 @@ def check_torch(what: str) -> None:
 
 def _cuts(
     chosen: config.Experiment, model: config.Model, meta: Meta, allow_import: Allowed
-) -> tuple[list[str], list[str]]:
-    """The submodules at which all stages but the first begin, and the names of all stages."""
+) -> tuple[list[str], list[str], dict[int, int]]:
+    """The submodules at which all stages but the first begin, the names of all stages, and which of
+    them have the weights of which earlier one."""
     from asyncdni.nn.torch.balance import choose_cuts
     from asyncdni.nn.torch.model import trace_model
 
@@ -156,11 +160,18 @@ def _cuts(
                 f"model.stages: {count} stages, but the model can be cut into "
                 f"{len(whole.names()) + 1} at most: before {', '.join(whole.names()) or 'nothing'}"
             )
+        parting = whole.parting()
+        if model.stages != "auto" and 1 < count <= len(parting):
+            raise ConfigError(
+                f"model.stages: {count} stages, but the model uses the same weights in several "
+                f"places, each of which becomes a stage of its own: expected {len(parting) + 1} or "
+                "more (run.split puts several into one worker), or untie them"
+            )
         real = initial_model(chosen, allow_import=allow_import)
         begins = choose_cuts(real, whole, meta.input_shape, count, _samples(chosen, meta))
     cut = traced(begins)
     cut.check(begins)
-    return begins, [_stage_name(name) for name in (cut.first, *begins)]
+    return begins, [_stage_name(name) for name in (cut.first, *begins)], cut.sharers(begins)
 
 
 def _samples(chosen: config.Experiment, meta: Meta) -> int:

@@ -83,6 +83,23 @@ class Form:
         return f"{low} to {high}"
 
 
+#: Columns of tables of stages, by name of the counter.
+STAGE_COLUMNS: dict[str, Form] = {
+    "batches": Form("batches"),
+    "updates": Form("updates"),
+    "busy_fraction": Form("busy", ".0%"),
+    "queue": Form("queue"),
+    "cpu_s": Form("CPU", ".1f", unit=" s"),
+    "staleness_mean": Form("staleness", ".1f"),
+    "gradient_cosine": Form("agreement", ".2f"),
+    "target_cosine": Form("with target", ".2f"),
+    "dropped": Form("dropped"),
+    "skipped": Form("skipped"),
+    "missed": Form("missed"),
+    "state": Form(""),
+}
+
+
 def as_estimate(value: Any) -> Estimate | None:
     """Return the `Estimate` in a value read from JSON; a bare number becomes one without an
     interval."""
@@ -190,6 +207,18 @@ def _counter(
     return Column(name, Form(heading, spec, scale), in_summary=_over_stages(name, total))
 
 
+def _bytes_per_sample(summary: Row) -> float | None:
+    """Return the bytes of training that all links together have carried for one sample; None for
+    runs of one worker, and of early versions."""
+    stages = [stage for stage in summary.get("stages") or () if stage.get("bytes_by_link")]
+    rates = [
+        sum(stage["bytes_by_link"].values()) / stage["samples"]
+        for stage in stages
+        if stage["samples"]
+    ]
+    return sum(rates) if rates else None
+
+
 def _share(part: str, words: str) -> Column:
     return Column(
         part,
@@ -233,6 +262,7 @@ COUNTERS = (
     _counter("staleness_max", "greatest staleness", total=max),
     _counter("messages", "messages"),
     _counter("bytes_sent", "sent, MB", ",.1f", 1e-6),
+    Column("bytes_per_sample", Form("bytes a sample, all links"), in_summary=_bytes_per_sample),
     _counter("dropped", "dropped"),
 )
 #: What else the machine did during a run: see `load.Load`.
@@ -308,6 +338,16 @@ _ROWS = (
         console=Form("reached", ".0f", 100.0, " %", spread=""),
         page_by_latency=Form("Part of the ceiling", ",.1f", 100.0, _PERCENT),
         console_by_latency=Form("of the ceiling", ".3g", 100.0, " %", spread=""),
+    ),
+    Column(
+        "roofline_samples_per_s",
+        page=Form("roofline, samples/s"),
+        console=Form("roofline", spread=""),
+    ),
+    Column(
+        "of_roofline",
+        page=Form("of the roofline", ",.1f", 100.0, _PERCENT),
+        console=Form("of that", ".0f", 100.0, " %", spread=""),
     ),
     Column(
         "overhead_cpu",

@@ -150,9 +150,11 @@ class Table:
 def _part(latency_s: float | None, found: Found) -> dict[str, Any]:
     """Return all tables at one latency."""
     rows = found["rows"]
-    limited = [row for row in rows if row.get("efficiency") or row.get("overhead_cpu")]
+    known = ("efficiency", "overhead_cpu", "of_roofline")
+    limited = [row for row in rows if any(row.get(name) for name in known)]
     timed = [row for row in rows if row.get("shares")]
-    ceilings = ("samples_per_s", "ceiling_samples_per_s", "efficiency", "overhead_cpu")
+    limits = ("ceiling_samples_per_s", "efficiency", "roofline_samples_per_s", "of_roofline")
+    ceilings = ("samples_per_s", *limits, "overhead_cpu")
     targets = {target: _target_table(found, target) for target in found.get("targets") or ()}
     return {
         "where": "" if latency_s is None else f" at {latency_words(latency_s)}",

@@ -337,6 +337,8 @@ _ADDED = (
     *("stream_samples", "bytes_sent", "bytes_received", "messages"),
     *("snapshots", "skipped_updates", "skipped_fits", "rejected_messages"),
 )
+#: Begins the names of counters of bytes, by the worker that they were sent to.
+_BYTES_TO = "bytes_to_"
 
 
 class Processes:
@@ -368,7 +370,8 @@ class Processes:
 
 
 def _adds_up(key: str) -> bool:
-    return key in _ADDED or key.endswith("_s") or (key.startswith("op_") and key.endswith("_count"))
+    counts = key.startswith("op_") and key.endswith("_count")
+    return key in _ADDED or key.endswith("_s") or key.startswith(_BYTES_TO) or counts
 
 
 class Incidents:
@@ -613,14 +616,15 @@ def _stage(name: str, report: Mapping[str, Any], train_s: float) -> dict[str, An
         **{field: report.get(field) for field in STAGE_FIELDS},
         "busy_fraction": _busy_fraction(report, train_s),
         "ops": _ops(report),
-        "lag_by_link": _lag_by_link(report),
+        "lag_by_link": _by_link(report, "lag_to_"),
+        "bytes_by_link": _by_link(report, _BYTES_TO),
         **{key: _table(report, key, whole) for key, whole in DISTRIBUTIONS.items()},
     }
 
 
-def _lag_by_link(report: Mapping[str, Any]) -> dict[str, int]:
-    """Return the greatest lag towards each consumer, in batches."""
-    prefix = "lag_to_"
+def _by_link(report: Mapping[str, Any], prefix: str) -> dict[str, int]:
+    """Return a counter that a worker has for each of its links, by receiver: the greatest lag in
+    batches, or the bytes sent while training, all messages included."""
     return {key.removeprefix(prefix): n for key, n in report.items() if key.startswith(prefix)}
 
 

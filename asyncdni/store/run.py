@@ -156,6 +156,31 @@ class Result:
         shown = "unknown" if accuracy is None else f"{accuracy:.4f}"
         return f"Result(schedule={schedule!r}, test_accuracy={shown}, folder={self.folder})"
 
+    def plot(self) -> Any:
+        """Draw loss and accuracy over samples.
+
+        Returns a `report.plots.Plot`, which notebooks show and `save("FILE.png")` writes. Raises
+        `ConfigError` without the extra `plot`."""
+        from asyncdni.report.result import plot_run
+
+        return plot_run(self)
+
+    def timeline(self, ms: float = 20.0, *, at: float = 0.5, messages: bool = False) -> Any:
+        """Draw which op each worker ran when, in `ms` milliseconds of a run with `trace=True` that
+        begin at the fraction `at` of it; `messages` adds a line for each activation and gradient.
+
+        Returns a `report.timeline.Drawing`, which notebooks show and `save("FILE.svg")` writes.
+        Raises `ConfigError` for a run that has kept no trace."""
+        from asyncdni.report.result import draw_timeline
+
+        return draw_timeline(self, ms / 1e3, at=at, messages=messages)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: figures, curves, evaluations and stages."""
+        from asyncdni.report.result import run_html
+
+        return run_html(self)
+
     @property
     def history(self) -> list[dict[str, Any]]:
         """One entry an evaluation: batches, samples, train_s (training time alone), accuracy and

@@ -61,7 +61,8 @@ class Trace:
         self._output = next(node for node in graph.nodes if node.op == "output")
         self._values = values
         self._place = {node: index for index, node in enumerate(self._nodes)}
-        self._starts = self._find_starts()
+        self._called = self._find_called()
+        self._starts = {path: self._prepared(place) for path, place in self._called.items()}
 
     @property
     def takes_integers(self) -> bool:
@@ -75,19 +76,72 @@ class Trace:
 
     def names(self) -> list[str]:
         """The submodules with weights at which a part may begin without cutting a skip connection,
-        in order: just one floating tensor crosses a cut before them."""
-        found = []
+        in order: just one floating tensor crosses a cut before them. Weights that are used on both
+        sides of such a cut can be parted from all others (see `parting`)."""
+        found, parted = [], bool(self.parting())
         for name, start in self._starts.items():
             crossing = self._crossing(start)
             if start <= self._starts[self.first] or len(crossing) > 1 or self._is_list(name):
                 continue
             has_weights = any(True for _ in self.model.get_submodule(name).parameters())
-            if has_weights and not self._why_not(crossing) and not self._is_shared(start):
+            shares = self._is_shared(start) and not parted
+            if has_weights and not self._why_not(crossing) and not shares:
                 found.append((start, name))
         outermost: dict[int, str] = {}
         for start, name in sorted(found, key=lambda one: (one[0], one[1].count("."))):
             outermost.setdefault(start, name)
         return list(outermost.values())
+
+    def parting(self) -> list[str]:
+        """The submodules before which cuts make each use of weights that are used several times,
+        such as those of a tied embedding and head, a stage of its own. Empty where there are no
+        such weights, or where they can't be parted from others."""
+        uses: dict[int, list[int]] = {}
+        weighted = [place for place, node in enumerate(self._nodes) if self._has_weights(node)]
+        for place in weighted:
+            for _, parameter in self._parameters(place, place + 1):
+                uses.setdefault(id(parameter), []).append(place)
+        found: dict[int, str | None] = {}
+        for places in uses.values():
+            for place in places if len(places) > 1 else ():
+                at = weighted.index(place)
+                names = {index: self._name_at(weighted, index) for index in (at, at + 1)}
+                if "" in names.values() or len(self._weights(place, place + 1)) > 1:
+                    return []
+                found |= names
+        return [name for place in sorted(found) if (name := found[place]) is not None]
+
+    def _name_at(self, weighted: Sequence[int], index: int) -> str | None:
+        """The outermost submodule whose first call with weights is that at `weighted[index]`, and
+        before which one tensor crosses a cut; empty if there is none. None at the model's ends,
+        where no cut is needed."""
+        if not 0 < index < len(weighted):
+            return None
+        found, path = "", _owner(self._nodes[weighted[index]])
+        while path and self._called[path] > weighted[index - 1]:
+            crossing = self._crossing(self._starts[path])
+            if not self._is_list(path) and len(crossing) == 1 and not self._why_not(crossing):
+                found = path
+            path = path.rpartition(".")[0]
+        return found
+
+    def sharers(self, begins: Sequence[str]) -> dict[int, int]:
+        """{stage: the first stage with the same weights}, for all stages that have no weights of
+        their own when the model is cut before the submodules `begins`."""
+        weights = [self._weights(*ends) for ends in self._ends(begins)]
+        return {
+            index: weights.index(own)
+            for index, own in enumerate(weights)
+            if own and own in weights[:index]
+        }
+
+    def _ends(self, begins: Sequence[str]) -> list[tuple[int, int]]:
+        starts = [0, *map(self._start, begins)]
+        return list(zip(starts, [*starts[1:], len(self._nodes)], strict=True))
+
+    def _weights(self, start: int, stop: int) -> list[int]:
+        """The identities of the weights that calls use, each once."""
+        return list(dict.fromkeys(id(one) for _, one in self._parameters(start, stop)))
 
     def part(self, begin: str, end: str) -> fx.GraphModule:
         """The part from submodule `begin` (empty: the module's start) up to `end` (empty: its end).
@@ -144,15 +198,23 @@ class Trace:
                     "expected submodules in the order in which they are called"
                 )
         owners: dict[int, tuple[int, str]] = {}
-        for index, start in enumerate(starts):
-            stop = starts[index + 1] if index + 1 < len(starts) else len(self._nodes)
-            for name, parameter in self._parameters(start, stop):
+        sharers = self.sharers(begins)
+        for index, ends in enumerate(self._ends(begins)):
+            for name, parameter in self._parameters(*ends):
                 other, known = owners.setdefault(id(parameter), (index, name))
-                if other != index:
+                if other not in (index, sharers.get(index)):
                     raise ConfigError(
                         f"stages: the weights of {name} are also those of {known}, in another "
-                        "stage; cut so that both are in one stage, or untie them"
+                        f"stage; {self._cure(begins)}"
                     )
+
+    def _cure(self, begins: Sequence[str]) -> str:
+        """What to do about weights that a cut before the submodules `begins` parts."""
+        also = [name for name in self.parting() if name not in begins]
+        if not also:
+            return "cut so that both are in one stage, or untie them"
+        names = " and ".join(also)
+        return f"cut before {names} too, so that each is a stage of its own, or untie them"
 
     def bytes_at(self, name: str) -> int:
         """The number of bytes that one sample sends across a cut before the submodule."""
@@ -164,7 +226,7 @@ class Trace:
 
     # --- places ----------------------------------------------------------------------------------
 
-    def _find_starts(self) -> dict[str, int]:
+    def _find_called(self) -> dict[str, int]:
         """{submodule: the index of its first call}."""
         starts: dict[str, int] = {}
         for index, node in enumerate(self._nodes):
@@ -172,7 +234,7 @@ class Trace:
             while path:
                 starts.setdefault(path, index)
                 path = path.rpartition(".")[0]
-        return {path: self._prepared(index) for path, index in starts.items()}
+        return starts
 
     def _prepared(self, start: int) -> int:
         """Where a part that begins with the call at `start` may begin earlier, so that less crosses

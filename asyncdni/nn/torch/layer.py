@@ -31,7 +31,7 @@ from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
 from asyncdni.nn.torch.compiler import compiled, without_compiler
 
-__all__ = ["ModuleLayer", "empty_copy", "first_line", "tensor_of"]
+__all__ = ["ModuleLayer", "empty_copy", "first_line", "matrix_product", "tensor_of"]
 
 #: The batch sizes at which a module is tried on the meta device: two, so that the axis of samples
 #: is told from an axis that happens to be as long.
@@ -58,6 +58,11 @@ def aligned(array: Array) -> torch.Tensor:
     to be copied."""
     found = torch.from_numpy(array)
     return found if found.data_ptr() % _ALIGNED == 0 else found.clone()
+
+
+def matrix_product(a: Array, b: Array, out: Array) -> None:
+    """Write the matrix product of two arrays into `out`, computed by PyTorch."""
+    torch.mm(tensor_of(a), tensor_of(b), out=tensor_of(out))
 
 
 def empty_copy(module: nn.Module, device: str) -> nn.Module:
@@ -122,6 +127,33 @@ class ModuleLayer:
     def size(self, shape: tuple[int, ...]) -> int:
         """The number of weights that are learned."""
         return sum(p.numel() for p in self._make("meta").parameters() if p.requires_grad)
+
+    @without_compiler()
+    def flops(self, shape: tuple[int, ...], samples: int, *, send: bool) -> tuple[int, int] | None:
+        """The floating-point operations of the products in (forward, backward), counted on the meta
+        device: see `nn.base.Layer.output_shape`. None where the module can't be run there with so
+        many samples."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        module = self._make("meta")
+        self._try(module, shape)
+        learned = [one for one in module.parameters() if one.requires_grad]
+        dtype = torch.int64 if self._integers else torch.float32
+        try:
+            # The graph is made outside of the counters, whose hooks autograd.grad does not take.
+            x = torch.zeros((samples, *shape), dtype=dtype, device="meta")
+            x.requires_grad_(send and not self._integers)
+            wanted = [*learned, x] if x.requires_grad else learned
+            with torch.enable_grad():
+                y = module(x.clone() if self._clones_input else x)
+            with FlopCounterMode(display=False) as forward, torch.no_grad():
+                module(x.clone())
+            with FlopCounterMode(display=False) as backward:
+                if wanted and y.requires_grad:
+                    torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True)
+        except Exception:  # a module may fail in any way, such as on a single sample
+            return None
+        return forward.get_total_flops(), backward.get_total_flops()
 
     @without_compiler()
     def _try(self, module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
