@@ -14,7 +14,7 @@ from asyncdni import config, experiment
 from asyncdni.cluster.placement import Placement, as_asked, balanced
 from asyncdni.cluster.rendezvous import Rendezvous, Work
 from asyncdni.imports import Allowed
-from asyncdni.launch.conduct import Observer, conduct
+from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
 from asyncdni.launch.train import design_of
 from asyncdni.plan.build import Design
@@ -108,6 +108,8 @@ def lead(
         design = begin_with(design)
     workers = [group.name for group in design.plan.groups]
     needs = _needs(design)
+    if run.ranks == 1:
+        check_host(design)
     placement = _placement(run, workers, needs)
     with ExitStack() as stack:
         own = None

@@ -105,7 +105,7 @@ def check_memory(
             f"the workers need at least {total / _GIB:,.1f} GiB of memory, {largest} alone "
             f"{needs[largest] / _GIB:,.1f} GiB, and this machine has {has / _GIB:,.1f} GiB; make "
             "layers, generators or data.batch_size smaller, or spread the workers over several "
-            "machines (asyncdni coordinator)"
+            "machines (asyncdni run)"
         )
 
 
