@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -26,7 +26,7 @@ from asyncdni.plan.readout import readout_forms
 from asyncdni.tables import chain_size
 from asyncdni.wire.codec import encode
 
-__all__ = ["check_memory", "check_messages", "memory_bytes", "worker_bytes"]
+__all__ = ["check_memory", "check_messages", "memory_bytes", "worker_bytes", "worker_products"]
 
 _COPIES = 4  # numbers kept per parameter
 #: Upper bound on the size of a message's header with the names of its tensors.
@@ -130,17 +130,37 @@ def worker_bytes(
     return itemsize * (_COPIES * parameters + samples * rows + data)
 
 
+def worker_products(network: Network, group: Group, *, allow_import: Allowed = False) -> int:
+    """Return about how many products of numbers one sample takes on its way forward through a
+    group's layers, for comparing workers with each other.
+
+    Each parameter counts once for every place of the output that it is used for: a step of a
+    sequence (T, D), a pixel of a map (C, H, W). Each output counts once more.
+    """
+    found = 0
+    for node in group.members:
+        for parameters, shape in _layers(node, allow_import):
+            places = shape[1:] if len(shape) >= 3 else shape[:-1]
+            found += parameters * math.prod(places) + math.prod(shape)
+    return found
+
+
 def _parameters(node: Node, allow_import: Allowed) -> int:
-    """Return how many parameters the layers of a stage have; layers without a `size`, such as a
-    user's own, count as 0."""
-    found, shape = 0, node.joined_shape
+    """Return how many parameters the layers of a stage have."""
+    return sum(parameters for parameters, _ in _layers(node, allow_import))
+
+
+def _layers(node: Node, allow_import: Allowed) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Yield the parameters and the output shape of each layer of a stage; layers without a `size`,
+    such as a user's own, have 0 parameters."""
+    shape = node.joined_shape
     for index, spec in enumerate(node.layers):
         where = f"{node.place}.layers[{index}]"
         layer: Any = make_layer(spec, where=where, allow_import=allow_import)
         size = getattr(layer, "size", None)
-        found += size(shape) if callable(size) else 0
+        parameters = size(shape) if callable(size) else 0
         shape = tuple(layer.output_shape(shape))
-    return found
+        yield parameters, shape
 
 
 def _exit_parameters(network: Network, group: Group) -> int:
