@@ -206,7 +206,8 @@ def _led(
             tensorboard=args.tensorboard,
             goes_on=_goes_on(args, folder),
         )
-        with make_display(quiet=args.quiet) as display:
+        shared = takes_part and ranks > 1
+        with make_display(quiet=args.quiet, shared=shared) as display:
             summary = lead(job, meeting, rendezvous, [display], takes_part=takes_part)
             display.finish(summary, folder)
         train.leave(open_run(folder), allow_import=args.allow_import, quiet=args.quiet)
