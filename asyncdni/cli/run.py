@@ -210,9 +210,10 @@ def _led(
             tensorboard=args.tensorboard,
             goes_on=_goes_on(args, folder),
         )
+        shared = takes_part and ranks > 1
         with (
             page_for(args) as page,
-            make_display(quiet=args.quiet) as display,
+            make_display(quiet=args.quiet, shared=shared) as display,
             shown_on(page, str(folder), folder) as shown,
         ):
             summary = lead(job, meeting, rendezvous, [display, *shown], takes_part=takes_part)

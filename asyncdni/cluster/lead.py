@@ -14,11 +14,11 @@ from asyncdni import config, experiment
 from asyncdni.cluster.placement import Placement, as_asked, balanced
 from asyncdni.cluster.rendezvous import Rendezvous, Work
 from asyncdni.imports import Allowed
-from asyncdni.launch.conduct import Observer, conduct
+from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
 from asyncdni.launch.train import design_of
 from asyncdni.plan.build import Design
-from asyncdni.plan.sizes import worker_bytes
+from asyncdni.plan.sizes import worker_bytes, worker_operations
 from asyncdni.report.tensorboard import EventFiles
 from asyncdni.report.traces import merged_at_end
 from asyncdni.store.given import begin_with
@@ -108,12 +108,16 @@ def lead(
         design = begin_with(design)
     workers = [group.name for group in design.plan.groups]
     needs = _needs(design)
-    placement = _placement(run, workers, needs)
+    if run.ranks == 1:
+        check_host(design)
+    placement = _placement(run, design)
     with ExitStack() as stack:
         own = None
         if takes_part:
             logs, threads = run.folder / "logs", run.experiment.run.threads
             own = stack.enter_context(LocalLauncher(logs, threads))
+
+        stack.push(rendezvous.dismiss)  # before this process waits for its own workers
 
         def launch(address: str) -> Rendezvous:
             work = _work(run, placement, needs, meeting.reached(address))
@@ -138,14 +142,17 @@ def lead(
         )
 
 
-def _placement(run: Run, workers: Sequence[str], needs: dict[str, int]) -> Placement:
+def _placement(run: Run, design: Design) -> Placement:
+    groups, allowed = design.plan.groups, design.allow_import
     if run.counts is not None:
-        return as_asked(workers, run.counts, run.ranks)
-    return balanced(needs, run.ranks)
+        return as_asked([group.name for group in groups], run.counts, run.ranks)
+    network = design.network
+    costs = {one.name: worker_operations(network, one, allow_import=allowed) for one in groups}
+    return balanced(costs, run.ranks)
 
 
 def _needs(design: Design) -> dict[str, int]:
-    """The memory that each worker needs at least, in bytes, which also grows with its work."""
+    """The memory that each worker needs at least, in bytes."""
     parts = design.experiment, design.network, design.plan, design.meta
     return {
         group.name: worker_bytes(*parts, group, allow_import=design.allow_import)

@@ -10,7 +10,7 @@ from typing import Self
 
 from asyncdni.cluster.placement import Placement
 from asyncdni.core.liveness import Sight
-from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError
+from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError, by_name
 from asyncdni.launch.local import LocalLauncher
 from asyncdni.messages import (
     PROTOCOL_VERSION,
@@ -20,6 +20,7 @@ from asyncdni.messages import (
     Engage,
     Enrol,
     Enrolled,
+    Failed,
     Message,
     Refused,
 )
@@ -33,6 +34,7 @@ __all__ = ["Rendezvous", "Work"]
 _NOTE_S = 5.0
 #: At the end of a run: how long agents that come late are waited for, so that none waits in vain.
 _LATE_S = 5.0
+_LOOK_EVERY_S = 0.1
 #: How long the last words to the agents may take.
 _LINGER_S = 1.0
 _GIB = 2**30
@@ -97,6 +99,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._work: Work | None = None
         self._begun_s = 0.0
         self._noted = False
+        self._dismissed = False
         self._agents: dict[int, _Agent] = {}
         self._turned_away: set[int] = set()  # ranks of agents that can't take part
         self._late: dict[int, _Agent] = {}  # those whose rank another has, who may be gone
@@ -111,9 +114,26 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         try:
-            self._dismiss(_farewell(error))
+            self.dismiss(_, error)
         finally:
             self._transport.close(_LINGER_S)
+
+    def dismiss(self, _: object, error: BaseException | None, *__: object) -> None:
+        """Tell all agents that have come, and those that come within some seconds, that the run has
+        ended: with that error, or well. Only the first call counts."""
+        if self._dismissed:
+            return
+        self._dismissed = True
+        farewell = _farewell(error)
+        for agent in [*self._agents.values(), *self._late.values()]:
+            self._transport.send(agent.peer, farewell)
+        missing = set(self._missing())
+        deadline = time.monotonic() + _LATE_S
+        while missing and time.monotonic() < deadline:
+            for peer, message in self._transport.receive(_LOOK_EVERY_S):
+                if isinstance(message, Enrol):
+                    self._transport.send(peer, farewell)
+                    missing.discard(message.rank)
 
     def begin(self, work: Work, own: LocalLauncher | None) -> Self:
         """Start the workers of this machine, by `own`, and those of each agent as it comes.
@@ -130,12 +150,14 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
     def exited(self) -> list[tuple[str, int, str]]:
         """Hear the agents; return (worker, exit code, last lines) of processes that have ended.
 
-        Raises `ConfigError` for an agent with another experiment, `LaunchError` if agents have not
-        come in time.
+        Raises `ConfigError` for an agent that does not fit, `LaunchError` if agents have not come
+        in time, and what an agent has failed at.
         """
         now = time.monotonic()
         for peer, message in self._transport.receive(0):
             self._received(peer, message, now)
+        for _, text in self._transport.rejected:
+            self._tell(f"at the agents' address: {text}")
         self._transport.rejected.clear()
         self._admit_late(now)
         self._watch(now)
@@ -189,6 +211,8 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         match message:
             case Beat():
                 pass
+            case Failed(kind=kind, text=text):
+                raise by_name(kind)(text)
             case Ended(worker=worker, code=code, last_lines=last_lines):
                 if self._work is not None and worker in self._work.of(agent.enrol.rank):
                     self._last_lines[worker] = last_lines
@@ -318,20 +342,6 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         if waited_s > _NOTE_S and not self._noted:
             self._noted = True
             self._tell(f"waiting for the agents of {ranks} at {self.address}")
-
-    # --- the end ---------------------------------------------------------------------------------
-
-    def _dismiss(self, farewell: Dismiss) -> None:
-        """Tell all agents how the run has ended, and those that come within some seconds."""
-        for agent in [*self._agents.values(), *self._late.values()]:
-            self._transport.send(agent.peer, farewell)
-        missing = set(self._missing())
-        deadline = time.monotonic() + _LATE_S
-        while missing and time.monotonic() < deadline:
-            for peer, message in self._transport.receive(0.1):
-                if isinstance(message, Enrol):
-                    self._transport.send(peer, farewell)
-                    missing.discard(message.rank)
 
 
 def _farewell(error: BaseException | None) -> Dismiss:

@@ -96,7 +96,9 @@ BETWEEN_WORKERS: frozenset[type[Message]] = frozenset(
         messages.Weights,
     }
 )
-FROM_AGENT: frozenset[type[Message]] = frozenset({messages.Enrol, messages.Ended, messages.Beat})
+FROM_AGENT: frozenset[type[Message]] = frozenset(
+    {messages.Enrol, messages.Ended, messages.Failed, messages.Beat}
+)
 TO_AGENT: frozenset[type[Message]] = frozenset(
     {
         messages.Enrolled,
