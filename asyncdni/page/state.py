@@ -184,9 +184,12 @@ class RunState:
         elif kind == "resume":
             self._phase = "training"
         elif kind == "drained":
-            self._phase = "evaluating"
+            self._phase = "stopping" if self._phase == "stopping" else "evaluating"
         elif kind == "stopping":
             self._phase = "stopping"
+        elif kind == "round" and values["restore"] != "keep":
+            for one in self._workers.values():  # they go back, and so do their counters
+                one.before = one.at_point = None
         elif worker is not None:
             _note_worker(worker, kind, values)
             if kind == "lost":
@@ -226,7 +229,7 @@ class RunState:
     def _interrupt(self, worker: _Worker) -> None:
         """Add a point without values: the worker's curves are interrupted there."""
         tick = int(self._now_s / TICK_S) // self._step * self._step
-        if worker.points:
+        if worker.points and any(value is not None for value in worker.points[-1][2:]):
             tick = max(tick, worker.points[-1][1] + self._step)
             self._number += 1
             worker.points.append([self._number, tick, *([None] * (len(COLUMNS) - 1))])
