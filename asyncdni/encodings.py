@@ -13,10 +13,10 @@ other, and every step is one rounding of IEEE arithmetic, so an encoding gives t
 every machine. What is not finite is still so after decoding: in int8 all of its row is NaN.
 
 Of gradients int8 and top_k keep a remainder (error feedback: Seide et al., "1-bit stochastic
-gradient descent", 2014; Karimireddy et al. 2019): what was left out of one batch is added to the next
-one on the same link before that is encoded. So sums over batches, which weights learn from, are right
-to what one batch leaves out, however many are summed. Activations have no remainder: what is left of
-one sample would be put into another one.
+gradient descent", 2014; Karimireddy et al. 2019): what was left out of one batch is added to the
+next one on the same link before that is encoded. So sums over batches, which weights learn from,
+are right to what one batch leaves out, however many are summed. Activations have no remainder: what
+is left of one sample would be put into another one.
 """
 
 from __future__ import annotations
