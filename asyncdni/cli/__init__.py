@@ -20,6 +20,7 @@ COMMANDS = (
     "timeline",
     "data",
     "explain",
+    "check",
     "new",
 )
 
