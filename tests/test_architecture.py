@@ -58,6 +58,11 @@ MAY_IMPORT = {
         *("messages", "config"),
         *("software", "errors"),
     },
+    "cluster": {
+        *("experiment", "plan", "core.liveness", "wire", "drivers.real", "launch", "store.given"),
+        *("report", "imports", "messages", "config", "errors"),
+    },
+    "page": {"launch.display", "plan", "report", "store", "imports", "messages", "errors"},
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
         *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
@@ -68,8 +73,10 @@ MAY_IMPORT = {
 #: Modules of one package that nothing else may import, but the modules named.
 IMPORTED_BY = {
     "cli": {"__main__"},
-    "launch": {"", "cli"},
-    "drivers.real": {"launch", "cli.worker"},
+    "cluster": {"cli.run", "cli.node"},
+    "page": {"cli"},
+    "launch": {"", "cli", "cluster", "page"},
+    "drivers.real": {"launch", "cluster.agent", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
     "profiling": {"cli.profile", "cli.advise", "launch.compare"},
 }
@@ -87,13 +94,16 @@ ONLY = {
         *("store.given", "store.run"),
     },
     "cloudpickle": {"handover"},
-    "subprocess": {"launch", "plan.describe"},
+    "subprocess": {"launch", "cluster.ssh", "plan.describe"},
     "rich": {"cli", "launch.display"},
     "matplotlib": {"report"},
     "jinja2": {"report.page"},
     "tensorboard": {"report.tensorboard"},
     "safetensors": {"store.tensors"},
     "ray": {"launch"},
+    "starlette": {"page"},
+    "uvicorn": {"page"},
+    "prometheus_client": {"page.metrics"},
 }
 
 PURE = {"zmq", "numpy", "torch", "time", "random", "asyncio", "threading", "os", "logging"}
@@ -116,6 +126,7 @@ THIRD_PARTY = {
     "config": {"msgspec"},
     "nn": {"numpy", "torch"},
     "launch": {"msgspec", "numpy", "rich", "torch"},
+    "cluster": set[str](),
     "wire": {"zmq", "msgpack", "msgspec", "numpy"},
 }
 
@@ -298,8 +309,8 @@ def test_a_worker_process_imports_no_display_no_plots_no_launcher() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "asyncdni.core.worker" in loaded
-    unwanted = {"rich", "matplotlib", "jinja2", "torch"}
-    for name in ("cli.train", "launch", "drivers.virtual"):
+    unwanted = {"rich", "matplotlib", "jinja2", "torch", "starlette", "uvicorn"}
+    for name in ("cli.train", "launch", "page", "drivers.virtual"):
         unwanted.add(f"{PACKAGE}.{name}")
     assert {name for name in loaded if within(name, unwanted)} == set()
 

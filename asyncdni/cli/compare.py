@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -19,9 +19,12 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_page,
     check_json,
     new_folder,
+    page_for,
     settings,
+    shown_on,
 )
 from asyncdni.cli.tables import make_tables, notes
 from asyncdni.errors import AsyncDNIError, ConfigError, Interrupted
@@ -52,6 +55,9 @@ from asyncdni.report.load import REPEATS_MAX, disturbance, fastest
 from asyncdni.report.machine import cores
 from asyncdni.report.statistics import Result
 from asyncdni.store.tensors import write_atomically
+
+if TYPE_CHECKING:
+    from asyncdni.page.server import Page
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -108,6 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="write the comparison there too; -: to standard output"
     )
+    add_page(parser)
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
 
@@ -175,7 +182,9 @@ def run(args: argparse.Namespace) -> int:
         finished = [] if args.resume is None else finished_runs(folder, entries)
         discard_unfinished(folder, entries, finished)
         going = _Comparison(args, folder, console, entries, list(finished), budget, args.repeats)
-        _report(args, going.run_all(), folder, console)
+        with page_for(args) as going.page:
+            found = going.run_all()
+        _report(args, found, folder, console)
     return 0
 
 
@@ -206,6 +215,7 @@ class _Comparison:
     results: list[Result]
     budget: Budget | None
     repeats: int  # how many times a disturbed run is repeated from now on
+    page: Page | None = None
     remarks: list[str] = field(default_factory=list)
     costs: dict[str, Cost] = field(default_factory=dict)  # by run, without its seed
 
@@ -246,8 +256,12 @@ class _Comparison:
         `limit_s` seconds."""
         title = f"run {number} of {len(self.entries)}: {entry.title}"
         deadline = Deadline(self.budget.end_s, limit_s) if self.budget else None
-        with make_display(self.args.quiet, self.console, title=title) as display:
-            observers: list[Observer] = [display, *([deadline] if deadline else [])]
+        place = self.folder / entry.folder
+        with (
+            make_display(self.args.quiet, self.console, title=title) as display,
+            shown_on(self.page, entry.title, place) as shown,
+        ):
+            observers: list[Observer] = [display, *shown, *([deadline] if deadline else [])]
             allowed = self.args.allow_import
             try:
                 result = run_entry(entry, self.folder, observers, allow_import=allowed)
@@ -260,7 +274,7 @@ class _Comparison:
                 self.costs[_row(entry)] = cost
             if result is None:
                 return False
-            display.finish(result.summary, self.folder / entry.folder)
+            display.finish(result.summary, place)
         assert result.load is not None
         self.results.append(replace(result, load=replace(result.load, repeats=repeats)))
         self._write()

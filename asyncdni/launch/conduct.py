@@ -134,6 +134,7 @@ def conduct(
     flags: Sequence[str] = (),
     advertise: str | None = None,
     keep: bool = True,
+    goes_on: str = "",
 ) -> dict[str, Any]:
     """Run the coordinator of one run at address `bind`, and return the summary.
 
@@ -147,6 +148,8 @@ def conduct(
         keys, flags: what workers must have, if given; words to add to their command lines.
         advertise: the host in those command lines, where it is another one than in `bind`.
         keep: whether the folder outlives the run.
+        goes_on: what to type to go on with the run later, where that is another command than
+            `asyncdni train` or `asyncdni coordinator`.
 
     Raises whatever ends the run, and `Interrupted` after a user's stop.
     """
@@ -163,8 +166,12 @@ def conduct(
         folder, term = (claim.folder, claim.order[0]) if claim is not None else (None, 0)
         by_hand = launch is None
         own = ["--bind", bind, *(["--advertise", advertise] if advertise else []), *flags]
-        again = _to_resume(folder, own if by_hand else [], design, by_hand=by_hand) if keep else ""
-        home: dict[str, Any] = {"folder": str(folder or ""), "term": term, "resume": again}
+        again = goes_on or _to_resume(folder, own if by_hand else [], design, by_hand=by_hand)
+        home: dict[str, Any] = {
+            "folder": str(folder or ""),
+            "term": term,
+            "resume": again if keep else "",
+        }
         ways: dict[str, Any] = {"trace": trace, "launched": not by_hand, "consults": called.any}
         roster = make_roster(design, **home, **ways)
         recorder = Recorder(roster.workers, _facts(design), folder)

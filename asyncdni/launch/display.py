@@ -34,6 +34,7 @@ __all__ = [
     "duration",
     "facts",
     "frame",
+    "guard_line",
     "incident_line",
     "make_display",
     "measure",
@@ -160,7 +161,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _guard_line(values: Mapping[str, Any]) -> str:
+def guard_line(values: Mapping[str, Any]) -> str:
     """Describe the decision of a stage's guard: `hidden1 waits for true gradients: …`."""
     cosine = "" if values.get("cosine") is None else f" (cosine {values['cosine']:.2f})"
     if values["waiting"]:
@@ -373,15 +374,18 @@ class Display(AbstractContextManager["Display", None], Protocol):
         """Show the result of the run, which has ended."""
 
 
-def make_display(quiet: bool, console: Console | None = None, title: str = "") -> Display:
+def make_display(
+    quiet: bool, console: Console | None = None, title: str = "", *, shared: bool = False
+) -> Display:
     """Make a picture if `console` (default: standard output) is a terminal, else plain lines.
 
-    `title` names one of several runs; each of them leaves one line behind.
+    `title` names one of several runs; each of them leaves one line behind. A terminal that is
+    `shared` with other processes gets lines too: theirs would tear a picture.
     """
     if quiet:
         return Quiet()
     chosen = console or Console(highlight=False, force_jupyter=False)
-    if chosen.is_terminal and not chosen.is_dumb_terminal:
+    if chosen.is_terminal and not chosen.is_dumb_terminal and not shared:
         return Picture(chosen, title)
     return Lines(chosen, title)
 
@@ -547,7 +551,7 @@ def say(console: Console, line: str, title: str = "") -> None:
 
 def _line(kind: str, values: Mapping[str, Any], title: str) -> str | None:
     """Describe a record of a guard or an incident; one of several runs leaves guards out."""
-    return _guard_line(values) if kind == "guard" and not title else incident_line(kind, values)
+    return guard_line(values) if kind == "guard" and not title else incident_line(kind, values)
 
 
 def _evaluation(design: Design, values: Mapping[str, Any]) -> str:

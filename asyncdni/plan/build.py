@@ -42,7 +42,13 @@ from asyncdni.nn.metrics import Metric, make_metrics, metric_names
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.checks import check_rules
 from asyncdni.plan.conditions import check_conditions, link_encodings, neighbours
-from asyncdni.plan.model import check_losses, check_torch, check_torch_options, with_stages
+from asyncdni.plan.model import (
+    check_fields,
+    check_losses,
+    check_torch,
+    check_torch_options,
+    with_stages,
+)
 from asyncdni.plan.plan import (
     Group,
     Plan,
@@ -224,6 +230,7 @@ def make_design(
     parsed = with_stages(given, meta, allow_import=allow_import)
     check_torch_options(parsed, allow_import=allow_import)
     network = make_network(parsed, meta, allow_import=allow_import)
+    check_fields(network, meta)
     check_losses(parsed, network, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
     check_conditions(parsed, plan)

@@ -33,9 +33,11 @@ __all__ = [
     "check_memory",
     "check_messages",
     "context_bytes",
+    "memory_bytes",
     "stage_flops",
     "stage_work",
     "worker_bytes",
+    "worker_operations",
 ]
 
 _COPIES = 4  # numbers kept per parameter
@@ -183,7 +185,7 @@ def check_memory(
     chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, *, allow_import: Allowed
 ) -> None:
     """Raise `ConfigError` if this machine can't hold all workers at once."""
-    has = _memory_bytes()
+    has = memory_bytes()
     needs = {
         group.name: worker_bytes(chosen, network, plan, meta, group, allow_import=allow_import)
         for group in plan.groups
@@ -195,7 +197,7 @@ def check_memory(
             f"the workers need at least {total / _GIB:,.1f} GiB of memory, {largest} alone "
             f"{needs[largest] / _GIB:,.1f} GiB, and this machine has {has / _GIB:,.1f} GiB; make "
             "layers, generators or data.batch_size smaller, or spread the workers over several "
-            "machines (asyncdni coordinator)"
+            "machines (asyncdni run)"
         )
 
 
@@ -218,6 +220,18 @@ def worker_bytes(
     data = held * (math.prod(meta.input_shape) + meta.outputs)
     itemsize = np.dtype(chosen.run.dtype).itemsize
     return itemsize * (_COPIES * parameters + samples * rows + data)
+
+
+def worker_operations(network: Network, group: Group, *, allow_import: Allowed = False) -> int:
+    """Return about how many operations one sample takes on its way forward through a group's
+    stages, for comparing workers with each other: those of products (see `stage_flops`), two for
+    each parameter where they are not known, and one for each number that a layer takes."""
+    found = 0
+    for node in group.members:
+        flops = stage_flops(node, 1, send=False, allow_import=allow_import)
+        found += 2 * _parameters(node, allow_import) if flops is None else flops[0]
+        found += sum(math.prod(shape) for _, shape in _layers(node, allow_import))
+    return found
 
 
 def _parameters(node: Node, allow_import: Allowed) -> int:
@@ -259,7 +273,7 @@ def _input_parameters(network: Network, group: Group) -> int:
     return sum(chain_size((inputs, *options.hidden, width)) for width in widths)
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
     """Return this machine's memory in bytes; 0 where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -215,12 +215,7 @@ class Setup:
         if self.hosts >= len(plan.groups) or not is_slow(chosen.links):
             return design
         links = chosen.links
-        far = config.Link(
-            latency=links.latency,
-            jitter=links.jitter,
-            bandwidth=links.bandwidth,
-            compress=links.compress,
-        )
+        far = config.Link(**{key: getattr(links, key) for key in config.Link.__struct_fields__})
         host = {one.name: one.index * self.hosts // len(plan.groups) for one in plan.groups}
         between = {
             f"{group.name}->{to}": far

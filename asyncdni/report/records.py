@@ -47,6 +47,7 @@ __all__ = [
     "RecordFile",
     "Recorder",
     "Thinning",
+    "recorded",
 ]
 
 # --- the file ------------------------------------------------------------------------------------
@@ -274,6 +275,21 @@ def _newest_records(path: Path, known_s: Mapping[Any, float]) -> list[dict[str, 
         and record["kind"] in ("report", "evaluation")
         and record["time_s"] > known_s.get((record["kind"], record.get("stage")), -math.inf)
     ]
+
+
+def recorded(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of the run in `folder`, which may still go on, in the order in which they
+    came; damaged lines are left out.
+
+    Raises `CheckpointError` if they can't be read.
+    """
+    path = folder / "metrics.jsonl"
+    known_s: dict[Any, float] = {}
+    for record in _read_records(path):
+        if record is not None:
+            known_s[record["kind"], record.get("stage")] = record["time_s"]
+            yield record
+    yield from _newest_records(path, known_s)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

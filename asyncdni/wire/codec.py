@@ -28,9 +28,11 @@ from asyncdni.messages import Message
 
 __all__ = [
     "BETWEEN_WORKERS",
+    "FROM_AGENT",
     "FROM_COORDINATOR",
     "FROM_WORKER",
     "HEADER_BYTES_MAX",
+    "TO_AGENT",
     "Buffer",
     "decode",
     "decode_from",
@@ -94,9 +96,22 @@ BETWEEN_WORKERS: frozenset[type[Message]] = frozenset(
         messages.Weights,
     }
 )
+FROM_AGENT: frozenset[type[Message]] = frozenset(
+    {messages.Enrol, messages.Ended, messages.Failed, messages.Beat}
+)
+TO_AGENT: frozenset[type[Message]] = frozenset(
+    {
+        messages.Enrolled,
+        messages.Engage,
+        messages.Dismiss,
+        messages.Refused,
+        messages.Beat,
+    }
+)
 
 _KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in FROM_WORKER | FROM_COORDINATOR | BETWEEN_WORKERS
+    kind.__name__: kind
+    for kind in FROM_WORKER | FROM_COORDINATOR | BETWEEN_WORKERS | FROM_AGENT | TO_AGENT
 }
 # Where `tensors` stands in the header, for the messages that have it.
 _TENSORS_AT: dict[type[Message], int] = {
@@ -124,6 +139,9 @@ _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
     messages.Failed: (("kind", _NAME), ("text", _TEXT), ("trace", _TRACE)),
     messages.Refused: (("kind", _NAME), ("text", _TEXT)),
     messages.Abort: (("text", _TEXT),),
+    messages.Enrol: (("digest", _NAME), ("host", _NAME)),
+    messages.Ended: (("worker", _NAME), ("last_lines", _TEXT)),
+    messages.Dismiss: (("text", _TEXT),),
     messages.Lost: (("worker", _NAME),),
     messages.Note: (("text", _TEXT),),
     messages.Greeting: (("sender", _NAME), ("to", _NAME)),

@@ -30,7 +30,13 @@ from asyncdni.core.worker import Worker
 from asyncdni.data.meta import Meta
 from asyncdni.drivers.real.engine import Engine, Snapshots, Tools
 from asyncdni.drivers.real.inspection import Inspection
-from asyncdni.drivers.real.machine import choose_core, limit_memory, pin_process, usable_cores
+from asyncdni.drivers.real.machine import (
+    STOP_SIGNALS,
+    choose_core,
+    limit_memory,
+    pin_process,
+    usable_cores,
+)
 from asyncdni.drivers.real.meter import Meter, Trace
 from asyncdni.errors import (
     AsyncDNIError,
@@ -106,7 +112,7 @@ class Watchdog:
 
 
 class Signals:
-    """What a worker does about SIGINT, SIGTERM and SIGHUP while its coordinator lives.
+    """What a worker does about the signals in `STOP_SIGNALS` while its coordinator lives.
 
     Schedulers, service managers and terminals signal all processes of a job at once. Stopping is
     the coordinator's part: workers that left by themselves would take along what is to be saved.
@@ -125,7 +131,7 @@ class Signals:
         """Handle signals within this context; in other threads than the main one do nothing."""
         previous: dict[int, Any] = {}
         with contextlib.suppress(ValueError):
-            for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+            for number in STOP_SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     previous[number] = signal.signal(number, self)
         try:
