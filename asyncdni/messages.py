@@ -41,7 +41,12 @@ __all__ = [
     "Close",
     "Connect",
     "Credit",
+    "Dismiss",
     "Drained",
+    "Ended",
+    "Engage",
+    "Enrol",
+    "Enrolled",
     "Evaluate",
     "Evaluated",
     "Failed",
@@ -52,6 +57,7 @@ __all__ = [
     "Leave",
     "Lost",
     "Message",
+    "Note",
     "Ready",
     "Refused",
     "Rejoin",
@@ -69,7 +75,7 @@ __all__ = [
 ]
 
 #: The protocol's version. It rises with every change that an older peer would not understand.
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 #: Names in addresses and in the graph that no stage may have.
 COORDINATOR = "coordinator"
@@ -232,6 +238,13 @@ class Lost(Message, frozen=True, tag=True):
     worker: str
 
 
+class Note(Message, frozen=True, tag=True):
+    """Something that whoever reads this worker's log should know: over one of its links nothing
+    comes."""
+
+    text: str
+
+
 class Rejoin(Message, frozen=True, tag=True):
     """Drop what is in flight and join the next round, with the state that `restore` names.
 
@@ -360,6 +373,54 @@ class Weights(Message, frozen=True, tag=True):
     incarnation: int
     version: int  # how many updates the sender had made
     tensors: dict[str, Any]
+
+
+# --- between the agents of a run's machines and its coordinator -----------------------------------
+
+
+class Enrol(Message, frozen=True, tag=True):
+    """An agent's first message: its place among all, and the machine that it starts workers on."""
+
+    protocol: int
+    rank: int
+    ranks: int
+    digest: str  # of the experiment that was asked for there; empty: none was
+    pid: int
+    host: str
+    cores: int  # that it may use
+    memory_bytes: int  # of the machine; 0: the system does not tell
+
+
+class Enrolled(Message, frozen=True, tag=True):
+    """The answer to an agent that may take part: what all workers on its machine need."""
+
+    workers: list[str]  # those that it will be asked to start
+    coordinator: str  # the address that they connect to
+    folder: str  # the folder of the run
+    threads: int  # of each worker's BLAS
+    silence_s: float  # how often to beat: see `beat.Heart`
+
+
+class Engage(Message, frozen=True, tag=True):
+    """To an agent: start this worker, or end what is left of its process and start it again."""
+
+    worker: str
+
+
+class Ended(Message, frozen=True, tag=True):
+    """From an agent: the process of a worker has ended."""
+
+    worker: str
+    code: int  # below 0: the signal that has killed it
+    last_lines: str  # of its output
+
+
+class Dismiss(Message, frozen=True, tag=True):
+    """To an agent: the run is over. Leave with this exit code; `text` is the reason if it has
+    failed."""
+
+    code: int
+    text: str
 
 
 #: The kinds of messages that carry tensors.

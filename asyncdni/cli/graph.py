@@ -10,12 +10,20 @@ from asyncdni.cli.common import add_experiment
 from asyncdni.data import describe as describe_data
 from asyncdni.errors import ConfigError
 from asyncdni.plan.build import Design, make_design
-from asyncdni.plan.describe import FORMATS, describe, describe_costs, describe_workers, dot, draw
+from asyncdni.plan.describe import (
+    FORMATS,
+    describe,
+    describe_flops,
+    describe_links,
+    describe_workers,
+    dot,
+    draw,
+)
 from asyncdni.store.tensors import write_atomically
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-HELP = "show the graph of a network: stages, shapes, parameters, generators, workers, FLOPs, bytes"
+HELP = "show the graph of a network: stages, shapes, parameters, workers, FLOPs, links"
 EXAMPLE = """\
   asyncdni graph launch/digits.toml
   asyncdni graph launch/digits.toml --split 2,2 --out digits.svg
@@ -50,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
         write_atomically(Path(args.out), _content(design, form))
     print(describe(design.network, allow_import=args.allow_import))
     print(describe_workers(design))
-    print(describe_costs(design), end="")
+    print(describe_flops(design), end="")
+    if links := describe_links(design):
+        print(f"\n{links}", end="")
     return 0
 
 

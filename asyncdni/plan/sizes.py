@@ -32,7 +32,8 @@ __all__ = [
     "LayerWork",
     "check_memory",
     "check_messages",
-    "row_bytes",
+    "context_bytes",
+    "memory_bytes",
     "stage_flops",
     "stage_work",
     "worker_bytes",
@@ -70,18 +71,15 @@ def _messages(
     chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, allow_import: Allowed
 ) -> Iterable[tuple[str, str, int]]:
     """Yield the largest message of each kind on each link: (sender, kind, bytes of its tensors)."""
-    itemsize = np.dtype(chosen.run.dtype).itemsize
+    itemsize, context = np.dtype(chosen.run.dtype).itemsize, context_bytes(chosen, network, meta)
     trained = min(plan.batch_size, meta.train_samples)
     samples = max(trained, min(chosen.data.batch_size, meta.test_samples))
-    targets = 8 if network.targets == "classes" else network.outputs * itemsize
-    context = targets * max(1, network.steps)
-    context += sum(math.prod(tensor.shape) * itemsize for tensor in meta.context.values())
     data = math.prod(network.data_shape) * itemsize
     if plan.feeds:
         yield plan.groups[plan.host].name, "Activation", samples * (data + context)
     for group in plan.groups:
         if group.exit is not None:
-            row = row_bytes(network.node(group.exit), chosen.run.dtype)
+            row = math.prod(network.node(group.exit).output_shape) * itemsize
             yield group.name, "Activation", samples * (row + context)
             for consumer in plan.groups:
                 readers = sum(group.exit in node.inputs for node in consumer.members)
@@ -96,10 +94,13 @@ def _messages(
             yield group.name, "Shared", shared * itemsize
 
 
-def row_bytes(node: Node, dtype: str) -> int:
-    """Return the bytes of one sample of the stage's activation, and of the gradient that comes
-    back for it, in numbers of type `dtype`."""
-    return math.prod(node.output_shape) * np.dtype(dtype).itemsize
+def context_bytes(chosen: config.Experiment, network: Network, meta: Meta) -> int:
+    """Return the bytes of what travels beside the activation of one sample: targets, and see
+    `data.meta`."""
+    itemsize = np.dtype(chosen.run.dtype).itemsize
+    targets = 8 if network.targets == "classes" else network.outputs * itemsize
+    context = targets * max(1, network.steps)
+    return context + sum(math.prod(tensor.shape) * itemsize for tensor in meta.context.values())
 
 
 # --- operations ----------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ def check_memory(
     chosen: config.Experiment, network: Network, plan: Plan, meta: Meta, *, allow_import: Allowed
 ) -> None:
     """Raise `ConfigError` if this machine can't hold all workers at once."""
-    has = _memory_bytes()
+    has = memory_bytes()
     needs = {
         group.name: worker_bytes(chosen, network, plan, meta, group, allow_import=allow_import)
         for group in plan.groups
@@ -259,7 +260,7 @@ def _input_parameters(network: Network, group: Group) -> int:
     return sum(chain_size((inputs, *options.hidden, width)) for width in widths)
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
     """Return this machine's memory in bytes; 0 where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
