@@ -20,8 +20,8 @@ from asyncdni import experiment
 from asyncdni.__main__ import main
 from asyncdni.cluster.agent import Means, serve
 from asyncdni.cluster.engines import Place
-from asyncdni.cluster.lead import Meeting, digest
-from asyncdni.cluster.rendezvous import Rendezvous, Work
+from asyncdni.cluster.lead import digest
+from asyncdni.cluster.rendezvous import Meeting, Rendezvous, Work
 from asyncdni.cluster.ssh import receive_keys
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, LaunchError
@@ -42,6 +42,7 @@ from asyncdni.store.run import create_folder
 from asyncdni.wire.agent import AgentTransport
 
 DIGEST = "5" * 64
+MEETING = Meeting.at("tcp://127.0.0.1:0")
 #: Two workers for the agents of ranks 1 and 2; nothing for rank 0, which coordinates.
 WORK = Work(
     placement={"a": 1, "b": 2},
@@ -62,7 +63,7 @@ class Scene:
     def __init__(self, **changes: Any) -> None:
         self._closed = False
         self.said: list[str] = []
-        self.rendezvous = Rendezvous("tcp://127.0.0.1:0", 3, DIGEST, None, self.said.append)
+        self.rendezvous = Rendezvous(MEETING, 3, DIGEST, None, self.said.append)
         self.rendezvous.begin(replace(WORK, **changes), None)
         self.ended: list[tuple[str, int, str]] = []
         self.agents: list[AgentTransport] = []

@@ -27,8 +27,8 @@ from asyncdni.cli.common import (
 )
 from asyncdni.cluster.agent import Means, serve
 from asyncdni.cluster.engines import Place, find_place
-from asyncdni.cluster.lead import Meeting, Run, digest, lead
-from asyncdni.cluster.rendezvous import Rendezvous
+from asyncdni.cluster.lead import Run, digest, lead
+from asyncdni.cluster.rendezvous import Meeting, Rendezvous
 from asyncdni.cluster.ssh import Connections
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.imports import import_flags
@@ -124,8 +124,8 @@ def _alone(args: argparse.Namespace, chosen: config.Experiment) -> int:
     with private_folder() as sockets:
         meeting = Meeting.here(sockets)
         tell = told(quiet=True)
-        with Rendezvous(meeting.agents, 1, digest(chosen), None, tell) as rendezvous:
-            return _led(args, chosen, meeting, rendezvous, 1, takes_part=True)
+        with Rendezvous(meeting, 1, digest(chosen), None, tell) as rendezvous:
+            return _led(args, chosen, rendezvous)
 
 
 def _first(args: argparse.Namespace, chosen: config.Experiment, place: Place) -> int:
@@ -133,8 +133,8 @@ def _first(args: argparse.Namespace, chosen: config.Experiment, place: Place) ->
     address = place.coordinator or ""
     keys, meeting = keys_for(args, address), Meeting.at(address)
     tell = told(quiet=args.quiet)
-    with Rendezvous(meeting.agents, place.ranks, digest(chosen), keys, tell) as rendezvous:
-        return _led(args, chosen, meeting, rendezvous, place.ranks, takes_part=True)
+    with Rendezvous(meeting, place.ranks, digest(chosen), keys, tell) as rendezvous:
+        return _led(args, chosen, rendezvous)
 
 
 def _over_ssh(args: argparse.Namespace) -> int:
@@ -158,12 +158,10 @@ def _over_ssh(args: argparse.Namespace) -> int:
         connections = stack.enter_context(Connections(hosts, **options, tell=tell))
         ranks, watch = len(hosts), connections.check
         rendezvous = stack.enter_context(
-            Rendezvous(
-                meeting.agents, ranks, digest(chosen), keys, tell, own_rank=None, watch=watch
-            )
+            Rendezvous(meeting, ranks, digest(chosen), keys, tell, own_rank=None, watch=watch)
         )
-        connections.start(meeting.reached(rendezvous.address))
-        return _led(args, chosen, meeting, rendezvous, ranks, takes_part=False)
+        connections.start(rendezvous.address)
+        return _led(args, chosen, rendezvous)
 
 
 def _own_address(host: str) -> str:
@@ -181,11 +179,7 @@ def _own_address(host: str) -> str:
 def _led(
     args: argparse.Namespace,
     chosen: config.Experiment,
-    meeting: Meeting,
     rendezvous: Rendezvous,
-    ranks: int,
-    *,
-    takes_part: bool,
 ) -> int:
     with _opened(args, chosen) as folder:
         resumed = (folder / EXPERIMENT).is_file()
@@ -197,7 +191,6 @@ def _led(
             experiment=here,
             folder=folder,
             resumed=resumed,
-            ranks=ranks,
             keys=load_keys(args.keys) if args.keys else None,
             flags=flags(args),
             allow_import=args.allow_import,
@@ -206,9 +199,9 @@ def _led(
             tensorboard=args.tensorboard,
             goes_on=_goes_on(args, folder),
         )
-        shared = takes_part and ranks > 1
+        shared = rendezvous.own_rank is not None and rendezvous.ranks > 1
         with make_display(quiet=args.quiet, shared=shared) as display:
-            summary = lead(job, meeting, rendezvous, [display], takes_part=takes_part)
+            summary = lead(job, rendezvous, [display])
             display.finish(summary, folder)
         train.leave(open_run(folder), allow_import=args.allow_import, quiet=args.quiet)
     return 0
