@@ -57,6 +57,7 @@ __all__ = [
     "Leave",
     "Lost",
     "Message",
+    "Note",
     "Ready",
     "Refused",
     "Rejoin",
@@ -74,7 +75,7 @@ __all__ = [
 ]
 
 #: The protocol's version. It rises with every change that an older peer would not understand.
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 #: Names in addresses and in the graph that no stage may have.
 COORDINATOR = "coordinator"
@@ -235,6 +236,13 @@ class Lost(Message, frozen=True, tag=True):
     """A neighbour is dead and will be replaced: go on without it until then."""
 
     worker: str
+
+
+class Note(Message, frozen=True, tag=True):
+    """Something that whoever reads this worker's log should know: over one of its links nothing
+    comes."""
+
+    text: str
 
 
 class Rejoin(Message, frozen=True, tag=True):

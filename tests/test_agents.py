@@ -36,7 +36,6 @@ from asyncdni.messages import (
     Message,
     Refused,
 )
-from asyncdni.plan.sizes import worker_products
 from asyncdni.store.resume import continued_experiment
 from asyncdni.store.run import create_folder
 from asyncdni.wire.agent import AgentTransport
@@ -310,7 +309,9 @@ def test_where_a_run_meets() -> None:
     wide = Meeting.at("tcp://host:5000")
     assert (wide.agents, wide.workers) == ("tcp://0.0.0.0:5000", "tcp://0.0.0.0:5001")
     assert wide.reached("tcp://0.0.0.0:5001") == "tcp://host:5001"
-    assert Meeting.at("tcp://localhost:0").workers == "tcp://127.0.0.1:0"
+    assert Meeting.at("tcp://localhost:0").workers == "tcp://127.0.0.1:*"
+    assert Meeting.at("tcp://[2001:db8::7]:5000").agents == "tcp://[::]:5000"
+    assert Meeting.at("tcp://[::1]:5000").reached("tcp://[::1]:5001") == "tcp://[::1]:5001"
 
 
 def test_the_same_folder_goes_on_with_the_same_experiment_alone(tmp_path: Path) -> None:
@@ -332,18 +333,3 @@ def test_a_digest_tells_experiments_apart_and_not_where_their_data_lie() -> None
         for changes in ([], ["data.path='/there.npz'"], ["run.seed=7"])
     )
     assert digest(here) == digest(there) != digest(other)
-
-
-def test_work_is_that_of_the_layers_and_not_of_the_data() -> None:
-    """A convolution uses its parameters at each pixel; the first worker has the data besides."""
-    layers = [{"reshape": [1, 28, 28]}, {"conv2d": {"channels": 2, "kernel": 3}}, "flatten"]
-    stages = [
-        {"name": "maps", "layers": layers},
-        {"name": "top", "layers": [{"dense": 10}], "loss": "cross_entropy"},
-    ]
-    built = design(stages, {"name": "locked"}, data={"name": "digits"})
-    maps, top = built.plan.groups
-    (outputs,) = built.network.node("maps").output_shape
-    convolution = 2 * 9 * (outputs // 2) + outputs
-    assert worker_products(built.network, maps) == 784 + convolution + outputs
-    assert worker_products(built.network, top) == outputs * 10 + 10

@@ -20,6 +20,7 @@ COMMANDS = (
     "simulate",
     "graph",
     "timeline",
+    "view",
     "data",
     "explain",
     "new",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncdni import config, experiment
 from asyncdni.errors import ConfigError, DataWarning
@@ -20,10 +20,16 @@ from asyncdni.store.resume import changed_experiment
 from asyncdni.wire.address import check_secure
 from asyncdni.wire.curve import Keys, load_keys
 
+if TYPE_CHECKING:
+    from asyncdni.launch.train import Observer
+    from asyncdni.page.server import Page
+
 __all__ = [
     "add_conditions",
     "add_experiment",
     "add_init",
+    "add_page",
+    "add_page_host",
     "add_place",
     "add_resume",
     "add_security",
@@ -33,9 +39,13 @@ __all__ = [
     "condition_flags",
     "flags",
     "keys_for",
+    "make_page",
     "new_folder",
+    "page_for",
+    "port_number",
     "positive_seconds",
     "settings",
+    "shown_on",
     "told",
     "warnings_said",
 ]
@@ -292,6 +302,91 @@ def positive_seconds(text: str) -> float:
 def told(*, quiet: bool) -> Callable[[str], None]:
     """Return a function that shows the user a line, if anybody is to see it."""
     return (lambda _: None) if quiet else (lambda text: print(f"asyncdni: {text}", flush=True))
+
+
+# --- `--page` ------------------------------------------------------------------------------------
+
+
+def add_page(parser: argparse.ArgumentParser, *, controls: bool = True) -> None:
+    """Add --page and its companions. Without `controls` no worker is a child of the command."""
+    parser.add_argument(
+        "--page",
+        nargs="?",
+        type=port_number,
+        const=0,
+        metavar="PORT",
+        help="show the run in a browser while it goes on, at the address that is printed (default: "
+        "the first free port from 8642 on; put it after FILE.toml; extra: page)",
+    )
+    add_page_host(parser)
+    if controls:
+        parser.add_argument(
+            "--page-controls",
+            action="store_true",
+            help="for demonstrations: let the page kill and pause workers",
+        )
+
+
+def add_page_host(parser: argparse.ArgumentParser) -> None:
+    """Add --page-host."""
+    parser.add_argument(
+        "--page-host",
+        metavar="HOST",
+        help="serve the page at this address of the machine, such as 0.0.0.0, so that other hosts "
+        "can open it with the token that is printed (default: 127.0.0.1, this machine alone)",
+    )
+
+
+@contextmanager
+def page_for(args: argparse.Namespace) -> Iterator[Page | None]:
+    """Serve the page that was asked for and print its address; None if there is to be none.
+
+    Raises `ConfigError` without the extra `page`, or if it can't be served.
+    """
+    host, controls = args.page_host, getattr(args, "page_controls", False)
+    if args.page is None:
+        if host is not None or controls:
+            flag = "--page-controls" if controls else f"--page-host {host}"
+            raise ConfigError(f"{flag}: there is no page; add --page")
+        yield None
+        return
+    with make_page(args.page, host, controls=controls) as page:
+        wanted = f"port {args.page} is in use; " if args.page not in (0, page.port) else ""
+        # Standard output may be for a table or JSON alone.
+        print(f"{wanted}the page of this run: {page.address}", file=sys.stderr, flush=True)
+        yield page
+
+
+@contextmanager
+def shown_on(page: Page | None, title: str, folder: Path | None) -> Iterator[list[Observer]]:
+    """Show the run of the block on the page, if there is one; yield the observers that it needs."""
+    if page is None:
+        yield []
+        return
+    with page.run(title, folder) as state:
+        yield [state]
+
+
+def make_page(port: int, host: str | None, *, controls: bool = False) -> Page:
+    """Return a page at `port`, or at the first free one from the usual port on for 0. Raises
+    `ConfigError`, also without the extra `page`."""
+    try:
+        from asyncdni.page.server import PORT, Page
+    except ImportError as error:
+        raise ConfigError(
+            f"the page needs {error.name}, which is not installed: pip install 'asyncdni[page]'"
+        ) from error
+    return Page(port or PORT, host or "127.0.0.1", controls=controls)
+
+
+def port_number(text: str) -> int:
+    """Return the number of a port, as the type of an argument."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 65_535):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no port; expected a number from 1 to 65535 or nothing, and FILE.toml "
+            "before it"
+        )
+    return int(text)
 
 
 # --- `--resume` ----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_page,
     add_place,
     add_security,
     chosen_run,
@@ -23,6 +24,8 @@ from asyncdni.cli.common import (
     flags,
     keys_for,
     new_folder,
+    page_for,
+    shown_on,
     told,
 )
 from asyncdni.cluster.agent import Means, serve
@@ -95,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write event files to DIR/tensorboard (extra: tensorboard)",
     )
+    add_page(parser, controls=False)
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
     parser.set_defaults(resume=None)
 
@@ -181,7 +185,7 @@ def _led(
     chosen: config.Experiment,
     rendezvous: Rendezvous,
 ) -> int:
-    with _opened(args, chosen) as folder:
+    with _opened(args, chosen) as folder, page_for(args) as page:
         resumed = (folder / EXPERIMENT).is_file()
         here = continued_experiment(folder, chosen) if resumed else chosen
         if resumed and is_complete(folder, here):
@@ -200,8 +204,11 @@ def _led(
             goes_on=_goes_on(args, folder),
         )
         shared = rendezvous.own_rank is not None and rendezvous.ranks > 1
-        with make_display(quiet=args.quiet, shared=shared) as display:
-            summary = lead(job, rendezvous, [display])
+        with (
+            make_display(quiet=args.quiet, shared=shared) as display,
+            shown_on(page, str(folder), folder) as shown,
+        ):
+            summary = lead(job, rendezvous, [display, *shown])
             display.finish(summary, folder)
         train.leave(open_run(folder), allow_import=args.allow_import, quiet=args.quiet)
     return 0

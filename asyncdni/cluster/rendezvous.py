@@ -25,7 +25,7 @@ from asyncdni.messages import (
     Message,
     Refused,
 )
-from asyncdni.wire.address import parse
+from asyncdni.wire.address import Address, parse, reachable_as
 from asyncdni.wire.codec import FROM_AGENT, TO_AGENT
 from asyncdni.wire.coordinator import CoordinatorTransport
 from asyncdni.wire.curve import Keys
@@ -47,10 +47,10 @@ _KILLED = -9
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the processes of a run meet: addresses as ZeroMQ takes them."""
+    """Where the processes of a run meet: addresses to listen at."""
 
-    agents: str  # where agents are listened for
-    workers: str  # where workers are listened for
+    agents: str
+    workers: str
     host: str = ""  # by which other machines reach this one; empty: there are none
 
     @classmethod
@@ -61,11 +61,13 @@ class Meeting:
         Unless HOST is one of loopback, all interfaces are listened at: the name may stand for
         another address here than elsewhere. Raises `LaunchError`.
         """
-        parsed = parse(address, bind=True)
-        host = _LOOPBACK if parsed.host == "localhost" else parsed.host
-        port = parsed.port
-        here = host if host.startswith("127.") else "0.0.0.0"
-        return cls(f"tcp://{here}:{port}", f"tcp://{here}:{port + 1 if port else 0}", host)
+        given = parse(address, bind=True)
+        host = _LOOPBACK if given.host == "localhost" else given.host
+        everywhere = "::" if given.needs_ipv6() else "0.0.0.0"
+        here = host if host.startswith("127.") or host == "::1" else everywhere
+        ports = given.port, given.port + 1 if given.port else 0
+        agents, workers = (Address("tcp", here, port).endpoint for port in ports)
+        return cls(agents, workers, host)
 
     @classmethod
     def here(cls, folder: Path) -> Self:
@@ -74,7 +76,7 @@ class Meeting:
 
     def reached(self, listening: str) -> str:
         """Return the address by which others reach the socket that listens at `listening`."""
-        return f"tcp://{self.host}:{listening.rpartition(':')[2]}" if self.host else listening
+        return reachable_as(listening, self.host) if self.host else listening
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from asyncdni.core.barriers import BarrierSteps
 from asyncdni.core.events import Exited, Fail, Launch, Look, Looked, Rejected, Send
 from asyncdni.core.ledger import CUTS, is_cut
 from asyncdni.core.members import Member, Phase, Run
-from asyncdni.core.post import UnexpectedMessage
+from asyncdni.core.post import UnexpectedMessage, patience_s
 from asyncdni.messages import (
     COORDINATOR,
     Accused,
@@ -26,6 +26,7 @@ from asyncdni.messages import (
     Hello,
     Lost,
     Message,
+    Note,
     Ready,
     Rejoin,
     Start,
@@ -84,6 +85,7 @@ class Rounds:
         member = Member(name, peer, hello, self._incarnation, restore)
         self._run.members[name] = member
         self._run.by_peer[peer] = name
+        self._run.hosts[name] = hello.host
         self._recovery.came(name)
         self._liveness.heard(name, now)
         self._out.record("joined", now, stage=name, pid=hello.pid, host=hello.host)
@@ -135,6 +137,7 @@ class Rounds:
     def _connect(self, now: float) -> None:
         """All are built: connect them, and have the round start where the farthest of them is."""
         self._run.phase = Phase.CONNECTING
+        self._grant_time_to_greet(now)
         built = [member.built for member in self._run.members.values() if member.built is not None]
         start = max(self._start, *(max(one.position, one.read) for one in built))
         each_its_own = self._restore in ("keep", "snapshots")
@@ -157,6 +160,14 @@ class Rounds:
         if self._run.started or start or undone:
             values = {"incarnation": self._incarnation, "restore": self._restore, "start": start}
             self._out.record("round", now, **values, lost_updates=undone, again=self._again)
+
+    def _grant_time_to_greet(self, now: float) -> None:
+        """However late the last worker has come, a link that carries nothing is to be named before
+        the start fails."""
+        startup_s = self._roster.startup_s
+        if self._run.since is not None:
+            latest = now - startup_s + 2 * patience_s(startup_s)
+            self._run.since = max(self._run.since, latest)
 
     def _count_undone(self) -> dict[str, int]:
         """The updates of each worker after the state that it begins with now."""
@@ -203,7 +214,8 @@ class Rounds:
             self._barriers.stop_work(now)
 
     def unheard(self, name: str, message: Unheard, now: float) -> None:
-        """Over some links nothing comes to this worker: tell whoever can open a port, at once."""
+        """Over some links nothing comes to this worker: tell whoever can open a port, at once, on
+        the coordinator's terminal and in the logs of both ends."""
         member = self._run.members[name]
         if message.incarnation != member.incarnation or self._run.phase is not Phase.CONNECTING:
             return
@@ -214,6 +226,8 @@ class Rounds:
         for other in news:
             text = self._roster.unreached(self._run.members[other], member)
             self._out.record("note", now, stage=COORDINATOR, text=text)
+            self._run.to(name, Note(text))
+            self._run.to(other, Note(text))
 
     def _back(self, name: str, now: float) -> None:
         """Record that a worker is back, and what its death has cost."""
@@ -283,6 +297,7 @@ class Deaths:
         self._barriers = barriers
         # By worker that is said to be dead: until when its last words may come, and the news.
         self._dead: dict[str, tuple[float, str]] = {}
+        self._awaited_since: float | None = None  # the `Run.since` of which was told who is awaited
         self._rollbacks = 0  # in a row, because of numbers …
         self._rolled_back_to = 0  # … to this cut
 
@@ -312,6 +327,7 @@ class Deaths:
         run = self._run
         yield from (run.liveness.deadline(), run.progress.deadline(), run.recovery.deadline())
         yield None if run.since is None else run.since + run.roster.startup_s
+        yield self._tell_awaited_s
         yield from (moment for moment, _ in self._dead.values())
         yield self._standstill_s
 
@@ -321,6 +337,7 @@ class Deaths:
         self._watch_silence(now)
         self._watch_standstill(now)
         self._watch_late(now)
+        self._watch_awaited(now)
         self.launch(now)
 
     def _watch_deaths(self, now: float) -> None:
@@ -415,6 +432,25 @@ class Deaths:
             if self._run.phase is not Phase.ENDED:
                 what = "become ready" if name in self._run.members else "joined"
                 self._lost(name, f"worker {name} has not {what} within {limit}", now)
+
+    @property
+    def _tell_awaited_s(self) -> float | None:
+        """When to tell who keeps a round from coming about; None where that has been told."""
+        run = self._run
+        waits = run.phase in (Phase.GATHERING, Phase.MENDING) and not run.all_built
+        if run.since is None or not waits or run.since == self._awaited_since:
+            return None
+        return run.since + patience_s(run.roster.startup_s)
+
+    def _watch_awaited(self, now: float) -> None:
+        """Tell who keeps a round from coming about for so long."""
+        tell_s, since = self._tell_awaited_s, self._run.since
+        if tell_s is None or since is None or now < tell_s:
+            return
+        self._awaited_since = since
+        text = self._roster.awaited(self._run.members, self._run.hosts)
+        text = f"after {now - since:.0f} s still waiting for {text}"
+        self._out.record("note", now, stage=COORDINATOR, text=text)
 
     def _apart(self, now: float) -> None:
         """Workers live but do not reach each other: new processes would not do so either."""

@@ -24,6 +24,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from asyncdni.core.liveness import Sight
+from asyncdni.errors import CheckpointError
 from asyncdni.messages import Accused, Connect, Message, Rejoin, Welcome
 from asyncdni.schedules.base import Op
 
@@ -49,6 +50,7 @@ __all__ = [
     "Lose",
     "Machine",
     "Origin",
+    "ParentGone",
     "Prepare",
     "Prepared",
     "Received",
@@ -60,6 +62,7 @@ __all__ = [
     "Restore",
     "Restored",
     "Save",
+    "Say",
     "SayHello",
     "Send",
     "Snapshot",
@@ -148,9 +151,11 @@ class Joined(Event):
 
 @dataclass(slots=True)
 class SnapshotTaken(Event):
-    """A rolling snapshot has been written, or given up (process)."""
+    """A rolling snapshot has been written, or could not be (process)."""
 
     took_s: float
+    error: CheckpointError | None = None  # why there is none
+    folder_gone: bool = False  # the reason is that the folder of the run is not there any more
 
 
 @dataclass(slots=True)
@@ -173,6 +178,11 @@ class CoordinatorGone(Event):
     """There is nobody left to work for, or somebody ends this process alone (process)."""
 
     reason: str
+
+
+@dataclass(slots=True)
+class ParentGone(Event):
+    """The process that started this one has ended (process)."""
 
 
 @dataclass(slots=True)
@@ -316,9 +326,16 @@ class Report(Action):
 @dataclass(slots=True)
 class Snapshot(Action):
     """Write the whole state for a successor of this process, then answer `SnapshotTaken`. The
-    `last` one comes right before `Exit`, and is not answered (process)."""
+    `last` one comes right before `Exit` (process)."""
 
     last: bool = False
+
+
+@dataclass(slots=True)
+class Say(Action):
+    """Tell whoever reads what this process prints (process)."""
+
+    text: str
 
 
 @dataclass(slots=True)

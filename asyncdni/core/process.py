@@ -23,7 +23,11 @@ In a round the process hands what happens to the round's `Worker`; what it decid
 - A report is due every 0.5 s, after the op under way, and before each `Drained`.
 - A rolling snapshot is due some time after the last one, behind an Update, if all is applied.
   There are none where all workers go back together: nobody would ever read one.
+- A snapshot that can't be written is told of once, and does not end the process as long as the
+  run's folder is there: what is committed stays, and the next snapshot may succeed.
 - What the user is told of the state that a stage begins a round with.
+- A coordinator that has started this process is waited for as long as it lives, another one for
+  `timeout_s`.
 - Once the coordinator is gone the worker finishes the update it is in the middle of, keeps what it
   has learned, and leaves.
 - Arrays of a batch are used again once the batch is released and no message holds them any more;
@@ -48,6 +52,7 @@ from asyncdni.core.events import (
     Joined,
     Lose,
     Origin,
+    ParentGone,
     Prepare,
     Prepared,
     Received,
@@ -56,6 +61,7 @@ from asyncdni.core.events import (
     Report,
     Restore,
     Restored,
+    Say,
     SayHello,
     Send,
     Snapshot,
@@ -80,6 +86,7 @@ from asyncdni.messages import (
     Leave,
     Lost,
     Message,
+    Note,
     Refused,
     Rejoin,
     Welcome,
@@ -89,6 +96,8 @@ from asyncdni.schedules.base import Op, OpKind
 __all__ = ["Buffers", "Process", "State", "is_settled"]
 
 _REPORT_EVERY_S = 0.5
+#: How long a coordinator may take to answer before the log of a worker says so.
+_PATIENCE_S = 5.0
 #: From one snapshot to the next at least so many times what it took: about 1 % of the time.
 _SNAPSHOTS_APART = 100.0
 _NEVER = float("inf")
@@ -145,11 +154,13 @@ class Process:
         *,
         coordinator: str = COORDINATOR,
         timeout_s: float | None = None,
+        launched: bool = False,
         watch: Callable[[Worker], Handle] = lambda worker: worker.handle,
     ) -> None:
         """`stage` and `coordinator` (its address) are for what users are told. `make_worker` makes
         the worker of a round, once `Prepared` has come. `timeout_s`: how long a coordinator may
-        take to answer; None: as long as its process is known to live. `watch` gives what is called
+        take to answer; None: for ever. `launched`: the coordinator has started this process, whose
+        end is told by `ParentGone`, and may take as long as it lives. `watch` gives what is called
         in place of a worker's `handle`."""
         self.state = State.HELLO
         self.worker: Worker | None = None
@@ -159,14 +170,16 @@ class Process:
         self._make_worker = make_worker
         self._watch = watch
         self._coordinator = coordinator
-        self._timeout_s = timeout_s
+        self._timeout_s = None if launched else timeout_s
         self._began_s = now
         self._give_up_s: float | None = None
+        self._complain_s = _NEVER  # when the log is to say that no coordinator answers
         self._roll_back = False
         self._stages: Sequence[str] = ()
         self._sources: Mapping[str, str] = {}
         self._snapshot_every_s: float | None = None  # None: this process takes no snapshots
         self.snapshot_due_s = _NEVER
+        self._complained = False  # of a snapshot that could not be written
         self._welcome: Welcome | None = None
         self._order: Rejoin | None = None  # the newest
         self._following: Rejoin | None = None  # what the stage is being restored for
@@ -183,7 +196,11 @@ class Process:
         self._read: set[int] = set()  # training batches read and not released yet
         self._report_s = _NEVER
         self._report_due = False  # after the op under way
-        self._others: dict[type[Event], Callable[..., list[Action]]] = {
+        self._others = self._table()
+
+    def _table(self) -> dict[type[Event], Callable[..., list[Action]]]:
+        """What is done about each event."""
+        return {
             Received: self._received,
             Computed: lambda event, now: [],
             Stored: self._stored,
@@ -195,6 +212,7 @@ class Process:
             Unusable: self._unusable,
             Broke: self._broke,
             CoordinatorGone: self._coordinator_gone,
+            ParentGone: self._parent_gone,
         }
 
     # --- the contract of a machine ---------------------------------------------------------------
@@ -203,6 +221,8 @@ class Process:
         """The process begins."""
         if self._timeout_s is not None:
             self._give_up_s = now + self._timeout_s
+            if self._timeout_s > _PATIENCE_S:
+                self._complain_s = now + _PATIENCE_S
         return [SayHello()]
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -217,7 +237,7 @@ class Process:
                 return self._received(event, now)  # type: ignore[arg-type]
             if kind is Computed:
                 return self._computed(event, now)  # type: ignore[arg-type]
-        elif self.state is State.ENDED:
+        elif self.state is State.ENDED and kind is not SnapshotTaken:
             return []
         return self._others[kind](event, now)
 
@@ -228,7 +248,9 @@ class Process:
                 due = self.worker.deadline()
                 return self._report_s if due is None else min(due, self._report_s)
             return self._report_s
-        return self._give_up_s if self.state is State.HELLO else None
+        if self.state is State.HELLO and self._give_up_s is not None:
+            return min(self._give_up_s, self._complain_s)
+        return None
 
     def check(self) -> None:
         """Assert every invariant."""
@@ -239,11 +261,6 @@ class Process:
             assert self._busy or not (self._held or self._report_due)
         else:
             assert not (self._busy or self._held or self._read)
-
-    @property
-    def is_served(self) -> bool:
-        """Whether there is a coordinator, as far as this process knows."""
-        return not self._gone
 
     @property
     def training(self) -> bool:
@@ -271,6 +288,8 @@ class Process:
                 return [self._exit(Exit(f"the run was called off: {text}"))]
             case Leave():
                 return [self._exit(Exit("the run was called off"))]
+            case Note(text=text):
+                return [Say(text)]
             case _ if getattr(message, "sender", None) is not None:
                 self._early.append(message)
             case _:
@@ -370,6 +389,8 @@ class Process:
         message = event.message
         if self.state is not State.ROUND:
             return self._sort(message)
+        if type(message) is Note:
+            return [Say(message.text)]
         actions = self._hand(event, now)
         if type(message) is Lost:
             actions.append(Lose(message.worker))
@@ -441,6 +462,14 @@ class Process:
                 "check the address, or wait longer with --timeout"
             )
             return [self._exit(Exit(error=LaunchError(text)))]
+        if self.state is State.HELLO and now >= self._complain_s:
+            self._complain_s = _NEVER
+            text = (
+                f"no coordinator has answered at {self._coordinator} for {_PATIENCE_S:g} s: either "
+                "it does not run yet, or that port is closed on the way; trying for "
+                f"{self._timeout_s:g} s in all (--timeout)"
+            )
+            return [Say(text)]
         if self.state is not State.ROUND or self.worker is None:
             return []
         due = self.worker.deadline()
@@ -466,7 +495,12 @@ class Process:
         assert self._snapshot_every_s is not None
         apart_s = max(self._snapshot_every_s, _SNAPSHOTS_APART * event.took_s)
         self.snapshot_due_s = now + apart_s
-        return []
+        if event.error is None or (self._complained and not event.folder_gone):
+            return []
+        if event.folder_gone and self.state is not State.ENDED:
+            return self._broke(Broke(event.error), now)
+        self._complained = True
+        return [Say(f"no snapshot was written: {event.error}")]
 
     # --- ends ------------------------------------------------------------------------------------
 
@@ -505,9 +539,19 @@ class Process:
         return actions
 
     def _coordinator_gone(self, event: CoordinatorGone, now: float) -> list[Action]:
+        if self._gone:
+            return []
         known = self.state is not State.HELLO
         self._gone = f"worker stops: {event.reason}" if known else event.reason
         return [] if self._busy else self._leave()
+
+    def _parent_gone(self, event: ParentGone, now: float) -> list[Action]:
+        """Leave if nobody has answered yet; later on the coordinator's silence tells that it is
+        gone, after the update under way."""
+        if self.state is not State.HELLO:
+            return []
+        reason = "the process that started this worker is gone"
+        return self._coordinator_gone(CoordinatorGone(reason), now)
 
     def _leave(self) -> list[Action]:
         """Keep what has been learned, unless the state is half changed."""

@@ -29,6 +29,7 @@ from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
 from asyncdni.nn.metrics import metric_names
 from asyncdni.plan.build import Design, find_metrics, make_roster
+from asyncdni.plan.conditions import automatic_words
 from asyncdni.plan.model import state_facts
 from asyncdni.plan.rules import is_repeatable
 from asyncdni.plan.sizes import check_memory
@@ -49,6 +50,7 @@ from asyncdni.store.run import (
     write_summary,
 )
 from asyncdni.store.weights import commit_weights
+from asyncdni.wire.address import reachable_as
 from asyncdni.wire.coordinator import CoordinatorTransport
 from asyncdni.wire.curve import Keys
 
@@ -130,6 +132,7 @@ def conduct(
     resume: bool = False,
     keys: Keys | None = None,
     flags: Sequence[str] = (),
+    advertise: str | None = None,
     keep: bool = True,
     goes_on: str = "",
 ) -> dict[str, Any]:
@@ -143,6 +146,7 @@ def conduct(
             of one stops the run, and is then raised.
         resume: continue the run in folder `out`.
         keys, flags: what workers must have, if given; words to add to their command lines.
+        advertise: the host in those command lines, where it is another one than in `bind`.
         keep: whether the folder outlives the run.
         goes_on: what to type to go on with the run later, where that is another command than
             `asyncdni train` or `asyncdni coordinator`.
@@ -155,12 +159,14 @@ def conduct(
     with ExitStack() as stack:
         transport = CoordinatorTransport(bind, keys)
         stack.callback(transport.close, _LINGER_S)
+        address = reachable_as(transport.address, advertise) if advertise else transport.address
         seen, stops = set[str](), Stops()  # the kinds of records so far
         called = _callbacks(callbacks, design, out if keep else None, stops)
         claim = stack.enter_context(_old_folder(out) if resume else _new_folder(out, design, seen))
         folder, term = (claim.folder, claim.order[0]) if claim is not None else (None, 0)
         by_hand = launch is None
-        again = goes_on or _to_resume(folder, bind, flags, design, by_hand=by_hand)
+        own = ["--bind", bind, *(["--advertise", advertise] if advertise else []), *flags]
+        again = goes_on or _to_resume(folder, own if by_hand else [], design, by_hand=by_hand)
         home: dict[str, Any] = {
             "folder": str(folder or ""),
             "term": term,
@@ -174,8 +180,8 @@ def conduct(
         machine = Coordinator(roster, beginning.ledger)
         records = _Records(design, recorder, machine, [*observers, called], seen, stops)
         _begin(records, beginning, design, folder, resume=resume)
-        command = partial(_command, design, transport.address, flags)
-        records.bound(transport.address, [*map(command, roster.workers)] if by_hand else [])
+        command = partial(_command, design, address, flags)
+        records.bound(address, [*map(command, roster.workers)] if by_hand else [])
         commit = make_commit(claim, design, records.hosts, records.note) if claim else _never_called
         with _explained_stops(records, roster, folder if keep else None):
             words: dict[str, Any] = {"commit": commit, "command": command, "stops": stops}
@@ -245,6 +251,8 @@ def _begin(
     """Record how the run begins or goes on, and write which data it uses."""
     if folder is not None:
         write_data(folder, design.experiment, design.meta)
+    if picked := automatic_words(design.experiment, design.plan):
+        records.note(picked)
     if resume and folder is not None:
         records.resumed(beginning)
         reopen_folder(folder, design.experiment)  # only after the changes are recorded
@@ -256,15 +264,13 @@ def _command(design: Design, address: str, flags: Sequence[str], stage: str) -> 
     return typed_command(stage, address, flags, allow_import=design.allow_import)
 
 
-def _to_resume(
-    folder: Path | None, bind: str, flags: Sequence[str], design: Design, *, by_hand: bool
-) -> str:
-    """Return the command that continues the run from its folder; empty without a folder."""
+def _to_resume(folder: Path | None, own: Sequence[str], design: Design, *, by_hand: bool) -> str:
+    """Return the command that continues the run from its folder, with flags of its `own`; empty
+    without a folder."""
     if folder is None:
         return ""
     words = ["asyncdni", "coordinator" if by_hand else "train", "--resume", str(folder)]
-    words += ["--bind", bind, *flags] if by_hand else []
-    return shlex.join([*words, *import_flags(design.allow_import)])
+    return shlex.join([*words, *own, *import_flags(design.allow_import)])
 
 
 class _Records:

@@ -11,7 +11,7 @@ from asyncdni.config import Limits
 from asyncdni.errors import LocalProtocolError, RemoteProtocolError
 from asyncdni.messages import Beat, Message, Refused
 from asyncdni.wire import sockets
-from asyncdni.wire.address import parse
+from asyncdni.wire.address import listening
 from asyncdni.wire.codec import (
     FROM_COORDINATOR,
     FROM_WORKER,
@@ -39,8 +39,8 @@ _REJECTED_MAX = 64  # peers remembered for having sent nonsense
 
 
 class CoordinatorTransport:
-    """The coordinator's socket, bound to `address`: `tcp://host:port` (port 0: any) or
-    `ipc://path`.
+    """The coordinator's socket, bound to `address`: `tcp://host:port` (port 0: any),
+    `tcp://host:first-last` (the first that is free) or `ipc://path`.
 
     Invalid messages are dropped and counted in `rejected_messages`. A peer's first invalid message
     is answered with `Refused` and added to `rejected` as (identity, text). Peers refused for their
@@ -67,7 +67,7 @@ class CoordinatorTransport:
         self.rejected_messages = 0
         self._offenders: set[bytes] = set()
         pair = coordinator_pair(keys) if keys is not None else None
-        parsed = parse(address, bind=True)
+        addresses = listening(address)
         self._gate: Gate | None = None
         self._port: Port | None = None
         self._context: zmq.Context[Socket] = zmq.Context()
@@ -79,12 +79,12 @@ class CoordinatorTransport:
                 as_server(self._router, pair)
             self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
             self._router.setsockopt(zmq.SNDHWM, _UNSENT_MAX)
-            if parsed.scheme == "tcp":  # strangers can't reach an ipc socket
+            if addresses[0].scheme == "tcp":  # strangers can't reach an ipc socket
                 # Workers send a few messages a second, nearly all of them short.
                 self._port = Port(
                     self._router, HEADER_BYTES_MAX, unread=4, peers=16, keys=keys is not None
                 )
-            self.address = sockets.bind(self._router, parsed)
+            self.address = sockets.bind_to_one(self._router, addresses)
             if self._port is not None:
                 self._port.start()
         except BaseException:

@@ -52,14 +52,15 @@ from asyncdni.plan.build import (
     find_exits,
     find_shares,
     lent_readout,
+    make_compressor,
     make_design,
     make_roster,
     make_source,
     make_stage,
     make_worker,
+    prepared,
 )
 from asyncdni.plan.conditions import link_delays, slow_of
-from asyncdni.plan.plan import snapshot_every_s
 from asyncdni.report.traces import trace_path
 from asyncdni.stages.base import Stage
 from asyncdni.stages.executor import Executor
@@ -288,13 +289,7 @@ class Session:
         self._build(welcome)
         roster = make_roster(design)
         self._expect(len(roster.neighbours[self._group.name]))
-        return Prepared(
-            roll_back=roster.rolls_back,
-            learns_alone=roster.learns_alone,
-            snapshot_every_s=snapshot_every_s(design.experiment.checkpoint),
-            stages=self._stages,
-            sources=roster.sources,
-        )
+        return prepared(design, self._group, roster)
 
     def _beat(self, silence_s: float) -> None:
         heart = Heart(
@@ -381,6 +376,7 @@ class Session:
             folder=folder,
             claim=claim,
             inspection=Inspection(design, group, action.connect.incarnations),
+            compressor=make_compressor(design, group, self._stage),
             trace=self._trace,
             slow=self._slow,
         )
@@ -447,7 +443,8 @@ def run_worker(
             session.make_worker,
             time.monotonic(),
             coordinator=coordinator,
-            timeout_s=timeout_s if parent_lives() is None else None,
+            timeout_s=timeout_s,
+            launched=parent_lives() is not None,
         )
         end = Engine(process, transport, session, watchdog).run()
         if session.welcome is not None and (end.error is not None or not end.failed):

@@ -36,7 +36,6 @@ from asyncdni.core.events import (
     Lose,
     Origin,
     Prepare,
-    Prepared,
     Received,
     Redeliver,
     Release,
@@ -44,6 +43,7 @@ from asyncdni.core.events import (
     Restore,
     Restored,
     Save,
+    Say,
     SayHello,
     Send,
     Snapshot,
@@ -52,7 +52,7 @@ from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.core.ledger import SNAPSHOTS
-from asyncdni.core.liveness import Sight, Silence, worker_patience_s
+from asyncdni.core.liveness import Sight, Silence, beat_every_s, worker_patience_s
 from asyncdni.core.members import Roster
 from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
@@ -60,6 +60,7 @@ from asyncdni.drivers.virtual.clock import Alarm
 from asyncdni.drivers.virtual.costs import Pace
 from asyncdni.drivers.virtual.disk import Saved
 from asyncdni.drivers.virtual.world import World
+from asyncdni.encodings import Compressor
 from asyncdni.errors import AsyncDNIError, CheckpointError
 from asyncdni.messages import COORDINATOR, DATA, PROTOCOL_VERSION, Beat, Hello, Message
 from asyncdni.messages import Report as ReportMessage
@@ -69,11 +70,13 @@ from asyncdni.plan.build import (
     find_exits,
     find_shares,
     lent_readout,
+    make_compressor,
     make_source,
     make_worker,
+    prepared,
 )
 from asyncdni.plan.conditions import slow_of
-from asyncdni.plan.plan import Group, shared_with, snapshot_every_s
+from asyncdni.plan.plan import Group, shared_with
 from asyncdni.schedules.base import OpKind
 from asyncdni.stages.base import Score, Stage
 from asyncdni.stages.executor import Executor as StageExecutor
@@ -274,7 +277,6 @@ MakeStage = Callable[[Design, Group], Stage]
 
 #: How long a worker waits for a coordinator that does not answer: the default of its command line.
 _JOIN_TIMEOUT_S = 30.0
-_BEATS_PER_SILENCE = 3
 
 
 @dataclass(frozen=True)
@@ -344,6 +346,7 @@ class WorkerProcess:
         self._source: Source | None = None
         self._executor: Executor = NullExecutor(design, group)
         self._addresses: dict[str, str] = {}  # of neighbours
+        self._compressor = Compressor({}, {})
         self._asked: object = None  # the op or the restoring under way
         self._saving: Save | None = None  # the save under way
         self._delay_s = 0.0  # what a snapshot takes, before the next op
@@ -357,6 +360,7 @@ class WorkerProcess:
             Report: self._report,
             Save: self._save,
             Snapshot: self._snapshot,
+            Say: lambda action: None,  # nobody reads what a simulated process prints
             SayHello: self._say_hello,
             Prepare: self._prepare,
             Restore: self._restore,
@@ -444,7 +448,7 @@ class WorkerProcess:
             self._handle(CoordinatorGone(f"nothing heard for {self._patience_s:g} s"))
             return
         self._tell(Beat())
-        self._later(self._silence_s / _BEATS_PER_SILENCE, self._beat, idle=True)
+        self._later(beat_every_s(self._silence_s), self._beat, idle=True)
 
     # --- events and actions ----------------------------------------------------------------------
 
@@ -490,7 +494,8 @@ class WorkerProcess:
             self._tell(send.message)
             return
         address = self._addresses[send.to]  # type: ignore[index]
-        parcel = self._world.to_worker(self, address, send.message)
+        message = self._compressor.compress(send.to, send.message)  # type: ignore[arg-type]
+        parcel = self._world.to_worker(self, address, message)
         if parcel is not None:
             self._process.buffers.sent(send.message, parcel.left)
 
@@ -519,13 +524,7 @@ class WorkerProcess:
     def _prepare(self, action: Prepare) -> None:
         self._silence.hear(self._agenda.now)
         self._beat()
-        prepared = Prepared(
-            roll_back=self.office.roster.rolls_back,
-            learns_alone=self.office.roster.learns_alone,
-            snapshot_every_s=snapshot_every_s(self._world.design.experiment.checkpoint),
-            stages=[node.name for node in self._group.members],
-        )
-        self._handle(prepared)
+        self._handle(prepared(self._world.design, self._group, self.office.roster))
 
     def _restore(self, action: Restore) -> None:
         """Reading the state takes about as long as writing it."""
@@ -549,6 +548,7 @@ class WorkerProcess:
             return
         self._addresses = dict(action.connect.addresses)
         design, stage = self._world.design, self._keeping.stage
+        self._compressor = make_compressor(design, self._group, stage)
         if stage is not None:
             if self._source is None:
                 self._source = make_source(design, self._group)
@@ -630,13 +630,17 @@ class WorkerProcess:
         keeping = self._keeping
         if snapshot.last:
             keeping.write_snapshot(keeping.state())
+            self._handle(SnapshotTaken(0.0))
             return
         self._delay_s = self._pace.save_s()
-        # As if in no time: simulated runs are short, and faults are to meet as many as were asked.
-        self._handle(SnapshotTaken(0.0))
         chance, saved = self._world.chance_faults.save(), keeping.state()
+        # As if in no time: simulated runs are short, and faults are to meet as many as were asked.
+        taken = SnapshotTaken(0.0)
         if chance.fails:
-            return  # said, and no more: the next one may succeed
+            taken.error = CheckpointError(f"{self.name} can't write a snapshot: {_FULL}")
+        self._handle(taken)
+        if chance.fails:
+            return
         took_s = self._pace.save_s() + chance.extra_s
         if chance.torn:
             self._later(took_s / 2, self._die)
