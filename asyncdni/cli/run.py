@@ -21,12 +21,12 @@ from asyncdni.cli.common import (
     chosen_run,
     complete_line,
     condition_flags,
-    flags,
     keys_for,
     new_folder,
     page_for,
     shown_on,
     told,
+    worker_flags,
 )
 from asyncdni.cluster.agent import Means, serve
 from asyncdni.cluster.engines import Place, find_place
@@ -117,14 +117,15 @@ def run(args: argparse.Namespace) -> int:
     assert place.coordinator is not None, "several ranks have an address to meet at"
     keys = keys_for(args, place.coordinator)
     if place.rank:
-        means = Means(tell, keys, flags(args), args.allow_import, args.timeout)
+        means = Means(tell, keys, worker_flags(args), args.allow_import, args.timeout)
         serve(place, digest(chosen), means)
         return 0
     return _first(args, chosen, place)
 
 
 def _alone(args: argparse.Namespace, chosen: config.Experiment) -> int:
-    """Train on this machine alone."""
+    """Train on this machine alone, where workers have no ports."""
+    args.ports = None
     with private_folder() as sockets:
         meeting = Meeting.here(sockets)
         tell = told(quiet=True)
@@ -156,7 +157,9 @@ def _over_ssh(args: argparse.Namespace) -> int:
             new_keys(folder)
             args.keys = str(folder)
         keys = load_keys(args.keys) if args.keys else None
-        words = [*import_flags(args.allow_import), *(["--insecure"] if args.insecure else [])]
+        words = import_flags(args.allow_import)
+        words += ["--insecure"] if args.insecure else []
+        words += ["--ports", args.ports] if args.ports else []
         where = Path(args.keys) if args.keys else None
         options = {"ssh": args.ssh, "remote": args.remote, "keys": where, "words": words}
         connections = stack.enter_context(Connections(hosts, **options, tell=tell))
@@ -196,7 +199,7 @@ def _led(
             folder=folder,
             resumed=resumed,
             keys=load_keys(args.keys) if args.keys else None,
-            flags=flags(args),
+            flags=worker_flags(args),
             allow_import=args.allow_import,
             counts=args.place,
             trace=args.trace,
