@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from asyncdni.cluster.agent import Means, serve
 from asyncdni.cluster.engines import Place
 from asyncdni.cluster.lead import digest
 from asyncdni.cluster.rendezvous import Meeting, Rendezvous, Work
-from asyncdni.cluster.ssh import receive_keys
+from asyncdni.cluster.ssh import Line, receive_keys
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, LaunchError
 from asyncdni.messages import (
@@ -282,6 +283,16 @@ def test_a_key_from_standard_input_is_closed_to_others(tmp_path: Path) -> None:
 def test_no_other_line_is_taken_for_keys(line: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--attached: .* holds no keys"):
         receive_keys(io.StringIO(line), tmp_path)
+
+
+def test_the_end_of_the_connection_is_noticed() -> None:
+    reading, writing = os.pipe()
+    line = Line(reading)
+    os.write(writing, b"x")
+    assert not line.has_ended()
+    os.close(writing)
+    until(line.has_ended, "the end")
+    os.close(reading)
 
 
 # --- the command ---------------------------------------------------------------------------------

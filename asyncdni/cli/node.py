@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         if args.attached:
             folder = stack.enter_context(private_folder(sockets=False))
             args.keys = str(folder) if receive_keys(sys.stdin, folder) else None
-            line = Line(sys.stdin)
+            line = Line(sys.stdin.fileno())
         means = Means(
             tell=tell,
             keys=keys_for(args, place.coordinator),

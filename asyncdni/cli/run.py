@@ -49,6 +49,8 @@ EXAMPLE = """\
   asyncdni run launch/digits.toml --hosts a,b,c --out /shared/digits
   srun asyncdni run launch/digits.toml --out /shared/digits --keys keys"""
 
+_DEFAULTS = {"ssh": "ssh", "remote": "asyncdni"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser)
@@ -78,11 +80,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "and end with it",
     )
     parser.add_argument(
-        "--ssh", default="ssh", metavar="COMMAND", help="the client for --hosts (default: ssh)"
+        "--ssh",
+        default=_DEFAULTS["ssh"],
+        metavar="COMMAND",
+        help="the client for --hosts (default: ssh)",
     )
     parser.add_argument(
         "--remote",
-        default="asyncdni",
+        default=_DEFAULTS["remote"],
         metavar="COMMAND",
         help="how asyncdni is started on --hosts, such as /opt/venv/bin/asyncdni",
     )
@@ -229,8 +234,9 @@ def _goes_on(args: argparse.Namespace, folder: Path) -> str:
     """The command that goes on with the run, to be started as this one was."""
     words = ["asyncdni", "run", args.file, "--out", str(folder)]
     words += [f"--set={text}" for text in args.set] + condition_flags(args)
-    given = {"--schedule": args.schedule, "--seed": args.seed, "--hosts": args.hosts}
-    words += [f"{flag}={value}" for flag, value in given.items() if value is not None]
+    for name in ("schedule", "seed", "hosts", "ssh", "remote"):
+        value = getattr(args, name)
+        words += [f"--{name}={value}"] if value not in (None, _DEFAULTS.get(name)) else []
     return shlex.join([*words, *import_flags(args.allow_import)])
 
 
