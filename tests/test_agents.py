@@ -37,6 +37,7 @@ from asyncdni.messages import (
     Message,
     Refused,
 )
+from asyncdni.plan.sizes import worker_operations
 from asyncdni.store.resume import continued_experiment
 from asyncdni.store.run import create_folder
 from asyncdni.wire.agent import AgentTransport
@@ -344,3 +345,18 @@ def test_a_digest_tells_experiments_apart_and_not_where_their_data_lie() -> None
         for changes in ([], ["data.path='/there.npz'"], ["run.seed=7"])
     )
     assert digest(here) == digest(there) != digest(other)
+
+
+def test_work_is_that_of_the_layers_and_not_of_the_data() -> None:
+    """A convolution uses its parameters at each pixel; the first worker has the data besides."""
+    layers = [{"reshape": [1, 28, 28]}, {"conv2d": {"channels": 2, "kernel": 3}}, "flatten"]
+    stages = [
+        {"name": "maps", "layers": layers},
+        {"name": "top", "layers": [{"dense": 10}], "loss": "cross_entropy"},
+    ]
+    built = design(stages, {"name": "locked"}, data={"name": "digits"})
+    maps, top = built.plan.groups
+    (outputs,) = built.network.node("maps").output_shape
+    convolution = 2 * 9 * outputs  # of one channel with each of its kernels
+    assert worker_operations(built.network, maps) == convolution + 2 * 784 + outputs
+    assert worker_operations(built.network, top) == 2 * outputs * 10 + outputs

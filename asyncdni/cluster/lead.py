@@ -18,8 +18,7 @@ from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
 from asyncdni.launch.train import design_of
 from asyncdni.plan.build import Design
-from asyncdni.plan.plan import Group
-from asyncdni.plan.sizes import stage_flops, worker_bytes
+from asyncdni.plan.sizes import worker_bytes, worker_operations
 from asyncdni.report.tensorboard import EventFiles
 from asyncdni.report.traces import merged_at_end
 from asyncdni.store.given import begin_with
@@ -57,11 +56,7 @@ class Run:
     goes_on: str = ""  # what to type to go on with it
 
 
-def lead(
-    run: Run,
-    rendezvous: Rendezvous,
-    observers: Sequence[Observer],
-) -> dict[str, Any]:
+def lead(run: Run, rendezvous: Rendezvous, observers: Sequence[Observer]) -> dict[str, Any]:
     """Coordinate the run whose agents come to `rendezvous`, and return its summary.
 
     This process is also the agent of the rendezvous' own rank, if any. Raises what `conduct`
@@ -107,20 +102,12 @@ def lead(
 
 
 def _placement(run: Run, design: Design, ranks: int) -> Placement:
-    groups = design.plan.groups
+    groups, allowed = design.plan.groups, design.allow_import
     if run.counts is not None:
         return as_asked([group.name for group in groups], run.counts, ranks)
-    return balanced({group.name: _cost(design, group) for group in groups}, ranks)
-
-
-def _cost(design: Design, group: Group) -> int:
-    """The floating-point operations of a worker's stages for one sample; 1 for a stage of which
-    they are not known, or which has none."""
-    found = 0
-    for node in group.members:
-        flops = stage_flops(node, 1, send=True, allow_import=design.allow_import)
-        found += max(1, sum(flops or ()))
-    return found
+    network = design.network
+    costs = {one.name: worker_operations(network, one, allow_import=allowed) for one in groups}
+    return balanced(costs, ranks)
 
 
 def _needs(design: Design) -> dict[str, int]:
