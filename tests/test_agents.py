@@ -326,6 +326,12 @@ def test_where_a_run_meets() -> None:
     assert Meeting.at("tcp://[::1]:5000").reached("tcp://[::1]:5001") == "tcp://[::1]:5001"
 
 
+def test_a_name_of_its_own_that_rank_0_does_not_know_is_refused() -> None:
+    Meeting.at("tcp://localhost:0").await_name(0.0)
+    with pytest.raises(LaunchError, match=r"rank 0 does not know nobody\.invalid, its own name"):
+        Meeting.at("tcp://nobody.invalid:5555").await_name(-1.0)
+
+
 def test_the_same_folder_goes_on_with_the_same_experiment_alone(tmp_path: Path) -> None:
     chosen = design(chain(2), {"name": "locked"}).experiment
     folder = create_folder(tmp_path / "run", chosen)

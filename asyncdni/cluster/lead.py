@@ -70,12 +70,12 @@ def lead(run: Run, rendezvous: Rendezvous, observers: Sequence[Observer]) -> dic
     if rendezvous.ranks == 1:
         check_host(design)
     placement = _placement(run, design, rendezvous.ranks)
+    rendezvous.meeting.await_name(run.experiment.limits.startup_s)
     with ExitStack() as stack:
         own = None
         if rendezvous.own_rank is not None:
             logs, threads = run.folder / "logs", run.experiment.run.threads
             own = stack.enter_context(LocalLauncher(logs, threads))
-
         stack.push(rendezvous.dismiss)  # before this process waits for its own workers
 
         def launch(address: str) -> Rendezvous:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -77,6 +78,23 @@ class Meeting:
     def reached(self, listening: str) -> str:
         """Return the address by which others reach the socket that listens at `listening`."""
         return reachable_as(listening, self.host) if self.host else listening
+
+    def await_name(self, timeout_s: float) -> None:
+        """Wait until this machine knows its own name, by which its workers go to it too: a name of a
+        pod is made known only when the pod runs. Raises `LaunchError` after `timeout_s` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while self.host:
+            try:
+                socket.getaddrinfo(self.host, None)
+                return
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise LaunchError(
+                        f"rank 0 does not know {self.host}, its own name for the others: "
+                        f"{error.strerror}; give all ranks --coordinator tcp://HOST:PORT with a "
+                        "name or an address that all of them know"
+                    ) from error
+            time.sleep(_LOOK_EVERY_S)
 
 
 @dataclass(frozen=True)
