@@ -80,7 +80,7 @@ class Meeting:
         return reachable_as(listening, self.host) if self.host else listening
 
     def await_name(self, timeout_s: float) -> None:
-        """Wait until this machine knows its own name, by which its workers go to it too: a name of a
+        """Wait until this machine knows its own name, by which its workers go to it too: that of a
         pod is made known only when the pod runs. Raises `LaunchError` after `timeout_s` seconds."""
         deadline = time.monotonic() + timeout_s
         while self.host:
