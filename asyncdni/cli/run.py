@@ -103,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write event files to DIR/tensorboard (extra: tensorboard)",
     )
-    add_page(parser, controls=False)
+    add_page(parser)
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
     parser.set_defaults(resume=None)
 
@@ -188,12 +188,9 @@ def _own_address(host: str) -> str:
         ) from error
 
 
-def _led(
-    args: argparse.Namespace,
-    chosen: config.Experiment,
-    rendezvous: Rendezvous,
-) -> int:
-    with _opened(args, chosen) as folder, page_for(args) as page:
+def _led(args: argparse.Namespace, chosen: config.Experiment, rendezvous: Rendezvous) -> int:
+    """Lead the run in its folder, or go on with it; there is nothing to do if it is complete."""
+    with _opened(args, chosen) as folder:
         resumed = (folder / EXPERIMENT).is_file()
         here = continued_experiment(folder, chosen) if resumed else chosen
         if resumed and is_complete(folder, here):
@@ -213,6 +210,7 @@ def _led(
         )
         shared = rendezvous.own_rank is not None and rendezvous.ranks > 1
         with (
+            page_for(args) as page,
             make_display(quiet=args.quiet, shared=shared) as display,
             shown_on(page, str(folder), folder) as shown,
         ):
