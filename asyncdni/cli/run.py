@@ -15,6 +15,7 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_page,
     add_place,
     add_security,
     chosen_run,
@@ -23,6 +24,8 @@ from asyncdni.cli.common import (
     flags,
     keys_for,
     new_folder,
+    page_for,
+    shown_on,
     told,
 )
 from asyncdni.cluster.agent import Means, serve
@@ -95,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write event files to DIR/tensorboard (extra: tensorboard)",
     )
+    add_page(parser)
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
     parser.set_defaults(resume=None)
 
@@ -207,8 +211,12 @@ def _led(
             goes_on=_goes_on(args, folder),
         )
         shared = takes_part and ranks > 1
-        with make_display(quiet=args.quiet, shared=shared) as display:
-            summary = lead(job, meeting, rendezvous, [display], takes_part=takes_part)
+        with (
+            page_for(args) as page,
+            make_display(quiet=args.quiet, shared=shared) as display,
+            shown_on(page, str(folder), folder) as shown,
+        ):
+            summary = lead(job, meeting, rendezvous, [display, *shown], takes_part=takes_part)
             display.finish(summary, folder)
         train.leave(open_run(folder), allow_import=args.allow_import, quiet=args.quiet)
     return 0
