@@ -13,7 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from asyncdni.core.barriers import BarrierSteps
-from asyncdni.core.events import Exited, Fail, Launch, Look, Looked, Rejected, Send
+from asyncdni.core.events import (
+    DiscardSnapshots,
+    Exited,
+    Fail,
+    Launch,
+    Look,
+    Looked,
+    Rejected,
+    Send,
+)
 from asyncdni.core.ledger import CUTS, is_cut
 from asyncdni.core.members import Member, Phase, Run
 from asyncdni.core.post import UnexpectedMessage, patience_s
@@ -260,6 +269,9 @@ class Rounds:
         self._barriers.forget()
         if restore != "keep":  # what was learned since then is to be learned again
             self._run.losses.clear()
+            if self._roster.learns_alone and self._roster.folder:
+                # Workers do so as well, but those without access to that folder.
+                self._out.add(DiscardSnapshots())
         for name, member in self._run.members.items():
             self._progress.forget(name)
             # Who has not built anything yet has nothing to keep.

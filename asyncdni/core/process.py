@@ -23,6 +23,9 @@ In a round the process hands what happens to the round's `Worker`; what it decid
 - A report is due every 0.5 s, after the op under way, and before each `Drained`.
 - A rolling snapshot is due some time after the last one, behind an Update, if all is applied.
   There are none where all workers go back together: nobody would ever read one.
+- A worker without access to the run's folder fetches what it begins with, and sends on what it
+  saves; what was saved counts as stored once the coordinator has it. No snapshot is due before the
+  last one has arrived.
 - What the user is told of the state that a stage begins a round with.
 - Once the coordinator is gone the worker finishes the update it is in the middle of, keeps what it
   has learned, and leaves.
@@ -46,9 +49,12 @@ from asyncdni.core.events import (
     Exit,
     Join,
     Joined,
+    KeepPart,
     Log,
     Lose,
     Origin,
+    PartKept,
+    PartSent,
     Prepare,
     Prepared,
     Received,
@@ -67,8 +73,17 @@ from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.core.ledger import SNAPSHOTS
+from asyncdni.core.post import UnexpectedMessage
+from asyncdni.core.transfer import Incoming, Outgoing, needed
 from asyncdni.core.worker import Phase, Worker
-from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, NumericalError, by_name
+from asyncdni.errors import (
+    AsyncDNIError,
+    Interrupted,
+    LaunchError,
+    NumericalError,
+    RemoteProtocolError,
+    by_name,
+)
 from asyncdni.messages import (
     COORDINATOR,
     Abort,
@@ -77,13 +92,17 @@ from asyncdni.messages import (
     Connect,
     Drained,
     Failed,
+    Fetch,
     Gradient,
     Leave,
     Lost,
     Message,
+    Missing,
     Note,
+    Part,
     Refused,
     Rejoin,
+    Taken,
     Welcome,
 )
 from asyncdni.schedules.base import Op, OpKind
@@ -134,6 +153,17 @@ class Buffers:
         return lambda: all([left() for left in waiting])
 
 
+class _Files:
+    """What a process without access to the run's folder sends there, and fetches from there."""
+
+    def __init__(self) -> None:
+        self.away = False  # it has no access
+        self.outgoing = Outgoing(COORDINATOR)
+        self.incoming = Incoming()
+        self.wanted: list[str] = []  # before the stage is restored; the first one is on its way
+        self.stored: Stored | None = None  # to be told once all its files have arrived
+
+
 class Process:
     """One worker process. A driver carries out its actions: see `core.events`.
 
@@ -179,6 +209,7 @@ class Process:
         self._connect: Connect | None = None
         self._has_state = False
         self._early: list[Message] = []
+        self._files = _Files()
         self._gone = ""  # why there is nobody left to work for
         # Of the round:
         self._handle: Handle = _nothing
@@ -200,6 +231,8 @@ class Process:
             Restored: self._restored,
             Joined: self._joined,
             SnapshotTaken: self._snapshot_taken,
+            PartSent: lambda event, now: self._files.outgoing.part_sent(event),
+            PartKept: self._part_kept,
             Unusable: self._unusable,
             Broke: self._broke,
             CoordinatorGone: self._coordinator_gone,
@@ -285,6 +318,8 @@ class Process:
                 return [self._exit(Exit("the run was called off"))]
             case Note(text=text):
                 return [Log(text)]
+            case Part() | Missing():
+                return self._fetched(message)
             case _ if getattr(message, "sender", None) is not None:
                 self._early.append(message)
             case _:
@@ -299,6 +334,7 @@ class Process:
         assert self._welcome is not None
         self._roll_back, self._stages = event.roll_back, event.stages
         self._sources = event.sources
+        self._files.away = event.away
         every_s = event.snapshot_every_s
         # Where all go back together nobody would ever read a snapshot.
         if event.learns_alone and self._welcome.folder and every_s is not None:
@@ -309,7 +345,9 @@ class Process:
         if self._order is None or order.incarnation <= self._order.incarnation:
             return []
         self._order = order
-        return [] if self.state is State.BUILDING else self._build()
+        # A restoring under way is answered first; what is only being fetched is not.
+        restoring = self.state is State.BUILDING and not self._files.wanted
+        return [] if restoring else self._build()
 
     def _build(self) -> list[Action]:
         assert self._order is not None and self._welcome is not None
@@ -324,7 +362,8 @@ class Process:
             case cut:
                 restore = Restore(Origin.CUT, cut, discard=True)
         self._restore = restore
-        return [restore]
+        self._want(restore)
+        return self._fetch_next()
 
     def _restored(self, event: Restored, now: float) -> list[Action]:
         self._has_state = True
@@ -371,6 +410,7 @@ class Process:
         worker.joined(self._connect, senders_known=event.senders_known)
         self._handle, self._phase = self._watch(worker), worker.phase
         self.buffers = Buffers()
+        self._files.outgoing.clear(self._incarnation)
         self._report_s = now + _REPORT_EVERY_S
         self.state = State.ROUND
         actions: list[Action] = [Send(COORDINATOR, accused) for accused in event.accused]
@@ -384,6 +424,8 @@ class Process:
         message = event.message
         if self.state is not State.ROUND:
             return self._sort(message)
+        if type(message) is Taken:
+            return self._taken(message, now)
         if type(message) is Note:
             return [Log(message.text)]
         actions = self._hand(event, now)
@@ -441,7 +483,12 @@ class Process:
             actions += self._received(event, now)
 
     def _stored(self, event: Stored, now: float) -> list[Action]:
-        return self._hand(event, now) if self.state is State.ROUND else []
+        if self.state is not State.ROUND:
+            return []
+        if event.paths:
+            self._files.stored = event
+            return self._files.outgoing.add(event.paths)
+        return self._hand(event, now)
 
     def _unusable(self, event: Unusable, now: float) -> list[Action]:
         """Treat that neighbour as dead from now on."""
@@ -482,7 +529,8 @@ class Process:
     def _snapshot(self, actions: list[Action], now: float) -> None:
         """Ask for one before the next op begins, unless the state is half changed."""
         assert self.worker is not None and self._snapshot_every_s is not None
-        if self._phase is Phase.TRAINING and not self.worker.unapplied:
+        idle = self._files.outgoing.idle
+        if self._phase is Phase.TRAINING and not self.worker.unapplied and idle:
             self.snapshot_due_s = now + self._snapshot_every_s
             actions.insert(len(actions) - self._busy, Snapshot())
 
@@ -490,7 +538,75 @@ class Process:
         assert self._snapshot_every_s is not None
         apart_s = max(self._snapshot_every_s, _SNAPSHOTS_APART * event.took_s)
         self.snapshot_due_s = now + apart_s
-        return []
+        if self.state is not State.ROUND:
+            return []
+        return self._files.outgoing.add(event.paths)
+
+    # --- files of the run's folder, where that is out of reach -----------------------------------
+
+    def _want(self, restore: Restore) -> None:
+        """Note which files are to be fetched for a restoring."""
+        files, welcome = self._files, self._welcome
+        assert welcome is not None
+        files.wanted.clear()
+        if not files.away or restore.origin is Origin.KEPT:
+            return
+        given = bool(welcome.experiment.get("run", {}).get("init_sha256"))
+        places = {
+            Origin.BEGINNING: [],
+            Origin.CUT: [restore.place],
+            Origin.FARTHEST: [SNAPSHOTS, restore.place],
+        }[restore.origin]
+        files.wanted.extend(
+            needed(places, self._stages, given=given and restore.origin is not Origin.CUT)
+        )
+
+    def _fetch_next(self) -> list[Action]:
+        """Fetch what is still wanted, and then restore the stage."""
+        assert self._restore is not None
+        if not self._files.wanted:
+            return [self._restore]
+        self._files.incoming = Incoming()
+        return [Send(COORDINATOR, Fetch(self._incarnation, self._files.wanted[0]))]
+
+    def _fetched(self, message: Part | Missing) -> list[Action]:
+        """A part of a wanted file has come, or there is no such file."""
+        files = self._files
+        if message.incarnation != self._incarnation or files.wanted[:1] != [message.path]:
+            return []  # for an order that is no longer followed
+        if isinstance(message, Missing):
+            files.wanted.pop(0)
+            return self._fetch_next()
+        try:
+            files.incoming.accept(message)
+        except UnexpectedMessage as unexpected:
+            raise RemoteProtocolError(f"{message.path}: {unexpected.why}") from None
+        return [KeepPart(message, COORDINATOR)]
+
+    def _part_kept(self, event: PartKept, now: float) -> list[Action]:
+        part, wanted = event.part, self._files.wanted
+        if event.fault:
+            raise RemoteProtocolError(event.fault)
+        if part.incarnation != self._incarnation or wanted[:1] != [part.path]:
+            return []
+        end = part.offset + len(part.data)
+        taken = Send(COORDINATOR, Taken(part.incarnation, part.path, end))
+        if end < part.size:
+            return [taken]
+        wanted.pop(0)
+        return [taken, *self._fetch_next()]
+
+    def _taken(self, message: Taken, now: float) -> list[Action]:
+        """The coordinator has written a part; once it has all, what was saved is stored."""
+        files = self._files
+        try:
+            actions = files.outgoing.taken(message)
+        except UnexpectedMessage as unexpected:
+            raise RemoteProtocolError(f"{message.path}: {unexpected.why}") from None
+        if files.stored is not None and files.outgoing.idle:
+            stored, files.stored = files.stored, None
+            actions += self._hand(stored, now)
+        return actions
 
     # --- ends ------------------------------------------------------------------------------------
 
@@ -498,6 +614,8 @@ class Process:
         """Release what no later round will."""
         released: list[Action] = [Release(batch) for batch in sorted(self._read)]
         self._read.clear()
+        self._files.outgoing.clear(self._incarnation)
+        self._files.stored = None
         self._busy = self._report_due = False
         self._phase = Phase.LEFT
         return released

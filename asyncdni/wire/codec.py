@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from asyncdni import messages
 from asyncdni.config import Limits
 from asyncdni.errors import LocalProtocolError, RemoteProtocolError, legible
-from asyncdni.messages import Message
+from asyncdni.messages import PART_BYTES, Message
 
 __all__ = [
     "BETWEEN_WORKERS",
@@ -59,6 +59,9 @@ FROM_WORKER: frozenset[type[Message]] = frozenset(
         messages.Failed,
         messages.Built,
         messages.Accused,
+        messages.Fetch,
+        messages.Part,
+        messages.Taken,
         messages.Beat,
     }
 )
@@ -76,6 +79,9 @@ FROM_COORDINATOR: frozenset[type[Message]] = frozenset(
         messages.Note,
         messages.Rejoin,
         messages.Close,
+        messages.Part,
+        messages.Taken,
+        messages.Missing,
         messages.Abort,
         messages.Beat,
     }
@@ -122,6 +128,10 @@ _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
     messages.Failed: (("kind", _NAME), ("text", _TEXT), ("trace", _TRACE)),
     messages.Refused: (("kind", _NAME), ("text", _TEXT)),
     messages.Abort: (("text", _TEXT),),
+    messages.Fetch: (("path", _NAME),),
+    messages.Part: (("path", _NAME), ("sha256", _NAME)),
+    messages.Taken: (("path", _NAME),),
+    messages.Missing: (("path", _NAME),),
     messages.Lost: (("worker", _NAME),),
     messages.Note: (("text", _TEXT),),
     messages.Greeting: (("sender", _NAME), ("to", _NAME)),
@@ -268,7 +278,7 @@ def _unpack(header: Buffer) -> list[Any]:
         header,
         strict_map_key=True,
         max_str_len=HEADER_BYTES_MAX,
-        max_bin_len=0,
+        max_bin_len=PART_BYTES,
         max_ext_len=0,
         max_array_len=_ITEMS_MAX,
         max_map_len=_ITEMS_MAX,

@@ -211,7 +211,7 @@ class Keeping:
         if save.whole:
             return self._disk.write(save.tag, self.group, self.state(), self.order)
         if self._folder is not None and self.stage is not None:
-            return write_weights(self._folder / save.tag, self.weights(), None, shared=True)
+            return write_weights(self._folder / save.tag, self.weights(), None)
         return {}
 
 
