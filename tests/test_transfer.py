@@ -5,18 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import networks
+import numpy as np
 import pytest
 from each import each
 from life import WELCOME, Life
 from office import Office, failure, records, sent
 from processes import TINY, Command, Site, make_site, until_recorded, weights
 from processes import records as recorded
+from random_runs import SCHEDULES, assert_survived, eventful_runs
 
 from asyncdni.core.events import (
     Action,
     DiscardSnapshots,
+    Finish,
     KeepPart,
     PartKept,
     PartSent,
@@ -26,14 +32,19 @@ from asyncdni.core.events import (
     Restored,
     Send,
     SendPart,
+    Woke,
 )
+from asyncdni.core.ledger import Ledger
 from asyncdni.core.post import UnexpectedMessage
 from asyncdni.core.transfer import Incoming, Outgoing, may_fetch, may_send, needed
+from asyncdni.drivers.virtual.faults import Faults
+from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import CheckpointError, RemoteProtocolError
 from asyncdni.messages import (
     COORDINATOR,
     PART_BYTES,
     Built,
+    Failed,
     Fetch,
     Message,
     Missing,
@@ -219,10 +230,12 @@ def test_a_worker_gets_the_files_that_it_asks_for_and_is_told_of_those_that_are_
 
 
 def test_who_goes_back_behind_snapshots_finds_none() -> None:
-    office = Office(folder="run", learns_alone=True, rolls_back=True).started()
-    assert DiscardSnapshots() not in office.kill("b")
-    office.machine._rounds.open("initial", office.now)
-    assert DiscardSnapshots() in office.machine._run.out.actions
+    options: dict[str, Any] = {"folder": "run", "learns_alone": True, "rolls_back": True}
+    assert DiscardSnapshots() in Office(**options)(Woke())
+    assert DiscardSnapshots() not in Office(Ledger(restore="snapshots"), **options)(Woke())
+    office = Office(**options).started()
+    assert DiscardSnapshots() in office.hear("b", Failed("NumericalError", "NaN", ""))
+    assert DiscardSnapshots() not in Office(**options).started().kill("b")
 
 
 # --- a worker ------------------------------------------------------------------------------------
@@ -340,6 +353,48 @@ def test_a_folder_that_is_gone_is_an_error_and_the_rest_is_passed_over(tmp_path:
     with pytest.raises(CheckpointError, match="can't write"):
         store.write("peer", part("snapshots/a.0.safetensors", 0, 8, 4))
     store.write("peer", part("snapshots/a.0.safetensors", 4, 8, 4))
+
+
+# --- whole runs, simulated -----------------------------------------------------------------------
+
+
+def simulated(schedule: str, script: tuple[str, ...] = (), away: Collection[str] = ()) -> Result:
+    """A chain of three, which trains for about a tenth of a second."""
+    tables: dict[str, Any] = {
+        "run": {"epochs": 12, "evaluate_every": 12.0},
+        "checkpoint": {"every": 1.0, "snapshot_every": "5ms"},
+    }
+    design = networks.design(networks.chain(3), {"name": schedule}, **tables)
+    faults = Faults(script=script)
+    return simulate(design, seed=0, maths=True, codec=True, faults=faults, away=away)
+
+
+def test_without_a_shared_folder_a_stage_comes_back_from_its_cut_with_the_same_bits() -> None:
+    plain = simulated("locked")
+    result = simulated("locked", ("crash s1 at 200ms",), ("s0", "s1"))
+    assert isinstance(result.end, Finish) and result.fault_counts == {"crash": 1}
+    (again,) = [values for kind, values in result.records if kind == "round"]
+    assert again["restore"].startswith("checkpoints/")
+    for stage, own in plain.weights.items():
+        for name, array in own.items():
+            np.testing.assert_array_equal(result.weights[stage][name], array)
+
+
+def test_without_a_shared_folder_a_stage_comes_back_from_its_snapshot() -> None:
+    result = simulated("synthetic", ("crash s1 at 200ms",), ("s1",))
+    (back,) = [values for kind, values in result.records if kind == "back"]
+    assert isinstance(result.end, Finish) and back["lost_updates"] < 20
+    assert not [values for kind, values in result.records if kind == "note"]  # from elsewhere
+
+
+@pytest.mark.long
+@each("name", SCHEDULES)
+def test_without_a_shared_folder_runs_survive_whatever_goes_wrong(name: str) -> None:
+    (run, _) = next(eventful_runs(1, name))
+    away = [group.name for group in run.design.plan.groups][::2]
+    result = run.simulate(away=away)
+    assert_survived(run, result)
+    assert run.simulate(away=away).digest == result.digest
 
 
 # --- real processes ------------------------------------------------------------------------------

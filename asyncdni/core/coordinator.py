@@ -222,6 +222,7 @@ class Coordinator:
         run.out.actions = actions
         if run.since is None and not run.started:
             run.since = now
+            self._rounds.discard_snapshots()
         if run.phase is Phase.ENDED:
             return actions
         match event:

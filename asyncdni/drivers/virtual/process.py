@@ -14,7 +14,7 @@ that saves are slow, fail, or are torn.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,12 @@ from asyncdni.core.events import (
     Exit,
     Join,
     Joined,
+    KeepPart,
     Log,
     Lose,
     Origin,
+    PartKept,
+    PartSent,
     Prepare,
     Prepared,
     Received,
@@ -47,6 +50,7 @@ from asyncdni.core.events import (
     Save,
     SayHello,
     Send,
+    SendPart,
     Snapshot,
     SnapshotTaken,
     Stored,
@@ -59,7 +63,7 @@ from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
 from asyncdni.drivers.virtual.clock import Alarm
 from asyncdni.drivers.virtual.costs import Pace
-from asyncdni.drivers.virtual.disk import Saved
+from asyncdni.drivers.virtual.disk import Disk, PartDisk, Saved, file_of
 from asyncdni.drivers.virtual.world import World
 from asyncdni.errors import AsyncDNIError, CheckpointError
 from asyncdni.messages import COORDINATOR, DATA, PROTOCOL_VERSION, Beat, Hello, Message
@@ -142,7 +146,9 @@ class Keeping:
         self.group = group
         self.order = (0, 0)  # of its claim
         self._name = name
-        self._disk = world.disk
+        # One that has no access to the disk of the run has one of its own: see `core.transfer`.
+        self.away = group.name in world.away
+        self.disk = Disk(world.design) if self.away else world.disk
         self._build = build
         self._folder = folder
         self._is_new = True  # the stage
@@ -151,7 +157,7 @@ class Keeping:
         """The stages belong to this process from now on: see `store.claims`. Raises
         `CheckpointError` where they belong to a later one."""
         self.order = order
-        self._disk.claim(self.group, order)
+        self.disk.claim(self.group, order)
 
     def restore(self, action: Restore) -> Restored:
         """Bring stage and ids into a state. Raises `CheckpointError`."""
@@ -164,15 +170,15 @@ class Keeping:
             self.stage = self._build()
         self._is_new = False
         if action.discard:
-            self._disk.discard_snapshots()
+            self.disk.discard_snapshots()
         if action.origin is Origin.BEGINNING:
             return self._restored({})
         if action.origin is Origin.CUT:
-            place, saved = action.place, self._disk.read(action.place, self.group)
+            place, saved = action.place, self.disk.read(action.place, self.group)
             if saved is None:
                 raise CheckpointError(f"no state of {self.group.name} in {place}")
         else:
-            found = self._disk.farthest(action.place, self.group)
+            found = self.disk.farthest(action.place, self.group)
             if found is None:
                 return self._restored({}, unusable=["there is no snapshot"])
             place, saved = found
@@ -204,12 +210,12 @@ class Keeping:
     def write_snapshot(self, saved: Saved) -> None:
         """One of a process that has been replaced is not written."""
         with contextlib.suppress(CheckpointError):
-            self._disk.write(SNAPSHOTS, self.group, saved, self.order)
+            self.disk.write(SNAPSHOTS, self.group, saved, self.order)
 
     def write(self, save: Save) -> dict[str, str]:
         """Write the weights or all state, and return the digests by declared stage."""
         if save.whole:
-            return self._disk.write(save.tag, self.group, self.state(), self.order)
+            return self.disk.write(save.tag, self.group, self.state(), self.order)
         if self._folder is not None and self.stage is not None:
             return write_weights(self._folder / save.tag, self.weights(), None)
         return {}
@@ -342,6 +348,7 @@ class WorkerProcess:
         build = partial(stages, design, group) if stages is not None else None
         counts = self._process.counts
         self._keeping = Keeping(self.key, group, world, counts, build, arithmetic.folder)
+        self._parts = PartDisk(self._keeping.disk, fetches=True)
         self._source: Source | None = None
         self._executor: Executor = NullExecutor(design, group)
         self._addresses: dict[str, str] = {}  # of neighbours
@@ -363,6 +370,8 @@ class WorkerProcess:
             Restore: self._restore,
             Join: self._join,
             Redeliver: self._redeliver,
+            SendPart: self._send_part,
+            KeepPart: self._keep_part,
             Lose: lambda action: None,  # what is sent to a process that has ended is lost
             Log: lambda action: None,  # nobody reads it
             Exit: lambda action: self.exit(1 if action.failed or action.error else 0),
@@ -526,6 +535,7 @@ class WorkerProcess:
             learns_alone=self.office.roster.learns_alone,
             snapshot_every_s=snapshot_every_s(self._world.design.experiment.checkpoint),
             stages=[node.name for node in self._group.members],
+            away=self._keeping.away,
         )
         self._handle(prepared)
 
@@ -625,7 +635,32 @@ class WorkerProcess:
             self._handle(Broke(error))
             return
         if save is self._saving:  # or else a restoring has taken its place
-            self._handle(Stored(save.tag, files))
+            self._handle(Stored(save.tag, files, self._files(save.tag) if save.whole else ()))
+
+    def _files(self, place: str) -> Sequence[str]:
+        """The files that the coordinator has to be sent of what has been written to `place`."""
+        return [file_of(place, self._group)] if self._keeping.away else []
+
+    def _snapshot_away(self) -> None:
+        """Take a snapshot on the process's own disk, which is at once sent on."""
+        chance, keeping = self._world.chance_faults.save(), self._keeping
+        if chance.torn:
+            self._later(self._pace.save_s() / 2, self._die)
+        elif not chance.fails:
+            keeping.write_snapshot(keeping.state())
+        written = not (chance.torn or chance.fails)
+        self._handle(SnapshotTaken(0.0, self._files(SNAPSHOTS) if written else ()))
+
+    def _send_part(self, ask: SendPart) -> None:
+        part = self._parts.read(COORDINATOR, ask.incarnation, ask.path, ask.offset)
+        assert part is not None, f"{self.key} sends {ask.path}, which is not there"
+        self._tell(part)
+        end = part.offset + len(part.data)
+        self._handle(PartSent(ask.to, ask.incarnation, ask.path, end, part.size))
+
+    def _keep_part(self, action: KeepPart) -> None:
+        self._parts.write(action.sender, action.part)
+        self._handle(PartKept(action.part, action.sender))
 
     def _snapshot(self, snapshot: Snapshot) -> None:
         """Take a snapshot of the state as it is now; it is on disk a moment later, or never."""
@@ -634,6 +669,9 @@ class WorkerProcess:
             keeping.write_snapshot(keeping.state())
             return
         self._delay_s = self._pace.save_s()
+        if keeping.away:
+            self._snapshot_away()
+            return
         # As if in no time: simulated runs are short, and faults are to meet as many as were asked.
         self._handle(SnapshotTaken(0.0))
         chance, saved = self._world.chance_faults.save(), keeping.state()
