@@ -358,10 +358,12 @@ def test_a_folder_that_is_gone_is_an_error_and_the_rest_is_passed_over(tmp_path:
 # --- whole runs, simulated -----------------------------------------------------------------------
 
 
-def simulated(schedule: str, script: tuple[str, ...] = (), away: Collection[str] = ()) -> Result:
-    """A chain of three, which trains for about a tenth of a second."""
+def simulated(
+    schedule: str, epochs: int, script: tuple[str, ...] = (), away: Collection[str] = ()
+) -> Result:
+    """A chain of three."""
     tables: dict[str, Any] = {
-        "run": {"epochs": 12, "evaluate_every": 12.0},
+        "run": {"epochs": epochs, "evaluate_every": float(epochs)},
         "checkpoint": {"every": 1.0, "snapshot_every": "5ms"},
     }
     design = networks.design(networks.chain(3), {"name": schedule}, **tables)
@@ -370,8 +372,8 @@ def simulated(schedule: str, script: tuple[str, ...] = (), away: Collection[str]
 
 
 def test_without_a_shared_folder_a_stage_comes_back_from_its_cut_with_the_same_bits() -> None:
-    plain = simulated("locked")
-    result = simulated("locked", ("crash s1 at 200ms",), ("s0", "s1"))
+    plain = simulated("locked", 12)
+    result = simulated("locked", 12, ("crash s1 at 200ms",), ("s0", "s1"))
     assert isinstance(result.end, Finish) and result.fault_counts == {"crash": 1}
     (again,) = [values for kind, values in result.records if kind == "round"]
     assert again["restore"].startswith("checkpoints/")
@@ -381,7 +383,7 @@ def test_without_a_shared_folder_a_stage_comes_back_from_its_cut_with_the_same_b
 
 
 def test_without_a_shared_folder_a_stage_comes_back_from_its_snapshot() -> None:
-    result = simulated("synthetic", ("crash s1 at 200ms",), ("s1",))
+    result = simulated("synthetic", 20, ("crash s1 at 200ms",), ("s1",))
     (back,) = [values for kind, values in result.records if kind == "back"]
     assert isinstance(result.end, Finish) and back["lost_updates"] < 20
     assert not [values for kind, values in result.records if kind == "note"]  # from elsewhere
