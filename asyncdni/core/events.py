@@ -175,6 +175,7 @@ class PartSent(Event):
     path: str
     end: int = 0
     size: int | None = None
+    took_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -112,7 +112,8 @@ __all__ = ["Buffers", "Process", "State", "is_settled"]
 _REPORT_EVERY_S = 0.5
 #: How long a coordinator may take to answer before the log of a worker says so.
 _PATIENCE_S = 5.0
-#: From one snapshot to the next at least so many times what it took: about 1 % of the time.
+#: From one snapshot to the next at least so many times what it took, to write and to send it: each
+#: of the two about 1 % of the time.
 _SNAPSHOTS_APART = 100.0
 _NEVER = float("inf")
 
@@ -162,6 +163,7 @@ class _Files:
         self.incoming = Incoming()
         self.wanted: list[str] = []  # before the stage is restored; the first one is on its way
         self.stored: Stored | None = None  # to be told once all its files have arrived
+        self.took_s = 0.0  # to read and send what is on its way
 
 
 class Process:
@@ -231,7 +233,7 @@ class Process:
             Restored: self._restored,
             Joined: self._joined,
             SnapshotTaken: self._snapshot_taken,
-            PartSent: lambda event, now: self._files.outgoing.part_sent(event),
+            PartSent: self._part_sent,
             PartKept: self._part_kept,
             Unusable: self._unusable,
             Broke: self._broke,
@@ -596,6 +598,10 @@ class Process:
         wanted.pop(0)
         return [taken, *self._fetch_next()]
 
+    def _part_sent(self, event: PartSent, now: float) -> list[Action]:
+        self._files.took_s += event.took_s
+        return self._files.outgoing.part_sent(event)
+
     def _taken(self, message: Taken, now: float) -> list[Action]:
         """The coordinator has written a part; once it has all, what was saved is stored."""
         files = self._files
@@ -603,6 +609,9 @@ class Process:
             actions = files.outgoing.taken(message)
         except UnexpectedMessage as unexpected:
             raise RemoteProtocolError(f"{message.path}: {unexpected.why}") from None
+        if files.outgoing.idle:
+            took_s, files.took_s = files.took_s, 0.0
+            self.snapshot_due_s = max(self.snapshot_due_s, now + _SNAPSHOTS_APART * took_s)
         if files.stored is not None and files.outgoing.idle:
             stored, files.stored = files.stored, None
             actions += self._hand(stored, now)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -37,7 +38,7 @@ from asyncdni.core.events import (
     Restored,
     SendPart,
 )
-from asyncdni.core.ledger import SNAPSHOTS
+from asyncdni.core.ledger import CUTS, SNAPSHOTS
 from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
 from asyncdni.data.meta import Meta
@@ -323,13 +324,16 @@ class Session:
         """Send a part of a file that is written here to the coordinator. Raises
         `CheckpointError`."""
         assert self._parts is not None
+        began = time.monotonic()
         incarnation, path = action.incarnation, action.path
         part = self._parts.read(COORDINATOR, incarnation, path, action.offset)
         if part is None:
             raise CheckpointError(f"{Path(self._folder, path)} is gone: who has removed it?")
         self._transport.send(COORDINATOR, part)
-        end = part.offset + len(part.data)
-        return PartSent(action.to, incarnation, path, end, part.size)
+        if part.sha256 and not path.startswith(f"{SNAPSHOTS}/"):  # the coordinator has all of it
+            Path(self._folder, path).unlink(missing_ok=True)
+        end, took_s = part.offset + len(part.data), time.monotonic() - began
+        return PartSent(action.to, incarnation, path, end, part.size, took_s)
 
     def keep_part(self, action: KeepPart) -> PartKept:
         """Write a part of a file that the coordinator has sent. Raises `CheckpointError`."""
@@ -396,6 +400,8 @@ class Session:
                 action,
                 self._stages,
             )
+            if self._parts is not None:  # fetched again when it is needed again
+                shutil.rmtree(folder / CUTS, ignore_errors=True)
         self._transport.await_neighbours()
         return restored
 
