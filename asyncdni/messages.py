@@ -42,7 +42,12 @@ __all__ = [
     "Close",
     "Connect",
     "Credit",
+    "Dismiss",
     "Drained",
+    "Ended",
+    "Engage",
+    "Enrol",
+    "Enrolled",
     "Evaluate",
     "Evaluated",
     "Failed",
@@ -409,6 +414,54 @@ class Weights(Message, frozen=True, tag=True):
     incarnation: int
     version: int  # how many updates the sender had made
     tensors: dict[str, Any]
+
+
+# --- between the agents of a run's machines and its coordinator -----------------------------------
+
+
+class Enrol(Message, frozen=True, tag=True):
+    """An agent's first message: its place among all, and the machine that it starts workers on."""
+
+    protocol: int
+    rank: int
+    ranks: int
+    digest: str  # of the experiment that was asked for there; empty: none was
+    pid: int
+    host: str
+    cores: int  # that it may use
+    memory_bytes: int  # of the machine; 0: the system does not tell
+
+
+class Enrolled(Message, frozen=True, tag=True):
+    """The answer to an agent that may take part: what all workers on its machine need."""
+
+    workers: list[str]  # those that it will be asked to start
+    coordinator: str  # the address that they connect to
+    folder: str  # the folder of the run
+    threads: int  # of each worker's BLAS
+    silence_s: float  # how often to beat: see `beat.Heart`
+
+
+class Engage(Message, frozen=True, tag=True):
+    """To an agent: start this worker, or end what is left of its process and start it again."""
+
+    worker: str
+
+
+class Ended(Message, frozen=True, tag=True):
+    """From an agent: the process of a worker has ended."""
+
+    worker: str
+    code: int  # below 0: the signal that has killed it
+    last_lines: str  # of its output
+
+
+class Dismiss(Message, frozen=True, tag=True):
+    """To an agent: the run is over. Leave with this exit code; `text` is the reason if it has
+    failed."""
+
+    code: int
+    text: str
 
 
 #: The kinds of messages that carry tensors.

@@ -211,9 +211,18 @@ def make_network(
     network = Network(tuple(nodes), tuple(meta.input_shape), meta.targets, meta.outputs, meta.steps)
     for node in network.nodes:
         owner = network.node(node.owner)
+        if _are_parts(node, owner):
+            continue  # what cut the model has seen that both have the same weights
         forms = [(one.joined_shape, one.layers) for one in (node, owner)]
         check_alike(node.place, forms[0], owner.name, forms[1])
     return network
+
+
+def _are_parts(*nodes: Node) -> bool:
+    """Tell whether all of the nodes are parts of one module of PyTorch."""
+    parts = [layer.get("part") for one in nodes for layer in one.layers if isinstance(layer, dict)]
+    builds = {part["build"] if part else "" for part in parts}
+    return len(parts) == len(nodes) and len(builds) == 1 and "" not in builds
 
 
 def _inputs(stages: Sequence[config.Stage]) -> dict[str, tuple[str, ...]]:

@@ -106,7 +106,8 @@ def test_every_message_survives_a_round_trip(kind: type[Message]) -> None:
 
 
 def test_every_message_is_allowed_in_some_direction() -> None:
-    assert set(KINDS) == codec.FROM_WORKER | codec.FROM_COORDINATOR | codec.BETWEEN_WORKERS
+    workers = codec.FROM_WORKER | codec.FROM_COORDINATOR | codec.BETWEEN_WORKERS
+    assert set(KINDS) == workers | codec.FROM_AGENT | codec.TO_AGENT
 
 
 def test_encoded_tensors_are_the_arrays_themselves(activation: Activation) -> None:

@@ -64,6 +64,30 @@ CUTS = {
     "gpt": {2: ["h.2"], 3: ["h.1", "h.3"], 4: ["h.0", "h.2", "head"]},
     "lstm": {2: ["2"], 3: ["1", "2"], 4: ["1", "2", "3"]},
 }
+#: Models with a tied embedding and head, each of which is a stage of its own; and models with
+#: inputs of several tensors.
+OTHERS: dict[str, dict[str, Any]] = {
+    "tied": {
+        "model": {"build": "torch_models:tied"},
+        "data": {"build": "torch_models:text_windows", "batch_size": 16},
+        "optimizer": ADAM,
+    },
+    "gpt2": {
+        "model": {"build": "torch_models:gpt2"},
+        "data": {"build": "torch_models:padded_sentences", "batch_size": 8},
+        "optimizer": SGD,
+    },
+    "of_kinds": {
+        "model": {"build": "torch_models:of_kinds"},
+        "data": {"build": "torch_models:points_of_kinds", "batch_size": 16},
+        "optimizer": SGD,
+    },
+}
+OTHER_CUTS = {
+    "tied": ["body", "head"],
+    "gpt2": ["transformer.wpe", "transformer.h.1", "lm_head"],
+    "of_kinds": ["second", "last"],
+}
 SCHEDULES: dict[str, dict[str, Any]] = {
     "locked": {"name": "locked"},
     "gpipe": {"name": "gpipe", "microbatches": 4},
@@ -73,7 +97,7 @@ ALL = [(model, workers, way) for model in MODELS for workers in (2, 3, 4) for wa
 
 
 def made(model: str, begins: list[str], schedule: dict[str, Any], **run: Any) -> config.Experiment:
-    tables = {name: dict(table) for name, table in MODELS[model].items()}
+    tables = {name: dict(table) for name, table in (MODELS | OTHERS)[model].items()}
     tables["model"]["stages"] = begins
     tables["data"]["name"] = "torch"
     return experiment.parse(
@@ -107,10 +131,33 @@ def test_simulated_workers_have_the_bits_of_a_plain_loop(model: str, way: str) -
 
 @each(
     "model, workers, way",
-    [("mlp", 4, "1f1b"), ("resnet", 3, "gpipe"), ("gpt", 2, "locked"), ("lstm", 3, "1f1b")],
+    [("mlp", 4, "1f1b"), ("gpt", 2, "locked")],
 )
 def test_worker_processes_have_the_bits_of_a_plain_loop(model: str, workers: int, way: str) -> None:
     assert_equal_over_processes(model, workers, way)
+
+
+@each("model", list(OTHERS))
+def test_tied_weights_and_several_inputs_have_the_bits_of_a_plain_loop(model: str) -> None:
+    if model == "gpt2":
+        pytest.importorskip("transformers")
+    chosen = made(model, OTHER_CUTS[model], SCHEDULES["locked"])
+    assert not differences(simulated(chosen), trained(chosen))
+
+
+@pytest.mark.long
+def test_two_processes_train_a_model_of_hugging_face_as_a_plain_loop_does() -> None:
+    pytest.importorskip("transformers")
+    chosen = made("gpt2", OTHER_CUTS["gpt2"], SCHEDULES["locked"], split=[2, 2])
+    result = asyncdni.train(chosen, allow_import=True)
+    assert len(result.summary["stages"]) == 2
+    model = trained(chosen)
+    assert not differences(result.weights, model)
+    ids = torch.arange(8).expand(3, 8)
+    table = {"input_ids": ids.numpy(), "attention_mask": np.ones((3, 8))}
+    outputs = asyncdni.predict(result, table, allow_import=True)["lm_head"]
+    with torch.no_grad():
+        np.testing.assert_allclose(outputs, model.eval()(input_ids=ids).logits, atol=1e-5)
 
 
 def test_bfloat16_products_have_the_bits_of_a_plain_loop() -> None:

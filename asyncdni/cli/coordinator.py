@@ -9,12 +9,15 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_page,
     add_resume,
     add_security,
     chosen_run,
     complete_line,
     flags,
     keys_for,
+    page_for,
+    shown_on,
 )
 from asyncdni.errors import ConfigError
 from asyncdni.launch.conduct import conduct
@@ -65,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_init(parser)
     add_resume(parser)
+    add_page(parser, controls=False)
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
 
@@ -85,16 +89,21 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "run.init: workers get the given weights from the folder of the run; give --out DIR"
         )
-    with make_display(quiet=args.quiet) as display:
+    kept = Path(folder) if folder else None
+    with (
+        page_for(args) as page,
+        make_display(quiet=args.quiet) as display,
+        shown_on(page, folder or "a run that is not kept", kept) as shown,
+    ):
         summary = conduct(
             design,
             bind,
-            Path(folder) if folder else None,
-            observers=[display],
+            kept,
+            observers=[display, *shown],
             resume=args.resume is not None,
             keys=keys,
             flags=flags(args),
             advertise=args.advertise,
         )
-        display.finish(summary, Path(folder) if folder else None)
+        display.finish(summary, kept)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from asyncdni.cli.common import add_allow_import, add_security, keys_for
+from asyncdni.cli.common import add_allow_import, add_security, keys_for, positive_seconds
 from asyncdni.imports import being_worker, look_where_parent_does
 from asyncdni.wire.address import towards
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_security(parser)
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=positive_seconds,
         default=_TIMEOUT_S,
         metavar="SECONDS",
         help=f"how long to wait for the coordinator (default: {_TIMEOUT_S:g})",
@@ -79,13 +79,3 @@ def run(args: argparse.Namespace) -> int:
             advertise=args.advertise,
         )
     return 0
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
-    return seconds

@@ -25,6 +25,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from asyncdni.core.liveness import Sight
+from asyncdni.errors import CheckpointError
 from asyncdni.messages import Accused, Connect, Message, Part, Rejoin, Welcome
 from asyncdni.schedules.base import Op
 
@@ -47,12 +48,12 @@ __all__ = [
     "Joined",
     "KeepPart",
     "Launch",
-    "Log",
     "Look",
     "Looked",
     "Lose",
     "Machine",
     "Origin",
+    "ParentGone",
     "PartKept",
     "PartSent",
     "Prepare",
@@ -66,6 +67,7 @@ __all__ = [
     "Restore",
     "Restored",
     "Save",
+    "Say",
     "SayHello",
     "Send",
     "SendPart",
@@ -160,9 +162,11 @@ class Joined(Event):
 
 @dataclass(slots=True)
 class SnapshotTaken(Event):
-    """A rolling snapshot has been written, or given up (process). `paths`: see `Stored`."""
+    """A rolling snapshot has been written, or could not be (process). `paths`: see `Stored`."""
 
     took_s: float
+    error: CheckpointError | None = None  # why there is none
+    folder_gone: bool = False  # the reason is that the folder of the run is not there any more
     paths: Sequence[str] = ()
 
 
@@ -209,6 +213,11 @@ class CoordinatorGone(Event):
     """There is nobody left to work for, or somebody ends this process alone (process)."""
 
     reason: str
+
+
+@dataclass(slots=True)
+class ParentGone(Event):
+    """The process that started this one has ended (process)."""
 
 
 @dataclass(slots=True)
@@ -378,9 +387,16 @@ class Report(Action):
 @dataclass(slots=True)
 class Snapshot(Action):
     """Write the whole state for a successor of this process, then answer `SnapshotTaken`. The
-    `last` one comes right before `Exit`, and is not answered (process)."""
+    `last` one comes right before `Exit` (process)."""
 
     last: bool = False
+
+
+@dataclass(slots=True)
+class Say(Action):
+    """Tell whoever reads what this process prints (process)."""
+
+    text: str
 
 
 @dataclass(slots=True)
@@ -388,13 +404,6 @@ class Lose(Action):
     """Cut the connections to a neighbour that is dead (process)."""
 
     worker: str
-
-
-@dataclass(slots=True)
-class Log(Action):
-    """Write a line to this process's log (process)."""
-
-    text: str
 
 
 @dataclass(slots=True)

@@ -26,7 +26,11 @@ In a round the process hands what happens to the round's `Worker`; what it decid
 - A worker without access to the run's folder fetches what it begins with, and sends on what it
   saves; what was saved counts as stored once the coordinator has it. No snapshot is due before the
   last one has arrived.
+- A snapshot that can't be written is told of once, and does not end the process as long as the
+  run's folder is there: what is committed stays, and the next snapshot may succeed.
 - What the user is told of the state that a stage begins a round with.
+- A coordinator that has started this process is waited for as long as it lives, another one for
+  `timeout_s`.
 - Once the coordinator is gone the worker finishes the update it is in the middle of, keeps what it
   has learned, and leaves.
 - Arrays of a batch are used again once the batch is released and no message holds them any more;
@@ -50,9 +54,9 @@ from asyncdni.core.events import (
     Join,
     Joined,
     KeepPart,
-    Log,
     Lose,
     Origin,
+    ParentGone,
     PartKept,
     PartSent,
     Prepare,
@@ -63,6 +67,7 @@ from asyncdni.core.events import (
     Report,
     Restore,
     Restored,
+    Say,
     SayHello,
     Send,
     Snapshot,
@@ -181,11 +186,13 @@ class Process:
         *,
         coordinator: str = COORDINATOR,
         timeout_s: float | None = None,
+        launched: bool = False,
         watch: Callable[[Worker], Handle] = lambda worker: worker.handle,
     ) -> None:
         """`stage` and `coordinator` (its address) are for what users are told. `make_worker` makes
         the worker of a round, once `Prepared` has come. `timeout_s`: how long a coordinator may
-        take to answer; None: as long as its process is known to live. `watch` gives what is called
+        take to answer; None: for ever. `launched`: the coordinator has started this process, whose
+        end is told by `ParentGone`, and may take as long as it lives. `watch` gives what is called
         in place of a worker's `handle`."""
         self.state = State.HELLO
         self.worker: Worker | None = None
@@ -195,7 +202,7 @@ class Process:
         self._make_worker = make_worker
         self._watch = watch
         self._coordinator = coordinator
-        self._timeout_s = timeout_s
+        self._timeout_s = None if launched else timeout_s
         self._began_s = now
         self._give_up_s: float | None = None
         self._complain_s = _NEVER  # when the log is to say that no coordinator answers
@@ -204,6 +211,7 @@ class Process:
         self._sources: Mapping[str, str] = {}
         self._snapshot_every_s: float | None = None  # None: this process takes no snapshots
         self.snapshot_due_s = _NEVER
+        self._complained = False  # of a snapshot that could not be written
         self._welcome: Welcome | None = None
         self._order: Rejoin | None = None  # the newest
         self._following: Rejoin | None = None  # what the stage is being restored for
@@ -224,6 +232,7 @@ class Process:
         self._others = self._table()
 
     def _table(self) -> dict[type[Event], Callable[..., list[Action]]]:
+        """What is done about each event."""
         return {
             Received: self._received,
             Computed: lambda event, now: [],
@@ -238,6 +247,7 @@ class Process:
             Unusable: self._unusable,
             Broke: self._broke,
             CoordinatorGone: self._coordinator_gone,
+            ParentGone: self._parent_gone,
         }
 
     # --- the contract of a machine ---------------------------------------------------------------
@@ -262,7 +272,7 @@ class Process:
                 return self._received(event, now)  # type: ignore[arg-type]
             if kind is Computed:
                 return self._computed(event, now)  # type: ignore[arg-type]
-        elif self.state is State.ENDED:
+        elif self.state is State.ENDED and kind is not SnapshotTaken:
             return []
         return self._others[kind](event, now)
 
@@ -286,11 +296,6 @@ class Process:
             assert self._busy or not (self._held or self._report_due)
         else:
             assert not (self._busy or self._held or self._read)
-
-    @property
-    def is_served(self) -> bool:
-        """Whether there is a coordinator, as far as this process knows."""
-        return not self._gone
 
     @property
     def training(self) -> bool:
@@ -319,7 +324,7 @@ class Process:
             case Leave():
                 return [self._exit(Exit("the run was called off"))]
             case Note(text=text):
-                return [Log(text)]
+                return [Say(text)]
             case Part() | Missing():
                 return self._fetched(message)
             case _ if getattr(message, "sender", None) is not None:
@@ -429,7 +434,7 @@ class Process:
         if type(message) is Taken:
             return self._taken(message, now)
         if type(message) is Note:
-            return [Log(message.text)]
+            return [Say(message.text)]
         actions = self._hand(event, now)
         if type(message) is Lost:
             actions.append(Lose(message.worker))
@@ -513,7 +518,7 @@ class Process:
                 "it does not run yet, or that port is closed on the way; trying for "
                 f"{self._timeout_s:g} s in all (--timeout)"
             )
-            return [Log(text)]
+            return [Say(text)]
         if self.state is not State.ROUND or self.worker is None:
             return []
         due = self.worker.deadline()
@@ -540,9 +545,14 @@ class Process:
         assert self._snapshot_every_s is not None
         apart_s = max(self._snapshot_every_s, _SNAPSHOTS_APART * event.took_s)
         self.snapshot_due_s = now + apart_s
-        if self.state is not State.ROUND:
+        if event.error is None:
+            return self._files.outgoing.add(event.paths) if self.state is State.ROUND else []
+        if self._complained and not event.folder_gone:
             return []
-        return self._files.outgoing.add(event.paths)
+        if event.folder_gone and self.state is not State.ENDED:
+            return self._broke(Broke(event.error), now)
+        self._complained = True
+        return [Say(f"no snapshot was written: {event.error}")]
 
     # --- files of the run's folder, where that is out of reach -----------------------------------
 
@@ -656,9 +666,19 @@ class Process:
         return actions
 
     def _coordinator_gone(self, event: CoordinatorGone, now: float) -> list[Action]:
+        if self._gone:
+            return []
         known = self.state is not State.HELLO
         self._gone = f"worker stops: {event.reason}" if known else event.reason
         return [] if self._busy else self._leave()
+
+    def _parent_gone(self, event: ParentGone, now: float) -> list[Action]:
+        """Leave if nobody has answered yet; later on the coordinator's silence tells that it is
+        gone, after the update under way."""
+        if self.state is not State.HELLO:
+            return []
+        reason = "the process that started this worker is gone"
+        return self._coordinator_gone(CoordinatorGone(reason), now)
 
     def _leave(self) -> list[Action]:
         """Keep what has been learned, unless the state is half changed."""

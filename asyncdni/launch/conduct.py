@@ -27,6 +27,7 @@ from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
 from asyncdni.nn.metrics import metric_names
 from asyncdni.plan.build import Design, find_metrics, make_roster
+from asyncdni.plan.conditions import automatic_words
 from asyncdni.plan.model import state_facts
 from asyncdni.plan.rules import is_repeatable
 from asyncdni.plan.sizes import check_memory
@@ -117,6 +118,7 @@ def conduct(
     flags: Sequence[str] = (),
     advertise: str | None = None,
     keep: bool = True,
+    goes_on: str = "",
 ) -> dict[str, Any]:
     """Run the coordinator of one run at address `bind`, and return the summary.
 
@@ -130,6 +132,8 @@ def conduct(
         keys, flags: what workers must have, if given; words to add to their command lines.
         advertise: the host in those command lines, where it is another one than in `bind`.
         keep: whether the folder outlives the run.
+        goes_on: what to type to go on with the run later, where that is another command than
+            `asyncdni train` or `asyncdni coordinator`.
 
     Raises whatever ends the run, and `Interrupted` after a user's stop.
     """
@@ -146,8 +150,12 @@ def conduct(
         folder, term = (claim.folder, claim.order[0]) if claim is not None else (None, 0)
         by_hand = launch is None
         own = ["--bind", bind, *(["--advertise", advertise] if advertise else []), *flags]
-        again = _to_resume(folder, own if by_hand else [], design, by_hand=by_hand) if keep else ""
-        home: dict[str, Any] = {"folder": str(folder or ""), "term": term, "resume": again}
+        again = goes_on or _to_resume(folder, own if by_hand else [], design, by_hand=by_hand)
+        home: dict[str, Any] = {
+            "folder": str(folder or ""),
+            "term": term,
+            "resume": again if keep else "",
+        }
         ways: dict[str, Any] = {"trace": trace, "launched": not by_hand, "consults": called.any}
         roster = make_roster(design, **home, **ways)
         recorder = Recorder(roster.workers, _facts(design), folder)
@@ -220,6 +228,8 @@ def _begin(
     """Record how the run begins or goes on, and write which data it uses."""
     if folder is not None:
         write_data(folder, design.experiment, design.meta)
+    if picked := automatic_words(design.experiment, design.plan):
+        records.note(picked)
     if resume and folder is not None:
         records.resumed(beginning)
         reopen_folder(folder, design.experiment)  # only after the changes are recorded

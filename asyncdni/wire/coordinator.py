@@ -47,10 +47,22 @@ class CoordinatorTransport:
     key or shut out by `Port` are added as well, without an identity (b""). The caller empties
     `rejected` when it has acted on it.
 
+    `hears` and `says` are the kinds of messages that its peers and it may send: those of workers,
+    or those of agents.
+
     Raises `LaunchError` if the address can't be bound, `ConfigError` if `keys` are a worker's only.
     """
 
-    def __init__(self, address: str, keys: Keys | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        keys: Keys | None = None,
+        *,
+        hears: frozenset[type[Message]] = FROM_WORKER,
+        says: frozenset[type[Message]] = FROM_COORDINATOR,
+    ) -> None:
+        self._hears = hears
+        self._says = says
         self.rejected: list[tuple[bytes, str]] = []
         self.rejected_messages = 0
         self._offenders: set[bytes] = set()
@@ -102,9 +114,9 @@ class CoordinatorTransport:
         return found
 
     def send(self, identity: bytes, message: Message) -> None:
-        """Send to one worker; never blocks. Does nothing if the worker has gone."""
-        if type(message) not in FROM_COORDINATOR:
-            raise LocalProtocolError(f"{type(message).__name__} is no message to a worker")
+        """Send to one peer; never blocks. Does nothing if the peer has gone."""
+        if type(message) not in self._says:
+            raise LocalProtocolError(f"{type(message).__name__} is no message to this peer")
         self._send(identity, encode(message))
 
     def close(self, linger_s: float) -> None:
@@ -156,7 +168,7 @@ class CoordinatorTransport:
         return frames
 
     def _attribute(self, identity: bytes, frames: list[Buffer]) -> tuple[bytes, Message]:
-        message = decode_from(frames, FROM_WORKER, _LIMITS)
+        message = decode_from(frames, self._hears, _LIMITS)
         # ZeroMQ gives a peer without an identity a random one that begins with a zero byte.
         if identity.startswith(b"\0") or not identity.endswith(HEART_SUFFIX):
             return identity, message

@@ -1,8 +1,8 @@
 """The loop of the coordinator's process: control messages in, orders out, and a watch on processes.
 
-Ctrl-C (SIGINT), SIGTERM and a closed terminal (SIGHUP) ask for a stop: the pipe drains, what was
-learned is saved, all leave. A second one ends the run at once. An exception of an observer and the
-end of the program around a run that goes on in a thread are such requests too.
+Ctrl-C (SIGINT), SIGTERM, SIGUSR1 and a closed terminal (SIGHUP) ask for a stop: the pipe drains,
+what was learned is saved, all leave. A second one ends the run at once. An exception of an observer
+and the end of the program around a run that goes on in a thread are such requests too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from asyncdni.core.events import (
 )
 from asyncdni.core.ledger import SNAPSHOTS
 from asyncdni.core.liveness import Sight
-from asyncdni.drivers.real.machine import written
+from asyncdni.drivers.real.machine import STOP_SIGNALS, written
 from asyncdni.errors import (
     CheckpointError,
     Interrupted,
@@ -120,10 +120,10 @@ class Stops:
 
     @contextmanager
     def collecting_signals(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGHUP are requests, and end nothing (in the main thread alone)."""
+        """`STOP_SIGNALS` are requests, and end nothing (in the main thread alone)."""
         previous: dict[int, Any] = {}
         try:
-            for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+            for number in STOP_SIGNALS:
                 if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                     continue  # started by nohup
                 previous[number] = signal.signal(number, self.signalled)

@@ -35,8 +35,8 @@ from asyncdni.core.events import (
     Join,
     Joined,
     KeepPart,
-    Log,
     Lose,
+    ParentGone,
     PartKept,
     PartSent,
     Prepare,
@@ -48,6 +48,7 @@ from asyncdni.core.events import (
     Restore,
     Restored,
     Save,
+    Say,
     SayHello,
     Send,
     SendPart,
@@ -63,6 +64,7 @@ from asyncdni.delays import Slow
 from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.drivers.real.machine import written
 from asyncdni.drivers.real.meter import Meter, Trace
+from asyncdni.encodings import Compressor
 from asyncdni.errors import AsyncDNIError, CheckpointError
 from asyncdni.messages import COORDINATOR, Message
 from asyncdni.messages import Report as ReportMessage
@@ -81,43 +83,33 @@ _WAIT_S, _LOOK_EVERY_S = 0.5, 0.25
 
 
 class Snapshots:
-    """Writes rolling snapshots: a recent state of the stage on disk, for a successor.
-
-    One that can't be written is told once on standard error, and does not end the run as long as
-    the folder of the run is there: what is committed stays, and the next one may succeed.
-    """
+    """Writes rolling snapshots: a recent state of the stage on disk, for a successor."""
 
     def __init__(self, folder: str) -> None:
         """`folder` of the run."""
         self.count = 0
         self.seconds = 0.0  # spent on all of them
         self._folder = Path(folder, SNAPSHOTS)
-        self._complained = False
         self._stages: list[str] = []  # of the last one
 
-    def write(self, stage: Stage, counts: Counts, claim: Claim | None = None) -> float:
-        """Now, on this thread; the stage has applied all that it has accumulated. Returns the
-        seconds that it took.
+    def write(self, stage: Stage, counts: Counts, claim: Claim | None = None) -> SnapshotTaken:
+        """Write a snapshot now, on this thread; the stage has applied all that it has accumulated.
 
-        One of a process that has been replaced, by `claim`, is not written. Raises
-        `CheckpointError` where the folder of the run is gone.
+        A snapshot of a process that has been replaced, by `claim`, is not written.
         """
         began = time.monotonic()
         self._stages = []
+        taken = SnapshotTaken(0.0)
         try:
             state = stage.snapshot()
             write_state(self._folder, state, counts.state(), durable=False, claim=claim)
             self._stages = list(state)
             self.count += 1
         except CheckpointError as error:
-            if not self._folder.parent.is_dir():
-                raise
-            if not self._complained:
-                print(f"asyncdni: no snapshot was written: {error}", file=sys.stderr, flush=True)
-            self._complained = True
-        took_s = time.monotonic() - began
-        self.seconds += took_s
-        return took_s
+            taken.error, taken.folder_gone = error, not self._folder.parent.is_dir()
+        taken.took_s = time.monotonic() - began
+        self.seconds += taken.took_s
+        return taken
 
     def newest(self) -> list[str]:
         """The files of the last snapshot, in the folder of the run; none if it was not written."""
@@ -140,6 +132,7 @@ class Tools:
     away: bool = False  # the coordinator has to be sent what is written there
     claim: Claim | None = None  # of this process to that folder
     inspection: Inspection | None = None
+    compressor: Compressor | None = None
     trace: Trace | None = None
     slow: Slow | None = None
 
@@ -208,6 +201,7 @@ class Engine:
             Report: self._report,
             Save: self._save,
             Snapshot: self._snapshot,
+            Say: self._say,
             SayHello: lambda action: session.say_hello(),
             Prepare: lambda action: self._answers.append(session.prepare(action)),
             Restore: self._begin,
@@ -216,7 +210,6 @@ class Engine:
             Lose: lambda action: transport.lose(action.worker),
             SendPart: lambda action: self._answers.append(session.send_part(action)),
             KeepPart: lambda action: self._answers.append(session.keep_part(action)),
-            Log: lambda action: print(f"asyncdni: {action.text}", file=sys.stderr, flush=True),
             Exit: self._exit,
         }
 
@@ -254,9 +247,11 @@ class Engine:
 
     def _turn(self) -> None:
         reason = self._watchdog.reason
-        if reason is not None and self._process.is_served:
+        if reason is not None:
             self._handle(CoordinatorGone(reason))
-        elif self._pending is not None:
+        if self.end is not None:
+            return
+        if self._pending is not None:
             self._step(self._pending)
         else:
             self._wait()
@@ -276,9 +271,10 @@ class Engine:
     def _wait(self) -> None:
         """Wait for something to arrive, or to be due."""
         process = self._process
-        if process.state is State.HELLO and parent_lives() is False:
-            self._handle(CoordinatorGone("the process that started this worker is gone"))
-            return
+        if parent_lives() is False:
+            self._handle(ParentGone())
+            if self.end is not None:
+                return
         began = time.perf_counter()
         due_s = process.deadline()
         wait_s = _WAIT_S if process.state is State.ROUND else _LOOK_EVERY_S
@@ -344,11 +340,14 @@ class Engine:
 
     def _send(self, send: Send) -> None:
         began = time.perf_counter()
-        left = self._transport.send(send.to, send.message)  # type: ignore[arg-type]
+        message = send.message
+        if self._tools is not None and self._tools.compressor is not None:
+            message = self._tools.compressor.compress(send.to, message)  # type: ignore[arg-type]
+        left = self._transport.send(send.to, message)  # type: ignore[arg-type]
         ended = time.perf_counter()
         self._meter.moved(ended - began)
         if self._trace is not None:
-            self._trace.sent(send.to, send.message, began, ended)  # type: ignore[arg-type]
+            self._trace.sent(send.to, message, began, ended)  # type: ignore[arg-type]
         if left is not None:
             self._process.buffers.sent(send.message, left)
 
@@ -389,14 +388,16 @@ class Engine:
     def _snapshot(self, snapshot: Snapshot) -> None:
         tools = self._tools
         assert tools is not None
-        took_s = tools.snapshots.write(tools.stage, self._process.counts, tools.claim)
-        if not snapshot.last:
-            paths = tools.snapshots.newest() if self._is_away else []
-            self._answers.append(SnapshotTaken(took_s, paths))
+        taken = tools.snapshots.write(tools.stage, self._process.counts, tools.claim)
+        taken.paths = tools.snapshots.newest() if self._is_away else []
+        self._answers.append(taken)
 
     @property
     def _is_away(self) -> bool:
         return self._tools is not None and self._tools.away
+
+    def _say(self, say: Say) -> None:
+        print(f"asyncdni: {say.text}", file=sys.stderr, flush=True)
 
     def _exit(self, end: Exit) -> None:
         if self._trace is not None and end.error is None:

@@ -1,4 +1,4 @@
-"""Which core a worker may run on.
+"""What a process takes of its machine: a core, memory, descriptors; and how it is asked to stop.
 
 In a locked chain one stage works while the others wait, and what a stage sends is delivered by a
 thread of ZeroMQ's. Left alone, the system likes to put that thread, or the receiver, on the core
@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from asyncdni import config
 from asyncdni.errors import CheckpointError, ConfigError
 
 __all__ = [
+    "STOP_SIGNALS",
     "choose_core",
     "limit_memory",
     "pin_process",
@@ -29,6 +31,10 @@ __all__ = [
     "usable_cores",
     "written",
 ]
+
+#: What asks a process to stop in good order: Ctrl-C, `kill` and most engines, a closed terminal,
+#: and Slurm before a job's time is over (`--signal=USR1@…`).
+STOP_SIGNALS = tuple(map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)))
 
 
 def usable_cores() -> list[int]:

@@ -44,7 +44,13 @@ from asyncdni.core.worker import Worker
 from asyncdni.data.meta import Meta
 from asyncdni.drivers.real.engine import Engine, Snapshots, Tools
 from asyncdni.drivers.real.inspection import Inspection
-from asyncdni.drivers.real.machine import choose_core, limit_memory, pin_process, usable_cores
+from asyncdni.drivers.real.machine import (
+    STOP_SIGNALS,
+    choose_core,
+    limit_memory,
+    pin_process,
+    usable_cores,
+)
 from asyncdni.drivers.real.meter import Meter, Trace
 from asyncdni.errors import (
     AsyncDNIError,
@@ -61,14 +67,15 @@ from asyncdni.plan.build import (
     find_exits,
     find_shares,
     lent_readout,
+    make_compressor,
     make_design,
     make_roster,
     make_source,
     make_stage,
     make_worker,
+    prepared,
 )
 from asyncdni.plan.conditions import link_delays, slow_of
-from asyncdni.plan.plan import snapshot_every_s
 from asyncdni.report.traces import trace_path
 from asyncdni.stages.base import Stage
 from asyncdni.stages.executor import Executor
@@ -121,7 +128,7 @@ class Watchdog:
 
 
 class Signals:
-    """What a worker does about SIGINT, SIGTERM and SIGHUP while its coordinator lives.
+    """What a worker does about the signals in `STOP_SIGNALS` while its coordinator lives.
 
     Schedulers, service managers and terminals signal all processes of a job at once. Stopping is
     the coordinator's part: workers that left by themselves would take along what is to be saved.
@@ -140,7 +147,7 @@ class Signals:
         """Handle signals within this context; in other threads than the main one do nothing."""
         previous: dict[int, Any] = {}
         with contextlib.suppress(ValueError):
-            for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+            for number in STOP_SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     previous[number] = signal.signal(number, self)
         try:
@@ -301,14 +308,9 @@ class Session:
         self._build(welcome)
         roster = make_roster(design)
         self._expect(len(roster.neighbours[self._group.name]))
-        return Prepared(
-            roll_back=roster.rolls_back,
-            learns_alone=roster.learns_alone,
-            snapshot_every_s=snapshot_every_s(design.experiment.checkpoint),
-            stages=self._stages,
-            sources=roster.sources,
-            away=self._parts is not None,
-        )
+        ready = prepared(design, self._group, roster)
+        ready.away = self._parts is not None
+        return ready
 
     def _find_folder(self, welcome: Welcome) -> None:
         """Use the folder of the run, or one of this process alone where that of the coordinator is
@@ -431,6 +433,7 @@ class Session:
             away=self._parts is not None,
             claim=claim,
             inspection=Inspection(design, group, action.connect.incarnations),
+            compressor=make_compressor(design, group, self._stage),
             trace=self._trace,
             slow=self._slow,
         )
@@ -489,7 +492,8 @@ def run_worker(
             session.make_worker,
             time.monotonic(),
             coordinator=coordinator,
-            timeout_s=timeout_s if parent_lives() is None else None,
+            timeout_s=timeout_s,
+            launched=parent_lives() is not None,
         )
         end = Engine(process, transport, session, watchdog).run()
         if session.welcome is not None and (end.error is not None or not end.failed):

@@ -34,13 +34,11 @@ from asyncdni.core.events import (
     Join,
     Joined,
     KeepPart,
-    Log,
     Lose,
     Origin,
     PartKept,
     PartSent,
     Prepare,
-    Prepared,
     Received,
     Redeliver,
     Release,
@@ -48,6 +46,7 @@ from asyncdni.core.events import (
     Restore,
     Restored,
     Save,
+    Say,
     SayHello,
     Send,
     SendPart,
@@ -57,7 +56,7 @@ from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.core.ledger import SNAPSHOTS
-from asyncdni.core.liveness import Sight, Silence, worker_patience_s
+from asyncdni.core.liveness import Sight, Silence, beat_every_s, worker_patience_s
 from asyncdni.core.members import Roster
 from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
@@ -65,6 +64,7 @@ from asyncdni.drivers.virtual.clock import Alarm
 from asyncdni.drivers.virtual.costs import Pace
 from asyncdni.drivers.virtual.disk import Disk, PartDisk, Saved, file_of
 from asyncdni.drivers.virtual.world import World
+from asyncdni.encodings import Compressor
 from asyncdni.errors import AsyncDNIError, CheckpointError
 from asyncdni.messages import COORDINATOR, DATA, PROTOCOL_VERSION, Beat, Hello, Message
 from asyncdni.messages import Report as ReportMessage
@@ -74,11 +74,13 @@ from asyncdni.plan.build import (
     find_exits,
     find_shares,
     lent_readout,
+    make_compressor,
     make_source,
     make_worker,
+    prepared,
 )
 from asyncdni.plan.conditions import slow_of
-from asyncdni.plan.plan import Group, shared_with, snapshot_every_s
+from asyncdni.plan.plan import Group, shared_with
 from asyncdni.schedules.base import OpKind
 from asyncdni.stages.base import Score, Stage
 from asyncdni.stages.executor import Executor as StageExecutor
@@ -281,7 +283,6 @@ MakeStage = Callable[[Design, Group], Stage]
 
 #: How long a worker waits for a coordinator that does not answer: the default of its command line.
 _JOIN_TIMEOUT_S = 30.0
-_BEATS_PER_SILENCE = 3
 
 
 @dataclass(frozen=True)
@@ -352,6 +353,7 @@ class WorkerProcess:
         self._source: Source | None = None
         self._executor: Executor = NullExecutor(design, group)
         self._addresses: dict[str, str] = {}  # of neighbours
+        self._compressor = Compressor({}, {})
         self._asked: object = None  # the op or the restoring under way
         self._saving: Save | None = None  # the save under way
         self._delay_s = 0.0  # what a snapshot takes, before the next op
@@ -365,6 +367,7 @@ class WorkerProcess:
             Report: self._report,
             Save: self._save,
             Snapshot: self._snapshot,
+            Say: lambda action: None,  # nobody reads what a simulated process prints
             SayHello: self._say_hello,
             Prepare: self._prepare,
             Restore: self._restore,
@@ -373,7 +376,6 @@ class WorkerProcess:
             SendPart: self._send_part,
             KeepPart: self._keep_part,
             Lose: lambda action: None,  # what is sent to a process that has ended is lost
-            Log: lambda action: None,  # nobody reads it
             Exit: lambda action: self.exit(1 if action.failed or action.error else 0),
         }
 
@@ -455,7 +457,7 @@ class WorkerProcess:
             self._handle(CoordinatorGone(f"nothing heard for {self._patience_s:g} s"))
             return
         self._tell(Beat())
-        self._later(self._silence_s / _BEATS_PER_SILENCE, self._beat, idle=True)
+        self._later(beat_every_s(self._silence_s), self._beat, idle=True)
 
     # --- events and actions ----------------------------------------------------------------------
 
@@ -501,7 +503,8 @@ class WorkerProcess:
             self._tell(send.message)
             return
         address = self._addresses[send.to]  # type: ignore[index]
-        parcel = self._world.to_worker(self, address, send.message)
+        message = self._compressor.compress(send.to, send.message)  # type: ignore[arg-type]
+        parcel = self._world.to_worker(self, address, message)
         if parcel is not None:
             self._process.buffers.sent(send.message, parcel.left)
 
@@ -530,14 +533,9 @@ class WorkerProcess:
     def _prepare(self, action: Prepare) -> None:
         self._silence.hear(self._agenda.now)
         self._beat()
-        prepared = Prepared(
-            roll_back=self.office.roster.rolls_back,
-            learns_alone=self.office.roster.learns_alone,
-            snapshot_every_s=snapshot_every_s(self._world.design.experiment.checkpoint),
-            stages=[node.name for node in self._group.members],
-            away=self._keeping.away,
-        )
-        self._handle(prepared)
+        ready = prepared(self._world.design, self._group, self.office.roster)
+        ready.away = self._keeping.away
+        self._handle(ready)
 
     def _restore(self, action: Restore) -> None:
         """Reading the state takes about as long as writing it."""
@@ -561,6 +559,7 @@ class WorkerProcess:
             return
         self._addresses = dict(action.connect.addresses)
         design, stage = self._world.design, self._keeping.stage
+        self._compressor = make_compressor(design, self._group, stage)
         if stage is not None:
             if self._source is None:
                 self._source = make_source(design, self._group)
@@ -641,16 +640,6 @@ class WorkerProcess:
         """The files that the coordinator has to be sent of what has been written to `place`."""
         return [file_of(place, self._group)] if self._keeping.away else []
 
-    def _snapshot_away(self) -> None:
-        """Take a snapshot on the process's own disk, which is at once sent on."""
-        chance, keeping = self._world.chance_faults.save(), self._keeping
-        if chance.torn:
-            self._later(self._pace.save_s() / 2, self._die)
-        elif not chance.fails:
-            keeping.write_snapshot(keeping.state())
-        written = not (chance.torn or chance.fails)
-        self._handle(SnapshotTaken(0.0, self._files(SNAPSHOTS) if written else ()))
-
     def _send_part(self, ask: SendPart) -> None:
         part = self._parts.read(COORDINATOR, ask.incarnation, ask.path, ask.offset)
         assert part is not None, f"{self.key} sends {ask.path}, which is not there"
@@ -667,16 +656,20 @@ class WorkerProcess:
         keeping = self._keeping
         if snapshot.last:
             keeping.write_snapshot(keeping.state())
+            self._handle(SnapshotTaken(0.0))
             return
         self._delay_s = self._pace.save_s()
-        if keeping.away:
-            self._snapshot_away()
-            return
-        # As if in no time: simulated runs are short, and faults are to meet as many as were asked.
-        self._handle(SnapshotTaken(0.0))
         chance, saved = self._world.chance_faults.save(), keeping.state()
+        # As if in no time: simulated runs are short, and faults are to meet as many as were asked.
+        taken = SnapshotTaken(0.0)
         if chance.fails:
-            return  # said, and no more: the next one may succeed
+            taken.error = CheckpointError(f"{self.name} can't write a snapshot: {_FULL}")
+        elif keeping.away and not chance.torn:  # it is sent on from its own disk
+            keeping.write_snapshot(saved)
+            taken.paths = self._files(SNAPSHOTS)
+        self._handle(taken)
+        if chance.fails or taken.paths:
+            return
         took_s = self._pace.save_s() + chance.extra_s
         if chance.torn:
             self._later(took_s / 2, self._die)
