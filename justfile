@@ -32,3 +32,7 @@ bench *options:
 # Write docs/reference.md anew from the code
 reference:
     {{python}} -c "from asyncdni.reference import document; print(document(), end='')" > docs/reference.md
+
+# Build the documentation as a site, in site/
+docs:
+    {{python}} -m mkdocs build

@@ -125,13 +125,14 @@ def _say(error: AsyncDNIError, caught: list[int]) -> int:
 
 
 def _clean_up_after(caught: list[int]) -> None:
-    """SIGTERM and SIGHUP end a command as Ctrl-C does; their numbers are added to `caught`."""
+    """SIGTERM, SIGHUP and SIGUSR1 end a command as Ctrl-C does; their numbers are added to
+    `caught`."""
 
     def interrupt(number: int, _: object) -> None:
         caught.append(number)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, interrupt)
 

@@ -139,11 +139,18 @@ class Recovery(Table, frozen=True, kw_only=True):
 
 
 class Link(Table, frozen=True, kw_only=True):
-    """How much a link between workers is slowed down, on top of what it takes anyway."""
+    """How much a link between workers is slowed down, on top of what it takes anyway, and how
+    tensors travel over it."""
 
     latency: str = "0ms"  # time added to each message, one way
     jitter: str = "0ms"  # at most this much more, drawn uniformly; messages stay in order
     bandwidth: str = ""  # such as "100Mbit/s"; empty: no limit
+    # how activations and gradients of training travel: "none": as float32; "auto": by `bandwidth`,
+    # see docs/conditions.md
+    compress: Literal["none", "bfloat16", "float16", "int8", "auto"] = "none"
+    # how gradients travel that train a generator and nothing else: "top_k": the largest 16th part
+    # of each sample; None: as `compress` says
+    compress_fits: Literal["top_k"] | None = None
 
 
 class Links(Link, frozen=True, kw_only=True):

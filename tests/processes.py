@@ -112,6 +112,10 @@ class Command:
         """What it has written to standard output so far."""
         return _text(self._out)
 
+    def warned(self) -> str:
+        """What it has written to standard error so far."""
+        return _text(self._err)
+
     def has_ended(self) -> bool:
         """Without waiting for it."""
         return self._process.poll() is not None

@@ -173,3 +173,13 @@ def test_files_and_links_that_a_page_names_exist(document: Path) -> None:
     missing = [link for link in links if not (document.parent / link).exists()]
     missing += [path for path in paths if not (ROOT / path).exists()]
     assert not missing
+
+
+@pytest.mark.long
+def test_the_site_is_built_and_none_of_its_links_leads_nowhere(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    page = (tmp_path / "site" / "docs" / "api" / "index.html").read_text()
+    assert "one worker process a stage" in page  # of the docstring of `train`

@@ -115,10 +115,11 @@ def test_a_worker_with_another_source_of_the_model_ends_the_run(
 
 
 def test_too_slow_a_start_names_who_is_missing() -> None:
-    office = Office(startup_s=60.0, silence_s=100.0, restarts=0)
+    office = Office(startup_s=60.0, silence_s=1000.0, restarts=0)
     office(Woke())
-    assert office.machine.deadline() == 160.0
     office.hear("b", hello("b"))
+    office.wake(5.0)  # says whom it waits for
+    assert office.machine.deadline() == 160.0
     office.now = 160.0
     fail = failure(office(Woke()))
     assert fail.kind == "LaunchError"

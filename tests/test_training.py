@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from asyncdni.errors import CheckpointError, ConfigError, DataError, DataWarning
 from asyncdni.launch.train import _awaited_at_exit
 from asyncdni.plan.build import Design
 from asyncdni.report.records import DISTRIBUTIONS, STAGE_FIELDS, Recorder
+from asyncdni.report.result import draw_run
 from asyncdni.store.checkpoint import latest
 
 STAGES = [
@@ -500,3 +502,33 @@ def test_the_public_names_are_what_the_package_says() -> None:
     assert len(pydoc.render_doc(asyncdni).splitlines()) < 200
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = asyncdni.nothing
+
+
+def test_a_result_shows_its_curves_and_its_table(result: asyncdni.Result) -> None:
+    """`<script>` is no markup, whoever has put it into the summary."""
+    summary = {**result.summary, "schedule": "<script>"}
+    named = dataclasses.replace(result, summary=summary)
+    page = ElementTree.fromstring(named._repr_html_().replace("<br>", ""))
+    assert page.find("p/b").text == "<script>"  # type: ignore[union-attr]
+    stages = [row[0].text for row in page.findall("table")[1].find("tbody")]  # type: ignore[union-attr]
+    assert stages == [stage["name"] for stage in result.summary["stages"]]
+    pytest.importorskip("matplotlib")
+    loss, accuracy = draw_run(result).axes
+    drawn = [y for _, y in loss.lines[0].get_xydata()]
+    assert drawn == [entry["loss"] for entry in result.history]
+    assert accuracy.get_ylabel() == "accuracy of the test set"
+    assert ElementTree.fromstring(result.plot()._repr_svg_()).tag.endswith("svg")
+
+
+def test_a_result_draws_the_timeline_of_a_traced_run(
+    result: asyncdni.Result, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"train\(\.\.\., out=DIR, trace=True\)"):
+        dataclasses.replace(result, folder=None).timeline()
+    traced = asyncdni.train(TINY, data=arrays(), out=tmp_path / "run", trace=True)
+    drawing = traced.timeline(ms=1000, at=0)
+    assert "F0: " in drawing._repr_svg_()
+    drawing.save(tmp_path / "timeline.svg")
+    assert (tmp_path / "timeline.svg").read_text() == drawing._repr_svg_()
+    with pytest.raises(ConfigError, match=r"ends in \.svg or \.png"):
+        drawing.save(tmp_path / "timeline.txt")

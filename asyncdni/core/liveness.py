@@ -22,7 +22,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Liveness", "Recovery", "Sight", "Silence", "Standstill", "worker_patience_s"]
+__all__ = [
+    "Liveness",
+    "Recovery",
+    "Sight",
+    "Silence",
+    "Standstill",
+    "beat_every_s",
+    "worker_patience_s",
+]
+
+#: A worker sends so many beats in the time after which its silence counts: a few may be lost.
+_BEATS = 6
 
 #: Times the longest silence of late that are still no sign of death …
 _MARGIN = 3.0
@@ -135,6 +146,12 @@ class Liveness:
 #: coordinator keeps all workers waiting, and any that gave up would have to be started again.
 _PATIENCE = 10.0
 _PATIENCE_S_MIN = 3.0
+
+
+def beat_every_s(silence_s: float) -> float:
+    """Return how long a worker waits from one beat to the next, in seconds; `silence_s`: the
+    silence that counts as its death."""
+    return silence_s / _BEATS
 
 
 def worker_patience_s(silence_s: float) -> float:

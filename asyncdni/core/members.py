@@ -19,8 +19,8 @@ from asyncdni.schedules.base import Groups
 __all__ = ["Member", "Outbox", "Phase", "Roster", "Run"]
 
 #: Addresses that mean another place on every host.
-_ONE_HOST = re.compile(r"ipc://|tcp://(127\.|0\.0\.0\.0:|localhost:)")
-_NUMERIC = re.compile(r"ipc://|tcp://[0-9.]+:")
+_ONE_HOST = re.compile(r"ipc://|tcp://(127\.|0\.0\.0\.0:|localhost:|\[::1?\]:)")
+_NUMERIC = re.compile(r"ipc://|tcp://([0-9.]+|\[[0-9a-f:.]+\]):")
 
 
 _SINGLE = Groups(1, 0)  # each batch makes an update
@@ -144,6 +144,19 @@ class Roster:
             text += f"see whether {ends[0].host} knows that name, or "
         return f"{text}open that port in the firewalls between them, or choose {chosen}"
 
+    def awaited(self, members: Mapping[str, Member], hosts: Mapping[str, str]) -> str:
+        """Words for the workers that have not joined, and those that have not built their stages;
+        `hosts` says where each of them is or was last, so far as that is known."""
+        words = []
+        for name in self.workers:
+            host = f"on {hosts[name]}" if name in hosts else ""
+            if name not in members:
+                before = f"; the one before was {host}" if host else ""
+                words.append(f"worker {name}, which has not joined{before}")
+            elif members[name].built is None:
+                words.append(f"worker {name} {host}, which builds its stages")
+        return ", and ".join(words)
+
     def missing(self, members: Mapping[str, Member]) -> str:
         """Who keeps the run from starting."""
         waited = f"within {self.startup_s:g} s (limits.startup_s)"
@@ -248,6 +261,7 @@ class Run:
         self.phase = Phase.GATHERING
         self.members: dict[str, Member] = {}  # who is in, by worker
         self.by_peer: dict[bytes, str] = {}
+        self.hosts: dict[str, str] = {}  # where each worker's process is, or the last one was
         self.cut = deepcopy(ledger)  # what a round that goes back starts from
         self.cut_s: float | None = None  # when it was taken, or the run began
         self.started = False  # there has been a round

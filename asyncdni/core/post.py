@@ -30,7 +30,7 @@ from asyncdni.messages import (
 )
 from asyncdni.schedules.base import Op, OpKind
 
-__all__ = ["PATIENCE_S", "Greetings", "Post", "Story", "UnexpectedMessage"]
+__all__ = ["PATIENCE_S", "Greetings", "Post", "Story", "UnexpectedMessage", "patience_s"]
 
 
 class Post:
@@ -144,8 +144,16 @@ class Post:
 
 #: How long a neighbour may take before the coordinator is told that it is not heard.
 PATIENCE_S = 5.0
+#: `startup_s` is at least so many times that, so that the reason is known before the start fails.
+_PATIENCES_OF_STARTUP = 4
 #: Seconds between two greetings: one is lost with the connection that it was sent over.
 _AGAIN_S = 1.0
+
+
+def patience_s(startup_s: float) -> float:
+    """How long whoever keeps a round from coming about may do so before somebody is told, where
+    starting may take `startup_s`."""
+    return min(PATIENCE_S, startup_s / _PATIENCES_OF_STARTUP)
 
 
 class Greetings:

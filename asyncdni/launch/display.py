@@ -21,7 +21,7 @@ from rich.text import Text
 
 from asyncdni.plan.build import Design
 from asyncdni.plan.rules import is_repeatable
-from asyncdni.report.columns import Form, counted, metric_words
+from asyncdni.report.columns import STAGE_COLUMNS, Form, counted, metric_words
 from asyncdni.report.records import Recorder
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "duration",
     "facts",
     "frame",
+    "guard_line",
     "incident_line",
     "make_display",
     "measure",
@@ -160,7 +161,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _guard_line(values: Mapping[str, Any]) -> str:
+def guard_line(values: Mapping[str, Any]) -> str:
     """Describe the decision of a stage's guard: `hidden1 waits for true gradients: …`."""
     cosine = "" if values.get("cosine") is None else f" (cosine {values['cosine']:.2f})"
     if values["waiting"]:
@@ -201,21 +202,6 @@ def _figures(progress: Progress) -> str:
     return "   ".join(part for part in parts if part)
 
 
-#: Columns of the stages' table, by name of the counter.
-_COLUMNS = {
-    "batches": Form("batches"),
-    "updates": Form("updates"),
-    "busy_fraction": Form("busy", ".0%"),
-    "queue": Form("queue"),
-    "cpu_s": Form("CPU", ".1f", unit=" s"),
-    "staleness_mean": Form("staleness", ".1f"),
-    "gradient_cosine": Form("agreement", ".2f"),
-    "target_cosine": Form("with target", ".2f"),
-    "dropped": Form("dropped"),
-    "skipped": Form("skipped"),
-    "missed": Form("missed"),
-    "state": Form(""),
-}
 _OPTIONAL = ("queue", "cpu_s")
 _WHERE_ANY = ("dropped", "skipped", "missed", "target_cosine", "state")
 #: Columns that are left out where there is no room for them, in this order.
@@ -254,7 +240,7 @@ def stage_table(
         hidden.add("gradient_cosine")
     cells = {
         form.heading: [_cell(form, row.get(field)) for row in rows]
-        for field, form in _COLUMNS.items()
+        for field, form in STAGE_COLUMNS.items()
         if field not in hidden
     }
     named = min(_NAME_MAX, max((len(str(row["name"])) for row in rows), default=0))
@@ -279,7 +265,7 @@ def _leave_out(cells: dict[str, list[str]], width: int) -> None:
     for field in _LEFT_OUT:
         if _room(cells) <= width:
             return
-        cells.pop(_COLUMNS[field].heading, None)
+        cells.pop(STAGE_COLUMNS[field].heading, None)
 
 
 def _room(cells: Mapping[str, Sequence[str]]) -> int:
@@ -388,15 +374,18 @@ class Display(AbstractContextManager["Display", None], Protocol):
         """Show the result of the run, which has ended."""
 
 
-def make_display(quiet: bool, console: Console | None = None, title: str = "") -> Display:
+def make_display(
+    quiet: bool, console: Console | None = None, title: str = "", *, shared: bool = False
+) -> Display:
     """Make a picture if `console` (default: standard output) is a terminal, else plain lines.
 
-    `title` names one of several runs; each of them leaves one line behind.
+    `title` names one of several runs; each of them leaves one line behind. A terminal that is
+    `shared` with other processes gets lines too: theirs would tear a picture.
     """
     if quiet:
         return Quiet()
-    chosen = console or Console(highlight=False)
-    if chosen.is_terminal and not chosen.is_dumb_terminal:
+    chosen = console or Console(highlight=False, force_jupyter=False)
+    if chosen.is_terminal and not chosen.is_dumb_terminal and not shared:
         return Picture(chosen, title)
     return Lines(chosen, title)
 
@@ -452,8 +441,9 @@ class _Gathering:
         say(self._console, "Start each of these, in any order:")
         for command in commands:
             say(self._console, f"  {command}")
-        if address.startswith("tcp://0.0.0.0:"):
-            say(self._console, "On other hosts put this host's name in place of 127.0.0.1.")
+        here = {"tcp://0.0.0.0": "127.0.0.1", "tcp://[::]": "[::1]"}.get(address.rpartition(":")[0])
+        if here is not None:
+            say(self._console, f"On other hosts put this host's name in place of {here}.")
 
 
 class Lines(AbstractContextManager["Lines", None]):
@@ -561,7 +551,7 @@ def say(console: Console, line: str, title: str = "") -> None:
 
 def _line(kind: str, values: Mapping[str, Any], title: str) -> str | None:
     """Describe a record of a guard or an incident; one of several runs leaves guards out."""
-    return _guard_line(values) if kind == "guard" and not title else incident_line(kind, values)
+    return guard_line(values) if kind == "guard" and not title else incident_line(kind, values)
 
 
 def _evaluation(design: Design, values: Mapping[str, Any]) -> str:

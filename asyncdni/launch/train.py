@@ -151,7 +151,9 @@ def train(
     Args:
         source: an experiment, its tables, or the path of an experiment file; or a module of
             PyTorch, which is cut into stages and itself stays as it is: see `Result.load_into`.
-        schedule, seed, set: changes to a file, as on the command line.
+        schedule: a schedule in place of that of `source`, by its name.
+        seed: a seed in place of that of `source`.
+        set: changes to a file, such as "run.epochs=3", as on the command line.
         data: arrays x_train, y_train, x_test, y_test to train on, instead of the experiment's data;
             kept as DIR/data.npz. For a module also (training set, test set) of PyTorch.
         out: folder to write the run to, new or empty; None: keep nothing on disk.
@@ -161,7 +163,7 @@ def train(
             from its newest whole checkpoint, or newer snapshots. One that is complete is only read.
         observers: called with every record while the run goes on.
         callbacks: objects with methods such as `on_evaluation`: see `asyncdni.Callback`.
-        progress: show the run while it goes on, where standard output is a terminal.
+        progress: show the run while it goes on, where standard output is a terminal or a notebook.
         trace: write every op, message and wait of all workers to DIR/trace.json (for
             https://ui.perfetto.dev), and each worker's own to DIR/trace.
         tensorboard: write event files to DIR/tensorboard; needs the extra of that name, and `out`.
@@ -299,10 +301,11 @@ def _trained(
 
 
 def _displays(stack: ExitStack) -> list[Display]:
-    """The display of a run: none where standard output is no terminal, nor for runs in threads,
-    which would write over each other."""
+    """The display of a run: none where standard output is neither a terminal nor a notebook, nor
+    for runs in threads, which would write over each other."""
     out, thread = sys.stdout, threading.current_thread()
-    if out is None or not out.isatty() or thread is not threading.main_thread():
+    shown = out is not None and (out.isatty() or "ipykernel" in sys.modules)
+    if not shown or thread is not threading.main_thread():
         return []
     from asyncdni.launch.display import make_display  # takes a while to import
 

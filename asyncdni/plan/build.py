@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from asyncdni import config, experiment, software
 from asyncdni.core.counts import Counts
+from asyncdni.core.events import Prepared
 from asyncdni.core.members import Roster
 from asyncdni.core.worker import Worker
 from asyncdni.data import checksums, open_batches
 from asyncdni.data.base import Source
 from asyncdni.data.meta import Meta, other_parts
+from asyncdni.encodings import Compressor
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.imports import Allowed, allowing
 from asyncdni.messages import DATA
@@ -39,8 +41,14 @@ from asyncdni.nn.losses import is_own, make_loss
 from asyncdni.nn.metrics import Metric, make_metrics, metric_names
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.checks import check_rules
-from asyncdni.plan.conditions import check_conditions, neighbours
-from asyncdni.plan.model import check_losses, check_torch, check_torch_options, with_stages
+from asyncdni.plan.conditions import check_conditions, link_encodings, neighbours
+from asyncdni.plan.model import (
+    check_fields,
+    check_losses,
+    check_torch,
+    check_torch_options,
+    with_stages,
+)
 from asyncdni.plan.plan import (
     Group,
     Plan,
@@ -56,6 +64,7 @@ from asyncdni.plan.rules import late_gradients, learns_alone
 from asyncdni.plan.rules import make_worker as _make_worker
 from asyncdni.plan.sizes import check_messages
 from asyncdni.schedules.base import Groups
+from asyncdni.stages.base import Stage
 from asyncdni.stages.numpy.block import Block, Pace, make_rate_scale
 from asyncdni.stages.numpy.exit import AGREEMENT_EVERY
 from asyncdni.stages.numpy.stage import NumpyStage, Sharing
@@ -71,6 +80,7 @@ __all__ = [
     "find_metrics",
     "find_shares",
     "lent_readout",
+    "make_compressor",
     "make_design",
     "make_exit_generator",
     "make_input_models",
@@ -79,6 +89,7 @@ __all__ = [
     "make_stage",
     "make_whole_stage",
     "make_worker",
+    "prepared",
     "readout_forms",
 ]
 
@@ -219,6 +230,7 @@ def make_design(
     parsed = with_stages(given, meta, allow_import=allow_import)
     check_torch_options(parsed, allow_import=allow_import)
     network = make_network(parsed, meta, allow_import=allow_import)
+    check_fields(network, meta)
     check_losses(parsed, network, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
     check_conditions(parsed, plan)
@@ -292,6 +304,38 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
         input_models=make_input_models(design.network, group, design.meta, run),
         agreement_every=AGREEMENT_EVERY if group.schedule.guard is None else 1,
         steps=design.meta.steps,
+        remainders=_remainders(design, group),
+    )
+
+
+def _remainders(design: Design, group: Group) -> dict[str, dict[str, NDArray[Any]]]:
+    """Make the remainders of the gradients that `group` sends (see `encodings`), by stage and by
+    producer, for links whose encoding keeps one."""
+    plan, found = design.plan, dict[str, dict[str, NDArray[Any]]]()
+    encodings = link_encodings(design.experiment, plan)
+    for node in group.members:
+        for producer in node.inputs:
+            encoding = None
+            if producer != DATA:
+                encoding = encodings.get((group.name, plan.group_of(producer).name))
+            if encoding is not None and encoding.keeps_remainder:
+                shape = design.network.node(producer).output_shape
+                array = np.zeros((design.experiment.data.batch_size, *shape), np.float32)
+                found.setdefault(node.name, {})[producer] = array
+    return found
+
+
+def make_compressor(design: Design, group: Group, stage: Stage | None) -> Compressor:
+    """Make what encodes the tensors that the worker of `group` sends: see `[links] compress`. None
+    stands for a stage without arithmetic."""
+    encodings = link_encodings(design.experiment, design.plan)
+    return Compressor(
+        {receiver: one for (sender, receiver), one in encodings.items() if sender == group.name},
+        {
+            (design.plan.group_of(producer).name, consumer): array
+            for consumer, arrays in (stage.remainders if stage is not None else {}).items()
+            for producer, array in arrays.items()
+        },
     )
 
 
@@ -409,6 +453,17 @@ def begins_from(design: Design, group: Group) -> list[str]:
     own = [node.name for node in group.members]
     reads = group.name in read_by(design.plan.groups)
     return [*own, readout_stage(design.plan.groups)] if reads else own
+
+
+def prepared(design: Design, group: Group, roster: Roster) -> Prepared:
+    """Tell the process of `group` what it must know of the experiment."""
+    return Prepared(
+        roll_back=roster.rolls_back,
+        learns_alone=roster.learns_alone,
+        snapshot_every_s=snapshot_every_s(design.experiment.checkpoint),
+        stages=[node.name for node in group.members],
+        sources=roster.sources,
+    )
 
 
 def make_roster(

@@ -26,6 +26,7 @@ from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
 from asyncdni.imports import Allowed
+from asyncdni.messages import DATA
 from asyncdni.network import Network
 from asyncdni.nn.layers import is_module
 from asyncdni.nn.losses import LOSSES, is_own
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "arrays_by_stage",
     "check_cut",
+    "check_fields",
     "check_losses",
     "check_torch",
     "check_torch_options",
@@ -59,14 +61,17 @@ def with_stages(
     if model is None:
         return chosen
     check_torch("[model]")
-    begins, names = _cuts(chosen, model, meta, allow_import)
+    begins, names, sharers = _cuts(chosen, model, meta, allow_import)
     stages = [
         {
             "name": name,
             "layers": [{"part": _part(model, meta, begin, end)}],
             "loss": model.loss if not end else None,
+            "weights": names[sharers[index]] if index in sharers else "",
         }
-        for name, begin, end in zip(names, ["", *begins], [*begins, ""], strict=True)
+        for index, (name, begin, end) in enumerate(
+            zip(names, ["", *begins], [*begins, ""], strict=True)
+        )
     ]
     tables = experiment.tables(chosen) | {"stages": stages}
     del tables["model"]
@@ -79,7 +84,7 @@ def with_cuts(chosen: config.Experiment, meta: Meta, *, allow_import: Allowed) -
     if chosen.model is None or isinstance(chosen.model.stages, list):
         return chosen
     check_torch("[model]")
-    begins, _ = _cuts(chosen, chosen.model, meta, allow_import)
+    begins, *_ = _cuts(chosen, chosen.model, meta, allow_import)
     model = msgspec.structs.replace(chosen.model, stages=begins or 1)
     return msgspec.structs.replace(chosen, model=model)
 
@@ -137,14 +142,15 @@ def check_torch(what: str) -> None:
 
 def _cuts(
     chosen: config.Experiment, model: config.Model, meta: Meta, allow_import: Allowed
-) -> tuple[list[str], list[str]]:
-    """The submodules at which all stages but the first begin, and the names of all stages."""
+) -> tuple[list[str], list[str], dict[int, int]]:
+    """The submodules at which all stages but the first begin, the names of all stages, and which of
+    them have the weights of which earlier one."""
     from asyncdni.nn.torch.balance import choose_cuts
     from asyncdni.nn.torch.model import trace_model
 
     def traced(begins: Sequence[str] | None) -> Any:
-        shape = meta.input_shape
-        return trace_model(model.build, model.arguments, shape, begins, allow_import=allow_import)
+        form = _form(meta)
+        return trace_model(model.build, model.arguments, form, begins, allow_import=allow_import)
 
     if isinstance(model.stages, list):
         begins = model.stages
@@ -156,11 +162,18 @@ def _cuts(
                 f"model.stages: {count} stages, but the model can be cut into "
                 f"{len(whole.names()) + 1} at most: before {', '.join(whole.names()) or 'nothing'}"
             )
+        parting = whole.parting()
+        if model.stages != "auto" and 1 < count <= len(parting):
+            raise ConfigError(
+                f"model.stages: {count} stages, but the model uses the same weights in several "
+                f"places, each of which becomes a stage of its own: expected {len(parting) + 1} or "
+                "more (run.split puts several into one worker), or untie them"
+            )
         real = initial_model(chosen, allow_import=allow_import)
         begins = choose_cuts(real, whole, meta.input_shape, count, _samples(chosen, meta))
     cut = traced(begins)
     cut.check(begins)
-    return begins, [_stage_name(name) for name in (cut.first, *begins)]
+    return begins, [_stage_name(name) for name in (cut.first, *begins)], cut.sharers(begins)
 
 
 def _samples(chosen: config.Experiment, meta: Meta) -> int:
@@ -173,8 +186,32 @@ def _stage_name(submodule: str) -> str:
     return f"layer{name}" if name[:1].isdigit() else name
 
 
+def _form(meta: Meta) -> list[Any]:
+    """The form of a sample, as a part says it: see `nn.torch.fields.fields_of`."""
+    if not meta.fields:
+        return list(meta.input_shape)
+    return [[one.name, one.kind, list(one.shape)] for one in meta.fields]
+
+
+def check_fields(network: Network, meta: Meta) -> None:
+    """Raise `ConfigError` where samples are made of several tensors, and a stage that reads them is
+    no part of a `[model]`."""
+    for node in network.nodes:
+        layer = node.layers[0] if node.layers else ""
+        if (
+            meta.fields
+            and DATA in node.inputs
+            and not (isinstance(layer, dict) and "part" in layer)
+        ):
+            names = ", ".join(one.name or "one without a name" for one in meta.fields)
+            raise ConfigError(
+                f"{node.place}: samples are made of several tensors ({names}), which only a "
+                "network of [model] takes apart; return one tensor in the data set"
+            )
+
+
 def _part(model: config.Model, meta: Meta, begin: str, end: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"build": model.build, "input": list(meta.input_shape)}
+    options: dict[str, Any] = {"build": model.build, "input": _form(meta)}
     if begin:
         options["begin"] = begin
     if end:

@@ -14,7 +14,7 @@ from asyncdni.core.counts import Counts
 from asyncdni.core.flights import Copies, Guard, Lag, Shares
 from asyncdni.core.inputs import Replay
 from asyncdni.core.position import Position
-from asyncdni.core.post import PATIENCE_S
+from asyncdni.core.post import patience_s
 from asyncdni.core.worker import Worker
 from asyncdni.messages import DATA
 from asyncdni.plan.conditions import find_link
@@ -42,9 +42,6 @@ __all__ = [
 #: How far a stage that shares weights and learns at once may be ahead of the oldest shared update
 #: that is missing, in batches.
 SHARED_LAG = 16
-#: `startup_s` is at least so many times the time after which a worker reports a silent neighbour,
-#: so that the reason is known before the start fails.
-_PATIENCES_OF_STARTUP = 4
 
 
 # --- who learns from what ------------------------------------------------------------------------
@@ -246,7 +243,7 @@ def make_worker(
         shares=Shares(position.sharers, bound=bound, ahead=ahead),
         copies=Copies(position.readers, position.reads),
         counts=counts,
-        patience_s=min(PATIENCE_S, limits.startup_s / _PATIENCES_OF_STARTUP),
+        patience_s=patience_s(limits.startup_s),
     )
 
 

@@ -47,6 +47,7 @@ __all__ = [
     "RecordFile",
     "Recorder",
     "Thinning",
+    "recorded",
 ]
 
 # --- the file ------------------------------------------------------------------------------------
@@ -276,6 +277,21 @@ def _newest_records(path: Path, known_s: Mapping[Any, float]) -> list[dict[str, 
     ]
 
 
+def recorded(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of the run in `folder`, which may still go on, in the order in which they
+    came; damaged lines are left out.
+
+    Raises `CheckpointError` if they can't be read.
+    """
+    path = folder / "metrics.jsonl"
+    known_s: dict[Any, float] = {}
+    for record in _read_records(path):
+        if record is not None:
+            known_s[record["kind"], record.get("stage")] = record["time_s"]
+            yield record
+    yield from _newest_records(path, known_s)
+
+
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """Return the record in a line; None if it holds none."""
     try:
@@ -337,6 +353,8 @@ _ADDED = (
     *("stream_samples", "bytes_sent", "bytes_received", "messages"),
     *("snapshots", "skipped_updates", "skipped_fits", "rejected_messages"),
 )
+#: Begins the names of counters of bytes, by the worker that they were sent to.
+_BYTES_TO = "bytes_to_"
 
 
 class Processes:
@@ -368,7 +386,8 @@ class Processes:
 
 
 def _adds_up(key: str) -> bool:
-    return key in _ADDED or key.endswith("_s") or (key.startswith("op_") and key.endswith("_count"))
+    counts = key.startswith("op_") and key.endswith("_count")
+    return key in _ADDED or key.endswith("_s") or key.startswith(_BYTES_TO) or counts
 
 
 class Incidents:
@@ -613,14 +632,15 @@ def _stage(name: str, report: Mapping[str, Any], train_s: float) -> dict[str, An
         **{field: report.get(field) for field in STAGE_FIELDS},
         "busy_fraction": _busy_fraction(report, train_s),
         "ops": _ops(report),
-        "lag_by_link": _lag_by_link(report),
+        "lag_by_link": _by_link(report, "lag_to_"),
+        "bytes_by_link": _by_link(report, _BYTES_TO),
         **{key: _table(report, key, whole) for key, whole in DISTRIBUTIONS.items()},
     }
 
 
-def _lag_by_link(report: Mapping[str, Any]) -> dict[str, int]:
-    """Return the greatest lag towards each consumer, in batches."""
-    prefix = "lag_to_"
+def _by_link(report: Mapping[str, Any], prefix: str) -> dict[str, int]:
+    """Return a counter that a worker has for each of its links, by receiver: the greatest lag in
+    batches, or the bytes sent while training, all messages included."""
     return {key.removeprefix(prefix): n for key, n in report.items() if key.startswith(prefix)}
 
 

@@ -81,6 +81,11 @@ class Agreement:
 class Stage(Protocol):
     """The maths of one worker. Batches are identified by id; many can be in flight."""
 
+    #: What encodings have left out of the gradients that were sent, for links whose encoding keeps
+    #: it: `{consumer: {producer: float32 (batch size, …)}}`. `encodings.Compressor` writes to them;
+    #: they are part of `snapshot`.
+    remainders: Mapping[str, Mapping[str, Array]]
+
     def forward(self, batch: int, inputs: Mapping[str, Array], context: Context) -> Forwarded:
         """Go forward in training, with batch statistics. `context` holds "y", the targets, and what
         else travels along, one row a sample; it is empty where no targets are needed."""
@@ -154,8 +159,8 @@ class Stage(Protocol):
         """The number of weights, without the generator's."""
 
     def snapshot(self) -> dict[str, dict[str, Array]]:
-        """A copy of all that decides how training goes on: `state`, and optimizer, generator and
-        counters; `{declared stage: {"optimizer.first": array, …}}`.
+        """A copy of all that decides how training goes on: `state`, and optimizer, generator,
+        counters and remainders; `{declared stage: {"optimizer.first": array, …}}`.
 
         Batches in flight are not part of it, and no gradients may have been accumulated."""
 

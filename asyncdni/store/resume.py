@@ -32,7 +32,13 @@ from asyncdni.store.run import (
     load_weights,
 )
 
-__all__ = ["Beginning", "changed_experiment", "find_beginning", "is_complete"]
+__all__ = [
+    "Beginning",
+    "changed_experiment",
+    "continued_experiment",
+    "find_beginning",
+    "is_complete",
+]
 
 #: What may be changed about a run that has begun: all that makes neither another network nor other
 #: samples, nor gives them in another order. So its state means the same before and after.
@@ -72,15 +78,36 @@ def changed_experiment(folder: Path, changes: Sequence[str]) -> config.Experimen
         raise ConfigError(f"--resume {folder}: no run is there, it has no {EXPERIMENT}")
     there = load_experiment(folder)
     chosen = experiment.change(experiment.tables(there), changes)
+    _check_changes(folder, there, chosen, f"--resume {folder}:")
+    return chosen
+
+
+def continued_experiment(folder: Path, asked: config.Experiment) -> config.Experiment:
+    """The experiment that the run in `folder` goes on with where `asked` is asked for again: that
+    one, with the weights that the run has begun with.
+
+    Raises `ConfigError` where the run there is another one: see `changed_experiment`.
+    """
+    there = load_experiment(folder)
+    begun = {name: getattr(there.run, name) for name in ("init", "init_sha256", "init_stages")}
+    chosen = msgspec.structs.replace(asked, run=msgspec.structs.replace(asked.run, **begun))
+    _check_changes(folder, there, chosen, f"--out {folder}: another run is there:")
+    return chosen
+
+
+def _check_changes(
+    folder: Path, there: config.Experiment, chosen: config.Experiment, refusal: str
+) -> None:
+    """Raise `ConfigError`, which begins with `refusal`, unless the run in `folder` may go on with
+    the experiment `chosen`."""
     for place, old, new in _differences(experiment.tables(there), experiment.tables(chosen)):
         if not _may_change(place):
             raise ConfigError(
-                f"--resume {folder}: {place} is {_shown(old)} there and {_shown(new)} here, which "
+                f"{refusal} {place} is {_shown(old)} there and {_shown(new)} here, which "
                 f"makes another run; only {', '.join(_CHANGEABLE)} may change"
             )
     _check_optimizers(folder, there, chosen)
     _check_models(folder, there, chosen)
-    return chosen
 
 
 def _may_change(place: str) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import zmq
 
-from asyncdni.core.liveness import Silence, worker_patience_s
+from asyncdni.core.liveness import Silence, beat_every_s, worker_patience_s
 from asyncdni.errors import LaunchError
 from asyncdni.messages import Beat
 from asyncdni.wire import sockets
@@ -28,8 +28,6 @@ __all__ = ["PARENT_VARIABLE", "Heart", "exit_process", "parent_lives"]
 
 #: Environment variable with the process id of the parent that a worker must not outlive.
 PARENT_VARIABLE = "ASYNCDNI_PARENT_PID"
-
-_BEATS_PER_SILENCE = 6  # a few beats may be lost or late
 
 
 def exit_process(reason: str) -> None:
@@ -66,7 +64,7 @@ class Heart:
         self._identity = identity + HEART_SUFFIX
         self._keys = keys
         self._pair = worker_pair(keys) if keys is not None else None
-        self._beat_every_s = silence_s / _BEATS_PER_SILENCE
+        self._beat_every_s = beat_every_s(silence_s)
         self._patience_s = worker_patience_s(silence_s) if patience_s is None else patience_s
         self._on_lost = on_lost
         self._parent = _parent_pid()

@@ -118,7 +118,7 @@ class Port:
         """Start watching; the socket must be bound."""
         # Looking at a connection takes a descriptor: reserve it, for when none is left.
         self._blank = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._probe = system.socket()
+        self._probe = system.socket(system.AF_UNIX)  # has room for an address of any family
         self._thread.start()
 
     def heard(self, descriptor: int, size: int, frames: int, who: bytes) -> None:
@@ -258,7 +258,8 @@ class Port:
         connection = self._connections.pop(descriptor)
         with suppress(OSError), self._probed(descriptor, connection.inode) as probe:
             host, port = probe.getpeername()[:2]
-            closed = connection.sender, f"closed the connection from {host}:{port}: {text}"
+            peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            closed = connection.sender, f"closed the connection from {peer}: {text}"
             self._closed.append(closed)
             _end(probe)
 

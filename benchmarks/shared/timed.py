@@ -58,6 +58,7 @@ KEPT = (
 STAGE_KEPT = (
     *("batches", "updates", "wall_s", "compute_s", "generator_s", "slowed_s", "wait_s"),
     *("skipped", "missed", "dropped", "replays", "staleness_mean", "staleness_max", "lag_max"),
+    *("samples", "bytes_by_link"),
 )
 
 

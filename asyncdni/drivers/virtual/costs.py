@@ -20,6 +20,7 @@ from asyncdni.delays import Slow
 from asyncdni.drivers.virtual.clock import Agenda
 from asyncdni.messages import DATA, Activation, Gradient, Message, Shared, Weights, WithTensors
 from asyncdni.plan.build import Design, readout_forms
+from asyncdni.plan.conditions import link_encodings
 from asyncdni.plan.describe import parameters
 from asyncdni.plan.plan import shared_with
 from asyncdni.schedules.base import Op, OpKind
@@ -249,11 +250,15 @@ class EstimatedBytes:
         network = design.network
         itemsize = np.dtype(design.experiment.run.dtype).itemsize
         data_bytes = math.prod(network.data_shape) * itemsize
-        self._sample_bytes = {DATA: data_bytes}  # of an activation, by producing node
+        self._encodings = link_encodings(design.experiment, design.plan)
+        #: Of an activation, by producing node: the shape of a sample, and its bytes as it is.
+        self._shapes = {DATA: tuple(network.data_shape)}
         for group in design.plan.groups:
             if group.exit is not None:
-                width = math.prod(network.node(group.exit).output_shape)
-                self._sample_bytes[group.name] = width * itemsize
+                self._shapes[group.name] = network.node(group.exit).output_shape
+        self._sample_bytes = {
+            name: math.prod(shape) * itemsize for name, shape in self._shapes.items()
+        }
         targets = 8 if network.targets == "classes" else network.outputs * itemsize
         # Of a sample, by tensor.
         self._context_bytes = {"y": targets * max(1, network.steps), "x": data_bytes}
@@ -279,15 +284,23 @@ class EstimatedBytes:
                 if not message.evaluate:
                     self._note((sender, to), message.batch, samples)
                 context = sum(self._context_bytes.get(name, 0) for name in tensors)
-                return samples * (self._sample_bytes[node] + context)
+                exact = node == DATA or message.evaluate
+                return samples * context + self._bytes(sender, to, node, samples, exact)
             case Gradient(batch=batch, tensors=tensors):
                 samples = self._samples.get((to, sender), {}).pop(batch, 0)
-                return samples * self._sample_bytes[to] * len(tensors)
+                return self._bytes(sender, to, to, samples) * len(tensors)
             case Shared(tensors=tensors):
                 return sum(self._weights_bytes[name] for name in tensors)
             case Weights():
                 return self._readout_bytes
         return 0
+
+    def _bytes(self, sender: str, to: str, node: str, samples: int, exact: bool = False) -> int:
+        """Return the bytes of an activation of `node`, or of its gradient."""
+        encoding = None if exact else self._encodings.get((sender, to))
+        if encoding is None:
+            return samples * self._sample_bytes[node]
+        return encoding.frame_bytes((samples, *self._shapes[node]))
 
     def _note(self, link: tuple[str, str], batch: int, samples: int) -> None:
         kept = self._samples.setdefault(link, {})

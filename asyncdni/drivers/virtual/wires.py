@@ -20,6 +20,7 @@ from asyncdni.config import Limits
 from asyncdni.delays import LinkDelay
 from asyncdni.drivers.virtual.clock import Agenda
 from asyncdni.drivers.virtual.costs import Links, MessageBytes, around, tensor_bytes
+from asyncdni.encodings import Encoded
 from asyncdni.messages import Beat, Message, Report, WithTensors
 from asyncdni.wire.codec import Buffer, decode, encode
 
@@ -48,7 +49,10 @@ class Parcel:
         message, self._message = self._message, None
         self.gone = True
         if isinstance(message, WithTensors):
-            tensors = {name: np.array(tensor) for name, tensor in message.tensors.items()}
+            tensors = {
+                name: tensor.decode() if isinstance(tensor, Encoded) else np.array(tensor)
+                for name, tensor in message.tensors.items()
+            }
             return msgspec.structs.replace(message, tensors=tensors)
         assert message is not None
         return message

@@ -73,6 +73,13 @@ class Conv2d:
         without making them."""
         return self.channels * shape[0] * math.prod(self.windows.kernel)
 
+    def flops(self, shape: tuple[int, ...], samples: int, *, send: bool) -> tuple[int, int]:
+        """Return the floating-point operations of the products in (forward, backward): see
+        `nn.base.Layer.output_shape`."""
+        _, height, width = self.output_shape(shape)
+        product = 2 * samples * height * width * self.size(shape)
+        return product, product * (1 + send)
+
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
     ) -> tuple[int, ...]:

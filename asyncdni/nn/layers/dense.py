@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,12 @@ class Dense:
         """Return how many numbers the weights have that `build` makes for inputs of `shape`,
         without making them."""
         return self.width * shape[-1]
+
+    def flops(self, shape: tuple[int, ...], samples: int, *, send: bool) -> tuple[int, int]:
+        """Return the floating-point operations of the products in (forward, backward): see
+        `nn.base.Layer.output_shape`."""
+        product = 2 * samples * math.prod(shape) * self.width
+        return product, product * (1 + send)
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams

@@ -169,6 +169,17 @@ class Recurrent:
         without making them."""
         return self.GATES * self.units * (shape[1] + self.units)
 
+    def flops(self, shape: tuple[int, ...], samples: int, *, send: bool) -> tuple[int, int]:
+        """Return the floating-point operations of the products in (forward, backward), without
+        those of a future: see `nn.base.Layer.output_shape`. The backward goes through the steps
+        whether it sends or not."""
+        steps, inputs = shape
+        a_column = 2 * samples * steps * self.GATES * self.units
+        return (
+            a_column * (inputs + self.units),
+            a_column * (inputs * (1 + send) + 2 * self.units),
+        )
+
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
     ) -> tuple[int, ...]:

@@ -139,6 +139,7 @@ class NumpyStage:
         agreement_every: int = AGREEMENT_EVERY,
         steps: int = 0,
         sharing: Sharing | None = None,
+        remainders: Mapping[str, Mapping[str, Array]] | None = None,
     ) -> None:
         """Args:
         exit_name: the block whose activation leaves the stage; None: there is none.
@@ -147,7 +148,9 @@ class NumpyStage:
         agreement_every: the generator's agreement is measured on one fit in so many.
         steps: the length of windows whose steps have targets of their own; 0: there are none.
         sharing: makes the steps of weights that several stages use.
+        remainders: zeros; see `stages.base.Stage`.
         """
+        self.remainders = remainders or {}
         self._blocks = {block.node.name: block for block in blocks}
         self._exit: Exit | None = None
         if exit_name is not None:
@@ -449,5 +452,5 @@ class NumpyStage:
                 for producer, model in self._input_models.items()
                 if self._readers[producer] is block
             }
-            found[name] = parts_of(block, own, models)
+            found[name] = parts_of(block, own, models, self.remainders.get(name, {}))
         return found
