@@ -174,9 +174,9 @@ def as_planes(dataset: Dataset, *, planes: bool) -> Dataset:
         return dataset
     return Dataset(
         dataset.source,
-        dataset.x_train.reshape(-1, *_PLANES),
+        dataset.x_train[:].reshape(-1, *_PLANES),
         dataset.y_train,
-        dataset.x_test.reshape(-1, *_PLANES),
+        dataset.x_test[:].reshape(-1, *_PLANES),
         dataset.y_test,
         dataset.classes,
     )

@@ -27,6 +27,7 @@ from asyncdni.core.worker import Worker
 from asyncdni.data import checksums, open_batches
 from asyncdni.data.base import Source
 from asyncdni.data.meta import Meta, other_parts
+from asyncdni.data.stored import Stored, chunks
 from asyncdni.encodings import Compressor
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.imports import Allowed, allowing
@@ -394,7 +395,7 @@ def make_source(design: Design, group: Group) -> Source | None:
     )
 
 
-def check_targets(design: Design, found: Mapping[str, NDArray[Any]]) -> None:
+def check_targets(design: Design, found: Mapping[str, NDArray[Any] | Stored]) -> None:
     """Check the arrays of targets in `found`. Raises `DataError`, with the name of the array, for
     targets that a loss can't learn."""
     losses = [
@@ -403,11 +404,15 @@ def check_targets(design: Design, found: Mapping[str, NDArray[Any]]) -> None:
         if node.loss and not is_own(node.loss)
     ]
     for name, targets in found.items():
-        for loss, shape in losses:
-            try:
-                loss.check(shape, _flat(targets, design.meta))
-            except DataError as error:
-                raise DataError(f"{name}: {error}") from error
+        # A loss counts samples from the first that it is given.
+        parts = chunks(targets) if isinstance(targets, Stored) else [(0, targets)]
+        for start, part in parts:
+            for loss, shape in losses:
+                try:
+                    loss.check(shape, _flat(part, design.meta))
+                except DataError as error:
+                    place = f"{name}[{start}:]" if start else name
+                    raise DataError(f"{place}: {error}") from error
 
 
 def _flat(targets: NDArray[Any], meta: Meta) -> NDArray[Any]:
