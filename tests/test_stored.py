@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from asyncdni import data as datasets
 from asyncdni.data import stored
 from asyncdni.data.base import Dataset
 from asyncdni.data.stored import Stored
+from asyncdni.data.torch import TorchBatches
 from asyncdni.errors import DataError
 from asyncdni.launch.train import design_of, design_of_arrays
 from asyncdni.plan.build import make_source
@@ -178,6 +180,28 @@ def test_arrays_of_a_caller_may_be_mapped(tmp_path: Path) -> None:
         for data in (given, mapped)
     )
     assert one.meta == other.meta
+
+
+class Squares:
+    """Samples of a user's own, without PyTorch: a length, and items."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if not 0 <= index < 12:
+            raise IndexError(index)
+        return np.float32([index, index * index]), index % 3
+
+
+def test_samples_of_ones_own_need_no_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    opened = TorchBatches("mine", Squares(), Squares())
+    assert opened.meta.outputs == 3 and opened.meta.train_samples == 12
+    read = opened.read(0, 0, 12, 0, np.float32)
+    x = read["h"]
+    assert sorted(x[:, 0].tolist()) == list(range(12)) and (x[:, 1] == x[:, 0] ** 2).all()
+    assert (read["y"] == x[:, 0] % 3).all()
 
 
 # --- errors --------------------------------------------------------------------------------------
