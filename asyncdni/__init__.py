@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         EarlyStopping as EarlyStopping,
         Training as Training,
     )
+    from asyncdni.launch.trackers import Mlflow as Mlflow, Wandb as Wandb
     from asyncdni.launch.train import train
     from asyncdni.store.run import Result as Result, open_run
 
@@ -64,12 +65,14 @@ __version__ = "0.1.0"
 _LAZY = {
     "Callback": "launch.callbacks",
     "EarlyStopping": "launch.callbacks",
+    "Mlflow": "launch.trackers",
     "Result": "store.run",
     "evaluate": "evaluation",
     "load": "experiment",
     "open_run": "store.run",
     "predict": "evaluation",
     "Training": "launch.callbacks",
+    "Wandb": "launch.trackers",
     "train": "launch.train",
 }
 

@@ -148,6 +148,9 @@ class Link(Table, frozen=True, kw_only=True):
     # how activations and gradients of training travel: "none": as float32; "auto": by `bandwidth`,
     # see docs/conditions.md
     compress: Literal["none", "bfloat16", "float16", "int8", "auto"] = "none"
+    # how gradients travel that train a generator and nothing else: "top_k": the largest 16th part
+    # of each sample; None: as `compress` says
+    compress_fits: Literal["top_k"] | None = None
 
 
 class Links(Link, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,21 @@ def evaluate(run: Result, *, allow_import: Allowed = False) -> dict[str, Any]:
     return _result(sums)
 
 
-def predict(run: Result, x: ArrayLike, *, allow_import: Allowed = False) -> dict[str, Array]:
+def predict(
+    run: Result,
+    x: ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...],
+    *,
+    allow_import: Allowed = False,
+) -> dict[str, Array]:
     """Return the output of every stage with a loss, by stage, for inputs x (N, …): floating, or
-    uint8, which is scaled by 1/255 as in training.
+    uint8, which is scaled by 1/255 as in training. For a network whose samples have several tensors
+    x is a table of arrays (N, …) by their names, or a tuple of them.
 
     Raises `DataError` for inputs that are no numbers, of another shape than the network's, NaN or
     infinite, and if only one of training data and inputs is uint8 and their scales differ. Inputs
     much larger or smaller than those of training give a `DataWarning`.
     """
-    x = as_numbers("inputs", "x", x)
+    x = as_numbers("inputs", "x", _joined(run.meta, x))
     for text in _check_inputs(run.meta, x):
         warnings.warn(text, DataWarning, stacklevel=2)
     design = _design(run, allow_import)
@@ -94,6 +100,20 @@ def predict(run: Result, x: ArrayLike, *, allow_import: Allowed = False) -> dict
             for name in losses:
                 parts[name].append(known[name])
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _joined(meta: Meta, x: Any) -> Any:
+    """Return inputs of several tensors with the numbers of a sample behind one another, and all
+    others as they are. Raises `DataError` for a table without one of the names."""
+    if not meta.fields or not isinstance(x, Mapping | tuple):
+        return x
+    names = [one.name for one in meta.fields]
+    if isinstance(x, Mapping) and (missing := [name for name in names if name not in x]):
+        raise DataError(f"x has no {missing[0]}, expected arrays named {', '.join(names)}")
+    if len(x) < len(names):
+        raise DataError(f"x has {len(x)} arrays, expected {len(names)}")
+    arrays = [np.asarray(x[n] if isinstance(x, Mapping) else x[i]) for i, n in enumerate(names)]
+    return np.concatenate([one.reshape(len(one), -1).astype(np.float64) for one in arrays], axis=1)
 
 
 def _check_inputs(meta: Meta, x: Array) -> Iterator[str]:

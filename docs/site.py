@@ -34,6 +34,8 @@ NAMES = {
     "Callback": "launch.callbacks",
     "EarlyStopping": "launch.callbacks",
     "Training": "launch.callbacks",
+    "Mlflow": "launch.trackers",
+    "Wandb": "launch.trackers",
     "AsyncDNIError": "errors",
 }
 

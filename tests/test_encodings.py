@@ -17,10 +17,11 @@ import asyncdni
 from asyncdni import experiment
 from asyncdni.config import Limits
 from asyncdni.core.events import Finish
+from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.drivers.virtual.faults import Faults
 from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.encodings import ENCODINGS, Compressor, Encoded, encode_with_remainder
-from asyncdni.errors import ConfigError, RemoteProtocolError
+from asyncdni.errors import ConfigError, NumericalError, RemoteProtocolError
 from asyncdni.messages import Activation, Gradient, Shared, Weights
 from asyncdni.plan.build import Design, make_compressor, make_design, make_stage
 from asyncdni.plan.conditions import automatic_words, link_encodings
@@ -29,6 +30,8 @@ from asyncdni.report.columns import COLUMNS
 from asyncdni.wire.codec import decode, encode
 
 F32 = np.float32
+#: Those that round each element; top_k leaves elements out.
+ROUNDING = [name for name in ENCODINGS if name != "top_k"]
 SHAPES = [(), (3,), (4, 5), (2, 3, 4), (0, 3), (3, 0), (1, 1)]
 
 
@@ -48,7 +51,7 @@ def through(name: str, array: Any) -> Any:
 # --- encodings -----------------------------------------------------------------------------------
 
 
-@each("name", ENCODINGS)
+@each("name", ROUNDING)
 @each("shape", SHAPES)
 def test_what_is_lost_is_at_most_half_a_step(name: str, shape: tuple[int, ...]) -> None:
     x = drawn(shape)
@@ -64,7 +67,25 @@ def test_what_is_lost_is_at_most_half_a_step(name: str, shape: tuple[int, ...]) 
 
 def test_encodings_are_as_small_as_they_say() -> None:
     sizes = {name: one.frame_bytes((256, 1024)) for name, one in ENCODINGS.items()}
-    assert sizes == {"bfloat16": 2 << 18, "float16": 2 << 18, "int8": 256 * 1028}
+    halves = {"bfloat16": 2 << 18, "float16": 2 << 18}
+    assert sizes == {**halves, "int8": 256 * 1028, "top_k": 256 * 64 * 6}
+    assert ENCODINGS["top_k"].frame_bytes((2, 1 << 17)) == 2 * (1 << 13) * 8
+
+
+@each("shape", [(4, 64), (3, 5, 7), (2, 70_000)])
+def test_top_k_keeps_the_largest_of_each_row_as_they_are(shape: tuple[int, ...]) -> None:
+    x = drawn(shape)
+    found = through("top_k", x).reshape(len(x), -1)
+    for row, whole in zip(found, x.reshape(len(x), -1), strict=True):
+        kept = np.flatnonzero(row)
+        assert len(kept) == -(-len(row) // 16) and (row[kept] == whole[kept]).all()
+        assert np.abs(row[kept]).min() >= np.abs(np.delete(whole, kept)).max()
+
+
+def test_of_equal_elements_top_k_keeps_the_first() -> None:
+    x = np.array([[0.0, -2.0, 2.0, *[1.0] * 30, -2.0]], F32)
+    assert np.flatnonzero(through("top_k", x)).tolist() == [1, 2, 33]
+    assert not through("top_k", np.zeros((2, 40), F32)).any()
 
 
 def test_rows_of_int8_do_not_depend_on_each_other() -> None:
@@ -102,6 +123,7 @@ def test_numbers_above_float16_become_its_largest() -> None:
     assert found.tolist() == [[65504.0, -65504.0, 65504.0]]
 
 
+@pytest.mark.long
 def test_bfloat16_is_that_of_pytorch() -> None:
     """Of any bits: ties, numbers below the normal ones, infinity and NaN among them."""
     torch = pytest.importorskip("torch")
@@ -113,7 +135,14 @@ def test_bfloat16_is_that_of_pytorch() -> None:
     np.testing.assert_array_equal(through("bfloat16", x), expected)
 
 
-# --- memory --------------------------------------------------------------------------------------
+# --- remainders ----------------------------------------------------------------------------------
+
+
+def test_what_top_k_leaves_out_comes_later() -> None:
+    encoding, remainder = ENCODINGS["top_k"], np.zeros((2, 32), F32)
+    x = drawn((2, 32))
+    sent = [encode_with_remainder(encoding, x, remainder).decode() for _ in range(400)]
+    assert np.abs(np.mean(sent, axis=0) - x).max() < 0.1
 
 
 def test_sums_over_batches_are_right_to_one_rounding() -> None:
@@ -185,6 +214,23 @@ def test_each_link_has_the_encoding_of_its_own_table() -> None:
     assert chosen(design(links=links)) == {
         **{"s0->s1": "bfloat16", "s1->s0": "int8", "s1->top": "int8"},
     }
+
+
+def test_gradients_that_only_train_generators_may_be_top_k() -> None:
+    links = {"compress": "int8", "compress_fits": "top_k"}
+    stages = networks.chain(3)
+    stages[0]["schedule"] = {"name": "locked"}
+    assert chosen(design(stages, {"name": "synthetic"}, links=links)) == {
+        **{"s0->s1": "int8", "s1->s0": "int8", "s1->top": "int8", "top->s1": "top_k"},
+    }
+    learned = ({"name": "locked"}, {"name": "synthetic", "mix": 0.5})
+    for schedule in (*learned, {"name": "synthetic", "correct": True}):
+        assert set(chosen(design(schedule=schedule, links=links)).values()) == {"int8"}
+    made = design(networks.fork(), {"name": "synthetic"}, links={"compress_fits": "top_k"})
+    one = simulate(made, seed=0, maths=True)
+    assert bits(one) == bits(simulate(made, seed=0, maths=True, codec=True))
+    exact = simulate(design(networks.fork(), {"name": "synthetic"}), seed=0, maths=True)
+    assert bits(one) != bits(exact)
 
 
 @each(
@@ -312,7 +358,7 @@ def test_a_message_may_not_be_over_the_limit_when_it_is_decoded() -> None:
         decode(frames, Limits(message_bytes=3199))
 
 
-@given(st.sampled_from(list(ENCODINGS)), st.binary(min_size=12, max_size=48))
+@given(st.sampled_from(ROUNDING), st.binary(min_size=12, max_size=48))
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_in_a_frame_are_some_tensor(name: str, content: bytes) -> None:
     width = {"int8": len(content) - 4}.get(name, len(content) // 2)
@@ -321,6 +367,26 @@ def test_any_bytes_in_a_frame_are_some_tensor(name: str, content: bytes) -> None
     with np.errstate(all="ignore"):
         found = decode([header, content], Limits())
     assert isinstance(found, Gradient) and found.tensors["b"].shape == (1, width)
+
+
+@each("scale", [np.nan, np.inf, -np.inf])
+def test_a_scale_that_is_not_finite_is_the_fault_of_the_stage_that_sent_it(scale: float) -> None:
+    made = design(links={"compress": "int8"})
+    inspection = Inspection(made, made.plan.groups[0], {"s0": 0, "s1": 0, "top": 0})
+    header = msgpack.packb(["Gradient", "s1", 0, 0, {"s1": ["float32", [5, 6], "int8"]}])
+    scales = np.array([1.0, 1.0, scale, 1.0, 1.0], "<f4")
+    with np.errstate(all="ignore"):
+        found = decode([header, scales.tobytes() + bytes(30)], Limits())
+        with pytest.raises(NumericalError, match="stage s1 has sent the gradient of batch 0"):
+            inspection.accusation(found)
+
+
+@each("places", [[32, 33], [5, 5], [9, 8], [0, 65535]])
+def test_places_of_top_k_that_no_sender_writes_are_refused(places: list[int]) -> None:
+    header = msgpack.packb(["Gradient", "b", 0, 1, {"b": ["float32", [1, 32], "top_k"]}])
+    content = np.ones(2, "<f4").tobytes() + np.array(places, "<u2").tobytes()
+    with pytest.raises(RemoteProtocolError, match="places of elements must rise"):
+        decode([header, content], Limits())
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -335,7 +401,7 @@ def bits(result: Result) -> dict[str, bytes]:
     }
 
 
-@each("name", ENCODINGS)
+@each("name", ROUNDING)
 def test_synchronous_runs_repeat_to_the_bit_and_differ_from_float32(name: str) -> None:
     """Also where every message is written as for the wire, and arrives at other times."""
     schedule = {"name": "gpipe", "microbatches": 5} if name == "float16" else {"name": "locked"}

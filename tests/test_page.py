@@ -10,7 +10,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def test_a_worker_that_dies_is_seen_down_catching_up_and_learning_again(design: 
     look()
     told.report(1.5, "hidden", 100, 1.0)  # no update more
     look()
-    told(2.0, "lost", stage="hidden", text="worker hidden died with signal 9")
+    told(1.6, "lost", stage="hidden", text="worker hidden died with signal 9")
     look()
     assert told.of("hidden")["pid"] is None
     told(2.1, "launch", stage="hidden", attempt=1)
@@ -147,9 +147,25 @@ def test_a_worker_that_dies_is_seen_down_catching_up_and_learning_again(design: 
     assert {one["state"] for one in told.state.news()["workers"].values()} == {"done"}
 
 
+def test_workers_that_go_back_have_no_negative_speed(design: Design) -> None:
+    told = Told(design).begin()
+    told.report(1.0, "output", 100, 0.5)
+    told(1.2, "lost", stage="hidden", text="worker hidden died with signal 9")
+    told(1.3, "round", incarnation=2, restore="checkpoints/1", start=0, lost_updates={"output": 9})
+    told.report(2.0, "output", 10, 1.0)
+    told.report(3.0, "output", 110, 2.0)
+    points = told.state.news()["points"]["output"]
+    at = COLUMNS.index("samples_per_s") + 1
+    assert [point[at] for point in points] == [200.0, 100.0]
+    assert told.of("output")["samples_per_s"] == 100.0
+
+
 def test_news_have_what_is_new_and_nothing_else(design: Design) -> None:
     told = Told(design).begin()
     told.report(1.0, "hidden", 100, 0.5)
+    tally = {"staleness_mean": 2.0, "staleness_max": 4, "staleness_le_1": 3, "staleness_le_4": 1}
+    told.report(1.2, "hidden", 120, 0.7, **tally)
+    assert told.of("hidden")["staleness_bins"] == [["0", 0.0], ["1", 0.75], ["2", 0.0], ["4", 0.25]]
     first = told.state.news()
     assert [link["to"] for link in first["network"]["links"]] == ["output"]
     assert [one["stages"][0]["shape"] for one in first["network"]["workers"]] == ["8", "8"]
@@ -319,9 +335,9 @@ def test_text_of_workers_is_text_and_files_are_the_page_s_own(
     news = json.loads(re.findall(r"^data: (.*)$", stream.text, re.M)[0])
     assert MARKUP in news["0"]["events"][-1][4] and "\x1b" not in stream.text
     home = ROOT / "asyncdni" / "page" / "assets"
-    assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacent|eval\(", (home / "page.js").read_text()
-    )
+    scripts = [path.read_text() for path in home.glob("*.js") if path.name.islower()]
+    assert len(scripts) > 5
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|eval\(", "".join(scripts))
     assert not re.search(r"<script>| on\w+=|style=", (home / "page.html").read_text())
 
 
@@ -384,11 +400,13 @@ def test_idle_connections_do_not_keep_anybody_out(page: Page, design: Design) ->
         for number in range(200):
             one = stack.enter_context(socket.create_connection(("127.0.0.1", page.port), 10))
             if number % 2:
-                one.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
+                with suppress(ConnectionError):
+                    one.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
             idle.append(one)
         assert "asyncdni_stage_up" in get(page, "metrics")
-        idle[0].settimeout(10)
-        assert idle[0].recv(1) == b""  # the oldest had to go
+        for one in idle[:150]:  # the older ones had to go
+            with suppress(ConnectionResetError):
+                assert one.recv(1) == b""
 
 
 def test_a_port_in_use_is_passed_over_and_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset  # noqa: E402
 
-from asyncdni.data.meta import mismatch  # noqa: E402
-from asyncdni.data.torch import TorchBatches, data_set_of, first_shape  # noqa: E402
+from asyncdni.data.meta import Field, mismatch  # noqa: E402
+from asyncdni.data.torch import TorchBatches, data_set_of, first_form  # noqa: E402
 from asyncdni.errors import DataError  # noqa: E402
 
 X = torch.arange(30.0).reshape(10, 3)
@@ -139,6 +139,49 @@ class Broken(Flow):
         raise ValueError("torn")
 
 
+def test_inputs_of_several_tensors_lie_behind_one_another() -> None:
+    pairs = [({"ids": torch.tensor([i, 2]), "on": torch.tensor(i > 0), "x": X[i]}, 1)
+             for i in range(3)]  # fmt: skip
+    found = batches(pairs, pairs)
+    assert found.meta.fields == (
+        *(Field("ids", "int", (2,)), Field("on", "bool", ()), Field("x", "float", (3,))),
+    )
+    assert found.meta.input_shape == (6,)
+    h = found.read_test(0, 3, np.float32)["h"]
+    assert h.tolist() == [[i, 2, i > 0, *X[i].tolist()] for i in range(3)]
+    assert first_form((pairs, pairs)) == ((6,), found.meta.fields)
+    places = batches(*[[((X[0], Y[:2]), 1)]] * 2)
+    assert places.meta.fields == (Field("", "float", (3,)), Field("", "int", (2,)))
+
+
+def test_all_tensors_with_a_step_for_each_target_are_padded() -> None:
+    def sample(steps: int) -> Any:
+        ids = torch.arange(1, steps + 1)
+        return {"ids": ids, "mask": torch.ones_like(ids), "kind": torch.tensor([7])}, ids
+
+    found = batches([sample(2), sample(4)], [sample(3)], classes=0)
+    assert [one.shape for one in found.meta.fields] == [(4,), (4,), (1,)]
+    batch = found.read_test(0, 1, np.float32)
+    assert batch["h"].tolist() == [[1, 2, 3, 0, 1, 1, 1, 0, 7]]
+    assert batch["mask"].tolist() == [[True, True, True, False]]
+
+
+def test_a_collate_function_may_make_tables() -> None:
+    def tables(samples: list[Any]) -> Any:
+        return {"x": torch.stack([x for x, _ in samples])}, torch.stack([y for _, y in samples])
+
+    found = batches(*[data_set_of(DataLoader(WHOLE, collate_fn=tables))] * 2)
+    assert found.meta.fields == (Field("x", "float", (3,)),)
+
+
+def test_samples_with_other_tensors_than_the_first_are_refused() -> None:
+    found = batches(*[[({"a": X[0]}, 1), ({"b": X[0]}, 1)]] * 2)
+    with pytest.raises(
+        DataError, match=r"input is b \(float\), that of the first sample a \(float"
+    ):
+        found.read_test(0, 2, np.float32)
+
+
 @pytest.mark.parametrize(
     ("train", "words"),
     [
@@ -149,8 +192,9 @@ class Broken(Flow):
         (Broken(), ["training set can't be read: ValueError: torn"]),
         ([X[0]], ["training sample 0 is a Tensor, expected (input, target)"]),
         ([{"x": X[0], "y": 1}], ["training sample 0 is a dict", 'item["labels"]']),
-        ([({"ids": X[0], "mask": X[0]}, 1)], ["input is a dict of tensors", "wrap the model"]),
-        ([((X[0], X[0]), 1)], ["input is a tuple of tensors, expected one tensor"]),
+        ([({"ids": X[0], "name": "a"}, 1)], ["input 'name' is a str, expected numbers"]),
+        ([(X[0], {"a": X[0]})], ["target is a dict of tensors, expected one tensor"]),
+        ([({"ids": X[0]}, 1)], ["test sample 0 has the shapes ((3,), ())"]),
         ([("a cat", 1)], ["training sample 0, input is a str, expected numbers"]),
         ([(X[0], "cat")], ["training sample 0, target is a str"]),
         ([(X[0] / 0, 1)], ["input holds NaN or infinity"]),
@@ -191,7 +235,7 @@ def test_of_a_loader_its_data_set_is_used() -> None:
     assert len(doubled) == len(WHOLE)
     np.testing.assert_array_equal(doubled[1][0], 2 * WHOLE[1][0])
     assert doubled[1][1] == WHOLE[1][1]
-    assert first_shape((WHOLE, WHOLE)) == (3,)
+    assert first_form((WHOLE, WHOLE)) == ((3,), ())
 
 
 DATA = """

@@ -33,6 +33,7 @@ class Scale:
     def build(self, shape, dtype, streams):
         self.params = {"factor": np.full(shape, self.first, dtype)}
         self.grads = {"factor": np.zeros(shape, dtype)}
+        self.buffers = {"seen": np.array(0, np.int64)}  # without axes
         return shape
 
     def forward(self, x, slot):
@@ -40,6 +41,7 @@ class Scale:
         if self.forwards == self.fail_at:
             raise ValueError("the factor\\nis out of tune")
         slot["x"] = x
+        self.buffers["seen"] += len(x)
         return x * self.params["factor"]
 
     def backward(self, grad_y, slot, *, learn, send):
@@ -70,7 +72,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def test_it_learns_and_is_saved_evaluated_and_used(site: Site) -> None:
     finished = site.run("train", "tiny.toml", "--allow-import", "--out", "run")
     assert (finished.code, finished.err) == (0, "")
-    factor = load_stage(site.folder / "run" / "final", "hidden")["2.factor"]
+    hidden = load_stage(site.folder / "run" / "final", "hidden")
+    factor, seen = hidden["2.factor"], hidden["2.seen"]
+    assert seen.shape == () and seen.dtype == np.int64 and seen > 0
     assert factor.shape == (8,)
     assert (factor != 2.0).all()
     finished = site.run("evaluate", "run", "--allow-import")
@@ -157,7 +161,9 @@ def test_an_error_in_it_is_one_line_for_the_user_and_a_traceback_in_the_log(site
     site.write("tiny.toml", SCALED.replace("2.0 }", "{ fail_at = 3 } }"))
     finished = site.run("train", "tiny.toml", "--allow-import", "--out", "run")
     finished.refused(
-        "worker hidden failed: ValueError: the factor is out of tune", "its log has the traceback"
+        "worker hidden failed: ValueError: the factor is out of tune",
+        f"its log has the traceback: {socket.gethostname()}:",
+        "/run/logs/hidden.log",
     )
     log = (site.folder / "run" / "logs" / "hidden.log").read_text()
     assert "Traceback (most recent call last)" in log

@@ -20,12 +20,16 @@ __all__ = [
     "dropped",
     "frozen_below",
     "gpt",
+    "gpt2",
     "lstm",
     "masked",
     "mlp",
+    "of_kinds",
     "opaque",
+    "padded_sentences",
     "pictures",
     "points",
+    "points_of_kinds",
     "positions_gpt",
     "resnet18",
     "returns_tuple",
@@ -264,6 +268,35 @@ def tied(vocabulary: int = 12, width: int = 8) -> nn.Module:
     return Tied(vocabulary, width)
 
 
+def gpt2(vocabulary: int = 12, steps: int = 8, width: int = 16, blocks: int = 1) -> nn.Module:
+    """Hugging Face's GPT-2, without dropout; its head has the embedding's weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_positions": steps, "n_embd": width, "n_layer": blocks, "n_head": 2}
+    noise = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), 0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **sizes, **noise, **ends))
+
+
+class OfKinds(nn.Module):
+    """Classes of points, whose kind is added again behind the first layer."""
+
+    def __init__(self, inputs: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(inputs, width), nn.Linear(width, width)
+        self.kinds, self.last = nn.Embedding(3, width), nn.Linear(width, outputs)
+
+    def forward(self, x: torch.Tensor, kind: torch.Tensor) -> dict[str, torch.Tensor]:
+        h = torch.relu(self.first(x))
+        h = torch.relu(self.second(h) + self.kinds(kind))
+        return {"logits": self.last(h), "hidden": h}
+
+
+def of_kinds(inputs: int = 37, width: int = 9, outputs: int = 5) -> nn.Module:
+    """A model with two inputs, which returns a table."""
+    return OfKinds(inputs, width, outputs)
+
+
 class Steps(nn.Module):
     """The outputs of each step of an LSTM, without its states."""
 
@@ -465,6 +498,25 @@ def sentences(samples: int = 20, longest: int = 8, vocabulary: int = 12) -> tupl
     ids = [(3 * torch.arange(length + 1) + length) % vocabulary for length in [*lengths, longest]]
     pairs = [(one[:-1], one[1:]) for one in ids]
     return pairs[:-1], pairs[-1:]
+
+
+def padded_sentences(samples: int = 20) -> tuple[Any, Any]:
+    """The same, as tables of ids and of a mask of those that are there."""
+    parts = sentences(samples)
+    train, test = (
+        [({"input_ids": x, "attention_mask": torch.ones_like(x)}, y) for x, y in part]
+        for part in parts
+    )
+    return train, test
+
+
+def points_of_kinds(samples: int = 60) -> tuple[Any, Any]:
+    """Tuples of a point (D,) and its kind (), and the class of both."""
+    train, test = (
+        [((x, torch.tensor(index % 3)), (y + index % 3) % 5) for index, (x, y) in enumerate(part)]
+        for part in points(samples)
+    )
+    return train, test
 
 
 def pictures(

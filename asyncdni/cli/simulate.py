@@ -173,6 +173,7 @@ def run(args: argparse.Namespace) -> int:
         for line in [name, *lines, *fault_lines, ""]:
             print(line)
     print(LEGEND, end="\n\n")
+    print(_assumed(Costs(), Links()), end="\n\n")
     print("\n".join(_table(results, maths=args.maths)))
     return 0
 
@@ -236,7 +237,7 @@ def _command(args: argparse.Namespace, schedule: str, seed: int) -> str:
 
 
 def _table(results: dict[str, Result], *, maths: bool) -> list[str]:
-    """Return a line for each schedule. Times are virtual: only their ratios mean anything."""
+    """Return a line for each schedule."""
     head = ["schedule", "samples/s", "x locked", "busy %", "staleness (max)"]
     rows = [head + ["accuracy"] * maths]
     locked = results.get("locked")
@@ -247,6 +248,16 @@ def _table(results: dict[str, Result], *, maths: bool) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows]
     return ["  ".join(cells).rstrip() for cells in lines]
+
+
+def _assumed(costs: Costs, links: Links) -> str:
+    """Say which times of ops and messages the figures rest on."""
+    return (
+        f"Assumed op times, whatever the layers are: {costs.forward_us:g} us for a forward of each "
+        f"stage,\n{costs.backward_us:g} us for a backward, {costs.update_us:g} us for an update; "
+        f"{links.latency_us:g} us for a message; a core for each worker.\n"
+        "`asyncdni advise` measures the real ones on this machine, and predicts from them."
+    )
 
 
 def _speed_up(result: Result, locked: Result | None) -> str:

@@ -1,7 +1,8 @@
 """Data sets of PyTorch: what a function of the user's returns, or what was given as an object.
 
 Samples are (input, target) pairs. Inputs are numbers of one shape, as tensors or arrays, and are
-taken as they are. Targets are whole numbers (a class a sample, or a class a step where they have
+taken as they are; or they are tables or tuples of such, whose numbers are put behind one another
+(`data.meta.Field`). Targets are whole numbers (a class a sample, or a class a step where they have
 the shape (T,)), or floating numbers (values). A step whose target is -100 (`ignore_index` of
 PyTorch's cross-entropy) does not count. Samples of (T, …) and (T,) may have any lengths T: all are
 padded at their ends to the longest one of both sets, with zeros and targets of -100.
@@ -20,16 +21,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, reduce
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from asyncdni import config
 from asyncdni.data.base import Dataset, buffer_for, span_of
-from asyncdni.data.meta import Array, Meta, Tensor
+from asyncdni.data.meta import Array, Field, Meta, Tensor
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.imports import import_named, is_allowed
 from asyncdni.nn.streams import stream
@@ -38,7 +39,7 @@ __all__ = [
     "TorchBatches",
     "data_set_of",
     "describe",
-    "first_shape",
+    "first_form",
     "load",
     "open_batches",
 ]
@@ -133,16 +134,57 @@ class _Collated:
 
     def __getitem__(self, index: int) -> Any:
         batch = self._collate([self._samples[index]])
-        return tuple(one[0] for one in batch) if isinstance(batch, tuple | list) else batch
+        return tuple(map(_first_row, batch)) if isinstance(batch, tuple | list) else batch
 
 
-def first_shape(made: tuple[Any, Any]) -> tuple[int, ...]:
-    """The shape of the first input of the first of two data sets, without the axis of samples.
-    Raises `DataError`."""
-    return _part(made[0], "data", "training").first()[0].shape
+def _first_row(batch: Any) -> Any:
+    """The first row of a batch, of each of its tensors where there are several."""
+    if isinstance(batch, Mapping):
+        return {name: one[0] for name, one in batch.items()}
+    several = isinstance(batch, tuple) and any(hasattr(one, "shape") for one in batch)
+    return tuple(one[0] for one in batch) if several else batch[0]
+
+
+def first_form(made: tuple[Any, Any]) -> tuple[tuple[int, ...], tuple[Field, ...]]:
+    """The shape of the first input of the first of two data sets, without the axis of samples, and
+    its fields, if it has several tensors. Raises `DataError`."""
+    found = _part(made[0], "data", "training").first()[0]
+    return found.shape, found.fields
 
 
 # --- samples -------------------------------------------------------------------------------------
+
+
+class _Input(NamedTuple):
+    """The input of a sample: one array, or several with their names ("" in a tuple)."""
+
+    arrays: tuple[Array, ...]
+    names: tuple[str, ...] = ()  # empty: it is the one array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the numbers that are sent."""
+        return (sum(one.size for one in self.arrays),) if self.names else self.arrays[0].shape
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """What the input is made of; empty for one array."""
+        return tuple(
+            Field(name, _KINDS[one.dtype.kind], one.shape)
+            for name, one in zip(self.names, self.arrays, strict=False)
+        )
+
+    def write(self, out: Array) -> None:
+        """Write the numbers into `out`, of `shape`."""
+        if self.names:
+            out[...] = np.concatenate([one.reshape(-1).astype(out.dtype) for one in self.arrays])
+        else:
+            out[...] = self.arrays[0]
+
+
+_KINDS: dict[str, Literal["float", "int", "bool"]] = {
+    **{"b": "bool", "i": "int", "u": "int", "f": "float"}
+}
 
 
 class _Part(Protocol):
@@ -150,12 +192,12 @@ class _Part(Protocol):
 
     def __len__(self) -> int: ...
 
-    def first(self) -> tuple[Array, Array]:
+    def first(self) -> tuple[_Input, Array]:
         """The input and the target of the first sample."""
 
-    def read(self, rows: Array, x: Array) -> Array:
+    def read(self, rows: Array, x: Array, steps: int) -> Array:
         """Read the inputs of these samples into `x`, and return their targets. Samples with fewer
-        steps than `x` are padded where each step has a target. Raises `DataError`."""
+        `steps` are padded where each step has a target. Raises `DataError`."""
 
     def targets(self) -> _Targets:
         """What is known of all targets."""
@@ -210,25 +252,26 @@ class _OneByOne:
     def __init__(self, samples: _Samples, place: str) -> None:
         self._samples = samples
         self._place = place
+        self._form: tuple[tuple[str, ...], list[str]] | None = None  # of the first input
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    def first(self) -> tuple[Array, Array]:
+    def first(self) -> tuple[_Input, Array]:
         return self._item(0)
 
-    def read(self, rows: Array, x: Array) -> Array:
+    def read(self, rows: Array, x: Array, steps: int) -> Array:
         targets: list[Array] = []
         for place, row in enumerate(rows.tolist()):
             one, y = self._item(row)
             if y.ndim == 1 and y.dtype.kind in "iu":
-                one, y = _padded(one, y, x.shape[1] if x.ndim > 1 else 0)
+                one, y = _padded(one, y, steps)
             if one.shape != x.shape[1:] or (targets and y.shape != targets[0].shape):
                 expected = x.shape[1:], targets[0].shape if targets else y.shape
                 raise DataError(
                     _other_shapes(f"{self._place} {row}", (one.shape, y.shape), expected)
                 )
-            x[place] = one
+            one.write(x[place])
             targets.append(y)
         return np.stack(targets)
 
@@ -239,7 +282,7 @@ class _OneByOne:
         each = (_targets(self._item(index)[1]) for index in range(len(self._samples)))
         return reduce(_both, each)
 
-    def _item(self, index: int) -> tuple[Array, Array]:
+    def _item(self, index: int) -> tuple[_Input, Array]:
         place = f"{self._place} {index}"
         try:
             item = self._samples[index]
@@ -247,10 +290,19 @@ class _OneByOne:
             raise DataError(f"{place}: {type(error).__name__}: {error}") from error
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(
-                f"{place} is a {type(item).__name__}, expected (input, target): of a table, return "
-                'two of its tensors, as (item["input_ids"], item["labels"])'
+                f"{place} is a {type(item).__name__}, expected (input, target): of a table, take "
+                'the target out, as ({"input_ids": item["input_ids"]}, item["labels"])'
             )
-        return _input(item[0], f"{place}, input"), _numbers(item[1], f"{place}, target")
+        found, y = _inputs(item[0], f"{place}, input"), _numbers(item[1], f"{place}, target")
+        names, kinds = found.names, [str(one.dtype.kind) for one in found.arrays]
+        if self._form is None:
+            self._form = names, kinds
+        if names and (names, kinds) != self._form:
+            raise DataError(
+                f"{place}: its input is {_listed(names, kinds)}, that of the first sample "
+                f"{_listed(*self._form)}"
+            )
+        return found, y
 
 
 class _Whole:
@@ -263,10 +315,10 @@ class _Whole:
     def __len__(self) -> int:
         return len(self._x)
 
-    def first(self) -> tuple[Array, Array]:
-        return self._x[0], self._y[0]
+    def first(self) -> tuple[_Input, Array]:
+        return _Input((self._x[0],)), self._y[0]
 
-    def read(self, rows: Array, x: Array) -> Array:
+    def read(self, rows: Array, x: Array, steps: int) -> Array:
         x[...] = self._x[rows]
         targets: Array = self._y[rows]
         return targets
@@ -300,14 +352,33 @@ def _targets(y: Array) -> _Targets:
     return _Targets(int(y.max(initial=0)), len(y) if y.ndim else 0, bool((y == _IGNORED).any()))
 
 
-def _padded(x: Array, y: Array, steps: int) -> tuple[Array, Array]:
-    """A sample (T, …) and (T,) with zeros and ignored steps at its end, `steps` in all; as it is
-    where it has as many, or more, or another form."""
+def _padded(x: _Input, y: Array, steps: int) -> tuple[_Input, Array]:
+    """A sample (T, …) and (T,) with zeros and ignored steps at its end, `steps` in all, as all of
+    its tensors of T steps; as it is where it has as many, or more, or another form."""
     missing = steps - len(y)
-    if missing <= 0 or not x.ndim or len(x) != len(y):
+    if missing <= 0 or not any(_is_long(one, y) for one in x.arrays):
         return x, y
-    x = np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
-    return x, np.concatenate([y.astype(np.int64), np.full(missing, _IGNORED)])
+    longer = tuple(
+        np.concatenate([one, np.zeros((missing, *one.shape[1:]), one.dtype)])
+        if _is_long(one, y)
+        else one
+        for one in x.arrays
+    )
+    ignored = np.full(missing, _IGNORED)
+    return x._replace(arrays=longer), np.concatenate([y.astype(np.int64), ignored])
+
+
+def _is_long(x: Array, y: Array) -> bool:
+    """Whether x has a step for each target."""
+    return bool(x.ndim) and len(x) == len(y)
+
+
+def _listed(names: Sequence[str], kinds: Sequence[str]) -> str:
+    """Write the tensors of an input: `input_ids (int), mask (bool)`, or `one tensor`."""
+    pairs = zip(names, kinds, strict=True)
+    return ", ".join(f"{name or 'a tensor'} ({_KINDS[kind]})" for name, kind in pairs) or (
+        "one tensor"
+    )
 
 
 def _other_shapes(place: str, found: object, expected: object) -> str:
@@ -331,6 +402,7 @@ class TorchBatches:
         self._test = _part(test, source, "test")
         x, y = self._train.first()
         self._shape, self._target_shape = x.shape, y.shape
+        self._fields = x.fields
         self._values = y.dtype.kind == "f"
         self._order: tuple[tuple[int, int], Array] | None = None
         self.meta = self._described(classes)
@@ -340,7 +412,7 @@ class TorchBatches:
         x, y = self._test.first()
         if self._target_shape and y.ndim == 1:
             x, y = _padded(x, y, self._target_shape[0])
-        if (x.shape, y.shape) != (self._shape, self._target_shape):
+        if (x.shape, x.fields, y.shape) != (self._shape, self._fields, self._target_shape):
             expected = self._shape, self._target_shape
             place = f"{self._source}: test sample 0"
             raise DataError(_other_shapes(place, (x.shape, y.shape), expected))
@@ -376,14 +448,14 @@ class TorchBatches:
             test_samples=len(self._test),
             steps=steps,
             context=context,
+            fields=self._fields,
             answers=not self._values,
         )
 
     def _lengthen(self, steps: int) -> None:
         """Take over the length to which all samples are padded."""
-        if self._shape and self._shape[0] == self._target_shape[0]:
-            self._shape = (steps, *self._shape[1:])
-        self._target_shape = (steps,)
+        x, _ = _padded(*self._train.first(), steps)
+        self._shape, self._fields, self._target_shape = x.shape, x.fields, (steps,)
 
     def batches_per_epoch(self, batch_size: int) -> int:
         return -(-len(self._train) // batch_size)
@@ -420,7 +492,7 @@ class TorchBatches:
         self, samples: _Part, rows: Array, part: str, dtype: DTypeLike, out: Array | None
     ) -> dict[str, Array]:
         x = buffer_for(out, (len(rows), *self._shape), dtype)
-        y = samples.read(rows, x)
+        y = samples.read(rows, x, self.meta.steps)
         if y.shape[1:] != self._target_shape:
             raise DataError(
                 f"{self._source}: {part} sample {rows[0]} has a target of shape {y.shape[1:]}, "
@@ -454,6 +526,18 @@ class TorchBatches:
 # --- numbers -------------------------------------------------------------------------------------
 
 
+def _inputs(value: Any, place: str) -> _Input:
+    """The input of a sample: one array of numbers, or those of a table or tuple. Raises
+    `DataError`."""
+    if isinstance(value, Mapping):
+        arrays = [_input(one, f"{place} {name!r}") for name, one in value.items()]
+        return _Input(tuple(arrays), tuple(map(str, value)))
+    if isinstance(value, tuple) and any(hasattr(one, "shape") for one in value):
+        arrays = [_input(one, f"{place} {index}") for index, one in enumerate(value)]
+        return _Input(tuple(arrays), ("",) * len(arrays))
+    return _Input((_input(value, place),))
+
+
 def _input(value: Any, place: str) -> Array:
     found = _numbers(value, place)
     whole = found.dtype.kind in "iu" and found.size
@@ -464,13 +548,10 @@ def _input(value: Any, place: str) -> Array:
 
 def _numbers(value: Any, place: str) -> Array:
     """What a sample has, as an array of numbers. Raises `DataError`."""
-    if isinstance(value, dict | tuple):
-        several = list(value.values()) if isinstance(value, dict) else value
+    if isinstance(value, Mapping | tuple):
+        several = list(value.values()) if isinstance(value, Mapping) else value
         if any(hasattr(one, "shape") for one in several):
-            raise DataError(
-                f"{place} is a {type(value).__name__} of tensors, expected one tensor: join them "
-                "in the data set, and wrap the model in a module that takes them apart again"
-            )
+            raise DataError(f"{place} is a {type(value).__name__} of tensors, expected one tensor")
     try:
         found = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     except Exception as error:

@@ -7,10 +7,11 @@ The experiment names it `given:model-1`. Workers get its structure through a fil
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard
 
-from asyncdni.data.torch import data_set_of, first_shape
+from asyncdni.data.meta import Field
+from asyncdni.data.torch import data_set_of, first_form
 from asyncdni.errors import ConfigError
 from asyncdni.handover import Handover
 
@@ -67,7 +68,7 @@ def given_model(
     given: dict[str, Any] = {"model": structure, **objects}
     if not isinstance(data, Mapping):
         given["data"] = _two_sets(data)
-        classes = _width(structure, first_shape(given["data"]))
+        classes = _width(structure, *first_form(given["data"]))
     loss = options.get("loss", "cross_entropy")
     if not isinstance(loss, str):
         given["loss"] = loss
@@ -107,18 +108,22 @@ def _two_sets(data: object) -> tuple[Any, Any]:
     return data_set_of(train), data_set_of(test)
 
 
-def _width(structure: nn.Module, shape: tuple[int, ...]) -> int:
+def _width(structure: nn.Module, shape: tuple[int, ...], given: Sequence[Field]) -> int:
     """How many outputs a sample has, or each of its steps: so many classes are told apart. 0 where
     the model does not take such samples, which is reported once it is cut."""
     import torch
 
     from asyncdni.nn.torch.compiler import without_compiler
-    from asyncdni.nn.torch.cut import main_output
+    from asyncdni.nn.torch.fields import call_joined, fields_of
+    from asyncdni.nn.torch.huggingface import as_chain
+    from asyncdni.nn.torch.layer import main_output
 
+    _, fields = fields_of([(one.name, one.kind, one.shape) for one in given])
     for dtype in (torch.float32, torch.int64):
         try:
             with torch.no_grad(), without_compiler():
-                outputs = structure(torch.zeros((2, *shape), dtype=dtype, device="meta"))
+                x = torch.zeros((2, *shape), dtype=dtype, device="meta")
+                outputs = call_joined(as_chain(structure), x, fields)
             return int(main_output(outputs).shape[-1])
         except Exception:  # a model may fail in any way
             continue

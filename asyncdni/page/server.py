@@ -43,6 +43,9 @@ _PORTS = 100
 #: Limits on what browsers may have open: connections, and streams of events among them.
 CONNECTIONS_MAX = 128
 STREAMS_MAX = 32
+#: How many connections are accepted before there is another look at their number: with more, a
+#: flood of them would take all files that the coordinator may have open.
+_BACKLOG = 32
 _NEWS_EVERY_S = 0.25
 _SIGN_OF_LIFE_S = 10.0
 _BODY_MAX = 1024  # bytes of a request
@@ -56,7 +59,6 @@ _TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-_ASSETS = ("page.html", "page.css", "page.js", "icon.svg", "uPlot.iife.min.js", "uPlot.min.css")
 
 
 class Page:
@@ -145,6 +147,7 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         log_config=None,
         log_level="error",
         server_header=False,
+        backlog=_BACKLOG,
         timeout_graceful_shutdown=1,
     )
 
@@ -152,18 +155,20 @@ def _config(app: ASGIApp) -> uvicorn.Config:
 def _connections(limit: int) -> type[H11Protocol]:
     """Return uvicorn's protocol of a connection with a limit on their number: for a new one, the
     oldest without a request is closed, or else the new one itself."""
-    idle: dict[Any, None] = {}  # in order of age
+    kept: dict[Any, None] = {}  # in order of age, without those that are about to close
 
     class Connection(H11Protocol):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            idle[self] = None
-            if len(self.connections) > limit:
-                waiting = (one for one in idle if one.cycle is None or one.cycle.response_complete)
-                next(waiting, self).transport.abort()
+            kept[self] = None
+            if len(kept) > limit:
+                idle = (one for one in kept if one.cycle is None or one.cycle.response_complete)
+                closed = next(idle, self)
+                del kept[closed]
+                closed.transport.abort()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            idle.pop(self, None)
+            kept.pop(self, None)
             super().connection_lost(exc)
 
     return Connection
@@ -223,7 +228,9 @@ class _Site:
         self._token = token
         self._streams = 0
         home = files("asyncdni.page") / "assets"
-        self._assets = {name: (home / name).read_bytes() for name in _ASSETS}
+        self._assets = {
+            one.name: one.read_bytes() for one in home.iterdir() if Path(one.name).suffix in _TYPES
+        }
 
     async def page(self, _: Request) -> Response:
         return self._file("page.html")

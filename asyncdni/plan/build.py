@@ -43,7 +43,13 @@ from asyncdni.nn.metrics import Metric, make_metrics, metric_names
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.checks import check_rules
 from asyncdni.plan.conditions import check_conditions, link_encodings, neighbours
-from asyncdni.plan.model import check_losses, check_torch, check_torch_options, with_stages
+from asyncdni.plan.model import (
+    check_fields,
+    check_losses,
+    check_torch,
+    check_torch_options,
+    with_stages,
+)
 from asyncdni.plan.plan import (
     Group,
     Plan,
@@ -225,6 +231,7 @@ def make_design(
     parsed = with_stages(given, meta, allow_import=allow_import)
     check_torch_options(parsed, allow_import=allow_import)
     network = make_network(parsed, meta, allow_import=allow_import)
+    check_fields(network, meta)
     check_losses(parsed, network, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
     check_conditions(parsed, plan)
@@ -303,8 +310,8 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
 
 
 def _remainders(design: Design, group: Group) -> dict[str, dict[str, NDArray[Any]]]:
-    """Make the arrays for what rounding leaves out of the gradients that `group` sends, by stage
-    and by producer, where the link rounds with a memory."""
+    """Make the remainders of the gradients that `group` sends (see `encodings`), by stage and by
+    producer, for links whose encoding keeps one."""
     plan, found = design.plan, dict[str, dict[str, NDArray[Any]]]()
     encodings = link_encodings(design.experiment, plan)
     for node in group.members:
@@ -312,7 +319,7 @@ def _remainders(design: Design, group: Group) -> dict[str, dict[str, NDArray[Any
             encoding = None
             if producer != DATA:
                 encoding = encodings.get((group.name, plan.group_of(producer).name))
-            if encoding is not None and encoding.has_memory:
+            if encoding is not None and encoding.keeps_remainder:
                 shape = design.network.node(producer).output_shape
                 array = np.zeros((design.experiment.data.batch_size, *shape), np.float32)
                 found.setdefault(node.name, {})[producer] = array

@@ -26,6 +26,7 @@ from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
 from asyncdni.imports import Allowed
+from asyncdni.messages import DATA
 from asyncdni.network import Network
 from asyncdni.nn.layers import is_module
 from asyncdni.nn.losses import LOSSES, is_own
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "arrays_by_stage",
     "check_cut",
+    "check_fields",
     "check_losses",
     "check_torch",
     "check_torch_options",
@@ -147,8 +149,8 @@ def _cuts(
     from asyncdni.nn.torch.model import trace_model
 
     def traced(begins: Sequence[str] | None) -> Any:
-        shape = meta.input_shape
-        return trace_model(model.build, model.arguments, shape, begins, allow_import=allow_import)
+        form = _form(meta)
+        return trace_model(model.build, model.arguments, form, begins, allow_import=allow_import)
 
     if isinstance(model.stages, list):
         begins = model.stages
@@ -184,8 +186,32 @@ def _stage_name(submodule: str) -> str:
     return f"layer{name}" if name[:1].isdigit() else name
 
 
+def _form(meta: Meta) -> list[Any]:
+    """The form of a sample, as a part says it: see `nn.torch.fields.fields_of`."""
+    if not meta.fields:
+        return list(meta.input_shape)
+    return [[one.name, one.kind, list(one.shape)] for one in meta.fields]
+
+
+def check_fields(network: Network, meta: Meta) -> None:
+    """Raise `ConfigError` where samples are made of several tensors, and a stage that reads them is
+    no part of a `[model]`."""
+    for node in network.nodes:
+        layer = node.layers[0] if node.layers else ""
+        if (
+            meta.fields
+            and DATA in node.inputs
+            and not (isinstance(layer, dict) and "part" in layer)
+        ):
+            names = ", ".join(one.name or "one without a name" for one in meta.fields)
+            raise ConfigError(
+                f"{node.place}: samples are made of several tensors ({names}), which only a "
+                "network of [model] takes apart; return one tensor in the data set"
+            )
+
+
 def _part(model: config.Model, meta: Meta, begin: str, end: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"build": model.build, "input": list(meta.input_shape)}
+    options: dict[str, Any] = {"build": model.build, "input": _form(meta)}
     if begin:
         options["begin"] = begin
     if end:

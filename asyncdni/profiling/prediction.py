@@ -25,15 +25,17 @@ from asyncdni.errors import AsyncDNIError
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node
 from asyncdni.plan.build import Design
-from asyncdni.profiling.measurement import Measurement, Wire, measure
+from asyncdni.profiling.measurement import Measurement, Wire, measure_both
 
 __all__ = [
+    "BATCHES_MAX",
     "EVENTS",
     "Prediction",
     "Prices",
     "Seconds",
     "burden_of",
     "costs_of",
+    "likely_range",
     "links_of",
     "op_costs",
     "predict",
@@ -207,12 +209,13 @@ class Prices:
     gradient_bytes: Mapping[str, int]  # by the declared stage that gets it
 
 
-def price(design: Design, wire: Wire, batches: int) -> Prices:
+def price(design: Design, wire: Wire, batches: int, limit_s: float = math.inf) -> Prices:
     """Measure the ops of `design` under its schedule and `locked`, on about `batches` batches.
 
-    Raises what `measurement.measure` raises."""
-    warm = measure(design, batches)
-    cold = measure(design, -(-batches // _COLD_SHARE), cold=True)
+    Measuring with warm caches, and with cold ones, takes about `limit_s` seconds at most, with
+    fewer batches. Raises what `measurement.measure` raises.
+    """
+    warm, cold = measure_both(design, batches, -(-batches // _COLD_SHARE), limit_s)
     sizes: dict[str, dict[str, int]] = {"activation": {}, "gradient": {}}
     for edge in warm.edges:
         stage = edge.sender if edge.kind == "activation" else edge.to
@@ -317,7 +320,8 @@ def _span(warm_s: float, cold_s: float) -> Span:
 #: About how many events one simulated run has; it takes a second or two.
 EVENTS = 60_000
 _EVENTS_A_BATCH = 8  # of each worker
-_BATCHES_MAX = 320
+#: The most updates to simulate. A rate settles within a few times as many as there are workers.
+BATCHES_MAX = 320
 _BATCHES_MIN = 5
 #: `silence_s` of simulated runs. No worker dies in them, so signs of life would only take time.
 _SILENCE_S = 1e5
@@ -349,15 +353,16 @@ def predict(
     cores: int,
     hosts: int = 1,
     events: int = EVENTS,
+    batches_max: int = BATCHES_MAX,
 ) -> Prediction:
     """Predict the run of `design`, its slow links included, on `hosts` machines of `cores` cores
-    each.
+    each. About `events` events are simulated, of at most `batches_max` updates.
 
     `prices` must be of the same network, under any split, and of batches of the size that flows in
     `design`. Raises `AsyncDNIError` if the simulated run fails.
     """
     plan = design.plan
-    units = _units(design, events)
+    units = _units(design, events, batches_max)
     shortened = _shortened(design, units)
     machines = Hosts(cores, hosts, _pins(design, cores), burden_of(design, prices))
     result = simulate(
@@ -389,6 +394,25 @@ def predict(
     )
 
 
+#: How much slower and faster real runs were than predicted, in the 24 settings of benchmarks/scale:
+#: 2 to 8 workers on two cores of a quiet machine.
+_SLOWEST, _FASTEST = 0.80, 1.11
+#: On a machine busier than that ranges would be endless.
+_OTHERS_MAX = 0.9
+
+
+def likely_range(samples_per_s: float, others: float | None) -> tuple[float, float]:
+    """Return the samples/s, from low to high, between which a predicted run will be.
+
+    `others` is the share of the cores' time, from 0 to 1, that other programs took while costs
+    were measured; None: unknown, and taken to be 0. The range is as wide as the errors on a quiet
+    machine were. Others widen it to both sides: what was measured beside them may have taken longer
+    than it will, and they may take as much time from the run.
+    """
+    left = 1.0 - min(_OTHERS_MAX, others or 0.0)
+    return _SLOWEST * left * samples_per_s, _FASTEST / left * samples_per_s
+
+
 def _whole(value: float | int | None) -> int | None:
     return None if value is None else int(value)
 
@@ -401,11 +425,11 @@ def _samples(design: Design) -> int:
 # --- the simulated run ---------------------------------------------------------------------------
 
 
-def _units(design: Design, events: int) -> int:
+def _units(design: Design, events: int, batches_max: int) -> int:
     """Return how many updates to simulate, with all of their (micro)batches."""
     plan = design.plan
     each = _EVENTS_A_BATCH * len(plan.groups) * plan.per_update
-    return max(_BATCHES_MIN, min(_BATCHES_MAX, events // each))
+    return max(_BATCHES_MIN, min(batches_max, events // each))
 
 
 def _shortened(design: Design, units: int) -> Design:

@@ -179,6 +179,11 @@ class Options(Tagged, frozen=True, kw_only=True, tag_field="name"):
         return ALWAYS
 
     @property
+    def only_fits(self) -> bool:
+        """Whether true gradients train generators and go into no update."""
+        return False
+
+    @property
     def sends_synthetic(self) -> bool:
         """What a stage with consumers sends up is synthetic, at least in part."""
         return False

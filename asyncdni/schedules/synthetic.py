@@ -185,6 +185,10 @@ class SyntheticOptions(Options, frozen=True, kw_only=True, tag="synthetic"):
         return Asked(self.fit_every, self.fit_first) if needed else NEVER
 
     @property
+    def only_fits(self) -> bool:
+        return not self.correct and self.mix == 0 and self.guard is None
+
+    @property
     def sends_synthetic(self) -> bool:
         return self.target != "true"
 

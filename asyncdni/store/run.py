@@ -99,7 +99,8 @@ class Result:
 
     #: Everything in `summary.json`: schedule, seed, samples_per_s, history, stages, …
     summary: dict[str, Any] = field(repr=False)
-    #: Final weights and running statistics, `"stage.0.weight"`, as `torch.nn` would name them.
+    #: Final weights and running statistics, `"stage.0.weight"`, as `torch.nn` would name them, but
+    #: for recurrent layers: see `named_weights`.
     weights: dict[str, NDArray[Any]] = field(repr=False)
     experiment: config.Experiment = field(repr=False)
     #: What the network fits: `predict` needs no more of the data set.
@@ -109,8 +110,8 @@ class Result:
     given: object = field(default=None, repr=False, compare=False)
 
     def save(self, path: str | Path) -> None:
-        """Write all weights to one safetensors file, "STAGE.0.weight": for `--init`, and for
-        `load_state_dict` of PyTorch. Raises `CheckpointError`."""
+        """Write all weights to one safetensors file, "STAGE.0.weight": for `--init`. For
+        `load_state_dict` of PyTorch see `save_model`. Raises `CheckpointError`."""
         write_atomically(Path(path), encoded(self.weights))
 
     def save_model(self, path: str | Path) -> None:
@@ -144,7 +145,8 @@ class Result:
 
     def named_weights(self) -> dict[str, NDArray[Any]]:
         """The weights by the names of the module that was cut into stages; of a chain of other
-        layers, by those of an equal `nn.Sequential`, whose layers are all counted.
+        layers, by those of an equal `nn.Sequential`, whose layers are all counted. Recurrent layers
+        have the names of `nn.LSTM` and `nn.RNN`, with a second bias of zeros.
 
         Raises `ConfigError` for a network that is no chain."""
         return named_weights(self.experiment, self.weights, self.summary)

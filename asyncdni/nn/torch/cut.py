@@ -28,7 +28,8 @@ from torch import fx, nn
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.torch.compiler import without_compiler
-from asyncdni.nn.torch.layer import first_line
+from asyncdni.nn.torch.fields import Field, as_kind, fields_of, named, separate, take
+from asyncdni.nn.torch.layer import first_line, main_output
 
 __all__ = ["Trace", "trace"]
 
@@ -156,6 +157,13 @@ class Trace:
                 "with it; name the submodules in the order in which they are called"
             )
         return self._extract(start, stop)
+
+    def packs(self, end: str) -> bool:
+        """Whether what crosses a cut before submodule `end` is several tensors, or whole numbers.
+        Raises as `part` does."""
+        crossing = self._crossing(self._start(end)) if end else []
+        kinds = {_kind(self._values[node].dtype) for node in crossing}
+        return len(crossing) > 1 or not kinds <= {"float"}
 
     def tail(self, begin: str) -> fx.GraphModule:
         """What comes behind the last skip connection of the part from submodule `begin` on: the
@@ -343,10 +351,10 @@ class Trace:
             copies[crossing[0]] = given
             return
         shapes = [self._values[node].shape for node in crossing]
-        boolean = [self._values[node].dtype == torch.bool for node in crossing]
-        parts = graph.call_function(unpack, (given, shapes, boolean))
+        kinds = [_kind(self._values[node].dtype) for node in crossing]
+        parts = graph.call_function(unpack, (given, shapes, kinds))
         for index, node in enumerate(crossing):
-            copies[node] = graph.call_function(_take, (parts, index))
+            copies[node] = graph.call_function(take, (parts, index))
 
     def _pack(self, graph: fx.Graph, values: Sequence[fx.Node], stop: int) -> fx.Node:
         return values[0] if len(values) == 1 else graph.call_function(pack, (list(values),))
@@ -355,30 +363,26 @@ class Trace:
 def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Several tensors (B, …) as one (B, N); booleans become 0 and 1."""
     kind = next((one.dtype for one in tensors if one.is_floating_point()), torch.float32)
-    return torch.cat([one.flatten(1).to(kind) for one in tensors], 1)
+    if any(_kind(one.dtype) == "int" for one in tensors):
+        kind = torch.promote_types(kind, torch.float32)  # one of 16 bits would round ids
+    return torch.cat([one.reshape(len(one), -1).to(kind) for one in tensors], 1)
 
 
 def unpack(
-    packed: torch.Tensor, shapes: Sequence[_Shape], boolean: Sequence[bool]
+    packed: torch.Tensor, shapes: Sequence[_Shape], kinds: Sequence[str]
 ) -> list[torch.Tensor]:
-    """What `pack` was given, of these shapes without the axis of samples."""
+    """What `pack` was given, of these shapes without the axis of samples, and of these kinds."""
     parts = torch.split(packed, [_size(shape) for shape in shapes], 1)
     # Copied, as a convolution has other last bits on numbers that do not lie behind one another.
     whole = [part.clone(memory_format=torch.contiguous_format) for part in parts]
     tensors = [part.reshape(len(packed), *shape) for part, shape in zip(whole, shapes, strict=True)]
-    return [one > 0.5 if yes else one for one, yes in zip(tensors, boolean, strict=True)]
+    return [as_kind(one, kind) for one, kind in zip(tensors, kinds, strict=True)]
 
 
-def _take(parts: Sequence[torch.Tensor], index: int) -> torch.Tensor:
-    return parts[index]
-
-
-def main_output(result: Any) -> Any:
-    """The tensor that the loss needs of what a model returns: of a table its "logits", of several
-    values the first."""
-    if isinstance(result, dict):
-        return result["logits"] if "logits" in result else next(iter(result.values()))
-    return result[0] if isinstance(result, tuple | list) else result
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "bool"
+    return "float" if dtype.is_floating_point else "int"
 
 
 def _size(shape: _Shape) -> int:
@@ -429,8 +433,9 @@ class _Tracer(fx.Tracer):
         return result
 
 
-def trace(model: nn.Module, shape: _Shape, begins: Sequence[str] | None = None) -> Trace:
-    """The calls of `model`, which is on the meta device, for samples of `shape`.
+def trace(model: nn.Module, form: Sequence[Any], begins: Sequence[str] | None = None) -> Trace:
+    """The calls of `model`, which is on the meta device, for samples of the shape `form`, or of
+    several tensors: see `fields.fields_of`.
 
     With `begins`, the submodules before which it is to be cut, only the modules around these are
     traced, and all others stay what they are: what a forward does by `self.training` is decided
@@ -438,9 +443,11 @@ def trace(model: nn.Module, shape: _Shape, begins: Sequence[str] | None = None) 
 
     Raises `ConfigError` where its own forward can't be traced, or does not take such samples."""
     whole = set() if begins is None else _not_around(model, begins)
-    graph = _traced(model, whole)
+    shape, fields = fields_of(form)
+    fields = named(model, fields) if fields else ()
+    graph = _traced(model, whole, fields)
     if begins is not None:
-        _check_training(model, graph, whole)
+        _check_training(model, graph, whole, fields)
     return Trace(model, graph, _run(model, graph, shape))
 
 
@@ -453,13 +460,20 @@ def _not_around(model: nn.Module, begins: Sequence[str]) -> set[str]:
     return {name for name, _ in model.named_modules()} - around
 
 
-def _traced(model: nn.Module, whole: set[str]) -> fx.Graph:
-    """The graph of a model; modules that can't be traced are added to `whole`."""
+def _traced(model: nn.Module, whole: set[str], fields: Sequence[Field]) -> fx.Graph:
+    """The graph of a model; modules that can't be traced are added to `whole`. It has one argument
+    for samples, also where these are made of `fields`."""
+    fixed = _defaults(model)
+    for field in fields:
+        fixed.pop(field.name, None)
     while True:
         tracer = _Tracer(whole)
         try:
             with _new_tensors_recorded(tracer):
-                return _without_assertions(tracer.trace(model, _defaults(model)))
+                graph = _without_assertions(tracer.trace(model, fixed))
+            if fields:
+                separate(graph, fields)
+            return graph
         except Exception as error:  # a forward may fail in any way
             if not tracer.inside:
                 raise ConfigError(
@@ -500,11 +514,13 @@ def _without_assertions(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
-def _check_training(model: nn.Module, graph: fx.Graph, whole: set[str]) -> None:
+def _check_training(
+    model: nn.Module, graph: fx.Graph, whole: set[str], fields: Sequence[Field]
+) -> None:
     """Raises `ConfigError` where a traced forward does something else in training, as a trace
     follows one way only."""
     was = model.training
-    other = _traced(model.train(not was), whole)
+    other = _traced(model.train(not was), whole, fields)
     model.train(was)
     if str(graph) != str(other):
         raise ConfigError(
@@ -580,6 +596,7 @@ def _value(node: fx.Node, forms: Sequence[Any]) -> _Value:
     (first, dtype), (second, _) = forms
     if not first or (first[0], second[0]) != _TRIED:
         return _Value(why_not=f"{node.name}, of shape {first}, has no row a sample and would cross")
-    if not (dtype.is_floating_point or dtype == torch.bool) and node.op != "placeholder":
+    is_given = node.op == "placeholder" or node.target is take
+    if not (dtype.is_floating_point or dtype == torch.bool or is_given):
         return _Value(first[1:], dtype, f"{node.name}, of type {dtype}, would cross it")
     return _Value(first[1:], dtype)

@@ -31,7 +31,7 @@ from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
 from asyncdni.nn.torch.compiler import compiled, without_compiler
 
-__all__ = ["ModuleLayer", "empty_copy", "first_line", "matrix_product", "tensor_of"]
+__all__ = ["ModuleLayer", "empty_copy", "first_line", "main_output", "matrix_product", "tensor_of"]
 
 #: The batch sizes at which a module is tried on the meta device: two, so that the axis of samples
 #: is told from an axis that happens to be as long.
@@ -82,6 +82,20 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
+def main_output(result: Any) -> Any:
+    """The tensor that the loss needs of what a model returns: of a table its "logits", of several
+    values the first."""
+    if isinstance(result, dict):
+        return result["logits"] if "logits" in result else next(iter(result.values()))
+    return result[0] if isinstance(result, tuple | list) else result
+
+
+def _one(result: Any) -> Any:
+    """What a module returns; of a table, such as an output object of Hugging Face, its main
+    tensor."""
+    return main_output(result) if isinstance(result, dict) else result
+
+
 class ModuleLayer:
     """A layer around a module that maps one floating tensor (B, …) to another one (B, …).
 
@@ -94,10 +108,16 @@ class ModuleLayer:
     schedule, and when it is forwarded again.
     """
 
-    def __init__(self, name: str, make: Callable[[str], nn.Module]) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[str], nn.Module],
+        packs: Callable[[], bool] = lambda: False,
+    ) -> None:
         """`make("meta")` makes the module without memory, `make("cpu")` with initial weights;
-        `name` is for messages."""
+        `name` is for messages, for `packs` see `nn.base.Layer.output_shape`."""
         self.name = name
+        self.packs = packs
         self.params: dict[str, Array] = {}
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
@@ -145,7 +165,7 @@ class ModuleLayer:
             x.requires_grad_(send and not self._integers)
             wanted = [*learned, x] if x.requires_grad else learned
             with torch.enable_grad():
-                y = module(x.clone() if self._clones_input else x)
+                y = _one(module(x.clone() if self._clones_input else x))
             with FlopCounterMode(display=False) as forward, torch.no_grad():
                 module(x.clone())
             with FlopCounterMode(display=False) as backward:
@@ -172,15 +192,15 @@ class ModuleLayer:
     def _tried(self, module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
         x = torch.zeros(shape, dtype=dtype, device="meta")
         if not dtype.is_floating_point:
-            return module(x)
+            return _one(module(x))
         with torch.enable_grad():
             try:
-                return module(x.requires_grad_())
+                return _one(module(x.requires_grad_()))
             except RuntimeError as error:
                 if "in-place" not in str(error):
                     raise
                 self._clones_input = True
-                return module(x.clone())
+                return _one(module(x.clone()))
 
     def _row(self, found: list[Any]) -> tuple[int, ...]:
         for y, rows in zip(found, _TRIED, strict=True):
@@ -289,10 +309,11 @@ class ModuleLayer:
     def _call(self, x: torch.Tensor) -> torch.Tensor:
         """The module's output, in the type of the weights."""
         if not self._autocast:
-            y: torch.Tensor = self._forward(x)
+            y: torch.Tensor = _one(self._forward(x))
             return y
         with torch.autocast("cpu", torch.bfloat16):
-            return self._forward(x).to(self._dtype)
+            y = _one(self._forward(x))
+            return y.to(self._dtype)
 
     def _check_buffers(self) -> None:
         """Check after the first forward that it has changed buffers in place, so that they are

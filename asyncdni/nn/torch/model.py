@@ -19,9 +19,10 @@ from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
 from asyncdni.imports import Allowed, import_named
 from asyncdni.nn.torch.compiler import without_compiler
-from asyncdni.nn.torch.cut import Trace, main_output, trace
+from asyncdni.nn.torch.cut import Trace, trace
+from asyncdni.nn.torch.fields import Field, call_joined, fields_of
 from asyncdni.nn.torch.huggingface import as_chain, check_chain
-from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line
+from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line, main_output
 
 __all__ = ["check_parts", "make_model", "make_readout", "module_maker", "part_maker", "trace_model"]
 
@@ -54,7 +55,9 @@ def part_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
 
     def make_part(
         build: str,  # "module:callable", which returns an nn.Module
-        input: Sequence[int],  # shape of a sample that the whole module takes
+        # shape of a sample that the whole module takes; where a sample has several tensors, [name,
+        # kind, shape] of each: an argument of its forward, "float", "int" or "bool"
+        input: Sequence[Any],
         begin: str = "",  # the submodule that the part begins with; empty: the module's start
         end: str = "",  # the submodule that the next part begins with; empty: the module's end
         arguments: Mapping[str, Any] | None = None,  # keyword arguments of that callable
@@ -67,7 +70,10 @@ def part_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
             cut = trace_model(build, given, input, begins, allow_import=allow_import)
             return _of_whole(cut.part(begin, end), build, given, device, allow_import)
 
-        return ModuleLayer(f"the part of {build} from {begin or 'its start'}", make)
+        def packs() -> bool:
+            return trace_model(build, given, input, begins, allow_import=allow_import).packs(end)
+
+        return ModuleLayer(f"the part of {build} from {begin or 'its start'}", make, packs)
 
     return make_part
 
@@ -97,15 +103,15 @@ def make_model(
 def trace_model(
     build: str,
     arguments: Mapping[str, Any],
-    input: Sequence[int],
+    input: Sequence[Any],
     begins: Sequence[str] | None = None,
     *,
     allow_import: Allowed = False,
 ) -> Trace:
-    """The trace of the model that `build` returns, for samples of shape `input`: see `cut.trace`.
-    Raises `ConfigError`."""
+    """The trace of the model that `build` returns, for samples of the form `input`; see
+    `cut.trace`. Raises `ConfigError`."""
     names = None if begins is None else tuple(begins)
-    return _trace(build, _text(arguments), tuple(input), names, allow_import)
+    return _trace(build, _text(arguments), json.dumps(list(input)), names, allow_import)
 
 
 def _of_whole(
@@ -130,11 +136,11 @@ def _text(arguments: Mapping[str, Any]) -> str:
 def _trace(
     build: str,
     arguments: str,
-    shape: tuple[int, ...],
+    form: str,
     begins: tuple[str, ...] | None,
     allow_import: Allowed,
 ) -> Trace:
-    return trace(_meta_model(build, arguments, allow_import), shape, begins)
+    return trace(_meta_model(build, arguments, allow_import), json.loads(form), begins)
 
 
 @lru_cache(_KEPT)
@@ -199,13 +205,14 @@ def check_parts(
         )
         graphs.append(cut.part(part.get("begin", ""), part.get("end", "")).graph)
     dtype = next((one.dtype for one in model.parameters()), torch.float32)
-    x = _two_samples(first["input"], cut.takes_integers, dtype)
+    shape, fields = fields_of(first["input"])
+    x = _two_samples(shape, fields, cut.takes_integers, dtype)
     was = chain.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=()):
             chain.eval()
             torch.manual_seed(0)
-            expected = main_output(chain(x.clone()))
+            expected = main_output(call_joined(chain, x.clone(), fields))
             torch.manual_seed(0)
             found = x
             for graph in graphs:
@@ -213,7 +220,7 @@ def check_parts(
     except Exception as error:  # the user's code may fail in any way
         raise ConfigError(
             f"the model that {first['build']} makes fails on two samples of shape "
-            f"{tuple(first['input'])}: {first_line(error)}"
+            f"{shape}: {first_line(error)}"
         ) from error
     finally:
         chain.train(was)
@@ -226,7 +233,16 @@ def check_parts(
         )
 
 
-def _two_samples(shape: Sequence[int], integers: bool, dtype: torch.dtype) -> torch.Tensor:
+def _two_samples(
+    shape: Sequence[int], fields: Sequence[Field], integers: bool, dtype: torch.dtype
+) -> torch.Tensor:
+    if fields:  # masks of ones, as a row that attends to nothing is no number
+        each = [_two_samples(one.shape, (), one.kind != "float", dtype) for one in fields]
+        ones = [
+            torch.ones_like(x) if "mask" in one.name else x
+            for one, x in zip(fields, each, strict=True)
+        ]
+        return torch.cat([x.reshape(2, -1).to(dtype) for x in ones], 1)
     if integers:
         return (torch.arange(2 * math.prod(shape)) % 2).reshape(2, *shape)
     generator = torch.Generator().manual_seed(0)
