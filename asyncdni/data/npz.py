@@ -55,7 +55,7 @@ _Y = ("y_train", "y_test")
 #: start takes.
 _LOOKED_AT_BYTES = 1 << 27
 
-#: How many bytes are read at a time where they are held against their checksum.
+#: How many bytes are read at a time to compare an array with its checksum.
 _CHUNK_BYTES = 1 << 20
 
 #: The most bytes that one byte of a deflated member can unpack to; a stored member is as it is.
@@ -121,8 +121,8 @@ def dataset(
 
 
 def read(path: Path) -> dict[str, Array | Stored]:
-    """Read the four arrays of a file or folder, as they are. Large ones stay there, where they can.
-    Raises `DataError`."""
+    """Return the four arrays of a file or folder, as they are: large ones as `Stored` where that is
+    possible, others in memory. Raises `DataError`."""
     with _opened(path, ARRAYS) as files:
         return {name: files.array(name) for name in ARRAYS}
 
@@ -252,8 +252,8 @@ class _Archive:
         return header
 
     def array(self, name: str) -> Array | Stored:
-        """Return an array: in the file if it is large and can be, else in memory. In both cases the
-        whole of it is held against its checksum."""
+        """Return an array: in the file if it is large and can be, else in memory. In both cases all
+        of it is read once, to compare it with its checksum."""
         if not self._stays(name):
             return self.loaded(name)
         with self._member(name) as stream:

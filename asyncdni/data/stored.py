@@ -26,7 +26,8 @@ __all__ = ["Extent", "Header", "Stored", "chunks", "flattened", "is_large", "rea
 
 Array = NDArray[Any]
 
-#: Arrays of fewer bytes are read into memory: that is faster, and spares the file from being kept.
+#: Arrays of fewer bytes are read into memory: reading a batch is faster then, and the files may
+#: change.
 _LARGE_BYTES = 1 << 26
 
 #: The most rows that are looked at in one go in a pass over an array, and the most bytes of them;

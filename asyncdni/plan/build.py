@@ -411,7 +411,7 @@ def check_targets(design: Design, found: Mapping[str, NDArray[Any] | Stored]) ->
         if node.loss and not is_own(node.loss)
     ]
     for name, targets in found.items():
-        # A loss counts samples from the first that it is given.
+        # A loss counts samples from the first that it is given, so messages name the part.
         parts = chunks(targets) if isinstance(targets, Stored) else [(0, targets)]
         for start, part in parts:
             for loss, shape in losses:
