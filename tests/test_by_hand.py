@@ -288,7 +288,7 @@ def _without_addition(text: str) -> str:
 @pytest.mark.long
 def test_a_worker_that_is_killed_is_replaced_by_hand(site: Site) -> None:
     """The coordinator shows what to type; the run goes on with whoever comes."""
-    args = ("--set", "run.epochs=2000", "--set", "run.evaluate_every=2000")
+    args = ("--set", "run.epochs=800", "--set", "run.evaluate_every=800")
     coordinator = _coordinator(site, *args)
     top = _worker(site, "top", _address(site))
     hidden = _worker(site, "hidden", _address(site))
@@ -336,7 +336,7 @@ def test_no_worker_outlives_a_killed_coordinator(site: Site) -> None:
 
 @pytest.mark.long
 def test_a_killed_coordinator_is_started_again_and_goes_on(site: Site) -> None:
-    args = ("--set", "run.epochs=2000", "--set", "run.evaluate_every=2000")
+    args = ("--set", "run.epochs=800", "--set", "run.evaluate_every=800")
     coordinator = _coordinator(site, *args, "--set", "checkpoint.snapshot_every=20ms")
     address = _address(site)
     old = [_worker(site, stage, address) for stage in ("top", "hidden")]

@@ -26,7 +26,7 @@ RATES = [0.1, 0.05, 0.2, 0.2, 0.01, 0.3]
 SCALE = 1 / 8
 FUSED = "SGD", "Adam", "AdamW", "Adagrad"
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    *((kind, {}) for kind in OPTIMIZERS),
+    *((kind, {}) for kind in OPTIMIZERS if kind != "Muon"),
     ("SGD", {"momentum": 0.9}),
     ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
     ("Adam", {"amsgrad": True, "betas": [0.8, 0.99], "weight_decay": 0.1}),
@@ -123,6 +123,7 @@ def test_a_stage_without_weights_needs_no_optimizer() -> None:
         ("Adam", {"beta": 1}, ["optimizer.options", "Adam", "beta"]),
         ("Adam", {"betas": [2, 3]}, ["optimizer.options", "beta"]),
         ("SGD", {"nesterov": True}, ["optimizer.options", "momentum"]),
+        ("Muon", {"momentum": -1}, ["optimizer.options", "Muon", "momentum"]),
         ("Adam", {"lr": 0.1}, ["optimizer.options", "optimizer.learning_rate"]),
         ("SGD", {"momentum": 0.9, "dampening": 0.5}, ["optimizer.options", "dampening"]),
         ("Adam", {"foreach": "yes", "fused": "no"}, ["optimizer.options"]),
@@ -136,6 +137,35 @@ def test_what_pytorch_does_not_have_is_refused(
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon since 2.9")
+def test_muon_moves_matrices_and_adamw_all_else() -> None:
+    tensors = [
+        torch.nn.Parameter(part.clone().reshape(shape))
+        for part, shape in zip(split(torch.from_numpy(numbers(99))), SHAPES, strict=True)
+    ]
+    plain = (
+        torch.optim.Muon(tensors[:1], weight_decay=0.3, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(tensors[1:], weight_decay=0.3),
+    )
+    options = {"weight_decay": 0.3}
+    first, params = started("Muon", options)
+    for index in range(len(RATES)):
+        for tensor, grad in zip(tensors, split(torch.from_numpy(numbers(index))), strict=True):
+            tensor.grad = grad.clone().reshape(tensor.shape).mul_(SCALE)
+        for own in plain:
+            own.param_groups[0]["lr"] = RATES[index]
+            own.step()
+        if index == 3:  # go on from a checkpoint
+            second, moved = started("Muon", options)
+            np.copyto(moved, params)
+            for name, array in first.state.items():
+                np.copyto(second.state[name], array)
+            first, params = second, moved
+        step(first, params, np.empty_like(params), index)
+        expected = np.concatenate([one.detach().numpy().ravel() for one in tensors])
+        np.testing.assert_array_equal(params, expected)
 
 
 # --- classes of the user's -----------------------------------------------------------------------

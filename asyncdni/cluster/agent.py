@@ -6,6 +6,7 @@
    │ ◄──────────── Enrolled (Refused)  │  once, when the run begins
    │ ◄──────────────────────── Engage  │  start a worker, or start it again
    │ Ended ──────────────────────────► │  a worker's process has ended: code, last lines
+   │ Failed ─────────────────────────► │  no worker can be started here: the end of the run
    │ Beat ◄──────────────────────────► │  all the time
    │ ◄─────────────────────── Dismiss  │  the run is over: leave with this exit code
 ```
@@ -31,7 +32,16 @@ from asyncdni.drivers.real.machine import usable_cores
 from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, by_name
 from asyncdni.imports import Allowed
 from asyncdni.launch.local import LocalLauncher, worker_command
-from asyncdni.messages import PROTOCOL_VERSION, Dismiss, Ended, Engage, Enrol, Enrolled, Refused
+from asyncdni.messages import (
+    PROTOCOL_VERSION,
+    Dismiss,
+    Ended,
+    Engage,
+    Enrol,
+    Enrolled,
+    Failed,
+    Refused,
+)
 from asyncdni.plan.sizes import memory_bytes
 from asyncdni.wire.agent import AgentTransport
 from asyncdni.wire.beat import Heart
@@ -132,7 +142,8 @@ class _Agent:
                     case Dismiss():
                         dismissed = message
             self._tell_ends()
-            self._watch()
+            if dismissed is None:
+                self._watch()
         self._leave(dismissed)
 
     # --- workers ---------------------------------------------------------------------------------
@@ -147,10 +158,12 @@ class _Agent:
         try:
             logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LaunchError(
-                f"rank {self._place.rank}: can't write {logs}: {error.strerror}; name a folder "
-                "with --out that can be written on all machines"
-            ) from error
+            text = (
+                f"rank {self._place.rank} on {socket.gethostname()} can't write {logs}: "
+                f"{error.strerror}; name a folder with --out that can be written on all machines"
+            )
+            self._transport.send(Failed(LaunchError.__name__, text, ""))
+            raise LaunchError(text) from error
         self._launcher = self._stack.enter_context(LocalLauncher(logs, enrolled.threads))
         heart = Heart(
             self._place.coordinator or "",
@@ -171,22 +184,27 @@ class _Agent:
     def _engage(self, worker: str) -> None:
         if self._launcher is None or self._enrolled is None:
             return
-        if worker in self._engaged:
-            self._launcher.restart(worker)
-            return
-        self._engaged.add(worker)
-        command = worker_command(
-            worker, self._enrolled.coordinator, allow_import=self._means.allow_import
-        )
-        self._launcher.start({worker: [*command, *self._means.flags]})
+        allowed, address = self._means.allow_import, self._enrolled.coordinator
+        command = [*worker_command(worker, address, allow_import=allowed), *self._means.flags]
+        try:
+            if worker in self._engaged:
+                self._launcher.restart(worker)
+            else:
+                self._engaged.add(worker)
+                self._launcher.start({worker: command})
+        except LaunchError as error:
+            self._tell_end(worker, 1, str(error))  # as a process that has died at once
 
     def _tell_ends(self) -> None:
         """Tell the coordinator of workers that have ended, and the user of those that have died."""
         for worker, code, last_lines in self._launcher.exited() if self._launcher else ():
-            self._transport.send(Ended(worker, code, last_lines))
-            if code:
-                died = f"worker {worker} has died with {_exit_words(code)}"
-                self._means.tell(f"{died}; its last lines: {last_lines}" if last_lines else died)
+            self._tell_end(worker, code, last_lines)
+
+    def _tell_end(self, worker: str, code: int, last_lines: str) -> None:
+        self._transport.send(Ended(worker, code, last_lines))
+        if code:
+            died = f"worker {worker} has died with {_exit_words(code)}"
+            self._means.tell(f"{died}; its last lines: {last_lines}" if last_lines else died)
 
     # --- the end ---------------------------------------------------------------------------------
 

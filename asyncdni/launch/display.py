@@ -374,15 +374,18 @@ class Display(AbstractContextManager["Display", None], Protocol):
         """Show the result of the run, which has ended."""
 
 
-def make_display(quiet: bool, console: Console | None = None, title: str = "") -> Display:
+def make_display(
+    quiet: bool, console: Console | None = None, title: str = "", *, shared: bool = False
+) -> Display:
     """Make a picture if `console` (default: standard output) is a terminal, else plain lines.
 
-    `title` names one of several runs; each of them leaves one line behind.
+    `title` names one of several runs; each of them leaves one line behind. A terminal that is
+    `shared` with other processes gets lines too: theirs would tear a picture.
     """
     if quiet:
         return Quiet()
     chosen = console or Console(highlight=False, force_jupyter=False)
-    if chosen.is_terminal and not chosen.is_dumb_terminal:
+    if chosen.is_terminal and not chosen.is_dumb_terminal and not shared:
         return Picture(chosen, title)
     return Lines(chosen, title)
 

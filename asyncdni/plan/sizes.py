@@ -37,6 +37,7 @@ __all__ = [
     "stage_flops",
     "stage_work",
     "worker_bytes",
+    "worker_operations",
 ]
 
 _COPIES = 4  # numbers kept per parameter
@@ -196,7 +197,7 @@ def check_memory(
             f"the workers need at least {total / _GIB:,.1f} GiB of memory, {largest} alone "
             f"{needs[largest] / _GIB:,.1f} GiB, and this machine has {has / _GIB:,.1f} GiB; make "
             "layers, generators or data.batch_size smaller, or spread the workers over several "
-            "machines (asyncdni coordinator)"
+            "machines (asyncdni run)"
         )
 
 
@@ -219,6 +220,18 @@ def worker_bytes(
     data = held * (math.prod(meta.input_shape) + meta.outputs)
     itemsize = np.dtype(chosen.run.dtype).itemsize
     return itemsize * (_COPIES * parameters + samples * rows + data)
+
+
+def worker_operations(network: Network, group: Group, *, allow_import: Allowed = False) -> int:
+    """Return about how many operations one sample takes on its way forward through a group's
+    stages, for comparing workers with each other: those of products (see `stage_flops`), two for
+    each parameter where they are not known, and one for each number that a layer takes."""
+    found = 0
+    for node in group.members:
+        flops = stage_flops(node, 1, send=False, allow_import=allow_import)
+        found += 2 * _parameters(node, allow_import) if flops is None else flops[0]
+        found += sum(math.prod(shape) for _, shape in _layers(node, allow_import))
+    return found
 
 
 def _parameters(node: Node, allow_import: Allowed) -> int:

@@ -3,6 +3,7 @@ vector."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ __all__ = ["OPTIMIZERS", "TorchOptimizer", "check_class"]
 #: Those whose state is made of tensors that begin at zero, but for `_BEGINS_AT_ONE`.
 OPTIMIZERS = (
     *("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop"),
-    "Adafactor",
+    *("Adafactor", "Muon"),
 )
 _BEGINS_AT_ONE = "mu_product"
 #: Those that PyTorch can compute in one pass over weights, gradients and state, and therefore does
@@ -70,7 +71,7 @@ class TorchOptimizer:
         self._fused = bool(options.get("fused"))
         make = _class(kind, allow_import)
         try:
-            self._optimizer: Any = make([torch.zeros(1)], **options)
+            self._optimizer: Any = make([torch.zeros(1, 1)], **options)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"optimizer.options: {kind} refuses them: {first_line(error)}"
@@ -162,8 +163,42 @@ class TorchOptimizer:
         return {name: one.clone() for name, one in found.items()} if copy else found
 
 
+class _Muon:
+    """`torch.optim.Muon`, which takes matrices alone, and `torch.optim.AdamW` for the other
+    parameters. Muon's steps are as long as those of AdamW would be (its `match_rms_adamw`), unless
+    an option says otherwise, so that one rate serves both; so does one weight decay."""
+
+    def __init__(self, params: Sequence[torch.Tensor], **options: Any) -> None:
+        muon = {"adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.1, **options}
+        adam = {"weight_decay": muon["weight_decay"]}
+        self.state: dict[torch.Tensor, dict[str, Any]] = defaultdict(dict)
+        self.param_groups: list[dict[str, Any]] = []
+        self._parts: list[Any] = []
+        for kind, matrices, own in (
+            (torch.optim.Muon, True, muon),
+            (torch.optim.AdamW, False, adam),
+        ):
+            tensors = [one for one in params if (one.ndim == 2) is matrices]
+            if tensors:
+                part = optimizer_without_compiler(kind)(tensors, **own)
+                part.state = self.state
+                self.param_groups += part.param_groups
+                self._parts.append(part)
+
+    def step(self) -> None:
+        for part in self._parts:
+            part.step()
+
+
 def _class(kind: str, allow_import: Allowed) -> Callable[..., Any]:
     """Return the class of that name, of `torch.optim` or of the user's."""
+    if kind == "Muon":
+        if not hasattr(torch.optim, kind):
+            raise ConfigError(
+                f'optimizer.kind: "Muon" needs PyTorch 2.9, and this is {torch.__version__}: '
+                "update it, or choose another one"
+            )
+        return _Muon
     if ":" not in kind:
         return optimizer_without_compiler(getattr(torch.optim, kind))
     found = import_named(kind, "optimizer.kind", allow_import=allow_import)
