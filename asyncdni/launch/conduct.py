@@ -151,11 +151,8 @@ def conduct(
         by_hand = launch is None
         own = ["--bind", bind, *(["--advertise", advertise] if advertise else []), *flags]
         again = goes_on or _to_resume(folder, own if by_hand else [], design, by_hand=by_hand)
-        home: dict[str, Any] = {
-            "folder": str(folder or ""),
-            "term": term,
-            "resume": again if keep else "",
-        }
+        home: dict[str, Any] = {"folder": str(folder or ""), "term": term}
+        home["resume"] = again if keep else ""
         ways: dict[str, Any] = {"trace": trace, "launched": not by_hand, "consults": called.any}
         roster = make_roster(design, **home, **ways)
         recorder = Recorder(roster.workers, _facts(design), folder)
@@ -169,8 +166,7 @@ def conduct(
         commit = make_commit(claim, design) if claim else _never_called
         with _explained_stops(records, folder if keep else None):
             words: dict[str, Any] = {"commit": commit, "command": command, "stops": stops}
-            words["folder"] = folder
-            coordinate(machine, transport, records, launch, **words)
+            coordinate(machine, transport, records, launch, folder=folder, **words)
     summary = records.summary() | {"ended_early": stops.ended_early}
     _conclude(claim, design, summary)
     if stops.error is not None:
