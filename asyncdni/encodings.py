@@ -12,11 +12,11 @@ A row is one sample: all elements of a tensor behind its first axis. Rows don't 
 other, and every step is one rounding of IEEE arithmetic, so an encoding gives the same bytes on
 every machine. What is not finite is still so after decoding: in int8 all of its row is NaN.
 
-For gradients int8 and top_k have a memory (error feedback: Seide et al., "1-bit stochastic gradient
-descent", 2014; Karimireddy et al. 2019): what was left out of one batch is added to the next one on
-the same link before that is encoded. So sums over batches, which weights learn from, are right to
-what one batch leaves out, however many are summed. Activations have no such memory: what is left of
-one sample would be put into another one.
+Of gradients int8 and top_k keep a remainder (error feedback: Seide et al., "1-bit stochastic
+gradient descent", 2014; Karimireddy et al. 2019): what was left out of one batch is added to the
+next one on the same link before that is encoded. So sums over batches, which weights learn from,
+are right to what one batch leaves out, however many are summed. Activations have no remainder: what
+is left of one sample would be put into another one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Encoding:
     #: can't have made.
     decode: Callable[[Array, Shape], Array]
     #: Whether what is left out of a gradient is added to the next one.
-    has_memory: bool = False
+    keeps_remainder: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ class Compressor:
     def _gradient(self, encoding: Encoding, to: str, name: str, array: Array) -> Array | Encoded:
         if array.dtype != np.float32:
             return array
-        if encoding.has_memory:
+        if encoding.keeps_remainder:
             return encode_with_remainder(encoding, array, self._remainders[to, name])
         return Encoded(encoding, array.shape, encoding.encode(array))
 
@@ -264,7 +264,7 @@ ENCODINGS = {
     for one in (
         Encoding("bfloat16", _halves, _to_bfloat16, _from_bfloat16),
         Encoding("float16", _halves, _to_float16, _from_float16),
-        Encoding("int8", _int8_bytes, _to_int8, _from_int8, has_memory=True),
-        Encoding("top_k", _top_k_bytes, _to_top_k, _from_top_k, has_memory=True),
+        Encoding("int8", _int8_bytes, _to_int8, _from_int8, keeps_remainder=True),
+        Encoding("top_k", _top_k_bytes, _to_top_k, _from_top_k, keeps_remainder=True),
     )
 }

@@ -224,6 +224,7 @@ _WORDS = {
     "bool": "true or false",
     "str": "text",
     "Sequence[int]": "a list of integers",
+    "Sequence[Any]": "a list",
     "Mapping[str, Any]": "a table",
 }
 

@@ -62,7 +62,16 @@ MAY_IMPORT = {
         *("experiment", "plan", "core.liveness", "wire", "drivers.real", "launch", "store.given"),
         *("report", "imports", "messages", "config", "errors"),
     },
-    "page": {"launch.display", "plan", "report", "store", "imports", "messages", "errors"},
+    "page": {
+        "core.counts",
+        "launch.display",
+        "plan",
+        "report",
+        "store",
+        "imports",
+        "messages",
+        "errors",
+    },
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
         *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),

@@ -16,6 +16,7 @@ from asyncdni.__main__ import main
 from asyncdni.cli import compare
 from asyncdni.errors import ConfigError
 from asyncdni.launch import budget as budgets
+from asyncdni.launch import compare as launch_compare
 from asyncdni.launch.budget import Budget, Cost, Deadline, OutOfTime, fit, parse_budget
 from asyncdni.report.load import Load
 from asyncdni.report.statistics import Result
@@ -96,13 +97,16 @@ def test_a_deadline_stops_a_run_and_tells_what_it_costs(monkeypatch: pytest.Monk
     deadline = Deadline(end_s=50.0, limit_s=5.0)
     now[0] = 4.0
     deadline(design, recorder, "start", {})
-    now[0] = 6.0
+    now[0] = 5.0
     deadline(design, recorder, "report", {})  # over its limit, but nothing trained yet
     assert deadline.cost() is None
-    now[0], recorder.loss_samples = 8.0, 200
+    now[0], recorder.loss_samples = 5.5, 200
+    deadline(design, recorder, "report", {})  # too early to tell
+    now[0], recorder.loss_samples = 8.0, 400
     with pytest.raises(OutOfTime):
         deadline(design, recorder, "report", {})
-    assert deadline.cost() == Cost(fixed_s=4.0, epoch_s=2.0)
+    now[0] = 8.5  # it has ended
+    assert deadline.cost() == Cost(fixed_s=4.5, epoch_s=1.0)
 
 
 def test_at_the_end_of_the_budget_a_run_stops_that_has_not_begun(
@@ -193,6 +197,23 @@ def test_a_small_budget_means_fewer_epochs_and_says_so(made: Any) -> None:
         "The time budget of 2min allows 2 seeds of 2 epochs in place of 2 seeds of 10 epochs: "
         "accuracies are those of shorter training."
     ]
+
+
+def test_what_the_budget_left_out_is_made_later_with_as_many_epochs(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([120.0] * 4 + [1.0] * 9)  # the last runs do not fit any more
+    monkeypatch.setattr(Budget, "left_s", property(lambda _: next(left)))
+    found, runs = made(lambda _: QUIET, "--budget", "2min", epochs_most=9)
+    done = len(found["runs"])
+    assert not found["complete"] and 0 < done < 4
+    remark = found["remarks"][0]
+    assert "2 seeds of 2 epochs in place of" in remark
+    monkeypatch.setattr(Budget, "left_s", property(lambda _: 120.0))
+    monkeypatch.setattr(launch_compare, "_is_whole", lambda *_: True)
+    again, _ = made(lambda _: QUIET, "--budget", "2min", "--resume", str(tmp_path / "out"))
+    assert again["complete"] and again["remarks"] == [remark]
+    assert len(again["runs"]) == 4 and again["runs"][:done] == found["runs"]
 
 
 def test_an_ample_budget_changes_nothing(made: Any) -> None:

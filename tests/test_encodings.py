@@ -135,7 +135,7 @@ def test_bfloat16_is_that_of_pytorch() -> None:
     np.testing.assert_array_equal(through("bfloat16", x), expected)
 
 
-# --- memory --------------------------------------------------------------------------------------
+# --- remainders ----------------------------------------------------------------------------------
 
 
 def test_what_top_k_leaves_out_comes_later() -> None:

@@ -147,9 +147,25 @@ def test_a_worker_that_dies_is_seen_down_catching_up_and_learning_again(design: 
     assert {one["state"] for one in told.state.news()["workers"].values()} == {"done"}
 
 
+def test_workers_that_go_back_have_no_negative_speed(design: Design) -> None:
+    told = Told(design).begin()
+    told.report(1.0, "output", 100, 0.5)
+    told(1.2, "lost", stage="hidden", text="worker hidden died with signal 9")
+    told(1.3, "round", incarnation=2, restore="checkpoints/1", start=0, lost_updates={"output": 9})
+    told.report(2.0, "output", 10, 1.0)
+    told.report(3.0, "output", 110, 2.0)
+    points = told.state.news()["points"]["output"]
+    at = COLUMNS.index("samples_per_s") + 1
+    assert [point[at] for point in points] == [200.0, 100.0]
+    assert told.of("output")["samples_per_s"] == 100.0
+
+
 def test_news_have_what_is_new_and_nothing_else(design: Design) -> None:
     told = Told(design).begin()
     told.report(1.0, "hidden", 100, 0.5)
+    tally = {"staleness_mean": 2.0, "staleness_max": 4, "staleness_le_1": 3, "staleness_le_4": 1}
+    told.report(1.2, "hidden", 120, 0.7, **tally)
+    assert told.of("hidden")["staleness_bins"] == [["0", 0.0], ["1", 0.75], ["2", 0.0], ["4", 0.25]]
     first = told.state.news()
     assert [link["to"] for link in first["network"]["links"]] == ["output"]
     assert [one["stages"][0]["shape"] for one in first["network"]["workers"]] == ["8", "8"]

@@ -6,6 +6,7 @@ says where.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt: chromium)"),
-    pytest.mark.skipif(not hasattr(__import__("os"), "waitid"), reason="controls need Linux"),
+    pytest.mark.skipif(not hasattr(os, "waitid"), reason="controls need Linux"),
 ]
 
 LASTING = ("--set", "run.epochs=1000000", "--set", "run.evaluate_every=100")

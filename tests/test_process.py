@@ -657,3 +657,12 @@ def test_a_process_that_has_done_nothing_has_no_worker() -> None:
     process = Process("a", lambda counts: Worker(MIDDLE, Synthetic(), counts=counts), 0.0)
     process.check()
     assert process.worker is None and process.state is State.HELLO
+
+
+def test_a_traceback_is_said_to_be_where_the_process_prints_it() -> None:
+    broke = Broke(ValueError("odd"), "Traceback …", "host7:/runs/a/logs/a.log")
+    told = Worked().trained()(broke)[0]
+    assert isinstance(told, Send) and isinstance(told.message, Failed)
+    assert told.message.text == (
+        "worker a failed: ValueError: odd; its log has the traceback: host7:/runs/a/logs/a.log"
+    )

@@ -161,7 +161,9 @@ def test_an_error_in_it_is_one_line_for_the_user_and_a_traceback_in_the_log(site
     site.write("tiny.toml", SCALED.replace("2.0 }", "{ fail_at = 3 } }"))
     finished = site.run("train", "tiny.toml", "--allow-import", "--out", "run")
     finished.refused(
-        "worker hidden failed: ValueError: the factor is out of tune", "its log has the traceback"
+        "worker hidden failed: ValueError: the factor is out of tune",
+        f"its log has the traceback: {socket.gethostname()}:",
+        "/run/logs/hidden.log",
     )
     log = (site.folder / "run" / "logs" / "hidden.log").read_text()
     assert "Traceback (most recent call last)" in log

@@ -268,7 +268,7 @@ def tied(vocabulary: int = 12, width: int = 8) -> nn.Module:
     return Tied(vocabulary, width)
 
 
-def gpt2(vocabulary: int = 12, steps: int = 8, width: int = 16, blocks: int = 2) -> nn.Module:
+def gpt2(vocabulary: int = 12, steps: int = 8, width: int = 16, blocks: int = 1) -> nn.Module:
     """Hugging Face's GPT-2, without dropout; its head has the embedding's weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 

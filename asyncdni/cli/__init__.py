@@ -23,6 +23,7 @@ COMMANDS = (
     "view",
     "data",
     "explain",
+    "check",
     "new",
 )
 

@@ -46,6 +46,7 @@ from asyncdni.launch.compare import (
     finished_runs,
     plan_runs,
     planned_before,
+    remarks_before,
     run_entry,
 )
 from asyncdni.launch.conduct import Observer
@@ -182,6 +183,7 @@ def run(args: argparse.Namespace) -> int:
         finished = [] if args.resume is None else finished_runs(folder, entries)
         discard_unfinished(folder, entries, finished)
         going = _Comparison(args, folder, console, entries, list(finished), budget, args.repeats)
+        going.remarks += [] if args.resume is None else remarks_before(folder)
         with page_for(args) as going.page:
             found = going.run_all()
         _report(args, found, folder, console)
@@ -231,23 +233,19 @@ class _Comparison:
         if self.budget and self.args.resume is None:
             self._try_out(self.budget)
         for number, entry in enumerate(self.entries, 1):
-            if self._result(entry) is None and not self._run(number, entry):
+            if self._result(entry):
+                continue
+            if not self._fits([entry]) or not self._once(number, entry):
                 break
-        return self._write()
-
-    def _run(self, number: int, entry: Entry) -> bool:
-        """Make one run, and repeat it if it was disturbed; return False if the budget has ended."""
-        if not self._fits([entry]) or not self._once(number, entry):
-            assert self.budget is not None
-            done = f"{len(self.results)} of {len(self.entries)}"
-            self._remark(
-                f"The time budget of {self.budget.text} ended after {done} runs; the same command "
-                f"with --resume {self.folder} makes the others."
-            )
+            self._repeat(number, entry)
+        if self.budget and self._unfinished():
             discard_unfinished(self.folder, self.entries, self.results)
-            return False
-        self._repeat(number, entry)
-        return True
+            self._say(
+                f"The time budget of {self.budget.text} ended after {len(self.results)} of "
+                f"{len(self.entries)} runs; the same command with --resume {self.folder} makes "
+                "the others."
+            )
+        return self._write()
 
     def _once(
         self, number: int, entry: Entry, limit_s: float | None = None, repeats: int = 0
@@ -348,7 +346,7 @@ class _Comparison:
             return True
         known = [(self.costs.get(_row(one)), one.experiment.run.epochs) for one in entries]
         least_s = sum(cost.seconds(epochs) for cost, epochs in known if cost)
-        return 0.0 < self.budget.left_s >= least_s
+        return self.budget.left_s > max(0.0, least_s)
 
     # --- results
 

@@ -206,6 +206,7 @@ class Broke(Event):
 
     error: BaseException
     trace: str = ""  # the traceback, where it is nothing that the user can put right
+    log: str = ""  # where this process prints it: "HOST:PATH", or words; empty: not known
 
 
 @dataclass(slots=True)

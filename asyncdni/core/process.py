@@ -721,4 +721,6 @@ def _last_words(stage: str, broke: Broke) -> Failed:
             return Failed(MemoryError.__name__, text, "")
         case error:
             text = f"worker {stage} failed: {type(error).__name__}: {error}"
-    return Failed(AsyncDNIError.__name__, f"{text}; its log has the traceback", broke.trace)
+    where = f": {broke.log}" if broke.log else ""
+    text += f"; its log has the traceback{where}"
+    return Failed(AsyncDNIError.__name__, text, broke.trace)

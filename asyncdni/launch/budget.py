@@ -27,6 +27,9 @@ _TRIAL = 0.25
 #: The share of the time that is left which is planned for. The rest is for repeats of disturbed
 #: runs, for a machine that gets slower, and for drawing the report.
 _PLANNED = 0.75
+#: A run is not stopped before it has trained for so many seconds: its first batches touch memory for
+#: the first time, and tell little of what the others cost.
+_TRAINED_S = 2.0
 #: Fewer seeds than this have no interval, or none that says anything: epochs are dropped first.
 _SEEDS_MIN = 2
 
@@ -62,8 +65,8 @@ class Cost:
 class Deadline:
     """An observer that stops a run, and measures what it costs.
 
-    The run is stopped after `limit_s`, but not before it has trained on some samples: without any
-    it would not tell its cost. It is stopped at `end_s` (`time.monotonic()`) in any case.
+    The run is stopped after `limit_s`, but not before it has trained for a while: else it would not
+    tell its cost. It is stopped at `end_s` (`time.monotonic()`) in any case.
     """
 
     def __init__(self, end_s: float, limit_s: float | None = None) -> None:
@@ -72,6 +75,7 @@ class Deadline:
         self._began_s = time.monotonic()
         self._started_s: float | None = None  # when the first batch was read
         self._epochs = 0.0
+        self._counted_s = 0.0  # when `_epochs` was reported
 
     def __call__(
         self, design: Design, recorder: Recorder, kind: str, values: Mapping[str, Any]
@@ -79,17 +83,25 @@ class Deadline:
         now = time.monotonic()
         if kind == "start" and self._started_s is None:
             self._started_s = now
-        self._epochs = recorder.loss_samples / design.meta.train_samples
-        spent = self._limit_s is not None and now - self._began_s >= self._limit_s
-        if now >= self._end_s or (spent and self._epochs > 0.0):
+        epochs = recorder.loss_samples / design.meta.train_samples
+        if epochs > self._epochs:
+            self._epochs, self._counted_s = epochs, now
+        if now >= self._end_s or self._has_told(now):
             raise OutOfTime
+
+    def _has_told(self, now: float) -> bool:
+        """Tell whether the limit is over, and the run has trained for long enough."""
+        if self._limit_s is None or self._started_s is None or not self._epochs:
+            return False
+        return now - self._began_s >= self._limit_s and now - self._started_s >= _TRAINED_S
 
     def cost(self) -> Cost | None:
         """Return what the run has cost up to now; None if it has trained on nothing."""
         if self._started_s is None or not self._epochs:
             return None
-        trained_s = time.monotonic() - self._started_s
-        return Cost(self._started_s - self._began_s, trained_s / self._epochs)
+        epoch_s = (self._counted_s - self._started_s) / self._epochs
+        ending_s = time.monotonic() - self._counted_s
+        return Cost(self._started_s - self._began_s + ending_s, epoch_s)
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ __all__ = [
     "order",
     "plan_runs",
     "planned_before",
+    "remarks_before",
     "run_entry",
     "tables_of",
 ]
@@ -515,6 +516,11 @@ def planned_before(folder: Path) -> tuple[int, int]:
         raise ConfigError(
             f"--resume {folder}: {COMPARISON} tells no epochs, so begin a new comparison"
         ) from None
+
+
+def remarks_before(folder: Path) -> list[str]:
+    """Return the remarks of the comparison in `folder`, which hold for it when it goes on, too."""
+    return [str(one) for one in _read(folder).get("remarks") or ()]
 
 
 def discard_run(folder: Path, entry: Entry) -> None:

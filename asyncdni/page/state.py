@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asyncdni.core.counts import EDGE_NAMES, read_distribution
 from asyncdni.errors import legible
 from asyncdni.launch.display import facts, guard_line, incident_line, measure
 from asyncdni.messages import DATA
@@ -183,9 +184,12 @@ class RunState:
         elif kind == "resume":
             self._phase = "training"
         elif kind == "drained":
-            self._phase = "evaluating"
+            self._phase = "stopping" if self._phase == "stopping" else "evaluating"
         elif kind == "stopping":
             self._phase = "stopping"
+        elif kind == "round" and values["restore"] != "keep":
+            for one in self._workers.values():  # they go back, and so do their counters
+                one.before = one.at_point = None
         elif worker is not None:
             _note_worker(worker, kind, values)
             if kind == "lost":
@@ -210,6 +214,7 @@ class RunState:
         worker.now["cores"] = _cores(total, before, self._now_s, worker.heard_s)
         worker.now["lags"] = _by_worker(values, "lag_to_")
         worker.now["bytes_to"] = _by_worker(total, "bytes_to_")
+        worker.now["staleness_bins"] = _bins(total, "staleness")
         updated = not fresh and (total.get("updates") or 0) > (before.get("updates") or 0)
         if values.get("waiting") or not updated:
             worker.state = worker.state if worker.state == "catching up" else "waiting"
@@ -224,7 +229,7 @@ class RunState:
     def _interrupt(self, worker: _Worker) -> None:
         """Add a point without values: the worker's curves are interrupted there."""
         tick = int(self._now_s / TICK_S) // self._step * self._step
-        if worker.points:
+        if worker.points and any(value is not None for value in worker.points[-1][2:]):
             tick = max(tick, worker.points[-1][1] + self._step)
             self._number += 1
             worker.points.append([self._number, tick, *([None] * (len(COLUMNS) - 1))])
@@ -403,6 +408,17 @@ def _after(found: Sequence[list[Any]] | deque[list[Any]], since: int) -> list[li
 def _by_worker(values: Values, prefix: str) -> dict[str, Any]:
     """Return the counters whose names are `prefix` and that of another worker."""
     return {key.removeprefix(prefix): n for key, n in values.items() if key.startswith(prefix)}
+
+
+def _bins(values: Values, prefix: str) -> list[list[Any]]:
+    """Return the bins of a distribution up to the last one with something in, as [upper edge,
+    share of all]; empty if nothing was counted."""
+    found = read_distribution(values, prefix)
+    if found is None:
+        return []
+    last = max(number for number, count in enumerate(found.bins) if count)
+    shares = [_number(count / found.count) for count in found.bins[: last + 1]]
+    return [[edge, share] for edge, share in zip(EDGE_NAMES, shares, strict=False)]
 
 
 def _cores(total: Values, before: Values, now_s: float, before_s: float | None) -> float | None:

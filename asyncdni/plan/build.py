@@ -309,8 +309,8 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
 
 
 def _remainders(design: Design, group: Group) -> dict[str, dict[str, NDArray[Any]]]:
-    """Make the arrays for what rounding leaves out of the gradients that `group` sends, by stage
-    and by producer, where the link rounds with a memory."""
+    """Make the remainders of the gradients that `group` sends (see `encodings`), by stage and by
+    producer, for links whose encoding keeps one."""
     plan, found = design.plan, dict[str, dict[str, NDArray[Any]]]()
     encodings = link_encodings(design.experiment, plan)
     for node in group.members:
@@ -318,7 +318,7 @@ def _remainders(design: Design, group: Group) -> dict[str, dict[str, NDArray[Any
             encoding = None
             if producer != DATA:
                 encoding = encodings.get((group.name, plan.group_of(producer).name))
-            if encoding is not None and encoding.has_memory:
+            if encoding is not None and encoding.keeps_remainder:
                 shape = design.network.node(producer).output_shape
                 array = np.zeros((design.experiment.data.batch_size, *shape), np.float32)
                 found.setdefault(node.name, {})[producer] = array

@@ -62,7 +62,7 @@ from asyncdni.core.ledger import SNAPSHOTS
 from asyncdni.core.process import Process, State, is_settled
 from asyncdni.delays import Slow
 from asyncdni.drivers.real.inspection import Inspection
-from asyncdni.drivers.real.machine import written
+from asyncdni.drivers.real.machine import log_place, written
 from asyncdni.drivers.real.meter import Meter, Trace
 from asyncdni.encodings import Compressor
 from asyncdni.errors import AsyncDNIError, CheckpointError
@@ -239,7 +239,7 @@ class Engine:
             self._pending = None
             self._answers.clear()
             try:
-                self._handle(Broke(error, trace))
+                self._handle(Broke(error, trace, log_place() if trace else ""))
             except AsyncDNIError:  # nobody takes the word: then the first error counts
                 self.end = self.end or Exit(str(error), error, trace)
             if self._process.state is State.ENDED and self.end is None:

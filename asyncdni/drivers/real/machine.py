@@ -13,6 +13,7 @@ import errno
 import os
 import resource
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ __all__ = [
     "STOP_SIGNALS",
     "choose_core",
     "limit_memory",
+    "log_place",
     "pin_process",
     "resident_bytes",
     "usable_cores",
@@ -69,6 +71,17 @@ def pin_process(core: int) -> None:
     for task in Path("/proc/self/task").glob("*"):
         with suppress(ProcessLookupError):  # it has ended meanwhile
             os.sched_setaffinity(int(task.name), {core})
+
+
+def log_place(stderr: str = "/proc/self/fd/2") -> str:
+    """Return where the standard error of this process goes: `HOST:PATH` for a file, else the words
+    `the output of process PID on HOST`."""
+    host = socket.gethostname()
+    with suppress(OSError):  # no /proc
+        path = os.readlink(stderr)
+        if os.path.isfile(path):
+            return f"{host}:{path}"
+    return f"the output of process {os.getpid()} on {host}"
 
 
 # --- memory --------------------------------------------------------------------------------------

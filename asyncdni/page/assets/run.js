@@ -41,6 +41,8 @@ export class Run {
       item.append(element("b", `swatch ${share}`), `share of the time ${text}`);
       this.section("states").append(item);
     }
+    const bars = element("li", "", "small bars: staleness in updates, up to the number below");
+    this.section("states").append(bars);
     this.reset();
   }
 

@@ -52,10 +52,12 @@ export class Card {
     this.bar.append(...this.shares);
     this.facts = element("dl", "pairs");
     this.values = new Map();
+    this.bins = element("div", "bins");
+    this.bins.setAttribute("role", "img");
     this.buttons = element("div", "buttons");
     this.buttons.append(logButton(run, about.name));
     this.actions = new Map();
-    this.root.append(head, stages, this.process, this.bar, this.facts, this.buttons);
+    this.root.append(head, stages, this.process, this.bar, this.facts, this.bins, this.buttons);
   }
 
   draw(news) {
@@ -85,7 +87,29 @@ export class Card {
       cores: fixed(worker.cores, 2),
       "given up": count((worker.dropped || 0) + (worker.skipped || 0) + (worker.missed || 0)),
     });
+    this.drawBins(worker.staleness_bins || []);
     this.drawActions(worker);
+  }
+
+  // The distribution of staleness since the process began: a bar for each bin, with its upper edge.
+  drawBins(bins) {
+    this.bins.hidden = bins.length < 2;
+    while (this.bins.children.length < bins.length) {
+      const bin = element("span", "bin");
+      bin.append(element("i"), element("small"));
+      this.bins.append(bin);
+    }
+    const highest = Math.max(...bins.map(([, share]) => share), 0.01);
+    [...this.bins.children].forEach((bin, at) => {
+      bin.hidden = at >= bins.length;
+      if (bin.hidden) return;
+      const [edge, share] = bins[at];
+      bin.firstChild.style.height = `${(100 * share) / highest}%`;
+      bin.title = `staleness up to ${edge}: ${percent(share, 1)}`;
+      write(bin.lastChild, edge);
+    });
+    const words = bins.map(([edge, share]) => `${edge}: ${percent(share)}`).join(", ");
+    this.bins.setAttribute("aria-label", `Staleness in updates, up to: ${words}`);
   }
 
   drawShares(worker) {

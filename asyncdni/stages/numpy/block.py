@@ -23,6 +23,7 @@ from asyncdni.errors import DataError, NumericalError
 from asyncdni.imports import Allowed
 from asyncdni.network import Node
 from asyncdni.nn.base import Array, Layer, Loss, Optimizer, Slot, rows
+from asyncdni.nn.check import FirstBatch
 from asyncdni.nn.layers import make_layer
 from asyncdni.nn.layers.recurrent import Recurrent
 from asyncdni.nn.losses import WindowLoss, by_step, counted, make_loss
@@ -339,14 +340,15 @@ class Block:
         self._rate_scale = lru_cache(maxsize=2)(make_rate_scale(optimizer.decay, pace))
         self._options = optimizer
         self.dtype = dtype
-        self._layers = _built(node, node.name, dtype, seed, allow_import, empty)
+        self._layers, shapes = _built(node, node.name, dtype, seed, allow_import, empty)
+        self._first_batch = FirstBatch(_layer_names(node), shapes, dtype)
         self._params, self._grads = flatten(self._layers)
         for layer in self._layers:
             if _is_module(layer):
                 layer.compute_with(autocast=autocast, compile=compile)
                 layer.bind()
         if node.weights:  # weights start as the named stage's; other random streams are its own
-            there = _built(node, node.weights, dtype, seed, allow_import)
+            there, _ = _built(node, node.weights, dtype, seed, allow_import)
             np.copyto(self._params, flatten(there)[0])
         self.optimizer = _make_optimizer(optimizer, self._layers, allow_import)
         self.optimizer.start(self._params)
@@ -397,8 +399,10 @@ class Block:
         slot.batch = batch
         self._pass_context(batch, context, len(x), slot)
         with self._weights_of_forward(batch, slot):
-            for layer, own in zip(self._layers, slot.layers, strict=True):
+            for i, (layer, own) in enumerate(zip(self._layers, slot.layers, strict=True)):
                 x = layer.forward(x, own)
+                if i in self._first_batch.outputs:
+                    self._first_batch.check_output(i, x, len(inputs[0]))
         slot.y = x
         score = self._score(x, context, slot.loss)
         score = with_own_losses(score, slot.layers, self.node.name, len(x))
@@ -499,8 +503,10 @@ class Block:
                 assert grad is not None
                 if not learn:
                     slot.pushed[i] = grad
-                layer, own = self._layers[i], slot.layers[i]
+                layer, own, samples = self._layers[i], slot.layers[i], len(grad)
                 grad = layer.backward(grad, own, learn=learn, send=send or i > 0)
+                if i in self._first_batch.gradients and (send or i > 0):
+                    self._first_batch.check_gradient(i, grad, samples)
         return split(self.node, grad) if send and grad is not None else []
 
     def learn(self, slot: BlockSlot) -> None:
@@ -660,18 +666,25 @@ def _built(
     seed: int,
     allow_import: Allowed,
     empty: bool = False,
-) -> list[Layer]:
+) -> tuple[list[Layer], list[tuple[int, ...]]]:
     """Build the layers of `node`; initial weights are those of a stage called `name`, or none where
-    `empty` allows that."""
+    `empty` allows that. Returns the layers, and the shapes of one sample before, between and after
+    them."""
     layers = [
         make_layer(spec, where=f"stage {node.name}, layer {i}", allow_import=allow_import)
         for i, spec in enumerate(node.layers)
     ]
-    shape = node.joined_shape
+    shapes = [tuple(node.joined_shape)]
     for i, layer in enumerate(layers):
         build = layer.build_empty if empty and _is_module(layer) else layer.build
-        shape = build(shape, dtype, layer_streams(seed, f"{name}.{i}"))
-    return layers
+        shapes.append(tuple(build(shapes[-1], dtype, layer_streams(seed, f"{name}.{i}"))))
+    return layers, shapes
+
+
+def _layer_names(node: Node) -> list[str]:
+    """What messages call the layers of `node`: `stage hidden, layer 2 (mylayer:Scale)`."""
+    names = [spec if isinstance(spec, str) else next(iter(spec)) for spec in node.layers]
+    return [f"stage {node.name}, layer {i} ({name})" for i, name in enumerate(names)]
 
 
 def _named(layers: Sequence[Layer]) -> list[tuple[int, str, Array]]:
