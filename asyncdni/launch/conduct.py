@@ -150,9 +150,10 @@ def conduct(
         folder, term = (claim.folder, claim.order[0]) if claim is not None else (None, 0)
         by_hand = launch is None
         own = ["--bind", bind, *(["--advertise", advertise] if advertise else []), *flags]
-        again = goes_on or _to_resume(folder, own if by_hand else [], design, by_hand=by_hand)
+        if keep and not goes_on:
+            goes_on = _to_resume(folder, own if by_hand else [], design, by_hand=by_hand)
         home: dict[str, Any] = {"folder": str(folder or ""), "term": term}
-        home["resume"] = again if keep else ""
+        home["resume"] = goes_on if keep else ""
         ways: dict[str, Any] = {"trace": trace, "launched": not by_hand, "consults": called.any}
         roster = make_roster(design, **home, **ways)
         recorder = Recorder(roster.workers, _facts(design), folder)
