@@ -204,7 +204,7 @@ def test_what_the_budget_left_out_is_made_later_with_as_many_epochs(
 ) -> None:
     left = iter([120.0] * 4 + [1.0] * 9)  # the last runs do not fit any more
     monkeypatch.setattr(Budget, "left_s", property(lambda _: next(left)))
-    found, runs = made(lambda _: QUIET, "--budget", "2min", epochs_most=9)
+    found, _ = made(lambda _: QUIET, "--budget", "2min", epochs_most=9)
     done = len(found["runs"])
     assert not found["complete"] and 0 < done < 4
     remark = found["remarks"][0]

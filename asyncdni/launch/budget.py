@@ -27,8 +27,8 @@ _TRIAL = 0.25
 #: The share of the time that is left which is planned for. The rest is for repeats of disturbed
 #: runs, for a machine that gets slower, and for drawing the report.
 _PLANNED = 0.75
-#: A run is not stopped before it has trained for so many seconds: its first batches touch memory for
-#: the first time, and tell little of what the others cost.
+#: A run is not stopped before it has trained for so many seconds: its first batches touch memory
+#: for the first time, and tell little of what the others cost.
 _TRAINED_S = 2.0
 #: Fewer seeds than this have no interval, or none that says anything: epochs are dropped first.
 _SEEDS_MIN = 2
