@@ -31,6 +31,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 __all__ = [
+    "PART_BYTES",
     "PROTOCOL_VERSION",
     "Abort",
     "Accused",
@@ -50,6 +51,7 @@ __all__ = [
     "Evaluate",
     "Evaluated",
     "Failed",
+    "Fetch",
     "Gradient",
     "Greeting",
     "Guarded",
@@ -57,7 +59,9 @@ __all__ = [
     "Leave",
     "Lost",
     "Message",
+    "Missing",
     "Note",
+    "Part",
     "Ready",
     "Refused",
     "Rejoin",
@@ -68,6 +72,7 @@ __all__ = [
     "Shared",
     "Skipped",
     "Start",
+    "Taken",
     "Unheard",
     "Weights",
     "Welcome",
@@ -77,6 +82,8 @@ __all__ = [
 #: The protocol's version. It rises with every change that an older peer would not understand.
 PROTOCOL_VERSION = 7
 
+#: The most bytes of a file that one message carries.
+PART_BYTES = 256 * 1024
 #: Names in addresses and in the graph that no stage may have.
 COORDINATOR = "coordinator"
 #: The node that hands out batches; the worker of the first stage that reads data hosts it.
@@ -188,6 +195,33 @@ class Failed(Message, frozen=True, tag=True):
     trace: str  # empty for errors meant for the user
 
 
+class Fetch(Message, frozen=True, tag=True):
+    """The worker has no access to the folder of the run and asks for a file of it."""
+
+    incarnation: int
+    path: str  # in the folder of the run
+
+
+class Part(Message, frozen=True, tag=True):
+    """Bytes of a file of the run's folder, in both directions: what a worker without access to that
+    folder has written, or has asked for."""
+
+    incarnation: int  # of the worker
+    path: str  # in the folder of the run
+    offset: int  # of the first of these bytes in the file
+    size: int  # of the whole file, in bytes
+    data: bytes  # 1 to PART_BYTES
+    sha256: str = ""  # of the whole file, in its last part
+
+
+class Taken(Message, frozen=True, tag=True):
+    """The bytes of a file up to `offset` are written; if these are all, it is in its place."""
+
+    incarnation: int
+    path: str
+    offset: int
+
+
 class Beat(Message, frozen=True, tag=True):
     """A sign of life, in both directions; any other message is one too."""
 
@@ -236,6 +270,13 @@ class Lost(Message, frozen=True, tag=True):
     """A neighbour is dead and will be replaced: go on without it until then."""
 
     worker: str
+
+
+class Missing(Message, frozen=True, tag=True):
+    """The file that the worker has asked for is not there."""
+
+    incarnation: int
+    path: str
 
 
 class Note(Message, frozen=True, tag=True):

@@ -20,7 +20,7 @@ of the gradients of all. Running statistics, random masks and generators stay ea
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +34,9 @@ from asyncdni.nn.layers import make_layer
 from asyncdni.nn.losses import is_own
 
 __all__ = ["LayerSpec", "Network", "Node", "Shape", "check_alike", "check_sharing", "make_network"]
+
+#: Layers that pass on the numbers they get.
+_PASSING = frozenset({"flatten", "reshape", "step"})
 
 # --- shared weights ------------------------------------------------------------------------------
 
@@ -110,6 +113,9 @@ class Node:
     own_loss: bool  # a layer has a loss of its own, such as the divergence of a gaussian
     layers: tuple[LayerSpec, ...] = field(hash=False)
     weights: str = ""  # the stage whose weights it uses; empty: its own
+    # whether its activation must not be rounded: it is ids or other data passed on, or made of
+    # several tensors, some of which may be masks
+    exact: bool = False
 
     @property
     def owner(self) -> str:
@@ -204,7 +210,9 @@ def make_network(
             stages[other].name for other in order if stage.name in inputs[stages[other].name]
         )
         place = stage_place(position, stage.name)
-        node = _node(stage, index, place, inputs[stage.name], consumers, shapes, meta, allow_import)
+        exact = {DATA, *(node.name for node in nodes if node.exact)}
+        own = inputs[stage.name]
+        node = _node(stage, index, place, own, consumers, shapes, exact, meta, allow_import)
         _check_loss(node, meta)
         shapes[node.name] = node.output_shape
         nodes.append(node)
@@ -304,6 +312,7 @@ def _node(
     inputs: tuple[str, ...],
     consumers: tuple[str, ...],
     shapes: Mapping[str, Shape],
+    exact: Set[str],
     meta: Meta,
     allow_import: Allowed,
 ) -> Node:
@@ -325,7 +334,21 @@ def _node(
         own_loss=_own_loss(stage.layers, place, allow_import),
         layers=tuple(stage.layers),
         weights=stage.weights,
+        exact=_is_exact(stage.layers, not exact.isdisjoint(inputs), place, allow_import),
     )
+
+
+def _is_exact(
+    layers: Sequence[LayerSpec], passed_on: bool, place: str, allow_import: Allowed
+) -> bool:
+    """Return whether the output of these layers must not be rounded; `passed_on`: whether that is
+    so of their inputs."""
+    for spec in reversed(layers):
+        if (next(iter(spec)) if isinstance(spec, dict) else spec) not in _PASSING:
+            layer = make_layer(spec, where=place, allow_import=allow_import)
+            packs = getattr(layer, "packs", None)
+            return packs is not None and bool(packs())
+    return passed_on
 
 
 def _joined(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -20,9 +21,9 @@ from asyncdni import experiment
 from asyncdni.__main__ import main
 from asyncdni.cluster.agent import Means, serve
 from asyncdni.cluster.engines import Place
-from asyncdni.cluster.lead import Meeting, digest
-from asyncdni.cluster.rendezvous import Rendezvous, Work
-from asyncdni.cluster.ssh import receive_keys
+from asyncdni.cluster.lead import digest
+from asyncdni.cluster.rendezvous import Meeting, Rendezvous, Work
+from asyncdni.cluster.ssh import Line, receive_keys
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, LaunchError
 from asyncdni.messages import (
@@ -42,6 +43,7 @@ from asyncdni.store.run import create_folder
 from asyncdni.wire.agent import AgentTransport
 
 DIGEST = "5" * 64
+MEETING = Meeting.at("tcp://127.0.0.1:0")
 #: Two workers for the agents of ranks 1 and 2; nothing for rank 0, which coordinates.
 WORK = Work(
     placement={"a": 1, "b": 2},
@@ -62,7 +64,7 @@ class Scene:
     def __init__(self, **changes: Any) -> None:
         self._closed = False
         self.said: list[str] = []
-        self.rendezvous = Rendezvous("tcp://127.0.0.1:0", 3, DIGEST, None, self.said.append)
+        self.rendezvous = Rendezvous(MEETING, 3, DIGEST, None, self.said.append)
         self.rendezvous.begin(replace(WORK, **changes), None)
         self.ended: list[tuple[str, int, str]] = []
         self.agents: list[AgentTransport] = []
@@ -284,6 +286,16 @@ def test_no_other_line_is_taken_for_keys(line: str, tmp_path: Path) -> None:
         receive_keys(io.StringIO(line), tmp_path)
 
 
+def test_the_end_of_the_connection_is_noticed() -> None:
+    reading, writing = os.pipe()
+    line = Line(reading)
+    os.write(writing, b"x")
+    assert not line.has_ended()
+    os.close(writing)
+    until(line.has_ended, "the end")
+    os.close(reading)
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 
@@ -309,7 +321,15 @@ def test_where_a_run_meets() -> None:
     wide = Meeting.at("tcp://host:5000")
     assert (wide.agents, wide.workers) == ("tcp://0.0.0.0:5000", "tcp://0.0.0.0:5001")
     assert wide.reached("tcp://0.0.0.0:5001") == "tcp://host:5001"
-    assert Meeting.at("tcp://localhost:0").workers == "tcp://127.0.0.1:0"
+    assert Meeting.at("tcp://localhost:0").workers == "tcp://127.0.0.1:*"
+    assert Meeting.at("tcp://[2001:db8::7]:5000").agents == "tcp://[::]:5000"
+    assert Meeting.at("tcp://[::1]:5000").reached("tcp://[::1]:5001") == "tcp://[::1]:5001"
+
+
+def test_a_name_of_its_own_that_rank_0_does_not_know_is_refused() -> None:
+    Meeting.at("tcp://localhost:0").await_name(0.0)
+    with pytest.raises(LaunchError, match=r"rank 0 does not know nobody\.invalid, its own name"):
+        Meeting.at("tcp://nobody.invalid:5555").await_name(-1.0)
 
 
 def test_the_same_folder_goes_on_with_the_same_experiment_alone(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ FIELDS = {
     float: st.floats(),
     str: st.text(),
     bool: st.booleans(),
+    bytes: st.binary(max_size=64),
     int | None: st.none() | st.integers(0, 2**63),
     list[str]: st.lists(st.text(), max_size=3),
     dict[str, str]: st.dictionaries(st.text(), st.text(), max_size=3),

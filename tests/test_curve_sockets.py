@@ -23,7 +23,7 @@ from asyncdni.wire.curve import KeyPair, Keys, as_client, new_pair
 from asyncdni.wire.worker import WorkerTransport
 
 KEYS = make_keys()
-SAMPLES = {int: 3, float: 0.5, str: "text", bool: True}
+SAMPLES = {int: 3, float: 0.5, str: "text", bool: True, bytes: b"\0\xff"}
 TENSORS = {"h": np.arange(12, dtype=np.float32).reshape(3, 4)}
 
 

@@ -31,6 +31,9 @@ from processes import (
 ROOT = Path(__file__).parents[1]
 ASYNCDNI = (sys.executable, "-m", "asyncdni")
 
+#: Ends a test that would hang; engines start slowly on a busy machine.
+_LAUNCHERS_S = 120.0
+
 pytestmark = pytest.mark.long
 
 
@@ -59,7 +62,7 @@ def _installed(name: str) -> str:
 
 
 def _finished(command: Command) -> Finished:
-    finished = command.finished()
+    finished = command.finished(_LAUNCHERS_S)
     assert finished.code == 0, finished
     return finished
 

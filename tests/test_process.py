@@ -22,6 +22,7 @@ from asyncdni.core.events import (
     Lose,
     Origin,
     ParentGone,
+    PartSent,
     Prepare,
     Prepared,
     Redeliver,
@@ -32,6 +33,7 @@ from asyncdni.core.events import (
     Say,
     SayHello,
     Send,
+    SendPart,
     Snapshot,
     SnapshotTaken,
     Unusable,
@@ -58,6 +60,7 @@ from asyncdni.messages import (
     Refused,
     Rejoin,
     Start,
+    Taken,
     Welcome,
 )
 from asyncdni.schedules.base import Op, OpKind
@@ -406,6 +409,21 @@ def test_the_next_snapshot_is_a_hundred_times_as_far_off_as_one_takes() -> None:
     assert life.process.snapshot_due_s == 11.0
     life(SnapshotTaken(0.5))
     assert life.process.snapshot_due_s == 60.0
+
+
+def test_no_snapshot_is_due_before_the_last_one_has_been_sent_and_some_time_after_it() -> None:
+    life = Worked().trained(snapshot_every_s=1.0, learns_alone=True, away=True)
+    path, size = "snapshots/m.0.safetensors", 8
+    life.now = 5.0
+    life.update(0)
+    assert Snapshot in kinds(life.finish())
+    assert life(SnapshotTaken(0.001, paths=[path])) == [SendPart(COORDINATOR, 1, path, 0)]
+    assert life(PartSent(COORDINATOR, 1, path, size, size, took_s=0.05)) == []
+    life.now = 9.0  # another one would be due, but the last has not arrived
+    life.update(1)
+    assert Snapshot not in kinds(life.finish())
+    assert life(Taken(1, path, size)) == []
+    assert life.process.snapshot_due_s == 9.0 + 100 * 0.05
 
 
 def test_a_snapshot_that_fails_is_told_of_once_unless_the_runs_folder_is_gone() -> None:

@@ -26,6 +26,7 @@ from asyncdni.drivers.virtual.simulation import simulate  # noqa: E402
 from asyncdni.errors import ConfigError  # noqa: E402
 from asyncdni.imports import allowing  # noqa: E402
 from asyncdni.plan.build import make_design  # noqa: E402
+from asyncdni.plan.conditions import link_encodings  # noqa: E402
 from asyncdni.store.given import begin_with  # noqa: E402
 
 SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
@@ -167,6 +168,20 @@ def test_bfloat16_products_have_the_bits_of_a_plain_loop() -> None:
     assert not differences(weights, expected)
     assert differences(weights, reference("mlp", locked))
     assert {array.dtype for array in weights.values()} <= {np.dtype("f4"), np.dtype("i8")}
+
+
+def test_an_activation_of_several_tensors_is_not_compressed() -> None:
+    """Whole numbers cross the first cut beside the activation, and nothing the second."""
+    plain = made("of_kinds", ["second", "last"], SCHEDULES["locked"])
+    tables = {**experiment.tables(plain), "links": {"compress": "int8"}}
+    chosen = experiment.parse(tables)
+    with allowing(True):
+        design = make_design(chosen, describe(chosen.data), allow_import=True)
+    first, second, last = (group.name for group in design.plan.groups)
+    assert set(link_encodings(design.experiment, design.plan)) == {
+        *((second, first), (second, last), (last, second)),
+    }
+    assert not any(np.isnan(array).any() for array in simulated(chosen).values())
 
 
 @pytest.mark.long

@@ -17,7 +17,7 @@ from asyncdni.errors import ConfigError, DataWarning
 from asyncdni.experiment.recipes import find_recipe
 from asyncdni.files import check_file
 from asyncdni.store.resume import changed_experiment
-from asyncdni.wire.address import check_secure
+from asyncdni.wire.address import check_secure, port_range
 from asyncdni.wire.curve import Keys, load_keys
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ __all__ = [
     "shown_on",
     "told",
     "warnings_said",
+    "worker_flags",
 ]
 
 
@@ -266,7 +267,7 @@ _TIMEOUT_S = 60.0
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
-    """Add --coordinator, --engine and --timeout."""
+    """Add --coordinator, --engine, --ports and --timeout."""
     parser.add_argument(
         "--coordinator",
         metavar="ADDRESS",
@@ -280,12 +281,28 @@ def add_place(parser: argparse.ArgumentParser) -> None:
         "docs/machines.md that its environment tells of)",
     )
     parser.add_argument(
+        "--ports",
+        metavar="FIRST-LAST",
+        help="workers listen for each other at free ports of this range (default: any)",
+    )
+    parser.add_argument(
         "--timeout",
         type=positive_seconds,
         default=_TIMEOUT_S,
         metavar="SECONDS",
         help=f"how long the other ranks wait for rank 0 (default: {_TIMEOUT_S:g})",
     )
+
+
+def worker_flags(args: argparse.Namespace) -> list[str]:
+    """Return the flags of `add_security` and `add_place` that the workers of this machine get.
+
+    Raises `LaunchError` for ports that make no sense.
+    """
+    if args.ports is None:
+        return flags(args)
+    port_range(args.ports, f"--ports {args.ports}")
+    return [*flags(args), "--ports", args.ports]
 
 
 def positive_seconds(text: str) -> float:

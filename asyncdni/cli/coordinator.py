@@ -63,10 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="run folder; each worker writes its weights to this path on its own host, so over "
-        "several hosts it should be a shared folder; otherwise the run ends with an error that "
-        "names the weights to copy here by hand (default: nothing is written, and a worker's death "
-        "ends the run)",
+        help="run folder; workers on hosts that do not share it send here what they save "
+        "(default: nothing is written, and a worker's death ends the run)",
     )
     add_init(parser)
     add_resume(parser)
@@ -89,8 +87,7 @@ def run(args: argparse.Namespace) -> int:
         design = begin_with(design)
     if design.init is not None and folder is None:
         raise ConfigError(
-            "run.init: workers read given weights from the folder of the run; give --out DIR, on a "
-            "disk that all hosts share"
+            "run.init: workers get the given weights from the folder of the run; give --out DIR"
         )
     kept = Path(folder) if folder else None
     with (

@@ -11,9 +11,9 @@ from asyncdni.cli.common import (
     add_allow_import,
     add_place,
     add_security,
-    flags,
     keys_for,
     told,
+    worker_flags,
 )
 from asyncdni.cluster.agent import Means, serve
 from asyncdni.cluster.engines import find_place
@@ -59,11 +59,11 @@ def run(args: argparse.Namespace) -> int:
         if args.attached:
             folder = stack.enter_context(private_folder(sockets=False))
             args.keys = str(folder) if receive_keys(sys.stdin, folder) else None
-            line = Line(sys.stdin)
+            line = Line(sys.stdin.fileno())
         means = Means(
             tell=tell,
             keys=keys_for(args, place.coordinator),
-            flags=flags(args),
+            flags=worker_flags(args),
             allow_import=args.allow_import,
             timeout_s=args.timeout,
             abandoned=line.has_ended if line is not None else lambda: False,

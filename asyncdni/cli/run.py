@@ -21,17 +21,17 @@ from asyncdni.cli.common import (
     chosen_run,
     complete_line,
     condition_flags,
-    flags,
     keys_for,
     new_folder,
     page_for,
     shown_on,
     told,
+    worker_flags,
 )
 from asyncdni.cluster.agent import Means, serve
 from asyncdni.cluster.engines import Place, find_place
-from asyncdni.cluster.lead import Meeting, Run, digest, lead
-from asyncdni.cluster.rendezvous import Rendezvous
+from asyncdni.cluster.lead import Run, digest, lead
+from asyncdni.cluster.rendezvous import Meeting, Rendezvous
 from asyncdni.cluster.ssh import Connections
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.imports import import_flags
@@ -48,6 +48,8 @@ EXAMPLE = """\
   asyncdni run launch/digits.toml
   asyncdni run launch/digits.toml --hosts a,b,c --out /shared/digits
   srun asyncdni run launch/digits.toml --out /shared/digits --keys keys"""
+
+_DEFAULTS = {"ssh": "ssh", "remote": "asyncdni"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,11 +80,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "and end with it",
     )
     parser.add_argument(
-        "--ssh", default="ssh", metavar="COMMAND", help="the client for --hosts (default: ssh)"
+        "--ssh",
+        default=_DEFAULTS["ssh"],
+        metavar="COMMAND",
+        help="the client for --hosts (default: ssh)",
     )
     parser.add_argument(
         "--remote",
-        default="asyncdni",
+        default=_DEFAULTS["remote"],
         metavar="COMMAND",
         help="how asyncdni is started on --hosts, such as /opt/venv/bin/asyncdni",
     )
@@ -117,19 +122,20 @@ def run(args: argparse.Namespace) -> int:
     assert place.coordinator is not None, "several ranks have an address to meet at"
     keys = keys_for(args, place.coordinator)
     if place.rank:
-        means = Means(tell, keys, flags(args), args.allow_import, args.timeout)
+        means = Means(tell, keys, worker_flags(args), args.allow_import, args.timeout)
         serve(place, digest(chosen), means)
         return 0
     return _first(args, chosen, place)
 
 
 def _alone(args: argparse.Namespace, chosen: config.Experiment) -> int:
-    """Train on this machine alone."""
+    """Train on this machine alone, where workers have no ports."""
+    args.ports = None
     with private_folder() as sockets:
         meeting = Meeting.here(sockets)
         tell = told(quiet=True)
-        with Rendezvous(meeting.agents, 1, digest(chosen), None, tell) as rendezvous:
-            return _led(args, chosen, meeting, rendezvous, 1, takes_part=True)
+        with Rendezvous(meeting, 1, digest(chosen), None, tell) as rendezvous:
+            return _led(args, chosen, rendezvous)
 
 
 def _first(args: argparse.Namespace, chosen: config.Experiment, place: Place) -> int:
@@ -137,8 +143,8 @@ def _first(args: argparse.Namespace, chosen: config.Experiment, place: Place) ->
     address = place.coordinator or ""
     keys, meeting = keys_for(args, address), Meeting.at(address)
     tell = told(quiet=args.quiet)
-    with Rendezvous(meeting.agents, place.ranks, digest(chosen), keys, tell) as rendezvous:
-        return _led(args, chosen, meeting, rendezvous, place.ranks, takes_part=True)
+    with Rendezvous(meeting, place.ranks, digest(chosen), keys, tell) as rendezvous:
+        return _led(args, chosen, rendezvous)
 
 
 def _over_ssh(args: argparse.Namespace) -> int:
@@ -156,18 +162,18 @@ def _over_ssh(args: argparse.Namespace) -> int:
             new_keys(folder)
             args.keys = str(folder)
         keys = load_keys(args.keys) if args.keys else None
-        words = [*import_flags(args.allow_import), *(["--insecure"] if args.insecure else [])]
+        words = import_flags(args.allow_import)
+        words += ["--insecure"] if args.insecure else []
+        words += ["--ports", args.ports] if args.ports else []
         where = Path(args.keys) if args.keys else None
         options = {"ssh": args.ssh, "remote": args.remote, "keys": where, "words": words}
         connections = stack.enter_context(Connections(hosts, **options, tell=tell))
         ranks, watch = len(hosts), connections.check
         rendezvous = stack.enter_context(
-            Rendezvous(
-                meeting.agents, ranks, digest(chosen), keys, tell, own_rank=None, watch=watch
-            )
+            Rendezvous(meeting, ranks, digest(chosen), keys, tell, own_rank=None, watch=watch)
         )
-        connections.start(meeting.reached(rendezvous.address))
-        return _led(args, chosen, meeting, rendezvous, ranks, takes_part=False)
+        connections.start(rendezvous.address)
+        return _led(args, chosen, rendezvous)
 
 
 def _own_address(host: str) -> str:
@@ -182,15 +188,8 @@ def _own_address(host: str) -> str:
         ) from error
 
 
-def _led(
-    args: argparse.Namespace,
-    chosen: config.Experiment,
-    meeting: Meeting,
-    rendezvous: Rendezvous,
-    ranks: int,
-    *,
-    takes_part: bool,
-) -> int:
+def _led(args: argparse.Namespace, chosen: config.Experiment, rendezvous: Rendezvous) -> int:
+    """Lead the run in its folder, or go on with it; there is nothing to do if it is complete."""
     with _opened(args, chosen) as folder:
         resumed = (folder / EXPERIMENT).is_file()
         here = continued_experiment(folder, chosen) if resumed else chosen
@@ -201,22 +200,21 @@ def _led(
             experiment=here,
             folder=folder,
             resumed=resumed,
-            ranks=ranks,
             keys=load_keys(args.keys) if args.keys else None,
-            flags=flags(args),
+            flags=worker_flags(args),
             allow_import=args.allow_import,
             counts=args.place,
             trace=args.trace,
             tensorboard=args.tensorboard,
             goes_on=_goes_on(args, folder),
         )
-        shared = takes_part and ranks > 1
+        shared = rendezvous.own_rank is not None and rendezvous.ranks > 1
         with (
             page_for(args) as page,
             make_display(quiet=args.quiet, shared=shared) as display,
             shown_on(page, str(folder), folder) as shown,
         ):
-            summary = lead(job, meeting, rendezvous, [display, *shown], takes_part=takes_part)
+            summary = lead(job, rendezvous, [display, *shown])
             display.finish(summary, folder)
         train.leave(open_run(folder), allow_import=args.allow_import, quiet=args.quiet)
     return 0
@@ -234,8 +232,9 @@ def _goes_on(args: argparse.Namespace, folder: Path) -> str:
     """The command that goes on with the run, to be started as this one was."""
     words = ["asyncdni", "run", args.file, "--out", str(folder)]
     words += [f"--set={text}" for text in args.set] + condition_flags(args)
-    given = {"--schedule": args.schedule, "--seed": args.seed, "--hosts": args.hosts}
-    words += [f"{flag}={value}" for flag, value in given.items() if value is not None]
+    for name in ("schedule", "seed", "hosts", "ssh", "remote"):
+        value = getattr(args, name)
+        words += [f"--{name}={value}"] if value not in (None, _DEFAULTS.get(name)) else []
     return shlex.join([*words, *import_flags(args.allow_import)])
 
 

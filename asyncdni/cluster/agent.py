@@ -142,7 +142,8 @@ class _Agent:
                     case Dismiss():
                         dismissed = message
             self._tell_ends()
-            self._watch()
+            if dismissed is None:
+                self._watch()
         self._leave(dismissed)
 
     # --- workers ---------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from asyncdni.cluster.placement import Placement
@@ -24,11 +26,12 @@ from asyncdni.messages import (
     Message,
     Refused,
 )
+from asyncdni.wire.address import Address, parse, reachable_as
 from asyncdni.wire.codec import FROM_AGENT, TO_AGENT
 from asyncdni.wire.coordinator import CoordinatorTransport
 from asyncdni.wire.curve import Keys
 
-__all__ = ["Rendezvous", "Work"]
+__all__ = ["Meeting", "Rendezvous", "Work"]
 
 #: After so long the user is told which agents have not come yet.
 _NOTE_S = 5.0
@@ -38,8 +41,60 @@ _LOOK_EVERY_S = 0.1
 #: How long the last words to the agents may take.
 _LINGER_S = 1.0
 _GIB = 2**30
+_LOOPBACK = "127.0.0.1"
 #: What a worker's death by the death of its agent looks like: a killed process.
 _KILLED = -9
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the processes of a run meet: addresses to listen at."""
+
+    agents: str
+    workers: str
+    host: str = ""  # by which other machines reach this one; empty: there are none
+
+    @classmethod
+    def at(cls, address: str) -> Self:
+        """Make that of a run whose agents come to `address`, tcp://HOST:PORT. Workers come to the
+        port after it; to any port if PORT is 0.
+
+        Unless HOST is one of loopback, all interfaces are listened at: the name may stand for
+        another address here than elsewhere. Raises `LaunchError`.
+        """
+        given = parse(address, bind=True)
+        host = _LOOPBACK if given.host == "localhost" else given.host
+        everywhere = "::" if given.needs_ipv6() else "0.0.0.0"
+        here = host if host.startswith("127.") or host == "::1" else everywhere
+        ports = given.port, given.port + 1 if given.port else 0
+        agents, workers = (Address("tcp", here, port).endpoint for port in ports)
+        return cls(agents, workers, host)
+
+    @classmethod
+    def here(cls, folder: Path) -> Self:
+        """Make that of a run on this machine alone, with sockets in a private folder."""
+        return cls(f"ipc://{folder / 'agents'}", f"ipc://{folder / 'coordinator'}")
+
+    def reached(self, listening: str) -> str:
+        """Return the address by which others reach the socket that listens at `listening`."""
+        return reachable_as(listening, self.host) if self.host else listening
+
+    def await_name(self, timeout_s: float) -> None:
+        """Wait until this machine knows its own name, by which its workers go to it too: that of a
+        pod is made known only when the pod runs. Raises `LaunchError` after `timeout_s` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while self.host:
+            try:
+                socket.getaddrinfo(self.host, None)
+                return
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise LaunchError(
+                        f"rank 0 does not know {self.host}, its own name for the others: "
+                        f"{error.strerror}; give all ranks --coordinator tcp://HOST:PORT with a "
+                        "name or an address that all of them know"
+                    ) from error
+            time.sleep(_LOOK_EVERY_S)
 
 
 @dataclass(frozen=True)
@@ -68,7 +123,8 @@ class _Agent:
 
 
 class Rendezvous(AbstractContextManager["Rendezvous", None]):
-    """Listens for the agents of `ranks` ranks at `bind`, and has them start the run's workers.
+    """Listens for the agents of `ranks` ranks where `meeting` says, and has them start the workers
+    of the run.
 
     It is a `drivers.real.coordinator.Launcher`; agents are heard whenever `exited` is called. The
     workers of `own_rank` are started by `own`, on this machine; both are None where all ranks have
@@ -81,7 +137,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
 
     def __init__(
         self,
-        bind: str,
+        meeting: Meeting,
         ranks: int,
         digest: str,
         keys: Keys | None,
@@ -90,10 +146,11 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         own_rank: int | None = 0,
         watch: Callable[[Container[int]], None] | None = None,
     ) -> None:
-        self._ranks = ranks
+        self.meeting = meeting
+        self.ranks = ranks
         self._digest = digest
         self._tell = tell
-        self._own_rank = own_rank
+        self.own_rank = own_rank
         self._watch_others = watch
         self._own: LocalLauncher | None = None
         self._work: Work | None = None
@@ -106,8 +163,11 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._ordered_s: dict[str, float] = {}  # when each worker was last to be started
         self._ended: list[tuple[str, int, str]] = []
         self._last_lines: dict[str, str] = {}
-        self._transport = CoordinatorTransport(bind, keys, hears=FROM_AGENT, says=TO_AGENT)
-        self.address = self._transport.address
+        self._transport = CoordinatorTransport(
+            meeting.agents, keys, hears=FROM_AGENT, says=TO_AGENT
+        )
+        #: Where agents reach it.
+        self.address = meeting.reached(self._transport.address)
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +202,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         """
         self._work, self._own, self._begun_s = work, own, time.monotonic()
         if own is not None:
-            own.start({name: work.commands[name] for name in work.of(self._own_rank or 0)})
+            own.start({name: work.commands[name] for name in work.of(self.own_rank or 0)})
         return self
 
     # --- the launcher ----------------------------------------------------------------------------
@@ -172,7 +232,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         assert self._work is not None
         rank = self._work.placement[name]
         self._ordered_s[name] = time.monotonic()
-        if rank == self._own_rank and self._own is not None:
+        if rank == self.own_rank and self._own is not None:
             self._own.restart(name)
         elif rank in self._agents:
             self._transport.send(self._agents[rank].peer, Engage(name))
@@ -189,7 +249,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
 
     def _is_away(self, name: str) -> bool:
         assert self._work is not None
-        return self._own is None or self._work.placement[name] != self._own_rank
+        return self._own is None or self._work.placement[name] != self.own_rank
 
     @property
     def _local(self) -> LocalLauncher:
@@ -224,7 +284,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         enrol = agent.enrol
         wrong = self._fault(enrol)
         if wrong:
-            self._refuse(agent.peer, wrong)
+            self._refuse(agent.peer, wrong, ConfigError)
             self._turned_away.add(enrol.rank)
             if enrol.rank not in self._agents:
                 raise ConfigError(wrong)
@@ -241,12 +301,12 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 f"{who} speaks protocol {enrol.protocol}, the coordinator {PROTOCOL_VERSION}: "
                 "install the same version of asyncdni on both machines"
             )
-        if enrol.ranks != self._ranks or not 0 <= enrol.rank < self._ranks:
+        if enrol.ranks != self.ranks or not 0 <= enrol.rank < self.ranks:
             return (
-                f"{who} is one of {enrol.ranks} ranks, the coordinator has {self._ranks}: one run "
+                f"{who} is one of {enrol.ranks} ranks, the coordinator has {self.ranks}: one run "
                 "needs an address of its own, see --coordinator"
             )
-        if enrol.rank == self._own_rank:
+        if enrol.rank == self.own_rank:
             return (
                 f"{who} is an agent, but that rank coordinates the run: give each process a rank "
                 "of its own"
@@ -258,8 +318,8 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             )
         return ""
 
-    def _refuse(self, peer: bytes, text: str) -> None:
-        self._transport.send(peer, Refused(LaunchError.__name__, text))
+    def _refuse(self, peer: bytes, text: str, error: type[AsyncDNIError] = LaunchError) -> None:
+        self._transport.send(peer, Refused(error.__name__, text))
 
     def _admit_late(self, now: float) -> None:
         """Decide about agents whose rank is taken: by one that still beats, or by a dead one."""
@@ -321,8 +381,8 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             )
 
     def _missing(self) -> list[int]:
-        known = {self._own_rank, *self._agents, *self._turned_away}
-        return [rank for rank in range(self._ranks) if rank not in known]
+        known = {self.own_rank, *self._agents, *self._turned_away}
+        return [rank for rank in range(self.ranks) if rank not in known]
 
     def _watch(self, now: float) -> None:
         """Tell of agents that have not come yet; raise `LaunchError` once they are too late."""

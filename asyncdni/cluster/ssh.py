@@ -203,11 +203,15 @@ def receive_keys(lines: TextIO, folder: Path) -> bool:
 
 
 class Line:
-    """Watches standard input, whose end is that of the connection."""
+    """Watches a descriptor, such as that of standard input, whose end is that of the connection.
 
-    def __init__(self, lines: TextIO) -> None:
+    It reads past Python's buffers: a thread that waits within them would hinder this process from
+    ending.
+    """
+
+    def __init__(self, descriptor: int) -> None:
         self._ended = threading.Event()
-        self._lines = lines
+        self._descriptor = descriptor
         threading.Thread(target=self._watch, daemon=True).start()
 
     def has_ended(self) -> bool:
@@ -215,7 +219,7 @@ class Line:
         return self._ended.is_set()
 
     def _watch(self) -> None:
-        with suppress(OSError, ValueError):
-            while self._lines.read(4096):
+        with suppress(OSError):
+            while os.read(self._descriptor, 4096):
                 pass
         self._ended.set()

@@ -14,7 +14,8 @@ Training time runs from Start or Resume to the last Drained: the drain counts, a
 that a death costs; the evaluation and the saving do not.
 
 Each part decides its own subject: `core.deaths` who is let in and what becomes of workers that die,
-`core.barriers` what is ordered at barriers, `Claims` which numbers can be. They share a
+`core.barriers` what is ordered at barriers, `core.transfer` which files are written and read for
+workers without access to the run's folder, `Claims` which numbers can be. They share a
 `core.members.Run`.
 """
 
@@ -33,6 +34,8 @@ from asyncdni.core.events import (
     Event,
     Exited,
     Looked,
+    PartKept,
+    PartSent,
     Received,
     Rejected,
     Send,
@@ -44,6 +47,7 @@ from asyncdni.core.ledger import Ledger
 from asyncdni.core.members import Phase, Roster, Run
 from asyncdni.core.position import KINDS
 from asyncdni.core.post import UnexpectedMessage
+from asyncdni.core.transfer import FileExchange
 from asyncdni.messages import (
     Abort,
     Accused,
@@ -52,12 +56,15 @@ from asyncdni.messages import (
     Drained,
     Evaluated,
     Failed,
+    Fetch,
     Guarded,
     Hello,
     Message,
+    Part,
     Ready,
     Report,
     Saved,
+    Taken,
     Unheard,
 )
 
@@ -176,6 +183,7 @@ class Coordinator:
         self._barriers = BarrierSteps(run)
         self._rounds = Rounds(run, self._barriers)
         self._deaths = Deaths(run, self._rounds, self._barriers)
+        self._files = FileExchange(run)
         self._patient_until_s = -math.inf
 
     @property
@@ -214,6 +222,7 @@ class Coordinator:
         run.out.actions = actions
         if run.since is None and not run.started:
             run.since = now
+            self._rounds.discard_snapshots()
         if run.phase is Phase.ENDED:
             return actions
         match event:
@@ -232,6 +241,13 @@ class Coordinator:
                 self._barriers.consulted(ends, now)
             case Stored(tag=tag):
                 self._barriers.committed(tag, now)
+            case PartSent():
+                self._files.part_sent(event)
+            case PartKept(part=part, sender=sender):
+                try:
+                    self._files.part_kept(event)
+                except UnexpectedMessage as unexpected:
+                    self._deaths.unexpected(sender, part, unexpected.why, now)
             case Woke():  # here alone: a message already waiting must be heard before
                 self._deaths.watch(now)
                 self._barriers.watch(now)
@@ -302,6 +318,8 @@ class Coordinator:
                 self._deaths.accused(name, message, now)
             case Failed():
                 self._deaths.failed(name, message, now)
+            case Part() | Fetch() | Taken():
+                self._files.received(name, message, now)
             case Drained() | Evaluated() | Saved():
                 fault = self._barriers.received(name, message, now)
                 if fault is not None:

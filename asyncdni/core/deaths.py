@@ -13,7 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from asyncdni.core.barriers import BarrierSteps
-from asyncdni.core.events import Exited, Fail, Launch, Look, Looked, Rejected, Send
+from asyncdni.core.events import (
+    DiscardSnapshots,
+    Exited,
+    Fail,
+    Launch,
+    Look,
+    Looked,
+    Rejected,
+    Send,
+)
 from asyncdni.core.ledger import CUTS, is_cut
 from asyncdni.core.members import Member, Phase, Run
 from asyncdni.core.post import UnexpectedMessage, patience_s
@@ -242,6 +251,13 @@ class Rounds:
         """Open another round that starts from the same state as this one."""
         self.open(self._restore, now)
 
+    def discard_snapshots(self) -> None:
+        """Have the snapshots removed that this round goes back behind. Workers do so as well, but
+        not those without access to the run's folder."""
+        goes_back = self._restore not in ("keep", "snapshots")
+        if goes_back and self._roster.learns_alone and self._roster.folder:
+            self._out.add(DiscardSnapshots())
+
     def next_incarnation(self) -> None:
         """Make void whatever a process that has died may have sent."""
         self._incarnation += 1
@@ -257,6 +273,7 @@ class Rounds:
         self._run.since = now
         self.next_incarnation()
         self._restore = restore
+        self.discard_snapshots()
         self._barriers.forget()
         if restore != "keep":  # what was learned since then is to be learned again
             self._run.losses.clear()

@@ -10,6 +10,7 @@ A machine (`Process` and its `Worker`, `Coordinator`) is pure: `handle(event, no
    `Computed`, `Snapshot` with `SnapshotTaken`, `Save` and `Commit` with `Stored`, `Look` with
    `Looked`, and `Consult` with `Consulted`, once each. Where one of a worker process fails, `Broke`
    is the answer.
+   Likewise `SendPart` with `PartSent`, and `KeepPart` with `PartKept`.
 4. When `deadline()` has passed, call `handle(Woke(), now)`, after whatever has arrived by then.
 
 Events and actions are values: nobody changes one. They are not frozen, because that would make
@@ -25,7 +26,7 @@ from typing import Any, Protocol
 
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import CheckpointError
-from asyncdni.messages import Accused, Connect, Message, Rejoin, Welcome
+from asyncdni.messages import Accused, Connect, Message, Part, Rejoin, Welcome
 from asyncdni.schedules.base import Op
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Consult",
     "Consulted",
     "CoordinatorGone",
+    "DiscardSnapshots",
     "Event",
     "Exit",
     "Exited",
@@ -44,6 +46,7 @@ __all__ = [
     "Finish",
     "Join",
     "Joined",
+    "KeepPart",
     "Launch",
     "Look",
     "Looked",
@@ -51,6 +54,8 @@ __all__ = [
     "Machine",
     "Origin",
     "ParentGone",
+    "PartKept",
+    "PartSent",
     "Prepare",
     "Prepared",
     "Received",
@@ -65,6 +70,7 @@ __all__ = [
     "Say",
     "SayHello",
     "Send",
+    "SendPart",
     "Snapshot",
     "SnapshotTaken",
     "Stop",
@@ -104,10 +110,14 @@ class Computed(Event):
 
 @dataclass(slots=True)
 class Stored(Event):
-    """Weights or state are on disk (worker); a cut has been committed (coordinator)."""
+    """Weights or state are on disk (worker); a cut has been committed (coordinator).
+
+    `paths`: the files that the coordinator has to be sent, in the folder of the run; none where a
+    worker writes to the coordinator's own folder."""
 
     tag: str
     files: dict[str, str] = field(default_factory=dict)
+    paths: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -126,6 +136,7 @@ class Prepared(Event):
     snapshot_every_s: float | None = None  # as the user has set it; None: never
     stages: Sequence[str] = ()  # the declared stages of this worker, for what the user is told
     sources: Mapping[str, str] = field(default_factory=dict)  # see `messages.Built`
+    away: bool = False  # the folder of the run is not there: see `core.transfer`
 
 
 @dataclass(slots=True)
@@ -151,11 +162,35 @@ class Joined(Event):
 
 @dataclass(slots=True)
 class SnapshotTaken(Event):
-    """A rolling snapshot has been written, or could not be (process)."""
+    """A rolling snapshot has been written, or could not be (process). `paths`: see `Stored`."""
 
     took_s: float
     error: CheckpointError | None = None  # why there is none
     folder_gone: bool = False  # the reason is that the folder of the run is not there any more
+    paths: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class PartSent(Event):
+    """A part of a file has been sent, up to byte `end` of `size`; None: there is no such file."""
+
+    to: str | bytes
+    incarnation: int
+    path: str
+    end: int = 0
+    size: int | None = None
+    took_s: float = 0.0
+
+
+@dataclass(slots=True)
+class PartKept(Event):
+    """A part of a file has been written; if it was the last one, the file is in its place.
+
+    `fault`: what is wrong with the file; then it is not there."""
+
+    part: Part
+    sender: str
+    fault: str = ""
 
 
 @dataclass(slots=True)
@@ -258,6 +293,32 @@ class Save(Action):
 
     tag: str
     whole: bool
+
+
+@dataclass(slots=True)
+class SendPart(Action):
+    """Send the bytes of a file (its path is that in the folder of the run) from `offset` on, at
+    most `PART_BYTES`, as a `Part`; then answer `PartSent`. The file is opened at offset 0, and read
+    on from there whatever takes its place meanwhile."""
+
+    to: str | bytes
+    incarnation: int
+    path: str
+    offset: int
+
+
+@dataclass(slots=True)
+class KeepPart(Action):
+    """Write these bytes of a file, which takes its place once it is whole; then answer
+    `PartKept`."""
+
+    part: Part
+    sender: str
+
+
+@dataclass(slots=True)
+class DiscardSnapshots(Action):
+    """Remove all rolling snapshots: all stages go back behind them (coordinator)."""
 
 
 @dataclass(slots=True)

@@ -23,6 +23,9 @@ In a round the process hands what happens to the round's `Worker`; what it decid
 - A report is due every 0.5 s, after the op under way, and before each `Drained`.
 - A rolling snapshot is due some time after the last one, behind an Update, if all is applied.
   There are none where all workers go back together: nobody would ever read one.
+- A worker without access to the run's folder fetches what it begins with, and sends on what it
+  saves; what was saved counts as stored once the coordinator has it. No snapshot is due before the
+  last one has arrived.
 - A snapshot that can't be written is told of once, and does not end the process as long as the
   run's folder is there: what is committed stays, and the next snapshot may succeed.
 - What the user is told of the state that a stage begins a round with.
@@ -50,9 +53,12 @@ from asyncdni.core.events import (
     Exit,
     Join,
     Joined,
+    KeepPart,
     Lose,
     Origin,
     ParentGone,
+    PartKept,
+    PartSent,
     Prepare,
     Prepared,
     Received,
@@ -72,8 +78,17 @@ from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.core.ledger import SNAPSHOTS
+from asyncdni.core.post import UnexpectedMessage
+from asyncdni.core.transfer import Incoming, Outgoing, needed
 from asyncdni.core.worker import Phase, Worker
-from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, NumericalError, by_name
+from asyncdni.errors import (
+    AsyncDNIError,
+    Interrupted,
+    LaunchError,
+    NumericalError,
+    RemoteProtocolError,
+    by_name,
+)
 from asyncdni.messages import (
     COORDINATOR,
     Abort,
@@ -82,13 +97,17 @@ from asyncdni.messages import (
     Connect,
     Drained,
     Failed,
+    Fetch,
     Gradient,
     Leave,
     Lost,
     Message,
+    Missing,
     Note,
+    Part,
     Refused,
     Rejoin,
+    Taken,
     Welcome,
 )
 from asyncdni.schedules.base import Op, OpKind
@@ -98,7 +117,8 @@ __all__ = ["Buffers", "Process", "State", "is_settled"]
 _REPORT_EVERY_S = 0.5
 #: How long a coordinator may take to answer before the log of a worker says so.
 _PATIENCE_S = 5.0
-#: From one snapshot to the next at least so many times what it took: about 1 % of the time.
+#: From one snapshot to the next at least so many times what it took, to write and to send it: each
+#: of the two about 1 % of the time.
 _SNAPSHOTS_APART = 100.0
 _NEVER = float("inf")
 
@@ -137,6 +157,18 @@ class Buffers:
         """Return what says whether all arrays of a released batch may be used again."""
         waiting = self._unsent.pop(batch, [])
         return lambda: all([left() for left in waiting])
+
+
+class _Files:
+    """What a process without access to the run's folder sends there, and fetches from there."""
+
+    def __init__(self) -> None:
+        self.away = False  # it has no access
+        self.outgoing = Outgoing(COORDINATOR)
+        self.incoming = Incoming()
+        self.wanted: list[str] = []  # before the stage is restored; the first one is on its way
+        self.stored: Stored | None = None  # to be told once all its files have arrived
+        self.took_s = 0.0  # to read and send what is on its way
 
 
 class Process:
@@ -187,6 +219,7 @@ class Process:
         self._connect: Connect | None = None
         self._has_state = False
         self._early: list[Message] = []
+        self._files = _Files()
         self._gone = ""  # why there is nobody left to work for
         # Of the round:
         self._handle: Handle = _nothing
@@ -209,6 +242,8 @@ class Process:
             Restored: self._restored,
             Joined: self._joined,
             SnapshotTaken: self._snapshot_taken,
+            PartSent: self._part_sent,
+            PartKept: self._part_kept,
             Unusable: self._unusable,
             Broke: self._broke,
             CoordinatorGone: self._coordinator_gone,
@@ -290,6 +325,8 @@ class Process:
                 return [self._exit(Exit("the run was called off"))]
             case Note(text=text):
                 return [Say(text)]
+            case Part() | Missing():
+                return self._fetched(message)
             case _ if getattr(message, "sender", None) is not None:
                 self._early.append(message)
             case _:
@@ -304,6 +341,7 @@ class Process:
         assert self._welcome is not None
         self._roll_back, self._stages = event.roll_back, event.stages
         self._sources = event.sources
+        self._files.away = event.away
         every_s = event.snapshot_every_s
         # Where all go back together nobody would ever read a snapshot.
         if event.learns_alone and self._welcome.folder and every_s is not None:
@@ -314,7 +352,9 @@ class Process:
         if self._order is None or order.incarnation <= self._order.incarnation:
             return []
         self._order = order
-        return [] if self.state is State.BUILDING else self._build()
+        # A restoring under way is answered first; what is only being fetched is not.
+        restoring = self.state is State.BUILDING and not self._files.wanted
+        return [] if restoring else self._build()
 
     def _build(self) -> list[Action]:
         assert self._order is not None and self._welcome is not None
@@ -329,7 +369,8 @@ class Process:
             case cut:
                 restore = Restore(Origin.CUT, cut, discard=True)
         self._restore = restore
-        return [restore]
+        self._want(restore)
+        return self._fetch_next()
 
     def _restored(self, event: Restored, now: float) -> list[Action]:
         self._has_state = True
@@ -376,6 +417,7 @@ class Process:
         worker.joined(self._connect, senders_known=event.senders_known)
         self._handle, self._phase = self._watch(worker), worker.phase
         self.buffers = Buffers()
+        self._files.outgoing.clear(self._incarnation)
         self._report_s = now + _REPORT_EVERY_S
         self.state = State.ROUND
         actions: list[Action] = [Send(COORDINATOR, accused) for accused in event.accused]
@@ -389,6 +431,8 @@ class Process:
         message = event.message
         if self.state is not State.ROUND:
             return self._sort(message)
+        if type(message) is Taken:
+            return self._taken(message, now)
         if type(message) is Note:
             return [Say(message.text)]
         actions = self._hand(event, now)
@@ -446,7 +490,12 @@ class Process:
             actions += self._received(event, now)
 
     def _stored(self, event: Stored, now: float) -> list[Action]:
-        return self._hand(event, now) if self.state is State.ROUND else []
+        if self.state is not State.ROUND:
+            return []
+        if event.paths:
+            self._files.stored = event
+            return self._files.outgoing.add(event.paths)
+        return self._hand(event, now)
 
     def _unusable(self, event: Unusable, now: float) -> list[Action]:
         """Treat that neighbour as dead from now on."""
@@ -487,7 +536,8 @@ class Process:
     def _snapshot(self, actions: list[Action], now: float) -> None:
         """Ask for one before the next op begins, unless the state is half changed."""
         assert self.worker is not None and self._snapshot_every_s is not None
-        if self._phase is Phase.TRAINING and not self.worker.unapplied:
+        idle = self._files.outgoing.idle
+        if self._phase is Phase.TRAINING and not self.worker.unapplied and idle:
             self.snapshot_due_s = now + self._snapshot_every_s
             actions.insert(len(actions) - self._busy, Snapshot())
 
@@ -495,12 +545,87 @@ class Process:
         assert self._snapshot_every_s is not None
         apart_s = max(self._snapshot_every_s, _SNAPSHOTS_APART * event.took_s)
         self.snapshot_due_s = now + apart_s
-        if event.error is None or (self._complained and not event.folder_gone):
+        if event.error is None:
+            return self._files.outgoing.add(event.paths) if self.state is State.ROUND else []
+        if self._complained and not event.folder_gone:
             return []
         if event.folder_gone and self.state is not State.ENDED:
             return self._broke(Broke(event.error), now)
         self._complained = True
         return [Say(f"no snapshot was written: {event.error}")]
+
+    # --- files of the run's folder, where that is out of reach -----------------------------------
+
+    def _want(self, restore: Restore) -> None:
+        """Note which files are to be fetched for a restoring."""
+        files, welcome = self._files, self._welcome
+        assert welcome is not None
+        files.wanted.clear()
+        if not files.away or restore.origin is Origin.KEPT:
+            return
+        given = bool(welcome.experiment.get("run", {}).get("init_sha256"))
+        places = {
+            Origin.BEGINNING: [],
+            Origin.CUT: [restore.place],
+            Origin.FARTHEST: [SNAPSHOTS, restore.place],
+        }[restore.origin]
+        files.wanted.extend(
+            needed(places, self._stages, given=given and restore.origin is not Origin.CUT)
+        )
+
+    def _fetch_next(self) -> list[Action]:
+        """Fetch what is still wanted, and then restore the stage."""
+        assert self._restore is not None
+        if not self._files.wanted:
+            return [self._restore]
+        self._files.incoming = Incoming()
+        return [Send(COORDINATOR, Fetch(self._incarnation, self._files.wanted[0]))]
+
+    def _fetched(self, message: Part | Missing) -> list[Action]:
+        """A part of a wanted file has come, or there is no such file."""
+        files = self._files
+        if message.incarnation != self._incarnation or files.wanted[:1] != [message.path]:
+            return []  # for an order that is no longer followed
+        if isinstance(message, Missing):
+            files.wanted.pop(0)
+            return self._fetch_next()
+        try:
+            files.incoming.accept(message)
+        except UnexpectedMessage as unexpected:
+            raise RemoteProtocolError(f"{message.path}: {unexpected.why}") from None
+        return [KeepPart(message, COORDINATOR)]
+
+    def _part_kept(self, event: PartKept, now: float) -> list[Action]:
+        part, wanted = event.part, self._files.wanted
+        if event.fault:
+            raise RemoteProtocolError(event.fault)
+        if part.incarnation != self._incarnation or wanted[:1] != [part.path]:
+            return []
+        end = part.offset + len(part.data)
+        taken = Send(COORDINATOR, Taken(part.incarnation, part.path, end))
+        if end < part.size:
+            return [taken]
+        wanted.pop(0)
+        return [taken, *self._fetch_next()]
+
+    def _part_sent(self, event: PartSent, now: float) -> list[Action]:
+        self._files.took_s += event.took_s
+        return self._files.outgoing.part_sent(event)
+
+    def _taken(self, message: Taken, now: float) -> list[Action]:
+        """The coordinator has written a part; once it has all, what was saved is stored."""
+        files = self._files
+        try:
+            actions = files.outgoing.taken(message)
+        except UnexpectedMessage as unexpected:
+            raise RemoteProtocolError(f"{message.path}: {unexpected.why}") from None
+        if files.outgoing.idle:
+            took_s, files.took_s = files.took_s, 0.0
+            self.snapshot_due_s = max(self.snapshot_due_s, now + _SNAPSHOTS_APART * took_s)
+        if files.stored is not None and files.outgoing.idle:
+            stored, files.stored = files.stored, None
+            actions += self._hand(stored, now)
+        return actions
 
     # --- ends ------------------------------------------------------------------------------------
 
@@ -508,6 +633,8 @@ class Process:
         """Release what no later round will."""
         released: list[Action] = [Release(batch) for batch in sorted(self._read)]
         self._read.clear()
+        self._files.outgoing.clear(self._incarnation)
+        self._files.stored = None
         self._busy = self._report_due = False
         self._phase = Phase.LEFT
         return released

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,10 +17,9 @@ import msgspec
 from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import Commit
 from asyncdni.core.ledger import Ledger
-from asyncdni.core.members import Roster
 from asyncdni.drivers.real.coordinator import Launcher, Stops, coordinate
 from asyncdni.drivers.real.machine import choose_core, usable_cores
-from asyncdni.errors import CheckpointError, ConfigError, Interrupted
+from asyncdni.errors import ConfigError, Interrupted
 from asyncdni.files import locked
 from asyncdni.imports import check_may_train, import_flags
 from asyncdni.launch.callbacks import Callbacks, EarlyStopping
@@ -57,34 +55,20 @@ from asyncdni.wire.curve import Keys
 __all__ = ["Observer", "check_host", "conduct", "make_commit"]
 
 
-def make_commit(
-    claim: Claim, design: Design, hosts: Mapping[str, str], tell: Callable[[str], None]
-) -> Callable[[Commit], None]:
+def make_commit(claim: Claim, design: Design) -> Callable[[Commit], None]:
     """Return a function that makes the workers' saved files a checkpoint, or the best or final
     weights.
 
-    It writes the manifest to the run's folder. `hosts` maps workers to their hosts and may grow
-    later. If a worker writes to a disk of another host, the workers can still go back to the cut,
-    but the run can't be resumed from this folder; `tell` is called with a note about that, once.
-    Raises `CheckpointError` if a manifest can't be written.
+    It writes the manifest to the run's folder. Raises `CheckpointError` if a manifest can't be
+    written, or a file is missing that it names.
     """
     folder = claim.folder
     experiment = sha256((folder / EXPERIMENT).read_bytes()).hexdigest()
-    noted: list[str] = []
 
     def committed(cut: Commit) -> None:
         claim.check()
         if not cut.whole:
             commit_weights(folder / cut.tag, _weights(cut, design, experiment))
-            return
-        missing = [s for s in cut.files if not (folder / cut.tag / f"{s}.safetensors").is_file()]
-        if missing and set(hosts.values()) != {socket.gethostname()}:
-            if not noted:
-                noted.append(missing[0])
-                tell(
-                    f"{folder / cut.tag} lacks the state of {', '.join(missing)}, which is on "
-                    "other hosts: to take this run up again its folder must be a shared one"
-                )
             return
         manifest = _manifest(cut, design, experiment)
         commit(folder / CHECKPOINTS, manifest, design.experiment.checkpoint.keep)
@@ -182,12 +166,13 @@ def conduct(
         _begin(records, beginning, design, folder, resume=resume)
         command = partial(_command, design, address, flags)
         records.bound(address, [*map(command, roster.workers)] if by_hand else [])
-        commit = make_commit(claim, design, records.hosts, records.note) if claim else _never_called
-        with _explained_stops(records, roster, folder if keep else None):
+        commit = make_commit(claim, design) if claim else _never_called
+        with _explained_stops(records, folder if keep else None):
             words: dict[str, Any] = {"commit": commit, "command": command, "stops": stops}
+            words["folder"] = folder
             coordinate(machine, transport, records, launch, **words)
     summary = records.summary() | {"ended_early": stops.ended_early}
-    _conclude(claim, design, summary, roster, records.hosts)
+    _conclude(claim, design, summary)
     if stops.error is not None:
         raise stops.error
     called.ended(design, recorder, summary)
@@ -210,20 +195,12 @@ def _callbacks(
     return Callbacks([*given, *own], folder.resolve() if folder else None, stops.end)
 
 
-def _conclude(
-    claim: Claim | None,
-    design: Design,
-    summary: dict[str, Any],
-    roster: Roster,
-    hosts: Mapping[str, str],
-) -> None:
-    """Write what the folder of a complete run, if any, holds besides its records. Raise
-    `CheckpointError` for weights that are not on this host."""
+def _conclude(claim: Claim | None, design: Design, summary: dict[str, Any]) -> None:
+    """Write what the folder of a complete run, if any, holds besides its records."""
     if claim is None:
         return
     claim.check()
     write_summary(claim.folder, summary)
-    _check_weights(claim.folder / "final", roster, hosts)
     write_model(claim.folder, design.experiment, summary)
 
 
@@ -285,7 +262,6 @@ class _Records:
         seen: set[str],
         stops: Stops,
     ) -> None:
-        self.hosts: dict[str, str] = {}  # of workers
         self._design = design
         self._recorder = recorder
         self._machine = machine
@@ -295,8 +271,6 @@ class _Records:
 
     def __call__(self, kind: str, values: Mapping[str, Any]) -> None:
         self._seen.add(kind)
-        if kind == "joined":
-            self.hosts[values["stage"]] = values["host"]
         self._recorder.record(kind, values)
         # The ledger drops evaluations after the checkpoint, and thins out very many.
         if kind in ("round", "resumed", "resume"):
@@ -388,34 +362,13 @@ def _old_folder(out: Path | None) -> Iterator[Claim]:
 
 
 @contextmanager
-def _explained_stops(records: _Records, roster: Roster, kept: Path | None) -> Iterator[None]:
-    """Add to `Interrupted` the summary so far, the folder if it is `kept`, and a note about weights
-    that are not on this host."""
+def _explained_stops(records: _Records, kept: Path | None) -> Iterator[None]:
+    """Add to `Interrupted` the summary so far, and the folder if it is `kept`."""
     try:
         yield
     except Interrupted as stop:
         stop.summary, stop.folder = records.summary(), kept
-        if stop.orderly and kept is not None:
-            try:
-                _check_weights(kept / "final", roster, records.hosts)
-            except CheckpointError as error:
-                stop.args = (f"{stop}; but {error}",)
         raise
-
-
-def _check_weights(folder: Path, roster: Roster, hosts: Mapping[str, str]) -> None:
-    """Raise `CheckpointError` for weights that are not on this host."""
-    missing = [
-        f"{stage} (written on {hosts[worker]} as {folder / stage}.safetensors)"
-        for worker, stages in roster.members.items()
-        for stage in stages
-        if not (folder / f"{stage}.safetensors").is_file()
-    ]
-    if missing:
-        raise CheckpointError(
-            f"{folder} lacks the weights of {', '.join(missing)}: each worker writes to its own "
-            "host; copy the files from there, or use a folder that all hosts share"
-        )
 
 
 def _facts(design: Design) -> dict[str, Any]:

@@ -63,7 +63,10 @@ class Layer(Protocol):
         operations of its matrix products and convolutions on `samples` inputs, in a forward and in
         a backward that learns and, if `send`, computes the gradient of x too. A product of (m, k)
         and (k, n) has 2 m k n of them; all else is left out, as PyTorch's FlopCounterMode does. It
-        returns None where they are not known."""
+        returns None where they are not known.
+
+        A layer whose outputs may be several tensors in one, or whole numbers such as ids, has a
+        method `packs()`, which returns whether they are."""
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams

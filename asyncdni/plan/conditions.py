@@ -110,8 +110,6 @@ def link_delays(
 #: and as bfloat16 66 us at 250 Mbit/s.
 _AUTOMATIC = ((125e6, "none"), (31.25e6, "bfloat16"), (0.0, "int8"))
 _NOT_COMPRESSED = "none"
-#: Layers that pass on the numbers they get, which may be ids.
-_PASSING = frozenset({"flatten", "reshape", "step"})
 
 
 def automatic_encoding(bandwidth: str, place: str) -> str:
@@ -127,8 +125,8 @@ def link_encodings(experiment: config.Experiment, plan: Plan) -> dict[tuple[str,
     """Return how activations and gradients travel on each link that compresses them, by (sender,
     receiver).
 
-    Links are left out whose activations only pass on what comes from the data set, such as ids, and
-    those whose tensors would not get smaller.
+    Links are left out whose activations must not be rounded (`network.Node.exact`), and those whose
+    tensors would not get smaller.
     """
     named = _named_links(experiment, plan)
     found = {}
@@ -162,20 +160,12 @@ def automatic_words(experiment: config.Experiment, plan: Plan) -> str:
 def _tensor_links(plan: Plan) -> Iterator[tuple[str, str, tuple[int, ...], bool]]:
     """Yield (sender, receiver, shape of one sample) of activations, and of gradients, which go the
     other way; and whether the receiver has no use for them but to train its generator."""
-    passing = {DATA}
-    for node in (node for group in plan.groups for node in group.members):
-        if passing.intersection(node.inputs) and all(map(_passes, node.layers)):
-            passing.add(node.name)
     for group in plan.groups:
         for consumer in group.consumers:
-            shape = _exit(group).output_shape
-            if group.exit not in passing:
-                yield group.name, consumer, shape, False
-            yield consumer, group.name, shape, group.schedule.only_fits
-
-
-def _passes(layer: object) -> bool:
-    return (next(iter(layer)) if isinstance(layer, dict) else layer) in _PASSING
+            exit_ = _exit(group)
+            if not exit_.exact:
+                yield group.name, consumer, exit_.output_shape, False
+            yield consumer, group.name, exit_.output_shape, group.schedule.only_fits
 
 
 def _exit(group: Group) -> Node:

@@ -24,7 +24,7 @@ from asyncdni import messages
 from asyncdni.config import Limits
 from asyncdni.encodings import ENCODINGS, Encoded
 from asyncdni.errors import LocalProtocolError, RemoteProtocolError, legible
-from asyncdni.messages import Message
+from asyncdni.messages import PART_BYTES, Message
 
 __all__ = [
     "BETWEEN_WORKERS",
@@ -63,6 +63,9 @@ FROM_WORKER: frozenset[type[Message]] = frozenset(
         messages.Failed,
         messages.Built,
         messages.Accused,
+        messages.Fetch,
+        messages.Part,
+        messages.Taken,
         messages.Beat,
     }
 )
@@ -80,6 +83,9 @@ FROM_COORDINATOR: frozenset[type[Message]] = frozenset(
         messages.Note,
         messages.Rejoin,
         messages.Close,
+        messages.Part,
+        messages.Taken,
+        messages.Missing,
         messages.Abort,
         messages.Beat,
     }
@@ -139,6 +145,10 @@ _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
     messages.Failed: (("kind", _NAME), ("text", _TEXT), ("trace", _TRACE)),
     messages.Refused: (("kind", _NAME), ("text", _TEXT)),
     messages.Abort: (("text", _TEXT),),
+    messages.Fetch: (("path", _NAME),),
+    messages.Part: (("path", _NAME), ("sha256", _NAME)),
+    messages.Taken: (("path", _NAME),),
+    messages.Missing: (("path", _NAME),),
     messages.Enrol: (("digest", _NAME), ("host", _NAME)),
     messages.Ended: (("worker", _NAME), ("last_lines", _TEXT)),
     messages.Dismiss: (("text", _TEXT),),
@@ -290,7 +300,7 @@ def _unpack(header: Buffer) -> list[Any]:
         header,
         strict_map_key=True,
         max_str_len=HEADER_BYTES_MAX,
-        max_bin_len=0,
+        max_bin_len=PART_BYTES,
         max_ext_len=0,
         max_array_len=_ITEMS_MAX,
         max_map_len=_ITEMS_MAX,

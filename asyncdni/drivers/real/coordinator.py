@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from asyncdni.core.coordinator import Coordinator
@@ -20,24 +21,39 @@ from asyncdni.core.events import (
     Commit,
     Consult,
     Consulted,
+    DiscardSnapshots,
     Event,
     Exited,
     Fail,
     Finish,
+    KeepPart,
     Launch,
     Look,
     Looked,
+    PartKept,
+    PartSent,
     Received,
     Record,
     Rejected,
     Send,
+    SendPart,
     Stored,
     UserStop,
     Woke,
 )
+from asyncdni.core.ledger import SNAPSHOTS
 from asyncdni.core.liveness import Sight
 from asyncdni.drivers.real.machine import STOP_SIGNALS, written
-from asyncdni.errors import Interrupted, LaunchError, by_name
+from asyncdni.errors import (
+    CheckpointError,
+    Interrupted,
+    LaunchError,
+    RemoteProtocolError,
+    by_name,
+)
+from asyncdni.messages import COORDINATOR
+from asyncdni.store.checkpoint import discard_snapshots
+from asyncdni.store.parts import PartStore
 from asyncdni.wire.coordinator import HEART_SUFFIX, CoordinatorTransport
 
 __all__ = ["Launcher", "Observer", "Stops", "coordinate"]
@@ -130,6 +146,7 @@ class _Run:
         commit: Callable[[Commit], None],
         command: Callable[[str], str],
         stops: Stops,
+        folder: Path | None,
     ) -> None:
         self.machine = machine
         self.transport = transport
@@ -139,6 +156,9 @@ class _Run:
         self._commit = commit
         self._command = command
         self._stops = stops
+        self._folder = folder
+        self.parts = PartStore(folder) if folder is not None else None
+        self._complained = False  # that a snapshot could not be written
         self._looked_s = time.monotonic()
 
     def handle(self, event: Event) -> None:
@@ -181,6 +201,13 @@ class _Run:
                 return Stored(tag)
             case Consult():
                 return Consulted(ends=self._stops.ends())
+            case SendPart():
+                return self._send_part(action)
+            case KeepPart():
+                return self._keep_part(action)
+            case DiscardSnapshots():
+                assert self._folder is not None
+                discard_snapshots(self._folder / SNAPSHOTS)
             case Finish() | Fail():
                 self.end = action
             case _:
@@ -197,6 +224,45 @@ class _Run:
         values = {"time_s": time.monotonic(), "stage": stage, "command": self._command(stage)}
         self.observe("waiting", values)
         return None
+
+    def _send_part(self, action: SendPart) -> PartSent:
+        """Of a file that a worker has asked for. One that can't be read counts as missing."""
+        assert self.parts is not None and isinstance(action.to, bytes)
+        to, incarnation, path = action.to, action.incarnation, action.path
+        try:
+            part = self.parts.read(to, incarnation, path, action.offset)
+        except CheckpointError as error:
+            self._note(str(error))
+            part = None
+        if part is None:
+            return PartSent(to, incarnation, path)
+        self.transport.send(to, part)
+        return PartSent(to, incarnation, path, part.offset + len(part.data), part.size)
+
+    def _keep_part(self, action: KeepPart) -> PartKept:
+        """Of a file that a worker has sent. A snapshot that can't be written is done without, as a
+        worker does that writes its own."""
+        part, sender = action.part, action.sender
+        assert self.parts is not None and self._folder is not None
+        try:
+            self.parts.write(sender, part)
+        except RemoteProtocolError as error:
+            return PartKept(part, sender, str(error))
+        except CheckpointError as error:
+            if not part.path.startswith(f"{SNAPSHOTS}/") or not self._folder.is_dir():
+                raise
+            if not self._complained:
+                self._note(f"no snapshot of {sender} was written: {error}")
+            self._complained = True
+        return PartKept(part, sender)
+
+    def _note(self, text: str) -> None:
+        self.observe("note", {"time_s": time.monotonic(), "stage": COORDINATOR, "text": text})
+
+    def close(self) -> None:
+        """Remove what has come of files that never became whole."""
+        if self.parts is not None:
+            self.parts.close()
 
     def full_text(self, fail: Fail) -> str:
         """With what only this process knows of the workers that have failed."""
@@ -222,17 +288,19 @@ def coordinate(
     commit: Callable[[Commit], None],
     command: Callable[[str], str],
     stops: Stops,
+    folder: Path | None = None,
 ) -> None:
     """Drive the coordinator until the run has ended. Signals are added to `stops`.
 
     `launch` starts the workers of this address, if anybody is to; where nobody is, `command` gives
-    the command line that starts one. `commit` writes the manifest of a cut.
+    the command line that starts one. `commit` writes the manifest of a cut. `folder`: that of the
+    run.
 
     Raises the first error of any process, by its class (a worker's traceback is a note of it), and
     what `launch` or `commit` raise; after a stop `Interrupted`, or what an observer has raised.
     """
-    run = _Run(machine, transport, observe, commit, command, stops)
-    with stops.collecting_signals():
+    run = _Run(machine, transport, observe, commit, command, stops, folder)
+    with closing(run), stops.collecting_signals():
         if stops.error is not None:
             raise stops.error  # before anything has been started
         run.launcher = launcher = launch(transport.address) if launch is not None else None

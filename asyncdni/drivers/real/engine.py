@@ -34,8 +34,11 @@ from asyncdni.core.events import (
     Exit,
     Join,
     Joined,
+    KeepPart,
     Lose,
     ParentGone,
+    PartKept,
+    PartSent,
     Prepare,
     Prepared,
     Received,
@@ -48,6 +51,7 @@ from asyncdni.core.events import (
     Say,
     SayHello,
     Send,
+    SendPart,
     Snapshot,
     SnapshotTaken,
     Stored,
@@ -67,9 +71,9 @@ from asyncdni.messages import Report as ReportMessage
 from asyncdni.schedules.base import Op, OpKind
 from asyncdni.stages.base import Stage
 from asyncdni.stages.executor import Executor
-from asyncdni.store.checkpoint import write_state
+from asyncdni.store.checkpoint import newest_slots, write_state
 from asyncdni.store.claims import Claim
-from asyncdni.store.weights import write_weights
+from asyncdni.store.weights import unfinished, write_weights
 from asyncdni.wire.beat import parent_lives
 
 __all__ = ["Engine", "Session", "Snapshots", "Tools", "Transport", "Watch"]
@@ -86,6 +90,7 @@ class Snapshots:
         self.count = 0
         self.seconds = 0.0  # spent on all of them
         self._folder = Path(folder, SNAPSHOTS)
+        self._stages: list[str] = []  # of the last one
 
     def write(self, stage: Stage, counts: Counts, claim: Claim | None = None) -> SnapshotTaken:
         """Write a snapshot now, on this thread; the stage has applied all that it has accumulated.
@@ -93,16 +98,22 @@ class Snapshots:
         A snapshot of a process that has been replaced, by `claim`, is not written.
         """
         began = time.monotonic()
+        self._stages = []
         taken = SnapshotTaken(0.0)
         try:
             state = stage.snapshot()
             write_state(self._folder, state, counts.state(), durable=False, claim=claim)
+            self._stages = list(state)
             self.count += 1
         except CheckpointError as error:
             taken.error, taken.folder_gone = error, not self._folder.parent.is_dir()
         taken.took_s = time.monotonic() - began
         self.seconds += taken.took_s
         return taken
+
+    def newest(self) -> list[str]:
+        """The files of the last snapshot, in the folder of the run; none if it was not written."""
+        return [f"{SNAPSHOTS}/{path.name}" for path in newest_slots(self._folder, self._stages)]
 
     def counters(self) -> dict[str, float | int | None]:
         """For reports."""
@@ -118,6 +129,7 @@ class Tools:
     snapshots: Snapshots
     meter: Meter
     folder: str = ""  # of the run
+    away: bool = False  # the coordinator has to be sent what is written there
     claim: Claim | None = None  # of this process to that folder
     inspection: Inspection | None = None
     compressor: Compressor | None = None
@@ -151,6 +163,10 @@ class Session(Protocol):
     def restore(self, action: Restore) -> Restored: ...
 
     def join(self, action: Join) -> tuple[Joined, Tools]: ...
+
+    def send_part(self, action: SendPart) -> PartSent: ...
+
+    def keep_part(self, action: KeepPart) -> PartKept: ...
 
 
 class Watch(Protocol):
@@ -192,6 +208,8 @@ class Engine:
             Join: self._join,
             Redeliver: lambda action: self._take(action.messages),
             Lose: lambda action: transport.lose(action.worker),
+            SendPart: lambda action: self._answers.append(session.send_part(action)),
+            KeepPart: lambda action: self._answers.append(session.keep_part(action)),
             Exit: self._exit,
         }
 
@@ -353,7 +371,9 @@ class Engine:
 
     def _save(self, save: Save) -> None:
         files = written(lambda: self._write(save))
-        self._answers.append(Stored(save.tag, files))
+        place = save.tag if save.whole else unfinished(Path(save.tag)).name
+        paths = [f"{place}/{stage}.safetensors" for stage in files] if self._is_away else []
+        self._answers.append(Stored(save.tag, files, paths))
 
     def _write(self, save: Save) -> dict[str, str]:
         """Write the weights or all state, and return the digests of the files by declared stage."""
@@ -363,14 +383,18 @@ class Engine:
         if save.whole:
             counts = self._process.counts.state()
             return write_state(folder, tools.stage.snapshot(), counts, durable=True, claim=claim)
-        shared = claim is not None and claim.sees_coordinator
-        return write_weights(folder, tools.stage.state(), claim, shared=shared)
+        return write_weights(folder, tools.stage.state(), claim)
 
     def _snapshot(self, snapshot: Snapshot) -> None:
         tools = self._tools
         assert tools is not None
         taken = tools.snapshots.write(tools.stage, self._process.counts, tools.claim)
+        taken.paths = tools.snapshots.newest() if self._is_away else []
         self._answers.append(taken)
+
+    @property
+    def _is_away(self) -> bool:
+        return self._tools is not None and self._tools.away
 
     def _say(self, say: Say) -> None:
         print(f"asyncdni: {say.text}", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ that saves are slow, fail, or are torn.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,11 @@ from asyncdni.core.events import (
     Exit,
     Join,
     Joined,
+    KeepPart,
     Lose,
     Origin,
+    PartKept,
+    PartSent,
     Prepare,
     Received,
     Redeliver,
@@ -46,6 +49,7 @@ from asyncdni.core.events import (
     Say,
     SayHello,
     Send,
+    SendPart,
     Snapshot,
     SnapshotTaken,
     Stored,
@@ -58,7 +62,7 @@ from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
 from asyncdni.drivers.virtual.clock import Alarm
 from asyncdni.drivers.virtual.costs import Pace
-from asyncdni.drivers.virtual.disk import Saved
+from asyncdni.drivers.virtual.disk import Disk, PartDisk, Saved, file_of
 from asyncdni.drivers.virtual.world import World
 from asyncdni.encodings import Compressor
 from asyncdni.errors import AsyncDNIError, CheckpointError
@@ -144,7 +148,9 @@ class Keeping:
         self.group = group
         self.order = (0, 0)  # of its claim
         self._name = name
-        self._disk = world.disk
+        # One that has no access to the disk of the run has one of its own: see `core.transfer`.
+        self.away = group.name in world.away
+        self.disk = Disk(world.design) if self.away else world.disk
         self._build = build
         self._folder = folder
         self._is_new = True  # the stage
@@ -153,7 +159,7 @@ class Keeping:
         """The stages belong to this process from now on: see `store.claims`. Raises
         `CheckpointError` where they belong to a later one."""
         self.order = order
-        self._disk.claim(self.group, order)
+        self.disk.claim(self.group, order)
 
     def restore(self, action: Restore) -> Restored:
         """Bring stage and ids into a state. Raises `CheckpointError`."""
@@ -166,15 +172,15 @@ class Keeping:
             self.stage = self._build()
         self._is_new = False
         if action.discard:
-            self._disk.discard_snapshots()
+            self.disk.discard_snapshots()
         if action.origin is Origin.BEGINNING:
             return self._restored({})
         if action.origin is Origin.CUT:
-            place, saved = action.place, self._disk.read(action.place, self.group)
+            place, saved = action.place, self.disk.read(action.place, self.group)
             if saved is None:
                 raise CheckpointError(f"no state of {self.group.name} in {place}")
         else:
-            found = self._disk.farthest(action.place, self.group)
+            found = self.disk.farthest(action.place, self.group)
             if found is None:
                 return self._restored({}, unusable=["there is no snapshot"])
             place, saved = found
@@ -206,14 +212,14 @@ class Keeping:
     def write_snapshot(self, saved: Saved) -> None:
         """One of a process that has been replaced is not written."""
         with contextlib.suppress(CheckpointError):
-            self._disk.write(SNAPSHOTS, self.group, saved, self.order)
+            self.disk.write(SNAPSHOTS, self.group, saved, self.order)
 
     def write(self, save: Save) -> dict[str, str]:
         """Write the weights or all state, and return the digests by declared stage."""
         if save.whole:
-            return self._disk.write(save.tag, self.group, self.state(), self.order)
+            return self.disk.write(save.tag, self.group, self.state(), self.order)
         if self._folder is not None and self.stage is not None:
-            return write_weights(self._folder / save.tag, self.weights(), None, shared=True)
+            return write_weights(self._folder / save.tag, self.weights(), None)
         return {}
 
 
@@ -343,6 +349,7 @@ class WorkerProcess:
         build = partial(stages, design, group) if stages is not None else None
         counts = self._process.counts
         self._keeping = Keeping(self.key, group, world, counts, build, arithmetic.folder)
+        self._parts = PartDisk(self._keeping.disk, fetches=True)
         self._source: Source | None = None
         self._executor: Executor = NullExecutor(design, group)
         self._addresses: dict[str, str] = {}  # of neighbours
@@ -366,6 +373,8 @@ class WorkerProcess:
             Restore: self._restore,
             Join: self._join,
             Redeliver: self._redeliver,
+            SendPart: self._send_part,
+            KeepPart: self._keep_part,
             Lose: lambda action: None,  # what is sent to a process that has ended is lost
             Exit: lambda action: self.exit(1 if action.failed or action.error else 0),
         }
@@ -524,7 +533,9 @@ class WorkerProcess:
     def _prepare(self, action: Prepare) -> None:
         self._silence.hear(self._agenda.now)
         self._beat()
-        self._handle(prepared(self._world.design, self._group, self.office.roster))
+        ready = prepared(self._world.design, self._group, self.office.roster)
+        ready.away = self._keeping.away
+        self._handle(ready)
 
     def _restore(self, action: Restore) -> None:
         """Reading the state takes about as long as writing it."""
@@ -623,7 +634,22 @@ class WorkerProcess:
             self._handle(Broke(error))
             return
         if save is self._saving:  # or else a restoring has taken its place
-            self._handle(Stored(save.tag, files))
+            self._handle(Stored(save.tag, files, self._files(save.tag) if save.whole else ()))
+
+    def _files(self, place: str) -> Sequence[str]:
+        """The files that the coordinator has to be sent of what has been written to `place`."""
+        return [file_of(place, self._group)] if self._keeping.away else []
+
+    def _send_part(self, ask: SendPart) -> None:
+        part = self._parts.read(COORDINATOR, ask.incarnation, ask.path, ask.offset)
+        assert part is not None, f"{self.key} sends {ask.path}, which is not there"
+        self._tell(part)
+        end = part.offset + len(part.data)
+        self._handle(PartSent(ask.to, ask.incarnation, ask.path, end, part.size))
+
+    def _keep_part(self, action: KeepPart) -> None:
+        self._parts.write(action.sender, action.part)
+        self._handle(PartKept(action.part, action.sender))
 
     def _snapshot(self, snapshot: Snapshot) -> None:
         """Take a snapshot of the state as it is now; it is on disk a moment later, or never."""
@@ -638,8 +664,11 @@ class WorkerProcess:
         taken = SnapshotTaken(0.0)
         if chance.fails:
             taken.error = CheckpointError(f"{self.name} can't write a snapshot: {_FULL}")
+        elif keeping.away and not chance.torn:  # it is sent on from its own disk
+            keeping.write_snapshot(saved)
+            taken.paths = self._files(SNAPSHOTS)
         self._handle(taken)
-        if chance.fails:
+        if chance.fails or taken.paths:
             return
         took_s = self._pace.save_s() + chance.extra_s
         if chance.torn:

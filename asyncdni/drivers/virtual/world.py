@@ -107,6 +107,7 @@ class World:
         self.by_address: dict[str, Party] = {}
         self.by_peer: dict[bytes, Party] = {}
         self.cores: Cores | None = None  # None: every worker has one of its own
+        self.away: frozenset[str] = frozenset()  # workers without access to the disk of the run
         self.checks = check  # assert every invariant of a machine after each of its events
 
     def watch(self, name: str, worker: Worker) -> Callable[[Event, float], list[Action]]:

@@ -158,6 +158,13 @@ class Trace:
             )
         return self._extract(start, stop)
 
+    def packs(self, end: str) -> bool:
+        """Whether what crosses a cut before submodule `end` is several tensors, or whole numbers.
+        Raises as `part` does."""
+        crossing = self._crossing(self._start(end)) if end else []
+        kinds = {_kind(self._values[node].dtype) for node in crossing}
+        return len(crossing) > 1 or not kinds <= {"float"}
+
     def tail(self, begin: str) -> fx.GraphModule:
         """What comes behind the last skip connection of the part from submodule `begin` on: the
         longest end of it through which one tensor passes at a time. A module that can't be traced

@@ -108,10 +108,16 @@ class ModuleLayer:
     schedule, and when it is forwarded again.
     """
 
-    def __init__(self, name: str, make: Callable[[str], nn.Module]) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[str], nn.Module],
+        packs: Callable[[], bool] = lambda: False,
+    ) -> None:
         """`make("meta")` makes the module without memory, `make("cpu")` with initial weights;
-        `name` is for messages."""
+        `name` is for messages, for `packs` see `nn.base.Layer.output_shape`."""
         self.name = name
+        self.packs = packs
         self.params: dict[str, Array] = {}
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}

@@ -70,7 +70,10 @@ def part_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
             cut = trace_model(build, given, input, begins, allow_import=allow_import)
             return _of_whole(cut.part(begin, end), build, given, device, allow_import)
 
-        return ModuleLayer(f"the part of {build} from {begin or 'its start'}", make)
+        def packs() -> bool:
+            return trace_model(build, given, input, begins, allow_import=allow_import).packs(end)
+
+        return ModuleLayer(f"the part of {build} from {begin or 'its start'}", make, packs)
 
     return make_part
 
