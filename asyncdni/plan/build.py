@@ -46,6 +46,7 @@ from asyncdni.plan.conditions import check_conditions, link_encodings, neighbour
 from asyncdni.plan.model import (
     check_fields,
     check_losses,
+    check_steps,
     check_torch,
     check_torch_options,
     with_stages,
@@ -234,6 +235,7 @@ def make_design(
     check_fields(network, meta)
     check_losses(parsed, network, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
+    check_steps(network, plan)
     check_conditions(parsed, plan)
     check_rules(parsed, plan)
     check_messages(parsed, network, plan, meta, allow_import=allow_import)
