@@ -223,9 +223,11 @@ class Addition(Samples, frozen=True, kw_only=True, tag="addition"):
 
 
 class Npz(Samples, frozen=True, kw_only=True, tag="npz"):
-    """Arrays x_train, y_train, x_test, y_test of one .npz file."""
+    """Arrays x_train, y_train, x_test, y_test of one .npz file, or of a folder of .npy files. Large
+    ones stay there: a batch reads its rows."""
 
-    path: Annotated[str, Meta(min_length=1)]  # the .npz file
+    # the .npz file, or the folder: x_train.npy in it, or x_train-0000.npy, x_train-0001.npy, …
+    path: Annotated[str, Meta(min_length=1)]
     batch_size: Count = 256
     validation: HeldOut = 0
     # what y is: numbers of classes, values, or left out because the network learns its inputs;
@@ -261,7 +263,8 @@ class Cifar10(Samples, frozen=True, kw_only=True, tag="cifar10"):
 
 
 class TorchData(Samples, frozen=True, kw_only=True, tag="torch"):
-    """Data sets of PyTorch, which a function of the user's returns."""
+    """Data sets of PyTorch, or of the user's own with a length and items, which a function of the
+    user's returns."""
 
     # "module:callable", which returns (training set, test set): map-style or iterable data sets,
     # or loaders, of (input, target)

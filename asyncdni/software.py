@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from asyncdni import __version__
@@ -29,8 +29,11 @@ def versions() -> dict[str, str]:
     """Return the versions of Python, this package and PyTorch by name; without PyTorch where it is
     not installed. It is not imported."""
     found = {"Python": platform.python_version(), "asyncdni": __version__}
-    with suppress(metadata.PackageNotFoundError):
-        found["torch"] = metadata.version("torch")
+    if find_spec("torch") is not None:
+        from importlib import metadata  # takes a while to load
+
+        with suppress(metadata.PackageNotFoundError):
+            found["torch"] = metadata.version("torch")
     return found
 
 

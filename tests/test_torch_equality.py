@@ -146,6 +146,13 @@ def test_tied_weights_and_several_inputs_have_the_bits_of_a_plain_loop(model: st
     assert not differences(simulated(chosen), trained(chosen))
 
 
+def test_no_generator_predicts_step_by_step_what_a_mask_travels_with() -> None:
+    pytest.importorskip("transformers")
+    chosen = made("gpt2", OTHER_CUTS["gpt2"], {"name": "local_loss"})
+    with allowing(True), pytest.raises(ConfigError, match="as one row without steps"):
+        make_design(chosen, describe(chosen.data), allow_import=True)
+
+
 @pytest.mark.long
 def test_two_processes_train_a_model_of_hugging_face_as_a_plain_loop_does() -> None:
     pytest.importorskip("transformers")

@@ -210,7 +210,8 @@ def test_the_summary_has_all_fields_and_null_where_they_have_no_meaning(
         assert summary[name] is not None
     assert summary["train_samples"] == 20 * 128
     hidden, top = summary["stages"]
-    assert set(hidden) == {"name", "lag_by_link", "lost_updates", *STAGE_FIELDS, *DISTRIBUTIONS}
+    further = {"name", "lag_by_link", "bytes_by_link", "lost_updates"}
+    assert set(hidden) == {*further, *STAGE_FIELDS, *DISTRIBUTIONS}
     assert hidden["staleness"]["max"] == hidden["staleness_max"]
     assert hidden["updates"] == top["updates"] == 160
     assert hidden["gradient_cosine"] is not None and top["gradient_cosine"] is None
@@ -436,23 +437,16 @@ def test_a_program_that_ends_waits_for_the_run_of_a_thread(
         assert asked == []
 
 
-def test_weights_that_are_not_here_in_the_end_are_named_with_host_and_path(tmp_path: Path) -> None:
-    """As over several hosts, where each worker writes to its own."""
-    hosts = {}
+def test_weights_that_are_not_there_in_the_end_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "final" / "top.safetensors"
 
     def lose(design: Design, recorder: Recorder, kind: str, values: Mapping[str, Any]) -> None:
-        if kind == "joined":
-            hosts[values["stage"]] = values["host"]
         if kind == "saved" and values["tag"] == "final":
-            (tmp_path / "run" / "final" / "top.safetensors").unlink()
+            path.unlink()
 
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match=f"no weights of stage top at {path}") as caught:
         asyncdni.train(TINY, data=arrays(), out=tmp_path / "run", observers=[lose])
-    path = tmp_path / "run" / "final" / "top.safetensors"
-    text = str(caught.value)
-    assert f"top (written on {hosts['top']} as {path})" in text and "copy" in text
-    assert "hidden" not in text
-    assert (tmp_path / "run" / "summary.json").exists()
+    assert "--weights best" in str(caught.value)
 
 
 def test_a_result_in_memory_predicts_and_says_that_its_test_set_is_gone() -> None:

@@ -53,6 +53,7 @@ from asyncdni.messages import (
     Taken,
 )
 from asyncdni.store.parts import PartStore
+from asyncdni.wire.curve import new_keys
 
 DIGEST = "0" * 64
 CUT = "checkpoints/000001"
@@ -416,13 +417,15 @@ def test_a_run_without_a_shared_folder_survives_a_death_and_keeps_its_weights(
     """To the last bit those of a run on one machine; one worker is killed after the first cut."""
     with make_site(tmp_path) as site:
         site.write("tiny.toml", TINY.replace('"synthetic"', '"locked"'))
-        changes = [*("--set", "run.epochs=300", "--set", "run.evaluate_every=100")]
-        changes += ["--set", "checkpoint.every=20", "--set", "limits.silence_s=0.3"]
+        changes = ["--set", "run.epochs=100", "--set", "run.evaluate_every=100"]
+        changes += ["--set", "checkpoint.every=30", "--set", "limits.silence_s=0.3"]
+        # Only gives the test the time to do its work.
+        pauses = ["--set", "slow.hidden.pause=4ms", "--set", "slow.hidden.chance=1.0"]
         assert site.run("train", "tiny.toml", "--out", "train", *changes).code == 0
+        new_keys(site.folder / "keys")
         keys = ["--keys", str(site.folder / "keys")]
-        assert site.run("keys", "new", "keys").code == 0
         bind = ["--bind", "tcp://127.0.0.1:0", "--out", "run"]
-        coordinator = site.start("coordinator", "tiny.toml", *bind, *keys, *changes)
+        coordinator = site.start("coordinator", "tiny.toml", *bind, *keys, *changes, *pauses)
         (bound,) = until_recorded(site.folder / "run", "bound")
         hidden, top = (_elsewhere(site, s, bound["address"], *keys) for s in ("hidden", "top"))
         until_recorded(site.folder / "run", "cut")

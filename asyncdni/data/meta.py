@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from asyncdni.data.stored import Stored
+
 __all__ = ["Array", "Batches", "Field", "Inputs", "Meta", "Tensor", "mismatch", "other_parts"]
 
 Array = NDArray[Any]
@@ -138,7 +140,7 @@ class Batches(Protocol):
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
         """Return test batch `index`. Raises `IndexError` as `read` does."""
 
-    def targets(self) -> Mapping[str, Array]:
+    def targets(self) -> Mapping[str, Array | Stored]:
         """Return targets to check that a loss can learn them, by the name of their array; they
         represent all targets."""
 

@@ -12,6 +12,9 @@ seed gives; so transforms that draw random numbers draw new ones in each epoch, 
 each run. A `TensorDataset`, also a `Subset` of one, is read a batch at a time. An iterable data set
 is read once, into memory. Of a loader its data set is used, with its `collate_fn` called on each
 sample alone: batches are the experiment's.
+
+An object of the user's own that has a length and items is a map-style data set too; PyTorch is then
+not needed.
 """
 
 from __future__ import annotations
@@ -564,8 +567,10 @@ def _numbers(value: Any, place: str) -> Array:
 
 
 def _seed_transforms(seed: int, epoch: int, index: int) -> None:
-    """Seed PyTorch's default generator, from which transforms draw."""
-    import torch
-
+    """Seed PyTorch's default generator, from which transforms draw. Where the data sets have not
+    imported PyTorch, nothing draws from it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
     number = int(stream(seed, "data", "transforms", epoch, index).integers(2**62))
     torch.default_generator.manual_seed(number)

@@ -30,7 +30,7 @@ from asyncdni.launch.train import design_of, train
 from asyncdni.messages import DATA
 from asyncdni.plan.build import Design
 from asyncdni.plan.model import with_cuts
-from asyncdni.profiling.roofline import arithmetic_of, roofline_samples_per_s
+from asyncdni.profiling.roofline import Arithmetic, arithmetic_of, roofline_samples_per_s
 from asyncdni.report.breakdown import SHARES, ceiling_samples_per_s, overhead_cpu, shares
 from asyncdni.report.load import Load, load_from, plain, watched
 from asyncdni.report.machine import cores, describe_machine
@@ -373,23 +373,28 @@ def _entries(
 ) -> list[Entry]:
     """Plan the runs; a row's design is shared by its seeds and latencies."""
     designs: dict[str, Design] = {}
+    works: dict[str, Mapping[str, Arithmetic] | None] = {}
     entries = []
     for row, seed in order(rows, seeds):
         chosen = experiment.load(path, row.changes, schedule=row.schedule, seed=seed)
         if row.name not in designs:
             designs[row.name] = _design(row.name, chosen, allow_import)
+            works[row.name] = arithmetic_of(designs[row.name])
         design = designs[row.name]
         given = design.experiment.run.init_sha256  # the same weights for all
         run = msgspec.structs.replace(chosen.run, init_sha256=given)
         chosen = msgspec.structs.replace(chosen, run=run)
         entry = Entry(row.name, seed, chosen, _producers(design), row.latency_s)
-        entries.append(replace(entry, roofline_samples_per_s=_roofline(entry, design)))
+        entries.append(
+            replace(entry, roofline_samples_per_s=_roofline(entry, design, works[row.name]))
+        )
     return entries
 
 
-def _roofline(entry: Entry, design: Design) -> float | None:
+def _roofline(
+    entry: Entry, design: Design, arithmetic: Mapping[str, Arithmetic] | None
+) -> float | None:
     """Return the run's roofline on this machine; see `profiling.roofline`."""
-    arithmetic = arithmetic_of(design)
     if arithmetic is None:
         return None
     latency_s = _least_latency(entry.experiment)

@@ -167,8 +167,7 @@ def conduct(
         commit = make_commit(claim, design) if claim else _never_called
         with _explained_stops(records, folder if keep else None):
             words: dict[str, Any] = {"commit": commit, "command": command, "stops": stops}
-            words["folder"] = folder
-            coordinate(machine, transport, records, launch, **words)
+            coordinate(machine, transport, records, launch, folder=folder, **words)
     summary = records.summary() | {"ended_early": stops.ended_early}
     _conclude(claim, design, summary)
     if stops.error is not None:

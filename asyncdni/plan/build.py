@@ -27,6 +27,7 @@ from asyncdni.core.worker import Worker
 from asyncdni.data import checksums, open_batches
 from asyncdni.data.base import Source
 from asyncdni.data.meta import Meta, other_parts
+from asyncdni.data.stored import Stored, chunks
 from asyncdni.encodings import Compressor
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.imports import Allowed, allowing
@@ -45,6 +46,7 @@ from asyncdni.plan.conditions import check_conditions, link_encodings, neighbour
 from asyncdni.plan.model import (
     check_fields,
     check_losses,
+    check_steps,
     check_torch,
     check_torch_options,
     with_stages,
@@ -233,6 +235,7 @@ def make_design(
     check_fields(network, meta)
     check_losses(parsed, network, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
+    check_steps(network, plan)
     check_conditions(parsed, plan)
     check_rules(parsed, plan)
     check_messages(parsed, network, plan, meta, allow_import=allow_import)
@@ -401,7 +404,7 @@ def make_source(design: Design, group: Group) -> Source | None:
     )
 
 
-def check_targets(design: Design, found: Mapping[str, NDArray[Any]]) -> None:
+def check_targets(design: Design, found: Mapping[str, NDArray[Any] | Stored]) -> None:
     """Check the arrays of targets in `found`. Raises `DataError`, with the name of the array, for
     targets that a loss can't learn."""
     losses = [
@@ -410,11 +413,15 @@ def check_targets(design: Design, found: Mapping[str, NDArray[Any]]) -> None:
         if node.loss and not is_own(node.loss)
     ]
     for name, targets in found.items():
-        for loss, shape in losses:
-            try:
-                loss.check(shape, _flat(targets, design.meta))
-            except DataError as error:
-                raise DataError(f"{name}: {error}") from error
+        # A loss counts samples from the first that it is given, so messages name the part.
+        parts = chunks(targets) if isinstance(targets, Stored) else [(0, targets)]
+        for start, part in parts:
+            for loss, shape in losses:
+                try:
+                    loss.check(shape, _flat(part, design.meta))
+                except DataError as error:
+                    place = f"{name}[{start}:]" if start else name
+                    raise DataError(f"{place}: {error}") from error
 
 
 def _flat(targets: NDArray[Any], meta: Meta) -> NDArray[Any]:

@@ -27,9 +27,10 @@ from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
 from asyncdni.imports import Allowed
 from asyncdni.messages import DATA
-from asyncdni.network import Network
+from asyncdni.network import Network, Node
 from asyncdni.nn.layers import is_module
 from asyncdni.nn.losses import LOSSES, is_own
+from asyncdni.plan.plan import Plan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +40,7 @@ __all__ = [
     "check_cut",
     "check_fields",
     "check_losses",
+    "check_steps",
     "check_torch",
     "check_torch_options",
     "initial_model",
@@ -197,17 +199,33 @@ def check_fields(network: Network, meta: Meta) -> None:
     """Raise `ConfigError` where samples are made of several tensors, and a stage that reads them is
     no part of a `[model]`."""
     for node in network.nodes:
-        layer = node.layers[0] if node.layers else ""
-        if (
-            meta.fields
-            and DATA in node.inputs
-            and not (isinstance(layer, dict) and "part" in layer)
-        ):
+        if meta.fields and DATA in node.inputs and not _is_part(node):
             names = ", ".join(one.name or "one without a name" for one in meta.fields)
             raise ConfigError(
                 f"{node.place}: samples are made of several tensors ({names}), which only a "
                 "network of [model] takes apart; return one tensor in the data set"
             )
+
+
+def check_steps(network: Network, plan: Plan) -> None:
+    """Raise `ConfigError` where several tensors leave a part of a model as one row, and a generator
+    is to predict its gradient step by step."""
+    for group in plan.groups:
+        if group.exit is None or group.schedule.predictor is None or not network.steps:
+            continue
+        node = network.node(group.exit)
+        if _is_part(node) and node.output_shape[:1] != (network.steps,):
+            raise ConfigError(
+                f"{node.place}: several tensors leave the stage, such as a mask or a skip "
+                "connection, as one row without steps; no generator or local head takes it where "
+                "each step has a target; cut elsewhere, leave the mask out (causal attention needs "
+                "none for padding at the end), or take locked, gpipe, 1f1b or delayed"
+            )
+
+
+def _is_part(node: Node) -> bool:
+    layer = node.layers[0] if node.layers else ""
+    return isinstance(layer, dict) and "part" in layer
 
 
 def _part(model: config.Model, meta: Meta, begin: str, end: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ speed, nor than its memory traffic at the memory's bandwidth.
 
 ```
  products   operations of a stage's matrix products and convolutions, at the measured speed of a
-            product with as many rows, weights and columns
+            product with as many outputs
  traffic    bytes of what its layers, written as they are, must read and write, at the measured
             bandwidth of copying as many
  roofline   the longer of the two
@@ -177,11 +177,12 @@ _RUNS = 3
 
 def _products_s(work: LayerWork, dtype: np.dtype[Any]) -> tuple[float, float, float]:
     """Return the seconds of a layer's products in a forward, for the gradients of its weights, and
-    for that of its inputs, at the speed of a layer with all weights in one matrix."""
+    for that of its inputs, at the speed of one product that makes as many outputs of as many
+    operations: a row for each sample, and for each of its steps or places."""
     if not work.forward:
         return 0.0, 0.0, 0.0
-    inner = max(1, round((work.weights or work.columns**2) / work.columns))
-    rows = max(1, round(work.forward / (2 * inner * work.columns)))
+    rows = work.outputs // work.columns
+    inner = max(1, round(work.forward / (2 * work.outputs)))
     sides = (min(side, _SIDE_MAX) for side in (rows, inner, work.columns))
     speeds = _flops_per_s(*sides, dtype.name, work.in_torch)
     counts = work.forward, work.learn, work.push

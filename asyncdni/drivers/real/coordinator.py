@@ -243,9 +243,10 @@ class _Run:
         """Of a file that a worker has sent. A snapshot that can't be written is done without, as a
         worker does that writes its own."""
         part, sender = action.part, action.sender
-        assert self.parts is not None and self._folder is not None
+        parts = self.parts
+        assert parts is not None and self._folder is not None
         try:
-            self.parts.write(sender, part)
+            written(lambda: parts.write(sender, part))
         except RemoteProtocolError as error:
             return PartKept(part, sender, str(error))
         except CheckpointError as error:

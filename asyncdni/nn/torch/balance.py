@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from asyncdni.nn.torch.cut import Trace
+from asyncdni.nn.torch.huggingface import as_chain
 
 __all__ = ["choose_cuts"]
 
@@ -32,7 +33,7 @@ def choose_cuts(
     whose `parting` cuts are all made."""
     names = trace.names()
     fixed = [names.index(name) + 1 for name in trace.parting()] if count > 1 else []
-    seconds = _measured(model, trace, names, shape, samples)
+    seconds = _measured(as_chain(model), trace, names, shape, samples)
     bytes_at = [0.0, *(samples * _SECONDS_A_BYTE * trace.bytes_at(name) for name in names), 0.0]
     places = _divided(seconds, bytes_at, min(count, len(seconds)), fixed)
     return [names[place - 1] for place in places]

@@ -77,12 +77,13 @@ class Trace:
 
     def names(self) -> list[str]:
         """The submodules with weights at which a part may begin without cutting a skip connection,
-        in order: just one floating tensor crosses a cut before them. Weights that are used on both
-        sides of such a cut can be parted from all others (see `parting`)."""
+        in order: just one floating tensor crosses a cut before them, beside tensors of a sample
+        that later modules need, such as a mask. Weights that are used on both sides of such a cut
+        can be parted from all others (see `parting`)."""
         found, parted = [], bool(self.parting())
         for name, start in self._starts.items():
             crossing = self._crossing(start)
-            if start <= self._starts[self.first] or len(crossing) > 1 or self._is_list(name):
+            if start <= self._starts[self.first] or self._skips(crossing) or self._is_list(name):
                 continue
             has_weights = any(True for _ in self.model.get_submodule(name).parameters())
             shares = self._is_shared(start) and not parted
@@ -114,14 +115,15 @@ class Trace:
 
     def _name_at(self, weighted: Sequence[int], index: int) -> str | None:
         """The outermost submodule whose first call with weights is that at `weighted[index]`, and
-        before which one tensor crosses a cut; empty if there is none. None at the model's ends,
-        where no cut is needed."""
+        before which no skip connection crosses a cut; empty if there is none. None at the model's
+        ends, where no cut is needed."""
         if not 0 < index < len(weighted):
             return None
         found, path = "", _owner(self._nodes[weighted[index]])
         while path and self._called[path] > weighted[index - 1]:
             crossing = self._crossing(self._starts[path])
-            if not self._is_list(path) and len(crossing) == 1 and not self._why_not(crossing):
+            skips = self._skips(crossing) or self._why_not(crossing)
+            if not self._is_list(path) and not skips:
                 found = path
             path = path.rpartition(".")[0]
         return found
@@ -304,6 +306,10 @@ class Trace:
 
     def _is_after(self, user: fx.Node, start: int) -> bool:
         return user is self._output or self._place.get(user, -1) >= start
+
+    def _skips(self, crossing: Sequence[fx.Node]) -> bool:
+        """Whether more than one value that modules have made crosses a cut."""
+        return sum(node.target is not take for node in crossing) > 1
 
     def _why_not(self, crossing: Sequence[fx.Node]) -> str:
         return next((v.why_not for n in crossing if (v := self._values[n]).why_not), "")
