@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cache, cached_property, wraps
 from pathlib import Path
 
 PACKAGE = "asyncdni"
@@ -195,8 +195,13 @@ def each_module(check: Callable[[Module], None]) -> Callable[[], None]:
     return test
 
 
-def imported(module: Module) -> Iterator[str]:
+@cache
+def imported(module: Module) -> frozenset[str]:
     """Full names of all modules imported anywhere in it, also where that is done late."""
+    return frozenset(_imported(module))
+
+
+def _imported(module: Module) -> Iterator[str]:
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -393,6 +393,7 @@ def _recipe(site: Site, *args: str) -> Command:
     return site.execute(script, ASYNCDNI=f"{sys.executable} -m asyncdni")
 
 
+@pytest.mark.long
 def test_the_recipe_trains_the_digits_with_a_command_for_each_process(site: Site) -> None:
     finished = _recipe(site, "--set", "run.epochs=1").finished()
     assert (finished.code, finished.err) == (0, "")

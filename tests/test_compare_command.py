@@ -81,6 +81,7 @@ def test_json_on_standard_output_has_it_to_itself(file: Path, tmp_path: Path) ->
     assert json.loads(kept.read_text()) == found
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_the_comparison_and_keeps_finished_runs(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("--out", str(out), "--seeds", "2", "--set", "run.epochs=60")

@@ -49,7 +49,8 @@ def test_a_recurrence_unrolled_over_workers_tells_digits_apart(schedule: str) ->
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.long
+@pytest.mark.parametrize("schedule", ["locked", "synthetic"])
 def test_a_small_convolutional_network_learns_digits(schedule: str) -> None:
     small = ["data.name=digits", "data.validation=8000", "data.batch_size=100", "run.epochs=1"]
     design = recipe("mnist-conv", *small, schedule=schedule)
@@ -57,7 +58,8 @@ def test_a_small_convolutional_network_learns_digits(schedule: str) -> None:
     assert last(design)["accuracy"] > 0.7
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.long
+@pytest.mark.parametrize("schedule", ["locked", "synthetic"])
 def test_an_autoencoder_makes_digits_again(schedule: str) -> None:
     small = ["data.validation=9000", "run.epochs=16", "run.evaluate_every=16"]
     small += ["optimizer.learning_rate=2e-3"]
@@ -88,6 +90,7 @@ def test_the_next_point_of_a_circle_is_told(schedule: str) -> None:
     assert last(recipe("trigonometry", *small, schedule=schedule))["loss"] < before / 10
 
 
+@pytest.mark.long
 def test_bits_are_recalled_across_windows() -> None:
     """One bit, shown in one window and asked for in the next."""
     small = ["data.length=1", "data.grow=0", "data.sequences=60", "run.epochs=8"]
@@ -95,7 +98,8 @@ def test_bits_are_recalled_across_windows() -> None:
     assert found["accuracy"] > 0.9
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.long
+@pytest.mark.parametrize("schedule", ["locked", "synthetic"])
 def test_the_next_character_of_a_text_is_told(schedule: str, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(TEXT)

@@ -112,6 +112,7 @@ def test_locked_goes_on_to_the_same_weights_after_everything_was_killed_twice(
     assert summary_of(site)["resumes"] == 2
 
 
+@pytest.mark.long
 def test_locked_goes_on_to_the_same_weights_after_ctrl_c_under_another_split(
     site: Site, undisturbed: dict[str, Any]
 ) -> None:

@@ -85,6 +85,7 @@ def test_it_learns_and_is_saved_evaluated_and_used(site: Site) -> None:
     assert (finished.code, finished.err) == (0, "")
 
 
+@pytest.mark.long
 def test_its_numbers_do_not_depend_on_the_split(site: Site) -> None:
     args = ("train", "tiny.toml", "--allow-import", "--schedule", "locked", "--out")
     assert site.run(*args, "two").code == 0
