@@ -104,30 +104,6 @@ def test_ctrl_c_ends_the_comparison_and_keeps_finished_runs(file: Path, tmp_path
 
 
 @pytest.mark.long
-def test_a_comparison_that_lost_its_last_runs_does_only_those_again(
-    file: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    first = command(file, "--seeds", "1", "--quiet", "--out", str(out))
-    subprocess.run(first, check=True, timeout=120)
-    whole = json.loads((out / "compare.json").read_text())
-    torn = whole | {"complete": False, "runs": whole["runs"][:1]}
-    (out / "compare.json").write_text(json.dumps(torn))
-    (out / "synthetic-seed0" / "summary.json").unlink()  # as if it had been cut off
-
-    again = command(file, "--seeds", "1", "--resume", str(out), "--target-accuracy", "1%")
-    done = subprocess.run(again, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"1 of 3 runs are finished already, in {out}" in done.stdout
-    assert "run 1 of 3" not in done.stdout and "run 2 of 3: synthetic" in done.stdout
-    found = json.loads((out / "compare.json").read_text())
-    assert found["complete"] and found["targets"] == [0.01]
-    assert found["runs"][0] == whole["runs"][0]  # kept, not run again
-    assert found["runs"][2]["summary"]["wall_s"] != whole["runs"][2]["summary"]["wall_s"]
-    assert (out / "synthetic-seed0" / "summary.json").is_file()
-
-
-@pytest.mark.long
 def test_every_kind_of_row_is_run_and_measured(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--seeds", "1", "--out", str(out), "--zero-control", "--single-threads", "1,7"]

@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from processes import (
     ENDLESS,
+    PATIENCE_S,
     TINY,
     Command,
     Finished,
@@ -268,9 +270,10 @@ def test_a_job_of_slurm_goes_on_after_its_time_and_gives_the_weights_of_train(
 
     def runs_again() -> bool:
         do("scontrol", "update", f"jobid={job}", "StartTime=now")  # and not in two minutes
+        time.sleep(1.0)  # each of these has its scheduler begin anew
         return do("squeue", "-h", "-o", "%t", "-j", job) == "R"
 
-    until(runs_again, "the job's second start")
+    until(runs_again, "the job's second start", 4 * PATIENCE_S)
     until(lambda: (folder / "summary.json").exists(), "the end of the run")
     until(lambda: do("squeue", "-h", "-j", job) == "", "the end of the job")
     assert records(folder, "resumed")

@@ -19,7 +19,7 @@ from asyncdni.drivers.virtual.faults import parse_faults
 from asyncdni.drivers.virtual.simulation import Result
 
 #: Runs of each schedule in which something went wrong.
-FEW, MANY = 4, 30
+FEW, MANY = 4, 20
 
 
 @functools.cache
