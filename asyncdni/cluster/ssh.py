@@ -83,7 +83,7 @@ class Connections(AbstractContextManager["Connections", None]):
             code = one.process.poll()
             if code is None:
                 continue
-            said = " | ".join(one.last_lines) or f"exit code {code}"
+            said = one.last_words() or f"exit code {code}"
             host = self._hosts[rank]
             if rank not in here:
                 raise LaunchError(f"--hosts: no agent can be started on {host}: {said}")
@@ -135,11 +135,16 @@ class _Connection:
                 f"--hosts: can't start {words[0]}: {error.strerror}; install an OpenSSH client, or "
                 "name one with --ssh"
             ) from error
-        self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._host = host
         self._tell = tell
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def last_words(self) -> str:
+        """Return the last lines of a client that has ended."""
+        self._reader.join(1.0)  # it may not have read them yet
+        return " | ".join(self._last_lines)
 
     def close(self, grace_s: float) -> None:
         """End the connection: the agent may take `grace_s` seconds to leave by itself."""
@@ -160,7 +165,7 @@ class _Connection:
             for line in output:
                 text = legible(line.decode(errors="replace").strip(), _LINE_CHARACTERS)
                 if text:
-                    self.last_lines.append(text)
+                    self._last_lines.append(text)
                     self._tell(f"{self._host}: {text.removeprefix('asyncdni: ')}")
 
 
