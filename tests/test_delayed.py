@@ -66,6 +66,7 @@ def test_with_one_batch_in_flight_it_is_locked(
     assert {own["staleness_max"] for own in result.counters.values()} == {0}
 
 
+@pytest.mark.long
 @each_network
 @each("lag", [None, 1, 5])
 def test_a_mix_of_true_gradients_alone_is_delayed(

@@ -304,6 +304,7 @@ def test_a_name_with_dollars_and_brackets_is_drawn_as_it_is() -> None:
         assert name in words(plot.svg)
 
 
+@pytest.mark.long
 def test_many_rows_still_find_room_and_colours() -> None:
     names = [f"row{k}" for k in range(9)]
     found = document(

@@ -43,6 +43,7 @@ def test_a_fault_that_comes_too_late_is_told_as_such(
     assert output.count("faults: none, as the run was over after") == 2
 
 
+@pytest.mark.long
 def test_many_runs_are_added_up_by_schedule(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = [file, "--faults", "crashes=5, breaks=5", "--runs", "4", "--seed", "3"]
     output = told(capsys, *words)
