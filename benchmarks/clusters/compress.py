@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 
+from command import results_parser
 from threadpoolctl import threadpool_limits
 from timed import (
     Job,
@@ -207,11 +208,7 @@ def _verdict(found: Estimate | None, met: bool) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser = results_parser(__doc__, RESULTS)
     parser.add_argument("--only", choices=list(MEASURES))
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, 2, …")
@@ -219,7 +216,6 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--batches", type=int, default=234, help="of a timed run")
     parser.add_argument("--epochs", type=int, default=2, help="of a run for its accuracy")
-    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     args = parser.parse_args()
     try:
         runs = Runs(args.results)

@@ -11,7 +11,6 @@ time with real maths (see ../shared/sweep.py), so a seed gives one result. See R
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -24,6 +23,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "shared"))
 sys.path.insert(0, str(HERE.parents[1] / "launch" / "torch"))
 
+from command import results_parser  # noqa: E402
 from sweep import Job, Runs, conditions, fill_in, run_all, table  # noqa: E402
 
 from asyncdni import experiment  # noqa: E402
@@ -176,13 +176,8 @@ def shown(found: Estimate | None, form: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser = results_parser(__doc__, RESULTS)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     args = parser.parse_args()
     try:
         runs = Runs(args.results)

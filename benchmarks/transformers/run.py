@@ -12,7 +12,6 @@ virtual time with real maths (see ../shared/sweep.py), so a seed gives one resul
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -28,6 +27,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "shared"))
 sys.path.insert(0, str(HERE.parents[1] / "launch" / "torch"))
 
+from command import results_parser  # noqa: E402
 from sweep import Job, Runs, conditions, fill_in, machine_line, run_all, table  # noqa: E402
 
 from asyncdni import experiment  # noqa: E402
@@ -315,13 +315,8 @@ def draw(runs: Runs, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser = results_parser(__doc__, RESULTS)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     args = parser.parse_args()
     try:
         runs = Runs(args.results)
