@@ -218,6 +218,24 @@ def test_a_file_that_is_not_what_it_says_costs_its_sender_its_place() -> None:
     assert lost["stage"] == "b" and "another sha256" in lost["text"]
 
 
+def test_a_snapshot_that_can_not_be_written_is_told_of_once_and_another_file_ends_the_run() -> None:
+    office, full = Office(folder="run").started(), CheckpointError("the disk is full")
+
+    def failed(path: str, **more: bool) -> list[Action]:
+        message = part(path, 0, 8, 4)
+        assert office.hear("b", message) == [KeepPart(message, "b")]
+        return office(PartKept(message, "b", error=full, **more))
+
+    snapshot = "snapshots/b.0.safetensors"
+    (note,) = records(failed(snapshot), "note")
+    assert note["text"] == "no snapshot of b was written: the disk is full"
+    assert records(failed(snapshot), "note") == []
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        failed(snapshot, folder_gone=True)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        failed("final.new/b.safetensors")
+
+
 def test_a_worker_gets_the_files_that_it_asks_for_and_is_told_of_those_that_are_not_there() -> None:
     office = Office(folder="run").gathering()
     path = "snapshots/b.1.safetensors"

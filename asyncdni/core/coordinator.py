@@ -245,7 +245,7 @@ class Coordinator:
                 self._files.part_sent(event)
             case PartKept(part=part, sender=sender):
                 try:
-                    self._files.part_kept(event)
+                    self._files.part_kept(event, now)
                 except UnexpectedMessage as unexpected:
                     self._deaths.unexpected(sender, part, unexpected.why, now)
             case Woke():  # here alone: a message already waiting must be heard before

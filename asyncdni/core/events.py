@@ -186,11 +186,13 @@ class PartSent(Event):
 class PartKept(Event):
     """A part of a file has been written; if it was the last one, the file is in its place.
 
-    `fault`: what is wrong with the file; then it is not there."""
+    `fault`: what is wrong with the file, `error`: why it can't be written; then it is not there."""
 
     part: Part
     sender: str
     fault: str = ""
+    error: CheckpointError | None = None
+    folder_gone: bool = False  # see `SnapshotTaken`
 
 
 @dataclass(slots=True)

@@ -24,7 +24,8 @@ from asyncdni.core.events import Action, KeepPart, PartKept, PartSent, Send, Sen
 from asyncdni.core.ledger import CUTS, SNAPSHOTS
 from asyncdni.core.members import Phase, Run
 from asyncdni.core.post import UnexpectedMessage
-from asyncdni.messages import PART_BYTES, Fetch, Missing, Part, Taken
+from asyncdni.errors import CheckpointError
+from asyncdni.messages import COORDINATOR, PART_BYTES, Fetch, Missing, Part, Taken
 
 __all__ = ["FileExchange", "Incoming", "Outgoing", "may_fetch", "may_send", "needed"]
 
@@ -164,6 +165,7 @@ class FileExchange:
         self._run = run
         self._incoming: dict[str, Incoming] = {}  # by worker
         self._outgoing: dict[str, Outgoing] = {}
+        self._complained = False  # of a snapshot that could not be written
 
     def received(self, name: str, message: Part | Fetch | Taken, now: float) -> None:
         """A worker sends, or asks for, a file. What is of an earlier incarnation means nothing any
@@ -197,13 +199,28 @@ class FileExchange:
         if name in self._outgoing:
             self._run.out.actions += self._outgoing[name].part_sent(event)
 
-    def part_kept(self, event: PartKept) -> None:
-        """The driver has written a part that a worker has sent. Raises `UnexpectedMessage` for a
-        file that is not what its sender says."""
+    def part_kept(self, event: PartKept, now: float) -> None:
+        """The driver has written a part that a worker has sent, or could not. A snapshot that can't
+        be written is told of once and done without, as by a worker that writes its own; anything
+        else ends the run.
+
+        Raises `UnexpectedMessage` for a file that is not what its sender says, and the driver's
+        `CheckpointError`."""
         part, member = event.part, self._run.members.get(event.sender)
+        if event.error is not None:
+            self._not_written(event, event.error, now)
         if member is None or member.incarnation != part.incarnation:
             return
         if event.fault:
             raise UnexpectedMessage(event.fault)
         taken = Taken(part.incarnation, part.path, part.offset + len(part.data))
         self._run.to(event.sender, taken)
+
+    def _not_written(self, event: PartKept, error: CheckpointError, now: float) -> None:
+        is_snapshot = event.part.path.startswith(f"{SNAPSHOTS}/")
+        if not is_snapshot or event.folder_gone:
+            raise error
+        if not self._complained:
+            text = f"no snapshot of {event.sender} was written: {error}"
+            self._run.out.record("note", now, stage=COORDINATOR, text=text)
+        self._complained = True

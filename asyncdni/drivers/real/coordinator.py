@@ -158,7 +158,6 @@ class _Run:
         self._stops = stops
         self._folder = folder
         self.parts = PartStore(folder) if folder is not None else None
-        self._complained = False  # that a snapshot could not be written
         self._looked_s = time.monotonic()
 
     def handle(self, event: Event) -> None:
@@ -240,22 +239,18 @@ class _Run:
         return PartSent(to, incarnation, path, part.offset + len(part.data), part.size)
 
     def _keep_part(self, action: KeepPart) -> PartKept:
-        """Of a file that a worker has sent. A snapshot that can't be written is done without, as a
-        worker does that writes its own."""
+        """Of a file that a worker has sent."""
         part, sender = action.part, action.sender
         parts = self.parts
         assert parts is not None and self._folder is not None
+        kept = PartKept(part, sender)
         try:
             written(lambda: parts.write(sender, part))
         except RemoteProtocolError as error:
-            return PartKept(part, sender, str(error))
+            kept.fault = str(error)
         except CheckpointError as error:
-            if not part.path.startswith(f"{SNAPSHOTS}/") or not self._folder.is_dir():
-                raise
-            if not self._complained:
-                self._note(f"no snapshot of {sender} was written: {error}")
-            self._complained = True
-        return PartKept(part, sender)
+            kept.error, kept.folder_gone = error, not self._folder.is_dir()
+        return kept
 
     def _note(self, text: str) -> None:
         self.observe("note", {"time_s": time.monotonic(), "stage": COORDINATOR, "text": text})

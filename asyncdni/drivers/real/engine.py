@@ -271,7 +271,7 @@ class Engine:
     def _wait(self) -> None:
         """Wait for something to arrive, or to be due."""
         process = self._process
-        if parent_lives() is False:
+        if process.state is State.HELLO and parent_lives() is False:
             self._handle(ParentGone())
             if self.end is not None:
                 return
