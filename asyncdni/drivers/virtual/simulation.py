@@ -101,6 +101,11 @@ class Cast:
         machine = self.coordinator.machine
         ledger = find_ledger(self._design, self._world.disk, machine.ledger.history)
         ledger.updates = machine.updates
+        ledger.recorded = [
+            {name: value for name, value in values.items() if name != "time_s"}
+            for kind, values in self.records
+            if kind == "evaluation"
+        ]
         self.begin(ledger)
 
     @property
