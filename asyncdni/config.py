@@ -134,7 +134,7 @@ class Recovery(Table, frozen=True, kw_only=True):
     # ends the run
     restarts: Whole = 5
     # how long workers wait for another coordinator once theirs has died, in seconds; 0: they leave.
-    # Those that it has started itself, as `asyncdni train` does, leave at once: see docs/recovery.md
+    # Those that it has started itself, as `asyncdni train` does, leave at once
     coordinator_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
 
 
