@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hand import MIDDLE, activation
 from life import WELCOME, Life, connect
+from msgspec import structs
 
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
@@ -54,6 +55,7 @@ from asyncdni.messages import (
     Drained,
     Failed,
     Gradient,
+    Introduce,
     Leave,
     Lost,
     Message,
@@ -275,6 +277,37 @@ def test_mail_that_comes_between_rounds_is_kept_for_the_next_and_old_orders_are_
     life(Restored(5))
     life(Connect(2, {}, {"p": 1, "c": 1}))
     assert Redeliver not in kinds(life(Joined()))
+
+
+def test_another_coordinator_is_told_who_this_is_and_joined_behind_the_op_under_way() -> None:
+    """Its rounds are numbered from anywhere; what one of an earlier term has sent is void."""
+    assert Worked().built()(Introduce()) == [SayHello(1)]
+    life = Worked().trained()
+    life(Rejoin(4, "keep"))
+    assert life(Introduce()) == [SayHello(4)]
+    life(Restored(5))
+    life(Connect(4, {}, {"p": 4, "c": 4}))
+    life(Joined())
+    life(Start())
+    life(Credit("c", 4, "m", 0, 100))
+    life(activation(0, incarnation=4))
+    compute = life.last
+    assert life(Introduce()) == [SayHello(4)] and life(WELCOME) == []
+    again = structs.replace(WELCOME, term=8, incarnation=2, restore="keep")
+    assert life(again) == []
+    life.last = compute
+    assert life.finish()[-1] == Restore(Origin.KEPT)
+    (built,) = words(life(Restored(5)))
+    assert isinstance(built, Built) and built.incarnation == 2 and built.position == 1
+    assert life(Connect(2, {}, {"p": 2, "c": 2}))[-1] == Join(life.process._connect, (8, 2))
+    assert life(again) == []
+
+
+def test_who_has_built_nothing_yet_has_nothing_for_another_coordinator() -> None:
+    life = Worked()
+    life.process.start(0.0)
+    life(WELCOME)
+    assert life(Introduce()) == [SayHello(0)]
 
 
 # --- an op under way -----------------------------------------------------------------------------

@@ -269,7 +269,7 @@ class _Agent:
     def _asked(self) -> None:
         """A signal asks this process to stop. Engines signal all processes of a job at once, and
         stopping is the coordinator's part, which has all workers save what they have learned; so
-        only a second signal is the end of this agent alone. One that keeps the coordinator hands all
+        only a second signal is the end of this agent alone. The keeper of the coordinator hands all
         signals on to it."""
         if self._means.keeper is not None:
             self._means.keeper.signal(self._stops.numbers[-1])

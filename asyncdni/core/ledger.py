@@ -200,8 +200,10 @@ class Ledger:
     def kept(self, span: tuple[int, int], barriers: Sequence[int]) -> None:
         """Workers of an earlier coordinator go on from what they have in memory; for `span` and
         `barriers` see `resumed`."""
+        lifted = self.planned  # by the cut that this is of: nobody is before that
         self.go_on(self.recorded)
         self.resumed(span, barriers, self.restore)
+        self.planned = max(self.planned, lifted)
 
     def forget_from(self, position: int) -> None:
         """Forget evaluations from that position on: they will be made again."""
