@@ -136,7 +136,8 @@ def test_a_coordinator_that_is_killed_comes_back_and_its_workers_have_lived_on(
 ) -> None:
     """Where all go back the weights are those of a run in which nothing died."""
     folder, long = site.folder / "run", ("--schedule", schedule, "--set", "run.epochs=300")
-    slow = ("--set", "slow.top.pause=1ms", "--set", "slow.top.chance=1")
+    long += ("--set", "run.evaluate_every=300")
+    slow = ("--set", "slow.top.pause=2ms", "--set", "slow.top.chance=1")
     saves = ("--set", "checkpoint.every=50.0", "--set", "recovery.coordinator_s=60")
     agent = site.start("run", "tiny.toml", "--out", "run", *long, *slow, *saves)
     pids = await_training(folder)
