@@ -135,12 +135,13 @@ def test_a_coordinator_that_is_killed_comes_back_and_its_workers_have_lived_on(
     site: Site, schedule: str
 ) -> None:
     """Where all go back the weights are those of a run in which nothing died."""
-    folder, long = site.folder / "run", ("--schedule", schedule, "--set", "run.epochs=300")
-    long += ("--set", "run.evaluate_every=300")
+    folder, long = site.folder / "run", ("--schedule", schedule, "--set", "run.epochs=100")
+    long += ("--set", "run.evaluate_every=100")
     slow = ("--set", "slow.top.pause=2ms", "--set", "slow.top.chance=1")
-    saves = ("--set", "checkpoint.every=50.0", "--set", "recovery.coordinator_s=60")
+    saves = ("--set", "checkpoint.every=10.0", "--set", "recovery.coordinator_s=60")
     agent = site.start("run", "tiny.toml", "--out", "run", *long, *slow, *saves)
-    pids = await_training(folder)
+    until_recorded(folder, "cut")
+    pids = {one["stage"]: one["pid"] for one in records(folder, "joined")}
     (coordinator,) = set(site.processes()) - {agent.pid, *pids.values()}
     os.kill(coordinator, signal.SIGKILL)
     ended = _finished(agent)
