@@ -226,7 +226,7 @@ def test_an_agent_of_an_earlier_coordinator_is_taken_back_with_the_workers_that_
     """It enrols when it is asked to; a word more of that makes no difference."""
     scene = scenes(placement={"a": 1, "b": 1}, coordinator_s=60.0)
     agent = scene.agent(1, running=["a"])
-    agent.gets(Enrolled)
+    assert agent.gets(Enrolled).coordinator_s == 60.0
     assert agent.gets(Engage) == Engage("b")
     stranger = AgentTransport(scene.rendezvous.address)
     scene.agents.append(stranger)

@@ -167,8 +167,10 @@ class _Agent:
     # --- workers ---------------------------------------------------------------------------------
 
     def _begin(self, enrolled: Enrolled) -> None:
-        """Prepare for the workers of this machine, and begin to beat."""
+        """Prepare for the workers of this machine, and begin to beat; an agent that another coordinator
+        has taken back has done so."""
         if self._enrolled is not None:
+            self._means.tell(f"rank {self._place.rank} goes on with another coordinator")
             return
         self._enrolled = enrolled
         folder = Path(enrolled.folder)

@@ -371,7 +371,15 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._agents[enrol.rank] = agent
         names = self._workers(agent)
         self._transport.send(
-            agent.peer, Enrolled(names, work.coordinator, work.folder, work.threads, work.silence_s)
+            agent.peer,
+            Enrolled(
+                workers=names,
+                coordinator=work.coordinator,
+                folder=work.folder,
+                threads=work.threads,
+                silence_s=work.silence_s,
+                coordinator_s=work.coordinator_s,
+            ),
         )
         self._tell(
             f"rank {enrol.rank} on {enrol.host} ({enrol.cores} cores, "
