@@ -497,7 +497,7 @@ def test_a_short_pause_puts_nothing_off() -> None:
 def successor(**roster: Any) -> Office:
     """It goes on from the first cut; a and b have waited for it, c has not."""
     ledger = Ledger(start=2, planned=1, barrier=1, cut=1, restore="checkpoints/000001")
-    office = Office(ledger, coordinator_s=60.0, barriers=(2, 4), **roster)
+    office = Office(ledger, takes_back=True, barriers=(2, 4), **roster)
     assert sent(office.hear("a", Report({"batches": 3}))) == [("a", Introduce())]
     for name, incarnation in (("a", 7), ("b", 5), ("c", 0)):
         office.hear(name, hello(name, incarnation=incarnation))

@@ -167,8 +167,8 @@ class _Agent:
     # --- workers ---------------------------------------------------------------------------------
 
     def _begin(self, enrolled: Enrolled) -> None:
-        """Prepare for the workers of this machine, and begin to beat; an agent that another coordinator
-        has taken back has done so."""
+        """Prepare for the workers of this machine, and begin to beat. If another coordinator has
+        taken this agent back, that has been done."""
         if self._enrolled is not None:
             self._means.tell(f"rank {self._place.rank} goes on with another coordinator")
             return

@@ -302,7 +302,7 @@ class Coordinator:
             name = self._rounds.hello(message, peer, now)
             if name is not None:
                 self._deaths.replaced(name)
-        elif self.roster.coordinator_s and not known:
+        elif self.roster.takes_back and not known:
             self._run.out.add(Send(peer, Introduce()))  # an earlier coordinator knew it
         else:  # a stranger, or one that was held to be dead and comes back
             self._run.out.add(Send(peer, Abort("another process has taken its place")))

@@ -119,8 +119,8 @@ class Rounds:
     def _begins_from(self, hello: Hello) -> str:
         """Decide from which state a process begins that is let in: see `messages.Rejoin`.
 
-        One that an earlier coordinator has let in keeps what it has where it learns by itself, and
-        then all others begin from what is nearest to that."""
+        One that an earlier coordinator has let in keeps what it has if it learns by itself; then
+        all others that come begin from the newest state of their own."""
         if hello.incarnation:
             # What it and its neighbours have on the wire must not be taken for this round's.
             self._incarnation = max(self._incarnation, hello.incarnation + 1)
@@ -381,7 +381,7 @@ class Deaths:
         for name, (moment, text) in list(self._dead.items()):
             if now < moment or run.phase is Phase.ENDED:
                 continue
-            if run.started or name in run.members:
+            if run.started or name in run.members or self._roster.takes_back:
                 self._lost(name, text, now)
             else:  # what keeps it from starting would do so again
                 run.fail(Fail("WorkerLost", text))

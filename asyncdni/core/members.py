@@ -45,8 +45,7 @@ class Roster:
     stuck_s: float = 60.0
     launched: bool = True  # by the coordinator's driver; otherwise workers are started by hand
     restarts: int = 5  # deaths in a row that a worker is forgiven, where there is a folder
-    # how long workers of an earlier coordinator wait for this one; 0: they do not
-    coordinator_s: float = 0.0
+    takes_back: bool = False  # workers of an earlier coordinator, which may still live
     learns_alone: bool = False  # a worker learns by itself while a neighbour is dead
     rolls_back: bool = False  # when a number has gone wrong
     cut_every_s: float | None = None  # between checkpoints; None: by position, or at the end alone

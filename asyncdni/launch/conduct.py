@@ -156,12 +156,12 @@ def conduct(
         home: dict[str, Any] = {"folder": str(folder or ""), "term": term}
         home["resume"] = goes_on if keep else ""
         ways: dict[str, Any] = {"trace": trace, "launched": not by_hand, "consults": called.any}
-        roster = make_roster(design, **home, **ways)
+        roster = make_roster(design, **home, **ways, succeeds=resume)
         recorder = Recorder(roster.workers, _facts(design), folder)
         stack.callback(recorder.close)
         beginning = _beginning(design, folder, recorder) if resume else Beginning(Ledger())
         if beginning.changes:  # workers that still run know another experiment
-            roster = replace(roster, coordinator_s=0.0)
+            roster = replace(roster, takes_back=False)
         machine = Coordinator(roster, beginning.ledger)
         records = _Records(design, recorder, machine, [*observers, called], seen, stops)
         _begin(records, beginning, design, folder, resume=resume)

@@ -80,7 +80,7 @@ class Launcher:
         """Start all workers for that coordinator, but for those that have waited for it."""
         self._office = office
         self._exited = exited
-        if office.roster.coordinator_s:
+        if office.roster.takes_back:
             for process in self._everyone:
                 self._take_over(process)
         for name, group in self._groups.items():

@@ -80,9 +80,11 @@ class Cast:
         """A coordinator starts, and it the workers."""
         self.coordinators += 1
         self._own_records = len(self.records)
+        home: dict[str, Any] = {"folder": _NO_FOLDER, "term": self.coordinators}
+        home["succeeds"] = self.coordinators > 1
         self.coordinator = CoordinatorProcess(
             self._world,
-            make_roster(self._design, folder=_NO_FOLDER, term=self.coordinators),
+            make_roster(self._design, **home),
             Launcher(self._world, self._arithmetic, self.everyone, self.ops),
             self.records,
             ledger=ledger,
