@@ -51,6 +51,11 @@ class DrawnRun:
     def schedule(self) -> str:
         return str(self.design.experiment.schedule.__struct_config__.tag)
 
+    @property
+    def waits(self) -> bool:
+        """Its workers wait for another coordinator for long enough."""
+        return self.design.experiment.recovery.coordinator_s > 30.0
+
     def simulate(self, **options: Any) -> Result:
         """Without arithmetic, unless `options` of `simulate` say otherwise."""
         values: dict[str, Any] = {"maths": False, "costs": self.costs, "links": self.links}
