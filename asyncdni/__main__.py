@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str], out: Output, caught: list[int]) -> int:
     try:
         args = _parser(argv).parse_args(argv)
+        args.words = list(argv)
         out.goes_on = args.command in LASTING
         allowed = getattr(args, "allow_import", False)
         if allowed:

@@ -128,11 +128,14 @@ class Checkpoint(Table, frozen=True, kw_only=True):
 
 
 class Recovery(Table, frozen=True, kw_only=True):
-    """How often workers that die are started again."""
+    """What becomes of a run in which a process dies."""
 
     # how many times in a row one worker may die without an update in between; 0: the first death
     # ends the run
     restarts: Whole = 5
+    # how long workers wait for another coordinator once theirs has died, in seconds; 0: they leave.
+    # Those that it has started itself, as `asyncdni train` does, leave at once
+    coordinator_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
 
 
 # --- [links] and [slow]: conditions to train under -----------------------------------------------

@@ -56,6 +56,7 @@ __all__ = [
     "Greeting",
     "Guarded",
     "Hello",
+    "Introduce",
     "Leave",
     "Lost",
     "Message",
@@ -80,7 +81,7 @@ __all__ = [
 ]
 
 #: The protocol's version. It rises with every change that an older peer would not understand.
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 
 #: The most bytes of a file that one message carries.
 PART_BYTES = 256 * 1024
@@ -106,6 +107,8 @@ class Hello(Message, frozen=True, tag=True):
     pid: int
     host: str
     versions: dict[str, str] = {}  # "Python", "asyncdni", "torch"; empty: it does not say
+    # of the last round, where an earlier coordinator has let this worker in; 0: it has no state
+    incarnation: int = 0
 
 
 class Built(Message, frozen=True, tag=True):
@@ -242,6 +245,11 @@ class Welcome(Message, frozen=True, tag=True):
     trace: bool = False  # whether to write every op with its times to that folder
     term: int = 0  # the coordinator's term, larger than any earlier one's: see `claims`
     cut: str = ""  # the newest checkpoint; a stage without a whole snapshot begins from it
+
+
+class Introduce(Message, frozen=True, tag=True):
+    """To a worker, or an agent, of an earlier coordinator: this one has taken that one's place and
+    does not know the sender yet, which is to send its first message again."""
 
 
 class Refused(Message, frozen=True, tag=True):
@@ -431,6 +439,7 @@ class Enrol(Message, frozen=True, tag=True):
     host: str
     cores: int  # that it may use
     memory_bytes: int  # of the machine; 0: the system does not tell
+    running: list[str] = []  # workers that an earlier coordinator has had started there, and live
 
 
 class Enrolled(Message, frozen=True, tag=True):
@@ -441,6 +450,7 @@ class Enrolled(Message, frozen=True, tag=True):
     folder: str  # the folder of the run
     threads: int  # of each worker's BLAS
     silence_s: float  # how often to beat: see `beat.Heart`
+    coordinator_s: float = 0.0  # how long to wait for a coordinator that has died
 
 
 class Engage(Message, frozen=True, tag=True):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,8 +21,10 @@ from processes import free_port, until
 
 from asyncdni import experiment
 from asyncdni.__main__ import main
+from asyncdni.cluster import keeper as keeper_module
 from asyncdni.cluster.agent import Means, serve
 from asyncdni.cluster.engines import Place
+from asyncdni.cluster.keeper import Keeper
 from asyncdni.cluster.lead import digest
 from asyncdni.cluster.rendezvous import Meeting, Rendezvous, Work
 from asyncdni.cluster.ssh import Line, receive_keys
@@ -34,6 +38,7 @@ from asyncdni.messages import (
     Engage,
     Enrol,
     Enrolled,
+    Introduce,
     Message,
     Refused,
 )
@@ -55,6 +60,7 @@ WORK = Work(
     startup_s=60.0,
     commands={},
 )
+WAITING = "and the workers wait for it"
 Kind = TypeVar("Kind", bound=Message)
 
 
@@ -212,6 +218,39 @@ def test_an_agent_comes_back_after_its_death(scenes: Callable[..., Scene]) -> No
     assert second.gets(Engage) == Engage("b")
     scene.ended += scene.rendezvous.exited()
     assert scene.ended == [("a", -9, "its agent on h has ended")]
+
+
+def test_an_agent_of_an_earlier_coordinator_is_taken_back_with_the_workers_that_live(
+    scenes: Callable[..., Scene],
+) -> None:
+    """It enrols when it is asked to; a word more of that makes no difference."""
+    scene = scenes(placement={"a": 1, "b": 1}, coordinator_s=60.0)
+    agent = scene.agent(1, running=["a"])
+    assert agent.gets(Enrolled).coordinator_s == 60.0
+    assert agent.gets(Engage) == Engage("b")
+    stranger = AgentTransport(scene.rendezvous.address)
+    scene.agents.append(stranger)
+    stranger.send(Beat())
+    asked = until(lambda: scene.rendezvous.exited() or stranger.receive(0.001), "a question")
+    assert asked == [Introduce()]
+
+
+def test_a_coordinator_is_kept_going_until_it_has_died_too_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own end is that of the run, with its exit code; so is a signal that was handed on."""
+    monkeypatch.setattr(keeper_module, "_WORDS_S", 0.0)
+    said: list[str] = []
+    dies = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    often = pytest.raises(LaunchError, match=r"signal 9, 2 times in a row within 60 s")
+    with Keeper(dies, said.append, "", 1, 60.0) as keeper, often:
+        until(keeper.watch, "the last death")
+    assert said == ["the coordinator was killed by signal 9; it is started again, " + WAITING]
+    with Keeper([sys.executable, "-c", "exit(3)"], said.append, "", 1, 60.0) as keeper:
+        assert until(keeper.watch, "its end") == 3
+    with Keeper(["sleep", "60"], said.append, "", 1, 60.0) as keeper:
+        keeper.signal(signal.SIGTERM)
+        assert until(keeper.watch, "its end") == 128 + signal.SIGTERM
 
 
 def test_agents_that_do_not_come_are_named(scenes: Callable[..., Scene]) -> None:

@@ -103,7 +103,7 @@ ONLY = {
         *("store.given", "store.run"),
     },
     "cloudpickle": {"handover"},
-    "subprocess": {"launch", "cluster.ssh", "plan.describe"},
+    "subprocess": {"launch", "cluster.keeper", "cluster.ssh", "plan.describe"},
     "rich": {"cli", "launch.display"},
     "matplotlib": {"report"},
     "jinja2": {"report.page"},

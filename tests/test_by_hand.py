@@ -336,21 +336,24 @@ def test_no_worker_outlives_a_killed_coordinator(site: Site) -> None:
 
 @pytest.mark.long
 def test_a_killed_coordinator_is_started_again_and_goes_on(site: Site) -> None:
+    """With the worker that has waited for it, and a new one for the worker that has died too."""
     args = ("--set", "run.epochs=800", "--set", "run.evaluate_every=800")
+    args += ("--set", "recovery.coordinator_s=60")
     coordinator = _coordinator(site, *args, "--set", "checkpoint.snapshot_every=20ms")
     address = _address(site)
-    old = [_worker(site, stage, address) for stage in ("top", "hidden")]
-    await_training(site.folder / "run")
-    coordinator.kill()
-    coordinator.finished()
+    top, hidden = (_worker(site, stage, address) for stage in ("top", "hidden"))
+    pids = await_training(site.folder / "run")
+    for command in (coordinator, top):
+        command.kill()
+        command.finished()
     again = site.start("coordinator", "--resume", "run", "--bind", address)
-    for command in old:  # they notice, or are told that their place is taken
-        command.finished().refused()
-    new = [_worker(site, stage, address) for stage in ("top", "hidden")]
-    for command in (again, *new):
+    new = _worker(site, "top", address)
+    for command in (again, hidden, new):
         finished = command.finished()
         assert (finished.code, finished.err) == (0, "")
-    assert [one["restore"] for one in records(site.folder / "run", "resumed")] == ["snapshots"]
+    joined = {one["pid"]: one.get("again") for one in records(site.folder / "run", "joined")}
+    assert joined == {pids["top"]: None, pids["hidden"]: True, new.pid: None}
+    assert [one["restore"] for one in records(site.folder / "run", "round")] == ["keep"]
 
 
 def test_ctrl_c_in_the_middle_saves_and_lets_workers_go(site: Site) -> None:

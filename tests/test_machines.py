@@ -130,6 +130,33 @@ def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site
     assert "all is kept in" in ends[0].err and "rank 1 leaves: " in ends[1].err
 
 
+@pytest.mark.parametrize("schedule", ["locked", "synthetic"])
+def test_a_coordinator_that_is_killed_comes_back_and_its_workers_have_lived_on(
+    site: Site, schedule: str
+) -> None:
+    """Where all go back the weights are those of a run in which nothing died."""
+    folder, long = site.folder / "run", ("--schedule", schedule, "--set", "run.epochs=100")
+    long += ("--set", "run.evaluate_every=100")
+    slow = ("--set", "slow.top.pause=2ms", "--set", "slow.top.chance=1")
+    saves = ("--set", "checkpoint.every=10.0", "--set", "recovery.coordinator_s=60")
+    agent = site.start("run", "tiny.toml", "--out", "run", *long, *slow, *saves)
+    until_recorded(folder, "cut")
+    pids = {one["stage"]: one["pid"] for one in records(folder, "joined")}
+    (coordinator,) = set(site.processes()) - {agent.pid, *pids.values()}
+    os.kill(coordinator, signal.SIGKILL)
+    ended = _finished(agent)
+    assert "the coordinator was killed by signal 9; it is started again" in ended.out
+    joined = [(one["stage"], one["pid"]) for one in records(folder, "joined")]
+    assert sorted(joined) == sorted([*pids.items()] * 2)
+    assert all(one.get("again") for one in records(folder, "joined")[2:])
+    (again,) = records(folder, "round")
+    if schedule == "synthetic":
+        assert again["restore"] == "keep" and again["start"] > 0
+    else:
+        assert site.run("train", "tiny.toml", "--out", "undisturbed", *long).code == 0
+        assert weights(folder) == weights(site.folder / "undisturbed")
+
+
 # --- ssh -----------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,9 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from asyncdni import config
 from asyncdni.cli import train
@@ -29,13 +31,15 @@ from asyncdni.cli.common import (
     worker_flags,
 )
 from asyncdni.cluster.agent import Means, serve
-from asyncdni.cluster.engines import Place, find_place
+from asyncdni.cluster.engines import ALONE, Place, find_place
+from asyncdni.cluster.keeper import KEPT, Keeper, leave_with_keeper
 from asyncdni.cluster.lead import Run, digest, lead
 from asyncdni.cluster.rendezvous import Meeting, Rendezvous
 from asyncdni.cluster.ssh import Connections
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.imports import import_flags
 from asyncdni.launch.display import make_display
+from asyncdni.launch.local import own_command
 from asyncdni.store.resume import continued_experiment, is_complete
 from asyncdni.store.run import EXPERIMENT, open_run
 from asyncdni.wire.address import data_endpoints, private_folder
@@ -115,35 +119,61 @@ def run(args: argparse.Namespace) -> int:
     if args.hosts is not None:
         return _over_ssh(args)
     place = find_place(os.environ, engine=args.engine, coordinator=args.coordinator)
-    tell(place.words())
+    if KEPT not in os.environ:  # otherwise the keeper has said it
+        tell(place.words())
     chosen = chosen_run(args)
     if place.ranks == 1:
         return _alone(args, chosen)
     assert place.coordinator is not None, "several ranks have an address to meet at"
     keys = keys_for(args, place.coordinator)
+    means = Means(tell, keys, worker_flags(args), args.allow_import, args.timeout)
     if place.rank:
-        means = Means(tell, keys, worker_flags(args), args.allow_import, args.timeout)
         serve(place, digest(chosen), means)
         return 0
+    if chosen.recovery.coordinator_s and KEPT not in os.environ:
+        return _kept(args, chosen, place, means, "")
     return _first(args, chosen, place)
 
 
 def _alone(args: argparse.Namespace, chosen: config.Experiment) -> int:
     """Train on this machine alone, where workers have no ports."""
     args.ports = None
-    with private_folder() as sockets:
+    kept = os.environ.get(KEPT)
+    with nullcontext(Path(kept)) if kept else private_folder() as sockets:
         meeting = Meeting.here(sockets)
+        if chosen.recovery.coordinator_s and not kept:
+            own = Means(told(quiet=True), None, (), args.allow_import, args.timeout)
+            return _kept(args, chosen, Place(ALONE, 0, 1, meeting.agents), own, str(sockets))
         tell = told(quiet=True)
-        with Rendezvous(meeting, 1, digest(chosen), None, tell) as rendezvous:
+        with Rendezvous(meeting, 1, digest(chosen), None, tell, **_keeping()) as rendezvous:
             return _led(args, chosen, rendezvous)
+
+
+def _keeping() -> dict[str, Any]:
+    """How a rendezvous is to be that of a coordinator with a keeper, if this process is one: rank 0
+    has an agent like all others."""
+    return {"own_rank": None, "watch": leave_with_keeper} if KEPT in os.environ else {}
+
+
+def _kept(
+    args: argparse.Namespace, chosen: config.Experiment, place: Place, means: Means, sockets: str
+) -> int:
+    """Be the agent of rank 0, and keep the coordinator going in a process of its own."""
+    tell, recovery = told(quiet=args.quiet), chosen.recovery
+    with _opened(args, chosen) as folder:
+        command = own_command([*args.words, f"--out={folder}"])
+        restarts, patience_s = recovery.restarts, recovery.coordinator_s
+        with Keeper(command, tell, sockets, restarts, patience_s) as keeper:
+            serve(place, digest(chosen), replace(means, keeper=keeper))
+            return keeper.code()
 
 
 def _first(args: argparse.Namespace, chosen: config.Experiment, place: Place) -> int:
     """Coordinate the run, and be the agent of rank 0."""
     address = place.coordinator or ""
     keys, meeting = keys_for(args, address), Meeting.at(address)
-    tell = told(quiet=args.quiet)
-    with Rendezvous(meeting, place.ranks, digest(chosen), keys, tell) as rendezvous:
+    tell, ranks = told(quiet=args.quiet), place.ranks
+    with Rendezvous(meeting, ranks, digest(chosen), keys, tell, **_keeping()) as rendezvous:
         return _led(args, chosen, rendezvous)
 
 
@@ -208,7 +238,7 @@ def _led(args: argparse.Namespace, chosen: config.Experiment, rendezvous: Rendez
             tensorboard=args.tensorboard,
             goes_on=_goes_on(args, folder),
         )
-        shared = rendezvous.own_rank is not None and rendezvous.ranks > 1
+        shared = args.hosts is None and rendezvous.ranks > 1
         with (
             page_for(args) as page,
             make_display(quiet=args.quiet, shared=shared) as display,

@@ -8,11 +8,13 @@
    │ Ended ──────────────────────────► │  a worker's process has ended: code, last lines
    │ Failed ─────────────────────────► │  no worker can be started here: the end of the run
    │ Beat ◄──────────────────────────► │  all the time
+   │ ◄───────────────────── Introduce  │  another coordinator is there: Enrol again
    │ ◄─────────────────────── Dismiss  │  the run is over: leave with this exit code
 ```
 
 Engines end all processes when one dies, so workers are an agent's children and not the engine's: a
-worker that dies is started again by its agent, and the engine sees nothing of it.
+worker that dies is started again by its agent, and the engine sees nothing of it. The agent of rank
+0 may have the coordinator as a child as well: see `cluster.keeper`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asyncdni.cluster.engines import Place
+from asyncdni.cluster.keeper import Keeper
+from asyncdni.core.liveness import worker_patience_s
 from asyncdni.drivers.real.coordinator import Stops
 from asyncdni.drivers.real.machine import usable_cores
 from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, by_name
@@ -40,6 +44,7 @@ from asyncdni.messages import (
     Enrol,
     Enrolled,
     Failed,
+    Introduce,
     Refused,
 )
 from asyncdni.plan.sizes import memory_bytes
@@ -56,6 +61,8 @@ _TOGETHER_S = 0.25
 _GRACE_S, _ERROR_GRACE_S = 10.0, 0.5
 #: How long the last news of this agent may take to reach the coordinator.
 _LINGER_S = 0.5
+#: How long until an agent enrols again: the coordinator may have died with the first word.
+_ENROL_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Means:
     allow_import: Allowed = False
     timeout_s: float = 60.0  # for the coordinator to come
     abandoned: Callable[[], bool] = field(default=lambda: False)  # nobody waits for it any more
+    keeper: Keeper | None = None  # of the coordinator, where that is a child of this agent
 
 
 def serve(place: Place, digest: str, means: Means) -> None:
@@ -86,12 +94,10 @@ def serve(place: Place, digest: str, means: Means) -> None:
         stack.callback(transport.close, _LINGER_S)
         stops = Stops()
         stack.enter_context(stops.collecting_signals())
-        agent = _Agent(place, transport, means, stops, stack)
-        transport.send(_enrolment(place, digest))
-        agent.run()
+        _Agent(place, digest, transport, means, stops, stack).run()
 
 
-def _enrolment(place: Place, digest: str) -> Enrol:
+def _enrolment(place: Place, digest: str, running: list[str]) -> Enrol:
     return Enrol(
         protocol=PROTOCOL_VERSION,
         rank=place.rank,
@@ -101,6 +107,7 @@ def _enrolment(place: Place, digest: str) -> Enrol:
         host=socket.gethostname(),
         cores=len(usable_cores()) or os.cpu_count() or 1,
         memory_bytes=memory_bytes(),
+        running=running,
     )
 
 
@@ -110,17 +117,19 @@ class _Agent:
     def __init__(
         self,
         place: Place,
+        digest: str,
         transport: AgentTransport,
         means: Means,
         stops: Stops,
         stack: ExitStack,
     ) -> None:
         self._place = place
+        self._digest = digest
         self._transport = transport
         self._means = means
         self._stops = stops
         self._stack = stack  # ends what is started here
-        self._since = time.monotonic()
+        self._since = self._enrolled_s = time.monotonic()
         self._enrolled: Enrolled | None = None
         self._launcher: LocalLauncher | None = None
         self._engaged: set[str] = set()
@@ -129,6 +138,7 @@ class _Agent:
 
     def run(self) -> None:
         """Do what the coordinator says until it dismisses this agent; raises as `serve` does."""
+        self._enrol()
         dismissed: Dismiss | None = None
         while dismissed is None:
             for message in self._transport.receive(_LOOK_EVERY_S):
@@ -137,20 +147,30 @@ class _Agent:
                         self._begin(message)
                     case Engage(worker=worker):
                         self._engage(worker)
+                    case Introduce():
+                        self._enrol()
                     case Refused(kind=kind, text=text):
                         raise by_name(kind)(text)
                     case Dismiss():
                         dismissed = message
             self._tell_ends()
             if dismissed is None:
-                self._watch()
+                dismissed = self._watch()
         self._leave(dismissed)
+
+    def _enrol(self) -> None:
+        """Say who this is, and which workers live here, to a coordinator that does not know it."""
+        self._enrolled_s = time.monotonic()
+        running = self._launcher.running() if self._launcher is not None else []
+        self._transport.send(_enrolment(self._place, self._digest, running))
 
     # --- workers ---------------------------------------------------------------------------------
 
     def _begin(self, enrolled: Enrolled) -> None:
-        """Prepare for the workers of this machine, and begin to beat."""
+        """Prepare for the workers of this machine, and begin to beat. If another coordinator has
+        taken this agent back, that has been done."""
         if self._enrolled is not None:
+            self._means.tell(f"rank {self._place.rank} goes on with another coordinator")
             return
         self._enrolled = enrolled
         folder = Path(enrolled.folder)
@@ -171,6 +191,7 @@ class _Agent:
             enrolled.silence_s,
             self._lose,
             keys=self._means.keys,
+            patience_s=worker_patience_s(enrolled.silence_s, enrolled.coordinator_s),
         )
         heart.start()
         self._stack.callback(heart.stop)
@@ -208,12 +229,17 @@ class _Agent:
 
     # --- the end ---------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        """Raise what ends this agent before it is dismissed."""
+    def _watch(self) -> Dismiss | None:
+        """Raise what ends this agent before it is dismissed; return the end of a coordinator that
+        is a child of it and has ended."""
         address = self._place.coordinator
         if self._lost is not None:
+            self._let_leave()
             raise LaunchError(f"the coordinator of the run is gone: {self._lost}")
-        waited = time.monotonic() - self._since
+        now = time.monotonic()
+        if self._enrolled is None and now >= self._enrolled_s + _ENROL_EVERY_S:
+            self._enrol()
+        waited = now - self._since
         if self._enrolled is None and waited > self._means.timeout_s:
             raise LaunchError(
                 f"no coordinator at {address} within {self._means.timeout_s:g} s: see that rank 0 "
@@ -224,11 +250,32 @@ class _Agent:
             raise Interrupted("the connection that has started this agent has ended")
         while self._stops.take():
             self._asked()
+        return self._watch_coordinator()
+
+    def _watch_coordinator(self) -> Dismiss | None:
+        """The end of the run, if the coordinator is a child of this agent and has ended."""
+        if self._means.keeper is None:
+            return None
+        try:
+            code = self._means.keeper.watch()
+        except LaunchError:
+            self._let_leave()
+            raise
+        return None if code is None else Dismiss(code, "the coordinator has ended")
+
+    def _let_leave(self) -> None:
+        """Have the workers leave, as there is no coordinator to tell them."""
+        if self._launcher is not None:
+            self._launcher.let_leave()
 
     def _asked(self) -> None:
         """A signal asks this process to stop. Engines signal all processes of a job at once, and
         stopping is the coordinator's part, which has all workers save what they have learned; so
-        only a second signal is the end of this agent alone."""
+        only a second signal is the end of this agent alone. The keeper of the coordinator hands all
+        signals on to it."""
+        if self._means.keeper is not None:
+            self._means.keeper.signal(self._stops.numbers[-1])
+            return
         now = time.monotonic()
         before, self._asked_s = self._asked_s, now
         if self._enrolled is None or (before is not None and now - before >= _TOGETHER_S):
@@ -251,7 +298,7 @@ class _Agent:
         if self._launcher is not None:
             with suppress(KeyboardInterrupt):
                 self._launcher.stop(_GRACE_S if saved else _ERROR_GRACE_S)
-        if dismissed.code:
+        if dismissed.code and self._means.keeper is None:  # a coordinator here has told why
             error = AsyncDNIError(f"rank {self._place.rank} leaves: {dismissed.text}")
             error.exit_code = dismissed.code
             raise error

@@ -134,4 +134,5 @@ def _work(run: Run, placement: Placement, needs: dict[str, int], coordinator: st
         silence_s=limits.silence_s,
         startup_s=limits.startup_s,
         commands=commands,
+        coordinator_s=run.experiment.recovery.coordinator_s,
     )

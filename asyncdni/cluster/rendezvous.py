@@ -23,6 +23,7 @@ from asyncdni.messages import (
     Enrol,
     Enrolled,
     Failed,
+    Introduce,
     Message,
     Refused,
 )
@@ -109,6 +110,7 @@ class Work:
     silence_s: float  # after which an agent counts as gone
     startup_s: float  # that agents may take to come
     commands: Mapping[str, Sequence[str]]  # that start the workers of rank 0
+    coordinator_s: float = 0.0  # that agents wait for another coordinator
 
     def of(self, rank: int) -> list[str]:
         """The workers of a rank."""
@@ -265,7 +267,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         agent = next((one for one in self._agents.values() if one.peer == peer), None)
         if agent is None:
             if not any(one.peer == peer for one in self._late.values()):
-                self._refuse(peer, "this agent is not, or no longer, one of the run")
+                self._answer_stranger(peer)
             return
         agent.heard_s = now
         match message:
@@ -278,10 +280,20 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                     self._last_lines[worker] = last_lines
                     self._ended.append((worker, code, last_lines))
 
+    def _answer_stranger(self, peer: bytes) -> None:
+        """Ask an agent that is not known to enrol, if it may be that of an earlier coordinator."""
+        if self._work is not None and self._work.coordinator_s:
+            self._transport.send(peer, Introduce())
+        else:
+            self._refuse(peer, "this agent is not, or no longer, one of the run")
+
     def _enrol(self, agent: _Agent, now: float) -> None:
         """Let an agent in, refuse it, or have it wait until that of the same rank is known to be
         gone."""
         enrol = agent.enrol
+        there = self._agents.get(enrol.rank)
+        if there is not None and there.peer == agent.peer:
+            return  # it enrols again until it is answered
         wrong = self._fault(enrol)
         if wrong:
             self._refuse(agent.peer, wrong, ConfigError)
@@ -335,10 +347,12 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 self._succeed(there, late)
 
     def _admit(self, agent: _Agent) -> None:
-        """Let an agent in, and have it start the workers of its machine."""
+        """Let an agent in, and have it start the workers of its machine, but for those that an
+        earlier coordinator has had started there, unless they are to be started again."""
         self._welcome(agent)
         for name in self._workers(agent):
-            self._transport.send(agent.peer, Engage(name))
+            if name not in agent.enrol.running or name in self._ordered_s:
+                self._transport.send(agent.peer, Engage(name))
 
     def _succeed(self, gone: _Agent, agent: _Agent) -> None:
         """Put an agent in the place of one that is gone, and whose workers have gone with it. Those
@@ -357,7 +371,15 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._agents[enrol.rank] = agent
         names = self._workers(agent)
         self._transport.send(
-            agent.peer, Enrolled(names, work.coordinator, work.folder, work.threads, work.silence_s)
+            agent.peer,
+            Enrolled(
+                workers=names,
+                coordinator=work.coordinator,
+                folder=work.folder,
+                threads=work.threads,
+                silence_s=work.silence_s,
+                coordinator_s=work.coordinator_s,
+            ),
         )
         self._tell(
             f"rank {enrol.rank} on {enrol.host} ({enrol.cores} cores, "

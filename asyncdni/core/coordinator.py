@@ -59,6 +59,7 @@ from asyncdni.messages import (
     Fetch,
     Guarded,
     Hello,
+    Introduce,
     Message,
     Part,
     Ready,
@@ -296,10 +297,13 @@ class Coordinator:
 
     def _strange(self, message: Message, peer: bytes, now: float) -> None:
         """Answer somebody who is not in the run."""
-        if isinstance(message, Hello):
+        known = peer in self._run.dropped
+        if isinstance(message, Hello) and not known:
             name = self._rounds.hello(message, peer, now)
             if name is not None:
                 self._deaths.replaced(name)
+        elif self.roster.takes_back and not known:
+            self._run.out.add(Send(peer, Introduce()))  # an earlier coordinator knew it
         else:  # a stranger, or one that was held to be dead and comes back
             self._run.out.add(Send(peer, Abort("another process has taken its place")))
 
@@ -308,6 +312,8 @@ class Coordinator:
         match message:
             case Beat():
                 pass
+            case Hello() if not self._run.members[name].ready:
+                pass  # it is said again until it has been answered
             case Built():
                 self._rounds.built(name, message, now)
             case Ready():

@@ -334,7 +334,9 @@ class Stop(Action):
 
 @dataclass(slots=True)
 class SayHello(Action):
-    """Send the coordinator a `Hello` of this process (process)."""
+    """Send the coordinator a `Hello` of this process; for `incarnation` see there (process)."""
+
+    incarnation: int = 0
 
 
 @dataclass(slots=True)

@@ -95,6 +95,8 @@ class Ledger:
     restore: str = "initial"  # what a round that goes back starts from: see `messages.Rejoin`
     # of an earlier coordinator's time, by worker, as last reported; not in the manifest
     updates: dict[str, int] = field(default_factory=dict)
+    # all evaluations of that time; not in the manifest
+    recorded: list[dict[str, Any]] = field(default_factory=list)
 
     def state(self) -> dict[str, Any]:
         """For the manifest of the cut that this is."""
@@ -194,6 +196,14 @@ class Ledger:
         done = max(bisect_left(barriers, behind), bisect_right(barriers, evaluated))
         self.planned = min(done, len(barriers) - 1)
         self.forget_from(barriers[self.planned])
+
+    def kept(self, span: tuple[int, int], barriers: Sequence[int]) -> None:
+        """Workers of an earlier coordinator go on from what they have in memory; for `span` and
+        `barriers` see `resumed`."""
+        lifted = self.planned  # by the cut that this is of: nobody is before that
+        self.go_on(self.recorded)
+        self.resumed(span, barriers, self.restore)
+        self.planned = max(self.planned, lifted)
 
     def forget_from(self, position: int) -> None:
         """Forget evaluations from that position on: they will be made again."""

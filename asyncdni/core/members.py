@@ -45,12 +45,14 @@ class Roster:
     stuck_s: float = 60.0
     launched: bool = True  # by the coordinator's driver; otherwise workers are started by hand
     restarts: int = 5  # deaths in a row that a worker is forgiven, where there is a folder
+    takes_back: bool = False  # workers of an earlier coordinator, which may still live
     learns_alone: bool = False  # a worker learns by itself while a neighbour is dead
     rolls_back: bool = False  # when a number has gone wrong
     cut_every_s: float | None = None  # between checkpoints; None: by position, or at the end alone
     cut_positions: frozenset[int] = frozenset()  # batches after which one is taken
     groups: Groups = _SINGLE  # batches that make one update together
     batches: int = 0  # training batches of the whole run; 0: not known
+    barriers: tuple[int, ...] = ()  # of the plan: the batches after which they are
     # the learning rate of [optimizer] for a training batch, by its number; None: not known
     rate: Callable[[int], float] | None = None
     consults: bool = False  # the user's callbacks may end the run at an evaluation
@@ -261,6 +263,7 @@ class Run:
         self.phase = Phase.GATHERING
         self.members: dict[str, Member] = {}  # who is in, by worker
         self.by_peer: dict[bytes, str] = {}
+        self.dropped: set[bytes] = set()  # peers that were in, and are held to be dead
         self.hosts: dict[str, str] = {}  # where each worker's process is, or the last one was
         self.cut = deepcopy(ledger)  # what a round that goes back starts from
         self.cut_s: float | None = None  # when it was taken, or the run began

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -155,10 +156,12 @@ def conduct(
         home: dict[str, Any] = {"folder": str(folder or ""), "term": term}
         home["resume"] = goes_on if keep else ""
         ways: dict[str, Any] = {"trace": trace, "launched": not by_hand, "consults": called.any}
-        roster = make_roster(design, **home, **ways)
+        roster = make_roster(design, **home, **ways, succeeds=resume)
         recorder = Recorder(roster.workers, _facts(design), folder)
         stack.callback(recorder.close)
         beginning = _beginning(design, folder, recorder) if resume else Beginning(Ledger())
+        if beginning.changes:  # workers that still run know another experiment
+            roster = replace(roster, takes_back=False)
         machine = Coordinator(roster, beginning.ledger)
         records = _Records(design, recorder, machine, [*observers, called], seen, stops)
         _begin(records, beginning, design, folder, resume=resume)
@@ -204,8 +207,10 @@ def _conclude(claim: Claim | None, design: Design, summary: dict[str, Any]) -> N
 def _beginning(design: Design, folder: Path | None, recorder: Recorder) -> Beginning:
     """Find out from where the run in `folder` goes on."""
     assert folder is not None, "a run without a folder can't be resumed"
+    recorded = list(recorder.history)
     beginning = find_beginning(folder, design, recorder.history, recorder.trained_s)
     beginning.ledger.updates = recorder.updates
+    beginning.ledger.recorded = recorded
     return beginning
 
 

@@ -482,9 +482,10 @@ def make_roster(
     launched: bool = True,
     consults: bool = False,
     resume: str = "",
+    succeeds: bool = False,
 ) -> Roster:
     """Make what the coordinator knows about the run; for `launched`, `consults` and `resume` see
-    `Roster`."""
+    `Roster`. `succeeds`: another one has had the same run before."""
     plan, limits, chosen = design.plan, design.experiment.limits, design.experiment
     return Roster(
         workers=tuple(group.name for group in plan.groups),
@@ -502,11 +503,13 @@ def make_roster(
         silence_s=limits.silence_s,
         stuck_s=limits.stuck_s,
         restarts=chosen.recovery.restarts,
+        takes_back=succeeds and chosen.recovery.coordinator_s > 0,
         learns_alone=learns_alone(plan),
         rolls_back=chosen.numbers.policy == "roll_back",
         cut_every_s=cut_every_s(chosen.checkpoint),
         cut_positions=frozenset(plan.cuts),
         batches=plan.batches,
+        barriers=tuple(plan.barriers),
         groups=Groups(plan.per_update, plan.batches_per_epoch),
         rate=partial(_rate, design),
         consults=consults,

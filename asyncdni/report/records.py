@@ -543,7 +543,8 @@ class Recorder:
         elif kind == "drained":
             self._add_segment()
         elif kind == "joined" and values["stage"] in self._processes:
-            self._processes[values["stage"]].joined()
+            if not values.get("again"):  # otherwise it is the same process
+                self._processes[values["stage"]].joined()
         elif kind == "report" and values["stage"] in self._processes:
             self._report(values["stage"], values["values"])
         elif kind == "guard":

@@ -72,6 +72,7 @@ FROM_WORKER: frozenset[type[Message]] = frozenset(
 FROM_COORDINATOR: frozenset[type[Message]] = frozenset(
     {
         messages.Welcome,
+        messages.Introduce,
         messages.Refused,
         messages.Connect,
         messages.Start,
@@ -108,6 +109,7 @@ FROM_AGENT: frozenset[type[Message]] = frozenset(
 TO_AGENT: frozenset[type[Message]] = frozenset(
     {
         messages.Enrolled,
+        messages.Introduce,
         messages.Engage,
         messages.Dismiss,
         messages.Refused,

@@ -156,7 +156,7 @@ class Transport(Protocol):
 class Session(Protocol):
     """What the engine needs of `drivers.real.process.Session`."""
 
-    def say_hello(self) -> None: ...
+    def say_hello(self, action: SayHello) -> None: ...
 
     def prepare(self, action: Prepare) -> Prepared: ...
 
@@ -202,7 +202,7 @@ class Engine:
             Save: self._save,
             Snapshot: self._snapshot,
             Say: self._say,
-            SayHello: lambda action: session.say_hello(),
+            SayHello: session.say_hello,
             Prepare: lambda action: self._answers.append(session.prepare(action)),
             Restore: self._begin,
             Join: self._join,

@@ -36,9 +36,11 @@ from asyncdni.core.events import (
     Prepared,
     Restore,
     Restored,
+    SayHello,
     SendPart,
 )
 from asyncdni.core.ledger import CUTS, SNAPSHOTS
+from asyncdni.core.liveness import worker_patience_s
 from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
 from asyncdni.data.meta import Meta
@@ -269,7 +271,7 @@ class Session:
         """Stop to beat, and let signals do what they did before."""
         self._context.close()
 
-    def say_hello(self) -> None:
+    def say_hello(self, action: SayHello) -> None:
         """Raises what the handshake has failed at."""
         hello = Hello(
             protocol=PROTOCOL_VERSION,
@@ -278,6 +280,7 @@ class Session:
             pid=os.getpid(),
             host=socket.gethostname(),
             versions=software.versions(),
+            incarnation=action.incarnation,
         )
         try:
             self._transport.send(COORDINATOR, hello)
@@ -292,7 +295,10 @@ class Session:
         worker hosts can't be used."""
         self.welcome = welcome = action.welcome
         limits = msgspec.convert(welcome.experiment.get("limits", {}), config.Limits)
-        self._beat(limits.silence_s)  # the user's modules may take their time to import
+        recovery = msgspec.convert(welcome.experiment.get("recovery", {}), config.Recovery)
+        self._beat(
+            limits.silence_s, recovery.coordinator_s
+        )  # the user's modules may take their time to import
         self._context.enter_context(self._signals.heard())
         self._transport.limit(limits)
         if limits.memory_bytes is not None:
@@ -346,13 +352,14 @@ class Session:
             return PartKept(action.part, action.sender, str(error))
         return PartKept(action.part, action.sender)
 
-    def _beat(self, silence_s: float) -> None:
+    def _beat(self, silence_s: float, coordinator_s: float) -> None:
         heart = Heart(
             self._coordinator,
             self._transport.identity,
             silence_s,
             self._watchdog,
             keys=self._keys,
+            patience_s=worker_patience_s(silence_s, coordinator_s),
         )
         heart.start()
         self._context.callback(heart.stop)

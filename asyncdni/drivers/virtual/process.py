@@ -324,8 +324,9 @@ class WorkerProcess:
         self._ops = ops
         self._clock = clock = world.chance_faults.clock()
         self._hear = partial(office.receive, self.peer)
-        self._silence_s = world.design.experiment.limits.silence_s
-        self._patience_s = worker_patience_s(self._silence_s)
+        chosen = world.design.experiment
+        self._silence_s = chosen.limits.silence_s
+        self._patience_s = worker_patience_s(self._silence_s, chosen.recovery.coordinator_s)
         self._silence = Silence(self._patience_s, world.agenda.now)
         self._pauses = self._starvations = 0
         self._backlog: list[Callable[[], None]] = []
@@ -402,6 +403,12 @@ class WorkerProcess:
 
     def _start(self) -> None:
         self._carry_out(self._process.start(self._reading))
+
+    def turn_to(self, office: Office, ended: Callable[[int], None]) -> None:
+        """From now on another coordinator is where the one before has been, and `ended` is called
+        in place of what was called before."""
+        self.office, self._ended = office, ended
+        self._hear = partial(office.receive, self.peer)
 
     @property
     def _reading(self) -> float:
@@ -527,6 +534,7 @@ class WorkerProcess:
             address=self.address,
             pid=self._group.index,
             host="simulator",
+            incarnation=action.incarnation,
         )
         self._tell(hello)
 
