@@ -427,6 +427,9 @@ class Run(Table, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one each
     evaluate_every: Positive = 1.0  # epochs between evaluations; fractions allowed
+    # "drained": for each evaluation all batches in flight end, and training waits; "behind": each
+    # stage copies its weights, and training goes on while the copies are evaluated
+    evaluate: Literal["drained", "behind"] = "drained"
     threads: Count = 1  # BLAS threads of each worker
     # on which cores workers run: "auto" gives neighbours in a locked chain different ones, "none"
     # leaves the choice to the system, [0, 1, 0] names the core of each worker; see docs/speed.md

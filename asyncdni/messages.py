@@ -13,6 +13,7 @@
    │ Drained ──────────► │   │                      sharer                sharer
    │ ◄───────── Evaluate │   │  once all have drained │ ◄───────── Shared ► │
    │ Evaluated ────────► │   │
+   │ ◄─────────── Scored │   │  if that was behind the stream
    │ ◄───────────── Save │   │  if there is something to keep
    │ Saved ────────────► │   │
    │ ◄─── Resume | Leave │   │
@@ -59,6 +60,7 @@ __all__ = [
     "Resume",
     "Save",
     "Saved",
+    "Scored",
     "Shared",
     "Skipped",
     "Start",
@@ -67,7 +69,7 @@ __all__ = [
 ]
 
 #: The protocol's version. It rises with every change that an older peer would not understand.
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 #: Names in addresses and in the graph that no stage may have.
 COORDINATOR = "coordinator"
@@ -144,6 +146,11 @@ class Evaluated(Message, frozen=True, tag=True):
     correct: int | None
     outputs: int
     steps: int | None = None  # for windows: the steps that count, over which the loss is summed
+    # Of an evaluation behind the stream: the batch before which the weights were copied, training
+    # samples learned by then, and how long ago that was.
+    batch: int | None = None  # None: at the barrier
+    learned: int = 0
+    age_s: float = 0.0
 
 
 class Saved(Message, frozen=True, tag=True):
@@ -244,10 +251,19 @@ class Evaluate(Message, frozen=True, tag=True):
     barrier: int
 
 
+class Scored(Message, frozen=True, tag=True):
+    """All scores of an evaluation behind the stream are in: drop that copy of the weights, or hold
+    it to be saved."""
+
+    batch: int  # before which it was made
+    best: bool  # hold it, in the place of an older one
+
+
 class Save(Message, frozen=True, tag=True):
     """Write weights as `tag` ("best", "final"), or the whole state as "checkpoints/NUMBER"."""
 
     tag: str
+    batch: int | None = None  # weights of the copy made before this batch; None: the present ones
 
 
 class Resume(Message, frozen=True, tag=True):
@@ -323,6 +339,7 @@ class Credit(Message, frozen=True, tag=True):
     node: str  # of the link's producing end: a worker's name, or "data"
     taken: int
     allowed: int
+    evaluate: bool = False  # of test batches, where these have a credit of their own
 
 
 class Skipped(Message, frozen=True, tag=True):

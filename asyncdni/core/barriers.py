@@ -18,6 +18,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from asyncdni.core.behind import BEST, Evaluations
 from asyncdni.core.events import Commit, Fail, Finish
 from asyncdni.core.ledger import CUTS, Ledger, Scores, is_cut
 from asyncdni.core.members import Phase, Run
@@ -64,6 +65,7 @@ class BarrierSteps:
         self._roster = run.roster
         self._ledger = run.ledger
         self._standstill = run.standstill
+        self._behind = Evaluations(run)
         self._at = _Steps()
         self._committing: tuple[Ledger, float] | None = None  # a cut, and since when it is saved
         self._closing = False  # a barrier for a checkpoint has been ordered
@@ -88,6 +90,8 @@ class BarrierSteps:
                 pass
             case Drained(barrier=self._ledger.barrier) if self._run.phase is Phase.TRAINING:
                 return self._drained(name, message, now)
+            case Evaluated(batch=int()):
+                self._behind.received(name, message, now)
             case Evaluated(barrier=self._ledger.barrier) if self._may_score(name, message):
                 self._evaluated(message, now)
             case Saved(tag=tag) if tag in self._at.saves[:1]:
@@ -99,6 +103,7 @@ class BarrierSteps:
     def forget(self) -> None:
         """Forget what has come back for the current barrier; the next round has it again."""
         self._at.take_back(self._ledger)
+        self._behind.forget()
         self._at = _Steps()
         self._closing = False
 
@@ -145,7 +150,8 @@ class BarrierSteps:
         self._out.record("evaluation", now, **entry)
         self._at.before = len(self._ledger.history), self._ledger.best
         if self._ledger.evaluated(scores, entry):
-            self._at.saves.append("best")
+            self._at.saves.append(BEST)
+            self._behind.superseded()
         self._save(now)
 
     def _is_final(self) -> bool:
@@ -156,6 +162,8 @@ class BarrierSteps:
         self._at.since = now
         if self._run.stopping_since is not None:
             self._tell_stopping(now)
+        if self._behind.best is not None:
+            self._at.saves.append(BEST)
         if self._is_final():
             self._at.saves.append("final")
         if not self._roster.folder:
@@ -173,7 +181,8 @@ class BarrierSteps:
     def _save_next(self, now: float) -> None:
         if self._at.saves:
             self._at.saved.clear()
-            self._run.to_all(Save(self._at.saves[0]))
+            tag = self._at.saves[0]
+            self._run.to_all(Save(tag, self._behind.best if tag == BEST else None))
         elif self._is_final():
             self._end(now)
         else:
@@ -188,7 +197,9 @@ class BarrierSteps:
         if is_cut(tag):
             self._commit(tag, files)
         else:
-            self._out.add(Commit(tag, files, self._result()))
+            copied = tag == BEST and self._behind.best is not None
+            result = self._behind.result if copied else self._result()
+            self._out.add(Commit(tag, files, result))
 
     def _result(self) -> dict[str, Any]:
         """What is known of the weights at this barrier; they may not have been evaluated."""
@@ -209,6 +220,8 @@ class BarrierSteps:
         """The manifest of what has been saved under that tag is on disk."""
         if not is_cut(tag):
             self._out.record("saved", now, tag=tag)
+            if tag == BEST:
+                self._behind.saved()
             self._saved_all(tag, now)
             return
         if self._committing is None or self._committing[0].restore != tag:

@@ -33,6 +33,7 @@ __all__ = [
     "Compute",
     "Computed",
     "CoordinatorGone",
+    "Discard",
     "Event",
     "Exit",
     "Exited",
@@ -230,10 +231,18 @@ class Release(Action):
 
 
 @dataclass(slots=True)
+class Discard(Action):
+    """A copy of the weights, see `core.behind`, is no longer needed."""
+
+    copy: int
+
+
+@dataclass(slots=True)
 class Save(Action):
     """Write the weights as `tag`, or all state where it is a cut's, then answer `Stored`."""
 
     tag: str
+    copy: int | None = None  # the weights of this copy; None: the present ones
 
 
 @dataclass(slots=True)

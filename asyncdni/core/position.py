@@ -53,6 +53,7 @@ class Position:
     microbatches: int = 1  # host only: that make one update, …
     per_epoch: int = 0  # … and that make an epoch; 0: there is one an update
     test_batches: int = 0  # host only
+    marks: tuple[int, ...] = ()  # batches before which weights are copied: see `core.behind`
     rows: Rows | None = None  # of each batch; None: any number
 
     @property

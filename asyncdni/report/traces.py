@@ -97,6 +97,7 @@ OP_NAMES = {
     "S": "input model is fitted",
     "R": "data",
     "E": "evaluation",
+    "K": "weights copied for an evaluation",
 }
 
 

@@ -70,6 +70,7 @@ FROM_COORDINATOR: frozenset[type[Message]] = frozenset(
         messages.Start,
         messages.Evaluate,
         messages.Save,
+        messages.Scored,
         messages.Resume,
         messages.Leave,
         messages.Lost,

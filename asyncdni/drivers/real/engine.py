@@ -30,6 +30,7 @@ from asyncdni.core.events import (
     Compute,
     Computed,
     CoordinatorGone,
+    Discard,
     Event,
     Exit,
     Join,
@@ -188,6 +189,7 @@ class Engine:
             Send: self._send,
             Compute: self._begin,
             Release: self._release,
+            Discard: self._discard,
             Report: self._report,
             Save: self._save,
             Snapshot: self._snapshot,
@@ -337,6 +339,10 @@ class Engine:
         free = self._process.buffers.free(release.batch)
         self._tools.executor.release(release.batch, free)
 
+    def _discard(self, discard: Discard) -> None:
+        assert self._tools is not None
+        self._tools.executor.discard(discard.copy)
+
     def _report(self, report: Report) -> None:
         tools = self._tools
         assert tools is not None
@@ -350,19 +356,19 @@ class Engine:
         self._transport.send(COORDINATOR, ReportMessage(counters, *tools.executor.take_loss()))
 
     def _save(self, save: Save) -> None:
-        files = written(lambda: self._write(save.tag))
+        files = written(lambda: self._write(save))
         self._answers.append(Stored(save.tag, files))
 
-    def _write(self, tag: str) -> dict[str, str]:
+    def _write(self, save: Save) -> dict[str, str]:
         """Weights, or for a cut all state; the digests of the files by declared stage."""
-        tools = self._tools
+        tools, tag = self._tools, save.tag
         assert tools is not None
         folder, claim = Path(tools.folder, tag), tools.claim
         if is_cut(tag):
             counts = self._process.counts.state()
             return write_state(folder, tools.stage.snapshot(), counts, durable=True, claim=claim)
         shared = claim is not None and claim.sees_coordinator
-        return write_weights(folder, tools.stage.state(), claim, shared=shared)
+        return write_weights(folder, tools.stage.state(save.copy), claim, shared=shared)
 
     def _snapshot(self, snapshot: Snapshot) -> None:
         tools = self._tools

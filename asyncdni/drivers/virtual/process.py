@@ -29,6 +29,7 @@ from asyncdni.core.events import (
     Compute,
     Computed,
     CoordinatorGone,
+    Discard,
     Event,
     Exit,
     Join,
@@ -105,6 +106,8 @@ class Executor(Protocol):
     def compute(self, compute: Compute) -> Computed: ...
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None: ...
+
+    def discard(self, copy: int) -> None: ...
 
 
 # --- state -----------------------------------------------------------------------------------
@@ -183,9 +186,10 @@ class Keeping:
         assert batch not in self.ids, f"{self._name} has learned from batch {batch} twice"
         self.ids.add(batch)
 
-    def weights(self) -> dict[str, dict[str, Array]]:
-        """Return the weights by declared stage; none without arithmetic."""
-        return self.stage.state() if self.stage is not None else {}
+    def weights(self, copy: int | None = None) -> dict[str, dict[str, Array]]:
+        """Return the weights by declared stage, of a copy or (None) the present ones; none without
+        arithmetic."""
+        return self.stage.state(copy) if self.stage is not None else {}
 
     def state(self) -> Saved:
         """All that decides how this process would go on."""
@@ -198,12 +202,13 @@ class Keeping:
         with contextlib.suppress(CheckpointError):
             self._disk.write(SNAPSHOTS, self.group, saved, self.order)
 
-    def write(self, tag: str) -> dict[str, str]:
+    def write(self, save: Save) -> dict[str, str]:
         """Weights, or for a cut all state; the digests by declared stage."""
+        tag = save.tag
         if is_cut(tag):
             return self._disk.write(tag, self.group, self.state(), self.order)
         if self._folder is not None and self.stage is not None:
-            return write_weights(self._folder / tag, self.weights(), None, shared=True)
+            return write_weights(self._folder / tag, self.weights(save.copy), None, shared=True)
         return {}
 
 
@@ -256,6 +261,9 @@ class NullExecutor:
         return Computed(op, samples, self._activation, scores)
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
+        pass
+
+    def discard(self, copy: int) -> None:
         pass
 
 
@@ -346,6 +354,7 @@ class WorkerProcess:
             Send: self._send,
             Compute: self._compute,
             Release: self._release,
+            Discard: lambda action: self._executor.discard(action.copy),
             Report: self._report,
             Save: self._save,
             Snapshot: self._snapshot,
@@ -610,7 +619,7 @@ class WorkerProcess:
         try:
             if fails:
                 raise CheckpointError(f"{self.name} can't write {save.tag}: {_FULL}")
-            files = self._keeping.write(save.tag)
+            files = self._keeping.write(save)
         except CheckpointError as error:
             self._handle(Broke(error))
             return

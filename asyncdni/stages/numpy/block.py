@@ -30,7 +30,7 @@ from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten, norm, scale
 from asyncdni.nn.streams import layer_streams
 from asyncdni.schedules.options import Late
 from asyncdni.stages.base import Context, Score
-from asyncdni.stages.numpy.versions import Version, Versions
+from asyncdni.stages.numpy.versions import Copy, Version, Versions
 
 if TYPE_CHECKING:
     from asyncdni.nn.torch.layer import ModuleLayer
@@ -340,6 +340,8 @@ class Block:
         if streams is not None:
             for layer in self._recurrent.values():
                 layer.start(streams)  # makes the arrays that a checkpoint is copied into
+        #: Copies of the weights to be evaluated, by number.
+        self.copies: dict[int, Copy] = {}
         self._test_states: dict[int, Array] = {}  # by layer: the state after the last test window
         self.versions = self._make_versions(delayed, pace) if delayed is not None else None
         self._staleness = 0  # of the gradient learned from last, in updates
@@ -394,19 +396,27 @@ class Block:
         for own in slot.layers:
             own["batch"], own["context"] = batch, context
 
-    def evaluate(self, inputs: Sequence[Array], context: Context) -> tuple[Array, Score | None]:
-        """The activation and score of a test batch, with running statistics.
+    def copy(self, number: int) -> None:
+        """Copy weights and running statistics."""
+        self.copies[number] = Copy(self._layers, self._params)
+
+    def evaluate(
+        self, inputs: Sequence[Array], context: Context, copy: int | None = None
+    ) -> tuple[Array, Score | None]:
+        """The activation and score of a test batch, with running statistics; of a copy, or (None)
+        of the present weights.
 
         The score includes the losses that layers have of their own. Raises `NumericalError` for a
         loss that is not finite, under every `numbers.policy`: a test batch cannot be skipped."""
         x, own = join(self.node, inputs, {}), list[Slot]()
-        for i, layer in enumerate(self._layers):
-            if hasattr(layer, "own_loss"):
-                own.append({"loss": layer.own_loss(x)})
-            if i in self._recurrent and "first" in context:
-                x = self._continued(i, x, context["first"])
-            else:
-                x = layer.evaluate(x)
+        with _LIVE_WEIGHTS if copy is None else self.copies[copy].in_use():
+            for i, layer in enumerate(self._layers):
+                if hasattr(layer, "own_loss"):
+                    own.append({"loss": layer.own_loss(x)})
+                if i in self._recurrent and "first" in context:
+                    x = self._continued(i, x, context["first"])
+                else:
+                    x = layer.evaluate(x)
         score = with_own_losses(self._score(x, context, {}), own, self.node.name, len(x))
         if score is not None and not math.isfinite(score.loss):
             raise NumericalError(
@@ -589,13 +599,15 @@ class Block:
         """The number of weights."""
         return int(self._params.size)
 
-    def state(self) -> dict[str, Array]:
-        """Weights and running statistics, named as in torch.nn.Sequential: "0.weight"."""
-        return {
-            f"{i}.{name}": array
-            for i, name, array in _named(self._layers)
-            if not name.startswith(_TRAINING)
-        }
+    def state(self, copy: int | None = None) -> dict[str, Array]:
+        """Weights and running statistics, named as in torch.nn.Sequential: "0.weight"; of a copy,
+        or (None) the present ones."""
+        with _LIVE_WEIGHTS if copy is None else self.copies[copy].in_use():
+            return {
+                f"{i}.{name}": array
+                for i, name, array in _named(self._layers)
+                if not name.startswith(_TRAINING)
+            }
 
     def training_state(self) -> dict[str, Array]:
         """The other arrays that layers need to go on training, named as in `state`: the generators
