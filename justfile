@@ -28,3 +28,11 @@ lint:
 # Compare locked with synthetic on this machine, a few minutes (other measurements: benchmarks/)
 bench *options:
     .venv/bin/asyncdni compare launch/digits.toml --schedules locked,synthetic {{options}}
+
+# Write docs/reference.md anew from the code
+reference:
+    {{python}} -c "from asyncdni.reference import document; print(document(), end='')" > docs/reference.md
+
+# Build the documentation as a site, in site/
+docs:
+    {{python}} -m mkdocs build

@@ -43,7 +43,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="asyncdni",
         description="Train a neural network with each stage in a process of its own.",
-        epilog="`asyncdni COMMAND --help` shows an example of each.",
+        epilog="`asyncdni COMMAND --help` shows an example of each; `asyncdni new NAME` writes an "
+        "experiment to begin with, and `asyncdni explain` lists what one may hold.",
     )
     parser.add_argument("--version", action="version", version=f"asyncdni {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -124,13 +125,14 @@ def _say(error: AsyncDNIError, caught: list[int]) -> int:
 
 
 def _clean_up_after(caught: list[int]) -> None:
-    """SIGTERM and SIGHUP end a command as Ctrl-C does; their numbers are added to `caught`."""
+    """SIGTERM, SIGHUP and SIGUSR1 end a command as Ctrl-C does; their numbers are added to
+    `caught`."""
 
     def interrupt(number: int, _: object) -> None:
         caught.append(number)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, interrupt)
 

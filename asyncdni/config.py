@@ -33,8 +33,10 @@ from asyncdni.tables import (
     LinearGenerator,
     LowRankGenerator,
     MlpGenerator,
+    ModuleGenerator,
     NonNegative,
     Positive,
+    ReadoutGenerator,
     Samples,
     Seconds,
     Table,
@@ -79,6 +81,7 @@ __all__ = [
     "MlpGenerator",
     "Mnist",
     "Model",
+    "ModuleGenerator",
     "NonNegative",
     "Npz",
     "NpzTargets",
@@ -87,6 +90,7 @@ __all__ = [
     "OneF1B",
     "Optimizer",
     "Positive",
+    "ReadoutGenerator",
     "Recovery",
     "RepeatCopy",
     "Run",
@@ -135,26 +139,34 @@ class Recovery(Table, frozen=True, kw_only=True):
 
 
 class Link(Table, frozen=True, kw_only=True):
-    """How much a link between workers is slowed down, on top of what it takes anyway."""
+    """How much a link between workers is slowed down, on top of what it takes anyway, and how
+    tensors travel over it."""
 
-    latency: str = "0ms"  # added to each message, one way
-    jitter: str = "0ms"  # up to so much more, drawn uniformly; messages stay in order
+    latency: str = "0ms"  # time added to each message, one way
+    jitter: str = "0ms"  # at most this much more, drawn uniformly; messages stay in order
     bandwidth: str = ""  # such as "100Mbit/s"; empty: no limit
+    # how activations and gradients of training travel: "none": as float32; "auto": by `bandwidth`,
+    # see docs/conditions.md
+    compress: Literal["none", "bfloat16", "float16", "int8", "auto"] = "none"
+    # how gradients travel that train a generator and nothing else: "top_k": the largest 16th part
+    # of each sample; None: as `compress` says
+    compress_fits: Literal["top_k"] | None = None
 
 
 class Links(Link, frozen=True, kw_only=True):
     """The conditions of all links, and of single ones by name ("hidden1->hidden2": from the first
     to the second)."""
 
-    between: dict[str, Link] = {}
+    between: dict[str, Link] = {}  # by name of the link, such as "hidden1->hidden2"
 
 
 class Slow(Table, frozen=True, kw_only=True):
     """A worker made as slow as on a slower or busy machine: it sleeps after its ops."""
 
-    factor: Annotated[float, Meta(ge=1, le=100_000)] = 1.0  # each op takes so many times as long
-    pause: str = "0ms"  # an additional sleep after a forward …
-    chance: Fraction = 0.0  # … with this probability
+    # each op takes this many times as long
+    factor: Annotated[float, Meta(ge=1, le=100_000)] = 1.0
+    pause: str = "0ms"  # an additional sleep after some forwards
+    chance: Fraction = 0.0  # the probability of that sleep after a forward
 
 
 # --- [data] --------------------------------------------------------------------------------------
@@ -178,9 +190,10 @@ NpzTargets = Literal["auto", "classes", "values", "inputs"]
 class Digits(Samples, frozen=True, kw_only=True, tag="digits"):
     """10,000 training and 2,000 test images of MNIST, embedded in the package."""
 
-    batch_size: Count = 256  # the DNI paper's
+    batch_size: Count = 256
     validation: HeldOut = 0
     planes: bool = False  # images (1, 28, 28) in place of pixels (784,)
+    # what the network learns to predict: the label, or the inputs themselves (an autoencoder)
     targets: Targets = "labels"
 
 
@@ -189,7 +202,7 @@ class Mnist(Samples, frozen=True, kw_only=True, tag="mnist"):
 
     batch_size: Count = 256
     validation: HeldOut = 0
-    # the only folder where the files are looked for; empty: $ASYNCDNI_DATA, then the cache
+    # folder of its files; empty: they are looked for in $ASYNCDNI_DATA, then in the cache folder
     path: str = ""
     planes: bool = False  # images (1, 28, 28) in place of pixels (784,)
     targets: Targets = "labels"
@@ -200,9 +213,9 @@ class Addition(Samples, frozen=True, kw_only=True, tag="addition"):
 
     batch_size: Count = 10
     validation: HeldOut = 0
-    bits: Annotated[int, Meta(ge=2, le=62)] = 8  # of the sum; each summand has one bit less
-    examples: Count = 100
-    test_examples: Count = 100
+    bits: Annotated[int, Meta(ge=2, le=62)] = 8  # [bits] of the sum; each summand has one less
+    examples: Count = 100  # [samples] to train on
+    test_examples: Count = 100  # [samples] to test on
 
     @property
     def held_samples(self) -> int:
@@ -210,11 +223,15 @@ class Addition(Samples, frozen=True, kw_only=True, tag="addition"):
 
 
 class Npz(Samples, frozen=True, kw_only=True, tag="npz"):
-    """Arrays x_train, y_train, x_test, y_test of one .npz file."""
+    """Arrays x_train, y_train, x_test, y_test of one .npz file, or of a folder of .npy files. Large
+    ones stay there: a batch reads its rows."""
 
+    # the .npz file, or the folder: x_train.npy in it, or x_train-0000.npy, x_train-0001.npy, …
     path: Annotated[str, Meta(min_length=1)]
     batch_size: Count = 256
     validation: HeldOut = 0
+    # what y is: numbers of classes, values, or left out because the network learns its inputs;
+    # "auto": what the losses learn or, where they don't tell, values if y is floating, else classes
     targets: NpzTargets = "auto"
 
 
@@ -223,13 +240,13 @@ class DigitPairs(Samples, frozen=True, kw_only=True, tag="digit_pairs"):
 
     batch_size: Count = 1
     validation: HeldOut = 0
-    source: Literal["digits", "mnist"] = "digits"
-    path: str = ""  # folder of the files of mnist, as in `Mnist`
-    first: Annotated[int, Meta(ge=0, le=9)] = 0
-    second: Annotated[int, Meta(ge=0, le=9)] = 1
+    source: Literal["digits", "mnist"] = "digits"  # the data set that the images are taken from
+    path: str = ""  # folder of the files of mnist; empty: as there
+    first: Annotated[int, Meta(ge=0, le=9)] = 0  # the digit whose target is 0
+    second: Annotated[int, Meta(ge=0, le=9)] = 1  # the digit whose target is 1
     examples: Count = 100
     test_examples: Count = 20
-    steps: Count = 1  # above 1: each image is repeated at so many time steps, (steps, 784)
+    steps: Count = 1  # [steps] above 1: the image is repeated at this many steps, (steps, 784)
 
     @property
     def held_samples(self) -> int:
@@ -242,19 +259,20 @@ class Cifar10(Samples, frozen=True, kw_only=True, tag="cifar10"):
 
     batch_size: Count = 256
     validation: HeldOut = 0
-    path: str = ""  # folder of the files, as in `Mnist`
+    path: str = ""  # folder of its files; empty: as for mnist
 
 
 class TorchData(Samples, frozen=True, kw_only=True, tag="torch"):
-    """Data sets of PyTorch, which a function of the user's returns."""
+    """Data sets of PyTorch, or of the user's own with a length and items, which a function of the
+    user's returns."""
 
     # "module:callable", which returns (training set, test set): map-style or iterable data sets,
     # or loaders, of (input, target)
     build: Annotated[str, Meta(min_length=1)]
-    arguments: dict[str, Any] = {}  # of that callable
+    arguments: dict[str, Any] = {}  # keyword arguments of that callable
     batch_size: Count = 256
     validation: HeldOut = 0
-    classes: Whole = 0  # 0: one more than the largest target
+    classes: Whole = 0  # how many there are; 0: one more than the largest target
 
 
 # --- [data]: sequences ---------------------------------------------------------------------------
@@ -267,13 +285,16 @@ class Copy(Windows, frozen=True, kw_only=True, tag="copy"):
     """The network is shown bits and must then recall them (Graves 2014, Jaderberg 2017)."""
 
     batch_size: Count = 32
-    validation: HeldOut = 0  # sequences of each stream, in place of test_sequences
+    # [sequences] of each stream, held out of training and tested on in place of test_sequences
+    validation: HeldOut = 0
     window: Count = 5
-    length: Count = 10  # bits
-    # 0: sequences have the full length; k: they start with length 1 and grow by 1 every k epochs
+    length: Count = 10  # [bits] to recall
+    # [epochs] sequences begin with 1 bit and get one more each time this many epochs have passed;
+    # 0: they have the full length from the start
     grow: Whole = 0
-    sequences: Count = 50  # in an epoch, at full length; of shorter ones it takes more
-    test_sequences: Count = 10  # of each stream, of the full length
+    sequences: Count = 50  # [sequences] in an epoch, of the full length; of shorter ones more
+    test_sequences: Count = 10  # [sequences] of each stream to test on, of the full length
+    # [steps] after a window whose targets the generators of recurrent layers see
     ahead: Ahead = 0
 
 
@@ -282,15 +303,17 @@ class RepeatCopy(Windows, frozen=True, kw_only=True, tag="repeat_copy"):
     Jaderberg 2017)."""
 
     batch_size: Count = 32
-    validation: HeldOut = 0  # sequences of each stream, in place of test_sequences
+    # [sequences] of each stream, held out of training and tested on in place of test_sequences
+    validation: HeldOut = 0
     window: Count = 5
-    length: Count = 5  # bits
-    repeats: Count = 5
-    # 0: sequences have the full size; k: they start with 1 bit, repeated once, and every k epochs
-    # they get one repeat more or, when there are as many repeats as bits, one bit more
+    length: Count = 5  # [bits] to recall
+    repeats: Count = 5  # how often they are to be recalled
+    # [epochs] sequences begin with 1 bit, repeated once; each time this many epochs have passed
+    # they get one more repeat or, when there are as many repeats as bits, one more bit; 0: they
+    # have the full size from the start
     grow: Whole = 0
-    sequences: Count = 50  # in an epoch, at full size; of smaller ones it takes more
-    test_sequences: Count = 10  # of each stream, of the full size
+    sequences: Count = 50  # [sequences] in an epoch, of the full size; of smaller ones more
+    test_sequences: Count = 10  # [sequences] of each stream to test on, of the full size
     ahead: Ahead = 0
 
 
@@ -299,9 +322,12 @@ class Text(Windows, frozen=True, kw_only=True, tag="text"):
 
     path: str = ""  # a file, plain or gzip; empty: Shakespeare's plays in the data folder
     batch_size: Count = 32
-    validation: HeldOut = 0  # characters at the end of the training part, in place of the test part
+    # [characters] at the end of the training part, tested on in place of the test part
+    validation: HeldOut = 0
     window: Count = 20
-    encoding: Literal["one_hot", "ids"] = "one_hot"  # ids are for an embedding layer
+    # how a character is given to the network: as a vector of 0s and a 1, or as a number, which an
+    # embedding layer needs
+    encoding: Literal["one_hot", "ids"] = "one_hot"
     test_part: Annotated[float, Meta(gt=0, lt=1)] = 0.1  # share of the text, at its end
     ahead: Ahead = 0
 
@@ -311,11 +337,12 @@ class Trigonometry(Windows, frozen=True, kw_only=True, tag="trigonometry"):
     where they start."""
 
     batch_size: Count = 1
-    validation: HeldOut = 0  # windows between training and test points, in place of the test
+    # [windows] after the training points, tested on in place of the test points
+    validation: HeldOut = 0
     window: Count = 5
-    period: Positive = 20.0  # steps that one turn takes
-    points: Count = 500  # of one stream in an epoch
-    test_points: Count = 100
+    period: Positive = 20.0  # [steps] that one turn takes
+    points: Count = 500  # [steps] of one stream in an epoch
+    test_points: Count = 100  # [steps] of one stream to test on
     ahead: Ahead = 0
 
 
@@ -328,10 +355,10 @@ class Numbers(Table, frozen=True, kw_only=True):
     # stop: end the run; skip: leave the update out; roll_back: return to the last cut and go on
     # with later batches
     policy: Literal["stop", "skip", "roll_back"] = "stop"
-    # a loss or gradient norm of so many times its running mean is treated like NaN. None: no limit,
-    # as it depends on the task which jump is healthy; on MNIST all of them stay below 4
+    # a loss or gradient norm this many times as large as its running mean is treated like NaN;
+    # None: no limit, as which jump is healthy depends on the task (on MNIST all stay below 4)
     explode: Annotated[float, Meta(gt=1)] | None = None
-    # how many updates in a row a stage may leave out: after so many, skipping has not helped
+    # [updates] that a stage may leave out in a row; after that many, skipping has not helped
     skips_max: Count = 100
 
 
@@ -341,21 +368,21 @@ class Numbers(Table, frozen=True, kw_only=True):
 class Constant(Table, frozen=True, kw_only=True, tag_field="name", tag="constant"):
     """The learning rate stays as given."""
 
-    warmup_epochs: NonNegative = 0.0  # rises linearly from 0
+    warmup_epochs: NonNegative = 0.0  # over which the rate rises linearly from 0 at the start
 
 
 class Step(Table, frozen=True, kw_only=True, tag_field="name", tag="step"):
     """The learning rate is multiplied by `factor` after each of `epochs`."""
 
-    epochs: Annotated[list[Positive], Meta(min_length=1)]
-    factor: Positive = 0.1
+    epochs: Annotated[list[Positive], Meta(min_length=1)]  # after which the rate changes
+    factor: Positive = 0.1  # what the rate is multiplied by each time
     warmup_epochs: NonNegative = 0.0
 
 
 class Cosine(Table, frozen=True, kw_only=True, tag_field="name", tag="cosine"):
     """The learning rate falls to `final` times its value over the whole run."""
 
-    final: Fraction = 0.0
+    final: Fraction = 0.0  # share of the learning rate that is left at the end
     warmup_epochs: NonNegative = 0.0
 
 
@@ -365,22 +392,23 @@ Decay = Constant | Step | Cosine
 class Sgd(Table, frozen=True, kw_only=True, tag_field="name", tag="sgd"):
     """Stochastic gradient descent, with momentum and Nesterov's variant on request."""
 
-    learning_rate: Positive = 0.1
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    nesterov: bool = False
-    weight_decay: NonNegative = 0.0
-    clip_norm: Positive | None = None  # of each stage's own gradient
-    decay: Decay = Constant()
+    learning_rate: Positive = 0.1  # size of a step, before `decay`
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share of the last step that is kept
+    nesterov: bool = False  # Nesterov's variant, which needs a momentum
+    weight_decay: NonNegative = 0.0  # this times the weights is added to the gradient
+    # the largest norm of each stage's own gradient: a longer one is shortened; None: no limit
+    clip_norm: Positive | None = None
+    decay: Decay = Constant()  # how the learning rate changes over the run
 
 
 class Adam(Table, frozen=True, kw_only=True, tag_field="name", tag="adam"):
     """Adam; with `weight_decay` AdamW (decoupled)."""
 
     learning_rate: Positive = 1e-3
-    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
-    epsilon: Positive = 1e-8
-    weight_decay: NonNegative = 0.0
+    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9  # of the running mean of gradients
+    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999  # of the running mean of their squares
+    epsilon: Positive = 1e-8  # added to the root of the latter, so that nothing is divided by 0
+    weight_decay: NonNegative = 0.0  # AdamW: weights shrink by this share of the rate at each step
     clip_norm: Positive | None = None
     decay: Decay = Constant()
 
@@ -388,7 +416,7 @@ class Adam(Table, frozen=True, kw_only=True, tag_field="name", tag="adam"):
 class TorchOptimizer(Table, frozen=True, kw_only=True, tag_field="name", tag="torch"):
     """An optimizer of `torch.optim` by its name there, such as "RMSprop"; needs PyTorch."""
 
-    kind: Annotated[str, Meta(min_length=1)]
+    kind: Annotated[str, Meta(min_length=1)]  # its name in `torch.optim`, or "module:Class"
     learning_rate: Positive = 1e-3
     options: dict[str, Any] = {}  # all but the learning rate, as `torch.optim` names them
     clip_norm: Positive | None = None
@@ -398,6 +426,10 @@ class TorchOptimizer(Table, frozen=True, kw_only=True, tag_field="name", tag="to
 Optimizer = Sgd | Adam | TorchOptimizer
 
 
+#: A loss by its name, or a callable of the user's own, "module:callable", for stages in PyTorch.
+Loss = Literal["cross_entropy", "sigmoid_cross_entropy", "mse"] | Annotated[str, Meta(pattern=":")]
+
+
 # --- [model] -------------------------------------------------------------------------------------
 
 
@@ -405,13 +437,14 @@ class Model(Table, frozen=True, kw_only=True):
     """A network written in PyTorch, in place of [[stages]]: it is cut into stages."""
 
     build: Annotated[str, Meta(min_length=1)]  # "module:callable", which returns an nn.Module
-    arguments: dict[str, Any] = {}  # of that callable
+    arguments: dict[str, Any] = {}  # keyword arguments of that callable
     # how many stages; "auto": as many as run.split has workers, else 4; or the submodules at which
     # all stages but the first begin: ["layer2", "layer4"]
     stages: Literal["auto"] | Count | Annotated[list[str], Meta(min_length=1)] = "auto"
     weights: str = ""  # a .safetensors file to begin with, by the model's own names
     strict: bool = True  # whether `weights` must have all names; else others begin from the seed
-    loss: Literal["cross_entropy", "sigmoid_cross_entropy", "mse"] = "cross_entropy"
+    # what training makes small, or "module:callable": the mean over samples, as PyTorch's losses
+    loss: Loss = "cross_entropy"
 
 
 # --- [run] and [limits] --------------------------------------------------------------------------
@@ -420,21 +453,38 @@ class Model(Table, frozen=True, kw_only=True):
 MESSAGE_BYTES_MAX = 2**32 - 1
 
 
+class EarlyStopping(Table, frozen=True, kw_only=True):
+    """When a run ends before its time: as soon as so many evaluations in a row have brought
+    nothing. They are of the test set: keep a set apart with `data.validation`."""
+
+    # "loss", "accuracy" (the default, if there is one) or one of `run.metrics`
+    metric: str = ""
+    patience: Count = 3  # evaluations without a better value
+    min_delta: NonNegative = 0.0  # a value must be better than the best so far by more than this
+
+
 class Run(Table, frozen=True, kw_only=True):
     """How long to train, from which seed, and over how many workers."""
 
     epochs: Whole = 5  # 0 writes the initial weights
+    # updates after which the run ends, though not all epochs are over
+    max_steps: Count | None = None
+    early_stopping: EarlyStopping | None = None  # None: all epochs are trained
+    # of initial weights, of the order of samples and of all other draws
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one each
-    evaluate_every: Positive = 1.0  # epochs between evaluations; fractions allowed
+    evaluate_every: Positive = 1.0  # [epochs] between evaluations; fractions allowed
     # "drained": for each evaluation all batches in flight end, and training waits; "behind": each
     # stage copies its weights, and training goes on while the copies are evaluated
     evaluate: Literal["drained", "behind"] = "drained"
+    # of the test set beside loss and accuracy: "top5" (any number), "perplexity", "bits" (of a
+    # character or token), or a function of yours, "mymetrics:f1"; see docs/training.md
+    metrics: list[str] = []
     threads: Count = 1  # BLAS threads of each worker
     # on which cores workers run: "auto" gives neighbours in a locked chain different ones, "none"
     # leaves the choice to the system, [0, 1, 0] names the core of each worker; see docs/speed.md
     pin: Literal["auto", "none"] | list[Whole] = "auto"
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Literal["float32", "float64"] = "float32"  # of weights, gradients and messages
     # stages in PyTorch: compute products and convolutions in this type, by torch.autocast; weights,
     # gradients and messages keep `dtype`
     autocast: Literal["bfloat16"] | None = None
@@ -449,15 +499,15 @@ class Run(Table, frozen=True, kw_only=True):
 class Limits(Table, frozen=True, kw_only=True):
     """Limits on buffers, messages, memory and waiting, so that nothing grows or waits for ever."""
 
-    window: Count | Literal["auto"] = "auto"  # activations a producer may send ahead
-    window_max: Count = 256  # the largest window that "auto" may reach
+    window: Count | Literal["auto"] = "auto"  # [batches] that a producer may send ahead
+    window_max: Count = 256  # [batches] the largest window that "auto" may reach
     # size of one message between workers, all its frames included
     message_bytes: Annotated[int, Meta(ge=1, le=MESSAGE_BYTES_MAX)] = 256 * 1024 * 1024
     startup_s: Seconds = 60.0  # time for every worker to join
-    # a worker without a sign of life for so long counts as dead; it gets longer where its signs
-    # have been coming irregularly
+    # a worker without a sign of life for this long counts as dead; the time gets longer where its
+    # signs have been coming irregularly
     silence_s: Seconds = 1.0
-    stuck_s: Seconds = 60.0  # alive, but busy with one op for so long: counts as dead
+    stuck_s: Seconds = 60.0  # a worker busy with one op for this long counts as dead
     # address space of a worker; a worker that grows beyond it is started again; None: no limit
     memory_bytes: Annotated[int, Meta(ge=2**28)] | None = None
 
@@ -468,8 +518,10 @@ class Limits(Table, frozen=True, kw_only=True):
 class Staleness(Table, frozen=True, kw_only=True):
     """The contract on lag: how many batches a stage may be ahead of the gradients it awaits."""
 
-    lag: Whole | None = None  # batches; None: as many as the schedule needs
-    links: dict[str, Whole] = {}  # { "hidden1->hidden2" = 8 }
+    # [batches] that every stage may be ahead of the gradients it awaits; None: as many as the
+    # schedule needs
+    lag: Whole | None = None
+    links: dict[str, Whole] = {}  # [batches] the same for single links: { "hidden1->hidden2" = 8 }
     # at the bound, wait for the gradient or give it up (synthetic only); None: the schedule's way
     at_bound: Literal["wait", "drop"] | None = None
 
@@ -477,13 +529,14 @@ class Staleness(Table, frozen=True, kw_only=True):
 class Stage(Table, frozen=True, kw_only=True):
     """Consecutive layers, which are trained by one worker."""
 
-    # "relu" | { dense = 256 } | { batch_norm = { … } }
+    # one after the other, by name and options: "relu", { dense = 256 } or { batch_norm = { … } }
     layers: Annotated[list[str | dict[str, Any]], Meta(min_length=1)]
-    name: str = ""  # default: stage1, stage2, …
-    # default: the stage before; "data" stands for the data set
+    name: str = ""  # for messages, files and links; empty: stage1, stage2, …
+    # the stages it gets activations from; "data": the data set; None: the stage before
     inputs: Annotated[list[str], Meta(min_length=1)] | None = None
     join: Literal["concat", "sum"] = "concat"  # how several inputs become one
-    loss: Literal["cross_entropy", "sigmoid_cross_entropy", "mse"] | None = None
+    # for a stage that others don't take inputs from: what training makes small
+    loss: Loss | None = None
     # name of the stage whose weights this one uses: they share one set, and sum their gradients
     weights: str = ""
     optimizer: dict[str, Any] = {}  # options that replace those of [optimizer] for this stage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from asyncdni.data.checks import (
 )
 from asyncdni.data.meta import Inputs, Meta, other_parts
 from asyncdni.errors import DataError, DataWarning
+from asyncdni.handover import GIVEN, is_here
 from asyncdni.imports import Allowed, allowing
 from asyncdni.messages import Evaluated
+from asyncdni.nn.metrics import metric_name
 from asyncdni.plan.build import Design, make_design, make_whole_stage
 from asyncdni.stages.base import Score
 from asyncdni.stages.numpy.stage import NumpyStage
@@ -36,14 +38,16 @@ __all__ = ["evaluate", "predict"]
 Array = NDArray[Any]
 
 
-def evaluate(run: Result, *, allow_import: Allowed = False) -> dict[str, float | int | None]:
-    """Test a run's weights on its test set: {"samples", "accuracy", "loss"}.
+def evaluate(run: Result, *, allow_import: Allowed = False) -> dict[str, Any]:
+    """Test a run's weights on its test set: {"samples", "accuracy", "loss"}, and where the run has
+    metrics of its own {"metrics": {name: value}}.
 
     Batches, precision, order and threads are those of the run, so the results repeat its
     `test_accuracy` and `test_loss` exactly.
 
     Raises `DataError` if the data set can no longer be read, or has other shapes or counts than the
-    run's, or inputs on another scale. Other samples of the same shapes give a `DataWarning`.
+    run's, or inputs on another scale. Other samples of the same shapes give a `DataWarning`, and so
+    do metrics that were given as objects in another program, which are left out.
     """
     data = run.experiment.data
     if run.folder is None and isinstance(data, config.Npz) and not Path(data.path).exists():
@@ -52,11 +56,12 @@ def evaluate(run: Result, *, allow_import: Allowed = False) -> dict[str, float |
             "train with out=DIR to evaluate later"
         )
     design = _design(run, allow_import)
-    stage = _stage(design, run)
+    metrics, missing = _metrics(run)
+    stage = _stage(design, run, metrics)
     with allowing(allow_import):
         dataset = open_batches(data, run.experiment.run.seed)
     _check_same(run.meta, dataset.meta)
-    for text in _other_samples(run):
+    for text in (*_other_samples(run), *missing):
         warnings.warn(text, DataWarning, stacklevel=2)
     sums = {node.name: Score(node.name) for node in design.network.nodes if node.scored}
     with threadpool_limits(run.experiment.run.threads):
@@ -68,15 +73,21 @@ def evaluate(run: Result, *, allow_import: Allowed = False) -> dict[str, float |
     return _result(sums)
 
 
-def predict(run: Result, x: ArrayLike, *, allow_import: Allowed = False) -> dict[str, Array]:
+def predict(
+    run: Result,
+    x: ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...],
+    *,
+    allow_import: Allowed = False,
+) -> dict[str, Array]:
     """Return the output of every stage with a loss, by stage, for inputs x (N, …): floating, or
-    uint8, which is scaled by 1/255 as in training.
+    uint8, which is scaled by 1/255 as in training. For a network whose samples have several tensors
+    x is a table of arrays (N, …) by their names, or a tuple of them.
 
     Raises `DataError` for inputs that are no numbers, of another shape than the network's, NaN or
     infinite, and if only one of training data and inputs is uint8 and their scales differ. Inputs
     much larger or smaller than those of training give a `DataWarning`.
     """
-    x = as_numbers("inputs", "x", x)
+    x = as_numbers("inputs", "x", _joined(run.meta, x))
     for text in _check_inputs(run.meta, x):
         warnings.warn(text, DataWarning, stacklevel=2)
     design = _design(run, allow_import)
@@ -89,6 +100,20 @@ def predict(run: Result, x: ArrayLike, *, allow_import: Allowed = False) -> dict
             for name in losses:
                 parts[name].append(known[name])
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _joined(meta: Meta, x: Any) -> Any:
+    """Return inputs of several tensors with the numbers of a sample behind one another, and all
+    others as they are. Raises `DataError` for a table without one of the names."""
+    if not meta.fields or not isinstance(x, Mapping | tuple):
+        return x
+    names = [one.name for one in meta.fields]
+    if isinstance(x, Mapping) and (missing := [name for name in names if name not in x]):
+        raise DataError(f"x has no {missing[0]}, expected arrays named {', '.join(names)}")
+    if len(x) < len(names):
+        raise DataError(f"x has {len(x)} arrays, expected {len(names)}")
+    arrays = [np.asarray(x[n] if isinstance(x, Mapping) else x[i]) for i, n in enumerate(names)]
+    return np.concatenate([one.reshape(len(one), -1).astype(np.float64) for one in arrays], axis=1)
 
 
 def _check_inputs(meta: Meta, x: Array) -> Iterator[str]:
@@ -141,8 +166,22 @@ def _design(run: Result, allow_import: Allowed) -> Design:
     return make_design(run.experiment, run.meta, allow_import=allow_import)
 
 
-def _stage(design: Design, run: Result) -> NumpyStage:
-    stage = make_whole_stage(design)
+def _metrics(run: Result) -> tuple[list[str], list[str]]:
+    """Return the run's metrics that this process has or can import, and a warning for each of the
+    others."""
+    known, missing = [], []
+    for text in run.experiment.run.metrics:
+        module, _, name = text.partition(":")
+        if module == GIVEN and not is_here(name):
+            warning = "was given to train as an object, which this process does not have"
+            missing.append(f"metric {metric_name(text)} is left out: it {warning}")
+        else:
+            known.append(text)
+    return known, missing
+
+
+def _stage(design: Design, run: Result, metrics: Sequence[str] = ()) -> NumpyStage:
+    stage = make_whole_stage(design, metrics)
     stage.load(by_stage(run.weights))
     return stage
 
@@ -161,10 +200,12 @@ def _listed(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
 
-def _result(sums: dict[str, Score]) -> dict[str, float | int | None]:
+def _result(sums: dict[str, Score]) -> dict[str, Any]:
     """Return the figures that the run's coordinator would compute from the same sums."""
     scores = Scores()
     for s in sums.values():
-        scores.add(Evaluated(0, s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps))
+        metrics = {name: average.value for name, average in s.metrics.items()}
+        scores.add(Evaluated(0, s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps, metrics))
     samples = max((score.samples for score in sums.values()), default=0)
-    return {"samples": samples, "accuracy": scores.accuracy, "loss": scores.loss}
+    found = {"samples": samples, "accuracy": scores.accuracy, "loss": scores.loss}
+    return found | ({"metrics": scores.metrics} if scores.metrics else {})

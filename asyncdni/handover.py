@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 
 from asyncdni.errors import ConfigError
 
-__all__ = ["GIVEN", "VARIABLE", "Handover", "received"]
+__all__ = ["GIVEN", "VARIABLE", "Handover", "is_here", "received"]
 
 #: What stands in place of a module's name where an object has been handed over: "given:model-1".
 GIVEN = "given"
@@ -70,6 +70,11 @@ class Handover:
         self._file.close()
 
 
+def is_here(name: str) -> bool:
+    """Whether this process has been handed the object `name`, or keeps it."""
+    return name in _handovers or name in _inherited
+
+
 def received(name: str) -> Any:
     """The object that was handed over as `name`, such as "model-1". Raises `ConfigError` in a
     process that has been handed none, or does not keep it any more."""
@@ -92,7 +97,7 @@ def _pickled(objects: Mapping[str, Any], *, of: str) -> bytes:
     except ImportError:
         raise ConfigError(
             "objects of Python's are handed to workers by cloudpickle, which is not installed: "
-            "pip install 'asyncdni[torch]'"
+            "pip install cloudpickle"
         ) from None
     try:
         text: bytes = cloudpickle.dumps(dict(objects))

@@ -59,7 +59,7 @@ def path_of_this_process() -> str:
     """Return, as JSON, `path`, where this process looks for modules, and `own`, the folders among
     them that are there only because it, or its script, was started in them."""
     entries = [entry or current_folder() for entry in sys.path if _is_text(entry)]
-    path = [os.path.abspath(entry) for entry in entries if entry]
+    path = [_absolute(entry) for entry in entries if entry]
     script = getattr(sys.modules.get("__main__"), "__file__", None) or ""
     starting = {current_folder(), os.path.dirname(os.path.realpath(script)) if script else ""} - {
         ""
@@ -226,6 +226,12 @@ def current_folder() -> str:
         return os.getcwd()
     except OSError:
         return ""
+
+
+def _absolute(entry: str) -> str:
+    """Return an entry of the search path in a form that holds in any folder. One that stands for a
+    package installed in place is no path, but the mark of a finder of setuptools."""
+    return entry if entry.startswith("__editable__.") else os.path.abspath(entry)
 
 
 def _is_text(entry: object) -> bool:

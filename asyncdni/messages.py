@@ -15,23 +15,24 @@
    │ Evaluated ────────► │   │
    │ ◄─────────── Scored │   │  if that was behind the stream
    │ ◄───────────── Save │   │  if there is something to keep
-   │ Saved ────────────► │   │
-   │ ◄─── Resume | Leave │   │
+   │ Saved ────────────► │   │                  owner                 reader
+   │ ◄─── Resume | Leave │   │                    │ Weights ──────────► │
    │ ◄───── Lost, Rejoin │ ──┘  some worker has died
 ```
 
 Control messages (left) and data messages (right) use separate sockets. A message is one MessagePack
-header (`[tag, field, …]`) and, for the three kinds with tensors, one raw frame for each tensor.
+header (`[tag, field, …]`) and, for the four kinds with tensors, one raw frame for each tensor.
 Tensors are opaque here.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 __all__ = [
+    "PART_BYTES",
     "PROTOCOL_VERSION",
     "Abort",
     "Accused",
@@ -42,10 +43,16 @@ __all__ = [
     "Close",
     "Connect",
     "Credit",
+    "Dismiss",
     "Drained",
+    "Ended",
+    "Engage",
+    "Enrol",
+    "Enrolled",
     "Evaluate",
     "Evaluated",
     "Failed",
+    "Fetch",
     "Gradient",
     "Greeting",
     "Guarded",
@@ -53,6 +60,9 @@ __all__ = [
     "Leave",
     "Lost",
     "Message",
+    "Missing",
+    "Note",
+    "Part",
     "Ready",
     "Refused",
     "Rejoin",
@@ -64,13 +74,18 @@ __all__ = [
     "Shared",
     "Skipped",
     "Start",
+    "Taken",
     "Unheard",
+    "Weights",
     "Welcome",
+    "WithTensors",
 ]
 
 #: The protocol's version. It rises with every change that an older peer would not understand.
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 8
 
+#: The most bytes of a file that one message carries.
+PART_BYTES = 256 * 1024
 #: Names in addresses and in the graph that no stage may have.
 COORDINATOR = "coordinator"
 #: The node that hands out batches; the worker of the first stage that reads data hosts it.
@@ -92,6 +107,7 @@ class Hello(Message, frozen=True, tag=True):
     address: str  # ZeroMQ endpoint of its data socket
     pid: int
     host: str
+    versions: dict[str, str] = {}  # "Python", "asyncdni", "torch"; empty: it does not say
 
 
 class Built(Message, frozen=True, tag=True):
@@ -103,6 +119,7 @@ class Built(Message, frozen=True, tag=True):
     updates: int  # updates made so far in this state
     read: int  # training batches read by the host of the data; 0 elsewhere
     notes: list[str] = []  # what could not be restored, for the user
+    sources: dict[str, str] = {}  # module of the user's code -> sha256 of its source
 
 
 class Ready(Message, frozen=True, tag=True):
@@ -146,6 +163,7 @@ class Evaluated(Message, frozen=True, tag=True):
     correct: int | None
     outputs: int
     steps: int | None = None  # for windows: the steps that count, over which the loss is summed
+    metrics: dict[str, float | None] = {}  # further ones, by name; None: not a finite number
     # Of an evaluation behind the stream: the batch before which the weights were copied, training
     # samples learned by then, and how long ago that was.
     batch: int | None = None  # None: at the barrier
@@ -182,6 +200,33 @@ class Failed(Message, frozen=True, tag=True):
     kind: str  # a class name in `errors`, or the exception's own
     text: str
     trace: str  # empty for errors meant for the user
+
+
+class Fetch(Message, frozen=True, tag=True):
+    """The worker has no access to the folder of the run and asks for a file of it."""
+
+    incarnation: int
+    path: str  # in the folder of the run
+
+
+class Part(Message, frozen=True, tag=True):
+    """Bytes of a file of the run's folder, in both directions: what a worker without access to that
+    folder has written, or has asked for."""
+
+    incarnation: int  # of the worker
+    path: str  # in the folder of the run
+    offset: int  # of the first of these bytes in the file
+    size: int  # of the whole file, in bytes
+    data: bytes  # 1 to PART_BYTES
+    sha256: str = ""  # of the whole file, in its last part
+
+
+class Taken(Message, frozen=True, tag=True):
+    """The bytes of a file up to `offset` are written; if these are all, it is in its place."""
+
+    incarnation: int
+    path: str
+    offset: int
 
 
 class Beat(Message, frozen=True, tag=True):
@@ -232,6 +277,20 @@ class Lost(Message, frozen=True, tag=True):
     """A neighbour is dead and will be replaced: go on without it until then."""
 
     worker: str
+
+
+class Missing(Message, frozen=True, tag=True):
+    """The file that the worker has asked for is not there."""
+
+    incarnation: int
+    path: str
+
+
+class Note(Message, frozen=True, tag=True):
+    """Something that whoever reads this worker's log should know: over one of its links nothing
+    comes."""
+
+    text: str
 
 
 class Rejoin(Message, frozen=True, tag=True):
@@ -362,3 +421,65 @@ class Shared(Message, frozen=True, tag=True):
     incarnation: int
     batch: int  # the batch that the update belongs to
     tensors: dict[str, Any]
+
+
+class Weights(Message, frozen=True, tag=True):
+    """To a worker whose generator reads out through weights of the sender: a copy of them, named as
+    in the sender's stage. One that is no newer than the receiver's is dropped."""
+
+    sender: str
+    incarnation: int
+    version: int  # how many updates the sender had made
+    tensors: dict[str, Any]
+
+
+# --- between the agents of a run's machines and its coordinator -----------------------------------
+
+
+class Enrol(Message, frozen=True, tag=True):
+    """An agent's first message: its place among all, and the machine that it starts workers on."""
+
+    protocol: int
+    rank: int
+    ranks: int
+    digest: str  # of the experiment that was asked for there; empty: none was
+    pid: int
+    host: str
+    cores: int  # that it may use
+    memory_bytes: int  # of the machine; 0: the system does not tell
+
+
+class Enrolled(Message, frozen=True, tag=True):
+    """The answer to an agent that may take part: what all workers on its machine need."""
+
+    workers: list[str]  # those that it will be asked to start
+    coordinator: str  # the address that they connect to
+    folder: str  # the folder of the run
+    threads: int  # of each worker's BLAS
+    silence_s: float  # how often to beat: see `beat.Heart`
+
+
+class Engage(Message, frozen=True, tag=True):
+    """To an agent: start this worker, or end what is left of its process and start it again."""
+
+    worker: str
+
+
+class Ended(Message, frozen=True, tag=True):
+    """From an agent: the process of a worker has ended."""
+
+    worker: str
+    code: int  # below 0: the signal that has killed it
+    last_lines: str  # of its output
+
+
+class Dismiss(Message, frozen=True, tag=True):
+    """To an agent: the run is over. Leave with this exit code; `text` is the reason if it has
+    failed."""
+
+    code: int
+    text: str
+
+
+#: The kinds of messages that carry tensors.
+WithTensors: TypeAlias = Activation | Gradient | Shared | Weights

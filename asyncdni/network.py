@@ -20,7 +20,7 @@ of the gradients of all. Running statistics, random masks and generators stay ea
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,8 +31,12 @@ from asyncdni.experiment.schema import nearest, shown, stage_place
 from asyncdni.imports import Allowed
 from asyncdni.messages import DATA
 from asyncdni.nn.layers import make_layer
+from asyncdni.nn.losses import is_own
 
 __all__ = ["LayerSpec", "Network", "Node", "Shape", "check_alike", "check_sharing", "make_network"]
+
+#: Layers that pass on the numbers they get.
+_PASSING = frozenset({"flatten", "reshape", "step"})
 
 # --- shared weights ------------------------------------------------------------------------------
 
@@ -109,6 +113,9 @@ class Node:
     own_loss: bool  # a layer has a loss of its own, such as the divergence of a gaussian
     layers: tuple[LayerSpec, ...] = field(hash=False)
     weights: str = ""  # the stage whose weights it uses; empty: its own
+    # whether its activation must not be rounded: it is ids or other data passed on, or made of
+    # several tensors, some of which may be masks
+    exact: bool = False
 
     @property
     def owner(self) -> str:
@@ -150,6 +157,11 @@ class Network:
                 return node
         raise KeyError(name)
 
+    @property
+    def judged(self) -> Node:
+        """The stage whose outputs `run.metrics` are of: the last one with a loss."""
+        return next(node for node in reversed(self.nodes) if node.loss is not None)
+
     def sharers(self, name: str) -> tuple[str, ...]:
         """Return all stages that use the weights of this one, itself included, in declared
         order."""
@@ -160,15 +172,21 @@ class Network:
         """Return (loss, outputs) by which the stage's generator reads the labels.
 
         The loss is the stage's own, else the nearest downstream; of equally near ones the first
-        declared.
+        declared. In place of a loss of the user's it is that which fits the targets.
         """
         level = [node]
         while True:  # it ends, as `make_network` refuses stages that lead to no loss
             for one in level:
                 if one.loss is not None:
-                    return one.loss, self.outputs
+                    return self._read_by(one.loss), self.outputs
             names = {name for one in level for name in one.consumers}
             level = [one for one in self.nodes if one.name in names]
+
+    def _read_by(self, loss: str) -> str:
+        """Return a loss that can be had of the targets alone, in place of one of the user's."""
+        if not is_own(loss):
+            return loss
+        return "cross_entropy" if self.targets == "classes" else "mse"
 
 
 def make_network(
@@ -192,18 +210,27 @@ def make_network(
             stages[other].name for other in order if stage.name in inputs[stages[other].name]
         )
         place = stage_place(position, stage.name)
-        node = _node(
-            stage, index, place, inputs[stage.name], consumers, shapes, meta.answers, allow_import
-        )
+        exact = {DATA, *(node.name for node in nodes if node.exact)}
+        own = inputs[stage.name]
+        node = _node(stage, index, place, own, consumers, shapes, exact, meta, allow_import)
         _check_loss(node, meta)
         shapes[node.name] = node.output_shape
         nodes.append(node)
     network = Network(tuple(nodes), tuple(meta.input_shape), meta.targets, meta.outputs, meta.steps)
     for node in network.nodes:
         owner = network.node(node.owner)
+        if _are_parts(node, owner):
+            continue  # what cut the model has seen that both have the same weights
         forms = [(one.joined_shape, one.layers) for one in (node, owner)]
         check_alike(node.place, forms[0], owner.name, forms[1])
     return network
+
+
+def _are_parts(*nodes: Node) -> bool:
+    """Tell whether all of the nodes are parts of one module of PyTorch."""
+    parts = [layer.get("part") for one in nodes for layer in one.layers if isinstance(layer, dict)]
+    builds = {part["build"] if part else "" for part in parts}
+    return len(parts) == len(nodes) and len(builds) == 1 and "" not in builds
 
 
 def _inputs(stages: Sequence[config.Stage]) -> dict[str, tuple[str, ...]]:
@@ -285,11 +312,13 @@ def _node(
     inputs: tuple[str, ...],
     consumers: tuple[str, ...],
     shapes: Mapping[str, Shape],
-    answers: bool,
+    exact: Set[str],
+    meta: Meta,
     allow_import: Allowed,
 ) -> Node:
     given = tuple(shapes[name] for name in inputs)
     joined = _joined(stage.join, inputs, given, place)
+    output = _output_shape(stage.layers, joined, place, allow_import)
     return Node(
         name=stage.name,
         index=index,
@@ -299,13 +328,27 @@ def _node(
         join=stage.join,
         input_shapes=given,
         joined_shape=joined,
-        output_shape=_output_shape(stage.layers, joined, place, allow_import),
+        output_shape=output,
         loss=stage.loss,
-        answers=answers,
+        answers=meta.answers and (stage.loss is None or output == meta.output_shape),
         own_loss=_own_loss(stage.layers, place, allow_import),
         layers=tuple(stage.layers),
         weights=stage.weights,
+        exact=_is_exact(stage.layers, not exact.isdisjoint(inputs), place, allow_import),
     )
+
+
+def _is_exact(
+    layers: Sequence[LayerSpec], passed_on: bool, place: str, allow_import: Allowed
+) -> bool:
+    """Return whether the output of these layers must not be rounded; `passed_on`: whether that is
+    so of their inputs."""
+    for spec in reversed(layers):
+        if (next(iter(spec)) if isinstance(spec, dict) else spec) not in _PASSING:
+            layer = make_layer(spec, where=place, allow_import=allow_import)
+            packs = getattr(layer, "packs", None)
+            return packs is not None and bool(packs())
+    return passed_on
 
 
 def _joined(
@@ -357,7 +400,7 @@ def _fitting(meta: Meta) -> tuple[str, ...]:
 
 
 def _check_loss(node: Node, meta: Meta) -> None:
-    if node.loss is None:
+    if node.loss is None or is_own(node.loss):  # what it fits, only a trial tells: `plan.model`
         return
     kind = f"{meta.outputs} {meta.targets}"
     if node.loss not in _fitting(meta):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -27,8 +27,10 @@ __all__ = [
     "LinearGenerator",
     "LowRankGenerator",
     "MlpGenerator",
+    "ModuleGenerator",
     "NonNegative",
     "Positive",
+    "ReadoutGenerator",
     "Samples",
     "Seconds",
     "Table",
@@ -79,8 +81,8 @@ class Data(Tagged, frozen=True, kw_only=True, tag_field="name"):
     """
 
     if TYPE_CHECKING:
-        batch_size: Count
-        validation: HeldOut
+        batch_size: Count  # [samples] trained on at once; a sequence's window is one sample
+        validation: HeldOut  # [samples] held out of training and tested on in place of the test set
 
     @property
     def held_samples(self) -> int:
@@ -97,7 +99,7 @@ class Windows(Data, frozen=True, kw_only=True):
     """Base of data sets of sequences, read in windows of `window` steps."""
 
     if TYPE_CHECKING:
-        window: Count
+        window: Count  # [steps] read at once; gradients through time end at a window's start
 
 
 # --- generators ----------------------------------------------------------------------------------
@@ -108,6 +110,8 @@ class Generator(Tagged, frozen=True, kw_only=True, tag_field="kind"):
     needs."""
 
     maps_only: ClassVar[bool] = False  # whether it needs feature maps (C, H, W)
+    in_torch: ClassVar[bool] = False  # whether it is a module of PyTorch
+    fits: ClassVar[bool] = True  # whether it learns from gradients that come back
 
     @property
     def title(self) -> str:
@@ -128,7 +132,8 @@ class Generator(Tagged, frozen=True, kw_only=True, tag_field="kind"):
 class ErrorGenerator(Generator, frozen=True, kw_only=True, tag="error"):
     """e = softmax(hC + c) - onehot(y) of a local classifier, sent through a learned map: g = eU."""
 
-    head_learning_rate: Positive = 1e-2  # Adam, own cross-entropy, every batch
+    # of the local classifier, which Adam trains on its own cross-entropy at every batch
+    head_learning_rate: Positive = 1e-2
     rate: Annotated[float, Meta(gt=0, lt=2)] = 0.03  # normalised LMS step of U; unstable from 2
     # for feature maps: the classifier sees the means of cells x cells cells of each plane
     cells: Count = 4
@@ -141,8 +146,8 @@ class ZeroGenerator(Generator, frozen=True, kw_only=True, tag="zero"):
 class LinearGenerator(Generator, frozen=True, kw_only=True, tag="linear"):
     """g = hA + onehot(y)B + c, zero-initialised."""
 
-    labels: bool = True
-    learning_rate: Positive = 3e-3
+    labels: bool = True  # whether it sees the targets y beside the activation h
+    learning_rate: Positive = 3e-3  # of Adam, which trains it
     scale_targets: bool = True  # divide targets by their running RMS
 
     def size(self, row: tuple[int, ...], outputs: int) -> int:
@@ -152,7 +157,7 @@ class LinearGenerator(Generator, frozen=True, kw_only=True, tag="linear"):
 class LowRankGenerator(Generator, frozen=True, kw_only=True, tag="low_rank"):
     """The linear map through `rank` linear units, which needs a fraction of the arithmetic."""
 
-    rank: Count = 32
+    rank: Count = 32  # [units] between the two maps
     labels: bool = True
     learning_rate: Positive = 3e-3
     scale_targets: bool = True
@@ -164,7 +169,7 @@ class LowRankGenerator(Generator, frozen=True, kw_only=True, tag="low_rank"):
 class MlpGenerator(Generator, frozen=True, kw_only=True, tag="mlp"):
     """Hidden layers with batch norm and relu, last layer zero-initialised (the DNI paper's)."""
 
-    hidden: tuple[Count, ...] = (256,)
+    hidden: tuple[Count, ...] = (256,)  # [units] of each hidden layer
     labels: bool = True
     learning_rate: Positive = 3e-3
     scale_targets: bool = True
@@ -182,8 +187,8 @@ class ConvolutionalGenerator(Generator, frozen=True, kw_only=True, tag="convolut
     paper's)."""
 
     maps_only: ClassVar[bool] = True
-    hidden: tuple[Count, ...] = (64, 64)  # channels of each hidden layer
-    kernel: Count = 5
+    hidden: tuple[Count, ...] = (64, 64)  # [channels] of each hidden layer
+    kernel: Count = 5  # [pixels] height and width of each convolution
     labels: bool = True
     learning_rate: Positive = 3e-3
     scale_targets: bool = True
@@ -191,6 +196,29 @@ class ConvolutionalGenerator(Generator, frozen=True, kw_only=True, tag="convolut
     def size(self, row: tuple[int, ...], outputs: int) -> int:
         planes = _inputs(row[:1], outputs, self.labels)
         return chain_size((planes, *self.hidden, row[0])) * self.kernel**2
+
+
+class ModuleGenerator(Generator, frozen=True, kw_only=True, tag="module"):
+    """A module of PyTorch, the user's own, that maps (h, y) to a gradient or has a `loss(h, y)`."""
+
+    in_torch: ClassVar[bool] = True
+    module: str  # "package.module:callable", which returns an nn.Module …
+    arguments: dict[str, Any] = {}  # … when it is given these
+    learning_rate: Positive = 3e-3  # Adam
+
+
+class ReadoutGenerator(Generator, frozen=True, kw_only=True, tag="readout"):
+    """g = the gradient by h of the loss of R(A(h)): R is a copy of the last stage's readout, A a
+    few local blocks, trained by that loss."""
+
+    in_torch: ClassVar[bool] = True
+    fits: ClassVar[bool] = False
+    begin: str = ""  # submodule at which R begins; "": behind the last skip connection
+    refresh: Count = 50  # the last stage's updates between two copies of R
+    blocks: Whole = 0  # of A; 0: h goes straight into R
+    block: str = "transformer"  # or "conv", "mlp", "mymodels:Class", which is given its width
+    width: Whole = 0  # of the blocks, between a map down and one up; 0: that of h
+    learning_rate: Positive = 1e-3  # Adam, of A
 
 
 def chain_size(widths: Sequence[int]) -> int:

@@ -100,7 +100,7 @@ class Line:
             sent: dict[str, dict[str, Array]] = {}
             if not self._learns_at_once(stage):
                 sent = stage.backward(batch, gradients, source=Source.TRUE, learn=True, send=True)
-                if (batch + 1) % self.design.plan.microbatches == 0:
+                if (batch + 1) % self.design.plan.per_update == 0:
                     stage.update()
             elif gradients:
                 stage.fit(batch, gradients)

@@ -89,12 +89,17 @@ def _delayed(position: Position) -> Worker:
     return Worker(position, Delayed(), lag=bounded(position))
 
 
+def _accumulating(position: Position) -> Worker:
+    return Worker(position, Delayed(Groups(2, 6)), lag=bounded(position))
+
+
 #: In the order of the files and of the pictures in each.
 CASES = {
     "locked": _plain(Locked(), 2),
     "gpipe": _plain(Gpipe(Groups(3, 6)), 6),
     "1f1b": Case(8, _one_f_one_b),
     "delayed": Case(5, _delayed),
+    "delayed, accumulate": Case(6, _accumulating),
     "local_loss": _plain(LocalLoss(), 3),
     "local_loss, replay": Case(3, _replaying),
     "synthetic, true": _plain(Synthetic(), 3),

@@ -52,14 +52,14 @@ ENDLESS = ("--set", "run.epochs=1000000", "--set", "run.evaluate_every=1000000")
 T = TypeVar("T")
 
 
-def until(found: Callable[[], T | None], what: str) -> T:
+def until(found: Callable[[], T | None], what: str, patience_s: float = PATIENCE_S) -> T:
     """The first true answer of `found`, asked again and again."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while True:
         answer = found()
         if answer:
             return answer
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s for {what}"
+        assert time.monotonic() < deadline, f"waited {patience_s:g} s for {what}"
         time.sleep(0.01)
 
 
@@ -111,6 +111,10 @@ class Command:
     def said(self) -> str:
         """What it has written to standard output so far."""
         return _text(self._out)
+
+    def warned(self) -> str:
+        """What it has written to standard error so far."""
+        return _text(self._err)
 
     def has_ended(self) -> bool:
         """Without waiting for it."""

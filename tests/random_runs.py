@@ -136,7 +136,8 @@ def _assert_all_learned_from(run: DrawnRun, result: Result) -> None:
         if any(getattr(schedule, part, None) for part in parts):
             assert (own["updates"] or 0) >= run.design.plan.batches, name
         elif run.schedule in ("locked", "delayed", "synthetic"):
-            assert own["updates"] == run.design.plan.batches, name
+            chosen, plan = run.design.experiment, run.design.plan
+            assert own["updates"] == chosen.run.epochs * plan.updates_per_epoch, name
 
 
 def assert_survived(run: DrawnRun, result: Result) -> None:
@@ -185,7 +186,7 @@ def _draw_schedule(source: random.Random, name: str) -> dict[str, Any]:
             microbatches = source.choice([1, 2, 3, 6])
             return {"name": name, "microbatches": microbatches, **_halves(source)}
         case "delayed":
-            return {"name": name, **_halves(source)}
+            return {"name": name, "accumulate": source.choice([1, 1, 2, 3]), **_halves(source)}
         case "local_loss":
             replay = {"replay": source.choice([0, 0, 1, 3]), "uses_max": source.choice([2, 3, 5])}
             return {"name": name, **replay, **_on_full(source)}

@@ -215,7 +215,7 @@ def test_what_is_changed_runs_as_it_stands(tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=200,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     database=None,

@@ -17,6 +17,7 @@ from wire import make_keys
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.wire.address import (
     IPC_PATH_BYTES_MAX,
+    Address,
     advertised,
     check_secure,
     data_endpoints,
@@ -25,6 +26,7 @@ from asyncdni.wire.address import (
     parse,
     private_folder,
     split_key,
+    towards,
 )
 
 
@@ -40,6 +42,8 @@ def folder() -> Iterator[Path]:
         ("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5555"),
         ("tcp://node-3.cluster:1", "tcp://node-3.cluster:1"),
         ("tcp://*:0", "tcp://*:*"),
+        ("tcp://[::1]:5555", "tcp://[::1]:5555"),
+        ("tcp://[2001:0DB8::00:7]:*", "tcp://[2001:db8::7]:*"),
         ("tcp://127.0.0.1:*", "tcp://127.0.0.1:*"),
     ],
 )
@@ -54,6 +58,7 @@ def test_an_ipc_path_becomes_absolute(monkeypatch: pytest.MonkeyPatch, folder: P
 
 def test_a_listener_on_all_interfaces_is_reached_on_this_machine() -> None:
     assert parse("tcp://0.0.0.0:5555", bind=False).endpoint == "tcp://127.0.0.1:5555"
+    assert parse("tcp://[::]:5555", bind=False).endpoint == "tcp://[::1]:5555"
 
 
 @each(
@@ -72,7 +77,13 @@ def test_a_listener_on_all_interfaces_is_reached_on_this_machine() -> None:
         "tcp://host:5 5",
         "tcp://ho st:55",
         "tcp://host:٣",
-        "tcp://[::1]:5555",
+        "tcp://[]:5555",
+        "tcp://::1:5555",
+        "tcp://[::1",
+        "tcp://[::1]",
+        "tcp://[::g]:5555",
+        "tcp://[127.0.0.1]:5555",
+        "tcp://[fe80::1%eth0]:5555",
         "tcp://eth0;host:5555",
         "tcp://host:5555/x",
         "ipc://",
@@ -220,16 +231,52 @@ def test_neighbours_are_told_an_address_that_they_can_connect_to(folder: Path) -
     assert advertised("tcp://0.0.0.0:6000", here) == "tcp://127.0.0.1:6000"
     assert advertised("tcp://0.0.0.0:6000", here, "tcp://outside:7000") == "tcp://outside:7000"
     assert advertised("tcp://0.0.0.0:6000", here, "tcp://outside:*") == "tcp://outside:6000"
+    assert advertised("tcp://0.0.0.0:6000", here, "node-3") == "tcp://node-3:6000"
+    assert advertised("tcp://0.0.0.0:6000", here, "192.0.2.7") == "tcp://192.0.2.7:6000"
+    for six in ("2001:db8::7", "[2001:db8::7]", "tcp://[2001:db8::7]:*"):
+        assert advertised("tcp://[::]:6000", here, six) == "tcp://[2001:db8::7]:6000"
+    assert advertised("tcp://[2001:db8::7]:6000", here) == "tcp://[2001:db8::7]:6000"
+    assert advertised("tcp://[::]:6000", here) == "tcp://127.0.0.1:6000"
     assert advertised("ipc:///run/w", here) == "ipc:///run/w"
     for endpoint, coordinator, chosen in (
         ("tcp://10.0.0.1:6000", here, "tcp://0.0.0.0:6000"),
         ("tcp://10.0.0.1:6000", here, "tcp://*:6000"),
+        ("tcp://10.0.0.1:6000", here, "::"),
+        ("tcp://10.0.0.1:6000", here, "node-3:6000"),
+        ("tcp://10.0.0.1:6000", here, "no name"),
+        ("tcp://10.0.0.1:6000", here, ""),
         ("tcp://10.0.0.1:6000", here, f"ipc://{folder}/w"),
         ("ipc:///run/w", here, "tcp://outside:*"),
         ("tcp://0.0.0.0:6000", f"ipc://{folder}/coordinator", None),
     ):
         with pytest.raises(LaunchError, match=r"expected|name one"):
             advertised(endpoint, coordinator, chosen)
+
+
+def test_ports_alone_are_those_of_the_interface_that_reaches_the_coordinator(folder: Path) -> None:
+    assert towards("tcp://localhost:5555", "5600-5699") == "tcp://127.0.0.1:5600-5699"
+    assert towards("tcp://127.0.0.1:5555", "5600") == "tcp://127.0.0.1:5600"
+    for ports in ("", "0", "5699-5600", "5600-65536", "5600-", "a", "5600,5601"):
+        with pytest.raises(LaunchError, match=f"^--ports {ports}: expected ports FIRST-LAST"):
+            towards("tcp://127.0.0.1:5555", ports)
+    with pytest.raises(LaunchError, match="whose workers have no ports"):
+        towards(f"ipc://{folder}/coordinator", "5600-5699")
+
+
+def test_a_name_with_an_ipv6_address_alone_is_reached_over_ipv6(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = {"both": ("::1", "127.0.0.1"), "six": ("::1",), "four": ("127.0.0.1",)}
+
+    def look_up(host: str, port: int | None, **_: object) -> list[tuple[object, ...]]:
+        if host not in known:
+            raise socket.gaierror
+        families = [socket.AF_INET6 if ":" in ip else socket.AF_INET for ip in known[host]]
+        return [(family, 0, 0, "", ()) for family in families]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    needs = {name: Address("tcp", name, 1).needs_ipv6() for name in (*known, "nowhere")}
+    assert needs == {"both": False, "six": True, "four": False, "nowhere": False}
 
 
 def test_an_unknown_host_is_named() -> None:
@@ -248,6 +295,8 @@ OPEN = [
     "tcp://127.0.0.1.example.org:5555",
     "tcp://localhost.example.org:5555",
     "tcp://1270.0.0.1:5555",
+    "tcp://[::]:5555",
+    "tcp://[2001:db8::7]:5555",
 ]
 
 
@@ -261,7 +310,13 @@ def test_an_address_off_this_host_needs_keys_or_a_loud_word(address: str) -> Non
 
 @each(
     "address",
-    ["tcp://127.0.0.1:5555", "tcp://127.8.8.8:0", "tcp://localhost:5555", "ipc:///any/where"],
+    [
+        "tcp://127.0.0.1:5555",
+        "tcp://127.8.8.8:0",
+        "tcp://localhost:5555",
+        "tcp://[0:0::1]:5555",
+        "ipc:///any/where",
+    ],
 )
 def test_an_address_of_this_host_alone_needs_neither(address: str) -> None:
     check_secure(address, None, insecure=False)

@@ -19,7 +19,7 @@ from asyncdni.profiling import advice
 from asyncdni.profiling import advice as candidates
 from asyncdni.profiling.advice import Advice, Row, Setup, advise
 from asyncdni.profiling.measurement import Hop, Wire
-from asyncdni.profiling.prediction import Prediction, Prices
+from asyncdni.profiling.prediction import Prediction, Prices, likely_range
 
 FREE = Hop(0.0, 0.0, 0.0, 0.0)
 WIRE = Wire((0, 1000), (FREE, FREE), (FREE, FREE), (0.0, 0.0))
@@ -37,7 +37,7 @@ def file(tmp_path: Path) -> str:
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prices that no machine has a say in."""
 
-    def priced(design: Any, wire: Wire, batches: int) -> Prices:
+    def priced(design: Any, wire: Wire, batches: int, limit_s: float) -> Prices:
         names = [node.name for node in design.network.nodes]
         ops = {letter: 1e-3 * one for letter, one in {**OPS, "T": 0.1}.items()}
         sizes = dict.fromkeys(names, 1000)
@@ -142,21 +142,23 @@ def row(name: str, rate: float, workers: int = 2) -> Row:
     return Row(name, name, workers, found)
 
 
-def said(decoupled: Row | None, waiting: Row, limit: str = "worker") -> str:
+def said(
+    decoupled: Row | None, waiting: Row, limit: str = "worker", others: float | None = None
+) -> str:
     rows = (row("locked", 100.0), waiting, *([decoupled] if decoupled else []))
     best = max((one for one in rows if one.prediction), key=advise_table._rate)
     console = Console(width=300, record=True, quiet=True, highlight=False)
     found = Advice(rows, best, decoupled, waiting, rows[0], limit)
     with console.capture() as captured:
         console.quiet = False
-        advise_table.show(console, setup(), found, asked=4)
+        advise_table.show(console, setup(), found, asked=4, others=others)
     return captured.get()
 
 
 @each(
     "rates, words",
     [
-        ((300.0, 100.0), "Decoupling pays here: synthetic over 2 workers (a stage each; 300"),
+        ((300.0, 100.0), "Decoupling pays here: synthetic over 2 workers (a stage each; about 300"),
         ((103.0, 100.0), "Decoupling gains little here: synthetic"),
         ((60.0, 100.0), "Decoupling doesn't pay here: take delayed over 2 workers"),
     ],
@@ -164,7 +166,7 @@ def said(decoupled: Row | None, waiting: Row, limit: str = "worker") -> str:
 def test_the_verdict_follows_the_ratio(rates: tuple[float, float], words: str) -> None:
     text = said(row("synthetic", rates[0]), row("delayed", rates[1]))
     assert words in text
-    assert "does to accuracy is not predicted" in text
+    assert "Accuracy is not predicted" in text
 
 
 @each(
@@ -182,10 +184,23 @@ def test_what_limits_is_named(limit: str, words: str) -> None:
 
 
 def test_the_table_has_every_schedule() -> None:
-    lines = [
-        line.split() for line in said(row("synthetic", 300.0), row("delayed", 100.0)).split("\n")
-    ]
-    assert ["synthetic", "1", "+", "1", "300", "3.00", "25", "1.5", "w0"] in lines
+    text = said(row("synthetic", 300.0), row("delayed", 100.0))
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    assert "synthetic 1 + 1 240 to 330 3.00 25 1.5 w0" in lines
+
+
+def test_a_busy_machine_widens_ranges_to_both_sides_and_is_told() -> None:
+    rows = row("synthetic", 300.0), row("delayed", 100.0)
+    busy = said(*rows, others=0.5)
+    assert "other programs took 50 % of the cores' time" in busy
+    assert "120 to 670" in busy and "240 to 330" in said(*rows, others=0.0)
+    assert "busy" not in said(*rows, others=0.02) + said(*rows, others=None)
+    assert likely_range(100.0, 1.0) == pytest.approx((8.0, 1110.0)), "no range is endless"
+
+
+def test_rates_have_two_digits() -> None:
+    found = [advise_table._short(rate) for rate in (7.89, 123.4, 999.0, 26_123.0, 1_249_000.0)]
+    assert found == ["7.9", "120", "1k", "26k", "1.2M"]
 
 
 def test_without_a_price_for_decoupling_nothing_is_claimed() -> None:

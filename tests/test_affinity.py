@@ -91,7 +91,7 @@ def test_a_list_of_another_length_than_that_of_workers_is_refused(
     with pytest.raises(ConfigError) as caught:
         chosen(pin=pin, split=split)
     assert str(caught.value) == (
-        f"run.pin: {pin} names {len(pin)} cores, expected {workers}, one a worker"
+        f"run.pin: {pin} names {len(pin)} cores, expected {workers}, one for each worker"
     )
 
 

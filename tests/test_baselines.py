@@ -50,7 +50,7 @@ def test_whoever_is_ahead_the_ratio_is_told() -> None:
 
 def test_a_difference_that_may_be_chance_is_said_to_be_unclear() -> None:
     text = latency_sentence(recorded(), 0.05)
-    assert "times as fast as single (0.59 to 1.50: not clear)" in text
+    assert "times as fast as single (0.59 to 1.50: may be chance)" in text
     assert "times as fast as locked (95 % interval 1.55 to 2.06)" in text
 
 

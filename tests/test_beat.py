@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from asyncdni.core.liveness import Silence
 from asyncdni.errors import LaunchError
 from asyncdni.messages import Beat, Message
 from asyncdni.wire.address import private_folder
-from asyncdni.wire.beat import PARENT_VARIABLE, Heart, Silence
+from asyncdni.wire.beat import PARENT_VARIABLE, Heart
 from asyncdni.wire.coordinator import CoordinatorTransport
 
 PATIENCE_S = 20.0  # ends a test that would hang; nothing takes that long
@@ -121,29 +122,3 @@ def test_a_worker_without_a_coordinator_ends_with_one_line(
     assert done.stderr == (
         f"asyncdni: worker stops: nothing heard from {coordinator.address} for 0.1 s\n"
     )
-
-
-# --- Silence, in virtual time --------------------------------------------------------------------
-
-
-def test_silence_is_too_long_after_its_limit() -> None:
-    silence = Silence(3.0, now=0.0)
-    answers = [silence.too_long(False, 0.5 * tick) for tick in range(1, 8)]
-    assert answers == [False] * 6 + [True]
-
-
-def test_whatever_is_heard_ends_the_silence() -> None:
-    silence = Silence(3.0, now=0.0)
-    for tick in range(1, 6):
-        assert not silence.too_long(False, 0.5 * tick)
-    assert not silence.too_long(True, 3.0)
-    assert [silence.too_long(False, 3.0 + 0.5 * tick) for tick in range(1, 8)][-2:] == [False, True]
-
-
-def test_a_process_that_was_stopped_grants_a_fresh_interval() -> None:
-    silence = Silence(3.0, now=0.0)
-    assert not silence.too_long(False, 100.0)  # SIGSTOP from 0 to 100
-    assert [silence.too_long(False, 100.0 + 0.5 * tick) for tick in range(1, 8)][-2:] == [
-        False,
-        True,
-    ]

@@ -104,7 +104,7 @@ def test_training_goes_on_while_a_copy_is_evaluated() -> None:
     letters = "".join(letter for letter, *_ in result.ops["s1"])
     first, last = letters.index("E"), letters.rindex("E")
     assert "F" in letters[first:last]
-    marks = [batch for letter, batch, *_ in result.ops["s1"] if letter == "K"]
+    marks = [batch for letter, batch, *_ in result.ops["s1"] if letter == "H"]
     assert tuple(marks) == design.plan.marks
 
 

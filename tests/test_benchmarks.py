@@ -313,6 +313,37 @@ def test_a_straggler_loses_twice_the_time_of_a_batch_at_its_normal_pace(
     assert script.kept(runs, row, row, "random", "hidden").mean == pytest.approx(0.5)
 
 
+# --- clusters ------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_compressed_links_are_scored_in_the_simulator(file: Path, tmp_path: Path) -> None:
+    arguments = ["--file", file, "--only", "accuracy", "--rows", "unlimited", "int8"]
+    results = tmp_path / "runs.json"
+    shown = run("clusters/compress.py", *arguments, "--seeds", 1, "--results", results).stdout
+    runs = {one["key"]: one for one in json.loads(results.read_text())["runs"]}
+    assert [*runs] == ["accuracy, unlimited/0", "accuracy, int8/0"]
+    assert all(0.3 < one["test_accuracy"] < 1 for one in runs.values())
+    assert "| at least 0.8 | - | not measured |" in shown
+
+
+def test_compressed_links_are_held_against_their_targets(tmp_path: Path) -> None:
+    script = module("clusters/compress.py")
+    runs = script.Runs(tmp_path / "none.json")
+    stages = {"a": {"samples": 10, "bytes_by_link": {"b": 50}}}
+    for seed in (0, 1):
+        for row, rate, accuracy in (("unlimited", 1000, 0.98), ("int8", 810 + seed, 0.9785)):
+            timed = {"samples_per_s": rate, "stages": stages}
+            parts = {"speed": timed, "predicted": timed, "accuracy": {"test_accuracy": accuracy}}
+            for part, one in parts.items():
+                key = f"{part}, {row}/{seed}"
+                runs.found[key] = {"key": key, **one}
+    assert script.claim(runs).count("| met |") == 2
+    assert "| `int8` | 5 " in script.rows_table(runs)
+    runs.found["predicted, int8/1"]["samples_per_s"] = 700
+    assert script.claim(runs).count("| missed |") == 1
+
+
 # --- accuracy ------------------------------------------------------------------------------------
 
 

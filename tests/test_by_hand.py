@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,16 +27,27 @@ from processes import (
     until_recorded,
     weights,
 )
+from wire import need_ipv6
 
+from asyncdni import __version__
 from asyncdni.launch.local import worker_command
 from asyncdni.messages import PROTOCOL_VERSION, Hello
 from asyncdni.wire.codec import encode
 
+#: A name of this host in the sense of its neighbours.
+NAME = "localhost"
 LAUNCH = Path(__file__).parent.parent / "launch"
 #: A protocol that no coordinator speaks yet.
 OTHER_VERSION = """\
 from asyncdni import messages
 messages.PROTOCOL_VERSION += 1
+from asyncdni.__main__ import main
+raise SystemExit(main())
+"""
+#: A release of this package that no coordinator has.
+OTHER_RELEASE = """\
+import asyncdni
+asyncdni.__version__ = "0.0.9"
 from asyncdni.__main__ import main
 raise SystemExit(main())
 """
@@ -137,6 +149,33 @@ def test_an_ipc_address_works_as_well_and_its_sockets_are_removed(site: Site) ->
     (site.temporary / "here").rmdir()  # refused unless empty
 
 
+@pytest.mark.long
+def test_a_run_over_ipv6_with_keys_at_ports_of_a_range_and_by_other_names(site: Site) -> None:
+    need_ipv6()
+    assert site.run("keys", "new", "keys").code == 0
+    port = free_port()
+    flags = ["--keys", "keys"]
+    at = [*flags, "--bind", f"tcp://[::]:{port}-{min(port + 99, 65535)}", "--advertise", "::1"]
+    coordinator = site.start("coordinator", "tiny.toml", "--out", "run", *at)
+    address = _address(site)
+    assert address.startswith("tcp://[::1]:")
+    # IPv4 comes in at [::] as well, and its neighbour knows this worker by a name.
+    over_ipv4 = address.replace("[::1]", "127.0.0.1")
+    top = _worker(site, "top", over_ipv4, *flags, "--ports", "20000-29999", "--advertise", NAME)
+    hidden = _worker(site, "hidden", address, *flags)
+    for command in (top, hidden, coordinator):
+        finished = command.finished()
+        assert (finished.code, finished.err) == (0, "")
+    assert records(site.folder / "run", "lost") == []
+
+
+def test_ports_that_can_t_be_are_refused(site: Site) -> None:
+    both = ["--bind", "tcp://127.0.0.1:5555", "--ports", "5555-5600"]
+    assert "not allowed with argument" in site.run("coordinator", "tiny.toml", *both).err
+    wrong = site.run("coordinator", "tiny.toml", "--ports", "5600-5555", "--insecure")
+    wrong.refused("--ports 5600-5555", "FIRST-LAST")
+
+
 # --- workers that are not let in -----------------------------------------------------------------
 
 
@@ -179,6 +218,14 @@ def test_a_worker_of_another_protocol_version_is_refused(waiting: Site) -> None:
         f"protocol {PROTOCOL_VERSION + 1}",
         f"coordinator {PROTOCOL_VERSION}",
         "same version of asyncdni",
+    )
+
+
+def test_a_worker_of_another_release_is_refused(waiting: Site) -> None:
+    args = ["worker", "--stage", "top", "--coordinator", _address(waiting)]
+    finished = waiting.execute([sys.executable, "-c", OTHER_RELEASE, *args]).finished()
+    finished.refused(
+        f"worker top on {socket.gethostname()} has asyncdni 0.0.9, the coordinator {__version__}"
     )
 
 
@@ -241,7 +288,7 @@ def _without_addition(text: str) -> str:
 @pytest.mark.long
 def test_a_worker_that_is_killed_is_replaced_by_hand(site: Site) -> None:
     """The coordinator shows what to type; the run goes on with whoever comes."""
-    args = ("--set", "run.epochs=2000", "--set", "run.evaluate_every=2000")
+    args = ("--set", "run.epochs=800", "--set", "run.evaluate_every=800")
     coordinator = _coordinator(site, *args)
     top = _worker(site, "top", _address(site))
     hidden = _worker(site, "hidden", _address(site))
@@ -262,6 +309,7 @@ def test_a_worker_that_is_killed_is_replaced_by_hand(site: Site) -> None:
     assert f"waiting for top; start it: {waiting['command']}" in coordinator.said()
 
 
+@pytest.mark.long
 def test_without_a_folder_the_first_death_ends_the_run(site: Site) -> None:
     """There is nothing that anybody could be restored from."""
     port = free_port()
@@ -288,7 +336,7 @@ def test_no_worker_outlives_a_killed_coordinator(site: Site) -> None:
 
 @pytest.mark.long
 def test_a_killed_coordinator_is_started_again_and_goes_on(site: Site) -> None:
-    args = ("--set", "run.epochs=2000", "--set", "run.evaluate_every=2000")
+    args = ("--set", "run.epochs=800", "--set", "run.evaluate_every=800")
     coordinator = _coordinator(site, *args, "--set", "checkpoint.snapshot_every=20ms")
     address = _address(site)
     old = [_worker(site, stage, address) for stage in ("top", "hidden")]
@@ -345,6 +393,7 @@ def _recipe(site: Site, *args: str) -> Command:
     return site.execute(script, ASYNCDNI=f"{sys.executable} -m asyncdni")
 
 
+@pytest.mark.long
 def test_the_recipe_trains_the_digits_with_a_command_for_each_process(site: Site) -> None:
     finished = _recipe(site, "--set", "run.epochs=1").finished()
     assert (finished.code, finished.err) == (0, "")

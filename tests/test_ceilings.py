@@ -287,10 +287,10 @@ def reached(
         per_batch(result, units),
         producers,
         len(producers),
-        microbatches=design.plan.microbatches,
+        microbatches=design.plan.per_update,
         latency_s=latency_us * 1e-6,
     )
-    members = design.plan.microbatches
+    members = design.plan.per_update
     first = sum(e - s for ops in result.ops.values() for _, n, s, e in ops if n < members)
     alone = first + 2 * len(producers) * latency_us * 1e-6
     return result.samples_per_s / 10 * members, limit, alone

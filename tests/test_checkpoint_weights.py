@@ -34,7 +34,7 @@ def save(folder: Path, value: int) -> None:
     """As two workers and their coordinator do."""
     files: dict[str, str] = {}
     for stage in STAGES:
-        files |= write_weights(folder, state(value, stage), None, shared=True)
+        files |= write_weights(folder, state(value, stage), None)
     commit_weights(folder, manifest(files, value))
 
 
@@ -205,13 +205,18 @@ def test_weights_that_are_replaced_while_they_are_read_are_read_again(
     assert value_of(folder) == 2
 
 
-def test_a_host_with_a_folder_of_its_own_keeps_its_weights_where_they_belong(
-    tmp_path: Path,
-) -> None:
+def test_a_process_that_has_been_replaced_writes_no_weights(tmp_path: Path) -> None:
     claim = Claim(tmp_path, ("low",), (3, 1))
-    assert not claim.sees_coordinator
-    write_weights(tmp_path / "best", state(1, "low"), claim, shared=claim.sees_coordinator)
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    write_weights(tmp_path / "best", state(1, "low"), claim)
     Claim(tmp_path, ("low",), (3, 2)).make()
     with pytest.raises(CheckpointError, match="a later process has taken over stage low"):
-        write_weights(tmp_path / "best", state(2, "low"), claim, shared=False)
+        write_weights(tmp_path / "best", state(2, "low"), claim)
+
+
+def test_weights_of_which_a_stage_is_missing_are_not_committed(tmp_path: Path) -> None:
+    folder = tmp_path / "best"
+    save(folder, 1)
+    files = write_weights(folder, state(2, "low"), None)
+    with pytest.raises(CheckpointError, match="lacks the weights of top"):
+        commit_weights(folder, manifest({**files, "top": "0" * 64}, 2))
+    assert value_of(folder) == 1

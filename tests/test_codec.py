@@ -44,10 +44,14 @@ FIELDS = {
     float: st.floats(),
     str: st.text(),
     bool: st.booleans(),
+    bytes: st.binary(max_size=64),
     int | None: st.none() | st.integers(0, 2**63),
     list[str]: st.lists(st.text(), max_size=3),
     dict[str, str]: st.dictionaries(st.text(), st.text(), max_size=3),
     dict[str, int]: st.dictionaries(st.text(), st.integers(0, 2**63), max_size=3),
+    dict[str, float | None]: st.dictionaries(
+        st.text(), st.floats(allow_nan=False) | st.none(), max_size=3
+    ),
     dict[str, float | int | None]: st.dictionaries(
         st.text(), st.none() | st.floats() | st.integers(0, 2**63), max_size=3
     ),
@@ -102,7 +106,8 @@ def test_every_message_survives_a_round_trip(kind: type[Message]) -> None:
 
 
 def test_every_message_is_allowed_in_some_direction() -> None:
-    assert set(KINDS) == codec.FROM_WORKER | codec.FROM_COORDINATOR | codec.BETWEEN_WORKERS
+    workers = codec.FROM_WORKER | codec.FROM_COORDINATOR | codec.BETWEEN_WORKERS
+    assert set(KINDS) == workers | codec.FROM_AGENT | codec.TO_AGENT
 
 
 def test_encoded_tensors_are_the_arrays_themselves(activation: Activation) -> None:

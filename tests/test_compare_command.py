@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,8 @@ EXPERIMENT = (
 epochs = 1
 """
 )
+#: What a comparison says on speed: the second on a busy machine.
+SPEED_VERDICT = "Fastest: |The machine was busy: no verdict on speed"
 
 
 @pytest.fixture
@@ -33,7 +36,9 @@ def file(tmp_path: Path) -> Path:
 
 
 def command(file: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "asyncdni", "compare", str(file), *arguments]
+    """Disturbed runs are not repeated: how many there were would depend on the machine."""
+    head = [sys.executable, "-m", "asyncdni", "compare", str(file)]
+    return [*head, "--repeats", "0", *arguments]
 
 
 # --- real comparisons ----------------------------------------------------------------------------
@@ -54,8 +59,11 @@ def test_a_comparison_runs_every_schedule_and_leaves_table_and_json(
     assert all(run["summary"]["train_samples"] == 100 for run in found["runs"])
     for run in found["runs"]:
         assert json.loads((out / run["folder"] / "summary.json").read_text()) == run["summary"]
-    for line in ("run 1 of 3: locked, seed 0: test accuracy", "Fastest: ", "single: all stages in"):
+    for line in ("run 1 of 3: locked, seed 0: test accuracy", "single: all stages in"):
         assert line in done.stdout
+    assert re.search(SPEED_VERDICT, done.stdout)
+    for run in found["runs"]:
+        assert run["load"]["cores_s"] > 0 and run["load"]["start_gflops"] > 0
     assert (out / "compare.csv").is_file() and (out / "compare.html").is_file()
 
 
@@ -68,11 +76,12 @@ def test_json_on_standard_output_has_it_to_itself(file: Path, tmp_path: Path) ->
     assert done.returncode == 0
     found = json.loads(done.stdout)
     assert [row["name"] for row in found["rows"]] == ["locked", "single"]
-    assert "Fastest: " in done.stderr
+    assert re.search(SPEED_VERDICT, done.stderr)
     kept = tmp_path / "runs" / "addition-compare" / "compare.json"
     assert json.loads(kept.read_text()) == found
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_the_comparison_and_keeps_finished_runs(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("--out", str(out), "--seeds", "2", "--set", "run.epochs=60")
@@ -90,32 +99,8 @@ def test_ctrl_c_ends_the_comparison_and_keeps_finished_runs(file: Path, tmp_path
     found = json.loads((out / "compare.json").read_text())
     assert not found["complete"]
     assert 1 <= len(found["runs"]) < 6
-    assert f"finished runs: {len(found['runs'])} of 6, in {out}; the same command with" in said
+    assert f"finished runs: {len(found['runs'])} of 6, in {out}; to go on, give" in said
     assert (out / "locked-seed0" / "summary.json").is_file()
-
-
-@pytest.mark.long
-def test_a_comparison_that_lost_its_last_runs_does_only_those_again(
-    file: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    first = command(file, "--seeds", "1", "--quiet", "--out", str(out))
-    subprocess.run(first, check=True, timeout=120)
-    whole = json.loads((out / "compare.json").read_text())
-    torn = whole | {"complete": False, "runs": whole["runs"][:1]}
-    (out / "compare.json").write_text(json.dumps(torn))
-    (out / "synthetic-seed0" / "summary.json").unlink()  # as if it had been cut off
-
-    again = command(file, "--seeds", "1", "--resume", str(out), "--target-accuracy", "1%")
-    done = subprocess.run(again, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"1 of 3 runs are finished already, in {out}" in done.stdout
-    assert "run 1 of 3" not in done.stdout and "run 2 of 3: synthetic" in done.stdout
-    found = json.loads((out / "compare.json").read_text())
-    assert found["complete"] and found["targets"] == [0.01]
-    assert found["runs"][0] == whole["runs"][0]  # kept, not run again
-    assert found["runs"][2]["summary"]["wall_s"] != whole["runs"][2]["summary"]["wall_s"]
-    assert (out / "synthetic-seed0" / "summary.json").is_file()
 
 
 @pytest.mark.long
@@ -151,7 +136,7 @@ def test_schedules_are_compared_at_every_latency_and_gone_on_with(
     done = subprocess.run(command(file, *arguments), capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
     assert "run 4 of 7: locked at 5 ms, seed 0: test accuracy" in done.stdout
-    assert "At 5 ms links synthetic is " in done.stdout
+    assert re.search("At 5 ms links (synthetic is |the machine was busy: )", done.stdout)
     found = json.loads((out / "compare.json").read_text())
     assert found["complete"] and found["latencies"] == [0.0, 0.005]
     assert len(found["runs"]) == 7 and len(found["rows"]) == 8
@@ -193,6 +178,7 @@ def test_schedules_are_compared_at_every_latency_and_gone_on_with(
         (["--latency=-5ms"], "--latencies: expected a time"),
         (["--slow", "hidden"], "--slow 'hidden': expected NAME=FACTOR"),
         (["--schedules", "gpipe", "--set", "schedule.microbatches=3"], "gpipe: schedule.microb"),
+        (["--budget", "soon"], "--budget soon: expected a time such as 90s, 2min or 1h"),
         (["--resume"], "--resume: which comparison?"),
         (["--resume", "nowhere"], "--resume nowhere: there is no compare.json in it"),
         (["--resume", "one", "--out", "two"], "--resume one, --out two: two folders"),
@@ -223,6 +209,7 @@ def test_a_folder_that_holds_something_is_refused(
     ("arguments", "words"),
     [
         (["--seeds", "0"], "expected at least 1"),
+        (["--repeats", "-1"], "expected at least 0"),
         (["--evaluate-every", "0"], "expected at least 1"),
         (["--single-threads", "1,two"], "expected numbers, such as 1,2"),
         (["--target-accuracy", "97"], "97: expected an accuracy above 0 and up to 1"),

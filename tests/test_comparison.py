@@ -16,6 +16,7 @@ from asyncdni.report.statistics import (
     Result,
     difference,
     estimate,
+    rate,
     ratio,
     student_t,
 )
@@ -75,6 +76,16 @@ def test_a_ratio_is_a_geometric_mean_and_its_inverse_the_other_way_round() -> No
     # Logarithms log 2 and log 8: mean log 4, standard error log 2.
     assert found.high == pytest.approx(4 * 2**12.706204736)
     assert inverse.low == pytest.approx(1 / found.high)
+
+
+def test_the_interval_of_a_speed_never_reaches_below_zero() -> None:
+    found = rate([1030.0, 36_400.0])
+    assert found is not None and found.low is not None and found.high is not None
+    assert found.mean == pytest.approx(math.sqrt(1030 * 36_400))
+    assert 0 < found.low < 1030 and found.high > 36_400
+    assert rate([7500.0, 7500.0]) == Estimate(7500.0, 7500.0, 7500.0, 2)
+    assert rate([0.0, 2.0]) == estimate([0.0, 2.0]), "0 has no logarithm"
+    assert rate([]) is None
 
 
 def test_pairs_that_move_together_give_a_narrow_interval() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import pytest
@@ -55,7 +56,9 @@ def test_the_document_holds_rows_verdict_machine_and_every_summary(file: Path) -
     assert found["seeds"] == [0, 1, 2]
     assert [row["name"] for row in found["rows"]] == ["locked", "synthetic", "single"]
     synthetic = found["rows"][1]
-    assert synthetic["samples_per_s"]["mean"] == pytest.approx(66428.67, abs=0.01)
+    assert synthetic["samples_per_s"]["mean"] == pytest.approx(
+        66427.135, abs=0.01
+    )  # the geometric mean
     assert synthetic["speedup_over_locked"]["mean"] == pytest.approx(1.7878066)
     assert synthetic["speedup_over_single"]["mean"] == pytest.approx(GEOMETRIC)
     assert (synthetic["runs"], synthetic["workers"], synthetic["threads"]) == (3, 4, 1)
@@ -95,7 +98,7 @@ def test_a_target_has_the_mean_time_and_the_paired_speed_ups(file: Path) -> None
     (found,) = targets(file, 0.955)["synthetic"]
     assert (found["accuracy"], found["reached"]) == (0.955, 3)
     times = [7500 / speed for speed, _ in RECORDED["synthetic"] if speed]
-    assert found["time_s"]["mean"] == pytest.approx(sum(times) / 3)
+    assert found["time_s"]["mean"] == pytest.approx(geometric_mean(times))
     assert found["samples"] == {"mean": 7500.0, "low": 7500.0, "high": 7500.0, "n": 3}
     assert found["speedup_over_locked"]["mean"] == pytest.approx(1.7878066)
     assert found["speedup_over_single"]["mean"] == pytest.approx(GEOMETRIC)
@@ -133,6 +136,17 @@ def test_a_row_of_several_workers_has_its_ceiling_and_where_its_time_went(file: 
     assert sum(row["shares"].values()) == pytest.approx(1.0)
     assert row["shares"]["layers"] == pytest.approx(0.35)
     assert single["shares"] is None and single["efficiency"] is None
+
+
+def test_a_row_is_held_against_its_roofline(file: Path) -> None:
+    entries = plan(file)
+    results = [Result(entry.name, entry.seed, two_workers()) for entry in entries]
+    for row in running.document(entries, results)["rows"]:
+        most = next(one.roofline_samples_per_s for one in entries if one.name == row["name"])
+        assert row["roofline_samples_per_s"] == most and most
+        assert row["of_roofline"]["mean"] == pytest.approx(2500 / most)
+    unknown = [replace(entry, roofline_samples_per_s=None) for entry in entries]
+    assert running.document(unknown, results)["rows"][0]["of_roofline"] is None
 
 
 def test_a_run_without_speed_has_no_efficiency(file: Path) -> None:

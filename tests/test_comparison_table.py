@@ -104,6 +104,23 @@ def test_a_narrow_table_has_each_interval_below_its_mean() -> None:
     assert words(second) == "± 1,329 ± 0.31 % (1.61 to 1.97) (0.89 to 0.99)"
 
 
+def test_an_uneven_interval_is_shown_by_its_ends() -> None:
+    uneven = {"mean": 6100.0, "low": 1030.0, "high": 36_400.0, "n": SEEDS}
+    assert "6,100 (1,030 to 36,400)" in printed(document(row(samples_per_s=uneven)), 110)[0][1]
+    lines = printed(document(row(samples_per_s=uneven)), 80)[0]
+    assert [words(line).split(" ± ")[0] for line in lines[-2:]] == ["(1,030", "to 36,400)"]
+
+
+def test_disturbed_runs_of_a_row_are_counted() -> None:
+    lines = printed(document(row(disturbed=1), row("locked", disturbed=0)), 110)
+    assert words(lines[1][0]).startswith("disturbed CPU")
+    assert [words(line).split(" 21.8")[0] for line in lines[1][1:]] == [
+        "synthetic 1 of 3",
+        "locked -",
+    ]
+    assert "disturbed" not in printed(document(row(disturbed=0)), 110)[1][0]
+
+
 def test_the_largest_numbers_fit_80_columns() -> None:
     ratio = {"mean": 2.5, "low": 1e-3, "high": 8e5, "n": SEEDS}
     wild = {f"speedup_over_{other}": ratio for other in ("locked", "single")}
@@ -204,6 +221,10 @@ def test_cpu_ceiling_and_shares_are_one_wide_table_or_two_narrow_ones() -> None:
     assert words(wide[1][1]) == f"{economy} {shares}"
     assert [words(lines[1]) for lines in narrow[1:]] == [economy, f"synthetic {shares}"]
     assert words(narrow[2][0]) == "layers generator transport waiting other"
+    limited = row(roofline_samples_per_s=120_000.0, of_roofline=one(0.55, 0.01))
+    heading, line, *_ = printed(document(limited), 80)[1]
+    assert words(heading) == "CPU overhead ceiling reached roofline of that"
+    assert words(line) == f"{economy} 120,000 55 %"
 
 
 # --- below ---------------------------------------------------------------------------------------

@@ -130,12 +130,12 @@ REFUSALS = [
     ({"links": {"bandwidth": "1bit/s"}}, "links.bandwidth: expected a rate from 1kB/s to "
      "1000GB/s, such as 100Mbit/s (units: kbit/s, Mbit/s, Gbit/s, kB/s, MB/s, GB/s), got '1bit/s'"),
     ({"links": {"latncy": "5ms"}}, "links: unknown key 'latncy', did you mean 'latency'? known: "
-     "latency, jitter, bandwidth, between"),
+     "latency, jitter, bandwidth, compress, compress_fits, between"),
     ({"links": {"between": []}}, "links.between: expected a table, got []"),
     ({"links": {"between": {"s0": {}}}}, "links.between: expected names of links, such as "
      "\"hidden1->hidden2\", got 's0'"),
     ({"links": {"between": {"s0->s1": {"between": {}}}}}, "links.between.\"s0->s1\": unknown key "
-     "'between'; known: latency, jitter, bandwidth"),
+     "'between'; known: latency, jitter, bandwidth, compress, compress_fits"),
     ({"links": {"between": {"s0->s1": {"latency": "1h"}}}},
      f"links.between.\"s0->s1\".latency: {TIME} '1h'"),
     ({"links": {"between": {"s0->s9": {}}}}, "links.between.\"s0->s9\": there is no worker or "

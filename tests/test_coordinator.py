@@ -16,6 +16,8 @@ from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import (
     Commit,
     Computed,
+    Consult,
+    Consulted,
     Event,
     Exited,
     Fail,
@@ -117,6 +119,18 @@ def test_all_drained_then_evaluate_save_the_best_and_resume() -> None:
     assert office.machine.barrier == 1
 
 
+def test_the_training_loss_of_an_evaluation_is_the_mean_since_the_one_before() -> None:
+    office = Office(folder="").started()
+    found = []
+    for position, losses in enumerate([[(6.0, 3), (2.0, 1)], [(5.0, 10)], []], 1):
+        for total, samples in losses:
+            office.hear("c", Report({}, total, samples))
+        office.drain(position=position)
+        (record,) = records(office.score(), "evaluation")
+        found.append(record["train_loss"])
+    assert found == [2.0, 0.5, None]
+
+
 def test_the_last_barrier_saves_final_and_all_state_too_and_all_leave() -> None:
     office = Office().started()
     office.drain(kind=FINAL)
@@ -165,6 +179,52 @@ def test_workers_that_have_forwarded_different_numbers_of_batches_end_the_run() 
     found = failure(office.drain("c"))
     assert found.kind == "RemoteProtocolError"
     assert found.text.endswith("different numbers of batches: a 2, b 1, c 2")
+
+
+# --- callbacks -----------------------------------------------------------------------------------
+
+
+def test_callbacks_are_asked_at_each_evaluation_before_the_run_goes_on() -> None:
+    office = Office(folder="", consults=True).evaluating()
+    actions = office.score()
+    assert [type(action) for action in actions] == [Record, Consult]
+    assert sent(office(Consulted(ends=False))) == to_all(Resume(0))
+
+
+def test_a_run_that_a_callback_ends_saves_all_and_ends_as_planned() -> None:
+    office = Office(consults=True).evaluating()
+    office.score()
+    assert sent(office(Consulted(ends=True))) == to_all(Save("best"))
+    assert sent(office.saved("best")) == to_all(Save("final"))
+    assert sent(office.saved("final")) == to_all(Save("checkpoints/000001"))
+    actions = office.committed()
+    assert sent(actions) == to_all(Leave())
+    assert end(actions) == Finish()
+
+
+def test_a_callback_may_end_a_run_that_evaluates_behind_the_stream_too() -> None:
+    office = Office(folder="", consults=True).started()
+    actions = office.score(batch=4)
+    assert [type(action) for action in actions][-1] == Consult
+    assert sent(office(Consulted(ends=True))) == [("a", Close(FINAL))]
+    office.drain(kind=FINAL)
+    assert end(office.score()) == Finish()
+
+
+def test_nobody_is_asked_at_the_last_evaluation() -> None:
+    office = Office(folder="", consults=True).started()
+    office.drain(kind=FINAL)
+    assert end(office.score()) == Finish()
+
+
+def test_a_users_stop_counts_more_than_what_callbacks_say() -> None:
+    office = Office(consults=True).evaluating()
+    office.score()
+    assert sent(office(UserStop())) == to_all(Save("best"))
+    assert office(Consulted(ends=False)) == []
+    office.saved("best")
+    office.saved("final")
+    assert failure(office.committed()).kind == "Interrupted"
 
 
 # --- the user's stop -----------------------------------------------------------------------------
@@ -243,8 +303,10 @@ def test_a_second_stop_ends_the_run_at_once(state: str) -> None:
 
 
 def test_what_a_stop_that_was_cut_short_can_go_on_from_is_named() -> None:
-    for goes_on, kept in ((False, ""), (True, ", and maybe newer snapshots")):
-        office = Office(cut_positions=frozenset({2}), resume=RESUME, goes_on=goes_on).started()
+    for learns_alone, kept in ((False, ""), (True, ", and maybe newer snapshots")):
+        office = Office(
+            cut_positions=frozenset({2}), resume=RESUME, learns_alone=learns_alone
+        ).started()
         office.drain(kind=CHECKPOINT)
         office.committed()
         office(UserStop())
@@ -271,7 +333,7 @@ def test_a_stop_may_take_as_long_as_the_drain_and_the_saving_move() -> None:
 
 
 def test_what_does_not_move_any_more_ends_a_stop() -> None:
-    office = Office(silence_s=1000.0, stuck_s=10.0, goes_on=True).started()
+    office = Office(silence_s=1000.0, stuck_s=10.0, learns_alone=True).started()
     office.all_say(Report({"ops": 1}))
     office(UserStop())
     office.now += 5.0
@@ -364,7 +426,7 @@ EVENTS = st.one_of(
 )
 ROSTERS = st.fixed_dictionaries(
     {
-        "goes_on": st.booleans(),
+        "learns_alone": st.booleans(),
         "rolls_back": st.booleans(),
         "restarts": st.integers(0, 2),
         "cut_every_s": st.sampled_from([None, 1.0]),

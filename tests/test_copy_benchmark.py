@@ -68,6 +68,7 @@ def test_an_error_that_stays_high_solves_nothing(tasks: Any) -> None:
     assert (copy.bits, copy.solved) == (1, 0)
 
 
+@pytest.mark.long
 def test_a_network_with_a_future_learns_to_copy_one_bit(training: Any) -> None:
     future = {"lambda": 1.0, "scale": 0.3, "cell": False}
     settings = training.Settings(2, future=future, ahead=4, units=16, budget=6000)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import zmq
-from wire import HELLO, PATIENCE_S, Site, activation, make_keys, received, wait_until
+from wire import HELLO, PATIENCE_S, Site, activation, make_keys, need_ipv6, received, wait_until
 
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.messages import COORDINATOR, Activation, Beat, Credit, Message, Start
@@ -23,7 +23,7 @@ from asyncdni.wire.curve import KeyPair, Keys, as_client, new_pair
 from asyncdni.wire.worker import WorkerTransport
 
 KEYS = make_keys()
-SAMPLES = {int: 3, float: 0.5, str: "text", bool: True}
+SAMPLES = {int: 3, float: 0.5, str: "text", bool: True, bytes: b"\0\xff"}
 TENSORS = {"h": np.arange(12, dtype=np.float32).reshape(3, 4)}
 
 
@@ -128,6 +128,28 @@ def test_with_keys_a_batch_arrives_as_it_was_sent(site: Site, elements: int) -> 
 def test_with_keys_a_heart_beats_and_is_answered(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    beat(site, monkeypatch)
+
+
+def test_over_ipv6_orders_batches_and_beats_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_ipv6()
+    with ExitStack() as stack:
+        site = Site(stack, "ipv6", KEYS)
+        coordinator, a, b = site.coordinator(), site.worker(), site.worker()
+        assert a.address.startswith("tcp://[::1]:")
+        a.connect({"b": b.address}, host="a")
+        b.connect({"a": a.address}, host="a")
+        deliver(a, b, activation(64))
+        a.send(COORDINATOR, HELLO)
+        assert coordinator.receive(PATIENCE_S) == [(a.identity, HELLO)]
+        coordinator.send(a.identity, Start())
+        assert received(a) == Start()
+        coordinator.close(0)
+        site.address = "tcp://[::1]:0"
+        beat(site, monkeypatch)
+
+
+def beat(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PARENT_VARIABLE, raising=False)
     coordinator = site.coordinator()
     reasons: queue.Queue[str] = queue.Queue()

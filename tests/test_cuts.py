@@ -291,7 +291,7 @@ def test_word_of_another_manifest_is_no_word_of_this_one() -> None:
 
 
 def test_a_barrier_that_was_ordered_before_a_death_is_ordered_again() -> None:
-    office = patient(goes_on=True)
+    office = patient(learns_alone=True)
     assert sent(office.wake()) == [("a", Close(CHECKPOINT))]
     office.kill("b")
     office.replace("b")
@@ -388,7 +388,7 @@ def test_nobody_has_died_of_a_number() -> None:
 
 
 def test_a_stage_that_comes_back_by_itself_is_told_the_newest_cut() -> None:
-    office = patient(goes_on=True, term=7)
+    office = patient(learns_alone=True, term=7)
     assert [office.told[name].cut for name in NAMES] == [""] * 3
     office.wake()
     cut_at(office, 2)
@@ -401,6 +401,6 @@ def test_a_stage_that_comes_back_by_itself_is_told_the_newest_cut() -> None:
 
 
 def test_so_is_one_of_a_run_that_is_taken_up_again_from_its_snapshots() -> None:
-    office = Office(Ledger(cut=4, restore="snapshots"), goes_on=True)
+    office = Office(Ledger(cut=4, restore="snapshots"), learns_alone=True)
     office.join("a")
     assert isinstance(office.told["a"], Welcome) and office.told["a"].cut == "checkpoints/000004"

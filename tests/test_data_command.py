@@ -141,7 +141,7 @@ def test_right_files_are_not_fetched_again(
     capsys.readouterr()
     assert main(["data", "mnist", "--folder", str(tmp_path / "m")]) == 0
     assert mirror.asked == [f"/good/{NAMES[1]}", f"/good/{NAMES[2]}"]
-    assert capsys.readouterr().out.count("already there, and right") == 2
+    assert capsys.readouterr().out.count("already there, and undamaged") == 2
     assert right(tmp_path / "m")
 
 

@@ -210,9 +210,20 @@ def test_an_index_outside_the_epoch_is_refused() -> None:
         data.read_test(3, STREAMS, np.float32)
 
 
-def test_streams_cannot_be_cut_into_microbatches() -> None:
-    with pytest.raises(ConfigError, match=r"3 streams were asked for 1 at a time.*microbatches"):
-        Source(counting(), batch_size=1, seed=0, dtype=np.dtype(np.float32))
+def test_a_part_of_the_streams_is_rows_of_their_window() -> None:
+    data = counting()
+    assert (data.batches_per_epoch(1), data.test_batches(1)) == (7 * STREAMS, 3 * STREAMS)
+    for window in range(7):
+        whole = data.read(0, window, STREAMS, 0, np.float32)
+        parts = [data.read(0, window * STREAMS + n, 1, 0, np.float32) for n in range(STREAMS)]
+        for name, array in whole.items():
+            np.testing.assert_array_equal(np.concatenate([one[name] for one in parts]), array)
+
+
+@each("size", [2, 4, 0])
+def test_streams_are_cut_into_equal_parts_alone(size: int) -> None:
+    with pytest.raises(ConfigError, match=f"3 streams were asked for {size} at a time; expected a"):
+        counting().batches_per_epoch(size)
 
 
 def test_the_source_reads_window_after_window_epoch_after_epoch() -> None:

@@ -139,6 +139,43 @@ def test_gzip_and_a_byte_order_mark_are_seen_through(tmp_path: Path) -> None:
     assert datasets.describe(Text(path=str(packed), batch_size=2, window=5)) == plain
 
 
+def test_a_text_is_read_in_pieces_that_may_end_within_a_character(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, "\ufeff" + "añb\n日€" * 40)
+    packed = tmp_path / "text.gz"
+    packed.write_bytes(gzip.compress(Path(path).read_bytes()))
+    for encoding in ("one_hot", "ids"):
+        plain, other = (
+            Text(path=str(p), batch_size=2, window=5, encoding=encoding) for p in (path, packed)
+        )
+        meta, sums = datasets.describe(plain), datasets.checksums(plain)
+        whole = [{k: v.tolist() for k, v in one.items()} for one in read_epoch(plain, 3)]
+        with monkeypatch.context() as patched:
+            patched.setattr(texts, "_CHUNK", 2)
+            for data in (plain, other):
+                assert (datasets.describe(data), datasets.checksums(data)) == (meta, sums)
+                read = [{k: v.tolist() for k, v in one.items()} for one in read_epoch(data, 3)]
+                assert read == whole
+
+
+@each("limit, fits", [(20, True), (19, False)])
+@each("pack", [bytes, gzip.compress])
+def test_a_text_that_is_too_long_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Any, limit: int, fits: bool
+) -> None:
+    path = tmp_path / "t"
+    path.write_bytes(pack(b"ab" * 10))
+    monkeypatch.setattr(texts, "BYTES_MAX", limit)
+    data = Text(path=str(path), batch_size=1, window=1, test_part=0.5)
+    if fits:
+        assert datasets.describe(data).outputs == 2 and datasets.checksums(data)
+        return
+    for use in (datasets.describe, datasets.checksums):
+        with pytest.raises(DataError, match=f"^{path}: longer than the 19 bytes"):
+            use(data)
+
+
 @pytest.mark.parametrize("name", texts.FILES)
 @pytest.mark.parametrize("where", ["data", "data/text", "cache/asyncdni/text"])
 def test_without_a_path_the_plays_are_looked_for_in_the_data_folders(

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from asyncdni import experiment
-from asyncdni.cli import display as panel
-from asyncdni.cli.display import Lines, Picture, Quiet, make_display
+from asyncdni.launch import display as panel
+from asyncdni.launch.display import Lines, Picture, Quiet, make_display
 from asyncdni.launch.train import design_of
 from asyncdni.plan.build import Design
 from asyncdni.report.records import Recorder
@@ -350,6 +350,20 @@ def test_batches_given_up_get_a_column_only_where_there_are_any() -> None:
     assert "dropped" not in headings
     stages[0]["dropped"] = 4
     assert [column.header for column in panel.stage_table(stages).columns][-1] == "dropped"
+
+
+def test_columns_that_find_no_room_are_left_out_and_none_is_cut() -> None:
+    stages = [
+        report(name, 1234560)["values"] | {"name": name, "dropped": 4, "skipped": 5, "cpu_s": 4.9}
+        for name in ("hidden1", "classifier")
+    ]
+    for width in (50, 60, 70, 80, 100):
+        made = Console(width=width, file=io.StringIO(), legacy_windows=False)
+        made.print(panel.StageTable(stages, ("cpu_s",)))
+        lines = made.file.getvalue().splitlines()
+        assert "…" not in "".join(lines) and "classifier" in lines[2], width
+        assert ("CPU" in lines[0]) == (width == 100), lines[0]
+        assert "updates" in lines[0] and "staleness" in lines[0]
 
 
 def test_a_long_list_of_fused_stages_is_cut_and_figures_stay() -> None:

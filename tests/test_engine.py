@@ -25,7 +25,6 @@ from asyncdni.core.events import (
 )
 from asyncdni.core.worker import Phase
 from asyncdni.drivers.real.engine import Engine, Snapshots
-from asyncdni.errors import CheckpointError
 from asyncdni.messages import (
     Accused,
     Activation,
@@ -110,7 +109,7 @@ class Machine:
                 self.phase = Phase.LEFT
                 return [Stop()]
             case Received(message=SaveOrder(tag=tag)):
-                return [Save(tag)]
+                return [Save(tag, whole=tag.startswith("checkpoints/"))]
             case Received(message=message):
                 self.heard.append(message)
             case Woke():
@@ -147,6 +146,9 @@ class Maths:
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         return {"a": {"0.weight": np.array([self.updates], np.float32)}}
+
+    def readout(self) -> dict[str, int]:
+        return {}
 
     def skips(self) -> dict[str, int]:
         return {}
@@ -221,7 +223,7 @@ def test_snapshots_are_written_behind_updates_and_count_what_was_done(tmp_path: 
     machine = Machine(Op(OpKind.FORWARD, 0), UPDATE)
     snapshots = Snapshots(str(tmp_path))
     wire = Wire([], [], [], [Leave()])
-    engine(machine, wire, CREDIT, snapshots=snapshots, snapshot_every_s=0.0, goes_on=True)
+    engine(machine, wire, CREDIT, snapshots=snapshots, snapshot_every_s=0.0, learns_alone=True)
     assert snapshots.count == 1
     state, counts = read_state(tmp_path / "snapshots", ["a"], None)
     assert state["a"]["0.weight"].tolist() == [1.0]
@@ -238,25 +240,25 @@ def test_no_snapshot_is_written_with_gradients_that_are_not_applied(tmp_path: Pa
         CREDIT,
         snapshots=snapshots,
         snapshot_every_s=0.0,
-        goes_on=True,
+        learns_alone=True,
     )
     assert snapshots.count == 0
 
 
-def test_a_snapshot_that_can_not_be_written_is_told_of_once(
+def test_a_snapshot_that_can_not_be_written_is_told_of(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "snapshots").write_text("a file in its place")
     snapshots = Snapshots(str(tmp_path))
-    for _ in range(2):
-        snapshots.write(cast(Stage, Maths()), Counts())
+    machine, wire = Machine(UPDATE), Wire([], [], [Leave()])
+    engine(machine, wire, CREDIT, snapshots=snapshots, snapshot_every_s=0.0, learns_alone=True)
     assert capfd.readouterr().err.count("asyncdni: no snapshot was written: can't write") == 1
     assert snapshots.count == 0
 
 
-def test_a_run_folder_that_is_gone_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="can't write"):
-        Snapshots(str(tmp_path / "gone")).write(cast(Stage, Maths()), Counts())
+def test_a_run_folder_that_is_gone_is_told_apart(tmp_path: Path) -> None:
+    taken = Snapshots(str(tmp_path / "gone")).write(cast(Stage, Maths()), Counts())
+    assert taken.folder_gone and "can't write" in str(taken.error)
 
 
 def test_a_cut_holds_all_state_and_its_digests_are_answered(tmp_path: Path) -> None:
@@ -276,7 +278,11 @@ def test_a_cut_holds_all_state_and_its_digests_are_answered(tmp_path: Path) -> N
 
 def test_a_worker_without_a_coordinator_saves_and_leaves(tmp_path: Path) -> None:
     snapshots = Snapshots(str(tmp_path))
-    options: dict[str, Any] = {"snapshots": snapshots, "snapshot_every_s": 1000.0, "goes_on": True}
+    options: dict[str, Any] = {
+        "snapshots": snapshots,
+        "snapshot_every_s": 1000.0,
+        "learns_alone": True,
+    }
     driven = engine(Machine(), Wire(), gone="nothing heard", **options)
     assert driven.end is not None and driven.end.failed == "worker stops: nothing heard"
     assert snapshots.count == 1
@@ -293,7 +299,11 @@ def test_in_the_middle_of_an_update_it_comes_to_its_end_first(tmp_path: Path) ->
             machine.unapplied = 0
 
     maths = Applies()
-    options: dict[str, Any] = {"snapshots": snapshots, "snapshot_every_s": 1000.0, "goes_on": True}
+    options: dict[str, Any] = {
+        "snapshots": snapshots,
+        "snapshot_every_s": 1000.0,
+        "learns_alone": True,
+    }
     engine(machine, Wire(), CREDIT, stage=maths, gone="nothing heard", **options)
     assert maths.updates == 1
     state, _ = read_state(tmp_path / "snapshots", ["a"], None)

@@ -51,8 +51,8 @@ REFUSALS = [
     (changed(runn={}), "unknown section 'runn', did you mean 'run'? known: data, stages, model, "
      "schedule, optimizer, run, limits, staleness, checkpoint, recovery, numbers, links, slow"),
     (changed(run={"epohs": 3}), "run: unknown key 'epohs', did you mean 'epochs'? known: epochs, "
-     "seed, split, evaluate_every, evaluate, threads, pin, dtype, autocast, compile, init, "
-     "init_stages, init_sha256"),
+     "max_steps, early_stopping, seed, split, evaluate_every, evaluate, metrics, threads, pin, "
+     "dtype, autocast, compile, init, init_stages, init_sha256"),
     (changed(run={"epochs": "3"}), "run.epochs: expected an integer of at least 0, got '3'"),
     (changed(run={"epochs": 2.0}), "run.epochs: expected an integer of at least 0, got 2.0"),
     (changed(run={"epochs": True}), "run.epochs: expected an integer of at least 0, got true"),
@@ -70,12 +70,13 @@ REFUSALS = [
     (changed(schedule={"name": "synthethic"}), "schedule.name: unknown schedule 'synthethic', did "
      "you mean 'synthetic'? known: locked, gpipe, 1f1b, delayed, local_loss, synthetic"),
     (changed(schedule={"name": "locked", "generator": {"kind": "zero"}}), "schedule: key "
-     "'generator' belongs to schedule synthetic, not to locked; known keys: name, split_backward"),
+     "'generator' belongs to schedule local_loss, synthetic, not to locked; known keys: "
+     "name, split_backward"),
     (changed(schedule="locked"), "schedule: expected a table whose name is one of locked, "
      "gpipe, 1f1b, delayed, local_loss, synthetic, got 'locked'"),
     (changed(schedule={"generator": {"kind": "linaer"}}), "schedule.generator.kind: unknown "
      "generator 'linaer', did you mean 'linear'? known: error, zero, linear, low_rank, mlp, "
-     "convolutional"),
+     "convolutional, module, readout"),
     (changed(schedule={"generator": {"kind": "error", "rate": 2}}), "schedule.generator.rate: "
      "expected a number above 0 and below 2, got 2"),
     (changed(schedule={"generator": {"kind": "mlp", "hidden": 256}}), "schedule.generator.hidden: "
@@ -115,7 +116,7 @@ REFUSALS = [
     (stage(loss="crossentropy"), "stages[1] (top).loss: unknown loss 'crossentropy', did you mean "
      "'cross_entropy'? known: cross_entropy, mse, sigmoid_cross_entropy"),
     (stage(loss=3), "stages[1] (top).loss: expected one of 'cross_entropy', 'mse', "
-     "'sigmoid_cross_entropy', got 3"),
+     "'sigmoid_cross_entropy' or a callable of yours, 'module:name', got 3"),
     (stage(join="add"), "stages[1] (top).join: unknown join 'add'; known: concat, sum"),
     (stage(input=["data"]), "stages[1] (top): unknown key 'input', did you mean 'inputs'? known: "
      "layers, name, inputs, join, loss, weights, optimizer, schedule"),

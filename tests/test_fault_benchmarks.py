@@ -41,6 +41,7 @@ def test_a_failure_is_told_with_its_command_and_keeps_its_experiment(
     assert totals.runs == 1
 
 
+@pytest.mark.long
 def test_the_table_says_what_a_fault_costs_each_kind_of_schedule() -> None:
     table = benchmarking.module(TABLE)
     fault = "kill -9 of a hidden stage"

@@ -212,6 +212,7 @@ def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_bits(
 # --- decoupled learning --------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_synthetic_learns_although_its_stages_keep_dying() -> None:
     """The only copy of a stage, again and again: the accuracy stays within a few points."""
     chosen = networks.design(
@@ -240,6 +241,7 @@ def without_cuts(schedule: str) -> Result:
     )
 
 
+@pytest.mark.long
 @each("every", ["1ms", "3ms", "7ms", 0.5])
 @each("schedule", SYNCHRONOUS)
 def test_cuts_at_any_moment_leave_what_is_learned_as_it_is(schedule: str, every: Any) -> None:

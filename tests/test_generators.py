@@ -376,6 +376,8 @@ def test_every_layer_of_a_generator_starts_from_numbers_of_its_own() -> None:
 def test_generators_and_their_tables_in_the_experiment_file_agree() -> None:
     for kind, table in generator_options().items():
         assert table.__struct_config__.tag == kind
+        if table.in_torch:
+            continue
         fields = {field.name: field.default for field in msgspec.structs.fields(table)}
         found = {}
         for made in (GENERATORS.get(kind), MAP_GENERATORS.get(kind)):

@@ -36,11 +36,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 def test_stages_and_workers_are_printed(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     change = "stages.hidden.layers=[{ dense = 5 }]"
     assert main(["graph", tiny, "--set", change]) == 0
-    stages, workers = capsys.readouterr().out.split("\n\n")
+    stages, workers, flops, links = capsys.readouterr().out.split("\n\n")
     lines = stages.splitlines()
     assert [line.split()[0] for line in lines] == ["stage", "hidden", "top", "total"]
     assert lines[1].split()[-1] == str(6 * 5 + 5) and lines[3].split()[-1] == str(35 + 5 * 3 + 3)
     assert [line.split()[0] for line in workers.splitlines()] == ["worker", "hidden", "top"]
+    assert [line.split() for line in flops.splitlines()[1:]] == [
+        ["hidden", "60", "60"],
+        ["top", "30", "60"],
+        ["total", "90", "120"],
+    ]
+    assert links.splitlines()[1].split() == ["hidden->top", "activations", "float32", "32"]
 
 
 @pytest.mark.parametrize("flag", ["--out", "--dot"])

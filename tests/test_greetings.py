@@ -9,6 +9,7 @@ import pytest
 from each import each
 from hand import MIDDLE, Hand, activation, sends
 from office import Office, end, failure, hello, records
+from office import sent as to_workers
 from pair import Bench, chain, roster_of
 
 from asyncdni.core.coordinator import Coordinator
@@ -16,7 +17,7 @@ from asyncdni.core.events import Fail, Finish, Woke
 from asyncdni.core.members import Phase
 from asyncdni.core.post import PATIENCE_S
 from asyncdni.drivers.virtual.simulation import simulate
-from asyncdni.messages import COORDINATOR, Greeting, Message, Ready, Start, Unheard
+from asyncdni.messages import COORDINATOR, Greeting, Message, Note, Ready, Start, Unheard
 from asyncdni.plan.build import Design
 from asyncdni.schedules.locked import Locked
 
@@ -91,7 +92,9 @@ def test_who_can_t_reach_whom_is_said_once_and_ends_the_run_where_it_has_not_beg
     for name in ("a", "b", "c"):
         office.hear(name, hello(name, host=f"host-{name}", address=f"tcp://10.0.0.1:6{name}?key=x"))
     office.build()
-    (text,) = notes(office.hear("b", Unheard(1, ["a"])))
+    actions = office.hear("b", Unheard(1, ["a"]))
+    (text,) = notes(actions)
+    assert sorted(to_workers(actions, Note)) == [("a", Note(text)), ("b", Note(text))]  # their logs
     assert text.startswith(
         "worker a on host-a can't reach worker b on host-b at tcp://10.0.0.1:6b: "
     )
@@ -109,6 +112,8 @@ def test_who_can_t_reach_whom_is_said_once_and_ends_the_run_where_it_has_not_beg
         ("tcp://127.0.0.1:6", "an address of there alone"),
         ("tcp://0.0.0.0:6", "an address of there alone"),
         ("tcp://localhost:6", "an address of there alone"),
+        ("tcp://[::1]:6", "an address of there alone"),
+        ("tcp://[2001:db8::7]:6", "open that port in the firewalls"),
         ("ipc:///run/w", "an address of there alone"),
         ("tcp://name:6", "see whether here knows that name"),
     ],
@@ -121,6 +126,39 @@ def test_the_advice_goes_by_the_address(address: str, words: str) -> None:
     office.build()
     (text,) = notes(office.hear("b", Unheard(1, ["a"])))
     assert words in text
+
+
+def test_after_five_seconds_it_is_said_once_who_is_awaited_and_from_which_host() -> None:
+    office = Office(silence_s=1000.0, stuck_s=1000.0)
+    office(Woke())
+    office.hear("a", hello("a", host="here"))
+    assert notes(office.wake(4.9)) == []
+    assert notes(office.wake(0.1)) == [
+        "after 5 s still waiting for worker a on here, which builds its stages, and worker b, "
+        "which has not joined, and worker c, which has not joined"
+    ]
+    assert notes(office.wake(20.0)) == []
+    office.hear("b", hello("b", host="there"))
+    office.hear("c", hello("c", host="there"))
+    office.build()
+    office.ready()
+    assert notes(office.wake(20.0)) == []
+    office.kill("b")
+    (text,) = notes(office.wake(6.0))  # all but b were told to build anew, by now
+    assert "worker b, which has not joined; the one before was on there" in text
+
+
+def test_a_link_is_named_however_late_the_last_worker_has_come() -> None:
+    office = Office(silence_s=1000.0)
+    office.wake(0.0)
+    office.hear("a", hello("a"))
+    office.hear("c", hello("c"))
+    office.wake(office.machine.roster.startup_s - 0.1)
+    office.hear("b", hello("b", address="tcp://10.0.0.1:6"))
+    office.build()
+    assert end(office.wake(PATIENCE_S)) is None
+    office.hear("b", Unheard(1, ["a"]))
+    assert "can't reach worker b on h at tcp://10.0.0.1:6" in failure(office.wake(PATIENCE_S)).text
 
 
 def test_links_that_come_late_are_in_time() -> None:

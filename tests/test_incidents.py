@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from asyncdni.cli.display import incident_line
 from asyncdni.errors import CheckpointError
+from asyncdni.launch.display import incident_line
 from asyncdni.report.records import Barriers, Recorder, Thinning
 
 SHOWN: dict[str, tuple[dict[str, Any], str]] = {
@@ -20,11 +20,11 @@ SHOWN: dict[str, tuple[dict[str, Any], str]] = {
     "stuck": ({"text": "nothing has moved for 60 s"}, "stuck: nothing has moved for 60 s"),
     "launch": ({"stage": "b", "attempt": 2}, "starting b again, attempt 2"),
     "waiting": ({"stage": "b", "command": "x --y"}, "waiting for b; start it: x --y"),
-    "accused": ({"stage": "b", "by": "a", "text": "nonsense"}, "a accuses b: nonsense"),
+    "accused": ({"stage": "b", "by": "a", "text": "nonsense"}, "a reports a fault of b: nonsense"),
     "note": ({"stage": "b", "text": "no whole snapshot"}, "b: no whole snapshot"),
     "round": (
         {"incarnation": 3, "restore": "keep", "start": 1234},
-        "all join again at batch 1,234, each with its present state",
+        "all workers go on at batch 1,234, each with its present state",
     ),
     "back": (
         {"stage": "b", "down_s": 0.514, "lost_updates": 1, "again": False},
@@ -59,7 +59,7 @@ def test_all_other_records_are_none() -> None:
 )
 def test_a_round_says_what_it_starts_from(restore: str, shown: str) -> None:
     values = {"incarnation": 2, "restore": restore, "start": 5}
-    assert incident_line("round", values) == f"all join again at batch 5, {shown}"
+    assert incident_line("round", values) == f"all workers go on at batch 5, {shown}"
     assert incident_line("round", {**values, "incarnation": 1}) is None  # for the first time
 
 
@@ -70,7 +70,7 @@ def test_what_is_to_be_done_again_is_not_called_lost() -> None:
     values = {"incarnation": 2, "restore": "initial", "start": 0, **told}
     counted = "all workers together: 1,100 updates to be done again"
     assert incident_line("round", values) == (
-        f"all join again at batch 0, from the initial weights; {counted}"
+        f"all workers go on at batch 0, from the initial weights; {counted}"
     )
     assert incident_line("round", {**values, "incarnation": 1}) == counted  # a run taken up again
 
@@ -78,7 +78,7 @@ def test_what_is_to_be_done_again_is_not_called_lost() -> None:
 def test_where_each_keeps_its_state_only_the_one_that_comes_back_is_said_to_have_lost() -> None:
     values = {"incarnation": 2, "restore": "keep", "start": 5, "lost_updates": {"b": 3}}
     line = incident_line("round", {**values, "again": False})
-    assert line == "all join again at batch 5, each with its present state"
+    assert line == "all workers go on at batch 5, each with its present state"
 
 
 # --- the summary ---------------------------------------------------------------------------------

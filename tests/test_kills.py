@@ -84,14 +84,14 @@ def killed(schedule: Any, kills: dict[int, str], **options: Any) -> Bench:
     return bench.end()
 
 
-def check_end(bench: Bench, *, goes_on: bool) -> None:
+def check_end(bench: Bench, *, learns_alone: bool) -> None:
     """It has finished, and each batch counts once in every worker."""
     assert [type(a) for a in bench.said if isinstance(a, Finish)] == [Finish], bench.said[-1]
     assert {stop.failed for stop in bench.stopped.values()} == {""}
     for worker in bench.workers.values():
         counts = worker.counts
         assert counts.position == BATCHES
-        assert goes_on or counts.missed == 0
+        assert learns_alone or counts.missed == 0
     host = bench.workers["stage 0"].counts
     assert host.read == host.position
     machine = bench.coordinator
@@ -113,7 +113,7 @@ def test_where_gradients_are_waited_for_all_is_done_again_from_the_last_cut(
 ) -> None:
     for moment in moments(victim, schedule):
         bench = killed(schedule, {moment: victim})
-        check_end(bench, goes_on=False)
+        check_end(bench, learns_alone=False)
         assert len(records(bench, "evaluation")) >= 2
         assert len(records(bench, "back")) == len(records(bench, "lost")) <= 1
 
@@ -123,9 +123,9 @@ def test_where_gradients_are_waited_for_all_is_done_again_from_the_last_cut(
 def test_where_all_learn_by_themselves_the_others_keep_what_they_have(
     schedule: Any, victim: str
 ) -> None:
-    for moment in moments(victim, schedule, goes_on=True):
-        bench = killed(schedule, {moment: victim}, goes_on=True)
-        check_end(bench, goes_on=True)
+    for moment in moments(victim, schedule, learns_alone=True):
+        bench = killed(schedule, {moment: victim}, learns_alone=True)
+        check_end(bench, learns_alone=True)
         assert len(records(bench, "back")) == len(records(bench, "lost")) <= 1
 
 
@@ -134,9 +134,9 @@ def test_where_all_learn_by_themselves_the_others_keep_what_they_have(
 def test_joins_and_predicted_inputs_come_through_as_well(
     positions: list[Position], victim: str
 ) -> None:
-    options = {"goes_on": True, "positions": positions, "has_tests": positions == grid()}
+    options = {"learns_alone": True, "positions": positions, "has_tests": positions == grid()}
     for moment in moments(victim, Synthetic(), **options):
-        check_end(killed(Synthetic(), {moment: victim}, **options), goes_on=True)
+        check_end(killed(Synthetic(), {moment: victim}, **options), learns_alone=True)
 
 
 @given(
@@ -148,11 +148,11 @@ def test_joins_and_predicted_inputs_come_through_as_well(
 def test_several_deaths_at_any_moments_are_all_mended(
     schedule: Any, kills: dict[int, str], mixed: bool
 ) -> None:
-    goes_on = schedule in list(ALONE.values())
-    positions = grid() if mixed and goes_on else plain()
-    options = {"goes_on": goes_on, "positions": positions, "restarts": 10}
+    learns_alone = schedule in list(ALONE.values())
+    positions = grid() if mixed and learns_alone else plain()
+    options = {"learns_alone": learns_alone, "positions": positions, "restarts": 10}
     bench = killed(schedule, kills, **options)
-    check_end(bench, goes_on=goes_on)
+    check_end(bench, learns_alone=learns_alone)
 
 
 # --- while one is away ---------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_several_deaths_at_any_moments_are_all_mended(
 def without(victim: str, schedule: Schedule, batches: int = 40) -> Bench:
     """Somebody dies after some batches, and is not replaced before all others are at a barrier."""
     positions = chain(3, barriers=(batches, batches + 1))
-    bench = bench_of(schedule, positions=positions, goes_on=True, has_tests=False)
+    bench = bench_of(schedule, positions=positions, learns_alone=True, has_tests=False)
     bench.join()
     while bench.workers["stage 2"].counts.updates < 5:
         bench._column()

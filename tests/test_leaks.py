@@ -10,20 +10,13 @@ import pytest
 LEAKS = "faults/leaks.py"
 
 
-@pytest.mark.parametrize(
-    "ways",
-    [
-        pytest.param(["a worker killed and replaced", "stopped by the user"], id="two"),
-        pytest.param(None, marks=pytest.mark.long, id="all"),
-    ],
-)
+@pytest.mark.long
 def test_a_run_of_each_way_leaves_no_file_thread_process_or_temporary_folder(
-    monkeypatch: pytest.MonkeyPatch, ways: list[str] | None
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     leaks = benchmarking.module(LEAKS)
     # The worker is killed as training starts: no run ends without it, however short.
     monkeypatch.setattr(leaks, "KILLED_EPOCHS", 20)
-    monkeypatch.setattr(leaks, "WAYS", {way: leaks.WAYS[way] for way in ways or leaks.WAYS})
     found = leaks.run_all(2 * len(leaks.WAYS))
     first, last = found[len(leaks.WAYS) - 1], found[-1]
     kept = ("files", "threads", "processes", "temporary")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdni.core.liveness import Liveness, Sight
+from asyncdni.core.liveness import Liveness, Sight, Silence, worker_patience_s
 
 
 def heard(gaps: Sequence[float], silence_s: float = 1.0) -> tuple[Liveness, float]:
@@ -126,3 +126,32 @@ def test_there_is_a_deadline_before_anybody_has_been_silent_for_too_long(
         ends = min(moment + liveness.limit_s(name) for name, moment in last.items())
         assert deadline is not None and deadline <= ends
         assert liveness.silent(ends) is not None or deadline < ends
+
+
+# --- a worker's silent coordinator ---------------------------------------------------------------
+
+
+def too_long(silence: Silence, ticks: int, since: float = 0.0) -> list[bool]:
+    """The answers of so many wake-ups, half a second apart."""
+    return [silence.too_long(since + 0.5 * tick) for tick in range(1, ticks + 1)]
+
+
+def test_silence_is_too_long_after_its_limit() -> None:
+    assert too_long(Silence(3.0, now=0.0), 7) == [False] * 6 + [True]
+
+
+def test_whatever_is_heard_ends_the_silence() -> None:
+    silence = Silence(3.0, now=0.0)
+    assert not any(too_long(silence, 5))
+    silence.hear(3.0)
+    assert too_long(silence, 7, since=3.0) == [False] * 6 + [True]
+
+
+def test_a_process_that_was_stopped_grants_a_fresh_interval() -> None:
+    silence = Silence(3.0, now=0.0)
+    assert not silence.too_long(100.0)  # SIGSTOP from 0 to 100
+    assert too_long(silence, 7, since=100.0) == [False] * 6 + [True]
+
+
+def test_a_worker_waits_at_least_three_seconds_for_its_coordinator() -> None:
+    assert [worker_patience_s(silence_s) for silence_s in (0.1, 1.0)] == [3.0, 10.0]

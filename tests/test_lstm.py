@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from windows import INPUTS, STREAMS, UNITS, Run, built, numbers
 
-from asyncdni.nn.layers.recurrent import Lstm
+from asyncdni import experiment
+from asyncdni.nn.layers.recurrent import Lstm, Rnn
+from asyncdni.store.names import named_weights
 
 STEPS, LENGTH = 3, 9
 
@@ -29,6 +31,28 @@ def test_closed_gates_keep_the_cell() -> None:
     _, end = layer.continued(numbers(STREAMS, STEPS, INPUTS), start)
     np.testing.assert_allclose(end[:, UNITS:], start[:, UNITS:], rtol=1e-12)
     np.testing.assert_allclose(end[:, :UNITS], 0.5 * np.tanh(start[:, UNITS:]), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "bias"), [("lstm", True), ("rnn", True), ("lstm", False)])
+def test_named_weights_load_strictly_into_torch(kind: str, bias: bool) -> None:
+    torch = pytest.importorskip("torch")
+    layer = built((Lstm if kind == "lstm" else Rnn)(UNITS, bias=bias), STEPS)
+    stages = [
+        {"name": "low", "layers": [{kind: {"units": UNITS, "bias": bias}}]},
+        {"name": "top", "layers": ["tanh", {"dense": 2}], "loss": "mse"},
+    ]
+    chosen = experiment.parse({"data": {"name": "text", "path": "a.txt"}, "stages": stages})
+    weights = {f"low.0.{name}": array for name, array in layer.params.items()}
+    weights |= {"top.1.weight": np.ones((2, UNITS)), "top.1.bias": np.zeros(2)}
+    named = named_weights(chosen, weights, {})
+    own = (torch.nn.LSTM if kind == "lstm" else torch.nn.RNN)(
+        INPUTS, UNITS, bias=bias, batch_first=True
+    )
+    equal = torch.nn.Sequential(own, torch.nn.Tanh(), torch.nn.Linear(UNITS, 2)).double()
+    equal.load_state_dict({n: torch.tensor(a) for n, a in named.items()}, strict=True)
+    x = numbers(STREAMS, LENGTH, INPUTS)
+    expected = own(torch.tensor(x))[0].detach().numpy()
+    np.testing.assert_allclose(layer.evaluate(x), expected, rtol=1e-11)
 
 
 def test_windows_are_those_of_torch_with_a_detached_state() -> None:

@@ -169,6 +169,9 @@ class _Layers:
     def __init__(self, clock: _Clock) -> None:
         self._clock = clock
 
+    def readout(self) -> dict[str, int]:
+        return {}
+
     def skips(self) -> dict[str, int]:
         return {}
 
@@ -274,6 +277,19 @@ def test_every_op_has_the_letter_that_timelines_show() -> None:
         counted.resume()
         counted.op(op, 1.0, 1.0)
         assert counted.counters()[f"op_{op.letter}_count"] == 1
+
+
+def test_cpu_time_is_projected_from_the_ops_that_are_measured() -> None:
+    counted, wanted = Meter(), []
+    counted.resume()
+    for batch in range(15):
+        op = Op(OpKind.FORWARD, batch)
+        wanted.append(counted.wants_cpu(op))
+        counted.op(op, 2.0, float(batch) if wanted[-1] else None)
+        counted.op(Op(OpKind.UPDATE, batch), 0.0, 1.0)
+    assert [batch for batch, measured in enumerate(wanted) if measured] == [0, 7, 14]
+    assert counted.counters()["op_F_cpu_s"] == 15 * (0 + 7 + 14) / 3
+    assert counted.counters()["op_F_wall_s"] == 30.0
 
 
 def test_sums_are_those_of_all_ops_with_the_generators_apart() -> None:

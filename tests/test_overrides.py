@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from each import each
 
-from asyncdni import config
+from asyncdni import config, experiment
 from asyncdni.errors import ConfigError
 from asyncdni.experiment import dumps, load
 from asyncdni.experiment.overrides import parse_setting
@@ -183,8 +183,8 @@ def test_another_decay_keeps_what_it_knows(file: Path) -> None:
 def test_options_given_by_set_are_never_dropped(file: Path, reverse: bool) -> None:
     overrides = ["schedule.name=locked", "schedule.generator.labels=true"]
     assert refusal(file, *(overrides[::-1] if reverse else overrides)) == (
-        "schedule: key 'generator' belongs to schedule synthetic, not to locked; known keys: name, "
-        "split_backward"
+        "schedule: key 'generator' belongs to schedule local_loss, synthetic, not to locked; known "
+        "keys: name, split_backward"
     )
 
 
@@ -200,3 +200,17 @@ def test_a_mistake_in_the_file_is_not_dropped_with_the_old_options(file: Path) -
     file.write_text(FILE.replace("fit_every", "fit_evry"))
     text = refusal(file, schedule="locked")
     assert text == "schedule (locked): unknown key 'fit_evry'; known: split_backward"
+
+
+def test_a_table_that_the_other_kind_can_do_without_is_not_taken_over() -> None:
+    """Both schedules have a `generator`; that of `local_loss` needs a loss of its own."""
+    tables = {
+        "data": {"name": "digits"},
+        "stages": [{"layers": [{"dense": 10}], "loss": "cross_entropy"}],
+        "schedule": {"name": "synthetic", "generator": {"kind": "linear"}},
+    }
+    local = experiment.change(tables, schedule="local_loss")
+    assert local.schedule == config.LocalLoss()
+    assert experiment.change(experiment.tables(local), schedule="synthetic").schedule == (
+        config.Synthetic()
+    )

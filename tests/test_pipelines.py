@@ -143,7 +143,7 @@ def backwards(ops: list[tuple[str, int]]) -> list[int]:
 
 def group_of(design: Design, batch: int) -> tuple[int, int]:
     epoch, position = divmod(batch, design.plan.batches_per_epoch)
-    return epoch, position // design.plan.microbatches
+    return epoch, position // design.plan.per_update
 
 
 def assert_flushed(design: Design, ops: list[tuple[str, int]]) -> None:

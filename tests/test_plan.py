@@ -175,7 +175,7 @@ def test_microbatches_are_the_batches_that_flow_and_barriers_stand_between_whole
     found = plan(
         CHAIN, batch_size=16, train_samples=100, epochs=2, evaluate_every=0.5, schedule=schedule
     )
-    assert (found.batch_size, found.microbatches) == (4, 4)
+    assert (found.batch_size, found.per_update) == (4, 4)
     assert (found.updates_per_epoch, found.batches_per_epoch, found.batches) == (7, 25, 50)
     assert found.barriers == (16, 25, 37, 50)  # after 4, 7, 7 + 3 and 14 whole batches
     assert found.test_batches == 2  # of 16, as ever
@@ -230,7 +230,7 @@ def test_synthetic_inputs_give_the_data_to_every_worker_that_has_producers() -> 
 def test_barriers_stand_at_multiples_and_at_the_end(
     epochs: int, per_epoch: int, every: float, expected: tuple[int, ...]
 ) -> None:
-    assert barriers(epochs, per_epoch, every) == expected
+    assert barriers(epochs * per_epoch, per_epoch, every) == expected
 
 
 @given(
@@ -239,7 +239,7 @@ def test_barriers_stand_at_multiples_and_at_the_end(
     st.floats(0, 30, exclude_min=True, allow_subnormal=False),
 )
 def test_barriers_rise_and_end_with_the_run(epochs: int, per_epoch: int, every: float) -> None:
-    found = barriers(epochs, per_epoch, every)
+    found = barriers(epochs * per_epoch, per_epoch, every)
     assert found[-1] == epochs * per_epoch
     assert list(found) == sorted(set(found))
     assert all(position > 0 for position in found[:-1])

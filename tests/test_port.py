@@ -9,7 +9,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
-from wire import HELLO, PATIENCE_S, Site, activation, make_keys, pair, received, wait_until
+from wire import (
+    HELLO,
+    PATIENCE_S,
+    Site,
+    activation,
+    make_keys,
+    need_ipv6,
+    pair,
+    received,
+    wait_until,
+)
 
 from asyncdni.config import Limits
 from asyncdni.messages import COORDINATOR, Ready, Start
@@ -41,8 +51,9 @@ class Stranger:
     """A connection to an address of ours, without ZeroMQ."""
 
     def __init__(self, stack: ExitStack, address: str) -> None:
-        at = int(split_key(address)[0].rpartition(":")[2])
-        self.socket = stack.enter_context(socket.create_connection(("127.0.0.1", at)))
+        host, _, at = split_key(address)[0].removeprefix("tcp://").rpartition(":")
+        here = host.strip("[]"), int(at)
+        self.socket = stack.enter_context(socket.create_connection(here))
         self.socket.settimeout(PATIENCE_S)
 
     def greet(self, mechanism: bytes) -> None:
@@ -159,6 +170,17 @@ def test_a_message_without_an_end_is_cut_off_at_both_ports(
     exchange(a, b, 6400)
     a.send(COORDINATOR, HELLO)
     assert coordinator.receive(PATIENCE_S) == [(a.identity, HELLO)]
+
+
+def test_a_port_of_ipv6_has_the_same_limits_and_names_the_peer(stack: ExitStack) -> None:
+    need_ipv6()
+    coordinator = Site(stack, "ipv6").coordinator()
+    stranger = Stranger(stack, coordinator.address)
+    stranger.come_in(b"DEALER")
+    stranger.sent_until_closed(frame(MIB))
+    wait_until(lambda: not coordinator.receive(0) and bool(coordinator.rejected))
+    own = stranger.socket.getsockname()[1]
+    assert f"closed the connection from [::1]:{own}: " in coordinator.rejected[0][1]
 
 
 def test_who_reads_on_finds_the_end_missing_sooner(site: Site, stack: ExitStack) -> None:

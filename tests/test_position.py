@@ -24,9 +24,7 @@ from asyncdni.schedules.one_f_one_b import OneF1B
 
 
 def host_position(microbatches: int = 1, per_epoch: int = 0, **fields: Any) -> Position:
-    return Position(
-        "p", (DATA,), host="p", microbatches=microbatches, per_epoch=per_epoch, **fields
-    )
+    return Position("p", (DATA,), host="p", per_update=microbatches, per_epoch=per_epoch, **fields)
 
 
 def host_of(
@@ -176,7 +174,7 @@ def test_checkpoints_by_time_part_no_group_and_leave_no_batch_out(
         return Worker(position, OneF1B(groups, warmup=depth(position)))
 
     first, *others = chain(3, barriers=(14,))
-    positions = [replace(first, microbatches=3, per_epoch=7), *others]
+    positions = [replace(first, per_update=3, per_epoch=7), *others]
     values = {"silence_s": 1e6, "stuck_s": 1e6, "has_tests": False, "cut_every_s": every_s}
     bench = Bench(positions, make, coordinator=Coordinator(roster_of(positions, **values)))
     bench.join()

@@ -21,6 +21,8 @@ from asyncdni.core.events import (
     Joined,
     Lose,
     Origin,
+    ParentGone,
+    PartSent,
     Prepare,
     Prepared,
     Redeliver,
@@ -28,8 +30,10 @@ from asyncdni.core.events import (
     Report,
     Restore,
     Restored,
+    Say,
     SayHello,
     Send,
+    SendPart,
     Snapshot,
     SnapshotTaken,
     Unusable,
@@ -56,6 +60,7 @@ from asyncdni.messages import (
     Refused,
     Rejoin,
     Start,
+    Taken,
     Welcome,
 )
 from asyncdni.schedules.base import Op, OpKind
@@ -137,8 +142,13 @@ def test_it_says_hello_is_let_in_builds_connects_and_greets() -> None:
 def test_no_answer_names_the_address_and_the_cure() -> None:
     life = Worked(coordinator="ipc://x", timeout_s=30.0)
     life.process.start(0.0)
-    assert life.process.deadline() == 30.0
+    assert life.process.deadline() == 5.0
     assert life(Woke()) == []
+    life.now = 5.0
+    (said,) = life(Woke())
+    assert isinstance(said, Say)
+    assert said.text.startswith("no coordinator has answered at ipc://x for 5 s")
+    assert life.process.deadline() == 30.0
     life.now = 30.0
     (end,) = life(Woke())
     assert isinstance(end, Exit) and isinstance(end.error, LaunchError)
@@ -147,13 +157,17 @@ def test_no_answer_names_the_address_and_the_cure() -> None:
 
 
 def test_a_coordinator_that_is_known_to_live_is_waited_for_however_long_it_takes() -> None:
-    life = Worked()
+    life = Worked(timeout_s=30.0, launched=True)
     life.process.start(0.0)
     assert life.process.deadline() is None
     life.now = 1e6
     assert life(Woke()) == []
-    (end,) = life(CoordinatorGone("the process that started this worker is gone"))
+    (end,) = life(ParentGone())
     assert end == Exit("the process that started this worker is gone")
+
+
+def test_once_let_in_a_process_leaves_by_the_coordinators_silence_and_not_its_parents_end() -> None:
+    assert Worked(launched=True).trained()(ParentGone()) == []
 
 
 def test_a_refusal_is_an_error_of_its_class() -> None:
@@ -366,7 +380,7 @@ def test_before_the_start_greetings_are_repeated_and_reports_sent() -> None:
 
 
 def test_a_snapshot_is_taken_behind_an_update_and_before_the_next_op() -> None:
-    life = Worked().trained(snapshot_every_s=1.0, goes_on=True)
+    life = Worked().trained(snapshot_every_s=1.0, learns_alone=True)
     life.update(0)
     compute = life.last
     life(activation(1))
@@ -377,7 +391,7 @@ def test_a_snapshot_is_taken_behind_an_update_and_before_the_next_op() -> None:
 
 
 def test_no_snapshot_is_taken_before_it_is_due_nor_behind_another_op() -> None:
-    life = Worked().trained(snapshot_every_s=1.0, goes_on=True)
+    life = Worked().trained(snapshot_every_s=1.0, learns_alone=True)
     life.update(0)
     life.now = 0.9
     assert Snapshot not in kinds(life.finish())
@@ -389,7 +403,7 @@ def test_no_snapshot_is_taken_before_it_is_due_nor_behind_another_op() -> None:
 
 
 def test_the_next_snapshot_is_a_hundred_times_as_far_off_as_one_takes() -> None:
-    life = Worked().trained(snapshot_every_s=1.0, goes_on=True)
+    life = Worked().trained(snapshot_every_s=1.0, learns_alone=True)
     life.now = 10.0
     life(SnapshotTaken(0.001))
     assert life.process.snapshot_due_s == 11.0
@@ -397,8 +411,35 @@ def test_the_next_snapshot_is_a_hundred_times_as_far_off_as_one_takes() -> None:
     assert life.process.snapshot_due_s == 60.0
 
 
+def test_no_snapshot_is_due_before_the_last_one_has_been_sent_and_some_time_after_it() -> None:
+    life = Worked().trained(snapshot_every_s=1.0, learns_alone=True, away=True)
+    path, size = "snapshots/m.0.safetensors", 8
+    life.now = 5.0
+    life.update(0)
+    assert Snapshot in kinds(life.finish())
+    assert life(SnapshotTaken(0.001, paths=[path])) == [SendPart(COORDINATOR, 1, path, 0)]
+    assert life(PartSent(COORDINATOR, 1, path, size, size, took_s=0.05)) == []
+    life.now = 9.0  # another one would be due, but the last has not arrived
+    life.update(1)
+    assert Snapshot not in kinds(life.finish())
+    assert life(Taken(1, path, size)) == []
+    assert life.process.snapshot_due_s == 9.0 + 100 * 0.05
+
+
+def test_a_snapshot_that_fails_is_told_of_once_unless_the_runs_folder_is_gone() -> None:
+    life = Worked().trained(snapshot_every_s=1.0, learns_alone=True)
+    full = CheckpointError("the disk is full")
+    assert life(SnapshotTaken(0.1, full)) == [Say("no snapshot was written: the disk is full")]
+    assert life(SnapshotTaken(0.1, full)) == []
+    actions = life(SnapshotTaken(0.1, full, folder_gone=True))
+    assert kinds(actions) == [Send, Exit] and life.process.state is State.ENDED
+    assert life(SnapshotTaken(0.1, full, folder_gone=True)) == [
+        Say("no snapshot was written: the disk is full")
+    ]
+
+
 def test_without_an_interval_none_is_ever_due() -> None:
-    assert Worked().trained(goes_on=True).process.snapshot_due_s == float("inf")
+    assert Worked().trained(learns_alone=True).process.snapshot_due_s == float("inf")
 
 
 def test_where_all_go_back_together_none_is_ever_due() -> None:
@@ -559,7 +600,7 @@ def test_an_error_is_told_and_ends_the_process() -> None:
     ("error", "kind", "text"),
     [
         (KeyboardInterrupt(), "Interrupted", "worker a was interrupted"),
-        (MemoryError(), "MemoryError", "worker a is out of memory: nothing more was to be had"),
+        (MemoryError(), "MemoryError", "worker a is out of memory: no more could be allocated"),
         (ValueError("x"), "AsyncDNIError", "worker a failed: ValueError: x; its log has the trace"),
     ],
 )
@@ -592,7 +633,7 @@ def test_an_order_that_has_come_during_the_op_that_went_wrong_is_followed() -> N
 
 
 def test_without_a_coordinator_it_saves_and_leaves() -> None:
-    life = Worked().trained(snapshot_every_s=1000.0, goes_on=True)
+    life = Worked().trained(snapshot_every_s=1000.0, learns_alone=True)
     assert life(CoordinatorGone("nothing heard")) == [
         Snapshot(last=True),
         Exit("worker stops: nothing heard"),
@@ -602,10 +643,11 @@ def test_without_a_coordinator_it_saves_and_leaves() -> None:
 
 
 def test_without_a_coordinator_it_finishes_the_update_that_it_is_in_the_middle_of() -> None:
-    life = Worked().trained(snapshot_every_s=1000.0, goes_on=True)
+    life = Worked().trained(snapshot_every_s=1000.0, learns_alone=True)
     life.update(0)
     compute = life.last
     assert life(CoordinatorGone("nothing heard")) == []
+    assert life(CoordinatorGone("nothing heard")) == []  # drivers say it again
     life.last = compute
     assert kinds(life.finish())[-2:] == [Snapshot, Exit]
     assert life.process.counts.updates == 1
@@ -615,3 +657,12 @@ def test_a_process_that_has_done_nothing_has_no_worker() -> None:
     process = Process("a", lambda counts: Worker(MIDDLE, Synthetic(), counts=counts), 0.0)
     process.check()
     assert process.worker is None and process.state is State.HELLO
+
+
+def test_a_traceback_is_said_to_be_where_the_process_prints_it() -> None:
+    broke = Broke(ValueError("odd"), "Traceback …", "host7:/runs/a/logs/a.log")
+    told = Worked().trained()(broke)[0]
+    assert isinstance(told, Send) and isinstance(told.message, Failed)
+    assert told.message.text == (
+        "worker a failed: ValueError: odd; its log has the traceback: host7:/runs/a/logs/a.log"
+    )

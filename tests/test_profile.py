@@ -167,8 +167,20 @@ def test_before_a_cold_measurement_s_turns_caches_forget(monkeypatch: pytest.Mon
     assert "flush" not in calls
     calls.clear()
     found = measure(networks.design(networks.chain(2), LOCKED), 1, cold=True)
-    assert all(calls[at - 1] == "flush" for at, call in enumerate(calls) if call == "F")
+    counted = calls[calls.index("flush") :]
+    assert "F" in counted
+    assert all(counted[at - 1] == "flush" for at, call in enumerate(counted) if call == "F")
     assert found.event.count > 0 and found.event.low_s > 0
+
+
+def test_both_are_measured_with_one_warm_up_and_end_when_the_time_is_over() -> None:
+    design = networks.design(networks.chain(2), LOCKED)
+    warm, cold = measurement.measure_both(design, 20, 5)
+    assert (warm.batches, cold.batches) == (20, 5)
+    assert {one.count for one in warm.times["top"].values()} == {20}
+    assert {one.count for one in cold.times["top"].values()} == {5}
+    short, _ = measurement.measure_both(design, 1000, 5, limit_s=0.0)
+    assert 0 < short.batches < 1000 and short.times["top"]["F"].count == short.batches
 
 
 # --- the document --------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ def test_the_summary_has_the_times_of_each_op() -> None:
     }
     assert busy["op_cpu_s"] == 1.75
     assert mute["ops"] == {}
-    assert set(busy) == {"name", "lag_by_link", "lost_updates", *STAGE_FIELDS, *DISTRIBUTIONS}
+    by_link = {"lag_by_link", "bytes_by_link"}
+    assert set(busy) == {"name", "lost_updates", *by_link, *STAGE_FIELDS, *DISTRIBUTIONS}
 
 
 def test_a_stage_has_its_distributions_with_quantiles() -> None:

@@ -1,4 +1,4 @@
-"""What else than a signal takes a worker down: memory, numbers, an exit, a coordinator asleep.
+"""What else than a signal takes a worker down: memory, numbers, a coordinator asleep.
 
 A layer of the user's own misbehaves once, in the first process that comes to its batch.
 """
@@ -78,10 +78,6 @@ class Bad:
     def nan(self, x):
         return x * np.float32("nan")
 
-    def exit(self, x):
-        print("out of tune", flush=True)
-        os._exit(7)
-
     def backward(self, grad_y, slot, *, learn, send):
         return grad_y if send else None
 
@@ -107,17 +103,11 @@ def run(site: Site, how: str, *args: str, at: int = 60) -> dict[str, Any]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("how", ["memory", "exit"])
-def test_a_worker_that_has_no_memory_or_exits_is_replaced_and_nothing_is_lost(
-    site: Site, how: str
-) -> None:
-    summary = run(site, how)
+def test_a_worker_that_has_no_memory_is_replaced_and_nothing_is_lost(site: Site) -> None:
+    summary = run(site, "memory")
     (lost,) = records(site.folder / "run", "lost")
-    expected = {
-        "memory": "worker two failed: worker two is out of memory: Unable to allocate",
-        "exit": "worker two died with exit code 7; its last lines: out of tune",
-    }
-    assert lost["text"].startswith(expected[how])
+    expected = "worker two failed: worker two is out of memory: Unable to allocate"
+    assert lost["text"].startswith(expected)
     assert {stage["batches"] for stage in summary["stages"]} == {BATCHES}
     after = weights(site.folder / "run")
     again = site.run("train", "three.toml", "--allow-import", "--out", "straight")
@@ -310,7 +300,7 @@ def test_a_run_in_a_thread_stops_when_the_program_around_it_ends(
 
 
 def test_a_checkpoint_is_committed_and_answered() -> None:
-    office, cuts = Office(Commit("checkpoints/000001", {}, {})), []
+    office, cuts = Office(Commit("checkpoints/000001", {}, {}, whole=True)), []
     drive(office, commit=cuts.append)
     assert [cut.tag for cut in cuts] == ["checkpoints/000001"]
     assert Stored("checkpoints/000001") in office.events
@@ -321,7 +311,7 @@ def test_a_checkpoint_that_can_not_be_committed_ends_the_run() -> None:
         raise CheckpointError("disk full")
 
     with pytest.raises(CheckpointError, match="disk full"):
-        drive(Office(Commit("checkpoints/000001", {}, {})), commit=full)
+        drive(Office(Commit("checkpoints/000001", {}, {}, whole=True)), commit=full)
 
 
 # --- descriptors that strangers have taken -------------------------------------------------------

@@ -130,7 +130,7 @@ def roster(schedule: dict[str, Any], stages: Any = None, **tables: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "goes_on"),
+    ("schedule", "learns_alone"),
     [
         ({"name": "synthetic"}, True),
         ({"name": "synthetic", "target": "bootstrap"}, True),
@@ -146,15 +146,15 @@ def roster(schedule: dict[str, Any], stages: Any = None, **tables: Any) -> Any:
     ids=str,
 )
 def test_the_others_go_on_where_no_stage_waits_for_a_gradient(
-    schedule: dict[str, Any], goes_on: bool
+    schedule: dict[str, Any], learns_alone: bool
 ) -> None:
-    assert roster(schedule).goes_on is goes_on
+    assert roster(schedule).learns_alone is learns_alone
 
 
 def test_one_stage_that_waits_is_enough_for_all_to_go_back() -> None:
     stages = networks.chain(3)
     stages[0]["schedule"] = {"name": "locked"}
-    assert not roster({"name": "synthetic"}, stages).goes_on
+    assert not roster({"name": "synthetic"}, stages).learns_alone
 
 
 def test_what_the_coordinator_is_told() -> None:

@@ -73,7 +73,7 @@ EXPERIMENTS = {
     ),
     "an option that the schedule does not have": (
         _replaced('"synthetic"', '"delayed"\nmicrobatches = 4'),
-        ["schedule", "'microbatches'", "delayed", "weights, look_ahead, anneal_epochs"],
+        ["schedule", "'microbatches'", "delayed", "weights, accumulate, look_ahead, anneal_epochs"],
     ),
     "microbatches that do not divide the batch": (
         _replaced('"synthetic"', '"gpipe"\nmicrobatches = 4'),

@@ -82,16 +82,31 @@ def test_a_comparison_without_runs_has_headings_alone() -> None:
 def test_every_evaluation_is_a_line() -> None:
     read = lines(evaluations_csv(document()))
     assert len(read) == 8 * 4
+    unknown = dict.fromkeys(("train_loss", "learning_rate", "samples_per_s"), "")
     assert read[4:6] == [
         {
             **{"name": "synthetic", "seed": "0", "samples": "1000", "train_s": "0.5"},
             **{"accuracy": "0.92", "loss": str(1 - 0.92)},
+            **unknown,
         },
         {
             **{"name": "synthetic", "seed": "0", "samples": "2000", "train_s": "1.0"},
             **{"accuracy": "0.93", "loss": str(1 - 0.93)},
+            **unknown,
         },
     ]
+
+
+def test_metrics_of_any_run_have_columns_and_others_leave_them_empty() -> None:
+    found = document()
+    summary = found["runs"][0]["summary"]
+    summary["test_metrics"] = {"top5": 0.99}
+    summary["history"] = [{**one, "metrics": {"top5": 0.5}} for one in summary["history"]]
+    assert [of(name, 0, found)["test_top5"] for name in ("locked", "synthetic")] == ["0.99", ""]
+    read = lines(evaluations_csv(found))
+    assert {(line["name"], line["seed"]) for line in read if line["test_top5"] == "0.5"} == {
+        ("locked", "0")
+    }
 
 
 def test_runs_without_evaluations_have_no_such_lines() -> None:

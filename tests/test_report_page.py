@@ -223,7 +223,26 @@ def test_the_page_of_several_latencies_has_one_title_and_a_sentence_for_each() -
 def test_the_verdict_comes_first() -> None:
     words = [text for text in page().words if text.strip()]
     said = words.index("Fastest: synthetic, 2.00 times as fast as locked.")
-    assert said < words.index("Machine") < words.index("Experiment") < words.index("Results")
+    order = [words.index(one) for one in ("Results", "Every run", "Machine", "Experiment")]
+    assert said < order[0] and order == sorted(order)
+
+
+def test_then_comes_a_picture_and_then_the_table() -> None:
+    text = render_page(document(), {"samples_per_s": "<svg id='speed'></svg>"})
+    order = [text.index(one) for one in ("Fastest: synthetic", "<svg id='speed'>", "<table>")]
+    assert order == sorted(order)
+
+
+def test_disturbed_runs_and_remarks_are_on_the_page() -> None:
+    found = document(remarks=["The time budget of 2min allows less."])
+    load = {"others": 0.4, "stolen": 0.0, "before": None, "cores_s": 9.0}
+    found["runs"][0] |= {"load": load, "disturbed": "others took 40 % of the cores' time"}
+    found["rows"][0]["disturbed"] = 1
+    words = [text.strip() for text in Page(render_page(found, {})).words]
+    for text in ("The time budget of 2min allows less.", "1 of 2", "40\N{NO-BREAK SPACE}%"):
+        assert text in words
+    assert "others took 40 % of the cores' time" in words
+    assert "What else the machine did" not in page().words, "an older document"
 
 
 def test_a_verdict_may_be_several_sentences_or_none() -> None:

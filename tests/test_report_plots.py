@@ -266,6 +266,7 @@ def test_times_have_a_panel_for_each_target_that_all_runs_of_a_row_reached() -> 
     assert lines_of(figure.axes[0]) == {"locked": ([0.0, 10.0], [1.8, 1.8])}
 
 
+@pytest.mark.long
 def test_at_several_latencies_every_plot_is_drawn_at_each() -> None:
     found = at_latencies()
     found["rows"] = [row for row in found["rows"] if row["name"] != "other"]
@@ -303,6 +304,7 @@ def test_a_name_with_dollars_and_brackets_is_drawn_as_it_is() -> None:
         assert name in words(plot.svg)
 
 
+@pytest.mark.long
 def test_many_rows_still_find_room_and_colours() -> None:
     names = [f"row{k}" for k in range(9)]
     found = document(

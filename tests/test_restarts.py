@@ -180,13 +180,13 @@ def test_one_that_gets_farther_in_between_may_die_as_often_as_it_likes() -> None
     assert office.phase is Phase.TRAINING
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
-def test_one_that_dies_at_the_same_batch_again_and_again_is_given_up(goes_on: bool) -> None:
+@pytest.mark.parametrize("learns_alone", [False, True])
+def test_one_that_dies_at_the_same_batch_again_and_again_is_given_up(learns_alone: bool) -> None:
     """Where all go back to a checkpoint, and where it begins from its last snapshot."""
-    office = Office(restarts=3, goes_on=goes_on).started()
+    office = Office(restarts=3, learns_alone=learns_alone).started()
     office.learn("b", 1990)
     for updates in (1995, 1980, 1992):
-        office.mend(**({"updates": 1900, "position": 1900} if goes_on else {}))
+        office.mend(**({"updates": 1900, "position": 1900} if learns_alone else {}))
         office.learn("b", updates)
     fail = failure(office.kill("b"))
     assert fail.kind == "WorkerLost"
@@ -196,7 +196,7 @@ def test_one_that_dies_at_the_same_batch_again_and_again_is_given_up(goes_on: bo
 
 
 def test_what_it_had_learned_before_it_died_does_not_count() -> None:
-    office = Office(restarts=1, goes_on=True).started()
+    office = Office(restarts=1, learns_alone=True).started()
     office.learn("b", 7)
     office.mend(updates=7)
     office.learn("b", 7)
@@ -228,16 +228,16 @@ def test_two_deaths_whose_grace_ends_together_end_the_run_once() -> None:
     assert office.phase is Phase.ENDED
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("learns_alone", [False, True])
 def test_one_that_does_not_come_in_time_is_started_again_until_that_was_too_often(
-    goes_on: bool,
+    learns_alone: bool,
 ) -> None:
     """Its process hangs, or nobody has started one."""
     office = Office(
-        goes_on=goes_on, restarts=2, startup_s=20.0, silence_s=1e6, stuck_s=1e6
+        learns_alone=learns_alone, restarts=2, startup_s=20.0, silence_s=1e6, stuck_s=1e6
     ).started()
     office.kill("b")
-    if not goes_on:
+    if not learns_alone:
         office.build("a", "c")
     office.wake()
     (record,) = records(office.wake(20.0), "lost")

@@ -112,6 +112,7 @@ def test_locked_goes_on_to_the_same_weights_after_everything_was_killed_twice(
     assert summary_of(site)["resumes"] == 2
 
 
+@pytest.mark.long
 def test_locked_goes_on_to_the_same_weights_after_ctrl_c_under_another_split(
     site: Site, undisturbed: dict[str, Any]
 ) -> None:
@@ -212,7 +213,7 @@ def test_another_learning_rate_counts_from_where_the_run_is_taken_up(site: Site)
     assert start(site, *SHORT, *rates).finished().code == 0
     finished = resume(site, "--set", "run.epochs=4", "--set", "optimizer.learning_rate=0.001")
     assert (finished.code, finished.err) == (0, "")
-    assert "optimizer.learning_rate is 0.001 from here on, and was 0.01" in finished.out
+    assert "optimizer.learning_rate is 0.001 from here on; before, it was 0.01" in finished.out
     changes = summary_of(site)["changes"]
     assert [(one["place"], one["old"], one["new"]) for one in changes] == [
         ("optimizer.learning_rate", 0.01, 0.001),

@@ -136,7 +136,7 @@ def experiments(draw: st.DrawFn) -> config.Experiment:
 
 
 #: Whole experiments take long to draw where other tests keep the machine busy.
-PATIENT = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+PATIENT = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
 
 @PATIENT

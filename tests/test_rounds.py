@@ -41,7 +41,7 @@ def restored(office: Office, name: str) -> str:
 
 def test_a_round_starts_where_the_farthest_is() -> None:
     """The host may have read what has not been passed on; nobody gets a batch twice."""
-    office = Office(goes_on=True).started()
+    office = Office(learns_alone=True).started()
     office.kill("b")
     office.replace("b", position=3)
     office.hear("a", built(office.told["a"].incarnation, position=6, read=8))
@@ -99,7 +99,7 @@ def test_each_is_told_where_the_new_process_of_its_neighbour_listens() -> None:
 
 
 def test_barriers_go_on_being_numbered_and_those_that_were_lifted_are_not_set_again() -> None:
-    office = Office(goes_on=True, has_tests=False).started()
+    office = Office(learns_alone=True, has_tests=False).started()
     office.drain()
     assert office.machine.barrier == 1
     office.kill("b")
@@ -117,22 +117,22 @@ def test_after_going_back_barriers_since_the_cut_are_set_again_under_new_numbers
         assert (connect.barrier, connect.planned, connect.start) == (1, 0, 0)
 
 
-@each("goes_on", [False, True])
+@each("learns_alone", [False, True])
 def test_a_barrier_at_which_somebody_died_is_set_again_under_the_same_number(
-    goes_on: bool,
+    learns_alone: bool,
 ) -> None:
-    office = Office(goes_on=goes_on).evaluating().mend(position=2)
+    office = Office(learns_alone=learns_alone).evaluating().mend(position=2)
     assert office.machine.barrier == 0
     office.drain()
     assert office.phase is Phase.EVALUATING
     assert sent(office.score())
 
 
-@each("goes_on", [False, True])
+@each("learns_alone", [False, True])
 def test_an_evaluation_counts_once_also_where_somebody_died_before_its_barrier_was_lifted(
-    goes_on: bool,
+    learns_alone: bool,
 ) -> None:
-    office = Office(goes_on=goes_on).started()
+    office = Office(learns_alone=learns_alone).started()
     for correct in (6, 7):
         office.drain()
         assert sent(office.score(correct=correct), Save) == to_all(Save("best"))
@@ -161,11 +161,11 @@ def test_words_of_an_older_incarnation_are_ignored() -> None:
     assert office.drain("b", "c") == []  # the older word was not a's
 
 
-@each("goes_on", [False, True])
+@each("learns_alone", [False, True])
 def test_what_was_on_its_way_from_a_barrier_means_nothing_while_a_round_is_made(
-    goes_on: bool,
+    learns_alone: bool,
 ) -> None:
-    office = Office(goes_on=goes_on).saving()
+    office = Office(learns_alone=learns_alone).saving()
     office.kill("b")
     for word in (Saved("best", {}), Evaluated(0, "c", 1, 1.0, 1, 1), Drained(1, 0, EVALUATE, 2)):
         assert office.hear("c", word) == []
@@ -183,35 +183,35 @@ def test_words_of_a_process_that_has_been_replaced_are_ignored() -> None:
 # --- deaths while a round is being made ----------------------------------------------------------
 
 
-@each("goes_on", [False, True])
+@each("learns_alone", [False, True])
 @each("second", ["a", "b"])
-def test_a_death_while_others_build_waits_for_that_one_too(goes_on: bool, second: str) -> None:
+def test_a_death_while_others_build_waits_for_that_one_too(learns_alone: bool, second: str) -> None:
     """Of a neighbour, or of the replacement itself."""
-    office = Office(goes_on=goes_on).started()
+    office = Office(learns_alone=learns_alone).started()
     office.kill("b")
     office.wake()
     office.join("b")
     office.kill(second)
-    assert office.phase is (Phase.MENDING if goes_on else Phase.GATHERING)
+    assert office.phase is (Phase.MENDING if learns_alone else Phase.GATHERING)
     office.wake()
     assert office.launched == ["b", second]
     office.join(second)
-    assert restored(office, second) == ("snapshots" if goes_on else "initial")
-    if goes_on:
+    assert restored(office, second) == ("snapshots" if learns_alone else "initial")
+    if learns_alone:
         office.build("b", *{second} - {"b"})
         assert {restored(office, name) for name in NAMES} == {"keep"}
     assert connects(office.build())
     assert sent(office.ready()) == to_all(Start())
 
 
-@each("goes_on", [False, True])
+@each("learns_alone", [False, True])
 @each("second", ["a", "b"])
 def test_a_death_while_all_connect_makes_a_new_round_of_the_same_kind(
-    goes_on: bool, second: str
+    learns_alone: bool, second: str
 ) -> None:
-    office = Office(goes_on=goes_on).started()
+    office = Office(learns_alone=learns_alone).started()
     office.kill("b")
-    if goes_on:
+    if learns_alone:
         office.replace("b")
         office.build()
     else:
@@ -221,13 +221,13 @@ def test_a_death_while_all_connect_makes_a_new_round_of_the_same_kind(
     office.ready("c")
     actions = office.kill(second)
     assert office.phase is Phase.GATHERING
-    restore = "keep" if goes_on else "initial"
+    restore = "keep" if learns_alone else "initial"
     others = set(NAMES) - {second}
     assert {name for name, _ in sent(actions, Rejoin)} == others
     assert {restored(office, name) for name in others} == {restore}
     office.build(*others)
     assert connects(office.replace(second))
-    assert restored(office, second) == ("snapshots" if goes_on else "initial")
+    assert restored(office, second) == ("snapshots" if learns_alone else "initial")
     assert sent(office.ready()) == to_all(Start())
 
 
@@ -242,7 +242,7 @@ def test_a_death_while_the_first_round_is_connected_makes_another_from_the_seed(
 
 def test_who_waits_to_begin_does_not_hear_of_a_neighbour_that_is_lost() -> None:
     """It would take that for news of the round that it is about to join."""
-    office = Office(goes_on=True).started()
+    office = Office(learns_alone=True).started()
     office.kill("b")
     office.wake()
     office.join("b")
@@ -250,7 +250,7 @@ def test_who_waits_to_begin_does_not_hear_of_a_neighbour_that_is_lost() -> None:
 
 
 def test_two_that_die_at_once_are_both_replaced_before_all_go_on() -> None:
-    office = Office(goes_on=True).started()
+    office = Office(learns_alone=True).started()
     office.kill("a")
     assert sent(office.kill("b")) == [("c", Lost("b"))]
     office.replace("a", position=3)
@@ -263,23 +263,23 @@ def test_two_that_die_at_once_are_both_replaced_before_all_go_on() -> None:
 # --- a stop meanwhile, and what it has cost -------------------------------------------------------
 
 
-@each("goes_on", [False, True])
-def test_a_stop_while_a_worker_is_replaced_waits_for_it_to_save_all(goes_on: bool) -> None:
-    office = Office(goes_on=goes_on).started()
+@each("learns_alone", [False, True])
+def test_a_stop_while_a_worker_is_replaced_waits_for_it_to_save_all(learns_alone: bool) -> None:
+    office = Office(learns_alone=learns_alone).started()
     office.kill("b")
     assert sent(office(UserStop())) == []
     others = ("a", "c")
-    if not goes_on:
+    if not learns_alone:
         office.build(*others)
     office.replace("b")
-    if goes_on:
+    if learns_alone:
         office.build()
     assert ("a", Close(FINAL)) in sent(office.ready())
 
 
-@each("goes_on", [False, True])
-def test_but_not_where_it_is_to_be_started_by_hand(goes_on: bool) -> None:
-    office = Office(goes_on=goes_on, launched=False).started()
+@each("learns_alone", [False, True])
+def test_but_not_where_it_is_to_be_started_by_hand(learns_alone: bool) -> None:
+    office = Office(learns_alone=learns_alone, launched=False).started()
     office.kill("b")
     actions = office(UserStop())
     assert failure(actions).kind == "Interrupted"
@@ -287,7 +287,7 @@ def test_but_not_where_it_is_to_be_started_by_hand(goes_on: bool) -> None:
 
 
 def test_updates_since_the_snapshot_are_reported_lost_and_how_long_it_took() -> None:
-    office = Office(goes_on=True).started()
+    office = Office(learns_alone=True).started()
     office.learn("b", 50)
     office.kill("b")
     office.replace("b", updates=42)

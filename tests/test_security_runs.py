@@ -180,6 +180,7 @@ def test_a_worker_calls_no_coordinator_off_this_host_without_keys(site: Site) ->
     site.run(*remote, "--keys", "keys").refused("no worker.key")
 
 
+@pytest.mark.long
 def test_a_neighbour_that_breaks_the_protocol_is_cut_off_named_and_replaced(site: Site) -> None:
     run, address = coordinator(site)
     path = site.write("traitor.py", TRAITOR)

@@ -196,6 +196,7 @@ def draw_tied_run(seed: int) -> DrawnRun:
             continue
 
 
+@pytest.mark.long
 @each("seed", range(8))
 def test_runs_with_faults_account_for_every_sample(seed: int) -> None:
     """Every invariant is asserted after each event; each run is what its seed says."""

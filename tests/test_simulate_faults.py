@@ -29,7 +29,9 @@ def test_what_went_wrong_and_what_became_of_it_stands_below_the_picture(
 ) -> None:
     output = told(capsys, file, "--schedule", "locked", "--faults", "crash stage2 at 200ms")
     assert "faults: crash 1" in output
-    assert re.search(r"worker stage2 died with signal 9\n.* round \d from checkpoints/", output)
+    assert re.search(
+        r"worker stage2 died with signal 9\n.* round \d begins, from checkpoints/", output
+    )
     assert re.search(r"stage2 is back after 0\.\d+ s; \d+ updates? to be done again", output)
     assert max(map(len, output.splitlines())) <= 100
 
@@ -38,9 +40,10 @@ def test_a_fault_that_comes_too_late_is_told_as_such(
     file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = told(capsys, file, "--faults", "crash stage2 at 60s")
-    assert output.count("faults: none, for the run was over after") == 2
+    assert output.count("faults: none, as the run was over after") == 2
 
 
+@pytest.mark.long
 def test_many_runs_are_added_up_by_schedule(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = [file, "--faults", "crashes=5, breaks=5", "--runs", "4", "--seed", "3"]
     output = told(capsys, *words)

@@ -57,6 +57,7 @@ def test_work_is_of_all_stages_and_the_ceiling_of_one_process_follows_from_it() 
     assert synthetic[2:4] == ["55.0 ± 0.0", "20.0 ± 0.0"]
 
 
+@pytest.mark.long
 def test_rows_differ_in_schedule_and_workers_alone_and_are_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,9 +73,11 @@ def alive(office: Office, seconds: int, ops: int, position: int = 3) -> list[Act
     return actions
 
 
-@pytest.mark.parametrize(("goes_on", "restore"), [(False, "initial"), (True, "keep")])
-def test_all_join_anew_as_after_a_death_but_nobody_has_died(goes_on: bool, restore: str) -> None:
-    office = Office(goes_on=goes_on, stuck_s=5.0).started()
+@pytest.mark.parametrize(("learns_alone", "restore"), [(False, "initial"), (True, "keep")])
+def test_all_join_anew_as_after_a_death_but_nobody_has_died(
+    learns_alone: bool, restore: str
+) -> None:
+    office = Office(learns_alone=learns_alone, stuck_s=5.0).started()
     actions = alive(office, 6, ops=7)
     (record,) = records(actions, "stuck")
     assert record["text"] == "nothing has moved for 5 s (limits.stuck_s) while training"

@@ -214,3 +214,15 @@ def test_the_commands_trace_and_draw_a_real_run(tmp_path: Path) -> None:
     assert [batch for letter, batch in found if letter == "U"] == list(range(8))
     arrows = [e["name"] for e in document["traceEvents"] if e["ph"] == "s"]
     assert arrows == ["activation"] * 8 + ["gradient"] * 8
+
+
+def test_an_animation_draws_a_curtain_away_from_the_rows_of_each_run() -> None:
+    panels = [panel(ops(("F", 0, 0.0, 0.5))), panel(ops(("B", 0, 0.0, 0.5)))]
+    moving, still = (draw(panels, 1.0, at=0.0, animate_s=s) for s in (8.0, 0.0))
+    animated = ElementTree.fromstring(svg(moving))
+    widths = [one for one in animated.iter(f"{SVG}animate") if one.get("attributeName") == "width"]
+    assert [one.get("dur") for one in widths] == ["8s", "8s"]
+    assert all(one.get("values", "").endswith(";0;0") for one in widths)
+    assert "animate" not in svg(still)
+    pytest.importorskip("matplotlib")
+    assert png(moving) == png(still)

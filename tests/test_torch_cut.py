@@ -15,6 +15,7 @@ import torch_models as models  # noqa: E402
 from asyncdni.errors import ConfigError  # noqa: E402
 from asyncdni.nn.torch import balance  # noqa: E402
 from asyncdni.nn.torch.cut import Trace, trace  # noqa: E402
+from asyncdni.nn.torch.model import check_parts  # noqa: E402
 
 SAMPLES = 4
 Make = Callable[[], Any]
@@ -101,7 +102,7 @@ CASES: list[tuple[Make, tuple[int, ...], list[str]]] = [
     (models.training_reader, ROW, ["1", "2"]),
     (lambda: models.several_outputs("dict"), ROW, ["last"]),
     (lambda: models.several_outputs("tuple"), ROW, ["last"]),
-    (models.tied, IDS, []),
+    (models.tied, IDS, ["body", "head"]),
     (models.frozen_below, (784,), ["3", "6"]),
     (models.dropped, (784,), ["3", "6"]),
 ]  # fmt: skip
@@ -149,7 +150,8 @@ def test_names_never_lie_inside_a_residual_block() -> None:
 
 def test_names_leave_out_cuts_that_several_tensors_would_cross() -> None:
     assert traced(models.masked, ROW).names() == ["last"]
-    assert traced(models.tied, IDS).names() == []
+    assert traced(models.tied, IDS).parting() == ["body", "head"]
+    assert traced(models.mlp, (784,)).parting() == []
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -182,6 +184,23 @@ def test_the_first_submodule_begins_the_first_stage_already() -> None:
 def test_tied_weights_on_both_sides_are_refused_by_name() -> None:
     text = refusal(models.tied, IDS, ["body"])
     assert "head.weight" in text and "wte.weight" in text and "untie" in text
+
+
+def test_inputs_that_the_forward_does_not_take_are_refused_by_name() -> None:
+    def given(*names: str) -> list[Any]:
+        return [[name, "float" if name == "x" else "int", [37] if name == "x" else []]
+                for name in names]  # fmt: skip
+
+    def refused(*names: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            traced(models.of_kinds, given(*names))
+        return str(caught.value)
+
+    assert "a tensor age, which the model's forward does not take: it takes x, kind" in refused(
+        "x", "kind", "age"
+    )
+    assert "a tensor number 3, which" in refused("", "", "")
+    assert "forward needs kind, and the samples have x" in refused("x")
 
 
 def test_a_submodule_that_is_never_called_is_refused() -> None:
@@ -274,3 +293,32 @@ def test_measuring_leaves_weights_buffers_and_random_numbers_as_they_are() -> No
     assert len(names) == 2
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_model_that_gets_a_table_is_refused_with_the_cure() -> None:
+    class OfTable(models.nn.Module):
+        """Reads one tensor of a table."""
+
+        def forward(self, x: Any) -> Any:
+            return x["input_ids"].tanh()
+
+    with pytest.raises(
+        ConfigError, match=r"samples of shape \(6,\): .* wrap the model in a module"
+    ):
+        trace(OfTable().to("meta"), (6,), [])
+
+
+def test_a_change_in_place_across_a_cut_is_refused() -> None:
+    for in_place in (False, True):
+        arguments = {"in_place": in_place}
+        parts = [
+            {"build": "torch_models:changes_in_place", "input": [6], "arguments": arguments, **end}
+            for end in ({"end": "second"}, {"begin": "second"})
+        ]
+        model = models.changes_in_place(in_place)
+        if in_place:
+            with pytest.raises(ConfigError, match="changes in place what others still use"):
+                check_parts(model, parts, allow_import=True)
+        else:
+            check_parts(model, parts, allow_import=True)
+        assert model.training

@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset  # noqa: E402
 
-from asyncdni.data.torch import TorchBatches, data_set_of, first_shape  # noqa: E402
+from asyncdni.data.meta import Field, mismatch  # noqa: E402
+from asyncdni.data.torch import TorchBatches, data_set_of, first_form  # noqa: E402
 from asyncdni.errors import DataError  # noqa: E402
 
 X = torch.arange(30.0).reshape(10, 3)
@@ -45,6 +46,12 @@ class Flow(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(zip(X, Y, strict=True))
+
+
+def _doubled(samples: list[Any]) -> tuple[Any, Any]:
+    """Batches of two times the inputs."""
+    x, y = zip(*samples, strict=True)
+    return 2 * torch.stack(x), torch.stack(y)
 
 
 def batches(train: Any, test: Any = WHOLE, classes: int = 4) -> TorchBatches:
@@ -132,6 +139,49 @@ class Broken(Flow):
         raise ValueError("torn")
 
 
+def test_inputs_of_several_tensors_lie_behind_one_another() -> None:
+    pairs = [({"ids": torch.tensor([i, 2]), "on": torch.tensor(i > 0), "x": X[i]}, 1)
+             for i in range(3)]  # fmt: skip
+    found = batches(pairs, pairs)
+    assert found.meta.fields == (
+        *(Field("ids", "int", (2,)), Field("on", "bool", ()), Field("x", "float", (3,))),
+    )
+    assert found.meta.input_shape == (6,)
+    h = found.read_test(0, 3, np.float32)["h"]
+    assert h.tolist() == [[i, 2, i > 0, *X[i].tolist()] for i in range(3)]
+    assert first_form((pairs, pairs)) == ((6,), found.meta.fields)
+    places = batches(*[[((X[0], Y[:2]), 1)]] * 2)
+    assert places.meta.fields == (Field("", "float", (3,)), Field("", "int", (2,)))
+
+
+def test_all_tensors_with_a_step_for_each_target_are_padded() -> None:
+    def sample(steps: int) -> Any:
+        ids = torch.arange(1, steps + 1)
+        return {"ids": ids, "mask": torch.ones_like(ids), "kind": torch.tensor([7])}, ids
+
+    found = batches([sample(2), sample(4)], [sample(3)], classes=0)
+    assert [one.shape for one in found.meta.fields] == [(4,), (4,), (1,)]
+    batch = found.read_test(0, 1, np.float32)
+    assert batch["h"].tolist() == [[1, 2, 3, 0, 1, 1, 1, 0, 7]]
+    assert batch["mask"].tolist() == [[True, True, True, False]]
+
+
+def test_a_collate_function_may_make_tables() -> None:
+    def tables(samples: list[Any]) -> Any:
+        return {"x": torch.stack([x for x, _ in samples])}, torch.stack([y for _, y in samples])
+
+    found = batches(*[data_set_of(DataLoader(WHOLE, collate_fn=tables))] * 2)
+    assert found.meta.fields == (Field("x", "float", (3,)),)
+
+
+def test_samples_with_other_tensors_than_the_first_are_refused() -> None:
+    found = batches(*[[({"a": X[0]}, 1), ({"b": X[0]}, 1)]] * 2)
+    with pytest.raises(
+        DataError, match=r"input is b \(float\), that of the first sample a \(float"
+    ):
+        found.read_test(0, 2, np.float32)
+
+
 @pytest.mark.parametrize(
     ("train", "words"),
     [
@@ -141,6 +191,10 @@ class Broken(Flow):
         (Failing(), ["training sample 0: OSError: the disk is gone"]),
         (Broken(), ["training set can't be read: ValueError: torn"]),
         ([X[0]], ["training sample 0 is a Tensor, expected (input, target)"]),
+        ([{"x": X[0], "y": 1}], ["training sample 0 is a dict", 'item["labels"]']),
+        ([({"ids": X[0], "name": "a"}, 1)], ["input 'name' is a str, expected numbers"]),
+        ([(X[0], {"a": X[0]})], ["target is a dict of tensors, expected one tensor"]),
+        ([({"ids": X[0]}, 1)], ["test sample 0 has the shapes ((3,), ())"]),
         ([("a cat", 1)], ["training sample 0, input is a str, expected numbers"]),
         ([(X[0], "cat")], ["training sample 0, target is a str"]),
         ([(X[0] / 0, 1)], ["input holds NaN or infinity"]),
@@ -152,7 +206,10 @@ class Broken(Flow):
             ["test sample 0 has the shapes ((3,), ()) ", "expected ((4,), ())"],
         ),
         ([(X[0], 1.5)], ["targets of the test set are int64", "floating numbers"]),
-        ([(X[0], np.zeros((2, 2), int))], ["expected ((3,), (2, 2))"]),
+        (
+            [(X[0], np.zeros((2, 2), int))],
+            ["targets have shape (2, 2), expected one class a sample, or (T,)"],
+        ),
     ],
 )
 def test_what_can_not_be_used_is_refused_in_one_line(train: Any, words: list[str]) -> None:
@@ -173,7 +230,12 @@ def test_a_sample_of_another_shape_is_named_with_both_shapes() -> None:
 def test_of_a_loader_its_data_set_is_used() -> None:
     assert data_set_of(DataLoader(WHOLE)) is WHOLE
     assert data_set_of(WHOLE) is WHOLE
-    assert first_shape((WHOLE, WHOLE)) == (3,)
+    # A collate_fn of the user's is called on one sample at a time.
+    doubled = data_set_of(DataLoader(WHOLE, batch_size=4, collate_fn=_doubled))
+    assert len(doubled) == len(WHOLE)
+    np.testing.assert_array_equal(doubled[1][0], 2 * WHOLE[1][0])
+    assert doubled[1][1] == WHOLE[1][1]
+    assert first_form((WHOLE, WHOLE)) == ((3,), ())
 
 
 DATA = """
@@ -201,6 +263,32 @@ stages = ["2"]
 [run]
 epochs = 1
 """
+
+
+def test_sequences_are_padded_to_the_longest_and_ignored_steps_do_not_count() -> None:
+    def sample(*ids: int) -> tuple[Any, Any]:
+        return torch.tensor(ids), torch.tensor(ids) + 1
+
+    train = [sample(1, 2), sample(5), (torch.tensor([3, 4]), torch.tensor([-100, 9]))]
+    made = TorchBatches("made", train, [sample(7, 8, 9)], 11)
+    assert (made.meta.input_shape, made.meta.steps, made.meta.outputs) == ((3,), 3, 11)
+    got = {"h": [], "y": [], "mask": []}
+    for index in range(made.batches_per_epoch(1)):
+        batch = made.read(0, index, 1, 0, np.float32)
+        assert mismatch(made.meta, batch, 1, np.float32) is None
+        for name, rows in got.items():
+            rows.append(batch[name][0].tolist())
+    assert sorted(got["h"]) == [[1, 2, 0], [3, 4, 0], [5, 0, 0]]
+    assert sorted(got["y"]) == [[0, 9, 0], [2, 3, 0], [6, 0, 0]]
+    assert sorted(map(sum, got["mask"])) == [1, 1, 2]
+    assert made.read_test(0, 1, np.float32)["mask"].all()
+
+
+def test_classes_of_whole_samples_leave_lengths_alone() -> None:
+    with pytest.raises(DataError, match=r"only sequences with a class for each step may differ"):
+        made = TorchBatches("made", [(X[0], 1), (X[0][:2], 0)], [(X[0], 1)])
+        for index in range(2):
+            made.read(0, index, 1, 0, np.float32)
 
 
 def test_commands_read_a_data_set_of_the_users_where_they_may_import_it(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ few of them, and with the marker `long` all, run over real worker processes.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from asyncdni.drivers.virtual.simulation import simulate  # noqa: E402
 from asyncdni.errors import ConfigError  # noqa: E402
 from asyncdni.imports import allowing  # noqa: E402
 from asyncdni.plan.build import make_design  # noqa: E402
+from asyncdni.plan.conditions import link_encodings  # noqa: E402
 from asyncdni.store.given import begin_with  # noqa: E402
 
 SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
@@ -63,6 +65,30 @@ CUTS = {
     "gpt": {2: ["h.2"], 3: ["h.1", "h.3"], 4: ["h.0", "h.2", "head"]},
     "lstm": {2: ["2"], 3: ["1", "2"], 4: ["1", "2", "3"]},
 }
+#: Models with a tied embedding and head, each of which is a stage of its own; and models with
+#: inputs of several tensors.
+OTHERS: dict[str, dict[str, Any]] = {
+    "tied": {
+        "model": {"build": "torch_models:tied"},
+        "data": {"build": "torch_models:text_windows", "batch_size": 16},
+        "optimizer": ADAM,
+    },
+    "gpt2": {
+        "model": {"build": "torch_models:gpt2"},
+        "data": {"build": "torch_models:padded_sentences", "batch_size": 8},
+        "optimizer": SGD,
+    },
+    "of_kinds": {
+        "model": {"build": "torch_models:of_kinds"},
+        "data": {"build": "torch_models:points_of_kinds", "batch_size": 16},
+        "optimizer": SGD,
+    },
+}
+OTHER_CUTS = {
+    "tied": ["body", "head"],
+    "gpt2": ["transformer.wpe", "lm_head"],
+    "of_kinds": ["second", "last"],
+}
 SCHEDULES: dict[str, dict[str, Any]] = {
     "locked": {"name": "locked"},
     "gpipe": {"name": "gpipe", "microbatches": 4},
@@ -72,7 +98,7 @@ ALL = [(model, workers, way) for model in MODELS for workers in (2, 3, 4) for wa
 
 
 def made(model: str, begins: list[str], schedule: dict[str, Any], **run: Any) -> config.Experiment:
-    tables = {name: dict(table) for name, table in MODELS[model].items()}
+    tables = {name: dict(table) for name, table in (MODELS | OTHERS)[model].items()}
     tables["model"]["stages"] = begins
     tables["data"]["name"] = "torch"
     return experiment.parse(
@@ -106,10 +132,40 @@ def test_simulated_workers_have_the_bits_of_a_plain_loop(model: str, way: str) -
 
 @each(
     "model, workers, way",
-    [("mlp", 4, "1f1b"), ("resnet", 3, "gpipe"), ("gpt", 2, "locked"), ("lstm", 3, "1f1b")],
+    [("mlp", 4, "1f1b"), ("gpt", 2, "locked")],
 )
 def test_worker_processes_have_the_bits_of_a_plain_loop(model: str, workers: int, way: str) -> None:
     assert_equal_over_processes(model, workers, way)
+
+
+@each("model", list(OTHERS))
+def test_tied_weights_and_several_inputs_have_the_bits_of_a_plain_loop(model: str) -> None:
+    if model == "gpt2":
+        pytest.importorskip("transformers")
+    chosen = made(model, OTHER_CUTS[model], SCHEDULES["locked"])
+    assert not differences(simulated(chosen), trained(chosen))
+
+
+def test_no_generator_predicts_step_by_step_what_a_mask_travels_with() -> None:
+    pytest.importorskip("transformers")
+    chosen = made("gpt2", OTHER_CUTS["gpt2"], {"name": "local_loss"})
+    with allowing(True), pytest.raises(ConfigError, match="as one row without steps"):
+        make_design(chosen, describe(chosen.data), allow_import=True)
+
+
+@pytest.mark.long
+def test_two_processes_train_a_model_of_hugging_face_as_a_plain_loop_does() -> None:
+    pytest.importorskip("transformers")
+    chosen = made("gpt2", OTHER_CUTS["gpt2"], SCHEDULES["locked"], split=[2, 1])
+    result = asyncdni.train(chosen, allow_import=True)
+    assert len(result.summary["stages"]) == 2
+    model = trained(chosen)
+    assert not differences(result.weights, model)
+    ids = torch.arange(8).expand(3, 8)
+    table = {"input_ids": ids.numpy(), "attention_mask": np.ones((3, 8))}
+    outputs = asyncdni.predict(result, table, allow_import=True)["lm_head"]
+    with torch.no_grad():
+        np.testing.assert_allclose(outputs, model.eval()(input_ids=ids).logits, atol=1e-5)
 
 
 def test_bfloat16_products_have_the_bits_of_a_plain_loop() -> None:
@@ -119,6 +175,20 @@ def test_bfloat16_products_have_the_bits_of_a_plain_loop() -> None:
     assert not differences(weights, expected)
     assert differences(weights, reference("mlp", locked))
     assert {array.dtype for array in weights.values()} <= {np.dtype("f4"), np.dtype("i8")}
+
+
+def test_an_activation_of_several_tensors_is_not_compressed() -> None:
+    """Whole numbers cross the first cut beside the activation, and nothing the second."""
+    plain = made("of_kinds", ["second", "last"], SCHEDULES["locked"])
+    tables = {**experiment.tables(plain), "links": {"compress": "int8"}}
+    chosen = experiment.parse(tables)
+    with allowing(True):
+        design = make_design(chosen, describe(chosen.data), allow_import=True)
+    first, second, last = (group.name for group in design.plan.groups)
+    assert set(link_encodings(design.experiment, design.plan)) == {
+        *((second, first), (second, last), (last, second)),
+    }
+    assert not any(np.isnan(array).any() for array in simulated(chosen).values())
 
 
 @pytest.mark.long
@@ -141,6 +211,44 @@ def test_ways_of_computing_are_for_modules(option: dict[str, Any]) -> None:
 @each("model, workers, way", ALL)
 def test_all_combinations_over_worker_processes(model: str, workers: int, way: str) -> None:
     assert_equal_over_processes(model, workers, way)
+
+
+@pytest.mark.parametrize("way", ["gpipe", "1f1b"])
+def test_windows_of_a_text_are_cut_into_microbatches_of_streams(way: str, tmp_path: Path) -> None:
+    """Each stream's window is a sample of its own where no state is carried to the next one."""
+    (tmp_path / "text.txt").write_text("she sells sea shells by the sea shore; " * 8)
+    data = {"name": "text", "path": str(tmp_path / "text.txt"), "encoding": "ids"}
+    chosen = experiment.parse(
+        {
+            "data": {**data, "window": 8, "batch_size": 4, "test_part": 0.3},
+            "model": {
+                "build": "torch_models:gpt",
+                "stages": ["h.1", "h.3"],
+            },
+            "optimizer": ADAM,
+            "schedule": {"name": way, "microbatches": 2},
+            "run": {"epochs": 2, "seed": 3},
+        }
+    )
+    expected = trained(chosen, 2)
+    assert not differences(simulated(chosen), expected)
+    if way == "1f1b":
+        result = asyncdni.train(chosen, allow_import=True)
+        assert not differences(result.weights, expected)
+        assert result.test_accuracy is not None
+
+
+def test_sequences_of_different_lengths_have_the_bits_of_a_loop_that_ignores_padding() -> None:
+    chosen = experiment.parse(
+        {
+            "data": {"name": "torch", "build": "torch_models:sentences", "batch_size": 8},
+            "model": {"build": "torch_models:gpt", "stages": ["h.2"]},
+            "optimizer": ADAM,
+            "schedule": {"name": "gpipe", "microbatches": 2},
+            "run": {"epochs": 2, "seed": 3},
+        }
+    )
+    assert not differences(simulated(chosen), trained(chosen, 2))
 
 
 def assert_equal_over_processes(model: str, workers: int, way: str) -> None:

@@ -69,19 +69,49 @@ def test_every_block_may_begin_a_stage_and_names_are_the_models_own() -> None:
     }
 
 
-def test_tied_embeddings_can_not_be_parted() -> None:
+def test_tied_embeddings_become_stages_of_their_own() -> None:
     cut = trace(as_chain(empty_copy(model(tied=True), "meta")), (STEPS,))
-    assert cut.names() == []
-    with pytest.raises(ConfigError, match=r"lm_head\.weight are also those of model\.embed_tokens"):
+    assert cut.parting() == ["model.layers.0", "lm_head"]
+    begins = ["model.layers.0", "model.layers.1", "lm_head"]
+    cut.check(begins)
+    assert cut.sharers(begins) == {3: 0}
+    with pytest.raises(
+        ConfigError, match=r"cut before model\.layers\.0 and lm_head too"
+    ) as refused:
         cut.check(["model.layers.1"])
+    assert "lm_head.weight are also those of model.embed_tokens" in str(refused.value)
+
+
+@each("attention", ["sdpa", "eager"])
+def test_a_class_without_a_plan_is_seen_at_work(attention: str) -> None:
+    options = transformers.GPT2Config(
+        **{"vocab_size": VOCABULARY, "n_positions": STEPS, "n_embd": 8, "n_layer": 1, "n_head": 2},
+        **{"bos_token_id": 0, "eos_token_id": 0, "attn_implementation": attention},
+    )
+    whole = transformers.GPT2LMHeadModel(options)
+    chain = as_chain(whole)
+    assert isinstance(chain, Chain)
+    check_chain(whole, chain)
+    cut = trace(as_chain(empty_copy(whole, "meta")), (STEPS,))
+    assert cut.parting() == ["transformer.wpe", "lm_head"]
+    named = [name for name in cut.names() if name.count(".") < 3]
+    assert named == ["transformer.wpe", "transformer.h.0", "transformer.ln_f", "lm_head"]
+
+
+def test_a_list_of_blocks_without_a_plan_is_enough() -> None:
+    whole = model()
+    whole.model.config.base_model_pp_plan = None
+    chain = as_chain(whole)
+    assert isinstance(chain, Chain)
+    check_chain(whole, chain)
 
 
 def test_other_models_stay_as_they_are() -> None:
     plain = torch.nn.Sequential(torch.nn.Linear(2, 2))
     assert as_chain(plain) is plain
     options = transformers.GPT2Config(vocab_size=9, n_positions=8, n_embd=8, n_layer=1, n_head=2)
-    gpt2 = transformers.GPT2LMHeadModel(options)  # its class declares no plan
-    assert as_chain(gpt2) is gpt2
+    body = transformers.GPT2Model(options)  # no model for causal language modelling
+    assert as_chain(body) is body
 
 
 def test_a_model_that_does_more_than_its_blocks_is_refused() -> None:

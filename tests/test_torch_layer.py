@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from asyncdni.errors import ConfigError  # noqa: E402
 from asyncdni.nn.layers import make_layer  # noqa: E402
 from asyncdni.nn.optimizers import flatten  # noqa: E402
 from asyncdni.nn.streams import layer_streams, stream  # noqa: E402
+from asyncdni.nn.torch import compiler  # noqa: E402
 from asyncdni.nn.torch.layer import ModuleLayer  # noqa: E402
 from asyncdni.stages.numpy.versions import Versions  # noqa: E402
 
@@ -161,7 +165,7 @@ def test_late_gradients_go_through_the_weights_that_the_schedule_asks_for(
     grad_y = numbers(SAMPLES, 4, key=8)
     flight, ahead = [], params.copy()
     for batch in range(3):
-        x, slot, version = numbers(SAMPLES, 6, key=batch), {}, versions.take()
+        x, slot, version = numbers(SAMPLES, 6, key=batch), {}, versions.take(batch)
         with versions.forward(version):
             y = layer.forward(x, slot)
         used = copy_of(layer, ahead)
@@ -389,3 +393,38 @@ def test_a_module_that_replaces_a_buffer_is_refused_as_it_could_not_be_saved() -
     layer, _, _ = stage_of(models.ReplacesBuffer, (6,))
     with pytest.raises(ConfigError, match=r"the buffer mean, .* in place"):
         layer.forward(numbers(SAMPLES, 6), {})
+
+
+def test_a_table_is_read_as_its_logits() -> None:
+    class Table(nn.Linear):
+        def forward(self, input: Any) -> Any:
+            y = super().forward(input)
+            return {"hidden": y + 1, "logits": y}
+
+    table, plain = layer_of(lambda: Table(6, 4), (6,)), layer_of(lambda: nn.Linear(6, 4), (6,))
+    x = numbers(SAMPLES, 6)
+    assert np.array_equal(table.forward(x, {}), plain.forward(x, {}))
+    assert np.array_equal(table.evaluate(x), plain.evaluate(x))
+
+
+# --- the compiler --------------------------------------------------------------------------------
+
+
+def test_who_imports_a_part_of_the_compiler_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "slow_compiler"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("loaded = True\n")
+    (folder / "part.py").write_text("number = 7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(compiler, "_COMPILER", "slow_compiler")
+    with compiler.without_compiler():
+        stand_in: Any = importlib.import_module("slow_compiler")
+        assert "loaded" not in vars(stand_in) and stand_in.disable(numbers) is numbers
+    assert "slow_compiler" not in sys.modules
+    with compiler.without_compiler():
+        assert importlib.import_module("slow_compiler.part").number == 7
+        assert sys.modules["slow_compiler"].loaded
+    for name in ("slow_compiler", "slow_compiler.part"):
+        monkeypatch.delitem(sys.modules, name)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
 from each import each
 
 torch = pytest.importorskip("torch")
 
+from asyncdni import experiment  # noqa: E402
 from asyncdni.errors import ConfigError  # noqa: E402
 from asyncdni.nn.streams import stream  # noqa: E402
-from asyncdni.nn.torch.optimizer import OPTIMIZERS, TorchOptimizer  # noqa: E402
+from asyncdni.nn.torch.optimizer import OPTIMIZERS, TorchOptimizer, check_class  # noqa: E402
+from asyncdni.plan.build import make_design  # noqa: E402
 
 SHAPES = [(4, 3), (3,), (2, 3, 2, 2), (1,)]
 SIZE = sum(int(np.prod(shape)) for shape in SHAPES)
@@ -20,7 +26,7 @@ RATES = [0.1, 0.05, 0.2, 0.2, 0.01, 0.3]
 SCALE = 1 / 8
 FUSED = "SGD", "Adam", "AdamW", "Adagrad"
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    *((kind, {}) for kind in OPTIMIZERS),
+    *((kind, {}) for kind in OPTIMIZERS if kind != "Muon"),
     ("SGD", {"momentum": 0.9}),
     ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
     ("Adam", {"amsgrad": True, "betas": [0.8, 0.99], "weight_decay": 0.1}),
@@ -117,6 +123,7 @@ def test_a_stage_without_weights_needs_no_optimizer() -> None:
         ("Adam", {"beta": 1}, ["optimizer.options", "Adam", "beta"]),
         ("Adam", {"betas": [2, 3]}, ["optimizer.options", "beta"]),
         ("SGD", {"nesterov": True}, ["optimizer.options", "momentum"]),
+        ("Muon", {"momentum": -1}, ["optimizer.options", "Muon", "momentum"]),
         ("Adam", {"lr": 0.1}, ["optimizer.options", "optimizer.learning_rate"]),
         ("SGD", {"momentum": 0.9, "dampening": 0.5}, ["optimizer.options", "dampening"]),
         ("Adam", {"foreach": "yes", "fused": "no"}, ["optimizer.options"]),
@@ -130,3 +137,135 @@ def test_what_pytorch_does_not_have_is_refused(
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon since 2.9")
+def test_muon_moves_matrices_and_adamw_all_else() -> None:
+    tensors = [
+        torch.nn.Parameter(part.clone().reshape(shape))
+        for part, shape in zip(split(torch.from_numpy(numbers(99))), SHAPES, strict=True)
+    ]
+    plain = (
+        torch.optim.Muon(tensors[:1], weight_decay=0.3, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(tensors[1:], weight_decay=0.3),
+    )
+    options = {"weight_decay": 0.3}
+    first, params = started("Muon", options)
+    for index in range(len(RATES)):
+        for tensor, grad in zip(tensors, split(torch.from_numpy(numbers(index))), strict=True):
+            tensor.grad = grad.clone().reshape(tensor.shape).mul_(SCALE)
+        for own in plain:
+            own.param_groups[0]["lr"] = RATES[index]
+            own.step()
+        if index == 3:  # go on from a checkpoint
+            second, moved = started("Muon", options)
+            np.copyto(moved, params)
+            for name, array in first.state.items():
+                np.copyto(second.state[name], array)
+            first, params = second, moved
+        step(first, params, np.empty_like(params), index)
+        expected = np.concatenate([one.detach().numpy().ravel() for one in tensors])
+        np.testing.assert_array_equal(params, expected)
+
+
+# --- classes of the user's -----------------------------------------------------------------------
+
+CLASSES = '''
+import torch
+
+
+class Heavy(torch.optim.Optimizer):
+    """Momentum, and a rate that falls with the steps, which the group counts."""
+
+    def __init__(self, params, lr=0.1, momentum=0.9):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "step": 0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["step"] += 1
+            for one in group["params"]:
+                state = self.state[one]
+                if not state:
+                    state["sum"] = self.first(one)
+                self.add(state, group["momentum"], one)
+                one.sub_(state["sum"], alpha=group["lr"] / group["step"])
+
+    def first(self, one):
+        return torch.zeros_like(one)
+
+    def add(self, state, momentum, one):
+        state["sum"].mul_(momentum).add_(one.grad)
+
+
+class FromOne(Heavy):
+    def first(self, one):
+        return torch.ones_like(one)
+
+
+class Listed(Heavy):
+    def add(self, state, momentum, one):
+        state["seen"] = [*state.get("seen", []), one.grad.clone()]
+        state["sum"] = sum(state["seen"])
+
+
+class Broken(Heavy):
+    def add(self, state, momentum, one):
+        raise KeyError("nothing")
+
+
+Function = len
+'''
+
+
+@pytest.fixture
+def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module with the classes above."""
+    (tmp_path / "heavy_classes.py").write_text(CLASSES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "heavy_classes"
+    sys.modules.pop("heavy_classes", None)
+
+
+def test_a_class_of_the_user_steps_as_in_a_plain_loop_and_goes_on_from_its_state(
+    classes: str,
+) -> None:
+    options = {"momentum": 0.8}
+    check_class(f"{classes}:Heavy", options, allow_import=(classes,))
+    optimizer = TorchOptimizer(f"{classes}:Heavy", options, [(2, 2)], allow_import=True)
+    params, total = np.zeros(4, np.float32), np.zeros(4, np.float32)
+    expected = params.copy()
+    optimizer.start(params)
+    for index in range(4):
+        grads = numbers(index)[:4]
+        total = np.float32(0.8) * total + grads
+        expected -= np.float32(0.1 / (index + 1)) * total
+        optimizer.step(params, grads.copy(), 0.1)
+    np.testing.assert_allclose(params, expected, rtol=1e-5, atol=1e-6)
+    assert set(optimizer.state) == {"0.sum", "step"}
+    assert optimizer.state["step"] == 4
+
+
+@each(
+    "name, allow, words",
+    [
+        ("FromOne", True, ["state that can't be saved", "begin at zero"]),
+        ("Listed", True, ["state that can't be saved"]),
+        ("Broken", True, ["fails in a trial", "KeyError"]),
+        ("Function", True, ["no class derived from torch.optim.Optimizer"]),
+        ("Absent", True, ["has no 'Absent'"]),
+        ("Heavy", False, ["--allow-import"]),
+        ("Heavy", ("other",), ["--allow-import allows other alone"]),
+    ],
+)
+def test_a_class_that_can_not_be_used_is_refused(
+    classes: str, name: str, allow: Any, words: list[str]
+) -> None:
+    kind = f"{classes}:{name}"
+    tables = {"name": "torch", "kind": kind}
+    design = networks.design(networks.chain(2), {"name": "locked"})
+    chosen = experiment.parse({**experiment.tables(design.experiment), "optimizer": tables})
+    with pytest.raises(ConfigError) as caught:
+        make_design(chosen, design.meta, allow_import=allow)
+    for word in words:
+        assert word in str(caught.value)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from each import each
 from processes import Command, Site, make_site, records, until_recorded
@@ -24,6 +25,8 @@ from asyncdni.errors import ConfigError  # noqa: E402
 from asyncdni.imports import allowing  # noqa: E402
 from asyncdni.plan.build import make_design  # noqa: E402
 from asyncdni.store.given import begin_with  # noqa: E402
+
+RECIPES = Path(__file__).parent.parent / "launch" / "torch"
 
 MLP: dict[str, Any] = {
     "model": {
@@ -104,6 +107,52 @@ def test_generators_of_maps_serve_modules(kind: str) -> None:
     result = simulated(parsed(tables, schedule=schedule))
     losses = [one["loss"] for one in result.history]
     assert losses[-1] < losses[0], losses
+
+
+def test_the_vision_transformer_makes_a_step_by_gradients_through_its_readout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(RECIPES))
+    x, y = np.random.default_rng(0).random((16, 1, 28, 28), np.float32), np.arange(16) % 10
+    np.savez(tmp_path / "images.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    chosen = experiment.load(
+        RECIPES / "vit.toml",
+        [
+            f'data={{ name = "npz", path = "{tmp_path}/images.npz", batch_size = 16 }}',
+            "model.arguments={ width = 8, layers = 4, heads = 2, patch = 7 }",
+            'schedule={ name = "synthetic", generator = { kind = "readout" } }',
+            "optimizer={ name = 'adam', learning_rate = 1e-3 }",
+            "run.epochs=2",
+            "run.evaluate_every=1",
+        ],
+    )
+    losses = [one["loss"] for one in simulated(chosen).history]
+    assert len(losses) == 2 and losses[1] < losses[0], losses
+
+
+def test_a_gpt_reads_a_text_in_tokens_that_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tokenizers")
+    monkeypatch.syspath_prepend(str(RECIPES))
+    words = tmp_path / "words.txt"
+    words.write_text("the cat sat on the mat and the hat\n" * 200)
+    sizes = "vocabulary = 270, width = 8, layers = 4, heads = 2, steps = 8"
+    chosen = experiment.load(
+        RECIPES / "gpt-bpe.toml",
+        [
+            f'data.arguments={{ path = "{words}", vocabulary = 270, window = 8 }}',
+            f"model.arguments={{ {sizes} }}",
+            "optimizer.learning_rate=1e-2",
+        ],
+    )
+    losses = [one["loss"] for one in simulated(chosen).history]
+    assert losses[-1] < 0.9 * np.log(270), losses
+    from bpe import tokenizer
+
+    found = tokenizer(str(words), 270)
+    assert found.get_vocab_size() == 270
+    assert found.decode(found.encode("the cat").ids) == "the cat"
 
 
 def test_dropout_is_the_same_under_every_cut() -> None:

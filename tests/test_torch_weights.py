@@ -218,7 +218,7 @@ def test_missing_names_may_begin_from_the_seed(
     seeded = begun(TABLES)
     assert np.array_equal(design.init["up"]["0.head.weight"], seeded.init["up"]["0.head.weight"])
     assert np.array_equal(design.init["first"]["0.first.weight"], start["first.weight"])
-    assert design.begun.endswith("from the seed: head.weight; in there for nothing: other")
+    assert design.begun.endswith("from the seed: head.weight; not used: other")
 
 
 def test_wrong_shapes_are_refused_in_any_case(start: dict[str, Any], tmp_path: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import io
+import pydoc
 import shutil
 import signal
+import sys
 import threading
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from each import each
 from threadpoolctl import threadpool_limits
 
 import asyncdni
@@ -22,6 +27,7 @@ from asyncdni.errors import CheckpointError, ConfigError, DataError, DataWarning
 from asyncdni.launch.train import _awaited_at_exit
 from asyncdni.plan.build import Design
 from asyncdni.report.records import DISTRIBUTIONS, STAGE_FIELDS, Recorder
+from asyncdni.report.result import draw_run
 from asyncdni.store.checkpoint import latest
 
 STAGES = [
@@ -54,6 +60,35 @@ def test_arrays_can_be_trained_on_as_they_are(result: asyncdni.Result) -> None:
     assert result.test_accuracy is not None and result.test_accuracy > 0.9
     assert [entry["samples"] for entry in result.history] == [128 * n for n in range(1, 21)]
     assert result.experiment.run.seed == 4
+
+
+def test_the_history_tells_how_training_went_since_the_evaluation_before() -> None:
+    """One batch an evaluation, at a rate that falls with each step."""
+    short = ["schedule.name=locked", "run.evaluate_every=0.125", "run.epochs=1"]
+    decay = 'optimizer={ name = "sgd", learning_rate = 0.5, decay = { name = "cosine" } }'
+    found = asyncdni.train(TINY, data=arrays(), set=[*short, decay])
+    halves = [(1 + np.cos(np.pi * step / 8)) / 2 for step in range(8)]
+    rates = [entry["learning_rate"] for entry in found.history]
+    assert rates == pytest.approx([0.5 * half for half in halves])
+    first, *_, last = found.history
+    assert first["samples_per_s"] == pytest.approx(16 / first["train_s"])
+    assert first["train_loss"] > last["train_loss"] > 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@each("progress, out, shows", [(True, Terminal, 1), (False, Terminal, 0), (True, io.StringIO, 0)])
+def test_progress_is_shown_on_a_terminal_alone(
+    progress: bool, out: type[io.StringIO], shows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")  # lines, in place of a picture
+    monkeypatch.setattr(sys, "stdout", written := out())
+    asyncdni.train(TINY, data=arrays(), set=["run.epochs=1"], progress=progress)
+    assert ("epoch 1 of 1, test accuracy" in written.getvalue()) == shows
+    assert ("of training, nothing written" in written.getvalue()) == shows
 
 
 def test_weights_go_by_the_names_and_shapes_of_torch(result: asyncdni.Result) -> None:
@@ -175,7 +210,8 @@ def test_the_summary_has_all_fields_and_null_where_they_have_no_meaning(
         assert summary[name] is not None
     assert summary["train_samples"] == 20 * 128
     hidden, top = summary["stages"]
-    assert set(hidden) == {"name", "lag_by_link", "lost_updates", *STAGE_FIELDS, *DISTRIBUTIONS}
+    further = {"name", "lag_by_link", "bytes_by_link", "lost_updates"}
+    assert set(hidden) == {*further, *STAGE_FIELDS, *DISTRIBUTIONS}
     assert hidden["staleness"]["max"] == hidden["staleness_max"]
     assert hidden["updates"] == top["updates"] == 160
     assert hidden["gradient_cosine"] is not None and top["gradient_cosine"] is None
@@ -401,23 +437,16 @@ def test_a_program_that_ends_waits_for_the_run_of_a_thread(
         assert asked == []
 
 
-def test_weights_that_are_not_here_in_the_end_are_named_with_host_and_path(tmp_path: Path) -> None:
-    """As over several hosts, where each worker writes to its own."""
-    hosts = {}
+def test_weights_that_are_not_there_in_the_end_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "final" / "top.safetensors"
 
     def lose(design: Design, recorder: Recorder, kind: str, values: Mapping[str, Any]) -> None:
-        if kind == "joined":
-            hosts[values["stage"]] = values["host"]
         if kind == "saved" and values["tag"] == "final":
-            (tmp_path / "run" / "final" / "top.safetensors").unlink()
+            path.unlink()
 
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match=f"no weights of stage top at {path}") as caught:
         asyncdni.train(TINY, data=arrays(), out=tmp_path / "run", observers=[lose])
-    path = tmp_path / "run" / "final" / "top.safetensors"
-    text = str(caught.value)
-    assert f"top (written on {hosts['top']} as {path})" in text and "copy" in text
-    assert "hidden" not in text
-    assert (tmp_path / "run" / "summary.json").exists()
+    assert "--weights best" in str(caught.value)
 
 
 def test_a_result_in_memory_predicts_and_says_that_its_test_set_is_gone() -> None:
@@ -462,6 +491,38 @@ def test_workers_of_many_stages_have_names_that_files_can_have(tmp_path: Path) -
 
 def test_the_public_names_are_what_the_package_says() -> None:
     assert asyncdni.__all__ == sorted(asyncdni.__all__)
-    assert all(getattr(asyncdni, name) is not None for name in asyncdni.__all__)
+    assert {"train", "Experiment", "AsyncDNIError", "Result", *asyncdni.__all__} <= {*dir(asyncdni)}
+    assert all(getattr(asyncdni, name) is not None for name in dir(asyncdni))
+    assert len(pydoc.render_doc(asyncdni).splitlines()) < 200
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = asyncdni.nothing
+
+
+def test_a_result_shows_its_curves_and_its_table(result: asyncdni.Result) -> None:
+    """`<script>` is no markup, whoever has put it into the summary."""
+    summary = {**result.summary, "schedule": "<script>"}
+    named = dataclasses.replace(result, summary=summary)
+    page = ElementTree.fromstring(named._repr_html_().replace("<br>", ""))
+    assert page.find("p/b").text == "<script>"  # type: ignore[union-attr]
+    stages = [row[0].text for row in page.findall("table")[1].find("tbody")]  # type: ignore[union-attr]
+    assert stages == [stage["name"] for stage in result.summary["stages"]]
+    pytest.importorskip("matplotlib")
+    loss, accuracy = draw_run(result).axes
+    drawn = [y for _, y in loss.lines[0].get_xydata()]
+    assert drawn == [entry["loss"] for entry in result.history]
+    assert accuracy.get_ylabel() == "accuracy of the test set"
+    assert ElementTree.fromstring(result.plot()._repr_svg_()).tag.endswith("svg")
+
+
+def test_a_result_draws_the_timeline_of_a_traced_run(
+    result: asyncdni.Result, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"train\(\.\.\., out=DIR, trace=True\)"):
+        dataclasses.replace(result, folder=None).timeline()
+    traced = asyncdni.train(TINY, data=arrays(), out=tmp_path / "run", trace=True)
+    drawing = traced.timeline(ms=1000, at=0)
+    assert "F0: " in drawing._repr_svg_()
+    drawing.save(tmp_path / "timeline.svg")
+    assert (tmp_path / "timeline.svg").read_text() == drawing._repr_svg_()
+    with pytest.raises(ConfigError, match=r"ends in \.svg or \.png"):
+        drawing.save(tmp_path / "timeline.txt")

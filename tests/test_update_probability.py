@@ -69,7 +69,7 @@ def test_every_batch_is_forwarded_and_the_drawn_ones_are_learned_from(
     stages: networks.Tables, options: dict[str, Any]
 ) -> None:
     schedule = {"name": "synthetic", "update_probability": 0.4, **options}
-    design = networks.design(stages, schedule, run={"epochs": 8, "evaluate_every": 3.0})
+    design = networks.design(stages, schedule, run={"epochs": 4, "evaluate_every": 3.0})
     costs, links = Costs(jitter=0.9), Links(latency_us=900.0, jitter=0.9)
     result = simulate(design, seed=3, maths=True, costs=costs, links=links)
     assert isinstance(result.end, Finish)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from processes import TINY, Command, Site, make_site, until_recorded, weights
 
 import asyncdni
 from asyncdni.errors import AsyncDNIError
+from asyncdni.launch.local import worker_command
 from asyncdni.store.tensors import load_stage
 
 MODULE = '''\
@@ -31,6 +33,7 @@ class Scale:
     def build(self, shape, dtype, streams):
         self.params = {"factor": np.full(shape, self.first, dtype)}
         self.grads = {"factor": np.zeros(shape, dtype)}
+        self.buffers = {"seen": np.array(0, np.int64)}  # without axes
         return shape
 
     def forward(self, x, slot):
@@ -38,6 +41,7 @@ class Scale:
         if self.forwards == self.fail_at:
             raise ValueError("the factor\\nis out of tune")
         slot["x"] = x
+        self.buffers["seen"] += len(x)
         return x * self.params["factor"]
 
     def backward(self, grad_y, slot, *, learn, send):
@@ -68,7 +72,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def test_it_learns_and_is_saved_evaluated_and_used(site: Site) -> None:
     finished = site.run("train", "tiny.toml", "--allow-import", "--out", "run")
     assert (finished.code, finished.err) == (0, "")
-    factor = load_stage(site.folder / "run" / "final", "hidden")["2.factor"]
+    hidden = load_stage(site.folder / "run" / "final", "hidden")
+    factor, seen = hidden["2.factor"], hidden["2.seen"]
+    assert seen.shape == () and seen.dtype == np.int64 and seen > 0
     assert factor.shape == (8,)
     assert (factor != 2.0).all()
     finished = site.run("evaluate", "run", "--allow-import")
@@ -79,6 +85,7 @@ def test_it_learns_and_is_saved_evaluated_and_used(site: Site) -> None:
     assert (finished.code, finished.err) == (0, "")
 
 
+@pytest.mark.long
 def test_its_numbers_do_not_depend_on_the_split(site: Site) -> None:
     args = ("train", "tiny.toml", "--allow-import", "--schedule", "locked", "--out")
     assert site.run(*args, "two").code == 0
@@ -107,6 +114,22 @@ def test_workers_started_by_hand_with_allow_import_run_it(site: Site) -> None:
         finished = command.finished()
         assert (finished.code, finished.err) == (0, "")
     assert "hidden.safetensors" in weights(site.folder / "run")
+
+
+def test_a_worker_with_a_changed_copy_of_the_file_ends_the_run_and_is_named(site: Site) -> None:
+    site.write("elsewhere/mylayer.py", MODULE.replace("first: float = 1.0", "first: float = 3.0"))
+    coordinator, hidden = _by_hand(site, "--allow-import")
+    address = until_recorded(site.folder / "run", "bound")[0]["address"]
+    until_recorded(site.folder / "run", "joined")  # so that the first worker hears of the end
+    command = worker_command("top", address, allow_import=True)
+    top = site.execute(["sh", "-c", 'cd elsewhere && exec "$@"', "sh", *command])
+    for one in (coordinator, hidden, top):
+        one.finished().refused(
+            f"worker top on {socket.gethostname()} has another source of mylayer than the "
+            "coordinator",
+            "copy the same files to both hosts",
+        )
+    assert not (site.folder / "run").exists()
 
 
 def test_a_worker_beats_while_it_imports_the_module(site: Site) -> None:
@@ -139,7 +162,9 @@ def test_an_error_in_it_is_one_line_for_the_user_and_a_traceback_in_the_log(site
     site.write("tiny.toml", SCALED.replace("2.0 }", "{ fail_at = 3 } }"))
     finished = site.run("train", "tiny.toml", "--allow-import", "--out", "run")
     finished.refused(
-        "worker hidden failed: ValueError: the factor is out of tune", "its log has the traceback"
+        "worker hidden failed: ValueError: the factor is out of tune",
+        f"its log has the traceback: {socket.gethostname()}:",
+        "/run/logs/hidden.log",
     )
     log = (site.folder / "run" / "logs" / "hidden.log").read_text()
     assert "Traceback (most recent call last)" in log

@@ -268,7 +268,7 @@ def test_a_message_in_the_wrong_direction_is_not_sent(site: Site) -> None:
         a.send("b", HELLO)
     with pytest.raises(LocalProtocolError, match="Start is no message"):
         a.send(COORDINATOR, Start())
-    with pytest.raises(LocalProtocolError, match="Ready is no message to a worker"):
+    with pytest.raises(LocalProtocolError, match="Ready is no message to this peer"):
         coordinator.send(a.identity, Ready(1))
     with pytest.raises(LocalProtocolError, match=r"no connection to 'c', only to \['b'\]"):
         a.send("c", Credit("a", 0, "b", 1, 2))

@@ -10,17 +10,26 @@ from torch.nn import functional
 from torch.utils.data import Subset, TensorDataset
 
 __all__ = [
+    "Doubled",
+    "GradientMap",
+    "Opaque",
+    "OwnHead",
     "attention_gpt",
     "autoencoder",
     "branching",
     "dropped",
     "frozen_below",
     "gpt",
+    "gpt2",
     "lstm",
     "masked",
     "mlp",
+    "of_kinds",
+    "opaque",
+    "padded_sentences",
     "pictures",
     "points",
+    "points_of_kinds",
     "positions_gpt",
     "resnet18",
     "returns_tuple",
@@ -259,6 +268,35 @@ def tied(vocabulary: int = 12, width: int = 8) -> nn.Module:
     return Tied(vocabulary, width)
 
 
+def gpt2(vocabulary: int = 12, steps: int = 8, width: int = 16, blocks: int = 1) -> nn.Module:
+    """Hugging Face's GPT-2, without dropout; its head has the embedding's weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_positions": steps, "n_embd": width, "n_layer": blocks, "n_head": 2}
+    noise = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), 0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **sizes, **noise, **ends))
+
+
+class OfKinds(nn.Module):
+    """Classes of points, whose kind is added again behind the first layer."""
+
+    def __init__(self, inputs: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(inputs, width), nn.Linear(width, width)
+        self.kinds, self.last = nn.Embedding(3, width), nn.Linear(width, outputs)
+
+    def forward(self, x: torch.Tensor, kind: torch.Tensor) -> dict[str, torch.Tensor]:
+        h = torch.relu(self.first(x))
+        h = torch.relu(self.second(h) + self.kinds(kind))
+        return {"logits": self.last(h), "hidden": h}
+
+
+def of_kinds(inputs: int = 37, width: int = 9, outputs: int = 5) -> nn.Module:
+    """A model with two inputs, which returns a table."""
+    return OfKinds(inputs, width, outputs)
+
+
 class Steps(nn.Module):
     """The outputs of each step of an LSTM, without its states."""
 
@@ -454,6 +492,33 @@ def text_windows(samples: int = 40, steps: int = 8, vocabulary: int = 12) -> tup
     return _parts(windows, samples)
 
 
+def sentences(samples: int = 20, longest: int = 8, vocabulary: int = 12) -> tuple[Any, Any]:
+    """Ids (T,) and the ids that follow (T,), of lengths 2 to `longest`; the longest is a test."""
+    lengths = [2 + index % (longest - 2) for index in range(samples)]
+    ids = [(3 * torch.arange(length + 1) + length) % vocabulary for length in [*lengths, longest]]
+    pairs = [(one[:-1], one[1:]) for one in ids]
+    return pairs[:-1], pairs[-1:]
+
+
+def padded_sentences(samples: int = 20) -> tuple[Any, Any]:
+    """The same, as tables of ids and of a mask of those that are there."""
+    parts = sentences(samples)
+    train, test = (
+        [({"input_ids": x, "attention_mask": torch.ones_like(x)}, y) for x, y in part]
+        for part in parts
+    )
+    return train, test
+
+
+def points_of_kinds(samples: int = 60) -> tuple[Any, Any]:
+    """Tuples of a point (D,) and its kind (), and the class of both."""
+    train, test = (
+        [((x, torch.tensor(index % 3)), (y + index % 3) % 5) for index, (x, y) in enumerate(part)]
+        for part in points(samples)
+    )
+    return train, test
+
+
 def pictures(
     samples: int = 24, channels: int = 3, size: int = 32, classes: int = 10
 ) -> tuple[Any, Any]:
@@ -477,3 +542,102 @@ def points(samples: int = 60, inputs: int = 37, classes: int = 5) -> tuple[Any, 
 def _parts(whole: Any, samples: int) -> tuple[Any, Any]:
     """A training set of the first samples, and a test set of the others."""
     return Subset(whole, range(samples)), Subset(whole, range(samples, len(whole)))
+
+
+# --- generators ----------------------------------------------------------------------------------
+
+
+class GradientMap(nn.Module):
+    """Maps activations (B, D) and one-hot classes to gradients (B, D); it begins at zero."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.map = nn.Linear(width + classes, width)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def forward(self, h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        labels = functional.one_hot(y, self.classes).to(h.dtype)
+        return self.map(torch.cat([functional.dropout(h, 0.1, self.training), labels], 1))
+
+
+class Doubled(nn.Module):
+    """A block of the user's for a local loss."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x + self.map(x)
+
+
+class Opaque(nn.Module):
+    """A block with a skip connection, whose forward can't be traced."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.map = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        samples, width = x.shape
+        return x + self.map(self.norm(x)).view(samples, width)
+
+
+def opaque(head: bool = True) -> nn.Sequential:
+    """Blocks that can't be traced, and a head behind them."""
+    return nn.Sequential(
+        nn.Linear(37, 8), *(Opaque(8) for _ in range(3)), *([nn.Linear(8, 5)] if head else [])
+    )
+
+
+class OwnHead(nn.Module):
+    """A local head: its loss is that of a linear classifier."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, classes)
+        self.head.bias.requires_grad = False
+
+    def loss(self, h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(self.head(h), y, reduction="sum")
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+def smoothed(outputs: Any, targets: Any) -> Any:
+    """A mean over samples, as users of PyTorch write it."""
+    return torch.nn.functional.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+
+def unreduced(outputs: Any, targets: Any) -> Any:
+    return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def of_values(outputs: Any, targets: Any) -> Any:
+    """It does not take whole numbers as targets."""
+    return torch.nn.functional.binary_cross_entropy_with_logits(outputs, targets)
+
+
+class ChangesInPlace(nn.Module):
+    """A branch changes in place, behind a cut before `second`, what another one still uses."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.middle = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.last = nn.Linear(6, 3)
+        self.relu = nn.ReLU(in_place)
+
+    def forward(self, x: Any) -> Any:
+        h = self.first(x)
+        same = h.view(-1, 6)
+        k = self.middle(h)
+        return self.last(self.second(k) + self.relu(h) + same)
+
+
+def changes_in_place(in_place: bool = True) -> nn.Module:
+    return ChangesInPlace(in_place)

@@ -12,10 +12,12 @@ from torch import nn
 from torch.nn import functional
 
 from asyncdni import config
-from asyncdni.data import open_batches
+from asyncdni.data import describe, open_batches
 from asyncdni.imports import allowing, import_named
+from asyncdni.nn.torch.fields import Field, call_joined
+from asyncdni.nn.torch.layer import main_output
 
-__all__ = ["differences", "one_thread", "plain_loop", "trained"]
+__all__ = ["batches_of", "differences", "one_thread", "plain_loop", "trained"]
 
 #: How optimizers of an experiment are made in PyTorch.
 _OPTIMIZERS: dict[type[Any], Callable[[Any, Any], Any]] = {
@@ -58,12 +60,13 @@ def plain_loop(model: nn.Module, chosen: config.Experiment, microbatches: int = 
     batch on the gradients divided by its number of samples."""
     learned = [one for one in model.parameters() if one.requires_grad]
     optimizer = _OPTIMIZERS[type(chosen.optimizer)](chosen.optimizer, learned)
-    for x, y in _batches(chosen, model):
+    fields = _fields(chosen)
+    for x, y in batches_of(chosen, model):
         optimizer.zero_grad()
         size = chosen.data.batch_size // microbatches
         for some, targets in zip(x.split(size), y.split(size), strict=True):
             with torch.autocast("cpu", torch.bfloat16, enabled=chosen.run.autocast is not None):
-                outputs = model(some)
+                outputs = main_output(call_joined(model, some, fields))
             loss = functional.cross_entropy(
                 outputs.float().flatten(0, -2), targets.flatten(), reduction="sum"
             )
@@ -73,7 +76,7 @@ def plain_loop(model: nn.Module, chosen: config.Experiment, microbatches: int = 
         optimizer.step()
 
 
-def _batches(chosen: config.Experiment, model: nn.Module) -> Iterator[tuple[Any, Any]]:
+def batches_of(chosen: config.Experiment, model: nn.Module) -> Iterator[tuple[Any, Any]]:
     size, run = chosen.data.batch_size, chosen.run
     integers = any(isinstance(one, nn.Embedding) for one in model.modules())
     with allowing(True):
@@ -82,13 +85,23 @@ def _batches(chosen: config.Experiment, model: nn.Module) -> Iterator[tuple[Any,
         for index in range(batches.batches_per_epoch(size)):
             batch = batches.read(epoch, index, size, run.seed, np.dtype(run.dtype))
             x = torch.tensor(batch["h"])
-            yield x.long() if integers else x, torch.tensor(batch["y"])
+            y = torch.tensor(batch["y"])
+            if "mask" in batch:
+                y[~torch.tensor(batch["mask"])] = -100  # cross_entropy leaves these out
+            yield x.long() if integers and not batches.meta.fields else x, y
+
+
+def _fields(chosen: config.Experiment) -> tuple[Field, ...]:
+    with allowing(True):
+        fields = describe(chosen.data).fields
+    return tuple(Field(one.name, one.kind, one.shape) for one in fields)
 
 
 def differences(weights: Mapping[str, np.ndarray], model: nn.Module) -> list[str]:
     """What in "STAGE.0.NAME" arrays has other bits than the model's NAME, with how far apart they
     are; also names that are missing."""
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    parameters = model.named_parameters(remove_duplicate=False)
+    own = {**dict(parameters), **dict(model.named_buffers())}
     found = {name.split(".", 2)[2]: array for name, array in weights.items()}
     wrong = [f"{name} is missing" for name in sorted(own.keys() ^ found.keys())]
     for name in own.keys() & found.keys():

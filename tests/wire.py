@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import pytest
 import zmq
 
 from asyncdni.config import Limits
@@ -29,7 +31,8 @@ class Site:
         self.kind = kind
         self.keys = keys
         self.folder = stack.enter_context(private_folder())
-        self.address = "tcp://127.0.0.1:0" if kind == "tcp" else f"ipc://{self.folder}/coordinator"
+        places = {"tcp": "tcp://127.0.0.1:0", "ipv6": "tcp://[::1]:0"}
+        self.address = places.get(kind, f"ipc://{self.folder}/coordinator")
 
     def coordinator(self) -> CoordinatorTransport:
         transport = CoordinatorTransport(self.address, self.keys)
@@ -58,6 +61,15 @@ class Site:
         if address is not None:
             peer.connect(address)
         return peer
+
+
+def need_ipv6() -> None:
+    """Skip the test where this machine has no IPv6."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError as error:
+        pytest.skip(f"this machine can't listen at ::1: {error}")
 
 
 def make_keys() -> Keys:

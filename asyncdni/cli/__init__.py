@@ -6,6 +6,8 @@ A command's module has `HELP` (one line), `EXAMPLE` (command lines for --help),
 
 COMMANDS = (
     "train",
+    "run",
+    "node",
     "compare",
     "profile",
     "advise",
@@ -18,8 +20,12 @@ COMMANDS = (
     "simulate",
     "graph",
     "timeline",
+    "view",
     "data",
+    "explain",
+    "check",
+    "new",
 )
 
 #: Commands that do more than print; they go on when nobody reads their output.
-LASTING = ("train", "compare", "coordinator", "worker")
+LASTING = ("train", "run", "node", "compare", "coordinator", "worker")

@@ -6,23 +6,31 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncdni import config, experiment
 from asyncdni.errors import ConfigError, DataWarning
+from asyncdni.experiment.recipes import find_recipe
 from asyncdni.files import check_file
 from asyncdni.store.resume import changed_experiment
-from asyncdni.wire.address import check_secure
+from asyncdni.wire.address import check_secure, port_range
 from asyncdni.wire.curve import Keys, load_keys
+
+if TYPE_CHECKING:
+    from asyncdni.launch.train import Observer
+    from asyncdni.page.server import Page
 
 __all__ = [
     "add_conditions",
     "add_experiment",
     "add_init",
+    "add_page",
+    "add_page_host",
+    "add_place",
     "add_resume",
     "add_security",
     "check_json",
@@ -31,16 +39,30 @@ __all__ = [
     "condition_flags",
     "flags",
     "keys_for",
+    "make_page",
     "new_folder",
+    "page_for",
+    "port_number",
+    "positive_seconds",
     "settings",
+    "shown_on",
+    "told",
     "warnings_said",
+    "worker_flags",
 ]
 
 
 def add_experiment(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """Add the experiment file, --set and --allow-import."""
     nargs = "?" if optional else None
-    parser.add_argument("file", metavar="FILE.toml", nargs=nargs, help="the experiment")
+    parser.add_argument(
+        "file",
+        metavar="FILE.toml",
+        nargs=nargs,
+        type=find_recipe,
+        help="the experiment; recipe:digits and the like come with asyncdni (`asyncdni new --help` "
+        "lists them)",
+    )
     parser.add_argument(
         "--set",
         metavar="SECTION.KEY=VALUE",
@@ -63,7 +85,7 @@ def add_allow_import(parser: argparse.ArgumentParser, help: str) -> None:
         default=False,
         metavar="MODULE",
         help=f"{help}; with MODULE only from that module and those inside it (may be given several "
-        "times; to be followed by another option or the end of the line where it is given alone)",
+        "times; without MODULE, put it last or before another option)",
     )
 
 
@@ -96,17 +118,21 @@ def add_conditions(parser: argparse.ArgumentParser, *, latency: bool = True) -> 
             "--latency", metavar="TIME", help="make all links between workers slower, such as 10ms"
         )
     parser.add_argument(
-        "--jitter", metavar="TIME", help="by up to so much more, drawn for each message"
+        "--jitter",
+        metavar="TIME",
+        help="delay each message by up to this much more, drawn at random",
     )
     parser.add_argument(
-        "--bandwidth", metavar="RATE", help="let all links carry no more, such as 100Mbit/s"
+        "--bandwidth",
+        metavar="RATE",
+        help="limit the bandwidth of all links between workers, such as 100Mbit/s",
     )
     parser.add_argument(
         "--slow",
         metavar="NAME=FACTOR",
         action="append",
         default=[],
-        help="let a stage take so many times as long for each op; may be given several times",
+        help="make each op of a stage take this many times as long; may be given several times",
     )
 
 
@@ -203,14 +229,14 @@ def add_security(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keys",
         metavar="DIR",
-        help="folder with the keys of the run (`asyncdni keys new DIR` makes them): all is "
-        "encrypted, and nobody without keys takes part; needed for every address that other hosts "
-        "can reach",
+        help="folder with the keys of the run (`asyncdni keys new DIR` makes them): "
+        "everything is encrypted, and nobody can take part without keys; required for every "
+        "address that other hosts can reach",
     )
     parser.add_argument(
         "--insecure",
         action="store_true",
-        help="use no keys: anyone who reaches the address can read and change all that is sent",
+        help="use no keys: anyone who can reach the address can read and change all that is sent",
     )
 
 
@@ -233,6 +259,151 @@ def flags(args: argparse.Namespace) -> list[str]:
     if args.keys:
         return ["--keys", str(Path(args.keys).resolve())]
     return ["--insecure"] if args.insecure else []
+
+
+# --- the place of this process among others ------------------------------------------------------
+
+_TIMEOUT_S = 60.0
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add --coordinator, --engine, --ports and --timeout."""
+    parser.add_argument(
+        "--coordinator",
+        metavar="ADDRESS",
+        help="tcp://HOST:PORT of rank 0, for all ranks the same, in place of what the engine says; "
+        "workers need the port after it too",
+    )
+    parser.add_argument(
+        "--engine",
+        metavar="NAME",
+        help="the engine that has started this process (default: the first of those in "
+        "docs/machines.md that its environment tells of)",
+    )
+    parser.add_argument(
+        "--ports",
+        metavar="FIRST-LAST",
+        help="workers listen for each other at free ports of this range (default: any)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive_seconds,
+        default=_TIMEOUT_S,
+        metavar="SECONDS",
+        help=f"how long the other ranks wait for rank 0 (default: {_TIMEOUT_S:g})",
+    )
+
+
+def worker_flags(args: argparse.Namespace) -> list[str]:
+    """Return the flags of `add_security` and `add_place` that the workers of this machine get.
+
+    Raises `LaunchError` for ports that make no sense.
+    """
+    if args.ports is None:
+        return flags(args)
+    port_range(args.ports, f"--ports {args.ports}")
+    return [*flags(args), "--ports", args.ports]
+
+
+def positive_seconds(text: str) -> float:
+    """Read the value of --timeout."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    return seconds
+
+
+def told(*, quiet: bool) -> Callable[[str], None]:
+    """Return a function that shows the user a line, if anybody is to see it."""
+    return (lambda _: None) if quiet else (lambda text: print(f"asyncdni: {text}", flush=True))
+
+
+# --- `--page` ------------------------------------------------------------------------------------
+
+
+def add_page(parser: argparse.ArgumentParser, *, controls: bool = True) -> None:
+    """Add --page and its companions. Without `controls` no worker is a child of the command."""
+    parser.add_argument(
+        "--page",
+        nargs="?",
+        type=port_number,
+        const=0,
+        metavar="PORT",
+        help="show the run in a browser while it goes on, at the address that is printed (default: "
+        "the first free port from 8642 on; put it after FILE.toml; extra: page)",
+    )
+    add_page_host(parser)
+    if controls:
+        parser.add_argument(
+            "--page-controls",
+            action="store_true",
+            help="for demonstrations: let the page kill and pause workers",
+        )
+
+
+def add_page_host(parser: argparse.ArgumentParser) -> None:
+    """Add --page-host."""
+    parser.add_argument(
+        "--page-host",
+        metavar="HOST",
+        help="serve the page at this address of the machine, such as 0.0.0.0, so that other hosts "
+        "can open it with the token that is printed (default: 127.0.0.1, this machine alone)",
+    )
+
+
+@contextmanager
+def page_for(args: argparse.Namespace) -> Iterator[Page | None]:
+    """Serve the page that was asked for and print its address; None if there is to be none.
+
+    Raises `ConfigError` without the extra `page`, or if it can't be served.
+    """
+    host, controls = args.page_host, getattr(args, "page_controls", False)
+    if args.page is None:
+        if host is not None or controls:
+            flag = "--page-controls" if controls else f"--page-host {host}"
+            raise ConfigError(f"{flag}: there is no page; add --page")
+        yield None
+        return
+    with make_page(args.page, host, controls=controls) as page:
+        wanted = f"port {args.page} is in use; " if args.page not in (0, page.port) else ""
+        # Standard output may be for a table or JSON alone.
+        print(f"{wanted}the page of this run: {page.address}", file=sys.stderr, flush=True)
+        yield page
+
+
+@contextmanager
+def shown_on(page: Page | None, title: str, folder: Path | None) -> Iterator[list[Observer]]:
+    """Show the run of the block on the page, if there is one; yield the observers that it needs."""
+    if page is None:
+        yield []
+        return
+    with page.run(title, folder) as state:
+        yield [state]
+
+
+def make_page(port: int, host: str | None, *, controls: bool = False) -> Page:
+    """Return a page at `port`, or at the first free one from the usual port on for 0. Raises
+    `ConfigError`, also without the extra `page`."""
+    try:
+        from asyncdni.page.server import PORT, Page
+    except ImportError as error:
+        raise ConfigError(
+            f"the page needs {error.name}, which is not installed: pip install 'asyncdni[page]'"
+        ) from error
+    return Page(port or PORT, host or "127.0.0.1", controls=controls)
+
+
+def port_number(text: str) -> int:
+    """Return the number of a port, as the type of an argument."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 65_535):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no port; expected a number from 1 to 65535 or nothing, and FILE.toml "
+            "before it"
+        )
+    return int(text)
 
 
 # --- `--resume` ----------------------------------------------------------------------------------

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,31 +19,52 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_page,
     check_json,
     new_folder,
+    page_for,
     settings,
+    shown_on,
 )
-from asyncdni.cli.display import make_display, say
 from asyncdni.cli.tables import make_tables, notes
 from asyncdni.errors import AsyncDNIError, ConfigError, Interrupted
 from asyncdni.files import LOCK, locked
+from asyncdni.launch.budget import (
+    Budget,
+    Cost,
+    Deadline,
+    OutOfTime,
+    parse_budget,
+    shortened_sentence,
+)
 from asyncdni.launch.compare import (
     COMPARISON,
     Entry,
+    discard_run,
     discard_unfinished,
     document,
     finished_runs,
     plan_runs,
+    planned_before,
+    remarks_before,
     run_entry,
 )
+from asyncdni.launch.conduct import Observer
+from asyncdni.launch.display import make_display, say
+from asyncdni.report.columns import counted
+from asyncdni.report.load import REPEATS_MAX, disturbance, fastest
 from asyncdni.report.machine import cores
 from asyncdni.report.statistics import Result
 from asyncdni.store.tensors import write_atomically
+
+if TYPE_CHECKING:
+    from asyncdni.page.server import Page
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
 HELP = "train the same network by several schedules, and in a single process, and compare"
 EXAMPLE = """\
+  asyncdni compare launch/digits.toml --schedules locked,synthetic --budget 2min
   asyncdni compare launch/digits.toml --schedules locked,synthetic --seeds 5
   asyncdni compare launch/mnist.toml --seeds 5 --target-accuracy 97%,97.5% --evaluate-every 10000
   asyncdni compare launch/digits.toml --schedules locked,1f1b,synthetic --latencies 0ms,10ms,50ms
@@ -74,8 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=2,
         metavar="N",
-        help="runs of each row, with seeds counted up from the file's (default: 2)",
+        help="runs of each schedule, with consecutive seeds from the file's on (default: 2)",
     )
+    _add_limits(parser)
     _add_rows(parser)
     _add_targets(parser)
     parser.add_argument(
@@ -91,7 +115,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="write the comparison there too; -: to standard output"
     )
+    add_page(parser)
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--budget",
+        metavar="TIME",
+        help="take no longer than that, such as 90s, 2min or 1h, with fewer seeds and epochs if "
+        "need be",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=_number,
+        default=REPEATS_MAX,
+        metavar="N",
+        help="repeat a run up to N times if other programs have disturbed it "
+        f"(default: {REPEATS_MAX}; none after a run that stays disturbed)",
+    )
 
 
 def _add_rows(parser: argparse.ArgumentParser) -> None:
@@ -126,11 +168,35 @@ def _add_targets(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    entries = plan_runs(
+    budget = None
+    if args.budget is not None:
+        budget = Budget(args.budget, parse_budget(args.budget), time.monotonic())
+    asked, settled = args.seeds, list[str]()
+    if budget and args.resume is not None:
+        asked, epochs = planned_before(_resumed_folder(args))
+        settled = [f"run.epochs={epochs}"]
+    entries = _planned(args, asked, settled)
+    check_json(args.json)
+    # With `--json -` standard output is for the JSON only.
+    console = Console(stderr=args.json == "-", highlight=False)
+    with _new_folder(args) if args.resume is None else _old_folder(args, entries) as folder:
+        finished = [] if args.resume is None else finished_runs(folder, entries)
+        discard_unfinished(folder, entries, finished)
+        going = _Comparison(args, folder, console, entries, list(finished), budget, args.repeats)
+        going.remarks += [] if args.resume is None else remarks_before(folder)
+        with page_for(args) as going.page:
+            found = going.run_all()
+        _report(args, found, folder, console)
+    return 0
+
+
+def _planned(args: argparse.Namespace, seeds: int, further: Sequence[str] = ()) -> list[Entry]:
+    """Plan the runs over so many seeds, with `further` settings."""
+    return plan_runs(
         args.file,
-        settings(args),
+        [*settings(args), *further],
         args.schedules,
-        args.seeds,
+        seeds,
         cores=cores(),
         single_threads=args.single_threads,
         zero_control=args.zero_control,
@@ -138,64 +204,188 @@ def run(args: argparse.Namespace) -> int:
         latencies=args.latencies,
         allow_import=args.allow_import,
     )
-    check_json(args.json)
-    # With `--json -` standard output is for the JSON only.
-    console = Console(stderr=args.json == "-", highlight=False)
-    with _new_folder(args) if args.resume is None else _old_folder(args, entries) as folder:
-        finished = [] if args.resume is None else finished_runs(folder, entries)
-        discard_unfinished(folder, entries, finished)
-        found = _run_all(args, entries, finished, folder, console)
-        _report(args, found, folder, console)
-    return 0
 
 
-def _run_all(
-    args: argparse.Namespace,
-    entries: Sequence[Entry],
-    finished: Sequence[Result],
-    folder: Path,
-    console: Console,
-) -> dict[str, Any]:
-    """Train the unfinished runs; return the document of all runs.
+@dataclass
+class _Comparison:
+    """A comparison that is being made in `folder`: its runs, and the results so far."""
 
-    Meanwhile DIR/compare.json always holds the document of the runs so far.
-    """
-    results = list(finished)
-    found = _write(entries, results, args.target_accuracy, folder)
-    kept = {one.key for one in finished}
-    if kept and not args.quiet:
-        say(console, f"{len(kept)} of {len(entries)} runs are finished already, in {folder}")
-    for number, entry in enumerate(entries, 1):
-        if entry.key in kept:
-            continue
-        title = f"run {number} of {len(entries)}: {entry.title}"
-        with make_display(args.quiet, console, title=title) as display:
+    args: argparse.Namespace
+    folder: Path
+    console: Console
+    entries: list[Entry]
+    results: list[Result]
+    budget: Budget | None
+    repeats: int  # how many times a disturbed run is repeated from now on
+    page: Page | None = None
+    remarks: list[str] = field(default_factory=list)
+    costs: dict[str, Cost] = field(default_factory=dict)  # by run, without its seed
+
+    def run_all(self) -> dict[str, Any]:
+        """Train the unfinished runs; return the document of all runs.
+
+        Meanwhile DIR/compare.json always holds the document of the runs so far.
+        """
+        self._write()
+        if self.results:
+            kept = f"{len(self.results)} of {len(self.entries)} runs are finished already"
+            self._say(f"{kept}, in {self.folder}")
+        if self.budget and self.args.resume is None:
+            self._try_out(self.budget)
+        for number, entry in enumerate(self.entries, 1):
+            if self._result(entry):
+                continue
+            if not self._fits([entry]) or not self._once(number, entry):
+                break
+            self._repeat(number, entry)
+        if self.budget and self._unfinished():
+            discard_unfinished(self.folder, self.entries, self.results)
+            self._say(
+                f"The time budget of {self.budget.text} ended after {len(self.results)} of "
+                f"{len(self.entries)} runs; the same command with --resume {self.folder} makes "
+                "the others."
+            )
+        return self._write()
+
+    def _once(
+        self, number: int, entry: Entry, limit_s: float | None = None, repeats: int = 0
+    ) -> bool:
+        """Make one run and keep its result; return False if it was stopped by the budget, or after
+        `limit_s` seconds."""
+        title = f"run {number} of {len(self.entries)}: {entry.title}"
+        deadline = Deadline(self.budget.end_s, limit_s) if self.budget else None
+        place = self.folder / entry.folder
+        with (
+            make_display(self.args.quiet, self.console, title=title) as display,
+            shown_on(self.page, entry.title, place) as shown,
+        ):
+            observers: list[Observer] = [display, *shown, *([deadline] if deadline else [])]
+            allowed = self.args.allow_import
             try:
-                result = run_entry(entry, folder, [display], allow_import=args.allow_import)
+                result = run_entry(entry, self.folder, observers, allow_import=allowed)
             except KeyboardInterrupt as error:
-                raise _interrupted(error, len(results), len(entries), folder) from error
-            display.finish(result.summary, folder / entry.folder)
-        results.append(result)
-        found = _write(entries, results, args.target_accuracy, folder)
-    return found
+                runs = len(self.results), len(self.entries)
+                raise _interrupted(error, *runs, self.folder) from error
+            except OutOfTime:
+                result = None
+            if deadline and (cost := deadline.cost()):
+                self.costs[_row(entry)] = cost
+            if result is None:
+                return False
+            display.finish(result.summary, place)
+        assert result.load is not None
+        self.results.append(replace(result, load=replace(result.load, repeats=repeats)))
+        self._write()
+        return True
+
+    # --- disturbed runs
+
+    def _repeat(self, number: int, entry: Entry) -> None:
+        """Make a run again while it is disturbed, as often as is allowed and the budget lets."""
+        for repeat in range(1, self.repeats + 1):
+            found = self._result(entry)
+            reason = self._disturbed(found) if found else ""
+            if not found or not reason:
+                return
+            if not self._fits([entry, *self._unfinished()]):
+                self._remark(
+                    f"{entry.title} was disturbed; the budget leaves no time to repeat it."
+                )
+                return
+            self._say(
+                f"{entry.title} was disturbed: {reason}. It is made again, repeat {repeat} of at "
+                f"most {self.repeats}."
+            )
+            self.results.remove(found)
+            discard_run(self.folder, entry)
+            if not self._once(number, entry, repeats=repeat):
+                return
+        found = self._result(entry)
+        if self.repeats and found and self._disturbed(found):
+            self._remark(
+                f"{entry.title} was still disturbed after {counted(self.repeats, 'repeat')}, so "
+                "later runs were not repeated."
+            )
+            self.repeats = 0
+
+    def _disturbed(self, result: Result) -> str:
+        return disturbance(result.load, fastest(one.load for one in self.results))
+
+    # --- time budget
+
+    def _try_out(self, budget: Budget) -> None:
+        """Make the first seed's runs within their part of the budget, and plan fewer seeds and
+        epochs if it is too small for all."""
+        seed, epochs = self.entries[0].seed, self.entries[0].experiment.run.epochs
+        first = [entry for entry in self.entries if entry.seed == seed]
+        asked = self.args.seeds, epochs
+        limit_s = budget.trial_s(len(first))
+        for number, entry in enumerate(first, 1):
+            if not self._once(number, entry, limit_s) and _row(entry) not in self.costs:
+                raise ConfigError(
+                    f"--budget {budget.text}: it ended before {entry.title} had begun to train; "
+                    "give more time"
+                )
+        costs = [self.costs[_row(entry)] for entry in first]
+        whole = len(self.results) == len(first)
+        given = budget.shortened(costs, *asked, whole=whole)
+        if not whole:
+            self.results.clear()
+            discard_unfinished(self.folder, self.entries, [])
+        if not whole or given != asked:
+            self.entries = _planned(self.args, given[0], [f"run.epochs={given[1]}"])
+        if given != asked:
+            self._remark(shortened_sentence(budget.text, asked, given))
+        for number, entry in enumerate(self.entries, 1):
+            if self._result(entry):
+                self._repeat(number, entry)
+
+    def _fits(self, entries: Sequence[Entry]) -> bool:
+        """Tell whether the budget has time for these runs, by what such runs have cost so far."""
+        if self.budget is None:
+            return True
+        known = [(self.costs.get(_row(one)), one.experiment.run.epochs) for one in entries]
+        least_s = sum(cost.seconds(epochs) for cost, epochs in known if cost)
+        return self.budget.left_s > max(0.0, least_s)
+
+    # --- results
+
+    def _result(self, entry: Entry) -> Result | None:
+        return next((one for one in self.results if one.key == entry.key), None)
+
+    def _unfinished(self) -> list[Entry]:
+        return [entry for entry in self.entries if self._result(entry) is None]
+
+    def _write(self) -> dict[str, Any]:
+        order = {entry.key: index for index, entry in enumerate(self.entries)}
+        results = sorted(self.results, key=lambda one: order[one.key])
+        found = document(self.entries, results, self.args.target_accuracy, self.remarks)
+        write_atomically(self.folder / COMPARISON, (json.dumps(found, indent=2) + "\n").encode())
+        return found
+
+    def _remark(self, text: str) -> None:
+        """Say something that the report has to say too."""
+        self.remarks.append(text)
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        if not self.args.quiet:
+            say(self.console, text)
+
+
+def _row(entry: Entry) -> str:
+    """Return what runs of other seeds have in common with this one."""
+    return f"{entry.name}{entry.latency_s}"
 
 
 def _interrupted(error: KeyboardInterrupt, finished: int, runs: int, folder: Path) -> Interrupted:
     stop = Interrupted(
-        f"interrupted; finished runs: {finished} of {runs}, in {folder}; the same command with "
-        f"--resume {folder} goes on, and does the one under way again"
+        f"interrupted; finished runs: {finished} of {runs}, in {folder}; to go on, give the "
+        f"same command with --resume {folder}, which begins the unfinished run again"
     )
     if isinstance(error.__cause__, Interrupted):
         stop.exit_code = error.__cause__.exit_code
     return stop
-
-
-def _write(
-    entries: Sequence[Entry], results: Sequence[Result], targets: Sequence[float], folder: Path
-) -> dict[str, Any]:
-    found = document(entries, results, targets)
-    write_atomically(folder / COMPARISON, (json.dumps(found, indent=2) + "\n").encode())
-    return found
 
 
 def _report(
@@ -240,11 +430,15 @@ def _texts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _count(text: str) -> int:
+def _number(text: str, least: int = 0) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least {least}")
     return number
+
+
+def _count(text: str) -> int:
+    return _number(text, 1)
 
 
 def _counts(text: str) -> list[int]:

@@ -9,19 +9,23 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_page,
     add_resume,
     add_security,
     chosen_run,
     complete_line,
     flags,
     keys_for,
+    page_for,
+    shown_on,
 )
-from asyncdni.cli.display import make_display
 from asyncdni.errors import ConfigError
 from asyncdni.launch.conduct import conduct
+from asyncdni.launch.display import make_display
 from asyncdni.launch.train import design_of
 from asyncdni.store.given import begin_with
 from asyncdni.store.resume import is_complete
+from asyncdni.wire.address import port_range
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -34,8 +38,24 @@ EXAMPLE = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser, optional=True)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--bind",
+        metavar="ADDRESS",
+        help="where to listen for workers: tcp://HOST:PORT or tcp://HOST:FIRST-LAST, the first "
+        "free port of that range (HOST 0.0.0.0: all IPv4 addresses of this host; [::]: IPv6 as "
+        "well), or ipc://PATH",
+    )
+    where.add_argument(
+        "--ports",
+        metavar="FIRST-LAST",
+        help="the same as --bind tcp://0.0.0.0:FIRST-LAST",
+    )
     parser.add_argument(
-        "--bind", required=True, metavar="ADDRESS", help="tcp://HOST:PORT or ipc://"
+        "--advertise",
+        metavar="HOST",
+        help="the name or address by which the workers' hosts know this one, for the commands that "
+        "are shown: HOST, or tcp://HOST:PORT behind a router that changes the port",
     )
     add_security(parser)
     parser.add_argument("--schedule", metavar="NAME", help="schedule, in place of the file's")
@@ -43,18 +63,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="run folder; each worker writes its weights to this path on its own host, so over "
-        "several hosts it should be a shared folder; otherwise the run ends with an error that "
-        "names the weights to copy here by hand (default: nothing is written, and a worker's death "
-        "ends the run)",
+        help="run folder; workers on hosts that do not share it send here what they save "
+        "(default: nothing is written, and a worker's death ends the run)",
     )
     add_init(parser)
     add_resume(parser)
+    add_page(parser, controls=False)
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
 
 def run(args: argparse.Namespace) -> int:
-    keys = keys_for(args, args.bind)
+    if args.ports:
+        port_range(args.ports, f"--ports {args.ports}")
+    bind = f"tcp://0.0.0.0:{args.ports}" if args.ports else args.bind
+    keys = keys_for(args, bind)
     chosen = chosen_run(args)
     folder = args.resume or args.out
     if args.resume and is_complete(Path(args.resume), chosen):
@@ -65,18 +87,23 @@ def run(args: argparse.Namespace) -> int:
         design = begin_with(design)
     if design.init is not None and folder is None:
         raise ConfigError(
-            "run.init: workers read given weights from the folder of the run; give --out DIR, on a "
-            "disk that all hosts share"
+            "run.init: workers get the given weights from the folder of the run; give --out DIR"
         )
-    with make_display(quiet=args.quiet) as display:
+    kept = Path(folder) if folder else None
+    with (
+        page_for(args) as page,
+        make_display(quiet=args.quiet) as display,
+        shown_on(page, folder or "a run that is not kept", kept) as shown,
+    ):
         summary = conduct(
             design,
-            args.bind,
-            Path(folder) if folder else None,
-            observers=[display],
+            bind,
+            kept,
+            observers=[display, *shown],
             resume=args.resume is not None,
             keys=keys,
             flags=flags(args),
+            advertise=args.advertise,
         )
-        display.finish(summary, Path(folder) if folder else None)
+        display.finish(summary, kept)
     return 0

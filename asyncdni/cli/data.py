@@ -13,7 +13,7 @@ from asyncdni.data import mnist as download
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-HELP = "fetch a data set (most need none)"
+HELP = "download a data set (most are built in, or generated)"
 EXAMPLE = """  asyncdni data mnist
   asyncdni data cifar10 --folder data/cifar10"""
 
@@ -60,7 +60,7 @@ def _fetch_mnist(folder: Path, bars: Progress) -> None:
     mirrors = list(download.MIRRORS)
     for file in mnist.FILES:
         if path := download.held(file, folder):
-            _say(bars, f"{path}: already there, and right")
+            _say(bars, f"{path}: already there, and undamaged")
             continue
         mirror = download.fetch(file, folder, mirrors, _progress(bars, file.name))
         # The mirror that worked last comes first, so that one that hangs costs its timeout once.

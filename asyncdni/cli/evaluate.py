@@ -7,6 +7,7 @@ import json
 
 from asyncdni.cli.common import add_allow_import, warnings_said
 from asyncdni.evaluation import evaluate
+from asyncdni.report.columns import metric_words
 from asyncdni.store.run import open_run
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
@@ -32,5 +33,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     accuracy = result["accuracy"]
     shown = "" if accuracy is None else f"accuracy {accuracy:.4f}, "
-    print(f"{args.weights} weights: {shown}loss {result['loss']:.4f}, {result['samples']} samples")
+    more = "".join(f"{text}, " for text in metric_words(result.get("metrics", {})))
+    loss = f"loss {result['loss']:.4f}, {more}"
+    print(f"{args.weights} weights: {shown}{loss}{result['samples']} samples")
     return 0

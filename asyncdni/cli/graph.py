@@ -10,12 +10,20 @@ from asyncdni.cli.common import add_experiment
 from asyncdni.data import describe as describe_data
 from asyncdni.errors import ConfigError
 from asyncdni.plan.build import Design, make_design
-from asyncdni.plan.describe import FORMATS, describe, describe_workers, dot, draw
+from asyncdni.plan.describe import (
+    FORMATS,
+    describe,
+    describe_flops,
+    describe_links,
+    describe_workers,
+    dot,
+    draw,
+)
 from asyncdni.store.tensors import write_atomically
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-HELP = "show the graph of a network: stages, shapes, parameters, generators, workers"
+HELP = "show the graph of a network: stages, shapes, parameters, workers, FLOPs, links"
 EXAMPLE = """\
   asyncdni graph launch/digits.toml
   asyncdni graph launch/digits.toml --split 2,2 --out digits.svg
@@ -49,7 +57,10 @@ def run(args: argparse.Namespace) -> int:
     if form is not None:
         write_atomically(Path(args.out), _content(design, form))
     print(describe(design.network, allow_import=args.allow_import))
-    print(describe_workers(design), end="")
+    print(describe_workers(design))
+    print(describe_flops(design), end="")
+    if links := describe_links(design):
+        print(f"\n{links}", end="")
     return 0
 
 

@@ -9,7 +9,7 @@ from asyncdni.wire.curve import new_keys
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-HELP = "make the keys of a run over several hosts: nobody without them can take part or listen"
+HELP = "make the keys of a run over several hosts, without which nobody can take part or listen"
 EXAMPLE = """\
   asyncdni keys new keys
   asyncdni coordinator launch/digits.toml --bind tcp://0.0.0.0:5555 --keys keys

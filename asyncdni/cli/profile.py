@@ -22,6 +22,7 @@ from asyncdni.messages import DATA
 from asyncdni.plan.build import make_design
 from asyncdni.profiling.measurement import measure
 from asyncdni.profiling.report import document
+from asyncdni.profiling.roofline import arithmetic_of
 from asyncdni.report.columns import counted
 from asyncdni.report.machine import cores
 from asyncdni.schedules import SCHEDULES
@@ -33,12 +34,19 @@ _US = 1e6
 #: Columns of the table in the order of training, and headings that differ from their names.
 _OPS = ("R", "F", "P", "B", SENDING, "b", "W", "U", "T", "C")
 _HEADINGS = {SENDING: "B+send"}
+_UNKNOWN = "a layer does not tell how many FLOPs it has (a method flops; see docs/adding.md)"
+_MEANT = (
+    "Products: FLOPs of matrix products and convolutions at the measured speed of a product of "
+    "that shape; the rest is all else, a generator's work too. Traffic: what the layers and the "
+    "optimizer must read and write, at the measured speed of copying as much. The roofline is the "
+    "longer of products and traffic, without generators."
+)
 #: Ceilings that differ by less than this share count as equal.
 _NEAR = 0.99
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:
-    """Print three tables, and conclusions in words.
+    """Print four tables, and conclusions in words.
 
     `found` is the result of `profiling.report.document`.
     """
@@ -46,6 +54,7 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
     say_wrapped(console, f"CPU time of each op on a batch of {found['batch_size']}, in {micro}:")
     console.print(_ops_table(found))
     say_wrapped(console, _notes(found))
+    _show_roofline(console, found, micro)
     say_wrapped(console, "\nBytes of each message, tensors + header:")
     console.print(_messages_table(found))
     say_wrapped(
@@ -73,6 +82,35 @@ def _ops_table(found: Mapping[str, Any]) -> Table:
         medians = [_us(one["median_s"]) if one else "-" for one in ops]
         table.add_row(stage["name"], *medians, *(_us(stage["batch_s"][one]) for one in schedules))
     return table
+
+
+def _show_roofline(console: Console, found: Mapping[str, Any], micro: str) -> None:
+    """Print a table with a row for each stage: what a batch takes of the machine, under the
+    experiment's own schedule."""
+    own = list(found["given"]["schedules"])[-1]
+    if any(stage["roofline"] is None for stage in found["stages"]):
+        say_wrapped(console, f"\nNo rooflines: {_UNKNOWN}.")
+        return
+    say_wrapped(
+        console,
+        f"\nA batch under {own}: millions of FLOPs, {micro} in products and in the rest, MB moved "
+        f"and {micro} for that, and the roofline:",
+    )
+    headings = ["forward", "backward", "products", "rest", "MB", "traffic", "roofline"]
+    table = plain_table("stage", headings, fold=True)
+    for stage in found["stages"]:
+        part, batch_s = stage["roofline"][own], stage["batch_s"][own]
+        table.add_row(
+            stage["name"],
+            *(f"{1e-6 * stage['flops'][way]:,.1f}" for way in ("forward", "backward")),
+            _us(part["products_s"]),
+            _us(max(0.0, batch_s - part["products_s"])),
+            f"{1e-6 * part['traffic_bytes']:,.2f}",
+            _us(part["traffic_s"]),
+            _us(part["roofline_s"]),
+        )
+    console.print(table)
+    say_wrapped(console, _MEANT)
 
 
 def _messages_table(found: Mapping[str, Any]) -> Table:
@@ -163,6 +201,7 @@ def _verdict(found: Mapping[str, Any], micro: str) -> list[str]:
         lines.append(
             f"{name} over {_split(given)}: at most {one['samples_per_s']:,.0f} samples/s, "
             f"{one['speed_up']:.2f} times single. {_limits(name, one, found['cores'], micro)}"
+            f"{_of_roofline(one)}"
         )
     if len(given["schedules"]) == 1:
         lines.append(
@@ -190,6 +229,14 @@ def _limits(name: str, one: Mapping[str, Any], count: int, micro: str) -> str:
         work = f"{_us(one['total_s'])} {micro} of work a batch"
         return f"{counted(count, 'core')} for {work} limit it; slowest worker: {needs}."
     return f"Locking limits it: {SCHEDULES[name].waits_for}."
+
+
+def _of_roofline(one: Mapping[str, Any]) -> str:
+    most = one["roofline_samples_per_s"]
+    if most is None:
+        return ""
+    share = 100 * one["samples_per_s"] / most
+    return f" The roofline is at {most:,.0f} samples/s, of which that is {share:.0f} %."
 
 
 def _split(split: Mapping[str, Any]) -> str:
@@ -248,7 +295,12 @@ def run(args: argparse.Namespace) -> int:
     workers = _workers(args.workers, len(design.network.nodes))
     check_json(args.json)
     measured = measure(design, args.batches)
-    found = document(design, measured, cores=args.cores or cores(), workers=workers)
+    found = document(
+        *(design, measured),
+        cores=args.cores or cores(),
+        workers=workers,
+        arithmetic=arithmetic_of(design),
+    )
     text = json.dumps(found, indent=2) + "\n"
     if args.json and args.json != "-":  # before printing, which fails if the reader goes away
         write_atomically(Path(args.json), text.encode())

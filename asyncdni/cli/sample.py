@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=float,
         metavar="T",
-        help="of the draw of each character; 0: always the likeliest (default: 1)",
+        help="how freely each character is drawn; 0: always the likeliest (default: 1)",
     )
     parser.add_argument("--count", type=int, metavar="N", help="how many images (default: 60)")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of random draws (default: 0)")

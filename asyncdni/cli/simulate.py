@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from asyncdni import config, experiment
 from asyncdni.cli.common import add_conditions, add_experiment, add_init, condition_flags, settings
-from asyncdni.cli.display import undone
 from asyncdni.data import describe
 from asyncdni.drivers.virtual.costs import Costs, Links
 from asyncdni.drivers.virtual.faults import Faults, parse_faults
@@ -17,6 +16,7 @@ from asyncdni.drivers.virtual.simulation import LEGEND, Result, simulate, timeli
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, by_name
 from asyncdni.experiment.schema import shown
 from asyncdni.imports import import_flags
+from asyncdni.launch.display import restored, undone
 from asyncdni.plan.build import Design, make_design
 from asyncdni.report.records import Incidents
 from asyncdni.store.given import begin_with
@@ -45,7 +45,7 @@ def is_due_to_disk(result: Result) -> bool:
 def incident_lines(result: Result) -> Iterator[str]:
     """Yield a line for each fault, death, return and halt."""
     if not result.fault_counts:
-        yield f"faults: none, for the run was over after {result.virtual_s:.3f} s"
+        yield f"faults: none, as the run was over after {result.virtual_s:.3f} s"
         return
     yield f"faults: {_listed(result.fault_counts)}"
     for kind, values in result.records:
@@ -54,7 +54,7 @@ def incident_lines(result: Result) -> Iterator[str]:
             case "lost" | "accused" | "stuck":
                 yield moment + values["text"]
             case "round":
-                yield f"{moment}round {values['incarnation']} from {values['restore']}"
+                yield f"{moment}round {values['incarnation']} begins, {restored(values['restore'])}"
             case "back":
                 away = f"{values['stage']} is back after {values['down_s']:.3f} s"
                 yield f"{moment}{away}; {undone(values['lost_updates'], values)}"
@@ -104,7 +104,7 @@ def _listed(faults: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items()))
 
 
-HELP = "run schedules in virtual time: one seed replays one run"
+HELP = "run schedules in virtual time, where a seed repeats a run exactly"
 EXAMPLE = """\
   asyncdni simulate launch/digits.toml
   asyncdni simulate launch/digits.toml --seed 7 --latency 1ms --vary 0.2 --maths
@@ -124,7 +124,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="may be given several times (default: locked and the file's)",
     )
     parser.add_argument(
-        "--seed", metavar="N", help="seed of the run and all its variation (default: the file's)"
+        "--seed",
+        metavar="N",
+        help="seed of the run and of everything drawn in it (default: the file's)",
     )
     parser.add_argument("--maths", action="store_true", help="train for real, with test scores")
     add_conditions(parser)
@@ -133,21 +135,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vary",
         metavar="SHARE",
         default="0",
-        help="ops, and the 100 us of every message, take up to this share less or more time "
+        help="let the time of each op, and the 100 us of each message, vary by up to this share "
         "(default: 0)",
     )
-    parser.add_argument("--batches", metavar="N", default="3", help="how many to draw (default: 3)")
+    parser.add_argument(
+        "--batches", metavar="N", default="3", help="batches to show of each schedule (default: 3)"
+    )
     parser.add_argument(
         "--faults",
         metavar="LIST",
-        help="what goes wrong: rates (so many a second of virtual time) and lines of a script, "
+        help="what goes wrong: rates per second of virtual time and lines of a script, "
         "'crashes=2, breaks=1; crash NAME at 2.5s', or a TOML file of them; see docs/simulation.md",
     )
     parser.add_argument(
         "--runs",
         metavar="N",
-        help="simulate so many runs, with seeds from --seed on, and add them up; stop at the first "
-        "failure",
+        help="simulate this many runs, with consecutive seeds from --seed on, and add up their "
+        "figures; stop at the first failure",
     )
 
 
@@ -169,6 +173,7 @@ def run(args: argparse.Namespace) -> int:
         for line in [name, *lines, *fault_lines, ""]:
             print(line)
     print(LEGEND, end="\n\n")
+    print(_assumed(Costs(), Links()), end="\n\n")
     print("\n".join(_table(results, maths=args.maths)))
     return 0
 
@@ -232,7 +237,7 @@ def _command(args: argparse.Namespace, schedule: str, seed: int) -> str:
 
 
 def _table(results: dict[str, Result], *, maths: bool) -> list[str]:
-    """Return a line for each schedule. Times are virtual: only their ratios mean anything."""
+    """Return a line for each schedule."""
     head = ["schedule", "samples/s", "x locked", "busy %", "staleness (max)"]
     rows = [head + ["accuracy"] * maths]
     locked = results.get("locked")
@@ -243,6 +248,16 @@ def _table(results: dict[str, Result], *, maths: bool) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows]
     return ["  ".join(cells).rstrip() for cells in lines]
+
+
+def _assumed(costs: Costs, links: Links) -> str:
+    """Say which times of ops and messages the figures rest on."""
+    return (
+        f"Assumed op times, whatever the layers are: {costs.forward_us:g} us for a forward of each "
+        f"stage,\n{costs.backward_us:g} us for a backward, {costs.update_us:g} us for an update; "
+        f"{links.latency_us:g} us for a message; a core for each worker.\n"
+        "`asyncdni advise` measures the real ones on this machine, and predicts from them."
+    )
 
 
 def _speed_up(result: Result, locked: Result | None) -> str:

@@ -35,6 +35,9 @@ _RATIOS_MAX = 2
 #: How many columns of latencies fit beside the names, by the width of each in characters.
 _NAME, _COLUMN = 17, 12
 
+#: An interval is shown as ± its longer half if that is at most so many times the shorter one.
+_EVEN = 1.1
+
 Cells = Mapping[str, Sequence[str]]  # of each column, by heading
 
 
@@ -63,7 +66,8 @@ class _Style:
         return " " if self.wide else "\n"
 
     def cell(self, form: Form, value: Any, runs: int | None = None) -> str:
-        """Format a value as `97.25 ± 0.21 %` or `1.45 (1.38 to 1.52)`, as `form` says.
+        """Format a value as `97.25 ± 0.21 %` or `1.45 (1.38 to 1.52)`, as `form` says. An uneven
+        interval is always shown by its ends.
 
         `runs` is the greatest possible number of pairs of a ratio; a ratio of fewer pairs says so.
         """
@@ -73,7 +77,10 @@ class _Style:
         if one is None:
             return str(value)
         text, mean = form.text(one.mean), form.scale * one.mean
-        if form.spread == "half" and one.high is not None:
+        if form.spread == "half" and one.high is not None and one.low is not None:
+            if one.high - one.mean > _EVEN * (one.mean - one.low):  # on logarithms, and wide
+                ends = form.ends(one).replace(" to ", f"{self.joint}to ")
+                return f"{text}{self.joint}({ends})"
             half = form.text(one.high - one.mean, size=mean)
             text = text.removesuffix(form.unit) if self.wide else text
             return f"{text}{self.joint}{'+-' if self.ascii_only else '±'} {half}"
@@ -111,7 +118,11 @@ def _target_tables(rows: Sequence[Row], index: int, style: _Style) -> list[Table
 
 
 def _breakdown(rows: Sequence[Row], style: _Style) -> list[Table]:
-    names = ("cpu_s", "overhead_cpu", "ceiling_samples_per_s", "efficiency")
+    names = ["cpu_s", "overhead_cpu", "ceiling_samples_per_s", "efficiency"]
+    if any(row.get("of_roofline") for row in rows):
+        names += ["roofline_samples_per_s", "of_roofline"]
+    if any(row.get("disturbed") for row in rows):
+        names.insert(0, "disturbed_runs")
     cells, shares = _cells(rows, columns(*names), style), _cells(rows, SHARES, style)
     if style.wide:
         return [_table("", rows, {**cells, **shares})]
@@ -206,6 +217,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     interval = "" if len(seeds) == 1 else ", 95 % intervals of the mean (Student's t)"
     cpu = machine["cpu"] or "unknown CPU"
     lines = [f"{counted(len(seeds), 'seed')}{interval}; {machine['cores']} cores, {cpu}."]
+    lines += load_notes(found)
     singles = {row["name"]: row for row in found["rows"] if _is_single(row)}
     lines += map(_single_text, singles.values())
     if any(row["name"] == ZERO for row in found["rows"]):
@@ -220,11 +232,35 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     elif any(row["overhead_cpu"] or row["efficiency"] for row in found["rows"]):
         lines.append(
             "overhead: CPU time outside ops. ceiling: the samples/s that the CPU times of a run's "
-            f"own ops allow on {machine['cores']} cores, and how much of it was reached. Then how "
-            "workers spent the time of training."
+            f"own ops allow on {machine['cores']} cores, and how much of it was reached. roofline: "
+            "what products and memory traffic alone would allow, as asyncdni profile says of each "
+            "stage. Then how workers spent the time of training."
         )
     said = found["verdict"]
+    lines += found.get("remarks") or ()
     return [*lines, *([said] if said and isinstance(said, str) else said)]
+
+
+def load_notes(found: Mapping[str, Any]) -> list[str]:
+    """Say of each disturbed run what disturbed it, or how quiet the machine was; nothing for a
+    document of an older version."""
+    runs = [run for run in found.get("runs") or () if run.get("load")]
+    disturbed = [run for run in runs if run.get("disturbed")]
+    lines = [f"Disturbed: {_run_title(run)}: {run['disturbed']}." for run in disturbed]
+    shares = [run["load"]["others"] for run in runs]
+    known = [share for share in shares if share is not None]
+    if len(known) < len(runs):
+        lines.append("The load of other programs was not measured: this system has no /proc/stat.")
+    elif runs and not disturbed:
+        most = f"{100 * max(known):.0f} %"
+        lines.append(f"No run was disturbed: others took at most {most} of the cores' time.")
+    return lines
+
+
+def _run_title(run: Mapping[str, Any]) -> str:
+    latency_s = run.get("latency_s")
+    where = "" if latency_s is None else f" at {latency_words(latency_s)}"
+    return f"{run['name']}{where}, seed {run['seed']}"
 
 
 def _latency_notes(found: Mapping[str, Any]) -> list[str]:

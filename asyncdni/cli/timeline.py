@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from asyncdni.errors import ConfigError
-from asyncdni.report.timeline import Panel, draw, png, svg
-from asyncdni.report.traces import read_trace
+from asyncdni.report.plots import check_picture_name
+from asyncdni.report.timeline import draw, panel
 from asyncdni.store.run import open_run
-from asyncdni.store.tensors import write_atomically
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -30,31 +28,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ms", type=float, default=20.0, help="milliseconds shown (default: 20)")
     parser.add_argument(
-        "--at", type=float, default=0.5, help="which fraction of the run to begin at (default: 0.5)"
+        "--at",
+        type=float,
+        default=0.5,
+        help="where in the run to begin, from 0 to 1 (default: 0.5)",
     )
     parser.add_argument(
         "--messages", action="store_true", help="a line for each activation and gradient"
+    )
+    parser.add_argument(
+        "--animate",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="play the runs side by side in an SVG, slowed down to so many seconds",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     if not 0 < args.ms < float("inf") or not 0 <= args.at <= 1:
         raise ConfigError(f"--ms {args.ms}, --at {args.at}: expected ms above 0, at from 0 to 1")
-    out = Path(args.out)
-    if out.suffix.lower() not in (".svg", ".png"):
-        raise ConfigError(f"--out {out}: expected a name that ends in .svg or .png")
-    panels = [_panel(Path(folder)) for folder in args.folders]
-    picture = draw(panels, args.ms / 1e3, at=args.at, messages=args.messages)
-    content = png(picture) if out.suffix.lower() == ".png" else svg(picture).encode()
-    write_atomically(out, content)
+    check_picture_name(args.out)
+    if not 0 <= args.animate < float("inf") or (args.animate and args.out.lower().endswith("png")):
+        raise ConfigError(
+            f"--animate {args.animate:g} with --out {args.out}: expected seconds above 0, and a "
+            "name that ends in .svg"
+        )
+    panels = [panel(open_run(folder)) for folder in args.folders]
+    ways = {"at": args.at, "messages": args.messages, "animate_s": args.animate}
+    draw(panels, args.ms / 1e3, **ways).save(args.out)
     print(args.out)
     return 0
-
-
-def _panel(folder: Path) -> Panel:
-    summary = open_run(folder).summary
-    if "stages" not in summary:
-        raise ConfigError(f"{folder} holds no finished run: it has no summary.json")
-    rate = summary["samples_per_s"]
-    title = summary["schedule"] + (f": {rate:,.0f} samples/s" if rate else "")
-    return Panel(title, [read_trace(folder, stage["name"]) for stage in summary["stages"]])

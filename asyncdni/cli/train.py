@@ -11,15 +11,18 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_page,
     add_resume,
     chosen_run,
     complete_line,
     new_folder,
+    page_for,
     settings,
+    shown_on,
 )
-from asyncdni.cli.display import make_display
 from asyncdni.errors import AsyncDNIError, ConfigError
 from asyncdni.imports import Allowed
+from asyncdni.launch.display import make_display
 from asyncdni.launch.train import train
 from asyncdni.plan.rules import repeatable_words
 from asyncdni.store.resume import is_complete
@@ -49,7 +52,7 @@ def leave(run: Result, *, allow_import: Allowed, quiet: bool) -> None:
         print(said)
 
 
-HELP = "train a network on this machine, one worker process a stage"
+HELP = "train a network on this machine, with one worker process for each stage"
 EXAMPLE = """\
   asyncdni train launch/digits.toml
   asyncdni train launch/mnist.toml --schedule locked --set run.epochs=3 --out runs/locked
@@ -79,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write event files to DIR/tensorboard (extra: tensorboard)",
     )
+    add_page(parser)
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
 
@@ -99,11 +103,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, chosen: config.Experiment, folder: Path) -> None:
     where = {"resume": folder, "set": settings(args)} if args.resume else {"out": folder}
-    with make_display(quiet=args.quiet) as display:
+    with (
+        page_for(args) as page,
+        make_display(quiet=args.quiet) as display,
+        shown_on(page, str(folder), folder) as shown,
+    ):
         finished = train(
             None if args.resume else chosen,
             **where,
-            observers=[display],
+            observers=[display, *shown],
+            progress=False,
             trace=args.trace,
             tensorboard=args.tensorboard,
             allow_import=args.allow_import,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asyncdni.core.behind import BEST, Evaluations
-from asyncdni.core.events import Commit, Fail, Finish
+from asyncdni.core.events import Commit, Consult, Fail, Finish
 from asyncdni.core.ledger import CUTS, Ledger, Scores, is_cut
 from asyncdni.core.members import Phase, Run
 from asyncdni.core.position import CHECKPOINT, FINAL
@@ -140,19 +140,36 @@ class BarrierSteps:
         if len(self._at.scores.stages) < len(self._roster.losses):
             return
         scores = self._at.scores = self._at.scores.ordered(self._roster.losses)
-        entry = {
+        samples = self._run.samples_learned()
+        entry: dict[str, Any] = {
             "batches": self._at.position,
-            "samples": self._run.samples_learned(),
+            "samples": samples,
             "train_s": self._ledger.train_s,
             "accuracy": scores.accuracy,
             "loss": scores.loss,
+            **self._run.since_evaluation(self._at.position, samples, self._ledger.train_s),
         }
+        if self._roster.metrics:
+            entry["metrics"] = scores.metrics
         self._out.record("evaluation", now, **entry)
         self._at.before = len(self._ledger.history), self._ledger.best
         if self._ledger.evaluated(scores, entry):
             self._at.saves.append(BEST)
             self._behind.superseded()
-        self._save(now)
+        if self._roster.consults and self._at.kind != FINAL:
+            self._out.add(Consult())
+        else:
+            self._save(now)
+
+    def consulted(self, ends: bool, now: float) -> None:
+        """The user's callbacks have seen the evaluation; with `ends` this barrier is the last, or
+        the next one if it was an evaluation behind the stream."""
+        if self._run.phase is Phase.EVALUATING:
+            if ends:
+                self._at.kind = FINAL
+            self._save(now)
+        elif ends and self._run.phase is Phase.TRAINING:
+            self._run.to(self._roster.workers[0], Close(FINAL))
 
     def _is_final(self) -> bool:
         return self._run.stopping_since is not None or self._at.kind == FINAL
@@ -199,7 +216,7 @@ class BarrierSteps:
         else:
             copied = tag == BEST and self._behind.best is not None
             result = self._behind.result if copied else self._result()
-            self._out.add(Commit(tag, files, result))
+            self._out.add(Commit(tag, files, result, whole=False))
 
     def _result(self) -> dict[str, Any]:
         """What is known of the weights at this barrier; they may not have been evaluated."""
@@ -214,7 +231,7 @@ class BarrierSteps:
         cut.start, cut.restore = self._at.position, tag
         cut.lift(self._at.position, self._planned())
         self._committing = cut, self._at.since
-        self._out.add(Commit(tag, files, cut.state()))
+        self._out.add(Commit(tag, files, cut.state(), whole=True))
 
     def committed(self, tag: str, now: float) -> None:
         """The manifest of what has been saved under that tag is on disk."""
@@ -247,6 +264,8 @@ class BarrierSteps:
     def _resume(self, now: float) -> None:
         self._run.to_all(Resume(self._ledger.barrier))
         self._ledger.lift(self._at.position, self._planned())
+        if self._at.before is not None:  # this evaluation stays
+            self._run.losses.clear()
         self._at.before = None
         self.forget()
         self._run.phase = Phase.TRAINING

@@ -1,8 +1,8 @@
 """Evaluation behind the stream: training goes on while a copy of the weights is evaluated.
 
 ```
- stage a   F7 … F8 … │K│ F9 … E0 F10 … E1 F11 …         marks = (9,): K copies the weights
- stage b        F7 … F8 … │K│ F9 … E0 F10 … E1 …         behind batch 8 at each stage
+ stage a   F7 … F8 … │H│ F9 … E0 F10 … E1 F11 …         marks = (9,): H holds a copy of the weights
+ stage b        F7 … F8 … │H│ F9 … E0 F10 … E1 …         behind batch 8 at each stage
  coordinator                             Evaluated(9) ─► Scored(9) ─► all drop the copy, or hold it
 ```
 
@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from asyncdni.core.events import Consult
 from asyncdni.core.ledger import Scores
 from asyncdni.core.members import Phase, Run
 from asyncdni.core.post import UnexpectedMessage
@@ -180,15 +181,23 @@ class Evaluations:
     def _all_here(self, losses: Sequence[str], now: float) -> None:
         run, ledger, scores = self._run, self._run.ledger, self._scores.ordered(losses)
         assert run.segment_start is not None
-        entry = {
+        samples = min(self._samples)
+        # The copy's age does not have the time that its message took, which may differ.
+        before_s = ledger.history[-1]["train_s"] if ledger.history else 0.0
+        train_s = max(before_s, ledger.train_s + self._copied_s - run.segment_start)
+        entry: dict[str, Any] = {
             "batches": self._mark,
-            "samples": min(self._samples),
-            "train_s": ledger.train_s + max(0.0, self._copied_s - run.segment_start),
+            "samples": samples,
+            "train_s": train_s,
             "accuracy": scores.accuracy,
             "loss": scores.loss,
             "behind": True,
+            **run.since_evaluation(self._mark, samples, train_s),
         }
+        if run.roster.metrics:
+            entry["metrics"] = scores.metrics
         run.out.record("evaluation", now, **entry)
+        run.losses.clear()
         before = ledger.best
         best = ledger.evaluated(scores, entry) and bool(run.roster.folder)
         if best:
@@ -196,4 +205,6 @@ class Evaluations:
             self.best = self._mark
             self.result = {key: entry[key] for key in ("batches", "accuracy", "loss")}
         run.to_all(Scored(self._mark, best))
+        if run.roster.consults:
+            run.out.add(Consult())
         self._clear()

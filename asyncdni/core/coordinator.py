@@ -14,7 +14,8 @@ Training time runs from Start or Resume to the last Drained: the drain counts, a
 that a death costs; the evaluation and the saving do not.
 
 Each part decides its own subject: `core.deaths` who is let in and what becomes of workers that die,
-`core.barriers` what is ordered at barriers, `Claims` which numbers can be. They share a
+`core.barriers` what is ordered at barriers, `core.transfer` which files are written and read for
+workers without access to the run's folder, `Claims` which numbers can be. They share a
 `core.members.Run`.
 """
 
@@ -29,9 +30,12 @@ from asyncdni.core.barriers import BarrierSteps
 from asyncdni.core.deaths import Deaths, Rounds
 from asyncdni.core.events import (
     Action,
+    Consulted,
     Event,
     Exited,
     Looked,
+    PartKept,
+    PartSent,
     Received,
     Rejected,
     Send,
@@ -43,6 +47,7 @@ from asyncdni.core.ledger import Ledger
 from asyncdni.core.members import Phase, Roster, Run
 from asyncdni.core.position import KINDS
 from asyncdni.core.post import UnexpectedMessage
+from asyncdni.core.transfer import FileExchange
 from asyncdni.messages import (
     Abort,
     Accused,
@@ -51,12 +56,15 @@ from asyncdni.messages import (
     Drained,
     Evaluated,
     Failed,
+    Fetch,
     Guarded,
     Hello,
     Message,
+    Part,
     Ready,
     Report,
     Saved,
+    Taken,
     Unheard,
 )
 
@@ -131,6 +139,10 @@ class Claims:
             return f"its samples are {score.samples}, not {tests}"
         if not math.isfinite(score.loss):
             return f"its loss is {score.loss}"
+        strange = score.metrics.keys() - set(self._roster.metrics)
+        values = [value for value in score.metrics.values() if value is not None]
+        if strange or not all(map(math.isfinite, values)):
+            return "its metrics are not those of the run, or no numbers"
         count = score.samples if score.steps is None else score.steps
         if not (math.isfinite(score.age_s) and score.age_s >= 0):
             return f"its age_s is {score.age_s}"
@@ -147,7 +159,7 @@ class Claims:
         if others:
             return f"it names files of {len(others)} stages of others"
         wrong = [stage for stage, digest in saved.files.items() if not _DIGEST.fullmatch(digest)]
-        return f"the sha256 of {wrong[0]} is none" if wrong else None
+        return f"the sha256 of {wrong[0]} is not one" if wrong else None
 
     def _of_guarded(self, name: str, guarded: Guarded) -> str | None:
         return None if math.isfinite(guarded.cosine) else f"its cosine is {guarded.cosine}"
@@ -175,6 +187,7 @@ class Coordinator:
         self._barriers = BarrierSteps(run)
         self._rounds = Rounds(run, self._barriers)
         self._deaths = Deaths(run, self._rounds, self._barriers)
+        self._files = FileExchange(run)
         self._patient_until_s = -math.inf
 
     @property
@@ -213,6 +226,7 @@ class Coordinator:
         run.out.actions = actions
         if run.since is None and not run.started:
             run.since = now
+            self._rounds.discard_snapshots()
         if run.phase is Phase.ENDED:
             return actions
         match event:
@@ -227,8 +241,17 @@ class Coordinator:
                 self._deaths.launch(now)
             case UserStop():
                 self._barriers.user_stop(now)
+            case Consulted(ends=ends):
+                self._barriers.consulted(ends, now)
             case Stored(tag=tag):
                 self._barriers.committed(tag, now)
+            case PartSent():
+                self._files.part_sent(event)
+            case PartKept(part=part, sender=sender):
+                try:
+                    self._files.part_kept(event, now)
+                except UnexpectedMessage as unexpected:
+                    self._deaths.unexpected(sender, part, unexpected.why, now)
             case Woke():  # here alone: a message already waiting must be heard before
                 self._deaths.watch(now)
                 self._barriers.watch(now)
@@ -299,6 +322,8 @@ class Coordinator:
                 self._deaths.accused(name, message, now)
             case Failed():
                 self._deaths.failed(name, message, now)
+            case Part() | Fetch() | Taken():
+                self._files.received(name, message, now)
             case Drained() | Evaluated() | Saved():
                 fault = self._barriers.received(name, message, now)
                 if fault is not None:
@@ -318,6 +343,7 @@ class Coordinator:
         if run.members[name].ready:  # otherwise it speaks of a round that is over
             run.recovery.reported(name, learned, learned + missed)
         run.in_flight[name] = _whole(counters.get("in_flight"))
+        run.add_loss(name, report.loss_sum, report.loss_samples)
         loss = {"loss_sum": report.loss_sum, "loss_samples": report.loss_samples}
         ops = counters.get("ops")
         if isinstance(ops, int):

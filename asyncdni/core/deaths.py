@@ -13,10 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from asyncdni.core.barriers import BarrierSteps
-from asyncdni.core.events import Exited, Fail, Launch, Look, Looked, Rejected, Send
+from asyncdni.core.events import (
+    DiscardSnapshots,
+    Exited,
+    Fail,
+    Launch,
+    Look,
+    Looked,
+    Rejected,
+    Send,
+)
 from asyncdni.core.ledger import CUTS, is_cut
 from asyncdni.core.members import Member, Phase, Run
-from asyncdni.core.post import UnexpectedMessage
+from asyncdni.core.post import UnexpectedMessage, patience_s
 from asyncdni.messages import (
     COORDINATOR,
     Accused,
@@ -26,6 +35,7 @@ from asyncdni.messages import (
     Hello,
     Lost,
     Message,
+    Note,
     Ready,
     Rejoin,
     Start,
@@ -84,9 +94,12 @@ class Rounds:
         member = Member(name, peer, hello, self._incarnation, restore)
         self._run.members[name] = member
         self._run.by_peer[peer] = name
+        self._run.hosts[name] = hello.host
         self._recovery.came(name)
         self._liveness.heard(name, now)
         self._out.record("joined", now, stage=name, pid=hello.pid, host=hello.host)
+        if others := self._roster.other_builds(name, hello):
+            self._out.record("note", now, stage=name, text=others)
         self._run.to(
             name,
             Welcome(
@@ -118,6 +131,9 @@ class Rounds:
         if member.built is not None:
             raise UnexpectedMessage
         member.built = built
+        if others := self._roster.other_source(member, self._run.members.values()):
+            self._run.fail(Fail("LaunchError", others))
+            return
         for text in built.notes:
             self._out.record("note", now, stage=name, text=text)
         if not self._run.all_built:
@@ -130,6 +146,7 @@ class Rounds:
     def _connect(self, now: float) -> None:
         """All are built: connect them, and have the round start where the farthest of them is."""
         self._run.phase = Phase.CONNECTING
+        self._grant_time_to_greet(now)
         built = [member.built for member in self._run.members.values() if member.built is not None]
         start = max(self._start, *(max(one.position, one.read) for one in built))
         each_its_own = self._restore in ("keep", "snapshots")
@@ -152,6 +169,14 @@ class Rounds:
         if self._run.started or start or undone:
             values = {"incarnation": self._incarnation, "restore": self._restore, "start": start}
             self._out.record("round", now, **values, lost_updates=undone, again=self._again)
+
+    def _grant_time_to_greet(self, now: float) -> None:
+        """However late the last worker has come, a link that carries nothing is to be named before
+        the start fails."""
+        startup_s = self._roster.startup_s
+        if self._run.since is not None:
+            latest = now - startup_s + 2 * patience_s(startup_s)
+            self._run.since = max(self._run.since, latest)
 
     def _count_undone(self) -> dict[str, int]:
         """The updates of each worker after the state that it begins with now."""
@@ -198,7 +223,8 @@ class Rounds:
             self._barriers.stop_work(now)
 
     def unheard(self, name: str, message: Unheard, now: float) -> None:
-        """Over some links nothing comes to this worker: tell whoever can open a port, at once."""
+        """Over some links nothing comes to this worker: tell whoever can open a port, at once, on
+        the coordinator's terminal and in the logs of both ends."""
         member = self._run.members[name]
         if message.incarnation != member.incarnation or self._run.phase is not Phase.CONNECTING:
             return
@@ -209,6 +235,8 @@ class Rounds:
         for other in news:
             text = self._roster.unreached(self._run.members[other], member)
             self._out.record("note", now, stage=COORDINATOR, text=text)
+            self._run.to(name, Note(text))
+            self._run.to(other, Note(text))
 
     def _back(self, name: str, now: float) -> None:
         """Record that a worker is back, and what its death has cost."""
@@ -222,6 +250,13 @@ class Rounds:
     def open_again(self, now: float) -> None:
         """Open another round that starts from the same state as this one."""
         self.open(self._restore, now)
+
+    def discard_snapshots(self) -> None:
+        """Have the snapshots removed that this round goes back behind. Workers do so as well, but
+        not those without access to the run's folder."""
+        goes_back = self._restore not in ("keep", "snapshots")
+        if goes_back and self._roster.learns_alone and self._roster.folder:
+            self._out.add(DiscardSnapshots())
 
     def next_incarnation(self) -> None:
         """Make void whatever a process that has died may have sent."""
@@ -238,7 +273,10 @@ class Rounds:
         self._run.since = now
         self.next_incarnation()
         self._restore = restore
+        self.discard_snapshots()
         self._barriers.forget()
+        if restore != "keep":  # what was learned since then is to be learned again
+            self._run.losses.clear()
         for name, member in self._run.members.items():
             self._progress.forget(name)
             # Who has not built anything yet has nothing to keep.
@@ -276,6 +314,7 @@ class Deaths:
         self._barriers = barriers
         # By worker that is said to be dead: until when its last words may come, and the news.
         self._dead: dict[str, tuple[float, str]] = {}
+        self._awaited_since: float | None = None  # the `Run.since` of which was told who is awaited
         self._rollbacks = 0  # in a row, because of numbers …
         self._rolled_back_to = 0  # … to this cut
 
@@ -305,6 +344,7 @@ class Deaths:
         run = self._run
         yield from (run.liveness.deadline(), run.progress.deadline(), run.recovery.deadline())
         yield None if run.since is None else run.since + run.roster.startup_s
+        yield self._tell_awaited_s
         yield from (moment for moment, _ in self._dead.values())
         yield self._standstill_s
 
@@ -314,6 +354,7 @@ class Deaths:
         self._watch_silence(now)
         self._watch_standstill(now)
         self._watch_late(now)
+        self._watch_awaited(now)
         self.launch(now)
 
     def _watch_deaths(self, now: float) -> None:
@@ -377,7 +418,7 @@ class Deaths:
             self._run.fail(Fail(kind, f"{text}{again}"))
             return
         self._out.record("stuck", now, text=text)
-        if self._roster.goes_on:
+        if self._roster.learns_alone:
             self._rounds.open("keep", now)
         else:
             self._go_back(now)
@@ -408,6 +449,25 @@ class Deaths:
             if self._run.phase is not Phase.ENDED:
                 what = "become ready" if name in self._run.members else "joined"
                 self._lost(name, f"worker {name} has not {what} within {limit}", now)
+
+    @property
+    def _tell_awaited_s(self) -> float | None:
+        """When to tell who keeps a round from coming about; None where that has been told."""
+        run = self._run
+        waits = run.phase in (Phase.GATHERING, Phase.MENDING) and not run.all_built
+        if run.since is None or not waits or run.since == self._awaited_since:
+            return None
+        return run.since + patience_s(run.roster.startup_s)
+
+    def _watch_awaited(self, now: float) -> None:
+        """Tell who keeps a round from coming about for so long."""
+        tell_s, since = self._tell_awaited_s, self._run.since
+        if tell_s is None or since is None or now < tell_s:
+            return
+        self._awaited_since = since
+        text = self._roster.awaited(self._run.members, self._run.hosts)
+        text = f"after {now - since:.0f} s still waiting for {text}"
+        self._out.record("note", now, stage=COORDINATOR, text=text)
 
     def _apart(self, now: float) -> None:
         """Workers live but do not reach each other: new processes would not do so either."""
@@ -501,7 +561,7 @@ class Deaths:
             self._run.since = now
         elif self._run.phase is Phase.CONNECTING:
             self._rounds.open_again(now)
-        elif self._roster.goes_on:
+        elif self._roster.learns_alone:
             self._go_on_without(name, now)
         else:
             self._go_back(now)

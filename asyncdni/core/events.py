@@ -7,8 +7,10 @@ A machine (`Process` and its `Worker`, `Coordinator`) is pure: `handle(event, no
 1. Call `handle` for each message that arrives and for each answer to an action, with the time.
 2. Carry out the actions in the order given; sends must reach each peer in that order.
 3. Answer `Prepare` with `Prepared`, `Restore` with `Restored`, `Join` with `Joined`, `Compute` with
-   `Computed`, `Snapshot` with `SnapshotTaken`, `Save` and `Commit` with `Stored`, and `Look` with
-   `Looked`, once each. Where one of a worker process fails, `Broke` is the answer.
+   `Computed`, `Snapshot` with `SnapshotTaken`, `Save` and `Commit` with `Stored`, `Look` with
+   `Looked`, and `Consult` with `Consulted`, once each. Where one of a worker process fails, `Broke`
+   is the answer.
+   Likewise `SendPart` with `PartSent`, and `KeepPart` with `PartKept`.
 4. When `deadline()` has passed, call `handle(Woke(), now)`, after whatever has arrived by then.
 
 Events and actions are values: nobody changes one. They are not frozen, because that would make
@@ -23,7 +25,8 @@ from enum import Enum
 from typing import Any, Protocol
 
 from asyncdni.core.liveness import Sight
-from asyncdni.messages import Accused, Connect, Message, Rejoin, Welcome
+from asyncdni.errors import CheckpointError
+from asyncdni.messages import Accused, Connect, Message, Part, Rejoin, Welcome
 from asyncdni.schedules.base import Op
 
 __all__ = [
@@ -32,8 +35,11 @@ __all__ = [
     "Commit",
     "Compute",
     "Computed",
+    "Consult",
+    "Consulted",
     "CoordinatorGone",
     "Discard",
+    "DiscardSnapshots",
     "Event",
     "Exit",
     "Exited",
@@ -41,12 +47,16 @@ __all__ = [
     "Finish",
     "Join",
     "Joined",
+    "KeepPart",
     "Launch",
     "Look",
     "Looked",
     "Lose",
     "Machine",
     "Origin",
+    "ParentGone",
+    "PartKept",
+    "PartSent",
     "Prepare",
     "Prepared",
     "Received",
@@ -58,8 +68,10 @@ __all__ = [
     "Restore",
     "Restored",
     "Save",
+    "Say",
     "SayHello",
     "Send",
+    "SendPart",
     "Snapshot",
     "SnapshotTaken",
     "Stop",
@@ -99,10 +111,21 @@ class Computed(Event):
 
 @dataclass(slots=True)
 class Stored(Event):
-    """Weights or state are on disk (worker); a cut has been committed (coordinator)."""
+    """Weights or state are on disk (worker); a cut has been committed (coordinator).
+
+    `paths`: the files that the coordinator has to be sent, in the folder of the run; none where a
+    worker writes to the coordinator's own folder."""
 
     tag: str
     files: dict[str, str] = field(default_factory=dict)
+    paths: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Consulted(Event):
+    """The user's callbacks have seen an evaluation (coordinator)."""
+
+    ends: bool  # whether the run is to end here, as if it had been planned so
 
 
 @dataclass(slots=True)
@@ -110,9 +133,11 @@ class Prepared(Event):
     """The worker's part of the experiment is known, and signs of life are sent (process)."""
 
     roll_back: bool = False  # numbers that go wrong lead to another round: see [numbers]
-    goes_on: bool = False  # see `core.members.Roster`
+    learns_alone: bool = False  # see `core.members.Roster`
     snapshot_every_s: float | None = None  # as the user has set it; None: never
     stages: Sequence[str] = ()  # the declared stages of this worker, for what the user is told
+    sources: Mapping[str, str] = field(default_factory=dict)  # see `messages.Built`
+    away: bool = False  # the folder of the run is not there: see `core.transfer`
 
 
 @dataclass(slots=True)
@@ -138,9 +163,37 @@ class Joined(Event):
 
 @dataclass(slots=True)
 class SnapshotTaken(Event):
-    """A rolling snapshot has been written, or given up (process)."""
+    """A rolling snapshot has been written, or could not be (process). `paths`: see `Stored`."""
 
     took_s: float
+    error: CheckpointError | None = None  # why there is none
+    folder_gone: bool = False  # the reason is that the folder of the run is not there any more
+    paths: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class PartSent(Event):
+    """A part of a file has been sent, up to byte `end` of `size`; None: there is no such file."""
+
+    to: str | bytes
+    incarnation: int
+    path: str
+    end: int = 0
+    size: int | None = None
+    took_s: float = 0.0
+
+
+@dataclass(slots=True)
+class PartKept(Event):
+    """A part of a file has been written; if it was the last one, the file is in its place.
+
+    `fault`: what is wrong with the file, `error`: why it can't be written; then it is not there."""
+
+    part: Part
+    sender: str
+    fault: str = ""
+    error: CheckpointError | None = None
+    folder_gone: bool = False  # see `SnapshotTaken`
 
 
 @dataclass(slots=True)
@@ -156,6 +209,7 @@ class Broke(Event):
 
     error: BaseException
     trace: str = ""  # the traceback, where it is nothing that the user can put right
+    log: str = ""  # where this process prints it: "HOST:PATH", or words; empty: not known
 
 
 @dataclass(slots=True)
@@ -163,6 +217,11 @@ class CoordinatorGone(Event):
     """There is nobody left to work for, or somebody ends this process alone (process)."""
 
     reason: str
+
+
+@dataclass(slots=True)
+class ParentGone(Event):
+    """The process that started this one has ended (process)."""
 
 
 @dataclass(slots=True)
@@ -239,10 +298,38 @@ class Discard(Action):
 
 @dataclass(slots=True)
 class Save(Action):
-    """Write the weights as `tag`, or all state where it is a cut's, then answer `Stored`."""
+    """Write all state as `tag` (`whole`: a cut, from which a run can go on), or the weights alone;
+    then answer `Stored`."""
 
     tag: str
+    whole: bool
     copy: int | None = None  # the weights of this copy; None: the present ones
+
+
+@dataclass(slots=True)
+class SendPart(Action):
+    """Send the bytes of a file (its path is that in the folder of the run) from `offset` on, at
+    most `PART_BYTES`, as a `Part`; then answer `PartSent`. The file is opened at offset 0, and read
+    on from there whatever takes its place meanwhile."""
+
+    to: str | bytes
+    incarnation: int
+    path: str
+    offset: int
+
+
+@dataclass(slots=True)
+class KeepPart(Action):
+    """Write these bytes of a file, which takes its place once it is whole; then answer
+    `PartKept`."""
+
+    part: Part
+    sender: str
+
+
+@dataclass(slots=True)
+class DiscardSnapshots(Action):
+    """Remove all rolling snapshots: all stages go back behind them (coordinator)."""
 
 
 @dataclass(slots=True)
@@ -312,9 +399,16 @@ class Report(Action):
 @dataclass(slots=True)
 class Snapshot(Action):
     """Write the whole state for a successor of this process, then answer `SnapshotTaken`. The
-    `last` one comes right before `Exit`, and is not answered (process)."""
+    `last` one comes right before `Exit` (process)."""
 
     last: bool = False
+
+
+@dataclass(slots=True)
+class Say(Action):
+    """Tell whoever reads what this process prints (process)."""
+
+    text: str
 
 
 @dataclass(slots=True)
@@ -345,6 +439,12 @@ class Record(Action):
 
 
 @dataclass(slots=True)
+class Consult(Action):
+    """An evaluation has just been recorded: let the user's callbacks say whether the run goes on,
+    then answer `Consulted` (coordinator)."""
+
+
+@dataclass(slots=True)
 class Launch(Action):
     """Start a new process for this stage; whatever is left of an older one is to be killed
     (coordinator)."""
@@ -365,11 +465,12 @@ class Commit(Action):
     (coordinator).
 
     `state` is the coordinator's own, see `core.ledger.Ledger`; of weights `batches`, `accuracy` and
-    `loss`."""
+    `loss`. `whole` tells a cut, from which a run can go on, from weights."""
 
     tag: str  # "checkpoints/NUMBER", "best" or "final"
     files: dict[str, str]  # declared stage -> sha256
     state: dict[str, Any]
+    whole: bool
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 from asyncdni.core.counts import Counts
 from asyncdni.schedules.base import Flight, Op, OpKind, Source
 
-__all__ = ["AHEAD_MAX", "Flights", "Guard", "Lag", "Shares"]
+__all__ = ["AHEAD_MAX", "Copies", "Flights", "Guard", "Lag", "Shares"]
 
 #: Ops that learn from a gradient; the weights do, or the generator (Fit).
 _LEARNING = frozenset({OpKind.BACKWARD, OpKind.LEARN, OpKind.FIT})
@@ -317,3 +317,50 @@ class Shares:
         for sharer, held in self._came.items():
             assert len(held) <= len(self.pending) + self._ahead + 1, (sharer, list(held))
             assert all(batch <= self._last[sharer] for batch in held)
+
+
+class Copies:
+    """Copies of weights that generators of other workers read out through: those that this worker
+    owes its readers, and the newest one that has come here.
+
+    Versions are counted in updates of the owner. A reader gets one after every so many, and drops
+    what is no newer than what it has.
+    """
+
+    def __init__(self, readers: tuple[tuple[str, int], ...] = (), owner: str = "") -> None:
+        """`readers`: (worker, every how many updates); `owner`: the worker read from here."""
+        self._readers = readers
+        self._owner = owner
+        self._due = 0  # the version to be copied; 0: none
+        self._newest = 0  # the version that came last
+        self._came: dict[str, Any] | None = None
+
+    def updated(self, updates: int) -> None:
+        """So many updates have been made here."""
+        if any(updates % every == 0 for _, every in self._readers):
+            self._due = updates
+
+    def copied(self, version: int) -> list[str]:
+        """A copy has been taken; return the readers that it is for."""
+        self._due = 0
+        return [reader for reader, every in self._readers if version % every == 0]
+
+    def came(self, sender: str, version: int, tensors: Any) -> bool:
+        """A copy has come; False where the sender has none to give."""
+        if not self._owner or sender != self._owner or version < 1:
+            return False
+        if version > self._newest:
+            self._newest, self._came = version, tensors
+        return True
+
+    def next_op(self) -> Op | None:
+        """What is to be done before anything else, if no op is under way."""
+        if self._due:
+            return Op(OpKind.COPY, self._due)
+        return Op(OpKind.ADOPT, self._newest) if self._came is not None else None
+
+    def take(self) -> dict[str, Any]:
+        """Return the copy that came, {owner: tensors}: it is being taken over."""
+        assert self._came is not None
+        came, self._came = self._came, None
+        return {self._owner: came}

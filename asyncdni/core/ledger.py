@@ -52,6 +52,11 @@ class Scores:
                 accuracy = score.correct / (count * score.outputs)
         return accuracy
 
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The values of `run.metrics`, by name; empty where the run has none."""
+        return {k: v for score in self.stages.values() for k, v in score.metrics.items()}
+
     def beats(self, accuracy: float | None, loss: float | None) -> bool:
         """Better accuracy; without one, smaller loss."""
         if self.accuracy is None or accuracy is None:
@@ -79,8 +84,8 @@ class Ledger:
     barrier: int = 0  # number of the next barrier
     planned: int = 0  # barriers of the plan that have been lifted
     train_s: float = 0.0  # up to the last barrier
-    # one entry an evaluation: batches (where the data stood), samples, train_s, accuracy, loss;
-    # behind: true for one behind the stream
+    # one entry an evaluation: batches (where the data stood), samples, train_s, accuracy, loss,
+    # what `members.Run.since_evaluation` gives, and behind: true for one behind the stream
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, float | None] | None = None  # accuracy and loss
     samples: dict[str, int] = field(default_factory=dict)  # forwarded, by worker

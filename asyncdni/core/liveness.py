@@ -22,7 +22,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Liveness", "Recovery", "Sight", "Standstill"]
+__all__ = [
+    "Liveness",
+    "Recovery",
+    "Sight",
+    "Silence",
+    "Standstill",
+    "beat_every_s",
+    "worker_patience_s",
+]
+
+#: A worker sends so many beats in the time after which its silence counts: a few may be lost.
+_BEATS = 6
 
 #: Times the longest silence of late that are still no sign of death …
 _MARGIN = 3.0
@@ -129,6 +140,49 @@ class Liveness:
     def _ends(self, name: str) -> float:
         ends = self._heard[name] + self._doubt * self.limit_s(name)
         return max(ends, self._again.get(name, ends))
+
+
+#: A worker waits longer for the coordinator than the coordinator waits for a worker: a busy
+#: coordinator keeps all workers waiting, and any that gave up would have to be started again.
+_PATIENCE = 10.0
+_PATIENCE_S_MIN = 3.0
+
+
+def beat_every_s(silence_s: float) -> float:
+    """Return how long a worker waits from one beat to the next, in seconds; `silence_s`: the
+    silence that counts as its death."""
+    return silence_s / _BEATS
+
+
+def worker_patience_s(silence_s: float) -> float:
+    """Return how many seconds a worker waits for a word of a silent coordinator that declares a
+    worker dead after `silence_s`: the longer of 3 s and 10 `silence_s`."""
+    return max(_PATIENCE_S_MIN, _PATIENCE * silence_s)
+
+
+class Silence:
+    """Measures for how long a worker has heard nothing from its coordinator, leaving out time in
+    which its process could not listen."""
+
+    def __init__(self, limit_s: float, now: float) -> None:
+        self._limit_s = limit_s
+        self._heard = now
+        self._woke = now
+
+    def hear(self, now: float) -> None:
+        """Something has come from the coordinator: the silence begins anew."""
+        self._heard = now
+
+    def too_long(self, now: float) -> bool:
+        """Tell whether the silence is too long. Call it at each wake-up.
+
+        After a long gap between calls the process was stopped (SIGSTOP, a debugger, a laptop's lid)
+        or starved of CPU, so the measurement starts anew.
+        """
+        if now - self._woke > self._limit_s / 2:
+            self._heard = now
+        self._woke = now
+        return now - self._heard > self._limit_s
 
 
 class Standstill:

@@ -4,9 +4,9 @@ they put what they ask of the driver."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -19,8 +19,8 @@ from asyncdni.schedules.base import Groups
 __all__ = ["Member", "Outbox", "Phase", "Roster", "Run"]
 
 #: Addresses that mean another place on every host.
-_ONE_HOST = re.compile(r"ipc://|tcp://(127\.|0\.0\.0\.0:|localhost:)")
-_NUMERIC = re.compile(r"ipc://|tcp://[0-9.]+:")
+_ONE_HOST = re.compile(r"ipc://|tcp://(127\.|0\.0\.0\.0:|localhost:|\[::1?\]:)")
+_NUMERIC = re.compile(r"ipc://|tcp://([0-9.]+|\[[0-9a-f:.]+\]):")
 
 
 _SINGLE = Groups(1, 0)  # each batch makes an update
@@ -45,13 +45,19 @@ class Roster:
     stuck_s: float = 60.0
     launched: bool = True  # by the coordinator's driver; otherwise workers are started by hand
     restarts: int = 5  # deaths in a row that a worker is forgiven, where there is a folder
-    goes_on: bool = False  # a worker learns by itself while a neighbour is dead
+    learns_alone: bool = False  # a worker learns by itself while a neighbour is dead
     rolls_back: bool = False  # when a number has gone wrong
     cut_every_s: float | None = None  # between checkpoints; None: by position, or at the end alone
     cut_positions: frozenset[int] = frozenset()  # batches after which one is taken
     groups: Groups = _SINGLE  # batches that make one update together
     batches: int = 0  # training batches of the whole run; 0: not known
+    # the learning rate of [optimizer] for a training batch, by its number; None: not known
+    rate: Callable[[int], float] | None = None
+    consults: bool = False  # the user's callbacks may end the run at an evaluation
     resume: str = ""  # what to type for the run to go on from its folder; "": nothing stays there
+    metrics: tuple[str, ...] = ()  # of the test set beside loss and accuracy
+    versions: Mapping[str, str] = field(default_factory=dict)  # to be compared: see `Hello`
+    sources: Mapping[str, str] = field(default_factory=dict)  # of the coordinator: see `Built`
 
     def find(self, stage: str) -> str | None:
         """A worker by its name, a stage of it, or its index."""
@@ -78,7 +84,50 @@ class Roster:
             return Refused(
                 "LaunchError", f"stage {name} is taken by process {taken.pid} on {taken.host}"
             )
+        others = self._other_versions(hello, _release)
+        if others:
+            return Refused("LaunchError", f"worker {name} on {hello.host} {others}")
         return None
+
+    def other_builds(self, name: str, hello: Hello) -> str:
+        """Words for versions of a worker that has been let in that are other builds of the same
+        release, as torch for GPUs is; empty where there are none.
+
+        Their results may differ in the last bits, which is no reason to keep the worker out."""
+        others = self._other_versions(hello, _build)
+        if not others:
+            return ""
+        return f"worker {name} on {hello.host} {others}, or weights may differ in the last bits"
+
+    def _other_versions(self, hello: Hello, part: Callable[[str, str], str]) -> str:
+        """Words for the versions that differ in a part of them; empty where none do, and for a peer
+        that does not say what it has."""
+        if not hello.versions:
+            return ""
+        theirs, ours = [], []
+        for package, own in self.versions.items():
+            given = hello.versions.get(package)
+            if given is None or part(package, given) != part(package, own):
+                theirs.append(f"{package} {given}" if given else f"no {package}")
+                ours.append(own)
+        found = f"has {' and '.join(theirs)}, the coordinator {' and '.join(ours)}"
+        return f"{found}: install the same" if theirs else ""
+
+    def other_source(self, built: Member, members: Iterable[Member]) -> str:
+        """Words for the modules of the user's code of which a worker that has built its stage has
+        another source than the coordinator, or than another worker where the coordinator has not
+        imported them; empty where there are none."""
+        for module, digest in built.sources.items():
+            known = {"the coordinator": self.sources} | {
+                f"worker {other.name} on {other.hello.host}": other.sources for other in members
+            }
+            for who, sources in known.items():
+                if sources.get(module, digest) != digest:
+                    return (
+                        f"worker {built.name} on {built.hello.host} has another source of "
+                        f"{module} than {who}: copy the same files to both hosts, and start again"
+                    )
+        return ""
 
     def unreached(self, sender: Member, receiver: Member) -> str:
         """That nothing gets from one worker to another, and what a person can do about it."""
@@ -94,6 +143,19 @@ class Roster:
         if not _NUMERIC.match(address):
             text += f"see whether {ends[0].host} knows that name, or "
         return f"{text}open that port in the firewalls between them, or choose {chosen}"
+
+    def awaited(self, members: Mapping[str, Member], hosts: Mapping[str, str]) -> str:
+        """Words for the workers that have not joined, and those that have not built their stages;
+        `hosts` says where each of them is or was last, so far as that is known."""
+        words = []
+        for name in self.workers:
+            host = f"on {hosts[name]}" if name in hosts else ""
+            if name not in members:
+                before = f"; the one before was {host}" if host else ""
+                words.append(f"worker {name}, which has not joined{before}")
+            elif members[name].built is None:
+                words.append(f"worker {name} {host}, which builds its stages")
+        return ", and ".join(words)
 
     def missing(self, members: Mapping[str, Member]) -> str:
         """Who keeps the run from starting."""
@@ -115,6 +177,20 @@ class Roster:
         return f"worker {', '.join(slow)} has not become ready {waited}"
 
 
+def _release(package: str, version: str) -> str:
+    """The part of a version without which two processes are not let into one run.
+
+    Patch releases of Python mend faults and leave the language and its library as they are; a
+    build of PyTorch ("+cpu") is the same release for other devices."""
+    if package == "Python":
+        return ".".join(version.split(".")[:2])
+    return version.partition("+")[0]
+
+
+def _build(package: str, version: str) -> str:
+    return version.partition("+")[2]
+
+
 @dataclass(slots=True)
 class Member:
     """A worker that has been let in."""
@@ -127,6 +203,11 @@ class Member:
     built: Built | None = None  # in this round
     ready: bool = False
     unheard: tuple[str, ...] = ()  # neighbours that can't reach it, by its own word
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The digests of the user's code that it has sent in this round."""
+        return self.built.sources if self.built is not None else {}
 
 
 class Phase(Enum):
@@ -180,6 +261,7 @@ class Run:
         self.phase = Phase.GATHERING
         self.members: dict[str, Member] = {}  # who is in, by worker
         self.by_peer: dict[bytes, str] = {}
+        self.hosts: dict[str, str] = {}  # where each worker's process is, or the last one was
         self.cut = deepcopy(ledger)  # what a round that goes back starts from
         self.cut_s: float | None = None  # when it was taken, or the run began
         self.started = False  # there has been a round
@@ -194,6 +276,8 @@ class Run:
         self.updates = dict(ledger.updates)
         self.positions: dict[str, int] = {}  # likewise: training batches that have passed there
         self.in_flight: dict[str, int] = {}  # likewise: those not through with yet
+        # Training losses since the last evaluation, by worker: their sum, over how many samples.
+        self.losses: dict[str, tuple[float, int]] = {}
 
     def check(self) -> None:
         """Assert every invariant."""
@@ -229,6 +313,27 @@ class Run:
         ]
         return min(counts, default=0)
 
+    def add_loss(self, name: str, total: float, samples: int) -> None:
+        """Add a worker's losses of so many training samples."""
+        if samples:
+            before, count = self.losses.get(name, (0.0, 0))
+            self.losses[name] = before + total, count + samples
+
+    def since_evaluation(
+        self, batches: int, samples: int, train_s: float
+    ) -> dict[str, float | None]:
+        """For the history: how training has gone since the evaluation before, for an evaluation of
+        the weights after so many batches, samples learned and seconds of training."""
+        means = [total / count for total, count in self.losses.values()]
+        history, rate = self.ledger.history, self.roster.rate
+        before = history[-1] if history else {"samples": 0, "train_s": 0.0}
+        seconds = train_s - before["train_s"]
+        return {
+            "train_loss": sum(means) if means else None,
+            "learning_rate": rate(max(0, batches - 1)) if rate is not None else None,
+            "samples_per_s": (samples - before["samples"]) / seconds if seconds > 0 else None,
+        }
+
     def interrupted(self, why: str = "") -> Fail:
         """The failure of a run that the user stops without a last barrier."""
         return Fail("Interrupted", "; ".join(filter(None, ("interrupted", why, self.kept))))
@@ -242,10 +347,10 @@ class Run:
             return "nothing is kept, as there is no run folder"
         none = self.cut.restore == "initial"
         kept = f"{self.roster.folder} has {'no checkpoint yet' if none else self.cut.restore}"
-        if self.roster.goes_on:
+        if self.roster.learns_alone:
             kept += ", but maybe snapshots" if none else ", and maybe newer snapshots"
-        goes_on = "begins anew" if none and not self.roster.goes_on else "goes on from there"
-        return f"{kept}: `{self.roster.resume}` {goes_on}"
+        then = "begins anew" if none and not self.roster.learns_alone else "goes on from there"
+        return f"{kept}: `{self.roster.resume}` {then}"
 
     def to(self, name: str, message: Message) -> None:
         self.out.add(Send(self.members[name].peer, message))

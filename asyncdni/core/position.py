@@ -42,6 +42,8 @@ class Position:
     inputs: tuple[str, ...]  # producing nodes, DATA among them where the stage reads data
     consumers: tuple[str, ...] = ()
     sharers: tuple[str, ...] = ()  # workers that have stages of the same weights
+    readers: tuple[tuple[str, int], ...] = ()  # (worker, every how many updates) that read weights
+    reads: str = ""  # the worker whose weights this one's generator reads; empty: none
     host: str = ""  # the worker that hosts the data
     feeds: tuple[str, ...] = ()  # host only: other workers that read data
     train_feeds: tuple[str, ...] = ()  # host only: those that predict their inputs from it
@@ -50,7 +52,7 @@ class Position:
     reads_data: bool = False  # DATA is an input of its own, not of its input model alone
     barriers: tuple[int, ...] = ()  # host only: batches after which a barrier is set, rising
     cuts: tuple[int, ...] = ()  # host only: those of them that are for a checkpoint alone
-    microbatches: int = 1  # host only: that make one update, …
+    per_update: int = 1  # host only: the (micro)batches that make one update, …
     per_epoch: int = 0  # … and that make an epoch; 0: there is one an update
     test_batches: int = 0  # host only
     marks: tuple[int, ...] = ()  # batches before which weights are copied: see `core.behind`
@@ -76,8 +78,9 @@ class Position:
         return self.host == self.name
 
     def group_end(self, batch: int) -> int:
-        """The first id from `batch` on before which no group of microbatches is cut in two."""
-        return Groups(self.microbatches, self.per_epoch).end_from(batch)
+        """The first id from `batch` on before which no group, whose batches make one update, is
+        cut in two."""
+        return Groups(self.per_update, self.per_epoch).end_from(batch)
 
     def home(self, node: str) -> str:
         """The worker where a producing node lives."""
@@ -175,7 +178,7 @@ class Host:
         return self._stops.pop(0)[1]
 
     def close(self, kind: str) -> None:
-        """Set a barrier of that kind where the current group of microbatches ends; after a final
+        """Set a barrier of that kind where the current group of batches ends; after a final
         one comes no other."""
         stop = self._group_ends(self.read + self._reading)
         if kind == FINAL:

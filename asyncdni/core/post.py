@@ -26,10 +26,11 @@ from asyncdni.messages import (
     Shared,
     Skipped,
     Unheard,
+    Weights,
 )
 from asyncdni.schedules.base import Op, OpKind
 
-__all__ = ["PATIENCE_S", "Greetings", "Post", "Story", "UnexpectedMessage"]
+__all__ = ["PATIENCE_S", "Greetings", "Post", "Story", "UnexpectedMessage", "patience_s"]
 
 
 class Post:
@@ -99,6 +100,11 @@ class Post:
         for sharer, tensors in (event.outputs or {}).items():
             self.send(sharer, Shared(self._name, self.incarnation, op.batch, tensors))
 
+    def weights(self, event: Computed, op: Op, readers: Iterable[str]) -> None:
+        """What a Copy gave, to each of these readers."""
+        for reader in readers:
+            self.send(reader, Weights(self._name, self.incarnation, op.batch, event.outputs))
+
     def skipped(self, batch: int) -> None:
         """No gradient of this batch will come from here."""
         for producer in self._position.producers:
@@ -133,14 +139,23 @@ class Post:
         """The sums over the test set of each loss here (`stages.base.Score`); `behind`: `batch`,
         `learned` and `age_s` of an `Evaluated` behind the stream."""
         for s in scores:
+            metrics = {name: average.value for name, average in s.metrics.items()}
             sums = s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps
-            self.send(COORDINATOR, Evaluated(barrier, *sums, *behind))
+            self.send(COORDINATOR, Evaluated(barrier, *sums, metrics, *behind))
 
 
 #: How long a neighbour may take before the coordinator is told that it is not heard.
 PATIENCE_S = 5.0
+#: `startup_s` is at least so many times that, so that the reason is known before the start fails.
+_PATIENCES_OF_STARTUP = 4
 #: Seconds between two greetings: one is lost with the connection that it was sent over.
 _AGAIN_S = 1.0
+
+
+def patience_s(startup_s: float) -> float:
+    """How long whoever keeps a round from coming about may do so before somebody is told, where
+    starting may take `startup_s`."""
+    return min(PATIENCE_S, startup_s / _PATIENCES_OF_STARTUP)
 
 
 class Greetings:

@@ -23,7 +23,14 @@ In a round the process hands what happens to the round's `Worker`; what it decid
 - A report is due every 0.5 s, after the op under way, and before each `Drained`.
 - A rolling snapshot is due some time after the last one, behind an Update, if all is applied.
   There are none where all workers go back together: nobody would ever read one.
+- A worker without access to the run's folder fetches what it begins with, and sends on what it
+  saves; what was saved counts as stored once the coordinator has it. No snapshot is due before the
+  last one has arrived.
+- A snapshot that can't be written is told of once, and does not end the process as long as the
+  run's folder is there: what is committed stays, and the next snapshot may succeed.
 - What the user is told of the state that a stage begins a round with.
+- A coordinator that has started this process is waited for as long as it lives, another one for
+  `timeout_s`.
 - Once the coordinator is gone the worker finishes the update it is in the middle of, keeps what it
   has learned, and leaves.
 - Arrays of a batch are used again once the batch is released and no message holds them any more;
@@ -32,7 +39,7 @@ In a round the process hands what happens to the round's `Worker`; what it decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
 from asyncdni.core.counts import Counts
@@ -46,8 +53,12 @@ from asyncdni.core.events import (
     Exit,
     Join,
     Joined,
+    KeepPart,
     Lose,
     Origin,
+    ParentGone,
+    PartKept,
+    PartSent,
     Prepare,
     Prepared,
     Received,
@@ -56,6 +67,7 @@ from asyncdni.core.events import (
     Report,
     Restore,
     Restored,
+    Say,
     SayHello,
     Send,
     Snapshot,
@@ -66,8 +78,17 @@ from asyncdni.core.events import (
     Woke,
 )
 from asyncdni.core.ledger import SNAPSHOTS
+from asyncdni.core.post import UnexpectedMessage
+from asyncdni.core.transfer import Incoming, Outgoing, needed
 from asyncdni.core.worker import Phase, Worker
-from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, NumericalError, by_name
+from asyncdni.errors import (
+    AsyncDNIError,
+    Interrupted,
+    LaunchError,
+    NumericalError,
+    RemoteProtocolError,
+    by_name,
+)
 from asyncdni.messages import (
     COORDINATOR,
     Abort,
@@ -76,12 +97,17 @@ from asyncdni.messages import (
     Connect,
     Drained,
     Failed,
+    Fetch,
     Gradient,
     Leave,
     Lost,
     Message,
+    Missing,
+    Note,
+    Part,
     Refused,
     Rejoin,
+    Taken,
     Welcome,
 )
 from asyncdni.schedules.base import Op, OpKind
@@ -89,7 +115,10 @@ from asyncdni.schedules.base import Op, OpKind
 __all__ = ["Buffers", "Process", "State", "is_settled"]
 
 _REPORT_EVERY_S = 0.5
-#: From one snapshot to the next at least so many times what it took: about 1 % of the time.
+#: How long a coordinator may take to answer before the log of a worker says so.
+_PATIENCE_S = 5.0
+#: From one snapshot to the next at least so many times what it took, to write and to send it: each
+#: of the two about 1 % of the time.
 _SNAPSHOTS_APART = 100.0
 _NEVER = float("inf")
 
@@ -130,6 +159,18 @@ class Buffers:
         return lambda: all([left() for left in waiting])
 
 
+class _Files:
+    """What a process without access to the run's folder sends there, and fetches from there."""
+
+    def __init__(self) -> None:
+        self.away = False  # it has no access
+        self.outgoing = Outgoing(COORDINATOR)
+        self.incoming = Incoming()
+        self.wanted: list[str] = []  # before the stage is restored; the first one is on its way
+        self.stored: Stored | None = None  # to be told once all its files have arrived
+        self.took_s = 0.0  # to read and send what is on its way
+
+
 class Process:
     """One worker process. A driver carries out its actions: see `core.events`.
 
@@ -145,11 +186,13 @@ class Process:
         *,
         coordinator: str = COORDINATOR,
         timeout_s: float | None = None,
+        launched: bool = False,
         watch: Callable[[Worker], Handle] = lambda worker: worker.handle,
     ) -> None:
         """`stage` and `coordinator` (its address) are for what users are told. `make_worker` makes
         the worker of a round, once `Prepared` has come. `timeout_s`: how long a coordinator may
-        take to answer; None: as long as its process is known to live. `watch` gives what is called
+        take to answer; None: for ever. `launched`: the coordinator has started this process, whose
+        end is told by `ParentGone`, and may take as long as it lives. `watch` gives what is called
         in place of a worker's `handle`."""
         self.state = State.HELLO
         self.worker: Worker | None = None
@@ -159,13 +202,16 @@ class Process:
         self._make_worker = make_worker
         self._watch = watch
         self._coordinator = coordinator
-        self._timeout_s = timeout_s
+        self._timeout_s = None if launched else timeout_s
         self._began_s = now
         self._give_up_s: float | None = None
+        self._complain_s = _NEVER  # when the log is to say that no coordinator answers
         self._roll_back = False
         self._stages: Sequence[str] = ()
+        self._sources: Mapping[str, str] = {}
         self._snapshot_every_s: float | None = None  # None: this process takes no snapshots
         self.snapshot_due_s = _NEVER
+        self._complained = False  # of a snapshot that could not be written
         self._welcome: Welcome | None = None
         self._order: Rejoin | None = None  # the newest
         self._following: Rejoin | None = None  # what the stage is being restored for
@@ -173,6 +219,7 @@ class Process:
         self._connect: Connect | None = None
         self._has_state = False
         self._early: list[Message] = []
+        self._files = _Files()
         self._gone = ""  # why there is nobody left to work for
         # Of the round:
         self._handle: Handle = _nothing
@@ -182,7 +229,11 @@ class Process:
         self._read: set[int] = set()  # training batches read and not released yet
         self._report_s = _NEVER
         self._report_due = False  # after the op under way
-        self._others: dict[type[Event], Callable[..., list[Action]]] = {
+        self._others = self._table()
+
+    def _table(self) -> dict[type[Event], Callable[..., list[Action]]]:
+        """What is done about each event."""
+        return {
             Received: self._received,
             Computed: lambda event, now: [],
             Stored: self._stored,
@@ -191,9 +242,12 @@ class Process:
             Restored: self._restored,
             Joined: self._joined,
             SnapshotTaken: self._snapshot_taken,
+            PartSent: self._part_sent,
+            PartKept: self._part_kept,
             Unusable: self._unusable,
             Broke: self._broke,
             CoordinatorGone: self._coordinator_gone,
+            ParentGone: self._parent_gone,
         }
 
     # --- the contract of a machine ---------------------------------------------------------------
@@ -202,6 +256,8 @@ class Process:
         """The process begins."""
         if self._timeout_s is not None:
             self._give_up_s = now + self._timeout_s
+            if self._timeout_s > _PATIENCE_S:
+                self._complain_s = now + _PATIENCE_S
         return [SayHello()]
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -216,7 +272,7 @@ class Process:
                 return self._received(event, now)  # type: ignore[arg-type]
             if kind is Computed:
                 return self._computed(event, now)  # type: ignore[arg-type]
-        elif self.state is State.ENDED:
+        elif self.state is State.ENDED and kind is not SnapshotTaken:
             return []
         return self._others[kind](event, now)
 
@@ -227,7 +283,9 @@ class Process:
                 due = self.worker.deadline()
                 return self._report_s if due is None else min(due, self._report_s)
             return self._report_s
-        return self._give_up_s if self.state is State.HELLO else None
+        if self.state is State.HELLO and self._give_up_s is not None:
+            return min(self._give_up_s, self._complain_s)
+        return None
 
     def check(self) -> None:
         """Assert every invariant."""
@@ -238,11 +296,6 @@ class Process:
             assert self._busy or not (self._held or self._report_due)
         else:
             assert not (self._busy or self._held or self._read)
-
-    @property
-    def is_served(self) -> bool:
-        """Whether there is a coordinator, as far as this process knows."""
-        return not self._gone
 
     @property
     def training(self) -> bool:
@@ -270,6 +323,10 @@ class Process:
                 return [self._exit(Exit(f"the run was called off: {text}"))]
             case Leave():
                 return [self._exit(Exit("the run was called off"))]
+            case Note(text=text):
+                return [Say(text)]
+            case Part() | Missing():
+                return self._fetched(message)
             case _ if getattr(message, "sender", None) is not None:
                 self._early.append(message)
             case _:
@@ -283,9 +340,11 @@ class Process:
     def _prepared(self, event: Prepared, now: float) -> list[Action]:
         assert self._welcome is not None
         self._roll_back, self._stages = event.roll_back, event.stages
+        self._sources = event.sources
+        self._files.away = event.away
         every_s = event.snapshot_every_s
         # Where all go back together nobody would ever read a snapshot.
-        if event.goes_on and self._welcome.folder and every_s is not None:
+        if event.learns_alone and self._welcome.folder and every_s is not None:
             self._snapshot_every_s, self.snapshot_due_s = every_s, self._began_s + every_s
         return self._build()
 
@@ -293,7 +352,9 @@ class Process:
         if self._order is None or order.incarnation <= self._order.incarnation:
             return []
         self._order = order
-        return [] if self.state is State.BUILDING else self._build()
+        # A restoring under way is answered first; what is only being fetched is not.
+        restoring = self.state is State.BUILDING and not self._files.wanted
+        return [] if restoring else self._build()
 
     def _build(self) -> list[Action]:
         assert self._order is not None and self._welcome is not None
@@ -308,7 +369,8 @@ class Process:
             case cut:
                 restore = Restore(Origin.CUT, cut, discard=True)
         self._restore = restore
-        return [restore]
+        self._want(restore)
+        return self._fetch_next()
 
     def _restored(self, event: Restored, now: float) -> list[Action]:
         self._has_state = True
@@ -324,6 +386,7 @@ class Process:
             updates=self.counts.updates,
             read=self.counts.read,
             notes=[*self._notes(event), *event.notes],
+            sources=dict(self._sources),
         )
         return [Send(COORDINATOR, built)]
 
@@ -354,6 +417,7 @@ class Process:
         worker.joined(self._connect, senders_known=event.senders_known)
         self._handle, self._phase = self._watch(worker), worker.phase
         self.buffers = Buffers()
+        self._files.outgoing.clear(self._incarnation)
         self._report_s = now + _REPORT_EVERY_S
         self.state = State.ROUND
         actions: list[Action] = [Send(COORDINATOR, accused) for accused in event.accused]
@@ -367,6 +431,10 @@ class Process:
         message = event.message
         if self.state is not State.ROUND:
             return self._sort(message)
+        if type(message) is Taken:
+            return self._taken(message, now)
+        if type(message) is Note:
+            return [Say(message.text)]
         actions = self._hand(event, now)
         if type(message) is Lost:
             actions.append(Lose(message.worker))
@@ -402,6 +470,8 @@ class Process:
         if op.kind is OpKind.READ and not op.evaluate:
             self._read.add(op.batch)
         actions = self._hand(event, now)
+        if op.copy is not None and op.last and self.worker is not None:
+            actions.insert(0, Report(self.worker.counters()))  # before what has been evaluated
         if op.kind is OpKind.UPDATE and now >= self.snapshot_due_s:
             self._snapshot(actions, now)
         if self._report_due or self._held or self._gone:
@@ -422,7 +492,12 @@ class Process:
             actions += self._received(event, now)
 
     def _stored(self, event: Stored, now: float) -> list[Action]:
-        return self._hand(event, now) if self.state is State.ROUND else []
+        if self.state is not State.ROUND:
+            return []
+        if event.paths:
+            self._files.stored = event
+            return self._files.outgoing.add(event.paths)
+        return self._hand(event, now)
 
     def _unusable(self, event: Unusable, now: float) -> list[Action]:
         """Treat that neighbour as dead from now on."""
@@ -438,6 +513,14 @@ class Process:
                 "check the address, or wait longer with --timeout"
             )
             return [self._exit(Exit(error=LaunchError(text)))]
+        if self.state is State.HELLO and now >= self._complain_s:
+            self._complain_s = _NEVER
+            text = (
+                f"no coordinator has answered at {self._coordinator} for {_PATIENCE_S:g} s: either "
+                "it does not run yet, or that port is closed on the way; trying for "
+                f"{self._timeout_s:g} s in all (--timeout)"
+            )
+            return [Say(text)]
         if self.state is not State.ROUND or self.worker is None:
             return []
         due = self.worker.deadline()
@@ -455,7 +538,8 @@ class Process:
     def _snapshot(self, actions: list[Action], now: float) -> None:
         """Ask for one before the next op begins, unless the state is half changed."""
         assert self.worker is not None and self._snapshot_every_s is not None
-        if self._phase is Phase.TRAINING and not self.worker.unapplied:
+        idle = self._files.outgoing.idle
+        if self._phase is Phase.TRAINING and not self.worker.unapplied and idle:
             self.snapshot_due_s = now + self._snapshot_every_s
             actions.insert(len(actions) - self._busy, Snapshot())
 
@@ -463,7 +547,87 @@ class Process:
         assert self._snapshot_every_s is not None
         apart_s = max(self._snapshot_every_s, _SNAPSHOTS_APART * event.took_s)
         self.snapshot_due_s = now + apart_s
-        return []
+        if event.error is None:
+            return self._files.outgoing.add(event.paths) if self.state is State.ROUND else []
+        if self._complained and not event.folder_gone:
+            return []
+        if event.folder_gone and self.state is not State.ENDED:
+            return self._broke(Broke(event.error), now)
+        self._complained = True
+        return [Say(f"no snapshot was written: {event.error}")]
+
+    # --- files of the run's folder, where that is out of reach -----------------------------------
+
+    def _want(self, restore: Restore) -> None:
+        """Note which files are to be fetched for a restoring."""
+        files, welcome = self._files, self._welcome
+        assert welcome is not None
+        files.wanted.clear()
+        if not files.away or restore.origin is Origin.KEPT:
+            return
+        given = bool(welcome.experiment.get("run", {}).get("init_sha256"))
+        places = {
+            Origin.BEGINNING: [],
+            Origin.CUT: [restore.place],
+            Origin.FARTHEST: [SNAPSHOTS, restore.place],
+        }[restore.origin]
+        files.wanted.extend(
+            needed(places, self._stages, given=given and restore.origin is not Origin.CUT)
+        )
+
+    def _fetch_next(self) -> list[Action]:
+        """Fetch what is still wanted, and then restore the stage."""
+        assert self._restore is not None
+        if not self._files.wanted:
+            return [self._restore]
+        self._files.incoming = Incoming()
+        return [Send(COORDINATOR, Fetch(self._incarnation, self._files.wanted[0]))]
+
+    def _fetched(self, message: Part | Missing) -> list[Action]:
+        """A part of a wanted file has come, or there is no such file."""
+        files = self._files
+        if message.incarnation != self._incarnation or files.wanted[:1] != [message.path]:
+            return []  # for an order that is no longer followed
+        if isinstance(message, Missing):
+            files.wanted.pop(0)
+            return self._fetch_next()
+        try:
+            files.incoming.accept(message)
+        except UnexpectedMessage as unexpected:
+            raise RemoteProtocolError(f"{message.path}: {unexpected.why}") from None
+        return [KeepPart(message, COORDINATOR)]
+
+    def _part_kept(self, event: PartKept, now: float) -> list[Action]:
+        part, wanted = event.part, self._files.wanted
+        if event.fault:
+            raise RemoteProtocolError(event.fault)
+        if part.incarnation != self._incarnation or wanted[:1] != [part.path]:
+            return []
+        end = part.offset + len(part.data)
+        taken = Send(COORDINATOR, Taken(part.incarnation, part.path, end))
+        if end < part.size:
+            return [taken]
+        wanted.pop(0)
+        return [taken, *self._fetch_next()]
+
+    def _part_sent(self, event: PartSent, now: float) -> list[Action]:
+        self._files.took_s += event.took_s
+        return self._files.outgoing.part_sent(event)
+
+    def _taken(self, message: Taken, now: float) -> list[Action]:
+        """The coordinator has written a part; once it has all, what was saved is stored."""
+        files = self._files
+        try:
+            actions = files.outgoing.taken(message)
+        except UnexpectedMessage as unexpected:
+            raise RemoteProtocolError(f"{message.path}: {unexpected.why}") from None
+        if files.outgoing.idle:
+            took_s, files.took_s = files.took_s, 0.0
+            self.snapshot_due_s = max(self.snapshot_due_s, now + _SNAPSHOTS_APART * took_s)
+        if files.stored is not None and files.outgoing.idle:
+            stored, files.stored = files.stored, None
+            actions += self._hand(stored, now)
+        return actions
 
     # --- ends ------------------------------------------------------------------------------------
 
@@ -471,6 +635,8 @@ class Process:
         """Release what no later round will."""
         released: list[Action] = [Release(batch) for batch in sorted(self._read)]
         self._read.clear()
+        self._files.outgoing.clear(self._incarnation)
+        self._files.stored = None
         self._busy = self._report_due = False
         self._phase = Phase.LEFT
         return released
@@ -502,9 +668,19 @@ class Process:
         return actions
 
     def _coordinator_gone(self, event: CoordinatorGone, now: float) -> list[Action]:
+        if self._gone:
+            return []
         known = self.state is not State.HELLO
         self._gone = f"worker stops: {event.reason}" if known else event.reason
         return [] if self._busy else self._leave()
+
+    def _parent_gone(self, event: ParentGone, now: float) -> list[Action]:
+        """Leave if nobody has answered yet; later on the coordinator's silence tells that it is
+        gone, after the update under way."""
+        if self.state is not State.HELLO:
+            return []
+        reason = "the process that started this worker is gone"
+        return self._coordinator_gone(CoordinatorGone(reason), now)
 
     def _leave(self) -> list[Action]:
         """Keep what has been learned, unless the state is half changed."""
@@ -543,8 +719,10 @@ def _last_words(stage: str, broke: Broke) -> Failed:
         case KeyboardInterrupt():
             return Failed(Interrupted.__name__, f"worker {stage} was interrupted", "")
         case MemoryError() as error:
-            text = f"worker {stage} is out of memory: {str(error) or 'nothing more was to be had'}"
+            text = f"worker {stage} is out of memory: {str(error) or 'no more could be allocated'}"
             return Failed(MemoryError.__name__, text, "")
         case error:
             text = f"worker {stage} failed: {type(error).__name__}: {error}"
-    return Failed(AsyncDNIError.__name__, f"{text}; its log has the traceback", broke.trace)
+    where = f": {broke.log}" if broke.log else ""
+    text += f"; its log has the traceback{where}"
+    return Failed(AsyncDNIError.__name__, text, broke.trace)

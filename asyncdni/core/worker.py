@@ -21,6 +21,7 @@ Rules:
 7. An Update of weights that other workers have too is made in two steps: it hands its gradients to
    them, and an Apply makes the step once theirs have come; in the order of batches, before the next
    forward or when there is nothing else to do. A stage drains of these as well.
+   Copies of weights that generators elsewhere read are taken, and taken over, between two ops.
 8. Before `Start` a worker greets its neighbours, and is ready once their greetings have come.
 9. A worker lives for one round. An order to join the next one ends it; its `Counts` go on.
 
@@ -51,8 +52,9 @@ from asyncdni.core.events import (
     Stored,
     Woke,
 )
-from asyncdni.core.flights import Flights, Guard, Lag, Shares
+from asyncdni.core.flights import Copies, Flights, Guard, Lag, Shares
 from asyncdni.core.inputs import Inputs, Replay
+from asyncdni.core.ledger import is_cut
 from asyncdni.core.links import Links
 from asyncdni.core.position import CHECKPOINT, Barriers, Host, Position
 from asyncdni.core.post import PATIENCE_S, Greetings, Post, Story, UnexpectedMessage
@@ -79,6 +81,7 @@ from asyncdni.messages import (
     Shared,
     Skipped,
     Start,
+    Weights,
 )
 from asyncdni.messages import Save as SaveOrder
 from asyncdni.schedules.base import Flight, Op, OpKind, Schedule
@@ -103,6 +106,7 @@ class Parts:
     guard: Guard | None  # whether the generator can be trusted; None: it always is
     shares: Shares  # gradients of weights that other workers have as well
     marks: Marks  # where weights are copied, to be evaluated behind the stream
+    copies: Copies  # weights that generators of other workers read out through
     skips: bool  # a consumer without credit is skipped instead of waited for
 
     def begin(self, connect: Connect) -> None:
@@ -236,6 +240,7 @@ class Mail:
         self._links = parts.links
         self._inputs = parts.inputs
         self._shares = parts.shares
+        self._copies = parts.copies
         self._barriers = parts.barriers
 
     def is_current(self, message: Message) -> bool:
@@ -256,6 +261,8 @@ class Mail:
                 return sender in position.consumers
             case Shared():
                 return sender in position.sharers
+            case Weights():
+                return sender == position.reads
             case Credit(node=node):
                 return (node, sender) in self._links.outgoing
         return sender in (*position.inputs, *position.consumers)
@@ -273,6 +280,8 @@ class Mail:
                 self._gradient(message)
             case Shared(sender=sender, batch=batch, tensors=tensors):
                 _expect(self._shares.came(sender, batch, tensors))
+            case Weights(sender=sender, version=version, tensors=tensors):
+                _expect(self._copies.came(sender, version, tensors))
             case Skipped():
                 self._skipped(message)
             case Credit():
@@ -370,12 +379,14 @@ class Results:
             OpKind.PREDICT: self._done,
             OpKind.BACKWARD: self._went_back,
             OpKind.LEARN: self._done,
-            OpKind.UPDATE: self._handed_over if parts.position.sharers else self._done,
+            OpKind.UPDATE: self._handed_over if parts.position.sharers else self._updated,
+            OpKind.COPY: self._copied,
+            OpKind.ADOPT: self._nothing,
             OpKind.APPLY: self._nothing,  # the Update before it has been counted
             OpKind.FIT: self._fitted,
             OpKind.FIT_INPUT: self._nothing,  # nobody waits for that
             OpKind.EVALUATE: self._evaluated,
-            OpKind.COPY: self._copied,
+            OpKind.HOLD: self._held_copy,
         }
 
     def note(self, event: Computed, op: Op, now: float) -> None:
@@ -402,6 +413,13 @@ class Results:
 
     def _done(self, event: Computed, op: Op, now: float) -> None:
         self._flights.done(op, now)
+
+    def _updated(self, event: Computed, op: Op, now: float) -> None:
+        self._flights.done(op, now)
+        self._parts.copies.updated(self._counts.updates)
+
+    def _copied(self, event: Computed, op: Op, now: float) -> None:
+        self._post.weights(event, op, self._parts.copies.copied(op.batch))
 
     def _went_back(self, event: Computed, op: Op, now: float) -> None:
         self._flights.done(op, now)
@@ -468,7 +486,7 @@ class Results:
                 self._parts.marks.tested(op.copy)
                 self._post.evaluated(barrier, scores, op.copy, *facts)
 
-    def _copied(self, event: Computed, op: Op, now: float) -> None:
+    def _held_copy(self, event: Computed, op: Op, now: float) -> None:
         self._parts.marks.copied(op.batch, self._counts.samples, now)
 
 
@@ -503,12 +521,14 @@ class Worker:
         replay: Replay | None = None,
         guard: Guard | None = None,
         shares: Shares | None = None,
+        copies: Copies | None = None,
         counts: Counts | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         """`skips`: towards a consumer without credit it learns on instead of waiting.
 
-        `shares`: of weights that it has in common with others; `counts`: what has been done in
+        `shares`: of weights that it has in common with others; `copies`: of weights that others
+        read; `counts`: what has been done in
         earlier rounds; `patience_s`: see `Greetings`."""
         self.phase = Phase.IDLE
         self.position = position
@@ -526,6 +546,7 @@ class Worker:
             guard=guard,
             shares=shares or Shares(),
             marks=Marks(position.marks),
+            copies=copies or Copies(),
             skips=skips,
         )
         parts.lag.carry(counts.lags)
@@ -538,6 +559,7 @@ class Worker:
         self._lag = parts.lag
         self._shares = parts.shares
         self._marks = parts.marks
+        self._copies = parts.copies
         self._skips = skips
         self._post = Post(position, parts.links)
         self._mail = Mail(parts)
@@ -672,7 +694,7 @@ class Worker:
                 self._discard(self._marks.scored(batch, best=best))
             case SaveOrder(tag=tag, batch=batch):
                 _expect(self.phase is Phase.DRAINED and batch in (None, self._marks.best))
-                self._post.actions.append(Save(tag, batch))
+                self._post.actions.append(Save(tag, is_cut(tag), batch))
             case Leave():
                 self._leave(Stop())
             case Abort(text=text):
@@ -734,6 +756,9 @@ class Worker:
         return self._next_op_behind() if op is None and self.position.marks else op
 
     def _next_training_op(self) -> Op | None:
+        copy = self._copies.next_op()
+        if copy is not None:
+            return copy
         op = self._scheduled()
         if self._shares.pending and (op is None or op.kind is OpKind.FORWARD):
             shared = self._shares.complete
@@ -772,7 +797,7 @@ class Worker:
         """What an evaluation behind the stream needs between two training batches, if anything."""
         mark = self._marks.reached(self._flights.last)
         if mark is not None:
-            return Op(OpKind.COPY, mark)
+            return Op(OpKind.HOLD, mark)
         return self._next_op_behind() if self._marks.turn else None
 
     def _next_op_behind(self) -> Op | None:
@@ -811,6 +836,8 @@ class Worker:
             inputs = self._flights.gradients(op.batch)
         elif op.kind is OpKind.APPLY:
             inputs = self._shares.take(op.batch)
+        elif op.kind is OpKind.ADOPT:
+            inputs = self._copies.take()
         self._busy = op
         self._post.actions.append(Compute(op, inputs))
 

@@ -143,7 +143,8 @@ def open_batches(data: config.Data, seed: int) -> Batches:
 
 
 def load(data: config.Data, seed: int) -> Dataset:
-    """Load the arrays of a set of samples into memory; arguments and errors as for `open_batches`.
+    """Load the arrays of a set of samples; large ones may stay in their files. Arguments and errors
+    as for `open_batches`.
 
     Raises `ConfigError` for sequences, which have no such arrays.
     """

@@ -1,4 +1,5 @@
-"""Data sets in memory (`Dataset`), and the batches that the data's host reads from one (`Source`).
+"""Data sets of four arrays, in memory or in files (`Dataset`), and the batches that the data's host
+reads from one (`Source`).
 
 Images stay uint8 and are scaled to [0, 1] when a batch is read, so MNIST takes 55 MB and not 220.
 The order of samples in an epoch is a permutation that depends on (seed, epoch) alone: every
@@ -17,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from asyncdni.data.checks import check_contents, check_forms
 from asyncdni.data.meta import Array, Batches, Meta, Tensor
+from asyncdni.data.stored import Stored
 from asyncdni.nn.streams import stream
 from asyncdni.schedules.base import Op
 
@@ -36,25 +38,26 @@ class Dataset:
     def __init__(
         self,
         source: str,
-        x_train: Array,
-        y_train: Array,
-        x_test: Array,
-        y_test: Array,
+        x_train: Array | Stored,
+        y_train: Array | Stored,
+        x_test: Array | Stored,
+        y_test: Array | Stored,
         classes: int | None,
     ) -> None:
         """
         Args:
             source: file or name, for error messages.
             x_train, x_test: (N, *input_shape), floating, or uint8 to be scaled by 1/255.
-            y_train, y_test: (N,) whole-number class ids, or (N, K) values of any type.
+            y_train, y_test: (N,) whole-number class ids, or (N, K) values of any type. All four
+                are in memory, or stay in files.
             classes: how many classes there are; None for values.
         """
         self.source = source
         self.classes = classes
-        self.x_train = np.ascontiguousarray(x_train)
-        self.y_train = np.ascontiguousarray(y_train)
-        self.x_test = np.ascontiguousarray(x_test)
-        self.y_test = np.ascontiguousarray(y_test)
+        self.x_train = _by_rows(x_train)
+        self.y_train = _by_rows(y_train)
+        self.x_test = _by_rows(x_test)
+        self.y_test = _by_rows(y_test)
         self._order: Array = np.empty(0, dtype=np.int64)
         self._order_of: tuple[int, int] | None = None  # (seed, epoch)
         self._scratch = np.empty((0, *self.x_train.shape[1:]), dtype=self.x_train.dtype)
@@ -114,15 +117,14 @@ class Dataset:
         span = span_of(index, batch_size, len(self.x_train))
         rows = self.order(seed, epoch)[span]
         x = buffer_for(out, (len(rows), *self.x_train.shape[1:]), dtype)
-        # mode="clip" only skips NumPy's buffering of `out`: rows are always in range.
         if self.x_train.dtype == x.dtype:
-            np.take(self.x_train, rows, axis=0, out=x, mode="clip")
+            _take(self.x_train, rows, x)
         else:
             if len(self._scratch) < len(rows):
                 rows_max = min(batch_size, len(self.x_train))
-                self._scratch = np.empty_like(self.x_train, shape=(rows_max, *x.shape[1:]))
+                self._scratch = np.empty((rows_max, *x.shape[1:]), self.x_train.dtype)
             scratch = self._scratch[: len(rows)]
-            np.take(self.x_train, rows, axis=0, out=scratch, mode="clip")
+            _take(self.x_train, rows, scratch)
             _convert(scratch, x)
         return x, self._targets(self.y_train[rows], x.dtype)
 
@@ -157,7 +159,7 @@ class Dataset:
         """Return the arrays of a batch by the names that `Meta` gives them."""
         return {"h": x, "y": y}
 
-    def targets(self) -> dict[str, Array]:
+    def targets(self) -> dict[str, Array | Stored]:
         """Return all targets by name, as stored, to check that a loss can learn them."""
         return {"y_train": self.y_train, "y_test": self.y_test}
 
@@ -198,6 +200,19 @@ def buffer_for(out: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> A
             "or more rows"
         )
     return out[: shape[0]]
+
+
+def _by_rows(array: Array | Stored) -> Array | Stored:
+    """Return the array with each row in one piece."""
+    return array if isinstance(array, Stored) else np.ascontiguousarray(array)
+
+
+def _take(array: Array | Stored, rows: Array, out: Array) -> None:
+    if isinstance(array, Stored):
+        array.read(rows, out)
+    else:
+        # mode="clip" only skips NumPy's buffering of `out`: rows are always in range.
+        np.take(array, rows, axis=0, out=out, mode="clip")
 
 
 def _convert(samples: Array, x: Array) -> None:

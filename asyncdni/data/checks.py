@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncdni.data.meta import Array, Inputs
+from asyncdni.data.stored import Stored, chunks
 from asyncdni.errors import DataError
 
 __all__ = [
@@ -33,9 +34,6 @@ __all__ = [
     "other_scale",
     "read_labels",
 ]
-
-#: How many samples are checked at a time, which bounds the memory of a check.
-_CHUNK = 4096
 
 #: Runs use float32 by default, in which a larger number would become infinite.
 _LARGEST = np.finfo(np.float32).max
@@ -114,7 +112,7 @@ def check_forms(source: str, forms: Mapping[str, Form], *, values: bool) -> None
         _check_pair(source, name, forms[f"{name}_train"], forms[f"{name}_test"])
 
 
-def check_contents(source: str, arrays: Mapping[str, NDArray[Any]], classes: int | None) -> None:
+def check_contents(source: str, arrays: Mapping[str, Array | Stored], classes: int | None) -> None:
     """Raise `DataError` for NaN, infinity, or a label outside of 0 … classes - 1.
 
     Expects forms that `check_forms` has passed, labels read by `read_labels`, and values (N, K);
@@ -126,13 +124,16 @@ def check_contents(source: str, arrays: Mapping[str, NDArray[Any]], classes: int
         if array.dtype.kind == "f":
             _check_finite(source, name, array)
         elif name.startswith("y") and classes is not None:
-            _check_labels(source, name, array, classes)
+            _check_labels(source, name, array[:], classes)
 
 
-def read_labels(source: str, name: str, y: NDArray[Any]) -> NDArray[Any]:
-    """Return class ids (N,) of an integer type, out of (N,) or (N, 1) numbers of any.
+def read_labels(source: str, name: str, y: Array | Stored) -> NDArray[Any]:
+    """Return class ids (N,) of an integer type, out of (N,) or (N, 1) numbers of any. Those of an
+    array that stays in its file are of the smallest type that holds them.
 
     Raises `DataError` for the first label that is not a whole number from 0."""
+    if isinstance(y, Stored):
+        return _stored_labels(source, name, y)
     labels = y.reshape(len(y))
     if labels.dtype.kind == "f":
         numbers = labels.astype(np.float64)
@@ -143,6 +144,18 @@ def read_labels(source: str, name: str, y: NDArray[Any]) -> NDArray[Any]:
     elif labels.dtype.kind == "b":
         labels = labels.astype(np.uint8)
     _refuse_label(source, name, labels, labels < 0)
+    return labels
+
+
+def _stored_labels(source: str, name: str, y: Stored) -> NDArray[Any]:
+    try:
+        largest = max(int(read_labels(source, name, part).max()) for _, part in chunks(y))
+    except DataError:
+        # The message has the range of all labels and the number of the bad one among them.
+        return read_labels(source, name, y[:])
+    labels = np.empty(len(y), np.min_scalar_type(largest))
+    for start, part in chunks(y):
+        labels[start : start + len(part)] = read_labels(source, name, part)
     return labels
 
 
@@ -227,9 +240,9 @@ def _is_whole(form: Form) -> bool:
     return form.dtype.kind in "iub"
 
 
-def _check_finite(source: str, name: str, array: NDArray[Any]) -> None:
-    for start in range(0, len(array), _CHUNK):
-        rows = array[start : start + _CHUNK].reshape(min(_CHUNK, len(array) - start), -1)
+def _check_finite(source: str, name: str, array: Array | Stored) -> None:
+    for start, part in chunks(array):
+        rows = part.reshape(len(part), -1)
         bad = ~(np.abs(rows) <= _LARGEST)  # also true of NaN
         if bad.any():
             row, column = divmod(int(bad.argmax()), rows.shape[1])
@@ -270,11 +283,11 @@ _FACTOR = 3.0
 _MARGIN = 0.1
 
 
-def measured(x: Array) -> Inputs:
+def measured(x: Array | Stored) -> Inputs:
     """Return the kind and range of samples x (N, …), uint8 or floating, as they are stored."""
     low, high, sizes = np.inf, -np.inf, []
-    for start in range(0, len(x), _CHUNK):
-        rows = x[start : start + _CHUNK].reshape(min(_CHUNK, len(x) - start), -1)
+    for _, part in chunks(x):
+        rows = part.reshape(len(part), -1)
         lows, highs = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
         low, high = min(low, lows.min()), max(high, highs.max())
         sizes.append(np.maximum(np.abs(lows), np.abs(highs)))

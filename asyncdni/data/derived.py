@@ -17,6 +17,7 @@ import numpy as np
 
 from asyncdni.data.base import Dataset
 from asyncdni.data.meta import Array, Meta
+from asyncdni.data.stored import Stored, flattened
 from asyncdni.errors import ConfigError
 from asyncdni.nn.streams import stream
 
@@ -55,12 +56,17 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
     held[stream(_SEED, "data", "validation").permutation(samples)[-count:]] = True
     return Dataset(
         dataset.source,
-        dataset.x_train[~held],
-        dataset.y_train[~held],
-        dataset.x_train[held],
-        dataset.y_train[held],
+        _chosen(dataset.x_train, ~held),
+        _chosen(dataset.y_train, ~held),
+        _chosen(dataset.x_train, held),
+        _chosen(dataset.y_train, held),
         dataset.classes,
     )
+
+
+def _chosen(array: Array | Stored, rows: Array) -> Array | Stored:
+    """Return the rows for which `rows` (N,) is true."""
+    return array.choose(np.flatnonzero(rows)) if isinstance(array, Stored) else array[rows]
 
 
 def described_as_inputs(meta: Meta) -> Meta:
@@ -90,13 +96,13 @@ class Reconstruction(Dataset):
         """The shapes and counts of this data set."""
         return described_as_inputs(super().meta)
 
-    def targets(self) -> dict[str, Array]:
+    def targets(self) -> dict[str, Array | Stored]:
         """Return all inputs, flattened; of uint8 only one test sample, as all are scaled to
         [0, 1]."""
         if self.x_train.dtype == np.uint8:
             return {"x_test": self.read_test(0, 1, np.float32)["y"]}
         found = {"x_train": self.x_train, "x_test": self.x_test}
-        return {name: x.reshape(len(x), -1) for name, x in found.items()}
+        return {name: flattened(x) for name, x in found.items()}
 
     def _named(self, x: Array, y: Array) -> dict[str, Array]:
         return {"h": x, "y": x.reshape(len(x), -1)}

@@ -46,8 +46,8 @@ def load(data: DigitPairs, seed: int) -> Dataset:
         whole = mnist.load(Mnist(path=data.path), seed)
     else:
         whole = digits.load(Digits(), seed)
-    x_train, y_train = _drawn(data, whole.x_train, whole.y_train, "examples", seed)
-    x_test, y_test = _drawn(data, whole.x_test, whole.y_test, "test_examples", seed)
+    x_train, y_train = _drawn(data, whole.x_train[:], whole.y_train[:], "examples", seed)
+    x_test, y_test = _drawn(data, whole.x_test[:], whole.y_test[:], "test_examples", seed)
     return Dataset("digit_pairs", x_train, y_train, x_test, y_test, classes=None)
 
 

@@ -8,11 +8,8 @@ to a temporary file, which is renamed, so a folder only ever holds whole and cor
 
 from __future__ import annotations
 
-import http.client
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -105,6 +102,9 @@ def receive(
     longer than `bytes_max`, its size unpacked, is refused. Raises `DataError` if no mirror has the
     file, with the reason for each, and with `cure`: what the user can do.
     """
+    import http.client  # here, as every worker process would load these for nothing
+    import urllib.error
+
     reasons = []
     for mirror in mirrors:
         try:
@@ -136,6 +136,8 @@ def write(path: Path, content: bytes) -> None:
 
 
 def _received(mirror: str, name: str, bytes_max: int, progress: Progress) -> bytes:
+    import urllib.request
+
     pieces = bytearray()
     with urllib.request.urlopen(f"{mirror}{name}", timeout=_TIMEOUT_S) as response:
         length = response.headers.get("Content-Length", "")

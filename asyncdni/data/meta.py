@@ -10,7 +10,9 @@ import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Array", "Batches", "Inputs", "Meta", "Tensor", "mismatch", "other_parts"]
+from asyncdni.data.stored import Stored
+
+__all__ = ["Array", "Batches", "Field", "Inputs", "Meta", "Tensor", "mismatch", "other_parts"]
 
 Array = NDArray[Any]
 
@@ -30,6 +32,14 @@ class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
     high: float
     #: In 99 of 100 training samples the largest |x| is at least this.
     least: float = 0.0
+
+
+class Field(msgspec.Struct, frozen=True):
+    """One of several tensors that the input of a sample is made of."""
+
+    name: str  # the argument of a model's forward that it is; empty: by its place
+    kind: Literal["float", "int", "bool"]
+    shape: tuple[int, ...]  # of one sample
 
 
 class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -55,6 +65,9 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
     answers: bool = True  # whether an output can be right or wrong, so that there is an accuracy
     vocabulary: str = ""  # the characters of a text in the order of their ids
     inputs: Inputs | None = None  # None: not known, as in runs of earlier versions
+    #: The tensors that an input is made of: their numbers lie behind one another in h. Empty: it
+    #: is one tensor.
+    fields: tuple[Field, ...] = ()
     #: Checksums of arrays or files, by name; none for data that are published, or generated from
     #: their options alone.
     checksums: dict[str, str] = {}
@@ -127,7 +140,7 @@ class Batches(Protocol):
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
         """Return test batch `index`. Raises `IndexError` as `read` does."""
 
-    def targets(self) -> Mapping[str, Array]:
+    def targets(self) -> Mapping[str, Array | Stored]:
         """Return targets to check that a loss can learn them, by the name of their array; they
         represent all targets."""
 

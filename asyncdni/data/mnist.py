@@ -47,6 +47,7 @@ __all__ = [
     "fetch",
     "find",
     "held",
+    "is_gzip",
     "load",
     "parse",
     "read",
@@ -58,13 +59,18 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _UINT8 = 0x08
 
 
+def is_gzip(start: bytes) -> bool:
+    """Return whether a file that begins with these bytes is gzip; two are enough."""
+    return start.startswith(_GZIP_MAGIC)
+
+
 def decompress(content: bytes, source: str, bytes_max: int) -> bytes:
     """Return the bytes of a file, unpacked where they are gzip.
 
     Raises `DataError` naming `source` for damaged gzip and for more than `bytes_max` bytes.
     """
     raw = content
-    if content.startswith(_GZIP_MAGIC):
+    if is_gzip(content):
         try:
             # One byte beyond the limit shows "too long" without unpacking all of a hostile file.
             raw = gzip.GzipFile(fileobj=io.BytesIO(content)).read(bytes_max + 1)
@@ -174,9 +180,9 @@ def as_planes(dataset: Dataset, *, planes: bool) -> Dataset:
         return dataset
     return Dataset(
         dataset.source,
-        dataset.x_train.reshape(-1, *_PLANES),
+        dataset.x_train[:].reshape(-1, *_PLANES),
         dataset.y_train,
-        dataset.x_test.reshape(-1, *_PLANES),
+        dataset.x_test[:].reshape(-1, *_PLANES),
         dataset.y_test,
         dataset.classes,
     )

@@ -1,4 +1,5 @@
-"""A user's own data: one .npz file with the arrays x_train, y_train, x_test and y_test.
+"""A user's own data: the arrays x_train, y_train, x_test and y_test, in one .npz file or in a
+folder of .npy files (see `data.folder`).
 
 x is (N, …): floating, taken as it is, or uint8, scaled by 1/255. `data.targets` says what y is:
 
@@ -9,19 +10,22 @@ x is (N, …): floating, taken as it is, or uint8, scaled by 1/255. `data.target
 * "auto": values where y_train is floating, else classes. In an experiment the losses decide: see
   `experiment.parse`.
 
-The file is written by `numpy.savez` or `numpy.savez_compressed`. Python objects in such a file are
-pickles, which run code when they are loaded; they are never read.
+An .npz file is written by `numpy.savez` or `numpy.savez_compressed`. Its members lie in it as they
+are, or compressed. Of a large one that is not compressed, rows are read when a batch needs them;
+all others are read into memory. Python objects in such a file are pickles, which run code when they
+are loaded; they are never read.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Protocol
 
 import numpy as np
 from numpy.lib import format as npy
@@ -29,7 +33,17 @@ from numpy.lib import format as npy
 from asyncdni import config
 from asyncdni.data.base import ARRAYS, Dataset
 from asyncdni.data.checks import Form, check_forms, measured, read_labels
+from asyncdni.data.folder import Folder
 from asyncdni.data.meta import Array, Inputs, Meta
+from asyncdni.data.stored import (
+    Extent,
+    Header,
+    Stored,
+    chunks,
+    flattened,
+    is_large,
+    read_header,
+)
 from asyncdni.errors import DataError
 from asyncdni.files import open_file
 
@@ -41,17 +55,20 @@ _Y = ("y_train", "y_test")
 #: start takes.
 _LOOKED_AT_BYTES = 1 << 27
 
-#: How many numbers are read at a time.
-_CHUNK = 1 << 20
+#: How many bytes are read at a time to compare an array with its checksum.
+_CHUNK_BYTES = 1 << 20
 
 #: The most bytes that one byte of a deflated member can unpack to; a stored member is as it is.
 _DEFLATE_MAX = 1032
 
+#: Where a member's own header in a zip file says how long its name and what follows it are; the
+#: member's content is behind them. Source: PKWARE's APPNOTE.TXT, 4.3.7.
+_LENGTHS_AT = 26
 
-class _Header(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    by_columns: bool = False  # whether the array is in Fortran's order
+_TOO_LARGE = (
+    "its arrays take more memory than there is; expected what fits into memory whole, or what can "
+    "stay in the file: written by numpy.savez, not compressed and in C order"
+)
 
 
 def describe(data: config.Npz) -> Meta:
@@ -60,15 +77,15 @@ def describe(data: config.Npz) -> Meta:
     Raises `DataError` for a file that is missing, damaged or of another form.
     """
     path = Path(data.path)
-    with _opened(path, ARRAYS) as archive:
-        forms = {name: _header(archive, name) for name in ARRAYS}
+    with _opened(path, ARRAYS) as files:
+        forms = {name: files.header(name) for name in ARRAYS}
     values = _are_values(data.targets, forms)
     check_forms(data.path, forms, values=values)
     if values:
         outputs = math.prod(forms["y_train"].shape[1:])
     else:
-        with _opened(path, ARRAYS) as archive:
-            labels = [_array(archive, name) for name in _Y]
+        with _opened(path, ARRAYS) as files:
+            labels = [files.array(name) for name in _Y]
         outputs = _classes(data.path, labels)
     return Meta(
         input_shape=forms["x_train"].shape[1:],
@@ -81,12 +98,14 @@ def describe(data: config.Npz) -> Meta:
 
 
 def load(data: config.Npz, seed: int) -> Dataset:
-    """Load the whole file; nothing in it depends on the seed. Raises `DataError` as `describe`
-    does."""
+    """Open the arrays, and read those that are to be in memory; nothing in them depends on the
+    seed. Raises `DataError` as `describe` does."""
     return dataset(data.path, read(Path(data.path)), data.targets)
 
 
-def dataset(source: str, arrays: Mapping[str, Array], targets: config.NpzTargets) -> Dataset:
+def dataset(
+    source: str, arrays: Mapping[str, Array | Stored], targets: config.NpzTargets
+) -> Dataset:
     """Return the four arrays as a data set; `targets` says what y is.
 
     Raises `DataError` for arrays that don't fit each other, and for labels that are not whole
@@ -96,55 +115,77 @@ def dataset(source: str, arrays: Mapping[str, Array], targets: config.NpzTargets
     kept = dict(arrays)
     for name in _Y:
         y = arrays[name]
-        kept[name] = y.reshape(len(y), -1) if values else read_labels(source, name, y)
+        kept[name] = flattened(y) if values else read_labels(source, name, y)
     classes = None if values else _classes(source, [kept["y_train"], kept["y_test"]])
     return Dataset(source, **kept, classes=classes)
 
 
-def read(path: Path) -> dict[str, Array]:
-    """Read the four arrays of an .npz file, as they are. Raises `DataError`."""
-    with _opened(path, ARRAYS) as archive:
-        return {name: _array(archive, name) for name in ARRAYS}
+def read(path: Path) -> dict[str, Array | Stored]:
+    """Return the four arrays of a file or folder, as they are: large ones as `Stored` where that is
+    possible, others in memory. Raises `DataError`."""
+    with _opened(path, ARRAYS) as files:
+        return {name: files.array(name) for name in ARRAYS}
 
 
 def read_one(path: Path, names: Sequence[str]) -> Array:
     """Read the first of `names` that an .npz file has. Raises `DataError` as `read` does."""
-    with _opened(path, names) as archive:
-        held = [entry.removesuffix(".npy") for entry in archive.namelist()]
-        there = [name for name in names if name in held]
+    with _opened_archive(path, names) as archive:
+        there = [name for name in names if name in archive.names()]
         if not there:
-            raise DataError(f"no array {names[0]}; {_found(archive, names)}")
-        return _array(archive, there[0])
+            raise DataError(f"no array {names[0]}; {archive.found(names)}")
+        return archive.loaded(there[0])
 
 
 def checksums(data: config.Npz) -> dict[str, str]:
-    """Return the CRC-32 of each array with its header, as stored in the file, by name. Reading an
-    array checks it. Raises `DataError` for a file that can't be read."""
-    with _opened(Path(data.path), ARRAYS) as archive:
-        return {name: f"crc32 {_info(archive, name).CRC:08x}" for name in ARRAYS}
+    """Return the CRC-32 of each array with its header, by name. An .npz file holds these, and
+    reading an array checks it; of the files in a folder they are computed. Raises `DataError` for
+    what can't be read."""
+    with _opened(Path(data.path), ARRAYS) as files:
+        return {name: files.checksum(name) for name in ARRAYS}
 
 
 def inputs(data: config.Npz) -> Inputs:
     """Return the kind and range of x_train, found from its first 128 MiB.
 
     Raises `DataError` as `describe` does."""
-    with _opened(Path(data.path), ARRAYS) as archive:
-        header = _header(archive, "x_train")
+    with _opened(Path(data.path), ARRAYS) as files:
+        header = files.header("x_train")
         if header.by_columns:
-            return measured(_array(archive, "x_train"))
-        row_bytes = max(1, math.prod(header.shape[1:]) * header.dtype.itemsize)
-        count = min(header.shape[0], max(1, _LOOKED_AT_BYTES // row_bytes))
-        with _member(archive, "x_train") as stream:
-            _read_header(stream, "x_train")
-            content = stream.read(count * row_bytes)
-        return measured(np.frombuffer(content, header.dtype).reshape(count, *header.shape[1:]))
+            return measured(files.array("x_train"))
+        count = min(header.shape[0], max(1, _LOOKED_AT_BYTES // max(1, header.row_bytes)))
+        return measured(files.first("x_train", count))
+
+
+class _Files(Protocol):
+    """The arrays of a file or folder, by name; see `_Archive` and `data.folder.Folder`."""
+
+    def header(self, name: str) -> Header: ...
+    def array(self, name: str) -> Array | Stored: ...
+    def first(self, name: str, count: int) -> Array | Stored: ...
+    def checksum(self, name: str) -> str: ...
 
 
 @contextmanager
-def _opened(path: Path, expected: Sequence[str]) -> Iterator[zipfile.ZipFile]:
+def _opened(path: Path, expected: Sequence[str]) -> Iterator[_Files]:
+    if not path.is_dir():
+        with _opened_archive(path, expected) as archive:
+            yield archive
+        return
+    try:
+        yield Folder(path)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise DataError(f"{path}: {_TOO_LARGE}") from None
+
+
+@contextmanager
+def _opened_archive(path: Path, expected: Sequence[str]) -> Iterator[_Archive]:
     try:
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
-            yield archive
+            yield _Archive(file, archive)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:
@@ -154,10 +195,7 @@ def _opened(path: Path, expected: Sequence[str]) -> Iterator[zipfile.ZipFile]:
     except zipfile.BadZipFile as error:
         raise DataError(f"{path}: {_no_zip(path, expected, error)}") from None
     except MemoryError:
-        raise DataError(
-            f"{path}: its arrays take more memory than there is; expected what fits into memory "
-            "whole: split the file, or keep its numbers as uint8 or float16"
-        ) from None
+        raise DataError(f"{path}: {_TOO_LARGE}") from None
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror or error}") from None
     # NotImplementedError, RuntimeError: zip members that are encrypted or packed in other ways.
@@ -179,77 +217,104 @@ def _no_zip(path: Path, expected: Sequence[str], error: Exception) -> str:
     )
 
 
-def _header(archive: zipfile.ZipFile, name: str) -> _Header:
-    with _member(archive, name) as stream:
-        header = _read_header(stream, name)
-        claimed = stream.tell() + math.prod(header.shape) * header.dtype.itemsize
-    info = _info(archive, name)
-    held = info.file_size
-    if claimed != held:
-        raise DataError(f"{name} is damaged: its header claims {claimed} bytes, it has {held}")
-    bounded = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    if bounded and held > info.compress_size * _DEFLATE_MAX + _DEFLATE_MAX:
-        raise DataError(
-            f"{name} is damaged: {info.compress_size} bytes in the file can't stand for the {held} "
-            "that it claims"
+class _Archive:
+    """The arrays of an .npz file, by name. Methods raise `DataError`, and what `zipfile` does."""
+
+    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile) -> None:
+        self._file = file
+        self._archive = archive
+
+    def names(self) -> list[str]:
+        """Return the names of the arrays that are there."""
+        return [entry.removesuffix(".npy") for entry in self._archive.namelist()]
+
+    def found(self, expected: Sequence[str]) -> str:
+        """Return words for what was expected and what is there."""
+        return (
+            f"expected {', '.join(expected)}, found {', '.join(sorted(self.names())) or 'nothing'}"
         )
-    return header
 
+    def header(self, name: str) -> Header:
+        """Return the form of an array."""
+        with self._member(name) as stream:
+            header = read_header(stream, name)
+            claimed = stream.tell() + header.size_bytes
+        info = self._info(name)
+        held = info.file_size
+        if claimed != held:
+            raise DataError(f"{name} is damaged: its header claims {claimed} bytes, it has {held}")
+        bounded = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if bounded and held > info.compress_size * _DEFLATE_MAX + _DEFLATE_MAX:
+            raise DataError(
+                f"{name} is damaged: {info.compress_size} bytes in the file can't stand for the "
+                f"{held} that it claims"
+            )
+        return header
 
-def _read_header(stream: IO[bytes], name: str) -> _Header:
-    version = npy.read_magic(stream)
-    if version == (1, 0):
-        shape, by_columns, dtype = npy.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, by_columns, dtype = npy.read_array_header_2_0(stream)
-    else:
-        raise DataError(f"{name} is in .npy format {version}; expected (1, 0) or (2, 0)")
-    if dtype.hasobject:
-        raise DataError(
-            f"{name} holds Python objects, a pickle, which is never loaded; "
-            "expected an array of numbers"
-        )
-    return _Header(shape, dtype, by_columns and len(shape) > 1)
+    def array(self, name: str) -> Array | Stored:
+        """Return an array: in the file if it is large and can be, else in memory. In both cases all
+        of it is read once, to compare it with its checksum."""
+        if not self._stays(name):
+            return self.loaded(name)
+        with self._member(name) as stream:
+            while stream.read(_CHUNK_BYTES):
+                pass  # at its end the stream compares the checksum
+        return self._stored(name)
 
+    def first(self, name: str, count: int) -> Array | Stored:
+        """Return the first `count` rows of an array, which is in C order; its checksum is not
+        looked at."""
+        if self._stays(name):
+            return self._stored(name).choose(np.arange(count))
+        with self._member(name) as stream:
+            header = read_header(stream, name)
+            content = stream.read(count * header.row_bytes)
+        return np.frombuffer(content, header.dtype).reshape(count, *header.shape[1:])
 
-def _info(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-    try:
-        return archive.getinfo(f"{name}.npy")
-    except KeyError:
-        raise DataError(f"no array {name}; {_found(archive, ARRAYS)}") from None
+    def checksum(self, name: str) -> str:
+        """Return the CRC-32 of an array with its header."""
+        return f"crc32 {self._info(name).CRC:08x}"
 
+    def loaded(self, name: str) -> Array:
+        """Read an array into memory."""
+        self.header(name)  # refuses objects, and sizes that the file does not have
+        with self._member(name) as stream:
+            array: Array = npy.read_array(stream, allow_pickle=False)
+            return array
 
-def _found(archive: zipfile.ZipFile, expected: Sequence[str]) -> str:
-    found = ", ".join(sorted(entry.removesuffix(".npy") for entry in archive.namelist()))
-    return f"expected {', '.join(expected)}, found {found or 'nothing'}"
+    def _stays(self, name: str) -> bool:
+        packed = self._info(name).compress_type != zipfile.ZIP_STORED
+        return not packed and is_large(self.header(name))
 
+    def _stored(self, name: str) -> Stored:
+        with self._member(name) as stream:
+            header = read_header(stream, name)
+            header_bytes = stream.tell()
+        start = self._info(name).header_offset
+        self._file.seek(start + _LENGTHS_AT)
+        name_bytes, extra_bytes = struct.unpack("<HH", self._file.read(4))
+        member = start + _LENGTHS_AT + 4 + name_bytes + extra_bytes
+        where = f"{name} of {self._archive.filename}"
+        return Stored([Extent(self._file, where, member + header_bytes, header)])
 
-def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    return archive.open(_info(archive, name))
+    def _info(self, name: str) -> zipfile.ZipInfo:
+        try:
+            return self._archive.getinfo(f"{name}.npy")
+        except KeyError:
+            raise DataError(f"no array {name}; {self.found(ARRAYS)}") from None
 
-
-def _array(archive: zipfile.ZipFile, name: str) -> Array:
-    _header(archive, name)  # refuses objects, and sizes that the file does not have
-    with _member(archive, name) as stream:
-        array: Array = npy.read_array(stream, allow_pickle=False)
-        return array
+    def _member(self, name: str) -> IO[bytes]:
+        return self._archive.open(self._info(name))
 
 
 def _are_answers(path: Path) -> bool:
     """Return whether all values are 0 or 1, so that an output can be right or wrong."""
-    with _opened(path, ARRAYS) as archive:
-        return all(_is_binary(archive, name) for name in _Y)
+    with _opened(path, ARRAYS) as files:
+        return all(_is_binary(files.array(name)) for name in _Y)
 
 
-def _is_binary(archive: zipfile.ZipFile, name: str) -> bool:
-    header = _header(archive, name)
-    with _member(archive, name) as stream:
-        _read_header(stream, name)
-        while content := stream.read(_CHUNK * header.dtype.itemsize):
-            part = np.frombuffer(content, header.dtype)
-            if not ((part == 0) | (part == 1)).all():
-                return False
-    return True
+def _is_binary(array: Array | Stored) -> bool:
+    return all(bool(((part == 0) | (part == 1)).all()) for _, part in chunks(array))
 
 
 def _are_values(targets: config.NpzTargets, forms: Mapping[str, Form]) -> bool:
@@ -260,6 +325,6 @@ def _are_values(targets: config.NpzTargets, forms: Mapping[str, Form]) -> bool:
     return targets != "classes"
 
 
-def _classes(source: str, labels: Sequence[Array]) -> int:
+def _classes(source: str, labels: Sequence[Array | Stored]) -> int:
     parts = zip(_Y, labels, strict=True)
     return 1 + max(int(read_labels(source, name, part).max()) for name, part in parts)

@@ -7,10 +7,11 @@
  last                    1                    1      1      1
 ```
 
-Window w of an epoch is its batch w. All streams begin and end a sequence together, at the border of
-a window, and an epoch begins with a new sequence. If too few windows for a whole sequence are left
-at the end of an epoch, they are idle: their inputs are zero and none of their steps counts. Test
-windows follow each other likewise, so that state can be carried through a long text.
+Window w of an epoch is its batch w; where a batch is cut into microbatches, each has a part of the
+streams. All streams begin and end a sequence together, at the border of a window, and an epoch
+begins with a new sequence. If too few windows for a whole sequence are left at the end of an epoch,
+they are idle: their inputs are zero and none of their steps counts. Test windows follow each other
+likewise, so that state can be carried through a long text.
 
 A window depends on (seed, epoch, index) alone; the sequence read last is kept only to save time.
 """
@@ -78,16 +79,15 @@ class Sequences:
         self._held_of: tuple[int, int | None, int] | None = None  # … and its (seed, epoch, number)
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """Return how many windows an epoch has. Raises `ConfigError` for another `batch_size` than
-        the streams."""
-        self._check_streams(batch_size)
-        return self._windows
+        """Return how many batches an epoch has: the windows of all streams, each in equal parts of
+        `batch_size` streams. Raises `ConfigError` for a `batch_size` that does not divide the
+        streams."""
+        return self._windows * self._parts(batch_size)
 
     def test_batches(self, batch_size: int) -> int:
-        """Return how many windows the test part has. Raises `ConfigError` as `batches_per_epoch`
+        """Return how many batches the test part has. Raises `ConfigError` as `batches_per_epoch`
         does."""
-        self._check_streams(batch_size)
-        return self._test_windows
+        return self._test_windows * self._parts(batch_size)
 
     def read(
         self,
@@ -98,21 +98,21 @@ class Sequences:
         dtype: DTypeLike,
         out: Array | None = None,
     ) -> dict[str, Array]:
-        """Return window `index` of `epoch`: "h", "y", "first", "last" and what else `meta.context`
-        names.
+        """Return batch `index` of `epoch`: "h", "y", "first", "last" and what else `meta.context`
+        names, of a window of all streams or of the next `batch_size` streams of one.
 
         Raises:
-            ConfigError: for another `batch_size` than the number of streams.
+            ConfigError: for a `batch_size` that does not divide the number of streams.
             IndexError: for an index outside of 0 … `batches_per_epoch` - 1.
             ValueError: for an `out` of another dtype or shape than (at least B, *input_shape).
         """
         _check_index(index, self.batches_per_epoch(batch_size))
-        return self._read(seed, epoch, index, self._windows, dtype, out)
+        return self._read(seed, epoch, index, batch_size, self._windows, dtype, out)
 
     def read_test(self, index: int, batch_size: int, dtype: DTypeLike) -> dict[str, Array]:
-        """Return window `index` of the test part; arguments, results and errors as for `read`."""
+        """Return batch `index` of the test part; arguments, results and errors as for `read`."""
         _check_index(index, self.test_batches(batch_size))
-        return self._read(self._seed, None, index, self._test_windows, dtype, None)
+        return self._read(self._seed, None, index, batch_size, self._test_windows, dtype, None)
 
     def targets(self) -> dict[str, Array]:
         """Return the targets of the first training and the first test window; values are
@@ -133,29 +133,34 @@ class Sequences:
         streams, dtype = self.streams, np.float32
         return self.read(0, 0, streams, self._seed, dtype), self.read_test(0, streams, dtype)
 
-    def _check_streams(self, batch_size: int) -> None:
-        if batch_size != self.streams:
+    def _parts(self, batch_size: int) -> int:
+        """Into how many batches the streams of a window are divided."""
+        if not 0 < batch_size <= self.streams or self.streams % batch_size:
             raise ConfigError(
                 f"data.batch_size: windows of {self.streams} streams were asked for {batch_size} "
-                "at a time; expected all streams in each batch, and schedule.microbatches = 1"
+                "at a time; expected a divisor of the streams"
             )
+        return self.streams // batch_size
 
     def _read(
         self,
         seed: int,
         epoch: int | None,
         index: int,
+        batch_size: int,
         windows: int,
         dtype: DTypeLike,
         out: Array | None,
     ) -> dict[str, Array]:
+        window, part = divmod(index, self._parts(batch_size))
         each = self.task.windows(epoch)
-        number, place = divmod(index, each)
+        number, place = divmod(window, each)
         if number < windows // each:
             sequence = self._sequence(seed, epoch, number)
         else:
             sequence, place = _idle(self._sequence(seed, epoch, 0), self.meta.steps), 0
-        return self._cut(sequence, place, np.dtype(dtype), out)
+        streams = slice(part * batch_size, (part + 1) * batch_size)
+        return self._cut(_of_streams(sequence, streams), place, np.dtype(dtype), out)
 
     def _sequence(self, seed: int, epoch: int | None, number: int) -> Sequence:
         wanted = seed, epoch, number
@@ -169,14 +174,15 @@ class Sequences:
         """Return the arrays of window `place` of a sequence."""
         steps = self.meta.steps
         start, end = place * steps, (place + 1) * steps
-        x = buffer_for(out, (self.streams, *self.meta.input_shape), dtype)
+        streams = len(sequence.y)
+        x = buffer_for(out, (streams, *self.meta.input_shape), dtype)
         _fill(x, sequence.x[:, start:end])
         kind = np.int64 if self.meta.targets == "classes" else dtype
         tensors = {
             "h": x,
             "y": np.array(sequence.y[:, start:end], kind, order="C"),
-            "first": np.full(self.streams, start == 0),
-            "last": np.full(self.streams, end == sequence.y.shape[1]),
+            "first": np.full(streams, start == 0),
+            "last": np.full(streams, end == sequence.y.shape[1]),
         }
         if sequence.mask is not None:
             tensors["mask"] = np.array(sequence.mask[:, start:end], np.bool_, order="C")
@@ -189,10 +195,10 @@ class Sequences:
         sequence's end."""
         hints = sequence.y if sequence.hints is None else sequence.hints
         wide = self.meta.context["coming"].shape[0] // self._ahead
-        coming = np.zeros((self.streams, self._ahead, wide), dtype)
+        coming = np.zeros((len(hints), self._ahead, wide), dtype)
         part = hints[:, end : end + self._ahead]
         _fill(coming[:, : part.shape[1]], part)
-        return coming.reshape(self.streams, -1)
+        return coming.reshape(len(hints), -1)
 
 
 def describe_windows(
@@ -230,6 +236,16 @@ def _fill(out: Array, values: Array) -> None:
         return
     out[...] = 0
     np.put_along_axis(out, values[..., None].astype(np.intp), 1, axis=-1)
+
+
+def _of_streams(sequence: Sequence, streams: slice) -> Sequence:
+    """Return the sequences of some of the streams, as views."""
+    return Sequence(
+        sequence.x[streams],
+        sequence.y[streams],
+        mask=None if sequence.mask is None else sequence.mask[streams],
+        hints=None if sequence.hints is None else sequence.hints[streams],
+    )
 
 
 def _idle(like: Sequence, steps: int) -> Sequence:

@@ -11,8 +11,13 @@ The mean cross-entropy is in nats per character; divide it by ln 2 for bits per 
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import hashlib
+import zlib
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Listed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +26,10 @@ import numpy as np
 from asyncdni.config import Text
 from asyncdni.data.download import data_folders, listed
 from asyncdni.data.meta import Array, Meta
-from asyncdni.data.mnist import decompress
+from asyncdni.data.mnist import decompress, is_gzip
 from asyncdni.data.sequences import Sequence, Sequences, describe_windows
 from asyncdni.errors import DataError
-from asyncdni.files import read_file
+from asyncdni.files import open_file, read_file
 from asyncdni.nn.streams import stream
 
 __all__ = [
@@ -47,7 +52,7 @@ BYTES_MAX = 1 << 30
 FILES = ("tinyshakespeare.txt", "tinyshakespeare.txt.gz")
 
 _CODE_POINTS = 0x110000
-#: How many characters are translated at a time, which bounds the memory.
+#: How many characters, or bytes of the file, are translated at a time, which bounds the memory.
 _CHUNK = 1 << 20
 
 
@@ -117,7 +122,11 @@ def load(data: Text, seed: int) -> Sequences:
 
 def checksums(data: Text) -> dict[str, str]:
     """Return the SHA-256 of the unpacked text. Raises `DataError` as `describe` does."""
-    return {"text": f"sha256 {hashlib.sha256(_unpacked(find(data.path))).hexdigest()}"}
+    path, found = find(data.path), hashlib.sha256()
+    with _explained(path):
+        for content in _contents(path):
+            found.update(content)
+    return {"text": f"sha256 {found.hexdigest()}"}
 
 
 def find(path: str) -> Path:
@@ -158,22 +167,62 @@ def _unpacked(path: Path) -> bytes:
         raise DataError(f"{path}: can't be read ({error.strerror}); expected a text file") from None
 
 
+def _contents(path: Path) -> Iterator[bytes]:
+    """Yield the unpacked file in pieces, up to one byte more than the largest size."""
+    with open_file(path) as file:
+        packed = is_gzip(file.read(2))
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if packed else file
+        left = BYTES_MAX + 1
+        while content := stream.read(min(_CHUNK, left)):
+            yield content
+            left -= len(content)
+        if not left:
+            raise EOFError("too long")
+
+
+def _pieces(path: Path) -> Iterator[str]:
+    """Yield the text of the file in pieces."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    for content in _contents(path):
+        yield decoder.decode(content)
+    yield decoder.decode(b"", final=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a piece of the file into the `DataError` that reading it whole
+    gives, which tells the place in the file."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        read(path)
+        raise DataError(f"{path}: has changed while it was read ({error})") from None
+
+
 def encode(text: str, vocabulary: str) -> Array:
     """Return the ids (N,) of characters, of the smallest unsigned type that holds them.
 
     Raises `DataError` for a character that the vocabulary does not have."""
+    pieces = (text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK))
+    return _encoded(pieces, len(text), vocabulary)
+
+
+def _encoded(pieces: Iterable[str], count: int, vocabulary: str) -> Array:
+    """Return what `encode` does of a text of `count` characters, given in pieces."""
     table = np.full(_CODE_POINTS, -1, np.int32)
     table[_code_points(vocabulary)] = np.arange(len(vocabulary))
-    ids = np.empty(len(text), np.min_scalar_type(max(len(vocabulary) - 1, 0)))
-    for start in range(0, len(text), _CHUNK):
-        part = text[start : start + _CHUNK]
+    ids = np.empty(count, np.min_scalar_type(max(len(vocabulary) - 1, 0)))
+    start = 0
+    for part in filter(None, pieces):
         found = table[_code_points(part)]
         if found.min() < 0:
             raise DataError(
                 f"{part[int(found.argmin())]!r} is not among the {len(vocabulary)} characters that "
                 "were trained on; expected a text of these alone"
             )
-        ids[start : start + _CHUNK] = found
+        ids[start : start + len(part)] = found
+        start += len(part)
     return ids
 
 
@@ -183,9 +232,11 @@ def decode(ids: Listed[int] | Array, vocabulary: str) -> str:
 
 
 def _parts(data: Text, path: Path) -> _Parts:
-    text = read(path)
-    vocabulary = _vocabulary(text)
-    ids = encode(text, vocabulary)
+    with _explained(path):
+        vocabulary, count = _vocabulary(_pieces(path))
+        if not count:
+            raise EOFError("empty")
+        ids = _encoded(_pieces(path), count, vocabulary)
     border = len(ids) - round(data.test_part * len(ids))
     train, test = ids[:border], ids[border:]
     if data.validation:
@@ -202,13 +253,15 @@ def _parts(data: Text, path: Path) -> _Parts:
     return _Parts(vocabulary, train, test)
 
 
-def _vocabulary(text: str) -> str:
-    """Return the different characters of a text in the order of code points; each is marked in a
-    table, as sorting a long text takes long."""
+def _vocabulary(pieces: Iterable[str]) -> tuple[str, int]:
+    """Return the different characters of a text in the order of code points, and how many
+    characters it has. Each is marked in a table, as sorting a long text takes long."""
     seen = np.zeros(_CODE_POINTS, np.bool_)
-    for start in range(0, len(text), _CHUNK):
-        seen[_code_points(text[start : start + _CHUNK])] = True
-    return "".join(map(chr, np.flatnonzero(seen).tolist()))
+    count = 0
+    for piece in pieces:
+        seen[_code_points(piece)] = True
+        count += len(piece)
+    return "".join(map(chr, np.flatnonzero(seen).tolist())), count
 
 
 def _code_points(text: str) -> Array:

@@ -1,29 +1,36 @@
 """Data sets of PyTorch: what a function of the user's returns, or what was given as an object.
 
 Samples are (input, target) pairs. Inputs are numbers of one shape, as tensors or arrays, and are
-taken as they are. Targets are whole numbers (a class a sample, or a class a step where they have
-the shape (T,)), or floating numbers (values).
+taken as they are; or they are tables or tuples of such, whose numbers are put behind one another
+(`data.meta.Field`). Targets are whole numbers (a class a sample, or a class a step where they have
+the shape (T,)), or floating numbers (values). A step whose target is -100 (`ignore_index` of
+PyTorch's cross-entropy) does not count. Samples of (T, …) and (T,) may have any lengths T: all are
+padded at their ends to the longest one of both sets, with zeros and targets of -100.
 
 A map-style data set is read sample by sample, when a batch is needed, in an order that the run's
 seed gives; so transforms that draw random numbers draw new ones in each epoch, and the same ones in
 each run. A `TensorDataset`, also a `Subset` of one, is read a batch at a time. An iterable data set
-is read once, into memory. Of a loader its data set is used: batches are the experiment's.
+is read once, into memory. Of a loader its data set is used, with its `collate_fn` called on each
+sample alone: batches are the experiment's.
+
+An object of the user's own that has a length and items is a map-style data set too; PyTorch is then
+not needed.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, reduce
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from asyncdni import config
 from asyncdni.data.base import Dataset, buffer_for, span_of
-from asyncdni.data.meta import Array, Meta
+from asyncdni.data.meta import Array, Field, Meta, Tensor
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.imports import import_named, is_allowed
 from asyncdni.nn.streams import stream
@@ -32,13 +39,15 @@ __all__ = [
     "TorchBatches",
     "data_set_of",
     "describe",
-    "first_shape",
+    "first_form",
     "load",
     "open_batches",
 ]
 
 #: Whole numbers up to this are the same in float32, as which inputs travel.
 _WHOLE_MAX = 2**24
+#: The target of a step that does not count.
+_IGNORED = -100
 
 
 class _Samples(Protocol):
@@ -51,7 +60,8 @@ class _Samples(Protocol):
 
 def describe(data: config.TorchData) -> Meta:
     """The shapes of the first sample, and counts; of other samples that are read one by one only
-    targets are looked at, and only where `classes` is not given. Raises `DataError`."""
+    targets are looked at, and only where `classes` is not given or each step has a target. Raises
+    `DataError`."""
     return _opened(data).meta
 
 
@@ -94,18 +104,87 @@ def _cached(build: str, arguments: str, classes: int) -> TorchBatches:
 
 
 def data_set_of(given: Any) -> Any:
-    """The data set of a loader; a data set as it is."""
+    """The data set of a loader, with each sample as the `collate_fn` of the user's makes it of that
+    sample alone; a data set as it is. Raises `DataError`."""
     inner = getattr(given, "dataset", None)
-    return given if inner is None or not hasattr(given, "batch_size") else inner
+    if inner is None or not hasattr(given, "batch_size"):
+        return given
+    collate = getattr(given, "collate_fn", None)
+    module = getattr(collate, "__module__", None) or ""
+    if collate is None or module.startswith("torch.utils.data"):
+        return inner
+    return _Collated(inner, collate)
 
 
-def first_shape(made: tuple[Any, Any]) -> tuple[int, ...]:
-    """The shape of the first input of the first of two data sets, without the axis of samples.
-    Raises `DataError`."""
-    return _part(made[0], "data", "training").first()[0].shape
+class _Collated:
+    """The samples of a map-style data set, each as `collate` makes it of a batch of one."""
+
+    def __init__(self, samples: Any, collate: Callable[[list[Any]], Any]) -> None:
+        """Raises `DataError` for an iterable data set."""
+        if not hasattr(samples, "__getitem__"):
+            raise DataError(
+                f"the loader of an iterable {type(samples).__name__} has a collate_fn of its own, "
+                "which is called for map-style data sets alone: do its work in the data set"
+            )
+        self._samples = samples
+        self._collate = collate
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Any:
+        batch = self._collate([self._samples[index]])
+        return tuple(map(_first_row, batch)) if isinstance(batch, tuple | list) else batch
+
+
+def _first_row(batch: Any) -> Any:
+    """The first row of a batch, of each of its tensors where there are several."""
+    if isinstance(batch, Mapping):
+        return {name: one[0] for name, one in batch.items()}
+    several = isinstance(batch, tuple) and any(hasattr(one, "shape") for one in batch)
+    return tuple(one[0] for one in batch) if several else batch[0]
+
+
+def first_form(made: tuple[Any, Any]) -> tuple[tuple[int, ...], tuple[Field, ...]]:
+    """The shape of the first input of the first of two data sets, without the axis of samples, and
+    its fields, if it has several tensors. Raises `DataError`."""
+    found = _part(made[0], "data", "training").first()[0]
+    return found.shape, found.fields
 
 
 # --- samples -------------------------------------------------------------------------------------
+
+
+class _Input(NamedTuple):
+    """The input of a sample: one array, or several with their names ("" in a tuple)."""
+
+    arrays: tuple[Array, ...]
+    names: tuple[str, ...] = ()  # empty: it is the one array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the numbers that are sent."""
+        return (sum(one.size for one in self.arrays),) if self.names else self.arrays[0].shape
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """What the input is made of; empty for one array."""
+        return tuple(
+            Field(name, _KINDS[one.dtype.kind], one.shape)
+            for name, one in zip(self.names, self.arrays, strict=False)
+        )
+
+    def write(self, out: Array) -> None:
+        """Write the numbers into `out`, of `shape`."""
+        if self.names:
+            out[...] = np.concatenate([one.reshape(-1).astype(out.dtype) for one in self.arrays])
+        else:
+            out[...] = self.arrays[0]
+
+
+_KINDS: dict[str, Literal["float", "int", "bool"]] = {
+    **{"b": "bool", "i": "int", "u": "int", "f": "float"}
+}
 
 
 class _Part(Protocol):
@@ -113,15 +192,26 @@ class _Part(Protocol):
 
     def __len__(self) -> int: ...
 
-    def first(self) -> tuple[Array, Array]:
+    def first(self) -> tuple[_Input, Array]:
         """The input and the target of the first sample."""
 
-    def read(self, rows: Array, x: Array) -> Array:
-        """Read the inputs of these samples into `x`, and return their targets. Raises
-        `DataError`."""
+    def read(self, rows: Array, x: Array, steps: int) -> Array:
+        """Read the inputs of these samples into `x`, and return their targets. Samples with fewer
+        `steps` are padded where each step has a target. Raises `DataError`."""
 
-    def largest(self) -> int:
-        """The largest target."""
+    def targets(self) -> _Targets:
+        """What is known of all targets."""
+
+
+class _Targets(NamedTuple):
+    largest: int
+    longest: int = 0  # most steps of a sample; 0: there is one target a sample
+    mask: bool = False  # not all steps of all samples count
+
+
+def _both(one: _Targets, other: _Targets) -> _Targets:
+    mask = one.mask or other.mask or one.longest != other.longest
+    return _Targets(max(one.largest, other.largest), max(one.longest, other.longest), mask)
 
 
 def _part(given: Any, source: str, part: str) -> _Part:
@@ -162,41 +252,57 @@ class _OneByOne:
     def __init__(self, samples: _Samples, place: str) -> None:
         self._samples = samples
         self._place = place
+        self._form: tuple[tuple[str, ...], list[str]] | None = None  # of the first input
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    def first(self) -> tuple[Array, Array]:
+    def first(self) -> tuple[_Input, Array]:
         return self._item(0)
 
-    def read(self, rows: Array, x: Array) -> Array:
+    def read(self, rows: Array, x: Array, steps: int) -> Array:
         targets: list[Array] = []
         for place, row in enumerate(rows.tolist()):
             one, y = self._item(row)
+            if y.ndim == 1 and y.dtype.kind in "iu":
+                one, y = _padded(one, y, steps)
             if one.shape != x.shape[1:] or (targets and y.shape != targets[0].shape):
                 expected = x.shape[1:], targets[0].shape if targets else y.shape
                 raise DataError(
                     _other_shapes(f"{self._place} {row}", (one.shape, y.shape), expected)
                 )
-            x[place] = one
+            one.write(x[place])
             targets.append(y)
         return np.stack(targets)
 
-    def largest(self) -> int:
+    def targets(self) -> _Targets:
         known = getattr(self._samples, "targets", None)
-        if known is not None and len(known) == len(self._samples):
-            return int(np.max(np.asarray(known)))
-        return max(int(np.max(self._item(index)[1])) for index in range(len(self._samples)))
+        if known is not None and len(known) == len(self._samples) and not self._item(0)[1].ndim:
+            return _Targets(int(np.max(np.asarray(known))))
+        each = (_targets(self._item(index)[1]) for index in range(len(self._samples)))
+        return reduce(_both, each)
 
-    def _item(self, index: int) -> tuple[Array, Array]:
+    def _item(self, index: int) -> tuple[_Input, Array]:
         place = f"{self._place} {index}"
         try:
             item = self._samples[index]
         except Exception as error:  # the user's code may fail in any way
             raise DataError(f"{place}: {type(error).__name__}: {error}") from error
         if not isinstance(item, tuple | list) or len(item) != 2:
-            raise DataError(f"{place} is a {type(item).__name__}, expected (input, target)")
-        return _input(item[0], f"{place}, input"), _numbers(item[1], f"{place}, target")
+            raise DataError(
+                f"{place} is a {type(item).__name__}, expected (input, target): of a table, take "
+                'the target out, as ({"input_ids": item["input_ids"]}, item["labels"])'
+            )
+        found, y = _inputs(item[0], f"{place}, input"), _numbers(item[1], f"{place}, target")
+        names, kinds = found.names, [str(one.dtype.kind) for one in found.arrays]
+        if self._form is None:
+            self._form = names, kinds
+        if names and (names, kinds) != self._form:
+            raise DataError(
+                f"{place}: its input is {_listed(names, kinds)}, that of the first sample "
+                f"{_listed(*self._form)}"
+            )
+        return found, y
 
 
 class _Whole:
@@ -209,16 +315,17 @@ class _Whole:
     def __len__(self) -> int:
         return len(self._x)
 
-    def first(self) -> tuple[Array, Array]:
-        return self._x[0], self._y[0]
+    def first(self) -> tuple[_Input, Array]:
+        return _Input((self._x[0],)), self._y[0]
 
-    def read(self, rows: Array, x: Array) -> Array:
+    def read(self, rows: Array, x: Array, steps: int) -> Array:
         x[...] = self._x[rows]
         targets: Array = self._y[rows]
         return targets
 
-    def largest(self) -> int:
-        return int(np.max(self._y))
+    def targets(self) -> _Targets:
+        found = _targets(self._y)
+        return found._replace(longest=self._y.shape[1] if self._y.ndim == 2 else 0)
 
 
 def _whole_arrays(given: Any, place: str) -> tuple[Any, Any] | None:
@@ -240,8 +347,45 @@ def _whole_arrays(given: Any, place: str) -> tuple[Any, Any] | None:
     return None
 
 
+def _targets(y: Array) -> _Targets:
+    """What is known of the targets of one sample, () or (T,); of several, but for their length."""
+    return _Targets(int(y.max(initial=0)), len(y) if y.ndim else 0, bool((y == _IGNORED).any()))
+
+
+def _padded(x: _Input, y: Array, steps: int) -> tuple[_Input, Array]:
+    """A sample (T, …) and (T,) with zeros and ignored steps at its end, `steps` in all, as all of
+    its tensors of T steps; as it is where it has as many, or more, or another form."""
+    missing = steps - len(y)
+    if missing <= 0 or not any(_is_long(one, y) for one in x.arrays):
+        return x, y
+    longer = tuple(
+        np.concatenate([one, np.zeros((missing, *one.shape[1:]), one.dtype)])
+        if _is_long(one, y)
+        else one
+        for one in x.arrays
+    )
+    ignored = np.full(missing, _IGNORED)
+    return x._replace(arrays=longer), np.concatenate([y.astype(np.int64), ignored])
+
+
+def _is_long(x: Array, y: Array) -> bool:
+    """Whether x has a step for each target."""
+    return bool(x.ndim) and len(x) == len(y)
+
+
+def _listed(names: Sequence[str], kinds: Sequence[str]) -> str:
+    """Write the tensors of an input: `input_ids (int), mask (bool)`, or `one tensor`."""
+    pairs = zip(names, kinds, strict=True)
+    return ", ".join(f"{name or 'a tensor'} ({_KINDS[kind]})" for name, kind in pairs) or (
+        "one tensor"
+    )
+
+
 def _other_shapes(place: str, found: object, expected: object) -> str:
-    return f"{place} has the shapes {found} of input and target, expected {expected}"
+    return (
+        f"{place} has the shapes {found} of input and target, expected {expected}: only sequences "
+        "with a class for each step may differ in length; pad or crop the samples in the data set"
+    )
 
 
 # --- batches -------------------------------------------------------------------------------------
@@ -258,14 +402,17 @@ class TorchBatches:
         self._test = _part(test, source, "test")
         x, y = self._train.first()
         self._shape, self._target_shape = x.shape, y.shape
+        self._fields = x.fields
         self._values = y.dtype.kind == "f"
         self._order: tuple[tuple[int, int], Array] | None = None
-        self._check_test()
         self.meta = self._described(classes)
+        self._check_test()
 
     def _check_test(self) -> None:
         x, y = self._test.first()
-        if (x.shape, y.shape) != (self._shape, self._target_shape):
+        if self._target_shape and y.ndim == 1:
+            x, y = _padded(x, y, self._target_shape[0])
+        if (x.shape, x.fields, y.shape) != (self._shape, self._fields, self._target_shape):
             expected = self._shape, self._target_shape
             place = f"{self._source}: test sample 0"
             raise DataError(_other_shapes(place, (x.shape, y.shape), expected))
@@ -276,17 +423,23 @@ class TorchBatches:
             )
 
     def _described(self, classes: int) -> Meta:
-        steps = 0
+        steps, context = 0, {}
         if self._values:
             outputs = int(np.prod(self._target_shape)) if self._target_shape else 1
         else:
-            outputs = classes or max(self._train.largest(), self._test.largest()) + 1
             if len(self._target_shape) > 1:
                 raise DataError(
                     f"{self._source}: targets have shape {self._target_shape}, expected one class "
                     "a sample, or (T,) with one a step"
                 )
-            steps = self._target_shape[0] if self._target_shape else 0
+            if self._target_shape or not classes:
+                found = _both(self._train.targets(), self._test.targets())
+                outputs, steps = found.largest + 1, found.longest if self._target_shape else 0
+            outputs = classes or outputs
+            if steps and found.mask:
+                context["mask"] = Tensor((steps,), "bool")
+            if steps:
+                self._lengthen(steps)
         return Meta(
             input_shape=tuple(self._shape),
             targets="values" if self._values else "classes",
@@ -294,8 +447,15 @@ class TorchBatches:
             train_samples=len(self._train),
             test_samples=len(self._test),
             steps=steps,
+            context=context,
+            fields=self._fields,
             answers=not self._values,
         )
+
+    def _lengthen(self, steps: int) -> None:
+        """Take over the length to which all samples are padded."""
+        x, _ = _padded(*self._train.first(), steps)
+        self._shape, self._fields, self._target_shape = x.shape, x.fields, (steps,)
 
     def batches_per_epoch(self, batch_size: int) -> int:
         return -(-len(self._train) // batch_size)
@@ -332,18 +492,21 @@ class TorchBatches:
         self, samples: _Part, rows: Array, part: str, dtype: DTypeLike, out: Array | None
     ) -> dict[str, Array]:
         x = buffer_for(out, (len(rows), *self._shape), dtype)
-        y = samples.read(rows, x)
+        y = samples.read(rows, x, self.meta.steps)
         if y.shape[1:] != self._target_shape:
             raise DataError(
                 f"{self._source}: {part} sample {rows[0]} has a target of shape {y.shape[1:]}, "
                 f"expected {self._target_shape}, as the first training sample"
             )
-        return {"h": x, "y": self._as_targets(y, rows, part, dtype)}
+        mask = {"mask": y != _IGNORED} if "mask" in self.meta.context else {}
+        return {"h": x, "y": self._as_targets(y, rows, part, dtype), **mask}
 
     def _as_targets(self, y: Array, rows: Array, part: str, dtype: DTypeLike) -> Array:
         if self._values:
             return y.reshape(len(y), -1).astype(dtype)
         classes = self.meta.outputs
+        if "mask" in self.meta.context:
+            y = np.where(y == _IGNORED, 0, y)
         wrong = (y < 0) | (y >= classes)
         if wrong.any():
             at = tuple(np.argwhere(wrong)[0])
@@ -363,6 +526,18 @@ class TorchBatches:
 # --- numbers -------------------------------------------------------------------------------------
 
 
+def _inputs(value: Any, place: str) -> _Input:
+    """The input of a sample: one array of numbers, or those of a table or tuple. Raises
+    `DataError`."""
+    if isinstance(value, Mapping):
+        arrays = [_input(one, f"{place} {name!r}") for name, one in value.items()]
+        return _Input(tuple(arrays), tuple(map(str, value)))
+    if isinstance(value, tuple) and any(hasattr(one, "shape") for one in value):
+        arrays = [_input(one, f"{place} {index}") for index, one in enumerate(value)]
+        return _Input(tuple(arrays), ("",) * len(arrays))
+    return _Input((_input(value, place),))
+
+
 def _input(value: Any, place: str) -> Array:
     found = _numbers(value, place)
     whole = found.dtype.kind in "iu" and found.size
@@ -373,6 +548,10 @@ def _input(value: Any, place: str) -> Array:
 
 def _numbers(value: Any, place: str) -> Array:
     """What a sample has, as an array of numbers. Raises `DataError`."""
+    if isinstance(value, Mapping | tuple):
+        several = list(value.values()) if isinstance(value, Mapping) else value
+        if any(hasattr(one, "shape") for one in several):
+            raise DataError(f"{place} is a {type(value).__name__} of tensors, expected one tensor")
     try:
         found = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     except Exception as error:
@@ -388,8 +567,10 @@ def _numbers(value: Any, place: str) -> Array:
 
 
 def _seed_transforms(seed: int, epoch: int, index: int) -> None:
-    """Seed PyTorch's default generator, from which transforms draw."""
-    import torch
-
+    """Seed PyTorch's default generator, from which transforms draw. Where the data sets have not
+    imported PyTorch, nothing draws from it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
     number = int(stream(seed, "data", "transforms", epoch, index).integers(2**62))
     torch.default_generator.manual_seed(number)

@@ -18,6 +18,7 @@ from msgspec import inspect
 from asyncdni import config
 from asyncdni.errors import ConfigError
 from asyncdni.experiment.overrides import Setting, apply, parse_setting
+from asyncdni.experiment.recipes import find_recipe
 from asyncdni.experiment.schema import (
     EXPERIMENT,
     NAME,
@@ -135,11 +136,13 @@ def load(
 ) -> config.Experiment:
     """Read the experiment in the TOML file at `path`, after `overrides` (`section.key=value`).
 
+    `recipe:NAME` is the path of a recipe that comes with the package.
     `schedule` and `seed` are short for `schedule.name` and `run.seed`. A relative `data.path`,
     `run.init` or `model.weights` is relative to the folder of the file if the file gives it, and to
     the current folder if `--set` does.
     Raises `ConfigError` for a file that can't be read and for every mistake in it.
     """
+    path = find_recipe(path)
     given = _read(path)
     _make_absolute(given, os.path.dirname(os.path.abspath(path)))
     return change(given, overrides, schedule=schedule, seed=seed)
@@ -234,7 +237,10 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return tomllib.loads(decode_text(read_file(path)))
     except FileNotFoundError:
-        raise ConfigError(f"{name}: no such file; expected an experiment file (TOML)") from None
+        raise ConfigError(
+            f"{name}: no such file; expected an experiment file (TOML), as "
+            "`asyncdni new NAME` writes one"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{name}: can't be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

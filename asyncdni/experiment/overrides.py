@@ -95,7 +95,9 @@ def _put(tables: dict[str, Any], keys: tuple[str, ...], value: Any) -> Path:
     path: list[str | int] = []
     for part in keys[:-1]:
         key = _step(node, part, path, keys)
-        node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
+        if isinstance(node, dict) and node.get(key) is None:  # a table may have been left out
+            node[key] = {}
+        node = node[key]
         path.append(key)
     key = _step(node, keys[-1], path, keys)
     node[key] = value
@@ -143,12 +145,21 @@ def _drop_left_over(
     fields = {field.encode_name: field for field in choices[tag].fields}
     if changed or (*path, key) in given:
         others = {field.encode_name for one in choices.values() for field in one.fields}
-        for name in others - set(fields):
+        # Neither is a table taken over that one of the two kinds can do without: it is what makes
+        # the kinds differ, such as the generator of `synthetic` beside that of `local_loss`.
+        optional = {name for name, field in fields.items() if _may_be_left_out(field)}
+        unset = {name for name in fields if table.get(name, "") is None}
+        for name in others - set(fields) | optional | unset:
             if not any(one[: len(path) + 1] == (*path, name) for one in given):
                 table.pop(name, None)
     for name, field in fields.items():
         if name in table and variants(field.type):
             _drop_left_over(table[name], field.type, default_tag(field), (*path, name), given)
+
+
+def _may_be_left_out(field: inspect.Field) -> bool:
+    """Whether the option is a table of one of several kinds, or none by default."""
+    return field.default is None and bool(variants(field.type))
 
 
 def _drop_in_stages(tables: dict[str, Any], given: Collection[Path]) -> None:

@@ -112,6 +112,8 @@ def expected(kind: inspect.Type) -> str:
             return f"an integer{_bounds(kind)}"
         case inspect.FloatType():
             return f"a number{_bounds(kind)}"
+        case inspect.StrType(pattern=":"):
+            return "a callable of yours, 'module:name'"
         case inspect.StrType(min_length=least):
             return "text that is not empty" if least else "text"
         case inspect.BoolType():
@@ -155,6 +157,9 @@ def variants(kind: inspect.Type) -> dict[str, inspect.StructType]:
         return {} if known is None else {tag: _type_of(one) for tag, one in known().items()}
     if not isinstance(kind, inspect.UnionType):
         return {}
+    choices = [one for one in kind.types if not isinstance(one, inspect.NoneType)]
+    if len(choices) == 1:  # it may be left out
+        return variants(choices[0])
     structs = [one for one in kind.types if isinstance(one, inspect.StructType)]
     return {str(one.tag): one for one in structs if one.tag is not None}
 
@@ -200,7 +205,7 @@ def checked(value: Any, kind: inspect.Type, place: str) -> Any:
     Raises `ConfigError` at the first mistake, naming the place.
     """
     match kind:
-        case inspect.UnionType() | inspect.StructType() if variants(kind):
+        case inspect.UnionType() | inspect.StructType() if value is not None and variants(kind):
             return _variant(value, kind, place)
         case inspect.UnionType():
             return _alternative(value, kind, place)
@@ -291,7 +296,14 @@ def _alternative(value: Any, kind: inspect.UnionType, place: str) -> Any:
     for choice in choices:
         if _fits(value, choice):
             return checked(value, choice, place)
+    if isinstance(value, str) and any(map(_is_pattern, choices)):  # likely meant to be a name
+        names = next(one for one in choices if isinstance(one, inspect.LiteralType))
+        raise ConfigError(f"{place}: {unknown(_noun(place), value, map(str, names.values))}")
     raise _mismatch(value, kind, place)
+
+
+def _is_pattern(kind: inspect.Type) -> bool:
+    return isinstance(kind, inspect.StrType) and kind.pattern is not None
 
 
 def _list(value: Any, kind: inspect.ListType | inspect.VarTupleType, place: str) -> list[Any]:
@@ -342,8 +354,9 @@ def _fits(value: Any, kind: inspect.Type) -> bool:
         case inspect.FloatType():
             number = _is_int(value) or (isinstance(value, float) and math.isfinite(value))
             return number and _within(value, kind)
-        case inspect.StrType(min_length=least):
-            return isinstance(value, str) and len(value) >= (least or 0) and _is_plain(value)
+        case inspect.StrType(min_length=least, pattern=pattern):
+            fits = isinstance(value, str) and len(value) >= (least or 0) and _is_plain(value)
+            return fits and re.search(pattern or "", value) is not None
         case inspect.BoolType():
             return isinstance(value, bool)
         case inspect.LiteralType(values=values):

@@ -30,16 +30,20 @@ from asyncdni.launch.train import design_of, train
 from asyncdni.messages import DATA
 from asyncdni.plan.build import Design
 from asyncdni.plan.model import with_cuts
+from asyncdni.profiling.roofline import Arithmetic, arithmetic_of, roofline_samples_per_s
 from asyncdni.report.breakdown import SHARES, ceiling_samples_per_s, overhead_cpu, shares
+from asyncdni.report.load import Load, load_from, plain, watched
 from asyncdni.report.machine import cores, describe_machine
 from asyncdni.report.statistics import (
     MEASURES,
+    RATES,
     Comparison,
     Estimate,
     Key,
     Measure,
     Result,
     at,
+    judged,
     latency_words,
     samples_to,
     suffix,
@@ -66,12 +70,15 @@ __all__ = [
     "at_latencies",
     "check_schedules",
     "difference",
+    "discard_run",
     "discard_unfinished",
     "document",
     "finished_runs",
     "fitting",
     "order",
     "plan_runs",
+    "planned_before",
+    "remarks_before",
     "run_entry",
     "tables_of",
 ]
@@ -228,6 +235,8 @@ class Entry:
     producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: One-way, in seconds; None unless latencies are compared, and for a run without links.
     latency_s: float | None = None
+    #: What products and memory traffic alone would allow; None: unknown.
+    roofline_samples_per_s: float | None = None
 
     @property
     def key(self) -> Key:
@@ -311,18 +320,23 @@ def plan_runs(
 def run_entry(
     entry: Entry, folder: Path, observers: Sequence[Observer] = (), *, allow_import: Allowed = False
 ) -> Result:
-    """Train one run in `folder`/`entry.folder`. Errors of training are raised with the run's
-    title."""
+    """Train one run in `folder`/`entry.folder`, and measure what else the machine does meanwhile.
+
+    Errors of training are raised with the run's title.
+    """
+    load: list[Load] = []
     try:
-        finished = train(
-            entry.experiment,
-            out=folder / entry.folder,
-            observers=observers,
-            allow_import=allow_import,
-        )
+        with watched(load):
+            finished = train(
+                entry.experiment,
+                out=folder / entry.folder,
+                observers=observers,
+                progress=False,
+                allow_import=allow_import,
+            )
     except AsyncDNIError as error:
         raise type(error)(f"{entry.title}: {error}") from error
-    return Result(entry.name, entry.seed, finished.summary, entry.latency_s)
+    return Result(entry.name, entry.seed, finished.summary, entry.latency_s, load[0])
 
 
 def _is_of_schedule(text: str) -> bool:
@@ -359,17 +373,32 @@ def _entries(
 ) -> list[Entry]:
     """Plan the runs; a row's design is shared by its seeds and latencies."""
     designs: dict[str, Design] = {}
+    works: dict[str, Mapping[str, Arithmetic] | None] = {}
     entries = []
     for row, seed in order(rows, seeds):
         chosen = experiment.load(path, row.changes, schedule=row.schedule, seed=seed)
         if row.name not in designs:
             designs[row.name] = _design(row.name, chosen, allow_import)
+            works[row.name] = arithmetic_of(designs[row.name])
         design = designs[row.name]
         given = design.experiment.run.init_sha256  # the same weights for all
         run = msgspec.structs.replace(chosen.run, init_sha256=given)
         chosen = msgspec.structs.replace(chosen, run=run)
-        entries.append(Entry(row.name, seed, chosen, _producers(design), row.latency_s))
+        entry = Entry(row.name, seed, chosen, _producers(design), row.latency_s)
+        entries.append(
+            replace(entry, roofline_samples_per_s=_roofline(entry, design, works[row.name]))
+        )
     return entries
+
+
+def _roofline(
+    entry: Entry, design: Design, arithmetic: Mapping[str, Arithmetic] | None
+) -> float | None:
+    """Return the run's roofline on this machine; see `profiling.roofline`."""
+    if arithmetic is None:
+        return None
+    latency_s = _least_latency(entry.experiment)
+    return roofline_samples_per_s(design, arithmetic, cores(), lag=_lag(entry), latency_s=latency_s)
 
 
 def _design(name: str, chosen: config.Experiment, allow_import: Allowed) -> Design:
@@ -463,9 +492,7 @@ def finished_runs(folder: Path, entries: Sequence[Entry]) -> list[Result]:
     same = _are_samples_of(folder, found["runs"], entries[0].experiment.data)
     there = _tables(found["experiment"], here, same)
     _check_network(folder, there, here)
-    runs = {
-        (one["name"], one.get("latency_s"), one["seed"]): one["summary"] for one in found["runs"]
-    }
+    runs = {(one["name"], one.get("latency_s"), one["seed"]): one for one in found["runs"]}
     pairs = (
         ("seeds", found["seeds"], sorted({entry.seed for entry in entries})),
         ("rows", _names(found["rows"]), list(dict.fromkeys(entry.name for entry in entries))),
@@ -478,8 +505,32 @@ def finished_runs(folder: Path, entries: Sequence[Entry]) -> list[Result]:
     results = []
     for entry in entries:
         if entry.key in runs and _is_whole(folder, entry, same):
-            results.append(Result(entry.name, entry.seed, runs[entry.key], entry.latency_s))
+            one = runs[entry.key]
+            load = load_from(one.get("load"))
+            results.append(Result(*(entry.name, entry.seed, one["summary"], entry.latency_s), load))
     return results
+
+
+def planned_before(folder: Path) -> tuple[int, int]:
+    """Return the seeds and epochs of the comparison in `folder`, which a time budget may have made
+    fewer than was asked for. Raises `ConfigError` for a folder without a comparison."""
+    found = _read(folder)
+    try:
+        return len(found["seeds"]), int(found["experiment"]["run"]["epochs"])
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(
+            f"--resume {folder}: {COMPARISON} tells no epochs, so begin a new comparison"
+        ) from None
+
+
+def remarks_before(folder: Path) -> list[str]:
+    """Return the remarks of the comparison in `folder`, which hold for it when it goes on, too."""
+    return [str(one) for one in _read(folder).get("remarks") or ()]
+
+
+def discard_run(folder: Path, entry: Entry) -> None:
+    """Remove the folder of one run, so that it can be made again. Raises `ConfigError`."""
+    _remove(folder / entry.folder, "")
 
 
 def discard_unfinished(
@@ -493,11 +544,15 @@ def discard_unfinished(
     paths = [folder / entry.folder for entry in entries if entry.key not in kept]
     removed = [path for path in paths if path.exists()]
     for path in removed:
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            raise ConfigError(f"--resume: can't remove {path}: {error.strerror}") from error
+        _remove(path, "--resume: ")
     return removed
+
+
+def _remove(path: Path, place: str) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise ConfigError(f"{place}can't remove {path}: {error.strerror}") from error
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -607,7 +662,10 @@ _SPEEDS = ("samples_per_s", "stream_samples_per_s")
 
 
 def document(
-    entries: Sequence[Entry], results: Sequence[Result], targets: Sequence[float] = ()
+    entries: Sequence[Entry],
+    results: Sequence[Result],
+    targets: Sequence[float] = (),
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the comparison so far as plain tables, fit for JSON: what is written, drawn and shown.
 
@@ -617,10 +675,12 @@ def document(
     seeds      of all runs                               experiment   tables of the first run
     schedules  tables by name                            latencies    seconds, rising, if compared
     rows       one a name and latency: see `_row`        runs         name, seed, folder, summary, …
+    remarks    sentences about how it went
     ```
 
     An estimate is {mean, low, high, n}: over n seeds, with a 95 % interval (None for one seed).
-    Ratios are paired by seed; their means and intervals are computed on logarithms.
+    Ratios are paired by seed. Means and intervals of ratios, speeds and times are computed on
+    logarithms. A run's `load` tells what else the machine did, and `disturbed` what disturbed it.
     `report.statistics` explains the latency of rows and runs, `report.columns` how columns are
     shown.
 
@@ -630,6 +690,7 @@ def document(
     """
     _check_same_network(entries)
     planned = {entry.key: entry for entry in entries}
+    results = judged(results)
     comparisons = _by_latency(entries, results, targets)
     first = next(iter(comparisons.values()))
     latencies = [latency_s for latency_s in comparisons if latency_s is not None]
@@ -644,6 +705,7 @@ def document(
         "rows": _rows(comparisons, entries),
         "verdict": _sentences(comparisons) if latencies else verdict(first),
         "runs": [_run(one, planned.get(one.key)) for one in results],
+        "remarks": list(remarks),
     }
 
 
@@ -677,6 +739,8 @@ def _run(one: Result, entry: Entry | None) -> dict[str, Any]:
         "latency_s": one.latency_s,
         "seed": one.seed,
         "folder": entry.folder if entry else None,
+        "load": plain(one.load),
+        "disturbed": one.disturbed,
         "summary": dict(one.summary),
     }
 
@@ -685,10 +749,12 @@ def _rows(
     comparisons: Mapping[float | None, Comparison], entries: Sequence[Entry]
 ) -> list[dict[str, Any]]:
     ceilings = {(entry.name, entry.latency_s): _ceiling(entry) for entry in entries}
+    rooflines = {(entry.name, entry.latency_s): entry.roofline_samples_per_s for entry in entries}
     rows = []
     for latency_s, comparison in comparisons.items():
         for name in comparison.names:
-            row = _row(comparison, name, ceilings.get((name, latency_s), _unknown))
+            place = name, latency_s
+            row = _row(comparison, name, ceilings.get(place, _unknown), rooflines.get(place))
             rows.append({**row, "latency_s": latency_s, **_kept(comparisons, latency_s, name)})
     return rows
 
@@ -704,7 +770,9 @@ def _kept(
     return {f"kept_{measure}": _plain(kept(known, latency_s, name, measure)) for measure in _SPEEDS}
 
 
-def _row(comparison: Comparison, name: str, ceiling: Measure) -> dict[str, Any]:
+def _row(
+    comparison: Comparison, name: str, ceiling: Measure, roofline: float | None
+) -> dict[str, Any]:
     """Return the numbers of a row; a ratio is None if there is no run to pair with."""
     first = next((one.summary for one in comparison.of(name)), {})
 
@@ -712,16 +780,24 @@ def _row(comparison: Comparison, name: str, ceiling: Measure) -> dict[str, Any]:
         most, speed = ceiling(summary), summary.get("samples_per_s")
         return speed / most if most and speed else None
 
+    def of_roofline(summary: Mapping[str, Any]) -> float | None:
+        speed = summary.get("samples_per_s")
+        return speed / roofline if roofline and speed else None
+
+    estimates = {m: comparison.rate if m in RATES else comparison.estimate for m in MEASURES}
     return {
         "name": name,
         "runs": len(comparison.of(name)),
         "workers": first.get("workers"),
         "threads": first.get("threads"),
         "control": name in comparison.controls,
-        **{measure: _plain(comparison.estimate(name, measure)) for measure in MEASURES},
+        "disturbed": sum(comparison.disturbed(name)),
+        **{measure: _plain(estimate(name, measure)) for measure, estimate in estimates.items()},
         **{f"speedup_over_{other}": _plain(comparison.ratio(name, other)) for other in BASELINES},
-        "ceiling_samples_per_s": _plain(comparison.estimate(name, ceiling)),
-        "efficiency": _plain(comparison.estimate(name, efficiency)),
+        "ceiling_samples_per_s": _plain(comparison.rate(name, ceiling)),
+        "efficiency": _plain(comparison.rate(name, efficiency)),
+        "roofline_samples_per_s": roofline,
+        "of_roofline": _plain(comparison.rate(name, of_roofline)),
         "overhead_cpu": _plain(comparison.estimate(name, overhead_cpu)),
         "shares": _shares(comparison, name),
         "targets": [_target(comparison, name, accuracy) for accuracy in comparison.targets],
@@ -740,8 +816,8 @@ def _target(comparison: Comparison, name: str, accuracy: float) -> dict[str, Any
     return {
         "accuracy": accuracy,
         "reached": reached,
-        "time_s": _plain(comparison.estimate(name, time)) if whole else None,
-        "samples": _plain(comparison.estimate(name, samples_to(accuracy))) if whole else None,
+        "time_s": _plain(comparison.rate(name, time)) if whole else None,
+        "samples": _plain(comparison.rate(name, samples_to(accuracy))) if whole else None,
         **{
             f"speedup_over_{other}": _plain(comparison.ratio(other, name, time))
             for other in BASELINES
@@ -765,7 +841,7 @@ def _ceiling(entry: Entry) -> Measure:
         summary,
         entry.producers,
         cores(),
-        microbatches=entry.experiment.schedule.microbatches,
+        microbatches=entry.experiment.schedule.per_update,
         lag=_lag(entry),
         latency_s=_least_latency(entry.experiment),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,16 +16,18 @@ import msgspec
 
 from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import Commit
-from asyncdni.core.ledger import Ledger, is_cut
-from asyncdni.core.members import Roster
+from asyncdni.core.ledger import Ledger
 from asyncdni.drivers.real.coordinator import Launcher, Stops, coordinate
 from asyncdni.drivers.real.machine import choose_core, usable_cores
-from asyncdni.errors import CheckpointError, ConfigError, Interrupted
+from asyncdni.errors import ConfigError, Interrupted
 from asyncdni.files import locked
 from asyncdni.imports import check_may_train, import_flags
+from asyncdni.launch.callbacks import Callbacks, EarlyStopping
 from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
-from asyncdni.plan.build import Design, make_roster
+from asyncdni.nn.metrics import metric_names
+from asyncdni.plan.build import Design, find_metrics, make_roster
+from asyncdni.plan.conditions import automatic_words
 from asyncdni.plan.model import state_facts
 from asyncdni.plan.rules import is_repeatable
 from asyncdni.plan.sizes import check_memory
@@ -47,40 +48,27 @@ from asyncdni.store.run import (
     write_summary,
 )
 from asyncdni.store.weights import commit_weights
+from asyncdni.wire.address import reachable_as
 from asyncdni.wire.coordinator import CoordinatorTransport
 from asyncdni.wire.curve import Keys
 
 __all__ = ["Observer", "check_host", "conduct", "make_commit"]
 
 
-def make_commit(
-    claim: Claim, design: Design, hosts: Mapping[str, str], tell: Callable[[str], None]
-) -> Callable[[Commit], None]:
+def make_commit(claim: Claim, design: Design) -> Callable[[Commit], None]:
     """Return a function that makes the workers' saved files a checkpoint, or the best or final
     weights.
 
-    It writes the manifest to the run's folder. `hosts` maps workers to their hosts and may grow
-    later. If a worker writes to a disk of another host, the workers can still go back to the cut,
-    but the run can't be resumed from this folder; `tell` is called with a note about that, once.
-    Raises `CheckpointError` if a manifest can't be written.
+    It writes the manifest to the run's folder. Raises `CheckpointError` if a manifest can't be
+    written, or a file is missing that it names.
     """
     folder = claim.folder
     experiment = sha256((folder / EXPERIMENT).read_bytes()).hexdigest()
-    noted: list[str] = []
 
     def committed(cut: Commit) -> None:
         claim.check()
-        if not is_cut(cut.tag):
+        if not cut.whole:
             commit_weights(folder / cut.tag, _weights(cut, design, experiment))
-            return
-        missing = [s for s in cut.files if not (folder / cut.tag / f"{s}.safetensors").is_file()]
-        if missing and set(hosts.values()) != {socket.gethostname()}:
-            if not noted:
-                noted.append(missing[0])
-                tell(
-                    f"{folder / cut.tag} lacks the state of {', '.join(missing)}, which is on "
-                    "other hosts: to take this run up again its folder must be a shared one"
-                )
             return
         manifest = _manifest(cut, design, experiment)
         commit(folder / CHECKPOINTS, manifest, design.experiment.checkpoint.keep)
@@ -123,11 +111,14 @@ def conduct(
     *,
     launch: Callable[[str], Launcher] | None = None,
     observers: Sequence[Observer] = (),
+    callbacks: Sequence[Any] = (),
     trace: bool = False,
     resume: bool = False,
     keys: Keys | None = None,
     flags: Sequence[str] = (),
+    advertise: str | None = None,
     keep: bool = True,
+    goes_on: str = "",
 ) -> dict[str, Any]:
     """Run the coordinator of one run at address `bind`, and return the summary.
 
@@ -135,59 +126,78 @@ def conduct(
         out: the run's folder, made once the address is bound; None: nothing is written. A run that
             fails before it trains leaves none, unless an unexpected error has left logs there.
         launch: starts the workers once the address is known; without it users start them by hand.
-        observers: called with each record; an exception of one stops the run, and is then raised.
+        observers, callbacks: called with each record, or as `launch.callbacks` says; an exception
+            of one stops the run, and is then raised.
         resume: continue the run in folder `out`.
         keys, flags: what workers must have, if given; words to add to their command lines.
+        advertise: the host in those command lines, where it is another one than in `bind`.
         keep: whether the folder outlives the run.
+        goes_on: what to type to go on with the run later, where that is another command than
+            `asyncdni train` or `asyncdni coordinator`.
 
     Raises whatever ends the run, and `Interrupted` after a user's stop.
     """
     check_may_train()
     _check_name(out)
+    find_metrics(design)  # raises for those that can't be had
     with ExitStack() as stack:
         transport = CoordinatorTransport(bind, keys)
         stack.callback(transport.close, _LINGER_S)
-        seen: set[str] = set()  # kinds of records
-        opened = _old_folder(out) if resume else _new_folder(out, design, seen)
-        claim = stack.enter_context(opened)
+        address = reachable_as(transport.address, advertise) if advertise else transport.address
+        seen, stops = set[str](), Stops()  # the kinds of records so far
+        called = _callbacks(callbacks, design, out if keep else None, stops)
+        claim = stack.enter_context(_old_folder(out) if resume else _new_folder(out, design, seen))
         folder, term = (claim.folder, claim.order[0]) if claim is not None else (None, 0)
         by_hand = launch is None
-        again = _to_resume(folder, bind, flags, design, by_hand=by_hand) if keep else ""
-        home = {"folder": str(folder or ""), "resume": again}
-        roster = make_roster(design, **home, term=term, trace=trace, launched=not by_hand)
+        own = ["--bind", bind, *(["--advertise", advertise] if advertise else []), *flags]
+        if keep and not goes_on:
+            goes_on = _to_resume(folder, own if by_hand else [], design, by_hand=by_hand)
+        home: dict[str, Any] = {"folder": str(folder or ""), "term": term}
+        home["resume"] = goes_on if keep else ""
+        ways: dict[str, Any] = {"trace": trace, "launched": not by_hand, "consults": called.any}
+        roster = make_roster(design, **home, **ways)
         recorder = Recorder(roster.workers, _facts(design), folder)
         stack.callback(recorder.close)
         beginning = _beginning(design, folder, recorder) if resume else Beginning(Ledger())
         machine = Coordinator(roster, beginning.ledger)
-        records = _Records(design, recorder, machine, observers, seen, stops := Stops())
+        records = _Records(design, recorder, machine, [*observers, called], seen, stops)
         _begin(records, beginning, design, folder, resume=resume)
-        command = partial(_command, design, transport.address, flags)
-        records.bound(transport.address, [*map(command, roster.workers)] if by_hand else [])
-        commit = make_commit(claim, design, records.hosts, records.note) if claim else _never_called
-        with _explained_stops(records, roster, folder if keep else None):
-            coordinate(
-                machine, transport, records, launch, commit=commit, command=command, stops=stops
-            )
-    summary = records.summary()
-    if claim is not None:
-        _conclude(claim, design, summary, roster, records.hosts)
+        command = partial(_command, design, address, flags)
+        records.bound(address, [*map(command, roster.workers)] if by_hand else [])
+        commit = make_commit(claim, design) if claim else _never_called
+        with _explained_stops(records, folder if keep else None):
+            words: dict[str, Any] = {"commit": commit, "command": command, "stops": stops}
+            coordinate(machine, transport, records, launch, folder=folder, **words)
+    summary = records.summary() | {"ended_early": stops.ended_early}
+    _conclude(claim, design, summary)
     if stops.error is not None:
         raise stops.error
+    called.ended(design, recorder, summary)
     return summary
 
 
-def _conclude(
-    claim: Claim,
-    design: Design,
-    summary: dict[str, Any],
-    roster: Roster,
-    hosts: Mapping[str, str],
-) -> None:
-    """Write what the folder of a complete run holds besides its records. Raise `CheckpointError`
-    for weights that are not on this host."""
+def _callbacks(
+    given: Sequence[Any], design: Design, folder: Path | None, stops: Stops
+) -> Callbacks:
+    """The user's callbacks, and early stopping where the experiment asks for it. Raises
+    `ConfigError` for a metric that the run does not have."""
+    run = design.experiment.run
+    early, known = run.early_stopping, ("", "accuracy", "loss", *metric_names(run.metrics))
+    if early is not None and early.metric not in known:
+        raise ConfigError(
+            f"run.early_stopping.metric: {early.metric!r} is not measured; expected one of "
+            f"{', '.join(known[1:])}, or another one in run.metrics"
+        )
+    own = [EarlyStopping(**msgspec.structs.asdict(early))] if early is not None else []
+    return Callbacks([*given, *own], folder.resolve() if folder else None, stops.end)
+
+
+def _conclude(claim: Claim | None, design: Design, summary: dict[str, Any]) -> None:
+    """Write what the folder of a complete run, if any, holds besides its records."""
+    if claim is None:
+        return
     claim.check()
     write_summary(claim.folder, summary)
-    _check_weights(claim.folder / "final", roster, hosts)
     write_model(claim.folder, design.experiment, summary)
 
 
@@ -215,6 +225,8 @@ def _begin(
     """Record how the run begins or goes on, and write which data it uses."""
     if folder is not None:
         write_data(folder, design.experiment, design.meta)
+    if picked := automatic_words(design.experiment, design.plan):
+        records.note(picked)
     if resume and folder is not None:
         records.resumed(beginning)
         reopen_folder(folder, design.experiment)  # only after the changes are recorded
@@ -226,15 +238,13 @@ def _command(design: Design, address: str, flags: Sequence[str], stage: str) -> 
     return typed_command(stage, address, flags, allow_import=design.allow_import)
 
 
-def _to_resume(
-    folder: Path | None, bind: str, flags: Sequence[str], design: Design, *, by_hand: bool
-) -> str:
-    """Return the command that continues the run from its folder; empty without a folder."""
+def _to_resume(folder: Path | None, own: Sequence[str], design: Design, *, by_hand: bool) -> str:
+    """Return the command that continues the run from its folder, with flags of its `own`; empty
+    without a folder."""
     if folder is None:
         return ""
     words = ["asyncdni", "coordinator" if by_hand else "train", "--resume", str(folder)]
-    words += ["--bind", bind, *flags] if by_hand else []
-    return shlex.join([*words, *import_flags(design.allow_import)])
+    return shlex.join([*words, *own, *import_flags(design.allow_import)])
 
 
 class _Records:
@@ -249,7 +259,6 @@ class _Records:
         seen: set[str],
         stops: Stops,
     ) -> None:
-        self.hosts: dict[str, str] = {}  # of workers
         self._design = design
         self._recorder = recorder
         self._machine = machine
@@ -259,8 +268,6 @@ class _Records:
 
     def __call__(self, kind: str, values: Mapping[str, Any]) -> None:
         self._seen.add(kind)
-        if kind == "joined":
-            self.hosts[values["stage"]] = values["host"]
         self._recorder.record(kind, values)
         # The ledger drops evaluations after the checkpoint, and thins out very many.
         if kind in ("round", "resumed", "resume"):
@@ -352,34 +359,13 @@ def _old_folder(out: Path | None) -> Iterator[Claim]:
 
 
 @contextmanager
-def _explained_stops(records: _Records, roster: Roster, kept: Path | None) -> Iterator[None]:
-    """Add to `Interrupted` the summary so far, the folder if it is `kept`, and a note about weights
-    that are not on this host."""
+def _explained_stops(records: _Records, kept: Path | None) -> Iterator[None]:
+    """Add to `Interrupted` the summary so far, and the folder if it is `kept`."""
     try:
         yield
     except Interrupted as stop:
         stop.summary, stop.folder = records.summary(), kept
-        if stop.orderly and kept is not None:
-            try:
-                _check_weights(kept / "final", roster, records.hosts)
-            except CheckpointError as error:
-                stop.args = (f"{stop}; but {error}",)
         raise
-
-
-def _check_weights(folder: Path, roster: Roster, hosts: Mapping[str, str]) -> None:
-    """Raise `CheckpointError` for weights that are not on this host."""
-    missing = [
-        f"{stage} (written on {hosts[worker]} as {folder / stage}.safetensors)"
-        for worker, stages in roster.members.items()
-        for stage in stages
-        if not (folder / f"{stage}.safetensors").is_file()
-    ]
-    if missing:
-        raise CheckpointError(
-            f"{folder} lacks the weights of {', '.join(missing)}: each worker writes to its own "
-            "host; copy the files from there, or use a folder that all hosts share"
-        )
 
 
 def _facts(design: Design) -> dict[str, Any]:
@@ -390,6 +376,7 @@ def _facts(design: Design) -> dict[str, Any]:
         "repeatable": is_repeatable(chosen, design.plan),
         "batch_size": chosen.data.batch_size,
         "epochs": chosen.run.epochs,
+        "max_steps": chosen.run.max_steps,
         "threads": chosen.run.threads,
         "init": begins_with(design) or None,
         "data": msgspec.to_builtins(design.meta),

@@ -224,9 +224,11 @@ def typed_command(
 ) -> str:
     """Return the command line that a user types to start one worker on the coordinator's host.
 
-    `coordinator` is its address. On other hosts that host's name takes the place of 127.0.0.1.
+    `coordinator` is its address. On other hosts that host's name takes the place of 127.0.0.1, or
+    of [::1].
     """
     # A socket that listens on every interface is reached at 127.0.0.1 from the same machine.
     reachable = coordinator.replace("tcp://0.0.0.0:", "tcp://127.0.0.1:")
+    reachable = reachable.replace("tcp://[::]:", "tcp://[::1]:")
     words = ["asyncdni", "worker", "--stage", stage, "--coordinator", reachable, *flags]
     return shlex.join([*words, *import_flags(allow_import)])

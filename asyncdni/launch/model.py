@@ -7,10 +7,11 @@ The experiment names it `given:model-1`. Workers get its structure through a fil
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard
 
-from asyncdni.data.torch import data_set_of, first_shape
+from asyncdni.data.meta import Field
+from asyncdni.data.torch import data_set_of, first_form
 from asyncdni.errors import ConfigError
 from asyncdni.handover import Handover
 
@@ -25,7 +26,7 @@ _BATCH_SIZE = 256
 class ModuleOptions(TypedDict, total=False):
     """What `train` may be told besides for a module: what a file says in the places named here."""
 
-    loss: str  # `model.loss`
+    loss: str | Callable[..., Any]  # `model.loss`; a callable: the mean over samples
     stages: str | int | list[str]  # `model.stages`
     optimizer: Mapping[str, Any]  # `[optimizer]`
     epochs: int  # `run.epochs`
@@ -45,17 +46,18 @@ def check_no_options(options: Mapping[str, Any], data: object) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise ConfigError(
-            f"{', '.join(given)}: only for a module of PyTorch; an experiment says it itself, and "
-            "set=[…] changes it"
+            f"{', '.join(given)}: only for a module of PyTorch; to change an experiment, "
+            "use set=[…]"
         )
     if not (data is None or isinstance(data, Mapping)):
         raise ConfigError(f"data is a {type(data).__name__}; only a module takes data sets")
 
 
 def given_model(
-    model: nn.Module, data: object, options: ModuleOptions
+    model: nn.Module, data: object, options: ModuleOptions, objects: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Handover]:
-    """The tables of the experiment that trains a model, and what its workers are handed.
+    """The tables of the experiment that trains a model, and what its workers are handed: `objects`
+    as well.
 
     Raises `ConfigError` for objects that can't be sent to another process, and `DataError` for
     data sets without samples."""
@@ -63,15 +65,18 @@ def given_model(
     from asyncdni.nn.torch.layer import empty_copy
 
     structure, classes = empty_copy(model, "meta"), 0
-    given: dict[str, Any] = {"model": structure}
+    given: dict[str, Any] = {"model": structure, **objects}
     if not isinstance(data, Mapping):
         given["data"] = _two_sets(data)
-        classes = _width(structure, first_shape(given["data"]))
+        classes = _width(structure, *first_form(given["data"]))
+    loss = options.get("loss", "cross_entropy")
+    if not isinstance(loss, str):
+        given["loss"] = loss
     handover = Handover(given, {"initial model": model})
     tables: dict[str, Any] = {
         "model": {
             "build": handover.name_of("model"),
-            "loss": options.get("loss", "cross_entropy"),
+            "loss": loss if isinstance(loss, str) else handover.name_of("loss"),
             "stages": options.get("stages", "auto"),
         },
         "data": {"batch_size": options.get("batch_size") or _batch_size(data) or _BATCH_SIZE},
@@ -103,18 +108,22 @@ def _two_sets(data: object) -> tuple[Any, Any]:
     return data_set_of(train), data_set_of(test)
 
 
-def _width(structure: nn.Module, shape: tuple[int, ...]) -> int:
+def _width(structure: nn.Module, shape: tuple[int, ...], given: Sequence[Field]) -> int:
     """How many outputs a sample has, or each of its steps: so many classes are told apart. 0 where
     the model does not take such samples, which is reported once it is cut."""
     import torch
 
     from asyncdni.nn.torch.compiler import without_compiler
-    from asyncdni.nn.torch.cut import main_output
+    from asyncdni.nn.torch.fields import call_joined, fields_of
+    from asyncdni.nn.torch.huggingface import as_chain
+    from asyncdni.nn.torch.layer import main_output
 
+    _, fields = fields_of([(one.name, one.kind, one.shape) for one in given])
     for dtype in (torch.float32, torch.int64):
         try:
             with torch.no_grad(), without_compiler():
-                outputs = structure(torch.zeros((2, *shape), dtype=dtype, device="meta"))
+                x = torch.zeros((2, *shape), dtype=dtype, device="meta")
+                outputs = call_joined(as_chain(structure), x, fields)
             return int(main_output(outputs).shape[-1])
         except Exception:  # a model may fail in any way
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,9 +29,11 @@ from asyncdni.data.meta import Array
 from asyncdni.errors import CheckpointError, ConfigError, Interrupted
 from asyncdni.handover import Handover
 from asyncdni.imports import Allowed, allowing, as_allowed, check_may_train
+from asyncdni.launch.callbacks import Callback
 from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
 from asyncdni.launch.model import ModuleOptions, check_no_options, given_model, is_model
+from asyncdni.nn.metrics import metric_objects, object_name
 from asyncdni.plan.build import Design, check_targets, make_design
 from asyncdni.report.tensorboard import EventFiles
 from asyncdni.report.traces import merged_at_end
@@ -41,6 +44,8 @@ from asyncdni.wire.address import holds_sockets, private_folder
 
 if TYPE_CHECKING:
     from torch.nn import Module
+
+    from asyncdni.launch.display import Display
 
 __all__ = ["Observer", "conduct", "design_of", "design_of_arrays", "move_arrays", "train"]
 
@@ -133,8 +138,11 @@ def train(
     init: str | Path | Mapping[str, ArrayLike] | None = None,
     resume: str | Path | None = None,
     observers: Sequence[Observer] = (),
+    callbacks: Sequence[Callback | Any] = (),
+    progress: bool = True,
     trace: bool = False,
     tensorboard: bool = False,
+    metrics: Mapping[str, Callable[[Array, Array], float]] | Sequence[str] | None = None,
     allow_import: bool | str | Sequence[str] = False,
     **module: Unpack[ModuleOptions],
 ) -> Result:
@@ -143,7 +151,9 @@ def train(
     Args:
         source: an experiment, its tables, or the path of an experiment file; or a module of
             PyTorch, which is cut into stages and itself stays as it is: see `Result.load_into`.
-        schedule, seed, set: changes to a file, as on the command line.
+        schedule: a schedule in place of that of `source`, by its name.
+        seed: a seed in place of that of `source`.
+        set: changes to a file, such as "run.epochs=3", as on the command line.
         data: arrays x_train, y_train, x_test, y_test to train on, instead of the experiment's data;
             kept as DIR/data.npz. For a module also (training set, test set) of PyTorch.
         out: folder to write the run to, new or empty; None: keep nothing on disk.
@@ -152,33 +162,35 @@ def train(
         resume: the folder of a run that goes on, in place of `source`, `data`, `init` and `out`:
             from its newest whole checkpoint, or newer snapshots. One that is complete is only read.
         observers: called with every record while the run goes on.
+        callbacks: objects with methods such as `on_evaluation`: see `asyncdni.Callback`.
+        progress: show the run while it goes on, where standard output is a terminal or a notebook.
         trace: write every op, message and wait of all workers to DIR/trace.json (for
             https://ui.perfetto.dev), and each worker's own to DIR/trace.
         tensorboard: write event files to DIR/tensorboard; needs the extra of that name, and `out`.
+        metrics: names of metrics of the test set, in place of `run.metrics`; or {name: function},
+            each of which maps arrays, outputs (N, K) and targets (N,) or (N, K), to their mean.
         allow_import: let workers import what the experiment names as "module:Class": all of it, or
             what is of modules whose names begin so (["mymodels"]).
         module: for a module of PyTorch loss, stages, optimizer, …: see `ModuleOptions`.
 
-    A stop (Ctrl-C, SIGTERM, SIGHUP, an observer's exception, in a thread the program's end) lets
-    the current update end and saves all; a second one ends the run at once.
+    A stop (Ctrl-C, SIGTERM, SIGHUP, an exception of a callback or observer, in a thread the
+    program's end) lets the current update end and saves all; a second one ends the run at once.
 
     Raises:
         AsyncDNIError: one of its classes; whatever ends a run names its place and its cure.
         KeyboardInterrupt: after a stop, with what is kept; see its cause, `errors.Interrupted`.
     """
     check_may_train()
+    given = {"source": source, "schedule": schedule, "seed": seed, "data": data, "out": out}
     with ExitStack() as stack:
         if resume is None:
-            described, handover = _described(stack, source, data, module)
-            changes = [*set, *_init_setting(init)]
-            job = _Job(_resolve(described, schedule, seed, changes), data, init, out, handover)
+            job = _new_job(stack, set, module, **given, init=init, metrics=metrics)
         else:
-            _check_alone(source=source, schedule=schedule, seed=seed, data=data, out=out, init=init)
-            job = _Job(changed_experiment(Path(resume), set), out=resume, resumed=True)
+            job = _resumed_job(resume, set, **given, init=init, metrics=metrics)
             if is_complete(Path(resume), job.experiment):
                 return open_run(resume)
-        allowed, ways = as_allowed(allow_import), {"trace": trace, "tensorboard": tensorboard}
-        return _trained(stack, job, observers, **ways, allow_import=allowed)
+        ways = {"progress": progress, "trace": trace, "tensorboard": tensorboard}
+        return _trained(stack, job, observers, callbacks, as_allowed(allow_import), **ways)
 
 
 @dataclass(frozen=True)
@@ -198,26 +210,76 @@ class _Job:
         return self.data if isinstance(self.data, Mapping) else None
 
 
+def _new_job(
+    stack: ExitStack,
+    changes: Sequence[str],
+    options: ModuleOptions,
+    *,
+    source: Any,
+    schedule: Any,
+    seed: Any,
+    data: Any,
+    out: Any,
+    init: Any,
+    metrics: Any,
+) -> _Job:
+    """What a run is to do that begins, as `train` was told."""
+    described, handover = _described(stack, source, data, options, metrics)
+    changes = [*changes, *_init_setting(init), *_metrics_setting(metrics, handover)]
+    return _Job(_resolve(described, schedule, seed, changes), data, init, out, handover)
+
+
+def _resumed_job(folder: str | Path, changes: Sequence[str], **given: object) -> _Job:
+    """What the run in `folder` has still to do. Raises `ConfigError` for anything in `given`, which
+    a run that goes on has already."""
+    _check_alone(**given)
+    return _Job(changed_experiment(Path(folder), changes), out=folder, resumed=True)
+
+
 def _described(
-    stack: ExitStack, source: _Source | Module, data: object, options: ModuleOptions
+    stack: ExitStack,
+    source: _Source | Module,
+    data: object,
+    options: ModuleOptions,
+    metrics: Mapping[str, object] | Sequence[str] | None,
 ) -> tuple[_Source, Handover | None]:
-    """An experiment as it is, or that of a module, with what its workers are handed."""
-    if not is_model(source):
-        check_no_options(options, data)
+    """An experiment as it is, or that of a module, with what its workers are handed: the model and
+    its data sets, functions that are metrics, or nothing."""
+    objects = metric_objects(metrics) if isinstance(metrics, Mapping) else {}
+    if is_model(source):
+        tables, handover = given_model(source, data, options, objects)
+        stack.callback(handover.close)
+        return tables, handover
+    check_no_options(options, data)
+    if not objects:
         return cast(_Source, source), None
-    tables, handover = given_model(source, data, options)
+    handover = Handover(objects, {})
     stack.callback(handover.close)
-    return tables, handover
+    return cast(_Source, source), handover
+
+
+def _metrics_setting(
+    metrics: Mapping[str, object] | Sequence[str] | None, handover: Handover | None
+) -> list[str]:
+    """Return `metrics` as a setting; functions are named as they are handed over."""
+    if metrics is None:
+        return []
+    texts = [metrics] if isinstance(metrics, str) else list(metrics)
+    if isinstance(metrics, Mapping) and handover is not None:
+        texts = [handover.name_of(object_name(name)) for name in metrics]
+    return [f"run.metrics={json.dumps(texts)}"]
 
 
 def _trained(
     stack: ExitStack,
     job: _Job,
     observers: Sequence[Observer],
+    callbacks: Sequence[Any],
+    allow_import: Allowed,
     *,
+    progress: bool,
     trace: bool,
     tensorboard: bool,
-    allow_import: Allowed,
 ) -> Result:
     stack.enter_context(_raising_keyboard_interrupt())
     stack.enter_context(_awaited_at_exit())
@@ -229,10 +291,25 @@ def _trained(
     design = design if job.resumed else begin_with(design, _arrays_of(job.init))
     files = _extra_files(stack, design, kept, trace=trace, tensorboard=tensorboard)
     launch = _launch(stack, design, folder, place, job.handover)
-    bind, heard = f"ipc://{sockets / 'coordinator'}", [*observers, *files]
-    ways = {"launch": launch, "trace": trace, "resume": job.resumed}
+    displays = _displays(stack) if progress else []
+    bind, heard = f"ipc://{sockets / 'coordinator'}", [*observers, *files, *displays]
+    ways = {"launch": launch, "trace": trace, "resume": job.resumed, "callbacks": callbacks}
     result = _run_to_end(design, bind, folder, keep=kept is not None, observers=heard, **ways)
+    for display in displays:
+        display.finish(result.summary, result.folder)
     return replace(result, given=job.handover)
+
+
+def _displays(stack: ExitStack) -> list[Display]:
+    """The display of a run: none where standard output is neither a terminal nor a notebook, nor
+    for runs in threads, which would write over each other."""
+    out, thread = sys.stdout, threading.current_thread()
+    shown = out is not None and (out.isatty() or "ipykernel" in sys.modules)
+    if not shown or thread is not threading.main_thread():
+        return []
+    from asyncdni.launch.display import make_display  # takes a while to import
+
+    return [stack.enter_context(make_display(quiet=False))]
 
 
 def _extra_files(

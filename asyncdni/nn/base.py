@@ -55,8 +55,18 @@ class Layer(Protocol):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the output's shape for inputs of `shape` (both without the batch axis), without
         allocating anything. Raises `ConfigError` where the shape does not fit, naming what was
-        given and expected. A layer with possibly large weights also has a method `size(shape)`,
-        which returns their number of elements beforehand."""
+        given and expected.
+
+        A layer with possibly large weights also has a method `size(shape)`, which returns their
+        number of elements beforehand. A layer that computes products also has a method
+        `flops(shape, samples, *, send)`, which returns (forward, backward): the floating-point
+        operations of its matrix products and convolutions on `samples` inputs, in a forward and in
+        a backward that learns and, if `send`, computes the gradient of x too. A product of (m, k)
+        and (k, n) has 2 m k n of them; all else is left out, as PyTorch's FlopCounterMode does. It
+        returns None where they are not known.
+
+        A layer whose outputs may be several tensors in one, or whole numbers such as ids, has a
+        method `packs()`, which returns whether they are."""
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams

@@ -19,6 +19,7 @@ __all__ = [
     "WindowLoss",
     "by_step",
     "counted",
+    "is_own",
     "make_loss",
 ]
 
@@ -162,6 +163,11 @@ def _check_values(name: str, shape: tuple[int, ...], y: Array) -> None:
             f"{name} was given a target of {y[sample, output]} (sample {sample}, output {output}): "
             "expected finite numbers"
         )
+
+
+def is_own(loss: str) -> bool:
+    """Whether this names a callable of the user's own, "module:callable"."""
+    return ":" in loss
 
 
 LOSSES: dict[str, type[Loss]] = {

@@ -10,23 +10,26 @@ under every split.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from asyncdni import config, experiment
+from asyncdni import config, experiment, software
 from asyncdni.core.counts import Counts
+from asyncdni.core.events import Prepared
 from asyncdni.core.members import Roster
 from asyncdni.core.worker import Worker
 from asyncdni.data import checksums, open_batches
 from asyncdni.data.base import Source
 from asyncdni.data.meta import Meta, other_parts
-from asyncdni.errors import DataError
+from asyncdni.data.stored import Stored, chunks
+from asyncdni.encodings import Compressor
+from asyncdni.errors import ConfigError, DataError
 from asyncdni.imports import Allowed, allowing
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node, make_network
@@ -34,32 +37,52 @@ from asyncdni.nn.generators import MAP_GENERATORS, make_generator
 from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.generators.error import LocalHead
 from asyncdni.nn.input_model import InputModel
-from asyncdni.nn.losses import make_loss
+from asyncdni.nn.layers import is_module
+from asyncdni.nn.losses import is_own, make_loss
+from asyncdni.nn.metrics import Metric, make_metrics, metric_names
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.checks import check_rules
-from asyncdni.plan.conditions import check_conditions, neighbours
-from asyncdni.plan.model import check_torch_options, with_stages
+from asyncdni.plan.conditions import check_conditions, link_encodings, neighbours
+from asyncdni.plan.model import (
+    check_fields,
+    check_losses,
+    check_steps,
+    check_torch,
+    check_torch_options,
+    with_stages,
+)
 from asyncdni.plan.plan import (
     Group,
     Plan,
     cut_every_s,
     make_plan,
+    read_by,
     shared_with,
     snapshot_every_s,
 )
-from asyncdni.plan.rules import goes_on, late_gradients
+from asyncdni.plan.readout import Forms, make_readout_generator, readout_stage
+from asyncdni.plan.readout import readout_forms as _readout_forms
+from asyncdni.plan.rules import late_gradients, learns_alone
 from asyncdni.plan.rules import make_worker as _make_worker
 from asyncdni.plan.sizes import check_messages
 from asyncdni.schedules.base import Groups
-from asyncdni.stages.numpy.block import Block, Pace
+from asyncdni.stages.base import Stage
+from asyncdni.stages.numpy.block import Block, Pace, make_rate_scale
 from asyncdni.stages.numpy.exit import AGREEMENT_EVERY
 from asyncdni.stages.numpy.stage import NumpyStage, Sharing
 
+if TYPE_CHECKING:
+    from asyncdni.nn.torch.generator import ModuleGenerator
+
 __all__ = [
     "Design",
+    "begins_from",
     "check_targets",
     "find_exits",
+    "find_metrics",
     "find_shares",
+    "lent_readout",
+    "make_compressor",
     "make_design",
     "make_exit_generator",
     "make_input_models",
@@ -68,13 +91,18 @@ __all__ = [
     "make_stage",
     "make_whole_stage",
     "make_worker",
+    "prepared",
+    "readout_forms",
 ]
 
 
-def make_exit_generator(network: Network, group: Group, run: config.Run) -> Generator | None:
+def make_exit_generator(design: Design, group: Group, *, empty: bool = False) -> Generator | None:
     """Make the generator or local head that predicts the gradient at the group's exit; None if the
-    group waits for the gradient, or has no consumers."""
-    options = group.schedule.predictor
+    group waits for the gradient, or has no consumers. Raises `ConfigError` for a module that can't
+    be one.
+
+    `empty`: a copy of weights of another stage may be left at zero, as it is not used."""
+    network, run, options = design.network, design.experiment.run, group.schedule.predictor
     if group.exit is None or options is None:
         return None
     node = network.node(group.exit)
@@ -91,10 +119,42 @@ def make_exit_generator(network: Network, group: Group, run: config.Run) -> Gene
     values = msgspec.structs.asdict(options)
     if isinstance(options, config.LocalHead):
         return build(LocalHead(**values))
+    if isinstance(options, config.ReadoutGenerator):
+        return make_readout_generator(
+            network,
+            design.plan,
+            run,
+            options,
+            node,
+            weights={} if empty else (design.init or {}).get(readout_stage(design.plan.groups)),
+            allow_import=design.allow_import,
+        )
+    if isinstance(options, config.ModuleGenerator):
+        generator = _module_generator(design, options)
+        build(generator, shape=node.output_shape, steps=network.steps)
+        if group.schedule.greedy and not generator.has_loss:
+            raise ConfigError(
+                f"schedule.generator: {options.module} has no loss(h, y) to learn from, and under "
+                f"{group.schedule.tag} no gradient comes back"
+            )
+        return generator
     if len(row) == 3 and options.tag in MAP_GENERATORS:
         return build(MAP_GENERATORS[options.tag](**values), shape=row)
     values.pop("cells", None)  # an option for feature maps only
     return build(make_generator(options.tag, **values))
+
+
+def _module_generator(design: Design, options: config.ModuleGenerator) -> ModuleGenerator:
+    """Raises `ConfigError` without PyTorch, and for a module that can't be made."""
+    check_torch('schedule.generator: kind = "module"')
+    from asyncdni.nn.torch.generator import module_generator
+
+    return module_generator(
+        options.module,
+        options.arguments,
+        learning_rate=options.learning_rate,
+        allow_import=design.allow_import,
+    )
 
 
 def _build(generator: Generator, **options: Any) -> Generator:
@@ -170,15 +230,22 @@ def make_design(
     not fit together."""
     given = tables if isinstance(tables, config.Experiment) else experiment.parse(tables)
     parsed = with_stages(given, meta, allow_import=allow_import)
-    check_torch_options(parsed)
+    check_torch_options(parsed, allow_import=allow_import)
     network = make_network(parsed, meta, allow_import=allow_import)
+    check_fields(network, meta)
+    check_losses(parsed, network, allow_import=allow_import)
     plan = make_plan(parsed, network, meta)
+    check_steps(network, plan)
     check_conditions(parsed, plan)
     check_rules(parsed, plan)
     check_messages(parsed, network, plan, meta, allow_import=allow_import)
     for every in (cut_every_s, snapshot_every_s):
         every(parsed.checkpoint)
-    return Design(parsed, meta, network, plan, allow_import, given=given)
+    design = Design(parsed, meta, network, plan, allow_import, given=given)
+    for group in plan.groups:
+        if group.schedule.predictor is not None and group.schedule.predictor.in_torch:
+            make_exit_generator(design, group, empty=True)  # the user's code: it may not fit
+    return design
 
 
 def make_worker(design: Design, group: Group, counts: Counts | None = None) -> Worker:
@@ -197,12 +264,21 @@ def make_stage(design: Design, group: Group) -> NumpyStage:
     return stage
 
 
+def _pace(plan: Plan) -> Pace:
+    return Pace(plan.updates_per_epoch, plan.updates, plan.per_update, plan.batches_per_epoch)
+
+
+def _rate(design: Design, batch: int) -> float:
+    """The learning rate of `[optimizer]` for a training batch, or microbatch, of this id."""
+    optimizer, pace = design.experiment.optimizer, _pace(design.plan)
+    return optimizer.learning_rate * make_rate_scale(optimizer.decay, pace)(pace.update_of(batch))
+
+
 def _seeded_stage(design: Design, group: Group) -> NumpyStage:
     run, plan = design.experiment.run, design.plan
     by_name = {stage.name: stage for stage in design.experiment.stages}
     delayed = late_gradients(design.experiment, plan, group)
-    total = run.epochs * plan.updates_per_epoch
-    pace = Pace(plan.updates_per_epoch, total, plan.microbatches, plan.batches_per_epoch)
+    pace = _pace(plan)
     blocks = [
         Block(
             node,
@@ -217,6 +293,7 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
             empty=design.init is not None and node.name in design.init,
             autocast=run.autocast is not None,
             compile=run.compile,
+            metrics=find_metrics(design) if node is design.network.judged else (),
         )
         for node in group.members
     ]
@@ -224,20 +301,67 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
     return NumpyStage(
         blocks,
         group.exit,
-        make_exit_generator(design.network, group, run),
+        make_exit_generator(design, group),
         sharing=sharing,
         mix=group.schedule.mix,
         input_models=make_input_models(design.network, group, design.meta, run),
         agreement_every=AGREEMENT_EVERY if group.schedule.guard is None else 1,
         steps=design.meta.steps,
+        remainders=_remainders(design, group),
     )
 
 
-def make_whole_stage(design: Design) -> NumpyStage:
-    """Build all declared stages as one, without generators, to use a trained network."""
+def _remainders(design: Design, group: Group) -> dict[str, dict[str, NDArray[Any]]]:
+    """Make the remainders of the gradients that `group` sends (see `encodings`), by stage and by
+    producer, for links whose encoding keeps one."""
+    plan, found = design.plan, dict[str, dict[str, NDArray[Any]]]()
+    encodings = link_encodings(design.experiment, plan)
+    for node in group.members:
+        for producer in node.inputs:
+            encoding = None
+            if producer != DATA:
+                encoding = encodings.get((group.name, plan.group_of(producer).name))
+            if encoding is not None and encoding.keeps_remainder:
+                shape = design.network.node(producer).output_shape
+                array = np.zeros((design.experiment.data.batch_size, *shape), np.float32)
+                found.setdefault(node.name, {})[producer] = array
+    return found
+
+
+def make_compressor(design: Design, group: Group, stage: Stage | None) -> Compressor:
+    """Make what encodes the tensors that the worker of `group` sends: see `[links] compress`. None
+    stands for a stage without arithmetic."""
+    encodings = link_encodings(design.experiment, design.plan)
+    return Compressor(
+        {receiver: one for (sender, receiver), one in encodings.items() if sender == group.name},
+        {
+            (design.plan.group_of(producer).name, consumer): array
+            for consumer, arrays in (stage.remainders if stage is not None else {}).items()
+            for producer, array in arrays.items()
+        },
+    )
+
+
+def find_metrics(design: Design) -> list[Metric]:
+    """Make the metrics of `run.metrics`. Raises `ConfigError`, also for functions that can't be
+    imported."""
+    meta = design.meta
+    classes = meta.outputs if meta.targets == "classes" else 0
+    texts = design.experiment.run.metrics
+    return make_metrics(texts, classes=classes, allow_import=design.allow_import)
+
+
+def make_whole_stage(design: Design, metrics: Sequence[str] = ()) -> NumpyStage:
+    """Build all declared stages as one, without generators, to use a trained network.
+
+    `metrics` are those of `run.metrics` that it computes of a test set."""
     chosen = design.experiment
     run = config.Run(
-        seed=chosen.run.seed, dtype=chosen.run.dtype, split=[len(chosen.stages)], epochs=0
+        seed=chosen.run.seed,
+        dtype=chosen.run.dtype,
+        split=[len(chosen.stages)],
+        epochs=0,
+        metrics=list(metrics),
     )
     stages = [msgspec.structs.replace(stage, schedule={}) for stage in chosen.stages]
     # Tables about single workers and the links between them are left out: there is one worker.
@@ -280,16 +404,24 @@ def make_source(design: Design, group: Group) -> Source | None:
     )
 
 
-def check_targets(design: Design, found: Mapping[str, NDArray[Any]]) -> None:
+def check_targets(design: Design, found: Mapping[str, NDArray[Any] | Stored]) -> None:
     """Check the arrays of targets in `found`. Raises `DataError`, with the name of the array, for
     targets that a loss can't learn."""
-    losses = [(make_loss(n.loss), n.output_shape[-1:]) for n in design.network.nodes if n.loss]
+    losses = [
+        (make_loss(node.loss), node.output_shape[-1:])
+        for node in design.network.nodes
+        if node.loss and not is_own(node.loss)
+    ]
     for name, targets in found.items():
-        for loss, shape in losses:
-            try:
-                loss.check(shape, _flat(targets, design.meta))
-            except DataError as error:
-                raise DataError(f"{name}: {error}") from error
+        # A loss counts samples from the first that it is given, so messages name the part.
+        parts = chunks(targets) if isinstance(targets, Stored) else [(0, targets)]
+        for start, part in parts:
+            for loss, shape in losses:
+                try:
+                    loss.check(shape, _flat(part, design.meta))
+                except DataError as error:
+                    place = f"{name}[{start}:]" if start else name
+                    raise DataError(f"{place}: {error}") from error
 
 
 def _flat(targets: NDArray[Any], meta: Meta) -> NDArray[Any]:
@@ -308,6 +440,39 @@ def find_shares(design: Design, group: Group) -> dict[str, tuple[str, ...]]:
     return shared_with(design.plan.groups, group)
 
 
+def readout_forms(design: Design) -> Forms:
+    """Return what a copy of the readout consists of: see `plan.readout`."""
+    dtype = np.dtype(design.experiment.run.dtype)
+    return _readout_forms(design.plan, dtype, allow_import=design.allow_import)
+
+
+def lent_readout(design: Design, group: Group) -> tuple[str, tuple[str, ...]] | None:
+    """Return the stage of `group` that others read out through, and the names of those weights;
+    None if there is none."""
+    if group.name != design.plan.groups[-1].name or not read_by(design.plan.groups):
+        return None
+    return group.members[-1].name, tuple(readout_forms(design))
+
+
+def begins_from(design: Design, group: Group) -> list[str]:
+    """Return the stages whose initial weights `group` begins with: its own, and the one that it
+    reads out through."""
+    own = [node.name for node in group.members]
+    reads = group.name in read_by(design.plan.groups)
+    return [*own, readout_stage(design.plan.groups)] if reads else own
+
+
+def prepared(design: Design, group: Group, roster: Roster) -> Prepared:
+    """Tell the process of `group` what it must know of the experiment."""
+    return Prepared(
+        roll_back=roster.rolls_back,
+        learns_alone=roster.learns_alone,
+        snapshot_every_s=snapshot_every_s(design.experiment.checkpoint),
+        stages=[node.name for node in group.members],
+        sources=roster.sources,
+    )
+
+
 def make_roster(
     design: Design,
     *,
@@ -315,9 +480,11 @@ def make_roster(
     term: int = 0,
     trace: bool = False,
     launched: bool = True,
+    consults: bool = False,
     resume: str = "",
 ) -> Roster:
-    """Make what the coordinator knows about the run; for `launched` and `resume` see `Roster`."""
+    """Make what the coordinator knows about the run; for `launched`, `consults` and `resume` see
+    `Roster`."""
     plan, limits, chosen = design.plan, design.experiment.limits, design.experiment
     return Roster(
         workers=tuple(group.name for group in plan.groups),
@@ -335,11 +502,27 @@ def make_roster(
         silence_s=limits.silence_s,
         stuck_s=limits.stuck_s,
         restarts=chosen.recovery.restarts,
-        goes_on=goes_on(plan),
+        learns_alone=learns_alone(plan),
         rolls_back=chosen.numbers.policy == "roll_back",
         cut_every_s=cut_every_s(chosen.checkpoint),
         cut_positions=frozenset(plan.cuts),
         batches=plan.batches,
-        groups=Groups(plan.microbatches, plan.batches_per_epoch),
+        groups=Groups(plan.per_update, plan.batches_per_epoch),
+        rate=partial(_rate, design),
+        consults=consults,
         resume=resume,
+        versions=_compared_versions(chosen),
+        sources=software.source_digests(experiment.tables(chosen)["stages"]),
+        metrics=metric_names(chosen.run.metrics),
     )
+
+
+def _compared_versions(chosen: config.Experiment) -> dict[str, str]:
+    """Return the versions that all workers must have: PyTorch's only where it computes."""
+    optimizers = [experiment.stage_optimizer(chosen, stage) for stage in chosen.stages]
+    layers = [layer for stage in chosen.stages for layer in stage.layers]
+    in_torch = any(isinstance(one, config.TorchOptimizer) for one in optimizers) or any(
+        is_module(layer) for layer in layers
+    )
+    found = software.versions()
+    return found if in_torch else {name: found[name] for name in found if name != "torch"}

@@ -6,7 +6,7 @@ here depend on the network, the data, and the schedules of other stages.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -99,6 +99,11 @@ def _check_same(base: config.Schedule, own: config.Schedule, place: str) -> None
             key in base.run_wide and getattr(base, key) != getattr(own, key),
             f"{place}.{key}: it is the same for all stages; set it in [schedule]",
         )
+    _refuse(
+        base.asked != own.asked,
+        f"{place}.generator: stages send gradients up for the generators of all stages or for "
+        "none, and readout needs none; set it in [schedule], or a guard there, which needs them",
+    )
 
 
 # --- lag -----------------------------------------------------------------------------------------
@@ -171,6 +176,8 @@ def check_windows(experiment: config.Experiment, plan: Plan) -> None:
     if isinstance(data, config.Windows):
         _check_streams(schedule)
     nodes = [node for group in plan.groups for node in group.members]
+    if isinstance(data, config.Windows) and schedule.microbatches > 1:
+        _check_independent(nodes, schedule.microbatches)
     found = next((node for node in nodes if any(map(_is_recurrent, node.layers))), None)
     if found is not None:
         _check_recurrent(experiment, found)
@@ -185,12 +192,22 @@ def _is_recurrent(spec: object) -> bool:
     return name in _RECURRENT
 
 
+def _check_independent(nodes: Sequence[Node], microbatches: int) -> None:
+    """Check that no layer carries a state from window to window, which microbatches of some of the
+    streams would tear apart. Whether a layer of the user's own does, nobody knows."""
+    for node in nodes:
+        for layer in node.layers:
+            name = next(iter(layer)) if isinstance(layer, dict) else layer
+            if _is_recurrent(layer) or ":" in name:
+                carries = "carries" if _is_recurrent(layer) else "may carry"
+                raise ConfigError(
+                    f"schedule.microbatches: {microbatches} would tear the streams of a window "
+                    f"apart, and layer {name} of stage {node.name} {carries} their state to the "
+                    "next one; expected 1"
+                )
+
+
 def _check_streams(schedule: config.Schedule) -> None:
-    if schedule.microbatches > 1:
-        raise ConfigError(
-            f"schedule.microbatches: {schedule.microbatches} would tear the streams of a window "
-            "apart, whose state goes on in the next one; expected 1"
-        )
     if schedule.synthetic_inputs:
         raise ConfigError(
             "schedule.synthetic_inputs: an input model knows no steps; expected false for windows "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -19,13 +20,17 @@ from asyncdni.nn.base import Layer
 from asyncdni.nn.layers import make_layer
 from asyncdni.nn.layers.recurrent import Recurrent
 from asyncdni.plan.build import Design, make_exit_generator, make_input_models
-from asyncdni.plan.plan import Group
+from asyncdni.plan.conditions import link_encodings
+from asyncdni.plan.plan import Group, Plan
+from asyncdni.plan.sizes import context_bytes, stage_flops
 
 __all__ = [
     "FORMATS",
     "Model",
     "count",
     "describe",
+    "describe_flops",
+    "describe_links",
     "describe_workers",
     "dot",
     "draw",
@@ -83,6 +88,62 @@ def describe_workers(design: Design) -> str:
     return _aligned(rows)
 
 
+def describe_flops(design: Design) -> str:
+    """Return a table with a line for each stage: the floating-point operations of its products on
+    one sample (see `plan.sizes.stage_flops`). A dash stands for what is not known."""
+    rows = [("of one sample", "FLOPs forward", "FLOPs backward")]
+    samples = min(design.plan.batch_size, design.meta.train_samples)
+    known: list[tuple[int, int]] = []
+    for node in design.network.nodes:
+        send = any(name != DATA for name in node.inputs)
+        found = stage_flops(node, samples, send=send, allow_import=design.allow_import)
+        known += [found] if found else []
+        rows.append((node.name, *_each(found, samples)))
+    whole = len(known) == len(design.network.nodes)
+    total = sum(one[0] for one in known), sum(one[1] for one in known)
+    rows.append(("total", *_each(total if whole else None, samples)))
+    return _aligned(rows, numbers=2)
+
+
+def _each(flops: tuple[int, int] | None, samples: int) -> tuple[str, str]:
+    """Write the operations on a batch of `samples` as those on one of them."""
+    forward, backward = (f"{round(one / samples):,}" for one in flops) if flops else ("-", "-")
+    return forward, backward
+
+
+def describe_links(design: Design) -> str:
+    """Return a table with a line for each link that tensors of training travel on: what they are,
+    as what they travel, and the mean bytes of a sample, without the headers of messages. Empty
+    where there is one worker."""
+    plan, network, chosen = design.plan, design.network, design.experiment
+    encodings, context = link_encodings(chosen, plan), context_bytes(chosen, network, design.meta)
+    itemsize = np.dtype(chosen.run.dtype).itemsize
+    rows = [("link", "tensors", "travel as", "bytes a sample")]
+
+    def add(sender: str, to: str, what: str, shape: Shape, times: float, beside: int) -> None:
+        encoding = None if what == "data" else encodings.get((sender, to))
+        size = math.prod(shape) * itemsize
+        name = encoding.name if encoding is not None else chosen.run.dtype
+        size = size if encoding is None else encoding.frame_bytes((1, *shape))
+        rows.append((f"{sender}->{to}", what, name, f"{size * times + beside:,.0f}"))
+
+    for to in plan.feeds:
+        add(plan.groups[plan.host].name, to, "data", network.data_shape, 1, context)
+    for group in plan.groups:
+        shape = () if group.exit is None else network.node(group.exit).output_shape
+        asked = group.schedule.asked.every  # batches for each one whose gradient comes back
+        for to in group.consumers:
+            add(group.name, to, "activations", shape, 1, context)
+            readers = sum(group.exit in node.inputs for node in _members(plan, to))
+            if asked:
+                add(to, group.name, "gradients", shape, readers / asked, 0)
+    return _aligned(rows) if len(rows) > 1 else ""
+
+
+def _members(plan: Plan, worker: str) -> Sequence[Node]:
+    return next(group.members for group in plan.groups if group.name == worker)
+
+
 # --- sizes ---------------------------------------------------------------------------------------
 
 
@@ -99,7 +160,7 @@ def models_of(design: Design, group: Group) -> list[Model]:
     """
     options, run = group.schedule.predictor, design.experiment.run
     found = []
-    generator = make_exit_generator(design.network, group, run)
+    generator = make_exit_generator(design, group, empty=True)
     if generator is not None and options is not None and group.exit is not None:
         found.append(Model(options.title, group.exit, count(generator)))
     inputs = make_input_models(design.network, group, design.meta, run)
@@ -169,14 +230,20 @@ def _option(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """Write the rows as lines of text: each column is as wide as its widest cell, and the last, of
-    numbers, is aligned to the right."""
+def _aligned(rows: Sequence[tuple[str, ...]], numbers: int = 1) -> str:
+    """Write the rows as lines of text: each column is as wide as its widest cell, and the last
+    ones, which hold `numbers`, are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    words = len(widths) - numbers
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
-        lines.append("  ".join([*cells, row[-1].rjust(widths[-1])]))
+        cells = zip(row, widths, strict=True)
+        lines.append(
+            "  ".join(
+                cell.ljust(width) if index < words else cell.rjust(width)
+                for index, (cell, width) in enumerate(cells)
+            )
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -26,12 +26,22 @@ from asyncdni.data.meta import Meta
 from asyncdni.errors import ConfigError
 from asyncdni.handover import GIVEN
 from asyncdni.imports import Allowed
+from asyncdni.messages import DATA
+from asyncdni.network import Network, Node
+from asyncdni.nn.layers import is_module
+from asyncdni.nn.losses import LOSSES, is_own
+from asyncdni.plan.plan import Plan
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
     "arrays_by_stage",
+    "check_cut",
+    "check_fields",
+    "check_losses",
+    "check_steps",
+    "check_torch",
     "check_torch_options",
     "initial_model",
     "state_facts",
@@ -41,8 +51,6 @@ __all__ = [
 
 #: How many stages `stages = "auto"` makes.
 _AUTO = 4
-#: The layers that are modules of PyTorch.
-_MODULES = {"part", "module"}
 
 
 def with_stages(
@@ -54,15 +62,18 @@ def with_stages(
     model = chosen.model
     if model is None:
         return chosen
-    _check_torch("[model]")
-    begins, names = _cuts(chosen, model, meta, allow_import)
+    check_torch("[model]")
+    begins, names, sharers = _cuts(chosen, model, meta, allow_import)
     stages = [
         {
             "name": name,
             "layers": [{"part": _part(model, meta, begin, end)}],
             "loss": model.loss if not end else None,
+            "weights": names[sharers[index]] if index in sharers else "",
         }
-        for name, begin, end in zip(names, ["", *begins], [*begins, ""], strict=True)
+        for index, (name, begin, end) in enumerate(
+            zip(names, ["", *begins], [*begins, ""], strict=True)
+        )
     ]
     tables = experiment.tables(chosen) | {"stages": stages}
     del tables["model"]
@@ -74,17 +85,18 @@ def with_cuts(chosen: config.Experiment, meta: Meta, *, allow_import: Allowed) -
     number, so that several runs have the same stages. Raises `ConfigError` as `with_stages`."""
     if chosen.model is None or isinstance(chosen.model.stages, list):
         return chosen
-    _check_torch("[model]")
-    begins, _ = _cuts(chosen, chosen.model, meta, allow_import)
+    check_torch("[model]")
+    begins, *_ = _cuts(chosen, chosen.model, meta, allow_import)
     model = msgspec.structs.replace(chosen.model, stages=begins or 1)
     return msgspec.structs.replace(chosen, model=model)
 
 
-def check_torch_options(chosen: config.Experiment) -> None:
+def check_torch_options(chosen: config.Experiment, *, allow_import: Allowed = False) -> None:
     """Raise `ConfigError` for an optimizer of PyTorch that is unknown, refuses its options, or has
     no PyTorch to come from; and for ways to compute that no stage has."""
+    layers = [layer for stage in chosen.stages for layer in stage.layers]
     for option in ("autocast", "compile"):
-        if getattr(chosen.run, option) and not any(map(_is_in_torch, chosen.stages)):
+        if getattr(chosen.run, option) and not any(map(is_module, layers)):
             raise ConfigError(
                 f"run.{option} is for stages written in PyTorch, and this network has none; leave "
                 "it out"
@@ -92,17 +104,36 @@ def check_torch_options(chosen: config.Experiment) -> None:
     for stage in chosen.stages:
         options = experiment.stage_optimizer(chosen, stage)
         if isinstance(options, config.TorchOptimizer):
-            _check_torch('optimizer.name = "torch"')
-            from asyncdni.nn.torch.optimizer import TorchOptimizer
+            check_torch('optimizer.name = "torch"')
+            from asyncdni.nn.torch.optimizer import TorchOptimizer, check_class
 
-            TorchOptimizer(options.kind, options.options, ())
-
-
-def _is_in_torch(stage: config.Stage) -> bool:
-    return any(isinstance(layer, dict) and layer.keys() & _MODULES for layer in stage.layers)
+            TorchOptimizer(options.kind, options.options, (), allow_import=allow_import)
+            if ":" in options.kind:
+                check_class(options.kind, options.options, allow_import=allow_import)
 
 
-def _check_torch(what: str) -> None:
+def check_losses(chosen: config.Experiment, network: Network, *, allow_import: Allowed) -> None:
+    """Raise `ConfigError` for a loss of the user's that can't be imported, does not take the
+    outputs and targets, or belongs to a stage that is not written in PyTorch."""
+    for stage, node in zip(chosen.stages, network.nodes, strict=True):
+        if node.loss is None or not is_own(node.loss):
+            continue
+        if not any(map(is_module, stage.layers)):
+            raise ConfigError(
+                f"{node.place}.loss: {node.loss!r} is for stages written in PyTorch; expected one "
+                f"of {', '.join(LOSSES)}"
+            )
+        check_torch(f"{node.place}.loss")
+        from asyncdni.nn.torch.loss import OwnLoss
+
+        steps = (network.steps,) if network.steps else ()
+        classes = network.targets == "classes"
+        targets = steps if classes else (*steps, network.outputs)
+        OwnLoss(node.loss, allow_import).try_on(node.output_shape, targets, integers=classes)
+
+
+def check_torch(what: str) -> None:
+    """Raise `ConfigError` where `what` the user asks for needs PyTorch, and there is none."""
     try:
         import torch  # noqa: F401
     except ImportError as error:
@@ -113,14 +144,15 @@ def _check_torch(what: str) -> None:
 
 def _cuts(
     chosen: config.Experiment, model: config.Model, meta: Meta, allow_import: Allowed
-) -> tuple[list[str], list[str]]:
-    """The submodules at which all stages but the first begin, and the names of all stages."""
+) -> tuple[list[str], list[str], dict[int, int]]:
+    """The submodules at which all stages but the first begin, the names of all stages, and which of
+    them have the weights of which earlier one."""
     from asyncdni.nn.torch.balance import choose_cuts
     from asyncdni.nn.torch.model import trace_model
 
     def traced(begins: Sequence[str] | None) -> Any:
-        shape = meta.input_shape
-        return trace_model(model.build, model.arguments, shape, begins, allow_import=allow_import)
+        form = _form(meta)
+        return trace_model(model.build, model.arguments, form, begins, allow_import=allow_import)
 
     if isinstance(model.stages, list):
         begins = model.stages
@@ -132,11 +164,18 @@ def _cuts(
                 f"model.stages: {count} stages, but the model can be cut into "
                 f"{len(whole.names()) + 1} at most: before {', '.join(whole.names()) or 'nothing'}"
             )
+        parting = whole.parting()
+        if model.stages != "auto" and 1 < count <= len(parting):
+            raise ConfigError(
+                f"model.stages: {count} stages, but the model uses the same weights in several "
+                f"places, each of which becomes a stage of its own: expected {len(parting) + 1} or "
+                "more (run.split puts several into one worker), or untie them"
+            )
         real = initial_model(chosen, allow_import=allow_import)
         begins = choose_cuts(real, whole, meta.input_shape, count, _samples(chosen, meta))
     cut = traced(begins)
     cut.check(begins)
-    return begins, [_stage_name(name) for name in (cut.first, *begins)]
+    return begins, [_stage_name(name) for name in (cut.first, *begins)], cut.sharers(begins)
 
 
 def _samples(chosen: config.Experiment, meta: Meta) -> int:
@@ -149,8 +188,48 @@ def _stage_name(submodule: str) -> str:
     return f"layer{name}" if name[:1].isdigit() else name
 
 
+def _form(meta: Meta) -> list[Any]:
+    """The form of a sample, as a part says it: see `nn.torch.fields.fields_of`."""
+    if not meta.fields:
+        return list(meta.input_shape)
+    return [[one.name, one.kind, list(one.shape)] for one in meta.fields]
+
+
+def check_fields(network: Network, meta: Meta) -> None:
+    """Raise `ConfigError` where samples are made of several tensors, and a stage that reads them is
+    no part of a `[model]`."""
+    for node in network.nodes:
+        if meta.fields and DATA in node.inputs and not _is_part(node):
+            names = ", ".join(one.name or "one without a name" for one in meta.fields)
+            raise ConfigError(
+                f"{node.place}: samples are made of several tensors ({names}), which only a "
+                "network of [model] takes apart; return one tensor in the data set"
+            )
+
+
+def check_steps(network: Network, plan: Plan) -> None:
+    """Raise `ConfigError` where several tensors leave a part of a model as one row, and a generator
+    is to predict its gradient step by step."""
+    for group in plan.groups:
+        if group.exit is None or group.schedule.predictor is None or not network.steps:
+            continue
+        node = network.node(group.exit)
+        if _is_part(node) and node.output_shape[:1] != (network.steps,):
+            raise ConfigError(
+                f"{node.place}: several tensors leave the stage, such as a mask or a skip "
+                "connection, as one row without steps; no generator or local head takes it where "
+                "each step has a target; cut elsewhere, leave the mask out (causal attention needs "
+                "none for padding at the end), or take locked, gpipe, 1f1b or delayed"
+            )
+
+
+def _is_part(node: Node) -> bool:
+    layer = node.layers[0] if node.layers else ""
+    return isinstance(layer, dict) and "part" in layer
+
+
 def _part(model: config.Model, meta: Meta, begin: str, end: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"build": model.build, "input": list(meta.input_shape)}
+    options: dict[str, Any] = {"build": model.build, "input": _form(meta)}
     if begin:
         options["begin"] = begin
     if end:
@@ -183,6 +262,17 @@ def initial_model(chosen: config.Experiment, *, allow_import: Allowed) -> nn.Mod
             chosen.model.build, chosen.model.arguments, "cpu", allow_import=allow_import
         )
     return model.to(getattr(torch, chosen.run.dtype))
+
+
+def check_cut(chosen: config.Experiment, model: nn.Module, *, allow_import: Allowed) -> None:
+    """Raise `ConfigError` where the stages of `chosen`, one after the other, do not compute what
+    the model does that they are parts of."""
+    from asyncdni.nn.torch.model import check_parts
+
+    layers = [layer for stage in chosen.stages for layer in stage.layers]
+    parts = [layer["part"] for layer in layers if isinstance(layer, dict) and "part" in layer]
+    if len(parts) > 1:
+        check_parts(model, parts, allow_import=allow_import)
 
 
 def arrays_by_stage(

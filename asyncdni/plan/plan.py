@@ -25,6 +25,7 @@ __all__ = [
     "barriers",
     "cut_every_s",
     "make_plan",
+    "read_by",
     "shared_with",
     "snapshot_every_s",
 ]
@@ -66,11 +67,12 @@ class Plan:
     feeds: tuple[str, ...]  # other groups that get training data over the wire
     test_feeds: tuple[str, ...]  # those of them that also get the test data
     batch_size: int  # samples that flow together: a batch, or a microbatch
-    microbatches: int  # how many make one update
+    per_update: int  # how many (micro)batches make one update
     batches_per_epoch: int  # (micro)batches that flow; the last may be smaller
     rows: Rows  # the size of each of them
     updates_per_epoch: int
     test_batches: int
+    updates: int  # of the whole run
     batches: int  # training (micro)batches of the whole run
     barriers: tuple[int, ...]  # batch counts at which all workers drain; the last is the end
     cuts: tuple[int, ...] = ()  # those barriers at which a checkpoint is taken
@@ -97,21 +99,27 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
         groups = tuple(map(_fed, groups))
     if isinstance(run.pin, list) and len(run.pin) != len(groups):
         raise ConfigError(
-            f"run.pin: {run.pin} names {len(run.pin)} cores, expected {len(groups)}, one a worker"
+            f"run.pin: {run.pin} names {len(run.pin)} cores, expected {len(groups)}, one "
+            "for each worker"
         )
     microbatches = _microbatches(experiment)
     unit = batch_size // microbatches
     _check_single_sample(experiment, network, groups, meta, unit)
     readers = [group for group in groups if group.reads_data]
     others = [group for group in groups if DATA in group.producers and group is not readers[0]]
-    updates = -(-meta.train_samples // batch_size)
+    accumulate = experiment.schedule.accumulate
+    updates = -(-meta.train_samples // (batch_size * accumulate))
     batches = -(-meta.train_samples // unit)
 
+    total = run.epochs * updates
+    if run.max_steps is not None:
+        total = min(total, run.max_steps)
+
+    def position(update: int) -> int:
+        return update // updates * batches + update % updates * microbatches * accumulate
+
     def positions(every_epochs: float, name: str) -> tuple[int, ...]:
-        return tuple(
-            barrier // updates * batches + barrier % updates * microbatches
-            for barrier in barriers(run.epochs, updates, every_epochs, name)
-        )
+        return tuple(map(position, barriers(total, updates, every_epochs, name)))
 
     evaluations = positions(run.evaluate_every, "run.evaluate_every")
     every = experiment.checkpoint.every
@@ -125,12 +133,13 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
         feeds=tuple(group.name for group in others),
         test_feeds=tuple(group.name for group in others if group.reads_data),
         batch_size=unit,
-        microbatches=microbatches,
+        per_update=microbatches * accumulate,
         batches_per_epoch=batches,
         rows=Rows(unit, meta.train_samples, batch_size, meta.test_samples),
         updates_per_epoch=updates,
         test_batches=-(-meta.test_samples // batch_size),
-        batches=run.epochs * batches,
+        updates=total,
+        batches=position(total),
         barriers=tuple(sorted({*evaluations, *cuts})),
         cuts=cuts,
         cut_barriers=tuple(sorted({*cuts} - {*evaluations})),
@@ -148,6 +157,17 @@ def shared_with(groups: Sequence[Group], group: Group) -> dict[str, tuple[str, .
         if mine and other.name != group.name:
             found[other.name] = mine
     return found
+
+
+def read_by(groups: Sequence[Group]) -> dict[str, int]:
+    """Map the workers whose generators read out through weights of the last worker to the number
+    of its updates after which they get a new copy."""
+    readers = {}
+    for group in groups:
+        model = group.schedule.predictor
+        if group.exit is not None and isinstance(model, config.ReadoutGenerator):
+            readers[group.name] = model.refresh
+    return readers
 
 
 def cut_every_s(checkpoint: config.Checkpoint) -> float | None:
@@ -178,19 +198,20 @@ def _microbatches(experiment: config.Experiment) -> int:
 
 
 def barriers(
-    epochs: int, batches_per_epoch: int, every_epochs: float, name: str = "run.evaluate_every"
+    total: int, updates_per_epoch: int, every_epochs: float, name: str = "run.evaluate_every"
 ) -> tuple[int, ...]:
-    """Return the counts of whole training batches after which the run stops for the option `name`.
+    """Return the counts of updates, of `total` in the run, after which it stops for the option
+    `name`.
 
-    It stops every `every_epochs` epochs, rounded to batches and at least one batch apart, and at
-    the end; with 0 epochs once, at 0. Raises `ConfigError` for more than `EVALUATIONS_MAX` stops.
+    It stops every `every_epochs` epochs, rounded to updates and at least one update apart, and at
+    the end; with 0 updates once, at 0. Raises `ConfigError` for more than `EVALUATIONS_MAX` stops.
     """
-    total = epochs * batches_per_epoch
-    step = max(1.0, every_epochs * batches_per_epoch)
+    step = max(1.0, every_epochs * updates_per_epoch)
     if total / step > EVALUATIONS_MAX:
         raise ConfigError(
-            f"{name}: {every_epochs:g} asks for {total / step:.0f} barriers in {epochs} epochs, "
-            f"expected at most {EVALUATIONS_MAX}; raise it or lower run.epochs"
+            f"{name}: {every_epochs:g} asks for {total / step:.0f} barriers in "
+            f"{total / updates_per_epoch:.0f} epochs, expected at most {EVALUATIONS_MAX}; raise it "
+            "or lower run.epochs"
         )
     positions = {round(k * step) for k in range(1, int(total / step) + 1)}
     return (*sorted(position for position in positions if position < total), total)

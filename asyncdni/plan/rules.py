@@ -11,25 +11,25 @@ from __future__ import annotations
 
 from asyncdni import config
 from asyncdni.core.counts import Counts
-from asyncdni.core.flights import Guard, Lag, Shares
+from asyncdni.core.flights import Copies, Guard, Lag, Shares
 from asyncdni.core.inputs import Replay
 from asyncdni.core.position import Position
-from asyncdni.core.post import PATIENCE_S
+from asyncdni.core.post import patience_s
 from asyncdni.core.worker import Worker
 from asyncdni.messages import DATA
 from asyncdni.plan.conditions import find_link
-from asyncdni.plan.plan import Group, Plan, shared_with
+from asyncdni.plan.plan import Group, Plan, read_by, shared_with
 from asyncdni.schedules import SCHEDULES
 from asyncdni.schedules.base import ALWAYS, Groups, Schedule
 from asyncdni.schedules.options import Late, Role
 
 __all__ = [
     "SHARED_LAG",
-    "goes_on",
     "is_locked_to_consumers",
     "is_repeatable",
     "lag_bounds",
     "late_gradients",
+    "learns_alone",
     "make_position",
     "make_schedule",
     "make_worker",
@@ -42,9 +42,6 @@ __all__ = [
 #: How far a stage that shares weights and learns at once may be ahead of the oldest shared update
 #: that is missing, in batches.
 SHARED_LAG = 16
-#: `startup_s` is at least so many times the time after which a worker reports a silent neighbour,
-#: so that the reason is known before the start fails.
-_PATIENCES_OF_STARTUP = 4
 
 
 # --- who learns from what ------------------------------------------------------------------------
@@ -118,7 +115,7 @@ def repeatable_words() -> str:
     )
 
 
-def goes_on(plan: Plan) -> bool:
+def learns_alone(plan: Plan) -> bool:
     """Tell whether the other workers learn on while one is dead: none waits for a gradient of
     another."""
     return all(
@@ -190,7 +187,7 @@ def make_schedule(experiment: config.Experiment, plan: Plan, group: Group) -> Sc
         name=group.members[-1].name,
         seed=experiment.run.seed,
         depth=group.depth,
-        groups=Groups(plan.microbatches, plan.batches_per_epoch),
+        groups=Groups(plan.per_update, plan.batches_per_epoch),
         asked=ALWAYS if at_once else experiment.schedule.asked,
         send_at_once=at_once,
         receives_synthetic=receives_synthetic(experiment, plan, group),
@@ -203,11 +200,14 @@ def make_position(plan: Plan, group: Group) -> Position:
     hosts = group.index == plan.host
     train_feeds = tuple(name for name in plan.feeds if name not in plan.test_feeds)
     ahead = any(one.synthetic_inputs for one in plan.groups if one.name in group.consumers)
+    readers, owner = read_by(plan.groups), plan.groups[-1].name
     return Position(
         name=group.name,
         inputs=group.producers,
         consumers=group.consumers,
         sharers=tuple(shared_with(plan.groups, group)),
+        readers=tuple(readers.items()) if group.name == owner else (),
+        reads=owner if group.name in readers else "",
         host=plan.groups[plan.host].name,
         feeds=plan.test_feeds if hosts else (),
         train_feeds=train_feeds if hosts else (),
@@ -216,7 +216,7 @@ def make_position(plan: Plan, group: Group) -> Position:
         reads_data=group.reads_data,
         barriers=plan.barriers if hosts else (),
         cuts=plan.cut_barriers if hosts else (),
-        microbatches=plan.microbatches if hosts else 1,
+        per_update=plan.per_update if hosts else 1,
         per_epoch=plan.batches_per_epoch if hosts else 0,
         test_batches=plan.test_batches if hosts else 0,
         marks=plan.marks,
@@ -242,8 +242,9 @@ def make_worker(
         replay=_make_replay(plan, group),
         guard=_make_guard(group),
         shares=Shares(position.sharers, bound=bound, ahead=ahead),
+        copies=Copies(position.readers, position.reads),
         counts=counts,
-        patience_s=min(PATIENCE_S, limits.startup_s / _PATIENCES_OF_STARTUP),
+        patience_s=patience_s(limits.startup_s),
     )
 
 

@@ -21,7 +21,7 @@ from asyncdni.imports import Allowed
 from asyncdni.plan.build import Design, make_design
 from asyncdni.plan.conditions import neighbours
 from asyncdni.profiling.measurement import Wire
-from asyncdni.profiling.prediction import EVENTS, Prediction, Prices, predict, price, worker_costs
+from asyncdni.profiling.prediction import Prediction, Prices, predict, price, worker_costs
 from asyncdni.schedules import SCHEDULES
 
 __all__ = ["Advice", "Candidate", "Row", "Setup", "advise", "best_split", "is_slow"]
@@ -84,6 +84,12 @@ def _least_total(
 
 # --- candidates ----------------------------------------------------------------------------------
 
+# All in all advice takes up to ten seconds for a network of a few stages: there are some eight
+# candidates, and three sets of prices, each measured with warm caches and with cold ones.
+_EVENTS = 24_000
+_BATCHES = 96
+_MEASURED_S = 0.6
+
 _FAST = config.Link()
 
 
@@ -106,7 +112,7 @@ class Setup:
     hosts: int
     batches: int  # how many to measure ops on
     allow_import: Allowed = False
-    events: int = EVENTS  # about how many each simulated run has
+    events: int = _EVENTS  # about how many each simulated run has
     _prices: dict[tuple[str, int], Prices] = field(default_factory=dict)
 
     def candidate(self, schedule: str, workers: int, *, lag: int | None = None) -> Candidate:
@@ -183,9 +189,9 @@ class Setup:
         schedule = design.experiment.schedule
         key = schedule.priced_as, design.plan.batch_size
         if key not in self._prices:
-            if schedule.priced_as != schedule.tag and design.plan.microbatches == 1:
+            if schedule.priced_as != schedule.tag and schedule.microbatches == 1:
                 design = self._design(self._options(schedule.priced_as, None), None)
-            self._prices[key] = price(design, self.wire, self.batches)
+            self._prices[key] = price(design, self.wire, self.batches, _MEASURED_S)
         return self._prices[key]
 
     def _split(self, chosen: config.Experiment, prices: Prices, workers: int) -> list[int]:
@@ -209,7 +215,7 @@ class Setup:
         if self.hosts >= len(plan.groups) or not is_slow(chosen.links):
             return design
         links = chosen.links
-        far = config.Link(latency=links.latency, jitter=links.jitter, bandwidth=links.bandwidth)
+        far = config.Link(**{key: getattr(links, key) for key in config.Link.__struct_fields__})
         host = {one.name: one.index * self.hosts // len(plan.groups) for one in plan.groups}
         between = {
             f"{group.name}->{to}": far
@@ -320,6 +326,7 @@ def _predicted(setup: Setup, candidate: Candidate) -> Prediction:
         cores=setup.cores,
         hosts=hosts,
         events=setup.events,
+        batches_max=_BATCHES,
     )
 
 

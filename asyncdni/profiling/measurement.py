@@ -6,6 +6,7 @@ that gets slower or faster meanwhile affects all of them alike.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from bisect import bisect_right
@@ -37,6 +38,7 @@ from asyncdni.messages import (
 from asyncdni.plan.build import (
     Design,
     find_exits,
+    lent_readout,
     make_design,
     make_source,
     make_stage,
@@ -64,6 +66,7 @@ __all__ = [
     "last_level_bytes",
     "make_cache_flush",
     "measure",
+    "measure_both",
     "measure_wire",
     "schedules_of",
 ]
@@ -154,7 +157,8 @@ class Rehearsal:
         worker.joined(Connect(1, {}, {other.name: 1 for other in design.plan.groups}))
         stage = make_stage(design, group)
         source = make_source(design, group)
-        return _Actor(worker, Executor(stage, find_exits(design), source), stage.parameters())
+        executor = Executor(stage, find_exits(design), source, readout=lent_readout(design, group))
+        return _Actor(worker, executor, stage.parameters())
 
     def _take_turn(self, name: str, actor: _Actor) -> None:
         """Give a worker its turn: it handles messages and does ops as long as it has any."""
@@ -304,30 +308,91 @@ def measure(design: Design, batches: int, *, cold: bool = False) -> Measurement:
     not priced (see `check_priced`), `DataError` if the data can't be loaded, and what training
     raises.
     """
-    check_priced(design)
-    flush = make_cache_flush() if cold else None
-    segments = (WARM_UP + batches + _SEGMENT - 1) // _SEGMENT
-    notes = _Notes(WARM_UP, WARM_UP + batches)
     with threadpool_limits(1):
-        rehearsals = [
+        return _Rehearsals(design, (batches,)).counted(batches, cold=cold)
+
+
+def measure_both(
+    design: Design, batches: int, cold_batches: int, limit_s: float = math.inf
+) -> tuple[Measurement, Measurement]:
+    """Measure with warm caches, then with cold ones, as `measure` does, but warm up once.
+
+    Each of the two ends after `limit_s` seconds even if fewer batches have been counted, but not
+    before some have.
+    """
+    with threadpool_limits(1):
+        rehearsals = _Rehearsals(design, (batches, cold_batches))
+        warm = rehearsals.counted(batches, limit_s=limit_s)
+        return warm, rehearsals.counted(cold_batches, cold=True, limit_s=limit_s)
+
+
+class _Rehearsals:
+    """A rehearsal of each schedule in `schedules_of` that has ops of its own, taking turns."""
+
+    def __init__(self, design: Design, parts: Sequence[int]) -> None:
+        """Build all stages, and warm up. `parts` are the numbers of batches that `counted` will be
+        called with. Raises what `measure` raises."""
+        check_priced(design)
+        self._done = 0  # batches of each rehearsal
+        self._notes = _Notes(0, 0)
+        self._flush: Callable[[], None] | None = None
+        segments = (WARM_UP + sum(map(_whole, parts))) // _SEGMENT
+        self._rehearsals = [
             Rehearsal(
-                *(_apart(design, options), notes),
+                *(_apart(design, options), self),
                 segments=segments,
                 batches=_SEGMENT,
-                before_turn=flush,
+                before_turn=self._before_turn,
             )
             for options in _rehearsed(design)
         ]
-        for _ in range(segments):
-            for rehearsal in rehearsals:
-                rehearsal.advance()
-    return Measurement(
-        batches=batches,
-        parameters=rehearsals[0].parameters,
-        times=notes.times(),
-        edges=tuple(notes.edges()),
-        event=_op_time(notes.events),
-    )
+        for _ in range(WARM_UP // _SEGMENT):
+            self._advance()
+
+    def counted(
+        self, batches: int, *, cold: bool = False, limit_s: float = math.inf
+    ) -> Measurement:
+        """Train on so many more batches, or until `limit_s` seconds have passed, and return what
+        they took."""
+        self._flush = make_cache_flush() if cold else None
+        self._notes = _Notes(self._done, self._done + batches)
+        first, ends_s = self._done, time.monotonic() + limit_s
+        for _ in range(_whole(batches) // _SEGMENT):
+            self._advance()
+            if time.monotonic() >= ends_s:
+                break
+        return Measurement(
+            batches=min(batches, self._done - first),
+            parameters=self._rehearsals[0].parameters,
+            times=self._notes.times(),
+            edges=tuple(self._notes.edges()),
+            event=_op_time(self._notes.events),
+        )
+
+    def _advance(self) -> None:
+        for rehearsal in self._rehearsals:
+            rehearsal.advance()
+        self._done += _SEGMENT
+
+    def _before_turn(self) -> None:
+        if self._flush is not None:
+            self._flush()
+
+    # --- what an `Observer` does
+
+    def op(self, worker: str, op: Op, cpu_s: float) -> None:
+        self._notes.op(worker, op, cpu_s)
+
+    def message(self, sender: str, to: str, message: Message, frames: Sequence[int]) -> None:
+        self._notes.message(sender, to, message, frames)
+
+    def handled(self, cpu_s: float) -> None:
+        self._notes.handled(cpu_s)
+
+
+def _whole(batches: int) -> int:
+    """Return the batches of as many whole segments as hold `batches`."""
+    return -(-batches // _SEGMENT) * _SEGMENT
 
 
 def check_priced(design: Design) -> None:

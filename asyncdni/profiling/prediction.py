@@ -25,15 +25,17 @@ from asyncdni.errors import AsyncDNIError
 from asyncdni.messages import DATA
 from asyncdni.network import Network, Node
 from asyncdni.plan.build import Design
-from asyncdni.profiling.measurement import Measurement, Wire, measure
+from asyncdni.profiling.measurement import Measurement, Wire, measure_both
 
 __all__ = [
+    "BATCHES_MAX",
     "EVENTS",
     "Prediction",
     "Prices",
     "Seconds",
     "burden_of",
     "costs_of",
+    "likely_range",
     "links_of",
     "op_costs",
     "predict",
@@ -54,7 +56,8 @@ def worker_costs(
     """Return the seconds per training batch of a worker with the stages `members`, by the letter of
     the op, as `report.breakdown.ceiling` takes them.
 
-    An op that is done on every m-th batch counts 1/m, and so does the update of m microbatches.
+    An op that is done on every m-th batch counts 1/m, and so does the update of m
+    (micro)batches.
     None if there can be no such worker, as it would send on the activations of two stages.
     """
     inside = {node.name for node in members}
@@ -62,7 +65,7 @@ def worker_costs(
     if len(exits) > 1:
         return None
     price = _Price(members, inside, seconds)
-    costs = {"F": price.every("F"), "U": price.every("U") / schedule.microbatches}
+    costs = {"F": price.every("F"), "U": price.every("U") / schedule.per_update}
     costs["R"] = sum(seconds[name].get("R", 0.0) for name in inside)
     work = schedule.work(exits=bool(exits), relays=bool(price.relays))
     ways: dict[str, Callable[[], float]] = {
@@ -206,12 +209,13 @@ class Prices:
     gradient_bytes: Mapping[str, int]  # by the declared stage that gets it
 
 
-def price(design: Design, wire: Wire, batches: int) -> Prices:
+def price(design: Design, wire: Wire, batches: int, limit_s: float = math.inf) -> Prices:
     """Measure the ops of `design` under its schedule and `locked`, on about `batches` batches.
 
-    Raises what `measurement.measure` raises."""
-    warm = measure(design, batches)
-    cold = measure(design, -(-batches // _COLD_SHARE), cold=True)
+    Measuring with warm caches, and with cold ones, takes about `limit_s` seconds at most, with
+    fewer batches. Raises what `measurement.measure` raises.
+    """
+    warm, cold = measure_both(design, batches, -(-batches // _COLD_SHARE), limit_s)
     sizes: dict[str, dict[str, int]] = {"activation": {}, "gradient": {}}
     for edge in warm.edges:
         stage = edge.sender if edge.kind == "activation" else edge.to
@@ -316,7 +320,8 @@ def _span(warm_s: float, cold_s: float) -> Span:
 #: About how many events one simulated run has; it takes a second or two.
 EVENTS = 60_000
 _EVENTS_A_BATCH = 8  # of each worker
-_BATCHES_MAX = 320
+#: The most updates to simulate. A rate settles within a few times as many as there are workers.
+BATCHES_MAX = 320
 _BATCHES_MIN = 5
 #: `silence_s` of simulated runs. No worker dies in them, so signs of life would only take time.
 _SILENCE_S = 1e5
@@ -348,15 +353,16 @@ def predict(
     cores: int,
     hosts: int = 1,
     events: int = EVENTS,
+    batches_max: int = BATCHES_MAX,
 ) -> Prediction:
     """Predict the run of `design`, its slow links included, on `hosts` machines of `cores` cores
-    each.
+    each. About `events` events are simulated, of at most `batches_max` updates.
 
     `prices` must be of the same network, under any split, and of batches of the size that flows in
     `design`. Raises `AsyncDNIError` if the simulated run fails.
     """
     plan = design.plan
-    units = _units(design, events)
+    units = _units(design, events, batches_max)
     shortened = _shortened(design, units)
     machines = Hosts(cores, hosts, _pins(design, cores), burden_of(design, prices))
     result = simulate(
@@ -388,6 +394,25 @@ def predict(
     )
 
 
+#: How much slower and faster real runs were than predicted, in the 24 settings of benchmarks/scale:
+#: 2 to 8 workers on two cores of a quiet machine.
+_SLOWEST, _FASTEST = 0.80, 1.11
+#: On a machine busier than that ranges would be endless.
+_OTHERS_MAX = 0.9
+
+
+def likely_range(samples_per_s: float, others: float | None) -> tuple[float, float]:
+    """Return the samples/s, from low to high, between which a predicted run will be.
+
+    `others` is the share of the cores' time, from 0 to 1, that other programs took while costs
+    were measured; None: unknown, and taken to be 0. The range is as wide as the errors on a quiet
+    machine were. Others widen it to both sides: what was measured beside them may have taken longer
+    than it will, and they may take as much time from the run.
+    """
+    left = 1.0 - min(_OTHERS_MAX, others or 0.0)
+    return _SLOWEST * left * samples_per_s, _FASTEST / left * samples_per_s
+
+
 def _whole(value: float | int | None) -> int | None:
     return None if value is None else int(value)
 
@@ -400,18 +425,18 @@ def _samples(design: Design) -> int:
 # --- the simulated run ---------------------------------------------------------------------------
 
 
-def _units(design: Design, events: int) -> int:
-    """Return how many whole batches to simulate; one includes all of its microbatches."""
+def _units(design: Design, events: int, batches_max: int) -> int:
+    """Return how many updates to simulate, with all of their (micro)batches."""
     plan = design.plan
-    each = _EVENTS_A_BATCH * len(plan.groups) * plan.microbatches
-    return max(_BATCHES_MIN, min(_BATCHES_MAX, events // each))
+    each = _EVENTS_A_BATCH * len(plan.groups) * plan.per_update
+    return max(_BATCHES_MIN, min(batches_max, events // each))
 
 
 def _shortened(design: Design, units: int) -> Design:
     """Return the design of a run of `units` whole batches in one epoch, with schedules as they are
     once training has settled."""
     plan, chosen = design.plan, design.experiment
-    batches = units * plan.microbatches
+    batches = units * plan.per_update
     plan = replace(
         plan,
         groups=tuple(replace(one, schedule=one.schedule.settled()) for one in plan.groups),
@@ -453,11 +478,11 @@ def _period(design: Design, result: Result) -> float:
     """Return the seconds per batch at the slowest loss, without the first quarter of the
     batches."""
     losses = [group.name for group in design.plan.groups if group.has_loss]
-    return max(_stream(result.ops[name], design.plan.microbatches) for name in losses)
+    return max(_stream(result.ops[name], design.plan.per_update) for name in losses)
 
 
-def _stream(ops: Sequence[tuple[str, int, float, float]], microbatches: int) -> float:
-    ends = [end for letter, batch, _, end in ops if letter == "F" and batch % microbatches == 0]
+def _stream(ops: Sequence[tuple[str, int, float, float]], per_update: int) -> float:
+    ends = [end for letter, batch, _, end in ops if letter == "F" and batch % per_update == 0]
     first = min(math.ceil(len(ends) / 4), len(ends) - 2)
     return (ends[-1] - ends[first]) / (len(ends) - 1 - first)
 

@@ -8,11 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from asyncdni import config
+from asyncdni.drivers.virtual.costs import SENDING
 from asyncdni.network import Node
 from asyncdni.plan.build import Design
 from asyncdni.profiling.advice import best_split
 from asyncdni.profiling.measurement import WARM_UP, Measurement, schedules_of
 from asyncdni.profiling.prediction import Seconds, producers_of, worker_costs
+from asyncdni.profiling.roofline import Arithmetic
 from asyncdni.report.breakdown import ceiling
 from asyncdni.report.machine import describe_machine
 
@@ -27,20 +29,27 @@ LEFT_OUT = (
 
 
 def document(
-    design: Design, measured: Measurement, *, cores: int, workers: Sequence[int]
+    design: Design,
+    measured: Measurement,
+    *,
+    cores: int,
+    workers: Sequence[int],
+    arithmetic: Mapping[str, Arithmetic] | None = None,
 ) -> dict[str, Any]:
     """Return the whole report, as plain values.
+
+    `arithmetic` is that of each stage, None if it is not known; entries about it are None then.
 
     `splits` has the best split for each number of `workers`, from 1 to the number of stages;
     `given` is the experiment's own split; `single` is one process with one thread in strict order.
     A batch is a microbatch if the schedule cuts batches up into `microbatches`.
     """
-    maker = _ReportMaker(design, measured, cores)
+    maker = _ReportMaker(design, measured, arithmetic, cores)
     return {
         "machine": describe_machine(),
         "cores": cores,
         "batch_size": design.plan.batch_size,
-        "microbatches": design.plan.microbatches,
+        "microbatches": design.experiment.schedule.microbatches,
         "fit_every": design.experiment.schedule.fit_every,
         "batches": measured.batches,
         "warm_up_batches": WARM_UP,
@@ -56,9 +65,16 @@ def document(
 class _ReportMaker:
     """Computes the entries of the report from one measurement."""
 
-    def __init__(self, design: Design, measured: Measurement, cores: int) -> None:
+    def __init__(
+        self,
+        design: Design,
+        measured: Measurement,
+        arithmetic: Mapping[str, Arithmetic] | None,
+        cores: int,
+    ) -> None:
         self._design = design
         self._measured = measured
+        self._arithmetic = arithmetic
         self._cores = cores
         self._nodes = design.network.nodes
         self._schedules = schedules_of(design)
@@ -82,9 +98,29 @@ class _ReportMaker:
                 "batch_s": {
                     name: self._total([node], options) for name, options in self._schedules.items()
                 },
+                **self._roofline(node),
             }
             for node in self._nodes
         ]
+
+    def _roofline(self, node: Node) -> dict[str, Any]:
+        """Return a stage's operations in a batch, and by schedule what products and traffic take of
+        a batch; see `profiling.roofline`."""
+        if self._arithmetic is None:
+            return {"flops": None, "roofline": None}
+        own = self._arithmetic[node.name]
+        sends = SENDING in self._measured.times[node.name] or "b" in self._measured.times[node.name]
+        parts = ("products_s", "traffic_bytes", "traffic_s", "roofline_s")
+        return {
+            "flops": {"forward": own.flops["F"], "backward": own.flops[SENDING if sends else "B"]},
+            "roofline": {
+                name: {
+                    part: self._total([node], options, {node.name: getattr(own, part)})
+                    for part in parts
+                }
+                for name, options in self._schedules.items()
+            },
+        }
 
     def single(self) -> dict[str, Any]:
         return {"batch_s": self._single_s, "samples_per_s": self._samples / self._single_s}
@@ -120,23 +156,12 @@ class _ReportMaker:
     def _ceiling(
         self, cut: Sequence[Sequence[Node]], name: str, options: config.Schedule
     ) -> dict[str, Any]:
-        names = ["+".join(node.name for node in members) for members in cut]
-        costs = {
-            worker: worker_costs(members, self._seconds, options) or {}
-            for worker, members in zip(names, cut, strict=True)
-        }
-        producers = {
-            worker: [names[index] for index in before]
-            for worker, before in zip(names, producers_of(self._design.network, cut), strict=True)
-        }
-        batches_per_s = ceiling(
-            *(name, costs, producers, self._cores),
-            microbatches=self._design.plan.microbatches,
-            lag=self._design.experiment.staleness.lag,
-        )
+        costs = self._costs(cut, options, self._seconds)
+        batches_per_s = self._batches_per_s(cut, name, costs)
         totals = {worker: sum(ops.values()) for worker, ops in costs.items()}
         return {
             "samples_per_s": self._samples * batches_per_s,
+            "roofline_samples_per_s": self._roofline_samples_per_s(cut, name, options),
             "speed_up": self._single_s * batches_per_s,
             "limit": _limit(1.0 / batches_per_s, totals, self._cores),
             "slowest": max(totals, key=lambda worker: totals[worker]),
@@ -144,10 +169,49 @@ class _ReportMaker:
             "total_s": sum(totals.values()),
         }
 
-    def _total(self, members: Sequence[Node], options: config.Schedule) -> float:
-        costs = worker_costs(members, self._seconds, options)
+    def _roofline_samples_per_s(
+        self, cut: Sequence[Sequence[Node]], name: str, options: config.Schedule
+    ) -> float | None:
+        if self._arithmetic is None:
+            return None
+        seconds = {stage: one.roofline_s for stage, one in self._arithmetic.items()}
+        costs = self._costs(cut, options, seconds)
+        if not any(sum(ops.values()) for ops in costs.values()):
+            return None
+        return self._samples * self._batches_per_s(cut, name, costs)
+
+    def _costs(
+        self, cut: Sequence[Sequence[Node]], options: config.Schedule, seconds: Seconds
+    ) -> dict[str, dict[str, float]]:
+        """Return the seconds per batch of each worker, by its name and op."""
+        return {_name(members): worker_costs(members, seconds, options) or {} for members in cut}
+
+    def _batches_per_s(
+        self, cut: Sequence[Sequence[Node]], name: str, costs: Mapping[str, Mapping[str, float]]
+    ) -> float:
+        names = [_name(members) for members in cut]
+        producers = {
+            worker: [names[index] for index in before]
+            for worker, before in zip(names, producers_of(self._design.network, cut), strict=True)
+        }
+        return ceiling(
+            *(name, costs, producers, self._cores),
+            microbatches=self._design.plan.per_update,
+            lag=self._design.experiment.staleness.lag,
+        )
+
+    def _total(
+        self, members: Sequence[Node], options: config.Schedule, seconds: Seconds | None = None
+    ) -> float:
+        """Return what a worker with these stages takes for a batch, by what was measured or by
+        other `seconds`."""
+        costs = worker_costs(members, seconds or self._seconds, options)
         assert costs is not None  # a single stage, and all together, send from at most one stage
         return sum(costs.values())
+
+
+def _name(members: Sequence[Node]) -> str:
+    return "+".join(node.name for node in members)
 
 
 def _limit(period_s: float, totals: Mapping[str, float], cores: int) -> str:

@@ -233,7 +233,7 @@ def ceiling(
         producers: for each worker, the other workers whose activations it takes. Workers that only
             read data have none, and may be left out.
         cores: how many workers can compute at the same time.
-        microbatches: how many make a group, under `gpipe` and `1f1b`.
+        microbatches: how many of them, or of batches under `delayed`, make one update.
         lag: how many batches a worker may be ahead of the gradients it awaits, under `delayed`;
             None: as many as there are workers between it and the farthest loss.
         latency_s: the latency of each message between workers, one way.

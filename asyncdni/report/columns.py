@@ -19,6 +19,7 @@ from asyncdni.report.statistics import Estimate, latencies_of, time_to
 __all__ = [
     "COLUMNS",
     "COUNTERS",
+    "LOAD",
     "MISSING",
     "SHARES",
     "SOONER",
@@ -34,6 +35,7 @@ __all__ = [
     "fixed",
     "flat_runs",
     "interval",
+    "metric_words",
     "percent",
     "runs_csv",
     "time_key",
@@ -81,6 +83,23 @@ class Form:
         return f"{low} to {high}"
 
 
+#: Columns of tables of stages, by name of the counter.
+STAGE_COLUMNS: dict[str, Form] = {
+    "batches": Form("batches"),
+    "updates": Form("updates"),
+    "busy_fraction": Form("busy", ".0%"),
+    "queue": Form("queue"),
+    "cpu_s": Form("CPU", ".1f", unit=" s"),
+    "staleness_mean": Form("staleness", ".1f"),
+    "gradient_cosine": Form("agreement", ".2f"),
+    "target_cosine": Form("with target", ".2f"),
+    "dropped": Form("dropped"),
+    "skipped": Form("skipped"),
+    "missed": Form("missed"),
+    "state": Form(""),
+}
+
+
 def as_estimate(value: Any) -> Estimate | None:
     """Return the `Estimate` in a value read from JSON; a bare number becomes one without an
     interval."""
@@ -112,7 +131,7 @@ def accuracy_words(accuracy: float) -> str:
     return f"{100 * accuracy:.6g} %"
 
 
-def counted(number: int, noun: str, spec: str = "") -> str:
+def counted(number: float, noun: str, spec: str = "") -> str:
     """Return `1 pair` or `2 pairs`."""
     return f"{number:{spec}} {noun}{'' if number == 1 else 's'}"
 
@@ -153,6 +172,11 @@ def _reached(line: Row) -> str:
     return f"{line['reached']} of {line['runs']}"
 
 
+def _disturbed(row: Row) -> str | None:
+    """Return `1 of 2`, the disturbed runs of a row; None without any."""
+    return f"{row['disturbed']} of {row['runs']}" if row.get("disturbed") else None
+
+
 def _time_or_reached(line: Row) -> Any:
     """Return the time if every run reached the target, else how many did."""
     return line["time_s"] or (_reached(line) if line["runs"] else None)
@@ -181,6 +205,18 @@ def _counter(
     total: Callable[[Iterable[float]], float] = sum,
 ) -> Column:
     return Column(name, Form(heading, spec, scale), in_summary=_over_stages(name, total))
+
+
+def _bytes_per_sample(summary: Row) -> float | None:
+    """Return the bytes of training that all links together have carried for one sample; None for
+    runs of one worker, and of early versions."""
+    stages = [stage for stage in summary.get("stages") or () if stage.get("bytes_by_link")]
+    rates = [
+        sum(stage["bytes_by_link"].values()) / stage["samples"]
+        for stage in stages
+        if stage["samples"]
+    ]
+    return sum(rates) if rates else None
 
 
 def _share(part: str, words: str) -> Column:
@@ -226,7 +262,18 @@ COUNTERS = (
     _counter("staleness_max", "greatest staleness", total=max),
     _counter("messages", "messages"),
     _counter("bytes_sent", "sent, MB", ",.1f", 1e-6),
+    Column("bytes_per_sample", Form("bytes a sample, all links"), in_summary=_bytes_per_sample),
     _counter("dropped", "dropped"),
+)
+#: What else the machine did during a run: see `load.Load`.
+LOAD = (
+    Column("others", Form("others' CPU", ",.0f", 100.0, _PERCENT)),
+    Column("stolen", Form("stolen CPU", ",.0f", 100.0, _PERCENT)),
+    Column("before", Form("others' CPU before", ",.0f", 100.0, _PERCENT)),
+    Column("start_gflops", Form("products at the start, GFLOP/s", ",.1f")),
+    Column("end_gflops", Form("products at the end, GFLOP/s", ",.1f")),
+    Column("repeats", Form("repeated")),
+    Column("disturbed", Form("disturbed")),
 )
 #: Values of a run's summary, in the order of compare.csv.
 _SUMMARY = (
@@ -278,6 +325,7 @@ _SUMMARY = (
 #: Further values of rows, and of a row's targets.
 _ROWS = (
     Column("runs", Form("runs")),
+    Column("disturbed_runs", Form("disturbed"), Form("disturbed", spread=""), in_row=_disturbed),
     Column("processes", Form("workers \N{MULTIPLICATION SIGN} threads"), in_row=_processes),
     Column(
         "ceiling_samples_per_s",
@@ -290,6 +338,16 @@ _ROWS = (
         console=Form("reached", ".0f", 100.0, " %", spread=""),
         page_by_latency=Form("Part of the ceiling", ",.1f", 100.0, _PERCENT),
         console_by_latency=Form("of the ceiling", ".3g", 100.0, " %", spread=""),
+    ),
+    Column(
+        "roofline_samples_per_s",
+        page=Form("roofline, samples/s"),
+        console=Form("roofline", spread=""),
+    ),
+    Column(
+        "of_roofline",
+        page=Form("of the roofline", ",.1f", 100.0, _PERCENT),
+        console=Form("of that", ".0f", 100.0, " %", spread=""),
     ),
     Column(
         "overhead_cpu",
@@ -313,7 +371,7 @@ _ROWS = (
     ),
     Column("samples", page=Form("samples"), console=Form("samples", spread="half"), axis="samples"),
 )
-COLUMNS = {one.name: one for one in (*_SUMMARY, *COUNTERS, *_ROWS, *SHARES)}
+COLUMNS = {one.name: one for one in (*_SUMMARY, *COUNTERS, *LOAD, *_ROWS, *SHARES)}
 #: Ratios of a row to another, `speedup_over_NAME`; the other's name follows the heading.
 SPEED_UP = Column(
     "speedup_over_",
@@ -334,15 +392,18 @@ def columns(*names: str) -> list[Column]:
 
 # --- single runs ---------------------------------------------------------------------------------
 
-_EVALUATION = ("samples", "train_s", "accuracy", "loss")
+_EVALUATION = (
+    *("samples", "train_s", "accuracy", "loss"),
+    *("train_loss", "learning_rate", "samples_per_s"),
+)
 
 
 def flat_runs(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one flat record for each run, by column: for CSV, for the page, and for dots in plots.
 
     It has the name, the latency if several are compared, the seed, the numbers of the summary, the
-    time to each target, and counters over all stages. Units are seconds and bytes; None if a run
-    has no such number, or did not reach the target.
+    time to each target, counters over all stages, and what else the machine did. Units are seconds
+    and bytes; None if a run has no such number, or did not reach the target.
     """
     controls = {row["name"] for row in found["rows"] if row.get("control")}
     return [
@@ -355,9 +416,25 @@ def flat_runs(found: Mapping[str, Any]) -> list[dict[str, Any]]:
                 for target in found.get("targets") or ()
             },
             **{column.name: column.of_run(run["summary"]) for column in COUNTERS},
+            **_metrics(found, run["summary"].get("test_metrics")),
+            **_load(run),
             "folder": run.get("folder"),
         }
         for run in found["runs"]
+    ]
+
+
+def _load(run: Row) -> dict[str, Any]:
+    """Return what else the machine did during a run, by the names of LOAD."""
+    known = {**(run.get("load") or {}), "disturbed": run.get("disturbed") or None}
+    return {column.name: known.get(column.name) for column in LOAD}
+
+
+def metric_words(metrics: Mapping[str, float | None]) -> list[str]:
+    """Return `top5 0.9983` for each metric of a test set, by name."""
+    return [
+        f"{name} {MISSING if value is None else format(value, '.4g')}"
+        for name, value in metrics.items()
     ]
 
 
@@ -376,13 +453,27 @@ def evaluations_csv(found: Mapping[str, Any]) -> str:
     """Return a CSV with one line for each evaluation of a run; `train_s` is training time only."""
     first = [*_place({"name": "", "seed": 0}, found)]
     return _csv(
-        [*first, *_EVALUATION],
+        [*first, *_EVALUATION, *_metrics(found, {})],
         (
-            {**_place(run, found), **{key: one.get(key) for key in _EVALUATION}}
+            {
+                **_place(run, found),
+                **{key: one.get(key) for key in _EVALUATION},
+                **_metrics(found, one.get("metrics")),
+            }
             for run in found["runs"]
             for one in run["summary"].get("history") or ()
         ),
     )
+
+
+def _metrics(
+    found: Mapping[str, Any], known: Mapping[str, float | None] | None
+) -> dict[str, float | None]:
+    """Return the columns `test_NAME` of all metrics that a run of the document has: values of
+    `known`, None where it has none."""
+    summaries = [run["summary"] for run in found["runs"]]
+    names = dict.fromkeys(name for one in summaries for name in one.get("test_metrics") or ())
+    return {f"test_{name}": (known or {}).get(name) for name in names}
 
 
 def _place(run: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

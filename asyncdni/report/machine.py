@@ -12,15 +12,20 @@ from threadpoolctl import threadpool_info
 
 from asyncdni import __version__
 
-__all__ = ["cores", "describe_machine"]
+__all__ = ["cores", "describe_machine", "usable"]
 
 
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
+    return len(usable())
+
+
+def usable() -> list[int]:
+    """Return the numbers of the CPU cores that this process may use, rising."""
     try:
-        return len(os.sched_getaffinity(0))
+        return sorted(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
-        return os.cpu_count() or 1
+        return list(range(os.cpu_count() or 1))
 
 
 def describe_machine() -> dict[str, Any]:

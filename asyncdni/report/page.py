@@ -19,6 +19,7 @@ from asyncdni.report import columns as shown
 from asyncdni.report.columns import (
     COLUMNS,
     COUNTERS,
+    LOAD,
     MISSING,
     SHARES,
     Column,
@@ -29,8 +30,10 @@ from asyncdni.report.columns import (
     columns,
     counted,
     flat_runs,
+    percent,
     time_key,
 )
+from asyncdni.report.load import DISTURBED_MAX, SLOWED_BELOW, TAKEN_MAX
 from asyncdni.report.plots import MISSING_EXTRA, available, draw_plots, inline, row_colours
 from asyncdni.report.statistics import latencies_of, latency_words, slices, suffix
 from asyncdni.report.verdict import joined
@@ -109,6 +112,11 @@ def render_page(found: Found, plots: Mapping[str, str], missing_plots: str = "")
             parts=[_part(latency_s, part) for latency_s, part in slices(found)],
             runs=_runs_table(found),
             counters=_single_runs(found, COUNTERS),
+            load=_single_runs(found, LOAD),
+            taken_max=percent(TAKEN_MAX, 0),
+            slowed_below=percent(SLOWED_BELOW, 0),
+            disturbed_max=percent(DISTURBED_MAX, 0),
+            remarks=list(found.get("remarks") or ()),
             has_targets=bool(found.get("targets")),
             has_ceilings=any(row.get("ceiling_samples_per_s") for row in rows),
             has_single=any(row["name"] == "single" for row in rows),
@@ -142,9 +150,11 @@ class Table:
 def _part(latency_s: float | None, found: Found) -> dict[str, Any]:
     """Return all tables at one latency."""
     rows = found["rows"]
-    limited = [row for row in rows if row.get("efficiency") or row.get("overhead_cpu")]
+    known = ("efficiency", "overhead_cpu", "of_roofline")
+    limited = [row for row in rows if any(row.get(name) for name in known)]
     timed = [row for row in rows if row.get("shares")]
-    ceilings = ("samples_per_s", "ceiling_samples_per_s", "efficiency", "overhead_cpu")
+    limits = ("ceiling_samples_per_s", "efficiency", "roofline_samples_per_s", "of_roofline")
+    ceilings = ("samples_per_s", *limits, "overhead_cpu")
     targets = {target: _target_table(found, target) for target in found.get("targets") or ()}
     return {
         "where": "" if latency_s is None else f" at {latency_words(latency_s)}",
@@ -160,7 +170,15 @@ def _part(latency_s: float | None, found: Found) -> dict[str, Any]:
 def _main_table(found: Found) -> Table | None:
     """Make the table of each row's speed, accuracy and time."""
     drained = ["stream_samples_per_s"] if _at_latencies(found) else []
-    names = ["runs", "processes", "samples_per_s", *drained, "test_accuracy", "test_loss"]
+    names = [
+        "runs",
+        "disturbed_runs",
+        "processes",
+        "samples_per_s",
+        *drained,
+        "test_accuracy",
+        "test_loss",
+    ]
     return _rows_table(found, found["rows"], columns(*names, "train_s", "cpu_s"))
 
 

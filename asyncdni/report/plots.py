@@ -13,10 +13,12 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asyncdni.errors import ConfigError
 from asyncdni.report.columns import (
     COLUMNS,
     SHARES,
@@ -29,6 +31,7 @@ from asyncdni.report.columns import (
     time_key,
 )
 from asyncdni.report.statistics import Estimate, latencies_of, slices, suffix
+from asyncdni.store.tensors import write_atomically
 
 __all__ = [
     "GRID",
@@ -39,6 +42,7 @@ __all__ = [
     "STYLE",
     "Plot",
     "available",
+    "check_picture_name",
     "draw_curves",
     "draw_plots",
     "draw_shares",
@@ -49,8 +53,10 @@ __all__ = [
     "import_matplotlib",
     "inline",
     "mean_curve",
+    "rendered",
     "row_colours",
     "styled",
+    "write_picture",
 ]
 
 if TYPE_CHECKING:
@@ -96,8 +102,32 @@ STYLE: Any = {  # matplotlib types the keys, one by one, since 3.11 only
 class Plot:
     """One picture, on white."""
 
-    svg: bytes
-    png: bytes
+    svg: bytes = field(repr=False)
+    png: bytes = field(repr=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as `FILE.svg` or `FILE.png`; raises as `write_picture`."""
+        write_picture(path, lambda: self.svg, lambda: self.png)
+
+    def _repr_svg_(self) -> str:
+        """Return what a notebook shows."""
+        return self.svg.decode()
+
+
+def check_picture_name(path: str | Path) -> None:
+    """Raise `ConfigError` for the name of a file that is neither SVG nor PNG."""
+    if Path(path).suffix.lower() not in (".svg", ".png"):
+        raise ConfigError(f"{path}: expected a name that ends in .svg or .png")
+
+
+def write_picture(path: str | Path, svg: Callable[[], bytes], png: Callable[[], bytes]) -> None:
+    """Write the form of a picture that the name of the file asks for.
+
+    Raises `ConfigError` for another name than `check_picture_name` takes, `CheckpointError` where
+    the file can't be written."""
+    check_picture_name(path)
+    content = png() if Path(path).suffix.lower() == ".png" else svg()
+    write_atomically(Path(path), content)
 
 
 def available() -> bool:
@@ -140,7 +170,7 @@ def draw_plots(found: Mapping[str, Any]) -> dict[str, Plot]:
         for latency_s, part in slices(found):
             drawn = _figures(part)
             figures |= {f"{name}{suffix(latency_s)}": one for name, one in drawn.items()}
-        return {name: _rendered(name, one) for name, one in figures.items() if one is not None}
+        return {name: rendered(name, one) for name, one in figures.items() if one is not None}
 
 
 def _figures(found: Mapping[str, Any]) -> dict[str, Figure | None]:
@@ -173,7 +203,8 @@ def inline(name: str, svg: bytes) -> str:
     return f"{head}>{rest}".strip()
 
 
-def _rendered(name: str, figure: Figure) -> Plot:
+def rendered(name: str, figure: Figure) -> Plot:
+    """Render a figure; the same numbers and the same `name` give the same files."""
     from matplotlib import rc_context
 
     svg, png = io.BytesIO(), io.BytesIO()

@@ -47,6 +47,7 @@ __all__ = [
     "RecordFile",
     "Recorder",
     "Thinning",
+    "recorded",
 ]
 
 # --- the file ------------------------------------------------------------------------------------
@@ -278,6 +279,21 @@ def _newest_records(path: Path, known_s: Mapping[Any, float]) -> list[dict[str, 
     ]
 
 
+def recorded(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of the run in `folder`, which may still go on, in the order in which they
+    came; damaged lines are left out.
+
+    Raises `CheckpointError` if they can't be read.
+    """
+    path = folder / "metrics.jsonl"
+    known_s: dict[Any, float] = {}
+    for record in _read_records(path):
+        if record is not None:
+            known_s[record["kind"], record.get("stage")] = record["time_s"]
+            yield record
+    yield from _newest_records(path, known_s)
+
+
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """Return the record in a line; None if it holds none."""
     try:
@@ -339,6 +355,8 @@ _ADDED = (
     *("stream_samples", "bytes_sent", "bytes_received", "messages"),
     *("snapshots", "skipped_updates", "skipped_fits", "rejected_messages"),
 )
+#: Begins the names of counters of bytes, by the worker that they were sent to.
+_BYTES_TO = "bytes_to_"
 
 
 class Processes:
@@ -370,7 +388,8 @@ class Processes:
 
 
 def _adds_up(key: str) -> bool:
-    return key in _ADDED or key.endswith("_s") or (key.startswith("op_") and key.endswith("_count"))
+    counts = key.startswith("op_") and key.endswith("_count")
+    return key in _ADDED or key.endswith("_s") or key.startswith(_BYTES_TO) or counts
 
 
 class Incidents:
@@ -424,6 +443,8 @@ class Incidents:
 #: Fields of each entry of the summary's `history`, beside `batches`, the position in the data (runs
 #: of early versions lack it).
 _EVALUATION = ("samples", "train_s", "accuracy", "loss")
+#: Further ones, which runs of early versions lack, and metrics also where the run has none.
+_LATER = ("train_loss", "learning_rate", "samples_per_s", "metrics")
 
 #: Fields of each entry of the summary's `changes`: what `--resume --set` changed, and the position
 #: in the data.
@@ -439,7 +460,7 @@ STAGE_FIELDS = (
     *("lag_max", "agreements", "gradient_cosine", "target_cosine", "gradient_error"),
     *("generator_loss", "dropped", "late", "skipped", "skipped_updates", "skipped_fits"),
     *("missed", "replays", "fallbacks", "waiting", "window", "bytes_sent", "bytes_received"),
-    *("messages", "snapshots", "snapshot_s"),
+    *("messages", "snapshots", "snapshot_s", "readout_version", "readout_age"),
 )
 
 #: Tallies that a stage's entry has as tables beside those fields, and whether they count whole
@@ -537,7 +558,8 @@ class Recorder:
                 if self._training_since_s is not None:
                     self._training_since_s = values["time_s"]
             more = {key: values[key] for key in ("batches", "behind") if key in values}
-            self.history.append(more | {key: values[key] for key in _EVALUATION})
+            later = {key: values[key] for key in _LATER if key in values}
+            self.history.append(more | {key: values[key] for key in _EVALUATION} | later)
 
     def _add_segment(self) -> None:
         """End a stretch of training at the last record."""
@@ -573,6 +595,7 @@ class Recorder:
             "cpu_s": sum(report.get("cpu_s") or 0.0 for report in self.reports.values()),
             "test_accuracy": last["accuracy"],
             "test_loss": last["loss"],
+            **({"test_metrics": last["metrics"]} if "metrics" in last else {}),
             "history": self.history,
             "guard": self.guard,
             "changes": self.changes,
@@ -612,14 +635,15 @@ def _stage(name: str, report: Mapping[str, Any], train_s: float) -> dict[str, An
         **{field: report.get(field) for field in STAGE_FIELDS},
         "busy_fraction": _busy_fraction(report, train_s),
         "ops": _ops(report),
-        "lag_by_link": _lag_by_link(report),
+        "lag_by_link": _by_link(report, "lag_to_"),
+        "bytes_by_link": _by_link(report, _BYTES_TO),
         **{key: _table(report, key, whole) for key, whole in DISTRIBUTIONS.items()},
     }
 
 
-def _lag_by_link(report: Mapping[str, Any]) -> dict[str, int]:
-    """Return the greatest lag towards each consumer, in batches."""
-    prefix = "lag_to_"
+def _by_link(report: Mapping[str, Any], prefix: str) -> dict[str, int]:
+    """Return a counter that a worker has for each of its links, by receiver: the greatest lag in
+    batches, or the bytes sent while training, all messages included."""
     return {key.removeprefix(prefix): n for key, n in report.items() if key.startswith(prefix)}
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from asyncdni.report.load import Load, disturbance, fastest
 
 __all__ = [
     "CONFIDENCE",
     "MEASURES",
+    "RATES",
     "Comparison",
     "Estimate",
     "Key",
@@ -26,8 +29,10 @@ __all__ = [
     "crossing",
     "difference",
     "estimate",
+    "judged",
     "latencies_of",
     "latency_words",
+    "rate",
     "ratio",
     "samples_to",
     "slices",
@@ -57,6 +62,10 @@ class Result:
     summary: Mapping[str, Any]
     #: One-way latency of the links, in seconds; None if all runs share it or the run has no links.
     latency_s: float | None = None
+    #: What else the machine did meanwhile; None if it was not measured.
+    load: Load | None = None
+    #: What disturbed the run (see `judged`); empty if nothing did.
+    disturbed: str = ""
 
     @property
     def key(self) -> Key:
@@ -97,6 +106,17 @@ MEASURES: dict[str, Measure] = {
         "cpu_s",
     )
 }
+
+
+#: The measures that are speeds and times, whose intervals are computed on logarithms.
+RATES = ("samples_per_s", "stream_samples_per_s", "train_s", "cpu_s")
+
+
+def judged(results: Sequence[Result]) -> list[Result]:
+    """Return the results with what disturbed each of them, judged by the fastest matrix products
+    of all."""
+    best = fastest(one.load for one in results)
+    return [replace(one, disturbed=disturbance(one.load, best)) for one in results]
 
 
 def at(latency_s: float | None, results: Iterable[Result]) -> tuple[Result, ...]:
@@ -153,6 +173,17 @@ def ratio(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
     return Estimate(math.exp(logs.mean), low, high, logs.n)
 
 
+def rate(values: Sequence[float]) -> Estimate | None:
+    """Return the geometric mean of speeds or times, and its interval, computed on logarithms: it
+    never reaches below 0.
+
+    None for no values. A 0 has no logarithm: with one the result is that of `estimate`.
+    """
+    if len(set(values)) < 2 or not all(values):
+        return estimate(values)
+    return ratio([(value, 1.0) for value in values])
+
+
 def difference(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
     """Return the mean of a - b over pairs (a, b)."""
     return estimate([a - b for a, b in pairs])
@@ -174,6 +205,11 @@ class Comparison:
     def estimate(self, name: str, measure: str | Measure) -> Estimate | None:
         """Return the mean over the seeds that have been run; None without any."""
         return estimate(list(self.values(name, measure).values()))
+
+    def rate(self, name: str, measure: str | Measure) -> Estimate | None:
+        """Return the geometric mean of a speed or a time, which is above 0, over the seeds that
+        have been run; None without any."""
+        return rate(list(self.values(name, measure).values()))
 
     def ratio(
         self, name: str, other: str, measure: str | Measure = "samples_per_s"
@@ -204,6 +240,10 @@ class Comparison:
     def of(self, name: str) -> list[Result]:
         """Return the runs of `name`, in the order of `results`."""
         return [one for one in self.results if one.name == name]
+
+    def disturbed(self, name: str) -> list[bool]:
+        """Tell of each run of `name` whether it was disturbed."""
+        return [bool(one.disturbed) for one in self.of(name)]
 
     def _pairs(self, name: str, other: str, measure: str | Measure) -> list[tuple[float, float]]:
         a, b = self.values(name, measure), self.values(other, measure)

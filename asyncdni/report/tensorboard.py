@@ -150,6 +150,9 @@ class EventFiles:
         elif kind == "evaluation":
             keys = {"test/accuracy": "accuracy", "test/loss": "loss"}
             known = {tag: values[key] for tag, key in keys.items() if values[key] is not None}
+            for name, value in values.get("metrics", {}).items():
+                if value is not None:
+                    known[f"test/{name}"] = value
             self._write("", values["time_s"], values["samples"], known)
         elif kind == "guard":
             samples = self._before.get(values["stage"], {}).get("samples") or 0

@@ -13,17 +13,38 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from asyncdni.errors import CheckpointError, ConfigError
-from asyncdni.report.plots import import_matplotlib
-from asyncdni.report.traces import GRADIENT, OP, OP_NAMES, SLOWED, WAIT, WorkerTrace, links
+from asyncdni.report.plots import import_matplotlib, write_picture
+from asyncdni.report.traces import (
+    GRADIENT,
+    OP,
+    OP_NAMES,
+    SLOWED,
+    WAIT,
+    WorkerTrace,
+    links,
+    read_trace,
+)
+from asyncdni.store.run import Result
 
-__all__ = ["Box", "Drawing", "Line", "Panel", "Words", "draw", "png", "svg"]
+__all__ = [
+    "Box",
+    "Drawing",
+    "Line",
+    "Panel",
+    "Words",
+    "draw",
+    "panel",
+    "png",
+    "svg",
+]
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -75,7 +96,19 @@ class Words:
     bold: bool = False
 
 
-Shape = Box | Line | Words
+@dataclass(frozen=True, slots=True)
+class Curtain:
+    """White over a row, which an SVG draws away from left to right in so many seconds, again and
+    again, with a line at its edge; a PNG has none."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    seconds: float
+
+
+Shape = Box | Line | Words | Curtain
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +117,19 @@ class Drawing:
 
     width: int
     height: int
-    shapes: Sequence[Shape]
+    shapes: Sequence[Shape] = field(repr=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the drawing as `FILE.svg`, or as `FILE.png` with the extra `plot`.
+
+        Raises `ConfigError` for another suffix or without the extra, `CheckpointError` where the
+        file can't be written.
+        """
+        write_picture(path, lambda: svg(self).encode(), lambda: png(self))
+
+    def _repr_svg_(self) -> str:
+        """Return what a notebook shows."""
+        return svg(self)
 
 
 def svg(drawing: Drawing) -> str:
@@ -113,6 +158,21 @@ def _element(shape: Shape) -> str:
             weight = ' font-weight="bold"' if bold else ""
             place = f'x="{x:.1f}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}"'
             return f'<text {place} fill="{colour}"{weight}>{escape(text)}</text>'
+        case Curtain(x, y, width, height, seconds):
+            moved = _moving("x", x, x + width, seconds)
+            white = (
+                f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="#ffffff">'
+            )
+            edge = f'<rect x="{x:g}" y="{y:g}" width="1" height="{height:g}" fill="#222222">'
+            return f"{white}{moved}{_moving('width', width, 0, seconds)}</rect>{edge}{moved}</rect>"
+
+
+def _moving(attribute: str, start: float, end: float, seconds: float) -> str:
+    """Move an attribute from `start` to `end`, where it stays for the last eighth of the time."""
+    return (
+        f'<animate attributeName="{attribute}" values="{start:g};{end:g};{end:g}" '
+        f'keyTimes="0;0.875;1" dur="{seconds:g}s" repeatCount="indefinite"/>'
+    )
 
 
 def png(drawing: Drawing) -> bytes:
@@ -132,14 +192,15 @@ def png(drawing: Drawing) -> bytes:
     figure = Figure(figsize=inches, dpi=_UNITS_PER_INCH * _SCALE, facecolor="white")
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(0, drawing.width), ylim=(drawing.height, 0))
     axes.set_axis_off()
-    for layer, shape in enumerate(drawing.shapes):
+    still = (shape for shape in drawing.shapes if not isinstance(shape, Curtain))
+    for layer, shape in enumerate(still):
         axes.add_artist(_artist(shape)).set_zorder(layer)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
 
 
-def _artist(shape: Shape) -> Artist:
+def _artist(shape: Box | Line | Words) -> Artist:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
     from matplotlib.text import Text
@@ -176,12 +237,14 @@ COLOURS = {
     "M": "#a8483a",
     "U": "#5a9a5a",
     "A": "#86b886",
+    "K": "#a9c9a9",
+    "V": "#d9c2e2",
     "P": "#9a6fb0",
     "T": "#c9aed6",
     "S": "#b98fa8",
     "R": "#a8a8a8",
     "E": "#6f8f8f",
-    "K": "#4f6f6f",
+    "H": "#4f6f6f",
 }
 _UNKNOWN = "#000000"
 _GROUND = "#f1f1f1"
@@ -231,20 +294,44 @@ class _Window:
         return min(end_s, self.begin_s + self.length_s) - max(start_s, self.begin_s)
 
 
+def panel(run: Result) -> Panel:
+    """Read the traces of a run. Raises `ConfigError` for a run that has kept none or has not
+    finished, `CheckpointError` for one whose files are damaged."""
+    summary, folder = run.summary, run.folder
+    if folder is None or "stages" not in summary:
+        raise ConfigError(
+            f"{folder} holds no finished run: it has no summary.json"
+            if folder is not None
+            else "the run was not kept: train(..., out=DIR, trace=True) leaves a timeline"
+        )
+    rate = summary["samples_per_s"]
+    title = summary["schedule"] + (f": {rate:,.0f} samples/s" if rate else "")
+    return Panel(title, [read_trace(folder, stage["name"]) for stage in summary["stages"]])
+
+
 def draw(
-    panels: Sequence[Panel], window_s: float, *, at: float = 0.5, messages: bool = False
+    panels: Sequence[Panel],
+    window_s: float,
+    *,
+    at: float = 0.5,
+    messages: bool = False,
+    animate_s: float = 0.0,
 ) -> Drawing:
     """Draw `window_s` seconds of each run, beginning at the fraction `at` of it.
 
-    `messages` adds a line for each activation and gradient, from its sender to its receiver. Raises
+    `messages` adds a line for each activation and gradient, from its sender to its receiver.
+    `animate_s`: an SVG plays the runs side by side in so many seconds; 0: it stands still. Raises
     `CheckpointError` for a run without ops.
     """
     shapes: list[Shape] = []
     y = _TOP
-    for panel in panels:
-        window = _Window(_begin(panel, window_s, at), window_s)
-        shapes += _panel(panel, window, y, messages)
-        y += _GAP + len(panel.traces) * _ROW
+    for one in panels:
+        window = _Window(_begin(one, window_s, at), window_s)
+        shapes += _panel(one, window, y, messages)
+        if animate_s:
+            rows, height = y + _TITLE, len(one.traces) * _ROW
+            shapes.append(Curtain(_LABEL, rows, _PLOT, height, animate_s))
+        y += _GAP + len(one.traces) * _ROW
     shapes += _axis(window_s, y + 4)
     legend, bottom = _legend(shapes, y + 4 + _AXIS)
     return Drawing(_WIDTH, bottom, [*shapes, *legend])

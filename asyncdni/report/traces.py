@@ -92,12 +92,14 @@ OP_NAMES = {
     "M": "late share of the true gradient",
     "U": "update",
     "A": "update of shared weights",
+    "K": "weights copied for others",
+    "V": "weights of others taken over",
     "P": "generator predicts",
     "T": "generator is fitted",
     "S": "input model is fitted",
     "R": "data",
     "E": "evaluation",
-    "K": "weights copied for an evaluation",
+    "H": "weights held for an evaluation",
 }
 
 

@@ -1,5 +1,7 @@
 """The conclusions of a comparison, in sentences. The same rules hold whoever wins.
 
+Where too many runs of a row were disturbed by other programs, there is none on speed.
+
 `verdict` is for a comparison at one latency: the fastest against each other row; which row first
 reaches the target accuracy; where accuracies differ by more than chance; what controls show.
 Controls don't compete. `latency_sentence` and `kept_sentence` are for comparisons at several
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from asyncdni.report.columns import accuracy_words
+from asyncdni.report.load import is_busy
 from asyncdni.report.statistics import Comparison, Estimate, latency_words, ratio, time_to
 from asyncdni.schedules import SCHEDULES
 
@@ -18,6 +21,7 @@ __all__ = [
     "BASELINES",
     "SINGLE",
     "accuracy_clause",
+    "busy_clause",
     "control_clause",
     "joined",
     "kept",
@@ -50,12 +54,9 @@ def joined(parts: Sequence[str]) -> str:
 def verdict(comparison: Comparison) -> str:
     """Return the conclusion of the comparison in one sentence; empty while there is nothing to
     compare."""
-    found = (
-        speed_clause(comparison),
-        target_clause(comparison),
-        accuracy_clause(comparison),
-        control_clause(comparison),
-    )
+    busy = busy_clause(comparison)
+    speeds = [busy] if busy else [speed_clause(comparison), target_clause(comparison)]
+    found = (*speeds, accuracy_clause(comparison), control_clause(comparison))
     clauses = [clause for clause in found if clause]
     if not clauses:
         return ""
@@ -63,6 +64,21 @@ def verdict(comparison: Comparison) -> str:
         clauses.append("one seed shows no spread: compare over more (--seeds 5)")
     text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def busy_clause(comparison: Comparison) -> str:
+    """Say that there is no verdict on speed since too many runs were disturbed; empty if there can
+    be one. Rows with enough undisturbed runs are not named, nor are controls."""
+    names = [name for name in comparison.names if name not in comparison.controls]
+    found = {name: comparison.disturbed(name) for name in names}
+    busy = {name: runs for name, runs in found.items() if is_busy(runs)}
+    if not busy:
+        return ""
+    counts = [f"{sum(runs)} of {len(runs)} of {name}" for name, runs in busy.items()]
+    return (
+        f"the machine was busy: no verdict on speed (disturbed runs: {joined(counts)}; compare "
+        "again when nothing else runs)"
+    )
 
 
 def speed_clause(comparison: Comparison) -> str:
@@ -209,7 +225,10 @@ def latency_sentence(comparison: Comparison, latency_s: float) -> str:
     them the highest target was reached. If there are only baselines, it says what `verdict` would.
     """
     rivals = [name for name in comparison.ranking() if _competes(name, comparison)]
-    if rivals:
+    busy = busy_clause(comparison)
+    if busy:
+        found = [busy]
+    elif rivals:
         found = [*_speeds(comparison, rivals), *_time_ratios(comparison, rivals)]
     else:
         found = [speed_clause(comparison), target_clause(comparison)]
@@ -235,9 +254,12 @@ def kept(
 def kept_sentence(comparisons: Mapping[float, Comparison]) -> str:
     """Say how much of its speed each schedule keeps at the highest latency; empty if none is known.
 
-    Fills and drains of the pipe are left out if they are known for all schedules.
+    Fills and drains of the pipe are left out if they are known for all schedules. Empty also where
+    the machine was busy.
     """
     least, most = min(comparisons), max(comparisons)
+    if busy_clause(comparisons[least]) or busy_clause(comparisons[most]):
+        return ""
     last = comparisons[most]
     names = [n for n in last.names if _has_links(n, last) and n not in last.controls]
     for measure, words in _SPEEDS.items():
@@ -328,7 +350,7 @@ def _sooner(other: str, one: Estimate) -> tuple[str, Estimate]:
 def _spread(one: Estimate, *, first: bool) -> str:
     """Return the interval, with a remark if it leaves a difference in doubt."""
     words = _interval_words(one, said=not first)
-    return words if one.low is None or one.excludes(1.0) else f"{words[:-1]}: not clear)"
+    return words if one.low is None or one.excludes(1.0) else f"{words[:-1]}: may be chance)"
 
 
 def _kept_parts(found: Sequence[tuple[str, Estimate]]) -> list[str]:

@@ -45,11 +45,13 @@ class OpKind(Enum):
     LEARN = "W"  # accumulate the gradients of the weights that a Backward left for later
     UPDATE = "U"  # one optimizer step on what has been accumulated
     APPLY = "A"  # one optimizer step on what all sharers of weights have accumulated
+    COPY = "K"  # take a copy of weights that generators of other workers read out through
+    ADOPT = "V"  # put such a copy, which has come, in the place of the last one
     FIT = "T"  # train the generator on the gradient that came back
     FIT_INPUT = "S"  # train the input model on the activation that came
     DROP = "X"  # give a batch up: its gradient is no longer awaited (no arithmetic)
     EVALUATE = "E"  # forward of a test batch with running statistics; nothing is kept
-    COPY = "K"  # copy the weights before this batch, to be evaluated while training goes on
+    HOLD = "H"  # hold a copy of the weights of before this batch, to be evaluated later
 
     __hash__ = object.__hash__  # each member exists once: quicker than hashing their names
 
@@ -195,14 +197,23 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Groups of `size` microbatches, whose accumulated gradients make one update; the last group of
-    an epoch may be shorter."""
+    """Groups of `size` batches or microbatches, whose accumulated gradients make one update; the
+    last group of an epoch may be shorter."""
 
     size: int
-    per_epoch: int  # microbatches of an epoch
+    per_epoch: int  # (micro)batches of an epoch
+
+    def index(self, batch: int) -> int:
+        """The number of the batch's group, from 0 at the start of the run."""
+        if self.size == 1:
+            return batch
+        epoch, position = divmod(batch, self.per_epoch)
+        return epoch * -(-self.per_epoch // self.size) + position // self.size
 
     def ends(self, batch: int) -> bool:
         """Whether the batch is the last of its group."""
+        if self.size == 1:
+            return True
         position = batch % self.per_epoch
         return position == self.per_epoch - 1 or position % self.size == self.size - 1
 

@@ -40,7 +40,8 @@ class GpipeOptions(Options, frozen=True, kw_only=True, tag="gpipe"):
     cycle: ClassVar[Cycle | None] = Cycle(group=True)
     waits_for: ClassVar[str] = WAITS_FOR_GROUP
 
-    microbatches: Count = 4  # of a batch; data.batch_size must be a multiple
+    # parts that a batch is cut into; data.batch_size must be a multiple of it
+    microbatches: Count = 4
     split_backward: bool = True
 
     def rule(self, role: Role) -> Gpipe:

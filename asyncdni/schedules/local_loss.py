@@ -34,7 +34,7 @@ from msgspec import Meta
 
 from asyncdni.schedules.base import NEVER, Asked, Flight, Op, OpKind, Source, View
 from asyncdni.schedules.options import Cycle, LocalHead, OnFull, Options, Role, Work
-from asyncdni.tables import Table, Whole
+from asyncdni.tables import Generator, ReadoutGenerator, Table, Whole
 
 __all__ = ["LocalLoss", "LocalLossOptions"]
 
@@ -43,7 +43,7 @@ class LocalLossOptions(Options, frozen=True, kw_only=True, tag="local_loss"):
     """Greedy: every stage learns from a local head alone; nothing comes back."""
 
     repeatable: ClassVar[bool] = True
-    repeatable_if: ClassVar[str] = "while no worker dies, without replay and skipping"
+    repeatable_if: ClassVar[str] = "while no worker dies, without replay, skipping and readout"
     synchronous: ClassVar[bool] = False
     decoupled: ClassVar[bool] = True
     cycle: ClassVar[Cycle | None] = None
@@ -52,9 +52,11 @@ class LocalLossOptions(Options, frozen=True, kw_only=True, tag="local_loss"):
     run_wide: ClassVar[tuple[str, ...]] = ("on_full",)
     one_by_one: ClassVar[Mapping[str, object]] = {"on_full": "wait", "replay": 0}
 
-    head: LocalHead = LocalHead()
-    replay: Whole = 0  # inputs kept to learn from while no new one is here
-    uses_max: Annotated[int, Meta(ge=2)] = 4  # how often a stage may learn from one input
+    head: LocalHead = LocalHead()  # the local classifier that a stage learns from
+    generator: Generator | None = None  # in place of the head: one with a loss of its own
+    replay: Whole = 0  # [batches] kept to learn from again while no new one has come
+    uses_max: Annotated[int, Meta(ge=2)] = 4  # how often a stage may learn from one batch
+    # towards a consumer that takes no more activations: wait for it, or skip it and learn on
     on_full: OnFull = "wait"
 
     def rule(self, role: Role) -> LocalLoss:
@@ -65,16 +67,27 @@ class LocalLossOptions(Options, frozen=True, kw_only=True, tag="local_loss"):
         return True
 
     @property
+    def repeats(self) -> bool:
+        return super().repeats and not isinstance(self.generator, ReadoutGenerator)
+
+    @property
     def asked(self) -> Asked:
         return NEVER
 
     @property
-    def predictor(self) -> LocalHead:
-        return self.head
+    def predictor(self) -> Generator | LocalHead:
+        return self.generator or self.head
 
     @property
     def models(self) -> Mapping[str, Table]:
-        return {"head": self.head}
+        return {"generator": self.generator} if self.generator else {"head": self.head}
+
+    def conflicts(self) -> Iterator[str]:
+        if self.generator is not None and not self.generator.in_torch:
+            yield (
+                f"schedule.generator: no gradient comes back that a {self.generator.title} could "
+                "learn from; expected one with a loss of its own ('module', 'readout'), or a head"
+            )
 
     def conflicts_with_locked(self, stage: str, *, waits: bool) -> Iterator[str]:
         if waits and self.replay:

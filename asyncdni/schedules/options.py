@@ -26,11 +26,16 @@ __all__ = [
     "OnFull",
     "Options",
     "Role",
+    "Weights",
     "Work",
 ]
 
 #: What a producer does while a consumer grants it no credit.
 OnFull = Literal["wait", "skip"]
+#: Where gradients come late: the weights that a backward goes through are those of the batch's own
+#: forward ("stash") or the present ones ("current"). "double": both ways of all batches of one
+#: update go through the weights before the last update.
+Weights = Literal["stash", "double", "current"]
 
 
 # --- models that stand in for what has not come --------------------------------------------------
@@ -39,12 +44,13 @@ OnFull = Literal["wait", "skip"]
 class LocalHead(Table, frozen=True, kw_only=True):
     """A local classifier on a stage's activation, trained by its own loss."""
 
-    hidden: tuple[Count, ...] = ()  # relu units of each hidden layer; none: a linear head
-    learning_rate: Positive = 1e-2  # Adam
+    hidden: tuple[Count, ...] = ()  # [relu units] of each hidden layer; none: a linear head
+    learning_rate: Positive = 1e-2  # of Adam, which trains it
 
-    title: ClassVar[str] = "local head"  # this and the next two as of `tables.Generator`
+    title: ClassVar[str] = "local head"  # this and the next three as of `tables.Generator`
     normalises: ClassVar[bool] = False
     maps_only: ClassVar[bool] = False
+    in_torch: ClassVar[bool] = False
 
     def size(self, row: tuple[int, ...], outputs: int) -> int:
         """Its parameters, or less, for activations of shape `row` and that many outputs."""
@@ -54,17 +60,17 @@ class LocalHead(Table, frozen=True, kw_only=True):
 class InputModel(Table, frozen=True, kw_only=True):
     """Predicts a stage's input from the network's, trained on the activation when it comes."""
 
-    hidden: tuple[Count, ...] = (256,)
-    labels: bool = False
-    learning_rate: Positive = 3e-3  # Adam
+    hidden: tuple[Count, ...] = (256,)  # [relu units] of each hidden layer
+    labels: bool = False  # whether it sees the targets beside the network's input
+    learning_rate: Positive = 3e-3  # of Adam, which trains it
 
 
 class Guard(Table, frozen=True, kw_only=True):
     """Wait for true gradients while a generator's disagree with them."""
 
-    window: Count = 32  # fits over which the cosine between both is averaged
-    below: Annotated[float, Meta(ge=-1, le=1)] = 0.0  # falls back to waiting there …
-    above: Annotated[float, Meta(ge=-1, le=1)] = 0.1  # … and comes back there
+    window: Count = 32  # [fits] over which the cosine between both gradients is averaged
+    below: Annotated[float, Meta(ge=-1, le=1)] = 0.0  # the stage waits when the cosine falls below
+    above: Annotated[float, Meta(ge=-1, le=1)] = 0.1  # and stops waiting when it rises above this
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -77,7 +83,7 @@ class Role:
     name: str  # of the worker's last stage
     seed: int  # of the run
     depth: int  # workers between it and the farthest loss
-    groups: Groups  # of microbatches
+    groups: Groups  # of the batches or microbatches that make one update
     asked: Asked = ALWAYS  # batches that its consumers send gradients up for
     send_at_once: bool = False  # a producer is locked to it: it learns from the same gradient
     receives_synthetic: bool = False  # what comes back to it is synthetic, at least in part
@@ -106,7 +112,7 @@ class Work:
 class Late:
     """What a stage does about gradients that come late."""
 
-    weights: Literal["stash", "current"] = "stash"  # that a backward goes through
+    weights: Weights = "stash"
     look_ahead: float = 0.0  # forward with the weights moved on by so many last updates
     anneal_epochs: float = 0.0  # divide learning rates by the staleness, less and less so
 
@@ -173,6 +179,11 @@ class Options(Tagged, frozen=True, kw_only=True, tag_field="name"):
         return ALWAYS
 
     @property
+    def only_fits(self) -> bool:
+        """Whether true gradients train generators and go into no update."""
+        return False
+
+    @property
     def sends_synthetic(self) -> bool:
         """What a stage with consumers sends up is synthetic, at least in part."""
         return False
@@ -206,6 +217,16 @@ class Options(Tagged, frozen=True, kw_only=True, tag_field="name"):
     def microbatches(self) -> int:
         """Parts of a batch that flow one by one and end in one update."""
         return 1
+
+    @property
+    def accumulate(self) -> int:
+        """Batches whose gradients are summed for one update."""
+        return 1
+
+    @property
+    def per_update(self) -> int:
+        """Batches or microbatches that flow one by one and make one update."""
+        return self.microbatches * self.accumulate
 
     @property
     def split_backward(self) -> bool:
@@ -285,6 +306,7 @@ class Options(Tagged, frozen=True, kw_only=True, tag_field="name"):
 
     @property
     def text(self) -> str:
-        """For tables and drawings: "synthetic", "1f1b, 4 microbatches"."""
+        """For tables and drawings: "1f1b, 4 microbatches", "delayed, 2 batches an update"."""
         cut = f", {self.microbatches} microbatches" if self.microbatches > 1 else ""
-        return f"{self.tag}{cut}"
+        summed = f", {self.accumulate} batches an update" if self.accumulate > 1 else ""
+        return f"{self.tag}{cut}{summed}"

@@ -37,7 +37,8 @@ stage 1  .  F0 P0 B0 U0 T0 b0 F1 P1 B1 U1 F2 P2 B2 U2 T2 b2 .
 stage 2  .  .  F0 B0 U0 .  .  .  F1 B1 U1 .  F2 B2 U2 .  .  .
 ```
 
-The first `fit_first` batches send one in any case, while generators have everything to learn.
+The first `fit_first` batches send one in any case, while generators have everything to learn. With
+a generator that learns without gradients (`readout`) no batch sends one.
 
 With `mix` the true gradient's share is accumulated (M) when it arrives and applied with the next
 batch's update, as a correction is; the synthetic gradient has the rest. `mix = 1` asks no generator
@@ -95,7 +96,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from asyncdni.schedules.base import ALWAYS, Asked, Flight, Op, OpKind, Source, View, draw
+from asyncdni.schedules.base import ALWAYS, NEVER, Asked, Flight, Op, OpKind, Source, View, draw
 from asyncdni.schedules.options import Cycle, Guard, InputModel, OnFull, Options, Role, Work
 from asyncdni.tables import Count, ErrorGenerator, Fraction, Generator, Table, Whole
 
@@ -132,17 +133,22 @@ class SyntheticOptions(Options, frozen=True, kw_only=True, tag="synthetic"):
         "guard": None,
     }
 
-    target: Literal["true", "bootstrap", "half"] = "true"  # half: of the batches each
-    generator: Generator = ErrorGenerator()
-    fit_every: Count = 1  # only batches with id % fit_every == 0 send gradients up …
-    fit_first: Whole = 0  # … and the first so many, while generators are new
-    correct: bool = False  # apply true minus synthetic when the true gradient arrives
-    mix: Fraction = 0.0  # share of the true gradient in an update, the rest is synthetic
+    # what generators learn from: true gradients, synthetic ones that the next generator makes
+    # ("bootstrap"), or each of them for half of the batches
+    target: Literal["true", "bootstrap", "half"] = "true"
+    generator: Generator = ErrorGenerator()  # predicts the gradient that a stage learns from
+    # [batches] one batch in this many sends its gradient up, and generators learn from those alone
+    fit_every: Count = 1
+    # [batches] at the start of training send a gradient up in any case, while generators are new
+    fit_first: Whole = 0
+    # add the true gradient minus the synthetic one to a later update, once the true one is here
+    correct: bool = False
+    mix: Fraction = 0.0  # share of the true gradient in an update; the rest is synthetic
     # a stage learns from a batch with this probability, and only passes it on otherwise
     update_probability: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    synthetic_inputs: bool = False  # never wait for an activation either: predict it
-    input_model: InputModel = InputModel()
-    guard: Guard | None = None
+    synthetic_inputs: bool = False  # predict activations too, so that no stage waits for one
+    input_model: InputModel = InputModel()  # predicts them
+    guard: Guard | None = None  # wait for true gradients while synthetic ones disagree with them
     on_full: OnFull = "wait"
 
     def rule(self, role: Role) -> Synthetic:
@@ -173,7 +179,14 @@ class SyntheticOptions(Options, frozen=True, kw_only=True, tag="synthetic"):
 
     @property
     def asked(self) -> Asked:
-        return Asked(self.fit_every, self.fit_first)
+        """Whoever has a generator that learns without gradients asks for none, unless something
+        else needs them."""
+        needed = self.generator.fits or self.correct or self.mix > 0 or self.guard is not None
+        return Asked(self.fit_every, self.fit_first) if needed else NEVER
+
+    @property
+    def only_fits(self) -> bool:
+        return not self.correct and self.mix == 0 and self.guard is None
 
     @property
     def sends_synthetic(self) -> bool:
@@ -248,7 +261,7 @@ class SyntheticOptions(Options, frozen=True, kw_only=True, tag="synthetic"):
             )
 
     def work(self, *, exits: bool, relays: bool) -> Work:
-        share = 1.0 / self.fit_every
+        share = 1.0 / self.fit_every if self.asked.every else 0.0
         sends_on_learning = not exits or self.target == "bootstrap"
         ops = {"B": 1.0}
         if exits:

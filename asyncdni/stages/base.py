@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from asyncdni.nn.base import Array
+from asyncdni.nn.metrics import Average
 from asyncdni.schedules.base import Source
 
 __all__ = ["Agreement", "Array", "Context", "Forwarded", "Score", "Stage"]
@@ -37,6 +38,8 @@ class Score:
     outputs: int = 1  # answers per sample: `correct` is out of samples * outputs
     #: For windows, the number of steps that count, in place of samples. None: samples count.
     steps: int | None = None
+    #: Of the test set: the experiment's further metrics, by name.
+    metrics: dict[str, Average] = field(default_factory=dict)
 
     def add(self, other: Score) -> None:
         if other.steps is not None:
@@ -46,6 +49,11 @@ class Score:
         self.outputs = other.outputs
         if other.correct is not None:
             self.correct = (self.correct or 0) + other.correct
+        for name, average in other.metrics.items():
+            if name in self.metrics:
+                self.metrics[name].add(average)
+            else:
+                self.metrics[name] = average
 
     @property
     def count(self) -> int:
@@ -72,6 +80,11 @@ class Agreement:
 
 class Stage(Protocol):
     """The maths of one worker. Batches are identified by id; many can be in flight."""
+
+    #: What encodings have left out of the gradients that were sent, for links whose encoding keeps
+    #: it: `{consumer: {producer: float32 (batch size, …)}}`. `encodings.Compressor` writes to them;
+    #: they are part of `snapshot`.
+    remainders: Mapping[str, Mapping[str, Array]]
 
     def forward(self, batch: int, inputs: Mapping[str, Array], context: Context) -> Forwarded:
         """Go forward in training, with batch statistics. `context` holds "y", the targets, and what
@@ -115,6 +128,10 @@ class Stage(Protocol):
         declared order, so that all make the same step. The learning rate is that of `batch`. Raises
         as `update` does."""
 
+    def adopt(self, version: int, weights: Mapping[str, Array]) -> None:
+        """Have the generator read out through these weights of another stage from now on, copied
+        after so many of its updates; unless what it has is as new."""
+
     def fit(self, batch: int, gradients: Mapping[str, Array]) -> Agreement | None:
         """Train the generator on the true gradient that came back.
 
@@ -152,8 +169,8 @@ class Stage(Protocol):
         """The number of weights, without the generator's."""
 
     def snapshot(self) -> dict[str, dict[str, Array]]:
-        """A copy of all that decides how training goes on: `state`, and optimizer, generator and
-        counters; `{declared stage: {"optimizer.first": array, …}}`.
+        """A copy of all that decides how training goes on: `state`, and optimizer, generator,
+        counters and remainders; `{declared stage: {"optimizer.first": array, …}}`.
 
         Batches in flight are not part of it, and no gradients may have been accumulated."""
 
@@ -167,6 +184,10 @@ class Stage(Protocol):
         """Drop every batch in flight, the accumulated gradients and all copies. From then on
         `release` does nothing for such a batch, and its arrays are not used again. Weights,
         optimizer and generator stay."""
+
+    def readout(self) -> dict[str, int]:
+        """How old the weights are that the generator reads out through, by the counter's name;
+        empty for another generator."""
 
     def skips(self) -> dict[str, int]:
         """How often `[numbers] policy = "skip"` has left something out, by the counter's name."""

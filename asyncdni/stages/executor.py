@@ -6,7 +6,7 @@ Both drivers use it: the real one in a worker process, and the simulator when it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from asyncdni.core.events import Compute, Computed
@@ -40,11 +40,13 @@ class Executor:
         source: Source | None = None,
         note: Callable[[Agreement | None], None] | None = None,
         shares: Mapping[str, Sequence[str]] | None = None,
+        readout: tuple[str, Collection[str]] | None = None,
     ) -> None:
         """Args:
         exits: maps each producing worker to the declared stage whose activation it sends.
         note: is called with what each Fit measured: see `stages.base.Stage.fit`.
         shares: maps each worker that has stages with the same weights to those stages here.
+        readout: the stage here that others read out through, and the names of those weights.
         """
         self.stage = stage
         self.loss_sum = 0.0
@@ -54,6 +56,7 @@ class Executor:
         self._source = source
         self._note = note
         self._shares = shares or {}
+        self._readout = readout
         self._do: dict[OpKind, Callable[[Compute], Computed]] = {
             OpKind.READ: self._read,
             OpKind.FORWARD: self._forward,
@@ -62,10 +65,12 @@ class Executor:
             OpKind.LEARN: self._learn,
             OpKind.UPDATE: self._update,
             OpKind.APPLY: self._apply,
+            OpKind.COPY: self._copy,
+            OpKind.ADOPT: self._adopt,
             OpKind.FIT: self._fit,
             OpKind.FIT_INPUT: self._fit_input,
             OpKind.EVALUATE: self._evaluate,
-            OpKind.COPY: self._copy,
+            OpKind.HOLD: self._hold,
         }
 
     def compute(self, compute: Compute) -> Computed:
@@ -110,7 +115,7 @@ class Executor:
         samples = len(next(iter(inputs.values())))
         return Computed(compute.op, samples, _tensors(result, context), tuple(result.scores))
 
-    def _copy(self, compute: Compute) -> Computed:
+    def _hold(self, compute: Compute) -> Computed:
         self.stage.copy(compute.op.batch)
         return Computed(compute.op)
 
@@ -141,6 +146,17 @@ class Executor:
         inputs = compute.inputs.values()
         gradients = {stage: array for part in inputs for stage, array in part.items()}
         self.stage.apply(compute.op.batch, gradients)
+        return Computed(compute.op)
+
+    def _copy(self, compute: Compute) -> Computed:
+        assert self._readout is not None
+        stage, names = self._readout
+        arrays = self.stage.state()[stage]
+        return Computed(compute.op, outputs={name: arrays[name].copy() for name in names})
+
+    def _adopt(self, compute: Compute) -> Computed:
+        (weights,) = compute.inputs.values()
+        self.stage.adopt(compute.op.batch, weights)
         return Computed(compute.op)
 
     def _fit(self, compute: Compute) -> Computed:

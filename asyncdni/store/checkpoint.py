@@ -46,6 +46,7 @@ __all__ = [
     "cuts_until",
     "discard_snapshots",
     "latest",
+    "newest_slots",
     "next_cut",
     "read_newest",
     "read_state",
@@ -208,6 +209,12 @@ def _counts(path: Path, noted: Mapping[str, str]) -> dict[str, int]:
 def slots(folder: Path, stage: str) -> tuple[Path, Path]:
     """The two snapshot files of a declared stage, whose name has no dot."""
     return folder / f"{stage}.0.safetensors", folder / f"{stage}.1.safetensors"
+
+
+def newest_slots(folder: Path, stages: Sequence[str]) -> list[Path]:
+    """Of each stage the file of its newest snapshot; those without one are left out."""
+    newest = [max(slots(folder, stage), key=_age) for stage in stages]
+    return [path for path in newest if _age(path) > _NONE]
 
 
 def _write_snapshots(

@@ -31,7 +31,7 @@ from asyncdni.errors import CheckpointError, ConfigError
 from asyncdni.experiment.schema import nearest
 from asyncdni.files import read_file
 from asyncdni.plan.build import Design, make_whole_stage
-from asyncdni.plan.model import arrays_by_stage, initial_model
+from asyncdni.plan.model import arrays_by_stage, check_cut, initial_model
 from asyncdni.store.run import EXPERIMENT, INIT, by_stage, load_experiment, load_weights
 from asyncdni.store.tensors import Array, decode_arrays, load_stage, save_stages
 from asyncdni.store.weights import read_weights
@@ -64,7 +64,7 @@ def begin_with(design: Design, arrays: Mapping[str, ArrayLike] | None = None) ->
         if run.init_sha256 or run.init_stages is not None:
             raise ConfigError(
                 "run.init: missing; expected the weights that run.init_stages and run.init_sha256 "
-                "are about"
+                "refer to"
             )
         return design
     place = f"run.init: {run.init}" if arrays is None else "init"
@@ -77,7 +77,7 @@ def begin_with(design: Design, arrays: Mapping[str, ArrayLike] | None = None) ->
         changed = [n for n in digests if run.init_sha256.get(n) != digests[n]]
         raise ConfigError(
             f"{place}: the weights of {', '.join(changed) or 'some stages'} are not those that "
-            "run.init_sha256 tells of; leave it out to begin with these"
+            "run.init_sha256 describes; leave it out to begin with these"
         )
     return _with_init(design, init)
 
@@ -141,6 +141,7 @@ def _of_model(design: Design, given: config.Experiment, options: config.Model) -
     its file `weights`."""
     model = initial_model(given, allow_import=design.allow_import)
     begun = _load_named(model, options) if options.weights else ""
+    check_cut(design.experiment, model, allow_import=design.allow_import)
     names = make_whole_stage(design).state()
     begun_design = _with_init(design, by_stage(arrays_by_stage(model, names)))
     return replace(begun_design, begun=begun)
@@ -173,7 +174,7 @@ def _load_named(model: nn.Module, options: config.Model) -> str:
         likes[name][...] = arrays[name]
     text = f"the model begins with the weights of {options.weights}"
     text += f"; not in there, so from the seed: {_some(missing, ', ')}" if missing else ""
-    return text + (f"; in there for nothing: {_some(unexpected, ', ')}" if unexpected else "")
+    return text + (f"; not used: {_some(unexpected, ', ')}" if unexpected else "")
 
 
 def _read_named(path: Path, place: str) -> dict[str, Array]:

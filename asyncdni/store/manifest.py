@@ -148,10 +148,15 @@ def identity(chosen: config.Experiment, meta: Meta) -> dict[str, Any]:
         "data": data | {"shapes": shapes},
         "run": {"seed": chosen.run.seed, "dtype": chosen.run.dtype} | _given(chosen.run),
         # positions count them
-        "schedule": {"microbatches": chosen.schedule.microbatches},
+        "schedule": {"microbatches": chosen.schedule.microbatches} | _accumulated(chosen.schedule),
     }
     plain: dict[str, Any] = json.loads(json.dumps(found))  # tuples are lists from here on
     return plain
+
+
+def _accumulated(schedule: config.Schedule) -> dict[str, Any]:
+    """How many batches make an update, where it is several: none is cut in two by a checkpoint."""
+    return {"accumulate": schedule.accumulate} if schedule.accumulate > 1 else {}
 
 
 def _given(run: config.Run) -> dict[str, Any]:

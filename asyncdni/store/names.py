@@ -7,7 +7,8 @@ a chain of stages of layers      "hidden2.0.weight"       ───►  "3.weigh
 
 In a chain all layers are counted, also those without weights, so an `nn.Sequential` of the same
 layers takes the file. The batch norms of PyTorch count their batches, which no layer of ours needs:
-what they have counted is added.
+what they have counted is added. Its recurrent layers have two biases, whose sum counts, in place of
+our one: the first is ours, the second 0.
 """
 
 from __future__ import annotations
@@ -68,15 +69,26 @@ def _in_sequence(
     for stage in chosen.stages:
         for position, layer in enumerate(stage.layers):
             prefix, number = f"{stage.name}.{position}.", before + position
-            found += [
-                (f"{number}.{name.removeprefix(prefix)}", array)
-                for name, array in weights.items()
-                if name.startswith(prefix)
-            ]
+            own = {n.removeprefix(prefix): a for n, a in weights.items() if n.startswith(prefix)}
+            if _name(layer) in _RECURRENT:
+                own = _with_two_biases(own)
+            found += [(f"{number}.{name}", array) for name, array in own.items()]
             if _name(layer) == "batch_norm":
                 batches = np.array(counted.get(stage.name, 0), np.int64)
                 found.append((f"{number}.num_batches_tracked", batches))
         before += len(stage.layers)
+    return found
+
+
+#: Layers whose weights `nn.LSTM` and `nn.RNN` call otherwise; those of one layer end in "_l0".
+_RECURRENT = ("lstm", "rnn")
+
+
+def _with_two_biases(own: Mapping[str, Array]) -> dict[str, Array]:
+    """The weights of a recurrent layer by PyTorch's names."""
+    found = {f"{name}_l0": array for name, array in own.items() if name != "bias"}
+    if "bias" in own:
+        found |= {"bias_ih_l0": own["bias"], "bias_hh_l0": np.zeros_like(own["bias"])}
     return found
 
 

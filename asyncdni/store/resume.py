@@ -32,12 +32,19 @@ from asyncdni.store.run import (
     load_weights,
 )
 
-__all__ = ["Beginning", "changed_experiment", "find_beginning", "is_complete"]
+__all__ = [
+    "Beginning",
+    "changed_experiment",
+    "continued_experiment",
+    "find_beginning",
+    "is_complete",
+]
 
 #: What may be changed about a run that has begun: all that makes neither another network nor other
 #: samples, nor gives them in another order. So its state means the same before and after.
 _CHANGEABLE = (
-    *("run.epochs", "run.split", "run.threads", "run.pin", "run.evaluate_every", "data.path"),
+    *("run.epochs", "run.max_steps", "run.early_stopping", "run.evaluate_every", "run.metrics"),
+    *("run.split", "run.threads", "run.pin", "data.path"),
     # rates, decay, weight decay, clipping: not the kind, whose state is kept
     *("optimizer", "stages.NAME.optimizer"),
     *("schedule", "stages.NAME.schedule", "staleness", "links", "slow"),
@@ -45,7 +52,7 @@ _CHANGEABLE = (
 )
 
 #: Of generators and their like.
-_RATES = ("learning_rate", "head_learning_rate", "rate")
+_RATES = ("learning_rate", "head_learning_rate", "rate", "refresh")
 
 #: A place in an experiment, and what is there before and after.
 Change = tuple[str, Any, Any]
@@ -71,15 +78,36 @@ def changed_experiment(folder: Path, changes: Sequence[str]) -> config.Experimen
         raise ConfigError(f"--resume {folder}: no run is there, it has no {EXPERIMENT}")
     there = load_experiment(folder)
     chosen = experiment.change(experiment.tables(there), changes)
+    _check_changes(folder, there, chosen, f"--resume {folder}:")
+    return chosen
+
+
+def continued_experiment(folder: Path, asked: config.Experiment) -> config.Experiment:
+    """The experiment that the run in `folder` goes on with where `asked` is asked for again: that
+    one, with the weights that the run has begun with.
+
+    Raises `ConfigError` where the run there is another one: see `changed_experiment`.
+    """
+    there = load_experiment(folder)
+    begun = {name: getattr(there.run, name) for name in ("init", "init_sha256", "init_stages")}
+    chosen = msgspec.structs.replace(asked, run=msgspec.structs.replace(asked.run, **begun))
+    _check_changes(folder, there, chosen, f"--out {folder}: another run is there:")
+    return chosen
+
+
+def _check_changes(
+    folder: Path, there: config.Experiment, chosen: config.Experiment, refusal: str
+) -> None:
+    """Raise `ConfigError`, which begins with `refusal`, unless the run in `folder` may go on with
+    the experiment `chosen`."""
     for place, old, new in _differences(experiment.tables(there), experiment.tables(chosen)):
         if not _may_change(place):
             raise ConfigError(
-                f"--resume {folder}: {place} is {_shown(old)} there and {_shown(new)} here, which "
+                f"{refusal} {place} is {_shown(old)} there and {_shown(new)} here, which "
                 f"makes another run; only {', '.join(_CHANGEABLE)} may change"
             )
     _check_optimizers(folder, there, chosen)
     _check_models(folder, there, chosen)
-    return chosen
 
 
 def _may_change(place: str) -> bool:
@@ -134,12 +162,13 @@ def _remembers(optimizer: config.Optimizer) -> str:
 
 def is_complete(folder: Path, chosen: config.Experiment) -> bool:
     """The run in `folder` has been trained to its end, its final weights are whole, and `chosen`
-    asks for no more epochs.
+    asks for no more epochs or steps.
 
     Raises `ConfigError` where it asks for fewer.
     """
     try:
-        epochs = json.loads(read_file(folder / SUMMARY))["epochs"]
+        summary = json.loads(read_file(folder / SUMMARY))
+        epochs, steps = summary["epochs"], summary.get("max_steps")
     except (OSError, ValueError, KeyError, TypeError):
         return False  # the summary is the last thing that a run writes
     if chosen.run.epochs < epochs:
@@ -151,7 +180,7 @@ def is_complete(folder: Path, chosen: config.Experiment) -> bool:
         load_weights(folder / "final", chosen)
     except CheckpointError:
         return False  # its last checkpoint has them
-    return bool(chosen.run.epochs == epochs)
+    return bool((chosen.run.epochs, chosen.run.max_steps) == (epochs, steps))
 
 
 def find_beginning(
@@ -204,7 +233,7 @@ def _ledger(manifest: Manifest) -> Ledger:
 def _snapshot_counts(folder: Path, design: Design) -> list[dict[str, int]]:
     """What each worker had done by its snapshot; nothing where one has none that is whole, or can't
     go on from its own."""
-    if not make_roster(design).goes_on:
+    if not make_roster(design).learns_alone:
         return []
     names = [[node.name for node in group.members] for group in design.plan.groups]
     try:
@@ -218,8 +247,8 @@ def _fit(folder: Path, ledger: Ledger, design: Design) -> None:
     batches = design.plan.batches
     if ledger.start > batches:
         raise ConfigError(
-            f"--resume {folder}: run.epochs = {design.experiment.run.epochs} is {batches} batches, "
-            f"but it has been trained for {ledger.start} already"
+            f"--resume {folder}: run.epochs and run.max_steps make {batches} batches, but it has "
+            f"been trained for {ledger.start} already"
         )
     names = {group.name for group in design.plan.groups}
     ledger.samples = {name: count for name, count in ledger.samples.items() if name in names}

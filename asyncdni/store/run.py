@@ -99,7 +99,8 @@ class Result:
 
     #: Everything in `summary.json`: schedule, seed, samples_per_s, history, stages, …
     summary: dict[str, Any] = field(repr=False)
-    #: Final weights and running statistics, `"stage.0.weight"`, as `torch.nn` would name them.
+    #: Final weights and running statistics, `"stage.0.weight"`, as `torch.nn` would name them, but
+    #: for recurrent layers: see `named_weights`.
     weights: dict[str, NDArray[Any]] = field(repr=False)
     experiment: config.Experiment = field(repr=False)
     #: What the network fits: `predict` needs no more of the data set.
@@ -109,8 +110,8 @@ class Result:
     given: object = field(default=None, repr=False, compare=False)
 
     def save(self, path: str | Path) -> None:
-        """Write all weights to one safetensors file, "STAGE.0.weight": for `--init`, and for
-        `load_state_dict` of PyTorch. Raises `CheckpointError`."""
+        """Write all weights to one safetensors file, "STAGE.0.weight": for `--init`. For
+        `load_state_dict` of PyTorch see `save_model`. Raises `CheckpointError`."""
         write_atomically(Path(path), encoded(self.weights))
 
     def save_model(self, path: str | Path) -> None:
@@ -144,7 +145,8 @@ class Result:
 
     def named_weights(self) -> dict[str, NDArray[Any]]:
         """The weights by the names of the module that was cut into stages; of a chain of other
-        layers, by those of an equal `nn.Sequential`, whose layers are all counted.
+        layers, by those of an equal `nn.Sequential`, whose layers are all counted. Recurrent layers
+        have the names of `nn.LSTM` and `nn.RNN`, with a second bias of zeros.
 
         Raises `ConfigError` for a network that is no chain."""
         return named_weights(self.experiment, self.weights, self.summary)
@@ -154,9 +156,36 @@ class Result:
         shown = "unknown" if accuracy is None else f"{accuracy:.4f}"
         return f"Result(schedule={schedule!r}, test_accuracy={shown}, folder={self.folder})"
 
+    def plot(self) -> Any:
+        """Draw loss and accuracy over samples.
+
+        Returns a `report.plots.Plot`, which notebooks show and `save("FILE.png")` writes. Raises
+        `ConfigError` without the extra `plot`."""
+        from asyncdni.report.result import plot_run
+
+        return plot_run(self)
+
+    def timeline(self, ms: float = 20.0, *, at: float = 0.5, messages: bool = False) -> Any:
+        """Draw which op each worker ran when, in `ms` milliseconds of a run with `trace=True` that
+        begin at the fraction `at` of it; `messages` adds a line for each activation and gradient.
+
+        Returns a `report.timeline.Drawing`, which notebooks show and `save("FILE.svg")` writes.
+        Raises `ConfigError` for a run that has kept no trace."""
+        from asyncdni.report.result import draw_timeline
+
+        return draw_timeline(self, ms / 1e3, at=at, messages=messages)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: figures, curves, evaluations and stages."""
+        from asyncdni.report.result import run_html
+
+        return run_html(self)
+
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One entry an evaluation: samples, train_s (training time alone), accuracy, loss."""
+        """One entry an evaluation: batches, samples, train_s (training time alone), accuracy and
+        loss of the test set, metrics where the run has some; and since the evaluation before
+        train_loss (the mean), samples_per_s, and the learning_rate that was reached."""
         history: list[dict[str, Any]] = self.summary["history"]
         return history
 
@@ -165,6 +194,11 @@ class Result:
         """The accuracy of the final weights, from 0 to 1; None where no loss has right answers."""
         accuracy: float | None = self.summary["test_accuracy"]
         return accuracy
+
+    @property
+    def test_metrics(self) -> dict[str, float | None]:
+        """The values of `run.metrics` for the final weights, by name; None: not a finite number."""
+        return dict(self.summary.get("test_metrics", {}))
 
 
 def create_folder(path: Path, tables: config.Experiment) -> Path:

@@ -29,6 +29,7 @@ __all__ = [
     "commit_weights",
     "read_weights",
     "settle_weights",
+    "unfinished",
     "write_weights",
 ]
 
@@ -39,17 +40,15 @@ Weights = dict[str, dict[str, Array]]
 
 
 def write_weights(
-    folder: Path, state: Mapping[str, Mapping[str, Array]], claim: Claim | None, *, shared: bool
+    folder: Path, state: Mapping[str, Mapping[str, Array]], claim: Claim | None
 ) -> dict[str, str]:
     """Write the weights of some stages, to be committed as `folder`; returns SHA-256 by stage.
 
-    Where the folder is not `shared` with the coordinator, nobody commits them, so they are written
-    to `folder` itself. Raises `CheckpointError`; committed weights are unchanged then.
+    Raises `CheckpointError`; committed weights are unchanged then.
     """
-    into = _new(folder) if shared else folder
-    try:
-        if shared:  # an earlier attempt may have been cut short just before its end
-            manifest_file(into).unlink(missing_ok=True)
+    into = unfinished(folder)
+    try:  # an earlier attempt may have been cut short just before its end
+        manifest_file(into).unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f"can't write to {into}: {error.strerror}") from error
     digests: dict[str, str] = {}
@@ -63,9 +62,12 @@ def write_weights(
 def commit_weights(folder: Path, manifest: WeightsManifest) -> None:
     """Replace the weights in `folder` by those that workers have written.
 
-    Files on the disk of another host may be missing. Raises `CheckpointError`.
+    Raises `CheckpointError`, also where a file that the manifest names is missing.
     """
-    new = _new(folder)
+    new = unfinished(folder)
+    for stage in manifest.files:
+        if not (new / f"{stage}.safetensors").is_file():
+            raise CheckpointError(f"{new} lacks the weights of {stage}: nothing is committed")
     write_manifest(new, manifest)
     sync_folder(new)
     _swap(folder)
@@ -73,7 +75,7 @@ def commit_weights(folder: Path, manifest: WeightsManifest) -> None:
 
 def settle_weights(folder: Path) -> None:
     """Finish the replacement that a killed coordinator had begun. Raises `CheckpointError`."""
-    new, old = _new(folder), _old(folder)
+    new, old = unfinished(folder), _old(folder)
     place = _present(folder)
     if place != folder:
         with _writing(folder):
@@ -121,8 +123,8 @@ def _present(folder: Path) -> Path:
     """The folder that holds the weights: a kill may have interrupted their replacement."""
     if folder.exists():
         return folder
-    if _is_committed(_new(folder)):
-        return _new(folder)
+    if _is_committed(unfinished(folder)):
+        return unfinished(folder)
     return _old(folder) if _old(folder).exists() else folder
 
 
@@ -135,7 +137,7 @@ def _is_committed(new: Path) -> bool:
 
 
 def _swap(folder: Path) -> None:
-    new, old = _new(folder), _old(folder)
+    new, old = unfinished(folder), _old(folder)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"can't write {folder}: it is there and no folder; move it away")
     with _writing(folder):
@@ -168,7 +170,8 @@ def _writing(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"can't write {folder}: {error.strerror}") from error
 
 
-def _new(folder: Path) -> Path:
+def unfinished(folder: Path) -> Path:
+    """The folder of weights that are to be committed as `folder`."""
     return folder.with_name(f"{folder.name}.new")
 
 

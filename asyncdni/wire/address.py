@@ -1,14 +1,16 @@
 """Addresses of sockets, `tcp://host:port` or `ipc://path`, and private folders for ipc sockets.
 
 Addresses are checked before ZeroMQ sees them: it reports a bad one as a bare errno, and replaces
-any file at an ipc path. Here both raise a `LaunchError` that says what to do. Only IPv4 addresses
-and host names are accepted. Abstract ipc names (`ipc://@name`) are refused, since every user of the
-machine could connect to them; so are paths in folders that other users may enter.
+any file at an ipc path. Here both raise a `LaunchError` that says what to do. Hosts are IPv4
+addresses, names, or IPv6 addresses in brackets. Abstract ipc names (`ipc://@name`) are refused,
+since every user of the machine could connect to them; so are paths in folders that other users may
+enter.
 """
 
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import os
 import re
 import secrets
@@ -35,10 +37,14 @@ __all__ = [
     "data_endpoints",
     "holds_sockets",
     "join_key",
+    "listening",
     "parse",
+    "port_range",
     "private_folder",
+    "reachable_as",
     "remove_ownerless",
     "split_key",
+    "towards",
 ]
 
 #: What fits into `sockaddr_un.sun_path` with its closing zero byte.
@@ -50,15 +56,16 @@ _PREFIX = "asyncdni-"
 _OWNER = ".asyncdni-owner"
 
 _KEY = re.compile(r"(.*)\?key=([0-9a-f]{64})", re.DOTALL)
-_LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}")
-_EVERYWHERE = ("0.0.0.0", "*")
+_LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
+_EVERYWHERE = ("0.0.0.0", "::", "*")
+_PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _MAY_ENTER = stat.S_IXGRP | stat.S_IXOTH
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
     """A parsed address: the `path` of an ipc socket, or `host` and `port` of a tcp one (port 0:
-    any)."""
+    any). An IPv6 `host` is in its shortest form, without brackets."""
 
     scheme: str
     host: str = ""
@@ -70,7 +77,23 @@ class Address:
         """The address in ZeroMQ's notation."""
         if self.scheme == "ipc":
             return f"ipc://{self.path}"
-        return f"tcp://{self.host}:{self.port or '*'}"
+        return _tcp(self.host, self.port or "*")
+
+    def needs_ipv6(self) -> bool:
+        """Tell whether a socket must speak IPv6 to connect here: to an IPv6 address, or to a name
+        that has no IPv4 address on this host.
+
+        Looks names up, each time anew; a name that can't be found counts as IPv4.
+        """
+        if self.scheme == "ipc":
+            return False
+        if ":" in self.host:
+            return True
+        try:
+            found = socket.getaddrinfo(self.host, self.port or None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return False
+        return socket.AF_INET not in {family for family, *_ in found}
 
 
 def parse(text: str, *, bind: bool) -> Address:
@@ -91,7 +114,7 @@ def check_secure(address: str, keys: Keys | None, insecure: bool) -> None:
     """
     if keys is not None or insecure or address.startswith("ipc://"):
         return
-    if _LOOPBACK.fullmatch(_chosen(address)[0].host):
+    if _LOOPBACK.fullmatch(listening(address)[0].host):
         return
     raise ConfigError(
         f"{address} can be reached from other hosts: give --keys DIR (`asyncdni keys new DIR` "
@@ -118,7 +141,9 @@ def data_endpoints(coordinator: str, bind: str | None = None) -> list[Address]:
     of the interface that reaches the coordinator. Raises `LaunchError`.
     """
     if bind is not None:
-        return _chosen(bind)
+        addresses = listening(bind)
+        start = secrets.randbelow(len(addresses))  # workers that start together seldom collide
+        return addresses[start:] + addresses[:start]
     address = parse(coordinator, bind=False)
     if address.scheme == "tcp":
         return [Address("tcp", host=_interface_towards(address))]
@@ -129,47 +154,86 @@ def data_endpoints(coordinator: str, bind: str | None = None) -> list[Address]:
 def advertised(endpoint: str, coordinator: str, chosen: str | None = None) -> str:
     """Return the endpoint that neighbours connect to, for a socket bound to `endpoint`.
 
-    `chosen` is the user's choice, needed where a container or a router has another address outside;
-    its port 0 or * stands for the bound port. Without one the bound endpoint is used; if that is
-    every interface, then the one that reaches the coordinator. Raises `LaunchError`.
+    `chosen` is the user's choice: see `reachable_as`. Without one the bound endpoint is used; if
+    that is every interface, then the one that reaches the coordinator. Raises `LaunchError`.
     """
-    if not endpoint.startswith("tcp://"):
-        if chosen is not None:
-            raise LaunchError(f"--advertise {chosen}: expected none where the socket is {endpoint}")
-        return endpoint
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     if chosen is not None:
-        address = parse(chosen, bind=True)
-        if not address.host or address.host in _EVERYWHERE:
-            raise LaunchError(
-                f"--advertise {chosen}: expected tcp://HOST:PORT that other hosts can connect to"
-            )
-        return f"tcp://{address.host}:{address.port or port}"
-    if host not in _EVERYWHERE:
+        return reachable_as(endpoint, chosen)
+    if not endpoint.startswith("tcp://"):
         return endpoint
-    towards = parse(coordinator, bind=False)
-    if towards.scheme != "tcp":
+    bound = parse(endpoint, bind=True)
+    if bound.host not in _EVERYWHERE:
+        return endpoint
+    address = parse(coordinator, bind=False)
+    if address.scheme != "tcp":
         raise LaunchError(
             f"--bind {endpoint}: with a coordinator at {coordinator} nobody can tell which of this "
-            "host's addresses is meant; name one, or give --advertise tcp://HOST:PORT"
+            "host's addresses is meant; name one, or give --advertise HOST"
         )
-    return f"tcp://{_interface_towards(towards)}:{port}"
+    return _tcp(_interface_towards(address), bound.port)
 
 
-def _chosen(bind: str) -> list[Address]:
-    """Parse the user's address. A range of ports is rotated to a random start, so that workers that
-    start at the same moment seldom try the same port."""
-    found = re.fullmatch(r"(tcp://.*:)([0-9]{1,5})-([0-9]{1,5})", bind)
+def reachable_as(endpoint: str, chosen: str) -> str:
+    """Return the address at which others reach a socket bound to `endpoint`, as the user says.
+
+    `chosen` is HOST or tcp://HOST:PORT, needed where a container or a router has another address
+    outside, or where other hosts know this one by a name; port 0 or *, or none, stands for the
+    bound port. The name is looked up by those who connect, not here. Raises `LaunchError`.
+    """
+    if not endpoint.startswith("tcp://"):
+        raise LaunchError(f"--advertise {chosen}: expected none where the socket is {endpoint}")
+    try:
+        address = parse(chosen if "://" in chosen else _tcp(chosen.strip("[]"), 0), bind=True)
+    except LaunchError:
+        address = Address("")
+    if address.scheme != "tcp" or address.host in _EVERYWHERE:
+        raise LaunchError(
+            f"--advertise {chosen}: expected HOST or tcp://HOST:PORT that other hosts can connect "
+            "to, such as node-3, 192.0.2.7 or tcp://[2001:db8::7]:5600"
+        )
+    return _tcp(address.host, address.port or parse(endpoint, bind=True).port)
+
+
+def listening(bind: str) -> list[Address]:
+    """Parse an address to listen at, `tcp://HOST:FIRST-LAST` included: one for each port, in order.
+
+    Raises `LaunchError`.
+    """
+    found = re.fullmatch(r"(tcp://.*:)([0-9]{1,5}-[0-9]{1,5})", bind)
     if found is None:
         return [parse(bind, bind=True)]
-    first, last = int(found[2]), int(found[3])
-    if not 0 < first <= last:
+    return [
+        parse(f"{found[1]}{port}", bind=True) for port in port_range(found[2], f"address {bind!r}")
+    ]
+
+
+def port_range(text: str, where: str = "") -> range:
+    """Parse `FIRST-LAST`, or one `PORT`. Raises `LaunchError` that names `where` it stands."""
+    found = _PORTS.fullmatch(text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 0 < first <= last <= 65535:
         raise LaunchError(
-            f"address {bind!r}: expected ports FIRST-LAST, the first not above the last"
+            f"{where or f'ports {text!r}'}: expected ports FIRST-LAST, the first not above the "
+            "last, from 1 to 65535"
         )
-    ports = [*range(first, last + 1)]
-    start = secrets.randbelow(len(ports))
-    return [parse(f"{found[1]}{port}", bind=True) for port in ports[start:] + ports[:start]]
+    return range(first, last + 1)
+
+
+def towards(coordinator: str, ports: str) -> str:
+    """Return the address of these ports, `FIRST-LAST`, on the interface that reaches the
+    coordinator, as a user would give it to --bind. Raises `LaunchError`."""
+    port_range(ports, f"--ports {ports}")
+    address = parse(coordinator, bind=False)
+    if address.scheme != "tcp":
+        raise LaunchError(
+            f"--ports {ports}: expected none with a coordinator at {coordinator}, whose workers "
+            "have no ports"
+        )
+    return _tcp(_interface_towards(address), ports)
+
+
+def _tcp(host: str, port: int | str) -> str:
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 # --- private folders -----------------------------------------------------------------------------
@@ -288,8 +352,13 @@ def _remove(folder: str | Path) -> None:
 
 def _parse_tcp(text: str, rest: str, *, bind: bool) -> Address:
     host, _, port_text = rest.rpartition(":")
-    if host != "*" and not re.fullmatch(r"[A-Za-z0-9_.-]+", host):
-        raise LaunchError(f"address {text!r}: expected tcp://host:port (IPv4 or a host name)")
+    if host.startswith("[") and host.endswith("]"):
+        host = _ipv6(text, host[1:-1])
+    elif host != "*" and not re.fullmatch(r"[A-Za-z0-9_.-]+", host):
+        raise LaunchError(
+            f"address {text!r}: expected tcp://HOST:PORT, where HOST is a name, an IPv4 address or "
+            "an IPv6 address in brackets"
+        )
     if bind and port_text == "*":
         port_text = "0"
     port = int(port_text) if re.fullmatch(r"[0-9]{1,5}", port_text) else -1
@@ -297,9 +366,23 @@ def _parse_tcp(text: str, rest: str, *, bind: bool) -> Address:
         raise LaunchError(f"address {text!r}: the port must be a number from 1 to 65535")
     if host == "*" and not bind:
         raise LaunchError(f"address {text!r}: a connection needs the host's name, not '*'")
-    if host == "0.0.0.0" and not bind:
-        host = "127.0.0.1"  # the coordinator listens everywhere and runs on this machine
+    if not bind:  # the coordinator listens everywhere and runs on this machine
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return Address("tcp", host=host, port=port)
+
+
+def _ipv6(text: str, host: str) -> str:
+    """The shortest form of an IPv6 address. One that means an interface (`fe80::1%eth0`) is
+    refused: it would mean another one on other hosts."""
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        address = None
+    if address is None or address.scope_id is not None:
+        raise LaunchError(
+            f"address {text!r}: expected an IPv6 address in the brackets, without an interface"
+        )
+    return str(address)
 
 
 def _parse_ipc(text: str, path: str, *, bind: bool) -> Address:
@@ -349,13 +432,14 @@ def _check_free(path: str) -> None:
 
 
 def _interface_towards(coordinator: Address) -> str:
-    """Return the IPv4 address from which packets to the coordinator leave; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
+    """Return the IP address from which packets to the coordinator leave; nothing is sent."""
+    family = socket.AF_INET6 if coordinator.needs_ipv6() else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((coordinator.host, coordinator.port))
-        except OSError as error:
-            raise LaunchError(
-                f"coordinator {coordinator.endpoint}: {error.strerror or error}; "
-                "check the host's name and the network"
-            ) from error
-        return str(probe.getsockname()[0])
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise LaunchError(
+            f"coordinator {coordinator.endpoint}: {error.strerror or error}; "
+            "check the host's name and the network"
+        ) from error

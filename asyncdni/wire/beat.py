@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import zmq
 
+from asyncdni.core.liveness import Silence, beat_every_s, worker_patience_s
 from asyncdni.errors import LaunchError
 from asyncdni.messages import Beat
 from asyncdni.wire import sockets
@@ -23,16 +24,10 @@ from asyncdni.wire.codec import HEADER_BYTES_MAX, encode
 from asyncdni.wire.coordinator import HEART_SUFFIX
 from asyncdni.wire.curve import Keys, as_client, worker_pair
 
-__all__ = ["PARENT_VARIABLE", "Heart", "Silence", "exit_process", "parent_lives"]
+__all__ = ["PARENT_VARIABLE", "Heart", "exit_process", "parent_lives"]
 
 #: Environment variable with the process id of the parent that a worker must not outlive.
 PARENT_VARIABLE = "ASYNCDNI_PARENT_PID"
-
-_BEATS_PER_SILENCE = 6  # a few beats may be lost or late
-#: A worker waits longer for the coordinator than the coordinator waits for a worker: a busy
-#: coordinator keeps all workers waiting, and any that gave up would have to be started again.
-_PATIENCE = 10.0
-_PATIENCE_S_MIN = 3.0
 
 
 def exit_process(reason: str) -> None:
@@ -42,28 +37,6 @@ def exit_process(reason: str) -> None:
     os._exit(1)
 
 
-class Silence:
-    """Measures how long nothing has been heard, leaving out time in which this process could not
-    listen."""
-
-    def __init__(self, limit_s: float, now: float) -> None:
-        self._limit_s = limit_s
-        self._heard = now
-        self._woke = now
-
-    def too_long(self, heard: bool, now: float) -> bool:
-        """Tell whether the silence is too long. Call it at each wake-up.
-
-        `heard` says whether anything came since the last call. After a long gap between calls this
-        process was stopped (SIGSTOP, a debugger, a laptop's lid) or starved of CPU, so the
-        measurement starts anew.
-        """
-        if heard or now - self._woke > self._limit_s / 2:
-            self._heard = now
-        self._woke = now
-        return now - self._heard > self._limit_s
-
-
 class Heart:
     """Sends beats for the worker with `identity`, from a daemon thread with a socket of its own.
 
@@ -71,7 +44,7 @@ class Heart:
     declares a worker dead after about `silence_s`. `on_lost` is called at most once, in that
     thread, with the reason. If the coordinator started this process, the reason is that the parent
     process has ended. Otherwise it is that the coordinator has been silent for `patience_s`
-    (default: the longer of 3 s and 10 `silence_s`).
+    seconds (default: `core.liveness.worker_patience_s`).
 
     Raises `LaunchError` for a bad coordinator address or parent id, `ConfigError` if `keys` are the
     coordinator's only.
@@ -91,10 +64,8 @@ class Heart:
         self._identity = identity + HEART_SUFFIX
         self._keys = keys
         self._pair = worker_pair(keys) if keys is not None else None
-        self._beat_every_s = silence_s / _BEATS_PER_SILENCE
-        if patience_s is None:
-            patience_s = max(_PATIENCE_S_MIN, _PATIENCE * silence_s)
-        self._patience_s = patience_s
+        self._beat_every_s = beat_every_s(silence_s)
+        self._patience_s = worker_patience_s(silence_s) if patience_s is None else patience_s
         self._on_lost = on_lost
         self._parent = _parent_pid()
         self._stopped = threading.Event()
@@ -129,11 +100,13 @@ class Heart:
         beat = encode(Beat())
         sockets.send(socket, beat)
         while not self._stopped.wait(self._beat_every_s):
-            heard = _drain(socket)
+            now = time.monotonic()
+            if _drain(socket):
+                silence.hear(now)
             if self._parent is not None:  # while the parent lives, silence means that it is busy
                 if os.getppid() != self._parent:
                     return f"its parent process {self._parent} is gone"
-            elif silence.too_long(heard, time.monotonic()):
+            elif silence.too_long(now):
                 return f"nothing heard from {self._address.endpoint} for {self._patience_s:g} s"
             sockets.send(socket, beat)
         return None

@@ -1,9 +1,10 @@
 """Encode messages as frames and decode them: see docs/protocol.md. It has no sockets; the simulator
 uses it too.
 
-Frame 0 is a MessagePack array `[tag, field, …]` with the message's fields in order. Three messages
+Frame 0 is a MessagePack array `[tag, field, …]` with the message's fields in order. Four messages
 carry tensors; their field `tensors` is a map from name to `[dtype, shape]`, and frames 1, 2, … hold
-the tensors' bytes in the map's order: C order, little endian, never copied here.
+the tensors' bytes in the map's order: C order, little endian, never copied here. A tensor that was
+encoded (see `encodings`) is described by `["float32", shape, encoding]` and decoded here.
 
 Decoding any bytes gives a `Message` or raises `RemoteProtocolError`. Encoding a message that no
 peer would accept raises `LocalProtocolError`.
@@ -12,7 +13,7 @@ peer would accept raises `LocalProtocolError`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 import msgspec
@@ -21,14 +22,17 @@ from numpy.typing import NDArray
 
 from asyncdni import messages
 from asyncdni.config import Limits
+from asyncdni.encodings import ENCODINGS, Encoded
 from asyncdni.errors import LocalProtocolError, RemoteProtocolError, legible
-from asyncdni.messages import Message
+from asyncdni.messages import PART_BYTES, Message
 
 __all__ = [
     "BETWEEN_WORKERS",
+    "FROM_AGENT",
     "FROM_COORDINATOR",
     "FROM_WORKER",
     "HEADER_BYTES_MAX",
+    "TO_AGENT",
     "Buffer",
     "decode",
     "decode_from",
@@ -59,6 +63,9 @@ FROM_WORKER: frozenset[type[Message]] = frozenset(
         messages.Failed,
         messages.Built,
         messages.Accused,
+        messages.Fetch,
+        messages.Part,
+        messages.Taken,
         messages.Beat,
     }
 )
@@ -74,8 +81,12 @@ FROM_COORDINATOR: frozenset[type[Message]] = frozenset(
         messages.Resume,
         messages.Leave,
         messages.Lost,
+        messages.Note,
         messages.Rejoin,
         messages.Close,
+        messages.Part,
+        messages.Taken,
+        messages.Missing,
         messages.Abort,
         messages.Beat,
     }
@@ -89,16 +100,29 @@ BETWEEN_WORKERS: frozenset[type[Message]] = frozenset(
         messages.Credit,
         messages.Shared,
         messages.Skipped,
+        messages.Weights,
+    }
+)
+FROM_AGENT: frozenset[type[Message]] = frozenset(
+    {messages.Enrol, messages.Ended, messages.Failed, messages.Beat}
+)
+TO_AGENT: frozenset[type[Message]] = frozenset(
+    {
+        messages.Enrolled,
+        messages.Engage,
+        messages.Dismiss,
+        messages.Refused,
+        messages.Beat,
     }
 )
 
 _KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in FROM_WORKER | FROM_COORDINATOR | BETWEEN_WORKERS
+    kind.__name__: kind
+    for kind in FROM_WORKER | FROM_COORDINATOR | BETWEEN_WORKERS | FROM_AGENT | TO_AGENT
 }
 # Where `tensors` stands in the header, for the messages that have it.
 _TENSORS_AT: dict[type[Message], int] = {
-    kind: 1 + kind.__struct_fields__.index("tensors")
-    for kind in (messages.Activation, messages.Gradient, messages.Shared)
+    kind: 1 + kind.__struct_fields__.index("tensors") for kind in get_args(messages.WithTensors)
 }
 
 _NAME, _ADDRESS, _TEXT, _TRACE = 256, 512, 4096, 65536  # characters
@@ -106,18 +130,31 @@ _LIST_MAX = 64  # entries of a list of texts
 #: Text fields that may be shown or recorded, and how many characters of each are kept. Names in a
 #: run are shorter than that, so a name that is cut was unknown anyway.
 _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
-    messages.Hello: (("stage", _NAME), ("address", _ADDRESS), ("host", _NAME)),
-    messages.Built: (("notes", _TEXT),),
+    messages.Hello: (
+        ("stage", _NAME),
+        ("address", _ADDRESS),
+        ("host", _NAME),
+        ("versions", _NAME),
+    ),
+    messages.Built: (("notes", _TEXT), ("sources", _NAME)),
     messages.Unheard: (("workers", _NAME),),
     messages.Drained: (("kind", _NAME),),
-    messages.Evaluated: (("stage", _NAME),),
+    messages.Evaluated: (("stage", _NAME), ("metrics", _NAME)),
     messages.Saved: (("tag", _NAME),),
     messages.Report: (("counters", _NAME),),
     messages.Accused: (("worker", _NAME), ("text", _TEXT)),
     messages.Failed: (("kind", _NAME), ("text", _TEXT), ("trace", _TRACE)),
     messages.Refused: (("kind", _NAME), ("text", _TEXT)),
     messages.Abort: (("text", _TEXT),),
+    messages.Fetch: (("path", _NAME),),
+    messages.Part: (("path", _NAME), ("sha256", _NAME)),
+    messages.Taken: (("path", _NAME),),
+    messages.Missing: (("path", _NAME),),
+    messages.Enrol: (("digest", _NAME), ("host", _NAME)),
+    messages.Ended: (("worker", _NAME), ("last_lines", _TEXT)),
+    messages.Dismiss: (("text", _TEXT),),
     messages.Lost: (("worker", _NAME),),
+    messages.Note: (("text", _TEXT),),
     messages.Greeting: (("sender", _NAME), ("to", _NAME)),
     messages.Activation: (("sender", _NAME),),
     messages.Gradient: (("sender", _NAME),),
@@ -125,6 +162,7 @@ _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
     messages.Barrier: (("sender", _NAME), ("kind", _NAME)),
     messages.Credit: (("sender", _NAME), ("node", _NAME)),
     messages.Skipped: (("sender", _NAME),),
+    messages.Weights: (("sender", _NAME),),
 }
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -160,7 +198,8 @@ _BAD = (
 
 
 def encode(message: Message) -> list[Buffer]:
-    """Return the frames of a message: its header, then its tensors (NumPy arrays), not copied.
+    """Return the frames of a message: its header, then its tensors (NumPy arrays, or `Encoded`
+    ones), not copied.
 
     Raises `LocalProtocolError` for what a peer would refuse: a field of the wrong type, a tensor
     that is no C-contiguous array of a known dtype, a header over `HEADER_BYTES_MAX`.
@@ -185,7 +224,8 @@ def encode(message: Message) -> list[Buffer]:
 
 
 def decode(frames: Sequence[Buffer], limits: Limits) -> Message:
-    """Return the message in `frames`; its tensors are read-only views of them.
+    """Return the message in `frames`; its tensors are read-only views of them, encoded ones new
+    arrays.
 
     Raises `RemoteProtocolError` for anything that is not a message within `limits`.
     """
@@ -199,7 +239,7 @@ def decode(frames: Sequence[Buffer], limits: Limits) -> Message:
         kind = _KINDS[fields[0]]
         at = _TENSORS_AT.get(kind)
         if at is not None:
-            fields[at] = _attach(fields[at], frames)
+            fields[at] = _attach(fields[at], frames, limits.message_bytes)
         elif len(frames) != 1:
             raise ValueError(f"{kind.__name__} carries no tensors, but has {len(frames)} frames")
         return msgspec.convert(fields, kind)
@@ -236,10 +276,14 @@ def _with_legible_texts(message: Message) -> Message:
         elif type(given) is list:
             kept = [legible(text, most) for text in given[:_LIST_MAX]]
         else:
-            kept = {legible(key, most): value for key, value in given.items()}
+            kept = {legible(key, most): _legible(one, most) for key, one in given.items()}
         if kept != given:
             changed[name] = kept
     return msgspec.structs.replace(message, **changed) if changed else message
+
+
+def _legible(value: Any, most: int) -> Any:
+    return legible(value, most) if type(value) is str else value
 
 
 def size(frames: Sequence[Buffer]) -> int:
@@ -257,7 +301,7 @@ def _unpack(header: Buffer) -> list[Any]:
         header,
         strict_map_key=True,
         max_str_len=HEADER_BYTES_MAX,
-        max_bin_len=0,
+        max_bin_len=PART_BYTES,
         max_ext_len=0,
         max_array_len=_ITEMS_MAX,
         max_map_len=_ITEMS_MAX,
@@ -268,12 +312,17 @@ def _unpack(header: Buffer) -> list[Any]:
 
 
 def _describe(tensors: dict[str, Any], frames: list[Buffer]) -> dict[str, Any]:
-    """Return `{name: [dtype, shape]}` and append the tensors to `frames`."""
+    """Return `{name: [dtype, shape]}`, with the encoding of encoded ones, and append the tensors to
+    `frames`."""
     if type(tensors) is not dict or len(tensors) > _TENSORS_MAX:
         raise ValueError(f"tensors must be a dict of at most {_TENSORS_MAX} entries")
-    specs = {}
+    specs: dict[str, list[Any]] = {}
     for name, array in tensors.items():
         _check_name(name)
+        if isinstance(array, Encoded):
+            specs[name] = ["float32", array.shape, array.encoding.name]
+            frames.append(array.frame)
+            continue
         if not isinstance(array, np.ndarray):
             raise TypeError(f"tensor {name!r} is a {type(array).__name__}, not a NumPy array")
         dtype = _DTYPE_NAMES.get(array.dtype)
@@ -288,34 +337,35 @@ def _describe(tensors: dict[str, Any], frames: list[Buffer]) -> dict[str, Any]:
     return specs
 
 
-def _attach(specs: Any, frames: Sequence[Buffer]) -> dict[str, NDArray[Any]]:
-    """Return the tensors described by `specs`, as views of frames 1, 2, …"""
+def _attach(specs: Any, frames: Sequence[Buffer], bytes_max: int) -> dict[str, NDArray[Any]]:
+    """Return the tensors described by `specs`, as views of frames 1, 2, …, or decoded from them to
+    at most `bytes_max` in all."""
     if type(specs) is not dict or len(specs) > _TENSORS_MAX:
         raise ValueError(f"tensors must be a map of at most {_TENSORS_MAX} entries")
     if len(frames) != 1 + len(specs):
         raise ValueError(f"{len(specs)} tensors need {1 + len(specs)} frames, got {len(frames)}")
     tensors = {}
+    decoded_bytes = 0
     for (name, spec), frame in zip(specs.items(), frames[1:], strict=True):
         _check_name(name)
-        tensors[name] = _view(name, spec, frame)
+        if type(spec) is not list or len(spec) not in (2, 3) or type(spec[1]) is not list:
+            raise ValueError(f"tensor {name!r} must be described as [dtype, shape(, encoding)]")
+        dtype, shape, *encoding = spec
+        if not encoding:
+            tensors[name] = _view(name, dtype, shape, frame)
+            continue
+        decoded_bytes += _product(name, shape, 4)
+        if decoded_bytes > bytes_max:
+            raise ValueError(f"{decoded_bytes} bytes when decoded, at most {bytes_max} are allowed")
+        tensors[name] = _decoded(name, dtype, shape, encoding[0], frame)
     return tensors
 
 
-def _view(name: str, spec: Any, frame: Buffer) -> NDArray[Any]:
-    if type(spec) is not list or len(spec) != 2 or type(spec[1]) is not list:
-        raise ValueError(f"tensor {name!r} must be described as [dtype, shape]")
-    dtype, shape = _DTYPES.get(spec[0]), spec[1]
+def _view(name: str, kind: Any, shape: list[Any], frame: Buffer) -> NDArray[Any]:
+    dtype = _DTYPES.get(kind)
     if dtype is None:
-        raise ValueError(f"tensor {name!r} has dtype {spec[0]!r}, not one of {list(_DTYPES)}")
-    if len(shape) > _DIMENSIONS_MAX:
-        raise ValueError(f"tensor {name!r} has {len(shape)} axes, at most {_DIMENSIONS_MAX} are ok")
-    expected = dtype.itemsize  # Python integers: no overflow
-    for length in shape:
-        if type(length) is not int or length < 0:
-            raise ValueError(f"tensor {name!r} has a shape that is not of whole numbers from 0")
-        expected *= length
-    if size((frame,)) != expected:
-        raise ValueError(f"tensor {name!r} needs {expected} bytes, its frame has {size((frame,))}")
+        raise ValueError(f"tensor {name!r} has dtype {kind!r}, not one of {list(_DTYPES)}")
+    _check_bytes(name, frame, _product(name, shape, dtype.itemsize))
     array = np.ndarray(shape, dtype, buffer=frame)
     if not array.flags.aligned:
         # Small frames are slices of ZeroMQ's receive buffer, often unaligned. NumPy is slow on
@@ -323,6 +373,38 @@ def _view(name: str, spec: Any, frame: Buffer) -> NDArray[Any]:
         array = array.copy()
     array.setflags(write=False)
     return array
+
+
+def _decoded(name: str, kind: Any, shape: list[Any], chosen: Any, frame: Buffer) -> NDArray[Any]:
+    encoding = ENCODINGS.get(chosen)
+    if encoding is None or kind != "float32":
+        raise ValueError(
+            f"tensor {name!r} is {kind!r} encoded as {chosen!r}, expected 'float32' as one of "
+            f"{list(ENCODINGS)}"
+        )
+    form = tuple(shape)
+    expected = encoding.frame_bytes(form)
+    _check_bytes(name, frame, expected)
+    array = encoding.decode(np.ndarray((expected,), np.uint8, buffer=frame), form)
+    array.setflags(write=False)
+    return array
+
+
+def _product(name: str, shape: list[Any], itemsize: int) -> int:
+    """Return the bytes of a tensor. Raises `ValueError` for what is no shape."""
+    if len(shape) > _DIMENSIONS_MAX:
+        raise ValueError(f"tensor {name!r} has {len(shape)} axes, at most {_DIMENSIONS_MAX} are ok")
+    total = itemsize  # Python integers: no overflow
+    for length in shape:
+        if type(length) is not int or length < 0:
+            raise ValueError(f"tensor {name!r} has a shape that is not of whole numbers from 0")
+        total *= length
+    return total
+
+
+def _check_bytes(name: str, frame: Buffer, expected: int) -> None:
+    if size((frame,)) != expected:
+        raise ValueError(f"tensor {name!r} needs {expected} bytes, its frame has {size((frame,))}")
 
 
 def _check_name(name: Any) -> None:

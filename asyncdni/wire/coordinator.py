@@ -11,7 +11,7 @@ from asyncdni.config import Limits
 from asyncdni.errors import LocalProtocolError, RemoteProtocolError
 from asyncdni.messages import Beat, Message, Refused
 from asyncdni.wire import sockets
-from asyncdni.wire.address import parse
+from asyncdni.wire.address import listening
 from asyncdni.wire.codec import (
     FROM_COORDINATOR,
     FROM_WORKER,
@@ -39,23 +39,35 @@ _REJECTED_MAX = 64  # peers remembered for having sent nonsense
 
 
 class CoordinatorTransport:
-    """The coordinator's socket, bound to `address`: `tcp://host:port` (port 0: any) or
-    `ipc://path`.
+    """The coordinator's socket, bound to `address`: `tcp://host:port` (port 0: any),
+    `tcp://host:first-last` (the first that is free) or `ipc://path`.
 
     Invalid messages are dropped and counted in `rejected_messages`. A peer's first invalid message
     is answered with `Refused` and added to `rejected` as (identity, text). Peers refused for their
     key or shut out by `Port` are added as well, without an identity (b""). The caller empties
     `rejected` when it has acted on it.
 
+    `hears` and `says` are the kinds of messages that its peers and it may send: those of workers,
+    or those of agents.
+
     Raises `LaunchError` if the address can't be bound, `ConfigError` if `keys` are a worker's only.
     """
 
-    def __init__(self, address: str, keys: Keys | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        keys: Keys | None = None,
+        *,
+        hears: frozenset[type[Message]] = FROM_WORKER,
+        says: frozenset[type[Message]] = FROM_COORDINATOR,
+    ) -> None:
+        self._hears = hears
+        self._says = says
         self.rejected: list[tuple[bytes, str]] = []
         self.rejected_messages = 0
         self._offenders: set[bytes] = set()
         pair = coordinator_pair(keys) if keys is not None else None
-        parsed = parse(address, bind=True)
+        addresses = listening(address)
         self._gate: Gate | None = None
         self._port: Port | None = None
         self._context: zmq.Context[Socket] = zmq.Context()
@@ -67,12 +79,12 @@ class CoordinatorTransport:
                 as_server(self._router, pair)
             self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
             self._router.setsockopt(zmq.SNDHWM, _UNSENT_MAX)
-            if parsed.scheme == "tcp":  # strangers can't reach an ipc socket
+            if addresses[0].scheme == "tcp":  # strangers can't reach an ipc socket
                 # Workers send a few messages a second, nearly all of them short.
                 self._port = Port(
                     self._router, HEADER_BYTES_MAX, unread=4, peers=16, keys=keys is not None
                 )
-            self.address = sockets.bind(self._router, parsed)
+            self.address = sockets.bind_to_one(self._router, addresses)
             if self._port is not None:
                 self._port.start()
         except BaseException:
@@ -102,9 +114,9 @@ class CoordinatorTransport:
         return found
 
     def send(self, identity: bytes, message: Message) -> None:
-        """Send to one worker; never blocks. Does nothing if the worker has gone."""
-        if type(message) not in FROM_COORDINATOR:
-            raise LocalProtocolError(f"{type(message).__name__} is no message to a worker")
+        """Send to one peer; never blocks. Does nothing if the peer has gone."""
+        if type(message) not in self._says:
+            raise LocalProtocolError(f"{type(message).__name__} is no message to this peer")
         self._send(identity, encode(message))
 
     def close(self, linger_s: float) -> None:
@@ -156,7 +168,7 @@ class CoordinatorTransport:
         return frames
 
     def _attribute(self, identity: bytes, frames: list[Buffer]) -> tuple[bytes, Message]:
-        message = decode_from(frames, FROM_WORKER, _LIMITS)
+        message = decode_from(frames, self._hears, _LIMITS)
         # ZeroMQ gives a peer without an identity a random one that begins with a zero byte.
         if identity.startswith(b"\0") or not identity.endswith(HEART_SUFFIX):
             return identity, message

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import zmq
 from zmq.utils import z85
-from zmq.utils.monitor import recv_monitor_message
 
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.wire import sockets
 from asyncdni.wire.codec import Buffer
+from asyncdni.wire.port import EVENT
 from asyncdni.wire.sockets import Socket
 
 __all__ = [
@@ -341,10 +341,10 @@ class Handshake:
     def done(self) -> bool:
         """Tell whether the handshake has succeeded. Raises `LaunchError` once it can't succeed."""
         while self.socket.poll(0):
-            event = recv_monitor_message(self.socket)
-            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            event, value = EVENT.unpack(self.socket.recv_multipart()[0])
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 return True
-            reason = self._reason(event["event"], event["value"])
+            reason = self._reason(event, value)
             if reason:
                 raise LaunchError(f"coordinator {self._address} {reason}")
         return False

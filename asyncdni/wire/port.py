@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import zmq
 
-__all__ = ["Port"]
+__all__ = ["EVENT", "Port"]
 
 #: Time between two looks at the connections. A peer at 2 GB/s sends 100 MB meanwhile.
 _LOOK_S = 0.05
@@ -47,7 +47,9 @@ _DESCRIPTORS = 1 << 16  # the limit on open files that this process asks for
 _TELL_EVERY_S = 10.0
 
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
-_EVENT = struct.Struct("=Hi")
+#: The first frame of what a monitor tells, zmq_socket_monitor(3): event and value. The reader of it
+#: in pyzmq brings asyncio along, which takes a tenth of the time that a worker needs to start.
+EVENT = struct.Struct("=Hi")
 _COUNTED = struct.Struct("=QQ")  # of `struct tcp_info`: tcpi_bytes_acked, tcpi_bytes_received
 _COUNTED_AT = 120
 _INFO_BYTES = _COUNTED_AT + _COUNTED.size
@@ -118,7 +120,7 @@ class Port:
         """Start watching; the socket must be bound."""
         # Looking at a connection takes a descriptor: reserve it, for when none is left.
         self._blank = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._probe = system.socket()
+        self._probe = system.socket(system.AF_UNIX)  # has room for an address of any family
         self._thread.start()
 
     def heard(self, descriptor: int, size: int, frames: int, who: bytes) -> None:
@@ -172,7 +174,7 @@ class Port:
         """Note who has connected and disconnected; False once no more events will come."""
         with suppress(zmq.Again):
             for _ in range(self._unheard_max):
-                event, descriptor = _EVENT.unpack(self._events.recv_multipart(zmq.NOBLOCK)[0])
+                event, descriptor = EVENT.unpack(self._events.recv_multipart(zmq.NOBLOCK)[0])
                 if event == zmq.EVENT_MONITOR_STOPPED:
                     return False
                 self._connections.pop(descriptor, None)
@@ -258,7 +260,8 @@ class Port:
         connection = self._connections.pop(descriptor)
         with suppress(OSError), self._probed(descriptor, connection.inode) as probe:
             host, port = probe.getpeername()[:2]
-            closed = connection.sender, f"closed the connection from {host}:{port}: {text}"
+            peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            closed = connection.sender, f"closed the connection from {peer}: {text}"
             self._closed.append(closed)
             _end(probe)
 

@@ -92,6 +92,8 @@ def _new_socket(context: zmq.Context[Socket], kind: int) -> Socket:
 def bind(socket: Socket, address: Address) -> str:
     """Bind, and return the endpoint with its real port. Raises `LaunchError`."""
     umask = os.umask(0o077)  # other users can't connect to an ipc socket, not even before chmod
+    # A socket that listens at [::] takes IPv4 as well.
+    socket.setsockopt(zmq.IPV6, ":" in address.host)
     try:
         socket.bind(address.endpoint)
         if address.path:
@@ -113,7 +115,14 @@ def bind_to_one(socket: Socket, addresses: Sequence[Address]) -> str:
     for address in addresses[:-1]:
         with suppress(LaunchError):
             return bind(socket, address)
-    return bind(socket, addresses[-1])
+    try:
+        return bind(socket, addresses[-1])
+    except LaunchError as error:
+        if len(addresses) == 1:
+            raise
+        raise LaunchError(
+            f"none of {len(addresses)} ports is free, the last one: {error}"
+        ) from error
 
 
 def rebind(socket: Socket, endpoint: str, frame_bytes_max: int) -> None:
@@ -138,6 +147,8 @@ def rebind(socket: Socket, endpoint: str, frame_bytes_max: int) -> None:
 def connect(socket: Socket, address: Address) -> None:
     """Connect, now or as soon as the peer listens. Raises `LaunchError`."""
     try:
+        # Not for all: with this option ZeroMQ looks for no IPv4 address of a name that has both.
+        socket.setsockopt(zmq.IPV6, address.needs_ipv6())
         socket.connect(address.endpoint)
     except zmq.ZMQError as error:
         raise LaunchError(f"can't connect to {address.endpoint}: {error.strerror}") from error

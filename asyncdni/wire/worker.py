@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 import zmq
@@ -389,6 +389,7 @@ class WorkerTransport:
         self.coordinator = coordinator
         self.identity = secrets.token_hex(8).encode()
         self.bytes_sent = 0
+        self._bytes_to: Counter[str] = Counter()  # neighbours, without test batches
         self._control_bytes = 0  # received
         self._messages = 0  # sent, and received from the coordinator
         self._message_bytes_max = Limits().message_bytes
@@ -496,6 +497,8 @@ class WorkerTransport:
         else:
             self._check_size(message, total)
             sent = self._neighbours.send(to, frames)
+            if not getattr(message, "evaluate", False):
+                self._bytes_to[to] += total
         self.bytes_sent += total
         self._messages += 1
         return sent
@@ -535,8 +538,9 @@ class WorkerTransport:
 
     def counters(self) -> dict[str, int]:
         """Counters for reports: messages and their bytes since the start, without the heart's
-        beats."""
+        beats; `bytes_to_WORKER` also without test batches."""
         return {
+            **{f"bytes_to_{worker}": count for worker, count in self._bytes_to.items()},
             "bytes_sent": self.bytes_sent,
             "bytes_received": self.bytes_received,
             "messages": self.messages,

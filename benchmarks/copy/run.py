@@ -33,6 +33,7 @@ from threadpoolctl import threadpool_limits
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "shared")]
 
+from command import results_parser  # noqa: E402
 from sweep import Runs, fill_in, table  # noqa: E402
 from train import Settings, train  # noqa: E402
 
@@ -193,18 +194,13 @@ def machine(runs: Runs) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser = results_parser(__doc__, RESULTS)
     parser.add_argument("--tasks", nargs="+", choices=TITLES, default=list(TITLES))
     parser.add_argument("--windows", type=int, nargs="+", default=list(STEPS), metavar="T")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--budget", type=int, default=150_000, help="LSTM time steps of a run")
     parser.add_argument("--only", nargs="+", metavar="PART", help="of a run's name, * allowed")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     args = parser.parse_args()
     try:
         runs = Runs(args.results)

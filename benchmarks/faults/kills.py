@@ -117,7 +117,9 @@ def measure(args: argparse.Namespace, every_s: float | None) -> dict[str, Any]:
     watcher = Watcher()
     killer = Killer(watcher, every_s or float("inf"), seed=0)
     with tempfile.TemporaryDirectory() as folder, killer if every_s else contextlib.nullcontext():
-        summary = train(chosen, observers=[watcher], out=Path(folder) / "run").summary
+        summary = train(
+            chosen, progress=False, observers=[watcher], out=Path(folder) / "run"
+        ).summary
     kept = ("train_s", "train_samples", "samples_per_s", "test_accuracy", "history", "restarts")
     return {
         **{key: summary.get(key) for key in kept},

@@ -90,7 +90,7 @@ def descendants() -> list[int]:
 
 
 def to_its_end(folder: Path) -> None:
-    asyncdni.train(TABLES, out=folder)
+    asyncdni.train(TABLES, out=folder, progress=False)
 
 
 def with_a_worker_killed(folder: Path) -> None:
@@ -106,7 +106,7 @@ def with_a_worker_killed(folder: Path) -> None:
             os.kill(pids["middle"], signal.SIGKILL)
 
     tables = {**TABLES, "run": {"epochs": KILLED_EPOCHS, "evaluate_every": float(KILLED_EPOCHS)}}
-    asyncdni.train(tables, out=folder, observers=[kill])
+    asyncdni.train(tables, out=folder, observers=[kill], progress=False)
     assert len(pids) == 3 and rounds
 
 
@@ -119,7 +119,7 @@ def stopped(folder: Path) -> None:
 
     tables = {**TABLES, "run": {"epochs": 10**6, "evaluate_every": 1e6}}
     try:
-        asyncdni.train(tables, out=folder, observers=[stop])
+        asyncdni.train(tables, out=folder, observers=[stop], progress=False)
     except KeyboardInterrupt as stop:
         if isinstance(stop.__cause__, Interrupted):
             return
@@ -130,7 +130,7 @@ def stopped(folder: Path) -> None:
 def with_overflow(folder: Path) -> None:
     tables = {**TABLES, "optimizer": {"name": "sgd", "learning_rate": 1e25}}
     try:
-        asyncdni.train(tables, out=folder)
+        asyncdni.train(tables, out=folder, progress=False)
     except NumericalError:
         return
     raise AssertionError("numbers that overflow have not ended the run")

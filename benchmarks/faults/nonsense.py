@@ -24,7 +24,10 @@ Frames = list[bytes]
 
 #: No run comes that far.
 INCARNATION = 2**50 + 2**40 + 12345
-_PLAIN: dict[Any, Any] = {int: 7, float: 0.5, str: "text", bool: False, list[str]: ["text"]}
+_PLAIN: dict[Any, Any] = {
+    **{int: 7, float: 0.5, str: "text", bool: False, bytes: b"part"},
+    list[str]: ["text"],
+}
 #: What a field may be replaced by. No small numbers: they could forge an incarnation.
 _EXTREMES: tuple[Any, ...] = (
     *(-1, 2**63, 2**64 - 1, -(2**63), float("nan"), float("inf"), None, True, ""),

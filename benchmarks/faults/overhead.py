@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 
+from command import results_parser
 from timed import Job, Runs, comparison, fill_in, plus_minus, run_in_turn, table, with_interval
 
 from asyncdni import experiment
@@ -68,13 +69,8 @@ def tables_of(runs: Runs) -> Mapping[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser = results_parser(__doc__, RESULTS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     args = parser.parse_args()
     try:
         runs = Runs(args.results)

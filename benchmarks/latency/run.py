@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 
+from command import results_parser
 from latency_tables import (
     FULL,
     LATENCIES,
@@ -130,11 +131,7 @@ def main() -> None:
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser = results_parser(__doc__, RESULTS)
     parser.add_argument("--only", nargs="+", metavar="PART", help="of a setting's name, * allowed")
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, 2, …")
     parser.add_argument("--file", type=Path, default=FILE, metavar="FILE.toml")
@@ -148,7 +145,6 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--least-batches", type=int, default=8, help="of a run for the speed")
     parser.add_argument("--target-accuracy", type=float, default=TARGET)
     parser.add_argument("--evaluate-every", type=int, default=15_000, metavar="SAMPLES")
-    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     return parser.parse_args(words)
 
 

@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "shared")]
 
 from bits import Point, train  # noqa: E402
+from command import results_parser  # noqa: E402
 from sweep import Runs, fill_in, table  # noqa: E402
 from told import told  # noqa: E402
 
@@ -224,16 +225,11 @@ def draw(runs: Runs, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser = results_parser(__doc__, RESULTS)
     parser.add_argument("--settings", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of all runs")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves too")
-    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     args = parser.parse_args()
     try:
         runs = Runs(args.results)

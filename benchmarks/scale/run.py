@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 
+from command import results_parser
 from scale_tables import tables_of
 from timed import Runs, fill_in, wanted
 
@@ -111,7 +112,7 @@ class Round:
         predicting_s = time.perf_counter() - began
         settings = length(design, args.seconds, predicted.samples_per_s, args.least_batches)
         chosen = changed(design, [*settings, f"run.seed={seed}"])
-        summary = train(chosen).summary
+        summary = train(chosen, progress=False).summary
         return {
             **_measured(summary),
             **_predicted(predicted),
@@ -214,11 +215,7 @@ def main() -> None:
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser = results_parser(__doc__, RESULTS)
     parser.add_argument("--only", nargs="+", metavar="PART", help="of a setting's name, * allowed")
     parser.add_argument("--seeds", type=int, default=5, help="0, 1, 2, …")
     parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
@@ -229,7 +226,6 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1.5, help="of training, about")
     parser.add_argument("--batches", type=int, default=32, help="to measure the ops on")
     parser.add_argument("--least-batches", type=int, default=16, help="of a run")
-    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     return parser.parse_args(words)
 
 

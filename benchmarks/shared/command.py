@@ -15,16 +15,23 @@ from sweep import Job, Runs, fill_in, run_all
 
 from asyncdni.errors import AsyncDNIError
 
-__all__ = ["carry_out", "parser_of", "wanted"]
+__all__ = ["carry_out", "parser_of", "results_parser", "wanted"]
 
 
-def parser_of(doc: str | None, results: Path, *, epochs: int) -> argparse.ArgumentParser:
-    """The options that all of them have."""
+def results_parser(doc: str | None, results: Path) -> argparse.ArgumentParser:
+    """The options of every benchmark that keeps its runs in a file and its tables in README.md."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=results, metavar="FILE.json")
     parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
+    return parser
+
+
+def parser_of(doc: str | None, results: Path, *, epochs: int) -> argparse.ArgumentParser:
+    """The options of all that train in virtual time."""
+    parser = results_parser(doc, results)
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", metavar="PART", help="of a setting's name, * allowed")
@@ -33,7 +40,6 @@ def parser_of(doc: str | None, results: Path, *, epochs: int) -> argparse.Argume
     parser.add_argument(
         "--validation", type=int, default=0, metavar="SAMPLES", help="score on held-out samples"
     )
-    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     return parser
 
 

@@ -24,7 +24,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -247,9 +247,17 @@ class Runs:
         return difference([(x, y) for x, y in both if x is not None and y is not None])
 
 
-def run_all(jobs: Sequence[Job], runs: Runs, *, workers: int, resume: bool) -> None:
+def run_all(
+    jobs: Sequence[Job],
+    runs: Runs,
+    *,
+    workers: int,
+    resume: bool,
+    measure: Callable[[Job], dict[str, Any]] = measure,
+) -> None:
     """Run what the file does not have; it is written after every run.
 
+    `measure` makes one run; what it returns has "key", "digest" and an "error" or a "loss".
     Without `resume` a file that has any of the runs is refused (`AsyncDNIError`)."""
     missing = [job for job in jobs if not runs.holds(job)]
     if not resume and len(missing) < len(jobs):
@@ -268,12 +276,16 @@ def run_all(jobs: Sequence[Job], runs: Runs, *, workers: int, resume: bool) -> N
                 runs.found[run["key"]] = run
                 runs.wall_s = before + time.perf_counter() - began
                 runs.save(order)
-                told = f"{count} of {len(missing)}: {run['key']} {run['error']} %"
+                told = f"{count} of {len(missing)}: {run['key']}: {_score(run)}"
                 print(told, file=sys.stderr, flush=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     runs.save(order)
+
+
+def _score(run: Mapping[str, Any]) -> str:
+    return f"{run['error']} %" if "error" in run else f"loss {run['loss']}"
 
 
 def seeded(name: str, seeds: int, **options: Any) -> list[Job]:

@@ -58,6 +58,7 @@ KEPT = (
 STAGE_KEPT = (
     *("batches", "updates", "wall_s", "compute_s", "generator_s", "slowed_s", "wait_s"),
     *("skipped", "missed", "dropped", "replays", "staleness_mean", "staleness_max", "lag_max"),
+    *("samples", "bytes_by_link"),
 )
 
 
@@ -135,7 +136,7 @@ def _trained(job: Job) -> Mapping[str, Any]:
             signal.raise_signal(signal.SIGINT)  # as a user stops a run: its workers leave in order
 
     try:
-        return train(job.experiment, observers=[watch]).summary
+        return train(job.experiment, observers=[watch], progress=False).summary
     except KeyboardInterrupt as stop:
         if not reached or not isinstance(stop.__cause__, Interrupted):
             raise

@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 
+from command import results_parser
 from timed import (
     Job,
     Runs,
@@ -147,18 +148,13 @@ def main() -> None:
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser = results_parser(__doc__, RESULTS)
     parser.add_argument("--only", nargs="+", metavar="PART", help="of a row's name, * allowed")
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, 2, …")
     parser.add_argument("--file", type=Path, default=FILE, metavar="FILE.toml")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--stage", default=STAGE, help="which is slow")
     parser.add_argument("--batches", type=int, default=702, help="of a run; none of them short")
-    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     return parser.parse_args(words)
 
 

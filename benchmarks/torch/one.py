@@ -48,12 +48,14 @@ def main() -> None:
     )
     parser.add_argument("way")
     parser.add_argument("model", choices=models.CUTS)
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--width", type=int, help="default: that of launch/torch/models.py")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="end after so many updates")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
-    parser.add_argument("--latency", default="0ms")
+    parser.add_argument("--text", help="the file that the GPT learns; default: tinyshakespeare")
+    parser.add_argument("--latency", default="0ms", help="of all links, in asyncdni's ways")
     args = parser.parse_args()
     ways = {"plain": plain, "pipelining": pipelining}
     print(json.dumps(ways.get(args.way, ours)(args)))
@@ -65,15 +67,18 @@ def main() -> None:
 def tables(args: argparse.Namespace) -> dict[str, Any]:
     """The experiment of all ways."""
     cuts = models.CUTS[args.model]
-    arguments = {"width": args.width}
+    arguments = widths(args)
     if args.model == "gpt":
         data = {"name": "text", "encoding": "ids", "window": 64, "batch_size": 32}
+        data |= {"path": args.text} if args.text else {}
     else:
         data = {"name": args.data, "batch_size": 256, "planes": args.model == "resnet18"}
     schedule = dict(SCHEDULES.get(args.way, {"name": args.way}))
     if schedule["name"] in ("1f1b", "gpipe"):
         schedule["microbatches"] = MICROBATCHES
     run = {"epochs": args.epochs, "seed": args.seed, "evaluate_every": float(args.epochs)}
+    if args.steps:
+        run["max_steps"] = args.steps
     if args.way == "alone":
         run["split"] = [len(cuts) + 1]
     return {
@@ -86,6 +91,10 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def widths(args: argparse.Namespace) -> dict[str, int]:
+    return {"width": args.width} if args.width else {}
+
+
 def ours(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     first: list[float] = []
@@ -94,7 +103,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         if kind == "start" and not first:
             first.append(time.perf_counter() - start)
 
-    result = asyncdni.train(tables(args), allow_import=True, observers=[observe])
+    result = asyncdni.train(tables(args), allow_import=True, observers=[observe], progress=False)
     summary = result.summary
     return {
         "samples_per_s": summary["samples_per_s"],
@@ -113,13 +122,16 @@ class Data:
     def __init__(self, args: argparse.Namespace) -> None:
         chosen = experiment.parse(tables(args))
         self.size, self.seed = chosen.data.batch_size, chosen.run.seed
+        self.epochs, self.steps = args.epochs, args.steps
         self.integers = args.model == "gpt"
         self.batches = open_batches(chosen.data, self.seed)
         self.meta = identify(chosen.data)
 
-    def train(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for index in range(self.batches.batches_per_epoch(self.size)):
-            yield self._tensors(self.batches.read(epoch, index, self.size, self.seed, np.float32))
+    def train(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        count = self.batches.batches_per_epoch(self.size)
+        for batch in range(min(self.epochs * count, self.steps or self.epochs * count)):
+            place = *divmod(batch, count), self.size, self.seed
+            yield self._tensors(self.batches.read(*place, np.float32))
 
     def test(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for index in range(self.batches.test_batches(self.size)):
@@ -132,7 +144,7 @@ class Data:
 
 def build(args: argparse.Namespace) -> torch.nn.Module:
     torch.manual_seed(args.seed)
-    model: torch.nn.Module = getattr(models, args.model)(width=args.width)
+    model: torch.nn.Module = getattr(models, args.model)(**widths(args))
     return model
 
 
@@ -142,12 +154,11 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
     data, model = Data(args), build(args)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, fused=True)
     samples, start = 0, time.perf_counter()
-    for epoch in range(args.epochs):
-        for x, y in data.train(epoch):
-            optimizer.zero_grad()
-            functional.cross_entropy(model(x).flatten(0, -2), y.flatten()).backward()
-            optimizer.step()
-            samples += len(x)
+    for x, y in data.train():
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x).flatten(0, -2), y.flatten()).backward()
+        optimizer.step()
+        samples += len(x)
     seconds = time.perf_counter() - start
     return {"samples_per_s": samples / seconds, "test_accuracy": accuracy(model, data)}
 
@@ -196,15 +207,14 @@ def stage_process(rank: int, args: argparse.Namespace, found: Any) -> None:
     schedule = kinds["1f1b"](stage, MICROBATCHES, loss_fn=loss)
     optimizer = torch.optim.SGD(part.parameters(), lr=RATE, momentum=MOMENTUM, fused=True)
     samples, start = 0, time.perf_counter()
-    for epoch in range(args.epochs):
-        for x, y in data.train(epoch):
-            if len(x) < data.size:
-                continue
-            optimizer.zero_grad()
-            given = (x,) if rank == 0 else ()
-            schedule.step(*given, **({"target": y} if rank == STAGES - 1 else {}))
-            optimizer.step()
-            samples += len(x)
+    for x, y in data.train():
+        if len(x) < data.size:
+            continue
+        optimizer.zero_grad()
+        given = (x,) if rank == 0 else ()
+        schedule.step(*given, **({"target": y} if rank == STAGES - 1 else {}))
+        optimizer.step()
+        samples += len(x)
     distributed.barrier()
     if rank == STAGES - 1:
         found.put({"samples_per_s": samples / (time.perf_counter() - start), "test_accuracy": None})

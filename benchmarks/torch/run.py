@@ -39,12 +39,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", choices=("mlp", "resnet18", "gpt"))
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--width", type=int, help="default: that of launch/torch/models.py")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="end each run after so many updates")
     parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
-    parser.add_argument("--latency", default="0ms")
+    parser.add_argument("--text", help="the file that the GPT learns; default: tinyshakespeare")
+    parser.add_argument("--latency", default="0ms", help="of all links, in asyncdni's ways")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     args = parser.parse_args()
     runs = [run(args, name, seed) for name, seed in order(args.ways, range(args.seeds))]
@@ -56,10 +58,13 @@ def main() -> None:
 
 def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     way, threads = WAYS[name]
-    command = [sys.executable, HERE / "one.py", way, args.model, "--width", args.width]
+    command = [sys.executable, HERE / "one.py", way, args.model]
     command += ["--threads", threads, "--epochs", args.epochs, "--seed", seed]
     command += ["--data", args.data, "--latency", args.latency]
-    print(f"{args.model} {args.width}: {name}, seed {seed}", file=sys.stderr, flush=True)
+    for option in ("width", "steps", "text"):
+        given = getattr(args, option)
+        command += [] if given is None else [f"--{option}", given]
+    print(f"{args.model}: {name}, seed {seed}", file=sys.stderr, flush=True)
     done = subprocess.run(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -72,9 +77,9 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
 def table(args: argparse.Namespace, runs: list[dict[str, Any]]) -> str:
     results = tuple(Result(one["name"], one["seed"], one["summary"]) for one in runs)
     comparison = Comparison(tuple(args.ways), results)
-    others = [name for name in ("plain-1", "plain-2", "pipelining") if name in args.ways]
+    others = [name for name in ("plain-1", "plain-2", "pipelining", "1f1b") if name in args.ways]
     lines = [
-        f"### {args.model}, width {args.width}: {args.epochs} epochs, {args.seeds} seeds\n",
+        f"### {_title(args)}\n",
         "| way | samples/s | 95 % interval | accuracy % |"
         + "".join(f" times {name} |" for name in others),
         "|---|--:|---|--:|" + "--:|" * len(others),
@@ -90,6 +95,13 @@ def table(args: argparse.Namespace, runs: list[dict[str, Any]]) -> str:
             cells.append(f"{found.mean:.2f} ({interval(found, 2) or '-'})" if found else "-")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _title(args: argparse.Namespace) -> str:
+    width = f", width {args.width}" if args.width else ""
+    links = f", links of {args.latency}" if args.latency != "0ms" else ""
+    long = f"{args.steps} updates" if args.steps else f"{args.epochs} epochs"
+    return f"{args.model}{width}{links}: {long}, {args.seeds} seeds"
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["CUTS", "gpt", "mlp", "resnet18"]
+__all__ = ["CUTS", "gpt", "mlp", "resnet18", "vit"]
 
 #: For each model, the submodules at which all stages but the first begin.
 CUTS = {
     "mlp": ["3", "6", "9"],
     "resnet18": ["layer2", "layer3", "layer4"],
     "gpt": ["h.1", "h.2", "h.3"],
+    "vit": ["h.1", "h.2", "h.3"],
 }
 
 
@@ -68,12 +69,13 @@ def resnet18(width: int = 64, channels: int = 1) -> ResNet18:
     return ResNet18(width, channels)
 
 
-class GptBlock(nn.Module):
-    """Causal attention and a feed-forward network, each beside a shortcut, normalised before."""
+class Block(nn.Module):
+    """Attention and a feed-forward network, each beside a shortcut, normalised before."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
         self.heads = heads
+        self.causal = causal
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -82,7 +84,7 @@ class GptBlock(nn.Module):
         batch, steps, width = x.shape
         shape = batch, steps, self.heads, width // self.heads
         q, k, v = (part.view(shape).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, 2))
-        h = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        h = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         x = x + self.out(h.transpose(1, 2).reshape(batch, steps, width))
         return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
 
@@ -93,10 +95,13 @@ class Gpt(nn.Module):
     def __init__(self, vocabulary: int, width: int, layers: int, heads: int, steps: int) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Parameter(torch.randn(steps, width) * 0.02)
-        self.h = nn.ModuleList(GptBlock(width, heads) for _ in range(layers))
+        self.positions = nn.Parameter(torch.empty(steps, width))
+        self.h = nn.ModuleList(Block(width, heads, causal=True) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:  # as in GPT-2; larger embeddings drown what blocks add to them
+                nn.init.normal_(parameter, std=0.02)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.tokens(ids) + self.positions[: ids.shape[1]]
@@ -109,3 +114,36 @@ def gpt(
     vocabulary: int = 65, width: int = 128, layers: int = 4, heads: int = 4, steps: int = 64
 ) -> Gpt:
     return Gpt(vocabulary, width, layers, heads, steps)
+
+
+class Vit(nn.Module):
+    """A small vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) whose head reads the
+    mean of all patches: images (B, C, S, S) to logits (B, 10)."""
+
+    def __init__(
+        self, width: int, layers: int, heads: int, channels: int, size: int, patch: int
+    ) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, width, patch, stride=patch)
+        self.positions = nn.Parameter(torch.empty((size // patch) ** 2, width))
+        self.h = nn.ModuleList(Block(width, heads, causal=False) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 10)
+        nn.init.normal_(self.positions, std=0.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        for block in self.h:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
+def vit(
+    width: int = 64,
+    layers: int = 4,
+    heads: int = 4,
+    channels: int = 1,
+    size: int = 28,
+    patch: int = 7,
+) -> Vit:
+    return Vit(width, layers, heads, channels, size, patch)

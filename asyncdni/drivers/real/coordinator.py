@@ -1,8 +1,8 @@
 """The loop of the coordinator's process: control messages in, orders out, and a watch on processes.
 
-Ctrl-C (SIGINT), SIGTERM and a closed terminal (SIGHUP) ask for a stop: the pipe drains, what was
-learned is saved, all leave. A second one ends the run at once. An exception of an observer and the
-end of the program around a run that goes on in a thread are such requests too.
+Ctrl-C (SIGINT), SIGTERM, SIGUSR1 and a closed terminal (SIGHUP) ask for a stop: the pipe drains,
+what was learned is saved, all leave. A second one ends the run at once. An exception of an observer
+and the end of the program around a run that goes on in a thread are such requests too.
 """
 
 from __future__ import annotations
@@ -12,30 +12,48 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import (
     Commit,
+    Consult,
+    Consulted,
+    DiscardSnapshots,
     Event,
     Exited,
     Fail,
     Finish,
+    KeepPart,
     Launch,
     Look,
     Looked,
+    PartKept,
+    PartSent,
     Received,
     Record,
     Rejected,
     Send,
+    SendPart,
     Stored,
     UserStop,
     Woke,
 )
+from asyncdni.core.ledger import SNAPSHOTS
 from asyncdni.core.liveness import Sight
-from asyncdni.drivers.real.machine import written
-from asyncdni.errors import Interrupted, LaunchError, by_name
+from asyncdni.drivers.real.machine import STOP_SIGNALS, written
+from asyncdni.errors import (
+    CheckpointError,
+    Interrupted,
+    LaunchError,
+    RemoteProtocolError,
+    by_name,
+)
+from asyncdni.messages import COORDINATOR
+from asyncdni.store.checkpoint import discard_snapshots
+from asyncdni.store.parts import PartStore
 from asyncdni.wire.coordinator import HEART_SUFFIX, CoordinatorTransport
 
 __all__ = ["Launcher", "Observer", "Stops", "coordinate"]
@@ -64,6 +82,8 @@ class Stops:
 
     def __init__(self) -> None:
         self.error: BaseException | None = None  # of an observer, to be raised at the end
+        self.ended_early: str | None = None  # why a callback had the run end at an evaluation
+        self._ends_because: str | None = None  # the same, once asked for
         self.numbers: list[int] = []  # of signals
         self._waiting = 0
         self._program_ends = False
@@ -79,6 +99,15 @@ class Stops:
             self.error = error
             self._waiting += 1
 
+    def end(self, reason: str) -> None:
+        """A callback has the run end at an evaluation; the first reason counts."""
+        self._ends_because = self._ends_because or reason
+
+    def ends(self) -> bool:
+        """Whether the run is to end at the present evaluation, which is not its last one."""
+        self.ended_early = self._ends_because
+        return self.ended_early is not None
+
     def take(self) -> bool:
         """Whether there is a request that has not been taken yet; it is taken now."""
         if not self._program_ends and not threading.main_thread().is_alive():
@@ -91,10 +120,10 @@ class Stops:
 
     @contextmanager
     def collecting_signals(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGHUP are requests, and end nothing (in the main thread alone)."""
+        """`STOP_SIGNALS` are requests, and end nothing (in the main thread alone)."""
         previous: dict[int, Any] = {}
         try:
-            for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+            for number in STOP_SIGNALS:
                 if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                     continue  # started by nohup
                 previous[number] = signal.signal(number, self.signalled)
@@ -116,6 +145,8 @@ class _Run:
         observe: Observer,
         commit: Callable[[Commit], None],
         command: Callable[[str], str],
+        stops: Stops,
+        folder: Path | None,
     ) -> None:
         self.machine = machine
         self.transport = transport
@@ -124,6 +155,9 @@ class _Run:
         self.end: Finish | Fail | None = None
         self._commit = commit
         self._command = command
+        self._stops = stops
+        self._folder = folder
+        self.parts = PartStore(folder) if folder is not None else None
         self._looked_s = time.monotonic()
 
     def handle(self, event: Event) -> None:
@@ -164,6 +198,15 @@ class _Run:
             case Commit(tag=tag):
                 written(lambda: self._commit(action))
                 return Stored(tag)
+            case Consult():
+                return Consulted(ends=self._stops.ends())
+            case SendPart():
+                return self._send_part(action)
+            case KeepPart():
+                return self._keep_part(action)
+            case DiscardSnapshots():
+                assert self._folder is not None
+                discard_snapshots(self._folder / SNAPSHOTS)
             case Finish() | Fail():
                 self.end = action
             case _:
@@ -180,6 +223,42 @@ class _Run:
         values = {"time_s": time.monotonic(), "stage": stage, "command": self._command(stage)}
         self.observe("waiting", values)
         return None
+
+    def _send_part(self, action: SendPart) -> PartSent:
+        """Of a file that a worker has asked for. One that can't be read counts as missing."""
+        assert self.parts is not None and isinstance(action.to, bytes)
+        to, incarnation, path = action.to, action.incarnation, action.path
+        try:
+            part = self.parts.read(to, incarnation, path, action.offset)
+        except CheckpointError as error:
+            self._note(str(error))
+            part = None
+        if part is None:
+            return PartSent(to, incarnation, path)
+        self.transport.send(to, part)
+        return PartSent(to, incarnation, path, part.offset + len(part.data), part.size)
+
+    def _keep_part(self, action: KeepPart) -> PartKept:
+        """Of a file that a worker has sent."""
+        part, sender = action.part, action.sender
+        parts = self.parts
+        assert parts is not None and self._folder is not None
+        kept = PartKept(part, sender)
+        try:
+            written(lambda: parts.write(sender, part))
+        except RemoteProtocolError as error:
+            kept.fault = str(error)
+        except CheckpointError as error:
+            kept.error, kept.folder_gone = error, not self._folder.is_dir()
+        return kept
+
+    def _note(self, text: str) -> None:
+        self.observe("note", {"time_s": time.monotonic(), "stage": COORDINATOR, "text": text})
+
+    def close(self) -> None:
+        """Remove what has come of files that never became whole."""
+        if self.parts is not None:
+            self.parts.close()
 
     def full_text(self, fail: Fail) -> str:
         """With what only this process knows of the workers that have failed."""
@@ -205,17 +284,19 @@ def coordinate(
     commit: Callable[[Commit], None],
     command: Callable[[str], str],
     stops: Stops,
+    folder: Path | None = None,
 ) -> None:
     """Drive the coordinator until the run has ended. Signals are added to `stops`.
 
     `launch` starts the workers of this address, if anybody is to; where nobody is, `command` gives
-    the command line that starts one. `commit` writes the manifest of a cut.
+    the command line that starts one. `commit` writes the manifest of a cut. `folder`: that of the
+    run.
 
     Raises the first error of any process, by its class (a worker's traceback is a note of it), and
     what `launch` or `commit` raise; after a stop `Interrupted`, or what an observer has raised.
     """
-    run = _Run(machine, transport, observe, commit, command)
-    with stops.collecting_signals():
+    run = _Run(machine, transport, observe, commit, command, stops, folder)
+    with closing(run), stops.collecting_signals():
         if stops.error is not None:
             raise stops.error  # before anything has been started
         run.launcher = launcher = launch(transport.address) if launch is not None else None

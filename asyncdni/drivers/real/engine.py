@@ -35,7 +35,11 @@ from asyncdni.core.events import (
     Exit,
     Join,
     Joined,
+    KeepPart,
     Lose,
+    ParentGone,
+    PartKept,
+    PartSent,
     Prepare,
     Prepared,
     Received,
@@ -45,29 +49,32 @@ from asyncdni.core.events import (
     Restore,
     Restored,
     Save,
+    Say,
     SayHello,
     Send,
+    SendPart,
     Snapshot,
     SnapshotTaken,
     Stored,
     Unusable,
     Woke,
 )
-from asyncdni.core.ledger import SNAPSHOTS, is_cut
+from asyncdni.core.ledger import SNAPSHOTS
 from asyncdni.core.process import Process, State, is_settled
 from asyncdni.delays import Slow
 from asyncdni.drivers.real.inspection import Inspection
-from asyncdni.drivers.real.machine import written
+from asyncdni.drivers.real.machine import log_place, written
 from asyncdni.drivers.real.meter import Meter, Trace
+from asyncdni.encodings import Compressor
 from asyncdni.errors import AsyncDNIError, CheckpointError
 from asyncdni.messages import COORDINATOR, Message
 from asyncdni.messages import Report as ReportMessage
 from asyncdni.schedules.base import Op, OpKind
 from asyncdni.stages.base import Stage
 from asyncdni.stages.executor import Executor
-from asyncdni.store.checkpoint import write_state
+from asyncdni.store.checkpoint import newest_slots, write_state
 from asyncdni.store.claims import Claim
-from asyncdni.store.weights import write_weights
+from asyncdni.store.weights import unfinished, write_weights
 from asyncdni.wire.beat import parent_lives
 
 __all__ = ["Engine", "Session", "Snapshots", "Tools", "Transport", "Watch"]
@@ -77,40 +84,37 @@ _WAIT_S, _LOOK_EVERY_S = 0.5, 0.25
 
 
 class Snapshots:
-    """Writes rolling snapshots: a recent state of the stage on disk, for a successor.
-
-    One that can't be written is told once on standard error, and does not end the run as long as
-    the folder of the run is there: what is committed stays, and the next one may succeed.
-    """
+    """Writes rolling snapshots: a recent state of the stage on disk, for a successor."""
 
     def __init__(self, folder: str) -> None:
         """`folder` of the run."""
         self.count = 0
         self.seconds = 0.0  # spent on all of them
         self._folder = Path(folder, SNAPSHOTS)
-        self._complained = False
+        self._stages: list[str] = []  # of the last one
 
-    def write(self, stage: Stage, counts: Counts, claim: Claim | None = None) -> float:
-        """Now, on this thread; the stage has applied all that it has accumulated. Returns the
-        seconds that it took.
+    def write(self, stage: Stage, counts: Counts, claim: Claim | None = None) -> SnapshotTaken:
+        """Write a snapshot now, on this thread; the stage has applied all that it has accumulated.
 
-        One of a process that has been replaced, by `claim`, is not written. Raises
-        `CheckpointError` where the folder of the run is gone.
+        A snapshot of a process that has been replaced, by `claim`, is not written.
         """
         began = time.monotonic()
+        self._stages = []
+        taken = SnapshotTaken(0.0)
         try:
             state = stage.snapshot()
             write_state(self._folder, state, counts.state(), durable=False, claim=claim)
+            self._stages = list(state)
             self.count += 1
         except CheckpointError as error:
-            if not self._folder.parent.is_dir():
-                raise
-            if not self._complained:
-                print(f"asyncdni: no snapshot was written: {error}", file=sys.stderr, flush=True)
-            self._complained = True
-        took_s = time.monotonic() - began
-        self.seconds += took_s
-        return took_s
+            taken.error, taken.folder_gone = error, not self._folder.parent.is_dir()
+        taken.took_s = time.monotonic() - began
+        self.seconds += taken.took_s
+        return taken
+
+    def newest(self) -> list[str]:
+        """The files of the last snapshot, in the folder of the run; none if it was not written."""
+        return [f"{SNAPSHOTS}/{path.name}" for path in newest_slots(self._folder, self._stages)]
 
     def counters(self) -> dict[str, float | int | None]:
         """For reports."""
@@ -126,8 +130,10 @@ class Tools:
     snapshots: Snapshots
     meter: Meter
     folder: str = ""  # of the run
+    away: bool = False  # the coordinator has to be sent what is written there
     claim: Claim | None = None  # of this process to that folder
     inspection: Inspection | None = None
+    compressor: Compressor | None = None
     trace: Trace | None = None
     slow: Slow | None = None
 
@@ -158,6 +164,10 @@ class Session(Protocol):
     def restore(self, action: Restore) -> Restored: ...
 
     def join(self, action: Join) -> tuple[Joined, Tools]: ...
+
+    def send_part(self, action: SendPart) -> PartSent: ...
+
+    def keep_part(self, action: KeepPart) -> PartKept: ...
 
 
 class Watch(Protocol):
@@ -193,12 +203,15 @@ class Engine:
             Report: self._report,
             Save: self._save,
             Snapshot: self._snapshot,
+            Say: self._say,
             SayHello: lambda action: session.say_hello(),
             Prepare: lambda action: self._answers.append(session.prepare(action)),
             Restore: self._begin,
             Join: self._join,
             Redeliver: lambda action: self._take(action.messages),
             Lose: lambda action: transport.lose(action.worker),
+            SendPart: lambda action: self._answers.append(session.send_part(action)),
+            KeepPart: lambda action: self._answers.append(session.keep_part(action)),
             Exit: self._exit,
         }
 
@@ -228,7 +241,7 @@ class Engine:
             self._pending = None
             self._answers.clear()
             try:
-                self._handle(Broke(error, trace))
+                self._handle(Broke(error, trace, log_place() if trace else ""))
             except AsyncDNIError:  # nobody takes the word: then the first error counts
                 self.end = self.end or Exit(str(error), error, trace)
             if self._process.state is State.ENDED and self.end is None:
@@ -236,9 +249,11 @@ class Engine:
 
     def _turn(self) -> None:
         reason = self._watchdog.reason
-        if reason is not None and self._process.is_served:
+        if reason is not None:
             self._handle(CoordinatorGone(reason))
-        elif self._pending is not None:
+        if self.end is not None:
+            return
+        if self._pending is not None:
             self._step(self._pending)
         else:
             self._wait()
@@ -259,8 +274,9 @@ class Engine:
         """Wait for something to arrive, or to be due."""
         process = self._process
         if process.state is State.HELLO and parent_lives() is False:
-            self._handle(CoordinatorGone("the process that started this worker is gone"))
-            return
+            self._handle(ParentGone())
+            if self.end is not None:
+                return
         began = time.perf_counter()
         due_s = process.deadline()
         wait_s = _WAIT_S if process.state is State.ROUND else _LOOK_EVERY_S
@@ -326,11 +342,14 @@ class Engine:
 
     def _send(self, send: Send) -> None:
         began = time.perf_counter()
-        left = self._transport.send(send.to, send.message)  # type: ignore[arg-type]
+        message = send.message
+        if self._tools is not None and self._tools.compressor is not None:
+            message = self._tools.compressor.compress(send.to, message)  # type: ignore[arg-type]
+        left = self._transport.send(send.to, message)  # type: ignore[arg-type]
         ended = time.perf_counter()
         self._meter.moved(ended - began)
         if self._trace is not None:
-            self._trace.sent(send.to, send.message, began, ended)  # type: ignore[arg-type]
+            self._trace.sent(send.to, message, began, ended)  # type: ignore[arg-type]
         if left is not None:
             self._process.buffers.sent(send.message, left)
 
@@ -351,31 +370,40 @@ class Engine:
             **tools.meter.counters(),
             **self._transport.counters(),
             **tools.stage.skips(),
+            **tools.stage.readout(),
             **tools.snapshots.counters(),
         }
         self._transport.send(COORDINATOR, ReportMessage(counters, *tools.executor.take_loss()))
 
     def _save(self, save: Save) -> None:
         files = written(lambda: self._write(save))
-        self._answers.append(Stored(save.tag, files))
+        place = save.tag if save.whole else unfinished(Path(save.tag)).name
+        paths = [f"{place}/{stage}.safetensors" for stage in files] if self._is_away else []
+        self._answers.append(Stored(save.tag, files, paths))
 
     def _write(self, save: Save) -> dict[str, str]:
-        """Weights, or for a cut all state; the digests of the files by declared stage."""
-        tools, tag = self._tools, save.tag
+        """Write the weights or all state, and return the digests of the files by declared stage."""
+        tools = self._tools
         assert tools is not None
-        folder, claim = Path(tools.folder, tag), tools.claim
-        if is_cut(tag):
+        folder, claim = Path(tools.folder, save.tag), tools.claim
+        if save.whole:
             counts = self._process.counts.state()
             return write_state(folder, tools.stage.snapshot(), counts, durable=True, claim=claim)
-        shared = claim is not None and claim.sees_coordinator
-        return write_weights(folder, tools.stage.state(save.copy), claim, shared=shared)
+        return write_weights(folder, tools.stage.state(save.copy), claim)
 
     def _snapshot(self, snapshot: Snapshot) -> None:
         tools = self._tools
         assert tools is not None
-        took_s = tools.snapshots.write(tools.stage, self._process.counts, tools.claim)
-        if not snapshot.last:
-            self._answers.append(SnapshotTaken(took_s))
+        taken = tools.snapshots.write(tools.stage, self._process.counts, tools.claim)
+        taken.paths = tools.snapshots.newest() if self._is_away else []
+        self._answers.append(taken)
+
+    @property
+    def _is_away(self) -> bool:
+        return self._tools is not None and self._tools.away
+
+    def _say(self, say: Say) -> None:
+        print(f"asyncdni: {say.text}", file=sys.stderr, flush=True)
 
     def _exit(self, end: Exit) -> None:
         if self._trace is not None and end.error is None:
@@ -389,10 +417,12 @@ class Engine:
         op, executor = compute.op, self._tools.executor
         if not self._process.training:
             return executor.compute(compute)
-        began, cpu_began = time.perf_counter(), time.thread_time()
+        cpu_began = time.thread_time() if self._meter.wants_cpu(op) else None
+        began = time.perf_counter()
         event = executor.compute(compute)
         ended = time.perf_counter()
-        self._meter.op(op, ended - began, time.thread_time() - cpu_began)
+        cpu_s = None if cpu_began is None else time.thread_time() - cpu_began
+        self._meter.op(op, ended - began, cpu_s)
         if op.kind is OpKind.FORWARD and not op.replay:
             self._meter.forwarded(event.samples, ended)
         if self._trace is not None:

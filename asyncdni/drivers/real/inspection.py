@@ -18,11 +18,20 @@ import numpy as np
 
 from asyncdni.data.meta import mismatch
 from asyncdni.errors import NumericalError
-from asyncdni.messages import DATA, Accused, Activation, Gradient, Message, Shared
+from asyncdni.messages import (
+    DATA,
+    Accused,
+    Activation,
+    Gradient,
+    Message,
+    Shared,
+    Weights,
+    WithTensors,
+)
 from asyncdni.nn.base import Array
-from asyncdni.plan.build import Design, find_exits
+from asyncdni.plan.build import Design, find_exits, readout_forms
 from asyncdni.plan.describe import parameters
-from asyncdni.plan.plan import Group, shared_with
+from asyncdni.plan.plan import Group, read_by, shared_with
 
 __all__ = ["Inspection"]
 
@@ -68,6 +77,8 @@ class Inspection:
             if group.name in shared_with(groups, other)
         }
 
+        self._readout = readout_forms(design) if group.name in read_by(groups) else {}
+
     def message_bytes(self, rows: int) -> int:
         """Of all tensors of the longest message that a neighbour may send, where no batch has more
         samples than `rows`."""
@@ -79,7 +90,8 @@ class Inspection:
         readers = max(map(len, self._readers.values()), default=0)
         gradients = math.prod(self._exit) * item * readers
         vectors = [sum(lengths.values()) * item for lengths in self._vectors.values()]
-        return max(rows * max([gradients, *activations]), *vectors, 0)
+        weights = sum(math.prod(shape) * kind.itemsize for shape, kind in self._readout.values())
+        return max(rows * max([gradients, *activations]), *vectors, weights)
 
     def accusation(self, message: Message) -> Accused | None:
         """What the coordinator is to be told of its sender; None where the tensors are right.
@@ -89,7 +101,7 @@ class Inspection:
         no worse than others, and would do so again. Under `numbers.policy = "skip"` those of
         training are let through, as every stage leaves such a batch out.
         """
-        if not isinstance(message, Activation | Gradient | Shared):
+        if not isinstance(message, WithTensors):
             return None
         home = self._host if message.sender == DATA else message.sender
         if self._incarnations.get(home) != message.incarnation:
@@ -98,7 +110,7 @@ class Inspection:
         if text is None:
             self._check_numbers(home, message)
             return None
-        what = f"the {type(message).__name__} of batch {message.batch} from worker {home}"
+        what = f"the {type(message).__name__} of {_number(message)} from worker {home}"
         return self.accuse(home, f"{what} does not fit: {text}")
 
     def accuse(self, worker: str, text: str) -> Accused | None:
@@ -106,22 +118,25 @@ class Inspection:
         incarnation = self._incarnations.pop(worker, None)
         return None if incarnation is None else Accused(worker, incarnation, text)
 
-    def _check_numbers(self, home: str, message: Activation | Gradient | Shared) -> None:
-        if self._skips and not getattr(message, "evaluate", False):
+    def _check_numbers(self, home: str, message: WithTensors) -> None:
+        lasting = isinstance(message, Weights)  # no batch that could be left out
+        if self._skips and not lasting and not getattr(message, "evaluate", False):
             return
         for name, array in message.tensors.items():
             if array.dtype == self._dtype and not _is_finite(array):
                 raise NumericalError(self._not_finite(home, message, name))
 
-    def _not_finite(self, home: str, message: Activation | Gradient | Shared, name: str) -> str:
-        what = f"of batch {message.batch} to worker {self._name}, in which not all is finite"
+    def _not_finite(self, home: str, message: WithTensors, name: str) -> str:
+        what = f"of {_number(message)} to worker {self._name}, in which not all is finite"
         if isinstance(message, Activation) and (message.sender == DATA or name != "h"):
             return (
                 f"worker {home} has sent data {what}: look for NaN and infinity in the data set, "
                 "or for a fault of that host"
             )
         kind = type(message).__name__.lower()
-        stage = self._exits[home] if isinstance(message, Activation) else name
+        stage = name
+        if isinstance(message, Activation | Weights):
+            stage = self._exits.get(home, home)
         return (
             f"stage {stage} has sent the {kind} {what}: its numbers have gone wrong, lower "
             "optimizer.learning_rate or set optimizer.clip_norm, or leave such updates out with "
@@ -149,7 +164,15 @@ class Inspection:
                 return _named(tensors, readers) or self._wrong_gradients(tensors, batch)
             case Shared(sender=sender, tensors=tensors):
                 return self._wrong_vectors(tensors, self._vectors.get(sender, {}))
+            case Weights(tensors=tensors):
+                return self._wrong_weights(tensors)
         return None
+
+    def _wrong_weights(self, tensors: Mapping[str, Array]) -> str | None:
+        found = _named(tensors, set(self._readout))
+        for name, (shape, dtype) in self._readout.items():
+            found = found or _mismatch(name, tensors[name], shape, dtype)
+        return found
 
     def _wrong_vectors(
         self, tensors: Mapping[str, Array], lengths: Mapping[str, int]
@@ -179,6 +202,12 @@ class Inspection:
             if found:
                 return found
         return None
+
+
+def _number(message: WithTensors) -> str:
+    if isinstance(message, Weights):
+        return f"version {message.version}"
+    return f"batch {message.batch}"
 
 
 def _named(tensors: Mapping[str, Any], expected: set[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Which core a worker may run on.
+"""What a process takes of its machine: a core, memory, descriptors; and how it is asked to stop.
 
 In a locked chain one stage works while the others wait, and what a stage sends is delivered by a
 thread of ZeroMQ's. Left alone, the system likes to put that thread, or the receiver, on the core
@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,13 +24,19 @@ from asyncdni import config
 from asyncdni.errors import CheckpointError, ConfigError
 
 __all__ = [
+    "STOP_SIGNALS",
     "choose_core",
     "limit_memory",
+    "log_place",
     "pin_process",
     "resident_bytes",
     "usable_cores",
     "written",
 ]
+
+#: What asks a process to stop in good order: Ctrl-C, `kill` and most engines, a closed terminal,
+#: and Slurm before a job's time is over (`--signal=USR1@…`).
+STOP_SIGNALS = tuple(map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)))
 
 
 def usable_cores() -> list[int]:
@@ -63,6 +71,17 @@ def pin_process(core: int) -> None:
     for task in Path("/proc/self/task").glob("*"):
         with suppress(ProcessLookupError):  # it has ended meanwhile
             os.sched_setaffinity(int(task.name), {core})
+
+
+def log_place(stderr: str = "/proc/self/fd/2") -> str:
+    """Return where the standard error of this process goes: `HOST:PATH` for a file, else the words
+    `the output of process PID on HOST`."""
+    host = socket.gethostname()
+    with suppress(OSError):  # no /proc
+        path = os.readlink(stderr)
+        if os.path.isfile(path):
+            return f"{host}:{path}"
+    return f"the output of process {os.getpid()} on {host}"
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -21,37 +22,60 @@ import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from asyncdni import config
+from asyncdni import config, software
 from asyncdni.core.counts import Counts
-from asyncdni.core.events import Exit, Join, Joined, Origin, Prepare, Prepared, Restore, Restored
-from asyncdni.core.ledger import SNAPSHOTS
+from asyncdni.core.events import (
+    Exit,
+    Join,
+    Joined,
+    KeepPart,
+    Origin,
+    PartKept,
+    PartSent,
+    Prepare,
+    Prepared,
+    Restore,
+    Restored,
+    SendPart,
+)
+from asyncdni.core.ledger import CUTS, SNAPSHOTS
 from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
 from asyncdni.data.meta import Meta
 from asyncdni.drivers.real.engine import Engine, Snapshots, Tools
 from asyncdni.drivers.real.inspection import Inspection
-from asyncdni.drivers.real.machine import choose_core, limit_memory, pin_process, usable_cores
+from asyncdni.drivers.real.machine import (
+    STOP_SIGNALS,
+    choose_core,
+    limit_memory,
+    pin_process,
+    usable_cores,
+)
 from asyncdni.drivers.real.meter import Meter, Trace
 from asyncdni.errors import (
     AsyncDNIError,
     CheckpointError,
     Interrupted,
     LimitExceeded,
+    RemoteProtocolError,
 )
 from asyncdni.imports import Allowed
 from asyncdni.messages import COORDINATOR, PROTOCOL_VERSION, Accused, Connect, Hello, Welcome
 from asyncdni.plan.build import (
     Design,
+    begins_from,
     find_exits,
     find_shares,
+    lent_readout,
+    make_compressor,
     make_design,
     make_roster,
     make_source,
     make_stage,
     make_worker,
+    prepared,
 )
 from asyncdni.plan.conditions import link_delays, slow_of
-from asyncdni.plan.plan import snapshot_every_s
 from asyncdni.report.traces import trace_path
 from asyncdni.stages.base import Stage
 from asyncdni.stages.executor import Executor
@@ -65,7 +89,8 @@ from asyncdni.store.checkpoint import (
 )
 from asyncdni.store.claims import Claim
 from asyncdni.store.given import kept
-from asyncdni.wire.address import remove_ownerless
+from asyncdni.store.parts import PartStore
+from asyncdni.wire.address import private_folder, remove_ownerless
 from asyncdni.wire.beat import PARENT_VARIABLE, Heart, exit_process, parent_lives
 from asyncdni.wire.curve import Keys
 from asyncdni.wire.worker import WorkerTransport
@@ -103,7 +128,7 @@ class Watchdog:
 
 
 class Signals:
-    """What a worker does about SIGINT, SIGTERM and SIGHUP while its coordinator lives.
+    """What a worker does about the signals in `STOP_SIGNALS` while its coordinator lives.
 
     Schedulers, service managers and terminals signal all processes of a job at once. Stopping is
     the coordinator's part: workers that left by themselves would take along what is to be saved.
@@ -122,7 +147,7 @@ class Signals:
         """Handle signals within this context; in other threads than the main one do nothing."""
         previous: dict[int, Any] = {}
         with contextlib.suppress(ValueError):
-            for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+            for number in STOP_SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     previous[number] = signal.signal(number, self)
         try:
@@ -236,6 +261,8 @@ class Session:
         self._allow_import = allow_import
         self._keys = keys
         self._stage: NumpyStage | None = None
+        self._folder = ""  # that of the run, or one in its place
+        self._parts: PartStore | None = None  # where there is one in its place
         self._context = ExitStack()
 
     def close(self) -> None:
@@ -250,6 +277,7 @@ class Session:
             address=self._transport.address,
             pid=os.getpid(),
             host=socket.gethostname(),
+            versions=software.versions(),
         )
         try:
             self._transport.send(COORDINATOR, hello)
@@ -276,15 +304,47 @@ class Session:
         # What goes wrong in numbers is found out where it matters: see [numbers].
         self._context.enter_context(np.errstate(all="ignore"))
         self._design = design
+        self._find_folder(welcome)
         self._build(welcome)
         roster = make_roster(design)
         self._expect(len(roster.neighbours[self._group.name]))
-        return Prepared(
-            roll_back=roster.rolls_back,
-            goes_on=roster.goes_on,
-            snapshot_every_s=snapshot_every_s(design.experiment.checkpoint),
-            stages=self._stages,
-        )
+        ready = prepared(design, self._group, roster)
+        ready.away = self._parts is not None
+        return ready
+
+    def _find_folder(self, welcome: Welcome) -> None:
+        """Use the folder of the run, or one of this process alone where that of the coordinator is
+        not to be seen from here: see `core.transfer`."""
+        self._folder = welcome.folder
+        claim = Claim(Path(welcome.folder), (), (welcome.term, 0))
+        if welcome.folder and not claim.sees_coordinator:
+            own = self._context.enter_context(private_folder(sockets=False))
+            self._folder, self._parts = str(own), PartStore(own)
+            self._context.callback(self._parts.close)
+
+    def send_part(self, action: SendPart) -> PartSent:
+        """Send a part of a file that is written here to the coordinator. Raises
+        `CheckpointError`."""
+        assert self._parts is not None
+        began = time.monotonic()
+        incarnation, path = action.incarnation, action.path
+        part = self._parts.read(COORDINATOR, incarnation, path, action.offset)
+        if part is None:
+            raise CheckpointError(f"{Path(self._folder, path)} is gone: who has removed it?")
+        self._transport.send(COORDINATOR, part)
+        if part.sha256 and not path.startswith(f"{SNAPSHOTS}/"):  # the coordinator has all of it
+            Path(self._folder, path).unlink(missing_ok=True)
+        end, took_s = part.offset + len(part.data), time.monotonic() - began
+        return PartSent(action.to, incarnation, path, end, part.size, took_s)
+
+    def keep_part(self, action: KeepPart) -> PartKept:
+        """Write a part of a file that the coordinator has sent. Raises `CheckpointError`."""
+        assert self._parts is not None
+        try:
+            self._parts.write(action.sender, action.part)
+        except RemoteProtocolError as error:
+            return PartKept(action.part, action.sender, str(error))
+        return PartKept(action.part, action.sender)
 
     def _beat(self, silence_s: float) -> None:
         heart = Heart(
@@ -304,12 +364,12 @@ class Session:
         self._group = next(group for group in plan.groups if group.name == name)
         self._stages = [node.name for node in self._group.members]
         self._source = make_source(design, self._group)
-        self._snapshots = Snapshots(welcome.folder)
+        self._snapshots = Snapshots(self._folder)
         schedule = make_worker(design, self._group).schedule
         self._meter = Meter(bootstrapped=getattr(schedule, "receives_synthetic", False))
         self._trace = None
-        if welcome.trace and welcome.folder:
-            self._trace = Trace(trace_path(Path(welcome.folder), name))
+        if welcome.trace and self._folder:
+            self._trace = Trace(trace_path(Path(self._folder), name))
         self._slow = slow_of(experiment, plan, name, experiment.run.seed)
 
     def _expect(self, neighbours: int) -> None:
@@ -333,23 +393,25 @@ class Session:
             self._stage.forget()
             restored = Restored(self._stage.parameters())
         else:
-            folder = Path(self.welcome.folder)
+            folder = Path(self._folder)
+            begins = begins_from(self._design, self._group)
             self._stage, restored = restored_stage(
                 lambda: make_stage(self._design, self._group),
-                lambda: make_stage(kept(folder, self._design, self._stages), self._group),
+                lambda: make_stage(kept(folder, self._design, begins), self._group),
                 folder,
                 action,
                 self._stages,
             )
+            if self._parts is not None:  # fetched again when it is needed again
+                shutil.rmtree(folder / CUTS, ignore_errors=True)
         self._transport.await_neighbours()
         return restored
 
     def join(self, action: Join) -> tuple[Joined, Tools]:
         """Claim the stages, and connect to the neighbours. Raises `CheckpointError`."""
         assert self.welcome is not None and self._stage is not None
-        folder, claim = self.welcome.folder, None
+        folder, claim = self._folder, None
         if action.claim is not None:
-            _make_folder(folder)
             claim = Claim(Path(folder), self._stages, action.claim)
             claim.make()
         joined = Joined(self._connect(action.connect), self._transport.knows_senders)
@@ -360,6 +422,7 @@ class Session:
             self._source,
             self._meter.agreement,
             find_shares(design, group),
+            lent_readout(design, group),
         )
         return joined, Tools(
             self._stage,
@@ -367,8 +430,10 @@ class Session:
             self._snapshots,
             self._meter,
             folder=folder,
+            away=self._parts is not None,
             claim=claim,
             inspection=Inspection(design, group, action.connect.incarnations),
+            compressor=make_compressor(design, group, self._stage),
             trace=self._trace,
             slow=self._slow,
         )
@@ -378,14 +443,6 @@ class Session:
         host = self._design.plan.groups[self._design.plan.host].name
         wrong = self._transport.connect(connect.addresses, host=host)
         return [Accused(name, connect.incarnations[name], text) for name, text in wrong.items()]
-
-
-def _make_folder(path: str) -> None:
-    """Make the run's folder, on hosts that do not share the coordinator's."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"can't write {path}: {error.strerror}") from error
 
 
 def _pin(design: Design, stage: str) -> None:
@@ -435,7 +492,8 @@ def run_worker(
             session.make_worker,
             time.monotonic(),
             coordinator=coordinator,
-            timeout_s=timeout_s if parent_lives() is None else None,
+            timeout_s=timeout_s,
+            launched=parent_lives() is not None,
         )
         end = Engine(process, transport, session, watchdog).run()
         if session.welcome is not None and (end.error is not None or not end.failed):

@@ -11,25 +11,30 @@ from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import (
     Action,
     Commit,
+    DiscardSnapshots,
     Event,
     Exited,
     Fail,
     Finish,
+    KeepPart,
     Launch,
     Look,
     Looked,
+    PartKept,
+    PartSent,
     Received,
     Record,
     Send,
+    SendPart,
     Stored,
     UserStop,
     Woke,
 )
-from asyncdni.core.ledger import Ledger, is_cut
+from asyncdni.core.ledger import Ledger
 from asyncdni.core.liveness import Sight
 from asyncdni.core.members import Roster
 from asyncdni.drivers.virtual.clock import Alarm
-from asyncdni.drivers.virtual.disk import Disk
+from asyncdni.drivers.virtual.disk import Disk, PartDisk
 from asyncdni.drivers.virtual.process import Arithmetic, Office, TimedOp, WorkerProcess
 from asyncdni.drivers.virtual.world import World
 from asyncdni.errors import CheckpointError
@@ -160,6 +165,7 @@ class CoordinatorProcess:
         self._backlog: list[Callable[[], None]] = []
         self._idle_since = 0.0
         self._alarm = Alarm(world.agenda, self.machine, self._wake, self.clock)
+        self._parts = PartDisk(world.disk, fetches=False)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -253,10 +259,27 @@ class CoordinatorProcess:
                 self._launcher.restart(stage)
             case Commit():
                 self._commit(action)
+            case SendPart():
+                self._send_part(action)
+            case KeepPart(part=part, sender=sender):
+                self._parts.write(sender, part)
+                self._handle(PartKept(part, sender))
+            case DiscardSnapshots():
+                self._world.disk.discard_snapshots()
             case Finish() | Fail():
                 self._finish(action)
             case _:
                 raise TypeError(f"a coordinator's driver can't carry out {action!r}")
+
+    def _send_part(self, ask: SendPart) -> None:
+        assert isinstance(ask.to, bytes)
+        part = self._parts.read(ask.to, ask.incarnation, ask.path, ask.offset)
+        if part is None:
+            self._handle(PartSent(ask.to, ask.incarnation, ask.path))
+            return
+        self._world.from_coordinator(self.key, ask.to, part)
+        end = part.offset + len(part.data)
+        self._handle(PartSent(ask.to, ask.incarnation, ask.path, end, part.size))
 
     def _finish(self, end: Finish | Fail) -> None:
         self.end = end
@@ -264,7 +287,7 @@ class CoordinatorProcess:
         self._world.agenda.after(_GRACE_S, self._launcher.stop, idle=True)
 
     def _commit(self, cut: Commit) -> None:
-        if not is_cut(cut.tag):  # of weights: the manifest takes no time
+        if not cut.whole:  # of weights: the manifest takes no time
             self._world.disk.commit_weights(cut)
             self._handle(Stored(cut.tag))
             return
@@ -308,7 +331,7 @@ def find_ledger(design: Design, disk: Disk, history: list[dict[str, Any]]) -> Le
     if newest is not None:
         tag, state = newest
         ledger = Ledger.restored(state, tag)
-    saved = disk.snapshots() if make_roster(design).goes_on else {}
+    saved = disk.snapshots() if make_roster(design).learns_alone else {}
     whole = len(saved) == len(design.plan.groups)
     counts = [one.counts for one in saved.values()] if whole else []
     ledger.taken_up(counts, history, design.plan.barriers)

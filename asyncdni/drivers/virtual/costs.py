@@ -18,8 +18,9 @@ import numpy as np
 from asyncdni.core.events import Action, Compute, Event, Received, Send
 from asyncdni.delays import Slow
 from asyncdni.drivers.virtual.clock import Agenda
-from asyncdni.messages import DATA, Activation, Gradient, Message, Shared
-from asyncdni.plan.build import Design
+from asyncdni.messages import DATA, Activation, Gradient, Message, Shared, Weights, WithTensors
+from asyncdni.plan.build import Design, readout_forms
+from asyncdni.plan.conditions import link_encodings
 from asyncdni.plan.describe import parameters
 from asyncdni.plan.plan import shared_with
 from asyncdni.schedules.base import Op, OpKind
@@ -62,10 +63,11 @@ class Costs:
     relay_us: float = 100.0  # a backward that only passes a gradient on
     learn_us: float = 100.0  # the rest of such a backward
     update_us: float = 50.0
+    copy_us: float = 50.0  # of weights that others read, to give away or to take over
     fit_us: float = 50.0
     fit_input_us: float = 100.0
     evaluate_us: float = 100.0
-    copy_us: float = 10.0
+    hold_us: float = 10.0
     save_us: float = 1000.0
     startup_us: float = 100_000.0  # from the start of a process to its Hello
     jitter: float = 0.0  # each takes between 1 - jitter and 1 + jitter times as long
@@ -88,14 +90,16 @@ class Costs:
                 return self.learn_us
             case OpKind.UPDATE | OpKind.APPLY:
                 return self.update_us
+            case OpKind.COPY | OpKind.ADOPT:
+                return self.copy_us
             case OpKind.FIT:
                 return self.fit_us
             case OpKind.FIT_INPUT:
                 return self.fit_input_us
             case OpKind.EVALUATE:
                 return self.evaluate_us
-            case OpKind.COPY:
-                return self.copy_us
+            case OpKind.HOLD:
+                return self.hold_us
         raise ValueError(f"{op} takes no time of its own")
 
 
@@ -151,7 +155,9 @@ class Links:
 
 
 #: Ops of the generator, which stands at a worker's exit, and of the data: no stage's own.
-_NOT_OF_LAYERS = frozenset({OpKind.READ, OpKind.PREDICT, OpKind.FIT, OpKind.FIT_INPUT})
+_NOT_OF_LAYERS = frozenset(
+    {OpKind.READ, OpKind.PREDICT, OpKind.FIT, OpKind.FIT_INPUT, OpKind.COPY, OpKind.ADOPT}
+)
 
 
 class Pace:
@@ -232,7 +238,7 @@ class MessageBytes(Protocol):
 
 def tensor_bytes(sender: str, to: str, message: Message) -> int:
     """Return the bytes of the tensors that `message` carries."""
-    if isinstance(message, Activation | Gradient | Shared):
+    if isinstance(message, WithTensors):
         return sum(tensor.nbytes for tensor in message.tensors.values())
     return 0
 
@@ -247,11 +253,15 @@ class EstimatedBytes:
         network = design.network
         itemsize = np.dtype(design.experiment.run.dtype).itemsize
         data_bytes = math.prod(network.data_shape) * itemsize
-        self._sample_bytes = {DATA: data_bytes}  # of an activation, by producing node
+        self._encodings = link_encodings(design.experiment, design.plan)
+        #: Of an activation, by producing node: the shape of a sample, and its bytes as it is.
+        self._shapes = {DATA: tuple(network.data_shape)}
         for group in design.plan.groups:
             if group.exit is not None:
-                width = math.prod(network.node(group.exit).output_shape)
-                self._sample_bytes[group.name] = width * itemsize
+                self._shapes[group.name] = network.node(group.exit).output_shape
+        self._sample_bytes = {
+            name: math.prod(shape) * itemsize for name, shape in self._shapes.items()
+        }
         targets = 8 if network.targets == "classes" else network.outputs * itemsize
         # Of a sample, by tensor.
         self._context_bytes = {"y": targets * max(1, network.steps), "x": data_bytes}
@@ -265,6 +275,9 @@ class EstimatedBytes:
             for names in shared_with(design.plan.groups, group).values()
             for name in names
         }
+        self._readout_bytes = sum(
+            math.prod(shape) * kind.itemsize for shape, kind in readout_forms(design).values()
+        )
         # By (producing worker, consumer), the samples of batches whose gradient has not come yet.
         self._samples: dict[tuple[str, str], dict[int, int]] = {}
 
@@ -274,13 +287,23 @@ class EstimatedBytes:
                 if not message.evaluate:
                     self._note((sender, to), message.batch, samples)
                 context = sum(self._context_bytes.get(name, 0) for name in tensors)
-                return samples * (self._sample_bytes[node] + context)
+                exact = node == DATA or message.evaluate
+                return samples * context + self._bytes(sender, to, node, samples, exact)
             case Gradient(batch=batch, tensors=tensors):
                 samples = self._samples.get((to, sender), {}).pop(batch, 0)
-                return samples * self._sample_bytes[to] * len(tensors)
+                return self._bytes(sender, to, to, samples) * len(tensors)
             case Shared(tensors=tensors):
                 return sum(self._weights_bytes[name] for name in tensors)
+            case Weights():
+                return self._readout_bytes
         return 0
+
+    def _bytes(self, sender: str, to: str, node: str, samples: int, exact: bool = False) -> int:
+        """Return the bytes of an activation of `node`, or of its gradient."""
+        encoding = None if exact else self._encodings.get((sender, to))
+        if encoding is None:
+            return samples * self._sample_bytes[node]
+        return encoding.frame_bytes((samples, *self._shapes[node]))
 
     def _note(self, link: tuple[str, str], batch: int, samples: int) -> None:
         kept = self._samples.setdefault(link, {})
@@ -419,7 +442,7 @@ class Cores:
 
     def _hop(self, sender: str, to: str, message: Message) -> Hop:
         burden = self._burden
-        if isinstance(message, Activation | Gradient | Shared):
+        if isinstance(message, WithTensors):
             return burden.tensors.get((sender, to), burden.message)
         return burden.message
 

@@ -21,12 +21,13 @@ from asyncdni.core.counts import farthest_first
 from asyncdni.core.events import Commit
 from asyncdni.core.ledger import CUTS, SNAPSHOTS
 from asyncdni.errors import CheckpointError
+from asyncdni.messages import PART_BYTES, Part
 from asyncdni.nn.base import Array
 from asyncdni.plan.build import Design
 from asyncdni.plan.plan import Group
-from asyncdni.store import checkpoint, manifest, weights
+from asyncdni.store import checkpoint, manifest, tensors, weights
 
-__all__ = ["Disk", "Saved"]
+__all__ = ["Disk", "PartDisk", "Saved", "file_of"]
 
 State = Mapping[str, Mapping[str, Array]]
 
@@ -130,6 +131,22 @@ class Disk:
         tag, state = list(self._cuts.items())[-1]
         return tag, json.loads(state)
 
+    def content(self, path: str) -> bytes | None:
+        """The bytes of a file of this folder (see `file_of`); None where there is none."""
+        place, _, name = path.rpartition("/")
+        group = self._design.plan.group_of(name.partition(".")[0])
+        saved = self._saved.get(place, {}).get(group.name)
+        return _encoded(saved) if saved and path == file_of(place, group) else None
+
+    def put(self, path: str, content: bytes, *, fetched: bool) -> None:
+        """Put a file in its place that has come from elsewhere; `fetched`: from the run's folder,
+        so that a cut has been committed there."""
+        place, _, name = path.rpartition("/")
+        group = self._design.plan.group_of(name.partition(".")[0])
+        self._saved.setdefault(place, {})[group.name] = _decoded(content, path)
+        if fetched and place != SNAPSHOTS:
+            self._cuts.setdefault(place, "")
+
     def snapshots(self) -> dict[str, Saved]:
         """The last one of each worker that has left one."""
         return dict(self._saved.get(SNAPSHOTS, {}))
@@ -145,6 +162,66 @@ class Disk:
             identity=self._identity(),
             coordinator=state,
         )
+
+
+def file_of(place: str, group: Group) -> str:
+    """The path of a worker's state in `place`: one file stands for those of all its stages."""
+    ending = ".0" if place == SNAPSHOTS else ""
+    return f"{place}/{group.members[0].name}{ending}.safetensors"
+
+
+def _encoded(saved: Saved) -> bytes:
+    """A worker's state as the bytes of a file."""
+    arrays = {f"{stage}.{name}": a for stage, own in saved.state.items() for name, a in own.items()}
+    learned = None if saved.learned is None else sorted(saved.learned)
+    noted = {"counts": json.dumps(dict(saved.counts)), "learned": json.dumps(learned)}
+    noted["stages"] = json.dumps(list(saved.state))
+    return b"".join(tensors.encode(arrays, noted))
+
+
+def _decoded(content: bytes, name: str) -> Saved:
+    arrays, noted = tensors.decode(content, name)
+    state: dict[str, dict[str, Array]] = {stage: {} for stage in json.loads(noted["stages"])}
+    for key, array in arrays.items():
+        stage, _, own = key.partition(".")
+        state[stage][own] = array
+    learned = json.loads(noted["learned"])
+    return Saved(
+        state, json.loads(noted["counts"]), None if learned is None else frozenset(learned)
+    )
+
+
+class PartDisk:
+    """Reads and writes the files of a `Disk` in parts, as `store.parts.PartStore` those of a
+    folder."""
+
+    def __init__(self, disk: Disk, *, fetches: bool) -> None:
+        """`fetches`: what is written comes from the folder of the run, and does not go there."""
+        self._disk = disk
+        self._fetches = fetches
+        self._reading: dict[str | bytes, bytes] = {}  # by peer
+        self._writing: dict[str, bytes] = {}
+
+    def read(self, peer: str | bytes, incarnation: int, path: str, offset: int) -> Part | None:
+        """Return the part of a file that begins at `offset`; None where there is no such file."""
+        if offset == 0:
+            content = self._disk.content(path)
+            if content is None:
+                return None
+            self._reading[peer] = content
+        content = self._reading[peer]
+        data = content[offset : offset + PART_BYTES]
+        is_last = offset + len(data) == len(content)
+        digest = hashlib.sha256(content).hexdigest() if is_last else ""
+        return Part(incarnation, path, offset, len(content), data, digest)
+
+    def write(self, peer: str, part: Part) -> None:
+        """Take a part; the last one puts the file in its place."""
+        content = (self._writing.get(peer, b"") if part.offset else b"") + part.data
+        self._writing[peer] = content
+        if part.sha256:
+            assert hashlib.sha256(content).hexdigest() == part.sha256
+            self._disk.put(part.path, self._writing.pop(peer), fetched=self._fetches)
 
 
 def _learned(counts: Mapping[str, int]) -> frozenset[int] | None:

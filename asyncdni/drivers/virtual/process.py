@@ -14,7 +14,7 @@ that saves are slow, fail, or are torn.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,12 @@ from asyncdni.core.events import (
     Exit,
     Join,
     Joined,
+    KeepPart,
     Lose,
     Origin,
+    PartKept,
+    PartSent,
     Prepare,
-    Prepared,
     Received,
     Redeliver,
     Release,
@@ -45,29 +47,41 @@ from asyncdni.core.events import (
     Restore,
     Restored,
     Save,
+    Say,
     SayHello,
     Send,
+    SendPart,
     Snapshot,
     SnapshotTaken,
     Stored,
     Woke,
 )
-from asyncdni.core.ledger import SNAPSHOTS, is_cut
-from asyncdni.core.liveness import Sight
+from asyncdni.core.ledger import SNAPSHOTS
+from asyncdni.core.liveness import Sight, Silence, beat_every_s, worker_patience_s
 from asyncdni.core.members import Roster
 from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
 from asyncdni.drivers.virtual.clock import Alarm
 from asyncdni.drivers.virtual.costs import Pace
-from asyncdni.drivers.virtual.disk import Saved
+from asyncdni.drivers.virtual.disk import Disk, PartDisk, Saved, file_of
 from asyncdni.drivers.virtual.world import World
+from asyncdni.encodings import Compressor
 from asyncdni.errors import AsyncDNIError, CheckpointError
 from asyncdni.messages import COORDINATOR, DATA, PROTOCOL_VERSION, Beat, Hello, Message
 from asyncdni.messages import Report as ReportMessage
 from asyncdni.nn.base import Array
-from asyncdni.plan.build import Design, find_exits, find_shares, make_source, make_worker
+from asyncdni.plan.build import (
+    Design,
+    find_exits,
+    find_shares,
+    lent_readout,
+    make_compressor,
+    make_source,
+    make_worker,
+    prepared,
+)
 from asyncdni.plan.conditions import slow_of
-from asyncdni.plan.plan import Group, shared_with, snapshot_every_s
+from asyncdni.plan.plan import Group, shared_with
 from asyncdni.schedules.base import OpKind
 from asyncdni.stages.base import Score, Stage
 from asyncdni.stages.executor import Executor as StageExecutor
@@ -137,7 +151,9 @@ class Keeping:
         self.group = group
         self.order = (0, 0)  # of its claim
         self._name = name
-        self._disk = world.disk
+        # One that has no access to the disk of the run has one of its own: see `core.transfer`.
+        self.away = group.name in world.away
+        self.disk = Disk(world.design) if self.away else world.disk
         self._build = build
         self._folder = folder
         self._is_new = True  # the stage
@@ -146,7 +162,7 @@ class Keeping:
         """The stages belong to this process from now on: see `store.claims`. Raises
         `CheckpointError` where they belong to a later one."""
         self.order = order
-        self._disk.claim(self.group, order)
+        self.disk.claim(self.group, order)
 
     def restore(self, action: Restore) -> Restored:
         """Bring stage and ids into a state. Raises `CheckpointError`."""
@@ -159,15 +175,15 @@ class Keeping:
             self.stage = self._build()
         self._is_new = False
         if action.discard:
-            self._disk.discard_snapshots()
+            self.disk.discard_snapshots()
         if action.origin is Origin.BEGINNING:
             return self._restored({})
         if action.origin is Origin.CUT:
-            place, saved = action.place, self._disk.read(action.place, self.group)
+            place, saved = action.place, self.disk.read(action.place, self.group)
             if saved is None:
                 raise CheckpointError(f"no state of {self.group.name} in {place}")
         else:
-            found = self._disk.farthest(action.place, self.group)
+            found = self.disk.farthest(action.place, self.group)
             if found is None:
                 return self._restored({}, unusable=["there is no snapshot"])
             place, saved = found
@@ -200,15 +216,14 @@ class Keeping:
     def write_snapshot(self, saved: Saved) -> None:
         """One of a process that has been replaced is not written."""
         with contextlib.suppress(CheckpointError):
-            self._disk.write(SNAPSHOTS, self.group, saved, self.order)
+            self.disk.write(SNAPSHOTS, self.group, saved, self.order)
 
     def write(self, save: Save) -> dict[str, str]:
-        """Weights, or for a cut all state; the digests by declared stage."""
-        tag = save.tag
-        if is_cut(tag):
-            return self._disk.write(tag, self.group, self.state(), self.order)
+        """Write the weights or all state, and return the digests by declared stage."""
+        if save.whole:
+            return self.disk.write(save.tag, self.group, self.state(), self.order)
         if self._folder is not None and self.stage is not None:
-            return write_weights(self._folder / tag, self.weights(save.copy), None, shared=True)
+            return write_weights(self._folder / save.tag, self.weights(save.copy), None)
         return {}
 
 
@@ -219,6 +234,7 @@ _TOKEN.setflags(write=False)
 #: What nobody else gets anything of.
 _ALONE = frozenset(OpKind) - {
     *(OpKind.READ, OpKind.FORWARD, OpKind.EVALUATE, OpKind.BACKWARD, OpKind.UPDATE),
+    OpKind.COPY,
 }
 
 
@@ -251,6 +267,8 @@ class NullExecutor:
             return Computed(op)
         if op.kind is OpKind.UPDATE:
             return Computed(op, outputs=self._shares)
+        if op.kind is OpKind.COPY:
+            return Computed(op, outputs={"weights": _TOKEN})
         if op.kind is OpKind.BACKWARD:
             return Computed(op, outputs=self._gradients if op.send else {})
         tests = op.evaluate or op.kind is OpKind.EVALUATE
@@ -272,10 +290,6 @@ MakeStage = Callable[[Design, Group], Stage]
 
 #: How long a worker waits for a coordinator that does not answer: the default of its command line.
 _JOIN_TIMEOUT_S = 30.0
-_BEATS_PER_SILENCE = 3
-#: Of its coordinator's silence, in `limits.silence_s` and in seconds, the longer one: then there is
-#: nobody left to work for.
-_SILENCES, _SILENCE_MIN_S = 10.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -318,9 +332,10 @@ class WorkerProcess:
         self._clock = clock = world.chance_faults.clock()
         self._hear = partial(office.receive, self.peer)
         self._silence_s = world.design.experiment.limits.silence_s
+        self._patience_s = worker_patience_s(self._silence_s)
+        self._silence = Silence(self._patience_s, world.agenda.now)
         self._pauses = self._starvations = 0
         self._backlog: list[Callable[[], None]] = []
-        self._heard_s = self._looked_s = 0.0
         self._process = Process(
             name,
             partial(make_worker, world.design, group),
@@ -341,9 +356,11 @@ class WorkerProcess:
         build = partial(stages, design, group) if stages is not None else None
         counts = self._process.counts
         self._keeping = Keeping(self.key, group, world, counts, build, arithmetic.folder)
+        self._parts = PartDisk(self._keeping.disk, fetches=True)
         self._source: Source | None = None
         self._executor: Executor = NullExecutor(design, group)
         self._addresses: dict[str, str] = {}  # of neighbours
+        self._compressor = Compressor({}, {})
         self._asked: object = None  # the op or the restoring under way
         self._saving: Save | None = None  # the save under way
         self._delay_s = 0.0  # what a snapshot takes, before the next op
@@ -358,11 +375,14 @@ class WorkerProcess:
             Report: self._report,
             Save: self._save,
             Snapshot: self._snapshot,
+            Say: lambda action: None,  # nobody reads what a simulated process prints
             SayHello: self._say_hello,
             Prepare: self._prepare,
             Restore: self._restore,
             Join: self._join,
             Redeliver: self._redeliver,
+            SendPart: self._send_part,
+            KeepPart: self._keep_part,
             Lose: lambda action: None,  # what is sent to a process that has ended is lost
             Exit: lambda action: self.exit(1 if action.failed or action.error else 0),
         }
@@ -441,16 +461,11 @@ class WorkerProcess:
     # --- the heart -------------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        now = self._agenda.now
-        limit_s = max(_SILENCE_MIN_S, _SILENCES * self._silence_s)
-        if now - self._looked_s > limit_s / 2:
-            self._heard_s = now  # it was paused, so the silence was its own
-        self._looked_s = now
-        if now - self._heard_s > limit_s:
-            self._handle(CoordinatorGone(f"nothing heard for {limit_s:g} s"))
+        if self._silence.too_long(self._agenda.now):
+            self._handle(CoordinatorGone(f"nothing heard for {self._patience_s:g} s"))
             return
         self._tell(Beat())
-        self._later(self._silence_s / _BEATS_PER_SILENCE, self._beat, idle=True)
+        self._later(beat_every_s(self._silence_s), self._beat, idle=True)
 
     # --- events and actions ----------------------------------------------------------------------
 
@@ -463,7 +478,7 @@ class WorkerProcess:
 
     def _receive(self, message: Message) -> None:
         if type(message) is Beat:
-            self._heard_s = self._agenda.now
+            self._silence.hear(self._agenda.now)
         else:
             self._handle(Received(message))
 
@@ -496,7 +511,8 @@ class WorkerProcess:
             self._tell(send.message)
             return
         address = self._addresses[send.to]  # type: ignore[index]
-        parcel = self._world.to_worker(self, address, send.message)
+        message = self._compressor.compress(send.to, send.message)  # type: ignore[arg-type]
+        parcel = self._world.to_worker(self, address, message)
         if parcel is not None:
             self._process.buffers.sent(send.message, parcel.left)
 
@@ -523,15 +539,11 @@ class WorkerProcess:
         self._tell(hello)
 
     def _prepare(self, action: Prepare) -> None:
-        self._heard_s = self._looked_s = self._agenda.now
+        self._silence.hear(self._agenda.now)
         self._beat()
-        prepared = Prepared(
-            roll_back=self.office.roster.rolls_back,
-            goes_on=self.office.roster.goes_on,
-            snapshot_every_s=snapshot_every_s(self._world.design.experiment.checkpoint),
-            stages=[node.name for node in self._group.members],
-        )
-        self._handle(prepared)
+        ready = prepared(self._world.design, self._group, self.office.roster)
+        ready.away = self._keeping.away
+        self._handle(ready)
 
     def _restore(self, action: Restore) -> None:
         """Reading the state takes about as long as writing it."""
@@ -555,11 +567,17 @@ class WorkerProcess:
             return
         self._addresses = dict(action.connect.addresses)
         design, stage = self._world.design, self._keeping.stage
+        self._compressor = make_compressor(design, self._group, stage)
         if stage is not None:
             if self._source is None:
                 self._source = make_source(design, self._group)
-            exits, shares = find_exits(design), find_shares(design, self._group)
-            self._executor = StageExecutor(stage, exits, self._source, shares=shares)
+            self._executor = StageExecutor(
+                stage,
+                find_exits(design),
+                self._source,
+                shares=find_shares(design, self._group),
+                readout=lent_readout(design, self._group),
+            )
         self._handle(Joined())
 
     def _redeliver(self, action: Redeliver) -> None:
@@ -624,20 +642,42 @@ class WorkerProcess:
             self._handle(Broke(error))
             return
         if save is self._saving:  # or else a restoring has taken its place
-            self._handle(Stored(save.tag, files))
+            self._handle(Stored(save.tag, files, self._files(save.tag) if save.whole else ()))
+
+    def _files(self, place: str) -> Sequence[str]:
+        """The files that the coordinator has to be sent of what has been written to `place`."""
+        return [file_of(place, self._group)] if self._keeping.away else []
+
+    def _send_part(self, ask: SendPart) -> None:
+        part = self._parts.read(COORDINATOR, ask.incarnation, ask.path, ask.offset)
+        assert part is not None, f"{self.key} sends {ask.path}, which is not there"
+        self._tell(part)
+        end = part.offset + len(part.data)
+        self._handle(PartSent(ask.to, ask.incarnation, ask.path, end, part.size))
+
+    def _keep_part(self, action: KeepPart) -> None:
+        self._parts.write(action.sender, action.part)
+        self._handle(PartKept(action.part, action.sender))
 
     def _snapshot(self, snapshot: Snapshot) -> None:
         """Take a snapshot of the state as it is now; it is on disk a moment later, or never."""
         keeping = self._keeping
         if snapshot.last:
             keeping.write_snapshot(keeping.state())
+            self._handle(SnapshotTaken(0.0))
             return
         self._delay_s = self._pace.save_s()
-        # As if in no time: simulated runs are short, and faults are to meet as many as were asked.
-        self._handle(SnapshotTaken(0.0))
         chance, saved = self._world.chance_faults.save(), keeping.state()
+        # As if in no time: simulated runs are short, and faults are to meet as many as were asked.
+        taken = SnapshotTaken(0.0)
         if chance.fails:
-            return  # said, and no more: the next one may succeed
+            taken.error = CheckpointError(f"{self.name} can't write a snapshot: {_FULL}")
+        elif keeping.away and not chance.torn:  # it is sent on from its own disk
+            keeping.write_snapshot(saved)
+            taken.paths = self._files(SNAPSHOTS)
+        self._handle(taken)
+        if chance.fails or taken.paths:
+            return
         took_s = self._pace.save_s() + chance.extra_s
         if chance.torn:
             self._later(took_s / 2, self._die)

@@ -14,7 +14,7 @@ import hashlib
 import heapq
 import random
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -234,6 +234,7 @@ def simulate(
     stages: MakeStage = make_stage,
     ledger: Ledger | None = None,
     faults: Faults | None = None,
+    away: Collection[str] = (),
 ) -> Result:
     """Run `design` from the first Hello to the last Leave, in virtual time.
 
@@ -251,26 +252,26 @@ def simulate(
         stages: builds each worker's stage (with `maths`).
         ledger: from where an earlier run in `folder` goes on; None: from its beginning.
         faults: what goes wrong. A coordinator that dies is followed by one that resumes the run.
+        away: workers without access to the run's folder, which send their states to the
+            coordinator and get them from there; only in memory, without `folder`.
 
     Returns what happened, failed or not: see `Result.failure`. Raises `AsyncDNIError` where the
     machines break an invariant or hang, or samples are not accounted for: who waits for what.
     """
+    assert not (away and folder), "files of workers without access to the folder are not written"
     chosen = faults or Faults()
-    simulation = _Simulation(
+    world = World(
         design,
-        World(
-            design,
-            seed,
-            costs or Costs(),
-            agenda := Agenda(),
-            _make_wires(design, agenda, links or Links(), seed, maths, codec, lose, chosen),
-            Disk(design, folder if maths else None),
-            check,
-        ),
-        Arithmetic(stages if maths else None, folder if maths else None),
-        chosen,
-        hosts,
+        seed,
+        costs or Costs(),
+        agenda := Agenda(),
+        _make_wires(design, agenda, links or Links(), seed, maths, codec, lose, chosen),
+        Disk(design, folder if maths else None),
+        check,
     )
+    world.away = frozenset(away)
+    arithmetic = Arithmetic(stages if maths else None, folder if maths else None)
+    simulation = _Simulation(design, world, arithmetic, chosen, hosts)
     simulation.begin(ledger)
     if stop_at_s is not None:
         agenda.at(stop_at_s, simulation.cast.user_stop)

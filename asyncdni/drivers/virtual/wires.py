@@ -20,7 +20,8 @@ from asyncdni.config import Limits
 from asyncdni.delays import LinkDelay
 from asyncdni.drivers.virtual.clock import Agenda
 from asyncdni.drivers.virtual.costs import Links, MessageBytes, around, tensor_bytes
-from asyncdni.messages import Activation, Beat, Gradient, Message, Report, Shared
+from asyncdni.encodings import Encoded
+from asyncdni.messages import Beat, Message, Report, WithTensors
 from asyncdni.wire.codec import Buffer, decode, encode
 
 __all__ = ["EncodedParcel", "FaultyWires", "Lose", "Parcel", "Wires"]
@@ -47,8 +48,11 @@ class Parcel:
         """The receiver's own copy, once."""
         message, self._message = self._message, None
         self.gone = True
-        if isinstance(message, Activation | Gradient | Shared):
-            tensors = {name: np.array(tensor) for name, tensor in message.tensors.items()}
+        if isinstance(message, WithTensors):
+            tensors = {
+                name: tensor.decode() if isinstance(tensor, Encoded) else np.array(tensor)
+                for name, tensor in message.tensors.items()
+            }
             return msgspec.structs.replace(message, tensors=tensors)
         assert message is not None
         return message

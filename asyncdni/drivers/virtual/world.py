@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import msgspec
 
@@ -16,7 +16,7 @@ from asyncdni.drivers.virtual.costs import Cores, Costs, Pace
 from asyncdni.drivers.virtual.disk import Disk
 from asyncdni.drivers.virtual.faults import ChanceFaults
 from asyncdni.drivers.virtual.wires import Parcel, Wires
-from asyncdni.messages import COORDINATOR, Activation, Gradient, Message, Shared
+from asyncdni.messages import COORDINATOR, Message, WithTensors
 from asyncdni.plan.build import Design
 from asyncdni.schedules.base import Op
 
@@ -27,7 +27,7 @@ __all__ = ["Log", "Party", "World"]
 _ENTRIES_KEPT = 512
 #: Where those are among the fields of the messages that carry any.
 _TENSORS_AT: dict[type[Message], int] = {
-    kind: kind.__struct_fields__.index("tensors") for kind in (Activation, Gradient, Shared)
+    kind: kind.__struct_fields__.index("tensors") for kind in get_args(WithTensors)
 }
 
 
@@ -107,6 +107,7 @@ class World:
         self.by_address: dict[str, Party] = {}
         self.by_peer: dict[bytes, Party] = {}
         self.cores: Cores | None = None  # None: every worker has one of its own
+        self.away: frozenset[str] = frozenset()  # workers without access to the disk of the run
         self.checks = check  # assert every invariant of a machine after each of its events
 
     def watch(self, name: str, worker: Worker) -> Callable[[Event, float], list[Action]]:

@@ -24,6 +24,7 @@ from asyncdni.nn.generators.regression import (
 __all__ = [
     "GENERATORS",
     "MAP_GENERATORS",
+    "TORCH_GENERATORS",
     "Generator",
     "NamedGenerator",
     "generator_options",
@@ -51,10 +52,17 @@ MAP_GENERATORS: dict[str, type[ConvolutionalGenerator | FeatureMapErrorGenerator
     "convolutional": ConvolutionalGenerator,
 }
 
+#: The options of generators in `nn.torch.generator`, which is imported only where one is made.
+TORCH_GENERATORS: dict[str, type[tables.Generator]] = {
+    "module": tables.ModuleGenerator,
+    "readout": tables.ReadoutGenerator,
+}
+
 
 def generator_options() -> dict[str, type[tables.Generator]]:
     """Return the option tables of generators that an experiment file may hold, by kind."""
-    return {kind: made.Options for kind, made in {**GENERATORS, **MAP_GENERATORS}.items()}
+    named = {kind: made.Options for kind, made in {**GENERATORS, **MAP_GENERATORS}.items()}
+    return {**named, **TORCH_GENERATORS}
 
 
 def make_generator(kind: str, **options: Any) -> Generator:

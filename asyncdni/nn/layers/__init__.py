@@ -99,6 +99,11 @@ def make_layer(spec: str | dict[str, Any], *, where: str, allow_import: Allowed 
         raise ConfigError(f"{where}: {error}") from error.__cause__
 
 
+def is_module(spec: object) -> bool:
+    """Return whether one entry of a stage's `layers` describes a module of PyTorch."""
+    return isinstance(spec, dict) and not _MODULES.keys().isdisjoint(spec)
+
+
 def _split(spec: object) -> tuple[str, object]:
     if isinstance(spec, str):
         return spec, {}

@@ -42,19 +42,17 @@ class Conv2d:
 
     def __init__(
         self,
-        channels: int,
+        channels: int,  # [channels] O, of the output
         *,
+        # [pixels] one number for both axes, or [vertical, horizontal]
         kernel: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
+        stride: int | Sequence[int] = 1,  # [pixels] from one output to the next, as the kernel
+        # [pixels] of border on each side, as the kernel; "valid": none; "same": height and width
+        # stay, and for an even kernel the border is one wider after the map, as in PyTorch
         padding: int | Sequence[int] | str = 0,
-        bias: bool = True,
-        init: str = "he_normal",
+        bias: bool = True,  # whether there is one; it starts at 0
+        init: str = "he_normal",  # how the weight, of fan-in C kh kw, starts: see `init`
     ) -> None:
-        """`channels` is O. `kernel`, `stride` and `padding` are one number for both axes or
-        [vertical, horizontal]. Padding "valid" is 0. Padding "same" keeps height and width; for an
-        even kernel the border is one element wider after the map than before, as in PyTorch. `init`
-        names the start of the weight, of fan-in C kh kw (see `initialisers`); the bias starts at
-        0."""
         check_positive(channels=channels)
         check_flags(bias=bias)
         self.channels = channels
@@ -74,6 +72,13 @@ class Conv2d:
         """Return how many numbers the weights have that `build` makes for inputs of `shape`,
         without making them."""
         return self.channels * shape[0] * math.prod(self.windows.kernel)
+
+    def flops(self, shape: tuple[int, ...], samples: int, *, send: bool) -> tuple[int, int]:
+        """Return the floating-point operations of the products in (forward, backward): see
+        `nn.base.Layer.output_shape`."""
+        _, height, width = self.output_shape(shape)
+        product = 2 * samples * height * width * self.size(shape)
+        return product, product * (1 + send)
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams

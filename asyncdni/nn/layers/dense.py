@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,15 @@ class Dense:
     """y = x W' + b for x (B, D): weight (H, D) and bias (H,), as torch.nn.Linear has them.
 
     Each step of windows x (B, T, D) is treated so, to (B, T, H).
-
-    `width` is H. `init` names the start of the weight (see `initialisers`); the bias starts at 0.
     """
 
-    def __init__(self, width: int, *, bias: bool = True, init: str = "he_normal") -> None:
+    def __init__(
+        self,
+        width: int,  # [units] H
+        *,
+        bias: bool = True,  # whether there is one; it starts at 0
+        init: str = "he_normal",  # how the weight starts: see `init`
+    ) -> None:
         check_positive(width=width)
         check_flags(bias=bias)
         self.width = width
@@ -47,6 +52,12 @@ class Dense:
         """Return how many numbers the weights have that `build` makes for inputs of `shape`,
         without making them."""
         return self.width * shape[-1]
+
+    def flops(self, shape: tuple[int, ...], samples: int, *, send: bool) -> tuple[int, int]:
+        """Return the floating-point operations of the products in (forward, backward): see
+        `nn.base.Layer.output_shape`."""
+        product = 2 * samples * math.prod(shape) * self.width
+        return product, product * (1 + send)
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams

@@ -22,7 +22,13 @@ class Embedding:
     is zero, as they are discrete.
     """
 
-    def __init__(self, tokens: int, *, width: int, init: str = "normal:1") -> None:
+    def __init__(
+        self,
+        tokens: int,  # how many different ids there are
+        *,
+        width: int,  # size of the vector of an id
+        init: str = "normal:1",  # how the weight starts: see `init`
+    ) -> None:
         check_positive(tokens=tokens, width=width)
         self.tokens = tokens
         self.width = width

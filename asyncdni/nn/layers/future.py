@@ -315,30 +315,23 @@ class Future:
     def __init__(
         self,
         *,
-        labels: int = 0,
+        labels: int = 0,  # how many of the context's "coming" it sees; 0: the state alone
+        # with 0 the target is the gradient at the start of the next window, whose own future is
+        # predicted (bootstrap); with 1 it is swept back from the sequence's end; between, it is a
+        # λ-return
         lambda_: float = 0.0,
+        # [windows] kept for a sweep where lambda is above 0; a longer sequence is swept in pieces,
+        # each with a prediction at its end
         windows: int = 64,
-        scale: float = 1.0,
-        cell: bool = True,
-        optimizer: str = "adam",
+        scale: float = 1.0,  # the factor of predictions in the layer's own update
+        cell: bool = True,  # use the gradient of the cell (LSTM) in the layer's own update too
+        optimizer: str = "adam",  # "adam", or "nlms": normalised least mean squares
+        # of Adam, or the share of its error that nlms removes (stable below 2)
         learning_rate: float = 1e-3,
-        scale_targets: bool = True,
+        scale_targets: bool = True,  # divide targets by their running root mean square (adam)
+        # weight of the auxiliary task (see `Auxiliary`), which has an Adam of its own
         auxiliary: float = 0.0,
     ) -> None:
-        """Args (`lambda_` may be written `lambda` in a file):
-        labels: how many numbers of the context's "coming" it sees; 0: the state alone.
-        lambda_: with 0 the target is the gradient at the start of the next window, whose own future
-            is predicted (bootstrap); with 1 it is swept back from the sequence's end; between, it
-            is a λ-return.
-        windows: where lambda_ is above 0, the most windows that are kept for a sweep; a longer
-            sequence is swept in pieces, each with a prediction at its end.
-        scale: the factor of predictions in the layer's own update.
-        cell: whether the layer's own update uses the gradient of the cell (LSTM) too.
-        optimizer: "adam", or "nlms", normalised least mean squares.
-        learning_rate: of Adam, or the share of its error that nlms removes (stable below 2).
-        scale_targets: divide targets by their running root mean square (adam).
-        auxiliary: weight of the auxiliary task (see `Auxiliary`), which has an Adam of its own.
-        """
         check_least("labels", labels, 0)
         check_least("windows", windows, 2)
         check_number("lambda", lambda_, 0, 1)

@@ -25,11 +25,12 @@ _PARTS = 1 << 16
 class Dropout(Elementwise):
     """Inverted dropout (Srivastava et al. 2014): y = x mask / (1 - p), of any shape, in training;
     y = x in evaluation.
-
-    An element is dropped with probability `p`, rounded to a multiple of 2^-16.
     """
 
-    def __init__(self, p: float = 0.5) -> None:
+    def __init__(
+        self,
+        p: float = 0.5,  # the probability that an element is dropped, to a multiple of 2^-16
+    ) -> None:
         super().__init__()
         if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p < 1:
             raise ConfigError(f"p {p!r}: expected a number of at least 0 and below 1")
@@ -82,9 +83,11 @@ class Gaussian:
     backward of the same batch, which must not add that gradient again.
     """
 
-    def __init__(self, *, weight: float = 1.0) -> None:
-        """`weight` is that of the KL term in the loss, 0 or more; 1 gives the evidence lower
-        bound."""
+    def __init__(
+        self,
+        *,
+        weight: float = 1.0,  # of the KL term in the loss; 1 gives the evidence lower bound
+    ) -> None:
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not 0 <= weight < np.inf:
             raise ConfigError(f"weight {weight!r}: expected a number of at least 0")

@@ -25,7 +25,12 @@ class BatchNorm:
     finite leaves them as they are, because they would never become finite again.
     """
 
-    def __init__(self, *, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
+    def __init__(
+        self,
+        *,
+        momentum: float = 0.1,  # how far a batch moves the running statistics towards its own
+        epsilon: float = 1e-5,  # added to the variance, so that nothing is divided by 0
+    ) -> None:
         self.momentum = _number("momentum", momentum, "above 0 and at most 1", above=0, most=1)
         self.epsilon = _number("epsilon", epsilon, "above 0", above=0, most=np.inf)
         self.params: dict[str, Array] = {}
@@ -244,12 +249,17 @@ def _chunks(x: Array) -> Iterator[slice]:
 class LayerNorm:
     """Layer normalisation (Ba, Kiros and Hinton 2016): y = (x - mean) / sqrt(var + epsilon) *
     weight + bias, with mean and (biased) variance over the last `axes` axes of each sample, as
-    torch.nn.LayerNorm over a shape of so many axes.
+    torch.nn.LayerNorm over a shape of as many axes.
 
     Weight and bias have the shape of those axes.
     """
 
-    def __init__(self, *, axes: int = 1, epsilon: float = 1e-5) -> None:
+    def __init__(
+        self,
+        *,
+        axes: int = 1,  # how many of the last axes are normalised together
+        epsilon: float = 1e-5,  # added to the variance, so that nothing is divided by 0
+    ) -> None:
         if not is_whole(axes) or axes < 1:
             raise ConfigError(f"axes {axes!r}: expected how many of the last axes are normalised")
         self.axes = axes

@@ -33,15 +33,13 @@ class _Pool(Elementwise):
 
     def __init__(
         self,
+        # [pixels] one number for both axes, or [vertical, horizontal]; rows and columns left over
+        # after the last whole window are not seen, as in PyTorch without `ceil_mode`
         kernel: int | Sequence[int],
         *,
-        stride: int | Sequence[int] | None = None,
-        padding: int | Sequence[int] = 0,
+        stride: int | Sequence[int] | None = None,  # [pixels] None: the kernel's size
+        padding: int | Sequence[int] = 0,  # [pixels] of border, at most half of the kernel
     ) -> None:
-        """Each option is one number for both axes or [vertical, horizontal]. The stride is the
-        kernel's size where it is not given; padding is at most half of the kernel. Rows and columns
-        that are left over after the last whole window are not seen, as in PyTorch without
-        `ceil_mode`."""
         super().__init__()
         size = pair("kernel", kernel, least=1)
         step = size if stride is None else pair("stride", stride, least=1)

@@ -134,19 +134,15 @@ class Recurrent:
 
     def __init__(
         self,
-        units: int,
+        units: int,  # [units] H
         *,
-        last_only: bool = False,
-        bias: bool = True,
+        last_only: bool = False,  # output the last step of a window alone, (B, H)
+        bias: bool = True,  # whether there is one
+        # how both weights start: see `init`; None: as PyTorch's, uniform in ±1/sqrt(H)
         init: str | None = None,
+        # options of the generator at the window's end: see `layer.future`; None: no generator
         future: Mapping[str, Any] | None = None,
     ) -> None:
-        """Args:
-        units: H.
-        init: the start of both weights (see `initialisers`); by default PyTorch's, uniform in
-            ±1/sqrt(H).
-        future: options of the generator at the window's end (see `Future`); None: no generator.
-        """
         check_positive(units=units)
         check_flags(last_only=last_only, bias=bias)
         self.units = units
@@ -172,6 +168,17 @@ class Recurrent:
         """Return how many numbers the weights have that `build` makes for inputs of `shape`,
         without making them."""
         return self.GATES * self.units * (shape[1] + self.units)
+
+    def flops(self, shape: tuple[int, ...], samples: int, *, send: bool) -> tuple[int, int]:
+        """Return the floating-point operations of the products in (forward, backward), without
+        those of a future: see `nn.base.Layer.output_shape`. The backward goes through the steps
+        whether it sends or not."""
+        steps, inputs = shape
+        a_column = 2 * samples * steps * self.GATES * self.units
+        return (
+            a_column * (inputs + self.units),
+            a_column * (inputs * (1 + send) + 2 * self.units),
+        )
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams

@@ -17,12 +17,12 @@ __all__ = ["Flatten", "Reshape"]
 
 
 class Reshape(Elementwise):
-    """x (B, …) as (B, *shape): the same numbers in the same order and the same memory.
+    """x (B, …) as (B, *shape): the same numbers in the same order and the same memory."""
 
-    `shape` is without the batch axis. One of its numbers may be -1, for the size that is left over.
-    """
-
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],  # without the batch axis; one number may be -1: what is left over
+    ) -> None:
         super().__init__()
         given = list(shape) if isinstance(shape, list | tuple) else []
         if not all(map(is_whole, given)) or not given or given.count(-1) > 1 or _wrong(given):

@@ -25,9 +25,12 @@ __all__ = ["StepOf", "Zeros"]
 
 
 class StepOf(Elementwise):
-    """x (B, T, …) to its step `index`, (B, …); a negative index counts from the end."""
+    """x (B, T, …) to its step `index`, (B, …)."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(
+        self,
+        index: int,  # of the step, from 0; a negative one counts from the end
+    ) -> None:
         super().__init__()
         if not is_whole(index):
             raise ConfigError(f"index {index!r}: expected a whole number")

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from asyncdni.nn.torch.cut import Trace
+from asyncdni.nn.torch.huggingface import as_chain
 
 __all__ = ["choose_cuts"]
 
@@ -28,11 +29,13 @@ def choose_cuts(
     model: nn.Module, trace: Trace, shape: Sequence[int], count: int, samples: int
 ) -> list[str]:
     """The submodules at which all of `count` stages but the first begin, for batches of `samples`;
-    fewer where the model has no more places to cut. `model` has weights, `trace` is its trace."""
+    fewer where the model has no more places to cut. `model` has weights, `trace` is its trace,
+    whose `parting` cuts are all made."""
     names = trace.names()
-    seconds = _measured(model, trace, names, shape, samples)
+    fixed = [names.index(name) + 1 for name in trace.parting()] if count > 1 else []
+    seconds = _measured(as_chain(model), trace, names, shape, samples)
     bytes_at = [0.0, *(samples * _SECONDS_A_BYTE * trace.bytes_at(name) for name in names), 0.0]
-    places = _divided(seconds, bytes_at, min(count, len(seconds)))
+    places = _divided(seconds, bytes_at, min(count, len(seconds)), fixed)
     return [names[place - 1] for place in places]
 
 
@@ -79,9 +82,11 @@ def _run(part: nn.Module, x: torch.Tensor) -> tuple[float, torch.Tensor]:
     return time.perf_counter() - start, y.detach()
 
 
-def _divided(seconds: Sequence[float], cuts: Sequence[float], count: int) -> list[int]:
-    """The places (1 to N - 1) that divide N parts into `count` runs so that the largest cost is
-    least: a run's seconds, and those of the cuts at its two ends."""
+def _divided(
+    seconds: Sequence[float], cuts: Sequence[float], count: int, fixed: Sequence[int] = ()
+) -> list[int]:
+    """The places (1 to N - 1), all `fixed` ones among them, that divide N parts into `count` runs
+    so that the largest cost is least: a run's seconds, and those of the cuts at its two ends."""
     parts = len(seconds)
     before = [0.0, *accumulate(seconds)]
     # best[k][j]: of all ways to divide the first j parts into k runs, the best: its largest cost,
@@ -95,9 +100,11 @@ def _divided(seconds: Sequence[float], cuts: Sequence[float], count: int) -> lis
             ways = []
             for begin in range(runs - 1, end):
                 largest, squares, _ = best[runs - 1][begin]
+                if any(begin < place < end for place in fixed):
+                    continue
                 cost = before[end] - before[begin] + cuts[begin] + cuts[end]
                 ways.append((max(largest, cost), squares + cost**2, begin))
-            best[runs][end] = min(ways)
+            best[runs][end] = min(ways, default=none)
     places, end = [], parts
     for runs in range(count, 0, -1):
         end = best[runs][end][2]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from inspect import unwrap
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,18 @@ __all__ = ["compiled", "optimizer_without_compiler", "without_compiler"]
 _COMPILER = "torch._dynamo"
 #: The attribute in which PyTorch keeps what the compiler has made of a function.
 _KEPT = "__dynamo_disable"
+
+
+class _StandIn(ModuleType):
+    """Stands in the place of the compiler. Who asks for more of it, or imports a part of it, as
+    `transformers` does, gets the compiler itself."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
+        if sys.modules.get(_COMPILER) is self:
+            del sys.modules[_COMPILER]
+        return getattr(import_module(_COMPILER), name)
 
 
 @contextmanager
@@ -37,7 +50,7 @@ def without_compiler() -> Iterator[None]:
         told.append(function)
         return function
 
-    stand_in = ModuleType(_COMPILER)
+    stand_in = _StandIn(_COMPILER)
     stand_in.disable = disable  # type: ignore[attr-defined]
     sys.modules[_COMPILER] = stand_in
     try:

@@ -28,7 +28,8 @@ from torch import fx, nn
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.torch.compiler import without_compiler
-from asyncdni.nn.torch.layer import first_line
+from asyncdni.nn.torch.fields import Field, as_kind, fields_of, named, separate, take
+from asyncdni.nn.torch.layer import first_line, main_output
 
 __all__ = ["Trace", "trace"]
 
@@ -61,7 +62,8 @@ class Trace:
         self._output = next(node for node in graph.nodes if node.op == "output")
         self._values = values
         self._place = {node: index for index, node in enumerate(self._nodes)}
-        self._starts = self._find_starts()
+        self._called = self._find_called()
+        self._starts = {path: self._prepared(place) for path, place in self._called.items()}
 
     @property
     def takes_integers(self) -> bool:
@@ -75,19 +77,74 @@ class Trace:
 
     def names(self) -> list[str]:
         """The submodules with weights at which a part may begin without cutting a skip connection,
-        in order: just one floating tensor crosses a cut before them."""
-        found = []
+        in order: just one floating tensor crosses a cut before them, beside tensors of a sample
+        that later modules need, such as a mask. Weights that are used on both sides of such a cut
+        can be parted from all others (see `parting`)."""
+        found, parted = [], bool(self.parting())
         for name, start in self._starts.items():
             crossing = self._crossing(start)
-            if start <= self._starts[self.first] or len(crossing) > 1 or self._is_list(name):
+            if start <= self._starts[self.first] or self._skips(crossing) or self._is_list(name):
                 continue
             has_weights = any(True for _ in self.model.get_submodule(name).parameters())
-            if has_weights and not self._why_not(crossing) and not self._is_shared(start):
+            shares = self._is_shared(start) and not parted
+            if has_weights and not self._why_not(crossing) and not shares:
                 found.append((start, name))
         outermost: dict[int, str] = {}
         for start, name in sorted(found, key=lambda one: (one[0], one[1].count("."))):
             outermost.setdefault(start, name)
         return list(outermost.values())
+
+    def parting(self) -> list[str]:
+        """The submodules before which cuts make each use of weights that are used several times,
+        such as those of a tied embedding and head, a stage of its own. Empty where there are no
+        such weights, or where they can't be parted from others."""
+        uses: dict[int, list[int]] = {}
+        weighted = [place for place, node in enumerate(self._nodes) if self._has_weights(node)]
+        for place in weighted:
+            for _, parameter in self._parameters(place, place + 1):
+                uses.setdefault(id(parameter), []).append(place)
+        found: dict[int, str | None] = {}
+        for places in uses.values():
+            for place in places if len(places) > 1 else ():
+                at = weighted.index(place)
+                names = {index: self._name_at(weighted, index) for index in (at, at + 1)}
+                if "" in names.values() or len(self._weights(place, place + 1)) > 1:
+                    return []
+                found |= names
+        return [name for place in sorted(found) if (name := found[place]) is not None]
+
+    def _name_at(self, weighted: Sequence[int], index: int) -> str | None:
+        """The outermost submodule whose first call with weights is that at `weighted[index]`, and
+        before which no skip connection crosses a cut; empty if there is none. None at the model's
+        ends, where no cut is needed."""
+        if not 0 < index < len(weighted):
+            return None
+        found, path = "", _owner(self._nodes[weighted[index]])
+        while path and self._called[path] > weighted[index - 1]:
+            crossing = self._crossing(self._starts[path])
+            skips = self._skips(crossing) or self._why_not(crossing)
+            if not self._is_list(path) and not skips:
+                found = path
+            path = path.rpartition(".")[0]
+        return found
+
+    def sharers(self, begins: Sequence[str]) -> dict[int, int]:
+        """{stage: the first stage with the same weights}, for all stages that have no weights of
+        their own when the model is cut before the submodules `begins`."""
+        weights = [self._weights(*ends) for ends in self._ends(begins)]
+        return {
+            index: weights.index(own)
+            for index, own in enumerate(weights)
+            if own and own in weights[:index]
+        }
+
+    def _ends(self, begins: Sequence[str]) -> list[tuple[int, int]]:
+        starts = [0, *map(self._start, begins)]
+        return list(zip(starts, [*starts[1:], len(self._nodes)], strict=True))
+
+    def _weights(self, start: int, stop: int) -> list[int]:
+        """The identities of the weights that calls use, each once."""
+        return list(dict.fromkeys(id(one) for _, one in self._parameters(start, stop)))
 
     def part(self, begin: str, end: str) -> fx.GraphModule:
         """The part from submodule `begin` (empty: the module's start) up to `end` (empty: its end).
@@ -102,6 +159,38 @@ class Trace:
                 "with it; name the submodules in the order in which they are called"
             )
         return self._extract(start, stop)
+
+    def packs(self, end: str) -> bool:
+        """Whether what crosses a cut before submodule `end` is several tensors, or whole numbers.
+        Raises as `part` does."""
+        crossing = self._crossing(self._start(end)) if end else []
+        kinds = {_kind(self._values[node].dtype) for node in crossing}
+        return len(crossing) > 1 or not kinds <= {"float"}
+
+    def tail(self, begin: str) -> fx.GraphModule:
+        """What comes behind the last skip connection of the part from submodule `begin` on: the
+        longest end of it through which one tensor passes at a time. A module that can't be traced
+        and has submodules may have a skip connection inside. Raises `ConfigError` where nothing
+        comes behind."""
+        start = self._start(begin) if begin else 0
+        stop = first = len(self._nodes)
+        while first > start and not self._may_skip(first - 1):
+            first -= 1
+            if first > start and len(self._crossing(first)) > 1:
+                first += 1
+                break
+        if first == stop:
+            raise ConfigError(
+                "the model ends in a block, so which of its layers are the readout must be said: "
+                f"name the submodule at which it begins; {self._hint()}"
+            )
+        return self._extract(first, stop)
+
+    def _may_skip(self, index: int) -> bool:
+        node = self._nodes[index]
+        if node.op != "call_module":
+            return False
+        return any(True for _ in self.model.get_submodule(str(node.target)).children())
 
     def check(self, begins: Sequence[str]) -> None:
         """Check cuts before each of the named submodules. Raises `ConfigError` as `part` does, and
@@ -119,15 +208,23 @@ class Trace:
                     "expected submodules in the order in which they are called"
                 )
         owners: dict[int, tuple[int, str]] = {}
-        for index, start in enumerate(starts):
-            stop = starts[index + 1] if index + 1 < len(starts) else len(self._nodes)
-            for name, parameter in self._parameters(start, stop):
+        sharers = self.sharers(begins)
+        for index, ends in enumerate(self._ends(begins)):
+            for name, parameter in self._parameters(*ends):
                 other, known = owners.setdefault(id(parameter), (index, name))
-                if other != index:
+                if other not in (index, sharers.get(index)):
                     raise ConfigError(
                         f"stages: the weights of {name} are also those of {known}, in another "
-                        "stage; cut so that both are in one stage, or untie them"
+                        f"stage; {self._cure(begins)}"
                     )
+
+    def _cure(self, begins: Sequence[str]) -> str:
+        """What to do about weights that a cut before the submodules `begins` parts."""
+        also = [name for name in self.parting() if name not in begins]
+        if not also:
+            return "cut so that both are in one stage, or untie them"
+        names = " and ".join(also)
+        return f"cut before {names} too, so that each is a stage of its own, or untie them"
 
     def bytes_at(self, name: str) -> int:
         """The number of bytes that one sample sends across a cut before the submodule."""
@@ -139,7 +236,7 @@ class Trace:
 
     # --- places ----------------------------------------------------------------------------------
 
-    def _find_starts(self) -> dict[str, int]:
+    def _find_called(self) -> dict[str, int]:
         """{submodule: the index of its first call}."""
         starts: dict[str, int] = {}
         for index, node in enumerate(self._nodes):
@@ -147,7 +244,7 @@ class Trace:
             while path:
                 starts.setdefault(path, index)
                 path = path.rpartition(".")[0]
-        return {path: self._prepared(index) for path, index in starts.items()}
+        return starts
 
     def _prepared(self, start: int) -> int:
         """Where a part that begins with the call at `start` may begin earlier, so that less crosses
@@ -210,6 +307,10 @@ class Trace:
     def _is_after(self, user: fx.Node, start: int) -> bool:
         return user is self._output or self._place.get(user, -1) >= start
 
+    def _skips(self, crossing: Sequence[fx.Node]) -> bool:
+        """Whether more than one value that modules have made crosses a cut."""
+        return sum(node.target is not take for node in crossing) > 1
+
     def _why_not(self, crossing: Sequence[fx.Node]) -> str:
         return next((v.why_not for n in crossing if (v := self._values[n]).why_not), "")
 
@@ -256,10 +357,10 @@ class Trace:
             copies[crossing[0]] = given
             return
         shapes = [self._values[node].shape for node in crossing]
-        boolean = [self._values[node].dtype == torch.bool for node in crossing]
-        parts = graph.call_function(unpack, (given, shapes, boolean))
+        kinds = [_kind(self._values[node].dtype) for node in crossing]
+        parts = graph.call_function(unpack, (given, shapes, kinds))
         for index, node in enumerate(crossing):
-            copies[node] = graph.call_function(_take, (parts, index))
+            copies[node] = graph.call_function(take, (parts, index))
 
     def _pack(self, graph: fx.Graph, values: Sequence[fx.Node], stop: int) -> fx.Node:
         return values[0] if len(values) == 1 else graph.call_function(pack, (list(values),))
@@ -268,30 +369,26 @@ class Trace:
 def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Several tensors (B, …) as one (B, N); booleans become 0 and 1."""
     kind = next((one.dtype for one in tensors if one.is_floating_point()), torch.float32)
-    return torch.cat([one.flatten(1).to(kind) for one in tensors], 1)
+    if any(_kind(one.dtype) == "int" for one in tensors):
+        kind = torch.promote_types(kind, torch.float32)  # one of 16 bits would round ids
+    return torch.cat([one.reshape(len(one), -1).to(kind) for one in tensors], 1)
 
 
 def unpack(
-    packed: torch.Tensor, shapes: Sequence[_Shape], boolean: Sequence[bool]
+    packed: torch.Tensor, shapes: Sequence[_Shape], kinds: Sequence[str]
 ) -> list[torch.Tensor]:
-    """What `pack` was given, of these shapes without the axis of samples."""
+    """What `pack` was given, of these shapes without the axis of samples, and of these kinds."""
     parts = torch.split(packed, [_size(shape) for shape in shapes], 1)
     # Copied, as a convolution has other last bits on numbers that do not lie behind one another.
     whole = [part.clone(memory_format=torch.contiguous_format) for part in parts]
     tensors = [part.reshape(len(packed), *shape) for part, shape in zip(whole, shapes, strict=True)]
-    return [one > 0.5 if yes else one for one, yes in zip(tensors, boolean, strict=True)]
+    return [as_kind(one, kind) for one, kind in zip(tensors, kinds, strict=True)]
 
 
-def _take(parts: Sequence[torch.Tensor], index: int) -> torch.Tensor:
-    return parts[index]
-
-
-def main_output(result: Any) -> Any:
-    """The tensor that the loss needs of what a model returns: of a table its "logits", of several
-    values the first."""
-    if isinstance(result, dict):
-        return result["logits"] if "logits" in result else next(iter(result.values()))
-    return result[0] if isinstance(result, tuple | list) else result
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "bool"
+    return "float" if dtype.is_floating_point else "int"
 
 
 def _size(shape: _Shape) -> int:
@@ -342,8 +439,9 @@ class _Tracer(fx.Tracer):
         return result
 
 
-def trace(model: nn.Module, shape: _Shape, begins: Sequence[str] | None = None) -> Trace:
-    """The calls of `model`, which is on the meta device, for samples of `shape`.
+def trace(model: nn.Module, form: Sequence[Any], begins: Sequence[str] | None = None) -> Trace:
+    """The calls of `model`, which is on the meta device, for samples of the shape `form`, or of
+    several tensors: see `fields.fields_of`.
 
     With `begins`, the submodules before which it is to be cut, only the modules around these are
     traced, and all others stay what they are: what a forward does by `self.training` is decided
@@ -351,9 +449,11 @@ def trace(model: nn.Module, shape: _Shape, begins: Sequence[str] | None = None) 
 
     Raises `ConfigError` where its own forward can't be traced, or does not take such samples."""
     whole = set() if begins is None else _not_around(model, begins)
-    graph = _traced(model, whole)
+    shape, fields = fields_of(form)
+    fields = named(model, fields) if fields else ()
+    graph = _traced(model, whole, fields)
     if begins is not None:
-        _check_training(model, graph, whole)
+        _check_training(model, graph, whole, fields)
     return Trace(model, graph, _run(model, graph, shape))
 
 
@@ -366,13 +466,20 @@ def _not_around(model: nn.Module, begins: Sequence[str]) -> set[str]:
     return {name for name, _ in model.named_modules()} - around
 
 
-def _traced(model: nn.Module, whole: set[str]) -> fx.Graph:
-    """The graph of a model; modules that can't be traced are added to `whole`."""
+def _traced(model: nn.Module, whole: set[str], fields: Sequence[Field]) -> fx.Graph:
+    """The graph of a model; modules that can't be traced are added to `whole`. It has one argument
+    for samples, also where these are made of `fields`."""
+    fixed = _defaults(model)
+    for field in fields:
+        fixed.pop(field.name, None)
     while True:
         tracer = _Tracer(whole)
         try:
             with _new_tensors_recorded(tracer):
-                return _without_assertions(tracer.trace(model, _defaults(model)))
+                graph = _without_assertions(tracer.trace(model, fixed))
+            if fields:
+                separate(graph, fields)
+            return graph
         except Exception as error:  # a forward may fail in any way
             if not tracer.inside:
                 raise ConfigError(
@@ -413,11 +520,13 @@ def _without_assertions(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
-def _check_training(model: nn.Module, graph: fx.Graph, whole: set[str]) -> None:
+def _check_training(
+    model: nn.Module, graph: fx.Graph, whole: set[str], fields: Sequence[Field]
+) -> None:
     """Raises `ConfigError` where a traced forward does something else in training, as a trace
     follows one way only."""
     was = model.training
-    other = _traced(model.train(not was), whole)
+    other = _traced(model.train(not was), whole, fields)
     model.train(was)
     if str(graph) != str(other):
         raise ConfigError(
@@ -466,7 +575,11 @@ def _run(model: nn.Module, graph: fx.Graph, shape: _Shape) -> dict[fx.Node, _Val
             failures.append(first_line(error))
             continue
         return {node: _value(node, [run[node] for run in runs]) for node in graph.nodes}
-    raise ConfigError(f"the model does not take samples of shape {shape}: {failures[0]}")
+    raise ConfigError(
+        f"the model does not take samples of shape {shape}: {failures[0]}; its forward gets one "
+        "tensor with a row a sample: change the samples of the data set, or wrap the model in a "
+        "module that takes them"
+    )
 
 
 @without_compiler()
@@ -489,6 +602,7 @@ def _value(node: fx.Node, forms: Sequence[Any]) -> _Value:
     (first, dtype), (second, _) = forms
     if not first or (first[0], second[0]) != _TRIED:
         return _Value(why_not=f"{node.name}, of shape {first}, has no row a sample and would cross")
-    if not (dtype.is_floating_point or dtype == torch.bool) and node.op != "placeholder":
+    is_given = node.op == "placeholder" or node.target is take
+    if not (dtype.is_floating_point or dtype == torch.bool or is_given):
         return _Value(first[1:], dtype, f"{node.name}, of type {dtype}, would cross it")
     return _Value(first[1:], dtype)

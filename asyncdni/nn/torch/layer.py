@@ -31,7 +31,7 @@ from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
 from asyncdni.nn.torch.compiler import compiled, without_compiler
 
-__all__ = ["ModuleLayer", "empty_copy", "first_line", "tensor_of"]
+__all__ = ["ModuleLayer", "empty_copy", "first_line", "main_output", "matrix_product", "tensor_of"]
 
 #: The batch sizes at which a module is tried on the meta device: two, so that the axis of samples
 #: is told from an axis that happens to be as long.
@@ -60,6 +60,11 @@ def aligned(array: Array) -> torch.Tensor:
     return found if found.data_ptr() % _ALIGNED == 0 else found.clone()
 
 
+def matrix_product(a: Array, b: Array, out: Array) -> None:
+    """Write the matrix product of two arrays into `out`, computed by PyTorch."""
+    torch.mm(tensor_of(a), tensor_of(b), out=tensor_of(out))
+
+
 def empty_copy(module: nn.Module, device: str) -> nn.Module:
     """A copy of the module on a device, with memory for its weights and buffers but without their
     numbers. Weights that are tied stay so, which `nn.Module.to_empty` does not see to."""
@@ -77,6 +82,20 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
+def main_output(result: Any) -> Any:
+    """The tensor that the loss needs of what a model returns: of a table its "logits", of several
+    values the first."""
+    if isinstance(result, dict):
+        return result["logits"] if "logits" in result else next(iter(result.values()))
+    return result[0] if isinstance(result, tuple | list) else result
+
+
+def _one(result: Any) -> Any:
+    """What a module returns; of a table, such as an output object of Hugging Face, its main
+    tensor."""
+    return main_output(result) if isinstance(result, dict) else result
+
+
 class ModuleLayer:
     """A layer around a module that maps one floating tensor (B, …) to another one (B, …).
 
@@ -89,10 +108,16 @@ class ModuleLayer:
     schedule, and when it is forwarded again.
     """
 
-    def __init__(self, name: str, make: Callable[[str], nn.Module]) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[str], nn.Module],
+        packs: Callable[[], bool] = lambda: False,
+    ) -> None:
         """`make("meta")` makes the module without memory, `make("cpu")` with initial weights;
-        `name` is for messages."""
+        `name` is for messages, for `packs` see `nn.base.Layer.output_shape`."""
         self.name = name
+        self.packs = packs
         self.params: dict[str, Array] = {}
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
@@ -124,6 +149,33 @@ class ModuleLayer:
         return sum(p.numel() for p in self._make("meta").parameters() if p.requires_grad)
 
     @without_compiler()
+    def flops(self, shape: tuple[int, ...], samples: int, *, send: bool) -> tuple[int, int] | None:
+        """The floating-point operations of the products in (forward, backward), counted on the meta
+        device: see `nn.base.Layer.output_shape`. None where the module can't be run there with so
+        many samples."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        module = self._make("meta")
+        self._try(module, shape)
+        learned = [one for one in module.parameters() if one.requires_grad]
+        dtype = torch.int64 if self._integers else torch.float32
+        try:
+            # The graph is made outside of the counters, whose hooks autograd.grad does not take.
+            x = torch.zeros((samples, *shape), dtype=dtype, device="meta")
+            x.requires_grad_(send and not self._integers)
+            wanted = [*learned, x] if x.requires_grad else learned
+            with torch.enable_grad():
+                y = _one(module(x.clone() if self._clones_input else x))
+            with FlopCounterMode(display=False) as forward, torch.no_grad():
+                module(x.clone())
+            with FlopCounterMode(display=False) as backward:
+                if wanted and y.requires_grad:
+                    torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True)
+        except Exception:  # a module may fail in any way, such as on a single sample
+            return None
+        return forward.get_total_flops(), backward.get_total_flops()
+
+    @without_compiler()
     def _try(self, module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
         kinds = {False: torch.float32, True: torch.int64}
         failures = []
@@ -140,15 +192,15 @@ class ModuleLayer:
     def _tried(self, module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
         x = torch.zeros(shape, dtype=dtype, device="meta")
         if not dtype.is_floating_point:
-            return module(x)
+            return _one(module(x))
         with torch.enable_grad():
             try:
-                return module(x.requires_grad_())
+                return _one(module(x.requires_grad_()))
             except RuntimeError as error:
                 if "in-place" not in str(error):
                     raise
                 self._clones_input = True
-                return module(x.clone())
+                return _one(module(x.clone()))
 
     def _row(self, found: list[Any]) -> tuple[int, ...]:
         for y, rows in zip(found, _TRIED, strict=True):
@@ -209,7 +261,7 @@ class ModuleLayer:
     # --- the passes ------------------------------------------------------------------------------
 
     def forward(self, x: Array, slot: Slot) -> Array:
-        self._bind()
+        self.bind()
         self._seed(slot.get("batch", 0))
         given = aligned(x)
         given = given.long() if self._integers else given.requires_grad_()
@@ -241,7 +293,7 @@ class ModuleLayer:
         return np.zeros(x.shape, grad_y.dtype) if grad_x is None else _array(grad_x)
 
     def evaluate(self, x: Array) -> Array:
-        self._bind()
+        self.bind()
         given = aligned(x)
         self._module.eval()
         try:
@@ -258,10 +310,11 @@ class ModuleLayer:
     def _call(self, x: torch.Tensor) -> torch.Tensor:
         """The module's output, in the type of the weights."""
         if not self._autocast:
-            y: torch.Tensor = self._forward(x)
+            y: torch.Tensor = _one(self._forward(x))
             return y
         with torch.autocast("cpu", torch.bfloat16):
-            return self._forward(x).to(self._dtype)
+            y = _one(self._forward(x))
+            return y.to(self._dtype)
 
     def _check_buffers(self) -> None:
         """Check after the first forward that it has changed buffers in place, so that they are
@@ -274,9 +327,9 @@ class ModuleLayer:
                     f"{name}, which would not be saved; change it in place, as by {name}.copy_(…)"
                 )
 
-    def _bind(self) -> None:
-        """Put the module's parameters on the stage's vector: once, as the stage has moved the
-        arrays there after the module was built."""
+    def bind(self) -> None:
+        """Put the module's parameters on the stage's vector, once the stage has moved the arrays
+        there; their own memory is given back."""
         if not self._bound:
             self._bound = True
             for name, parameter in self._learned.items():

@@ -7,6 +7,7 @@ arguments, or the name of an object that the process which started it has handed
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,10 +20,11 @@ from asyncdni.handover import GIVEN
 from asyncdni.imports import Allowed, import_named
 from asyncdni.nn.torch.compiler import without_compiler
 from asyncdni.nn.torch.cut import Trace, trace
+from asyncdni.nn.torch.fields import Field, call_joined, fields_of
 from asyncdni.nn.torch.huggingface import as_chain, check_chain
-from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line
+from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line, main_output
 
-__all__ = ["make_model", "module_maker", "part_maker", "trace_model"]
+__all__ = ["check_parts", "make_model", "make_readout", "module_maker", "part_maker", "trace_model"]
 
 
 #: How many models, and traces of them, stay in memory: those of one network.
@@ -33,7 +35,12 @@ def module_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
     """The maker of layers `{ module = { build = …, arguments = … } }`: all of what `build`
     returns."""
 
-    def make_module(build: str, arguments: Mapping[str, Any] | None = None) -> ModuleLayer:
+    def make_module(
+        build: str,  # "module:callable", which returns an nn.Module
+        arguments: Mapping[str, Any] | None = None,  # keyword arguments of that callable
+    ) -> ModuleLayer:
+        """All of a module of PyTorch."""
+
         def make(device: str) -> nn.Module:
             return make_model(build, arguments or {}, device, allow_import=allow_import)
 
@@ -47,25 +54,41 @@ def part_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
     `end`, when it is given samples of shape `input`."""
 
     def make_part(
-        build: str,
-        input: Sequence[int],
-        begin: str = "",
-        end: str = "",
-        arguments: Mapping[str, Any] | None = None,
+        build: str,  # "module:callable", which returns an nn.Module
+        # shape of a sample that the whole module takes; where a sample has several tensors, [name,
+        # kind, shape] of each: an argument of its forward, "float", "int" or "bool"
+        input: Sequence[Any],
+        begin: str = "",  # the submodule that the part begins with; empty: the module's start
+        end: str = "",  # the submodule that the next part begins with; empty: the module's end
+        arguments: Mapping[str, Any] | None = None,  # keyword arguments of that callable
     ) -> ModuleLayer:
-        given = _text(arguments or {})
-        begins = tuple(name for name in (begin, end) if name)
+        """A part of a module of PyTorch, from one of its submodules up to another."""
+        given = arguments or {}
+        begins = [name for name in (begin, end) if name]
 
         def make(device: str) -> nn.Module:
-            found = _trace(build, given, tuple(input), begins, allow_import).part(begin, end)
-            if device == "meta":
-                return found
-            whole = make_model(build, arguments or {}, device, allow_import=allow_import)
-            return fx.GraphModule(whole, found.graph)
+            cut = trace_model(build, given, input, begins, allow_import=allow_import)
+            return _of_whole(cut.part(begin, end), build, given, device, allow_import)
 
-        return ModuleLayer(f"the part of {build} from {begin or 'its start'}", make)
+        def packs() -> bool:
+            return trace_model(build, given, input, begins, allow_import=allow_import).packs(end)
+
+        return ModuleLayer(f"the part of {build} from {begin or 'its start'}", make, packs)
 
     return make_part
+
+
+def make_readout(
+    part: Mapping[str, Any], begin: str, device: str, *, allow_import: Allowed
+) -> nn.Module:
+    """What the last stage of a model, whose layer is { part = `part` }, does from submodule `begin`
+    on, or where that is empty, behind its last skip connection. Raises `ConfigError`."""
+    build, arguments = part["build"], part.get("arguments", {})
+    cut = trace_model(
+        build, arguments, part["input"], [begin] if begin else None, allow_import=allow_import
+    )
+    found = cut.part(begin, "") if begin else cut.tail(part.get("begin", ""))
+    return _of_whole(found, build, arguments, device, allow_import)
 
 
 def make_model(
@@ -80,15 +103,29 @@ def make_model(
 def trace_model(
     build: str,
     arguments: Mapping[str, Any],
-    input: Sequence[int],
+    input: Sequence[Any],
     begins: Sequence[str] | None = None,
     *,
     allow_import: Allowed = False,
 ) -> Trace:
-    """The trace of the model that `build` returns, for samples of shape `input`: see `cut.trace`.
-    Raises `ConfigError`."""
+    """The trace of the model that `build` returns, for samples of the form `input`; see
+    `cut.trace`. Raises `ConfigError`."""
     names = None if begins is None else tuple(begins)
-    return _trace(build, _text(arguments), tuple(input), names, allow_import)
+    return _trace(build, _text(arguments), json.dumps(list(input)), names, allow_import)
+
+
+def _of_whole(
+    part: fx.GraphModule,
+    build: str,
+    arguments: Mapping[str, Any],
+    device: str,
+    allow_import: Allowed,
+) -> nn.Module:
+    """The part, which is on the meta device, with the weights of the whole model on `device`."""
+    if device == "meta":
+        return part
+    whole = make_model(build, arguments, device, allow_import=allow_import)
+    return fx.GraphModule(whole, part.graph)
 
 
 def _text(arguments: Mapping[str, Any]) -> str:
@@ -99,11 +136,11 @@ def _text(arguments: Mapping[str, Any]) -> str:
 def _trace(
     build: str,
     arguments: str,
-    shape: tuple[int, ...],
+    form: str,
     begins: tuple[str, ...] | None,
     allow_import: Allowed,
 ) -> Trace:
-    return trace(_meta_model(build, arguments, allow_import), shape, begins)
+    return trace(_meta_model(build, arguments, allow_import), json.loads(form), begins)
 
 
 @lru_cache(_KEPT)
@@ -147,3 +184,66 @@ def _returned(build: str, arguments: str, device: str, allow_import: Allowed) ->
             f"model {build!r} returned a {type(found).__name__}, expected an nn.Module"
         )
     return found
+
+
+def check_parts(
+    model: nn.Module, parts: Sequence[Mapping[str, Any]], *, allow_import: Allowed
+) -> None:
+    """Compare the model, which has weights, on two samples with its parts one after the other, each
+    of which gets its input in memory of its own, as over a wire.
+
+    Raises `ConfigError` where they differ: something behind a cut changes in place what is used
+    elsewhere too."""
+    chain = as_chain(model)
+    first = parts[0]
+    arguments = first.get("arguments", {})
+    graphs = []
+    for part in parts:
+        begins = [part[end] for end in ("begin", "end") if part.get(end)]
+        cut = trace_model(
+            part["build"], arguments, part["input"], begins, allow_import=allow_import
+        )
+        graphs.append(cut.part(part.get("begin", ""), part.get("end", "")).graph)
+    dtype = next((one.dtype for one in model.parameters()), torch.float32)
+    shape, fields = fields_of(first["input"])
+    x = _two_samples(shape, fields, cut.takes_integers, dtype)
+    was = chain.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
+            chain.eval()
+            torch.manual_seed(0)
+            expected = main_output(call_joined(chain, x.clone(), fields))
+            torch.manual_seed(0)
+            found = x
+            for graph in graphs:
+                found = fx.GraphModule(chain, graph).eval()(found.clone())
+    except Exception as error:  # the user's code may fail in any way
+        raise ConfigError(
+            f"the model that {first['build']} makes fails on two samples of shape "
+            f"{shape}: {first_line(error)}"
+        ) from error
+    finally:
+        chain.train(was)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise ConfigError(
+            f"the model that {first['build']} makes gives other outputs when it is cut before "
+            f"{', '.join(part['begin'] for part in parts[1:])} (by up to "
+            f"{(found - expected).abs().max():.2g}): a module behind a cut changes in place what "
+            "others still use; let it change a copy (inplace=False), or cut elsewhere"
+        )
+
+
+def _two_samples(
+    shape: Sequence[int], fields: Sequence[Field], integers: bool, dtype: torch.dtype
+) -> torch.Tensor:
+    if fields:  # masks of ones, as a row that attends to nothing is no number
+        each = [_two_samples(one.shape, (), one.kind != "float", dtype) for one in fields]
+        ones = [
+            torch.ones_like(x) if "mask" in one.name else x
+            for one, x in zip(fields, each, strict=True)
+        ]
+        return torch.cat([x.reshape(2, -1).to(dtype) for x in ones], 1)
+    if integers:
+        return (torch.arange(2 * math.prod(shape)) % 2).reshape(2, *shape)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, *shape, generator=generator).to(dtype)

@@ -23,14 +23,17 @@ from asyncdni.errors import DataError, NumericalError
 from asyncdni.imports import Allowed
 from asyncdni.network import Node
 from asyncdni.nn.base import Array, Layer, Loss, Optimizer, Slot, rows
+from asyncdni.nn.check import FirstBatch
 from asyncdni.nn.layers import make_layer
 from asyncdni.nn.layers.recurrent import Recurrent
-from asyncdni.nn.losses import WindowLoss, make_loss
+from asyncdni.nn.losses import WindowLoss, by_step, counted, make_loss
+from asyncdni.nn.metrics import Average, Metric
 from asyncdni.nn.optimizers import Adam, Sgd, clip_by_norm, flatten, norm, scale
 from asyncdni.nn.streams import layer_streams
+from asyncdni.schedules.base import Groups
 from asyncdni.schedules.options import Late
 from asyncdni.stages.base import Context, Score
-from asyncdni.stages.numpy.versions import Copy, Version, Versions
+from asyncdni.stages.numpy.versions import Copy, DoubleBuffer, Version, Versions
 
 if TYPE_CHECKING:
     from asyncdni.nn.torch.layer import ModuleLayer
@@ -55,6 +58,7 @@ class BlockSlot:
     """What one block keeps of one batch from its forward to its backward."""
 
     layers: list[Slot]
+    batch: int = 0  # its id
     own: Slot = field(default_factory=dict)  # joined inputs, summed gradients
     loss: Slot = field(default_factory=dict)
     y: Array | None = None  # the activation
@@ -84,14 +88,21 @@ class StageSlot:
 class Scoring:
     """The loss that `node` names, of outputs (B, K) or, where samples are windows, (B, T, K)."""
 
-    def __init__(self, node: Node, layers: Sequence[Layer]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        layers: Sequence[Layer],
+        metrics: Sequence[Metric],
+        allow_import: Allowed,
+    ) -> None:
         """Raises `ConfigError` for an unknown loss."""
         assert node.loss is not None
         self._name = node.name
         self._answers = node.answers
-        self._loss = _make_loss(node.loss, layers)
+        self._metrics = metrics
+        self._loss = _make_loss(node.loss, layers, allow_import)
         # The same loss over windows, whose steps have targets of their own.
-        self._windows = WindowLoss(self._loss) if len(node.output_shape) > 1 else None
+        self._windows = WindowLoss(self._loss) if len(node.output_shape) == 2 else None
 
     def forward(self, x: Array, context: Context, slot: Slot) -> Score:
         """The score of outputs x. Raises `DataError` where the context has no targets."""
@@ -104,6 +115,18 @@ class Scoring:
             return self._score(len(x), loss, correct, outputs)
         loss, correct, steps = self._windows.forward(x, targets, context.get("mask"), slot)
         return self._score(len(x), loss, correct, outputs, steps)
+
+    def metrics(self, x: Array, context: Context) -> dict[str, Average]:
+        """The further metrics of outputs x, by name. Raises `ConfigError` where a function of the
+        user's fails."""
+        y, chosen = context["y"], None
+        if not self._metrics:
+            return {}
+        if self._windows is not None:
+            x, y, chosen = by_step(x), by_step(y), counted(context.get("mask"))
+        if chosen is not None:
+            x, y = x[chosen], y[chosen]
+        return {m.name: m.average(x, y) for m in self._metrics} if len(x) else {}
 
     def _score(
         self, count: int, loss: float, correct: int | None, outputs: int, steps: int | None = None
@@ -138,15 +161,12 @@ class Pace:
 
     updates_per_epoch: int
     total_updates: int
-    microbatches: int = 1  # how many make one update
-    batches_per_epoch: int = 0  # counted in microbatches; read only where an update has several
+    per_update: int = 1  # how many batches or microbatches make one update
+    batches_per_epoch: int = 0  # (micro)batches; read only where an update has several
 
     def update_of(self, batch: int) -> int:
         """The index of the update that the batch or microbatch of this id is meant for."""
-        if self.microbatches == 1:
-            return batch
-        epoch, position = divmod(batch, self.batches_per_epoch)
-        return epoch * self.updates_per_epoch + position // self.microbatches
+        return Groups(self.per_update, self.batches_per_epoch).index(batch)
 
 
 def make_rate_scale(decay: config.Decay, pace: Pace) -> Callable[[int], float]:
@@ -300,6 +320,7 @@ class Block:
         empty: bool = False,
         autocast: bool = False,
         compile: bool = False,
+        metrics: Sequence[Metric] = (),
     ) -> None:
         """Args:
         delayed: what to do about gradients that come late; None: none do.
@@ -308,27 +329,30 @@ class Block:
             the next; None: each sample is a whole sequence.
         empty: whether layers may go without initial weights, as others are loaded in their place.
         autocast, compile: how modules of PyTorch compute; see `nn.torch.layer.ModuleLayer`.
+        metrics: what is computed of the test set beside the loss.
         """
         self.node = node
-        self.updates = 0
-        self.newest = 0  # the highest id of a batch forwarded so far
+        self.updates, self.newest = 0, 0  # newest: the highest id of a batch so far; see `_meet`
         self.watch = Watch(numbers, node.name)
         self._pace = pace
         # Cached: the factor is needed several times between two updates.
         self._rate_scale = lru_cache(maxsize=2)(make_rate_scale(optimizer.decay, pace))
         self._options = optimizer
         self.dtype = dtype
-        self._layers = _built(node, node.name, dtype, seed, allow_import, empty)
+        self._layers, shapes = _built(node, node.name, dtype, seed, allow_import, empty)
+        self._first_batch = FirstBatch(_layer_names(node), shapes, dtype)
+        self._params, self._grads = flatten(self._layers)
         for layer in self._layers:
             if _is_module(layer):
                 layer.compute_with(autocast=autocast, compile=compile)
-        self._params, self._grads = flatten(self._layers)
+                layer.bind()
         if node.weights:  # weights start as the named stage's; other random streams are its own
-            there = _built(node, node.weights, dtype, seed, allow_import)
+            there, _ = _built(node, node.weights, dtype, seed, allow_import)
             np.copyto(self._params, flatten(there)[0])
-        self.optimizer = _make_optimizer(optimizer, self._layers)
+        self.optimizer = _make_optimizer(optimizer, self._layers, allow_import)
         self.optimizer.start(self._params)
-        self._scoring = Scoring(node, self._layers) if node.loss else None
+        scored = bool(node.loss)
+        self._scoring = Scoring(node, self._layers, metrics, allow_import) if scored else None
         self._recurrent = {
             i: layer for i, layer in enumerate(self._layers) if isinstance(layer, Recurrent)
         }
@@ -340,10 +364,10 @@ class Block:
         if streams is not None:
             for layer in self._recurrent.values():
                 layer.start(streams)  # makes the arrays that a checkpoint is copied into
-        #: Copies of the weights to be evaluated, by number.
-        self.copies: dict[int, Copy] = {}
+        self.copies: dict[int, Copy] = {}  # of the weights, to be evaluated; by number
         self._test_states: dict[int, Array] = {}  # by layer: the state after the last test window
         self.versions = self._make_versions(delayed, pace) if delayed is not None else None
+        self._doubled = delayed is not None and delayed.weights == "double"
         self._staleness = 0  # of the gradient learned from last, in updates
 
     @property
@@ -369,12 +393,16 @@ class Block:
         A loss that is not finite, or explodes, raises `NumericalError`. Under `numbers.policy =
         "skip"` the score is None instead and the loss's gradient becomes NaN, so that every stage
         leaves the batch's update out."""
-        self.newest = max(self.newest, batch)  # a replayed batch is older
+        if not self._doubled:
+            self._meet(batch)
         x = join(self.node, inputs, slot.own)
+        slot.batch = batch
         self._pass_context(batch, context, len(x), slot)
-        with self._weights_of_forward(slot):
-            for layer, own in zip(self._layers, slot.layers, strict=True):
+        with self._weights_of_forward(batch, slot):
+            for i, (layer, own) in enumerate(zip(self._layers, slot.layers, strict=True)):
                 x = layer.forward(x, own)
+                if i in self._first_batch.outputs:
+                    self._first_batch.check_output(i, x, len(inputs[0]))
         slot.y = x
         score = self._score(x, context, slot.loss)
         score = with_own_losses(score, slot.layers, self.node.name, len(x))
@@ -423,6 +451,8 @@ class Block:
                 f"the loss of stage {self.node.name} is {score.loss} at the test set: "
                 "lower optimizer.learning_rate or set optimizer.clip_norm"
             )
+        if score is not None and self._scoring is not None:
+            score.metrics = self._scoring.metrics(x, context)
         return x, score
 
     def _continued(self, i: int, x: Array, first: Array) -> Array:
@@ -465,6 +495,8 @@ class Block:
         where there is no gradient at all. Without `learn`, the gradient at each layer is kept in
         the slot, for a later call of `learn`.
         """
+        if self._doubled:
+            self._meet(slot.batch)
         terms = list(gradients)
         if own_loss and self._scoring is not None:
             terms.insert(0, self._scoring.backward(slot.loss))
@@ -479,8 +511,10 @@ class Block:
                 assert grad is not None
                 if not learn:
                     slot.pushed[i] = grad
-                layer, own = self._layers[i], slot.layers[i]
+                layer, own, samples = self._layers[i], slot.layers[i], len(grad)
                 grad = layer.backward(grad, own, learn=learn, send=send or i > 0)
+                if i in self._first_batch.gradients and (send or i > 0):
+                    self._first_batch.check_gradient(i, grad, samples)
         return split(self.node, grad) if send and grad is not None else []
 
     def learn(self, slot: BlockSlot) -> None:
@@ -498,10 +532,16 @@ class Block:
             self.versions.give_back(slot.version)
             slot.version = None
 
-    def _weights_of_forward(self, slot: BlockSlot) -> AbstractContextManager[None]:
+    def _meet(self, batch: int) -> None:
+        """Note that the run has come to this batch, which decides the learning rate: with its
+        forward or, where results must not depend on how far forwards are ahead, with its backward.
+        """
+        self.newest = max(self.newest, batch)  # a replayed batch is older
+
+    def _weights_of_forward(self, batch: int, slot: BlockSlot) -> AbstractContextManager[None]:
         if self.versions is None:
             return _LIVE_WEIGHTS
-        slot.version = self.versions.take()
+        slot.version = self.versions.take(self._pace.update_of(batch))
         return self.versions.forward(slot.version)
 
     def _weights_of_backward(self, slot: BlockSlot, learn: bool) -> AbstractContextManager[None]:
@@ -535,6 +575,7 @@ class Block:
         A gradient whose norm is not finite, or explodes, raises `NumericalError`. Under
         `numbers.policy = "skip"` the step is left out and counted instead.
         """
+        self._keep_weights()
         if self._params.size and self.learned:
             self._update(1.0 / samples)
         else:
@@ -544,12 +585,17 @@ class Block:
     def update_on(self, gradient: Array | None, samples: int, batch: int | None) -> None:
         """Make the step of `update` on a `gradient` (N,) that the caller has summed; None: no stage
         with these weights has learned. The learning rate is that of `batch` (None: the newest)."""
+        self._keep_weights()
         if gradient is None:
             self.updates += 1
         else:
             np.copyto(self._grads, gradient)
             self._update(1.0 / samples, batch)
         self.forget()
+
+    def _keep_weights(self) -> None:
+        if self.versions is not None:
+            self.versions.before_update()
 
     def forget(self) -> None:
         """Drop the gradients accumulated since the last update."""
@@ -579,18 +625,20 @@ class Block:
         if versions is None:
             self.optimizer.step(self._params, self._grads, rate, scale)
             return
-        versions.before_update()
         rate *= versions.rate_factor(self._staleness)
         self.optimizer.step(self._params, self._grads, rate, scale)
         versions.after_update()
 
     def _make_versions(self, delayed: Late, pace: Pace) -> Versions:
+        anneal_updates = delayed.anneal_epochs * pace.updates_per_epoch
+        if delayed.weights == "double":
+            return DoubleBuffer(self._layers, self._params, anneal_updates=anneal_updates)
         return Versions(
             self._layers,
             self._params,
             stash=delayed.weights == "stash",
             look_ahead=delayed.look_ahead,
-            anneal_updates=delayed.anneal_epochs * pace.updates_per_epoch,
+            anneal_updates=anneal_updates,
         )
 
     # --- weights ---------------------------------------------------------------------------------
@@ -628,18 +676,25 @@ def _built(
     seed: int,
     allow_import: Allowed,
     empty: bool = False,
-) -> list[Layer]:
+) -> tuple[list[Layer], list[tuple[int, ...]]]:
     """Build the layers of `node`; initial weights are those of a stage called `name`, or none where
-    `empty` allows that."""
+    `empty` allows that. Returns the layers, and the shapes of one sample before, between and after
+    them."""
     layers = [
         make_layer(spec, where=f"stage {node.name}, layer {i}", allow_import=allow_import)
         for i, spec in enumerate(node.layers)
     ]
-    shape = node.joined_shape
+    shapes = [tuple(node.joined_shape)]
     for i, layer in enumerate(layers):
         build = layer.build_empty if empty and _is_module(layer) else layer.build
-        shape = build(shape, dtype, layer_streams(seed, f"{name}.{i}"))
-    return layers
+        shapes.append(tuple(build(shapes[-1], dtype, layer_streams(seed, f"{name}.{i}"))))
+    return layers, shapes
+
+
+def _layer_names(node: Node) -> list[str]:
+    """What messages call the layers of `node`: `stage hidden, layer 2 (mylayer:Scale)`."""
+    names = [spec if isinstance(spec, str) else next(iter(spec)) for spec in node.layers]
+    return [f"stage {node.name}, layer {i} ({name})" for i, name in enumerate(names)]
 
 
 def _named(layers: Sequence[Layer]) -> list[tuple[int, str, Array]]:
@@ -661,12 +716,14 @@ def _in_torch(layers: Iterable[Layer]) -> bool:
     return any(_is_module(layer) for layer in layers)
 
 
-def _make_optimizer(options: config.Optimizer, layers: Sequence[Layer]) -> Optimizer:
+def _make_optimizer(
+    options: config.Optimizer, layers: Sequence[Layer], allow_import: Allowed
+) -> Optimizer:
     if isinstance(options, config.TorchOptimizer) or _in_torch(layers):
         from asyncdni.nn.torch.optimizer import TorchOptimizer
 
         shapes = [array.shape for layer in layers for array in layer.params.values()]
-        return TorchOptimizer(*_as_in_torch(options), shapes)
+        return TorchOptimizer(*_as_in_torch(options), shapes, allow_import=allow_import)
     match options:
         case config.Sgd():
             return Sgd(options.momentum, options.nesterov, options.weight_decay)
@@ -692,10 +749,9 @@ def _as_in_torch(options: config.Optimizer) -> tuple[str, dict[str, Any]]:
             return options.kind, options.options
 
 
-def _make_loss(name: str, layers: Sequence[Layer]) -> Loss:
-    own = make_loss(name)
+def _make_loss(name: str, layers: Sequence[Layer], allow_import: Allowed) -> Loss:
     if not _in_torch(layers):
-        return own
-    from asyncdni.nn.torch.loss import TorchLoss
+        return make_loss(name)
+    from asyncdni.nn.torch.loss import torch_loss
 
-    return TorchLoss(name, own)
+    return torch_loss(name, allow_import)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,8 @@ class Exit:
         #: Whether the activation has the time axis of the targets: the generator then gets each
         #: step as a row.
         self._timed = bool(steps) and len(shape) > 1 and shape[0] == steps
+        #: Whether the generator takes samples as they are instead of rows.
+        self._whole: bool = getattr(generator, "whole", False)
 
     # --- gradients -------------------------------------------------------------------------------
 
@@ -124,6 +127,8 @@ class Exit:
         `NumericalError` that is left out, so that the update is left out as well."""
         assert self.generator is not None
         h = self._activation(slot)
+        if self._whole:
+            slot.generator["batch"], slot.generator["context"] = batch, slot.context
         try:
             predicted = self._predicted(self.generator, h, slot)
         except NumericalError as error:
@@ -136,7 +141,7 @@ class Exit:
         """Return the predicted gradient as rows. It is zero at steps that do not count, for a
         generator with a loss of its own."""
         flat, y = self._rows(h), slot.context["y"]
-        if self._timed:
+        if self._timed and not self._whole:
             y = by_step(y)
         scale, chosen = self.block.rate_scale(), self._chosen(generator, slot)
         if chosen is None:
@@ -148,7 +153,10 @@ class Exit:
         return found
 
     def _rows(self, array: Array) -> Array:
-        """Return the array with one row per sample, or per step, as the generator takes it."""
+        """Return the array as the generator takes it: with one row per sample or per step, or as it
+        is."""
+        if self._whole:
+            return array
         count = array.shape[0] * array.shape[1] if self._timed else len(array)
         return array.reshape(count, -1)
 
@@ -178,6 +186,11 @@ class Exit:
         except NumericalError as error:
             self._fit_left_out(batch, error)
         return agreement
+
+    def adopt(self, version: int, weights: Mapping[str, Array]) -> None:
+        """See `stages.base.Stage.adopt`."""
+        generator: Any = self.generator  # one that reads out
+        generator.adopt(version, weights)
 
     def _fit_left_out(self, batch: int, error: NumericalError) -> None:
         what = f"the generator of stage {self.block.node.name}, batch {batch}: {error}"

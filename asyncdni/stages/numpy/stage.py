@@ -139,6 +139,7 @@ class NumpyStage:
         agreement_every: int = AGREEMENT_EVERY,
         steps: int = 0,
         sharing: Sharing | None = None,
+        remainders: Mapping[str, Mapping[str, Array]] | None = None,
     ) -> None:
         """Args:
         exit_name: the block whose activation leaves the stage; None: there is none.
@@ -147,7 +148,9 @@ class NumpyStage:
         agreement_every: the generator's agreement is measured on one fit in so many.
         steps: the length of windows whose steps have targets of their own; 0: there are none.
         sharing: makes the steps of weights that several stages use.
+        remainders: zeros; see `stages.base.Stage`.
         """
+        self.remainders = remainders or {}
         self._blocks = {block.node.name: block for block in blocks}
         self._exit: Exit | None = None
         if exit_name is not None:
@@ -330,6 +333,10 @@ class NumpyStage:
         assert self._exit is not None
         self._exit.predict(batch, self._slots[batch])
 
+    def adopt(self, version: int, weights: Mapping[str, Array]) -> None:
+        assert self._exit is not None
+        self._exit.adopt(version, weights)
+
     def fit(self, batch: int, gradients: Mapping[str, Array]) -> Agreement | None:
         assert self._exit is not None
         return self._exit.fit(batch, self._slots[batch], gradients)
@@ -386,6 +393,8 @@ class NumpyStage:
         for block in self._blocks.values():
             block.forget()
             block.copies.clear()
+            if block.versions is not None:
+                block.versions.forget()
         self._sharing.forget()
         self._samples, self._corrected = 0, False
 
@@ -414,6 +423,9 @@ class NumpyStage:
                         f"weights of stage {name}: {key} is {found}, expected {array.shape}"
                     )
                 np.copyto(array, given[key])
+        for block in self._blocks.values():
+            if block.versions is not None:
+                block.versions.begin(block.updates)
 
     def snapshot(self) -> dict[str, dict[str, Array]]:
         assert not any(block.learned for block in self._blocks.values()), "gradients not applied"
@@ -423,6 +435,15 @@ class NumpyStage:
     def restore(self, state: Mapping[str, Mapping[str, Array]]) -> list[str]:
         self.forget()
         return restore(self._parts(), state)
+
+    def readout(self) -> dict[str, int]:
+        """Return "readout_version", the owner's updates at the copy (0: initial weights), and
+        "readout_age", the updates that this stage has made beyond those."""
+        version = getattr(self._exit.generator, "version", None) if self._exit else None
+        if self._exit is None or version is None:
+            return {}
+        age = max(0, self._exit.block.updates - version)
+        return {"readout_version": version, "readout_age": age}
 
     def skips(self) -> dict[str, int]:
         """Return how many updates ("skipped_updates") and how many fits and late gradients
@@ -442,5 +463,5 @@ class NumpyStage:
                 for producer, model in self._input_models.items()
                 if self._readers[producer] is block
             }
-            found[name] = parts_of(block, own, models)
+            found[name] = parts_of(block, own, models, self.remainders.get(name, {}))
         return found

@@ -5,6 +5,7 @@
 counters.updates …           updates and batches      versions.ahead …   weights for late gradients
 generator.map … head.… exit.fits    the exit          input_model.PRODUCER.0.weight …
 numbers.gradient …           running means, where explosions are watched for
+remainder.PRODUCER.gradient  what rounding has left out of the gradients sent there
 ```
 
 A snapshot may be restored under another split, which may need other models (generators, heads,
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -40,6 +42,7 @@ _UNUSED = {
     "exit.": "",
     "versions.": "",
     "numbers.": "",
+    "remainder.": "",
 }
 
 
@@ -61,9 +64,15 @@ class Part:
         return {self.prefix + name: array for name, array in self.arrays.items()}
 
 
-def parts_of(block: Block, exit_: Exit | None, models: Mapping[str, InputModel]) -> list[Part]:
+def parts_of(
+    block: Block,
+    exit_: Exit | None,
+    models: Mapping[str, InputModel],
+    remainders: Mapping[str, Array],
+) -> list[Part]:
     """Return the parts of one declared stage. `exit_` is given where it is at this block; `models`
-    are the input models that belong to the block, by producer."""
+    are the input models that belong to the block, and `remainders` those of its gradients, by
+    producer."""
     done = {"updates": _count(block.updates), "newest": _count(block.newest)}
 
     def count_on() -> None:
@@ -81,6 +90,9 @@ def parts_of(block: Block, exit_: Exit | None, models: Mapping[str, InputModel])
     for producer, model in models.items():
         note = f"the input model for {producer} starts anew: the checkpoint has none"
         parts.append(Part(f"input_model.{producer}.", model.params | model.buffers, new=note))
+    for producer, array in remainders.items():
+        forget = partial(array.fill, 0.0)
+        parts.append(Part(f"remainder.{producer}.", {"gradient": array}, new="", otherwise=forget))
     return parts
 
 
@@ -89,12 +101,15 @@ def _versions(block: Block) -> list[Part]:
     if versions is None:
         return []
     arrays = versions.snapshot()
-    note = "its first forwards do not look ahead: the checkpoint does not say where to"
+    notes = {
+        "ahead": "its first forwards do not look ahead: the checkpoint does not say where to",
+        "last": "its first update goes through the present weights: the checkpoint has no others",
+    }
     return [
         Part(
             "versions.",
             arrays,
-            new=note if "ahead" in arrays else "",
+            new=next((note for name, note in notes.items() if name in arrays), ""),
             after=lambda: versions.restore(arrays),
             otherwise=lambda: versions.begin(block.updates),
         )

@@ -1,14 +1,17 @@
 """Versions of the weights, where gradients come late: a backward goes through those of the batch's
-forward (stash) or through the present ones (current).
+forward (stash) or through the present ones (current); or forwards and backwards go through the
+weights before the last update (double).
 
 ```
 update            0     1     2     3
 forward of batch  a     b     c     d
 backward of             a     b     c      stash: a goes back through the weights of update 0
                                            current: through those of update 1
+                                           double: forward and backward of c, update 1
 ```
 
-Weight stashing is PipeDream's (Narayanan et al. 2019, arXiv 1806.03377, section 3.3).
+Weight stashing is PipeDream's (Narayanan et al. 2019, arXiv 1806.03377, section 3.3), the double
+buffer is PipeDream-2BW's (Narayanan et al. 2021, arXiv 2006.09503, section 3.1).
 
 Looking ahead means that forwards go through the weights moved on by `look_ahead` times their last
 change, close to where they will be when the gradient comes back (AsyncPP: Ajanthan et al. 2025,
@@ -30,7 +33,7 @@ import numpy as np
 
 from asyncdni.nn.base import Array, Layer
 
-__all__ = ["Copy", "Version", "Versions"]
+__all__ = ["Copy", "DoubleBuffer", "Version", "Versions"]
 
 
 @dataclass(slots=True)
@@ -63,8 +66,9 @@ class Versions:
         self._before: Array | None = None  # the weights before the present update, to look ahead
         self._live = [layer.params for layer in layers]
 
-    def take(self) -> Version:
-        """Return the version for a batch that is being forwarded, which counts as its user."""
+    def take(self, group: int) -> Version:
+        """Return the version for a batch that is being forwarded, which counts as its user. `group`
+        is the index of the update that the batch is meant for."""
         self._current.users += 1
         return self._current
 
@@ -84,6 +88,9 @@ class Versions:
         go through."""
         with self._in_use(version.vector if self._stash else None):
             yield
+
+    def forget(self) -> None:
+        """Note that the batches in flight have been dropped."""
 
     def rate_factor(self, staleness: int) -> float:
         """Return the factor of the learning rate for an update whose gradient is `staleness`
@@ -139,6 +146,59 @@ class Versions:
         finally:
             for layer, params in zip(self._layers, self._live, strict=True):
                 layer.params = params
+
+
+class DoubleBuffer(Versions):
+    """Two versions of one block's weights: the present ones, and those before the last update.
+
+    All batches of one update go through the latter, both ways. Those of them that are forwarded
+    while the update before theirs is still to be made find these weights to be the present ones.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], params: Array, *, anneal_updates: float = 0.0
+    ) -> None:
+        super().__init__(layers, params, stash=True, anneal_updates=anneal_updates)
+        self._last = params.copy()  # the weights before the last update
+        self._pending: dict[int, Version] = {}  # by index: updates whose batches are in flight
+
+    def take(self, group: int) -> Version:
+        version = self._pending.get(group)
+        if version is None:
+            updates = self._current.number if self._pending else self._current.number - 1
+            version = self._pending[group] = Version(max(0, updates))
+        version.users += 1
+        return version
+
+    @contextmanager
+    def forward(self, version: Version) -> Iterator[None]:
+        first = next(iter(self._pending.values()), None)
+        with self._in_use(self._last if version is first else None):
+            yield
+
+    @contextmanager
+    def backward(self, version: Version) -> Iterator[None]:
+        with self.forward(version):
+            yield
+
+    def forget(self) -> None:
+        self._pending.clear()
+
+    def before_update(self) -> None:
+        np.copyto(self._last, self._params)
+        self._pending.pop(next(iter(self._pending), -1), None)
+
+    def snapshot(self) -> dict[str, Array]:
+        """Return copies of "number" () and "last" (N,), the weights before the last update."""
+        return {**super().snapshot(), "last": self._last.copy()}
+
+    def restore(self, arrays: dict[str, Array]) -> None:
+        super().restore(arrays)
+        np.copyto(self._last, arrays["last"])
+
+    def begin(self, number: int) -> None:
+        super().begin(number)
+        np.copyto(self._last, self._params)
 
 
 class Copy:

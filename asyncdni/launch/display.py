@@ -7,13 +7,13 @@ most, so that no thread of the display competes with the workers. Times come fro
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -21,7 +21,7 @@ from rich.text import Text
 
 from asyncdni.plan.build import Design
 from asyncdni.plan.rules import is_repeatable
-from asyncdni.report.columns import Form, counted
+from asyncdni.report.columns import STAGE_COLUMNS, Form, counted, metric_words
 from asyncdni.report.records import Recorder
 
 __all__ = [
@@ -30,9 +30,11 @@ __all__ = [
     "Picture",
     "Progress",
     "Quiet",
+    "StageTable",
     "duration",
     "facts",
     "frame",
+    "guard_line",
     "incident_line",
     "make_display",
     "measure",
@@ -52,12 +54,13 @@ class Progress:
     """The progress of a run."""
 
     epoch: float  # samples that all stages have processed or skipped, in epochs
-    epochs: int
+    epochs: float
     samples_per_s: float | None  # since the start, evaluations left out
     left_s: float | None  # until the end, evaluations included
     train_loss: float | None
     accuracy: float | None  # of the last evaluation
     test_loss: float | None
+    metrics: Mapping[str, float | None]  # of the test set beside those two
 
     @property
     def fraction(self) -> float:
@@ -66,10 +69,11 @@ class Progress:
 
 def measure(design: Design, recorder: Recorder, elapsed_s: float) -> Progress:
     """Compute the progress `elapsed_s` seconds of wall time after the start of training."""
-    train_samples, epochs = design.meta.train_samples, design.experiment.run.epochs
+    train_samples, epochs = design.meta.train_samples, _epochs(design)
     slowest = min(recorder.reports.values(), key=_passed, default={})
     samples, wall_s = _passed(slowest), slowest.get("wall_s") or 0.0
-    last = recorder.history[-1] if recorder.history else {"accuracy": None, "loss": None}
+    empty: dict[str, Any] = {"accuracy": None, "loss": None}
+    last = recorder.history[-1] if recorder.history else empty
     left = max(0, train_samples * epochs - samples)
     return Progress(
         epoch=samples / train_samples,
@@ -79,7 +83,13 @@ def measure(design: Design, recorder: Recorder, elapsed_s: float) -> Progress:
         train_loss=recorder.train_loss,
         accuracy=last["accuracy"],
         test_loss=last["loss"],
+        metrics=last.get("metrics", {}),
     )
+
+
+def _epochs(design: Design) -> float:
+    """How many epochs the run has; `run.max_steps` may end it within one."""
+    return round(design.plan.updates / design.plan.updates_per_epoch, 2)
 
 
 def _samples(report: Mapping[str, Any]) -> int:
@@ -105,7 +115,7 @@ def facts(design: Design) -> str:
         (
             str(schedule),
             counted(workers, "worker", ","),
-            f"{counted(run.epochs, 'epoch', ',')} of {design.meta.train_samples:,} samples",
+            f"{counted(_epochs(design), 'epoch', ',g')} of {design.meta.train_samples:,} samples",
             f"seed {run.seed}{'' if is_repeatable(design.experiment, design.plan) else NO_REPEAT}",
         )
     )
@@ -125,6 +135,7 @@ def outcome(summary: Mapping[str, Any]) -> str:
     speed = summary["samples_per_s"]
     parts = (
         score(summary["test_accuracy"], summary["test_loss"]) or "no test set",
+        *metric_words(summary.get("test_metrics", {})),
         f"{speed:,.0f} samples/s" if speed else "nothing trained",
         f"{summary['train_s']:.1f} s",
     )
@@ -133,7 +144,7 @@ def outcome(summary: Mapping[str, Any]) -> str:
 
 def _progress_line(progress: Progress) -> str:
     """Return `epoch 3.2 of 10, loss 0.1234, 67,475 samples/s, 0:12 left`."""
-    parts = [f"epoch {progress.epoch:.1f} of {progress.epochs}"]
+    parts = [f"epoch {progress.epoch:.1f} of {progress.epochs:g}"]
     if progress.train_loss is not None:
         parts.append(f"loss {progress.train_loss:.4f}")
     if progress.samples_per_s is not None:
@@ -150,7 +161,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _guard_line(values: Mapping[str, Any]) -> str:
+def guard_line(values: Mapping[str, Any]) -> str:
     """Describe the decision of a stage's guard: `hidden1 waits for true gradients: …`."""
     cosine = "" if values.get("cosine") is None else f" (cosine {values['cosine']:.2f})"
     if values["waiting"]:
@@ -171,13 +182,13 @@ def frame(
     bar.add_column(no_wrap=True, justify="right")
     left = "" if progress.left_s is None else f"{duration(progress.left_s)} left"
     bar.add_row(
-        f"epoch {progress.epoch:.1f} of {progress.epochs}",
+        f"epoch {progress.epoch:.1f} of {progress.epochs:g}",
         ProgressBar(total=1.0, completed=progress.fraction),
         left or "starting",
     )
     stages = [{"name": name, **report} for name, report in reports.items()]
     title = [Text(line, style="bold") for line in head[:1]] + [Text(line) for line in head[1:]]
-    return Group(*title, bar, Text(_figures(progress)), Text(), stage_table(stages, ("queue",)))
+    return Group(*title, bar, Text(_figures(progress)), Text(), StageTable(stages, ("queue",)))
 
 
 def _figures(progress: Progress) -> str:
@@ -185,35 +196,39 @@ def _figures(progress: Progress) -> str:
     parts = (
         "" if loss is None else f"loss {loss:.4f}",
         score(progress.accuracy, progress.test_loss),
+        *metric_words(progress.metrics),
         "" if speed is None else f"{speed:,.0f} samples/s",
     )
     return "   ".join(part for part in parts if part)
 
 
-#: Columns of the stages' table, by name of the counter.
-_COLUMNS = {
-    "batches": Form("batches"),
-    "updates": Form("updates"),
-    "busy_fraction": Form("busy", ".0%"),
-    "queue": Form("queue"),
-    "cpu_s": Form("CPU", ".1f", unit=" s"),
-    "staleness_mean": Form("staleness", ".1f"),
-    "gradient_cosine": Form("agreement", ".2f"),
-    "target_cosine": Form("with target", ".2f"),
-    "dropped": Form("dropped"),
-    "skipped": Form("skipped"),
-    "missed": Form("missed"),
-    "state": Form(""),
-}
 _OPTIONAL = ("queue", "cpu_s")
 _WHERE_ANY = ("dropped", "skipped", "missed", "target_cosine", "state")
+#: Columns that are left out where there is no room for them, in this order.
+_LEFT_OUT = ("queue", "cpu_s", "skipped", "missed", "batches", "dropped", "target_cosine")
+_GAP = 2  # between two columns
+_NAME_MIN, _NAME_MAX = 10, 24  # width of the stages' names
 
 
-def stage_table(stages: Sequence[Mapping[str, Any]], extra: Iterable[str] = ()) -> Table:
+@dataclass(frozen=True)
+class StageTable:
+    """The table of `stage_table`, as wide as whatever it is drawn on allows."""
+
+    stages: Sequence[Mapping[str, Any]]
+    extra: Iterable[str] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        yield stage_table(self.stages, self.extra, options.max_width)
+
+
+def stage_table(
+    stages: Sequence[Mapping[str, Any]], extra: Iterable[str] = (), width: int | None = None
+) -> Table:
     """Make a table with a row for each stage, from its report or its entry in the summary.
 
     Staleness is the mean age of a gradient in updates, agreement the mean cosine of synthetic and
-    true gradient. `extra` may name the columns queue and cpu_s. Further columns appear only if some
+    true gradient. Where `width` characters are too few for all, columns are left out, so that none
+    is cut. `extra` may name the columns queue and cpu_s. Further columns appear only if some
     stage needs them: batches given up (dropped), not sent on (skipped) or never received (missed);
     agreement with targets that are synthetic themselves; and a stage's state (it waits for true
     gradients, it was made slow).
@@ -223,17 +238,39 @@ def stage_table(stages: Sequence[Mapping[str, Any]], extra: Iterable[str] = ()) 
     hidden |= {field for field in _WHERE_ANY if not any(row.get(field) for row in rows)}
     if "target_cosine" not in hidden and not any(row.get("gradient_cosine") for row in rows):
         hidden.add("gradient_cosine")
-    shown = {field: form for field, form in _COLUMNS.items() if field not in hidden}
+    cells = {
+        form.heading: [_cell(form, row.get(field)) for row in rows]
+        for field, form in STAGE_COLUMNS.items()
+        if field not in hidden
+    }
+    named = min(_NAME_MAX, max((len(str(row["name"])) for row in rows), default=0))
+    if width is not None:
+        _leave_out(cells, width - min(named, _NAME_MIN))
+        named = max(_NAME_MIN, min(named, width - _room(cells)))
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=24)
-    for form in shown.values():
-        width = len(form.heading)
-        table.add_column(form.heading, justify="right", no_wrap=True, min_width=width)
-    for row in rows:
-        known = {field: row.get(field) for field in shown}
-        cells = ("-" if one is None else shown[field].text(one) for field, one in known.items())
-        table.add_row(str(row["name"]), *cells)
+    table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=named)
+    for heading in cells:
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    for index, row in enumerate(rows):
+        table.add_row(str(row["name"]), *(column[index] for column in cells.values()))
     return table
+
+
+def _cell(form: Form, value: Any) -> str:
+    return "-" if value is None else form.text(value)
+
+
+def _leave_out(cells: dict[str, list[str]], width: int) -> None:
+    """Remove columns, the least important first, until the rest needs no more than `width`."""
+    for field in _LEFT_OUT:
+        if _room(cells) <= width:
+            return
+        cells.pop(STAGE_COLUMNS[field].heading, None)
+
+
+def _room(cells: Mapping[str, Sequence[str]]) -> int:
+    """Return how many characters a line of these columns takes, with the gaps before them."""
+    return sum(_GAP + max(map(len, (heading, *column))) for heading, column in cells.items())
 
 
 def _state(stage: Mapping[str, Any]) -> str:
@@ -254,7 +291,7 @@ def incident_line(kind: str, values: Mapping[str, Any]) -> str | None:
         case "lost" | "stuck":
             return f"{kind}: {values['text']}"
         case "accused":
-            return f"{values['by']} accuses {values['stage']}: {values['text']}"
+            return f"{values['by']} reports a fault of {values['stage']}: {values['text']}"
         case "launch":
             more = f", attempt {values['attempt']}" if values["attempt"] > 1 else ""
             return f"starting {values['stage']} again{more}"
@@ -268,10 +305,10 @@ def incident_line(kind: str, values: Mapping[str, Any]) -> str | None:
         case "numbers":
             return f"back to the last checkpoint: {values['text']}"
         case "resumed":
-            return f"going on at batch {values['start']:,}, {_from(values['restore'])}"
+            return f"going on at batch {values['start']:,}, {restored(values['restore'])}"
         case "changed":
             old, new = json.dumps(values["old"]), json.dumps(values["new"])
-            return f"{values['place']} is {new} from here on, and was {old}"
+            return f"{values['place']} is {new} from here on; before, it was {old}"
         case "passed_over":
             return f"passed over: {values['text']}"
         case "stopping":
@@ -293,8 +330,8 @@ def _round(values: Mapping[str, Any]) -> str | None:
     if updates > 0 and values["restore"] != "keep":  # with "keep" the record `back` says it
         words.append(f"all workers together: {undone(updates, values)}")
     if values["incarnation"] > 1:  # otherwise all join for the first time
-        start = f"all join again at batch {values['start']:,}"
-        words.insert(0, f"{start}, {_from(values['restore'])}")
+        start = f"all workers go on at batch {values['start']:,}"
+        words.insert(0, f"{start}, {restored(values['restore'])}")
     return "; ".join(words) or None
 
 
@@ -305,7 +342,7 @@ def undone(updates: int, values: Mapping[str, Any]) -> str:
     return f"{updates:,} {noun} {'to be done again' if values.get('again') else 'lost'}"
 
 
-def _from(restore: str) -> str:
+def restored(restore: str) -> str:
     """Describe where the workers' state comes from: see `messages.Rejoin`."""
     match restore:
         case "keep":
@@ -337,15 +374,18 @@ class Display(AbstractContextManager["Display", None], Protocol):
         """Show the result of the run, which has ended."""
 
 
-def make_display(quiet: bool, console: Console | None = None, title: str = "") -> Display:
+def make_display(
+    quiet: bool, console: Console | None = None, title: str = "", *, shared: bool = False
+) -> Display:
     """Make a picture if `console` (default: standard output) is a terminal, else plain lines.
 
-    `title` names one of several runs; each of them leaves one line behind.
+    `title` names one of several runs; each of them leaves one line behind. A terminal that is
+    `shared` with other processes gets lines too: theirs would tear a picture.
     """
     if quiet:
         return Quiet()
-    chosen = console or Console(highlight=False)
-    if chosen.is_terminal and not chosen.is_dumb_terminal:
+    chosen = console or Console(highlight=False, force_jupyter=False)
+    if chosen.is_terminal and not chosen.is_dumb_terminal and not shared:
         return Picture(chosen, title)
     return Lines(chosen, title)
 
@@ -401,8 +441,9 @@ class _Gathering:
         say(self._console, "Start each of these, in any order:")
         for command in commands:
             say(self._console, f"  {command}")
-        if address.startswith("tcp://0.0.0.0:"):
-            say(self._console, "On other hosts put this host's name in place of 127.0.0.1.")
+        here = {"tcp://0.0.0.0": "127.0.0.1", "tcp://[::]": "[::1]"}.get(address.rpartition(":")[0])
+        if here is not None:
+            say(self._console, f"On other hosts put this host's name in place of {here}.")
 
 
 class Lines(AbstractContextManager["Lines", None]):
@@ -510,22 +551,23 @@ def say(console: Console, line: str, title: str = "") -> None:
 
 def _line(kind: str, values: Mapping[str, Any], title: str) -> str | None:
     """Describe a record of a guard or an incident; one of several runs leaves guards out."""
-    return _guard_line(values) if kind == "guard" and not title else incident_line(kind, values)
+    return guard_line(values) if kind == "guard" and not title else incident_line(kind, values)
 
 
 def _evaluation(design: Design, values: Mapping[str, Any]) -> str:
     epoch = values["samples"] / design.meta.train_samples
-    line = f"epoch {epoch:.4g} of {design.experiment.run.epochs}"
+    line = f"epoch {epoch:.4g} of {_epochs(design):g}"
     shown = score(values["accuracy"], values["loss"])
     speed = values["samples"] / values["train_s"] if values["train_s"] else 0.0
     loss = "" if values["accuracy"] is None else f", test loss {values['loss']:.4g}"
-    return f"{line}, {shown}{loss}, {speed:,.0f} samples/s"
+    more = "".join(f", {text}" for text in metric_words(values.get("metrics", {})))
+    return f"{line}, {shown}{loss}{more}, {speed:,.0f} samples/s"
 
 
 def _finish(console: Console, title: str, summary: Mapping[str, Any], folder: Path | None) -> None:
     if title:
         say(console, outcome(summary), title)
         return
-    console.print(stage_table(summary["stages"], ("cpu_s",)))
+    console.print(StageTable(summary["stages"], ("cpu_s",)))
     written = f"written to {folder}" if folder else "nothing written"
     say(console, f"{outcome(summary)} of training, {written}")

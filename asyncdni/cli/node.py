@@ -1,0 +1,72 @@
+"""`asyncdni node`: be the agent of one machine, without the experiment's file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import ExitStack
+
+from asyncdni.cli.common import (
+    add_allow_import,
+    add_place,
+    add_security,
+    keys_for,
+    told,
+    worker_flags,
+)
+from asyncdni.cluster.agent import Means, serve
+from asyncdni.cluster.engines import find_place
+from asyncdni.cluster.ssh import Line, receive_keys
+from asyncdni.errors import ConfigError
+from asyncdni.wire.address import private_folder
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
+
+HELP = "start the workers that fall to this machine, and start those again that die"
+EXAMPLE = """\
+  ASYNCDNI_RANK=1 ASYNCDNI_WORLD_SIZE=2 asyncdni node --coordinator tcp://HOST:5555 --keys keys
+  asyncdni node --engine slurm"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_place(parser)
+    add_security(parser)
+    add_allow_import(
+        parser,
+        help="import the layers that the experiment names as module:Class: runs that code here",
+    )
+    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    parser.add_argument(
+        "--attached",
+        action="store_true",
+        help="take the keys from standard input, and leave when that ends: for the agents that "
+        "`asyncdni run --hosts` starts by ssh",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    tell = told(quiet=args.quiet)
+    place = find_place(os.environ, engine=args.engine, coordinator=args.coordinator)
+    if place.coordinator is None:
+        raise ConfigError(
+            "no engine has started this agent: give it ASYNCDNI_RANK and ASYNCDNI_WORLD_SIZE in "
+            "its environment, and --coordinator tcp://HOST:PORT"
+        )
+    tell(place.words())
+    with ExitStack() as stack:
+        line = None
+        if args.attached:
+            folder = stack.enter_context(private_folder(sockets=False))
+            args.keys = str(folder) if receive_keys(sys.stdin, folder) else None
+            line = Line(sys.stdin.fileno())
+        means = Means(
+            tell=tell,
+            keys=keys_for(args, place.coordinator),
+            flags=worker_flags(args),
+            allow_import=args.allow_import,
+            timeout_s=args.timeout,
+            abandoned=line.has_ended if line is not None else lambda: False,
+        )
+        serve(place, "", means)
+    return 0

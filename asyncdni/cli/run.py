@@ -1,0 +1,245 @@
+"""`asyncdni run`: train on all machines that an engine has started this command on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+
+from asyncdni import config
+from asyncdni.cli import train
+from asyncdni.cli.common import (
+    add_conditions,
+    add_experiment,
+    add_init,
+    add_page,
+    add_place,
+    add_security,
+    chosen_run,
+    complete_line,
+    condition_flags,
+    keys_for,
+    new_folder,
+    page_for,
+    shown_on,
+    told,
+    worker_flags,
+)
+from asyncdni.cluster.agent import Means, serve
+from asyncdni.cluster.engines import Place, find_place
+from asyncdni.cluster.lead import Run, digest, lead
+from asyncdni.cluster.rendezvous import Meeting, Rendezvous
+from asyncdni.cluster.ssh import Connections
+from asyncdni.errors import ConfigError, LaunchError
+from asyncdni.imports import import_flags
+from asyncdni.launch.display import make_display
+from asyncdni.store.resume import continued_experiment, is_complete
+from asyncdni.store.run import EXPERIMENT, open_run
+from asyncdni.wire.address import data_endpoints, private_folder
+from asyncdni.wire.curve import load_keys, new_keys
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
+
+HELP = "train on all machines on which an engine (Slurm, torchrun, MPI, ssh, …) starts this command"
+EXAMPLE = """\
+  asyncdni run launch/digits.toml
+  asyncdni run launch/digits.toml --hosts a,b,c --out /shared/digits
+  srun asyncdni run launch/digits.toml --out /shared/digits --keys keys"""
+
+_DEFAULTS = {"ssh": "ssh", "remote": "asyncdni"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_experiment(parser)
+    parser.add_argument("--schedule", metavar="NAME", help="schedule, in place of the file's")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed, in place of the file's")
+    add_conditions(parser)
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="run folder, at the same path on all machines and best on a disk that they share; if "
+        "this very run is there already, it goes on (default: a new one under runs/)",
+    )
+    add_init(parser)
+    add_place(parser)
+    parser.add_argument(
+        "--place",
+        type=_counts,
+        metavar="N,N,…",
+        help="how many workers each rank gets, in the network's order (default: such that no rank "
+        "has much more work than the others)",
+    )
+    parser.add_argument(
+        "--hosts",
+        metavar="A,B,…",
+        help="start an agent on each of these hosts by ssh, which must need no password; this "
+        "machine coordinates. The agents get the keys, by default fresh ones, over the connection "
+        "and end with it",
+    )
+    parser.add_argument(
+        "--ssh",
+        default=_DEFAULTS["ssh"],
+        metavar="COMMAND",
+        help="the client for --hosts (default: ssh)",
+    )
+    parser.add_argument(
+        "--remote",
+        default=_DEFAULTS["remote"],
+        metavar="COMMAND",
+        help="how asyncdni is started on --hosts, such as /opt/venv/bin/asyncdni",
+    )
+    add_security(parser)
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="write every op, message and wait to DIR/trace.json, as `asyncdni train` does; needs "
+        "a folder that all machines share",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write event files to DIR/tensorboard (extra: tensorboard)",
+    )
+    add_page(parser)
+    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    parser.set_defaults(resume=None)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.out == "":
+        raise ConfigError("--out '': expected the path of a folder")
+    tell = told(quiet=args.quiet)
+    if args.hosts is not None:
+        return _over_ssh(args)
+    place = find_place(os.environ, engine=args.engine, coordinator=args.coordinator)
+    tell(place.words())
+    chosen = chosen_run(args)
+    if place.ranks == 1:
+        return _alone(args, chosen)
+    assert place.coordinator is not None, "several ranks have an address to meet at"
+    keys = keys_for(args, place.coordinator)
+    if place.rank:
+        means = Means(tell, keys, worker_flags(args), args.allow_import, args.timeout)
+        serve(place, digest(chosen), means)
+        return 0
+    return _first(args, chosen, place)
+
+
+def _alone(args: argparse.Namespace, chosen: config.Experiment) -> int:
+    """Train on this machine alone, where workers have no ports."""
+    args.ports = None
+    with private_folder() as sockets:
+        meeting = Meeting.here(sockets)
+        tell = told(quiet=True)
+        with Rendezvous(meeting, 1, digest(chosen), None, tell) as rendezvous:
+            return _led(args, chosen, rendezvous)
+
+
+def _first(args: argparse.Namespace, chosen: config.Experiment, place: Place) -> int:
+    """Coordinate the run, and be the agent of rank 0."""
+    address = place.coordinator or ""
+    keys, meeting = keys_for(args, address), Meeting.at(address)
+    tell = told(quiet=args.quiet)
+    with Rendezvous(meeting, place.ranks, digest(chosen), keys, tell) as rendezvous:
+        return _led(args, chosen, rendezvous)
+
+
+def _over_ssh(args: argparse.Namespace) -> int:
+    """Coordinate the run of agents that are started by ssh."""
+    hosts = args.hosts.split(",")
+    if not all(hosts) or args.engine is not None:
+        wrong = "--engine can't be given too" if all(hosts) else "expected names, such as a,b,c"
+        raise ConfigError(f"--hosts {args.hosts}: {wrong}")
+    chosen, tell = chosen_run(args), told(quiet=args.quiet)
+    address = args.coordinator or f"tcp://{_own_address(hosts[0])}:0"
+    meeting = Meeting.at(address)
+    with ExitStack() as stack:
+        if not (args.keys or args.insecure):
+            folder = stack.enter_context(private_folder(sockets=False))
+            new_keys(folder)
+            args.keys = str(folder)
+        keys = load_keys(args.keys) if args.keys else None
+        words = import_flags(args.allow_import)
+        words += ["--insecure"] if args.insecure else []
+        words += ["--ports", args.ports] if args.ports else []
+        where = Path(args.keys) if args.keys else None
+        options = {"ssh": args.ssh, "remote": args.remote, "keys": where, "words": words}
+        connections = stack.enter_context(Connections(hosts, **options, tell=tell))
+        ranks, watch = len(hosts), connections.check
+        rendezvous = stack.enter_context(
+            Rendezvous(meeting, ranks, digest(chosen), keys, tell, own_rank=None, watch=watch)
+        )
+        connections.start(rendezvous.address)
+        return _led(args, chosen, rendezvous)
+
+
+def _own_address(host: str) -> str:
+    """The address of this machine by which `host`, as ssh takes it, can reach it."""
+    name = host.rpartition("@")[2]
+    try:
+        return data_endpoints(f"tcp://{name}:22")[0].host
+    except LaunchError as error:
+        raise ConfigError(
+            f"--hosts: can't tell by which address {name} reaches this machine; name it with "
+            "--coordinator tcp://HOST:PORT"
+        ) from error
+
+
+def _led(args: argparse.Namespace, chosen: config.Experiment, rendezvous: Rendezvous) -> int:
+    """Lead the run in its folder, or go on with it; there is nothing to do if it is complete."""
+    with _opened(args, chosen) as folder:
+        resumed = (folder / EXPERIMENT).is_file()
+        here = continued_experiment(folder, chosen) if resumed else chosen
+        if resumed and is_complete(folder, here):
+            print(complete_line(str(folder), here))
+            return 0
+        job = Run(
+            experiment=here,
+            folder=folder,
+            resumed=resumed,
+            keys=load_keys(args.keys) if args.keys else None,
+            flags=worker_flags(args),
+            allow_import=args.allow_import,
+            counts=args.place,
+            trace=args.trace,
+            tensorboard=args.tensorboard,
+            goes_on=_goes_on(args, folder),
+        )
+        shared = rendezvous.own_rank is not None and rendezvous.ranks > 1
+        with (
+            page_for(args) as page,
+            make_display(quiet=args.quiet, shared=shared) as display,
+            shown_on(page, str(folder), folder) as shown,
+        ):
+            summary = lead(job, rendezvous, [display, *shown])
+            display.finish(summary, folder)
+        train.leave(open_run(folder), allow_import=args.allow_import, quiet=args.quiet)
+    return 0
+
+
+@contextmanager
+def _opened(args: argparse.Namespace, chosen: config.Experiment) -> Iterator[Path]:
+    """The folder of the run; a new one unless one is given."""
+    name = f"{Path(args.file).stem}-{chosen.schedule.__struct_config__.tag}"
+    with nullcontext(Path(args.out)) if args.out else new_folder(Path("runs"), name) as folder:
+        yield folder
+
+
+def _goes_on(args: argparse.Namespace, folder: Path) -> str:
+    """The command that goes on with the run, to be started as this one was."""
+    words = ["asyncdni", "run", args.file, "--out", str(folder)]
+    words += [f"--set={text}" for text in args.set] + condition_flags(args)
+    for name in ("schedule", "seed", "hosts", "ssh", "remote"):
+        value = getattr(args, name)
+        words += [f"--{name}={value}"] if value not in (None, _DEFAULTS.get(name)) else []
+    return shlex.join([*words, *import_flags(args.allow_import)])
+
+
+def _counts(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers, such as 2,1,1, got {text!r}")
+    return [int(part) for part in parts]

@@ -1,0 +1,261 @@
+"""The agent of one machine: it starts the workers that fall to it, and tells what becomes of them.
+
+```
+ agent                              coordinator (rank 0)
+   │ Enrol ──────────────────────────► │  place, digest of the experiment, machine
+   │ ◄──────────── Enrolled (Refused)  │  once, when the run begins
+   │ ◄──────────────────────── Engage  │  start a worker, or start it again
+   │ Ended ──────────────────────────► │  a worker's process has ended: code, last lines
+   │ Failed ─────────────────────────► │  no worker can be started here: the end of the run
+   │ Beat ◄──────────────────────────► │  all the time
+   │ ◄─────────────────────── Dismiss  │  the run is over: leave with this exit code
+```
+
+Engines end all processes when one dies, so workers are an agent's children and not the engine's: a
+worker that dies is started again by its agent, and the engine sees nothing of it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from asyncdni.cluster.engines import Place
+from asyncdni.drivers.real.coordinator import Stops
+from asyncdni.drivers.real.machine import usable_cores
+from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, by_name
+from asyncdni.imports import Allowed
+from asyncdni.launch.local import LocalLauncher, worker_command
+from asyncdni.messages import (
+    PROTOCOL_VERSION,
+    Dismiss,
+    Ended,
+    Engage,
+    Enrol,
+    Enrolled,
+    Failed,
+    Refused,
+)
+from asyncdni.plan.sizes import memory_bytes
+from asyncdni.wire.agent import AgentTransport
+from asyncdni.wire.beat import Heart
+from asyncdni.wire.curve import Keys
+
+__all__ = ["Means", "serve"]
+
+_LOOK_EVERY_S = 0.02
+#: Signals that come together are one request, as for the coordinator.
+_TOGETHER_S = 0.25
+#: How long the workers may take to leave after the end of the run: saved, or failed.
+_GRACE_S, _ERROR_GRACE_S = 10.0, 0.5
+#: How long the last news of this agent may take to reach the coordinator.
+_LINGER_S = 0.5
+
+
+@dataclass(frozen=True)
+class Means:
+    """What an agent has on its machine, and says there."""
+
+    tell: Callable[[str], None]  # shows a line to the user
+    keys: Keys | None = None
+    flags: Sequence[str] = ()  # of each worker's command line, for the same keys
+    allow_import: Allowed = False
+    timeout_s: float = 60.0  # for the coordinator to come
+    abandoned: Callable[[], bool] = field(default=lambda: False)  # nobody waits for it any more
+
+
+def serve(place: Place, digest: str, means: Means) -> None:
+    """Be the agent of rank `place.rank` until the run is over.
+
+    `digest` is that of the experiment that was asked for here; empty: none was.
+
+    Raises:
+        LaunchError: no coordinator has come, it has refused this agent, or it is gone.
+        AsyncDNIError: the run has failed, with its exit code; or the workers can't be started.
+        Interrupted: a second signal has come, or the connection that started this agent has ended.
+    """
+    assert place.coordinator is not None, "a place among several ranks has an address"
+    with ExitStack() as stack:
+        transport = AgentTransport(place.coordinator, means.keys)
+        stack.callback(transport.close, _LINGER_S)
+        stops = Stops()
+        stack.enter_context(stops.collecting_signals())
+        agent = _Agent(place, transport, means, stops, stack)
+        transport.send(_enrolment(place, digest))
+        agent.run()
+
+
+def _enrolment(place: Place, digest: str) -> Enrol:
+    return Enrol(
+        protocol=PROTOCOL_VERSION,
+        rank=place.rank,
+        ranks=place.ranks,
+        digest=digest,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        cores=len(usable_cores()) or os.cpu_count() or 1,
+        memory_bytes=memory_bytes(),
+    )
+
+
+class _Agent:
+    """One agent from its enrolment to its dismissal."""
+
+    def __init__(
+        self,
+        place: Place,
+        transport: AgentTransport,
+        means: Means,
+        stops: Stops,
+        stack: ExitStack,
+    ) -> None:
+        self._place = place
+        self._transport = transport
+        self._means = means
+        self._stops = stops
+        self._stack = stack  # ends what is started here
+        self._since = time.monotonic()
+        self._enrolled: Enrolled | None = None
+        self._launcher: LocalLauncher | None = None
+        self._engaged: set[str] = set()
+        self._lost: str | None = None  # why the coordinator is held to be gone
+        self._asked_s: float | None = None  # when a signal has come
+
+    def run(self) -> None:
+        """Do what the coordinator says until it dismisses this agent; raises as `serve` does."""
+        dismissed: Dismiss | None = None
+        while dismissed is None:
+            for message in self._transport.receive(_LOOK_EVERY_S):
+                match message:
+                    case Enrolled():
+                        self._begin(message)
+                    case Engage(worker=worker):
+                        self._engage(worker)
+                    case Refused(kind=kind, text=text):
+                        raise by_name(kind)(text)
+                    case Dismiss():
+                        dismissed = message
+            self._tell_ends()
+            if dismissed is None:
+                self._watch()
+        self._leave(dismissed)
+
+    # --- workers ---------------------------------------------------------------------------------
+
+    def _begin(self, enrolled: Enrolled) -> None:
+        """Prepare for the workers of this machine, and begin to beat."""
+        if self._enrolled is not None:
+            return
+        self._enrolled = enrolled
+        folder = Path(enrolled.folder)
+        logs = folder / "logs"
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            text = (
+                f"rank {self._place.rank} on {socket.gethostname()} can't write {logs}: "
+                f"{error.strerror}; name a folder with --out that can be written on all machines"
+            )
+            self._transport.send(Failed(LaunchError.__name__, text, ""))
+            raise LaunchError(text) from error
+        self._launcher = self._stack.enter_context(LocalLauncher(logs, enrolled.threads))
+        heart = Heart(
+            self._place.coordinator or "",
+            self._transport.identity,
+            enrolled.silence_s,
+            self._lose,
+            keys=self._means.keys,
+        )
+        heart.start()
+        self._stack.callback(heart.stop)
+        names = ", ".join(enrolled.workers) or "nothing: there are more ranks than workers"
+        self._means.tell(f"rank {self._place.rank} on {socket.gethostname()} runs {names}")
+
+    def _lose(self, reason: str) -> None:
+        """Note that the coordinator is gone; called in the heart's thread."""
+        self._lost = reason
+
+    def _engage(self, worker: str) -> None:
+        if self._launcher is None or self._enrolled is None:
+            return
+        allowed, address = self._means.allow_import, self._enrolled.coordinator
+        command = [*worker_command(worker, address, allow_import=allowed), *self._means.flags]
+        try:
+            if worker in self._engaged:
+                self._launcher.restart(worker)
+            else:
+                self._engaged.add(worker)
+                self._launcher.start({worker: command})
+        except LaunchError as error:
+            self._tell_end(worker, 1, str(error))  # as a process that has died at once
+
+    def _tell_ends(self) -> None:
+        """Tell the coordinator of workers that have ended, and the user of those that have died."""
+        for worker, code, last_lines in self._launcher.exited() if self._launcher else ():
+            self._tell_end(worker, code, last_lines)
+
+    def _tell_end(self, worker: str, code: int, last_lines: str) -> None:
+        self._transport.send(Ended(worker, code, last_lines))
+        if code:
+            died = f"worker {worker} has died with {_exit_words(code)}"
+            self._means.tell(f"{died}; its last lines: {last_lines}" if last_lines else died)
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Raise what ends this agent before it is dismissed."""
+        address = self._place.coordinator
+        if self._lost is not None:
+            raise LaunchError(f"the coordinator of the run is gone: {self._lost}")
+        waited = time.monotonic() - self._since
+        if self._enrolled is None and waited > self._means.timeout_s:
+            raise LaunchError(
+                f"no coordinator at {address} within {self._means.timeout_s:g} s: see that rank 0 "
+                "runs, that its host is reached from here and that the port is open, or name "
+                "another address with --coordinator"
+            )
+        if self._means.abandoned():
+            raise Interrupted("the connection that has started this agent has ended")
+        while self._stops.take():
+            self._asked()
+
+    def _asked(self) -> None:
+        """A signal asks this process to stop. Engines signal all processes of a job at once, and
+        stopping is the coordinator's part, which has all workers save what they have learned; so
+        only a second signal is the end of this agent alone."""
+        now = time.monotonic()
+        before, self._asked_s = self._asked_s, now
+        if self._enrolled is None or (before is not None and now - before >= _TOGETHER_S):
+            self._raise_stop()
+        if before is None:
+            number = signal.Signals(self._stops.numbers[-1]).name
+            self._means.tell(
+                f"rank {self._place.rank} got {number}: it goes on until the coordinator, which "
+                "may have got it too, stops the run; a second one ends it at once"
+            )
+
+    def _raise_stop(self) -> None:
+        stop = Interrupted(f"rank {self._place.rank} was stopped, and its workers with it")
+        stop.exit_code = 128 + self._stops.numbers[-1]
+        raise stop
+
+    def _leave(self, dismissed: Dismiss) -> None:
+        """Wait for the workers, and raise what the run has ended with, if that is an error."""
+        saved = dismissed.code == 0 or dismissed.code > 128
+        if self._launcher is not None:
+            with suppress(KeyboardInterrupt):
+                self._launcher.stop(_GRACE_S if saved else _ERROR_GRACE_S)
+        if dismissed.code:
+            error = AsyncDNIError(f"rank {self._place.rank} leaves: {dismissed.text}")
+            error.exit_code = dismissed.code
+            raise error
+
+
+def _exit_words(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"

@@ -1,0 +1,137 @@
+"""Lead a run over many machines: the part of rank 0, or of who starts the others by ssh."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asyncdni import config, experiment
+from asyncdni.cluster.placement import Placement, as_asked, balanced
+from asyncdni.cluster.rendezvous import Rendezvous, Work
+from asyncdni.imports import Allowed
+from asyncdni.launch.conduct import Observer, check_host, conduct
+from asyncdni.launch.local import LocalLauncher, worker_command
+from asyncdni.launch.train import design_of
+from asyncdni.plan.build import Design
+from asyncdni.plan.sizes import worker_bytes, worker_operations
+from asyncdni.report.tensorboard import EventFiles
+from asyncdni.report.traces import merged_at_end
+from asyncdni.store.given import begin_with
+from asyncdni.wire.curve import Keys
+
+__all__ = ["Run", "digest", "lead"]
+
+#: What may have another place on each machine, and still be the same.
+_PATHS = (("data", "path"), ("run", "init"), ("model", "weights"))
+
+
+def digest(chosen: config.Experiment) -> str:
+    """Return what identifies an experiment on all machines: the SHA-256 of all that it says but the
+    paths of files, 64 hexadecimal digits."""
+    tables = experiment.tables(chosen)
+    for section, name in _PATHS:
+        if isinstance(tables.get(section), dict):
+            tables[section].pop(name, None)
+    return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to be led."""
+
+    experiment: config.Experiment
+    folder: Path
+    resumed: bool  # whether the run in the folder goes on
+    keys: Keys | None
+    flags: Sequence[str]  # of each worker's command line, for the same keys
+    allow_import: Allowed
+    counts: Sequence[int] | None = None  # workers of each rank; None: balanced
+    trace: bool = False
+    tensorboard: bool = False
+    goes_on: str = ""  # what to type to go on with it
+
+
+def lead(run: Run, rendezvous: Rendezvous, observers: Sequence[Observer]) -> dict[str, Any]:
+    """Coordinate the run whose agents come to `rendezvous`, and return its summary.
+
+    This process is also the agent of the rendezvous' own rank, if any. Raises what `conduct`
+    raises.
+    """
+    design = design_of(run.experiment, allow_import=run.allow_import)
+    if not run.resumed:
+        design = begin_with(design)
+    workers = [group.name for group in design.plan.groups]
+    needs = _needs(design)
+    if rendezvous.ranks == 1:
+        check_host(design)
+    placement = _placement(run, design, rendezvous.ranks)
+    rendezvous.meeting.await_name(run.experiment.limits.startup_s)
+    with ExitStack() as stack:
+        own = None
+        if rendezvous.own_rank is not None:
+            logs, threads = run.folder / "logs", run.experiment.run.threads
+            own = stack.enter_context(LocalLauncher(logs, threads))
+        stack.push(rendezvous.dismiss)  # before this process waits for its own workers
+
+        def launch(address: str) -> Rendezvous:
+            work = _work(run, placement, needs, rendezvous.meeting.reached(address))
+            return rendezvous.begin(work, own)
+
+        if run.trace:
+            stack.enter_context(merged_at_end(run.folder, workers))
+        heard = [*observers]
+        if run.tensorboard:
+            heard.append(stack.enter_context(EventFiles(run.folder)))
+        return conduct(
+            design,
+            rendezvous.meeting.workers,
+            run.folder,
+            launch=launch,
+            observers=heard,
+            trace=run.trace,
+            resume=run.resumed,
+            keys=run.keys,
+            flags=run.flags,
+            goes_on=run.goes_on,
+        )
+
+
+def _placement(run: Run, design: Design, ranks: int) -> Placement:
+    groups, allowed = design.plan.groups, design.allow_import
+    if run.counts is not None:
+        return as_asked([group.name for group in groups], run.counts, ranks)
+    network = design.network
+    costs = {one.name: worker_operations(network, one, allow_import=allowed) for one in groups}
+    return balanced(costs, ranks)
+
+
+def _needs(design: Design) -> dict[str, int]:
+    """The memory that each worker needs at least, in bytes."""
+    parts = design.experiment, design.network, design.plan, design.meta
+    return {
+        group.name: worker_bytes(*parts, group, allow_import=design.allow_import)
+        for group in design.plan.groups
+    }
+
+
+def _work(run: Run, placement: Placement, needs: dict[str, int], coordinator: str) -> Work:
+    limits, allowed = run.experiment.limits, run.allow_import
+    commands = {
+        name: [*worker_command(name, coordinator, allow_import=allowed), *run.flags]
+        for name in placement
+    }
+    return Work(
+        placement=placement,
+        needs=needs,
+        coordinator=coordinator,
+        folder=str(run.folder.resolve()),
+        threads=run.experiment.run.threads,
+        silence_s=limits.silence_s,
+        startup_s=limits.startup_s,
+        commands=commands,
+    )

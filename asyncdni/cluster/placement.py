@@ -1,0 +1,52 @@
+"""Which stages run where: neighbouring ones together, and no machine with too much work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from asyncdni.errors import ConfigError
+
+__all__ = ["as_asked", "balanced"]
+
+Placement = dict[str, int]  # worker -> rank
+
+
+def balanced(costs: Mapping[str, float], ranks: int) -> Placement:
+    """Give each rank neighbouring workers, so that the largest sum of their costs is the least.
+
+    `costs` maps the workers, in order, to what each costs, in any unit. Of equally good placements
+    it is the one that fills the first ranks. With more ranks than workers the last ones get none.
+    """
+    names = list(costs)
+    sums = [0.0]
+    for name in names:
+        sums.append(sums[-1] + costs[name])
+    # best[r][n]: the least largest sum of the first n workers on r ranks, and where the last begins
+    best = [[(0.0, 0)] + [(float("inf"), 0)] * len(names)]
+    for _ in range(min(ranks, len(names))):
+        before = best[-1]
+        row = [(0.0, 0)]
+        for end in range(1, len(names) + 1):
+            row.append(min((max(before[k][0], sums[end] - sums[k]), -k) for k in range(end)))
+        best.append([(cost, abs(k)) for cost, k in row])
+    placement: Placement = {}
+    end = len(names)
+    for rank in range(len(best) - 1, 0, -1):
+        begin = best[rank][end][1]
+        placement.update(dict.fromkeys(names[begin:end], rank - 1))
+        end = begin
+    return {name: placement[name] for name in names}
+
+
+def as_asked(workers: Sequence[str], counts: Sequence[int], ranks: int) -> Placement:
+    """Give the first rank the first `counts[0]` workers, the next the `counts[1]` after them, ….
+
+    Raises `ConfigError` unless there is a count for each rank, and all together are the workers.
+    """
+    if len(counts) != ranks or sum(counts) != len(workers) or min(counts) < 0:
+        raise ConfigError(
+            f"--place {','.join(map(str, counts))}: expected {ranks} numbers, one for each rank, "
+            f"that sum to {len(workers)}, the workers of the run: {', '.join(workers)}"
+        )
+    each = [rank for rank, count in enumerate(counts) for _ in range(count)]
+    return dict(zip(workers, each, strict=True))

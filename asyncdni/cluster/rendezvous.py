@@ -1,0 +1,414 @@
+"""Where the agents of a run meet: the coordinator's launcher of workers on many machines."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from asyncdni.cluster.placement import Placement
+from asyncdni.core.liveness import Sight
+from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError, by_name
+from asyncdni.launch.local import LocalLauncher
+from asyncdni.messages import (
+    PROTOCOL_VERSION,
+    Beat,
+    Dismiss,
+    Ended,
+    Engage,
+    Enrol,
+    Enrolled,
+    Failed,
+    Message,
+    Refused,
+)
+from asyncdni.wire.address import Address, parse, reachable_as
+from asyncdni.wire.codec import FROM_AGENT, TO_AGENT
+from asyncdni.wire.coordinator import CoordinatorTransport
+from asyncdni.wire.curve import Keys
+
+__all__ = ["Meeting", "Rendezvous", "Work"]
+
+#: After so long the user is told which agents have not come yet.
+_NOTE_S = 5.0
+#: At the end of a run: how long agents that come late are waited for, so that none waits in vain.
+_LATE_S = 5.0
+_LOOK_EVERY_S = 0.1
+#: How long the last words to the agents may take.
+_LINGER_S = 1.0
+_GIB = 2**30
+_LOOPBACK = "127.0.0.1"
+#: What a worker's death by the death of its agent looks like: a killed process.
+_KILLED = -9
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the processes of a run meet: addresses to listen at."""
+
+    agents: str
+    workers: str
+    host: str = ""  # by which other machines reach this one; empty: there are none
+
+    @classmethod
+    def at(cls, address: str) -> Self:
+        """Make that of a run whose agents come to `address`, tcp://HOST:PORT. Workers come to the
+        port after it; to any port if PORT is 0.
+
+        Unless HOST is one of loopback, all interfaces are listened at: the name may stand for
+        another address here than elsewhere. Raises `LaunchError`.
+        """
+        given = parse(address, bind=True)
+        host = _LOOPBACK if given.host == "localhost" else given.host
+        everywhere = "::" if given.needs_ipv6() else "0.0.0.0"
+        here = host if host.startswith("127.") or host == "::1" else everywhere
+        ports = given.port, given.port + 1 if given.port else 0
+        agents, workers = (Address("tcp", here, port).endpoint for port in ports)
+        return cls(agents, workers, host)
+
+    @classmethod
+    def here(cls, folder: Path) -> Self:
+        """Make that of a run on this machine alone, with sockets in a private folder."""
+        return cls(f"ipc://{folder / 'agents'}", f"ipc://{folder / 'coordinator'}")
+
+    def reached(self, listening: str) -> str:
+        """Return the address by which others reach the socket that listens at `listening`."""
+        return reachable_as(listening, self.host) if self.host else listening
+
+    def await_name(self, timeout_s: float) -> None:
+        """Wait until this machine knows its own name, by which its workers go to it too: that of a
+        pod is made known only when the pod runs. Raises `LaunchError` after `timeout_s` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while self.host:
+            try:
+                socket.getaddrinfo(self.host, None)
+                return
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise LaunchError(
+                        f"rank 0 does not know {self.host}, its own name for the others: "
+                        f"{error.strerror}; give all ranks --coordinator tcp://HOST:PORT with a "
+                        "name or an address that all of them know"
+                    ) from error
+            time.sleep(_LOOK_EVERY_S)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run has to be done, and where."""
+
+    placement: Placement
+    needs: Mapping[str, int]  # the least memory of each worker in bytes
+    coordinator: str  # the address that workers connect to
+    folder: str
+    threads: int
+    silence_s: float  # after which an agent counts as gone
+    startup_s: float  # that agents may take to come
+    commands: Mapping[str, Sequence[str]]  # that start the workers of rank 0
+
+    def of(self, rank: int) -> list[str]:
+        """The workers of a rank."""
+        return [name for name, there in self.placement.items() if there == rank]
+
+
+@dataclass
+class _Agent:
+    peer: bytes
+    enrol: Enrol
+    heard_s: float
+
+
+class Rendezvous(AbstractContextManager["Rendezvous", None]):
+    """Listens for the agents of `ranks` ranks where `meeting` says, and has them start the workers
+    of the run.
+
+    It is a `drivers.real.coordinator.Launcher`; agents are heard whenever `exited` is called. The
+    workers of `own_rank` are started by `own`, on this machine; both are None where all ranks have
+    agents. `watch` is called all the time with the ranks whose agents are there; it raises what has
+    become of the others. As a context manager it tells the agents at its end how the run has ended.
+
+    `digest` identifies the experiment; agents that have been started with another are refused.
+    Raises `LaunchError` if the address can't be listened on.
+    """
+
+    def __init__(
+        self,
+        meeting: Meeting,
+        ranks: int,
+        digest: str,
+        keys: Keys | None,
+        tell: Callable[[str], None],
+        *,
+        own_rank: int | None = 0,
+        watch: Callable[[Container[int]], None] | None = None,
+    ) -> None:
+        self.meeting = meeting
+        self.ranks = ranks
+        self._digest = digest
+        self._tell = tell
+        self.own_rank = own_rank
+        self._watch_others = watch
+        self._own: LocalLauncher | None = None
+        self._work: Work | None = None
+        self._begun_s = 0.0
+        self._noted = False
+        self._dismissed = False
+        self._agents: dict[int, _Agent] = {}
+        self._turned_away: set[int] = set()  # ranks of agents that can't take part
+        self._late: dict[int, _Agent] = {}  # those whose rank another has, who may be gone
+        self._ordered_s: dict[str, float] = {}  # when each worker was last to be started
+        self._ended: list[tuple[str, int, str]] = []
+        self._last_lines: dict[str, str] = {}
+        self._transport = CoordinatorTransport(
+            meeting.agents, keys, hears=FROM_AGENT, says=TO_AGENT
+        )
+        #: Where agents reach it.
+        self.address = meeting.reached(self._transport.address)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        try:
+            self.dismiss(_, error)
+        finally:
+            self._transport.close(_LINGER_S)
+
+    def dismiss(self, _: object, error: BaseException | None, *__: object) -> None:
+        """Tell all agents that have come, and those that come within some seconds, that the run has
+        ended: with that error, or well. Only the first call counts."""
+        if self._dismissed:
+            return
+        self._dismissed = True
+        farewell = _farewell(error)
+        for agent in [*self._agents.values(), *self._late.values()]:
+            self._transport.send(agent.peer, farewell)
+        missing = set(self._missing())
+        deadline = time.monotonic() + _LATE_S
+        while missing and time.monotonic() < deadline:
+            for peer, message in self._transport.receive(_LOOK_EVERY_S):
+                if isinstance(message, Enrol):
+                    self._transport.send(peer, farewell)
+                    missing.discard(message.rank)
+
+    def begin(self, work: Work, own: LocalLauncher | None) -> Self:
+        """Start the workers of this machine, by `own`, and those of each agent as it comes.
+
+        Raises `LaunchError` if one can't be started.
+        """
+        self._work, self._own, self._begun_s = work, own, time.monotonic()
+        if own is not None:
+            own.start({name: work.commands[name] for name in work.of(self.own_rank or 0)})
+        return self
+
+    # --- the launcher ----------------------------------------------------------------------------
+
+    def exited(self) -> list[tuple[str, int, str]]:
+        """Hear the agents; return (worker, exit code, last lines) of processes that have ended.
+
+        Raises `ConfigError` for an agent that does not fit, `LaunchError` if agents have not come
+        in time, and what an agent has failed at.
+        """
+        now = time.monotonic()
+        for peer, message in self._transport.receive(0):
+            self._received(peer, message, now)
+        for _, text in self._transport.rejected:
+            self._tell(f"at the agents' address: {text}")
+        self._transport.rejected.clear()
+        self._admit_late(now)
+        self._watch(now)
+        ended, self._ended = self._ended, []
+        return [*(self._own.exited() if self._own is not None else ()), *ended]
+
+    def restart(self, name: str) -> None:
+        """Have a worker started again by the agent of its machine, once that is there.
+
+        Raises `LaunchError` if it is on this machine and can't be started.
+        """
+        assert self._work is not None
+        rank = self._work.placement[name]
+        self._ordered_s[name] = time.monotonic()
+        if rank == self.own_rank and self._own is not None:
+            self._own.restart(name)
+        elif rank in self._agents:
+            self._transport.send(self._agents[rank].peer, Engage(name))
+
+    def look(self, name: str) -> Sight:
+        """Tell what state a worker's process is in; those of other machines can't be seen."""
+        return Sight.UNSEEN if self._is_away(name) else self._local.look(name)
+
+    def last_lines(self, name: str) -> str:
+        """Return the last output of a worker, as far as it is known here."""
+        return (
+            self._last_lines.get(name, "") if self._is_away(name) else self._local.last_lines(name)
+        )
+
+    def _is_away(self, name: str) -> bool:
+        assert self._work is not None
+        return self._own is None or self._work.placement[name] != self.own_rank
+
+    @property
+    def _local(self) -> LocalLauncher:
+        assert self._own is not None
+        return self._own
+
+    # --- agents ----------------------------------------------------------------------------------
+
+    def _received(self, peer: bytes, message: Message, now: float) -> None:
+        if isinstance(message, Enrol):
+            self._enrol(_Agent(peer, message, now), now)
+            return
+        agent = next((one for one in self._agents.values() if one.peer == peer), None)
+        if agent is None:
+            if not any(one.peer == peer for one in self._late.values()):
+                self._refuse(peer, "this agent is not, or no longer, one of the run")
+            return
+        agent.heard_s = now
+        match message:
+            case Beat():
+                pass
+            case Failed(kind=kind, text=text):
+                raise by_name(kind)(text)
+            case Ended(worker=worker, code=code, last_lines=last_lines):
+                if self._work is not None and worker in self._work.of(agent.enrol.rank):
+                    self._last_lines[worker] = last_lines
+                    self._ended.append((worker, code, last_lines))
+
+    def _enrol(self, agent: _Agent, now: float) -> None:
+        """Let an agent in, refuse it, or have it wait until that of the same rank is known to be
+        gone."""
+        enrol = agent.enrol
+        wrong = self._fault(enrol)
+        if wrong:
+            self._refuse(agent.peer, wrong, ConfigError)
+            self._turned_away.add(enrol.rank)
+            if enrol.rank not in self._agents:
+                raise ConfigError(wrong)
+        elif enrol.rank in self._agents:
+            self._late[enrol.rank] = agent
+        else:
+            self._admit(agent)
+
+    def _fault(self, enrol: Enrol) -> str:
+        """Why an agent can't take part; empty where it can."""
+        who = f"rank {enrol.rank} on {enrol.host}"
+        if enrol.protocol != PROTOCOL_VERSION:
+            return (
+                f"{who} speaks protocol {enrol.protocol}, the coordinator {PROTOCOL_VERSION}: "
+                "install the same version of asyncdni on both machines"
+            )
+        if enrol.ranks != self.ranks or not 0 <= enrol.rank < self.ranks:
+            return (
+                f"{who} is one of {enrol.ranks} ranks, the coordinator has {self.ranks}: one run "
+                "needs an address of its own, see --coordinator"
+            )
+        if enrol.rank == self.own_rank:
+            return (
+                f"{who} is an agent, but that rank coordinates the run: give each process a rank "
+                "of its own"
+            )
+        if enrol.digest not in ("", self._digest):
+            return (
+                f"{who} was started with another experiment (sha256 {enrol.digest[:12]}…) than "
+                f"the coordinator ({self._digest[:12]}…): give all ranks the same file and options"
+            )
+        return ""
+
+    def _refuse(self, peer: bytes, text: str, error: type[AsyncDNIError] = LaunchError) -> None:
+        self._transport.send(peer, Refused(error.__name__, text))
+
+    def _admit_late(self, now: float) -> None:
+        """Decide about agents whose rank is taken: by one that still beats, or by a dead one."""
+        assert self._work is not None
+        for rank, late in list(self._late.items()):
+            there = self._agents[rank]
+            if there.heard_s > late.heard_s:
+                del self._late[rank]
+                taken = f"process {there.enrol.pid} on {there.enrol.host}"
+                self._refuse(late.peer, f"rank {rank} is taken by {taken}")
+            elif now - there.heard_s > self._work.silence_s:
+                del self._late[rank]
+                self._succeed(there, late)
+
+    def _admit(self, agent: _Agent) -> None:
+        """Let an agent in, and have it start the workers of its machine."""
+        self._welcome(agent)
+        for name in self._workers(agent):
+            self._transport.send(agent.peer, Engage(name))
+
+    def _succeed(self, gone: _Agent, agent: _Agent) -> None:
+        """Put an agent in the place of one that is gone, and whose workers have gone with it. Those
+        whose start the other was told and can't have heard are started now; of the others the
+        coordinator does not know yet that they are dead."""
+        self._welcome(agent)
+        for name in self._workers(agent):
+            if self._ordered_s.get(name, 0.0) > gone.heard_s:
+                self._transport.send(agent.peer, Engage(name))
+            else:
+                self._ended.append((name, _KILLED, f"its agent on {gone.enrol.host} has ended"))
+
+    def _welcome(self, agent: _Agent) -> None:
+        work, enrol = self._work, agent.enrol
+        assert work is not None
+        self._agents[enrol.rank] = agent
+        names = self._workers(agent)
+        self._transport.send(
+            agent.peer, Enrolled(names, work.coordinator, work.folder, work.threads, work.silence_s)
+        )
+        self._tell(
+            f"rank {enrol.rank} on {enrol.host} ({enrol.cores} cores, "
+            f"{enrol.memory_bytes / _GIB:.1f} GiB): {', '.join(names) or 'nothing to do'}"
+        )
+        self._check_memory(enrol)
+
+    def _workers(self, agent: _Agent) -> list[str]:
+        assert self._work is not None
+        return self._work.of(agent.enrol.rank)
+
+    def _check_memory(self, enrol: Enrol) -> None:
+        """Raise `ConfigError` if a machine has too little memory for its workers."""
+        assert self._work is not None
+        needed = sum(self._work.needs[name] for name in self._work.of(enrol.rank))
+        if 0 < enrol.memory_bytes < needed:
+            raise ConfigError(
+                f"rank {enrol.rank} on {enrol.host} has {enrol.memory_bytes / _GIB:,.1f} GiB of "
+                f"memory, its workers need at least {needed / _GIB:,.1f} GiB: give it fewer with "
+                "--place, or use more machines"
+            )
+
+    def _missing(self) -> list[int]:
+        known = {self.own_rank, *self._agents, *self._turned_away}
+        return [rank for rank in range(self.ranks) if rank not in known]
+
+    def _watch(self, now: float) -> None:
+        """Tell of agents that have not come yet; raise `LaunchError` once they are too late."""
+        if self._watch_others is not None:
+            self._watch_others(self._agents)
+        missing = self._missing()
+        if not missing or self._work is None:
+            return
+        ranks = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+        waited_s = now - self._begun_s
+        if waited_s > self._work.startup_s:
+            raise LaunchError(
+                f"no agent of {ranks} has come to {self.address} within {self._work.startup_s:g} s "
+                "(limits.startup_s): see that the same command runs there, and that this port is "
+                "open to them"
+            )
+        if waited_s > _NOTE_S and not self._noted:
+            self._noted = True
+            self._tell(f"waiting for the agents of {ranks} at {self.address}")
+
+
+def _farewell(error: BaseException | None) -> Dismiss:
+    """What the agents are told of the end of the run."""
+    if error is None:
+        return Dismiss(0, "")
+    if isinstance(error, AsyncDNIError):
+        return Dismiss(error.exit_code, f"the run has ended: {error}")
+    code = 130 if isinstance(error, KeyboardInterrupt) else 1
+    return Dismiss(code, f"the run has ended: {type(error).__name__}")

@@ -1,0 +1,46 @@
+// All that the page asks of the server: news, logs, controls.
+
+import { $, write } from "./words.js";
+
+// Say how things stand with the server, at the top of the page.
+export function say(text, className) {
+  write($("#connection"), text);
+  $("#connection").className = className;
+}
+
+export async function showLog(run, worker) {
+  write($("#log-title"), `Log of ${worker}`);
+  write($("#log-text"), "…");
+  $("#log").showModal();
+  const query = new URLSearchParams({ run: run.index, worker });
+  const answer = await fetch(`/log?${query}`).catch(() => null);
+  write($("#log-text"), answer ? await answer.text() : "The command has ended: see DIR/logs.");
+  $("#log-text").scrollTop = $("#log-text").scrollHeight;
+}
+
+export let controls = { actions: [], token: null };
+
+export async function control(run, worker, action) {
+  const answer = await fetch("/control", {
+    method: "POST",
+    headers: { "X-Asyncdni-Token": controls.token },
+    body: JSON.stringify({ run: run.index, worker, action }),
+  }).catch(() => null);
+  if (!answer || !answer.ok) say(answer ? await answer.text() : "the command has ended", "lost");
+}
+
+// Call `take` with all news of the server, from now on.
+export async function listen(take) {
+  const answer = await fetch("/controls");
+  if (answer.ok) controls = await answer.json();
+  const stream = new EventSource("/events");
+  stream.addEventListener("open", () => say("● connected", "live"));
+  stream.addEventListener("error", () => say("✕ connection lost, trying again", "lost"));
+  stream.addEventListener("message", (event) => take(JSON.parse(event.data)));
+  stream.addEventListener("end", () => {
+    stream.close();
+    say("✓ the command has ended; this is its last state", "ended");
+  });
+}
+
+$("#log-close").addEventListener("click", () => $("#log").close());

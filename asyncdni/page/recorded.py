@@ -1,0 +1,146 @@
+"""Show runs from their folders: their records as they came, and the timelines of their traces."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from asyncdni.errors import CheckpointError, legible
+from asyncdni.imports import Allowed
+from asyncdni.page.state import RunState
+from asyncdni.plan.build import Design, make_design
+from asyncdni.report.records import Recorder, recorded
+from asyncdni.report.timeline import COLOURS
+from asyncdni.report.traces import (
+    GRADIENT,
+    OP,
+    OP_NAMES,
+    SLOWED,
+    WAIT,
+    WorkerTrace,
+    links,
+    read_trace,
+    trace_path,
+)
+from asyncdni.store.run import METRICS, known_data, load_experiment
+
+__all__ = ["open_state", "timeline"]
+
+#: The longest part of a timeline in one answer, and the most boxes of one worker in it.
+_LENGTH_MAX_S = 10.0
+_BOXES_MAX = 4000
+_ARROWS_MAX = 4000
+
+
+def open_state(folder: Path, *, allow_import: Allowed = False) -> RunState:
+    """Return what the page shows of the run in `folder`, which has ended or goes on elsewhere.
+
+    Raises `CheckpointError` for a folder without a run or one that can't be read, and `ConfigError`
+    for an experiment that this version can't lay out.
+    """
+    chosen, meta = load_experiment(folder), known_data(folder)
+    if meta is None or not (folder / METRICS).is_file():
+        missing = "shapes of its data (data.json)" if meta is None else f"records ({METRICS})"
+        raise CheckpointError(f"{folder} can't be shown: the {missing} are missing")
+    design = make_design(chosen, meta, allow_import=allow_import)
+    workers = (group.name for group in design.plan.groups)
+    traced = all(trace_path(folder, worker).is_file() for worker in workers)
+    state = RunState(str(folder), folder, live=False, traced=traced)
+    _replay(folder, design, state)
+    if not state.network:
+        raise CheckpointError(f"{folder} can't be shown: {folder / METRICS} holds no record")
+    complete = (folder / "summary.json").is_file()
+    if complete:
+        state.ended()
+    else:
+        state.ended("unfinished", "the run has not come to its end, or goes on elsewhere")
+    return state
+
+
+def _replay(folder: Path, design: Design, state: RunState) -> None:
+    """Show the records of a run one after the other, as its coordinator did."""
+    recorder = Recorder(tuple(group.name for group in design.plan.groups), {}, None)
+    records = sorted(recorded(folder), key=lambda record: float(record["time_s"]))
+    for record in records:
+        values = {key: value for key, value in record.items() if key != "kind"}
+        try:
+            recorder.record(record["kind"], values)
+            state(design, recorder, record["kind"], values)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue  # damaged, or of a version that wrote other fields
+
+
+# --- timelines -----------------------------------------------------------------------------------
+
+
+def timeline(run: RunState, begin_s: float, length_s: float) -> dict[str, Any]:
+    """Return the ops, waits and messages of `length_s` seconds of a traced run, from `begin_s`
+    after its first op on, as JSON.
+
+    Each worker's boxes are [name of the op, batch, start, end], its waits [start, end], in seconds
+    after `begin_s`; arrows are [whether a gradient, sender, receiver, start, end], with numbers of
+    workers. Raises `CheckpointError` for a run without traces.
+    """
+    if run.folder is None or not run.traced:
+        raise CheckpointError(f"{run.title} has no timeline: train with --trace")
+    traces = [_trace(run.folder, worker) for worker in run.workers]
+    ops = [trace.on(OP) for trace in traces]
+    if not any(map(len, ops)):
+        raise CheckpointError("the traces hold no ops")
+    first = min(float(own["start_s"].min()) for own in ops if len(own))
+    whole_s = max(float(own["end_s"].max()) for own in ops if len(own)) - first
+    length_s = min(_LENGTH_MAX_S, whole_s, max(1e-4, length_s if length_s > 0 else 0.0))
+    begin_s = min(max(0.0, begin_s if begin_s > 0 else 0.0), max(0.0, whole_s - length_s))
+    zero_s, end_s = first + begin_s, first + begin_s + length_s
+    used = sorted({name for trace in traces for name in trace.names if name in COLOURS})
+    return {
+        "begin_s": begin_s,
+        "length_s": length_s,
+        "whole_s": whole_s,
+        "names": {name: OP_NAMES.get(name, name) for name in COLOURS if name in used},
+        "colours": {name: COLOURS[name] for name in used},
+        "workers": [_row(trace, zero_s, end_s) for trace in traces],
+        "arrows": _arrows(traces, zero_s, end_s),
+    }
+
+
+@lru_cache(maxsize=256)
+def _trace(folder: Path, worker: str) -> WorkerTrace:
+    return read_trace(folder, worker)
+
+
+def _inside(events: NDArray[Any], zero_s: float, end_s: float) -> list[Any]:
+    chosen = (events["end_s"] > zero_s) & (events["start_s"] < end_s)
+    found: list[Any] = events[chosen][:_BOXES_MAX].tolist()
+    return found
+
+
+def _row(trace: WorkerTrace, zero_s: float, end_s: float) -> dict[str, Any]:
+    def times(start_s: float, stop_s: float) -> list[float]:
+        return [round(start_s - zero_s, 7), round(stop_s - zero_s, 7)]
+
+    ops = _inside(trace.on(OP), zero_s, end_s)
+    return {
+        "name": legible(trace.worker, 64),
+        "boxes": [[trace.names[name], batch, *times(a, b)] for _, name, _, batch, a, b in ops],
+        "waits": [times(a, b) for *_, a, b in _inside(trace.on(WAIT), zero_s, end_s)],
+        "slowed": [times(a, b) for *_, a, b in _inside(trace.on(SLOWED), zero_s, end_s)],
+        "truncated": len(ops) >= _BOXES_MAX,
+    }
+
+
+def _arrows(traces: list[WorkerTrace], zero_s: float, end_s: float) -> list[list[Any]]:
+    found: list[list[Any]] = []
+    for link in links(traces):
+        sent = traces[link.sender].events["start_s"][link.sent]
+        received = traces[link.receiver].events["start_s"][link.received]
+        inside = (received > zero_s) & (sent < end_s)
+        for a, b in zip(sent[inside].tolist(), received[inside].tolist(), strict=True):
+            if len(found) >= _ARROWS_MAX:
+                return found
+            times = [round(a - zero_s, 7), round(b - zero_s, 7)]
+            found.append([link.kind == GRADIENT, link.sender, link.receiver, *times])
+    return found

@@ -1,0 +1,341 @@
+"""Loss of a small GPT with a block a stage, for rules that let a stage learn without waiting.
+
+    ASYNCDNI_DATA=… python benchmarks/transformers/run.py --results runs/transformers.json
+    python benchmarks/transformers/run.py --readme
+
+The first command takes the parts of the plan in turn: it tries every rate of a part's rules with
+one seed, then runs the three seeds at the best one; at last it tries the rates of all other rules.
+Each run is written as it ends, and with --resume the file's are left out. The second fills in
+README.md and draws, from the results that are kept here. Needs PyTorch. Everything is simulated in
+virtual time with real maths (see ../shared/sweep.py), so a seed gives one result. See README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "shared"))
+sys.path.insert(0, str(HERE.parents[1] / "launch" / "torch"))
+
+from command import results_parser  # noqa: E402
+from sweep import Job, Runs, conditions, fill_in, machine_line, run_all, table  # noqa: E402
+
+from asyncdni import experiment  # noqa: E402
+from asyncdni.core.events import Finish  # noqa: E402
+from asyncdni.data import describe  # noqa: E402
+from asyncdni.drivers.virtual.simulation import Result, simulate  # noqa: E402
+from asyncdni.errors import AsyncDNIError  # noqa: E402
+from asyncdni.plan.build import Design, make_design  # noqa: E402
+from asyncdni.report.plots import styled  # noqa: E402
+from asyncdni.report.statistics import Estimate, difference, estimate  # noqa: E402
+from asyncdni.store.given import begin_with  # noqa: E402
+
+RESULTS, README = HERE / "results" / "transformers.json", HERE / "README.md"
+WIDTH, WINDOW, BATCH = 128, 64, 4
+CHARACTERS = 1_115_394  # of the text
+TEST_PART = 0.03  # of it, at its end
+HELD_OUT = 32_768  # characters before the test part, which rates are chosen on
+EVALUATIONS = 6  # in a run
+TUNED_ON = 100  # the seed on which rates are chosen
+SEEDS = 0, 1, 2
+
+Table = dict[str, Any]
+ADAM: Table = {"name": "adam"}
+NADAM: Table = {"name": "torch", "kind": "NAdam", "options": {"betas": [0.99, 0.999]}}
+MUON: Table = {"name": "torch", "kind": "Muon", "options": {"weight_decay": 0.0}}
+
+
+def readout(**options: Any) -> Table:
+    """The schedule without waiting, by gradients through copies of the readout."""
+    return {"name": "synthetic", "generator": {"kind": "readout", **options}}
+
+
+BACKPROP, BARE = "backprop", "readout"
+#: By name: [schedule], [optimizer], and whether gradients are late.
+RULES: dict[str, tuple[Table, Table, bool]] = {
+    BACKPROP: ({"name": "locked"}, ADAM, False),
+    BARE: (readout(), ADAM, False),
+    "readout, refresh 200": (readout(refresh=200), ADAM, False),
+    "readout, narrow block": (readout(blocks=1, width=32), ADAM, False),
+    "readout, full block": (readout(blocks=1), ADAM, False),
+    "local loss, own head": ({"name": "local_loss"}, ADAM, False),
+    "delayed, NAdam 0.99": ({"name": "delayed"}, NADAM, True),
+    "delayed, Muon": ({"name": "delayed"}, MUON, True),
+}
+
+
+RATES = 1e-3, 2e-3, 4e-3
+TUNING_STEPS, TUNING_STAGES = 1000, 4
+#: A rule that is not tuned itself has the rate of another one.
+TUNED_AS = {"readout, refresh 200": BARE}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is compared: rules with the same network and number of steps, at their best rates and
+    from all seeds, or at given rates and from the first seed."""
+
+    stages: int
+    steps: int
+    rules: tuple[str, ...]
+    rates: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The part's mark in README.md."""
+        return f"{self.stages} stages, {self.steps} steps{', rates' if self.rates else ''}"
+
+
+STEPS = 3000
+#: In the order in which they run; one of the same name as an earlier one adds to it.
+PARTS = (
+    Part(4, STEPS, (BACKPROP, BARE)),
+    Part(8, STEPS, (BACKPROP, BARE)),
+    Part(4, STEPS, (BACKPROP, BARE), RATES[1:]),
+    Part(4, STEPS, (BACKPROP, BARE, "readout, refresh 200")),
+)
+#: Of these no more than the runs that choose a rate.
+BRIEFLY = tuple(RULES)[3:]
+
+
+def job(rule: str, stages: int, steps: int, rate: float, seed: int) -> Job:
+    """A GPT with a block a stage. Runs that choose a rate are scored on held-out characters."""
+    schedule, optimizer, late = RULES[rule]
+    lag = stages - 1 if late else 0
+    room = 2 * (lag + 1) + 8
+    tuning = seed == TUNED_ON
+    kept = int(CHARACTERS * (1 - TEST_PART)) - (HELD_OUT if tuning else 0)
+    an_epoch = (kept - WINDOW) // (BATCH * WINDOW)
+    tables = {
+        "data": {
+            "name": "text",
+            "encoding": "ids",
+            "window": WINDOW,
+            "batch_size": BATCH,
+            "test_part": TEST_PART,
+            "validation": HELD_OUT if tuning else 0,
+        },
+        "model": {
+            "build": "models:gpt",
+            "arguments": {"width": WIDTH, "layers": stages, "heads": 4, "steps": WINDOW},
+            "stages": [f"h.{index}" for index in range(1, stages)],
+            "loss": "cross_entropy",
+        },
+        "schedule": schedule,
+        "optimizer": {
+            **optimizer,
+            "learning_rate": rate,
+            "clip_norm": float(WINDOW),  # 1 for the mean over characters: gradients are their sum
+            "decay": {"name": "cosine", "warmup_epochs": 0.05},
+        },
+        "run": {
+            "epochs": math.ceil(steps / an_epoch),
+            "max_steps": steps,
+            "evaluate_every": steps / an_epoch / (1 if tuning else EVALUATIONS),
+        },
+        "limits": {"window": room},
+        # A lag of 0 is a bound; any other one comes from latency alone.
+        "staleness": {} if schedule["name"] in ("locked", "local_loss") else {"lag": room * late},
+    }
+    return Job(f"{rule}, {stages} stages, {steps} steps, rate {rate:g}", seed, tables, lag)
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Train and score once, on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    began, worked = time.perf_counter(), time.process_time()
+    tables = json.loads(json.dumps(dict(job.tables)))
+    tables["run"]["seed"] = job.seed
+    design = design_of(tables)
+    costs, links = conditions([group.name for group in design.plan.groups], job.lag, job.far)
+    result = simulate(design, seed=job.seed, costs=costs, links=links, maths=True, check=False)
+    return {
+        "key": job.key,
+        "digest": job.digest,
+        **scores(result),
+        "staleness_max": {name: own["staleness_max"] for name, own in result.counters.items()},
+        "seconds": round(time.perf_counter() - began, 1),
+        "cpu_s": round(time.process_time() - worked, 1),
+    }
+
+
+def scores(result: Result) -> Table:
+    """The last loss in nats a character, and all by the number of batches; none of a run that
+    failed for its numbers."""
+    if not isinstance(result.end, Finish):
+        return {"loss": None, "failure": result.failure and result.failure.text}
+    curve = [[one["batches"], round(float(one["loss"]), 5)] for one in result.history]
+    return {"loss": curve[-1][1], "curve": curve}
+
+
+def design_of(tables: Table) -> Design:
+    """Import the model of the recipes in launch/torch, and cut it."""
+    parsed = experiment.parse(tables)
+    return begin_with(make_design(parsed, describe(parsed.data), allow_import=("models",)))
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def tuning(rule: str) -> list[Job]:
+    """The runs that choose the rule's rate."""
+    rule = TUNED_AS.get(rule, rule)
+    return [job(rule, TUNING_STAGES, TUNING_STEPS, rate, TUNED_ON) for rate in RATES]
+
+
+def best(rule: str, runs: Runs) -> float | None:
+    """The rate with the lowest loss on held-out characters; None before all have been tried."""
+    tried = [runs.found.get(one.key) for one in tuning(rule)]
+    losses = [loss_of(run) for run in tried if run is not None]
+    return RATES[losses.index(min(losses))] if len(losses) == len(RATES) else None
+
+
+def loss_of(run: Table) -> float:
+    """In nats a character; of a run that failed, infinite."""
+    return math.inf if run["loss"] is None else float(run["loss"])
+
+
+def planned(part: Part, runs: Runs) -> list[Job]:
+    """The part's runs, of one seed after the other."""
+    if part.rates:
+        return [
+            job(rule, part.stages, part.steps, rate, SEEDS[0])
+            for rate in part.rates
+            for rule in part.rules
+        ]
+    rates = {rule: best(rule, runs) for rule in part.rules}
+    return [
+        job(rule, part.stages, part.steps, rate, seed)
+        for seed in SEEDS
+        for rule, rate in rates.items()
+        if rate is not None
+    ]
+
+
+def learned(part: Part, runs: Runs) -> str:
+    """Loss of each rule, and above that of backprop, seed by seed."""
+    rows = []
+    for rule in part.rules:
+        found = losses(rule, part, runs)
+        if not found:
+            continue
+        beside = losses(BACKPROP, part, runs)
+        pairs = [(found[seed], beside[seed]) for seed in found if seed in beside]
+        gap = "-" if rule == BACKPROP or not pairs else shown(difference(pairs), "+.4f")
+        rate = f"{best(rule, runs):g}"
+        rows.append([rule, rate, str(len(found)), shown(estimate([*found.values()]), ".4f"), gap])
+    return table(["rule", "rate", "seeds", "loss, nats", "above backprop"], rows)
+
+
+def losses(rule: str, part: Part, runs: Runs) -> dict[int, float]:
+    """By seed, of the runs that there are."""
+    keys = {one.seed: one.key for one in planned(replace(part, rules=(rule,)), runs)}
+    return {seed: loss_of(runs.found[key]) for seed, key in keys.items() if key in runs.found}
+
+
+def tuned(runs: Runs) -> str:
+    """Loss on held-out characters at each rate."""
+    return at_rates(RATES, {rule: tuning(rule) for rule in RULES if rule not in TUNED_AS}, runs)
+
+
+def checked(part: Part, runs: Runs) -> str:
+    """Loss of the first seed's long runs at each of the part's rates."""
+    jobs = {rule: planned(replace(part, rules=(rule,)), runs) for rule in part.rules}
+    return at_rates(part.rates, jobs, runs)
+
+
+def at_rates(rates: Sequence[float], jobs: Mapping[str, Sequence[Job]], runs: Runs) -> str:
+    """A row a rule, a column a rate."""
+    rows = []
+    for rule, own in jobs.items():
+        found = [runs.found.get(one.key) for one in own]
+        if any(found):
+            rows.append([rule, *(f"{loss_of(run):.4f}" if run else "-" for run in found)])
+    return table(["rule", *(f"rate {rate:g}" for rate in rates)], rows)
+
+
+def shown(found: Estimate | None, form: str) -> str:
+    """Mean and half its 95 % interval."""
+    if found is None:
+        return "-"
+    spread = "" if found.high is None else f" ± {found.high - found.mean:.4f}"
+    return f"{found.mean:{form}}{spread}"
+
+
+def tables_of(runs: Runs) -> dict[str, str]:
+    """By the mark in README.md."""
+    found = {
+        part.name: checked(part, runs) if part.rates else learned(part, runs) for part in PARTS
+    }
+    return {"machine": machine_line(runs), "rates": tuned(runs), **found}
+
+
+def draw(runs: Runs, path: Path) -> None:
+    """Loss against steps, the mean over seeds; a panel for each number of stages."""
+    with styled():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        parts = list({part.stages: part for part in PARTS if not part.rates}.values())
+        for axes, part in zip(figure.subplots(1, len(parts)), parts, strict=True):
+            for rule in part.rules:
+                curves = [
+                    runs.found[one.key]["curve"]
+                    for one in planned(replace(part, rules=(rule,)), runs)
+                    if runs.found.get(one.key, {}).get("curve")
+                ]
+                if curves:
+                    steps = [at for at, _ in curves[0]]
+                    means = [fmean(loss for _, loss in at) for at in zip(*curves, strict=True)]
+                    style = "-" if rule == BACKPROP else "--"
+                    axes.plot(steps, means, style, marker="o", markersize=3, label=rule)
+            axes.set_title(f"{part.stages} stages")
+            axes.set_xlabel("steps")
+            axes.set_ylabel("loss, nats a character")
+            axes.grid(alpha=0.3)
+            if axes.lines:
+                axes.legend(fontsize=8, frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None})
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = results_parser(__doc__, RESULTS)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    args = parser.parse_args()
+    try:
+        runs = Runs(args.results)
+        if args.readme:
+            fill_in(README, tables_of(runs))
+            draw(runs, HERE / "results" / "transformers.svg")
+            return
+        if runs.found and not args.resume:
+            raise AsyncDNIError(f"{args.results} has runs: --resume goes on with it")
+        carry_out = partial(run_all, runs=runs, workers=args.jobs, resume=True, measure=measure)
+        for part in PARTS:
+            carry_out([one for rule in part.rules for one in tuning(rule)])
+            carry_out(planned(part, runs))
+        carry_out([one for rule in BRIEFLY for one in tuning(rule)])
+        for content in tables_of(runs).values():
+            print(content, end="\n\n")
+    except AsyncDNIError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

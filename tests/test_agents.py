@@ -1,0 +1,368 @@
+"""Agents and their coordinator, over real sockets; their workers are no processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from each import each
+from networks import chain, design
+from processes import free_port, until
+
+from asyncdni import experiment
+from asyncdni.__main__ import main
+from asyncdni.cluster.agent import Means, serve
+from asyncdni.cluster.engines import Place
+from asyncdni.cluster.lead import digest
+from asyncdni.cluster.rendezvous import Meeting, Rendezvous, Work
+from asyncdni.cluster.ssh import Line, receive_keys
+from asyncdni.core.liveness import Sight
+from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, LaunchError
+from asyncdni.messages import (
+    PROTOCOL_VERSION,
+    Beat,
+    Dismiss,
+    Ended,
+    Engage,
+    Enrol,
+    Enrolled,
+    Message,
+    Refused,
+)
+from asyncdni.plan.sizes import worker_operations
+from asyncdni.store.resume import continued_experiment
+from asyncdni.store.run import create_folder
+from asyncdni.wire.agent import AgentTransport
+
+DIGEST = "5" * 64
+MEETING = Meeting.at("tcp://127.0.0.1:0")
+#: Two workers for the agents of ranks 1 and 2; nothing for rank 0, which coordinates.
+WORK = Work(
+    placement={"a": 1, "b": 2},
+    needs={"a": 1, "b": 1},
+    coordinator="tcp://h:1",
+    folder="/run",
+    threads=3,
+    silence_s=60.0,
+    startup_s=60.0,
+    commands={},
+)
+Kind = TypeVar("Kind", bound=Message)
+
+
+class Scene:
+    """A coordinator of three ranks, and the agents that have come."""
+
+    def __init__(self, **changes: Any) -> None:
+        self._closed = False
+        self.said: list[str] = []
+        self.rendezvous = Rendezvous(MEETING, 3, DIGEST, None, self.said.append)
+        self.rendezvous.begin(replace(WORK, **changes), None)
+        self.ended: list[tuple[str, int, str]] = []
+        self.agents: list[AgentTransport] = []
+
+    def agent(self, rank: int, **changes: Any) -> Agent:
+        transport = AgentTransport(self.rendezvous.address)
+        self.agents.append(transport)
+        enrol = Enrol(
+            PROTOCOL_VERSION, rank, 3, DIGEST, pid=10 + rank, host="h", cores=2, memory_bytes=0
+        )
+        return Agent(self, transport, enrol, **changes)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the run with `error`, once; nobody who has not come is waited for."""
+        if not self._closed:
+            self._closed = True
+            self.rendezvous._turned_away.update(range(3))
+            self.rendezvous.__exit__(None, error, None)
+
+
+class Agent:
+    """An agent, driven by hand."""
+
+    def __init__(
+        self, scene: Scene, transport: AgentTransport, enrol: Enrol, **changes: Any
+    ) -> None:
+        self._scene = scene
+        self._unread: list[Message] = []
+        self.transport = transport
+        fields = {name: getattr(enrol, name) for name in enrol.__struct_fields__}
+        transport.send(Enrol(**{**fields, **changes}))
+
+    def gets(self, kind: type[Kind]) -> Kind:
+        """Wait for the next message, which must be of this kind."""
+
+        def next_one() -> Message | None:
+            self._unread += self.transport.receive(0.001)
+            self._scene.ended += self._scene.rendezvous.exited()
+            return self._unread.pop(0) if self._unread else None
+
+        found = until(next_one, kind.__name__)
+        assert isinstance(found, kind), found
+        return found
+
+
+@pytest.fixture
+def scenes() -> Iterator[Callable[..., Scene]]:
+    made: list[Scene] = []
+
+    def make(**changes: Any) -> Scene:
+        made.append(Scene(**changes))
+        return made[-1]
+
+    yield make
+    for scene in made:
+        for agent in scene.agents:
+            agent.close(0)
+        scene.close()
+
+
+def test_an_agent_starts_its_workers_and_tells_of_their_ends(scenes: Callable[..., Scene]) -> None:
+    scene = scenes()
+    agent = scene.agent(1)
+    enrolled = agent.gets(Enrolled)
+    assert enrolled == Enrolled(["a"], "tcp://h:1", "/run", threads=3, silence_s=60.0)
+    assert agent.gets(Engage) == Engage("a")
+    assert "rank 1 on h" in scene.said[-1] and scene.said[-1].endswith(": a")
+    agent.transport.send(Ended("b", -9, "of another's"))
+    agent.transport.send(Ended("a", 3, "one | two"))
+    until(lambda: scene.ended or scene.ended.extend(scene.rendezvous.exited()), "its end")
+    assert scene.ended == [("a", 3, "one | two")]
+    assert scene.rendezvous.last_lines("a") == "one | two"
+    assert scene.rendezvous.look("a") is Sight.UNSEEN
+    scene.rendezvous.restart("a")
+    assert agent.gets(Engage) == Engage("a")
+
+
+@each(
+    "error, expected",
+    [
+        (None, Dismiss(0, "")),
+        (ConfigError("why"), Dismiss(2, "the run has ended: why")),
+        (KeyboardInterrupt(), Dismiss(130, "the run has ended: KeyboardInterrupt")),
+        (RuntimeError("x"), Dismiss(1, "the run has ended: RuntimeError")),
+    ],
+)
+def test_agents_leave_with_the_exit_code_of_the_run(
+    scenes: Callable[..., Scene], error: BaseException | None, expected: Dismiss
+) -> None:
+    scene = scenes()
+    agent = scene.agent(1)
+    agent.gets(Enrolled)
+    agent.gets(Engage)
+    scene.close(error)
+    assert until(lambda: agent.transport.receive(0.1), "the end") == [expected]
+
+
+@each(
+    "changes, words",
+    [
+        ({"digest": "6" * 64}, "rank 1 on h was started with another experiment (sha256 6666"),
+        ({"ranks": 2}, "rank 1 on h is one of 2 ranks, the coordinator has 3"),
+        ({"rank": 0}, "rank 0 on h is an agent, but that rank coordinates the run"),
+        ({"protocol": 0}, "rank 1 on h speaks protocol 0"),
+    ],
+)
+def test_ranks_that_do_not_agree_are_refused_and_end_the_run(
+    scenes: Callable[..., Scene], changes: dict[str, Any], words: str
+) -> None:
+    scene = scenes()
+    agent = scene.agent(**{"rank": 1, **changes})
+    with pytest.raises(ConfigError) as ended:
+        agent.gets(Refused)
+    assert words in str(ended.value)
+    (refused,) = until(lambda: agent.transport.receive(0.1), "a refusal")
+    assert isinstance(refused, Refused) and words in refused.text
+
+
+def test_an_agent_without_a_file_may_take_part(scenes: Callable[..., Scene]) -> None:
+    scenes().agent(1, digest="").gets(Enrolled)
+
+
+def test_a_rank_is_taken_for_as_long_as_its_agent_beats(scenes: Callable[..., Scene]) -> None:
+    scene = scenes()
+    first = scene.agent(1)
+    first.gets(Enrolled)
+    second = scene.agent(1, pid=99)
+    until(lambda: scene.rendezvous.exited() or scene.rendezvous._late, "the second one")
+    first.transport.send(Beat())
+    assert "rank 1 is taken by process 11 on h" in second.gets(Refused).text
+    first.gets(Engage)
+
+
+def test_an_agent_comes_back_after_its_death(scenes: Callable[..., Scene]) -> None:
+    """The worker of which nobody knows yet that it has died with its agent is told of; the one
+    whose start was lost with the agent is started at once."""
+    scene = scenes(placement={"a": 1, "b": 1}, silence_s=0.0)
+    first = scene.agent(1)
+    for kind in (Enrolled, Engage, Engage):
+        first.gets(kind)
+    first.transport.close(0)
+    scene.rendezvous.restart("b")
+    second = scene.agent(1, pid=99)
+    second.gets(Enrolled)
+    assert second.gets(Engage) == Engage("b")
+    scene.ended += scene.rendezvous.exited()
+    assert scene.ended == [("a", -9, "its agent on h has ended")]
+
+
+def test_agents_that_do_not_come_are_named(scenes: Callable[..., Scene]) -> None:
+    scene = scenes(startup_s=-1.0)
+    with pytest.raises(LaunchError, match=r"no agent of ranks 1, 2 has come to tcp://127\.0\.0\.1"):
+        scene.rendezvous.exited()
+
+
+def test_a_machine_without_the_memory_for_its_workers_is_refused(
+    scenes: Callable[..., Scene],
+) -> None:
+    scene = scenes(needs={"a": 2**33, "b": 1})
+    with pytest.raises(ConfigError, match=r"rank 1 on h has 1\.0 GiB of memory, .* 8\.0 GiB"):
+        scene.agent(1, memory_bytes=2**30).gets(Engage)
+
+
+# --- the agent's side ----------------------------------------------------------------------------
+
+
+def served(place: Place, **means: Any) -> Callable[[], BaseException | None]:
+    """Be an agent in a thread; the result waits for its end, and returns what it has raised."""
+    raised: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            serve(place, DIGEST, Means(lambda _: None, **means))
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+
+    def ended() -> BaseException | None:
+        thread.join()
+        return raised[0] if raised else None
+
+    return ended
+
+
+def test_an_agent_leaves_with_what_the_coordinator_says(
+    scenes: Callable[..., Scene], tmp_path: Path
+) -> None:
+    scene = scenes(placement={}, folder=str(tmp_path))
+    place = Place("asyncdni", 2, 3, scene.rendezvous.address)
+    end = served(place)
+    until(lambda: scene.rendezvous.exited() or 2 in scene.rendezvous._agents, "the agent")
+    scene.close(CheckpointError("a full disk"))
+    error = end()
+    assert isinstance(error, AsyncDNIError) and error.exit_code == 1
+    assert str(error) == "rank 2 leaves: the run has ended: a full disk"
+
+
+def test_an_agent_does_not_wait_for_ever() -> None:
+    place = Place("asyncdni", 1, 2, f"tcp://127.0.0.1:{free_port()}")
+    assert "no coordinator at tcp://127.0.0.1" in str(served(place, timeout_s=0.05)())
+    assert "connection" in str(served(place, abandoned=lambda: True)())
+
+
+# --- what travels by ssh -------------------------------------------------------------------------
+
+
+def test_a_key_from_standard_input_is_closed_to_others(tmp_path: Path) -> None:
+    assert receive_keys(io.StringIO(json.dumps({"worker.key": "secret"}) + "\n"), tmp_path)
+    path = tmp_path / "worker.key"
+    assert path.read_text() == "secret" and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not receive_keys(io.StringIO("{}\n"), tmp_path)
+
+
+@each("line", ["", "x", "[1]", '{"../evil": "x"}', '{"worker.key": 3}', "7"])
+def test_no_other_line_is_taken_for_keys(line: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--attached: .* holds no keys"):
+        receive_keys(io.StringIO(line), tmp_path)
+
+
+def test_the_end_of_the_connection_is_noticed() -> None:
+    reading, writing = os.pipe()
+    line = Line(reading)
+    os.write(writing, b"x")
+    assert not line.has_ended()
+    os.close(writing)
+    until(line.has_ended, "the end")
+    os.close(reading)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@each(
+    "words, said",
+    [
+        (["--engine", "slurm"], "--engine slurm: it has not started this process"),
+        (["--hosts", "a,,b"], "--hosts a,,b: expected names"),
+        (["--hosts", "a", "--engine", "slurm"], "--engine can't be given too"),
+        (["--coordinator", "tcp://192.0.2.1:5555"], "can be reached from other hosts"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ASYNCDNI_RANK", "1")
+    monkeypatch.setenv("ASYNCDNI_WORLD_SIZE", "2")
+    assert main(["run", "recipe:digits", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_where_a_run_meets() -> None:
+    wide = Meeting.at("tcp://host:5000")
+    assert (wide.agents, wide.workers) == ("tcp://0.0.0.0:5000", "tcp://0.0.0.0:5001")
+    assert wide.reached("tcp://0.0.0.0:5001") == "tcp://host:5001"
+    assert Meeting.at("tcp://localhost:0").workers == "tcp://127.0.0.1:*"
+    assert Meeting.at("tcp://[2001:db8::7]:5000").agents == "tcp://[::]:5000"
+    assert Meeting.at("tcp://[::1]:5000").reached("tcp://[::1]:5001") == "tcp://[::1]:5001"
+
+
+def test_a_name_of_its_own_that_rank_0_does_not_know_is_refused() -> None:
+    Meeting.at("tcp://localhost:0").await_name(0.0)
+    with pytest.raises(LaunchError, match=r"rank 0 does not know nobody\.invalid, its own name"):
+        Meeting.at("tcp://nobody.invalid:5555").await_name(-1.0)
+
+
+def test_the_same_folder_goes_on_with_the_same_experiment_alone(tmp_path: Path) -> None:
+    chosen = design(chain(2), {"name": "locked"}).experiment
+    folder = create_folder(tmp_path / "run", chosen)
+    assert continued_experiment(folder, chosen) == chosen
+    longer = experiment.change(experiment.tables(chosen), ["run.epochs=7"])
+    assert continued_experiment(folder, longer).run.epochs == 7
+    other = experiment.change(experiment.tables(chosen), ["run.seed=7"])
+    with pytest.raises(ConfigError, match=r"another run is there: run\.seed is 0 there and 7 here"):
+        continued_experiment(folder, other)
+
+
+def test_a_digest_tells_experiments_apart_and_not_where_their_data_lie() -> None:
+    tables = experiment.tables(design(chain(2), {"name": "locked"}).experiment)
+    tables["data"] = {"name": "npz", "path": "/here.npz"}
+    here, there, other = (
+        experiment.change(tables, changes)
+        for changes in ([], ["data.path='/there.npz'"], ["run.seed=7"])
+    )
+    assert digest(here) == digest(there) != digest(other)
+
+
+def test_work_is_that_of_the_layers_and_not_of_the_data() -> None:
+    """A convolution uses its parameters at each pixel; the first worker has the data besides."""
+    layers = [{"reshape": [1, 28, 28]}, {"conv2d": {"channels": 2, "kernel": 3}}, "flatten"]
+    stages = [
+        {"name": "maps", "layers": layers},
+        {"name": "top", "layers": [{"dense": 10}], "loss": "cross_entropy"},
+    ]
+    built = design(stages, {"name": "locked"}, data={"name": "digits"})
+    maps, top = built.plan.groups
+    (outputs,) = built.network.node("maps").output_shape
+    convolution = 2 * 9 * outputs  # of one channel with each of its kernels
+    assert worker_operations(built.network, maps) == convolution + 2 * 784 + outputs
+    assert worker_operations(built.network, top) == 2 * outputs * 10 + outputs

@@ -1,0 +1,282 @@
+"""One run over several machines, with real processes: by the engines that are installed here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import (
+    ENDLESS,
+    PATIENCE_S,
+    TINY,
+    Command,
+    Finished,
+    Site,
+    await_training,
+    free_port,
+    make_site,
+    records,
+    until,
+    until_recorded,
+    weights,
+)
+
+ROOT = Path(__file__).parents[1]
+ASYNCDNI = (sys.executable, "-m", "asyncdni")
+
+#: Ends a test that would hang; engines start slowly on a busy machine.
+_LAUNCHERS_S = 120.0
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with make_site(tmp_path) as made:
+        made.write("tiny.toml", TINY.replace('"synthetic"', '"locked"'))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The weights that `asyncdni train` gives."""
+    with make_site(tmp_path_factory.mktemp("train")) as made:
+        made.write("tiny.toml", TINY.replace('"synthetic"', '"locked"'))
+        assert made.run("train", "tiny.toml", "--out", "run").code == 0
+        return weights(made.folder / "run")
+
+
+def _installed(name: str) -> str:
+    """The path of a program; the test is skipped where there is none."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def _finished(command: Command) -> Finished:
+    finished = command.finished(_LAUNCHERS_S)
+    assert finished.code == 0, finished
+    return finished
+
+
+# --- engines -------------------------------------------------------------------------------------
+
+
+def test_without_an_engine_the_weights_are_those_of_train(
+    site: Site, expected: dict[str, bytes]
+) -> None:
+    """And the same command again has nothing left to do."""
+    first = _finished(site.start("run", "tiny.toml", "--out", "run"))
+    assert "on this machine alone" in first.out
+    assert weights(site.folder / "run") == expected
+    again = _finished(site.start("run", "tiny.toml", "--out", "run"))
+    assert "is complete, after 2 epochs" in again.out
+
+
+def test_torchrun_gives_the_weights_of_train(site: Site, expected: dict[str, bytes]) -> None:
+    pytest.importorskip("torch")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--no-python"]
+    words = ["--nproc-per-node", "2", "--master-port", str(free_port())]
+    command = [*launcher, *words, *ASYNCDNI, "run", "tiny.toml", "--out", "run"]
+    ran = _finished(site.execute(command, TMPDIR=str(site.folder)))  # torchrun leaves files there
+    assert "rank 1 of 2 (torchrun)" in ran.out
+    assert weights(site.folder / "run") == expected
+
+
+def test_open_mpi_gives_the_weights_of_train(site: Site, expected: dict[str, bytes]) -> None:
+    """With more ranks than there are workers."""
+    mpirun = _installed("mpirun.openmpi")
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    words = [mpirun, "--oversubscribe", "-n", "3"]
+    ran = _finished(site.execute([*words, *ASYNCDNI, "run", "tiny.toml", "--out", "run"], **root))
+    assert "rank 2 of 3 (openmpi)" in ran.out and "nothing to do" in ran.out
+    assert weights(site.folder / "run") == expected
+
+
+# --- deaths, and a stop --------------------------------------------------------------------------
+
+
+def _rank(site: Site, rank: int, port: int, *words: str) -> Command:
+    place = {"ASYNCDNI_RANK": str(rank), "ASYNCDNI_WORLD_SIZE": "2"}
+    address = ("--coordinator", f"tcp://127.0.0.1:{port}")
+    schedule = ("--schedule", "synthetic", "--set", "checkpoint.snapshot_every=1s")
+    return site.start("run", "tiny.toml", "--out", "run", *address, *schedule, *words, **place)
+
+
+def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site: Site) -> None:
+    port, folder = free_port(), site.folder / "run"
+    first, agent = (_rank(site, rank, port, *ENDLESS) for rank in (0, 1))
+    os.kill(await_training(folder)["top"], signal.SIGKILL)
+    until_recorded(folder, "back", 1)
+    assert "worker top has died with signal 9" in until(agent.said, "the agent's news")
+    agent.kill()
+    again = _rank(site, 1, port, *ENDLESS)
+    until_recorded(folder, "back", 2)
+    assert [one["stage"] for one in records(folder, "lost")] == ["top", "top"]
+    for command in (first, again):
+        command.kill(signal.SIGUSR1)
+    ends = [command.finished() for command in (first, again)]
+    assert [one.code for one in ends] == [128 + signal.SIGUSR1] * 2
+    assert "all is kept in" in ends[0].err and "rank 1 leaves: " in ends[1].err
+
+
+# --- ssh -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ssh(site: Site) -> str:
+    """The command of a client that reaches a server of this test's own on all of 127.0.0.0/8."""
+    server, make_key = _installed("sshd"), _installed("ssh-keygen")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # as its service would
+    folder, port = site.folder / "ssh", free_port()
+    folder.mkdir(mode=0o700)
+    for name in ("host", "user"):
+        subprocess.run([make_key, "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+    options = {
+        "HostKey": folder / "host",
+        "AuthorizedKeysFile": folder / "user.pub",
+        "PidFile": "none",
+        "StrictModes": "no",
+        "UsePAM": "no",
+    }
+    words = [f"-o{name}={value}" for name, value in options.items()]
+    running = site.execute([server, "-D", "-e", "-f", "/dev/null", "-p", str(port), *words])
+
+    def listens() -> bool:
+        if running.has_ended():
+            pytest.skip(f"sshd does not run here: {running.finished().err}")
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    until(listens, "sshd")
+    client = {
+        "Port": port,
+        "IdentityFile": folder / "user",
+        "IdentitiesOnly": "yes",
+        "StrictHostKeyChecking": "no",
+        "UserKnownHostsFile": "/dev/null",
+        "LogLevel": "ERROR",
+    }
+    return " ".join([_installed("ssh"), "-F", "none", *(f"-o{k}={v}" for k, v in client.items())])
+
+
+def test_ssh_gives_the_weights_of_train_and_leaves_nothing(
+    site: Site, ssh: str, expected: dict[str, bytes]
+) -> None:
+    marked = [f"{k}={v}" for k, v in site.environment.items() if k.startswith(("ASYNCDNI", "TMP"))]
+    remote = " ".join(["env", *marked, *ASYNCDNI])
+    hosts = ("--hosts", "127.0.0.1,127.0.0.2,127.0.0.3")
+    words = ("--ssh", ssh, "--remote", remote, "--out", "run")
+    ran = _finished(site.start("run", "tiny.toml", *hosts, *words))
+    assert "rank 1 on" in ran.out
+    assert weights(site.folder / "run") == expected
+    absent = site.run("run", "tiny.toml", *hosts, "--ssh", ssh, "--remote", "/none", "--out", "no")
+    absent.refused("no agent can be started on 127.0.0.", "/none")
+    site.commands[0].kill(signal.SIGTERM)  # the server
+
+
+# --- Slurm ---------------------------------------------------------------------------------------
+
+SLURM = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+SlurmUser=root
+StateSaveLocation={folder}
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4
+PartitionName=all Nodes=ALL Default=YES
+"""
+
+
+@pytest.fixture
+def slurm() -> Iterator[dict[str, str]]:
+    """Variables for the commands of a Slurm of one machine, which is this test's own."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can start a Slurm of its own")
+    munged, controller, daemon = map(_installed, ("munged", "slurmctld", "slurmd"))
+    host = socket.gethostname().partition(".")[0]
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as name:
+        folder = Path(name)
+        (folder / "key").write_bytes(os.urandom(64))
+        (folder / "key").chmod(0o600)
+        ports = [free_port(), free_port()]
+        conf = folder / "slurm.conf"
+        conf.write_text(SLURM.format(host=host, ports=ports, folder=folder))
+        files = {"key-file": "key", "socket": "munge.sock", "pid-file": "munged.pid"}
+        files |= {"log-file": "munged.log", "seed-file": "seed"}
+        words = [f"--{option}={folder / name}" for option, name in files.items()]
+        variables = {"SLURM_CONF": str(conf)}
+        every = {**os.environ, **variables}
+        started = [
+            subprocess.Popen([munged, "--force", "--foreground", *words], env=every),
+            subprocess.Popen([controller, "-D"], env=every, stderr=subprocess.DEVNULL),
+            subprocess.Popen([daemon, "-D", "-N", host], env=every, stderr=subprocess.DEVNULL),
+        ]
+        try:
+            idle = ["sinfo", "-h", "-o", "%t"]
+            until(lambda: _output(idle, every) == "idle", "a Slurm that takes jobs")
+            yield variables
+        finally:
+            for process in started[::-1]:
+                process.terminate()
+                process.wait(10)
+
+
+def _output(command: list[str], environment: dict[str, str]) -> str:
+    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_job_of_slurm_goes_on_after_its_time_and_gives_the_weights_of_train(
+    site: Site, slurm: dict[str, str]
+) -> None:
+    """The signal that comes before the end of its time has it save, leave and be queued again."""
+    lengths = ("--set", "run.epochs=40", "--set", "run.evaluate_every=40")
+    assert site.run("train", "tiny.toml", "--out", "train", *lengths).code == 0
+    slow = ("--latency", "20ms")  # so that the signal comes before the end
+    environment = {**site.environment, **slurm, "ASYNCDNI": " ".join(ASYNCDNI)}
+
+    def do(*words: str) -> str:
+        return _output([*words], environment)
+
+    size = ("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", f"--chdir={site.folder}")
+    script = str(ROOT / "launch" / "slurm.sbatch")
+    job = do("sbatch", "--parsable", *size, script, "tiny.toml", "run", *lengths, *slow)
+    folder = site.folder / "run"
+    until_recorded(folder, "report")
+    do("scancel", "--signal=USR1", job)
+    until(lambda: do("squeue", "-h", "-o", "%t", "-j", job) == "PD", "the job in the queue again")
+    assert records(folder, "end") == []
+    # Slurm waits for two minutes; the node still clears up behind the first start for a moment.
+    time.sleep(5.0)
+
+    def ended() -> bool:
+        if do("squeue", "-h", "-o", "%t", "-j", job) == "PD":
+            do("scontrol", "update", f"jobid={job}", "StartTime=now")
+        time.sleep(0.5)  # its scheduler begins anew with each update
+        return (folder / "summary.json").exists()
+
+    until(ended, "the end of the run", 4 * PATIENCE_S)
+    until(lambda: do("squeue", "-h", "-j", job) == "", "the end of the job")
+    assert records(folder, "resumed")
+    assert weights(folder) == weights(site.folder / "train")
