@@ -78,6 +78,7 @@ def test_every_evaluation_of_the_plan_is_made_and_training_ends_as_it_should(nam
             assert run.simulate().digest == result.digest
 
 
+@pytest.mark.long
 @each("name", ASYNCHRONOUS)
 def test_a_run_survives_faults_at_any_moment_of_an_evaluation(name: str) -> None:
     """An evaluation that a death has ended is left out."""
