@@ -477,6 +477,9 @@ class Run(Table, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one each
     evaluate_every: Positive = 1.0  # [epochs] between evaluations; fractions allowed
+    # "drained": for each evaluation all batches in flight end, and training waits; "behind": each
+    # stage copies its weights, and training goes on while the copies are evaluated
+    evaluate: Literal["drained", "behind"] = "drained"
     # of the test set beside loss and accuracy: "top5" (any number), "perplexity", "bits" (of a
     # character or token), or a function of yours, "mymetrics:f1"; see docs/training.md
     metrics: list[str] = []

@@ -81,7 +81,7 @@ class Slow:
     def after(self, op: Op, wall_s: float) -> float:
         """Return the seconds to sleep after `op`, which has taken `wall_s`. Evaluations are not
         slowed."""
-        if op.evaluate or op.kind is OpKind.EVALUATE:
+        if op.evaluate or op.kind in (OpKind.EVALUATE, OpKind.HOLD):
             return 0.0
         sleep_s = (self._factor - 1.0) * wall_s
         # Drawn for every forward, so that what ran in between does not change which ones pause.

@@ -13,6 +13,7 @@
    │ Drained ──────────► │   │                      sharer                sharer
    │ ◄───────── Evaluate │   │  once all have drained │ ◄───────── Shared ► │
    │ Evaluated ────────► │   │
+   │ ◄─────────── Scored │   │  if that was behind the stream
    │ ◄───────────── Save │   │  if there is something to keep
    │ Saved ────────────► │   │                  owner                 reader
    │ ◄─── Resume | Leave │   │                    │ Weights ──────────► │
@@ -70,6 +71,7 @@ __all__ = [
     "Resume",
     "Save",
     "Saved",
+    "Scored",
     "Shared",
     "Skipped",
     "Start",
@@ -165,6 +167,11 @@ class Evaluated(Message, frozen=True, tag=True):
     outputs: int
     steps: int | None = None  # for windows: the steps that count, over which the loss is summed
     metrics: dict[str, float | None] = {}  # further ones, by name; None: not a finite number
+    # Of an evaluation behind the stream: the batch before which the weights were copied, training
+    # samples learned by then, and how long ago that was.
+    batch: int | None = None  # None: at the barrier
+    learned: int = 0
+    age_s: float = 0.0
 
 
 class Saved(Message, frozen=True, tag=True):
@@ -312,10 +319,19 @@ class Evaluate(Message, frozen=True, tag=True):
     barrier: int
 
 
+class Scored(Message, frozen=True, tag=True):
+    """All scores of an evaluation behind the stream are in: drop that copy of the weights, or hold
+    it to be saved."""
+
+    batch: int  # before which it was made
+    best: bool  # hold it, in the place of an older one
+
+
 class Save(Message, frozen=True, tag=True):
     """Write weights as `tag` ("best", "final"), or the whole state as "checkpoints/NUMBER"."""
 
     tag: str
+    batch: int | None = None  # weights of the copy made before this batch; None: the present ones
 
 
 class Resume(Message, frozen=True, tag=True):
@@ -391,6 +407,7 @@ class Credit(Message, frozen=True, tag=True):
     node: str  # of the link's producing end: a worker's name, or "data"
     taken: int
     allowed: int
+    evaluate: bool = False  # of test batches, where these have a credit of their own
 
 
 class Skipped(Message, frozen=True, tag=True):

@@ -145,7 +145,7 @@ def test_a_tensor_at_an_odd_address_is_aligned() -> None:
 
 
 def test_unknown_fields_at_the_end_are_ignored() -> None:
-    header = msgpack.packb(["Credit", "b", 1, "a", 5, 9, "of a later version"])
+    header = msgpack.packb(["Credit", "b", 1, "a", 5, 9, False, "of a later version"])
     assert decode([header], LIMITS) == Credit("b", 1, "a", 5, 9)
 
 

@@ -18,6 +18,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from asyncdni.core.behind import BEST, Evaluations
 from asyncdni.core.events import Commit, Consult, Fail, Finish
 from asyncdni.core.ledger import CUTS, Ledger, Scores, is_cut
 from asyncdni.core.members import Phase, Run
@@ -64,6 +65,7 @@ class BarrierSteps:
         self._roster = run.roster
         self._ledger = run.ledger
         self._standstill = run.standstill
+        self._behind = Evaluations(run)
         self._at = _Steps()
         self._committing: tuple[Ledger, float] | None = None  # a cut, and since when it is saved
         self._closing = False  # a barrier for a checkpoint has been ordered
@@ -88,6 +90,8 @@ class BarrierSteps:
                 pass
             case Drained(barrier=self._ledger.barrier) if self._run.phase is Phase.TRAINING:
                 return self._drained(name, message, now)
+            case Evaluated(batch=int()):
+                self._behind.received(name, message, now)
             case Evaluated(barrier=self._ledger.barrier) if self._may_score(name, message):
                 self._evaluated(message, now)
             case Saved(tag=tag) if tag in self._at.saves[:1]:
@@ -99,6 +103,7 @@ class BarrierSteps:
     def forget(self) -> None:
         """Forget what has come back for the current barrier; the next round has it again."""
         self._at.take_back(self._ledger)
+        self._behind.forget()
         self._at = _Steps()
         self._closing = False
 
@@ -142,25 +147,29 @@ class BarrierSteps:
             "train_s": self._ledger.train_s,
             "accuracy": scores.accuracy,
             "loss": scores.loss,
-            **self._run.since_evaluation(self._at.position, samples),
+            **self._run.since_evaluation(self._at.position, samples, self._ledger.train_s),
         }
         if self._roster.metrics:
             entry["metrics"] = scores.metrics
         self._out.record("evaluation", now, **entry)
         self._at.before = len(self._ledger.history), self._ledger.best
         if self._ledger.evaluated(scores, entry):
-            self._at.saves.append("best")
+            self._at.saves.append(BEST)
+            self._behind.superseded()
         if self._roster.consults and self._at.kind != FINAL:
             self._out.add(Consult())
         else:
             self._save(now)
 
     def consulted(self, ends: bool, now: float) -> None:
-        """The user's callbacks have seen the evaluation; with `ends` this barrier is the last."""
+        """The user's callbacks have seen the evaluation; with `ends` this barrier is the last, or
+        the next one if it was an evaluation behind the stream."""
         if self._run.phase is Phase.EVALUATING:
             if ends:
                 self._at.kind = FINAL
             self._save(now)
+        elif ends and self._run.phase is Phase.TRAINING:
+            self._run.to(self._roster.workers[0], Close(FINAL))
 
     def _is_final(self) -> bool:
         return self._run.stopping_since is not None or self._at.kind == FINAL
@@ -170,6 +179,8 @@ class BarrierSteps:
         self._at.since = now
         if self._run.stopping_since is not None:
             self._tell_stopping(now)
+        if self._behind.best is not None:
+            self._at.saves.append(BEST)
         if self._is_final():
             self._at.saves.append("final")
         if not self._roster.folder:
@@ -187,7 +198,8 @@ class BarrierSteps:
     def _save_next(self, now: float) -> None:
         if self._at.saves:
             self._at.saved.clear()
-            self._run.to_all(Save(self._at.saves[0]))
+            tag = self._at.saves[0]
+            self._run.to_all(Save(tag, self._behind.best if tag == BEST else None))
         elif self._is_final():
             self._end(now)
         else:
@@ -202,7 +214,9 @@ class BarrierSteps:
         if is_cut(tag):
             self._commit(tag, files)
         else:
-            self._out.add(Commit(tag, files, self._result(), whole=False))
+            copied = tag == BEST and self._behind.best is not None
+            result = self._behind.result if copied else self._result()
+            self._out.add(Commit(tag, files, result, whole=False))
 
     def _result(self) -> dict[str, Any]:
         """What is known of the weights at this barrier; they may not have been evaluated."""
@@ -223,6 +237,8 @@ class BarrierSteps:
         """The manifest of what has been saved under that tag is on disk."""
         if not is_cut(tag):
             self._out.record("saved", now, tag=tag)
+            if tag == BEST:
+                self._behind.saved()
             self._saved_all(tag, now)
             return
         if self._committing is None or self._committing[0].restore != tag:

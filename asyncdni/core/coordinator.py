@@ -146,8 +146,12 @@ class Claims:
         if strange or not all(map(math.isfinite, values)):
             return "its metrics are not those of the run, or no numbers"
         count = score.samples if score.steps is None else score.steps
+        if not (math.isfinite(score.age_s) and score.age_s >= 0):
+            return f"its age_s is {score.age_s}"
         return (
-            _beyond("samples or steps", count)
+            _beyond("batch", score.batch or 0, self._positions)
+            or _beyond("learned", score.learned)
+            or _beyond("samples or steps", count)
             or _beyond("outputs", score.outputs)
             or _beyond("correct", score.correct or 0, count * score.outputs)
         )

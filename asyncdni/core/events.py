@@ -38,6 +38,7 @@ __all__ = [
     "Consult",
     "Consulted",
     "CoordinatorGone",
+    "Discard",
     "DiscardSnapshots",
     "Event",
     "Exit",
@@ -289,12 +290,20 @@ class Release(Action):
 
 
 @dataclass(slots=True)
+class Discard(Action):
+    """A copy of the weights, see `core.behind`, is no longer needed."""
+
+    copy: int
+
+
+@dataclass(slots=True)
 class Save(Action):
     """Write all state as `tag` (`whole`: a cut, from which a run can go on), or the weights alone;
     then answer `Stored`."""
 
     tag: str
     whole: bool
+    copy: int | None = None  # the weights of this copy; None: the present ones
 
 
 @dataclass(slots=True)

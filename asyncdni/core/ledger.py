@@ -84,8 +84,8 @@ class Ledger:
     barrier: int = 0  # number of the next barrier
     planned: int = 0  # barriers of the plan that have been lifted
     train_s: float = 0.0  # up to the last barrier
-    # one entry an evaluation: batches (where the data stood), samples, train_s, accuracy, loss, and
-    # what `members.Run.since_evaluation` gives
+    # one entry an evaluation: batches (where the data stood), samples, train_s, accuracy, loss,
+    # what `members.Run.since_evaluation` gives, and behind: true for one behind the stream
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, float | None] | None = None  # accuracy and loss
     samples: dict[str, int] = field(default_factory=dict)  # forwarded, by worker
@@ -145,6 +145,8 @@ class Ledger:
         later = {b: entry for entry in history if (b := entry.get("batches", 0)) > last}
         for entry in later.values():
             self.history.append(entry)
+            if entry.get("behind"):
+                continue  # the copy that was evaluated has been lost: see `core.behind`
             if self.best is None or _better(entry, self.best):
                 self.best = {"accuracy": entry["accuracy"], "loss": entry["loss"]}
 

@@ -322,13 +322,15 @@ class Run:
             before, count = self.losses.get(name, (0.0, 0))
             self.losses[name] = before + total, count + samples
 
-    def since_evaluation(self, batches: int, samples: int) -> dict[str, float | None]:
-        """For the history: how training has gone since the evaluation before, for an evaluation
-        after so many batches, at which so many samples have been learned."""
+    def since_evaluation(
+        self, batches: int, samples: int, train_s: float
+    ) -> dict[str, float | None]:
+        """For the history: how training has gone since the evaluation before, for an evaluation of
+        the weights after so many batches, samples learned and seconds of training."""
         means = [total / count for total, count in self.losses.values()]
         history, rate = self.ledger.history, self.roster.rate
         before = history[-1] if history else {"samples": 0, "train_s": 0.0}
-        seconds = self.ledger.train_s - before["train_s"]
+        seconds = train_s - before["train_s"]
         return {
             "train_loss": sum(means) if means else None,
             "learning_rate": rate(max(0, batches - 1)) if rate is not None else None,

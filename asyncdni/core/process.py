@@ -503,6 +503,8 @@ class Process:
         if op.kind is OpKind.READ and not op.evaluate:
             self._read.add(op.batch)
         actions = self._hand(event, now)
+        if op.copy is not None and op.last and self.worker is not None:
+            actions.insert(0, Report(self.worker.counters()))  # before what has been evaluated
         if op.kind is OpKind.UPDATE and now >= self.snapshot_due_s:
             self._snapshot(actions, now)
         if self._report_due or self._held or self._gone:

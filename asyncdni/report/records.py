@@ -180,6 +180,8 @@ class RecordFile:
         if kind == "drained":
             self._leaves_out = not self._barriers.keeps(record["time_s"])
         leaves_out = self._leaves_out
+        if record.get("behind"):  # an evaluation behind the stream stands for a barrier
+            leaves_out = not self._barriers.keeps(record["time_s"])
         if kind == "evaluation":
             self._evaluation = [json.dumps(record)] if leaves_out else []
         elif kind == "resume":
@@ -552,12 +554,13 @@ class Recorder:
         elif kind == "changed":
             self.changes.append({key: values[key] for key in _CHANGE})
         elif kind == "evaluation":
-            self.trained_s = float(values["train_s"])  # so far, also over barriers left out
-            if self._training_since_s is not None:
-                self._training_since_s = values["time_s"]
-            batches = {"batches": values["batches"]} if "batches" in values else {}
+            if not values.get("behind"):
+                self.trained_s = float(values["train_s"])  # so far, also over barriers left out
+                if self._training_since_s is not None:
+                    self._training_since_s = values["time_s"]
+            more = {key: values[key] for key in ("batches", "behind") if key in values}
             later = {key: values[key] for key in _LATER if key in values}
-            self.history.append(batches | {key: values[key] for key in _EVALUATION} | later)
+            self.history.append(more | {key: values[key] for key in _EVALUATION} | later)
 
     def _add_segment(self) -> None:
         """End a stretch of training at the last record."""

@@ -78,6 +78,7 @@ FROM_COORDINATOR: frozenset[type[Message]] = frozenset(
         messages.Start,
         messages.Evaluate,
         messages.Save,
+        messages.Scored,
         messages.Resume,
         messages.Leave,
         messages.Lost,

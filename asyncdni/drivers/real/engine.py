@@ -30,6 +30,7 @@ from asyncdni.core.events import (
     Compute,
     Computed,
     CoordinatorGone,
+    Discard,
     Event,
     Exit,
     Join,
@@ -198,6 +199,7 @@ class Engine:
             Send: self._send,
             Compute: self._begin,
             Release: self._release,
+            Discard: self._discard,
             Report: self._report,
             Save: self._save,
             Snapshot: self._snapshot,
@@ -356,6 +358,10 @@ class Engine:
         free = self._process.buffers.free(release.batch)
         self._tools.executor.release(release.batch, free)
 
+    def _discard(self, discard: Discard) -> None:
+        assert self._tools is not None
+        self._tools.executor.discard(discard.copy)
+
     def _report(self, report: Report) -> None:
         tools = self._tools
         assert tools is not None
@@ -383,7 +389,7 @@ class Engine:
         if save.whole:
             counts = self._process.counts.state()
             return write_state(folder, tools.stage.snapshot(), counts, durable=True, claim=claim)
-        return write_weights(folder, tools.stage.state(), claim)
+        return write_weights(folder, tools.stage.state(save.copy), claim)
 
     def _snapshot(self, snapshot: Snapshot) -> None:
         tools = self._tools

@@ -29,6 +29,7 @@ from asyncdni.core.events import (
     Compute,
     Computed,
     CoordinatorGone,
+    Discard,
     Event,
     Exit,
     Join,
@@ -120,6 +121,8 @@ class Executor(Protocol):
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None: ...
 
+    def discard(self, copy: int) -> None: ...
+
 
 # --- state -----------------------------------------------------------------------------------
 
@@ -199,9 +202,10 @@ class Keeping:
         assert batch not in self.ids, f"{self._name} has learned from batch {batch} twice"
         self.ids.add(batch)
 
-    def weights(self) -> dict[str, dict[str, Array]]:
-        """Return the weights by declared stage; none without arithmetic."""
-        return self.stage.state() if self.stage is not None else {}
+    def weights(self, copy: int | None = None) -> dict[str, dict[str, Array]]:
+        """Return the weights by declared stage, of a copy or (None) the present ones; none without
+        arithmetic."""
+        return self.stage.state(copy) if self.stage is not None else {}
 
     def state(self) -> Saved:
         """All that decides how this process would go on."""
@@ -219,7 +223,7 @@ class Keeping:
         if save.whole:
             return self.disk.write(save.tag, self.group, self.state(), self.order)
         if self._folder is not None and self.stage is not None:
-            return write_weights(self._folder / save.tag, self.weights(), None)
+            return write_weights(self._folder / save.tag, self.weights(save.copy), None)
         return {}
 
 
@@ -275,6 +279,9 @@ class NullExecutor:
         return Computed(op, samples, self._activation, scores)
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
+        pass
+
+    def discard(self, copy: int) -> None:
         pass
 
 
@@ -365,6 +372,7 @@ class WorkerProcess:
             Send: self._send,
             Compute: self._compute,
             Release: self._release,
+            Discard: lambda action: self._executor.discard(action.copy),
             Report: self._report,
             Save: self._save,
             Snapshot: self._snapshot,

@@ -255,6 +255,7 @@ class ModuleLayer:
         for name, tensor in kept.items():
             tensor.data = tensor.data.contiguous()
             self.buffers[name] = _array(tensor)
+        self._own_buffers = self.buffers
         return result
 
     # --- the passes ------------------------------------------------------------------------------
@@ -296,7 +297,7 @@ class ModuleLayer:
         given = aligned(x)
         self._module.eval()
         try:
-            with torch.no_grad():
+            with self._weights_in_use(), torch.no_grad():
                 found = given.long() if self._integers else given
                 return _array(self._call(found.clone() if self._clones_input else found))
         finally:
@@ -338,18 +339,20 @@ class ModuleLayer:
 
     @contextmanager
     def _weights_in_use(self) -> Iterator[None]:
-        """Within this context, the module has the weights that are in `params` now."""
-        if self.params is self._live:
-            yield
-            return
-        before = {name: array.copy() for name, array in self._live.items()}
-        for name, array in self._live.items():
-            np.copyto(array, self.params[name])
+        """Within this context, the module has the arrays that are in `params` and `buffers` now."""
+        pairs = []
+        if self.params is not self._live:
+            pairs += [(array, self.params[name]) for name, array in self._live.items()]
+        if self.buffers is not self._own_buffers:
+            pairs += [(array, self.buffers[name]) for name, array in self._own_buffers.items()]
+        before = [array.copy() for array, _ in pairs]
+        for array, other in pairs:
+            np.copyto(array, other)
         try:
             yield
         finally:
-            for name, array in self._live.items():
-                np.copyto(array, before[name])
+            for (array, _), old in zip(pairs, before, strict=True):
+                np.copyto(array, old)
 
     def _accumulate(self, found: list[torch.Tensor | None]) -> None:
         for name, grad in zip(self._learned, found, strict=False):

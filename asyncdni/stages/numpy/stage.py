@@ -205,15 +205,25 @@ class NumpyStage:
         result.activation = known[self._exit.block.node.name] if self._exit else None
         return result
 
-    def evaluate(self, inputs: Mapping[str, Array], context: Context) -> Forwarded:
+    def evaluate(
+        self, inputs: Mapping[str, Array], context: Context, copy: int | None = None
+    ) -> Forwarded:
         result = Forwarded(None)
         known = dict(inputs)
         for name, block in self._blocks.items():
-            known[name], score = block.evaluate(self._inputs(block, known), context)
+            known[name], score = block.evaluate(self._inputs(block, known), context, copy)
             if score is not None:
                 result.scores.append(score)
         result.activation = known[self._exit.block.node.name] if self._exit else None
         return result
+
+    def copy(self, number: int) -> None:
+        for block in self._blocks.values():
+            block.copy(number)
+
+    def discard(self, number: int) -> None:
+        for block in self._blocks.values():
+            block.copies.pop(number, None)
 
     def outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the activation of every block, with running statistics and without any loss."""
@@ -382,6 +392,7 @@ class NumpyStage:
         self._slots.clear()
         for block in self._blocks.values():
             block.forget()
+            block.copies.clear()
             if block.versions is not None:
                 block.versions.forget()
         self._sharing.forget()
@@ -399,8 +410,8 @@ class NumpyStage:
 
     # --- weights ---------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, dict[str, Array]]:
-        return {name: block.state() for name, block in self._blocks.items()}
+    def state(self, copy: int | None = None) -> dict[str, dict[str, Array]]:
+        return {name: block.state(copy) for name, block in self._blocks.items()}
 
     def load(self, state: Mapping[str, Mapping[str, Array]]) -> None:
         for name, arrays in self.state().items():
