@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -20,6 +21,7 @@ from each import each
 
 from asyncdni import experiment
 from asyncdni.__main__ import main
+from asyncdni.core.slices import OPS_MAX, SLICE_S
 from asyncdni.errors import CheckpointError, ConfigError, LaunchError
 from asyncdni.launch.train import design_of
 from asyncdni.page.controls import act
@@ -93,7 +95,8 @@ class Told:
 
     def __call__(self, time_s: float, kind: str, **values: Any) -> None:
         timed = {"time_s": 1000.0 + time_s, **values}
-        self.recorder.record(kind, timed)
+        if kind != "slices":
+            self.recorder.record(kind, timed)
         self.state(self._design, self.recorder, kind, timed)
 
     def begin(self, pid: int = 1) -> Told:
@@ -178,6 +181,34 @@ def test_news_have_what_is_new_and_nothing_else(design: Design) -> None:
     assert [(one[2:]) for one in news["evaluations"]] == [[200, 0.5, None]]
     assert "waits for true gradients" in news["events"][0][4]
     json.dumps([first, news], allow_nan=False)
+
+
+def test_slices_of_ops_are_shown_while_somebody_watches(design: Design) -> None:
+    told = Told(design)
+    shown = Runs()
+    shown.watched(1)
+    shown.add(told.state)
+    assert told.state.steers() == {}  # no worker is known yet
+    told.begin()
+    assert {name: one.show for name, one in told.state.steers().items()} == dict.fromkeys(
+        ("hidden", "output"), OPS_MAX
+    )
+    assert told.state.steers() == {}
+    number = told.state.news()["number"]
+    first = int(time.time() / SLICE_S)
+    told(1.5, "slices", stage="hidden", slices=[[first + n, 250_000, 70, n, 9, 7] for n in (0, 1)])
+    (one, other) = told.state.news(number)["slices"]
+    assert (one[0], one[2:], other[2:]) == (
+        *("hidden", [0.25, [70, 0, 9, 7]]),
+        [0.25, [70, 1, 9, 7]],
+    )
+    assert other[1] - one[1] == pytest.approx(SLICE_S)
+    assert 1.5 - 2 * SLICE_S < one[1] <= 1.5 + SLICE_S  # on the same scale as curves
+    for n in range(100):
+        told(2.0 + n, "slices", stage="hidden", slices=[[first + n, 0]])
+    assert len(told.state.news()["slices"]) == 40
+    shown.watched(-1)
+    assert {one.show for one in told.state.steers().values()} == {0}
 
 
 def test_ten_hours_take_no_more_room_than_one(design: Design) -> None:

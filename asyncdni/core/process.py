@@ -45,6 +45,7 @@ from enum import Enum
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
     Action,
+    Adapt,
     Broke,
     Compute,
     Computed,
@@ -107,6 +108,7 @@ from asyncdni.messages import (
     Part,
     Refused,
     Rejoin,
+    Steer,
     Taken,
     Welcome,
 )
@@ -325,6 +327,8 @@ class Process:
                 return [self._exit(Exit("the run was called off"))]
             case Note(text=text):
                 return [Say(text)]
+            case Steer():
+                return [Adapt(message)]
             case Part() | Missing():
                 return self._fetched(message)
             case _ if getattr(message, "sender", None) is not None:
@@ -435,6 +439,8 @@ class Process:
             return self._taken(message, now)
         if type(message) is Note:
             return [Say(message.text)]
+        if type(message) is Steer:
+            return [Adapt(message)]
         actions = self._hand(event, now)
         if type(message) is Lost:
             actions.append(Lose(message.worker))

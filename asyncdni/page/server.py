@@ -253,6 +253,7 @@ class _Site:
 
     async def _news(self) -> AsyncIterator[str]:
         self._streams += 1
+        self._runs.watched(1)
         try:
             seen: dict[int, tuple[int, int]] = {}  # of each run: its changes, and the last number
             silent_s = 0.0
@@ -271,6 +272,7 @@ class _Site:
                 await asyncio.sleep(_NEWS_EVERY_S)
         finally:
             self._streams -= 1
+            self._runs.watched(-1)
 
     def _new(self, seen: dict[int, tuple[int, int]]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the news of each run that has changed, and note that they have been `seen`."""

@@ -60,8 +60,10 @@ export class Run {
       this.network = news.network;
       this.column = Object.fromEntries(news.network.columns.map((name, at) => [name, at + 1]));
       this.build();
+      this.timeline.reset(news.network);
     }
     this.news = news;
+    this.timeline.take(news.slices);
     for (const [name, points] of Object.entries(news.points)) {
       if (!this.points.has(name)) this.points.set(name, new Map());
       for (const point of points) this.points.get(name).set(point[1], point);
