@@ -24,6 +24,7 @@ from asyncdni.__main__ import main
 from asyncdni.core.slices import OPS_MAX, SLICE_S
 from asyncdni.errors import CheckpointError, ConfigError, LaunchError
 from asyncdni.launch.train import design_of
+from asyncdni.messages import Steer
 from asyncdni.page.controls import act
 from asyncdni.page.recorded import open_state, timeline
 from asyncdni.page.state import COLUMNS, TICK_S, Runs, RunState
@@ -395,6 +396,37 @@ def test_a_worker_is_killed_with_the_page_s_own_token_alone(design: Design) -> N
     assert "killed from the page" in told.state.news()["events"][-1][4]
     gone = site.post("/control", headers=right, json=kill)
     assert (gone.status_code, "not started by this command" in gone.text) == (409, True)
+
+
+def test_workers_and_links_are_made_slow_within_bounds(design: Design) -> None:
+    told = Told(design).begin()
+    site = client(told.state, controls=True)
+    origin = {"Origin": "http://127.0.0.1:8642"}
+    right = {**origin, "X-Asyncdni-Token": site.get("/controls").json()["token"]}
+
+    def ask(**asked: Any) -> tuple[int, str]:
+        sent = json.dumps({"run": 0, "worker": "hidden", **asked})
+        answer = site.post("/control", headers=right, content=sent)
+        return answer.status_code, answer.text
+
+    for factor in (0.5, 51, float("nan"), 10**400, "5", True, None, [5]):
+        status, text = ask(action="slow", factor=factor)
+        assert status == 400 and "factor is" in text and "from 1 to 50" in text, factor
+    for latency in (-0.1, 1.5, "0.1"):
+        assert ask(action="delay", to="output", latency_s=latency)[0] == 400
+    for other in ("hidden", MARKUP, None):
+        status, text = ask(action="delay", to=other, latency_s=0.1)
+        assert (status, "no link from hidden" in text) == (400, True)
+    assert site.post("/control", headers=origin, json={}).status_code == 403
+    assert told.state.steers() == {}
+    assert ask(action="slow", factor=5) == ask(action="delay", to="output", latency_s=0.1)
+    asked = {"hidden": Steer(0, 5.0, {"output": 0.1}), "output": Steer(0, 1.0, {"hidden": 0.1})}
+    assert told.state.steers() == asked
+    assert (told.of("hidden")["factor"], told.of("output")["latency_s"]) == (5.0, {"hidden": 0.1})
+    ask(action="slow", factor=1)
+    assert told.state.steers()["hidden"].factor == 1.0
+    told.state.ended()
+    assert ask(action="slow", factor=5)[0] == 409
 
 
 def test_only_children_of_this_process_are_touched(design: Design) -> None:

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,8 @@ class _Worker:
     process: Process | None = None
     parameters: int | None = None
     restarts: int = 0
+    factor: float = 1.0  # how slow it is made from the page
+    latency_s: dict[str, float] = field(default_factory=dict)  # added to messages, by receiver
     replaced: bool = False  # whether an earlier process of it has died
     heard_s: float | None = None  # when the last report came
     before: Values | None = field(default_factory=dict)  # the last report; None: of a new process
@@ -197,7 +199,22 @@ class RunState:
 
     def _steer(self, worker: _Worker) -> Steer:
         ops = max(_SLICE_OPS_MIN, min(OPS_MAX, _SLICE_OPS // len(self._workers)))
-        return Steer(show=ops if self._watched else 0)
+        return Steer(ops if self._watched else 0, worker.factor, dict(worker.latency_s))
+
+    def slow_down(self, worker: str, factor: float) -> None:
+        """Have each op of a worker take `factor` times as long; 1: as the experiment says."""
+        with self._lock:
+            self._workers[worker].factor = factor
+            self._unasked = True
+            self._changes += 1
+
+    def delay(self, worker: str, other: str, latency_s: float) -> None:
+        """Have messages between two workers take `latency_s` longer, each way."""
+        with self._lock:
+            self._workers[worker].latency_s[other] = latency_s
+            self._workers[other].latency_s[worker] = latency_s
+            self._unasked = True
+            self._changes += 1
 
     def said(self, worker: str, text: str, *, state: str = "") -> None:
         """Note what a control has done to a worker, and the state that puts it in."""
@@ -373,6 +390,11 @@ class RunState:
         """The names of the run's workers."""
         return tuple(self._workers)
 
+    @property
+    def links(self) -> Collection[tuple[str, str]]:
+        """The links of the network, from a worker to a worker that takes its activations."""
+        return {(link["from"], link["to"]) for link in self._network.get("links", ())}
+
     def process(self, worker: str) -> Process | None:
         """Return the present process of a worker; None if it has none, or is unknown."""
         with self._lock:
@@ -453,6 +475,8 @@ def _shown(worker: _Worker) -> dict[str, Any]:
         "pid": process.pid if process is not None else None,
         "parameters": worker.parameters,
         "restarts": worker.restarts,
+        "factor": worker.factor,
+        "latency_s": dict(worker.latency_s),
         "heard_s": None if worker.heard_s is None else round(worker.heard_s, 2),
         **worker.now,
     }

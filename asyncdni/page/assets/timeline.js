@@ -10,9 +10,9 @@ const BAR = 20;
 const LABEL = 92;
 const LENGTHS = [1e-4, 10]; // seconds
 const BOXES = 24; // of the busiest worker, at first
-const KEYS = "drag or ← → to move, Ctrl and wheel or + − to zoom, ↑ ↓ , . to choose an op";
-const LIVE = `The newest ops, one row for each worker: the first of each half second, of all workers at the same time. ${KEYS}, space to pause.`;
-const TRACED = `One row for each worker, one box for each op: ${KEYS}.`;
+const KEYS = "Drag or ← → to move, Ctrl and wheel or + − to zoom, ↑ ↓ , . to choose an op";
+const LIVE = `The newest ops, one row for each worker: the first of each half second, of all workers at the same time. ${KEYS}, space to hold it still.`;
+const TRACED = `One row for each worker, one box for each op. ${KEYS}.`;
 const NONE = "Workers send their newest ops once they have been asked to, half a second late.";
 
 export class Timeline {
@@ -32,8 +32,8 @@ export class Timeline {
     for (const button of this.home.querySelectorAll("[data-move]")) {
       button.addEventListener("click", () => this.move(button.dataset.move));
     }
-    this.pause = $(".pause", this.home);
-    this.pause.addEventListener("click", () => this.follow(!this.following));
+    this.hold = $(".hold", this.home);
+    this.hold.addEventListener("click", () => this.follow(!this.following));
     $(".arrows", this.home).addEventListener("change", () => this.paint());
     $("details", this.home).addEventListener("toggle", () => this.table());
     const { canvas } = this;
@@ -91,7 +91,7 @@ export class Timeline {
     [this.begin, this.length] = [found.begin_s, found.length_s];
     this.chosen = this.chosenAgain();
     this.home.hidden = false;
-    this.pause.hidden = this.run.news.traced;
+    this.hold.hidden = this.run.news.traced;
     this.legend();
     this.paint();
     this.table();
@@ -130,8 +130,7 @@ export class Timeline {
 
   follow(wanted) {
     this.following = wanted;
-    this.pause.setAttribute("aria-pressed", String(!wanted));
-    write(this.pause, wanted ? "‖ pause" : "▶ go on");
+    write(this.hold, wanted ? "■ hold still" : "▸ follow");
     if (wanted && this.found && !this.live.isEmpty) this.load();
   }
 
@@ -154,7 +153,7 @@ export class Timeline {
     if (!this.found || event.ctrlKey || event.altKey || event.metaKey) return;
     if (ways[event.key]) this.move(ways[event.key]);
     else if (steps[event.key]) this.step(...steps[event.key]);
-    else if (event.key === " " && !this.pause.hidden) this.follow(!this.following);
+    else if (event.key === " " && !this.hold.hidden) this.follow(!this.following);
     else if (event.key === "Escape") this.choose(null);
     else return;
     event.preventDefault();
@@ -370,8 +369,8 @@ export class Timeline {
   table() {
     if (!this.found || !$("details", this.home).open) return;
     const length = this.found.length_s;
-    const inside = (spans) =>
-      spans.reduce((sum, [from, to]) => sum + Math.min(length, to) - Math.max(0, from), 0) / length;
+    const part = ([from, to]) => Math.max(0, Math.min(length, to) - Math.max(0, from));
+    const share = (spans) => spans.reduce((sum, span) => sum + part(span), 0) / length;
     const rows = this.found.workers.map((worker) => {
       const row = element("tr");
       const head = element("th", "", worker.name);
@@ -379,7 +378,7 @@ export class Timeline {
       row.append(head, element("td", "", count(worker.boxes.length)));
       const boxes = worker.boxes.map(([, , from, to]) => [from, to]);
       for (const spans of [boxes, worker.slowed, worker.waits, worker.blanks || []]) {
-        row.append(element("td", "", percent(inside(spans))));
+        row.append(element("td", "", percent(share(spans))));
       }
       return row;
     });
