@@ -64,13 +64,16 @@ export class Live {
   window(begin, length) {
     const workers = [...this.rows].map(([name, row]) => this.row(name, row, begin, length));
     const [first, last] = this.span;
+    const { links } = this;
     return {
       begin_s: begin,
       length_s: length,
       first_s: first,
       last_s: last,
       workers,
-      arrows: this.links.flatMap(([from, to]) => arrows(workers, from, to)),
+      get arrows() {
+        return links.flatMap(([from, to]) => arrows(workers, from, to));
+      },
     };
   }
 

@@ -1,7 +1,7 @@
 // How ops look in a timeline. Each family has a shape of its own beside its colours, so that boxes
 // without room for their letter are told apart by those who see no colours.
 
-import { element, style } from "./words.js";
+import { element } from "./words.js";
 
 // The part of a bar that each shape takes: from where, and how much.
 const SHAPES = { full: [0, 1], cut: [0, 1], upper: [0, 0.62], lower: [0.38, 0.62], thin: [0.2, 0.6] };
@@ -30,14 +30,15 @@ const OTHER = ["#7f868e", "full"];
 const LETTER = 12;
 const BATCH = 30;
 
-export function drawOp(pen, letter, batch, left, right, y, height) {
+// Draw an op from `left` to `right`, on ground of a colour.
+export function drawOp(pen, ground, [letter, batch], [left, right], [y, height]) {
   const [colour, shape] = LOOKS[letter] || OTHER;
   const [from, part] = SHAPES[shape];
   const width = Math.max(0.7, right - left);
   pen.fillStyle = colour;
   pen.fillRect(left, y + from * height, width, part * height);
   if (shape === "cut") {
-    pen.fillStyle = style("--raised");
+    pen.fillStyle = ground;
     pen.fillRect(left, y + 0.78 * height, width, 0.1 * height);
   }
   if (width < LETTER) return;

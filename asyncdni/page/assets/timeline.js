@@ -255,6 +255,10 @@ export class Timeline {
     [canvas.width, canvas.height] = [width * ratio, height * ratio];
     canvas.style.height = `${height}px`;
     const pen = canvas.getContext("2d");
+    // Asked for once: a picture has thousands of boxes.
+    const names = ["ink", "muted", "ground", "raised", "line", "slow"];
+    this.colours = Object.fromEntries(names.map((name) => [name, style(`--${name}`)]));
+    this.hatching = hatching(pen, this.colours.line);
     pen.scale(ratio, ratio);
     pen.font = "12px system-ui, sans-serif";
     this.scale = (width - LABEL - 8) / found.length_s;
@@ -271,44 +275,28 @@ export class Timeline {
   }
 
   row(pen, worker, y) {
-    pen.fillStyle = style("--ink");
+    const { colours, hatching } = this;
+    pen.fillStyle = colours.ink;
     pen.textBaseline = "middle";
     pen.textAlign = "right";
     const short = worker.name.length > 12 ? `${worker.name.slice(0, 11)}…` : worker.name;
     pen.fillText(short, LABEL - 8, y + BAR / 2);
-    pen.fillStyle = style("--raised");
-    pen.fillRect(LABEL, y, this.found.length_s * this.scale, BAR);
-    for (const [from, to] of worker.blanks || []) {
-      pen.fillStyle = style("--ground");
-      pen.fillRect(this.x(from), y, this.x(to) - this.x(from), BAR);
-      pen.fillStyle = style("--line");
-      pen.fillRect(this.x(from), y + BAR / 2, this.x(to) - this.x(from), 1);
-    }
-    for (const [from, to] of worker.waits) this.hatch(pen, this.x(from), y, this.x(to));
-    for (const [from, to] of worker.slowed) {
-      pen.fillStyle = style("--slow");
-      pen.fillRect(this.x(from), y + 0.3 * BAR, this.x(to) - this.x(from), 0.4 * BAR);
-    }
+    const fill = (spans, colour, top = 0, height = BAR) => {
+      pen.fillStyle = colour;
+      for (const [from, to] of spans) {
+        pen.fillRect(this.x(from), y + top, this.x(to) - this.x(from), height);
+      }
+    };
+    fill([[0, this.found.length_s]], colours.raised);
+    fill(worker.blanks || [], colours.ground);
+    fill(worker.blanks || [], colours.line, BAR / 2, 1);
+    fill(worker.waits, hatching);
+    fill(worker.slowed, colours.slow, 0.3 * BAR, 0.4 * BAR);
     pen.textAlign = "center";
-    for (const [letter, batch, from, to] of worker.boxes) {
-      if (to > 0) drawOp(pen, letter, batch, this.x(from), this.x(to), y, BAR);
+    for (const box of worker.boxes) {
+      const [, , from, to] = box;
+      if (to > 0) drawOp(pen, colours.raised, box, [this.x(from), this.x(to)], [y, BAR]);
     }
-  }
-
-  hatch(pen, left, y, right) {
-    if (right - left < 1) return;
-    pen.save();
-    pen.beginPath();
-    pen.rect(left, y, right - left, BAR);
-    pen.clip();
-    pen.strokeStyle = style("--line");
-    pen.beginPath();
-    for (let x = left - BAR; x < right; x += 6) {
-      pen.moveTo(x, y + BAR);
-      pen.lineTo(x + BAR, y);
-    }
-    pen.stroke();
-    pen.restore();
   }
 
   // All messages, if they are wanted, or else those of the chosen op's batch from or to its worker.
@@ -335,14 +323,14 @@ export class Timeline {
     }
     if (!chosen || !chosen.box) return;
     const [, , from, to] = chosen.box;
-    pen.strokeStyle = style("--ink");
+    pen.strokeStyle = this.colours.ink;
     pen.lineWidth = 2;
     pen.strokeRect(this.x(from), chosen.row * ROW, Math.max(2, this.x(to) - this.x(from)), BAR);
   }
 
   axis(pen, y) {
     const steps = Math.max(2, Math.min(10, Math.floor((this.home.clientWidth - LABEL) / 90)));
-    pen.fillStyle = style("--muted");
+    pen.fillStyle = this.colours.muted;
     pen.textBaseline = "top";
     for (let at = 0; at <= steps; at += 1) {
       const time = (at / steps) * this.found.length_s;
@@ -384,6 +372,21 @@ export class Timeline {
     });
     $("tbody", this.home).replaceChildren(...rows);
   }
+}
+
+// Oblique lines, which a waiting worker's row is filled with.
+function hatching(pen, colour) {
+  const tile = element("canvas");
+  [tile.width, tile.height] = [6, 6];
+  const own = tile.getContext("2d");
+  own.strokeStyle = colour;
+  own.beginPath();
+  for (const x of [-6, 0, 6]) {
+    own.moveTo(x, 6);
+    own.lineTo(x + 6, 0);
+  }
+  own.stroke();
+  return pen.createPattern(tile, "repeat");
 }
 
 function tip(pen, angle, x, y) {
