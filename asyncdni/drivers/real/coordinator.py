@@ -294,7 +294,7 @@ def coordinate(
 
     `launch` starts the workers of this address, if anybody is to; where nobody is, `command` gives
     the command line that starts one. `commit` writes the manifest of a cut. `steering`: asked
-    every time. `folder`: that of the run.
+    in every turn of the loop. `folder`: that of the run.
 
     Raises the first error of any process, by its class (a worker's traceback is a note of it), and
     what `launch` or `commit` raise; after a stop `Interrupted`, or what an observer has raised.

@@ -233,7 +233,7 @@ export class Timeline {
     const others = [["waits", this.run.news.traced ? "waiting" : "no op: waiting, or messages"]];
     const rows = this.found.workers;
     if (rows.some((worker) => worker.slowed.length)) others.push(["slowed", "made slow"]);
-    if (!this.run.news.traced) others.push(["blanks", "not sent"]);
+    others.push(this.run.news.traced ? ["plain", "messages, other"] : ["blanks", "not sent"]);
     others.push(["activation", "activation"], ["gradient", "gradient"]);
     for (const [name, text] of others) {
       const item = element("li");
