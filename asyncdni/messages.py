@@ -18,6 +18,7 @@
    │ Saved ────────────► │   │                  owner                 reader
    │ ◄─── Resume | Leave │   │                    │ Weights ──────────► │
    │ ◄───── Lost, Rejoin │ ──┘  some worker has died
+   │ ◄──────────── Steer │      at any time, from the page of the run
 ```
 
 Control messages (left) and data messages (right) use separate sockets. A message is one MessagePack
@@ -75,6 +76,7 @@ __all__ = [
     "Shared",
     "Skipped",
     "Start",
+    "Steer",
     "Taken",
     "Unheard",
     "Weights",
@@ -111,6 +113,7 @@ class Hello(Message, frozen=True, tag=True):
     versions: dict[str, str] = {}  # "Python", "asyncdni", "torch"; empty: it does not say
     # of the last round, where an earlier coordinator has let this worker in; 0: it has no state
     incarnation: int = 0
+    steered: bool = False  # whether it knows `Steer`; nobody else is sent one
 
 
 class Built(Message, frozen=True, tag=True):
@@ -188,6 +191,7 @@ class Report(Message, frozen=True, tag=True):
     counters: dict[str, float | int | None]
     loss_sum: float = 0.0  # over training batches since the last report
     loss_samples: int = 0
+    slices: list[list[int]] = []  # its newest ops, if `Steer.show` asks for them: see `core.slices`
 
 
 class Guarded(Message, frozen=True, tag=True):
@@ -300,6 +304,15 @@ class Note(Message, frozen=True, tag=True):
     comes."""
 
     text: str
+
+
+class Steer(Message, frozen=True, tag=True):
+    """What those who watch the run ask of this worker from now on, in place of what they have asked
+    before. A worker that has not been sent one shows nothing and is as fast as it can be."""
+
+    show: int = 0  # the most ops of a slice to send with reports: see `core.slices`; 0: none
+    factor: float = 1.0  # every op takes so many times as long, beside what [slow] says
+    latency_s: dict[str, float] = {}  # by neighbour: messages to it take so much longer
 
 
 class Rejoin(Message, frozen=True, tag=True):

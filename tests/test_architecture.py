@@ -64,6 +64,7 @@ MAY_IMPORT = {
     },
     "page": {
         "core.counts",
+        "core.slices",
         "launch.display",
         "plan",
         "report",

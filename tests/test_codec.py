@@ -47,6 +47,8 @@ FIELDS = {
     bytes: st.binary(max_size=64),
     int | None: st.none() | st.integers(0, 2**63),
     list[str]: st.lists(st.text(), max_size=3),
+    list[list[int]]: st.lists(st.lists(st.integers(-(2**63), 2**64 - 1), max_size=8), max_size=3),
+    dict[str, float]: st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=3),
     dict[str, str]: st.dictionaries(st.text(), st.text(), max_size=3),
     dict[str, int]: st.dictionaries(st.text(), st.integers(0, 2**63), max_size=3),
     dict[str, float | None]: st.dictionaries(

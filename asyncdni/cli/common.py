@@ -340,7 +340,7 @@ def add_page(parser: argparse.ArgumentParser, *, controls: bool = True) -> None:
         parser.add_argument(
             "--page-controls",
             action="store_true",
-            help="for demonstrations: let the page kill and pause workers",
+            help="for demonstrations: let the page kill, pause and slow down workers and links",
         )
 
 

@@ -23,9 +23,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from asyncdni.core import slices
 from asyncdni.core.barriers import BarrierSteps
 from asyncdni.core.deaths import Deaths, Rounds
 from asyncdni.core.events import (
@@ -39,6 +40,7 @@ from asyncdni.core.events import (
     Received,
     Rejected,
     Send,
+    Steered,
     Stored,
     UserStop,
     Woke,
@@ -65,6 +67,7 @@ from asyncdni.messages import (
     Ready,
     Report,
     Saved,
+    Steer,
     Taken,
     Unheard,
 )
@@ -123,6 +126,9 @@ class Claims:
             fault = None if count is None else _beyond(key, count)
             if fault is not None:
                 return fault
+        strange = slices.fault(report.slices)
+        if strange is not None:
+            return strange
         passed = (counts["batches"] or 0) + (counts["missed"] or 0)
         if not math.isfinite(report.loss_sum):
             return f"its loss_sum is {report.loss_sum}"
@@ -246,6 +252,8 @@ class Coordinator:
                 self._deaths.launch(now)
             case UserStop():
                 self._barriers.user_stop(now)
+            case Steered(steers=steers):
+                self._steered(steers, now)
             case Consulted(ends=ends):
                 self._barriers.consulted(ends, now)
             case Stored(tag=tag):
@@ -341,6 +349,18 @@ class Coordinator:
             case _:
                 raise UnexpectedMessage
 
+    def _steered(self, steers: Mapping[str, Steer], now: float) -> None:
+        """Pass on what is asked of workers, and note how they are slowed down: their speed is not
+        that of the experiment from here on."""
+        run = self._run
+        for name, steer in steers.items():
+            if name not in self.roster.workers:
+                continue
+            for text in _changes(run.steers.get(name, Steer()), steer):
+                run.out.record("note", now, stage=name, text=text)
+            run.steers[name] = steer
+            run.steer(name)
+
     def _report(self, name: str, report: Report, now: float) -> None:
         run, counters = self._run, report.counters
         samples, updates = counters.get("samples"), counters.get("updates")
@@ -359,7 +379,21 @@ class Coordinator:
         if isinstance(ops, int):
             run.standstill.done(name, ops, now)
         run.out.record("report", now, stage=name, values={**loss, **counters})
+        if report.slices:
+            run.out.record("slices", now, stage=name, slices=report.slices)
         self._barriers.tell_stopping_again(now)
+
+
+def _changes(before: Steer, after: Steer) -> Iterator[str]:
+    """Say how a worker is slowed down otherwise than before."""
+    if after.factor != before.factor:
+        slower = f"ops take {after.factor:g} times as long from now on"
+        yield slower if after.factor != 1.0 else "ops are no longer slowed down"
+    for name in sorted({*before.latency_s, *after.latency_s}):
+        added_s = after.latency_s.get(name, 0.0)
+        if added_s != before.latency_s.get(name, 0.0):
+            slower = f"messages to {name} take {1e3 * added_s:g} ms longer from now on"
+            yield slower if added_s else f"messages to {name} are no longer held up"
 
 
 def _whole(count: object) -> int:

@@ -114,6 +114,7 @@ class Rounds:
                 cut=self._newest_cut,
             ),
         )
+        self._run.steer(name)
         return name
 
     def _begins_from(self, hello: Hello) -> str:

@@ -26,11 +26,12 @@ from typing import Any, Protocol
 
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import CheckpointError
-from asyncdni.messages import Accused, Connect, Message, Part, Rejoin, Welcome
+from asyncdni.messages import Accused, Connect, Message, Part, Rejoin, Steer, Welcome
 from asyncdni.schedules.base import Op
 
 __all__ = [
     "Action",
+    "Adapt",
     "Broke",
     "Commit",
     "Compute",
@@ -74,6 +75,7 @@ __all__ = [
     "SendPart",
     "Snapshot",
     "SnapshotTaken",
+    "Steered",
     "Stop",
     "Stored",
     "Unusable",
@@ -255,6 +257,13 @@ class UserStop(Event):
 
 
 @dataclass(slots=True)
+class Steered(Event):
+    """Those who watch the run ask this of workers, by name (coordinator)."""
+
+    steers: Mapping[str, Steer]
+
+
+@dataclass(slots=True)
 class Woke(Event):
     """The deadline has passed."""
 
@@ -411,6 +420,13 @@ class Say(Action):
     """Tell whoever reads what this process prints (process)."""
 
     text: str
+
+
+@dataclass(slots=True)
+class Adapt(Action):
+    """Show ops with reports, and be slow, as this says from now on (process)."""
+
+    steer: Steer
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 from asyncdni.core.events import Action, Fail, Record, Send
 from asyncdni.core.ledger import Ledger
 from asyncdni.core.liveness import Liveness, Recovery, Standstill
-from asyncdni.messages import PROTOCOL_VERSION, Abort, Built, Hello, Message, Refused
+from asyncdni.messages import PROTOCOL_VERSION, Abort, Built, Hello, Message, Refused, Steer
 from asyncdni.schedules.base import Groups
 
 __all__ = ["Member", "Outbox", "Phase", "Roster", "Run"]
@@ -279,6 +279,7 @@ class Run:
         self.updates = dict(ledger.updates)
         self.positions: dict[str, int] = {}  # likewise: training batches that have passed there
         self.in_flight: dict[str, int] = {}  # likewise: those not through with yet
+        self.steers: dict[str, Steer] = {}  # by worker: what those who watch the run ask of it
         # Training losses since the last evaluation, by worker: their sum, over how many samples.
         self.losses: dict[str, tuple[float, int]] = {}
 
@@ -357,6 +358,12 @@ class Run:
 
     def to(self, name: str, message: Message) -> None:
         self.out.add(Send(self.members[name].peer, message))
+
+    def steer(self, name: str) -> None:
+        """Tell a worker what is asked of it, if it is here and knows how to do that."""
+        steer, member = self.steers.get(name), self.members.get(name)
+        if steer is not None and member is not None and member.hello.steered:
+            self.to(name, steer)
 
     def to_all(self, message: Message) -> None:
         for name in self.members:

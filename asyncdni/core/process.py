@@ -47,6 +47,7 @@ from enum import Enum
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
     Action,
+    Adapt,
     Broke,
     Compute,
     Computed,
@@ -110,6 +111,7 @@ from asyncdni.messages import (
     Part,
     Refused,
     Rejoin,
+    Steer,
     Taken,
     Welcome,
 )
@@ -244,6 +246,7 @@ class Process:
             Taken: self._taken,
             Note: lambda message, now: [Say(message.text)],
             Introduce: self._introduced,
+            Steer: lambda message, now: [Adapt(message)],
             Welcome: self._welcomed_again,
         }
 
@@ -345,6 +348,8 @@ class Process:
                 return [Say(text)]
             case Introduce():
                 return self._introduced(message, now)
+            case Steer():
+                return [Adapt(message)]
             case Part() | Missing():
                 return self._fetched(message)
             case _ if getattr(message, "sender", None) is not None:

@@ -99,7 +99,8 @@ def _manifest(cut: Commit, design: Design, experiment: str) -> Manifest:
     )
 
 
-#: A function that is called with each record of the coordinator; see `report.records`.
+#: A function that is called with each record of the coordinator; see `report.records`. One that has
+#: a method `steers` is asked by it what workers are to do: see `drivers.real.coordinator.Steering`.
 Observer = Callable[[Design, Recorder, str, Mapping[str, Any]], None]
 
 _LINGER_S = 0.3
@@ -170,6 +171,7 @@ def conduct(
         commit = make_commit(claim, design) if claim else _never_called
         with _explained_stops(records, folder if keep else None):
             words: dict[str, Any] = {"commit": commit, "command": command, "stops": stops}
+            words["steering"] = [one.steers for one in observers if hasattr(one, "steers")]
             coordinate(machine, transport, records, launch, folder=folder, **words)
     summary = records.summary() | {"ended_early": stops.ended_early}
     _conclude(claim, design, summary)
@@ -273,7 +275,8 @@ class _Records:
 
     def __call__(self, kind: str, values: Mapping[str, Any]) -> None:
         self._seen.add(kind)
-        self._recorder.record(kind, values)
+        if kind != "slices":  # they are for whoever watches now
+            self._recorder.record(kind, values)
         # The ledger drops evaluations after the checkpoint, and thins out very many.
         if kind in ("round", "resumed", "resume"):
             self._recorder.history[:] = self._machine.ledger.history

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
     Action,
+    Adapt,
     Broke,
     Compute,
     Computed,
@@ -61,13 +62,14 @@ from asyncdni.core.events import (
 )
 from asyncdni.core.ledger import SNAPSHOTS
 from asyncdni.core.process import Process, State, is_settled
+from asyncdni.core.slices import EVALUATION, SLOWED, Slices
 from asyncdni.delays import Slow
 from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.drivers.real.machine import log_place, written
 from asyncdni.drivers.real.meter import Meter, Trace
 from asyncdni.encodings import Compressor
 from asyncdni.errors import AsyncDNIError, CheckpointError
-from asyncdni.messages import COORDINATOR, Message
+from asyncdni.messages import COORDINATOR, Message, Steer
 from asyncdni.messages import Report as ReportMessage
 from asyncdni.schedules.base import Op, OpKind
 from asyncdni.stages.base import Stage
@@ -165,6 +167,8 @@ class Session(Protocol):
 
     def join(self, action: Join) -> tuple[Joined, Tools]: ...
 
+    def slow_down(self, steer: Steer) -> Slow | None: ...
+
     def send_part(self, action: SendPart) -> PartSent: ...
 
     def keep_part(self, action: KeepPart) -> PartKept: ...
@@ -191,6 +195,8 @@ class Engine:
         self._meter = Meter()
         self._trace: Trace | None = None
         self._slow: Slow | None = None
+        self._shown = 0  # the most ops of a slice that are shown
+        self._slices: Slices | None = None  # what is shown
         self._owed_s = 0.0  # sleep that `slow` asks for; below zero after one that was too long
         self._inspection: Inspection | None = None
         self._pending: Compute | Restore | None = None
@@ -210,6 +216,7 @@ class Engine:
             Join: self._join,
             Redeliver: lambda action: self._take(action.messages),
             Lose: lambda action: transport.lose(action.worker),
+            Adapt: lambda action: self._adapt(action.steer),
             SendPart: lambda action: self._answers.append(session.send_part(action)),
             KeepPart: lambda action: self._answers.append(session.keep_part(action)),
             Exit: self._exit,
@@ -373,7 +380,17 @@ class Engine:
             **tools.stage.readout(),
             **tools.snapshots.counters(),
         }
-        self._transport.send(COORDINATOR, ReportMessage(counters, *tools.executor.take_loss()))
+        slices = self._slices.take(time.perf_counter()) if self._slices is not None else []
+        loss = tools.executor.take_loss()
+        self._transport.send(COORDINATOR, ReportMessage(counters, *loss, slices))
+
+    def _adapt(self, steer: Steer) -> None:
+        if steer.show != self._shown:
+            self._shown = steer.show
+            # Hosts share no other clock than that of the day, which is as exact as they keep it.
+            zero_s = time.time() - time.perf_counter()
+            self._slices = Slices(steer.show, zero_s) if steer.show else None
+        self._slow = self._session.slow_down(steer)
 
     def _save(self, save: Save) -> None:
         files = written(lambda: self._write(save))
@@ -416,7 +433,7 @@ class Engine:
         assert self._tools is not None
         op, executor = compute.op, self._tools.executor
         if not self._process.training:
-            return executor.compute(compute)
+            return self._evaluate(compute, executor)
         cpu_began = time.thread_time() if self._meter.wants_cpu(op) else None
         began = time.perf_counter()
         event = executor.compute(compute)
@@ -427,8 +444,18 @@ class Engine:
             self._meter.forwarded(event.samples, ended)
         if self._trace is not None:
             self._trace.add(op, began, ended)
+        if self._slices is not None:
+            self._slices.add(op.letter, op.batch, began, ended)
         if self._slow is not None:
             self._sleep_after(op, ended - began, self._slow)
+        return event
+
+    def _evaluate(self, compute: Compute, executor: Executor) -> Computed:
+        """Carry out an op of an evaluation, which is not measured."""
+        began = time.perf_counter()
+        event = executor.compute(compute)
+        if self._slices is not None:
+            self._slices.add(EVALUATION, compute.op.batch, began, time.perf_counter())
         return event
 
     def _sleep_after(self, op: Op, wall_s: float, slow: Slow) -> None:
@@ -444,3 +471,5 @@ class Engine:
         self._meter.slowed(ended - began)
         if self._trace is not None:
             self._trace.slowed(began, ended)
+        if self._slices is not None:
+            self._slices.add(SLOWED, op.batch, began, ended)

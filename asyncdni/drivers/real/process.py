@@ -44,6 +44,7 @@ from asyncdni.core.liveness import worker_patience_s
 from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
 from asyncdni.data.meta import Meta
+from asyncdni.delays import LinkDelay, Slow
 from asyncdni.drivers.real.engine import Engine, Snapshots, Tools
 from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.drivers.real.machine import (
@@ -62,7 +63,15 @@ from asyncdni.errors import (
     RemoteProtocolError,
 )
 from asyncdni.imports import Allowed
-from asyncdni.messages import COORDINATOR, PROTOCOL_VERSION, Accused, Connect, Hello, Welcome
+from asyncdni.messages import (
+    COORDINATOR,
+    PROTOCOL_VERSION,
+    Accused,
+    Connect,
+    Hello,
+    Steer,
+    Welcome,
+)
 from asyncdni.plan.build import (
     Design,
     begins_from,
@@ -77,7 +86,7 @@ from asyncdni.plan.build import (
     make_worker,
     prepared,
 )
-from asyncdni.plan.conditions import link_delays, slow_of
+from asyncdni.plan.conditions import link_delays, neighbours, slow_of
 from asyncdni.report.traces import trace_path
 from asyncdni.stages.base import Stage
 from asyncdni.stages.executor import Executor
@@ -281,6 +290,7 @@ class Session:
             host=socket.gethostname(),
             versions=software.versions(),
             incarnation=action.incarnation,
+            steered=True,
         )
         try:
             self._transport.send(COORDINATOR, hello)
@@ -384,8 +394,26 @@ class Session:
         inspection = Inspection(self._design, self._group, {})
         longest = inspection.message_bytes(experiment.data.batch_size)
         self._transport.expect(longest, peers=neighbours)
-        delays = link_delays(experiment, self._design.plan, name, experiment.run.seed)
-        self._transport.emulate(delays)
+        self._delays = link_delays(experiment, self._design.plan, name, experiment.run.seed)
+        self._transport.emulate(self._delays)
+
+    def slow_down(self, steer: Steer) -> Slow | None:
+        """Be as slow as is asked from now on, beside what the experiment says, and make links so;
+        return how this worker is slow, None if it is not."""
+        seed, name = self._design.experiment.run.seed, self._group.name
+        if steer.factor != 1.0 and self._slow is None:
+            self._slow = Slow(seed, name)
+        if self._slow is not None:
+            self._slow.times = steer.factor
+        for receiver in neighbours(self._design.plan, self._group):
+            added_s = steer.latency_s.get(receiver, 0.0)
+            if added_s and receiver not in self._delays:
+                delay = LinkDelay(seed=seed, sender=name, receiver=receiver)
+                self._delays[receiver] = delay
+                self._transport.emulate({receiver: delay})
+            if receiver in self._delays:
+                self._delays[receiver].added_s = added_s
+        return self._slow
 
     # --- rounds ----------------------------------------------------------------------------------
 
