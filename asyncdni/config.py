@@ -62,6 +62,7 @@ __all__ = [
     "Delayed",
     "DigitPairs",
     "Digits",
+    "Elastic",
     "ErrorGenerator",
     "Experiment",
     "Fraction",
@@ -113,7 +114,7 @@ __all__ = [
     "ZeroGenerator",
 ]
 
-# --- [checkpoint] and [recovery] -----------------------------------------------------------------
+# --- [checkpoint], [recovery] and [elastic] ------------------------------------------------------
 
 
 class Checkpoint(Table, frozen=True, kw_only=True):
@@ -133,6 +134,13 @@ class Recovery(Table, frozen=True, kw_only=True):
     # how many times in a row one worker may die without an update in between; 0: the first death
     # ends the run
     restarts: Whole = 5
+
+
+class Elastic(Table, frozen=True, kw_only=True):
+    """How the workers of `asyncdni run` change machines while it goes on."""
+
+    # an agent that has been silent for so long has left: others take its workers over
+    away_s: Seconds = 10.0
 
 
 # --- [links] and [slow]: conditions to train under -----------------------------------------------
@@ -555,6 +563,7 @@ class Experiment(Table, frozen=True, kw_only=True):
     staleness: Staleness = Staleness()
     checkpoint: Checkpoint = Checkpoint()
     recovery: Recovery = Recovery()
+    elastic: Elastic | None = None  # None: workers stay on their machines
     numbers: Numbers = Numbers()
     links: Links = Links()
     slow: dict[str, Slow] = {}  # by name of the worker

@@ -130,6 +130,28 @@ def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site
     assert "all is kept in" in ends[0].err and "rank 1 leaves: " in ends[1].err
 
 
+# --- machines that leave and come back ------------------------------------------------------------
+
+
+def test_an_agent_that_leaves_for_good_costs_time_alone(site: Site) -> None:
+    """Its worker is taken over by another machine, and under `locked` the weights are the same."""
+    lengths = ("--set", "run.epochs=30", "--set", "run.evaluate_every=30")
+    assert site.run("train", "tiny.toml", "--out", "train", *lengths).code == 0
+    place = {"ASYNCDNI_WORLD_SIZE": "3", "ASYNCDNI_COORDINATOR": f"tcp://127.0.0.1:{free_port()}"}
+    words = ("--place", "0,1,1", "--latency", "10ms", "--set", "elastic.away_s=1", *lengths)
+    ranks = [
+        site.start("run", "tiny.toml", "--out", "run", *words, **place, ASYNCDNI_RANK=str(rank))
+        for rank in range(3)
+    ]
+    folder = site.folder / "run"
+    until_recorded(folder, "report")
+    ranks[2].kill()
+    said = _finished(ranks[0]).out
+    assert "takes over top" in said
+    assert [one["stage"] for one in records(folder, "back")] == ["top"]
+    assert weights(folder) == weights(site.folder / "train")
+
+
 # --- ssh -----------------------------------------------------------------------------------------
 
 
