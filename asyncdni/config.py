@@ -139,7 +139,8 @@ class Recovery(Table, frozen=True, kw_only=True):
 class Elastic(Table, frozen=True, kw_only=True):
     """How the workers of `asyncdni run` change machines while it goes on."""
 
-    # an agent that has been silent for so long has left: others take its workers over
+    # an agent that has been silent for so long has left: others take its workers over, until it has
+    # been back for as long
     away_s: Seconds = 10.0
 
 

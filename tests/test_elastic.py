@@ -73,6 +73,47 @@ def test_a_time_in_which_this_process_did_not_look_is_nobody_s_silence() -> None
     assert scene.elastic.taken_over(scene.now) == {"b": 2, "c": 2}
 
 
+# --- and come back -------------------------------------------------------------------------------
+
+
+def test_workers_go_back_once_their_agent_has_been_back_for_as_long() -> None:
+    """At the next barrier, when they are started; that is asked for once."""
+    scene = Scene()
+    scene.until(11.0, 2)
+    scene.elastic.taken_over(scene.now)
+    scene.until(20.0, 1, 2)
+    assert scene.elastic.moves(scene.now) == {}
+    scene.until(21.25, 1, 2)
+    assert scene.elastic.moves(scene.now) == {"b": 1, "c": 1}
+    assert scene.elastic.moves(scene.now) == {}
+    assert scene.elastic.where["b"] == 2
+    assert scene.elastic.starts("b", scene.now) == 1
+    assert scene.elastic.where == {**HOME, "c": 2}
+
+
+def test_workers_stay_where_they_are_if_their_agent_leaves_again_before_the_barrier() -> None:
+    scene = Scene()
+    scene.until(11.0, 2)
+    scene.elastic.taken_over(scene.now)
+    scene.until(22.0, 1, 2)
+    assert set(scene.elastic.moves(scene.now)) == {"b", "c"}
+    scene.until(33.0, 2)
+    assert scene.elastic.starts("b", scene.now) == 2
+    scene.until(44.0, 1, 2)
+    assert scene.elastic.moves(scene.now) == {"b": 1}  # c is still about to
+
+
+def test_a_new_agent_must_stay_for_a_while_as_well() -> None:
+    scene = Scene()
+    scene.until(11.0, 2)
+    scene.elastic.taken_over(scene.now)
+    scene.elastic.came(1, Host(2, 8 * GIB), scene.now)
+    scene.until(20.0, 1, 2)
+    assert scene.elastic.moves(scene.now) == {}
+    scene.until(21.0, 1, 2)
+    assert set(scene.elastic.moves(scene.now)) == {"b", "c"}
+
+
 def test_an_agent_that_has_never_come_has_not_left() -> None:
     options = config.Elastic(away_s=1.0)
     elastic = Elastic(options, HOME, COSTS, dict.fromkeys(HOME, 1))

@@ -63,6 +63,7 @@ class Elastic:
         self._needs = needs
         self._ranks: dict[int, _Presence] = {}
         self._looked_s = -math.inf
+        self._next: Placement = {}  # of workers that change their rank at the next barrier
         self.where = dict(home)  # the rank of each worker now
 
     # --- who is there ----------------------------------------------------------------------------
@@ -107,7 +108,31 @@ class Elastic:
         room = self._room(now)
         found = spread(lost, self.where, self._costs, self._needs, room)
         self.where.update(found)
+        for name in found:
+            self._next.pop(name, None)
         return found
+
+    def moves(self, now: float) -> Placement:
+        """Return the ranks that workers are to change to at the next barrier, each once: those that
+        others have taken over go back to their agent, once it has been back for `away_s`."""
+        found = {
+            name: rank
+            for name, rank in self._home.items()
+            if {**self.where, **self._next}[name] != rank and self._is_back(rank, now)
+        }
+        self._next |= found
+        return found
+
+    def _is_back(self, rank: int, now: float) -> bool:
+        since_s = self._ranks[rank].since_s if self._is_here(rank, now) else now
+        return now - since_s >= self._options.away_s
+
+    def starts(self, name: str, now: float) -> int:
+        """A worker is about to be started: return the rank that does so."""
+        rank = self._next.pop(name, None)
+        if rank is not None and self._is_here(rank, now):
+            self.where[name] = rank
+        return self.where[name]
 
     def _room(self, now: float) -> dict[int, float]:
         """The memory of each rank that is there, in bytes."""

@@ -251,12 +251,24 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         Raises `LaunchError` if it is on this machine and can't be started.
         """
         assert self._work is not None
-        rank = self._work.where[name]
-        self._ordered_s[name] = time.monotonic()
+        now = time.monotonic()
+        elastic = self._work.elastic
+        rank = elastic.starts(name, now) if elastic is not None else self._work.where[name]
+        self._ordered_s[name] = now
         if rank == self.own_rank and self._own is not None:
             self._start_here(name)
         elif rank in self._agents:
             self._transport.send(self._agents[rank].peer, Engage(name))
+
+    def moves(self) -> list[tuple[str, str]]:
+        """Return workers that are to be started elsewhere at the next barrier, and why."""
+        elastic = self._work.elastic if self._work is not None else None
+        if elastic is None:
+            return []
+        return [
+            (name, f"{name} goes back to rank {rank}, whose agent is there again")
+            for name, rank in elastic.moves(time.monotonic()).items()
+        ]
 
     def look(self, name: str) -> Sight:
         """Tell what state a worker's process is in; those of other machines can't be seen."""

@@ -140,6 +140,10 @@ class LocalLauncher:
                 ended.append((name, code, self._last_lines(name, one.log_start)))
         return ended
 
+    def moves(self) -> list[tuple[str, str]]:
+        """Return nothing: on one machine all workers stay where they are."""
+        return []
+
     def stop(self, grace_s: float) -> None:
         """Wait up to `grace_s` for all workers to leave, then kill them; Ctrl-C ends the wait."""
         deadline = time.monotonic() + grace_s
