@@ -142,6 +142,9 @@ class Elastic(Table, frozen=True, kw_only=True):
     # an agent that has been silent for so long has left: others take its workers over, until it has
     # been back for as long
     away_s: Seconds = 10.0
+    # [training time] over which the pace of workers is measured; a machine that has become slow, as
+    # seen in two such windows in a row, gives a worker away
+    window_s: Seconds = 30.0
 
 
 # --- [links] and [slow]: conditions to train under -----------------------------------------------

@@ -90,6 +90,8 @@ def lead(run: Run, rendezvous: Rendezvous, observers: Sequence[Observer]) -> dic
         if run.trace:
             stack.enter_context(merged_at_end(run.folder, workers))
         heard = [*observers]
+        if elastic is not None:
+            heard.append(lambda _, __, kind, values: elastic.observe(kind, values))
         if run.tensorboard:
             heard.append(stack.enter_context(EventFiles(run.folder)))
         return conduct(

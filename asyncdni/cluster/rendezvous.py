@@ -263,12 +263,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
     def moves(self) -> list[tuple[str, str]]:
         """Return workers that are to be started elsewhere at the next barrier, and why."""
         elastic = self._work.elastic if self._work is not None else None
-        if elastic is None:
-            return []
-        return [
-            (name, f"{name} goes back to rank {rank}, whose agent is there again")
-            for name, rank in elastic.moves(time.monotonic()).items()
-        ]
+        return elastic.moves(time.monotonic()) if elastic is not None else []
 
     def look(self, name: str) -> Sight:
         """Tell what state a worker's process is in; those of other machines can't be seen."""
