@@ -82,7 +82,7 @@ class Machines:
         self._agents[0].send_signal(signal.SIGUSR1)
 
     def ended(self) -> bool:
-        """Whether the run is over. Exits where it has failed to begin."""
+        """Whether the run is over, well or not."""
         return self._agents[0].poll() is not None
 
     def codes(self) -> list[int]:
