@@ -62,6 +62,7 @@ __all__ = [
     "Delayed",
     "DigitPairs",
     "Digits",
+    "Elastic",
     "ErrorGenerator",
     "Experiment",
     "Fraction",
@@ -113,7 +114,7 @@ __all__ = [
     "ZeroGenerator",
 ]
 
-# --- [checkpoint] and [recovery] -----------------------------------------------------------------
+# --- [checkpoint], [recovery] and [elastic] ------------------------------------------------------
 
 
 class Checkpoint(Table, frozen=True, kw_only=True):
@@ -136,6 +137,17 @@ class Recovery(Table, frozen=True, kw_only=True):
     # how long workers wait for another coordinator once theirs has died, in seconds; 0: they leave.
     # Those that it has started itself, as `asyncdni train` does, leave at once
     coordinator_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+
+
+class Elastic(Table, frozen=True, kw_only=True):
+    """How the workers of `asyncdni run` change machines while it goes on."""
+
+    # an agent that has been silent for so long has left: others take its workers over, until it has
+    # been back for as long
+    away_s: Seconds = 10.0
+    # [training time] over which the pace of workers is measured; a machine that has become slow, as
+    # seen in two such windows in a row, gives a worker away
+    window_s: Seconds = 30.0
 
 
 # --- [links] and [slow]: conditions to train under -----------------------------------------------
@@ -561,6 +573,7 @@ class Experiment(Table, frozen=True, kw_only=True):
     staleness: Staleness = Staleness()
     checkpoint: Checkpoint = Checkpoint()
     recovery: Recovery = Recovery()
+    elastic: Elastic | None = None  # None: workers stay on their machines
     numbers: Numbers = Numbers()
     links: Links = Links()
     slow: dict[str, Slow] = {}  # by name of the worker

@@ -19,10 +19,11 @@ from each import each
 from networks import chain, design
 from processes import free_port, until
 
-from asyncdni import experiment
+from asyncdni import config, experiment
 from asyncdni.__main__ import main
 from asyncdni.cluster import keeper as keeper_module
 from asyncdni.cluster.agent import Means, serve
+from asyncdni.cluster.elastic import Elastic
 from asyncdni.cluster.engines import Place
 from asyncdni.cluster.keeper import Keeper
 from asyncdni.cluster.lead import digest
@@ -99,14 +100,21 @@ class Agent:
     ) -> None:
         self._scene = scene
         self._unread: list[Message] = []
+        self._stays = False
         self.transport = transport
         fields = {name: getattr(enrol, name) for name in enrol.__struct_fields__}
         transport.send(Enrol(**{**fields, **changes}))
+
+    def stays(self) -> None:
+        """Beat from now on, whenever something is waited for."""
+        self._stays = True
 
     def gets(self, kind: type[Kind]) -> Kind:
         """Wait for the next message, which must be of this kind."""
 
         def next_one() -> Message | None:
+            if self._stays:
+                self.transport.send(Beat())
             self._unread += self.transport.receive(0.001)
             self._scene.ended += self._scene.rendezvous.exited()
             return self._unread.pop(0) if self._unread else None
@@ -251,6 +259,27 @@ def test_a_coordinator_is_kept_going_until_it_has_died_too_often(
     with Keeper(["sleep", "60"], said.append, "", 1, 60.0) as keeper:
         keeper.signal(signal.SIGTERM)
         assert until(keeper.watch, "its end") == 128 + signal.SIGTERM
+
+
+def test_workers_of_an_agent_that_has_left_are_taken_over(scenes: Callable[..., Scene]) -> None:
+    """The one whose death nobody knows of yet is told of, and started when that is asked for; the
+    one whose start can't have been heard is started at once."""
+    home = {"a": 1, "b": 1}
+    elastic = Elastic(config.Elastic(away_s=0.05), home, {"a": 2.0, "b": 1.0}, {"a": 1, "b": 1})
+    scene = scenes(placement=home, elastic=elastic)
+    first = scene.agent(1)
+    for kind in (Enrolled, Engage, Engage):
+        first.gets(kind)
+    first.transport.close(0)
+    scene.rendezvous.restart("b")
+    other = scene.agent(2)
+    other.gets(Enrolled)
+    other.stays()
+    assert other.gets(Engage) == Engage("b")
+    ((name, code, text),) = until(lambda: scene.ended, "the end of a")
+    assert (name, code) == ("a", -9) and text.endswith("rank 2 takes over a")
+    scene.rendezvous.restart("a")
+    assert other.gets(Engage) == Engage("a")
 
 
 def test_agents_that_do_not_come_are_named(scenes: Callable[..., Scene]) -> None:

@@ -420,3 +420,12 @@ def test_layers_times_every_operation(tmp_path: Path) -> None:
     assert all(one > 0 for sides in times.values() for rounds in sides.values() for one in rounds)
     floors = [name for name, sides in times.items() if "floor" in sides]
     assert len(floors) == 6 and all(name.startswith("dense") for name in floors)
+
+
+# --- clusters ------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_agents_start_and_leave_nothing() -> None:
+    found = json.loads(run("clusters/machines.py", "start", "--smoke").stdout)
+    assert found["workers"] == 4 and found["left"] == []

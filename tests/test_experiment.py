@@ -49,7 +49,8 @@ DATA_SETS = (
 )
 REFUSALS = [
     (changed(runn={}), "unknown section 'runn', did you mean 'run'? known: data, stages, model, "
-     "schedule, optimizer, run, limits, staleness, checkpoint, recovery, numbers, links, slow"),
+     "schedule, optimizer, run, limits, staleness, checkpoint, recovery, elastic, numbers, links, "
+     "slow"),
     (changed(run={"epohs": 3}), "run: unknown key 'epohs', did you mean 'epochs'? known: epochs, "
      "max_steps, early_stopping, seed, split, evaluate_every, evaluate, metrics, threads, pin, "
      "dtype, autocast, compile, init, init_stages, init_sha256"),

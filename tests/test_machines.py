@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -155,6 +156,37 @@ def test_a_coordinator_that_is_killed_comes_back_and_its_workers_have_lived_on(
     else:
         assert site.run("train", "tiny.toml", "--out", "undisturbed", *long).code == 0
         assert weights(folder) == weights(site.folder / "undisturbed")
+
+
+# --- machines that leave and come back ------------------------------------------------------------
+
+
+def test_a_machine_that_leaves_and_comes_back_costs_time_alone(site: Site) -> None:
+    """Its worker is taken over, and given back later; under `locked` the weights are those of a run
+    of as many steps in which nothing happened."""
+    place = {"ASYNCDNI_WORLD_SIZE": "3", "ASYNCDNI_COORDINATOR": f"tcp://127.0.0.1:{free_port()}"}
+    words = ("--place", "0,1,1", "--latency", "10ms", "--set", "elastic.away_s=1", *ENDLESS)
+
+    def start(rank: int) -> Command:
+        variables = {**place, "ASYNCDNI_RANK": str(rank)}
+        return site.start("run", "tiny.toml", "--out", "run", *words, **variables)
+
+    folder = site.folder / "run"
+    ranks = [start(rank) for rank in range(3)]
+    until_recorded(folder, "report")
+    ranks[2].kill()
+    until_recorded(folder, "back")
+    ranks[2] = start(2)
+    until_recorded(folder, "back", 2)
+    for command in ranks:
+        command.kill(signal.SIGUSR1)
+    said = ranks[0].finished().out
+    assert "rank 0 takes over top" in said and "top goes back to rank 2" in said
+    assert [one["stage"] for one in records(folder, "moved")] == ["top"]
+    steps = json.loads((folder / "final" / "manifest.json").read_text())["batches"]
+    alike = (*ENDLESS, f"--set=run.max_steps={steps}")
+    assert site.run("train", "tiny.toml", "--out", "train", *alike).code == 0
+    assert weights(folder) == weights(site.folder / "train")
 
 
 # --- ssh -----------------------------------------------------------------------------------------

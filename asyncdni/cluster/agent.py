@@ -28,6 +28,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from asyncdni.cluster.elastic import Host
 from asyncdni.cluster.engines import Place
 from asyncdni.cluster.keeper import Keeper
 from asyncdni.core.liveness import worker_patience_s
@@ -52,7 +53,7 @@ from asyncdni.wire.agent import AgentTransport
 from asyncdni.wire.beat import Heart
 from asyncdni.wire.curve import Keys
 
-__all__ = ["Means", "serve"]
+__all__ = ["Means", "serve", "this_host"]
 
 _LOOK_EVERY_S = 0.02
 #: Signals that come together are one request, as for the coordinator.
@@ -97,7 +98,13 @@ def serve(place: Place, digest: str, means: Means) -> None:
         _Agent(place, digest, transport, means, stops, stack).run()
 
 
+def this_host() -> Host:
+    """Return what this machine has for workers."""
+    return Host(len(usable_cores()) or os.cpu_count() or 1, memory_bytes())
+
+
 def _enrolment(place: Place, digest: str, running: list[str]) -> Enrol:
+    host = this_host()
     return Enrol(
         protocol=PROTOCOL_VERSION,
         rank=place.rank,
@@ -105,8 +112,8 @@ def _enrolment(place: Place, digest: str, running: list[str]) -> Enrol:
         digest=digest,
         pid=os.getpid(),
         host=socket.gethostname(),
-        cores=len(usable_cores()) or os.cpu_count() or 1,
-        memory_bytes=memory_bytes(),
+        cores=host.cores,
+        memory_bytes=host.memory_bytes,
         running=running,
     )
 

@@ -71,6 +71,12 @@ class BarrierSteps:
         self._closing = False  # a barrier for a checkpoint has been ordered
         self._reported_s = 0.0  # when it was said last how far a stop has come
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all that this barrier was for is done, and workers are to be moved before anybody
+        goes on."""
+        return self._run.phase is Phase.SAVING and not self._at.saves
+
     def check(self) -> None:
         """Assert every invariant."""
         assert set(self._at.drained) <= set(self._run.members)
@@ -234,7 +240,10 @@ class BarrierSteps:
         self._out.add(Commit(tag, files, cut.state(), whole=True))
 
     def committed(self, tag: str, now: float) -> None:
-        """The manifest of what has been saved under that tag is on disk."""
+        """The manifest of what has been saved under that tag is on disk.
+
+        If that was the last thing to be saved, the barrier is over: all go on, or have to be moved.
+        """
         if not is_cut(tag):
             self._out.record("saved", now, tag=tag)
             if tag == BEST:
@@ -262,12 +271,15 @@ class BarrierSteps:
         return self._ledger.planned + (not ordered and not cut_short)
 
     def _resume(self, now: float) -> None:
-        self._run.to_all(Resume(self._ledger.barrier))
+        barrier = self._ledger.barrier
         self._ledger.lift(self._at.position, self._planned())
         if self._at.before is not None:  # this evaluation stays
             self._run.losses.clear()
         self._at.before = None
         self.forget()
+        if self._run.moving:
+            return  # nobody goes on before all are there again: see `Deaths.move`
+        self._run.to_all(Resume(barrier))
         self._run.phase = Phase.TRAINING
         self._standstill.go_on(now)
         self._run.segment_start = now
@@ -289,7 +301,12 @@ class BarrierSteps:
 
     def _cut_is_due(self, now: float) -> bool:
         at, every_s = self._at, self._roster.cut_every_s
-        if self._is_final() or at.kind == CHECKPOINT or at.position in self._roster.cut_positions:
+        if (
+            self._is_final()
+            or self._run.moving
+            or at.kind == CHECKPOINT
+            or at.position in self._roster.cut_positions
+        ):
             return True
         last_s = self._run.cut_s
         return every_s is not None and last_s is not None and now >= last_s + every_s
@@ -297,12 +314,24 @@ class BarrierSteps:
     @property
     def next_cut_s(self) -> float | None:
         """When a barrier for a checkpoint is to be ordered."""
-        every_s = self._roster.cut_every_s if self._roster.folder else None
-        if every_s is None or self._run.phase is not Phase.TRAINING or self._closing:
+        every_s, last_s = self._roster.cut_every_s, self._run.cut_s
+        if not self._roster.folder or self._run.phase is not Phase.TRAINING or self._closing:
             return None
-        if self._run.stopping_since is not None:
-            return None  # the last one is on its way
-        return self._run.cut_s + every_s if self._run.cut_s is not None else None
+        if self._run.stopping_since is not None or last_s is None:
+            return None  # the last one is on its way, or the run has not begun
+        if self._run.moving:
+            return last_s  # at once
+        return last_s + every_s if every_s is not None else None
+
+    def move(self, name: str) -> None:
+        """Have a worker go on elsewhere from the next cut, which is taken as soon as it can be.
+
+        Without a folder there are no cuts: the worker stays.
+        """
+        if self._roster.folder and not self._is_final():
+            self._run.moving.add(name)
+            if self._run.phase is Phase.SAVING:
+                self._add_cut()
 
     # --- stopping ---------------------------------------------------------------------------------
 

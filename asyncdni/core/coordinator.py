@@ -35,6 +35,7 @@ from asyncdni.core.events import (
     Event,
     Exited,
     Looked,
+    Move,
     PartKept,
     PartSent,
     Received,
@@ -51,6 +52,7 @@ from asyncdni.core.position import KINDS
 from asyncdni.core.post import UnexpectedMessage
 from asyncdni.core.transfer import FileExchange
 from asyncdni.messages import (
+    COORDINATOR,
     Abort,
     Accused,
     Beat,
@@ -258,6 +260,11 @@ class Coordinator:
                 self._barriers.consulted(ends, now)
             case Stored(tag=tag):
                 self._barriers.committed(tag, now)
+                if self._barriers.is_over:
+                    self._deaths.move(now)
+            case Move(stage=stage, text=text):
+                run.out.record("note", now, stage=COORDINATOR, text=text)
+                self._barriers.move(stage)
             case PartSent():
                 self._files.part_sent(event)
             case PartKept(part=part, sender=sender):

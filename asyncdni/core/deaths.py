@@ -33,6 +33,7 @@ from asyncdni.messages import (
     Connect,
     Failed,
     Hello,
+    Leave,
     Lost,
     Message,
     Note,
@@ -563,13 +564,7 @@ class Deaths:
 
     def _lost(self, name: str, text: str, now: float) -> None:
         """A worker is dead, or as good as dead: replace it, or end the run."""
-        self._dead.pop(name, None)
-        member = self._run.members.pop(name, None)
-        if member is not None:
-            del self._run.by_peer[member.peer]
-            self._run.dropped.add(member.peer)
-        self._liveness.forget(name)
-        self._progress.forget(name)
+        self._forget(name)
         self._rounds.next_incarnation()
         forgiven = self._recovery.died(name, now)
         if self._run.stopping_since is not None and not (self._roster.launched and forgiven):
@@ -585,6 +580,31 @@ class Deaths:
             self._rounds.open_again(now)
         elif self._roster.learns_alone:
             self._go_on_without(name, now)
+        else:
+            self._go_back(now)
+
+    def _forget(self, name: str) -> None:
+        """Take a worker's process out of the run."""
+        self._dead.pop(name, None)
+        member = self._run.members.pop(name, None)
+        if member is not None:
+            del self._run.by_peer[member.peer]
+            self._run.dropped.add(member.peer)
+        self._liveness.forget(name)
+        self._progress.forget(name)
+        self._run.moving.discard(name)
+
+    def move(self, now: float) -> None:
+        """All have saved a cut: have those that go on elsewhere leave and start there, from that
+        cut, and all others wait for them, so that nobody learns or misses a batch meanwhile."""
+        for name in sorted(self._run.moving):
+            self._run.to(name, Leave())
+            self._forget(name)
+            self._recovery.left(name, now)
+            self._out.record("moved", now, stage=name)
+            self._out.add(Launch(name))
+        if self._roster.learns_alone:
+            self._rounds.open("keep", now)
         else:
             self._go_back(now)
 

@@ -54,6 +54,7 @@ __all__ = [
     "Looked",
     "Lose",
     "Machine",
+    "Move",
     "Origin",
     "ParentGone",
     "PartKept",
@@ -128,6 +129,15 @@ class Consulted(Event):
     """The user's callbacks have seen an evaluation (coordinator)."""
 
     ends: bool  # whether the run is to end here, as if it had been planned so
+
+
+@dataclass(slots=True)
+class Move(Event):
+    """A worker is to go on elsewhere, where its launcher starts it next (coordinator); `text` says
+    why."""
+
+    stage: str
+    text: str
 
 
 @dataclass(slots=True)

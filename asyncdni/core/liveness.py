@@ -301,6 +301,10 @@ class Recovery:
         self.down_since.setdefault(name, now)
         return True
 
+    def left(self, name: str, now: float) -> None:
+        """Note that a worker has left in good order, to go on elsewhere; that is no death."""
+        self.down_since.setdefault(name, now)
+
     def is_known_dead(self, name: str) -> bool:
         """Its death has been dealt with, and no new process has been started yet."""
         return name in self._launch_at

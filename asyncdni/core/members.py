@@ -278,6 +278,7 @@ class Run:
         # By worker, as of the last reports; those of an earlier coordinator's time among them.
         self.updates = dict(ledger.updates)
         self.positions: dict[str, int] = {}  # likewise: training batches that have passed there
+        self.moving: set[str] = set()  # workers that go on elsewhere from the next barrier
         self.in_flight: dict[str, int] = {}  # likewise: those not through with yet
         self.steers: dict[str, Steer] = {}  # by worker: what those who watch the run ask of it
         # Training losses since the last evaluation, by worker: their sum, over how many samples.

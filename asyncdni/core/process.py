@@ -241,8 +241,11 @@ class Process:
         self._report_s = _NEVER
         self._report_due = False  # after the op under way
         self._others = self._table()
-        # Of the coordinator's messages in a round, those that are not for the worker.
-        self._own: dict[type[Message], Callable[..., list[Action]]] = {
+        self._own = self._table_of_messages()
+
+    def _table_of_messages(self) -> dict[type[Message], Callable[..., list[Action]]]:
+        """What is done about the coordinator's messages in a round that are not for the worker."""
+        return {
             Taken: self._taken,
             Note: lambda message, now: [Say(message.text)],
             Introduce: self._introduced,

@@ -419,7 +419,7 @@ class _Gathering:
             self.by_hand = not values["launched"]
             if self.by_hand:
                 self._invite(values["commands"], values["address"])
-        elif kind == "lost":
+        elif kind in ("lost", "moved"):
             self.missing = [*self.missing, values["stage"]]
         elif kind == "joined":
             self.missing = [name for name in self.missing if name != values["stage"]]

@@ -160,6 +160,10 @@ class LocalLauncher:
             time.sleep(_SIGNALS_APART_S)
         self.stop(_LEAVE_S)
 
+    def moves(self) -> list[tuple[str, str]]:
+        """Return nothing: on one machine all workers stay where they are."""
+        return []
+
     def stop(self, grace_s: float) -> None:
         """Wait up to `grace_s` for all workers to leave, then kill them; Ctrl-C ends the wait."""
         deadline = time.monotonic() + grace_s

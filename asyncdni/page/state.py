@@ -241,7 +241,7 @@ class RunState:
                 one.before = one.at_point = None
         elif worker is not None:
             _note_worker(worker, kind, values)
-            if kind == "lost":
+            if kind in ("lost", "moved"):
                 self._interrupt(worker)
         text = _text(kind, values)
         if text:
@@ -440,7 +440,7 @@ def _note_worker(worker: _Worker, kind: str, values: Values) -> None:
             worker.state, worker.before, worker.at_point = "catching up", None, None
     elif kind == "ready":
         worker.parameters = values["parameters"]
-    elif kind == "lost":
+    elif kind in ("lost", "moved"):
         worker.state, worker.process, worker.replaced = "down", None, True
     elif kind == "launch":
         worker.restarts += 1

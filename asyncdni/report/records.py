@@ -11,8 +11,9 @@ evaluation, saved, cut      the test set was evaluated; weights, a checkpoint of
 lost, stuck                 a worker has died; nothing has moved for too long
 accused                     a worker was accused of breaking the protocol
 launch, waiting             a process is started; the user has to start one
-round, back                 all workers join anew; a lost worker has returned
-note                        a state could not be restored, or a link carries nothing
+moved                       a worker leaves at a barrier, to go on elsewhere
+round, back                 all workers join anew; a lost worker, or one that has moved, is there
+note                        a state could not be restored, a link carries nothing, a worker moves
 numbers                     numbers went wrong, and the run goes back to a checkpoint
 stopping                    the progress of a stop by the user
 resumed, changed            the run was resumed; a change of the experiment at that time

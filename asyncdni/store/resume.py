@@ -48,7 +48,7 @@ _CHANGEABLE = (
     # rates, decay, weight decay, clipping: not the kind, whose state is kept
     *("optimizer", "stages.NAME.optimizer"),
     *("schedule", "stages.NAME.schedule", "staleness", "links", "slow"),
-    *("checkpoint", "recovery", "limits", "numbers"),
+    *("checkpoint", "recovery", "elastic", "limits", "numbers"),
 )
 
 #: Of generators and their like.

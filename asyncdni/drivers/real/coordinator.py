@@ -30,6 +30,7 @@ from asyncdni.core.events import (
     Launch,
     Look,
     Looked,
+    Move,
     PartKept,
     PartSent,
     Received,
@@ -73,6 +74,10 @@ class Launcher(Protocol):
     def look(self, name: str) -> Sight: ...
 
     def last_lines(self, name: str) -> str: ...
+
+    def moves(self) -> list[tuple[str, str]]:
+        """Workers that are to go on elsewhere from the next barrier, each once, and why."""
+        ...
 
 
 Observer = Callable[[str, Mapping[str, Any]], None]
@@ -310,6 +315,8 @@ def coordinate(
             run.tell_rejected()
             for stage, code, last_lines in launcher.exited() if launcher else ():
                 run.handle(Exited(stage, code, last_lines))
+            for stage, text in launcher.moves() if launcher else ():
+                run.handle(Move(stage, text))
             while stops.take():
                 run.handle(UserStop())
             for asked in steering:
