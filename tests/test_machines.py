@@ -77,7 +77,7 @@ def test_without_an_engine_the_weights_are_those_of_train(
 ) -> None:
     """And the same command again has nothing left to do."""
     first = _finished(site.start("run", "tiny.toml", "--out", "run"))
-    assert "on this machine alone" in first.out
+    assert "on this machine alone" in first.err
     assert weights(site.folder / "run") == expected
     again = _finished(site.start("run", "tiny.toml", "--out", "run"))
     assert "is complete, after 2 epochs" in again.out
@@ -89,7 +89,7 @@ def test_torchrun_gives_the_weights_of_train(site: Site, expected: dict[str, byt
     words = ["--nproc-per-node", "2", "--master-port", str(free_port())]
     command = [*launcher, *words, *ASYNCDNI, "run", "tiny.toml", "--out", "run"]
     ran = _finished(site.execute(command, TMPDIR=str(site.folder)))  # torchrun leaves files there
-    assert "rank 1 of 2 (torchrun)" in ran.out
+    assert "rank 1 of 2 (torchrun)" in ran.err
     assert weights(site.folder / "run") == expected
 
 
@@ -99,7 +99,7 @@ def test_open_mpi_gives_the_weights_of_train(site: Site, expected: dict[str, byt
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     words = [mpirun, "--oversubscribe", "-n", "3"]
     ran = _finished(site.execute([*words, *ASYNCDNI, "run", "tiny.toml", "--out", "run"], **root))
-    assert "rank 2 of 3 (openmpi)" in ran.out and "nothing to do" in ran.out
+    assert "rank 2 of 3 (openmpi)" in ran.err and "nothing to do" in ran.err
     assert weights(site.folder / "run") == expected
 
 
@@ -179,7 +179,7 @@ def test_ssh_gives_the_weights_of_train_and_leaves_nothing(
     hosts = ("--hosts", "127.0.0.1,127.0.0.2,127.0.0.3")
     words = ("--ssh", ssh, "--remote", remote, "--out", "run")
     ran = _finished(site.start("run", "tiny.toml", *hosts, *words))
-    assert "rank 1 on" in ran.out
+    assert "rank 1 on" in ran.err
     assert weights(site.folder / "run") == expected
     absent = site.run("run", "tiny.toml", *hosts, "--ssh", ssh, "--remote", "/none", "--out", "no")
     absent.refused("no agent can be started on 127.0.0.", "/none")

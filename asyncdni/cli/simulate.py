@@ -16,7 +16,7 @@ from asyncdni.drivers.virtual.simulation import LEGEND, Result, simulate, timeli
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, by_name
 from asyncdni.experiment.schema import shown
 from asyncdni.imports import import_flags
-from asyncdni.launch.display import restored, undone
+from asyncdni.launch.incidents import restored, undone
 from asyncdni.plan.build import Design, make_design
 from asyncdni.report.records import Incidents
 from asyncdni.store.given import begin_with

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from asyncdni import logs
 from asyncdni.cluster.placement import Placement
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError, by_name
@@ -141,7 +142,6 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         ranks: int,
         digest: str,
         keys: Keys | None,
-        tell: Callable[[str], None],
         *,
         own_rank: int | None = 0,
         watch: Callable[[Container[int]], None] | None = None,
@@ -149,7 +149,6 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self.meeting = meeting
         self.ranks = ranks
         self._digest = digest
-        self._tell = tell
         self.own_rank = own_rank
         self._watch_others = watch
         self._own: LocalLauncher | None = None
@@ -217,7 +216,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         for peer, message in self._transport.receive(0):
             self._received(peer, message, now)
         for _, text in self._transport.rejected:
-            self._tell(f"at the agents' address: {text}")
+            logs.own().warning("at the agents' address: %s", text)
         self._transport.rejected.clear()
         self._admit_late(now)
         self._watch(now)
@@ -359,7 +358,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._transport.send(
             agent.peer, Enrolled(names, work.coordinator, work.folder, work.threads, work.silence_s)
         )
-        self._tell(
+        logs.own().info(
             f"rank {enrol.rank} on {enrol.host} ({enrol.cores} cores, "
             f"{enrol.memory_bytes / _GIB:.1f} GiB): {', '.join(names) or 'nothing to do'}"
         )
@@ -401,7 +400,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             )
         if waited_s > _NOTE_S and not self._noted:
             self._noted = True
-            self._tell(f"waiting for the agents of {ranks} at {self.address}")
+            logs.own().info(f"waiting for the agents of {ranks} at {self.address}")
 
 
 def _farewell(error: BaseException | None) -> Dismiss:

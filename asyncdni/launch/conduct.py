@@ -23,6 +23,7 @@ from asyncdni.errors import ConfigError, Interrupted
 from asyncdni.files import locked
 from asyncdni.imports import check_may_train, import_flags
 from asyncdni.launch.callbacks import Callbacks, EarlyStopping
+from asyncdni.launch.incidents import log_incident
 from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
 from asyncdni.nn.metrics import metric_names
@@ -269,6 +270,7 @@ class _Records:
     def __call__(self, kind: str, values: Mapping[str, Any]) -> None:
         self._seen.add(kind)
         self._recorder.record(kind, values)
+        log_incident(kind, values)
         # The ledger drops evaluations after the checkpoint, and thins out very many.
         if kind in ("round", "resumed", "resume"):
             self._recorder.history[:] = self._machine.ledger.history
