@@ -111,10 +111,10 @@ def _who(record: logging.LogRecord) -> tuple[str, str]:
 _STAMP = re.compile(r"\S+Z (?P<level>[A-Z]+) (asyncdni|coordinator|agent|worker)( [^:]*)?: ")
 
 
-def parsed(line: str) -> tuple[int, str]:
+def parsed(line: str, unlogged: int = logging.WARNING) -> tuple[int, str]:
     """Return the level of a line that another process has printed, and its text without time, level
-    and name. Lines that were not logged count as warnings."""
-    level, text = "WARNING", line.removeprefix("asyncdni: ")
+    and name. `unlogged`: the level of lines that were not logged."""
+    level, text = logging.getLevelName(unlogged), line.removeprefix("asyncdni: ")
     if stamp := _STAMP.match(line):
         level, text = stamp["level"], line[stamp.end() :]
     elif line.startswith('{"time": '):

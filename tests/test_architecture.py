@@ -76,6 +76,7 @@ MAY_IMPORT = {
     },
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
+        *("store.manifest", "files"),
         *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
         "nn.torch.layer",
     },
@@ -89,7 +90,7 @@ IMPORTED_BY = {
     "launch": {"", "cli", "cluster", "page"},
     "drivers.real": {"launch", "cluster.agent", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
-    "profiling": {"cli.profile", "cli.advise", "launch.compare"},
+    "profiling": {"cli.profile", "cli.advise", "cli.simulate", "launch.compare"},
 }
 
 #: Modules that functions import when they are called, against the layers: a `Result` is data of

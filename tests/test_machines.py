@@ -118,7 +118,7 @@ def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site
     first, agent = (_rank(site, rank, port, *ENDLESS) for rank in (0, 1))
     os.kill(await_training(folder)["top"], signal.SIGKILL)
     until_recorded(folder, "back", 1)
-    assert "worker top has died with signal 9" in until(agent.said, "the agent's news")
+    until(lambda: "worker top has died with signal 9" in agent.warned(), "the agent's news")
     agent.kill()
     again = _rank(site, 1, port, *ENDLESS)
     until_recorded(folder, "back", 2)

@@ -8,6 +8,7 @@ private folder for as long as the agent lives.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import subprocess
@@ -160,7 +161,7 @@ class _Connection:
         assert self.process.stdout is not None
         with self.process.stdout as output:
             for line in output:
-                level, said = logs.parsed(line.decode(errors="replace").strip())
+                level, said = logs.parsed(line.decode(errors="replace").strip(), logging.INFO)
                 if text := legible(said, _LINE_CHARACTERS):
                     self._last_lines.append(text)
                     logs.own().log(level, f"{self._host}: {text}")
