@@ -278,11 +278,9 @@ def test_a_profile_gives_the_times_of_ops(
     (row,) = (line.split() for line in measured.splitlines() if line.startswith("locked  "))
     assert row[1] == "2"  # batches of 5 samples, after one another through 3 stages: 5 / 3 a second
 
-    wide = ["--set", "run.dtype=float64"]
-    assert main([*given, *wide, "--profile", str(profile)]) == 2
+    other = ["--set", "run.dtype=float64"]
+    assert main([*given, *other, "--profile", str(profile)]) == 2
     assert 'run.dtype: "float32" in the profile' in capsys.readouterr().err
-    assert main([*given[:-1], "1f1b", "--profile", str(profile)]) == 2
-    assert "schedule.microbatches: 1 in the profile, 4 in the exp" in capsys.readouterr().err
     del found["stages"][0]["ops"]["P"]
     profile.write_text(json.dumps(found))
     assert main([*given[:-1], "synthetic", "--profile", str(profile)]) == 2
