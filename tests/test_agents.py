@@ -70,8 +70,7 @@ class Scene:
 
     def __init__(self, **changes: Any) -> None:
         self._closed = False
-        self.said: list[str] = []
-        self.rendezvous = Rendezvous(MEETING, 3, DIGEST, None, self.said.append)
+        self.rendezvous = Rendezvous(MEETING, 3, DIGEST, None)
         self.rendezvous.begin(replace(WORK, **changes), None)
         self.ended: list[tuple[str, int, str]] = []
         self.agents: list[AgentTransport] = []
@@ -139,13 +138,16 @@ def scenes() -> Iterator[Callable[..., Scene]]:
         scene.close()
 
 
-def test_an_agent_starts_its_workers_and_tells_of_their_ends(scenes: Callable[..., Scene]) -> None:
+def test_an_agent_starts_its_workers_and_tells_of_their_ends(
+    scenes: Callable[..., Scene], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "asyncdni")
     scene = scenes()
     agent = scene.agent(1)
     enrolled = agent.gets(Enrolled)
     assert enrolled == Enrolled(["a"], "tcp://h:1", "/run", threads=3, silence_s=60.0)
     assert agent.gets(Engage) == Engage("a")
-    assert "rank 1 on h" in scene.said[-1] and scene.said[-1].endswith(": a")
+    assert "rank 1 on h" in caplog.messages[-1] and caplog.messages[-1].endswith(": a")
     agent.transport.send(Ended("b", -9, "of another's"))
     agent.transport.send(Ended("a", 3, "one | two"))
     until(lambda: scene.ended or scene.ended.extend(scene.rendezvous.exited()), "its end")
@@ -305,7 +307,7 @@ def served(place: Place, **means: Any) -> Callable[[], BaseException | None]:
 
     def target() -> None:
         try:
-            serve(place, DIGEST, Means(lambda _: None, **means))
+            serve(place, DIGEST, Means(**means))
         except BaseException as error:
             raised.append(error)
 

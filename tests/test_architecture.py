@@ -18,6 +18,7 @@ FUNCTION_LINES_MAX = 55
 #: packages, may import all that leads to no circle, except what ONLY and NEVER below say.
 MAY_IMPORT = {
     "errors": set[str](),
+    "logs": set[str](),
     "messages": set[str](),
     "tables": set[str](),
     # options of a schedule stand beside its rule; `config` gathers all tables
@@ -38,7 +39,7 @@ MAY_IMPORT = {
         "errors",
     },
     "data": {"files", "imports", "nn.streams", "schedules.base", "config", "errors"},
-    "wire": {"core.liveness", "delays", "encodings", "messages", "config", "errors"},
+    "wire": {"core.liveness", "delays", "encodings", "logs", "messages", "config", "errors"},
     # what a table may name, the tables of schedules, generators and data sets know
     "experiment": {
         *("schedules", "nn.generators", "data", "files", "messages", "config", "errors"),
@@ -56,16 +57,17 @@ MAY_IMPORT = {
         *("core", "wire", "stages", "nn.base", "plan", "data", "store", "report.traces"),
         *("delays", "encodings", "schedules", "experiment.schema", "files", "imports"),
         *("messages", "config"),
-        *("software", "errors"),
+        *("software", "logs", "errors"),
     },
     "cluster": {
         *("experiment", "plan", "core.liveness", "wire", "drivers.real", "launch", "store.given"),
-        *("report", "imports", "messages", "config", "errors"),
+        *("report", "imports", "logs", "messages", "config", "errors"),
     },
     "page": {
         "core.counts",
         "core.slices",
         "launch.display",
+        "launch.incidents",
         "plan",
         "report",
         "store",
@@ -75,6 +77,7 @@ MAY_IMPORT = {
     },
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
+        *("store.manifest", "files"),
         *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
         "nn.torch.layer",
     },
@@ -88,7 +91,7 @@ IMPORTED_BY = {
     "launch": {"", "cli", "cluster", "page"},
     "drivers.real": {"launch", "cluster.agent", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
-    "profiling": {"cli.profile", "cli.advise", "launch.compare"},
+    "profiling": {"cli.profile", "cli.advise", "cli.simulate", "launch.compare"},
 }
 
 #: Modules that functions import when they are called, against the layers: a `Result` is data of
@@ -128,6 +131,7 @@ NEVER = {
 #: Packages that use the standard library and these.
 THIRD_PARTY = {
     "errors": set[str](),
+    "logs": set[str](),
     "core": set[str](),
     "schedules": {"msgspec"},
     "tables": {"msgspec"},

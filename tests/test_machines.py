@@ -78,7 +78,7 @@ def test_without_an_engine_the_weights_are_those_of_train(
 ) -> None:
     """And the same command again has nothing left to do."""
     first = _finished(site.start("run", "tiny.toml", "--out", "run"))
-    assert "on this machine alone" in first.out
+    assert "on this machine alone" in first.err
     assert weights(site.folder / "run") == expected
     again = _finished(site.start("run", "tiny.toml", "--out", "run"))
     assert "is complete, after 2 epochs" in again.out
@@ -90,7 +90,7 @@ def test_torchrun_gives_the_weights_of_train(site: Site, expected: dict[str, byt
     words = ["--nproc-per-node", "2", "--master-port", str(free_port())]
     command = [*launcher, *words, *ASYNCDNI, "run", "tiny.toml", "--out", "run"]
     ran = _finished(site.execute(command, TMPDIR=str(site.folder)))  # torchrun leaves files there
-    assert "rank 1 of 2 (torchrun)" in ran.out
+    assert "rank 1 of 2 (torchrun)" in ran.err
     assert weights(site.folder / "run") == expected
 
 
@@ -100,7 +100,7 @@ def test_open_mpi_gives_the_weights_of_train(site: Site, expected: dict[str, byt
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     words = [mpirun, "--oversubscribe", "-n", "3"]
     ran = _finished(site.execute([*words, *ASYNCDNI, "run", "tiny.toml", "--out", "run"], **root))
-    assert "rank 2 of 3 (openmpi)" in ran.out and "nothing to do" in ran.out
+    assert "rank 2 of 3 (openmpi)" in ran.err and "nothing to do" in ran.err
     assert weights(site.folder / "run") == expected
 
 
@@ -119,7 +119,7 @@ def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site
     first, agent = (_rank(site, rank, port, *ENDLESS) for rank in (0, 1))
     os.kill(await_training(folder)["top"], signal.SIGKILL)
     until_recorded(folder, "back", 1)
-    assert "worker top has died with signal 9" in until(agent.said, "the agent's news")
+    until(lambda: "worker top has died with signal 9" in agent.warned(), "the agent's news")
     agent.kill()
     again = _rank(site, 1, port, *ENDLESS)
     until_recorded(folder, "back", 2)
@@ -146,7 +146,7 @@ def test_a_coordinator_that_is_killed_comes_back_and_its_workers_have_lived_on(
     (coordinator,) = set(site.processes()) - {agent.pid, *pids.values()}
     os.kill(coordinator, signal.SIGKILL)
     ended = _finished(agent)
-    assert "the coordinator was killed by signal 9; it is started again" in ended.out
+    assert "the coordinator was killed by signal 9; it is started again" in ended.err
     joined = [(one["stage"], one["pid"]) for one in records(folder, "joined")]
     assert sorted(joined) == sorted([*pids.items()] * 2)
     assert all(one.get("again") for one in records(folder, "joined")[2:])
@@ -180,7 +180,7 @@ def test_a_machine_that_leaves_and_comes_back_costs_time_alone(site: Site) -> No
     until_recorded(folder, "back", 2)
     for command in ranks:
         command.kill(signal.SIGUSR1)
-    said = ranks[0].finished().out
+    said = ranks[0].finished().err
     assert "rank 0 takes over top" in said and "top goes back to rank 2" in said
     assert [one["stage"] for one in records(folder, "moved")] == ["top"]
     steps = json.loads((folder / "final" / "manifest.json").read_text())["batches"]
@@ -238,7 +238,7 @@ def test_ssh_gives_the_weights_of_train_and_leaves_nothing(
     hosts = ("--hosts", "127.0.0.1,127.0.0.2,127.0.0.3")
     words = ("--ssh", ssh, "--remote", remote, "--out", "run")
     ran = _finished(site.start("run", "tiny.toml", *hosts, *words))
-    assert "rank 1 on" in ran.out
+    assert "rank 1 on" in ran.err
     assert weights(site.folder / "run") == expected
     absent = site.run("run", "tiny.toml", *hosts, "--ssh", ssh, "--remote", "/none", "--out", "no")
     absent.refused("no agent can be started on 127.0.0.", "/none")

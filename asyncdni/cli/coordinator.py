@@ -9,6 +9,7 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_logging,
     add_page,
     add_resume,
     add_security,
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_init(parser)
     add_resume(parser)
     add_page(parser, controls=False)
-    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    add_logging(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asyncdni import config
+from asyncdni import config, logs
 from asyncdni.cli import train
 from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_logging,
     add_page,
     add_place,
     add_security,
@@ -27,7 +28,6 @@ from asyncdni.cli.common import (
     new_folder,
     page_for,
     shown_on,
-    told,
     worker_flags,
 )
 from asyncdni.cluster.agent import Means, serve
@@ -108,25 +108,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write event files to DIR/tensorboard (extra: tensorboard)",
     )
     add_page(parser)
-    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    add_logging(parser)
     parser.set_defaults(resume=None)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.out == "":
         raise ConfigError("--out '': expected the path of a folder")
-    tell = told(quiet=args.quiet)
     if args.hosts is not None:
         return _over_ssh(args)
     place = find_place(os.environ, engine=args.engine, coordinator=args.coordinator)
+    logs.be("agent", str(place.rank))
     if KEPT not in os.environ:  # otherwise the keeper has said it
-        tell(place.words())
+        logs.own().info(place.words())
     chosen = chosen_run(args)
     if place.ranks == 1:
         return _alone(args, chosen)
     assert place.coordinator is not None, "several ranks have an address to meet at"
     keys = keys_for(args, place.coordinator)
-    means = Means(tell, keys, worker_flags(args), args.allow_import, args.timeout)
+    means = Means(keys, worker_flags(args), args.allow_import, args.timeout)
     if place.rank:
         serve(place, digest(chosen), means)
         return 0
@@ -142,10 +142,9 @@ def _alone(args: argparse.Namespace, chosen: config.Experiment) -> int:
     with nullcontext(Path(kept)) if kept else private_folder() as sockets:
         meeting = Meeting.here(sockets)
         if chosen.recovery.coordinator_s and not kept:
-            own = Means(told(quiet=True), None, (), args.allow_import, args.timeout)
+            own = Means(None, (), args.allow_import, args.timeout)
             return _kept(args, chosen, Place(ALONE, 0, 1, meeting.agents), own, str(sockets))
-        tell = told(quiet=True)
-        with Rendezvous(meeting, 1, digest(chosen), None, tell, **_keeping()) as rendezvous:
+        with Rendezvous(meeting, 1, digest(chosen), None, **_keeping()) as rendezvous:
             return _led(args, chosen, rendezvous)
 
 
@@ -159,7 +158,7 @@ def _kept(
     args: argparse.Namespace, chosen: config.Experiment, place: Place, means: Means, sockets: str
 ) -> int:
     """Be the agent of rank 0, and keep the coordinator going in a process of its own."""
-    tell, recovery = told(quiet=args.quiet), chosen.recovery
+    tell, recovery = logs.own().warning, chosen.recovery
     with _opened(args, chosen) as folder:
         command = own_command([*args.words, f"--out={folder}"])
         restarts, patience_s = recovery.restarts, recovery.coordinator_s
@@ -172,8 +171,7 @@ def _first(args: argparse.Namespace, chosen: config.Experiment, place: Place) ->
     """Coordinate the run, and be the agent of rank 0."""
     address = place.coordinator or ""
     keys, meeting = keys_for(args, address), Meeting.at(address)
-    tell, ranks = told(quiet=args.quiet), place.ranks
-    with Rendezvous(meeting, ranks, digest(chosen), keys, tell, **_keeping()) as rendezvous:
+    with Rendezvous(meeting, place.ranks, digest(chosen), keys, **_keeping()) as rendezvous:
         return _led(args, chosen, rendezvous)
 
 
@@ -183,7 +181,8 @@ def _over_ssh(args: argparse.Namespace) -> int:
     if not all(hosts) or args.engine is not None:
         wrong = "--engine can't be given too" if all(hosts) else "expected names, such as a,b,c"
         raise ConfigError(f"--hosts {args.hosts}: {wrong}")
-    chosen, tell = chosen_run(args), told(quiet=args.quiet)
+    logs.be("coordinator")
+    chosen = chosen_run(args)
     address = args.coordinator or f"tcp://{_own_address(hosts[0])}:0"
     meeting = Meeting.at(address)
     with ExitStack() as stack:
@@ -195,12 +194,13 @@ def _over_ssh(args: argparse.Namespace) -> int:
         words = import_flags(args.allow_import)
         words += ["--insecure"] if args.insecure else []
         words += ["--ports", args.ports] if args.ports else []
+        words += logs.flags()
         where = Path(args.keys) if args.keys else None
         options = {"ssh": args.ssh, "remote": args.remote, "keys": where, "words": words}
-        connections = stack.enter_context(Connections(hosts, **options, tell=tell))
+        connections = stack.enter_context(Connections(hosts, **options))
         ranks, watch = len(hosts), connections.check
         rendezvous = stack.enter_context(
-            Rendezvous(meeting, ranks, digest(chosen), keys, tell, own_rank=None, watch=watch)
+            Rendezvous(meeting, ranks, digest(chosen), keys, own_rank=None, watch=watch)
         )
         connections.start(rendezvous.address)
         return _led(args, chosen, rendezvous)

@@ -11,6 +11,7 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_logging,
     add_page,
     add_resume,
     chosen_run,
@@ -83,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write event files to DIR/tensorboard (extra: tensorboard)",
     )
     add_page(parser)
-    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    add_logging(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from asyncdni import logs
 from asyncdni.cluster.elastic import Host
 from asyncdni.cluster.engines import Place
 from asyncdni.cluster.keeper import Keeper
@@ -68,9 +69,8 @@ _ENROL_EVERY_S = 2.0
 
 @dataclass(frozen=True)
 class Means:
-    """What an agent has on its machine, and says there."""
+    """What an agent has on its machine."""
 
-    tell: Callable[[str], None]  # shows a line to the user
     keys: Keys | None = None
     flags: Sequence[str] = ()  # of each worker's command line, for the same keys
     allow_import: Allowed = False
@@ -177,21 +177,21 @@ class _Agent:
         """Prepare for the workers of this machine, and begin to beat. If another coordinator has
         taken this agent back, that has been done."""
         if self._enrolled is not None:
-            self._means.tell(f"rank {self._place.rank} goes on with another coordinator")
+            logs.own().info(f"rank {self._place.rank} goes on with another coordinator")
             return
         self._enrolled = enrolled
         folder = Path(enrolled.folder)
-        logs = folder / "logs"
+        where = folder / "logs"
         try:
-            logs.mkdir(parents=True, exist_ok=True)
+            where.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             text = (
-                f"rank {self._place.rank} on {socket.gethostname()} can't write {logs}: "
+                f"rank {self._place.rank} on {socket.gethostname()} can't write {where}: "
                 f"{error.strerror}; name a folder with --out that can be written on all machines"
             )
             self._transport.send(Failed(LaunchError.__name__, text, ""))
             raise LaunchError(text) from error
-        self._launcher = self._stack.enter_context(LocalLauncher(logs, enrolled.threads))
+        self._launcher = self._stack.enter_context(LocalLauncher(where, enrolled.threads))
         heart = Heart(
             self._place.coordinator or "",
             self._transport.identity,
@@ -203,7 +203,7 @@ class _Agent:
         heart.start()
         self._stack.callback(heart.stop)
         names = ", ".join(enrolled.workers) or "nothing: there are more ranks than workers"
-        self._means.tell(f"rank {self._place.rank} on {socket.gethostname()} runs {names}")
+        logs.own().info(f"rank {self._place.rank} on {socket.gethostname()} runs {names}")
 
     def _lose(self, reason: str) -> None:
         """Note that the coordinator is gone; called in the heart's thread."""
@@ -232,7 +232,7 @@ class _Agent:
         self._transport.send(Ended(worker, code, last_lines))
         if code:
             died = f"worker {worker} has died with {_exit_words(code)}"
-            self._means.tell(f"{died}; its last lines: {last_lines}" if last_lines else died)
+            logs.own().warning(f"{died}; its last lines: {last_lines}" if last_lines else died)
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -289,7 +289,7 @@ class _Agent:
             self._raise_stop()
         if before is None:
             number = signal.Signals(self._stops.numbers[-1]).name
-            self._means.tell(
+            logs.own().info(
                 f"rank {self._place.rank} got {number}: it goes on until the coordinator, which "
                 "may have got it too, stops the run; a second one ends it at once"
             )

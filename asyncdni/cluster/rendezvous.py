@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from asyncdni import logs
 from asyncdni.cluster.elastic import Elastic, Host
 from asyncdni.cluster.placement import Placement
 from asyncdni.core.liveness import Sight
@@ -150,7 +151,6 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         ranks: int,
         digest: str,
         keys: Keys | None,
-        tell: Callable[[str], None],
         *,
         own_rank: int | None = 0,
         watch: Callable[[Container[int]], None] | None = None,
@@ -158,7 +158,6 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self.meeting = meeting
         self.ranks = ranks
         self._digest = digest
-        self._tell = tell
         self.own_rank = own_rank
         self._watch_others = watch
         self._own: LocalLauncher | None = None
@@ -238,7 +237,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         for peer, message in self._transport.receive(0):
             self._received(peer, message, now)
         for _, text in self._transport.rejected:
-            self._tell(f"at the agents' address: {text}")
+            logs.own().warning("at the agents' address: %s", text)
         self._transport.rejected.clear()
         self._admit_late(now)
         self._watch(now)
@@ -413,7 +412,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 coordinator_s=work.coordinator_s,
             ),
         )
-        self._tell(
+        logs.own().info(
             f"rank {enrol.rank} on {enrol.host} ({enrol.cores} cores, "
             f"{enrol.memory_bytes / _GIB:.1f} GiB): {', '.join(names) or 'nothing to do'}"
         )
@@ -434,7 +433,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 f"rank {before[name]} on {gone.enrol.host} has been silent for "
                 f"{now - gone.heard_s:.1f} s: rank {rank} takes over {name}"
             )
-            self._tell(text)
+            logs.own().warning(text)
             if self._ordered_s.get(name, 0.0) > gone.heard_s:
                 self.restart(name)
             else:
@@ -476,7 +475,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             )
         if waited_s > _NOTE_S and not self._noted:
             self._noted = True
-            self._tell(f"waiting for the agents of {ranks} at {self.address}")
+            logs.own().info(f"waiting for the agents of {ranks} at {self.address}")
 
 
 def _farewell(error: BaseException | None) -> Dismiss:

@@ -24,6 +24,7 @@ from asyncdni.errors import ConfigError, Interrupted
 from asyncdni.files import locked
 from asyncdni.imports import check_may_train, import_flags
 from asyncdni.launch.callbacks import Callbacks, EarlyStopping
+from asyncdni.launch.incidents import log_incident
 from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
 from asyncdni.nn.metrics import metric_names
@@ -161,8 +162,8 @@ def conduct(
         recorder = Recorder(roster.workers, _facts(design), folder)
         stack.callback(recorder.close)
         beginning = _beginning(design, folder, recorder) if resume else Beginning(Ledger())
-        if beginning.changes:  # workers that still run know another experiment
-            roster = replace(roster, takes_back=False)
+        # Workers that still run know the experiment as it was.
+        roster = replace(roster, takes_back=roster.takes_back and not beginning.changes)
         machine = Coordinator(roster, beginning.ledger)
         records = _Records(design, recorder, machine, [*observers, called], seen, stops)
         _begin(records, beginning, design, folder, resume=resume)
@@ -277,6 +278,7 @@ class _Records:
         self._seen.add(kind)
         if kind != "slices":  # they are for whoever watches now
             self._recorder.record(kind, values)
+            log_incident(kind, values)
         # The ledger drops evaluations after the checkpoint, and thins out very many.
         if kind in ("round", "resumed", "resume"):
             self._recorder.history[:] = self._machine.ledger.history

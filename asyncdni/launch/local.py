@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from asyncdni import logs
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import Interrupted, LaunchError, legible
 from asyncdni.files import check_file
@@ -61,7 +63,7 @@ def own_command(words: Sequence[str]) -> list[str]:
 def worker_command(stage: str, coordinator: str, *, allow_import: Allowed = False) -> list[str]:
     """Return the command line of one worker, run by this process's Python."""
     words = ["worker", "--stage", stage, "--coordinator", coordinator]
-    return own_command([*words, *import_flags(allow_import)])
+    return own_command([*words, *import_flags(allow_import), *logs.flags()])
 
 
 @dataclass(slots=True)
@@ -214,7 +216,8 @@ class LocalLauncher:
                 text = log.read().decode(errors="replace")
         except OSError:
             return ""
-        lines = text.strip().splitlines()[-_LAST_LINES:]
+        said = [logs.parsed(line) for line in text.strip().splitlines()]
+        lines = [words for level, words in said if level >= logging.WARNING][-_LAST_LINES:]
         return " | ".join(legible(line, _LINE_CHARACTERS) for line in lines)
 
 

@@ -20,7 +20,8 @@ from typing import Any
 from asyncdni.core.counts import EDGE_NAMES, read_distribution
 from asyncdni.core.slices import OPS_MAX, SLICE_S
 from asyncdni.errors import legible
-from asyncdni.launch.display import facts, guard_line, incident_line, measure
+from asyncdni.launch.display import facts, measure
+from asyncdni.launch.incidents import guard_line, incident_line
 from asyncdni.messages import DATA, Steer
 from asyncdni.plan.build import Design
 from asyncdni.plan.describe import layer_text, shape_text

@@ -14,7 +14,6 @@ of all that has come when it chooses the next one; but not behind an op that is 
 
 from __future__ import annotations
 
-import sys
 import time
 import traceback
 from collections import deque
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from asyncdni import logs
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
     Action,
@@ -396,6 +396,7 @@ class Engine:
         files = written(lambda: self._write(save))
         place = save.tag if save.whole else unfinished(Path(save.tag)).name
         paths = [f"{place}/{stage}.safetensors" for stage in files] if self._is_away else []
+        logs.own().debug("saved %s", save.tag)
         self._answers.append(Stored(save.tag, files, paths))
 
     def _write(self, save: Save) -> dict[str, str]:
@@ -420,7 +421,7 @@ class Engine:
         return self._tools is not None and self._tools.away
 
     def _say(self, say: Say) -> None:
-        print(f"asyncdni: {say.text}", file=sys.stderr, flush=True)
+        logs.own().warning(say.text)
 
     def _exit(self, end: Exit) -> None:
         if self._trace is not None and end.error is None:

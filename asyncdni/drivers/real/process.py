@@ -6,11 +6,11 @@ What it does when is decided by `core.process.Process`, and carried out by `driv
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from asyncdni import config, software
+from asyncdni import config, logs, software
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
     Exit,
@@ -186,11 +186,10 @@ class Signals:
         if os.environ.get(PARENT_VARIABLE):
             return
         text = (
-            f"asyncdni: worker {self._stage} goes on until its coordinator stops: stop that one, "
-            "or signal this worker again to end it alone\n"
+            f"worker {self._stage} goes on until its coordinator stops: stop that one, or signal "
+            "this worker again to end it alone"
         )
-        with contextlib.suppress(OSError):
-            os.write(2, text.encode(errors="replace"))
+        logs.print_at_once(logging.INFO, text)
 
 
 # --- the state that a stage begins a round with --------------------------------------------------
@@ -304,6 +303,10 @@ class Session:
         """Read the experiment, and begin to beat. Raises `DataError` where the data that this
         worker hosts can't be used."""
         self.welcome = welcome = action.welcome
+        logs.be("worker", welcome.stage)
+        logs.own().info(
+            "process %d on %s works for %s", os.getpid(), socket.gethostname(), self._coordinator
+        )
         limits = msgspec.convert(welcome.experiment.get("limits", {}), config.Limits)
         recovery = msgspec.convert(welcome.experiment.get("recovery", {}), config.Recovery)
         self._beat(
@@ -440,6 +443,7 @@ class Session:
             if self._parts is not None:  # fetched again when it is needed again
                 shutil.rmtree(folder / CUTS, ignore_errors=True)
         self._transport.await_neighbours()
+        logs.own().debug("a round begins; the state it begins with: %s", action.origin.value)
         return restored
 
     def join(self, action: Join) -> tuple[Joined, Tools]:
@@ -450,6 +454,7 @@ class Session:
             claim = Claim(Path(folder), self._stages, action.claim)
             claim.make()
         joined = Joined(self._connect(action.connect), self._transport.knows_senders)
+        logs.own().debug("connected to %s", ", ".join(action.connect.addresses) or "nobody")
         design, group = self._design, self._group
         executor = Executor(
             self._stage,
@@ -536,7 +541,7 @@ def run_worker(
     finally:
         session.close()
         for text in transport.rejected:
-            print(f"asyncdni: {text}", file=sys.stderr)
+            logs.own().warning(text)
         transport.close(linger_s)
         if coordinator.startswith("ipc://"):  # its folder stays where it was killed
             remove_ownerless(Path(coordinator.removeprefix("ipc://")).parent)
@@ -546,7 +551,7 @@ def run_worker(
 def _raise(end: Exit, signals: Signals) -> None:
     """What the process has ended with, unless the run is over."""
     if end.trace:
-        print(end.trace, file=sys.stderr)
+        logs.own().error(end.trace)
     match end.error:
         case AsyncDNIError() as error:
             raise error
@@ -560,3 +565,4 @@ def _raise(end: Exit, signals: Signals) -> None:
         raise stop
     if end.failed:
         raise Dismissed(end.failed)
+    logs.own().info("the run is over")
