@@ -109,7 +109,7 @@ ONLY = {
     "jinja2": {"report.page"},
     "tensorboard": {"report.tensorboard"},
     "safetensors": {"store.tensors"},
-    "ray": {"launch"},
+    "ray": {"cluster.ray"},
     "starlette": {"page"},
     "uvicorn": {"page"},
     "prometheus_client": {"page.metrics"},
@@ -135,7 +135,7 @@ THIRD_PARTY = {
     "config": {"msgspec"},
     "nn": {"numpy", "torch"},
     "launch": {"msgspec", "numpy", "rich", "torch"},
-    "cluster": set[str](),
+    "cluster": {"ray"},
     "wire": {"zmq", "msgpack", "msgspec", "numpy"},
 }
 
