@@ -110,6 +110,7 @@ ONLY = {
     "tensorboard": {"report.tensorboard"},
     "safetensors": {"store.tensors"},
     "ray": {"cluster.ray"},
+    "fsspec": {"store.mirror"},
     "starlette": {"page"},
     "uvicorn": {"page"},
     "prometheus_client": {"page.metrics"},

@@ -37,6 +37,7 @@ from asyncdni.cluster.ssh import Connections
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.imports import import_flags
 from asyncdni.launch.display import make_display
+from asyncdni.store.mirror import fetch_run
 from asyncdni.store.resume import continued_experiment, is_complete
 from asyncdni.store.run import EXPERIMENT, open_run
 from asyncdni.wire.address import data_endpoints, private_folder
@@ -253,6 +254,8 @@ def _own_address(host: str) -> str:
 def _led(args: argparse.Namespace, chosen: config.Experiment, rendezvous: Rendezvous) -> int:
     """Lead the run in its folder, or go on with it; there is nothing to do if it is complete."""
     with _opened(args, chosen) as folder:
+        if chosen.run.store and not (folder / EXPERIMENT).is_file():
+            fetch_run(chosen.run.store, folder)
         resumed = (folder / EXPERIMENT).is_file()
         here = continued_experiment(folder, chosen) if resumed else chosen
         if resumed and is_complete(folder, here):
