@@ -166,8 +166,8 @@ signal.pause()
 
 
 @pytest.mark.long
-def test_a_run_in_s3_is_stopped_and_goes_on_from_there(tmp_path: Path) -> None:
-    """Its folder is gone; the weights are those of a run that nobody has stopped."""
+def test_a_run_goes_on_from_its_copy_in_s3(tmp_path: Path) -> None:
+    """In another folder; the weights are those of a run that nobody has stopped."""
     for name in ("moto", "flask", "s3fs"):
         pytest.importorskip(name)
     with socket.create_server(("127.0.0.1", 0)) as probe:

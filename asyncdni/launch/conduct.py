@@ -171,9 +171,7 @@ def conduct(
             words: dict[str, Any] = {"commit": commit, "command": command, "stops": stops}
             coordinate(machine, transport, records, launch, folder=folder, **words)
     summary = records.summary() | {"ended_early": stops.ended_early}
-    _conclude(claim, design, summary)
-    if mirror is not None:
-        mirror.finish()
+    _conclude(claim, design, summary, mirror)
     if stops.error is not None:
         raise stops.error
     called.ended(design, recorder, summary)
@@ -237,13 +235,18 @@ def _mirrored(
         mirror.settle()
 
 
-def _conclude(claim: Claim | None, design: Design, summary: dict[str, Any]) -> None:
-    """Write what the folder of a complete run, if any, holds besides its records."""
+def _conclude(
+    claim: Claim | None, design: Design, summary: dict[str, Any], mirror: Mirror | None
+) -> None:
+    """Write what the folder of a complete run, if any, holds besides its records, and finish its
+    mirror."""
     if claim is None:
         return
     claim.check()
     write_summary(claim.folder, summary)
     write_model(claim.folder, design.experiment, summary)
+    if mirror is not None:
+        mirror.finish()
 
 
 def _beginning(design: Design, folder: Path | None, recorder: Recorder) -> Beginning:
