@@ -504,11 +504,15 @@ class Run(Table, frozen=True, kw_only=True):
     # gradients and messages keep `dtype`
     autocast: Literal["bfloat16"] | None = None
     compile: bool = False  # stages in PyTorch: compile their modules with torch.compile
-    # initial weights: a run folder, a folder of STAGE.safetensors, or one .safetensors file
+    # initial weights: a run folder, a folder of STAGE.safetensors, or one .safetensors file; or a
+    # URL of fsspec that leads to one
     init: str = ""
     # the stages that take their weights from `init`, the others from the seed; None: all do
     init_stages: Annotated[list[str], Meta(min_length=1)] | None = None
     init_sha256: dict[str, str] = {}  # of the weights taken, by stage; a run fills it in
+    # where a copy of the run's folder is kept: a URL of fsspec such as "s3://bucket/run"; empty:
+    # nowhere; see docs/recovery.md
+    store: str = ""
 
 
 class Limits(Table, frozen=True, kw_only=True):

@@ -113,7 +113,8 @@ ONLY = {
     "jinja2": {"report.page"},
     "tensorboard": {"report.tensorboard"},
     "safetensors": {"store.tensors"},
-    "ray": {"launch"},
+    "ray": {"cluster.ray"},
+    "fsspec": {"store.mirror"},
     "starlette": {"page"},
     "uvicorn": {"page"},
     "prometheus_client": {"page.metrics"},
@@ -140,7 +141,7 @@ THIRD_PARTY = {
     "config": {"msgspec"},
     "nn": {"numpy", "torch"},
     "launch": {"msgspec", "numpy", "rich", "torch"},
-    "cluster": set[str](),
+    "cluster": {"ray"},
     "wire": {"zmq", "msgpack", "msgspec", "numpy"},
 }
 

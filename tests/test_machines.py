@@ -245,6 +245,57 @@ def test_ssh_gives_the_weights_of_train_and_leaves_nothing(
     site.commands[0].kill(signal.SIGTERM)  # the server
 
 
+# --- Ray -----------------------------------------------------------------------------------------
+
+CLUSTER = """\
+import signal
+from ray.cluster_utils import Cluster
+
+node = {"num_cpus": 1, "object_store_memory": 80_000_000}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+for _ in range(2):
+    cluster.add_node(**node)
+print(cluster.address, flush=True)
+signal.sigwait({signal.SIGTERM})
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def ray(site: Site) -> Iterator[str]:
+    """The address of a Ray cluster of three nodes on this machine."""
+    pytest.importorskip("ray")
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # short: for sockets
+        own = {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+        cluster = site.execute([sys.executable, "-c", CLUSTER], **own)
+        yield until(cluster.said, "three nodes of Ray", _LAUNCHERS_S).strip()
+        cluster.kill(signal.SIGTERM)
+        assert cluster.finished().code == 0, cluster.warned()
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_ray_gives_the_weights_of_train_and_starts_a_killed_agent_again(
+    site: Site, ray: str, expected: dict[str, bytes]
+) -> None:
+    words = ("--engine", "ray", "--address", ray, "--coordinator", "tcp://127.0.0.1:0")
+    ran = _finished(site.start("run", "tiny.toml", *words, "--out", "run"))
+    assert "(Agent" in ran.err and "rank 2 on" in ran.err
+    assert weights(site.folder / "run") == expected
+    many = site.run("run", "tiny.toml", *words, "--agents", "4", "--out", "no")
+    many.refused("--agents 4: each takes one CPU of the Ray cluster, which has 3 on 3 nodes")
+    synthetic = ("--schedule", "synthetic", "--set", "checkpoint.snapshot_every=1s", *ENDLESS)
+    command = site.start("run", "tiny.toml", *words, *synthetic, "--out", "killed")
+    agent = _parent(await_training(site.folder / "killed")["top"])
+    os.kill(agent, signal.SIGKILL)
+    until_recorded(site.folder / "killed", "back", 1)
+    command.interrupt()
+    ended = command.finished()
+    assert ended.code == 130 and "--engine=ray" in ended.err, ended
+
+
 # --- Slurm ---------------------------------------------------------------------------------------
 
 SLURM = """\

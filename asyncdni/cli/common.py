@@ -430,7 +430,8 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         metavar="DIR",
-        help="in place of FILE.toml and --out: go on with the run in this folder, from its newest "
+        help="in place of FILE.toml and --out: go on with the run in this folder, or with the copy "
+        "at this URL (run.store), from its newest "
         "whole checkpoint; --set may change its length, its learning rates, its split and more",
     )
 

@@ -34,12 +34,14 @@ from asyncdni.cluster.agent import Means, serve
 from asyncdni.cluster.engines import ALONE, Place, find_place
 from asyncdni.cluster.keeper import KEPT, Keeper, leave_with_keeper
 from asyncdni.cluster.lead import Run, digest, lead
+from asyncdni.cluster.ray import STRATEGIES, Actors, Request, connected
 from asyncdni.cluster.rendezvous import Meeting, Rendezvous
 from asyncdni.cluster.ssh import Connections
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.imports import import_flags
 from asyncdni.launch.display import make_display
 from asyncdni.launch.local import own_command
+from asyncdni.store.mirror import fetch_run
 from asyncdni.store.resume import continued_experiment, is_complete
 from asyncdni.store.run import EXPERIMENT, open_run
 from asyncdni.wire.address import data_endpoints, private_folder
@@ -51,9 +53,10 @@ HELP = "train on all machines on which an engine (Slurm, torchrun, MPI, ssh, …
 EXAMPLE = """\
   asyncdni run launch/digits.toml
   asyncdni run launch/digits.toml --hosts a,b,c --out /shared/digits
+  asyncdni run launch/digits.toml --engine ray --out /shared/digits
   srun asyncdni run launch/digits.toml --out /shared/digits --keys keys"""
 
-_DEFAULTS = {"ssh": "ssh", "remote": "asyncdni"}
+_DEFAULTS = {"ssh": "ssh", "remote": "asyncdni", "strategy": STRATEGIES[0]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COMMAND",
         help="how asyncdni is started on --hosts, such as /opt/venv/bin/asyncdni",
     )
+    _add_ray(parser)
     add_security(parser)
     parser.add_argument(
         "--trace",
@@ -112,11 +116,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(resume=None)
 
 
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    """Add what --engine ray takes."""
+    parser.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="for --engine ray: the cluster, as ray.init takes it (default: RAY_ADDRESS, or the "
+        "one that runs on this machine)",
+    )
+    parser.add_argument(
+        "--agents",
+        type=_positive,
+        metavar="N",
+        help="for --engine ray: how many agents, each of which takes one CPU (default: one for "
+        "each node)",
+    )
+    parser.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default=_DEFAULTS["strategy"],
+        help="for --engine ray: place agents on as many nodes as there are, or on as few (default: "
+        f"{_DEFAULTS['strategy']})",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     if args.out == "":
         raise ConfigError("--out '': expected the path of a folder")
     if args.hosts is not None:
         return _over_ssh(args)
+    if args.engine == "ray":
+        return _over_ray(args)
+    for flag in ("address", "agents"):
+        if getattr(args, flag) is not None:
+            raise ConfigError(f"--{flag} {getattr(args, flag)}: is for --engine ray")
     place = find_place(os.environ, engine=args.engine, coordinator=args.coordinator)
     logs.be("agent", str(place.rank))
     if KEPT not in os.environ:  # otherwise the keeper has said it
@@ -183,26 +216,54 @@ def _over_ssh(args: argparse.Namespace) -> int:
         raise ConfigError(f"--hosts {args.hosts}: {wrong}")
     logs.be("coordinator")
     chosen = chosen_run(args)
-    address = args.coordinator or f"tcp://{_own_address(hosts[0])}:0"
-    meeting = Meeting.at(address)
     with ExitStack() as stack:
-        if not (args.keys or args.insecure):
-            folder = stack.enter_context(private_folder(sockets=False))
-            new_keys(folder)
-            args.keys = str(folder)
-        keys = load_keys(args.keys) if args.keys else None
-        words = import_flags(args.allow_import)
-        words += ["--insecure"] if args.insecure else []
-        words += ["--ports", args.ports] if args.ports else []
-        words += logs.flags()
-        where = Path(args.keys) if args.keys else None
+        where, flags = _for_agents(args, stack)
+        words = [*import_flags(args.allow_import), *flags, *logs.flags()]
         options = {"ssh": args.ssh, "remote": args.remote, "keys": where, "words": words}
         connections = stack.enter_context(Connections(hosts, **options))
-        ranks, watch = len(hosts), connections.check
-        rendezvous = stack.enter_context(
-            Rendezvous(meeting, ranks, digest(chosen), keys, own_rank=None, watch=watch)
-        )
-        connections.start(rendezvous.address)
+        ranks, own = len(hosts), f"tcp://{_own_address(hosts[0])}:0"
+        return _led_over(args, chosen, connections, own, ranks)
+
+
+def _over_ray(args: argparse.Namespace) -> int:
+    """Coordinate the run of agents that are actors of a Ray cluster."""
+    logs.be("coordinator")
+    chosen = chosen_run(args)
+    with ExitStack() as stack:
+        ray = stack.enter_context(connected(args.address, quiet=args.quiet))
+        where, flags = _for_agents(args, stack)
+        startup_s, allowed = chosen.limits.startup_s, args.allow_import
+        request = Request(args.agents, args.strategy, startup_s, where, flags, allowed)
+        actors = stack.enter_context(Actors(ray, request))
+        own = f"tcp://{actors.own_host}:0"
+        return _led_over(args, chosen, actors, own, actors.ranks)
+
+
+def _for_agents(args: argparse.Namespace, stack: ExitStack) -> tuple[Path | None, list[str]]:
+    """Return the folder of the key that agents get, of fresh keys unless some are given, and the
+    other flags of their workers."""
+    if not (args.keys or args.insecure):
+        folder = stack.enter_context(private_folder(sockets=False))
+        new_keys(folder)
+        args.keys = str(folder)
+    flags = ["--insecure"] if args.insecure else []
+    flags += ["--ports", args.ports] if args.ports else []
+    return (Path(args.keys) if args.keys else None), flags
+
+
+def _led_over(
+    args: argparse.Namespace,
+    chosen: config.Experiment,
+    agents: Connections | Actors,
+    own: str,
+    ranks: int,
+) -> int:
+    """Lead a run from outside its `ranks` ranks, whose agents are started here and come to the
+    address `own`, unless --coordinator says another one."""
+    meeting = Meeting.at(args.coordinator or own)
+    keys, watch = load_keys(args.keys) if args.keys else None, agents.check
+    with Rendezvous(meeting, ranks, digest(chosen), keys, own_rank=None, watch=watch) as rendezvous:
+        agents.start(rendezvous.address)
         return _led(args, chosen, rendezvous)
 
 
@@ -221,6 +282,8 @@ def _own_address(host: str) -> str:
 def _led(args: argparse.Namespace, chosen: config.Experiment, rendezvous: Rendezvous) -> int:
     """Lead the run in its folder, or go on with it; there is nothing to do if it is complete."""
     with _opened(args, chosen) as folder:
+        if chosen.run.store and not (folder / EXPERIMENT).is_file():
+            fetch_run(chosen.run.store, folder)
         resumed = (folder / EXPERIMENT).is_file()
         here = continued_experiment(folder, chosen) if resumed else chosen
         if resumed and is_complete(folder, here):
@@ -262,10 +325,17 @@ def _goes_on(args: argparse.Namespace, folder: Path) -> str:
     """The command that goes on with the run, to be started as this one was."""
     words = ["asyncdni", "run", args.file, "--out", str(folder)]
     words += [f"--set={text}" for text in args.set] + condition_flags(args)
-    for name in ("schedule", "seed", "hosts", "ssh", "remote"):
+    of_ray = ("engine", "address", "agents", "strategy") if args.engine == "ray" else ()
+    for name in ("schedule", "seed", "hosts", "ssh", "remote", *of_ray):
         value = getattr(args, name)
         words += [f"--{name}={value}"] if value not in (None, _DEFAULTS.get(name)) else []
     return shlex.join([*words, *import_flags(args.allow_import)])
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
 
 
 def _counts(text: str) -> list[int]:

@@ -26,6 +26,7 @@ from asyncdni.imports import Allowed
 from asyncdni.launch.display import make_display
 from asyncdni.launch.train import train
 from asyncdni.plan.rules import repeatable_words
+from asyncdni.store.mirror import run_here
 from asyncdni.store.resume import is_complete
 from asyncdni.store.run import Result
 
@@ -90,6 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.out == "":
         raise ConfigError("--out '': expected the path of a folder, new or empty")
+    if args.resume is not None:
+        args.resume = str(run_here(args.resume))
     chosen = chosen_run(args)
     if args.resume is not None and is_complete(Path(args.resume), chosen):
         print(complete_line(args.resume, chosen))

@@ -22,7 +22,7 @@ from typing import TextIO
 from asyncdni import logs
 from asyncdni.errors import ConfigError, LaunchError, legible
 
-__all__ = ["Connections", "Line", "receive_keys", "send_keys"]
+__all__ = ["Connections", "Line", "keys_line", "receive_keys", "send_keys"]
 
 #: The file of the keys that agents get.
 _KEY_FILE = "worker.key"
@@ -170,18 +170,28 @@ class _Connection:
 # --- keys and the end, over standard input -------------------------------------------------------
 
 
-def send_keys(process: subprocess.Popen[bytes], keys: Path | None) -> None:
-    """Send the workers' key in the folder `keys` to an agent, as one line; {} without keys.
+def keys_line(keys: Path | None) -> str:
+    """Return the line that brings the workers' key in the folder `keys` to an agent, {} without
+    keys, as `receive_keys` reads it.
 
     Raises `ConfigError` if it can't be read.
     """
-    assert process.stdin is not None
     try:
         content = {} if keys is None else {_KEY_FILE: (keys / _KEY_FILE).read_text("ascii")}
     except OSError as error:
         raise ConfigError(f"--keys {keys}: {_KEY_FILE} can't be read: {error.strerror}") from error
+    return json.dumps(content)
+
+
+def send_keys(process: subprocess.Popen[bytes], keys: Path | None) -> None:
+    """Send the workers' key in the folder `keys` to an agent, as `keys_line` says.
+
+    Raises `ConfigError` if it can't be read.
+    """
+    assert process.stdin is not None
+    line = keys_line(keys)
     with suppress(OSError):  # it has ended: `Connections.check` tells why
-        process.stdin.write(json.dumps(content).encode() + b"\n")
+        process.stdin.write(line.encode() + b"\n")
         process.stdin.flush()
 
 

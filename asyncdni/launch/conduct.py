@@ -38,6 +38,7 @@ from asyncdni.store.checkpoint import commit
 from asyncdni.store.claims import Claim, new_term
 from asyncdni.store.given import begins_with, save_given
 from asyncdni.store.manifest import Manifest, WeightsManifest, identity
+from asyncdni.store.mirror import Mirror
 from asyncdni.store.resume import Beginning, find_beginning
 from asyncdni.store.run import (
     CHECKPOINTS,
@@ -169,13 +170,14 @@ def conduct(
         _begin(records, beginning, design, folder, resume=resume)
         command = partial(_command, design, address, flags)
         records.bound(address, [*map(command, roster.workers)] if by_hand else [])
-        commit = make_commit(claim, design) if claim else _never_called
+        mirror = stack.enter_context(_mirrored(records, design, folder, keep=keep, resume=resume))
+        commit = _committing(claim, design, mirror)
         with _explained_stops(records, folder if keep else None):
             words: dict[str, Any] = {"commit": commit, "command": command, "stops": stops}
             words["steering"] = [one.steers for one in observers if hasattr(one, "steers")]
             coordinate(machine, transport, records, launch, folder=folder, **words)
     summary = records.summary() | {"ended_early": stops.ended_early}
-    _conclude(claim, design, summary)
+    _conclude(claim, design, summary, mirror)
     if stops.error is not None:
         raise stops.error
     called.ended(design, recorder, summary)
@@ -198,13 +200,59 @@ def _callbacks(
     return Callbacks([*given, *own], folder.resolve() if folder else None, stops.end)
 
 
-def _conclude(claim: Claim | None, design: Design, summary: dict[str, Any]) -> None:
-    """Write what the folder of a complete run, if any, holds besides its records."""
+def _committing(
+    claim: Claim | None, design: Design, mirror: Mirror | None
+) -> Callable[[Commit], None]:
+    """Return what `make_commit` does; what has become whole is copied to the mirror, if any."""
+    if claim is None:
+        return _never_called
+    commit = make_commit(claim, design)
+    if mirror is None:
+        return commit
+
+    def committed(cut: Commit) -> None:
+        commit(cut)
+        mirror.committed(cut.tag)
+
+    return committed
+
+
+@contextmanager
+def _mirrored(
+    records: _Records, design: Design, folder: Path | None, *, keep: bool, resume: bool
+) -> Iterator[Mirror | None]:
+    """Begin the copy of the run's folder at `run.store`, if there is to be one. Raises as
+    `Mirror.begin`, and `ConfigError` for a run that keeps nothing on disk."""
+    chosen = design.experiment
+    url = chosen.run.store
+    if not url:
+        yield None
+        return
+    if folder is None or not keep:
+        raise ConfigError(
+            f"run.store {url}: a copy of the run's folder needs one; name it with --out (in Python "
+            "out=…)"
+        )
+    mirror = Mirror(folder, url, chosen.checkpoint.keep, records.note)
+    mirror.begin(resumed=resume)
+    try:
+        yield mirror
+    finally:
+        mirror.settle()
+
+
+def _conclude(
+    claim: Claim | None, design: Design, summary: dict[str, Any], mirror: Mirror | None
+) -> None:
+    """Write what the folder of a complete run, if any, holds besides its records, and finish its
+    mirror."""
     if claim is None:
         return
     claim.check()
     write_summary(claim.folder, summary)
     write_model(claim.folder, design.experiment, summary)
+    if mirror is not None:
+        mirror.finish()
 
 
 def _beginning(design: Design, folder: Path | None, recorder: Recorder) -> Beginning:
