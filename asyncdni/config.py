@@ -273,6 +273,9 @@ class TorchData(Samples, frozen=True, kw_only=True, tag="torch"):
     batch_size: Count = 256
     validation: HeldOut = 0
     classes: Whole = 0  # how many there are; 0: one more than the largest target
+    # the most steps of a sample: each batch is padded to its longest sample alone. 0: samples are
+    # padded to the longest of all, or by the collate_fn of the loaders where these have one
+    max_length: Whole = 0
 
 
 # --- [data]: sequences ---------------------------------------------------------------------------

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset  # noqa: E402
 
 from asyncdni.data.meta import Field, mismatch  # noqa: E402
-from asyncdni.data.torch import TorchBatches, data_set_of, first_form  # noqa: E402
+from asyncdni.data.torch import TorchBatches, data_set_of, first_form, opened  # noqa: E402
 from asyncdni.errors import DataError  # noqa: E402
 
 X = torch.arange(30.0).reshape(10, 3)
@@ -55,7 +55,7 @@ def _doubled(samples: list[Any]) -> tuple[Any, Any]:
 
 
 def batches(train: Any, test: Any = WHOLE, classes: int = 4) -> TorchBatches:
-    return TorchBatches("made", train, test, classes)
+    return opened("made", train, test, classes)
 
 
 @pytest.mark.parametrize(
@@ -230,11 +230,12 @@ def test_a_sample_of_another_shape_is_named_with_both_shapes() -> None:
 def test_of_a_loader_its_data_set_is_used() -> None:
     assert data_set_of(DataLoader(WHOLE)) is WHOLE
     assert data_set_of(WHOLE) is WHOLE
-    # A collate_fn of the user's is called on one sample at a time.
-    doubled = data_set_of(DataLoader(WHOLE, batch_size=4, collate_fn=_doubled))
-    assert len(doubled) == len(WHOLE)
-    np.testing.assert_array_equal(doubled[1][0], 2 * WHOLE[1][0])
-    assert doubled[1][1] == WHOLE[1][1]
+    # A collate_fn of the user's is called on the samples of a batch.
+    doubled = batches(DataLoader(WHOLE, batch_size=4, collate_fn=_doubled))
+    one, other = (made.read(0, 1, 3, 7, np.float32) for made in (doubled, batches(WHOLE)))
+    np.testing.assert_array_equal(one["h"], 2 * other["h"])
+    np.testing.assert_array_equal(one["y"], other["y"])
+    assert not doubled.meta.varying
     assert first_form((WHOLE, WHOLE)) == ((3,), ())
 
 

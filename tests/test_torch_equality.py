@@ -23,7 +23,7 @@ import asyncdni  # noqa: E402
 from asyncdni import config, experiment  # noqa: E402
 from asyncdni.data import describe  # noqa: E402
 from asyncdni.drivers.virtual.simulation import simulate  # noqa: E402
-from asyncdni.errors import ConfigError  # noqa: E402
+from asyncdni.errors import AsyncDNIError, ConfigError  # noqa: E402
 from asyncdni.imports import allowing  # noqa: E402
 from asyncdni.plan.build import make_design  # noqa: E402
 from asyncdni.plan.conditions import link_encodings  # noqa: E402
@@ -78,6 +78,21 @@ OTHERS: dict[str, dict[str, Any]] = {
         "data": {"build": "torch_models:padded_sentences", "batch_size": 8},
         "optimizer": SGD,
     },
+    "lengths": {
+        "model": {"build": "torch_models:gpt2"},
+        "data": {"build": "torch_models:padding_loaders", "batch_size": 8},
+        "optimizer": SGD,
+    },
+    "lengths_of_ids": {
+        "model": {"build": "torch_models:gpt"},
+        "data": {"build": "torch_models:sentences", "batch_size": 8, "max_length": 8},
+        "optimizer": ADAM,
+    },
+    "judge": {
+        "model": {"build": "torch_models:judge"},
+        "data": {"build": "torch_models:sentences_of_kinds", "batch_size": 8},
+        "optimizer": SGD,
+    },
     "of_kinds": {
         "model": {"build": "torch_models:of_kinds"},
         "data": {"build": "torch_models:points_of_kinds", "batch_size": 16},
@@ -88,6 +103,9 @@ OTHER_CUTS = {
     "tied": ["body", "head"],
     "gpt2": ["transformer.wpe", "lm_head"],
     "of_kinds": ["second", "last"],
+    "lengths": ["transformer.wpe", "lm_head"],
+    "lengths_of_ids": ["h.1", "h.3"],
+    "judge": ["last", "head"],
 }
 SCHEDULES: dict[str, dict[str, Any]] = {
     "locked": {"name": "locked"},
@@ -132,7 +150,7 @@ def test_simulated_workers_have_the_bits_of_a_plain_loop(model: str, way: str) -
 
 @each(
     "model, workers, way",
-    [("mlp", 4, "1f1b"), ("gpt", 2, "locked")],
+    [("mlp", 4, "1f1b"), ("lengths_of_ids", 3, "locked")],
 )
 def test_worker_processes_have_the_bits_of_a_plain_loop(model: str, workers: int, way: str) -> None:
     assert_equal_over_processes(model, workers, way)
@@ -140,10 +158,46 @@ def test_worker_processes_have_the_bits_of_a_plain_loop(model: str, workers: int
 
 @each("model", list(OTHERS))
 def test_tied_weights_and_several_inputs_have_the_bits_of_a_plain_loop(model: str) -> None:
-    if model == "gpt2":
+    if model in ("gpt2", "lengths"):
         pytest.importorskip("transformers")
     chosen = made(model, OTHER_CUTS[model], SCHEDULES["locked"])
     assert not differences(simulated(chosen), trained(chosen))
+
+
+@each(
+    "schedule",
+    [
+        {"name": "1f1b", "microbatches": 4},
+        {"name": "delayed", "weights": "stash"},
+        {"name": "local_loss"},
+        {"name": "synthetic", "generator": {"kind": "error"}},
+        {"name": "synthetic", "generator": {"kind": "linear"}},
+        {"name": "synthetic", "generator": {"kind": "readout"}},
+    ],
+)
+def test_batches_of_different_lengths_go_through_every_schedule(schedule: dict[str, Any]) -> None:
+    chosen = made("lengths_of_ids", ["h.1", "h.3"], schedule)
+    weights = simulated(chosen)
+    assert all(np.isfinite(array).all() for array in weights.values())
+    same = not differences(weights, trained(chosen, schedule.get("microbatches", 1)))
+    assert same == (schedule["name"] == "1f1b")
+
+
+@each(
+    "model, changes, told",
+    [
+        ("judge", {"schedule": {"name": "local_loss"}}, "takes all steps of a sample at once"),
+        ("lengths_of_ids", {"links": {"compress": "int8"}}, "keeps what it has left out"),
+        ("lengths_of_ids", {"data": {"max_length": 5}}, "8 steps, more than data.max_length = 5"),
+    ],
+)
+def test_what_is_made_for_one_length_is_refused(
+    model: str, changes: dict[str, Any], told: str
+) -> None:
+    tables = experiment.tables(made(model, OTHER_CUTS[model], SCHEDULES["locked"]))
+    tables = {**tables, **changes, "data": {**tables["data"], **changes.get("data", {})}}
+    with pytest.raises(AsyncDNIError, match=told):
+        simulated(experiment.parse(tables))
 
 
 def test_no_generator_predicts_step_by_step_what_a_mask_travels_with() -> None:
@@ -252,7 +306,8 @@ def test_sequences_of_different_lengths_have_the_bits_of_a_loop_that_ignores_pad
 
 
 def assert_equal_over_processes(model: str, workers: int, way: str) -> None:
-    chosen = made(model, CUTS[model][workers], SCHEDULES[way])
+    begins = CUTS[model][workers] if model in CUTS else OTHER_CUTS[model]
+    chosen = made(model, begins, SCHEDULES[way])
     result = asyncdni.train(chosen, allow_import=True)
     assert len(result.summary["stages"]) == workers
-    assert not differences(result.weights, reference(model, SCHEDULES[way]))
+    assert not differences(result.weights, trained(chosen, SCHEDULES[way].get("microbatches", 1)))

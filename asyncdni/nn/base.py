@@ -153,6 +153,14 @@ def rows(slot: Slot, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
     return kept if len(kept) == shape[0] else kept[: shape[0]]
 
 
+def fits(shape: tuple[int, ...], expected: tuple[int, ...], varying: bool) -> bool:
+    """Return whether a sample may have this shape: the expected one, or with `varying` one of fewer
+    steps, but at least one."""
+    if not varying or shape == expected:
+        return shape == expected
+    return len(shape) == len(expected) and shape[1:] == expected[1:] and 0 < shape[0] < expected[0]
+
+
 def slices(count: int, step: int) -> Iterator[slice]:
     """Return the slices that go through `count` rows, `step` of them at a time; the last may be
     shorter."""

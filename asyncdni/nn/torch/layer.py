@@ -31,7 +31,10 @@ from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
 from asyncdni.nn.torch.compiler import compiled, without_compiler
 
-__all__ = ["ModuleLayer", "empty_copy", "first_line", "main_output", "matrix_product", "tensor_of"]
+__all__ = [
+    *("ModuleLayer", "empty_copy", "first_line", "lengths", "main_output", "matrix_product"),
+    "tensor_of",
+]
 
 #: The batch sizes at which a module is tried on the meta device: two, so that the axis of samples
 #: is told from an axis that happens to be as long.
@@ -82,6 +85,12 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
+def lengths(shape: tuple[int, ...], varying: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of a sample at which a module is tried: twice the same, or where batches differ in
+    length the second time half as many steps, so that an axis of steps is told from others."""
+    return shape, (max(1, shape[0] // 2), *shape[1:]) if varying else shape
+
+
 def main_output(result: Any) -> Any:
     """The tensor that the loss needs of what a model returns: of a table its "logits", of several
     values the first."""
@@ -113,11 +122,16 @@ class ModuleLayer:
         name: str,
         make: Callable[[str], nn.Module],
         packs: Callable[[], bool] = lambda: False,
+        takes_lengths: Callable[[], bool] = lambda: False,
     ) -> None:
         """`make("meta")` makes the module without memory, `make("cpu")` with initial weights;
-        `name` is for messages, for `packs` see `nn.base.Layer.output_shape`."""
+        `name` is for messages, for `packs` see `nn.base.Layer.output_shape`. `takes_lengths`:
+        whether the first axis of an input is the batch's length."""
         self.name = name
         self.packs = packs
+        #: Whether the first axis of an output is the batch's length; `output_shape` finds it out.
+        self.varying = False
+        self._takes_lengths = takes_lengths
         self.params: dict[str, Array] = {}
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
@@ -178,15 +192,18 @@ class ModuleLayer:
     @without_compiler()
     def _try(self, module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
         kinds = {False: torch.float32, True: torch.int64}
-        failures = []
+        failures, shapes = [], lengths(shape, self._takes_lengths())
         for integers, dtype in kinds.items():
             try:
-                found = [self._tried(module, (rows, *shape), dtype) for rows in _TRIED]
+                found = [
+                    self._tried(module, (rows, *one), dtype)
+                    for rows, one in zip(_TRIED, shapes, strict=True)
+                ]
             except Exception as error:  # a module may fail in any way
                 failures.append(first_line(error))
                 continue
             self._integers = integers
-            return self._row(found)
+            return self._row(found, shapes)
         raise ConfigError(f"{self.name} does not take inputs of shape {shape}: {failures[0]}")
 
     def _tried(self, module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
@@ -202,7 +219,7 @@ class ModuleLayer:
                 self._clones_input = True
                 return _one(module(x.clone()))
 
-    def _row(self, found: list[Any]) -> tuple[int, ...]:
+    def _row(self, found: list[Any], shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
         for y, rows in zip(found, _TRIED, strict=True):
             if not isinstance(y, torch.Tensor):
                 raise ConfigError(
@@ -216,7 +233,16 @@ class ModuleLayer:
                 )
             if not y.is_floating_point():
                 raise ConfigError(f"{self.name} returns {y.dtype}, expected floating numbers")
-        return tuple(found[0].shape[1:])
+        first, second = (tuple(y.shape[1:]) for y in found)
+        self.varying = first != second
+        if self.varying and (first[0], first[1:]) != (shapes[0][0], second[1:]):
+            raise ConfigError(
+                f"{self.name} returns shape {first} for a batch of {shapes[0][0]} steps and "
+                f"{second} for one of {shapes[1][0]}; where batches differ in length, only the "
+                "first axis may be that length: pad all samples to one length in the data set or "
+                "its collate_fn"
+            )
+        return first
 
     # --- building --------------------------------------------------------------------------------
 

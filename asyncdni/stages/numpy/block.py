@@ -341,7 +341,8 @@ class Block:
         self._options = optimizer
         self.dtype = dtype
         self._layers, shapes = _built(node, node.name, dtype, seed, allow_import, empty)
-        self._first_batch = FirstBatch(_layer_names(node), shapes, dtype)
+        ends = any(node.inputs_vary), node.varying
+        self._first_batch = FirstBatch(_layer_names(node), shapes, dtype, ends)
         self._params, self._grads = flatten(self._layers)
         for layer in self._layers:
             if _is_module(layer):

@@ -19,7 +19,7 @@ import numpy as np
 
 from asyncdni.errors import CheckpointError, NumericalError, RemoteProtocolError
 from asyncdni.messages import DATA
-from asyncdni.nn.base import Array
+from asyncdni.nn.base import Array, fits
 from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.input_model import InputModel
 from asyncdni.schedules.base import Source
@@ -226,8 +226,14 @@ class NumpyStage:
         """Return the block's inputs in declared order. Their shapes and dtypes are checked, as they
         may have come over the wire; raises `RemoteProtocolError`."""
         xs = [known[name] for name in block.node.inputs]
-        for name, x, shape in zip(block.node.inputs, xs, block.node.input_shapes, strict=True):
-            if x.shape[1:] != shape or x.dtype != block.dtype or len(x) != len(xs[0]):
+        node = block.node
+        forms = zip(node.inputs, xs, node.input_shapes, node.inputs_vary, strict=True)
+        for name, x, shape, varying in forms:
+            if (
+                not fits(x.shape[1:], shape, varying)
+                or x.dtype != block.dtype
+                or len(x) != len(xs[0])
+            ):
                 raise RemoteProtocolError(
                     f"stage {block.node.name} got {x.dtype} {x.shape} from {name}, expected "
                     f"{block.dtype} {(len(xs[0]), *shape)}"
