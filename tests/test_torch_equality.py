@@ -22,9 +22,11 @@ from torch_plain import differences, one_thread, trained  # noqa: E402
 import asyncdni  # noqa: E402
 from asyncdni import config, experiment  # noqa: E402
 from asyncdni.data import describe  # noqa: E402
+from asyncdni.drivers.real.inspection import Inspection  # noqa: E402
 from asyncdni.drivers.virtual.simulation import simulate  # noqa: E402
 from asyncdni.errors import AsyncDNIError, ConfigError  # noqa: E402
 from asyncdni.imports import allowing  # noqa: E402
+from asyncdni.messages import Activation, Gradient, Message  # noqa: E402
 from asyncdni.plan.build import make_design  # noqa: E402
 from asyncdni.plan.conditions import link_encodings  # noqa: E402
 from asyncdni.store.given import begin_with  # noqa: E402
@@ -181,6 +183,49 @@ def test_batches_of_different_lengths_go_through_every_schedule(schedule: dict[s
     assert all(np.isfinite(array).all() for array in weights.values())
     same = not differences(weights, trained(chosen, schedule.get("microbatches", 1)))
     assert same == (schedule["name"] == "1f1b")
+
+
+def test_messages_have_at_most_the_longest_sample_and_one_length() -> None:
+    """The stages of `judge` send words and masks (T, 8 + 1), then one row a sentence."""
+    pytest.importorskip("transformers")
+
+    def accusations(model: str, index: int, sent: list[Message]) -> list[str]:
+        chosen = made(model, OTHER_CUTS[model], SCHEDULES["locked"])
+        with allowing(True):
+            design = make_design(chosen, describe(chosen.data), allow_import=True)
+        groups = design.plan.groups
+        found = []
+        for message in sent:
+            inspection = Inspection(design, groups[index], {one.name: 0 for one in groups})
+            accused = inspection.accusation(message)
+            found.append("" if accused is None else accused.text.partition(" fit: ")[2])
+        return found
+
+    def activation(sender: str, steps: int, **context: Any) -> Activation:
+        h = np.zeros((8, steps, 17 if sender == "transformer_wte" else 9), np.float32)
+        y = np.zeros(8, np.int64)
+        return Activation(sender, 0, 0, 8, {"h": h, "y": y, **context})
+
+    def steps(y: int, mask: int) -> dict[str, Any]:
+        return {"y": np.zeros((8, y), np.int64), "mask": np.ones((8, mask), bool)}
+
+    first, second, *_ = ("embed", "last", "head")
+    words = [activation(first, 4), activation(first, 8), activation(first, 9)]
+    assert accusations("judge", 1, words) == [
+        *("", "", "its h is float32 (8, 9, 9), expected float32 (8, 8, 9), or fewer steps")
+    ]
+    back = [Gradient(second, 0, 0, {second: np.zeros((8, n, 9), np.float32)}) for n in (3, 9, 0)]
+    right, long, none = accusations("judge", 0, back)
+    assert not right and "or fewer steps" in long and "or fewer steps" in none
+
+    wte = "transformer_wte"
+    alike = [activation(wte, 5, **steps(5, 5)), activation(wte, 5, **steps(4, 5))]
+    alike += [activation(wte, 5, **steps(5, 6))]
+    assert accusations("lengths", 1, alike) == [
+        "",
+        "its y is int64 (8, 4), expected int64 (8, 5)",
+        "its mask is bool (8, 6), expected bool (8, 5)",
+    ]
 
 
 @each(

@@ -624,7 +624,7 @@ class _ByBatch:
 
     def _of_one(self, row: int) -> _Targets:
         x, y = self.batch([row])
-        steps = x.arrays[0].shape[1] if x.arrays[0].ndim > 1 else 0
+        steps = max((one.shape[1] for one in x.arrays if one.ndim > 1), default=0)
         return _Targets(int(y.max(initial=0)), steps, bool((y == _IGNORED).any()), steps)
 
 

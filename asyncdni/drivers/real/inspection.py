@@ -28,7 +28,6 @@ from asyncdni.messages import (
     Weights,
     WithTensors,
 )
-from asyncdni.network import Network
 from asyncdni.nn.base import Array, fits
 from asyncdni.plan.build import Design, find_exits, readout_forms
 from asyncdni.plan.describe import parameters
@@ -60,13 +59,13 @@ class Inspection:
         self._tensors = {"h", "y", *meta.context}
         self._exits = exits = find_exits(design)
         self._activations: dict[str, tuple[_Shape, bool]] = {
-            name: (meta.input_shape, meta.varying) if name == DATA else _form(network, exits[name])
+            name: (meta.input_shape, meta.varying) if name == DATA else _form(design, exits[name])
             for name in group.producers
         }
         self._exit: tuple[_Shape, bool] = (), False
         self._readers: dict[str, set[str]] = {}  # by consumer, the stages that read from here
         if group.exit is not None:
-            self._exit = _form(network, group.exit)
+            self._exit = _form(design, group.exit)
             for other in design.plan.groups:
                 readers = {node.name for node in other.members if group.exit in node.inputs}
                 if other.name in group.consumers:
@@ -225,10 +224,10 @@ def _named(tensors: Mapping[str, Any], expected: set[str]) -> str | None:
     return f"it has tensors {sorted(tensors)}, expected {sorted(expected)}"
 
 
-def _form(network: Network, stage: str) -> tuple[_Shape, bool]:
+def _form(design: Design, stage: str) -> tuple[_Shape, bool]:
     """The shape of a sample of the stage's output, and whether its first axis is the most that a
     batch's length may be."""
-    node = network.node(stage)
+    node = design.network.node(stage)
     return node.output_shape, node.varying
 
 
