@@ -489,6 +489,9 @@ class Run(Table, frozen=True, kw_only=True):
     # gradients and messages keep `dtype`
     autocast: Literal["bfloat16"] | None = None
     compile: bool = False  # stages in PyTorch: compile their modules with torch.compile
+    # stages in PyTorch: where modules compute; "cuda": each worker of a host on the next of its
+    # GPUs, "auto": so where there are GPUs
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
     # initial weights: a run folder, a folder of STAGE.safetensors, or one .safetensors file
     init: str = ""
     # the stages that take their weights from `init`, the others from the seed; None: all do

@@ -293,8 +293,12 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
             allow_import=design.allow_import,
             streams=design.experiment.data.batch_size if "first" in design.meta.context else None,
             empty=design.init is not None and node.name in design.init,
-            autocast=run.autocast is not None,
-            compile=run.compile,
+            computing={
+                "autocast": run.autocast is not None,
+                "compile": run.compile,
+                "device": run.device,
+                "number": group.index,
+            },
             metrics=find_metrics(design) if node is design.network.judged else (),
         )
         for node in group.members

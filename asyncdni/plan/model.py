@@ -97,8 +97,10 @@ def check_torch_options(chosen: config.Experiment, *, allow_import: Allowed = Fa
     """Raise `ConfigError` for an optimizer of PyTorch that is unknown, refuses its options, or has
     no PyTorch to come from; and for ways to compute that no stage has."""
     layers = [layer for stage in chosen.stages for layer in stage.layers]
-    for option in ("autocast", "compile"):
-        if getattr(chosen.run, option) and not any(map(is_module, layers)):
+    asked = {"autocast": chosen.run.autocast, "compile": chosen.run.compile}
+    asked["device"] = chosen.run.device == "cuda"
+    for option, wanted in asked.items():
+        if wanted and not any(map(is_module, layers)):
             raise ConfigError(
                 f"run.{option} is for stages written in PyTorch, and this network has none; leave "
                 "it out"

@@ -419,6 +419,7 @@ class NumpyStage:
                     )
                 np.copyto(array, given[key])
         for block in self._blocks.values():
+            block.weights_moved()
             if block.versions is not None:
                 block.versions.begin(block.updates)
 
@@ -429,7 +430,10 @@ class NumpyStage:
 
     def restore(self, state: Mapping[str, Mapping[str, Array]]) -> list[str]:
         self.forget()
-        return restore(self._parts(), state)
+        notes = restore(self._parts(), state)
+        for block in self._blocks.values():
+            block.weights_moved()
+        return notes
 
     def readout(self) -> dict[str, int]:
         """Return "readout_version", the owner's updates at the copy (0: initial weights), and
