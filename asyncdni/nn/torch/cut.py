@@ -515,7 +515,8 @@ def _traced(model: nn.Module, whole: set[str], fields: Sequence[Field]) -> fx.Gr
         except Exception as error:  # a forward may fail in any way
             if not tracer.inside:
                 raise ConfigError(
-                    f"the model's own forward can't be traced, so it can't be cut: "
+                    f"the model's own forward, that of {type(model).__name__}, can't be traced, so "
+                    "it can't be cut: "
                     f"{first_line(error)}; move what depends on the numbers in tensors into a "
                     "submodule, or give an nn.Sequential"
                 ) from error
