@@ -96,7 +96,7 @@ def table(args: argparse.Namespace, runs: list[dict[str, Any]]) -> str:
         assert speed is not None
         cells = [name, fixed(speed.mean), interval(speed) or "-"]
         cells.append(f"{100 * accuracy.mean:.2f}" if accuracy else "-")
-        first = comparison.estimate(name, "first_batch_s")
+        first = comparison.estimate(name, lambda summary: summary.get("first_batch_s"))
         cells += [f"{first.mean:.1f}" if first else "-", equality(name, results)]
         for other in others:
             found = comparison.ratio(name, other)
