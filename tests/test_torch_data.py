@@ -238,6 +238,8 @@ def test_of_a_loader_its_data_set_is_used() -> None:
     np.testing.assert_array_equal(one["h"], 2 * other["h"])
     np.testing.assert_array_equal(one["y"], other["y"])
     assert not doubled.meta.varying
+    with pytest.raises(DataError, match="called for map-style data sets alone"):
+        data_set_of(DataLoader(Flow(), collate_fn=_doubled))
     assert first_form((WHOLE, WHOLE)) == ((3,), ())
 
 

@@ -48,6 +48,7 @@ __all__ = [
     "first_form",
     "load",
     "open_batches",
+    "opened",
 ]
 
 #: Whole numbers up to this are the same in float32, as which inputs travel.
@@ -132,7 +133,7 @@ def data_set_of(given: Any) -> Any:
     module = getattr(collate, "__module__", None) or ""
     if collate is None or module.startswith("torch.utils.data"):
         return inner
-    if not hasattr(inner, "__getitem__"):
+    if _is_stream(inner):
         raise DataError(
             f"the loader of an iterable {type(inner).__name__} has a collate_fn of its own, which "
             "is called for map-style data sets alone: do its work in the data set"
@@ -241,9 +242,7 @@ def _part(given: Any, source: str, part: str) -> _Rows:
 
 def _samples(given: Any, place: str) -> _Samples:
     """A map-style data set of what was given. Raises `DataError`."""
-    torch = sys.modules.get("torch")
-    streams = torch is not None and isinstance(given, torch.utils.data.IterableDataset)
-    if hasattr(given, "__getitem__") and hasattr(given, "__len__") and not streams:
+    if not _is_stream(given) and hasattr(given, "__len__"):
         found: _Samples = given
         return found
     if not isinstance(given, Iterable):
@@ -255,6 +254,14 @@ def _samples(given: Any, place: str) -> _Samples:
         return list(given)
     except Exception as error:  # the user's code may fail in any way
         raise DataError(f"{place} can't be read: {type(error).__name__}: {error}") from error
+
+
+def _is_stream(given: Any) -> bool:
+    """Whether its items can't be had by their numbers. PyTorch's iterable data sets inherit a
+    `__getitem__` that does nothing."""
+    torch = sys.modules.get("torch")
+    streams = torch is not None and isinstance(given, torch.utils.data.IterableDataset)
+    return streams or not hasattr(given, "__getitem__")
 
 
 class _OneByOne:
