@@ -288,6 +288,9 @@ class TorchData(Samples, frozen=True, kw_only=True, tag="torch"):
     batch_size: Count = 256
     validation: HeldOut = 0
     classes: Whole = 0  # how many there are; 0: one more than the largest target
+    # the most steps of a sample: each batch is padded to its longest sample alone. 0: samples are
+    # padded to the longest of all, or by the collate_fn of the loaders where these have one
+    max_length: Whole = 0
 
 
 # --- [data]: sequences ---------------------------------------------------------------------------
@@ -504,6 +507,9 @@ class Run(Table, frozen=True, kw_only=True):
     # gradients and messages keep `dtype`
     autocast: Literal["bfloat16"] | None = None
     compile: bool = False  # stages in PyTorch: compile their modules with torch.compile
+    # stages in PyTorch: where modules compute; "cuda": each worker of a host on the next of its
+    # GPUs, "auto": so where there are GPUs
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
     # initial weights: a run folder, a folder of STAGE.safetensors, or one .safetensors file; or a
     # URL of fsspec that leads to one
     init: str = ""

@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "config",
         "errors",
     },
-    "data": {"files", "imports", "nn.streams", "schedules.base", "config", "errors"},
+    "data": {"files", "imports", "nn.base", "nn.streams", "schedules.base", "config", "errors"},
     "wire": {"core.liveness", "delays", "encodings", "logs", "messages", "config", "errors"},
     # what a table may name, the tables of schedules, generators and data sets know
     "experiment": {

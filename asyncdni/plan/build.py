@@ -45,6 +45,7 @@ from asyncdni.plan.checks import check_rules
 from asyncdni.plan.conditions import check_conditions, link_encodings, neighbours
 from asyncdni.plan.model import (
     check_fields,
+    check_lengths,
     check_losses,
     check_steps,
     check_torch,
@@ -238,6 +239,7 @@ def make_design(
     check_steps(network, plan)
     check_conditions(parsed, plan)
     check_rules(parsed, plan)
+    check_lengths(parsed, network, plan, meta)
     check_messages(parsed, network, plan, meta, allow_import=allow_import)
     for every in (cut_every_s, snapshot_every_s):
         every(parsed.checkpoint)
@@ -291,8 +293,12 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
             allow_import=design.allow_import,
             streams=design.experiment.data.batch_size if "first" in design.meta.context else None,
             empty=design.init is not None and node.name in design.init,
-            autocast=run.autocast is not None,
-            compile=run.compile,
+            computing={
+                "autocast": run.autocast is not None,
+                "compile": run.compile,
+                "device": run.device,
+                "number": group.index,
+            },
             metrics=find_metrics(design) if node is design.network.judged else (),
         )
         for node in group.members

@@ -318,8 +318,7 @@ class Block:
         allow_import: Allowed = False,
         streams: int | None = None,
         empty: bool = False,
-        autocast: bool = False,
-        compile: bool = False,
+        computing: Mapping[str, Any] | None = None,
         metrics: Sequence[Metric] = (),
     ) -> None:
         """Args:
@@ -328,7 +327,7 @@ class Block:
         streams: the number of parallel streams whose state recurrent layers carry from one batch to
             the next; None: each sample is a whole sequence.
         empty: whether layers may go without initial weights, as others are loaded in their place.
-        autocast, compile: how modules of PyTorch compute; see `nn.torch.layer.ModuleLayer`.
+        computing: how modules of PyTorch compute; see `nn.torch.layer.ModuleLayer.compute_with`.
         metrics: what is computed of the test set beside the loss.
         """
         self.node = node
@@ -340,12 +339,10 @@ class Block:
         self._options = optimizer
         self.dtype = dtype
         self._layers, shapes = _built(node, node.name, dtype, seed, allow_import, empty)
-        self._first_batch = FirstBatch(_layer_names(node), shapes, dtype)
+        ends = any(node.inputs_vary), node.varying
+        self._first_batch = FirstBatch(_layer_names(node), shapes, dtype, ends)
         self._params, self._grads = flatten(self._layers)
-        for layer in self._layers:
-            if _is_module(layer):
-                layer.compute_with(autocast=autocast, compile=compile)
-                layer.bind()
+        self._modules = _bound(self._layers, computing)
         if node.weights:  # weights start as the named stage's; other random streams are its own
             there, _ = _built(node, node.weights, dtype, seed, allow_import)
             np.copyto(self._params, flatten(there)[0])
@@ -621,13 +618,17 @@ class Block:
 
     def _step(self, scale: float, batch: int | None) -> None:
         rate = self._options.learning_rate * self.rate_scale(batch)
-        versions = self.versions
-        if versions is None:
-            self.optimizer.step(self._params, self._grads, rate, scale)
-            return
-        rate *= versions.rate_factor(self._staleness)
+        if self.versions is not None:
+            rate *= self.versions.rate_factor(self._staleness)
         self.optimizer.step(self._params, self._grads, rate, scale)
-        versions.after_update()
+        if self.versions is not None:
+            self.versions.after_update()
+        self.weights_moved()
+
+    def weights_moved(self) -> None:
+        """Tell modules of PyTorch that their weights, or running statistics, have changed."""
+        for module in self._modules:
+            module.weights_moved()
 
     def _make_versions(self, delayed: Late, pace: Pace) -> Versions:
         anneal_updates = delayed.anneal_epochs * pace.updates_per_epoch
@@ -689,6 +690,16 @@ def _built(
         build = layer.build_empty if empty and _is_module(layer) else layer.build
         shapes.append(tuple(build(shapes[-1], dtype, layer_streams(seed, f"{name}.{i}"))))
     return layers, shapes
+
+
+def _bound(layers: Sequence[Layer], computing: Mapping[str, Any] | None) -> list[ModuleLayer]:
+    """Return those of the layers that are modules of PyTorch, ready to compute."""
+    modules = [one for one in layers if _is_module(one)]
+    for module in modules:
+        if computing is not None:
+            module.compute_with(**computing)
+        module.bind()
+    return modules
 
 
 def _layer_names(node: Node) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from asyncdni.errors import CheckpointError, NumericalError, RemoteProtocolError
 from asyncdni.messages import DATA
-from asyncdni.nn.base import Array
+from asyncdni.nn.base import Array, fits
 from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.input_model import InputModel
 from asyncdni.schedules.base import Source
@@ -236,8 +236,14 @@ class NumpyStage:
         """Return the block's inputs in declared order. Their shapes and dtypes are checked, as they
         may have come over the wire; raises `RemoteProtocolError`."""
         xs = [known[name] for name in block.node.inputs]
-        for name, x, shape in zip(block.node.inputs, xs, block.node.input_shapes, strict=True):
-            if x.shape[1:] != shape or x.dtype != block.dtype or len(x) != len(xs[0]):
+        node = block.node
+        forms = zip(node.inputs, xs, node.input_shapes, node.inputs_vary, strict=True)
+        for name, x, shape, varying in forms:
+            if (
+                not fits(x.shape[1:], shape, varying)
+                or x.dtype != block.dtype
+                or len(x) != len(xs[0])
+            ):
                 raise RemoteProtocolError(
                     f"stage {block.node.name} got {x.dtype} {x.shape} from {name}, expected "
                     f"{block.dtype} {(len(xs[0]), *shape)}"
@@ -424,6 +430,7 @@ class NumpyStage:
                     )
                 np.copyto(array, given[key])
         for block in self._blocks.values():
+            block.weights_moved()
             if block.versions is not None:
                 block.versions.begin(block.updates)
 
@@ -434,7 +441,10 @@ class NumpyStage:
 
     def restore(self, state: Mapping[str, Mapping[str, Array]]) -> list[str]:
         self.forget()
-        return restore(self._parts(), state)
+        notes = restore(self._parts(), state)
+        for block in self._blocks.values():
+            block.weights_moved()
+        return notes
 
     def readout(self) -> dict[str, int]:
         """Return "readout_version", the owner's updates at the copy (0: initial weights), and
