@@ -135,14 +135,14 @@ def records() -> str:
 def row(path: Path, log: Log) -> list[str]:
     first, ratio = log.entry[0], log.ratio
     return [
-        f"[{log.name}](entries/{log.name}.toml)",
+        f"`entries/{log.name}.toml`",
         first["date"],
         f"{fmean(run['train_s'] for run in log.entry.values()):.1f}",
         words(log.loss),
         str(len(log.entry)),
         str(first["entry"]["run"]["max_steps"]),
         "-" if ratio is None else f"{log.against}: {words(ratio)}",
-        f"[{path.name}](results/{path.name})",
+        f"`results/{path.name}`",
     ]
 
 

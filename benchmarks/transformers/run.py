@@ -256,18 +256,27 @@ def planned(part: Part, runs: Runs) -> list[Job]:
 
 
 def learned(part: Part, runs: Runs) -> str:
-    """Loss of each rule, and above that of backprop, seed by seed."""
+    """Loss of each rule, and above those of backprop and of fresh copies, seed by seed."""
     rows = []
     for rule in part.rules:
         found = losses(rule, part, runs)
         if not found:
             continue
-        beside = losses(BACKPROP, part, runs)
-        pairs = [(found[seed], beside[seed]) for seed in found if seed in beside]
-        gap = "-" if rule == BACKPROP or not pairs else shown(difference(pairs), "+.4f")
-        rate = f"{best(rule, runs):g}"
-        rows.append([rule, rate, str(len(found)), shown(estimate([*found.values()]), ".4f"), gap])
-    return table(["rule", "rate", "seeds", "loss, nats", "above backprop"], rows)
+        gaps = [
+            above(found, losses(other, part, runs)) if compared else "-"
+            for other, compared in ((BACKPROP, rule != BACKPROP), (BARE, rule in COPIES))
+        ]
+        rate, mean = f"{best(rule, runs):g}", shown(estimate([*found.values()]), ".4f")
+        rows.append([rule, rate, str(len(found)), mean, *gaps])
+    head = ["rule", "rate", "seeds", "loss, nats", "above backprop", "above readout"]
+    return table(head, rows)
+
+
+def above(found: Mapping[int, float], beside: Mapping[int, float]) -> str:
+    """The gap between the losses of two rules, paired by seed."""
+    return shown(
+        difference([(found[seed], beside[seed]) for seed in found if seed in beside]), "+.4f"
+    )
 
 
 def losses(rule: str, part: Part, runs: Runs) -> dict[int, float]:
