@@ -83,6 +83,7 @@ RULES = {
     "readout, links of 100 ms": Rule(readout(), link_ms=100, tuned_as=BARE),
     "readout, narrow block": Rule(readout(blocks=1, width=32)),
     "readout, full block": Rule(readout(blocks=1)),
+    "readout, full block, learns from every 4th batch": Rule(readout(blocks=1, learn_every=4)),
     "local loss, own head": Rule({"name": "local_loss"}),
     MUON_7: Rule(DELAYED, MUON, lag=7),
     NADAM_7: Rule(DELAYED, NADAM, lag=7),
@@ -124,7 +125,11 @@ PARTS = (
     Part(4, STEPS, (BACKPROP, BARE), RATES[1:3]),
 )
 #: Of these no more than the runs that choose a rate.
-BRIEFLY = "readout, narrow block", "readout, full block", "local loss, own head"
+BRIEFLY = (
+    *("readout, narrow block", "readout, full block"),
+    "readout, full block, learns from every 4th batch",
+    "local loss, own head",
+)
 
 
 def job(rule: str, stages: int, steps: int, rate: float, seed: int) -> Job:
@@ -329,7 +334,8 @@ def draw(runs: Runs, path: Path) -> None:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 3.6), layout="constrained")
-        parts = list({part.stages: part for part in PARTS if not part.rates}.values())
+        widest = {part.stages: part for part in PARTS if not part.rates}
+        parts = [widest[stages] for stages in sorted(widest)]
         for axes, part in zip(figure.subplots(1, len(parts)), parts, strict=True):
             for rule in part.rules:
                 curves = [
