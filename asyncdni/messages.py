@@ -193,6 +193,7 @@ class Failed(Message, frozen=True, tag=True):
     kind: str  # a class name in `errors`, or the exception's own
     text: str
     trace: str  # empty for errors meant for the user
+    batch: int = -1  # the training batch whose numbers went wrong; -1: not known, or other errors
 
 
 class Fetch(Message, frozen=True, tag=True):

@@ -617,7 +617,9 @@ def test_numbers_that_go_wrong_are_reported_and_end_the_process() -> None:
 
 def test_with_roll_back_it_waits_for_the_order_to_go_back() -> None:
     life = Worked().trained(roll_back=True)
-    assert kinds(life(Broke(NumericalError("nan")))) == [Report, Send]
+    actions = life(Broke(NumericalError("nan", batch=7)))
+    assert kinds(actions) == [Report, Send]
+    assert actions[1] == Send(COORDINATOR, Failed("NumericalError", "nan", "", 7))
     assert life.process.state is State.FAILED
     assert life(CREDIT) == [] and life(connect()) == []
     order = Rejoin(2, "checkpoints/000001")

@@ -100,6 +100,7 @@ class Claims:
             Evaluated: self._of_evaluated,
             Saved: self._of_saved,
             Guarded: self._of_guarded,
+            Failed: self._of_failed,
         }
 
     def fault(self, name: str, message: Message) -> str | None:
@@ -159,6 +160,9 @@ class Claims:
 
     def _of_guarded(self, name: str, guarded: Guarded) -> str | None:
         return None if math.isfinite(guarded.cosine) else f"its cosine is {guarded.cosine}"
+
+    def _of_failed(self, name: str, failed: Failed) -> str | None:
+        return None if failed.batch == -1 else _beyond("batch", failed.batch, self._positions)
 
 
 def _beyond(what: str, count: float, most: int = _COUNT_MAX) -> str | None:

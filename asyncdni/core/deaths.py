@@ -535,6 +535,8 @@ class Deaths:
             return
         self._out.record("numbers", now, stage=name, text=message.text)
         farthest = max(self._run.positions.values(), default=0)
+        # A stage may find out by what has arrived, before it has come to that batch itself.
+        farthest = max(farthest, message.batch)
         start = self._roster.groups.end_from(1 + farthest)
         self._rounds.open(self._run.cut.restore, now, start=start)
 

@@ -712,6 +712,8 @@ def _says_drained(action: Action) -> bool:
 def _last_words(stage: str, broke: Broke) -> Failed:
     """What the coordinator is told of an error."""
     match broke.error:
+        case NumericalError() as error:
+            return Failed(type(error).__name__, str(error), "", error.batch)
         case AsyncDNIError() as error:
             return Failed(type(error).__name__, str(error), "")
         case KeyboardInterrupt():

@@ -119,12 +119,14 @@ class Inspection:
         return None if incarnation is None else Accused(worker, incarnation, text)
 
     def _check_numbers(self, home: str, message: WithTensors) -> None:
-        lasting = isinstance(message, Weights)  # no batch that could be left out
-        if self._skips and not lasting and not getattr(message, "evaluate", False):
+        batch = -1  # of training: none is meant by weights, which last, and none by test batches
+        if not isinstance(message, Weights) and not getattr(message, "evaluate", False):
+            batch = message.batch
+        if self._skips and batch >= 0:
             return
         for name, array in message.tensors.items():
             if array.dtype == self._dtype and not _is_finite(array):
-                raise NumericalError(self._not_finite(home, message, name))
+                raise NumericalError(self._not_finite(home, message, name), batch)
 
     def _not_finite(self, home: str, message: WithTensors, name: str) -> str:
         what = f"of {_number(message)} to worker {self._name}, in which not all is finite"
