@@ -462,6 +462,7 @@ STAGE_FIELDS = (
     *("generator_loss", "dropped", "late", "skipped", "skipped_updates", "skipped_fits"),
     *("missed", "replays", "fallbacks", "waiting", "window", "bytes_sent", "bytes_received"),
     *("messages", "snapshots", "snapshot_s", "readout_version", "readout_age"),
+    "readout_private",
 )
 
 #: Tallies that a stage's entry has as tables beside those fields, and whether they count whole
