@@ -254,7 +254,7 @@ class _Agent:
                 "another address with --coordinator"
             )
         if self._means.abandoned():
-            raise Interrupted("the connection that has started this agent has ended")
+            raise Interrupted("the connection that started this agent has ended")
         while self._stops.take():
             self._asked()
         return self._watch_coordinator()

@@ -554,7 +554,8 @@ def planned_before(folder: Path) -> tuple[int, int, int | None]:
         return len(found["seeds"]), int(run["epochs"]), batches
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
-            f"--resume {folder}: {COMPARISON} tells no epochs, so begin a new comparison"
+            f"--resume {folder}: {COMPARISON} does not say how many epochs its runs have; "
+            "begin a new comparison"
         ) from None
 
 

@@ -55,7 +55,7 @@ def open_state(folder: Path, *, allow_import: Allowed = False) -> RunState:
     if complete:
         state.ended()
     else:
-        state.ended("unfinished", "the run has not come to its end, or goes on elsewhere")
+        state.ended("unfinished", "the run has not ended yet, or goes on elsewhere")
     return state
 
 

@@ -357,4 +357,4 @@ def _last_lines(folder: Path | None, worker: str) -> str:
     except OSError as error:
         return f"The log can't be read here: {error.strerror}."
     lines: Sequence[str] = text.splitlines()[-_LOG_LINES:]
-    return legible("\n".join(lines), _LOG_TAIL, lines=True) or "The worker has said nothing."
+    return legible("\n".join(lines), _LOG_TAIL, lines=True) or "The worker has printed nothing."
