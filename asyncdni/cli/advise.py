@@ -159,7 +159,7 @@ def _verdict(advice: Advice) -> str:
     if gain >= _PAYS:
         return (
             f"Decoupling pays here: {_described(decoupled)} is {gain:.1f} times as fast as the "
-            f"best that waits for gradients, {_described(waiting)}."
+            f"best schedule that waits for gradients, {_described(waiting)}."
         )
     if gain >= _EQUAL:
         return (

@@ -126,8 +126,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         metavar="TIME",
-        help="take no longer than this time, such as 90s, 2min or 1h: if need be, with fewer seeds and "
-        "epochs",
+        help="take no longer than this time, such as 90s, 2min or 1h: if need be, with fewer seeds "
+        "and epochs",
     )
     parser.add_argument(
         "--repeats",

@@ -93,9 +93,9 @@ class Meeting:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise LaunchError(
-                        f"rank 0 can't resolve {self.host}, the name that it gives the other ranks: "
-                        f"{error.strerror}; give all ranks --coordinator tcp://HOST:PORT with a "
-                        "name or an address that all of them know"
+                        f"rank 0 can't resolve {self.host}, the name that it gives the other "
+                        f"ranks: {error.strerror}; give all ranks --coordinator tcp://HOST:PORT "
+                        "with a name or an address that all of them know"
                     ) from error
             time.sleep(_LOOK_EVERY_S)
 

@@ -637,7 +637,7 @@ class Deaths:
             return text
         if not batch:
             return f"{text}; in {tries} tries it has not learned anything"
-        return f"{text}; in {tries} tries it has not got farther than batch {batch:,} or so"
+        return f"{text}; in {tries} tries it has not got farther than about batch {batch:,}"
 
 
 def _exit_text(code: int) -> str:

@@ -33,8 +33,8 @@ def check_rules(experiment: config.Experiment, plan: Plan) -> None:
     _check_own(experiment, plan)
     _refuse(
         experiment.run.evaluate == "behind" and experiment.schedule.synchronous,
-        "run.evaluate: 'behind' is for schedules whose stages do not wait for one another, but those "
-        f"of {experiment.schedule.tag} do; expected 'drained'",
+        "run.evaluate: 'behind' is for schedules whose stages do not wait for one another, but "
+        f"those of {experiment.schedule.tag} do; expected 'drained'",
     )
     for group in plan.groups:
         own = group.schedule
