@@ -250,8 +250,8 @@ class _Agent:
         if self._enrolled is None and waited > self._means.timeout_s:
             raise LaunchError(
                 f"no coordinator at {address} within {self._means.timeout_s:g} s: check that "
-                "rank 0 runs, that its host can be reached from here and that the port is open, or name "
-                "another address with --coordinator"
+                "rank 0 runs, that its host can be reached from here and that the port is open, or "
+                "name another address with --coordinator"
             )
         if self._means.abandoned():
             raise Interrupted("the connection that started this agent has ended")
