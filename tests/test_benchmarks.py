@@ -422,6 +422,15 @@ def test_layers_times_every_operation(tmp_path: Path) -> None:
     assert len(floors) == 6 and all(name.startswith("dense") for name in floors)
 
 
+# --- clusters ------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_agents_start_and_leave_nothing() -> None:
+    found = json.loads(run("clusters/machines.py", "start", "--smoke").stdout)
+    assert found["workers"] == 4 and found["left"] == []
+
+
 # --- transformers, speedrun ----------------------------------------------------------------------
 
 
