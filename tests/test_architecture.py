@@ -106,12 +106,12 @@ ONLY = {
     "subprocess": {"launch", "cluster.ssh", "plan.describe"},
     "rich": {"cli", "launch.display"},
     "matplotlib": {"report"},
-    "jinja2": {"report.page"},
+    "jinja2": {"report.result"},
     "tensorboard": {"report.tensorboard"},
     "safetensors": {"store.tensors"},
     "ray": {"launch"},
-    "starlette": {"page"},
-    "uvicorn": {"page"},
+    "starlette": {"page.server", "page.gate"},
+    "uvicorn": {"page.server"},
     "prometheus_client": {"page.metrics"},
 }
 
