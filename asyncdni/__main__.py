@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from asyncdni import __version__
-from asyncdni.cli import COMMANDS, LASTING
+from asyncdni import __version__, logs
+from asyncdni.cli import COMMANDS, LASTING, STAMPED
 from asyncdni.cli.output import Output, ReaderGone, open_standard_files, outputs
 from asyncdni.errors import AsyncDNIError, Interrupted
 from asyncdni.imports import (
@@ -24,10 +24,7 @@ from asyncdni.imports import (
 __all__ = ["main"]
 
 
-_NOWHERE = (
-    "asyncdni: the current folder has been removed: change to another, or give paths that begin "
-    "with /"
-)
+_NOWHERE = "the current folder has been removed: change to another, or give paths that begin with /"
 _MESSAGE_MAX = 500  # characters; it quotes what was given
 
 
@@ -79,17 +76,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say_anything()
         _clean_up_after(caught)
     try:
-        with outputs() as out:
-            return _run(list(sys.argv[1:] if argv is None else argv), out, caught)
+        with outputs() as out, logs.printed() as printer:
+            given = list(sys.argv[1:] if argv is None else argv)
+            return _run(given, out, printer, caught)
     finally:
         if argv is None:  # a second Ctrl-C may come while Python tidies up
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _run(argv: Sequence[str], out: Output, caught: list[int]) -> int:
+def _run(argv: Sequence[str], out: Output, printer: logs.Printer, caught: list[int]) -> int:
     try:
         args = _parser(argv).parse_args(argv)
+        args.words = list(argv)
         out.goes_on = args.command in LASTING
+        _log_as_asked(args, printer)
         allowed = getattr(args, "allow_import", False)
         if allowed:
             look_in_current_folder()
@@ -104,10 +104,18 @@ def _run(argv: Sequence[str], out: Output, caught: list[int]) -> int:
     except FileNotFoundError:
         if current_folder():
             raise
-        print(_NOWHERE, file=sys.stderr)
+        logs.own().error(_NOWHERE)
         return 1
     except ReaderGone:
         return 141
+
+
+def _log_as_asked(args: argparse.Namespace, printer: logs.Printer) -> None:
+    """Print what is logged as --log-level, --log-json and --quiet ask for; a command without these
+    flags prints everything in plain words."""
+    level, stamped = getattr(args, "log_level", None), args.command in STAMPED
+    json, quiet = getattr(args, "log_json", False), getattr(args, "quiet", False)
+    printer.use(level, json=json, stamped=stamped, quiet=quiet)
 
 
 def _stop_behind(error: BaseException | None) -> Interrupted:
@@ -118,7 +126,7 @@ def _stop_behind(error: BaseException | None) -> Interrupted:
 
 
 def _say(error: AsyncDNIError, caught: list[int]) -> int:
-    print(f"asyncdni: {' | '.join(str(error).splitlines())}", file=sys.stderr)
+    logs.own().error("%s", " | ".join(str(error).splitlines()))
     if isinstance(error, Interrupted) and caught:
         return 128 + caught[-1]
     return error.exit_code

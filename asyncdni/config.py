@@ -62,6 +62,7 @@ __all__ = [
     "Delayed",
     "DigitPairs",
     "Digits",
+    "Elastic",
     "ErrorGenerator",
     "Experiment",
     "Fraction",
@@ -113,7 +114,7 @@ __all__ = [
     "ZeroGenerator",
 ]
 
-# --- [checkpoint] and [recovery] -----------------------------------------------------------------
+# --- [checkpoint], [recovery] and [elastic] ------------------------------------------------------
 
 
 class Checkpoint(Table, frozen=True, kw_only=True):
@@ -128,11 +129,25 @@ class Checkpoint(Table, frozen=True, kw_only=True):
 
 
 class Recovery(Table, frozen=True, kw_only=True):
-    """How often workers that die are started again."""
+    """What becomes of a run in which a process dies."""
 
     # how many times in a row one worker may die without an update in between; 0: the first death
     # ends the run
     restarts: Whole = 5
+    # how long workers wait for another coordinator once theirs has died, in seconds; 0: they leave.
+    # Those that it has started itself, as `asyncdni train` does, leave at once
+    coordinator_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+
+
+class Elastic(Table, frozen=True, kw_only=True):
+    """How the workers of `asyncdni run` change machines while it goes on."""
+
+    # an agent that has been silent for so long has left: others take its workers over, until it has
+    # been back for as long
+    away_s: Seconds = 10.0
+    # [training time] over which the pace of workers is measured; a machine that has become slow, as
+    # seen in two such windows in a row, gives a worker away
+    window_s: Seconds = 30.0
 
 
 # --- [links] and [slow]: conditions to train under -----------------------------------------------
@@ -273,6 +288,9 @@ class TorchData(Samples, frozen=True, kw_only=True, tag="torch"):
     batch_size: Count = 256
     validation: HeldOut = 0
     classes: Whole = 0  # how many there are; 0: one more than the largest target
+    # the most steps of a sample: each batch is padded to its longest sample alone. 0: samples are
+    # padded to the longest of all, or by the collate_fn of the loaders where these have one
+    max_length: Whole = 0
 
 
 # --- [data]: sequences ---------------------------------------------------------------------------
@@ -474,6 +492,9 @@ class Run(Table, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one each
     evaluate_every: Positive = 1.0  # [epochs] between evaluations; fractions allowed
+    # "drained": for each evaluation all batches in flight end, and training waits; "behind": each
+    # stage copies its weights, and training goes on while the copies are evaluated
+    evaluate: Literal["drained", "behind"] = "drained"
     # of the test set beside loss and accuracy: "top5" (any number), "perplexity", "bits" (of a
     # character or token), or a function of yours, "mymetrics:f1"; see docs/training.md
     metrics: list[str] = []
@@ -486,11 +507,18 @@ class Run(Table, frozen=True, kw_only=True):
     # gradients and messages keep `dtype`
     autocast: Literal["bfloat16"] | None = None
     compile: bool = False  # stages in PyTorch: compile their modules with torch.compile
-    # initial weights: a run folder, a folder of STAGE.safetensors, or one .safetensors file
+    # stages in PyTorch: where modules compute; "cuda": each worker of a host on the next of its
+    # GPUs, "auto": so where there are GPUs
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    # initial weights: a run folder, a folder of STAGE.safetensors, or one .safetensors file; or a
+    # URL of fsspec that leads to one
     init: str = ""
     # the stages that take their weights from `init`, the others from the seed; None: all do
     init_stages: Annotated[list[str], Meta(min_length=1)] | None = None
     init_sha256: dict[str, str] = {}  # of the weights taken, by stage; a run fills it in
+    # where a copy of the run's folder is kept: a URL of fsspec such as "s3://bucket/run"; empty:
+    # nowhere; see docs/recovery.md
+    store: str = ""
 
 
 class Limits(Table, frozen=True, kw_only=True):
@@ -555,6 +583,7 @@ class Experiment(Table, frozen=True, kw_only=True):
     staleness: Staleness = Staleness()
     checkpoint: Checkpoint = Checkpoint()
     recovery: Recovery = Recovery()
+    elastic: Elastic | None = None  # None: workers stay on their machines
     numbers: Numbers = Numbers()
     links: Links = Links()
     slow: dict[str, Slow] = {}  # by name of the worker

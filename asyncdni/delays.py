@@ -36,6 +36,7 @@ class LinkDelay:
         """`jitter_s`: the most that is added to the latency, uniformly drawn; `bytes_per_s` None:
         no limit."""
         self.latency_s = latency_s
+        self.added_s = 0.0  # beside the latency, while somebody who watches the run asks for it
         self.jitter_s = jitter_s
         self.bytes_per_s = bytes_per_s
         self._random = random.Random(f"{seed}/{sender}/{receiver}/conditions")
@@ -52,7 +53,7 @@ class LinkDelay:
             leaves = max(now, self._free_at) + message_bytes / self.bytes_per_s
             self._free_at = leaves
         drawn_s = self._random.random() * self.jitter_s if self.jitter_s else 0.0
-        self._due = max(self._due, leaves + self.latency_s + drawn_s)
+        self._due = max(self._due, leaves + self.latency_s + self.added_s + drawn_s)
         return self._due
 
 
@@ -73,6 +74,7 @@ class Slow:
         pause_s: float = 0.0,
         chance: float = 0.0,
     ) -> None:
+        self.times = 1.0  # beside the factor, while somebody who watches the run asks for it
         self._factor = factor
         self._pause_s = pause_s
         self._chance = chance
@@ -81,9 +83,9 @@ class Slow:
     def after(self, op: Op, wall_s: float) -> float:
         """Return the seconds to sleep after `op`, which has taken `wall_s`. Evaluations are not
         slowed."""
-        if op.evaluate or op.kind is OpKind.EVALUATE:
+        if op.evaluate or op.kind in (OpKind.EVALUATE, OpKind.HOLD):
             return 0.0
-        sleep_s = (self._factor - 1.0) * wall_s
+        sleep_s = (self._factor * self.times - 1.0) * wall_s
         # Drawn for every forward, so that what ran in between does not change which ones pause.
         if op.kind is OpKind.FORWARD and self._random.random() < self._chance:
             sleep_s += self._pause_s

@@ -88,7 +88,14 @@ class WorkerLost(AsyncDNIError):
 
 
 class NumericalError(AsyncDNIError):
-    """A loss or gradient is no longer a finite number."""
+    """A loss or gradient is no longer a finite number.
+
+    `batch` is the training batch that it came with, where that is known, else -1.
+    """
+
+    def __init__(self, text: str, batch: int = -1) -> None:
+        super().__init__(text)
+        self.batch = batch
 
 
 class LimitExceeded(AsyncDNIError):

@@ -27,6 +27,7 @@ from asyncdni.errors import DataError, DataWarning
 from asyncdni.handover import GIVEN, is_here
 from asyncdni.imports import Allowed, allowing
 from asyncdni.messages import Evaluated
+from asyncdni.nn.base import fits
 from asyncdni.nn.metrics import metric_name
 from asyncdni.plan.build import Design, make_design, make_whole_stage
 from asyncdni.stages.base import Score
@@ -103,8 +104,9 @@ def predict(
 
 
 def _joined(meta: Meta, x: Any) -> Any:
-    """Return inputs of several tensors with the numbers of a sample behind one another, and all
-    others as they are. Raises `DataError` for a table without one of the names."""
+    """Return inputs of several tensors with the numbers of a sample, or of a step where batches
+    differ in length, behind one another, and all others as they are. Raises `DataError` for a table
+    without one of the names."""
     if not meta.fields or not isinstance(x, Mapping | tuple):
         return x
     names = [one.name for one in meta.fields]
@@ -113,13 +115,16 @@ def _joined(meta: Meta, x: Any) -> Any:
     if len(x) < len(names):
         raise DataError(f"x has {len(x)} arrays, expected {len(names)}")
     arrays = [np.asarray(x[n] if isinstance(x, Mapping) else x[i]) for i, n in enumerate(names)]
-    return np.concatenate([one.reshape(len(one), -1).astype(np.float64) for one in arrays], axis=1)
+    axis = 2 if meta.varying else 1
+    flat = [one.reshape(*one.shape[:axis], -1).astype(np.float64) for one in arrays]
+    return np.concatenate(flat, axis=axis)
 
 
 def _check_inputs(meta: Meta, x: Array) -> Iterator[str]:
     """Check inputs and yield doubts about them. Raises `DataError` if they can't be used."""
-    if x.ndim < 1 or x.shape[1:] != meta.input_shape or not len(x):
-        raise DataError(f"x is {x.shape}, expected (samples, {_listed(meta.input_shape)})")
+    if x.ndim < 1 or not fits(x.shape[1:], meta.input_shape, meta.varying) or not len(x):
+        fewer = ", or fewer steps" if meta.varying else ""
+        raise DataError(f"x is {x.shape}, expected (samples, {_listed(meta.input_shape)}){fewer}")
     check_inputs("inputs", "x", x)
     check_contents("inputs", {"x": x}, None)
     yield from _check_scale("x is", meta.inputs, measured(x))
@@ -153,7 +158,8 @@ def _other_samples(run: Result) -> Iterator[str]:
 
 def _check_same(then: Meta, now: Meta) -> None:
     """Raise `DataError` unless the data set still fits the network and has as many test samples."""
-    for name in ("input_shape", "targets", "outputs", "steps", "test_samples", "vocabulary"):
+    names = ("input_shape", "varying", "targets", "outputs", "steps", "test_samples", "vocabulary")
+    for name in names:
         before, after = getattr(then, name), getattr(now, name)
         if before != after:
             raise DataError(

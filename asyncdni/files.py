@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -21,7 +22,16 @@ from typing import IO
 
 from asyncdni.errors import ConfigError
 
-__all__ = ["LOCK", "check_file", "decode_text", "locked", "open_file", "read_file", "replaced"]
+__all__ = [
+    "LOCK",
+    "check_file",
+    "decode_text",
+    "is_url",
+    "locked",
+    "open_file",
+    "read_file",
+    "replaced",
+]
 
 #: Names of what is no file, by `stat.S_IFMT`; for a folder the system raises its own error.
 _KINDS = {
@@ -36,6 +46,15 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+
+
+#: URLs begin so; a drive of Windows has one letter.
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://")
+
+
+def is_url(place: object) -> bool:
+    """Tell whether a place is a URL, such as s3://bucket/run, and no path."""
+    return isinstance(place, str) and _SCHEME.match(place) is not None
 
 
 def open_file(path: str | os.PathLike[str]) -> BufferedReader:

@@ -176,7 +176,8 @@ def import_named(name: str, what: str, *, allow_import: Allowed) -> object:
     except Exception as error:  # the user's code may fail in any way
         ours = isinstance(error, AsyncDNIError)
         text = str(error) if ours else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{what} {name!r}: can't import {module_name!r}: {text}") from error
+        cure = "; pip install 'asyncdni[torch]'" if getattr(error, "name", "") == "torch" else ""
+        raise ConfigError(f"{what} {name!r}: can't import {module_name!r}: {text}{cure}") from error
     found: object = module
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -13,10 +13,12 @@
    │ Drained ──────────► │   │                      sharer                sharer
    │ ◄───────── Evaluate │   │  once all have drained │ ◄───────── Shared ► │
    │ Evaluated ────────► │   │
+   │ ◄─────────── Scored │   │  if that was behind the stream
    │ ◄───────────── Save │   │  if there is something to keep
    │ Saved ────────────► │   │                  owner                 reader
    │ ◄─── Resume | Leave │   │                    │ Weights ──────────► │
    │ ◄───── Lost, Rejoin │ ──┘  some worker has died
+   │ ◄──────────── Steer │      at any time, from the page of the run
 ```
 
 Control messages (left) and data messages (right) use separate sockets. A message is one MessagePack
@@ -56,6 +58,7 @@ __all__ = [
     "Greeting",
     "Guarded",
     "Hello",
+    "Introduce",
     "Leave",
     "Lost",
     "Message",
@@ -69,9 +72,11 @@ __all__ = [
     "Resume",
     "Save",
     "Saved",
+    "Scored",
     "Shared",
     "Skipped",
     "Start",
+    "Steer",
     "Taken",
     "Unheard",
     "Weights",
@@ -80,7 +85,7 @@ __all__ = [
 ]
 
 #: The protocol's version. It rises with every change that an older peer would not understand.
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 
 #: The most bytes of a file that one message carries.
 PART_BYTES = 256 * 1024
@@ -106,6 +111,9 @@ class Hello(Message, frozen=True, tag=True):
     pid: int
     host: str
     versions: dict[str, str] = {}  # "Python", "asyncdni", "torch"; empty: it does not say
+    # of the last round, where an earlier coordinator has let this worker in; 0: it has no state
+    incarnation: int = 0
+    steered: bool = False  # whether it knows `Steer`; nobody else is sent one
 
 
 class Built(Message, frozen=True, tag=True):
@@ -162,6 +170,11 @@ class Evaluated(Message, frozen=True, tag=True):
     outputs: int
     steps: int | None = None  # for windows: the steps that count, over which the loss is summed
     metrics: dict[str, float | None] = {}  # further ones, by name; None: not a finite number
+    # Of an evaluation behind the stream: the batch before which the weights were copied, training
+    # samples learned by then, and how long ago that was.
+    batch: int | None = None  # None: at the barrier
+    learned: int = 0
+    age_s: float = 0.0
 
 
 class Saved(Message, frozen=True, tag=True):
@@ -178,6 +191,7 @@ class Report(Message, frozen=True, tag=True):
     counters: dict[str, float | int | None]
     loss_sum: float = 0.0  # over training batches since the last report
     loss_samples: int = 0
+    slices: list[list[int]] = []  # its newest ops, if `Steer.show` asks for them: see `core.slices`
 
 
 class Guarded(Message, frozen=True, tag=True):
@@ -193,6 +207,7 @@ class Failed(Message, frozen=True, tag=True):
     kind: str  # a class name in `errors`, or the exception's own
     text: str
     trace: str  # empty for errors meant for the user
+    batch: int = -1  # the training batch whose numbers went wrong; -1: not known, or other errors
 
 
 class Fetch(Message, frozen=True, tag=True):
@@ -243,6 +258,11 @@ class Welcome(Message, frozen=True, tag=True):
     cut: str = ""  # the newest checkpoint; a stage without a whole snapshot begins from it
 
 
+class Introduce(Message, frozen=True, tag=True):
+    """To a worker, or an agent, of an earlier coordinator: this one has taken that one's place and
+    does not know the sender yet, which is to send its first message again."""
+
+
 class Refused(Message, frozen=True, tag=True):
     """The worker is not admitted; the text gives the reason for the user."""
 
@@ -286,6 +306,15 @@ class Note(Message, frozen=True, tag=True):
     text: str
 
 
+class Steer(Message, frozen=True, tag=True):
+    """What those who watch the run ask of this worker from now on, in place of what they have asked
+    before. A worker that has not been sent one shows nothing and is as fast as it can be."""
+
+    show: int = 0  # the most ops of a slice to send with reports: see `core.slices`; 0: none
+    factor: float = 1.0  # every op takes so many times as long, beside what [slow] says
+    latency_s: dict[str, float] = {}  # by neighbour: messages to it take so much longer
+
+
 class Rejoin(Message, frozen=True, tag=True):
     """Drop what is in flight and join the next round, with the state that `restore` names.
 
@@ -303,10 +332,19 @@ class Evaluate(Message, frozen=True, tag=True):
     barrier: int
 
 
+class Scored(Message, frozen=True, tag=True):
+    """All scores of an evaluation behind the stream are in: drop that copy of the weights, or hold
+    it to be saved."""
+
+    batch: int  # before which it was made
+    best: bool  # hold it, in the place of an older one
+
+
 class Save(Message, frozen=True, tag=True):
     """Write weights as `tag` ("best", "final"), or the whole state as "checkpoints/NUMBER"."""
 
     tag: str
+    batch: int | None = None  # weights of the copy made before this batch; None: the present ones
 
 
 class Resume(Message, frozen=True, tag=True):
@@ -382,6 +420,7 @@ class Credit(Message, frozen=True, tag=True):
     node: str  # of the link's producing end: a worker's name, or "data"
     taken: int
     allowed: int
+    evaluate: bool = False  # of test batches, where these have a credit of their own
 
 
 class Skipped(Message, frozen=True, tag=True):
@@ -430,6 +469,7 @@ class Enrol(Message, frozen=True, tag=True):
     host: str
     cores: int  # that it may use
     memory_bytes: int  # of the machine; 0: the system does not tell
+    running: list[str] = []  # workers that an earlier coordinator has had started there, and live
 
 
 class Enrolled(Message, frozen=True, tag=True):
@@ -440,6 +480,7 @@ class Enrolled(Message, frozen=True, tag=True):
     folder: str  # the folder of the run
     threads: int  # of each worker's BLAS
     silence_s: float  # how often to beat: see `beat.Heart`
+    coordinator_s: float = 0.0  # how long to wait for a coordinator that has died
 
 
 class Engage(Message, frozen=True, tag=True):

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from asyncdni import config
@@ -116,6 +116,10 @@ class Node:
     # whether its activation must not be rounded: it is ids or other data passed on, or made of
     # several tensors, some of which may be masks
     exact: bool = False
+    # whether the first axis of each input, and of its output, is the batch's length; shapes have
+    # the most
+    inputs_vary: tuple[bool, ...] = ()
+    varying: bool = False
 
     @property
     def owner(self) -> str:
@@ -212,7 +216,9 @@ def make_network(
         place = stage_place(position, stage.name)
         exact = {DATA, *(node.name for node in nodes if node.exact)}
         own = inputs[stage.name]
+        varying = {DATA: meta.varying} | {node.name: node.varying for node in nodes}
         node = _node(stage, index, place, own, consumers, shapes, exact, meta, allow_import)
+        node = replace(node, inputs_vary=tuple(varying[name] for name in own))
         _check_loss(node, meta)
         shapes[node.name] = node.output_shape
         nodes.append(node)
@@ -318,7 +324,7 @@ def _node(
 ) -> Node:
     given = tuple(shapes[name] for name in inputs)
     joined = _joined(stage.join, inputs, given, place)
-    output = _output_shape(stage.layers, joined, place, allow_import)
+    output, varying = _output_form(stage.layers, joined, place, allow_import)
     return Node(
         name=stage.name,
         index=index,
@@ -335,6 +341,7 @@ def _node(
         layers=tuple(stage.layers),
         weights=stage.weights,
         exact=_is_exact(stage.layers, not exact.isdisjoint(inputs), place, allow_import),
+        varying=varying,
     )
 
 
@@ -376,9 +383,12 @@ def _join_axis(shape: Shape) -> int:
     return -3 if len(shape) >= 3 else -1
 
 
-def _output_shape(
+def _output_form(
     layers: Sequence[LayerSpec], shape: Shape, place: str, allow_import: Allowed
-) -> Shape:
+) -> tuple[Shape, bool]:
+    """Return the shape of a sample of the output, and whether its first axis is the batch's
+    length."""
+    varying = False
     for index, spec in enumerate(layers):
         where = f"{place}.layers[{index}]"
         layer = make_layer(spec, where=where, allow_import=allow_import)
@@ -386,7 +396,8 @@ def _output_shape(
             shape = tuple(layer.output_shape(shape))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
-    return shape
+        varying = getattr(layer, "varying", False)
+    return shape, varying
 
 
 def _own_loss(layers: Sequence[LayerSpec], place: str, allow_import: Allowed) -> bool:

@@ -111,7 +111,6 @@ class Generator(Tagged, frozen=True, kw_only=True, tag_field="kind"):
 
     maps_only: ClassVar[bool] = False  # whether it needs feature maps (C, H, W)
     in_torch: ClassVar[bool] = False  # whether it is a module of PyTorch
-    fits: ClassVar[bool] = True  # whether it learns from gradients that come back
 
     @property
     def title(self) -> str:
@@ -122,6 +121,11 @@ class Generator(Tagged, frozen=True, kw_only=True, tag_field="kind"):
     def normalises(self) -> bool:
         """Whether it has a batch norm, so that it can't be trained on a single sample."""
         return False
+
+    @property
+    def fits(self) -> bool:
+        """Whether it learns from gradients that come back."""
+        return True
 
     def size(self, row: tuple[int, ...], outputs: int) -> int:
         """Return its number of parameters, or a lower bound, for activations of shape `row` and so
@@ -212,13 +216,21 @@ class ReadoutGenerator(Generator, frozen=True, kw_only=True, tag="readout"):
     few local blocks, trained by that loss."""
 
     in_torch: ClassVar[bool] = True
-    fits: ClassVar[bool] = False
     begin: str = ""  # submodule at which R begins; "": behind the last skip connection
     refresh: Count = 50  # the last stage's updates between two copies of R
     blocks: Whole = 0  # of A; 0: h goes straight into R
     block: str = "transformer"  # or "conv", "mlp", "mymodels:Class", which is given its width
     width: Whole = 0  # of the blocks, between a map down and one up; 0: that of h
     learning_rate: Positive = 1e-3  # Adam, of A
+    learn_every: Count = 1  # A learns from one batch in so many, which saves arithmetic
+    # [batches] without a new copy of R after which a stage trains its own until one comes; 0: never
+    private_after: Whole = 0
+    # multiply that gradient by a matrix, the identity at first, which is fitted to true gradients
+    map: bool = False
+
+    @property
+    def fits(self) -> bool:
+        return self.map
 
 
 def chain_size(widths: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ from asyncdni.core.events import (
     Received,
     Restore,
     Restored,
+    SayHello,
 )
 from asyncdni.core.process import Process, State
 from asyncdni.core.worker import Worker
@@ -75,7 +76,7 @@ class Rooms:
         self._watchdog = watchdog
         self._restorations = restorations
 
-    def say_hello(self) -> None:
+    def say_hello(self, action: SayHello) -> None:
         raise AssertionError
 
     def prepare(self, action: Prepare) -> Prepared:

@@ -136,8 +136,11 @@ class Office:
             )
         ]
 
-    def score(self, *, correct: int | None = 5, loss: float = 1.0) -> list[Action]:
-        return self.hear("c", Evaluated(self.machine.barrier, "c", 10, loss, correct, 1))
+    def score(
+        self, *, correct: int | None = 5, loss: float = 1.0, batch: int | None = None
+    ) -> list[Action]:
+        scores = Evaluated(self.machine.barrier, "c", 10, loss, correct, 1, batch=batch)
+        return self.hear("c", scores)
 
     def saved(self, tag: str) -> list[Action]:
         """All have saved that; of weights, the manifest is written as well."""

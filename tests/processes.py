@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import signal
@@ -16,6 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+from asyncdni import logs
 
 #: Ends a test that would hang; nothing takes that long.
 PATIENCE_S = 30.0
@@ -71,15 +74,22 @@ class Finished:
     out: str
     err: str
 
+    @property
+    def wrong(self) -> list[str]:
+        """What it has printed on standard error that is more than information."""
+        said = map(logs.parsed, self.err.splitlines())
+        return [text for level, text in said if level > logging.INFO]
+
     def refused(self, *words: str) -> str:
-        """Assert that it failed with one line for the user, which holds `words`; returns it."""
+        """Assert that it failed with one line above the level info, which holds `words`; returns
+        what that line says, without time and name."""
         assert self.code > 0, self
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        assert lines[0].startswith("asyncdni: "), self.err
+        assert len(self.wrong) == 1, self.err
+        (text,) = self.wrong
+        assert text not in self.err.splitlines(), f"no `asyncdni: ` or time before it: {self.err}"
         for word in words:
-            assert word in lines[0], (word, lines[0])
-        return lines[0]
+            assert word in text, (word, text)
+        return text
 
 
 class Command:

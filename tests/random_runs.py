@@ -51,6 +51,11 @@ class DrawnRun:
     def schedule(self) -> str:
         return str(self.design.experiment.schedule.__struct_config__.tag)
 
+    @property
+    def waits(self) -> bool:
+        """Its workers wait for another coordinator for long enough."""
+        return self.design.experiment.recovery.coordinator_s > 30.0
+
     def simulate(self, **options: Any) -> Result:
         """Without arithmetic, unless `options` of `simulate` say otherwise."""
         values: dict[str, Any] = {"maths": False, "costs": self.costs, "links": self.links}
@@ -308,12 +313,18 @@ def _draw_faulty_design(source: random.Random, names: tuple[str, ...], seed: int
                     "keep": source.choice([1, 2]),
                     "snapshot_every": source.choice(["5ms", "50ms", "1s", "never"]),
                 },
-                recovery={"restarts": 1000},
+                recovery={"restarts": 1000, "coordinator_s": _draw_patience(seed)},
                 links={"latency": source.choice(["0ms", "0.3ms", "3ms"])},
                 slow={source.choice(stages)["name"]: {"factor": source.choice([1.0, 3.0, 10.0])}},
             )
         except ConfigError:
             continue
+
+
+def _draw_patience(seed: int) -> float:
+    """How long workers wait for another coordinator: not at all, sometimes too short, or long
+    enough. It has a source of its own, so that all else is as it was before there was a choice."""
+    return random.Random(f"{seed}/patience").choice([0.0, 3.0, 60.0])
 
 
 def _draw_faults(source: random.Random) -> Faults:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,10 +19,13 @@ from each import each
 from networks import chain, design
 from processes import free_port, until
 
-from asyncdni import experiment
+from asyncdni import config, experiment
 from asyncdni.__main__ import main
+from asyncdni.cluster import keeper as keeper_module
 from asyncdni.cluster.agent import Means, serve
+from asyncdni.cluster.elastic import Elastic
 from asyncdni.cluster.engines import Place
+from asyncdni.cluster.keeper import Keeper
 from asyncdni.cluster.lead import digest
 from asyncdni.cluster.rendezvous import Meeting, Rendezvous, Work
 from asyncdni.cluster.ssh import Line, receive_keys
@@ -34,6 +39,7 @@ from asyncdni.messages import (
     Engage,
     Enrol,
     Enrolled,
+    Introduce,
     Message,
     Refused,
 )
@@ -55,6 +61,7 @@ WORK = Work(
     startup_s=60.0,
     commands={},
 )
+WAITING = "and the workers wait for it"
 Kind = TypeVar("Kind", bound=Message)
 
 
@@ -63,8 +70,7 @@ class Scene:
 
     def __init__(self, **changes: Any) -> None:
         self._closed = False
-        self.said: list[str] = []
-        self.rendezvous = Rendezvous(MEETING, 3, DIGEST, None, self.said.append)
+        self.rendezvous = Rendezvous(MEETING, 3, DIGEST, None)
         self.rendezvous.begin(replace(WORK, **changes), None)
         self.ended: list[tuple[str, int, str]] = []
         self.agents: list[AgentTransport] = []
@@ -93,14 +99,21 @@ class Agent:
     ) -> None:
         self._scene = scene
         self._unread: list[Message] = []
+        self._stays = False
         self.transport = transport
         fields = {name: getattr(enrol, name) for name in enrol.__struct_fields__}
         transport.send(Enrol(**{**fields, **changes}))
+
+    def stays(self) -> None:
+        """Beat from now on, whenever something is waited for."""
+        self._stays = True
 
     def gets(self, kind: type[Kind]) -> Kind:
         """Wait for the next message, which must be of this kind."""
 
         def next_one() -> Message | None:
+            if self._stays:
+                self.transport.send(Beat())
             self._unread += self.transport.receive(0.001)
             self._scene.ended += self._scene.rendezvous.exited()
             return self._unread.pop(0) if self._unread else None
@@ -125,13 +138,16 @@ def scenes() -> Iterator[Callable[..., Scene]]:
         scene.close()
 
 
-def test_an_agent_starts_its_workers_and_tells_of_their_ends(scenes: Callable[..., Scene]) -> None:
+def test_an_agent_starts_its_workers_and_tells_of_their_ends(
+    scenes: Callable[..., Scene], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "asyncdni")
     scene = scenes()
     agent = scene.agent(1)
     enrolled = agent.gets(Enrolled)
     assert enrolled == Enrolled(["a"], "tcp://h:1", "/run", threads=3, silence_s=60.0)
     assert agent.gets(Engage) == Engage("a")
-    assert "rank 1 on h" in scene.said[-1] and scene.said[-1].endswith(": a")
+    assert "rank 1 on h" in caplog.messages[-1] and caplog.messages[-1].endswith(": a")
     agent.transport.send(Ended("b", -9, "of another's"))
     agent.transport.send(Ended("a", 3, "one | two"))
     until(lambda: scene.ended or scene.ended.extend(scene.rendezvous.exited()), "its end")
@@ -214,6 +230,60 @@ def test_an_agent_comes_back_after_its_death(scenes: Callable[..., Scene]) -> No
     assert scene.ended == [("a", -9, "its agent on h has ended")]
 
 
+def test_an_agent_of_an_earlier_coordinator_is_taken_back_with_the_workers_that_live(
+    scenes: Callable[..., Scene],
+) -> None:
+    """It enrols when it is asked to; a word more of that makes no difference."""
+    scene = scenes(placement={"a": 1, "b": 1}, coordinator_s=60.0)
+    agent = scene.agent(1, running=["a"])
+    assert agent.gets(Enrolled).coordinator_s == 60.0
+    assert agent.gets(Engage) == Engage("b")
+    stranger = AgentTransport(scene.rendezvous.address)
+    scene.agents.append(stranger)
+    stranger.send(Beat())
+    asked = until(lambda: scene.rendezvous.exited() or stranger.receive(0.001), "a question")
+    assert asked == [Introduce()]
+
+
+def test_a_coordinator_is_kept_going_until_it_has_died_too_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own end is that of the run, with its exit code; so is a signal that was handed on."""
+    monkeypatch.setattr(keeper_module, "_WORDS_S", 0.0)
+    said: list[str] = []
+    dies = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    often = pytest.raises(LaunchError, match=r"signal 9, 2 times in a row within 60 s")
+    with Keeper(dies, said.append, "", 1, 60.0) as keeper, often:
+        until(keeper.watch, "the last death")
+    assert said == ["the coordinator was killed by signal 9; it is started again, " + WAITING]
+    with Keeper([sys.executable, "-c", "exit(3)"], said.append, "", 1, 60.0) as keeper:
+        assert until(keeper.watch, "its end") == 3
+    with Keeper(["sleep", "60"], said.append, "", 1, 60.0) as keeper:
+        keeper.signal(signal.SIGTERM)
+        assert until(keeper.watch, "its end") == 128 + signal.SIGTERM
+
+
+def test_workers_of_an_agent_that_has_left_are_taken_over(scenes: Callable[..., Scene]) -> None:
+    """The one whose death nobody knows of yet is told of, and started when that is asked for; the
+    one whose start can't have been heard is started at once."""
+    home = {"a": 1, "b": 1}
+    elastic = Elastic(config.Elastic(away_s=0.05), home, {"a": 2.0, "b": 1.0}, {"a": 1, "b": 1})
+    scene = scenes(placement=home, elastic=elastic)
+    first = scene.agent(1)
+    for kind in (Enrolled, Engage, Engage):
+        first.gets(kind)
+    first.transport.close(0)
+    scene.rendezvous.restart("b")
+    other = scene.agent(2)
+    other.gets(Enrolled)
+    other.stays()
+    assert other.gets(Engage) == Engage("b")
+    ((name, code, text),) = until(lambda: scene.ended, "the end of a")
+    assert (name, code) == ("a", -9) and text.endswith("rank 2 takes over a")
+    scene.rendezvous.restart("a")
+    assert other.gets(Engage) == Engage("a")
+
+
 def test_agents_that_do_not_come_are_named(scenes: Callable[..., Scene]) -> None:
     scene = scenes(startup_s=-1.0)
     with pytest.raises(LaunchError, match=r"no agent of ranks 1, 2 has come to tcp://127\.0\.0\.1"):
@@ -237,7 +307,7 @@ def served(place: Place, **means: Any) -> Callable[[], BaseException | None]:
 
     def target() -> None:
         try:
-            serve(place, DIGEST, Means(lambda _: None, **means))
+            serve(place, DIGEST, Means(**means))
         except BaseException as error:
             raised.append(error)
 

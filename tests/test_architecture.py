@@ -18,6 +18,7 @@ FUNCTION_LINES_MAX = 55
 #: packages, may import all that leads to no circle, except what ONLY and NEVER below say.
 MAY_IMPORT = {
     "errors": set[str](),
+    "logs": set[str](),
     "messages": set[str](),
     "tables": set[str](),
     # options of a schedule stand beside its rule; `config` gathers all tables
@@ -37,8 +38,8 @@ MAY_IMPORT = {
         "config",
         "errors",
     },
-    "data": {"files", "imports", "nn.streams", "schedules.base", "config", "errors"},
-    "wire": {"core.liveness", "delays", "encodings", "messages", "config", "errors"},
+    "data": {"files", "imports", "nn.base", "nn.streams", "schedules.base", "config", "errors"},
+    "wire": {"core.liveness", "delays", "encodings", "logs", "messages", "config", "errors"},
     # what a table may name, the tables of schedules, generators and data sets know
     "experiment": {
         *("schedules", "nn.generators", "data", "files", "messages", "config", "errors"),
@@ -56,15 +57,17 @@ MAY_IMPORT = {
         *("core", "wire", "stages", "nn.base", "plan", "data", "store", "report.traces"),
         *("delays", "encodings", "schedules", "experiment.schema", "files", "imports"),
         *("messages", "config"),
-        *("software", "errors"),
+        *("software", "logs", "errors"),
     },
     "cluster": {
         *("experiment", "plan", "core.liveness", "wire", "drivers.real", "launch", "store.given"),
-        *("report", "imports", "messages", "config", "errors"),
+        *("report", "imports", "logs", "messages", "config", "errors"),
     },
     "page": {
         "core.counts",
+        "core.slices",
         "launch.display",
+        "launch.incidents",
         "plan",
         "report",
         "store",
@@ -74,6 +77,7 @@ MAY_IMPORT = {
     },
     "profiling": {
         *("core", "wire", "stages", "plan", "network", "data.meta", "report", "experiment"),
+        *("store.manifest", "files"),
         *("drivers.virtual", "delays", "imports", "schedules", "messages", "config", "errors"),
         "nn.torch.layer",
     },
@@ -87,7 +91,7 @@ IMPORTED_BY = {
     "launch": {"", "cli", "cluster", "page"},
     "drivers.real": {"launch", "cluster.agent", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
-    "profiling": {"cli.profile", "cli.advise", "launch.compare"},
+    "profiling": {"cli.profile", "cli.advise", "cli.simulate", "launch.compare"},
 }
 
 #: Modules that functions import when they are called, against the layers: a `Result` is data of
@@ -103,13 +107,14 @@ ONLY = {
         *("store.given", "store.run"),
     },
     "cloudpickle": {"handover"},
-    "subprocess": {"launch", "cluster.ssh", "plan.describe"},
+    "subprocess": {"launch", "cluster.keeper", "cluster.ssh", "plan.describe"},
     "rich": {"cli", "launch.display"},
     "matplotlib": {"report"},
     "jinja2": {"report.result"},
     "tensorboard": {"report.tensorboard"},
     "safetensors": {"store.tensors"},
-    "ray": {"launch"},
+    "ray": {"cluster.ray"},
+    "fsspec": {"store.mirror"},
     "starlette": {"page.server", "page.gate"},
     "uvicorn": {"page.server"},
     "prometheus_client": {"page.metrics"},
@@ -127,6 +132,7 @@ NEVER = {
 #: Packages that use the standard library and these.
 THIRD_PARTY = {
     "errors": set[str](),
+    "logs": set[str](),
     "core": set[str](),
     "schedules": {"msgspec"},
     "tables": {"msgspec"},
@@ -135,7 +141,7 @@ THIRD_PARTY = {
     "config": {"msgspec"},
     "nn": {"numpy", "torch"},
     "launch": {"msgspec", "numpy", "rich", "torch"},
-    "cluster": set[str](),
+    "cluster": {"ray"},
     "wire": {"zmq", "msgpack", "msgspec", "numpy"},
 }
 

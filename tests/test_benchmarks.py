@@ -420,3 +420,69 @@ def test_layers_times_every_operation(tmp_path: Path) -> None:
     assert all(one > 0 for sides in times.values() for rounds in sides.values() for one in rounds)
     floors = [name for name, sides in times.items() if "floor" in sides]
     assert len(floors) == 6 and all(name.startswith("dense") for name in floors)
+
+
+# --- clusters ------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_agents_start_and_leave_nothing() -> None:
+    found = json.loads(run("clusters/machines.py", "start", "--smoke").stdout)
+    assert found["workers"] == 4 and found["left"] == []
+
+
+# --- transformers, speedrun ----------------------------------------------------------------------
+
+
+def test_kept_runs_of_the_transformers_are_those_of_the_plan() -> None:
+    bench = module("transformers/run.py")
+    runs = bench.Runs(bench.RESULTS)
+    jobs = [job for name in bench.RULES for job in bench.tuning(name)]
+    jobs += [job for part in bench.PARTS for job in bench.planned(part, runs)]
+    held = {job.key for job in jobs if runs.holds(job)}  # raises for another digest
+    assert held == set(runs.found)
+    tables = bench.job("readout, links of 100 ms", 4, 30, 1e-3, 0).tables
+    assert tables["links"] == {"latency": "100ms"}
+
+
+def log_of(entry: str, losses: list[float], seconds: list[float]) -> dict[int, dict[str, Any]]:
+    rules = module("speedrun/rules.py")
+    sound = {"fixed": rules.fixed_digest(), "text": rules.TEXT, "workers": 8, "entry": {}}
+    return {
+        seed: {"key": f"{entry}/{seed}", "loss": loss, "train_s": train_s, **sound}
+        for seed, (loss, train_s) in enumerate(zip(losses, seconds, strict=True))
+    }
+
+
+FAST, SLOW = [40.0, 44.0, 39.0, 41.0], [61.0, 63.0, 60.0, 62.0]
+
+
+@each(
+    "losses, seconds, changed, told",
+    [
+        ([2.21, 2.22, 2.20, 2.21], FAST, {}, []),
+        ([2.29, 2.36, 2.12, 2.27], FAST, {}, ["nats is not shown to be below 2.3 "]),
+        ([2.21, 2.22, 2.20, 2.21], SLOW, {}, ["times the time of other is not shown to be less"]),
+        ([2.21, 2.22, 2.20, 2.21], FAST, {"workers": 4}, ["seed 0 of new: 4 processes"]),
+        ([2.21, 2.22, 2.20, 2.21], FAST, {"fixed": "0"}, ["run with another speedrun.toml"]),
+        ([2.21, 2.22, 2.20, 2.21], FAST, {"entry": {"model": {}}}, ["its entry sets model"]),
+        ([2.21, 2.22, 2.21], FAST[:3], {}, ["expected 0, 1, … without", "other has seeds"]),
+    ],
+)
+def test_a_record_of_the_speedrun_must_be_shown(
+    losses: list[float], seconds: list[float], changed: dict[str, Any], told: list[str]
+) -> None:
+    check = module("speedrun/check.py")
+    entry, other = log_of("new", losses, seconds), log_of("other", [2.2] * 4, SLOW)
+    entry[0] |= changed
+    found = list(check.faults(check.Log("new", entry, other, "other")))
+    assert len(found) == len(told)
+    assert all(words in one for words, one in zip(told, found, strict=True)), found
+
+
+def test_all_kept_logs_of_the_speedrun_are_records_and_in_the_table() -> None:
+    check = module("speedrun/check.py")
+    assert check.records() in check.README.read_text()
+    rules = module("speedrun/rules.py")
+    for path in (check.HERE / "entries").glob("*.toml"):
+        assert experiment.parse(rules.tables_of(rules.read(path))).links.latency == "10ms"

@@ -145,6 +145,17 @@ def test_a_file_may_ask_for_it() -> None:
     assert result.summary["ended_early"] == "loss has not improved in 1 evaluation"
 
 
+@pytest.mark.long
+def test_evaluations_behind_the_stream_end_a_run_early_and_have_all_values() -> None:
+    stopping = asyncdni.config.EarlyStopping(metric="loss", patience=1, min_delta=1e9)
+    run = asyncdni.Run(epochs=500, early_stopping=stopping, evaluate="behind", metrics=["top2"])
+    result = asyncdni.train(msgspec.structs.replace(TINY, run=run), data=arrays())
+    assert result.summary["ended_early"] == "loss has not improved in 1 evaluation"
+    first = result.history[0]
+    assert first["behind"] and first["metrics"]["top2"] >= first["accuracy"]
+    assert first["train_loss"] > 0 and result.history[-1]["batches"] < 500
+
+
 def test_a_run_whose_last_evaluation_is_asked_to_end_it_has_not_ended_early() -> None:
     result = train(Notes(stop_at=3))
     assert len(result.history) == 3

@@ -47,6 +47,8 @@ FIELDS = {
     bytes: st.binary(max_size=64),
     int | None: st.none() | st.integers(0, 2**63),
     list[str]: st.lists(st.text(), max_size=3),
+    list[list[int]]: st.lists(st.lists(st.integers(-(2**63), 2**64 - 1), max_size=8), max_size=3),
+    dict[str, float]: st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=3),
     dict[str, str]: st.dictionaries(st.text(), st.text(), max_size=3),
     dict[str, int]: st.dictionaries(st.text(), st.integers(0, 2**63), max_size=3),
     dict[str, float | None]: st.dictionaries(
@@ -145,7 +147,7 @@ def test_a_tensor_at_an_odd_address_is_aligned() -> None:
 
 
 def test_unknown_fields_at_the_end_are_ignored() -> None:
-    header = msgpack.packb(["Credit", "b", 1, "a", 5, 9, "of a later version"])
+    header = msgpack.packb(["Credit", "b", 1, "a", 5, 9, False, "of a later version"])
     assert decode([header], LIMITS) == Credit("b", 1, "a", 5, 9)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from office import MEMBERS, NAMES, Office, failure, records, sent, to_all
 
-from asyncdni.core.events import Action, Commit, Stored, UserStop
+from asyncdni.core.events import Action, Commit, Move, Stored, UserStop
 from asyncdni.core.ledger import Ledger
 from asyncdni.core.members import Phase
 from asyncdni.core.position import CHECKPOINT, EVALUATE, FINAL
@@ -404,3 +404,65 @@ def test_so_is_one_of_a_run_that_is_taken_up_again_from_its_snapshots() -> None:
     office = Office(Ledger(cut=4, restore="snapshots"), learns_alone=True)
     office.join("a")
     assert isinstance(office.told["a"], Welcome) and office.told["a"].cut == "checkpoints/000004"
+
+
+# --- workers that go on elsewhere ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_worker_goes_on_elsewhere_from_a_cut_taken_at_once(alone: bool) -> None:
+    """It leaves and is launched again; nobody trains meanwhile, and nobody has lost an update."""
+    office = patient(learns_alone=alone)
+    assert records(office(Move("b", "why")), "note")[0]["text"] == "why"
+    assert sent(office.wake()) == [("a", Close(CHECKPOINT))]
+    actions = cut_at(office, 7)
+    assert sent(actions, Leave) == [("b", Leave())]
+    assert sent(actions, Resume) == [] and office.launched == ["b"]
+    (moved,) = records(actions, "moved")
+    assert moved["stage"] == "b"
+    assert office.phase is Phase.GATHERING
+    restore = "keep" if alone else CUT
+    assert {name: office.told[name].restore for name in "ac"} == dict.fromkeys("ac", restore)
+    office.join("b")
+    assert office.told["b"].restore == ("snapshots" if alone else CUT)
+    assert isinstance(welcome := office.told["b"], Welcome) and welcome.cut == CUT
+    connects = sent(office.build(position=7, updates=7), Connect)
+    assert {message.start for _, message in connects if isinstance(message, Connect)} == {7}
+    back = records(office.ready(), "back")
+    assert [(one["stage"], one["lost_updates"]) for one in back] == [("b", 0)]
+    assert office.phase is Phase.TRAINING and records([*actions], "launch") == []
+
+
+def test_a_barrier_that_is_under_way_serves_for_a_move() -> None:
+    office = patient()
+    office.drain(kind=EVALUATE)
+    office(Move("b", "why"))
+    assert sent(office.score()) == to_all(Save("best"))
+    assert sent(office.saved("best")) == to_all(Save(CUT))
+    assert sent(office.committed(), Leave) == [("b", Leave())]
+    office = patient()
+    office.drain(kind=EVALUATE)
+    office.score()
+    office(Move("b", "why"))  # while weights are being saved
+    assert sent(office.saved("best")) == to_all(Save(CUT))
+    assert sent(office.committed(), Leave) == [("b", Leave())]
+
+
+def test_a_worker_that_dies_before_the_barrier_is_not_moved_once_more() -> None:
+    office = patient()
+    office(Move("b", "why"))
+    office.mend("b")
+    assert sent(office.wake(0.0)) == []
+
+
+def test_a_run_that_is_stopped_or_has_no_folder_moves_nobody() -> None:
+    office = patient()
+    office(Move("b", "why"))
+    office.drain(kind=CHECKPOINT)
+    office(UserStop())
+    office.saved(CUT)
+    office(Stored(CUT))
+    assert sent(office.saved("final"), Leave) == to_all(Leave())
+    office = patient(folder="")
+    office(Move("b", "why"))
+    assert sent(office.wake(0.0)) == []

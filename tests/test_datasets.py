@@ -251,4 +251,4 @@ def test_buffers_have_no_more_rows_than_the_data_set_has_samples() -> None:
     source = Source(numbered(10), batch_size=1_000, seed=0, dtype=np.dtype(np.float32))
     x = source.read(Op(OpKind.FORWARD, 0))["h"]
     assert x.shape == (10, 2)
-    assert x.base is None or x.base.shape == (10, 2)
+    assert x.base is None or x.base.nbytes < x.nbytes + 128  # with room to be aligned

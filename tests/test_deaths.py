@@ -9,6 +9,7 @@ from each import each
 from office import NAMES, Office, built, end, failure, hello, records, sent, to_all
 
 from asyncdni.core.events import Action, Exited, Fail, Looked, Received, Rejected, UserStop, Woke
+from asyncdni.core.ledger import Ledger
 from asyncdni.core.liveness import Sight
 from asyncdni.core.members import Phase
 from asyncdni.core.position import EVALUATE, FINAL
@@ -22,6 +23,7 @@ from asyncdni.messages import (
     Evaluated,
     Failed,
     Guarded,
+    Introduce,
     Lost,
     Message,
     Ready,
@@ -487,3 +489,43 @@ def test_a_short_pause_puts_nothing_off() -> None:
     due = office.machine.deadline()
     office.machine.paused(0.5, office.now)
     assert office.machine.deadline() == due
+
+
+# --- a coordinator that takes the place of one that has died -------------------------------------
+
+
+def successor(**roster: Any) -> Office:
+    """It goes on from the first cut; a and b have waited for it, c has not."""
+    ledger = Ledger(start=2, planned=1, barrier=1, cut=1, restore="checkpoints/000001")
+    office = Office(ledger, takes_back=True, barriers=(2, 4), **roster)
+    assert sent(office.hear("a", Report({"batches": 3}))) == [("a", Introduce())]
+    for name, incarnation in (("a", 7), ("b", 5), ("c", 0)):
+        office.hear(name, hello(name, incarnation=incarnation))
+        assert office.hear(name, hello(name, incarnation=incarnation)) == []
+    return office
+
+
+def test_workers_that_learn_by_themselves_keep_what_they_have() -> None:
+    office = successor(learns_alone=True)
+    told = {name: (one.incarnation, one.restore) for name, one in office.told.items()}
+    assert told == {"a": (8, "keep"), "b": (8, "keep"), "c": (8, "snapshots")}
+    office.build("a", "b", position=3)
+    (_, connect), *_ = sent(office.build("c", position=2), Connect)
+    assert isinstance(connect, Connect) and (connect.start, connect.planned) == (3, 1)
+
+
+def test_all_others_go_back_to_the_cut_in_a_round_of_its_own_number() -> None:
+    office = successor()
+    told = {(one.incarnation, one.restore) for one in office.told.values()}
+    assert told == {(8, "checkpoints/000001")}
+    (_, connect), *_ = sent(office.build(position=2), Connect)
+    assert isinstance(connect, Connect) and (connect.start, connect.planned) == (2, 1)
+
+
+def test_who_has_been_replaced_is_not_asked_again() -> None:
+    """Nor let in, if it says Hello again."""
+    office = successor(learns_alone=True)
+    office.kill("b")
+    office._peers["b"] = "b"
+    for message in (Beat(), hello("b", incarnation=5)):
+        assert [type(word) for _, word in sent(office.hear("b", message))] == [Abort]

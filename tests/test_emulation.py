@@ -127,6 +127,21 @@ def test_a_held_batch_is_a_copy(site: Site, elements: int) -> None:
     np.testing.assert_array_equal(got.tensors["h"], before)
 
 
+def test_a_link_may_become_slow_and_fast_again_and_keeps_its_order(site: Site) -> None:
+    a, b = pair(site, {})
+    a.send("b", credit(0))
+    delay = slow()["b"]
+    a.emulate({"b": delay})
+    delay.added_s = 0.1
+    began = time.monotonic()
+    a.send("b", credit(1))
+    delay.added_s = 0.0
+    a.send("b", credit(2))
+    found = arrivals(b, 3)
+    assert [message for message, _ in found] == [credit(0), credit(1), credit(2)]
+    assert found[1][1] >= began + 0.1  # and what is sent later does not overtake it
+
+
 # --- what is not held up -------------------------------------------------------------------------
 
 

@@ -246,13 +246,13 @@ def test_no_snapshot_is_written_with_gradients_that_are_not_applied(tmp_path: Pa
 
 
 def test_a_snapshot_that_can_not_be_written_is_told_of(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "snapshots").write_text("a file in its place")
     snapshots = Snapshots(str(tmp_path))
     machine, wire = Machine(UPDATE), Wire([], [], [Leave()])
     engine(machine, wire, CREDIT, snapshots=snapshots, snapshot_every_s=0.0, learns_alone=True)
-    assert capfd.readouterr().err.count("asyncdni: no snapshot was written: can't write") == 1
+    assert caplog.text.count("no snapshot was written: can't write") == 1
     assert snapshots.count == 0
 
 

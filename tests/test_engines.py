@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 from each import each
 
 from asyncdni.cluster.engines import ALONE, Place, expand_hosts, find_place
 from asyncdni.cluster.placement import as_asked, balanced
-from asyncdni.errors import ConfigError
+from asyncdni.cluster.ray import connected
+from asyncdni.errors import AsyncDNIError, ConfigError
 
 GIVEN = {"ASYNCDNI_RANK": "1", "ASYNCDNI_WORLD_SIZE": "4", "ASYNCDNI_COORDINATOR": "tcp://h:7"}
 TORCHRUN = {
@@ -107,6 +111,7 @@ def test_the_coordinator_that_is_named_goes_before_that_of_the_engine() -> None:
     [
         ({}, "slurm", "--engine slurm: it has not started this process, which lacks SLURM_PROCID"),
         ({}, "slrm", "--engine slrm: unknown, did you mean 'slurm'"),
+        ({}, "ray", "Ray's agents are started by `asyncdni run FILE.toml --engine ray`"),
         ({**GIVEN, "ASYNCDNI_RANK": "one"}, None, "ASYNCDNI_RANK='one' in the environment"),
         ({**GIVEN, "ASYNCDNI_RANK": "4"}, None, "rank 4 of 4: expected a rank from 0 to 3"),
         ({**GIVEN, "ASYNCDNI_COORDINATOR": ""}, None, "give all ranks --coordinator"),
@@ -139,6 +144,27 @@ def test_lists_of_hosts_are_expanded(text: str, hosts: list[str]) -> None:
 def test_other_texts_are_no_lists_of_hosts(text: str) -> None:
     with pytest.raises(ConfigError, match="is no list of hosts"):
         expand_hosts(text)
+
+
+@each(
+    "installed, address, words",
+    [
+        (False, None, "which is not installed: pip install 'asyncdni[ray]'"),
+        (True, "ray://127.0.0.1:9", "expected HOST:PORT of the cluster, on one of whose nodes"),
+        (
+            True,
+            "127.0.0.1:9",
+            "nobody answers at 127.0.0.1:9: [Errno 111] Connection refused",
+        ),
+    ],
+)
+def test_without_ray_or_its_cluster_one_line_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, address: str | None, words: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray") if installed else None)
+    with pytest.raises(AsyncDNIError) as refused, connected(address, quiet=True):
+        pass
+    assert words in str(refused.value)
 
 
 # --- what runs where -----------------------------------------------------------------------------

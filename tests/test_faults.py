@@ -242,6 +242,25 @@ def test_workers_whose_coordinator_is_gone_leave_a_snapshot_to_go_on_from() -> N
     assert isinstance(result.end, Finish)
 
 
+@pytest.mark.parametrize("schedule", [LOCKED, SYNTHETIC], ids=["goes back", "goes on"])
+def test_workers_that_wait_for_another_coordinator_are_taken_back(schedule: Any) -> None:
+    """And one that has died meanwhile is replaced."""
+    chosen = design(schedule, recovery={"coordinator_s": 60.0})
+    result = run(chosen, "crash coordinator at 150ms for 1s", "crash s1 at 160ms")
+    assert isinstance(result.end, Finish) and not values(result, "lost")
+    assert [one["stage"] for one in values(result, "joined") if one.get("again")] == ["s0", "top"]
+    (again,) = values(result, "round")
+    assert (again["restore"] == "keep") is (schedule is SYNTHETIC) and again["start"] > 0
+
+
+def test_workers_do_not_wait_for_another_coordinator_for_ever() -> None:
+    chosen = design(SYNTHETIC, recovery={"coordinator_s": 12.0})
+    for away_s, waited in ((11, True), (13, False)):
+        result = run(chosen, f"crash coordinator at 150ms for {away_s}s")
+        assert isinstance(result.end, Finish)
+        assert any(one.get("again") for one in values(result, "joined")) is waited
+
+
 # --- silence, and those who come back ------------------------------------------------------------
 
 

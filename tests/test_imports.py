@@ -44,6 +44,17 @@ def test_a_current_folder_that_is_gone_is_nowhere_to_look(
     assert sys.path == ["", "/added"]
 
 
+def test_code_that_needs_pytorch_where_there_is_none_is_told_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needs_torch.py").write_text("import torch\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ConfigError, match=r"pip install 'asyncdni\[torch\]'$") as caught:
+        imports.import_named("needs_torch:Net", "model", allow_import=True)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_current_folder_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["/added"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from asyncdni.errors import CheckpointError
-from asyncdni.launch.display import incident_line
+from asyncdni.launch.incidents import incident_line
 from asyncdni.report.records import Barriers, Recorder, Thinning
 
 SHOWN: dict[str, tuple[dict[str, Any], str]] = {

@@ -50,7 +50,7 @@ def test_a_run_with_keys_gives_the_weights_of_one_without_and_shows_who_must_hav
         commands.append(site.start(*line.split()[1:]))
     for command in commands:
         finished = command.finished()
-        assert (finished.code, finished.err) == (0, "")
+        assert (finished.code, finished.wrong) == (0, [])
     assert weights(site.folder / "run") == weights(site.folder / "plain")
 
 

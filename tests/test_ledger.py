@@ -152,6 +152,14 @@ def test_a_run_that_goes_on_from_snapshots_is_past_barriers_that_have_been_evalu
     assert [entry["batches"] for entry in one.history] == left
 
 
+def test_workers_that_have_what_they_learned_are_past_all_that_was_evaluated_until_then() -> None:
+    """The cut knows of one evaluation, the records of two; the workers are between 25 and 31."""
+    one = Ledger(history=entries(10), recorded=entries(10, 20))
+    one.kept((25, 31), [10, 20, 30, 40])
+    assert (one.start, one.planned, one.restore) == (31, 2, "initial")
+    assert one.history == entries(10, 20)
+
+
 def entries(*batches: int) -> list[dict[str, Any]]:
     return [{"batches": b, "accuracy": b / 1e6, "loss": 1.0} for b in batches]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -77,7 +78,7 @@ def test_without_an_engine_the_weights_are_those_of_train(
 ) -> None:
     """And the same command again has nothing left to do."""
     first = _finished(site.start("run", "tiny.toml", "--out", "run"))
-    assert "on this machine alone" in first.out
+    assert "on this machine alone" in first.err
     assert weights(site.folder / "run") == expected
     again = _finished(site.start("run", "tiny.toml", "--out", "run"))
     assert "is complete, after 2 epochs" in again.out
@@ -89,7 +90,7 @@ def test_torchrun_gives_the_weights_of_train(site: Site, expected: dict[str, byt
     words = ["--nproc-per-node", "2", "--master-port", str(free_port())]
     command = [*launcher, *words, *ASYNCDNI, "run", "tiny.toml", "--out", "run"]
     ran = _finished(site.execute(command, TMPDIR=str(site.folder)))  # torchrun leaves files there
-    assert "rank 1 of 2 (torchrun)" in ran.out
+    assert "rank 1 of 2 (torchrun)" in ran.err
     assert weights(site.folder / "run") == expected
 
 
@@ -99,7 +100,7 @@ def test_open_mpi_gives_the_weights_of_train(site: Site, expected: dict[str, byt
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     words = [mpirun, "--oversubscribe", "-n", "3"]
     ran = _finished(site.execute([*words, *ASYNCDNI, "run", "tiny.toml", "--out", "run"], **root))
-    assert "rank 2 of 3 (openmpi)" in ran.out and "nothing to do" in ran.out
+    assert "rank 2 of 3 (openmpi)" in ran.err and "nothing to do" in ran.err
     assert weights(site.folder / "run") == expected
 
 
@@ -118,7 +119,7 @@ def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site
     first, agent = (_rank(site, rank, port, *ENDLESS) for rank in (0, 1))
     os.kill(await_training(folder)["top"], signal.SIGKILL)
     until_recorded(folder, "back", 1)
-    assert "worker top has died with signal 9" in until(agent.said, "the agent's news")
+    until(lambda: "worker top has died with signal 9" in agent.warned(), "the agent's news")
     agent.kill()
     again = _rank(site, 1, port, *ENDLESS)
     until_recorded(folder, "back", 2)
@@ -128,6 +129,64 @@ def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site
     ends = [command.finished() for command in (first, again)]
     assert [one.code for one in ends] == [128 + signal.SIGUSR1] * 2
     assert "all is kept in" in ends[0].err and "rank 1 leaves: " in ends[1].err
+
+
+@pytest.mark.parametrize("schedule", ["locked", "synthetic"])
+def test_a_coordinator_that_is_killed_comes_back_and_its_workers_have_lived_on(
+    site: Site, schedule: str
+) -> None:
+    """Where all go back the weights are those of a run in which nothing died."""
+    folder, long = site.folder / "run", ("--schedule", schedule, "--set", "run.epochs=100")
+    long += ("--set", "run.evaluate_every=100")
+    slow = ("--set", "slow.top.pause=2ms", "--set", "slow.top.chance=1")
+    saves = ("--set", "checkpoint.every=10.0", "--set", "recovery.coordinator_s=60")
+    agent = site.start("run", "tiny.toml", "--out", "run", *long, *slow, *saves)
+    until_recorded(folder, "cut")
+    pids = {one["stage"]: one["pid"] for one in records(folder, "joined")}
+    (coordinator,) = set(site.processes()) - {agent.pid, *pids.values()}
+    os.kill(coordinator, signal.SIGKILL)
+    ended = _finished(agent)
+    assert "the coordinator was killed by signal 9; it is started again" in ended.err
+    joined = [(one["stage"], one["pid"]) for one in records(folder, "joined")]
+    assert sorted(joined) == sorted([*pids.items()] * 2)
+    assert all(one.get("again") for one in records(folder, "joined")[2:])
+    (again,) = records(folder, "round")
+    if schedule == "synthetic":
+        assert again["restore"] == "keep" and again["start"] > 0
+    else:
+        assert site.run("train", "tiny.toml", "--out", "undisturbed", *long).code == 0
+        assert weights(folder) == weights(site.folder / "undisturbed")
+
+
+# --- machines that leave and come back ------------------------------------------------------------
+
+
+def test_a_machine_that_leaves_and_comes_back_costs_time_alone(site: Site) -> None:
+    """Its worker is taken over, and given back later; under `locked` the weights are those of a run
+    of as many steps in which nothing happened."""
+    place = {"ASYNCDNI_WORLD_SIZE": "3", "ASYNCDNI_COORDINATOR": f"tcp://127.0.0.1:{free_port()}"}
+    words = ("--place", "0,1,1", "--latency", "10ms", "--set", "elastic.away_s=1", *ENDLESS)
+
+    def start(rank: int) -> Command:
+        variables = {**place, "ASYNCDNI_RANK": str(rank)}
+        return site.start("run", "tiny.toml", "--out", "run", *words, **variables)
+
+    folder = site.folder / "run"
+    ranks = [start(rank) for rank in range(3)]
+    until_recorded(folder, "report")
+    ranks[2].kill()
+    until_recorded(folder, "back")
+    ranks[2] = start(2)
+    until_recorded(folder, "back", 2)
+    for command in ranks:
+        command.kill(signal.SIGUSR1)
+    said = ranks[0].finished().err
+    assert "rank 0 takes over top" in said and "top goes back to rank 2" in said
+    assert [one["stage"] for one in records(folder, "moved")] == ["top"]
+    steps = json.loads((folder / "final" / "manifest.json").read_text())["batches"]
+    alike = (*ENDLESS, f"--set=run.max_steps={steps}")
+    assert site.run("train", "tiny.toml", "--out", "train", *alike).code == 0
+    assert weights(folder) == weights(site.folder / "train")
 
 
 # --- ssh -----------------------------------------------------------------------------------------
@@ -179,11 +238,62 @@ def test_ssh_gives_the_weights_of_train_and_leaves_nothing(
     hosts = ("--hosts", "127.0.0.1,127.0.0.2,127.0.0.3")
     words = ("--ssh", ssh, "--remote", remote, "--out", "run")
     ran = _finished(site.start("run", "tiny.toml", *hosts, *words))
-    assert "rank 1 on" in ran.out
+    assert "rank 1 on" in ran.err
     assert weights(site.folder / "run") == expected
     absent = site.run("run", "tiny.toml", *hosts, "--ssh", ssh, "--remote", "/none", "--out", "no")
     absent.refused("no agent can be started on 127.0.0.", "/none")
     site.commands[0].kill(signal.SIGTERM)  # the server
+
+
+# --- Ray -----------------------------------------------------------------------------------------
+
+CLUSTER = """\
+import signal
+from ray.cluster_utils import Cluster
+
+node = {"num_cpus": 1, "object_store_memory": 80_000_000}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+for _ in range(2):
+    cluster.add_node(**node)
+print(cluster.address, flush=True)
+signal.sigwait({signal.SIGTERM})
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def ray(site: Site) -> Iterator[str]:
+    """The address of a Ray cluster of three nodes on this machine."""
+    pytest.importorskip("ray")
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # short: for sockets
+        own = {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+        cluster = site.execute([sys.executable, "-c", CLUSTER], **own)
+        yield until(cluster.said, "three nodes of Ray", _LAUNCHERS_S).strip()
+        cluster.kill(signal.SIGTERM)
+        assert cluster.finished().code == 0, cluster.warned()
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_ray_gives_the_weights_of_train_and_starts_a_killed_agent_again(
+    site: Site, ray: str, expected: dict[str, bytes]
+) -> None:
+    words = ("--engine", "ray", "--address", ray, "--coordinator", "tcp://127.0.0.1:0")
+    ran = _finished(site.start("run", "tiny.toml", *words, "--out", "run"))
+    assert "(Agent" in ran.err and "rank 2 on" in ran.err
+    assert weights(site.folder / "run") == expected
+    many = site.run("run", "tiny.toml", *words, "--agents", "4", "--out", "no")
+    many.refused("--agents 4: each takes one CPU of the Ray cluster, which has 3 on 3 nodes")
+    synthetic = ("--schedule", "synthetic", "--set", "checkpoint.snapshot_every=1s", *ENDLESS)
+    command = site.start("run", "tiny.toml", *words, *synthetic, "--out", "killed")
+    agent = _parent(await_training(site.folder / "killed")["top"])
+    os.kill(agent, signal.SIGKILL)
+    until_recorded(site.folder / "killed", "back", 1)
+    command.interrupt()
+    ended = command.finished()
+    assert ended.code == 130 and "--engine=ray" in ended.err, ended
 
 
 # --- Slurm ---------------------------------------------------------------------------------------

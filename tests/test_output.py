@@ -12,6 +12,7 @@ import pytest
 from each import each
 from rich.console import Console
 
+from asyncdni import logs
 from asyncdni.cli.output import Output, ReaderGone, open_standard_files, outputs
 from asyncdni.errors import AsyncDNIError
 
@@ -41,9 +42,10 @@ def test_what_does_more_than_print_goes_on_and_says_so_once(
     file = Broken(number)
     out = output(file)
     console = Console(file=out, force_terminal=False)  # type: ignore[arg-type]
-    for line in ("one", "two"):
-        print(line, file=out)
-        console.print(line)
+    with logs.printed():
+        for line in ("one", "two"):
+            print(line, file=out)
+            console.print(line)
     assert out.lost and file.tried == 1
     said = capsys.readouterr().err
     reason = os.strerror(number)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -20,8 +21,10 @@ from each import each
 
 from asyncdni import experiment
 from asyncdni.__main__ import main
+from asyncdni.core.slices import OPS_MAX, SLICE_S
 from asyncdni.errors import CheckpointError, ConfigError, LaunchError
 from asyncdni.launch.train import design_of
+from asyncdni.messages import Steer
 from asyncdni.page.controls import act
 from asyncdni.page.recorded import open_state, timeline
 from asyncdni.page.state import COLUMNS, TICK_S, Runs, RunState
@@ -93,7 +96,8 @@ class Told:
 
     def __call__(self, time_s: float, kind: str, **values: Any) -> None:
         timed = {"time_s": 1000.0 + time_s, **values}
-        self.recorder.record(kind, timed)
+        if kind != "slices":
+            self.recorder.record(kind, timed)
         self.state(self._design, self.recorder, kind, timed)
 
     def begin(self, pid: int = 1) -> Told:
@@ -178,6 +182,34 @@ def test_news_have_what_is_new_and_nothing_else(design: Design) -> None:
     assert [(one[2:]) for one in news["evaluations"]] == [[200, 0.5, None]]
     assert "waits for true gradients" in news["events"][0][4]
     json.dumps([first, news], allow_nan=False)
+
+
+def test_slices_of_ops_are_shown_while_somebody_watches(design: Design) -> None:
+    told = Told(design)
+    shown = Runs()
+    shown.watched(1)
+    shown.add(told.state)
+    assert told.state.steers() == {}  # no worker is known yet
+    told.begin()
+    assert {name: one.show for name, one in told.state.steers().items()} == dict.fromkeys(
+        ("hidden", "output"), OPS_MAX
+    )
+    assert told.state.steers() == {}
+    number = told.state.news()["number"]
+    first = int(time.time() / SLICE_S)
+    told(1.5, "slices", stage="hidden", slices=[[first + n, 250_000, 70, n, 9, 7] for n in (0, 1)])
+    (one, other) = told.state.news(number)["slices"]
+    assert (one[0], one[2:], other[2:]) == (
+        *("hidden", [0.25, [70, 0, 9, 7]]),
+        [0.25, [70, 1, 9, 7]],
+    )
+    assert other[1] - one[1] == pytest.approx(SLICE_S)
+    assert 1.5 - 2 * SLICE_S < one[1] <= 1.5 + SLICE_S  # on the same scale as curves
+    for n in range(100):
+        told(2.0 + n, "slices", stage="hidden", slices=[[first + n, 0]])
+    assert len(told.state.news()["slices"]) == 40
+    shown.watched(-1)
+    assert {one.show for one in told.state.steers().values()} == {0}
 
 
 def test_ten_hours_take_no_more_room_than_one(design: Design) -> None:
@@ -364,6 +396,37 @@ def test_a_worker_is_killed_with_the_page_s_own_token_alone(design: Design) -> N
     assert "killed from the page" in told.state.news()["events"][-1][4]
     gone = site.post("/control", headers=right, json=kill)
     assert (gone.status_code, "not started by this command" in gone.text) == (409, True)
+
+
+def test_workers_and_links_are_made_slow_within_bounds(design: Design) -> None:
+    told = Told(design).begin()
+    site = client(told.state, controls=True)
+    origin = {"Origin": "http://127.0.0.1:8642"}
+    right = {**origin, "X-Asyncdni-Token": site.get("/controls").json()["token"]}
+
+    def ask(**asked: Any) -> tuple[int, str]:
+        sent = json.dumps({"run": 0, "worker": "hidden", **asked})
+        answer = site.post("/control", headers=right, content=sent)
+        return answer.status_code, answer.text
+
+    for factor in (0.5, 51, float("nan"), 10**400, "5", True, None, [5]):
+        status, text = ask(action="slow", factor=factor)
+        assert status == 400 and "factor is" in text and "from 1 to 50" in text, factor
+    for latency in (-0.1, 1.5, "0.1"):
+        assert ask(action="delay", to="output", latency_s=latency)[0] == 400
+    for other in ("hidden", MARKUP, None):
+        status, text = ask(action="delay", to=other, latency_s=0.1)
+        assert (status, "no link from hidden" in text) == (400, True)
+    assert site.post("/control", headers=origin, json={}).status_code == 403
+    assert told.state.steers() == {}
+    assert ask(action="slow", factor=5) == ask(action="delay", to="output", latency_s=0.1)
+    asked = {"hidden": Steer(0, 5.0, {"output": 0.1}), "output": Steer(0, 1.0, {"hidden": 0.1})}
+    assert told.state.steers() == asked
+    assert (told.of("hidden")["factor"], told.of("output")["latency_s"]) == (5.0, {"hidden": 0.1})
+    ask(action="slow", factor=1)
+    assert told.state.steers()["hidden"].factor == 1.0
+    told.state.ended()
+    assert ask(action="slow", factor=5)[0] == 409
 
 
 def test_only_children_of_this_process_are_touched(design: Design) -> None:

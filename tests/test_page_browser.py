@@ -116,6 +116,8 @@ def test_a_killed_stage_is_seen_to_come_back_and_the_run_is_viewed_later(
     expect(page.locator("#log-text")).to_contain_text('onerror="window.attacked')
     page.keyboard.press("Escape")
     assert page.evaluate("window.attacked") is None
+    see_ops(page)
+    see_slowness(page)
     expect(page.locator(".chart canvas")).to_have_count(8, timeout=20_000)
     look_at(page, tmp_path / "live")
     command.interrupt()
@@ -123,6 +125,43 @@ def test_a_killed_stage_is_seen_to_come_back_and_the_run_is_viewed_later(
     command.finished()
     view_twice(site, page)
     assert complaints == []
+
+
+def see_ops(page: Any) -> None:
+    """The newest ops move on by themselves, can be held still, and are told in words as well."""
+    expect = playwright.expect
+    canvas, window = page.locator(".timeline canvas"), page.locator(".window")
+    expect(canvas).to_be_visible(timeout=20_000)
+    expect(page.locator(".legend.ops")).to_contain_text("F: forward")
+    before = window.inner_text()
+    expect(window).not_to_have_text(before)
+    page.get_by_role("button", name="hold still").click()
+    for _ in range(8):  # until all that is known is in the window
+        canvas.press("-")
+    page.get_by_text("The same as a table").click()
+    rows = page.locator(".timeline tbody tr")
+    expect(rows).to_have_count(2)
+    for row in rows.all_inner_texts():
+        assert 96 <= sum(map(int, re.findall(r"(\d+) %", row))) <= 104, row
+    canvas.press("ArrowDown")
+    expect(page.locator(".under")).to_contain_text(re.compile(r"hidden: .+, batch \d+, \d+ µs"))
+    canvas.press(" ")
+    expect(page.get_by_role("button", name="hold still")).to_be_visible()
+    for _ in range(6):
+        canvas.press("+")
+
+
+def see_slowness(page: Any) -> None:
+    """A worker that is made slow sleeps, which its row shows, until it is let run again."""
+    expect = playwright.expect
+    slow = page.get_by_label("slow hidden down")
+    slow.select_option("50")
+    expect(page.locator(".events")).to_contain_text("ops take 50 times as long")
+    expect(page.locator(".legend.ops")).to_contain_text("made slow", timeout=20_000)
+    page.get_by_label("latency of hidden → top").select_option("0.02")
+    expect(page.locator(".events")).to_contain_text("messages to hidden take 20 ms longer")
+    slow.select_option("1")
+    expect(page.locator(".events")).to_contain_text("ops are no longer slowed down")
 
 
 def view_twice(site: Site, page: Any) -> None:

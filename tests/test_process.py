@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hand import MIDDLE, activation
 from life import WELCOME, Life, connect
+from msgspec import structs
 
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
@@ -54,6 +55,7 @@ from asyncdni.messages import (
     Drained,
     Failed,
     Gradient,
+    Introduce,
     Leave,
     Lost,
     Message,
@@ -142,13 +144,14 @@ def test_it_says_hello_is_let_in_builds_connects_and_greets() -> None:
 def test_no_answer_names_the_address_and_the_cure() -> None:
     life = Worked(coordinator="ipc://x", timeout_s=30.0)
     life.process.start(0.0)
-    assert life.process.deadline() == 5.0
+    assert life.process.deadline() == 2.0
+    life.now = 2.0
+    assert life(Woke()) == [SayHello()]  # the coordinator may have died with the first one
     assert life(Woke()) == []
     life.now = 5.0
     (said,) = life(Woke())
     assert isinstance(said, Say)
     assert said.text.startswith("no coordinator has answered at ipc://x for 5 s")
-    assert life.process.deadline() == 30.0
     life.now = 30.0
     (end,) = life(Woke())
     assert isinstance(end, Exit) and isinstance(end.error, LaunchError)
@@ -159,8 +162,8 @@ def test_no_answer_names_the_address_and_the_cure() -> None:
 def test_a_coordinator_that_is_known_to_live_is_waited_for_however_long_it_takes() -> None:
     life = Worked(timeout_s=30.0, launched=True)
     life.process.start(0.0)
-    assert life.process.deadline() is None
     life.now = 1e6
+    assert life(Woke()) == [SayHello()]
     assert life(Woke()) == []
     (end,) = life(ParentGone())
     assert end == Exit("the process that started this worker is gone")
@@ -274,6 +277,37 @@ def test_mail_that_comes_between_rounds_is_kept_for_the_next_and_old_orders_are_
     life(Restored(5))
     life(Connect(2, {}, {"p": 1, "c": 1}))
     assert Redeliver not in kinds(life(Joined()))
+
+
+def test_another_coordinator_is_told_who_this_is_and_joined_behind_the_op_under_way() -> None:
+    """Its rounds are numbered from anywhere; what one of an earlier term has sent is void."""
+    assert Worked().built()(Introduce()) == [SayHello(1)]
+    life = Worked().trained()
+    life(Rejoin(4, "keep"))
+    assert life(Introduce()) == [SayHello(4)]
+    life(Restored(5))
+    life(Connect(4, {}, {"p": 4, "c": 4}))
+    life(Joined())
+    life(Start())
+    life(Credit("c", 4, "m", 0, 100))
+    life(activation(0, incarnation=4))
+    compute = life.last
+    assert life(Introduce()) == [SayHello(4)] and life(WELCOME) == []
+    again = structs.replace(WELCOME, term=8, incarnation=2, restore="keep")
+    assert life(again) == []
+    life.last = compute
+    assert life.finish()[-1] == Restore(Origin.KEPT)
+    (built,) = words(life(Restored(5)))
+    assert isinstance(built, Built) and built.incarnation == 2 and built.position == 1
+    assert life(Connect(2, {}, {"p": 2, "c": 2}))[-1] == Join(life.process._connect, (8, 2))
+    assert life(again) == []
+
+
+def test_who_has_built_nothing_yet_has_nothing_for_another_coordinator() -> None:
+    life = Worked()
+    life.process.start(0.0)
+    life(WELCOME)
+    assert life(Introduce()) == [SayHello(0)]
 
 
 # --- an op under way -----------------------------------------------------------------------------
@@ -617,7 +651,9 @@ def test_numbers_that_go_wrong_are_reported_and_end_the_process() -> None:
 
 def test_with_roll_back_it_waits_for_the_order_to_go_back() -> None:
     life = Worked().trained(roll_back=True)
-    assert kinds(life(Broke(NumericalError("nan")))) == [Report, Send]
+    actions = life(Broke(NumericalError("nan", batch=7)))
+    assert kinds(actions) == [Report, Send]
+    assert actions[1] == Send(COORDINATOR, Failed("NumericalError", "nan", "", 7))
     assert life.process.state is State.FAILED
     assert life(CREDIT) == [] and life(connect()) == []
     order = Rejoin(2, "checkpoints/000001")

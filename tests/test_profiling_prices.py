@@ -47,7 +47,8 @@ def test_ops_that_were_not_measured_are_left_out() -> None:
 
 def test_costs_are_microseconds_warm_and_cold_by_worker() -> None:
     made = networks.design(networks.chain(3), SYNTHETIC)
-    found = costs_of(made, known(["s0", "s1", "top"])).measured
+    prices = known(["s0", "s1", "top"])
+    found = costs_of(made, prices.warm, prices.cold).measured
     assert found["s1"]["F"] == (1e6, 2e6)
     assert found["s0"]["R"] == (7e6, 14e6)
     assert found["s1"]["R"] == (0.0, 0.0)
@@ -55,10 +56,8 @@ def test_costs_are_microseconds_warm_and_cold_by_worker() -> None:
 
 def test_what_is_no_slower_in_the_cold_is_no_quicker_either() -> None:
     made = networks.design(networks.chain(2), SYNTHETIC)
-    warm = known(["s0", "top"])
-    assert costs_of(made, known(["s0", "top"], cold=warm.warm, warm=warm.cold)).measured["top"][
-        "F"
-    ] == (2e6, 2e6)
+    prices = known(["s0", "top"])
+    assert costs_of(made, prices.cold, prices.warm).measured["top"]["F"] == (2e6, 2e6)
 
 
 def test_messages_cost_by_their_size_at_both_ends_of_each_link() -> None:

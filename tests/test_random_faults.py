@@ -6,6 +6,8 @@ from __future__ import annotations
 import functools
 import random
 import shlex
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from random_runs import SCHEDULES, DrawnRun, assert_survived, draw_faulty_run, e
 from asyncdni.__main__ import main
 from asyncdni.core.events import Fail
 from asyncdni.drivers.virtual.coordinator import Launcher
-from asyncdni.drivers.virtual.faults import parse_faults
+from asyncdni.drivers.virtual.faults import Faults, parse_faults
 from asyncdni.drivers.virtual.simulation import Result
 
 #: Runs of each schedule in which something went wrong.
@@ -51,6 +53,21 @@ def test_most_kinds_of_faults_are_among_them() -> None:
     common = {"crash", "pause", "slow", "partition", "break", "slow save", "torn save"}
     assert common <= happened
     assert {kind.split()[0] for kind in happened} > {"coordinator"}
+
+
+@each("name", SCHEDULES)
+def test_workers_may_outlive_several_coordinators(name: str) -> None:
+    """Whatever they are doing at that moment."""
+    faults = Faults(coordinator_crashes=3.0, resume_s=0.5, most=4)
+    patient = (run for seed in count() if (run := draw_faulty_run(seed, (name,))).waits)
+    found = ((run, replace(run, faults=faults).simulate()) for run in patient)
+    run, result = next(one for one in found if taken_back(one[1]))
+    with case(seed=run.seed):
+        assert_survived(run, result)
+
+
+def taken_back(result: Result) -> bool:
+    return any(kind == "joined" and "again" in values for kind, values in result.records)
 
 
 @each("name", SCHEDULES)

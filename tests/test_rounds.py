@@ -341,6 +341,14 @@ def test_behind_numbers_that_went_wrong_what_is_gone_back_behind_is_lost() -> No
     assert (opened["start"], opened["lost_updates"], opened["again"]) == (51, {"b": 50}, False)
 
 
+def test_a_batch_whose_numbers_went_wrong_is_not_met_again_by_who_has_not_come_to_it() -> None:
+    office = Office(rolls_back=True).started()
+    office.learn("b", 50)
+    office.hear("b", Failed("NumericalError", "not all is finite", "", 53))
+    (opened,) = records(office.build(), "round")
+    assert opened["start"] == 54
+
+
 @each("restore, again", [("checkpoints/000001", True), ("snapshots", False)])
 def test_a_run_that_is_taken_up_again_tells_what_an_earlier_one_had_done_since(
     restore: str, again: bool

@@ -61,3 +61,13 @@ def test_the_simulator_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert events["without"] > events["with_codec_and_check"] > 0
     assert prediction["stages"] == 4 and prediction["batches_per_s"] > 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_what_advise_says_is_held_against_runs() -> None:
+    advised = module("scale/advised.py")
+    near = advised.Check("digits: locked", 110.0, 90.0, 120.0, 100.0, 0.0)
+    far = advised.Check("digits: delayed", 80.0, 60.0, 90.0, 100.0, 0.0)
+    lines = advised.report([near, far]).splitlines()
+    assert "| digits: locked | 110 | 90 to 120 | 100 | +10% | held |" in lines
+    assert "| digits: delayed | 80 | 60 to 90 | 100 | -20% | MISSED |" in lines
+    assert lines[-1].startswith("1 of 2 ranges held; predictions are off by 15% in the middle")

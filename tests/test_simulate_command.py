@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -254,3 +255,44 @@ def test_a_hang_prints_the_command_that_replays_it(
     error = capsys.readouterr().err
     assert "hangs" in error and "worker stage1" in error
     assert error.endswith("--schedule locked --vary 0\n")
+
+
+# --- op times of a profile -----------------------------------------------------------------------
+
+
+def test_a_profile_gives_the_times_of_ops(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "profile.json"
+    assert main(["profile", file, "--batches", "8", "--json", str(profile)]) == 0
+    found = json.loads(profile.read_text())
+    for stage in found["stages"]:
+        stage["ops"] = {letter: {"median_s": 0.0} for letter in stage["ops"]}
+        stage["ops"]["F"]["median_s"] = 1.0  # a second
+    profile.write_text(json.dumps(found))
+    capsys.readouterr()
+    given = ["simulate", file, "--schedule", "locked"]
+    assert main([*given, "--profile", str(profile)]) == 0
+    measured = capsys.readouterr().out
+    assert "Measured op times" in measured and "Assumed op times" not in measured
+    (row,) = (line.split() for line in measured.splitlines() if line.startswith("locked  "))
+    assert row[1] == "2"  # batches of 5 samples, after one another through 3 stages: 5 / 3 a second
+
+    other = ["--set", "run.dtype=float64"]
+    assert main([*given, *other, "--profile", str(profile)]) == 2
+    assert 'run.dtype: "float32" in the profile' in capsys.readouterr().err
+    del found["stages"][0]["ops"]["P"]
+    profile.write_text(json.dumps(found))
+    assert main([*given[:-1], "synthetic", "--profile", str(profile)]) == 2
+    assert "it has no op 'P' of " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"stages": []}'])
+def test_a_file_that_is_no_profile_is_refused(
+    content: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(content)
+    assert main(["simulate", file, "--profile", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "asyncdni profile FILE.toml --json" in line

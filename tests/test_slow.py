@@ -17,6 +17,14 @@ def test_an_op_takes_factor_times_as_long_with_the_sleep_after_it() -> None:
         assert 0.25 + slow.after(op, 0.25) == pytest.approx(3.0 * 0.25)
 
 
+def test_an_op_is_slower_still_while_that_is_asked_for() -> None:
+    slow = Slow(0, "a", factor=3.0)
+    slow.times = 2.0
+    assert 0.25 + slow.after(FORWARD, 0.25) == pytest.approx(6.0 * 0.25)
+    slow.times = 1.0
+    assert 0.25 + slow.after(FORWARD, 0.25) == pytest.approx(3.0 * 0.25)
+
+
 def test_nothing_is_slower_by_default() -> None:
     assert Slow(0, "a").after(FORWARD, 0.25) == 0.0
 

@@ -13,11 +13,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.nn.utils.rnn import pad_sequence  # noqa: E402
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset  # noqa: E402
 
 from asyncdni.data.meta import Field, mismatch  # noqa: E402
-from asyncdni.data.torch import TorchBatches, data_set_of, first_form  # noqa: E402
+from asyncdni.data.torch import TorchBatches, data_set_of, first_form, opened  # noqa: E402
 from asyncdni.errors import DataError  # noqa: E402
+from asyncdni.nn.streams import stream  # noqa: E402
 
 X = torch.arange(30.0).reshape(10, 3)
 Y = torch.arange(10) % 4
@@ -55,7 +57,7 @@ def _doubled(samples: list[Any]) -> tuple[Any, Any]:
 
 
 def batches(train: Any, test: Any = WHOLE, classes: int = 4) -> TorchBatches:
-    return TorchBatches("made", train, test, classes)
+    return opened("made", train, test, classes)
 
 
 @pytest.mark.parametrize(
@@ -230,11 +232,14 @@ def test_a_sample_of_another_shape_is_named_with_both_shapes() -> None:
 def test_of_a_loader_its_data_set_is_used() -> None:
     assert data_set_of(DataLoader(WHOLE)) is WHOLE
     assert data_set_of(WHOLE) is WHOLE
-    # A collate_fn of the user's is called on one sample at a time.
-    doubled = data_set_of(DataLoader(WHOLE, batch_size=4, collate_fn=_doubled))
-    assert len(doubled) == len(WHOLE)
-    np.testing.assert_array_equal(doubled[1][0], 2 * WHOLE[1][0])
-    assert doubled[1][1] == WHOLE[1][1]
+    # A collate_fn of the user's is called on the samples of a batch.
+    doubled = batches(DataLoader(WHOLE, batch_size=4, collate_fn=_doubled))
+    one, other = (made.read(0, 1, 3, 7, np.float32) for made in (doubled, batches(WHOLE)))
+    np.testing.assert_array_equal(one["h"], 2 * other["h"])
+    np.testing.assert_array_equal(one["y"], other["y"])
+    assert not doubled.meta.varying
+    with pytest.raises(DataError, match="called for map-style data sets alone"):
+        data_set_of(DataLoader(Flow(), collate_fn=_doubled))
     assert first_form((WHOLE, WHOLE)) == ((3,), ())
 
 
@@ -282,6 +287,68 @@ def test_sequences_are_padded_to_the_longest_and_ignored_steps_do_not_count() ->
     assert sorted(got["y"]) == [[0, 9, 0], [2, 3, 0], [6, 0, 0]]
     assert sorted(map(sum, got["mask"])) == [1, 1, 2]
     assert made.read_test(0, 1, np.float32)["mask"].all()
+
+
+def _with_mask(pairs: list[Any]) -> tuple[Any, Any]:
+    ids, targets = zip(*pairs, strict=True)
+    y = pad_sequence(targets, batch_first=True, padding_value=-100)
+    return {"ids": pad_sequence(ids, batch_first=True), "mask": y != -100}, y
+
+
+def test_a_collate_function_pads_to_the_longest_of_its_batch() -> None:
+    pairs = [(torch.arange(n) + n, torch.arange(n)) for n in (2, 5, 3, 4, 2)]
+    made = opened("made", *[DataLoader(pairs, collate_fn=_with_mask)] * 2)
+    meta = made.meta
+    assert (meta.input_shape, meta.steps, meta.outputs, meta.varying) == ((5, 2), 5, 5, True)
+    order = stream(7, "data", "shuffle", 0).permutation(5)
+    buffer = np.empty((2, 5, 2), np.float32)
+    for index in range(3):
+        x, y = _with_mask([pairs[row] for row in order[2 * index : 2 * index + 2]])
+        batch = made.read(0, index, 2, 7, np.float32, buffer)
+        assert np.shares_memory(batch["h"], buffer)
+        np.testing.assert_array_equal(batch["h"], torch.stack([x["ids"], x["mask"]], 2))
+        np.testing.assert_array_equal(batch["mask"], y != -100)
+        np.testing.assert_array_equal(batch["y"], y.clamp(0))
+        assert mismatch(meta, batch, len(y), np.float32, y.shape[1]) is None
+    # Without a function of one's own the same padding needs no pass over the data.
+    plain = opened("made", pairs, pairs, classes=5, max_length=6)
+    assert plain.meta.input_shape == (6,)
+    np.testing.assert_array_equal(plain.read_test(0, 5, np.float32)["h"][0], [2, 3, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("collate", "max_length", "told"),
+    [
+        (lambda pairs: len(pairs) / 0, 0, "batch of samples 0: ZeroDivisionError"),
+        (lambda pairs: {"x": pairs}, 0, "collate_fn returns a dict, expected (inputs, targets)"),
+        (lambda pairs: (X[:1], Y[:2]), 0, "expected 1 rows of each tensor"),
+        (_with_mask, 4, "the longest sample has 5 steps, more than data.max_length = 4"),
+        (lambda pairs: ({"n": Y[:1], **_with_mask(pairs)[0]}, _with_mask(pairs)[1]), 0,
+         "repeat for each step what belongs to the whole sample"),
+        (lambda pairs: (X[: len(pairs), : len(pairs)], Y[: len(pairs)]), 0,
+         "has the shapes (2,), () of inputs and targets, expected (1,), ()"),
+        (lambda pairs: _with_mask(pairs * len(pairs)), 0, "expected 2 rows of each tensor"),
+    ],
+)  # fmt: skip
+def test_what_a_collate_function_must_not_return(collate: Any, max_length: int, told: str) -> None:
+    pairs = [(torch.arange(n) + n, torch.arange(n)) for n in (2, 5)]
+    with pytest.raises(DataError) as caught:
+        made = opened("made", *[DataLoader(pairs, collate_fn=collate)] * 2, 0, max_length)
+        made.read(0, 0, 2, 7, np.float32)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_batch_longer_than_any_sample_alone_is_refused() -> None:
+    pairs = [(torch.arange(n) + n, torch.tensor(n % 2)) for n in (2, 5)]
+
+    def both(given: list[Any]) -> tuple[Any, Any]:
+        ids, targets = zip(*given, strict=True)
+        padded = pad_sequence(ids, batch_first=True)
+        return torch.nn.functional.pad(padded, (0, len(ids) - 1)), torch.stack(targets)
+
+    made = opened("made", *[DataLoader(pairs, collate_fn=both)] * 2)
+    with pytest.raises(DataError, match="has 6 steps, more than the 5 of the longest sample; give"):
+        made.read(0, 0, 2, 7, np.float32)
 
 
 def test_classes_of_whole_samples_leave_lengths_alone() -> None:

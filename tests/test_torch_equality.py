@@ -22,9 +22,11 @@ from torch_plain import differences, one_thread, trained  # noqa: E402
 import asyncdni  # noqa: E402
 from asyncdni import config, experiment  # noqa: E402
 from asyncdni.data import describe  # noqa: E402
+from asyncdni.drivers.real.inspection import Inspection  # noqa: E402
 from asyncdni.drivers.virtual.simulation import simulate  # noqa: E402
-from asyncdni.errors import ConfigError  # noqa: E402
+from asyncdni.errors import AsyncDNIError, ConfigError  # noqa: E402
 from asyncdni.imports import allowing  # noqa: E402
+from asyncdni.messages import Activation, Gradient, Message  # noqa: E402
 from asyncdni.plan.build import make_design  # noqa: E402
 from asyncdni.plan.conditions import link_encodings  # noqa: E402
 from asyncdni.store.given import begin_with  # noqa: E402
@@ -78,6 +80,21 @@ OTHERS: dict[str, dict[str, Any]] = {
         "data": {"build": "torch_models:padded_sentences", "batch_size": 8},
         "optimizer": SGD,
     },
+    "lengths": {
+        "model": {"build": "torch_models:gpt2"},
+        "data": {"build": "torch_models:padding_loaders", "batch_size": 8},
+        "optimizer": SGD,
+    },
+    "lengths_of_ids": {
+        "model": {"build": "torch_models:gpt"},
+        "data": {"build": "torch_models:sentences", "batch_size": 8, "max_length": 8},
+        "optimizer": ADAM,
+    },
+    "judge": {
+        "model": {"build": "torch_models:judge"},
+        "data": {"build": "torch_models:sentences_of_kinds", "batch_size": 8},
+        "optimizer": SGD,
+    },
     "of_kinds": {
         "model": {"build": "torch_models:of_kinds"},
         "data": {"build": "torch_models:points_of_kinds", "batch_size": 16},
@@ -88,6 +105,9 @@ OTHER_CUTS = {
     "tied": ["body", "head"],
     "gpt2": ["transformer.wpe", "lm_head"],
     "of_kinds": ["second", "last"],
+    "lengths": ["transformer.wpe", "lm_head"],
+    "lengths_of_ids": ["h.1", "h.3"],
+    "judge": ["last", "head"],
 }
 SCHEDULES: dict[str, dict[str, Any]] = {
     "locked": {"name": "locked"},
@@ -132,7 +152,7 @@ def test_simulated_workers_have_the_bits_of_a_plain_loop(model: str, way: str) -
 
 @each(
     "model, workers, way",
-    [("mlp", 4, "1f1b"), ("gpt", 2, "locked")],
+    [("mlp", 4, "1f1b"), ("lengths_of_ids", 3, "locked")],
 )
 def test_worker_processes_have_the_bits_of_a_plain_loop(model: str, workers: int, way: str) -> None:
     assert_equal_over_processes(model, workers, way)
@@ -140,10 +160,89 @@ def test_worker_processes_have_the_bits_of_a_plain_loop(model: str, workers: int
 
 @each("model", list(OTHERS))
 def test_tied_weights_and_several_inputs_have_the_bits_of_a_plain_loop(model: str) -> None:
-    if model == "gpt2":
+    if model in ("gpt2", "lengths"):
         pytest.importorskip("transformers")
     chosen = made(model, OTHER_CUTS[model], SCHEDULES["locked"])
     assert not differences(simulated(chosen), trained(chosen))
+
+
+@each(
+    "schedule",
+    [
+        {"name": "1f1b", "microbatches": 4},
+        {"name": "delayed", "weights": "stash"},
+        {"name": "local_loss"},
+        {"name": "synthetic", "generator": {"kind": "error"}},
+        {"name": "synthetic", "generator": {"kind": "linear"}},
+        {"name": "synthetic", "generator": {"kind": "readout"}},
+    ],
+)
+def test_batches_of_different_lengths_go_through_every_schedule(schedule: dict[str, Any]) -> None:
+    chosen = made("lengths_of_ids", ["h.1", "h.3"], schedule)
+    weights = simulated(chosen)
+    assert all(np.isfinite(array).all() for array in weights.values())
+    same = not differences(weights, trained(chosen, schedule.get("microbatches", 1)))
+    assert same == (schedule["name"] == "1f1b")
+
+
+def test_messages_have_at_most_the_longest_sample_and_one_length() -> None:
+    """The stages of `judge` send words and masks (T, 8 + 1), then one row a sentence."""
+    pytest.importorskip("transformers")
+
+    def accusations(model: str, index: int, sent: list[Message]) -> list[str]:
+        chosen = made(model, OTHER_CUTS[model], SCHEDULES["locked"])
+        with allowing(True):
+            design = make_design(chosen, describe(chosen.data), allow_import=True)
+        groups = design.plan.groups
+        found = []
+        for message in sent:
+            inspection = Inspection(design, groups[index], {one.name: 0 for one in groups})
+            accused = inspection.accusation(message)
+            found.append("" if accused is None else accused.text.partition(" fit: ")[2])
+        return found
+
+    def activation(sender: str, steps: int, **context: Any) -> Activation:
+        h = np.zeros((8, steps, 17 if sender == "transformer_wte" else 9), np.float32)
+        y = np.zeros(8, np.int64)
+        return Activation(sender, 0, 0, 8, {"h": h, "y": y, **context})
+
+    def steps(y: int, mask: int) -> dict[str, Any]:
+        return {"y": np.zeros((8, y), np.int64), "mask": np.ones((8, mask), bool)}
+
+    first, second, *_ = ("embed", "last", "head")
+    words = [activation(first, 4), activation(first, 8), activation(first, 9)]
+    assert accusations("judge", 1, words) == [
+        *("", "", "its h is float32 (8, 9, 9), expected float32 (8, 8, 9), or fewer steps")
+    ]
+    back = [Gradient(second, 0, 0, {second: np.zeros((8, n, 9), np.float32)}) for n in (3, 9, 0)]
+    right, long, none = accusations("judge", 0, back)
+    assert not right and "or fewer steps" in long and "or fewer steps" in none
+
+    wte = "transformer_wte"
+    alike = [activation(wte, 5, **steps(5, 5)), activation(wte, 5, **steps(4, 5))]
+    alike += [activation(wte, 5, **steps(5, 6))]
+    assert accusations("lengths", 1, alike) == [
+        "",
+        "its y is int64 (8, 4), expected int64 (8, 5)",
+        "its mask is bool (8, 6), expected bool (8, 5)",
+    ]
+
+
+@each(
+    "model, changes, told",
+    [
+        ("judge", {"schedule": {"name": "local_loss"}}, "takes all steps of a sample at once"),
+        ("lengths_of_ids", {"links": {"compress": "int8"}}, "keeps what it has left out"),
+        ("lengths_of_ids", {"data": {"max_length": 5}}, "8 steps, more than data.max_length = 5"),
+    ],
+)
+def test_what_is_made_for_one_length_is_refused(
+    model: str, changes: dict[str, Any], told: str
+) -> None:
+    tables = experiment.tables(made(model, OTHER_CUTS[model], SCHEDULES["locked"]))
+    tables = {**tables, **changes, "data": {**tables["data"], **changes.get("data", {})}}
+    with pytest.raises(AsyncDNIError, match=told):
+        simulated(experiment.parse(tables))
 
 
 def test_no_generator_predicts_step_by_step_what_a_mask_travels_with() -> None:
@@ -252,7 +351,8 @@ def test_sequences_of_different_lengths_have_the_bits_of_a_loop_that_ignores_pad
 
 
 def assert_equal_over_processes(model: str, workers: int, way: str) -> None:
-    chosen = made(model, CUTS[model][workers], SCHEDULES[way])
+    begins = CUTS[model][workers] if model in CUTS else OTHER_CUTS[model]
+    chosen = made(model, begins, SCHEDULES[way])
     result = asyncdni.train(chosen, allow_import=True)
     assert len(result.summary["stages"]) == workers
-    assert not differences(result.weights, reference(model, SCHEDULES[way]))
+    assert not differences(result.weights, trained(chosen, SCHEDULES[way].get("microbatches", 1)))

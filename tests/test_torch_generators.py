@@ -331,9 +331,65 @@ def test_blocks_of_any_kind_are_trained(block: dict[str, Any]) -> None:
     assert not any(name.startswith("generator.readout.") for name in changed)
 
 
+def test_blocks_and_an_old_copy_learn_when_they_are_due() -> None:
+    options = {"blocks": 1, "block": "mlp", "learn_every": 2, "private_after": 2}
+    design = designed(text(synthetic(**options)))
+    stage = make_stage(design, design.plan.groups[0])
+    ids, y = stream(0, "numbers", "test").integers(0, 12, (2, 5, 8))
+
+    def moved(number: int) -> set[str]:
+        before = stage.snapshot()["wte"]
+        stage.forward(number, {"data": ids.astype(np.float32)}, {"y": y})
+        stage.predict(number)
+        now = stage.snapshot()["wte"]
+        names = {name.split(".")[1] for name, one in now.items() if (one != before[name]).any()}
+        return names & {"blocks", "readout"}
+
+    assert [moved(i) for i in range(4)] == [{"blocks"}, set(), {"blocks", "readout"}, {"readout"}]
+    assert stage.readout()["readout_private"] == 2
+    copied = {n: np.ones(shape, dtype) for n, (shape, dtype) in readout_forms(design).items()}
+    stage.adopt(8, copied)
+    restored = make_stage(design, design.plan.groups[0])
+    restored.restore(stage.snapshot())
+    assert moved(5) == set()
+    assert restored.readout() == stage.readout()
+    assert stage.readout() == {"readout_version": 8, "readout_age": 0, "readout_private": 2}
+
+
+def test_a_map_is_fitted_to_the_true_gradients_that_are_asked_for() -> None:
+    design = designed(text({**synthetic(map=True, learning_rate=3e-2), "fit_every": 4}))
+    stage = make_stage(design, design.plan.groups[0])
+    ids, y = stream(0, "numbers", "test").integers(0, 12, (2, 5, 8))
+    errors = []
+    for number in range(20):
+        stage.forward(number, {"data": ids.astype(np.float32)}, {"y": y})
+        stage.predict(number)
+        slot = stage._slots[number]
+        mapped, given = slot.prediction, slot.generator["given"].numpy()
+        if not number:
+            np.testing.assert_array_equal(mapped, given)
+        true = np.roll(given, 1, axis=-1) * 0.5
+        errors.append(float(np.square(mapped - true).sum()))
+        stage.fit(number, {"h_1": true})
+    assert errors[-1] < 0.1 * errors[0]
+    asked: list[int] = []
+
+    def watch(sender: str, to: str, message: Any) -> bool:
+        asked.extend([message.batch] if isinstance(message, Gradient) else [])
+        return False
+
+    with one_thread():
+        assert simulate(design, seed=0, maths=False, lose=watch).failure is None
+    assert asked and all(batch % 4 == 0 for batch in asked)
+
+
 @each(
     "tables, told",
     [
+        (
+            {"schedule": {"name": "local_loss", "generator": {**READOUT, "map": True}}},
+            "schedule.generator.map: no gradient comes back",
+        ),
         ({"schedule": synthetic(begin="nrom")}, r"'nrom' is no submodule.*norm"),
         ({"schedule": synthetic(blocks=1, block="conv")}, r'"conv" takes feature maps'),
         ({"schedule": synthetic(blocks=1, block="cnov")}, "'cnov' is unknown"),

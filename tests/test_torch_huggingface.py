@@ -82,6 +82,51 @@ def test_tied_embeddings_become_stages_of_their_own() -> None:
     assert "lm_head.weight are also those of model.embed_tokens" in str(refused.value)
 
 
+def of_opt(**options: Any) -> Any:
+    given = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    given |= {"vocab_size": VOCABULARY, "max_position_embeddings": 32, "dropout": 0.0}
+    given |= {"word_embed_proj_dim": 16, **options}
+    torch.manual_seed(0)
+    return transformers.OPTForCausalLM(transformers.OPTConfig(**given))
+
+
+def of_bloom(**options: Any) -> Any:
+    given = {"hidden_size": 16, "n_layer": 2, "n_head": 2, "vocab_size": VOCABULARY, **options}
+    torch.manual_seed(0)
+    return transformers.BloomForCausalLM(transformers.BloomConfig(**given))
+
+
+@each(
+    "make, begins",
+    [
+        (of_opt, ["model.decoder.embed_positions", "model.decoder.layers.1", "lm_head"]),
+        (of_bloom, ["transformer.word_embeddings_layernorm", "transformer.h.1", "lm_head"]),
+    ],
+)
+def test_positions_and_biases_that_are_made_of_the_mask_cross_a_cut(
+    make: Any, begins: list[str]
+) -> None:
+    whole, padded = make(), torch.ones(3, STEPS, dtype=torch.int64)
+    padded[1, 7:] = 0
+    chain = as_chain(whole)
+    check_chain(whole, chain)
+    form = [[name, "int", [-STEPS]] for name in ("input_ids", "attention_mask")]
+    cut = trace(as_chain(empty_copy(whole, "meta")), form, begins)
+    cut.check(begins)
+    for steps in (STEPS, STEPS - 4):
+        x = torch.stack([ids()[:, :steps], padded[:, :steps]], 2).float()
+        for begin, end in zip(["", *begins], [*begins, ""], strict=True):
+            x = torch.fx.GraphModule(chain, cut.part(begin, end).graph)(x)
+        given = {"input_ids": ids()[:, :steps], "attention_mask": padded[:, :steps]}
+        assert torch.equal(x, whole(**given).logits)
+
+
+def test_blocks_that_are_left_out_at_random_are_refused() -> None:
+    whole = of_opt(layerdrop=0.1)
+    with pytest.raises(ConfigError, match=r"layerdrop = 0\.1 in its config.*set layerdrop = 0"):
+        check_chain(whole, as_chain(whole))
+
+
 @each("attention", ["sdpa", "eager"])
 def test_a_class_without_a_plan_is_seen_at_work(attention: str) -> None:
     options = transformers.GPT2Config(

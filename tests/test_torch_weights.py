@@ -192,7 +192,7 @@ def test_a_run_begins_with_a_file_of_the_modules_own_names(
     result = asyncdni.train(tables, out=tmp_path / "run", allow_import=True, observers=[note])
     named = result.named_weights()
     assert all(np.array_equal(named[name], array) for name, array in start.items())
-    assert notes == [f"the model begins with the weights of {tmp_path / 'start.safetensors'}"]
+    assert f"the model begins with the weights of {tmp_path / 'start.safetensors'}" in notes
 
 
 def test_one_name_of_tied_weights_is_enough(start: dict[str, Any], tmp_path: Path) -> None:

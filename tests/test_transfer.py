@@ -452,7 +452,7 @@ def test_a_run_without_a_shared_folder_survives_a_death_and_keeps_its_weights(
         again = _elsewhere(site, "top", bound["address"], *keys)
         for command in (coordinator, hidden, again):
             finished = command.finished()
-            assert (finished.code, finished.err) == (0, "")
+            assert (finished.code, finished.wrong) == (0, [])
         assert weights(site.folder / "run") == weights(site.folder / "train")
         assert recorded(site.folder / "run", "round")[-1]["restore"].startswith("checkpoints/")
         assert not [path for path in (site.folder / "run").rglob("*.part")]

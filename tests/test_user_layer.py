@@ -71,18 +71,18 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def test_it_learns_and_is_saved_evaluated_and_used(site: Site) -> None:
     finished = site.run("train", "tiny.toml", "--allow-import", "--out", "run")
-    assert (finished.code, finished.err) == (0, "")
+    assert (finished.code, finished.wrong) == (0, [])
     hidden = load_stage(site.folder / "run" / "final", "hidden")
     factor, seen = hidden["2.factor"], hidden["2.seen"]
     assert seen.shape == () and seen.dtype == np.int64 and seen > 0
     assert factor.shape == (8,)
     assert (factor != 2.0).all()
     finished = site.run("evaluate", "run", "--allow-import")
-    assert (finished.code, finished.err) == (0, "")
+    assert (finished.code, finished.wrong) == (0, [])
     site.run("evaluate", "run").refused("'mylayer:Scale'", "--allow-import")
     np.savez(site.folder / "in.npz", x=np.zeros((3, 6), np.float32))
     finished = site.run("predict", "run", "in.npz", "--out", "out.npz", "--allow-import")
-    assert (finished.code, finished.err) == (0, "")
+    assert (finished.code, finished.wrong) == (0, [])
 
 
 @pytest.mark.long
@@ -112,7 +112,7 @@ def test_workers_started_by_hand_with_allow_import_run_it(site: Site) -> None:
     top = _worker(site, "top", "--allow-import")
     for command in (coordinator, hidden, top):
         finished = command.finished()
-        assert (finished.code, finished.err) == (0, "")
+        assert (finished.code, finished.wrong) == (0, [])
     assert "hidden.safetensors" in weights(site.folder / "run")
 
 
@@ -143,7 +143,7 @@ if "worker" in sys.argv and all(one.name != "heart" for one in threading.enumera
 """
     site.write("mylayer.py", MODULE + check)
     finished = site.run("train", "tiny.toml", "--allow-import", "--out", "run")
-    assert (finished.code, finished.err) == (0, "")
+    assert (finished.code, finished.wrong) == (0, [])
 
 
 def _by_hand(site: Site, *args: str) -> tuple[Command, Command]:
@@ -210,7 +210,7 @@ def test_the_console_script_finds_it_in_the_current_folder_too(site: Site) -> No
     script = site.write("bin/script.py", "from asyncdni.__main__ import main\nexit(main())\n")
     argv = ["train", "tiny.toml", "--allow-import", "--out", "run"]
     finished = site.python(script, *argv).finished()
-    assert (finished.code, finished.err) == (0, "")
+    assert (finished.code, finished.wrong) == (0, [])
 
 
 # --- whose Python it is that a worker runs in ----------------------------------------------------
@@ -222,7 +222,7 @@ def test_no_file_of_the_users_takes_the_place_of_another_module(site: Site) -> N
         site.write(f"{name}.py", 'open("ran", "a").write(__name__)\nraise ImportError("no")\n')
     argv = [sys.executable, "-P", "-m", "asyncdni", "train", "tiny.toml", "--out", "run"]
     finished = site.execute([*argv, "--allow-import"]).finished()
-    assert (finished.code, finished.err) == (0, "")
+    assert (finished.code, finished.wrong) == (0, [])
     assert not (site.folder / "ran").exists()
 
 

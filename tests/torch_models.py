@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import Subset, TensorDataset
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 __all__ = [
     "Doubled",
@@ -21,18 +23,21 @@ __all__ = [
     "frozen_below",
     "gpt",
     "gpt2",
+    "judge",
     "lstm",
     "masked",
     "mlp",
     "of_kinds",
     "opaque",
     "padded_sentences",
+    "padding_loaders",
     "pictures",
     "points",
     "points_of_kinds",
     "positions_gpt",
     "resnet18",
     "returns_tuple",
+    "sentences_of_kinds",
     "several_outputs",
     "text_windows",
     "tied",
@@ -508,6 +513,52 @@ def padded_sentences(samples: int = 20) -> tuple[Any, Any]:
         for part in parts
     )
     return train, test
+
+
+def padding_loaders(samples: int = 20, tables: bool = True) -> tuple[Any, Any]:
+    """Loaders of sentences, padded to the longest of the batch: tables of ids and masks, or ids."""
+    collate = partial(_collated, tables)
+    train, test = (DataLoader(part, 8, collate_fn=collate) for part in sentences(samples))
+    return train, test
+
+
+def _collated(tables: bool, pairs: list[Any]) -> tuple[Any, Any]:
+    ids, targets = zip(*pairs, strict=True)
+    x = pad_sequence(ids, batch_first=True)
+    y = pad_sequence(targets, batch_first=True, padding_value=-100)
+    return ({"input_ids": x, "attention_mask": (y != -100).long()} if tables else x), y
+
+
+def sentences_of_kinds(samples: int = 20) -> tuple[Any, Any]:
+    """Loaders of sentences as tables of ids and masks, padded to the longest of the batch, and one
+    class a sentence."""
+
+    def collated(pairs: list[Any]) -> tuple[Any, Any]:
+        x, y = _collated(True, pairs)
+        return x, (y != -100).sum(1) % 3
+
+    train, test = (DataLoader(part, 8, collate_fn=collated) for part in sentences(samples))
+    return train, test
+
+
+class Judge(nn.Module):
+    """Classes of sentences: words that see each other, and the mean of those that are there."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.mix = nn.GRU(width, width, batch_first=True)
+        self.last, self.head = nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x = self.embed(input_ids)
+        x = self.last(x + self.mix(x)[0]).tanh() * attention_mask.unsqueeze(2)
+        return self.head(x.sum(1) / attention_mask.sum(1, keepdim=True))
+
+
+def judge(vocabulary: int = 12, width: int = 8) -> nn.Module:
+    """A model with one output a sentence."""
+    return Judge(vocabulary, width)
 
 
 def points_of_kinds(samples: int = 60) -> tuple[Any, Any]:

@@ -61,10 +61,9 @@ def plain_loop(model: nn.Module, chosen: config.Experiment, microbatches: int = 
     learned = [one for one in model.parameters() if one.requires_grad]
     optimizer = _OPTIMIZERS[type(chosen.optimizer)](chosen.optimizer, learned)
     fields = _fields(chosen)
-    for x, y in batches_of(chosen, model):
+    for parts in _split(chosen, model, microbatches):
         optimizer.zero_grad()
-        size = chosen.data.batch_size // microbatches
-        for some, targets in zip(x.split(size), y.split(size), strict=True):
+        for some, targets in parts:
             with torch.autocast("cpu", torch.bfloat16, enabled=chosen.run.autocast is not None):
                 outputs = main_output(call_joined(model, some, fields))
             loss = functional.cross_entropy(
@@ -72,12 +71,36 @@ def plain_loop(model: nn.Module, chosen: config.Experiment, microbatches: int = 
             )
             loss.backward()
         for one in learned:
-            one.grad.div_(len(x))
+            one.grad.div_(sum(len(some) for some, _ in parts))
         optimizer.step()
 
 
-def batches_of(chosen: config.Experiment, model: nn.Module) -> Iterator[tuple[Any, Any]]:
-    size, run = chosen.data.batch_size, chosen.run
+def _split(
+    chosen: config.Experiment, model: nn.Module, microbatches: int
+) -> Iterator[list[tuple[Any, Any]]]:
+    """Each batch as its microbatches, which may have lengths of their own."""
+    size = chosen.data.batch_size // microbatches
+    with allowing(True):
+        meta = describe(chosen.data)
+    if not meta.varying:
+        for x, y in batches_of(chosen, model):
+            yield list(zip(x.split(size), y.split(size), strict=True))
+        return
+    parts: list[tuple[Any, Any]] = []
+    read = 0  # of an epoch
+    for part in batches_of(chosen, model, size):
+        parts.append(part)
+        read += len(part[0])
+        if read % chosen.data.batch_size == 0 or read == meta.train_samples:
+            yield parts
+            parts, read = [], read % meta.train_samples
+
+
+def batches_of(
+    chosen: config.Experiment, model: nn.Module, size: int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """All training batches, of the experiment's size if no other is given."""
+    size, run = size or chosen.data.batch_size, chosen.run
     integers = any(isinstance(one, nn.Embedding) for one in model.modules())
     with allowing(True):
         batches = open_batches(chosen.data, run.seed)
@@ -93,8 +116,12 @@ def batches_of(chosen: config.Experiment, model: nn.Module) -> Iterator[tuple[An
 
 def _fields(chosen: config.Experiment) -> tuple[Field, ...]:
     with allowing(True):
-        fields = describe(chosen.data).fields
-    return tuple(Field(one.name, one.kind, one.shape) for one in fields)
+        meta = describe(chosen.data)
+    sign = -1 if meta.varying else 1
+    return tuple(
+        Field(one.name, one.kind, (sign * one.shape[0], *one.shape[1:]) if one.shape else ())
+        for one in meta.fields
+    )
 
 
 def differences(weights: Mapping[str, np.ndarray], model: nn.Module) -> list[str]:

@@ -29,3 +29,7 @@ COMMANDS = (
 
 #: Commands that do more than print; they go on when nobody reads their output.
 LASTING = ("train", "run", "node", "compare", "coordinator", "worker")
+
+#: Commands whose lines go to log files, or to one place with those of other processes: they begin
+#: with time, level and name.
+STAMPED = ("run", "node", "worker")

@@ -180,7 +180,8 @@ def _described(row: Row) -> str:
         return f"one worker with all stages ({rate})"
     split = list(row.prediction.split)
     named = f"run.split = {split}" if any(size > 1 for size in split) else "a stage each"
-    return f"{row.name} over {row.workers} workers ({named}; {rate})"
+    name = row.name.removesuffix(f", {row.workers} workers")
+    return f"{name} over {row.workers} workers ({named}; {rate})"
 
 
 def _limit(advice: Advice, setup: Setup) -> str:

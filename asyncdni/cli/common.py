@@ -6,13 +6,13 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncdni import config, experiment
+from asyncdni import config, experiment, logs
 from asyncdni.errors import ConfigError, DataWarning
 from asyncdni.experiment.recipes import find_recipe
 from asyncdni.files import check_file
@@ -28,6 +28,7 @@ __all__ = [
     "add_conditions",
     "add_experiment",
     "add_init",
+    "add_logging",
     "add_page",
     "add_page_host",
     "add_place",
@@ -46,7 +47,6 @@ __all__ = [
     "positive_seconds",
     "settings",
     "shown_on",
-    "told",
     "warnings_said",
     "worker_flags",
 ]
@@ -218,7 +218,7 @@ def warnings_said() -> Iterator[None]:
         warnings.simplefilter("always", DataWarning)
         yield
     for one in found:
-        print(f"asyncdni: warning: {one.message}", file=sys.stderr)
+        logs.own().warning("%s", one.message)
 
 
 # --- `--keys` and `--insecure` -------------------------------------------------------------------
@@ -316,9 +316,25 @@ def positive_seconds(text: str) -> float:
     return seconds
 
 
-def told(*, quiet: bool) -> Callable[[str], None]:
-    """Return a function that shows the user a line, if anybody is to see it."""
-    return (lambda _: None) if quiet else (lambda text: print(f"asyncdni: {text}", flush=True))
+# --- `--quiet`, `--log-level` and `--log-json` ---------------------------------------------------
+
+
+def add_logging(parser: argparse.ArgumentParser, *, display: bool = True) -> None:
+    """Add --log-level and --log-json, and --quiet for a command that shows more than its log."""
+    if display:
+        parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    parser.add_argument(
+        "--log-level",
+        choices=logs.LEVELS,
+        metavar="LEVEL",
+        help=f"what is logged, here and by the workers that this command starts: "
+        f"{', '.join(logs.LEVELS)} (default: info)",
+    )
+    parser.add_argument(
+        "--log-json",
+        action="store_true",
+        help="log one JSON object a line: time, level, host, logger, worker and text",
+    )
 
 
 # --- `--page` ------------------------------------------------------------------------------------
@@ -340,7 +356,7 @@ def add_page(parser: argparse.ArgumentParser, *, controls: bool = True) -> None:
         parser.add_argument(
             "--page-controls",
             action="store_true",
-            help="for demonstrations: let the page kill and pause workers",
+            help="for demonstrations: let the page kill, pause and slow down workers and links",
         )
 
 
@@ -414,7 +430,8 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         metavar="DIR",
-        help="in place of FILE.toml and --out: go on with the run in this folder, from its newest "
+        help="in place of FILE.toml and --out: go on with the run in this folder, or with the copy "
+        "at this URL (run.store), from its newest "
         "whole checkpoint; --set may change its length, its learning rates, its split and more",
     )
 

@@ -19,6 +19,7 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_logging,
     add_page,
     check_json,
     new_folder,
@@ -116,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", metavar="FILE", help="write the comparison there too; -: to standard output"
     )
     add_page(parser)
-    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    add_logging(parser)
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_logging,
     add_page,
     add_resume,
     add_security,
@@ -24,6 +25,7 @@ from asyncdni.launch.conduct import conduct
 from asyncdni.launch.display import make_display
 from asyncdni.launch.train import design_of
 from asyncdni.store.given import begin_with
+from asyncdni.store.mirror import run_here
 from asyncdni.store.resume import is_complete
 from asyncdni.wire.address import port_range
 
@@ -69,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_init(parser)
     add_resume(parser)
     add_page(parser, controls=False)
-    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    add_logging(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
         port_range(args.ports, f"--ports {args.ports}")
     bind = f"tcp://0.0.0.0:{args.ports}" if args.ports else args.bind
     keys = keys_for(args, bind)
+    if args.resume is not None:
+        args.resume = str(run_here(args.resume))
     chosen = chosen_run(args)
     folder = args.resume or args.out
     if args.resume and is_complete(Path(args.resume), chosen):

@@ -7,12 +7,13 @@ import os
 import sys
 from contextlib import ExitStack
 
+from asyncdni import logs
 from asyncdni.cli.common import (
     add_allow_import,
+    add_logging,
     add_place,
     add_security,
     keys_for,
-    told,
     worker_flags,
 )
 from asyncdni.cluster.agent import Means, serve
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         help="import the layers that the experiment names as module:Class: runs that code here",
     )
-    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    add_logging(parser)
     parser.add_argument(
         "--attached",
         action="store_true",
@@ -46,14 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    tell = told(quiet=args.quiet)
     place = find_place(os.environ, engine=args.engine, coordinator=args.coordinator)
     if place.coordinator is None:
         raise ConfigError(
             "no engine has started this agent: give it ASYNCDNI_RANK and ASYNCDNI_WORLD_SIZE in "
             "its environment, and --coordinator tcp://HOST:PORT"
         )
-    tell(place.words())
+    logs.be("agent", str(place.rank))
+    logs.own().info(place.words())
     with ExitStack() as stack:
         line = None
         if args.attached:
@@ -61,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
             args.keys = str(folder) if receive_keys(sys.stdin, folder) else None
             line = Line(sys.stdin.fileno())
         means = Means(
-            tell=tell,
             keys=keys_for(args, place.coordinator),
             flags=worker_flags(args),
             allow_import=args.allow_import,

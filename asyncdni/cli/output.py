@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from asyncdni import logs
 from asyncdni.errors import AsyncDNIError
 
 __all__ = ["Output", "ReaderGone", "open_standard_files", "outputs"]
@@ -71,7 +72,7 @@ class Output:
         if self.goes_on:
             if self._name:
                 text = f"{self._name} can't be written any more ({reason}); all else goes on"
-                print(f"asyncdni: {text}", file=sys.stderr, flush=True)
+                logs.own().error(text)
         elif isinstance(error, BrokenPipeError):
             raise ReaderGone from None
         else:

@@ -7,14 +7,17 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from asyncdni import config
+from asyncdni import config, logs
 from asyncdni.cli import train
 from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_logging,
     add_page,
     add_place,
     add_security,
@@ -25,17 +28,20 @@ from asyncdni.cli.common import (
     new_folder,
     page_for,
     shown_on,
-    told,
     worker_flags,
 )
 from asyncdni.cluster.agent import Means, serve
-from asyncdni.cluster.engines import Place, find_place
+from asyncdni.cluster.engines import ALONE, Place, find_place
+from asyncdni.cluster.keeper import KEPT, Keeper, leave_with_keeper
 from asyncdni.cluster.lead import Run, digest, lead
+from asyncdni.cluster.ray import STRATEGIES, Actors, Request, connected
 from asyncdni.cluster.rendezvous import Meeting, Rendezvous
 from asyncdni.cluster.ssh import Connections
 from asyncdni.errors import ConfigError, LaunchError
 from asyncdni.imports import import_flags
 from asyncdni.launch.display import make_display
+from asyncdni.launch.local import own_command
+from asyncdni.store.mirror import fetch_run
 from asyncdni.store.resume import continued_experiment, is_complete
 from asyncdni.store.run import EXPERIMENT, open_run
 from asyncdni.wire.address import data_endpoints, private_folder
@@ -47,9 +53,10 @@ HELP = "train on all machines on which an engine (Slurm, torchrun, MPI, ssh, …
 EXAMPLE = """\
   asyncdni run launch/digits.toml
   asyncdni run launch/digits.toml --hosts a,b,c --out /shared/digits
+  asyncdni run launch/digits.toml --engine ray --out /shared/digits
   srun asyncdni run launch/digits.toml --out /shared/digits --keys keys"""
 
-_DEFAULTS = {"ssh": "ssh", "remote": "asyncdni"}
+_DEFAULTS = {"ssh": "ssh", "remote": "asyncdni", "strategy": STRATEGIES[0]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COMMAND",
         help="how asyncdni is started on --hosts, such as /opt/venv/bin/asyncdni",
     )
+    _add_ray(parser)
     add_security(parser)
     parser.add_argument(
         "--trace",
@@ -104,46 +112,99 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write event files to DIR/tensorboard (extra: tensorboard)",
     )
     add_page(parser)
-    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    add_logging(parser)
     parser.set_defaults(resume=None)
+
+
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    """Add what --engine ray takes."""
+    parser.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="for --engine ray: the cluster, as ray.init takes it (default: RAY_ADDRESS, or the "
+        "one that runs on this machine)",
+    )
+    parser.add_argument(
+        "--agents",
+        type=_positive,
+        metavar="N",
+        help="for --engine ray: how many agents, each of which takes one CPU (default: one for "
+        "each node)",
+    )
+    parser.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default=_DEFAULTS["strategy"],
+        help="for --engine ray: place agents on as many nodes as there are, or on as few (default: "
+        f"{_DEFAULTS['strategy']})",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.out == "":
         raise ConfigError("--out '': expected the path of a folder")
-    tell = told(quiet=args.quiet)
     if args.hosts is not None:
         return _over_ssh(args)
+    if args.engine == "ray":
+        return _over_ray(args)
+    for flag in ("address", "agents"):
+        if getattr(args, flag) is not None:
+            raise ConfigError(f"--{flag} {getattr(args, flag)}: is for --engine ray")
     place = find_place(os.environ, engine=args.engine, coordinator=args.coordinator)
-    tell(place.words())
+    logs.be("agent", str(place.rank))
+    if KEPT not in os.environ:  # otherwise the keeper has said it
+        logs.own().info(place.words())
     chosen = chosen_run(args)
     if place.ranks == 1:
         return _alone(args, chosen)
     assert place.coordinator is not None, "several ranks have an address to meet at"
     keys = keys_for(args, place.coordinator)
+    means = Means(keys, worker_flags(args), args.allow_import, args.timeout)
     if place.rank:
-        means = Means(tell, keys, worker_flags(args), args.allow_import, args.timeout)
         serve(place, digest(chosen), means)
         return 0
+    if chosen.recovery.coordinator_s and KEPT not in os.environ:
+        return _kept(args, chosen, place, means, "")
     return _first(args, chosen, place)
 
 
 def _alone(args: argparse.Namespace, chosen: config.Experiment) -> int:
     """Train on this machine alone, where workers have no ports."""
     args.ports = None
-    with private_folder() as sockets:
+    kept = os.environ.get(KEPT)
+    with nullcontext(Path(kept)) if kept else private_folder() as sockets:
         meeting = Meeting.here(sockets)
-        tell = told(quiet=True)
-        with Rendezvous(meeting, 1, digest(chosen), None, tell) as rendezvous:
+        if chosen.recovery.coordinator_s and not kept:
+            own = Means(None, (), args.allow_import, args.timeout)
+            return _kept(args, chosen, Place(ALONE, 0, 1, meeting.agents), own, str(sockets))
+        with Rendezvous(meeting, 1, digest(chosen), None, **_keeping()) as rendezvous:
             return _led(args, chosen, rendezvous)
+
+
+def _keeping() -> dict[str, Any]:
+    """How a rendezvous is to be that of a coordinator with a keeper, if this process is one: rank 0
+    has an agent like all others."""
+    return {"own_rank": None, "watch": leave_with_keeper} if KEPT in os.environ else {}
+
+
+def _kept(
+    args: argparse.Namespace, chosen: config.Experiment, place: Place, means: Means, sockets: str
+) -> int:
+    """Be the agent of rank 0, and keep the coordinator going in a process of its own."""
+    tell, recovery = logs.own().warning, chosen.recovery
+    with _opened(args, chosen) as folder:
+        command = own_command([*args.words, f"--out={folder}"])
+        restarts, patience_s = recovery.restarts, recovery.coordinator_s
+        with Keeper(command, tell, sockets, restarts, patience_s) as keeper:
+            serve(place, digest(chosen), replace(means, keeper=keeper))
+            return keeper.code()
 
 
 def _first(args: argparse.Namespace, chosen: config.Experiment, place: Place) -> int:
     """Coordinate the run, and be the agent of rank 0."""
     address = place.coordinator or ""
     keys, meeting = keys_for(args, address), Meeting.at(address)
-    tell = told(quiet=args.quiet)
-    with Rendezvous(meeting, place.ranks, digest(chosen), keys, tell) as rendezvous:
+    with Rendezvous(meeting, place.ranks, digest(chosen), keys, **_keeping()) as rendezvous:
         return _led(args, chosen, rendezvous)
 
 
@@ -153,26 +214,56 @@ def _over_ssh(args: argparse.Namespace) -> int:
     if not all(hosts) or args.engine is not None:
         wrong = "--engine can't be given too" if all(hosts) else "expected names, such as a,b,c"
         raise ConfigError(f"--hosts {args.hosts}: {wrong}")
-    chosen, tell = chosen_run(args), told(quiet=args.quiet)
-    address = args.coordinator or f"tcp://{_own_address(hosts[0])}:0"
-    meeting = Meeting.at(address)
+    logs.be("coordinator")
+    chosen = chosen_run(args)
     with ExitStack() as stack:
-        if not (args.keys or args.insecure):
-            folder = stack.enter_context(private_folder(sockets=False))
-            new_keys(folder)
-            args.keys = str(folder)
-        keys = load_keys(args.keys) if args.keys else None
-        words = import_flags(args.allow_import)
-        words += ["--insecure"] if args.insecure else []
-        words += ["--ports", args.ports] if args.ports else []
-        where = Path(args.keys) if args.keys else None
+        where, flags = _for_agents(args, stack)
+        words = [*import_flags(args.allow_import), *flags, *logs.flags()]
         options = {"ssh": args.ssh, "remote": args.remote, "keys": where, "words": words}
-        connections = stack.enter_context(Connections(hosts, **options, tell=tell))
-        ranks, watch = len(hosts), connections.check
-        rendezvous = stack.enter_context(
-            Rendezvous(meeting, ranks, digest(chosen), keys, tell, own_rank=None, watch=watch)
-        )
-        connections.start(rendezvous.address)
+        connections = stack.enter_context(Connections(hosts, **options))
+        ranks, own = len(hosts), f"tcp://{_own_address(hosts[0])}:0"
+        return _led_over(args, chosen, connections, own, ranks)
+
+
+def _over_ray(args: argparse.Namespace) -> int:
+    """Coordinate the run of agents that are actors of a Ray cluster."""
+    logs.be("coordinator")
+    chosen = chosen_run(args)
+    with ExitStack() as stack:
+        ray = stack.enter_context(connected(args.address, quiet=args.quiet))
+        where, flags = _for_agents(args, stack)
+        startup_s, allowed = chosen.limits.startup_s, args.allow_import
+        request = Request(args.agents, args.strategy, startup_s, where, flags, allowed)
+        actors = stack.enter_context(Actors(ray, request))
+        own = f"tcp://{actors.own_host}:0"
+        return _led_over(args, chosen, actors, own, actors.ranks)
+
+
+def _for_agents(args: argparse.Namespace, stack: ExitStack) -> tuple[Path | None, list[str]]:
+    """Return the folder of the key that agents get, of fresh keys unless some are given, and the
+    other flags of their workers."""
+    if not (args.keys or args.insecure):
+        folder = stack.enter_context(private_folder(sockets=False))
+        new_keys(folder)
+        args.keys = str(folder)
+    flags = ["--insecure"] if args.insecure else []
+    flags += ["--ports", args.ports] if args.ports else []
+    return (Path(args.keys) if args.keys else None), flags
+
+
+def _led_over(
+    args: argparse.Namespace,
+    chosen: config.Experiment,
+    agents: Connections | Actors,
+    own: str,
+    ranks: int,
+) -> int:
+    """Lead a run from outside its `ranks` ranks, whose agents are started here and come to the
+    address `own`, unless --coordinator says another one."""
+    meeting = Meeting.at(args.coordinator or own)
+    keys, watch = load_keys(args.keys) if args.keys else None, agents.check
+    with Rendezvous(meeting, ranks, digest(chosen), keys, own_rank=None, watch=watch) as rendezvous:
+        agents.start(rendezvous.address)
         return _led(args, chosen, rendezvous)
 
 
@@ -191,6 +282,8 @@ def _own_address(host: str) -> str:
 def _led(args: argparse.Namespace, chosen: config.Experiment, rendezvous: Rendezvous) -> int:
     """Lead the run in its folder, or go on with it; there is nothing to do if it is complete."""
     with _opened(args, chosen) as folder:
+        if chosen.run.store and not (folder / EXPERIMENT).is_file():
+            fetch_run(chosen.run.store, folder)
         resumed = (folder / EXPERIMENT).is_file()
         here = continued_experiment(folder, chosen) if resumed else chosen
         if resumed and is_complete(folder, here):
@@ -208,7 +301,7 @@ def _led(args: argparse.Namespace, chosen: config.Experiment, rendezvous: Rendez
             tensorboard=args.tensorboard,
             goes_on=_goes_on(args, folder),
         )
-        shared = rendezvous.own_rank is not None and rendezvous.ranks > 1
+        shared = args.hosts is None and rendezvous.ranks > 1
         with (
             page_for(args) as page,
             make_display(quiet=args.quiet, shared=shared) as display,
@@ -232,10 +325,17 @@ def _goes_on(args: argparse.Namespace, folder: Path) -> str:
     """The command that goes on with the run, to be started as this one was."""
     words = ["asyncdni", "run", args.file, "--out", str(folder)]
     words += [f"--set={text}" for text in args.set] + condition_flags(args)
-    for name in ("schedule", "seed", "hosts", "ssh", "remote"):
+    of_ray = ("engine", "address", "agents", "strategy") if args.engine == "ray" else ()
+    for name in ("schedule", "seed", "hosts", "ssh", "remote", *of_ray):
         value = getattr(args, name)
         words += [f"--{name}={value}"] if value not in (None, _DEFAULTS.get(name)) else []
     return shlex.join([*words, *import_flags(args.allow_import)])
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
 
 
 def _counts(text: str) -> list[int]:

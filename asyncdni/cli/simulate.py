@@ -6,6 +6,7 @@ import argparse
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from asyncdni import config, experiment
 from asyncdni.cli.common import add_conditions, add_experiment, add_init, condition_flags, settings
@@ -16,8 +17,9 @@ from asyncdni.drivers.virtual.simulation import LEGEND, Result, simulate, timeli
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, by_name
 from asyncdni.experiment.schema import shown
 from asyncdni.imports import import_flags
-from asyncdni.launch.display import restored, undone
+from asyncdni.launch.incidents import restored, undone
 from asyncdni.plan.build import Design, make_design
+from asyncdni.profiling.report import read_costs
 from asyncdni.report.records import Incidents
 from asyncdni.store.given import begin_with
 
@@ -132,6 +134,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_conditions(parser)
     add_init(parser)
     parser.add_argument(
+        "--profile",
+        metavar="FILE",
+        help="take the times of ops from what `asyncdni profile --json FILE` has measured "
+        "(default: assumed times, whatever the layers are)",
+    )
+    parser.add_argument(
         "--vary",
         metavar="SHARE",
         default="0",
@@ -173,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
         for line in [name, *lines, *fault_lines, ""]:
             print(line)
     print(LEGEND, end="\n\n")
-    print(_assumed(Costs(), Links()), end="\n\n")
+    print(_rests_on(args.profile, Costs(), Links()), end="\n\n")
     print("\n".join(_table(results, maths=args.maths)))
     return 0
 
@@ -207,7 +215,8 @@ def _simulate(
     """Simulate one run. Raises what it failed at, with the command that replays it, unless the
     fault was one that ends every run."""
     seed = design.experiment.run.seed
-    costs, links = Costs(jitter=vary), Links(jitter=vary)
+    costs = Costs() if args.profile is None else read_costs(args.profile, design)
+    costs, links = replace(costs, jitter=vary), Links(jitter=vary)
     try:
         result = simulate(
             design, seed=seed, costs=costs, links=links, maths=args.maths, faults=faults
@@ -227,6 +236,7 @@ def _command(args: argparse.Namespace, schedule: str, seed: int) -> str:
     words += [*condition_flags(args), "--vary", args.vary]
     words += [word for setting in args.set for word in ("--set", setting)]
     words += ["--init", args.init] if args.init is not None else []
+    words += ["--profile", args.profile] if args.profile is not None else []
     words += ["--maths"] if args.maths else []
     words += ["--faults", args.faults] if args.faults is not None else []
     words += import_flags(args.allow_import)
@@ -250,13 +260,19 @@ def _table(results: dict[str, Result], *, maths: bool) -> list[str]:
     return ["  ".join(cells).rstrip() for cells in lines]
 
 
-def _assumed(costs: Costs, links: Links) -> str:
+def _rests_on(profile: str | None, costs: Costs, links: Links) -> str:
     """Say which times of ops and messages the figures rest on."""
+    if profile is not None:
+        return (
+            f"Measured op times, of {profile}. Assumed: {links.latency_us:g} us for a message; a "
+            "core for each\nworker, whose caches no other worker uses."
+        )
     return (
         f"Assumed op times, whatever the layers are: {costs.forward_us:g} us for a forward of each "
         f"stage,\n{costs.backward_us:g} us for a backward, {costs.update_us:g} us for an update; "
         f"{links.latency_us:g} us for a message; a core for each worker.\n"
-        "`asyncdni advise` measures the real ones on this machine, and predicts from them."
+        "`asyncdni profile` measures the real ones, for --profile; `asyncdni advise` predicts from "
+        "them."
     )
 
 

@@ -11,6 +11,7 @@ from asyncdni.cli.common import (
     add_conditions,
     add_experiment,
     add_init,
+    add_logging,
     add_page,
     add_resume,
     chosen_run,
@@ -25,6 +26,7 @@ from asyncdni.imports import Allowed
 from asyncdni.launch.display import make_display
 from asyncdni.launch.train import train
 from asyncdni.plan.rules import repeatable_words
+from asyncdni.store.mirror import run_here
 from asyncdni.store.resume import is_complete
 from asyncdni.store.run import Result
 
@@ -83,12 +85,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write event files to DIR/tensorboard (extra: tensorboard)",
     )
     add_page(parser)
-    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    add_logging(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.out == "":
         raise ConfigError("--out '': expected the path of a folder, new or empty")
+    if args.resume is not None:
+        args.resume = str(run_here(args.resume))
     chosen = chosen_run(args)
     if args.resume is not None and is_complete(Path(args.resume), chosen):
         print(complete_line(args.resume, chosen))

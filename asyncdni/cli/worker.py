@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from asyncdni.cli.common import add_allow_import, add_security, keys_for, positive_seconds
+from asyncdni import logs
+from asyncdni.cli.common import (
+    add_allow_import,
+    add_logging,
+    add_security,
+    keys_for,
+    positive_seconds,
+)
 from asyncdni.imports import being_worker, look_where_parent_does
 from asyncdni.wire.address import towards
 
@@ -59,9 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         help="import the layers that the experiment names as module:Class: runs that code here",
     )
+    add_logging(parser, display=False)
 
 
 def run(args: argparse.Namespace) -> int:
+    logs.be("worker", args.stage)
     # BLAS reads its thread count when NumPy is imported; `LocalLauncher` sets it before the start.
     from asyncdni.drivers.real.process import run_worker
 

@@ -8,11 +8,13 @@
    │ Ended ──────────────────────────► │  a worker's process has ended: code, last lines
    │ Failed ─────────────────────────► │  no worker can be started here: the end of the run
    │ Beat ◄──────────────────────────► │  all the time
+   │ ◄───────────────────── Introduce  │  another coordinator is there: Enrol again
    │ ◄─────────────────────── Dismiss  │  the run is over: leave with this exit code
 ```
 
 Engines end all processes when one dies, so workers are an agent's children and not the engine's: a
-worker that dies is started again by its agent, and the engine sees nothing of it.
+worker that dies is started again by its agent, and the engine sees nothing of it. The agent of rank
+0 may have the coordinator as a child as well: see `cluster.keeper`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from asyncdni import logs
+from asyncdni.cluster.elastic import Host
 from asyncdni.cluster.engines import Place
+from asyncdni.cluster.keeper import Keeper
+from asyncdni.core.liveness import worker_patience_s
 from asyncdni.drivers.real.coordinator import Stops
 from asyncdni.drivers.real.machine import usable_cores
 from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, by_name
@@ -40,6 +46,7 @@ from asyncdni.messages import (
     Enrol,
     Enrolled,
     Failed,
+    Introduce,
     Refused,
 )
 from asyncdni.plan.sizes import memory_bytes
@@ -47,7 +54,7 @@ from asyncdni.wire.agent import AgentTransport
 from asyncdni.wire.beat import Heart
 from asyncdni.wire.curve import Keys
 
-__all__ = ["Means", "serve"]
+__all__ = ["Means", "serve", "this_host"]
 
 _LOOK_EVERY_S = 0.02
 #: Signals that come together are one request, as for the coordinator.
@@ -56,18 +63,20 @@ _TOGETHER_S = 0.25
 _GRACE_S, _ERROR_GRACE_S = 10.0, 0.5
 #: How long the last news of this agent may take to reach the coordinator.
 _LINGER_S = 0.5
+#: How long until an agent enrols again: the coordinator may have died with the first word.
+_ENROL_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
 class Means:
-    """What an agent has on its machine, and says there."""
+    """What an agent has on its machine."""
 
-    tell: Callable[[str], None]  # shows a line to the user
     keys: Keys | None = None
     flags: Sequence[str] = ()  # of each worker's command line, for the same keys
     allow_import: Allowed = False
     timeout_s: float = 60.0  # for the coordinator to come
     abandoned: Callable[[], bool] = field(default=lambda: False)  # nobody waits for it any more
+    keeper: Keeper | None = None  # of the coordinator, where that is a child of this agent
 
 
 def serve(place: Place, digest: str, means: Means) -> None:
@@ -86,12 +95,16 @@ def serve(place: Place, digest: str, means: Means) -> None:
         stack.callback(transport.close, _LINGER_S)
         stops = Stops()
         stack.enter_context(stops.collecting_signals())
-        agent = _Agent(place, transport, means, stops, stack)
-        transport.send(_enrolment(place, digest))
-        agent.run()
+        _Agent(place, digest, transport, means, stops, stack).run()
 
 
-def _enrolment(place: Place, digest: str) -> Enrol:
+def this_host() -> Host:
+    """Return what this machine has for workers."""
+    return Host(len(usable_cores()) or os.cpu_count() or 1, memory_bytes())
+
+
+def _enrolment(place: Place, digest: str, running: list[str]) -> Enrol:
+    host = this_host()
     return Enrol(
         protocol=PROTOCOL_VERSION,
         rank=place.rank,
@@ -99,8 +112,9 @@ def _enrolment(place: Place, digest: str) -> Enrol:
         digest=digest,
         pid=os.getpid(),
         host=socket.gethostname(),
-        cores=len(usable_cores()) or os.cpu_count() or 1,
-        memory_bytes=memory_bytes(),
+        cores=host.cores,
+        memory_bytes=host.memory_bytes,
+        running=running,
     )
 
 
@@ -110,17 +124,19 @@ class _Agent:
     def __init__(
         self,
         place: Place,
+        digest: str,
         transport: AgentTransport,
         means: Means,
         stops: Stops,
         stack: ExitStack,
     ) -> None:
         self._place = place
+        self._digest = digest
         self._transport = transport
         self._means = means
         self._stops = stops
         self._stack = stack  # ends what is started here
-        self._since = time.monotonic()
+        self._since = self._enrolled_s = time.monotonic()
         self._enrolled: Enrolled | None = None
         self._launcher: LocalLauncher | None = None
         self._engaged: set[str] = set()
@@ -129,6 +145,7 @@ class _Agent:
 
     def run(self) -> None:
         """Do what the coordinator says until it dismisses this agent; raises as `serve` does."""
+        self._enrol()
         dismissed: Dismiss | None = None
         while dismissed is None:
             for message in self._transport.receive(_LOOK_EVERY_S):
@@ -137,45 +154,56 @@ class _Agent:
                         self._begin(message)
                     case Engage(worker=worker):
                         self._engage(worker)
+                    case Introduce():
+                        self._enrol()
                     case Refused(kind=kind, text=text):
                         raise by_name(kind)(text)
                     case Dismiss():
                         dismissed = message
             self._tell_ends()
             if dismissed is None:
-                self._watch()
+                dismissed = self._watch()
         self._leave(dismissed)
+
+    def _enrol(self) -> None:
+        """Say who this is, and which workers live here, to a coordinator that does not know it."""
+        self._enrolled_s = time.monotonic()
+        running = self._launcher.running() if self._launcher is not None else []
+        self._transport.send(_enrolment(self._place, self._digest, running))
 
     # --- workers ---------------------------------------------------------------------------------
 
     def _begin(self, enrolled: Enrolled) -> None:
-        """Prepare for the workers of this machine, and begin to beat."""
+        """Prepare for the workers of this machine, and begin to beat. If another coordinator has
+        taken this agent back, that has been done."""
         if self._enrolled is not None:
+            logs.own().info(f"rank {self._place.rank} goes on with another coordinator")
             return
         self._enrolled = enrolled
         folder = Path(enrolled.folder)
-        logs = folder / "logs"
+        where = folder / "logs"
         try:
-            logs.mkdir(parents=True, exist_ok=True)
+            where.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             text = (
-                f"rank {self._place.rank} on {socket.gethostname()} can't write {logs}: "
+                f"rank {self._place.rank} on {socket.gethostname()} can't write {where}: "
                 f"{error.strerror}; name a folder with --out that can be written on all machines"
             )
             self._transport.send(Failed(LaunchError.__name__, text, ""))
             raise LaunchError(text) from error
-        self._launcher = self._stack.enter_context(LocalLauncher(logs, enrolled.threads))
+        self._launcher = self._stack.enter_context(LocalLauncher(where, enrolled.threads))
         heart = Heart(
             self._place.coordinator or "",
             self._transport.identity,
             enrolled.silence_s,
             self._lose,
             keys=self._means.keys,
+            patience_s=worker_patience_s(enrolled.silence_s, enrolled.coordinator_s),
         )
         heart.start()
         self._stack.callback(heart.stop)
         names = ", ".join(enrolled.workers) or "nothing: there are more ranks than workers"
-        self._means.tell(f"rank {self._place.rank} on {socket.gethostname()} runs {names}")
+        logs.own().info(f"rank {self._place.rank} on {socket.gethostname()} runs {names}")
 
     def _lose(self, reason: str) -> None:
         """Note that the coordinator is gone; called in the heart's thread."""
@@ -204,16 +232,21 @@ class _Agent:
         self._transport.send(Ended(worker, code, last_lines))
         if code:
             died = f"worker {worker} has died with {_exit_words(code)}"
-            self._means.tell(f"{died}; its last lines: {last_lines}" if last_lines else died)
+            logs.own().warning(f"{died}; its last lines: {last_lines}" if last_lines else died)
 
     # --- the end ---------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        """Raise what ends this agent before it is dismissed."""
+    def _watch(self) -> Dismiss | None:
+        """Raise what ends this agent before it is dismissed; return the end of a coordinator that
+        is a child of it and has ended."""
         address = self._place.coordinator
         if self._lost is not None:
+            self._let_leave()
             raise LaunchError(f"the coordinator of the run is gone: {self._lost}")
-        waited = time.monotonic() - self._since
+        now = time.monotonic()
+        if self._enrolled is None and now >= self._enrolled_s + _ENROL_EVERY_S:
+            self._enrol()
+        waited = now - self._since
         if self._enrolled is None and waited > self._means.timeout_s:
             raise LaunchError(
                 f"no coordinator at {address} within {self._means.timeout_s:g} s: see that rank 0 "
@@ -224,18 +257,39 @@ class _Agent:
             raise Interrupted("the connection that has started this agent has ended")
         while self._stops.take():
             self._asked()
+        return self._watch_coordinator()
+
+    def _watch_coordinator(self) -> Dismiss | None:
+        """The end of the run, if the coordinator is a child of this agent and has ended."""
+        if self._means.keeper is None:
+            return None
+        try:
+            code = self._means.keeper.watch()
+        except LaunchError:
+            self._let_leave()
+            raise
+        return None if code is None else Dismiss(code, "the coordinator has ended")
+
+    def _let_leave(self) -> None:
+        """Have the workers leave, as there is no coordinator to tell them."""
+        if self._launcher is not None:
+            self._launcher.let_leave()
 
     def _asked(self) -> None:
         """A signal asks this process to stop. Engines signal all processes of a job at once, and
         stopping is the coordinator's part, which has all workers save what they have learned; so
-        only a second signal is the end of this agent alone."""
+        only a second signal is the end of this agent alone. The keeper of the coordinator hands all
+        signals on to it."""
+        if self._means.keeper is not None:
+            self._means.keeper.signal(self._stops.numbers[-1])
+            return
         now = time.monotonic()
         before, self._asked_s = self._asked_s, now
         if self._enrolled is None or (before is not None and now - before >= _TOGETHER_S):
             self._raise_stop()
         if before is None:
             number = signal.Signals(self._stops.numbers[-1]).name
-            self._means.tell(
+            logs.own().info(
                 f"rank {self._place.rank} got {number}: it goes on until the coordinator, which "
                 "may have got it too, stops the run; a second one ends it at once"
             )
@@ -251,7 +305,7 @@ class _Agent:
         if self._launcher is not None:
             with suppress(KeyboardInterrupt):
                 self._launcher.stop(_GRACE_S if saved else _ERROR_GRACE_S)
-        if dismissed.code:
+        if dismissed.code and self._means.keeper is None:  # a coordinator here has told why
             error = AsyncDNIError(f"rank {self._place.rank} leaves: {dismissed.text}")
             error.exit_code = dismissed.code
             raise error

@@ -99,10 +99,15 @@ def find_place(
 
 
 def _named(name: str, environment: Environment) -> Engine:
+    if name == "ray":
+        raise ConfigError(
+            "--engine ray: Ray's agents are started by `asyncdni run FILE.toml --engine ray`, "
+            "once, on any node"
+        )
     engines = {one.name: one for one in ENGINES}
     if name not in engines:
         close = nearest(name, engines) or ";"
-        raise ConfigError(f"--engine {name}: unknown{close} known: {', '.join(engines)}")
+        raise ConfigError(f"--engine {name}: unknown{close} known: {', '.join(engines)}, ray")
     found = engines[name]
     missing = [one for one in found.variables if not environment.get(one)]
     if missing:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asyncdni import config, experiment
+from asyncdni.cluster.agent import this_host
+from asyncdni.cluster.elastic import Elastic
 from asyncdni.cluster.placement import Placement, as_asked, balanced
 from asyncdni.cluster.rendezvous import Rendezvous, Work
 from asyncdni.imports import Allowed
@@ -69,7 +72,9 @@ def lead(run: Run, rendezvous: Rendezvous, observers: Sequence[Observer]) -> dic
     needs = _needs(design)
     if rendezvous.ranks == 1:
         check_host(design)
-    placement = _placement(run, design, rendezvous.ranks)
+    costs = _costs(design)
+    placement = _placement(run, costs, rendezvous.ranks)
+    elastic = _elastic(run, placement, costs, needs, rendezvous.own_rank)
     rendezvous.meeting.await_name(run.experiment.limits.startup_s)
     with ExitStack() as stack:
         own = None
@@ -80,11 +85,13 @@ def lead(run: Run, rendezvous: Rendezvous, observers: Sequence[Observer]) -> dic
 
         def launch(address: str) -> Rendezvous:
             work = _work(run, placement, needs, rendezvous.meeting.reached(address))
-            return rendezvous.begin(work, own)
+            return rendezvous.begin(dataclasses.replace(work, elastic=elastic), own)
 
         if run.trace:
             stack.enter_context(merged_at_end(run.folder, workers))
         heard = [*observers]
+        if elastic is not None:
+            heard.append(lambda _, __, kind, values: elastic.observe(kind, values))
         if run.tensorboard:
             heard.append(stack.enter_context(EventFiles(run.folder)))
         return conduct(
@@ -101,13 +108,34 @@ def lead(run: Run, rendezvous: Rendezvous, observers: Sequence[Observer]) -> dic
         )
 
 
-def _placement(run: Run, design: Design, ranks: int) -> Placement:
-    groups, allowed = design.plan.groups, design.allow_import
+def _placement(run: Run, costs: Mapping[str, float], ranks: int) -> Placement:
     if run.counts is not None:
-        return as_asked([group.name for group in groups], run.counts, ranks)
-    network = design.network
-    costs = {one.name: worker_operations(network, one, allow_import=allowed) for one in groups}
+        return as_asked(list(costs), run.counts, ranks)
     return balanced(costs, ranks)
+
+
+def _costs(design: Design) -> dict[str, float]:
+    """What a sample takes at each worker, in operations."""
+    allowed = design.allow_import
+    return {
+        group.name: worker_operations(design.network, group, allow_import=allowed)
+        for group in design.plan.groups
+    }
+
+
+def _elastic(
+    run: Run,
+    placement: Placement,
+    costs: Mapping[str, float],
+    needs: Mapping[str, int],
+    own_rank: int | None,
+) -> Elastic | None:
+    if run.experiment.elastic is None:
+        return None
+    elastic = Elastic(run.experiment.elastic, placement, costs, needs)
+    if own_rank is not None:
+        elastic.stays(own_rank, this_host())
+    return elastic
 
 
 def _needs(design: Design) -> dict[str, int]:
@@ -134,4 +162,5 @@ def _work(run: Run, placement: Placement, needs: dict[str, int], coordinator: st
         silence_s=limits.silence_s,
         startup_s=limits.startup_s,
         commands=commands,
+        coordinator_s=run.experiment.recovery.coordinator_s,
     )

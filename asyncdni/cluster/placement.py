@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from asyncdni.errors import ConfigError
 
-__all__ = ["as_asked", "balanced"]
+__all__ = ["Placement", "as_asked", "balanced", "spread"]
 
 Placement = dict[str, int]  # worker -> rank
 
@@ -50,3 +50,33 @@ def as_asked(workers: Sequence[str], counts: Sequence[int], ranks: int) -> Place
         )
     each = [rank for rank, count in enumerate(counts) for _ in range(count)]
     return dict(zip(workers, each, strict=True))
+
+
+def spread(
+    names: Sequence[str],
+    where: Mapping[str, int],
+    costs: Mapping[str, float],
+    needs: Mapping[str, int],
+    room: Mapping[int, float],
+) -> Placement:
+    """Give each of the workers `names` to the rank that then has the least work, the costliest
+    worker first, and leave all others `where` they are.
+
+    `costs` is what each worker costs, in any unit, `needs` the memory that it needs and `room` the
+    memory of each rank that may be given something, both in bytes. Workers that fit nowhere are
+    left out. Of equally good ranks it is the first.
+    """
+    work, free = dict.fromkeys(room, 0.0), dict(room)
+    for name, rank in where.items():
+        if rank in room and name not in names:
+            work[rank] += costs[name]
+            free[rank] -= needs[name]
+    found: Placement = {}
+    for name in sorted(names, key=lambda one: -costs[one]):
+        fitting = [rank for rank in sorted(room) if free[rank] >= needs[name]]
+        if fitting:
+            rank = min(fitting, key=lambda one: work[one])
+            found[name] = rank
+            work[rank] += costs[name]
+            free[rank] -= needs[name]
+    return {name: found[name] for name in names if name in found}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from asyncdni import logs
+from asyncdni.cluster.elastic import Elastic, Host
 from asyncdni.cluster.placement import Placement
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError, by_name
@@ -23,6 +25,7 @@ from asyncdni.messages import (
     Enrol,
     Enrolled,
     Failed,
+    Introduce,
     Message,
     Refused,
 )
@@ -108,11 +111,18 @@ class Work:
     threads: int
     silence_s: float  # after which an agent counts as gone
     startup_s: float  # that agents may take to come
-    commands: Mapping[str, Sequence[str]]  # that start the workers of rank 0
+    commands: Mapping[str, Sequence[str]]  # that start workers on the machine of rank 0
+    coordinator_s: float = 0.0  # that agents wait for another coordinator
+    elastic: Elastic | None = None  # None: the placement holds for the whole run
+
+    @property
+    def where(self) -> Placement:
+        """The rank of each worker now."""
+        return self.elastic.where if self.elastic is not None else self.placement
 
     def of(self, rank: int) -> list[str]:
-        """The workers of a rank."""
-        return [name for name, there in self.placement.items() if there == rank]
+        """The workers of a rank now."""
+        return [name for name, there in self.where.items() if there == rank]
 
 
 @dataclass
@@ -141,7 +151,6 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         ranks: int,
         digest: str,
         keys: Keys | None,
-        tell: Callable[[str], None],
         *,
         own_rank: int | None = 0,
         watch: Callable[[Container[int]], None] | None = None,
@@ -149,7 +158,6 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self.meeting = meeting
         self.ranks = ranks
         self._digest = digest
-        self._tell = tell
         self.own_rank = own_rank
         self._watch_others = watch
         self._own: LocalLauncher | None = None
@@ -161,6 +169,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._turned_away: set[int] = set()  # ranks of agents that can't take part
         self._late: dict[int, _Agent] = {}  # those whose rank another has, who may be gone
         self._ordered_s: dict[str, float] = {}  # when each worker was last to be started
+        self._started_here: set[str] = set()  # the workers that `own` has started
         self._ended: list[tuple[str, int, str]] = []
         self._last_lines: dict[str, str] = {}
         self._transport = CoordinatorTransport(
@@ -201,9 +210,20 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         Raises `LaunchError` if one can't be started.
         """
         self._work, self._own, self._begun_s = work, own, time.monotonic()
-        if own is not None:
-            own.start({name: work.commands[name] for name in work.of(self.own_rank or 0)})
+        if own is not None and self.own_rank is not None:
+            for name in work.of(self.own_rank):
+                self._start_here(name)
         return self
+
+    def _start_here(self, name: str) -> None:
+        """Start a worker on this machine, in place of its last process here, if any. Raises
+        `LaunchError`."""
+        assert self._work is not None
+        if name in self._started_here:
+            self._local.restart(name)
+        else:
+            self._started_here.add(name)
+            self._local.start({name: self._work.commands[name]})
 
     # --- the launcher ----------------------------------------------------------------------------
 
@@ -217,12 +237,14 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         for peer, message in self._transport.receive(0):
             self._received(peer, message, now)
         for _, text in self._transport.rejected:
-            self._tell(f"at the agents' address: {text}")
+            logs.own().warning("at the agents' address: %s", text)
         self._transport.rejected.clear()
         self._admit_late(now)
         self._watch(now)
+        self._take_over(now)
         ended, self._ended = self._ended, []
-        return [*(self._own.exited() if self._own is not None else ()), *ended]
+        here = self._own.exited() if self._own is not None else ()
+        return [*(one for one in here if not self._is_away(one[0])), *ended]
 
     def restart(self, name: str) -> None:
         """Have a worker started again by the agent of its machine, once that is there.
@@ -230,12 +252,19 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         Raises `LaunchError` if it is on this machine and can't be started.
         """
         assert self._work is not None
-        rank = self._work.placement[name]
-        self._ordered_s[name] = time.monotonic()
+        now = time.monotonic()
+        elastic = self._work.elastic
+        rank = elastic.starts(name, now) if elastic is not None else self._work.where[name]
+        self._ordered_s[name] = now
         if rank == self.own_rank and self._own is not None:
-            self._own.restart(name)
+            self._start_here(name)
         elif rank in self._agents:
             self._transport.send(self._agents[rank].peer, Engage(name))
+
+    def moves(self) -> list[tuple[str, str]]:
+        """Return workers that are to be started elsewhere at the next barrier, and why."""
+        elastic = self._work.elastic if self._work is not None else None
+        return elastic.moves(time.monotonic()) if elastic is not None else []
 
     def look(self, name: str) -> Sight:
         """Tell what state a worker's process is in; those of other machines can't be seen."""
@@ -249,7 +278,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
 
     def _is_away(self, name: str) -> bool:
         assert self._work is not None
-        return self._own is None or self._work.placement[name] != self.own_rank
+        return self._own is None or self._work.where[name] != self.own_rank
 
     @property
     def _local(self) -> LocalLauncher:
@@ -265,9 +294,11 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         agent = next((one for one in self._agents.values() if one.peer == peer), None)
         if agent is None:
             if not any(one.peer == peer for one in self._late.values()):
-                self._refuse(peer, "this agent is not, or no longer, one of the run")
+                self._answer_stranger(peer)
             return
         agent.heard_s = now
+        if self._work is not None and self._work.elastic is not None:
+            self._work.elastic.heard(agent.enrol.rank, now)
         match message:
             case Beat():
                 pass
@@ -278,10 +309,20 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                     self._last_lines[worker] = last_lines
                     self._ended.append((worker, code, last_lines))
 
+    def _answer_stranger(self, peer: bytes) -> None:
+        """Ask an agent that is not known to enrol, if it may be that of an earlier coordinator."""
+        if self._work is not None and self._work.coordinator_s:
+            self._transport.send(peer, Introduce())
+        else:
+            self._refuse(peer, "this agent is not, or no longer, one of the run")
+
     def _enrol(self, agent: _Agent, now: float) -> None:
         """Let an agent in, refuse it, or have it wait until that of the same rank is known to be
         gone."""
         enrol = agent.enrol
+        there = self._agents.get(enrol.rank)
+        if there is not None and there.peer == agent.peer:
+            return  # it enrols again until it is answered
         wrong = self._fault(enrol)
         if wrong:
             self._refuse(agent.peer, wrong, ConfigError)
@@ -335,10 +376,12 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 self._succeed(there, late)
 
     def _admit(self, agent: _Agent) -> None:
-        """Let an agent in, and have it start the workers of its machine."""
+        """Let an agent in, and have it start the workers of its machine, but for those that an
+        earlier coordinator has had started there, unless they are to be started again."""
         self._welcome(agent)
         for name in self._workers(agent):
-            self._transport.send(agent.peer, Engage(name))
+            if name not in agent.enrol.running or name in self._ordered_s:
+                self._transport.send(agent.peer, Engage(name))
 
     def _succeed(self, gone: _Agent, agent: _Agent) -> None:
         """Put an agent in the place of one that is gone, and whose workers have gone with it. Those
@@ -355,15 +398,46 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         work, enrol = self._work, agent.enrol
         assert work is not None
         self._agents[enrol.rank] = agent
+        if work.elastic is not None:
+            work.elastic.came(enrol.rank, Host(enrol.cores, enrol.memory_bytes), agent.heard_s)
         names = self._workers(agent)
         self._transport.send(
-            agent.peer, Enrolled(names, work.coordinator, work.folder, work.threads, work.silence_s)
+            agent.peer,
+            Enrolled(
+                workers=names,
+                coordinator=work.coordinator,
+                folder=work.folder,
+                threads=work.threads,
+                silence_s=work.silence_s,
+                coordinator_s=work.coordinator_s,
+            ),
         )
-        self._tell(
+        logs.own().info(
             f"rank {enrol.rank} on {enrol.host} ({enrol.cores} cores, "
             f"{enrol.memory_bytes / _GIB:.1f} GiB): {', '.join(names) or 'nothing to do'}"
         )
         self._check_memory(enrol)
+
+    def _take_over(self, now: float) -> None:
+        """Have the workers of agents that have left started elsewhere. As after an agent's death,
+        those whose start it was told and can't have heard are started now, and of the others the
+        coordinator is told that they are dead."""
+        work = self._work
+        if work is None or work.elastic is None:
+            return
+        work.elastic.looked(now)
+        before = dict(work.where)
+        for name, rank in work.elastic.taken_over(now).items():
+            gone = self._agents[before[name]]
+            text = (
+                f"rank {before[name]} on {gone.enrol.host} has been silent for "
+                f"{now - gone.heard_s:.1f} s: rank {rank} takes over {name}"
+            )
+            logs.own().warning(text)
+            if self._ordered_s.get(name, 0.0) > gone.heard_s:
+                self.restart(name)
+            else:
+                self._ended.append((name, _KILLED, text))
 
     def _workers(self, agent: _Agent) -> list[str]:
         assert self._work is not None
@@ -401,7 +475,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             )
         if waited_s > _NOTE_S and not self._noted:
             self._noted = True
-            self._tell(f"waiting for the agents of {ranks} at {self.address}")
+            logs.own().info(f"waiting for the agents of {ranks} at {self.address}")
 
 
 def _farewell(error: BaseException | None) -> Dismiss:

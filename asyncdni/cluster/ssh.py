@@ -8,19 +8,21 @@ private folder for as long as the agent lives.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from asyncdni import logs
 from asyncdni.errors import ConfigError, LaunchError, legible
 
-__all__ = ["Connections", "Line", "receive_keys", "send_keys"]
+__all__ = ["Connections", "Line", "keys_line", "receive_keys", "send_keys"]
 
 #: The file of the keys that agents get.
 _KEY_FILE = "worker.key"
@@ -42,7 +44,6 @@ class Connections(AbstractContextManager["Connections", None]):
         remote: how `asyncdni` is started on the hosts.
         keys: the folder with the workers' key, which is sent to the agents; None: there is none.
         words: further words of the agents' command lines.
-        tell: shows a line to the user.
     """
 
     def __init__(
@@ -53,14 +54,12 @@ class Connections(AbstractContextManager["Connections", None]):
         remote: str,
         keys: Path | None,
         words: Sequence[str],
-        tell: Callable[[str], None],
     ) -> None:
         self._hosts = list(hosts)
         self._ssh = shlex.split(ssh)
         self._remote = shlex.split(remote)
         self._keys = keys
         self._words = list(words)
-        self._tell = tell
         self._coordinator = ""
         self._open: dict[int, _Connection] = {}
         self._made_again = [0] * len(hosts)
@@ -90,7 +89,7 @@ class Connections(AbstractContextManager["Connections", None]):
             self._made_again[rank] += 1
             if self._made_again[rank] > _AGAIN_MAX:
                 raise LaunchError(f"--hosts: the connection to {host} breaks all the time: {said}")
-            self._tell(f"{host}: the agent has ended ({said}); it is started again")
+            logs.own().warning(f"{host}: the agent has ended ({said}); it is started again")
             one.close(0.0)
             self._connect(rank)
 
@@ -114,14 +113,14 @@ class Connections(AbstractContextManager["Connections", None]):
             host,
             f"sh -c {shlex.quote(script)}",
         ]
-        self._open[rank] = _Connection(host, words, self._tell)
+        self._open[rank] = _Connection(host, words)
         send_keys(self._open[rank].process, self._keys)
 
 
 class _Connection:
     """One run of the client."""
 
-    def __init__(self, host: str, words: Sequence[str], tell: Callable[[str], None]) -> None:
+    def __init__(self, host: str, words: Sequence[str]) -> None:
         try:
             self.process = subprocess.Popen(
                 words,
@@ -137,7 +136,6 @@ class _Connection:
             ) from error
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._host = host
-        self._tell = tell
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -163,27 +161,37 @@ class _Connection:
         assert self.process.stdout is not None
         with self.process.stdout as output:
             for line in output:
-                text = legible(line.decode(errors="replace").strip(), _LINE_CHARACTERS)
-                if text:
+                level, said = logs.parsed(line.decode(errors="replace").strip(), logging.INFO)
+                if text := legible(said, _LINE_CHARACTERS):
                     self._last_lines.append(text)
-                    self._tell(f"{self._host}: {text.removeprefix('asyncdni: ')}")
+                    logs.own().log(level, f"{self._host}: {text}")
 
 
 # --- keys and the end, over standard input -------------------------------------------------------
 
 
-def send_keys(process: subprocess.Popen[bytes], keys: Path | None) -> None:
-    """Send the workers' key in the folder `keys` to an agent, as one line; {} without keys.
+def keys_line(keys: Path | None) -> str:
+    """Return the line that brings the workers' key in the folder `keys` to an agent, {} without
+    keys, as `receive_keys` reads it.
 
     Raises `ConfigError` if it can't be read.
     """
-    assert process.stdin is not None
     try:
         content = {} if keys is None else {_KEY_FILE: (keys / _KEY_FILE).read_text("ascii")}
     except OSError as error:
         raise ConfigError(f"--keys {keys}: {_KEY_FILE} can't be read: {error.strerror}") from error
+    return json.dumps(content)
+
+
+def send_keys(process: subprocess.Popen[bytes], keys: Path | None) -> None:
+    """Send the workers' key in the folder `keys` to an agent, as `keys_line` says.
+
+    Raises `ConfigError` if it can't be read.
+    """
+    assert process.stdin is not None
+    line = keys_line(keys)
     with suppress(OSError):  # it has ended: `Connections.check` tells why
-        process.stdin.write(json.dumps(content).encode() + b"\n")
+        process.stdin.write(line.encode() + b"\n")
         process.stdin.flush()
 
 

@@ -18,6 +18,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from asyncdni.core.behind import BEST, Evaluations
 from asyncdni.core.events import Commit, Consult, Fail, Finish
 from asyncdni.core.ledger import CUTS, Ledger, Scores, is_cut
 from asyncdni.core.members import Phase, Run
@@ -64,10 +65,17 @@ class BarrierSteps:
         self._roster = run.roster
         self._ledger = run.ledger
         self._standstill = run.standstill
+        self._behind = Evaluations(run)
         self._at = _Steps()
         self._committing: tuple[Ledger, float] | None = None  # a cut, and since when it is saved
         self._closing = False  # a barrier for a checkpoint has been ordered
         self._reported_s = 0.0  # when it was said last how far a stop has come
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all that this barrier was for is done, and workers are to be moved before anybody
+        goes on."""
+        return self._run.phase is Phase.SAVING and not self._at.saves
 
     def check(self) -> None:
         """Assert every invariant."""
@@ -88,6 +96,8 @@ class BarrierSteps:
                 pass
             case Drained(barrier=self._ledger.barrier) if self._run.phase is Phase.TRAINING:
                 return self._drained(name, message, now)
+            case Evaluated(batch=int()):
+                self._behind.received(name, message, now)
             case Evaluated(barrier=self._ledger.barrier) if self._may_score(name, message):
                 self._evaluated(message, now)
             case Saved(tag=tag) if tag in self._at.saves[:1]:
@@ -99,6 +109,7 @@ class BarrierSteps:
     def forget(self) -> None:
         """Forget what has come back for the current barrier; the next round has it again."""
         self._at.take_back(self._ledger)
+        self._behind.forget()
         self._at = _Steps()
         self._closing = False
 
@@ -142,25 +153,29 @@ class BarrierSteps:
             "train_s": self._ledger.train_s,
             "accuracy": scores.accuracy,
             "loss": scores.loss,
-            **self._run.since_evaluation(self._at.position, samples),
+            **self._run.since_evaluation(self._at.position, samples, self._ledger.train_s),
         }
         if self._roster.metrics:
             entry["metrics"] = scores.metrics
         self._out.record("evaluation", now, **entry)
         self._at.before = len(self._ledger.history), self._ledger.best
         if self._ledger.evaluated(scores, entry):
-            self._at.saves.append("best")
+            self._at.saves.append(BEST)
+            self._behind.superseded()
         if self._roster.consults and self._at.kind != FINAL:
             self._out.add(Consult())
         else:
             self._save(now)
 
     def consulted(self, ends: bool, now: float) -> None:
-        """The user's callbacks have seen the evaluation; with `ends` this barrier is the last."""
+        """The user's callbacks have seen the evaluation; with `ends` this barrier is the last, or
+        the next one if it was an evaluation behind the stream."""
         if self._run.phase is Phase.EVALUATING:
             if ends:
                 self._at.kind = FINAL
             self._save(now)
+        elif ends and self._run.phase is Phase.TRAINING:
+            self._run.to(self._roster.workers[0], Close(FINAL))
 
     def _is_final(self) -> bool:
         return self._run.stopping_since is not None or self._at.kind == FINAL
@@ -170,6 +185,8 @@ class BarrierSteps:
         self._at.since = now
         if self._run.stopping_since is not None:
             self._tell_stopping(now)
+        if self._behind.best is not None:
+            self._at.saves.append(BEST)
         if self._is_final():
             self._at.saves.append("final")
         if not self._roster.folder:
@@ -187,7 +204,8 @@ class BarrierSteps:
     def _save_next(self, now: float) -> None:
         if self._at.saves:
             self._at.saved.clear()
-            self._run.to_all(Save(self._at.saves[0]))
+            tag = self._at.saves[0]
+            self._run.to_all(Save(tag, self._behind.best if tag == BEST else None))
         elif self._is_final():
             self._end(now)
         else:
@@ -202,7 +220,9 @@ class BarrierSteps:
         if is_cut(tag):
             self._commit(tag, files)
         else:
-            self._out.add(Commit(tag, files, self._result(), whole=False))
+            copied = tag == BEST and self._behind.best is not None
+            result = self._behind.result if copied else self._result()
+            self._out.add(Commit(tag, files, result, whole=False))
 
     def _result(self) -> dict[str, Any]:
         """What is known of the weights at this barrier; they may not have been evaluated."""
@@ -220,9 +240,14 @@ class BarrierSteps:
         self._out.add(Commit(tag, files, cut.state(), whole=True))
 
     def committed(self, tag: str, now: float) -> None:
-        """The manifest of what has been saved under that tag is on disk."""
+        """The manifest of what has been saved under that tag is on disk.
+
+        If that was the last thing to be saved, the barrier is over: all go on, or have to be moved.
+        """
         if not is_cut(tag):
             self._out.record("saved", now, tag=tag)
+            if tag == BEST:
+                self._behind.saved()
             self._saved_all(tag, now)
             return
         if self._committing is None or self._committing[0].restore != tag:
@@ -246,12 +271,15 @@ class BarrierSteps:
         return self._ledger.planned + (not ordered and not cut_short)
 
     def _resume(self, now: float) -> None:
-        self._run.to_all(Resume(self._ledger.barrier))
+        barrier = self._ledger.barrier
         self._ledger.lift(self._at.position, self._planned())
         if self._at.before is not None:  # this evaluation stays
             self._run.losses.clear()
         self._at.before = None
         self.forget()
+        if self._run.moving:
+            return  # nobody goes on before all are there again: see `Deaths.move`
+        self._run.to_all(Resume(barrier))
         self._run.phase = Phase.TRAINING
         self._standstill.go_on(now)
         self._run.segment_start = now
@@ -273,7 +301,12 @@ class BarrierSteps:
 
     def _cut_is_due(self, now: float) -> bool:
         at, every_s = self._at, self._roster.cut_every_s
-        if self._is_final() or at.kind == CHECKPOINT or at.position in self._roster.cut_positions:
+        if (
+            self._is_final()
+            or self._run.moving
+            or at.kind == CHECKPOINT
+            or at.position in self._roster.cut_positions
+        ):
             return True
         last_s = self._run.cut_s
         return every_s is not None and last_s is not None and now >= last_s + every_s
@@ -281,12 +314,24 @@ class BarrierSteps:
     @property
     def next_cut_s(self) -> float | None:
         """When a barrier for a checkpoint is to be ordered."""
-        every_s = self._roster.cut_every_s if self._roster.folder else None
-        if every_s is None or self._run.phase is not Phase.TRAINING or self._closing:
+        every_s, last_s = self._roster.cut_every_s, self._run.cut_s
+        if not self._roster.folder or self._run.phase is not Phase.TRAINING or self._closing:
             return None
-        if self._run.stopping_since is not None:
-            return None  # the last one is on its way
-        return self._run.cut_s + every_s if self._run.cut_s is not None else None
+        if self._run.stopping_since is not None or last_s is None:
+            return None  # the last one is on its way, or the run has not begun
+        if self._run.moving:
+            return last_s  # at once
+        return last_s + every_s if every_s is not None else None
+
+    def move(self, name: str) -> None:
+        """Have a worker go on elsewhere from the next cut, which is taken as soon as it can be.
+
+        Without a folder there are no cuts: the worker stays.
+        """
+        if self._roster.folder and not self._is_final():
+            self._run.moving.add(name)
+            if self._run.phase is Phase.SAVING:
+                self._add_cut()
 
     # --- stopping ---------------------------------------------------------------------------------
 

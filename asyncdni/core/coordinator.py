@@ -23,9 +23,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from asyncdni.core import slices
 from asyncdni.core.barriers import BarrierSteps
 from asyncdni.core.deaths import Deaths, Rounds
 from asyncdni.core.events import (
@@ -34,11 +35,13 @@ from asyncdni.core.events import (
     Event,
     Exited,
     Looked,
+    Move,
     PartKept,
     PartSent,
     Received,
     Rejected,
     Send,
+    Steered,
     Stored,
     UserStop,
     Woke,
@@ -49,6 +52,7 @@ from asyncdni.core.position import KINDS
 from asyncdni.core.post import UnexpectedMessage
 from asyncdni.core.transfer import FileExchange
 from asyncdni.messages import (
+    COORDINATOR,
     Abort,
     Accused,
     Beat,
@@ -59,11 +63,13 @@ from asyncdni.messages import (
     Fetch,
     Guarded,
     Hello,
+    Introduce,
     Message,
     Part,
     Ready,
     Report,
     Saved,
+    Steer,
     Taken,
     Unheard,
 )
@@ -100,6 +106,7 @@ class Claims:
             Evaluated: self._of_evaluated,
             Saved: self._of_saved,
             Guarded: self._of_guarded,
+            Failed: self._of_failed,
         }
 
     def fault(self, name: str, message: Message) -> str | None:
@@ -121,6 +128,9 @@ class Claims:
             fault = None if count is None else _beyond(key, count)
             if fault is not None:
                 return fault
+        strange = slices.fault(report.slices)
+        if strange is not None:
+            return strange
         passed = (counts["batches"] or 0) + (counts["missed"] or 0)
         if not math.isfinite(report.loss_sum):
             return f"its loss_sum is {report.loss_sum}"
@@ -144,8 +154,12 @@ class Claims:
         if strange or not all(map(math.isfinite, values)):
             return "its metrics are not those of the run, or no numbers"
         count = score.samples if score.steps is None else score.steps
+        if not (math.isfinite(score.age_s) and score.age_s >= 0):
+            return f"its age_s is {score.age_s}"
         return (
-            _beyond("samples or steps", count)
+            _beyond("batch", score.batch or 0, self._positions)
+            or _beyond("learned", score.learned)
+            or _beyond("samples or steps", count)
             or _beyond("outputs", score.outputs)
             or _beyond("correct", score.correct or 0, count * score.outputs)
         )
@@ -159,6 +173,9 @@ class Claims:
 
     def _of_guarded(self, name: str, guarded: Guarded) -> str | None:
         return None if math.isfinite(guarded.cosine) else f"its cosine is {guarded.cosine}"
+
+    def _of_failed(self, name: str, failed: Failed) -> str | None:
+        return None if failed.batch == -1 else _beyond("batch", failed.batch, self._positions)
 
 
 def _beyond(what: str, count: float, most: int = _COUNT_MAX) -> str | None:
@@ -237,10 +254,17 @@ class Coordinator:
                 self._deaths.launch(now)
             case UserStop():
                 self._barriers.user_stop(now)
+            case Steered(steers=steers):
+                self._steered(steers, now)
             case Consulted(ends=ends):
                 self._barriers.consulted(ends, now)
             case Stored(tag=tag):
                 self._barriers.committed(tag, now)
+                if self._barriers.is_over:
+                    self._deaths.move(now)
+            case Move(stage=stage, text=text):
+                run.out.record("note", now, stage=COORDINATOR, text=text)
+                self._barriers.move(stage)
             case PartSent():
                 self._files.part_sent(event)
             case PartKept(part=part, sender=sender):
@@ -292,10 +316,13 @@ class Coordinator:
 
     def _strange(self, message: Message, peer: bytes, now: float) -> None:
         """Answer somebody who is not in the run."""
-        if isinstance(message, Hello):
+        known = peer in self._run.dropped
+        if isinstance(message, Hello) and not known:
             name = self._rounds.hello(message, peer, now)
             if name is not None:
                 self._deaths.replaced(name)
+        elif self.roster.takes_back and not known:
+            self._run.out.add(Send(peer, Introduce()))  # an earlier coordinator knew it
         else:  # a stranger, or one that was held to be dead and comes back
             self._run.out.add(Send(peer, Abort("another process has taken its place")))
 
@@ -304,6 +331,8 @@ class Coordinator:
         match message:
             case Beat():
                 pass
+            case Hello() if not self._run.members[name].ready:
+                pass  # it is said again until it has been answered
             case Built():
                 self._rounds.built(name, message, now)
             case Ready():
@@ -327,6 +356,18 @@ class Coordinator:
             case _:
                 raise UnexpectedMessage
 
+    def _steered(self, steers: Mapping[str, Steer], now: float) -> None:
+        """Pass on what is asked of workers, and note how they are slowed down: their speed is not
+        that of the experiment from here on."""
+        run = self._run
+        for name, steer in steers.items():
+            if name not in self.roster.workers:
+                continue
+            for text in _changes(run.steers.get(name, Steer()), steer):
+                run.out.record("note", now, stage=name, text=text)
+            run.steers[name] = steer
+            run.steer(name)
+
     def _report(self, name: str, report: Report, now: float) -> None:
         run, counters = self._run, report.counters
         samples, updates = counters.get("samples"), counters.get("updates")
@@ -345,7 +386,21 @@ class Coordinator:
         if isinstance(ops, int):
             run.standstill.done(name, ops, now)
         run.out.record("report", now, stage=name, values={**loss, **counters})
+        if report.slices:
+            run.out.record("slices", now, stage=name, slices=report.slices)
         self._barriers.tell_stopping_again(now)
+
+
+def _changes(before: Steer, after: Steer) -> Iterator[str]:
+    """Say how a worker is slowed down otherwise than before."""
+    if after.factor != before.factor:
+        slower = f"ops take {after.factor:g} times as long from now on"
+        yield slower if after.factor != 1.0 else "ops are no longer slowed down"
+    for name in sorted({*before.latency_s, *after.latency_s}):
+        added_s = after.latency_s.get(name, 0.0)
+        if added_s != before.latency_s.get(name, 0.0):
+            slower = f"messages to {name} take {1e3 * added_s:g} ms longer from now on"
+            yield slower if added_s else f"messages to {name} are no longer held up"
 
 
 def _whole(count: object) -> int:

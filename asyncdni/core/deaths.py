@@ -33,6 +33,7 @@ from asyncdni.messages import (
     Connect,
     Failed,
     Hello,
+    Leave,
     Lost,
     Message,
     Note,
@@ -89,15 +90,15 @@ class Rounds:
             return None
         name = self._roster.find(hello.stage)
         assert name is not None
-        alone = self._run.phase is Phase.MENDING or self._restore == "keep"
-        restore = "snapshots" if alone else self._restore
+        restore = self._begins_from(hello)
         member = Member(name, peer, hello, self._incarnation, restore)
         self._run.members[name] = member
         self._run.by_peer[peer] = name
         self._run.hosts[name] = hello.host
         self._recovery.came(name)
         self._liveness.heard(name, now)
-        self._out.record("joined", now, stage=name, pid=hello.pid, host=hello.host)
+        again = {"again": True} if hello.incarnation else {}
+        self._out.record("joined", now, stage=name, pid=hello.pid, host=hello.host, **again)
         if others := self._roster.other_builds(name, hello):
             self._out.record("note", now, stage=name, text=others)
         self._run.to(
@@ -114,7 +115,23 @@ class Rounds:
                 cut=self._newest_cut,
             ),
         )
+        self._run.steer(name)
         return name
+
+    def _begins_from(self, hello: Hello) -> str:
+        """Decide from which state a process begins that is let in: see `messages.Rejoin`.
+
+        One that an earlier coordinator has let in keeps what it has if it learns by itself; then
+        all others that come begin from the newest state of their own."""
+        if hello.incarnation:
+            # What it and its neighbours have on the wire must not be taken for this round's.
+            self._incarnation = max(self._incarnation, hello.incarnation + 1)
+            if self._roster.learns_alone:
+                if self._run.phase is Phase.GATHERING:
+                    self._restore = "keep"
+                return "keep"
+        alone = self._run.phase is Phase.MENDING or self._restore == "keep"
+        return "snapshots" if alone else self._restore
 
     @property
     def _newest_cut(self) -> str:
@@ -150,7 +167,10 @@ class Rounds:
         built = [member.built for member in self._run.members.values() if member.built is not None]
         start = max(self._start, *(max(one.position, one.read) for one in built))
         each_its_own = self._restore in ("keep", "snapshots")
-        if each_its_own:
+        if self._restore == "keep" and not self._run.started and self._roster.barriers:
+            behind = min(one.position for one in built)
+            self._ledger.kept((behind, start), self._roster.barriers)
+        elif each_its_own:
             self._ledger.behind(start)
         self._again = not each_its_own and start == self._run.cut.start
         undone = self._count_undone()
@@ -363,7 +383,7 @@ class Deaths:
         for name, (moment, text) in list(self._dead.items()):
             if now < moment or run.phase is Phase.ENDED:
                 continue
-            if run.started or name in run.members:
+            if run.started or name in run.members or self._roster.takes_back:
                 self._lost(name, text, now)
             else:  # what keeps it from starting would do so again
                 run.fail(Fail("WorkerLost", text))
@@ -535,6 +555,8 @@ class Deaths:
             return
         self._out.record("numbers", now, stage=name, text=message.text)
         farthest = max(self._run.positions.values(), default=0)
+        # A stage may find out by what has arrived, before it has come to that batch itself.
+        farthest = max(farthest, message.batch)
         start = self._roster.groups.end_from(1 + farthest)
         self._rounds.open(self._run.cut.restore, now, start=start)
 
@@ -542,12 +564,7 @@ class Deaths:
 
     def _lost(self, name: str, text: str, now: float) -> None:
         """A worker is dead, or as good as dead: replace it, or end the run."""
-        self._dead.pop(name, None)
-        member = self._run.members.pop(name, None)
-        if member is not None:
-            del self._run.by_peer[member.peer]
-        self._liveness.forget(name)
-        self._progress.forget(name)
+        self._forget(name)
         self._rounds.next_incarnation()
         forgiven = self._recovery.died(name, now)
         if self._run.stopping_since is not None and not (self._roster.launched and forgiven):
@@ -563,6 +580,31 @@ class Deaths:
             self._rounds.open_again(now)
         elif self._roster.learns_alone:
             self._go_on_without(name, now)
+        else:
+            self._go_back(now)
+
+    def _forget(self, name: str) -> None:
+        """Take a worker's process out of the run."""
+        self._dead.pop(name, None)
+        member = self._run.members.pop(name, None)
+        if member is not None:
+            del self._run.by_peer[member.peer]
+            self._run.dropped.add(member.peer)
+        self._liveness.forget(name)
+        self._progress.forget(name)
+        self._run.moving.discard(name)
+
+    def move(self, now: float) -> None:
+        """All have saved a cut: have those that go on elsewhere leave and start there, from that
+        cut, and all others wait for them, so that nobody learns or misses a batch meanwhile."""
+        for name in sorted(self._run.moving):
+            self._run.to(name, Leave())
+            self._forget(name)
+            self._recovery.left(name, now)
+            self._out.record("moved", now, stage=name)
+            self._out.add(Launch(name))
+        if self._roster.learns_alone:
+            self._rounds.open("keep", now)
         else:
             self._go_back(now)
 

@@ -26,11 +26,12 @@ from typing import Any, Protocol
 
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import CheckpointError
-from asyncdni.messages import Accused, Connect, Message, Part, Rejoin, Welcome
+from asyncdni.messages import Accused, Connect, Message, Part, Rejoin, Steer, Welcome
 from asyncdni.schedules.base import Op
 
 __all__ = [
     "Action",
+    "Adapt",
     "Broke",
     "Commit",
     "Compute",
@@ -38,6 +39,7 @@ __all__ = [
     "Consult",
     "Consulted",
     "CoordinatorGone",
+    "Discard",
     "DiscardSnapshots",
     "Event",
     "Exit",
@@ -52,6 +54,7 @@ __all__ = [
     "Looked",
     "Lose",
     "Machine",
+    "Move",
     "Origin",
     "ParentGone",
     "PartKept",
@@ -73,6 +76,7 @@ __all__ = [
     "SendPart",
     "Snapshot",
     "SnapshotTaken",
+    "Steered",
     "Stop",
     "Stored",
     "Unusable",
@@ -125,6 +129,15 @@ class Consulted(Event):
     """The user's callbacks have seen an evaluation (coordinator)."""
 
     ends: bool  # whether the run is to end here, as if it had been planned so
+
+
+@dataclass(slots=True)
+class Move(Event):
+    """A worker is to go on elsewhere, where its launcher starts it next (coordinator); `text` says
+    why."""
+
+    stage: str
+    text: str
 
 
 @dataclass(slots=True)
@@ -254,6 +267,13 @@ class UserStop(Event):
 
 
 @dataclass(slots=True)
+class Steered(Event):
+    """Those who watch the run ask this of workers, by name (coordinator)."""
+
+    steers: Mapping[str, Steer]
+
+
+@dataclass(slots=True)
 class Woke(Event):
     """The deadline has passed."""
 
@@ -289,12 +309,20 @@ class Release(Action):
 
 
 @dataclass(slots=True)
+class Discard(Action):
+    """A copy of the weights, see `core.behind`, is no longer needed."""
+
+    copy: int
+
+
+@dataclass(slots=True)
 class Save(Action):
     """Write all state as `tag` (`whole`: a cut, from which a run can go on), or the weights alone;
     then answer `Stored`."""
 
     tag: str
     whole: bool
+    copy: int | None = None  # the weights of this copy; None: the present ones
 
 
 @dataclass(slots=True)
@@ -334,7 +362,9 @@ class Stop(Action):
 
 @dataclass(slots=True)
 class SayHello(Action):
-    """Send the coordinator a `Hello` of this process (process)."""
+    """Send the coordinator a `Hello` of this process; for `incarnation` see there (process)."""
+
+    incarnation: int = 0
 
 
 @dataclass(slots=True)
@@ -400,6 +430,13 @@ class Say(Action):
     """Tell whoever reads what this process prints (process)."""
 
     text: str
+
+
+@dataclass(slots=True)
+class Adapt(Action):
+    """Show ops with reports, and be slow, as this says from now on (process)."""
+
+    steer: Steer
 
 
 @dataclass(slots=True)

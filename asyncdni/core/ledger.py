@@ -84,8 +84,8 @@ class Ledger:
     barrier: int = 0  # number of the next barrier
     planned: int = 0  # barriers of the plan that have been lifted
     train_s: float = 0.0  # up to the last barrier
-    # one entry an evaluation: batches (where the data stood), samples, train_s, accuracy, loss, and
-    # what `members.Run.since_evaluation` gives
+    # one entry an evaluation: batches (where the data stood), samples, train_s, accuracy, loss,
+    # what `members.Run.since_evaluation` gives, and behind: true for one behind the stream
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, float | None] | None = None  # accuracy and loss
     samples: dict[str, int] = field(default_factory=dict)  # forwarded, by worker
@@ -95,6 +95,8 @@ class Ledger:
     restore: str = "initial"  # what a round that goes back starts from: see `messages.Rejoin`
     # of an earlier coordinator's time, by worker, as last reported; not in the manifest
     updates: dict[str, int] = field(default_factory=dict)
+    # all evaluations of that time; not in the manifest
+    recorded: list[dict[str, Any]] = field(default_factory=list)
 
     def state(self) -> dict[str, Any]:
         """For the manifest of the cut that this is."""
@@ -143,6 +145,8 @@ class Ledger:
         later = {b: entry for entry in history if (b := entry.get("batches", 0)) > last}
         for entry in later.values():
             self.history.append(entry)
+            if entry.get("behind"):
+                continue  # the copy that was evaluated has been lost: see `core.behind`
             if self.best is None or _better(entry, self.best):
                 self.best = {"accuracy": entry["accuracy"], "loss": entry["loss"]}
 
@@ -194,6 +198,14 @@ class Ledger:
         done = max(bisect_left(barriers, behind), bisect_right(barriers, evaluated))
         self.planned = min(done, len(barriers) - 1)
         self.forget_from(barriers[self.planned])
+
+    def kept(self, span: tuple[int, int], barriers: Sequence[int]) -> None:
+        """Workers of an earlier coordinator go on from what they have in memory; for `span` and
+        `barriers` see `resumed`."""
+        lifted = self.planned  # by the cut that this is of: nobody is before that
+        self.go_on(self.recorded)
+        self.resumed(span, barriers, self.restore)
+        self.planned = max(self.planned, lifted)
 
     def forget_from(self, position: int) -> None:
         """Forget evaluations from that position on: they will be made again."""

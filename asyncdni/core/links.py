@@ -148,6 +148,8 @@ class Links:
     """Credit by link, from a producing node (a worker's stage, or the data) to a worker."""
 
     def __init__(self, position: Position, window: int | str, window_max: int) -> None:
+        """Where tests flow among training batches they have a credit of their own: one that waits
+        for the other could not let it pass."""
         everyone = (*position.feeds, *position.train_feeds)
         self._consumers = {position.name: position.consumers, DATA: everyone}
         self._testers = {position.name: position.consumers, DATA: position.feeds}
@@ -158,6 +160,11 @@ class Links:
             for node, consumers in self._consumers.items()
             for to in consumers
         }
+        self.tests_in, self.tests_out = self.incoming, self.outgoing
+        if position.marks:
+            first = initial_window(window, window_max)
+            self.tests_in = {node: Incoming(first, first) for node in self.incoming}
+            self.tests_out = {link: Outgoing(first, first) for link in self.outgoing}
 
     def consumers(self, node: str, *, evaluate: bool = False) -> tuple[str, ...]:
         """The workers that take what this node of ours produces."""
@@ -166,7 +173,8 @@ class Links:
     def may_send(self, node: str, *, evaluate: bool = False) -> bool:
         """Every consumer of the node grants credit."""
         consumers = self.consumers(node, evaluate=evaluate)
-        return all([self.outgoing[node, to].may_send() or to in self._lost for to in consumers])
+        links = self.tests_out if evaluate else self.outgoing
+        return all([links[node, to].may_send() or to in self._lost for to in consumers])
 
     def takes(self, node: str, to: str, *, waits: bool) -> bool:
         """This consumer lives, and grants credit (`waits`: as it must, for what is sent)."""
@@ -184,17 +192,20 @@ class Links:
         for link in self.outgoing.values():
             link.idle()
 
-    def sent(self, node: str, to: str) -> bool:
+    def sent(self, node: str, to: str, *, evaluate: bool = False) -> bool:
         """Count one activation; True where its sending had to wait for credit."""
-        link = self.outgoing[node, to]
+        link = (self.tests_out if evaluate else self.outgoing)[node, to]
         link.sent += 1
         waited, link.waited = link.waited, False
         return waited
 
-    def take(self, now: float, nodes: Iterable[str]) -> Iterator[tuple[str, Incoming]]:
+    def take(
+        self, now: float, nodes: Iterable[str], *, evaluate: bool = False
+    ) -> Iterator[tuple[str, Incoming]]:
         """An op starts on what these nodes have sent; the links whose producer is due a grant."""
+        links = self.tests_in if evaluate else self.incoming
         for node in nodes:
-            link = self.incoming[node]
+            link = links[node]
             if link.take(now):
                 yield node, link
 
@@ -208,7 +219,7 @@ class Links:
         return max((link.window for link in self.incoming.values()), default=None)
 
     def check(self) -> None:
-        for incoming in self.incoming.values():
+        for incoming in (*self.incoming.values(), *self.tests_in.values()):
             incoming.check()
-        for outgoing in self.outgoing.values():
+        for outgoing in (*self.outgoing.values(), *self.tests_out.values()):
             outgoing.check()

@@ -154,10 +154,11 @@ def beat_every_s(silence_s: float) -> float:
     return silence_s / _BEATS
 
 
-def worker_patience_s(silence_s: float) -> float:
+def worker_patience_s(silence_s: float, coordinator_s: float = 0.0) -> float:
     """Return how many seconds a worker waits for a word of a silent coordinator that declares a
-    worker dead after `silence_s`: the longer of 3 s and 10 `silence_s`."""
-    return max(_PATIENCE_S_MIN, _PATIENCE * silence_s)
+    worker dead after `silence_s`: the longest of 3 s, 10 `silence_s` and `coordinator_s`, for which
+    it may take another coordinator to come."""
+    return max(_PATIENCE_S_MIN, _PATIENCE * silence_s, coordinator_s)
 
 
 class Silence:
@@ -299,6 +300,10 @@ class Recovery:
         self._launch_at[name] = now + wait_s
         self.down_since.setdefault(name, now)
         return True
+
+    def left(self, name: str, now: float) -> None:
+        """Note that a worker has left in good order, to go on elsewhere; that is no death."""
+        self.down_since.setdefault(name, now)
 
     def is_known_dead(self, name: str) -> bool:
         """Its death has been dealt with, and no new process has been started yet."""

@@ -13,7 +13,7 @@ from typing import Any
 from asyncdni.core.events import Action, Fail, Record, Send
 from asyncdni.core.ledger import Ledger
 from asyncdni.core.liveness import Liveness, Recovery, Standstill
-from asyncdni.messages import PROTOCOL_VERSION, Abort, Built, Hello, Message, Refused
+from asyncdni.messages import PROTOCOL_VERSION, Abort, Built, Hello, Message, Refused, Steer
 from asyncdni.schedules.base import Groups
 
 __all__ = ["Member", "Outbox", "Phase", "Roster", "Run"]
@@ -45,12 +45,14 @@ class Roster:
     stuck_s: float = 60.0
     launched: bool = True  # by the coordinator's driver; otherwise workers are started by hand
     restarts: int = 5  # deaths in a row that a worker is forgiven, where there is a folder
+    takes_back: bool = False  # workers of an earlier coordinator, which may still live
     learns_alone: bool = False  # a worker learns by itself while a neighbour is dead
     rolls_back: bool = False  # when a number has gone wrong
     cut_every_s: float | None = None  # between checkpoints; None: by position, or at the end alone
     cut_positions: frozenset[int] = frozenset()  # batches after which one is taken
     groups: Groups = _SINGLE  # batches that make one update together
     batches: int = 0  # training batches of the whole run; 0: not known
+    barriers: tuple[int, ...] = ()  # of the plan: the batches after which they are
     # the learning rate of [optimizer] for a training batch, by its number; None: not known
     rate: Callable[[int], float] | None = None
     consults: bool = False  # the user's callbacks may end the run at an evaluation
@@ -261,6 +263,7 @@ class Run:
         self.phase = Phase.GATHERING
         self.members: dict[str, Member] = {}  # who is in, by worker
         self.by_peer: dict[bytes, str] = {}
+        self.dropped: set[bytes] = set()  # peers that were in, and are held to be dead
         self.hosts: dict[str, str] = {}  # where each worker's process is, or the last one was
         self.cut = deepcopy(ledger)  # what a round that goes back starts from
         self.cut_s: float | None = None  # when it was taken, or the run began
@@ -275,7 +278,9 @@ class Run:
         # By worker, as of the last reports; those of an earlier coordinator's time among them.
         self.updates = dict(ledger.updates)
         self.positions: dict[str, int] = {}  # likewise: training batches that have passed there
+        self.moving: set[str] = set()  # workers that go on elsewhere from the next barrier
         self.in_flight: dict[str, int] = {}  # likewise: those not through with yet
+        self.steers: dict[str, Steer] = {}  # by worker: what those who watch the run ask of it
         # Training losses since the last evaluation, by worker: their sum, over how many samples.
         self.losses: dict[str, tuple[float, int]] = {}
 
@@ -319,13 +324,15 @@ class Run:
             before, count = self.losses.get(name, (0.0, 0))
             self.losses[name] = before + total, count + samples
 
-    def since_evaluation(self, batches: int, samples: int) -> dict[str, float | None]:
-        """For the history: how training has gone since the evaluation before, for an evaluation
-        after so many batches, at which so many samples have been learned."""
+    def since_evaluation(
+        self, batches: int, samples: int, train_s: float
+    ) -> dict[str, float | None]:
+        """For the history: how training has gone since the evaluation before, for an evaluation of
+        the weights after so many batches, samples learned and seconds of training."""
         means = [total / count for total, count in self.losses.values()]
         history, rate = self.ledger.history, self.roster.rate
         before = history[-1] if history else {"samples": 0, "train_s": 0.0}
-        seconds = self.ledger.train_s - before["train_s"]
+        seconds = train_s - before["train_s"]
         return {
             "train_loss": sum(means) if means else None,
             "learning_rate": rate(max(0, batches - 1)) if rate is not None else None,
@@ -352,6 +359,12 @@ class Run:
 
     def to(self, name: str, message: Message) -> None:
         self.out.add(Send(self.members[name].peer, message))
+
+    def steer(self, name: str) -> None:
+        """Tell a worker what is asked of it, if it is here and knows how to do that."""
+        steer, member = self.steers.get(name), self.members.get(name)
+        if steer is not None and member is not None and member.hello.steered:
+            self.to(name, steer)
 
     def to_all(self, message: Message) -> None:
         for name in self.members:

@@ -55,6 +55,7 @@ class Position:
     per_update: int = 1  # host only: the (micro)batches that make one update, …
     per_epoch: int = 0  # … and that make an epoch; 0: there is one an update
     test_batches: int = 0  # host only
+    marks: tuple[int, ...] = ()  # batches before which weights are copied: see `core.behind`
     rows: Rows | None = None  # of each batch; None: any number
 
     @property

@@ -80,7 +80,7 @@ class Post:
                 tensors=event.outputs,
                 evaluate=evaluate,
                 last=evaluate and op.last,  # a forward's `last` is about its own state
-                waited=self._links.sent(node, to),
+                waited=self._links.sent(node, to, evaluate=evaluate),
             )
             self.send(to, message)
         return skipped
@@ -110,13 +110,14 @@ class Post:
         for producer in self._position.producers:
             self.send(producer, Skipped(self._name, self.incarnation, batch))
 
-    def credit(self, now: float, nodes: Iterable[str]) -> None:
+    def credit(self, now: float, nodes: Iterable[str], *, evaluate: bool = False) -> None:
         """What these nodes sent is being used: grants to the producers that are due one."""
-        for node, link in self._links.take(now, nodes):
+        apart = evaluate and bool(self._position.marks)
+        for node, link in self._links.take(now, nodes, evaluate=evaluate):
             home = self._position.home(node)
             if home != self._name:
-                message = Credit(self._name, self.incarnation, node, link.taken, link.allowed)
-                self.send(home, message)
+                credit = Credit(self._name, self.incarnation, node, link.taken, link.allowed, apart)
+                self.send(home, credit)
 
     def barrier(self, node: str, barriers: Barriers) -> None:
         """Behind the node's last activation, to every consumer."""
@@ -134,12 +135,13 @@ class Post:
     def accused(self, worker: str, incarnation: int, text: str) -> None:
         self.send(COORDINATOR, Accused(worker, incarnation, text))
 
-    def evaluated(self, barrier: int, scores: Iterable[Any]) -> None:
-        """The sums over the test set of each loss here (`stages.base.Score`)."""
+    def evaluated(self, barrier: int, scores: Iterable[Any], *behind: Any) -> None:
+        """The sums over the test set of each loss here (`stages.base.Score`); `behind`: `batch`,
+        `learned` and `age_s` of an `Evaluated` behind the stream."""
         for s in scores:
             metrics = {name: average.value for name, average in s.metrics.items()}
             sums = s.stage, s.samples, s.loss, s.correct, s.outputs, s.steps
-            self.send(COORDINATOR, Evaluated(barrier, *sums, metrics))
+            self.send(COORDINATOR, Evaluated(barrier, *sums, metrics, *behind))
 
 
 #: How long a neighbour may take before the coordinator is told that it is not heard.

@@ -31,6 +31,8 @@ In a round the process hands what happens to the round's `Worker`; what it decid
 - What the user is told of the state that a stage begins a round with.
 - A coordinator that has started this process is waited for as long as it lives, another one for
   `timeout_s`.
+- Asked by another coordinator than the one that has let it in, it says Hello again, and learns on
+  until that coordinator's Welcome orders it to join a round.
 - Once the coordinator is gone the worker finishes the update it is in the middle of, keeps what it
   has learned, and leaves.
 - Arrays of a batch are used again once the batch is released and no message holds them any more;
@@ -45,6 +47,7 @@ from enum import Enum
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
     Action,
+    Adapt,
     Broke,
     Compute,
     Computed,
@@ -99,6 +102,7 @@ from asyncdni.messages import (
     Failed,
     Fetch,
     Gradient,
+    Introduce,
     Leave,
     Lost,
     Message,
@@ -107,6 +111,7 @@ from asyncdni.messages import (
     Part,
     Refused,
     Rejoin,
+    Steer,
     Taken,
     Welcome,
 )
@@ -117,10 +122,15 @@ __all__ = ["Buffers", "Process", "State", "is_settled"]
 _REPORT_EVERY_S = 0.5
 #: How long a coordinator may take to answer before the log of a worker says so.
 _PATIENCE_S = 5.0
+#: How long until a worker says Hello again: the coordinator may have died with the one before.
+_HELLO_EVERY_S = 2.0
 #: From one snapshot to the next at least so many times what it took, to write and to send it: each
 #: of the two about 1 % of the time.
 _SNAPSHOTS_APART = 100.0
 _NEVER = float("inf")
+
+#: Orders that end a round: they wait for the op under way.
+_ENDING = frozenset({Rejoin, Welcome})
 
 #: What `Worker.handle` does, and a driver may look on at.
 Handle = Callable[[Event, float], list[Action]]
@@ -206,6 +216,7 @@ class Process:
         self._began_s = now
         self._give_up_s: float | None = None
         self._complain_s = _NEVER  # when the log is to say that no coordinator answers
+        self._hello_s = now + _HELLO_EVERY_S  # when to say Hello again
         self._roll_back = False
         self._stages: Sequence[str] = ()
         self._sources: Mapping[str, str] = {}
@@ -230,6 +241,17 @@ class Process:
         self._report_s = _NEVER
         self._report_due = False  # after the op under way
         self._others = self._table()
+        self._own = self._table_of_messages()
+
+    def _table_of_messages(self) -> dict[type[Message], Callable[..., list[Action]]]:
+        """What is done about the coordinator's messages in a round that are not for the worker."""
+        return {
+            Taken: self._taken,
+            Note: lambda message, now: [Say(message.text)],
+            Introduce: self._introduced,
+            Steer: lambda message, now: [Adapt(message)],
+            Welcome: self._welcomed_again,
+        }
 
     def _table(self) -> dict[type[Event], Callable[..., list[Action]]]:
         """What is done about each event."""
@@ -266,7 +288,7 @@ class Process:
         if self.state is State.ROUND:  # nearly all events of a run come through here
             if kind is Received:
                 message = event.message  # type: ignore[attr-defined]
-                if self._held or (self._busy and type(message) is Rejoin):
+                if self._held or (self._busy and type(message) in _ENDING):
                     self._held.append(event)  # type: ignore[arg-type]
                     return []
                 return self._received(event, now)  # type: ignore[arg-type]
@@ -283,8 +305,9 @@ class Process:
                 due = self.worker.deadline()
                 return self._report_s if due is None else min(due, self._report_s)
             return self._report_s
-        if self.state is State.HELLO and self._give_up_s is not None:
-            return min(self._give_up_s, self._complain_s)
+        if self.state is State.HELLO:
+            give_up_s = _NEVER if self._give_up_s is None else self._give_up_s
+            return min(give_up_s, self._complain_s, self._hello_s)
         return None
 
     def check(self) -> None:
@@ -304,14 +327,15 @@ class Process:
 
     # --- joining ---------------------------------------------------------------------------------
 
-    def _sort(self, message: Message) -> list[Action]:
+    def _sort(self, message: Message, now: float) -> list[Action]:
         """What comes between rounds."""
         match message:
             case Welcome(incarnation=incarnation, restore=restore):
-                if self.state is State.HELLO:
-                    self._welcome, self._order = message, Rejoin(incarnation, restore)
-                    self.state = State.BUILDING
-                    return [Prepare(message)]
+                if self.state is not State.HELLO:
+                    return self._welcomed_again(message, now)
+                self._welcome, self._order = message, Rejoin(incarnation, restore)
+                self.state = State.BUILDING
+                return [Prepare(message)]
             case Rejoin():
                 return self._follow(message)
             case Connect(incarnation=incarnation):
@@ -325,6 +349,10 @@ class Process:
                 return [self._exit(Exit("the run was called off"))]
             case Note(text=text):
                 return [Say(text)]
+            case Introduce():
+                return self._introduced(message, now)
+            case Steer():
+                return [Adapt(message)]
             case Part() | Missing():
                 return self._fetched(message)
             case _ if getattr(message, "sender", None) is not None:
@@ -336,6 +364,20 @@ class Process:
     @property
     def _incarnation(self) -> int:
         return self._order.incarnation if self._order is not None else 0
+
+    def _introduced(self, message: Introduce, now: float) -> list[Action]:
+        """Another coordinator asks who this is."""
+        return [SayHello(self._incarnation if self._has_state else 0)]
+
+    def _welcomed_again(self, message: Welcome, now: float) -> list[Action]:
+        """Join the first round of a coordinator that has taken the place of the one before."""
+        if self._welcome is None or message.term <= self._welcome.term:
+            return []
+        self._welcome, self._order = message, None
+        order = Rejoin(message.incarnation, message.restore)
+        if self.state is State.ROUND:
+            return self._hand(Received(order), now)
+        return self._follow(order)
 
     def _prepared(self, event: Prepared, now: float) -> list[Action]:
         assert self._welcome is not None
@@ -349,7 +391,7 @@ class Process:
         return self._build()
 
     def _follow(self, order: Rejoin) -> list[Action]:
-        if self._order is None or order.incarnation <= self._order.incarnation:
+        if self._order is not None and order.incarnation <= self._order.incarnation:
             return []
         self._order = order
         # A restoring under way is answered first; what is only being fetched is not.
@@ -430,11 +472,10 @@ class Process:
     def _received(self, event: Received, now: float) -> list[Action]:
         message = event.message
         if self.state is not State.ROUND:
-            return self._sort(message)
-        if type(message) is Taken:
-            return self._taken(message, now)
-        if type(message) is Note:
-            return [Say(message.text)]
+            return self._sort(message, now)
+        own = self._own.get(type(message))
+        if own is not None:
+            return own(message, now)
         actions = self._hand(event, now)
         if type(message) is Lost:
             actions.append(Lose(message.worker))
@@ -470,6 +511,8 @@ class Process:
         if op.kind is OpKind.READ and not op.evaluate:
             self._read.add(op.batch)
         actions = self._hand(event, now)
+        if op.copy is not None and op.last and self.worker is not None:
+            actions.insert(0, Report(self.worker.counters()))  # before what has been evaluated
         if op.kind is OpKind.UPDATE and now >= self.snapshot_due_s:
             self._snapshot(actions, now)
         if self._report_due or self._held or self._gone:
@@ -519,6 +562,9 @@ class Process:
                 f"{self._timeout_s:g} s in all (--timeout)"
             )
             return [Say(text)]
+        if self.state is State.HELLO and now >= self._hello_s:
+            self._hello_s = now + _HELLO_EVERY_S
+            return [SayHello()]
         if self.state is not State.ROUND or self.worker is None:
             return []
         due = self.worker.deadline()
@@ -712,6 +758,8 @@ def _says_drained(action: Action) -> bool:
 def _last_words(stage: str, broke: Broke) -> Failed:
     """What the coordinator is told of an error."""
     match broke.error:
+        case NumericalError() as error:
+            return Failed(type(error).__name__, str(error), "", error.batch)
         case AsyncDNIError() as error:
             return Failed(type(error).__name__, str(error), "")
         case KeyboardInterrupt():

@@ -32,16 +32,18 @@ then hands it over with the op.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from asyncdni.core.behind import BEST, Marks
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
     Action,
     Compute,
     Computed,
+    Discard,
     Event,
     Received,
     Release,
@@ -75,6 +77,7 @@ from asyncdni.messages import (
     Rejoin,
     Resume,
     Saved,
+    Scored,
     Shared,
     Skipped,
     Start,
@@ -102,6 +105,7 @@ class Parts:
     lag: Lag  # the bound on staleness
     guard: Guard | None  # whether the generator can be trusted; None: it always is
     shares: Shares  # gradients of weights that other workers have as well
+    marks: Marks  # where weights are copied, to be evaluated behind the stream
     copies: Copies  # weights that generators of other workers read out through
     skips: bool  # a consumer without credit is skipped instead of waited for
 
@@ -111,12 +115,14 @@ class Parts:
         self.flights.begin(connect.start)
         self.inputs.begin(connect.start)
         self.barriers.begin(connect.barrier)
+        self.marks.begin(connect.start)
         if self.host is not None:
             self.host.begin(connect.planned)
 
     def lose(self, worker: str) -> None:
         """Wait for nothing from a dead neighbour, and send it nothing, until a new round."""
         self.links.lose(worker)
+        self.marks.give_up()
         if worker in self.position.consumers:
             self.flights.lose(worker)
         for node in self.position.inputs:
@@ -125,9 +131,10 @@ class Parts:
 
     @property
     def settled(self) -> bool:
-        """No batch is in flight, and every gradient has been applied."""
+        """No batch is in flight, every gradient has been applied, and no copy is evaluated."""
         flights = self.flights
-        return not (flights.by_batch or flights.unapplied or self.shares.pending)
+        idle = not (flights.by_batch or flights.unapplied or self.shares.pending)
+        return idle and self.marks.settled
 
     def counters(self) -> dict[str, float | int | None]:
         """For reports: what has been done, and how long the queues are right now."""
@@ -141,7 +148,7 @@ class Parts:
 
     def check(self) -> None:
         """Assert every invariant of the parts."""
-        for part in (self.flights, self.inputs, self.links):
+        for part in (self.flights, self.inputs, self.links, self.marks):
             part.check()
         self.lag.check(self.flights)
         self.shares.check(self.flights.last_forwarded)
@@ -175,6 +182,8 @@ class StageView:
             return ()
         held = not parts.lag.drop and parts.lag.overdue(ready[0], self._flights) is not None
         if held or (parts.shares.pending and parts.shares.hold(ready[0])):
+            return ()
+        if parts.marks.due and parts.marks.hold(ready[0]):
             return ()
         return ready
 
@@ -285,7 +294,8 @@ class Mail:
 
     def _activation(self, message: Activation, now: float, testing: bool) -> None:
         _expect(testing if message.evaluate else not message.last)
-        link = self._links.incoming.get(message.sender)
+        links = self._links.tests_in if message.evaluate else self._links.incoming
+        link = links.get(message.sender)
         if link is None or link.received >= link.allowed:
             raise UnexpectedMessage
         self._check_rows(message)
@@ -315,7 +325,8 @@ class Mail:
         self._flights.skip(batch, sender)
 
     def _credit(self, message: Credit) -> None:
-        link = self._links.outgoing.get((message.node, message.sender))
+        links = self._links.tests_out if message.evaluate else self._links.outgoing
+        link = links.get((message.node, message.sender))
         if link is None:
             raise UnexpectedMessage
         taken, allowed = message.taken, message.allowed
@@ -375,6 +386,7 @@ class Results:
             OpKind.FIT: self._fitted,
             OpKind.FIT_INPUT: self._nothing,  # nobody waits for that
             OpKind.EVALUATE: self._evaluated,
+            OpKind.HOLD: self._held_copy,
         }
 
     def note(self, event: Computed, op: Op, now: float) -> None:
@@ -434,6 +446,7 @@ class Results:
         counts.batches += 1
         counts.samples += event.samples
         parts.lag.forwarded(op.batch, flights)
+        parts.marks.turn = True
         without = self._post.activation(self._name, event, op, skips=parts.skips)
         for consumer in without:
             flights.skip(op.batch, consumer)
@@ -446,7 +459,8 @@ class Results:
         assert parts.host is not None
         parts.host.has_read(op)
         if DATA in parts.links.incoming:  # the host itself reads them, too
-            parts.links.incoming[DATA].arrived(False, now)
+            links = parts.links.tests_in if op.evaluate else parts.links.incoming
+            links[DATA].arrived(False, now)
             parts.inputs.add(
                 op.batch,
                 DATA,
@@ -465,8 +479,15 @@ class Results:
             else:
                 self._scores[score.stage] = score
         if op.last:
-            self._post.evaluated(self._parts.barriers.current, self._scores.values())
-            self._scores = {}
+            barrier, scores, self._scores = self._parts.barriers.current, self._scores.values(), {}
+            if op.copy is None:
+                self._post.evaluated(barrier, scores)
+            elif (facts := self._parts.marks.facts(op.copy, now)) is not None:
+                self._parts.marks.tested(op.copy)
+                self._post.evaluated(barrier, scores, op.copy, *facts)
+
+    def _held_copy(self, event: Computed, op: Op, now: float) -> None:
+        self._parts.marks.copied(op.batch, self._counts.samples, now)
 
 
 #: Ops that work on what has come from producers.
@@ -524,6 +545,7 @@ class Worker:
             lag=lag or Lag(),
             guard=guard,
             shares=shares or Shares(),
+            marks=Marks(position.marks),
             copies=copies or Copies(),
             skips=skips,
         )
@@ -536,6 +558,7 @@ class Worker:
         self._host = parts.host
         self._lag = parts.lag
         self._shares = parts.shares
+        self._marks = parts.marks
         self._copies = parts.copies
         self._skips = skips
         self._post = Post(position, parts.links)
@@ -578,6 +601,8 @@ class Worker:
             self._received(event.message, now)
         elif type(event) is Stored:
             self._post.send(COORDINATOR, Saved(event.tag, event.files))
+            if event.tag == BEST:
+                self._discard(self._marks.saved())
         elif type(event) is not Woke:
             raise TypeError(f"a worker has no use for {event!r}")
         elif self.phase is Phase.IDLE:
@@ -625,7 +650,8 @@ class Worker:
             elif isinstance(message, Greeting):
                 self._greeted(message)
             else:
-                self._mail.received(message, now, testing=self.phase is Phase.DRAINED)
+                testing = self.phase is Phase.DRAINED or bool(self.position.marks)
+                self._mail.received(message, now, testing=testing)
         except UnexpectedMessage as unexpected:
             text = self._story.unexpected(self.phase.value, message, unexpected.why)
             if sender is None:
@@ -664,9 +690,11 @@ class Worker:
                 self._barriers.lift()
                 self._links.pause()
                 self._inputs.replay.clear()
-            case SaveOrder(tag=tag):
-                _expect(self.phase is Phase.DRAINED)
-                self._post.actions.append(Save(tag, is_cut(tag)))
+            case Scored(batch=batch, best=best):
+                self._discard(self._marks.scored(batch, best=best))
+            case SaveOrder(tag=tag, batch=batch):
+                _expect(self.phase is Phase.DRAINED and batch in (None, self._marks.best))
+                self._post.actions.append(Save(tag, is_cut(tag), batch))
             case Leave():
                 self._leave(Stop())
             case Abort(text=text):
@@ -683,6 +711,9 @@ class Worker:
                 self._leave(Stop(rejoin=message))
             case _:
                 raise UnexpectedMessage
+
+    def _discard(self, copies: Iterable[int]) -> None:
+        self._post.actions += map(Discard, copies)
 
     def _leave(self, stop: Stop) -> None:
         self.phase = Phase.LEFT
@@ -704,8 +735,8 @@ class Worker:
                 self._links.idle()
                 if self._barriers.closed:
                     self._pass_barrier()
-        elif self.phase is Phase.DRAINED:
-            op = self._next_test_op()
+        elif self.phase is Phase.DRAINED and self._barriers.kind != CHECKPOINT:
+            op = self._next_test_op(None)
         if op is not None:
             self._start(op, now)
 
@@ -720,6 +751,11 @@ class Worker:
                 self._post.skipped(batch)
 
     def _next_op(self) -> Op | None:
+        """The next op of training, or of an evaluation behind it in its turn."""
+        op = self._next_training_op()
+        return self._next_op_behind() if op is None and self.position.marks else op
+
+    def _next_training_op(self) -> Op | None:
         copy = self._copies.next_op()
         if copy is not None:
             return copy
@@ -728,6 +764,10 @@ class Worker:
             shared = self._shares.complete
             if shared is not None:  # and not in the middle of a batch's own update
                 return Op(OpKind.APPLY, shared)
+        if self.position.marks and (op is None or op.kind is OpKind.FORWARD):
+            behind = self._next_op_between()
+            if behind is not None:
+                return behind
         host = self._host
         if op is not None or host is None or self._barriers.closed:
             return op
@@ -753,10 +793,27 @@ class Worker:
             self._results.give_up(overdue)
         return None
 
-    def _next_test_op(self) -> Op | None:
+    def _next_op_between(self) -> Op | None:
+        """What an evaluation behind the stream needs between two training batches, if anything."""
+        mark = self._marks.reached(self._flights.last)
+        if mark is not None:
+            return Op(OpKind.HOLD, mark)
+        return self._next_op_behind() if self._marks.turn else None
+
+    def _next_op_behind(self) -> Op | None:
+        """The next test batch for a copy of the weights, if it is here or may be read."""
+        copy = self._marks.testing
+        if copy is None:
+            return None
+        if self._host is not None and self._marks.begin_read():
+            self._host.begin_test()
+        return self._next_test_op(copy)
+
+    def _next_test_op(self, copy: int | None) -> Op | None:
         if self._inputs.test.ready:
-            may_send = self._links.may_send(self.position.name)
-            return Op(OpKind.EVALUATE, self._inputs.test.ready[0]) if may_send else None
+            may_send = self._links.may_send(self.position.name, evaluate=True)
+            first = self._inputs.test.ready[0]
+            return Op(OpKind.EVALUATE, first, copy=copy) if may_send else None
         host = self._host
         if host is not None and host.testing and self._links.may_send(DATA, evaluate=True):
             return host.next_test_read()
@@ -771,9 +828,10 @@ class Worker:
             arrival, nodes = self._inputs.take(op)
             inputs = arrival.tensors
             if op.kind is OpKind.EVALUATE:
-                op = Op(op.kind, op.batch, last=arrival.last)
+                op = Op(op.kind, op.batch, last=arrival.last, copy=op.copy)
+                self._marks.turn = False
                 self._links.pause()  # the window is for training's rate
-            self._post.credit(now, nodes)
+            self._post.credit(now, nodes, evaluate=op.kind is OpKind.EVALUATE)
         elif op.kind in _GRADED:
             inputs = self._flights.gradients(op.batch)
         elif op.kind is OpKind.APPLY:

@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from asyncdni.data.checks import check_contents, check_forms
 from asyncdni.data.meta import Array, Batches, Meta, Tensor
 from asyncdni.data.stored import Stored
+from asyncdni.nn.base import aligned_empty
 from asyncdni.nn.streams import stream
 from asyncdni.schedules.base import Op
 
@@ -272,4 +273,4 @@ class Source:
             if sent():
                 del self._retired[i]
                 return buffer
-        return np.empty(self._shape, self._dtype)
+        return aligned_empty(self._shape, self._dtype)

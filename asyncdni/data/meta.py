@@ -12,7 +12,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from asyncdni.data.stored import Stored
 
-__all__ = ["Array", "Batches", "Field", "Inputs", "Meta", "Tensor", "mismatch", "other_parts"]
+__all__ = [
+    *("Array", "Batches", "Field", "Inputs", "Meta", "Tensor"),
+    *("mismatch", "other_parts"),
+]
 
 Array = NDArray[Any]
 
@@ -68,6 +71,10 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
     #: The tensors that an input is made of: their numbers lie behind one another in h. Empty: it
     #: is one tensor.
     fields: tuple[Field, ...] = ()
+    #: Whether batches differ in length: h is (B, T, …) with any T up to `input_shape[0]`, and so
+    #: are y and the mask where each step has a target. The numbers of several fields lie behind
+    #: one another in each step.
+    varying: bool = False
     #: Checksums of arrays or files, by name; none for data that are published, or generated from
     #: their options alone.
     checksums: dict[str, str] = {}
@@ -78,18 +85,23 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
         return (self.steps, self.outputs) if self.steps else (self.outputs,)
 
 
-def mismatch(meta: Meta, tensors: Mapping[str, Array], rows: int, dtype: DTypeLike) -> str | None:
+def mismatch(
+    meta: Meta, tensors: Mapping[str, Array], rows: int, dtype: DTypeLike, steps: int | None = None
+) -> str | None:
     """Return words for the first of "y" and the context of a batch of `rows` samples that is not as
-    `meta` says, such as `mask is float32 (32, 4), expected bool (32, 5)`; None where all are."""
-    steps = (meta.steps,) if meta.steps else ()
+    `meta` says, such as `mask is float32 (32, 4), expected bool (32, 5)`; None where all are.
+
+    `steps`: those of this batch, where batches differ in length."""
+    each_step = (meta.steps if steps is None else steps,) if meta.steps else ()
     expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
     if meta.targets == "classes":
-        expected = {"y": (np.dtype(np.int64), (rows, *steps))}
+        expected = {"y": (np.dtype(np.int64), (rows, *each_step))}
     else:
-        expected = {"y": (np.dtype(dtype), (rows, *steps, meta.outputs))}
+        expected = {"y": (np.dtype(dtype), (rows, *each_step, meta.outputs))}
     for name, tensor in meta.context.items():
         kind = np.dtype(np.bool_ if tensor.dtype == "bool" else dtype)
-        expected[name] = (kind, (rows, *tensor.shape))
+        shape = each_step if meta.varying else tensor.shape
+        expected[name] = (kind, (rows, *shape))
     for name, (kind, shape) in expected.items():
         array = tensors.get(name)
         if array is None:

@@ -33,7 +33,7 @@ from asyncdni.experiment.schema import (
     tag_key,
     variants,
 )
-from asyncdni.files import decode_text, read_file
+from asyncdni.files import decode_text, is_url, read_file
 from asyncdni.messages import COORDINATOR, DATA
 
 __all__ = [
@@ -256,7 +256,7 @@ def _make_absolute(tables: dict[str, Any], folder: str) -> None:
     for section, key in _PATHS:
         table = tables.get(section)
         path = table.get(key) if isinstance(table, Mapping) else None
-        if isinstance(table, Mapping) and isinstance(path, str) and path:
+        if isinstance(table, Mapping) and isinstance(path, str) and path and not is_url(path):
             absolute = os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
             tables[section] = {**table, key: absolute}
 

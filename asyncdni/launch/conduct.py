@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,7 @@ from asyncdni.errors import ConfigError, Interrupted
 from asyncdni.files import locked
 from asyncdni.imports import check_may_train, import_flags
 from asyncdni.launch.callbacks import Callbacks, EarlyStopping
+from asyncdni.launch.incidents import log_incident
 from asyncdni.launch.local import typed_command
 from asyncdni.messages import COORDINATOR
 from asyncdni.nn.metrics import metric_names
@@ -36,6 +38,7 @@ from asyncdni.store.checkpoint import commit
 from asyncdni.store.claims import Claim, new_term
 from asyncdni.store.given import begins_with, save_given
 from asyncdni.store.manifest import Manifest, WeightsManifest, identity
+from asyncdni.store.mirror import Mirror
 from asyncdni.store.resume import Beginning, find_beginning
 from asyncdni.store.run import (
     CHECKPOINTS,
@@ -98,7 +101,8 @@ def _manifest(cut: Commit, design: Design, experiment: str) -> Manifest:
     )
 
 
-#: A function that is called with each record of the coordinator; see `report.records`.
+#: A function that is called with each record of the coordinator; see `report.records`. One that has
+#: a method `steers` is asked by it what workers are to do: see `drivers.real.coordinator.Steering`.
 Observer = Callable[[Design, Recorder, str, Mapping[str, Any]], None]
 
 _LINGER_S = 0.3
@@ -155,21 +159,25 @@ def conduct(
         home: dict[str, Any] = {"folder": str(folder or ""), "term": term}
         home["resume"] = goes_on if keep else ""
         ways: dict[str, Any] = {"trace": trace, "launched": not by_hand, "consults": called.any}
-        roster = make_roster(design, **home, **ways)
+        roster = make_roster(design, **home, **ways, succeeds=resume)
         recorder = Recorder(roster.workers, _facts(design), folder)
         stack.callback(recorder.close)
         beginning = _beginning(design, folder, recorder) if resume else Beginning(Ledger())
+        # Workers that still run know the experiment as it was.
+        roster = replace(roster, takes_back=roster.takes_back and not beginning.changes)
         machine = Coordinator(roster, beginning.ledger)
         records = _Records(design, recorder, machine, [*observers, called], seen, stops)
         _begin(records, beginning, design, folder, resume=resume)
         command = partial(_command, design, address, flags)
         records.bound(address, [*map(command, roster.workers)] if by_hand else [])
-        commit = make_commit(claim, design) if claim else _never_called
+        mirror = stack.enter_context(_mirrored(records, design, folder, keep=keep, resume=resume))
+        commit = _committing(claim, design, mirror)
         with _explained_stops(records, folder if keep else None):
             words: dict[str, Any] = {"commit": commit, "command": command, "stops": stops}
+            words["steering"] = [one.steers for one in observers if hasattr(one, "steers")]
             coordinate(machine, transport, records, launch, folder=folder, **words)
     summary = records.summary() | {"ended_early": stops.ended_early}
-    _conclude(claim, design, summary)
+    _conclude(claim, design, summary, mirror)
     if stops.error is not None:
         raise stops.error
     called.ended(design, recorder, summary)
@@ -192,20 +200,68 @@ def _callbacks(
     return Callbacks([*given, *own], folder.resolve() if folder else None, stops.end)
 
 
-def _conclude(claim: Claim | None, design: Design, summary: dict[str, Any]) -> None:
-    """Write what the folder of a complete run, if any, holds besides its records."""
+def _committing(
+    claim: Claim | None, design: Design, mirror: Mirror | None
+) -> Callable[[Commit], None]:
+    """Return what `make_commit` does; what has become whole is copied to the mirror, if any."""
+    if claim is None:
+        return _never_called
+    commit = make_commit(claim, design)
+    if mirror is None:
+        return commit
+
+    def committed(cut: Commit) -> None:
+        commit(cut)
+        mirror.committed(cut.tag)
+
+    return committed
+
+
+@contextmanager
+def _mirrored(
+    records: _Records, design: Design, folder: Path | None, *, keep: bool, resume: bool
+) -> Iterator[Mirror | None]:
+    """Begin the copy of the run's folder at `run.store`, if there is to be one. Raises as
+    `Mirror.begin`, and `ConfigError` for a run that keeps nothing on disk."""
+    chosen = design.experiment
+    url = chosen.run.store
+    if not url:
+        yield None
+        return
+    if folder is None or not keep:
+        raise ConfigError(
+            f"run.store {url}: a copy of the run's folder needs one; name it with --out (in Python "
+            "out=…)"
+        )
+    mirror = Mirror(folder, url, chosen.checkpoint.keep, records.note)
+    mirror.begin(resumed=resume)
+    try:
+        yield mirror
+    finally:
+        mirror.settle()
+
+
+def _conclude(
+    claim: Claim | None, design: Design, summary: dict[str, Any], mirror: Mirror | None
+) -> None:
+    """Write what the folder of a complete run, if any, holds besides its records, and finish its
+    mirror."""
     if claim is None:
         return
     claim.check()
     write_summary(claim.folder, summary)
     write_model(claim.folder, design.experiment, summary)
+    if mirror is not None:
+        mirror.finish()
 
 
 def _beginning(design: Design, folder: Path | None, recorder: Recorder) -> Beginning:
     """Find out from where the run in `folder` goes on."""
     assert folder is not None, "a run without a folder can't be resumed"
+    recorded = list(recorder.history)
     beginning = find_beginning(folder, design, recorder.history, recorder.trained_s)
     beginning.ledger.updates = recorder.updates
+    beginning.ledger.recorded = recorded
     return beginning
 
 
@@ -268,7 +324,9 @@ class _Records:
 
     def __call__(self, kind: str, values: Mapping[str, Any]) -> None:
         self._seen.add(kind)
-        self._recorder.record(kind, values)
+        if kind != "slices":  # they are for whoever watches now
+            self._recorder.record(kind, values)
+            log_incident(kind, values)
         # The ledger drops evaluations after the checkpoint, and thins out very many.
         if kind in ("round", "resumed", "resume"):
             self._recorder.history[:] = self._machine.ledger.history

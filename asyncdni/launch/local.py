@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import subprocess
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from asyncdni import logs
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import Interrupted, LaunchError, legible
 from asyncdni.files import check_file
 from asyncdni.handover import VARIABLE, Handover
 from asyncdni.imports import PATH_VARIABLE, Allowed, import_flags, path_of_this_process
 
-__all__ = ["LocalLauncher", "typed_command", "worker_command"]
+__all__ = ["LocalLauncher", "own_command", "typed_command", "worker_command"]
 
 #: The file that a worker process runs first.
 _ENTRY = Path(__file__).with_name("entry.py")
@@ -39,6 +41,9 @@ _LINE_CHARACTERS = 1000
 _GRACE_S = 10.0
 #: How long they may take after an error. Most have nothing left to save.
 _ERROR_GRACE_S = 0.5
+#: How long workers may take to leave whom a second signal has told to, and how long after the first
+#: one that signal is no longer taken for the same request.
+_LEAVE_S, _SIGNALS_APART_S = 3.0, 0.4
 _TAIL_BYTES = 4096
 #: How long to wait for a killed process to end. One that waits for a disk may never end.
 _KILL_S = 2.0
@@ -49,12 +54,16 @@ _STOPPED, _RUNNABLE = frozenset("Tt"), frozenset("RD")
 _STARVED_BELOW = 0.5
 
 
+def own_command(words: Sequence[str]) -> list[str]:
+    """Return the command line of another process of this program, run by this process's Python."""
+    flags = [flag for name, flag in _WORLD_FLAGS.items() if getattr(sys.flags, name)]
+    return [sys.executable, "-P", *flags, str(_ENTRY), *words]
+
+
 def worker_command(stage: str, coordinator: str, *, allow_import: Allowed = False) -> list[str]:
     """Return the command line of one worker, run by this process's Python."""
-    flags = [flag for name, flag in _WORLD_FLAGS.items() if getattr(sys.flags, name)]
-    command = [sys.executable, "-P", *flags, str(_ENTRY), "worker"]
-    command += ["--stage", stage, "--coordinator", coordinator]
-    return [*command, *import_flags(allow_import)]
+    words = ["worker", "--stage", stage, "--coordinator", coordinator]
+    return own_command([*words, *import_flags(allow_import), *logs.flags()])
 
 
 @dataclass(slots=True)
@@ -140,6 +149,23 @@ class LocalLauncher:
                 ended.append((name, code, self._last_lines(name, one.log_start)))
         return ended
 
+    def running(self) -> list[str]:
+        """Return the workers whose process lives."""
+        return [name for name, one in self._processes.items() if one.process.poll() is None]
+
+    def let_leave(self) -> None:
+        """Have all workers keep what they have learned and leave, where nobody else tells them to;
+        those that take too long are killed."""
+        for _ in range(2):  # workers leave the first one to their coordinator
+            for one in self._processes.values():
+                one.process.terminate()
+            time.sleep(_SIGNALS_APART_S)
+        self.stop(_LEAVE_S)
+
+    def moves(self) -> list[tuple[str, str]]:
+        """Return nothing: on one machine all workers stay where they are."""
+        return []
+
     def stop(self, grace_s: float) -> None:
         """Wait up to `grace_s` for all workers to leave, then kill them; Ctrl-C ends the wait."""
         deadline = time.monotonic() + grace_s
@@ -190,7 +216,8 @@ class LocalLauncher:
                 text = log.read().decode(errors="replace")
         except OSError:
             return ""
-        lines = text.strip().splitlines()[-_LAST_LINES:]
+        said = [logs.parsed(line) for line in text.strip().splitlines()]
+        lines = [words for level, words in said if level >= logging.WARNING][-_LAST_LINES:]
         return " | ".join(legible(line, _LINE_CHARACTERS) for line in lines)
 
 

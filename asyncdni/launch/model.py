@@ -101,11 +101,16 @@ def _check_known(options: Mapping[str, Any]) -> None:
 def _two_sets(data: object) -> tuple[Any, Any]:
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise ConfigError(
-            f"data is a {type(data).__name__}, expected (training set, test set), or a dict of the "
-            "arrays x_train, y_train, x_test and y_test"
+            f"data is a {_kind(data)}, expected (training set, test set), or a dict of the arrays "
+            "x_train, y_train, x_test and y_test"
         )
     train, test = data
     return data_set_of(train), data_set_of(test)
+
+
+def _kind(data: object) -> str:
+    items = f" of {len(data)}" if isinstance(data, tuple | list) else ""
+    return f"{type(data).__name__}{items}"
 
 
 def _width(structure: nn.Module, shape: tuple[int, ...], given: Sequence[Field]) -> int:

@@ -38,6 +38,7 @@ from asyncdni.plan.build import Design, check_targets, make_design
 from asyncdni.report.tensorboard import EventFiles
 from asyncdni.report.traces import merged_at_end
 from asyncdni.store.given import begin_with
+from asyncdni.store.mirror import run_here
 from asyncdni.store.resume import changed_experiment, is_complete
 from asyncdni.store.run import ARRAYS, Result, load_weights, open_run
 from asyncdni.wire.address import holds_sockets, private_folder
@@ -161,6 +162,7 @@ def train(
             "STAGE.0.weight" such as `Result.weights`; kept as DIR/init.
         resume: the folder of a run that goes on, in place of `source`, `data`, `init` and `out`:
             from its newest whole checkpoint, or newer snapshots. One that is complete is only read.
+            Of a run at a URL (`run.store`) a copy goes on, in a new folder in runs/.
         observers: called with every record while the run goes on.
         callbacks: objects with methods such as `on_evaluation`: see `asyncdni.Callback`.
         progress: show the run while it goes on, where standard output is a terminal or a notebook.
@@ -186,8 +188,9 @@ def train(
         if resume is None:
             job = _new_job(stack, set, module, **given, init=init, metrics=metrics)
         else:
+            resume = run_here(resume)
             job = _resumed_job(resume, set, **given, init=init, metrics=metrics)
-            if is_complete(Path(resume), job.experiment):
+            if is_complete(resume, job.experiment):
                 return open_run(resume)
         ways = {"progress": progress, "trace": trace, "tensorboard": tensorboard}
         return _trained(stack, job, observers, callbacks, as_allowed(allow_import), **ways)

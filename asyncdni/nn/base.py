@@ -16,6 +16,7 @@ sample; the optimizer's caller divides by the number of samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -151,6 +152,24 @@ def rows(slot: Slot, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
     if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:] or kept.dtype != dtype:
         kept = slot[name] = np.empty(shape, dtype)
     return kept if len(kept) == shape[0] else kept[: shape[0]]
+
+
+def fits(shape: tuple[int, ...], expected: tuple[int, ...], varying: bool) -> bool:
+    """Return whether a sample may have this shape: the expected one, or with `varying` one of fewer
+    steps, but at least one."""
+    if not varying or shape == expected:
+        return shape == expected
+    return len(shape) == len(expected) and shape[1:] == expected[1:] and 0 < shape[0] < expected[0]
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an array with arbitrary contents that begins at a multiple of 64 bytes: the last bits
+    of matrix products do not depend on where its memory happens to be then, and PyTorch takes it
+    without a copy."""
+    count = math.prod(shape) * dtype.itemsize
+    room = np.empty(count + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + count].view(dtype).reshape(shape)
 
 
 def slices(count: int, step: int) -> Iterator[slice]:

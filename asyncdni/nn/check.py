@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from asyncdni.errors import ConfigError, DataError
-from asyncdni.nn.base import Array, Layer, Slot
+from asyncdni.nn.base import Array, Layer, Slot, fits
 from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.streams import layer_streams, stream
 
@@ -42,11 +42,17 @@ class FirstBatch:
     """
 
     def __init__(
-        self, names: Sequence[str], shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]
+        self,
+        names: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+        dtype: np.dtype[Any],
+        varying: tuple[bool, bool] = (False, False),
     ) -> None:
         """`names` are those of the layers, for messages; `shapes` are those of one sample before,
-        between and after them."""
+        between and after them; `varying`: whether the first axis of the first and of the last of
+        these is the batch's length, of which they have the most."""
         self._names, self._shapes, self._dtype = names, shapes, dtype
+        self._varying = {0: varying[0], len(names): varying[1]}
         self.outputs = set(range(len(names)))
         self.gradients = set(range(len(names)))
 
@@ -56,7 +62,7 @@ class FirstBatch:
         it is sent on."""
         self.outputs.discard(i)
         what = f"{self._names[i]}: its forward returned"
-        shape = (samples, *self._shapes[i + 1])
+        shape = self._shape(i + 1, y, samples)
         _check_array(y, shape, self._dtype, what, sent=i == len(self._names) - 1)
 
     def check_gradient(self, i: int, grad: Any, samples: int) -> None:
@@ -64,7 +70,13 @@ class FirstBatch:
         shape of its inputs and the run's dtype; that of the first layer must be in C order too."""
         self.gradients.discard(i)
         what = f"{self._names[i]}: its backward returned"
-        _check_array(grad, (samples, *self._shapes[i]), self._dtype, what, sent=i == 0)
+        _check_array(grad, self._shape(i, grad, samples), self._dtype, what, sent=i == 0)
+
+    def _shape(self, place: int, found: Any, samples: int) -> tuple[int, ...]:
+        """The shape that an array must have, given the one that was found."""
+        shape, varying = self._shapes[place], self._varying.get(place, False)
+        own = tuple(np.shape(found)[1:])
+        return (samples, *(own if fits(own, shape, varying) else shape))
 
 
 def _check_array(

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from asyncdni.errors import ConfigError, NumericalError
-from asyncdni.nn.base import Array, Layer
+from asyncdni.nn.base import Array, Layer, aligned_empty
 
 __all__ = [
     "RATES",
@@ -193,7 +192,7 @@ def _flatten(owners: Sequence[dict[str, Array]]) -> Array:
     arrays = [array for owner in owners for array in owner.values()]
     flat = np.empty(0)
     if arrays:
-        flat = _aligned(sum(array.size for array in arrays), arrays[0].dtype)
+        flat = aligned_empty((sum(array.size for array in arrays),), arrays[0].dtype)
         np.concatenate([array.ravel() for array in arrays], out=flat)
     start = 0
     for owner in owners:
@@ -201,14 +200,6 @@ def _flatten(owners: Sequence[dict[str, Array]]) -> Array:
             owner[name] = flat[start : start + array.size].reshape(array.shape)
             start += array.size
     return flat
-
-
-def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
-    """Return a vector that begins at a multiple of 64 bytes, so that the last bits of matrix
-    products do not depend on where its memory happens to be."""
-    room = np.empty(size * dtype.itemsize + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    return room[start : start + size * dtype.itemsize].view(dtype)
 
 
 def _block_size(size: int) -> int:

@@ -2,18 +2,22 @@
 
 A worker is killed as a fault would kill it; the coordinator finds that out and starts it again, as
 it always does. A paused one is stopped by the system until it is let go on; one that is paused for
-longer than the run's limit on silence counts as dead, and is started again too.
+longer than the run's limit on silence counts as dead, and is started again too. Workers and links
+are made slow as `[slow]` and `[links]` of the experiment would make them, through the coordinator.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+from collections.abc import Mapping
+from typing import Any
 
-from asyncdni.errors import ConfigError, LaunchError
+from asyncdni.errors import ConfigError, LaunchError, legible
 from asyncdni.page.state import RunState
 
-__all__ = ["ACTIONS", "act", "check_controls"]
+__all__ = ["ACTIONS", "CONDITIONS", "act", "check_controls", "slow_down"]
 
 #: By name of the action: the signal, what has been done by it, and the state of the worker then.
 ACTIONS = {
@@ -21,6 +25,10 @@ ACTIONS = {
     "pause": (signal.SIGSTOP, "paused from the page", "paused"),
     "go on": (signal.SIGCONT, "goes on, as asked for on the page", "waiting"),
 }
+
+
+#: By name of the action: the key of its number, and the least and greatest it may be.
+CONDITIONS = {"slow": ("factor", 1.0, 50.0), "delay": ("latency_s", 0.0, 1.0)}
 
 
 def check_controls() -> None:
@@ -42,6 +50,29 @@ def act(run: RunState, worker: str, action: str) -> None:
     number, text, state = ACTIONS[action]
     os.kill(process.pid, number)
     run.said(worker, f"{worker} {text}", state=state)
+
+
+def slow_down(run: RunState, worker: str, action: str, asked: Mapping[str, Any]) -> None:
+    """Do one of `CONDITIONS`: have a worker take `factor` times as long for each op (1: no longer
+    slow), or messages on its link to the worker `to` take `latency_s` longer each way (0: no
+    longer).
+
+    Raises `ConfigError` for another number than may be, or a link that is none.
+    """
+    key, least, most = CONDITIONS[action]
+    number = asked.get(key)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        number = math.nan
+    if not least <= number <= most:
+        expected = f"expected a number from {least:g} to {most:g}"
+        raise ConfigError(f"{action}: {key} is {str(asked.get(key))[:20]}, {expected}")
+    if action == "slow":
+        run.slow_down(worker, float(number))
+        return
+    other = str(asked.get("to"))
+    if (worker, other) not in run.links:
+        raise ConfigError(f"delay: there is no link from {worker} to {legible(other, 64)}")
+    run.delay(worker, other, float(number))
 
 
 def _is_living_child(pid: int) -> bool:

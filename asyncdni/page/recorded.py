@@ -16,7 +16,6 @@ from asyncdni.imports import Allowed
 from asyncdni.page.state import POINTS, RunState
 from asyncdni.plan.build import Design, make_design
 from asyncdni.report.records import Recorder, recorded
-from asyncdni.report.timeline import COLOURS
 from asyncdni.report.traces import (
     GRADIENT,
     OP,
@@ -102,8 +101,8 @@ def timeline(run: RunState, begin_s: float, length_s: float) -> dict[str, Any]:
     after its first op on, as JSON.
 
     Each worker's boxes are [name of the op, batch, start, end], its waits [start, end], in seconds
-    after `begin_s`; arrows are [whether a gradient, sender, receiver, start, end], with numbers of
-    workers. Raises `CheckpointError` for a run without traces.
+    after `begin_s`; arrows are [whether a gradient, sender, receiver, start, end, batch], with
+    numbers of workers. Raises `CheckpointError` for a run without traces.
     """
     if run.folder is None or not run.traced:
         raise CheckpointError(f"{run.title} has no timeline: train with --trace")
@@ -116,13 +115,12 @@ def timeline(run: RunState, begin_s: float, length_s: float) -> dict[str, Any]:
     length_s = min(_LENGTH_MAX_S, whole_s, max(1e-4, length_s if length_s > 0 else 0.0))
     begin_s = min(max(0.0, begin_s if begin_s > 0 else 0.0), max(0.0, whole_s - length_s))
     zero_s, end_s = first + begin_s, first + begin_s + length_s
-    used = sorted({name for trace in traces for name in trace.names if name in COLOURS})
+    used = {name for trace in traces for name in trace.names}
     return {
         "begin_s": begin_s,
         "length_s": length_s,
         "whole_s": whole_s,
-        "names": {name: OP_NAMES.get(name, name) for name in COLOURS if name in used},
-        "colours": {name: COLOURS[name] for name in used},
+        "names": {name: OP_NAMES[name] for name in OP_NAMES if name in used},
         "workers": [_row(trace, zero_s, end_s) for trace in traces],
         "arrows": _arrows(traces, zero_s, end_s),
     }
@@ -159,9 +157,10 @@ def _arrows(traces: list[WorkerTrace], zero_s: float, end_s: float) -> list[list
         sent = traces[link.sender].events["start_s"][link.sent]
         received = traces[link.receiver].events["start_s"][link.received]
         inside = (received > zero_s) & (sent < end_s)
-        for a, b in zip(sent[inside].tolist(), received[inside].tolist(), strict=True):
+        batches = traces[link.sender].events["batch"][link.sent][inside].tolist()
+        for a, b, batch in zip(sent[inside], received[inside], batches, strict=True):
             if len(found) >= _ARROWS_MAX:
                 return found
-            times = [round(a - zero_s, 7), round(b - zero_s, 7)]
-            found.append([link.kind == GRADIENT, link.sender, link.receiver, *times])
+            times = [round(float(a - zero_s), 7), round(float(b - zero_s), 7)]
+            found.append([link.kind == GRADIENT, link.sender, link.receiver, *times, batch])
     return found

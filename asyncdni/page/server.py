@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from asyncdni.errors import AsyncDNIError, ConfigError, Interrupted, LaunchError
-from asyncdni.page.controls import ACTIONS, act, check_controls
+from asyncdni.page.controls import ACTIONS, CONDITIONS, act, check_controls, slow_down
 from asyncdni.page.gate import Gate, Rules, is_loopback
 from asyncdni.page.metrics import exposition
 from asyncdni.page.recorded import last_lines, timeline
@@ -213,7 +213,8 @@ def make_app(runs: Runs, rules: Rules, *, controls: bool, closing: threading.Eve
 
 
 async def _explained(_: Request, error: Exception) -> Response:
-    return PlainTextResponse(f"{error}\n", status_code=409)
+    status = 400 if isinstance(error, ConfigError) else 409
+    return PlainTextResponse(f"{error}\n", status_code=status)
 
 
 class _Site:
@@ -251,6 +252,7 @@ class _Site:
 
     async def _news(self) -> AsyncIterator[str]:
         self._streams += 1
+        self._runs.watched(1)
         try:
             seen: dict[int, tuple[int, int]] = {}  # of each run: its changes, and the last number
             silent_s = 0.0
@@ -269,6 +271,7 @@ class _Site:
                 await asyncio.sleep(_NEWS_EVERY_S)
         finally:
             self._streams -= 1
+            self._runs.watched(-1)
 
     def _new(self, seen: dict[int, tuple[int, int]]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the news of each run that has changed, and note that they have been `seen`."""
@@ -326,11 +329,14 @@ class _Site:
             worker, action = str(asked["worker"]), str(asked["action"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return PlainTextResponse("expected run, worker and action\n", status_code=400)
-        if run is None or worker not in run.workers or action not in ACTIONS:
+        if run is None or worker not in run.workers or action not in {**ACTIONS, **CONDITIONS}:
             return _unknown("run, worker or action")
         if not run.live:
             raise LaunchError("the run has ended")
-        act(run, worker, action)
+        if action in ACTIONS:
+            act(run, worker, action)
+        else:
+            slow_down(run, worker, action, asked)
         return JSONResponse({})
 
 

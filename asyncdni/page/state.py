@@ -10,22 +10,26 @@ from __future__ import annotations
 import math
 import socket
 import threading
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from asyncdni.core.counts import EDGE_NAMES, read_distribution
+from asyncdni.core.slices import OPS_MAX, SLICE_S
 from asyncdni.errors import legible
-from asyncdni.launch.display import facts, guard_line, incident_line, measure
-from asyncdni.messages import DATA
+from asyncdni.launch.display import facts, measure
+from asyncdni.launch.incidents import guard_line, incident_line
+from asyncdni.messages import DATA, Steer
 from asyncdni.plan.build import Design
 from asyncdni.plan.describe import layer_text, shape_text
 from asyncdni.plan.plan import Group
 from asyncdni.plan.rules import lag_bounds
 from asyncdni.report.records import Recorder
 from asyncdni.report.tensorboard import stage_scalars
+from asyncdni.report.traces import OP_NAMES
 
 __all__ = ["COLUMNS", "POINTS", "TICK_S", "Process", "RunState", "Runs"]
 
@@ -37,6 +41,9 @@ POINTS, _POINTS_MAX, _POINTS_MIN = 16_384, 512, 32
 _EVENTS_MAX = 500
 _PROGRESS_EVERY_S = 0.25
 _EVALUATIONS_MAX = 1000
+#: Of each worker so many slices are kept for a browser that comes later. All workers together send
+#: so many ops of a slice, but each of them no fewer than the least number: see `core.slices`.
+_SLICES_KEPT, _SLICE_OPS, _SLICE_OPS_MIN = 20, 4096, 32
 _TEXT_MAX = 2000  # characters of an event's text
 _DIGITS = 5  # significant ones of numbers in curves
 
@@ -94,6 +101,8 @@ class _Worker:
     process: Process | None = None
     parameters: int | None = None
     restarts: int = 0
+    factor: float = 1.0  # how slow it is made from the page
+    latency_s: dict[str, float] = field(default_factory=dict)  # added to messages, by receiver
     replaced: bool = False  # whether an earlier process of it has died
     heard_s: float | None = None  # when the last report came
     before: Values | None = field(default_factory=dict)  # the last report; None: of a new process
@@ -137,6 +146,10 @@ class RunState:
         self._step = 1  # ticks between two points
         self._evaluations: list[list[Any]] = []
         self._events: deque[list[Any]] = deque(maxlen=_EVENTS_MAX)
+        self._slices: deque[tuple[int, str, list[int]]] = deque()  # with their numbers and workers
+        self._zero_s: float | None = None  # when the run began, on the clock of slices
+        self._watched = False  # whether somebody sees them
+        self._unasked = False  # the workers have not been asked for what there is to be shown
 
     # --- records in ------------------------------------------------------------------------------
 
@@ -155,6 +168,8 @@ class RunState:
                 self._report(self._workers[name], values["values"], recorder.reports[name])
             elif kind == "evaluation":
                 self._evaluation(values)
+            elif kind == "slices":
+                self._add_slices(values)
             # With many workers reports come much faster than anybody looks at the whole run.
             due = kind == "report" and self._now_s >= self._progress_s + _PROGRESS_EVERY_S
             if due or kind in ("evaluation", "start"):
@@ -173,6 +188,41 @@ class RunState:
                 worker.process = None
             if text:
                 self._event(phase, "", text)
+
+    # --- what is asked of workers ----------------------------------------------------------------
+
+    def watch(self, watched: bool) -> None:
+        """Note whether anybody sees the run."""
+        with self._lock:
+            self._unasked = self._unasked or watched != self._watched
+            self._watched = watched
+
+    def steers(self) -> Mapping[str, Steer]:
+        """Return what is asked anew of workers since the last call, by name."""
+        if not self._unasked:
+            return {}
+        with self._lock:
+            self._unasked = not self._workers
+            return {name: self._steer(worker) for name, worker in self._workers.items()}
+
+    def _steer(self, worker: _Worker) -> Steer:
+        ops = max(_SLICE_OPS_MIN, min(OPS_MAX, _SLICE_OPS // len(self._workers)))
+        return Steer(ops if self._watched else 0, worker.factor, dict(worker.latency_s))
+
+    def slow_down(self, worker: str, factor: float) -> None:
+        """Have each op of a worker take `factor` times as long; 1: as the experiment says."""
+        with self._lock:
+            self._workers[worker].factor = factor
+            self._unasked = True
+            self._changes += 1
+
+    def delay(self, worker: str, other: str, latency_s: float) -> None:
+        """Have messages between two workers take `latency_s` longer, each way."""
+        with self._lock:
+            self._workers[worker].latency_s[other] = latency_s
+            self._workers[other].latency_s[worker] = latency_s
+            self._unasked = True
+            self._changes += 1
 
     def said(self, worker: str, text: str, *, state: str = "") -> None:
         """Note what a control has done to a worker, and the state that puts it in."""
@@ -199,7 +249,7 @@ class RunState:
                 one.before = one.at_point = None
         elif worker is not None:
             _note_worker(worker, kind, values)
-            if kind == "lost":
+            if kind in ("lost", "moved"):
                 self._interrupt(worker)
         text = _text(kind, values)
         if text:
@@ -278,6 +328,25 @@ class RunState:
                 first.setdefault(at, [number, at, *rest])
             worker.points = list(first.values())
 
+    def _add_slices(self, values: Values) -> None:
+        if self._zero_s is None:
+            self._zero_s = time.time() - self._now_s
+        for one in values["slices"]:
+            self._number += 1
+            self._slices.append((self._number, values["stage"], one))
+        while len(self._slices) > _SLICES_KEPT * len(self._workers):
+            self._slices.popleft()
+
+    def _new_slices(self, since: int) -> list[list[Any]]:
+        """Return the slices numbered above `since`: their worker, when they begin, until when all
+        ops are in them, both in seconds since the run began, and the numbers of their ops."""
+        found = []
+        for number, worker, (slice_number, until_us, *ops) in self._slices:
+            if number > since:
+                begin_s = slice_number * SLICE_S - (self._zero_s or 0.0)
+                found.append([worker, round(begin_s, 6), until_us / 1e6, ops])
+        return found
+
     def _evaluation(self, values: Values) -> None:
         self._number += 1
         kept = [values["samples"], _number(values["accuracy"]), _number(values["loss"])]
@@ -315,6 +384,7 @@ class RunState:
                 },
                 "evaluations": _after(self._evaluations, since),
                 "events": _after(self._events, since),
+                "slices": self._new_slices(since),
             }
             return found if since else {**found, "network": self._network}
 
@@ -328,6 +398,11 @@ class RunState:
         """The names of the run's workers."""
         return tuple(self._workers)
 
+    @property
+    def links(self) -> Collection[tuple[str, str]]:
+        """The links of the network, from a worker to a worker that takes its activations."""
+        return {(link["from"], link["to"]) for link in self._network.get("links", ())}
+
     def process(self, worker: str) -> Process | None:
         """Return the present process of a worker; None if it has none, or is unknown."""
         with self._lock:
@@ -340,9 +415,17 @@ class Runs:
 
     def __init__(self) -> None:
         self._runs: list[RunState] = []
+        self._watchers = 0
 
     def add(self, run: RunState) -> None:
         self._runs.append(run)
+        run.watch(self._watchers > 0)
+
+    def watched(self, more: int) -> None:
+        """Note that so many browsers more look at the runs, or fewer."""
+        self._watchers += more
+        for run in self._runs:
+            run.watch(self._watchers > 0)
 
     @property
     def all(self) -> Sequence[RunState]:
@@ -365,7 +448,7 @@ def _note_worker(worker: _Worker, kind: str, values: Values) -> None:
             worker.state, worker.before, worker.at_point = "catching up", None, None
     elif kind == "ready":
         worker.parameters = values["parameters"]
-    elif kind == "lost":
+    elif kind in ("lost", "moved"):
         worker.state, worker.process, worker.replaced = "down", None, True
     elif kind == "launch":
         worker.restarts += 1
@@ -400,6 +483,8 @@ def _shown(worker: _Worker) -> dict[str, Any]:
         "pid": process.pid if process is not None else None,
         "parameters": worker.parameters,
         "restarts": worker.restarts,
+        "factor": worker.factor,
+        "latency_s": dict(worker.latency_s),
         "heard_s": None if worker.heard_s is None else round(worker.heard_s, 2),
         **worker.now,
     }
@@ -468,6 +553,7 @@ def _network(design: Design) -> dict[str, Any]:
     return {
         "facts": facts(design),
         "columns": list(COLUMNS),
+        "ops": OP_NAMES,
         "tick_s": TICK_S,
         "data": f"{design.experiment.data.tag}, {shape_text(design.network.data_shape)}",
         "workers": [_described(design, group) for group in plan.groups],

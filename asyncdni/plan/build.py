@@ -45,6 +45,7 @@ from asyncdni.plan.checks import check_rules
 from asyncdni.plan.conditions import check_conditions, link_encodings, neighbours
 from asyncdni.plan.model import (
     check_fields,
+    check_lengths,
     check_losses,
     check_steps,
     check_torch,
@@ -238,6 +239,7 @@ def make_design(
     check_steps(network, plan)
     check_conditions(parsed, plan)
     check_rules(parsed, plan)
+    check_lengths(parsed, network, plan, meta)
     check_messages(parsed, network, plan, meta, allow_import=allow_import)
     for every in (cut_every_s, snapshot_every_s):
         every(parsed.checkpoint)
@@ -291,8 +293,12 @@ def _seeded_stage(design: Design, group: Group) -> NumpyStage:
             allow_import=design.allow_import,
             streams=design.experiment.data.batch_size if "first" in design.meta.context else None,
             empty=design.init is not None and node.name in design.init,
-            autocast=run.autocast is not None,
-            compile=run.compile,
+            computing={
+                "autocast": run.autocast is not None,
+                "compile": run.compile,
+                "device": run.device,
+                "number": group.index,
+            },
             metrics=find_metrics(design) if node is design.network.judged else (),
         )
         for node in group.members
@@ -482,9 +488,10 @@ def make_roster(
     launched: bool = True,
     consults: bool = False,
     resume: str = "",
+    succeeds: bool = False,
 ) -> Roster:
     """Make what the coordinator knows about the run; for `launched`, `consults` and `resume` see
-    `Roster`."""
+    `Roster`. `succeeds`: another one has had the same run before."""
     plan, limits, chosen = design.plan, design.experiment.limits, design.experiment
     return Roster(
         workers=tuple(group.name for group in plan.groups),
@@ -502,11 +509,13 @@ def make_roster(
         silence_s=limits.silence_s,
         stuck_s=limits.stuck_s,
         restarts=chosen.recovery.restarts,
+        takes_back=succeeds and chosen.recovery.coordinator_s > 0,
         learns_alone=learns_alone(plan),
         rolls_back=chosen.numbers.policy == "roll_back",
         cut_every_s=cut_every_s(chosen.checkpoint),
         cut_positions=frozenset(plan.cuts),
         batches=plan.batches,
+        barriers=tuple(plan.barriers),
         groups=Groups(plan.per_update, plan.batches_per_epoch),
         rate=partial(_rate, design),
         consults=consults,

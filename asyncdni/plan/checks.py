@@ -31,6 +31,11 @@ def check_rules(experiment: config.Experiment, plan: Plan) -> None:
     other or the network."""
     _refuse_first(experiment.schedule.conflicts())
     _check_own(experiment, plan)
+    _refuse(
+        experiment.run.evaluate == "behind" and experiment.schedule.synchronous,
+        f"run.evaluate: 'behind' is for schedules whose stages do not wait for one another, and "
+        f"{experiment.schedule.tag} is none of them; expected 'drained'",
+    )
     for group in plan.groups:
         own = group.schedule
         _refuse_first(own.conflicts())

@@ -66,7 +66,7 @@ def describe(network: Network, *, allow_import: Allowed = False) -> str:
             own = parameters(node, allow_import=allow_import)
             count, total = f"{own:,}", total + own
         layers = ", ".join(map(layer_text, node.layers))
-        output = shape_text(node.output_shape)
+        output = shape_text(node.output_shape, node.varying)
         rows.append((node.name, _inputs(node), layers, output, node.loss or "-", count))
     rows.append(("total", "", "", "", "", f"{total:,}"))
     return _aligned(rows)
@@ -80,7 +80,8 @@ def describe_workers(design: Design) -> str:
         models = models_of(design, group)
         sends, to = "-", "-"
         if group.exit is not None:
-            shape = shape_text(design.network.node(group.exit).output_shape)
+            node = design.network.node(group.exit)
+            shape = shape_text(node.output_shape, node.varying)
             sends, to = f"{group.exit} {shape}", ", ".join(group.consumers)
         titles = ", ".join(model.title for model in models) or "-"
         total = f"{sum(model.parameters for model in models):,}"
@@ -216,9 +217,9 @@ def layer_text(spec: LayerSpec) -> str:
     return " ".join([name, *(f"{key}={_option(value)}" for key, value in options.items())])
 
 
-def shape_text(shape: Shape) -> str:
-    """Write a shape as `16 x 14 x 14`, or `scalar`."""
-    return " x ".join(map(str, shape)) or "scalar"
+def shape_text(shape: Shape, varying: bool = False) -> str:
+    """Write a shape as `16 x 14 x 14`, or `scalar`; with `varying` as `up to 16 x 14`."""
+    return ("up to " if varying else "") + (" x ".join(map(str, shape)) or "scalar")
 
 
 def _inputs(node: Node) -> str:

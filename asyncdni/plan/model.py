@@ -30,6 +30,7 @@ from asyncdni.messages import DATA
 from asyncdni.network import Network, Node
 from asyncdni.nn.layers import is_module
 from asyncdni.nn.losses import LOSSES, is_own
+from asyncdni.plan.conditions import link_encodings
 from asyncdni.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "arrays_by_stage",
     "check_cut",
     "check_fields",
+    "check_lengths",
     "check_losses",
     "check_steps",
     "check_torch",
@@ -95,8 +97,10 @@ def check_torch_options(chosen: config.Experiment, *, allow_import: Allowed = Fa
     """Raise `ConfigError` for an optimizer of PyTorch that is unknown, refuses its options, or has
     no PyTorch to come from; and for ways to compute that no stage has."""
     layers = [layer for stage in chosen.stages for layer in stage.layers]
-    for option in ("autocast", "compile"):
-        if getattr(chosen.run, option) and not any(map(is_module, layers)):
+    asked = {"autocast": chosen.run.autocast, "compile": chosen.run.compile}
+    asked["device"] = chosen.run.device == "cuda"
+    for option, wanted in asked.items():
+        if wanted and not any(map(is_module, layers)):
             raise ConfigError(
                 f"run.{option} is for stages written in PyTorch, and this network has none; leave "
                 "it out"
@@ -191,8 +195,12 @@ def _stage_name(submodule: str) -> str:
 def _form(meta: Meta) -> list[Any]:
     """The form of a sample, as a part says it: see `nn.torch.fields.fields_of`."""
     if not meta.fields:
-        return list(meta.input_shape)
-    return [[one.name, one.kind, list(one.shape)] for one in meta.fields]
+        return _signed(meta.input_shape, meta)
+    return [[one.name, one.kind, _signed(one.shape, meta)] for one in meta.fields]
+
+
+def _signed(shape: tuple[int, ...], meta: Meta) -> list[int]:
+    return [-shape[0], *shape[1:]] if meta.varying else list(shape)
 
 
 def check_fields(network: Network, meta: Meta) -> None:
@@ -220,6 +228,43 @@ def check_steps(network: Network, plan: Plan) -> None:
                 "connection, as one row without steps; no generator or local head takes it where "
                 "each step has a target; cut elsewhere, leave the mask out (causal attention needs "
                 "none for padding at the end), or take locked, gpipe, 1f1b or delayed"
+            )
+
+
+def check_lengths(chosen: config.Experiment, network: Network, plan: Plan, meta: Meta) -> None:
+    """Raise `ConfigError` where batches differ in length, and a stage, a generator or an encoding
+    is made for one length."""
+    if not meta.varying:
+        return
+    cure = "or pad all samples to one length in the data set or its collate_fn"
+    for node in network.nodes:
+        if not _is_part(node):
+            raise ConfigError(
+                f"{node.place}: batches differ in length, which only a network of [model] takes; "
+                f"give the network as [model], {cure}"
+            )
+    for group in plan.groups:
+        if group.synthetic_inputs:
+            raise ConfigError(
+                f"{group.name}: batches differ in length, and a model of synthetic inputs predicts "
+                f"all steps of a sample at once; leave synthetic_inputs out, {cure}"
+            )
+        model = group.schedule.predictor
+        if group.exit is None or model is None or network.steps or model.in_torch:
+            continue
+        node = network.node(group.exit)
+        if node.varying:
+            raise ConfigError(
+                f"{node.place}: batches differ in length, and a {model.title} takes all steps of "
+                "a sample at once, as a sample has one target; take readout or a module of yours, "
+                f"{cure}"
+            )
+    for (sender, receiver), encoding in link_encodings(chosen, plan).items():
+        if encoding is not None and encoding.keeps_remainder:
+            raise ConfigError(
+                f"links from {sender} to {receiver}: batches differ in length, and this encoding "
+                "keeps what it has left out of each number for the next batch; take bfloat16 or "
+                f"float16, {cure}"
             )
 
 

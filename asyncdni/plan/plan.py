@@ -77,6 +77,7 @@ class Plan:
     barriers: tuple[int, ...]  # batch counts at which all workers drain; the last is the end
     cuts: tuple[int, ...] = ()  # those barriers at which a checkpoint is taken
     cut_barriers: tuple[int, ...] = ()  # those cuts at which no evaluation is made
+    marks: tuple[int, ...] = ()  # batches before which weights are copied: see `core.behind`
 
     def group_of(self, stage: str) -> Group:
         """Return the group with this declared stage; `KeyError` if there is none."""
@@ -123,6 +124,9 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
     evaluations = positions(run.evaluate_every, "run.evaluate_every")
     every = experiment.checkpoint.every
     cuts = () if isinstance(every, str) else positions(every, "checkpoint.every")
+    marks: tuple[int, ...] = ()
+    if run.evaluate == "behind":  # but the last one is of what training ends with
+        marks, evaluations = evaluations[:-1], evaluations[-1:]
     return Plan(
         groups=groups,
         host=readers[0].index,
@@ -139,6 +143,7 @@ def make_plan(experiment: config.Experiment, network: Network, meta: Meta) -> Pl
         barriers=tuple(sorted({*evaluations, *cuts})),
         cuts=cuts,
         cut_barriers=tuple(sorted({*cuts} - {*evaluations})),
+        marks=marks if meta.test_samples else (),
     )
 
 

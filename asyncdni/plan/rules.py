@@ -219,6 +219,7 @@ def make_position(plan: Plan, group: Group) -> Position:
         per_update=plan.per_update if hosts else 1,
         per_epoch=plan.batches_per_epoch if hosts else 0,
         test_batches=plan.test_batches if hosts else 0,
+        marks=plan.marks,
         rows=plan.rows,
     )
 

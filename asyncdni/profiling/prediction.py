@@ -243,16 +243,16 @@ def _medians(measured: Measurement) -> dict[str, dict[str, float]]:
 # --- inputs of the simulator ---------------------------------------------------------------------
 
 
-def costs_of(design: Design, prices: Prices) -> Costs:
-    """Return the cost of each op of each worker. Work that is no part of training, such as saving,
-    costs nothing."""
+def costs_of(design: Design, warm: Seconds, cold: Seconds) -> Costs:
+    """Return the cost of each op of each worker, from those of each stage with warm and with cold
+    caches. Work that is no part of training, such as saving, costs nothing."""
     measured: dict[str, dict[str, Span]] = {}
     for group in design.plan.groups:
-        warm, cold = (op_costs(group.members, one) for one in (prices.warm, prices.cold))
-        spans = {letter: _span(seconds, cold[letter]) for letter, seconds in warm.items()}
+        own, at_worst = (op_costs(group.members, one) for one in (warm, cold))
+        spans = {letter: _span(seconds, at_worst[letter]) for letter, seconds in own.items()}
         if group.index == design.plan.host:
-            home = _reader(prices)
-            spans["R"] = _span(prices.warm[home]["R"], prices.cold[home]["R"])
+            home = _reader(warm)
+            spans["R"] = _span(warm[home]["R"], cold[home]["R"])
         measured[group.name] = spans
     return Costs(measured=measured)
 
@@ -303,10 +303,10 @@ def _tensors(design: Design, prices: Prices) -> dict[tuple[str, str], int]:
     return found
 
 
-def _reader(prices: Prices) -> str:
+def _reader(seconds: Seconds) -> str:
     """Return the stage that read the data when ops were measured, with each stage in a worker of
     its own."""
-    return next(stage for stage, ops in prices.warm.items() if "R" in ops)
+    return next(stage for stage, ops in seconds.items() if "R" in ops)
 
 
 def _span(warm_s: float, cold_s: float) -> Span:
@@ -368,7 +368,7 @@ def predict(
     result = simulate(
         shortened,
         seed=design.experiment.run.seed,
-        costs=costs_of(design, prices),
+        costs=costs_of(design, prices.warm, prices.cold),
         links=links_of(design, prices),
         hosts=machines,
         maths=False,

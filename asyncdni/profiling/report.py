@@ -5,20 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from asyncdni import config
-from asyncdni.drivers.virtual.costs import SENDING
+from asyncdni.drivers.virtual.costs import SENDING, Costs
+from asyncdni.errors import ConfigError
+from asyncdni.files import read_file
 from asyncdni.network import Node
 from asyncdni.plan.build import Design
 from asyncdni.profiling.advice import best_split
 from asyncdni.profiling.measurement import WARM_UP, Measurement, schedules_of
-from asyncdni.profiling.prediction import Seconds, producers_of, worker_costs
+from asyncdni.profiling.prediction import Seconds, costs_of, producers_of, worker_costs
 from asyncdni.profiling.roofline import Arithmetic
 from asyncdni.report.breakdown import ceiling
 from asyncdni.report.machine import describe_machine
+from asyncdni.store.manifest import compare, identity
 
-__all__ = ["LEFT_OUT", "document"]
+__all__ = ["LEFT_OUT", "document", "read_costs"]
 
 #: The caveats of the figures, for the user.
 LEFT_OUT = (
@@ -47,6 +52,7 @@ def document(
     maker = _ReportMaker(design, measured, arithmetic, cores)
     return {
         "machine": describe_machine(),
+        "experiment": _priced(design),
         "cores": cores,
         "batch_size": design.plan.batch_size,
         "microbatches": design.experiment.schedule.microbatches,
@@ -60,6 +66,71 @@ def document(
         "splits": [maker.split(maker.best(count)) for count in workers],
         "left_out": list(LEFT_OUT),
     }
+
+
+# --- read again ----------------------------------------------------------------------------------
+
+
+class _Op(msgspec.Struct):
+    median_s: Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _Stage(msgspec.Struct):
+    name: str
+    ops: dict[str, _Op]
+
+
+class _Report(msgspec.Struct):
+    """What of a report other commands use."""
+
+    experiment: dict[str, Any]
+    stages: list[_Stage]
+
+
+def read_costs(path: str, design: Design) -> Costs:
+    """Return the costs of each op of each worker, from a report that was written to `path`.
+
+    Raises `ConfigError` for a file that is no report, or that of other stages, batches or dtypes;
+    and where an op of the schedule of `design` was not measured.
+    """
+    where = f"--profile {path}"
+    try:
+        found = msgspec.json.decode(read_file(path), type=_Report)
+    except OSError as error:
+        raise ConfigError(f"{where}: can't be read: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise ConfigError(
+            f"{where}: expected what `asyncdni profile FILE.toml --json {path}` writes: {error}"
+        ) from error
+    wrong = next(compare(found.experiment, _priced(design), of="the profile"), None)
+    if wrong is not None:
+        raise ConfigError(f"{where}: {wrong}; make a profile of this experiment")
+    seconds = {one.name: {key: op.median_s for key, op in one.ops.items()} for one in found.stages}
+    schedule = design.experiment.schedule
+    for group in design.plan.groups:
+        try:
+            worker_costs(group.members, seconds, schedule)
+        except KeyError as error:
+            name = schedule.__struct_config__.tag
+            raise ConfigError(
+                f"{where}: it has no op {error} of {group.name}, which {name} needs; make a "
+                f"profile with --set schedule.name={name}"
+            ) from error
+    return costs_of(design, seconds, seconds)
+
+
+def _priced(design: Design) -> dict[str, Any]:
+    """What the cost of an op depends on, beside the machine."""
+    known = identity(design.experiment, design.meta)
+    return {
+        "network": known["network"],
+        "data": {"batch_size": known["data"]["batch_size"], "shapes": known["data"]["shapes"]},
+        "run": {"dtype": known["run"]["dtype"]},
+        "schedule": known["schedule"],
+    }
+
+
+# --- its entries ---------------------------------------------------------------------------------
 
 
 class _ReportMaker:

@@ -11,8 +11,9 @@ evaluation, saved, cut      the test set was evaluated; weights, a checkpoint of
 lost, stuck                 a worker has died; nothing has moved for too long
 accused                     a worker was accused of breaking the protocol
 launch, waiting             a process is started; the user has to start one
-round, back                 all workers join anew; a lost worker has returned
-note                        a state could not be restored, or a link carries nothing
+moved                       a worker leaves at a barrier, to go on elsewhere
+round, back                 all workers join anew; a lost worker, or one that has moved, is there
+note                        a state could not be restored, a link carries nothing, a worker moves
 numbers                     numbers went wrong, and the run goes back to a checkpoint
 stopping                    the progress of a stop by the user
 resumed, changed            the run was resumed; a change of the experiment at that time
@@ -180,6 +181,8 @@ class RecordFile:
         if kind == "drained":
             self._leaves_out = not self._barriers.keeps(record["time_s"])
         leaves_out = self._leaves_out
+        if record.get("behind"):  # an evaluation behind the stream stands for a barrier
+            leaves_out = not self._barriers.keeps(record["time_s"])
         if kind == "evaluation":
             self._evaluation = [json.dumps(record)] if leaves_out else []
         elif kind == "resume":
@@ -459,6 +462,7 @@ STAGE_FIELDS = (
     *("generator_loss", "dropped", "late", "skipped", "skipped_updates", "skipped_fits"),
     *("missed", "replays", "fallbacks", "waiting", "window", "bytes_sent", "bytes_received"),
     *("messages", "snapshots", "snapshot_s", "readout_version", "readout_age"),
+    "readout_private",
 )
 
 #: Tallies that a stage's entry has as tables beside those fields, and whether they count whole
@@ -543,7 +547,8 @@ class Recorder:
         elif kind == "drained":
             self._add_segment()
         elif kind == "joined" and values["stage"] in self._processes:
-            self._processes[values["stage"]].joined()
+            if not values.get("again"):  # otherwise it is the same process
+                self._processes[values["stage"]].joined()
         elif kind == "report" and values["stage"] in self._processes:
             self._report(values["stage"], values["values"])
         elif kind == "guard":
@@ -551,12 +556,13 @@ class Recorder:
         elif kind == "changed":
             self.changes.append({key: values[key] for key in _CHANGE})
         elif kind == "evaluation":
-            self.trained_s = float(values["train_s"])  # so far, also over barriers left out
-            if self._training_since_s is not None:
-                self._training_since_s = values["time_s"]
-            batches = {"batches": values["batches"]} if "batches" in values else {}
+            if not values.get("behind"):
+                self.trained_s = float(values["train_s"])  # so far, also over barriers left out
+                if self._training_since_s is not None:
+                    self._training_since_s = values["time_s"]
+            more = {key: values[key] for key in ("batches", "behind") if key in values}
             later = {key: values[key] for key in _LATER if key in values}
-            self.history.append(batches | {key: values[key] for key in _EVALUATION} | later)
+            self.history.append(more | {key: values[key] for key in _EVALUATION} | later)
 
     def _add_segment(self) -> None:
         """End a stretch of training at the last record."""

@@ -244,6 +244,7 @@ COLOURS = {
     "S": "#b98fa8",
     "R": "#a8a8a8",
     "E": "#6f8f8f",
+    "H": "#4f6f6f",
 }
 _UNKNOWN = "#000000"
 _GROUND = "#f1f1f1"

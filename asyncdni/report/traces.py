@@ -99,6 +99,7 @@ OP_NAMES = {
     "S": "input model is fitted",
     "R": "data",
     "E": "evaluation",
+    "H": "weights held for an evaluation",
 }
 
 

@@ -51,6 +51,7 @@ class OpKind(Enum):
     FIT_INPUT = "S"  # train the input model on the activation that came
     DROP = "X"  # give a batch up: its gradient is no longer awaited (no arithmetic)
     EVALUATE = "E"  # forward of a test batch with running statistics; nothing is kept
+    HOLD = "H"  # hold a copy of the weights of before this batch, to be evaluated later
 
     __hash__ = object.__hash__  # each member exists once: quicker than hashing their names
 
@@ -85,6 +86,7 @@ class Op(NamedTuple):
     evaluate: bool = False  # Read only: a batch of the test set
     skip: bool = False  # Forward only: tell producers that no gradient of this batch will come
     replay: bool = False  # Forward only: learn from an input once more, sending nothing on
+    copy: int | None = None  # Evaluate only: through this copy; None: the present weights
 
     @property
     def letter(self) -> str:

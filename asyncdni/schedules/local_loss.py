@@ -88,6 +88,11 @@ class LocalLossOptions(Options, frozen=True, kw_only=True, tag="local_loss"):
                 f"schedule.generator: no gradient comes back that a {self.generator.title} could "
                 "learn from; expected one with a loss of its own ('module', 'readout'), or a head"
             )
+        if isinstance(self.generator, ReadoutGenerator) and self.generator.map:
+            yield (
+                "schedule.generator.map: no gradient comes back that the map could be fitted to; "
+                "expected false, or schedule.name = 'synthetic'"
+            )
 
     def conflicts_with_locked(self, stage: str, *, waits: bool) -> Iterator[str]:
         if waits and self.replay:

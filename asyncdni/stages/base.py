@@ -142,15 +142,25 @@ class Stage(Protocol):
     def fit_input(self, inputs: Mapping[str, Array], context: Context) -> None:
         """Train the input models, from "data" to the activations of the producers."""
 
-    def evaluate(self, inputs: Mapping[str, Array], context: Context) -> Forwarded:
-        """Go forward with running statistics. Only the state of recurrent layers is kept, from one
-        test window to the next, until context["first"] says that a sequence begins."""
+    def evaluate(
+        self, inputs: Mapping[str, Array], context: Context, copy: int | None = None
+    ) -> Forwarded:
+        """Go forward with running statistics, through the weights of a copy or (None) the present
+        ones. Only the state of recurrent layers is kept, from one test window to the next, until
+        context["first"] says that a sequence begins."""
+
+    def copy(self, number: int) -> None:
+        """Copy weights and running statistics, to be evaluated while training goes on."""
+
+    def discard(self, number: int) -> None:
+        """Drop a copy. `forget` drops all."""
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
         """Give up the batch's slot; it is reused once `sent()` is true."""
 
-    def state(self) -> dict[str, dict[str, Array]]:
-        """Weights and running statistics: `{declared stage: {"0.weight": array, …}}`."""
+    def state(self, copy: int | None = None) -> dict[str, dict[str, Array]]:
+        """Weights and running statistics, of a copy or (None) the present ones: `{declared stage:
+        {"0.weight": array, …}}`."""
 
     def load(self, state: Mapping[str, Mapping[str, Array]]) -> None:
         """Copy in weights and running statistics, as `state` gives them."""
@@ -171,9 +181,9 @@ class Stage(Protocol):
         Raises `CheckpointError` for the state of another network, and then has copied nothing."""
 
     def forget(self) -> None:
-        """Drop every batch in flight and the accumulated gradients. From then on `release` does
-        nothing for such a batch, and its arrays are not used again. Weights, optimizer and
-        generator stay."""
+        """Drop every batch in flight, the accumulated gradients and all copies. From then on
+        `release` does nothing for such a batch, and its arrays are not used again. Weights,
+        optimizer and generator stay."""
 
     def readout(self) -> dict[str, int]:
         """How old the weights are that the generator reads out through, by the counter's name;

@@ -70,6 +70,7 @@ class Executor:
             OpKind.FIT: self._fit,
             OpKind.FIT_INPUT: self._fit_input,
             OpKind.EVALUATE: self._evaluate,
+            OpKind.HOLD: self._hold,
         }
 
     def compute(self, compute: Compute) -> Computed:
@@ -81,6 +82,10 @@ class Executor:
         self.stage.release(batch, sent)
         if self._source is not None:
             self._source.release(batch, sent)
+
+    def discard(self, copy: int) -> None:
+        """Drop a copy of the weights."""
+        self.stage.discard(copy)
 
     def take_loss(self) -> tuple[float, int]:
         """Return (loss summed over samples, samples) since the last call, and start again at 0."""
@@ -106,9 +111,13 @@ class Executor:
 
     def _evaluate(self, compute: Compute) -> Computed:
         inputs, context = self._inputs(compute)
-        result = self.stage.evaluate(inputs, context)
+        result = self.stage.evaluate(inputs, context, compute.op.copy)
         samples = len(next(iter(inputs.values())))
         return Computed(compute.op, samples, _tensors(result, context), tuple(result.scores))
+
+    def _hold(self, compute: Compute) -> Computed:
+        self.stage.copy(compute.op.batch)
+        return Computed(compute.op)
 
     def _predict(self, compute: Compute) -> Computed:
         self.stage.predict(compute.op.batch)

@@ -4,6 +4,7 @@
 --init runs/x               the last weights of that run (those that `evaluate` takes)
 --init runs/x/best          any folder of STAGE.safetensors with arrays "0.weight", "0.bias"
 --init weights.safetensors  one file with arrays "STAGE.0.weight", as `Result.save` writes it
+--init s3://bucket/run      any of these at a URL of fsspec
 model.weights               one file with arrays "h.2.attn.weight", by the names of a [model]
 DIR/init                    what was taken of them, in the folder of the run that has begun with it
 ```
@@ -32,6 +33,7 @@ from asyncdni.experiment.schema import nearest
 from asyncdni.files import read_file
 from asyncdni.plan.build import Design, make_whole_stage
 from asyncdni.plan.model import arrays_by_stage, check_cut, initial_model
+from asyncdni.store.mirror import copied_here
 from asyncdni.store.run import EXPERIMENT, INIT, by_stage, load_experiment, load_weights
 from asyncdni.store.tensors import Array, decode_arrays, load_stage, save_stages
 from asyncdni.store.weights import read_weights
@@ -68,7 +70,7 @@ def begin_with(design: Design, arrays: Mapping[str, ArrayLike] | None = None) ->
             )
         return design
     place = f"run.init: {run.init}" if arrays is None else "init"
-    given = _read(Path(run.init), place) if arrays is None else by_stage(_plain(arrays))
+    given = _read(run.init, place) if arrays is None else by_stage(_plain(arrays))
     stage = make_whole_stage(design)
     init = _taken(given, stage.state(), run, place)
     _check_shared(design, init, place)
@@ -195,7 +197,12 @@ def _some(texts: Sequence[str], between: str = "; ") -> str:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def _read(path: Path, place: str) -> Weights:
+def _read(text: str, place: str) -> Weights:
+    with copied_here(text, "run.init:") as path:
+        return _read_here(path, place)
+
+
+def _read_here(path: Path, place: str) -> Weights:
     try:
         if not path.is_dir():
             return by_stage(decode_arrays(read_file(path), str(path)))

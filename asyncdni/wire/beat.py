@@ -7,7 +7,7 @@ has ended, has nobody to work for and exits.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import threading
 import time
@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import zmq
 
+from asyncdni import logs
 from asyncdni.core.liveness import Silence, beat_every_s, worker_patience_s
 from asyncdni.errors import LaunchError
 from asyncdni.messages import Beat
@@ -32,8 +33,7 @@ PARENT_VARIABLE = "ASYNCDNI_PARENT_PID"
 
 def exit_process(reason: str) -> None:
     """End this process at once, from any thread, after printing one line."""
-    with contextlib.suppress(OSError):  # stderr may be closed
-        os.write(2, f"asyncdni: worker stops: {reason}\n".encode(errors="replace"))
+    logs.print_at_once(logging.ERROR, f"worker stops: {reason}")
     os._exit(1)
 
 

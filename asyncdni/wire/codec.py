@@ -72,15 +72,18 @@ FROM_WORKER: frozenset[type[Message]] = frozenset(
 FROM_COORDINATOR: frozenset[type[Message]] = frozenset(
     {
         messages.Welcome,
+        messages.Introduce,
         messages.Refused,
         messages.Connect,
         messages.Start,
         messages.Evaluate,
         messages.Save,
+        messages.Scored,
         messages.Resume,
         messages.Leave,
         messages.Lost,
         messages.Note,
+        messages.Steer,
         messages.Rejoin,
         messages.Close,
         messages.Part,
@@ -108,6 +111,7 @@ FROM_AGENT: frozenset[type[Message]] = frozenset(
 TO_AGENT: frozenset[type[Message]] = frozenset(
     {
         messages.Enrolled,
+        messages.Introduce,
         messages.Engage,
         messages.Dismiss,
         messages.Refused,
@@ -154,6 +158,7 @@ _TEXTS: dict[type[Message], tuple[tuple[str, int], ...]] = {
     messages.Dismiss: (("text", _TEXT),),
     messages.Lost: (("worker", _NAME),),
     messages.Note: (("text", _TEXT),),
+    messages.Steer: (("latency_s", _NAME),),
     messages.Greeting: (("sender", _NAME), ("to", _NAME)),
     messages.Activation: (("sender", _NAME),),
     messages.Gradient: (("sender", _NAME),),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from asyncdni.delays import LinkDelay
 from asyncdni.errors import LimitExceeded
@@ -31,14 +31,13 @@ _HELD_MAX = 65536
 
 
 class Emulation:
-    """Holds each message to a worker in `delays` for as long as its delay says, in a thread of its
-    own.
+    """Holds each message to a worker with a delay for as long as that says, in a thread of its own.
 
-    A socket passed to `connect` belongs to that thread until `close` has returned.
+    A socket passed to `take` or `connect` belongs to that thread until `close` has returned.
     """
 
-    def __init__(self, delays: Mapping[str, LinkDelay]) -> None:
-        self._delays = dict(delays)
+    def __init__(self) -> None:
+        self._delays: dict[str, LinkDelay] = {}  # by receiver
         self._sockets: dict[str, Socket] = {}
         self._retired: list[Socket] = []
         self._held: list[tuple[float, int, Socket, list[bytes]]] = []  # heap by (due, sequence)
@@ -53,8 +52,16 @@ class Emulation:
         """Tell whether messages to `worker` are delayed."""
         return worker in self._delays
 
+    def take(self, worker: str, delay: LinkDelay, socket: Socket | None) -> None:
+        """Delay messages to `worker` from now on. Its socket, if there is one already, belongs to
+        this thread from here on; what has been sent over it stays in front."""
+        with self._changed:
+            self._delays[worker] = delay
+            if socket is not None:
+                self._sockets[worker] = socket
+
     def connect(self, worker: str, socket: Socket) -> None:
-        """Send messages for `worker` over `socket` from now on."""
+        """Send messages for `worker`, which has a delay, over `socket` from now on."""
         with self._changed:
             self._retire(worker)
             self._sockets[worker] = socket

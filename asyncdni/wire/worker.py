@@ -272,9 +272,12 @@ class Neighbours:
         self._emulation: Emulation | None = None
 
     def emulate(self, delays: Mapping[str, LinkDelay]) -> None:
-        """Delay messages to the workers in `delays`. Call it once, before the first `connect`."""
+        """Delay messages to the workers in `delays`, none of which are delayed yet."""
         if delays and self._emulation is None:
-            self._emulation = Emulation(delays)
+            self._emulation = Emulation()
+        for worker, delay in delays.items():
+            assert self._emulation is not None
+            self._emulation.take(worker, delay, self._sockets.get(worker))
 
     def connect(self, endpoints: Mapping[str, str]) -> dict[str, str]:
         """Note where each worker listens from now on: see `WorkerTransport.connect`."""
@@ -450,7 +453,7 @@ class WorkerTransport:
         self._arrivals.expect(message_bytes, peers)
 
     def emulate(self, delays: Mapping[str, LinkDelay]) -> None:
-        """Delay all messages to the workers in `delays`. Call it before `connect`."""
+        """Delay all messages to the workers in `delays` from now on; each of them once."""
         self._neighbours.emulate(delays)
 
     def await_neighbours(self) -> None:

@@ -4,7 +4,8 @@
     python benchmarks/torch/one.py synthetic mlp --width 256
     python benchmarks/torch/one.py pipelining mlp --width 256
 
-Ways: `plain` is a PyTorch loop in one process; `alone` is asyncdni with all stages in one worker;
+Ways: `plain` is a PyTorch loop in one process, `accumulated` the same over four microbatches a
+batch; `alone` is asyncdni with all stages in one worker;
 `locked`, `1f1b`, `gpipe`, `synthetic` … are its schedules over four, `recipe` is `synthetic` with
 the options of launch/mnist.toml; `pipelining` is torch.distributed.pipelining over four processes
 (gloo).
@@ -13,11 +14,12 @@ the options of launch/mnist.toml; `pipelining` is torch.distributed.pipelining o
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from asyncdni.data import identify, open_batches
 #: The schedules of those ways that are not named after one. `recipe` is that of launch/mnist.toml:
 #: after the first epoch the true gradients of every 16th batch train the generators.
 SCHEDULES: dict[str, dict[str, Any]] = {
-    **{way: {"name": "locked"} for way in ("plain", "alone", "pipelining")},
+    **{way: {"name": "locked"} for way in ("plain", "accumulated", "alone", "pipelining")},
     "recipe": {"name": "synthetic", "fit_every": 16, "fit_first": 235},
 }
 STAGES, MICROBATCHES, RATE, MOMENTUM = 4, 4, 0.05, 0.9
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("--text", help="the file that the GPT learns; default: tinyshakespeare")
     parser.add_argument("--latency", default="0ms", help="of all links, in asyncdni's ways")
     args = parser.parse_args()
-    ways = {"plain": plain, "pipelining": pipelining}
+    ways = {"plain": plain, "accumulated": plain, "pipelining": pipelining}
     print(json.dumps(ways.get(args.way, ours)(args)))
 
 
@@ -109,8 +111,17 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         "samples_per_s": summary["samples_per_s"],
         "test_accuracy": summary["test_accuracy"],
         "first_batch_s": first[0] if first else None,
+        "digest": digest(result.state_dict()),
         "memory_bytes": [stage["memory_bytes"] for stage in summary["stages"]],
     }
+
+
+def digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Of all weights and buffers, by the model's own names: equal where all bits are."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        found.update(name.encode() + state[name].contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 # --- plain PyTorch -------------------------------------------------------------------------------
@@ -153,14 +164,23 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_flush_denormal(True)
     data, model = Data(args), build(args)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, fused=True)
+    parts = MICROBATCHES if args.way == "accumulated" else 1
     samples, start = 0, time.perf_counter()
     for x, y in data.train():
         optimizer.zero_grad()
-        functional.cross_entropy(model(x).flatten(0, -2), y.flatten()).backward()
+        size = data.size // parts
+        for some, targets in zip(x.split(size), y.split(size), strict=True):
+            (summed(model(some), targets) / len(x)).backward()
         optimizer.step()
         samples += len(x)
-    seconds = time.perf_counter() - start
-    return {"samples_per_s": samples / seconds, "test_accuracy": accuracy(model, data)}
+    speed = samples / (time.perf_counter() - start)
+    found = {"samples_per_s": speed, "digest": digest(model.state_dict())}
+    return {**found, "test_accuracy": accuracy(model, data)}
+
+
+def summed(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy as asyncdni takes it: summed over steps, to be divided by samples."""
+    return functional.cross_entropy(outputs.flatten(0, -2), y.flatten(), reduction="sum")
 
 
 def accuracy(model: torch.nn.Module, data: Data) -> float:
@@ -222,7 +242,7 @@ def stage_process(rank: int, args: argparse.Namespace, found: Any) -> None:
 
 
 def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(output.flatten(0, -2), target.flatten())
+    return summed(output, target) / len(target)
 
 
 if __name__ == "__main__":

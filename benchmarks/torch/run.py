@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,21 @@ from asyncdni.report.statistics import Comparison, Result
 from asyncdni.store.tensors import write_atomically
 
 HERE = Path(__file__).parent
+#: Which loop of PyTorch each way has to equal to the last bit.
+EQUALS = {"alone": "plain-1", "locked": "plain-1", "gpipe": "accumulated", "1f1b": "accumulated"}
 WAYS = {
     "plain-1": ("plain", 1),
     "plain-2": ("plain", 2),
+    "accumulated": ("accumulated", 1),
     "alone": ("alone", 1),
     "locked": ("locked", 1),
+    "gpipe": ("gpipe", 1),
     "1f1b": ("1f1b", 1),
     "synthetic": ("synthetic", 1),
     "recipe": ("recipe", 1),
     "pipelining": ("pipelining", 1),
 }
+DEFAULT = [name for name in WAYS if name not in ("accumulated", "gpipe")]
 
 
 def main() -> None:
@@ -40,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("model", choices=("mlp", "resnet18", "gpt"))
     parser.add_argument("--width", type=int, help="default: that of launch/torch/models.py")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=DEFAULT)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--steps", type=int, help="end each run after so many updates")
@@ -80,9 +86,9 @@ def table(args: argparse.Namespace, runs: list[dict[str, Any]]) -> str:
     others = [name for name in ("plain-1", "plain-2", "pipelining", "1f1b") if name in args.ways]
     lines = [
         f"### {_title(args)}\n",
-        "| way | samples/s | 95 % interval | accuracy % |"
+        "| way | samples/s | 95 % interval | accuracy % | first batch s | equals |"
         + "".join(f" times {name} |" for name in others),
-        "|---|--:|---|--:|" + "--:|" * len(others),
+        "|---|--:|---|--:|--:|---|" + "--:|" * len(others),
     ]
     for name in args.ways:
         speed = comparison.estimate(name, "samples_per_s")
@@ -90,11 +96,22 @@ def table(args: argparse.Namespace, runs: list[dict[str, Any]]) -> str:
         assert speed is not None
         cells = [name, fixed(speed.mean), interval(speed) or "-"]
         cells.append(f"{100 * accuracy.mean:.2f}" if accuracy else "-")
+        first = comparison.estimate(name, lambda summary: summary.get("first_batch_s"))
+        cells += [f"{first.mean:.1f}" if first else "-", equality(name, results)]
         for other in others:
             found = comparison.ratio(name, other)
             cells.append(f"{found.mean:.2f} ({interval(found, 2) or '-'})" if found else "-")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def equality(name: str, results: Sequence[Result]) -> str:
+    """How many runs have the bits of the loop that the way has to equal, of the same seed."""
+    other = EQUALS.get(name, "")
+    digests = {(one.name, one.seed): one.summary.get("digest") for one in results}
+    seeds = [seed for way, seed in digests if way == name and (other, seed) in digests]
+    equal = sum(digests[name, seed] == digests[other, seed] for seed in seeds)
+    return f"{other} in {equal} of {len(seeds)}" if seeds else "-"
 
 
 def _title(args: argparse.Namespace) -> str:

@@ -30,7 +30,10 @@ from asyncdni.plan.build import Design, make_stage
 from asyncdni.plan.plan import Group
 
 STAGES = 4
-RULES = "readout", "readout, narrow block", "readout, full block"
+RULES = (
+    *("readout", "readout, narrow block", "readout, full block"),
+    "readout, full block, learns from every 4th batch",
+)
 MIDDLE = "h_1"  # the stage whose arithmetic is told: a block and nothing else
 LEARNING = "forward", "backward", "learn"
 PREDICTING = "predict", "fit"
@@ -77,7 +80,7 @@ class Counted:
 
 def flops(rule: str) -> tuple[float, float]:
     """A batch's at the stage in the middle: without its generator, and of the generator alone."""
-    counts, batches = Counter[tuple[str, str]](), 2
+    counts, batches = Counter[tuple[str, str]](), 4
     simulate(
         design(rule, batches),
         seed=0,

@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -60,24 +60,43 @@ def readout(**options: Any) -> Table:
     return {"name": "synthetic", "generator": {"kind": "readout", **options}}
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How stages learn, and what they wait for meanwhile."""
+
+    schedule: Table
+    optimizer: Table = field(default_factory=lambda: ADAM)
+    lag: int = 0  # [batches] that a true gradient is late
+    link_ms: int = 0  # one way, between any two workers
+    tuned_as: str = ""  # the rule that its rate is tuned with; "": itself
+
+
 BACKPROP, BARE = "backprop", "readout"
-#: By name: [schedule], [optimizer], and whether gradients are late.
-RULES: dict[str, tuple[Table, Table, bool]] = {
-    BACKPROP: ({"name": "locked"}, ADAM, False),
-    BARE: (readout(), ADAM, False),
-    "readout, refresh 200": (readout(refresh=200), ADAM, False),
-    "readout, narrow block": (readout(blocks=1, width=32), ADAM, False),
-    "readout, full block": (readout(blocks=1), ADAM, False),
-    "local loss, own head": ({"name": "local_loss"}, ADAM, False),
-    "delayed, NAdam 0.99": ({"name": "delayed"}, NADAM, True),
-    "delayed, Muon": ({"name": "delayed"}, MUON, True),
+NADAM_1, NADAM_7 = "delayed by 1, NAdam 0.99", "delayed by 7, NAdam 0.99"
+MUON_1, MUON_7 = "delayed by 1, Muon", "delayed by 7, Muon"
+DELAYED: Table = {"name": "delayed"}
+RULES = {
+    BACKPROP: Rule({"name": "locked"}),
+    BARE: Rule(readout()),
+    "readout, refresh 200": Rule(readout(refresh=200), tuned_as=BARE),
+    "readout, links of 10 ms": Rule(readout(), link_ms=10, tuned_as=BARE),
+    "readout, links of 100 ms": Rule(readout(), link_ms=100, tuned_as=BARE),
+    "readout, narrow block": Rule(readout(blocks=1, width=32)),
+    "readout, full block": Rule(readout(blocks=1)),
+    "readout, full block, learns from every 4th batch": Rule(readout(blocks=1, learn_every=4)),
+    "local loss, own head": Rule({"name": "local_loss"}),
+    MUON_7: Rule(DELAYED, MUON, lag=7),
+    NADAM_7: Rule(DELAYED, NADAM, lag=7),
+    MUON_1: Rule(DELAYED, MUON, lag=1, tuned_as=MUON_7),
+    NADAM_1: Rule(DELAYED, NADAM, lag=1, tuned_as=NADAM_7),
 }
 
-
-RATES = 1e-3, 2e-3, 4e-3
+RATES = 1e-3, 2e-3, 4e-3, 8e-3
 TUNING_STEPS, TUNING_STAGES = 1000, 4
-#: A rule that is not tuned itself has the rate of another one.
-TUNED_AS = {"readout, refresh 200": BARE}
+#: [ms] between two batches where links have a latency: what a block takes on a core of its own.
+PERIOD_MS = 10
+#: [batches] on their way between two workers, where links have a latency: never felt.
+LINK_WINDOW = 64
 
 
 @dataclass(frozen=True)
@@ -97,26 +116,31 @@ class Part:
 
 
 STEPS = 3000
+COPIES = tuple(name for name, rule in RULES.items() if rule.tuned_as == BARE)
 #: In the order in which they run; one of the same name as an earlier one adds to it.
 PARTS = (
-    Part(4, STEPS, (BACKPROP, BARE)),
     Part(8, STEPS, (BACKPROP, BARE)),
-    Part(4, STEPS, (BACKPROP, BARE), RATES[1:]),
-    Part(4, STEPS, (BACKPROP, BARE, "readout, refresh 200")),
+    Part(4, STEPS, (BACKPROP, BARE, *COPIES)),
+    Part(8, STEPS, (BACKPROP, BARE, MUON_7, MUON_1)),
+    Part(4, STEPS, (BACKPROP, BARE), RATES[1:3]),
 )
 #: Of these no more than the runs that choose a rate.
-BRIEFLY = tuple(RULES)[3:]
+BRIEFLY = (
+    *("readout, narrow block", "readout, full block"),
+    "readout, full block, learns from every 4th batch",
+    "local loss, own head",
+)
 
 
 def job(rule: str, stages: int, steps: int, rate: float, seed: int) -> Job:
     """A GPT with a block a stage. Runs that choose a rate are scored on held-out characters."""
-    schedule, optimizer, late = RULES[rule]
-    lag = stages - 1 if late else 0
+    chosen = RULES[rule]
+    schedule, lag = chosen.schedule, chosen.lag
     room = 2 * (lag + 1) + 8
     tuning = seed == TUNED_ON
     kept = int(CHARACTERS * (1 - TEST_PART)) - (HELD_OUT if tuning else 0)
     an_epoch = (kept - WINDOW) // (BATCH * WINDOW)
-    tables = {
+    tables: Table = {
         "data": {
             "name": "text",
             "encoding": "ids",
@@ -133,7 +157,7 @@ def job(rule: str, stages: int, steps: int, rate: float, seed: int) -> Job:
         },
         "schedule": schedule,
         "optimizer": {
-            **optimizer,
+            **chosen.optimizer,
             "learning_rate": rate,
             "clip_norm": float(WINDOW),  # 1 for the mean over characters: gradients are their sum
             "decay": {"name": "cosine", "warmup_epochs": 0.05},
@@ -145,8 +169,15 @@ def job(rule: str, stages: int, steps: int, rate: float, seed: int) -> Job:
         },
         "limits": {"window": room},
         # A lag of 0 is a bound; any other one comes from latency alone.
-        "staleness": {} if schedule["name"] in ("locked", "local_loss") else {"lag": room * late},
+        "staleness": {}
+        if schedule["name"] in ("locked", "local_loss")
+        else {"lag": room if lag else 0},
     }
+    if chosen.link_ms:
+        tables |= {
+            "links": {"latency": f"{chosen.link_ms}ms"},
+            "limits": {"window": LINK_WINDOW},
+        }
     return Job(f"{rule}, {stages} stages, {steps} steps, rate {rate:g}", seed, tables, lag)
 
 
@@ -160,12 +191,17 @@ def measure(job: Job) -> dict[str, Any]:
     tables["run"]["seed"] = job.seed
     design = design_of(tables)
     costs, links = conditions([group.name for group in design.plan.groups], job.lag, job.far)
+    if "links" in tables:
+        costs = replace(costs, read_us=1000.0 * PERIOD_MS)
     result = simulate(design, seed=job.seed, costs=costs, links=links, maths=True, check=False)
     return {
         "key": job.key,
         "digest": job.digest,
         **scores(result),
-        "staleness_max": {name: own["staleness_max"] for name, own in result.counters.items()},
+        **{
+            told: {name: own.get(told) for name, own in result.counters.items()}
+            for told in ("staleness_max", "readout_age")
+        },
         "seconds": round(time.perf_counter() - began, 1),
         "cpu_s": round(time.process_time() - worked, 1),
     }
@@ -191,7 +227,7 @@ def design_of(tables: Table) -> Design:
 
 def tuning(rule: str) -> list[Job]:
     """The runs that choose the rule's rate."""
-    rule = TUNED_AS.get(rule, rule)
+    rule = RULES[rule].tuned_as or rule
     return [job(rule, TUNING_STAGES, TUNING_STEPS, rate, TUNED_ON) for rate in RATES]
 
 
@@ -225,18 +261,27 @@ def planned(part: Part, runs: Runs) -> list[Job]:
 
 
 def learned(part: Part, runs: Runs) -> str:
-    """Loss of each rule, and above that of backprop, seed by seed."""
+    """Loss of each rule, and above those of backprop and of fresh copies, seed by seed."""
     rows = []
     for rule in part.rules:
         found = losses(rule, part, runs)
         if not found:
             continue
-        beside = losses(BACKPROP, part, runs)
-        pairs = [(found[seed], beside[seed]) for seed in found if seed in beside]
-        gap = "-" if rule == BACKPROP or not pairs else shown(difference(pairs), "+.4f")
-        rate = f"{best(rule, runs):g}"
-        rows.append([rule, rate, str(len(found)), shown(estimate([*found.values()]), ".4f"), gap])
-    return table(["rule", "rate", "seeds", "loss, nats", "above backprop"], rows)
+        gaps = [
+            above(found, losses(other, part, runs)) if compared else "-"
+            for other, compared in ((BACKPROP, rule != BACKPROP), (BARE, rule in COPIES))
+        ]
+        rate, mean = f"{best(rule, runs):g}", shown(estimate([*found.values()]), ".4f")
+        rows.append([rule, rate, str(len(found)), mean, *gaps])
+    head = ["rule", "rate", "seeds", "loss, nats", "above backprop", "above readout"]
+    return table(head, rows)
+
+
+def above(found: Mapping[int, float], beside: Mapping[int, float]) -> str:
+    """The gap between the losses of two rules, paired by seed."""
+    return shown(
+        difference([(found[seed], beside[seed]) for seed in found if seed in beside]), "+.4f"
+    )
 
 
 def losses(rule: str, part: Part, runs: Runs) -> dict[int, float]:
@@ -247,7 +292,8 @@ def losses(rule: str, part: Part, runs: Runs) -> dict[int, float]:
 
 def tuned(runs: Runs) -> str:
     """Loss on held-out characters at each rate."""
-    return at_rates(RATES, {rule: tuning(rule) for rule in RULES if rule not in TUNED_AS}, runs)
+    tried = {name: tuning(name) for name, rule in RULES.items() if not rule.tuned_as}
+    return at_rates(RATES, tried, runs)
 
 
 def checked(part: Part, runs: Runs) -> str:
@@ -288,7 +334,8 @@ def draw(runs: Runs, path: Path) -> None:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 3.6), layout="constrained")
-        parts = list({part.stages: part for part in PARTS if not part.rates}.values())
+        widest = {part.stages: part for part in PARTS if not part.rates}
+        parts = [widest[stages] for stages in sorted(widest)]
         for axes, part in zip(figure.subplots(1, len(parts)), parts, strict=True):
             for rule in part.rules:
                 curves = [

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ from asyncdni.core.events import (
     Launch,
     Look,
     Looked,
+    Move,
     PartKept,
     PartSent,
     Received,
@@ -37,6 +38,7 @@ from asyncdni.core.events import (
     Rejected,
     Send,
     SendPart,
+    Steered,
     Stored,
     UserStop,
     Woke,
@@ -51,12 +53,12 @@ from asyncdni.errors import (
     RemoteProtocolError,
     by_name,
 )
-from asyncdni.messages import COORDINATOR
+from asyncdni.messages import COORDINATOR, Steer
 from asyncdni.store.checkpoint import discard_snapshots
 from asyncdni.store.parts import PartStore
 from asyncdni.wire.coordinator import HEART_SUFFIX, CoordinatorTransport
 
-__all__ = ["Launcher", "Observer", "Stops", "coordinate"]
+__all__ = ["Launcher", "Observer", "Steering", "Stops", "coordinate"]
 
 #: A dead worker keeps its neighbours waiting until it is noticed; a look takes some 50 µs.
 _LOOK_EVERY_S = 0.02
@@ -73,8 +75,14 @@ class Launcher(Protocol):
 
     def last_lines(self, name: str) -> str: ...
 
+    def moves(self) -> list[tuple[str, str]]:
+        """Workers that are to go on elsewhere from the next barrier, each once, and why."""
+        ...
+
 
 Observer = Callable[[str, Mapping[str, Any]], None]
+#: Returns what those who watch the run ask anew of workers, by name; called all the time.
+Steering = Callable[[], Mapping[str, Steer]]
 
 
 class Stops:
@@ -284,13 +292,14 @@ def coordinate(
     commit: Callable[[Commit], None],
     command: Callable[[str], str],
     stops: Stops,
+    steering: Sequence[Steering] = (),
     folder: Path | None = None,
 ) -> None:
     """Drive the coordinator until the run has ended. Signals are added to `stops`.
 
     `launch` starts the workers of this address, if anybody is to; where nobody is, `command` gives
-    the command line that starts one. `commit` writes the manifest of a cut. `folder`: that of the
-    run.
+    the command line that starts one. `commit` writes the manifest of a cut. `steering`: asked
+    in every turn of the loop. `folder`: that of the run.
 
     Raises the first error of any process, by its class (a worker's traceback is a note of it), and
     what `launch` or `commit` raise; after a stop `Interrupted`, or what an observer has raised.
@@ -306,8 +315,13 @@ def coordinate(
             run.tell_rejected()
             for stage, code, last_lines in launcher.exited() if launcher else ():
                 run.handle(Exited(stage, code, last_lines))
+            for stage, text in launcher.moves() if launcher else ():
+                run.handle(Move(stage, text))
             while stops.take():
                 run.handle(UserStop())
+            for asked in steering:
+                if steers := asked():
+                    run.handle(Steered(steers))
             run.wake()
     if isinstance(run.end, Fail):
         raise _error(run.end, run.full_text(run.end), stops)

@@ -14,7 +14,6 @@ of all that has come when it chooses the next one; but not behind an op that is 
 
 from __future__ import annotations
 
-import sys
 import time
 import traceback
 from collections import deque
@@ -23,13 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from asyncdni import logs
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
     Action,
+    Adapt,
     Broke,
     Compute,
     Computed,
     CoordinatorGone,
+    Discard,
     Event,
     Exit,
     Join,
@@ -60,13 +62,14 @@ from asyncdni.core.events import (
 )
 from asyncdni.core.ledger import SNAPSHOTS
 from asyncdni.core.process import Process, State, is_settled
+from asyncdni.core.slices import EVALUATION, SLOWED, Slices
 from asyncdni.delays import Slow
 from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.drivers.real.machine import log_place, written
 from asyncdni.drivers.real.meter import Meter, Trace
 from asyncdni.encodings import Compressor
 from asyncdni.errors import AsyncDNIError, CheckpointError
-from asyncdni.messages import COORDINATOR, Message
+from asyncdni.messages import COORDINATOR, Message, Steer
 from asyncdni.messages import Report as ReportMessage
 from asyncdni.schedules.base import Op, OpKind
 from asyncdni.stages.base import Stage
@@ -156,13 +159,15 @@ class Transport(Protocol):
 class Session(Protocol):
     """What the engine needs of `drivers.real.process.Session`."""
 
-    def say_hello(self) -> None: ...
+    def say_hello(self, action: SayHello) -> None: ...
 
     def prepare(self, action: Prepare) -> Prepared: ...
 
     def restore(self, action: Restore) -> Restored: ...
 
     def join(self, action: Join) -> tuple[Joined, Tools]: ...
+
+    def slow_down(self, steer: Steer) -> Slow | None: ...
 
     def send_part(self, action: SendPart) -> PartSent: ...
 
@@ -190,6 +195,8 @@ class Engine:
         self._meter = Meter()
         self._trace: Trace | None = None
         self._slow: Slow | None = None
+        self._shown = 0  # the most ops of a slice that are shown
+        self._slices: Slices | None = None  # what is shown
         self._owed_s = 0.0  # sleep that `slow` asks for; below zero after one that was too long
         self._inspection: Inspection | None = None
         self._pending: Compute | Restore | None = None
@@ -198,16 +205,18 @@ class Engine:
             Send: self._send,
             Compute: self._begin,
             Release: self._release,
+            Discard: self._discard,
             Report: self._report,
             Save: self._save,
             Snapshot: self._snapshot,
             Say: self._say,
-            SayHello: lambda action: session.say_hello(),
+            SayHello: session.say_hello,
             Prepare: lambda action: self._answers.append(session.prepare(action)),
             Restore: self._begin,
             Join: self._join,
             Redeliver: lambda action: self._take(action.messages),
             Lose: lambda action: transport.lose(action.worker),
+            Adapt: lambda action: self._adapt(action.steer),
             SendPart: lambda action: self._answers.append(session.send_part(action)),
             KeepPart: lambda action: self._answers.append(session.keep_part(action)),
             Exit: self._exit,
@@ -356,6 +365,10 @@ class Engine:
         free = self._process.buffers.free(release.batch)
         self._tools.executor.release(release.batch, free)
 
+    def _discard(self, discard: Discard) -> None:
+        assert self._tools is not None
+        self._tools.executor.discard(discard.copy)
+
     def _report(self, report: Report) -> None:
         tools = self._tools
         assert tools is not None
@@ -367,12 +380,23 @@ class Engine:
             **tools.stage.readout(),
             **tools.snapshots.counters(),
         }
-        self._transport.send(COORDINATOR, ReportMessage(counters, *tools.executor.take_loss()))
+        slices = self._slices.take(time.perf_counter()) if self._slices is not None else []
+        loss = tools.executor.take_loss()
+        self._transport.send(COORDINATOR, ReportMessage(counters, *loss, slices))
+
+    def _adapt(self, steer: Steer) -> None:
+        if steer.show != self._shown:
+            self._shown = steer.show
+            # Hosts share no other clock than that of the day, which is as exact as they keep it.
+            zero_s = time.time() - time.perf_counter()
+            self._slices = Slices(steer.show, zero_s) if steer.show else None
+        self._slow = self._session.slow_down(steer)
 
     def _save(self, save: Save) -> None:
         files = written(lambda: self._write(save))
         place = save.tag if save.whole else unfinished(Path(save.tag)).name
         paths = [f"{place}/{stage}.safetensors" for stage in files] if self._is_away else []
+        logs.own().debug("saved %s", save.tag)
         self._answers.append(Stored(save.tag, files, paths))
 
     def _write(self, save: Save) -> dict[str, str]:
@@ -383,7 +407,7 @@ class Engine:
         if save.whole:
             counts = self._process.counts.state()
             return write_state(folder, tools.stage.snapshot(), counts, durable=True, claim=claim)
-        return write_weights(folder, tools.stage.state(), claim)
+        return write_weights(folder, tools.stage.state(save.copy), claim)
 
     def _snapshot(self, snapshot: Snapshot) -> None:
         tools = self._tools
@@ -397,7 +421,7 @@ class Engine:
         return self._tools is not None and self._tools.away
 
     def _say(self, say: Say) -> None:
-        print(f"asyncdni: {say.text}", file=sys.stderr, flush=True)
+        logs.own().warning(say.text)
 
     def _exit(self, end: Exit) -> None:
         if self._trace is not None and end.error is None:
@@ -410,7 +434,7 @@ class Engine:
         assert self._tools is not None
         op, executor = compute.op, self._tools.executor
         if not self._process.training:
-            return executor.compute(compute)
+            return self._evaluate(compute, executor)
         cpu_began = time.thread_time() if self._meter.wants_cpu(op) else None
         began = time.perf_counter()
         event = executor.compute(compute)
@@ -421,8 +445,18 @@ class Engine:
             self._meter.forwarded(event.samples, ended)
         if self._trace is not None:
             self._trace.add(op, began, ended)
+        if self._slices is not None:
+            self._slices.add(op.letter, op.batch, began, ended)
         if self._slow is not None:
             self._sleep_after(op, ended - began, self._slow)
+        return event
+
+    def _evaluate(self, compute: Compute, executor: Executor) -> Computed:
+        """Carry out an op of an evaluation, which is not measured."""
+        began = time.perf_counter()
+        event = executor.compute(compute)
+        if self._slices is not None:
+            self._slices.add(EVALUATION, compute.op.batch, began, time.perf_counter())
         return event
 
     def _sleep_after(self, op: Op, wall_s: float, slow: Slow) -> None:
@@ -438,3 +472,5 @@ class Engine:
         self._meter.slowed(ended - began)
         if self._trace is not None:
             self._trace.slowed(began, ended)
+        if self._slices is not None:
+            self._slices.add(SLOWED, op.batch, began, ended)

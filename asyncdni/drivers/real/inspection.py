@@ -28,7 +28,7 @@ from asyncdni.messages import (
     Weights,
     WithTensors,
 )
-from asyncdni.nn.base import Array
+from asyncdni.nn.base import Array, fits
 from asyncdni.plan.build import Design, find_exits, readout_forms
 from asyncdni.plan.describe import parameters
 from asyncdni.plan.plan import Group, read_by, shared_with
@@ -39,7 +39,11 @@ _Shape = tuple[int, ...]
 
 
 class Inspection:
-    """Knows what each neighbour of one worker may send in one round: shapes of a sample, types."""
+    """Knows what each neighbour of one worker may send in one round: shapes of a sample, types.
+
+    Where batches differ in length, an activation must have as many steps as the targets beside it,
+    and no message more than the longest sample has. That a gradient is as long as the batch that it
+    belongs to, the stage checks, which knows that batch."""
 
     def __init__(self, design: Design, group: Group, incarnations: Mapping[str, int]) -> None:
         """`incarnations` of the neighbours: what older ones have sent is not looked at."""
@@ -54,14 +58,14 @@ class Inspection:
         self._classes = meta.outputs if meta.targets == "classes" else None
         self._tensors = {"h", "y", *meta.context}
         self._exits = exits = find_exits(design)
-        self._activations: dict[str, _Shape] = {
-            name: meta.input_shape if name == DATA else network.node(exits[name]).output_shape
+        self._activations: dict[str, tuple[_Shape, bool]] = {
+            name: (meta.input_shape, meta.varying) if name == DATA else _form(design, exits[name])
             for name in group.producers
         }
-        self._exit: _Shape = ()
+        self._exit: tuple[_Shape, bool] = (), False
         self._readers: dict[str, set[str]] = {}  # by consumer, the stages that read from here
         if group.exit is not None:
-            self._exit = network.node(group.exit).output_shape
+            self._exit = _form(design, group.exit)
             for other in design.plan.groups:
                 readers = {node.name for node in other.members if group.exit in node.inputs}
                 if other.name in group.consumers:
@@ -86,9 +90,9 @@ class Inspection:
         steps = max(1, self._meta.steps)
         context = steps * (8 if self._classes is not None else self._meta.outputs * item)
         context += sum(math.prod(one.shape) * item for one in self._meta.context.values())
-        activations = [math.prod(shape) * item + context for shape in self._activations.values()]
+        activations = [math.prod(shape) * item + context for shape, _ in self._activations.values()]
         readers = max(map(len, self._readers.values()), default=0)
-        gradients = math.prod(self._exit) * item * readers
+        gradients = math.prod(self._exit[0]) * item * readers
         vectors = [sum(lengths.values()) * item for lengths in self._vectors.values()]
         weights = sum(math.prod(shape) * kind.itemsize for shape, kind in self._readout.values())
         return max(rows * max([gradients, *activations]), *vectors, weights)
@@ -119,12 +123,14 @@ class Inspection:
         return None if incarnation is None else Accused(worker, incarnation, text)
 
     def _check_numbers(self, home: str, message: WithTensors) -> None:
-        lasting = isinstance(message, Weights)  # no batch that could be left out
-        if self._skips and not lasting and not getattr(message, "evaluate", False):
+        batch = -1  # of training: none is meant by weights, which last, and none by test batches
+        if not isinstance(message, Weights) and not getattr(message, "evaluate", False):
+            batch = message.batch
+        if self._skips and batch >= 0:
             return
         for name, array in message.tensors.items():
             if array.dtype == self._dtype and not _is_finite(array):
-                raise NumericalError(self._not_finite(home, message, name))
+                raise NumericalError(self._not_finite(home, message, name), batch)
 
     def _not_finite(self, home: str, message: WithTensors, name: str) -> str:
         what = f"of {_number(message)} to worker {self._name}, in which not all is finite"
@@ -146,17 +152,17 @@ class Inspection:
     def _mismatch(self, message: Message) -> str | None:
         match message:
             case Activation(sender=sender, tensors=tensors):
-                shape = self._activations.get(sender)
-                if shape is None:
+                form = self._activations.get(sender)
+                if form is None:
                     return None  # the core knows better what to say
                 of = self._rows.of_test if message.evaluate else self._rows.of
                 rows = max(0, of(message.batch))
                 if message.samples != rows:
                     return f"it says that it has {message.samples} rows, expected {rows}"
                 found = _named(tensors, self._tensors) or _mismatch(
-                    "h", tensors["h"], (rows, *shape), self._dtype
+                    "h", tensors["h"], rows, form, self._dtype
                 )
-                return found or self._wrong_context(tensors, rows)
+                return found or self._wrong_context(tensors, rows, form[1])
             case Gradient(sender=sender, tensors=tensors, batch=batch):
                 readers = self._readers.get(sender)
                 if readers is None:
@@ -171,7 +177,7 @@ class Inspection:
     def _wrong_weights(self, tensors: Mapping[str, Array]) -> str | None:
         found = _named(tensors, set(self._readout))
         for name, (shape, dtype) in self._readout.items():
-            found = found or _mismatch(name, tensors[name], shape, dtype)
+            found = found or _wrong(name, tensors[name], shape, dtype)
         return found
 
     def _wrong_vectors(
@@ -180,14 +186,18 @@ class Inspection:
         if not set(tensors) <= set(lengths):
             return f"it has tensors {sorted(tensors)}, expected of {sorted(lengths)}"
         for name, gradient in tensors.items():
-            found = _mismatch(f"gradient of {name}", gradient, (lengths[name],), self._dtype)
+            found = _wrong(f"gradient of {name}", gradient, (lengths[name],), self._dtype)
             if found:
                 return found
         return None
 
-    def _wrong_context(self, tensors: Mapping[str, Array], samples: int) -> str | None:
-        found = mismatch(self._meta, tensors, samples, self._dtype)
-        y = tensors["y"]
+    def _wrong_context(
+        self, tensors: Mapping[str, Array], samples: int, varying: bool
+    ) -> str | None:
+        y, steps = tensors["y"], None
+        if self._meta.varying and self._meta.steps:
+            steps = tensors["h"].shape[1] if varying else _steps(y, self._meta.steps)
+        found = mismatch(self._meta, tensors, samples, self._dtype, steps)
         if found or self._classes is None or not len(y):
             return found and f"its {found}"
         least, most = int(y.min()), int(y.max())
@@ -196,9 +206,9 @@ class Inspection:
         return None
 
     def _wrong_gradients(self, tensors: Mapping[str, Array], batch: int) -> str | None:
-        shape = (self._rows.of(batch), *self._exit)
+        rows = self._rows.of(batch)
         for name, grad in tensors.items():
-            found = _mismatch(f"gradient for {name}", grad, shape, self._dtype)
+            found = _mismatch(f"gradient for {name}", grad, rows, self._exit, self._dtype)
             if found:
                 return found
         return None
@@ -216,7 +226,30 @@ def _named(tensors: Mapping[str, Any], expected: set[str]) -> str | None:
     return f"it has tensors {sorted(tensors)}, expected {sorted(expected)}"
 
 
-def _mismatch(name: str, found: Array, shape: _Shape, dtype: np.dtype[Any]) -> str | None:
+def _form(design: Design, stage: str) -> tuple[_Shape, bool]:
+    """The shape of a sample of the stage's output, and whether its first axis is the most that a
+    batch's length may be."""
+    node = design.network.node(stage)
+    return node.output_shape, node.varying
+
+
+def _steps(y: Array, longest: int) -> int:
+    """The steps that targets (B, T) have, as far as there may be so many."""
+    return y.shape[1] if y.ndim > 1 and 0 < y.shape[1] <= longest else longest
+
+
+def _mismatch(
+    name: str, found: Array, rows: int, form: tuple[_Shape, bool], dtype: np.dtype[Any]
+) -> str | None:
+    """Words for an array that has not so many rows of that form."""
+    shape, varying = form
+    if varying and fits(found.shape[1:], shape, varying):
+        return _wrong(name, found, (rows, *found.shape[1:]), dtype)
+    text = _wrong(name, found, (rows, *shape), dtype)
+    return f"{text}, or fewer steps" if text and varying else text
+
+
+def _wrong(name: str, found: Array, shape: _Shape, dtype: np.dtype[Any]) -> str | None:
     if found.shape == shape and found.dtype == dtype:
         return None
     return f"its {name} is {found.dtype} {found.shape}, expected {dtype} {shape}"

@@ -6,11 +6,11 @@ What it does when is decided by `core.process.Process`, and carried out by `driv
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from asyncdni import config, software
+from asyncdni import config, logs, software
 from asyncdni.core.counts import Counts
 from asyncdni.core.events import (
     Exit,
@@ -36,12 +36,15 @@ from asyncdni.core.events import (
     Prepared,
     Restore,
     Restored,
+    SayHello,
     SendPart,
 )
 from asyncdni.core.ledger import CUTS, SNAPSHOTS
+from asyncdni.core.liveness import worker_patience_s
 from asyncdni.core.process import Process
 from asyncdni.core.worker import Worker
 from asyncdni.data.meta import Meta
+from asyncdni.delays import LinkDelay, Slow
 from asyncdni.drivers.real.engine import Engine, Snapshots, Tools
 from asyncdni.drivers.real.inspection import Inspection
 from asyncdni.drivers.real.machine import (
@@ -60,7 +63,15 @@ from asyncdni.errors import (
     RemoteProtocolError,
 )
 from asyncdni.imports import Allowed
-from asyncdni.messages import COORDINATOR, PROTOCOL_VERSION, Accused, Connect, Hello, Welcome
+from asyncdni.messages import (
+    COORDINATOR,
+    PROTOCOL_VERSION,
+    Accused,
+    Connect,
+    Hello,
+    Steer,
+    Welcome,
+)
 from asyncdni.plan.build import (
     Design,
     begins_from,
@@ -75,7 +86,7 @@ from asyncdni.plan.build import (
     make_worker,
     prepared,
 )
-from asyncdni.plan.conditions import link_delays, slow_of
+from asyncdni.plan.conditions import link_delays, neighbours, slow_of
 from asyncdni.report.traces import trace_path
 from asyncdni.stages.base import Stage
 from asyncdni.stages.executor import Executor
@@ -175,11 +186,10 @@ class Signals:
         if os.environ.get(PARENT_VARIABLE):
             return
         text = (
-            f"asyncdni: worker {self._stage} goes on until its coordinator stops: stop that one, "
-            "or signal this worker again to end it alone\n"
+            f"worker {self._stage} goes on until its coordinator stops: stop that one, or signal "
+            "this worker again to end it alone"
         )
-        with contextlib.suppress(OSError):
-            os.write(2, text.encode(errors="replace"))
+        logs.print_at_once(logging.INFO, text)
 
 
 # --- the state that a stage begins a round with --------------------------------------------------
@@ -269,7 +279,7 @@ class Session:
         """Stop to beat, and let signals do what they did before."""
         self._context.close()
 
-    def say_hello(self) -> None:
+    def say_hello(self, action: SayHello) -> None:
         """Raises what the handshake has failed at."""
         hello = Hello(
             protocol=PROTOCOL_VERSION,
@@ -278,6 +288,8 @@ class Session:
             pid=os.getpid(),
             host=socket.gethostname(),
             versions=software.versions(),
+            incarnation=action.incarnation,
+            steered=True,
         )
         try:
             self._transport.send(COORDINATOR, hello)
@@ -291,8 +303,15 @@ class Session:
         """Read the experiment, and begin to beat. Raises `DataError` where the data that this
         worker hosts can't be used."""
         self.welcome = welcome = action.welcome
+        logs.be("worker", welcome.stage)
+        logs.own().info(
+            "process %d on %s works for %s", os.getpid(), socket.gethostname(), self._coordinator
+        )
         limits = msgspec.convert(welcome.experiment.get("limits", {}), config.Limits)
-        self._beat(limits.silence_s)  # the user's modules may take their time to import
+        recovery = msgspec.convert(welcome.experiment.get("recovery", {}), config.Recovery)
+        self._beat(
+            limits.silence_s, recovery.coordinator_s
+        )  # the user's modules may take their time to import
         self._context.enter_context(self._signals.heard())
         self._transport.limit(limits)
         if limits.memory_bytes is not None:
@@ -346,13 +365,14 @@ class Session:
             return PartKept(action.part, action.sender, str(error))
         return PartKept(action.part, action.sender)
 
-    def _beat(self, silence_s: float) -> None:
+    def _beat(self, silence_s: float, coordinator_s: float) -> None:
         heart = Heart(
             self._coordinator,
             self._transport.identity,
             silence_s,
             self._watchdog,
             keys=self._keys,
+            patience_s=worker_patience_s(silence_s, coordinator_s),
         )
         heart.start()
         self._context.callback(heart.stop)
@@ -377,8 +397,26 @@ class Session:
         inspection = Inspection(self._design, self._group, {})
         longest = inspection.message_bytes(experiment.data.batch_size)
         self._transport.expect(longest, peers=neighbours)
-        delays = link_delays(experiment, self._design.plan, name, experiment.run.seed)
-        self._transport.emulate(delays)
+        self._delays = link_delays(experiment, self._design.plan, name, experiment.run.seed)
+        self._transport.emulate(self._delays)
+
+    def slow_down(self, steer: Steer) -> Slow | None:
+        """Be as slow as is asked from now on, beside what the experiment says, and make links so;
+        return how this worker is slow, None if it is not."""
+        seed, name = self._design.experiment.run.seed, self._group.name
+        if steer.factor != 1.0 and self._slow is None:
+            self._slow = Slow(seed, name)
+        if self._slow is not None:
+            self._slow.times = steer.factor
+        for receiver in neighbours(self._design.plan, self._group):
+            added_s = steer.latency_s.get(receiver, 0.0)
+            if added_s and receiver not in self._delays:
+                delay = LinkDelay(seed=seed, sender=name, receiver=receiver)
+                self._delays[receiver] = delay
+                self._transport.emulate({receiver: delay})
+            if receiver in self._delays:
+                self._delays[receiver].added_s = added_s
+        return self._slow
 
     # --- rounds ----------------------------------------------------------------------------------
 
@@ -405,6 +443,7 @@ class Session:
             if self._parts is not None:  # fetched again when it is needed again
                 shutil.rmtree(folder / CUTS, ignore_errors=True)
         self._transport.await_neighbours()
+        logs.own().debug("a round begins; the state it begins with: %s", action.origin.value)
         return restored
 
     def join(self, action: Join) -> tuple[Joined, Tools]:
@@ -415,6 +454,7 @@ class Session:
             claim = Claim(Path(folder), self._stages, action.claim)
             claim.make()
         joined = Joined(self._connect(action.connect), self._transport.knows_senders)
+        logs.own().debug("connected to %s", ", ".join(action.connect.addresses) or "nobody")
         design, group = self._design, self._group
         executor = Executor(
             self._stage,
@@ -501,7 +541,7 @@ def run_worker(
     finally:
         session.close()
         for text in transport.rejected:
-            print(f"asyncdni: {text}", file=sys.stderr)
+            logs.own().warning(text)
         transport.close(linger_s)
         if coordinator.startswith("ipc://"):  # its folder stays where it was killed
             remove_ownerless(Path(coordinator.removeprefix("ipc://")).parent)
@@ -511,7 +551,7 @@ def run_worker(
 def _raise(end: Exit, signals: Signals) -> None:
     """What the process has ended with, unless the run is over."""
     if end.trace:
-        print(end.trace, file=sys.stderr)
+        logs.own().error(end.trace)
     match end.error:
         case AsyncDNIError() as error:
             raise error
@@ -525,3 +565,4 @@ def _raise(end: Exit, signals: Signals) -> None:
         raise stop
     if end.failed:
         raise Dismissed(end.failed)
+    logs.own().info("the run is over")

@@ -56,7 +56,8 @@ HasExited = Callable[[str, int], None]
 
 class Launcher:
     """Starts the worker processes of a simulated run, sees which have ended, and kills. It lives
-    and dies with a coordinator's process; what it has started lives on."""
+    and dies with a coordinator's process; what it has started lives on, and is taken over by the
+    next one where workers wait for it."""
 
     def __init__(
         self,
@@ -76,11 +77,15 @@ class Launcher:
         self._numbers = Counter(process.name for process in everyone)
 
     def start(self, office: Office, exited: HasExited) -> None:
-        """All workers, for that coordinator."""
+        """Start all workers for that coordinator, but for those that have waited for it."""
         self._office = office
         self._exited = exited
-        for group in self._groups.values():
-            self._start(group)
+        if office.roster.takes_back:
+            for process in self._everyone:
+                self._take_over(process)
+        for name, group in self._groups.items():
+            if name not in self._current:
+                self._start(group)
 
     def restart(self, name: str) -> None:
         """A new process; what is left of the old one is killed, unless it is out of reach."""
@@ -98,6 +103,15 @@ class Launcher:
         for process in self._everyone:
             if process.office is self._office:
                 self._kill(process)
+
+    def _take_over(self, process: WorkerProcess) -> None:
+        """Take over a process of an earlier coordinator, if it lives; of several of one worker the
+        newest is in sight."""
+        if process.alive:
+            name, number = process.name, int(process.key.rpartition("#")[2])
+            process.turn_to(self._office, partial(self._has_ended, name, number))
+            if number == self._numbers[name]:
+                self._current[name] = process
 
     def _start(self, group: Group) -> None:
         self._numbers[group.name] += 1

@@ -67,6 +67,7 @@ class Costs:
     fit_us: float = 50.0
     fit_input_us: float = 100.0
     evaluate_us: float = 100.0
+    hold_us: float = 10.0
     save_us: float = 1000.0
     startup_us: float = 100_000.0  # from the start of a process to its Hello
     jitter: float = 0.0  # each takes between 1 - jitter and 1 + jitter times as long
@@ -97,6 +98,8 @@ class Costs:
                 return self.fit_input_us
             case OpKind.EVALUATE:
                 return self.evaluate_us
+            case OpKind.HOLD:
+                return self.hold_us
         raise ValueError(f"{op} takes no time of its own")
 
 

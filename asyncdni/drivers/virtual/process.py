@@ -29,6 +29,7 @@ from asyncdni.core.events import (
     Compute,
     Computed,
     CoordinatorGone,
+    Discard,
     Event,
     Exit,
     Join,
@@ -120,6 +121,8 @@ class Executor(Protocol):
 
     def release(self, batch: int, sent: Callable[[], bool]) -> None: ...
 
+    def discard(self, copy: int) -> None: ...
+
 
 # --- state -----------------------------------------------------------------------------------
 
@@ -199,9 +202,10 @@ class Keeping:
         assert batch not in self.ids, f"{self._name} has learned from batch {batch} twice"
         self.ids.add(batch)
 
-    def weights(self) -> dict[str, dict[str, Array]]:
-        """Return the weights by declared stage; none without arithmetic."""
-        return self.stage.state() if self.stage is not None else {}
+    def weights(self, copy: int | None = None) -> dict[str, dict[str, Array]]:
+        """Return the weights by declared stage, of a copy or (None) the present ones; none without
+        arithmetic."""
+        return self.stage.state(copy) if self.stage is not None else {}
 
     def state(self) -> Saved:
         """All that decides how this process would go on."""
@@ -219,7 +223,7 @@ class Keeping:
         if save.whole:
             return self.disk.write(save.tag, self.group, self.state(), self.order)
         if self._folder is not None and self.stage is not None:
-            return write_weights(self._folder / save.tag, self.weights(), None)
+            return write_weights(self._folder / save.tag, self.weights(save.copy), None)
         return {}
 
 
@@ -277,6 +281,9 @@ class NullExecutor:
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
         pass
 
+    def discard(self, copy: int) -> None:
+        pass
+
 
 #: Builds the stage of one worker.
 MakeStage = Callable[[Design, Group], Stage]
@@ -324,8 +331,9 @@ class WorkerProcess:
         self._ops = ops
         self._clock = clock = world.chance_faults.clock()
         self._hear = partial(office.receive, self.peer)
-        self._silence_s = world.design.experiment.limits.silence_s
-        self._patience_s = worker_patience_s(self._silence_s)
+        chosen = world.design.experiment
+        self._silence_s = chosen.limits.silence_s
+        self._patience_s = worker_patience_s(self._silence_s, chosen.recovery.coordinator_s)
         self._silence = Silence(self._patience_s, world.agenda.now)
         self._pauses = self._starvations = 0
         self._backlog: list[Callable[[], None]] = []
@@ -364,6 +372,7 @@ class WorkerProcess:
             Send: self._send,
             Compute: self._compute,
             Release: self._release,
+            Discard: lambda action: self._executor.discard(action.copy),
             Report: self._report,
             Save: self._save,
             Snapshot: self._snapshot,
@@ -402,6 +411,12 @@ class WorkerProcess:
 
     def _start(self) -> None:
         self._carry_out(self._process.start(self._reading))
+
+    def turn_to(self, office: Office, ended: Callable[[int], None]) -> None:
+        """From now on another coordinator is where the one before has been, and `ended` is called
+        in place of what was called before."""
+        self.office, self._ended = office, ended
+        self._hear = partial(office.receive, self.peer)
 
     @property
     def _reading(self) -> float:
@@ -527,6 +542,7 @@ class WorkerProcess:
             address=self.address,
             pid=self._group.index,
             host="simulator",
+            incarnation=action.incarnation,
         )
         self._tell(hello)
 

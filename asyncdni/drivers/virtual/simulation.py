@@ -80,9 +80,11 @@ class Cast:
         """A coordinator starts, and it the workers."""
         self.coordinators += 1
         self._own_records = len(self.records)
+        home: dict[str, Any] = {"folder": _NO_FOLDER, "term": self.coordinators}
+        home["succeeds"] = self.coordinators > 1
         self.coordinator = CoordinatorProcess(
             self._world,
-            make_roster(self._design, folder=_NO_FOLDER, term=self.coordinators),
+            make_roster(self._design, **home),
             Launcher(self._world, self._arithmetic, self.everyone, self.ops),
             self.records,
             ledger=ledger,
@@ -101,6 +103,11 @@ class Cast:
         machine = self.coordinator.machine
         ledger = find_ledger(self._design, self._world.disk, machine.ledger.history)
         ledger.updates = machine.updates
+        ledger.recorded = [
+            {name: value for name, value in values.items() if name != "time_s"}
+            for kind, values in self.records
+            if kind == "evaluation"
+        ]
         self.begin(ledger)
 
     @property

@@ -11,6 +11,9 @@ submodule is called first:
 A submodule that can't be traced, because its forward depends on numbers in tensors, is one call as
 a whole. Several tensors that cross a cut, such as a skip connection, travel as one: each sample's
 numbers behind one another. Names of parameters stay those of the whole module.
+
+Where batches differ in length, the module is tried at two lengths. What crosses a cut then has the
+same shape at both, or the steps in front.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -28,8 +31,18 @@ from torch import fx, nn
 
 from asyncdni.errors import ConfigError
 from asyncdni.nn.torch.compiler import without_compiler
-from asyncdni.nn.torch.fields import Field, as_kind, fields_of, named, separate, take
-from asyncdni.nn.torch.layer import first_line, main_output
+from asyncdni.nn.torch.fields import (
+    Field,
+    as_kind,
+    fields_of,
+    join,
+    named,
+    part,
+    separate,
+    take,
+    varies,
+)
+from asyncdni.nn.torch.layer import first_line, lengths, main_output
 
 __all__ = ["Trace", "trace"]
 
@@ -49,6 +62,7 @@ class _Value:
     shape: _Shape = ()
     dtype: torch.dtype = torch.float32
     why_not: str = ""
+    varies: bool = False  # whether its first axis is the batch's length, of which `shape` has most
 
 
 class Trace:
@@ -166,6 +180,14 @@ class Trace:
         crossing = self._crossing(self._start(end)) if end else []
         kinds = {_kind(self._values[node].dtype) for node in crossing}
         return len(crossing) > 1 or not kinds <= {"float"}
+
+    def varies(self, begin: str) -> bool:
+        """Whether what the part from submodule `begin` on gets is as long as the batch. Raises as
+        `part` does."""
+        return self._vary(self._crossing(self._start(begin) if begin else 0))
+
+    def _vary(self, crossing: Sequence[fx.Node]) -> bool:
+        return any(self._values[node].varies for node in crossing)
 
     def tail(self, begin: str) -> fx.GraphModule:
         """What comes behind the last skip connection of the part from submodule `begin` on: the
@@ -312,7 +334,14 @@ class Trace:
         return sum(node.target is not take for node in crossing) > 1
 
     def _why_not(self, crossing: Sequence[fx.Node]) -> str:
-        return next((v.why_not for n in crossing if (v := self._values[n]).why_not), "")
+        found = next((v.why_not for n in crossing if (v := self._values[n]).why_not), "")
+        lasting = [node.name for node in crossing if not self._values[node].varies]
+        if not found and lasting and self._vary(crossing):
+            found = (
+                f"{lasting[0]}, which has no row a step, would cross it beside others that are as "
+                "long as the batch"
+            )
+        return found
 
     def _is_shared(self, start: int) -> bool:
         """Whether weights are used before and after `start`."""
@@ -356,32 +385,35 @@ class Trace:
         if len(crossing) == 1:
             copies[crossing[0]] = given
             return
-        shapes = [self._values[node].shape for node in crossing]
+        steps = self._vary(crossing)
+        shapes = [self._values[node].shape[steps:] for node in crossing]
         kinds = [_kind(self._values[node].dtype) for node in crossing]
-        parts = graph.call_function(unpack, (given, shapes, kinds))
+        parts = graph.call_function(unpack, (given, shapes, kinds, steps))
         for index, node in enumerate(crossing):
             copies[node] = graph.call_function(take, (parts, index))
 
     def _pack(self, graph: fx.Graph, values: Sequence[fx.Node], stop: int) -> fx.Node:
-        return values[0] if len(values) == 1 else graph.call_function(pack, (list(values),))
+        steps = self._vary(self._crossing(stop))
+        return values[0] if len(values) == 1 else graph.call_function(pack, (list(values), steps))
 
 
-def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Several tensors (B, …) as one (B, N); booleans become 0 and 1."""
+def pack(tensors: Sequence[torch.Tensor], steps: bool) -> torch.Tensor:
+    """Several tensors as one, see `fields.join`; booleans become 0 and 1."""
     kind = next((one.dtype for one in tensors if one.is_floating_point()), torch.float32)
     if any(_kind(one.dtype) == "int" for one in tensors):
         kind = torch.promote_types(kind, torch.float32)  # one of 16 bits would round ids
-    return torch.cat([one.reshape(len(one), -1).to(kind) for one in tensors], 1)
+    return join([one.to(kind) for one in tensors], steps=steps)
 
 
 def unpack(
-    packed: torch.Tensor, shapes: Sequence[_Shape], kinds: Sequence[str]
+    packed: torch.Tensor, shapes: Sequence[_Shape], kinds: Sequence[str], steps: bool
 ) -> list[torch.Tensor]:
-    """What `pack` was given, of these shapes without the axis of samples, and of these kinds."""
-    parts = torch.split(packed, [_size(shape) for shape in shapes], 1)
+    """What `pack` was given, of these shapes, see `fields.part`, and of these kinds."""
     # Copied, as a convolution has other last bits on numbers that do not lie behind one another.
-    whole = [part.clone(memory_format=torch.contiguous_format) for part in parts]
-    tensors = [part.reshape(len(packed), *shape) for part, shape in zip(whole, shapes, strict=True)]
+    tensors = [
+        one.clone(memory_format=torch.contiguous_format)
+        for one in part(packed, shapes, steps=steps)
+    ]
     return [as_kind(one, kind) for one, kind in zip(tensors, kinds, strict=True)]
 
 
@@ -454,7 +486,7 @@ def trace(model: nn.Module, form: Sequence[Any], begins: Sequence[str] | None = 
     graph = _traced(model, whole, fields)
     if begins is not None:
         _check_training(model, graph, whole, fields)
-    return Trace(model, graph, _run(model, graph, shape))
+    return Trace(model, graph, _run(model, graph, shape, varies(form)))
 
 
 def _not_around(model: nn.Module, begins: Sequence[str]) -> set[str]:
@@ -483,7 +515,8 @@ def _traced(model: nn.Module, whole: set[str], fields: Sequence[Field]) -> fx.Gr
         except Exception as error:  # a forward may fail in any way
             if not tracer.inside:
                 raise ConfigError(
-                    f"the model's own forward can't be traced, so it can't be cut: "
+                    f"the model's own forward, that of {type(model).__name__}, can't be traced, so "
+                    "it can't be cut: "
                     f"{first_line(error)}; move what depends on the numbers in tensors into a "
                     "submodule, or give an nn.Sequential"
                 ) from error
@@ -566,15 +599,24 @@ class _Recorder(fx.Interpreter):
         return result
 
 
-def _run(model: nn.Module, graph: fx.Graph, shape: _Shape) -> dict[fx.Node, _Value]:
+def _run(model: nn.Module, graph: fx.Graph, shape: _Shape, varying: bool) -> dict[fx.Node, _Value]:
     failures = []
     for dtype in (torch.float32, torch.int64):
         try:
-            runs = [_recorded(model, graph, (rows, *shape), dtype) for rows in _TRIED]
+            runs = [
+                _recorded(model, graph, (rows, *one), dtype)
+                for rows, one in zip(_TRIED, lengths(shape, varying), strict=True)
+            ]
         except Exception as error:
             failures.append(first_line(error))
             continue
-        return {node: _value(node, [run[node] for run in runs]) for node in graph.nodes}
+        return {node: _value(node, [run[node] for run in runs], shape) for node in graph.nodes}
+    if varying and _takes(model, graph, shape):
+        raise ConfigError(
+            f"batches differ in length, and the model takes samples of shape {shape}, but not of "
+            f"{lengths(shape, varying)[1][0]} steps: {failures[0]}; pad all samples to one length "
+            "in the data set or its collate_fn"
+        )
     raise ConfigError(
         f"the model does not take samples of shape {shape}: {failures[0]}; its forward gets one "
         "tensor with a row a sample: change the samples of the data set, or wrap the model in a "
@@ -596,7 +638,15 @@ def _recorded(
     return {node: mine[node.name] for node in graph.nodes}
 
 
-def _value(node: fx.Node, forms: Sequence[Any]) -> _Value:
+def _takes(model: nn.Module, graph: fx.Graph, shape: _Shape) -> bool:
+    for dtype in (torch.float32, torch.int64):
+        with suppress(Exception):  # a module may fail in any way
+            _recorded(model, graph, (1, *shape), dtype)
+            return True
+    return False
+
+
+def _value(node: fx.Node, forms: Sequence[Any], longest: _Shape) -> _Value:
     if isinstance(forms[0], str):
         return _Value(why_not=f"{node.name}, a value of type {forms[0]}, would cross it")
     (first, dtype), (second, _) = forms
@@ -605,4 +655,10 @@ def _value(node: fx.Node, forms: Sequence[Any]) -> _Value:
     is_given = node.op == "placeholder" or node.target is take
     if not (dtype.is_floating_point or dtype == torch.bool or is_given):
         return _Value(first[1:], dtype, f"{node.name}, of type {dtype}, would cross it")
-    return _Value(first[1:], dtype)
+    varying = first[1:] != second[1:]
+    if varying and (first[1] != longest[0] or first[2:] != second[2:]):
+        return _Value(
+            why_not=f"{node.name}, of shape {first[1:]} in a longer batch and {second[1:]} in a "
+            "shorter one, would cross it: only its first axis may be the batch's length"
+        )
+    return _Value(first[1:], dtype, varies=varying)

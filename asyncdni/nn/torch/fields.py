@@ -5,6 +5,10 @@
 ```
 
 A sample's numbers lie behind one another. Whole numbers up to 2^24 come through unchanged.
+
+Where batches differ in length, all of these tensors have the steps in front, and the numbers of
+each step lie behind one another: h is (B, T, 2). In the form of an input such an axis is written as
+a negative number, -T for up to T steps.
 """
 
 from __future__ import annotations
@@ -20,14 +24,8 @@ from torch import fx, nn
 from asyncdni.errors import ConfigError
 
 __all__ = [
-    "Field",
-    "as_kind",
-    "call_joined",
-    "fields_of",
-    "named",
-    "separate",
-    "separated",
-    "take",
+    *("Field", "as_kind", "call_joined", "fields_of", "join", "named", "part"),
+    *("separate", "separated", "take", "varies"),
 ]
 
 Shape = tuple[int, ...]
@@ -38,26 +36,45 @@ class Field(NamedTuple):
 
     name: str  # of an argument of the model's forward; empty: by its place
     kind: str  # "float", "int" or "bool"
-    shape: Shape  # of one sample
+    shape: Shape  # of one sample; -T in front: up to T steps
 
 
 def fields_of(form: Sequence[Any]) -> tuple[Shape, tuple[Field, ...]]:
-    """The shape of a sample's numbers, and its fields, of what an experiment says of its input: a
-    shape, or a list of [name, kind, shape] where there are several tensors."""
+    """The shape of a sample's numbers, the longest where batches differ, and its fields, of what an
+    experiment says of its input: a shape, or a list of [name, kind, shape] where there are several
+    tensors."""
     if not form or not isinstance(form[0], Sequence):
-        return tuple(form), ()
+        return tuple(map(abs, form)), ()
     fields = tuple(Field(name, kind, tuple(shape)) for name, kind, shape in form)
+    if varies(form):
+        return (-fields[0].shape[0], sum(math.prod(one.shape[1:]) for one in fields)), fields
     return (sum(math.prod(one.shape) for one in fields),), fields
 
 
+def varies(form: Sequence[Any]) -> bool:
+    """Whether batches of such inputs differ in length."""
+    shape = form[0][2] if form and isinstance(form[0], Sequence) else form
+    return bool(shape) and shape[0] < 0
+
+
 def separated(x: torch.Tensor, fields: Sequence[tuple[str, str, Shape]]) -> list[torch.Tensor]:
-    """The tensors (B, …) of which x (B, N) is made."""
-    sizes = [math.prod(shape) for _, _, shape in fields]
-    parts = torch.split(x, sizes, 1)
-    return [
-        as_kind(part.reshape(len(x), *shape), kind)
-        for part, (_, kind, shape) in zip(parts, fields, strict=True)
-    ]
+    """The tensors (B, …) of which x (B, N), or (B, T, N), is made."""
+    steps = fields[0][2][:1] < (0,)
+    parts = part(x, [shape[steps:] for _, _, shape in fields], steps=steps)
+    return [as_kind(one, kind) for one, (_, kind, _) in zip(parts, fields, strict=True)]
+
+
+def join(tensors: Sequence[torch.Tensor], *, steps: bool) -> torch.Tensor:
+    """Tensors (B, …) as one (B, N), or with `steps` (B, T, …) as one (B, T, N)."""
+    axis = 2 if steps else 1
+    return torch.cat([one.reshape(*one.shape[:axis], -1) for one in tensors], axis)
+
+
+def part(x: torch.Tensor, shapes: Sequence[Shape], *, steps: bool) -> list[torch.Tensor]:
+    """What `join` was given, of these shapes without the axes that are joined along."""
+    axis = 2 if steps else 1
+    parts = torch.split(x, [math.prod(shape) for shape in shapes], axis)
+    return [one.reshape(*x.shape[:axis], *shape) for one, shape in zip(parts, shapes, strict=True)]
 
 
 def as_kind(x: torch.Tensor, kind: str) -> torch.Tensor:

@@ -31,10 +31,50 @@ from asyncdni.nn.optimizers import Adam, finite_norm
 from asyncdni.nn.torch.layer import aligned, first_line, tensor_of
 from asyncdni.nn.torch.model import make_model
 
-__all__ = ["ModuleGenerator", "module_generator"]
+__all__ = ["Learned", "ModuleGenerator", "module_generator"]
 
 #: How many samples the module is tried on when it is built.
 _TRIED = 2
+
+
+class Learned:
+    """Parameters that are moved to one new vector, and the Adam that trains them.
+
+    `arrays` are the parameters by name, `state` is Adam's; writing into them restores both.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], dtype: np.dtype[Any]) -> None:
+        self.parameters = [*parameters.values()]
+        self._vector = np.empty(sum(one.numel() for one in self.parameters), dtype)
+        self._grads = np.zeros_like(self._vector)
+        self.arrays: dict[str, Array] = {}
+        start = 0
+        for name, parameter in parameters.items():
+            stop = start + parameter.numel()
+            array = self._vector[start:stop].reshape(tuple(parameter.shape))
+            np.copyto(array, parameter.detach().numpy())
+            parameter.data = tensor_of(array)
+            self.arrays[name] = array
+            start = stop
+        self._optimizer = Adam()
+        self._optimizer.start(self._vector)
+        self.state = self._optimizer.state
+
+    def step(self, found: Sequence[torch.Tensor | None], samples: int, rate: float) -> None:
+        """Make a step for the parameters' gradients `found`, of the sum over so many samples. None:
+        the loss does not depend on that parameter.
+
+        Raises `NumericalError`, before any weight moves, for a gradient that is not finite."""
+        if not self.parameters:
+            return
+        start = 0
+        for one, parameter in zip(found, self.parameters, strict=True):
+            stop = start + parameter.numel()
+            self._grads[start:stop] = 0 if one is None else one.numpy().ravel()
+            start = stop
+        self._grads /= samples
+        finite_norm(self._grads)
+        self._optimizer.step(self._vector, self._grads, rate)
 
 
 class ModuleGenerator:
@@ -91,13 +131,12 @@ class ModuleGenerator:
         classes = loss == "cross_entropy"
         y = np.zeros(rows if classes else (*rows, outputs), np.int64 if classes else dtype)
         self._try(torch.zeros(_TRIED, *shape, dtype=getattr(torch, dtype.name)), tensor_of(y))
-        self._learned = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        self.params, self._vector = _on_one_vector(self._learned, dtype)
-        self._grads = np.zeros_like(self._vector)
-        self._optimizer = Adam()
-        self._optimizer.start(self._vector)
+        self._learned = Learned(
+            {n: p for n, p in module.named_parameters() if p.requires_grad}, dtype
+        )
+        self.params = self._learned.arrays
         self.buffers = {
-            **{f"optimizer.{name}": array for name, array in self._optimizer.state.items()},
+            **{f"optimizer.{name}": array for name, array in self._learned.state.items()},
             **{n: p.data.numpy() for n, p in module.named_parameters() if not p.requires_grad},
             **{name: buffer.numpy() for name, buffer in module.named_buffers()},
         }
@@ -121,34 +160,29 @@ class ModuleGenerator:
         more = () if mask is None else (tensor_of(mask),)
         with torch.enable_grad():
             loss = self._loss(x.requires_grad_(), targets, *more)
-        found = torch.autograd.grad(loss, [x, *self._learned.values()], allow_unused=True)
-        self._step(found[1:], len(h), rate_scale)
-        return np.zeros_like(h) if found[0] is None else _array(found[0])
+        learning = self._learns(slot)
+        parameters = [parameter for one in learning for parameter in one.parameters]
+        by_x, *found = torch.autograd.grad(loss, [x, *parameters], allow_unused=True)
+        for one in learning:
+            own, found = found[: len(one.parameters)], found[len(one.parameters) :]
+            one.step(own, len(h), self.learning_rate * rate_scale)
+        return np.zeros_like(h) if by_x is None else _array(by_x)
+
+    def _learns(self, slot: Slot) -> Sequence[Learned]:
+        """What of a module with a loss of its own makes a step on the slot's batch."""
+        return [self._learned]
 
     def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
         """Make one step towards the gradient (B, *shape) that came back; none with a loss of its
         own."""
-        if self._loss is not None or not self._learned:
+        if self._loss is not None or not self._learned.parameters:
             return
         self._seed(slot)
         with torch.enable_grad():
             residual = self.module(*slot["given"]) - aligned(grad)
             loss = residual.square().sum() / 2
-        found = torch.autograd.grad(loss, list(self._learned.values()), allow_unused=True)
-        self._step(found, len(grad), rate_scale)
-
-    def _step(self, found: Sequence[torch.Tensor | None], samples: int, rate_scale: float) -> None:
-        """Raises `NumericalError`, before any weight moves, for a gradient that is not finite."""
-        if not self._learned:
-            return
-        start = 0
-        for one, parameter in zip(found, self._learned.values(), strict=True):
-            stop = start + parameter.numel()
-            self._grads[start:stop] = 0 if one is None else one.numpy().ravel()
-            start = stop
-        self._grads /= samples
-        finite_norm(self._grads)
-        self._optimizer.step(self._vector, self._grads, self.learning_rate * rate_scale)
+        found = torch.autograd.grad(loss, self._learned.parameters, allow_unused=True)
+        self._learned.step(found, len(grad), self.learning_rate * rate_scale)
 
     def _seed(self, slot: Slot) -> None:
         torch.default_generator.manual_seed((self._noise + slot.get("batch", 0)) % 2**63)
@@ -181,21 +215,6 @@ def module_generator(
         return make_model(module, arguments, "cpu", allow_import=allow_import)
 
     return ModuleGenerator(f"generator {module}", make, learning_rate=learning_rate)
-
-
-def _on_one_vector(
-    learned: Mapping[str, nn.Parameter], dtype: np.dtype[Any]
-) -> tuple[dict[str, Array], Array]:
-    """Move the parameters to one new vector; return their arrays there, and the vector (N,)."""
-    vector = np.empty(sum(one.numel() for one in learned.values()), dtype)
-    arrays, start = {}, 0
-    for name, parameter in learned.items():
-        stop = start + parameter.numel()
-        arrays[name] = vector[start:stop].reshape(tuple(parameter.shape))
-        np.copyto(arrays[name], parameter.detach().numpy())
-        parameter.data = tensor_of(arrays[name])
-        start = stop
-    return arrays, vector
 
 
 def _array(tensor: torch.Tensor) -> Array:

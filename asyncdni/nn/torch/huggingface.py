@@ -10,8 +10,9 @@ other, in an order that the class says (`base_model_pp_plan`), or that one forwa
 ```
 
 `Chain` calls them in this order, with causal attention and without a cache, as in training on whole
-windows. Names of weights stay those of the model. `check_chain` holds it against the model's own
-forward, so that a model which does more is refused.
+windows. Where positions are counted in the mask (OPT), or attention is biased by distance (ALiBi,
+BLOOM), each module makes its own from the mask. Names of weights stay those of the model.
+`check_chain` holds it against the model's own forward, so that a model which does more is refused.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ class Chain(nn.Module):
         self._rotary: Any = getattr(base, _ROTARY, None)
         self._needs_mask = base.config._attn_implementation != "sdpa"
         self.causal_mask = _CausalMask(base.config)
+        self.bias = _Alibi(base) if hasattr(base, "build_alibi_tensor") else None
+        self._masked = {
+            name
+            for name in order
+            if isinstance(one := model.get_submodule(name), nn.Embedding)
+            and "attention_mask" in inspect.signature(one.forward).parameters
+        }
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -62,6 +70,8 @@ class Chain(nn.Module):
             if name == self._blocks:
                 for block in module.children():
                     x = self._block(block, x, attention_mask)
+            elif name in self._masked:
+                x = x + module(_mask_of(x, attention_mask))
             elif isinstance(module, nn.Embedding) and name != self._tokens:
                 x = x + module(_positions(x))
             else:
@@ -77,6 +87,8 @@ class Chain(nn.Module):
             options["attention_mask"] = self.causal_mask(x, attention_mask, positions)
         if self._rotary is not None:
             options["position_embeddings"] = self._rotary(x, positions)
+        if self.bias is not None:
+            options["alibi"] = self.bias(x, attention_mask)
         return _hidden(block(x, **options))
 
 
@@ -102,6 +114,26 @@ class _CausalMask(nn.Module):
         return make(config=self._config, attention_mask=attention_mask, **chosen)
 
 
+class _Alibi(nn.Module):
+    """What attention adds for the distance of two tokens, as the model makes it of a mask (B, T) of
+    its tokens (Press et al. 2021, arXiv 2108.12409)."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self._make: Any = type(base).build_alibi_tensor
+        self._heads: int = base.num_heads
+
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None) -> Any:
+        return self._make(self, _mask_of(x, attention_mask), self._heads, dtype=x.dtype)
+
+
+def _mask_of(x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The mask (B, T) of the tokens in x (B, T, D): all are there if none is given."""
+    if attention_mask is None:
+        return torch.ones(x.shape[:2], dtype=torch.int64, device=x.device)
+    return attention_mask
+
+
 def _any_mask(x: torch.Tensor) -> torch.Tensor:
     """A mask in the form that blocks take, for x (B, T, …)."""
     return x.new_zeros((len(x), 1, x.shape[1], x.shape[1]))
@@ -118,8 +150,9 @@ def _hidden(result: Any) -> torch.Tensor:
     return found
 
 
-# Both are single calls of a trace, as what they do depends on values.
+# All are single calls of a trace, as what they do depends on values.
 fx.wrap("_positions")
+fx.wrap("_mask_of")
 fx.wrap("_hidden")
 
 
@@ -159,18 +192,25 @@ def _observed(model: Any) -> tuple[list[str], str] | None:
     blocks = min(lists, key=lambda name: name.count("."))
     beside = _beside(model, blocks)
     called: list[str] = []
-    copied: Any = empty_copy(model, "meta")
+    copied: Any = empty_copy(model, "meta").eval()
     for name in beside:
         if name.endswith(_ROTARY):
             continue  # each block gets what it returns: see `Chain`
         module = copied.get_submodule(name)
         first = module[0] if name == blocks else module
         first.register_forward_pre_hook(lambda *_, name=name: called.append(name))
-    try:
-        with torch.no_grad(), torch.device("meta"):
-            ids, mask = torch.zeros(_TRIED, dtype=torch.int64), _any_mask(torch.zeros(_TRIED))
-            copied(input_ids=ids, attention_mask=mask, use_cache=False)
-    except Exception:  # a model may fail in any way
+    # Some models make their masks by looking at numbers, which there are none of, unless they get
+    # such a mask; others take no such mask.
+    for mask in (_any_mask(torch.zeros(_TRIED, device="meta")), None):
+        called.clear()
+        try:
+            with torch.no_grad(), torch.device("meta"):
+                ids = torch.zeros(_TRIED, dtype=torch.int64)
+                copied(input_ids=ids, attention_mask=mask, use_cache=False)
+        except Exception:  # a model may fail in any way
+            continue
+        break
+    else:
         return None
     tokens = model.get_input_embeddings()
     has_tokens = any(model.get_submodule(name) is tokens for name in called)
@@ -194,6 +234,12 @@ def check_chain(model: nn.Module, chain: nn.Module) -> None:
     own forward does more than its chain, so that something would be lost."""
     if chain is model:
         return
+    drop = float(getattr(getattr(model, "config", None), "layerdrop", 0.0) or 0.0)
+    if drop:
+        raise ConfigError(
+            f"{type(model).__name__} leaves out blocks at random in training (layerdrop = {drop:g} "
+            "in its config), so it can't be cut before its blocks; set layerdrop = 0"
+        )
     was = model.training
     ids = torch.arange(_TRIED[0] * _TRIED[1]).reshape(_TRIED) % 2
     try:

@@ -30,8 +30,12 @@ from torch import nn
 from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
 from asyncdni.nn.torch.compiler import compiled, without_compiler
+from asyncdni.nn.torch.device import Staging, staging_for
 
-__all__ = ["ModuleLayer", "empty_copy", "first_line", "main_output", "matrix_product", "tensor_of"]
+__all__ = [
+    *("ModuleLayer", "empty_copy", "first_line", "lengths", "main_output", "matrix_product"),
+    "tensor_of",
+]
 
 #: The batch sizes at which a module is tried on the meta device: two, so that the axis of samples
 #: is told from an axis that happens to be as long.
@@ -82,6 +86,12 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
+def lengths(shape: tuple[int, ...], varying: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of a sample at which a module is tried: twice the same, or where batches differ in
+    length the second time half as many steps, so that an axis of steps is told from others."""
+    return shape, (max(1, shape[0] // 2), *shape[1:]) if varying else shape
+
+
 def main_output(result: Any) -> Any:
     """The tensor that the loss needs of what a model returns: of a table its "logits", of several
     values the first."""
@@ -113,11 +123,16 @@ class ModuleLayer:
         name: str,
         make: Callable[[str], nn.Module],
         packs: Callable[[], bool] = lambda: False,
+        takes_lengths: Callable[[], bool] = lambda: False,
     ) -> None:
         """`make("meta")` makes the module without memory, `make("cpu")` with initial weights;
-        `name` is for messages, for `packs` see `nn.base.Layer.output_shape`."""
+        `name` is for messages, for `packs` see `nn.base.Layer.output_shape`. `takes_lengths`:
+        whether the first axis of an input is the batch's length."""
         self.name = name
         self.packs = packs
+        #: Whether the first axis of an output is the batch's length; `output_shape` finds it out.
+        self.varying = False
+        self._takes_lengths = takes_lengths
         self.params: dict[str, Array] = {}
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
@@ -130,11 +145,16 @@ class ModuleLayer:
         self._clones_input = False
         self._autocast = False
         self._compiles = False
+        self._staging: Staging | None = None  # None: the module computes on the CPU
+        self._held: dict[str, Array] | None = None  # the weights that the GPU has
 
-    def compute_with(self, *, autocast: bool, compile: bool) -> None:
-        """Compute products and convolutions in bfloat16 (`torch.autocast`), or compile the module
-        (`torch.compile`) at its first forward, which takes seconds to minutes."""
+    def compute_with(self, *, autocast: bool, compile: bool, device: str, number: int) -> None:
+        """Compute products and convolutions in bfloat16 (`torch.autocast`); compile the module
+        (`torch.compile`) at its first forward, which takes seconds to minutes; compute on the
+        device that `run.device` names for the worker of this number. Raises `ConfigError` where
+        there is no such device."""
         self._autocast, self._compiles = autocast, compile
+        self._staging = staging_for(device, number)
 
     # --- shapes ----------------------------------------------------------------------------------
 
@@ -178,15 +198,18 @@ class ModuleLayer:
     @without_compiler()
     def _try(self, module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
         kinds = {False: torch.float32, True: torch.int64}
-        failures = []
+        failures, shapes = [], lengths(shape, self._takes_lengths())
         for integers, dtype in kinds.items():
             try:
-                found = [self._tried(module, (rows, *shape), dtype) for rows in _TRIED]
+                found = [
+                    self._tried(module, (rows, *one), dtype)
+                    for rows, one in zip(_TRIED, shapes, strict=True)
+                ]
             except Exception as error:  # a module may fail in any way
                 failures.append(first_line(error))
                 continue
             self._integers = integers
-            return self._row(found)
+            return self._row(found, shapes)
         raise ConfigError(f"{self.name} does not take inputs of shape {shape}: {failures[0]}")
 
     def _tried(self, module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
@@ -202,7 +225,7 @@ class ModuleLayer:
                 self._clones_input = True
                 return _one(module(x.clone()))
 
-    def _row(self, found: list[Any]) -> tuple[int, ...]:
+    def _row(self, found: list[Any], shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
         for y, rows in zip(found, _TRIED, strict=True):
             if not isinstance(y, torch.Tensor):
                 raise ConfigError(
@@ -216,7 +239,16 @@ class ModuleLayer:
                 )
             if not y.is_floating_point():
                 raise ConfigError(f"{self.name} returns {y.dtype}, expected floating numbers")
-        return tuple(found[0].shape[1:])
+        first, second = (tuple(y.shape[1:]) for y in found)
+        self.varying = first != second
+        if self.varying and (first[0], first[1:]) != (shapes[0][0], second[1:]):
+            raise ConfigError(
+                f"{self.name} returns shape {first} for a batch of {shapes[0][0]} steps and "
+                f"{second} for one of {shapes[1][0]}; where batches differ in length, only the "
+                "first axis may be that length: pad all samples to one length in the data set or "
+                "its collate_fn"
+            )
+        return first
 
     # --- building --------------------------------------------------------------------------------
 
@@ -255,6 +287,7 @@ class ModuleLayer:
         for name, tensor in kept.items():
             tensor.data = tensor.data.contiguous()
             self.buffers[name] = _array(tensor)
+        self._own_buffers = self.buffers
         return result
 
     # --- the passes ------------------------------------------------------------------------------
@@ -262,14 +295,20 @@ class ModuleLayer:
     def forward(self, x: Array, slot: Slot) -> Array:
         self.bind()
         self._seed(slot.get("batch", 0))
-        given = aligned(x)
+        given = self._given(x)
         given = given.long() if self._integers else given.requires_grad_()
         with self._weights_in_use(), torch.enable_grad():
             y = self._call(given.clone() if self._clones_input else given)
         if not self._checked:
             self._check_buffers()
         slot["graph"] = given, y
-        return _array(y)
+        if self._staging is None:
+            return _array(y)
+        buffers = dict(self._module.named_buffers())
+        found, *moved = self._staging.down([y, *buffers.values()])
+        for name, array in zip(buffers, moved, strict=True):
+            np.copyto(self.buffers[name], array)
+        return found
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
         x, y = slot["graph"]
@@ -281,24 +320,26 @@ class ModuleLayer:
             with self._weights_in_use():
                 found = list(
                     torch.autograd.grad(
-                        y, wanted, aligned(grad_y), retain_graph=True, allow_unused=True
+                        y, wanted, self._given(grad_y), retain_graph=True, allow_unused=True
                     )
                 )
+        arrays = self._in_host_memory(found)
         if learn:
-            self._accumulate(found)
+            self._accumulate(arrays)
         if not send:
             return None
-        grad_x = found[-1] if sends else None
-        return np.zeros(x.shape, grad_y.dtype) if grad_x is None else _array(grad_x)
+        grad_x = arrays[-1] if sends else None
+        return np.zeros(x.shape, grad_y.dtype) if grad_x is None else grad_x
 
     def evaluate(self, x: Array) -> Array:
         self.bind()
-        given = aligned(x)
+        given = self._given(x)
         self._module.eval()
         try:
-            with torch.no_grad():
+            with self._weights_in_use(), torch.no_grad():
                 found = given.long() if self._integers else given
-                return _array(self._call(found.clone() if self._clones_input else found))
+                y = self._call(found.clone() if self._clones_input else found)
+                return _array(y) if self._staging is None else self._staging.down([y])[0]
         finally:
             self._module.train()
 
@@ -311,7 +352,7 @@ class ModuleLayer:
         if not self._autocast:
             y: torch.Tensor = _one(self._forward(x))
             return y
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16):
             y = _one(self._forward(x))
             return y.to(self._dtype)
 
@@ -320,7 +361,7 @@ class ModuleLayer:
         still those that are saved. Raises `ConfigError`."""
         self._checked = True
         for name, buffer in self._module.named_buffers():
-            if buffer.numel() and buffer.data_ptr() != self.buffers[name].ctypes.data:
+            if buffer.numel() and buffer.data_ptr() != self._places[name]:
                 raise ConfigError(
                     f"{self.name}: its forward puts another tensor in the place of the buffer "
                     f"{name}, which would not be saved; change it in place, as by {name}.copy_(…)"
@@ -328,40 +369,83 @@ class ModuleLayer:
 
     def bind(self) -> None:
         """Put the module's parameters on the stage's vector, once the stage has moved the arrays
-        there; their own memory is given back."""
+        there; their own memory is given back. On a GPU the module has copies instead."""
         if not self._bound:
             self._bound = True
-            for name, parameter in self._learned.items():
-                parameter.data = tensor_of(self._live[name])
+            if self._staging is None:
+                for name, parameter in self._learned.items():
+                    parameter.data = tensor_of(self._live[name])
+            else:
+                device, module = self._staging.device, self._module
+                for one in chain(module.parameters(), module.buffers()):
+                    one.data = one.data.to(device, copy=True)
+            self._places = {name: one.data_ptr() for name, one in self._module.named_buffers()}
             if self._compiles:
                 self._forward = compiled(self._module)
 
     @contextmanager
     def _weights_in_use(self) -> Iterator[None]:
-        """Within this context, the module has the weights that are in `params` now."""
-        if self.params is self._live:
+        """Within this context, the module has the arrays that are in `params` and `buffers` now."""
+        if self._staging is not None:
+            self._upload(self._staging)
             yield
             return
-        before = {name: array.copy() for name, array in self._live.items()}
-        for name, array in self._live.items():
-            np.copyto(array, self.params[name])
+        pairs = []
+        if self.params is not self._live:
+            pairs += [(array, self.params[name]) for name, array in self._live.items()]
+        if self.buffers is not self._own_buffers:
+            pairs += [(array, self.buffers[name]) for name, array in self._own_buffers.items()]
+        before = [array.copy() for array, _ in pairs]
+        for array, other in pairs:
+            np.copyto(array, other)
         try:
             yield
         finally:
-            for name, array in self._live.items():
-                np.copyto(array, before[name])
+            for (array, _), old in zip(pairs, before, strict=True):
+                np.copyto(array, old)
 
-    def _accumulate(self, found: list[torch.Tensor | None]) -> None:
+    # --- on a GPU --------------------------------------------------------------------------------
+
+    def weights_moved(self) -> None:
+        """Note that arrays of `params` or `buffers` have other numbers now. They begin their way to
+        the GPU at once, where there is one."""
+        self._held = None
+        if self._staging is not None and self._bound:
+            self._upload(self._staging)
+
+    def _upload(self, staging: Staging) -> None:
+        """Have the weights that are in `params` now on the GPU, and frozen ones and buffers."""
+        if self._held is self.params:
+            return
+        own = {**self._learned, **self._frozen, **dict(self._module.named_buffers())}
+        arrays = {**self.buffers, **self.params}
+        staging.overwrite([one.data for one in own.values()], [arrays[name] for name in own])
+        self._held = self.params
+
+    def _given(self, x: Array) -> torch.Tensor:
+        """The array as a tensor where the module computes."""
+        return aligned(x) if self._staging is None else self._staging.up([x])[0]
+
+    def _in_host_memory(self, found: list[torch.Tensor | None]) -> list[Array | None]:
+        if self._staging is None:
+            return [None if one is None else _array(one) for one in found]
+        arrays = iter(self._staging.down([one for one in found if one is not None]))
+        return [None if one is None else next(arrays) for one in found]
+
+    def _accumulate(self, found: list[Array | None]) -> None:
         for name, grad in zip(self._learned, found, strict=False):
             own = self.grads[name]
             if self.fresh:
-                np.copyto(own, 0 if grad is None else grad.numpy())
+                np.copyto(own, 0 if grad is None else grad)
             elif grad is not None:
-                own += grad.numpy()
+                own += grad
         self.fresh = False
 
     def _seed(self, batch: int) -> None:
-        torch.default_generator.manual_seed((self._noise + batch) % 2**63)
+        seed = (self._noise + batch) % 2**63
+        torch.default_generator.manual_seed(seed)
+        if self._staging is not None and self._staging.device.type == "cuda":
+            torch.cuda.default_generators[self._staging.device.index].manual_seed(seed)
 
 
 def _array(tensor: torch.Tensor) -> Array:

@@ -20,7 +20,7 @@ from asyncdni.handover import GIVEN
 from asyncdni.imports import Allowed, import_named
 from asyncdni.nn.torch.compiler import without_compiler
 from asyncdni.nn.torch.cut import Trace, trace
-from asyncdni.nn.torch.fields import Field, call_joined, fields_of
+from asyncdni.nn.torch.fields import Field, call_joined, fields_of, join, varies
 from asyncdni.nn.torch.huggingface import as_chain, check_chain
 from asyncdni.nn.torch.layer import ModuleLayer, empty_copy, first_line, main_output
 
@@ -56,7 +56,8 @@ def part_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
     def make_part(
         build: str,  # "module:callable", which returns an nn.Module
         # shape of a sample that the whole module takes; where a sample has several tensors, [name,
-        # kind, shape] of each: an argument of its forward, "float", "int" or "bool"
+        # kind, shape] of each: an argument of its forward, "float", "int" or "bool". -T in front of
+        # a shape: up to T steps, as many as the batch has
         input: Sequence[Any],
         begin: str = "",  # the submodule that the part begins with; empty: the module's start
         end: str = "",  # the submodule that the next part begins with; empty: the module's end
@@ -73,7 +74,14 @@ def part_maker(allow_import: Allowed) -> Callable[..., ModuleLayer]:
         def packs() -> bool:
             return trace_model(build, given, input, begins, allow_import=allow_import).packs(end)
 
-        return ModuleLayer(f"the part of {build} from {begin or 'its start'}", make, packs)
+        def takes_lengths() -> bool:
+            if not varies(input):
+                return False
+            cut = trace_model(build, given, input, begins, allow_import=allow_import)
+            return cut.varies(begin)
+
+        name = f"the part of {build} from {begin or 'its start'}"
+        return ModuleLayer(name, make, packs, takes_lengths)
 
     return make_part
 
@@ -237,12 +245,17 @@ def _two_samples(
     shape: Sequence[int], fields: Sequence[Field], integers: bool, dtype: torch.dtype
 ) -> torch.Tensor:
     if fields:  # masks of ones, as a row that attends to nothing is no number
-        each = [_two_samples(one.shape, (), one.kind != "float", dtype) for one in fields]
+        steps = fields[0].shape[:1] < (0,)
+        shapes = [tuple(map(abs, one.shape)) for one in fields]
+        each = [
+            _two_samples(one, (), field.kind != "float", dtype)
+            for one, field in zip(shapes, fields, strict=True)
+        ]
         ones = [
             torch.ones_like(x) if "mask" in one.name else x
             for one, x in zip(fields, each, strict=True)
         ]
-        return torch.cat([x.reshape(2, -1).to(dtype) for x in ones], 1)
+        return join([x.to(dtype) for x in ones], steps=steps)
     if integers:
         return (torch.arange(2 * math.prod(shape)) % 2).reshape(2, *shape)
     generator = torch.Generator().manual_seed(0)

@@ -8,7 +8,8 @@
 
 In a network of residual blocks every h speaks nearly the language of the last one, so the readout
 (a norm and a head) makes sense of it. The gradient is close to the true one, and nothing has to
-come back for it: now and then a new copy of R comes from the last stage.
+come back for it: now and then a new copy of R comes from the last stage. A map M of that gradient,
+the identity at first, may be fitted to true ones that come back now and then.
 
 Source: SOLO (arXiv 2609.35440, 2026), whose local losses read out through the last module's
 readout; the narrow blocks are those of this project.
@@ -27,9 +28,9 @@ from torch import nn
 from asyncdni import tables
 from asyncdni.errors import ConfigError
 from asyncdni.imports import Allowed
-from asyncdni.nn.base import Array, Streams
-from asyncdni.nn.torch.generator import ModuleGenerator
-from asyncdni.nn.torch.layer import empty_copy
+from asyncdni.nn.base import Array, Slot, Streams
+from asyncdni.nn.torch.generator import Learned, ModuleGenerator
+from asyncdni.nn.torch.layer import aligned, empty_copy, tensor_of
 from asyncdni.nn.torch.loss import summed_loss
 from asyncdni.nn.torch.model import make_model, make_readout
 
@@ -44,12 +45,63 @@ _WIDER = 4
 
 class ReadoutGenerator(ModuleGenerator):
     """A generator whose module is a `_Readout`. Its copy of R lies in `buffers`, beside "version",
-    how many updates the last stage had made when it was copied: 0 for initial weights."""
+    how many updates the last stage had made when it was copied: 0 for initial weights.
+
+    With `options.private_after`, `buffers` also have Adam's moments for R ("private.first", …), how
+    many batches have come since the copy ("private.waited"), and how many of all have trained R
+    here ("private.batches"). With `options.map`, `params` have M too, as "map.weight" (D, D): D is
+    the number of planes of feature maps, or the length of the last axis of other activations.
+    """
+
+    module: _Readout
+
+    def __init__(
+        self, make: Callable[[], _Readout], options: tables.ReadoutGenerator, cure: str
+    ) -> None:
+        """See `ModuleGenerator`."""
+        super().__init__("generator readout", make, learning_rate=options.learning_rate, cure=cure)
+        self._options = options
+
+    def build(
+        self,
+        width: int,
+        outputs: int,
+        loss: str,
+        dtype: np.dtype[Any],
+        streams: Streams,
+        *,
+        shape: tuple[int, ...] = (),
+        steps: int = 0,
+    ) -> None:
+        """See `ModuleGenerator.build`."""
+        super().build(width, outputs, loss, dtype, streams, shape=shape, steps=steps)
+        if self._options.map:
+            axis = 1 if len(shape) == 3 else -1
+            self._map = _Map((1, *shape)[axis], axis)
+            self._mapped = Learned(dict(self._map.named_parameters()), dtype)
+            self.params |= {f"map.{name}": array for name, array in self._mapped.arrays.items()}
+            self.buffers |= {f"map.{name}": array for name, array in self._mapped.state.items()}
+        self._waited, self._trained = np.zeros((), np.int64), np.zeros((), np.int64)
+        if self._options.private_after:
+            self._private = Learned(dict(self.module.readout.named_parameters()), dtype)
+            self.module.readout.requires_grad_(True)  # a gradient is computed when it is asked for
+            self.buffers |= {
+                **{f"readout.{name}": array for name, array in self._private.arrays.items()},
+                **{f"private.{name}": array for name, array in self._private.state.items()},
+                "private.waited": self._waited,
+                "private.batches": self._trained,
+            }
 
     @property
     def version(self) -> int:
         """The version of the copy that is in use."""
         return int(self.buffers["version"])
+
+    @property
+    def private(self) -> int | None:
+        """How many batches have trained R here, as no new copy had come for too long; None: this
+        was not asked for."""
+        return int(self._trained) if self._options.private_after else None
 
     def adopt(self, version: int, weights: Mapping[str, Array]) -> None:
         """Read out through these weights ("0.head.weight") from now on, unless they are no newer
@@ -58,6 +110,10 @@ class ReadoutGenerator(ModuleGenerator):
             return
         self.read_through(weights)
         self.buffers["version"][...] = version
+        self._waited[...] = 0
+        if self._options.private_after:
+            for array in self._private.state.values():
+                array[...] = 0
 
     def read_through(self, weights: Mapping[str, Array]) -> None:
         """Put those of the weights that R has in the place of its own."""
@@ -65,6 +121,47 @@ class ReadoutGenerator(ModuleGenerator):
             own = self.buffers.get(f"readout.{name.removeprefix(_LAYER)}")
             if own is not None:
                 np.copyto(own, array)
+
+    def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
+        """See `ModuleGenerator.predict`."""
+        found = super().predict(h, y, slot, rate_scale)
+        if not self._options.map:
+            return found
+        slot["given"] = tensor_of(found)
+        with torch.no_grad():
+            mapped: Array = self._map(slot["given"]).numpy()
+        return mapped
+
+    def fit(self, grad: Array, slot: Slot, rate_scale: float) -> None:
+        """Make one step of M towards the gradient (B, *shape) that came back, if there is an M."""
+        if not self._options.map:
+            return
+        with torch.enable_grad():
+            loss = (self._map(slot["given"]) - aligned(grad)).square().sum() / 2
+        found = torch.autograd.grad(loss, self._mapped.parameters)
+        self._mapped.step(found, len(grad), self.learning_rate * rate_scale)
+
+    def _learns(self, slot: Slot) -> Sequence[Learned]:
+        learning = [] if slot["batch"] % self._options.learn_every else [self._learned]
+        if self._options.private_after:
+            self._waited += 1
+            if self._waited > self._options.private_after:
+                self._trained += 1
+                learning.append(self._private)
+        return learning
+
+
+class _Map(nn.Module):
+    """M, a linear map of one axis of a gradient; it begins as the identity."""
+
+    def __init__(self, size: int, axis: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(size))
+        self._axis = axis
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = nn.functional.linear(x.movedim(self._axis, -1), self.weight)
+        return found.movedim(-1, self._axis).contiguous()
 
 
 class _Readout(nn.Module):
@@ -107,7 +204,7 @@ def readout_generator(
     which it has its initial weights; None: R begins with zeros, as its weights are put there.
     Raises `ConfigError`."""
 
-    def make() -> nn.Module:
+    def make() -> _Readout:
         if streams is None:
             readout = _zeros(make_readout(part, options.begin, "meta", allow_import=allow_import))
         else:
@@ -118,9 +215,8 @@ def readout_generator(
         return _Readout(blocks, readout, summed_loss(loss, allow_import))
 
     return ReadoutGenerator(
-        "generator readout",
         make,
-        learning_rate=options.learning_rate,
+        options,
         cure="the readout takes activations as they reach it in the last stage; give blocks of "
         'yours that make such ones of these, with blocks = 1, block = "mymodels:Class"',
     )

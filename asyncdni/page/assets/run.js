@@ -2,6 +2,7 @@
 
 import { CHARTS, Chart } from "./charts.js";
 import { Picture } from "./network.js";
+import { delayChoice } from "./slowness.js";
 import { Timeline } from "./timeline.js";
 import { Card, SHARES, logButton } from "./worker.js";
 import {
@@ -60,8 +61,10 @@ export class Run {
       this.network = news.network;
       this.column = Object.fromEntries(news.network.columns.map((name, at) => [name, at + 1]));
       this.build();
+      this.timeline.reset(news.network);
     }
     this.news = news;
+    this.timeline.take(news.slices);
     for (const [name, points] of Object.entries(news.points)) {
       if (!this.points.has(name)) this.points.set(name, new Map());
       for (const point of points) this.points.get(name).set(point[1], point);
@@ -108,9 +111,13 @@ export class Run {
       row.append(head, element("td", "", link.shape), lag);
       row.append(element("td", "", known(link.bound) ? `${count(link.bound)} batches` : NONE));
       row.append(sent, back);
+      const delay = delayChoice(this, link.from, link.to);
+      if (delay) row.append(element("td"));
+      if (delay) row.lastChild.append(delay.root);
       body.append(row);
-      return { lag, sent, back };
+      return { lag, sent, back, delay };
     });
+    $(".added", this.section("links")).hidden = !this.links.some(({ delay }) => delay);
     this.picture = new Picture(this);
     this.makeCharts();
   }
@@ -140,6 +147,7 @@ export class Run {
       cells.lag.classList.toggle("at-bound", known(link.bound) && lag >= link.bound);
       write(cells.sent, bytes((from.bytes_to || {})[link.to]));
       write(cells.back, bytes((to.bytes_to || {})[link.from]));
+      if (cells.delay) cells.delay.draw(news);
     });
     this.picture.draw();
     for (const chart of this.charts) chart.draw(end_s);

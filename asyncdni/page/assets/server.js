@@ -27,11 +27,12 @@ async function askLog(run, worker) {
 
 export let controls = { actions: [], token: null };
 
-export async function control(run, worker, action) {
+// Have the server do something to a worker; `more` says how much of it.
+export async function control(run, worker, action, more = {}) {
   const answer = await fetch("/control", {
     method: "POST",
     headers: { "X-Asyncdni-Token": controls.token },
-    body: JSON.stringify({ run: run.index, worker, action }),
+    body: JSON.stringify({ run: run.index, worker, action, ...more }),
   }).catch(() => null);
   if (!answer || !answer.ok) say(answer ? await answer.text() : "the command has ended", "lost");
 }

@@ -1,6 +1,7 @@
 // The card of one worker.
 
 import { control, controls, showLog } from "./server.js";
+import { slowChoice } from "./slowness.js";
 import {
   NONE,
   STATES,
@@ -57,6 +58,8 @@ export class Card {
     this.buttons = element("div", "buttons");
     this.buttons.append(logButton(run, about.name));
     this.actions = new Map();
+    this.slow = slowChoice(run, about.name);
+    if (this.slow) this.buttons.append(this.slow.root);
     this.root.append(head, stages, this.process, this.bar, this.facts, this.bins, this.buttons);
   }
 
@@ -70,6 +73,7 @@ export class Card {
     const parts = [`${count(worker.parameters)} parameters`];
     if (worker.host) parts.push(`${worker.host}, process ${worker.pid}`);
     if (worker.restarts) parts.push(`restarts: ${worker.restarts}`);
+    if (worker.factor > 1) parts.push(`made ${worker.factor} times slower`);
     if (news.live && silent > 3) parts.push(`silent for ${silent.toFixed(0)} s`);
     write(this.process, parts.join("; "));
     this.drawShares(worker);
@@ -89,6 +93,7 @@ export class Card {
     });
     this.drawBins(worker.staleness_bins || []);
     this.drawActions(worker);
+    if (this.slow) this.slow.draw(news);
   }
 
   // The distribution of staleness since the process began: a bar for each bin, with its upper edge.
@@ -143,7 +148,7 @@ export class Card {
         button.setAttribute("aria-label", `${action} ${this.name}`);
         button.addEventListener("click", () => control(this.run, this.name, action));
         this.actions.set(action, button);
-        this.buttons.append(button);
+        this.buttons.insertBefore(button, this.slow && this.slow.root);
       }
       const paused = worker.state === "paused";
       const fits = action === "kill" || (action === "pause") !== paused;

@@ -33,7 +33,7 @@ from asyncdni.nn.streams import layer_streams
 from asyncdni.schedules.base import Groups
 from asyncdni.schedules.options import Late
 from asyncdni.stages.base import Context, Score
-from asyncdni.stages.numpy.versions import DoubleBuffer, Version, Versions
+from asyncdni.stages.numpy.versions import Copy, DoubleBuffer, Version, Versions
 
 if TYPE_CHECKING:
     from asyncdni.nn.torch.layer import ModuleLayer
@@ -318,8 +318,7 @@ class Block:
         allow_import: Allowed = False,
         streams: int | None = None,
         empty: bool = False,
-        autocast: bool = False,
-        compile: bool = False,
+        computing: Mapping[str, Any] | None = None,
         metrics: Sequence[Metric] = (),
     ) -> None:
         """Args:
@@ -328,12 +327,11 @@ class Block:
         streams: the number of parallel streams whose state recurrent layers carry from one batch to
             the next; None: each sample is a whole sequence.
         empty: whether layers may go without initial weights, as others are loaded in their place.
-        autocast, compile: how modules of PyTorch compute; see `nn.torch.layer.ModuleLayer`.
+        computing: how modules of PyTorch compute; see `nn.torch.layer.ModuleLayer.compute_with`.
         metrics: what is computed of the test set beside the loss.
         """
         self.node = node
-        self.updates = 0
-        self.newest = 0  # the highest id of a batch so far; see `_meet`
+        self.updates, self.newest = 0, 0  # newest: the highest id of a batch so far; see `_meet`
         self.watch = Watch(numbers, node.name)
         self._pace = pace
         # Cached: the factor is needed several times between two updates.
@@ -341,19 +339,17 @@ class Block:
         self._options = optimizer
         self.dtype = dtype
         self._layers, shapes = _built(node, node.name, dtype, seed, allow_import, empty)
-        self._first_batch = FirstBatch(_layer_names(node), shapes, dtype)
+        ends = any(node.inputs_vary), node.varying
+        self._first_batch = FirstBatch(_layer_names(node), shapes, dtype, ends)
         self._params, self._grads = flatten(self._layers)
-        for layer in self._layers:
-            if _is_module(layer):
-                layer.compute_with(autocast=autocast, compile=compile)
-                layer.bind()
+        self._modules = _bound(self._layers, computing)
         if node.weights:  # weights start as the named stage's; other random streams are its own
             there, _ = _built(node, node.weights, dtype, seed, allow_import)
             np.copyto(self._params, flatten(there)[0])
         self.optimizer = _make_optimizer(optimizer, self._layers, allow_import)
         self.optimizer.start(self._params)
-        scoring = Scoring(node, self._layers, metrics, allow_import) if node.loss else None
-        self._scoring = scoring
+        scored = bool(node.loss)
+        self._scoring = Scoring(node, self._layers, metrics, allow_import) if scored else None
         self._recurrent = {
             i: layer for i, layer in enumerate(self._layers) if isinstance(layer, Recurrent)
         }
@@ -365,6 +361,7 @@ class Block:
         if streams is not None:
             for layer in self._recurrent.values():
                 layer.start(streams)  # makes the arrays that a checkpoint is copied into
+        self.copies: dict[int, Copy] = {}  # of the weights, to be evaluated; by number
         self._test_states: dict[int, Array] = {}  # by layer: the state after the last test window
         self.versions = self._make_versions(delayed, pace) if delayed is not None else None
         self._doubled = delayed is not None and delayed.weights == "double"
@@ -424,19 +421,27 @@ class Block:
         for own in slot.layers:
             own["batch"], own["context"] = batch, context
 
-    def evaluate(self, inputs: Sequence[Array], context: Context) -> tuple[Array, Score | None]:
-        """The activation and score of a test batch, with running statistics.
+    def copy(self, number: int) -> None:
+        """Copy weights and running statistics."""
+        self.copies[number] = Copy(self._layers, self._params)
+
+    def evaluate(
+        self, inputs: Sequence[Array], context: Context, copy: int | None = None
+    ) -> tuple[Array, Score | None]:
+        """The activation and score of a test batch, with running statistics; of a copy, or (None)
+        of the present weights.
 
         The score includes the losses that layers have of their own. Raises `NumericalError` for a
         loss that is not finite, under every `numbers.policy`: a test batch cannot be skipped."""
         x, own = join(self.node, inputs, {}), list[Slot]()
-        for i, layer in enumerate(self._layers):
-            if hasattr(layer, "own_loss"):
-                own.append({"loss": layer.own_loss(x)})
-            if i in self._recurrent and "first" in context:
-                x = self._continued(i, x, context["first"])
-            else:
-                x = layer.evaluate(x)
+        with _LIVE_WEIGHTS if copy is None else self.copies[copy].in_use():
+            for i, layer in enumerate(self._layers):
+                if hasattr(layer, "own_loss"):
+                    own.append({"loss": layer.own_loss(x)})
+                if i in self._recurrent and "first" in context:
+                    x = self._continued(i, x, context["first"])
+                else:
+                    x = layer.evaluate(x)
         score = with_own_losses(self._score(x, context, {}), own, self.node.name, len(x))
         if score is not None and not math.isfinite(score.loss):
             raise NumericalError(
@@ -613,13 +618,17 @@ class Block:
 
     def _step(self, scale: float, batch: int | None) -> None:
         rate = self._options.learning_rate * self.rate_scale(batch)
-        versions = self.versions
-        if versions is None:
-            self.optimizer.step(self._params, self._grads, rate, scale)
-            return
-        rate *= versions.rate_factor(self._staleness)
+        if self.versions is not None:
+            rate *= self.versions.rate_factor(self._staleness)
         self.optimizer.step(self._params, self._grads, rate, scale)
-        versions.after_update()
+        if self.versions is not None:
+            self.versions.after_update()
+        self.weights_moved()
+
+    def weights_moved(self) -> None:
+        """Tell modules of PyTorch that their weights, or running statistics, have changed."""
+        for module in self._modules:
+            module.weights_moved()
 
     def _make_versions(self, delayed: Late, pace: Pace) -> Versions:
         anneal_updates = delayed.anneal_epochs * pace.updates_per_epoch
@@ -639,13 +648,15 @@ class Block:
         """The number of weights."""
         return int(self._params.size)
 
-    def state(self) -> dict[str, Array]:
-        """Weights and running statistics, named as in torch.nn.Sequential: "0.weight"."""
-        return {
-            f"{i}.{name}": array
-            for i, name, array in _named(self._layers)
-            if not name.startswith(_TRAINING)
-        }
+    def state(self, copy: int | None = None) -> dict[str, Array]:
+        """Weights and running statistics, named as in torch.nn.Sequential: "0.weight"; of a copy,
+        or (None) the present ones."""
+        with _LIVE_WEIGHTS if copy is None else self.copies[copy].in_use():
+            return {
+                f"{i}.{name}": array
+                for i, name, array in _named(self._layers)
+                if not name.startswith(_TRAINING)
+            }
 
     def training_state(self) -> dict[str, Array]:
         """The other arrays that layers need to go on training, named as in `state`: the generators
@@ -679,6 +690,16 @@ def _built(
         build = layer.build_empty if empty and _is_module(layer) else layer.build
         shapes.append(tuple(build(shapes[-1], dtype, layer_streams(seed, f"{name}.{i}"))))
     return layers, shapes
+
+
+def _bound(layers: Sequence[Layer], computing: Mapping[str, Any] | None) -> list[ModuleLayer]:
+    """Return those of the layers that are modules of PyTorch, ready to compute."""
+    modules = [one for one in layers if _is_module(one)]
+    for module in modules:
+        if computing is not None:
+            module.compute_with(**computing)
+        module.bind()
+    return modules
 
 
 def _layer_names(node: Node) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from asyncdni.errors import CheckpointError, NumericalError, RemoteProtocolError
 from asyncdni.messages import DATA
-from asyncdni.nn.base import Array
+from asyncdni.nn.base import Array, fits
 from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.input_model import InputModel
 from asyncdni.schedules.base import Source
@@ -205,15 +205,25 @@ class NumpyStage:
         result.activation = known[self._exit.block.node.name] if self._exit else None
         return result
 
-    def evaluate(self, inputs: Mapping[str, Array], context: Context) -> Forwarded:
+    def evaluate(
+        self, inputs: Mapping[str, Array], context: Context, copy: int | None = None
+    ) -> Forwarded:
         result = Forwarded(None)
         known = dict(inputs)
         for name, block in self._blocks.items():
-            known[name], score = block.evaluate(self._inputs(block, known), context)
+            known[name], score = block.evaluate(self._inputs(block, known), context, copy)
             if score is not None:
                 result.scores.append(score)
         result.activation = known[self._exit.block.node.name] if self._exit else None
         return result
+
+    def copy(self, number: int) -> None:
+        for block in self._blocks.values():
+            block.copy(number)
+
+    def discard(self, number: int) -> None:
+        for block in self._blocks.values():
+            block.copies.pop(number, None)
 
     def outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the activation of every block, with running statistics and without any loss."""
@@ -226,8 +236,14 @@ class NumpyStage:
         """Return the block's inputs in declared order. Their shapes and dtypes are checked, as they
         may have come over the wire; raises `RemoteProtocolError`."""
         xs = [known[name] for name in block.node.inputs]
-        for name, x, shape in zip(block.node.inputs, xs, block.node.input_shapes, strict=True):
-            if x.shape[1:] != shape or x.dtype != block.dtype or len(x) != len(xs[0]):
+        node = block.node
+        forms = zip(node.inputs, xs, node.input_shapes, node.inputs_vary, strict=True)
+        for name, x, shape, varying in forms:
+            if (
+                not fits(x.shape[1:], shape, varying)
+                or x.dtype != block.dtype
+                or len(x) != len(xs[0])
+            ):
                 raise RemoteProtocolError(
                     f"stage {block.node.name} got {x.dtype} {x.shape} from {name}, expected "
                     f"{block.dtype} {(len(xs[0]), *shape)}"
@@ -382,6 +398,7 @@ class NumpyStage:
         self._slots.clear()
         for block in self._blocks.values():
             block.forget()
+            block.copies.clear()
             if block.versions is not None:
                 block.versions.forget()
         self._sharing.forget()
@@ -399,8 +416,8 @@ class NumpyStage:
 
     # --- weights ---------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, dict[str, Array]]:
-        return {name: block.state() for name, block in self._blocks.items()}
+    def state(self, copy: int | None = None) -> dict[str, dict[str, Array]]:
+        return {name: block.state(copy) for name, block in self._blocks.items()}
 
     def load(self, state: Mapping[str, Mapping[str, Array]]) -> None:
         for name, arrays in self.state().items():
@@ -413,6 +430,7 @@ class NumpyStage:
                     )
                 np.copyto(array, given[key])
         for block in self._blocks.values():
+            block.weights_moved()
             if block.versions is not None:
                 block.versions.begin(block.updates)
 
@@ -423,16 +441,22 @@ class NumpyStage:
 
     def restore(self, state: Mapping[str, Mapping[str, Array]]) -> list[str]:
         self.forget()
-        return restore(self._parts(), state)
+        notes = restore(self._parts(), state)
+        for block in self._blocks.values():
+            block.weights_moved()
+        return notes
 
     def readout(self) -> dict[str, int]:
-        """Return "readout_version", the owner's updates at the copy (0: initial weights), and
-        "readout_age", the updates that this stage has made beyond those."""
+        """Return "readout_version", the owner's updates at the copy (0: initial weights),
+        "readout_age", the updates that this stage has made beyond those, and "readout_private", the
+        batches that have trained its own copy, where that was asked for."""
         version = getattr(self._exit.generator, "version", None) if self._exit else None
         if self._exit is None or version is None:
             return {}
         age = max(0, self._exit.block.updates - version)
-        return {"readout_version": version, "readout_age": age}
+        private = getattr(self._exit.generator, "private", None)
+        found = {"readout_version": version, "readout_age": age}
+        return found if private is None else {**found, "readout_private": private}
 
     def skips(self) -> dict[str, int]:
         """Return how many updates ("skipped_updates") and how many fits and late gradients

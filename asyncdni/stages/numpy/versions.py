@@ -25,7 +25,7 @@ Learning rates may be divided by the staleness, to a power that falls to 0 over 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ import numpy as np
 
 from asyncdni.nn.base import Array, Layer
 
-__all__ = ["DoubleBuffer", "Version", "Versions"]
+__all__ = ["Copy", "DoubleBuffer", "Version", "Versions"]
 
 
 @dataclass(slots=True)
@@ -139,23 +139,13 @@ class Versions:
         if vector is None:
             yield
             return
-        for layer, params in zip(self._layers, self._views(vector), strict=True):
+        for layer, params in zip(self._layers, _views(vector, self._live), strict=True):
             layer.params = params
         try:
             yield
         finally:
             for layer, params in zip(self._layers, self._live, strict=True):
                 layer.params = params
-
-    def _views(self, vector: Array) -> Iterator[dict[str, Array]]:
-        """Return the vector as each layer's parameters, in the order of `optimizers.flatten`."""
-        start = 0
-        for live in self._live:
-            views = {}
-            for name, array in live.items():
-                views[name] = vector[start : start + array.size].reshape(array.shape)
-                start += array.size
-            yield views
 
 
 class DoubleBuffer(Versions):
@@ -209,3 +199,40 @@ class DoubleBuffer(Versions):
     def begin(self, number: int) -> None:
         super().begin(number)
         np.copyto(self._last, self._params)
+
+
+class Copy:
+    """A copy of one block's weights and running statistics, to be evaluated while training goes on;
+    its layers' parameters are views of one vector."""
+
+    def __init__(self, layers: Sequence[Layer], params: Array) -> None:
+        self._layers = layers
+        self.params = list(_views(params.copy(), [layer.params for layer in layers]))
+        self.buffers = [
+            {name: array.copy() for name, array in layer.buffers.items()} for layer in layers
+        ]
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Within this context, the layers have the weights and statistics of the copy."""
+        live = [(layer.params, layer.buffers) for layer in self._layers]
+        self._give(zip(self.params, self.buffers, strict=True))
+        try:
+            yield
+        finally:
+            self._give(live)
+
+    def _give(self, arrays: Iterable[tuple[dict[str, Array], dict[str, Array]]]) -> None:
+        for layer, (params, buffers) in zip(self._layers, arrays, strict=True):
+            layer.params, layer.buffers = params, buffers
+
+
+def _views(vector: Array, like: Sequence[dict[str, Array]]) -> Iterator[dict[str, Array]]:
+    """Return the vector as each layer's parameters, in the order of `optimizers.flatten`."""
+    start = 0
+    for live in like:
+        views = {}
+        for name, array in live.items():
+            views[name] = vector[start : start + array.size].reshape(array.shape)
+            start += array.size
+        yield views
