@@ -142,7 +142,7 @@ class Recovery(Table, frozen=True, kw_only=True):
 class Elastic(Table, frozen=True, kw_only=True):
     """How the workers of `asyncdni run` change machines while it goes on."""
 
-    # an agent that has been silent for so long has left: others take its workers over, until it has
+    # an agent that has been silent this long counts as gone: others run its workers, until it has
     # been back for as long
     away_s: Seconds = 10.0
     # [training time] over which the pace of workers is measured; a machine that has become slow, as
@@ -472,8 +472,8 @@ MESSAGE_BYTES_MAX = 2**32 - 1
 
 
 class EarlyStopping(Table, frozen=True, kw_only=True):
-    """When a run ends before its time: as soon as so many evaluations in a row have brought
-    nothing. They are of the test set: keep a set apart with `data.validation`."""
+    """When a run ends early: once this many evaluations in a row have brought no better value.
+    They use the test set: hold out samples with `data.validation` instead."""
 
     # "loss", "accuracy" (the default, if there is one) or one of `run.metrics`
     metric: str = ""
@@ -485,7 +485,7 @@ class Run(Table, frozen=True, kw_only=True):
     """How long to train, from which seed, and over how many workers."""
 
     epochs: Whole = 5  # 0 writes the initial weights
-    # updates after which the run ends, though not all epochs are over
+    # updates after which the run ends, even if not all epochs are over
     max_steps: Count | None = None
     early_stopping: EarlyStopping | None = None  # None: all epochs are trained
     # of initial weights, of the order of samples and of all other draws

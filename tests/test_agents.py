@@ -398,7 +398,7 @@ def test_where_a_run_meets() -> None:
 
 def test_a_name_of_its_own_that_rank_0_does_not_know_is_refused() -> None:
     Meeting.at("tcp://localhost:0").await_name(0.0)
-    with pytest.raises(LaunchError, match=r"rank 0 does not know nobody\.invalid, its own name"):
+    with pytest.raises(LaunchError, match=r"rank 0 can't resolve nobody\.invalid, the name"):
         Meeting.at("tcp://nobody.invalid:5555").await_name(-1.0)
 
 

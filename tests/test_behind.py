@@ -130,7 +130,7 @@ def test_a_stop_by_the_user_ends_in_order_during_an_evaluation() -> None:
 
 def test_it_is_refused_where_stages_wait_for_one_another() -> None:
     for name in ("locked", "gpipe", "1f1b"):
-        with pytest.raises(ConfigError, match=rf"run.evaluate: .*{name} is none.*'drained'"):
+        with pytest.raises(ConfigError, match=rf"run.evaluate: .*those of {name} do.*'drained'"):
             networks.design(
                 networks.chain(3), {"name": name}, data={**DATA, "batch_size": 8}, run=RUN
             )

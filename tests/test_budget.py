@@ -47,11 +47,12 @@ def test_a_budget_that_is_no_time_is_refused(text: str) -> None:
         (6.0, (2, 1)),
         (5.0, (1, 3)),
         (3.0, (1, 1)),
-        (2.9, None),
+        (2.5, (1, 0.5)),
+        (1.9, (1, 0.0)),  # not even the fixed parts fit
     ],
 )
-def test_seeds_are_dropped_first_then_epochs_and_then_the_second_seed(
-    left_s: float, seeds_epochs: tuple[int, int] | None
+def test_seeds_are_dropped_first_then_epochs_then_the_second_seed_then_a_part_of_the_epoch(
+    left_s: float, seeds_epochs: tuple[int, float]
 ) -> None:
     costs = [Cost(0.5, 0.25), Cost(1.5, 0.75)]
     assert fit(costs, 5, 20, left_s) == seeds_epochs
@@ -80,14 +81,15 @@ def test_runs_of_the_first_seed_that_end_in_time_leave_room_for_others(
     assert budget.shortened(costs, 9, 5, whole=False) == (3, 5)
 
 
-def test_a_budget_for_less_than_an_epoch_is_refused_with_what_would_do(
+def test_a_budget_in_which_no_run_can_begin_and_end_is_refused_with_what_would_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = clock(monkeypatch)
     budget = Budget("30s", 30.0, 0.0)
     now[0] = 10.0
-    with pytest.raises(ConfigError, match=r"takes 24 s here, and 20 s are left; give at least 42s"):
-        budget.shortened([Cost(4.0, 20.0)], 2, 5, whole=False)
+    assert budget.shortened([Cost(5.0, 20.0)], 2, 5, whole=False) == (1, 0.5)
+    with pytest.raises(ConfigError, match=r"takes 21 s here .* 20 s are left; give at least 38s"):
+        budget.shortened([Cost(21.0, 20.0)], 2, 5, whole=False)
 
 
 def test_a_deadline_stops_a_run_and_tells_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,17 +137,23 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "a.toml").write_text(f"{ADDITION}\n[run]\nepochs = 10\n")
     runs: list[str] = []
 
-    def run(load_of: Callable[[str], Load], *arguments: str, epochs_most: int = 99) -> Any:
+    def run(
+        load_of: Callable[[str], Load],
+        *arguments: str,
+        epochs_most: float = 99,
+        epoch_s: float = 8.0,
+    ) -> Any:
         def invented(entry: Any, folder: Path, observers: Any, **_: object) -> Result:
             runs.append(entry.title)
             (folder / entry.folder).mkdir()
             deadline = next((one for one in observers if isinstance(one, Deadline)), None)
             if deadline:  # a run of 10 epochs is too long, and one of fewer is not
-                deadline.cost = lambda: Cost(1.0, 8.0)  # type: ignore[method-assign]
-            if entry.experiment.run.epochs > epochs_most:
+                deadline.cost = lambda: Cost(1.0, epoch_s)  # type: ignore[method-assign]
+            if entry.epochs > epochs_most:
                 raise OutOfTime
             made = result(entry.name, entry.seed, 1000.0 + len(runs), 0.9)
-            summary = {**made.summary, "epochs": entry.experiment.run.epochs}
+            steps = {"epochs": entry.experiment.run.epochs, "steps": entry.experiment.run.max_steps}
+            summary = {**made.summary, **steps}
             return replace(made, summary=summary, load=load_of(entry.title))
 
         monkeypatch.setattr(compare, "run_entry", invented)
@@ -197,6 +205,35 @@ def test_a_small_budget_means_fewer_epochs_and_says_so(made: Any) -> None:
         "The time budget of 2min allows 2 seeds of 2 epochs in place of 2 seeds of 10 epochs: "
         "accuracies are those of shorter training."
     ]
+
+
+def test_a_budget_for_less_than_an_epoch_means_a_part_of_one_for_all_rows_alike(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Three runs a seed, of 1 + 100 s an epoch: 90 s are planned for, and 29 s are left for each.
+    rows = ["--schedules", "locked,delayed", "--set", "schedule.accumulate=2"]
+    small = ["--budget", "2min", "--set", "data.batch_size=2", *rows]
+    found, runs = made(lambda _: QUIET, *small, epochs_most=1, epoch_s=100.0)
+    assert len(runs) == 6 and found["complete"]
+    batches = {run["name"]: run["summary"]["steps"] for run in found["runs"]}
+    assert batches["locked"] == batches["single"] == 2 * batches["delayed"] > 0
+    [remark] = found["remarks"]
+    assert remark.startswith("The time budget of 2min allows 1 seed of 0.2")
+    assert " epochs in place of 2 seeds of 10 epochs" in remark
+    monkeypatch.setattr(launch_compare, "_is_whole", lambda *_: True)
+    again, _ = made(lambda _: QUIET, *small, "--resume", str(tmp_path / "out"))
+    assert again["runs"] == found["runs"]
+
+
+def test_rows_for_which_the_budget_leaves_no_trial_are_made_last(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = ["--set", "data.batch_size=2"]
+    left = iter([50.0] * 4 + [5.0] * 9)  # after one trial less than half of it is left
+    monkeypatch.setattr(Budget, "left_s", property(lambda _: next(left)))
+    found, runs = made(lambda _: QUIET, "--budget", "2min", *tiny, epochs_most=1, epoch_s=100.0)
+    assert runs == ["locked, seed 0", "locked, seed 0", "single, seed 0"]
+    assert len(found["runs"]) == 2 and found["complete"]
 
 
 def test_what_the_budget_left_out_is_made_later_with_as_many_epochs(

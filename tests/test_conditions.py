@@ -158,10 +158,10 @@ REFUSALS = [
     ({"slow": {"s1": {"pause": "x", "chance": 1}}}, f"slow.s1.pause: {TIME} 'x'"),
     ({"slow": {"s1": {"pause": "1s", "chance": 2}}}, "slow.s1.chance: expected a number of at "
      "least 0 and of at most 1, got 2"),
-    ({"slow": {"s1": {"pause": "10ms"}}}, "slow.s1: a pause of 10ms with chance 0 is none; give "
-     "both pause and chance, or neither"),
-    ({"slow": {"s1": {"chance": 0.5}}}, "slow.s1: a pause of 0ms with chance 0.5 is none; give "
-     "both pause and chance, or neither"),
+    ({"slow": {"s1": {"pause": "10ms"}}}, "slow.s1: a pause of 10ms with chance 0 never happens; "
+     "give both pause and chance, or neither"),
+    ({"slow": {"s1": {"chance": 0.5}}}, "slow.s1: a pause of 0ms with chance 0.5 never happens; "
+     "give both pause and chance, or neither"),
     ({"slow": {"s9": {}}}, "slow.s9: there is no worker or stage 's9'; the workers are s0, s1, "
      "s2, top"),
     ({"split": [2, 2], "slow": {"s0": {}, "s1": {}}}, "slow.s1: means the same as slow.s0; "

@@ -171,7 +171,7 @@ def test_a_machine_that_stays_slow_gives_the_worker_away_that_helps_most() -> No
 def test_a_move_that_has_not_helped_is_taken_back_and_not_tried_again_for_long() -> None:
     scene = slowed()
     (text,) = scene.measured(b=3.0, per_s=5.1).values()
-    assert text.endswith("the run makes 5.1 batches a second, and made 5.0 before")
+    assert text.endswith("the run makes 5.1 batches a second; before, it made 5.0")
     assert scene.elastic.where == HOME
     for _ in range(3):
         assert scene.measured(b=3.0, c=3.0, per_s=5.0) == {}

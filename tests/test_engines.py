@@ -102,7 +102,7 @@ def test_the_coordinator_that_is_named_goes_before_that_of_the_engine() -> None:
     assert find_place(TORCHRUN, coordinator="tcp://x:1").coordinator == "tcp://x:1"
     wide = {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
     assert find_place(wide, coordinator="tcp://x:1").coordinator == "tcp://x:1"
-    with pytest.raises(ConfigError, match=r"openmpi does not tell on which host.*--coordinator"):
+    with pytest.raises(ConfigError, match=r"openmpi does not say on which host.*--coordinator"):
         find_place(wide)
 
 

@@ -128,7 +128,7 @@ def _leaves_its_folder(run: Path) -> None:
 @each(
     "prepare, url, resumed, words",
     [
-        (_has_run, "memory://taken", False, "a run is there already; go on with it by --resume"),
+        (_has_run, "memory://taken", False, "it holds a run already; go on with that by --resume"),
         (_has_gone_on, "memory://ahead", True, "gone on elsewhere, to checkpoint 2"),
         (_leaves_its_folder, "memory://out", True, "is no file of a run"),
         (None, "nosuch://x", False, "run.store nosuch://x: Protocol not known: nosuch"),
@@ -147,7 +147,7 @@ def test_a_place_that_can_not_be_used_is_refused_before_training(
 
 
 def test_without_fsspec_or_a_run_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"--resume memory://none: no run is there"):
+    with pytest.raises(ConfigError, match=r"--resume memory://none: there is no run in it"):
         run_here("memory://none")
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
     with pytest.raises(ConfigError, match=r"pip install 'asyncdni\[fsspec\]'"):

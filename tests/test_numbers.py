@@ -215,7 +215,7 @@ def test_a_test_loss_that_is_not_finite_is_an_error_under_every_policy(policy: s
     x, y = one.batch(0)
     top = one.stages[-1]
     h = np.full((len(x), networks.WIDTH), np.nan, np.float32)
-    with pytest.raises(NumericalError, match="loss of stage top is nan at the test set"):
+    with pytest.raises(NumericalError, match="loss of stage top is nan on the test set"):
         top.evaluate({"s2": h}, {"y": y})
 
 

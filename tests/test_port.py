@@ -194,7 +194,7 @@ def test_who_reads_on_finds_the_end_missing_sooner(site: Site, stack: ExitStack)
         stranger.socket.sendall(part)
     while not b.rejected:
         assert b.receive(0.01) == []
-    assert "of a message without an end; the longest has 2,097,152" in b.rejected[0]
+    assert "of an endless message; the longest allowed has 2,097,152" in b.rejected[0]
     wait_until(stranger.is_closed)
 
 

@@ -191,7 +191,7 @@ def test_one_that_dies_at_the_same_batch_again_and_again_is_given_up(learns_alon
     fail = failure(office.kill("b"))
     assert fail.kind == "WorkerLost"
     assert fail.text == (
-        "worker b died with signal 9; in 4 tries it has not got farther than batch 1,995 or so"
+        "worker b died with signal 9; in 4 tries it has not got farther than about batch 1,995"
     )
 
 

@@ -134,7 +134,7 @@ def _short(rate: float) -> str:
 
 def _limiting(found: Prediction) -> str:
     if found.limit == "worker":
-        return "its work" if len(found.split) == 1 else found.slowest
+        return "its own work" if len(found.split) == 1 else found.slowest
     return found.limit
 
 
@@ -153,13 +153,13 @@ def _verdict(advice: Advice) -> str:
     decoupled, waiting = advice.decoupled, advice.waiting
     if decoupled is None:
         if len(advice.rows) == 1:
-            return "There is one worker: nothing to decouple."
+            return "There is one worker, so there is nothing to decouple."
         return f"Whether decoupling pays is not known. Best is {_described(advice.best)}."
     gain = _rate(decoupled) / _rate(waiting)
     if gain >= _PAYS:
         return (
             f"Decoupling pays here: {_described(decoupled)} is {gain:.1f} times as fast as the "
-            f"best that waits for gradients, {_described(waiting)}."
+            f"best schedule that waits for gradients, {_described(waiting)}."
         )
     if gain >= _EQUAL:
         return (
@@ -167,7 +167,7 @@ def _verdict(advice: Advice) -> str:
             f"{_described(waiting)}, which waits for gradients."
         )
     return (
-        f"Decoupling doesn't pay here: take {_described(waiting)}; the fastest with it is "
+        f"Decoupling doesn't pay here: take {_described(waiting)}; the fastest with decoupling is "
         f"{_described(decoupled)}."
     )
 

@@ -271,14 +271,14 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coordinator",
         metavar="ADDRESS",
-        help="tcp://HOST:PORT of rank 0, for all ranks the same, in place of what the engine says; "
-        "workers need the port after it too",
+        help="tcp://HOST:PORT of rank 0, the same for all ranks, in place of what the engine says; "
+        "workers also need the next higher port",
     )
     parser.add_argument(
         "--engine",
         metavar="NAME",
         help="the engine that has started this process (default: the first of those in "
-        "docs/machines.md that its environment tells of)",
+        "docs/machines.md whose variables are set)",
     )
     parser.add_argument(
         "--ports",

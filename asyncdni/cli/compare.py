@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,7 @@ from asyncdni.launch.compare import (
     discard_unfinished,
     document,
     finished_runs,
+    limited,
     plan_runs,
     planned_before,
     remarks_before,
@@ -124,8 +126,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         metavar="TIME",
-        help="take no longer than that, such as 90s, 2min or 1h, with fewer seeds and epochs if "
-        "need be",
+        help="take no longer than this time, such as 90s, 2min or 1h: if need be, with fewer seeds "
+        "and epochs",
     )
     parser.add_argument(
         "--repeats",
@@ -172,11 +174,12 @@ def run(args: argparse.Namespace) -> int:
     budget = None
     if args.budget is not None:
         budget = Budget(args.budget, parse_budget(args.budget), time.monotonic())
-    asked, settled = args.seeds, list[str]()
     if budget and args.resume is not None:
-        asked, epochs = planned_before(_resumed_folder(args))
-        settled = [f"run.epochs={epochs}"]
-    entries = _planned(args, asked, settled)
+        seeds, epochs, batches = planned_before(_resumed_folder(args))
+        entries = _planned(args, seeds, [f"run.epochs={epochs}"])
+        entries = entries if batches is None else limited(entries, batches)
+    else:
+        entries = _planned(args, args.seeds)
     check_json(args.json)
     # With `--json -` standard output is for the JSON only.
     console = Console(stderr=args.json == "-", highlight=False)
@@ -316,36 +319,47 @@ class _Comparison:
 
     def _try_out(self, budget: Budget) -> None:
         """Make the first seed's runs within their part of the budget, and plan fewer seeds and
-        epochs if it is too small for all."""
-        seed, epochs = self.entries[0].seed, self.entries[0].experiment.run.epochs
-        first = [entry for entry in self.entries if entry.seed == seed]
-        asked = self.args.seeds, epochs
+        epochs, or a part of one, if it is too small for all."""
+        first = [entry for entry in self.entries if entry.seed == self.entries[0].seed]
+        asked = self.args.seeds, first[0].epochs
         limit_s = budget.trial_s(len(first))
         for number, entry in enumerate(first, 1):
+            if self.costs and not budget.tries:
+                break
             if not self._once(number, entry, limit_s) and _row(entry) not in self.costs:
                 raise ConfigError(
                     f"--budget {budget.text}: it ended before {entry.title} had begun to train; "
                     "give more time"
                 )
-        costs = [self.costs[_row(entry)] for entry in first]
+        costliest = max(self.costs.values(), key=lambda cost: cost.seconds(1))
+        costs = [self.costs.get(_row(entry), costliest) for entry in first]
         whole = len(self.results) == len(first)
         given = budget.shortened(costs, *asked, whole=whole)
         if not whole:
             self.results.clear()
             discard_unfinished(self.folder, self.entries, [])
         if not whole or given != asked:
-            self.entries = _planned(self.args, given[0], [f"run.epochs={given[1]}"])
+            self.entries = self._shortened(given[0], given[1], asked[1])
         if given != asked:
+            given = given[0], self.entries[0].epochs
             self._remark(shortened_sentence(budget.text, asked, given))
         for number, entry in enumerate(self.entries, 1):
             if self._result(entry):
                 self._repeat(number, entry)
 
+    def _shortened(self, seeds: int, epochs: float, asked: float) -> list[Entry]:
+        """Plan the runs over so many seeds and epochs; `asked` epochs were asked for."""
+        if epochs == asked:
+            return _planned(self.args, seeds)
+        whole = max(1, math.ceil(epochs))
+        entries = _planned(self.args, seeds, [f"run.epochs={whole}"])
+        return entries if epochs == whole else limited(entries, int(epochs * entries[0].batches))
+
     def _fits(self, entries: Sequence[Entry]) -> bool:
         """Tell whether the budget has time for these runs, by what such runs have cost so far."""
         if self.budget is None:
             return True
-        known = [(self.costs.get(_row(one)), one.experiment.run.epochs) for one in entries]
+        known = [(self.costs.get(_row(one)), one.epochs) for one in entries]
         least_s = sum(cost.seconds(epochs) for cost, epochs in known if cost)
         return self.budget.left_s > max(0.0, least_s)
 

@@ -24,7 +24,7 @@ from asyncdni.wire.address import private_folder
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-HELP = "start the workers that fall to this machine, and start those again that die"
+HELP = "start the workers placed on this machine, and start those again that die"
 EXAMPLE = """\
   ASYNCDNI_RANK=1 ASYNCDNI_WORLD_SIZE=2 asyncdni node --coordinator tcp://HOST:5555 --keys keys
   asyncdni node --engine slurm"""
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_security(parser)
     add_allow_import(
         parser,
-        help="import the layers that the experiment names as module:Class: runs that code here",
+        help="import, and so run, the code that the experiment names as module:Class",
     )
     add_logging(parser)
     parser.add_argument(

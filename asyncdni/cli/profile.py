@@ -34,7 +34,7 @@ _US = 1e6
 #: Columns of the table in the order of training, and headings that differ from their names.
 _OPS = ("R", "F", "P", "B", SENDING, "b", "W", "U", "T", "C")
 _HEADINGS = {SENDING: "B+send"}
-_UNKNOWN = "a layer does not tell how many FLOPs it has (a method flops; see docs/adding.md)"
+_UNKNOWN = "a layer does not say how many FLOPs it takes (by a method flops; see docs/adding.md)"
 _MEANT = (
     "Products: FLOPs of matrix products and convolutions at the measured speed of a product of "
     "that shape; the rest is all else, a generator's work too. Traffic: what the layers and the "
@@ -236,7 +236,7 @@ def _of_roofline(one: Mapping[str, Any]) -> str:
     if most is None:
         return ""
     share = 100 * one["samples_per_s"] / most
-    return f" The roofline is at {most:,.0f} samples/s, of which that is {share:.0f} %."
+    return f" The roofline is {most:,.0f} samples/s; this is {share:.0f} % of it."
 
 
 def _split(split: Mapping[str, Any]) -> str:

@@ -234,7 +234,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             "overhead: CPU time outside ops. ceiling: the samples/s that the CPU times of a run's "
             f"own ops allow on {machine['cores']} cores, and how much of it was reached. roofline: "
             "what products and memory traffic alone would allow, as asyncdni profile says of each "
-            "stage. Then how workers spent the time of training."
+            "stage. The last table says how workers spent the time of training."
         )
     said = found["verdict"]
     lines += found.get("remarks") or ()
@@ -279,8 +279,8 @@ def _is_single(row: Row) -> bool:
 
 
 def _single_text(row: Row) -> str:
-    threads = row["threads"]
-    count = "1 BLAS thread" if threads == 1 else f"{threads} BLAS threads"
+    threads = row["threads"]  # None if no run of the row has ended
+    count = "all BLAS threads" if threads is None else counted(threads, "BLAS thread")
     if row["name"] != SINGLE:
         return f"{row['name']}: the same with {count}."
     return (

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_allow_import(
         parser,
-        help="import the layers that the experiment names as module:Class: runs that code here",
+        help="import, and so run, the code that the experiment names as module:Class",
     )
     add_logging(parser, display=False)
 

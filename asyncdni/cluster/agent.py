@@ -249,12 +249,12 @@ class _Agent:
         waited = now - self._since
         if self._enrolled is None and waited > self._means.timeout_s:
             raise LaunchError(
-                f"no coordinator at {address} within {self._means.timeout_s:g} s: see that rank 0 "
-                "runs, that its host is reached from here and that the port is open, or name "
-                "another address with --coordinator"
+                f"no coordinator at {address} within {self._means.timeout_s:g} s: check that "
+                "rank 0 runs, that its host can be reached from here and that the port is open, or "
+                "name another address with --coordinator"
             )
         if self._means.abandoned():
-            raise Interrupted("the connection that has started this agent has ended")
+            raise Interrupted("the connection that started this agent has ended")
         while self._stops.take():
             self._asked()
         return self._watch_coordinator()

@@ -287,8 +287,8 @@ class Elastic:
         self._settle(
             trial.worker,
             trial.rank,
-            f"{trial.worker} goes back to rank {trial.rank}: without it there the run makes "
-            f"{window.per_s:.1f} batches a second, and made {trial.per_s:.1f} before",
+            f"{trial.worker} goes back to rank {trial.rank}: since it left, the run makes "
+            f"{window.per_s:.1f} batches a second; before, it made {trial.per_s:.1f}",
         )
 
     def _look_for_slow(self, window: Window, now: float) -> None:

@@ -42,7 +42,7 @@ class Place:
     def words(self) -> str:
         """Say the place, for the user."""
         if self.engine == ALONE:
-            return "no engine has started this: the run takes place on this machine alone"
+            return "no engine has started this process: the run takes place on this machine alone"
         again = f", attempt {self.attempt + 1}" if self.attempt else ""
         where = f"; the coordinator is at {self.coordinator}" if self.coordinator else ""
         return f"rank {self.rank} of {self.ranks} ({self.engine}{again}){where}"
@@ -92,7 +92,7 @@ def find_place(
         return replace(place, coordinator=coordinator)
     if place.coordinator is None and place.ranks > 1:
         raise ConfigError(
-            f"{place.engine} does not tell on which host rank 0 runs: give all ranks "
+            f"{place.engine} does not say on which host rank 0 runs: give all ranks "
             "--coordinator tcp://HOST:PORT, with the name of that host"
         )
     return place

@@ -94,7 +94,7 @@ class Keeper(AbstractContextManager["Keeper", None]):
         if self._deaths > self._restarts:
             raise LaunchError(
                 f"{died}, {self._deaths} times in a row within {self._patience_s:g} s of its start "
-                "(recovery.coordinator_s); all ends here (recovery.restarts)"
+                "(recovery.coordinator_s); the run ends (recovery.restarts)"
             )
         self._tell(f"{died}; it is started again, and the workers wait for it")
         self._start()

@@ -174,7 +174,7 @@ class Actors(AbstractContextManager["Actors", None]):
             said = self._ray.get(self._serving[rank])
         except self._ray.exceptions.RayError as error:
             raise LaunchError(
-                f"--engine ray: the agent of rank {rank} can't be started, or dies all the time: "
+                f"--engine ray: the agent of rank {rank} can't be started, or keeps dying: "
                 f"{_one_line(error)}"
             ) from error
         self._made_again[rank] += 1

@@ -93,9 +93,9 @@ class Meeting:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise LaunchError(
-                        f"rank 0 does not know {self.host}, its own name for the others: "
-                        f"{error.strerror}; give all ranks --coordinator tcp://HOST:PORT with a "
-                        "name or an address that all of them know"
+                        f"rank 0 can't resolve {self.host}, the name that it gives the other "
+                        f"ranks: {error.strerror}; give all ranks --coordinator tcp://HOST:PORT "
+                        "with a name or an address that all of them know"
                     ) from error
             time.sleep(_LOOK_EVERY_S)
 
@@ -314,7 +314,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         if self._work is not None and self._work.coordinator_s:
             self._transport.send(peer, Introduce())
         else:
-            self._refuse(peer, "this agent is not, or no longer, one of the run")
+            self._refuse(peer, "this agent does not belong to the run, or no longer does")
 
     def _enrol(self, agent: _Agent, now: float) -> None:
         """Let an agent in, refuse it, or have it wait until that of the same rank is known to be

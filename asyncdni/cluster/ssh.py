@@ -88,7 +88,7 @@ class Connections(AbstractContextManager["Connections", None]):
                 raise LaunchError(f"--hosts: no agent can be started on {host}: {said}")
             self._made_again[rank] += 1
             if self._made_again[rank] > _AGAIN_MAX:
-                raise LaunchError(f"--hosts: the connection to {host} breaks all the time: {said}")
+                raise LaunchError(f"--hosts: the connection to {host} keeps breaking: {said}")
             logs.own().warning(f"{host}: the agent has ended ({said}); it is started again")
             one.close(0.0)
             self._connect(rank)

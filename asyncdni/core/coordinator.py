@@ -167,9 +167,9 @@ class Claims:
     def _of_saved(self, name: str, saved: Saved) -> str | None:
         others = set(saved.files) - set(self._roster.members[name])
         if others:
-            return f"it names files of {len(others)} stages of others"
+            return f"it names files of {len(others)} stages that other workers have"
         wrong = [stage for stage, digest in saved.files.items() if not _DIGEST.fullmatch(digest)]
-        return f"the sha256 of {wrong[0]} is not one" if wrong else None
+        return f"the sha256 of {wrong[0]} is not a sha256" if wrong else None
 
     def _of_guarded(self, name: str, guarded: Guarded) -> str | None:
         return None if math.isfinite(guarded.cosine) else f"its cosine is {guarded.cosine}"

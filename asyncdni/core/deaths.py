@@ -517,11 +517,12 @@ class Deaths:
             self._lost(name, text, now)
 
     def rejected(self, event: Rejected, now: float) -> None:
-        """A peer has sent what is no message: ignore a stranger, replace a worker."""
+        """A peer has sent something that is not a message: ignore a stranger, replace a worker."""
         self._out.complain("rejected", now, event.text, peer=event.peer.hex())
         name = self._run.by_peer.get(event.peer)
         if name is not None:
-            self._cut_off(name, f"worker {name} sent what is no message: {event.text}", now)
+            text = f"worker {name} sent something that is not a message: {event.text}"
+            self._cut_off(name, text, now)
 
     def accused(self, name: str, message: Accused, now: float) -> None:
         """A worker says that a neighbour has sent it what does not fit."""
@@ -636,7 +637,7 @@ class Deaths:
             return text
         if not batch:
             return f"{text}; in {tries} tries it has not learned anything"
-        return f"{text}; in {tries} tries it has not got farther than batch {batch:,} or so"
+        return f"{text}; in {tries} tries it has not got farther than about batch {batch:,}"
 
 
 def _exit_text(code: int) -> str:

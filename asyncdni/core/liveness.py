@@ -51,7 +51,7 @@ class Sight(Enum):
     STARVED = "it waits for a core, or for the disk"
     BUSY = "it computes"  # as fast as it can, and all the same its heart does not beat
     STILL = "it is stopped, or waits for something"
-    UNSEEN = "it is out of sight: on another host, or started by somebody else"
+    UNSEEN = "it can't be seen: it is on another host, or somebody else started it"
 
 
 class Liveness:

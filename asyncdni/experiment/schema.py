@@ -517,8 +517,8 @@ def _check_slow(slow: config.Slow, place: str) -> None:
     pause_s = seconds(slow.pause, f"{place}.pause")
     if bool(pause_s) != bool(slow.chance):
         raise ConfigError(
-            f"{place}: a pause of {slow.pause} with chance {slow.chance:g} is none; give both "
-            "pause and chance, or neither"
+            f"{place}: a pause of {slow.pause} with chance {slow.chance:g} never happens; give "
+            "both pause and chance, or neither"
         )
 
 

@@ -1,9 +1,10 @@
-"""Keep a comparison within a time budget, on any machine: fewer seeds, then fewer epochs.
+"""Keep a comparison within a time budget, on any machine: fewer seeds, then fewer epochs, then a
+part of an epoch.
 
 The first seed's runs are limited to a quarter of the budget together (`trial_s`). If all of them
 end in time, the budget is ample and they count. Otherwise what they cost tells how many seeds and
 epochs fit (`fit`), and the comparison begins anew with those. A run that would go beyond the end of
-the budget is stopped by a `Deadline`.
+the budget is stopped by a `Deadline`, so on a very slow machine the table has fewer rows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ _TRIAL = 0.25
 #: The share of the time that is left which is planned for. The rest is for repeats of disturbed
 #: runs, for a machine that gets slower, and for drawing the report.
 _PLANNED = 0.75
+#: Once the trial runs have used this share of the budget, no other is begun: the rest is for runs
+#: that count.
+_TRIALS_MOST = 0.5
 #: A run is not stopped before it has trained for so many seconds: its first batches touch memory
 #: for the first time, and tell little of what the others cost.
 _TRAINED_S = 2.0
@@ -126,36 +130,40 @@ class Budget:
         """Return how long each of the first seed's `runs` runs may take."""
         return _TRIAL * self.seconds / runs
 
+    @property
+    def tries(self) -> bool:
+        """Whether there is time for another trial run."""
+        return self.left_s > (1.0 - _TRIALS_MOST) * self.seconds
+
     def shortened(
-        self, costs: Sequence[Cost], seeds: int, epochs: int, *, whole: bool
-    ) -> tuple[int, int]:
-        """Return the seeds and epochs of which the budget allows.
+        self, costs: Sequence[Cost], seeds: int, epochs: float, *, whole: bool
+    ) -> tuple[int, float]:
+        """Return how many seeds and epochs the budget allows; 0.0 epochs stands for one update.
 
         `costs` has one entry for each run of a seed; `whole` tells that the first seed's runs have
-        ended in time, and count. Otherwise they are made again. Raises `ConfigError` if not even
-        one epoch fits.
+        ended in time, and count. Otherwise they are made again. Raises `ConfigError` if the first
+        run can't even begin and end in the time that is left.
         """
         planned_s = _PLANNED * self.left_s
         if whole:
             total_s = sum(one.seconds(epochs) for one in costs)
             return min(seeds, 1 + max(0, int(planned_s / total_s))), epochs
-        found = fit(costs, seeds, epochs, planned_s)
-        if found is None:
-            least_s = sum(one.seconds(1) for one in costs)
-            asked_s = (self.seconds - self.left_s) + least_s / _PLANNED
+        least_s = costs[0].fixed_s
+        if least_s >= self.left_s:
+            asked_s = (self.seconds - self.left_s) + sum(one.fixed_s for one in costs) / _PLANNED
             raise ConfigError(
-                f"--budget {self.text}: one epoch of each row takes {least_s:,.0f} s here, and "
-                f"{max(0.0, self.left_s):,.0f} s are left; give at least {asked_s:,.0f}s, or fewer "
-                "rows with --schedules"
+                f"--budget {self.text}: a run takes {least_s:,.0f} s here to begin and end, and "
+                f"only {max(0.0, self.left_s):,.0f} s are left; give at least {asked_s:,.0f}s"
             )
-        return found
+        return fit(costs, seeds, epochs, planned_s)
 
 
-def fit(costs: Sequence[Cost], seeds: int, epochs: int, left_s: float) -> tuple[int, int] | None:
+def fit(costs: Sequence[Cost], seeds: int, epochs: float, left_s: float) -> tuple[int, float]:
     """Return (seeds, epochs), at most those given, whose runs take up to `left_s` seconds together.
 
-    Seeds are dropped first, but for two: an interval needs them. Then epochs are, and then the
-    second seed. None if one epoch with one seed takes longer.
+    Seeds are dropped first, but for two: an interval needs them. Then epochs are dropped, then the
+    second seed, and then a part of the only epoch; 0.0 epochs are left if the fixed parts alone
+    take longer.
     """
     fixed_s, epoch_s = sum(one.fixed_s for one in costs), sum(one.epoch_s for one in costs)
     few = min(seeds, _SEEDS_MIN)
@@ -166,14 +174,19 @@ def fit(costs: Sequence[Cost], seeds: int, epochs: int, left_s: float) -> tuple[
         possible = int((left_s / number - fixed_s) / epoch_s)
         if possible >= 1:
             return number, min(epochs, possible)
-    return None
+    return 1, min(epochs, max(0.0, (left_s - fixed_s) / epoch_s))
 
 
-def shortened_sentence(text: str, asked: tuple[int, int], given: tuple[int, int]) -> str:
+def shortened_sentence(text: str, asked: tuple[int, float], given: tuple[int, float]) -> str:
     """Say how many seeds and epochs a budget allows in place of those asked for; empty if it allows
     all."""
     if given == asked:
         return ""
-    words = [f"{counted(seeds, 'seed')} of {counted(e, 'epoch')}" for seeds, e in (given, asked)]
+    words = [f"{counted(seeds, 'seed')} of {_length(epochs)}" for seeds, epochs in (given, asked)]
     shorter = ": accuracies are those of shorter training" if given[1] < asked[1] else ""
     return f"The time budget of {text} allows {words[0]} in place of {words[1]}{shorter}."
+
+
+def _length(epochs: float) -> str:
+    """Write a number of epochs: `1 epoch`, `3 epochs`, `0.12 epochs`."""
+    return counted(int(epochs), "epoch") if epochs == int(epochs) else f"{epochs:.2g} epochs"

@@ -75,6 +75,7 @@ __all__ = [
     "document",
     "finished_runs",
     "fitting",
+    "limited",
     "order",
     "plan_runs",
     "planned_before",
@@ -237,6 +238,8 @@ class Entry:
     latency_s: float | None = None
     #: What products and memory traffic alone would allow; None: unknown.
     roofline_samples_per_s: float | None = None
+    #: Of an epoch, of `data.batch_size` samples each.
+    batches: int = 1
 
     @property
     def key(self) -> Key:
@@ -248,6 +251,14 @@ class Entry:
         """The run in words: `locked at 10 ms, seed 0`."""
         where = "" if self.latency_s is None else f" at {latency_words(self.latency_s)}"
         return f"{self.name}{where}, seed {self.seed}"
+
+    @property
+    def epochs(self) -> float:
+        """How many epochs the run has, at most; `run.max_steps` may end it within one."""
+        run = self.experiment.run
+        if run.max_steps is None:
+            return run.epochs
+        return min(run.epochs, run.max_steps * self.experiment.schedule.accumulate / self.batches)
 
     @property
     def folder(self) -> str:
@@ -317,6 +328,23 @@ def plan_runs(
     return _entries(path, rows, range(first, first + seeds), allow_import)
 
 
+def limited(entries: Sequence[Entry], batches: int) -> list[Entry]:
+    """Return the runs, each of which ends after so many batches, or before.
+
+    All rows train on the same samples: the number is rounded down to whole updates of the row that
+    makes one from the most batches, but to one update at least.
+    """
+    most = max(entry.experiment.schedule.accumulate for entry in entries)
+    batches = max(most, batches // most * most)
+    found = []
+    for entry in entries:
+        run, steps = entry.experiment.run, batches // entry.experiment.schedule.accumulate
+        run = msgspec.structs.replace(run, max_steps=min(steps, run.max_steps or steps))
+        chosen = msgspec.structs.replace(entry.experiment, run=run)
+        found.append(replace(entry, experiment=chosen))
+    return found
+
+
 def run_entry(
     entry: Entry, folder: Path, observers: Sequence[Observer] = (), *, allow_import: Allowed = False
 ) -> Result:
@@ -384,7 +412,8 @@ def _entries(
         given = design.experiment.run.init_sha256  # the same weights for all
         run = msgspec.structs.replace(chosen.run, init_sha256=given)
         chosen = msgspec.structs.replace(chosen, run=run)
-        entry = Entry(row.name, seed, chosen, _producers(design), row.latency_s)
+        batches = -(-design.meta.train_samples // chosen.data.batch_size)
+        entry = Entry(*(row.name, seed, chosen, _producers(design), row.latency_s), batches=batches)
         entries.append(
             replace(entry, roofline_samples_per_s=_roofline(entry, design, works[row.name]))
         )
@@ -511,15 +540,22 @@ def finished_runs(folder: Path, entries: Sequence[Entry]) -> list[Result]:
     return results
 
 
-def planned_before(folder: Path) -> tuple[int, int]:
+def planned_before(folder: Path) -> tuple[int, int, int | None]:
     """Return the seeds and epochs of the comparison in `folder`, which a time budget may have made
-    fewer than was asked for. Raises `ConfigError` for a folder without a comparison."""
+    fewer than was asked for, and the batches after which its runs end, if not after all epochs.
+
+    Raises `ConfigError` for a folder without a comparison.
+    """
     found = _read(folder)
     try:
-        return len(found["seeds"]), int(found["experiment"]["run"]["epochs"])
+        run, schedule = found["experiment"]["run"], found["experiment"]["schedule"]
+        steps = run.get("max_steps")
+        batches = None if steps is None else int(steps) * int(schedule.get("accumulate", 1))
+        return len(found["seeds"]), int(run["epochs"]), batches
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
-            f"--resume {folder}: {COMPARISON} tells no epochs, so begin a new comparison"
+            f"--resume {folder}: {COMPARISON} does not say how many epochs its runs have; "
+            "begin a new comparison"
         ) from None
 
 

@@ -236,8 +236,8 @@ def _mirrored(
         return
     if folder is None or not keep:
         raise ConfigError(
-            f"run.store {url}: a copy of the run's folder needs one; name it with --out (in Python "
-            "out=…)"
+            f"run.store {url}: a run without a folder can't be copied; name one with --out "
+            "(in Python out=…)"
         )
     mirror = Mirror(folder, url, chosen.checkpoint.keep, records.note)
     mirror.begin(resumed=resume)

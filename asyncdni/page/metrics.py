@@ -47,7 +47,7 @@ _COUNTERS = (
 )
 #: Gauges of a run.
 _RUN = (
-    ("epochs", "epoch", "Epochs that all stages have done"),
+    ("epochs", "epoch", "Epochs that all stages have completed"),
     ("samples_per_second", "samples_per_s", "Samples a second since the start"),
     ("train_loss", "train_loss", "Training loss of the last reports"),
     ("test_accuracy_ratio", "accuracy", "Test accuracy at the last evaluation, from 0 to 1"),
@@ -98,11 +98,11 @@ class _Runs(Collector):
         labels = ["run", "source", "target"]
         lag = GaugeMetricFamily(
             "asyncdni_link_lag_max_batches",
-            "The greatest lead so far over an awaited gradient of this link",
+            "The greatest lag of this link so far",
             labels=labels,
         )
         bound = GaugeMetricFamily(
-            "asyncdni_link_lag_bound_batches", "The bound on that lead", labels=labels
+            "asyncdni_link_lag_bound_batches", "The bound on the lag of this link", labels=labels
         )
         least = GaugeMetricFamily(
             "asyncdni_stage_lag_bound_batches",

@@ -62,7 +62,7 @@ def open_state(
     if complete:
         state.ended()
     else:
-        state.ended("unfinished", "the run has not come to its end, or goes on elsewhere")
+        state.ended("unfinished", "the run has not ended yet, or goes on elsewhere")
     return state
 
 
@@ -90,7 +90,7 @@ def last_lines(folder: Path | None, worker: str, size: int) -> str:
     except OSError as error:
         return f"The log can't be read here: {error.strerror}."
     lines: Sequence[str] = text.splitlines()[-_LOG_LINES:]
-    return legible("\n".join(lines), size, lines=True) or "The worker has said nothing."
+    return legible("\n".join(lines), size, lines=True) or "The worker has printed nothing."
 
 
 # --- timelines -----------------------------------------------------------------------------------

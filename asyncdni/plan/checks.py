@@ -33,8 +33,8 @@ def check_rules(experiment: config.Experiment, plan: Plan) -> None:
     _check_own(experiment, plan)
     _refuse(
         experiment.run.evaluate == "behind" and experiment.schedule.synchronous,
-        f"run.evaluate: 'behind' is for schedules whose stages do not wait for one another, and "
-        f"{experiment.schedule.tag} is none of them; expected 'drained'",
+        "run.evaluate: 'behind' is for schedules whose stages do not wait for one another, but "
+        f"those of {experiment.schedule.tag} do; expected 'drained'",
     )
     for group in plan.groups:
         own = group.schedule
@@ -91,7 +91,7 @@ def _check_same(base: config.Schedule, own: config.Schedule, place: str) -> None
     name, other = base.tag, own.tag
     _refuse(
         name != other,
-        f"{place}: {other} can't stand beside {name}; expected {name} or locked",
+        f"{place}: {other} can't be combined with {name}; expected {name} or locked",
     )
     for field in msgspec.structs.fields(base):
         key = field.encode_name

@@ -101,7 +101,7 @@ def _part(last: Node) -> Mapping[str, Any]:
     layer = last.layers[0] if len(last.layers) == 1 else ""
     if last.loss is None or not isinstance(layer, dict) or "part" not in layer:
         raise ConfigError(
-            'schedule.generator: kind = "readout" reads out through the last stage of a [model], '
+            'schedule.generator: kind = "readout" needs the last stage of a [model], '
             f'and stage {last.name} is none; give the network as [model], or use kind = "error"'
         )
     part: Mapping[str, Any] = layer["part"]

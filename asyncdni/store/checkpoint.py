@@ -192,7 +192,9 @@ def _read(folder: Path, stage: str, digests: Mapping[str, str] | None) -> _Conte
     except OSError as error:
         raise CheckpointError(f"can't read {path}: {error.strerror}") from error
     if digests is not None and digests.get(stage) != hashlib.sha256(content).hexdigest():
-        raise CheckpointError(f"{path} is not the file that its manifest is about: damaged?")
+        raise CheckpointError(
+            f"{path} is not the file that its manifest describes; it may be damaged"
+        )
     arrays, noted = decode(content, str(path))
     if noted.get("stage") != stage:
         raise CheckpointError(f"{path} holds stage {noted.get('stage')!r}, expected {stage!r}")

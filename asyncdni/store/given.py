@@ -175,7 +175,7 @@ def _load_named(model: nn.Module, options: config.Model) -> str:
     for name in likes:
         likes[name][...] = arrays[name]
     text = f"the model begins with the weights of {options.weights}"
-    text += f"; not in there, so from the seed: {_some(missing, ', ')}" if missing else ""
+    text += f"; not in that file, so drawn from the seed: {_some(missing, ', ')}" if missing else ""
     return text + (f"; not used: {_some(unexpected, ', ')}" if unexpected else "")
 
 

@@ -164,7 +164,8 @@ class Mirror:
         name = self._place.name
         if not resumed and self._place.holds(EXPERIMENT):
             raise ConfigError(
-                f"{name}: a run is there already; go on with it by --resume URL, or name a new one"
+                f"{name}: it holds a run already; go on with that by --resume URL, or name "
+                "another URL"
             )
         there = max(_whole_cuts(self._place.files()), default=0) if resumed else 0
         here = next_cut(self._folder / CHECKPOINTS) - 1
@@ -302,7 +303,7 @@ def run_here(text: str | os.PathLike[str], parent: Path = Path("runs")) -> Path:
     folders = (parent / (name if number == 1 else f"{name}-{number}") for number in count(1))
     folder = next(one for one in folders if not one.exists())
     if not fetch_run(url, folder, option="--resume"):
-        raise ConfigError(f"--resume {url}: no run is there, it has no {EXPERIMENT}")
+        raise ConfigError(f"--resume {url}: there is no run in it: it has no {EXPERIMENT}")
     return folder
 
 

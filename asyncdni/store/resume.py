@@ -75,7 +75,7 @@ def changed_experiment(folder: Path, changes: Sequence[str]) -> config.Experimen
     """
     path = folder / EXPERIMENT
     if not path.is_file():
-        raise ConfigError(f"--resume {folder}: no run is there, it has no {EXPERIMENT}")
+        raise ConfigError(f"--resume {folder}: there is no run in it: it has no {EXPERIMENT}")
     there = load_experiment(folder)
     chosen = experiment.change(experiment.tables(there), changes)
     _check_changes(folder, there, chosen, f"--resume {folder}:")

@@ -139,7 +139,7 @@ def _is_committed(new: Path) -> bool:
 def _swap(folder: Path) -> None:
     new, old = unfinished(folder), _old(folder)
     if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"can't write {folder}: it is there and no folder; move it away")
+        raise CheckpointError(f"can't write {folder}: it exists and is not a folder; move it away")
     with _writing(folder):
         shutil.rmtree(old, ignore_errors=True)
         if not folder.exists():

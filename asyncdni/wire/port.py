@@ -235,8 +235,8 @@ class Port:
                 return f"it has sent {one.held:,} bytes and shown no key"
         elif one.unfinished > self.message_bytes + _SLACK_BYTES:
             return (
-                f"it has sent {one.unfinished:,} bytes of a message without an end; "
-                f"the longest has {self.message_bytes:,}"
+                f"it has sent {one.unfinished:,} bytes of an endless message; "
+                f"the longest allowed has {self.message_bytes:,}"
             )
         elif one.held > self.unread * self.message_bytes + _SLACK_BYTES:
             return f"{one.held:,} bytes of it wait to be read"

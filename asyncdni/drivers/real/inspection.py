@@ -133,7 +133,7 @@ class Inspection:
                 raise NumericalError(self._not_finite(home, message, name), batch)
 
     def _not_finite(self, home: str, message: WithTensors, name: str) -> str:
-        what = f"of {_number(message)} to worker {self._name}, in which not all is finite"
+        what = f"of {_number(message)} to worker {self._name}, in which not all numbers are finite"
         if isinstance(message, Activation) and (message.sender == DATA or name != "h"):
             return (
                 f"worker {home} has sent data {what}: look for NaN and infinity in the data set, "

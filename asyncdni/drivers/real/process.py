@@ -305,7 +305,10 @@ class Session:
         self.welcome = welcome = action.welcome
         logs.be("worker", welcome.stage)
         logs.own().info(
-            "process %d on %s works for %s", os.getpid(), socket.gethostname(), self._coordinator
+            "process %d on %s serves the coordinator at %s",
+            os.getpid(),
+            socket.gethostname(),
+            self._coordinator,
         )
         limits = msgspec.convert(welcome.experiment.get("limits", {}), config.Limits)
         recovery = msgspec.convert(welcome.experiment.get("recovery", {}), config.Recovery)
@@ -349,7 +352,7 @@ class Session:
         incarnation, path = action.incarnation, action.path
         part = self._parts.read(COORDINATOR, incarnation, path, action.offset)
         if part is None:
-            raise CheckpointError(f"{Path(self._folder, path)} is gone: who has removed it?")
+            raise CheckpointError(f"{Path(self._folder, path)} is gone: somebody has removed it")
         self._transport.send(COORDINATOR, part)
         if part.sha256 and not path.startswith(f"{SNAPSHOTS}/"):  # the coordinator has all of it
             Path(self._folder, path).unlink(missing_ok=True)
@@ -443,7 +446,7 @@ class Session:
             if self._parts is not None:  # fetched again when it is needed again
                 shutil.rmtree(folder / CUTS, ignore_errors=True)
         self._transport.await_neighbours()
-        logs.own().debug("a round begins; the state it begins with: %s", action.origin.value)
+        logs.own().debug("a round begins from this state: %s", action.origin.value)
         return restored
 
     def join(self, action: Join) -> tuple[Joined, Tools]:

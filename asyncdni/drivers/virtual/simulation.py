@@ -328,7 +328,7 @@ class _Simulation:
                     agenda.now = max(agenda.now, until_s)
                     return
                 if moment is None or (not agenda.working and self._hangs(moment)):
-                    raise self._error("the run hangs: nothing but beats is left to happen")
+                    raise self._error("the run hangs: nothing but heartbeats is left to happen")
                 if agenda.entries >= EVENTS_MAX:
                     raise self._error(f"the run has not ended after {EVENTS_MAX:,} entries")
                 agenda.step()

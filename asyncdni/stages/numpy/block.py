@@ -445,7 +445,7 @@ class Block:
         score = with_own_losses(self._score(x, context, {}), own, self.node.name, len(x))
         if score is not None and not math.isfinite(score.loss):
             raise NumericalError(
-                f"the loss of stage {self.node.name} is {score.loss} at the test set: "
+                f"the loss of stage {self.node.name} is {score.loss} on the test set: "
                 "lower optimizer.learning_rate or set optimizer.clip_norm"
             )
         if score is not None and self._scoring is not None:

@@ -36,9 +36,9 @@ _DIFFERENCES_MAX = 3
 #: Notes about arrays that may be in a file without being needed, by the start of their names. An
 #: empty note is not given.
 _UNUSED = {
-    "generator.": "its generator is not needed: the gradients of its activation are waited for",
-    "head.": "its local head is not needed: the gradients of its activation are waited for",
-    "input_model.": "an input model is not needed: the activations are waited for",
+    "generator.": "its generator is not needed: the stage waits for true gradients",
+    "head.": "its local head is not needed: the stage waits for true gradients",
+    "input_model.": "an input model is not needed: the stage waits for the activations",
     "exit.": "",
     "versions.": "",
     "numbers.": "",
@@ -102,8 +102,8 @@ def _versions(block: Block) -> list[Part]:
         return []
     arrays = versions.snapshot()
     notes = {
-        "ahead": "its first forwards do not look ahead: the checkpoint does not say where to",
-        "last": "its first update goes through the present weights: the checkpoint has no others",
+        "ahead": "its first forwards do not look ahead: the checkpoint does not say where",
+        "last": "its first update uses the current weights: the checkpoint has no others",
     }
     return [
         Part(
