@@ -481,6 +481,10 @@ def test_remainders_are_part_of_a_stage_and_start_at_zero_where_a_file_has_none(
     assert len(kept) == made.experiment.data.batch_size + ENCODINGS[name].further_rows
     without = {name: array for name, array in state["s1"].items() if "remainder" not in name}
     assert other.restore({"s1": without}) == [] and not other.remainders["s1"]["s0"].any()
+    links = {"compress": "int8", "compress_fits": "top_k" if name == "low_rank" else "low_rank"}
+    changed = design(schedule={"name": "synthetic"}, links=links, data=LARGER)
+    another = make_stage(changed, changed.plan.groups[1])
+    assert another.restore(state) == [] and not another.remainders["s1"]["s0"].any()
     plain = design(schedule={"name": "synthetic"})
     exact = make_stage(plain, plain.plan.groups[1])
     assert exact.restore(state) == [] and not exact.remainders
