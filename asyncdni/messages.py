@@ -170,9 +170,9 @@ class Evaluated(Message, frozen=True, tag=True):
     outputs: int
     steps: int | None = None  # for windows: the steps that count, over which the loss is summed
     metrics: dict[str, float | None] = {}  # further ones, by name; None: not a finite number
-    # Of an evaluation behind the stream: the batch before which the weights were copied, training
-    # samples learned by then, and how long ago that was.
-    batch: int | None = None  # None: at the barrier
+    # Of an evaluation behind the stream: which copy of the weights (the number of the batch before
+    # which it was made), training samples learned by then, and how long ago that was.
+    copy: int | None = None  # None: at the barrier
     learned: int = 0
     age_s: float = 0.0
 
@@ -336,7 +336,7 @@ class Scored(Message, frozen=True, tag=True):
     """All scores of an evaluation behind the stream are in: drop that copy of the weights, or hold
     it to be saved."""
 
-    batch: int  # before which it was made
+    copy: int
     best: bool  # hold it, in the place of an older one
 
 
@@ -344,7 +344,7 @@ class Save(Message, frozen=True, tag=True):
     """Write weights as `tag` ("best", "final"), or the whole state as "checkpoints/NUMBER"."""
 
     tag: str
-    batch: int | None = None  # weights of the copy made before this batch; None: the present ones
+    copy: int | None = None  # the weights of this copy; None: the present ones
 
 
 class Resume(Message, frozen=True, tag=True):

@@ -137,9 +137,9 @@ class Office:
         ]
 
     def score(
-        self, *, correct: int | None = 5, loss: float = 1.0, batch: int | None = None
+        self, *, correct: int | None = 5, loss: float = 1.0, copy: int | None = None
     ) -> list[Action]:
-        scores = Evaluated(self.machine.barrier, "c", 10, loss, correct, 1, batch=batch)
+        scores = Evaluated(self.machine.barrier, "c", 10, loss, correct, 1, copy=copy)
         return self.hear("c", scores)
 
     def saved(self, tag: str) -> list[Action]:

@@ -6,7 +6,13 @@ anywhere, and of another program that tells little of itself.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from asyncdni import experiment
+from asyncdni.launch.train import design_of
+from asyncdni.report.records import Recorder
+from asyncdni.store.run import create_folder, write_data
 
 TARGETS = (0.9, 0.96)
 #: Test accuracies of seed 0 and of seed 1 after each 1000 samples.
@@ -183,3 +189,29 @@ def _scaled(row: dict[str, Any], factor: float) -> dict[str, Any]:
         "kept_samples_per_s": estimate(factor) if has_links else None,
         "kept_stream_samples_per_s": estimate(factor) if has_links else None,
     }
+
+
+def keep_run(folder: Path, *, said: str) -> None:
+    """Leave the folder of a run of two workers, one of which has died; that is what was `said` of
+    it, and what it has logged."""
+    stages = [
+        {"name": "hidden", "layers": [{"dense": 8}, "tanh"]},
+        {"name": "output", "layers": [{"dense": 8}], "loss": "sigmoid_cross_entropy"},
+    ]
+    tables = {"data": {"name": "addition"}, "stages": stages, "run": {"epochs": 10}}
+    design = design_of(experiment.parse(tables))
+    create_folder(folder, design.experiment)
+    write_data(folder, design.experiment, design.meta)
+    (folder / "logs" / "hidden.log").write_text(said)
+    recorder = Recorder(("hidden", "output"), {}, folder)
+    recorder.record("start", {"time_s": 0.0})
+    for step in range(1, 9):
+        counted = dict.fromkeys(("updates", "batches", "samples"), 100 * step)
+        times = {"wall_s": step, "compute_s": step / 2, "wait_s": step / 2, "cpu_s": step}
+        for name in ("hidden", "output"):
+            values = {"loss_sum": 50.0 / step, "loss_samples": 100, **counted, **times}
+            recorder.record("report", {"time_s": float(step), "stage": name, "values": values})
+        score = {"samples": 100 * step, "train_s": 0.5 * step, "accuracy": 0.75, "loss": 0.6}
+        recorder.record("evaluation", {"time_s": step + 0.1, **score})
+    recorder.record("lost", {"time_s": 8.5, "stage": "hidden", "text": said})
+    recorder.close()

@@ -160,6 +160,8 @@ def _change(draw: st.DrawFn, found: dict[str, Any]) -> None:
         tag = own.get("name") if isinstance(own, dict) else None
         tag = tag if isinstance(tag, str) and tag in kinds else draw(st.sampled_from([*kinds]))
         kind, own = kinds[tag], {**(own if isinstance(own, dict) else {}), "name": tag}
+    elif isinstance(kind, inspect.UnionType):  # a section that may be left out
+        (kind,) = (one for one in kind.types if isinstance(one, inspect.StructType))
     assert isinstance(kind, inspect.StructType)
     field = draw(st.sampled_from(kind.fields))
     own = own if isinstance(own, dict) else {}

@@ -110,13 +110,13 @@ ONLY = {
     "subprocess": {"launch", "cluster.keeper", "cluster.ssh", "plan.describe"},
     "rich": {"cli", "launch.display"},
     "matplotlib": {"report"},
-    "jinja2": {"report.page"},
+    "jinja2": {"report.result"},
     "tensorboard": {"report.tensorboard"},
     "safetensors": {"store.tensors"},
     "ray": {"cluster.ray"},
     "fsspec": {"store.mirror"},
-    "starlette": {"page"},
-    "uvicorn": {"page"},
+    "starlette": {"page.server", "page.gate"},
+    "uvicorn": {"page.server"},
     "prometheus_client": {"page.metrics"},
 }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from recorded import ADDITION
+from test_report_page import Page
 
 from asyncdni.__main__ import main
 from asyncdni.cli.compare import add_arguments
@@ -64,7 +65,9 @@ def test_a_comparison_runs_every_schedule_and_leaves_table_and_json(
     assert re.search(SPEED_VERDICT, done.stdout)
     for run in found["runs"]:
         assert run["load"]["cores_s"] > 0 and run["load"]["start_gflops"] > 0
-    assert (out / "compare.csv").is_file() and (out / "compare.html").is_file()
+    assert (out / "compare.csv").is_file()
+    kept = Page((out / "compare.html").read_text()).kept["news"].values()
+    assert [one["title"] for one in kept] == [f"{run['name']}, seed 0" for run in found["runs"]]
 
 
 @pytest.mark.long

@@ -204,7 +204,7 @@ def test_a_run_that_a_callback_ends_saves_all_and_ends_as_planned() -> None:
 
 def test_a_callback_may_end_a_run_that_evaluates_behind_the_stream_too() -> None:
     office = Office(folder="", consults=True).started()
-    actions = office.score(batch=4)
+    actions = office.score(copy=4)
     assert [type(action) for action in actions][-1] == Consult
     assert sent(office(Consulted(ends=True))) == [("a", Close(FINAL))]
     office.drain(kind=FINAL)

@@ -183,3 +183,7 @@ def test_the_site_is_built_and_none_of_its_links_leads_nowhere(tmp_path: Path) -
     assert built.returncode == 0, built.stderr
     page = (tmp_path / "site" / "docs" / "api" / "index.html").read_text()
     assert "one worker process a stage" in page  # of the docstring of `train`
+    tables = (tmp_path / "site" / "benchmarks" / "tables" / "index.html").read_text()
+    measured = {path.parents[1].name for path in ROOT.glob("benchmarks/*/results/*.json")}
+    assert len(measured) > 15
+    assert [name for name in measured if f'href="../{name}/"' not in tables] == []

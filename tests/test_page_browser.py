@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 from processes import TINY, Site, make_site, until
+from reported import document, keep_run
+
+from asyncdni.page.comparison import write_reports
 
 pytest.importorskip("uvicorn", reason="the extra page is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -180,3 +183,27 @@ def view_twice(site: Site, page: Any) -> None:
     expect(page.locator("section.run")).to_have_count(1)
     view.interrupt()
     assert view.finished().code == 0
+
+
+def test_a_comparison_is_one_file_that_needs_no_server(browser: Any, tmp_path: Path) -> None:
+    for name in ("locked-seed0", "synthetic-seed0"):
+        keep_run(tmp_path / name, said=f"</script>{MARKUP}")
+    write_reports(document(verdict=f"</script>{MARKUP}"), tmp_path)
+    complaints: list[str] = []
+    page = opened(browser, (tmp_path / "compare.html").as_uri(), complaints)
+    expect = playwright.expect
+    expect(page.locator("section.run")).to_have_count(2)
+    expect(page.locator(".chart canvas")).to_have_count(10)
+    expect(page.locator(".verdict")).to_contain_text('onerror="window.attacked')
+    expect(page.locator(".events").first).to_contain_text('onerror="window.attacked')
+    assert page.locator(".events").last.bounding_box()["height"] > 50, "styles are in it, too"
+    page.get_by_role("button", name="Log of hidden").first.click()
+    expect(page.locator("#log-text")).to_contain_text('</script><img src="none"')
+    page.keyboard.press("Escape")
+    page.get_by_role("checkbox").first.uncheck()
+    expect(page.locator("section.run")).to_have_count(1)
+    page.get_by_role("checkbox").first.check()
+    look_at(page, tmp_path / "compare", CHECKED)
+    assert page.evaluate("window.attacked") is None
+    assert page.evaluate("performance.getEntriesByType('resource').length") == 0
+    assert complaints == []

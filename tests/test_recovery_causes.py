@@ -217,14 +217,14 @@ def test_without_a_launcher_the_user_is_told_what_to_type() -> None:
 
 def test_a_launcher_is_asked_for_a_new_process() -> None:
     asked: list[str] = []
-    launcher = SimpleNamespace(exited=lambda: [], restart=asked.append)
+    launcher = SimpleNamespace(exited=lambda: [], moves=lambda: [], restart=asked.append)
     drive(Office(Launch("b")), launch=lambda address: launcher)
     assert asked == ["b"]
 
 
 @pytest.mark.parametrize("launched", [False, True])
 def test_a_silent_worker_is_looked_at_by_whoever_has_started_it(launched: bool) -> None:
-    launcher = SimpleNamespace(exited=lambda: [], look=lambda name: Sight.STARVED)
+    launcher = SimpleNamespace(exited=lambda: [], moves=lambda: [], look=lambda name: Sight.STARVED)
     office = Office(Look("b"))
     drive(office, launch=(lambda address: launcher) if launched else None)
     assert Looked("b", Sight.STARVED if launched else Sight.UNSEEN) in office.events
@@ -232,7 +232,7 @@ def test_a_silent_worker_is_looked_at_by_whoever_has_started_it(launched: bool) 
 
 @pytest.mark.parametrize("said", ["", "importing numpy", "known"])
 def test_the_end_of_a_run_is_told_with_the_last_lines_of_whoever_it_is_about(said: str) -> None:
-    launcher = SimpleNamespace(exited=lambda: [], last_lines=lambda name: said)
+    launcher = SimpleNamespace(exited=lambda: [], moves=lambda: [], last_lines=lambda name: said)
     fail = Fail("WorkerLost", "b is lost; known", stages=("b",))
     with pytest.raises(WorkerLost) as caught:
         drive(Office(fail), launch=lambda address: launcher)
@@ -256,7 +256,12 @@ def test_a_process_that_can_not_be_started_has_died_at_once() -> None:
         raise LaunchError("can't start worker b: no more processes")
 
     office = Office(Launch("b"))
-    drive(office, launch=lambda address: SimpleNamespace(exited=lambda: [], restart=restart))
+    drive(
+        office,
+        launch=lambda address: SimpleNamespace(
+            exited=lambda: [], moves=lambda: [], restart=restart
+        ),
+    )
     assert Exited("b", 1, "can't start worker b: no more processes") in office.events
 
 

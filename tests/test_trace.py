@@ -16,7 +16,16 @@ from tracing import trace
 from asyncdni.drivers.real import meter as module
 from asyncdni.drivers.real.meter import Trace
 from asyncdni.errors import CheckpointError
-from asyncdni.messages import COORDINATOR, DATA, Activation, Barrier, Drained, Gradient, Start
+from asyncdni.messages import (
+    COORDINATOR,
+    DATA,
+    Activation,
+    Barrier,
+    Drained,
+    Evaluated,
+    Gradient,
+    Start,
+)
 from asyncdni.report.traces import (
     OP,
     RECEIVED,
@@ -89,9 +98,11 @@ def test_messages_without_a_batch_or_a_sender_are_recorded_too(
     recording.add(F3, 0.0, 1.0)
     recording.sent("top", Barrier("low", 1, 7, "evaluate"), 1.0, 1.0)
     recording.sent(COORDINATOR, Drained(1, 7, "evaluate", 4), 1.0, 1.0)
+    recording.sent(COORDINATOR, Evaluated(7, "low", 4, 0.5, None, 4), 1.0, 1.0)  # its batch is None
     recording.write()
     assert described(tmp_path, RECEIVED) == [("start", "", -1)]
-    assert described(tmp_path, SENT) == [("barrier", "top", -1), ("drained", COORDINATOR, -1)]
+    sent = [("barrier", "top", -1), ("drained", COORDINATOR, -1), ("evaluated", COORDINATOR, -1)]
+    assert described(tmp_path, SENT) == sent
 
 
 def test_no_tensor_outlives_its_message(recording: Trace) -> None:

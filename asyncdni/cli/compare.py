@@ -392,16 +392,17 @@ def _interrupted(error: KeyboardInterrupt, finished: int, runs: int, folder: Pat
 def _report(
     args: argparse.Namespace, found: dict[str, Any], folder: Path, console: Console
 ) -> None:
+    from asyncdni.page.comparison import write_reports
     from asyncdni.report import plots
-    from asyncdni.report.page import write_reports
 
+    allowed = args.allow_import
     try:
-        written = write_reports(found, folder)
+        written = write_reports(found, folder, allow_import=allowed)
     except AsyncDNIError:
         raise
     except Exception as error:  # drawing needs fonts and caches, which may be missing
         say(console, f"No plots: {type(error).__name__}: {' | '.join(str(error).splitlines())}")
-        written = write_reports(found, folder, plots=False)
+        written = write_reports(found, folder, plots=False, allow_import=allowed)
     if not args.quiet:
         _show(console, found)
         names = dict.fromkeys(path.relative_to(folder).parts[0] for path in written)

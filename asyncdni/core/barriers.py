@@ -96,7 +96,7 @@ class BarrierSteps:
                 pass
             case Drained(barrier=self._ledger.barrier) if self._run.phase is Phase.TRAINING:
                 return self._drained(name, message, now)
-            case Evaluated(batch=int()):
+            case Evaluated(copy=int()):
                 self._behind.received(name, message, now)
             case Evaluated(barrier=self._ledger.barrier) if self._may_score(name, message):
                 self._evaluated(message, now)

@@ -166,12 +166,12 @@ class Evaluations:
     def received(self, name: str, message: Evaluated, now: float) -> None:
         """A loss of one copy has been summed up. Raises `UnexpectedMessage` where none is due."""
         run, roster = self._run, self._run.roster
-        assert message.batch is not None
+        assert message.copy is not None
         own = set(roster.losses) & set(roster.members[name])
-        other = bool(self._scores.stages) and message.batch != self._mark
+        other = bool(self._scores.stages) and message.copy != self._mark
         if message.stage not in own or other or run.phase is not Phase.TRAINING:
             raise UnexpectedMessage
-        self._mark = message.batch
+        self._mark = message.copy
         self._scores.add(message)
         self._samples.append(message.learned)
         self._copied_s = max(self._copied_s, now - message.age_s)

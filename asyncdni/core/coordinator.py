@@ -157,7 +157,7 @@ class Claims:
         if not (math.isfinite(score.age_s) and score.age_s >= 0):
             return f"its age_s is {score.age_s}"
         return (
-            _beyond("batch", score.batch or 0, self._positions)
+            _beyond("copy", score.copy or 0, self._positions)
             or _beyond("learned", score.learned)
             or _beyond("samples or steps", count)
             or _beyond("outputs", score.outputs)

@@ -136,7 +136,7 @@ class Post:
         self.send(COORDINATOR, Accused(worker, incarnation, text))
 
     def evaluated(self, barrier: int, scores: Iterable[Any], *behind: Any) -> None:
-        """The sums over the test set of each loss here (`stages.base.Score`); `behind`: `batch`,
+        """The sums over the test set of each loss here (`stages.base.Score`); `behind`: `copy`,
         `learned` and `age_s` of an `Evaluated` behind the stream."""
         for s in scores:
             metrics = {name: average.value for name, average in s.metrics.items()}

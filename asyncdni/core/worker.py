@@ -690,11 +690,11 @@ class Worker:
                 self._barriers.lift()
                 self._links.pause()
                 self._inputs.replay.clear()
-            case Scored(batch=batch, best=best):
-                self._discard(self._marks.scored(batch, best=best))
-            case SaveOrder(tag=tag, batch=batch):
-                _expect(self.phase is Phase.DRAINED and batch in (None, self._marks.best))
-                self._post.actions.append(Save(tag, is_cut(tag), batch))
+            case Scored(copy=copy, best=best):
+                self._discard(self._marks.scored(copy, best=best))
+            case SaveOrder(tag=tag, copy=copy):
+                _expect(self.phase is Phase.DRAINED and copy in (None, self._marks.best))
+                self._post.actions.append(Save(tag, is_cut(tag), copy))
             case Leave():
                 self._leave(Stop())
             case Abort(text=text):

@@ -18,6 +18,7 @@ import msgspec
 from asyncdni.core.coordinator import Coordinator
 from asyncdni.core.events import Commit
 from asyncdni.core.ledger import Ledger
+from asyncdni.core.members import Roster
 from asyncdni.drivers.real.coordinator import Launcher, Stops, coordinate
 from asyncdni.drivers.real.machine import choose_core, usable_cores
 from asyncdni.errors import ConfigError, Interrupted
@@ -156,16 +157,14 @@ def conduct(
         own = ["--bind", bind, *(["--advertise", advertise] if advertise else []), *flags]
         if keep and not goes_on:
             goes_on = _to_resume(folder, own if by_hand else [], design, by_hand=by_hand)
-        home: dict[str, Any] = {"folder": str(folder or ""), "term": term}
+        home: dict[str, Any] = {"folder": str(folder or ""), "term": term, "succeeds": resume}
         home["resume"] = goes_on if keep else ""
         ways: dict[str, Any] = {"trace": trace, "launched": not by_hand, "consults": called.any}
-        roster = make_roster(design, **home, **ways, succeeds=resume)
+        roster = make_roster(design, **home, **ways)
         recorder = Recorder(roster.workers, _facts(design), folder)
         stack.callback(recorder.close)
         beginning = _beginning(design, folder, recorder) if resume else Beginning(Ledger())
-        # Workers that still run know the experiment as it was.
-        roster = replace(roster, takes_back=roster.takes_back and not beginning.changes)
-        machine = Coordinator(roster, beginning.ledger)
+        machine = _coordinator(roster, beginning)
         records = _Records(design, recorder, machine, [*observers, called], seen, stops)
         _begin(records, beginning, design, folder, resume=resume)
         command = partial(_command, design, address, flags)
@@ -182,6 +181,13 @@ def conduct(
         raise stops.error
     called.ended(design, recorder, summary)
     return summary
+
+
+def _coordinator(roster: Roster, beginning: Beginning) -> Coordinator:
+    """Make the coordinator's pure part. Workers that still run know the experiment as it was, so
+    none is taken back where it has changed."""
+    takes_back = roster.takes_back and not beginning.changes
+    return Coordinator(replace(roster, takes_back=takes_back), beginning.ledger)
 
 
 def _callbacks(

@@ -5,5 +5,6 @@
  metrics.jsonl of a folder  ──┘                             └─────► Prometheus: metrics
 ```
 
-Needs the extra `page`; nothing else imports its libraries.
+The server needs the extra `page`, and nothing else imports its libraries. `comparison` writes the
+page of a comparison's runs to one file, `compare.html`, without them.
 """

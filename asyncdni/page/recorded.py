@@ -1,7 +1,10 @@
-"""Show runs from their folders: their records as they came, and the timelines of their traces."""
+"""Show runs from their folders: their records as they came, the timelines of their traces, and what
+their workers have logged."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 
 from asyncdni.errors import CheckpointError, legible
 from asyncdni.imports import Allowed
-from asyncdni.page.state import RunState
+from asyncdni.page.state import POINTS, RunState
 from asyncdni.plan.build import Design, make_design
 from asyncdni.report.records import Recorder, recorded
 from asyncdni.report.traces import (
@@ -26,17 +29,21 @@ from asyncdni.report.traces import (
 )
 from asyncdni.store.run import METRICS, known_data, load_experiment
 
-__all__ = ["open_state", "timeline"]
+__all__ = ["last_lines", "open_state", "timeline"]
 
 #: The longest part of a timeline in one answer, and the most boxes of one worker in it.
 _LENGTH_MAX_S = 10.0
 _BOXES_MAX = 4000
 _ARROWS_MAX = 4000
+_LOG_LINES = 200
 
 
-def open_state(folder: Path, *, allow_import: Allowed = False) -> RunState:
+def open_state(
+    folder: Path, *, title: str = "", points: int = POINTS, allow_import: Allowed = False
+) -> RunState:
     """Return what the page shows of the run in `folder`, which has ended or goes on elsewhere.
 
+    Its title is the folder's name unless another is given; its curves have so many points together.
     Raises `CheckpointError` for a folder without a run or one that can't be read, and `ConfigError`
     for an experiment that this version can't lay out.
     """
@@ -47,7 +54,7 @@ def open_state(folder: Path, *, allow_import: Allowed = False) -> RunState:
     design = make_design(chosen, meta, allow_import=allow_import)
     workers = (group.name for group in design.plan.groups)
     traced = all(trace_path(folder, worker).is_file() for worker in workers)
-    state = RunState(str(folder), folder, live=False, traced=traced)
+    state = RunState(title or str(folder), folder, live=False, traced=traced, points=points)
     _replay(folder, design, state)
     if not state.network:
         raise CheckpointError(f"{folder} can't be shown: {folder / METRICS} holds no record")
@@ -70,6 +77,20 @@ def _replay(folder: Path, design: Design, state: RunState) -> None:
             state(design, recorder, record["kind"], values)
         except (KeyError, TypeError, ValueError, AttributeError):
             continue  # damaged, or of a version that wrote other fields
+
+
+def last_lines(folder: Path | None, worker: str, size: int) -> str:
+    """Return the last `size` bytes of a worker's log at most, made safe to show."""
+    if folder is None:
+        return "Nothing is kept of this run."
+    try:
+        with open(folder / "logs" / f"{worker}.log", "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - size))
+            text = log.read().decode(errors="replace")
+    except OSError as error:
+        return f"The log can't be read here: {error.strerror}."
+    lines: Sequence[str] = text.splitlines()[-_LOG_LINES:]
+    return legible("\n".join(lines), size, lines=True) or "The worker has said nothing."
 
 
 # --- timelines -----------------------------------------------------------------------------------

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import os
 import secrets
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -27,11 +26,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from asyncdni.errors import AsyncDNIError, ConfigError, Interrupted, LaunchError, legible
+from asyncdni.errors import AsyncDNIError, ConfigError, Interrupted, LaunchError
 from asyncdni.page.controls import ACTIONS, CONDITIONS, act, check_controls, slow_down
 from asyncdni.page.gate import Gate, Rules, is_loopback
 from asyncdni.page.metrics import exposition
-from asyncdni.page.recorded import timeline
+from asyncdni.page.recorded import last_lines, timeline
 from asyncdni.page.state import Runs, RunState
 
 __all__ = ["PORT", "Page", "make_app"]
@@ -50,7 +49,6 @@ _NEWS_EVERY_S = 0.25
 _SIGN_OF_LIFE_S = 10.0
 _BODY_MAX = 1024  # bytes of a request
 _LOG_TAIL = 65_536  # bytes
-_LOG_LINES = 200
 _STOP_S = 3.0
 
 _TYPES = {
@@ -292,7 +290,7 @@ class _Site:
         worker = request.query_params.get("worker", "")
         if run is None or worker not in run.workers:
             return _unknown("worker")
-        return PlainTextResponse(_last_lines(run.folder, worker))
+        return PlainTextResponse(last_lines(run.folder, worker, _LOG_TAIL))
 
     def timeline(self, request: Request) -> Response:
         """The ops of all workers in some milliseconds of a run that was traced."""
@@ -344,17 +342,3 @@ class _Site:
 
 def _unknown(what: str) -> Response:
     return PlainTextResponse(f"no such {what}\n", status_code=404)
-
-
-def _last_lines(folder: Path | None, worker: str) -> str:
-    """Return the end of a worker's log, made safe to show."""
-    if folder is None:
-        return "Nothing is kept of this run."
-    try:
-        with open(folder / "logs" / f"{worker}.log", "rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL))
-            text = log.read().decode(errors="replace")
-    except OSError as error:
-        return f"The log can't be read here: {error.strerror}."
-    lines: Sequence[str] = text.splitlines()[-_LOG_LINES:]
-    return legible("\n".join(lines), _LOG_TAIL, lines=True) or "The worker has said nothing."

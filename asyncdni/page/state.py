@@ -31,13 +31,13 @@ from asyncdni.report.records import Recorder
 from asyncdni.report.tensorboard import stage_scalars
 from asyncdni.report.traces import OP_NAMES
 
-__all__ = ["COLUMNS", "TICK_S", "Process", "RunState", "Runs"]
+__all__ = ["COLUMNS", "POINTS", "TICK_S", "Process", "RunState", "Runs"]
 
 #: The finest step of the grid of time, in seconds; workers report twice a second.
 TICK_S = 0.5
 #: The most points that the curves of all workers of a run have together, and the most and the least
 #: that one worker's curves have.
-_POINTS, _POINTS_MAX, _POINTS_MIN = 16_384, 512, 32
+POINTS, _POINTS_MAX, _POINTS_MIN = 16_384, 512, 32
 _EVENTS_MAX = 500
 _PROGRESS_EVERY_S = 0.25
 _EVALUATIONS_MAX = 1000
@@ -117,14 +117,21 @@ class RunState:
     """One run as the page shows it; an observer of its records (see `launch.conduct.Observer`)."""
 
     def __init__(
-        self, title: str, folder: Path | None, *, live: bool, traced: bool = False
+        self,
+        title: str,
+        folder: Path | None,
+        *,
+        live: bool,
+        traced: bool = False,
+        points: int = POINTS,
     ) -> None:
-        """`folder` is that of the run; `live` says whether it goes on now, and `traced` whether the
-        folder has its timeline."""
+        """`folder` is that of the run; `live` says whether it goes on now, `traced` whether the
+        folder has its timeline, and `points` how many its curves may have together."""
         self.title = title
         self.folder = folder
         self.live = live
         self.traced = traced
+        self._points = points
         self._lock = threading.Lock()
         self._number = 0  # of the newest point or event
         self._changes = 0
@@ -309,7 +316,7 @@ class RunState:
 
     @property
     def _points_max(self) -> int:
-        return max(_POINTS_MIN, min(_POINTS_MAX, _POINTS // max(1, len(self._workers))))
+        return max(_POINTS_MIN, min(_POINTS_MAX, self._points // max(1, len(self._workers))))
 
     def _coarsen(self) -> None:
         """Make the steps of the grid twice as long; of each of them the first point is kept."""

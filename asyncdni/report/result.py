@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from asyncdni.errors import ConfigError
 from asyncdni.report.columns import STAGE_COLUMNS, percent
-from asyncdni.report.page import template_environment
 from asyncdni.report.plots import Plot, available, import_matplotlib, inline, rendered, styled
 from asyncdni.report.timeline import Drawing, draw, panel
 from asyncdni.store.run import Result
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_run", "draw_timeline", "plot_run", "run_html"]
+__all__ = ["draw_run", "draw_timeline", "plot_run", "run_html", "template_environment"]
 
 #: Evaluations that the table of a notebook has room for, the last ones.
 _EVALUATIONS = 8
@@ -100,4 +100,14 @@ def run_html(run: Result) -> str:
             curves=curves,
             folder=run.folder,
         )
+    )
+
+
+def template_environment() -> Environment:
+    """Return the environment of all templates; it escapes every value that a template does not call
+    safe."""
+    from jinja2 import Environment, StrictUndefined  # imported here: workers never need it
+
+    return Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

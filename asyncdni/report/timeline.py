@@ -329,7 +329,8 @@ def draw(
         window = _Window(_begin(one, window_s, at), window_s)
         shapes += _panel(one, window, y, messages)
         if animate_s:
-            rows, height = y + _TITLE, len(one.traces) * _ROW
+            # One more above: the edge of a box that is smoothed would show there.
+            rows, height = y + _TITLE - 1, len(one.traces) * _ROW + 1
             shapes.append(Curtain(_LABEL, rows, _PLOT, height, animate_s))
         y += _GAP + len(one.traces) * _ROW
     shapes += _axis(window_s, y + 4)

@@ -24,6 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+
+from sweep import fill_in
+
 from asyncdni import experiment
 from asyncdni.errors import AsyncDNIError
 from asyncdni.launch.compare import Entry, order, run_entry
@@ -32,7 +36,9 @@ from asyncdni.report.machine import describe_machine
 from asyncdni.report.statistics import Estimate, estimate, samples_to
 from asyncdni.store.tensors import write_atomically
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RESULTS = HERE / "results"
 SPEEDUP = ROOT / "benchmarks" / "speedup" / "run.py"
 FILES = {256: ROOT / "launch" / "mnist.toml", 1024: ROOT / "launch" / "mnist-wide.toml"}
 #: KEY=VALUE,VALUE of what is tried, every value of one key with every value of the others.
@@ -53,6 +59,9 @@ SLOWER = 0.05
 
 def main() -> None:
     args = parsed()
+    if args.readme:
+        fill_in(HERE / "README.md", {f"tuning-{width}": kept_tables(width) for width in FILES})
+        return
     if args.final:
         sys.exit(final(args))
     try:
@@ -75,7 +84,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--width", type=int, choices=FILES, default=256)
     parser.add_argument("--file", type=Path, metavar="FILE.toml", help="in place of --width")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="DIR")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, help="default: 3, with --final 5")
     parser.add_argument(
@@ -90,8 +99,11 @@ def parsed() -> argparse.Namespace:
     )
     for name, axes in GRIDS.items():
         parser.add_argument(f"--{name}", nargs="+", default=axes, metavar="KEY=VALUE,VALUE")
+    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     parser.add_argument("--final", action="store_true", help="measure what was chosen")
     args = parser.parse_args()
+    if args.out is None and not args.readme:
+        parser.error("--out DIR: where are runs to be kept?")
     args.file = args.file or FILES[args.width]
     args.seeds = args.seeds or (5 if args.final else 3)
     return args
@@ -238,6 +250,18 @@ def table(name: str, rows: Sequence[Row], chosen: Row) -> str:
             f"| {row.samples_per_s:,.0f} | {in_words(row)} | {mark} |"
         )
     return "\n".join([*lines, ""])
+
+
+def kept_tables(width: int) -> str:
+    """Those of the results in this folder."""
+    found = json.loads((RESULTS / f"tuning-{width}.json").read_text())["rows"]
+    chosen = json.loads((RESULTS / f"chosen-{width}.json").read_text())
+    tables = []
+    for name, kept in found.items():
+        rows = [Row(tuple(one["setting"]), tuple(one["runs"])) for one in kept]
+        best = next(row for row in rows if list(row.setting) == chosen[name])
+        tables.append(table(name, rows, best))
+    return "\n".join(tables)
 
 
 def in_words(row: Row) -> str:

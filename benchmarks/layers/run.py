@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+
+from sweep import fill_in
 
 from asyncdni.nn.base import Layer, Slot
 from asyncdni.nn.generators import make_generator
@@ -37,6 +42,7 @@ try:
 except ImportError:
     torch = None  # type: ignore[assignment]
 
+HERE = Path(__file__).parent
 INPUTS, CLASSES = 784, 10
 FLOAT = np.dtype(np.float32)
 GENERATORS = ("error", "low_rank")
@@ -72,7 +78,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="all rounds, in microseconds")
+    parser.add_argument("--readme", action="store_true", help="fill in its tables, measure nothing")
     args = parser.parse_args()
+    if args.readme:
+        fill_in(HERE / "README.md", {name: kept_tables(name) for name in ("avx2", "avx512")})
+        return
     if torch is not None:
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
@@ -137,6 +147,13 @@ def table(width: int, rounds: Rounds) -> str:
                 cells += ["", ""]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def kept_tables(name: str) -> str:
+    """Those of results/NAME.json, one for each width."""
+    found = json.loads((HERE / "results" / f"{name}.json").read_text())
+    widths = [(int(key.split()[1]), one) for key, one in found.items() if key.startswith("width")]
+    return "\n".join(table(width, rounds) for width, rounds in widths)
 
 
 # --- operations ----------------------------------------------------------------------------------

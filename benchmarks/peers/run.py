@@ -17,6 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+
+from sweep import fill_in
+
 from asyncdni.launch.compare import order
 from asyncdni.report.columns import fixed, interval
 from asyncdni.report.machine import describe_machine
@@ -40,7 +44,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/peers"), metavar="DIR")
+    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     args = parser.parse_args()
+    if args.readme:
+        for path in (HERE / "results").glob("*.json"):
+            kept = json.loads(path.read_text())["runs"]
+            tables = "\n".join(table(title, runs) for title, runs in kept.items())
+            fill_in(HERE / "README.md", {path.stem: tables})
+        return
     if importlib.util.find_spec("torch") is None:
         sys.exit("skipped: PyTorch is not installed; pip install 'asyncdni[torch]'")
     files = [args.file] if args.file else [FILES[width] for width in args.widths]

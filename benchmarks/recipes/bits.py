@@ -53,11 +53,13 @@ class _Watch:
         if group.index == len(design.plan.groups) - 1:
             evaluate = stage.evaluate
 
-            def noticed(inputs: Mapping[str, Array], context: Context) -> Forwarded:
+            def noticed(
+                inputs: Mapping[str, Array], context: Context, copy: int | None = None
+            ) -> Forwarded:
                 if self._batches % design.plan.test_batches == 0:
                     self.points.append(self._look())
                 self._batches += 1
-                return evaluate(inputs, context)
+                return evaluate(inputs, context, copy)
 
             stage.evaluate = noticed  # type: ignore[method-assign]
         return stage

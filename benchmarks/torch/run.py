@@ -16,6 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+
+from sweep import fill_in
+
 from asyncdni.launch.compare import order
 from asyncdni.report.columns import fixed, interval
 from asyncdni.report.machine import describe_machine
@@ -44,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=("mlp", "resnet18", "gpt"))
+    parser.add_argument("model", choices=("mlp", "resnet18", "gpt"), nargs="?")
     parser.add_argument("--width", type=int, help="default: that of launch/torch/models.py")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=DEFAULT)
     parser.add_argument("--seeds", type=int, default=5)
@@ -54,7 +58,16 @@ def main() -> None:
     parser.add_argument("--text", help="the file that the GPT learns; default: tinyshakespeare")
     parser.add_argument("--latency", default="0ms", help="of all links, in asyncdni's ways")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
+    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     args = parser.parse_args()
+    if args.readme:
+        for path in (HERE / "results").glob("*.json"):
+            kept = json.loads(path.read_text())
+            options = argparse.Namespace(**{"steps": None, **kept["options"]})
+            fill_in(HERE / "README.md", {path.stem: table(options, kept["runs"])})
+        return
+    if args.model is None:
+        parser.error("expected a model: mlp, resnet18 or gpt")
     runs = [run(args, name, seed) for name, seed in order(args.ways, range(args.seeds))]
     if args.out:
         kept = {"machine": describe_machine(), "options": vars(args) | {"out": None}, "runs": runs}

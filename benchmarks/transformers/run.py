@@ -198,10 +198,7 @@ def measure(job: Job) -> dict[str, Any]:
         "key": job.key,
         "digest": job.digest,
         **scores(result),
-        **{
-            told: {name: own.get(told) for name, own in result.counters.items()}
-            for told in ("staleness_max", "readout_age")
-        },
+        "staleness_max": {name: own["staleness_max"] for name, own in result.counters.items()},
         "seconds": round(time.perf_counter() - began, 1),
         "cpu_s": round(time.process_time() - worked, 1),
     }

@@ -7,6 +7,7 @@ import { $, dark, element, percent, write } from "./words.js";
 
 const runs = new Map();
 const chosen = new Set();
+const title = document.title;
 let touched = false; // whether the user has chosen which runs to show
 
 function take(news) {
@@ -63,7 +64,7 @@ function draw() {
     const live = shown.find((run) => run.news.live);
     document.title = live
       ? `${percent(live.news.progress.fraction || 0)} ${live.news.title}`
-      : "asyncdni";
+      : title;
   });
 }
 

@@ -1,6 +1,9 @@
-// All that the page asks of the server: news, logs, controls.
+// All that the page asks of the server: news, logs, controls. A page in one file has no server, but
+// holds news and logs itself.
 
 import { $, write } from "./words.js";
+
+const kept = JSON.parse($("#kept")?.textContent ?? "null");
 
 // Say how things stand with the server, at the top of the page.
 export function say(text, className) {
@@ -12,10 +15,14 @@ export async function showLog(run, worker) {
   write($("#log-title"), `Log of ${worker}`);
   write($("#log-text"), "…");
   $("#log").showModal();
+  write($("#log-text"), kept ? kept.logs[run.index][worker] : await askLog(run, worker));
+  $("#log-text").scrollTop = $("#log-text").scrollHeight;
+}
+
+async function askLog(run, worker) {
   const query = new URLSearchParams({ run: run.index, worker });
   const answer = await fetch(`/log?${query}`).catch(() => null);
-  write($("#log-text"), answer ? await answer.text() : "The command has ended: see DIR/logs.");
-  $("#log-text").scrollTop = $("#log-text").scrollHeight;
+  return answer ? answer.text() : "The command has ended: see DIR/logs.";
 }
 
 export let controls = { actions: [], token: null };
@@ -32,6 +39,10 @@ export async function control(run, worker, action, more = {}) {
 
 // Call `take` with all news of the server, from now on.
 export async function listen(take) {
+  if (kept) {
+    take(kept.news);
+    return;
+  }
   const answer = await fetch("/controls");
   if (answer.ok) controls = await answer.json();
   const stream = new EventSource("/events");

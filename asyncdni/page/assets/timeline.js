@@ -13,7 +13,7 @@ const BOXES = 24; // of the busiest worker, at first
 const KEYS = "Drag or ← → to move, Ctrl and wheel or + − to zoom, ↑ ↓ , . to choose an op";
 const LIVE = `The newest ops, one row for each worker: the first of each half second, of all workers at the same time. ${KEYS}, space to hold it still.`;
 const TRACED = `One row for each worker, one box for each op. ${KEYS}.`;
-const NONE = "Workers send their newest ops once they have been asked to, half a second late.";
+const NOT_YET = "Workers send their newest ops once they have been asked to, half a second late.";
 
 export class Timeline {
   constructor(run) {
@@ -74,7 +74,7 @@ export class Timeline {
       if (!this.asked) this.load();
       this.asked = true;
     } else if (this.live.isEmpty) {
-      write(note, this.run.news.live ? NONE : "Train with --trace to see the ops of a run here.");
+      write(note, this.run.news.live ? NOT_YET : "Train with --trace to see the ops of a run here.");
     } else if (this.isNew && (this.following || !this.found)) {
       write(note, LIVE);
       this.isNew = false;

@@ -1,20 +1,31 @@
-"""The reports of a comparison: CSV files, plots, and one HTML page.
+"""The reports of a comparison: CSV files, plots, and `compare.html`.
 
-The page needs no script, font or network. Its Content-Security-Policy forbids them, so that a name
-or a setting in the document can't add any. `page.html.jinja` has its words and their order, and
-escapes all values; this module prepares the values.
+`compare.html` is the page of the runs in one file: `assets/page.html` with its scripts and styles
+in it, what `comparison.html.jinja` says of all runs together, and what a server would answer about
+each. It needs no server and no network. Its Content-Security-Policy allows the scripts in it alone,
+by their hashes, so that a name, a setting or a line of a log can't add any. The template escapes
+all values; this module prepares them.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from asyncdni.errors import AsyncDNIError
+from asyncdni.imports import Allowed
+from asyncdni.page.recorded import last_lines, open_state
+from asyncdni.page.state import POINTS
 from asyncdni.report import columns as shown
 from asyncdni.report.columns import (
     COLUMNS,
@@ -35,25 +46,30 @@ from asyncdni.report.columns import (
 )
 from asyncdni.report.load import DISTURBED_MAX, SLOWED_BELOW, TAKEN_MAX
 from asyncdni.report.plots import MISSING_EXTRA, available, draw_plots, inline, row_colours
+from asyncdni.report.result import template_environment
 from asyncdni.report.statistics import latencies_of, latency_words, slices, suffix
 from asyncdni.report.verdict import joined
 from asyncdni.store.tensors import write_atomically
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-__all__ = ["Line", "Table", "render_page", "template_environment", "write_reports"]
+__all__ = ["Line", "Table", "render_page", "write_reports"]
 
 Found = Mapping[str, Any]  # the document of compare.json
 
+#: Limits on what a page in one file keeps: points of the curves of all runs together, and bytes of
+#: each worker's log.
+_POINTS = 2 * POINTS
+_LOG_TAIL = 8192
 
-def write_reports(found: Found, folder: Path, *, plots: bool = True) -> list[Path]:
+
+def write_reports(
+    found: Found, folder: Path, *, plots: bool = True, allow_import: Allowed = False
+) -> list[Path]:
     """Write compare.csv, compare-evaluations.csv, plots/*.svg and *.png, compare.html.
 
-    Returns their paths in that order, all in `folder`. Plots need matplotlib, the extra `plot`:
-    without it they are left out, and the page shows `plots.MISSING_EXTRA`. `found` is the document
-    of compare.json; each file is written whole or not at all. Raises `CheckpointError` if the
-    folder can't be written.
+    Returns their paths in that order, all in `folder`, which also has the folders of the runs.
+    Plots need matplotlib, the extra `plot`: without it they are left out, and the page shows
+    `plots.MISSING_EXTRA`. `found` is the document of compare.json; each file is written whole or
+    not at all. Raises `CheckpointError` if the folder can't be written.
     """
     drawn = draw_plots(found) if plots and available() else {}
     contents = {
@@ -65,44 +81,41 @@ def write_reports(found: Found, folder: Path, *, plots: bool = True) -> list[Pat
         contents[f"plots/{name}.png"] = plot.png
     missing = MISSING_EXTRA if plots and not available() else ""
     inlined = {name: inline(name, plot.svg) for name, plot in drawn.items()}
-    contents["compare.html"] = render_page(found, inlined, missing).encode()
+    page = render_page(found, folder, inlined, missing, allow_import=allow_import)
+    contents["compare.html"] = page.encode()
     for name, content in contents.items():
         write_atomically(folder / name, content)
     return [folder / name for name in contents]
 
 
-def template_environment() -> Environment:
-    """Return the environment of the templates; it escapes every value that a template does not call
-    safe."""
-    from jinja2 import Environment, StrictUndefined  # imported here: workers never need it
-
-    return Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-
-
-def render_page(found: Found, plots: Mapping[str, str], missing_plots: str = "") -> str:
+def render_page(
+    found: Found,
+    folder: Path,
+    plots: Mapping[str, str],
+    missing_plots: str = "",
+    *,
+    allow_import: Allowed = False,
+) -> str:
     """Return the whole page.
 
     Args:
         found: the document of `compare.json`.
+        folder: where the folders of the runs are.
         plots: SVG elements by the names of `plots.draw_plots`, to put into the page.
         missing_plots: the text to show if there are none.
+        allow_import: whether experiments may name a `module:Class` to import.
     """
     rows, machine = found["rows"], found.get("machine") or {}
+    kept, unshown = _runs(found, folder, allow_import)
     names = dict.fromkeys(row["name"] for row in rows if not row.get("control"))
+    title = f"A comparison of {joined([*names]) or 'nothing'}"
     said = found.get("verdict") or ()
-    home = files("asyncdni.report")
-    template = home.joinpath("page.html.jinja").read_text(encoding="utf-8")
-    return (
+    comparison = (
         template_environment()
-        .from_string(template)
+        .from_string(_asset("comparison.html.jinja"))
         .render(
-            style=home.joinpath("page.css").read_text(encoding="utf-8"),
             plots=defaultdict(str, plots),
             missing_plots=missing_plots,
-            title=f"A comparison of {joined([*names]) or 'nothing'}",
-            subtitle=_subtitle(found, machine),
             verdict=[said] if isinstance(said, str) else list(said),
             complete=found.get("complete", True),
             machine=_machine(machine),
@@ -121,8 +134,106 @@ def render_page(found: Found, plots: Mapping[str, str], missing_plots: str = "")
             has_ceilings=any(row.get("ceiling_samples_per_s") for row in rows),
             has_single=any(row["name"] == "single" for row in rows),
             has_control=any(row.get("control") for row in rows),
+            has_kept=bool(kept["news"]),
+            unshown=unshown,
         )
     )
+    return _in_one_file(title, _subtitle(found, machine), comparison, kept)
+
+
+# --- one file ------------------------------------------------------------------------------------
+
+_LINKED = re.compile(
+    r'<link rel="stylesheet" href="/assets/(?P<style>\S+)">|'
+    r'<script src="/assets/(?P<script>\S+)" (?P<kind>type="module"|defer)></script>'
+)
+_IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\S+)";\n', re.MULTILINE)
+_HEADER = re.compile(r"<h1>.*?</h1>\s*<p id=.*?</p>", re.DOTALL)
+_PLACE = "<!-- compare.html has its tables here -->"
+
+
+def _runs(found: Found, folder: Path, allowed: Allowed) -> tuple[dict[str, Any], list[str]]:
+    """Return what a server would answer about the runs, and a line for each that can't be shown."""
+    known = [run for run in found["runs"] if run.get("folder")]
+    points = _POINTS // max(1, len(known))
+    news, logs, unshown = {}, {}, []
+    for index, run in enumerate(known):
+        place = folder / run["folder"]
+        try:
+            state = open_state(place, title=_title(run), points=points, allow_import=allowed)
+        except AsyncDNIError as error:
+            unshown.append(f"{_title(run)} is not shown below: {error}")
+            continue
+        # The file has no room for timelines: `asyncdni view` shows those.
+        news[str(index)] = state.news() | {"traced": False}
+        logs[str(index)] = {
+            worker: last_lines(place, worker, _LOG_TAIL) for worker in state.workers
+        }
+    return {"news": news, "logs": logs}, unshown
+
+
+def _title(run: Row) -> str:
+    where = "" if run.get("latency_s") is None else f" at {latency_words(run['latency_s'])}"
+    return f"{run['name']}{where}, seed {run['seed']}"
+
+
+def _in_one_file(title: str, subtitle: str, comparison: str, kept: Mapping[str, Any]) -> str:
+    """Return the page with all that it would ask a server for in it."""
+    page, policy = _self_contained()
+    head = f'<h1>{escape(title)}</h1>\n  <p class="facts">{escape(subtitle)}</p>'
+    page = _HEADER.sub(lambda _: head, page)
+    page = page.replace("<title>asyncdni</title>", f"{policy}\n<title>{escape(title)}</title>")
+    # As text of a script nothing is escaped; "<" alone could end it.
+    data = json.dumps(kept, allow_nan=False).replace("<", "\\u003c")
+    data = f'<script type="application/json" id="kept">{data}</script>'
+    return page.replace(_PLACE, f"{comparison}\n{data}")
+
+
+@cache
+def _self_contained() -> tuple[str, str]:
+    """Return `page.html` with its styles, scripts and icon in it, and the element that allows these
+    and nothing else."""
+    allowed = defaultdict(list)
+
+    def element(match: re.Match[str]) -> str:
+        name = "style" if match["style"] else "script"
+        text = _asset(match["style"]) if match["style"] else _script(match["script"])
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        allowed[name].append(f"'sha256-{digest}'")
+        kind = ' type="module"' if match["kind"] == 'type="module"' else ""
+        return f"<{name}{kind}>{text}</{name}>"
+
+    page = _LINKED.sub(element, _asset("page.html"))
+    icon = base64.b64encode(_asset("icon.svg").encode()).decode()
+    page = page.replace("/assets/icon.svg", f"data:image/svg+xml;base64,{icon}")
+    policy = (
+        f"default-src 'none'; script-src {' '.join(allowed['script'])}; "
+        # Plots and the marks of rows have attributes `style`, which no hash can allow.
+        f"style-src 'unsafe-inline'; style-src-elem {' '.join(allowed['style'])}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return page, f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+
+
+def _script(name: str) -> str:
+    """Return a module and all that it imports as one script, or a library after its licence."""
+    if not name.endswith(".min.js"):
+        return "".join(_modules(name, {}).values())
+    return f"/*\n{_asset(name.split('.')[0] + '.LICENSE')}*/\n{_asset(name)}"
+
+
+def _modules(name: str, found: dict[str, str]) -> dict[str, str]:
+    """Add a module to those that were `found`, after the modules that it imports."""
+    text = _asset(name)
+    for needed in _IMPORT.findall(text):
+        if needed not in found:
+            _modules(needed, found)
+    found[name] = re.sub(r"^export ", "", _IMPORT.sub("", text), flags=re.MULTILINE)
+    return found
+
+
+def _asset(name: str) -> str:
+    return files("asyncdni.page").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -334,6 +445,8 @@ def _experiment(found: Found) -> list[tuple[str, str | list[str]]]:
     experiment, schedules = found.get("experiment") or {}, found.get("schedules") or {}
     lines: dict[str, str | list[str]] = {}
     for table, value in experiment.items():
+        if value is None:
+            continue
         if table != "schedule":
             lines[table] = _lines(value if isinstance(value, list) else [value])
         elif schedules:
