@@ -164,8 +164,8 @@ class Link(Table, frozen=True, kw_only=True):
     # see docs/conditions.md
     compress: Literal["none", "bfloat16", "float16", "int8", "auto"] = "none"
     # how gradients travel that train a generator and nothing else: "top_k": the largest 16th part
-    # of each sample; None: as `compress` says
-    compress_fits: Literal["top_k"] | None = None
+    # of each sample; "low_rank": a matrix of rank 4 for each batch; None: as `compress` says
+    compress_fits: Literal["top_k", "low_rank"] | None = None
 
 
 class Links(Link, frozen=True, kw_only=True):

@@ -6,17 +6,22 @@ bfloat16   the upper half of a float32, rounded to nearest even    2
 float16    IEEE half precision; larger numbers become its largest  2
 int8       per row one float32 scale, then the elements            1, and 4 a row
 top_k      of a row the 16th part with the largest elements        6/16 (8/16 from 65,537 a row on)
+low_rank   the matrix of all rows as a product of two thin ones    16 a row, and 16 for each column
 ```
 
 A row is one sample: all elements of a tensor behind its first axis. Rows don't depend on each
 other, and every step is one rounding of IEEE arithmetic, so an encoding gives the same bytes on
 every machine. What is not finite is still so after decoding: in int8 all of its row is NaN.
 
-Of gradients int8 and top_k keep a remainder (error feedback: Seide et al., "1-bit stochastic
-gradient descent", 2014; Karimireddy et al. 2019): what was left out of one batch is added to the
-next one on the same link before that is encoded. So sums over batches, which weights learn from,
-are right to what one batch leaves out, however many are summed. Activations have no remainder: what
-is left of one sample would be put into another one.
+low_rank differs: its rows depend on each other, as they have the right factor in common (PowerSGD:
+Vogels et al., 2019), one number that is not finite makes the whole tensor NaN, and it is encoded
+with products of matrices, whose last bits may differ between machines as those of layers do.
+
+Of gradients int8, top_k and low_rank keep a remainder (error feedback: Seide et al., "1-bit
+stochastic gradient descent", 2014; Karimireddy et al. 2019): what was left out of one batch is
+added to the next one on the same link before that is encoded. So sums over batches, which weights
+learn from, are right to what one batch leaves out, however many are summed. Activations have no
+remainder: what is left of one sample would be put into another one.
 """
 
 from __future__ import annotations
@@ -56,6 +61,18 @@ class Encoding:
     decode: Callable[[Array, Shape], Array]
     #: Whether what is left out of a gradient is added to the next one.
     keeps_remainder: bool = False
+    #: How many further rows the remainder has, for what encoding one gradient has found out for the
+    #: next one.
+    further_rows: int = 0
+    #: In place of `encode`, where there are further rows: float32 array (C order) and these rows
+    #: (further_rows, …), which are read and written.
+    encode_on: Callable[[Array, Array], Array] | None = None
+
+    def sample_bytes(self, shape: Shape, batch_size: int) -> int:
+        """Return the bytes of one sample of this shape, which are fewer in a larger batch where a
+        frame has a part that does not grow with the batch."""
+        rows = batch_size if self.further_rows else 1
+        return -(-self.frame_bytes((rows, *shape)) // rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +93,16 @@ class Encoded:
 
 
 def encode_with_remainder(encoding: Encoding, array: Array, remainder: Array) -> Encoded:
-    """Encode `array` (B, …) plus what was left out before, and keep in `remainder` (at least B, …)
-    what is left out now: nothing where a number is not finite."""
+    """Encode `array` (B, …) plus what was left out before, and keep in `remainder` (at least B
+    rows, then the encoding's further ones) what is left out now: nothing where a number is not
+    finite."""
     kept = remainder[: len(array)]
     wanted = array + kept
-    encoded = Encoded(encoding, array.shape, encoding.encode(wanted))
+    if encoding.encode_on is None:
+        frame = encoding.encode(wanted)
+    else:
+        frame = encoding.encode_on(wanted, remainder[-encoding.further_rows :])
+    encoded = Encoded(encoding, array.shape, frame)
     np.subtract(wanted, encoded.decode(), out=kept)
     np.copyto(kept, 0.0, where=~np.isfinite(kept))
     return encoded
@@ -101,8 +123,9 @@ class Compressor:
     ) -> None:
         """Args:
         encodings: by receiving worker; tensors to others are not encoded.
-        remainders: of gradients, by (receiving worker, tensor), each (batch size, …) float32; they
-            are written to, and belong to the state of the stage that computes the gradients.
+        remainders: of gradients, by (receiving worker, tensor), each float32 of (batch size and
+            the encoding's further rows, …); they are written to, and belong to the state of the
+            stage that computes the gradients.
         """
         self._encodings = encodings
         self._remainders = remainders
@@ -258,6 +281,84 @@ def _from_top_k(frame: Array, shape: Shape) -> Array:
     return found.reshape(shape)
 
 
+_RANK = 4  # the columns of low_rank's factors
+_PARALLEL = 1e-3  # a column of which no more is left by the ones before it is rounding, and dropped
+
+
+def _rank(shape: Shape) -> int:
+    return min(_RANK, *_rows(shape))
+
+
+def _low_rank_bytes(shape: Shape) -> int:
+    return _rank(shape) * sum(_rows(shape)) * _FLOAT32.itemsize
+
+
+def _to_low_rank(array: Array) -> Array:
+    return _to_low_rank_on(array, np.zeros((_RANK, _rows(array.shape)[1]), _FLOAT32))
+
+
+def _to_low_rank_on(array: Array, directions: Array) -> Array:
+    """Encode with one step of power iteration from `directions`, (4, …): the right factor of the
+    batch before, as rows, which this batch's replaces. Rows of zeros are not known yet."""
+    rows, width = _rows(array.shape)
+    rank = _rank(array.shape)
+    left, right = np.zeros((rank, rows), _FLOAT32), np.zeros((rank, width), _FLOAT32)
+    greatest = np.abs(array).max(initial=0.0)
+    if not np.isfinite(greatest):
+        left.fill(np.nan)
+    elif greatest > 0.0:
+        x = array.reshape(rows, width) / greatest  # so that no square is too large or too small
+        known = directions.reshape(_RANK, width)
+        left[:] = _orthonormal(_begun(known[:rank]) @ x.T)
+        right[:] = left @ x
+        # A direction that this batch lacks may be in the next one.
+        np.copyto(known[:rank], right, where=_not_zero(right))
+        right *= greatest
+    return np.concatenate([left.reshape(-1), right.reshape(-1)]).view(np.uint8)
+
+
+def _begun(directions: Array) -> Array:
+    """Return the directions (rank, width), where those that are zero have become random ones, the
+    same ones every time."""
+    known = _not_zero(directions)
+    if known.all():
+        return directions
+    drawn = np.random.Generator(np.random.PCG64(0)).random(directions.shape, np.float32)
+    return np.where(known, directions, drawn - np.float32(0.5))
+
+
+def _not_zero(vectors: Array) -> Array:
+    """Return which rows are not all zero, (rows, 1)."""
+    found: Array = np.any(vectors, axis=1, keepdims=True)
+    return found
+
+
+def _orthonormal(vectors: Array) -> Array:
+    """Return an orthonormal basis of the rows, by Gram and Schmidt's method; a row that those
+    before it can stand for becomes zero."""
+    found = np.zeros_like(vectors)
+    for k, vector in enumerate(vectors):
+        before = np.linalg.norm(vector)
+        for _ in range(2):  # once more, against what rounding has left over
+            vector = vector - (found[:k] @ vector) @ found[:k]
+        after = np.linalg.norm(vector)
+        if after > _PARALLEL * before:
+            found[k] = vector / after
+    return found
+
+
+def _from_low_rank(frame: Array, shape: Shape) -> Array:
+    rows, width = _rows(shape)
+    rank = _rank(shape)
+    factors = frame.view(_FLOAT32)
+    left, right = factors[: rank * rows], factors[rank * rows :]
+    found = np.zeros((rows, width), _FLOAT32)
+    # One column after the other: a product of matrices has other last bits on other machines.
+    for one, other in zip(left.reshape(rank, rows), right.reshape(rank, width), strict=True):
+        found += one[:, None] * other
+    return found.reshape(shape)
+
+
 #: All encodings but "none", by their names in the experiment file and on the wire.
 ENCODINGS = {
     one.name: one
@@ -266,5 +367,14 @@ ENCODINGS = {
         Encoding("float16", _halves, _to_float16, _from_float16),
         Encoding("int8", _int8_bytes, _to_int8, _from_int8, keeps_remainder=True),
         Encoding("top_k", _top_k_bytes, _to_top_k, _from_top_k, keeps_remainder=True),
+        Encoding(
+            "low_rank",
+            _low_rank_bytes,
+            _to_low_rank,
+            _from_low_rank,
+            keeps_remainder=True,
+            further_rows=_RANK,
+            encode_on=_to_low_rank_on,
+        ),
     )
 }

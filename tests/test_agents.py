@@ -387,6 +387,19 @@ def test_the_command_refuses_in_one_line(
     assert said in capsys.readouterr().err
 
 
+@each("ranks", ["1", "2"])
+def test_a_job_that_is_started_again_without_a_folder_is_refused(
+    ranks: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = {"RANK": "0", "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {**engine, "TORCHELASTIC_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert main(["run", "recipe:digits"]) == 2
+    said = capsys.readouterr().err
+    assert "attempt 2 of this job, by torchrun: without --out there is no folder to go on" in said
+
+
 def test_where_a_run_meets() -> None:
     wide = Meeting.at("tcp://host:5000")
     assert (wide.agents, wide.workers) == ("tcp://0.0.0.0:5000", "tcp://0.0.0.0:5001")

@@ -30,8 +30,9 @@ from asyncdni.report.columns import COLUMNS
 from asyncdni.wire.codec import decode, encode
 
 F32 = np.float32
-#: Those that round each element; top_k leaves elements out.
-ROUNDING = [name for name in ENCODINGS if name != "top_k"]
+#: Those that round each element; the others leave something out of a gradient.
+LEAVING_OUT = ["top_k", "low_rank"]
+ROUNDING = [name for name in ENCODINGS if name not in LEAVING_OUT]
 SHAPES = [(), (3,), (4, 5), (2, 3, 4), (0, 3), (3, 0), (1, 1)]
 
 
@@ -68,8 +69,10 @@ def test_what_is_lost_is_at_most_half_a_step(name: str, shape: tuple[int, ...]) 
 def test_encodings_are_as_small_as_they_say() -> None:
     sizes = {name: one.frame_bytes((256, 1024)) for name, one in ENCODINGS.items()}
     halves = {"bfloat16": 2 << 18, "float16": 2 << 18}
-    assert sizes == {**halves, "int8": 256 * 1028, "top_k": 256 * 64 * 6}
+    assert sizes == {**halves, "int8": 256 * 1028, "top_k": 256 * 64 * 6, "low_rank": 16 * 1280}
     assert ENCODINGS["top_k"].frame_bytes((2, 1 << 17)) == 2 * (1 << 13) * 8
+    assert ENCODINGS["low_rank"].frame_bytes((3, 10, 10)) == 3 * 103 * 4
+    assert ENCODINGS["low_rank"].sample_bytes((1024,), 64) == 16 * 1088 // 64
 
 
 @each("shape", [(4, 64), (3, 5, 7), (2, 70_000)])
@@ -102,7 +105,32 @@ def test_a_row_of_zeros_or_of_numbers_too_small_to_scale_is_zero() -> None:
     assert not through("int8", x).any()
 
 
-@each("name", ENCODINGS)
+def test_low_rank_keeps_a_matrix_of_its_rank_and_finds_the_largest_directions_of_others() -> None:
+    for rank in (0, 1, 4):
+        x = (drawn((9, rank), 1) @ drawn((rank, 50), 2)).reshape(9, 5, 10)
+        np.testing.assert_allclose(through("low_rank", x), x, rtol=0, atol=1e-5)
+    u, v = np.linalg.qr(drawn((9, 9)))[0], np.linalg.qr(drawn((50, 9)))[0]
+    sizes = np.array([9, 8, 7, 6, 3, 2, 1, 1, 1], F32)
+    x, known = u * sizes @ v.T, np.zeros((4, 50), F32)
+    encoding = ENCODINGS["low_rank"]
+    assert encoding.encode_on is not None
+    frames = [encoding.encode_on(x, known) for _ in range(20)]
+    lost = [np.linalg.norm(encoding.decode(one, x.shape) - x) for one in frames]
+    assert lost[0] > 1.05 * lost[-1]  # it begins where the batch before has ended
+    assert lost[-1] == pytest.approx(np.linalg.norm(sizes[4:]), rel=1e-3)  # the least possible
+
+
+def test_one_number_that_is_not_finite_makes_all_of_low_rank_nan_and_is_forgotten() -> None:
+    encoding, remainder = ENCODINGS["low_rank"], np.zeros((3 + 4, 6), F32)
+    encode_with_remainder(encoding, drawn((3, 6)), remainder)
+    before = remainder[3:].copy()
+    x = drawn((3, 6), 1)
+    x[1, 2] = np.inf
+    assert np.isnan(encode_with_remainder(encoding, x, remainder).decode()).all()
+    assert before[:3].any() and (remainder[3:] == before).all() and not remainder[:3].any()
+
+
+@each("name", [name for name in ENCODINGS if name != "low_rank"])
 @each("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stays_so_and_spoils_no_other_row(name: str, value: float) -> None:
     x = drawn((3, 4))
@@ -138,9 +166,10 @@ def test_bfloat16_is_that_of_pytorch() -> None:
 # --- remainders ----------------------------------------------------------------------------------
 
 
-def test_what_top_k_leaves_out_comes_later() -> None:
-    encoding, remainder = ENCODINGS["top_k"], np.zeros((2, 32), F32)
-    x = drawn((2, 32))
+@each("name", LEAVING_OUT)
+def test_what_is_left_out_comes_later(name: str) -> None:
+    encoding = ENCODINGS[name]
+    x, remainder = drawn((8, 32)), np.zeros((8 + encoding.further_rows, 32), F32)
     sent = [encode_with_remainder(encoding, x, remainder).decode() for _ in range(400)]
     assert np.abs(np.mean(sent, axis=0) - x).max() < 0.1
 
@@ -198,8 +227,13 @@ def test_only_activations_and_gradients_of_training_are_encoded() -> None:
     assert remainder.any()
 
 
+#: Batches in which low_rank is smaller than float32, and a smaller one at the end.
+LARGER = {"name": "addition", "bits": networks.BITS, "batch_size": 20, "examples": 55}
+
+
 def design(stages: Any = None, schedule: Any = None, **sections: Any) -> Design:
-    plain = networks.design(stages or networks.chain(3), schedule or {"name": "locked"})
+    schedule = schedule or {"name": "locked"}
+    plain = networks.design(stages or networks.chain(3), schedule, data=sections.get("data"))
     tables = {**experiment.tables(plain.experiment), **sections}
     return make_design(copy.deepcopy(tables), plain.meta)
 
@@ -216,21 +250,24 @@ def test_each_link_has_the_encoding_of_its_own_table() -> None:
     }
 
 
-def test_gradients_that_only_train_generators_may_be_top_k() -> None:
-    links = {"compress": "int8", "compress_fits": "top_k"}
+@each("name", LEAVING_OUT)
+def test_gradients_that_only_train_generators_may_leave_most_out(name: str) -> None:
+    links = {"compress": "int8", "compress_fits": name}
     stages = networks.chain(3)
     stages[0]["schedule"] = {"name": "locked"}
-    assert chosen(design(stages, {"name": "synthetic"}, links=links)) == {
-        **{"s0->s1": "int8", "s1->s0": "int8", "s1->top": "int8", "top->s1": "top_k"},
+    assert chosen(design(stages, {"name": "synthetic"}, links=links, data=LARGER)) == {
+        **{"s0->s1": "int8", "s1->s0": "int8", "s1->top": "int8", "top->s1": name},
     }
     learned = ({"name": "locked"}, {"name": "synthetic", "mix": 0.5})
     for schedule in (*learned, {"name": "synthetic", "correct": True}):
         assert set(chosen(design(schedule=schedule, links=links)).values()) == {"int8"}
-    made = design(networks.fork(), {"name": "synthetic"}, links={"compress_fits": "top_k"})
+    made = design(
+        networks.fork(), {"name": "synthetic"}, links={"compress_fits": name}, data=LARGER
+    )
     one = simulate(made, seed=0, maths=True)
     assert bits(one) == bits(simulate(made, seed=0, maths=True, codec=True))
-    exact = simulate(design(networks.fork(), {"name": "synthetic"}), seed=0, maths=True)
-    assert bits(one) != bits(exact)
+    exact = design(networks.fork(), {"name": "synthetic"}, data=LARGER)
+    assert bits(one) != bits(simulate(exact, seed=0, maths=True))
 
 
 @each(
@@ -341,6 +378,9 @@ def test_an_encoded_tensor_survives_the_wire(name: str, shape: tuple[int, ...]) 
         ["float32", [0, 2**62, 2**62], "int8"],
         ["float32", [1] * 9, "int8"],
         ["float32", [2, 2], "x" * 5000],
+        ["float32", [2, 2], "low_rank"],  # of rank 2: 32 bytes
+        ["float32", [1, 3], "low_rank"],  # 16 bytes
+        ["float32", [0, 3], "low_rank"],
     ],
 )
 def test_a_wrong_description_of_an_encoded_tensor_is_refused(spec: object) -> None:
@@ -425,8 +465,10 @@ def test_a_run_that_goes_back_to_a_cut_ends_with_the_same_bits() -> None:
     assert bits(result) == bits(plain)
 
 
-def test_remainders_are_part_of_a_stage_and_start_at_zero_where_a_file_has_none() -> None:
-    made = design(links={"compress": "int8"})
+@each("name", ["int8", "low_rank"])
+def test_remainders_are_part_of_a_stage_and_start_at_zero_where_a_file_has_none(name: str) -> None:
+    links = {"compress": "int8", **({} if name == "int8" else {"compress_fits": name})}
+    made = design(schedule={"name": "synthetic"}, links=links, data=LARGER)
     stage = make_stage(made, made.plan.groups[1])
     compressor = make_compressor(made, made.plan.groups[1], stage)
     compressor.compress("s0", Gradient("s1", 0, 0, {"s1": drawn((5, networks.WIDTH))}))
@@ -436,9 +478,15 @@ def test_remainders_are_part_of_a_stage_and_start_at_zero_where_a_file_has_none(
     other = make_stage(made, made.plan.groups[1])
     assert other.restore(state) == []
     assert other.remainders["s1"]["s0"].tobytes() == kept.tobytes()
+    assert len(kept) == made.experiment.data.batch_size + ENCODINGS[name].further_rows
     without = {name: array for name, array in state["s1"].items() if "remainder" not in name}
     assert other.restore({"s1": without}) == [] and not other.remainders["s1"]["s0"].any()
-    exact = make_stage(design(), design().plan.groups[1])
+    links = {"compress": "int8", "compress_fits": "top_k" if name == "low_rank" else "low_rank"}
+    changed = design(schedule={"name": "synthetic"}, links=links, data=LARGER)
+    another = make_stage(changed, changed.plan.groups[1])
+    assert another.restore(state) == [] and not another.remainders["s1"]["s0"].any()
+    plain = design(schedule={"name": "synthetic"})
+    exact = make_stage(plain, plain.plan.groups[1])
     assert exact.restore(state) == [] and not exact.remainders
 
 

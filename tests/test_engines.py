@@ -192,5 +192,7 @@ def test_no_rank_has_more_work_than_it_must_have(
 def test_workers_are_placed_as_asked() -> None:
     assert as_asked(["a", "b", "c"], [2, 0, 1], 3) == {"a": 0, "b": 0, "c": 2}
     for counts in ([2, 1, 1], [3], [4, -1, 0]):
-        with pytest.raises(ConfigError, match=r"expected 3 numbers.* that sum to 3.*a, b, c"):
+        with pytest.raises(
+            ConfigError, match=r"a number for each rank, 3 in all, that sum to 3.*a, b, c"
+        ):
             as_asked(["a", "b", "c"], counts, 3)

@@ -155,6 +155,11 @@ def run(args: argparse.Namespace) -> int:
     if KEPT not in os.environ:  # otherwise the keeper has said it
         logs.own().info(place.words())
     chosen = chosen_run(args)
+    if place.attempt and not (place.rank or args.out or chosen.run.store):
+        raise ConfigError(
+            f"attempt {place.attempt + 1} of this job, by {place.engine}: without --out there is "
+            "no folder to go on from; give every attempt the same --out DIR"
+        )
     if place.ranks == 1:
         return _alone(args, chosen)
     assert place.coordinator is not None, "several ranks have an address to meet at"

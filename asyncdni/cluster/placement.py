@@ -45,8 +45,8 @@ def as_asked(workers: Sequence[str], counts: Sequence[int], ranks: int) -> Place
     """
     if len(counts) != ranks or sum(counts) != len(workers) or min(counts) < 0:
         raise ConfigError(
-            f"--place {','.join(map(str, counts))}: expected {ranks} numbers, one for each rank, "
-            f"that sum to {len(workers)}, the workers of the run: {', '.join(workers)}"
+            f"--place {','.join(map(str, counts))}: expected a number for each rank, {ranks} in "
+            f"all, that sum to {len(workers)}, the workers of the run: {', '.join(workers)}"
         )
     each = [rank for rank, count in enumerate(counts) for _ in range(count)]
     return dict(zip(workers, each, strict=True))

@@ -329,7 +329,8 @@ def _remainders(design: Design, group: Group) -> dict[str, dict[str, NDArray[Any
                 encoding = encodings.get((group.name, plan.group_of(producer).name))
             if encoding is not None and encoding.keeps_remainder:
                 shape = design.network.node(producer).output_shape
-                array = np.zeros((design.experiment.data.batch_size, *shape), np.float32)
+                rows = design.experiment.data.batch_size + encoding.further_rows
+                array = np.zeros((rows, *shape), np.float32)
                 found.setdefault(node.name, {})[producer] = array
     return found
 

@@ -138,7 +138,9 @@ def link_encodings(experiment: config.Experiment, plan: Plan) -> dict[tuple[str,
         elif name == "auto":
             name = automatic_encoding(link.bandwidth, place)
         encoding = ENCODINGS.get(name)
-        if encoding is not None and encoding.frame_bytes((1, *shape)) < 4 * math.prod(shape):
+        if encoding is None:
+            continue
+        if encoding.sample_bytes(shape, experiment.data.batch_size) < 4 * math.prod(shape):
             found[sender, receiver] = encoding
     return found
 

@@ -125,7 +125,7 @@ def describe_links(design: Design) -> str:
         encoding = None if what == "data" else encodings.get((sender, to))
         size = math.prod(shape) * itemsize
         name = encoding.name if encoding is not None else chosen.run.dtype
-        size = size if encoding is None else encoding.frame_bytes((1, *shape))
+        size = size if encoding is None else encoding.sample_bytes(shape, chosen.data.batch_size)
         rows.append((f"{sender}->{to}", what, name, f"{size * times + beside:,.0f}"))
 
     for to in plan.feeds:

@@ -82,8 +82,8 @@ class Stage(Protocol):
     """The maths of one worker. Batches are identified by id; many can be in flight."""
 
     #: What encodings have left out of the gradients that were sent, for links whose encoding keeps
-    #: it: `{consumer: {producer: float32 (batch size, …)}}`. `encodings.Compressor` writes to them;
-    #: they are part of `snapshot`.
+    #: it: `{consumer: {producer: float32 (batch size and further rows of the encoding, …)}}`.
+    #: `encodings.Compressor` writes to them; they are part of `snapshot`.
     remainders: Mapping[str, Mapping[str, Array]]
 
     def forward(self, batch: int, inputs: Mapping[str, Array], context: Context) -> Forwarded:

@@ -249,12 +249,14 @@ class Trace:
 
     def sent(self, to: str, message: Message, start_s: float, end_s: float) -> None:
         """A message has been handed to the transport, for the worker `to` or the coordinator."""
-        self._note(traces.SENT, _kind(message), to, _batch(message), start_s, end_s)
+        batch = getattr(message, "batch", traces.NO_BATCH)
+        self._note(traces.SENT, _kind(message), to, batch, start_s, end_s)
 
     def received(self, message: Message, at_s: float) -> None:
         """The transport has handed over a message."""
+        batch = getattr(message, "batch", traces.NO_BATCH)
         sender = getattr(message, "sender", "")
-        self._note(traces.RECEIVED, _kind(message), sender, _batch(message), at_s, at_s)
+        self._note(traces.RECEIVED, _kind(message), sender, batch, at_s, at_s)
 
     def write(self) -> None:
         """Once, at the end; nothing where no op has run. Raises `CheckpointError`."""
@@ -270,12 +272,6 @@ class Trace:
         if self._left >= 0:
             numbers = self._numbers
             self._events += _pack(track, numbers[name], numbers[peer], batch, start_s, end_s)
-
-
-def _batch(message: Message) -> int:
-    """Return the batch that a message is about; an evaluation at a barrier is about none."""
-    batch = getattr(message, "batch", None)
-    return traces.NO_BATCH if batch is None else batch
 
 
 def _kind(message: Message) -> str:

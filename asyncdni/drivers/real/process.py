@@ -58,6 +58,7 @@ from asyncdni.drivers.real.meter import Meter, Trace
 from asyncdni.errors import (
     AsyncDNIError,
     CheckpointError,
+    ConfigError,
     Interrupted,
     LimitExceeded,
     RemoteProtocolError,
@@ -320,7 +321,7 @@ class Session:
         if limits.memory_bytes is not None:
             limit_memory(limits.memory_bytes)
         meta = msgspec.convert(welcome.meta, Meta)
-        design = make_design(welcome.experiment, meta, allow_import=self._allow_import)
+        design = self._design_of(welcome, meta)
         _pin(design, welcome.stage)
         self._context.enter_context(threadpool_limits(design.experiment.run.threads))
         # What goes wrong in numbers is found out where it matters: see [numbers].
@@ -333,6 +334,15 @@ class Session:
         ready = prepared(design, self._group, roster)
         ready.away = self._parts is not None
         return ready
+
+    def _design_of(self, welcome: Welcome, meta: Meta) -> Design:
+        """Return the design of the run. Raises `ConfigError`, with the name of this host: as the
+        coordinator has made the same design, something is missing here."""
+        try:
+            return make_design(welcome.experiment, meta, allow_import=self._allow_import)
+        except ConfigError as error:
+            where = f"worker {welcome.stage} on {socket.gethostname()}"
+            raise ConfigError(f"{where}: {error}") from error
 
     def _find_folder(self, welcome: Welcome) -> None:
         """Use the folder of the run, or one of this process alone where that of the coordinator is

@@ -59,6 +59,7 @@ class Part:
     new: str | None = None  # the note given where a file has none of them; None: it must have them
     after: Callable[[], None] = _nothing  # called once the arrays have been written into
     otherwise: Callable[[], None] = _nothing  # called instead where a file has none of them
+    strict: bool = True  # whether a file may not have them in another shape; else they start anew
 
     def named(self) -> dict[str, Array]:
         return {self.prefix + name: array for name, array in self.arrays.items()}
@@ -92,7 +93,9 @@ def parts_of(
         parts.append(Part(f"input_model.{producer}.", model.params | model.buffers, new=note))
     for producer, array in remainders.items():
         forget = partial(array.fill, 0.0)
-        parts.append(Part(f"remainder.{producer}.", {"gradient": array}, new="", otherwise=forget))
+        arrays = {"gradient": array}
+        part = Part(f"remainder.{producer}.", arrays, new="", otherwise=forget, strict=False)
+        parts.append(part)  # another encoding's remainder may have another shape
     return parts
 
 
@@ -170,6 +173,8 @@ def _write(part: Part, arrays: Mapping[str, Array]) -> None:
 
 def _needs(part: Part, arrays: Mapping[str, Array]) -> bool:
     """Return whether the part is restored from `arrays`; else it starts anew."""
+    if not part.strict:
+        return all(_form(arrays.get(name)) == _form(own) for name, own in part.named().items())
     return part.new is None or (bool(part.arrays) and _has(arrays, part.prefix))
 
 
