@@ -113,7 +113,6 @@ class Hello(Message, frozen=True, tag=True):
     versions: dict[str, str] = {}  # "Python", "asyncdni", "torch"; empty: it does not say
     # of the last round, where an earlier coordinator has let this worker in; 0: it has no state
     incarnation: int = 0
-    steered: bool = False  # whether it knows `Steer`; nobody else is sent one
 
 
 class Built(Message, frozen=True, tag=True):

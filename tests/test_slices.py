@@ -81,10 +81,10 @@ def test_slices_that_can_t_be_are_refused(slices: list[list[int]], why: str) -> 
 
 
 def trained(**roster: Any) -> Office:
-    """All of them train; c does not know `Steer`."""
+    """All of them train."""
     office = Office(**roster)
     for name in ("a", "b", "c"):
-        office.hear(name, hello(name, steered=name != "c"))
+        office.hear(name, hello(name))
     office.build()
     office.ready()
     return office
@@ -94,7 +94,7 @@ def test_workers_are_asked_and_so_are_those_that_take_their_places() -> None:
     office = trained(learns_alone=True, folder="/runs/one")
     slow = Steer(show=9, factor=5.0, latency_s={"a": 0.1})
     actions = office(Steered({"b": slow, "c": slow, "nobody": slow}))
-    assert sent(actions, Steer) == [("b", slow)]
+    assert sent(actions, Steer) == [("b", slow), ("c", slow)]
     texts = [(one["stage"], one["text"]) for one in records(actions, "note")]
     assert texts == [
         (name, text)
@@ -106,7 +106,7 @@ def test_workers_are_asked_and_so_are_those_that_take_their_places() -> None:
     ]
     office.kill("b")
     office.wake()
-    actions = office.join("b", steered=True)
+    actions = office.join("b")
     assert [type(message) for name, message in sent(actions) if name == "b"] == [Welcome, Steer]
     actions = office(Steered({"b": Steer(show=9)}))
     assert [one["text"] for one in records(actions, "note")] == [

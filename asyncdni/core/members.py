@@ -361,9 +361,9 @@ class Run:
         self.out.add(Send(self.members[name].peer, message))
 
     def steer(self, name: str) -> None:
-        """Tell a worker what is asked of it, if it is here and knows how to do that."""
-        steer, member = self.steers.get(name), self.members.get(name)
-        if steer is not None and member is not None and member.hello.steered:
+        """Tell a worker what is asked of it, if it is here."""
+        steer = self.steers.get(name)
+        if steer is not None and name in self.members:
             self.to(name, steer)
 
     def to_all(self, message: Message) -> None:

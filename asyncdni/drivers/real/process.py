@@ -290,7 +290,6 @@ class Session:
             host=socket.gethostname(),
             versions=software.versions(),
             incarnation=action.incarnation,
-            steered=True,
         )
         try:
             self._transport.send(COORDINATOR, hello)
