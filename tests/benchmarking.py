@@ -24,6 +24,7 @@ def module(script: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / script)
     assert spec is not None and spec.loader is not None
     found = importlib.util.module_from_spec(spec)
+    sys.modules.pop("run", None)  # several folders have a script of that name
     sys.modules[name] = found  # where dataclasses look for their module
     spec.loader.exec_module(found)
     return found

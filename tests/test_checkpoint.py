@@ -139,7 +139,7 @@ def test_a_damaged_file_is_named(root: Path, damage: Any, words: str) -> None:
 def test_a_whole_file_that_is_not_the_manifest_s_is_refused(root: Path) -> None:
     digests = write_state(root / "000001", state(1), COUNTS, durable=True)
     write_state(root / "000001", state(2), COUNTS, durable=True)
-    with pytest.raises(CheckpointError, match="not the file that its manifest is about"):
+    with pytest.raises(CheckpointError, match="not the file that its manifest describes"):
         read_state(root / "000001", STAGES, digests)
     with pytest.raises(CheckpointError, match="not the file"):
         read_state(root / "000001", STAGES, {})

@@ -119,7 +119,7 @@ def test_numbers_that_go_wrong_end_the_run_by_default(site: Site) -> None:
     layer = '{ "bad:Bad" = { at = 60, how = "nan" } }'
     site.write("three.toml", THREE.replace('"tanh"]', f'"tanh", {layer}]'))
     done = site.run("train", "three.toml", "--allow-import", "--out", "run")
-    done.refused("stage two", "not all is finite")
+    done.refused("stage two", "not all numbers are finite")
 
 
 @pytest.mark.parametrize("schedule", ["locked", pytest.param("synthetic", marks=pytest.mark.long)])
