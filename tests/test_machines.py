@@ -180,7 +180,8 @@ def test_a_machine_that_leaves_and_comes_back_costs_time_alone(site: Site) -> No
     until_recorded(folder, "back", 2)
     for command in ranks:
         command.kill(signal.SIGUSR1)
-    said = ranks[0].finished().err
+    first = ranks[0].finished()
+    said = first.out + first.err
     assert "rank 0 takes over top" in said and "top goes back to rank 2" in said
     assert [one["stage"] for one in records(folder, "moved")] == ["top"]
     steps = json.loads((folder / "final" / "manifest.json").read_text())["batches"]
