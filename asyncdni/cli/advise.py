@@ -31,7 +31,7 @@ _PAYS = 1.15
 _EQUAL = 1 / _PAYS
 _CAVEAT = (
     "Predicted from what ops and messages cost on this machine just now: throughput only. In 24 "
-    "settings on a quiet machine of two cores real runs reached 0.80 to 1.11 times the predicted "
+    "settings on a quiet machine of two cores real runs reached 0.80 to 1.22 times the predicted "
     "speed (benchmarks/scale): hence the ranges. Other processors have other costs. Accuracy is "
     "not predicted: `asyncdni compare` measures what a schedule does to it."
 )
