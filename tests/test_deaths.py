@@ -406,7 +406,7 @@ ABSURD: list[tuple[str, str, Message, str]] = [
     ("evaluating", "c", Evaluated(0, "c", 10, 1.0, 1, -1), "its outputs are -1"),
     ("evaluating", "c", Evaluated(0, "c", 10, 1.0, 1, 1, -5), "its samples or steps are -5"),
     ("saving", "a", Saved("best", {"b": "0" * 64}), "1 stages that other workers have"),
-    ("saving", "a", Saved("best", {"a": "../../x"}), "the sha256 of a is not a sha256"),
+    ("saving", "a", Saved("best", {"a": "../../x"}), "the digest of a is not a SHA-256"),
 ]
 
 

@@ -178,7 +178,7 @@ def test_stages_that_have_not_looked_ahead_yet_start_from_their_weights_with_a_n
     state = state_of(LOCKED)
     line = Line(make({"name": "delayed", "look_ahead": 1.0}), 1)
     notes = line.restore(state)
-    assert len(notes) == 4 and all("do not look ahead" in note for note in notes)
+    assert len(notes) == 4 and all("first forwards use present weights" in note for note in notes)
     line.train(BEFORE, BEFORE + 3)
     assert Line(make(LOCKED)).restore(line.snapshot()) == []
 

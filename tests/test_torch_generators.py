@@ -405,5 +405,7 @@ def test_layers_of_numpy_have_no_readout() -> None:
     dense = [{"name": "a", "layers": [{"dense": 8}]}, {"name": "b", "layers": [{"dense": 10}]}]
     dense[1]["loss"] = "cross_entropy"
     tables = {"data": {"name": "digits"}, "stages": dense, "schedule": synthetic()}
-    with pytest.raises(ConfigError, match=r"last stage of a \[model\], and stage b is none"):
+    with pytest.raises(
+        ConfigError, match=r"last stage of a \[model\], and stage b is not part of one"
+    ):
         designed(experiment.parse(tables))

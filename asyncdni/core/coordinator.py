@@ -169,7 +169,7 @@ class Claims:
         if others:
             return f"it names files of {len(others)} stages that other workers have"
         wrong = [stage for stage, digest in saved.files.items() if not _DIGEST.fullmatch(digest)]
-        return f"the sha256 of {wrong[0]} is not a sha256" if wrong else None
+        return f"the digest of {wrong[0]} is not a SHA-256" if wrong else None
 
     def _of_guarded(self, name: str, guarded: Guarded) -> str | None:
         return None if math.isfinite(guarded.cosine) else f"its cosine is {guarded.cosine}"

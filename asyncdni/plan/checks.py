@@ -210,8 +210,8 @@ def _check_independent(nodes: Sequence[Node], microbatches: int) -> None:
 def _check_streams(schedule: config.Schedule) -> None:
     if schedule.synthetic_inputs:
         raise ConfigError(
-            "schedule.synthetic_inputs: an input model knows no steps; expected false for windows "
-            "of sequences"
+            "schedule.synthetic_inputs: an input model predicts one activation a sample, not one a "
+            "step; expected false for windows of sequences"
         )
 
 

@@ -102,7 +102,8 @@ def _part(last: Node) -> Mapping[str, Any]:
     if last.loss is None or not isinstance(layer, dict) or "part" not in layer:
         raise ConfigError(
             'schedule.generator: kind = "readout" needs the last stage of a [model], '
-            f'and stage {last.name} is none; give the network as [model], or use kind = "error"'
+            f"and stage {last.name} is not part of one; give the network as [model], or use "
+            'kind = "error"'
         )
     part: Mapping[str, Any] = layer["part"]
     return part

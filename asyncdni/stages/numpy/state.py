@@ -105,7 +105,7 @@ def _versions(block: Block) -> list[Part]:
         return []
     arrays = versions.snapshot()
     notes = {
-        "ahead": "its first forwards do not look ahead: the checkpoint does not say where",
+        "ahead": "its first forwards use present weights: the checkpoint predicts no later ones",
         "last": "its first update uses the current weights: the checkpoint has no others",
     }
     return [
