@@ -312,9 +312,8 @@ class Session:
         )
         limits = msgspec.convert(welcome.experiment.get("limits", {}), config.Limits)
         recovery = msgspec.convert(welcome.experiment.get("recovery", {}), config.Recovery)
-        self._beat(
-            limits.silence_s, recovery.coordinator_s
-        )  # the user's modules may take their time to import
+        # Before the design is made, as the user's modules may take their time to import.
+        self._beat(limits.silence_s, recovery.coordinator_s)
         self._context.enter_context(self._signals.heard())
         self._transport.limit(limits)
         if limits.memory_bytes is not None:
