@@ -4,9 +4,9 @@ In a locked chain one stage works while the others wait, and what a stage sends 
 thread of ZeroMQ's. Left alone, the system likes to put that thread, or the receiver, on the core
 where the sender goes on with what it still has to learn, and the delivery waits. On cores of their
 own neighbours never wait for each other. Decoupled stages all work all the time: there no fixed
-rule that was tried did clearly better than the system. But where they are more than the cores, the
-system lets each message that arrives interrupt whoever is running, who then finds its caches full
-of another's data: so they ask to be left to run until their turn is over.
+rule that was tried did clearly better than the system. But where many of them share a core, each
+message that arrives interrupts whoever is running, who then finds the caches full of another's
+data: so they ask to be left to run until their turn is over.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def pin_process(core: int) -> None:
 
 def wants_long_turns(groups: Sequence[Group], pin: object, cores: Sequence[int]) -> bool:
     """Whether the workers of these groups, whose processes may use `cores`, should
-    `take_long_turns`: they are more than the cores, none waits for what another sends, and
-    `run.pin` is "auto"."""
-    crowded = 0 < len(cores) < len(groups)
+    `take_long_turns`: more than two of them share a core, none waits for what another sends, and
+    `run.pin` is "auto". With two on a core nothing was gained."""
+    crowded = 0 < 2 * len(cores) < len(groups)
     return crowded and pin == "auto" and all(group.schedule.cycle is None for group in groups)
 
 
