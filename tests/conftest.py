@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Write the bytecode of all modules where PYTHONDONTWRITEBYTECODE keeps imports from it.
 
     Tests start hundreds of processes, and without bytecode each of them compiles the package
-    again, for longer than all else that it does.
+    again, for longer than all else that it does. For the same reason none of them imports numba.
     """
+    os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
     if not hasattr(config, "workerinput"):  # the process that the others of `-n` are started by
         compileall.compile_dir(PACKAGE, quiet=1)
 
