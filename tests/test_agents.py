@@ -29,9 +29,11 @@ from asyncdni.cluster.keeper import Keeper
 from asyncdni.cluster.lead import digest
 from asyncdni.cluster.rendezvous import Meeting, Rendezvous, Work
 from asyncdni.cluster.ssh import Line, receive_keys
+from asyncdni.cluster.worker_logs import LogSender
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, LaunchError
 from asyncdni.messages import (
+    PART_BYTES,
     PROTOCOL_VERSION,
     Beat,
     Dismiss,
@@ -41,7 +43,9 @@ from asyncdni.messages import (
     Enrolled,
     Introduce,
     Message,
+    Part,
     Refused,
+    Taken,
 )
 from asyncdni.plan.sizes import worker_operations
 from asyncdni.store.resume import continued_experiment
@@ -83,11 +87,15 @@ class Scene:
         )
         return Agent(self, transport, enrol, **changes)
 
-    def close(self, error: BaseException | None = None) -> None:
-        """End the run with `error`, once; nobody who has not come is waited for."""
+    def close(self, error: BaseException | None = None, *, heard: bool = False) -> None:
+        """End the run with `error`, once; nobody who has not come is waited for, and the ends of
+        workers only where they are `heard`."""
         if not self._closed:
             self._closed = True
             self.rendezvous._turned_away.update(range(3))
+            if not heard:
+                for one in self.rendezvous._agents.values():
+                    one.running.clear()
             self.rendezvous.__exit__(None, error, None)
 
 
@@ -156,6 +164,54 @@ def test_an_agent_starts_its_workers_and_tells_of_their_ends(
     assert scene.rendezvous.look("a") is Sight.UNSEEN
     scene.rendezvous.restart("a")
     assert agent.gets(Engage) == Engage("a")
+
+
+def test_what_workers_elsewhere_print_reaches_the_folder_of_the_run(
+    scenes: Callable[..., Scene], tmp_path: Path
+) -> None:
+    """Also what comes after the end of the run, until the agent tells of its workers' ends; and a
+    worker that hangs there is told of with the last lines of its present process."""
+    scene = scenes(folder=str(tmp_path), silence_s=0.0)
+    agent = scene.agent(1)
+    agent.gets(Enrolled)
+    agent.gets(Engage)
+
+    def part(path: str, data: bytes) -> Part:
+        return Part(0, path, 0, len(data), data)
+
+    agent.transport.send(part("logs/a.log", b"asyncdni: warning: of the first\n"))
+    assert agent.gets(Taken) == Taken(0, "logs/a.log", 32)
+    scene.rendezvous.restart("a")
+    agent.gets(Engage)
+    assert scene.rendezvous.last_lines("a") == ""
+    agent.transport.send(part("logs/../evil.log", b"x"))
+    agent.gets(Taken)
+    agent.transport.send(part("logs/a.log", b"it hangs\n"))
+    agent.gets(Taken)
+    assert scene.rendezvous.last_lines("a") == "it hangs"
+    agent.transport.send(part("logs/a.log", b"the last line\n"))
+    agent.transport.send(Ended("a", 0, ""))
+    scene.close(heard=True)
+    (log,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    said = ["asyncdni: warning: of the first", "it hangs", "the last line"]
+    assert log.read_text().splitlines() == said
+
+
+def test_a_log_is_sent_as_it_grows_and_no_faster_than_it_is_taken(tmp_path: Path) -> None:
+    sent: list[Part] = []
+    sender = LogSender(tmp_path, sent.append)
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs" / "a.log"
+    log.write_bytes(os.urandom(5 * PART_BYTES) + b"end")
+    for parts in (4, 4):
+        assert not sender.look() and len(sent) == parts
+    sender.taken(Taken(0, "logs/a.log", sent[0].size))
+    assert not sender.look() and len(sent) == 5
+    sender.begin_again()  # another coordinator: what nobody has taken counts as lost
+    assert not sender.look() and sent[1] == sent[5]
+    while not sender.look():
+        sender.taken(Taken(0, "logs/a.log", sent[-1].size))
+    assert b"".join(part.data for part in [sent[0], *sent[5:]]) == log.read_bytes()
 
 
 @each(

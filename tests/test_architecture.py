@@ -60,8 +60,18 @@ MAY_IMPORT = {
         *("software", "logs", "errors"),
     },
     "cluster": {
-        *("experiment", "plan", "core.liveness", "wire", "drivers.real", "launch", "store.given"),
-        *("report", "imports", "logs", "messages", "config", "errors"),
+        *("experiment", "plan", "core.liveness", "core.transfer", "wire", "drivers.real", "launch"),
+        *(
+            "store.claims",
+            "store.given",
+            "store.parts",
+            "report",
+            "imports",
+            "logs",
+            "messages",
+            "config",
+            "errors",
+        ),
     },
     "page": {
         "core.counts",

@@ -111,15 +111,32 @@ def _rank(site: Site, rank: int, port: int, *words: str) -> Command:
     place = {"ASYNCDNI_RANK": str(rank), "ASYNCDNI_WORLD_SIZE": "2"}
     address = ("--coordinator", f"tcp://127.0.0.1:{port}")
     schedule = ("--schedule", "synthetic", "--set", "checkpoint.snapshot_every=1s")
-    return site.start("run", "tiny.toml", "--out", "run", *address, *schedule, *words, **place)
+    command = (*ASYNCDNI, "run", "tiny.toml", "--out", "run", *address, *schedule, *words)
+    return site.execute([*_elsewhere(site, "run", rank), *command], **place)
+
+
+def _elsewhere(site: Site, folder: str, rank: int) -> list[str]:
+    """What comes before the command of a rank that is not to see the run's folder, as if it were on
+    another machine: nothing for rank 0, and where the system does not allow that."""
+    (site.folder / folder).mkdir(exist_ok=True)
+    hidden = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {folder} && exec "$@"', "sh"]
+    if (
+        not rank
+        or subprocess.run([*hidden, "true"], cwd=site.folder, capture_output=True).returncode
+    ):
+        return []
+    return hidden
 
 
 def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site: Site) -> None:
+    """What the workers of the other machine have printed is in the run's folder, to its end."""
     port, folder = free_port(), site.folder / "run"
     first, agent = (_rank(site, rank, port, *ENDLESS) for rank in (0, 1))
     os.kill(await_training(folder)["top"], signal.SIGKILL)
     until_recorded(folder, "back", 1)
     until(lambda: "worker top has died with signal 9" in agent.warned(), "the agent's news")
+    log = folder / "logs" / "top.log"
+    until(lambda: log.read_text().count("serves the coordinator") == 2, "the second one's log")
     agent.kill()
     again = _rank(site, 1, port, *ENDLESS)
     until_recorded(folder, "back", 2)
@@ -129,6 +146,8 @@ def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site
     ends = [command.finished() for command in (first, again)]
     assert [one.code for one in ends] == [128 + signal.SIGUSR1] * 2
     assert "all is kept in" in ends[0].err and "rank 1 leaves: " in ends[1].err
+    said = log.read_text()
+    assert said.count("serves the coordinator") == 3 and said.rstrip().endswith("the run is over")
 
 
 @pytest.mark.parametrize("schedule", ["locked", "synthetic"])

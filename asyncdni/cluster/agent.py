@@ -6,6 +6,7 @@
    │ ◄──────────── Enrolled (Refused)  │  once, when the run begins
    │ ◄──────────────────────── Engage  │  start a worker, or start it again
    │ Ended ──────────────────────────► │  a worker's process has ended: code, last lines
+   │ Part ◄─────────────────────► Taken│  what workers print: see `cluster.worker_logs`
    │ Failed ─────────────────────────► │  no worker can be started here: the end of the run
    │ Beat ◄──────────────────────────► │  all the time
    │ ◄───────────────────── Introduce  │  another coordinator is there: Enrol again
@@ -32,6 +33,7 @@ from asyncdni import logs
 from asyncdni.cluster.elastic import Host
 from asyncdni.cluster.engines import Place
 from asyncdni.cluster.keeper import Keeper
+from asyncdni.cluster.worker_logs import LOGS, LogSender
 from asyncdni.core.liveness import worker_patience_s
 from asyncdni.drivers.real.coordinator import Stops
 from asyncdni.drivers.real.machine import usable_cores
@@ -48,8 +50,11 @@ from asyncdni.messages import (
     Failed,
     Introduce,
     Refused,
+    Taken,
 )
 from asyncdni.plan.sizes import memory_bytes
+from asyncdni.store.claims import Claim
+from asyncdni.wire.address import private_folder
 from asyncdni.wire.agent import AgentTransport
 from asyncdni.wire.beat import Heart
 from asyncdni.wire.curve import Keys
@@ -63,6 +68,9 @@ _TOGETHER_S = 0.25
 _GRACE_S, _ERROR_GRACE_S = 10.0, 0.5
 #: How long the last news of this agent may take to reach the coordinator.
 _LINGER_S = 0.5
+#: How often what workers have printed is sent to the coordinator, and how long the last of it may
+#: take.
+_LOGS_EVERY_S, _LOGS_LAST_S = 0.25, 5.0
 #: How long until an agent enrols again: the coordinator may have died with the first word.
 _ENROL_EVERY_S = 2.0
 
@@ -139,6 +147,8 @@ class _Agent:
         self._since = self._enrolled_s = time.monotonic()
         self._enrolled: Enrolled | None = None
         self._launcher: LocalLauncher | None = None
+        self._logs: LogSender | None = None  # None: they are in the folder of the run
+        self._logs_sent_s = 0.0
         self._engaged: set[str] = set()
         self._lost: str | None = None  # why the coordinator is held to be gone
         self._asked_s: float | None = None  # when a signal has come
@@ -156,11 +166,14 @@ class _Agent:
                         self._engage(worker)
                     case Introduce():
                         self._enrol()
+                    case Taken() if self._logs is not None:
+                        self._logs.taken(message)
                     case Refused(kind=kind, text=text):
                         raise by_name(kind)(text)
                     case Dismiss():
                         dismissed = message
             self._tell_ends()
+            self._send_logs()
             if dismissed is None:
                 dismissed = self._watch()
         self._leave(dismissed)
@@ -178,19 +191,11 @@ class _Agent:
         taken this agent back, that has been done."""
         if self._enrolled is not None:
             logs.own().info(f"rank {self._place.rank} goes on with another coordinator")
+            if self._logs is not None:
+                self._logs.begin_again()
             return
         self._enrolled = enrolled
-        folder = Path(enrolled.folder)
-        where = folder / "logs"
-        try:
-            where.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            text = (
-                f"rank {self._place.rank} on {socket.gethostname()} can't write {where}: "
-                f"{error.strerror}; name a folder with --out that can be written on all machines"
-            )
-            self._transport.send(Failed(LaunchError.__name__, text, ""))
-            raise LaunchError(text) from error
+        where = self._log_folder(enrolled)
         self._launcher = self._stack.enter_context(LocalLauncher(where, enrolled.threads))
         heart = Heart(
             self._place.coordinator or "",
@@ -204,6 +209,25 @@ class _Agent:
         self._stack.callback(heart.stop)
         names = ", ".join(enrolled.workers) or "nothing: there are more ranks than workers"
         logs.own().info(f"rank {self._place.rank} on {socket.gethostname()} runs {names}")
+
+    def _log_folder(self, enrolled: Enrolled) -> Path:
+        """Make the folder for the logs of workers here: in that of the run, or, where this machine
+        does not see that one, in one of this agent's own. Raises `LaunchError`."""
+        folder = Path(enrolled.folder)
+        if enrolled.term and not Claim(folder, (), (enrolled.term, 0)).sees_coordinator:
+            folder = self._stack.enter_context(private_folder(sockets=False))
+            self._logs = LogSender(folder, self._transport.send)
+        where = folder / LOGS
+        try:
+            where.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            text = (
+                f"rank {self._place.rank} on {socket.gethostname()} can't write {where}: "
+                f"{error.strerror}; name a folder with --out that can be written on all machines"
+            )
+            self._transport.send(Failed(LaunchError.__name__, text, ""))
+            raise LaunchError(text) from error
+        return where
 
     def _lose(self, reason: str) -> None:
         """Note that the coordinator is gone; called in the heart's thread."""
@@ -228,7 +252,16 @@ class _Agent:
         for worker, code, last_lines in self._launcher.exited() if self._launcher else ():
             self._tell_end(worker, code, last_lines)
 
+    def _send_logs(self) -> None:
+        """Send what workers have printed meanwhile, if the coordinator has it from nobody else."""
+        now = time.monotonic()
+        if self._logs is not None and now >= self._logs_sent_s + _LOGS_EVERY_S:
+            self._logs_sent_s = now
+            self._logs.look()
+
     def _tell_end(self, worker: str, code: int, last_lines: str) -> None:
+        if self._logs is not None:
+            self._logs.look()  # what it has said comes before the news of its end
         self._transport.send(Ended(worker, code, last_lines))
         if code:
             died = f"worker {worker} has died with {_exit_words(code)}"
@@ -305,10 +338,24 @@ class _Agent:
         if self._launcher is not None:
             with suppress(KeyboardInterrupt):
                 self._launcher.stop(_GRACE_S if saved else _ERROR_GRACE_S)
+            self._tell_last(self._launcher)
         if dismissed.code and self._means.keeper is None:  # a coordinator here has told why
             error = AsyncDNIError(f"rank {self._place.rank} leaves: {dismissed.text}")
             error.exit_code = dismissed.code
             raise error
+
+    def _tell_last(self, launcher: LocalLauncher) -> None:
+        """Send the rest of what workers have printed, and tell the coordinator, which waits for
+        that, of the end of each."""
+        deadline = time.monotonic() + _LOGS_LAST_S
+        while not (self._logs is None or self._logs.look() or self._lost is not None):
+            if time.monotonic() > deadline:
+                break
+            for message in self._transport.receive(_LOOK_EVERY_S):
+                if isinstance(message, Taken):
+                    self._logs.taken(message)
+        for worker, code, last_lines in launcher.exited():
+            self._transport.send(Ended(worker, code, last_lines))
 
 
 def _exit_words(code: int) -> str:

@@ -16,6 +16,7 @@ from asyncdni.cluster.agent import this_host
 from asyncdni.cluster.elastic import Elastic
 from asyncdni.cluster.placement import Placement, as_asked, balanced
 from asyncdni.cluster.rendezvous import Rendezvous, Work
+from asyncdni.cluster.worker_logs import LOGS
 from asyncdni.imports import Allowed
 from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
@@ -24,6 +25,7 @@ from asyncdni.plan.build import Design
 from asyncdni.plan.sizes import worker_bytes, worker_operations
 from asyncdni.report.tensorboard import EventFiles
 from asyncdni.report.traces import merged_at_end
+from asyncdni.store.claims import present_term
 from asyncdni.store.given import begin_with
 from asyncdni.wire.curve import Keys
 
@@ -79,7 +81,7 @@ def lead(run: Run, rendezvous: Rendezvous, observers: Sequence[Observer]) -> dic
     with ExitStack() as stack:
         own = None
         if rendezvous.own_rank is not None:
-            logs, threads = run.folder / "logs", run.experiment.run.threads
+            logs, threads = run.folder / LOGS, run.experiment.run.threads
             own = stack.enter_context(LocalLauncher(logs, threads))
         stack.push(rendezvous.dismiss)  # before this process waits for its own workers
 
@@ -163,4 +165,5 @@ def _work(run: Run, placement: Placement, needs: dict[str, int], coordinator: st
         startup_s=limits.startup_s,
         commands=commands,
         coordinator_s=run.experiment.recovery.coordinator_s,
+        term=present_term(run.folder),
     )

@@ -5,17 +5,18 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from asyncdni import logs
 from asyncdni.cluster.elastic import Elastic, Host
 from asyncdni.cluster.placement import Placement
+from asyncdni.cluster.worker_logs import log_path
 from asyncdni.core.liveness import Sight
-from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError, by_name
-from asyncdni.launch.local import LocalLauncher
+from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, LaunchError, by_name
+from asyncdni.launch.local import LocalLauncher, last_lines
 from asyncdni.messages import (
     PROTOCOL_VERSION,
     Beat,
@@ -27,8 +28,11 @@ from asyncdni.messages import (
     Failed,
     Introduce,
     Message,
+    Part,
     Refused,
+    Taken,
 )
+from asyncdni.store.parts import append_part
 from asyncdni.wire.address import Address, parse, reachable_as
 from asyncdni.wire.codec import FROM_AGENT, TO_AGENT
 from asyncdni.wire.coordinator import CoordinatorTransport
@@ -41,6 +45,9 @@ _NOTE_S = 5.0
 #: At the end of a run: how long agents that come late are waited for, so that none waits in vain.
 _LATE_S = 5.0
 _LOOK_EVERY_S = 0.1
+#: At the end of a run: how long workers elsewhere may take to leave and their last lines to come,
+#: and after which silence of their agent nobody waits for them.
+_LAST_LINES_S, _SILENCE_S = 20.0, 5.0
 #: How long the last words to the agents may take.
 _LINGER_S = 1.0
 _GIB = 2**30
@@ -113,6 +120,7 @@ class Work:
     startup_s: float  # that agents may take to come
     commands: Mapping[str, Sequence[str]]  # that start workers on the machine of rank 0
     coordinator_s: float = 0.0  # that agents wait for another coordinator
+    term: int = 0  # of this coordinator, by which agents know whether they see its folder
     elastic: Elastic | None = None  # None: the placement holds for the whole run
 
     @property
@@ -130,6 +138,7 @@ class _Agent:
     peer: bytes
     enrol: Enrol
     heard_s: float
+    running: set[str] = field(default_factory=set)  # workers that it was told to start
 
 
 class Rendezvous(AbstractContextManager["Rendezvous", None]):
@@ -171,7 +180,9 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._ordered_s: dict[str, float] = {}  # when each worker was last to be started
         self._started_here: set[str] = set()  # the workers that `own` has started
         self._ended: list[tuple[str, int, str]] = []
-        self._last_lines: dict[str, str] = {}
+        self._last_lines: dict[str, str] = {}  # of workers that have ended
+        self._log_begins: dict[str, int] = {}  # where the log of each worker's present process does
+        self._logs_fail = False
         self._transport = CoordinatorTransport(
             meeting.agents, keys, hears=FROM_AGENT, says=TO_AGENT
         )
@@ -184,6 +195,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         try:
             self.dismiss(_, error)
+            self._await_last_lines()
         finally:
             self._transport.close(_LINGER_S)
 
@@ -203,6 +215,31 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 if isinstance(message, Enrol):
                     self._transport.send(peer, farewell)
                     missing.discard(message.rank)
+                self._hear_last(peer, message)
+
+    def _hear_last(self, peer: bytes, message: Message) -> None:
+        """Hear an agent after the end of the run: only what its workers have said still counts."""
+        agent = self._known(peer)
+        if agent is None:
+            return
+        agent.heard_s = time.monotonic()
+        match message:
+            case Part():
+                self._add_to_log(agent, message)
+            case Ended(worker=worker):
+                agent.running.discard(worker)
+
+    def _await_last_lines(self) -> None:
+        """Wait for the end of all workers elsewhere, of which their agents tell once they have sent
+        the last lines of their logs."""
+        now = time.monotonic()
+        deadline = now + _LAST_LINES_S
+        while now < deadline and any(
+            one.running and now - one.heard_s < _SILENCE_S for one in self._agents.values()
+        ):
+            for peer, message in self._transport.receive(_LOOK_EVERY_S):
+                self._hear_last(peer, message)
+            now = time.monotonic()
 
     def begin(self, work: Work, own: LocalLauncher | None) -> Self:
         """Start the workers of this machine, by `own`, and those of each agent as it comes.
@@ -259,7 +296,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         if rank == self.own_rank and self._own is not None:
             self._start_here(name)
         elif rank in self._agents:
-            self._transport.send(self._agents[rank].peer, Engage(name))
+            self._engage(self._agents[rank], name)
 
     def moves(self) -> list[tuple[str, str]]:
         """Return workers that are to be started elsewhere at the next barrier, and why."""
@@ -271,10 +308,18 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         return Sight.UNSEEN if self._is_away(name) else self._local.look(name)
 
     def last_lines(self, name: str) -> str:
-        """Return the last output of a worker, as far as it is known here."""
-        return (
-            self._last_lines.get(name, "") if self._is_away(name) else self._local.last_lines(name)
-        )
+        """Return the last warnings and errors of a worker, as far as they are known here."""
+        if not self._is_away(name):
+            return self._local.last_lines(name)
+        return self._last_lines.get(name) or self._last_kept(name)
+
+    def _last_kept(self, name: str) -> str:
+        """The same of a worker elsewhere, from its log in the folder of the run."""
+        return last_lines(self._log(name), self._log_begins.get(name, 0))
+
+    def _log(self, name: str) -> Path:
+        assert self._work is not None
+        return Path(self._work.folder, log_path(name))
 
     def _is_away(self, name: str) -> bool:
         assert self._work is not None
@@ -287,11 +332,15 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
 
     # --- agents ----------------------------------------------------------------------------------
 
+    def _known(self, peer: bytes) -> _Agent | None:
+        """The agent that has been let in and says this."""
+        return next((one for one in self._agents.values() if one.peer == peer), None)
+
     def _received(self, peer: bytes, message: Message, now: float) -> None:
         if isinstance(message, Enrol):
             self._enrol(_Agent(peer, message, now), now)
             return
-        agent = next((one for one in self._agents.values() if one.peer == peer), None)
+        agent = self._known(peer)
         if agent is None:
             if not any(one.peer == peer for one in self._late.values()):
                 self._answer_stranger(peer)
@@ -304,10 +353,36 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 pass
             case Failed(kind=kind, text=text):
                 raise by_name(kind)(text)
-            case Ended(worker=worker, code=code, last_lines=last_lines):
+            case Part():
+                self._add_to_log(agent, message)
+            case Ended(worker=worker, code=code, last_lines=lines):
+                agent.running.discard(worker)
                 if self._work is not None and worker in self._work.of(agent.enrol.rank):
-                    self._last_lines[worker] = last_lines
-                    self._ended.append((worker, code, last_lines))
+                    self._last_lines[worker] = lines
+                    self._ended.append((worker, code, lines))
+
+    def _add_to_log(self, agent: _Agent, part: Part) -> None:
+        """Add what a worker elsewhere has printed to its log in the folder of the run. A disk that
+        does not take it is told of once, and the run goes on."""
+        assert self._work is not None
+        folder = Path(self._work.folder)
+        logs_here = {log_path(name) for name in self._work.placement}
+        if part.path in logs_here and folder.is_dir():  # a run that fails at once leaves no folder
+            try:
+                append_part(folder, part)
+            except CheckpointError as error:
+                if not self._logs_fail:
+                    logs.own().warning(f"what workers elsewhere print is not kept: {error}")
+                self._logs_fail = True
+        self._transport.send(agent.peer, Taken(0, part.path, part.size))
+
+    def _engage(self, agent: _Agent, name: str) -> None:
+        """Have an agent start a worker."""
+        agent.running.add(name)
+        self._last_lines.pop(name, None)
+        with suppress(OSError):
+            self._log_begins[name] = self._log(name).stat().st_size
+        self._transport.send(agent.peer, Engage(name))
 
     def _answer_stranger(self, peer: bytes) -> None:
         """Ask an agent that is not known to enrol, if it may be that of an earlier coordinator."""
@@ -381,7 +456,9 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._welcome(agent)
         for name in self._workers(agent):
             if name not in agent.enrol.running or name in self._ordered_s:
-                self._transport.send(agent.peer, Engage(name))
+                self._engage(agent, name)
+            else:
+                agent.running.add(name)
 
     def _succeed(self, gone: _Agent, agent: _Agent) -> None:
         """Put an agent in the place of one that is gone, and whose workers have gone with it. Those
@@ -390,9 +467,15 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._welcome(agent)
         for name in self._workers(agent):
             if self._ordered_s.get(name, 0.0) > gone.heard_s:
-                self._transport.send(agent.peer, Engage(name))
+                self._engage(agent, name)
             else:
-                self._ended.append((name, _KILLED, f"its agent on {gone.enrol.host} has ended"))
+                text = f"its agent on {gone.enrol.host} has ended"
+                self._ended.append((name, _KILLED, self._with_last_lines(name, text)))
+
+    def _with_last_lines(self, name: str, text: str) -> str:
+        """`text` and the last lines of a worker that has died with its agent."""
+        found = self._last_kept(name)
+        return f"{text}; the last lines of {name}: {found}" if found else text
 
     def _welcome(self, agent: _Agent) -> None:
         work, enrol = self._work, agent.enrol
@@ -410,6 +493,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 threads=work.threads,
                 silence_s=work.silence_s,
                 coordinator_s=work.coordinator_s,
+                term=work.term,
             ),
         )
         logs.own().info(
@@ -437,7 +521,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             if self._ordered_s.get(name, 0.0) > gone.heard_s:
                 self.restart(name)
             else:
-                self._ended.append((name, _KILLED, text))
+                self._ended.append((name, _KILLED, self._with_last_lines(name, text)))
 
     def _workers(self, agent: _Agent) -> list[str]:
         assert self._work is not None
