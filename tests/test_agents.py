@@ -22,6 +22,7 @@ from processes import free_port, until
 from asyncdni import config, experiment
 from asyncdni.__main__ import main
 from asyncdni.cluster import keeper as keeper_module
+from asyncdni.cluster import rendezvous as rendezvous_module
 from asyncdni.cluster.agent import Means, serve
 from asyncdni.cluster.elastic import Elastic
 from asyncdni.cluster.engines import Place
@@ -390,6 +391,28 @@ def test_an_agent_leaves_with_what_the_coordinator_says(
     assert str(error) == "rank 2 leaves: the run has ended: a full disk"
 
 
+def test_agents_that_wait_for_a_coordinator_learn_why_it_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before it listens; and those that have lived on, which do not enrol, by an answer to their
+    beats."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    end = served(Place("asyncdni", 1, 2, address))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "COORDINATOR": address}.items():
+        monkeypatch.setenv(f"ASYNCDNI_{name}", value)
+    assert main(["run", "recipe:digits", "--set", "run.epochs=-1"]) == 2
+    assert "run.epochs" in capsys.readouterr().err
+    assert str(end()).startswith("rank 1 leaves: the run has ended: run.epochs")
+    agents = []
+    with pytest.raises(ConfigError), Rendezvous(MEETING, 2, DIGEST, None) as rendezvous:
+        agents.append(AgentTransport(rendezvous.address))
+        agents[0].send(Beat())
+        raise ConfigError("the folder has another run")
+    (dismissed,) = until(lambda: agents[0].receive(0.1), "the end")
+    agents[0].close(0)
+    assert dismissed == Dismiss(2, "the run has ended: the folder has another run")
+
+
 def test_an_agent_does_not_wait_for_ever() -> None:
     place = Place("asyncdni", 1, 2, f"tcp://127.0.0.1:{free_port()}")
     assert "no coordinator at tcp://127.0.0.1" in str(served(place, timeout_s=0.05)())
@@ -451,6 +474,7 @@ def test_a_job_that_is_started_again_without_a_folder_is_refused(
     for name, value in {**engine, "TORCHELASTIC_RESTART_COUNT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setattr(rendezvous_module, "_WAITING_S", 0.0)
     assert main(["run", "recipe:digits"]) == 2
     said = capsys.readouterr().err
     assert "attempt 2 of this job, by torchrun: without --out there is no folder to go on" in said

@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from asyncdni.cluster.lead import Run, digest, lead
 from asyncdni.cluster.ray import STRATEGIES, Actors, Request, connected
 from asyncdni.cluster.rendezvous import Meeting, Rendezvous
 from asyncdni.cluster.ssh import Connections
-from asyncdni.errors import ConfigError, LaunchError
+from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError
 from asyncdni.imports import import_flags
 from asyncdni.launch.display import make_display
 from asyncdni.launch.local import own_command
@@ -154,12 +154,12 @@ def run(args: argparse.Namespace) -> int:
     logs.be("agent", str(place.rank))
     if KEPT not in os.environ:  # otherwise the keeper has said it
         logs.own().info(place.words())
-    chosen = chosen_run(args)
-    if place.attempt and not (place.rank or args.out or chosen.run.store):
-        raise ConfigError(
-            f"attempt {place.attempt + 1} of this job, by {place.engine}: without --out there is "
-            "no folder to go on from; give every attempt the same --out DIR"
-        )
+    try:
+        chosen = _chosen_at(place, args)
+    except AsyncDNIError as error:
+        if place.ranks > 1 and place.rank == 0:
+            _refuse_all(args, place, error)
+        raise
     if place.ranks == 1:
         return _alone(args, chosen)
     assert place.coordinator is not None, "several ranks have an address to meet at"
@@ -171,6 +171,28 @@ def run(args: argparse.Namespace) -> int:
     if chosen.recovery.coordinator_s and KEPT not in os.environ:
         return _kept(args, chosen, place, means, "")
     return _first(args, chosen, place)
+
+
+def _chosen_at(place: Place, args: argparse.Namespace) -> config.Experiment:
+    """The experiment that is asked for. Raises `ConfigError` also where an engine has started the
+    job again and there is nothing to go on from."""
+    chosen = chosen_run(args)
+    if place.attempt and not (place.rank or args.out or chosen.run.store):
+        raise ConfigError(
+            f"attempt {place.attempt + 1} of this job, by {place.engine}: without --out there is "
+            "no folder to go on from; give every attempt the same --out DIR"
+        )
+    return chosen
+
+
+def _refuse_all(args: argparse.Namespace, place: Place, error: AsyncDNIError) -> None:
+    """Have the other ranks know what this one, for which they wait, has failed at before it has
+    listened. Where it can't listen either, they wait until their own time is over."""
+    address = place.coordinator or ""
+    with suppress(AsyncDNIError):
+        keys, meeting = keys_for(args, address), Meeting.at(address)
+        with Rendezvous(meeting, place.ranks, "", keys, **_keeping()) as rendezvous:
+            rendezvous.refuse_all(error)
 
 
 def _alone(args: argparse.Namespace, chosen: config.Experiment) -> int:

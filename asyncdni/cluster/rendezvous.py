@@ -44,6 +44,8 @@ __all__ = ["Meeting", "Rendezvous", "Work"]
 _NOTE_S = 5.0
 #: At the end of a run: how long agents that come late are waited for, so that none waits in vain.
 _LATE_S = 5.0
+#: How long agents that wait already may take to be heard by a coordinator that only refuses.
+_WAITING_S = 2.0
 _LOOK_EVERY_S = 0.1
 #: At the end of a run: how long workers elsewhere may take to leave and their last lines to come,
 #: and after which silence of their agent nobody waits for them.
@@ -202,19 +204,27 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
     def dismiss(self, _: object, error: BaseException | None, *__: object) -> None:
         """Tell all agents that have come, and those that come within some seconds, that the run has
         ended: with that error, or well. Only the first call counts."""
+        self._dismiss(error, _LATE_S)
+
+    def refuse_all(self, error: BaseException) -> None:
+        """Tell the agents that wait for this coordinator that there will be no run, and why."""
+        self._dismiss(error, _WAITING_S)
+
+    def _dismiss(self, error: BaseException | None, late_s: float) -> None:
         if self._dismissed:
             return
         self._dismissed = True
         farewell = _farewell(error)
-        for agent in [*self._agents.values(), *self._late.values()]:
-            self._transport.send(agent.peer, farewell)
-        missing = set(self._missing())
-        deadline = time.monotonic() + _LATE_S
-        while missing and time.monotonic() < deadline:
+        known = {agent.peer for agent in [*self._agents.values(), *self._late.values()]}
+        for peer in known:
+            self._transport.send(peer, farewell)
+        # Agents of an earlier coordinator do not enrol: they beat until they are asked to.
+        missing, told = len(self._missing()), set[bytes]()
+        deadline = time.monotonic() + late_s
+        while len(told) < missing and time.monotonic() < deadline:
             for peer, message in self._transport.receive(_LOOK_EVERY_S):
-                if isinstance(message, Enrol):
-                    self._transport.send(peer, farewell)
-                    missing.discard(message.rank)
+                if peer not in known and self._transport.send(peer, farewell):
+                    told.add(peer)
                 self._hear_last(peer, message)
 
     def _hear_last(self, peer: bytes, message: Message) -> None:
