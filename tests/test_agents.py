@@ -29,7 +29,7 @@ from asyncdni.cluster.engines import Place
 from asyncdni.cluster.keeper import Keeper
 from asyncdni.cluster.lead import digest
 from asyncdni.cluster.rendezvous import Meeting, Rendezvous, Work
-from asyncdni.cluster.ssh import Line, receive_keys
+from asyncdni.cluster.ssh import _PART, Connections, Line, receive_keys
 from asyncdni.cluster.worker_logs import LogSender
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, LaunchError
@@ -303,19 +303,20 @@ def test_an_agent_of_an_earlier_coordinator_is_taken_back_with_the_workers_that_
 
 
 def test_a_coordinator_is_kept_going_until_it_has_died_too_often(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its own end is that of the run, with its exit code; so is a signal that was handed on."""
     monkeypatch.setattr(keeper_module, "_WORDS_S", 0.0)
-    said: list[str] = []
     dies = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     often = pytest.raises(LaunchError, match=r"signal 9, 2 times in a row within 60 s")
-    with Keeper(dies, said.append, "", 1, 60.0) as keeper, often:
+    with Keeper(dies, "", 1, 60.0) as keeper, often:
         until(keeper.watch, "the last death")
-    assert said == ["the coordinator was killed by signal 9; it is started again, " + WAITING]
-    with Keeper([sys.executable, "-c", "exit(3)"], said.append, "", 1, 60.0) as keeper:
+    assert caplog.messages == [
+        "the coordinator was killed by signal 9; it is started again, " + WAITING
+    ]
+    with Keeper([sys.executable, "-c", "exit(3)"], "", 1, 60.0) as keeper:
         assert until(keeper.watch, "its end") == 3
-    with Keeper(["sleep", "60"], said.append, "", 1, 60.0) as keeper:
+    with Keeper(["sleep", "60"], "", 1, 60.0) as keeper:
         keeper.signal(signal.SIGTERM)
         assert until(keeper.watch, "its end") == 128 + signal.SIGTERM
 
@@ -419,6 +420,39 @@ def test_an_agent_does_not_wait_for_ever() -> None:
     assert "connection" in str(served(place, abandoned=lambda: True)())
 
 
+# --- connections by ssh --------------------------------------------------------------------------
+
+
+@each("elastic", [False, True])
+def test_a_connection_that_keeps_breaking_ends_a_run_unless_others_take_over(
+    elastic: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is made again at once, and then ever later; that of an agent that has been dismissed is
+    not."""
+    words: dict[str, Any] = {"remote": "x", "keys": None, "words": (), "elastic": elastic}
+    with Connections(["h"], ssh="false", **words) as connections:
+        connections.start("tcp://h:1")
+
+        def breaks() -> bool:
+            connections.check({0})
+            connections._due_s.update(dict.fromkeys(connections._due_s, 0.0))
+            return len(caplog.messages) == (8 if elastic else 5)
+
+        until(breaks, "broken connections")
+        first = "h: the agent has ended (exit code 1); it is started again"
+        assert caplog.messages[:3] == [first, f"{first} in 1 s", f"{first} in 2 s"]
+        if not elastic:
+            with pytest.raises(LaunchError, match="the connection to h keeps breaking"):
+                until(lambda: connections.check({0}), "the end")
+    says = f"sh -c 'echo {_PART[True]}; echo {_PART[False]}'"
+    with Connections(["h"], ssh=says, **words) as connections:
+        connections.start("tcp://h:1")
+        connections._open[0].process.wait()
+        connections._open[0].last_words()
+        connections.check({0})
+        assert connections.came == {0} and not connections._due_s
+
+
 # --- what travels by ssh -------------------------------------------------------------------------
 
 
@@ -464,6 +498,14 @@ def test_the_command_refuses_in_one_line(
     monkeypatch.setenv("ASYNCDNI_WORLD_SIZE", "2")
     assert main(["run", "recipe:digits", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_train_does_not_promise_to_survive_its_coordinator(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "recipe:digits", "--set", "recovery.coordinator_s=60"]) == 2
+    assert "recovery.coordinator_s = 60: " in (said := capsys.readouterr().err)
+    assert "use `asyncdni run`" in said
 
 
 @each("ranks", ["1", "2"])

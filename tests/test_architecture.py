@@ -99,7 +99,7 @@ IMPORTED_BY = {
     "cluster": {"cli.run", "cli.node"},
     "page": {"cli"},
     "launch": {"", "cli", "cluster", "page"},
-    "drivers.real": {"launch", "cluster.agent", "cli.worker"},
+    "drivers.real": {"launch", "cluster.agent", "cluster.ssh", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
     "profiling": {"cli.profile", "cli.advise", "cli.simulate", "launch.compare"},
 }

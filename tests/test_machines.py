@@ -250,15 +250,20 @@ def ssh(site: Site) -> str:
     return " ".join([_installed("ssh"), "-F", "none", *(f"-o{k}={v}" for k, v in client.items())])
 
 
-def test_ssh_gives_the_weights_of_train_and_leaves_nothing(
+def test_ssh_gives_the_weights_of_train_though_the_coordinator_is_killed_and_leaves_nothing(
     site: Site, ssh: str, expected: dict[str, bytes]
 ) -> None:
     marked = [f"{k}={v}" for k, v in site.environment.items() if k.startswith(("ASYNCDNI", "TMP"))]
     remote = " ".join(["env", *marked, *ASYNCDNI])
     hosts = ("--hosts", "127.0.0.1,127.0.0.2,127.0.0.3")
     words = ("--ssh", ssh, "--remote", remote, "--out", "run")
-    ran = _finished(site.start("run", "tiny.toml", *hosts, *words))
-    assert "rank 1 on" in ran.err
+    kept = ("--set", "recovery.coordinator_s=60", "--latency", "100ms")
+    keeper = site.start("run", "tiny.toml", *hosts, *words, *kept)
+    until_recorded(site.folder / "run", "joined", 2)
+    _, coordinator, *_ = (site.folder / "run" / "lock").read_text().split()
+    os.kill(int(coordinator), signal.SIGKILL)
+    ran = _finished(keeper)
+    assert "rank 1 on" in ran.err and "it is started again" in ran.err
     assert weights(site.folder / "run") == expected
     absent = site.run("run", "tiny.toml", *hosts, "--ssh", ssh, "--remote", "/none", "--out", "no")
     absent.refused("no agent can be started on 127.0.0.", "/none")

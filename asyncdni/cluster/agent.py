@@ -84,6 +84,7 @@ class Means:
     allow_import: Allowed = False
     timeout_s: float = 60.0  # for the coordinator to come
     abandoned: Callable[[], bool] = field(default=lambda: False)  # nobody waits for it any more
+    takes_part: Callable[[bool], None] = field(default=lambda _: None)  # called at both ends
     keeper: Keeper | None = None  # of the coordinator, where that is a child of this agent
 
 
@@ -195,6 +196,7 @@ class _Agent:
                 self._logs.begin_again()
             return
         self._enrolled = enrolled
+        self._means.takes_part(True)
         where = self._log_folder(enrolled)
         self._launcher = self._stack.enter_context(LocalLauncher(where, enrolled.threads))
         heart = Heart(
@@ -334,6 +336,7 @@ class _Agent:
 
     def _leave(self, dismissed: Dismiss) -> None:
         """Wait for the workers, and raise what the run has ended with, if that is an error."""
+        self._means.takes_part(False)
         saved = dismissed.code == 0 or dismissed.code > 128
         if self._launcher is not None:
             with suppress(KeyboardInterrupt):
