@@ -180,19 +180,25 @@ def test_a_coordinator_that_is_killed_comes_back_and_its_workers_have_lived_on(
 # --- machines that leave and come back ------------------------------------------------------------
 
 
-def test_a_machine_that_leaves_and_comes_back_costs_time_alone(site: Site) -> None:
-    """Its worker is taken over, and given back later; under `locked` the weights are those of a run
-    of as many steps in which nothing happened."""
+@pytest.mark.parametrize("schedule", ["locked", "synthetic"])
+def test_a_machine_that_leaves_and_comes_back_costs_time_alone(site: Site, schedule: str) -> None:
+    """Its worker is taken over, and given back later. Under `locked` the weights are those of a run
+    of as many steps in which nothing happened; under `synthetic` that machine does not see the
+    run's folder, the other one learns on meanwhile, and no worker learns from fewer batches."""
     place = {"ASYNCDNI_WORLD_SIZE": "3", "ASYNCDNI_COORDINATOR": f"tcp://127.0.0.1:{free_port()}"}
     words = ("--place", "0,1,1", "--latency", "10ms", "--set", "elastic.away_s=1", *ENDLESS)
+    words += ("--schedule", schedule)
 
     def start(rank: int) -> Command:
-        variables = {**place, "ASYNCDNI_RANK": str(rank)}
-        return site.start("run", "tiny.toml", "--out", "run", *words, **variables)
+        before = _elsewhere(site, "run", rank) if rank == 2 and schedule == "synthetic" else []
+        command = [*before, *ASYNCDNI, "run", "tiny.toml", "--out", "run", *words]
+        return site.execute(command, ASYNCDNI_RANK=str(rank), **place)
 
     folder = site.folder / "run"
+    log = folder / "logs" / "top.log"
     ranks = [start(rank) for rank in range(3)]
     until_recorded(folder, "report")
+    until(lambda: log.exists() and log.stat().st_size, "the first lines of top")
     ranks[2].kill()
     until_recorded(folder, "back")
     ranks[2] = start(2)
@@ -203,7 +209,15 @@ def test_a_machine_that_leaves_and_comes_back_costs_time_alone(site: Site) -> No
     said = first.out + first.err
     assert "rank 0 takes over top" in said and "top goes back to rank 2" in said
     assert [one["stage"] for one in records(folder, "moved")] == ["top"]
+    assert {command.finished().code for command in ranks} == {128 + signal.SIGUSR1}
     steps = json.loads((folder / "final" / "manifest.json").read_text())["batches"]
+    if schedule == "synthetic":
+        _, again = records(folder, "round")[-2:]
+        assert 0 < again["start"] <= steps
+        lines = log.read_text()
+        assert lines.count("serves the coordinator") == 3
+        assert lines.rstrip().endswith("the run is over")
+        return
     alike = (*ENDLESS, f"--set=run.max_steps={steps}")
     assert site.run("train", "tiny.toml", "--out", "train", *alike).code == 0
     assert weights(folder) == weights(site.folder / "train")

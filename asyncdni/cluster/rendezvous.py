@@ -483,9 +483,9 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 self._ended.append((name, _KILLED, self._with_last_lines(name, text)))
 
     def _with_last_lines(self, name: str, text: str) -> str:
-        """`text` and the last lines of a worker that has died with its agent."""
+        """The last lines of a worker that has died with its agent, and `text`."""
         found = self._last_kept(name)
-        return f"{text}; the last lines of {name}: {found}" if found else text
+        return f"{found} | {text}" if found else text
 
     def _welcome(self, agent: _Agent) -> None:
         work, enrol = self._work, agent.enrol
