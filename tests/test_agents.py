@@ -21,6 +21,7 @@ from processes import free_port, until
 
 from asyncdni import config, experiment
 from asyncdni.__main__ import main
+from asyncdni.cluster import agent as agent_module
 from asyncdni.cluster import keeper as keeper_module
 from asyncdni.cluster import rendezvous as rendezvous_module
 from asyncdni.cluster.agent import Means, serve
@@ -412,6 +413,28 @@ def test_agents_that_wait_for_a_coordinator_learn_why_it_refuses(
     (dismissed,) = until(lambda: agents[0].receive(0.1), "the end")
     agents[0].close(0)
     assert dismissed == Dismiss(2, "the run has ended: the folder has another run")
+
+
+def test_a_port_of_the_coordinator_that_is_closed_on_the_way_is_named(
+    scenes: Callable[..., Scene],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its agents' port is told of, since rank 0 may be late; that of its workers ends the run."""
+    monkeypatch.setattr(agent_module, "_REACH_S", 0.1)
+    monkeypatch.setattr(agent_module, "worker_command", lambda *_, **__: ["sleep", "60"])
+    closed = f"tcp://127.0.0.1:{free_port()}"
+    told = f"can't connect to the coordinator at {closed} yet: Connection refused"
+    served(Place("asyncdni", 1, 2, closed), abandoned=lambda: told in caplog.text)()
+    scene = scenes(folder=str(tmp_path), coordinator=closed)
+    end = served(Place("asyncdni", 1, 3, scene.rendezvous.address))
+    with pytest.raises(
+        LaunchError, match=rf"rank 1 on .* can't connect to {closed}, where workers"
+    ):
+        until(scene.rendezvous.exited, "the agent's news")
+    assert f"can't connect to {closed}" in str(end())
+    assert scene.rendezvous._transport.rejected_messages == 0
 
 
 def test_an_agent_does_not_wait_for_ever() -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -54,7 +55,7 @@ from asyncdni.messages import (
 )
 from asyncdni.plan.sizes import memory_bytes
 from asyncdni.store.claims import Claim
-from asyncdni.wire.address import private_folder
+from asyncdni.wire.address import parse, private_folder
 from asyncdni.wire.agent import AgentTransport
 from asyncdni.wire.beat import Heart
 from asyncdni.wire.curve import Keys
@@ -71,6 +72,9 @@ _LINGER_S = 0.5
 #: How often what workers have printed is sent to the coordinator, and how long the last of it may
 #: take.
 _LOGS_EVERY_S, _LOGS_LAST_S = 0.25, 5.0
+#: How long it is tried to connect to an address before the user is told that it can't be reached,
+#: how long to wait between two attempts, and how long one may take that works.
+_REACH_S, _TRY_EVERY_S, _ANSWER_S = 6.0, 0.25, 1.0
 #: How long until an agent enrols again: the coordinator may have died with the first word.
 _ENROL_EVERY_S = 2.0
 
@@ -127,6 +131,38 @@ def _enrolment(place: Place, digest: str, running: list[str]) -> Enrol:
     )
 
 
+class _Probe(threading.Thread):
+    """Tries to connect to a tcp address, such as one behind a firewall, for some seconds."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(daemon=True)
+        self._address = address
+        self.failure = ""  # why it has never worked, once the time is over
+        self.start()
+
+    def run(self) -> None:
+        """Try until it works or the time is over; called in the thread."""
+        deadline = time.monotonic() + _REACH_S
+        while (left_s := deadline - time.monotonic()) > 0.0:
+            failure = _failure(self._address, left_s)
+            if not failure:
+                return
+            time.sleep(_TRY_EVERY_S)
+        self.failure = failure
+
+
+def _failure(address: str, timeout_s: float) -> str:
+    """Why nobody can connect to an address from here; empty if it works, and for one that is not
+    tcp."""
+    given = parse(address, bind=False)
+    try:
+        if given.scheme == "tcp":
+            socket.create_connection((given.host, given.port), timeout_s).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
 class _Agent:
     """One agent from its enrolment to its dismissal."""
 
@@ -146,6 +182,9 @@ class _Agent:
         self._stops = stops
         self._stack = stack  # ends what is started here
         self._since = self._enrolled_s = time.monotonic()
+        self._probe = _Probe(place.coordinator or "")
+        self._told = False  # that it has failed
+        self._workers_probe: _Probe | None = None  # of the address that workers connect to
         self._enrolled: Enrolled | None = None
         self._launcher: LocalLauncher | None = None
         self._logs: LogSender | None = None  # None: they are in the folder of the run
@@ -239,6 +278,8 @@ class _Agent:
         if self._launcher is None or self._enrolled is None:
             return
         allowed, address = self._means.allow_import, self._enrolled.coordinator
+        if not self._engaged:
+            self._workers_probe = _Probe(address)
         command = [*worker_command(worker, address, allow_import=allowed), *self._means.flags]
         try:
             if worker in self._engaged:
@@ -288,11 +329,34 @@ class _Agent:
                 "rank 0 runs, that its host can be reached from here and that the port is open, or "
                 "name another address with --coordinator"
             )
+        self._watch_ports()
         if self._means.abandoned():
             raise Interrupted("the connection that started this agent has ended")
         while self._stops.take():
             self._asked()
         return self._watch_coordinator()
+
+    def _watch_ports(self) -> None:
+        """Tell of a port of the coordinator that is closed on the way; raise `LaunchError` if it is
+        that of the workers, who would wait for it in vain."""
+        own, workers = self._place.coordinator or "", self._workers_probe
+        who = f"rank {self._place.rank} on {socket.gethostname()}"
+        if self._enrolled is None and self._probe.failure and not self._told:
+            self._told = True
+            logs.own().warning(
+                f"{who} can't connect to the coordinator at {own} yet: {self._probe.failure}; it "
+                f"tries for {self._means.timeout_s:g} s in all (--timeout)"
+            )
+        if workers is None or not workers.failure or self._enrolled is None:
+            return
+        self._workers_probe, failure = None, workers.failure
+        if not _failure(own, _ANSWER_S):  # otherwise the coordinator is gone
+            text = (
+                f"{who} can't connect to {self._enrolled.coordinator}, where workers reach the "
+                f"coordinator: {failure}; open that port of rank 0 to this host"
+            )
+            self._transport.send(Failed(LaunchError.__name__, text, ""))
+            raise LaunchError(text)
 
     def _watch_coordinator(self) -> Dismiss | None:
         """The end of the run, if the coordinator is a child of this agent and has ended."""
