@@ -469,6 +469,7 @@ class Enrol(Message, frozen=True, tag=True):
     cores: int  # that it may use
     memory_bytes: int  # of the machine; 0: the system does not tell
     running: list[str] = []  # workers that an earlier coordinator has had started there, and live
+    gpus: int = 0  # that it may use
 
 
 class Enrolled(Message, frozen=True, tag=True):

@@ -25,7 +25,7 @@ from asyncdni.cluster import agent as agent_module
 from asyncdni.cluster import keeper as keeper_module
 from asyncdni.cluster import rendezvous as rendezvous_module
 from asyncdni.cluster.agent import Means, serve
-from asyncdni.cluster.elastic import Elastic
+from asyncdni.cluster.elastic import Elastic, Host
 from asyncdni.cluster.engines import Place
 from asyncdni.cluster.keeper import Keeper
 from asyncdni.cluster.lead import digest
@@ -301,6 +301,35 @@ def test_an_agent_of_an_earlier_coordinator_is_taken_back_with_the_workers_that_
     stranger.send(Beat())
     asked = until(lambda: scene.rendezvous.exited() or stranger.receive(0.001), "a question")
     assert asked == [Introduce()]
+
+
+def test_machines_are_known_before_anything_is_placed() -> None:
+    """Those of agents that an earlier coordinator has left behind too, with what lives there."""
+    with Rendezvous(MEETING, 2, DIGEST, None) as rendezvous:
+        agent = AgentTransport(rendezvous.address)
+        enrol = Enrol(PROTOCOL_VERSION, 1, 2, DIGEST, 11, "h", 6, 2**30, ["b"], gpus=2)
+
+        def enrols() -> None:
+            agent.send(Beat())
+            until(lambda: agent.receive(0.1) == [Introduce()], "a question")
+            agent.send(enrol)
+
+        thread = threading.Thread(target=enrols)
+        thread.start()
+        assert rendezvous.gather(60.0, takes_back=True) == {1: Host(6, 2**30, 2)}
+        thread.join()
+        assert rendezvous.running() == {"b": 1}
+        rendezvous.begin(replace(WORK, placement={"a": 1, "b": 1}), None)
+        sent: list[Message] = []
+
+        def told() -> bool:
+            sent.extend(agent.receive(0.1))
+            return len(sent) == 2
+
+        until(told, "what it is to do")
+        assert isinstance(sent[0], Enrolled) and sent[1] == Engage("a")
+        rendezvous._agents[1].running.clear()
+        agent.close(0)
 
 
 def test_a_coordinator_is_kept_going_until_it_has_died_too_often(

@@ -77,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--place",
         type=_counts,
         metavar="N,N,…",
-        help="how many workers each rank gets, in the network's order (default: such that no rank "
-        "has much more work than the others)",
+        help="how many workers each rank gets, in the network's order (default: run.place, or such "
+        "that no rank has much more work for its cores than the others)",
     )
     parser.add_argument(
         "--hosts",

@@ -37,7 +37,7 @@ from asyncdni.cluster.keeper import Keeper
 from asyncdni.cluster.worker_logs import LOGS, LogSender
 from asyncdni.core.liveness import worker_patience_s
 from asyncdni.drivers.real.coordinator import Stops
-from asyncdni.drivers.real.machine import usable_cores
+from asyncdni.drivers.real.machine import usable_cores, usable_gpus
 from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, by_name
 from asyncdni.imports import Allowed
 from asyncdni.launch.local import LocalLauncher, worker_command
@@ -113,7 +113,7 @@ def serve(place: Place, digest: str, means: Means) -> None:
 
 def this_host() -> Host:
     """Return what this machine has for workers."""
-    return Host(len(usable_cores()) or os.cpu_count() or 1, memory_bytes())
+    return Host(len(usable_cores()) or os.cpu_count() or 1, memory_bytes(), usable_gpus())
 
 
 def _enrolment(place: Place, digest: str, running: list[str]) -> Enrol:
@@ -128,6 +128,7 @@ def _enrolment(place: Place, digest: str, running: list[str]) -> Enrol:
         cores=host.cores,
         memory_bytes=host.memory_bytes,
         running=running,
+        gpus=host.gpus,
     )
 
 

@@ -177,6 +177,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._noted = False
         self._dismissed = False
         self._agents: dict[int, _Agent] = {}
+        self._early: list[_Agent] = []  # those that have come before the work was known
         self._turned_away: set[int] = set()  # ranks of agents that can't take part
         self._late: dict[int, _Agent] = {}  # those whose rank another has, who may be gone
         self._ordered_s: dict[str, float] = {}  # when each worker was last to be started
@@ -215,7 +216,8 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             return
         self._dismissed = True
         farewell = _farewell(error)
-        known = {agent.peer for agent in [*self._agents.values(), *self._late.values()]}
+        agents = [*self._agents.values(), *self._late.values(), *self._early]
+        known = {agent.peer for agent in agents}
         for peer in known:
             self._transport.send(peer, farewell)
         # Agents of an earlier coordinator do not enrol: they beat until they are asked to.
@@ -251,12 +253,41 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 self._hear_last(peer, message)
             now = time.monotonic()
 
+    def gather(self, startup_s: float, *, takes_back: bool) -> dict[int, Host]:
+        """Wait until the agents of all ranks have come, and return their machines, by rank.
+        `takes_back`: also those of an earlier coordinator, which are asked to come.
+
+        Raises `ConfigError` for an agent that does not fit, and `LaunchError` if one has not come
+        in time.
+        """
+        self._begun_s = time.monotonic()
+        while self._missing():
+            for peer, message in self._transport.receive(_LOOK_EVERY_S):
+                early = next((one for one in self._early if one.peer == peer), None)
+                if isinstance(message, Enrol) and early is None:
+                    self._check_fits(_Agent(peer, message, time.monotonic()))
+                    self._early.append(_Agent(peer, message, time.monotonic()))
+                elif early is not None:
+                    early.heard_s = time.monotonic()
+                else:
+                    self._answer_stranger(peer, takes_back=takes_back)
+            self._watch(time.monotonic(), startup_s)
+        return {one.enrol.rank: _host(one.enrol) for one in reversed(self._early)}
+
+    def running(self) -> Placement:
+        """Return where workers of an earlier coordinator live, as the gathered agents say."""
+        return {name: one.enrol.rank for one in self._early for name in one.enrol.running}
+
     def begin(self, work: Work, own: LocalLauncher | None) -> Self:
         """Start the workers of this machine, by `own`, and those of each agent as it comes.
 
         Raises `LaunchError` if one can't be started.
         """
-        self._work, self._own, self._begun_s = work, own, time.monotonic()
+        self._work, self._own = work, own
+        self._begun_s = self._begun_s or time.monotonic()
+        early, self._early = self._early, []
+        for agent in early:
+            self._enrol(agent)
         if own is not None and self.own_rank is not None:
             for name in work.of(self.own_rank):
                 self._start_here(name)
@@ -287,7 +318,8 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             logs.own().warning("at the agents' address: %s", text)
         self._transport.rejected.clear()
         self._admit_late(now)
-        self._watch(now)
+        assert self._work is not None
+        self._watch(now, self._work.startup_s)
         self._take_over(now)
         ended, self._ended = self._ended, []
         here = self._own.exited() if self._own is not None else ()
@@ -348,12 +380,13 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
 
     def _received(self, peer: bytes, message: Message, now: float) -> None:
         if isinstance(message, Enrol):
-            self._enrol(_Agent(peer, message, now), now)
+            self._enrol(_Agent(peer, message, now))
             return
         agent = self._known(peer)
         if agent is None:
             if not any(one.peer == peer for one in self._late.values()):
-                self._answer_stranger(peer)
+                takes_back = self._work is not None and self._work.coordinator_s > 0.0
+                self._answer_stranger(peer, takes_back=takes_back)
             return
         agent.heard_s = now
         if self._work is not None and self._work.elastic is not None:
@@ -394,30 +427,37 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             self._log_begins[name] = self._log(name).stat().st_size
         self._transport.send(agent.peer, Engage(name))
 
-    def _answer_stranger(self, peer: bytes) -> None:
+    def _answer_stranger(self, peer: bytes, *, takes_back: bool) -> None:
         """Ask an agent that is not known to enrol, if it may be that of an earlier coordinator."""
-        if self._work is not None and self._work.coordinator_s:
+        if takes_back:
             self._transport.send(peer, Introduce())
         else:
             self._refuse(peer, "this agent does not belong to the run, or no longer does")
 
-    def _enrol(self, agent: _Agent, now: float) -> None:
+    def _enrol(self, agent: _Agent) -> None:
         """Let an agent in, refuse it, or have it wait until that of the same rank is known to be
         gone."""
         enrol = agent.enrol
         there = self._agents.get(enrol.rank)
         if there is not None and there.peer == agent.peer:
             return  # it enrols again until it is answered
-        wrong = self._fault(enrol)
-        if wrong:
-            self._refuse(agent.peer, wrong, ConfigError)
-            self._turned_away.add(enrol.rank)
-            if enrol.rank not in self._agents:
-                raise ConfigError(wrong)
-        elif enrol.rank in self._agents:
+        if not self._check_fits(agent):
+            return
+        if enrol.rank in self._agents:
             self._late[enrol.rank] = agent
         else:
             self._admit(agent)
+
+    def _check_fits(self, agent: _Agent) -> bool:
+        """Refuse an agent that can't take part, and raise `ConfigError` unless its rank has another
+        one; tell whether it may."""
+        wrong = self._fault(agent.enrol)
+        if wrong:
+            self._refuse(agent.peer, wrong, ConfigError)
+            self._turned_away.add(agent.enrol.rank)
+            if agent.enrol.rank not in self._agents:
+                raise ConfigError(wrong)
+        return not wrong
 
     def _fault(self, enrol: Enrol) -> str:
         """Why an agent can't take part; empty where it can."""
@@ -492,7 +532,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         assert work is not None
         self._agents[enrol.rank] = agent
         if work.elastic is not None:
-            work.elastic.came(enrol.rank, Host(enrol.cores, enrol.memory_bytes), agent.heard_s)
+            work.elastic.came(enrol.rank, _host(enrol), agent.heard_s)
         names = self._workers(agent)
         self._transport.send(
             agent.peer,
@@ -506,9 +546,10 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 term=work.term,
             ),
         )
+        gpus = f", {enrol.gpus} GPUs" if enrol.gpus else ""
         logs.own().info(
             f"rank {enrol.rank} on {enrol.host} ({enrol.cores} cores, "
-            f"{enrol.memory_bytes / _GIB:.1f} GiB): {', '.join(names) or 'nothing to do'}"
+            f"{enrol.memory_bytes / _GIB:.1f} GiB{gpus}): {', '.join(names) or 'nothing to do'}"
         )
         self._check_memory(enrol)
 
@@ -549,27 +590,33 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             )
 
     def _missing(self) -> list[int]:
-        known = {self.own_rank, *self._agents, *self._turned_away}
+        early = (one.enrol.rank for one in self._early)
+        known = {self.own_rank, *self._agents, *early, *self._turned_away}
         return [rank for rank in range(self.ranks) if rank not in known]
 
-    def _watch(self, now: float) -> None:
+    def _watch(self, now: float, startup_s: float) -> None:
         """Tell of agents that have not come yet; raise `LaunchError` once they are too late."""
         if self._watch_others is not None:
-            self._watch_others(self._agents)
+            self._watch_others({*self._agents, *(one.enrol.rank for one in self._early)})
         missing = self._missing()
-        if not missing or self._work is None:
+        if not missing:
             return
         ranks = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
         waited_s = now - self._begun_s
-        if waited_s > self._work.startup_s:
+        if waited_s > startup_s:
             raise LaunchError(
-                f"no agent of {ranks} has come to {self.address} within {self._work.startup_s:g} s "
+                f"no agent of {ranks} has come to {self.address} within {startup_s:g} s "
                 "(limits.startup_s): see that the same command runs there, and that this port is "
                 "open to them"
             )
         if waited_s > _NOTE_S and not self._noted:
             self._noted = True
             logs.own().info(f"waiting for the agents of {ranks} at {self.address}")
+
+
+def _host(enrol: Enrol) -> Host:
+    """The machine of an agent."""
+    return Host(enrol.cores, enrol.memory_bytes, enrol.gpus)
 
 
 def _farewell(error: BaseException | None) -> Dismiss:
