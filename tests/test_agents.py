@@ -272,7 +272,9 @@ def test_a_rank_is_taken_for_as_long_as_its_agent_beats(scenes: Callable[..., Sc
     first.gets(Engage)
 
 
-def test_an_agent_comes_back_after_its_death(scenes: Callable[..., Scene]) -> None:
+def test_an_agent_comes_back_after_its_death(
+    scenes: Callable[..., Scene], caplog: pytest.LogCaptureFixture
+) -> None:
     """The worker of which nobody knows yet that it has died with its agent is told of; the one
     whose start was lost with the agent is started at once."""
     scene = scenes(placement={"a": 1, "b": 1}, silence_s=0.0)
@@ -281,6 +283,7 @@ def test_an_agent_comes_back_after_its_death(scenes: Callable[..., Scene]) -> No
         first.gets(kind)
     first.transport.close(0)
     scene.rendezvous.restart("b")
+    assert caplog.messages[-1].endswith("b is started there once its agent is back")
     second = scene.agent(1, pid=99)
     second.gets(Enrolled)
     assert second.gets(Engage) == Engage("b")

@@ -271,6 +271,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                     early.heard_s = time.monotonic()
                 else:
                     self._answer_stranger(peer, takes_back=takes_back)
+            self._tell_rejected()
             self._watch(time.monotonic(), startup_s)
         return {one.enrol.rank: _host(one.enrol) for one in reversed(self._early)}
 
@@ -314,9 +315,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         now = time.monotonic()
         for peer, message in self._transport.receive(0):
             self._received(peer, message, now)
-        for _, text in self._transport.rejected:
-            logs.own().warning("at the agents' address: %s", text)
-        self._transport.rejected.clear()
+        self._tell_rejected()
         self._admit_late(now)
         assert self._work is not None
         self._watch(now, self._work.startup_s)
@@ -324,6 +323,12 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         ended, self._ended = self._ended, []
         here = self._own.exited() if self._own is not None else ()
         return [*(one for one in here if not self._is_away(one[0])), *ended]
+
+    def _tell_rejected(self) -> None:
+        """Tell the user of peers that are no agents of this run, or have other keys."""
+        for _, text in self._transport.rejected:
+            logs.own().warning("at the agents' address: %s", text)
+        self._transport.rejected.clear()
 
     def restart(self, name: str) -> None:
         """Have a worker started again by the agent of its machine, once that is there.
@@ -339,6 +344,13 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             self._start_here(name)
         elif rank in self._agents:
             self._engage(self._agents[rank], name)
+            silent_s = now - self._agents[rank].heard_s
+            if silent_s > 2.0 * self._work.silence_s:
+                host = self._agents[rank].enrol.host
+                logs.own().warning(
+                    f"rank {rank} on {host} has been silent for {silent_s:.1f} s: {name} is "
+                    "started there once its agent is back"
+                )
 
     def moves(self) -> list[tuple[str, str]]:
         """Return workers that are to be started elsewhere at the next barrier, and why."""
