@@ -132,7 +132,9 @@ BRIEFLY = (
 )
 
 
-def job(rule: str, stages: int, steps: int, rate: float, seed: int) -> Job:
+def job(
+    rule: str, stages: int, steps: int, rate: float, seed: int, *, width: int = WIDTH
+) -> Job:
     """A GPT with a block a stage. Runs that choose a rate are scored on held-out characters."""
     chosen = RULES[rule]
     schedule, lag = chosen.schedule, chosen.lag
@@ -151,7 +153,7 @@ def job(rule: str, stages: int, steps: int, rate: float, seed: int) -> Job:
         },
         "model": {
             "build": "models:gpt",
-            "arguments": {"width": WIDTH, "layers": stages, "heads": 4, "steps": WINDOW},
+            "arguments": {"width": width, "layers": stages, "heads": 4, "steps": WINDOW},
             "stages": [f"h.{index}" for index in range(1, stages)],
             "loss": "cross_entropy",
         },
@@ -178,7 +180,8 @@ def job(rule: str, stages: int, steps: int, rate: float, seed: int) -> Job:
             "links": {"latency": f"{chosen.link_ms}ms"},
             "limits": {"window": LINK_WINDOW},
         }
-    return Job(f"{rule}, {stages} stages, {steps} steps, rate {rate:g}", seed, tables, lag)
+    told = "" if width == WIDTH else f" of width {width}"
+    return Job(f"{rule}, {stages} stages{told}, {steps} steps, rate {rate:g}", seed, tables, lag)
 
 
 def measure(job: Job) -> dict[str, Any]:
