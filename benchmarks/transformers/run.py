@@ -3,8 +3,9 @@
     ASYNCDNI_DATA=… python benchmarks/transformers/run.py --results runs/transformers.json
     python benchmarks/transformers/run.py --readme
 
-The first command takes the parts of the plan in turn: it tries every rate of a part's rules with
-one seed, then runs the three seeds at the best one; at last it tries the rates of all other rules.
+The first command takes the parts of the plan in turn: it tries rates of a part's rules with one
+seed until the best lies between two others, then runs the seeds at that one; at last it tries the
+rates of all other rules.
 Each run is written as it ends, and with --resume the file's are left out. The second fills in
 README.md and draws, from the results that are kept here. Needs PyTorch. Everything is simulated in
 virtual time with real maths (see ../shared/sweep.py), so a seed gives one result. See README.md.
@@ -16,7 +17,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,9 @@ RULES = {
     NADAM_1: Rule(DELAYED, NADAM, lag=1, tuned_as=NADAM_7),
 }
 
-RATES = 1e-3, 2e-3, 4e-3, 8e-3
+#: What may be tried, and what is tried first.
+RATES = 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2
+FIRST = RATES[2:4]
 TUNING_STEPS, TUNING_STAGES = 1000, 4
 #: [ms] between two batches where links have a latency: what a block takes on a core of its own.
 PERIOD_MS = 10
@@ -122,7 +125,7 @@ PARTS = (
     Part(8, STEPS, (BACKPROP, BARE)),
     Part(4, STEPS, (BACKPROP, BARE, *COPIES)),
     Part(8, STEPS, (BACKPROP, BARE, MUON_7, MUON_1)),
-    Part(4, STEPS, (BACKPROP, BARE), RATES[1:3]),
+    Part(4, STEPS, (BACKPROP, BARE), FIRST),
 )
 #: Of these no more than the runs that choose a rate.
 BRIEFLY = (
@@ -132,9 +135,7 @@ BRIEFLY = (
 )
 
 
-def job(
-    rule: str, stages: int, steps: int, rate: float, seed: int, *, width: int = WIDTH
-) -> Job:
+def job(rule: str, stages: int, steps: int, rate: float, seed: int, *, width: int = WIDTH) -> Job:
     """A GPT with a block a stage. Runs that choose a rate are scored on held-out characters."""
     chosen = RULES[rule]
     schedule, lag = chosen.schedule, chosen.lag
@@ -225,17 +226,41 @@ def design_of(tables: Table) -> Design:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def tuning(rule: str) -> list[Job]:
-    """The runs that choose the rule's rate."""
+def tuning(rule: str, width: int = WIDTH) -> dict[float, Job]:
+    """The runs that may choose the rule's rate, by rate."""
     rule = RULES[rule].tuned_as or rule
-    return [job(rule, TUNING_STAGES, TUNING_STEPS, rate, TUNED_ON) for rate in RATES]
+    return {
+        rate: job(rule, TUNING_STAGES, TUNING_STEPS, rate, TUNED_ON, width=width) for rate in RATES
+    }
 
 
-def best(rule: str, runs: Runs) -> float | None:
-    """The rate with the lowest loss on held-out characters; None before all have been tried."""
-    tried = [runs.found.get(one.key) for one in tuning(rule)]
-    losses = [loss_of(run) for run in tried if run is not None]
-    return RATES[losses.index(min(losses))] if len(losses) == len(RATES) else None
+def tried(rule: str, runs: Runs, width: int = WIDTH) -> tuple[float | None, list[Job]]:
+    """The rate with the lowest loss on held-out characters, and the runs that are missing before it
+    is known to lie between two worse ones; None before the first has ended."""
+    jobs = tuning(rule, width)
+    losses = {
+        rate: loss_of(runs.found[one.key]) for rate, one in jobs.items() if one.key in runs.found
+    }
+    if not losses:
+        return None, [jobs[rate] for rate in FIRST]
+    found = min(losses, key=losses.__getitem__)
+    at = RATES.index(found)
+    beside = RATES[max(0, at - 1) : at + 2]
+    return found, [jobs[rate] for rate in beside if rate not in losses]
+
+
+def best(rule: str, runs: Runs, width: int = WIDTH) -> float | None:
+    """The rate with the lowest loss on held-out characters; None while some are still to try."""
+    found, missing = tried(rule, runs, width)
+    return None if missing else found
+
+
+def try_rates(
+    rules: Sequence[str], carry_out: Callable[[list[Job]], None], runs: Runs, width: int = WIDTH
+) -> None:
+    """Try rates until the best one of every rule is known."""
+    while missing := [one for rule in rules for one in tried(rule, runs, width)[1]]:
+        carry_out(list({one.key: one for one in missing}.values()))
 
 
 def loss_of(run: Table) -> float:
@@ -292,8 +317,8 @@ def losses(rule: str, part: Part, runs: Runs) -> dict[int, float]:
 
 def tuned(runs: Runs) -> str:
     """Loss on held-out characters at each rate."""
-    tried = {name: tuning(name) for name, rule in RULES.items() if not rule.tuned_as}
-    return at_rates(RATES, tried, runs)
+    own = {name: [*tuning(name).values()] for name, rule in RULES.items() if not rule.tuned_as}
+    return at_rates(RATES, own, runs)
 
 
 def checked(part: Part, runs: Runs) -> str:
@@ -375,9 +400,9 @@ def main() -> None:
             raise AsyncDNIError(f"{args.results} has runs: --resume goes on with it")
         carry_out = partial(run_all, runs=runs, workers=args.jobs, resume=True, measure=measure)
         for part in PARTS:
-            carry_out([one for rule in part.rules for one in tuning(rule)])
+            try_rates(part.rules, carry_out, runs)
             carry_out(planned(part, runs))
-        carry_out([one for rule in BRIEFLY for one in tuning(rule)])
+        try_rates(BRIEFLY, carry_out, runs)
         for content in tables_of(runs).values():
             print(content, end="\n\n")
     except AsyncDNIError as error:
