@@ -139,7 +139,7 @@ THIRD_PARTY = {
     "messages": {"msgspec"},
     "encodings": {"msgspec", "numpy"},
     "config": {"msgspec"},
-    "nn": {"numpy", "torch"},
+    "nn": {"numpy", "torch", "pytorch_optimizer"},
     "launch": {"msgspec", "numpy", "rich", "torch"},
     "cluster": {"ray"},
     "wire": {"zmq", "msgpack", "msgspec", "numpy"},
