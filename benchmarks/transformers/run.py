@@ -73,9 +73,17 @@ class Rule:
 
 
 BACKPROP, BARE = "backprop", "readout"
-NADAM_1, NADAM_7 = "delayed by 1, NAdam 0.99", "delayed by 7, NAdam 0.99"
-MUON_1, MUON_7 = "delayed by 1, Muon", "delayed by 7, Muon"
 DELAYED: Table = {"name": "delayed"}
+FED: Table = {"name": "delayed", "look_ahead": 1.0}  # error feedback: see docs/schedules.md
+#: Of gradients that come late: by name, schedule and optimizer.
+LATE = {
+    "Adam": (DELAYED, ADAM),
+    "Adam, error feedback": (FED, ADAM),
+    "NAdam 0.99": (DELAYED, NADAM),
+    "Muon": (DELAYED, MUON),
+    "Muon, error feedback": (FED, MUON),
+}
+MUON_1, MUON_7 = "delayed by 1, Muon", "delayed by 7, Muon"
 RULES = {
     BACKPROP: Rule({"name": "locked"}),
     BARE: Rule(readout()),
@@ -86,14 +94,15 @@ RULES = {
     "readout, full block": Rule(readout(blocks=1)),
     "readout, full block, learns from every 4th batch": Rule(readout(blocks=1, learn_every=4)),
     "local loss, own head": Rule({"name": "local_loss"}),
-    MUON_7: Rule(DELAYED, MUON, lag=7),
-    NADAM_7: Rule(DELAYED, NADAM, lag=7),
-    MUON_1: Rule(DELAYED, MUON, lag=1, tuned_as=MUON_7),
-    NADAM_1: Rule(DELAYED, NADAM, lag=1, tuned_as=NADAM_7),
+    **{
+        f"delayed by {lag}, {name}": Rule(schedule, optimizer, lag=lag)
+        for lag in (1, 7)
+        for name, (schedule, optimizer) in LATE.items()
+    },
 }
 
 #: What may be tried, and what is tried first.
-RATES = 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2
+RATES = 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2
 FIRST = RATES[2:4]
 TUNING_STEPS, TUNING_STAGES = 1000, 4
 #: [ms] between two batches where links have a latency: what a block takes on a core of its own.
@@ -129,6 +138,7 @@ PARTS = (
 )
 #: Of these no more than the runs that choose a rate.
 BRIEFLY = (
+    *(rule for rule in RULES if rule.startswith("delayed")),
     *("readout, narrow block", "readout, full block"),
     "readout, full block, learns from every 4th batch",
     "local loss, own head",
@@ -226,18 +236,15 @@ def design_of(tables: Table) -> Design:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def tuning(rule: str, width: int = WIDTH) -> dict[float, Job]:
+def tuning(rule: str, steps: int = TUNING_STEPS, width: int = WIDTH) -> dict[float, Job]:
     """The runs that may choose the rule's rate, by rate."""
     rule = RULES[rule].tuned_as or rule
-    return {
-        rate: job(rule, TUNING_STAGES, TUNING_STEPS, rate, TUNED_ON, width=width) for rate in RATES
-    }
+    return {rate: job(rule, TUNING_STAGES, steps, rate, TUNED_ON, width=width) for rate in RATES}
 
 
-def tried(rule: str, runs: Runs, width: int = WIDTH) -> tuple[float | None, list[Job]]:
+def tried(jobs: Mapping[float, Job], runs: Runs) -> tuple[float | None, list[Job]]:
     """The rate with the lowest loss on held-out characters, and the runs that are missing before it
     is known to lie between two worse ones; None before the first has ended."""
-    jobs = tuning(rule, width)
     losses = {
         rate: loss_of(runs.found[one.key]) for rate, one in jobs.items() if one.key in runs.found
     }
@@ -249,18 +256,18 @@ def tried(rule: str, runs: Runs, width: int = WIDTH) -> tuple[float | None, list
     return found, [jobs[rate] for rate in beside if rate not in losses]
 
 
-def best(rule: str, runs: Runs, width: int = WIDTH) -> float | None:
+def best(jobs: Mapping[float, Job], runs: Runs) -> float | None:
     """The rate with the lowest loss on held-out characters; None while some are still to try."""
-    found, missing = tried(rule, runs, width)
+    found, missing = tried(jobs, runs)
     return None if missing else found
 
 
 def try_rates(
-    rules: Sequence[str], carry_out: Callable[[list[Job]], None], runs: Runs, width: int = WIDTH
+    tunings: Sequence[Mapping[float, Job]], carry_out: Callable[[list[Job]], None], runs: Runs
 ) -> None:
-    """Try rates until the best one of every rule is known."""
-    while missing := [one for rule in rules for one in tried(rule, runs, width)[1]]:
-        carry_out(list({one.key: one for one in missing}.values()))
+    """Try rates until the best one of each tuning is known."""
+    while missing := {one.key: one for jobs in tunings for one in tried(jobs, runs)[1]}:
+        carry_out([*missing.values()])
 
 
 def loss_of(run: Table) -> float:
@@ -276,7 +283,7 @@ def planned(part: Part, runs: Runs) -> list[Job]:
             for rate in part.rates
             for rule in part.rules
         ]
-    rates = {rule: best(rule, runs) for rule in part.rules}
+    rates = {rule: best(tuning(rule), runs) for rule in part.rules}
     return [
         job(rule, part.stages, part.steps, rate, seed)
         for seed in SEEDS
@@ -296,7 +303,7 @@ def learned(part: Part, runs: Runs) -> str:
             above(found, losses(other, part, runs)) if compared else "-"
             for other, compared in ((BACKPROP, rule != BACKPROP), (BARE, rule in COPIES))
         ]
-        rate, mean = f"{best(rule, runs):g}", shown(estimate([*found.values()]), ".4f")
+        rate, mean = f"{best(tuning(rule), runs):g}", shown(estimate([*found.values()]), ".4f")
         rows.append([rule, rate, str(len(found)), mean, *gaps])
     head = ["rule", "rate", "seeds", "loss, nats", "above backprop", "above readout"]
     return table(head, rows)
@@ -329,12 +336,14 @@ def checked(part: Part, runs: Runs) -> str:
 
 def at_rates(rates: Sequence[float], jobs: Mapping[str, Sequence[Job]], runs: Runs) -> str:
     """A row a rule, a column a rate."""
-    rows = []
-    for rule, own in jobs.items():
-        found = [runs.found.get(one.key) for one in own]
-        if any(found):
-            rows.append([rule, *(f"{loss_of(run):.4f}" if run else "-" for run in found)])
-    return table(["rule", *(f"rate {rate:g}" for rate in rates)], rows)
+    found = {rule: [runs.found.get(one.key) for one in own] for rule, own in jobs.items()}
+    found = {rule: own for rule, own in found.items() if any(own)}
+    used = [at for at in range(len(rates)) if any(own[at] for own in found.values())]
+    rows = [
+        [rule, *(f"{loss_of(run):.4f}" if (run := own[at]) else "-" for at in used)]
+        for rule, own in found.items()
+    ]
+    return table(["rule", *(f"rate {rates[at]:g}" for at in used)], rows)
 
 
 def shown(found: Estimate | None, form: str) -> str:
@@ -400,9 +409,9 @@ def main() -> None:
             raise AsyncDNIError(f"{args.results} has runs: --resume goes on with it")
         carry_out = partial(run_all, runs=runs, workers=args.jobs, resume=True, measure=measure)
         for part in PARTS:
-            try_rates(part.rules, carry_out, runs)
+            try_rates([tuning(rule) for rule in part.rules], carry_out, runs)
             carry_out(planned(part, runs))
-        try_rates(BRIEFLY, carry_out, runs)
+        try_rates([tuning(rule) for rule in BRIEFLY], carry_out, runs)
         for content in tables_of(runs).values():
             print(content, end="\n\n")
     except AsyncDNIError as error:

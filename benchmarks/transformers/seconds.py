@@ -39,10 +39,10 @@ from asyncdni.report.machine import cores, describe_machine  # noqa: E402
 from asyncdni.report.statistics import estimate, ratio  # noqa: E402
 
 RATES, RESULTS = HERE / "results" / "seconds-rates.json", HERE / "results" / "seconds.json"
-STAGES, WIDTH, STEPS = 4, 64, 1000
-EVERY = 100  # steps between two evaluations, which take no training time
+STAGES, WIDTH, STEPS = 4, 64, 600
+EVERY = 60  # steps between two evaluations, which take no training time
 TEST_PART = 0.01  # of the text: an evaluation takes a second
-LOSS = 2.45  # nats a character, which both have to come to
+LOSS = 2.55  # nats a character, which both have to come to
 LATENCIES = "10ms", "0ms"
 TRIED = 1, 2, 4  # microbatches
 TRIAL_STEPS = 60
@@ -95,10 +95,15 @@ def measure(job: Job) -> Table:
 # --- what is run ---------------------------------------------------------------------------------
 
 
+def tuning(name: str) -> dict[float, Job]:
+    """The runs that may choose a rate, in virtual time and on held-out characters."""
+    return run.tuning(TUNED_AS[name], STEPS, WIDTH)
+
+
 def rates() -> dict[str, float]:
     """By name: the best rate. Raises `AsyncDNIError` before it is known."""
     kept = Runs(RATES)
-    found = {name: run.best(rule, kept, WIDTH) for name, rule in TUNED_AS.items()}
+    found = {name: run.best(tuning(name), kept) for name in TUNED_AS}
     if None in found.values():
         raise AsyncDNIError(f"{RATES} does not tell the best rates yet: run with --rates first")
     return {name: rate for name, rate in found.items() if rate is not None}
@@ -219,7 +224,7 @@ def seconds_of(found: Table | None) -> str:
 
 def tuned() -> str:
     """Loss on held-out characters at each rate."""
-    own = {name: [*run.tuning(rule, WIDTH).values()] for name, rule in TUNED_AS.items()}
+    own = {name: [*tuning(name).values()] for name in TUNED_AS}
     return run.at_rates(run.RATES, own, Runs(RATES))
 
 
@@ -238,7 +243,7 @@ def main() -> None:
             carry_out = partial(
                 run_all, runs=kept, workers=args.jobs, resume=True, measure=run.measure
             )
-            run.try_rates([*TUNED_AS.values()], carry_out, kept, WIDTH)
+            run.try_rates([tuning(name) for name in TUNED_AS], carry_out, kept)
             return
         runs = Runs(args.results)
         if not args.readme:
