@@ -106,6 +106,7 @@ ONLY = {
         *("nn.torch", "data.torch", "plan.model", "launch.model", "launch.train"),
         *("store.given", "store.run"),
     },
+    "pytorch_optimizer": {"nn.torch.optimizer"},
     "cloudpickle": {"handover"},
     "subprocess": {"launch", "cluster.keeper", "cluster.ssh", "plan.describe"},
     "rich": {"cli", "launch.display"},

@@ -54,6 +54,12 @@ Table = dict[str, Any]
 ADAM: Table = {"name": "adam"}
 NADAM: Table = {"name": "torch", "kind": "NAdam", "options": {"betas": [0.99, 0.999]}}
 MUON: Table = {"name": "torch", "kind": "Muon", "options": {"weight_decay": 0.0}}
+#: Sides of matrices that are longer than the network is wide keep their basis, to save arithmetic.
+SOAP: Table = {
+    "name": "torch",
+    "kind": "SOAP",
+    "options": {"weight_decay": 0.0, "max_precondition_dim": WIDTH},
+}
 
 
 def readout(**options: Any) -> Table:
@@ -82,6 +88,7 @@ LATE = {
     "NAdam 0.99": (DELAYED, NADAM),
     "Muon": (DELAYED, MUON),
     "Muon, error feedback": (FED, MUON),
+    "SOAP": (DELAYED, SOAP),
 }
 MUON_1, MUON_7 = "delayed by 1, Muon", "delayed by 7, Muon"
 RULES = {
