@@ -40,12 +40,12 @@ from asyncdni.report.statistics import estimate, ratio  # noqa: E402
 
 RATES, RESULTS = HERE / "results" / "seconds-rates.json", HERE / "results" / "seconds.json"
 STAGES, WIDTH, STEPS = 4, 64, 600
-EVERY = 60  # steps between two evaluations, which take no training time
+EVERY = 100  # steps between two evaluations, which take no training time
 TEST_PART = 0.01  # of the text: an evaluation takes a second
 LOSS = 2.55  # nats a character, which both have to come to
 LATENCIES = "10ms", "0ms"
 TRIED = 1, 2, 4  # microbatches
-TRIAL_STEPS = 60
+TRIAL_STEPS = 40
 #: By name: the rule of run.py whose rate it has; they have the same gradients.
 PIPELINE, READOUT = "1f1b", "readout"
 TUNED_AS = {PIPELINE: run.BACKPROP, READOUT: run.BARE}
@@ -157,10 +157,14 @@ def run_in_turn(runs: Runs, seeds: int) -> None:
 def reached(found: Table) -> tuple[float, float] | None:
     """Seconds and steps to LOSS, on the line between the evaluations before and after; None where
     the run has not come to it."""
-    for (at, at_s, high), (to, to_s, low) in itertools.pairwise(found["curve"]):
-        if low <= LOSS:
-            share = (high - LOSS) / (high - low) if high > LOSS else 0.0
-            return at_s + share * (to_s - at_s), at + share * (to - at)
+    before = None
+    for at, at_s, loss in found["curve"]:
+        if loss <= LOSS:
+            if before is None:
+                return at_s, at
+            share = (before[2] - LOSS) / (before[2] - loss)
+            return before[1] + share * (at_s - before[1]), before[0] + share * (at - before[0])
+        before = at, at_s, loss
     return None
 
 
