@@ -71,6 +71,7 @@ MAY_IMPORT = {
         "plan",
         "report",
         "store",
+        "files",
         "imports",
         "messages",
         "errors",
