@@ -81,6 +81,7 @@ MAY_IMPORT = {
         "plan",
         "report",
         "store",
+        "files",
         "imports",
         "messages",
         "errors",
