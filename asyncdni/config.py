@@ -491,6 +491,9 @@ class Run(Table, frozen=True, kw_only=True):
     # of initial weights, of the order of samples and of all other draws
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one each
+    # [1, 3]: how many workers, in order, each rank of `asyncdni run` gets; None: as fits their work
+    # and the machines; see docs/machines.md
+    place: list[Whole] | None = None
     evaluate_every: Positive = 1.0  # [epochs] between evaluations; fractions allowed
     # "drained": for each evaluation all batches in flight end, and training waits; "behind": each
     # stage copies its weights, and training goes on while the copies are evaluated

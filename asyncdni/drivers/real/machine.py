@@ -36,6 +36,7 @@ __all__ = [
     "resident_bytes",
     "take_long_turns",
     "usable_cores",
+    "usable_gpus",
     "wants_long_turns",
     "written",
 ]
@@ -48,6 +49,15 @@ STOP_SIGNALS = tuple(map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, sig
 def usable_cores() -> list[int]:
     """Cores that this process may use; empty where the system does not say (macOS)."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def usable_gpus() -> int:
+    """How many GPUs this process may use: those of NVIDIA, told without loading their libraries."""
+    found = len([*Path("/dev").glob("nvidia[0-9]*")])
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return found
+    return min(found, len([one for one in chosen.split(",") if one.strip() not in ("", "-1")]))
 
 
 def choose_core(
