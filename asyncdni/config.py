@@ -502,8 +502,9 @@ class Run(Table, frozen=True, kw_only=True):
     # character or token), or a function of yours, "mymetrics:f1"; see docs/training.md
     metrics: list[str] = []
     threads: Count = 1  # BLAS threads of each worker
-    # on which cores workers run: "auto" gives neighbours in a locked chain different ones, "none"
-    # leaves the choice to the system, [0, 1, 0] names the core of each worker; see docs/speed.md
+    # on which cores workers run: "auto" gives neighbours in a locked chain different ones, and long
+    # turns to decoupled workers of which more than two share a core; "none" leaves the choice to
+    # the system, [0, 1, 0] names the core of each worker; see docs/speed.md
     pin: Literal["auto", "none"] | list[Whole] = "auto"
     dtype: Literal["float32", "float64"] = "float32"  # of weights, gradients and messages
     # stages in PyTorch: compute products and convolutions in this type, by torch.autocast; weights,
