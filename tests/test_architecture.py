@@ -60,8 +60,18 @@ MAY_IMPORT = {
         *("software", "logs", "errors"),
     },
     "cluster": {
-        *("experiment", "plan", "core.liveness", "wire", "drivers.real", "launch", "store.given"),
-        *("report", "imports", "logs", "messages", "config", "errors"),
+        *("experiment", "plan", "core.liveness", "core.transfer", "wire", "drivers.real", "launch"),
+        *(
+            "store.claims",
+            "store.given",
+            "store.parts",
+            "report",
+            "imports",
+            "logs",
+            "messages",
+            "config",
+            "errors",
+        ),
     },
     "page": {
         "core.counts",
@@ -71,6 +81,7 @@ MAY_IMPORT = {
         "plan",
         "report",
         "store",
+        "files",
         "imports",
         "messages",
         "errors",
@@ -89,7 +100,7 @@ IMPORTED_BY = {
     "cluster": {"cli.run", "cli.node"},
     "page": {"cli"},
     "launch": {"", "cli", "cluster", "page"},
-    "drivers.real": {"launch", "cluster.agent", "cli.worker"},
+    "drivers.real": {"launch", "cluster.agent", "cluster.ssh", "cli.worker"},
     "drivers.virtual": {*("cli.simulate", "cli.profile", "cli.timeline"), "profiling"},
     "profiling": {"cli.profile", "cli.advise", "cli.simulate", "launch.compare"},
 }

@@ -171,8 +171,8 @@ def test_a_run_over_ipv6_with_keys_at_ports_of_a_range_and_by_other_names(site: 
 
 def test_ports_that_can_t_be_are_refused(site: Site) -> None:
     both = ["--bind", "tcp://127.0.0.1:5555", "--ports", "5555-5600"]
-    assert "not allowed with argument" in site.run("coordinator", "tiny.toml", *both).err
-    wrong = site.run("coordinator", "tiny.toml", "--ports", "5600-5555", "--insecure")
+    assert "not allowed with argument" in site.call("coordinator", "tiny.toml", *both).err
+    wrong = site.call("coordinator", "tiny.toml", "--ports", "5600-5555", "--insecure")
     wrong.refused("--ports 5600-5555", "FIRST-LAST")
 
 
