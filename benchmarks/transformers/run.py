@@ -101,6 +101,8 @@ RULES = {
     "readout, full block": Rule(readout(blocks=1)),
     "readout, full block, learns from every 4th batch": Rule(readout(blocks=1, learn_every=4)),
     "local loss, own head": Rule({"name": "local_loss"}),
+    "backprop, Muon": Rule({"name": "locked"}, MUON),
+    "readout, Muon": Rule(readout(), MUON),
     **{
         f"delayed by {lag}, {name}": Rule(schedule, optimizer, lag=lag)
         for lag in (1, 7)
@@ -145,6 +147,7 @@ PARTS = (
 )
 #: Of these no more than the runs that choose a rate.
 BRIEFLY = (
+    *("backprop, Muon", "readout, Muon"),
     *(rule for rule in RULES if rule.startswith("delayed")),
     *("readout, narrow block", "readout, full block"),
     "readout, full block, learns from every 4th batch",
