@@ -246,9 +246,9 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [record for record in whole if record["kind"] == kind]
 
 
-def await_training(folder: Path) -> dict[str, int]:
-    """Wait until each worker has reported updates; returns their process ids."""
-    pids = {one["stage"]: one["pid"] for one in until_recorded(folder, "joined", 2)}
+def await_training(folder: Path, workers: int = 2) -> dict[str, int]:
+    """Wait until each of so many workers has reported updates; returns their process ids."""
+    pids = {one["stage"]: one["pid"] for one in until_recorded(folder, "joined", workers)}
 
     def busy() -> bool:
         reports = records(folder, "report")

@@ -26,6 +26,7 @@ from asyncdni.errors import CheckpointError, ConfigError, LaunchError
 from asyncdni.launch.train import design_of
 from asyncdni.messages import Steer
 from asyncdni.page.controls import act
+from asyncdni.page.excerpt import FILE, TRAINED_S, Excerpt
 from asyncdni.page.recorded import open_state, timeline
 from asyncdni.page.state import COLUMNS, TICK_S, Runs, RunState
 from asyncdni.plan.build import Design
@@ -255,6 +256,43 @@ def test_a_run_is_shown_from_its_folder_as_it_was_live(tmp_path: Path, design: D
     assert open_state(folder).news()["phase"] == "ended"
     with pytest.raises(CheckpointError, match="train with --trace"):
         timeline(state, 0.0, 1.0)
+
+
+def test_an_excerpt_is_the_newest_half_second_in_which_all_have_trained(
+    tmp_path: Path, design: Design
+) -> None:
+    told = Told(design)
+    excerpt = Excerpt(told.state)
+
+    def tell(time_s: float, kind: str, **values: Any) -> None:
+        told(time_s, kind, **values)
+        excerpt(design, told.recorder, kind, {"time_s": 1000.0 + time_s, **values})
+
+    tell(0.0, "joined", stage="hidden", pid=1, host=HERE)
+    assert {one.show for one in told.state.steers().values()} == {OPS_MAX}
+    tell(0.3, "start")
+    first = int(time.time() / SLICE_S)
+    training, evaluating = [ord("F"), 0, 9, 7], [ord("E"), 0, 9, 7]
+    for number, ops in ((0, training), (1, training), (2, evaluating)):
+        for stage in ("hidden", "output"):
+            tell(1.0, "slices", stage=stage, slices=[[first + number, 400_000, *ops]])
+    tell(1.1, "slices", stage="hidden", slices=[[first + 3, 400_000, *training]])
+    assert told.state.steers() == {}
+    tell(0.3 + TRAINED_S, "note", stage="hidden", text="")
+    assert {one.show for one in told.state.steers().values()} == {0}
+
+    folder = kept_run(tmp_path / "run", design)
+    assert not open_state(folder).news()["slices"]
+    excerpt.write(folder)
+    news = open_state(folder).news()
+    assert news["excerpt"]
+    assert {one[0]: one[2:] for one in news["slices"]} == dict.fromkeys(
+        ("hidden", "output"), [0.4, training]
+    )
+    assert -1 <= news["slices"][0][1] <= 1  # the second one began about when the run did
+    for damaged in ("[]", '{"begin_s": 1, "slices": {"hidden": [1, "F", 0, 9, 7]}}', "{"):
+        (folder / FILE).write_text(damaged)
+        assert not open_state(folder).news()["slices"]
 
 
 def test_a_timeline_has_the_ops_of_its_window(tmp_path: Path, design: Design) -> None:

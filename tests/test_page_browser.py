@@ -6,6 +6,7 @@ says where.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from processes import TINY, Site, make_site, until
 from reported import document, keep_run
 
 from asyncdni.page.comparison import write_reports
+from asyncdni.page.excerpt import FILE
+from asyncdni.page.recorded import open_state
 
 pytest.importorskip("uvicorn", reason="the extra page is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -188,6 +191,10 @@ def view_twice(site: Site, page: Any) -> None:
 def test_a_comparison_is_one_file_that_needs_no_server(browser: Any, tmp_path: Path) -> None:
     for name in ("locked-seed0", "synthetic-seed0"):
         keep_run(tmp_path / name, said=f"</script>{MARKUP}")
+    (run,) = tmp_path.glob("locked-*")
+    ops = [500_000, ord("F"), 0, 1000, 90_000, ord("B"), 0, 200_000, 90_000]
+    workers = open_state(run).workers
+    (run / FILE).write_text(json.dumps({"begin_s": 1.5, "slices": dict.fromkeys(workers, ops)}))
     write_reports(document(verdict=f"</script>{MARKUP}"), tmp_path)
     complaints: list[str] = []
     page = opened(browser, (tmp_path / "compare.html").as_uri(), complaints)
@@ -200,6 +207,8 @@ def test_a_comparison_is_one_file_that_needs_no_server(browser: Any, tmp_path: P
     page.get_by_role("button", name="Log of hidden").first.click()
     expect(page.locator("#log-text")).to_contain_text('</script><img src="none"')
     page.keyboard.press("Escape")
+    expect(page.locator(".timeline-note").first).to_contain_text("An excerpt of the run")
+    expect(page.locator(".legend.ops").first).to_contain_text("B: backward")
     page.get_by_role("checkbox").first.uncheck()
     expect(page.locator("section.run")).to_have_count(1)
     page.get_by_role("checkbox").first.check()

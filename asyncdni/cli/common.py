@@ -21,8 +21,8 @@ from asyncdni.wire.address import check_secure, port_range
 from asyncdni.wire.curve import Keys, load_keys
 
 if TYPE_CHECKING:
-    from asyncdni.launch.train import Observer
     from asyncdni.page.server import Page
+    from asyncdni.page.state import RunState
 
 __all__ = [
     "add_conditions",
@@ -391,7 +391,7 @@ def page_for(args: argparse.Namespace) -> Iterator[Page | None]:
 
 
 @contextmanager
-def shown_on(page: Page | None, title: str, folder: Path | None) -> Iterator[list[Observer]]:
+def shown_on(page: Page | None, title: str, folder: Path | None) -> Iterator[list[RunState]]:
     """Show the run of the block on the page, if there is one; yield the observers that it needs."""
     if page is None:
         yield []

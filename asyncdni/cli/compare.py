@@ -54,6 +54,8 @@ from asyncdni.launch.compare import (
 )
 from asyncdni.launch.conduct import Observer
 from asyncdni.launch.display import make_display, say
+from asyncdni.page.excerpt import Excerpt
+from asyncdni.page.state import RunState
 from asyncdni.report.columns import counted
 from asyncdni.report.load import REPEATS_MAX, disturbance, fastest
 from asyncdni.report.machine import cores
@@ -263,7 +265,9 @@ class _Comparison:
             make_display(self.args.quiet, self.console, title=title) as display,
             shown_on(self.page, entry.title, place) as shown,
         ):
-            observers: list[Observer] = [display, *shown, *([deadline] if deadline else [])]
+            state = shown[0] if shown else RunState(entry.title, place, live=True)
+            excerpt = Excerpt(state)
+            observers: list[Observer] = [display, state, excerpt, *([deadline] if deadline else [])]
             allowed = self.args.allow_import
             try:
                 result = run_entry(entry, self.folder, observers, allow_import=allowed)
@@ -276,6 +280,7 @@ class _Comparison:
                 self.costs[_row(entry)] = cost
             if result is None:
                 return False
+            excerpt.write(place)
             display.finish(result.summary, place)
         assert result.load is not None
         self.results.append(replace(result, load=replace(result.load, repeats=repeats)))

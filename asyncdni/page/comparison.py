@@ -164,7 +164,7 @@ def _runs(found: Found, folder: Path, allowed: Allowed) -> tuple[dict[str, Any],
         except AsyncDNIError as error:
             unshown.append(f"{_title(run)} is not shown below: {error}")
             continue
-        # The file has no room for timelines: `asyncdni view` shows those.
+        # The file has no room for whole timelines: `asyncdni view` shows those.
         news[str(index)] = state.news() | {"traced": False}
         logs[str(index)] = {
             worker: last_lines(place, worker, _LOG_TAIL) for worker in state.workers

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from asyncdni.errors import CheckpointError, legible
 from asyncdni.imports import Allowed
+from asyncdni.page.excerpt import read_excerpt
 from asyncdni.page.state import POINTS, RunState
 from asyncdni.plan.build import Design, make_design
 from asyncdni.report.records import Recorder, recorded
@@ -56,6 +57,8 @@ def open_state(
     traced = all(trace_path(folder, worker).is_file() for worker in workers)
     state = RunState(title or str(folder), folder, live=False, traced=traced, points=points)
     _replay(folder, design, state)
+    if (excerpt := read_excerpt(folder)) is not None:
+        state.show_excerpt(*excerpt)
     if not state.network:
         raise CheckpointError(f"{folder} can't be shown: {folder / METRICS} holds no record")
     complete = (folder / "summary.json").is_file()

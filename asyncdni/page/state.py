@@ -148,7 +148,8 @@ class RunState:
         self._events: deque[list[Any]] = deque(maxlen=_EVENTS_MAX)
         self._slices: deque[tuple[int, str, list[int]]] = deque()  # with their numbers and workers
         self._zero_s: float | None = None  # when the run began, on the clock of slices
-        self._watched = False  # whether somebody sees them
+        self._watchers = 0  # how many want them
+        self._excerpt = False  # whether they are what was kept of a run that has ended
         self._unasked = False  # the workers have not been asked for what there is to be shown
 
     # --- records in ------------------------------------------------------------------------------
@@ -191,11 +192,13 @@ class RunState:
 
     # --- what is asked of workers ----------------------------------------------------------------
 
-    def watch(self, watched: bool) -> None:
-        """Note whether anybody sees the run."""
+    def watched(self, more: int) -> None:
+        """Note that so many more want to see the newest ops of the run, or fewer. Workers send them
+        while anybody does."""
         with self._lock:
-            self._unasked = self._unasked or watched != self._watched
-            self._watched = watched
+            before = self._watchers > 0
+            self._watchers += more
+            self._unasked = self._unasked or before != (self._watchers > 0)
 
     def steers(self) -> Mapping[str, Steer]:
         """Return what is asked anew of workers since the last call, by name."""
@@ -207,7 +210,7 @@ class RunState:
 
     def _steer(self, worker: _Worker) -> Steer:
         ops = max(_SLICE_OPS_MIN, min(OPS_MAX, _SLICE_OPS // len(self._workers)))
-        return Steer(ops if self._watched else 0, worker.factor, dict(worker.latency_s))
+        return Steer(ops if self._watchers else 0, worker.factor, dict(worker.latency_s))
 
     def slow_down(self, worker: str, factor: float) -> None:
         """Have each op of a worker take `factor` times as long; 1: as the experiment says."""
@@ -328,6 +331,13 @@ class RunState:
                 first.setdefault(at, [number, at, *rest])
             worker.points = list(first.values())
 
+    def show_excerpt(self, begin_s: float, slices: Mapping[str, list[int]]) -> None:
+        """Show a slice of each worker that was kept: see `page.excerpt`."""
+        with self._lock:
+            self._excerpt, self._zero_s = True, -begin_s
+            for name in self._workers.keys() & slices.keys():
+                self._add_slices({"stage": name, "slices": [[0, *slices[name]]]})
+
     def _add_slices(self, values: Values) -> None:
         if self._zero_s is None:
             self._zero_s = time.time() - self._now_s
@@ -371,6 +381,7 @@ class RunState:
                 "title": self.title,
                 "live": self.live,
                 "traced": self.traced,
+                "excerpt": self._excerpt,
                 "phase": self._phase,
                 "time_s": round(self._now_s, 2),
                 "number": self._number,
@@ -416,16 +427,19 @@ class Runs:
     def __init__(self) -> None:
         self._runs: list[RunState] = []
         self._watchers = 0
+        self._lock = threading.Lock()
 
     def add(self, run: RunState) -> None:
-        self._runs.append(run)
-        run.watch(self._watchers > 0)
+        with self._lock:
+            self._runs.append(run)
+            run.watched(self._watchers)
 
     def watched(self, more: int) -> None:
         """Note that so many browsers more look at the runs, or fewer."""
-        self._watchers += more
-        for run in self._runs:
-            run.watch(self._watchers > 0)
+        with self._lock:
+            self._watchers += more
+            for run in self._runs:
+                run.watched(more)
 
     @property
     def all(self) -> Sequence[RunState]:

@@ -12,12 +12,16 @@ const LENGTHS = [1e-4, 10]; // seconds
 const BOXES = 24; // of the busiest worker, at first
 const KEYS = "Drag or ← → to move, Ctrl and wheel or + − to zoom, ↑ ↓ , . to choose an op";
 const LIVE = `The newest ops, one row for each worker: the first of each half second, of all workers at the same time. ${KEYS}, space to hold it still.`;
+const EXCERPT = `An excerpt of the run, up to half a second long: the first ops of each worker, of all workers at the same time. More would slow down what is measured. ${KEYS}.`;
 const TRACED = `One row for each worker, one box for each op. ${KEYS}.`;
 const NOT_YET = "Workers send their newest ops once they have been asked to, half a second late.";
+
+const timelines = []; // of all runs of the page, which have one scale of time
 
 export class Timeline {
   constructor(run) {
     this.run = run;
+    timelines.push(this);
     this.home = run.section("timeline");
     this.canvas = $("canvas", this.home);
     this.begin = 0;
@@ -63,8 +67,15 @@ export class Timeline {
   take(slices) {
     const was = this.live.isEmpty;
     this.live.take(slices);
-    if (was && !this.live.isEmpty) this.length = this.live.goodLength(BOXES);
+    if (was && !this.live.isEmpty) {
+      const busy = timelines.filter(({ live }) => live && !live.isEmpty);
+      zoomAll(Math.min(...busy.map(({ live }) => live.goodLength(BOXES))));
+    }
     this.isNew = slices.length > 0;
+  }
+
+  get isExcerpt() {
+    return this.run.news.excerpt;
   }
 
   draw() {
@@ -76,7 +87,7 @@ export class Timeline {
     } else if (this.live.isEmpty) {
       write(note, this.run.news.live ? NOT_YET : "Train with --trace to see the ops of a run here.");
     } else if (this.isNew && (this.following || !this.found)) {
-      write(note, LIVE);
+      write(note, this.isExcerpt ? EXCERPT : LIVE);
       this.isNew = false;
       this.load();
     }
@@ -91,7 +102,7 @@ export class Timeline {
     [this.begin, this.length] = [found.begin_s, found.length_s];
     this.chosen = this.chosenAgain();
     this.home.hidden = false;
-    this.hold.hidden = this.run.news.traced;
+    this.hold.hidden = this.run.news.traced || this.isExcerpt;
     this.legend();
     this.paint();
     this.table();
@@ -137,14 +148,12 @@ export class Timeline {
   // `at`: the part of the window that stays in its place when it is zoomed.
   move(way, at = 0.5) {
     if (way === "in" || way === "out") {
-      const length = this.length * (way === "in" ? 0.5 : 2);
-      this.begin += at * (this.length - length);
-      this.length = length;
+      zoomAll(this.length * (way === "in" ? 0.5 : 2), this, at);
     } else {
       this.follow(false);
       this.begin += (way === "on" ? 0.5 : -0.5) * this.length;
+      this.load();
     }
-    this.load();
   }
 
   key(event) {
@@ -371,6 +380,17 @@ export class Timeline {
       return row;
     });
     $("tbody", this.home).replaceChildren(...rows);
+  }
+}
+
+// Give all timelines windows of that length, so that they can be compared. Each keeps its middle in
+// its place, but one of them, if given, what is at the part `at` of its window.
+function zoomAll(wanted, zoomed = null, at = 0.5) {
+  const length = Math.max(LENGTHS[0], Math.min(LENGTHS[1], wanted));
+  for (const one of timelines) {
+    one.begin += (one === zoomed ? at : 0.5) * (one.length - length);
+    one.length = length;
+    if (one.found) one.load();
   }
 }
 
