@@ -74,7 +74,9 @@ class Slow:
         pause_s: float = 0.0,
         chance: float = 0.0,
     ) -> None:
-        self.times = 1.0  # beside the factor, while somebody who watches the run asks for it
+        # Beside the factor and pauses, while somebody who watches the run asks for it: each op
+        # takes so many times as long, and so many seconds more.
+        self.times, self.added_s = 1.0, 0.0
         self._factor = factor
         self._pause_s = pause_s
         self._chance = chance
@@ -85,7 +87,7 @@ class Slow:
         slowed."""
         if op.evaluate or op.kind in (OpKind.EVALUATE, OpKind.HOLD):
             return 0.0
-        sleep_s = (self._factor * self.times - 1.0) * wall_s
+        sleep_s = (self._factor * self.times - 1.0) * wall_s + self.added_s
         # Drawn for every forward, so that what ran in between does not change which ones pause.
         if op.kind is OpKind.FORWARD and self._random.random() < self._chance:
             sleep_s += self._pause_s

@@ -312,6 +312,7 @@ class Steer(Message, frozen=True, tag=True):
     show: int = 0  # the most ops of a slice to send with reports: see `core.slices`; 0: none
     factor: float = 1.0  # every op takes so many times as long, beside what [slow] says
     latency_s: dict[str, float] = {}  # by neighbour: messages to it take so much longer
+    added_s: float = 0.0  # and every op so many seconds more
 
 
 class Rejoin(Message, frozen=True, tag=True):

@@ -91,7 +91,7 @@ def test_workers_in_any_order_give_the_weights_of_train_and_need_no_file(site: S
         'name = "top"', 'name = "middle"\nlayers = ["tanh"]\n[[stages]]\nname = "top"'
     )
     site.write("tiny.toml", text)
-    assert site.run("train", "tiny.toml", "--out", "train").code == 0
+    assert site.call("train", "tiny.toml", "--out", "train").code == 0
     port = free_port()
     elsewhere = site.write("elsewhere/empty", "").parent
 
@@ -152,7 +152,7 @@ def test_an_ipc_address_works_as_well_and_its_sockets_are_removed(site: Site) ->
 @pytest.mark.long
 def test_a_run_over_ipv6_with_keys_at_ports_of_a_range_and_by_other_names(site: Site) -> None:
     need_ipv6()
-    assert site.run("keys", "new", "keys").code == 0
+    assert site.call("keys", "new", "keys").code == 0
     port = free_port()
     flags = ["--keys", "keys"]
     at = [*flags, "--bind", f"tcp://[::]:{port}-{min(port + 99, 65535)}", "--advertise", "::1"]

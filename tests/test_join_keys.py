@@ -40,7 +40,7 @@ def bound(site: Site) -> str:
 def test_a_run_with_keys_gives_the_weights_of_one_without_and_shows_who_must_have_them(
     site: Site,
 ) -> None:
-    assert site.run("train", "tiny.toml", "--out", "plain").code == 0
+    assert site.call("train", "tiny.toml", "--out", "plain").code == 0
     commands = [coordinator(site, "tcp://0.0.0.0:0", "--keys", "keys")]
     bound(site)
     (record,) = until_recorded(site.folder / "run", "bound")

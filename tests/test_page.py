@@ -286,9 +286,8 @@ def test_an_excerpt_is_the_newest_half_second_in_which_all_have_trained(
     excerpt.write(folder)
     news = open_state(folder).news()
     assert news["excerpt"]
-    assert {one[0]: one[2:] for one in news["slices"]} == dict.fromkeys(
-        ("hidden", "output"), [0.4, training]
-    )
+    shown = {one[0]: one[2:] for one in news["slices"]}
+    assert shown == {name: [0.4, training] for name in ("hidden", "output")}
     assert -1 <= news["slices"][0][1] <= 1  # the second one began about when the run did
     for damaged in ("[]", '{"begin_s": 1, "slices": {"hidden": [1, "F", 0, 9, 7]}}', "{"):
         (folder / FILE).write_text(damaged)
@@ -462,7 +461,9 @@ def test_workers_and_links_are_made_slow_within_bounds(design: Design) -> None:
     assert told.state.steers() == asked
     assert (told.of("hidden")["factor"], told.of("output")["latency_s"]) == (5.0, {"hidden": 0.1})
     ask(action="slow", factor=1)
-    assert told.state.steers()["hidden"].factor == 1.0
+    ask(action="lengthen", added_s=0.02)
+    assert ask(action="lengthen", added_s=1.5)[0] == 400
+    assert told.state.steers()["hidden"] == Steer(0, 1.0, {"output": 0.1}, 0.02)
     told.state.ended()
     assert ask(action="slow", factor=5)[0] == 409
 

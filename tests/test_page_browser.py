@@ -161,6 +161,8 @@ def see_slowness(page: Any) -> None:
     slow.select_option("50")
     expect(page.locator(".events")).to_contain_text("ops take 50 times as long")
     expect(page.locator(".legend.ops")).to_contain_text("made slow", timeout=20_000)
+    page.get_by_label("lengthen ops of hidden").select_option("0.02")
+    expect(page.locator(".events")).to_contain_text("ops take 20 ms longer")
     page.get_by_label("latency of hidden → top").select_option("0.02")
     expect(page.locator(".events")).to_contain_text("messages to hidden take 20 ms longer")
     slow.select_option("1")

@@ -201,7 +201,7 @@ def test_a_complete_run_says_so_and_more_epochs_make_it_longer(site: Site) -> No
     assert weights(site.folder / "run") != before
     assert [stage["batches"] for stage in summary_of(site)["stages"]] == [20, 20, 20]
     assert [one["samples"] for one in summary_of(site)["history"]] == [180, 360]
-    straight = site.run(
+    straight = site.call(
         "train", "three.toml", "--out", "straight", *SHORT[2:], "--set", "run.epochs=4"
     )
     assert straight.code == 0
@@ -226,7 +226,7 @@ def test_another_learning_rate_counts_from_where_the_run_is_taken_up(site: Site)
     kept = asyncdni.load(site.folder / "run" / "experiment.toml")
     assert getattr(kept.optimizer, "learning_rate", None) == 0.001
     straight = ("--out", "straight", *SHORT[2:], *rates, *fall, "--set", "run.epochs=4")
-    assert site.run("train", "three.toml", *straight).code == 0
+    assert site.call("train", "three.toml", *straight).code == 0
     assert weights(site.folder / "run") == weights(site.folder / "straight")
     before = weights(site.folder / "run")
     finished = resume(site, "--set", "stages.two.optimizer.learning_rate=0.5")

@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with make_site(folder) as site:
         site.write("tiny.toml", TINY)
-        finished = site.run("train", "tiny.toml", "--out", "run", "--quiet")
+        finished = site.call("train", "tiny.toml", "--out", "run", "--quiet")
         assert finished.code == 0, finished
     return folder / "run"
 
@@ -119,7 +119,7 @@ def test_a_complete_run_whose_final_weights_are_damaged_makes_them_again(
     flip(copy / "final" / "hidden.safetensors")
     told = site.call("evaluate", copy).refused("is damaged", "is whole", "--resume")
     assert "hidden.safetensors" in told
-    assert site.run("train", "--resume", copy, "--quiet").code == 0
+    assert site.call("train", "--resume", copy, "--quiet").code == 0
     after = {path.name: path.read_bytes() for path in (copy / "final").glob("*.safetensors")}
     assert after == before
     assert site.call("evaluate", copy).code == 0

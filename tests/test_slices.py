@@ -92,7 +92,7 @@ def trained(**roster: Any) -> Office:
 
 def test_workers_are_asked_and_so_are_those_that_take_their_places() -> None:
     office = trained(learns_alone=True, folder="/runs/one")
-    slow = Steer(show=9, factor=5.0, latency_s={"a": 0.1})
+    slow = Steer(show=9, factor=5.0, latency_s={"a": 0.1}, added_s=0.02)
     actions = office(Steered({"b": slow, "c": slow, "nobody": slow}))
     assert sent(actions, Steer) == [("b", slow), ("c", slow)]
     texts = [(one["stage"], one["text"]) for one in records(actions, "note")]
@@ -101,6 +101,7 @@ def test_workers_are_asked_and_so_are_those_that_take_their_places() -> None:
         for name in ("b", "c")
         for text in (
             "ops take 5 times as long from now on",
+            "ops take 20 ms longer from now on",
             "messages to a take 100 ms longer from now on",
         )
     ]
@@ -111,6 +112,7 @@ def test_workers_are_asked_and_so_are_those_that_take_their_places() -> None:
     actions = office(Steered({"b": Steer(show=9)}))
     assert [one["text"] for one in records(actions, "note")] == [
         "ops are no longer slowed down",
+        "ops no longer take some time more",
         "messages to a are no longer held up",
     ]
     assert records(office(Steered({"b": Steer()})), "note") == []  # nothing but what is shown

@@ -21,7 +21,9 @@ def test_an_op_is_slower_still_while_that_is_asked_for() -> None:
     slow = Slow(0, "a", factor=3.0)
     slow.times = 2.0
     assert 0.25 + slow.after(FORWARD, 0.25) == pytest.approx(6.0 * 0.25)
-    slow.times = 1.0
+    slow.times, slow.added_s = 1.0, 0.5
+    assert 0.25 + slow.after(FORWARD, 0.25) == pytest.approx(3.0 * 0.25 + 0.5)
+    slow.added_s = 0.0
     assert 0.25 + slow.after(FORWARD, 0.25) == pytest.approx(3.0 * 0.25)
 
 

@@ -243,9 +243,15 @@ def _over_ssh(args: argparse.Namespace) -> int:
         wrong = "--engine can't be given too" if all(hosts) else "expected names, such as a,b,c"
         raise ConfigError(f"--hosts {args.hosts}: {wrong}")
     logs.be("coordinator")
-    chosen = chosen_run(args)
+    place = Place("ssh", 0, len(hosts), args.coordinator)
+    try:
+        chosen = chosen_run(args)
+    except AsyncDNIError as error:
+        if KEPT in os.environ:
+            _refuse_all(args, place, error)
+        raise
     if KEPT in os.environ:  # the keeper has the connections
-        return _first(args, chosen, Place("ssh", 0, len(hosts), args.coordinator))
+        return _first(args, chosen, place)
     with ExitStack() as stack:
         where, flags = _for_agents(args, stack)
         words = [*import_flags(args.allow_import), *flags, *logs.flags()]

@@ -110,7 +110,7 @@ class Connections(AbstractContextManager["Connections", None]):
         nobody can take over its workers."""
         now = time.monotonic()
         for rank, one in list(self._open.items()):
-            if one.process.poll() is not None and rank not in self._dismissed:
+            if one.process.poll() is not None:
                 self._has_broken(rank, one, now, came=rank in here)
         for rank, due_s in list(self._due_s.items()):
             if now >= due_s:
@@ -118,8 +118,11 @@ class Connections(AbstractContextManager["Connections", None]):
                 self._connect(rank)
 
     def _has_broken(self, rank: int, one: _Connection, now: float, *, came: bool) -> None:
-        """Have a connection made again: at once, and if it breaks again after 1, 2, 4, … s."""
+        """Have a connection made again, unless its agent was dismissed: at once, and if it breaks
+        again after 1, 2, 4, … s."""
         said = one.last_words() or f"exit code {one.process.returncode}"
+        if rank in self._dismissed:
+            return
         host = self._hosts[rank]
         if not came:
             raise LaunchError(f"--hosts: no agent can be started on {host}: {said}")
@@ -127,7 +130,7 @@ class Connections(AbstractContextManager["Connections", None]):
         self._broken[rank] = times = 1 if lasted_s >= _STEADY_S else self._broken[rank] + 1
         if times > _AGAIN_MAX and not self._elastic:
             raise LaunchError(f"--hosts: the connection to {host} keeps breaking: {said}")
-        wait_s = min(2.0 ** (times - 2), _WAIT_MAX_S) if times > 1 else 0.0
+        wait_s = min(2.0 ** min(times - 2, 10), _WAIT_MAX_S) if times > 1 else 0.0
         when = f" in {wait_s:g} s" if wait_s else ""
         logs.own().warning(f"{host}: the agent has ended ({said}); it is started again{when}")
         del self._open[rank]

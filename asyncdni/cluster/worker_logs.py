@@ -7,7 +7,7 @@
    │ Ended ─────────────────────────► │  at the end of the run: after the last line of that worker
 ```
 
-Only a few parts of a log are on their way, so that neither end holds much.
+Only a few parts of all logs of a machine are on their way, so that neither end holds much.
 """
 
 from __future__ import annotations
@@ -45,14 +45,16 @@ class LogSender:
 
         Raises `CheckpointError` where a log can't be read.
         """
-        for file in sorted((self._folder / LOGS).iterdir()):
-            path = f"{LOGS}/{file.name}"
-            while self._sent[path] - self._taken[path] < AHEAD_BYTES:
+        paths = [f"{LOGS}/{file.name}" for file in (self._folder / LOGS).glob("*.log")]
+        for path in sorted(paths, key=self._sent.__getitem__):  # no log keeps the others waiting
+            while self._sent.total() - self._taken.total() < AHEAD_BYTES:
                 part = part_from(self._folder, path, self._sent[path])
                 if part is None:
                     break
                 self._send(part)
                 self._sent[path] = part.size
+            else:
+                return False
         return self._sent == self._taken
 
     def taken(self, message: Taken) -> None:

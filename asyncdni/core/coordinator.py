@@ -396,6 +396,9 @@ def _changes(before: Steer, after: Steer) -> Iterator[str]:
     if after.factor != before.factor:
         slower = f"ops take {after.factor:g} times as long from now on"
         yield slower if after.factor != 1.0 else "ops are no longer slowed down"
+    if after.added_s != before.added_s:
+        slower = f"ops take {1e3 * after.added_s:g} ms longer from now on"
+        yield slower if after.added_s else "ops no longer take some time more"
     for name in sorted({*before.latency_s, *after.latency_s}):
         added_s = after.latency_s.get(name, 0.0)
         if added_s != before.latency_s.get(name, 0.0):

@@ -28,7 +28,11 @@ ACTIONS = {
 
 
 #: By name of the action: the key of its number, and the least and greatest it may be.
-CONDITIONS = {"slow": ("factor", 1.0, 50.0), "delay": ("latency_s", 0.0, 1.0)}
+CONDITIONS = {
+    "slow": ("factor", 1.0, 50.0),
+    "lengthen": ("added_s", 0.0, 1.0),
+    "delay": ("latency_s", 0.0, 1.0),
+}
 
 
 def check_controls() -> None:
@@ -54,8 +58,8 @@ def act(run: RunState, worker: str, action: str) -> None:
 
 def slow_down(run: RunState, worker: str, action: str, asked: Mapping[str, Any]) -> None:
     """Do one of `CONDITIONS`: have a worker take `factor` times as long for each op (1: no longer
-    slow), or messages on its link to the worker `to` take `latency_s` longer each way (0: no
-    longer).
+    slow), or `added_s` longer, or messages on its link to the worker `to` take `latency_s` longer
+    each way (0: no longer).
 
     Raises `ConfigError` for another number than may be, or a link that is none.
     """
@@ -66,8 +70,8 @@ def slow_down(run: RunState, worker: str, action: str, asked: Mapping[str, Any])
     if not least <= number <= most:
         expected = f"expected a number from {least:g} to {most:g}"
         raise ConfigError(f"{action}: {key} is {str(asked.get(key))[:20]}, {expected}")
-    if action == "slow":
-        run.slow_down(worker, float(number))
+    if action != "delay":
+        run.slow_down(worker, **{key: float(number)})
         return
     other = str(asked.get("to"))
     if (worker, other) not in run.links:

@@ -101,7 +101,8 @@ class _Worker:
     process: Process | None = None
     parameters: int | None = None
     restarts: int = 0
-    factor: float = 1.0  # how slow it is made from the page
+    factor: float = 1.0  # how slow it is made from the page, and
+    added_s: float = 0.0  # how much longer each of its ops takes
     latency_s: dict[str, float] = field(default_factory=dict)  # added to messages, by receiver
     replaced: bool = False  # whether an earlier process of it has died
     heard_s: float | None = None  # when the last report came
@@ -210,12 +211,18 @@ class RunState:
 
     def _steer(self, worker: _Worker) -> Steer:
         ops = max(_SLICE_OPS_MIN, min(OPS_MAX, _SLICE_OPS // len(self._workers)))
-        return Steer(ops if self._watchers else 0, worker.factor, dict(worker.latency_s))
+        shown = ops if self._watchers else 0
+        return Steer(shown, worker.factor, dict(worker.latency_s), worker.added_s)
 
-    def slow_down(self, worker: str, factor: float) -> None:
-        """Have each op of a worker take `factor` times as long; 1: as the experiment says."""
+    def slow_down(
+        self, worker: str, *, factor: float | None = None, added_s: float | None = None
+    ) -> None:
+        """Have each op of a worker take `factor` times as long (1: as the experiment says), or
+        `added_s` longer (0: no longer). What is not given stays as it is."""
         with self._lock:
-            self._workers[worker].factor = factor
+            one = self._workers[worker]
+            one.factor = one.factor if factor is None else factor
+            one.added_s = one.added_s if added_s is None else added_s
             self._unasked = True
             self._changes += 1
 
@@ -498,6 +505,7 @@ def _shown(worker: _Worker) -> dict[str, Any]:
         "parameters": worker.parameters,
         "restarts": worker.restarts,
         "factor": worker.factor,
+        "added_s": worker.added_s,
         "latency_s": dict(worker.latency_s),
         "heard_s": None if worker.heard_s is None else round(worker.heard_s, 2),
         **worker.now,

@@ -417,10 +417,10 @@ class Session:
         """Be as slow as is asked from now on, beside what the experiment says, and make links so;
         return how this worker is slow, None if it is not."""
         seed, name = self._design.experiment.run.seed, self._group.name
-        if steer.factor != 1.0 and self._slow is None:
+        if self._slow is None and (steer.factor != 1.0 or steer.added_s):
             self._slow = Slow(seed, name)
         if self._slow is not None:
-            self._slow.times = steer.factor
+            self._slow.times, self._slow.added_s = steer.factor, steer.added_s
         for receiver in neighbours(self._design.plan, self._group):
             added_s = steer.latency_s.get(receiver, 0.0)
             if added_s and receiver not in self._delays:

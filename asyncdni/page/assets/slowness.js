@@ -4,6 +4,7 @@ import { control, controls } from "./server.js";
 import { element } from "./words.js";
 
 const FACTORS = [1, 2, 5, 10, 20, 50];
+const ADDED = [0, 0.001, 0.005, 0.02, 0.1, 0.5];
 const LATENCIES = [0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1];
 
 // A choice of numbers; `told` gives the one that holds now, in the news of the run.
@@ -36,6 +37,18 @@ export function slowChoice(run, worker) {
     FACTORS,
     (factor) => control(run, worker, "slow", { factor }),
     (news) => news.workers[worker].factor,
+  );
+}
+
+// How much longer each op of a worker takes; null on a page without controls.
+export function addedChoice(run, worker) {
+  if (!controls.token) return null;
+  return new Choice(
+    `lengthen ops of ${worker}`,
+    (added) => (added ? `+ ${1000 * added} ms an op` : "+ 0 ms an op"),
+    ADDED,
+    (added) => control(run, worker, "lengthen", { added_s: added }),
+    (news) => news.workers[worker].added_s,
   );
 }
 

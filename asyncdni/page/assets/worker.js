@@ -1,7 +1,7 @@
 // The card of one worker.
 
 import { control, controls, showLog } from "./server.js";
-import { slowChoice } from "./slowness.js";
+import { addedChoice, slowChoice } from "./slowness.js";
 import {
   NONE,
   STATES,
@@ -59,7 +59,8 @@ export class Card {
     this.buttons.append(logButton(run, about.name));
     this.actions = new Map();
     this.slow = slowChoice(run, about.name);
-    if (this.slow) this.buttons.append(this.slow.root);
+    this.added = addedChoice(run, about.name);
+    if (this.slow) this.buttons.append(this.slow.root, this.added.root);
     this.root.append(head, stages, this.process, this.bar, this.facts, this.bins, this.buttons);
   }
 
@@ -74,6 +75,7 @@ export class Card {
     if (worker.host) parts.push(`${worker.host}, process ${worker.pid}`);
     if (worker.restarts) parts.push(`restarts: ${worker.restarts}`);
     if (worker.factor > 1) parts.push(`made ${worker.factor} times slower`);
+    if (worker.added_s) parts.push(`ops made ${1000 * worker.added_s} ms longer`);
     if (news.live && silent > 3) parts.push(`silent for ${silent.toFixed(0)} s`);
     write(this.process, parts.join("; "));
     this.drawShares(worker);
@@ -94,6 +96,7 @@ export class Card {
     this.drawBins(worker.staleness_bins || []);
     this.drawActions(worker);
     if (this.slow) this.slow.draw(news);
+    if (this.added) this.added.draw(news);
   }
 
   // The distribution of staleness since the process began: a bar for each bin, with its upper edge.
