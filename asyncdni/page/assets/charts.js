@@ -95,7 +95,14 @@ export class Chart {
     return found;
   }
 
+  // Whether there are new values, or the time has gone on by a pixel.
+  isOld(end_s) {
+    return this.changes !== this.run.changes || !(end_s - this.end_s < this.end_s / this.width());
+  }
+
   draw(end_s) {
+    this.changes = this.run.changes;
+    this.end_s = Math.max(1, end_s);
     const lines = this.lines();
     this.empty.hidden = lines.length > 0;
     if (!lines.length) return;
@@ -110,7 +117,6 @@ export class Chart {
     );
     // To uPlot null is an interruption of the line, undefined a time that is another line's.
     const columns = lines.map(([, values]) => times.map((time) => values.get(time)));
-    this.end_s = Math.max(1, end_s);
     this.plot.setData([times, ...columns]);
     const last = lines
       .slice(0, LEGEND_MAX)

@@ -1,7 +1,8 @@
 // The newest ops of a run that goes on: what its workers send while this page is open. Of each half
 // second they send the first ops alone, all of them the same stretch of time: see core/slices.py.
 
-const KEPT = 240; // slices of each worker: two minutes
+const KEPT = 240; // slices of each worker: two minutes,
+const KEPT_MAX = 7680; // and of all workers together
 const SLOWED = "~";
 const LENGTH = 0.5; // seconds of a slice
 const SILENCE = 3;
@@ -9,6 +10,7 @@ const SILENCE = 3;
 export class Live {
   constructor(names, links) {
     this.rows = new Map(names.map((name) => [name, []]));
+    this.kept = Math.max(2, Math.min(KEPT, Math.floor(KEPT_MAX / names.length)));
     const place = new Map(names.map((name, at) => [name, at]));
     this.links = links.map((link) => [place.get(link.from), place.get(link.to)]);
     this.letters = new Set();
@@ -23,16 +25,15 @@ export class Live {
     for (const [worker, begin, until, numbers] of slices) {
       const row = this.rows.get(worker);
       if (!row) continue;
-      const ops = [];
       for (let at = 0; at < numbers.length; at += 4) {
         const letter = String.fromCharCode(numbers[at]);
         if (letter !== SLOWED) this.letters.add(letter);
-        const from = begin + numbers[at + 2] / 1e6;
-        ops.push([letter, numbers[at + 1], from, from + numbers[at + 3] / 1e6]);
       }
-      const end = Math.max(begin + until, ops.length ? ops[ops.length - 1][3] : 0);
-      row.push({ begin, until: begin + until, end, ops });
-      if (row.length > KEPT) row.shift();
+      const [start, length] = numbers.slice(-2);
+      const end = Math.max(begin + until, numbers.length ? begin + (start + length) / 1e6 : 0);
+      // Kept as numbers: as objects, two minutes of many workers' ops would take hundreds of MB.
+      row.push({ begin, until: begin + until, end, numbers: Int32Array.from(numbers) });
+      if (row.length > this.kept) row.shift();
     }
   }
 
@@ -55,7 +56,9 @@ export class Live {
   // A length at which the boxes of the busiest worker have room for their letters.
   goodLength(boxes) {
     const found = [...this.rows.values()].flatMap((row) =>
-      row.slice(-1).map(({ begin, until, ops }) => ((until - begin) * boxes) / (ops.length || 1)),
+      row
+        .slice(-1)
+        .map(({ begin, until, numbers }) => ((until - begin) * boxes) / (numbers.length / 4 || 1)),
     );
     return Math.max(0.002, Math.min(LENGTH, ...found));
   }
@@ -84,7 +87,7 @@ export class Live {
     for (const slice of row) {
       if (slice.end < begin || slice.begin > begin + length) continue;
       covered.push([slice.begin - begin, slice.until - begin]);
-      for (const [letter, batch, from, to] of slice.ops) {
+      for (const [letter, batch, from, to] of opsOf(slice)) {
         if (to <= begin || from >= begin + length) continue;
         const part = [from - begin, to - begin];
         taken.push(part);
@@ -95,6 +98,14 @@ export class Live {
     made.blanks = without([[0, length]], [...covered, ...taken]);
     made.waits = without(covered, taken);
     return made;
+  }
+}
+
+// The ops of a slice: letter, batch, start and end.
+function* opsOf({ begin, numbers }) {
+  for (let at = 0; at < numbers.length; at += 4) {
+    const from = begin + numbers[at + 2] / 1e6;
+    yield [String.fromCharCode(numbers[at]), numbers[at + 1], from, from + numbers[at + 3] / 1e6];
   }
 }
 

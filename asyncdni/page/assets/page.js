@@ -60,11 +60,12 @@ function draw() {
     waiting = false;
     const shown = [...chosen].map((index) => runs.get(index)).filter((run) => run.news);
     const end_s = Math.max(0, ...shown.map((run) => run.end()));
-    for (const run of shown) run.draw(end_s);
+    const unfinished = shown.filter((run) => run.draw(end_s));
     const live = shown.find((run) => run.news.live);
     document.title = live
       ? `${percent(live.news.progress.fraction || 0)} ${live.news.title}`
       : title;
+    if (unfinished.length) draw();
   });
 }
 

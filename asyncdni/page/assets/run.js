@@ -22,6 +22,7 @@ import {
 } from "./words.js";
 
 const EVENTS_SHOWN = 200;
+const CHARTS_MS = 15; // for drawing charts in a frame
 const MANY = 12; // workers from which on their cards and links scroll within the page
 
 export class Run {
@@ -53,6 +54,7 @@ export class Run {
     this.evaluations = [];
     this.events = [];
     this.newestDrawn = -1; // number of the newest event that is on the page
+    this.changes = (this.changes || 0) + 1; // of what the curves show
   }
 
   take(news) {
@@ -69,6 +71,7 @@ export class Run {
       if (!this.points.has(name)) this.points.set(name, new Map());
       for (const point of points) this.points.get(name).set(point[1], point);
     }
+    if (news.evaluations.length || Object.keys(news.points).length) this.changes += 1;
     if (news.step !== this.step) this.coarsen(news.step);
     this.evaluations.push(...news.evaluations);
     if (this.evaluations.length > 2000) this.evaluations = this.evaluations.filter((_, i) => i % 2);
@@ -150,9 +153,21 @@ export class Run {
       if (cells.delay) cells.delay.draw(news);
     });
     this.picture.draw();
-    for (const chart of this.charts) chart.draw(end_s);
     this.drawEvents();
     this.timeline.draw();
+    return this.drawCharts(end_s);
+  }
+
+  // Draw the charts that are out of date, at least one of them; return whether some are left for
+  // the next frame, so that a page of many workers never stands still for long.
+  drawCharts(end_s) {
+    const began = performance.now();
+    const old = this.charts.filter((chart) => chart.isOld(end_s));
+    for (const [at, chart] of old.entries()) {
+      if (at && performance.now() - began > CHARTS_MS) return true;
+      chart.draw(end_s);
+    }
+    return false;
   }
 
   left(progress) {
