@@ -590,6 +590,7 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
+        self.extra_traceback = False  # to log it, PyTorch would import its compiler: seconds
         self.forms: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
