@@ -491,6 +491,9 @@ class Run(Table, frozen=True, kw_only=True):
     # of initial weights, of the order of samples and of all other draws
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     split: list[Count] | None = None  # [2, 1, 1]: how many stages each worker gets; None: one each
+    # [1, 3]: how many workers, in order, each rank of `asyncdni run` gets; None: as fits their work
+    # and the machines; see docs/machines.md
+    place: list[Whole] | None = None
     evaluate_every: Positive = 1.0  # [epochs] between evaluations; fractions allowed
     # "drained": for each evaluation all batches in flight end, and training waits; "behind": each
     # stage copies its weights, and training goes on while the copies are evaluated
@@ -499,8 +502,9 @@ class Run(Table, frozen=True, kw_only=True):
     # character or token), or a function of yours, "mymetrics:f1"; see docs/training.md
     metrics: list[str] = []
     threads: Count = 1  # BLAS threads of each worker
-    # on which cores workers run: "auto" gives neighbours in a locked chain different ones, "none"
-    # leaves the choice to the system, [0, 1, 0] names the core of each worker; see docs/speed.md
+    # on which cores workers run: "auto" gives neighbours in a locked chain different ones, and long
+    # turns to decoupled workers of which more than two share a core; "none" leaves the choice to
+    # the system, [0, 1, 0] names the core of each worker; see docs/speed.md
     pin: Literal["auto", "none"] | list[Whole] = "auto"
     dtype: Literal["float32", "float64"] = "float32"  # of weights, gradients and messages
     # stages in PyTorch: compute products and convolutions in this type, by torch.autocast; weights,

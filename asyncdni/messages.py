@@ -218,12 +218,12 @@ class Fetch(Message, frozen=True, tag=True):
 
 class Part(Message, frozen=True, tag=True):
     """Bytes of a file of the run's folder, in both directions: what a worker without access to that
-    folder has written, or has asked for."""
+    folder has written, or has asked for. From an agent: what is new in a worker's log."""
 
-    incarnation: int  # of the worker
+    incarnation: int  # of the worker; 0: an agent sends it
     path: str  # in the folder of the run
     offset: int  # of the first of these bytes in the file
-    size: int  # of the whole file, in bytes
+    size: int  # of the whole file, in bytes; of a log so far
     data: bytes  # 1 to PART_BYTES
     sha256: str = ""  # of the whole file, in its last part
 
@@ -470,6 +470,7 @@ class Enrol(Message, frozen=True, tag=True):
     cores: int  # that it may use
     memory_bytes: int  # of the machine; 0: the system does not tell
     running: list[str] = []  # workers that an earlier coordinator has had started there, and live
+    gpus: int = 0  # that it may use
 
 
 class Enrolled(Message, frozen=True, tag=True):
@@ -481,6 +482,7 @@ class Enrolled(Message, frozen=True, tag=True):
     threads: int  # of each worker's BLAS
     silence_s: float  # how often to beat: see `beat.Heart`
     coordinator_s: float = 0.0  # how long to wait for a coordinator that has died
+    term: int = 0  # the coordinator's, as in `Welcome`; 0: it does not take logs
 
 
 class Engage(Message, frozen=True, tag=True):

@@ -1,4 +1,4 @@
-"""Which core a worker gets, and that all of its threads stay there."""
+"""Which core a worker gets, that all of its threads stay there, and who takes long turns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from each import each
 from processes import ENDLESS, TINY, Site, await_training, make_site
 
 from asyncdni import config, experiment
-from asyncdni.drivers.real.machine import choose_core, usable_cores
+from asyncdni.drivers.real.machine import choose_core, usable_cores, wants_long_turns
 from asyncdni.errors import ConfigError
 
 LOCKED = {"name": "locked"}
@@ -80,6 +80,26 @@ def test_a_core_that_the_process_may_not_use_is_refused() -> None:
     assert str(caught.value) == "run.pin: worker 1 may not run on core 7, only on 0, 1"
 
 
+@each(
+    "schedule, pin, cores, wanted",
+    [
+        (SYNTHETIC, "auto", [0], True),
+        ({"name": "local_loss"}, "auto", [3], True),
+        (SYNTHETIC, "auto", [0, 1], False),  # at most two of three share a core
+        (SYNTHETIC, "auto", [], False),  # the system names none
+        (SYNTHETIC, "none", [0], False),
+        (SYNTHETIC, [0, 0, 0], [0], False),
+        (LOCKED, "auto", [0], False),
+        ({"name": "delayed"}, "auto", [0], False),  # gradients are waited for
+    ],
+)
+def test_decoupled_workers_that_crowd_the_cores_take_long_turns(
+    schedule: dict[str, Any], pin: Any, cores: list[int], wanted: bool
+) -> None:
+    plan = networks.design(networks.chain(3), schedule, run={"pin": pin}).plan
+    assert wants_long_turns(plan.groups, pin, cores) is wanted
+
+
 # --- the option ----------------------------------------------------------------------------------
 
 
@@ -115,27 +135,28 @@ def test_the_option_reaches_the_workers_as_it_was_given(pin: Any) -> None:
 _PIN = """\
 import os, threading
 from pathlib import Path
-from asyncdni.drivers.real.machine import pin_process, usable_cores
+from asyncdni.drivers.real.machine import pin_process, take_long_turns, usable_cores
 
 end = threading.Event()
 before = threading.Thread(target=end.wait)
 before.start()
 pin_process(usable_cores()[-1])
+take_long_turns()
 after = threading.Thread(target=end.wait)
 after.start()
-tasks = Path("/proc/self/task").glob("*")
-print(*(os.sched_getaffinity(int(task.name)) for task in tasks), sep=";")
+threads = [int(task.name) for task in Path("/proc/self/task").glob("*")]
+print(*((os.sched_getaffinity(one), os.sched_getscheduler(one)) for one in threads), sep=";")
 end.set()
 """
 
 
 @several_cores
-def test_a_pinned_process_keeps_threads_from_before_and_after_on_its_core() -> None:
+def test_a_process_changes_threads_from_before_and_after() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _PIN], capture_output=True, text=True, timeout=60, check=True
     )
     threads = done.stdout.strip().split(";")
-    assert set(threads) == {str({usable_cores()[-1]})}
+    assert set(threads) == {str(({usable_cores()[-1]}, os.SCHED_BATCH))}
     assert len(threads) >= 3
 
 
@@ -172,6 +193,26 @@ def test_all_threads_of_locked_workers_run_where_the_option_says(site: Site, pin
         threads = _threads(pids[stage])
         assert len(threads) >= 3
         assert all(allowed == expected for allowed in threads), (stage, threads)
+    command.interrupt()
+    assert command.finished().code == 130
+
+
+@several_cores
+@pytest.mark.long
+def test_three_decoupled_workers_on_one_core_take_long_turns(site: Site) -> None:
+    """Each thread of each: the one that computes, ZeroMQ's and the one that beats."""
+    middle = '[[stages]]\nname = "middle"\nlayers = [{ dense = 8 }]\n\n[[stages]]\nname = "top"'
+    site.write("three.toml", TINY.replace('[[stages]]\nname = "top"', middle))
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(usable)})  # processes started from now on inherit it
+    try:
+        command = site.start("train", "three.toml", "--out", "run", *ENDLESS)
+        pids = await_training(site.folder / "run", workers=3)
+    finally:
+        os.sched_setaffinity(0, usable)
+    for pid in pids.values():
+        threads = [int(task.name) for task in Path(f"/proc/{pid}/task").glob("*")]
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
     command.interrupt()
     assert command.finished().code == 130
 

@@ -21,17 +21,21 @@ from processes import free_port, until
 
 from asyncdni import config, experiment
 from asyncdni.__main__ import main
+from asyncdni.cluster import agent as agent_module
 from asyncdni.cluster import keeper as keeper_module
+from asyncdni.cluster import rendezvous as rendezvous_module
 from asyncdni.cluster.agent import Means, serve
-from asyncdni.cluster.elastic import Elastic
+from asyncdni.cluster.elastic import Elastic, Host
 from asyncdni.cluster.engines import Place
 from asyncdni.cluster.keeper import Keeper
 from asyncdni.cluster.lead import digest
 from asyncdni.cluster.rendezvous import Meeting, Rendezvous, Work
-from asyncdni.cluster.ssh import Line, receive_keys
+from asyncdni.cluster.ssh import _PART, Connections, Line, receive_keys
+from asyncdni.cluster.worker_logs import LogSender
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, LaunchError
 from asyncdni.messages import (
+    PART_BYTES,
     PROTOCOL_VERSION,
     Beat,
     Dismiss,
@@ -41,7 +45,9 @@ from asyncdni.messages import (
     Enrolled,
     Introduce,
     Message,
+    Part,
     Refused,
+    Taken,
 )
 from asyncdni.plan.sizes import worker_operations
 from asyncdni.store.resume import continued_experiment
@@ -83,11 +89,15 @@ class Scene:
         )
         return Agent(self, transport, enrol, **changes)
 
-    def close(self, error: BaseException | None = None) -> None:
-        """End the run with `error`, once; nobody who has not come is waited for."""
+    def close(self, error: BaseException | None = None, *, heard: bool = False) -> None:
+        """End the run with `error`, once; nobody who has not come is waited for, and the ends of
+        workers only where they are `heard`."""
         if not self._closed:
             self._closed = True
             self.rendezvous._turned_away.update(range(3))
+            if not heard:
+                for one in self.rendezvous._agents.values():
+                    one.running.clear()
             self.rendezvous.__exit__(None, error, None)
 
 
@@ -158,6 +168,54 @@ def test_an_agent_starts_its_workers_and_tells_of_their_ends(
     assert agent.gets(Engage) == Engage("a")
 
 
+def test_what_workers_elsewhere_print_reaches_the_folder_of_the_run(
+    scenes: Callable[..., Scene], tmp_path: Path
+) -> None:
+    """Also what comes after the end of the run, until the agent tells of its workers' ends; and a
+    worker that hangs there is told of with the last lines of its present process."""
+    scene = scenes(folder=str(tmp_path), silence_s=0.0)
+    agent = scene.agent(1)
+    agent.gets(Enrolled)
+    agent.gets(Engage)
+
+    def part(path: str, data: bytes) -> Part:
+        return Part(0, path, 0, len(data), data)
+
+    agent.transport.send(part("logs/a.log", b"asyncdni: warning: of the first\n"))
+    assert agent.gets(Taken) == Taken(0, "logs/a.log", 32)
+    scene.rendezvous.restart("a")
+    agent.gets(Engage)
+    assert scene.rendezvous.last_lines("a") == ""
+    agent.transport.send(part("logs/../evil.log", b"x"))
+    agent.gets(Taken)
+    agent.transport.send(part("logs/a.log", b"it hangs\n"))
+    agent.gets(Taken)
+    assert scene.rendezvous.last_lines("a") == "it hangs"
+    agent.transport.send(part("logs/a.log", b"the last line\n"))
+    agent.transport.send(Ended("a", 0, ""))
+    scene.close(heard=True)
+    (log,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    said = ["asyncdni: warning: of the first", "it hangs", "the last line"]
+    assert log.read_text().splitlines() == said
+
+
+def test_a_log_is_sent_as_it_grows_and_no_faster_than_it_is_taken(tmp_path: Path) -> None:
+    sent: list[Part] = []
+    sender = LogSender(tmp_path, sent.append)
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs" / "a.log"
+    log.write_bytes(os.urandom(5 * PART_BYTES) + b"end")
+    for parts in (4, 4):
+        assert not sender.look() and len(sent) == parts
+    sender.taken(Taken(0, "logs/a.log", sent[0].size))
+    assert not sender.look() and len(sent) == 5
+    sender.begin_again()  # another coordinator: what nobody has taken counts as lost
+    assert not sender.look() and sent[1] == sent[5]
+    while not sender.look():
+        sender.taken(Taken(0, "logs/a.log", sent[-1].size))
+    assert b"".join(part.data for part in [sent[0], *sent[5:]]) == log.read_bytes()
+
+
 @each(
     "error, expected",
     [
@@ -214,7 +272,9 @@ def test_a_rank_is_taken_for_as_long_as_its_agent_beats(scenes: Callable[..., Sc
     first.gets(Engage)
 
 
-def test_an_agent_comes_back_after_its_death(scenes: Callable[..., Scene]) -> None:
+def test_an_agent_comes_back_after_its_death(
+    scenes: Callable[..., Scene], caplog: pytest.LogCaptureFixture
+) -> None:
     """The worker of which nobody knows yet that it has died with its agent is told of; the one
     whose start was lost with the agent is started at once."""
     scene = scenes(placement={"a": 1, "b": 1}, silence_s=0.0)
@@ -223,6 +283,7 @@ def test_an_agent_comes_back_after_its_death(scenes: Callable[..., Scene]) -> No
         first.gets(kind)
     first.transport.close(0)
     scene.rendezvous.restart("b")
+    assert caplog.messages[-1].endswith("b is started there once its agent is back")
     second = scene.agent(1, pid=99)
     second.gets(Enrolled)
     assert second.gets(Engage) == Engage("b")
@@ -245,20 +306,50 @@ def test_an_agent_of_an_earlier_coordinator_is_taken_back_with_the_workers_that_
     assert asked == [Introduce()]
 
 
+def test_machines_are_known_before_anything_is_placed() -> None:
+    """Those of agents that an earlier coordinator has left behind too, with what lives there."""
+    with Rendezvous(MEETING, 2, DIGEST, None) as rendezvous:
+        agent = AgentTransport(rendezvous.address)
+        enrol = Enrol(PROTOCOL_VERSION, 1, 2, DIGEST, 11, "h", 6, 2**30, ["b"], gpus=2)
+
+        def enrols() -> None:
+            agent.send(Beat())
+            until(lambda: agent.receive(0.1) == [Introduce()], "a question")
+            agent.send(enrol)
+
+        thread = threading.Thread(target=enrols)
+        thread.start()
+        assert rendezvous.gather(60.0, takes_back=True) == {1: Host(6, 2**30, 2)}
+        thread.join()
+        assert rendezvous.running() == {"b": 1}
+        rendezvous.begin(replace(WORK, placement={"a": 1, "b": 1}), None)
+        sent: list[Message] = []
+
+        def told() -> bool:
+            sent.extend(agent.receive(0.1))
+            return len(sent) == 2
+
+        until(told, "what it is to do")
+        assert isinstance(sent[0], Enrolled) and sent[1] == Engage("a")
+        rendezvous._agents[1].running.clear()
+        agent.close(0)
+
+
 def test_a_coordinator_is_kept_going_until_it_has_died_too_often(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its own end is that of the run, with its exit code; so is a signal that was handed on."""
     monkeypatch.setattr(keeper_module, "_WORDS_S", 0.0)
-    said: list[str] = []
     dies = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     often = pytest.raises(LaunchError, match=r"signal 9, 2 times in a row within 60 s")
-    with Keeper(dies, said.append, "", 1, 60.0) as keeper, often:
+    with Keeper(dies, "", 1, 60.0) as keeper, often:
         until(keeper.watch, "the last death")
-    assert said == ["the coordinator was killed by signal 9; it is started again, " + WAITING]
-    with Keeper([sys.executable, "-c", "exit(3)"], said.append, "", 1, 60.0) as keeper:
+    assert caplog.messages == [
+        "the coordinator was killed by signal 9; it is started again, " + WAITING
+    ]
+    with Keeper([sys.executable, "-c", "exit(3)"], "", 1, 60.0) as keeper:
         assert until(keeper.watch, "its end") == 3
-    with Keeper(["sleep", "60"], said.append, "", 1, 60.0) as keeper:
+    with Keeper(["sleep", "60"], "", 1, 60.0) as keeper:
         keeper.signal(signal.SIGTERM)
         assert until(keeper.watch, "its end") == 128 + signal.SIGTERM
 
@@ -334,10 +425,87 @@ def test_an_agent_leaves_with_what_the_coordinator_says(
     assert str(error) == "rank 2 leaves: the run has ended: a full disk"
 
 
+def test_agents_that_wait_for_a_coordinator_learn_why_it_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before it listens; and those that have lived on, which do not enrol, by an answer to their
+    beats."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    end = served(Place("asyncdni", 1, 2, address))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "COORDINATOR": address}.items():
+        monkeypatch.setenv(f"ASYNCDNI_{name}", value)
+    assert main(["run", "recipe:digits", "--set", "run.epochs=-1"]) == 2
+    assert "run.epochs" in capsys.readouterr().err
+    assert str(end()).startswith("rank 1 leaves: the run has ended: run.epochs")
+    agents = []
+    with pytest.raises(ConfigError), Rendezvous(MEETING, 2, DIGEST, None) as rendezvous:
+        agents.append(AgentTransport(rendezvous.address))
+        agents[0].send(Beat())
+        raise ConfigError("the folder has another run")
+    (dismissed,) = until(lambda: agents[0].receive(0.1), "the end")
+    agents[0].close(0)
+    assert dismissed == Dismiss(2, "the run has ended: the folder has another run")
+
+
+def test_a_port_of_the_coordinator_that_is_closed_on_the_way_is_named(
+    scenes: Callable[..., Scene],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its agents' port is told of, since rank 0 may be late; that of its workers ends the run."""
+    monkeypatch.setattr(agent_module, "_REACH_S", 0.1)
+    monkeypatch.setattr(agent_module, "worker_command", lambda *_, **__: ["sleep", "60"])
+    closed = f"tcp://127.0.0.1:{free_port()}"
+    told = f"can't connect to the coordinator at {closed} yet: Connection refused"
+    served(Place("asyncdni", 1, 2, closed), abandoned=lambda: told in caplog.text)()
+    scene = scenes(folder=str(tmp_path), coordinator=closed)
+    end = served(Place("asyncdni", 1, 3, scene.rendezvous.address))
+    with pytest.raises(
+        LaunchError, match=rf"rank 1 on .* can't connect to {closed}, where workers"
+    ):
+        until(scene.rendezvous.exited, "the agent's news")
+    assert f"can't connect to {closed}" in str(end())
+    assert scene.rendezvous._transport.rejected_messages == 0
+
+
 def test_an_agent_does_not_wait_for_ever() -> None:
     place = Place("asyncdni", 1, 2, f"tcp://127.0.0.1:{free_port()}")
     assert "no coordinator at tcp://127.0.0.1" in str(served(place, timeout_s=0.05)())
     assert "connection" in str(served(place, abandoned=lambda: True)())
+
+
+# --- connections by ssh --------------------------------------------------------------------------
+
+
+@each("elastic", [False, True])
+def test_a_connection_that_keeps_breaking_ends_a_run_unless_others_take_over(
+    elastic: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is made again at once, and then ever later; that of an agent that has been dismissed is
+    not."""
+    words: dict[str, Any] = {"remote": "x", "keys": None, "words": (), "elastic": elastic}
+    with Connections(["h"], ssh="false", **words) as connections:
+        connections.start("tcp://h:1")
+
+        def breaks() -> bool:
+            connections.check({0})
+            connections._due_s.update(dict.fromkeys(connections._due_s, 0.0))
+            return len(caplog.messages) == (8 if elastic else 5)
+
+        until(breaks, "broken connections")
+        first = "h: the agent has ended (exit code 1); it is started again"
+        assert caplog.messages[:3] == [first, f"{first} in 1 s", f"{first} in 2 s"]
+        if not elastic:
+            with pytest.raises(LaunchError, match="the connection to h keeps breaking"):
+                until(lambda: connections.check({0}), "the end")
+    says = f"sh -c 'echo {_PART[True]}; echo {_PART[False]}'"
+    with Connections(["h"], ssh=says, **words) as connections:
+        connections.start("tcp://h:1")
+        connections._open[0].process.wait()
+        connections._open[0].last_words()
+        connections.check({0})
+        assert connections.came == {0} and not connections._due_s
 
 
 # --- what travels by ssh -------------------------------------------------------------------------
@@ -387,6 +555,14 @@ def test_the_command_refuses_in_one_line(
     assert said in capsys.readouterr().err
 
 
+def test_train_does_not_promise_to_survive_its_coordinator(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "recipe:digits", "--set", "recovery.coordinator_s=60"]) == 2
+    assert "recovery.coordinator_s = 60: " in (said := capsys.readouterr().err)
+    assert "use `asyncdni run`" in said
+
+
 @each("ranks", ["1", "2"])
 def test_a_job_that_is_started_again_without_a_folder_is_refused(
     ranks: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -395,6 +571,7 @@ def test_a_job_that_is_started_again_without_a_folder_is_refused(
     for name, value in {**engine, "TORCHELASTIC_RESTART_COUNT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setattr(rendezvous_module, "_WAITING_S", 0.0)
     assert main(["run", "recipe:digits"]) == 2
     said = capsys.readouterr().err
     assert "attempt 2 of this job, by torchrun: without --out there is no folder to go on" in said

@@ -437,12 +437,35 @@ def test_agents_start_and_leave_nothing() -> None:
 def test_kept_runs_of_the_transformers_are_those_of_the_plan() -> None:
     bench = module("transformers/run.py")
     runs = bench.Runs(bench.RESULTS)
-    jobs = [job for name in bench.RULES for job in bench.tuning(name)]
+    jobs = [job for name in bench.RULES for job in bench.tuning(name).values()]
     jobs += [job for part in bench.PARTS for job in bench.planned(part, runs)]
     held = {job.key for job in jobs if runs.holds(job)}  # raises for another digest
     assert held == set(runs.found)
     tables = bench.job("readout, links of 100 ms", 4, 30, 1e-3, 0).tables
     assert tables["links"] == {"latency": "100ms"}
+
+
+def test_rates_are_tried_until_the_best_lies_between_two_worse_ones(tmp_path: Path) -> None:
+    bench = module("transformers/run.py")
+    runs, jobs = bench.Runs(tmp_path / "runs.json"), bench.tuning("readout")
+    losses = {1e-3: 2.6, 2e-3: 2.5, 4e-3: 2.4, 8e-3: 2.3, 1.6e-2: None}  # the last one failed
+    rates = {job.key: rate for rate, job in jobs.items()}
+
+    def carry_out(wanted: list[Any]) -> None:
+        assert bench.best(jobs, runs) is None
+        runs.found |= {job.key: {"loss": losses[rates[job.key]]} for job in wanted}
+
+    bench.try_rates([jobs], carry_out, runs)
+    assert bench.best(jobs, runs) == 8e-3
+    assert {rates[key] for key in runs.found} == {2e-3, 4e-3, 8e-3, 1.6e-2}
+
+
+def test_seconds_to_a_loss_lie_between_two_evaluations() -> None:
+    bench = module("transformers/seconds.py")
+    curve = [[100, 10.0, bench.LOSS + 0.3], [200, 20.0, bench.LOSS - 0.1], [300, 31.0, 0.0]]
+    assert bench.reached({"curve": curve}) == pytest.approx((17.5, 175.0))
+    assert bench.reached({"curve": curve[:1]}) is None
+    assert bench.reached({"curve": [[100, 10.0, bench.LOSS]]}) == (10.0, 100.0)
 
 
 def log_of(entry: str, losses: list[float], seconds: list[float]) -> dict[int, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -133,7 +134,11 @@ Invented = Callable[[Sequence[str], str, int], Load]
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run `asyncdni compare` with invented runs; returns its document, and what was run."""
+    """Run `asyncdni compare` with invented runs; returns its document, and what was run.
+
+    Without plots, which would take nine tenths of the time.
+    """
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     (tmp_path / "a.toml").write_text(f"{ADDITION}\n[run]\nepochs = 10\n")
     runs: list[str] = []
 

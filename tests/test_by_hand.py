@@ -91,7 +91,7 @@ def test_workers_in_any_order_give_the_weights_of_train_and_need_no_file(site: S
         'name = "top"', 'name = "middle"\nlayers = ["tanh"]\n[[stages]]\nname = "top"'
     )
     site.write("tiny.toml", text)
-    assert site.run("train", "tiny.toml", "--out", "train").code == 0
+    assert site.call("train", "tiny.toml", "--out", "train").code == 0
     port = free_port()
     elsewhere = site.write("elsewhere/empty", "").parent
 
@@ -152,7 +152,7 @@ def test_an_ipc_address_works_as_well_and_its_sockets_are_removed(site: Site) ->
 @pytest.mark.long
 def test_a_run_over_ipv6_with_keys_at_ports_of_a_range_and_by_other_names(site: Site) -> None:
     need_ipv6()
-    assert site.run("keys", "new", "keys").code == 0
+    assert site.call("keys", "new", "keys").code == 0
     port = free_port()
     flags = ["--keys", "keys"]
     at = [*flags, "--bind", f"tcp://[::]:{port}-{min(port + 99, 65535)}", "--advertise", "::1"]
@@ -171,8 +171,8 @@ def test_a_run_over_ipv6_with_keys_at_ports_of_a_range_and_by_other_names(site: 
 
 def test_ports_that_can_t_be_are_refused(site: Site) -> None:
     both = ["--bind", "tcp://127.0.0.1:5555", "--ports", "5555-5600"]
-    assert "not allowed with argument" in site.run("coordinator", "tiny.toml", *both).err
-    wrong = site.run("coordinator", "tiny.toml", "--ports", "5600-5555", "--insecure")
+    assert "not allowed with argument" in site.call("coordinator", "tiny.toml", *both).err
+    wrong = site.call("coordinator", "tiny.toml", "--ports", "5600-5555", "--insecure")
     wrong.refused("--ports 5600-5555", "FIRST-LAST")
 
 

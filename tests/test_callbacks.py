@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 from each import each
-from test_training import TINY, arrays
+from test_training import ONE, TINY, arrays
 
 import asyncdni
 from asyncdni.errors import ConfigError
@@ -42,7 +42,7 @@ class Notes:
 
 def train(callback: Any, out: Path | None = None, **options: Any) -> asyncdni.Result:
     set_ = [*LOCKED, *options.pop("set", [])]
-    return asyncdni.train(TINY, data=arrays(), out=out, set=set_, callbacks=[callback], **options)
+    return asyncdni.train(ONE, data=arrays(), out=out, set=set_, callbacks=[callback], **options)
 
 
 def test_callbacks_see_the_run_and_may_end_it_with_the_weights_they_have_seen(
@@ -60,7 +60,7 @@ def test_callbacks_see_the_run_and_may_end_it_with_the_weights_they_have_seen(
     assert summary["ended_early"] == result.summary["ended_early"] == "good enough"
     assert [entry["samples"] for entry in result.history] == [128, 256]
     assert (tmp_path / "run" / "final" / "top.safetensors").is_file()
-    shorter = asyncdni.train(TINY, data=arrays(), set=[*LOCKED, "run.epochs=2"])
+    shorter = asyncdni.train(ONE, data=arrays(), set=[*LOCKED, "run.epochs=2"])
     for name, array in shorter.weights.items():
         np.testing.assert_array_equal(result.weights[name], array, err_msg=name)
     assert asyncdni.train(resume=tmp_path / "run").history == result.history  # it is complete
@@ -179,8 +179,8 @@ def test_a_run_may_end_within_an_epoch() -> None:
 
 def test_the_learning_rate_decays_to_the_last_step() -> None:
     cosine = [*LOCKED, 'optimizer.decay={ name = "cosine" }']
-    short = asyncdni.train(TINY, data=arrays(), set=[*cosine, "run.epochs=3", "run.max_steps=8"])
-    one = asyncdni.train(TINY, data=arrays(), set=[*cosine, "run.epochs=1"])
+    short = asyncdni.train(ONE, data=arrays(), set=[*cosine, "run.epochs=3", "run.max_steps=8"])
+    one = asyncdni.train(ONE, data=arrays(), set=[*cosine, "run.epochs=1"])
     for name, array in one.weights.items():
         np.testing.assert_array_equal(short.weights[name], array, err_msg=name)
 

@@ -185,7 +185,29 @@ def test_without_ray_or_its_cluster_one_line_says_what_to_do(
 def test_no_rank_has_more_work_than_it_must_have(
     costs: list[float], ranks: int, expected: list[int]
 ) -> None:
-    placed = balanced({str(number): cost for number, cost in enumerate(costs)}, ranks)
+    for slots in (1, 4):
+        placed = balanced({str(at): cost for at, cost in enumerate(costs)}, [slots] * ranks)
+        assert list(placed.values()) == expected
+
+
+@each(
+    "slots, room, expected",
+    [
+        ([3, 1], None, [0, 0, 0, 1]),
+        ([64, 8], None, [0, 0, 1, 1]),  # more cores than workers are of no use
+        ([0, 2], None, [1, 1, 1, 1]),
+        ([1, 4, 1, 1, 1], None, [0, 1, 2, 3]),
+        ([1, 1, 1, 1, 4], None, [0, 1, 2, 4]),
+        ([4, 4], [1.0, 9.0], [0, 1, 1, 1]),
+        ([4, 4], [1.0, 1.0], [0, 0, 1, 1]),  # it fits nowhere: whoever starts it says so
+    ],
+)
+def test_machines_get_as_many_workers_as_they_have_cores_and_memory_for(
+    slots: list[int], room: list[float] | None, expected: list[int]
+) -> None:
+    names = "abcd"
+    needs = dict.fromkeys(names, 1) if room is not None else None
+    placed = balanced(dict.fromkeys(names, 1.0), slots, needs, room)
     assert list(placed.values()) == expected
 
 

@@ -332,7 +332,7 @@ def test_synthetic_without_waiting_is_not_backpropagation() -> None:
 LEARNING = {
     "data": {"examples": 200, "test_examples": 100, "batch_size": 10},
     "optimizer": {"name": "adam", "learning_rate": 0.01},
-    "run": {"epochs": 30, "evaluate_every": 30.0},
+    "run": {"epochs": 20, "evaluate_every": 20.0},
 }
 
 

@@ -52,8 +52,8 @@ REFUSALS = [
      "schedule, optimizer, run, limits, staleness, checkpoint, recovery, elastic, numbers, links, "
      "slow"),
     (changed(run={"epohs": 3}), "run: unknown key 'epohs', did you mean 'epochs'? known: epochs, "
-     "max_steps, early_stopping, seed, split, evaluate_every, evaluate, metrics, threads, pin, "
-     "dtype, autocast, compile, device, init, init_stages, init_sha256, store"),
+     "max_steps, early_stopping, seed, split, place, evaluate_every, evaluate, metrics, threads, "
+     "pin, dtype, autocast, compile, device, init, init_stages, init_sha256, store"),
     (changed(run={"epochs": "3"}), "run.epochs: expected an integer of at least 0, got '3'"),
     (changed(run={"epochs": 2.0}), "run.epochs: expected an integer of at least 0, got 2.0"),
     (changed(run={"epochs": True}), "run.epochs: expected an integer of at least 0, got true"),

@@ -61,7 +61,7 @@ def design(stages: Any, schedule: Any, **checkpoint: Any) -> Design:
         stages,
         schedule,
         data={"batch_size": 6, "examples": 32},
-        run={"epochs": 6},
+        run={"epochs": 5},
         checkpoint={"every": 0.5, **checkpoint},
         recovery={"restarts": 1000},
         limits={"stuck_s": 5.0, "window": 3},

@@ -40,7 +40,7 @@ def bound(site: Site) -> str:
 def test_a_run_with_keys_gives_the_weights_of_one_without_and_shows_who_must_have_them(
     site: Site,
 ) -> None:
-    assert site.run("train", "tiny.toml", "--out", "plain").code == 0
+    assert site.call("train", "tiny.toml", "--out", "plain").code == 0
     commands = [coordinator(site, "tcp://0.0.0.0:0", "--keys", "keys")]
     bound(site)
     (record,) = until_recorded(site.folder / "run", "bound")
@@ -86,7 +86,7 @@ REFUSED = {
 def test_an_address_off_this_host_without_keys_is_refused_with_the_cure(
     site: Site, case: str
 ) -> None:
-    line = site.run(*REFUSED[case]).refused("--keys DIR", "asyncdni keys new", "--insecure")
+    line = site.call(*REFUSED[case]).refused("--keys DIR", "asyncdni keys new", "--insecure")
     assert "tcp://" in line
 
 
@@ -101,7 +101,7 @@ def test_insecure_must_be_said_aloud_and_is_passed_on(site: Site) -> None:
 
 def test_keys_and_insecure_exclude_each_other(site: Site) -> None:
     args = ("--bind", "tcp://127.0.0.1:0", "--keys", "keys", "--insecure")
-    site.run("coordinator", "tiny.toml", *args).refused("--keys", "--insecure", "not both")
+    site.call("coordinator", "tiny.toml", *args).refused("--keys", "--insecure", "not both")
 
 
 @pytest.mark.parametrize("command", ["coordinator", "worker"])
@@ -111,9 +111,9 @@ def test_keys_that_others_can_read_are_refused(site: Site, command: str) -> None
         "coordinator": ["tiny.toml", "--bind", "tcp://127.0.0.1:0"],
         "worker": ["--stage", "0", "--coordinator", "tcp://127.0.0.1:5"],
     }[command]
-    site.run(command, *args, "--keys", "keys").refused(f"{command}.key", "600")
+    site.call(command, *args, "--keys", "keys").refused(f"{command}.key", "600")
 
 
 def test_a_folder_without_keys_is_refused(site: Site) -> None:
     args = ("--stage", "0", "--coordinator", "tcp://127.0.0.1:5", "--keys", "nowhere")
-    site.run("worker", *args).refused("nowhere", "asyncdni keys new")
+    site.call("worker", *args).refused("nowhere", "asyncdni keys new")

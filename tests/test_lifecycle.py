@@ -95,7 +95,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Weights of the four stages after training in one process."""
     with make_site(tmp_path_factory.mktemp("alone")) as site:
         site.write("four.toml", FOUR)
-        finished = site.run("train", "four.toml", "--out", "run", "--set", "run.split=[4]")
+        finished = site.call("train", "four.toml", "--out", "run", "--set", "run.split=[4]")
         assert finished.code == 0, finished
         assert len(records(site.folder / "run", "joined")) == 1
         return weights(site.folder / "run")
@@ -154,7 +154,7 @@ def test_ctrl_c_in_the_middle_of_training_saves_what_was_learned(site: Site, sch
     finished.refused("interrupted after", f"all is kept in {run}: `asyncdni train --resume {run}`")
     assert [one["phase"] for one in records(run, "stopping")] == ["training", "saving"]
     _assert_saved(site)
-    assert site.run("evaluate", "run").out.startswith("final weights: accuracy ")
+    assert site.call("evaluate", "run").out.startswith("final weights: accuracy ")
 
 
 @pytest.mark.parametrize(

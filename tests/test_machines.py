@@ -111,15 +111,32 @@ def _rank(site: Site, rank: int, port: int, *words: str) -> Command:
     place = {"ASYNCDNI_RANK": str(rank), "ASYNCDNI_WORLD_SIZE": "2"}
     address = ("--coordinator", f"tcp://127.0.0.1:{port}")
     schedule = ("--schedule", "synthetic", "--set", "checkpoint.snapshot_every=1s")
-    return site.start("run", "tiny.toml", "--out", "run", *address, *schedule, *words, **place)
+    command = (*ASYNCDNI, "run", "tiny.toml", "--out", "run", *address, *schedule, *words)
+    return site.execute([*_elsewhere(site, "run", rank), *command], **place)
+
+
+def _elsewhere(site: Site, folder: str, rank: int) -> list[str]:
+    """What comes before the command of a rank that is not to see the run's folder, as if it were on
+    another machine: nothing for rank 0, and where the system does not allow that."""
+    (site.folder / folder).mkdir(exist_ok=True)
+    hidden = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {folder} && exec "$@"', "sh"]
+    if (
+        not rank
+        or subprocess.run([*hidden, "true"], cwd=site.folder, capture_output=True).returncode
+    ):
+        return []
+    return hidden
 
 
 def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site: Site) -> None:
+    """What the workers of the other machine have printed is in the run's folder, to its end."""
     port, folder = free_port(), site.folder / "run"
     first, agent = (_rank(site, rank, port, *ENDLESS) for rank in (0, 1))
     os.kill(await_training(folder)["top"], signal.SIGKILL)
     until_recorded(folder, "back", 1)
     until(lambda: "worker top has died with signal 9" in agent.warned(), "the agent's news")
+    log = folder / "logs" / "top.log"
+    until(lambda: log.read_text().count("serves the coordinator") == 2, "the second one's log")
     agent.kill()
     again = _rank(site, 1, port, *ENDLESS)
     until_recorded(folder, "back", 2)
@@ -129,6 +146,8 @@ def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site
     ends = [command.finished() for command in (first, again)]
     assert [one.code for one in ends] == [128 + signal.SIGUSR1] * 2
     assert "all is kept in" in ends[0].err and "rank 1 leaves: " in ends[1].err
+    said = log.read_text()
+    assert said.count("serves the coordinator") == 3 and said.rstrip().endswith("the run is over")
 
 
 @pytest.mark.parametrize("schedule", ["locked", "synthetic"])
@@ -161,19 +180,25 @@ def test_a_coordinator_that_is_killed_comes_back_and_its_workers_have_lived_on(
 # --- machines that leave and come back ------------------------------------------------------------
 
 
-def test_a_machine_that_leaves_and_comes_back_costs_time_alone(site: Site) -> None:
-    """Its worker is taken over, and given back later; under `locked` the weights are those of a run
-    of as many steps in which nothing happened."""
+@pytest.mark.parametrize("schedule", ["locked", "synthetic"])
+def test_a_machine_that_leaves_and_comes_back_costs_time_alone(site: Site, schedule: str) -> None:
+    """Its worker is taken over, and given back later. Under `locked` the weights are those of a run
+    of as many steps in which nothing happened; under `synthetic` that machine does not see the
+    run's folder, the other one learns on meanwhile, and no worker learns from fewer batches."""
     place = {"ASYNCDNI_WORLD_SIZE": "3", "ASYNCDNI_COORDINATOR": f"tcp://127.0.0.1:{free_port()}"}
     words = ("--place", "0,1,1", "--latency", "10ms", "--set", "elastic.away_s=1", *ENDLESS)
+    words += ("--schedule", schedule)
 
     def start(rank: int) -> Command:
-        variables = {**place, "ASYNCDNI_RANK": str(rank)}
-        return site.start("run", "tiny.toml", "--out", "run", *words, **variables)
+        before = _elsewhere(site, "run", rank) if rank == 2 and schedule == "synthetic" else []
+        command = [*before, *ASYNCDNI, "run", "tiny.toml", "--out", "run", *words]
+        return site.execute(command, ASYNCDNI_RANK=str(rank), **place)
 
     folder = site.folder / "run"
+    log = folder / "logs" / "top.log"
     ranks = [start(rank) for rank in range(3)]
     until_recorded(folder, "report")
+    until(lambda: log.exists() and log.stat().st_size, "the first lines of top")
     ranks[2].kill()
     until_recorded(folder, "back")
     ranks[2] = start(2)
@@ -184,7 +209,15 @@ def test_a_machine_that_leaves_and_comes_back_costs_time_alone(site: Site) -> No
     said = first.out + first.err
     assert "rank 0 takes over top" in said and "top goes back to rank 2" in said
     assert [one["stage"] for one in records(folder, "moved")] == ["top"]
+    assert {command.finished().code for command in ranks} == {128 + signal.SIGUSR1}
     steps = json.loads((folder / "final" / "manifest.json").read_text())["batches"]
+    if schedule == "synthetic":
+        _, again = records(folder, "round")[-2:]
+        assert 0 < again["start"] <= steps
+        lines = log.read_text()
+        assert lines.count("serves the coordinator") == 3
+        assert lines.rstrip().endswith("the run is over")
+        return
     alike = (*ENDLESS, f"--set=run.max_steps={steps}")
     assert site.run("train", "tiny.toml", "--out", "train", *alike).code == 0
     assert weights(folder) == weights(site.folder / "train")
@@ -231,15 +264,20 @@ def ssh(site: Site) -> str:
     return " ".join([_installed("ssh"), "-F", "none", *(f"-o{k}={v}" for k, v in client.items())])
 
 
-def test_ssh_gives_the_weights_of_train_and_leaves_nothing(
+def test_ssh_gives_the_weights_of_train_though_the_coordinator_is_killed_and_leaves_nothing(
     site: Site, ssh: str, expected: dict[str, bytes]
 ) -> None:
     marked = [f"{k}={v}" for k, v in site.environment.items() if k.startswith(("ASYNCDNI", "TMP"))]
     remote = " ".join(["env", *marked, *ASYNCDNI])
     hosts = ("--hosts", "127.0.0.1,127.0.0.2,127.0.0.3")
     words = ("--ssh", ssh, "--remote", remote, "--out", "run")
-    ran = _finished(site.start("run", "tiny.toml", *hosts, *words))
-    assert "rank 1 on" in ran.err
+    kept = ("--set", "recovery.coordinator_s=60", "--latency", "100ms")
+    keeper = site.start("run", "tiny.toml", *hosts, *words, *kept)
+    until_recorded(site.folder / "run", "joined", 2)
+    _, coordinator, *_ = (site.folder / "run" / "lock").read_text().split()
+    os.kill(int(coordinator), signal.SIGKILL)
+    ran = _finished(keeper)
+    assert "rank 1 on" in ran.err and "it is started again" in ran.err
     assert weights(site.folder / "run") == expected
     absent = site.run("run", "tiny.toml", *hosts, "--ssh", ssh, "--remote", "/none", "--out", "no")
     absent.refused("no agent can be started on 127.0.0.", "/none")

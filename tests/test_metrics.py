@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from each import each
-from test_training import TINY, arrays
+from test_training import ONE, TINY, arrays
 
 import asyncdni
 from asyncdni.cli import evaluate as command
@@ -144,7 +144,7 @@ def _evaluate(folder: Path, *words: str) -> None:
 )
 def test_a_function_that_fails_ends_the_run_and_is_named(function: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        asyncdni.train(TINY, data=arrays(), metrics={"f1": function})
+        asyncdni.train(ONE, data=arrays(), metrics={"f1": function})
 
 
 def test_what_is_no_function_is_refused() -> None:

@@ -40,7 +40,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def test_an_old_run_is_evaluated_to_the_figures_of_its_time(site: Site) -> None:
     copied(site, "complete")
-    finished = site.run("evaluate", "complete", "--json")
+    finished = site.call("evaluate", "complete", "--json")
     assert (finished.code, finished.err) == (0, "")
     then, now = json.loads((FORMATS / "evaluated.json").read_text()), json.loads(finished.out)
     assert now["samples"] == then["samples"]
@@ -54,7 +54,7 @@ def test_an_interrupted_old_run_goes_on_to_the_weights_that_the_old_code_reached
     site: Site,
 ) -> None:
     folder = copied(site, "interrupted")
-    finished = site.run("train", "--resume", "interrupted")
+    finished = site.call("train", "--resume", "interrupted")
     assert (finished.code, finished.err) == (0, "")
     (resumed,) = records(folder, "resumed")
     assert (resumed["restore"], resumed["start"]) == ("checkpoints/000002", 30)
@@ -72,7 +72,7 @@ def test_an_interrupted_old_run_goes_on_to_the_weights_that_the_old_code_reached
 def test_an_old_run_with_generators_is_made_longer(site: Site) -> None:
     folder = copied(site, "complete")
     before = summary(folder)
-    finished = site.run("train", "--resume", "complete", "--set", "run.epochs=30")
+    finished = site.call("train", "--resume", "complete", "--set", "run.epochs=30")
     assert (finished.code, finished.err) == (0, "")
     (resumed,) = records(folder, "resumed")
     assert (resumed["restore"], resumed["start"]) == ("checkpoints/000004", 100)

@@ -9,15 +9,14 @@ import gzip
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from processes import TINY, Finished, Site, make_site
+from processes import TINY, Site, make_site
 
-from asyncdni.__main__ import main
 from asyncdni.data.mnist import FILES
 
 
@@ -25,24 +24,6 @@ from asyncdni.data.mnist import FILES
 def site(tmp_path: Path) -> Iterator[Site]:
     with make_site(tmp_path) as made:
         yield made
-
-
-@pytest.fixture
-def command(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Finished]:
-    """The command in this process, for what is refused before another is started: much quicker."""
-    monkeypatch.chdir(site.folder)
-    monkeypatch.delenv("ASYNCDNI_DATA", raising=False)
-
-    def run(*args: str | Path) -> Finished:
-        try:
-            code = main([str(arg) for arg in args])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Finished(code, *capsys.readouterr())
-
-    return run
 
 
 def _replaced(old: str, new: str) -> str:
@@ -134,11 +115,11 @@ EXPERIMENTS = {
 
 @pytest.mark.parametrize("case", EXPERIMENTS)
 def test_an_experiment_that_can_not_be_used_is_refused_before_anything_is_written(
-    site: Site, command: Callable[..., Finished], case: str
+    site: Site, case: str
 ) -> None:
     text, words = EXPERIMENTS[case]
     file = site.write("tiny.toml", text)
-    command("train", file, "--out", "run").refused(*words)
+    site.call("train", file, "--out", "run").refused(*words)
     assert not (site.folder / "run").exists()
 
 
@@ -165,12 +146,10 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", ARGUMENTS)
-def test_arguments_that_can_not_be_used_are_refused(
-    site: Site, command: Callable[..., Finished], case: str
-) -> None:
+def test_arguments_that_can_not_be_used_are_refused(site: Site, case: str) -> None:
     args, words = ARGUMENTS[case]
     site.write("tiny.toml", TINY)
-    command(*args).refused(*words)
+    site.call(*args).refused(*words)
     assert sorted(path.name for path in site.folder.iterdir()) == ["tiny.toml"]
 
 
@@ -214,7 +193,7 @@ def _save(site: Site, **changed: Any) -> Path:
 
 def _refused(site: Site, *words: str) -> None:
     """By `train`, with `words`, before anything was learned: no folder is in the way of another."""
-    site.run("train", "classes.toml", "--out", "run").refused(*words)
+    site.call("train", "classes.toml", "--out", "run").refused(*words)
     assert not (site.folder / "run").exists()
 
 
@@ -281,7 +260,7 @@ def test_an_mnist_folder_without_its_files_is_refused(site: Site) -> None:
     _save(site)
     changes = ["--set", "data.name=mnist", "--set", "data.path=mnist", "--set", "data.batch_size=9"]
     changes += ["--set", "stages.top.layers=[{ dense = 10 }]"]
-    finished = site.run("train", "classes.toml", "--out", "run", *changes)
+    finished = site.call("train", "classes.toml", "--out", "run", *changes)
     folder = str(site.folder / "mnist")
     cure = f"asyncdni data mnist --folder {folder}"
     finished.refused("MNIST is incomplete", "train-images-idx3-ubyte", cure)
@@ -299,7 +278,7 @@ def test_an_mnist_file_with_another_checksum_is_refused(site: Site) -> None:
         path.write_bytes(gzip.compress(header.ljust(file.size, b"\0"), 1))
     changes = ["--set", "data.name=mnist", "--set", "data.path=mnist"]
     changes += ["--set", "stages.top.layers=[{ dense = 10 }]"]
-    finished = site.run("train", "classes.toml", "--out", "run", *changes)
+    finished = site.call("train", "classes.toml", "--out", "run", *changes)
     finished.refused("train-images-idx3-ubyte.gz", "sha256", FILES[0].sha256, "asyncdni data mnist")
     assert not (site.folder / "run").exists()
 
@@ -307,14 +286,14 @@ def test_an_mnist_file_with_another_checksum_is_refused(site: Site) -> None:
 def test_a_loss_that_stops_being_finite_ends_the_run_with_stage_and_batch(site: Site) -> None:
     _save(site)
     changes = ["--set", "optimizer.name=sgd", "--set", "optimizer.learning_rate=1e30"]
-    finished = site.run("train", "classes.toml", "--out", "run", *changes, "--schedule", "locked")
+    finished = site.call("train", "classes.toml", "--out", "run", *changes, "--schedule", "locked")
     finished.refused("loss of stage top is nan at batch 1", "learning_rate", "clip_norm")
     assert not (site.folder / "run" / "summary.json").exists()
 
 
 def test_a_message_over_the_limit_is_refused_with_what_to_set(site: Site) -> None:
     site.write("tiny.toml", TINY)
-    finished = site.run("train", "tiny.toml", "--out", "run", "--set", "limits.message_bytes=300")
+    finished = site.call("train", "tiny.toml", "--out", "run", "--set", "limits.message_bytes=300")
     assert finished.code == 2
     finished.refused("hidden", "Activation of ", "bytes is over limits.message_bytes = 300")
     assert not (site.folder / "run").exists()
@@ -322,7 +301,7 @@ def test_a_message_over_the_limit_is_refused_with_what_to_set(site: Site) -> Non
 
 def test_a_limit_that_no_socket_keeps_is_refused(site: Site) -> None:
     site.write("tiny.toml", TINY)
-    finished = site.run("train", "tiny.toml", "--set", f"limits.message_bytes={2**32}")
+    finished = site.call("train", "tiny.toml", "--set", f"limits.message_bytes={2**32}")
     assert finished.code == 2
     finished.refused("limits.message_bytes")
 
@@ -333,21 +312,21 @@ def test_a_limit_that_no_socket_keeps_is_refused(site: Site) -> None:
 def test_a_run_folder_below_a_file_is_refused(site: Site) -> None:
     site.write("tiny.toml", TINY)
     site.write("plain", "text")
-    site.run("train", "tiny.toml", "--out", "plain/run").refused("--out plain/run", "directory")
+    site.call("train", "tiny.toml", "--out", "plain/run").refused("--out plain/run", "directory")
     assert (site.folder / "plain").read_text() == "text"
 
 
 def test_a_run_folder_that_is_a_file_is_refused(site: Site) -> None:
     site.write("tiny.toml", TINY)
     site.write("plain", "text")
-    site.run("train", "tiny.toml", "--out", "plain").refused("--out plain", "exists")
+    site.call("train", "tiny.toml", "--out", "plain").refused("--out plain", "exists")
 
 
 @pytest.mark.parametrize("command", [["train"], ["coordinator", "--bind", "tcp://127.0.0.1:0"]])
 def test_a_run_folder_that_is_not_empty_is_refused_and_kept(site: Site, command: list[str]) -> None:
     site.write("tiny.toml", TINY)
     site.write("run/notes", "precious")
-    finished = site.run(*command, "tiny.toml", "--out", "run")
+    finished = site.call(*command, "tiny.toml", "--out", "run")
     finished.refused("--out run", "not empty", "new or an empty one")
     assert [path.name for path in (site.folder / "run").iterdir()] == ["notes"]
 
@@ -356,7 +335,7 @@ def test_a_port_in_use_is_refused_before_the_run_folder_is_made(site: Site) -> N
     site.write("tiny.toml", TINY)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        finished = site.run("coordinator", "tiny.toml", "--bind", address, "--out", "run")
+        finished = site.call("coordinator", "tiny.toml", "--bind", address, "--out", "run")
     finished.refused(address, "in use", "port 0")
     assert not (site.folder / "run").exists()
 

@@ -65,8 +65,14 @@ def test_every_plot_is_an_svg_and_a_png(plots: dict[str, Plot]) -> None:
         assert plot.png.startswith(b"\x89PNG\r\n")
 
 
-def test_the_same_numbers_give_the_same_files(plots: dict[str, Plot]) -> None:
+def test_the_same_numbers_give_the_same_files_and_leave_matplotlib_as_it_was(
+    plots: dict[str, Plot],
+) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
     assert draw_plots(document()) == plots
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_plots_without_numbers_are_not_drawn() -> None:
@@ -76,14 +82,6 @@ def test_plots_without_numbers_are_not_drawn() -> None:
     assert draw_plots(document(rows=rows()[3:], runs=[run("other", 0)], targets=[])).keys() == {
         *("accuracy_over_time", "accuracy_over_samples", "samples_per_s"),
     }
-
-
-def test_drawing_leaves_matplotlib_as_it_was() -> None:
-    import matplotlib
-
-    before = dict(matplotlib.rcParams)
-    draw_plots(document())
-    assert dict(matplotlib.rcParams) == before
 
 
 # --- curves --------------------------------------------------------------------------------------

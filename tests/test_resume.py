@@ -201,7 +201,7 @@ def test_a_complete_run_says_so_and_more_epochs_make_it_longer(site: Site) -> No
     assert weights(site.folder / "run") != before
     assert [stage["batches"] for stage in summary_of(site)["stages"]] == [20, 20, 20]
     assert [one["samples"] for one in summary_of(site)["history"]] == [180, 360]
-    straight = site.run(
+    straight = site.call(
         "train", "three.toml", "--out", "straight", *SHORT[2:], "--set", "run.epochs=4"
     )
     assert straight.code == 0
@@ -226,7 +226,7 @@ def test_another_learning_rate_counts_from_where_the_run_is_taken_up(site: Site)
     kept = asyncdni.load(site.folder / "run" / "experiment.toml")
     assert getattr(kept.optimizer, "learning_rate", None) == 0.001
     straight = ("--out", "straight", *SHORT[2:], *rates, *fall, "--set", "run.epochs=4")
-    assert site.run("train", "three.toml", *straight).code == 0
+    assert site.call("train", "three.toml", *straight).code == 0
     assert weights(site.folder / "run") == weights(site.folder / "straight")
     before = weights(site.folder / "run")
     finished = resume(site, "--set", "stages.two.optimizer.learning_rate=0.5")
@@ -326,7 +326,7 @@ def test_a_change_that_makes_another_run_is_refused_naming_it(
     changes, words = CHANGES[case]
     before = (copy / "experiment.toml").read_text()
     flags = [word for change in changes for word in ("--set", change)]
-    resume(site, *flags).refused("--resume", *words)
+    site.call("train", "--resume", "run", *flags).refused("--resume", *words)
     assert (copy / "experiment.toml").read_text() == before
 
 
@@ -336,7 +336,8 @@ def test_an_experiment_file_of_another_network_is_refused_naming_the_difference(
     text = (copy / "experiment.toml").read_text()
     assert "dense = 10" in text
     (copy / "experiment.toml").write_text(text.replace("dense = 10", "dense = 11"))
-    resume(site).refused("--resume", "network.two.layers[0].dense: 10 in the checkpoint, 11")
+    refused = site.call("train", "--resume", "run")
+    refused.refused("--resume", "network.two.layers[0].dense: 10 in the checkpoint, 11")
 
 
 @pytest.mark.long
@@ -363,7 +364,9 @@ def test_checkpoints_of_which_none_is_whole_are_named(site: Site, copy: Path, da
             "not JSON": "manifest",
         }[damage]
         path.write_text(changed)
-    line = resume(site).refused("no whole checkpoint is left", "manifest.json")
+    line = site.call("train", "--resume", "run").refused(
+        "no whole checkpoint is left", "manifest.json"
+    )
     assert line.count("manifest.json") == 2
     assert not (copy / "summary.json").exists()
 
@@ -381,7 +384,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_flags_that_do_not_go_together_are_refused(site: Site, case: str) -> None:
     args, words = REFUSED[case]
-    assert site.run("train", *args).refused(*words)
+    assert site.call("train", *args).refused(*words)
     assert sorted(path.name for path in site.folder.iterdir()) == ["three.toml"]
 
 

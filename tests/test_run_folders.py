@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with make_site(folder) as site:
         site.write("tiny.toml", TINY)
-        finished = site.run("train", "tiny.toml", "--out", "run", "--quiet")
+        finished = site.call("train", "tiny.toml", "--out", "run", "--quiet")
         assert finished.code == 0, finished
     return folder / "run"
 
@@ -74,7 +74,7 @@ def test_evaluate_repeats_the_test_accuracy_of_the_summary_exactly(
 
 def test_predict_writes_the_outputs_of_each_loss(site: Site, trained: Path) -> None:
     np.savez(site.folder / "in.npz", x=np.zeros((7, 6), np.float32))
-    finished = site.run("predict", trained, "in.npz", "--out", "out.npz")
+    finished = site.call("predict", trained, "in.npz", "--out", "out.npz")
     assert (finished.code, finished.err) == (0, "")
     with np.load(site.folder / "out.npz", allow_pickle=False) as outputs:
         assert outputs["top"].shape == (7, 3)
@@ -85,29 +85,29 @@ def test_predict_writes_the_outputs_of_each_loss(site: Site, trained: Path) -> N
 def test_a_folder_that_holds_no_run_is_refused(site: Site, command: list[str]) -> None:
     np.savez(site.folder / "in.npz", x=np.zeros((7, 6), np.float32))
     inputs = ["in.npz"] if command[0] == "predict" else []
-    finished = site.run(command[0], "nowhere", *inputs, *command[1:])
+    finished = site.call(command[0], "nowhere", *inputs, *command[1:])
     finished.refused("nowhere is no run folder", "experiment.toml")
     assert not (site.folder / "out.npz").exists()
 
 
 def test_a_run_without_weights_of_a_stage_is_refused(site: Site, copy: Path) -> None:
     (copy / "final" / "hidden.safetensors").unlink()
-    site.run("evaluate", copy).refused("no weights of stage hidden", "final/hidden.safetensors")
+    site.call("evaluate", copy).refused("no weights of stage hidden", "final/hidden.safetensors")
 
 
 def test_truncated_weights_are_refused(site: Site, copy: Path) -> None:
     path = copy / "final" / "top.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
-    site.run("evaluate", copy).refused("top.safetensors is damaged", "--weights best")
+    site.call("evaluate", copy).refused("top.safetensors is damaged", "--weights best")
 
 
 def test_weights_of_another_network_are_refused(site: Site, copy: Path) -> None:
     path = copy / "experiment.toml"
     path.write_text(path.read_text().replace("dense = 8", "dense = 9"))
-    finished = site.run("evaluate", copy)
+    finished = site.call("evaluate", copy)
     finished.refused("layers[0].dense: 8 in the weights, 9 in the experiment")
     (copy / "final" / "manifest.json").unlink()
-    finished = site.run("evaluate", copy)
+    finished = site.call("evaluate", copy)
     finished.refused("weights of stage hidden", "0.weight", "(8, 6)", "expected (9, 6)")
 
 
@@ -117,24 +117,24 @@ def test_a_complete_run_whose_final_weights_are_damaged_makes_them_again(
     before = {path.name: path.read_bytes() for path in (copy / "final").glob("*.safetensors")}
     shutil.rmtree(copy / "best")
     flip(copy / "final" / "hidden.safetensors")
-    told = site.run("evaluate", copy).refused("is damaged", "is whole", "--resume")
+    told = site.call("evaluate", copy).refused("is damaged", "is whole", "--resume")
     assert "hidden.safetensors" in told
-    assert site.run("train", "--resume", copy, "--quiet").code == 0
+    assert site.call("train", "--resume", copy, "--quiet").code == 0
     after = {path.name: path.read_bytes() for path in (copy / "final").glob("*.safetensors")}
     assert after == before
-    assert site.run("evaluate", copy).code == 0
+    assert site.call("evaluate", copy).code == 0
 
 
 @pytest.mark.parametrize("name", ["summary.json", "experiment.toml"])
 def test_a_run_folder_with_a_damaged_file_is_refused(site: Site, copy: Path, name: str) -> None:
     (copy / name).write_text("[" + (copy / name).read_text()[:-5])
-    site.run("evaluate", copy).refused(name)
+    site.call("evaluate", copy).refused(name)
 
 
 def test_a_run_folder_whose_file_is_a_folder_is_refused(site: Site, copy: Path) -> None:
     (copy / "final" / "top.safetensors").unlink()
     (copy / "final" / "top.safetensors").mkdir()
-    site.run("evaluate", copy).refused("top.safetensors", "can't read")
+    site.call("evaluate", copy).refused("top.safetensors", "can't read")
 
 
 INPUTS: dict[str, tuple[Any, list[str]]] = {
@@ -150,7 +150,7 @@ INPUTS: dict[str, tuple[Any, list[str]]] = {
 def test_predict_refuses_inputs_that_do_not_fit(site: Site, trained: Path, case: str) -> None:
     x, words = INPUTS[case]
     np.savez(site.folder / "in.npz", x=x)
-    site.run("predict", trained, "in.npz", "--out", "out.npz").refused(*words)
+    site.call("predict", trained, "in.npz", "--out", "out.npz").refused(*words)
     assert not (site.folder / "out.npz").exists()
 
 
@@ -166,19 +166,19 @@ def test_predict_refuses_files_that_are_none(site: Site, trained: Path, case: st
     content, words = FILES_IN[case]
     if content is not None:
         (site.folder / "in.npz").write_bytes(content)
-    site.run("predict", trained, "in.npz", "--out", "out.npz").refused(*words)
+    site.call("predict", trained, "in.npz", "--out", "out.npz").refused(*words)
 
 
 def test_predict_refuses_a_single_array_file(site: Site, trained: Path) -> None:
     np.save(site.folder / "in.npy", np.zeros((4, 6), "f4"))
-    finished = site.run("predict", trained, "in.npy", "--out", "out.npz")
+    finished = site.call("predict", trained, "in.npy", "--out", "out.npz")
     finished.refused("in.npy", "one array", "numpy.savez")
 
 
 def test_predict_refuses_an_output_that_can_not_be_written(site: Site, trained: Path) -> None:
     np.savez(site.folder / "in.npz", x=np.zeros((4, 6), "f4"))
     site.write("plain", "text")
-    finished = site.run("predict", trained, "in.npz", "--out", "plain/out.npz")
+    finished = site.call("predict", trained, "in.npz", "--out", "plain/out.npz")
     finished.refused("plain/out.npz", "can't write")
 
 

@@ -170,14 +170,14 @@ def test_an_address_off_this_host_without_good_keys_is_refused_at_once(
     new_keys(site.folder / "swapped")
     (site.folder / "swapped" / "worker.key").replace(site.folder / "swapped" / "coordinator.key")
     bind = ["--bind", f"tcp://0.0.0.0:{free_port()}"]
-    site.run("coordinator", "tiny.toml", *bind, *flags).refused(*words)
+    site.call("coordinator", "tiny.toml", *bind, *flags).refused(*words)
 
 
 def test_a_worker_calls_no_coordinator_off_this_host_without_keys(site: Site) -> None:
     remote = ("worker", "--stage", "0", "--coordinator", "tcp://192.0.2.1:5555")
-    site.run(*remote).refused("can be reached from other hosts", "--keys DIR", "--insecure")
+    site.call(*remote).refused("can be reached from other hosts", "--keys DIR", "--insecure")
     (site.folder / "keys" / "worker.key").unlink()
-    site.run(*remote, "--keys", "keys").refused("no worker.key")
+    site.call(*remote, "--keys", "keys").refused("no worker.key")
 
 
 @pytest.mark.long

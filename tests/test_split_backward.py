@@ -257,6 +257,6 @@ def test_locked_over_processes_gives_the_weights_of_one_with_and_without_halves(
     }
     for out, change in changes.items():
         args = ("--schedule", "locked", "--set", change, "--out", out)
-        assert site.run("train", "tiny.toml", *args).code == 0
+        assert site.call("train", "tiny.toml", *args).code == 0
     halves, whole, alone = (weights(site.folder / out) for out in changes)
     assert halves == whole == alone

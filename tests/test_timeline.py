@@ -196,12 +196,12 @@ def test_png_without_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyP
 def test_the_commands_trace_and_draw_a_real_run(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     with make_site(tmp_path) as site:
-        trained = site.run("train", "tiny.toml", "--trace", "--out", "run", "--quiet")
+        trained = site.call("train", "tiny.toml", "--trace", "--out", "run", "--quiet")
         assert trained.code == 0, trained.err
-        drawn = site.run("timeline", "run", "--out", "t.svg", "--ms", "5", "--messages")
+        drawn = site.call("timeline", "run", "--out", "t.svg", "--ms", "5", "--messages")
         assert drawn.code == 0, drawn.err
-        site.run("timeline", "run", "--out", "u.svg", "--ms", "-1").refused("--ms")
-        site.run("timeline", "run", "--out", "u.gif").refused("u.gif", ".svg or .png")
+        site.call("timeline", "run", "--out", "u.svg", "--ms", "-1").refused("--ms")
+        site.call("timeline", "run", "--out", "u.gif").refused("u.gif", ".svg or .png")
     assert not (tmp_path / "u.svg").exists()
     assert ElementTree.parse(tmp_path / "t.svg").getroot().tag == f"{SVG}svg"
     document = json.loads((tmp_path / "run" / "trace.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ RATES = [0.1, 0.05, 0.2, 0.2, 0.01, 0.3]
 SCALE = 1 / 8
 FUSED = "SGD", "Adam", "AdamW", "Adagrad"
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    *((kind, {}) for kind in OPTIMIZERS if kind != "Muon"),
+    *((kind, {}) for kind in OPTIMIZERS if kind not in ("Muon", "SOAP")),
     ("SGD", {"momentum": 0.9}),
     ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
     ("Adam", {"amsgrad": True, "betas": [0.8, 0.99], "weight_decay": 0.1}),
@@ -49,7 +50,8 @@ def plain(kind: str, options: dict[str, Any], steps: int) -> np.ndarray:
     for part, shape in zip(split(vector), SHAPES, strict=True):
         tensors.append(torch.nn.Parameter(part.clone().reshape(shape)))
     fused = {"fused": True} if kind in FUSED and "fused" not in options else {}
-    optimizer = getattr(torch.optim, kind)(tensors, **options, **fused)
+    package = sys.modules["pytorch_optimizer"] if kind == "SOAP" else torch.optim
+    optimizer = getattr(package, kind)(tensors, **options, **fused)
     for step in range(steps):
         grads = split(torch.from_numpy(numbers(step)))
         for tensor, grad in zip(tensors, grads, strict=True):
@@ -157,15 +159,39 @@ def test_muon_moves_matrices_and_adamw_all_else() -> None:
         for own in plain:
             own.param_groups[0]["lr"] = RATES[index]
             own.step()
-        if index == 3:  # go on from a checkpoint
-            second, moved = started("Muon", options)
-            np.copyto(moved, params)
-            for name, array in first.state.items():
-                np.copyto(second.state[name], array)
-            first, params = second, moved
+        if index == 3:
+            first, params = restored("Muon", options, first, params)
         step(first, params, np.empty_like(params), index)
         expected = np.concatenate([one.detach().numpy().ravel() for one in tensors])
         np.testing.assert_array_equal(params, expected)
+
+
+def restored(
+    kind: str, options: dict[str, Any], first: TorchOptimizer, params: np.ndarray
+) -> tuple[TorchOptimizer, np.ndarray]:
+    """Another optimizer that goes on from the first one's checkpoint."""
+    second, moved = started(kind, options)
+    np.copyto(moved, params)
+    for name, array in first.state.items():
+        np.copyto(second.state[name], array)
+    return second, moved
+
+
+def test_soap_is_that_of_its_package_and_goes_on_from_a_checkpoint() -> None:
+    pytest.importorskip("pytorch_optimizer")
+    options = {"precondition_frequency": 2, "max_precondition_dim": 3}  # one side has no basis
+    first, params = started("SOAP", options)
+    for index in range(len(RATES)):
+        if index == 3:
+            first, params = restored("SOAP", options, first, params)
+        step(first, params, np.empty_like(params), index)
+        np.testing.assert_array_equal(params, plain("SOAP", options, index + 1))
+
+
+def test_soap_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install pytorch-optimizer"):
+        TorchOptimizer("SOAP", {}, SHAPES)
 
 
 # --- classes of the user's -----------------------------------------------------------------------

@@ -439,7 +439,7 @@ def test_a_run_without_a_shared_folder_survives_a_death_and_keeps_its_weights(
         changes += ["--set", "checkpoint.every=30", "--set", "limits.silence_s=0.3"]
         # Only gives the test the time to do its work.
         pauses = ["--set", "slow.hidden.pause=4ms", "--set", "slow.hidden.chance=1.0"]
-        assert site.run("train", "tiny.toml", "--out", "train", *changes).code == 0
+        assert site.call("train", "tiny.toml", "--out", "train", *changes).code == 0
         new_keys(site.folder / "keys")
         keys = ["--keys", str(site.folder / "keys")]
         bind = ["--bind", "tcp://127.0.0.1:0", "--out", "run"]

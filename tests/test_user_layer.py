@@ -95,7 +95,7 @@ def test_its_numbers_do_not_depend_on_the_split(site: Site) -> None:
 
 @pytest.mark.parametrize("command", [["train"], ["coordinator", "--bind", "tcp://127.0.0.1:0"]])
 def test_it_is_refused_without_allow_import(site: Site, command: list[str]) -> None:
-    finished = site.run(*command, "tiny.toml", "--out", "run")
+    finished = site.call(*command, "tiny.toml", "--out", "run")
     finished.refused("stages[0] (hidden).layers[2]", "'mylayer:Scale'", "--allow-import")
     assert not (site.folder / "run").exists()
 

@@ -152,16 +152,22 @@ def test_no_copy_is_kept_of_weights_that_no_batch_in_flight_was_forwarded_with()
     assert versions._current.vector is None
 
 
-@pytest.mark.parametrize("factor", [0.5, 2.0])
-def test_looking_ahead_forwards_go_on_in_the_direction_of_the_last_change(factor: float) -> None:
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_looking_ahead_forwards_have_the_weights_of_error_feedback(factor: float) -> None:
+    """With u, the step of the optimizer, the forwards' weights are x - u - factor * (u - the step
+    before): they are moved on from those of the updates by `factor` times the last change."""
     stage = middle(look_ahead=factor)
-    np.testing.assert_allclose(forward(stage, 0), through(weights(stage), inputs(0)))
+    ahead, step = weights(stage), {name: np.zeros_like(one) for name, one in weights(stage).items()}
+    np.testing.assert_allclose(forward(stage, 0), through(ahead, inputs(0)))
     forward(stage, 1)
-    for batch in (0, 1):
-        before = weights(stage)
+    for batch in range(3):
+        before, last = weights(stage), step
         change(stage, batch, halves=False)
         now = weights(stage)
-        ahead = {name: now[name] + factor * (now[name] - before[name]) for name in now}
+        step = {name: before[name] - now[name] for name in now}
+        ahead = {
+            name: ahead[name] - step[name] - factor * (step[name] - last[name]) for name in now
+        }
         np.testing.assert_allclose(forward(stage, batch + 2), through(ahead, inputs(batch + 2)))
 
 

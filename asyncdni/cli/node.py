@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 
 from asyncdni import logs
 from asyncdni.cli.common import (
@@ -18,7 +19,7 @@ from asyncdni.cli.common import (
 )
 from asyncdni.cluster.agent import Means, serve
 from asyncdni.cluster.engines import find_place
-from asyncdni.cluster.ssh import Line, receive_keys
+from asyncdni.cluster.ssh import Line, receive_keys, say_part
 from asyncdni.errors import ConfigError
 from asyncdni.wire.address import private_folder
 
@@ -66,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
             flags=worker_flags(args),
             allow_import=args.allow_import,
             timeout_s=args.timeout,
-            abandoned=line.has_ended if line is not None else lambda: False,
         )
+        if line is not None:
+            means = replace(means, abandoned=line.has_ended, takes_part=say_part)
         serve(place, "", means)
     return 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,20 @@ from asyncdni.cli.common import (
     worker_flags,
 )
 from asyncdni.cluster.agent import Means, serve
-from asyncdni.cluster.engines import ALONE, Place, find_place
+from asyncdni.cluster.engines import ALONE, Place, find_place, job_address
 from asyncdni.cluster.keeper import KEPT, Keeper, leave_with_keeper
 from asyncdni.cluster.lead import Run, digest, lead
 from asyncdni.cluster.ray import STRATEGIES, Actors, Request, connected
 from asyncdni.cluster.rendezvous import Meeting, Rendezvous
 from asyncdni.cluster.ssh import Connections
-from asyncdni.errors import ConfigError, LaunchError
+from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError
 from asyncdni.imports import import_flags
 from asyncdni.launch.display import make_display
 from asyncdni.launch.local import own_command
 from asyncdni.store.mirror import fetch_run
 from asyncdni.store.resume import continued_experiment, is_complete
 from asyncdni.store.run import EXPERIMENT, open_run
-from asyncdni.wire.address import data_endpoints, private_folder
+from asyncdni.wire.address import data_endpoints, parse, private_folder
 from asyncdni.wire.curve import load_keys, new_keys
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
@@ -76,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--place",
         type=_counts,
         metavar="N,N,…",
-        help="how many workers each rank gets, in the network's order (default: such that no rank "
-        "has much more work than the others)",
+        help="how many workers each rank gets, in the network's order (default: run.place, or such "
+        "that no rank has much more work for its cores than the others)",
     )
     parser.add_argument(
         "--hosts",
@@ -154,12 +155,12 @@ def run(args: argparse.Namespace) -> int:
     logs.be("agent", str(place.rank))
     if KEPT not in os.environ:  # otherwise the keeper has said it
         logs.own().info(place.words())
-    chosen = chosen_run(args)
-    if place.attempt and not (place.rank or args.out or chosen.run.store):
-        raise ConfigError(
-            f"attempt {place.attempt + 1} of this job, by {place.engine}: without --out there is "
-            "no folder to go on from; give every attempt the same --out DIR"
-        )
+    try:
+        chosen = _chosen_at(place, args)
+    except AsyncDNIError as error:
+        if place.ranks > 1 and place.rank == 0:
+            _refuse_all(args, place, error)
+        raise
     if place.ranks == 1:
         return _alone(args, chosen)
     assert place.coordinator is not None, "several ranks have an address to meet at"
@@ -171,6 +172,28 @@ def run(args: argparse.Namespace) -> int:
     if chosen.recovery.coordinator_s and KEPT not in os.environ:
         return _kept(args, chosen, place, means, "")
     return _first(args, chosen, place)
+
+
+def _chosen_at(place: Place, args: argparse.Namespace) -> config.Experiment:
+    """The experiment that is asked for. Raises `ConfigError` also where an engine has started the
+    job again and there is nothing to go on from."""
+    chosen = chosen_run(args)
+    if place.attempt and not (place.rank or args.out or chosen.run.store):
+        raise ConfigError(
+            f"attempt {place.attempt + 1} of this job, by {place.engine}: without --out there is "
+            "no folder to go on from; give every attempt the same --out DIR"
+        )
+    return chosen
+
+
+def _refuse_all(args: argparse.Namespace, place: Place, error: AsyncDNIError) -> None:
+    """Have the other ranks know what this one, for which they wait, has failed at before it has
+    listened. Where it can't listen either, they wait until their own time is over."""
+    address = place.coordinator or ""
+    with suppress(AsyncDNIError):
+        keys, meeting = keys_for(args, address), Meeting.at(address)
+        with Rendezvous(meeting, place.ranks, "", keys, **_keeping()) as rendezvous:
+            rendezvous.refuse_all(error)
 
 
 def _alone(args: argparse.Namespace, chosen: config.Experiment) -> int:
@@ -196,11 +219,11 @@ def _kept(
     args: argparse.Namespace, chosen: config.Experiment, place: Place, means: Means, sockets: str
 ) -> int:
     """Be the agent of rank 0, and keep the coordinator going in a process of its own."""
-    tell, recovery = logs.own().warning, chosen.recovery
+    recovery = chosen.recovery
     with _opened(args, chosen) as folder:
         command = own_command([*args.words, f"--out={folder}"])
         restarts, patience_s = recovery.restarts, recovery.coordinator_s
-        with Keeper(command, tell, sockets, restarts, patience_s) as keeper:
+        with Keeper(command, sockets, restarts, patience_s) as keeper:
             serve(place, digest(chosen), replace(means, keeper=keeper))
             return keeper.code()
 
@@ -220,14 +243,48 @@ def _over_ssh(args: argparse.Namespace) -> int:
         wrong = "--engine can't be given too" if all(hosts) else "expected names, such as a,b,c"
         raise ConfigError(f"--hosts {args.hosts}: {wrong}")
     logs.be("coordinator")
-    chosen = chosen_run(args)
+    place = Place("ssh", 0, len(hosts), args.coordinator)
+    try:
+        chosen = chosen_run(args)
+    except AsyncDNIError as error:
+        if KEPT in os.environ:
+            _refuse_all(args, place, error)
+        raise
+    if KEPT in os.environ:  # the keeper has the connections
+        return _first(args, chosen, place)
     with ExitStack() as stack:
         where, flags = _for_agents(args, stack)
         words = [*import_flags(args.allow_import), *flags, *logs.flags()]
         options = {"ssh": args.ssh, "remote": args.remote, "keys": where, "words": words}
-        connections = stack.enter_context(Connections(hosts, **options))
-        ranks, own = len(hosts), f"tcp://{_own_address(hosts[0])}:0"
-        return _led_over(args, chosen, connections, own, ranks)
+        elastic = chosen.elastic is not None
+        connections = stack.enter_context(Connections(hosts, elastic=elastic, **options))
+        own = _own_address(hosts[0])
+        if chosen.recovery.coordinator_s:
+            return _kept_over(args, chosen, connections, _lasting(args.coordinator or own))
+        return _led_over(args, chosen, connections, own, len(hosts))
+
+
+def _lasting(address: str) -> str:
+    """Return an address that each coordinator of one run can listen at, in the place of one with
+    port 0: its port is none that the system hands out to others meanwhile."""
+    given = parse(address, bind=True)
+    job = f"{os.getpid()} {time.time_ns()}"
+    return address if given.port else job_address(given.host, job)
+
+
+def _kept_over(
+    args: argparse.Namespace, chosen: config.Experiment, connections: Connections, address: str
+) -> int:
+    """Keep the connections of a run, and its coordinator, which is a process of its own and listens
+    at `address`."""
+    recovery = chosen.recovery
+    with _opened(args, chosen) as folder:
+        words = [*args.words, f"--out={folder}", f"--coordinator={address}"]
+        words += [f"--keys={args.keys}"] if args.keys else []
+        restarts, patience_s = recovery.restarts, recovery.coordinator_s
+        with Keeper(own_command(words), "", restarts, patience_s) as keeper:
+            connections.start(address)
+            return connections.hold(keeper)
 
 
 def _over_ray(args: argparse.Namespace) -> int:
@@ -273,10 +330,10 @@ def _led_over(
 
 
 def _own_address(host: str) -> str:
-    """The address of this machine by which `host`, as ssh takes it, can reach it."""
+    """The address of this machine by which `host`, as ssh takes it, can reach it, with any port."""
     name = host.rpartition("@")[2]
     try:
-        return data_endpoints(f"tcp://{name}:22")[0].host
+        return data_endpoints(f"tcp://{name}:22")[0].endpoint
     except LaunchError as error:
         raise ConfigError(
             f"--hosts: can't tell by which address {name} reaches this machine; name it with "

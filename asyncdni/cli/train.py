@@ -97,6 +97,12 @@ def run(args: argparse.Namespace) -> int:
     if args.resume is not None and is_complete(Path(args.resume), chosen):
         print(complete_line(args.resume, chosen))
         return 0
+    if chosen.recovery.coordinator_s:
+        raise ConfigError(
+            f"recovery.coordinator_s = {chosen.recovery.coordinator_s:g}: the workers of `asyncdni "
+            "train` end with their coordinator, so none would wait for another one: use `asyncdni "
+            "run`, which starts it again, or --set recovery.coordinator_s=0"
+        )
     name = f"{Path(args.file or '').stem}-{chosen.schedule.__struct_config__.tag}"
     given = args.resume or args.out
     opened = nullcontext(Path(given)) if given else new_folder(Path("runs"), name)

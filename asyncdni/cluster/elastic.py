@@ -51,6 +51,7 @@ class Host:
 
     cores: int
     memory_bytes: int  # 0: not known
+    gpus: int = 0
 
 
 @dataclass
@@ -157,8 +158,9 @@ class _Pace:
 class Elastic:
     """Decides which rank runs each worker.
 
-    `home` is the placement of the run, `costs` what each worker costs, in any unit, and `needs` the
-    memory in bytes that it needs at least.
+    `home` is the placement of the run, `costs` what each worker costs, in any unit, `needs` the
+    memory in bytes that it needs at least, and `where` the rank that it is on, if not all are at
+    home.
     """
 
     def __init__(
@@ -167,6 +169,7 @@ class Elastic:
         home: Placement,
         costs: Mapping[str, float],
         needs: Mapping[str, int],
+        where: Placement | None = None,
     ) -> None:
         self._options = options
         self._home = dict(home)
@@ -178,7 +181,7 @@ class Elastic:
         self._windows = _Windows(len(home), options.window_s)
         self._pace = _Pace()
         self._why: dict[str, str] = {}  # why a worker's home has become another rank
-        self.where = dict(home)  # the rank of each worker now
+        self.where = dict(where or home)  # the rank of each worker now
 
     # --- who is there ----------------------------------------------------------------------------
 

@@ -16,7 +16,16 @@ from zlib import crc32
 from asyncdni.errors import ConfigError
 from asyncdni.experiment.schema import nearest
 
-__all__ = ["ALONE", "ENGINES", "PORT", "Engine", "Place", "expand_hosts", "find_place"]
+__all__ = [
+    "ALONE",
+    "ENGINES",
+    "PORT",
+    "Engine",
+    "Place",
+    "expand_hosts",
+    "find_place",
+    "job_address",
+]
 
 Environment = Mapping[str, str]
 
@@ -136,14 +145,14 @@ def _torchrun(environment: Environment) -> Place:
     attempt = _number(environment, "TORCHELASTIC_RESTART_COUNT", 0)
     host, port = environment["MASTER_ADDR"], environment["MASTER_PORT"]
     one_host = _number(environment, "LOCAL_WORLD_SIZE", 0) == ranks
-    address = _address(_LOOPBACK if one_host else host, f"{host}:{port}:{attempt}")
+    address = job_address(_LOOPBACK if one_host else host, f"{host}:{port}:{attempt}")
     return Place("torchrun", _number(environment, "RANK"), ranks, address, attempt)
 
 
 def _open_mpi(environment: Environment) -> Place:
     ranks = _number(environment, "OMPI_COMM_WORLD_SIZE")
     one_host = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE", 0) == ranks
-    address = _address(_LOOPBACK, environment.get("PMIX_NAMESPACE", "")) if one_host else None
+    address = job_address(_LOOPBACK, environment.get("PMIX_NAMESPACE", "")) if one_host else None
     return Place("openmpi", _number(environment, "OMPI_COMM_WORLD_RANK"), ranks, address)
 
 
@@ -153,7 +162,7 @@ def _slurm(environment: Environment) -> Place:
     hosts = expand_hosts(environment.get("SLURM_STEP_NODELIST") or _nodes(environment))
     attempt = _number(environment, "SLURM_RESTART_COUNT", 0)
     job = f"{environment.get('SLURM_JOB_ID')}.{environment['SLURM_STEP_ID']}.{attempt}"
-    address = _address(_LOOPBACK if len(hosts) == 1 else hosts[0], job)
+    address = job_address(_LOOPBACK if len(hosts) == 1 else hosts[0], job)
     return Place("slurm", _number(environment, "SLURM_PROCID"), ranks, address, attempt)
 
 
@@ -199,9 +208,10 @@ ENGINES = (
 )
 
 
-def _address(host: str, job: str) -> str:
+def job_address(host: str, job: str) -> str:
     """Return an address on `host` that other jobs on the same machines are unlikely to have."""
-    return f"tcp://{host}:{_FIRST_PORT + 2 * (crc32(job.encode()) % _PORT_PAIRS)}"
+    port = _FIRST_PORT + 2 * (crc32(job.encode()) % _PORT_PAIRS)
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def _number(environment: Environment, name: str, default: int | None = None) -> int:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Self
 
+from asyncdni import logs
 from asyncdni.errors import LaunchError
 from asyncdni.imports import PATH_VARIABLE, path_of_this_process
 from asyncdni.wire.beat import PARENT_VARIABLE, parent_lives
@@ -29,7 +30,8 @@ __all__ = ["KEPT", "Keeper", "leave_with_keeper"]
 KEPT = "ASYNCDNI_KEPT"
 #: How long the coordinator's last words to its agents may take to arrive after its end.
 _WORDS_S = 1.0
-_KILL_S = 2.0
+#: How long it may take to leave where its keeper has to, and to end once it is killed.
+_LEAVE_S, _KILL_S = 3.0, 2.0
 
 
 class Keeper(AbstractContextManager["Keeper", None]):
@@ -43,14 +45,12 @@ class Keeper(AbstractContextManager["Keeper", None]):
     def __init__(
         self,
         command: Sequence[str],
-        tell: Callable[[str], None],
         sockets: str,
         restarts: int,
         patience_s: float,
     ) -> None:
         """`sockets`: see `KEPT`. Raises `LaunchError` if the command can't be run."""
         self._command = list(command)
-        self._tell = tell
         self._sockets = sockets
         self._restarts = restarts
         self._patience_s = patience_s
@@ -63,7 +63,10 @@ class Keeper(AbstractContextManager["Keeper", None]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()  # does nothing if it has ended
+        self._process.terminate()  # does nothing if it has ended
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LEAVE_S)
+        self._process.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_KILL_S)
 
@@ -96,7 +99,7 @@ class Keeper(AbstractContextManager["Keeper", None]):
                 f"{died}, {self._deaths} times in a row within {self._patience_s:g} s of its start "
                 "(recovery.coordinator_s); the run ends (recovery.restarts)"
             )
-        self._tell(f"{died}; it is started again, and the workers wait for it")
+        logs.own().warning(f"{died}; it is started again, and the workers wait for it")
         self._start()
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from typing import Any
 
 from asyncdni import config, experiment
 from asyncdni.cluster.agent import this_host
-from asyncdni.cluster.elastic import Elastic
+from asyncdni.cluster.elastic import Elastic, Host
 from asyncdni.cluster.placement import Placement, as_asked, balanced
 from asyncdni.cluster.rendezvous import Rendezvous, Work
+from asyncdni.cluster.worker_logs import LOGS
 from asyncdni.imports import Allowed
 from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
@@ -24,6 +26,7 @@ from asyncdni.plan.build import Design
 from asyncdni.plan.sizes import worker_bytes, worker_operations
 from asyncdni.report.tensorboard import EventFiles
 from asyncdni.report.traces import merged_at_end
+from asyncdni.store.claims import present_term
 from asyncdni.store.given import begin_with
 from asyncdni.wire.curve import Keys
 
@@ -31,13 +34,15 @@ __all__ = ["Run", "digest", "lead"]
 
 #: What may have another place on each machine, and still be the same.
 _PATHS = (("data", "path"), ("run", "init"), ("model", "weights"))
+#: What rank 0 decides alone.
+_DECIDED = (("run", "place"),)
 
 
 def digest(chosen: config.Experiment) -> str:
     """Return what identifies an experiment on all machines: the SHA-256 of all that it says but the
-    paths of files, 64 hexadecimal digits."""
+    paths of files and what rank 0 decides alone, 64 hexadecimal digits."""
     tables = experiment.tables(chosen)
-    for section, name in _PATHS:
+    for section, name in (*_PATHS, *_DECIDED):
         if isinstance(tables.get(section), dict):
             tables[section].pop(name, None)
     return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
@@ -53,7 +58,7 @@ class Run:
     keys: Keys | None
     flags: Sequence[str]  # of each worker's command line, for the same keys
     allow_import: Allowed
-    counts: Sequence[int] | None = None  # workers of each rank; None: balanced
+    counts: Sequence[int] | None = None  # workers of each rank; None: as `run.place` says
     trace: bool = False
     tensorboard: bool = False
     goes_on: str = ""  # what to type to go on with it
@@ -73,18 +78,23 @@ def lead(run: Run, rendezvous: Rendezvous, observers: Sequence[Observer]) -> dic
     if rendezvous.ranks == 1:
         check_host(design)
     costs = _costs(design)
-    placement = _placement(run, costs, rendezvous.ranks)
-    elastic = _elastic(run, placement, costs, needs, rendezvous.own_rank)
     rendezvous.meeting.await_name(run.experiment.limits.startup_s)
+    hosts = _hosts(run, rendezvous)
+    placement = _placement(run, costs, needs, hosts)
+    # Workers that have lived on without a coordinator may be elsewhere.
+    where = placement | {name: rank for name, rank in rendezvous.running().items() if name in costs}
+    elastic = _elastic(run, placement, where, costs, needs)
+    if elastic is not None and rendezvous.own_rank is not None:
+        elastic.stays(rendezvous.own_rank, hosts[rendezvous.own_rank])
     with ExitStack() as stack:
         own = None
         if rendezvous.own_rank is not None:
-            logs, threads = run.folder / "logs", run.experiment.run.threads
+            logs, threads = run.folder / LOGS, run.experiment.run.threads
             own = stack.enter_context(LocalLauncher(logs, threads))
         stack.push(rendezvous.dismiss)  # before this process waits for its own workers
 
         def launch(address: str) -> Rendezvous:
-            work = _work(run, placement, needs, rendezvous.meeting.reached(address))
+            work = _work(run, where, needs, rendezvous.meeting.reached(address))
             return rendezvous.begin(dataclasses.replace(work, elastic=elastic), own)
 
         if run.trace:
@@ -108,10 +118,28 @@ def lead(run: Run, rendezvous: Rendezvous, observers: Sequence[Observer]) -> dic
         )
 
 
-def _placement(run: Run, costs: Mapping[str, float], ranks: int) -> Placement:
-    if run.counts is not None:
-        return as_asked(list(costs), run.counts, ranks)
-    return balanced(costs, ranks)
+def _hosts(run: Run, rendezvous: Rendezvous) -> list[Host]:
+    """The machine of each rank. Waits for their agents; raises as `Rendezvous.gather`."""
+    chosen, own = run.experiment, rendezvous.own_rank
+    takes_back = chosen.recovery.coordinator_s > 0.0
+    found = rendezvous.gather(chosen.limits.startup_s, takes_back=takes_back)
+    if own is not None:
+        found[own] = this_host()
+    return [found[rank] for rank in range(rendezvous.ranks)]
+
+
+def _placement(
+    run: Run, costs: Mapping[str, float], needs: Mapping[str, int], hosts: Sequence[Host]
+) -> Placement:
+    """Place the workers as was asked for, or as is fastest on these machines."""
+    options = run.experiment.run
+    counts = run.counts if run.counts is not None else options.place
+    if counts is not None:
+        return as_asked(list(costs), counts, len(hosts))
+    slots = [max(one.cores // options.threads, 1) for one in hosts]
+    if options.device != "cpu" and any(one.gpus for one in hosts):
+        slots = [one.gpus for one in hosts]
+    return balanced(costs, slots, needs, [one.memory_bytes or math.inf for one in hosts])
 
 
 def _costs(design: Design) -> dict[str, float]:
@@ -126,16 +154,13 @@ def _costs(design: Design) -> dict[str, float]:
 def _elastic(
     run: Run,
     placement: Placement,
+    where: Placement,
     costs: Mapping[str, float],
     needs: Mapping[str, int],
-    own_rank: int | None,
 ) -> Elastic | None:
     if run.experiment.elastic is None:
         return None
-    elastic = Elastic(run.experiment.elastic, placement, costs, needs)
-    if own_rank is not None:
-        elastic.stays(own_rank, this_host())
-    return elastic
+    return Elastic(run.experiment.elastic, placement, costs, needs, where)
 
 
 def _needs(design: Design) -> dict[str, int]:
@@ -163,4 +188,5 @@ def _work(run: Run, placement: Placement, needs: dict[str, int], coordinator: st
         startup_s=limits.startup_s,
         commands=commands,
         coordinator_s=run.experiment.recovery.coordinator_s,
+        term=present_term(run.folder),
     )

@@ -1,8 +1,8 @@
-"""Which stages run where: neighbouring ones together, and no machine with too much work."""
+"""Which workers run where: neighbouring ones together, and no machine with too much work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from asyncdni.errors import ConfigError
 
@@ -11,31 +11,80 @@ __all__ = ["Placement", "as_asked", "balanced", "spread"]
 Placement = dict[str, int]  # worker -> rank
 
 
-def balanced(costs: Mapping[str, float], ranks: int) -> Placement:
-    """Give each rank neighbouring workers, so that the largest sum of their costs is the least.
+def balanced(
+    costs: Mapping[str, float],
+    slots: Sequence[int],
+    needs: Mapping[str, int] | None = None,
+    room: Sequence[float] | None = None,
+) -> Placement:
+    """Give each rank neighbouring workers, so that the slowest rank takes the least time.
 
-    `costs` maps the workers, in order, to what each costs, in any unit. Of equally good placements
-    it is the one that fills the first ranks. With more ranks than workers the last ones get none.
+    A rank takes as long as its costliest worker, or as all of them in its slots, if that is longer.
+    Of placements that are equally fast it is the one in which the largest sum of costs is the
+    least, and then the one that fills the first ranks. With more ranks than workers those with the
+    fewest slots, the last ones of equal ones, get none.
+
+    Args:
+        costs: what each worker costs, in any unit, in order.
+        slots: how many workers each rank can run at a time, such as its cores; 0: it gets none.
+        needs, room: the memory of each worker and of each rank, in bytes, which is heeded where
+            there is a placement at all that fits.
     """
-    names = list(costs)
+    names, ranks = list(costs), _able(slots, len(costs))
+    able = [slots[rank] or 1 for rank in ranks]
+    found = _split(names, costs, able, lambda *_: True)
+    if needs is not None and room is not None:
+
+        def fits(at: int, begin: int, end: int) -> bool:
+            return sum(needs[name] for name in names[begin:end]) <= room[ranks[at]]
+
+        found = _split(names, costs, able, fits) or found
+    return {name: ranks[at] for name, at in zip(names, found, strict=True)}
+
+
+def _able(slots: Sequence[int], workers: int) -> list[int]:
+    """The ranks that get workers: those with the most slots, at most one rank for each worker."""
+    able = [rank for rank, own in enumerate(slots) if own] or list(range(len(slots)))
+    return sorted(sorted(able, key=lambda rank: -slots[rank])[:workers])
+
+
+def _split(
+    names: Sequence[str],
+    costs: Mapping[str, float],
+    slots: Sequence[int],
+    fits: Callable[[int, int, int], bool],
+) -> list[int]:
+    """Return for each worker at which of the ranks, which have these `slots`, it is best; empty
+    where nothing fits. `fits` tells whether the rank at a place can have the workers from one
+    position to another."""
     sums = [0.0]
     for name in names:
         sums.append(sums[-1] + costs[name])
-    # best[r][n]: the least largest sum of the first n workers on r ranks, and where the last begins
-    best = [[(0.0, 0)] + [(float("inf"), 0)] * len(names)]
-    for _ in range(min(ranks, len(names))):
-        before = best[-1]
-        row = [(0.0, 0)]
+    never = (float("inf"), float("inf"))
+    # best[r][n]: how the first n workers are best on r ranks - the time of the slowest rank and the
+    # largest sum of costs - and where the last of these ranks begins
+    best = [[((0.0, 0.0), 0), *((never, 0) for _ in names)]]
+    for at, own in enumerate(slots):
+        before, row = best[-1], [((0.0, 0.0), 0)]
         for end in range(1, len(names) + 1):
-            row.append(min((max(before[k][0], sums[end] - sums[k]), -k) for k in range(end)))
-        best.append([(cost, abs(k)) for cost, k in row])
-    placement: Placement = {}
-    end = len(names)
-    for rank in range(len(best) - 1, 0, -1):
-        begin = best[rank][end][1]
-        placement.update(dict.fromkeys(names[begin:end], rank - 1))
+            options, longest = [(never, 0)], 0.0
+            for k in reversed(range(end)):
+                total, longest = sums[end] - sums[k], max(longest, costs[names[k]])
+                if fits(at, k, end):
+                    time, largest = before[k][0]
+                    here = max(time, longest, total / own), max(largest, total)
+                    options.append((here, -k))
+            found, k = min(options)
+            row.append((found, abs(k)))
+        best.append(row)
+    if best[-1][-1][0] == never:
+        return []
+    places, end = [0] * len(names), len(names)
+    for at in reversed(range(len(slots))):
+        begin = best[at + 1][end][1]
+        places[begin:end] = [at] * (end - begin)
         end = begin
-    return {name: placement[name] for name in names}
+    return places
 
 
 def as_asked(workers: Sequence[str], counts: Sequence[int], ranks: int) -> Placement:
@@ -45,8 +94,9 @@ def as_asked(workers: Sequence[str], counts: Sequence[int], ranks: int) -> Place
     """
     if len(counts) != ranks or sum(counts) != len(workers) or min(counts) < 0:
         raise ConfigError(
-            f"--place {','.join(map(str, counts))}: expected a number for each rank, {ranks} in "
-            f"all, that sum to {len(workers)}, the workers of the run: {', '.join(workers)}"
+            f"--place {','.join(map(str, counts))} (run.place): expected a number for each rank, "
+            f"{ranks} in all, that sum to {len(workers)}, the workers of the run: "
+            f"{', '.join(workers)}"
         )
     each = [rank for rank, count in enumerate(counts) for _ in range(count)]
     return dict(zip(workers, each, strict=True))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from asyncdni import logs
 from asyncdni.cluster.elastic import Elastic, Host
 from asyncdni.cluster.placement import Placement
+from asyncdni.cluster.worker_logs import log_path
 from asyncdni.core.liveness import Sight
-from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError, by_name
-from asyncdni.launch.local import LocalLauncher
+from asyncdni.errors import AsyncDNIError, CheckpointError, ConfigError, LaunchError, by_name
+from asyncdni.launch.local import LocalLauncher, last_lines
 from asyncdni.messages import (
     PROTOCOL_VERSION,
     Beat,
@@ -27,8 +28,11 @@ from asyncdni.messages import (
     Failed,
     Introduce,
     Message,
+    Part,
     Refused,
+    Taken,
 )
+from asyncdni.store.parts import append_part
 from asyncdni.wire.address import Address, parse, reachable_as
 from asyncdni.wire.codec import FROM_AGENT, TO_AGENT
 from asyncdni.wire.coordinator import CoordinatorTransport
@@ -40,7 +44,12 @@ __all__ = ["Meeting", "Rendezvous", "Work"]
 _NOTE_S = 5.0
 #: At the end of a run: how long agents that come late are waited for, so that none waits in vain.
 _LATE_S = 5.0
+#: How long agents that wait already may take to be heard by a coordinator that only refuses.
+_WAITING_S = 2.0
 _LOOK_EVERY_S = 0.1
+#: At the end of a run: how long workers elsewhere may take to leave and their last lines to come,
+#: and after which silence of their agent nobody waits for them.
+_LAST_LINES_S, _SILENCE_S = 20.0, 5.0
 #: How long the last words to the agents may take.
 _LINGER_S = 1.0
 _GIB = 2**30
@@ -113,6 +122,7 @@ class Work:
     startup_s: float  # that agents may take to come
     commands: Mapping[str, Sequence[str]]  # that start workers on the machine of rank 0
     coordinator_s: float = 0.0  # that agents wait for another coordinator
+    term: int = 0  # of this coordinator, by which agents know whether they see its folder
     elastic: Elastic | None = None  # None: the placement holds for the whole run
 
     @property
@@ -130,6 +140,7 @@ class _Agent:
     peer: bytes
     enrol: Enrol
     heard_s: float
+    running: set[str] = field(default_factory=set)  # workers that it was told to start
 
 
 class Rendezvous(AbstractContextManager["Rendezvous", None]):
@@ -166,12 +177,15 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._noted = False
         self._dismissed = False
         self._agents: dict[int, _Agent] = {}
+        self._early: list[_Agent] = []  # those that have come before the work was known
         self._turned_away: set[int] = set()  # ranks of agents that can't take part
         self._late: dict[int, _Agent] = {}  # those whose rank another has, who may be gone
         self._ordered_s: dict[str, float] = {}  # when each worker was last to be started
         self._started_here: set[str] = set()  # the workers that `own` has started
         self._ended: list[tuple[str, int, str]] = []
-        self._last_lines: dict[str, str] = {}
+        self._last_lines: dict[str, str] = {}  # of workers that have ended
+        self._log_begins: dict[str, int] = {}  # where the log of each worker's present process does
+        self._logs_fail = False
         self._transport = CoordinatorTransport(
             meeting.agents, keys, hears=FROM_AGENT, says=TO_AGENT
         )
@@ -184,32 +198,97 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         try:
             self.dismiss(_, error)
+            self._await_last_lines()
         finally:
             self._transport.close(_LINGER_S)
 
     def dismiss(self, _: object, error: BaseException | None, *__: object) -> None:
         """Tell all agents that have come, and those that come within some seconds, that the run has
         ended: with that error, or well. Only the first call counts."""
+        self._dismiss(error, _LATE_S)
+
+    def refuse_all(self, error: BaseException) -> None:
+        """Tell the agents that wait for this coordinator that there will be no run, and why."""
+        self._dismiss(error, _WAITING_S)
+
+    def _dismiss(self, error: BaseException | None, late_s: float) -> None:
         if self._dismissed:
             return
         self._dismissed = True
         farewell = _farewell(error)
-        for agent in [*self._agents.values(), *self._late.values()]:
-            self._transport.send(agent.peer, farewell)
-        missing = set(self._missing())
-        deadline = time.monotonic() + _LATE_S
-        while missing and time.monotonic() < deadline:
+        agents = [*self._agents.values(), *self._late.values(), *self._early]
+        known = {agent.peer for agent in agents}
+        for peer in known:
+            self._transport.send(peer, farewell)
+        # Agents of an earlier coordinator do not enrol: they beat until they are asked to.
+        missing, told = len(self._missing()), set[bytes]()
+        deadline = time.monotonic() + late_s
+        while len(told) < missing and time.monotonic() < deadline:
             for peer, message in self._transport.receive(_LOOK_EVERY_S):
-                if isinstance(message, Enrol):
-                    self._transport.send(peer, farewell)
-                    missing.discard(message.rank)
+                if peer not in known and self._transport.send(peer, farewell):
+                    told.add(peer)
+                self._hear_last(peer, message)
+
+    def _hear_last(self, peer: bytes, message: Message) -> None:
+        """Hear an agent after the end of the run: only what its workers have said still counts."""
+        agent = self._known(peer)
+        if agent is None:
+            return
+        agent.heard_s = time.monotonic()
+        match message:
+            case Part():
+                self._add_to_log(agent, message)
+            case Ended(worker=worker):
+                agent.running.discard(worker)
+
+    def _await_last_lines(self) -> None:
+        """Wait for the end of all workers elsewhere, of which their agents tell once they have sent
+        the last lines of their logs."""
+        now = time.monotonic()
+        deadline = now + _LAST_LINES_S
+        while now < deadline and any(
+            one.running and now - one.heard_s < _SILENCE_S for one in self._agents.values()
+        ):
+            for peer, message in self._transport.receive(_LOOK_EVERY_S):
+                self._hear_last(peer, message)
+            now = time.monotonic()
+
+    def gather(self, startup_s: float, *, takes_back: bool) -> dict[int, Host]:
+        """Wait until the agents of all ranks have come, and return their machines, by rank.
+        `takes_back`: also those of an earlier coordinator, which are asked to come.
+
+        Raises `ConfigError` for an agent that does not fit, and `LaunchError` if one has not come
+        in time.
+        """
+        self._begun_s = time.monotonic()
+        while self._missing():
+            for peer, message in self._transport.receive(_LOOK_EVERY_S):
+                early = next((one for one in self._early if one.peer == peer), None)
+                if isinstance(message, Enrol) and early is None:
+                    self._check_fits(_Agent(peer, message, time.monotonic()))
+                    self._early.append(_Agent(peer, message, time.monotonic()))
+                elif early is not None:
+                    early.heard_s = time.monotonic()
+                else:
+                    self._answer_stranger(peer, takes_back=takes_back)
+            self._tell_rejected()
+            self._watch(time.monotonic(), startup_s)
+        return {one.enrol.rank: _host(one.enrol) for one in reversed(self._early)}
+
+    def running(self) -> Placement:
+        """Return where workers of an earlier coordinator live, as the gathered agents say."""
+        return {name: one.enrol.rank for one in self._early for name in one.enrol.running}
 
     def begin(self, work: Work, own: LocalLauncher | None) -> Self:
         """Start the workers of this machine, by `own`, and those of each agent as it comes.
 
         Raises `LaunchError` if one can't be started.
         """
-        self._work, self._own, self._begun_s = work, own, time.monotonic()
+        self._work, self._own = work, own
+        self._begun_s = self._begun_s or time.monotonic()
+        early, self._early = self._early, []
+        for agent in early:
+            self._enrol(agent)
         if own is not None and self.own_rank is not None:
             for name in work.of(self.own_rank):
                 self._start_here(name)
@@ -236,15 +315,20 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         now = time.monotonic()
         for peer, message in self._transport.receive(0):
             self._received(peer, message, now)
-        for _, text in self._transport.rejected:
-            logs.own().warning("at the agents' address: %s", text)
-        self._transport.rejected.clear()
+        self._tell_rejected()
         self._admit_late(now)
-        self._watch(now)
+        assert self._work is not None
+        self._watch(now, self._work.startup_s)
         self._take_over(now)
         ended, self._ended = self._ended, []
         here = self._own.exited() if self._own is not None else ()
         return [*(one for one in here if not self._is_away(one[0])), *ended]
+
+    def _tell_rejected(self) -> None:
+        """Tell the user of peers that are no agents of this run, or have other keys."""
+        for _, text in self._transport.rejected:
+            logs.own().warning("at the agents' address: %s", text)
+        self._transport.rejected.clear()
 
     def restart(self, name: str) -> None:
         """Have a worker started again by the agent of its machine, once that is there.
@@ -259,7 +343,14 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         if rank == self.own_rank and self._own is not None:
             self._start_here(name)
         elif rank in self._agents:
-            self._transport.send(self._agents[rank].peer, Engage(name))
+            self._engage(self._agents[rank], name)
+            silent_s = now - self._agents[rank].heard_s
+            if silent_s > 2.0 * self._work.silence_s:
+                host = self._agents[rank].enrol.host
+                logs.own().warning(
+                    f"rank {rank} on {host} has been silent for {silent_s:.1f} s: {name} is "
+                    "started there once its agent is back"
+                )
 
     def moves(self) -> list[tuple[str, str]]:
         """Return workers that are to be started elsewhere at the next barrier, and why."""
@@ -271,10 +362,18 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         return Sight.UNSEEN if self._is_away(name) else self._local.look(name)
 
     def last_lines(self, name: str) -> str:
-        """Return the last output of a worker, as far as it is known here."""
-        return (
-            self._last_lines.get(name, "") if self._is_away(name) else self._local.last_lines(name)
-        )
+        """Return the last warnings and errors of a worker, as far as they are known here."""
+        if not self._is_away(name):
+            return self._local.last_lines(name)
+        return self._last_lines.get(name) or self._last_kept(name)
+
+    def _last_kept(self, name: str) -> str:
+        """The same of a worker elsewhere, from its log in the folder of the run."""
+        return last_lines(self._log(name), self._log_begins.get(name, 0))
+
+    def _log(self, name: str) -> Path:
+        assert self._work is not None
+        return Path(self._work.folder, log_path(name))
 
     def _is_away(self, name: str) -> bool:
         assert self._work is not None
@@ -287,14 +386,19 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
 
     # --- agents ----------------------------------------------------------------------------------
 
+    def _known(self, peer: bytes) -> _Agent | None:
+        """The agent that has been let in and says this."""
+        return next((one for one in self._agents.values() if one.peer == peer), None)
+
     def _received(self, peer: bytes, message: Message, now: float) -> None:
         if isinstance(message, Enrol):
-            self._enrol(_Agent(peer, message, now), now)
+            self._enrol(_Agent(peer, message, now))
             return
-        agent = next((one for one in self._agents.values() if one.peer == peer), None)
+        agent = self._known(peer)
         if agent is None:
             if not any(one.peer == peer for one in self._late.values()):
-                self._answer_stranger(peer)
+                takes_back = self._work is not None and self._work.coordinator_s > 0.0
+                self._answer_stranger(peer, takes_back=takes_back)
             return
         agent.heard_s = now
         if self._work is not None and self._work.elastic is not None:
@@ -304,35 +408,68 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 pass
             case Failed(kind=kind, text=text):
                 raise by_name(kind)(text)
-            case Ended(worker=worker, code=code, last_lines=last_lines):
+            case Part():
+                self._add_to_log(agent, message)
+            case Ended(worker=worker, code=code, last_lines=lines):
+                agent.running.discard(worker)
                 if self._work is not None and worker in self._work.of(agent.enrol.rank):
-                    self._last_lines[worker] = last_lines
-                    self._ended.append((worker, code, last_lines))
+                    self._last_lines[worker] = lines
+                    self._ended.append((worker, code, lines))
 
-    def _answer_stranger(self, peer: bytes) -> None:
+    def _add_to_log(self, agent: _Agent, part: Part) -> None:
+        """Add what a worker elsewhere has printed to its log in the folder of the run. A disk that
+        does not take it is told of once, and the run goes on."""
+        assert self._work is not None
+        folder = Path(self._work.folder)
+        logs_here = {log_path(name) for name in self._work.placement}
+        if part.path in logs_here and folder.is_dir():  # a run that fails at once leaves no folder
+            try:
+                append_part(folder, part)
+            except CheckpointError as error:
+                if not self._logs_fail:
+                    logs.own().warning(f"what workers elsewhere print is not kept: {error}")
+                self._logs_fail = True
+        self._transport.send(agent.peer, Taken(0, part.path, part.size))
+
+    def _engage(self, agent: _Agent, name: str) -> None:
+        """Have an agent start a worker."""
+        agent.running.add(name)
+        self._last_lines.pop(name, None)
+        with suppress(OSError):
+            self._log_begins[name] = self._log(name).stat().st_size
+        self._transport.send(agent.peer, Engage(name))
+
+    def _answer_stranger(self, peer: bytes, *, takes_back: bool) -> None:
         """Ask an agent that is not known to enrol, if it may be that of an earlier coordinator."""
-        if self._work is not None and self._work.coordinator_s:
+        if takes_back:
             self._transport.send(peer, Introduce())
         else:
             self._refuse(peer, "this agent does not belong to the run, or no longer does")
 
-    def _enrol(self, agent: _Agent, now: float) -> None:
+    def _enrol(self, agent: _Agent) -> None:
         """Let an agent in, refuse it, or have it wait until that of the same rank is known to be
         gone."""
         enrol = agent.enrol
         there = self._agents.get(enrol.rank)
         if there is not None and there.peer == agent.peer:
             return  # it enrols again until it is answered
-        wrong = self._fault(enrol)
-        if wrong:
-            self._refuse(agent.peer, wrong, ConfigError)
-            self._turned_away.add(enrol.rank)
-            if enrol.rank not in self._agents:
-                raise ConfigError(wrong)
-        elif enrol.rank in self._agents:
+        if not self._check_fits(agent):
+            return
+        if enrol.rank in self._agents:
             self._late[enrol.rank] = agent
         else:
             self._admit(agent)
+
+    def _check_fits(self, agent: _Agent) -> bool:
+        """Refuse an agent that can't take part, and raise `ConfigError` unless its rank has another
+        one; tell whether it may."""
+        wrong = self._fault(agent.enrol)
+        if wrong:
+            self._refuse(agent.peer, wrong, ConfigError)
+            self._turned_away.add(agent.enrol.rank)
+            if agent.enrol.rank not in self._agents:
+                raise ConfigError(wrong)
+        return not wrong
 
     def _fault(self, enrol: Enrol) -> str:
         """Why an agent can't take part; empty where it can."""
@@ -381,7 +518,9 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._welcome(agent)
         for name in self._workers(agent):
             if name not in agent.enrol.running or name in self._ordered_s:
-                self._transport.send(agent.peer, Engage(name))
+                self._engage(agent, name)
+            else:
+                agent.running.add(name)
 
     def _succeed(self, gone: _Agent, agent: _Agent) -> None:
         """Put an agent in the place of one that is gone, and whose workers have gone with it. Those
@@ -390,16 +529,22 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         self._welcome(agent)
         for name in self._workers(agent):
             if self._ordered_s.get(name, 0.0) > gone.heard_s:
-                self._transport.send(agent.peer, Engage(name))
+                self._engage(agent, name)
             else:
-                self._ended.append((name, _KILLED, f"its agent on {gone.enrol.host} has ended"))
+                text = f"its agent on {gone.enrol.host} has ended"
+                self._ended.append((name, _KILLED, self._with_last_lines(name, text)))
+
+    def _with_last_lines(self, name: str, text: str) -> str:
+        """The last lines of a worker that has died with its agent, and `text`."""
+        found = self._last_kept(name)
+        return f"{found} | {text}" if found else text
 
     def _welcome(self, agent: _Agent) -> None:
         work, enrol = self._work, agent.enrol
         assert work is not None
         self._agents[enrol.rank] = agent
         if work.elastic is not None:
-            work.elastic.came(enrol.rank, Host(enrol.cores, enrol.memory_bytes), agent.heard_s)
+            work.elastic.came(enrol.rank, _host(enrol), agent.heard_s)
         names = self._workers(agent)
         self._transport.send(
             agent.peer,
@@ -410,11 +555,13 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 threads=work.threads,
                 silence_s=work.silence_s,
                 coordinator_s=work.coordinator_s,
+                term=work.term,
             ),
         )
+        gpus = f", {enrol.gpus} GPUs" if enrol.gpus else ""
         logs.own().info(
             f"rank {enrol.rank} on {enrol.host} ({enrol.cores} cores, "
-            f"{enrol.memory_bytes / _GIB:.1f} GiB): {', '.join(names) or 'nothing to do'}"
+            f"{enrol.memory_bytes / _GIB:.1f} GiB{gpus}): {', '.join(names) or 'nothing to do'}"
         )
         self._check_memory(enrol)
 
@@ -437,7 +584,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             if self._ordered_s.get(name, 0.0) > gone.heard_s:
                 self.restart(name)
             else:
-                self._ended.append((name, _KILLED, text))
+                self._ended.append((name, _KILLED, self._with_last_lines(name, text)))
 
     def _workers(self, agent: _Agent) -> list[str]:
         assert self._work is not None
@@ -455,27 +602,33 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
             )
 
     def _missing(self) -> list[int]:
-        known = {self.own_rank, *self._agents, *self._turned_away}
+        early = (one.enrol.rank for one in self._early)
+        known = {self.own_rank, *self._agents, *early, *self._turned_away}
         return [rank for rank in range(self.ranks) if rank not in known]
 
-    def _watch(self, now: float) -> None:
+    def _watch(self, now: float, startup_s: float) -> None:
         """Tell of agents that have not come yet; raise `LaunchError` once they are too late."""
         if self._watch_others is not None:
-            self._watch_others(self._agents)
+            self._watch_others({*self._agents, *(one.enrol.rank for one in self._early)})
         missing = self._missing()
-        if not missing or self._work is None:
+        if not missing:
             return
         ranks = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
         waited_s = now - self._begun_s
-        if waited_s > self._work.startup_s:
+        if waited_s > startup_s:
             raise LaunchError(
-                f"no agent of {ranks} has come to {self.address} within {self._work.startup_s:g} s "
+                f"no agent of {ranks} has come to {self.address} within {startup_s:g} s "
                 "(limits.startup_s): see that the same command runs there, and that this port is "
                 "open to them"
             )
         if waited_s > _NOTE_S and not self._noted:
             self._noted = True
             logs.own().info(f"waiting for the agents of {ranks} at {self.address}")
+
+
+def _host(enrol: Enrol) -> Host:
+    """The machine of an agent."""
+    return Host(enrol.cores, enrol.memory_bytes, enrol.gpus)
 
 
 def _farewell(error: BaseException | None) -> Dismiss:

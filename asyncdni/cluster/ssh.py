@@ -2,7 +2,8 @@
 
 An agent's standard input is the connection: its first line has the workers' key, and its end is the
 agent's end. So nothing stays behind where a connection breaks, and no key lies on a disk but in a
-private folder for as long as the agent lives.
+private folder for as long as the agent lives. On standard output an agent says when it begins to
+take part in the run, and when it has been dismissed.
 """
 
 from __future__ import annotations
@@ -13,22 +14,31 @@ import os
 import shlex
 import subprocess
 import threading
+import time
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from asyncdni import logs
+from asyncdni.cluster.keeper import Keeper
+from asyncdni.drivers.real.coordinator import Stops
 from asyncdni.errors import ConfigError, LaunchError, legible
 
-__all__ = ["Connections", "Line", "keys_line", "receive_keys", "send_keys"]
+__all__ = ["Connections", "Line", "keys_line", "receive_keys", "say_part", "send_keys"]
 
 #: The file of the keys that agents get.
 _KEY_FILE = "worker.key"
 _KEYS_CHARACTERS_MAX = 8192
-#: How often the connection to one host is made again after it has broken.
-_AGAIN_MAX = 5
+#: How often in a row the connection to one host is made again after it has broken; one that has
+#: lasted for so long begins another row.
+_AGAIN_MAX, _STEADY_S = 5, 60.0
+#: The longest time until it is made again.
+_WAIT_MAX_S = 60.0
+#: What an agent says once it takes part in the run, and once it does no more.
+_PART = {True: "asyncdni node: begins", False: "asyncdni node: is dismissed"}
+_LOOK_EVERY_S = 0.02
 _LAST_LINES = 3
 _LINE_CHARACTERS = 1000
 #: How long agents may take to leave at the end of the run: they wait for their workers.
@@ -44,6 +54,7 @@ class Connections(AbstractContextManager["Connections", None]):
         remote: how `asyncdni` is started on the hosts.
         keys: the folder with the workers' key, which is sent to the agents; None: there is none.
         words: further words of the agents' command lines.
+        elastic: whether a host may be away for as long as it likes.
     """
 
     def __init__(
@@ -54,19 +65,25 @@ class Connections(AbstractContextManager["Connections", None]):
         remote: str,
         keys: Path | None,
         words: Sequence[str],
+        elastic: bool,
     ) -> None:
         self._hosts = list(hosts)
         self._ssh = shlex.split(ssh)
         self._remote = shlex.split(remote)
         self._keys = keys
         self._words = list(words)
+        self._elastic = elastic
         self._coordinator = ""
         self._open: dict[int, _Connection] = {}
-        self._made_again = [0] * len(hosts)
+        self._broken = [0] * len(hosts)  # how often in a row
+        self._due_s: dict[int, float] = {}  # when broken ones are to be made again
+        #: The ranks whose agents have said that they take part.
+        self.came: set[int] = set()
+        self._dismissed: set[int] = set()  # those whose agents have said that they do no more
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         for one in self._open.values():
-            one.close(_GRACE_S)
+            one.close(0.0 if isinstance(error, LaunchError) else _GRACE_S)
 
     def start(self, coordinator: str) -> None:
         """Connect to all hosts; their agents go to the address `coordinator`. Raises `LaunchError`
@@ -75,23 +92,50 @@ class Connections(AbstractContextManager["Connections", None]):
         for rank in range(len(self._hosts)):
             self._connect(rank)
 
+    def hold(self, keeper: Keeper) -> int:
+        """Hold the connections until the coordinator that `keeper` keeps has ended; return its exit
+        code. Raises what `check` and the keeper raise."""
+        stops = Stops()
+        with stops.collecting_signals():
+            while (code := keeper.watch()) is None:
+                self.check(self.came)
+                while stops.take():
+                    keeper.signal(stops.numbers[-1])
+                time.sleep(_LOOK_EVERY_S)
+        return code
+
     def check(self, here: Container[int]) -> None:
         """Make connections again that have broken, those of the ranks `here`, whose agents had
-        come. Raises `LaunchError` for one that could not be made, or breaks again and again."""
+        come. Raises `LaunchError` for one that could not be made, or breaks again and again where
+        nobody can take over its workers."""
+        now = time.monotonic()
         for rank, one in list(self._open.items()):
-            code = one.process.poll()
-            if code is None:
-                continue
-            said = one.last_words() or f"exit code {code}"
-            host = self._hosts[rank]
-            if rank not in here:
-                raise LaunchError(f"--hosts: no agent can be started on {host}: {said}")
-            self._made_again[rank] += 1
-            if self._made_again[rank] > _AGAIN_MAX:
-                raise LaunchError(f"--hosts: the connection to {host} keeps breaking: {said}")
-            logs.own().warning(f"{host}: the agent has ended ({said}); it is started again")
-            one.close(0.0)
-            self._connect(rank)
+            if one.process.poll() is not None:
+                self._has_broken(rank, one, now, came=rank in here)
+        for rank, due_s in list(self._due_s.items()):
+            if now >= due_s:
+                del self._due_s[rank]
+                self._connect(rank)
+
+    def _has_broken(self, rank: int, one: _Connection, now: float, *, came: bool) -> None:
+        """Have a connection made again, unless its agent was dismissed: at once, and if it breaks
+        again after 1, 2, 4, … s."""
+        said = one.last_words() or f"exit code {one.process.returncode}"
+        if rank in self._dismissed:
+            return
+        host = self._hosts[rank]
+        if not came:
+            raise LaunchError(f"--hosts: no agent can be started on {host}: {said}")
+        lasted_s = now - one.began_s
+        self._broken[rank] = times = 1 if lasted_s >= _STEADY_S else self._broken[rank] + 1
+        if times > _AGAIN_MAX and not self._elastic:
+            raise LaunchError(f"--hosts: the connection to {host} keeps breaking: {said}")
+        wait_s = min(2.0 ** min(times - 2, 10), _WAIT_MAX_S) if times > 1 else 0.0
+        when = f" in {wait_s:g} s" if wait_s else ""
+        logs.own().warning(f"{host}: the agent has ended ({said}); it is started again{when}")
+        del self._open[rank]
+        one.close(0.0)
+        self._due_s[rank] = now + wait_s
 
     def _connect(self, rank: int) -> None:
         place = {
@@ -113,14 +157,17 @@ class Connections(AbstractContextManager["Connections", None]):
             host,
             f"sh -c {shlex.quote(script)}",
         ]
-        self._open[rank] = _Connection(host, words)
+        said = {_PART[True]: self.came, _PART[False]: self._dismissed}
+        self._open[rank] = _Connection(host, words, lambda text: said[text].add(rank))
         send_keys(self._open[rank].process, self._keys)
 
 
 class _Connection:
-    """One run of the client."""
+    """One run of the client; `heard` is called with what its agent says of its part in the run."""
 
-    def __init__(self, host: str, words: Sequence[str]) -> None:
+    def __init__(self, host: str, words: Sequence[str], heard: Callable[[str], None]) -> None:
+        self.began_s = time.monotonic()
+        self._heard = heard
         try:
             self.process = subprocess.Popen(
                 words,
@@ -161,7 +208,11 @@ class _Connection:
         assert self.process.stdout is not None
         with self.process.stdout as output:
             for line in output:
-                level, said = logs.parsed(line.decode(errors="replace").strip(), logging.INFO)
+                text = line.decode(errors="replace").strip()
+                if text in _PART.values():
+                    self._heard(text)
+                    continue
+                level, said = logs.parsed(text, logging.INFO)
                 if text := legible(said, _LINE_CHARACTERS):
                     self._last_lines.append(text)
                     logs.own().log(level, f"{self._host}: {text}")
@@ -213,6 +264,12 @@ def receive_keys(lines: TextIO, folder: Path) -> bool:
             "that `asyncdni run --hosts` starts"
         ) from error
     return bool(content)
+
+
+def say_part(part: bool) -> None:
+    """Say, as an agent, whether it takes part in the run from now on."""
+    with suppress(OSError):  # the connection may have ended
+        print(_PART[part], flush=True)
 
 
 class Line:

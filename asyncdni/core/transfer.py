@@ -27,10 +27,10 @@ from asyncdni.core.post import UnexpectedMessage
 from asyncdni.errors import CheckpointError
 from asyncdni.messages import COORDINATOR, PART_BYTES, Fetch, Missing, Part, Taken
 
-__all__ = ["FileExchange", "Incoming", "Outgoing", "may_fetch", "may_send", "needed"]
+__all__ = ["AHEAD_BYTES", "FileExchange", "Incoming", "Outgoing", "may_fetch", "may_send", "needed"]
 
 #: The most bytes of one file that have been sent and not been taken yet.
-_AHEAD_BYTES = 4 * PART_BYTES
+AHEAD_BYTES = 4 * PART_BYTES
 #: The folder of the weights that a run was given to begin with: see `store.given`.
 _INIT = "init"
 _STATE = re.compile(r"(checkpoints/[0-9]{6,18}|snapshots)/([A-Za-z0-9_-]+)(\.[01])?\.safetensors")
@@ -130,7 +130,7 @@ class Outgoing:
     def _next(self) -> list[Action]:
         if self._asked or not self._paths or self._sent == self._size:
             return []
-        if self._sent - self._taken >= _AHEAD_BYTES:
+        if self._sent - self._taken >= AHEAD_BYTES:
             return []
         self._asked = True
         return [SendPart(self._to, self._incarnation, self._paths[0], self._sent)]

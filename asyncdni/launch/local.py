@@ -21,7 +21,7 @@ from asyncdni.files import check_file
 from asyncdni.handover import VARIABLE, Handover
 from asyncdni.imports import PATH_VARIABLE, Allowed, import_flags, path_of_this_process
 
-__all__ = ["LocalLauncher", "own_command", "typed_command", "worker_command"]
+__all__ = ["LocalLauncher", "last_lines", "own_command", "typed_command", "worker_command"]
 
 #: The file that a worker process runs first.
 _ENTRY = Path(__file__).with_name("entry.py")
@@ -136,7 +136,7 @@ class LocalLauncher:
     def last_lines(self, name: str) -> str:
         """Return the last output of a worker's process, in one line; empty if there is none."""
         one = self._processes.get(name)
-        return "" if one is None else self._last_lines(name, one.log_start)
+        return "" if one is None else last_lines(self._log(name), one.log_start)
 
     def exited(self) -> list[tuple[str, int, str]]:
         """Return (worker, exit code, last lines) of processes that have ended, each once."""
@@ -146,7 +146,7 @@ class LocalLauncher:
             code = one.process.poll()
             if code is not None and not one.reported:
                 one.reported = True
-                ended.append((name, code, self._last_lines(name, one.log_start)))
+                ended.append((name, code, last_lines(self._log(name), one.log_start)))
         return ended
 
     def running(self) -> list[str]:
@@ -208,17 +208,20 @@ class LocalLauncher:
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
 
-    def _last_lines(self, name: str, start: int) -> str:
-        try:
-            with open(self._log(name), "rb") as log:
-                end = log.seek(0, os.SEEK_END)
-                log.seek(max(start, end - _TAIL_BYTES))
-                text = log.read().decode(errors="replace")
-        except OSError:
-            return ""
-        said = [logs.parsed(line) for line in text.strip().splitlines()]
-        lines = [words for level, words in said if level >= logging.WARNING][-_LAST_LINES:]
-        return " | ".join(legible(line, _LINE_CHARACTERS) for line in lines)
+
+def last_lines(log: Path, start: int) -> str:
+    """Return the last warnings and errors that a log has from the byte `start` on, in one line;
+    empty if there are none or it can't be read."""
+    try:
+        with open(log, "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(start, end - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    said = [logs.parsed(line) for line in text.strip().splitlines()]
+    lines = [words for level, words in said if level >= logging.WARNING][-_LAST_LINES:]
+    return " | ".join(legible(line, _LINE_CHARACTERS) for line in lines)
 
 
 def _ended(process: subprocess.Popen[bytes], within_s: float) -> bool:

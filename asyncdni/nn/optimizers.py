@@ -1,7 +1,7 @@
 """Optimizers on one flat vector, the flattening of layers into one, and learning-rate schedules.
 
 Vectors are worked on block by block: a step passes over its arrays ten times, and a block stays in
-the cache from the first pass to the last.
+the cache from the first pass to the last. Where the loops of `fused` are there, one pass does it.
 
 A learning-rate schedule is a pure function that gives the factor of the learning rate, from 1 down.
 Time is counted in epochs (1.5: the middle of the second), so that a schedule means the same at any
@@ -17,6 +17,7 @@ import numpy as np
 
 from asyncdni.errors import ConfigError, NumericalError
 from asyncdni.nn.base import Array, Layer, aligned_empty
+from asyncdni.nn.fused import loops_of
 
 __all__ = [
     "RATES",
@@ -68,6 +69,11 @@ class Sgd:
         """Move `params` by -rate * direction for the gradient scale * `grads`, overwritten."""
         if not self._scratch.size:
             self.start(params)
+        loops = loops_of(params, grads)
+        if loops is not None and self.momentum:
+            numbers = np.array([scale, self.momentum, self.weight_decay, rate], params.dtype)
+            loops.sgd(params, grads, self.state["momentum"], numbers, self.nesterov)
+            return
         for part in _blocks(params.size):
             self._step_block(part, params[part], _scaled(grads[part], scale), float(rate))
 
@@ -125,10 +131,17 @@ class Adam:
             self.start(params)
         self.state["steps"] += 1
         factor, epsilon = self._constants(int(self.state["steps"]), float(rate))
+        decay = 1 - float(rate) * self.weight_decay
+        loops = loops_of(params, grads)
+        if loops is not None:
+            numbers = [scale, self.beta1, self.beta2, epsilon, factor, decay]
+            first, second = self.state["first"], self.state["second"]
+            loops.adam(params, grads, first, second, np.array(numbers, params.dtype))
+            return
         for part in _blocks(params.size):
             p = params[part]
             if self.weight_decay:
-                p *= 1 - float(rate) * self.weight_decay
+                p *= decay
             p -= self._move(part, _scaled(grads[part], scale), factor, epsilon)
 
     def _move(self, part: slice, g: Array, factor: float, epsilon: float) -> Array:

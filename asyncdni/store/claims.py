@@ -28,6 +28,7 @@ __all__ = [
     "OWNERS",
     "Claim",
     "new_term",
+    "present_term",
 ]
 
 #: The folder of the claims, in the folder of a run.
@@ -72,7 +73,7 @@ class Claim:
     @property
     def sees_coordinator(self) -> bool:
         """Whether the folder is the coordinator's own, not another of that name on this host."""
-        return _read(self._file(COORDINATOR))[0] == self.order[0] > 0
+        return present_term(self.folder) == self.order[0] > 0
 
     def _file(self, stage: str) -> Path:
         return self.folder / OWNERS / stage
@@ -81,6 +82,11 @@ class Claim:
 def new_term(folder: Path) -> int:
     """A term for a new coordinator of the run in `folder`: larger than all before it."""
     return max(time.time_ns(), *(term + 1 for term, _ in _all(folder / OWNERS)), 1)
+
+
+def present_term(folder: Path) -> int:
+    """The term of the coordinator that runs the run in `folder`; 0 where none has claimed it."""
+    return _read(folder / OWNERS / COORDINATOR)[0]
 
 
 def _all(folder: Path) -> Iterator[Order]:

@@ -2,6 +2,7 @@
 
 ```
 DIR/snapshots/STAGE.0.safetensors.part    as its parts come; it takes its place once it is whole
+DIR/logs/WORKER.log                       grows with each part
 ```
 """
 
@@ -21,7 +22,7 @@ from asyncdni.messages import PART_BYTES, Part
 from asyncdni.store.manifest import manifest_file
 from asyncdni.store.tensors import sync_folder
 
-__all__ = ["PartStore"]
+__all__ = ["PartStore", "append_part", "part_from"]
 
 _PART = ".part"
 #: Ends the name of a folder of weights that are not committed yet: see `store.weights`.
@@ -144,3 +145,32 @@ class PartStore:
             own.file.close()
             with contextlib.suppress(OSError):
                 own.path.unlink()
+
+
+# --- files that grow -----------------------------------------------------------------------------
+
+
+def part_from(folder: Path, path: str, offset: int) -> Part | None:
+    """Return at most `PART_BYTES` of the file `path` in `folder` from `offset` on; None where there
+    is nothing more. Raises `CheckpointError` where this host's disk fails."""
+    place = folder / path
+    try:
+        with open_file(place) as file:
+            file.seek(offset)
+            data = file.read(PART_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"can't read {place}: {error.strerror}") from error
+    return Part(0, path, offset, offset + len(data), data) if data else None
+
+
+def append_part(folder: Path, part: Part) -> None:
+    """Add a part at the end of a file in `folder`, whatever its offset at its sender. Raises
+    `CheckpointError` where this host's disk fails."""
+    place = folder / part.path
+    try:
+        check_file(place)
+        place.parent.mkdir(exist_ok=True)
+        with open(place, "ab") as file:
+            file.write(part.data)
+    except OSError as error:
+        raise CheckpointError(f"can't write {place}: {error.strerror}") from error

@@ -44,7 +44,7 @@ __all__ = [
 #: samples, nor gives them in another order. So its state means the same before and after.
 _CHANGEABLE = (
     *("run.epochs", "run.max_steps", "run.early_stopping", "run.evaluate_every", "run.metrics"),
-    *("run.split", "run.threads", "run.pin", "run.store", "data.path"),
+    *("run.split", "run.place", "run.threads", "run.pin", "run.store", "data.path"),
     # rates, decay, weight decay, clipping: not the kind, whose state is kept
     *("optimizer", "stages.NAME.optimizer"),
     *("schedule", "stages.NAME.schedule", "staleness", "links", "slow"),

@@ -106,7 +106,7 @@ BETWEEN_WORKERS: frozenset[type[Message]] = frozenset(
     }
 )
 FROM_AGENT: frozenset[type[Message]] = frozenset(
-    {messages.Enrol, messages.Ended, messages.Failed, messages.Beat}
+    {messages.Enrol, messages.Ended, messages.Failed, messages.Part, messages.Beat}
 )
 TO_AGENT: frozenset[type[Message]] = frozenset(
     {
@@ -115,6 +115,7 @@ TO_AGENT: frozenset[type[Message]] = frozenset(
         messages.Engage,
         messages.Dismiss,
         messages.Refused,
+        messages.Taken,
         messages.Beat,
     }
 )

@@ -113,11 +113,11 @@ class CoordinatorTransport:
             sockets.wait_until(self._poller, timeout_s, came)
         return found
 
-    def send(self, identity: bytes, message: Message) -> None:
-        """Send to one peer; never blocks. Does nothing if the peer has gone."""
+    def send(self, identity: bytes, message: Message) -> bool:
+        """Send to one peer; never blocks. Tell whether it is connected; nothing is sent if not."""
         if type(message) not in self._says:
             raise LocalProtocolError(f"{type(message).__name__} is no message to this peer")
-        self._send(identity, encode(message))
+        return self._send(identity, encode(message))
 
     def close(self, linger_s: float) -> None:
         """Close the socket; messages not sent after `linger_s` are dropped."""
@@ -126,7 +126,7 @@ class CoordinatorTransport:
             self._port = None
         sockets.close(self._context, self.address, linger_s)
 
-    def _send(self, identity: bytes, frames: list[Any]) -> None:
+    def _send(self, identity: bytes, frames: list[Any]) -> bool:
         try:
             self._router.send_multipart([identity, *frames], zmq.NOBLOCK)
         except zmq.Again:
@@ -134,6 +134,8 @@ class CoordinatorTransport:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
+            return False
+        return True
 
     def _drain(self) -> list[tuple[bytes, Message]]:
         if self._gate is not None:

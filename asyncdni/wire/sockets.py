@@ -57,7 +57,10 @@ _REBIND_S = 1.0
 _NO_DESCRIPTOR_S = 5.0
 _AGAIN_S = 0.001
 
-_READABLE = int(zmq.POLLIN)  # the flag itself takes longer to compare
+# Plain integers: flags of `enum` take longer to compare and to combine.
+_READABLE = int(zmq.POLLIN)
+_AT_ONCE = int(zmq.NOBLOCK)
+_AT_ONCE_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _WAIT_MAX_MS = 24 * 3600 * 1000  # keeps any timeout within ZeroMQ's integers
 
 
@@ -174,7 +177,7 @@ def send(socket: Socket, frames: Sequence[Any]) -> Callable[[], bool] | None:
     last = len(frames) - 1
     try:
         for at, frame in enumerate(frames):
-            flags = zmq.NOBLOCK if at == last else zmq.NOBLOCK | zmq.SNDMORE
+            flags = _AT_ONCE if at == last else _AT_ONCE_MORE
             if at == 0 or size((frame,)) < COPY_BELOW_BYTES:
                 socket.send(frame, flags)
             else:
@@ -198,10 +201,10 @@ def receive(socket: Socket) -> list[Buffer] | None:
     if not _readable(socket):
         return None
     try:
-        frames: list[Buffer] = [socket.recv(zmq.NOBLOCK)]
+        frames: list[Buffer] = [socket.recv(_AT_ONCE)]
     except zmq.Again:
         return None
-    _receive_rest(socket, frames)
+    _receive_rest(socket, frames, bool(socket.getsockopt(zmq.RCVMORE)))
     return frames
 
 
@@ -218,14 +221,14 @@ def receive_from(socket: Socket, *, keys: bool) -> tuple[list[Buffer], Origin] |
     if not _readable(socket):
         return None
     try:
-        first = socket.recv(zmq.NOBLOCK, copy=False)
+        first = socket.recv(_AT_ONCE, copy=False)
     except zmq.Again:
         return None
     descriptor = first.get(zmq.SRCFD)
     assert isinstance(descriptor, int)
     key = bytes.fromhex(str(first.get("User-Id"))) if keys else None
     frames: list[Buffer] = [first.bytes]
-    _receive_rest(socket, frames)
+    _receive_rest(socket, frames, first.more)
     return frames, Origin(descriptor, key)
 
 
@@ -236,9 +239,12 @@ def _readable(socket: Socket) -> bool:
     return bool(events & _READABLE)
 
 
-def _receive_rest(socket: Socket, frames: list[Buffer]) -> None:
-    while socket.getsockopt(zmq.RCVMORE):  # a message arrives whole: this can't block
-        frames.append(socket.recv(zmq.NOBLOCK, copy=False).buffer)
+def _receive_rest(socket: Socket, frames: list[Buffer], more: bool) -> None:
+    """Append the frames of a message behind its first, if there are `more`."""
+    while more:  # a message arrives whole: this can't block
+        frame = socket.recv(_AT_ONCE, copy=False)
+        frames.append(frame.buffer)
+        more = frame.more
 
 
 def wait_until(poller: zmq.Poller, timeout_s: float | None, done: Callable[[], bool]) -> None:

@@ -522,9 +522,11 @@ class WorkerTransport:
         error of the thread that delays messages.
         """
         self._neighbours.check()
+        if timeout_s == 0:
+            return self._drain()
         before = self.messages
         found = self._drain()
-        if timeout_s == 0 or self.messages > before:
+        if self.messages > before:
             return found
 
         def came() -> bool:

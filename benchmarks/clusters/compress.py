@@ -6,9 +6,9 @@
 
 The first command times real processes over emulated links, a row after the other; predicts the
 same at the pace of a quiet machine by simulation; and trains each row from the same seeds in the
-simulator for its accuracy. `--only speed`, `--only predicted` or `--only accuracy` does one of
-these, and `--resume` leaves out what the file has. The second command fills in the tables of
-README.md from the results that are kept here.
+simulator for its accuracy, as well as encodings of gradients that train generators alone. `--only
+speed`, `predicted`, `accuracy` or `gradients` does one of these, and `--resume` leaves out what the
+file has. The second command fills in the tables of README.md from the results that are kept here.
 """
 
 from __future__ import annotations
@@ -62,7 +62,15 @@ ROWS = {
         for name in ("none", "bfloat16", "int8")
     },
 }
-SPEED, PREDICTED, ACCURACY = "speed", "predicted", "accuracy"
+#: Row -> its [links], of the table of gradients that train generators and nothing else; NARROW.
+FITS = {
+    "none": [],
+    "int8": ["links.compress=int8"],
+    "top_k": ["links.compress_fits=top_k"],
+    "low_rank": ["links.compress_fits=low_rank"],
+}
+NARROW = HERE.parents[1] / "launch" / "mnist.toml"
+SPEED, PREDICTED, ACCURACY, GRADIENTS = "speed", "predicted", "accuracy", "gradients"
 #: The least samples a second of int8 over those without a limit, and the most points it may lose.
 LEAST, POINTS = 0.8, 0.2
 #: About what a batch of 256 takes a worker of width 1024, in microseconds of one core: with it
@@ -91,7 +99,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
         PREDICTED: ["run.epochs=3", "run.evaluate_every=3.0"],
         ACCURACY: [f"run.epochs={args.epochs}", f"run.evaluate_every={args.epochs}.0"],
     }
-    return [
+    wide = [
         Job(
             f"{part}, {row}",
             seed,
@@ -101,6 +109,17 @@ def plan(args: argparse.Namespace) -> list[Job]:
         if args.only in (None, part)
         for row, seed in order(args.rows, range(args.seeds))
     ]
+    changes = ["run.epochs=3", "run.evaluate_every=3.0"]
+    narrow = [
+        Job(
+            f"{GRADIENTS}, {row}",
+            seed,
+            experiment.load(args.narrow, [*FITS[row], *args.set, *changes], seed=seed),
+        )
+        for row, seed in order(list(FITS), range(args.seeds))
+        if args.only in (None, GRADIENTS)
+    ]
+    return [*wide, *narrow]
 
 
 def bytes_per_sample(run: Mapping[str, Any]) -> float | None:
@@ -133,7 +152,7 @@ def predicted(job: Job) -> dict[str, Any]:
     return {"key": job.key, "samples_per_s": rate, "seconds": time.perf_counter() - began}
 
 
-MEASURES = {SPEED: measure, PREDICTED: predicted, ACCURACY: scored}
+MEASURES = {SPEED: measure, PREDICTED: predicted, ACCURACY: scored, GRADIENTS: scored}
 
 
 def run_all(jobs: Sequence[Job], runs: Runs) -> None:
@@ -155,11 +174,31 @@ def run_all(jobs: Sequence[Job], runs: Runs) -> None:
 
 def tables_of(runs: Runs) -> dict[str, str]:
     """Every table of README.md by its name there."""
-    return {"claim": claim(runs), "rows": rows_table(runs), "machine": machine_line(runs)}
+    return {
+        "claim": claim(runs),
+        "rows": rows_table(runs),
+        "gradients": fits_table(runs),
+        "machine": machine_line(runs),
+    }
 
 
 def of_part(runs: Runs, part: str) -> Any:
-    return comparison(runs, {row: f"{part}, {row}" for row in ROWS})
+    rows = FITS if part == GRADIENTS else ROWS
+    return comparison(runs, {row: f"{part}, {row}" for row in rows})
+
+
+def fits_table(runs: Runs) -> str:
+    """The table of encodings of gradients that train generators."""
+    found = of_part(runs, GRADIENTS)
+    lines = []
+    for row in FITS:
+        points = found.difference(row, "none", "test_accuracy")
+        near = points is not None and 100 * points.mean >= -POINTS
+        accuracy = plus_minus(found.estimate(row, "test_accuracy"), 2, 100.0)
+        verdict = _verdict(points, near) if row != "none" else ""
+        lines.append([f"`{row}`", accuracy, plus_minus(points, 2, 100.0), verdict])
+    head = ["gradients to generators", "test accuracy, %", "points more than `none`"]
+    return table([*head, f"at most {POINTS} lost"], lines)
 
 
 def rows_table(runs: Runs) -> str:
@@ -213,6 +252,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, 2, …")
     parser.add_argument("--file", type=Path, default=FILE, metavar="FILE.toml")
+    parser.add_argument("--narrow", type=Path, default=NARROW, metavar="FILE.toml")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--batches", type=int, default=234, help="of a timed run")
     parser.add_argument("--epochs", type=int, default=2, help="of a run for its accuracy")

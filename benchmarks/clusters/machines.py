@@ -1,13 +1,16 @@
 """Runs over several machines that die, come back and become slow; agents of this host stand for
 them.
 
-    python benchmarks/clusters/machines.py kills --results runs/kills.json    # some 10 min
-    python benchmarks/clusters/machines.py nodes --results runs/nodes.json    # some 20 min
+    python benchmarks/clusters/machines.py kills --results runs/kills.json    # some 8 min
+    python benchmarks/clusters/machines.py nodes --results runs/nodes.json    # some 9 min
     python benchmarks/clusters/machines.py start --results runs/start.json    # 1 min
-    python benchmarks/clusters/machines.py slow --results runs/slow.json      # some 5 min
+    python benchmarks/clusters/machines.py slow --results runs/slow.json      # some 3 min
+
+    python benchmarks/clusters/machines.py --readme
 
 Each prints what it has measured as JSON, and writes it to --results if that is given. `--smoke`
-makes it as short as it can be, to see that it works. See README.md.
+makes it as short as it can be, to see that it works. `--readme` fills in the table of README.md
+from what is kept in results/.
 """
 
 from __future__ import annotations
@@ -24,19 +27,28 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+
+from sweep import fill_in, table
+
+from asyncdni import experiment
+from asyncdni.data import describe
 from asyncdni.report.machine import describe_machine
 
-FILE = Path(__file__).parents[2] / "launch" / "digits.toml"
+HERE = Path(__file__).parent
+FILE = HERE.parents[1] / "launch" / "digits.toml"
 #: The worker that has the loss, in every network here.
 LOSS = "classifier"
 #: Ends a benchmark in which nothing moves any more.
 PATIENCE_S = 120.0
 _LOOK_EVERY_S = 0.02
+#: Between two looks at how far a run has come, which take more.
+_REST_S = 0.2
 #: The period in which a slowed machine is stopped for a part of the time.
 _PERIOD_S = 0.03
 
@@ -86,7 +98,14 @@ class Machines:
         return self._agents[0].poll() is not None
 
     def codes(self) -> list[int]:
-        """Wait for all agents; their exit codes."""
+        """Wait for all agents, as long as the run gets on; their exit codes."""
+        position, deadline = -1, 0.0
+        while not self.ended():
+            if (here := self.position()) != position:
+                position, deadline = here, time.monotonic() + PATIENCE_S
+            elif time.monotonic() > deadline:
+                sys.exit(f"error: the run has stood still at batch {position}: {self._words()}")
+            time.sleep(_REST_S)
         return [one.wait(PATIENCE_S) for one in self._agents.values()]
 
     def records(self, kind: str) -> list[dict[str, Any]]:
@@ -103,9 +122,12 @@ class Machines:
         deadline = time.monotonic() + patience_s
         while not found():
             if time.monotonic() > deadline or self.ended():
-                logs = [path.read_text()[-300:] for path in sorted(self._folder.glob("rank*.log"))]
-                sys.exit(f"error: waited for {what} in vain: {logs}")
+                sys.exit(f"error: waited for {what} in vain: {self._words()}")
             time.sleep(_LOOK_EVERY_S)
+
+    def _words(self) -> list[str]:
+        """The last words of all agents."""
+        return [path.read_text()[-300:] for path in sorted(self._folder.glob("rank*.log"))]
 
     def pids(self) -> dict[str, int]:
         """The process of each worker, or its last one."""
@@ -116,15 +138,28 @@ class Machines:
         parent = self._agents[rank].pid
         return {name: pid for name, pid in self.pids().items() if _parent(pid) == parent}
 
+    def children(self, rank: int) -> list[int]:
+        """The processes that an agent has started: workers, and for rank 0 the coordinator."""
+        parent = self._agents[rank].pid
+        everybody = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()]
+        return [pid for pid in everybody if _parent(pid) == parent]
+
     def batches(self) -> int:
         """Training batches that have reached the loss, by the last report of its worker."""
+        return max((one["batches"] for one in self._reports()), default=0)
+
+    def position(self) -> int:
+        """How far the run has come, in batches: those that the loss has missed count as well."""
+        return max((one["batches"] + (one["missed"] or 0) for one in self._reports()), default=0)
+
+    def _reports(self) -> list[dict[str, Any]]:
+        """What the worker that has the loss has counted, report by report."""
         found = [one for one in self.records("report") if one["stage"] == LOSS]
         with suppress(FileNotFoundError):  # where the newest ones are that the records leave out
             for line in (self.run / "reports.jsonl").read_text().splitlines():
                 with suppress(ValueError):  # torn: it is being written
                     found.append(json.loads(line))
-        counts = [one["values"]["batches"] for one in found if one.get("stage") == LOSS]
-        return max(counts, default=0)
+        return [one["values"] for one in found if one.get("stage") == LOSS]
 
     def summary(self) -> dict[str, Any]:
         """That of the finished run."""
@@ -178,41 +213,79 @@ def _kill_agent(running: Machines, draw: random.Random) -> list[str]:
     return stages
 
 
-#: What is killed -> kills one, and returns the workers that have to come back. A new kind needs a
-#: line here.
+def _kill_coordinator(running: Machines, _: random.Random) -> list[str]:
+    workers = running.workers(0).values()
+    for pid in set(running.children(0)).difference(workers):
+        os.kill(pid, signal.SIGKILL)
+    return []
+
+
+def _kill_node(running: Machines, draw: random.Random) -> list[str]:
+    rank = draw.randrange(1, running.ranks)
+    stages, children = list(running.workers(rank)), running.children(rank)
+    running.kill(rank)
+    for pid in children:
+        with suppress(ProcessLookupError):  # it has left by itself
+            os.kill(pid, signal.SIGKILL)
+    running.start(rank)
+    return stages
+
+
+#: What is killed -> kills one, and returns the workers that have to come back; none: the
+#: coordinator has to, and all go on. A new kind needs a line here.
 KINDS: dict[str, Callable[[Machines, random.Random], list[str]]] = {
     "stage": _kill_stage,
     "agent": _kill_agent,
+    "coordinator": _kill_coordinator,
+    "node": _kill_node,
 }
 
 
 def kills(args: argparse.Namespace) -> dict[str, Any]:
-    """Kill stages and agents in turn, each once the one before is back; compare with peace."""
-    count, epochs = (2, 2000) if args.smoke else (args.kills, args.epochs)
+    """Kill one kind after the other, spread evenly over the batches of a run, each once the one
+    before is back; compare with peace."""
+    count, epochs = (len(KINDS), 20) if args.smoke else (args.kills, args.epochs)
     words = ["--schedule", "synthetic", "--place", "1,2,1"]
-    words += changes(run__epochs=epochs, run__evaluate_every=epochs)
+    words += changes(run__epochs=epochs, run__evaluate_every=epochs, recovery__coordinator_s=60)
+    data = experiment.load(FILE, []).data
+    batches = epochs * (describe(data).train_samples // data.batch_size)
     draw, downs = random.Random(args.seed), {kind: list[float]() for kind in KINDS}
     with machines(3, words) as running:
-        running.until(running.batches, "the first batches")
         for index in range(count):
             kind = list(KINDS)[index % len(KINDS)]
-            known, killed_s = len(running.records("back")), time.monotonic()
-            stages = KINDS[kind](running, draw)
-
-            def back(known: int = known, awaited: Sequence[str] = stages) -> bool:
-                here = {one["stage"] for one in running.records("back")[known:]}
-                return set(awaited) <= here
-
-            running.until(back, f"{', '.join(stages)} after the death of a {kind}")
-            downs[kind].append(time.monotonic() - killed_s)
-            time.sleep(0.5 if args.smoke else args.every)
-        outcome = _ended(running, stop=args.smoke)
-    found = {"kills": count, "down_s": {kind: _times(one) for kind, one in downs.items()}}
-    if args.smoke:
-        return found
+            _await_batch(running, (index + 1) * batches // (count + 2))
+            downs[kind].append(_killed(running, kind, draw))
+            told = f"{index + 1} of {count}: {kind} back after {downs[kind][-1]:.2f} s"
+            print(told, file=sys.stderr, flush=True)
+        disturbed = _ended(running)
     with machines(3, words) as running:
         peace = _ended(running)
-    return {**found, "accuracy": outcome["test_accuracy"], "in_peace": peace["test_accuracy"]}
+    return {
+        "kills": count,
+        "down_s": {kind: _times(one) for kind, one in downs.items()},
+        "accuracy": disturbed["test_accuracy"],
+        "in_peace": peace["test_accuracy"],
+    }
+
+
+def _await_batch(running: Machines, batch: int) -> None:
+    """Wait until the run has come to a batch, as long as it gets on."""
+    while (here := running.position()) < max(batch, 1):
+        running.until(lambda here=here: running.position() > here, f"batch {batch} after {here}")
+
+
+def _killed(running: Machines, kind: str, draw: random.Random) -> float:
+    """Kill one, and return how long it takes until it is back, in seconds."""
+    backs, starts = len(running.records("back")), len(running.records("start"))
+    began_s = time.monotonic()
+    stages = KINDS[kind](running, draw)
+
+    def back() -> bool:
+        here = {one["stage"] for one in running.records("back")[backs:]}
+        return here.issuperset(stages) if stages else len(running.records("start")) > starts
+
+    running.until(back, f"the return after the death of a {kind}, with {', '.join(stages)}")
+    return time.monotonic() - began_s
 
 
 def _ended(running: Machines, *, stop: bool = False) -> dict[str, Any]:
@@ -392,6 +465,74 @@ def _rate(running: Machines, seconds: float) -> float:
     return (running.batches() - before) / (time.monotonic() - begun_s)
 
 
+# --- the table -----------------------------------------------------------------------------------
+
+#: What is killed -> within how many seconds it must be back; for a whole node none is asked.
+BACK_S = {"stage": 1.0, "agent": 5.0, "coordinator": 5.0, "node": None}
+#: The most points that kills may cost; the least share of batches a second that a run keeps while
+#: nodes are lost, or once a worker has left a slow machine; and the most seconds of a start.
+POINTS, SHARE, START_S = 0.3, 0.9, 20.0
+
+
+def _kept(part: str) -> dict[str, Any]:
+    """What is kept of a part, empty if nothing is."""
+    path = HERE / "results" / f"{part}.json"
+    return dict(json.loads(path.read_text())[part]) if path.exists() else {}
+
+
+def table_of(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of README.md, from the results of each part; those of some may be empty."""
+    rows_of = {"kills": _of_kills, "nodes": _of_nodes, "start": _of_start, "slow": _of_slow}
+    rows = []
+    for part, rows_of_part in rows_of.items():
+        told = found[part]
+        rows += rows_of_part(told) if told else [_row(f"`{part}`", "", "not measured", None)]
+    return table(["", "target", "measured", ""], rows)
+
+
+def _row(what: str, target: str, measured: str, met: bool | None) -> list[str]:
+    return [what, target, measured, "" if met is None else "met" if met else "missed"]
+
+
+def _of_kills(found: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for kind, times in found["down_s"].items():
+        most_s = BACK_S[kind]
+        told = f"{times['median']:.2f} in the median, {times['most']:.2f} at worst"
+        target = "reported" if most_s is None else f"at most {most_s:g}"
+        met = None if most_s is None else times["median"] <= most_s
+        rows.append(_row(f"s from the death of a {kind} until it is back", target, told, met))
+    lost = 100 * (found["in_peace"] - found["accuracy"])
+    what = f"points of accuracy lost by {found['kills']} kills in one run"
+    told = f"{lost:.2f}, of {100 * found['in_peace']:.2f}"
+    return [*rows, _row(what, f"at most {POINTS:g}", told, lost <= POINTS)]
+
+
+def _of_nodes(found: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for schedule, rates in found.items():
+        asked = schedule == "synthetic"
+        target, met = (
+            (f"at least {SHARE:g}", rates["share"] >= SHARE) if asked else ("reported", None)
+        )
+        what = f"batches/s while nodes are lost, over undisturbed, `{schedule}`"
+        rows.append(_row(what, target, f"{rates['share']:.2f}", met))
+    return rows
+
+
+def _of_start(found: Mapping[str, Any]) -> list[list[str]]:
+    what, target = f"s until {found['workers']} workers train", f"at most {START_S:g}"
+    first = _row(what, target, f"{found['to_training_s']:.1f}", found["to_training_s"] <= START_S)
+    told = f"{len(found['left'])}, after {found['to_leave_s']:.1f} s"
+    return [first, _row("of them left after a stop", "none", told, not found["left"])]
+
+
+def _of_slow(found: Mapping[str, Any]) -> list[list[str]]:
+    what = "batches/s after a move off a slow machine, over those before it was slow"
+    share = found["after_over_before"]
+    return [_row(what, f"at least {SHARE:g}", f"{share:.2f}", share >= SHARE)]
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 PARTS = {"kills": kills, "nodes": nodes, "start": start, "slow": slow}
@@ -399,6 +540,12 @@ PARTS = {"kills": kills, "nodes": nodes, "start": start, "slow": slow}
 
 def main() -> None:
     args = parsed()
+    if args.readme:
+        found = {part: _kept(part) for part in PARTS}
+        fill_in(HERE / "README.md", {"machines": table_of(found)})
+        return
+    if args.part is None:
+        sys.exit(f"error: name a part to measure, one of {', '.join(PARTS)}; or give --readme")
     found = {"machine": describe_machine(), args.part: PARTS[args.part](args)}
     text = json.dumps(found, indent=1)
     if args.results is not None:
@@ -411,20 +558,20 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=PARTS, nargs="?")
+    parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
     parser.add_argument("--smoke", action="store_true", help="as short as it can be")
     parser.add_argument("--results", type=Path, metavar="FILE.json")
     parser.add_argument("--seed", type=int, default=0, help="kills: of the draws")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--every", type=float, default=4.0, help="kills: s from back to kill")
-    parser.add_argument("--epochs", type=int, default=10000, help="kills: of both runs")
+    parser.add_argument("--epochs", type=int, default=1500, help="kills: of both runs")
     parser.add_argument("--every-s", type=float, default=30.0, help="nodes: s between losses")
-    parser.add_argument("--lasts-s", type=float, default=300.0, help="nodes: s of each run")
+    parser.add_argument("--lasts-s", type=float, default=120.0, help="nodes: s of each run")
     parser.add_argument("--away-s", type=float, default=3.0, help="nodes: elastic.away_s")
     parser.add_argument("--agents", type=int, default=8, help="start")
     parser.add_argument("--stages", type=int, default=8, help="start: of each agent")
     parser.add_argument("--factor", type=float, default=3.0, help="slow: times as slow")
-    parser.add_argument("--window-s", type=float, default=30.0, help="slow: elastic.window_s")
+    parser.add_argument("--window-s", type=float, default=15.0, help="slow: elastic.window_s")
     return parser.parse_args()
 
 

@@ -3,8 +3,9 @@
     ASYNCDNI_DATA=… python benchmarks/transformers/run.py --results runs/transformers.json
     python benchmarks/transformers/run.py --readme
 
-The first command takes the parts of the plan in turn: it tries every rate of a part's rules with
-one seed, then runs the three seeds at the best one; at last it tries the rates of all other rules.
+The first command takes the parts of the plan in turn: it tries rates of a part's rules with one
+seed until the best lies between two others, then runs the seeds at that one; at last it tries the
+rates of all other rules.
 Each run is written as it ends, and with --resume the file's are left out. The second fills in
 README.md and draws, from the results that are kept here. Needs PyTorch. Everything is simulated in
 virtual time with real maths (see ../shared/sweep.py), so a seed gives one result. See README.md.
@@ -16,7 +17,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,12 @@ Table = dict[str, Any]
 ADAM: Table = {"name": "adam"}
 NADAM: Table = {"name": "torch", "kind": "NAdam", "options": {"betas": [0.99, 0.999]}}
 MUON: Table = {"name": "torch", "kind": "Muon", "options": {"weight_decay": 0.0}}
+#: Sides of matrices that are longer than the network is wide keep their basis, to save arithmetic.
+SOAP: Table = {
+    "name": "torch",
+    "kind": "SOAP",
+    "options": {"weight_decay": 0.0, "max_precondition_dim": WIDTH},
+}
 
 
 def readout(**options: Any) -> Table:
@@ -72,9 +79,22 @@ class Rule:
 
 
 BACKPROP, BARE = "backprop", "readout"
-NADAM_1, NADAM_7 = "delayed by 1, NAdam 0.99", "delayed by 7, NAdam 0.99"
-MUON_1, MUON_7 = "delayed by 1, Muon", "delayed by 7, Muon"
 DELAYED: Table = {"name": "delayed"}
+FED: Table = {"name": "delayed", "look_ahead": 1.0}  # error feedback: see docs/schedules.md
+#: Of gradients that come late: by name, schedule and optimizer.
+LATE = {
+    "Adam": (DELAYED, ADAM),
+    "Adam, error feedback": (FED, ADAM),
+    "NAdam 0.99": (DELAYED, NADAM),
+    "Muon": (DELAYED, MUON),
+    "Muon, error feedback": (FED, MUON),
+    "SOAP": (DELAYED, SOAP),
+}
+WITH_MUON, MUON_1, MUON_7 = (
+    "backprop, Muon",
+    "delayed by 1, Muon, error feedback",
+    "delayed by 7, Muon",
+)
 RULES = {
     BACKPROP: Rule({"name": "locked"}),
     BARE: Rule(readout()),
@@ -85,13 +105,18 @@ RULES = {
     "readout, full block": Rule(readout(blocks=1)),
     "readout, full block, learns from every 4th batch": Rule(readout(blocks=1, learn_every=4)),
     "local loss, own head": Rule({"name": "local_loss"}),
-    MUON_7: Rule(DELAYED, MUON, lag=7),
-    NADAM_7: Rule(DELAYED, NADAM, lag=7),
-    MUON_1: Rule(DELAYED, MUON, lag=1, tuned_as=MUON_7),
-    NADAM_1: Rule(DELAYED, NADAM, lag=1, tuned_as=NADAM_7),
+    WITH_MUON: Rule({"name": "locked"}, MUON),
+    "readout, Muon": Rule(readout(), MUON),
+    **{
+        f"delayed by {lag}, {name}": Rule(schedule, optimizer, lag=lag)
+        for lag in (1, 7)
+        for name, (schedule, optimizer) in LATE.items()
+    },
 }
 
-RATES = 1e-3, 2e-3, 4e-3, 8e-3
+#: What may be tried, and what is tried first.
+RATES = 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2
+FIRST = RATES[2:4]
 TUNING_STEPS, TUNING_STAGES = 1000, 4
 #: [ms] between two batches where links have a latency: what a block takes on a core of its own.
 PERIOD_MS = 10
@@ -121,18 +146,20 @@ COPIES = tuple(name for name, rule in RULES.items() if rule.tuned_as == BARE)
 PARTS = (
     Part(8, STEPS, (BACKPROP, BARE)),
     Part(4, STEPS, (BACKPROP, BARE, *COPIES)),
-    Part(8, STEPS, (BACKPROP, BARE, MUON_7, MUON_1)),
-    Part(4, STEPS, (BACKPROP, BARE), RATES[1:3]),
+    Part(8, STEPS, (BACKPROP, BARE, WITH_MUON, MUON_1, MUON_7)),
+    Part(4, STEPS, (BACKPROP, BARE), FIRST),
 )
 #: Of these no more than the runs that choose a rate.
 BRIEFLY = (
+    *(WITH_MUON, "readout, Muon"),
+    *(rule for rule in RULES if rule.startswith("delayed")),
     *("readout, narrow block", "readout, full block"),
     "readout, full block, learns from every 4th batch",
     "local loss, own head",
 )
 
 
-def job(rule: str, stages: int, steps: int, rate: float, seed: int) -> Job:
+def job(rule: str, stages: int, steps: int, rate: float, seed: int, *, width: int = WIDTH) -> Job:
     """A GPT with a block a stage. Runs that choose a rate are scored on held-out characters."""
     chosen = RULES[rule]
     schedule, lag = chosen.schedule, chosen.lag
@@ -151,7 +178,7 @@ def job(rule: str, stages: int, steps: int, rate: float, seed: int) -> Job:
         },
         "model": {
             "build": "models:gpt",
-            "arguments": {"width": WIDTH, "layers": stages, "heads": 4, "steps": WINDOW},
+            "arguments": {"width": width, "layers": stages, "heads": 4, "steps": WINDOW},
             "stages": [f"h.{index}" for index in range(1, stages)],
             "loss": "cross_entropy",
         },
@@ -178,7 +205,8 @@ def job(rule: str, stages: int, steps: int, rate: float, seed: int) -> Job:
             "links": {"latency": f"{chosen.link_ms}ms"},
             "limits": {"window": LINK_WINDOW},
         }
-    return Job(f"{rule}, {stages} stages, {steps} steps, rate {rate:g}", seed, tables, lag)
+    told = "" if width == WIDTH else f" of width {width}"
+    return Job(f"{rule}, {stages} stages{told}, {steps} steps, rate {rate:g}", seed, tables, lag)
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -222,17 +250,38 @@ def design_of(tables: Table) -> Design:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def tuning(rule: str) -> list[Job]:
-    """The runs that choose the rule's rate."""
+def tuning(rule: str, steps: int = TUNING_STEPS, width: int = WIDTH) -> dict[float, Job]:
+    """The runs that may choose the rule's rate, by rate."""
     rule = RULES[rule].tuned_as or rule
-    return [job(rule, TUNING_STAGES, TUNING_STEPS, rate, TUNED_ON) for rate in RATES]
+    return {rate: job(rule, TUNING_STAGES, steps, rate, TUNED_ON, width=width) for rate in RATES}
 
 
-def best(rule: str, runs: Runs) -> float | None:
-    """The rate with the lowest loss on held-out characters; None before all have been tried."""
-    tried = [runs.found.get(one.key) for one in tuning(rule)]
-    losses = [loss_of(run) for run in tried if run is not None]
-    return RATES[losses.index(min(losses))] if len(losses) == len(RATES) else None
+def tried(jobs: Mapping[float, Job], runs: Runs) -> tuple[float | None, list[Job]]:
+    """The rate with the lowest loss on held-out characters, and the runs that are missing before it
+    is known to lie between two worse ones; None before the first has ended."""
+    losses = {
+        rate: loss_of(runs.found[one.key]) for rate, one in jobs.items() if one.key in runs.found
+    }
+    if not losses:
+        return None, [jobs[rate] for rate in FIRST]
+    found = min(losses, key=losses.__getitem__)
+    at = RATES.index(found)
+    beside = RATES[max(0, at - 1) : at + 2]
+    return found, [jobs[rate] for rate in beside if rate not in losses]
+
+
+def best(jobs: Mapping[float, Job], runs: Runs) -> float | None:
+    """The rate with the lowest loss on held-out characters; None while some are still to try."""
+    found, missing = tried(jobs, runs)
+    return None if missing else found
+
+
+def try_rates(
+    tunings: Sequence[Mapping[float, Job]], carry_out: Callable[[list[Job]], None], runs: Runs
+) -> None:
+    """Try rates until the best one of each tuning is known."""
+    while missing := {one.key: one for jobs in tunings for one in tried(jobs, runs)[1]}:
+        carry_out([*missing.values()])
 
 
 def loss_of(run: Table) -> float:
@@ -248,7 +297,7 @@ def planned(part: Part, runs: Runs) -> list[Job]:
             for rate in part.rates
             for rule in part.rules
         ]
-    rates = {rule: best(rule, runs) for rule in part.rules}
+    rates = {rule: best(tuning(rule), runs) for rule in part.rules}
     return [
         job(rule, part.stages, part.steps, rate, seed)
         for seed in SEEDS
@@ -268,7 +317,7 @@ def learned(part: Part, runs: Runs) -> str:
             above(found, losses(other, part, runs)) if compared else "-"
             for other, compared in ((BACKPROP, rule != BACKPROP), (BARE, rule in COPIES))
         ]
-        rate, mean = f"{best(rule, runs):g}", shown(estimate([*found.values()]), ".4f")
+        rate, mean = f"{best(tuning(rule), runs):g}", shown(estimate([*found.values()]), ".4f")
         rows.append([rule, rate, str(len(found)), mean, *gaps])
     head = ["rule", "rate", "seeds", "loss, nats", "above backprop", "above readout"]
     return table(head, rows)
@@ -289,8 +338,8 @@ def losses(rule: str, part: Part, runs: Runs) -> dict[int, float]:
 
 def tuned(runs: Runs) -> str:
     """Loss on held-out characters at each rate."""
-    tried = {name: tuning(name) for name, rule in RULES.items() if not rule.tuned_as}
-    return at_rates(RATES, tried, runs)
+    own = {name: [*tuning(name).values()] for name, rule in RULES.items() if not rule.tuned_as}
+    return at_rates(RATES, own, runs)
 
 
 def checked(part: Part, runs: Runs) -> str:
@@ -301,12 +350,14 @@ def checked(part: Part, runs: Runs) -> str:
 
 def at_rates(rates: Sequence[float], jobs: Mapping[str, Sequence[Job]], runs: Runs) -> str:
     """A row a rule, a column a rate."""
-    rows = []
-    for rule, own in jobs.items():
-        found = [runs.found.get(one.key) for one in own]
-        if any(found):
-            rows.append([rule, *(f"{loss_of(run):.4f}" if run else "-" for run in found)])
-    return table(["rule", *(f"rate {rate:g}" for rate in rates)], rows)
+    found = {rule: [runs.found.get(one.key) for one in own] for rule, own in jobs.items()}
+    found = {rule: own for rule, own in found.items() if any(own)}
+    used = [at for at in range(len(rates)) if any(own[at] for own in found.values())]
+    rows = [
+        [rule, *(f"{loss_of(run):.4f}" if (run := own[at]) else "-" for at in used)]
+        for rule, own in found.items()
+    ]
+    return table(["rule", *(f"rate {rates[at]:g}" for at in used)], rows)
 
 
 def shown(found: Estimate | None, form: str) -> str:
@@ -372,9 +423,9 @@ def main() -> None:
             raise AsyncDNIError(f"{args.results} has runs: --resume goes on with it")
         carry_out = partial(run_all, runs=runs, workers=args.jobs, resume=True, measure=measure)
         for part in PARTS:
-            carry_out([one for rule in part.rules for one in tuning(rule)])
+            try_rates([tuning(rule) for rule in part.rules], carry_out, runs)
             carry_out(planned(part, runs))
-        carry_out([one for rule in BRIEFLY for one in tuning(rule)])
+        try_rates([tuning(rule) for rule in BRIEFLY], carry_out, runs)
         for content in tables_of(runs).values():
             print(content, end="\n\n")
     except AsyncDNIError as error:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["CUTS", "gpt", "mlp", "resnet18", "vit"]
+__all__ = ["CUTS", "gpt", "lstm", "mlp", "resnet18", "vit"]
 
 #: For each model, the submodules at which all stages but the first begin.
 CUTS = {
     "mlp": ["3", "6", "9"],
     "resnet18": ["layer2", "layer3", "layer4"],
     "gpt": ["h.1", "h.2", "h.3"],
+    "lstm": ["2", "3", "4"],
     "vit": ["h.1", "h.2", "h.3"],
 }
 
@@ -114,6 +115,24 @@ def gpt(
     vocabulary: int = 65, width: int = 128, layers: int = 4, heads: int = 4, steps: int = 64
 ) -> Gpt:
     return Gpt(vocabulary, width, layers, heads, steps)
+
+
+class Recurrent(nn.Module):
+    """An LSTM (Hochreiter and Schmidhuber 1997) that returns its outputs (B, T, W) at all steps,
+    without its states."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lstm(x)[0]
+
+
+def lstm(vocabulary: int = 65, width: int = 128, layers: int = 3) -> nn.Sequential:
+    """LSTMs over characters: ids (B, T) to logits (B, T, V). Each window begins without a state."""
+    recurrent = [Recurrent(width) for _ in range(layers)]
+    return nn.Sequential(nn.Embedding(vocabulary, width), *recurrent, nn.Linear(width, vocabulary))
 
 
 class Vit(nn.Module):

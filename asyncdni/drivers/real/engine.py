@@ -271,7 +271,8 @@ class Engine:
         self._pending = None
         if type(pending) is Compute:
             event: Event = self._compute(pending)
-            self._take(() if is_settled(pending.op) else self._look())
+            if not is_settled(pending.op):
+                self._take(self._look())
         else:
             event = self._session.restore(pending)  # type: ignore[arg-type]
             self._take(self._look())

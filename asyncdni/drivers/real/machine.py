@@ -4,7 +4,9 @@ In a locked chain one stage works while the others wait, and what a stage sends 
 thread of ZeroMQ's. Left alone, the system likes to put that thread, or the receiver, on the core
 where the sender goes on with what it still has to learn, and the delivery waits. On cores of their
 own neighbours never wait for each other. Decoupled stages all work all the time: there no fixed
-rule that was tried did clearly better than the system.
+rule that was tried did clearly better than the system. But where many of them share a core, each
+message that arrives interrupts whoever is running, who then finds the caches full of another's
+data: so they ask to be left to run until their turn is over.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,6 +25,7 @@ from typing import TypeVar
 
 from asyncdni import config
 from asyncdni.errors import CheckpointError, ConfigError
+from asyncdni.plan.plan import Group
 
 __all__ = [
     "STOP_SIGNALS",
@@ -30,7 +34,10 @@ __all__ = [
     "log_place",
     "pin_process",
     "resident_bytes",
+    "take_long_turns",
     "usable_cores",
+    "usable_gpus",
+    "wants_long_turns",
     "written",
 ]
 
@@ -42,6 +49,15 @@ STOP_SIGNALS = tuple(map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, sig
 def usable_cores() -> list[int]:
     """Cores that this process may use; empty where the system does not say (macOS)."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def usable_gpus() -> int:
+    """How many GPUs this process may use: those of NVIDIA, told without loading their libraries."""
+    found = len([*Path("/dev").glob("nvidia[0-9]*")])
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return found
+    return min(found, len([one for one in chosen.split(",") if one.strip() not in ("", "-1")]))
 
 
 def choose_core(
@@ -68,9 +84,34 @@ def choose_core(
 def pin_process(core: int) -> None:
     """Keep all threads of this process, those of ZeroMQ among them, on one of `usable_cores`."""
     os.sched_setaffinity(0, {core})  # threads started from now on follow this one
+    _for_all_threads(lambda thread: os.sched_setaffinity(thread, {core}))
+
+
+def wants_long_turns(groups: Sequence[Group], pin: object, cores: Sequence[int]) -> bool:
+    """Whether the workers of these groups, whose processes may use `cores`, should
+    `take_long_turns`: more than two of them share a core, none waits for what another sends, and
+    `run.pin` is "auto". With two on a core nothing was gained."""
+    crowded = 0 < 2 * len(cores) < len(groups)
+    return crowded and pin == "auto" and all(group.schedule.cycle is None for group in groups)
+
+
+def take_long_turns() -> None:
+    """Make a batch job of each thread of this process (sched(7), `SCHED_BATCH`): when it wakes, it
+    waits until the thread that is running on its core has had its turn. Does nothing where the
+    system has no such jobs (macOS) or does not allow them."""
+    if sys.platform == "linux":
+        with suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            _for_all_threads(
+                lambda thread: os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
+            )
+
+
+def _for_all_threads(change: Callable[[int], None]) -> None:
+    """Call `change` with the id of each thread of this process."""
     for task in Path("/proc/self/task").glob("*"):
         with suppress(ProcessLookupError):  # it has ended meanwhile
-            os.sched_setaffinity(int(task.name), {core})
+            change(int(task.name))
 
 
 def log_place(stderr: str = "/proc/self/fd/2") -> str:

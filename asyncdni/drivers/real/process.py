@@ -52,7 +52,9 @@ from asyncdni.drivers.real.machine import (
     choose_core,
     limit_memory,
     pin_process,
+    take_long_turns,
     usable_cores,
+    wants_long_turns,
 )
 from asyncdni.drivers.real.meter import Meter, Trace
 from asyncdni.errors import (
@@ -320,7 +322,7 @@ class Session:
             limit_memory(limits.memory_bytes)
         meta = msgspec.convert(welcome.meta, Meta)
         design = self._design_of(welcome, meta)
-        _pin(design, welcome.stage)
+        _share_cores(design, welcome.stage)
         self._context.enter_context(threadpool_limits(design.experiment.run.threads))
         # What goes wrong in numbers is found out where it matters: see [numbers].
         self._context.enter_context(np.errstate(all="ignore"))
@@ -496,12 +498,15 @@ class Session:
         return [Accused(name, connect.incarnations[name], text) for name, text in wrong.items()]
 
 
-def _pin(design: Design, stage: str) -> None:
-    groups = design.plan.groups
+def _share_cores(design: Design, stage: str) -> None:
+    """Settle how this process shares the cores with the other workers of the run."""
+    groups, cores = design.plan.groups, usable_cores()
     index = next(group.index for group in groups if group.name == stage)
-    core = choose_core(design.experiment, index, len(groups), usable_cores())
+    core = choose_core(design.experiment, index, len(groups), cores)
     if core is not None:
         pin_process(core)
+    if wants_long_turns(groups, design.experiment.run.pin, cores):
+        take_long_turns()
 
 
 # --- the process ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from asyncdni.nn.base import Array, Slot, Streams, forwarded, gradient, rows
+from asyncdni.nn.fused import loops_of
 
 __all__ = ["Elementwise", "Relu", "Sigmoid", "Tanh", "sigmoid"]
 
@@ -56,6 +57,11 @@ class Relu(Elementwise):
 
     def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
         y: Array = slot["output"]
+        loops = loops_of(grad_y, y)
+        if loops is not None:
+            out = gradient(slot, y.shape, y.dtype)
+            loops.relu_back(grad_y.reshape(-1), y.reshape(-1), out.reshape(-1))
+            return out
         passes = np.greater(y, 0, out=rows(slot, "passes", y.shape, np.dtype(bool)))
         return np.multiply(grad_y, passes, out=gradient(slot, y.shape, y.dtype))
 

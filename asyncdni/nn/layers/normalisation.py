@@ -10,6 +10,7 @@ import numpy as np
 
 from asyncdni.errors import ConfigError, DataError
 from asyncdni.nn.base import Array, Slot, Streams, accumulate, forwarded, gradient, rows, slices
+from asyncdni.nn.fused import loops_of
 from asyncdni.nn.options import is_whole
 
 __all__ = ["BatchNorm", "BatchNorm2d", "LayerNorm"]
@@ -71,13 +72,21 @@ class BatchNorm:
         ones = self._ones_of(x)
         mean = np.matmul(ones, x) / samples
         slot["centred"] = centred = rows(slot, "centred_rows", x.shape, x.dtype)
-        np.subtract(x, mean, out=centred)
         y = rows(slot, "y", x.shape, x.dtype)
-        var = np.matmul(ones, np.square(centred, out=y)) / samples  # y lends its memory
+        loops = loops_of(x, self.params["weight"])
+        if loops is not None:
+            loops.centre(x, mean, centred, y)
+        else:
+            np.square(np.subtract(x, mean, out=centred), out=y)
+        var = np.matmul(ones, y) / samples  # y has lent its memory
         self._track(mean, var * (samples / (samples - 1)))
         slot["inv_std"] = inv_std = 1 / np.sqrt(var + self.epsilon)
-        np.multiply(centred, inv_std * self.params["weight"], out=y)
-        y += self.params["bias"]
+        scale, shift = inv_std * self.params["weight"], self.params["bias"]
+        if loops is not None:
+            loops.scale_and_shift(centred, scale, shift, y)
+        else:
+            np.multiply(centred, scale, out=y)
+            y += shift
         return y
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
@@ -93,10 +102,16 @@ class BatchNorm:
             return None
         samples = len(grad_y)
         grad_x = gradient(slot, grad_y.shape, grad_y.dtype)
-        np.multiply(centred, inv_std * grad_weight / -samples, out=grad_x)
-        grad_x += grad_y
-        grad_x -= grad_bias / samples
-        grad_x *= inv_std * self.params["weight"]
+        along, mean = inv_std * grad_weight / -samples, grad_bias / samples
+        scale = inv_std * self.params["weight"]
+        loops = loops_of(grad_y, centred)
+        if loops is not None:
+            loops.normalised_back(centred, grad_y, along, mean, scale, grad_x)
+        else:
+            np.multiply(centred, along, out=grad_x)
+            grad_x += grad_y
+            grad_x -= mean
+            grad_x *= scale
         return grad_x
 
     def evaluate(self, x: Array) -> Array:

@@ -3,6 +3,7 @@ vector."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ __all__ = ["OPTIMIZERS", "TorchOptimizer", "check_class"]
 #: Those whose state is made of tensors that begin at zero, but for `_BEGINS_AT_ONE`.
 OPTIMIZERS = (
     *("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop"),
-    *("Adafactor", "Muon"),
+    *("Adafactor", "Muon", "SOAP"),
 )
 _BEGINS_AT_ONE = "mu_product"
 #: Those that PyTorch can compute in one pass over weights, gradients and state, and therefore does
@@ -190,6 +191,61 @@ class _Muon:
             part.step()
 
 
+class _Soap:
+    """SOAP of the package pytorch-optimizer: Adam in the slowly turning eigenbasis of a matrix's
+    gradients (Vyas et al. 2024, arXiv 2409.11321). A vector's basis stays as it is.
+
+    The package keeps bases in lists and replaces their tensors. Here each is a tensor of `state`
+    with a name of its own, "GG.0", "Q.1", …, that stays in its place. Its first step computes the
+    first bases and moves nothing.
+    """
+
+    _LISTS = "GG", "Q"
+
+    def __init__(self, params: Sequence[torch.Tensor], **options: Any) -> None:
+        from pytorch_optimizer import SOAP
+
+        self._soap = SOAP(params, **options)
+        self.param_groups = self._soap.param_groups
+        self.state: dict[torch.Tensor, dict[str, Any]] = defaultdict(dict)
+
+    def step(self) -> None:
+        for group in self.param_groups:
+            begun = group.setdefault(_STEP, 0) > 0
+            for tensor in group["params"]:
+                known = begun and self.state[tensor]
+                self._soap.state[tensor] = self._in_lists(tensor, group) if known else {}
+        self._soap.step()
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                self._keep(tensor)
+
+    def _in_lists(self, parameter: torch.Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameter's state as the package wants it."""
+        own, beta = self.state[parameter], group["shampoo_beta"]
+        bases = {
+            name: [own.get(f"{name}.{axis}", []) for axis in range(parameter.ndim)]
+            for name in self._LISTS
+        }
+        return {
+            "exp_avg": own["exp_avg"],
+            "exp_avg_sq": own["exp_avg_sq"],
+            "precondition_frequency": group["precondition_frequency"],
+            "shampoo_beta": group["betas"][1] if beta is None else beta,
+            **bases,
+        }
+
+    def _keep(self, parameter: torch.Tensor) -> None:
+        """Copy what the package has computed into the tensors of `state`."""
+        found = dict(self._soap.state[parameter])
+        for name in self._LISTS:
+            found |= {f"{name}.{axis}": one for axis, one in enumerate(found.pop(name))}
+        own = self.state[parameter]
+        for name, one in found.items():
+            if isinstance(one, torch.Tensor):
+                own.setdefault(name, torch.empty_like(one)).copy_(one)
+
+
 def _class(kind: str, allow_import: Allowed) -> Callable[..., Any]:
     """Return the class of that name, of `torch.optim` or of the user's."""
     if kind == "Muon":
@@ -199,6 +255,13 @@ def _class(kind: str, allow_import: Allowed) -> Callable[..., Any]:
                 "update it, or choose another one"
             )
         return _Muon
+    if kind == "SOAP":
+        if importlib.util.find_spec("pytorch_optimizer") is None:
+            raise ConfigError(
+                'optimizer.kind: "SOAP" is one of the package pytorch-optimizer, which is not '
+                "installed: pip install pytorch-optimizer, or choose another one"
+            )
+        return _Soap
     if ":" not in kind:
         return optimizer_without_compiler(getattr(torch.optim, kind))
     found = import_named(kind, "optimizer.kind", allow_import=allow_import)

@@ -22,6 +22,7 @@ from asyncdni import config
 from asyncdni.errors import DataError, NumericalError
 from asyncdni.imports import Allowed
 from asyncdni.network import Node
+from asyncdni.nn import fused
 from asyncdni.nn.base import Array, Layer, Loss, Optimizer, Slot, rows
 from asyncdni.nn.check import FirstBatch
 from asyncdni.nn.layers import make_layer
@@ -343,6 +344,8 @@ class Block:
         self._first_batch = FirstBatch(_layer_names(node), shapes, dtype, ends)
         self._params, self._grads = flatten(self._layers)
         self._modules = _bound(self._layers, computing)
+        if not self._modules:
+            fused.prepare(dtype)
         if node.weights:  # weights start as the named stage's; other random streams are its own
             there, _ = _built(node, node.weights, dtype, seed, allow_import)
             np.copyto(self._params, flatten(there)[0])

@@ -16,7 +16,8 @@ buffer is PipeDream-2BW's (Narayanan et al. 2021, arXiv 2006.09503, section 3.1)
 Looking ahead means that forwards go through the weights moved on by `look_ahead` times their last
 change, close to where they will be when the gradient comes back (AsyncPP: Ajanthan et al. 2025,
 arXiv 2505.01099, where the factor is Nesterov's momentum; weight prediction: Kosson et al. 2021,
-arXiv 2003.11666, where it is the staleness).
+arXiv 2003.11666, where it is the staleness). Together with stashing it is the error feedback of
+Zmushko et al. 2026 (arXiv 2606.30634): see docs/schedules.md.
 
 Learning rates may be divided by the staleness, to a power that falls to 0 over the first updates
 (PipeMare: Yang et al. 2021, arXiv 1910.05124, technique 1).

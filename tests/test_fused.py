@@ -1,0 +1,109 @@
+"""Loops compiled by numba give the bits of the passes of NumPy that they stand in for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from each import each
+
+from asyncdni.nn import fused
+from asyncdni.nn.base import Array, Slot
+from asyncdni.nn.layers.activations import Relu
+from asyncdni.nn.layers.normalisation import BatchNorm
+from asyncdni.nn.optimizers import Adam, Sgd
+
+TYPE = np.dtype(np.float32)
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    pytest.importorskip("numba")
+    monkeypatch.delenv("NUMBA_DISABLE_JIT", raising=False)
+    fused._is_wanted.cache_clear()
+    monkeypatch.setattr(fused, "_prepared", {})
+    yield
+    fused._is_wanted.cache_clear()
+
+
+def both(compute: Callable[[], list[Array]]) -> tuple[list[Array], list[Array]]:
+    """What NumPy gives, and what the loops give."""
+    assert fused.loops_of(np.zeros(1, TYPE)) is None
+    with np.errstate(all="ignore"):  # as in a worker
+        before = compute()
+        fused.prepare(TYPE)
+        return before, compute()
+
+
+def assert_same_bits(found: tuple[list[Array], list[Array]]) -> None:
+    for by_numpy, by_loops in zip(*found, strict=True):
+        np.testing.assert_array_equal(by_numpy.view(np.uint32), by_loops.view(np.uint32))
+
+
+def steps(optimizer: Adam | Sgd) -> list[Array]:
+    """Parameters and moments after some steps, one of them by gradients with odd numbers."""
+    source = np.random.default_rng(3)
+    params = source.standard_normal(70_001).astype(TYPE)
+    for step in range(4):
+        grads = source.standard_normal(params.size).astype(TYPE)
+        if step == 2:
+            grads[:4] = 0.0, -0.0, 1e-30, 1e18
+        optimizer.step(params, grads, 1e-2, 1 / 3)
+    return [params, *(moment for moment in optimizer.state.values() if moment.dtype == TYPE)]
+
+
+def batch_norm() -> list[Array]:
+    source = np.random.default_rng(4)
+    layer = BatchNorm()
+    layer.build((33,), TYPE, lambda name: np.random.default_rng(0))
+    layer.params["weight"][:] = source.standard_normal(33)
+    layer.params["bias"][:] = source.standard_normal(33)
+    x, grad = source.standard_normal((2, 20, 33)).astype(TYPE)
+    x.setflags(write=False)  # as what a message has brought
+    slot: Slot = {}
+    y = layer.forward(x, slot)
+    back = layer.backward(grad, slot, learn=True, send=True)
+    assert back is not None
+    return [y.copy(), back.copy(), *layer.grads.values(), *layer.buffers.values()]
+
+
+def relu() -> list[Array]:
+    source = np.random.default_rng(5)
+    layer = Relu()
+    layer.build((33,), TYPE, lambda name: np.random.default_rng(0))
+    x, grad = source.standard_normal((2, 20, 33)).astype(TYPE)
+    x[0, :3] = 0.0, -0.0, np.nan
+    grad[1, :2] = np.inf, np.nan
+    slot: Slot = {}
+    layer.forward(x, slot)
+    back = layer.backward(grad, slot, learn=True, send=True)
+    assert back is not None
+    return [back.copy()]
+
+
+def test_loops_give_the_bits_of_numpy_where_they_take_the_arrays(prepared: None) -> None:
+    found = both(
+        lambda: [
+            *steps(Adam()),
+            *steps(Adam(beta1=0.8, weight_decay=0.1)),
+            *steps(Sgd(momentum=0.9)),
+            *steps(Sgd(momentum=0.9, nesterov=True, weight_decay=0.1)),
+            *batch_norm(),
+            *relu(),
+        ]
+    )
+    assert_same_bits(found)
+    matrix = np.zeros((4, 4), TYPE)
+    assert fused.loops_of(matrix, matrix) is not None
+    assert fused.loops_of(matrix, matrix.T) is None  # not contiguous
+    assert fused.loops_of(matrix.astype(np.float64)) is None  # not prepared
+
+
+@each("value, wanted", [("1", False), ("0", True)])
+def test_numbas_own_variable_turns_them_off(
+    prepared: None, monkeypatch: pytest.MonkeyPatch, value: str, wanted: bool
+) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", value)
+    fused._is_wanted.cache_clear()
+    assert fused._is_wanted() is wanted
