@@ -431,6 +431,19 @@ def test_agents_start_and_leave_nothing() -> None:
     assert found["workers"] == 4 and found["left"] == []
 
 
+def test_machines_are_held_against_their_targets() -> None:
+    script = module("clusters/machines.py")
+    down_s = {kind: {"median": 1.5, "most": 9.0} for kind in script.KINDS}
+    kills = {"kills": 50, "down_s": down_s, "accuracy": 0.965, "in_peace": 0.967}
+    nodes = {"synthetic": {"share": 0.91}, "locked": {"share": 0.2}}
+    found = script.table_of({"kills": kills, "nodes": nodes, "start": {}, "slow": {}})
+    assert found.count("| met |") == 4 and found.count("not measured") == 2
+    assert (
+        "a stage until it is back | at most 1 | 1.50 in the median, 9.00 at worst | missed |"
+        in found
+    )
+
+
 # --- transformers, speedrun ----------------------------------------------------------------------
 
 

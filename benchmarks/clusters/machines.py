@@ -446,7 +446,7 @@ def slow(args: argparse.Namespace) -> dict[str, Any]:
 
         with Slowed(running, 1, args.factor) as slowed:
             rates["slow"] = _rate(running, window_s)
-            running.until(lambda: moved("moved"), "a move off the slow machine", 60 * window_s)
+            running.until(lambda: moved("moved"), "a move off the slow machine", 12 * window_s)
             running.until(lambda: moved("back"), "the moved worker")
             slowed.look()
             rates["after"] = _rate(running, window_s)
