@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -43,6 +43,7 @@ STAGES, WIDTH, STEPS = 4, 64, 1000
 EVERY = 100  # steps between two evaluations, which take no training time
 TEST_PART = 0.01  # of the text: an evaluation takes a second
 LOSS = 2.52  # nats a character, at which a run ends
+SEEDS = 11, 12, 13  # LOSS was chosen after runs of seed 0
 LATENCIES = "10ms", "0ms"
 TRIED = 1, 2, 4  # microbatches
 TRIAL_STEPS = 40
@@ -146,7 +147,7 @@ def planned(name: str, latency: str, seed: int, chosen: Mapping[str, float], run
     return job(name, latency, microbatches, STEPS, seed, chosen[name])
 
 
-def run_in_turn(runs: Runs, seeds: int) -> None:
+def run_in_turn(runs: Runs, seeds: Sequence[int]) -> None:
     """First the trials, then all names and latencies, seed by seed."""
     chosen = rates()
 
@@ -163,7 +164,7 @@ def run_in_turn(runs: Runs, seeds: int) -> None:
     for latency in LATENCIES:
         for trial in trials(latency, chosen[PIPELINE]):
             carry_out(trial)
-    for seed, latency, name in itertools.product(range(seeds), LATENCIES, TUNED_AS):
+    for seed, latency, name in itertools.product(seeds, LATENCIES, TUNED_AS):
         carry_out(planned(name, latency, seed, chosen, runs))
 
 
@@ -190,7 +191,7 @@ def times(runs: Runs) -> str:
     for latency in LATENCIES:
         seconds: dict[str, dict[int, float]] = {}
         for name in TUNED_AS:
-            jobs = {seed: planned(name, latency, seed, chosen, runs) for seed in run.SEEDS}
+            jobs = {seed: planned(name, latency, seed, chosen, runs) for seed in SEEDS}
             own = {seed: runs.found[one.key] for seed, one in jobs.items() if one.key in runs.found}
             if not own:
                 continue
@@ -258,7 +259,7 @@ def main() -> None:
     parser = run.results_parser(__doc__, RESULTS)
     parser.add_argument("--rates", action="store_true", help="choose learning rates, train nothing")
     parser.add_argument("--jobs", type=int, default=2, help="of --rates: runs at a time")
-    parser.add_argument("--seeds", type=int, default=len(run.SEEDS), help="0, 1, 2, …")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many")
     args = parser.parse_args()
     try:
         if args.rates:
@@ -272,7 +273,7 @@ def main() -> None:
         if not args.readme:
             if runs.found and not args.resume:
                 raise AsyncDNIError(f"{args.results} has runs: --resume goes on with it")
-            run_in_turn(runs, args.seeds)
+            run_in_turn(runs, SEEDS[: args.seeds])
         found = {"seconds": times(runs), "microbatches": tried(runs), "seconds, rates": tuned()}
         if args.readme:
             fill_in(run.README, found)
