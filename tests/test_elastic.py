@@ -168,6 +168,18 @@ def test_a_machine_that_stays_slow_gives_the_worker_away_that_helps_most() -> No
     assert scene.measured(b=3.0, per_s=8.0) == {}
 
 
+def test_all_workers_leave_a_machine_that_is_too_slow_for_any() -> None:
+    """Nine times as slow, b alone would take longer than a does on rank 0. As it has not helped,
+    both go back."""
+    scene = Scene()
+    scene.until(11.0, 1, 2)
+    assert scene.measured() == scene.measured(b=9.0, c=9.0) == {}
+    assert set(scene.measured(b=9.0, c=9.0, per_s=1.0)) == {"b", "c"}
+    assert {scene.elastic.where[name] for name in "bc"} <= {0, 2}
+    assert set(scene.measured(per_s=1.0)) == {"b", "c"}
+    assert scene.elastic.where == HOME
+
+
 def test_a_move_that_has_not_helped_is_taken_back_and_not_tried_again_for_long() -> None:
     scene = slowed()
     (text,) = scene.measured(b=3.0, per_s=5.1).values()

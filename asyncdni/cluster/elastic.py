@@ -5,8 +5,8 @@
    ▲                                               │
    ├── at the next barrier ◄── the agent is back, and has been for `away_s`
    │
-   ├── slow in two windows in a row ──► one worker goes elsewhere at the next barrier
-   └── at the next barrier ◄── the window after that was no faster ── or else that is its home now
+   ├── slow in two windows in a row ──► as many workers as helps go elsewhere at the next barrier
+   └── at the next barrier ◄── the window after that was no faster ── or else that is their home now
 ```
 
 A machine is slow if its workers take longer for a batch than they did in their best window, and so
@@ -138,10 +138,10 @@ class _Windows:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A worker that has been moved off a slow machine: whether that helps is not known yet."""
+    """Workers that have been moved off a slow machine: whether that helps is not known yet."""
 
-    worker: str
-    rank: int  # where it was
+    workers: tuple[str, ...]
+    rank: int  # where they were
     per_s: float  # batches, then
 
 
@@ -281,18 +281,19 @@ class Elastic:
             self._look_for_slow(window, now)
 
     def _judge(self, trial: _Trial, window: Window, now: float) -> None:
-        """Take back a move that has not helped."""
+        """Take back moves that have not helped."""
         pace = self._pace
         pace.trial = None
         if window.per_s >= _GAIN * trial.per_s:
             return
         pace.quiet_until_s = now + _QUIET_WINDOWS * self._options.window_s
-        self._settle(
-            trial.worker,
-            trial.rank,
-            f"{trial.worker} goes back to rank {trial.rank}: since it left, the run makes "
-            f"{window.per_s:.1f} batches a second; before, it made {trial.per_s:.1f}",
-        )
+        for name in trial.workers:
+            self._settle(
+                name,
+                trial.rank,
+                f"{name} goes back to rank {trial.rank}: since it left, the run makes "
+                f"{window.per_s:.1f} batches a second; before, it made {trial.per_s:.1f}",
+            )
 
     def _look_for_slow(self, window: Window, now: float) -> None:
         pace = self._pace
@@ -308,11 +309,12 @@ class Elastic:
         rank, windows = max(pace.slow.items(), key=lambda one: one[1])
         if windows < _WINDOWS or now < pace.quiet_until_s:
             return
-        chosen = self._best_move(rank, slowness, now)
-        if chosen is not None:
-            name, target = chosen
-            pace.slow.clear()
-            pace.trial = _Trial(name, rank, window.per_s)
+        targets = self._best_moves(rank, slowness, now)
+        if not targets:
+            return
+        pace.slow.clear()
+        pace.trial = _Trial(tuple(targets), rank, window.per_s)
+        for name, target in targets.items():
             self._settle(
                 name,
                 target,
@@ -325,24 +327,36 @@ class Elastic:
         self._home[name] = rank
         self._why[name] = why
 
-    def _best_move(
-        self, slow: int, slowness: Mapping[int, float], now: float
-    ) -> tuple[str, int] | None:
-        """Return the worker of a slow rank and the rank to which it is best moved; None where no
-        move promises enough."""
-        now_s = self._slowest_s(self.where, slowness)
+    def _best_moves(self, slow: int, slowness: Mapping[int, float], now: float) -> Placement:
+        """Return the workers of a slow rank that are best moved, and to which ranks: one after
+        another, for as long as that makes a batch quicker. Empty where that promises too little."""
+        now_s = least_s = self._slowest_s(self.where, slowness)
+        best: Placement = {}
+        moved: Placement = {}
+        while (chosen := self._next_move(slow, {**self.where, **moved}, slowness, now)) is not None:
+            name, rank, slowest_s = chosen
+            moved[name] = rank
+            if slowest_s < least_s:
+                least_s, best = slowest_s, dict(moved)
+        return best if now_s >= _PROMISE * least_s else {}
+
+    def _next_move(
+        self, slow: int, where: Placement, slowness: Mapping[int, float], now: float
+    ) -> tuple[str, int, float] | None:
+        """Return the worker that is the best next one to leave a rank, where to, and how long a
+        batch takes then, in seconds. None where none can."""
         found: list[tuple[float, float, str, int]] = []
         room = self._room(now)
-        for name in (name for name, rank in self.where.items() if rank == slow):
+        for name in (name for name, rank in where.items() if rank == slow):
             for rank in room.keys() - {slow}:
-                if spread([name], self.where, self._costs, self._needs, {rank: room[rank]}):
-                    then = {**self.where, name: rank}
+                if spread([name], where, self._costs, self._needs, {rank: room[rank]}):
+                    then = {**where, name: rank}
                     times = self._slowest_s(then, slowness), self._batch_s(rank, then, slowness)
                     found.append((*times, name, rank))
-        if not found or now_s < _PROMISE * min(found)[0]:
+        if not found:
             return None
-        _, _, name, rank = min(found)
-        return name, rank
+        slowest_s, _, name, rank = min(found)
+        return name, rank, slowest_s
 
     def _slowest_s(self, where: Placement, slowness: Mapping[int, float]) -> float:
         """How long a batch is to take where workers are placed like that, in seconds."""

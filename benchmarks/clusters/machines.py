@@ -447,7 +447,7 @@ def slow(args: argparse.Namespace) -> dict[str, Any]:
         with Slowed(running, 1, args.factor) as slowed:
             rates["slow"] = _rate(running, window_s)
             running.until(lambda: moved("moved"), "a move off the slow machine", 12 * window_s)
-            running.until(lambda: moved("back"), "the moved worker")
+            running.until(lambda: moved("back") >= moved("moved"), "the moved workers")
             slowed.look()
             rates["after"] = _rate(running, window_s)
         _ended(running, stop=True)
