@@ -499,14 +499,14 @@ def test_idle_connections_do_not_keep_anybody_out(page: Page, design: Design) ->
     page.runs.add(Told(design).begin().state)
     with ExitStack() as stack:
         idle = []
-        for number in range(200):
+        for number in range(1000):
             one = stack.enter_context(socket.create_connection(("127.0.0.1", page.port), 10))
             if number % 2:
                 with suppress(ConnectionError):
                     one.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
             idle.append(one)
         assert "asyncdni_stage_up" in get(page, "metrics")
-        for one in idle[:150]:  # the older ones had to go
+        for one in idle[:950]:  # the older ones had to go
             with suppress(ConnectionResetError):
                 assert one.recv(1) == b""
 
