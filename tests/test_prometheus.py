@@ -58,8 +58,10 @@ def prometheus(folder: Path, port: int) -> Iterator[Any]:
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
                 told = json.load(answer)
-        except urllib.error.HTTPError as error:  # a query that is wrong: 400, with the reason
-            pytest.fail(f"{query}: {error.read().decode()}")
+        except urllib.error.HTTPError as error:
+            if error.code == 503:  # it is not ready yet
+                return None
+            pytest.fail(f"{query}: {error.read().decode()}")  # a query that is wrong
         except OSError:  # it does not listen yet
             return None
         assert told["status"] == "success"
