@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "waitid"), reason="controls need Linux"),
 ]
 
-LASTING = ("--set", "run.epochs=1000000", "--set", "run.evaluate_every=1")
+LASTING = ("--set", "run.epochs=1000000", "--set", "run.evaluate_every=50.0")
 
 
 @contextmanager
