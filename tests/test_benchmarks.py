@@ -439,7 +439,7 @@ def test_machines_are_held_against_their_targets() -> None:
     found = script.table_of({"kills": kills, "nodes": nodes, "start": {}, "slow": {}})
     assert found.count("| met |") == 4 and found.count("not measured") == 2
     assert (
-        "a stage until it is back | at most 1 | 1.50 in the median, 9.00 at worst | missed |"
+        "the stage until it is back | at most 1 | 1.50 in the median, 9.00 at worst | missed |"
         in found
     )
 
