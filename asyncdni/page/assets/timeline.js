@@ -85,7 +85,7 @@ export class Timeline {
       if (!this.asked) this.load();
       this.asked = true;
     } else if (this.live.isEmpty) {
-      write(note, this.run.news.live ? NOT_YET : "Train with --trace to see the ops of a run here.");
+      write(note, this.run.news.live ? NOT_YET : "This run has kept none of its ops; `asyncdni train --trace` keeps them all.");
     } else if (this.isNew && (this.following || !this.found)) {
       write(note, this.isExcerpt ? EXCERPT : LIVE);
       this.isNew = false;
