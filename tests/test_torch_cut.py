@@ -310,6 +310,17 @@ def test_a_model_that_gets_a_table_is_refused_with_the_cure() -> None:
         trace(OfTable().to("meta"), (6,), [])
 
 
+def test_a_model_whose_own_backward_fails_is_refused_in_one_line() -> None:
+    message = r"modified by an inplace operation"
+    part = {"build": "torch_models:fails_backward", "input": [6]}
+    parts = [part | {"end": "last"}, part | {"begin": "last"}]
+    with pytest.raises(ConfigError, match=message):
+        check_parts(real(models.fails_backward), parts, allow_import=True)
+    whole = traced(models.fails_backward, (6,))
+    with pytest.raises(ConfigError, match=message):
+        balance.choose_cuts(real(models.fails_backward), whole, (6,), 2, 4)
+
+
 def test_a_change_in_place_across_a_cut_is_refused() -> None:
     for in_place in (False, True):
         arguments = {"in_place": in_place}

@@ -678,7 +678,7 @@ class ChangesInPlace(nn.Module):
     def __init__(self, in_place: bool) -> None:
         super().__init__()
         self.first = nn.Linear(6, 6)
-        self.middle = nn.Linear(6, 6)
+        self.middle = nn.Sequential(nn.Tanh(), nn.Linear(6, 6))  # autograd does not keep h
         self.second = nn.Linear(6, 6)
         self.last = nn.Linear(6, 3)
         self.relu = nn.ReLU(in_place)
@@ -688,6 +688,25 @@ class ChangesInPlace(nn.Module):
         same = h.view(-1, 6)
         k = self.middle(h)
         return self.last(self.second(k) + self.relu(h) + same)
+
+
+class FailsBackward(nn.Module):
+    """It changes in place what autograd needs for its own backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Any) -> Any:
+        h = self.first(x)
+        y = self.last(h)
+        h.mul_(2.0)
+        return y
+
+
+def fails_backward() -> nn.Module:
+    return FailsBackward()
 
 
 def changes_in_place(in_place: bool = True) -> nn.Module:

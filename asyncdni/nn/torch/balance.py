@@ -14,8 +14,10 @@ from itertools import accumulate
 import torch
 from torch import fx, nn
 
+from asyncdni.errors import ConfigError
 from asyncdni.nn.torch.cut import Trace
 from asyncdni.nn.torch.huggingface import as_chain
+from asyncdni.nn.torch.layer import first_line
 
 __all__ = ["choose_cuts"]
 
@@ -30,10 +32,16 @@ def choose_cuts(
 ) -> list[str]:
     """The submodules at which all of `count` stages but the first begin, for batches of `samples`;
     fewer where the model has no more places to cut. `model` has weights, `trace` is its trace,
-    whose `parting` cuts are all made."""
+    whose `parting` cuts are all made. Raises `ConfigError` where the model fails on a batch."""
     names = trace.names()
     fixed = [names.index(name) + 1 for name in trace.parting()] if count > 1 else []
-    seconds = _measured(as_chain(model), trace, names, shape, samples)
+    try:
+        seconds = _measured(as_chain(model), trace, names, shape, samples)
+    except Exception as error:  # the user's code may fail in any way
+        raise ConfigError(
+            f"the model fails forward or backward on {samples} samples of zeros, with which its "
+            f"parts are timed: {first_line(error)}"
+        ) from error
     bytes_at = [0.0, *(samples * _SECONDS_A_BYTE * trace.bytes_at(name) for name in names), 0.0]
     places = _divided(seconds, bytes_at, min(count, len(seconds)), fixed)
     return [names[place - 1] for place in places]

@@ -198,10 +198,10 @@ def check_parts(
     model: nn.Module, parts: Sequence[Mapping[str, Any]], *, allow_import: Allowed
 ) -> None:
     """Compare the model, which has weights, on two samples with its parts one after the other, each
-    of which gets its input in memory of its own, as over a wire.
+    of which gets its input in memory of its own, as over a wire; and try its backward.
 
     Raises `ConfigError` where they differ: something behind a cut changes in place what is used
-    elsewhere too."""
+    elsewhere too. Also where the model itself fails, forward or backward."""
     chain = as_chain(model)
     first = parts[0]
     arguments = first.get("arguments", {})
@@ -217,14 +217,18 @@ def check_parts(
     x = _two_samples(shape, fields, cut.takes_integers, dtype)
     was = chain.training
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=()):
+        with torch.random.fork_rng(devices=()):
             chain.eval()
             torch.manual_seed(0)
             expected = main_output(call_joined(chain, x.clone(), fields))
+            if expected.requires_grad:
+                learned = [one for one in chain.parameters() if one.requires_grad]
+                torch.autograd.grad(expected.sum(), learned, allow_unused=True)
             torch.manual_seed(0)
-            found = x
-            for graph in graphs:
-                found = fx.GraphModule(chain, graph).eval()(found.clone())
+            with torch.no_grad():
+                found = x
+                for graph in graphs:
+                    found = fx.GraphModule(chain, graph).eval()(found.clone())
     except Exception as error:  # the user's code may fail in any way
         raise ConfigError(
             f"the model that {first['build']} makes fails on two samples of shape "
