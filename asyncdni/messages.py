@@ -85,7 +85,7 @@ __all__ = [
 ]
 
 #: The protocol's version. It rises with every change that an older peer would not understand.
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 
 #: The most bytes of a file that one message carries.
 PART_BYTES = 256 * 1024
@@ -433,10 +433,10 @@ class Skipped(Message, frozen=True, tag=True):
 
 
 class Shared(Message, frozen=True, tag=True):
-    """To a worker with stages of the same weights: the gradients of one update, summed over its
-    samples.
+    """To a worker with stages of the same weights: the gradients of one update.
 
-    There is one vector for each declared stage that has learned from them.
+    There is one tensor (M, N) for each declared stage that has learned from them: for each of M
+    microbatches, the gradient of the N weights, summed over its samples.
     """
 
     sender: str

@@ -148,7 +148,7 @@ def test_numbers_that_are_not_finite_are_those_of_the_stage_that_sent_them(value
         assert ("learning_rate" in str(caught.value)) == text.startswith("stage")
     shared = inspection(1, design(tied_chain(), {"name": "locked"}))
     with pytest.raises(NumericalError, match="stage s2 has sent the shared of batch 0"):
-        shared.accusation(Shared("s2", 2, 0, {"s2": broken((WIDTH * WIDTH + WIDTH,), value)}))
+        shared.accusation(Shared("s2", 2, 0, {"s2": broken((1, WIDTH * WIDTH + WIDTH), value)}))
 
 
 def test_large_numbers_are_finite_and_an_older_process_s_are_not_looked_at() -> None:
@@ -170,16 +170,19 @@ def test_where_updates_are_skipped_only_tests_must_be_finite() -> None:
 @each(
     "given, text",
     [
-        ({"s2": np.zeros(WIDTH * WIDTH + WIDTH, F32)}, None),
-        ({}, None),  # it has not learned
-        ({"s2": np.zeros(3, F32)}, "its gradient of s2 is float32 (3,), expected float32 (42,)"),
-        ({"s0": np.zeros(3, F32)}, "it has tensors ['s0'], expected of ['s2']"),
+        (("s2", (5, 42)), None),
+        (None, None),  # it has not learned
+        (("s2", (3,)), "its gradient of s2 is float32 (3,), expected float32 (5, 42)"),
+        (("s2", (1, 42)), "its gradient of s2 is float32 (1, 42), expected float32 (5, 42)"),
+        (("s0", (5, 42)), "it has tensors ['s0'], expected of ['s2']"),
     ],
 )
-def test_a_gradient_of_shared_weights_must_have_their_size(given: Any, text: str | None) -> None:
-    inspected = inspection(1, design(tied_chain(), {"name": "locked"}))
-    accused = inspected.accusation(Shared("s2", 2, 0, given))
-    what = "the Shared of batch 0 from worker s2 does not fit: "
+def test_gradients_of_shared_weights_must_have_their_size(given: Any, text: str | None) -> None:
+    """One of each microbatch, of WIDTH * WIDTH weights and WIDTH biases."""
+    inspected = inspection(1, design(tied_chain(), {"name": "gpipe", "microbatches": 5}))
+    tensors = {given[0]: np.zeros(given[1], F32)} if given else {}
+    accused = inspected.accusation(Shared("s2", 2, 9, tensors))
+    what = "the Shared of batch 9 from worker s2 does not fit: "
     assert accused == (None if text is None else Accused("s2", 2, what + text))
 
 

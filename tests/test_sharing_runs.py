@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 from each import each
-from networks import Tables, design
+from networks import WIDTH, Tables, design
 from random_runs import DrawnRun, assert_survived, draw_faulty_run
 from tied import GRAPHS, assert_alike, tied_chain, tied_fork, unrolled
 
 from asyncdni.core.events import Finish
-from asyncdni.drivers.virtual.costs import Costs, Links
+from asyncdni.drivers.real.inspection import Inspection
+from asyncdni.drivers.virtual.costs import Costs, EstimatedBytes, Links, tensor_bytes
 from asyncdni.drivers.virtual.faults import Faults
 from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import ConfigError
-from asyncdni.messages import Shared
+from asyncdni.messages import Message, Shared
 from asyncdni.plan.build import Design
 
 SHAKEN = {"costs": Costs(jitter=0.9), "links": Links(jitter=1.0)}
@@ -63,7 +64,7 @@ def small(stages: Tables, schedule: Any, **options: Any) -> Design:
 def test_synchronous_runs_have_the_bits_of_one_process(
     graph: Callable[[], Tables], splits: list[Any], schedule: Any
 ) -> None:
-    """Copies in five workers, three, or one; sums are made in declared order everywhere."""
+    """Copies in five workers, three, or one; sums are made in the same order everywhere."""
     stages = graph()
     alone = simulate(small(stages, schedule, run={"split": [len(stages)]}), seed=1, maths=True)
     assert_alike(stages, alone.weights)
@@ -128,6 +129,31 @@ def test_every_sharer_hears_of_every_batch_from_every_other() -> None:
     names = ("s1", "s2", "s3")
     pairs = {(one, other) for one in names for other in names if one != other}
     assert heard == {pair: list(range(12)) for pair in pairs}
+
+
+def test_as_many_bytes_travel_as_links_are_slow_for_and_as_limits_allow() -> None:
+    """Of three stages of 6 x 6 weights, for each of 3 microbatches."""
+    options: dict[str, Any] = {"name": "1f1b", "microbatches": 3}
+    stages = tied_chain()
+    for stage in stages[1:4]:
+        stage["layers"] = [{"dense": {"width": WIDTH, "bias": False}}]
+    made = small(stages, options)
+    estimated, sent = EstimatedBytes(made), set[int]()
+
+    def watch(sender: str, to: str, message: Message) -> bool:
+        if isinstance(message, Shared):
+            sent.add(tensor_bytes(sender, to, message))
+            assert estimated(sender, to, message) == tensor_bytes(sender, to, message)
+        return False
+
+    simulate(made, seed=7, maths=True, lose=watch)
+    most = 3 * WIDTH * WIDTH * 4
+    assert max(sent) == most
+    groups = made.plan.groups
+    inspection = Inspection(made, groups[1], {group.name: 0 for group in groups})
+    assert inspection.message_bytes(1) == most
+    with pytest.raises(ConfigError, match=rf"the Shared of {most} bytes is over .*\.microbatches"):
+        small(stages, options, limits={"message_bytes": most + 511})
 
 
 # --- faults --------------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ from each import each
 torch = pytest.importorskip("torch")
 
 import torch_models as models  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from asyncdni.errors import ConfigError  # noqa: E402
 from asyncdni.nn.torch import balance  # noqa: E402
 from asyncdni.nn.torch.cut import Trace, trace  # noqa: E402
 from asyncdni.nn.torch.model import check_parts  # noqa: E402
+from asyncdni.nn.torch.recurrent import OneStep  # noqa: E402
 
 SAMPLES = 4
 Make = Callable[[], Any]
@@ -335,3 +337,50 @@ def test_a_change_in_place_across_a_cut_is_refused() -> None:
         else:
             check_parts(model, parts, allow_import=True)
         assert model.training
+
+
+RECURRENT: list[tuple[Any, dict[str, Any]]] = [
+    (torch.nn.LSTM, {"proj_size": 2, "bidirectional": True}),
+    (torch.nn.GRU, {"num_layers": 2, "dropout": 0.1}),
+    (torch.nn.RNN, {"nonlinearity": "relu", "bias": False}),
+    (torch.nn.RNN, {"nonlinearity": "tanh"}),
+]
+
+
+@each("kind, options", RECURRENT)
+def test_one_step_of_a_recurrent_module_tells_the_shapes_of_all(
+    kind: Any, options: dict[str, Any]
+) -> None:
+    for batch_first in (True, False):
+        module = kind(5, 3, batch_first=batch_first, device="meta", **options)
+        x = torch.zeros(7, 6, 5, device="meta")
+        (expected, states), (y, found) = module(x), in_one_step(module, x)
+        assert (y.shape, y.stride()) == (expected.shape, expected.stride())
+        assert [one.shape for one in found] == [one.shape for one in states]
+
+
+def test_packed_sequences_have_no_steps_to_leave_out() -> None:
+    lstm = torch.nn.LSTM(5, 3)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(torch.randn(4, 3, 5), [4, 2, 1])
+    assert torch.equal(in_one_step(lstm, packed)[0].data, lstm(packed)[0].data)
+
+
+def in_one_step(module: Any, x: Any) -> Any:
+    with OneStep():
+        return module(x)
+
+
+def test_a_model_is_cut_with_as_many_operations_for_long_sequences_as_for_short_ones() -> None:
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            counts[-1] += 1
+            return func(*args, **(kwargs or {}))
+
+    counts: list[int] = []
+    for steps in (2, 50):
+        counts.append(0)
+        with Count():
+            assert traced(models.lstm, (steps,), ["2"]).names() == ["1", "2", "3"]
+    assert counts[0] == counts[1] > 0

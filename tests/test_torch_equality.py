@@ -75,6 +75,11 @@ OTHERS: dict[str, dict[str, Any]] = {
         "data": {"build": "torch_models:text_windows", "batch_size": 16},
         "optimizer": ADAM,
     },
+    "albert": {
+        "model": {"build": "torch_models:albert"},
+        "data": {"build": "torch_models:text_windows", "batch_size": 16},
+        "optimizer": SGD,
+    },
     "gpt2": {
         "model": {"build": "torch_models:gpt2"},
         "data": {"build": "torch_models:padded_sentences", "batch_size": 8},
@@ -103,6 +108,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 OTHER_CUTS = {
     "tied": ["body", "head"],
+    "albert": ["h.0", "h.1", "h.2", "head"],
     "gpt2": ["transformer.wpe", "lm_head"],
     "of_kinds": ["second", "last"],
     "lengths": ["transformer.wpe", "lm_head"],
@@ -164,6 +170,35 @@ def test_tied_weights_and_several_inputs_have_the_bits_of_a_plain_loop(model: st
         pytest.importorskip("transformers")
     chosen = made(model, OTHER_CUTS[model], SCHEDULES["locked"])
     assert not differences(simulated(chosen), trained(chosen))
+
+
+#: Models with tied weights: how many stages each worker has, and the schedule.
+TIED = [
+    *(("tied", [1, 1, 1], "gpipe"), ("tied", [1, 2], "1f1b"), ("tied", [3], "1f1b")),
+    *(("albert", [1, 1, 1, 1, 1], "1f1b"), ("albert", [1, 2, 2], "gpipe")),
+    *(("gpt2", [1, 1, 1], "1f1b"), ("gpt2", [2, 1], "gpipe")),
+]
+
+
+@each("model, split, way", TIED)
+def test_tied_weights_over_microbatches_have_the_bits_of_a_plain_loop(
+    model: str, split: list[int], way: str
+) -> None:
+    """Each worker sums the gradients of all microbatches in the order in which autograd does."""
+    if model == "gpt2":
+        pytest.importorskip("transformers")
+    chosen = made(model, OTHER_CUTS[model], SCHEDULES[way], split=split)
+    assert not differences(simulated(chosen), trained(chosen, 4))
+
+
+def test_tied_weights_in_one_worker_accumulate_over_batches_as_in_a_plain_loop() -> None:
+    """Two batches of 8 make the update of one of 16."""
+    expected = trained(made("tied", OTHER_CUTS["tied"], SCHEDULES["locked"]), 2)
+    tables = experiment.tables(
+        made("tied", OTHER_CUTS["tied"], {"name": "delayed", "accumulate": 2}, split=[3])
+    )
+    tables["data"]["batch_size"] = 8
+    assert not differences(simulated(experiment.parse(tables)), expected)
 
 
 @each(

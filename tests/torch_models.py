@@ -16,6 +16,7 @@ __all__ = [
     "GradientMap",
     "Opaque",
     "OwnHead",
+    "albert",
     "attention_gpt",
     "autoencoder",
     "branching",
@@ -271,6 +272,29 @@ class Tied(nn.Module):
 def tied(vocabulary: int = 12, width: int = 8) -> nn.Module:
     """A model with one set of weights at both of its ends."""
     return Tied(vocabulary, width)
+
+
+class Albert(nn.Module):
+    """Classes of characters, by the same layer again and again."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(vocabulary, width)
+        self.h = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        for layer in self.h[1:]:
+            layer.weight, layer.bias = self.h[0].weight, self.h[0].bias
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.wte(ids)
+        for layer in self.h:
+            x = layer(x).tanh()
+        return self.head(x)
+
+
+def albert(vocabulary: int = 12, width: int = 9, layers: int = 3) -> nn.Module:
+    """A model with one set of weights in all of its layers (Lan et al. 2019)."""
+    return Albert(vocabulary, width, layers)
 
 
 def gpt2(vocabulary: int = 12, steps: int = 8, width: int = 16, blocks: int = 1) -> nn.Module:

@@ -122,11 +122,12 @@ def _width(structure: nn.Module, shape: tuple[int, ...], given: Sequence[Field])
     from asyncdni.nn.torch.fields import call_joined, fields_of
     from asyncdni.nn.torch.huggingface import as_chain
     from asyncdni.nn.torch.layer import main_output
+    from asyncdni.nn.torch.recurrent import OneStep
 
     _, fields = fields_of([(one.name, one.kind, one.shape) for one in given])
     for dtype in (torch.float32, torch.int64):
         try:
-            with torch.no_grad(), without_compiler():
+            with torch.no_grad(), without_compiler(), OneStep():
                 x = torch.zeros((2, *shape), dtype=dtype, device="meta")
                 outputs = call_joined(as_chain(structure), x, fields)
             return int(main_output(outputs).shape[-1])

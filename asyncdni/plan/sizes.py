@@ -61,10 +61,10 @@ def check_messages(
     limit = chosen.limits.message_bytes
     for sender, what, size in _messages(chosen, network, plan, meta, allow_import):
         if size + _HEADER_BYTES > limit:
+            lower = "schedule.microbatches" if what == "Shared" else "data.batch_size"
             raise ConfigError(
                 f"worker {sender} would send more than it may: with its header the {what} of "
-                f"{size} bytes is over limits.message_bytes = {limit}; raise it, or lower "
-                "data.batch_size"
+                f"{size} bytes is over limits.message_bytes = {limit}; raise it, or lower {lower}"
             )
 
 
@@ -92,7 +92,7 @@ def _messages(
             yield group.name, "Weights", copied
         for stages in shared_with(plan.groups, group).values():
             shared = sum(_parameters(network.node(name), allow_import) for name in stages)
-            yield group.name, "Shared", shared * itemsize
+            yield group.name, "Shared", plan.per_update * shared * itemsize
 
 
 def context_bytes(chosen: config.Experiment, network: Network, meta: Meta) -> int:

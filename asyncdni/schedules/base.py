@@ -217,6 +217,10 @@ class Groups:
         position = batch % self.per_epoch
         return position == self.per_epoch - 1 or position % self.size == self.size - 1
 
+    def length(self, batch: int) -> int:
+        """How many (micro)batches of its group have come, with the batch itself."""
+        return 1 if self.size == 1 else batch % self.per_epoch % self.size + 1
+
     def end_from(self, batch: int) -> int:
         """The first id from `batch` on at which a group begins."""
         if self.size == 1:

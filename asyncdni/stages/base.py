@@ -116,17 +116,18 @@ class Stage(Protocol):
     def update(self) -> dict[str, Array]:
         """Make one optimizer step on the accumulated gradients, divided by the samples in them.
 
-        Weights that stages elsewhere use as well wait for `apply`. Their gradients (N,) are
-        returned by declared stage, for stages that have learned, each as a new array.
+        Weights that stages elsewhere use as well wait for `apply`. Their gradients (M, N), of each
+        microbatch, are returned by declared stage, for stages that have learned, each as a new
+        array.
 
         For gradients that are not finite, this raises `NumericalError` or leaves the step out: see
         `config.Numbers`. So do `forward`, `predict` and the fits."""
 
     def apply(self, batch: int, gradients: Mapping[str, Array]) -> None:
         """Make the step of shared weights for the oldest `update` that still waits for it, on the
-        sum of its gradients and of `gradients`, those of stages elsewhere. The sum is made in
-        declared order, so that all make the same step. The learning rate is that of `batch`. Raises
-        as `update` does."""
+        sum of its gradients and of `gradients`, those of stages elsewhere. All sum in the same
+        order, so that all make the same step. The learning rate is that of `batch`. Raises as
+        `update` does."""
 
     def adopt(self, version: int, weights: Mapping[str, Array]) -> None:
         """Have the generator read out through these weights of another stage from now on, copied

@@ -32,6 +32,7 @@ from asyncdni.nn.base import Array, fits
 from asyncdni.plan.build import Design, find_exits, readout_forms
 from asyncdni.plan.describe import parameters
 from asyncdni.plan.plan import Group, read_by, shared_with
+from asyncdni.schedules.base import Groups
 
 __all__ = ["Inspection"]
 
@@ -71,7 +72,9 @@ class Inspection:
                 if other.name in group.consumers:
                     self._readers[other.name] = readers
         groups = design.plan.groups
-        #: By worker and stage there, the length of the gradient of weights that are used here too.
+        self._groups = Groups(design.plan.per_update, design.plan.batches_per_epoch)
+        #: By worker and stage there, the length of a microbatch's gradient of weights that are used
+        #: here too.
         self._vectors = {
             other.name: {
                 name: parameters(network.node(name), allow_import=design.allow_import)
@@ -93,7 +96,8 @@ class Inspection:
         activations = [math.prod(shape) * item + context for shape, _ in self._activations.values()]
         readers = max(map(len, self._readers.values()), default=0)
         gradients = math.prod(self._exit[0]) * item * readers
-        vectors = [sum(lengths.values()) * item for lengths in self._vectors.values()]
+        most = self._groups.size * item
+        vectors = [most * sum(lengths.values()) for lengths in self._vectors.values()]
         weights = sum(math.prod(shape) * kind.itemsize for shape, kind in self._readout.values())
         return max(rows * max([gradients, *activations]), *vectors, weights)
 
@@ -168,8 +172,8 @@ class Inspection:
                 if readers is None:
                     return None
                 return _named(tensors, readers) or self._wrong_gradients(tensors, batch)
-            case Shared(sender=sender, tensors=tensors):
-                return self._wrong_vectors(tensors, self._vectors.get(sender, {}))
+            case Shared(sender=sender, tensors=tensors, batch=batch):
+                return self._wrong_vectors(tensors, self._vectors.get(sender, {}), batch)
             case Weights(tensors=tensors):
                 return self._wrong_weights(tensors)
         return None
@@ -181,12 +185,13 @@ class Inspection:
         return found
 
     def _wrong_vectors(
-        self, tensors: Mapping[str, Array], lengths: Mapping[str, int]
+        self, tensors: Mapping[str, Array], lengths: Mapping[str, int], batch: int
     ) -> str | None:
         if not set(tensors) <= set(lengths):
             return f"it has tensors {sorted(tensors)}, expected of {sorted(lengths)}"
         for name, gradient in tensors.items():
-            found = _wrong(f"gradient of {name}", gradient, (lengths[name],), self._dtype)
+            shape = self._groups.length(batch), lengths[name]
+            found = _wrong(f"gradient of {name}", gradient, shape, self._dtype)
             if found:
                 return found
         return None

@@ -23,7 +23,7 @@ from asyncdni.plan.build import Design, readout_forms
 from asyncdni.plan.conditions import link_encodings
 from asyncdni.plan.describe import parameters
 from asyncdni.plan.plan import shared_with
-from asyncdni.schedules.base import Op, OpKind
+from asyncdni.schedules.base import Groups, Op, OpKind
 
 __all__ = [
     "SENDING",
@@ -268,13 +268,14 @@ class EstimatedBytes:
         for name, tensor in design.meta.context.items():
             size = 1 if tensor.dtype == "bool" else itemsize
             self._context_bytes[name] = math.prod(tensor.shape) * size
-        #: Of the gradient of weights that several workers have, by declared stage.
+        #: Of a microbatch's gradient of weights that several workers have, by declared stage.
         self._weights_bytes = {
             name: parameters(network.node(name), allow_import=design.allow_import) * itemsize
             for group in design.plan.groups
             for names in shared_with(design.plan.groups, group).values()
             for name in names
         }
+        self._groups = Groups(design.plan.per_update, design.plan.batches_per_epoch)
         self._readout_bytes = sum(
             math.prod(shape) * kind.itemsize for shape, kind in readout_forms(design).values()
         )
@@ -292,8 +293,9 @@ class EstimatedBytes:
             case Gradient(batch=batch, tensors=tensors):
                 samples = self._samples.get((to, sender), {}).pop(batch, 0)
                 return self._bytes(sender, to, to, samples) * len(tensors)
-            case Shared(tensors=tensors):
-                return sum(self._weights_bytes[name] for name in tensors)
+            case Shared(batch=batch, tensors=tensors):
+                vectors = self._groups.length(batch)
+                return vectors * sum(self._weights_bytes[name] for name in tensors)
             case Weights():
                 return self._readout_bytes
         return 0

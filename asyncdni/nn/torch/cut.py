@@ -43,6 +43,7 @@ from asyncdni.nn.torch.fields import (
     varies,
 )
 from asyncdni.nn.torch.layer import first_line, lengths, main_output
+from asyncdni.nn.torch.recurrent import OneStep
 
 __all__ = ["Trace", "trace"]
 
@@ -633,7 +634,7 @@ def _recorded(
     recorder = _Recorder(module)
     _, *others = [node for node in module.graph.nodes if node.op == "placeholder"]
     x = torch.zeros(shape, dtype=dtype, device="meta")
-    with torch.no_grad(), torch.device("meta"):
+    with torch.no_grad(), torch.device("meta"), OneStep():
         recorder.run(x, *_constants(model, others).values())
     mine = {node.name: form for node, form in recorder.forms.items()}
     return {node: mine[node.name] for node in graph.nodes}

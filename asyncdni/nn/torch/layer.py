@@ -31,6 +31,7 @@ from asyncdni.errors import ConfigError
 from asyncdni.nn.base import Array, Slot, Streams
 from asyncdni.nn.torch.compiler import compiled, without_compiler
 from asyncdni.nn.torch.device import Staging, staging_for
+from asyncdni.nn.torch.recurrent import OneStep
 
 __all__ = [
     *("ModuleLayer", "empty_copy", "first_line", "lengths", "main_output", "matrix_product"),
@@ -201,10 +202,11 @@ class ModuleLayer:
         failures, shapes = [], lengths(shape, self._takes_lengths())
         for integers, dtype in kinds.items():
             try:
-                found = [
-                    self._tried(module, (rows, *one), dtype)
-                    for rows, one in zip(_TRIED, shapes, strict=True)
-                ]
+                with OneStep():
+                    found = [
+                        self._tried(module, (rows, *one), dtype)
+                        for rows, one in zip(_TRIED, shapes, strict=True)
+                    ]
             except Exception as error:  # a module may fail in any way
                 failures.append(first_line(error))
                 continue

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from itertools import zip_longest
 
 import numpy as np
 
@@ -24,7 +26,7 @@ from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.input_model import InputModel
 from asyncdni.schedules.base import Source
 from asyncdni.stages.base import Agreement, Context, Forwarded
-from asyncdni.stages.numpy.block import Block, StageSlot, add_in_order
+from asyncdni.stages.numpy.block import Block, StageSlot
 from asyncdni.stages.numpy.exit import AGREEMENT_EVERY, LATE, Exit, in_order
 from asyncdni.stages.numpy.state import Part, parts_of, restore, snapshot
 
@@ -35,8 +37,17 @@ class Sharing:
     """Updates weights that several stages use, for the blocks of one worker.
 
     Each of these stages has a copy of the weights, and copies start equal. The gradients of all are
-    summed in declared order, and every copy's optimizer makes the same step on the sum. So copies
-    stay equal to the last bit, whether their stages are in one worker or in several.
+    summed in one order, and every copy's optimizer makes the same step on the sum. So copies stay
+    equal to the last bit, whether their stages are in one worker or in several.
+
+    The order is that of automatic differentiation, which adds up the gradients of all uses in a
+    microbatch, the last use first, and then those sums. So each microbatch's gradients are kept:
+
+    ```
+                     microbatch 1    microbatch 2
+    head                 H1              H2
+    embedding            E1              E2            (H1 + E1) + (H2 + E2) + …
+    ```
     """
 
     def __init__(self, blocks: Iterable[Block] = (), sharers: Iterable[Sequence[str]] = ()) -> None:
@@ -48,27 +59,38 @@ class Sharing:
         self._across = [names for names in here if names not in self._inside]
         #: The stages of this worker that share their weights.
         self.stages = {name for names in here for name in names} & set(self._blocks)
+        #: By stage, the gradient (N,) of each microbatch since the last update.
+        self._kept: dict[str, list[Array]] = {}
         #: For each update that waits for other workers: its samples, and this worker's gradients.
         self._waiting: deque[tuple[int, dict[str, Array]]] = deque()
 
     @property
-    def waits(self) -> bool:
-        """Whether an update waits for gradients of other workers."""
-        return bool(self._waiting)
+    def pending(self) -> str:
+        """What an update still has to be made of; empty: nothing."""
+        if self._waiting:
+            return "gradients of other workers awaited"
+        return "gradients not applied" if self._kept else ""
+
+    def keep(self) -> None:
+        """Keep the gradients of a microbatch, or of what has been learned since the last call."""
+        for name in self.stages:
+            block = self._blocks[name]
+            if block.learned:
+                self._kept.setdefault(name, []).append(block.gradient.copy())
+                block.forget()
 
     def update(self, samples: int) -> dict[str, Array]:
-        """Make the step of weights whose stages are all in this worker. Return copies of the
-        gradients (N,) of all other shared weights, by declared stage; they are also kept for
+        """Make the step of weights whose stages are all in this worker. Return the gradients (M, N)
+        of M microbatches of all other shared weights, by declared stage; they are also kept for
         `apply`."""
+        self.keep()
+        found = {name: np.stack(kept) for name, kept in self._kept.items()}
+        self._kept.clear()
         for names in self._inside:
-            self._step(names, self._gradients(names), samples, None)
+            self._step(names, found, samples, None)
         if not self._across:
             return {}
-        given: dict[str, Array] = {}
-        for names in self._across:
-            given |= self._gradients(names)
-            for name in self.stages.intersection(names):
-                self._blocks[name].forget()
+        given = {name: found[name] for names in self._across for name in names if name in found}
         self._waiting.append((samples, given))
         return given
 
@@ -78,16 +100,13 @@ class Sharing:
         Raises `RemoteProtocolError` for a gradient of another shape or type."""
         samples, own = self._waiting.popleft()
         for names in self._across:
-            found = {name: g for name, g in {**own, **gradients}.items() if name in names}
-            self._step(names, found, samples, batch)
+            self._step(names, {**own, **gradients}, samples, batch)
 
     def forget(self) -> None:
-        """Drop the updates that wait: the gradients of other workers will not come."""
+        """Drop what is kept, and the updates that wait: the gradients of other workers will not
+        come."""
+        self._kept.clear()
         self._waiting.clear()
-
-    def _gradients(self, names: Sequence[str]) -> dict[str, Array]:
-        blocks = [self._blocks[name] for name in names if name in self._blocks]
-        return {block.node.name: block.gradient.copy() for block in blocks if block.learned}
 
     def _step(
         self,
@@ -98,7 +117,7 @@ class Sharing:
     ) -> None:
         """Make one step of the weights of stages `names`, at the rate of `batch` (None: the
         newest)."""
-        terms = [gradients[name] for name in names if name in gradients]
+        terms = [gradients[name] for name in reversed(names) if name in gradients]
         blocks = [self._blocks[name] for name in names if name in self._blocks]
         for term in terms:
             _check(term, blocks[0])
@@ -108,16 +127,20 @@ class Sharing:
 
 
 def _sum(terms: Sequence[Array]) -> Array | None:
-    if len(terms) < 2:
-        return terms[0] if terms else None
-    return add_in_order(terms, np.empty_like(terms[0]))
+    """The sum (N,) of gradients (M, N): of all terms in a microbatch, then of all microbatches.
+    None: there are no terms."""
+    total: Array | None = None
+    for rows in zip_longest(*terms):
+        found = reduce(np.add, [row for row in rows if row is not None])
+        total = found if total is None else total + found
+    return total
 
 
 def _check(gradient: Array, block: Block) -> None:
-    if gradient.shape != (block.parameters(),) or gradient.dtype != block.dtype:
+    if gradient.shape[1:] != (block.parameters(),) or gradient.dtype != block.dtype:
         raise RemoteProtocolError(
             f"a gradient of the weights that stage {block.node.name} shares is {gradient.dtype} "
-            f"{gradient.shape}, expected {block.dtype} {(block.parameters(),)}"
+            f"{gradient.shape}, expected {block.dtype} (M, {block.parameters()}) of M microbatches"
         )
 
 
@@ -286,6 +309,8 @@ class NumpyStage:
                     found[producer][name] = grad
                 elif producer != DATA:
                     sent.setdefault(producer, {})[name] = grad
+        if learn and source not in LATE:  # corrections belong to the batch that follows them
+            self._sharing.keep()
         return sent if send else {}
 
     def learn(self, batch: int) -> None:
@@ -296,6 +321,7 @@ class NumpyStage:
             self._count(slot, Source.TRUE)
             for name, block in reversed(self._blocks.items()):
                 block.learn(slot.blocks[name])
+            self._sharing.keep()
         slot.drop_gradients()
 
     def _needs_input_gradient(self, block: Block, learn: bool, send: bool) -> bool:
@@ -436,7 +462,7 @@ class NumpyStage:
 
     def snapshot(self) -> dict[str, dict[str, Array]]:
         assert not any(block.learned for block in self._blocks.values()), "gradients not applied"
-        assert not self._sharing.waits, "gradients of other workers awaited"
+        assert not self._sharing.pending, self._sharing.pending
         return {name: snapshot(parts) for name, parts in self._parts().items()}
 
     def restore(self, state: Mapping[str, Mapping[str, Array]]) -> list[str]:
