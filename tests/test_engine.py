@@ -144,7 +144,7 @@ class Maths:
     def release(self, batch: int, sent: Callable[[], bool]) -> None:
         assert sent()
 
-    def snapshot(self) -> dict[str, dict[str, Any]]:
+    def snapshot(self, *, copied: bool = True) -> dict[str, dict[str, Any]]:
         return {"a": {"0.weight": np.array([self.updates], np.float32)}}
 
     def readout(self) -> dict[str, int]:

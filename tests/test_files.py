@@ -27,7 +27,7 @@ from asyncdni.report.traces import read_trace, trace_path
 from asyncdni.store.checkpoint import read_state
 from asyncdni.store.manifest import Manifest, read_manifest
 from asyncdni.store.run import create_folder
-from asyncdni.store.tensors import load_stage, write_atomically
+from asyncdni.store.tensors import StoredStage, load_stage, write_atomically
 
 NETWORK = """\
 [data]
@@ -87,6 +87,7 @@ READERS = {
     "text.txt": text.read,
     "in.npz": lambda path: npz.read_one(path, ["x"]),
     "top.safetensors": lambda path: load_stage(path.parent, "top"),
+    "init/top.safetensors": lambda path: StoredStage(path.parent, "top"),
     "cut/top.safetensors": lambda path: read_state(path.parent, ["top"], {}),
     "snapshots/top.0.safetensors": lambda path: read_state(path.parent, ["top"], None),
     "manifest.json": lambda path: read_manifest(path.parent, Manifest),

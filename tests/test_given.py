@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import networks
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import asyncdni
 from asyncdni.core.events import Origin, Restore
@@ -22,7 +25,7 @@ from asyncdni.store.given import begin_with, kept, save_given
 from asyncdni.store.manifest import identity
 from asyncdni.store.resume import changed_experiment
 from asyncdni.store.run import by_stage
-from asyncdni.store.tensors import save_stages
+from asyncdni.store.tensors import LENGTH_BYTES, StoredStage, header_length, save_stages
 
 LOCKED = {"name": "locked"}
 State = dict[str, dict[str, np.ndarray]]
@@ -199,6 +202,32 @@ def test_a_worker_begins_with_the_copy_and_knows_whether_it_is_the_same(tmp_path
     shutil.rmtree(tmp_path / "init")
     with pytest.raises(CheckpointError, match="share the run's folder"):
         kept(tmp_path, told, ["s1"])
+
+
+def test_no_more_than_one_array_of_a_file_takes_memory(tmp_path: Path) -> None:
+    arrays = {str(i): np.full(2**18, i, np.float32) for i in range(8)}
+    save_stages(tmp_path, {"a": arrays})
+    tracemalloc.start()
+    try:
+        stored = StoredStage(tmp_path, "a")
+        firsts = {name: float(array[0]) for name, array in stored.items()}
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert firsts == {str(i): float(i) for i in range(8)}
+    assert arrays["0"].nbytes < peak_bytes < 3 * arrays["0"].nbytes
+
+
+def test_arrays_begin_in_a_file_where_their_type_may(tmp_path: Path) -> None:
+    arrays = {"0.bias": np.ones(3, np.float32), "0.count": np.array(7, np.int64)}
+    save_stages(tmp_path, {"a": arrays})
+    content = (tmp_path / "a.safetensors").read_bytes()
+    length = header_length(content[:LENGTH_BYTES])
+    header = json.loads(content[LENGTH_BYTES:][:length])
+    for name, array in arrays.items():
+        begin, _ = header[name]["data_offsets"]
+        assert (LENGTH_BYTES + length + begin) % array.itemsize == 0
+    assert same({"a": load_file(tmp_path / "a.safetensors")}, {"a": arrays})
 
 
 def test_what_it_has_begun_with_belongs_to_the_run(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from wire import HELLO, PATIENCE_S, Site, make_keys, received
 from asyncdni.config import Limits
 from asyncdni.errors import CheckpointError, RemoteProtocolError
 from asyncdni.messages import COORDINATOR, Credit, Ready, Refused
-from asyncdni.store.tensors import load_stage
+from asyncdni.store.tensors import StoredStage, load_stage
 from asyncdni.wire.address import split_key
 from asyncdni.wire.coordinator import CoordinatorTransport
 from asyncdni.wire.worker import WorkerTransport
@@ -215,8 +215,9 @@ class Bomb:
 def test_a_pickle_in_place_of_weights_is_refused_and_not_run(tmp_path: Path) -> None:
     mark = tmp_path / "was-run"
     (tmp_path / "a.safetensors").write_bytes(pickle.dumps(Bomb(str(mark))))
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        load_stage(tmp_path, "a")
+    for read in (load_stage, StoredStage):
+        with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+            read(tmp_path, "a")
     assert not mark.exists()
 
 

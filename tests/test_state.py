@@ -60,7 +60,8 @@ def through_files(line: Line, folder: Path) -> dict[str, dict[str, Any]]:
     """What a cut of all workers has of it."""
     state = {}
     for stage, group in zip(line.stages, line.design.plan.groups, strict=True):
-        digests = write_state(folder / "checkpoints/000001", stage.snapshot(), {}, durable=True)
+        taken = stage.snapshot(copied=False)
+        digests = write_state(folder / "checkpoints/000001", taken, {}, durable=True)
         names = [node.name for node in group.members]
         state |= read_state(folder / "checkpoints/000001", names, digests)[0]
     return state

@@ -169,9 +169,10 @@ class Stage(Protocol):
     def parameters(self) -> int:
         """The number of weights, without the generator's."""
 
-    def snapshot(self) -> dict[str, dict[str, Array]]:
+    def snapshot(self, *, copied: bool = True) -> dict[str, dict[str, Array]]:
         """A copy of all that decides how training goes on: `state`, and optimizer, generator,
-        counters and remainders; `{declared stage: {"optimizer.first": array, …}}`.
+        counters and remainders; `{declared stage: {"optimizer.first": array, …}}`. If not `copied`,
+        the arrays may be the stage's own, which the next op changes.
 
         Batches in flight are not part of it, and no gradients may have been accumulated."""
 

@@ -33,6 +33,7 @@ from asyncdni.store.tensors import (
     Array,
     Piece,
     decode,
+    digest_of,
     encode,
     header_length,
     metadata_of,
@@ -116,10 +117,7 @@ def write_state(
         if claim is not None:
             claim.check()
         write_atomically(stage_file(folder, stage), *pieces)
-        digest = hashlib.sha256()
-        for piece in pieces:
-            digest.update(piece)
-        digests[stage] = digest.hexdigest()
+        digests[stage] = digest_of(pieces)
     for touched in (folder, folder.parent):
         sync_folder(touched)
     return digests

@@ -35,7 +35,7 @@ from asyncdni.plan.build import Design, make_whole_stage
 from asyncdni.plan.model import arrays_by_stage, check_cut, initial_model
 from asyncdni.store.mirror import copied_here
 from asyncdni.store.run import EXPERIMENT, INIT, by_stage, load_experiment, load_weights
-from asyncdni.store.tensors import Array, decode_arrays, load_stage, save_stages
+from asyncdni.store.tensors import Array, StoredStage, decode_arrays, save_stages
 from asyncdni.store.weights import read_weights
 
 if TYPE_CHECKING:
@@ -112,21 +112,23 @@ def save_given(folder: Path, design: Design) -> None:
 
 
 def kept(folder: Path, design: Design, stages: Iterable[str]) -> Design:
-    """`design` with what `folder`/init has of `stages`, for a stage that begins with it.
+    """`design` with what `folder`/init has of `stages`, for a stage that begins with it; arrays are
+    read from there when they are needed.
 
     Raises `CheckpointError` where that is not what the run was given.
     """
     digests = design.experiment.run.init_sha256
-    init: Weights = {}
+    init: dict[str, Mapping[str, Array]] = {}
     for stage in (name for name in stages if name in digests):
         try:
-            own = load_stage(folder / INIT, stage)
+            own = StoredStage(folder / INIT, stage)
+            digest = _digest(own)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error}; the run begins with given weights, so every host must find the copy in "
                 f"{folder / INIT}: share the run's folder, or copy it there"
             ) from error
-        if _digest(own) != digests[stage]:
+        if digest != digests[stage]:
             raise CheckpointError(
                 f"{folder / INIT / (stage + _SUFFIX)} is not what this run was given: "
                 "it is damaged, or of another run"
@@ -302,7 +304,9 @@ def _check_shared(design: Design, init: Weights, place: str) -> None:
 def _digest(arrays: Mapping[str, Array]) -> str:
     """Of names, shapes, types and numbers, however they are kept in a file."""
     whole = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        whole.update(f"{name} {array.dtype.newbyteorder('<').str} {array.shape}\n".encode())
-        whole.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    for name in sorted(arrays):
+        array = arrays[name]
+        kind = array.dtype.newbyteorder("<")
+        whole.update(f"{name} {kind.str} {array.shape}\n".encode())
+        whole.update(np.ascontiguousarray(array, kind).reshape(-1).view(np.uint8).data)
     return whole.hexdigest()

@@ -6,25 +6,28 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load as load_bytes
 from safetensors.numpy import save as to_bytes
 
 from asyncdni.errors import CheckpointError
-from asyncdni.files import read_file, replaced
+from asyncdni.files import check_file, read_file, replaced
 
 __all__ = [
     "LENGTH_BYTES",
     "Array",
     "Piece",
+    "StoredStage",
     "decode",
     "decode_arrays",
+    "digest_of",
     "encode",
     "encoded",
     "header_length",
@@ -37,6 +40,9 @@ __all__ = [
 
 Array = NDArray[Any]
 
+#: What the safetensors package raises for a file that is no such file, or cut off.
+_NOT_WHOLE = SafetensorError, ValueError, KeyError, TypeError, OverflowError
+
 
 def save_stages(folder: Path, state: Mapping[str, Mapping[str, Array]]) -> dict[str, str]:
     """Write `{stage: {"0.weight": array}}` as folder/stage.safetensors; returns their sha256.
@@ -45,10 +51,20 @@ def save_stages(folder: Path, state: Mapping[str, Mapping[str, Array]]) -> dict[
     """
     digests = {}
     for stage, arrays in state.items():
-        content = encoded(arrays)
-        write_atomically(folder / f"{stage}.safetensors", content)
-        digests[stage] = hashlib.sha256(content).hexdigest()
+        # The largest items first, so that all are aligned, as some readers want them to be.
+        ordered = sorted(arrays.items(), key=lambda one: -one[1].itemsize)
+        pieces = encode(dict(ordered), {})
+        write_atomically(folder / f"{stage}.safetensors", *pieces)
+        digests[stage] = digest_of(pieces)
     return digests
+
+
+def digest_of(pieces: Iterable[Piece]) -> str:
+    """The SHA-256 of a file that is made of these pieces."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def encoded(arrays: Mapping[str, Array]) -> bytes:
@@ -75,12 +91,56 @@ def load_stage(folder: Path, stage: str, digest: str | None = None) -> dict[str,
     return decode_arrays(content, str(path))
 
 
+class StoredStage(Mapping[str, Array]):
+    """The weights of one declared stage in their file folder/stage.safetensors. An array is read
+    each time that it is asked for, so that no more than one of them needs memory.
+
+    All of its methods raise `CheckpointError` for a file that is missing or not whole."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self._stage = stage
+        self._path = folder / f"{stage}.safetensors"
+        with self._opened() as file:
+            self._names = list(file.keys())
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._names:
+            raise KeyError(name)
+        with self._opened() as file:
+            found: Array = file.get_tensor(name)
+            return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            check_file(self._path)
+            with safe_open(self._path, framework="np") as file:
+                yield file
+        except FileNotFoundError:
+            raise CheckpointError(f"no weights of stage {self._stage} at {self._path}") from None
+        except OSError as error:
+            why = error.strerror or error
+            raise CheckpointError(f"can't read {self._path}: {why}") from error
+        except _NOT_WHOLE as error:
+            raise _not_whole(str(self._path), error) from error
+
+
 def decode_arrays(content: bytes, name: str) -> dict[str, Array]:
     """Decode the bytes of a safetensors file called `name`. Raises `CheckpointError`."""
     try:
         return load_bytes(content)
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{name} is not a whole safetensors file: {error}") from error
+    except _NOT_WHOLE as error:
+        raise _not_whole(name, error) from error
+
+
+def _not_whole(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{name} is not a whole safetensors file: {error}")
 
 
 def write_atomically(path: Path, *content: bytes | memoryview) -> None:

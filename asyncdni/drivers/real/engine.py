@@ -104,7 +104,7 @@ class Snapshots:
         self._stages = []
         taken = SnapshotTaken(0.0)
         try:
-            state = stage.snapshot()
+            state = stage.snapshot(copied=False)  # written before the next op
             write_state(self._folder, state, counts.state(), durable=False, claim=claim)
             self._stages = list(state)
             self.count += 1
@@ -407,7 +407,8 @@ class Engine:
         folder, claim = Path(tools.folder, save.tag), tools.claim
         if save.whole:
             counts = self._process.counts.state()
-            return write_state(folder, tools.stage.snapshot(), counts, durable=True, claim=claim)
+            state = tools.stage.snapshot(copied=False)
+            return write_state(folder, state, counts, durable=True, claim=claim)
         return write_weights(folder, tools.stage.state(save.copy), claim)
 
     def _snapshot(self, snapshot: Snapshot) -> None:

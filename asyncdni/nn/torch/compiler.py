@@ -63,9 +63,12 @@ def without_compiler() -> Iterator[None]:
 
 
 def optimizer_without_compiler(kind: type[Any]) -> type[Any]:
-    """A subclass of the optimizer `kind`, whose methods do not import the compiler."""
+    """A subclass of the optimizer `kind`, whose methods do not import the compiler. Its steps are
+    not told to PyTorch's profiler either, which for a small stage takes as long as the step."""
     names = "add_param_group", "step"
-    return type(kind.__name__, (kind,), {name: unwrap(getattr(kind, name)) for name in names})
+    methods = {name: unwrap(getattr(kind, name)) for name in names}
+    # What wraps the step of each class of optimizers, when the first object of it is made.
+    return type(kind.__name__, (kind,), {**methods, "_patch_step_function": lambda self: None})
 
 
 def compiled(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ class TorchOptimizer:
 
     def step(self, params: Array, grads: Array, rate: float, scale: float = 1.0) -> None:
         """Move `params` at learning rate `rate` by the gradient scale * `grads`, overwritten."""
-        divisor = torch.tensor(1.0 / scale, dtype=tensor_of(grads).dtype)
+        divisor = _divisor(scale, grads.dtype)
         if self._fused:
             # Where automatic mixed precision puts its scale: it is applied in the same pass.
             self._optimizer.grad_scale = divisor
@@ -309,6 +309,11 @@ def check_class(kind: str, options: Mapping[str, Any], *, allow_import: Allowed)
             f"optimizer.kind: {kind} keeps state that can't be saved, so that its steps do not go "
             "on from a checkpoint; expected tensors in `state` that begin at zero"
         )
+
+
+@lru_cache(maxsize=4)  # most batches of a run are as long as the last one
+def _divisor(scale: float, dtype: np.dtype[Any]) -> torch.Tensor:
+    return torch.tensor(1.0 / scale, dtype=getattr(torch, dtype.name))
 
 
 def _views(vector: Array, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:

@@ -449,21 +449,22 @@ class NumpyStage:
         for name, arrays in self.state().items():
             given = state.get(name, {})
             for key, array in arrays.items():
-                if key not in given or given[key].shape != array.shape:
-                    found = given[key].shape if key in given else "nothing"
+                found = given.get(key)  # read from a file, it may be
+                if found is None or found.shape != array.shape:
+                    was = "nothing" if found is None else found.shape
                     raise CheckpointError(
-                        f"weights of stage {name}: {key} is {found}, expected {array.shape}"
+                        f"weights of stage {name}: {key} is {was}, expected {array.shape}"
                     )
-                np.copyto(array, given[key])
+                np.copyto(array, found)
         for block in self._blocks.values():
             block.weights_moved()
             if block.versions is not None:
                 block.versions.begin(block.updates)
 
-    def snapshot(self) -> dict[str, dict[str, Array]]:
+    def snapshot(self, *, copied: bool = True) -> dict[str, dict[str, Array]]:
         assert not any(block.learned for block in self._blocks.values()), "gradients not applied"
         assert not self._sharing.pending, self._sharing.pending
-        return {name: snapshot(parts) for name, parts in self._parts().items()}
+        return {name: snapshot(parts, copied) for name, parts in self._parts().items()}
 
     def restore(self, state: Mapping[str, Mapping[str, Array]]) -> list[str]:
         self.forget()

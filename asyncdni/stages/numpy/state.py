@@ -141,9 +141,10 @@ def _count(number: int) -> Array:
     return np.array(number, np.int64)
 
 
-def snapshot(parts: Iterable[Part]) -> dict[str, Array]:
-    """Return copies of one declared stage's arrays."""
-    return {name: array.copy() for part in parts for name, array in part.named().items()}
+def snapshot(parts: Iterable[Part], copied: bool) -> dict[str, Array]:
+    """Return one declared stage's arrays, or copies of them."""
+    arrays = {name: array for part in parts for name, array in part.named().items()}
+    return {name: array.copy() for name, array in arrays.items()} if copied else arrays
 
 
 def restore(parts: Mapping[str, list[Part]], given: Mapping[str, Mapping[str, Array]]) -> list[str]:
