@@ -20,8 +20,17 @@ from asyncdni.errors import Interrupted, LaunchError, legible
 from asyncdni.files import check_file
 from asyncdni.handover import VARIABLE, Handover
 from asyncdni.imports import PATH_VARIABLE, Allowed, import_flags, path_of_this_process
+from asyncdni.launch.spare import Spare
+from asyncdni.wire.beat import PARENT_VARIABLE
 
-__all__ = ["LocalLauncher", "last_lines", "own_command", "typed_command", "worker_command"]
+__all__ = [
+    "LocalLauncher",
+    "last_lines",
+    "own_command",
+    "start_spare",
+    "typed_command",
+    "worker_command",
+]
 
 #: The file that a worker process runs first.
 _ENTRY = Path(__file__).with_name("entry.py")
@@ -45,6 +54,9 @@ _ERROR_GRACE_S = 0.5
 #: one that signal is no longer taken for the same request.
 _LEAVE_S, _SIGNALS_APART_S = 3.0, 0.4
 _TAIL_BYTES = 4096
+#: How long each start of a worker puts off the next spare: all starts come first, and what is over
+#: sooner needs none.
+_SPARE_AFTER_S = 2.0
 #: How long to wait for a killed process to end. One that waits for a disk may never end.
 _KILL_S = 2.0
 #: States of threads in Linux: stopped by a signal or a debugger; running, or waiting for a core or
@@ -66,6 +78,25 @@ def worker_command(stage: str, coordinator: str, *, allow_import: Allowed = Fals
     return own_command([*words, *import_flags(allow_import), *logs.flags()])
 
 
+def start_spare(threads: int = 1, handover: Handover | None = None) -> Spare:
+    """Start a process that can become any worker of a `LocalLauncher` with the same arguments.
+    Raises `LaunchError` if it can't be started."""
+    inherited = [] if handover is None else [handover.descriptor]
+    try:
+        return Spare(own_command([]), _environment(threads, handover), inherited)
+    except OSError as error:
+        raise LaunchError(f"can't start another process: {error}") from error
+
+
+def _environment(threads: int, handover: Handover | None) -> dict[str, str]:
+    """The environment of a worker's process."""
+    own = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    own |= {PARENT_VARIABLE: str(os.getpid()), PATH_VARIABLE: path_of_this_process()}
+    if handover is not None:
+        own[VARIABLE] = str(handover.descriptor)
+    return {**os.environ, **own}
+
+
 @dataclass(slots=True)
 class _Started:
     """One process of a worker."""
@@ -82,12 +113,26 @@ class LocalLauncher:
     Each worker gets a session of its own, so that Ctrl-C reaches only the coordinator; it also gets
     this process's id, and leaves when this process has ended. As a context manager it stops the
     workers at the end. A worker's output is appended to its log.
+
+    `spares`: once all have been started, one more process waits to take the place of the next
+    worker that is started again; `spare`: the first such, if there is one already.
     """
 
-    def __init__(self, logs: Path, threads: int = 1, handover: Handover | None = None) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        threads: int = 1,
+        handover: Handover | None = None,
+        *,
+        spares: bool = False,
+        spare: Spare | None = None,
+    ) -> None:
         self._logs = logs
         self._handover = handover
         self._threads = threads
+        self._spares = spares
+        self._spare = spare
+        self._spare_due_s = 0.0
         self._commands: dict[str, list[str]] = {}
         self._processes: dict[str, _Started] = {}
         self._unreaped: list[subprocess.Popen[bytes]] = []  # killed, but not ended yet
@@ -140,6 +185,7 @@ class LocalLauncher:
 
     def exited(self) -> list[tuple[str, int, str]]:
         """Return (worker, exit code, last lines) of processes that have ended, each once."""
+        self._keep_spare()
         self._unreaped = [one for one in self._unreaped if one.poll() is None]
         ended = []
         for name, one in self._processes.items():
@@ -170,6 +216,8 @@ class LocalLauncher:
         """Wait up to `grace_s` for all workers to leave, then kill them; Ctrl-C ends the wait."""
         deadline = time.monotonic() + grace_s
         processes = [one.process for one in self._processes.values()]
+        self._spares = False
+        self._drop_spare()
         try:
             for process in processes:
                 with suppress(subprocess.TimeoutExpired):
@@ -181,29 +229,47 @@ class LocalLauncher:
                 _ended(process, _KILL_S)
 
     def _start(self, name: str) -> None:
-        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self._threads))}
-        environment["ASYNCDNI_PARENT_PID"] = str(os.getpid())
-        environment[PATH_VARIABLE] = path_of_this_process()
-        inherited = []
-        if self._handover is not None:
-            inherited.append(self._handover.descriptor)
-            environment[VARIABLE] = str(self._handover.descriptor)
+        command, environment = self._commands[name], _environment(self._threads, self._handover)
+        self._spare_due_s = max(self._spare_due_s, time.monotonic()) + _SPARE_AFTER_S
         try:
             check_file(self._log(name))
             with open(self._log(name), "ab") as log:
-                process = subprocess.Popen(
-                    self._commands[name],
+                process = self._from_spare(name, environment) or subprocess.Popen(
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     env=environment,
-                    pass_fds=inherited,
+                    pass_fds=[] if self._handover is None else [self._handover.descriptor],
                 )
                 self._processes[name] = _Started(process, log.tell())
         except OSError as error:
             self.stop(0)
             raise LaunchError(f"can't start worker {name}: {error}") from error
+
+    # --- the spare process -----------------------------------------------------------------------
+
+    def _from_spare(self, name: str, environment: dict[str, str]) -> subprocess.Popen[bytes] | None:
+        """The process of the spare, which goes on as that worker; None where there is none."""
+        if self._spare is None:
+            return None
+        process = self._spare.become(self._commands[name], environment, self._log(name))
+        if process is None:
+            self._drop_spare()
+        self._spare = None
+        return process
+
+    def _keep_spare(self) -> None:
+        """Have a spare once all workers have had their time to start."""
+        due = time.monotonic() >= self._spare_due_s and bool(self._processes)
+        if due and self._spares and self._spare is None:
+            self._spare = start_spare(self._threads, self._handover)
+
+    def _drop_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
