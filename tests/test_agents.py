@@ -199,6 +199,26 @@ def test_what_workers_elsewhere_print_reaches_the_folder_of_the_run(
     assert log.read_text().splitlines() == said
 
 
+def test_a_run_settles_once_the_last_lines_of_workers_elsewhere_are_there(
+    scenes: Callable[..., Scene], tmp_path: Path
+) -> None:
+    """Before its agents are told that it is over: the copy at `run.store` is made then."""
+    scene = scenes(folder=str(tmp_path))
+    agent = scene.agent(1)
+    agent.gets(Enrolled)
+    agent.gets(Engage)
+    settling = threading.Thread(target=scene.rendezvous.settle)
+    settling.start()
+    agent.transport.send(Part(0, "logs/a.log", 0, 9, b"last line"))
+    assert until(lambda: agent.transport.receive(0.1), "what is taken") == [
+        Taken(0, "logs/a.log", 9)
+    ]
+    assert settling.is_alive()
+    agent.transport.send(Ended("a", 0, ""))
+    settling.join()
+    assert (tmp_path / "logs" / "a.log").read_bytes() == b"last line"
+
+
 def test_a_log_is_sent_as_it_grows_and_no_faster_than_it_is_taken(tmp_path: Path) -> None:
     sent: list[Part] = []
     sender = LogSender(tmp_path, sent.append)

@@ -384,6 +384,12 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         assert self._own is not None
         return self._own
 
+    def settle(self) -> None:
+        """Wait until all workers have left, and for the last lines of those elsewhere."""
+        self._await_last_lines()
+        if self._own is not None:
+            self._own.settle()
+
     # --- agents ----------------------------------------------------------------------------------
 
     def _known(self, peer: bytes) -> _Agent | None:

@@ -212,6 +212,10 @@ class LocalLauncher:
         """Return nothing: on one machine all workers stay where they are."""
         return []
 
+    def settle(self) -> None:
+        """Wait until all workers have left; their logs are in the folder of the run."""
+        self.stop(_GRACE_S)
+
     def stop(self, grace_s: float) -> None:
         """Wait up to `grace_s` for all workers to leave, then kill them; Ctrl-C ends the wait."""
         deadline = time.monotonic() + grace_s
