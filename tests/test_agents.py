@@ -53,6 +53,7 @@ from asyncdni.plan.sizes import worker_operations
 from asyncdni.store.resume import continued_experiment
 from asyncdni.store.run import create_folder
 from asyncdni.wire.agent import AgentTransport
+from asyncdni.wire.curve import load_keys, new_keys
 
 DIGEST = "5" * 64
 MEETING = Meeting.at("tcp://127.0.0.1:0")
@@ -465,6 +466,31 @@ def test_agents_that_wait_for_a_coordinator_learn_why_it_refuses(
     (dismissed,) = until(lambda: agents[0].receive(0.1), "the end")
     agents[0].close(0)
     assert dismissed == Dismiss(2, "the run has ended: the folder has another run")
+
+
+@pytest.mark.parametrize("has_keys", [True, False])
+def test_agents_do_not_wait_for_a_coordinator_whose_keys_can_not_be_used(
+    has_keys: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Those with keys can't hear why. Strangers hear no path of its machine."""
+    monkeypatch.setattr(rendezvous_module, "_WAITING_S", 1.5)
+    new_keys(tmp_path / "keys")
+    address = f"tcp://127.0.0.1:{free_port()}"
+    keys = load_keys(tmp_path / "keys") if has_keys else None
+    end = served(Place("asyncdni", 1, 2, address), keys=keys)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "COORDINATOR": address}.items():
+        monkeypatch.setenv(f"ASYNCDNI_{name}", value)
+    if has_keys:
+        (tmp_path / "keys" / "coordinator.key").unlink()
+    folder = "keys" if has_keys else "nowhere"
+    assert main(["run", "recipe:digits", "--keys", str(tmp_path / folder)]) == 2
+    said = "coordinator.key" if has_keys else "can't read keys in"
+    assert said in capsys.readouterr().err
+    told = "uses no keys" if has_keys else "the run has ended: rank 0 has no keys that it can use"
+    assert told in str(end())
 
 
 def test_a_port_of_the_coordinator_that_is_closed_on_the_way_is_named(

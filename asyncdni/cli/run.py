@@ -46,7 +46,7 @@ from asyncdni.store.mirror import fetch_run
 from asyncdni.store.resume import continued_experiment, is_complete
 from asyncdni.store.run import EXPERIMENT, open_run
 from asyncdni.wire.address import data_endpoints, parse, private_folder
-from asyncdni.wire.curve import load_keys, new_keys
+from asyncdni.wire.curve import Keys, coordinator_pair, load_keys, new_keys
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -157,14 +157,13 @@ def run(args: argparse.Namespace) -> int:
         logs.own().info(place.words())
     try:
         chosen = _chosen_at(place, args)
+        keys = _keys_at(place, args)
     except AsyncDNIError as error:
         if place.ranks > 1 and place.rank == 0:
             _refuse_all(args, place, error)
         raise
     if place.ranks == 1:
         return _alone(args, chosen)
-    assert place.coordinator is not None, "several ranks have an address to meet at"
-    keys = keys_for(args, place.coordinator)
     means = Means(keys, worker_flags(args), args.allow_import, args.timeout)
     if place.rank:
         serve(place, digest(chosen), replace(means, spare=start_spare()))
@@ -186,12 +185,30 @@ def _chosen_at(place: Place, args: argparse.Namespace) -> config.Experiment:
     return chosen
 
 
+def _keys_at(place: Place, args: argparse.Namespace) -> Keys | None:
+    """The keys of this rank; None for a run on this machine alone, and where there are none. Raises
+    `ConfigError` where they can't be used."""
+    if place.ranks == 1:
+        return None
+    assert place.coordinator is not None, "several ranks have an address to meet at"
+    keys = keys_for(args, place.coordinator)
+    if keys is not None and place.rank == 0:
+        coordinator_pair(keys)
+    return keys
+
+
 def _refuse_all(args: argparse.Namespace, place: Place, error: AsyncDNIError) -> None:
     """Have the other ranks know what this one, for which they wait, has failed at before it has
-    listened. Where it can't listen either, they wait until their own time is over."""
-    address = place.coordinator or ""
+    listened. Where it can't listen either, they wait until their own time is over.
+
+    Without keys that it can use, those with keys find out that it has none, and strangers are told
+    nothing more."""
+    try:
+        keys = _keys_at(place, args)
+    except AsyncDNIError:
+        keys, error = None, ConfigError("rank 0 has no keys that it can use, and says itself why")
     with suppress(AsyncDNIError):
-        keys, meeting = keys_for(args, address), Meeting.at(address)
+        meeting = Meeting.at(place.coordinator or "")
         with Rendezvous(meeting, place.ranks, "", keys, **_keeping()) as rendezvous:
             rendezvous.refuse_all(error)
 
