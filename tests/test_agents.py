@@ -357,22 +357,40 @@ def test_machines_are_known_before_anything_is_placed() -> None:
 
 
 def test_a_coordinator_is_kept_going_until_it_has_died_too_often(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its own end is that of the run, with its exit code; so is a signal that was handed on."""
     monkeypatch.setattr(keeper_module, "_WORDS_S", 0.0)
     dies = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     often = pytest.raises(LaunchError, match=r"signal 9, 2 times in a row within 60 s")
-    with Keeper(dies, "", 1, 60.0) as keeper, often:
+    with Keeper(dies, "", tmp_path, 1, 60.0) as keeper, often:
         until(keeper.watch, "the last death")
     assert caplog.messages == [
         "the coordinator was killed by signal 9; it is started again, " + WAITING
     ]
-    with Keeper([sys.executable, "-c", "exit(3)"], "", 1, 60.0) as keeper:
+    with Keeper([sys.executable, "-c", "exit(3)"], "", tmp_path, 1, 60.0) as keeper:
         assert until(keeper.watch, "its end") == 3
-    with Keeper(["sleep", "60"], "", 1, 60.0) as keeper:
+    with Keeper(["sleep", "60"], "", tmp_path, 1, 60.0) as keeper:
         keeper.signal(signal.SIGTERM)
         assert until(keeper.watch, "its end") == 128 + signal.SIGTERM
+
+
+def test_a_coordinator_may_die_as_often_as_the_run_gets_on(tmp_path: Path) -> None:
+    """Not where workers learn from the same batches again and again."""
+    records = tmp_path / "metrics.jsonl"
+    code = """
+import os, signal, sys
+line = '{"kind": "report", "time_s": 1, "stage": "a", "values": {"batches": %d, "missed": 1}}'
+with open(sys.argv[1], "a") as file:
+    print(line % min(sum(1 for _ in open(sys.argv[1])), 5), file=file)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    records.touch()
+    dies = [sys.executable, "-c", code, str(records)]
+    often = pytest.raises(LaunchError, match=r"3 times in a row .* no batch learned in between")
+    with Keeper(dies, "", tmp_path, 2, 60.0) as keeper, often:
+        until(keeper.watch, "the last death")
+    assert len(records.read_text().splitlines()) == 6 + 2
 
 
 def test_workers_of_an_agent_that_has_left_are_taken_over(scenes: Callable[..., Scene]) -> None:

@@ -240,7 +240,7 @@ def _kept(
     with _opened(args, chosen) as folder:
         command = own_command([*args.words, f"--out={folder}"])
         restarts, patience_s = recovery.restarts, recovery.coordinator_s
-        with Keeper(command, sockets, restarts, patience_s) as keeper:
+        with Keeper(command, sockets, folder, restarts, patience_s) as keeper:
             serve(place, digest(chosen), replace(means, keeper=keeper, spare=start_spare()))
             return keeper.code()
 
@@ -299,7 +299,7 @@ def _kept_over(
         words = [*args.words, f"--out={folder}", f"--coordinator={address}"]
         words += [f"--keys={args.keys}"] if args.keys else []
         restarts, patience_s = recovery.restarts, recovery.coordinator_s
-        with Keeper(own_command(words), "", restarts, patience_s) as keeper:
+        with Keeper(own_command(words), "", folder, restarts, patience_s) as keeper:
             connections.start(address)
             return connections.hold(keeper)
 

@@ -176,11 +176,7 @@ def conduct(
             words["steering"] = [one.steers for one in observers if hasattr(one, "steers")]
             launcher = coordinate(machine, transport, records, launch, folder=folder, **words)
     summary = records.summary() | {"ended_early": stops.ended_early}
-    _conclude(claim, design, summary)
-    if mirror is not None:
-        if launcher is not None:
-            launcher.settle()  # the copy has the last lines of all logs
-        mirror.finish()
+    _conclude(claim, design, summary, mirror, launcher)
     if stops.error is not None:
         raise stops.error
     called.ended(design, recorder, summary)
@@ -251,13 +247,24 @@ def _mirrored(
         mirror.settle()
 
 
-def _conclude(claim: Claim | None, design: Design, summary: dict[str, Any]) -> None:
-    """Write what the folder of a complete run, if any, holds besides its records."""
+def _conclude(
+    claim: Claim | None,
+    design: Design,
+    summary: dict[str, Any],
+    mirror: Mirror | None,
+    launcher: Launcher | None,
+) -> None:
+    """Write what the folder of a complete run, if any, holds besides its records, and finish its
+    mirror, which has the last lines of all logs."""
     if claim is None:
         return
     claim.check()
     write_summary(claim.folder, summary)
     write_model(claim.folder, design.experiment, summary)
+    if mirror is not None:
+        if launcher is not None:
+            launcher.settle()
+        mirror.finish()
 
 
 def _beginning(design: Design, folder: Path | None, recorder: Recorder) -> Beginning:
