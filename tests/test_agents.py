@@ -420,6 +420,18 @@ def test_agents_that_do_not_come_are_named(scenes: Callable[..., Scene]) -> None
         scene.rendezvous.exited()
 
 
+def test_hosts_that_are_awaited_are_named_where_they_are_known(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "asyncdni")
+    monkeypatch.setattr(rendezvous_module, "_NOTE_S", -1.0)
+    with Rendezvous(MEETING, 3, DIGEST, None, hosts=("n1", "n2", "n3")) as rendezvous:
+        rendezvous.begin(WORK, None)
+        rendezvous.exited()
+        rendezvous._turned_away.update(range(3))
+    assert "waiting for the agents of ranks 1 on n2, 2 on n3 at tcp" in caplog.text
+
+
 def test_a_machine_without_the_memory_for_its_workers_is_refused(
     scenes: Callable[..., Scene],
 ) -> None:

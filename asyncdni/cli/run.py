@@ -249,7 +249,8 @@ def _first(args: argparse.Namespace, chosen: config.Experiment, place: Place) ->
     """Coordinate the run, and be the agent of rank 0."""
     address = place.coordinator or ""
     keys, meeting = keys_for(args, address), Meeting.at(address)
-    with Rendezvous(meeting, place.ranks, digest(chosen), keys, **_keeping()) as rendezvous:
+    known: dict[str, Any] = {"hosts": place.hosts, **_keeping()}
+    with Rendezvous(meeting, place.ranks, digest(chosen), keys, **known) as rendezvous:
         return _led(args, chosen, rendezvous)
 
 
@@ -260,7 +261,7 @@ def _over_ssh(args: argparse.Namespace) -> int:
         wrong = "--engine can't be given too" if all(hosts) else "expected names, such as a,b,c"
         raise ConfigError(f"--hosts {args.hosts}: {wrong}")
     logs.be("coordinator")
-    place = Place("ssh", 0, len(hosts), args.coordinator)
+    place = Place("ssh", 0, len(hosts), args.coordinator, hosts=tuple(hosts))
     try:
         chosen = chosen_run(args)
     except AsyncDNIError as error:
@@ -278,7 +279,7 @@ def _over_ssh(args: argparse.Namespace) -> int:
         own = _own_address(hosts[0])
         if chosen.recovery.coordinator_s:
             return _kept_over(args, chosen, connections, _lasting(args.coordinator or own))
-        return _led_over(args, chosen, connections, own, len(hosts))
+        return _led_over(args, chosen, connections, own, place)
 
 
 def _lasting(address: str) -> str:
@@ -315,7 +316,8 @@ def _over_ray(args: argparse.Namespace) -> int:
         request = Request(args.agents, args.strategy, startup_s, where, flags, allowed)
         actors = stack.enter_context(Actors(ray, request))
         own = f"tcp://{actors.own_host}:0"
-        return _led_over(args, chosen, actors, own, actors.ranks)
+        place = Place("ray", 0, actors.ranks, args.coordinator)
+        return _led_over(args, chosen, actors, own, place)
 
 
 def _for_agents(args: argparse.Namespace, stack: ExitStack) -> tuple[Path | None, list[str]]:
@@ -335,13 +337,13 @@ def _led_over(
     chosen: config.Experiment,
     agents: Connections | Actors,
     own: str,
-    ranks: int,
+    place: Place,
 ) -> int:
-    """Lead a run from outside its `ranks` ranks, whose agents are started here and come to the
+    """Lead a run from outside the ranks of `place`, whose agents are started here and come to the
     address `own`, unless --coordinator says another one."""
-    meeting = Meeting.at(args.coordinator or own)
-    keys, watch = load_keys(args.keys) if args.keys else None, agents.check
-    with Rendezvous(meeting, ranks, digest(chosen), keys, own_rank=None, watch=watch) as rendezvous:
+    meeting, keys = Meeting.at(args.coordinator or own), load_keys(args.keys) if args.keys else None
+    known: dict[str, Any] = {"own_rank": None, "hosts": place.hosts, "watch": agents.check}
+    with Rendezvous(meeting, place.ranks, digest(chosen), keys, **known) as rendezvous:
         agents.start(rendezvous.address)
         return _led(args, chosen, rendezvous)
 
