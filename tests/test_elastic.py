@@ -60,6 +60,7 @@ def test_workers_of_an_agent_that_has_left_go_where_there_is_the_least_to_do() -
     assert scene.elastic.taken_over(scene.now) == {"b": 2, "c": 2}
     assert scene.elastic.where == {"a": 0, "b": 2, "c": 2, "d": 2}
     assert scene.elastic.taken_over(scene.now) == {}
+    assert scene.elastic.absent(1) == ["b", "c"] and scene.elastic.absent(2) == []
 
 
 def test_who_takes_over_may_leave_as_well() -> None:

@@ -214,7 +214,7 @@ def _spare_of(launcher: LocalLauncher) -> int:
 
     def found() -> int | None:
         launcher.exited()
-        return None if launcher._spare is None else launcher._spare.pid
+        return launcher._waiting[0].pid if launcher._waiting else None
 
     return until(found, "a spare process")
 
@@ -255,6 +255,19 @@ def test_a_spare_that_is_dead_or_unlike_the_command_is_no_loss(
         launcher.restart("a")
         assert launcher._processes["a"].process.pid != spare
         until(lambda: not Path(f"/proc/{spare}").exists(), "the end of the spare")
+        launcher.stop(0)
+
+
+def test_as_many_spares_as_are_asked_for_become_the_workers_that_are_started(
+    tmp_path: Path,
+) -> None:
+    """As in an agent that is told how many workers it gets."""
+    with LocalLauncher(tmp_path) as launcher:
+        launcher.prepare(2)
+        spares = {one.pid for one in launcher._waiting}
+        launcher.start({name: HELP for name in ("a", "b", "c")})
+        started = {name: one.process.pid for name, one in launcher._processes.items()}
+        assert {started["a"], started["b"]} == spares and started["c"] not in spares
         launcher.stop(0)
 
 

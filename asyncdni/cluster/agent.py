@@ -246,6 +246,7 @@ class _Agent:
         self._launcher = self._stack.enter_context(
             LocalLauncher(where, enrolled.threads, spares=True, spare=self._means.spare)
         )
+        self._launcher.prepare(len(enrolled.workers))  # they import until they are engaged
         heart = Heart(
             self._place.coordinator or "",
             self._transport.identity,

@@ -241,6 +241,10 @@ class Elastic:
                 found.append((name, self._why.pop(name, usual)))
         return found
 
+    def absent(self, rank: int) -> list[str]:
+        """The workers that are to come back to a rank: others have taken them over."""
+        return [name for name, home in self._home.items() if home == rank != self.where[name]]
+
     def _is_back(self, rank: int, now: float) -> bool:
         since_s = self._ranks[rank].since_s if self._is_here(rank, now) else now
         return now - since_s >= self._options.away_s

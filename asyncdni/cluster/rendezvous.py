@@ -555,10 +555,11 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         if work.elastic is not None:
             work.elastic.came(enrol.rank, _host(enrol), agent.heard_s)
         names = self._workers(agent)
+        to_come = work.elastic.absent(enrol.rank) if work.elastic is not None else []
         self._transport.send(
             agent.peer,
             Enrolled(
-                workers=names,
+                workers=[*names, *to_come],
                 coordinator=work.coordinator,
                 folder=work.folder,
                 threads=work.threads,

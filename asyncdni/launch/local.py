@@ -131,7 +131,7 @@ class LocalLauncher:
         self._handover = handover
         self._threads = threads
         self._spares = spares
-        self._spare = spare
+        self._waiting = [] if spare is None else [spare]  # spare processes
         self._spare_due_s = 0.0
         self._commands: dict[str, list[str]] = {}
         self._processes: dict[str, _Started] = {}
@@ -149,6 +149,13 @@ class LocalLauncher:
         for name, command in commands.items():
             self._commands[name] = list(command)
             self._start(name)
+
+    def prepare(self, workers: int) -> None:
+        """Have so many spare processes now: as many workers are about to be started. What can't be
+        started is left to the start of the worker."""
+        with suppress(LaunchError):
+            while len(self._waiting) < workers:
+                self._waiting.append(start_spare(self._threads, self._handover))
 
     def restart(self, name: str) -> None:
         """Kill what is left of a worker's last process, and run its command again.
@@ -221,7 +228,7 @@ class LocalLauncher:
         deadline = time.monotonic() + grace_s
         processes = [one.process for one in self._processes.values()]
         self._spares = False
-        self._drop_spare()
+        self._drop_spares()
         try:
             for process in processes:
                 with suppress(subprocess.TimeoutExpired):
@@ -252,28 +259,29 @@ class LocalLauncher:
             self.stop(0)
             raise LaunchError(f"can't start worker {name}: {error}") from error
 
-    # --- the spare process -----------------------------------------------------------------------
+    # --- spare processes -------------------------------------------------------------------------
 
     def _from_spare(self, name: str, environment: dict[str, str]) -> subprocess.Popen[bytes] | None:
-        """The process of the spare, which goes on as that worker; None where there is none."""
-        if self._spare is None:
-            return None
-        process = self._spare.become(self._commands[name], environment, self._log(name))
-        if process is None:
-            self._drop_spare()
-        self._spare = None
-        return process
+        """The process of a spare, which goes on as that worker; None where there is none."""
+        while self._waiting:
+            spare = self._waiting.pop(0)
+            process = spare.become(self._commands[name], environment, self._log(name))
+            if process is not None:
+                return process
+            spare.close()
+        return None
 
     def _keep_spare(self) -> None:
         """Have a spare once all workers have had their time to start."""
-        due = time.monotonic() >= self._spare_due_s and bool(self._processes)
-        if due and self._spares and self._spare is None:
-            self._spare = start_spare(self._threads, self._handover)
+        now = time.monotonic()
+        if self._spares and self._processes and not self._waiting and now >= self._spare_due_s:
+            self._spare_due_s = now + _SPARE_AFTER_S
+            self.prepare(1)
 
-    def _drop_spare(self) -> None:
-        if self._spare is not None:
-            self._spare.close()
-            self._spare = None
+    def _drop_spares(self) -> None:
+        for spare in self._waiting:
+            spare.close()
+        self._waiting.clear()
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
