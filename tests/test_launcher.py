@@ -229,7 +229,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_spare_becomes_the_worker_that_is_started_again_with_its_log_and_its_end(
     tmp_path: Path,
 ) -> None:
-    with LocalLauncher(tmp_path, spares=True) as launcher:
+    with LocalLauncher(tmp_path, spares=1) as launcher:
         launcher.start({"a": HELP})
         spare = _spare_of(launcher)
         until(lambda: not launcher.running(), "the end of the first")
@@ -246,7 +246,7 @@ def test_a_spare_becomes_the_worker_that_is_started_again_with_its_log_and_its_e
 def test_a_spare_that_is_dead_or_unlike_the_command_is_no_loss(
     tmp_path: Path, command: list[str]
 ) -> None:
-    with LocalLauncher(tmp_path, spares=True) as launcher:
+    with LocalLauncher(tmp_path, spares=1) as launcher:
         launcher.start({"a": command})
         spare = _spare_of(launcher)
         if command is HELP:

@@ -244,7 +244,7 @@ class _Agent:
         self._means.takes_part(True)
         where = self._log_folder(enrolled)
         self._launcher = self._stack.enter_context(
-            LocalLauncher(where, enrolled.threads, spares=True, spare=self._means.spare)
+            LocalLauncher(where, enrolled.threads, spares=enrolled.spares, spare=self._means.spare)
         )
         self._launcher.prepare(len(enrolled.workers))  # they import until they are engaged
         heart = Heart(

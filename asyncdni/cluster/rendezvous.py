@@ -555,7 +555,10 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         if work.elastic is not None:
             work.elastic.came(enrol.rank, _host(enrol), agent.heard_s)
         names = self._workers(agent)
-        to_come = work.elastic.absent(enrol.rank) if work.elastic is not None else []
+        to_come, spares = list[str](), 1
+        if work.elastic is not None:
+            to_come = work.elastic.absent(enrol.rank)
+            spares = max(1, work.elastic.most_at_once(enrol.rank))
         self._transport.send(
             agent.peer,
             Enrolled(
@@ -566,6 +569,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 silence_s=work.silence_s,
                 coordinator_s=work.coordinator_s,
                 term=work.term,
+                spares=spares,
             ),
         )
         gpus = f", {enrol.gpus} GPUs" if enrol.gpus else ""

@@ -114,8 +114,8 @@ class LocalLauncher:
     this process's id, and leaves when this process has ended. As a context manager it stops the
     workers at the end. A worker's output is appended to its log.
 
-    `spares`: once all have been started, one more process waits to take the place of the next
-    worker that is started again; `spare`: the first such, if there is one already.
+    `spares`: once all have been started, so many more processes wait to become the next workers
+    that are started; `spare`: the first such, if there is one already.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class LocalLauncher:
         threads: int = 1,
         handover: Handover | None = None,
         *,
-        spares: bool = False,
+        spares: int = 0,
         spare: Spare | None = None,
     ) -> None:
         self._logs = logs
@@ -227,7 +227,7 @@ class LocalLauncher:
         """Wait up to `grace_s` for all workers to leave, then kill them; Ctrl-C ends the wait."""
         deadline = time.monotonic() + grace_s
         processes = [one.process for one in self._processes.values()]
-        self._spares = False
+        self._spares = 0
         self._drop_spares()
         try:
             for process in processes:
@@ -272,11 +272,11 @@ class LocalLauncher:
         return None
 
     def _keep_spare(self) -> None:
-        """Have a spare once all workers have had their time to start."""
-        now = time.monotonic()
-        if self._spares and self._processes and not self._waiting and now >= self._spare_due_s:
+        """Have the spares once all workers have had their time to start."""
+        now, missing = time.monotonic(), len(self._waiting) < self._spares
+        if missing and self._processes and now >= self._spare_due_s:
             self._spare_due_s = now + _SPARE_AFTER_S
-            self.prepare(1)
+            self.prepare(self._spares)
 
     def _drop_spares(self) -> None:
         for spare in self._waiting:

@@ -425,8 +425,8 @@ def _launch(
     """Return a function that starts the workers once the run's folder is made, and moves `arrays`
     there. Raises `ConfigError` if this machine can't hold the workers."""
     check_host(design)
-    threads, spares = design.experiment.run.threads, design.experiment.recovery.restarts > 0
-    launcher = LocalLauncher(folder / "logs", threads, handover, spares=spares)
+    threads, restarts = design.experiment.run.threads, design.experiment.recovery.restarts
+    launcher = LocalLauncher(folder / "logs", threads, handover, spares=min(restarts, 1))
     stack.enter_context(launcher)
 
     def launch(address: str) -> LocalLauncher:
