@@ -115,9 +115,9 @@ def test_an_agent_gets_the_time_to_prepare_for_its_workers_while_others_go_on() 
     scene.until(2.0, 2)
     scene.elastic.taken_over(scene.now)
     scene.elastic.came(1, Host(2, 8 * GIB), scene.now)
-    scene.until(4.5, 1, 2)
+    scene.until(6.5, 1, 2)
     assert scene.moves() == {}
-    scene.until(5.0, 1, 2)
+    scene.until(7.0, 1, 2)
     assert [*scene.moves()] == ["b", "c"]
 
 

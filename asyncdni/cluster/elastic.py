@@ -37,7 +37,7 @@ __all__ = ["Elastic", "Host", "Window"]
 _GAP_S = 0.5
 #: How long an agent that is back may need to start processes for its workers: sooner they are not
 #: given back, as all others would wait for that.
-_READY_S = 3.0
+_READY_S = 5.0
 #: A machine is slow if it takes so many times as long as the others, each over its own best.
 _SLOW = 1.5
 #: In so many windows in a row: what is over sooner is not worth a move.
