@@ -53,6 +53,7 @@ from asyncdni.plan.sizes import worker_operations
 from asyncdni.store.resume import continued_experiment
 from asyncdni.store.run import create_folder
 from asyncdni.wire.agent import AgentTransport
+from asyncdni.wire.curve import load_keys, new_keys
 
 DIGEST = "5" * 64
 MEETING = Meeting.at("tcp://127.0.0.1:0")
@@ -199,6 +200,26 @@ def test_what_workers_elsewhere_print_reaches_the_folder_of_the_run(
     assert log.read_text().splitlines() == said
 
 
+def test_a_run_settles_once_the_last_lines_of_workers_elsewhere_are_there(
+    scenes: Callable[..., Scene], tmp_path: Path
+) -> None:
+    """Before its agents are told that it is over: the copy at `run.store` is made then."""
+    scene = scenes(folder=str(tmp_path))
+    agent = scene.agent(1)
+    agent.gets(Enrolled)
+    agent.gets(Engage)
+    settling = threading.Thread(target=scene.rendezvous.settle)
+    settling.start()
+    agent.transport.send(Part(0, "logs/a.log", 0, 9, b"last line"))
+    assert until(lambda: agent.transport.receive(0.1), "what is taken") == [
+        Taken(0, "logs/a.log", 9)
+    ]
+    assert settling.is_alive()
+    agent.transport.send(Ended("a", 0, ""))
+    settling.join()
+    assert (tmp_path / "logs" / "a.log").read_bytes() == b"last line"
+
+
 def test_a_log_is_sent_as_it_grows_and_no_faster_than_it_is_taken(tmp_path: Path) -> None:
     sent: list[Part] = []
     sender = LogSender(tmp_path, sent.append)
@@ -336,22 +357,40 @@ def test_machines_are_known_before_anything_is_placed() -> None:
 
 
 def test_a_coordinator_is_kept_going_until_it_has_died_too_often(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its own end is that of the run, with its exit code; so is a signal that was handed on."""
     monkeypatch.setattr(keeper_module, "_WORDS_S", 0.0)
     dies = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     often = pytest.raises(LaunchError, match=r"signal 9, 2 times in a row within 60 s")
-    with Keeper(dies, "", 1, 60.0) as keeper, often:
+    with Keeper(dies, "", tmp_path, 1, 60.0) as keeper, often:
         until(keeper.watch, "the last death")
     assert caplog.messages == [
         "the coordinator was killed by signal 9; it is started again, " + WAITING
     ]
-    with Keeper([sys.executable, "-c", "exit(3)"], "", 1, 60.0) as keeper:
+    with Keeper([sys.executable, "-c", "exit(3)"], "", tmp_path, 1, 60.0) as keeper:
         assert until(keeper.watch, "its end") == 3
-    with Keeper(["sleep", "60"], "", 1, 60.0) as keeper:
+    with Keeper(["sleep", "60"], "", tmp_path, 1, 60.0) as keeper:
         keeper.signal(signal.SIGTERM)
         assert until(keeper.watch, "its end") == 128 + signal.SIGTERM
+
+
+def test_a_coordinator_may_die_as_often_as_the_run_gets_on(tmp_path: Path) -> None:
+    """Not where workers learn from the same batches again and again."""
+    records = tmp_path / "metrics.jsonl"
+    code = """
+import os, signal, sys
+line = '{"kind": "report", "time_s": 1, "stage": "a", "values": {"batches": %d, "missed": 1}}'
+with open(sys.argv[1], "a") as file:
+    print(line % min(sum(1 for _ in open(sys.argv[1])), 5), file=file)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    records.touch()
+    dies = [sys.executable, "-c", code, str(records)]
+    often = pytest.raises(LaunchError, match=r"3 times in a row .* no batch learned in between")
+    with Keeper(dies, "", tmp_path, 2, 60.0) as keeper, often:
+        until(keeper.watch, "the last death")
+    assert len(records.read_text().splitlines()) == 6 + 2
 
 
 def test_workers_of_an_agent_that_has_left_are_taken_over(scenes: Callable[..., Scene]) -> None:
@@ -379,6 +418,18 @@ def test_agents_that_do_not_come_are_named(scenes: Callable[..., Scene]) -> None
     scene = scenes(startup_s=-1.0)
     with pytest.raises(LaunchError, match=r"no agent of ranks 1, 2 has come to tcp://127\.0\.0\.1"):
         scene.rendezvous.exited()
+
+
+def test_hosts_that_are_awaited_are_named_where_they_are_known(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "asyncdni")
+    monkeypatch.setattr(rendezvous_module, "_NOTE_S", -1.0)
+    with Rendezvous(MEETING, 3, DIGEST, None, hosts=("n1", "n2", "n3")) as rendezvous:
+        rendezvous.begin(WORK, None)
+        rendezvous.exited()
+        rendezvous._turned_away.update(range(3))
+    assert "waiting for the agents of ranks 1 on n2, 2 on n3 at tcp" in caplog.text
 
 
 def test_a_machine_without_the_memory_for_its_workers_is_refused(
@@ -445,6 +496,31 @@ def test_agents_that_wait_for_a_coordinator_learn_why_it_refuses(
     (dismissed,) = until(lambda: agents[0].receive(0.1), "the end")
     agents[0].close(0)
     assert dismissed == Dismiss(2, "the run has ended: the folder has another run")
+
+
+@pytest.mark.parametrize("has_keys", [True, False])
+def test_agents_do_not_wait_for_a_coordinator_whose_keys_can_not_be_used(
+    has_keys: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Those with keys can't hear why. Strangers hear no path of its machine."""
+    monkeypatch.setattr(rendezvous_module, "_WAITING_S", 1.5)
+    new_keys(tmp_path / "keys")
+    address = f"tcp://127.0.0.1:{free_port()}"
+    keys = load_keys(tmp_path / "keys") if has_keys else None
+    end = served(Place("asyncdni", 1, 2, address), keys=keys)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "COORDINATOR": address}.items():
+        monkeypatch.setenv(f"ASYNCDNI_{name}", value)
+    if has_keys:
+        (tmp_path / "keys" / "coordinator.key").unlink()
+    folder = "keys" if has_keys else "nowhere"
+    assert main(["run", "recipe:digits", "--keys", str(tmp_path / folder)]) == 2
+    said = "coordinator.key" if has_keys else "can't read keys in"
+    assert said in capsys.readouterr().err
+    told = "uses no keys" if has_keys else "the run has ended: rank 0 has no keys that it can use"
+    assert told in str(end())
 
 
 def test_a_port_of_the_coordinator_that_is_closed_on_the_way_is_named(

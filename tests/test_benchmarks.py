@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from benchmarking import module, run
 from each import each
 
 from asyncdni import experiment
+from asyncdni.errors import AsyncDNIError
 from asyncdni.launch.train import train
 from asyncdni.report.statistics import crossing
 
@@ -342,6 +344,18 @@ def test_compressed_links_are_held_against_their_targets(tmp_path: Path) -> None
     assert "| `int8` | 5 " in script.rows_table(runs)
     runs.found["predicted, int8/1"]["samples_per_s"] = 700
     assert script.claim(runs).count("| missed |") == 1
+
+
+def test_compressed_links_of_an_earlier_version_can_be_measured_again(tmp_path: Path) -> None:
+    script = module("clusters/compress.py")
+    runs = script.Runs(tmp_path / "none.json")
+    jobs = [SimpleNamespace(key=f"predicted, int8/{seed}", digest=f"new {seed}") for seed in (0, 1)]
+    runs.found[jobs[0].key] = {"key": jobs[0].key, "digest": "old"}
+    with pytest.raises(AsyncDNIError, match=r"of another experiment: .*--again"):
+        script.missing_of(jobs, runs, again=False)
+    assert script.missing_of(jobs, runs, again=True) == jobs
+    runs.found[jobs[0].key]["digest"] = "new 0"
+    assert script.missing_of(jobs, runs, again=False) == jobs[1:]
 
 
 # --- accuracy ------------------------------------------------------------------------------------

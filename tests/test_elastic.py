@@ -60,6 +60,8 @@ def test_workers_of_an_agent_that_has_left_go_where_there_is_the_least_to_do() -
     assert scene.elastic.taken_over(scene.now) == {"b": 2, "c": 2}
     assert scene.elastic.where == {"a": 0, "b": 2, "c": 2, "d": 2}
     assert scene.elastic.taken_over(scene.now) == {}
+    assert [scene.elastic.most_at_once(rank) for rank in range(3)] == [0, 1, 2]
+    assert scene.elastic.absent(1) == ["b", "c"] and scene.elastic.absent(2) == []
 
 
 def test_who_takes_over_may_leave_as_well() -> None:
@@ -106,6 +108,17 @@ def test_workers_go_back_once_their_agent_has_been_back_for_as_long() -> None:
     assert scene.elastic.where["b"] == 2
     assert scene.elastic.starts("b", scene.now) == 1
     assert scene.elastic.where == {**HOME, "c": 2}
+
+
+def test_an_agent_gets_the_time_to_prepare_for_its_workers_while_others_go_on() -> None:
+    scene = Scene(away_s=1.0)
+    scene.until(2.0, 2)
+    scene.elastic.taken_over(scene.now)
+    scene.elastic.came(1, Host(2, 8 * GIB), scene.now)
+    scene.until(6.5, 1, 2)
+    assert scene.moves() == {}
+    scene.until(7.0, 1, 2)
+    assert [*scene.moves()] == ["b", "c"]
 
 
 def test_workers_stay_where_they_are_if_their_agent_leaves_again_before_the_barrier() -> None:

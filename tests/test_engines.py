@@ -68,6 +68,21 @@ def test_each_engine_gives_a_place(
         assert find_place(environment, engine=engine) == place
 
 
+@each(
+    "environment, hosts",
+    [
+        (SLURM, ("n01", "n02")),
+        ({**SLURM, "SLURM_STEP_NUM_TASKS": "4"}, ()),
+        (KUBERNETES, ("job-7-0", "job-7-1", "job-7-2", "job-7-3")),
+        (TORCHRUN, ()),
+    ],
+)
+def test_the_host_of_each_rank_is_known_where_each_has_one(
+    environment: dict[str, str], hosts: tuple[str, ...]
+) -> None:
+    assert find_place(environment).hosts == hosts
+
+
 def test_of_several_engines_the_first_counts_and_mpirun_within_a_job_of_slurm_is_mpirun() -> None:
     together = {**KUBERNETES, **PMI, **SLURM, **OPEN_MPI, **TORCHRUN, **GIVEN}
     assert find_place(together).engine == "asyncdni"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from processes import until
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import LaunchError
 from asyncdni.launch import local
-from asyncdni.launch.local import LocalLauncher, typed_command
+from asyncdni.launch.local import LocalLauncher, own_command, typed_command
 
 Exited = tuple[str, int, str]
 
@@ -199,3 +200,90 @@ def test_a_command_to_be_typed_reaches_a_socket_that_listens_everywhere() -> Non
         "asyncdni worker --stage top --coordinator tcp://127.0.0.1:5555 --keys '/my keys' "
         "--allow-import"
     )
+
+
+# --- the spare process ---------------------------------------------------------------------------
+
+HELP = own_command(["worker", "--help"])
+#: Says which process it is, and waits for the end of its parent.
+NOT_OURS = script(SAY_PID_AND_SLEEP)
+
+
+def _spare_of(launcher: LocalLauncher) -> int:
+    """Has a launcher look after its processes until it has a spare; returns that one's id."""
+
+    def found() -> int | None:
+        launcher.exited()
+        return launcher._waiting[0].pid if launcher._waiting else None
+
+    return until(found, "a spare process")
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launchers have a spare as soon as they look."""
+    monkeypatch.setattr(local, "_SPARE_AFTER_S", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_spare_becomes_the_worker_that_is_started_again_with_its_log_and_its_end(
+    tmp_path: Path,
+) -> None:
+    with LocalLauncher(tmp_path, spares=1) as launcher:
+        launcher.start({"a": HELP})
+        spare = _spare_of(launcher)
+        until(lambda: not launcher.running(), "the end of the first")
+        launcher.restart("a")
+        assert launcher._processes["a"].process.pid == spare
+        assert until(launcher.exited, "its end")[0][:2] == ("a", 0)
+        assert (tmp_path / "a.log").read_text().count("usage: asyncdni worker") == 2
+        another = _spare_of(launcher)
+    assert another != spare and not Path(f"/proc/{another}").exists()
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("command", [HELP, NOT_OURS], ids=["dead", "another"])
+def test_a_spare_that_is_dead_or_unlike_the_command_is_no_loss(
+    tmp_path: Path, command: list[str]
+) -> None:
+    with LocalLauncher(tmp_path, spares=1) as launcher:
+        launcher.start({"a": command})
+        spare = _spare_of(launcher)
+        if command is HELP:
+            os.kill(spare, signal.SIGKILL)
+            until(lambda: not _lives(spare), "its end")
+        launcher.restart("a")
+        assert launcher._processes["a"].process.pid != spare
+        until(lambda: not Path(f"/proc/{spare}").exists(), "the end of the spare")
+        launcher.stop(0)
+
+
+def test_as_many_spares_as_are_asked_for_become_the_workers_that_are_started(
+    tmp_path: Path,
+) -> None:
+    """As in an agent that is told how many workers it gets."""
+    with LocalLauncher(tmp_path) as launcher:
+        launcher.prepare(2)
+        spares = {one.pid for one in launcher._waiting}
+        launcher.start({name: HELP for name in ("a", "b", "c")})
+        started = {name: one.process.pid for name, one in launcher._processes.items()}
+        assert {started["a"], started["b"]} == spares and started["c"] not in spares
+        launcher.stop(0)
+
+
+def test_a_spare_leaves_when_the_process_that_has_started_it_is_killed() -> None:
+    code = (
+        "from asyncdni.launch.local import start_spare\nimport signal\n"
+        "print(start_spare().pid, flush=True)\nsignal.pause()"
+    )
+    with subprocess.Popen(script(code), stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        spare = int(parent.stdout.readline())
+        parent.kill()
+    until(lambda: not _lives(spare), "the end of the spare")
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs; one that nobody has asked for its end does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"

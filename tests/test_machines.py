@@ -150,6 +150,19 @@ def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site
     assert said.count("serves the coordinator") == 3 and said.rstrip().endswith("the run is over")
 
 
+def test_a_copy_of_the_run_has_the_last_lines_of_all_workers(site: Site) -> None:
+    """Also of those elsewhere, whose logs come to the run's folder over the wire."""
+    pytest.importorskip("fsspec")
+    port, copy = free_port(), site.folder / "copy"
+    ranks = [_rank(site, rank, port, "--set", f"run.store=file://{copy}") for rank in (0, 1)]
+    for command in ranks:
+        _finished(command)
+    for name in ("hidden", "top"):
+        log = (copy / "logs" / f"{name}.log").read_text()
+        assert log.rstrip().endswith("the run is over")
+        assert log == (site.folder / "run" / "logs" / f"{name}.log").read_text()
+
+
 @pytest.mark.parametrize("schedule", ["locked", "synthetic"])
 def test_a_coordinator_that_is_killed_comes_back_and_its_workers_have_lived_on(
     site: Site, schedule: str

@@ -41,12 +41,12 @@ from asyncdni.cluster.ssh import Connections
 from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError
 from asyncdni.imports import import_flags
 from asyncdni.launch.display import make_display
-from asyncdni.launch.local import own_command
+from asyncdni.launch.local import own_command, start_spare
 from asyncdni.store.mirror import fetch_run
 from asyncdni.store.resume import continued_experiment, is_complete
 from asyncdni.store.run import EXPERIMENT, open_run
 from asyncdni.wire.address import data_endpoints, parse, private_folder
-from asyncdni.wire.curve import load_keys, new_keys
+from asyncdni.wire.curve import Keys, coordinator_pair, load_keys, new_keys
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -157,17 +157,16 @@ def run(args: argparse.Namespace) -> int:
         logs.own().info(place.words())
     try:
         chosen = _chosen_at(place, args)
+        keys = _keys_at(place, args)
     except AsyncDNIError as error:
         if place.ranks > 1 and place.rank == 0:
             _refuse_all(args, place, error)
         raise
     if place.ranks == 1:
         return _alone(args, chosen)
-    assert place.coordinator is not None, "several ranks have an address to meet at"
-    keys = keys_for(args, place.coordinator)
     means = Means(keys, worker_flags(args), args.allow_import, args.timeout)
     if place.rank:
-        serve(place, digest(chosen), means)
+        serve(place, digest(chosen), replace(means, spare=start_spare()))
         return 0
     if chosen.recovery.coordinator_s and KEPT not in os.environ:
         return _kept(args, chosen, place, means, "")
@@ -186,12 +185,30 @@ def _chosen_at(place: Place, args: argparse.Namespace) -> config.Experiment:
     return chosen
 
 
+def _keys_at(place: Place, args: argparse.Namespace) -> Keys | None:
+    """The keys of this rank; None for a run on this machine alone, and where there are none. Raises
+    `ConfigError` where they can't be used."""
+    if place.ranks == 1:
+        return None
+    assert place.coordinator is not None, "several ranks have an address to meet at"
+    keys = keys_for(args, place.coordinator)
+    if keys is not None and place.rank == 0:
+        coordinator_pair(keys)
+    return keys
+
+
 def _refuse_all(args: argparse.Namespace, place: Place, error: AsyncDNIError) -> None:
     """Have the other ranks know what this one, for which they wait, has failed at before it has
-    listened. Where it can't listen either, they wait until their own time is over."""
-    address = place.coordinator or ""
+    listened. Where it can't listen either, they wait until their own time is over.
+
+    Without keys that it can use, those with keys find out that it has none, and strangers are told
+    nothing more."""
+    try:
+        keys = _keys_at(place, args)
+    except AsyncDNIError:
+        keys, error = None, ConfigError("rank 0 has no keys that it can use, and says itself why")
     with suppress(AsyncDNIError):
-        keys, meeting = keys_for(args, address), Meeting.at(address)
+        meeting = Meeting.at(place.coordinator or "")
         with Rendezvous(meeting, place.ranks, "", keys, **_keeping()) as rendezvous:
             rendezvous.refuse_all(error)
 
@@ -223,8 +240,8 @@ def _kept(
     with _opened(args, chosen) as folder:
         command = own_command([*args.words, f"--out={folder}"])
         restarts, patience_s = recovery.restarts, recovery.coordinator_s
-        with Keeper(command, sockets, restarts, patience_s) as keeper:
-            serve(place, digest(chosen), replace(means, keeper=keeper))
+        with Keeper(command, sockets, folder, restarts, patience_s) as keeper:
+            serve(place, digest(chosen), replace(means, keeper=keeper, spare=start_spare()))
             return keeper.code()
 
 
@@ -232,7 +249,8 @@ def _first(args: argparse.Namespace, chosen: config.Experiment, place: Place) ->
     """Coordinate the run, and be the agent of rank 0."""
     address = place.coordinator or ""
     keys, meeting = keys_for(args, address), Meeting.at(address)
-    with Rendezvous(meeting, place.ranks, digest(chosen), keys, **_keeping()) as rendezvous:
+    known: dict[str, Any] = {"hosts": place.hosts, **_keeping()}
+    with Rendezvous(meeting, place.ranks, digest(chosen), keys, **known) as rendezvous:
         return _led(args, chosen, rendezvous)
 
 
@@ -243,7 +261,7 @@ def _over_ssh(args: argparse.Namespace) -> int:
         wrong = "--engine can't be given too" if all(hosts) else "expected names, such as a,b,c"
         raise ConfigError(f"--hosts {args.hosts}: {wrong}")
     logs.be("coordinator")
-    place = Place("ssh", 0, len(hosts), args.coordinator)
+    place = Place("ssh", 0, len(hosts), args.coordinator, hosts=tuple(hosts))
     try:
         chosen = chosen_run(args)
     except AsyncDNIError as error:
@@ -261,7 +279,7 @@ def _over_ssh(args: argparse.Namespace) -> int:
         own = _own_address(hosts[0])
         if chosen.recovery.coordinator_s:
             return _kept_over(args, chosen, connections, _lasting(args.coordinator or own))
-        return _led_over(args, chosen, connections, own, len(hosts))
+        return _led_over(args, chosen, connections, own, place)
 
 
 def _lasting(address: str) -> str:
@@ -282,7 +300,7 @@ def _kept_over(
         words = [*args.words, f"--out={folder}", f"--coordinator={address}"]
         words += [f"--keys={args.keys}"] if args.keys else []
         restarts, patience_s = recovery.restarts, recovery.coordinator_s
-        with Keeper(own_command(words), "", restarts, patience_s) as keeper:
+        with Keeper(own_command(words), "", folder, restarts, patience_s) as keeper:
             connections.start(address)
             return connections.hold(keeper)
 
@@ -298,7 +316,8 @@ def _over_ray(args: argparse.Namespace) -> int:
         request = Request(args.agents, args.strategy, startup_s, where, flags, allowed)
         actors = stack.enter_context(Actors(ray, request))
         own = f"tcp://{actors.own_host}:0"
-        return _led_over(args, chosen, actors, own, actors.ranks)
+        place = Place("ray", 0, actors.ranks, args.coordinator)
+        return _led_over(args, chosen, actors, own, place)
 
 
 def _for_agents(args: argparse.Namespace, stack: ExitStack) -> tuple[Path | None, list[str]]:
@@ -318,13 +337,13 @@ def _led_over(
     chosen: config.Experiment,
     agents: Connections | Actors,
     own: str,
-    ranks: int,
+    place: Place,
 ) -> int:
-    """Lead a run from outside its `ranks` ranks, whose agents are started here and come to the
+    """Lead a run from outside the ranks of `place`, whose agents are started here and come to the
     address `own`, unless --coordinator says another one."""
-    meeting = Meeting.at(args.coordinator or own)
-    keys, watch = load_keys(args.keys) if args.keys else None, agents.check
-    with Rendezvous(meeting, ranks, digest(chosen), keys, own_rank=None, watch=watch) as rendezvous:
+    meeting, keys = Meeting.at(args.coordinator or own), load_keys(args.keys) if args.keys else None
+    known: dict[str, Any] = {"own_rank": None, "hosts": place.hosts, "watch": agents.check}
+    with Rendezvous(meeting, place.ranks, digest(chosen), keys, **known) as rendezvous:
         agents.start(rendezvous.address)
         return _led(args, chosen, rendezvous)
 

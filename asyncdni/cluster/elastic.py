@@ -3,7 +3,7 @@
 ```
  home ──► the agent is silent for `away_s` ──► taken over: started elsewhere, from its last state
    ▲                                               │
-   ├── at the next barrier ◄── the agent is back, and has been for `away_s`
+   ├── at the next barrier ◄── the agent is back, has been for `away_s`, and is ready
    │
    ├── slow in two windows in a row ──► as many workers as helps go elsewhere at the next barrier
    └── at the next barrier ◄── the window after that was no faster ── or else that is their home now
@@ -35,6 +35,9 @@ __all__ = ["Elastic", "Host", "Window"]
 #: Agents are looked after some fifty times a second. Where this process has not done so for longer
 #: than this, it was stopped or starved, and may not have heard what agents have said meanwhile.
 _GAP_S = 0.5
+#: How long an agent that is back may need to start processes for its workers: sooner they are not
+#: given back, as all others would wait for that.
+_READY_S = 5.0
 #: A machine is slow if it takes so many times as long as the others, each over its own best.
 _SLOW = 1.5
 #: In so many windows in a row: what is over sooner is not worth a move.
@@ -231,8 +234,8 @@ class Elastic:
 
     def moves(self, now: float) -> list[tuple[str, str]]:
         """Return the workers that are to change their rank at the next barrier, each once, and why:
-        those that others have taken over once their agent has been back for `away_s`, and those of
-        slow machines."""
+        those that others have taken over once their agent has been back for `away_s` and is ready,
+        and those of slow machines."""
         found = []
         for name, rank in self._home.items():
             if {**self.where, **self._next}[name] != rank and self._is_back(rank, now):
@@ -241,9 +244,24 @@ class Elastic:
                 found.append((name, self._why.pop(name, usual)))
         return found
 
+    def absent(self, rank: int) -> list[str]:
+        """The workers that are to come back to a rank: others have taken them over."""
+        return [name for name, home in self._home.items() if home == rank != self.where[name]]
+
+    def most_at_once(self, rank: int) -> int:
+        """How many workers a rank may have to take over when another one leaves, if all have the
+        memory."""
+        most, ranks = 0, {*self._home.values(), *self._ranks}
+        for gone in ranks - {rank}:
+            lost = [name for name, home in self._home.items() if home == gone]
+            room = dict.fromkeys(ranks - {gone}, math.inf)
+            found = spread(lost, self._home, self._costs, self._needs, room)
+            most = max(most, list(found.values()).count(rank))
+        return most
+
     def _is_back(self, rank: int, now: float) -> bool:
         since_s = self._ranks[rank].since_s if self._is_here(rank, now) else now
-        return now - since_s >= self._options.away_s
+        return now - since_s >= max(self._options.away_s, _READY_S)
 
     def starts(self, name: str, now: float) -> int:
         """A worker is about to be started: return the rank that does so."""

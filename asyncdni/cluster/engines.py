@@ -47,6 +47,7 @@ class Place:
     ranks: int
     coordinator: str | None  # where rank 0 listens, "tcp://HOST:PORT"; None: nobody says
     attempt: int = 0  # how often the engine has started the job before
+    hosts: tuple[str, ...] = ()  # of each rank; empty: nobody says
 
     def words(self) -> str:
         """Say the place, for the user."""
@@ -163,7 +164,8 @@ def _slurm(environment: Environment) -> Place:
     attempt = _number(environment, "SLURM_RESTART_COUNT", 0)
     job = f"{environment.get('SLURM_JOB_ID')}.{environment['SLURM_STEP_ID']}.{attempt}"
     address = job_address(_LOOPBACK if len(hosts) == 1 else hosts[0], job)
-    return Place("slurm", _number(environment, "SLURM_PROCID"), ranks, address, attempt)
+    each = tuple(hosts) if len(hosts) == ranks else ()  # several on one host: in an order unknown
+    return Place("slurm", _number(environment, "SLURM_PROCID"), ranks, address, attempt, each)
 
 
 def _nodes(environment: Environment) -> str:
@@ -188,7 +190,8 @@ def _kubernetes(environment: Environment) -> Place:
             "the pod's own host name, as an Indexed Job sets it"
         )
     ranks = _number(environment, "ASYNCDNI_WORLD_SIZE")
-    return Place("kubernetes", index, ranks, f"tcp://{job}-0.{service}:{PORT}")
+    pods = tuple(f"{job}-{rank}" for rank in range(ranks))
+    return Place("kubernetes", index, ranks, f"tcp://{job}-0.{service}:{PORT}", hosts=pods)
 
 
 #: In the order in which they are asked. Open MPI comes before Slurm, inside whose jobs mpirun is

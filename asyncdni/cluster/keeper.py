@@ -16,11 +16,13 @@ import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import Self
 
 from asyncdni import logs
-from asyncdni.errors import LaunchError
+from asyncdni.errors import CheckpointError, LaunchError
 from asyncdni.imports import PATH_VARIABLE, path_of_this_process
+from asyncdni.report.records import recorded
 from asyncdni.wire.beat import PARENT_VARIABLE, parent_lives
 
 __all__ = ["KEPT", "Keeper", "leave_with_keeper"]
@@ -37,24 +39,28 @@ _LEAVE_S, _KILL_S = 3.0, 2.0
 class Keeper(AbstractContextManager["Keeper", None]):
     """Runs `command`, a coordinator, and runs it again whenever a signal has killed it.
 
-    It may be killed `restarts` times in a row without having lived for `patience_s` seconds, for
-    which its workers wait. Any other end is that of the run, of which the coordinator itself has
-    told the user. As a context manager it leaves no process behind.
+    It may be killed `restarts` times in a row without a batch of training that is farther than all
+    before, as the records in the run's `folder` tell, and without having lived for `patience_s`
+    seconds, for which its workers wait. Any other end is that of the run, of which the coordinator
+    itself has told the user. As a context manager it leaves no process behind.
     """
 
     def __init__(
         self,
         command: Sequence[str],
         sockets: str,
+        folder: Path,
         restarts: int,
         patience_s: float,
     ) -> None:
         """`sockets`: see `KEPT`. Raises `LaunchError` if the command can't be run."""
         self._command = list(command)
         self._sockets = sockets
+        self._folder = folder
         self._restarts = restarts
         self._patience_s = patience_s
         self._deaths = 0  # in a row
+        self._farthest = _farthest(folder)
         self._signalled = False
         self._ended_s: float | None = None
         self._start()
@@ -91,13 +97,15 @@ class Keeper(AbstractContextManager["Keeper", None]):
         if code >= 0 or self._signalled:
             self._ended_s = self._ended_s or now
             return self.code() if now >= self._ended_s + _WORDS_S else None
-        lived_s = now - self._began_s
-        self._deaths = 1 if lived_s >= self._patience_s else self._deaths + 1
+        before, self._farthest = self._farthest, max(self._farthest, _farthest(self._folder))
+        lasts = self._farthest > before or now - self._began_s >= self._patience_s
+        self._deaths = 1 if lasts else self._deaths + 1
         died = f"the coordinator was killed by signal {-code}"
         if self._deaths > self._restarts:
             raise LaunchError(
                 f"{died}, {self._deaths} times in a row within {self._patience_s:g} s of its start "
-                "(recovery.coordinator_s); the run ends (recovery.restarts)"
+                "(recovery.coordinator_s) and with no batch learned in between; the run ends "
+                "(recovery.restarts)"
             )
         logs.own().warning(f"{died}; it is started again, and the workers wait for it")
         self._start()
@@ -112,6 +120,17 @@ class Keeper(AbstractContextManager["Keeper", None]):
         """Wait for the end of the coordinator, and return the exit code of the run."""
         code = self._process.wait()
         return code if code >= 0 else 128 - code
+
+
+def _farthest(folder: Path) -> int:
+    """The farthest batch of training that a worker has reported; 0 where nothing is known of it."""
+    farthest = 0
+    with suppress(CheckpointError):
+        for record in recorded(folder):
+            if record["kind"] == "report":
+                found = record["values"]
+                farthest = max(farthest, found["batches"] + (found["missed"] or 0))
+    return farthest
 
 
 def leave_with_keeper(_: object) -> None:

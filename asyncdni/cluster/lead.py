@@ -90,7 +90,10 @@ def lead(run: Run, rendezvous: Rendezvous, observers: Sequence[Observer]) -> dic
         own = None
         if rendezvous.own_rank is not None:
             logs, threads = run.folder / LOGS, run.experiment.run.threads
-            own = stack.enter_context(LocalLauncher(logs, threads))
+            spares = min(run.experiment.recovery.restarts, 1)
+            if elastic is not None:
+                spares = max(spares, elastic.most_at_once(rendezvous.own_rank))
+            own = stack.enter_context(LocalLauncher(logs, threads, spares=spares))
         stack.push(rendezvous.dismiss)  # before this process waits for its own workers
 
         def launch(address: str) -> Rendezvous:

@@ -149,8 +149,9 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
 
     It is a `drivers.real.coordinator.Launcher`; agents are heard whenever `exited` is called. The
     workers of `own_rank` are started by `own`, on this machine; both are None where all ranks have
-    agents. `watch` is called all the time with the ranks whose agents are there; it raises what has
-    become of the others. As a context manager it tells the agents at its end how the run has ended.
+    agents. `hosts` names the host of each rank where that is known. `watch` is called all the time
+    with the ranks whose agents are there; it raises what has become of the others. As a context
+    manager it tells the agents at its end how the run has ended.
 
     `digest` identifies the experiment; agents that have been started with another are refused.
     Raises `LaunchError` if the address can't be listened on.
@@ -164,12 +165,14 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         keys: Keys | None,
         *,
         own_rank: int | None = 0,
+        hosts: Sequence[str] = (),
         watch: Callable[[Container[int]], None] | None = None,
     ) -> None:
         self.meeting = meeting
         self.ranks = ranks
         self._digest = digest
         self.own_rank = own_rank
+        self._hosts = hosts
         self._watch_others = watch
         self._own: LocalLauncher | None = None
         self._work: Work | None = None
@@ -384,6 +387,12 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         assert self._own is not None
         return self._own
 
+    def settle(self) -> None:
+        """Wait until all workers have left, and for the last lines of those elsewhere."""
+        self._await_last_lines()
+        if self._own is not None:
+            self._own.settle()
+
     # --- agents ----------------------------------------------------------------------------------
 
     def _known(self, peer: bytes) -> _Agent | None:
@@ -546,16 +555,21 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         if work.elastic is not None:
             work.elastic.came(enrol.rank, _host(enrol), agent.heard_s)
         names = self._workers(agent)
+        to_come, spares = list[str](), 1
+        if work.elastic is not None:
+            to_come = work.elastic.absent(enrol.rank)
+            spares = max(1, work.elastic.most_at_once(enrol.rank))
         self._transport.send(
             agent.peer,
             Enrolled(
-                workers=names,
+                workers=[*names, *to_come],
                 coordinator=work.coordinator,
                 folder=work.folder,
                 threads=work.threads,
                 silence_s=work.silence_s,
                 coordinator_s=work.coordinator_s,
                 term=work.term,
+                spares=spares,
             ),
         )
         gpus = f", {enrol.gpus} GPUs" if enrol.gpus else ""
@@ -613,7 +627,8 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         missing = self._missing()
         if not missing:
             return
-        ranks = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+        named = [f"{rank} on {self._hosts[rank]}" if self._hosts else str(rank) for rank in missing]
+        ranks = f"rank{'s' if len(missing) > 1 else ''} {', '.join(named)}"
         waited_s = now - self._begun_s
         if waited_s > startup_s:
             raise LaunchError(

@@ -174,9 +174,9 @@ def conduct(
         with _explained_stops(records, folder if keep else None):
             words: dict[str, Any] = {"commit": commit, "command": command, "stops": stops}
             words["steering"] = [one.steers for one in observers if hasattr(one, "steers")]
-            coordinate(machine, transport, records, launch, folder=folder, **words)
+            launcher = coordinate(machine, transport, records, launch, folder=folder, **words)
     summary = records.summary() | {"ended_early": stops.ended_early}
-    _conclude(claim, design, summary, mirror)
+    _conclude(claim, design, summary, mirror, launcher)
     if stops.error is not None:
         raise stops.error
     called.ended(design, recorder, summary)
@@ -248,16 +248,22 @@ def _mirrored(
 
 
 def _conclude(
-    claim: Claim | None, design: Design, summary: dict[str, Any], mirror: Mirror | None
+    claim: Claim | None,
+    design: Design,
+    summary: dict[str, Any],
+    mirror: Mirror | None,
+    launcher: Launcher | None,
 ) -> None:
     """Write what the folder of a complete run, if any, holds besides its records, and finish its
-    mirror."""
+    mirror, which has the last lines of all logs."""
     if claim is None:
         return
     claim.check()
     write_summary(claim.folder, summary)
     write_model(claim.folder, design.experiment, summary)
     if mirror is not None:
+        if launcher is not None:
+            launcher.settle()
         mirror.finish()
 
 

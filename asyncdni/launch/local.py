@@ -20,8 +20,17 @@ from asyncdni.errors import Interrupted, LaunchError, legible
 from asyncdni.files import check_file
 from asyncdni.handover import VARIABLE, Handover
 from asyncdni.imports import PATH_VARIABLE, Allowed, import_flags, path_of_this_process
+from asyncdni.launch.spare import Spare
+from asyncdni.wire.beat import PARENT_VARIABLE
 
-__all__ = ["LocalLauncher", "last_lines", "own_command", "typed_command", "worker_command"]
+__all__ = [
+    "LocalLauncher",
+    "last_lines",
+    "own_command",
+    "start_spare",
+    "typed_command",
+    "worker_command",
+]
 
 #: The file that a worker process runs first.
 _ENTRY = Path(__file__).with_name("entry.py")
@@ -45,6 +54,9 @@ _ERROR_GRACE_S = 0.5
 #: one that signal is no longer taken for the same request.
 _LEAVE_S, _SIGNALS_APART_S = 3.0, 0.4
 _TAIL_BYTES = 4096
+#: How long each start of a worker puts off the next spare: all starts come first, and what is over
+#: sooner needs none.
+_SPARE_AFTER_S = 2.0
 #: How long to wait for a killed process to end. One that waits for a disk may never end.
 _KILL_S = 2.0
 #: States of threads in Linux: stopped by a signal or a debugger; running, or waiting for a core or
@@ -66,6 +78,25 @@ def worker_command(stage: str, coordinator: str, *, allow_import: Allowed = Fals
     return own_command([*words, *import_flags(allow_import), *logs.flags()])
 
 
+def start_spare(threads: int = 1, handover: Handover | None = None) -> Spare:
+    """Start a process that can become any worker of a `LocalLauncher` with the same arguments.
+    Raises `LaunchError` if it can't be started."""
+    inherited = [] if handover is None else [handover.descriptor]
+    try:
+        return Spare(own_command([]), _environment(threads, handover), inherited)
+    except OSError as error:
+        raise LaunchError(f"can't start another process: {error}") from error
+
+
+def _environment(threads: int, handover: Handover | None) -> dict[str, str]:
+    """The environment of a worker's process."""
+    own = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    own |= {PARENT_VARIABLE: str(os.getpid()), PATH_VARIABLE: path_of_this_process()}
+    if handover is not None:
+        own[VARIABLE] = str(handover.descriptor)
+    return {**os.environ, **own}
+
+
 @dataclass(slots=True)
 class _Started:
     """One process of a worker."""
@@ -82,12 +113,26 @@ class LocalLauncher:
     Each worker gets a session of its own, so that Ctrl-C reaches only the coordinator; it also gets
     this process's id, and leaves when this process has ended. As a context manager it stops the
     workers at the end. A worker's output is appended to its log.
+
+    `spares`: once all have been started, so many more processes wait to become the next workers
+    that are started; `spare`: the first such, if there is one already.
     """
 
-    def __init__(self, logs: Path, threads: int = 1, handover: Handover | None = None) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        threads: int = 1,
+        handover: Handover | None = None,
+        *,
+        spares: int = 0,
+        spare: Spare | None = None,
+    ) -> None:
         self._logs = logs
         self._handover = handover
         self._threads = threads
+        self._spares = spares
+        self._waiting = [] if spare is None else [spare]  # spare processes
+        self._spare_due_s = 0.0
         self._commands: dict[str, list[str]] = {}
         self._processes: dict[str, _Started] = {}
         self._unreaped: list[subprocess.Popen[bytes]] = []  # killed, but not ended yet
@@ -104,6 +149,13 @@ class LocalLauncher:
         for name, command in commands.items():
             self._commands[name] = list(command)
             self._start(name)
+
+    def prepare(self, workers: int) -> None:
+        """Have so many spare processes now: as many workers are about to be started. What can't be
+        started is left to the start of the worker."""
+        with suppress(LaunchError):
+            while len(self._waiting) < workers:
+                self._waiting.append(start_spare(self._threads, self._handover))
 
     def restart(self, name: str) -> None:
         """Kill what is left of a worker's last process, and run its command again.
@@ -140,6 +192,7 @@ class LocalLauncher:
 
     def exited(self) -> list[tuple[str, int, str]]:
         """Return (worker, exit code, last lines) of processes that have ended, each once."""
+        self._keep_spare()
         self._unreaped = [one for one in self._unreaped if one.poll() is None]
         ended = []
         for name, one in self._processes.items():
@@ -166,10 +219,16 @@ class LocalLauncher:
         """Return nothing: on one machine all workers stay where they are."""
         return []
 
+    def settle(self) -> None:
+        """Wait until all workers have left; their logs are in the folder of the run."""
+        self.stop(_GRACE_S)
+
     def stop(self, grace_s: float) -> None:
         """Wait up to `grace_s` for all workers to leave, then kill them; Ctrl-C ends the wait."""
         deadline = time.monotonic() + grace_s
         processes = [one.process for one in self._processes.values()]
+        self._spares = 0
+        self._drop_spares()
         try:
             for process in processes:
                 with suppress(subprocess.TimeoutExpired):
@@ -181,29 +240,48 @@ class LocalLauncher:
                 _ended(process, _KILL_S)
 
     def _start(self, name: str) -> None:
-        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self._threads))}
-        environment["ASYNCDNI_PARENT_PID"] = str(os.getpid())
-        environment[PATH_VARIABLE] = path_of_this_process()
-        inherited = []
-        if self._handover is not None:
-            inherited.append(self._handover.descriptor)
-            environment[VARIABLE] = str(self._handover.descriptor)
+        command, environment = self._commands[name], _environment(self._threads, self._handover)
+        self._spare_due_s = max(self._spare_due_s, time.monotonic()) + _SPARE_AFTER_S
         try:
             check_file(self._log(name))
             with open(self._log(name), "ab") as log:
-                process = subprocess.Popen(
-                    self._commands[name],
+                process = self._from_spare(name, environment) or subprocess.Popen(
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     env=environment,
-                    pass_fds=inherited,
+                    pass_fds=[] if self._handover is None else [self._handover.descriptor],
                 )
                 self._processes[name] = _Started(process, log.tell())
         except OSError as error:
             self.stop(0)
             raise LaunchError(f"can't start worker {name}: {error}") from error
+
+    # --- spare processes -------------------------------------------------------------------------
+
+    def _from_spare(self, name: str, environment: dict[str, str]) -> subprocess.Popen[bytes] | None:
+        """The process of a spare, which goes on as that worker; None where there is none."""
+        while self._waiting:
+            spare = self._waiting.pop(0)
+            process = spare.become(self._commands[name], environment, self._log(name))
+            if process is not None:
+                return process
+            spare.close()
+        return None
+
+    def _keep_spare(self) -> None:
+        """Have the spares once all workers have had their time to start."""
+        now, missing = time.monotonic(), len(self._waiting) < self._spares
+        if missing and self._processes and now >= self._spare_due_s:
+            self._spare_due_s = now + _SPARE_AFTER_S
+            self.prepare(self._spares)
+
+    def _drop_spares(self) -> None:
+        for spare in self._waiting:
+            spare.close()
+        self._waiting.clear()
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"

@@ -425,8 +425,9 @@ def _launch(
     """Return a function that starts the workers once the run's folder is made, and moves `arrays`
     there. Raises `ConfigError` if this machine can't hold the workers."""
     check_host(design)
-    run = design.experiment.run
-    launcher = stack.enter_context(LocalLauncher(folder / "logs", run.threads, handover))
+    threads, restarts = design.experiment.run.threads, design.experiment.recovery.restarts
+    launcher = LocalLauncher(folder / "logs", threads, handover, spares=min(restarts, 1))
+    stack.enter_context(launcher)
 
     def launch(address: str) -> LocalLauncher:
         if arrays is not None:

@@ -7,8 +7,10 @@
 The first command times real processes over emulated links, a row after the other; predicts the
 same at the pace of a quiet machine by simulation; and trains each row from the same seeds in the
 simulator for its accuracy, as well as encodings of gradients that train generators alone. `--only
-speed`, `predicted`, `accuracy` or `gradients` does one of these, and `--resume` leaves out what the
-file has. The second command fills in the tables of README.md from the results that are kept here.
+speed`, `predicted`, `accuracy` or `gradients` does one of these. `--resume` leaves out what the
+file has; `--again` makes those runs anew, also where they are of an earlier version of the program,
+which had other options. The second command fills in the tables of README.md from the results that
+are kept here.
 """
 
 from __future__ import annotations
@@ -155,10 +157,21 @@ def predicted(job: Job) -> dict[str, Any]:
 MEASURES = {SPEED: measure, PREDICTED: predicted, ACCURACY: scored, GRADIENTS: scored}
 
 
-def run_all(jobs: Sequence[Job], runs: Runs) -> None:
-    """Run what the file does not have; it is written after every run."""
+def missing_of(jobs: Sequence[Job], runs: Runs, *, again: bool) -> list[Job]:
+    """Those that the file does not have; all if they are to be made `again`. Raises `AsyncDNIError`
+    where it has one of another experiment."""
+    try:
+        return [job for job in jobs if again or not runs.holds(job)]
+    except AsyncDNIError as error:
+        raise AsyncDNIError(
+            f"{error}, or --again to make the runs that are asked for anew"
+        ) from error
+
+
+def run_all(jobs: Sequence[Job], runs: Runs, *, again: bool) -> None:
+    """Run what the file does not have, or all `again`; it is written after every run."""
     runs.machine = describe_machine()
-    missing, keys = [job for job in jobs if not runs.holds(job)], [job.key for job in jobs]
+    missing, keys = missing_of(jobs, runs, again=again), [job.key for job in jobs]
     for count, job in enumerate(missing, 1):
         began = time.perf_counter()
         found = MEASURES[job.name.partition(",")[0]](job)
@@ -249,6 +262,7 @@ def _verdict(found: Estimate | None, met: bool) -> str:
 def main() -> None:
     parser = results_parser(__doc__, RESULTS)
     parser.add_argument("--only", choices=list(MEASURES))
+    parser.add_argument("--again", action="store_true", help="make what the file has anew")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, 2, …")
     parser.add_argument("--file", type=Path, default=FILE, metavar="FILE.toml")
@@ -262,9 +276,9 @@ def main() -> None:
         if args.readme:
             fill_in(README, tables_of(runs))
             return
-        if runs.found and not args.resume:
+        if runs.found and not (args.resume or args.again):
             raise AsyncDNIError(f"{args.results} has runs: --resume goes on with it")
-        run_all(plan(args), runs)
+        run_all(plan(args), runs, again=args.again)
         print(*tables_of(runs).values(), sep="\n\n")
     except AsyncDNIError as error:
         sys.exit(f"error: {error}")

@@ -79,6 +79,11 @@ class Launcher(Protocol):
         """Workers that are to go on elsewhere from the next barrier, each once, and why."""
         ...
 
+    def settle(self) -> None:
+        """Once the run is over: wait until all workers have left, and until what they have printed
+        is in the folder of the run."""
+        ...
+
 
 Observer = Callable[[str, Mapping[str, Any]], None]
 #: Returns what those who watch the run ask anew of workers, by name; called all the time.
@@ -294,8 +299,9 @@ def coordinate(
     stops: Stops,
     steering: Sequence[Steering] = (),
     folder: Path | None = None,
-) -> None:
-    """Drive the coordinator until the run has ended. Signals are added to `stops`.
+) -> Launcher | None:
+    """Drive the coordinator until the run has ended; return what has started its workers. Signals
+    are added to `stops`.
 
     `launch` starts the workers of this address, if anybody is to; where nobody is, `command` gives
     the command line that starts one. `commit` writes the manifest of a cut. `steering`: asked
@@ -325,6 +331,7 @@ def coordinate(
             run.wake()
     if isinstance(run.end, Fail):
         raise _error(run.end, run.full_text(run.end), stops)
+    return launcher
 
 
 def _error(fail: Fail, text: str, stops: Stops) -> BaseException:
