@@ -11,7 +11,7 @@ from each import each
 from asyncdni.nn import fused
 from asyncdni.nn.base import Array, Slot
 from asyncdni.nn.layers.activations import Relu
-from asyncdni.nn.layers.normalisation import BatchNorm
+from asyncdni.nn.layers.normalisation import BatchNorm, BatchNorm2d, rectify_in_norms
 from asyncdni.nn.optimizers import Adam, Sgd
 
 TYPE = np.dtype(np.float32)
@@ -68,6 +68,28 @@ def batch_norm() -> list[Array]:
     return [y.copy(), back.copy(), *layer.grads.values(), *layer.buffers.values()]
 
 
+def norm_and_relu(shape: tuple[int, ...], *, joined: bool) -> list[Array]:
+    """Outputs, gradients and running statistics of a batch norm and the relu behind it."""
+    source = np.random.default_rng(6)
+    norm, behind = BatchNorm2d(), Relu()
+    for layer in (norm, behind):
+        layer.build(shape, TYPE, lambda name: np.random.default_rng(0))
+    if joined:
+        rectify_in_norms([norm, behind])
+    norm.params["weight"][:3] = 0.0, -0.0, -1.5
+    x, grad = source.standard_normal((2, 20, *shape)).astype(TYPE)
+    x[:, -1] = np.nan  # it stays one
+    slots: tuple[Slot, Slot] = {}, {}
+    y = behind.forward(norm.forward(x, slots[0]), slots[1])
+    back = behind.backward(grad, slots[1], learn=True, send=True)
+    assert back is not None
+    sent = norm.backward(back, slots[0], learn=True, send=True)
+    assert sent is not None
+    seen = behind.evaluate(norm.evaluate(x))
+    assert joined is ("y" not in slots[1])
+    return [y.copy(), sent.copy(), seen, *norm.grads.values(), *norm.buffers.values()]
+
+
 def relu() -> list[Array]:
     source = np.random.default_rng(5)
     layer = Relu()
@@ -91,6 +113,8 @@ def test_loops_give_the_bits_of_numpy_where_they_take_the_arrays(prepared: None)
             *steps(Sgd(momentum=0.9, nesterov=True, weight_decay=0.1)),
             *batch_norm(),
             *relu(),
+            *norm_and_relu((33,), joined=True),
+            *norm_and_relu((33,), joined=False),
         ]
     )
     assert_same_bits(found)
@@ -98,6 +122,14 @@ def test_loops_give_the_bits_of_numpy_where_they_take_the_arrays(prepared: None)
     assert fused.loops_of(matrix, matrix) is not None
     assert fused.loops_of(matrix, matrix.T) is None  # not contiguous
     assert fused.loops_of(matrix.astype(np.float64)) is None  # not prepared
+
+
+@each("shape", [(33,), (5, 4, 3)])
+def test_a_batch_norm_gives_what_the_relu_behind_it_would(shape: tuple[int, ...]) -> None:
+    with np.errstate(all="ignore"):
+        apart = norm_and_relu(shape, joined=False)
+        assert np.isnan(apart[0]).any() and (apart[0] == 0).any()
+        assert_same_bits((apart, norm_and_relu(shape, joined=True)))
 
 
 @each("value, wanted", [("1", False), ("0", True)])

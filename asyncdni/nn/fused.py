@@ -28,7 +28,7 @@ class Loops(NamedTuple):
     adam: Callable[[Array, Array, Array, Array, Array], None]
     sgd: Callable[[Array, Array, Array, Array, bool], None]
     centre: Callable[[Array, Array, Array, Array], None]
-    scale_and_shift: Callable[[Array, Array, Array, Array], None]
+    scale_and_shift: Callable[[Array, Array, Array, Array, Array], None]
     normalised_back: Callable[[Array, Array, Array, Array, Array, Array], None]
     relu_back: Callable[[Array, Array, Array], None]
 
@@ -69,11 +69,13 @@ def _centre(x: Array, mean: Array, centred: Array, squares: Array) -> None:
             squares[i, j] = value * value
 
 
-def _scale_and_shift(x: Array, scale: Array, shift: Array, y: Array) -> None:
-    """Write x (B, D) times `scale` (D,) plus `shift` (D,) into y."""
+def _scale_and_shift(x: Array, scale: Array, shift: Array, c: Array, y: Array) -> None:
+    """Write x (B, D) times `scale` (D,) plus `shift` (D,), at least c[0], into y."""
+    least = c[0]
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
-            y[i, j] = x[i, j] * scale[j] + shift[j]
+            value = x[i, j] * scale[j] + shift[j]
+            y[i, j] = least if value <= least else value
 
 
 def _normalised_back(x: Array, grad: Array, a: Array, b: Array, s: Array, out: Array) -> None:
@@ -95,7 +97,7 @@ _SOURCES: dict[str, tuple[Callable[..., None], str]] = {
     "adam": (_adam, "VvVVv"),
     "sgd": (_sgd, "VvVvb"),
     "centre": (_centre, "mvMM"),
-    "scale_and_shift": (_scale_and_shift, "mvvM"),
+    "scale_and_shift": (_scale_and_shift, "mvvvM"),
     "normalised_back": (_normalised_back, "mmvvvM"),
     "relu_back": (_relu_back, "vvV"),
 }

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from asyncdni.nn.base import Array, Layer, Slot, Streams
+from asyncdni.nn.layers.normalisation import rectify_in_norms
 from asyncdni.nn.optimizers import Adam, finite_norm, flatten
 
 __all__ = ["Sequential"]
@@ -28,6 +29,7 @@ class Sequential:
 
     def __init__(self, layers: Sequence[Layer], learning_rate: float) -> None:
         self.layers = layers
+        rectify_in_norms(layers)
         self.learning_rate = learning_rate
         self.params: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}

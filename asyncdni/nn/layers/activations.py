@@ -41,19 +41,26 @@ class Elementwise:
 
 
 class Relu(Elementwise):
-    """Rectified linear units: y = max(x, 0), of any shape; the slope at 0 is 0."""
+    """Rectified linear units: y = max(x, 0), of any shape; the slope at 0 is 0.
+
+    Where `is_done`, the layer before gives rectified outputs in training: see
+    `normalisation.rectify_in_norms`.
+    """
+
+    is_done = False
 
     def build(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], streams: Streams
     ) -> tuple[int, ...]:
         # NumPy's maximum of two arrays is twice as fast as that of an array and a number.
-        self._zeros = np.zeros(shape, dtype)
+        self.zeros = np.zeros(shape, dtype)
         return super().build(shape, dtype, streams)
 
     def forward(self, x: Array, slot: Slot) -> Array:
         forwarded(slot)
-        slot["output"] = y = rows(slot, "y", x.shape, x.dtype)
-        return np.maximum(x, self._zeros, out=y)
+        y = x if self.is_done else np.maximum(x, self.zeros, out=rows(slot, "y", x.shape, x.dtype))
+        slot["output"] = y
+        return y
 
     def _input_gradient(self, grad_y: Array, slot: Slot) -> Array:
         y: Array = slot["output"]
@@ -66,7 +73,7 @@ class Relu(Elementwise):
         return np.multiply(grad_y, passes, out=gradient(slot, y.shape, y.dtype))
 
     def evaluate(self, x: Array) -> Array:
-        y: Array = np.maximum(x, self._zeros)
+        y: Array = np.maximum(x, self.zeros)
         return y
 
 

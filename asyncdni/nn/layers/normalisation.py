@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from asyncdni.errors import ConfigError, DataError
-from asyncdni.nn.base import Array, Slot, Streams, accumulate, forwarded, gradient, rows, slices
+from asyncdni.nn.base import (
+    Array,
+    Layer,
+    Slot,
+    Streams,
+    accumulate,
+    forwarded,
+    gradient,
+    rows,
+    slices,
+)
 from asyncdni.nn.fused import loops_of
+from asyncdni.nn.layers.activations import Relu
 from asyncdni.nn.options import is_whole
 
-__all__ = ["BatchNorm", "BatchNorm2d", "LayerNorm"]
+__all__ = ["BatchNorm", "BatchNorm2d", "LayerNorm", "rectify_in_norms"]
 
 
 class BatchNorm:
@@ -39,6 +51,12 @@ class BatchNorm:
         self.buffers: dict[str, Array] = {}
         self.fresh = True
         self._ones = np.ones(0)
+        self._relu: Relu | None = None  # the next layer, where this one does its forward
+
+    def rectify_for(self, relu: Relu) -> None:
+        """Give outputs of training as `relu`, the next layer, would, while they are in the cache.
+        There is then one array for both layers in each slot."""
+        self._relu, relu.is_done = relu, True
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) != 1 or shape[0] < 1:
@@ -83,10 +101,13 @@ class BatchNorm:
         slot["inv_std"] = inv_std = 1 / np.sqrt(var + self.epsilon)
         scale, shift = inv_std * self.params["weight"], self.params["bias"]
         if loops is not None:
-            loops.scale_and_shift(centred, scale, shift, y)
+            least = np.array([-np.inf if self._relu is None else 0], x.dtype)
+            loops.scale_and_shift(centred, scale, shift, least, y)
         else:
             np.multiply(centred, scale, out=y)
             y += shift
+            if self._relu is not None:
+                np.maximum(y, self._relu.zeros, out=y)
         return y
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
@@ -142,6 +163,13 @@ def _number(name: str, value: object, expected: str, *, above: float, most: floa
     return float(value)  # type: ignore[arg-type]
 
 
+def rectify_in_norms(layers: Sequence[Layer]) -> None:
+    """Let each batch norm that a relu follows do the forward of both, with the same numbers."""
+    for norm, relu in pairwise(layers):
+        if type(norm) in (BatchNorm, BatchNorm2d) and type(relu) is Relu:
+            norm.rectify_for(relu)
+
+
 #: How many bytes of samples, about, are worked on at a time, so that results stay in the cache.
 _CHUNK_BYTES = 1 << 19
 
@@ -186,7 +214,7 @@ class BatchNorm2d(BatchNorm):
         var = self._squares(x, mean) / places
         self._track(mean[:, 0], var[:, 0] * (places / (places - 1)))
         slot["inv_std"] = inv_std = 1 / np.sqrt(var + self.epsilon)
-        return self._scaled(x, mean, inv_std, rows(slot, "y", x.shape, x.dtype))
+        return self._scaled(x, mean, inv_std, rows(slot, "y", x.shape, x.dtype), self._relu)
 
     def backward(self, grad_y: Array, slot: Slot, *, learn: bool, send: bool) -> Array | None:
         if grad_y.ndim == 2:
@@ -216,14 +244,17 @@ class BatchNorm2d(BatchNorm):
         if x.ndim == 2:
             return super().evaluate(x)
         mean, var = self.buffers["running_mean"][:, None], self.buffers["running_var"][:, None]
-        return self._scaled(x, mean, 1 / np.sqrt(var + self.epsilon), np.empty_like(x))
+        return self._scaled(x, mean, 1 / np.sqrt(var + self.epsilon), np.empty_like(x), None)
 
-    def _scaled(self, x: Array, mean: Array, inv_std: Array, y: Array) -> Array:
+    def _scaled(self, x: Array, mean: Array, inv_std: Array, y: Array, relu: Relu | None) -> Array:
         scale, bias = inv_std * self.params["weight"][:, None], self.params["bias"][:, None]
+        zeros = None if relu is None else _flat(relu.zeros[None])[0]
         for part in _chunks(x):
             found = np.subtract(_flat(x[part]), mean, out=_flat(y[part]))
             found *= scale
             found += bias
+            if zeros is not None:
+                np.maximum(found, zeros, out=found)
         return y
 
     # The next methods sum by channel, to (C, 1): first over places, by a product with ones, then

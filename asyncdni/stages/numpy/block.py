@@ -26,6 +26,7 @@ from asyncdni.nn import fused
 from asyncdni.nn.base import Array, Layer, Loss, Optimizer, Slot, rows
 from asyncdni.nn.check import FirstBatch
 from asyncdni.nn.layers import make_layer
+from asyncdni.nn.layers.normalisation import rectify_in_norms
 from asyncdni.nn.layers.recurrent import Recurrent
 from asyncdni.nn.losses import WindowLoss, by_step, counted, make_loss
 from asyncdni.nn.metrics import Average, Metric
@@ -688,6 +689,7 @@ def _built(
         make_layer(spec, where=f"stage {node.name}, layer {i}", allow_import=allow_import)
         for i, spec in enumerate(node.layers)
     ]
+    rectify_in_norms(layers)
     shapes = [tuple(node.joined_shape)]
     for i, layer in enumerate(layers):
         build = layer.build_empty if empty and _is_module(layer) else layer.build
