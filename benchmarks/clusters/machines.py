@@ -140,8 +140,12 @@ class Machines:
         parent = self._agents[rank].pid
         return {name: pid for name, pid in self.pids().items() if _parent(pid) == parent}
 
+    def coordinator(self) -> int:
+        """The process that has the run's folder."""
+        return int((self.run / "lock").read_text().split()[1])
+
     def children(self, rank: int) -> list[int]:
-        """The processes that an agent has started: workers, and for rank 0 the coordinator."""
+        """The processes that an agent has started: workers, spares, for rank 0 the coordinator."""
         parent = self._agents[rank].pid
         everybody = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()]
         return [pid for pid in everybody if _parent(pid) == parent]
@@ -216,9 +220,7 @@ def _kill_agent(running: Machines, draw: random.Random) -> list[str]:
 
 
 def _kill_coordinator(running: Machines, _: random.Random) -> list[str]:
-    workers = running.workers(0).values()
-    for pid in set(running.children(0)).difference(workers):
-        os.kill(pid, signal.SIGKILL)
+    os.kill(running.coordinator(), signal.SIGKILL)
     return []
 
 
