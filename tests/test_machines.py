@@ -150,6 +150,11 @@ def test_a_worker_and_an_agent_that_die_come_back_and_all_ranks_leave_alike(site
     assert said.count("serves the coordinator") == 3 and said.rstrip().endswith("the run is over")
 
 
+def _coordinator(folder: Path) -> int:
+    """The process that has the folder of a run."""
+    return int((folder / "lock").read_text().split()[1])
+
+
 def test_a_copy_of_the_run_has_the_last_lines_of_all_workers(site: Site) -> None:
     """Also of those elsewhere, whose logs come to the run's folder over the wire."""
     pytest.importorskip("fsspec")
@@ -175,8 +180,7 @@ def test_a_coordinator_that_is_killed_comes_back_and_its_workers_have_lived_on(
     agent = site.start("run", "tiny.toml", "--out", "run", *long, *slow, *saves)
     until_recorded(folder, "cut")
     pids = {one["stage"]: one["pid"] for one in records(folder, "joined")}
-    (coordinator,) = set(site.processes()) - {agent.pid, *pids.values()}
-    os.kill(coordinator, signal.SIGKILL)
+    os.kill(_coordinator(folder), signal.SIGKILL)
     ended = _finished(agent)
     assert "the coordinator was killed by signal 9; it is started again" in ended.err
     joined = [(one["stage"], one["pid"]) for one in records(folder, "joined")]
@@ -287,8 +291,7 @@ def test_ssh_gives_the_weights_of_train_though_the_coordinator_is_killed_and_lea
     kept = ("--set", "recovery.coordinator_s=60", "--latency", "100ms")
     keeper = site.start("run", "tiny.toml", *hosts, *words, *kept)
     until_recorded(site.folder / "run", "joined", 2)
-    _, coordinator, *_ = (site.folder / "run" / "lock").read_text().split()
-    os.kill(int(coordinator), signal.SIGKILL)
+    os.kill(_coordinator(site.folder / "run"), signal.SIGKILL)
     ran = _finished(keeper)
     assert "rank 1 on" in ran.err and "it is started again" in ran.err
     assert weights(site.folder / "run") == expected

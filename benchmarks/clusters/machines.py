@@ -5,6 +5,7 @@ them.
     python benchmarks/clusters/machines.py nodes --results runs/nodes.json    # some 9 min
     python benchmarks/clusters/machines.py start --results runs/start.json    # 1 min
     python benchmarks/clusters/machines.py slow --results runs/slow.json      # some 3 min
+    python benchmarks/clusters/machines.py ray --results runs/ray.json        # 2 min, with Ray
 
     python benchmarks/clusters/machines.py --readme
 
@@ -29,6 +30,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +140,12 @@ class Machines:
         parent = self._agents[rank].pid
         return {name: pid for name, pid in self.pids().items() if _parent(pid) == parent}
 
+    def coordinator(self) -> int:
+        """The process that has the run's folder."""
+        return int((self.run / "lock").read_text().split()[1])
+
     def children(self, rank: int) -> list[int]:
-        """The processes that an agent has started: workers, and for rank 0 the coordinator."""
+        """The processes that an agent has started: workers, spares, for rank 0 the coordinator."""
         parent = self._agents[rank].pid
         everybody = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()]
         return [pid for pid in everybody if _parent(pid) == parent]
@@ -214,9 +220,7 @@ def _kill_agent(running: Machines, draw: random.Random) -> list[str]:
 
 
 def _kill_coordinator(running: Machines, _: random.Random) -> list[str]:
-    workers = running.workers(0).values()
-    for pid in set(running.children(0)).difference(workers):
-        os.kill(pid, signal.SIGKILL)
+    os.kill(running.coordinator(), signal.SIGKILL)
     return []
 
 
@@ -231,9 +235,11 @@ def _kill_node(running: Machines, draw: random.Random) -> list[str]:
     return stages
 
 
-#: What is killed -> kills one, and returns the workers that have to come back; none: the
-#: coordinator has to, and all go on. A new kind needs a line here.
-KINDS: dict[str, Callable[[Machines, random.Random], list[str]]] = {
+#: Kills one, and returns the workers that have to come back; none: the coordinator has to, and all
+#: go on.
+Kill = Callable[[Machines, random.Random], list[str]]
+#: What is killed -> how. A new kind needs a line here.
+KINDS: dict[str, Kill] = {
     "stage": _kill_stage,
     "agent": _kill_agent,
     "coordinator": _kill_coordinator,
@@ -274,11 +280,12 @@ def _await_batch(running: Machines, batch: int) -> None:
         running.until(lambda here=here: running.position() > here, f"batch {batch} after {here}")
 
 
-def _killed(running: Machines, kind: str, draw: random.Random) -> float:
-    """Kill one, and return how long it takes until it is back, in seconds."""
+def _killed(running: Machines, kind: str, draw: random.Random, kill: Kill | None = None) -> float:
+    """Kill one, and return how long it takes until it is back, in seconds. `kill`: how, if that is
+    not in `KINDS`."""
     backs, starts = len(running.records("back")), len(running.records("start"))
     began_s = time.monotonic()
-    stages = KINDS[kind](running, draw)
+    stages = (kill or KINDS[kind])(running, draw)
 
     def back() -> bool:
         here = {one["stage"] for one in running.records("back")[backs:]}
@@ -465,6 +472,66 @@ def _rate(running: Machines, seconds: float) -> float:
     return (running.batches() - before) / (time.monotonic() - begun_s)
 
 
+# --- Ray -----------------------------------------------------------------------------------------
+
+#: A cluster of three nodes on this machine.
+_CLUSTER = """\
+import signal
+from ray.cluster_utils import Cluster
+
+node = {"num_cpus": 1, "object_store_memory": 80_000_000}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+for _ in range(2):
+    cluster.add_node(**node)
+print(cluster.address, flush=True)
+signal.sigwait({signal.SIGTERM})
+cluster.shutdown()
+"""
+
+
+@contextmanager
+def _ray_cluster() -> Iterator[str]:
+    """The address of a Ray cluster that is this benchmark's own."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        own = {**os.environ, "RAY_TMPDIR": name, "RAY_USAGE_STATS_ENABLED": "0"}
+        command = [sys.executable, "-c", _CLUSTER]
+        with subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True) as cluster:
+            assert cluster.stdout is not None
+            address = cluster.stdout.readline().strip()
+            if not address:
+                sys.exit("error: no cluster of Ray starts here: pip install 'asyncdni[ray]'")
+            try:
+                yield address
+            finally:
+                cluster.terminate()
+
+
+def ray(args: argparse.Namespace) -> dict[str, Any]:
+    """Kill actors of Ray, which are agents, one after the other; Ray starts them again."""
+    count, downs = 1 if args.smoke else args.actors, list[float]()
+    words = ["--engine", "ray", "--coordinator", "tcp://127.0.0.1:0", "--schedule", "synthetic"]
+    words += changes(run__epochs=10**6, run__evaluate_every=10**6)
+    with _ray_cluster() as address, machines(1, [*words, "--address", address]) as running:
+        running.until(running.batches, "the first batches")
+        for index in range(count):
+            time.sleep(args.rest_s)
+            kill = partial(_kill_actor, index=index)
+            downs.append(_killed(running, "actor", random.Random(), kill))
+            told = f"{index + 1} of {count}: back after {downs[-1]:.2f} s"
+            print(told, file=sys.stderr, flush=True)
+        _ended(running, stop=True)
+    return {"kills": count, "down_s": _times(downs)}
+
+
+def _kill_actor(running: Machines, _: random.Random, *, index: int) -> list[str]:
+    """That of one worker after the other, as Ray starts each actor five times at most."""
+    parents = {name: _parent(pid) for name, pid in running.pids().items()}
+    actor = parents[sorted(parents)[index % len(parents)]]
+    assert actor is not None, "all workers are there"
+    os.kill(actor, signal.SIGKILL)
+    return [name for name, parent in parents.items() if parent == actor]
+
+
 # --- the table -----------------------------------------------------------------------------------
 
 #: What is killed -> within how many seconds it must be back; for a whole node none is asked.
@@ -483,6 +550,7 @@ def _kept(part: str) -> dict[str, Any]:
 def table_of(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The table of README.md, from the results of each part; those of some may be empty."""
     rows_of = {"kills": _of_kills, "nodes": _of_nodes, "start": _of_start, "slow": _of_slow}
+    rows_of |= {"ray": _of_ray}
     rows = []
     for part, rows_of_part in rows_of.items():
         told = found[part]
@@ -497,15 +565,19 @@ def _row(what: str, target: str, measured: str, met: bool | None) -> list[str]:
 def _of_kills(found: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for kind, times in found["down_s"].items():
-        most_s = BACK_S[kind]
-        told = f"{times['median']:.2f} in the median, {times['most']:.2f} at worst"
-        target = "reported" if most_s is None else f"at most {most_s:g}"
-        met = None if most_s is None else times["median"] <= most_s
-        rows.append(_row(f"s from the death of the {kind} until it is back", target, told, met))
+        what = f"s from the death of the {kind} until it is back"
+        rows.append(_returned(what, BACK_S[kind], times))
     lost = round(100 * (found["in_peace"] - found["accuracy"]), 6)  # 0.97 - 0.967 is above 0.003
     what = f"points of accuracy lost by {found['kills']} kills in one run"
     told = f"{lost:.2f}, of {100 * found['in_peace']:.2f}"
     return [*rows, _row(what, f"at most {POINTS:g}", told, lost <= POINTS)]
+
+
+def _returned(what: str, most_s: float | None, times: Mapping[str, float]) -> list[str]:
+    """The row of something that was killed and must be back within `most_s`, if that is asked."""
+    told = f"{times['median']:.2f} in the median, {times['most']:.2f} at worst"
+    target = "reported" if most_s is None else f"at most {most_s:g}"
+    return _row(what, target, told, None if most_s is None else times["median"] <= most_s)
 
 
 def _of_nodes(found: Mapping[str, Any]) -> list[list[str]]:
@@ -533,9 +605,14 @@ def _of_slow(found: Mapping[str, Any]) -> list[list[str]]:
     return [_row(what, f"at least {SHARE:g}", f"{share:.2f}", share >= SHARE)]
 
 
+def _of_ray(found: Mapping[str, Any]) -> list[list[str]]:
+    what = f"s from the death of an actor of Ray until it is back, {found['kills']} times"
+    return [_returned(what, BACK_S["agent"], found["down_s"])]
+
+
 # --- the command ---------------------------------------------------------------------------------
 
-PARTS = {"kills": kills, "nodes": nodes, "start": start, "slow": slow}
+PARTS = {"kills": kills, "nodes": nodes, "start": start, "slow": slow, "ray": ray}
 
 
 def main() -> None:
@@ -570,6 +647,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--away-s", type=float, default=3.0, help="nodes: elastic.away_s")
     parser.add_argument("--agents", type=int, default=8, help="start")
     parser.add_argument("--stages", type=int, default=8, help="start: of each agent")
+    parser.add_argument("--actors", type=int, default=8, help="ray: how many are killed")
+    parser.add_argument("--rest-s", type=float, default=6.0, help="ray: s in peace before each")
     parser.add_argument("--factor", type=float, default=3.0, help="slow: times as slow")
     parser.add_argument("--window-s", type=float, default=15.0, help="slow: elastic.window_s")
     return parser.parse_args()
