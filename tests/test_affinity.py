@@ -15,7 +15,7 @@ from each import each
 from processes import ENDLESS, TINY, Site, await_training, make_site
 
 from asyncdni import config, experiment
-from asyncdni.drivers.real.machine import choose_core, usable_cores, wants_long_turns
+from asyncdni.drivers.real.machine import choose_core, usable_cores, usable_gpus, wants_long_turns
 from asyncdni.errors import ConfigError
 
 LOCKED = {"name": "locked"}
@@ -224,3 +224,18 @@ def test_a_core_that_is_not_there_ends_the_run_in_one_line(site: Site) -> None:
     args = ["--out", "run", "--set", f"run.pin=[{usable_cores()[0]}, {missing}]"]
     finished = site.run("train", "tiny.toml", *args)
     finished.refused(f"run.pin: worker 1 may not run on core {missing}, only on ")
+
+
+@each(
+    "visible, usable",
+    [(None, 3), ("", 0), ("0,2", 2), ("1,-1,2", 1), ("0,1,2,3", 3), ("GPU-8f0", 1)],
+)
+def test_gpus_are_those_that_cuda_lets_a_process_see(
+    visible: str | None, usable: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = [Path(f"/dev/nvidia{number}") for number in range(3)]
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: devices)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert usable_gpus() == usable

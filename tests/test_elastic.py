@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from each import each
+
 from asyncdni import config
 from asyncdni.cluster.elastic import Elastic, Host, Window
 from asyncdni.cluster.placement import spread
@@ -142,6 +144,18 @@ def test_a_new_agent_must_stay_for_a_while_as_well() -> None:
     assert scene.moves() == {}
     scene.until(21.0, 1, 2)
     assert set(scene.moves()) == {"b", "c"}
+
+
+@each("gpus, taken", [((1, 1), {"d": 1}), ((1, 0), {"d": 0}), ((0, 0), {})])
+def test_workers_on_gpus_go_where_there_are_some(gpus: tuple[int, int], taken: Any) -> None:
+    elastic = Elastic(
+        config.Elastic(away_s=1.0), HOME, {**COSTS, "a": 9.0}, dict.fromkeys(HOME, 1), on_gpus=True
+    )
+    elastic.stays(0, Host(2, 8, gpus[0]))
+    elastic.came(1, Host(2, 8, gpus[1]), 0.0)
+    elastic.came(2, Host(2, 8, 1), 0.0)
+    elastic.heard(1, 1.5)
+    assert elastic.taken_over(1.5) == taken
 
 
 def test_an_agent_that_has_never_come_has_not_left() -> None:

@@ -163,7 +163,7 @@ class Elastic:
 
     `home` is the placement of the run, `costs` what each worker costs, in any unit, `needs` the
     memory in bytes that it needs at least, and `where` the rank that it is on, if not all are at
-    home.
+    home. With `on_gpus`, only machines with a GPU take workers over.
     """
 
     def __init__(
@@ -173,8 +173,11 @@ class Elastic:
         costs: Mapping[str, float],
         needs: Mapping[str, int],
         where: Placement | None = None,
+        *,
+        on_gpus: bool = False,
     ) -> None:
         self._options = options
+        self._on_gpus = on_gpus
         self._home = dict(home)
         self._costs = costs
         self._needs = needs
@@ -271,11 +274,11 @@ class Elastic:
         return self.where[name]
 
     def _room(self, now: float) -> dict[int, float]:
-        """The memory of each rank that is there, in bytes."""
+        """The memory of each rank that is there and can run workers, in bytes."""
         return {
             rank: one.host.memory_bytes or math.inf
             for rank, one in self._ranks.items()
-            if self._is_here(rank, now)
+            if self._is_here(rank, now) and (one.host.gpus or not self._on_gpus)
         }
 
     # --- machines that are slow ------------------------------------------------------------------

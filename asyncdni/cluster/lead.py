@@ -163,7 +163,8 @@ def _elastic(
 ) -> Elastic | None:
     if run.experiment.elastic is None:
         return None
-    return Elastic(run.experiment.elastic, placement, costs, needs, where)
+    on_gpus = run.experiment.run.device == "cuda"
+    return Elastic(run.experiment.elastic, placement, costs, needs, where, on_gpus=on_gpus)
 
 
 def _needs(design: Design) -> dict[str, int]:

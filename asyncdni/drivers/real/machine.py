@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,7 +58,8 @@ def usable_gpus() -> int:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return found
-    return min(found, len([one for one in chosen.split(",") if one.strip() not in ("", "-1")]))
+    listed = takewhile(lambda one: one.strip() not in ("", "-1"), chosen.split(","))
+    return min(found, len([*listed]))  # CUDA, too, reads no further than the first that is none
 
 
 def choose_core(
