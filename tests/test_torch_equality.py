@@ -121,6 +121,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "1f1b": {"name": "1f1b", "microbatches": 4},
 }
 ALL = [(model, workers, way) for model in MODELS for workers in (2, 3, 4) for way in SCHEDULES]
+ALL += [("tied", 3, way) for way in SCHEDULES]
 
 
 def made(model: str, begins: list[str], schedule: dict[str, Any], **run: Any) -> config.Experiment:

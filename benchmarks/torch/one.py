@@ -43,8 +43,10 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "recipe": {"name": "synthetic", "fit_every": 16, "fit_first": 235},
 }
 STAGES, MICROBATCHES, RATE, MOMENTUM = 4, 4, 0.05, 0.9
+#: The steps of a sample of text, over which its loss is summed.
+WINDOW = 64
 #: The models that learn a text.
-TEXT = "gpt", "lstm"
+TEXT = "gpt", "tied_gpt", "lstm"
 
 
 def main() -> None:
@@ -59,7 +61,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="end after so many updates")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
-    parser.add_argument("--text", help="the file that gpt and lstm learn; default: tinyshakespeare")
+    parser.add_argument("--text", help="what GPTs and LSTMs learn; default: tinyshakespeare")
     parser.add_argument("--latency", default="0ms", help="of all links, in asyncdni's ways")
     args = parser.parse_args()
     ways = {"plain": plain, "accumulated": plain, "pipelining": pipelining}
@@ -74,7 +76,7 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
     cuts = models.CUTS[args.model]
     arguments = widths(args)
     if args.model in TEXT:
-        data = {"name": "text", "encoding": "ids", "window": 64, "batch_size": 32}
+        data = {"name": "text", "encoding": "ids", "window": WINDOW, "batch_size": 32}
         data |= {"path": args.text} if args.text else {}
     else:
         data = {"name": args.data, "batch_size": 256, "planes": args.model == "resnet18"}
@@ -90,10 +92,14 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
         "model": {"build": f"models:{args.model}", "arguments": arguments, "stages": cuts},
         "data": data,
         "schedule": schedule,
-        "optimizer": {"name": "sgd", "learning_rate": RATE, "momentum": MOMENTUM},
+        "optimizer": {"name": "sgd", "learning_rate": rate(args), "momentum": MOMENTUM},
         "links": {"latency": args.latency},
         "run": run,
     }
+
+
+def rate(args: argparse.Namespace) -> float:
+    return RATE / WINDOW if args.model in TEXT else RATE
 
 
 def widths(args: argparse.Namespace) -> dict[str, int]:
@@ -166,7 +172,7 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     data, model = Data(args), build(args)
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, fused=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate(args), momentum=MOMENTUM, fused=True)
     parts = MICROBATCHES if args.way == "accumulated" else 1
     size = data.size // parts
     warm_up(model, data, size)
@@ -237,7 +243,7 @@ def stage_process(rank: int, args: argparse.Namespace, found: Any) -> None:
     stage = PipelineStage(part, rank, STAGES, torch.device("cpu"))
     kinds = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
     schedule = kinds["1f1b"](stage, MICROBATCHES, loss_fn=loss)
-    optimizer = torch.optim.SGD(part.parameters(), lr=RATE, momentum=MOMENTUM, fused=True)
+    optimizer = torch.optim.SGD(part.parameters(), lr=rate(args), momentum=MOMENTUM, fused=True)
     samples, start = 0, time.perf_counter()
     for x, y in data.train():
         if len(x) < data.size:

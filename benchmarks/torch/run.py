@@ -48,14 +48,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=("mlp", "resnet18", "gpt", "lstm"), nargs="?")
+    parser.add_argument("model", choices=("mlp", "resnet18", "gpt", "tied_gpt", "lstm"), nargs="?")
     parser.add_argument("--width", type=int, help="default: that of launch/torch/models.py")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=DEFAULT)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--steps", type=int, help="end each run after so many updates")
     parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
-    parser.add_argument("--text", help="the file that gpt and lstm learn; default: tinyshakespeare")
+    parser.add_argument("--text", help="what GPTs and LSTMs learn; default: tinyshakespeare")
     parser.add_argument("--latency", default="0ms", help="of all links, in asyncdni's ways")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--readme", action="store_true", help="fill in README.md, run nothing")
@@ -67,7 +67,7 @@ def main() -> None:
             fill_in(HERE / "README.md", {path.stem: table(options, kept["runs"])})
         return
     if args.model is None:
-        parser.error("expected a model: mlp, resnet18, gpt or lstm")
+        parser.error("expected a model: mlp, resnet18, gpt, tied_gpt or lstm")
     runs = [run(args, name, seed) for name, seed in order(args.ways, range(args.seeds))]
     if args.out:
         kept = {"machine": describe_machine(), "options": vars(args) | {"out": None}, "runs": runs}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["CUTS", "gpt", "lstm", "mlp", "resnet18", "vit"]
+__all__ = ["CUTS", "gpt", "lstm", "mlp", "resnet18", "tied_gpt", "vit"]
 
 #: For each model, the submodules at which all stages but the first begin.
 CUTS = {
     "mlp": ["3", "6", "9"],
     "resnet18": ["layer2", "layer3", "layer4"],
     "gpt": ["h.1", "h.2", "h.3"],
+    "tied_gpt": ["positions", "h.2", "head"],
     "lstm": ["2", "3", "4"],
     "vit": ["h.1", "h.2", "h.3"],
 }
@@ -90,22 +91,37 @@ class Block(nn.Module):
         return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
 
 
+class Positions(nn.Module):
+    """Adds a vector of its own to each step of (B, T, W)."""
+
+    def __init__(self, steps: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(steps, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.weight[: x.shape[1]]
+
+
 class Gpt(nn.Module):
     """A small GPT over characters (Radford et al. 2019): ids (B, T) to logits (B, T, V)."""
 
-    def __init__(self, vocabulary: int, width: int, layers: int, heads: int, steps: int) -> None:
+    def __init__(
+        self, vocabulary: int, width: int, layers: int, heads: int, steps: int, *, tied: bool
+    ) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Parameter(torch.empty(steps, width))
+        self.positions = Positions(steps, width)
         self.h = nn.ModuleList(Block(width, heads, causal=True) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocabulary)
+        self.head = nn.Linear(width, vocabulary, bias=not tied)
+        if tied:
+            self.head.weight = self.tokens.weight
         for parameter in self.parameters():
             if parameter.ndim > 1:  # as in GPT-2; larger embeddings drown what blocks add to them
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.tokens(ids) + self.positions[: ids.shape[1]]
+        x = self.positions(self.tokens(ids))
         for block in self.h:
             x = block(x)
         return self.head(self.norm(x))
@@ -114,7 +130,14 @@ class Gpt(nn.Module):
 def gpt(
     vocabulary: int = 65, width: int = 128, layers: int = 4, heads: int = 4, steps: int = 64
 ) -> Gpt:
-    return Gpt(vocabulary, width, layers, heads, steps)
+    return Gpt(vocabulary, width, layers, heads, steps, tied=False)
+
+
+def tied_gpt(
+    vocabulary: int = 65, width: int = 128, layers: int = 4, heads: int = 4, steps: int = 64
+) -> Gpt:
+    """The same with one set of weights as embedding and head."""
+    return Gpt(vocabulary, width, layers, heads, steps, tied=True)
 
 
 class Recurrent(nn.Module):
