@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,23 @@ def test_gradients_may_come_in_another_vector_each_time() -> None:
     for index in range(3):
         step(optimizer, params, np.empty_like(params), index)
     np.testing.assert_array_equal(params, plain("Adam", {}, 3))
+
+
+def test_steps_are_not_told_to_the_profiler_which_costs_as_much_as_a_small_one() -> None:
+    optimizer, params = started("SGD", {})
+    tensor = torch.nn.Parameter(torch.ones(3))
+    tensor.grad = torch.ones(3)
+    of_pytorch = torch.optim.SGD([tensor], lr=0.1, fused=True)
+
+    def told(make_step: Callable[[], object]) -> list[str]:
+        with torch.autograd.profiler.profile() as seen:
+            make_step()
+        return [one.name for one in seen.function_events]
+
+    names = told(of_pytorch.step)
+    assert "Optimizer.step#SGD.step" in names and "aten::_fused_sgd_" in names
+    names = told(lambda: step(optimizer, params, numbers(0), 0))
+    assert "Optimizer.step#SGD.step" not in names and "aten::_fused_sgd_" in names
 
 
 def test_a_stage_without_weights_needs_no_optimizer() -> None:

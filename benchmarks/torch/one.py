@@ -37,11 +37,13 @@ from asyncdni import experiment
 from asyncdni.data import identify, open_batches
 
 #: The schedules of those ways that are not named after one. `recipe` is that of launch/mnist.toml:
-#: after the first epoch the true gradients of every 16th batch train the generators.
+#: after the first epoch the true gradients of every 16th batch train the generators, and workers
+#: are sent many batches ahead.
 SCHEDULES: dict[str, dict[str, Any]] = {
     **{way: {"name": "locked"} for way in ("plain", "accumulated", "alone", "pipelining")},
     "recipe": {"name": "synthetic", "fit_every": 16, "fit_first": 235},
 }
+LIMITS: dict[str, dict[str, Any]] = {"recipe": {"window": 64}}
 STAGES, MICROBATCHES, RATE, MOMENTUM = 4, 4, 0.05, 0.9
 #: The steps of a sample of text, over which its loss is summed.
 WINDOW = 64
@@ -94,6 +96,7 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
         "schedule": schedule,
         "optimizer": {"name": "sgd", "learning_rate": rate(args), "momentum": MOMENTUM},
         "links": {"latency": args.latency},
+        "limits": LIMITS.get(args.way, {}),
         "run": run,
     }
 
