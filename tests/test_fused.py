@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from each import each
 
+from asyncdni import config
+from asyncdni.network import Node
 from asyncdni.nn import fused
 from asyncdni.nn.base import Array, Slot
 from asyncdni.nn.layers.activations import Relu
 from asyncdni.nn.layers.normalisation import BatchNorm, BatchNorm2d, rectify_in_norms
 from asyncdni.nn.optimizers import Adam, Sgd
+from asyncdni.stages.numpy.block import Block, Pace
 
 TYPE = np.dtype(np.float32)
 
@@ -130,6 +133,22 @@ def test_a_batch_norm_gives_what_the_relu_behind_it_would(shape: tuple[int, ...]
         apart = norm_and_relu(shape, joined=False)
         assert np.isnan(apart[0]).any() and (apart[0] == 0).any()
         assert_same_bits((apart, norm_and_relu(shape, joined=True)))
+
+
+@each("width, loaded", [(15, False), (16, True)])
+def test_stages_too_small_to_win_back_the_start_do_without(
+    prepared: None, width: int, loaded: bool
+) -> None:
+    shape = (1024,)
+    node = Node(
+        *("wide", 0, "stages[0] (wide)", ("data",), ("top",), "concat", (shape,), shape, (width,)),
+        loss=None,
+        answers=False,
+        own_loss=False,
+        layers=({"dense": {"width": width, "bias": False}},),
+    )
+    Block(node, config.Adam(), dtype=TYPE, seed=0, pace=Pace(1, 1))
+    assert (TYPE in fused._prepared) is loaded
 
 
 @each("value, wanted", [("1", False), ("0", True)])

@@ -18,7 +18,11 @@ import numpy as np
 
 from asyncdni.nn.base import Array
 
-__all__ = ["Loops", "loops_of", "prepare"]
+__all__ = ["PAYS_FROM", "Loops", "loops_of", "prepare"]
+
+#: From so many weights of a stage on the loops are worth what it takes to load them: over a second
+#: of CPU time and 120 MB in each process. Smaller ones win that back after some 10,000 batches.
+PAYS_FROM = 1 << 14
 
 
 class Loops(NamedTuple):

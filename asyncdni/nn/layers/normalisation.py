@@ -166,7 +166,8 @@ def _number(name: str, value: object, expected: str, *, above: float, most: floa
 def rectify_in_norms(layers: Sequence[Layer]) -> None:
     """Let each batch norm that a relu follows do the forward of both, with the same numbers."""
     for norm, relu in pairwise(layers):
-        if type(norm) in (BatchNorm, BatchNorm2d) and type(relu) is Relu:
+        ours = type(norm) is BatchNorm or type(norm) is BatchNorm2d  # no class made of them
+        if isinstance(norm, BatchNorm) and ours and type(relu) is Relu:
             norm.rectify_for(relu)
 
 

@@ -345,7 +345,7 @@ class Block:
         self._first_batch = FirstBatch(_layer_names(node), shapes, dtype, ends)
         self._params, self._grads = flatten(self._layers)
         self._modules = _bound(self._layers, computing)
-        if not self._modules:
+        if not self._modules and self._params.size >= fused.PAYS_FROM:
             fused.prepare(dtype)
         if node.weights:  # weights start as the named stage's; other random streams are its own
             there, _ = _built(node, node.weights, dtype, seed, allow_import)
