@@ -81,7 +81,7 @@ def test_they_survive_the_wire() -> None:
 
 def test_they_survive_a_snapshot() -> None:
     state = {"low": [Part("", arrays())]}
-    kept = snapshot(state["low"])
+    kept = snapshot(state["low"], copied=True)
     other = {"low": [Part("", {name: np.zeros_like(a) for name, a in arrays().items()})]}
     restore(other, {"low": kept})
     check(other["low"][0].arrays, arrays())
