@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from asyncdni.errors import ConfigError  # noqa: E402
 from asyncdni.nn.torch import balance  # noqa: E402
 from asyncdni.nn.torch.cut import Trace, trace  # noqa: E402
-from asyncdni.nn.torch.model import check_parts  # noqa: E402
+from asyncdni.nn.torch.model import check_parts, part_maker  # noqa: E402
 from asyncdni.nn.torch.recurrent import OneStep  # noqa: E402
 
 SAMPLES = 4
@@ -321,6 +321,15 @@ def test_a_model_whose_own_backward_fails_is_refused_in_one_line() -> None:
     whole = traced(models.fails_backward, (6,))
     with pytest.raises(ConfigError, match=message):
         balance.choose_cuts(real(models.fails_backward), whole, (6,), 2, 4)
+
+
+def test_a_part_that_changes_its_input_is_tried_without_a_word(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """torch.fx would print a stack."""
+    part = part_maker(True)("torch_models:fails_backward", [6], begin="last")
+    assert part.output_shape((6,)) == (3,)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_change_in_place_across_a_cut_is_refused() -> None:
