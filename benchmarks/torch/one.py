@@ -47,6 +47,9 @@ LIMITS: dict[str, dict[str, Any]] = {"recipe": {"window": 64}}
 STAGES, MICROBATCHES, RATE, MOMENTUM = 4, 4, 0.05, 0.9
 #: The steps of a sample of text, over which its loss is summed.
 WINDOW = 64
+#: Models whose stages have several products each: going back through them in two halves repeats
+#: most of the way, and is not worth it in a pipeline (see docs/torch.md).
+DEEP = "gpt", "tied_gpt", "resnet18"
 #: The models that learn a text.
 TEXT = "gpt", "tied_gpt", "lstm"
 
@@ -84,7 +87,7 @@ def tables(args: argparse.Namespace) -> dict[str, Any]:
         data = {"name": args.data, "batch_size": 256, "planes": args.model == "resnet18"}
     schedule = dict(SCHEDULES.get(args.way, {"name": args.way}))
     if schedule["name"] in ("1f1b", "gpipe"):
-        schedule["microbatches"] = MICROBATCHES
+        schedule |= {"microbatches": MICROBATCHES, "split_backward": args.model not in DEEP}
     run = {"epochs": args.epochs, "seed": args.seed, "evaluate_every": float(args.epochs)}
     if args.steps:
         run["max_steps"] = args.steps
@@ -182,8 +185,12 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
     samples, start = 0, time.perf_counter()
     for x, y in data.train():
         optimizer.zero_grad()
+        # By a power of two the loss may be divided in place of gradients, which have the same bits.
+        within = len(x) if len(x) == data.size else 1
         for some, targets in zip(x.split(size), y.split(size), strict=True):
-            (summed(model(some), targets) / len(x)).backward()
+            (summed(model(some), targets) / within).backward()
+        for parameter in model.parameters() if within == 1 else ():
+            parameter.grad.div_(len(x))
         optimizer.step()
         samples += len(x)
     speed = samples / (time.perf_counter() - start)
