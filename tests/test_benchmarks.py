@@ -342,7 +342,7 @@ def test_compressed_links_are_held_against_their_targets(tmp_path: Path) -> None
                 runs.found[key] = {"key": key, **one}
     assert script.claim(runs).count("| met |") == 2
     assert "| `int8` | 5 " in script.rows_table(runs)
-    runs.found["predicted, int8/1"]["samples_per_s"] = 700
+    runs.found["speed, int8/1"]["samples_per_s"] = 700
     assert script.claim(runs).count("| missed |") == 1
 
 
