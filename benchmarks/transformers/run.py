@@ -90,8 +90,9 @@ LATE = {
     "Muon, error feedback": (FED, MUON),
     "SOAP": (DELAYED, SOAP),
 }
-WITH_MUON, MUON_1, MUON_7 = (
+WITH_MUON, BARE_MUON, MUON_1, MUON_7 = (
     "backprop, Muon",
+    "readout, Muon",
     "delayed by 1, Muon, error feedback",
     "delayed by 7, Muon",
 )
@@ -106,7 +107,7 @@ RULES = {
     "readout, full block, learns from every 4th batch": Rule(readout(blocks=1, learn_every=4)),
     "local loss, own head": Rule({"name": "local_loss"}),
     WITH_MUON: Rule({"name": "locked"}, MUON),
-    "readout, Muon": Rule(readout(), MUON),
+    BARE_MUON: Rule(readout(), MUON),
     **{
         f"delayed by {lag}, {name}": Rule(schedule, optimizer, lag=lag)
         for lag in (1, 7)
@@ -146,12 +147,12 @@ COPIES = tuple(name for name, rule in RULES.items() if rule.tuned_as == BARE)
 PARTS = (
     Part(8, STEPS, (BACKPROP, BARE)),
     Part(4, STEPS, (BACKPROP, BARE, *COPIES)),
-    Part(8, STEPS, (BACKPROP, BARE, WITH_MUON, MUON_1, MUON_7)),
+    Part(8, STEPS, (BACKPROP, BARE, WITH_MUON, BARE_MUON, MUON_1, MUON_7)),
     Part(4, STEPS, (BACKPROP, BARE), FIRST),
 )
 #: Of these no more than the runs that choose a rate.
 BRIEFLY = (
-    *(WITH_MUON, "readout, Muon"),
+    *(WITH_MUON, BARE_MUON),
     *(rule for rule in RULES if rule.startswith("delayed")),
     *("readout, narrow block", "readout, full block"),
     "readout, full block, learns from every 4th batch",
