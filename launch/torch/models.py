@@ -109,8 +109,8 @@ class Gpt(nn.Module):
         self, vocabulary: int, width: int, layers: int, heads: int, steps: int, *, tied: bool
     ) -> None:
         super().__init__()
+        self.positions = Positions(steps, width)  # first, so that a seed draws what it always has
         self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = Positions(steps, width)
         self.h = nn.ModuleList(Block(width, heads, causal=True) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=not tied)
