@@ -483,7 +483,7 @@ class Enrolled(Message, frozen=True, tag=True):
     silence_s: float  # how often to beat: see `beat.Heart`
     coordinator_s: float = 0.0  # how long to wait for a coordinator that has died
     term: int = 0  # the coordinator's, as in `Welcome`; 0: it does not take logs
-    spares: int = 1  # how many processes are to wait for workers that are started later
+    libraries: list[str] = []  # that its workers need: see `launch.forkserver.LIBRARIES`
 
 
 class Engage(Message, frozen=True, tag=True):

@@ -62,7 +62,6 @@ def test_workers_of_an_agent_that_has_left_go_where_there_is_the_least_to_do() -
     assert scene.elastic.taken_over(scene.now) == {"b": 2, "c": 2}
     assert scene.elastic.where == {"a": 0, "b": 2, "c": 2, "d": 2}
     assert scene.elastic.taken_over(scene.now) == {}
-    assert [scene.elastic.most_at_once(rank) for rank in range(3)] == [0, 1, 2]
     assert scene.elastic.absent(1) == ["b", "c"] and scene.elastic.absent(2) == []
 
 

@@ -15,7 +15,13 @@ from processes import until
 from asyncdni.core.liveness import Sight
 from asyncdni.errors import LaunchError
 from asyncdni.launch import local
-from asyncdni.launch.local import LocalLauncher, own_command, typed_command
+from asyncdni.launch.forkserver import Forked
+from asyncdni.launch.local import (
+    LocalLauncher,
+    own_command,
+    start_fork_server,
+    typed_command,
+)
 
 Exited = tuple[str, int, str]
 
@@ -202,85 +208,168 @@ def test_a_command_to_be_typed_reaches_a_socket_that_listens_everywhere() -> Non
     )
 
 
-# --- the spare process ---------------------------------------------------------------------------
+# --- the fork server -----------------------------------------------------------------------------
 
 HELP = own_command(["worker", "--help"])
-#: Says which process it is, and waits for the end of its parent.
-NOT_OURS = script(SAY_PID_AND_SLEEP)
+#: Waits for a coordinator that never comes.
+WAITING = own_command(["worker", "--stage", "a", "--coordinator", "tcp://127.0.0.1:9"])
+forking = pytest.mark.skipif(sys.platform != "linux", reason="this system has no subreapers")
 
 
-def _spare_of(launcher: LocalLauncher) -> int:
-    """Has a launcher look after its processes until it has a spare; returns that one's id."""
-
-    def found() -> int | None:
-        launcher.exited()
-        return launcher._waiting[0].pid if launcher._waiting else None
-
-    return until(found, "a spare process")
+def _server_of(launcher: LocalLauncher) -> int:
+    """The process id of a launcher's fork server."""
+    assert launcher._server is not None
+    return launcher._server.pid
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Launchers have a spare as soon as they look."""
-    monkeypatch.setattr(local, "_SPARE_AFTER_S", 0.0)
+def _forked(launcher: LocalLauncher, name: str = "a") -> Forked:
+    """The worker's process, which a fork server has forked."""
+    process = launcher._processes[name].process
+    assert isinstance(process, Forked)
+    return process
 
 
-@pytest.mark.usefixtures("at_once")
-def test_a_spare_becomes_the_worker_that_is_started_again_with_its_log_and_its_end(
-    tmp_path: Path,
-) -> None:
-    with LocalLauncher(tmp_path, spares=1) as launcher:
-        launcher.start({"a": HELP})
-        spare = _spare_of(launcher)
-        until(lambda: not launcher.running(), "the end of the first")
-        launcher.restart("a")
-        assert launcher._processes["a"].process.pid == spare
-        assert until(launcher.exited, "its end")[0][:2] == ("a", 0)
-        assert (tmp_path / "a.log").read_text().count("usage: asyncdni worker") == 2
-        another = _spare_of(launcher)
-    assert another != spare and not Path(f"/proc/{another}").exists()
-
-
-@pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("command", [HELP, NOT_OURS], ids=["dead", "another"])
-def test_a_spare_that_is_dead_or_unlike_the_command_is_no_loss(
-    tmp_path: Path, command: list[str]
-) -> None:
-    with LocalLauncher(tmp_path, spares=1) as launcher:
-        launcher.start({"a": command})
-        spare = _spare_of(launcher)
-        if command is HELP:
-            os.kill(spare, signal.SIGKILL)
-            until(lambda: not _lives(spare), "its end")
-        launcher.restart("a")
-        assert launcher._processes["a"].process.pid != spare
-        until(lambda: not Path(f"/proc/{spare}").exists(), "the end of the spare")
-        launcher.stop(0)
-
-
-def test_as_many_spares_as_are_asked_for_become_the_workers_that_are_started(
-    tmp_path: Path,
-) -> None:
-    """As in an agent that is told how many workers it gets."""
+@forking
+def test_workers_are_forked_by_one_server_with_their_logs_and_their_ends(tmp_path: Path) -> None:
     with LocalLauncher(tmp_path) as launcher:
-        launcher.prepare(2)
-        spares = {one.pid for one in launcher._waiting}
-        launcher.start({name: HELP for name in ("a", "b", "c")})
-        started = {name: one.process.pid for name, one in launcher._processes.items()}
-        assert {started["a"], started["b"]} == spares and started["c"] not in spares
+        launcher.start({"a": HELP, "b": own_command(["worker"])})
+        server = _server_of(launcher)
+        ended: dict[str, int] = {}
+        until(lambda: ended.update({e[0]: e[1] for e in launcher.exited()}) or len(ended) == 2, "")
+        launcher.restart("a")
+        assert until(launcher.exited, "its end")[0][:2] == ("a", 0)
+        assert _server_of(launcher) == server
+    assert ended == {"a": 0, "b": 2}
+    assert (tmp_path / "a.log").read_text().count("usage: asyncdni worker") == 2
+    assert "required: --stage" in (tmp_path / "b.log").read_text()
+    assert not Path(f"/proc/{server}").exists()
+
+
+@forking
+def test_a_forked_worker_is_a_child_of_the_launcher_and_shows_its_own_command(
+    launcher: LocalLauncher,
+) -> None:
+    launcher.start({"a": WAITING})
+    process = _forked(launcher)
+    pid = until(lambda: process.poll() or process.pid, "the process")
+    shown = Path(f"/proc/{pid}/cmdline")
+    until(lambda: shown.read_bytes().rstrip(b"\0").split(b"\0")[1:] == _encoded(WAITING[1:]), "it")
+    assert int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == os.getpid()
+    assert os.getsid(pid) == pid
+    assert launcher.look("a") is not Sight.UNSEEN
+    os.kill(pid, signal.SIGKILL)
+    assert until(launcher.exited, "its end")[0][:2] == ("a", -signal.SIGKILL)
+
+
+@forking
+def test_forked_workers_draw_differently_where_users_code_seeds_nothing(
+    launcher: LocalLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy's own state would be copied by a fork."""
+    drawing = "import atexit\natexit.register(lambda: print(__import__('numpy').random.random()))"
+    (tmp_path / "sitecustomize.py").write_text(drawing)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    launcher.start({"a": HELP, "b": HELP})
+    until(lambda: launcher.exited() is not None and not launcher.running(), "their ends")
+    drawn = [(tmp_path / f"{name}.log").read_text().splitlines()[-1] for name in ("a", "b")]
+    assert 0.0 <= float(drawn[0]) < 1.0 and drawn[0] != drawn[1]
+
+
+def _encoded(words: list[str]) -> list[bytes]:
+    return [os.fsencode(word) for word in words]
+
+
+@forking
+def test_what_is_stopped_before_it_has_been_forked_is_never_there(tmp_path: Path) -> None:
+    with LocalLauncher(tmp_path) as launcher:
+        launcher.start({"a": WAITING, "b": WAITING})
+        processes = [_forked(launcher, name) for name in ("a", "b")]
+        launcher.stop(0)
+    assert not any(one.pid and _lives(one.pid) for one in processes)
+
+
+@forking
+def test_a_server_that_ends_while_it_imports_is_no_loss(launcher: LocalLauncher) -> None:
+    launcher.start({"a": HELP})
+    os.kill(_server_of(launcher), signal.SIGKILL)
+    assert until(launcher.exited, "its end")[0][:2] == ("a", 0)
+    assert isinstance(launcher._processes["a"].process, subprocess.Popen)
+
+
+@forking
+def test_a_server_that_hangs_is_given_up_at_the_next_start(launcher: LocalLauncher) -> None:
+    launcher.start({"a": HELP})
+    server = _server_of(launcher)
+    os.kill(server, signal.SIGSTOP)
+    launcher.restart("a")
+    assert until(launcher.exited, "its end")[0][:2] == ("a", 0)
+    assert isinstance(launcher._processes["a"].process, subprocess.Popen)
+    assert not Path(f"/proc/{server}").exists()
+
+
+@forking
+def test_a_server_that_ends_later_has_a_successor(launcher: LocalLauncher) -> None:
+    launcher.start({"a": HELP})
+    until(launcher.exited, "its end")
+    first = _server_of(launcher)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: not _lives(first), "its end")
+    launcher.restart("a")
+    assert until(launcher.exited, "its end")[0][:2] == ("a", 0)
+    assert _server_of(launcher) != first and not Path(f"/proc/{first}").exists()
+
+
+@forking
+def test_a_server_for_other_threads_is_closed(tmp_path: Path) -> None:
+    given = start_fork_server(threads=1)
+    assert given is not None
+    with LocalLauncher(tmp_path, threads=2, server=given) as launcher:
+        launcher.start({"a": HELP})
+        assert _server_of(launcher) != given.pid and not Path(f"/proc/{given.pid}").exists()
         launcher.stop(0)
 
 
-def test_a_spare_leaves_when_the_process_that_has_started_it_is_killed() -> None:
+@forking
+def test_nothing_is_forked_where_another_thread_runs(
+    launcher: LocalLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the tracers and debuggers start one that come with the user's Python."""
+    start = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()"
+    (tmp_path / "sitecustomize.py").write_text(start)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    launcher.start({"a": HELP})
+    assert until(launcher.exited, "its end")[0][:2] == ("a", 0)
+    assert isinstance(launcher._processes["a"].process, subprocess.Popen)
+
+
+def test_nobody_has_to_have_a_server(
+    launcher: LocalLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNCDNI_FORK", "0")
+    launcher.start({"a": HELP})
+    assert until(launcher.exited, "its end")[0][:2] == ("a", 0)
+    assert launcher._server is None
+
+
+@forking
+def test_a_library_that_can_not_be_loaded_is_left_to_the_worker(launcher: LocalLauncher) -> None:
+    launcher._libraries = ["no such library"]
+    launcher.start({"a": HELP})
+    assert until(launcher.exited, "its end")[0][:2] == ("a", 0)
+    assert isinstance(launcher._processes["a"].process, Forked)
+
+
+@forking
+def test_a_server_leaves_when_the_process_that_has_started_it_is_killed() -> None:
     code = (
-        "from asyncdni.launch.local import start_spare\nimport signal\n"
-        "print(start_spare().pid, flush=True)\nsignal.pause()"
+        "from asyncdni.launch.local import start_fork_server\nimport signal\n"
+        "print(start_fork_server().pid, flush=True)\nsignal.pause()"
     )
     with subprocess.Popen(script(code), stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        spare = int(parent.stdout.readline())
+        server = int(parent.stdout.readline())
         parent.kill()
-    until(lambda: not _lives(spare), "the end of the spare")
+    until(lambda: not _lives(server), "the end of the server")
 
 
 def _lives(pid: int) -> bool:

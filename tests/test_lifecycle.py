@@ -51,7 +51,7 @@ def _patch_workers(site: Site, code: str) -> dict[str, str]:
     """The environment in which each worker runs `code` before anything else."""
     guarded = "import sys\nif 'worker' in sys.orig_argv:\n" + indent(code, "    ")
     site.write("patch/sitecustomize.py", guarded)
-    return {"PYTHONPATH": str(site.folder / "patch")}
+    return {"PYTHONPATH": str(site.folder / "patch"), "ASYNCDNI_FORK": "0"}
 
 
 # --- the same numbers, over however many processes -----------------------------------------------
@@ -314,6 +314,7 @@ def test_a_worker_that_hangs_before_its_first_word_is_replaced(site: Site) -> No
     finished = site.run(
         *("train", "tiny.toml", "--out", "run", "--set", "limits.startup_s=8"),
         PYTHONPATH=str(site.folder / "patch"),
+        ASYNCDNI_FORK="0",  # each process of a worker runs the patch
     )
     assert (finished.code, finished.err) == (0, "")
     lost = records(site.folder / "run", "lost")

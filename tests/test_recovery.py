@@ -230,6 +230,7 @@ def test_a_stage_upstream_of_the_dead_learns_while_it_is_away(site: Site) -> Non
         *("--set", "run.epochs=200", "--set", "run.evaluate_every=200"),
         *("--set", "checkpoint.every=never"),  # at a barrier all wait for all
         PYTHONPATH=str(site.folder / "patch"),
+        ASYNCDNI_FORK="0",  # each process of a worker runs the patch
     )
     until_learning(site, "one", 20)
     kill(site, "three")
@@ -273,6 +274,7 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_after_the_limit(site: S
     command = site.start(
         *("train", "three.toml", "--out", "run", "--set", "recovery.restarts=3"),
         PYTHONPATH=str(site.folder / "patch"),
+        ASYNCDNI_FORK="0",  # each process of a worker runs the patch
     )
     until_learning(site, "two", 3)
     kill(site, "two")

@@ -21,7 +21,7 @@ from asyncdni.cluster.agent import Means, serve
 from asyncdni.cluster.engines import find_place
 from asyncdni.cluster.ssh import Line, receive_keys, say_part
 from asyncdni.errors import ConfigError
-from asyncdni.launch.local import start_spare
+from asyncdni.launch.local import start_fork_server
 from asyncdni.wire.address import private_folder
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
@@ -71,5 +71,5 @@ def run(args: argparse.Namespace) -> int:
         )
         if line is not None:
             means = replace(means, abandoned=line.has_ended, takes_part=say_part)
-        serve(place, "", replace(means, spare=start_spare()))
+        serve(place, "", replace(means, server=start_fork_server()))
     return 0

@@ -41,7 +41,7 @@ from asyncdni.cluster.ssh import Connections
 from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError
 from asyncdni.imports import import_flags
 from asyncdni.launch.display import make_display
-from asyncdni.launch.local import own_command, start_spare
+from asyncdni.launch.local import own_command, start_fork_server
 from asyncdni.store.mirror import fetch_run
 from asyncdni.store.resume import continued_experiment, is_complete
 from asyncdni.store.run import EXPERIMENT, open_run
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
         return _alone(args, chosen)
     means = Means(keys, worker_flags(args), args.allow_import, args.timeout)
     if place.rank:
-        serve(place, digest(chosen), replace(means, spare=start_spare()))
+        serve(place, digest(chosen), replace(means, server=start_fork_server()))
         return 0
     if chosen.recovery.coordinator_s and KEPT not in os.environ:
         return _kept(args, chosen, place, means, "")
@@ -241,7 +241,7 @@ def _kept(
         command = own_command([*args.words, f"--out={folder}"])
         restarts, patience_s = recovery.restarts, recovery.coordinator_s
         with Keeper(command, sockets, folder, restarts, patience_s) as keeper:
-            serve(place, digest(chosen), replace(means, keeper=keeper, spare=start_spare()))
+            serve(place, digest(chosen), replace(means, keeper=keeper, server=start_fork_server()))
             return keeper.code()
 
 

@@ -40,8 +40,8 @@ from asyncdni.drivers.real.coordinator import Stops
 from asyncdni.drivers.real.machine import usable_cores, usable_gpus
 from asyncdni.errors import AsyncDNIError, Interrupted, LaunchError, by_name
 from asyncdni.imports import Allowed
+from asyncdni.launch.forkserver import LIBRARIES, SERVER_BYTES, ForkServer
 from asyncdni.launch.local import LocalLauncher, worker_command
-from asyncdni.launch.spare import SPARE_BYTES, Spare
 from asyncdni.messages import (
     PROTOCOL_VERSION,
     Dismiss,
@@ -91,7 +91,7 @@ class Means:
     abandoned: Callable[[], bool] = field(default=lambda: False)  # nobody waits for it any more
     takes_part: Callable[[bool], None] = field(default=lambda _: None)  # called at both ends
     keeper: Keeper | None = None  # of the coordinator, where that is a child of this agent
-    spare: Spare | None = None  # a process for its first worker, which imports meanwhile
+    server: ForkServer | None = None  # forks its workers; it imports what they need meanwhile
 
 
 def serve(place: Place, digest: str, means: Means) -> None:
@@ -106,8 +106,8 @@ def serve(place: Place, digest: str, means: Means) -> None:
     """
     assert place.coordinator is not None, "a place among several ranks has an address"
     with ExitStack() as stack:
-        if means.spare is not None:
-            stack.callback(means.spare.close)
+        if means.server is not None:
+            stack.callback(means.server.close)
         transport = AgentTransport(place.coordinator, means.keys)
         stack.callback(transport.close, _LINGER_S)
         stops = Stops()
@@ -116,8 +116,8 @@ def serve(place: Place, digest: str, means: Means) -> None:
 
 
 def this_host() -> Host:
-    """Return what this machine has for workers, beside the spare process."""
-    memory = max(memory_bytes() - SPARE_BYTES, 0)
+    """Return what this machine has for workers, beside the fork server."""
+    memory = max(memory_bytes() - SERVER_BYTES, 0)
     return Host(len(usable_cores()) or os.cpu_count() or 1, memory, usable_gpus())
 
 
@@ -243,10 +243,10 @@ class _Agent:
         self._enrolled = enrolled
         self._means.takes_part(True)
         where = self._log_folder(enrolled)
+        libraries = [name for name in enrolled.libraries if name in LIBRARIES]
         self._launcher = self._stack.enter_context(
-            LocalLauncher(where, enrolled.threads, spares=enrolled.spares, spare=self._means.spare)
+            LocalLauncher(where, enrolled.threads, libraries=libraries, server=self._means.server)
         )
-        self._launcher.prepare(len(enrolled.workers))  # they import until they are engaged
         heart = Heart(
             self._place.coordinator or "",
             self._transport.identity,

@@ -251,17 +251,6 @@ class Elastic:
         """The workers that are to come back to a rank: others have taken them over."""
         return [name for name, home in self._home.items() if home == rank != self.where[name]]
 
-    def most_at_once(self, rank: int) -> int:
-        """How many workers a rank may have to take over when another one leaves, if all have the
-        memory."""
-        most, ranks = 0, {*self._home.values(), *self._ranks}
-        for gone in ranks - {rank}:
-            lost = [name for name, home in self._home.items() if home == gone]
-            room = dict.fromkeys(ranks - {gone}, math.inf)
-            found = spread(lost, self._home, self._costs, self._needs, room)
-            most = max(most, list(found.values()).count(rank))
-        return most
-
     def _is_back(self, rank: int, now: float) -> bool:
         since_s = self._ranks[rank].since_s if self._is_here(rank, now) else now
         return now - since_s >= max(self._options.away_s, _READY_S)

@@ -22,7 +22,7 @@ from asyncdni.imports import Allowed
 from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
 from asyncdni.launch.train import design_of
-from asyncdni.plan.build import Design
+from asyncdni.plan.build import Design, worker_libraries
 from asyncdni.plan.sizes import worker_bytes, worker_operations
 from asyncdni.report.tensorboard import EventFiles
 from asyncdni.report.traces import merged_at_end
@@ -90,15 +90,14 @@ def lead(run: Run, rendezvous: Rendezvous, observers: Sequence[Observer]) -> dic
         own = None
         if rendezvous.own_rank is not None:
             logs, threads = run.folder / LOGS, run.experiment.run.threads
-            spares = min(run.experiment.recovery.restarts, 1)
-            if elastic is not None:
-                spares = max(spares, elastic.most_at_once(rendezvous.own_rank))
-            own = stack.enter_context(LocalLauncher(logs, threads, spares=spares))
+            libraries = worker_libraries(design)
+            own = stack.enter_context(LocalLauncher(logs, threads, libraries=libraries))
         stack.push(rendezvous.dismiss)  # before this process waits for its own workers
 
         def launch(address: str) -> Rendezvous:
             work = _work(run, where, needs, rendezvous.meeting.reached(address))
-            return rendezvous.begin(dataclasses.replace(work, elastic=elastic), own)
+            work = dataclasses.replace(work, libraries=worker_libraries(design), elastic=elastic)
+            return rendezvous.begin(work, own)
 
         if run.trace:
             stack.enter_context(merged_at_end(run.folder, workers))

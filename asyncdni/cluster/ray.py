@@ -24,7 +24,7 @@ from asyncdni.cluster.engines import Place
 from asyncdni.cluster.ssh import keys_line, receive_keys
 from asyncdni.errors import AsyncDNIError, ConfigError, LaunchError, legible
 from asyncdni.imports import Allowed
-from asyncdni.launch.local import start_spare
+from asyncdni.launch.local import start_fork_server
 from asyncdni.wire.address import private_folder
 from asyncdni.wire.curve import load_keys
 
@@ -212,7 +212,7 @@ class Agent:
                 if receive_keys(StringIO(keys), own):
                     flags = [*flags, "--keys", str(own)]
                 loaded = load_keys(own) if "--keys" in flags else None
-                serve(place, "", Means(loaded, flags, allow_import, spare=start_spare()))
+                serve(place, "", Means(loaded, flags, allow_import, server=start_fork_server()))
         except AsyncDNIError as error:
             return str(error)
         return ""

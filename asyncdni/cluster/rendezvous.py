@@ -121,6 +121,7 @@ class Work:
     silence_s: float  # after which an agent counts as gone
     startup_s: float  # that agents may take to come
     commands: Mapping[str, Sequence[str]]  # that start workers on the machine of rank 0
+    libraries: Sequence[str] = ()  # that workers need: see `launch.forkserver.LIBRARIES`
     coordinator_s: float = 0.0  # that agents wait for another coordinator
     term: int = 0  # of this coordinator, by which agents know whether they see its folder
     elastic: Elastic | None = None  # None: the placement holds for the whole run
@@ -555,10 +556,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
         if work.elastic is not None:
             work.elastic.came(enrol.rank, _host(enrol), agent.heard_s)
         names = self._workers(agent)
-        to_come, spares = list[str](), 1
-        if work.elastic is not None:
-            to_come = work.elastic.absent(enrol.rank)
-            spares = max(1, work.elastic.most_at_once(enrol.rank))
+        to_come = [] if work.elastic is None else work.elastic.absent(enrol.rank)
         self._transport.send(
             agent.peer,
             Enrolled(
@@ -569,7 +567,7 @@ class Rendezvous(AbstractContextManager["Rendezvous", None]):
                 silence_s=work.silence_s,
                 coordinator_s=work.coordinator_s,
                 term=work.term,
-                spares=spares,
+                libraries=[*work.libraries],
             ),
         )
         gpus = f", {enrol.gpus} GPUs" if enrol.gpus else ""

@@ -29,10 +29,10 @@ def main() -> None:
     assert spec is not None and spec.loader is not None
     sys.modules["asyncdni"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if sys.argv[1:] == ["--await"]:
-        from asyncdni.launch.spare import await_orders
+    if sys.argv[1:2] == ["--fork"]:
+        from asyncdni.launch.forkserver import serve_forks
 
-        await_orders()
+        serve_forks()  # returns in each process that it forks
     runpy.run_module("asyncdni", run_name="__main__", alter_sys=True)
 
 

@@ -20,14 +20,14 @@ from asyncdni.errors import Interrupted, LaunchError, legible
 from asyncdni.files import check_file
 from asyncdni.handover import VARIABLE, Handover
 from asyncdni.imports import PATH_VARIABLE, Allowed, import_flags, path_of_this_process
-from asyncdni.launch.spare import Spare
+from asyncdni.launch.forkserver import FORK_VARIABLE, Forked, ForkServer
 from asyncdni.wire.beat import PARENT_VARIABLE
 
 __all__ = [
     "LocalLauncher",
     "last_lines",
     "own_command",
-    "start_spare",
+    "start_fork_server",
     "typed_command",
     "worker_command",
 ]
@@ -54,9 +54,6 @@ _ERROR_GRACE_S = 0.5
 #: one that signal is no longer taken for the same request.
 _LEAVE_S, _SIGNALS_APART_S = 3.0, 0.4
 _TAIL_BYTES = 4096
-#: How long each start of a worker puts off the next spare: all starts come first, and what is over
-#: sooner needs none.
-_SPARE_AFTER_S = 2.0
 #: How long to wait for a killed process to end. One that waits for a disk may never end.
 _KILL_S = 2.0
 #: States of threads in Linux: stopped by a signal or a debugger; running, or waiting for a core or
@@ -78,14 +75,16 @@ def worker_command(stage: str, coordinator: str, *, allow_import: Allowed = Fals
     return own_command([*words, *import_flags(allow_import), *logs.flags()])
 
 
-def start_spare(threads: int = 1, handover: Handover | None = None) -> Spare:
-    """Start a process that can become any worker of a `LocalLauncher` with the same arguments.
-    Raises `LaunchError` if it can't be started."""
+def start_fork_server(threads: int = 1, handover: Handover | None = None) -> ForkServer | None:
+    """Start a process that can fork any worker of a `LocalLauncher` with the same arguments; None
+    where this system has none to give, or the user wants none."""
+    if os.environ.get(FORK_VARIABLE) == "0":
+        return None
     inherited = [] if handover is None else [handover.descriptor]
     try:
-        return Spare(own_command([]), _environment(threads, handover), inherited)
-    except OSError as error:
-        raise LaunchError(f"can't start another process: {error}") from error
+        return ForkServer(own_command([]), _environment(threads, handover), inherited)
+    except OSError:
+        return None
 
 
 def _environment(threads: int, handover: Handover | None) -> dict[str, str]:
@@ -97,11 +96,14 @@ def _environment(threads: int, handover: Handover | None) -> dict[str, str]:
     return {**os.environ, **own}
 
 
+_Process = subprocess.Popen[bytes] | Forked
+
+
 @dataclass(slots=True)
 class _Started:
     """One process of a worker."""
 
-    process: subprocess.Popen[bytes]
+    process: _Process
     log_start: int  # where in the worker's log the output of this process begins
     reported: bool = False
     looked: tuple[float, float] | None = None  # time and CPU time of the last look, in seconds
@@ -114,8 +116,8 @@ class LocalLauncher:
     this process's id, and leaves when this process has ended. As a context manager it stops the
     workers at the end. A worker's output is appended to its log.
 
-    `spares`: once all have been started, so many more processes wait to become the next workers
-    that are started; `spare`: the first such, if there is one already.
+    `libraries`: those of `forkserver.LIBRARIES` that workers need; `server`: a fork server that has
+    been started before.
     """
 
     def __init__(
@@ -124,18 +126,20 @@ class LocalLauncher:
         threads: int = 1,
         handover: Handover | None = None,
         *,
-        spares: int = 0,
-        spare: Spare | None = None,
+        libraries: Sequence[str] = (),
+        server: ForkServer | None = None,
     ) -> None:
         self._logs = logs
         self._handover = handover
         self._threads = threads
-        self._spares = spares
-        self._waiting = [] if spare is None else [spare]  # spare processes
-        self._spare_due_s = 0.0
+        self._libraries = libraries
+        self._server = server
+        self._forks = True  # whether a fork server is of use
+        if server is not None:
+            server.load(libraries)
         self._commands: dict[str, list[str]] = {}
         self._processes: dict[str, _Started] = {}
-        self._unreaped: list[subprocess.Popen[bytes]] = []  # killed, but not ended yet
+        self._unreaped: list[_Process] = []  # killed, but not ended yet
 
     def __enter__(self) -> Self:
         return self
@@ -150,13 +154,6 @@ class LocalLauncher:
             self._commands[name] = list(command)
             self._start(name)
 
-    def prepare(self, workers: int) -> None:
-        """Have so many spare processes now: as many workers are about to be started. What can't be
-        started is left to the start of the worker."""
-        with suppress(LaunchError):
-            while len(self._waiting) < workers:
-                self._waiting.append(start_spare(self._threads, self._handover))
-
     def restart(self, name: str) -> None:
         """Kill what is left of a worker's last process, and run its command again.
 
@@ -164,6 +161,9 @@ class LocalLauncher:
         """
         old = self._processes.pop(name, None)
         if old is not None:
+            if old.process.poll() is None and old.process.pid is None:
+                self._forks = False  # the fork server hangs
+                self._close_server()
             old.process.kill()  # does nothing if it has ended; SIGKILL also ends a stopped process
             if not _ended(old.process, _KILL_S):
                 self._unreaped.append(old.process)
@@ -172,7 +172,8 @@ class LocalLauncher:
     def look(self, name: str) -> Sight:
         """Tell what state a worker's process is in, judged by its CPU time since the last look."""
         one = self._processes.get(name)
-        found = None if one is None else _threads(one.process.pid)
+        pid = None if one is None else one.process.pid
+        found = None if pid is None else _threads(pid)
         if one is None or found is None:
             return Sight.UNSEEN
         states, cpu_s = found
@@ -191,9 +192,10 @@ class LocalLauncher:
         return "" if one is None else last_lines(self._log(name), one.log_start)
 
     def exited(self) -> list[tuple[str, int, str]]:
-        """Return (worker, exit code, last lines) of processes that have ended, each once."""
-        self._keep_spare()
+        """Return (worker, exit code, last lines) of processes that have ended, each once. Raises
+        `LaunchError` if one that was to be forked can't be started otherwise."""
         self._unreaped = [one for one in self._unreaped if one.poll() is None]
+        self._start_lost()
         ended = []
         for name, one in self._processes.items():
             code = one.process.poll()
@@ -227,9 +229,8 @@ class LocalLauncher:
         """Wait up to `grace_s` for all workers to leave, then kill them; Ctrl-C ends the wait."""
         deadline = time.monotonic() + grace_s
         processes = [one.process for one in self._processes.values()]
-        self._spares = 0
-        self._drop_spares()
         try:
+            self._close_server()
             for process in processes:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - time.monotonic()))
@@ -241,11 +242,11 @@ class LocalLauncher:
 
     def _start(self, name: str) -> None:
         command, environment = self._commands[name], _environment(self._threads, self._handover)
-        self._spare_due_s = max(self._spare_due_s, time.monotonic()) + _SPARE_AFTER_S
         try:
             check_file(self._log(name))
             with open(self._log(name), "ab") as log:
-                process = self._from_spare(name, environment) or subprocess.Popen(
+                begins = log.tell()  # before the process writes: it has the same position
+                process = self._forked(name, environment) or subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -254,34 +255,40 @@ class LocalLauncher:
                     env=environment,
                     pass_fds=[] if self._handover is None else [self._handover.descriptor],
                 )
-                self._processes[name] = _Started(process, log.tell())
+                self._processes[name] = _Started(process, begins)
         except OSError as error:
             self.stop(0)
             raise LaunchError(f"can't start worker {name}: {error}") from error
 
-    # --- spare processes -------------------------------------------------------------------------
+    # --- the fork server -------------------------------------------------------------------------
 
-    def _from_spare(self, name: str, environment: dict[str, str]) -> subprocess.Popen[bytes] | None:
-        """The process of a spare, which goes on as that worker; None where there is none."""
-        while self._waiting:
-            spare = self._waiting.pop(0)
-            process = spare.become(self._commands[name], environment, self._log(name))
-            if process is not None:
-                return process
-            spare.close()
-        return None
+    def _forked(self, name: str, environment: dict[str, str]) -> Forked | None:
+        """The process of a worker that the fork server is to fork; None where it can't."""
+        command, own = self._commands[name], own_command([])
+        if not self._forks or command[: len(own)] != own:
+            return None
+        if self._server is not None:
+            forked = self._server.fork(command, environment, self._log(name))
+            if forked is not None:
+                return forked
+            self._close_server()  # it has ended, or was begun for other workers
+        self._server = start_fork_server(self._threads, self._handover)
+        if self._server is None:
+            return None
+        self._server.load(self._libraries)
+        return self._server.fork(command, environment, self._log(name))
 
-    def _keep_spare(self) -> None:
-        """Have the spares once all workers have had their time to start."""
-        now, missing = time.monotonic(), len(self._waiting) < self._spares
-        if missing and self._processes and now >= self._spare_due_s:
-            self._spare_due_s = now + _SPARE_AFTER_S
-            self.prepare(self._spares)
+    def _start_lost(self) -> None:
+        """Start what the fork server has not come to: its processes can't be forked."""
+        for name, one in [*self._processes.items()]:
+            if isinstance(one.process, Forked) and one.process.poll() is None and one.process.lost:
+                self._forks = False
+                self._start(name)
 
-    def _drop_spares(self) -> None:
-        for spare in self._waiting:
-            spare.close()
-        self._waiting.clear()
+    def _close_server(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
@@ -302,7 +309,7 @@ def last_lines(log: Path, start: int) -> str:
     return " | ".join(legible(line, _LINE_CHARACTERS) for line in lines)
 
 
-def _ended(process: subprocess.Popen[bytes], within_s: float) -> bool:
+def _ended(process: _Process, within_s: float) -> bool:
     try:
         process.wait(within_s)
     except subprocess.TimeoutExpired:

@@ -34,7 +34,7 @@ from asyncdni.launch.conduct import Observer, check_host, conduct
 from asyncdni.launch.local import LocalLauncher, worker_command
 from asyncdni.launch.model import ModuleOptions, check_no_options, given_model, is_model
 from asyncdni.nn.metrics import metric_objects, object_name
-from asyncdni.plan.build import Design, check_targets, make_design
+from asyncdni.plan.build import Design, check_targets, make_design, worker_libraries
 from asyncdni.report.tensorboard import EventFiles
 from asyncdni.report.traces import merged_at_end
 from asyncdni.store.given import begin_with
@@ -425,9 +425,14 @@ def _launch(
     """Return a function that starts the workers once the run's folder is made, and moves `arrays`
     there. Raises `ConfigError` if this machine can't hold the workers."""
     check_host(design)
-    threads, restarts = design.experiment.run.threads, design.experiment.recovery.restarts
-    launcher = LocalLauncher(folder / "logs", threads, handover, spares=min(restarts, 1))
-    stack.enter_context(launcher)
+    launcher = stack.enter_context(
+        LocalLauncher(
+            folder / "logs",
+            design.experiment.run.threads,
+            handover,
+            libraries=worker_libraries(design),
+        )
+    )
 
     def launch(address: str) -> LocalLauncher:
         if arrays is not None:

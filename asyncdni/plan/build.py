@@ -65,7 +65,7 @@ from asyncdni.plan.readout import Forms, make_readout_generator, readout_stage
 from asyncdni.plan.readout import readout_forms as _readout_forms
 from asyncdni.plan.rules import late_gradients, learns_alone
 from asyncdni.plan.rules import make_worker as _make_worker
-from asyncdni.plan.sizes import check_messages
+from asyncdni.plan.sizes import check_messages, takes_loops
 from asyncdni.schedules.base import Groups
 from asyncdni.stages.base import Stage
 from asyncdni.stages.numpy.block import Block, Pace, make_rate_scale
@@ -94,6 +94,7 @@ __all__ = [
     "make_worker",
     "prepared",
     "readout_forms",
+    "worker_libraries",
 ]
 
 
@@ -529,10 +530,24 @@ def make_roster(
 
 def _compared_versions(chosen: config.Experiment) -> dict[str, str]:
     """Return the versions that all workers must have: PyTorch's only where it computes."""
+    found = software.versions()
+    in_torch = _computes_in_torch(chosen)
+    return found if in_torch else {name: found[name] for name in found if name != "torch"}
+
+
+def _computes_in_torch(chosen: config.Experiment) -> bool:
     optimizers = [experiment.stage_optimizer(chosen, stage) for stage in chosen.stages]
     layers = [layer for stage in chosen.stages for layer in stage.layers]
-    in_torch = any(isinstance(one, config.TorchOptimizer) for one in optimizers) or any(
+    return any(isinstance(one, config.TorchOptimizer) for one in optimizers) or any(
         is_module(layer) for layer in layers
     )
-    found = software.versions()
-    return found if in_torch else {name: found[name] for name in found if name != "torch"}
+
+
+def worker_libraries(design: Design) -> list[str]:
+    """Return which of `launch.forkserver.LIBRARIES` the workers of a design will load."""
+    found = []
+    if _computes_in_torch(design.experiment):
+        found.append("torch")
+    if any(takes_loops(node, design.allow_import) for node in design.network.nodes):
+        found.append("numba")
+    return found

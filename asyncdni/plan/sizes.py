@@ -22,6 +22,7 @@ from asyncdni.errors import ConfigError, ProtocolError
 from asyncdni.imports import Allowed
 from asyncdni.messages import DATA, Welcome
 from asyncdni.network import Network, Node, Shape
+from asyncdni.nn.fused import PAYS_FROM
 from asyncdni.nn.layers import LAYERS, is_module, make_layer
 from asyncdni.plan.plan import Group, Plan, shared_with
 from asyncdni.plan.readout import readout_forms
@@ -36,6 +37,7 @@ __all__ = [
     "memory_bytes",
     "stage_flops",
     "stage_work",
+    "takes_loops",
     "worker_bytes",
     "worker_operations",
 ]
@@ -232,6 +234,12 @@ def worker_operations(network: Network, group: Group, *, allow_import: Allowed =
         found += 2 * _parameters(node, allow_import) if flops is None else flops[0]
         found += sum(math.prod(shape) for _, shape in _layers(node, allow_import))
     return found
+
+
+def takes_loops(node: Node, allow_import: Allowed) -> bool:
+    """Return whether a stage will load the compiled loops of `nn.fused`, where numba is there."""
+    in_torch = any(is_module(layer) for layer in node.layers)
+    return not in_torch and _parameters(node, allow_import) >= PAYS_FROM
 
 
 def _parameters(node: Node, allow_import: Allowed) -> int:

@@ -145,7 +145,8 @@ class Machines:
         return int((self.run / "lock").read_text().split()[1])
 
     def children(self, rank: int) -> list[int]:
-        """The processes that an agent has started: workers, spares, for rank 0 the coordinator."""
+        """The processes that an agent has started: workers, their fork server, for rank 0 the
+        coordinator."""
         parent = self._agents[rank].pid
         everybody = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()]
         return [pid for pid in everybody if _parent(pid) == parent]
