@@ -277,17 +277,21 @@ def _is_forked(number: int, log: str) -> bool:
         os._exit(0 if worker > 0 else 1)
     while os.getppid() == parent:
         time.sleep(_ADOPTED_EVERY_S)
-    _answer(number, os.getpid())  # not before: the launcher can wait for its own children only
+    if not _answer(number, os.getpid()):  # not before: nobody can wait for another's child
+        os._exit(0)
     os.setsid()
     _redirect(log)
     np.random.seed()  # anew: otherwise forks would draw the same where users' code seeds nothing
     return True
 
 
-def _answer(number: int, pid: int) -> None:
-    """Tell the launcher which process an order has led to; 0: none."""
-    with suppress(OSError):  # the launcher has ended
+def _answer(number: int, pid: int) -> bool:
+    """Tell the launcher which process an order has led to, 0 for none; whether it listens."""
+    try:
         os.write(1, b"%d %d\n" % (number, pid))
+    except OSError:
+        return False
+    return True
 
 
 def _fork(log: str) -> int:
@@ -312,9 +316,10 @@ def _redirect(log: str) -> None:
 
 def _show_command(words: Sequence[str]) -> None:
     """Have lists of processes show these words as the command line of this process, or as many of
-    their bytes as it has had."""
+    their bytes as it has had. Does nothing where the system does not say where that one is."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc(5)
-    room = end - start
-    text = b"".join(os.fsencode(word) + b"\0" for word in words)[: room - 1]
-    ctypes.memmove(start, text.ljust(room, b"\0"), room)
+    room = len(Path("/proc/self/cmdline").read_bytes())
+    if start and end - start == room:
+        text = b"".join(os.fsencode(word) + b"\0" for word in words)[: room - 1]
+        ctypes.memmove(start, text.ljust(room, b"\0"), room)
