@@ -254,10 +254,10 @@ def kills(args: argparse.Namespace) -> dict[str, Any]:
     count, epochs = (len(KINDS), 20) if args.smoke else (args.kills, args.epochs)
     words = ["--schedule", "synthetic", "--place", "1,2,1"]
     words += changes(run__epochs=epochs, run__evaluate_every=epochs, recovery__coordinator_s=20)
-    data = experiment.load(FILE, []).data
+    data = experiment.load(args.file, []).data
     batches = epochs * (describe(data).train_samples // data.batch_size)
     draw, downs = random.Random(args.seed), {kind: list[float]() for kind in KINDS}
-    with machines(3, words) as running:
+    with machines(3, words, args.file) as running:
         for index in range(count):
             kind = list(KINDS)[index % len(KINDS)]
             _await_batch(running, (index + 1) * batches // (count + 2))
@@ -265,9 +265,10 @@ def kills(args: argparse.Namespace) -> dict[str, Any]:
             told = f"{index + 1} of {count}: {kind} back after {downs[kind][-1]:.2f} s"
             print(told, file=sys.stderr, flush=True)
         disturbed = _ended(running)
-    with machines(3, words) as running:
+    with machines(3, words, args.file) as running:
         peace = _ended(running)
     return {
+        "file": args.file.name,
         "kills": count,
         "down_s": {kind: _times(one) for kind, one in downs.items()},
         "accuracy": disturbed["test_accuracy"],
@@ -642,6 +643,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, metavar="FILE.json")
     parser.add_argument("--seed", type=int, default=0, help="kills: of the draws")
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--file", type=Path, default=FILE, help="kills: with stages as its own")
     parser.add_argument("--epochs", type=int, default=1500, help="kills: of both runs")
     parser.add_argument("--every-s", type=float, default=30.0, help="nodes: s between losses")
     parser.add_argument("--lasts-s", type=float, default=120.0, help="nodes: s of each run")
