@@ -60,10 +60,15 @@ FORK_VARIABLE = "ASYNCDNI_FORK"
 SERVER_BYTES = 96 * 2**20
 #: What every worker imports.
 _MODULES = ("asyncdni.cli.worker", "asyncdni.drivers.real.process", "importlib.metadata")
+#: What stages in PyTorch import; the last two PyTorch itself, once it works out shapes.
+_TORCH_MODULES = (
+    *("asyncdni.nn.torch.model", "asyncdni.nn.torch.optimizer"),
+    *("torch.utils._device", "torch.fx.experimental.symbolic_shapes"),
+)
 #: What the workers of some experiments need beside that: name -> how to load it.
 LIBRARIES: dict[str, Callable[[], object]] = {
     "numba": lambda: fused.prepare(np.dtype(np.float32)),
-    "torch": lambda: importlib.import_module("asyncdni.nn.torch.model"),
+    "torch": lambda: [importlib.import_module(name) for name in _TORCH_MODULES],
 }
 _LOOK_EVERY_S = 1.0
 _WAIT_EVERY_S, _ADOPTED_EVERY_S = 0.01, 0.001
