@@ -43,6 +43,16 @@ def test_masks_differ_by_batch_by_layer_and_by_seed() -> None:
     assert not any(np.array_equal(own, other) for other in others)
 
 
+@each("elements", [1, 3, 4, 5, 600, 601])
+def test_the_bits_are_those_that_numpy_draws_as_integers(elements: int) -> None:
+    """Masks were made from these: the same weights as ever."""
+    bits = layer_streams(0, "stage1.2")("mask.7").integers(0, 1 << 16, elements, np.uint16)
+    layer = Dropout(0.3)
+    layer.build((elements,), np.dtype("float64"), layer_streams(0, "stage1.2"))
+    kept = layer.forward(np.ones((1, elements)), {"batch": 7})[0] > 0
+    np.testing.assert_array_equal(kept, bits < round(0.7 * (1 << 16)))
+
+
 def test_the_gradient_goes_through_the_mask_of_its_own_batch() -> None:
     layer = built()
     slots: list[dict[str, Any]] = [{}, {}]
