@@ -503,7 +503,7 @@ def learned_by_stages(bench: Any, rule: str, stages: int) -> list[tuple[int, set
 )
 def test_each_stage_of_images_learns_through_its_block(stages: int, rows: list[int]) -> None:
     bench = module("images/run.py")
-    for rule in (bench.BARE, bench.NARROW) if stages == 4 else (bench.NARROW, *bench.DESIGNS):
+    for rule in (bench.BARE, bench.PLACED) if stages == 4 else (bench.NARROW, *bench.DESIGNS):
         found = learned_by_stages(bench, rule, stages)
         assert [size for size, _ in found] == rows
         for _, moved in found:
@@ -516,7 +516,7 @@ def test_each_stage_of_images_learns_through_its_block(stages: int, rows: list[i
 @needs_torch
 def test_images_are_learned_under_every_schedule() -> None:
     bench = module("images/run.py")
-    for rule in (bench.BACKPROP, bench.BARE, bench.NARROW, bench.LOCAL):
+    for rule in (bench.BACKPROP, bench.BARE, bench.PLACED, bench.LOCAL):
         run = bench.measure(bench.job(rule, 4, 60, 0.05, 0, "digits"))
         assert run["error"] < 60 and run["cpu_s"] > 0, run  # chance: 90
 

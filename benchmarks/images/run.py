@@ -62,22 +62,27 @@ class Rule:
     tuned_as: str = ""  # the rule that its rate is tuned with; "": itself
 
 
-BACKPROP, BARE, NARROW, LOCAL = (
+BACKPROP, BARE, NARROW, PLACED, LOCAL = (
     "backprop",
     "readout",
     "readout, narrow block",
+    "readout, narrow block, 4 x 4 places, its rate 0.004",
     "local loss, own head",
 )
 RULES = {
     BACKPROP: Rule({"name": "locked"}),
     BARE: Rule(readout("Repeated")),
     NARROW: Rule(readout("Narrow")),
+    PLACED: Rule(readout("Placed", learning_rate=4e-3)),
     LOCAL: Rule({"name": "local_loss"}),
     "readout, narrow block, its rate 0.004": Rule(readout("Narrow", learning_rate=4e-3), NARROW),
     "readout, narrow block, 4 x 4 places": Rule(readout("Placed"), NARROW),
     "readout, block of 64 planes": Rule(readout("Wide"), NARROW),
     "readout, linear map": Rule(readout("Mapped"), NARROW),
     "readout, narrow block, refresh 50": Rule(readout("Narrow", refresh=50), NARROW),
+    "readout, narrow block, 4 x 4 places, its rate 0.016": Rule(
+        readout("Placed", learning_rate=1.6e-2), PLACED
+    ),
 }
 #: Tried briefly, on held-out images.
 DESIGNS = tuple(name for name, rule in RULES.items() if rule.tuned_as)
@@ -96,10 +101,15 @@ class Part:
 
 
 #: Backprop is the same at any cut, but for rounding.
-ROWS = ((4, BACKPROP), (4, BARE), (4, NARROW), (8, BARE), (8, NARROW))
-LOCALLY = ((4, LOCAL), (8, LOCAL))
+FIRST = ((4, BACKPROP), (4, PLACED), (8, PLACED))
+OTHERS = tuple((stages, rule) for rule in (BARE, LOCAL, NARROW) for stages in (4, 8))
 #: In the order in which they run; one of as many steps as an earlier one adds to it.
-PARTS = Part(STEPS, ROWS), Part(STEPS, LOCALLY), Part(AN_EPOCH, (*ROWS, *LOCALLY))
+PARTS = (
+    Part(STEPS, FIRST),
+    Part(AN_EPOCH, FIRST),
+    Part(STEPS, OTHERS),
+    Part(AN_EPOCH, OTHERS),
+)
 
 
 def job(rule: str, stages: int, steps: int, rate: float, seed: int, data: str = "mnist") -> Job:
@@ -157,14 +167,14 @@ def tuning(rule: str, data: str = "mnist") -> dict[float, Job]:
     return {rate: job(rule, TUNING_STAGES, TUNING_STEPS, rate, TUNED_ON, data) for rate in RATES}
 
 
-def tried_briefly(runs: Runs, data: str = "mnist") -> list[Job]:
+def tried_briefly(runs: Runs, data: str = "mnist") -> dict[str, Job]:
     """The runs of other designs, at the rate of those that they vary."""
     rates = {rule: best(tuning(rule, data), runs) for rule in DESIGNS}
-    return [
-        job(rule, TUNING_STAGES, TUNING_STEPS, rate, TUNED_ON, data)
+    return {
+        rule: job(rule, TUNING_STAGES, TUNING_STEPS, rate, TUNED_ON, data)
         for rule, rate in rates.items()
         if rate is not None
-    ]
+    }
 
 
 def planned(part: Part, runs: Runs, data: str = "mnist") -> list[Job]:
@@ -205,9 +215,9 @@ def _name(steps: int, row: tuple[int, str], runs: Runs) -> str:
 
 def designs(runs: Runs) -> str:
     """Errors and losses on held-out images, of rules at their best rates and of other designs."""
-    rates = {rule: best(tuning(rule), runs) for rule in (BACKPROP, BARE, NARROW, LOCAL)}
+    rates = {rule: best(tuning(rule), runs) for rule in RULES if rule not in DESIGNS}
     jobs = {rule: tuning(rule)[rate] for rule, rate in rates.items() if rate is not None}
-    jobs |= dict(zip(DESIGNS, tried_briefly(runs), strict=False))
+    jobs |= tried_briefly(runs)
     rows = [
         [rule, f"{run['error']:.2f}", f"{loss_of(run):.4f}"]
         for rule, one in jobs.items()
@@ -245,7 +255,7 @@ def main() -> None:
         carry_out = partial(run_all, runs=runs, workers=args.jobs, resume=True, measure=measure)
         for part in PARTS:
             try_rates([tuning(rule, args.data) for rule in part.rules], carry_out, runs)
-            carry_out(tried_briefly(runs, args.data))
+            carry_out([*tried_briefly(runs, args.data).values()])
             carry_out(planned(part, runs, args.data))
         for content in tables_of(runs).values():
             print(content, end="\n\n")
