@@ -204,7 +204,8 @@ def learned(steps: int, runs: Runs) -> str:
         cut, gap = ("any", "-") if rule == BACKPROP else (str(stages), gap)
         rate = f"{best(tuning(rule), runs):g}"
         found.append([rule, cut, rate, str(seeds), runs.shown(name), gap])
-    return table(["rule", "stages", "rate", "seeds", "test error, %", "points above"], found)
+    head = ["rule", "stages", "rate", "seeds", "test error, %", "points above"]
+    return table(head, found) if found else "Not measured yet."
 
 
 def _name(steps: int, row: tuple[int, str], runs: Runs) -> str:
