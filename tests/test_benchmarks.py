@@ -10,14 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from benchmarking import module, run
 from each import each
 
 from asyncdni import experiment
+from asyncdni.data import describe
 from asyncdni.errors import AsyncDNIError
 from asyncdni.launch.train import train
+from asyncdni.nn.streams import stream
+from asyncdni.plan.build import make_design, make_stage
 from asyncdni.report.statistics import crossing
+from asyncdni.schedules import Source
 
 #: 512 samples to train on and 9,488 to be scored on; the last batch of an epoch is smaller.
 TINY = """
@@ -458,6 +463,63 @@ def test_machines_are_held_against_their_targets() -> None:
         "the stage until it is back | at most 1 | 1.50 in the median, 9.00 at worst | missed |"
         in found
     )
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def test_kept_runs_of_images_are_those_of_the_plan() -> None:
+    bench = module("images/run.py")
+    runs = bench.Runs(bench.RESULTS)
+    jobs = [job for rule in bench.RULES for job in bench.tuning(rule).values()]
+    jobs += bench.tried_briefly(runs).values()
+    jobs += [job for part in bench.PARTS for job in bench.planned(part, runs)]
+    held = {job.key for job in jobs if runs.holds(job)}  # raises for another digest
+    assert held == set(runs.found)
+
+
+def learned_by_stages(bench: Any, rule: str, stages: int) -> list[tuple[int, set[str]]]:
+    """For each stage but the last, one after the other: the rows of its feature maps, and which of
+    its arrays one batch has moved without a gradient from behind."""
+    parsed = experiment.parse(bench.job(rule, stages, 2, 0.1, 0, "digits").tables)
+    design = make_design(parsed, describe(parsed.data), allow_import=("models", "blocks"))
+    known = {"data": stream(0, "digits", "test").random((4, 1, 28, 28), np.float32)}
+    found = []
+    for group in design.plan.groups[:-1]:
+        stage, name = make_stage(design, group), group.name
+        before = stage.snapshot()[name]
+        known = {name: stage.forward(0, known, {"y": np.arange(4)}).activation}
+        stage.predict(0)
+        stage.backward(0, {}, source=Source.SYNTHETIC, learn=True, send=False)
+        stage.update()
+        moved = {n for n, one in stage.snapshot()[name].items() if (one != before[n]).any()}
+        found.append((known[name].shape[2], moved))
+    return found
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    ("stages", "rows"),
+    [(4, [28, 14, 7]), pytest.param(8, [28, 28, 14, 14, 7, 7, 4], marks=pytest.mark.long)],
+)
+def test_each_stage_of_images_learns_through_its_block(stages: int, rows: list[int]) -> None:
+    bench = module("images/run.py")
+    for rule in (bench.BARE, bench.PLACED) if stages == 4 else (bench.NARROW, *bench.DESIGNS):
+        found = learned_by_stages(bench, rule, stages)
+        assert [size for size, _ in found] == rows
+        for _, moved in found:
+            assert any("conv" in name and "generator" not in name for name in moved), rule
+            blocks = any(name.startswith("generator.blocks.") for name in moved)
+            assert blocks == (rule != bench.BARE), rule
+
+
+@pytest.mark.long
+@needs_torch
+def test_images_are_learned_under_every_schedule() -> None:
+    bench = module("images/run.py")
+    for rule in (bench.BACKPROP, bench.BARE, bench.PLACED, bench.LOCAL):
+        run = bench.measure(bench.job(rule, 4, 60, 0.05, 0, "digits"))
+        assert run["error"] < 60 and run["cpu_s"] > 0, run  # chance: 90
 
 
 # --- transformers, speedrun ----------------------------------------------------------------------

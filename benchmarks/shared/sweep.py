@@ -39,6 +39,7 @@ from asyncdni.drivers.virtual.costs import Costs, Links
 from asyncdni.drivers.virtual.process import TimedOp
 from asyncdni.drivers.virtual.simulation import Result, simulate
 from asyncdni.errors import AsyncDNIError
+from asyncdni.imports import Allowed
 from asyncdni.plan.build import make_design
 from asyncdni.report.machine import describe_machine
 from asyncdni.report.statistics import Estimate, difference, estimate
@@ -120,13 +121,13 @@ def layered(
 # --- one run -------------------------------------------------------------------------------------
 
 
-def measure(job: Job) -> dict[str, Any]:
+def measure(job: Job, allow_import: Allowed = False) -> dict[str, Any]:
     """Train and test once. A run that fails for its numbers has no error but a `failure`."""
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     tables = json.loads(json.dumps(dict(job.tables)))
     tables["run"]["seed"] = job.seed
     parsed = experiment.parse(tables)
-    design = make_design(parsed, describe(parsed.data))
+    design = make_design(parsed, describe(parsed.data), allow_import=allow_import)
     names = [group.name for group in design.plan.groups]
     costs, links = conditions(names, job.lag, job.far)
     with threadpool_limits(1):
@@ -138,6 +139,7 @@ def measure(job: Job) -> dict[str, Any]:
         "lags": {name: lag(ops) for name, ops in result.ops.items()},
         "staleness": {name: _staleness(own) for name, own in result.counters.items()},
         "seconds": round(time.perf_counter() - began, 1),
+        "cpu_s": round(time.process_time() - worked, 1),
     }
 
 
@@ -311,12 +313,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def machine_line(runs: Runs) -> str:
+def machine_line(runs: Runs, *, at_once: str = "two runs at a time") -> str:
     """What it was run on, and how long it took."""
     machine, seconds = runs.machine, [run["seconds"] for run in runs.found.values()]
     return (
         f"{len(seconds)} runs in {math.ceil(runs.wall_s / 60)} minutes on {machine['cores']} cores "
-        f"({machine['cpu']}, NumPy {machine['numpy']}), two runs at a time with one BLAS thread "
+        f"({machine['cpu']}, NumPy {machine['numpy']}), {at_once} with one BLAS thread "
         f"each, {statistics.median(seconds):.0f} s a run in the middle."
     )
 

@@ -17,7 +17,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ sys.path.insert(0, str(HERE.parents[1] / "launch" / "torch"))
 
 from command import results_parser  # noqa: E402
 from sweep import Job, Runs, conditions, fill_in, machine_line, run_all, table  # noqa: E402
+from tuning import at_rates, best, loss_of, try_rates  # noqa: E402
 
 from asyncdni import experiment  # noqa: E402
 from asyncdni.core.events import Finish  # noqa: E402
@@ -115,7 +116,7 @@ RULES = {
     },
 }
 
-#: What may be tried, and what is tried first.
+#: What may be tried; the two in the middle are tried first.
 RATES = 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2
 FIRST = RATES[2:4]
 TUNING_STEPS, TUNING_STAGES = 1000, 4
@@ -257,39 +258,6 @@ def tuning(rule: str, steps: int = TUNING_STEPS, width: int = WIDTH) -> dict[flo
     return {rate: job(rule, TUNING_STAGES, steps, rate, TUNED_ON, width=width) for rate in RATES}
 
 
-def tried(jobs: Mapping[float, Job], runs: Runs) -> tuple[float | None, list[Job]]:
-    """The rate with the lowest loss on held-out characters, and the runs that are missing before it
-    is known to lie between two worse ones; None before the first has ended."""
-    losses = {
-        rate: loss_of(runs.found[one.key]) for rate, one in jobs.items() if one.key in runs.found
-    }
-    if not losses:
-        return None, [jobs[rate] for rate in FIRST]
-    found = min(losses, key=losses.__getitem__)
-    at = RATES.index(found)
-    beside = RATES[max(0, at - 1) : at + 2]
-    return found, [jobs[rate] for rate in beside if rate not in losses]
-
-
-def best(jobs: Mapping[float, Job], runs: Runs) -> float | None:
-    """The rate with the lowest loss on held-out characters; None while some are still to try."""
-    found, missing = tried(jobs, runs)
-    return None if missing else found
-
-
-def try_rates(
-    tunings: Sequence[Mapping[float, Job]], carry_out: Callable[[list[Job]], None], runs: Runs
-) -> None:
-    """Try rates until the best one of each tuning is known."""
-    while missing := {one.key: one for jobs in tunings for one in tried(jobs, runs)[1]}:
-        carry_out([*missing.values()])
-
-
-def loss_of(run: Table) -> float:
-    """In nats a character; of a run that failed, infinite."""
-    return math.inf if run["loss"] is None else float(run["loss"])
-
-
 def planned(part: Part, runs: Runs) -> list[Job]:
     """The part's runs, of one seed after the other."""
     if part.rates:
@@ -347,18 +315,6 @@ def checked(part: Part, runs: Runs) -> str:
     """Loss of the first seed's long runs at each of the part's rates."""
     jobs = {rule: planned(replace(part, rules=(rule,)), runs) for rule in part.rules}
     return at_rates(part.rates, jobs, runs)
-
-
-def at_rates(rates: Sequence[float], jobs: Mapping[str, Sequence[Job]], runs: Runs) -> str:
-    """A row a rule, a column a rate."""
-    found = {rule: [runs.found.get(one.key) for one in own] for rule, own in jobs.items()}
-    found = {rule: own for rule, own in found.items() if any(own)}
-    used = [at for at in range(len(rates)) if any(own[at] for own in found.values())]
-    rows = [
-        [rule, *(f"{loss_of(run):.4f}" if (run := own[at]) else "-" for at in used)]
-        for rule, own in found.items()
-    ]
-    return table(["rule", *(f"rate {rates[at]:g}" for at in used)], rows)
 
 
 def shown(found: Estimate | None, form: str) -> str:

@@ -30,6 +30,7 @@ sys.path.insert(0, str(HERE))
 import run  # noqa: E402
 from sweep import Job, Runs, fill_in, run_all, table  # noqa: E402
 from timed import plus_minus, with_interval  # noqa: E402
+from tuning import at_rates, best, try_rates  # noqa: E402
 
 from asyncdni import Training, experiment  # noqa: E402
 from asyncdni.errors import AsyncDNIError  # noqa: E402
@@ -120,7 +121,7 @@ def tuning(name: str) -> dict[float, Job]:
 def rates() -> dict[str, float]:
     """By name: the best rate. Raises `AsyncDNIError` before it is known."""
     kept = Runs(RATES)
-    found = {name: run.best(tuning(name), kept) for name in TUNED_AS}
+    found = {name: best(tuning(name), kept) for name in TUNED_AS}
     if None in found.values():
         raise AsyncDNIError(f"{RATES} does not tell the best rates yet: run with --rates first")
     return {name: rate for name, rate in found.items() if rate is not None}
@@ -249,7 +250,7 @@ def seconds_of(found: Table | None) -> str:
 def tuned() -> str:
     """Loss on held-out characters at each rate."""
     own = {name: [*tuning(name).values()] for name in TUNED_AS}
-    return run.at_rates(run.RATES, own, Runs(RATES))
+    return at_rates(run.RATES, own, Runs(RATES))
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -267,7 +268,7 @@ def main() -> None:
             carry_out = partial(
                 run_all, runs=kept, workers=args.jobs, resume=True, measure=run.measure
             )
-            run.try_rates([tuning(name) for name in TUNED_AS], carry_out, kept)
+            try_rates([tuning(name) for name in TUNED_AS], carry_out, kept)
             return
         runs = Runs(args.results)
         if not args.readme:
