@@ -193,10 +193,10 @@ def planned(part: Part, runs: Runs, data: str = "mnist") -> list[Job]:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def learned(steps: int, runs: Runs) -> str:
+def learned(steps: int, runs: Runs, data: str) -> str:
     """Test error of each rule and its gap to that of backprop, seed by seed."""
     rows = [row for part in PARTS if part.steps == steps for row in part.rows]
-    names = {row: _name(steps, row, runs) for row in rows}
+    names = {row: _name(steps, row, runs, data) for row in rows}
     found = []
     for (stages, rule), name in names.items():
         seeds = len(runs.of(name))
@@ -204,23 +204,23 @@ def learned(steps: int, runs: Runs) -> str:
             continue
         gap = cell(runs.difference(name, names[4, BACKPROP]), sign=True)
         cut, gap = ("any", "-") if rule == BACKPROP else (str(stages), gap)
-        rate = f"{best(tuning(rule), runs):g}"
+        rate = f"{best(tuning(rule, data), runs):g}"
         found.append([rule, cut, rate, str(seeds), runs.shown(name), gap])
     head = ["rule", "stages", "rate", "seeds", "test error, %", "points above"]
     return table(head, found) if found else "Not measured yet."
 
 
-def _name(steps: int, row: tuple[int, str], runs: Runs) -> str:
+def _name(steps: int, row: tuple[int, str], runs: Runs, data: str) -> str:
     """Of the setting at the rule's best rate; empty before that is known."""
-    jobs = planned(Part(steps, (row,)), runs)
+    jobs = planned(Part(steps, (row,)), runs, data)
     return jobs[0].name if jobs else ""
 
 
-def designs(runs: Runs) -> str:
+def designs(runs: Runs, data: str) -> str:
     """Errors and losses on held-out images, of rules at their best rates and of other designs."""
-    rates = {rule: best(tuning(rule), runs) for rule in RULES if rule not in DESIGNS}
-    jobs = {rule: tuning(rule)[rate] for rule, rate in rates.items() if rate is not None}
-    jobs |= tried_briefly(runs)
+    rates = {rule: best(tuning(rule, data), runs) for rule in RULES if rule not in DESIGNS}
+    jobs = {rule: tuning(rule, data)[rate] for rule, rate in rates.items() if rate is not None}
+    jobs |= tried_briefly(runs, data)
     rows = [
         [rule, f"{run['error']:.2f}", f"{loss_of(run):.4f}"]
         for rule, one in jobs.items()
@@ -229,13 +229,13 @@ def designs(runs: Runs) -> str:
     return table(["rule", "error, %", "loss, nats"], rows)
 
 
-def tables_of(runs: Runs) -> dict[str, str]:
+def tables_of(runs: Runs, data: str = "mnist") -> dict[str, str]:
     """By the mark in README.md."""
-    rates = {rule: [*tuning(rule).values()] for rule in RULES if rule not in DESIGNS}
+    rates = {rule: [*tuning(rule, data).values()] for rule in RULES if rule not in DESIGNS}
     return {
         "machine": machine_line(runs, at_once="one run at a time"),
-        **{f"{steps} steps": learned(steps, runs) for steps in (STEPS, AN_EPOCH)},
-        "designs": designs(runs),
+        **{f"{steps} steps": learned(steps, runs, data) for steps in (STEPS, AN_EPOCH)},
+        "designs": designs(runs, data),
         "rates": at_rates(RATES, rates, runs),
     }
 
@@ -260,7 +260,7 @@ def main() -> None:
             try_rates([tuning(rule, args.data) for rule in part.rules], carry_out, runs)
             carry_out([*tried_briefly(runs, args.data).values()])
             carry_out(planned(part, runs, args.data))
-        for content in tables_of(runs).values():
+        for content in tables_of(runs, args.data).values():
             print(content, end="\n\n")
     except AsyncDNIError as error:
         sys.exit(f"error: {error}")
