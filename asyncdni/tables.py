@@ -219,7 +219,8 @@ class ReadoutGenerator(Generator, frozen=True, kw_only=True, tag="readout"):
     begin: str = ""  # submodule at which R begins; "": behind the last skip connection
     refresh: Count = 50  # the last stage's updates between two copies of R
     blocks: Whole = 0  # of A; 0: h goes straight into R
-    block: str = "transformer"  # or "conv", "mlp", "mymodels:Class", which is given its width
+    # or "conv", which also maps to the readout's planes; "mlp"; "mymodels:Class", given its width
+    block: str = "transformer"
     width: Whole = 0  # of the blocks, between a map down and one up; 0: that of h
     learning_rate: Positive = 1e-3  # Adam, of A
     learn_every: Count = 1  # A learns from one batch in so many, which saves arithmetic

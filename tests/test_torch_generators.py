@@ -401,6 +401,33 @@ def test_a_readout_that_does_not_fit_is_refused(tables: dict[str, Any], told: st
         designed(text(**{"schedule": synthetic(), **tables}))
 
 
+def test_blocks_make_the_planes_that_the_readout_takes() -> None:
+    """They begin as means of the planes that there are, repeated."""
+    generator = synthetic(blocks=2, block="conv", width=5)
+    design = designed(text(generator, model=RESNET, data=PICTURES))
+    first, last = (make_stage(design, group) for group in design.plan.groups)
+    rng = stream(0, "numbers", "test")
+    x, y = rng.standard_normal((4, 3, 32, 32)).astype(np.float32), rng.integers(0, 10, 4)
+    first.forward(0, {"data": x}, {"y": y})
+    first.predict(0)
+    (block,) = first._slots[0].blocks.values()
+    h = torch.from_numpy(block.y).requires_grad_()
+    weights = {name: torch.from_numpy(one) for name, one in last.state()["layer3"].items()}
+    means = h.mean((2, 3)).repeat(1, 4)
+    logits = torch.nn.functional.linear(means, weights["0.fc.weight"], weights["0.fc.bias"])
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y), reduction="sum")
+    (expected,) = torch.autograd.grad(loss, h)
+    np.testing.assert_allclose(first._slots[0].prediction, expected, rtol=1e-4, atol=1e-6)
+    before = first.snapshot()
+    first.forward(1, {"data": x}, {"y": y})
+    first.predict(1)
+    (name,) = before
+    assert not np.array_equal(
+        first.snapshot()[name]["generator.blocks.up.weight"],
+        before[name]["generator.blocks.up.weight"],
+    )
+
+
 def test_layers_of_numpy_have_no_readout() -> None:
     dense = [{"name": "a", "layers": [{"dense": 8}]}, {"name": "b", "layers": [{"dense": 10}]}]
     dense[1]["loss"] = "cross_entropy"

@@ -48,9 +48,10 @@ RATES = 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4
 Table = dict[str, Any]
 
 
-def readout(block: str, **options: Any) -> Table:
-    """The schedule without waiting, by gradients through a block and a copy of the readout."""
-    generator = {"kind": "readout", "blocks": 1, "block": f"blocks:{block}", "refresh": 10}
+def readout(own: str, **options: Any) -> Table:
+    """The schedule without waiting, by gradients through a block of `blocks.py` and a copy of the
+    readout, unless `options` say otherwise."""
+    generator = {"kind": "readout", "blocks": 1, "block": f"blocks:{own}", "refresh": 10}
     return {"name": "synthetic", "generator": generator | options}
 
 
@@ -82,6 +83,9 @@ RULES = {
     "readout, narrow block, refresh 50": Rule(readout("Narrow", refresh=50), NARROW),
     "readout, narrow block, 4 x 4 places, its rate 0.016": Rule(
         readout("Placed", learning_rate=1.6e-2), PLACED
+    ),
+    "readout, two conv blocks of 32 planes, their rate 0.004": Rule(
+        readout("", **{"blocks": 2, "block": "conv", "width": 32, "learning_rate": 4e-3}), PLACED
     ),
 }
 #: Tried briefly, on held-out images.

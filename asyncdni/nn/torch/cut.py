@@ -195,6 +195,18 @@ class Trace:
         longest end of it through which one tensor passes at a time. A module that can't be traced
         and has submodules may have a skip connection inside. Raises `ConfigError` where nothing
         comes behind."""
+        return self._extract(self._tail_start(begin), len(self._nodes))
+
+    def shape_before(self, begin: str) -> _Shape:
+        """The shape, for one sample, of the first tensor that crosses a cut before submodule
+        `begin`. Raises as `part` does."""
+        return self._values[self._crossing(self._start(begin))[0]].shape
+
+    def shape_before_tail(self, begin: str) -> _Shape:
+        """The shape, for one sample, of what `tail` takes. Raises as it does."""
+        return self._values[self._crossing(self._tail_start(begin))[0]].shape
+
+    def _tail_start(self, begin: str) -> int:
         start = self._start(begin) if begin else 0
         stop = first = len(self._nodes)
         while first > start and not self._may_skip(first - 1):
@@ -207,7 +219,7 @@ class Trace:
                 "the model ends in a block, so which of its layers are the readout must be said: "
                 f"name the submodule at which it begins; {self._hint()}"
             )
-        return self._extract(first, stop)
+        return first
 
     def _may_skip(self, index: int) -> bool:
         node = self._nodes[index]

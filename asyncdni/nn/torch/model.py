@@ -91,12 +91,25 @@ def make_readout(
 ) -> nn.Module:
     """What the last stage of a model, whose layer is { part = `part` }, does from submodule `begin`
     on, or where that is empty, behind its last skip connection. Raises `ConfigError`."""
-    build, arguments = part["build"], part.get("arguments", {})
-    cut = trace_model(
-        build, arguments, part["input"], [begin] if begin else None, allow_import=allow_import
-    )
+    cut = _readout_trace(part, begin, allow_import)
     found = cut.part(begin, "") if begin else cut.tail(part.get("begin", ""))
-    return _of_whole(found, build, arguments, device, allow_import)
+    return _of_whole(found, part["build"], part.get("arguments", {}), device, allow_import)
+
+
+def readout_input(part: Mapping[str, Any], begin: str, *, allow_import: Allowed) -> tuple[int, ...]:
+    """The shape of a sample that such a readout takes in the last stage; see `make_readout`."""
+    cut = _readout_trace(part, begin, allow_import)
+    return cut.shape_before(begin) if begin else cut.shape_before_tail(part.get("begin", ""))
+
+
+def _readout_trace(part: Mapping[str, Any], begin: str, allow_import: Allowed) -> Trace:
+    return trace_model(
+        part["build"],
+        part.get("arguments", {}),
+        part["input"],
+        [begin] if begin else None,
+        allow_import=allow_import,
+    )
 
 
 def make_model(

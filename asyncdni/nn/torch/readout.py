@@ -32,13 +32,15 @@ from asyncdni.nn.base import Array, Slot, Streams
 from asyncdni.nn.torch.generator import Learned, ModuleGenerator
 from asyncdni.nn.torch.layer import aligned, empty_copy, tensor_of
 from asyncdni.nn.torch.loss import summed_loss
-from asyncdni.nn.torch.model import make_model, make_readout
+from asyncdni.nn.torch.model import make_model, make_readout, readout_input
 
 __all__ = ["ReadoutGenerator", "readout_forms", "readout_generator"]
 
 #: What the names of a copy's arrays begin with: the last stage has one layer.
 _LAYER = "0."
 _HEAD_WIDTH = 32
+#: How many places along each axis a map to other planes tells apart.
+_PLACES = 4
 #: The ratio of a block's hidden layer to its width.
 _WIDER = 4
 
@@ -211,14 +213,15 @@ def readout_generator(
             with torch.random.fork_rng(devices=()):
                 torch.manual_seed(int(streams("init").integers(2**63)))
                 readout = make_readout(part, options.begin, "cpu", allow_import=allow_import)
-        blocks = _blocks(options, tuple(shape), causal=bool(steps), allow_import=allow_import)
+        blocks = _blocks(options, part, tuple(shape), causal=bool(steps), allow_import=allow_import)
         return _Readout(blocks, readout, summed_loss(loss, allow_import))
 
     return ReadoutGenerator(
         make,
         options,
-        cure="the readout takes activations as they reach it in the last stage; give blocks of "
-        'yours that make such ones of these, with blocks = 1, block = "mymodels:Class"',
+        cure="the readout takes activations as they reach it in the last stage; feature maps with "
+        'other planes need blocks = 2, block = "conv", and other activations blocks of yours that '
+        'make such ones of these, blocks = 1, block = "mymodels:Class"',
     )
 
 
@@ -250,19 +253,24 @@ def _zeros(module: nn.Module) -> nn.Module:
 
 def _blocks(
     options: tables.ReadoutGenerator,
+    part: Mapping[str, Any],
     shape: tuple[int, ...],
     *,
     causal: bool,
     allow_import: Allowed,
 ) -> nn.Module:
     """A: `options.blocks` in a row, with a way down to their width and up again where they have
-    another one than h."""
+    another one than h; or convolutions that make the readout's planes of those of h."""
     if not options.blocks:
         return nn.Identity()
     maps = len(shape) == 3
     own = shape[0] if maps else shape[-1]
     width = options.width or own
     make = _maker(options.block, shape, causal, allow_import)
+    if options.block == "conv":
+        taken = readout_input(part, options.begin, allow_import=allow_import)
+        if len(taken) == 3 and taken[0] != own:
+            return _Planes(own, taken, width, options.blocks)
     row = nn.Sequential(*(make(width) for _ in range(options.blocks)))
     return row if width == own else _Narrow(own, width, row, maps=maps)
 
@@ -349,3 +357,34 @@ class _Conv(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = x + self.second(self.norm(self.first(x)).relu())
         return found
+
+
+class _Planes(nn.Module):
+    """Feature maps x (B, C, H, W) as a readout takes them, (B, P, h, w).
+
+    They are x as it is, with the mean over h x w places and each plane as often as it takes, and
+    what 3 x 3 convolutions with stride 2 find in it: a map of their 4 x 4 places, which begins at
+    zero, to each of the P planes.
+    """
+
+    def __init__(self, own: int, taken: Sequence[int], width: int, blocks: int) -> None:
+        super().__init__()
+        self.planes, height, length = taken
+        self.places = height, length
+        inputs = [own, *[width] * (blocks - 1)]
+        self.blocks = nn.Sequential(*(_halving(given, width) for given in inputs))
+        self.up = nn.Conv2d(width, self.planes, _PLACES)
+        for weights in self.up.parameters():
+            nn.init.zeros_(weights)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        times = -(-self.planes // x.shape[1])
+        plain = nn.functional.adaptive_avg_pool2d(x, self.places).repeat(1, times, 1, 1)
+        found = nn.functional.adaptive_avg_pool2d(self.blocks(x), _PLACES)
+        added: torch.Tensor = plain[:, : self.planes] + self.up(found)
+        return added
+
+
+def _halving(inputs: int, outputs: int) -> nn.Module:
+    convolution = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
