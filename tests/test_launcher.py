@@ -285,6 +285,8 @@ def test_what_is_stopped_before_it_has_been_forked_is_never_there(tmp_path: Path
         launcher.start({"a": WAITING, "b": WAITING})
         processes = [_forked(launcher, name) for name in ("a", "b")]
         launcher.stop(0)
+        launcher.exited()  # starts nothing any more
+        assert [launcher._processes[name].process for name in ("a", "b")] == processes
     assert not any(one.pid and _lives(one.pid) for one in processes)
 
 

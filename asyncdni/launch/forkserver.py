@@ -136,6 +136,7 @@ class Forked:
             return
         if self.pid is None:
             self._unwanted = True
+            self.returncode = -number if self.lost else None  # nobody is to start it elsewhere
         else:
             os.kill(self.pid, number)  # nobody else has this id as long as its end is not asked for
 
