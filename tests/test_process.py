@@ -313,17 +313,39 @@ def test_who_has_built_nothing_yet_has_nothing_for_another_coordinator() -> None
 # --- an op under way -----------------------------------------------------------------------------
 
 
-def test_an_order_waits_until_the_op_under_way_has_been_counted() -> None:
+def test_an_order_to_go_back_waits_until_the_op_under_way_has_been_counted() -> None:
     life = Worked().trained()
     life.forward(0)
     compute = life.last
-    assert life(Rejoin(2, "keep")) == []
+    assert life(Rejoin(2, "initial")) == []
     assert life.process.counts.batches == 0
     life.last = compute
     actions = life.finish()
     assert life.process.counts.batches == 1
-    assert actions[-1] == Restore(Origin.KEPT)
+    assert actions[-1] == Restore(Origin.BEGINNING, discard=True)
     assert [action.batch for action in actions if isinstance(action, Release)] == [0]
+
+
+def _finish_update(life: Worked) -> list[OpKind]:
+    """Does one op after the other until an order is followed; returns which."""
+    done = []
+    while isinstance(life.last[-1], Compute):
+        done.append(life.op.kind)
+        life.finish()
+    return done
+
+
+def test_an_order_to_go_on_waits_until_the_batchs_update_has_been_made() -> None:
+    life = Worked().trained()
+    life.forward(0)
+    compute = life.last
+    assert life(Rejoin(2, "keep")) == []
+    life.last = compute
+    assert _finish_update(life) == [
+        *(OpKind.FORWARD, OpKind.PREDICT, OpKind.BACKWARD, OpKind.UPDATE)
+    ]
+    assert life.last[-1] == Restore(Origin.KEPT)
+    assert (life.process.counts.batches, life.process.counts.updates) == (1, 1)
 
 
 def test_what_comes_behind_an_order_waits_with_it_and_belongs_to_the_next_round() -> None:
@@ -333,7 +355,7 @@ def test_what_comes_behind_an_order_waits_with_it_and_belongs_to_the_next_round(
     for message in (Rejoin(2, "keep"), CREDIT, Rejoin(3, "initial")):
         assert life(message) == []
     life.last = compute
-    life.finish()
+    _finish_update(life)
     assert life(Restored(5)) == [Restore(Origin.BEGINNING, discard=True)]
     life(Restored(5, {}))
     life(Connect(3, {}, {"p": 1, "c": 1}))

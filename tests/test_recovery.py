@@ -206,8 +206,7 @@ def test_the_others_go_on_and_each_batch_counts_once(
     assert summary["lost_updates"] == back["lost_updates"]
     for stage in summary["stages"]:
         assert stage["batches"] + stage["missed"] == BATCHES
-        # A survivor may have been at a batch, before its update, when the new round began.
-        assert stage["updates"] >= stage["batches"] - 1
+        assert stage["updates"] >= stage["batches"]
     dead = next(stage for stage in summary["stages"] if stage["name"] == victim)
     assert dead["batches"] > 0
     assert dead["snapshots"] > 0

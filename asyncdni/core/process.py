@@ -18,8 +18,8 @@ In a round the process hands what happens to the round's `Worker`; what it decid
 - Of several orders to join a round the newest counts; one that comes while the stage is being
   restored is followed right afterwards, without a word about the older one.
 - Messages of neighbours that come between rounds are kept for the next one.
-- An order to join ends a round only once the op under way has been counted. What comes behind that
-  order waits with it.
+- An order to join ends a round only once the op under way has been counted, and where all is kept,
+  the update of its batch has been made. What comes behind that order waits with it.
 - A report is due every 0.5 s, after the op under way, and before each `Drained`.
 - A rolling snapshot is due some time after the last one, behind an Update, if all is applied.
   There are none where all workers go back together: nobody would ever read one.
@@ -131,6 +131,8 @@ _NEVER = float("inf")
 
 #: Orders that end a round: they wait for the op under way.
 _ENDING = frozenset({Rejoin, Welcome})
+#: The ops of a batch's update, behind its forward.
+_LEARNING = OpKind.PREDICT, OpKind.BACKWARD, OpKind.UPDATE
 
 #: What `Worker.handle` does, and a driver may look on at.
 Handle = Callable[[Event, float], list[Action]]
@@ -528,9 +530,17 @@ class Process:
         if self._report_due:
             self._report_due = False
             actions.append(Report(self.worker.counters()))
-        held, self._held = self._held, []
-        for event in held:
-            actions += self._received(event, now)
+        if self._held and not self._is_amid_update(actions):
+            held, self._held = self._held, []
+            for event in held:
+                actions += self._received(event, now)
+
+    def _is_amid_update(self, actions: Sequence[Action]) -> bool:
+        """Whether the next op goes on with a batch's update, which a round would lose that keeps
+        what this one has learned."""
+        order, following = self._held[0].message, actions[-1] if actions else None
+        keeps = isinstance(order, Rejoin | Welcome) and order.restore == "keep"
+        return keeps and isinstance(following, Compute) and following.op.kind in _LEARNING
 
     def _stored(self, event: Stored, now: float) -> list[Action]:
         if self.state is not State.ROUND:
