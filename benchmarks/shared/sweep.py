@@ -60,8 +60,9 @@ __all__ = [
 
 READ_US, OP_US = 1000.0, 1.0
 #: Which links are long: the one to the stage with the loss, so that every stage sees the same lag;
-#: or every one, so that lags add up along the way.
-Far = Literal["loss", "every"]
+#: every one, so that lags add up along the way; or every one by as little as makes the lags of a
+#: pipeline, whatever `Job.lag`: each stage's is the number of stages behind it.
+Far = Literal["loss", "every", "pipeline"]
 #: A stage of a chain; all hidden ones are alike.
 HIDDEN = [{"dense": 256}, "batch_norm", "relu"]
 PERCENT = 100.0
@@ -145,9 +146,10 @@ def measure(job: Job, allow_import: Allowed = False) -> dict[str, Any]:
 
 def conditions(names: Sequence[str], lag: int, far: Far) -> tuple[Costs, Links]:
     """Of workers in a chain."""
-    one_way_us = (lag + 0.5) * READ_US / 2
     pairs = list(itertools.pairwise(names))
-    long = pairs if far == "every" else pairs[-1:]
+    periods = 1 + 0.5 / len(names) if far == "pipeline" else lag + 0.5  # of a round trip
+    one_way_us = periods * READ_US / 2
+    long = pairs[-1:] if far == "loss" else pairs
     between = {link: one_way_us for a, b in long for link in ((a, b), (b, a))}
     ops = ("forward", "predict", "backward", "relay", "learn", "update", "fit")
     costs = Costs(read_us=READ_US, **{f"{op}_us": OP_US for op in ops})

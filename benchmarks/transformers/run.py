@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent / "shared"))
 sys.path.insert(0, str(HERE.parents[1] / "launch" / "torch"))
 
 from command import results_parser  # noqa: E402
-from sweep import Job, Runs, conditions, fill_in, machine_line, run_all, table  # noqa: E402
+from sweep import Far, Job, Runs, conditions, fill_in, machine_line, run_all, table  # noqa: E402
 from tuning import at_rates, best, loss_of, try_rates  # noqa: E402
 
 from asyncdni import experiment  # noqa: E402
@@ -75,6 +75,7 @@ class Rule:
     schedule: Table
     optimizer: Table = field(default_factory=lambda: ADAM)
     lag: int = 0  # [batches] that a true gradient is late
+    far: Far = "loss"  # at every stage but the last, or as in a pipeline
     link_ms: int = 0  # one way, between any two workers
     tuned_as: str = ""  # the rule that its rate is tuned with; "": itself
 
@@ -208,7 +209,7 @@ def job(rule: str, stages: int, steps: int, rate: float, seed: int, *, width: in
             "limits": {"window": LINK_WINDOW},
         }
     told = "" if width == WIDTH else f" of width {width}"
-    return Job(f"{rule}, {stages} stages{told}, {steps} steps, rate {rate:g}", seed, tables, lag)
+    return Job(f"{rule}, {stages} stages{told}, {steps} steps, rate {rate:g}", seed, tables, lag, chosen.far)
 
 
 def measure(job: Job) -> dict[str, Any]:
