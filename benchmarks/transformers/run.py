@@ -55,6 +55,11 @@ Table = dict[str, Any]
 ADAM: Table = {"name": "adam"}
 NADAM: Table = {"name": "torch", "kind": "NAdam", "options": {"betas": [0.99, 0.999]}}
 MUON: Table = {"name": "torch", "kind": "Muon", "options": {"weight_decay": 0.0}}
+SLOWER: Table = {
+    "name": "torch",
+    "kind": "Muon",
+    "options": {"weight_decay": 0.0, "momentum": 0.97},  # 0.95 without
+}
 #: Sides of matrices that are longer than the network is wide keep their basis, to save arithmetic.
 SOAP: Table = {
     "name": "torch",
@@ -78,11 +83,13 @@ class Rule:
     far: Far = "loss"  # at every stage but the last, or as in a pipeline
     link_ms: int = 0  # one way, between any two workers
     tuned_as: str = ""  # the rule that its rate is tuned with; "": itself
+    tuned_at: int = 4  # stages
 
 
 BACKPROP, BARE = "backprop", "readout"
 DELAYED: Table = {"name": "delayed"}
 FED: Table = {"name": "delayed", "look_ahead": 1.0}  # error feedback: see docs/schedules.md
+AHEAD: Table = {"name": "delayed", "look_ahead": 7.0}
 #: Of gradients that come late: by name, schedule and optimizer.
 LATE = {
     "Adam": (DELAYED, ADAM),
@@ -97,6 +104,11 @@ WITH_MUON, BARE_MUON, MUON_1, MUON_7 = (
     "readout, Muon",
     "delayed by 1, Muon, error feedback",
     "delayed by 7, Muon",
+)
+AHEAD_7, PIPELINE, AHEAD_PIPELINE = (
+    "delayed by 7, Muon 0.97, 7 ahead",
+    "delayed as in a pipeline, Muon",
+    "delayed as in a pipeline, Muon, 7 ahead",
 )
 RULES = {
     BACKPROP: Rule({"name": "locked"}),
@@ -115,12 +127,16 @@ RULES = {
         for lag in (1, 7)
         for name, (schedule, optimizer) in LATE.items()
     },
+    "delayed by 7, Muon, 7 ahead": Rule(AHEAD, MUON, lag=7),
+    AHEAD_7: Rule(AHEAD, SLOWER, lag=7),
+    PIPELINE: Rule(DELAYED, MUON, lag=7, far="pipeline", tuned_at=8),
+    AHEAD_PIPELINE: Rule(AHEAD, MUON, lag=7, far="pipeline", tuned_at=8),
 }
 
 #: What may be tried; the two in the middle are tried first.
 RATES = 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2
 FIRST = RATES[2:4]
-TUNING_STEPS, TUNING_STAGES = 1000, 4
+TUNING_STEPS = 1000
 #: [ms] between two batches where links have a latency: what a block takes on a core of its own.
 PERIOD_MS = 10
 #: [batches] on their way between two workers, where links have a latency: never felt.
@@ -145,12 +161,14 @@ class Part:
 
 STEPS = 3000
 COPIES = tuple(name for name, rule in RULES.items() if rule.tuned_as == BARE)
+OF_MUON = BARE_MUON, MUON_1, MUON_7, AHEAD_PIPELINE, AHEAD_7
 #: In the order in which they run; one of the same name as an earlier one adds to it.
 PARTS = (
     Part(8, STEPS, (BACKPROP, BARE)),
     Part(4, STEPS, (BACKPROP, BARE, *COPIES)),
-    Part(8, STEPS, (BACKPROP, BARE, WITH_MUON, BARE_MUON, MUON_1, MUON_7)),
+    Part(8, STEPS, (BACKPROP, BARE, WITH_MUON, *OF_MUON)),
     Part(4, STEPS, (BACKPROP, BARE), FIRST),
+    Part(2, STEPS, (BACKPROP, BARE)),
 )
 #: Of these no more than the runs that choose a rate.
 BRIEFLY = (
@@ -209,7 +227,13 @@ def job(rule: str, stages: int, steps: int, rate: float, seed: int, *, width: in
             "limits": {"window": LINK_WINDOW},
         }
     told = "" if width == WIDTH else f" of width {width}"
-    return Job(f"{rule}, {stages} stages{told}, {steps} steps, rate {rate:g}", seed, tables, lag, chosen.far)
+    return Job(
+        f"{rule}, {stages} stages{told}, {steps} steps, rate {rate:g}",
+        seed,
+        tables,
+        lag,
+        chosen.far,
+    )
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -256,7 +280,8 @@ def design_of(tables: Table) -> Design:
 def tuning(rule: str, steps: int = TUNING_STEPS, width: int = WIDTH) -> dict[float, Job]:
     """The runs that may choose the rule's rate, by rate."""
     rule = RULES[rule].tuned_as or rule
-    return {rate: job(rule, TUNING_STAGES, steps, rate, TUNED_ON, width=width) for rate in RATES}
+    stages = RULES[rule].tuned_at
+    return {rate: job(rule, stages, steps, rate, TUNED_ON, width=width) for rate in RATES}
 
 
 def planned(part: Part, runs: Runs) -> list[Job]:
@@ -277,20 +302,26 @@ def planned(part: Part, runs: Runs) -> list[Job]:
 
 
 def learned(part: Part, runs: Runs) -> str:
-    """Loss of each rule, and above those of backprop and of fresh copies, seed by seed."""
+    """Loss of each rule, and above those of backprop with its optimizer and of fresh copies, seed
+    by seed."""
     rows = []
     for rule in part.rules:
         found = losses(rule, part, runs)
         if not found:
             continue
         gaps = [
-            above(found, losses(other, part, runs)) if compared else "-"
-            for other, compared in ((BACKPROP, rule != BACKPROP), (BARE, rule in COPIES))
+            above(found, losses(other, part, runs)) if compared and other != rule else "-"
+            for other, compared in ((_backprop(rule), True), (BARE, rule in COPIES))
         ]
         rate, mean = f"{best(tuning(rule), runs):g}", shown(estimate([*found.values()]), ".4f")
         rows.append([rule, rate, str(len(found)), mean, *gaps])
     head = ["rule", "rate", "seeds", "loss, nats", "above backprop", "above readout"]
     return table(head, rows)
+
+
+def _backprop(rule: str) -> str:
+    """The rule that waits for true gradients and has the same optimizer."""
+    return WITH_MUON if RULES[rule].optimizer.get("kind") == "Muon" else BACKPROP
 
 
 def above(found: Mapping[int, float], beside: Mapping[int, float]) -> str:
@@ -339,9 +370,9 @@ def draw(runs: Runs, path: Path) -> None:
     with styled():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
         widest = {part.stages: part for part in PARTS if not part.rates}
         parts = [widest[stages] for stages in sorted(widest)]
+        figure = Figure(figsize=(4.5 * len(parts), 3.6), layout="constrained")
         for axes, part in zip(figure.subplots(1, len(parts)), parts, strict=True):
             for rule in part.rules:
                 curves = [
