@@ -110,7 +110,7 @@ class Generator(Tagged, frozen=True, kw_only=True, tag_field="kind"):
     needs."""
 
     maps_only: ClassVar[bool] = False  # whether it needs feature maps (C, H, W)
-    in_torch: ClassVar[bool] = False  # whether it is a module of PyTorch
+    in_torch: ClassVar[bool] = False  # whether it may be a module of PyTorch
 
     @property
     def title(self) -> str:

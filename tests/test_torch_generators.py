@@ -426,13 +426,3 @@ def test_blocks_make_the_planes_that_the_readout_takes() -> None:
         first.snapshot()[name]["generator.blocks.up.weight"],
         before[name]["generator.blocks.up.weight"],
     )
-
-
-def test_layers_of_numpy_have_no_readout() -> None:
-    dense = [{"name": "a", "layers": [{"dense": 8}]}, {"name": "b", "layers": [{"dense": 10}]}]
-    dense[1]["loss"] = "cross_entropy"
-    tables = {"data": {"name": "digits"}, "stages": dense, "schedule": synthetic()}
-    with pytest.raises(
-        ConfigError, match=r"last stage of a \[model\], and stage b is not part of one"
-    ):
-        designed(experiment.parse(tables))
