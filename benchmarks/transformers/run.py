@@ -89,7 +89,7 @@ class Rule:
 BACKPROP, BARE = "backprop", "readout"
 DELAYED: Table = {"name": "delayed"}
 FED: Table = {"name": "delayed", "look_ahead": 1.0}  # error feedback: see docs/schedules.md
-AHEAD: Table = {"name": "delayed", "look_ahead": 7.0}
+AHEAD = {ahead: {"name": "delayed", "look_ahead": ahead} for ahead in (2.0, 7.0)}
 #: Of gradients that come late: by name, schedule and optimizer.
 LATE = {
     "Adam": (DELAYED, ADAM),
@@ -105,7 +105,9 @@ WITH_MUON, BARE_MUON, MUON_1, MUON_7 = (
     "delayed by 1, Muon, error feedback",
     "delayed by 7, Muon",
 )
-AHEAD_7, PIPELINE, AHEAD_PIPELINE = (
+AHEAD_0, AHEAD_1, AHEAD_7, PIPELINE, AHEAD_PIPELINE = (
+    "backprop, Muon, 2 ahead",
+    "delayed by 1, Muon, 2 ahead",
     "delayed by 7, Muon 0.97, 7 ahead",
     "delayed as in a pipeline, Muon",
     "delayed as in a pipeline, Muon, 7 ahead",
@@ -127,10 +129,12 @@ RULES = {
         for lag in (1, 7)
         for name, (schedule, optimizer) in LATE.items()
     },
-    "delayed by 7, Muon, 7 ahead": Rule(AHEAD, MUON, lag=7),
-    AHEAD_7: Rule(AHEAD, SLOWER, lag=7),
+    AHEAD_0: Rule(AHEAD[2], MUON),
+    AHEAD_1: Rule(AHEAD[2], MUON, lag=1),
+    "delayed by 7, Muon, 7 ahead": Rule(AHEAD[7], MUON, lag=7),
+    AHEAD_7: Rule(AHEAD[7], SLOWER, lag=7),
     PIPELINE: Rule(DELAYED, MUON, lag=7, far="pipeline", tuned_at=8),
-    AHEAD_PIPELINE: Rule(AHEAD, MUON, lag=7, far="pipeline", tuned_at=8),
+    AHEAD_PIPELINE: Rule(AHEAD[7], MUON, lag=7, far="pipeline", tuned_at=8),
 }
 
 #: What may be tried; the two in the middle are tried first.
@@ -161,7 +165,7 @@ class Part:
 
 STEPS = 3000
 COPIES = tuple(name for name, rule in RULES.items() if rule.tuned_as == BARE)
-OF_MUON = BARE_MUON, MUON_1, MUON_7, AHEAD_PIPELINE, AHEAD_7
+OF_MUON = BARE_MUON, MUON_1, AHEAD_1, MUON_7, AHEAD_7, AHEAD_PIPELINE
 #: In the order in which they run; one of the same name as an earlier one adds to it.
 PARTS = (
     Part(8, STEPS, (BACKPROP, BARE)),
@@ -172,7 +176,7 @@ PARTS = (
 )
 #: Of these no more than the runs that choose a rate.
 BRIEFLY = (
-    *(WITH_MUON, BARE_MUON),
+    *(WITH_MUON, BARE_MUON, AHEAD_0),
     *(rule for rule in RULES if rule.startswith("delayed")),
     *("readout, narrow block", "readout, full block"),
     "readout, full block, learns from every 4th batch",
