@@ -174,6 +174,15 @@ def test_the_second_half_of_a_backward_stands_for_one_that_only_learns() -> None
     assert costs == {"F": 0.0, "U": 0.0, "R": 0.0, "b": 10.0, "W": 1.0 + 110.0}
 
 
+def test_gradients_that_nobody_asks_for_cost_nothing() -> None:
+    """Their ops are never done, so they have not been measured."""
+    schedule = {"name": "synthetic", "generator": {"kind": "readout"}}
+    design = networks.design(networks.chain(3), schedule)
+    seconds = {"s1": {"F": 1.0, "P": 2.0, "B": 4.0, "U": 8.0}}
+    costs = worker_costs(design.plan.groups[1].members, seconds, design.experiment.schedule)
+    assert costs == {"F": 1.0, "P": 2.0, "B": 4.0, "U": 8.0, "R": 0.0, "T": 0.0, "b": 0.0}
+
+
 def test_a_worker_that_would_send_on_two_activations_has_no_price() -> None:
     design = networks.design(networks.fork(), SYNTHETIC)
     members = [design.network.node(name) for name in ("a", "b")]

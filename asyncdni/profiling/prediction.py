@@ -76,7 +76,8 @@ def worker_costs(
         "P": lambda: seconds[exits[0]]["P"],
         "T": lambda: seconds[exits[0]]["T"],
     }
-    return costs | {letter: share * ways[letter]() for letter, share in work.ops.items()}
+    costs |= dict.fromkeys(work.ops, 0.0)  # what is never done was not measured either
+    return costs | {letter: share * ways[letter]() for letter, share in work.ops.items() if share}
 
 
 def op_costs(members: Sequence[Node], seconds: Seconds) -> dict[str, float]:
