@@ -536,6 +536,16 @@ def test_kept_runs_of_the_transformers_are_those_of_the_plan() -> None:
     assert tables["links"] == {"latency": "100ms"}
 
 
+@each("far, lags", [("loss", [7, 7, 7, 0]), ("pipeline", [3, 2, 1, 0])])
+def test_lags_are_those_that_were_set(far: str, lags: list[int]) -> None:
+    sweep = module("images/run.py").sweep
+    data, optimizer = {"name": "digits", "batch_size": 10}, {"name": "adam"}
+    tables = sweep.layered(4, {"name": "delayed"}, data, optimizer, epochs=1, lag=7, far="every")
+    tables["run"] |= {"max_steps": 60}
+    found = sweep.measure(sweep.Job("lags", 0, tables, 7, far))
+    assert [*found["lags"].values()] == lags
+
+
 def test_rates_are_tried_until_the_best_lies_between_two_worse_ones(tmp_path: Path) -> None:
     bench = module("transformers/run.py")
     runs, jobs = bench.Runs(tmp_path / "runs.json"), bench.tuning("readout")
