@@ -200,9 +200,11 @@ def test_a_readout_that_does_not_fit_is_refused(
         ended(layers, schedule)
 
 
-def test_a_recurrent_readout_is_refused() -> None:
+def test_layers_that_nobody_else_can_use_are_no_readout() -> None:
     stages = streaming.recurrent()
     stages[-1] = {**stages[-1], "layers": [{"lstm": {"units": 5}}, {"dense": 1}]}
     with pytest.raises(ConfigError, match="stage top, layer 0, which is recurrent"):
         streaming.copying(synthetic(), stages)
     assert streaming.copying(synthetic(begin="1"), stages)
+    with pytest.raises(ConfigError, match="stage top, layer 1, which is recurrent, has a loss"):
+        ended([{"dense": 8}, "gaussian", {"dense": 4}], synthetic())

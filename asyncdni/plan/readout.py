@@ -22,6 +22,7 @@ from asyncdni.nn.base import Layer
 from asyncdni.nn.generators.base import Generator
 from asyncdni.nn.generators.readout import LayersReadout
 from asyncdni.nn.layers import is_module, make_layer
+from asyncdni.nn.layers.recurrent import Recurrent
 from asyncdni.nn.streams import layer_streams
 from asyncdni.plan.model import check_torch
 from asyncdni.plan.plan import Group, Plan, read_by
@@ -153,7 +154,7 @@ def _layers_readout(
     generator = LayersReadout(layers, own, options)
     _, outputs = network.target_of(node)
     streams = layer_streams(run.seed, f"{node.name}.generator")
-    assert last.loss is not None
+    assert last.loss is not None, "a network ends in a loss"
     generator.build(
         0, outputs, last.loss, np.dtype(run.dtype), streams, shape=tuple(node.output_shape)
     )
@@ -162,7 +163,8 @@ def _layers_readout(
 
 
 def _layers(last: Node, begin: str, allow_import: Allowed) -> dict[int, Layer]:
-    """The readout's layers, not built yet, by their position in the last stage."""
+    """Return the readout's layers, not built yet, by their position in the last stage. Raises
+    `ConfigError` for a stage that has no readout."""
     count = len(last.layers)
     if begin and not (begin.isdecimal() and int(begin) < count):
         raise ConfigError(
@@ -173,18 +175,19 @@ def _layers(last: Node, begin: str, allow_import: Allowed) -> dict[int, Layer]:
     for position in range(int(begin or 0), count):
         where = f"stage {last.name}, layer {position}"
         layer = make_layer(last.layers[position], where=where, allow_import=allow_import)
-        if hasattr(layer, "start") or is_module(last.layers[position]):
+        own = isinstance(layer, Recurrent) or hasattr(layer, "own_loss")
+        if own or is_module(last.layers[position]):
             raise ConfigError(
-                f"schedule.generator: the readout has {where}, "
-                "which is recurrent or a module of PyTorch, and no other stage can have a copy of "
-                "such a layer; begin behind it, or give the network as [model]"
+                f"schedule.generator: the readout has {where}, which is recurrent, has a loss of "
+                "its own or is a module of PyTorch, and no other stage can use a copy of such a "
+                "layer; begin behind it, or give the network as [model]"
             )
         found[position] = layer
     return found
 
 
 def _taken(last: Node, layers: Mapping[int, Layer], allow_import: Allowed) -> tuple[int, ...]:
-    """The shape of a sample that the readout takes in the last stage."""
+    """Return the shape of a sample that the readout takes in the last stage."""
     shape = tuple(last.joined_shape)
     for position in range(min(layers)):
         before = make_layer(last.layers[position], where=last.name, allow_import=allow_import)
