@@ -52,7 +52,7 @@ MAP_GENERATORS: dict[str, type[ConvolutionalGenerator | FeatureMapErrorGenerator
     "convolutional": ConvolutionalGenerator,
 }
 
-#: The options of generators in `nn.torch.generator`, which is imported only where one is made.
+#: The options of generators that may be modules of PyTorch. It is imported only where one is made.
 TORCH_GENERATORS: dict[str, type[tables.Generator]] = {
     "module": tables.ModuleGenerator,
     "readout": tables.ReadoutGenerator,
