@@ -319,7 +319,7 @@ def learned(part: Part, runs: Runs) -> str:
         ]
         rate, mean = f"{best(tuning(rule), runs):g}", shown(estimate([*found.values()]), ".4f")
         rows.append([rule, rate, str(len(found)), mean, *gaps])
-    head = ["rule", "rate", "seeds", "loss, nats", "above backprop", "above readout"]
+    head = ["rule", "rate", "seeds", "loss, nats", "above its backprop", "above readout"]
     return table(head, rows)
 
 
