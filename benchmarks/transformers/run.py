@@ -376,7 +376,7 @@ def draw(runs: Runs, path: Path) -> None:
 
         widest = {part.stages: part for part in PARTS if not part.rates}
         parts = [widest[stages] for stages in sorted(widest)]
-        figure = Figure(figsize=(4.5 * len(parts), 3.6), layout="constrained")
+        figure = Figure(figsize=(4.5 * len(parts), 5.4), layout="constrained")
         for axes, part in zip(figure.subplots(1, len(parts)), parts, strict=True):
             for rule in part.rules:
                 curves = [
@@ -394,7 +394,8 @@ def draw(runs: Runs, path: Path) -> None:
             axes.set_ylabel("loss, nats a character")
             axes.grid(alpha=0.3)
             if axes.lines:
-                axes.legend(fontsize=8, frameon=False)
+                below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
+                axes.legend(fontsize=8, frameon=False, **below)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
 
