@@ -216,7 +216,9 @@ class ReadoutGenerator(Generator, frozen=True, kw_only=True, tag="readout"):
     few local blocks, trained by that loss."""
 
     in_torch: ClassVar[bool] = True
-    begin: str = ""  # submodule at which R begins; "": behind the last skip connection
+    # submodule at which R begins; "": behind the last skip connection. Of stages of layers: the
+    # position of the layer at which it begins; "": all layers
+    begin: str = ""
     refresh: Count = 50  # the last stage's updates between two copies of R
     blocks: Whole = 0  # of A; 0: h goes straight into R
     # or "conv", which also maps to the readout's planes; "mlp"; "mymodels:Class", given its width

@@ -4,8 +4,8 @@
                ▲               │
                └─── ∂loss/∂h ◄─┘
 
-It has no local blocks; those of networks of PyTorch's modules may: see `nn.torch.readout`, and for
-the idea SOLO, arXiv 2609.35440.
+It has no local blocks; where the network is one of PyTorch's modules, `nn.torch.readout` has them.
+The idea is that of SOLO, arXiv 2609.35440.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class LayersReadout:
 
     The copy of R lies in `buffers` ("readout.<position>.<name>", as the last stage calls it),
     beside "version", how many updates the last stage had made when it was copied: 0 for initial
-    weights.
-    Batch norms have the statistics of h, and dropout the last stage's masks. With `private_after`
-    there are Adam's moments as well ("private.first", …), how many batches have come since the copy
-    ("private.waited"), and how many of all have trained R here ("private.batches").
+    weights. Batch norms have the statistics of h, and dropout the last stage's masks. With
+    `private_after` there are Adam's moments as well ("private.first", …), how many batches have
+    come since the copy ("private.waited"), and how many of all have trained R here
+    ("private.batches").
     """
 
     #: The exit hands over samples as they are, not as rows, and the batch's id and context in the
