@@ -109,7 +109,7 @@ def make_readout_generator(
         steps=network.steps,
     )
     if weights is not None:
-        generator.read_through(weights)
+        generator.readout.read_through(weights)
     return generator
 
 
@@ -158,7 +158,7 @@ def _layers_readout(
     generator.build(
         0, outputs, last.loss, np.dtype(run.dtype), streams, shape=tuple(node.output_shape)
     )
-    generator.read_through(weights)
+    generator.readout.read_through(weights)
     return generator
 
 

@@ -21,7 +21,74 @@ from asyncdni.nn.layers.normalisation import rectify_in_norms
 from asyncdni.nn.losses import WindowLoss, make_loss
 from asyncdni.nn.optimizers import Adam, finite_norm, flatten
 
-__all__ = ["LayersReadout"]
+__all__ = ["Copy", "LayersReadout"]
+
+
+class Copy:
+    """A stage's copy of R, its arrays named as in the last stage ("0.weight").
+
+    With `private_after`, R learns here once so many batches have come since the copy, until a newer
+    one arrives.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Array],
+        version: Array,
+        *,
+        moments: Mapping[str, Array],
+        private_after: int,
+    ) -> None:
+        """`version` () int64 counts the updates that the last stage had made when R was copied;
+        `moments` are those of the optimizer that R learns by, here."""
+        self._arrays, self._version, self._moments = arrays, version, moments
+        self._private_after = private_after
+        self._waited, self._trained = np.zeros((), np.int64), np.zeros((), np.int64)
+
+    @property
+    def buffers(self) -> dict[str, Array]:
+        """What checkpoints keep of a copy that may learn: the optimizer's moments, how many batches
+        have come since the copy, and how many of all have trained R here."""
+        if not self._private_after:
+            return {}
+        moments = {f"private.{name}": array for name, array in self._moments.items()}
+        return {**moments, "private.waited": self._waited, "private.batches": self._trained}
+
+    @property
+    def version(self) -> int:
+        """The version of the copy that is in use."""
+        return int(self._version)
+
+    @property
+    def private(self) -> int | None:
+        """How many batches have trained R here, as no new copy had come for too long; None: this
+        was not asked for."""
+        return int(self._trained) if self._private_after else None
+
+    def adopt(self, version: int, weights: Mapping[str, Array]) -> None:
+        """Read out through these weights from now on, unless they are no newer than those in
+        use."""
+        if version <= self.version:
+            return
+        self.read_through(weights)
+        self._version[...] = version
+        self._waited[...] = 0
+        for moment in self._moments.values():
+            moment[...] = 0
+
+    def read_through(self, weights: Mapping[str, Array]) -> None:
+        """Put those of the weights that R has in the place of its own."""
+        for name in self._arrays.keys() & weights.keys():
+            np.copyto(self._arrays[name], weights[name])
+
+    def learns(self) -> bool:
+        """Count a batch, and return whether R learns from it."""
+        if not self._private_after:
+            return False
+        self._waited += 1
+        learns = bool(self._waited > self._private_after)
+        self._trained += learns
+        return learns
 
 
 class LayersReadout:
@@ -69,53 +136,22 @@ class LayersReadout:
         self._loss = make_loss(loss)
         self._windows = WindowLoss(self._loss) if len(shape) == 2 else None
         self._vector, self._grads = flatten(layers)
-        self._version, self._waited, self._trained = (np.zeros((), np.int64) for _ in range(3))
-        self.buffers = {
-            **{
-                f"readout.{position}.{name}": array
-                for position, layer in self._layers.items()
-                for name, array in layer.params.items()
-            },
-            "version": self._version,
+        arrays = {
+            f"{position}.{name}": array
+            for position, layer in self._layers.items()
+            for name, array in layer.params.items()
         }
+        self._adam, version = Adam(), np.zeros((), np.int64)
         if self._options.private_after:
-            self._adam = Adam()
             self._adam.start(self._vector)
-            self.buffers |= {
-                **{f"private.{name}": array for name, array in self._adam.state.items()},
-                "private.waited": self._waited,
-                "private.batches": self._trained,
-            }
-
-    @property
-    def version(self) -> int:
-        """The version of the copy that is in use."""
-        return int(self._version)
-
-    @property
-    def private(self) -> int | None:
-        """How many batches have trained R here, as no new copy had come for too long; None: this
-        was not asked for."""
-        return int(self._trained) if self._options.private_after else None
-
-    def adopt(self, version: int, weights: Mapping[str, Array]) -> None:
-        """Read out through these weights ("0.weight") from now on, unless they are no newer than
-        those in use."""
-        if version <= self.version:
-            return
-        self.read_through(weights)
-        self._version[...] = version
-        self._waited[...] = 0
-        if self._options.private_after:
-            for moment in self._adam.state.values():
-                moment[...] = 0
-
-    def read_through(self, weights: Mapping[str, Array]) -> None:
-        """Put those of the weights that R has in the place of its own."""
-        for name, array in weights.items():
-            own = self.buffers.get(f"readout.{name}")
-            if own is not None:
-                np.copyto(own, array)
+        self.readout = Copy(
+            arrays,
+            version,
+            moments=self._adam.state,
+            private_after=self._options.private_after,
+        )
+        named = {f"readout.{name}": array for name, array in arrays.items()}
+        self.buffers = {**named, "version": version, **self.readout.buffers}
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
         """Return ∂(summed loss)/∂h (B, *shape), which belongs to the slot; then make a step of R's
@@ -125,7 +161,7 @@ class LayersReadout:
         for layer, own in zip(self._layers.values(), layers, strict=True):
             own["batch"] = slot["batch"]  # which dropout draws by
             x = layer.forward(x, own)
-        learns = self._learns()
+        learns = self.readout.learns()
         grad: Array | None = self._error(x, y, slot)
         for layer, own in zip(reversed(self._layers.values()), reversed(layers), strict=True):
             assert grad is not None
@@ -146,15 +182,6 @@ class LayersReadout:
             return self._loss.backward(kept)
         self._windows.forward(x, y, slot["context"].get("mask"), kept)
         return self._windows.backward(kept)
-
-    def _learns(self) -> bool:
-        """Count the batch; whether R makes a step of its own on it."""
-        if not self._options.private_after:
-            return False
-        self._waited += 1
-        learns = bool(self._waited > self._options.private_after)
-        self._trained += learns
-        return learns
 
     def _step(self, samples: int, rate_scale: float) -> None:
         self._grads *= 1 / samples

@@ -29,6 +29,7 @@ from asyncdni import tables
 from asyncdni.errors import ConfigError
 from asyncdni.imports import Allowed
 from asyncdni.nn.base import Array, Slot, Streams
+from asyncdni.nn.generators.readout import Copy
 from asyncdni.nn.torch.generator import Learned, ModuleGenerator
 from asyncdni.nn.torch.layer import aligned, empty_copy, tensor_of
 from asyncdni.nn.torch.loss import summed_loss
@@ -83,46 +84,24 @@ class ReadoutGenerator(ModuleGenerator):
             self._mapped = Learned(dict(self._map.named_parameters()), dtype)
             self.params |= {f"map.{name}": array for name, array in self._mapped.arrays.items()}
             self.buffers |= {f"map.{name}": array for name, array in self._mapped.state.items()}
-        self._waited, self._trained = np.zeros((), np.int64), np.zeros((), np.int64)
+        moments: dict[str, Array] = {}
         if self._options.private_after:
             self._private = Learned(dict(self.module.readout.named_parameters()), dtype)
             self.module.readout.requires_grad_(True)  # a gradient is computed when it is asked for
-            self.buffers |= {
-                **{f"readout.{name}": array for name, array in self._private.arrays.items()},
-                **{f"private.{name}": array for name, array in self._private.state.items()},
-                "private.waited": self._waited,
-                "private.batches": self._trained,
-            }
-
-    @property
-    def version(self) -> int:
-        """The version of the copy that is in use."""
-        return int(self.buffers["version"])
-
-    @property
-    def private(self) -> int | None:
-        """How many batches have trained R here, as no new copy had come for too long; None: this
-        was not asked for."""
-        return int(self._trained) if self._options.private_after else None
-
-    def adopt(self, version: int, weights: Mapping[str, Array]) -> None:
-        """Read out through these weights ("0.head.weight") from now on, unless they are no newer
-        than those in use."""
-        if version <= self.version:
-            return
-        self.read_through(weights)
-        self.buffers["version"][...] = version
-        self._waited[...] = 0
-        if self._options.private_after:
-            for array in self._private.state.values():
-                array[...] = 0
-
-    def read_through(self, weights: Mapping[str, Array]) -> None:
-        """Put those of the weights that R has in the place of its own."""
-        for name, array in weights.items():
-            own = self.buffers.get(f"readout.{name.removeprefix(_LAYER)}")
-            if own is not None:
-                np.copyto(own, array)
+            self.buffers |= {f"readout.{name}": one for name, one in self._private.arrays.items()}
+            moments = self._private.state
+        named = {
+            _LAYER + name.removeprefix("readout."): array
+            for name, array in self.buffers.items()
+            if name.startswith("readout.")
+        }
+        self.readout = Copy(
+            named,
+            self.buffers["version"],
+            moments=moments,
+            private_after=self._options.private_after,
+        )
+        self.buffers |= self.readout.buffers
 
     def predict(self, h: Array, y: Array, slot: Slot, rate_scale: float) -> Array:
         """See `ModuleGenerator.predict`."""
@@ -145,11 +124,8 @@ class ReadoutGenerator(ModuleGenerator):
 
     def _learns(self, slot: Slot) -> Sequence[Learned]:
         learning = [] if slot["batch"] % self._options.learn_every else [self._learned]
-        if self._options.private_after:
-            self._waited += 1
-            if self._waited > self._options.private_after:
-                self._trained += 1
-                learning.append(self._private)
+        if self.readout.learns():
+            learning.append(self._private)
         return learning
 
 

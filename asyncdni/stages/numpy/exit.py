@@ -190,7 +190,7 @@ class Exit:
     def adopt(self, version: int, weights: Mapping[str, Array]) -> None:
         """See `stages.base.Stage.adopt`."""
         generator: Any = self.generator  # one that reads out
-        generator.adopt(version, weights)
+        generator.readout.adopt(version, weights)
 
     def _fit_left_out(self, batch: int, error: NumericalError) -> None:
         what = f"the generator of stage {self.block.node.name}, batch {batch}: {error}"

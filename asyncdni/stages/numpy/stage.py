@@ -477,13 +477,12 @@ class NumpyStage:
         """Return "readout_version", the owner's updates at the copy (0: initial weights),
         "readout_age", the updates that this stage has made beyond those, and "readout_private", the
         batches that have trained its own copy, where that was asked for."""
-        version = getattr(self._exit.generator, "version", None) if self._exit else None
-        if self._exit is None or version is None:
+        copy = getattr(self._exit.generator, "readout", None) if self._exit else None
+        if self._exit is None or copy is None:
             return {}
-        age = max(0, self._exit.block.updates - version)
-        private = getattr(self._exit.generator, "private", None)
-        found = {"readout_version": version, "readout_age": age}
-        return found if private is None else {**found, "readout_private": private}
+        age = max(0, self._exit.block.updates - copy.version)
+        found = {"readout_version": copy.version, "readout_age": age}
+        return found if copy.private is None else {**found, "readout_private": copy.private}
 
     def skips(self) -> dict[str, int]:
         """Return how many updates ("skipped_updates") and how many fits and late gradients
